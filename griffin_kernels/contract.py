@@ -1,0 +1,322 @@
+"""Op, Variant, Case, Cost, Tolerance: the one table that tests, tuner, roofline and reports loop over.
+
+An *op* is a contract, written once as data. A *variant* is a plain function that meets it, plus facts about that
+function. Nothing here imports Triton or numba: describing a kernel must not need what runs it.
+
+The key ``op/variant/case/config/device`` names one measurement everywhere: test id, journal key, report anchor.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from griffin_kernels import errors
+
+if TYPE_CHECKING:
+    from griffin_kernels.device import Device
+
+DATA_DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+"""Dtypes of data tensors by the name used in cases, the registry and on the command line."""
+
+Inputs = dict[str, Any]
+"""Arguments of one call by name: tensors (or None) and plain options."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.bfloat16`` -> ``"bfloat16"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that carries and sums use for data of ``dtype``: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named tensor of an op.
+
+    dims: names separated by spaces, ``"B T D"``; the same name means the same size in every tensor of a call.
+    A name may be an integer literal or ``name-1`` / ``name+1``.
+    dtype: ``"data"`` (the case's dtype), ``"state"`` (data or float32), ``"accumulator"`` (float32, or float64
+    for float64 data), or a torch dtype's name such as ``"int32"`` and ``"bool"``.
+    """
+
+    dims: str
+    dtype: str = "data"
+    optional: bool = False
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.dims.split())
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem: what an op is asked to do.
+
+    dims: size of every named dimension, in the op's order.
+    flags: properties that change which kernel is right and are matched exactly on look-up (``reverse``, ``reset``).
+    data: how ``make_inputs`` fills the tensors (``h0``, ``strided``); never looked up.
+    tag: ``smoke`` (tiny, plain), ``edge`` (awkward on purpose), ``bench`` (a shape people run).
+    where: ``any``, or ``cpu`` / ``gpu`` for bench shapes that are meant for one of them.
+    thorough: only measured with ``--budget thorough``.
+    source: where a bench shape comes from.
+    """
+
+    op: str
+    dims: tuple[tuple[str, int], ...]
+    dtype: str = "float32"
+    flags: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    tag: str = "bench"
+    where: str = "any"
+    thorough: bool = False
+    source: str = ""
+
+    @cached_property
+    def size(self) -> dict[str, int]:
+        """Dimension sizes by name."""
+        return dict(self.dims)
+
+    def __getitem__(self, dim: str) -> int:
+        return self.size[dim]
+
+    @cached_property
+    def torch_dtype(self) -> torch.dtype:
+        return DATA_DTYPES[self.dtype]
+
+    @cached_property
+    def key(self) -> str:
+        """``B1-T4096-D2560-float32+reset~h0``: sizes, dtype, ``+flags``, ``~data``. Safe in file names and URLs."""
+        sizes = "-".join(f"{name}{value}" for name, value in self.dims)
+        return "".join([sizes, "-", self.dtype, *(f"+{f}" for f in self.flags), *(f"~{d}" for d in self.data)])
+
+    def bytes_per_element(self) -> int:
+        return self.torch_dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Ideal work of a case, from dimensions alone. Each input is read once, each output written once.
+
+    tensor_flops: multiply-adds that a matrix unit can do, counted as 2.
+    vector_flops: float32 operations outside matrix units, a multiply-add counted as 2.
+    special_ops: results of exp, sigmoid, tanh, sqrt, rsqrt, reciprocal.
+    """
+
+    bytes_read: int
+    bytes_written: int
+    tensor_flops: int = 0
+    vector_flops: int = 0
+    special_ops: int = 0
+
+    @property
+    def bytes_total(self) -> int:
+        return self.bytes_read + self.bytes_written
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest error against the float64 reference that still counts as right.
+
+    rel_norm: ||out - ref|| / ||ref||.
+    worst: max over elements of |out - ref| / (|ref| + rms(ref)); the rms keeps elements near zero from dividing
+    by nothing, and scales the bound with the data.
+    """
+
+    rel_norm: float
+    worst: float
+
+
+@dataclass(frozen=True)
+class Op:
+    """An operation as data. See ``ops/<op>/op.py`` for instances.
+
+    inputs, outputs: tensors by name, in call order. options: names of the non-tensor arguments.
+    reference: ``(**inputs) -> tuple of outputs``; plain PyTorch, obviously right, run in float64. An output is None
+    where an optional input that it belongs to is None.
+    cases: tagged smoke | edge | bench.
+    make_inputs: ``(case, device, seed) -> inputs``.
+    cost: ``(case) -> Cost``. tolerance: ``(case) -> Tolerance`` with its derivation in a comment.
+    case_of: ``(**inputs) -> Case`` for a real call.
+    check: ``(**inputs) -> None``; raises what the specs cannot express.
+    exact_dims: dimensions that look-up never approximates. free_dims: those it ignores, because they follow from
+    others or hardly matter. forward: for a backward op, the op it belongs to.
+    """
+
+    name: str
+    summary: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    reference: Callable[..., tuple[torch.Tensor | None, ...]]
+    cases: tuple[Case, ...]
+    make_inputs: Callable[[Case, torch.device, int], Inputs]
+    cost: Callable[[Case], Cost]
+    tolerance: Callable[[Case], Tolerance]
+    case_of: Callable[..., Case]
+    options: tuple[str, ...] = ()
+    check: Callable[..., None] | None = None
+    exact_dims: tuple[str, ...] = ()
+    free_dims: tuple[str, ...] = ()
+    forward: str | None = None
+
+    def cases_tagged(self, *tags: str) -> tuple[Case, ...]:
+        return tuple(case for case in self.cases if case.tag in tags)
+
+
+def _source(module: str) -> bytes:
+    return Path(str(sys.modules[module].__file__)).read_bytes()
+
+
+def _kernel_modules(module: str) -> set[str]:
+    """``module`` and the modules under griffin_kernels.ops that it imports, directly or not, but no op.py."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        for node in ast.walk(ast.parse(_source(name))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                named = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                named = [alias.name for alias in node.names]
+            else:
+                continue
+            waiting += [
+                n
+                for n in named
+                if n.startswith("griffin_kernels.ops.")
+                and not n.endswith(".op")
+                and n in sys.modules
+                and n not in found
+            ]
+    return found
+
+
+def _no_reason(case: Case, device: Device, config: Any) -> str | None:
+    return None
+
+
+def _rank_zero(case: Case, device: Device) -> int:
+    return 0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One implementation of an op: a plain function plus facts.
+
+    name: ``<backend>.<algorithm>``; the file is ``<backend>_<algorithm>.py``.
+    run: ``(**inputs, config) -> tuple of outputs``. Allocates every output with ``torch.empty`` and friends, takes any
+    strides, and never changes its inputs.
+    config: frozen dataclass whose defaults are the documented default. axes: values the tuner may try per field.
+    reject: ``(case, device, config) -> reason | None``: why this cannot run, in words a user can act on.
+    baseline: what a user would otherwise run; every report compares with it.
+    rank: ``(case, device) -> int``: preference when nothing is tuned; the highest accepted one is the default.
+    launches: Triton only, ``(inputs, outputs, config) -> list[Launch]``; the same description is run on a GPU, run in
+    the interpreter and compiled for a GPU that is not there.
+    traffic: ``(case, config) -> bytes`` where a variant moves more than the ideal; None means ideal.
+    """
+
+    op: str
+    name: str
+    summary: str
+    run: Callable[..., tuple[torch.Tensor | None, ...]]
+    config: type
+    axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    reject: Callable[[Case, Device, Any], str | None] = _no_reason
+    baseline: bool = False
+    rank: Callable[[Case, Device], int] = _rank_zero
+    launches: Callable[..., list[Any]] | None = None
+    traffic: Callable[[Case, Any], int] | None = None
+
+    def __post_init__(self) -> None:
+        fields = {f.name for f in dataclasses.fields(self.config)}
+        if unknown := set(self.axes) - fields:
+            raise errors.CatalogError(
+                f"{self.key}: axes {sorted(unknown)} are not fields of its Config {sorted(fields)}"
+            )
+
+    @property
+    def key(self) -> str:
+        """``linear_scan/triton.chunked``."""
+        return f"{self.op}/{self.name}"
+
+    @property
+    def backend(self) -> str:
+        return self.name.split(".", 1)[0]
+
+    @cached_property
+    def source_hash(self) -> str:
+        """SHA-256 (16 hex digits) of the variant's file and of every module under ``ops/`` that it imports.
+
+        A registry entry is valid only for the source it was measured with. The contracts (``op.py``) do not count: a
+        new case does not change a kernel.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(_kernel_modules(self.run.__module__)):
+            digest.update(name.encode() + b"\0" + _source(name) + b"\0")
+        return digest.hexdigest()[:16]
+
+    def all_configs(self) -> Iterator[Any]:
+        """Every combination of the axes, the default first, before any is rejected."""
+        default = self.config()
+        yield default
+        for values in itertools.product(*self.axes.values()):
+            config = self.config(**dict(zip(self.axes, values, strict=True)))
+            if config != default:
+                yield config
+
+    def configs(self, case: Case, device: Device) -> list[Any]:
+        """Configurations that can run ``case`` on ``device``, the default first where it can."""
+        return [c for c in self.all_configs() if self.reject(case, device, c) is None]
+
+    def corner_configs(self, case: Case, device: Device) -> list[Any]:
+        """The default, all axes at their first value, all at their last: what tests run, where accepted."""
+        corners = [self.config()]
+        for end in (0, -1):
+            corners.append(self.config(**{name: values[end] for name, values in self.axes.items()}))
+        return [c for c in dict.fromkeys(corners) if self.reject(case, device, c) is None]
+
+    def parse_config(self, values: Mapping[str, Any]) -> Any:
+        """A Config from plain JSON values; unknown fields and wrong types raise ConfigError."""
+        fields = {f.name: f for f in dataclasses.fields(self.config)}
+        if unknown := set(values) - set(fields):
+            raise errors.ConfigError(f"{self.key}: no config field {sorted(unknown)}; it has {sorted(fields)}")
+        default = self.config()
+        for name, value in values.items():
+            if type(value) is not type(getattr(default, name)):
+                want = type(getattr(default, name)).__name__
+                raise errors.ConfigError(f"{self.key}: config field {name} is {value!r}, expected {want}")
+        return self.config(**values)
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """A Config as plain values, in field order."""
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+
+
+def config_key(config: Any) -> str:
+    """``block_t=32,num_warps=4``; ``default`` for a Config without fields."""
+    return ",".join(f"{k}={v}" for k, v in config_dict(config).items()) or "default"
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    """Config of a variant that has nothing to tune."""

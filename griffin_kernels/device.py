@@ -1,0 +1,239 @@
+"""What machine this is: Device, detect(), fingerprint().
+
+*Validity* facts (name, architecture, units, memory, caches) decide whether a measurement may be used on a machine.
+*Provenance* facts (driver, versions, power limit, date) are recorded beside it and mark it stale when they differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import os
+import platform
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from griffin_kernels import errors
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device that kernels run on.
+
+    kind: ``cpu``, ``cuda`` (NVIDIA), ``hip`` (AMD), or ``interpreter`` (Triton's interpreter; tests only).
+    name: as the driver or the operating system reports it. arch: ``sm_90``, ``gfx942``, ``x86-64-avx512``.
+    units: SMs, CUs or usable CPU cores. memory_bytes: device memory; on a CPU the machine's RAM.
+    last_level_cache_bytes: L2 of a GPU, L3 (else L2) of a CPU; 0 if unknown. warp_size: 0 on a CPU.
+    details: further facts by name (CPU: isa, sockets, numa_nodes, l1d_bytes, l2_bytes; GPU: mig, index).
+    """
+
+    kind: str
+    name: str
+    arch: str
+    units: int
+    memory_bytes: int
+    last_level_cache_bytes: int
+    warp_size: int = 0
+    details: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
+
+    @property
+    def slug(self) -> str:
+        """File-name form of the device: ``nvidia-h100-80gb-hbm3``, ``cpu-amd-epyc-2x-avx512``."""
+        parts = [self.name]
+        if self.kind == "cpu":
+            parts = ["cpu", self.name, f"{self.units}x", self.arch.rsplit("-", 1)[-1]]
+        elif dict(self.details).get("mig"):
+            parts.append("mig")
+        return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+
+    @property
+    def torch_device(self) -> torch.device:
+        if self.kind in ("cuda", "hip"):
+            return torch.device("cuda", dict(self.details).get("index", 0))
+        return torch.device("cpu")
+
+    def validity(self) -> dict[str, Any]:
+        """Facts that must be equal for a measurement of one machine to be used on another."""
+        facts = dataclasses.asdict(self)
+        del facts["details"]
+        # RAM is reported a little differently by every kernel, and does not change which kernel is fastest.
+        facts["memory_gib"] = round(facts.pop("memory_bytes") / 2**30) if self.kind != "cpu" else 0
+        facts["mig"] = bool(dict(self.details).get("mig", False))
+        return facts
+
+
+INTERPRETER = Device("interpreter", "Triton interpreter", "python", 1, 0, 0, warp_size=32)
+"""The device that variants see when tests run Triton kernels on the CPU with TRITON_INTERPRET=1."""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _cpu_name() -> str:
+    match = re.search(r"^(?:model name|Hardware|cpu model)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return match.group(1).strip() if match else platform.processor() or platform.machine()
+
+
+def _cpu_isa() -> tuple[str, ...]:
+    """Vector extensions, weakest first, of those that change which kernel wins."""
+    flags = set(re.findall(r"[\w.]+", _read("/proc/cpuinfo").lower()))
+    known = ("sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "sve2")
+    return tuple(name for name in known if name in flags)
+
+
+def _cpu_arch(isa: tuple[str, ...]) -> str:
+    machine = platform.machine().lower().replace("_", "-")
+    for level in ("avx512f", "avx2", "avx", "sve2", "sve", "asimd"):
+        if level in isa:
+            return f"{machine}-{level.removesuffix('f')}"
+    return f"{machine}-baseline"
+
+
+def _cache_bytes() -> dict[str, int]:
+    """Cache size by level of one instance (``l1d``, ``l2``, ``l3``), from sysfs; empty where that is not there."""
+    sizes: dict[str, int] = {}
+    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        match = re.fullmatch(r"(\d+)([KMG]?)", _read(str(index / "size")))
+        kind = _read(str(index / "type"))
+        if match and kind != "Instruction":
+            level = "l" + _read(str(index / "level")) + ("d" if kind == "Data" else "")
+            sizes[level] = int(match[1]) * units[match[2]]
+    return sizes
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _ram_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
+
+
+@functools.cache
+def cpu() -> Device:
+    """This machine's CPU."""
+    isa = _cpu_isa()
+    caches = _cache_bytes()
+    nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
+    sockets = len(set(re.findall(r"^physical id\s*:\s*(\d+)", _read("/proc/cpuinfo"), re.MULTILINE))) or 1
+    return Device(
+        kind="cpu",
+        name=_cpu_name(),
+        arch=_cpu_arch(isa),
+        units=_usable_cores(),
+        memory_bytes=_ram_bytes(),
+        last_level_cache_bytes=caches.get("l3", caches.get("l2", 0)),
+        details=(
+            ("isa", isa),
+            ("sockets", sockets),
+            ("numa_nodes", nodes),
+            ("l1d_bytes", caches.get("l1d", 0)),
+            ("l2_bytes", caches.get("l2", 0)),
+        ),
+    )
+
+
+@functools.cache
+def gpu(index: int = 0) -> Device:
+    """GPU ``index``, NVIDIA or AMD, as torch sees it; raises DeviceError where there is none."""
+    if not torch.cuda.is_available():
+        raise errors.DeviceError("this machine has no GPU that torch can use; device 'cpu' works")
+    if not 0 <= index < torch.cuda.device_count():
+        raise errors.DeviceError(f"no GPU {index}; this machine has {torch.cuda.device_count()}, counted from 0")
+    properties = torch.cuda.get_device_properties(index)
+    hip = torch.version.hip is not None
+    major, minor = properties.major, properties.minor
+    return Device(
+        kind="hip" if hip else "cuda",
+        name=properties.name,
+        arch=properties.gcnArchName.split(":")[0] if hip else f"sm_{major}{minor}",
+        units=properties.multi_processor_count,
+        memory_bytes=properties.total_memory,
+        last_level_cache_bytes=getattr(properties, "L2_cache_size", 0),
+        warp_size=properties.warp_size,
+        details=(("index", index), ("mig", "MIG" in properties.name)),
+    )
+
+
+def detect(where: torch.device | str | None = None) -> Device:
+    """The Device behind a torch device; without an argument the first GPU, or else the CPU.
+
+    Raises DeviceError for a device type that has no kernels here.
+    """
+    if where is None:
+        return gpu(0) if torch.cuda.is_available() else cpu()
+    try:
+        where = torch.device(where)
+    except RuntimeError:
+        raise errors.DeviceError(f"unknown device {where!r}; 'cpu', 'cuda' and 'cuda:<index>' work") from None
+    if where.type == "cpu":
+        return cpu()
+    if where.type == "cuda":
+        return gpu(
+            where.index
+            if where.index is not None
+            else (torch.cuda.current_device() if torch.cuda.is_available() else 0)
+        )
+    raise errors.DeviceError(f"device type {where.type!r} has no kernels; 'cpu' and 'cuda' (NVIDIA or AMD) work")
+
+
+def _nvidia_provenance(index: int) -> dict[str, Any]:
+    """Driver and power limit through NVML; the reason where NVML cannot tell."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        # NVML counts physical GPUs, torch counts visible ones: match them by UUID.
+        uuid = str(torch.cuda.get_device_properties(index).uuid)
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
+        return {
+            "driver": pynvml.nvmlSystemGetDriverVersion(),
+            "power_limit_watts": pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000,
+            "max_sm_clock_mhz": pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
+        }
+    except pynvml.NVMLError as error:
+        return {"nvml": f"unavailable: {error}"}
+
+
+def _version(package: str) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def provenance(device: Device) -> dict[str, Any]:
+    """Facts recorded beside measurements: versions, driver, power limit, threads, details, date (UTC)."""
+    facts: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "numba": _version("numba"),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+    if device.kind == "cpu":
+        facts["threads"] = torch.get_num_threads()
+    if device.kind == "cuda":
+        facts |= {"cuda": torch.version.cuda, **_nvidia_provenance(dict(device.details).get("index", 0))}
+    if device.kind == "hip":
+        facts["rocm"] = torch.version.hip
+    return facts | {name: list(v) if isinstance(v, tuple) else v for name, v in device.details}

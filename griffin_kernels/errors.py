@@ -1,0 +1,83 @@
+"""Every error and warning a user of the package can see, one class each.
+
+Messages say what was wrong and what would work. Classes that report a bad argument also derive from the
+built-in exception that plain PyTorch code would raise, so existing ``except ValueError`` keeps working.
+"""
+
+
+class GriffinKernelsError(Exception):
+    """Base of all errors raised by this package."""
+
+
+class ArgumentError(GriffinKernelsError, ValueError):
+    """An argument is missing, non-finite, out of range, or does not fit the others."""
+
+
+class ShapeError(ArgumentError):
+    """A tensor has the wrong number of dimensions, or a dimension disagrees with another tensor's."""
+
+
+class DtypeError(GriffinKernelsError, TypeError):
+    """A tensor has a dtype that the operation does not take."""
+
+
+class DeviceMismatchError(GriffinKernelsError, ValueError):
+    """Tensors of one call live on different devices."""
+
+
+class UnknownOpError(GriffinKernelsError, KeyError):
+    """No op of that name is in the catalogue."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnknownVariantError(GriffinKernelsError, KeyError):
+    """No variant of that name is in the catalogue."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ConfigError(GriffinKernelsError, ValueError):
+    """A configuration has an unknown field or a value of the wrong type."""
+
+
+class RejectedError(GriffinKernelsError, RuntimeError):
+    """A variant that was asked for by name cannot run this case on this device."""
+
+
+class NoVariantError(GriffinKernelsError, RuntimeError):
+    """No variant of an op can run a case; the message lists every reason."""
+
+
+class CatalogError(GriffinKernelsError, RuntimeError):
+    """The catalogue is inconsistent: a duplicate, or a file whose name and contents disagree."""
+
+
+class RegistryError(GriffinKernelsError, ValueError):
+    """A registry file cannot be used; the message says which file, why, and what was used instead."""
+
+
+class RegistryWarning(UserWarning):
+    """A registry file or entry was passed over; the default kernel is used in its place."""
+
+
+class UntunedWarning(UserWarning):
+    """No registry entry is near enough to a case; the default kernel is used. Shown once per op."""
+
+
+class OutputFolderError(GriffinKernelsError, OSError):
+    """The folder for results cannot be written; raised before any work is done."""
+
+
+class JournalError(GriffinKernelsError, ValueError):
+    """A journal cannot be read or continued."""
+
+
+class DeviceError(GriffinKernelsError, RuntimeError):
+    """The requested device is not there or is not known."""
+
+
+class ReportError(GriffinKernelsError, ValueError):
+    """A report cannot be built from what is in the folder."""

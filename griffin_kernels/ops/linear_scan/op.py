@@ -1,0 +1,226 @@
+"""linear_scan: h_t = a_t * h_{t-1} + x_t over time, per channel. The contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from griffin_kernels import errors
+from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+
+FLAGS = ("reset", "packed", "reverse")
+"""Properties of a call that look-up matches exactly. h0 is not one: it costs one row."""
+
+
+def check(
+    x: Tensor, a: Tensor, h0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
+) -> None:
+    """What the tensor specs cannot express: the layout of packed sequences."""
+    if cu_seqlens is not None:
+        check_cu_seqlens(cu_seqlens, batch=x.shape[0], total=x.shape[1])
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, batch: int, total: int) -> None:
+    """Raise ShapeError or ArgumentError unless ``cu_seqlens`` [N+1] splits a batch of one of ``total`` steps.
+
+    The values are read only on the CPU: reading them on a GPU would wait for the device at every call.
+    """
+    if batch != 1:
+        raise errors.ShapeError(f"cu_seqlens needs packed inputs of batch 1, x has batch {batch}")
+    if cu_seqlens.shape[0] < 2:
+        raise errors.ShapeError(f"cu_seqlens must hold N+1 >= 2 offsets, it holds {cu_seqlens.shape[0]}")
+    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    offsets = cu_seqlens.tolist()
+    if offsets[0] != 0 or offsets[-1] != total:
+        raise errors.ArgumentError(
+            f"cu_seqlens must run from 0 to T={total}, it runs from {offsets[0]} to {offsets[-1]}"
+        )
+    if any(later < earlier for earlier, later in zip(offsets, offsets[1:], strict=False)):
+        raise errors.ArgumentError(
+            f"cu_seqlens must not decrease, it is {offsets[:8]}{'...' if len(offsets) > 8 else ''}"
+        )
+
+
+def steps(time: int, cu_seqlens: Tensor | None, reverse: bool) -> Iterator[tuple[int, int, bool]]:
+    """(t, row of h0, starts a sequence) in the order in which the recurrence visits time."""
+    bounds = [0, time] if cu_seqlens is None else cu_seqlens.tolist()
+    for row, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        order = range(end - 1, start - 1, -1) if reverse else range(start, end)
+        for position, t in enumerate(order):
+            yield t, row, position == 0
+
+
+def reference(
+    x: Tensor, a: Tensor, h0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """The recurrence as written, one step at a time. Returns h [B,T,D] and h_last [B or N, D]."""
+    batch, time, width = x.shape
+    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    # last: [B or N, D]; a sequence without steps ends where it began
+    last = [
+        x.new_zeros(batch, width) if cu_seqlens is None else x.new_zeros(width)
+        for _ in range(1 if cu_seqlens is None else rows)
+    ]
+    if h0 is not None:
+        last = [h0] if cu_seqlens is None else list(h0)
+    h: list[Tensor] = [x.new_empty(0)] * time
+    for t, row, _ in steps(time, cu_seqlens, reverse):
+        before = last[row if cu_seqlens is not None else 0]
+        if reset is not None:
+            before = torch.where(reset[:, t, None], 0.0, before)
+        after = a[:, t] * before + x[:, t]
+        h[t] = after
+        last[row if cu_seqlens is not None else 0] = after if cu_seqlens is None else after[0]
+    out = torch.stack(h, dim=1) if time else torch.empty_like(x)
+    return out, last[0] if cu_seqlens is None else torch.stack(last)
+
+
+def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Standard normal x; a in [0.9, 0.999], where RG-LRU is initialised, or as the case's ``data`` says."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, time, width, rows = case["B"], case["T"], case["D"], case["N"]
+
+    def place(values: Tensor, dtype: torch.dtype = case.torch_dtype) -> Tensor:
+        values = values.to(device, dtype)
+        if "strided" in case.data and values.dim() == 3:
+            # every second channel of a time-major buffer: no stride is 1, batch is not outermost
+            wide = values.new_zeros(values.shape[1], values.shape[0], 2 * values.shape[2])
+            view = wide.transpose(0, 1)[..., ::2]
+            view.copy_(values)
+            return view
+        return values
+
+    x = torch.randn(batch, time, width, generator=generator)
+    a = torch.rand(batch, time, width, generator=generator) * 0.099 + 0.9
+    if "signed" in case.data:
+        a = a * torch.where(torch.rand(batch, time, width, generator=generator) < 0.5, -1.0, 1.0)
+    if "zeros" in case.data:
+        a = torch.where(torch.rand(batch, time, width, generator=generator) < 0.2, 0.0, a)
+    inputs: Inputs = {"x": place(x), "a": place(a), "h0": None, "reset": None, "cu_seqlens": None}
+    if "h0" in case.data:
+        inputs["h0"] = torch.randn(rows, width, generator=generator).to(device, accumulator(case.torch_dtype))
+    if "reset" in case.flags:
+        inputs["reset"] = (torch.rand(batch, time, generator=generator) < 0.15).to(device)
+    if "packed" in case.flags:
+        cuts = torch.randint(0, time + 1, (rows - 1,), generator=generator).sort().values
+        if "empty_sequence" in case.data:
+            cuts[-1] = time
+        inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)
+    return inputs | {"reverse": "reverse" in case.flags}
+
+
+def cost(case: Case) -> Cost:
+    """Read x and a, write h; one multiply-add per element."""
+    elements = case["B"] * case["T"] * case["D"]
+    size = case.bytes_per_element()
+    return Cost(bytes_read=2 * elements * size, bytes_written=elements * size, vector_flops=2 * elements)
+
+
+def tolerance(case: Case) -> Tolerance:
+    """Bounds that follow from rounding, with a factor for how errors add up."""
+    # The carry is rounded to the accumulator's unit u once per step, and an error decays with a. With a <= 0.999 it is
+    # remembered for up to min(T, 1000) steps, so it grows like sqrt(1000) u = 32 u if roundings are independent and
+    # like 1000 u at worst. A chunked or tree order multiplies products of a too: twice the roundings.
+    # The output adds its own rounding: 2^-9 bf16, 2^-12 fp16, relative to the element.
+    memory = min(case["T"], 1000) ** 0.5
+    unit = torch.finfo(accumulator(case.torch_dtype)).eps / 2
+    rounding = torch.finfo(case.torch_dtype).eps / 2 if case.dtype in ("bfloat16", "float16") else 0.0
+    return Tolerance(rel_norm=4 * unit * memory + rounding, worst=32 * unit * memory + 2 * rounding)
+
+
+def case_of(
+    x: Tensor, a: Tensor, h0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
+) -> Case:
+    """The case that a real call is."""
+    batch, time, width = x.shape
+    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    present = {"reset": reset is not None, "packed": cu_seqlens is not None, "reverse": reverse}
+    return make_case(batch, time, width, dtype_name(x.dtype), [f for f in FLAGS if present[f]], rows=rows, tag="call")
+
+
+def make_case(
+    batch: int,
+    time: int,
+    width: int,
+    dtype: str = "float32",
+    flags: list[str] | tuple[str, ...] = (),
+    *,
+    rows: int | None = None,
+    op: str = "linear_scan",
+    **facts: object,
+) -> Case:
+    """A case from sizes. N, the rows of h0, is the batch, or the number of packed sequences."""
+    dims = (("B", batch), ("T", time), ("D", width), ("N", batch if rows is None else rows))
+    return Case(op, dims, dtype, tuple(flags), **facts)  # type: ignore[arg-type]
+
+
+def cases(op: str) -> tuple[Case, ...]:
+    """The table of cases, shared by linear_scan and its backward."""
+
+    def case(*sizes: int, **facts: object) -> Case:
+        return make_case(*sizes, op=op, **facts)  # type: ignore[arg-type]
+
+    smoke = [case(2, 37, 24, dtype=d, tag="smoke") for d in ("float32", "bfloat16", "float16", "float64")]
+    smoke.append(case(2, 37, 24, tag="smoke", data=("h0",)))
+    edge = [
+        case(1, 1, 1, tag="edge", data=("h0",)),
+        case(3, 1, 70, tag="edge"),
+        case(1, 130, 5, tag="edge", data=("h0", "signed")),
+        case(2, 67, 131, tag="edge", data=("strided", "h0")),
+        case(2, 67, 131, tag="edge", flags=("reset",), data=("h0", "zeros")),
+        case(2, 50, 33, tag="edge", flags=("reverse",), data=("h0",)),
+        case(2, 50, 33, tag="edge", flags=("reset", "reverse"), data=("h0", "strided"), dtype="bfloat16"),
+        case(1, 97, 40, rows=4, tag="edge", flags=("packed",), data=("h0",)),
+        case(1, 97, 40, rows=4, tag="edge", flags=("packed",), data=("h0", "empty_sequence")),
+        case(1, 97, 40, rows=3, tag="edge", flags=("packed", "reverse"), data=("h0",)),
+        case(1, 97, 40, rows=3, tag="edge", flags=("reset", "packed", "reverse"), data=("h0",), dtype="float16"),
+    ]
+    rg2b, rg9b = "RecurrentGemma-2B, lru_width 2560", "RecurrentGemma-9B, lru_width 4096"
+    hawk = "Hawk 1.3B, D_RNN 2560, trained at T 2048"
+    bench = [
+        case(1, 2048, 2560, where="cpu", source=f"{rg2b}; {hawk}"),
+        case(1, 4096, 2560, where="cpu", source=rg2b),
+        case(8, 512, 2560, where="cpu", source=rg2b, thorough=True),
+        case(1, 2048, 4096, where="cpu", source=rg9b),
+        case(1, 2048, 2560, where="cpu", dtype="bfloat16", source=rg2b),
+        case(1, 2048, 2560, where="cpu", flags=("reset",), source=f"{rg2b}, packed documents", thorough=True),
+    ]
+    for dtype in ("bfloat16", "float32"):
+        for width, source in ((2560, f"{rg2b}; {hawk}"), (4096, rg9b)):
+            for batch in (1, 8):
+                for time in (2048, 8192):
+                    slow = dtype == "float32" or width == 4096
+                    bench.append(case(batch, time, width, where="gpu", dtype=dtype, source=source, thorough=slow))
+    bench.append(case(1, 2**20, 2560, where="gpu", dtype="bfloat16", source=f"{rg2b}, a million steps", thorough=True))
+    bench.append(
+        case(8, 2048, 2560, where="gpu", dtype="bfloat16", flags=("reset",), source=f"{hawk}, packed documents")
+    )
+    return (*smoke, *edge, *bench)
+
+
+INPUTS = {
+    "x": TensorSpec("B T D"),
+    "a": TensorSpec("B T D"),
+    "h0": TensorSpec("N D", "state", optional=True),
+    "reset": TensorSpec("B T", "bool", optional=True),
+    "cu_seqlens": TensorSpec("N+1", "int32", optional=True),
+}
+
+OP = Op(
+    name="linear_scan",
+    summary="h_t = a_t * h_{t-1} + x_t",
+    inputs=INPUTS,
+    options=("reverse",),
+    outputs={"h": TensorSpec("B T D"), "h_last": TensorSpec("N D", "accumulator")},
+    reference=reference,
+    cases=cases("linear_scan"),
+    make_inputs=make_inputs,
+    cost=cost,
+    tolerance=tolerance,
+    case_of=case_of,
+    free_dims=("N",),
+    check=check,
+)

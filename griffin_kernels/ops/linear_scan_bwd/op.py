@@ -1,0 +1,128 @@
+"""linear_scan_bwd: the gradient of linear_scan. The contract.
+
+With m_t = 0 where the state was reset and 1 elsewhere, g_t is the gradient that reaches h_t:
+
+    g_t = dh_t + [t is the last step] dh_last + m_{t+1} a_{t+1} g_{t+1}
+    dx_t = g_t,   da_t = m_t g_t h_{t-1},   dh0 = m_0 a_0 g_0
+
+which is a linear scan in the opposite direction with a shifted by one step. "Last", "t+1" and "t-1" follow the order in
+which the forward pass visits time. h is the forward output in the data's dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.ops.linear_scan import op as forward
+
+
+def reference(
+    dh: Tensor,
+    dh_last: Tensor | None,
+    a: Tensor,
+    h: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The equations above, one step at a time from the last to the first."""
+    batch, time, width = dh.shape
+    packed = cu_seqlens is not None
+    dx, da = torch.empty_like(dh), torch.empty_like(a)
+    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    carry = dh.new_zeros(rows, width) if dh_last is None else dh_last.clone()
+    order = list(forward.steps(time, cu_seqlens, reverse))
+    for index in range(time - 1, -1, -1):
+        t, row, first = order[index]
+        where = slice(row, row + 1) if packed else slice(None)
+        g = dh[:, t] + carry[where]  # [B, D]
+        if first:
+            before = torch.zeros_like(g) if h0 is None else h0[where]
+        else:
+            before = h[:, order[index - 1][0]]
+        keep = 1.0 if reset is None else (~reset[:, t, None]).to(g.dtype)
+        dx[:, t] = g
+        da[:, t] = keep * g * before
+        carry[where] = keep * a[:, t] * g
+    return dx, da, None if h0 is None else carry
+
+
+def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Forward inputs, the forward output by the reference in the accumulator's dtype, and random gradients."""
+    inputs = forward.make_inputs(case, device, seed)
+    wide = accumulator(case.torch_dtype)
+    x, a = inputs.pop("x"), inputs["a"]
+    h, h_last = forward_output(x.to(wide), a.to(wide), inputs)
+    generator = torch.Generator().manual_seed(seed + 1)
+    dh = torch.randn(case["B"], case["T"], case["D"], generator=generator).to(device, case.torch_dtype)
+    dh_last = torch.randn(h_last.shape, generator=generator).to(device, wide) if "h0" in case.data else None
+    return {"dh": dh, "dh_last": dh_last, "a": a, "h": h.to(case.torch_dtype), **inputs}
+
+
+def forward_output(x: Tensor, a: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """h and h_last by the forward reference."""
+    return forward.reference(x, a, **{name: inputs[name] for name in ("h0", "reset", "cu_seqlens", "reverse")})
+
+
+def cost(case: Case) -> Cost:
+    """Read dh, a, h; write dx, da: five streams. One multiply-add and one product per element."""
+    elements = case["B"] * case["T"] * case["D"]
+    size = case.bytes_per_element()
+    return Cost(bytes_read=3 * elements * size, bytes_written=2 * elements * size, vector_flops=3 * elements)
+
+
+def tolerance(case: Case) -> Tolerance:
+    """As for the forward scan; da adds one product and its own rounding."""
+    # h arrives already rounded to the data's dtype, for the reference too, so it adds no error of its own.
+    one_way = forward.tolerance(case)
+    return Tolerance(rel_norm=1.5 * one_way.rel_norm, worst=2 * one_way.worst)
+
+
+def case_of(
+    dh: Tensor,
+    dh_last: Tensor | None,
+    a: Tensor,
+    h: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+) -> Case:
+    """The case that a real call is."""
+    batch, time, width = a.shape
+    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    present = {"reset": reset is not None, "packed": cu_seqlens is not None, "reverse": reverse}
+    flags = [f for f in forward.FLAGS if present[f]]
+    return forward.make_case(
+        batch, time, width, dtype_name(a.dtype), flags, rows=rows, op="linear_scan_bwd", tag="call"
+    )
+
+
+OP = Op(
+    name="linear_scan_bwd",
+    summary="dx, da, dh0 of linear_scan: a scan in the opposite direction",
+    inputs={
+        "dh": TensorSpec("B T D"),
+        "dh_last": TensorSpec("N D", "state", optional=True),
+        "a": TensorSpec("B T D"),
+        "h": TensorSpec("B T D"),
+        **{name: forward.INPUTS[name] for name in ("h0", "reset", "cu_seqlens")},
+    },
+    options=("reverse",),
+    outputs={
+        "dx": TensorSpec("B T D"),
+        "da": TensorSpec("B T D"),
+        "dh0": TensorSpec("N D", "accumulator", optional=True),
+    },
+    reference=reference,
+    cases=forward.cases("linear_scan_bwd"),
+    make_inputs=make_inputs,
+    cost=cost,
+    tolerance=tolerance,
+    case_of=case_of,
+    free_dims=("N",),
+    forward="linear_scan",
+)

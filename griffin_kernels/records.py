@@ -1,0 +1,81 @@
+"""Typed JSON of the registry: what a registry file holds, field by field.
+
+The JSON Schema in ``registry.schema.json`` is generated from these classes (a test holds the two together).
+Times are seconds. Intervals are [low, high].
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from griffin_kernels.contract import Case
+
+SCHEMA_VERSION = 1
+"""Version of the registry format. A reader refuses a file of a later version and says so."""
+
+
+class CaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A case by its dimensions (in the op's order), dtype, flags (matched exactly) and data (never matched)."""
+
+    dims: dict[str, int]
+    dtype: str
+    flags: list[str] = []
+    data: list[str] = []
+
+    @classmethod
+    def of(cls, case: Case) -> CaseRecord:
+        return cls(dict(case.dims), case.dtype, list(case.flags), list(case.data))
+
+    def case(self, op: str) -> Case:
+        return Case(op, tuple(self.dims.items()), self.dtype, tuple(self.flags), tuple(self.data))
+
+
+class DeviceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """validity: must equal the reader's device. provenance: recorded; a difference marks entries stale."""
+
+    validity: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The kernel chosen for one case, and why it can be believed.
+
+    status: ``measured`` on this device, or ``predicted`` without running there.
+    baseline: the fastest baseline of the same race. speedup: baseline time over winner time, with its interval.
+    bound: the ceiling that binds. share_of_bound: time at that ceiling over measured time.
+    error_rel_norm, error_worst: against float64, as in ``contract.Tolerance``.
+    samples_digest: SHA-256 (16 hex digits) of the winner's samples in the journal.
+    source_hash: of the variant's source; an entry of other source is not used.
+    reason: why this one was chosen, in words.
+    """
+
+    op: str
+    case: CaseRecord
+    variant: str
+    config: dict[str, Any]
+    status: Literal["measured", "predicted"]
+    source_hash: str
+    date: str
+    reason: str
+    candidates: int
+    median_s: float | None = None
+    interval_s: tuple[float, float] | None = None
+    baseline: str | None = None
+    baseline_median_s: float | None = None
+    speedup: float | None = None
+    speedup_interval: tuple[float, float] | None = None
+    bound: str | None = None
+    share_of_bound: float | None = None
+    error_rel_norm: float | None = None
+    error_worst: float | None = None
+    samples_digest: str | None = None
+
+
+class RegistryFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One registry file: one device, its entries."""
+
+    schema_version: int
+    device: DeviceRecord
+    entries: list[Entry]

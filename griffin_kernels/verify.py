@@ -1,0 +1,158 @@
+"""Holds a variant's outputs against the op's float64 reference. Used by the tests and by the tuner's gate alike."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, Variant, accumulator
+
+
+@contextlib.contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Within it ``torch.empty`` and its kin give NaN (the largest value for integers).
+
+    An element that a kernel forgets to write can then not look right by luck.
+    """
+    settings: Any = torch.utils.deterministic  # a module with a property, which type checkers do not see
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    settings.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        settings.fill_uninitialized_memory = fill
+
+
+@dataclass(frozen=True)
+class Error:
+    """Error of one output against the reference; see Tolerance for the two figures. Infinite where NaN is."""
+
+    output: str
+    rel_norm: float
+    worst: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Errors of all outputs and, where something is wrong, one sentence that says what."""
+
+    errors: tuple[Error, ...]
+    problem: str | None
+
+    @property
+    def ok(self) -> bool:
+        return self.problem is None
+
+    @property
+    def rel_norm(self) -> float:
+        return max((e.rel_norm for e in self.errors), default=0.0)
+
+    @property
+    def worst(self) -> float:
+        return max((e.worst for e in self.errors), default=0.0)
+
+
+def to_float64(inputs: Inputs) -> Inputs:
+    """The same arguments with every floating tensor in float64."""
+    return {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+
+
+def reference_outputs(op: Op, inputs: Inputs) -> tuple[Tensor | None, ...]:
+    """The op's reference in float64 on the given (already rounded) inputs."""
+    return op.reference(**to_float64(inputs))
+
+
+def error_of(output: str, got: Tensor, want: Tensor) -> Error:
+    """Both error figures of one output. got and want have the same shape; want is float64."""
+    if want.numel() == 0:
+        return Error(output, 0.0, 0.0)
+    difference = (got.double() - want).abs()
+    if not torch.isfinite(difference).all():
+        return Error(output, math.inf, math.inf)
+    norm = torch.linalg.vector_norm(want).item()
+    rms = norm / math.sqrt(want.numel())
+    if norm == 0.0:
+        biggest = difference.max().item()
+        return Error(output, biggest, biggest)
+    return Error(
+        output,
+        torch.linalg.vector_norm(difference).item() / norm,
+        (difference / (want.abs() + rms)).max().item(),
+    )
+
+
+def _expected_dtype(spec: TensorSpec, case: Case) -> torch.dtype:
+    if spec.dtype == "data":
+        return case.torch_dtype
+    if spec.dtype == "accumulator":
+        return accumulator(case.torch_dtype)
+    return getattr(torch, spec.dtype)  # type: ignore[no-any-return]
+
+
+def compare(
+    op: Op, case: Case, got: tuple[Tensor | None, ...], want: tuple[Tensor | None, ...], tolerance: Tolerance
+) -> Verdict:
+    """Hold outputs against reference outputs: presence, shape, dtype, then both error figures."""
+    found: list[Error] = []
+    if len(got) != len(op.outputs):
+        return Verdict((), f"gave {len(got)} outputs, {op.name} has {len(op.outputs)}")
+    for (name, spec), mine, theirs in zip(op.outputs.items(), got, want, strict=True):
+        if (mine is None) != (theirs is None):
+            return Verdict(tuple(found), f"{name} is {'missing' if mine is None else 'there but should be None'}")
+        if mine is None or theirs is None:
+            continue
+        if mine.shape != theirs.shape:
+            return Verdict(tuple(found), f"{name} has shape {list(mine.shape)}, expected {list(theirs.shape)}")
+        if mine.dtype != _expected_dtype(spec, case):
+            return Verdict(tuple(found), f"{name} is {mine.dtype}, expected {_expected_dtype(spec, case)}")
+        error = error_of(name, mine, theirs)
+        found.append(error)
+        if not (error.rel_norm <= tolerance.rel_norm and error.worst <= tolerance.worst):
+            return Verdict(
+                tuple(found),
+                f"{name} is wrong: relative norm {error.rel_norm:.2e} (allowed {tolerance.rel_norm:.2e}), "
+                f"worst element {error.worst:.2e} (allowed {tolerance.worst:.2e})",
+            )
+    return Verdict(tuple(found), None)
+
+
+def _snapshot(inputs: Inputs) -> Inputs:
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+def check(
+    op: Op,
+    variant: Variant,
+    case: Case,
+    config: Any,
+    inputs: Inputs,
+    want: tuple[Tensor | None, ...] | None = None,
+) -> Verdict:
+    """Run a variant once on poisoned memory and hold it against the reference; inputs must come back unchanged."""
+    want = reference_outputs(op, inputs) if want is None else want
+    before = _snapshot(inputs)
+    with poisoned_memory():
+        got = variant.run(**inputs, config=config)
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and not torch.equal(value.nan_to_num(), before[name].nan_to_num()):
+            return Verdict((), f"changed its input {name}")
+    return compare(op, case, got, want, op.tolerance(case))
+
+
+def tolerance_scaled(tolerance: Tolerance, factor: float) -> Tolerance:
+    """A tolerance with both figures multiplied, for compositions of several ops."""
+    return dataclasses.replace(tolerance, rel_norm=tolerance.rel_norm * factor, worst=tolerance.worst * factor)

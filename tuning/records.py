@@ -38,11 +38,14 @@ class Ceiling(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling", tag_fiel
 
 
 class OutputError(msgspec.Struct, frozen=True):
-    """Error of one output against float64; see ``griffin_kernels.contract.Tolerance``."""
+    """Error of one output against float64; see ``griffin_kernels.contract.Tolerance``.
+
+    JSON has no infinity: an infinite error (a NaN in the output) is written as null and read back as None.
+    """
 
     output: str
-    rel_norm: float
-    worst: float
+    rel_norm: float | None
+    worst: float | None
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate", tag_field="kind"):

@@ -1,0 +1,65 @@
+"""Statistics over timing samples: medians and bootstrap intervals. Seeded, so equal samples give equal intervals.
+
+Timing samples are skewed and have outliers, so nothing here assumes a normal distribution or drops a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVEL = 0.95
+"""Share of bootstrap replicates that an interval covers."""
+
+RESAMPLES = 2000
+"""Bootstrap replicates per interval: enough for two stable digits of the ends."""
+
+
+def _checked(samples: Sequence[float] | NDArray[np.float64], name: str = "samples") -> NDArray[np.float64]:
+    values = np.asarray(samples, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"{name} must be a non-empty list of numbers, it has shape {list(values.shape)}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds a value that is not finite")
+    return values
+
+
+def median(samples: Sequence[float] | NDArray[np.float64]) -> float:
+    """The middle sample, or the mean of the middle two."""
+    return float(np.median(_checked(samples)))
+
+
+def bootstrap_interval(
+    samples: Sequence[float] | NDArray[np.float64],
+    statistic: Callable[..., Any] = np.median,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """(low, high) of ``statistic`` over resamples with replacement, by percentiles.
+
+    statistic: reduces along ``axis``, as ``np.median`` and ``np.mean`` do. One sample gives an interval of no width:
+    it says nothing about the spread, and the caller knows how many samples there were.
+    """
+    values = _checked(samples)
+    picks = np.random.default_rng(seed).integers(0, values.size, size=(RESAMPLES, values.size))
+    replicates = statistic(values[picks], axis=1)
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(replicates, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def paired_ratio_interval(
+    a: Sequence[float] | NDArray[np.float64], b: Sequence[float] | NDArray[np.float64], seed: int = 0
+) -> tuple[float, float]:
+    """(low, high) of the median of a_i / b_i, where a_i and b_i were measured in the same round.
+
+    Pairs share what drifts (clocks, temperature, neighbours), so their ratio is steadier than a ratio of medians.
+    """
+    top, bottom = _checked(a, "a"), _checked(b, "b")
+    if top.size != bottom.size:
+        raise ValueError(f"pairs need equally many samples, a has {top.size} and b has {bottom.size}")
+    if (bottom <= 0).any():
+        raise ValueError("b holds a value that is not positive")
+    return bootstrap_interval(top / bottom, seed=seed)

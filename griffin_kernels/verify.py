@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, Variant, accumulator
+from griffin_kernels.contract import Case, Inputs, Op, Tolerance, Variant
+from griffin_kernels.specs import expected_dtype
 
 
 @contextlib.contextmanager
@@ -95,14 +96,6 @@ def error_of(output: str, got: Tensor, want: Tensor) -> Error:
     )
 
 
-def _expected_dtype(spec: TensorSpec, case: Case) -> torch.dtype:
-    if spec.dtype == "data":
-        return case.torch_dtype
-    if spec.dtype == "accumulator":
-        return accumulator(case.torch_dtype)
-    return getattr(torch, spec.dtype)  # type: ignore[no-any-return]
-
-
 def compare(
     op: Op, case: Case, got: tuple[Tensor | None, ...], want: tuple[Tensor | None, ...], tolerance: Tolerance
 ) -> Verdict:
@@ -117,8 +110,8 @@ def compare(
             continue
         if mine.shape != theirs.shape:
             return Verdict(tuple(found), f"{name} has shape {list(mine.shape)}, expected {list(theirs.shape)}")
-        if mine.dtype != _expected_dtype(spec, case):
-            return Verdict(tuple(found), f"{name} is {mine.dtype}, expected {_expected_dtype(spec, case)}")
+        if mine.dtype != expected_dtype(spec, case.torch_dtype):
+            return Verdict(tuple(found), f"{name} is {mine.dtype}, expected {expected_dtype(spec, case.torch_dtype)}")
         error = error_of(name, mine, theirs)
         found.append(error)
         if not (error.rel_norm <= tolerance.rel_norm and error.worst <= tolerance.worst):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -38,7 +39,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, batch: int, total: int) -> None:
         raise errors.ArgumentError(
             f"cu_seqlens must run from 0 to T={total}, it runs from {offsets[0]} to {offsets[-1]}"
         )
-    if any(later < earlier for earlier, later in zip(offsets, offsets[1:], strict=False)):
+    if any(later < earlier for earlier, later in itertools.pairwise(offsets)):
         raise errors.ArgumentError(
             f"cu_seqlens must not decrease, it is {offsets[:8]}{'...' if len(offsets) > 8 else ''}"
         )
@@ -47,7 +48,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, batch: int, total: int) -> None:
 def steps(time: int, cu_seqlens: Tensor | None, reverse: bool) -> Iterator[tuple[int, int, bool]]:
     """(t, row of h0, starts a sequence) in the order in which the recurrence visits time."""
     bounds = [0, time] if cu_seqlens is None else cu_seqlens.tolist()
-    for row, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for row, (start, end) in enumerate(itertools.pairwise(bounds)):
         order = range(end - 1, start - 1, -1) if reverse else range(start, end)
         for position, t in enumerate(order):
             yield t, row, position == 0

@@ -1,0 +1,284 @@
+"""From a call to the kernel that runs it: registry entry if one is near enough, else the documented default.
+
+The choice is made once per signature (shapes, dtypes, device, options) and remembered; a remembered signature has also
+passed the checks of its shapes and dtypes, so a repeated call costs one dictionary look-up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from griffin_kernels import catalog, errors, specs
+from griffin_kernels import device as devices
+from griffin_kernels.contract import Case, Inputs, Op, Variant, config_key
+from griffin_kernels.device import Device
+from griffin_kernels.records import RegistryFile
+from griffin_kernels.registry import Match, Registry, load_for
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel for a case. origin: ``use``, ``registry`` or ``default``; reason says why, in words."""
+
+    variant: Variant
+    config: Any
+    origin: str
+    reason: str
+    match: Match | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a case runs on the kernel it runs on. ``str()`` gives the text; rejected maps variants to reasons."""
+
+    case: Case
+    device: Device
+    choice: Choice
+    rejected: Mapping[str, str]
+    others: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.case.op} {self.case.key} on {self.device.name} ({self.device.arch}, {self.device.units} units)",
+            f"  runs {self.choice.variant.name} [{config_key(self.choice.config)}]: {self.choice.reason}",
+        ]
+        if match := self.choice.match:
+            lines.append(f"  from {match.source}, {match.entry.status} on {match.entry.date}: {match.entry.reason}")
+        if self.others:
+            lines.append(f"  could also run: {', '.join(self.others)}")
+        lines += [f"  rejected {name}: {reason}" for name, reason in self.rejected.items()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Override:
+    variant: str | None
+    config: Any
+    registry: Registry | None
+
+
+@dataclass
+class _State:
+    """Everything that a choice depends on besides the call."""
+
+    overrides: list[_Override] = field(default_factory=list)
+    registries: dict[Device, Registry] = field(default_factory=dict)
+    chosen: dict[Any, Callable[..., tuple[Tensor | None, ...]]] = field(default_factory=dict)
+    warned: set[str] = field(default_factory=set)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+_STATE = _State()
+
+
+def refresh() -> None:
+    """Forget every choice and loaded registry, so that the next call reads the registries again."""
+    with _STATE.lock:
+        _STATE.chosen.clear()
+        _STATE.registries.clear()
+        _STATE.warned.clear()
+
+
+def _registry(device: Device) -> Registry:
+    for override in reversed(_STATE.overrides):
+        if override.registry is not None and override.registry.device == device:
+            return override.registry
+    if device not in _STATE.registries:
+        _STATE.registries[device] = Registry.open(device)
+    return _STATE.registries[device]
+
+
+@contextlib.contextmanager
+def use(
+    variant: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    registry: str | Path | Registry | RegistryFile | None = None,
+) -> Iterator[None]:
+    """Within the block, run a given variant, or choose from a given registry.
+
+    variant: ``"linear_scan/numba.sequential"`` for one op, or ``"eager.sequential"`` for every op that has it.
+    config: fields that differ from the variant's default. registry: a file, or a loaded registry.
+    It holds for the whole process, because autograd runs backward passes on threads of its own.
+    Raises UnknownVariantError, ConfigError or RegistryError at once; a case that the variant cannot run raises
+    RejectedError when it is called.
+    """
+    if config is not None and variant is None:
+        raise errors.ArgumentError("use: config needs a variant to belong to")
+    parsed = None
+    if variant is not None:
+        named = _named(variant)
+        parsed = None if config is None else named[0].parse_config(config)
+    opened: Registry | None = None
+    if isinstance(registry, Registry):
+        opened = registry
+    elif isinstance(registry, RegistryFile):
+        opened = Registry(devices.detect(), [("given registry", registry)])
+    elif registry is not None:
+        device = devices.detect()
+        opened = Registry(device, [(str(registry), load_for(Path(registry), device))])
+    with _STATE.lock:
+        _STATE.overrides.append(override := _Override(variant, parsed, opened))
+        _STATE.chosen.clear()
+    try:
+        yield
+    finally:
+        with _STATE.lock:
+            _STATE.overrides.remove(override)
+            _STATE.chosen.clear()
+
+
+def _named(variant: str) -> list[Variant]:
+    if "/" in variant:
+        return [catalog.variant(variant)]
+    found = [table[variant] for table in map(catalog.variants, catalog.ops()) if variant in table]
+    if not found:
+        names = sorted({name for op in catalog.ops() for name in catalog.variants(op)})
+        raise errors.UnknownVariantError(f"no op has a variant {variant!r}; there are {', '.join(names)}")
+    return found
+
+
+def _as_case(op: Op, case: Case | Mapping[str, Any], device: Device | None) -> tuple[Case, Device]:
+    if isinstance(case, Case):
+        if case.op != op.name:
+            raise errors.ArgumentError(f"this case belongs to {case.op}, not to {op.name}")
+        return case, device or devices.detect()
+    inputs = complete(op, case)
+    specs.bind(op, inputs)
+    return op.case_of(**inputs), device or devices.detect(inputs[next(iter(op.inputs))].device)
+
+
+def complete(op: Op, arguments: Mapping[str, Any]) -> Inputs:
+    """The op's full set of inputs from some of them; absent ones are None (False for options)."""
+    if unknown := set(arguments) - {*op.inputs, *op.options}:
+        raise errors.ArgumentError(f"{op.name} has no argument {sorted(unknown)}; it has {[*op.inputs, *op.options]}")
+    defaults: Inputs = dict.fromkeys(op.inputs) | dict.fromkeys(op.options, False)
+    return defaults | dict(arguments)
+
+
+def select(op: str, case: Case | Mapping[str, Any], device: Device | None = None) -> Choice:
+    """The kernel that a case runs on.
+
+    case: a Case, or the arguments of a call by name, ``{"x": x, "a": a}``. device: where; else that of the tensors,
+    or this machine's. Raises NoVariantError with every reason where nothing can run it.
+    """
+    contract = catalog.op(op)
+    return _choose(contract, *_as_case(contract, case, device))
+
+
+def _choose(op: Op, case: Case, device: Device) -> Choice:
+    for override in reversed(_STATE.overrides):
+        if override.variant is None:
+            continue
+        for variant in _named(override.variant):
+            if variant.op == op.name:
+                config = variant.config() if override.config is None else override.config
+                if reason := variant.reject(case, device, config):
+                    raise errors.RejectedError(f"{variant.key} cannot run {case.key} on {device.name}: {reason}")
+                return Choice(variant, config, "use", "asked for by use()")
+    for match in _registry(device).matches(op, case):
+        if match.variant.reject(case, device, match.config) is None:
+            near = "tuned for this case" if match.distance == 0 else _nearness(match)
+            return Choice(match.variant, match.config, "registry", near, match)
+    return _default(op, case, device)
+
+
+def _nearness(match: Match) -> str:
+    return f"tuned for {match.entry.case.case(match.entry.op).key}, within a factor {2**match.distance:.3g} per size"
+
+
+def _default(op: Op, case: Case, device: Device) -> Choice:
+    """The variant of highest rank among those that accept the case; baselines only where nothing else does."""
+    able = []
+    reasons = dict(catalog.unavailable(op.name))
+    for variant in catalog.variants(op.name).values():
+        reason = variant.reject(case, device, variant.config())
+        if reason is None:
+            able.append(variant)
+        else:
+            reasons[variant.name] = reason
+    if not able:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise errors.NoVariantError(f"nothing can run {op.name} {case.key} on {device.name}: {listed}")
+    best = max(able, key=lambda variant: (not variant.baseline, variant.rank(case, device), variant.name))
+    return Choice(best, best.config(), "default", "not tuned near this case: the default by rank")
+
+
+def explain(op: str, case: Case | Mapping[str, Any], device: Device | None = None) -> Explanation:
+    """What ``select`` chooses and why: the entry, its distance, what else could run and what was rejected."""
+    contract = catalog.op(op)
+    found, where = _as_case(contract, case, device)
+    choice = _choose(contract, found, where)
+    rejected = dict(catalog.unavailable(op))
+    others = []
+    for variant in catalog.variants(op).values():
+        reason = variant.reject(found, where, variant.config())
+        if reason is not None:
+            rejected[variant.name] = reason
+        elif variant is not choice.variant:
+            others.append(variant.name)
+    return Explanation(found, where, choice, rejected, tuple(others))
+
+
+def call(op_name: str, inputs: Inputs) -> tuple[Tensor | None, ...]:
+    """Check a call, choose its kernel and run it. ``inputs`` holds every input and option of the op, in order."""
+    key = (op_name, *[(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in inputs.values()])
+    run = _STATE.chosen.get(key)
+    if run is None:
+        run = _resolve(op_name, inputs)
+        with _STATE.lock:
+            _STATE.chosen[key] = run
+    return run(**inputs)
+
+
+def _resolve(op_name: str, inputs: Inputs) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Check the shapes and dtypes of a call seen for the first time, and bind its kernel."""
+    op = catalog.op(op_name)
+    sizes = specs.bind(op, inputs)
+    if op.check is not None:
+        op.check(**inputs)
+    if 0 in [sizes[dim] for dim in ("B", "T") if dim in sizes]:
+        return _bind(op, lambda **given: _run_empty(op, given))
+    device = devices.detect(inputs[next(iter(op.inputs))].device)
+    case = op.case_of(**inputs)
+    with _STATE.lock:
+        choice = _choose(op, case, device)
+        if choice.origin == "default" and op.name not in _STATE.warned:
+            _STATE.warned.add(op.name)
+            text = f"{op.name} is not tuned near {case.key} on {device.name}: using {choice.variant.name}; "
+            warnings.warn(text + "`griffin tune` measures this machine", errors.UntunedWarning, stacklevel=5)
+    run, config = choice.variant.run, choice.config
+    return _bind(op, lambda **given: run(**given, config=config))
+
+
+def _bind(op: Op, run: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep the check of packed offsets, whose values a signature does not tell, in front of a kernel."""
+    check = op.check
+    if check is None or "cu_seqlens" not in op.inputs:
+        return run
+
+    def checked(**inputs: Any) -> Any:
+        if inputs["cu_seqlens"] is not None:
+            check(**inputs)
+        return run(**inputs)
+
+    return checked
+
+
+def _run_empty(op: Op, inputs: Inputs) -> tuple[Tensor | None, ...]:
+    """Outputs of a problem without steps: the reference's answer, in the dtypes of the contract."""
+    data = specs.data_dtype(op, inputs)
+    with torch.no_grad():
+        outputs = op.reference(**inputs)
+    return tuple(
+        None if out is None else out.detach().to(specs.expected_dtype(spec, data), copy=True)
+        for spec, out in zip(op.outputs.values(), outputs, strict=True)
+    )

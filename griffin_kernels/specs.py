@@ -1,0 +1,125 @@
+"""Holds the tensors of a call against an op's TensorSpecs, and derives output shapes from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from griffin_kernels import errors
+from griffin_kernels.contract import DATA_DTYPES, Inputs, Op, TensorSpec, accumulator, dtype_name
+
+Sizes = dict[str, int]
+
+
+def expected_dtype(spec: TensorSpec, data: torch.dtype) -> torch.dtype:
+    """The dtype of an output of ``spec`` for data of dtype ``data``."""
+    if spec.dtype == "data":
+        return data
+    if spec.dtype in ("accumulator", "state"):
+        return accumulator(data)
+    return getattr(torch, spec.dtype)  # type: ignore[no-any-return]
+
+
+def _allowed_dtypes(spec: TensorSpec, data: torch.dtype) -> tuple[torch.dtype, ...]:
+    if spec.dtype == "state":
+        return (data, accumulator(data))
+    return (expected_dtype(spec, data),)
+
+
+def size_of(dim: str, sizes: Mapping[str, int]) -> int | None:
+    """Size of a dim such as ``T``, ``3``, ``N+1`` or ``K-1``; None where its name is not bound yet."""
+    for sign in "+-":
+        name, separator, offset = dim.partition(sign)
+        if separator:
+            return None if name not in sizes else sizes[name] + int(sign + offset)
+    return int(dim) if dim.isdigit() else sizes.get(dim)
+
+
+def _bind_dim(dim: str, value: int, sizes: Sizes) -> bool:
+    """Record what ``value`` says about ``dim``; False where it contradicts what is known."""
+    known = size_of(dim, sizes)
+    if known is not None:
+        return known == value
+    name = dim.partition("+")[0].partition("-")[0]
+    sizes[name] = value - ((size_of(dim, {name: 0})) or 0)
+    return True
+
+
+def data_dtype(op: Op, inputs: Inputs) -> torch.dtype:
+    """The dtype of a call's data: that of its first data tensor."""
+    first = next(name for name, spec in op.inputs.items() if spec.dtype == "data")
+    dtype: torch.dtype = inputs[first].dtype
+    return dtype
+
+
+def bind(op: Op, inputs: Inputs) -> Sizes:
+    """Sizes of all named dims of a call.
+
+    N is the number of packed sequences where ``cu_seqlens`` is given, and B otherwise. Raises ArgumentError,
+    ShapeError, DtypeError or DeviceMismatchError naming the argument, what came and what was expected.
+    """
+    sizes: Sizes = {}
+    data: torch.dtype | None = None
+    device: torch.device | None = None
+    cu_seqlens = inputs.get("cu_seqlens")
+    if isinstance(cu_seqlens, Tensor) and cu_seqlens.dim() == 1:
+        sizes["N"] = cu_seqlens.shape[0] - 1
+    for name, spec in op.inputs.items():
+        value: Any = inputs[name]
+        if value is None:
+            if not spec.optional:
+                raise errors.ArgumentError(f"{op.name}: {name} is None, expected a tensor [{_listed(spec, {})}]")
+            continue
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise errors.ArgumentError(f"{op.name}: {name} is a {kind}, expected a tensor [{_listed(spec, {})}]")
+        if data is None:
+            data, device = value.dtype, value.device
+            if dtype_name(data) not in DATA_DTYPES:
+                known = ", ".join(DATA_DTYPES)
+                raise errors.DtypeError(f"{op.name}: {name} is {dtype_name(data)}, expected one of {known}")
+        allowed = _allowed_dtypes(spec, data)
+        if value.dtype not in allowed:
+            want = " or ".join(dict.fromkeys(map(dtype_name, allowed)))
+            raise errors.DtypeError(f"{op.name}: {name} is {dtype_name(value.dtype)}, expected {want}")
+        if value.device != device:
+            raise errors.DeviceMismatchError(f"{op.name}: {name} is on {value.device}, the first argument on {device}")
+        _bind_shape(op, name, spec, value, sizes)
+        if "B" in sizes and cu_seqlens is None:
+            sizes.setdefault("N", sizes["B"])
+    return sizes
+
+
+def _listed(spec: TensorSpec, sizes: Mapping[str, int]) -> str:
+    parts = []
+    for dim in spec.names:
+        known = size_of(dim, sizes)
+        parts.append(dim if known is None or dim.isdigit() else f"{dim}={known}")
+    return ", ".join(parts)
+
+
+def _bind_shape(op: Op, name: str, spec: TensorSpec, value: Tensor, sizes: Sizes) -> None:
+    before = dict(sizes)
+    fits = value.dim() == len(spec.names)
+    fits = fits and all([_bind_dim(dim, size, sizes) for dim, size in zip(spec.names, value.shape, strict=True)])
+    if not fits or min(sizes.values()) < 0:
+        raise errors.ShapeError(f"{op.name}: {name} has shape {list(value.shape)}, expected [{_listed(spec, before)}]")
+
+
+def empty_outputs(op: Op, inputs: Inputs) -> tuple[Tensor, ...]:
+    """Uninitialised outputs of a call, by shape and dtype alone; those that may be absent have no elements.
+
+    Used to trace ops without running them; sizes may be symbolic.
+    """
+    sizes = bind(op, inputs)
+    first = inputs[next(iter(op.inputs))]
+    outputs = []
+    for name, spec in op.outputs.items():
+        # an optional output, such as dh0, is there when the input that it belongs to is
+        absent = spec.optional and inputs.get(name.removeprefix("d")) is None
+        shape = [0] if absent else [size_of(dim, sizes) for dim in spec.names]
+        outputs.append(first.new_empty(shape, dtype=expected_dtype(spec, data_dtype(op, inputs))))
+    return tuple(outputs)

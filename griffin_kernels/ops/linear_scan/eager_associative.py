@@ -1,0 +1,59 @@
+"""Tree scan of (a, x) pairs by recursive doubling: ceil(log2 T) passes over the whole tensor.
+
+    (A, X) o (a, x) = (A a, a X + x);   after pass k every pair covers 2^k steps
+
+Few launches, but every pass reads and writes everything: 5 log2(T) streams where one pass needs 3. Products of a
+underflow to zero, which is what they mean. The scheme is that of Hillis and Steele, CACM 29(12), 1986.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from griffin_kernels.contract import Case, NoConfig, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops.linear_scan import _eager
+
+
+def core(x: Tensor, a: Tensor) -> Tensor:
+    """h [B,T,D] from x, a [B,T,D] and a zero state."""
+    time = x.shape[1]
+    values, products = x.clone(), a
+    span = 1
+    while span < time:
+        # each step takes in the pair that ends `span` steps before it
+        values[:, span:] = values[:, span:] + products[:, span:] * values[:, :-span]
+        if 2 * span < time:
+            grown = products.clone()
+            grown[:, span:] *= products[:, :-span]
+            products = grown
+        span *= 2
+    return values
+
+
+def run(
+    x: Tensor,
+    a: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+    *,
+    config: NoConfig,
+) -> tuple[Tensor, Tensor]:
+    return _eager.forward(core, x, a, h0, reset, cu_seqlens, reverse)
+
+
+def rank(case: Case, device: Device) -> int:
+    """Behind the chunked form, which moves fewer bytes."""
+    return 4
+
+
+VARIANT = Variant(
+    op="linear_scan",
+    name="eager.associative",
+    summary="recursive doubling over the whole tensor",
+    run=run,
+    config=NoConfig,
+    rank=rank,
+)

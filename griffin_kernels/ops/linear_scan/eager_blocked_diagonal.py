@@ -1,0 +1,93 @@
+"""The T x T transfer matrix, cut into blocks of time: diagonal blocks applied densely, the rest through the carry.
+
+    h = M x,   M_ts = a_t a_{t-1} ... a_{s+1}  for s <= t, else 0
+
+Each diagonal block [L, L] (one per chunk and channel) is built by L - 1 doubled products and applied as one batched
+product; everything below the diagonal blocks has rank one per chunk and reaches a chunk through the state before it.
+Dense blocks cost L times the traffic of a scan: only short blocks can pay, and only where launches dominate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops.linear_scan import _eager
+
+
+@dataclass(frozen=True)
+class Config:
+    """block: rows L of a diagonal block."""
+
+    block: int = 8
+
+
+def core(x: Tensor, a: Tensor, block: int) -> Tensor:
+    """h [B,T,D] from x, a [B,T,D] and a zero state."""
+    batch, time, width = x.shape
+    pad = -time % block
+    gates = torch.nn.functional.pad(a, (0, 0, 0, pad)).reshape(batch, -1, block, width)  # [B, K, L, D]
+    values = torch.nn.functional.pad(x, (0, 0, 0, pad)).reshape(batch, -1, block, width)
+    matrix = transfer(gates)
+    local = torch.einsum("bktsd,bksd->bktd", matrix, values)
+    decay = matrix[..., 0, :] * gates[:, :, :1]  # [B, K, L, D]: what the state before the block is multiplied by
+    carry = torch.zeros_like(local[:, 0, 0])
+    carries = []
+    for k in range(local.shape[1]):
+        carries.append(carry)
+        carry = torch.addcmul(local[:, k, -1], decay[:, k, -1], carry)
+    h = local + decay * torch.stack(carries, dim=1)[:, :, None]
+    return h.reshape(batch, time + pad, width)[:, :time]
+
+
+def transfer(gates: Tensor) -> Tensor:
+    """Diagonal blocks [B,K,L,L,D] of the transfer matrix from gates [B,K,L,D]; entry (t, s) leads from s to t."""
+    length = gates.shape[2]
+    rows: list[Tensor] = []
+    for t in range(length):
+        row = torch.zeros_like(gates)
+        row[:, :, t] = 1.0
+        if t:
+            row[:, :, :t] = rows[-1][:, :, :t] * gates[:, :, t : t + 1]
+        rows.append(row)
+    return torch.stack(rows, dim=2)
+
+
+def run(
+    x: Tensor,
+    a: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    return _eager.forward(lambda u, g: core(u, g, config.block), x, a, h0, reset, cu_seqlens, reverse)
+
+
+def traffic(case: Case, config: Config) -> int:
+    """Bytes: the matrix is written once and read once beside the scan's own three streams."""
+    elements = case["B"] * case["T"] * case["D"]
+    return elements * (2 * config.block * 4 + 3 * case.bytes_per_element())
+
+
+def rank(case: Case, device: Device) -> int:
+    """Never the default."""
+    return 1
+
+
+VARIANT = Variant(
+    op="linear_scan",
+    name="eager.blocked_diagonal",
+    summary="dense diagonal blocks of the transfer matrix, carry between them",
+    run=run,
+    config=Config,
+    axes={"block": (4, 8, 16)},
+    rank=rank,
+    traffic=traffic,
+)

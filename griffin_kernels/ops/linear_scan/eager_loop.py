@@ -1,0 +1,48 @@
+"""Baseline: the Python loop over time that the published PyTorch code runs.
+
+    h_t = a_t * h_{t-1} + x_t
+
+Two operations per step on float32 copies and a list of states to stack, as in google-deepmind/recurrentgemma
+(torch/layers.py, rnn_scan) and in the RG-LRU of transformers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import NoConfig, Variant
+from griffin_kernels.ops.linear_scan import _eager
+
+
+def core(x: Tensor, a: Tensor) -> Tensor:
+    """h [B,T,D] from x, a [B,T,D] and a zero state."""
+    carry = torch.zeros_like(x[:, 0])
+    states = []
+    for t in range(x.shape[1]):
+        carry = a[:, t] * carry + x[:, t]
+        states.append(carry)
+    return torch.stack(states, dim=1)
+
+
+def run(
+    x: Tensor,
+    a: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+    *,
+    config: NoConfig,
+) -> tuple[Tensor, Tensor]:
+    return _eager.forward(core, x, a, h0, reset, cu_seqlens, reverse)
+
+
+VARIANT = Variant(
+    op="linear_scan",
+    name="eager.loop",
+    summary="the published Python loop",
+    run=run,
+    config=NoConfig,
+    baseline=True,
+)

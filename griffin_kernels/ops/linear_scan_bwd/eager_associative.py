@@ -1,0 +1,34 @@
+"""The reverse scan of the gradient by recursive doubling; see linear_scan/eager_associative.py."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from griffin_kernels.contract import NoConfig, Variant
+from griffin_kernels.ops.linear_scan import _eager
+from griffin_kernels.ops.linear_scan.eager_associative import core, rank
+
+
+def run(
+    dh: Tensor,
+    dh_last: Tensor | None,
+    a: Tensor,
+    h: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+    *,
+    config: NoConfig,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    return _eager.backward(core, dh, dh_last, a, h, h0, reset, cu_seqlens, reverse)
+
+
+VARIANT = Variant(
+    op="linear_scan_bwd",
+    name="eager.associative",
+    summary="recursive doubling over the whole tensor",
+    run=run,
+    config=NoConfig,
+    rank=rank,
+)

@@ -1,0 +1,159 @@
+"""The command line: ``griffin`` with its subcommands, and ``tune`` as a short name for ``griffin tune``."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from griffin_kernels import errors
+
+HELP = {"help_option_names": ["-h", "--help"]}
+
+app = typer.Typer(
+    name="griffin",
+    help="Tuned kernels for Griffin and Hawk models: tune this machine, then read the report.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings=HELP,
+    pretty_exceptions_enable=False,
+)
+tune_app = typer.Typer(name="tune", add_completion=False, context_settings=HELP, pretty_exceptions_enable=False)
+
+
+def _split(value: str | None) -> tuple[str, ...]:
+    """``a,b`` -> ("a", "b")."""
+    return tuple(part.strip() for part in (value or "").split(",") if part.strip())
+
+
+@contextlib.contextmanager
+def _plain_errors(console: Console) -> Iterator[None]:
+    """Errors of the package in one line on standard error, exit code 2."""
+    try:
+        yield
+    except errors.GriffinKernelsError as error:
+        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@tune_app.callback(invoke_without_command=True)
+def tune(
+    context: typer.Context,
+    ops: Annotated[str | None, typer.Option(help="Ops, comma-separated. All by default.")] = None,
+    cases: Annotated[
+        str | None, typer.Option(help="Cases, comma-separated: parts of their keys, such as T4096 or 'B1-*-bfloat16'.")
+    ] = None,
+    dtypes: Annotated[str | None, typer.Option(help="Dtypes, comma-separated: float32, bfloat16, float16.")] = None,
+    budget: Annotated[
+        str, typer.Option(help="quick, default (minutes on a small CPU) or thorough (everything).")
+    ] = "default",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<index>. The first GPU, else the CPU.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for journal, registry and report. The user's data folder by default.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, if there is one.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
+) -> None:
+    """Find the fastest correct kernel for this device, publish it to the registry and write the report."""
+    if context.invoked_subcommand is not None:
+        return
+    console = Console(stderr=False)
+    with _plain_errors(Console(stderr=True)):
+        from tuning import plan, terminal
+
+        options = plan.Options(_split(ops), _split(cases), _split(dtypes), budget, device or "")
+        if dry_run:
+            terminal.show_plan(console, options)
+            return
+        signal.signal(signal.SIGTERM, _interrupt)
+        command = shlex.join(["griffin", "tune", *(a for a in _arguments() if a != "--resume")])
+        outcome = terminal.run(console, options, out, resume, command)
+        if outcome is None:
+            raise typer.Exit(130)
+        from reports.build import write_report
+
+        report = write_report(outcome.paths.journal, outcome.paths.report, outcome.paths.registry)
+        console.print(f"report    {report}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _arguments() -> list[str]:
+    """The words after ``griffin tune`` or ``tune``."""
+    words = sys.argv[1:]
+    return words[1:] if words[:1] == ["tune"] else words
+
+
+@app.command()
+def report(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of a run, or a journal. This machine's last run by default.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML file. report.html beside the journal by default.")] = None,
+) -> None:
+    """Write the HTML report of a run, finished or not, from its journal and registry."""
+    with _plain_errors(Console(stderr=True)):
+        from griffin_kernels import device as devices
+        from reports.build import write_report
+        from tuning.journal import FILE_NAME
+        from tuning.run import Paths
+
+        if folder is None:
+            paths = Paths.choose(None, devices.detect())
+        elif folder.is_file():
+            paths = Paths(folder, folder.with_name("registry.json"), folder.with_suffix(".html"))
+        else:
+            paths = Paths.choose(folder, devices.detect())
+        if not paths.journal.exists():
+            raise errors.ReportError(f"there is no journal at {paths.journal}; `griffin tune` makes one ({FILE_NAME})")
+        registry = paths.registry if paths.registry.exists() else None
+        written = write_report(paths.journal, out or paths.report, registry)
+        Console().print(str(written), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def explain(
+    op: Annotated[str, typer.Argument(help="An op, such as linear_scan.")],
+    case: Annotated[str, typer.Argument(help="A bench case's key, or a part that only one has.")],
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<index>.")] = None,
+) -> None:
+    """Say which kernel a case runs on, and why."""
+    with _plain_errors(Console(stderr=True)):
+        import griffin_kernels
+        from griffin_kernels import catalog
+        from griffin_kernels import device as devices
+
+        contract = catalog.op(op)
+        found = [c for c in contract.cases if c.key == case] or [c for c in contract.cases if case in c.key]
+        if len(found) != 1:
+            keys = ", ".join(c.key for c in found or contract.cases_tagged("bench"))
+            problem = "several cases match" if found else "no case matches"
+            raise errors.ArgumentError(f"{problem} {case!r}: {keys}")
+        Console().print(
+            str(griffin_kernels.explain(op, found[0], devices.detect(device))),
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+app.add_typer(tune_app)
+
+
+def main() -> None:
+    """Entry point of ``griffin``."""
+    app()
+
+
+def tune_main() -> None:
+    """Entry point of ``tune``."""
+    tune_app()

@@ -1,0 +1,193 @@
+"""Numbers and names as a person reads them: three significant digits, sensible units, no exponents but for errors."""
+
+from __future__ import annotations
+
+import json
+import math
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from griffin_kernels.records import CaseRecord
+
+MISSING = "\u2013"
+"""Shown where nothing was recorded."""
+
+THIN_SPACE = "\u202f"
+MINUS = "\u2212"
+TIMES = "\u00d7"
+
+TIME_UNITS: tuple[tuple[float, str], ...] = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+
+RATE_PREFIXES: tuple[tuple[float, str], ...] = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+RATE_UNITS: Mapping[str, str] = {
+    "bytes_per_s": "B/s",
+    "flops_per_s": "FLOP/s",
+    "flop_per_s": "FLOP/s",
+    "ops_per_s": "op/s",
+}
+
+BOUND_NAMES: Mapping[str, str] = {
+    "dram": "DRAM",
+    "dram_copy": "DRAM copy",
+    "dram_triad": "DRAM triad",
+    "l2": "L2",
+    "special": "special functions",
+    "vector": "vector FP32",
+    "vector_fp32": "vector FP32",
+    "matmul": "matrix units",
+    "tensor": "matrix units",
+    "launch": "launch",
+}
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Fixed notation with ``digits`` significant digits: ``0.0123``, ``12.3``, ``12 300``."""
+    if not math.isfinite(value):
+        return "not finite"
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    rounded = round(value, digits - 1 - exponent)
+    if rounded and math.floor(math.log10(abs(rounded))) > exponent:
+        exponent += 1
+    text = f"{abs(rounded):,.{max(0, digits - 1 - exponent)}f}".replace(",", THIN_SPACE)
+    return f"{MINUS}{text}" if value < 0 else text
+
+
+def time_unit(seconds: float | None) -> tuple[float, str]:
+    """(scale, name) of the unit in which a time has one to three digits before the point."""
+    for scale, name in TIME_UNITS:
+        if seconds and seconds >= scale:
+            return scale, name
+    return (1e-9, "ns") if seconds else (1e-6, "µs")
+
+
+def time(seconds: float | None) -> str:
+    """``87.3 µs``."""
+    if seconds is None:
+        return MISSING
+    scale, name = time_unit(seconds)
+    return f"{significant(seconds / scale)}{THIN_SPACE}{name}"
+
+
+def time_in(seconds: float | None, scale: float) -> str:
+    """A time in a given unit, without its name, for columns with one unit."""
+    return MISSING if seconds is None else significant(seconds / scale)
+
+
+def ratio(value: float | None) -> str:
+    """A speedup or another ratio, with the multiplication sign after it."""
+    return MISSING if value is None else f"{significant(value)}{TIMES}"
+
+
+def share(value: float | None) -> str:
+    """``68%``; one digit after the point below 10%."""
+    if value is None:
+        return MISSING
+    return f"{100 * value:.1f}%" if value < 0.0995 else f"{100 * value:.0f}%"
+
+
+def error(value: float | None) -> str:
+    """``1.6e-3``: an error figure. None is an infinite one: the journal's JSON has no infinity."""
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{MINUS if exponent.startswith('-') else ''}{exponent[1:].lstrip('0') or '0'}"
+
+
+def rate(value: float, unit: str) -> str:
+    """A ceiling's value: ``2.93 TB/s``, ``2.40 µs``."""
+    if unit in ("s", "seconds"):
+        return time(value)
+    if unit in ("fraction", "ratio", "share"):
+        return f"{significant(100 * value)}%"
+    name = RATE_UNITS.get(unit, unit)
+    for scale, prefix in RATE_PREFIXES:
+        if value >= scale and unit in RATE_UNITS:
+            return f"{significant(value / scale)} {prefix}{name}"
+    return f"{significant(value)} {name}".strip()
+
+
+def duration(seconds: float) -> str:
+    """``21 min 37 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{hours} h" if hours else "", f"{minutes} min" if minutes else "", f"{rest} s" if not hours else ""]
+    return " ".join(part for part in parts if part)
+
+
+def size(count: int) -> str:
+    """Bytes: ``50 MiB``."""
+    for scale, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= scale:
+            return f"{significant(count / scale)} {name}"
+    return f"{count} B"
+
+
+def date(text: str) -> str:
+    """``2026-11-20T08:00:03+00:00`` -> ``2026-11-20 08:00 UTC``; anything else is left as it is."""
+    day, _, clock = text.partition("T")
+    if len(clock) >= 8 and clock[8:] in ("Z", "+00:00"):
+        return f"{day} {clock[:5]} UTC"
+    return text
+
+
+def case(record: CaseRecord) -> str:
+    """``B 8 · T 2048 · D 2560``: the sizes; dtype and flags are shown beside."""
+    return " · ".join(f"{name}\u00a0{value}" for name, value in record.dims.items())
+
+
+def marks(record: CaseRecord) -> list[str]:
+    """Dtype, flags and data of a case, each shown as a mark of its own."""
+    return [record.dtype, *record.flags, *record.data]
+
+
+def config(values: Mapping[str, Any]) -> str:
+    """``block_t=32 num_warps=4``; empty where there is nothing to tune."""
+    return " ".join(f"{name}={value}" for name, value in values.items())
+
+
+def bound(name: str | None) -> str:
+    """A ceiling's name in words."""
+    return MISSING if name is None else BOUND_NAMES.get(name, name.replace("_", " "))
+
+
+def label(name: str) -> str:
+    """A field's name in words: ``last_level_cache_bytes`` -> ``last level cache``."""
+    for unit in ("_bytes", "_watts", "_mhz", "_gib"):
+        name = name.removesuffix(unit)
+    return name.replace("_", " ")
+
+
+def fact(name: str, value: Any) -> str:
+    """A recorded fact with the unit that its name carries."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or value == "":
+        return MISSING
+    if isinstance(value, int | float):
+        if name.endswith("_bytes"):
+            return size(int(value))
+        for ending, unit in (("_watts", "W"), ("_mhz", "MHz"), ("_gib", "GiB")):
+            if name.endswith(ending):
+                return f"{value:g} {unit}"
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence) and all(isinstance(v, str | int | float) for v in value):
+        return ", ".join(map(str, value)) or MISSING
+    return json.dumps(value, sort_keys=True)
+
+
+def fragment(anchor: str) -> str:
+    """An anchor as the fragment of a link."""
+    return urllib.parse.quote(anchor, safe="/+~=,.-_:")
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """``1 case``, ``3 cases``."""
+    return f"{count} {one if count == 1 else many or one + 's'}"

@@ -1,0 +1,374 @@
+"""What a report shows, worked out from the journal: verdicts, cases, candidates, overviews. No HTML, no figures."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from griffin_kernels.records import CaseRecord, Entry, RegistryFile
+from reports import format as fmt
+from reports.journal import Journal
+from tuning import stats
+from tuning.records import Candidate, OutputError, Race, Result
+
+STATUSES = ("ok", "slow", "wrong", "failed", "rejected")
+"""Every candidate status, from best to worst."""
+
+INDIFFERENCE = 0.03
+"""Differences below this are SAME even where they are certain: nobody would change a kernel for them."""
+
+
+def compare(interval: tuple[float, float] | None) -> str | None:
+    """SAME, FASTER, SLOWER or UNSURE, from the interval of a speedup; None without one."""
+    if interval is None:
+        return None
+    low, high = interval
+    if low >= 1 - INDIFFERENCE and high <= 1 + INDIFFERENCE:
+        return "SAME"
+    if low > 1:
+        return "FASTER"
+    return "SLOWER" if high < 1 else "UNSURE"
+
+
+@dataclass(frozen=True)
+class CandidateView:
+    """A candidate with its statistics. roles: of ``winner``, ``baseline``, ``default``, those that it has."""
+
+    record: Candidate
+    roles: tuple[str, ...]
+    median: float | None
+    interval: tuple[float, float] | None
+    ratio: float | None = None
+
+    @property
+    def role(self) -> str:
+        """The one role that decides its mark."""
+        return self.roles[0] if self.roles else "other"
+
+    @property
+    def label(self) -> str:
+        return f"{self.record.variant} {fmt.config(self.record.config)}".strip()
+
+    @property
+    def spread(self) -> float | None:
+        """Half the width of the interval over the median."""
+        if not self.median or self.interval is None:
+            return None
+        return (self.interval[1] - self.interval[0]) / 2 / self.median
+
+    @property
+    def rel_norm(self) -> float | None:
+        return worst_of(e.rel_norm for e in self.record.errors)
+
+    @property
+    def worst(self) -> float | None:
+        return worst_of(e.worst for e in self.record.errors)
+
+
+def worst_of(figures: Iterable[float | None]) -> float | None:
+    """The largest error figure; an infinite one counts as such; None where there are none."""
+    values = [math.inf if figure is None else figure for figure in figures]
+    return max(values) if values else None
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """One finalist of a race. ratios: its time over the winner's, round by round."""
+
+    label: str
+    key: str
+    is_winner: bool
+    is_baseline: bool
+    median: float
+    ratios: tuple[float, ...]
+    interval: tuple[float, float]
+
+    @property
+    def ratio(self) -> float:
+        return stats.median(self.ratios)
+
+    @property
+    def word(self) -> str:
+        """How it compares with the winner."""
+        low, high = self.interval
+        return compare((1 / high, 1 / low)) or ""
+
+
+@dataclass(frozen=True)
+class CaseView:
+    """One case: its candidates (best first), decision and race."""
+
+    op: str
+    case: CaseRecord
+    candidates: tuple[CandidateView, ...]
+    result: Result | None
+    finalists: tuple[Finalist, ...]
+    rounds: int
+    registry_note: str | None = None
+
+    @property
+    def anchor(self) -> str:
+        return f"{self.op}/{self.case.case(self.op).key}"
+
+    @property
+    def label(self) -> str:
+        return " · ".join([fmt.case(self.case), *fmt.marks(self.case)])
+
+    @property
+    def entry(self) -> Entry | None:
+        return self.result.entry if self.result else None
+
+    @property
+    def word(self) -> str | None:
+        return compare(self.entry.speedup_interval) if self.entry else None
+
+    @property
+    def winner(self) -> CandidateView | None:
+        return next((c for c in self.candidates if "winner" in c.roles), None)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Candidates by status, those that occur."""
+        found: Counter[str] = Counter(c.record.status for c in self.candidates)
+        return {status: found[status] for status in STATUSES if found[status]}
+
+    @property
+    def roof_seconds(self) -> float | None:
+        """Time at the ceiling that binds."""
+        if self.entry is None or self.entry.median_s is None or self.entry.share_of_bound is None:
+            return None
+        return self.entry.median_s * self.entry.share_of_bound
+
+    @property
+    def unit(self) -> tuple[float, str]:
+        """One unit for all times of the case."""
+        reference = self.entry.median_s if self.entry and self.entry.median_s else None
+        fastest = min((c.median for c in self.candidates if c.median), default=None)
+        return fmt.time_unit(reference or fastest)
+
+
+@dataclass(frozen=True)
+class OpView:
+    name: str
+    cases: tuple[CaseView, ...]
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """Numerical error of the candidates of one op, variant, dtype and output that were held against float64."""
+
+    op: str
+    variant: str
+    dtype: str
+    output: str
+    rel_norm: float | None
+    worst: float | None
+    right: int
+    wrong: int
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A distinct problem. Texts that differ only in numbers are one reason; ``text`` is the first of them."""
+
+    status: str
+    text: str
+    count: int
+    alike: int
+    variants: tuple[str, ...]
+    example: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The facts of the first screen. words: how many cases compare how with their best baseline."""
+
+    cases: int
+    compared: int
+    words: dict[str, int]
+    geometric_mean: float | None
+    worst: CaseView | None
+    roof_share: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a tuning report shows."""
+
+    journal: Journal
+    ops: tuple[OpView, ...]
+    registry_only: tuple[Entry, ...] = ()
+    registry_notes: tuple[str, ...] = field(default=())
+
+    @property
+    def cases(self) -> list[CaseView]:
+        return [case for op in self.ops for case in op.cases]
+
+    @property
+    def candidates(self) -> list[CandidateView]:
+        return [candidate for case in self.cases for candidate in case.candidates]
+
+    @cached_property
+    def headline(self) -> Headline:
+        decided = [case for case in self.cases if case.entry]
+        compared = [case for case in decided if case.entry and case.entry.speedup]
+        speedups = {case.anchor: case.entry.speedup for case in compared if case.entry and case.entry.speedup}
+        words = Counter(case.word for case in decided if case.word)
+        shares = [case.entry.share_of_bound for case in decided if case.entry and case.entry.share_of_bound]
+        mean = math.exp(sum(map(math.log, speedups.values())) / len(speedups)) if speedups else None
+        return Headline(
+            cases=len(decided),
+            compared=len(compared),
+            words={word: words[word] for word in ("FASTER", "SAME", "UNSURE", "SLOWER") if words[word]},
+            geometric_mean=mean,
+            worst=min(compared, key=lambda case: speedups[case.anchor], default=None),
+            roof_share=stats.median(shares) if shares else None,
+        )
+
+    @cached_property
+    def error_rows(self) -> list[ErrorRow]:
+        groups: defaultdict[tuple[str, str, str, str], list[tuple[Candidate, OutputError]]] = defaultdict(list)
+        for view in self.candidates:
+            record = view.record
+            for figure in record.errors:
+                groups[record.op, record.variant, record.case.dtype, figure.output].append((record, figure))
+        rows = []
+        for key, found in groups.items():
+            right = [figure for record, figure in found if record.status != "wrong"]
+            rows.append(
+                ErrorRow(
+                    *key,
+                    rel_norm=worst_of(figure.rel_norm for figure in right),
+                    worst=worst_of(figure.worst for figure in right),
+                    right=len(right),
+                    wrong=len(found) - len(right),
+                )
+            )
+        return rows
+
+    @cached_property
+    def status_counts(self) -> list[tuple[str, dict[str, int]]]:
+        """Candidates by status for each op."""
+        table = []
+        for op in self.ops:
+            found: Counter[str] = Counter(c.record.status for case in op.cases for c in case.candidates)
+            table.append((op.name, {status: found[status] for status in STATUSES}))
+        return table
+
+    @cached_property
+    def reasons(self) -> list[Reason]:
+        """Distinct problems, the most serious status and then the most frequent first."""
+        groups: defaultdict[tuple[str, str], list[Candidate]] = defaultdict(list)
+        for view in self.candidates:
+            if view.record.status != "ok":
+                text = view.record.problem or "no reason was recorded"
+                groups[view.record.status, re.sub(r"\d[\d.]*(?:e[+-]?\d+)?", "#", text)].append(view.record)
+        order = {status: place for place, status in enumerate(("failed", "wrong", "rejected", "slow"))}
+        rows = [
+            Reason(
+                status=status,
+                text=found[0].problem or "no reason was recorded",
+                count=len(found),
+                alike=len({record.problem for record in found}),
+                variants=tuple(dict.fromkeys(f"{record.op}/{record.variant}" for record in found)),
+                example=found[0].key,
+            )
+            for (status, _), found in groups.items()
+        ]
+        return sorted(rows, key=lambda row: (order[row.status], -row.count))
+
+
+def _candidate_views(found: Sequence[Candidate], result: Result | None) -> tuple[CandidateView, ...]:
+    winner_key = result.winner_key if result else None
+    medians = {c.key: stats.median(c.samples_s) for c in found if c.samples_s}
+    best = medians.get(winner_key) if winner_key else min(medians.values(), default=None)
+    views = []
+    for record in found:
+        held = {"winner": record.key == winner_key, "baseline": record.baseline, "default": record.is_default}
+        median = medians.get(record.key)
+        views.append(
+            CandidateView(
+                record=record,
+                roles=tuple(role for role, holds in held.items() if holds),
+                median=median,
+                interval=stats.bootstrap_interval(record.samples_s) if record.samples_s else None,
+                ratio=median / best if median is not None and best else None,
+            )
+        )
+    return tuple(
+        sorted(views, key=lambda v: (v.median is None, v.median or 0.0, STATUSES.index(v.record.status), v.record.key))
+    )
+
+
+def _finalists(race: Race, result: Result | None, found: dict[str, Candidate]) -> tuple[Finalist, ...]:
+    if not race.keys or not race.rounds_s or any(value <= 0 for row in race.rounds_s for value in row):
+        return ()
+    columns = {key: [row[place] for row in race.rounds_s] for place, key in enumerate(race.keys)}
+    winner = result.winner_key if result and result.winner_key in columns else race.keys[0]
+    finalists = []
+    for key, times in columns.items():
+        record = found.get(key)
+        finalists.append(
+            Finalist(
+                label=f"{record.variant} {fmt.config(record.config)}".strip() if record else key,
+                key=key,
+                is_winner=key == winner,
+                is_baseline=bool(record and record.baseline),
+                median=stats.median(times),
+                ratios=tuple(mine / best for mine, best in zip(times, columns[winner], strict=True)),
+                interval=stats.paired_ratio_interval(times, columns[winner]),
+            )
+        )
+    return tuple(sorted(finalists, key=lambda finalist: (not finalist.is_winner, finalist.ratio, finalist.key)))
+
+
+def build(journal: Journal, registry: RegistryFile | None = None) -> Report:
+    """The view of a journal; with the registry, what it holds beyond this run or against it."""
+    results, races = journal.results, journal.races
+    groups: defaultdict[tuple[str, str], list[Candidate]] = defaultdict(list)
+    cases: dict[tuple[str, str], CaseRecord] = {}
+    for candidate in journal.candidates:
+        key = (candidate.op, candidate.case.case(candidate.op).key)
+        groups[key].append(candidate)
+        cases.setdefault(key, candidate.case)
+    for key, result in results.items():
+        cases.setdefault(key, result.entry.case)
+    entries = {(e.op, e.case.case(e.op).key): e for e in registry.entries} if registry else {}
+    by_op: defaultdict[str, list[CaseView]] = defaultdict(list)
+    for key, case in cases.items():
+        race, decided = races.get(key), results.get(key)
+        by_op[key[0]].append(
+            CaseView(
+                op=key[0],
+                case=case,
+                candidates=_candidate_views(groups[key], decided),
+                result=decided,
+                finalists=_finalists(race, decided, {c.key: c for c in groups[key]}) if race else (),
+                rounds=len(race.rounds_s) if race else 0,
+                registry_note=_registry_note(decided, entries.get(key)) if registry else None,
+            )
+        )
+    notes = []
+    if registry and registry.device.validity != journal.run.device.validity:
+        notes.append("The registry was made for another device than this journal.")
+    return Report(
+        journal=journal,
+        ops=tuple(OpView(name, tuple(views)) for name, views in by_op.items()),
+        registry_only=tuple(entry for key, entry in entries.items() if key not in cases),
+        registry_notes=tuple(notes),
+    )
+
+
+def _registry_note(decided: Result | None, entry: Entry | None) -> str | None:
+    """Where the registry disagrees with this run."""
+    if decided is None:
+        return None
+    if entry is None:
+        return "The registry has no entry for this case."
+    if (entry.variant, entry.config) != (decided.entry.variant, decided.entry.config):
+        return f"The registry holds another choice: {entry.variant} {fmt.config(entry.config)}".strip() + "."
+    return None

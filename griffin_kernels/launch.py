@@ -1,0 +1,72 @@
+"""A kernel launch as data: the same description is run on a GPU, run in the interpreter, and compiled for a GPU that
+is not there.
+
+A Triton variant gives ``launches(inputs, outputs, config) -> list[Launch]``:
+
+- ``inputs``: the arguments of ``run`` by name, without ``config``.
+- ``outputs``: output tensors by name, a dict. Those it lacks are allocated with ``torch.empty`` and put into it (None
+  where the op gives None). Scratch is allocated by ``launches`` and lives as long as the list.
+- The list may be run again: every launch gives the same result each time the whole list runs.
+
+With tensors on torch's ``meta`` device nothing is allocated and nothing can run, but all of it can be compiled.
+``run`` of such a variant is ``launches``, then ``run_all``. Nothing here imports Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a launch promises about its machine code; tests hold the compiled kernel against it.
+
+    load_bits: width of the widest global load per thread (NVIDIA).
+    async_copies: loads are pipelined with asynchronous copies to shared memory (NVIDIA from sm_80 on).
+    spills: why spilled registers are accepted; empty where there must be none.
+    """
+
+    load_bits: int = 0
+    async_copies: bool = False
+    spills: str = ""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch.
+
+    kernel: a ``triton.jit`` function. grid: programs along x, y, z; y and z at most 65535.
+    args: tensors, numbers and None by parameter name. constexprs: compile-time values by parameter name.
+    tile: elements that one program handles per iteration of its main loop (per program where it has no loop); 0 where
+    instructions per element mean nothing.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: Mapping[str, Any]
+    constexprs: Mapping[str, Any]
+    num_warps: int = 4
+    num_stages: int = 1
+    tile: int = 0
+    claims: Claims = field(default_factory=Claims)
+
+    @property
+    def name(self) -> str:
+        """The kernel's name as written in its source."""
+        name: str = self.kernel.__name__
+        return name
+
+
+def run_all(launches: Sequence[Launch]) -> None:
+    """Enqueue the launches in order on the current stream of the device their tensors are on."""
+    tensor = next(value for launch in launches for value in launch.args.values() if isinstance(value, Tensor))
+    with torch.cuda.device_of(tensor):
+        for launch in launches:
+            launch.kernel[launch.grid](
+                **launch.args, **launch.constexprs, num_warps=launch.num_warps, num_stages=launch.num_stages
+            )

@@ -1,0 +1,82 @@
+"""What the unfused variants share: gates by batched matrix products, their elementwise parts, the tuned scan by name.
+
+The scan is reached as ``torch.ops.griffin_kernels.linear_scan``, the operator that ``griffin_kernels`` registers, so
+that these variants use whichever scan is fastest on the device without importing it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import accumulator
+from griffin_kernels.ops.rg_lru.op import DECAY
+
+
+def blockwise(x: Tensor, blocks: int) -> Tensor:
+    """[B,T,D] -> [H, B*T, n], a view where x's strides allow one."""
+    return x.reshape(-1, blocks, x.shape[2] // blocks).transpose(0, 1)
+
+
+def channelwise(values: Tensor, like: Tensor) -> Tensor:
+    """[H, B*T, n] -> [B,T,D], contiguous."""
+    return values.transpose(0, 1).reshape(like.shape)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Batched left @ right, in float32 where a GPU multiplies half-precision data and can return it unrounded."""
+    if left.is_cuda and left.dtype in (torch.bfloat16, torch.float16):
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left, right)
+
+
+def gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """sigmoid(x W + b) [B,T,D] in the accumulator's dtype; x [B,T,D], weight [H,n,n], bias [H,n]."""
+    wide = accumulator(x.dtype)
+    z = channelwise(product(blockwise(x, weight.shape[0]), weight), x)
+    return z.to(wide).add_(bias.to(wide).flatten()).sigmoid_()
+
+
+class Terms(NamedTuple):
+    """i, r, log_a, a, v = 1 - a^2 and the multiplier m, each [B,T,D] in the accumulator's dtype."""
+
+    i: Tensor
+    r: Tensor
+    log_a: Tensor
+    v: Tensor
+    m: Tensor
+
+
+def terms(
+    x: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    reset: Tensor | None,
+) -> Terms:
+    """Everything that the gates give; m is 1 at a reset."""
+    i = gate(x, input_gate_weight, input_gate_bias)
+    r = gate(x, recurrence_gate_weight, recurrence_gate_bias)
+    log_a = r * (-DECAY * torch.nn.functional.softplus(a_param.to(r.dtype)))
+    v = (2 * log_a).expm1_().neg_()
+    m = v.sqrt()
+    if reset is not None:
+        m.masked_fill_(reset[..., None], 1.0)
+    return Terms(i, r, log_a, v, m)
+
+
+def scan(
+    x: Tensor, a: Tensor, h0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The tuned linear_scan of this device."""
+    h, h_last = torch.ops.griffin_kernels.linear_scan(x, a, wide_state(h0, x), reset, cu_seqlens, False)
+    return h, h_last
+
+
+def wide_state(h0: Tensor | None, like: Tensor) -> Tensor | None:
+    """h0 in the dtype that a scan over ``like`` takes for states."""
+    return None if h0 is None else h0.to(like.dtype)

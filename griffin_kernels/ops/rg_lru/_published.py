@@ -1,0 +1,65 @@
+"""The published form of RG-LRU in autograd-visible PyTorch, shared by the baseline and its backward.
+
+Written anew after google-deepmind/recurrentgemma (torch) and transformers, which agree. Two things differ, to be right
+in every dtype: gates are cast to float32 before exp (in bfloat16 an a above 0.998 would become 1), and 1 - a^2 is
+-expm1(2 log a). States are collected and stacked: the published writes into a preallocated tensor cost the same
+forward, and in autograd one copy of the whole gradient per time step.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import accumulator
+from griffin_kernels.ops.rg_lru.op import DECAY, ClippedSqrt, resets
+
+
+def rg_lru(
+    x: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    h0: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """y [B,T,D] and h_last [B or N, D]."""
+    wide = accumulator(x.dtype)
+    blocks = x.reshape(*x.shape[:2], *input_gate_bias.shape)  # [B, T, H, n]
+    i = torch.sigmoid(torch.einsum("bthi,hij->bthj", blocks, input_gate_weight) + input_gate_bias).flatten(2)
+    z_r = torch.einsum("bthi,hij->bthj", blocks, recurrence_gate_weight) + recurrence_gate_bias
+    r = torch.sigmoid(z_r.flatten(2).to(wide))
+    log_a = -DECAY * r * torch.nn.functional.softplus(a_param.to(wide))
+    a = torch.exp(log_a)
+    multiplier: Tensor = ClippedSqrt.apply(-torch.expm1(2 * log_a))  # type: ignore[no-untyped-call]
+    reset = resets(x, h0, segment_pos, cu_seqlens)
+    if reset is not None:
+        multiplier = reset[..., None] + ~reset[..., None] * multiplier
+        a = a * ~reset[..., None]
+    u = x * i * multiplier.to(x.dtype)
+    if cu_seqlens is None:
+        return loop(u, a, None if h0 is None else h0.to(wide))
+    # packed sequences one after the other, as a user without packing would run them
+    pieces, last = [], []
+    offsets = cu_seqlens.tolist()
+    for row, (start, end) in enumerate(itertools.pairwise(offsets)):
+        state = u.new_zeros(1, u.shape[2], dtype=wide) if h0 is None else h0[row : row + 1].to(wide)
+        piece, state = loop(u[:, start:end], a[:, start:end], state)
+        pieces.append(piece)
+        last.append(state)
+    return torch.cat(pieces, dim=1), torch.cat(last)
+
+
+def loop(u: Tensor, a: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The Python loop over time; u [B,T,D] in the data's dtype, a and h in the accumulator's."""
+    state = torch.zeros_like(a[:, 0]) if h is None else h
+    states = []
+    for t in range(u.shape[1]):
+        state = a[:, t] * state + u[:, t].to(a.dtype)
+        states.append(state.to(u.dtype))
+    return torch.stack(states, dim=1) if states else torch.empty_like(u), state

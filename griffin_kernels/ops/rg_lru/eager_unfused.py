@@ -1,0 +1,54 @@
+"""Gates by batched matrix products, then the device's tuned scan over float32 inputs.
+
+    i = sigmoid(x W_i + b_i),  r = sigmoid(x W_r + b_r)
+    log a = -8 softplus(a_param) r,  u = sqrt(-expm1(2 log a)) i x       float32
+    h = linear_scan(u, exp(log a))
+
+Elementwise steps run one by one through memory, in place where they can. Runs wherever PyTorch does.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from griffin_kernels.contract import Case, NoConfig, Variant
+from griffin_kernels.ops.rg_lru import _gates
+from griffin_kernels.ops.rg_lru.op import resets
+
+
+def run(
+    x: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    h0: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    *,
+    config: NoConfig,
+) -> tuple[Tensor, Tensor]:
+    reset = resets(x, h0, segment_pos, cu_seqlens)
+    i, _, log_a, _, m = _gates.terms(
+        x, a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias, reset
+    )
+    h, h_last = _gates.scan(i.mul_(x).mul_(m), log_a.exp_(), h0, reset, cu_seqlens)
+    return h.to(x.dtype), h_last
+
+
+def traffic(case: Case, config: NoConfig) -> int:
+    """Bytes moved: x for each product, arguments out, some eight float32 passes of two or three streams, the scan."""
+    elements = case["B"] * case["T"] * case["D"]
+    return elements * (7 * case.bytes_per_element() + 24 * 4)
+
+
+VARIANT = Variant(
+    op="rg_lru",
+    name="eager.unfused",
+    summary="batched gate products, elementwise steps, the tuned scan",
+    run=run,
+    config=NoConfig,
+    rank=lambda case, device: 10,
+    traffic=traffic,
+)

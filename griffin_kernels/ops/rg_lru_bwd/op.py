@@ -1,0 +1,162 @@
+"""rg_lru_bwd: the gradient of rg_lru. The contract.
+
+y is the forward output in the data's dtype; gates are recomputed. With g_t the gradient that reaches h_t (the scan's
+backward gives it, and da_t = g_t h_{t-1}), v = 1 - a^2, m = sqrt(v), and no gradient to a or m at a reset:
+
+    dx = g m i + dz_i W_i^T + dz_r W_r^T
+    dz_i = g m x i (1 - i)
+    d log a = a da - 2 a^2 (g i x) min(1 / (2 m), 1000)
+    dz_r = -8 softplus(a_param) r (1 - r) d log a,   da_param = sigmoid(a_param) sum(-8 r d log a)
+    dW = sum of x^T dz,   db = sum of dz
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.ops.linear_scan_bwd import op as scan_bwd
+from griffin_kernels.ops.rg_lru import op as forward
+
+
+def reference(
+    dy: Tensor,
+    dh_last: Tensor | None,
+    x: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    y: Tensor,
+    h0: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """The equations at the top of this file, in their order."""
+    blocks = x.reshape(*x.shape[:2], *input_gate_bias.shape)  # [B, T, H, n]
+    i = torch.sigmoid(torch.einsum("bthk,hkj->bthj", blocks, input_gate_weight) + input_gate_bias).flatten(2)
+    r = torch.sigmoid(torch.einsum("bthk,hkj->bthj", blocks, recurrence_gate_weight) + recurrence_gate_bias).flatten(2)
+    softplus = torch.logaddexp(a_param, torch.zeros_like(a_param))
+    log_a = -forward.DECAY * softplus * r
+    a, v = torch.exp(log_a), -torch.expm1(2 * log_a)
+    m = torch.sqrt(v)
+    reset = forward.resets(x, h0, segment_pos, cu_seqlens)
+    if reset is not None:
+        m = torch.where(reset[..., None], 1.0, m)
+    g, da, dh0 = scan_bwd.reference(dy, dh_last, a, y, h0, reset, cu_seqlens, reverse=False)
+    dm = g * i * x
+    if reset is not None:
+        dm = torch.where(reset[..., None], 0.0, dm)
+    # the published clipping, on v = 1 - a^2 as it is there
+    dv = dm / torch.sqrt(torch.clamp(4 * v, min=1 / forward.MAX_SQRT_GRADIENT**2))
+    dlog_a = a * da - 2 * a**2 * dv
+    dz_i = (g * m * x * i * (1 - i)).reshape(blocks.shape)
+    dz_r = (-forward.DECAY * softplus * dlog_a * r * (1 - r)).reshape(blocks.shape)
+    da_param = torch.sigmoid(a_param) * (-forward.DECAY * r * dlog_a).sum((0, 1))
+    through_gates = torch.einsum("bthj,hkj->bthk", dz_i, input_gate_weight)
+    through_gates = through_gates + torch.einsum("bthj,hkj->bthk", dz_r, recurrence_gate_weight)
+    return (
+        g * m * i + through_gates.flatten(2),
+        da_param,
+        torch.einsum("bthk,bthj->hkj", blocks, dz_i),
+        dz_i.sum((0, 1)),
+        torch.einsum("bthk,bthj->hkj", blocks, dz_r),
+        dz_r.sum((0, 1)),
+        dh0,
+    )
+
+
+def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Forward inputs, the forward output by the reference in the accumulator's dtype, and random gradients."""
+    inputs = forward.make_inputs(case, device, seed)
+    wide = accumulator(case.torch_dtype)
+    values = {
+        name: value.to(wide) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+    y, h_last = forward.reference(**values)
+    generator = torch.Generator().manual_seed(seed + 1)
+    dy = torch.randn(y.shape, generator=generator).to(device, case.torch_dtype)
+    dh_last = torch.randn(h_last.shape, generator=generator).to(device, wide) if "h0" in case.data else None
+    optional = {name: inputs.pop(name) for name in ("h0", "segment_pos", "cu_seqlens")}
+    return {"dy": dy, "dh_last": dh_last, **inputs, "y": y.to(case.torch_dtype), **optional}
+
+
+def cost(case: Case) -> Cost:
+    """Read dy, x, y and the weights, write dx and the weights' gradients; six products of a gate's size."""
+    elements = case["B"] * case["T"] * case["D"]
+    weights = 2 * case["H"] * case["n"] * (case["n"] + 1) + case["D"]
+    size = case.bytes_per_element()
+    # per gate: z again, dz W^T, x^T dz
+    # biases 2; log a 2; v 1; g 2; da 1; dm 2; dv 1; d log a 4; dz_i 5; dz_r 4; sums 4; dx 3
+    # sigmoid twice, exp, expm1, sqrt, rsqrt
+    return Cost(
+        bytes_read=(3 * elements + weights) * size + forward.index_bytes(case),
+        bytes_written=(elements + weights) * size,
+        tensor_flops=6 * 2 * elements * case["n"],
+        vector_flops=31 * elements,
+        special_ops=6 * elements,
+    )
+
+
+def tolerance(case: Case) -> Tolerance:
+    """Twice the forward's gate term in the norm: more products, and dz rounded before the matrix products."""
+    # a da and 2 a^2 dv partly cancel in d log a, which doubles their relative errors. An implementation may use its own
+    # h in place of y, which has been rounded once. Sums over time average errors out, their inputs being independent.
+    gate = forward.gate_rounding(case)
+    one_way = forward.tolerance(case)
+    return Tolerance(rel_norm=1.5 * one_way.rel_norm + 2 * gate, worst=2 * one_way.worst + 16 * gate)
+
+
+def case_of(
+    dy: Tensor,
+    dh_last: Tensor | None,
+    x: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    y: Tensor,
+    h0: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> Case:
+    """The case that a real call is."""
+    return forward.call_case("rg_lru_bwd", x, input_gate_bias, segment_pos, cu_seqlens)
+
+
+WEIGHTS = (
+    "a_param",
+    "input_gate_weight",
+    "input_gate_bias",
+    "recurrence_gate_weight",
+    "recurrence_gate_bias",
+)
+
+OP = Op(
+    name="rg_lru_bwd",
+    summary="dx, the gradients of all gate parameters, and dh0 of rg_lru, gates recomputed",
+    inputs={
+        "dy": TensorSpec("B T D"),
+        "dh_last": TensorSpec("N D", "state", optional=True),
+        **{name: forward.INPUTS[name] for name in ("x", *WEIGHTS)},
+        "y": TensorSpec("B T D"),
+        **{name: forward.INPUTS[name] for name in ("h0", "segment_pos", "cu_seqlens")},
+    },
+    outputs={
+        "dx": TensorSpec("B T D"),
+        **{f"d{name}": forward.INPUTS[name] for name in WEIGHTS},
+        "dh0": TensorSpec("N D", "accumulator", optional=True),
+    },
+    reference=reference,
+    cases=forward.cases("rg_lru_bwd"),
+    make_inputs=make_inputs,
+    cost=cost,
+    tolerance=tolerance,
+    case_of=case_of,
+    free_dims=("n", "N"),
+    forward="rg_lru",
+)

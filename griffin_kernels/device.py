@@ -225,7 +225,7 @@ def provenance(device: Device) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": ".".join(map(str, sys.version_info[:3])),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "triton": _version("triton"),
         "numba": _version("numba"),
         "system": f"{platform.system()} {platform.release()}",

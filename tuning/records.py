@@ -28,7 +28,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="kind"
 
 
 class Ceiling(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling", tag_field="kind"):
-    """A measured ceiling: name ``dram_copy``, value in ``unit`` (``bytes_per_s``), interval over the samples."""
+    """A measured ceiling: name ``dram_copy`` or ``dram_add``, value and interval in ``unit`` (``bytes_per_s``)."""
 
     name: str
     value: float
@@ -52,7 +52,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate", tag_
     """One finished candidate: key is ``op/variant/case/config/device``.
 
     status: ``ok`` (right, timed), ``slow`` (right, but more than the cut-off slower than the best; few samples),
-    ``wrong`` (failed the gate, never timed), ``failed`` (raised), ``rejected`` (cannot run this case here).
+    ``wrong`` (failed the gate, never timed), ``failed`` (raised), ``rejected`` (cannot run this case here),
+    ``skipped`` (its variant is hopeless here: see problem).
     problem: one sentence unless ok. samples_s: every sample of the first timing.
     """
 
@@ -63,7 +64,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate", tag_
     config: dict[str, Any]
     baseline: bool
     is_default: bool
-    status: Literal["ok", "slow", "wrong", "failed", "rejected"]
+    status: Literal["ok", "slow", "wrong", "failed", "rejected", "skipped"]
     problem: str | None = None
     errors: list[OutputError] = []
     samples_s: list[float] = []
@@ -72,12 +73,18 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate", tag_
 
 
 class Race(msgspec.Struct, frozen=True, kw_only=True, tag="race", tag_field="kind"):
-    """Interleaved rounds of the finalists of one case: rounds_s[i][j] is finalist j in round i."""
+    """Interleaved rounds of the finalists of one case: rounds_s[i][j] is finalist j in round i.
+
+    again_s[i] is a second sample of the first finalist in round i. noise_floor: half-width of the interval of the
+    ratio of those two, which are the same kernel: no difference below it means anything.
+    """
 
     op: str
     case: CaseRecord
     keys: list[str]
     rounds_s: list[list[float]]
+    again_s: list[float] = []
+    noise_floor: float = 0.0
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, tag="result", tag_field="kind"):

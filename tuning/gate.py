@@ -1,0 +1,58 @@
+"""Correctness before timing: a candidate that is wrong is recorded as wrong and never timed.
+
+Two problems per case: the case itself, and the same case cut to an odd number of steps with another seed, where tails
+and chunk boundaries fall differently. Compiled variants skip the second, which would compile them again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from griffin_kernels import verify
+from griffin_kernels.contract import Case, Inputs, Op
+from griffin_kernels.device import Device
+from tuning.plan import Planned
+
+SHORT_STEPS = 331
+"""Steps of the second problem: prime, so no block size divides it."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One set of inputs with the float64 reference's outputs."""
+
+    case: Case
+    inputs: Inputs
+    want: tuple[Tensor | None, ...]
+
+
+def problems(op: Op, case: Case, device: Device) -> list[Problem]:
+    """The full problem (seed 0) and, for longer cases, the short one (seed 1)."""
+    chosen = [(case, 0)]
+    if case.size.get("T", 0) > SHORT_STEPS:
+        dims = tuple((name, SHORT_STEPS if name == "T" else size) for name, size in case.dims)
+        chosen.append((dataclasses.replace(case, dims=dims), 1))
+    found = []
+    for problem, seed in chosen:
+        inputs = op.make_inputs(problem, device.torch_device, seed)
+        found.append(Problem(problem, inputs, verify.reference_outputs(op, inputs)))
+    return found
+
+
+def check(op: Op, planned: Planned, device: Device, given: list[Problem]) -> verify.Verdict:
+    """The verdict on a candidate: the first problem it fails, or else its errors on the full one."""
+    verdicts = []
+    for problem in given:
+        if problem is not given[0]:
+            if planned.variant.backend == "compiled":
+                continue
+            if planned.variant.reject(problem.case, device, planned.config) is not None:
+                continue
+        verdict = verify.check(op, planned.variant, problem.case, planned.config, problem.inputs, problem.want)
+        if not verdict.ok:
+            return dataclasses.replace(verdict, problem=f"{problem.case.key}: {verdict.problem}")
+        verdicts.append(verdict)
+    return verdicts[0]

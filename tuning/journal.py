@@ -1,0 +1,116 @@
+"""The journal: one append-only JSON Lines file with fsync, from which everything later is derived.
+
+``kill -9`` at any moment loses at most the line being written: a torn last line is cut off when the file is opened
+again. Only one process may write a journal at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import filelock
+import msgspec
+
+from griffin_kernels import errors
+from tuning.records import JOURNAL_VERSION, End, Record, Run
+
+FILE_NAME = "journal.jsonl"
+
+_DECODER = msgspec.json.Decoder(Record)
+
+
+def read(path: Path) -> list[Record]:
+    """Every record of a journal; a torn last line is left out. JournalError says what is wrong with another line."""
+    return [record for record, _ in _scan(path)]
+
+
+def _scan(path: Path) -> Iterator[tuple[Record, int]]:
+    """(record, offset of the byte after it) for every whole line."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise errors.JournalError(f"journal {path} cannot be read: {error.strerror}") from None
+    offset = 0
+    for number, line in enumerate(raw.splitlines(keepends=True), start=1):
+        offset += len(line)
+        whole = line.endswith(b"\n")
+        if not whole:
+            return
+        try:
+            record = _DECODER.decode(line)
+        except msgspec.DecodeError as error:
+            if offset == len(raw):
+                return  # a torn write can end in a newline when blocks reached the disk out of order
+            raise errors.JournalError(
+                f"journal {path}, line {number} is broken: {error}; move it away to start anew"
+            ) from None
+        if isinstance(record, Run) and record.journal_version > JOURNAL_VERSION:
+            raise errors.JournalError(
+                f"journal {path} has version {record.journal_version}, this package reads up to {JOURNAL_VERSION}"
+            )
+        yield record, offset
+
+
+def unfinished(records: list[Record]) -> bool:
+    """True if the journal's run has begun and not ended."""
+    return bool(records) and not any(isinstance(record, End) for record in records)
+
+
+class Journal:
+    """An open journal. ``append`` returns after the record is on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        """Open for appending, cutting off a torn last line. JournalError if another process has it open."""
+        self.path = path
+        self._lock = filelock.FileLock(f"{path}.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise errors.JournalError(
+                f"another tune run is writing {path}; wait for it, or choose another --out"
+            ) from None
+        try:
+            kept = max((end for _, end in _scan(path)), default=0) if path.exists() else 0
+            self._file = open(path, "ab")
+            self._file.truncate(kept)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def append(self, record: Record) -> None:
+        """Write one record and wait until it is on the disk."""
+        try:
+            self._file.write(msgspec.json.encode(record) + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise errors.OutputFolderError(
+                f"journal {self.path} cannot be written: {error.strerror}; everything before this is safe, "
+                "make room and run `griffin tune --resume`"
+            ) from None
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def set_aside(path: Path, records: list[Record]) -> Path:
+    """Rename an old journal after its run, so that a new run starts an empty one. Returns the new name."""
+    run = next((record for record in records if isinstance(record, Run)), None)
+    name = f"journal-{run.run_id if run else 'unnamed'}.jsonl"
+    target = path.with_name(name)
+    os.replace(path, target)
+    return target

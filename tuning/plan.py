@@ -1,0 +1,121 @@
+"""What a run will try: for every op and case, the candidates in order of work."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from griffin_kernels import catalog, errors
+from griffin_kernels.contract import DATA_DTYPES, Case, Op, Variant, config_key
+from griffin_kernels.device import Device
+from tuning.budget import BUDGETS, Budget
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for. Empty tuples mean everything that fits the device."""
+
+    ops: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    budget: str = "default"
+    device: str = ""
+
+    def limits(self) -> Budget:
+        """The budget by name; ArgumentError lists the names."""
+        if self.budget not in BUDGETS:
+            raise errors.ArgumentError(f"no budget {self.budget!r}; there are {', '.join(BUDGETS)}")
+        return BUDGETS[self.budget]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One candidate. reason: why it cannot run (then it is recorded and not tried)."""
+
+    variant: Variant
+    config: Any
+    reason: str | None = None
+
+    def key(self, case: Case, device: Device) -> str:
+        """``op/variant/case/config/device``."""
+        return f"{self.variant.key}/{case.key}/{config_key(self.config)}/{device.slug}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One op and case: everything that competes for it. default: what dispatch would run untuned."""
+
+    op: Op
+    case: Case
+    candidates: tuple[Planned, ...]
+    default: Planned | None
+
+
+def make(options: Options, device: Device) -> list[Job]:
+    """Jobs in order; an op comes after the ops that its variants may call (names sort that way today).
+
+    Raises UnknownOpError, DtypeError or ArgumentError naming what does not exist and listing what does.
+    """
+    budget = options.limits()
+    for name in options.dtypes:
+        if name not in DATA_DTYPES:
+            raise errors.DtypeError(f"no dtype {name!r}; there are {', '.join(DATA_DTYPES)}")
+    chosen = [catalog.op(name) for name in options.ops] or list(catalog.ops().values())
+    available = [(op, case) for op in chosen for case in bench_cases(op, device)]
+    explicit = bool(options.cases or options.dtypes)
+    jobs = [
+        _job(op, case, device, budget)
+        for op, case in available
+        if _wanted(case, options) and (budget.thorough or not case.thorough or explicit)
+    ]
+    if not jobs:
+        keys = ", ".join(dict.fromkeys(case.key for _, case in available))
+        raise errors.ArgumentError(
+            f"no case matches --cases {list(options.cases)} --dtypes {list(options.dtypes)}; "
+            f"on this device there are {keys}"
+        )
+    return jobs
+
+
+def bench_cases(op: Op, device: Device) -> list[Case]:
+    """The op's bench cases that are meant for a kind of device."""
+    where = ("any", "cpu") if device.kind == "cpu" else ("any", "gpu")
+    return [case for case in op.cases_tagged("bench") if case.where in where]
+
+
+def _wanted(case: Case, options: Options) -> bool:
+    if options.dtypes and case.dtype not in options.dtypes:
+        return False
+    return not options.cases or any(fnmatch.fnmatchcase(case.key, f"*{pattern}*") for pattern in options.cases)
+
+
+def _job(op: Op, case: Case, device: Device, budget: Budget) -> Job:
+    planned: list[Planned] = []
+    for variant in catalog.variants(op.name).values():
+        accepted = variant.configs(case, device)
+        if not accepted:
+            reason = variant.reject(case, device, variant.config())
+            planned.append(Planned(variant, variant.config(), reason))
+            continue
+        planned += [Planned(variant, config) for config in spread(accepted, budget.configs)]
+    default = _default(planned, case, device)
+    # the default and the baselines first: the rest is cut off against them
+    planned.sort(key=lambda p: (p is not default, not p.variant.baseline, -p.variant.rank(case, device)))
+    return Job(op, case, tuple(planned), default)
+
+
+def spread(configs: Sequence[Any], most: int) -> list[Any]:
+    """At most ``most`` of ``configs``, the first always in, the others evenly over the list; all for 0."""
+    if most == 0 or len(configs) <= most:
+        return list(configs)
+    if most == 1:
+        return [configs[0]]
+    rest = configs[1:]
+    return [configs[0], *(rest[round(i * (len(rest) - 1) / max(1, most - 2))] for i in range(most - 1))]
+
+
+def _default(planned: list[Planned], case: Case, device: Device) -> Planned | None:
+    able = [p for p in planned if p.reason is None and not p.variant.baseline and p.config == p.variant.config()]
+    return max(able, key=lambda p: (p.variant.rank(case, device), p.variant.name), default=None)

@@ -1,0 +1,9 @@
+"""Static analysis: compiles launches for GPUs that are not there and reads what the machine code costs.
+
+targets     the architectures that can be compiled for
+describe    a case as tensors without memory
+compiling   a Launch and a target to machine code, specialised as Triton's JIT would
+nvidia, amd instructions and resources out of that machine code
+report      StaticReport and what a launch claims about itself
+worker      runs all of it in a process of its own
+"""

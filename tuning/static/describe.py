@@ -1,0 +1,30 @@
+"""A case as tensors without memory, so that a case larger than this machine can be compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Inputs, Op
+from griffin_kernels.specs import size_of
+
+_SHORT = 16
+
+
+def meta_inputs(op: Op, case: Case) -> Inputs:
+    """The arguments of ``case`` on torch's meta device, contiguous, with the shapes that the op's specs give.
+
+    A real twin of the case, short in time, tells which tensors are there, their dtypes, and the plain options.
+    """
+    dims = tuple((name, min(size, _SHORT) if name == "T" else size) for name, size in case.dims)
+    inputs = op.make_inputs(dataclasses.replace(case, dims=dims), torch.device("cpu"), 0)
+    for name, spec in op.inputs.items():
+        value = inputs[name]
+        if isinstance(value, Tensor):
+            sizes = [size_of(dim, case.size) for dim in spec.names]
+            # a dim that the case does not name keeps the twin's size
+            shape = [have if want is None else want for want, have in zip(sizes, value.shape, strict=True)]
+            inputs[name] = torch.empty(shape, dtype=value.dtype, device="meta")
+    return inputs

@@ -1,0 +1,182 @@
+"""Calls the compiled kernels of _numba.py: outputs, addresses, threads. Shared by both ops and both algorithms.
+
+The time and batch strides of x, a, h, dh and reset may be anything; a tensor whose channels are not contiguous is
+copied first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from griffin_kernels import memory
+from griffin_kernels.contract import accumulator
+from griffin_kernels.ops import _threads
+from griffin_kernels.ops.linear_scan import _numba
+
+_Fields: Any = ctypes.c_int64 * len(_numba.FIELDS)
+_STREAMED = 16 * 2**20
+"""Bytes of outputs from which they are written past the caches: little of them would be left there for a reader."""
+_COUNTER, _ITEMS = _numba.FIELDS.index("counter"), _numba.FIELDS.index("items")
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of it, with contiguous channels."""
+    if (tensor.stride(-1) != 1 and tensor.shape[-1] != 1) or tensor.is_neg():
+        return tensor.resolve_neg().contiguous()
+    return tensor
+
+
+def _wide(state: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A state [N, D] contiguous in the accumulator's dtype."""
+    return None if state is None else state.to(dtype).resolve_neg().contiguous()
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _slots(cu_seqlens: Tensor, chunk: int) -> Tensor:
+    """int64 [N+1]: where each packed sequence's chunks begin; a sequence has at least one."""
+    counts = (cu_seqlens.diff().long() + chunk - 1).div(chunk, rounding_mode="floor").clamp(min=1)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _scan(
+    kernel: Any,
+    x: Tensor,
+    a: Tensor,
+    h: Tensor | None,
+    before: Tensor | None,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    backwards: bool,
+    block: int,
+    ahead: bool,
+    chunk: int | None,
+    outputs: tuple[Tensor, ...],
+    final: Tensor,
+) -> None:
+    """Run a kernel, and the two phases before it where time is cut. x: x, or dh; names as in ``_numba.FIELDS``."""
+    batch, time, width = x.shape
+    sequences = final.shape[0]
+    blocks = -(-width // block)
+    x_batch, x_time, _ = x.stride()
+    a_batch, a_time, _ = a.stride()
+    h_batch, h_time, _ = (0, 0, 0) if h is None else h.stride()
+    reset_batch, reset_time = (0, 0) if reset is None else reset.stride()
+    offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
+    chunks, slots, table, carries, products = 1, sequences, None, None, None
+    if chunk is None or time <= chunk:
+        chunk = time
+    else:
+        if offsets is None:
+            chunks = -(-time // chunk)
+            slots = sequences * chunks
+        else:
+            table = _slots(offsets, chunk)
+            slots = int(table[-1])
+        carries, products = torch.empty((2, slots, width), dtype=final.dtype)
+    row_bytes = width * x.element_size()
+    hints = _numba.AHEAD if ahead else 0
+    if (
+        len(outputs) * batch * time * row_bytes >= _STREAMED
+        and row_bytes % 64 == 0
+        and not any(out.data_ptr() % 64 for out in outputs)
+    ):
+        hints |= _numba.STREAM
+    fields = _Fields(
+        0,
+        slots * blocks,
+        blocks,
+        block,
+        width,
+        time,
+        sequences,
+        chunk,
+        chunks,
+        _address(offsets),
+        _address(table),
+        backwards,
+        hints,
+        h is not None,
+        _address(initial),
+        final.data_ptr(),
+        _address(carries),
+        _address(products),
+        _address(before),
+        _address(reset),
+        reset_batch,
+        reset_time,
+        a.data_ptr(),
+        a_batch,
+        a_time,
+        x.data_ptr(),
+        x_batch,
+        x_time,
+        _address(h),
+        h_batch,
+        h_time,
+        outputs[0].data_ptr(),
+        outputs[-1].data_ptr(),
+    )
+    threads = _threads.threads_for(slots * blocks, batch * time * width)
+    address = ctypes.addressof(fields)
+    if carries is not None:
+        _threads.run(_numba.compiled(_numba.reduce, x.dtype), address, threads)
+        fields[_COUNTER] = 0
+        _threads.run(_numba.compiled(_numba.carries, x.dtype), address, min(threads, sequences * blocks))
+        fields[_COUNTER] = 0
+    _threads.run(_numba.compiled(kernel, x.dtype), address, threads)
+
+
+def forward(
+    x: Tensor,
+    a: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+    block: int,
+    ahead: bool,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """linear_scan by blocks of ``block`` channels and, with ``chunk``, pieces of that many steps."""
+    x, a = _rows(x), _rows(a)
+    wide = accumulator(x.dtype)
+    sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    h = memory.empty(x.shape, x.dtype)
+    h_last = torch.empty((sequences, x.shape[2]), dtype=wide)
+    initial = _wide(h0, wide)
+    _scan(_numba.forward, x, a, None, None, initial, reset, cu_seqlens, reverse, block, ahead, chunk, (h,), h_last)
+    return h, h_last
+
+
+def backward(
+    dh: Tensor,
+    dh_last: Tensor | None,
+    a: Tensor,
+    h: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+    block: int,
+    ahead: bool,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """linear_scan_bwd, likewise; the carry that leaves the first step is the gradient of h0."""
+    dh, a, h = _rows(dh), _rows(a), _rows(h)
+    wide = accumulator(a.dtype)
+    sequences = a.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    dx, da = memory.empty(a.shape, a.dtype), memory.empty(a.shape, a.dtype)
+    final = torch.empty((sequences, a.shape[2]), dtype=wide)
+    initial, before = _wide(dh_last, wide), _wide(h0, wide)
+    _scan(
+        _numba.backward, dh, a, h, before, initial, reset, cu_seqlens, not reverse, block, ahead, chunk, (dx, da), final
+    )
+    return dx, da, None if h0 is None else final

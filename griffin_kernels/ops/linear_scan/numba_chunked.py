@@ -1,0 +1,68 @@
+"""Time cut into chunks that run on different threads, in native CPU code, for few channels and few sequences.
+
+Over one chunk the state goes from c to P c + L. Three phases:
+
+    reduce   every chunk but the last: P = product of a, L = the state it reaches from zero
+    carries  the state that enters each chunk, chunk after chunk
+    scan     numba_sequential.py's pass over every chunk, from its own carry
+
+x and a are read twice, so this pays only where threads would be idle in one pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops.linear_scan import _numba_call
+from griffin_kernels.ops.linear_scan.numba_sequential import reject
+
+
+@dataclass(frozen=True)
+class Config:
+    """block_d: channels of one work item. ahead: ask for the next row early. chunk: time steps of one work item."""
+
+    block_d: int = 640
+    ahead: bool = False
+    chunk: int = 256
+
+
+def run(
+    x: Tensor,
+    a: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    return _numba_call.forward(x, a, h0, reset, cu_seqlens, reverse, config.block_d, config.ahead, config.chunk)
+
+
+def rank(case: Case, device: Device) -> int:
+    """Before the single pass where that would leave more than half of the cores idle for long."""
+    busy = case["N"] * -(-case["D"] // Config.block_d)
+    return 30 if 2 * busy <= device.units and case["T"] >= 4 * Config.chunk else 15
+
+
+def traffic(case: Case, config: Config) -> int:
+    """Bytes moved: x and a twice, h once."""
+    streams = 3 if case["T"] <= config.chunk else 5
+    return streams * case["B"] * case["T"] * case["D"] * case.bytes_per_element()
+
+
+VARIANT = Variant(
+    op="linear_scan",
+    name="numba.chunked",
+    summary="three phases in native code, threads over time too",
+    run=run,
+    config=Config,
+    axes={"block_d": (128, 640, 2560), "ahead": (False, True), "chunk": (64, 256)},
+    reject=reject,
+    rank=rank,
+    traffic=traffic,
+)

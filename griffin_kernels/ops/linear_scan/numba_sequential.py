@@ -1,0 +1,69 @@
+"""One pass over time, in native CPU code; a thread per block of channels of each sequence.
+
+    h_t = a_t * h_{t-1} + x_t
+
+The state of a block stays in the first-level cache while time goes by a row of the block at a time, so each element is
+read once and written once: bound by DRAM as soon as there are as many blocks as cores. Rows are vectors of float32
+(float64); bfloat16 and float16 are converted in registers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops.linear_scan import _numba_call
+
+
+@dataclass(frozen=True)
+class Config:
+    """block_d: channels of one work item. Wide rows suit the processor's prefetcher, narrow ones give more items.
+    ahead: ask for the next row early; pays where rows are narrow.
+    """
+
+    block_d: int = 640
+    ahead: bool = False
+
+
+def run(
+    x: Tensor,
+    a: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    return _numba_call.forward(x, a, h0, reset, cu_seqlens, reverse, config.block_d, config.ahead)
+
+
+def reject(case: Case, device: Device, config: Any) -> str | None:
+    """Shared by all numba variants of both ops."""
+    if device.kind != "cpu":
+        return "needs a CPU"
+    isa = dict(device.details).get("isa", ())
+    if case.dtype == "float16" and device.arch.startswith("x86") and "f16c" not in isa:
+        return "float16 needs a processor with F16C"
+    return None
+
+
+def rank(case: Case, device: Device) -> int:
+    """Above every eager variant."""
+    return 20
+
+
+VARIANT = Variant(
+    op="linear_scan",
+    name="numba.sequential",
+    summary="one pass in native code, threads over channels and sequences",
+    run=run,
+    config=Config,
+    axes={"block_d": (128, 256, 640, 1280, 2048, 2560, 4096), "ahead": (False, True)},
+    reject=reject,
+    rank=rank,
+)

@@ -1,0 +1,68 @@
+"""The journal survives torn writes and tells broken files apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from griffin_kernels import errors
+from tuning import journal
+from tuning.records import Ceiling, End
+
+
+def ceiling(value: float = 1.0) -> Ceiling:
+    return Ceiling(name="dram_copy", value=value, low=value, high=value, unit="bytes_per_s")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / journal.FILE_NAME
+
+
+def test_what_is_appended_is_read_back(path):
+    with journal.Journal(path) as log:
+        log.append(ceiling(1.0))
+        log.append(End(date="2026-01-01", registry="r.json", seconds=2.0))
+    assert journal.read(path) == [ceiling(1.0), End(date="2026-01-01", registry="r.json", seconds=2.0)]
+    assert not journal.unfinished(journal.read(path))
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_torn_last_line_is_left_out_and_cut_off_on_reopening(path, cut):
+    with journal.Journal(path) as log:
+        log.append(ceiling(1.0))
+        whole = path.read_bytes()
+        log.append(ceiling(2.0))
+    path.write_bytes(path.read_bytes()[: len(whole) + cut])
+    assert journal.read(path) == [ceiling(1.0)]
+    with journal.Journal(path) as log:
+        log.append(ceiling(3.0))
+    assert journal.read(path) == [ceiling(1.0), ceiling(3.0)]
+
+
+def test_broken_line_in_the_middle_names_file_and_line(path):
+    path.write_bytes(b'{"kind":"end","date":"","registry":"","seconds":1}\n{broken}\n{"kind":"end"}\n')
+    with pytest.raises(errors.JournalError, match=r"journal\.jsonl, line 2 is broken"):
+        journal.read(path)
+
+
+def test_journal_of_a_later_version_is_refused(path):
+    line = (
+        '{"kind":"run","journal_version":99,"run_id":"x","date":"","device":{"validity":{},"provenance":{}},'
+        '"command":"","options":{},"planned":1}\n'
+    )
+    path.write_text(line)
+    with pytest.raises(errors.JournalError, match="version 99"):
+        journal.read(path)
+
+
+def test_second_writer_is_refused(path):
+    with journal.Journal(path), pytest.raises(errors.JournalError, match="another tune run"):
+        journal.Journal(path)
+
+
+def test_setting_aside_keeps_the_old_journal(path):
+    with journal.Journal(path) as log:
+        log.append(ceiling())
+    moved = journal.set_aside(path, journal.read(path))
+    assert not path.exists()
+    assert journal.read(moved) == [ceiling()]

@@ -14,6 +14,7 @@ With tensors on torch's ``meta`` device nothing is allocated and nothing can run
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,7 +66,7 @@ class Launch:
 def run_all(launches: Sequence[Launch]) -> None:
     """Enqueue the launches in order on the current stream of the device their tensors are on."""
     tensor = next(value for launch in launches for value in launch.args.values() if isinstance(value, Tensor))
-    with torch.cuda.device_of(tensor):
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
         for launch in launches:
             launch.kernel[launch.grid](
                 **launch.args, **launch.constexprs, num_warps=launch.num_warps, num_stages=launch.num_stages

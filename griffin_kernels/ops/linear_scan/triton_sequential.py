@@ -27,7 +27,7 @@ from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops.linear_scan import _triton
-from griffin_kernels.ops.linear_scan._triton import load_state, span
+from griffin_kernels.ops.linear_scan._triton_jit import load_state, span
 from griffin_kernels.ops.linear_scan._triton_rows import scan_rows
 
 

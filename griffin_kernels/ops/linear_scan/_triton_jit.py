@@ -1,0 +1,100 @@
+"""Device functions that the Triton scans share: where a program works, rows ahead of the scan, states.
+
+Time is visited in steps 0, 1, ... of a *span*; ``reverse`` only makes the row strides negative, so no kernel copies or
+flips. Row and channel strides are compile-time constants (they follow from the model, not from the call), which makes
+row offsets immediates and lets the compiler see that neighbouring channels are neighbours in memory. Bases are 64-bit.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+# mypy: disable-error-code="assignment"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def span(row, cu_seqlens, T, REVERSE: tl.constexpr):
+    """(batch, time of step 0, steps) of row ``row`` of h0: a batch entry, or a packed sequence."""
+    if cu_seqlens is None:
+        batch = tl.cast(row, tl.int64)
+        begin = tl.cast(0, tl.int64)
+        end = tl.cast(T, tl.int64)
+    else:
+        batch = tl.cast(0, tl.int64)
+        begin = tl.cast(tl.load(cu_seqlens + row), tl.int64)
+        end = tl.cast(tl.load(cu_seqlens + row + 1), tl.int64)
+    first = begin
+    if REVERSE:
+        first = end - 1
+    return batch, first, tl.cast(end - begin, tl.int32)
+
+
+@triton.jit
+def load_rows(
+    pointers,
+    inside,
+    left,
+    STEP: tl.constexpr,
+    OTHER: tl.constexpr,
+    ROWS: tl.constexpr,
+    MASKED: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """ROWS rows as a tuple, every load issued before the first is used. pointers, inside: [block_d].
+
+    MASKED: some channels are outside. TAIL: rows from ``left`` on are outside. Those read OTHER.
+    """
+    rows = ()
+    for u in tl.static_range(ROWS):
+        if TAIL:
+            rows += (tl.load(pointers + u * STEP, mask=inside & (u < left), other=OTHER),)
+        elif MASKED:
+            rows += (tl.load(pointers + u * STEP, mask=inside, other=OTHER),)
+        else:
+            rows += (tl.load(pointers + u * STEP),)
+    return rows
+
+
+@triton.jit
+def load_flags(pointer, left, STEP: tl.constexpr, OTHER: tl.constexpr, ROWS: tl.constexpr, TAIL: tl.constexpr):
+    """ROWS scalars, one per step, as a tuple; a tuple of OTHER where ``pointer`` is None."""
+    flags = ()
+    for u in tl.static_range(ROWS):
+        if pointer is None:
+            flags += (OTHER,)
+        elif TAIL:
+            flags += (tl.load(pointer + u * STEP, mask=u < left, other=OTHER),)
+        else:
+            flags += (tl.load(pointer + u * STEP),)
+    return flags
+
+
+@triton.jit
+def store_row(pointers, value, inside, u, left, MASKED: tl.constexpr, TAIL: tl.constexpr):
+    """Row u of an output, rounded to its dtype. pointers, value, inside: [block_d]."""
+    value = value.to(pointers.dtype.element_ty)
+    if TAIL:
+        tl.store(pointers, value, mask=inside & (u < left))
+    elif MASKED:
+        tl.store(pointers, value, mask=inside)
+    else:
+        tl.store(pointers, value)
+
+
+@triton.jit
+def load_state(state, row, stride, columns, inside, CHANNEL: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Row ``row`` of a state [N, D] as [block_d] in ACC; zeros where there is none."""
+    if state is None:
+        value = tl.zeros((BLOCK_D,), dtype=ACC)
+    else:
+        base = state + tl.cast(row, tl.int64) * stride
+        value = tl.load(base + columns * CHANNEL, mask=inside, other=0.0).to(ACC)
+    return value
+
+
+@triton.jit
+def combine(a_first, x_first, a_then, x_then):
+    """Two affine maps s -> a s + x, one after the other."""
+    return a_first * a_then, a_then * x_first + x_then

@@ -1,0 +1,125 @@
+"""StaticReport: what the machine code of one launch costs, and whether it keeps the launch's claims."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from griffin_kernels import catalog
+from griffin_kernels.contract import Variant, config_key
+from griffin_kernels.launch import Launch
+from tuning.static import amd, nvidia
+from tuning.static.code import main_loop, mix
+from tuning.static.compiling import compile_launch
+from tuning.static.describe import meta_inputs
+from tuning.static.targets import Target
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One variant to compile: its key, the key of a case of its op, configuration values, the name of a target."""
+
+    variant: str
+    case: str
+    config: dict[str, Any]
+    target: str
+
+
+class StaticReport(msgspec.Struct, frozen=True):
+    """Figures of one compiled kernel; per thread unless a name says otherwise.
+
+    registers: vector registers. spill_bytes: stack used for spilled registers. shared_bytes: per block.
+    instructions: in the whole program. loop_instructions: in the main loop, or the whole program without one.
+    instructions_per_element: thread-instructions that the main loop issues per element (None where it means nothing).
+    mix: instructions of the main loop by class. load_bits: global loads of the whole program by width.
+    broken: claims of the launch that the machine code does not keep, one sentence each.
+    """
+
+    op: str
+    variant: str
+    case: str
+    config: str
+    kernel: str
+    target: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    num_warps: int
+    instructions: int
+    loop_instructions: int
+    instructions_per_element: float | None
+    mix: dict[str, int]
+    load_bits: dict[int, int]
+    broken: tuple[str, ...] = ()
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A request that could not be compiled, with the compiler's words."""
+
+    request: Request
+    reason: str
+
+
+def broken_claims(launch: Launch, target: Target, spill_bytes: int, widths: dict[int, int], copies: int) -> list[str]:
+    """Sentences about what the launch claims and the code does not keep."""
+    found = []
+    if spill_bytes and not launch.claims.spills:
+        found.append(f"spills {spill_bytes} bytes per thread")
+    if target.backend == "cuda":
+        widest = max(widths, default=0)
+        if widest < launch.claims.load_bits:
+            found.append(f"widest load is {widest} bits, claimed are {launch.claims.load_bits}")
+        if launch.claims.async_copies and not copies and int(target.arch) >= 80:
+            found.append("claims asynchronous copies and has none")
+    return found
+
+
+def analyse(launch: Launch, target: Target, *, variant: Variant, case: str, config: Any) -> StaticReport:
+    """Compile one launch and read its machine code."""
+    compiled = compile_launch(launch, target)
+    if target.backend == "cuda":
+        instructions, resources = nvidia.read(compiled.asm["cubin"])
+        classes, widths = nvidia.CLASSES, nvidia.load_widths(instructions)
+    else:
+        instructions, resources = amd.read(compiled.asm["amdgcn"])
+        classes, widths = amd.CLASSES, amd.load_widths(instructions)
+    loop = main_loop(instructions)
+    threads = launch.num_warps * target.warp_size
+    copies = mix(instructions, classes)["async_copies"]
+    shared_bytes = max(compiled.metadata.shared, resources.shared_bytes)
+    broken = broken_claims(launch, target, resources.spill_bytes, widths, copies)
+    if target.shared_limit_bytes is not None and shared_bytes > target.shared_limit_bytes:
+        broken.append(f"needs {shared_bytes} bytes of shared memory, {target.name} has {target.shared_limit_bytes}")
+    return StaticReport(
+        op=variant.op,
+        variant=variant.name,
+        case=case,
+        config=config_key(config),
+        kernel=launch.name,
+        target=target.name,
+        registers=resources.registers,
+        spill_bytes=resources.spill_bytes,
+        shared_bytes=shared_bytes,
+        num_warps=launch.num_warps,
+        instructions=len(instructions),
+        loop_instructions=len(loop),
+        instructions_per_element=len(loop) * threads / launch.tile if launch.tile else None,
+        mix=mix(loop, classes),
+        load_bits=dict(sorted(widths.items())),
+        broken=tuple(broken),
+    )
+
+
+def answer(request: Request, target: Target) -> list[StaticReport | Failure]:
+    """Reports on every launch of a request, or the one reason why there are none."""
+    variant = catalog.variant(request.variant)
+    op = catalog.op(variant.op)
+    case = next(case for case in op.cases if case.key == request.case)
+    config = variant.parse_config(request.config)
+    if variant.launches is None:
+        return [Failure(request, f"{variant.key} has no launches to compile")]
+    try:
+        launches = variant.launches(meta_inputs(op, case), {}, config)
+        return [analyse(launch, target, variant=variant, case=case.key, config=config) for launch in launches]
+    except Exception as error:  # the compiler raises whatever it likes, and one failure must not end the run
+        return [Failure(request, f"{type(error).__name__}: {str(error)[-2000:]}")]

@@ -65,6 +65,7 @@ def run(console: Console, options: Options, out: Path | None, resume: bool, comm
     """Tune and print the table and the paths; None after Ctrl-C, when it has said how to go on."""
     device = devices.detect(options.device or None)
     paths = Paths.choose(out, device)
+    plan.make(options, device)  # a wrong option is answered before anything else is said
     _line(console, f"tuning {describe(device)}")
     _line(console, f"journal   {paths.journal}")
     try:

@@ -1,0 +1,39 @@
+"""A tune run of a few seconds for tests: smoke cases, eager variants.
+
+Run as ``python -m tests.small_tune FOLDER [--resume]``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import MappingProxyType
+
+from rich.console import Console
+
+from griffin_kernels import catalog
+from tuning import plan, terminal
+
+
+def shrink() -> None:
+    """Make the plan small: what is tried changes, how it is tried does not."""
+    everything = catalog.variants
+
+    def eager_only(op_name):
+        return MappingProxyType({n: v for n, v in everything(op_name).items() if v.backend == "eager"})
+
+    plan.catalog.variants = eager_only
+    plan.bench_cases = lambda op, device: list(op.cases_tagged("smoke")[:3])
+
+
+OPTIONS = plan.Options(ops=("linear_scan", "linear_scan_bwd"), budget="quick", device="cpu")
+
+
+def main(folder: str, *flags: str) -> int:
+    shrink()
+    done = terminal.run(Console(), OPTIONS, Path(folder), "--resume" in flags, "griffin tune")
+    return 130 if done is None else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,414 @@
+"""`tune` from plan to registry: what it decides, how it stops, how it goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+import griffin_kernels
+from griffin_kernels import catalog, device, dispatch, errors, registry
+from griffin_kernels.contract import NoConfig, Variant
+from reports.cli import app
+from tests import small_tune
+from tuning import journal, plan, race, stats, terminal
+from tuning.budget import BUDGETS
+from tuning.plan import Options, Planned
+from tuning.records import Candidate, End, Race, Result, Run
+from tuning.run import Paths, tune
+
+KILLS = int(os.environ.get("GRIFFIN_TEST_KILLS", "20"))
+
+HERE = device.cpu()
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
+    monkeypatch.setattr(catalog, "variants", catalog.variants)
+    small_tune.shrink()
+    dispatch.refresh()
+    yield
+    dispatch.refresh()
+
+
+class Quiet:
+    """A listener that listens to nothing."""
+
+    def __getattr__(self, name):
+        return lambda *args: None
+
+
+def run(folder, options=small_tune.OPTIONS, resume=False):
+    return tune(options, Paths.choose(folder, HERE), Quiet(), "griffin tune", resume)
+
+
+def records(folder, kind):
+    return [r for r in journal.read(folder / journal.FILE_NAME) if isinstance(r, kind)]
+
+
+def test_run_leaves_a_journal_a_registry_and_a_winner_that_dispatch_uses(tmp_path, monkeypatch):
+    outcome = run(tmp_path)
+    assert isinstance(journal.read(outcome.paths.journal)[-1], End)
+    assert len(outcome.entries) == 6
+    stored = registry.load_for(outcome.paths.registry, HERE).entries
+    assert sorted(e.samples_digest for e in stored) == sorted(e.samples_digest for e in outcome.entries)
+    monkeypatch.setenv(registry.ENVIRONMENT_VARIABLE, str(tmp_path))
+    dispatch.refresh()
+    for entry in stored:
+        choice = griffin_kernels.select(entry.op, entry.case.case(entry.op), HERE)
+        assert (choice.origin, choice.variant.name) == ("registry", entry.variant)
+
+
+def test_every_planned_candidate_is_in_the_journal_once(tmp_path):
+    run(tmp_path)
+    jobs = plan.make(small_tune.OPTIONS, HERE)
+    wanted = Counter(p.key(job.case, HERE) for job in jobs for p in job.candidates)
+    assert Counter(c.key for c in records(tmp_path, Candidate)) == wanted
+    assert max(wanted.values()) == 1
+
+
+def test_winner_is_never_a_baseline_and_baseline_never_a_candidate_of_ours(tmp_path):
+    for entry in run(tmp_path).entries:
+        assert not catalog.variant(f"{entry.op}/{entry.variant}").baseline
+        assert catalog.variant(f"{entry.op}/{entry.baseline}").baseline
+
+
+def planted(name, behave, **facts):
+    """linear_scan's eager.sequential with something done to its outputs."""
+    real = catalog.variant("linear_scan/eager.sequential")
+
+    def run(*, config, **inputs):
+        return behave(real.run(**inputs, config=NoConfig()))
+
+    run.__module__ = real.run.__module__
+    return Variant("linear_scan", name, "planted", run, NoConfig, **facts)
+
+
+def with_planted(monkeypatch, *variants):
+    everything = catalog.variants
+
+    def more(op_name):
+        return {**everything(op_name), **({v.name: v for v in variants} if op_name == "linear_scan" else {})}
+
+    monkeypatch.setattr(catalog, "variants", more)
+
+
+def raise_(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("behave", "status", "problem"),
+    [
+        (lambda out: (out[0] * 1.001, out[1]), "wrong", "h is wrong"),
+        (lambda out: (out[0], out[1] + 1e-2), "wrong", "h_last is wrong"),
+        (lambda out: (torch.full_like(out[0], float("nan")), out[1]), "wrong", "relative norm inf"),
+        (lambda out: (torch.empty_like(out[0]), out[1]), "wrong", "h is wrong"),
+        (lambda out: (out[0][:, :-1], out[1]), "wrong", "shape"),
+        (lambda out: (out[0].double(), out[1]), "wrong", "float64"),
+        (lambda out: (out[0],), "wrong", "1 outputs"),
+        (lambda out: raise_(RuntimeError("boom")), "failed", "RuntimeError: boom"),
+        (lambda out: raise_(MemoryError()), "failed", "MemoryError"),
+    ],
+    ids=["off by a permille", "h_last off", "NaN", "unwritten", "short", "dtype", "output missing", "raises", "memory"],
+)
+def test_bad_candidate_is_named_never_timed_and_never_wins(tmp_path, monkeypatch, behave, status, problem):
+    with_planted(monkeypatch, planted("eager.planted", behave))
+    case = catalog.op("linear_scan").cases_tagged("smoke")[0]
+    outcome = run(tmp_path, Options(ops=("linear_scan",), cases=(case.key,), budget="quick", device="cpu"))
+    record = next(c for c in records(tmp_path, Candidate) if c.variant == "eager.planted" and c.case.dtype == "float32")
+    assert record.status == status
+    assert problem in (record.problem or "")
+    assert record.samples_s == []
+    assert all(entry.variant != "eager.planted" for entry in outcome.entries)
+
+
+def test_input_that_a_candidate_changes_makes_it_wrong(tmp_path, monkeypatch):
+    def scribble(*, config, x, **inputs):
+        out = catalog.variant("linear_scan/eager.sequential").run(x=x, **inputs, config=NoConfig())
+        x.zero_()
+        return out
+
+    scribble.__module__ = catalog.variant("linear_scan/eager.sequential").run.__module__
+    with_planted(monkeypatch, Variant("linear_scan", "eager.planted", "", scribble, NoConfig))
+    run(tmp_path, Options(ops=("linear_scan",), cases=("float32",), budget="quick", device="cpu"))
+    found = [c for c in records(tmp_path, Candidate) if c.variant == "eager.planted"]
+    assert [c.problem.split(": ")[-1] for c in found] == ["changed its input x"] * len(found)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finalist with made-up rounds."""
+
+    baseline: bool
+    default: bool = False
+
+
+def decide(columns, kinds, noise):
+    """race.decide over made-up rounds."""
+    op = catalog.op("linear_scan")
+    case = op.cases_tagged("smoke")[0]
+    field = []
+    for index, kind in enumerate(kinds):
+        variant = planted(f"eager.v{index}", lambda out: out, baseline=kind.baseline)
+        blank = Candidate(
+            key=f"v{index}", op=op.name, variant=variant.name, case=registry.CaseRecord.of(case), config={},
+            baseline=kind.baseline, is_default=kind.default, status="ok", samples_s=[1.0],
+        )  # fmt: skip
+        field.append(race.Finalist(Planned(variant, NoConfig()), blank))
+    rounds = [list(r) for r in zip(*columns, strict=True)]
+    heat = Race(
+        op=op.name, case=field[0].record.case, keys=[f.record.key for f in field], rounds_s=rounds, noise_floor=noise
+    )
+    return race.decide(op, case, field, heat, 1e9, len(field))
+
+
+OWN, DEFAULT, BASELINE = Made(False), Made(False, True), Made(True)
+
+
+def test_clearly_faster_candidate_replaces_the_default():
+    result = decide([[1.0, 1.02, 0.99] * 5, [0.8, 0.81, 0.79] * 5, [2.0] * 15], [DEFAULT, OWN, BASELINE], 0.01)
+    assert (result.winner_key, result.baseline_key) == ("v1", "v2")
+    assert result.entry.speedup == pytest.approx(2.5, rel=0.02)
+    assert "faster than the default" in result.entry.reason
+
+
+@pytest.mark.parametrize(("gain", "noise"), [(0.02, 0.0), (0.08, 0.10)], ids=["indifference", "noise floor"])
+def test_small_gain_keeps_the_default(gain, noise):
+    result = decide([[1.0] * 15, [1 / (1 + gain)] * 15, [2.0] * 15], [DEFAULT, OWN, BASELINE], noise)
+    assert result.winner_key == "v0"
+    assert result.entry.reason.startswith("tie")
+
+
+def test_without_a_baseline_there_is_no_speedup():
+    result = decide([[1.0] * 9, [0.5] * 9], [DEFAULT, OWN], 0.0)
+    assert (result.entry.speedup, result.baseline_key) == (None, None)
+
+
+def test_finalists_hold_the_default_the_fastest_and_one_baseline():
+    def candidate(name, seconds, baseline=False, status="ok"):
+        variant = planted(name, lambda out: out, baseline=baseline)
+        case = registry.CaseRecord({"T": 1}, "float32")
+        record = Candidate(
+            key=name, op="linear_scan", variant=name, case=case, config={}, baseline=baseline, is_default=False,
+            status=status, samples_s=[seconds],
+        )  # fmt: skip
+        return Planned(variant, NoConfig()), record
+
+    done = [
+        candidate("eager.default", 9.0),
+        candidate("eager.a", 3.0),
+        candidate("eager.b", 1.0),
+        candidate("eager.c", 2.0),
+        candidate("eager.slow", 0.1, status="slow"),
+        candidate("eager.base1", 5.0, baseline=True),
+        candidate("eager.base2", 4.0, baseline=True),
+    ]
+    names = [f.record.key for f in race.finalists(done, done[0][0], 2)]
+    assert names == ["eager.default", "eager.b", "eager.c", "eager.base2"]
+
+
+def test_resume_goes_on_where_it_stopped_and_repeats_nothing(tmp_path):
+    class Stop(Quiet):
+        count = 0
+
+        def candidate(self, record):
+            self.count += 1
+            if self.count == 17:
+                raise KeyboardInterrupt
+
+    paths = Paths.choose(tmp_path, HERE)
+    with pytest.raises(KeyboardInterrupt):
+        tune(small_tune.OPTIONS, paths, Stop(), "griffin tune", False)
+    assert len(records(tmp_path, Candidate)) == 17
+    assert not paths.registry.exists()
+    outcome = run(tmp_path, resume=True)
+    assert len(outcome.entries) == 6
+    assert max(Counter(c.key for c in records(tmp_path, Candidate)).values()) == 1
+    assert [r.resumed for r in records(tmp_path, Run)] == [False, True]
+    assert len({r.run_id for r in records(tmp_path, Run)}) == 1
+
+
+def test_candidates_of_changed_source_are_tried_again_on_resume(tmp_path):
+    run(tmp_path)
+    path = tmp_path / journal.FILE_NAME
+    lines = path.read_text().splitlines(keepends=True)
+    old = catalog.variant("linear_scan/eager.chunked").source_hash
+    path.write_text("".join(lines[:-1]).replace(old, "0" * 16))
+    run(tmp_path, resume=True)
+    again = {k for k, n in Counter(c.key for c in records(tmp_path, Candidate)).items() if n == 2}
+    assert again
+    assert all(key.startswith("linear_scan/eager.chunked/") for key in again)
+
+
+def test_resume_with_other_options_or_device_is_refused(tmp_path):
+    run(tmp_path)
+    path = tmp_path / journal.FILE_NAME
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(errors.JournalError, match="options the run was started with"):
+        run(tmp_path, Options(ops=("linear_scan",), device="cpu"), resume=True)
+    path.write_text(path.read_text().replace(HERE.name, "Some other CPU"))
+    with pytest.raises(errors.JournalError, match="another device"):
+        run(tmp_path, resume=True)
+
+
+def test_new_run_sets_the_old_journal_aside_and_resume_of_nothing_starts_one(tmp_path):
+    run(tmp_path, resume=True)
+    first = records(tmp_path, Run)[0].run_id
+    run(tmp_path)
+    assert (tmp_path / f"journal-{first}.jsonl").exists()
+    assert records(tmp_path, Run)[0].run_id != first
+
+
+def start(folder, *flags):
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "XDG_DATA_HOME": str(folder / "data")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.small_tune", str(folder), *flags],
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_kill_minus_nine_at_random_moments(tmp_path):
+    chance = random.Random(2402_19427)
+    paths = Paths.choose(tmp_path, HERE)
+    moments = []
+    for kill in range(KILLS):
+        process = start(tmp_path, "--resume")
+        # importing takes about two seconds; most kills land in the work that follows
+        time.sleep(chance.uniform(1.0, 6.0))
+        process.kill()
+        process.communicate()
+        found = journal.read(paths.journal) if paths.journal.exists() else []
+        if paths.registry.exists():
+            registry.load_for(paths.registry, HERE)
+        moments.append((kill, len(found)))
+        keys = Counter(r.key for r in found if isinstance(r, Candidate))
+        assert not keys or max(keys.values()) == 1, "a finished candidate was repeated"
+    process = start(tmp_path, "--resume")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert isinstance(journal.read(paths.journal)[-1], End)
+    assert len(registry.load_for(paths.registry, HERE).entries) == 6
+    assert list(tmp_path.glob("*.tmp")) == []
+    print(f"records after each kill: {moments}")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT])
+def test_interrupt_publishes_nothing_and_says_how_to_go_on(tmp_path, how):
+    process = start(tmp_path)
+    paths = Paths.choose(tmp_path, HERE)
+    deadline = time.monotonic() + 60
+    while not (paths.journal.exists() and b'"candidate"' in paths.journal.read_bytes()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(how)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"nothing was published. Go on with: griffin tune --resume --out {tmp_path}" in output
+    assert not paths.registry.exists()
+
+
+def invoke(*words):
+    result = CliRunner().invoke(app, words)
+    return result.exit_code, re.sub(r"\s+", " ", result.output)
+
+
+def test_dry_run_writes_nothing(tmp_path):
+    code, text = invoke("tune", "--device", "cpu", "--dry-run", "--out", str(tmp_path / "new"))
+    assert code == 0
+    assert "nothing was measured" in text
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ops", "linear_scam"], "no op 'linear_scam'; there are linear_scan"),
+        (["--cases", "T7"], "no case matches"),
+        (["--dtypes", "float8"], "no dtype 'float8'; there are float32"),
+        (["--budget", "huge"], "no budget 'huge'; there are quick, default, thorough"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--device", "mps"], "device type 'mps' has no kernels"),
+    ],
+)
+def test_wrong_option_is_answered_in_one_sentence(tmp_path, words, message):
+    code, text = invoke("tune", "--out", str(tmp_path / "new"), *words)
+    assert code == 2
+    assert text.startswith("error: ")
+    assert message in text
+    assert not (tmp_path / "new" / journal.FILE_NAME).exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_gpu_where_there_is_none(tmp_path):
+    code, text = invoke("tune", "--device", "cuda", "--out", str(tmp_path))
+    assert (code, "has no GPU that torch can use; device 'cpu' works" in text) == (2, True)
+
+
+def test_unwritable_folder_is_reported_before_anything_is_tuned(tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("in the way")
+    code, text = invoke("tune", "--device", "cpu", "--out", str(blocker / "folder"))
+    assert code == 2
+    assert "results cannot be written to" in text
+    assert "--out" in text
+
+
+def test_broken_registry_in_the_way_is_reported_before_anything_is_tuned(tmp_path):
+    target = Paths.choose(tmp_path, HERE).registry
+    target.write_text("half a fi")
+    code, text = invoke("tune", "--device", "cpu", "--out", str(tmp_path))
+    assert code == 2
+    assert "is not a valid registry" in text
+    assert not (tmp_path / journal.FILE_NAME).exists()
+    assert target.read_text() == "half a fi"
+
+
+def test_second_run_in_the_same_folder_is_refused(tmp_path):
+    with journal.Journal(tmp_path / journal.FILE_NAME), pytest.raises(errors.JournalError, match="another tune run"):
+        run(tmp_path)
+
+
+def test_spread_keeps_the_default_first_and_the_ends():
+    assert plan.spread([1, 2, 3, 4, 5, 6, 7, 8, 9], 4) == [1, 2, 6, 9]
+    assert plan.spread([1, 2, 3], 0) == [1, 2, 3]
+    assert plan.spread([1, 2, 3], 5) == [1, 2, 3]
+    assert plan.spread([1, 2, 3], 1) == [1]
+
+
+def test_display_prints_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
+    outcome = terminal.run(
+        Console(force_terminal=False, width=200), small_tune.OPTIONS, tmp_path, False, "griffin tune"
+    )
+    text = capsys.readouterr().out
+    assert outcome is not None
+    assert "\x1b[" not in text
+    assert re.search(r"linear_scan B2-T37-D24-N2-float32: eager\.\w+ .*\[\d+/\d+, left", text)
+    assert f"registry  {outcome.paths.registry}" in text
+
+
+def test_race_is_over_rounds_and_has_an_a_a_pair(tmp_path):
+    run(tmp_path)
+    for heat in records(tmp_path, Race):
+        assert BUDGETS["quick"].rounds >= len(heat.rounds_s) == len(heat.again_s)
+        low, high = stats.paired_ratio_interval([r[0] for r in heat.rounds_s], heat.again_s)
+        assert heat.noise_floor == pytest.approx(max(abs(1 - low), abs(high - 1)))
+    assert len(records(tmp_path, Result)) == 6

@@ -1,0 +1,303 @@
+"""Time split over programs: what triton.chunked needs around the scan itself, forward and backward alike.
+
+A chunk is an affine map of the state that enters it, s -> P s + S with P the product of its gates. Phase 1 (reduce)
+computes (P, S) of every chunk but the last, phase 2 (carry) runs through them and leaves the state that enters each
+chunk, phase 3 is the caller's. Backward, the state is c_t = a_t (c_{t+1} + dh_t), visited from the last step.
+
+Packed sequences cut the map where a sequence starts: ``enter`` and ``leave`` [T] int32 hold the sequence whose first,
+or last, visited step that is, and -1 elsewhere.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from griffin_kernels.contract import Case, accumulator
+from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops.linear_scan import _triton
+from griffin_kernels.ops.linear_scan._triton_jit import load_flags, load_rows, load_state, span
+
+CARRY_ROWS = 32
+CARRY_D = 64
+
+
+@triton.jit(do_not_specialize=["T"])
+def linear_scan_mark(
+    cu_seqlens,
+    state,
+    enter,
+    leave,
+    final,
+    T,
+    state_row,
+    D: tl.constexpr,
+    STATE_CHANNEL: tl.constexpr,
+    REVERSE: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Marks one packed sequence per program; a sequence without steps hands its state [N,D] on to final [N,D]."""
+    row = tl.program_id(0)
+    _, first, steps = span(row, cu_seqlens, T, REVERSE)
+    if steps > 0:
+        last = first + 1 - steps if REVERSE else first - 1 + steps
+        tl.store(enter + first, row)
+        tl.store(leave + last, row)
+    elif final is not None:
+        for block in range((D + BLOCK_D - 1) // BLOCK_D):
+            columns = block * BLOCK_D + tl.arange(0, BLOCK_D)
+            value = load_state(state, row, state_row, columns, columns < D, STATE_CHANNEL, ACC, BLOCK_D)
+            tl.store(final + tl.cast(row, tl.int64) * D + columns, value, mask=columns < D)
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
+def linear_scan_reduce(
+    x,
+    a,
+    reset,
+    enter,
+    state,
+    product,
+    result,
+    T,
+    chunks,
+    x_batch,
+    a_batch,
+    reset_batch,
+    state_row,
+    D: tl.constexpr,
+    X_STEP: tl.constexpr,
+    X_CHANNEL: tl.constexpr,
+    A_STEP: tl.constexpr,
+    A_CHANNEL: tl.constexpr,
+    RESET_STEP: tl.constexpr,
+    STATE_CHANNEL: tl.constexpr,
+    REVERSE: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    ACC: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """(P, S) of one whole chunk: x, a [B,T,D] -> product, result [B,chunks,D]. REVERSE: time is visited backwards."""
+    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    MASKED: tl.constexpr = D % BLOCK_D != 0
+    SIGN: tl.constexpr = -1 if REVERSE else 1
+    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = columns < D
+    piece = tl.program_id(0) // BLOCKS
+    batch = tl.cast(piece // chunks, tl.int64)
+    begin = tl.cast(piece % chunks, tl.int64) * CHUNK
+    first = T - 1 - begin if REVERSE else begin
+    x += batch * x_batch + first * (SIGN * X_STEP)
+    a += batch * a_batch + first * (SIGN * A_STEP)
+    if reset is not None:
+        reset += batch * reset_batch + first * (SIGN * RESET_STEP)
+    if enter is not None:
+        enter += first
+    p = tl.full((BLOCK_D,), 1.0, dtype=ACC)
+    s = tl.zeros((BLOCK_D,), dtype=ACC)
+    for _ in range(CHUNK // BLOCK_T):
+        xs = load_rows(x + columns * X_CHANNEL, inside, BLOCK_T, X_STEP, 0.0, BLOCK_T, MASKED, False)
+        gates = load_rows(a + columns * A_CHANNEL, inside, BLOCK_T, A_STEP, 1.0, BLOCK_T, MASKED, False)
+        resets = load_flags(reset, BLOCK_T, RESET_STEP, 0, BLOCK_T, False)
+        enters = load_flags(enter, BLOCK_T, SIGN, -1, BLOCK_T, False)
+        for u in tl.static_range(BLOCK_T):
+            gate = gates[u].to(ACC)
+            if enter is not None:
+                starts = enters[u] >= 0
+                start = load_state(state, enters[u], state_row, columns, inside & starts, STATE_CHANNEL, ACC, BLOCK_D)
+                p = tl.where(starts, 0.0, p)
+                s = tl.where(starts, start, s)
+            if reset is not None:
+                gate = tl.where(resets[u] != 0, 0.0, gate)
+            p = gate * p
+            s = gate * (s + xs[u].to(ACC)) if BACKWARD else gate * s + xs[u].to(ACC)
+        x += BLOCK_T * X_STEP
+        a += BLOCK_T * A_STEP
+        if reset is not None:
+            reset += BLOCK_T * RESET_STEP
+        if enter is not None:
+            enter += BLOCK_T * SIGN
+    out = tl.cast(piece, tl.int64) * D + columns
+    tl.store(product + out, p, mask=inside)
+    tl.store(result + out, s, mask=inside)
+
+
+@triton.jit(do_not_specialize=["chunks"])
+def linear_scan_carry(
+    product,
+    result,
+    state,
+    chunks,
+    state_row,
+    D: tl.constexpr,
+    STATE_CHANNEL: tl.constexpr,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """product, result: [B,chunks,D]; state: [B,D] or None. result[c] becomes the state that leaves chunk c."""
+    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    batch = tl.program_id(0) // BLOCKS
+    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = columns < D
+    carry = load_state(state, batch, state_row, columns, inside, STATE_CHANNEL, ACC, BLOCK_D)
+    product += tl.cast(batch, tl.int64) * chunks * D
+    result += tl.cast(batch, tl.int64) * chunks * D
+    for begin in range(0, chunks, ROWS):
+        ps = load_rows(product + columns, inside, chunks - begin, D, 1.0, ROWS, True, True)
+        ss = load_rows(result + columns, inside, chunks - begin, D, 0.0, ROWS, True, True)
+        for u in tl.static_range(ROWS):
+            carry = ps[u] * carry + ss[u]
+            tl.store(result + u * D + columns, carry, mask=inside & (u < chunks - begin))
+        product += ROWS * D
+        result += ROWS * D
+
+
+@triton.jit
+def entering(result, state, batch, chunk, chunks, state_row, columns, inside, D: tl.constexpr,
+             STATE_CHANNEL: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """The state [block_d] that enters a chunk: the given one for the first, else what left the chunk before."""
+    carry = load_state(state, batch, state_row, columns, inside & (chunk == 0), STATE_CHANNEL, ACC, BLOCK_D)
+    if result is not None:
+        row = batch * chunks + chunk - 1
+        carry += tl.load(result + row * D + columns, mask=inside & (chunk > 0), other=0.0)
+    return carry
+
+
+def mark(
+    cu_seqlens: Tensor | None,
+    state: Tensor | None,
+    final: Tensor | None,
+    time: int,
+    width: int,
+    reverse: bool,
+    acc: Any,
+) -> tuple[Tensor | None, Tensor | None, list[Launch]]:
+    """(enter, leave, launches that fill them); nothing where there are no packed sequences."""
+    if cu_seqlens is None:
+        return None, None, []
+    enter, leave = torch.full((2, time), -1, dtype=torch.int32, device=cu_seqlens.device)
+    launch = Launch(
+        kernel=linear_scan_mark,
+        grid=(cu_seqlens.shape[0] - 1,),
+        args={
+            "cu_seqlens": cu_seqlens,
+            "state": state,
+            "enter": enter,
+            "leave": leave,
+            "final": final,
+            "T": time,
+            "state_row": _triton.row_stride(state, 0),
+        },
+        constexprs={
+            "D": width,
+            "STATE_CHANNEL": _triton.channel_stride(state),
+            "REVERSE": reverse,
+            "ACC": acc,
+            "BLOCK_D": 128,
+        },
+    )
+    return enter, leave, [launch]
+
+
+def reduce(
+    x: Tensor,
+    a: Tensor,
+    state: Tensor | None,
+    reset: Tensor | None,
+    enter: Tensor | None,
+    *,
+    reverse: bool,
+    backward: bool,
+    chunk: int,
+    block_t: int,
+    block_d: int,
+    num_warps: int,
+) -> tuple[Tensor | None, list[Launch]]:
+    """(states that leave the chunks [B,C-1,D] in the accumulator's dtype, launches); nothing for a single chunk.
+
+    state: what enters time [B,D], or each packed sequence [N,D]. reverse: time is visited from its end.
+    """
+    batch, time, width = x.shape
+    chunks = triton.cdiv(time, chunk) - 1
+    if chunks == 0:
+        return None, []
+    product, result = torch.empty((2, batch, chunks, width), dtype=accumulator(x.dtype), device=x.device)
+    acc = _triton.wide(x.dtype)
+    whole = Launch(
+        kernel=linear_scan_reduce,
+        grid=(batch * chunks * triton.cdiv(width, block_d),),
+        args={
+            "x": x,
+            "a": a,
+            "reset": _triton.flags_of(reset),
+            "enter": enter,
+            "state": state if enter is not None else None,
+            "product": product,
+            "result": result,
+            "T": time,
+            "chunks": chunks,
+            "x_batch": _triton.row_stride(x, 0),
+            "a_batch": _triton.row_stride(a, 0),
+            "reset_batch": _triton.row_stride(reset, 0),
+            "state_row": _triton.row_stride(state, 0),
+        },
+        constexprs={
+            "D": width,
+            **_triton.time_strides("X", x, reverse),
+            **_triton.time_strides("A", a, reverse),
+            "RESET_STEP": _triton.signed_step(reset, reverse),
+            "STATE_CHANNEL": _triton.channel_stride(state),
+            "REVERSE": reverse,
+            "BACKWARD": backward,
+            "ACC": acc,
+            "CHUNK": chunk,
+            "BLOCK_T": block_t,
+            "BLOCK_D": block_d,
+        },
+        num_warps=num_warps,
+        tile=block_t * block_d,
+        claims=Claims(load_bits=_triton.load_bits((x, a), block_d // (32 * num_warps))),
+    )
+    carry = Launch(
+        kernel=linear_scan_carry,
+        grid=(batch * triton.cdiv(width, CARRY_D),),
+        args={
+            "product": product,
+            "result": result,
+            # packed sequences bring their own states, at the steps where they start
+            "state": state if enter is None else None,
+            "chunks": chunks,
+            "state_row": _triton.row_stride(state, 0),
+        },
+        constexprs={
+            "D": width,
+            "STATE_CHANNEL": _triton.channel_stride(state),
+            "ACC": acc,
+            "ROWS": CARRY_ROWS,
+            "BLOCK_D": CARRY_D,
+        },
+        num_warps=1,
+        tile=CARRY_ROWS * CARRY_D,
+    )
+    return result, [whole, carry]
+
+
+def traffic(case: Case, chunk: int, streams: int) -> int:
+    """Bytes moved when nothing of what phase 1 read is still in cache: ``streams`` in phase 3, two more in phase 1."""
+    rows = case["B"] * case["D"]
+    before = triton.cdiv(case["T"], chunk) - 1
+    size = case.bytes_per_element()
+    # phase 1 writes P and S, phase 2 reads both and writes one, phase 3 reads that one
+    scratch = 6 * rows * before * accumulator(case.torch_dtype).itemsize
+    total: int = rows * size * (streams * case["T"] + 2 * before * chunk) + scratch
+    return total

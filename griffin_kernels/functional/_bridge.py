@@ -1,8 +1,8 @@
 """Makes a differentiable PyTorch operator out of a forward op and its backward op.
 
-Two roads lead to the same kernels. Under torch.compile, functorch and other tracers, the ``torch.library`` custom op is
-called, which they can see. A plain eager call goes past it, straight to dispatch or through an autograd.Function,
-because a Python custom op costs about 10 us a call without gradients and 30 us with them.
+Two roads lead to the same kernels. Under torch.compile and other tracers the ``torch.library`` custom op is called,
+which they can see. A plain eager call goes past it, straight to dispatch or through an autograd.Function, because a
+Python custom op costs about 10 us a call without gradients and 30 us with them.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ class Differentiable:
         self.eager: Any = type(f"Eager_{op_name}", (torch.autograd.Function,), members)
 
     def __call__(self, *args: Any) -> Any:
+        if torch._C._functorch.peek_interpreter_stack() is not None and not torch.compiler.is_compiling():
+            return self.eager.apply(*args)  # functorch knows autograd.Function; it refuses Python custom ops
         if not is_plain(args):
             return self.custom_op(*args)
         if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):

@@ -1,0 +1,49 @@
+# make tune   tune this machine, write the registry and the report
+# make test   run all tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: tune test benchmark report lint static clean
+.DELETE_ON_ERROR:
+
+$(BIN)/python:
+	@echo "creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# a stamp is made only after the whole install, so an interrupted one is done again
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing griffin-kernels into $(VENV) (once; torch is the large part)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/installed
+	@echo "installing the test tools into $(VENV)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/installed
+
+tune: $(VENV)/installed
+	@$(BIN)/griffin tune --resume $(ARGS)
+
+report: $(VENV)/installed
+	@$(BIN)/griffin report $(ARGS)
+
+test: $(VENV)/installed-dev
+	@sh scripts/ensure_chromium.sh
+	@echo "running all tests"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+benchmark: $(VENV)/installed-dev
+	@$(BIN)/python -m pytest tests/benchmarks -s $(ARGS)
+
+static: $(VENV)/installed
+	@$(BIN)/python -m tuning.static $(ARGS)
+
+lint: $(VENV)/installed-dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks

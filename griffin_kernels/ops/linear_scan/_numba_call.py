@@ -6,7 +6,7 @@ copied first.
 
 from __future__ import annotations
 
-import ctypes
+from array import array
 from typing import Any
 
 import torch
@@ -17,10 +17,10 @@ from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops.linear_scan import _numba
 
-_Fields: Any = ctypes.c_int64 * len(_numba.FIELDS)
 _STREAMED = 16 * 2**20
 """Bytes of outputs from which they are written past the caches: little of them would be left there for a reader."""
-_COUNTER, _ITEMS = _numba.FIELDS.index("counter"), _numba.FIELDS.index("items")
+_LINE = 64
+_COUNTER = _numba.FIELDS.index("counter")
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -43,6 +43,15 @@ def _slots(cu_seqlens: Tensor, chunk: int) -> Tensor:
     """int64 [N+1]: where each packed sequence's chunks begin; a sequence has at least one."""
     counts = (cu_seqlens.diff().long() + chunk - 1).div(chunk, rounding_mode="floor").clamp(min=1)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _streamed(outputs: tuple[Tensor, ...], block: int) -> bool:
+    """Whether to write outputs [B,T,D] past the caches: they are large, and every vector of them fills a line."""
+    out = outputs[0]
+    if len(outputs) * out.nbytes < _STREAMED:
+        return False
+    row, piece = out.shape[2] * out.element_size(), block * out.element_size()
+    return row % _LINE == 0 and piece % _LINE == 0 and all(out.data_ptr() % _LINE == 0 for out in outputs)
 
 
 def _scan(
@@ -81,15 +90,9 @@ def _scan(
             table = _slots(offsets, chunk)
             slots = int(table[-1])
         carries, products = torch.empty((2, slots, width), dtype=final.dtype)
-    row_bytes = width * x.element_size()
-    hints = _numba.AHEAD if ahead else 0
-    if (
-        len(outputs) * batch * time * row_bytes >= _STREAMED
-        and row_bytes % 64 == 0
-        and not any(out.data_ptr() % 64 for out in outputs)
-    ):
-        hints |= _numba.STREAM
-    fields = _Fields(
+    hints = (_numba.AHEAD if ahead else 0) | (_numba.STREAM if _streamed(outputs, block) else 0)
+    # in the order of _numba.FIELDS
+    values = (
         0,
         slots * blocks,
         blocks,
@@ -124,8 +127,9 @@ def _scan(
         outputs[0].data_ptr(),
         outputs[-1].data_ptr(),
     )
+    fields = array("q", values)
     threads = _threads.threads_for(slots * blocks, batch * time * width)
-    address = ctypes.addressof(fields)
+    address, _ = fields.buffer_info()
     if carries is not None:
         _threads.run(_numba.compiled(_numba.reduce, x.dtype), address, threads)
         fields[_COUNTER] = 0

@@ -26,7 +26,7 @@ class Config:
     """block_d: channels of one work item. ahead: ask for the next row early. chunk: time steps of one work item."""
 
     block_d: int = 640
-    ahead: bool = False
+    ahead: bool = True
     chunk: int = 256
 
 

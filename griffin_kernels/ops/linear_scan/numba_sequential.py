@@ -26,7 +26,7 @@ class Config:
     """
 
     block_d: int = 640
-    ahead: bool = False
+    ahead: bool = True
 
 
 def run(
@@ -49,6 +49,8 @@ def reject(case: Case, device: Device, config: Any) -> str | None:
     isa = dict(device.details).get("isa", ())
     if case.dtype == "float16" and device.arch.startswith("x86") and "f16c" not in isa:
         return "float16 needs a processor with F16C"
+    if any(value < 1 for value in (config.block_d, getattr(config, "chunk", 1))):
+        return "block_d and chunk must be at least 1"
     return None
 
 

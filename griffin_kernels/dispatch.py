@@ -7,6 +7,7 @@ passed the checks of its shapes and dtypes, so a repeated call costs one diction
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -236,17 +237,22 @@ def call(op_name: str, inputs: Inputs) -> tuple[Tensor | None, ...]:
         run = _resolve(op_name, inputs)
         with _STATE.lock:
             _STATE.chosen[key] = run
+    elif inputs.get("cu_seqlens") is not None:
+        # a signature tells the shape of packed offsets, not their values
+        check = catalog.op(op_name).check
+        if check is not None:
+            check(**inputs)
     return run(**inputs)
 
 
 def _resolve(op_name: str, inputs: Inputs) -> Callable[..., tuple[Tensor | None, ...]]:
-    """Check the shapes and dtypes of a call seen for the first time, and bind its kernel."""
+    """Check a call seen for the first time, and bind its kernel."""
     op = catalog.op(op_name)
     sizes = specs.bind(op, inputs)
     if op.check is not None:
         op.check(**inputs)
     if 0 in [sizes[dim] for dim in ("B", "T") if dim in sizes]:
-        return _bind(op, lambda **given: _run_empty(op, given))
+        return lambda **given: _run_empty(op, given)
     device = devices.detect(inputs[next(iter(op.inputs))].device)
     case = op.case_of(**inputs)
     with _STATE.lock:
@@ -255,22 +261,7 @@ def _resolve(op_name: str, inputs: Inputs) -> Callable[..., tuple[Tensor | None,
             _STATE.warned.add(op.name)
             text = f"{op.name} is not tuned near {case.key} on {device.name}: using {choice.variant.name}; "
             warnings.warn(text + "`griffin tune` measures this machine", errors.UntunedWarning, stacklevel=5)
-    run, config = choice.variant.run, choice.config
-    return _bind(op, lambda **given: run(**given, config=config))
-
-
-def _bind(op: Op, run: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep the check of packed offsets, whose values a signature does not tell, in front of a kernel."""
-    check = op.check
-    if check is None or "cu_seqlens" not in op.inputs:
-        return run
-
-    def checked(**inputs: Any) -> Any:
-        if inputs["cu_seqlens"] is not None:
-            check(**inputs)
-        return run(**inputs)
-
-    return checked
+    return functools.partial(choice.variant.run, config=choice.config)
 
 
 def _run_empty(op: Op, inputs: Inputs) -> tuple[Tensor | None, ...]:

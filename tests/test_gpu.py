@@ -1,0 +1,81 @@
+"""What only a GPU can show: launches on the device, CUDA graphs, more than 2**31 elements, timing, a tune run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import griffin_kernels
+from griffin_kernels import catalog, device, verify
+from griffin_kernels.ops.linear_scan.op import make_case
+from roofline import ceilings
+from tuning import timing
+from tuning.plan import Options
+from tuning.run import Paths, tune
+
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")]
+
+OPS = [name for name in catalog.ops() if name.startswith("linear_scan")]
+
+
+def triton_variants(op_name):
+    return [v for v in catalog.variants(op_name).values() if v.backend == "triton"]
+
+
+@pytest.mark.parametrize("op_name", OPS)
+def test_bench_shape_matches_the_reference(op_name):
+    here = device.gpu(0)
+    op = catalog.op(op_name)
+    case = make_case(2, 1000, 2560, "bfloat16", op=op_name, data=("h0",))
+    inputs = op.make_inputs(case, here.torch_device, 0)
+    want = verify.reference_outputs(op, inputs)
+    for variant in triton_variants(op_name):
+        verdict = verify.check(op, variant, case, variant.config(), inputs, want)
+        assert verdict.ok, f"{variant.key}: {verdict.problem}"
+
+
+def test_more_than_two_to_the_31_elements():
+    x = torch.ones(1, 2**31 // 2560 + 64, 2560, dtype=torch.bfloat16, device="cuda")
+    a = torch.full_like(x, 0.5)
+    for variant in triton_variants("linear_scan"):
+        with griffin_kernels.use(variant=variant.key):
+            h, h_last = griffin_kernels.linear_scan(x, a)
+        assert h.numel() > 2**31
+        torch.testing.assert_close(h_last, torch.full_like(h_last, 2.0), rtol=1e-2, atol=0)
+        torch.testing.assert_close(h[0, -1].float(), h_last[0], rtol=1e-2, atol=0)
+        del h, h_last
+
+
+def test_captured_in_a_cuda_graph_and_replayed_on_new_data():
+    x, a = (torch.rand(2, 300, 256, device="cuda") for _ in range(2))
+    griffin_kernels.linear_scan(x, a)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        h, _ = griffin_kernels.linear_scan(x, a)
+    x.copy_(torch.rand_like(x))
+    graph.replay()
+    torch.testing.assert_close(h, griffin_kernels.linear_scan(x, a)[0])
+
+
+def test_sampler_is_positive_and_bandwidth_plausible():
+    here = device.gpu(0)
+    copy, add = ceilings.dram(here, rounds=5)
+    assert 5e10 < min(copy.samples + add.samples)
+    assert max(copy.samples + add.samples) < 2e13
+    op = catalog.op("linear_scan")
+    for time in (16, 4096):  # one captured in a graph, one not
+        case = make_case(1, time, 2560, "bfloat16")
+        inputs = timing.copies(op.make_inputs(case, here.torch_device, 0), here)
+        variant = catalog.variant("linear_scan/triton.sequential")
+        sample = timing.sampler(lambda **given: variant.run(**given, config=variant.config()), inputs, here)
+        assert 0 < sample() < 1
+
+
+def test_quick_tune_publishes(tmp_path):
+    class Quiet:
+        def __getattr__(self, name):
+            return lambda *args: None
+
+    options = Options(ops=("linear_scan",), cases=("B1-T2048-D2560-N1-bfloat16",), budget="quick", device="cuda")
+    outcome = tune(options, Paths.choose(tmp_path, device.gpu(0)), Quiet())
+    assert [entry.op for entry in outcome.entries] == ["linear_scan"]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import accumulator
+from griffin_kernels.ops import _products
 from griffin_kernels.ops.rg_lru.op import DECAY
 
 
@@ -25,17 +26,10 @@ def channelwise(values: Tensor, like: Tensor) -> Tensor:
     return values.transpose(0, 1).reshape(like.shape)
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """Batched left @ right, in float32 where a GPU multiplies half-precision data and can return it unrounded."""
-    if left.is_cuda and left.dtype in (torch.bfloat16, torch.float16):
-        return torch.bmm(left, right, out_dtype=torch.float32)
-    return torch.bmm(left, right)
-
-
 def gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """sigmoid(x W + b) [B,T,D] in the accumulator's dtype; x [B,T,D], weight [H,n,n], bias [H,n]."""
     wide = accumulator(x.dtype)
-    z = channelwise(product(blockwise(x, weight.shape[0]), weight), x)
+    z = channelwise(_products.fastest(blockwise(x, weight.shape[0]), weight), x)
     return z.to(wide).add_(bias.to(wide).flatten()).sigmoid_()
 
 

@@ -6,12 +6,11 @@ dz is rounded to the data's dtype before x^T dz and dz W^T, as matrix products o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
+from griffin_kernels.ops import _products
 from griffin_kernels.ops.rg_lru import _gates
 from griffin_kernels.ops.rg_lru.op import DECAY, resets, sqrt_derivative
 
@@ -45,7 +44,6 @@ def gradients(
     h0: Tensor | None,
     segment_pos: Tensor | None,
     cu_seqlens: Tensor | None,
-    product: Callable[[Tensor, Tensor], Tensor] = _gates.product,
 ) -> tuple[Tensor, ...]:
     """All gradients in the op's order; dh0 has no elements where h0 is None."""
     wide = accumulator(x.dtype)
@@ -71,8 +69,8 @@ def gradients(
     columns = _gates.blockwise(x, blocks).transpose(1, 2)  # [H, n, B*T]
     for dz, weight in ((dz_i, input_gate_weight), (dz_r, recurrence_gate_weight)):
         rows = _gates.blockwise(dz.to(x.dtype), blocks)  # [H, B*T, n]
-        dx.add_(_gates.channelwise(product(rows, weight.transpose(1, 2)), x))
-        out += [product(columns, rows).to(x.dtype), dz.sum((0, 1)).reshape(blocks, -1).to(x.dtype)]
+        dx.add_(_gates.channelwise(_products.fastest(rows, weight.transpose(1, 2)), x))
+        out += [_products.fastest(columns, rows).to(x.dtype), dz.sum((0, 1)).reshape(blocks, -1).to(x.dtype)]
     return (dx.to(x.dtype), da_param.to(x.dtype), *out, dh0)
 
 

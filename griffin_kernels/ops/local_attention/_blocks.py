@@ -1,0 +1,102 @@
+"""What the blocked variants share: blocks of queries, the keys that each sees, and the part of their scores to hide.
+
+A block holds queries start .. end - 1 of every head; it sees keys low .. end - 1, low = start - W + 1 or 0. Heads that
+share a key head are rows of one matrix product: [B * Hkv, t * G, d] @ [B * Hkv, d, k], G = Hq / Hkv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import accumulator
+from griffin_kernels.ops import _products
+from griffin_kernels.ops.local_attention.op import document_starts
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries start .. end - 1 and keys low .. end - 1."""
+
+    start: int
+    end: int
+    low: int
+
+
+def blocks(time: int, window: int, size: int) -> Iterator[Block]:
+    """All blocks of up to ``size`` queries, in order."""
+    for start in range(0, time, size):
+        yield Block(start, min(start + size, time), max(0, start - window + 1))
+
+
+def by_key_head(keys: Tensor) -> Tensor:
+    """[B,T,Hkv,d] -> [B * Hkv, T, d], in the dtype that products take on this device."""
+    wide = keys.dtype if _products.has_unrounded(keys) else accumulator(keys.dtype)
+    return keys.to(wide).transpose(1, 2).reshape(-1, keys.shape[1], keys.shape[3])
+
+
+def rows_of(queries: Tensor, block: Block, shared: int) -> Tensor:
+    """Queries of a block: [B,T,Hq,d] -> [B * Hkv, t * G, d], a copy only where Hkv > 1 or strides are unusual."""
+    batch, _, heads, d = queries.shape
+    wide = queries.dtype if _products.has_unrounded(queries) else accumulator(queries.dtype)
+    part = queries[:, block.start : block.end].to(wide)
+    part = part.reshape(batch, block.end - block.start, shared, heads // shared, d)
+    return part.transpose(1, 2).reshape(batch * shared, -1, d)
+
+
+def from_rows(rows: Tensor, batch: int, count: int) -> Tensor:
+    """[B * Hkv, t * G, d] -> [B, t, Hq, d] for ``count`` = t queries."""
+    d = rows.shape[2]
+    return rows.reshape(batch, -1, count, rows.shape[1] // count, d).transpose(1, 2).reshape(batch, count, -1, d)
+
+
+def row_values(values: Tensor, block: Block, shared: int) -> Tensor:
+    """One number per query: [B,Hq,T] -> [B * Hkv, t * G, 1]."""
+    batch, heads, _ = values.shape
+    part = values[:, :, block.start : block.end].reshape(batch, shared, heads // shared, -1)
+    return part.transpose(2, 3).reshape(batch * shared, -1, 1)
+
+
+def to_values(rows: Tensor, batch: int, count: int) -> Tensor:
+    """The inverse: [B * Hkv, t * G, 1] -> [B, Hq, t]."""
+    return rows.reshape(batch, -1, count, rows.shape[1] // count).transpose(2, 3).reshape(batch, -1, count)
+
+
+class Visibility:
+    """Which scores of a block are hidden; the same for every block of a size unless there are documents."""
+
+    def __init__(
+        self, time: int, window: int, segment_pos: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
+    ) -> None:
+        self.window = window
+        self.steps = torch.arange(time, device=device)
+        self.starts = document_starts(time, segment_pos, cu_seqlens)
+
+    def hide(self, scores: Tensor, block: Block, batch: int, fill: float) -> None:
+        """Set scores [B * Hkv, t * G, k] that a query does not see to ``fill``, in place."""
+        count, columns = block.end - block.start, block.end - block.low
+        tile = scores.view(batch, -1, count, scores.shape[1] // count, columns)
+        for begin, end in self._edges(block):
+            queries = self.steps[block.start : block.end, None]
+            keys = self.steps[begin:end]
+            hidden = (keys > queries) | (keys <= queries - self.window)
+            if self.starts is not None:
+                hidden = hidden | (keys < self.starts[:, block.start : block.end, None])
+            hidden = hidden.reshape(-1, 1, count, 1, end - begin)  # [B or 1, 1, t, 1, k]
+            tile[..., begin - block.low : end - block.low].masked_fill_(hidden, fill)
+
+    def _edges(self, block: Block) -> tuple[tuple[int, int], ...]:
+        """Ranges of keys of which some query of the block sees only a part: behind the last query's window, and after
+        the first query. Documents may begin anywhere."""
+        behind, after = max(block.end - self.window, block.low), block.start + 1
+        if self.starts is not None or behind >= after:
+            return ((block.low, block.end),)
+        return tuple((a, b) for a, b in ((block.low, behind), (after, block.end)) if a < b)
+
+
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """softcap * tanh(scores / softcap), in place."""
+    return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)

@@ -1,0 +1,46 @@
+"""scaled_dot_product_attention with a T x T mask: what a user writes who has no windowed kernel.
+
+With a softcap, or where the backward pass wants lse, the scores are written out: PyTorch's kernels take and
+give neither. Work and memory grow with T^2, whatever the window.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from griffin_kernels.contract import Case, NoConfig, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops.local_attention import _masked
+
+
+def run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    with_lse: bool,
+    *,
+    config: NoConfig,
+) -> tuple[Tensor, Tensor | None]:
+    return _masked.attention(q, k, v, segment_pos, cu_seqlens, window, softcap, scale, with_lse)
+
+
+def reject(case: Case, device: Device, config: NoConfig) -> str | None:
+    """T x T scores have to fit where they are written out; else only the mask."""
+    explicit = "softcap" in case.flags or "lse" in case.data
+    return _masked.out_of_memory(case, device, score_tensors=3 if explicit else 0)
+
+
+VARIANT = Variant(
+    op="local_attention",
+    name="eager.masked",
+    summary="scaled_dot_product_attention with a T x T mask",
+    run=run,
+    config=NoConfig,
+    reject=reject,
+    baseline=True,
+)

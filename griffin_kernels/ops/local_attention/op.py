@@ -1,0 +1,327 @@
+"""local_attention: softmax attention of every query to the last W keys of its own document. The contract.
+
+    s_tk = scale * q_t . k_k,  s_tk := softcap tanh(s_tk / softcap) where softcap is given
+    out_t = sum over visible k of softmax(s_t)_k v_k,   lse_t = log sum over visible k of exp(s_tk)
+
+Query t sees keys first_t .. t, itself included: first_t is t - W + 1, or where t's document begins if that is later.
+A document begins where segment_pos is 0 and where a packed sequence begins. A row whose positions begin above 0 goes on
+with a document whose earlier keys are not given.
+
+Query heads share key heads in order: head h of Hq reads head h // (Hq / Hkv) of Hkv (1 is multi-query attention).
+lse is float32 (natural logarithm), wanted by the backward pass only: None unless ``with_lse``.
+
+DeepMind's published mask lets W + 1 keys through; transformers and this op W.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from griffin_kernels import errors
+from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.ops.linear_scan.op import check_cu_seqlens
+from griffin_kernels.ops.rg_lru.op import index_bytes, make_segment_pos
+
+FLAGS = ("softcap", "segmented", "packed")
+"""Properties of a call that look-up matches exactly."""
+
+SOFTCAP = 4.0
+"""The softcap of cases that have one; their scores have a standard deviation near 2, so that it bends them."""
+
+REFERENCE_ROWS = 128
+"""Queries that the reference treats at a time: real shapes would need terabytes of scores otherwise."""
+
+
+def check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    with_lse: bool,
+) -> None:
+    """What the tensor specs cannot express."""
+    check_options(q, k, cu_seqlens, window, softcap, scale)
+
+
+def check_options(
+    q: Tensor, k: Tensor, cu_seqlens: Tensor | None, window: int, softcap: float | None, scale: float | None
+) -> None:
+    """Raise ArgumentError or ShapeError for heads that do not divide, a window below 1, bad softcap, scale, offsets."""
+    heads, shared = q.shape[2], k.shape[2]
+    if shared < 1 or heads % shared:
+        raise errors.ShapeError(f"q has {heads} heads and k has {shared}: the first must be a multiple of the second")
+    if window < 1:
+        raise errors.ArgumentError(f"window is {window}, expected at least 1 (a query sees itself)")
+    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
+        raise errors.ArgumentError(f"softcap is {softcap}, expected a finite number above 0, or None")
+    if scale is not None and not math.isfinite(scale):
+        raise errors.ArgumentError(f"scale is {scale}, expected a finite number, or None for head_dim ** -0.5")
+    if cu_seqlens is not None:
+        check_cu_seqlens(cu_seqlens, batch=q.shape[0], total=q.shape[1])
+
+
+def document_starts(time: int, segment_pos: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+    """int64 [B or 1, T]: the first step of each step's document, or None where all rows are one document."""
+    if segment_pos is None and cu_seqlens is None:
+        return None
+    device = (segment_pos if segment_pos is not None else cu_seqlens).device  # type: ignore[union-attr]
+    begins = torch.zeros(1, time, dtype=torch.bool, device=device) if segment_pos is None else segment_pos == 0
+    if cu_seqlens is not None:
+        # an empty sequence begins where the next one does, or at T, which is cut off
+        marks = torch.zeros(time + 1, dtype=torch.bool, device=device)
+        marks[cu_seqlens[:-1].long()] = True
+        begins = begins | marks[None, :-1]
+    steps = torch.arange(time, device=device)
+    return torch.where(begins, steps, 0).cummax(1).values
+
+
+def first_keys(
+    time: int, window: int, segment_pos: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
+) -> Tensor:
+    """int64 [B or 1, T]: the first key that each query sees; the last is the query itself."""
+    first = (torch.arange(time, device=device) - (window - 1)).clamp_min(0)[None]
+    starts = document_starts(time, segment_pos, cu_seqlens)
+    return first if starts is None else torch.maximum(first, starts)
+
+
+def scores_of(q: Tensor, k: Tensor, softcap: float | None, scale: float | None) -> Tensor:
+    """[B,H,t,k] from q [B,t,H,d] and k [B,k,H,d]."""
+    scores = torch.einsum("bthd,bkhd->bhtk", q, k) * (q.shape[3] ** -0.5 if scale is None else scale)
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    with_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The formulas at the top of this file, for a few queries at a time. Differentiable."""
+    group = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
+    first = first_keys(q.shape[1], window, segment_pos, cu_seqlens, q.device)
+    out, lse = [q[:, :0]], [q.new_empty(q.shape[0], q.shape[2], 0)]
+    for start in range(0, q.shape[1], REFERENCE_ROWS):
+        end = min(start + REFERENCE_ROWS, q.shape[1])
+        low = max(0, start - window + 1)
+        keys = torch.arange(low, end, device=q.device)
+        queries = torch.arange(start, end, device=q.device)[:, None]
+        visible = (keys >= first[:, start:end, None]) & (keys <= queries)  # [B or 1, t, k]
+        scores = scores_of(q[:, start:end], k[:, low:end], softcap, scale)
+        scores = scores.masked_fill(~visible[:, None], -torch.inf)
+        out.append(torch.einsum("bhtk,bkhd->bthd", torch.softmax(scores, dim=3), v[:, low:end]))
+        lse.append(torch.logsumexp(scores, dim=3))
+    return torch.cat(out, dim=1), torch.cat(lse, dim=2) if with_lse else None
+
+
+def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Standard normal q (doubled, so that some keys stand out), k, v and the case's options."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, time, heads, shared, d, window, rows = (case[name] for name in ("B", "T", "Hq", "Hkv", "d", "W", "N"))
+
+    def normal(*shape: int) -> Tensor:
+        if "strided" in case.data:
+            # head-major, every second channel: as a projection split into heads gives it, and worse
+            b, t, h, n = shape
+            values = torch.randn(b, h, t, 2 * n, generator=generator).to(device, case.torch_dtype)
+            return values.transpose(1, 2)[..., ::2]
+        return torch.randn(shape, generator=generator).to(device, case.torch_dtype)
+
+    inputs: Inputs = {
+        "q": 2 * normal(batch, time, heads, d),
+        "k": normal(batch, time, shared, d),
+        "v": normal(batch, time, shared, d),
+        "segment_pos": None,
+        "cu_seqlens": None,
+    }
+    if "packed" in case.flags:
+        cuts = torch.randint(0, time + 1, (rows - 1,), generator=generator).sort().values
+        if "empty_sequence" in case.data:
+            cuts[-1] = time
+        inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)
+    if "segmented" in case.flags:
+        inputs["segment_pos"] = make_segment_pos(batch, time, generator).to(device)
+    return inputs | {
+        "window": window,
+        "softcap": SOFTCAP if "softcap" in case.flags else None,
+        "scale": 0.7 * d**-0.5 if "scale" in case.data else None,
+        "with_lse": "lse" in case.data,
+    }
+
+
+def visible_pairs(case: Case) -> int:
+    """Query-key pairs of one head and row if each row is one document."""
+    time, window = case["T"], min(case["W"], case["T"])
+    return time * window - window * (window - 1) // 2
+
+
+def cost(case: Case) -> Cost:
+    """Read q, k, v, write out (and lse); two products and a softmax over the pairs within the window."""
+    pairs = case["B"] * case["Hq"] * visible_pairs(case)
+    queries = case["B"] * case["T"] * case["Hq"]
+    keys = case["B"] * case["T"] * case["Hkv"]
+    size = case.bytes_per_element()
+    capped = "softcap" in case.flags
+    # per pair: scale 1, maximum 1, difference 1, sum 1; softcap 2 more
+    return Cost(
+        bytes_read=(queries + 2 * keys) * case["d"] * size + index_bytes(case),
+        bytes_written=queries * case["d"] * size + (4 * queries if "lse" in case.data else 0),
+        tensor_flops=4 * pairs * case["d"],
+        vector_flops=(6 if capped else 4) * pairs,
+        special_ops=(2 if capped else 1) * pairs,
+    )
+
+
+def tolerance(case: Case) -> Tolerance:
+    """Rounding of scores, probabilities and sums."""
+    # A score is a sum of d products: its error, |s| sqrt(d) u with |s| near 4 in a row's heaviest keys, is the
+    # relative error of a probability. Sums over W keys add sqrt(W) u. For data in half precision, probabilities and
+    # the output are rounded to it. Errors of a row's keys are independent, so they shrink as the output itself does.
+    unit = torch.finfo(accumulator(case.torch_dtype)).eps / 2
+    rounding = torch.finfo(case.torch_dtype).eps / 2 if case.dtype in ("bfloat16", "float16") else 0.0
+    sums = (4 * case["d"] ** 0.5 + min(case["W"], case["T"]) ** 0.5 + 8) * unit
+    return Tolerance(rel_norm=sums + 2 * rounding, worst=8 * sums + 6 * rounding)
+
+
+def case_of(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    with_lse: bool,
+) -> Case:
+    """The case that a real call is."""
+    return call_case("local_attention", q, k, segment_pos, cu_seqlens, window, softcap, ("lse",) if with_lse else ())
+
+
+def call_case(
+    op: str,
+    q: Tensor,
+    k: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    data: tuple[str, ...] = (),
+) -> Case:
+    """The case of a call of local_attention or its backward."""
+    batch, time, heads, d = q.shape
+    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    present = {"softcap": bool(softcap), "segmented": segment_pos is not None, "packed": cu_seqlens is not None}
+    flags = [flag for flag in FLAGS if present[flag]]
+    # a window beyond the sequence is the same problem as one that just covers it
+    sizes = (batch, time, heads, k.shape[2], d, min(window, max(time, 1)))
+    return make_case(*sizes, dtype_name(q.dtype), flags, rows=rows, op=op, data=data, tag="call")
+
+
+def make_case(
+    batch: int,
+    time: int,
+    heads: int,
+    shared: int,
+    d: int,
+    window: int,
+    dtype: str = "float32",
+    flags: list[str] | tuple[str, ...] = (),
+    *,
+    rows: int | None = None,
+    op: str = "local_attention",
+    **facts: object,
+) -> Case:
+    """A case from sizes. N is the batch, or the number of packed sequences."""
+    sizes = (batch, time, heads, shared, d, window, batch if rows is None else rows)
+    dims = tuple(zip(("B", "T", "Hq", "Hkv", "d", "W", "N"), sizes, strict=True))
+    return Case(op, dims, dtype, tuple(flags), **facts)  # type: ignore[arg-type]
+
+
+def cases(op: str) -> tuple[Case, ...]:
+    """The table of cases, shared by local_attention and its backward, for which a window of 1 is no case:
+
+    a query that sees one key has no gradient to q and k, and a relative error of zero means nothing.
+    """
+    backward = op.endswith("_bwd")
+
+    def case(*sizes: int, data: tuple[str, ...] = (), **facts: object) -> Case:
+        if backward:
+            data = tuple(item for item in data if item != "lse")
+        return make_case(*sizes, op=op, data=data, **facts)  # type: ignore[arg-type]
+
+    dtypes = ("float32", "bfloat16", "float16", "float64")
+    smoke = [case(2, 75, 4, 1, 16, 20, dtype=d, tag="smoke", data=("lse",)) for d in dtypes]
+    forward_only = [
+        case(2, 75, 4, 1, 16, 20, tag="smoke"),
+        case(1, 1, 1, 1, 1, 1, tag="edge", data=("lse",)),
+        case(2, 70, 2, 2, 5, 1, tag="edge", data=("lse",)),
+    ]
+    edge = [
+        case(1, 200, 4, 2, 24, 300, tag="edge", data=("lse", "strided", "scale")),
+        case(2, 130, 6, 2, 8, 33, tag="edge", flags=("softcap",), data=("lse", "strided")),
+        case(2, 150, 2, 1, 16, 64, tag="edge", flags=("segmented",), data=("lse",)),
+        case(1, 140, 3, 1, 16, 40, rows=4, tag="edge", flags=("packed",), data=("lse", "empty_sequence")),
+        case(1, 140, 4, 2, 16, 40, rows=3, tag="edge", flags=FLAGS, dtype="bfloat16", data=("lse",)),
+        case(1, 140, 4, 2, 16, 40, rows=3, tag="edge", flags=("segmented", "packed"), data=()),
+    ]
+    rg2b = "RecurrentGemma-2B: 10 heads of 256, one key head"
+    rg9b = "RecurrentGemma-9B: 16 heads of 256, one key head"
+    paper = "Griffin 1.3B: 16 heads of 128, one key head, window 1024"
+    bench = [
+        case(1, 2048, 10, 1, 256, 512, where="cpu", source=f"{rg2b}, a quarter of its window"),
+        case(1, 2048, 16, 1, 128, 1024, where="cpu", source=paper),
+        case(1, 2048, 10, 1, 256, 512, where="cpu", dtype="bfloat16", source=f"{rg2b}, a quarter of its window"),
+        case(1, 4096, 10, 1, 256, 1024, where="cpu", source=f"{rg2b}, half its window", thorough=True),
+        case(1, 1024, 16, 1, 256, 512, where="cpu", source=f"{rg9b}, a quarter of its window", thorough=True),
+        case(1, 2048, 16, 1, 128, 1024, where="cpu", flags=("segmented",), source=f"{paper}, documents", thorough=True),
+    ]
+    for heads, d, window, source in ((10, 256, 2048, rg2b), (16, 256, 2048, rg9b), (16, 128, 1024, paper)):
+        for batch in (1, 8):
+            for time in (2048, 8192):
+                sizes, slow = (batch, time, heads, 1, d, window), heads * d == 4096
+                bench.append(case(*sizes, where="gpu", dtype="bfloat16", source=source, thorough=slow))
+    bench.append(
+        case(
+            8, 2048, 16, 1, 128, 1024, where="gpu", dtype="bfloat16", flags=("segmented",), source=f"{paper}, documents"
+        )
+    )
+    return (*smoke, *([] if backward else forward_only), *edge, *bench)
+
+
+INPUTS = {
+    "q": TensorSpec("B T Hq d"),
+    "k": TensorSpec("B T Hkv d"),
+    "v": TensorSpec("B T Hkv d"),
+    "segment_pos": TensorSpec("B T", "int64", optional=True),
+    "cu_seqlens": TensorSpec("N+1", "int32", optional=True),
+}
+
+OP = Op(
+    name="local_attention",
+    summary="causal softmax attention to the last W keys of the same document",
+    inputs=INPUTS,
+    options=("window", "softcap", "scale", "with_lse"),
+    outputs={"out": TensorSpec("B T Hq d"), "lse": TensorSpec("B Hq T", "accumulator", optional=True)},
+    reference=reference,
+    cases=cases("local_attention"),
+    make_inputs=make_inputs,
+    cost=cost,
+    tolerance=tolerance,
+    case_of=case_of,
+    exact_dims=("Hkv", "d"),
+    free_dims=("N",),
+    check=check,
+)

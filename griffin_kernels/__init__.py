@@ -9,5 +9,8 @@ from griffin_kernels.dispatch import refresh as refresh
 from griffin_kernels.dispatch import select as select
 from griffin_kernels.dispatch import use as use
 from griffin_kernels.functional.linear_scan import linear_scan as linear_scan
+from griffin_kernels.functional.local_attention import local_attention as local_attention
+from griffin_kernels.functional.rg_lru import RGLRUWeights as RGLRUWeights
+from griffin_kernels.functional.rg_lru import rg_lru as rg_lru
 
 __version__ = "0.1.0"

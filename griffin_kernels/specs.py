@@ -118,8 +118,8 @@ def empty_outputs(op: Op, inputs: Inputs) -> tuple[Tensor, ...]:
     first = inputs[next(iter(op.inputs))]
     outputs = []
     for name, spec in op.outputs.items():
-        # an optional output, such as dh0, is there when the input that it belongs to is
-        absent = spec.optional and inputs.get(name.removeprefix("d")) is None
+        # an optional output is there when the input that it belongs to is (dh0), or when it is asked for (with_lse)
+        absent = spec.optional and inputs.get(name.removeprefix("d")) is None and not inputs.get(f"with_{name}")
         shape = [0] if absent else [size_of(dim, sizes) for dim in spec.names]
         outputs.append(first.new_empty(shape, dtype=expected_dtype(spec, data_dtype(op, inputs))))
     return tuple(outputs)

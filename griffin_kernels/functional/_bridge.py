@@ -42,7 +42,11 @@ def register(op_name: str, option_types: dict[str, str]) -> Any:
     def implementation(*args: Any) -> Any:
         inputs = dict(zip(names, args, strict=True))
         outputs = dispatch.call(op_name, inputs)
-        filled = tuple(inputs[first].new_empty(0) if out is None else out for out in outputs)
+        data = specs.data_dtype(op, inputs)
+        filled = tuple(
+            inputs[first].new_empty(0, dtype=specs.expected_dtype(spec, data)) if out is None else out
+            for spec, out in zip(op.outputs.values(), outputs, strict=True)
+        )
         return filled[0] if len(filled) == 1 else filled
 
     def fake(*args: Any) -> Any:

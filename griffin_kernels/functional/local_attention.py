@@ -1,0 +1,63 @@
+"""The public local_attention: a differentiable operator over the tuned kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.functional import _bridge
+
+_OPTIONS = {"window": "int", "softcap": "float?", "scale": "float?"}
+_backward_op = _bridge.register("local_attention_bwd", _OPTIONS)
+_SAVED = ("q", "k", "v", "out", "lse", "segment_pos", "cu_seqlens")
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, segment_pos, cu_seqlens, window, softcap, scale, _ = inputs
+    ctx.save_for_backward(q, k, v, *output, segment_pos, cu_seqlens)
+    ctx.options = {"window": window, "softcap": softcap, "scale": scale}
+
+
+def _backward(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
+    saved = dict(zip(_SAVED, ctx.saved_tensors, strict=True))
+    gradients = _bridge.call_backward("local_attention_bwd", _backward_op, {"dout": dout, **saved, **ctx.options})
+    return (*gradients, None, None, None, None, None, None)
+
+
+_local_attention = _bridge.Differentiable("local_attention", _OPTIONS | {"with_lse": "bool"}, _setup_context, _backward)
+
+
+def local_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int,
+    segment_pos: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Causal softmax attention of every query to the last ``window`` keys of its own document.
+
+    q: [B, T, Hq, d]; k, v: [B, T, Hkv, d], Hq a multiple of Hkv (1: multi-query attention); float32, bfloat16, float16
+        or float64, the same dtype; any strides. Query head h reads key head h // (Hq / Hkv).
+    window: query t sees keys t - window + 1 .. t, itself included. DeepMind's published mask lets one more through.
+    segment_pos: int64 or int32 [B, T], each token's position in its document. Where it is 0 a document begins, and no
+        later query sees an earlier key.
+    cu_seqlens: int32 [N+1], offsets 0 .. T of N sequences packed into a batch of one; none sees another.
+        On a GPU its values are not checked: that would wait for the device.
+    softcap: scores become softcap * tanh(scores / softcap). scale: of the scores; d ** -0.5 if None.
+
+    Returns [B, T, Hq, d] in q's dtype; softmax and sums in float32 or better. Differentiable once in q, k and v.
+    T = 0 and B = 0 give empty outputs.
+
+    Raises ShapeError, DtypeError, DeviceMismatchError or ArgumentError naming the argument at fault.
+    """
+    if isinstance(segment_pos, Tensor) and segment_pos.dtype == torch.int32:
+        segment_pos = segment_pos.long()
+    training = torch.is_grad_enabled() and any([isinstance(t, Tensor) and t.requires_grad for t in (q, k, v)])
+    out: Tensor = _local_attention(q, k, v, segment_pos, cu_seqlens, window, softcap, scale, training)[0]
+    return out

@@ -1,0 +1,101 @@
+"""The public rg_lru: a differentiable operator over the tuned kernels."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from griffin_kernels import errors
+from griffin_kernels.functional import _bridge
+
+_backward_op = _bridge.register("rg_lru_bwd", {})
+_SAVED = (
+    "x",
+    "a_param",
+    "input_gate_weight",
+    "input_gate_bias",
+    "recurrence_gate_weight",
+    "recurrence_gate_bias",
+    "y",
+    "h0",
+    "segment_pos",
+    "cu_seqlens",
+)
+
+
+class RGLRUWeights(NamedTuple):
+    """Parameters of an RG-LRU with H gate blocks of width n = D / H, all in the dtype of x.
+
+    a_param: [D], minus the paper's Lambda: log a = -8 softplus(a_param) r.
+    input_gate_weight, recurrence_gate_weight: [H, n, n], y_hj = sum_i x_hi W_hij. Their biases: [H, n].
+    """
+
+    a_param: Tensor
+    input_gate_weight: Tensor
+    recurrence_gate_weight: Tensor
+    input_gate_bias: Tensor
+    recurrence_gate_bias: Tensor
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *given, h0, segment_pos, cu_seqlens = inputs
+    ctx.save_for_backward(*given, output[0], h0, segment_pos, cu_seqlens)
+
+
+def _backward(ctx: Any, dy: Tensor, dh_last: Tensor) -> tuple[Tensor | None, ...]:
+    saved = dict(zip(_SAVED, ctx.saved_tensors, strict=True))
+    h0 = saved["h0"]
+    *gradients, dh0 = _bridge.call_backward("rg_lru_bwd", _backward_op, {"dy": dy, "dh_last": dh_last, **saved})
+    return (*gradients, None if h0 is None or dh0 is None else dh0.to(h0.dtype), None, None)
+
+
+_rg_lru = _bridge.Differentiable("rg_lru", {}, _setup_context, _backward)
+
+
+def rg_lru(
+    x: Tensor,
+    weights: RGLRUWeights,
+    *,
+    h0: Tensor | None = None,
+    segment_pos: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The real-gated linear recurrent unit of Griffin and Hawk.
+
+        i = sigmoid(x W_i + b_i),  r = sigmoid(x W_r + b_r),  log a = -8 softplus(a_param) r
+        h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t
+
+    x: [B, T, D], float32, bfloat16, float16 or float64; any strides. weights: RGLRUWeights in the same dtype.
+    h0: [B, D], the state before the first step, in x's dtype or float32; zeros if None.
+    segment_pos: int64 or int32 [B, T], each token's position in its document. Where it is 0 a document begins: the
+        earlier state counts as 0 and sqrt(1 - a^2) as 1. Without it no step is such a reset, not even the first:
+        pass positions that begin at 0 for what the published models compute on a fresh sequence.
+    cu_seqlens: int32 [N+1], offsets 0 .. T of N sequences packed into a batch of one; h0 and h_last are then [N, D].
+        No state crosses into the next sequence. Without segment_pos, first steps are resets if h0 is None, and
+        continue from h0 otherwise. On a GPU its values are not checked: that would wait for the device.
+
+    Returns y = h [B, T, D] in x's dtype and h_last [B, D], the last state in float32 (float64 for float64). Gates'
+    exponentials and the carry are kept in float32 or better. Differentiable in x, all weights and h0, from y and
+    h_last; the square root's derivative is clipped at 1000, as published. T = 0 and B = 0 give empty outputs.
+
+    Raises ShapeError, DtypeError, DeviceMismatchError or ArgumentError naming the argument at fault.
+    Source: arXiv 2402.19427, section 2.4; resets and clipping after google-deepmind/recurrentgemma.
+    """
+    if not isinstance(weights, RGLRUWeights):
+        raise errors.ArgumentError(f"rg_lru: weights is a {type(weights).__name__}, expected RGLRUWeights")
+    if isinstance(segment_pos, Tensor) and segment_pos.dtype == torch.int32:
+        segment_pos = segment_pos.long()
+    outputs: tuple[Tensor, Tensor] = _rg_lru(
+        x,
+        weights.a_param,
+        weights.input_gate_weight,
+        weights.input_gate_bias,
+        weights.recurrence_gate_weight,
+        weights.recurrence_gate_bias,
+        h0,
+        segment_pos,
+        cu_seqlens,
+    )
+    return outputs

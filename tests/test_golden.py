@@ -1,0 +1,81 @@
+"""Numbers computed with google-deepmind/recurrentgemma 1.0.1 (PyTorch, float32); see tests/data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+import griffin_kernels
+from griffin_kernels import RGLRUWeights, catalog, device
+
+DATA = Path(__file__).parent / "data"
+NAMES = {  # ours -> the published module's
+    "a_param": "a_param",
+    "input_gate_weight": "input_gate.w",
+    "recurrence_gate_weight": "a_gate.w",
+    "input_gate_bias": "input_gate.b",
+    "recurrence_gate_bias": "a_gate.b",
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with numpy.load(DATA / "rg_lru.npz") as file:
+        return {name: torch.from_numpy(file[name]) for name in file}
+
+
+def usable(op_name):
+    """Variants of an op that run on this machine's CPU without an interpreter."""
+    return [v.key for v in catalog.variants(op_name).values() if v.backend != "triton"]
+
+
+def run(golden, dtype):
+    weights = RGLRUWeights(*[golden[f"param/{NAMES[n]}"].to(dtype).requires_grad_() for n in RGLRUWeights._fields])
+    x, h0 = (golden[name].to(dtype).requires_grad_() for name in ("x", "h0"))
+    y, h_last = griffin_kernels.rg_lru(x, weights, h0=h0, segment_pos=golden["segment_pos"])
+    gradients = torch.autograd.grad(
+        [y, h_last], [x, h0, *weights], [golden["dy"].to(dtype), golden["dh_last"].to(dtype)]
+    )
+    named = dict(zip(("dx", "dh0", *[f"grad/{NAMES[n]}" for n in RGLRUWeights._fields]), gradients, strict=True))
+    return {"y": y, "h_last": h_last} | named
+
+
+def assert_golden(got, golden):
+    # float32 on both sides, in different orders: a few hundred roundings of the largest element
+    for name, value in got.items():
+        want = golden[name].double()
+        error = (value.double() - want).abs().max() / want.abs().max()
+        assert error < 1e-5, f"{name}: {error:.1e}"
+
+
+def test_rg_lru_and_all_gradients_in_float64(golden):
+    assert_golden(run(golden, torch.float64), golden)
+
+
+@pytest.mark.parametrize("variant", usable("rg_lru"))
+def test_rg_lru_forward_variants(golden, variant):
+    case = catalog.op("rg_lru").case_of(
+        golden["x"], None, None, golden["param/input_gate.b"], None, None, golden["h0"], golden["segment_pos"], None
+    )
+    found = catalog.variant(variant)
+    if reason := found.reject(case, device.cpu(), found.config()):
+        pytest.skip(reason)
+    with griffin_kernels.use(variant=variant):
+        assert_golden(run(golden, torch.float32), golden)
+
+
+@pytest.mark.parametrize("variant", usable("rg_lru_bwd"))
+def test_rg_lru_backward_variants(golden, variant):
+    found = catalog.variant(variant)
+    case = catalog.op("rg_lru").case_of(
+        golden["x"], None, None, golden["param/input_gate.b"], None, None, golden["h0"], golden["segment_pos"], None
+    )
+    if reason := found.reject(case, device.cpu(), found.config()):
+        pytest.skip(reason)
+    with griffin_kernels.use(variant=variant):
+        assert_golden(run(golden, torch.float32), golden)

@@ -1,0 +1,191 @@
+"""The public local_attention: windows, documents, gradients, torch.compile, opcheck, bad and empty input."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import griffin_kernels
+from griffin_kernels import catalog, errors, verify
+from griffin_kernels.ops.local_attention.op import make_case
+
+OP = catalog.op("local_attention")
+BACKWARD = catalog.op("local_attention_bwd")
+CPU = torch.device("cpu")
+CALLS = BACKWARD.cases_tagged("smoke", "edge")
+FLOATS = ("q", "k", "v")
+
+pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
+
+
+def call(inputs):
+    positional = [inputs[name] for name in FLOATS]
+    return griffin_kernels.local_attention(
+        *positional, **{k: v for k, v in inputs.items() if k not in (*FLOATS, "with_lse")}
+    )
+
+
+def inputs_of(case, **changes):
+    return OP.make_inputs(case, CPU, 0) | changes
+
+
+def plain(time=12, window=5, dtype="float64", heads=4, shared=2):
+    return inputs_of(make_case(2, time, heads, shared, 8, window, dtype))
+
+
+def dense(inputs):
+    """Causal attention without a window, by PyTorch."""
+    q, k, v = (inputs[name].transpose(1, 2) for name in FLOATS)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+def leaves(inputs):
+    return [inputs[name].requires_grad_() for name in FLOATS]
+
+
+@pytest.mark.parametrize("window", [12, 13, 1000])
+@pytest.mark.parametrize(
+    "variant", [v.key for v in catalog.variants("local_attention").values() if v.name[:5] == "eager"]
+)
+def test_window_of_the_whole_sequence_is_causal_attention(window, variant):
+    inputs = plain() | {"window": window}
+    with griffin_kernels.use(variant=variant):
+        torch.testing.assert_close(call(inputs), dense(inputs))
+
+
+def test_window_of_one_gives_v_and_its_gradient():
+    inputs = plain() | {"window": 1}
+    wanted = leaves(inputs)
+    out = call(inputs)
+    torch.testing.assert_close(out, inputs["v"].repeat_interleave(2, dim=2))
+    dq, dk, dv = torch.autograd.grad(out, wanted, torch.ones_like(out))
+    torch.testing.assert_close(dv, torch.full_like(dv, 2.0))
+    for nothing in (dq, dk):
+        torch.testing.assert_close(nothing, torch.zeros_like(nothing))
+
+
+def test_a_query_sees_exactly_window_keys():
+    inputs = plain(window=5)
+    before = call(inputs)
+    inputs["v"][:, 3] += 1
+    changed = (call(inputs) != before).flatten(2).any(2)[0]
+    assert changed.nonzero().flatten().tolist() == [3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("offsets", [[0, 4, 4, 5, 12], [0, 12]])
+def test_packed_sequences_and_positions_equal_the_sequences_alone(offsets):
+    inputs = {k: v[:1] if isinstance(v, torch.Tensor) else v for k, v in plain().items()}
+    packed = call(inputs | {"cu_seqlens": torch.tensor(offsets, dtype=torch.int32)})
+    spans = [range(a, b) for a, b in itertools.pairwise(offsets)]
+    positions = torch.tensor([[t - span.start for span in spans for t in span]])
+    torch.testing.assert_close(call(inputs | {"segment_pos": positions}), packed)
+    torch.testing.assert_close(call(inputs | {"segment_pos": positions.int()}), packed)
+    for span in spans:
+        part = slice(span.start, span.stop)
+        alone = call(inputs | {name: inputs[name][:, part] for name in FLOATS})
+        torch.testing.assert_close(packed[:, part], alone)
+
+
+def test_a_row_that_begins_above_position_zero_is_one_document():
+    inputs = plain()
+    torch.testing.assert_close(call(inputs | {"segment_pos": torch.arange(7, 19).expand(2, 12)}), call(inputs))
+
+
+@pytest.mark.parametrize("case", CALLS, ids=lambda case: case.key)
+def test_backward_reference_is_autograd_of_the_forward_reference(case):
+    inputs = verify.to_float64(OP.make_inputs(case, CPU, 0)) | {"with_lse": True}
+    inputs = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    wanted = leaves(inputs)
+    out, lse = OP.reference(**inputs)
+    dout = torch.randn_like(out)
+    want = torch.autograd.grad(out, wanted, dout)
+    rest = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in inputs.items() if k != "with_lse"}
+    got = BACKWARD.reference(dout=dout, out=out.detach(), lse=lse.detach(), **rest)
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("case", CALLS, ids=lambda case: case.key)
+def test_gradients_match_float64_autograd(case):
+    inputs = OP.make_inputs(case, CPU, 0)
+    exact = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in verify.to_float64(inputs).items()}
+    wanted = leaves(inputs)
+    out = call(inputs)
+    dout = torch.randn_like(out)
+    got = torch.autograd.grad(out, wanted, dout)
+    wanted = leaves(exact)
+    want = torch.autograd.grad(OP.reference(**exact)[0], wanted, dout.double())
+    tolerance = BACKWARD.tolerance(case)
+    for name, mine, theirs in zip(FLOATS, got, want, strict=True):
+        error = verify.error_of(name, mine, theirs)
+        assert error.rel_norm <= tolerance.rel_norm, error
+        assert error.worst <= tolerance.worst, error
+
+
+def test_lse_is_given_only_where_asked_for():
+    inputs = plain()
+    variant = catalog.variant("local_attention/eager.blocked")
+    for with_lse in (False, True):
+        _, lse = variant.run(**inputs | {"with_lse": with_lse}, config=variant.config())
+        assert (lse is not None) == with_lse
+
+
+@pytest.mark.parametrize("case", CALLS[:1] + CALLS[-3:], ids=lambda case: case.key)
+def test_opcheck(case):
+    for with_lse in (False, True):
+        inputs = OP.make_inputs(case, CPU, 0) | {"with_lse": with_lse}
+        if with_lse:
+            leaves(inputs)
+        opcheck(torch.ops.griffin_kernels.local_attention.default, tuple(inputs.values()))
+    opcheck(torch.ops.griffin_kernels.local_attention_bwd.default, tuple(BACKWARD.make_inputs(case, CPU, 0).values()))
+
+
+def test_compiles_fullgraph_forward_and_backward():
+    def model(q, k, v):
+        return griffin_kernels.local_attention(q.tanh(), k, v, window=4, softcap=3.0).square().sum()
+
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for time in (5, 12):
+        given = [plain(time, dtype="float32")[name] for name in FLOATS]
+        grads = []
+        for run in (model, compiled):
+            args = [t.clone().requires_grad_() for t in given]
+            grads.append(torch.autograd.grad(run(*args), args))
+        for mine, theirs in zip(*grads, strict=True):
+            torch.testing.assert_close(mine, theirs)
+        torch.testing.assert_close(compiled(*given), model(*given))
+
+
+@pytest.mark.parametrize(("batch", "time"), [(2, 0), (0, 5)])
+def test_empty_input_gives_empty_output(batch, time):
+    q = torch.randn(batch, time, 4, 8, requires_grad=True)
+    out = griffin_kernels.local_attention(q, q[:, :, :1], q[:, :, :1], window=3)
+    assert out.shape == q.shape
+    out.sum().backward()
+    assert q.grad.shape == q.shape
+
+
+Q, K = torch.randn(2, 6, 4, 8), torch.randn(2, 6, 2, 8)
+BAD = {
+    "heads that do not divide": ((Q[:, :, :3], K, K), {}, errors.ShapeError, "q has 3 heads and k has 2"),
+    "v of other heads": ((Q, K, Q), {}, errors.ShapeError, r"v has shape \[2, 6, 4, 8\], expected \[B=2, T=6, Hkv=2"),
+    "k of another width": ((Q, K[..., :4], K), {}, errors.ShapeError, "k has shape"),
+    "no window": ((Q, K, K), {"window": 0}, errors.ArgumentError, "window is 0, expected at least 1"),
+    "softcap of zero": ((Q, K, K), {"softcap": 0.0}, errors.ArgumentError, "softcap is 0.0, expected a finite number"),
+    "endless scale": ((Q, K, K), {"scale": float("inf")}, errors.ArgumentError, "scale is inf"),
+    "mixed dtypes": ((Q, K.half(), K), {}, errors.DtypeError, "k is float16, expected float32"),
+    "offsets with a batch": (
+        (Q, K, K), {"cu_seqlens": torch.tensor([0, 6], dtype=torch.int32)}, errors.ShapeError, "batch 1, x has batch 2"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_argument_is_named(what):
+    args, options, error, message = BAD[what]
+    with pytest.raises(error, match=message):
+        griffin_kernels.local_attention(*args, **{"window": 3, **options})

@@ -17,6 +17,7 @@ from torch import Tensor
 from griffin_kernels import catalog, device, memory, verify
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.ops import _threads
+from griffin_kernels.ops.linear_scan import _numba_call
 from griffin_kernels.ops.linear_scan.op import make_case
 
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -102,18 +103,19 @@ def test_chunk_edges(op_name, time, flags):
 @OPS
 @ALGORITHMS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
-@pytest.mark.parametrize("width", [640, 651])
-def test_large_outputs_on_several_threads(op_name, algorithm, dtype, width):
-    # enough bytes for threads, huge pages and, where rows begin on a cache line, for writes past the caches
-    case = make_case(2, 4096, width, dtype, ("reset",), op=op_name, data=("h0",))
-    for ahead in (False, True):
-        found = verdict(catalog.variant(f"{op_name}/numba.{algorithm}"), case, block_d=128, ahead=ahead)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_outputs_written_past_the_caches(op_name, algorithm, dtype, ahead, monkeypatch):
+    monkeypatch.setattr(_numba_call, "_STREAMED", 0)
+    monkeypatch.setattr(_threads, "_GRAIN", 1)
+    # rows that begin on a cache line, and rows and blocks that do not
+    for width, block in ((320, 128), (331, 128), (320, 100)):
+        case = make_case(2, 130, width, dtype, ("reset",), op=op_name, data=("h0",))
+        found = verdict(catalog.variant(f"{op_name}/numba.{algorithm}"), case, block_d=block, ahead=ahead)
         assert found.ok, found.problem
 
 
-def test_outputs_that_cannot_be_streamed_are_written_all_the_same():
-    case = make_case(1, 2048, 2560)
-    found = verdict(catalog.variant("linear_scan/numba.sequential"), case, block_d=100)
+def test_a_large_scan():
+    found = verdict(catalog.variant("linear_scan/numba.sequential"), make_case(1, 2048, 2560))
     assert found.ok, found.problem
 
 

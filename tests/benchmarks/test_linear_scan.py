@@ -1,0 +1,128 @@
+"""linear_scan on the CPU against element-wise kernels of the same traffic, and against the catalogue's baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from griffin_kernels import catalog, device, memory
+from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.ops.linear_scan.op import make_case
+from tests.benchmarks._compare import race, show
+from tests.benchmarks._triad import triad
+
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+FORWARD_TARGET = 1.2
+"""Times of torch.add, which moves as many bytes and allocates its output; float32, B=1, T=4096, D=2560."""
+BACKWARD_TARGET = 1.4
+"""Times of a triad that moves as many bytes."""
+
+
+def caller(variant: Variant, inputs: Inputs, config: object = None) -> Callable[[], object]:
+    config = variant.config() if config is None else config
+    return lambda: variant.run(**inputs, config=config)
+
+
+def bench_inputs(case: Case) -> Inputs:
+    """As the op's own, without its reference over time, which is slow."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (case["B"], case["T"], case["D"])
+    a = (torch.rand(shape, generator=generator) * 0.099 + 0.9).to(case.torch_dtype)
+    x, h = (torch.randn(shape, generator=generator).to(case.torch_dtype) for _ in range(2))
+    common = {"h0": None, "reset": None, "cu_seqlens": None, "reverse": False}
+    if case.op == "linear_scan":
+        return {"x": x, "a": a, **common}
+    return {"dh": x, "dh_last": None, "a": a, "h": h, **common}
+
+
+def accepted(case: Case, baseline: bool) -> dict[str, Variant]:
+    """Variants of the case's op that run here: the baselines, or the native kernels."""
+    return {
+        v.name: v
+        for v in catalog.variants(case.op).values()
+        if (v.baseline if baseline else v.backend == "numba") and v.reject(case, device.cpu(), v.config()) is None
+    }
+
+
+@DTYPES
+def test_forward_against_torch_add(dtype):
+    case = make_case(1, 4096, 2560, dtype)
+    inputs = bench_inputs(case)
+    x, a = inputs["x"], inputs["a"]
+    calls: dict[str, Callable[[], object]] = {
+        "torch.add": lambda: torch.add(a, x),
+        "torch.add on huge pages": lambda: torch.add(a, x, out=memory.empty(x.shape, x.dtype)),
+    }
+    calls |= {name: caller(variant, inputs) for name, variant in accepted(case, baseline=False).items()}
+    rows = race(calls)
+    show(f"linear_scan {case.key}", rows)
+    if dtype == "float32":
+        assert rows["numba.sequential"].ratio <= FORWARD_TARGET
+
+
+@DTYPES
+def test_backward_against_triad(dtype):
+    case = make_case(1, 4096, 2560, dtype, op="linear_scan_bwd")
+    inputs = bench_inputs(case)
+    streams = inputs["dh"], inputs["a"], inputs["h"]
+    calls: dict[str, Callable[[], object]] = {
+        "triad": lambda: triad(*streams),
+        "triad on huge pages": lambda: triad(*streams, empty=memory.empty),
+    }
+    calls |= {name: caller(variant, inputs) for name, variant in accepted(case, baseline=False).items()}
+    rows = race(calls)
+    show(f"linear_scan_bwd {case.key}", rows)
+    if dtype == "float32":
+        assert rows["numba.sequential"].ratio <= BACKWARD_TARGET
+
+
+@pytest.mark.parametrize("op_name", ["linear_scan", "linear_scan_bwd"])
+@DTYPES
+def test_against_the_baselines(op_name, dtype):
+    case = make_case(1, 2048, 2560, dtype, op=op_name)
+    inputs = bench_inputs(case)
+    variants = accepted(case, baseline=False) | accepted(case, baseline=True)
+    rows = race({name: caller(variant, inputs) for name, variant in variants.items()}, rounds=5, warmup=1)
+    show(f"{op_name} {case.key}", rows)
+    fastest = min(rows.values(), key=lambda row: row.median_ms)
+    assert fastest.name in accepted(case, baseline=False)
+
+
+@pytest.mark.parametrize("width", [64, 256])
+def test_chunked_where_channels_are_few(width):
+    case = make_case(1, 2**16, width)
+    inputs = bench_inputs(case)
+    native = accepted(case, baseline=False)
+    sequential, chunked = native["numba.sequential"], native["numba.chunked"]
+    calls = {"sequential": caller(sequential, inputs)}
+    for chunk in (64, 256, 1024):
+        calls[f"chunked {chunk}"] = caller(chunked, inputs, chunked.config(chunk=chunk))
+    show(f"linear_scan {case.key}", race(calls))
+
+
+def test_scans_between_torch_operations():
+    """Alternating with torch must not cost more than both alone: they share one pool of threads."""
+    inputs = bench_inputs(make_case(1, 256, 2560))
+    scan = caller(catalog.variant("linear_scan/numba.sequential"), inputs)
+    x, a = inputs["x"], inputs["a"]
+
+    def repeat(*calls: Callable[[], object]) -> Callable[[], None]:
+        return lambda: [call() for _ in range(200) for call in calls] and None
+
+    rows = race(
+        {"add": repeat(lambda: torch.add(a, x)), "scan": repeat(scan), "both": repeat(lambda: torch.add(a, x), scan)}
+    )
+    show("200 calls, B1-T256-D2560-float32", rows)
+    assert rows["both"].median_ms <= 1.3 * (rows["add"].median_ms + rows["scan"].median_ms)
+
+
+def test_cost_of_a_call():
+    inputs = bench_inputs(make_case(1, 4, 64))
+    calls = {}
+    for name, variant in accepted(make_case(1, 4, 64), baseline=False).items():
+        call = caller(variant, inputs)
+        calls[name] = lambda call=call: [call() for _ in range(1000)]
+    rows = race(calls)
+    show("1000 calls, B1-T4-D64: ms are us per call", rows)

@@ -118,6 +118,18 @@ def idle_threads(block_d: int, num_warps: int, device: Device) -> str | None:
     return None
 
 
+def unfit(case: Case, device: Device, block_d: int, num_warps: int) -> str | None:
+    """Why a kernel whose threads own channels cannot run, or would only waste them."""
+    return not_here(device) or idle_channels(case, block_d) or idle_threads(block_d, num_warps, device)
+
+
+def idle_channels(case: Case, block_d: int) -> str | None:
+    """Why a block is too wide for the channels there are, if so."""
+    if block_d > 64 and block_d >= 2 * case["D"]:
+        return f"block_d={block_d} is at least twice the {case['D']} channels: half of it does the same work"
+    return None
+
+
 def bytes_ahead(case: Case, block_t: int, streams: int) -> int:
     """Bytes that one pass over time has in flight on the whole device: block_t rows of every channel and stream."""
     return case["N"] * case["D"] * block_t * streams * case.bytes_per_element()

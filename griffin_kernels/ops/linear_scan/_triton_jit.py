@@ -98,3 +98,28 @@ def load_state(state, row, stride, columns, inside, CHANNEL: tl.constexpr, ACC: 
 def combine(a_first, x_first, a_then, x_then):
     """Two affine maps s -> a s + x, one after the other."""
     return a_first * a_then, a_then * x_first + x_then
+
+
+@triton.jit
+def tile_offsets(rows, columns, STEP: tl.constexpr, CHANNEL: tl.constexpr, BLOCK_T: tl.constexpr, D: tl.constexpr):
+    """Offsets [block_t, block_d] of a tile in elements, 64-bit only where 32 are too few."""
+    REACH: tl.constexpr = (BLOCK_T + 1) * (STEP if STEP > 0 else -STEP) + 2 * D * (CHANNEL if CHANNEL > 0 else -CHANNEL)
+    if REACH >= 2**31:
+        rows = rows.to(tl.int64)
+        columns = columns.to(tl.int64)
+    return rows[:, None] * STEP + columns[None, :] * CHANNEL
+
+
+@triton.jit
+def last_row(tile, rows, BLOCK_T: tl.constexpr):
+    """Row BLOCK_T - 1 of a tile [block_t, block_d] as [block_d]."""
+    return tl.sum(tl.where(rows[:, None] == BLOCK_T - 1, tile, 0.0), axis=0)
+
+
+@triton.jit
+def grow(weights, gate, COUNT: tl.constexpr):
+    """The tuple of COUNT weights, each [block_d], multiplied by one more gate."""
+    grown = ()
+    for s in tl.static_range(COUNT):
+        grown += (weights[s] * gate,)
+    return grown

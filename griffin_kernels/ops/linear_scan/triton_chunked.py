@@ -174,7 +174,7 @@ def run(
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.chunk % config.block_t:
         return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return _triton.not_here(device) or _triton.idle_threads(config.block_d, config.num_warps, device)
+    return _triton.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:

@@ -199,7 +199,7 @@ def run(
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.chunk % config.block_t:
         return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return forward.not_here(device) or forward.idle_threads(config.block_d, config.num_warps, device)
+    return forward.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:

@@ -158,7 +158,7 @@ def run(
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return forward.not_here(device) or forward.idle_threads(config.block_d, config.num_warps, device)
+    return forward.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:

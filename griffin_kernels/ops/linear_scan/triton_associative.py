@@ -1,0 +1,164 @@
+"""Tree scan of (a, x) pairs over tiles of time, tiles loaded ahead through shared memory.
+
+    h_t = a_t * h_{t-1} + x_t        (a_1, x_1) then (a_2, x_2)  =  (a_1 a_2, a_2 x_1 + x_2)
+
+A program owns ``block_d`` channels of one batch entry or packed sequence and goes through time in tiles of
+[block_t, block_d]. ``tl.associative_scan`` along time gives every step's map from the tile's first state; the state
+itself enters afterwards, h = A * carry + X. Pairs are float32 before the scan, which combines in its input's dtype.
+Where block_d gives every thread whole columns of the tile the scan stays in a thread; else it crosses threads.
+
+Bytes per element: the ideal three data elements (6 in bf16, 12 in fp32). Bound by instruction issue: two
+multiplications and an addition per level of the tree, shuffles and exchanges between warps, against one multiply-add
+for triton.sequential.
+Source: Blelloch, "Prefix sums and their applications" (1990), section 1.4; arXiv 2208.04933 (S5), appendix H.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from griffin_kernels import launch
+from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops.linear_scan import _triton
+from griffin_kernels.ops.linear_scan._triton_jit import combine, last_row, load_state, span, tile_offsets
+
+
+@dataclass(frozen=True)
+class Config:
+    """block_t, block_d: steps and channels of a tile. num_stages: tiles in flight, the one in work included."""
+
+    block_t: int = 16
+    block_d: int = 64
+    num_warps: int = 2
+    num_stages: int = 3
+
+
+@triton.jit(do_not_specialize=["T"])
+def linear_scan_associative(
+    x,
+    a,
+    h0,
+    reset,
+    cu_seqlens,
+    h,
+    h_last,
+    T,
+    x_batch,
+    a_batch,
+    reset_batch,
+    h0_row,
+    D: tl.constexpr,
+    X_STEP: tl.constexpr,
+    X_CHANNEL: tl.constexpr,
+    A_STEP: tl.constexpr,
+    A_CHANNEL: tl.constexpr,
+    RESET_STEP: tl.constexpr,
+    H0_CHANNEL: tl.constexpr,
+    REVERSE: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """x, a, h: [B,T,D]; h0, h_last: [N,D]; reset: [B,T] bytes. Grid: N * ceil(D / block_d), channels fastest."""
+    SIGN: tl.constexpr = -1 if REVERSE else 1
+    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    row = tl.program_id(0) // BLOCKS
+    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = columns < D
+    batch, first, steps = span(row, cu_seqlens, T, REVERSE)
+    x += batch * x_batch + first * (SIGN * X_STEP)
+    a += batch * a_batch + first * (SIGN * A_STEP)
+    h += (batch * T + first) * D
+    if reset is not None:
+        reset += batch * reset_batch + first * (SIGN * RESET_STEP)
+    rows = tl.arange(0, BLOCK_T)
+    x_tile = tile_offsets(rows, columns, X_STEP, X_CHANNEL, BLOCK_T, D)
+    a_tile = tile_offsets(rows, columns, A_STEP, A_CHANNEL, BLOCK_T, D)
+    h_tile = tile_offsets(rows, columns, SIGN * D, 1, BLOCK_T, D)
+    carry = load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, ACC, BLOCK_D)  # [block_d]
+    for begin in tl.range(0, steps, BLOCK_T, num_stages=STAGES):
+        here = rows < steps - begin  # [block_t]
+        mask = here[:, None] & inside[None, :]
+        values = tl.load(x + x_tile, mask=mask, other=0.0).to(ACC)
+        gates = tl.load(a + a_tile, mask=mask, other=1.0).to(ACC)
+        if reset is not None:
+            resets = tl.load(reset + rows * RESET_STEP, mask=here, other=0)
+            gates = tl.where(resets[:, None] != 0, 0.0, gates)
+            reset += BLOCK_T * RESET_STEP
+        reach, local = tl.associative_scan((gates, values), 0, combine)
+        states = reach * carry[None, :] + local
+        tl.store(h + h_tile, states.to(h.dtype.element_ty), mask=mask)
+        carry = last_row(states, rows, BLOCK_T)
+        x += BLOCK_T * X_STEP
+        a += BLOCK_T * A_STEP
+        h += BLOCK_T * SIGN * D
+    tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
+
+
+def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+    """One program per row of h0 and block of channels."""
+    rows, args, constexprs = _triton.scan_arguments(inputs, outputs)
+    x, a = inputs["x"], inputs["a"]
+    per_thread = config.block_t * config.block_d // (32 * config.num_warps)
+    bits = _triton.load_bits((x, a), per_thread)
+    return [
+        Launch(
+            kernel=linear_scan_associative,
+            grid=(rows * triton.cdiv(x.shape[2], config.block_d),),
+            args=args,
+            constexprs=constexprs | {"BLOCK_T": config.block_t, "BLOCK_D": config.block_d, "STAGES": config.num_stages},
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            tile=config.block_t * config.block_d,
+            # copies below 4 bytes per thread cannot be asynchronous
+            claims=Claims(load_bits=bits, async_copies=config.num_stages > 1 and bits >= 32),
+        )
+    ]
+
+
+def run(
+    x: Tensor,
+    a: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    inputs = {"x": x, "a": a, "h0": h0, "reset": reset, "cu_seqlens": cu_seqlens, "reverse": reverse}
+    outputs: dict[str, Any] = {}
+    launch.run_all(launches(inputs, outputs, config))
+    return outputs["h"], outputs["h_last"]
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    return _triton.not_here(device) or _triton.idle_channels(case, config.block_d)
+
+
+def rank(case: Case, device: Device) -> int:
+    """Never the default among Triton's scans: more instructions for the same bytes."""
+    return 12
+
+
+VARIANT = Variant(
+    op="linear_scan",
+    name="triton.associative",
+    summary="tree scan of (a, x) pairs over pipelined tiles",
+    run=run,
+    config=Config,
+    axes={"block_t": (16, 32), "block_d": (64, 128, 256), "num_warps": (1, 2, 4), "num_stages": (2, 3, 4)},
+    reject=reject,
+    rank=rank,
+    launches=launches,
+)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -63,7 +65,7 @@ def test_packed_is_separate(batch, time, width, seed, reverse, sequences):
     bounds = [0, *cuts, time]
     offsets = torch.tensor(bounds, dtype=torch.int32)
     h, last = griffin_kernels.linear_scan(x, a, h0=h0, cu_seqlens=offsets, reverse=reverse)
-    for row, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for row, (start, end) in enumerate(itertools.pairwise(bounds)):
         part, state = griffin_kernels.linear_scan(
             x[:, start:end], a[:, start:end], h0=h0[row : row + 1], reverse=reverse
         )

@@ -21,9 +21,11 @@ import plotly.offline
 from markupsafe import Markup
 
 from griffin_kernels.errors import ReportError
-from reports import figures, model
 from reports import format as fmt
+from reports import model
+from reports.charts import candidates, errors, race
 from reports.journal import Source, load, load_registry
+from tuning.budget import INDIFFERENCE
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -71,6 +73,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "bound": fmt.bound,
+        "brief": fmt.brief,
         "case_marks": fmt.marks,
         "case_text": fmt.case,
         "config_text": fmt.config,
@@ -122,9 +125,9 @@ def _forest(cases: Sequence[model.CaseView]) -> dict[str, ForestRow]:
 
 def tuning_tab(report: model.Report, registry_source: Source | None = None) -> Tab:
     """The tuning report proper."""
-    cases = report.cases
+    cases, rows = report.cases, report.error_rows
     drawn = {
-        case.anchor: {"candidates": _figure(figures.candidates(case)), "race": _figure(figures.race(case))}
+        case.anchor: {"candidates": _figure(candidates.candidates(case)), "race": _figure(race.race(case))}
         for case in cases
     }
     body = (
@@ -140,14 +143,20 @@ def tuning_tab(report: model.Report, registry_source: Source | None = None) -> T
             forest=_forest(cases),
             ceilings=report.journal.ceilings,
             figures=drawn,
-            error_figure=_figure(figures.errors(report.error_rows)),
+            error_figures={op.name: _figure(errors.errors([r for r in rows if r.op == op.name])) for op in report.ops},
+            device_facts=_facts(report.journal.run.device.validity),
             first_case=cases[0].anchor if cases else None,
             statuses=model.STATUSES,
-            indifference=model.INDIFFERENCE,
+            indifference=INDIFFERENCE,
             registry_source=registry_source,
         )
     )
     return Tab("tuning", "Tuning", Markup(body))
+
+
+def _facts(values: dict[str, Any]) -> dict[str, Any]:
+    """Facts without those that are zero because they do not apply, as a CPU's warp size."""
+    return {name: value for name, value in values.items() if isinstance(value, bool) or value != 0}
 
 
 def device_name(report: model.Report) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,12 +26,13 @@ RATE_UNITS: Mapping[str, str] = {
     "bytes_per_s": "B/s",
     "flops_per_s": "FLOP/s",
     "flop_per_s": "FLOP/s",
-    "ops_per_s": "op/s",
+    "ops_per_s": "ops/s",
 }
 
 BOUND_NAMES: Mapping[str, str] = {
     "dram": "DRAM",
     "dram_copy": "DRAM copy",
+    "dram_add": "DRAM add",
     "dram_triad": "DRAM triad",
     "l2": "L2",
     "special": "special functions",
@@ -86,7 +88,7 @@ def share(value: float | None) -> str:
     """``68%``; one digit after the point below 10%."""
     if value is None:
         return MISSING
-    return f"{100 * value:.1f}%" if value < 0.0995 else f"{100 * value:.0f}%"
+    return f"{100 * value:.1f}".removesuffix(".0") + "%" if value < 0.0995 else f"{100 * value:.0f}%"
 
 
 def error(value: float | None) -> str:
@@ -181,6 +183,11 @@ def fact(name: str, value: Any) -> str:
     if isinstance(value, Sequence) and all(isinstance(v, str | int | float) for v in value):
         return ", ".join(map(str, value)) or MISSING
     return json.dumps(value, sort_keys=True)
+
+
+def brief(reason: str) -> str:
+    """A reason without the configurations in brackets, for a table; the case's section has it whole."""
+    return re.sub(r" \[[^\]]*\]", "", reason)
 
 
 def fragment(anchor: str) -> str:

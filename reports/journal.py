@@ -117,12 +117,13 @@ def load(path: Path) -> Journal:
     """The journal at ``path``. Raises ReportError where it is missing, empty, broken, or of a later version."""
     data = _read(path, "journal")
     decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
-    numbered = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
-    if not numbered:
+    *whole, rest = data.split(b"\n")
+    numbered = [(number, line) for number, line in enumerate(whole, 1) if line.strip()]
+    if not numbered and not rest.strip():
         raise ReportError(f"the journal {path} is empty; nothing has been measured yet")
     records: list[Record] = []
     lines: list[str] = []
-    torn = False
+    torn = bool(rest.strip())
     for number, line in numbered:
         try:
             text = line.decode()

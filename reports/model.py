@@ -8,26 +8,29 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from griffin_kernels.records import CaseRecord, Entry, RegistryFile
 from reports import format as fmt
 from reports.journal import Journal
 from tuning import stats
+from tuning.budget import INDIFFERENCE
 from tuning.records import Candidate, OutputError, Race, Result
 
-STATUSES = ("ok", "slow", "wrong", "failed", "rejected")
+STATUSES = ("ok", "slow", "wrong", "failed", "rejected", "skipped")
 """Every candidate status, from best to worst."""
 
-INDIFFERENCE = 0.03
-"""Differences below this are SAME even where they are certain: nobody would change a kernel for them."""
 
+def compare(interval: tuple[float, float] | None, noise: float = 0.0) -> str | None:
+    """SAME, FASTER, SLOWER or UNSURE, from the interval of a speedup; None without one.
 
-def compare(interval: tuple[float, float] | None) -> str | None:
-    """SAME, FASTER, SLOWER or UNSURE, from the interval of a speedup; None without one."""
+    A difference below the tuner's indifference zone or the noise floor is SAME even where it is certain.
+    """
     if interval is None:
         return None
     low, high = interval
-    if low >= 1 - INDIFFERENCE and high <= 1 + INDIFFERENCE:
+    zone = max(INDIFFERENCE, noise)
+    if low >= 1 - zone and high <= 1 + zone:
         return "SAME"
     if low > 1:
         return "FASTER"
@@ -77,25 +80,25 @@ def worst_of(figures: Iterable[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Finalist:
-    """One finalist of a race. ratios: its time over the winner's, round by round."""
+    """One finalist of a race. ratios: its time over the winner's, round by round. word: how it compares with it."""
 
-    label: str
+    variant: str
+    config: dict[str, Any]
     key: str
     is_winner: bool
     is_baseline: bool
     median: float
     ratios: tuple[float, ...]
     interval: tuple[float, float]
+    word: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.variant} {fmt.config(self.config)}".strip()
 
     @property
     def ratio(self) -> float:
         return stats.median(self.ratios)
-
-    @property
-    def word(self) -> str:
-        """How it compares with the winner."""
-        low, high = self.interval
-        return compare((1 / high, 1 / low)) or ""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class CaseView:
     result: Result | None
     finalists: tuple[Finalist, ...]
     rounds: int
+    noise: float = 0.0
     registry_note: str | None = None
 
     @property
@@ -124,7 +128,7 @@ class CaseView:
 
     @property
     def word(self) -> str | None:
-        return compare(self.entry.speedup_interval) if self.entry else None
+        return compare(self.entry.speedup_interval, self.noise) if self.entry else None
 
     @property
     def winner(self) -> CandidateView | None:
@@ -267,7 +271,7 @@ class Report:
             if view.record.status != "ok":
                 text = view.record.problem or "no reason was recorded"
                 groups[view.record.status, re.sub(r"\d[\d.]*(?:e[+-]?\d+)?", "#", text)].append(view.record)
-        order = {status: place for place, status in enumerate(("failed", "wrong", "rejected", "slow"))}
+        order = {status: place for place, status in enumerate(("failed", "wrong", "rejected", "skipped", "slow"))}
         rows = [
             Reason(
                 status=status,
@@ -312,15 +316,18 @@ def _finalists(race: Race, result: Result | None, found: dict[str, Candidate]) -
     finalists = []
     for key, times in columns.items():
         record = found.get(key)
+        low, high = stats.paired_ratio_interval(times, columns[winner])
         finalists.append(
             Finalist(
-                label=f"{record.variant} {fmt.config(record.config)}".strip() if record else key,
+                variant=record.variant if record else key,
+                config=record.config if record else {},
                 key=key,
                 is_winner=key == winner,
                 is_baseline=bool(record and record.baseline),
                 median=stats.median(times),
                 ratios=tuple(mine / best for mine, best in zip(times, columns[winner], strict=True)),
-                interval=stats.paired_ratio_interval(times, columns[winner]),
+                interval=(low, high),
+                word=compare((1 / high, 1 / low), race.noise_floor) or "",
             )
         )
     return tuple(sorted(finalists, key=lambda finalist: (not finalist.is_winner, finalist.ratio, finalist.key)))
@@ -349,6 +356,7 @@ def build(journal: Journal, registry: RegistryFile | None = None) -> Report:
                 result=decided,
                 finalists=_finalists(race, decided, {c.key: c for c in groups[key]}) if race else (),
                 rounds=len(race.rounds_s) if race else 0,
+                noise=race.noise_floor if race else 0.0,
                 registry_note=_registry_note(decided, entries.get(key)) if registry else None,
             )
         )

@@ -15,13 +15,14 @@
 
   function themedTrace(trace) {
     const own = colour(`--role-${trace.meta || "other"}`);
-    const edge = /thin|line-/.test(trace.marker.symbol) || trace.marker.symbol.endsWith("-open") ? own : colour("--ground");
+    const edge = /thin|line-/.test(trace.marker.symbol) ? own : colour("--ground");
     const marker = { ...trace.marker, color: own, line: { ...trace.marker.line, color: edge } };
     return { ...trace, marker, ...(trace.error_x ? { error_x: { ...trace.error_x, color: own } } : {}) };
   }
 
   function themedAxis(axis) {
-    return { ...axis, gridcolor: colour("--hair"), linecolor: colour("--rule"), tickcolor: colour("--rule"), zeroline: false };
+    const title = axis.title && { ...axis.title, font: { size: 13, color: colour("--soft") } };
+    return { ...axis, ...(title ? { title } : {}), gridcolor: colour("--hair"), linecolor: colour("--rule"), tickcolor: colour("--rule"), zeroline: false };
   }
 
   function themedLayout(layout) {

@@ -275,7 +275,7 @@ def cases(op: str) -> tuple[Case, ...]:
         case(2, 150, 2, 1, 16, 64, tag="edge", flags=("segmented",), data=("lse",)),
         case(1, 140, 3, 1, 16, 40, rows=4, tag="edge", flags=("packed",), data=("lse", "empty_sequence")),
         case(1, 140, 4, 2, 16, 40, rows=3, tag="edge", flags=FLAGS, dtype="bfloat16", data=("lse",)),
-        case(1, 140, 4, 2, 16, 40, rows=3, tag="edge", flags=("segmented", "packed"), data=()),
+        case(1, 140, 4, 2, 16, 40, rows=3, tag="edge", flags=FLAGS),
     ]
     rg2b = "RecurrentGemma-2B: 10 heads of 256, one key head"
     rg9b = "RecurrentGemma-9B: 16 heads of 256, one key head"

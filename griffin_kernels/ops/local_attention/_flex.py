@@ -1,0 +1,99 @@
+"""PyTorch's flex_attention with this op's window, documents and softcap; shared by the baseline and its backward.
+
+Compiled once per shape. The block mask is built once too where it depends on the window alone; with documents it is
+built at every call from a T x T mask, as a user has to for every batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
+
+from griffin_kernels.contract import Case
+from griffin_kernels.device import Device
+from griffin_kernels.ops import _compiled
+from griffin_kernels.ops.local_attention.op import first_keys
+
+Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, score_mod: Any, scale: float | None, with_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    gqa = q.shape[1] != k.shape[1]
+    if not with_lse:
+        out = flex_attention(q, k, v, score_mod=score_mod, block_mask=mask, scale=scale, enable_gqa=gqa)
+        return out, None
+    out, aux = flex_attention(
+        q, k, v, score_mod=score_mod, block_mask=mask, scale=scale, enable_gqa=gqa, return_aux=AuxRequest(lse=True)
+    )
+    return out, aux.lse
+
+
+@functools.lru_cache(maxsize=64)
+def _window_mask(time: int, window: int, device: torch.device) -> BlockMask:
+    def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query - key < window)
+
+    return create_block_mask(visible, None, None, time, time, device=str(device))
+
+
+@functools.lru_cache(maxsize=64)
+def _document_predicate(batch: int, time: int, device: torch.device) -> tuple[Tensor, Predicate]:
+    """A buffer for the first visible key of each query, and the predicate that reads it."""
+    first = torch.zeros(batch, time, dtype=torch.int64, device=device)
+
+    def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (key >= first[b, query])
+
+    return first, visible
+
+
+@functools.lru_cache(maxsize=64)
+def _softcap(cap: float) -> Callable[..., Tensor]:
+    def bend(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return cap * torch.tanh(score / cap)
+
+    return bend
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    with_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """out [B,T,Hq,d] and lse [B,Hq,T] or None."""
+    batch, time = q.shape[:2]
+    if segment_pos is None and cu_seqlens is None:
+        mask = _window_mask(time, window, q.device)
+    else:
+        first, visible = _document_predicate(batch, time, q.device)
+        first.copy_(first_keys(time, window, segment_pos, cu_seqlens, q.device))
+        mask = create_block_mask(visible, batch, None, time, time, device=str(q.device))
+    documents = segment_pos is not None or cu_seqlens is not None
+    training = torch.is_grad_enabled() and q.requires_grad
+    key = (q.shape, k.shape, q.dtype, q.device, window, softcap, scale, documents, with_lse, training)
+    bend = None if softcap is None else _softcap(softcap)
+    attend = _compiled.compiled(_attend, key, dynamic=False)
+    out, lse = attend(*(tensor.transpose(1, 2) for tensor in (q, k, v)), mask, bend, scale, with_lse)
+    return out.transpose(1, 2).contiguous(), lse
+
+
+def problem(case: Case, device: Device) -> str | None:
+    """What flex_attention cannot do in either direction."""
+    if case.dtype == "float64":
+        return "flex_attention has no float64 kernels"
+    if device.kind in ("cuda", "hip") and case["d"] < 16:
+        return f"flex_attention needs head_dim 16 or more on a GPU, it is {case['d']}"
+    return _compiled.problem(device)

@@ -1,0 +1,48 @@
+"""torch.nn.attention.flex_attention, compiled: PyTorch's own kernel for masks given as code.
+
+Skips blocks of 128 x 128 scores that no query sees. Source: torch.nn.attention.flex_attention; see _flex.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, NoConfig, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops.local_attention import _flex
+
+
+def run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    with_lse: bool,
+    *,
+    config: NoConfig,
+) -> tuple[Tensor, Tensor | None]:
+    with torch.no_grad():
+        return _flex.attention(q, k, v, segment_pos, cu_seqlens, window, softcap, scale, with_lse)
+
+
+def reject(case: Case, device: Device, config: NoConfig) -> str | None:
+    """On a CPU it gives no lse."""
+    if device.kind == "cpu" and "lse" in case.data:
+        return "flex_attention on a CPU does not return the log-sum-exp, which the backward pass needs"
+    return _flex.problem(case, device)
+
+
+VARIANT = Variant(
+    op="local_attention",
+    name="compiled.flex_attention",
+    summary="torch.nn.attention.flex_attention, compiled",
+    run=run,
+    config=NoConfig,
+    reject=reject,
+    baseline=True,
+)

@@ -13,10 +13,14 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Row:
-    """Median time of one call and its ratio to the yardstick's, with a 95 % bootstrap interval over rounds."""
+    """Median and fastest time of one call, and the ratio of medians to the yardstick.
+
+    low, high: 95 % bootstrap interval of the ratio, over rounds.
+    """
 
     name: str
     median_ms: float
+    fastest_ms: float
     ratio: float
     low: float
     high: float
@@ -38,7 +42,10 @@ def race(calls: Mapping[str, Callable[[], object]], rounds: int = 30, warmup: in
     picked = np.random.default_rng(0).integers(0, rounds, (_RESAMPLES, rounds))
     resampled = np.median(seconds[picked], axis=1)  # [resamples, calls]
     low, high = np.quantile(resampled / resampled[:, :1], (0.025, 0.975), axis=0)
-    return {name: Row(name, 1e3 * medians[i], medians[i] / medians[0], low[i], high[i]) for i, name in enumerate(names)}
+    fastest, ratios = seconds.min(axis=0), medians / medians[0]
+    return {
+        name: Row(name, 1e3 * medians[i], 1e3 * fastest[i], ratios[i], low[i], high[i]) for i, name in enumerate(names)
+    }
 
 
 def show(title: str, rows: Mapping[str, Row]) -> None:
@@ -46,4 +53,5 @@ def show(title: str, rows: Mapping[str, Row]) -> None:
     width = max(len(name) for name in rows)
     print(f"\n{title}")
     for row in rows.values():
-        print(f"  {row.name:{width}}  {row.median_ms:9.3f} ms  {row.ratio:6.2f}  [{row.low:.2f}, {row.high:.2f}]")
+        times = f"{row.median_ms:9.3f} ms (fastest {row.fastest_ms:.3f})"
+        print(f"  {row.name:{width}}  {times:32}  {row.ratio:6.2f}  [{row.low:.2f}, {row.high:.2f}]")

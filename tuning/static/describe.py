@@ -14,17 +14,23 @@ _SHORT = 16
 
 
 def meta_inputs(op: Op, case: Case) -> Inputs:
-    """The arguments of ``case`` on torch's meta device, contiguous, with the shapes that the op's specs give.
+    """The arguments of ``case`` on torch's meta device.
 
-    A real twin of the case, short in time, tells which tensors are there, their dtypes, and the plain options.
+    A bench case is contiguous, with the shapes that the op's specs give: a real twin of it, short in time, tells which
+    tensors are there, their dtypes, and the plain options. Other cases are small, and keep their strides.
     """
-    dims = tuple((name, min(size, _SHORT) if name == "T" else size) for name, size in case.dims)
+    short = case.tag == "bench"
+    dims = tuple((name, min(size, _SHORT) if short and name == "T" else size) for name, size in case.dims)
     inputs = op.make_inputs(dataclasses.replace(case, dims=dims), torch.device("cpu"), 0)
     for name, spec in op.inputs.items():
         value = inputs[name]
-        if isinstance(value, Tensor):
-            sizes = [size_of(dim, case.size) for dim in spec.names]
-            # a dim that the case does not name keeps the twin's size
-            shape = [have if want is None else want for want, have in zip(sizes, value.shape, strict=True)]
-            inputs[name] = torch.empty(shape, dtype=value.dtype, device="meta")
+        if not isinstance(value, Tensor):
+            continue
+        if not short:
+            inputs[name] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+            continue
+        sizes = [size_of(dim, case.size) for dim in spec.names]
+        # a dim that the case does not name keeps the twin's size
+        shape = [have if want is None else want for want, have in zip(sizes, value.shape, strict=True)]
+        inputs[name] = torch.empty(shape, dtype=value.dtype, device="meta")
     return inputs

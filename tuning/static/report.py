@@ -6,23 +6,12 @@ from typing import Any
 
 import msgspec
 
-from griffin_kernels import catalog
 from griffin_kernels.contract import Variant, config_key
 from griffin_kernels.launch import Launch
 from tuning.static import amd, nvidia
 from tuning.static.code import main_loop, mix
 from tuning.static.compiling import compile_launch
-from tuning.static.describe import meta_inputs
 from tuning.static.targets import Target
-
-
-class Request(msgspec.Struct, frozen=True):
-    """One variant to compile: its key, the key of a case of its op, configuration values, the name of a target."""
-
-    variant: str
-    case: str
-    config: dict[str, Any]
-    target: str
 
 
 class StaticReport(msgspec.Struct, frozen=True):
@@ -51,13 +40,6 @@ class StaticReport(msgspec.Struct, frozen=True):
     mix: dict[str, int]
     load_bits: dict[int, int]
     broken: tuple[str, ...] = ()
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """A request that could not be compiled, with the compiler's words."""
-
-    request: Request
-    reason: str
 
 
 def broken_claims(launch: Launch, target: Target, spill_bytes: int, widths: dict[int, int], copies: int) -> list[str]:
@@ -108,18 +90,3 @@ def analyse(launch: Launch, target: Target, *, variant: Variant, case: str, conf
         load_bits=dict(sorted(widths.items())),
         broken=tuple(broken),
     )
-
-
-def answer(request: Request, target: Target) -> list[StaticReport | Failure]:
-    """Reports on every launch of a request, or the one reason why there are none."""
-    variant = catalog.variant(request.variant)
-    op = catalog.op(variant.op)
-    case = next(case for case in op.cases if case.key == request.case)
-    config = variant.parse_config(request.config)
-    if variant.launches is None:
-        return [Failure(request, f"{variant.key} has no launches to compile")]
-    try:
-        launches = variant.launches(meta_inputs(op, case), {}, config)
-        return [analyse(launch, target, variant=variant, case=case.key, config=config) for launch in launches]
-    except Exception as error:  # the compiler raises whatever it likes, and one failure must not end the run
-        return [Failure(request, f"{type(error).__name__}: {str(error)[-2000:]}")]

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from griffin_kernels import errors
+from griffin_kernels.device import Device
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Target:
     arch: int | str
     warp_size: int
     shared_limit_bytes: int | None = None
+
+    @property
+    def device(self) -> Device:
+        """A device of this architecture of which nothing else is known, for asking variants what they refuse."""
+        return Device(self.backend, self.name, self.name, 1, 0, 0, warp_size=self.warp_size)
 
 
 _KIB = 1024

@@ -13,16 +13,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tuning.static.report import Failure, Request, StaticReport
+from tuning.static.requests import Answers, Request
 
 MODULE = "tuning.static"
-
-
-class Answers(msgspec.Struct):
-    """What the process prints: reports in the order of the requests, and what could not be compiled."""
-
-    reports: list[StaticReport]
-    failures: list[Failure]
 
 
 def compile_all(requests: Sequence[Request], timeout: float = 1800.0) -> Answers:

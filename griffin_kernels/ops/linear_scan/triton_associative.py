@@ -5,7 +5,7 @@
 A program owns ``block_d`` channels of one batch entry or packed sequence and goes through time in tiles of
 [block_t, block_d]. ``tl.associative_scan`` along time gives every step's map from the tile's first state; the state
 itself enters afterwards, h = A * carry + X. Pairs are float32 before the scan, which combines in its input's dtype.
-Where block_d gives every thread whole columns of the tile the scan stays in a thread; else it crosses threads.
+Few warps per tile keep most of the tree inside a thread; more exchange through shared memory at every tile.
 
 Bytes per element: the ideal three data elements (6 in bf16, 12 in fp32). Bound by instruction issue: two
 multiplications and an addition per level of the tree, shuffles and exchanges between warps, against one multiply-add
@@ -38,7 +38,7 @@ class Config:
 
     block_t: int = 16
     block_d: int = 64
-    num_warps: int = 2
+    num_warps: int = 1
     num_stages: int = 3
 
 

@@ -36,7 +36,7 @@ class Config:
 
     block_t: int = 16
     block_d: int = 64
-    num_warps: int = 2
+    num_warps: int = 1
     num_stages: int = 3
 
 

@@ -1,0 +1,121 @@
+"""Every Triton variant compiled for GPUs that are not here: it compiles, does not spill, keeps its claims."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+
+from griffin_kernels import catalog
+from griffin_kernels.contract import Case, config_dict
+from tuning.static import table, worker
+from tuning.static.code import Instruction, main_loop
+from tuning.static.nvidia import load_widths, parse_sass
+from tuning.static.requests import Answers, Request, compilable, representative, requests_for
+from tuning.static.targets import CHECKED
+
+
+def awkward(cases: tuple[Case, ...]) -> list[Case]:
+    """Edge cases that go through most branches of a kernel, and float64: what bench shapes do not compile."""
+    several = [c for c in cases if c.tag == "edge" and len(c.flags) + ("strided" in c.data) >= 3]
+    return several + [c for c in cases if c.tag == "smoke" and c.dtype == "float64"]
+
+
+def widest(variant) -> object | None:
+    """The configuration with most channels per thread, for variants that have such a choice."""
+    if not {"block_d", "num_warps"} <= set(variant.axes):
+        return None
+    values = {"block_d": max(variant.axes["block_d"]), "num_warps": min(variant.axes["num_warps"])}
+    return dataclasses.replace(variant.config(), **values)
+
+
+@pytest.fixture(scope="module")
+def bench_answers() -> Answers:
+    asked = [
+        request
+        for variant in compilable()
+        for request in requests_for(variant, representative(catalog.op(variant.op).cases), CHECKED)
+    ]
+    assert asked, "the catalogue has no Triton variant that describes its launches"
+    return worker.compile_all(asked)
+
+
+def test_every_default_compiles_for_every_target(bench_answers):
+    table.show(bench_answers.reports)
+    assert not bench_answers.failures, "\n\n".join(f"{f.request}: {f.reason}" for f in bench_answers.failures)
+
+
+def test_no_spills_and_claims_are_kept(bench_answers):
+    broken = [(r.variant, r.case, r.kernel, r.target, r.broken) for r in bench_answers.reports if r.broken]
+    assert not broken, broken
+
+
+def test_warps_load_whole_sectors(bench_answers):
+    """A load of a warp brings 128 bytes in one go: 4 per thread at least, wherever channels are neighbours."""
+    nvidia = [r for r in bench_answers.reports if r.target.startswith("sm_") and r.load_bits]
+    assert nvidia
+    assert not [(r.kernel, r.load_bits) for r in nvidia if max(r.load_bits) < 32]
+
+
+def test_awkward_cases_compile():
+    asked = [
+        request
+        for variant in compilable()
+        for request in requests_for(variant, awkward(catalog.op(variant.op).cases), ["sm_90"])
+    ]
+    answers = worker.compile_all(asked)
+    assert not answers.failures, "\n\n".join(f"{f.request}: {f.reason}" for f in answers.failures)
+
+
+def test_eight_channels_per_thread_load_128_bits():
+    """Channels per thread decide the width of a load; the widest configuration of every variant reaches 16 bytes."""
+    asked = []
+    for variant in compilable():
+        case = representative(catalog.op(variant.op).cases)[0]
+        if case.dtype == "bfloat16" and (config := widest(variant)) is not None:
+            asked.append(Request(variant.key, case.key, config_dict(config), "sm_90"))
+    answers = worker.compile_all(asked)
+    assert not answers.failures
+    # the carry of chunked scans reads rows of float32 with a block of its own
+    widths = {(r.op, r.variant): 0 for r in answers.reports}
+    for r in answers.reports:
+        widths[r.op, r.variant] = max(widths[r.op, r.variant], *r.load_bits)
+    assert set(widths.values()) <= {128}, widths
+
+
+def test_command_line_fails_where_nothing_fits():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tuning.static", "--op", "no_such_op"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "nothing to compile" in done.stderr
+
+
+def test_main_loop_is_the_longest_innermost_one():
+    code = [Instruction("A"), Instruction("B"), Instruction("BRA", 1), Instruction("C"), Instruction("BRA", 3)]
+    code += [Instruction("D"), Instruction("BRA", 0)]
+    assert [i.opcode for i in main_loop(code)] == ["B", "BRA"]
+    assert main_loop(code[:2]) == code[:2]
+
+
+def test_disassembly_is_read():
+    text = """
+.text.kernel:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/              @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/                   LDGSTS.E.BYPASS.128 [R3], desc[UR4][R2.64] ;
+        /*0030*/                   LDG.E.U16 R4, desc[UR4][R2.64] ;
+        /*0040*/               @P0 BRA `(.L_x_1) ;
+        /*0050*/                   EXIT ;
+.L_x_2:
+        /*0060*/                   BRA `(.L_x_2);
+        /*0070*/                   NOP ;
+"""
+    code = parse_sass(text)
+    assert [i.opcode.split(".")[0] for i in code] == ["LDC", "LDG", "LDGSTS", "LDG", "BRA", "EXIT", "BRA"]
+    assert load_widths(code) == {128: 2, 16: 1}
+    assert main_loop(code) == code[1:5]

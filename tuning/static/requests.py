@@ -1,0 +1,91 @@
+"""What to compile: Request, the representative ones of the catalogue, and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from griffin_kernels import catalog
+from griffin_kernels.contract import Case, Variant, config_dict
+from tuning.static.describe import meta_inputs
+from tuning.static.report import StaticReport, analyse
+from tuning.static.targets import Target, target
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One variant to compile: its key, the key of a case of its op, configuration values, the name of a target."""
+
+    variant: str
+    case: str
+    config: dict[str, Any]
+    target: str
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A request that could not be compiled, with the compiler's words."""
+
+    request: Request
+    reason: str
+
+
+class Answers(msgspec.Struct):
+    """Reports in the order of the requests, one per launch, and what could not be compiled."""
+
+    reports: list[StaticReport]
+    failures: list[Failure]
+
+
+def representative(cases: Iterable[Case]) -> list[Case]:
+    """The first bench case for a GPU of every dtype that has one."""
+    found: dict[str, Case] = {}
+    for case in cases:
+        if case.tag == "bench" and case.where != "cpu":
+            found.setdefault(case.dtype, case)
+    return list(found.values())
+
+
+def compilable(op_name: str | None = None, variant: str | None = None) -> Iterator[Variant]:
+    """Variants of the catalogue that describe their launches; ``variant`` is a key or a name."""
+    for op in catalog.ops().values():
+        if op_name in (None, op.name):
+            for found in catalog.variants(op.name).values():
+                if found.launches is not None and variant in (None, found.key, found.name):
+                    yield found
+
+
+def requests_for(
+    variant: Variant, cases: Iterable[Case], targets: Iterable[str], every_config: bool = False
+) -> Iterator[Request]:
+    """Default configuration, or every one, x cases x targets, but for what the variant refuses."""
+    names = list(targets)
+    for case in cases:
+        for config in variant.all_configs() if every_config else [variant.config()]:
+            for name in names:
+                if variant.reject(case, target(name).device, config) is None:
+                    yield Request(variant.key, case.key, config_dict(config), name)
+
+
+def answer(request: Request, where: Target) -> list[StaticReport | Failure]:
+    """Reports on every launch of a request, or the one reason why there are none."""
+    variant = catalog.variant(request.variant)
+    op = catalog.op(variant.op)
+    case = next(case for case in op.cases if case.key == request.case)
+    config = variant.parse_config(request.config)
+    if variant.launches is None:
+        return [Failure(request, f"{variant.key} has no launches to compile")]
+    try:
+        launches = variant.launches(meta_inputs(op, case), {}, config)
+        return [analyse(launch, where, variant=variant, case=case.key, config=config) for launch in launches]
+    except Exception as error:  # the compiler raises whatever it likes, and one failure must not end the run
+        return [Failure(request, f"{type(error).__name__}: {str(error)[-2000:]}")]
+
+
+def answer_all(requests: Iterable[Request]) -> Answers:
+    """Compile here and now; see ``worker`` for a process that may run the interpreter."""
+    found = [result for request in requests for result in answer(request, target(request.target))]
+    return Answers(
+        [result for result in found if isinstance(result, StaticReport)],
+        [result for result in found if isinstance(result, Failure)],
+    )

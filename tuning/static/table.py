@@ -1,0 +1,45 @@
+"""Static reports as a table for a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from tuning.static.report import StaticReport
+
+COLUMNS = (
+    *("op", "variant", "case", "kernel", "target", "registers", "spills B", "shared B"),
+    *("instr/elt", "loop", "loads by bits", "async", "shuffles", "broken claims"),
+)
+
+
+def row(report: StaticReport) -> list[str]:
+    """One report in the order of COLUMNS."""
+    each = report.instructions_per_element
+    return [
+        report.op,
+        report.variant,
+        report.case,
+        report.kernel,
+        report.target,
+        str(report.registers),
+        str(report.spill_bytes),
+        str(report.shared_bytes),
+        "-" if each is None else f"{each:.1f}",
+        str(report.loop_instructions),
+        " ".join(f"{count}x{bits}" for bits, count in report.load_bits.items()),
+        str(report.mix["async_copies"]),
+        str(report.mix["shuffles"]),
+        "; ".join(report.broken),
+    ]
+
+
+def show(reports: Iterable[StaticReport]) -> None:
+    """Print one row per kernel and target; red where a claim is broken."""
+    shown = Table(*COLUMNS)
+    for report in reports:
+        shown.add_row(*row(report), style="red" if report.broken else None)
+    Console(width=None if sys.stdout.isatty() else 240).print(shown)

@@ -2,8 +2,9 @@
 
 Written anew after google-deepmind/recurrentgemma (torch) and transformers, which agree. Two things differ, to be right
 in every dtype: gates are cast to float32 before exp (in bfloat16 an a above 0.998 would become 1), and 1 - a^2 is
--expm1(2 log a). States are collected and stacked: the published writes into a preallocated tensor cost the same
-forward, and in autograd one copy of the whole gradient per time step.
+-expm1(2 log a). A third keeps training measurable: steps are unbound and states stacked, where the published code
+indexes inputs and writes states step by step. That costs the same forward, but in autograd one gradient of the whole
+sequence per step, T^2 in all: over 7 s for T 2048, D 2560 on two cores.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def loop(u: Tensor, a: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
     """The Python loop over time; u [B,T,D] in the data's dtype, a and h in the accumulator's."""
     state = torch.zeros_like(a[:, 0]) if h is None else h
     states = []
-    for t in range(u.shape[1]):
-        state = a[:, t] * state + u[:, t].to(a.dtype)
+    for a_t, u_t in zip(a.unbind(1), u.unbind(1), strict=True):
+        state = a_t * state + u_t.to(a.dtype)
         states.append(state.to(u.dtype))
     return torch.stack(states, dim=1) if states else torch.empty_like(u), state

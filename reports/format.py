@@ -186,8 +186,8 @@ def fact(name: str, value: Any) -> str:
 
 
 def brief(reason: str) -> str:
-    """A reason without the configurations in brackets, for a table; the case's section has it whole."""
-    return re.sub(r" \[[^\]]*\]", "", reason)
+    """A reason without what it says in brackets, for a table; the case's section has it whole."""
+    return re.sub(r" \[[^\]]*\]| \([^)]*\)", "", reason)
 
 
 def fragment(anchor: str) -> str:

@@ -162,7 +162,7 @@ def _reason(gain: float, default: Candidate) -> str:
     name = f"the default {default.variant} [{','.join(f'{k}={v}' for k, v in default.config.items())}]"
     if gain > 0.03:
         return f"{gain:.0%} faster than {name}, at least {gain - 0.01:.0%} (noise floor 0.8%)"
-    return f"tie: {name} kept, the fastest was {gain:.1%} ahead, 3.0% needed"
+    return f"tie: {name} kept, the fastest was {max(gain, 0.0):.1%} ahead, 3.0% needed"
 
 
 def decide(op: str, case: CaseRecord, found: list[Candidate], rng: random.Random) -> tuple[Race, Result]:

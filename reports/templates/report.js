@@ -134,6 +134,9 @@
 
   const raw = document.getElementById("raw-table");
 
+  const threeDigits = (value) =>
+    value.toLocaleString("en", { minimumSignificantDigits: 3, maximumSignificantDigits: 3 }).replaceAll(",", "\u202f");
+
   function fillRaw() {
     if (raw.tBodies[0].rows.length) return;
     const rows = [];
@@ -148,7 +151,7 @@
           copy.prepend(cell);
         }
         const time = copy.cells[4];
-        if (time.dataset.value) time.textContent = (Number(time.dataset.value) * 1e6).toPrecision(3).replace(/e\+?(\d+)/, "e$1");
+        if (time.dataset.value) time.textContent = threeDigits(Number(time.dataset.value) * 1e6);
         copy.searchText = `${copy.dataset.key} ${copy.textContent}`.toLowerCase();
         rows.push(copy);
       }

@@ -1,0 +1,248 @@
+"""The HTML report: what it holds, that it escapes, that it repeats, and what it refuses."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from markupsafe import Markup
+
+from griffin_kernels.errors import ReportError
+from griffin_kernels.records import CaseRecord, DeviceRecord
+from reports import format as fmt
+from reports import model
+from reports.build import Tab, page, write_report
+from reports.journal import load
+from tests import journals
+from tuning.records import Candidate, Record, Result, Run
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}"
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., str]:
+    """The text of a report of the given records."""
+
+    def of(lines: list[Record], torn: bool = False, registry: Path | None = None) -> str:
+        path = journals.write(tmp_path / "journal.jsonl", lines, torn=torn)
+        return write_report(path, tmp_path / "report.html", registry).read_text(encoding="utf-8")
+
+    return of
+
+
+def body(text: str) -> str:
+    """The page without its scripts and styles."""
+    return re.sub(r"<(script|style)\b[^>]*>.*?</\1>", "", text, flags=re.DOTALL)
+
+
+def data(text: str) -> dict[str, object]:
+    """The embedded raw data."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert found
+    return dict(json.loads(found[1]))
+
+
+def test_every_candidate_and_reason_is_there(build: Callable[..., str]) -> None:
+    lines = journals.records()
+    shown = body(build(lines, torn=True))
+    candidates = [line for line in lines if isinstance(line, Candidate)]
+    assert len(candidates) == 78
+    for candidate in candidates:
+        assert f'id="{html.escape(candidate.key)}"' in shown
+        assert html.escape(candidate.problem or "") in shown
+    for status in model.STATUSES:
+        assert f"status-{status}" in shown
+
+
+def test_verdict(build: Callable[..., str]) -> None:
+    lines = journals.records()
+    shown = body(build(lines))
+    assert "finished" in shown and "This run is unfinished" not in shown
+    for result in (line for line in lines if isinstance(line, Result)):
+        row = re.search(rf'<tr id="{re.escape(html.escape(result.winner_key))}"(.*?)</tr>', shown, re.DOTALL)
+        assert row and "is-winner" in row[1] and "role-winner" in row[1]
+        assert result.entry.speedup is not None and fmt.ratio(result.entry.speedup) in shown
+        assert html.escape(fmt.brief(result.entry.reason)) in shown
+    assert shown.count('class="is-winner"') == 3
+    assert re.search(r"3 of 3 winners</strong>\s*beat every baseline", shown)
+
+
+def test_raw_data_is_the_journal(build: Callable[..., str]) -> None:
+    lines = journals.records()
+    records = data(build(lines, torn=True))["records"]
+    assert records == [json.loads(msgspec.json.encode(line)) for line in lines]
+
+
+def test_nothing_is_loaded_from_elsewhere(build: Callable[..., str]) -> None:
+    text = build(journals.records())
+    assert "default-src 'none'" in text
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)[^"']*""", body(text))
+    assert text.count("plotly.js v") == 1
+
+
+def test_hostile_strings_are_text(build: Callable[..., str]) -> None:
+    lines = journals.records()
+    run, rest = lines[0], lines[1:]
+    assert isinstance(run, Run)
+    device = DeviceRecord({**run.device.validity, "name": HOSTILE}, {HOSTILE: HOSTILE})
+    bad: list[Record] = [msgspec.structs.replace(run, device=device, command=HOSTILE, options={HOSTILE: [HOSTILE]})]
+    for line in rest:
+        if isinstance(line, Candidate):
+            case = msgspec.structs.replace(line.case, flags=[HOSTILE])
+            line = msgspec.structs.replace(
+                line, variant=HOSTILE, case=case, config={HOSTILE: HOSTILE}, key=line.key + HOSTILE, problem=HOSTILE
+            )
+        elif isinstance(line, Result):
+            case = msgspec.structs.replace(line.entry.case, flags=[HOSTILE])
+            entry = msgspec.structs.replace(
+                line.entry, case=case, reason=HOSTILE, variant=HOSTILE, baseline=HOSTILE, bound=HOSTILE
+            )
+            line = msgspec.structs.replace(line, entry=entry, winner_key=line.winner_key + HOSTILE)
+        bad.append(line)
+    text = build(bad)
+    tags = re.findall(r"<script\b[^>]*>", text)
+    plain = re.findall(r"<script\b[^>]*>", build(lines))
+    assert "alert(1)</script>" not in text
+    assert len([tag for tag in tags if tag == "<script>"]) == len([tag for tag in plain if tag == "<script>"])
+    assert "<img" not in body(text)
+    assert HOSTILE in html.unescape(body(text))
+    assert json.dumps(data(text)["records"]).count("alert(2)") > 100
+
+
+def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
+    path = journals.write(tmp_path / "journal.jsonl", journals.records())
+    first = write_report(path, tmp_path / "a.html").read_bytes()
+    assert first == write_report(path, tmp_path / "b.html").read_bytes()
+
+
+def test_unfinished_run_says_so_first(build: Callable[..., str]) -> None:
+    shown = body(build(journals.records(finished=False), torn=True))
+    assert shown.index("This run is unfinished") < shown.index('id="verdict"')
+    assert "69 of 78 candidates" in shown and "2 of 3 cases are" in re.sub(r"\s+", " ", shown)
+    assert "last line is incomplete" in shown
+    assert "not decided: 17 candidates so far" in shown
+
+
+def test_without_results(build: Callable[..., str]) -> None:
+    shown = body(build(journals.records(finished=False, results=False)))
+    assert "No case is decided yet" in shown and 'class="chart"' in shown
+    nothing = body(build(journals.records()[:1]))
+    assert "The journal holds no candidate" in nothing and "No ceiling was measured" in nothing
+
+
+def test_resumed_journal_counts_a_candidate_once(tmp_path: Path) -> None:
+    lines = journals.records()
+    again = msgspec.structs.replace(lines[0], resumed=True) if isinstance(lines[0], Run) else lines[0]
+    first = next(line for line in lines if isinstance(line, Candidate))
+    changed = msgspec.structs.replace(first, status="failed", samples_s=[], problem="broke at last")
+    found = load(journals.write(tmp_path / "j.jsonl", [*lines[:-1], again, changed]))
+    assert len(found.candidates) == 78 and len(found.starts) == 2 and found.end is None
+    assert next(c for c in found.candidates if c.key == first.key).problem == "broke at last"
+
+
+def test_registry(build: Callable[..., str], tmp_path: Path) -> None:
+    lines = journals.records()
+    file = journals.registry(lines)
+    other = msgspec.structs.replace(
+        file.entries[0], case=CaseRecord({"B": 3, "T": 5, "D": 7}, "float32"), status="predicted"
+    )
+    changed = msgspec.structs.replace(file.entries[0], variant="triton.sequential", config={"block_d": 64})
+    path = tmp_path / "registry.json"
+    path.write_bytes(msgspec.json.encode(journals.registry([], [changed, *file.entries[1:], other])))
+    shown = body(build(lines, registry=path))
+    assert "1 further entry in the registry" in shown and "B\u00a03" in shown and "predicted" in shown
+    assert "The registry holds another choice: triton.sequential block_d=64." in shown
+    assert shown.count("The registry holds another choice") == 2
+    path.write_text('{"schema_version": 99}')
+    with pytest.raises(ReportError, match="version 99"):
+        build(lines, registry=path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no journal at"),
+        (b"", "is empty"),
+        (b"\n \n", "is empty"),
+        (b'{"kind":"run","journal_ver', "no complete record"),
+        (b'{"kind":"run","journal_version":99,"surprise":true}\n', "version 99 is later"),
+        (b'{"kind":"what"}\n', "line 1 is not a journal record"),
+        (b'{"kind":"ceiling","name":"a","value":1,"low":1,"high":1,"unit":"s"}\n', "does not begin with a run"),
+        (b"\xff\xfe\n{}\n", "line 1 is not valid JSON"),
+        (b'{"kind":\n{}\n', "line 1 is not valid JSON"),
+    ],
+)
+def test_bad_journals(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    out = tmp_path / "report.html"
+    with pytest.raises(ReportError, match=message):
+        write_report(path, out)
+    assert not out.exists()
+
+
+def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
+    path = journals.write(tmp_path / "journal.jsonl", journals.records()[:1])
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(ReportError, match="cannot write the report"):
+        write_report(path, tmp_path / "taken")
+    with pytest.raises(ReportError, match="cannot read the journal"):
+        write_report(tmp_path / "taken", tmp_path / "out.html")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["journal.jsonl", "taken"]
+
+
+def test_a_second_tab_brings_a_tab_bar() -> None:
+    tabs = [Tab("tuning", "Tuning", Markup("<p>one</p>")), Tab("roofline", "Roofline", Markup("<p>two</p>"))]
+    assert '<a href="#roofline">Roofline</a>' in page("title", tabs, "{}")
+    assert '<nav class="tabs"' not in page("title", tabs[:1], "{}")
+
+
+@pytest.mark.parametrize(
+    ("interval", "noise", "word"),
+    [
+        (None, 0.0, None),
+        ((1.2, 1.3), 0.0, "FASTER"),
+        ((1.001, 1.02), 0.0, "SAME"),
+        ((1.01, 1.05), 0.0, "FASTER"),
+        ((1.01, 1.05), 0.06, "SAME"),
+        ((0.98, 1.2), 0.0, "UNSURE"),
+        ((0.7, 0.9), 0.0, "SLOWER"),
+        ((0.98, 1.02), 0.0, "SAME"),
+    ],
+)
+def test_words(interval: tuple[float, float] | None, noise: float, word: str | None) -> None:
+    assert model.compare(interval, noise) == word
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (1.0, "1.00"), (0.012345, "0.0123"), (99.96, "100"), (12345.0, "12\u202f300"), (-2.5, "\u22122.50")],
+)
+def test_three_digits(value: float, text: str) -> None:
+    assert fmt.significant(value) == text
+
+
+def test_units() -> None:
+    assert fmt.time(87.31e-6) == "87.3\u202fµs"
+    assert fmt.time(0.0012345) == "1.23\u202fms"
+    assert fmt.time(None) == fmt.MISSING
+    assert fmt.rate(2.93e12, "bytes_per_s") == "2.93 TB/s"
+    assert fmt.rate(3.2, "widgets") == "3.20 widgets"
+    assert fmt.error(1.6e-3) == "1.6e\u22123"
+    assert fmt.error(None) == "not finite"
+    assert fmt.share(0.6765) == "68%" and fmt.share(0.03) == "3%" and fmt.share(0.0123) == "1.2%"
+    assert fmt.duration(1297) == "21 min 37 s"
+    assert fmt.fact("power_limit_watts", 700.0) == "700 W"
+
+
+def test_model(tmp_path: Path) -> None:
+    report = model.build(load(journals.write(tmp_path / "j.jsonl", journals.records())))
+    assert report.headline.compared == 3 and report.headline.words == {"FASTER": 3}
+    assert {reason.status for reason in report.reasons} == set(model.STATUSES) - {"ok"}
+    assert all(case.finalists[0].is_winner and case.noise == 0.008 for case in report.cases)

@@ -104,8 +104,11 @@ class Case:
 
     @cached_property
     def key(self) -> str:
-        """``B1-T4096-D2560-float32+reset~h0``: sizes, dtype, ``+flags``, ``~data``. Safe in file names and URLs."""
-        sizes = "-".join(f"{name}{value}" for name, value in self.dims)
+        """``B1-T4096-D2560-float32+reset~h0``: sizes, dtype, ``+flags``, ``~data``. Safe in file names and URLs.
+
+        N is left out where it is B, which is wherever nothing is packed.
+        """
+        sizes = "-".join(f"{name}{value}" for name, value in self.dims if name != "N" or value != self.size.get("B"))
         return "".join([sizes, "-", self.dtype, *(f"+{f}" for f in self.flags), *(f"~{d}" for d in self.data)])
 
     def bytes_per_element(self) -> int:

@@ -79,6 +79,6 @@ def test_quick_tune_publishes(tmp_path):
         def __getattr__(self, name):
             return lambda *args: None
 
-    options = Options(ops=("linear_scan",), cases=("B1-T2048-D2560-N1-bfloat16",), budget="quick", device="cuda")
+    options = Options(ops=("linear_scan",), cases=("B1-T2048-D2560-bfloat16",), budget="quick", device="cuda")
     outcome = tune(options, Paths.choose(tmp_path, device.gpu(0)), Quiet())
     assert [entry.op for entry in outcome.entries] == ["linear_scan"]

@@ -33,7 +33,7 @@ def test_python_of_the_readme_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(blocks) == 1
     exec(compile(blocks[0], "README.md", "exec"), {})
-    assert "linear_scan B1-T2048-D2560" in capsys.readouterr().out
+    assert "linear_scan B1-T2048-D2560-float32" in capsys.readouterr().out
 
 
 if __name__ == "__main__":

@@ -401,7 +401,7 @@ def test_display_prints_plain_lines_where_there_is_no_terminal(tmp_path, capsys)
     text = capsys.readouterr().out
     assert outcome is not None
     assert "\x1b[" not in text
-    assert re.search(r"linear_scan B2-T37-D24-N2-float32: eager\.\w+ .*\[\d+/\d+, left", text)
+    assert re.search(r"linear_scan B2-T37-D24-float32: eager\.\w+ .*\[\d+/\d+, left", text)
     assert f"registry  {outcome.paths.registry}" in text
 
 

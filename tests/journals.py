@@ -56,6 +56,9 @@ DEVICE = DeviceRecord(
 
 BANDWIDTH = 2.93e12
 
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><a href=http://x.invalid>\"'&{{ 7*7 }}"
+"""Text that a page must show and never obey."""
+
 CASES: list[tuple[str, CaseRecord]] = [
     ("linear_scan", CaseRecord({"B": 8, "T": 2048, "D": 2560, "N": 8}, "bfloat16")),
     ("linear_scan", CaseRecord({"B": 1, "T": 8192, "D": 4096, "N": 1}, "float32", ["reset"])),
@@ -241,6 +244,44 @@ def records(
     if finished:
         out.append(End(date="2026-11-20T08:21:40+00:00", registry="tuned/nvidia-h100-80gb-hbm3.json", seconds=1297.0))
     return out
+
+
+def hostile(text: str = HOSTILE) -> list[Record]:
+    """The records of a run in which every text that a journal can hold is ``text``, or ends in it."""
+    bad: list[Record] = []
+    for line in records():
+        if isinstance(line, Run):
+            device = DeviceRecord({**line.device.validity, "name": text}, {text: text})
+            line = msgspec.structs.replace(
+                line, run_id=text, date=text, device=device, command=text, options={text: [text]}
+            )
+        elif isinstance(line, Ceiling):
+            line = msgspec.structs.replace(line, name=line.name + text, unit=text)
+        elif isinstance(line, Candidate):
+            figures = [msgspec.structs.replace(figure, output=figure.output + text) for figure in line.errors]
+            line = msgspec.structs.replace(
+                line,
+                key=line.key + text,
+                op=line.op + text,
+                variant=line.variant + text,
+                case=msgspec.structs.replace(line.case, flags=[text]),
+                config={**line.config, text: text},
+                errors=figures,
+                problem=text,
+            )
+        elif isinstance(line, Race):
+            case = msgspec.structs.replace(line.case, flags=[text])
+            line = msgspec.structs.replace(line, op=line.op + text, case=case, keys=[key + text for key in line.keys])
+        elif isinstance(line, Result):
+            case = msgspec.structs.replace(line.entry.case, flags=[text])
+            entry = msgspec.structs.replace(
+                line.entry, op=line.entry.op + text, case=case, reason=text, variant=text, baseline=text, bound=text
+            )
+            line = msgspec.structs.replace(line, entry=entry, winner_key=line.winner_key + text)
+        else:
+            line = msgspec.structs.replace(line, date=text, registry=text)
+        bad.append(line)
+    return bad
 
 
 def write(path: Path, lines: Iterable[Record], *, torn: bool = False) -> Path:

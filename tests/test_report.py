@@ -13,7 +13,7 @@ import pytest
 from markupsafe import Markup
 
 from griffin_kernels.errors import ReportError
-from griffin_kernels.records import CaseRecord, DeviceRecord
+from griffin_kernels.records import CaseRecord
 from reports import format as fmt
 from reports import model
 from reports.build import Tab, page, write_report
@@ -21,7 +21,7 @@ from reports.journal import load
 from tests import journals
 from tuning.records import Candidate, Record, Result, Run
 
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}"
+HOSTILE = journals.HOSTILE
 
 
 @pytest.fixture
@@ -87,24 +87,7 @@ def test_nothing_is_loaded_from_elsewhere(build: Callable[..., str]) -> None:
 
 def test_hostile_strings_are_text(build: Callable[..., str]) -> None:
     lines = journals.records()
-    run, rest = lines[0], lines[1:]
-    assert isinstance(run, Run)
-    device = DeviceRecord({**run.device.validity, "name": HOSTILE}, {HOSTILE: HOSTILE})
-    bad: list[Record] = [msgspec.structs.replace(run, device=device, command=HOSTILE, options={HOSTILE: [HOSTILE]})]
-    for line in rest:
-        if isinstance(line, Candidate):
-            case = msgspec.structs.replace(line.case, flags=[HOSTILE])
-            line = msgspec.structs.replace(
-                line, variant=HOSTILE, case=case, config={HOSTILE: HOSTILE}, key=line.key + HOSTILE, problem=HOSTILE
-            )
-        elif isinstance(line, Result):
-            case = msgspec.structs.replace(line.entry.case, flags=[HOSTILE])
-            entry = msgspec.structs.replace(
-                line.entry, case=case, reason=HOSTILE, variant=HOSTILE, baseline=HOSTILE, bound=HOSTILE
-            )
-            line = msgspec.structs.replace(line, entry=entry, winner_key=line.winner_key + HOSTILE)
-        bad.append(line)
-    text = build(bad)
+    text = build(journals.hostile())
     tags = re.findall(r"<script\b[^>]*>", text)
     plain = re.findall(r"<script\b[^>]*>", build(lines))
     assert "alert(1)</script>" not in text

@@ -166,6 +166,18 @@ def test_a_link_to_a_candidate_opens_its_section(browser: Browser, report: Path)
     watched.page.close()
 
 
+def test_hostile_strings_do_nothing(browser: Browser, tmp_path: Path) -> None:
+    path = write_report(journals.write(tmp_path / "journal.jsonl", journals.hostile()), tmp_path / "report.html")
+    watched = opened(browser, path, width=800)
+    watched.page.on("dialog", lambda dialog: watched.said.append(f"dialog: {dialog.message}"))
+    show_everything(watched.page)
+    watched.page.locator(".chart .nsewdrag").first.hover()
+    assert watched.page.locator("img, a[href^=http], .chart a").count() == 0
+    assert watched.page.evaluate("document.documentElement.scrollWidth") <= 800
+    assert watched.silent(path)
+    watched.page.close()
+
+
 def test_filter_and_saved_files(browser: Browser, report: Path, tmp_path: Path) -> None:
     watched = opened(browser, report)
     show_everything(watched.page)

@@ -98,6 +98,8 @@ def test_silent_offline_and_no_wider_than_the_window(browser: Browser, report: P
     show_everything(watched.page)
     assert watched.page.locator(".chart .main-svg").count() >= 8
     assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
+    buttons = {button.get_attribute("data-title") for button in watched.page.locator(".modebar-btn").all()}
+    assert buttons == {"Download plot", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
     assert watched.page.locator(".modebar a[href]").count() == 0
     assert watched.silent(report)
     watched.page.close()

@@ -100,7 +100,7 @@ def _candidates_layout(
     low = min([*ends, *([roof] if roof else [])], default=1e-6) / 1.12
     high = max(ends, default=low * 10) * 1.12
     values, texts = log_ticks(low, high)
-    split = 1 - 0.085 * len(strip) if strip and ends else (0.0 if strip else 1.0)
+    split = 1 - 0.095 * len(strip) if strip and ends else (0.0 if strip else 1.0)
     layout: dict[str, Any] = {
         "height": 96 + LANE_PIXELS * len(lanes),
         "margin": {"l": 10, "r": 10, "t": 44, "b": 48},
@@ -138,6 +138,8 @@ def _candidates_layout(
             "range": [-0.5, len(strip) - 0.5],
             "tickvals": list(range(len(strip))),
             "ticktext": strip,
+            "tickangle": 0,
+            "tickfont": {"size": 11},
             "side": "bottom",
             "showgrid": False,
             "zeroline": False,

@@ -70,7 +70,7 @@ def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     for steps in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
         values = [step * 10.0**decade for decade in decades for step in steps]
         values = [value for value in values if low * 0.999 <= value <= high * 1.001]
-        if len(values) <= 8:
+        if len(values) <= 6:
             break
     return values, [fmt.time(value).replace(".00", "").replace(".0", "") for value in values]
 

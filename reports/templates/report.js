@@ -8,8 +8,10 @@
   const CONFIG = {
     responsive: true,
     displaylogo: false,
+    // Named one by one: plotly's own choice has a button that uploads the chart.
+    showSendToCloud: false,
     plotlyServerURL: "",
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    modeBarButtons: [["toImage"], ["zoom2d", "pan2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]],
     toImageButtonOptions: { format: "svg", filename: "griffin-kernels" },
   };
 

@@ -151,6 +151,30 @@ def test_input_that_a_candidate_changes_makes_it_wrong(tmp_path, monkeypatch):
 
 
 @dataclass(frozen=True)
+class Three:
+    n: int = 1
+
+
+def test_hopeless_variant_is_not_tried_again_with_other_configurations_or_at_later_cases(tmp_path, monkeypatch):
+    real = catalog.variant("linear_scan/eager.sequential")
+
+    def dawdle(*, config, **inputs):
+        time.sleep(0.1)
+        return real.run(**inputs, config=NoConfig())
+
+    dawdle.__module__ = real.run.__module__
+    with_planted(monkeypatch, Variant("linear_scan", "eager.planted", "", dawdle, Three, axes={"n": (1, 2, 3)}))
+    options = Options(ops=("linear_scan",), budget="quick", device="cpu")
+    run(tmp_path, options)
+    found = [c for c in records(tmp_path, Candidate) if c.variant == "eager.planted"]
+    assert [c.status for c in found] == ["slow", *["skipped"] * (len(found) - 1)]
+    assert "times slower with another configuration" in found[1].problem
+    assert f"times slower than the best at {found[0].case.case('linear_scan').key}" in found[-1].problem
+    run(tmp_path, Options(ops=("linear_scan",), cases=("float32",), budget="thorough", device="cpu"))
+    assert all(c.status == "slow" for c in records(tmp_path, Candidate) if c.variant == "eager.planted")
+
+
+@dataclass(frozen=True)
 class Made:
     """A finalist with made-up rounds."""
 

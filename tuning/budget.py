@@ -41,5 +41,8 @@ SLOW_FACTOR = 3.0
 HOPELESS_FACTOR = 8.0
 """Where a variant's first configuration is this much slower than the best, the others are skipped (not if thorough)."""
 
+HOPELESS_ELSEWHERE = 25.0
+"""A variant this much slower than the best at one case is skipped at later cases of the run with the same flags."""
+
 INDIFFERENCE = 0.03
 """The default is replaced only for a gain above this and above the measured noise floor."""

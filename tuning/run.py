@@ -24,7 +24,7 @@ from griffin_kernels.device import Device
 from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, DeviceRecord, Entry, RegistryFile
 from roofline import ceilings
 from tuning import gate, journal, plan, race, stats, timing
-from tuning.budget import HOPELESS_FACTOR, SLOW_FACTOR, Budget
+from tuning.budget import HOPELESS_ELSEWHERE, HOPELESS_FACTOR, SLOW_FACTOR, Budget
 from tuning.plan import Job, Options, Planned
 from tuning.progress import Listener
 from tuning.records import JOURNAL_VERSION, Candidate, Ceiling, End, OutputError, Record, Result, Run
@@ -203,6 +203,7 @@ class _Tuner:
     log: journal.Journal
     listener: Listener
     dram_bytes_per_s: float
+    behind: dict[tuple[str, tuple[str, ...]], tuple[float, str]] = dataclasses.field(default_factory=dict)
 
     def known(self, job: Job, planned: Planned) -> Candidate | None:
         """The journal's record of a candidate, if it is of the source as it is now."""
@@ -222,7 +223,7 @@ class _Tuner:
             record = self.known(job, planned)
             if record is None:
                 self.listener.trying(planned.variant.name, config_key(planned.config))
-                hopeless = self.hopeless(planned, done, best)
+                hopeless = self.hopeless(job, planned, done, best)
                 record = (
                     self.candidate(job, planned, arena, best) if hopeless is None else self.skip(job, planned, hopeless)
                 )
@@ -232,6 +233,9 @@ class _Tuner:
             if record.status == "ok":
                 fastest = stats.median(record.samples_s)
                 best = fastest if best is None else min(best, fastest)
+            if record.samples_s and best is not None:
+                behind = stats.median(record.samples_s) / best
+                self.behind.setdefault((planned.variant.key, job.case.flags), (behind, job.case.key))
         field = race.finalists(done, job.default, self.budget.finalists)
         if not any(not f.planned.variant.baseline for f in field):
             self.listener.note(f"{job.op.name} {job.case.key}: no candidate passed; nothing is published for it")
@@ -245,15 +249,25 @@ class _Tuner:
         self.listener.result(result)
         return result
 
-    def hopeless(self, planned: Planned, done: Sequence[tuple[Planned, Candidate]], best: float | None) -> str | None:
-        """Why a candidate is not worth trying: its variant's first configuration was far behind."""
+    def hopeless(
+        self, job: Job, planned: Planned, done: Sequence[tuple[Planned, Candidate]], best: float | None
+    ) -> str | None:
+        """Why a candidate is not worth trying: its variant was far behind here, or very far at another case."""
+        if best is None or self.budget.thorough or planned is job.default or planned.variant.baseline:
+            return None
         first = next((r for p, r in done if p.variant is planned.variant and r.samples_s), None)
-        if first is None or best is None or self.budget.thorough:
+        if first is not None:
+            behind = stats.median(first.samples_s) / best
+            self.behind.setdefault((planned.variant.key, job.case.flags), (behind, job.case.key))
+            if behind > HOPELESS_FACTOR:
+                return (
+                    f"{planned.variant.name} was {behind:.0f} times slower than the best with its first configuration"
+                )
             return None
-        behind = stats.median(first.samples_s) / best
-        if behind <= HOPELESS_FACTOR:
-            return None
-        return f"{planned.variant.name} was {behind:.0f} times slower than the best with its first configuration"
+        behind, where = self.behind.get((planned.variant.key, job.case.flags), (0.0, ""))
+        if behind > HOPELESS_ELSEWHERE:
+            return f"{planned.variant.name} was {behind:.0f} times slower than the best at {where}"
+        return None
 
     def blank(self, job: Job, planned: Planned) -> Candidate:
         """A candidate's record before anything is known of it but that it was planned."""

@@ -8,20 +8,13 @@ programs along time; on a CPU the generic form runs log2(T) sliced passes.
 
 from __future__ import annotations
 
-import functools
-import shutil
-from collections.abc import Callable
-
-import torch
-import torch._dynamo.config
 from torch import Tensor
 from torch._higher_order_ops.associative_scan import associative_scan
 
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops import _compiled
 from griffin_kernels.ops.linear_scan import _eager
-
-MAX_SHAPES = 512
 
 Pair = tuple[Tensor, Tensor]
 
@@ -31,23 +24,23 @@ def combine(left: Pair, right: Pair) -> Pair:
     return left[0] * right[0], right[0] * left[1] + right[1]
 
 
-@functools.cache
-def _compiled(device_type: str) -> Callable[[Tensor, Tensor], Tensor]:
-    mode = "pointwise" if device_type == "cuda" else "generic"
+def pointwise(x: Tensor, a: Tensor) -> Tensor:
+    """On a GPU: one Triton kernel."""
+    return associative_scan(combine, (a, x), dim=1, combine_mode="pointwise")[1]
 
-    def scan(x: Tensor, a: Tensor) -> Tensor:
-        return associative_scan(combine, (a, x), dim=1, combine_mode=mode)[1]
 
-    return torch.compile(scan, fullgraph=True, dynamic=False)
+def generic(x: Tensor, a: Tensor) -> Tensor:
+    """On a CPU: sliced passes, log2(T) deep."""
+    return associative_scan(combine, (a, x), dim=1, combine_mode="generic")[1]
 
 
 def core(x: Tensor, a: Tensor) -> Tensor:
     """h [B,T,D] from x, a [B,T,D] and a zero state."""
     if x.shape[1] == 1:  # the operator refuses a scan of one step
         return x.clone()
-    # every shape is compiled for itself; past dynamo's default of 8 it would refuse
-    with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES, accumulated_recompile_limit=MAX_SHAPES):
-        return _compiled(x.device.type)(x.contiguous(), a.contiguous())
+    scan = generic if x.device.type == "cpu" else pointwise
+    # every shape is compiled for itself: symbolic sizes take twice as long to compile
+    return _compiled.compiled(scan, key=(x.shape, x.dtype), dynamic=False)(x.contiguous(), a.contiguous())  # type: ignore[no-any-return]
 
 
 def run(
@@ -64,11 +57,7 @@ def run(
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
-    if device.kind == "interpreter":
-        return "torch.compile does not run in Triton's interpreter"
-    if device.kind == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        return "torch.compile needs a C++ compiler on a CPU; none was found (c++, g++, clang++)"
-    return None
+    return _compiled.problem(device)
 
 
 VARIANT = Variant(

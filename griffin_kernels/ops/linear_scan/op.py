@@ -183,7 +183,7 @@ def cases(op: str) -> tuple[Case, ...]:
     hawk = "Hawk 1.3B, D_RNN 2560, trained at T 2048"
     bench = [
         case(1, 2048, 2560, where="cpu", source=f"{rg2b}; {hawk}"),
-        case(1, 4096, 2560, where="cpu", source=rg2b),
+        case(1, 4096, 2560, where="cpu", source=rg2b, thorough=True),
         case(8, 512, 2560, where="cpu", source=rg2b, thorough=True),
         case(1, 2048, 4096, where="cpu", source=rg9b),
         case(1, 2048, 2560, where="cpu", dtype="bfloat16", source=rg2b),

@@ -282,7 +282,7 @@ def cases(op: str) -> tuple[Case, ...]:
     paper = "Griffin 1.3B: 16 heads of 128, one key head, window 1024"
     bench = [
         case(1, 2048, 10, 1, 256, 512, where="cpu", source=f"{rg2b}, a quarter of its window"),
-        case(1, 2048, 16, 1, 128, 1024, where="cpu", source=paper),
+        case(1, 2048, 16, 1, 128, 1024, where="cpu", source=paper, thorough=True),
         case(1, 2048, 10, 1, 256, 512, where="cpu", dtype="bfloat16", source=f"{rg2b}, a quarter of its window"),
         case(1, 4096, 10, 1, 256, 1024, where="cpu", source=f"{rg2b}, half its window", thorough=True),
         case(1, 1024, 16, 1, 256, 512, where="cpu", source=f"{rg9b}, a quarter of its window", thorough=True),

@@ -287,7 +287,7 @@ def cases(op: str) -> tuple[Case, ...]:
     paper = "Hawk and Griffin 1.3B, D_RNN 2560, 16 blocks, trained at T 2048"
     bench = [
         case(1, 2048, 2560, 10, where="cpu", source=rg2b),
-        case(1, 1024, 4096, 16, where="cpu", source=rg9b),
+        case(1, 1024, 4096, 16, where="cpu", source=rg9b, thorough=True),
         case(1, 2048, 2560, 10, where="cpu", dtype="bfloat16", source=rg2b),
         case(1, 2048, 2560, 16, where="cpu", source=paper, thorough=True),
         case(1, 2048, 2560, 10, where="cpu", flags=("segmented",), source=f"{rg2b}, documents", thorough=True),

@@ -255,19 +255,19 @@ class _Tuner:
         """Why a candidate is not worth trying: its variant was far behind here, or very far at another case."""
         if best is None or self.budget.thorough or planned is job.default or planned.variant.baseline:
             return None
+        name = planned.variant.name
         first = next((r for p, r in done if p.variant is planned.variant and r.samples_s), None)
         if first is not None:
             behind = stats.median(first.samples_s) / best
-            self.behind.setdefault((planned.variant.key, job.case.flags), (behind, job.case.key))
-            if behind > HOPELESS_FACTOR:
-                return (
-                    f"{planned.variant.name} was {behind:.0f} times slower than the best with its first configuration"
-                )
-            return None
+            return (
+                None
+                if behind <= HOPELESS_FACTOR
+                else f"{name} was {behind:.0f} times slower with another configuration"
+            )
         behind, where = self.behind.get((planned.variant.key, job.case.flags), (0.0, ""))
-        if behind > HOPELESS_ELSEWHERE:
-            return f"{planned.variant.name} was {behind:.0f} times slower than the best at {where}"
-        return None
+        return (
+            None if behind <= HOPELESS_ELSEWHERE else f"{name} was {behind:.0f} times slower than the best at {where}"
+        )
 
     def blank(self, job: Job, planned: Planned) -> Candidate:
         """A candidate's record before anything is known of it but that it was planned."""

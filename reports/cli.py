@@ -47,9 +47,9 @@ def _interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-@tune_app.callback(invoke_without_command=True)
+@app.command()
+@tune_app.command()
 def tune(
-    context: typer.Context,
     ops: Annotated[str | None, typer.Option(help="Ops, comma-separated. All by default.")] = None,
     cases: Annotated[
         str | None, typer.Option(help="Cases, comma-separated: parts of their keys, such as T4096 or 'B1-*-bfloat16'.")
@@ -66,8 +66,6 @@ def tune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
 ) -> None:
     """Find the fastest correct kernel for this device, publish it to the registry and write the report."""
-    if context.invoked_subcommand is not None:
-        return
     console = Console(stderr=False)
     with _plain_errors(Console(stderr=True)):
         from tuning import plan, terminal
@@ -133,9 +131,11 @@ def explain(
         from griffin_kernels import device as devices
 
         contract = catalog.op(op)
-        found = [c for c in contract.cases if c.key == case] or [c for c in contract.cases if case in c.key]
+        bench = contract.cases_tagged("bench")
+        found = [c for c in contract.cases if c.key == case] or [c for c in bench if case in c.key]
+        found = list({c.key: c for c in found}.values())  # a case may be meant for CPUs and for GPUs
         if len(found) != 1:
-            keys = ", ".join(c.key for c in found or contract.cases_tagged("bench"))
+            keys = ", ".join(dict.fromkeys(c.key for c in found or bench))
             problem = "several cases match" if found else "no case matches"
             raise errors.ArgumentError(f"{problem} {case!r}: {keys}")
         Console().print(
@@ -144,9 +144,6 @@ def explain(
             markup=False,
             soft_wrap=True,
         )
-
-
-app.add_typer(tune_app)
 
 
 def main() -> None:

@@ -139,8 +139,9 @@ def date(text: str) -> str:
 
 
 def case(record: CaseRecord) -> str:
-    """``B 8 · T 2048 · D 2560``: the sizes; dtype and flags are shown beside."""
-    return " · ".join(f"{name}\u00a0{value}" for name, value in record.dims.items())
+    """``B 8 · T 2048 · D 2560``: the sizes, N only where it is not B; dtype and flags are shown beside."""
+    shown = {name: value for name, value in record.dims.items() if name != "N" or value != record.dims.get("B")}
+    return " · ".join(f"{name}\u00a0{value}" for name, value in shown.items())
 
 
 def marks(record: CaseRecord) -> list[str]:

@@ -24,17 +24,17 @@ STATUSES = ("ok", "slow", "wrong", "failed", "rejected", "skipped")
 def compare(interval: tuple[float, float] | None, noise: float = 0.0) -> str | None:
     """SAME, FASTER, SLOWER or UNSURE, from the interval of a speedup; None without one.
 
-    A difference below the tuner's indifference zone or the noise floor is SAME even where it is certain.
+    SAME: certainly within the tuner's indifference zone. FASTER, SLOWER: certainly on that side of 1, by more than the
+    noise floor. UNSURE: neither can be said.
     """
     if interval is None:
         return None
     low, high = interval
-    zone = max(INDIFFERENCE, noise)
-    if low >= 1 - zone and high <= 1 + zone:
+    if low >= 1 - INDIFFERENCE and high <= 1 + INDIFFERENCE:
         return "SAME"
-    if low > 1:
+    if low > 1 + noise:
         return "FASTER"
-    return "SLOWER" if high < 1 else "UNSURE"
+    return "SLOWER" if high < 1 - noise else "UNSURE"
 
 
 @dataclass(frozen=True)

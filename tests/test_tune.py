@@ -366,7 +366,7 @@ def test_dry_run_writes_nothing(tmp_path):
     ("words", "message"),
     [
         (["--ops", "linear_scam"], "no op 'linear_scam'; there are linear_scan"),
-        (["--cases", "T7"], "no case matches"),
+        (["--cases", "T99999"], "no case matches"),
         (["--dtypes", "float8"], "no dtype 'float8'; there are float32"),
         (["--budget", "huge"], "no budget 'huge'; there are quick, default, thorough"),
         (["--device", "tpu"], "unknown device 'tpu'"),

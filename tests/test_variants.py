@@ -27,7 +27,7 @@ def table() -> Iterator[object]:
                     yield pytest.param(op, variant, case, config, id=f"{variant.key}/{case.key}/{config_key(config)}")
 
 
-@pytest.mark.parametrize(("op", "variant", "case", "config"), table())
+@pytest.mark.parametrize(("op", "variant", "case", "config"), list(table()))
 def test_variant_matches_float64_reference(op, variant, case, config):
     inputs = op.make_inputs(case, device_of(variant.backend).torch_device, seed=0)
     verdict = verify.check(op, variant, case, config, inputs)

@@ -66,7 +66,8 @@ def tune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
 ) -> None:
     """Find the fastest correct kernel for this device, publish it to the registry and write the report."""
-    console = Console(stderr=False)
+    # a pipe has no width: tables for people who read logs
+    console = Console(width=None if sys.stdout.isatty() else 140)
     with _plain_errors(Console(stderr=True)):
         from tuning import plan, terminal
 

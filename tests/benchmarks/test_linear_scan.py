@@ -58,7 +58,7 @@ def test_forward_against_torch_add(dtype):
     x, a = inputs["x"], inputs["a"]
     calls: dict[str, Callable[[], object]] = {
         "torch.add": lambda: torch.add(a, x),
-        "torch.add on huge pages": lambda: torch.add(a, x, out=memory.empty(x.shape, x.dtype)),
+        "torch.add into pooled memory": lambda: torch.add(a, x, out=memory.empty(x.shape, x.dtype)),
     }
     calls |= {name: caller(variant, inputs) for name, variant in accepted(case, baseline=False).items()}
     rows = race(calls)
@@ -74,7 +74,7 @@ def test_backward_against_triad(dtype):
     streams = inputs["dh"], inputs["a"], inputs["h"]
     calls: dict[str, Callable[[], object]] = {
         "triad": lambda: triad(*streams),
-        "triad on huge pages": lambda: triad(*streams, empty=memory.empty),
+        "triad into pooled memory": lambda: triad(*streams, empty=memory.empty),
     }
     calls |= {name: caller(variant, inputs) for name, variant in accepted(case, baseline=False).items()}
     rows = race(calls)

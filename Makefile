@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: tune test benchmark report lint static clean
+.PHONY: tune test soak benchmark report lint static clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -35,6 +35,11 @@ test: $(VENV)/installed-dev
 	@sh scripts/ensure_chromium.sh
 	@echo "running all tests"
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# what CI runs in a short form: 200 kills of a tune run instead of 20, every configuration compiled for every target
+soak: $(VENV)/installed-dev
+	@GRIFFIN_TEST_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_tune.py -k kill_minus_nine $(ARGS)
+	@$(BIN)/python -m tuning.static --all-configs
 
 benchmark: $(VENV)/installed-dev
 	@$(BIN)/python -m pytest tests/benchmarks -s $(ARGS)

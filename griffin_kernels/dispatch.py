@@ -25,6 +25,9 @@ from griffin_kernels.device import Device
 from griffin_kernels.records import RegistryFile
 from griffin_kernels.registry import Match, Registry, load_for
 
+MOST_SIGNATURES = 2**16
+"""Signatures remembered; past it they are forgotten and chosen again, so varying lengths cannot fill the memory."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -236,6 +239,8 @@ def call(op_name: str, inputs: Inputs) -> tuple[Tensor | None, ...]:
     if run is None:
         run = _resolve(op_name, inputs)
         with _STATE.lock:
+            if len(_STATE.chosen) >= MOST_SIGNATURES:
+                _STATE.chosen.clear()
             _STATE.chosen[key] = run
     elif inputs.get("cu_seqlens") is not None:
         # a signature tells the shape of packed offsets, not their values

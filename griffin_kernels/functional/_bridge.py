@@ -15,15 +15,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from griffin_kernels import catalog, dispatch, specs
-from griffin_kernels.contract import Inputs, Op
+from griffin_kernels.contract import Inputs
 
 NAMESPACE = "griffin_kernels"
-
-
-def _types(op: Op) -> list[str]:
-    """Schema types of an op's inputs and options, in order."""
-    kinds = ["Tensor?" if spec.optional else "Tensor" for spec in op.inputs.values()]
-    return kinds
 
 
 def register(op_name: str, option_types: dict[str, str]) -> Any:
@@ -34,7 +28,7 @@ def register(op_name: str, option_types: dict[str, str]) -> Any:
     """
     op = catalog.op(op_name)
     names = [*op.inputs, *op.options]
-    arguments = [f"{kind} {name}" for kind, name in zip(_types(op), op.inputs, strict=True)]
+    arguments = [f"Tensor{'?' if spec.optional else ''} {name}" for name, spec in op.inputs.items()]
     arguments += [f"{option_types[name]} {name}" for name in op.options]
     returns = ", ".join(["Tensor"] * len(op.outputs))
     first = next(iter(op.inputs))

@@ -2,12 +2,13 @@
 
 A fresh 42 MB tensor costs Linux ten thousand page faults of about 1 us each, which is more than a scan takes to fill
 it; torch gives such memory back to the system as soon as a tensor dies, and so pays again at every call. Here a block
-goes back to a pool when its last tensor dies, as torch's allocator does on a GPU, and asks for 2 MiB pages while fresh.
+goes back to a pool when its last tensor dies, as torch's allocator does on a GPU; large ones ask for 2 MiB pages.
 At most ``MOST_IDLE_BYTES`` are kept; ``release`` gives them back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -23,7 +24,10 @@ MOST_IDLE_BYTES = 2**30
 """Bytes of idle blocks that the pool keeps; the ones that were idle longest go first."""
 
 _HUGE_PAGE = 2 * 2**20
-_LARGE = 2 * _HUGE_PAGE
+_HUGE = 2 * _HUGE_PAGE
+"""Bytes from which a tensor is put on huge pages."""
+_POOLED = 2**19
+"""Bytes from which a tensor comes from the pool: malloc keeps smaller ones itself."""
 _SLACK = 1.25
 """A block may be this much larger than what is put into it."""
 
@@ -36,8 +40,9 @@ class _Pool:
         self.lock = threading.RLock()  # a block can come back, by garbage collection, inside any line here
 
     def take(self, size: int) -> mmap.mmap:
-        """A block of at least ``size`` bytes behind a huge-page boundary."""
-        wanted = size + _HUGE_PAGE
+        """A block with ``size`` bytes behind a huge-page boundary, or behind any boundary if it is not that large."""
+        huge = size >= _HUGE
+        wanted = size + _HUGE_PAGE if huge else size
         with self.lock:
             fitting = [block for block in self.idle if wanted <= len(block) <= _SLACK * wanted]
             if fitting:
@@ -45,11 +50,10 @@ class _Pool:
                 self.idle.remove(block)
                 return block
         block = mmap.mmap(-1, wanted, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        try:
-            block.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
+        if huge:
             # a hint: a kernel built without huge pages refuses it, and small ones hold the same numbers
-            return block
+            with contextlib.suppress(OSError):
+                block.madvise(mmap.MADV_HUGEPAGE)
         return block
 
     def give(self, block: mmap.mmap) -> None:
@@ -74,11 +78,11 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     size = count * dtype.itemsize
     settings: Any = torch.utils.deterministic
     filled = settings.fill_uninitialized_memory and torch.are_deterministic_algorithms_enabled()
-    if size < _LARGE or sys.platform != "linux" or filled:
+    if size < _POOLED or sys.platform != "linux" or filled:
         return torch.empty(shape, dtype=dtype)
     block = _POOL.take(size)
     start = ctypes.addressof(ctypes.c_char.from_buffer(block))
     # the tensor holds the view, the view's end brings the block back
-    view = (ctypes.c_char * size).from_buffer(block, -start % _HUGE_PAGE)
+    view = (ctypes.c_char * size).from_buffer(block, -start % _HUGE_PAGE if size >= _HUGE else 0)
     weakref.finalize(view, _POOL.give, block).atexit = False
     return torch.frombuffer(view, dtype=dtype, count=count).view(shape)

@@ -44,6 +44,12 @@ def test_tensor_is_plain_contiguous_and_aligned():
     assert tensor.clone().sum(dtype=torch.float64).item() == 1.5 * tensor.numel()
 
 
+@pytest.mark.parametrize("count", [2**19 - 1, 2**19, 2**20 + 3, 2**22 - 1, 2**22])
+def test_every_size_can_be_filled_to_its_last_byte(count):
+    tensors = [memory.empty((count,), torch.uint8).fill_(value) for value in (1, 2, 3)]
+    assert [int(t.min()) for t in tensors] == [int(t.max()) for t in tensors] == [1, 2, 3]
+
+
 def test_gradient_graph_keeps_a_block_alive():
     tensor = memory.empty(SHAPE, torch.float32).fill_(2.0).requires_grad_()
     product = (tensor * tensor).sum()

@@ -196,7 +196,6 @@ class Headline:
     words: dict[str, int]
     geometric_mean: float | None
     worst: CaseView | None
-    roof_share: float | None
 
 
 @dataclass(frozen=True)
@@ -222,7 +221,6 @@ class Report:
         compared = [case for case in decided if case.entry and case.entry.speedup]
         speedups = {case.anchor: case.entry.speedup for case in compared if case.entry and case.entry.speedup}
         words = Counter(case.word for case in decided if case.word)
-        shares = [case.entry.share_of_bound for case in decided if case.entry and case.entry.share_of_bound]
         mean = math.exp(sum(map(math.log, speedups.values())) / len(speedups)) if speedups else None
         return Headline(
             cases=len(decided),
@@ -230,7 +228,6 @@ class Report:
             words={word: words[word] for word in ("FASTER", "SAME", "UNSURE", "SLOWER") if words[word]},
             geometric_mean=mean,
             worst=min(compared, key=lambda case: speedups[case.anchor], default=None),
-            roof_share=stats.median(shares) if shares else None,
         )
 
     @cached_property

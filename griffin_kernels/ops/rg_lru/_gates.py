@@ -34,7 +34,7 @@ def gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class Terms(NamedTuple):
-    """i, r, log_a, a, v = 1 - a^2 and the multiplier m, each [B,T,D] in the accumulator's dtype."""
+    """i, r, log_a, v = 1 - a^2 and the multiplier m, each [B,T,D] in the accumulator's dtype."""
 
     i: Tensor
     r: Tensor

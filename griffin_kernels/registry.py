@@ -66,6 +66,11 @@ def load(path: Path) -> RegistryFile:
         raise errors.RegistryError(f"registry {path} is a directory, expected a JSON file") from None
     except OSError as error:
         raise errors.RegistryError(f"registry {path} cannot be read: {error.strerror}") from None
+    return decode(raw, path)
+
+
+def decode(raw: bytes, path: Path) -> RegistryFile:
+    """A registry from the bytes of a file; RegistryError names ``path`` and what is wrong with it."""
     try:
         version = msgspec.json.decode(raw, type=_Versioned).schema_version
         if version > SCHEMA_VERSION:
@@ -122,13 +127,15 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-        raise errors.OutputFolderError(
-            f"{path} cannot be written: {error.strerror}; the old file is as it was"
-        ) from None
+        if isinstance(error, OSError):
+            raise errors.OutputFolderError(
+                f"{path} cannot be written: {error.strerror}; the old file is as it was"
+            ) from None
+        raise
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ import plotly.offline
 from markupsafe import Markup
 
 from griffin_kernels.errors import ReportError
+from griffin_kernels.registry import write_atomically
 from reports import format as fmt
 from reports import model
 from reports.charts import candidates, errors, race
@@ -211,14 +210,6 @@ def _replace(out: Path, text: str) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, out)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
+        write_atomically(out, text.encode())
+    except OSError as error:  # OutputFolderError is one
         raise ReportError(f"cannot write the report {out}: {error.strerror or error}") from error

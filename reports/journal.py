@@ -9,8 +9,9 @@ from typing import TypeVar
 
 import msgspec
 
-from griffin_kernels.errors import ReportError
-from griffin_kernels.records import SCHEMA_VERSION, RegistryFile
+from griffin_kernels.errors import RegistryError, ReportError
+from griffin_kernels.records import RegistryFile
+from griffin_kernels.registry import decode
 from tuning.records import JOURNAL_VERSION, Candidate, Ceiling, End, Race, Record, Result, Run
 
 R = TypeVar("R")
@@ -21,10 +22,6 @@ class _Header(msgspec.Struct):
 
     kind: str = ""
     journal_version: int = 0
-
-
-class _RegistryHeader(msgspec.Struct):
-    schema_version: int
 
 
 @dataclass(frozen=True)
@@ -152,9 +149,6 @@ def load_registry(path: Path) -> tuple[Source, RegistryFile, str]:
     """The registry at ``path``, and its text. Raises ReportError where it cannot be used."""
     data = _read(path, "registry")
     try:
-        version = msgspec.json.decode(data, type=_RegistryHeader).schema_version
-        if version > SCHEMA_VERSION:
-            raise ReportError(f"registry {path}: version {version} is later than this program's {SCHEMA_VERSION}")
-        return _source(path, data), msgspec.json.decode(data, type=RegistryFile), data.decode()
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ReportError(f"the registry {path} cannot be used: {error}") from error
+        return _source(path, data), decode(data, path), data.decode()
+    except RegistryError as error:
+        raise ReportError(str(error)) from error

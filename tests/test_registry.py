@@ -174,6 +174,19 @@ def test_failed_write_leaves_the_old_file_and_no_debris(path, monkeypatch):
     assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []
 
 
+def test_interrupted_write_leaves_the_old_file_and_no_debris(path, monkeypatch):
+    before = published(path).read_bytes()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        published(path, entry("eager.associative"))
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []
+
+
 def publish_one(path, index):
     case = CaseRecord(dict(CASE.dims) | {"T": 100 + index}, CASE.dtype)
     registry.publish(path, HERE, [entry(case=case)], {})

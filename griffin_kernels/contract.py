@@ -22,17 +22,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from griffin_kernels import errors
+from griffin_kernels.case import Case as Case
+from griffin_kernels.case import Cost as Cost
+from griffin_kernels.case import Tolerance as Tolerance
 
 if TYPE_CHECKING:
     from griffin_kernels.device import Device
-
-DATA_DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
-"""Dtypes of data tensors by the name used in cases, the registry and on the command line."""
 
 Inputs = dict[str, Any]
 """Arguments of one call by name: tensors (or None) and plain options."""
@@ -65,87 +60,6 @@ class TensorSpec:
     @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(self.dims.split())
-
-
-@dataclass(frozen=True)
-class Case:
-    """One problem: what an op is asked to do.
-
-    dims: size of every named dimension, in the op's order.
-    flags: properties that change which kernel is right and are matched exactly on look-up (``reverse``, ``reset``).
-    data: how ``make_inputs`` fills the tensors (``h0``, ``strided``); never looked up.
-    tag: ``smoke`` (tiny, plain), ``edge`` (awkward on purpose), ``bench`` (a shape people run).
-    where: ``any``, or ``cpu`` / ``gpu`` for bench shapes that are meant for one of them.
-    thorough: only measured with ``--budget thorough``.
-    source: where a bench shape comes from.
-    """
-
-    op: str
-    dims: tuple[tuple[str, int], ...]
-    dtype: str = "float32"
-    flags: tuple[str, ...] = ()
-    data: tuple[str, ...] = ()
-    tag: str = "bench"
-    where: str = "any"
-    thorough: bool = False
-    source: str = ""
-
-    @cached_property
-    def size(self) -> dict[str, int]:
-        """Dimension sizes by name."""
-        return dict(self.dims)
-
-    def __getitem__(self, dim: str) -> int:
-        return self.size[dim]
-
-    @cached_property
-    def torch_dtype(self) -> torch.dtype:
-        return DATA_DTYPES[self.dtype]
-
-    @cached_property
-    def key(self) -> str:
-        """``B1-T4096-D2560-float32+reset~h0``: sizes, dtype, ``+flags``, ``~data``. Safe in file names and URLs.
-
-        N is left out where it is B, which is wherever nothing is packed.
-        """
-        sizes = "-".join(f"{name}{value}" for name, value in self.dims if name != "N" or value != self.size.get("B"))
-        return "".join([sizes, "-", self.dtype, *(f"+{f}" for f in self.flags), *(f"~{d}" for d in self.data)])
-
-    def bytes_per_element(self) -> int:
-        return self.torch_dtype.itemsize
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Ideal work of a case, from dimensions alone. Each input is read once, each output written once.
-
-    tensor_flops: multiply-adds that a matrix unit can do, counted as 2.
-    vector_flops: float32 operations outside matrix units, a multiply-add counted as 2.
-    special_ops: results of exp, sigmoid, tanh, sqrt, rsqrt, reciprocal.
-    """
-
-    bytes_read: int
-    bytes_written: int
-    tensor_flops: int = 0
-    vector_flops: int = 0
-    special_ops: int = 0
-
-    @property
-    def bytes_total(self) -> int:
-        return self.bytes_read + self.bytes_written
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Largest error against the float64 reference that still counts as right.
-
-    rel_norm: ||out - ref|| / ||ref||.
-    worst: max over elements of |out - ref| / (|ref| + rms(ref)); the rms keeps elements near zero from dividing
-    by nothing, and scales the bound with the data.
-    """
-
-    rel_norm: float
-    worst: float
 
 
 @dataclass(frozen=True)
@@ -189,7 +103,7 @@ def _source(module: str) -> bytes:
 
 
 def _kernel_modules(module: str) -> set[str]:
-    """``module`` and the modules under griffin_kernels.ops that it imports, directly or not, but no op.py."""
+    """``module`` and the modules under griffin_kernels.ops it imports, directly or not, but no op.py or cost.py."""
     found: set[str] = set()
     waiting = [module]
     while waiting:
@@ -206,7 +120,7 @@ def _kernel_modules(module: str) -> set[str]:
                 n
                 for n in named
                 if n.startswith("griffin_kernels.ops.")
-                and not n.endswith(".op")
+                and not n.endswith((".op", ".cost"))
                 and n in sys.modules
                 and n not in found
             ]
@@ -269,8 +183,8 @@ class Variant:
     def source_hash(self) -> str:
         """SHA-256 (16 hex digits) of the variant's file and of every module under ``ops/`` that it imports.
 
-        A registry entry is valid only for the source it was measured with. The contracts (``op.py``) do not count: a
-        new case does not change a kernel.
+        A registry entry is valid only for the source it was measured with. The contracts (``op.py``, ``cost.py``) do
+        not count: a new case does not change a kernel.
         """
         digest = hashlib.sha256()
         for name in sorted(_kernel_modules(self.run.__module__)):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import DATA_DTYPES, Inputs, Op, TensorSpec, accumulator, dtype_name
+from griffin_kernels.case import DTYPE_BYTES
+from griffin_kernels.contract import Inputs, Op, TensorSpec, accumulator, dtype_name
 
 Sizes = dict[str, int]
 
@@ -78,8 +79,8 @@ def bind(op: Op, inputs: Inputs) -> Sizes:
             raise errors.ArgumentError(f"{op.name}: {name} is a {kind}, expected a tensor [{_listed(spec, {})}]")
         if data is None:
             data, device = value.dtype, value.device
-            if dtype_name(data) not in DATA_DTYPES:
-                known = ", ".join(DATA_DTYPES)
+            if dtype_name(data) not in DTYPE_BYTES:
+                known = ", ".join(DTYPE_BYTES)
                 raise errors.DtypeError(f"{op.name}: {name} is {dtype_name(data)}, expected one of {known}")
         allowed = _allowed_dtypes(spec, data)
         if value.dtype not in allowed:

@@ -9,7 +9,7 @@ import torch
 
 import griffin_kernels
 from griffin_kernels import catalog, device, dispatch, errors
-from griffin_kernels.ops.linear_scan.op import make_case
+from griffin_kernels.ops.linear_scan.cost import make_case
 
 CASE = make_case(1, 64, 32)
 X = torch.randn(1, 8, 4)

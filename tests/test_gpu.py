@@ -9,7 +9,7 @@ import torch
 
 import griffin_kernels
 from griffin_kernels import catalog, device, verify
-from griffin_kernels.ops.linear_scan.op import make_case
+from griffin_kernels.ops.linear_scan.cost import make_case
 from roofline import ceilings
 from tuning import timing
 from tuning.plan import Options

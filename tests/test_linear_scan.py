@@ -8,7 +8,7 @@ from torch.library import opcheck
 
 import griffin_kernels
 from griffin_kernels import catalog, errors, verify
-from griffin_kernels.ops.linear_scan.op import make_case
+from griffin_kernels.ops.linear_scan.cost import make_case
 
 OP = catalog.op("linear_scan")
 BACKWARD = catalog.op("linear_scan_bwd")

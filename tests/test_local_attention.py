@@ -10,7 +10,7 @@ from torch.library import opcheck
 
 import griffin_kernels
 from griffin_kernels import catalog, errors, verify
-from griffin_kernels.ops.local_attention.op import make_case
+from griffin_kernels.ops.local_attention.cost import make_case
 
 OP = catalog.op("local_attention")
 BACKWARD = catalog.op("local_attention_bwd")

@@ -18,7 +18,7 @@ from griffin_kernels import catalog, device, memory, verify
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops.linear_scan import _numba_call
-from griffin_kernels.ops.linear_scan.op import make_case
+from griffin_kernels.ops.linear_scan.cost import make_case
 
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 ALGORITHMS = pytest.mark.parametrize("algorithm", ["sequential", "chunked"])

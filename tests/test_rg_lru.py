@@ -8,7 +8,8 @@ from torch.library import opcheck
 
 import griffin_kernels
 from griffin_kernels import RGLRUWeights, catalog, errors, verify
-from griffin_kernels.ops.rg_lru.op import ClippedSqrt, make_case
+from griffin_kernels.ops.rg_lru.cost import make_case
+from griffin_kernels.ops.rg_lru.op import ClippedSqrt
 
 OP = catalog.op("rg_lru")
 BACKWARD = catalog.op("rg_lru_bwd")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from griffin_kernels import catalog, device, launch, verify
-from griffin_kernels.ops.linear_scan.op import make_case
+from griffin_kernels.ops.linear_scan.cost import make_case
 
 WHERE = device.gpu(0) if torch.cuda.is_available() else device.INTERPRETER
 SCANS = [

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from griffin_kernels import catalog, errors
-from griffin_kernels.contract import DATA_DTYPES, Case, Op, Variant, config_key
+from griffin_kernels.case import DTYPE_BYTES
+from griffin_kernels.contract import Case, Op, Variant, config_key
 from griffin_kernels.device import Device
 from tuning.budget import BUDGETS, Budget
 
@@ -60,8 +61,8 @@ def make(options: Options, device: Device) -> list[Job]:
     """
     budget = options.limits()
     for name in options.dtypes:
-        if name not in DATA_DTYPES:
-            raise errors.DtypeError(f"no dtype {name!r}; there are {', '.join(DATA_DTYPES)}")
+        if name not in DTYPE_BYTES:
+            raise errors.DtypeError(f"no dtype {name!r}; there are {', '.join(DTYPE_BYTES)}")
     chosen = [catalog.op(name) for name in options.ops] or list(catalog.ops().values())
     available = [(op, case) for op in chosen for case in bench_cases(op, device)]
     explicit = bool(options.cases or options.dtypes)

@@ -10,7 +10,7 @@ import torch
 import griffin_kernels
 from griffin_kernels import catalog, device, dispatch, memory
 from griffin_kernels.contract import Case, Inputs, Variant
-from griffin_kernels.ops.linear_scan.op import make_case
+from griffin_kernels.ops.linear_scan.cost import make_case
 from tests.benchmarks._compare import race, show
 from tests.benchmarks._triad import triad
 

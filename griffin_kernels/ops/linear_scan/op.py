@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
-
-FLAGS = ("reset", "packed", "reverse")
-"""Properties of a call that look-up matches exactly. h0 is not one: it costs one row."""
+from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.ops.linear_scan.cost import FLAGS, cost, make_case
 
 
 def check(
@@ -113,13 +111,6 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     return inputs | {"reverse": "reverse" in case.flags}
 
 
-def cost(case: Case) -> Cost:
-    """Read x and a, write h; one multiply-add per element."""
-    elements = case["B"] * case["T"] * case["D"]
-    size = case.bytes_per_element()
-    return Cost(bytes_read=2 * elements * size, bytes_written=elements * size, vector_flops=2 * elements)
-
-
 def tolerance(case: Case) -> Tolerance:
     """Bounds that follow from rounding, with a factor for how errors add up."""
     # The carry is rounded to the accumulator's unit u once per step, and an error decays with a. With a <= 0.999 it is
@@ -140,22 +131,6 @@ def case_of(
     rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     present = {"reset": reset is not None, "packed": cu_seqlens is not None, "reverse": reverse}
     return make_case(batch, time, width, dtype_name(x.dtype), [f for f in FLAGS if present[f]], rows=rows, tag="call")
-
-
-def make_case(
-    batch: int,
-    time: int,
-    width: int,
-    dtype: str = "float32",
-    flags: list[str] | tuple[str, ...] = (),
-    *,
-    rows: int | None = None,
-    op: str = "linear_scan",
-    **facts: object,
-) -> Case:
-    """A case from sizes. N, the rows of h0, is the batch, or the number of packed sequences."""
-    dims = (("B", batch), ("T", time), ("D", width), ("N", batch if rows is None else rows))
-    return Case(op, dims, dtype, tuple(flags), **facts)  # type: ignore[arg-type]
 
 
 def cases(op: str) -> tuple[Case, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops.linear_scan import op as forward
+from griffin_kernels.ops.linear_scan.cost import FLAGS, make_case
 
 
 def reference(
@@ -95,10 +96,8 @@ def case_of(
     batch, time, width = a.shape
     rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     present = {"reset": reset is not None, "packed": cu_seqlens is not None, "reverse": reverse}
-    flags = [f for f in forward.FLAGS if present[f]]
-    return forward.make_case(
-        batch, time, width, dtype_name(a.dtype), flags, rows=rows, op="linear_scan_bwd", tag="call"
-    )
+    flags = [f for f in FLAGS if present[f]]
+    return make_case(batch, time, width, dtype_name(a.dtype), flags, rows=rows, op="linear_scan_bwd", tag="call")
 
 
 OP = Op(

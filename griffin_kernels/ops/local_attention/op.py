@@ -21,12 +21,10 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops.linear_scan.op import check_cu_seqlens
-from griffin_kernels.ops.rg_lru.op import index_bytes, make_segment_pos
-
-FLAGS = ("softcap", "segmented", "packed")
-"""Properties of a call that look-up matches exactly."""
+from griffin_kernels.ops.local_attention.cost import FLAGS, cost, make_case
+from griffin_kernels.ops.rg_lru.op import make_segment_pos
 
 SOFTCAP = 4.0
 """The softcap of cases that have one; their scores have a standard deviation near 2, so that it bends them."""
@@ -161,29 +159,6 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     }
 
 
-def visible_pairs(case: Case) -> int:
-    """Query-key pairs of one head and row if each row is one document."""
-    time, window = case["T"], min(case["W"], case["T"])
-    return time * window - window * (window - 1) // 2
-
-
-def cost(case: Case) -> Cost:
-    """Read q, k, v, write out (and lse); two products and a softmax over the pairs within the window."""
-    pairs = case["B"] * case["Hq"] * visible_pairs(case)
-    queries = case["B"] * case["T"] * case["Hq"]
-    keys = case["B"] * case["T"] * case["Hkv"]
-    size = case.bytes_per_element()
-    capped = "softcap" in case.flags
-    # per pair: scale 1, maximum 1, difference 1, sum 1; softcap 2 more
-    return Cost(
-        bytes_read=(queries + 2 * keys) * case["d"] * size + index_bytes(case),
-        bytes_written=queries * case["d"] * size + (4 * queries if "lse" in case.data else 0),
-        tensor_flops=4 * pairs * case["d"],
-        vector_flops=(6 if capped else 4) * pairs,
-        special_ops=(2 if capped else 1) * pairs,
-    )
-
-
 def tolerance(case: Case) -> Tolerance:
     """Rounding of scores, probabilities and sums."""
     # A score is a sum of d products: its error, |s| sqrt(d) u with |s| near 4 in a row's heaviest keys, is the
@@ -228,26 +203,6 @@ def call_case(
     # a window beyond the sequence is the same problem as one that just covers it
     sizes = (batch, time, heads, k.shape[2], d, min(window, max(time, 1)))
     return make_case(*sizes, dtype_name(q.dtype), flags, rows=rows, op=op, data=data, tag="call")
-
-
-def make_case(
-    batch: int,
-    time: int,
-    heads: int,
-    shared: int,
-    d: int,
-    window: int,
-    dtype: str = "float32",
-    flags: list[str] | tuple[str, ...] = (),
-    *,
-    rows: int | None = None,
-    op: str = "local_attention",
-    **facts: object,
-) -> Case:
-    """A case from sizes. N is the batch, or the number of packed sequences."""
-    sizes = (batch, time, heads, shared, d, window, batch if rows is None else rows)
-    dims = tuple(zip(("B", "T", "Hq", "Hkv", "d", "W", "N"), sizes, strict=True))
-    return Case(op, dims, dtype, tuple(flags), **facts)  # type: ignore[arg-type]
 
 
 def cases(op: str) -> tuple[Case, ...]:

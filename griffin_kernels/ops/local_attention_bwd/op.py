@@ -16,7 +16,8 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops.local_attention import op as forward
-from griffin_kernels.ops.rg_lru.op import index_bytes
+from griffin_kernels.ops.local_attention.cost import visible_pairs
+from griffin_kernels.ops.rg_lru.cost import index_bytes
 
 
 def check(
@@ -90,7 +91,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
 
 def cost(case: Case) -> Cost:
     """Read dout, q, k, v, out, lse; write dq, dk, dv; five products over the pairs within the window."""
-    pairs = case["B"] * case["Hq"] * forward.visible_pairs(case)
+    pairs = case["B"] * case["Hq"] * visible_pairs(case)
     queries = case["B"] * case["T"] * case["Hq"]
     keys = case["B"] * case["T"] * case["Hkv"]
     size = case.bytes_per_element()

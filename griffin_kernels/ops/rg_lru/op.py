@@ -24,11 +24,9 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops.linear_scan import op as scan
-
-FLAGS = ("segmented", "packed")
-"""Properties of a call that look-up matches exactly: segment_pos is given, cu_seqlens is given."""
+from griffin_kernels.ops.rg_lru.cost import FLAGS, cost, make_case
 
 DECAY = 8.0
 """log a = -DECAY softplus(a_param) r."""
@@ -176,28 +174,6 @@ def make_segment_pos(batch: int, time: int, generator: torch.Generator) -> Tenso
     return torch.tensor(rows, dtype=torch.int64).reshape(batch, time)
 
 
-def cost(case: Case) -> Cost:
-    """Read x and both gates' weights, write y; two gate products, then some ten operations per element."""
-    elements = case["B"] * case["T"] * case["D"]
-    weights = 2 * case["H"] * case["n"] * (case["n"] + 1) + case["D"]
-    size = case.bytes_per_element()
-    # biases 2; log a 1; 2 log a 1; negation 1; multiplier times i times x 2; multiply-add 2
-    # sigmoid twice, exp, expm1, sqrt
-    return Cost(
-        bytes_read=(elements + weights) * size + index_bytes(case),
-        bytes_written=elements * size,
-        tensor_flops=2 * 2 * elements * case["n"],
-        vector_flops=9 * elements,
-        special_ops=5 * elements,
-    )
-
-
-def index_bytes(case: Case) -> int:
-    """Bytes of segment_pos and cu_seqlens."""
-    positions = 8 * case["B"] * case["T"] if "segmented" in case.flags else 0
-    return positions + (4 * (case["N"] + 1) if "packed" in case.flags else 0)
-
-
 def gate_rounding(case: Case) -> float:
     """Relative error of what the gates multiply, from rounding of their arguments."""
     # A gate's argument z = x W + b is of order 1 and may be rounded to the data's dtype, as matrix products of that
@@ -246,23 +222,6 @@ def call_case(
     return make_case(
         batch, time, width, input_gate_bias.shape[0], dtype_name(x.dtype), flags, rows=rows, op=op, tag="call"
     )
-
-
-def make_case(
-    batch: int,
-    time: int,
-    width: int,
-    blocks: int,
-    dtype: str = "float32",
-    flags: list[str] | tuple[str, ...] = (),
-    *,
-    rows: int | None = None,
-    op: str = "rg_lru",
-    **facts: object,
-) -> Case:
-    """A case from sizes. H blocks of width n = D / H; N, the rows of h0, is the batch or the number of sequences."""
-    sizes = (batch, time, width, blocks, width // max(blocks, 1), batch if rows is None else rows)
-    return Case(op, tuple(zip(("B", "T", "D", "H", "n", "N"), sizes, strict=True)), dtype, tuple(flags), **facts)  # type: ignore[arg-type]
 
 
 def cases(op: str) -> tuple[Case, ...]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops.linear_scan_bwd import op as scan_bwd
 from griffin_kernels.ops.rg_lru import op as forward
+from griffin_kernels.ops.rg_lru.cost import index_bytes
 
 
 def reference(
@@ -93,7 +94,7 @@ def cost(case: Case) -> Cost:
     # biases 2; log a 2; v 1; g 2; da 1; dm 2; dv 1; d log a 4; dz_i 5; dz_r 4; sums 4; dx 3
     # sigmoid twice, exp, expm1, sqrt, rsqrt
     return Cost(
-        bytes_read=(3 * elements + weights) * size + forward.index_bytes(case),
+        bytes_read=(3 * elements + weights) * size + index_bytes(case),
         bytes_written=(elements + weights) * size,
         tensor_flops=6 * 2 * elements * case["n"],
         vector_flops=31 * elements,

@@ -1,0 +1,103 @@
+"""Case, Cost, Tolerance: one problem, its ideal work, and how wrong an answer may be.
+
+Nothing here needs PyTorch: the cost of an operation is arithmetic, and ``griffin roofline forward`` answers sooner
+than torch is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8})
+"""Bytes per element of the dtypes that data tensors have, by the name used in cases and the registry."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem: what an op is asked to do.
+
+    dims: size of every named dimension, in the op's order.
+    flags: properties that change which kernel is right and are matched exactly on look-up (``reverse``, ``reset``).
+    data: how ``make_inputs`` fills the tensors (``h0``, ``strided``); never looked up.
+    tag: ``smoke`` (tiny, plain), ``edge`` (awkward on purpose), ``bench`` (a shape people run).
+    where: ``any``, or ``cpu`` / ``gpu`` for bench shapes that are meant for one of them.
+    thorough: only measured with ``--budget thorough``.
+    source: where a bench shape comes from.
+    """
+
+    op: str
+    dims: tuple[tuple[str, int], ...]
+    dtype: str = "float32"
+    flags: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    tag: str = "bench"
+    where: str = "any"
+    thorough: bool = False
+    source: str = ""
+
+    @cached_property
+    def size(self) -> dict[str, int]:
+        """Dimension sizes by name."""
+        return dict(self.dims)
+
+    def __getitem__(self, dim: str) -> int:
+        return self.size[dim]
+
+    @cached_property
+    def torch_dtype(self) -> torch.dtype:
+        import torch
+
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
+
+    @cached_property
+    def key(self) -> str:
+        """``B1-T4096-D2560-float32+reset~h0``: sizes, dtype, ``+flags``, ``~data``. Safe in file names and URLs.
+
+        N is left out where it is B, which is wherever nothing is packed.
+        """
+        sizes = "-".join(f"{name}{value}" for name, value in self.dims if name != "N" or value != self.size.get("B"))
+        return "".join([sizes, "-", self.dtype, *(f"+{f}" for f in self.flags), *(f"~{d}" for d in self.data)])
+
+    def bytes_per_element(self) -> int:
+        return DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Ideal work of a case, from dimensions alone. Each input is read once, each output written once.
+
+    tensor_flops: multiply-adds that a matrix unit can do, counted as 2.
+    vector_flops: float32 operations outside matrix units, a multiply-add counted as 2.
+    special_ops: results of exp, sigmoid, tanh, sqrt, rsqrt, reciprocal.
+    """
+
+    bytes_read: int
+    bytes_written: int
+    tensor_flops: int = 0
+    vector_flops: int = 0
+    special_ops: int = 0
+
+    @property
+    def bytes_total(self) -> int:
+        return self.bytes_read + self.bytes_written
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest error against the float64 reference that still counts as right.
+
+    rel_norm: ||out - ref|| / ||ref||.
+    worst: max over elements of |out - ref| / (|ref| + rms(ref)); the rms keeps elements near zero from dividing
+    by nothing, and scales the bound with the data.
+    """
+
+    rel_norm: float
+    worst: float

@@ -1,0 +1,52 @@
+"""What one local_attention costs, from sizes alone. Needs no PyTorch."""
+
+from __future__ import annotations
+
+from griffin_kernels.case import Case, Cost
+from griffin_kernels.ops.rg_lru.cost import index_bytes
+
+FLAGS = ("softcap", "segmented", "packed")
+"""Properties of a call that look-up matches exactly."""
+
+
+def visible_pairs(case: Case) -> int:
+    """Query-key pairs of one head and row if each row is one document."""
+    time, window = case["T"], min(case["W"], case["T"])
+    return time * window - window * (window - 1) // 2
+
+
+def cost(case: Case) -> Cost:
+    """Read q, k, v, write out (and lse); two products and a softmax over the pairs within the window."""
+    pairs = case["B"] * case["Hq"] * visible_pairs(case)
+    queries = case["B"] * case["T"] * case["Hq"]
+    keys = case["B"] * case["T"] * case["Hkv"]
+    size = case.bytes_per_element()
+    capped = "softcap" in case.flags
+    # per pair: scale 1, maximum 1, difference 1, sum 1; softcap 2 more
+    return Cost(
+        bytes_read=(queries + 2 * keys) * case["d"] * size + index_bytes(case),
+        bytes_written=queries * case["d"] * size + (4 * queries if "lse" in case.data else 0),
+        tensor_flops=4 * pairs * case["d"],
+        vector_flops=(6 if capped else 4) * pairs,
+        special_ops=(2 if capped else 1) * pairs,
+    )
+
+
+def make_case(
+    batch: int,
+    time: int,
+    heads: int,
+    shared: int,
+    d: int,
+    window: int,
+    dtype: str = "float32",
+    flags: list[str] | tuple[str, ...] = (),
+    *,
+    rows: int | None = None,
+    op: str = "local_attention",
+    **facts: object,
+) -> Case:
+    """A case from sizes. N is the batch, or the number of packed sequences."""
+    sizes = (batch, time, heads, shared, d, window, batch if rows is None else rows)
+    dims = tuple(zip(("B", "T", "Hq", "Hkv", "d", "W", "N"), sizes, strict=True))
+    return Case(op, dims, dtype, tuple(flags), **facts)  # type: ignore[arg-type]

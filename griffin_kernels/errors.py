@@ -79,5 +79,12 @@ class DeviceError(GriffinKernelsError, RuntimeError):
     """The requested device is not there or is not known."""
 
 
+class UnknownModelError(GriffinKernelsError, KeyError):
+    """No model preset has that name."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class ReportError(GriffinKernelsError, ValueError):
     """A report cannot be built from what is in the folder."""

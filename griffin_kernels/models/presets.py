@@ -1,0 +1,86 @@
+"""Named models: the paper's Hawk, Griffin and MQA Transformer from 100M to 14B, RecurrentGemma, tiny ones.
+
+Sizes after arXiv 2402.19427 (its table of model sizes; head dimension 128, MLP expansion 3, window 1024, 16 gate
+blocks) and google-deepmind/recurrentgemma, common.py (vocabulary 256,000; one gate block per head in RecurrentGemma).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from griffin_kernels import errors
+from griffin_kernels.models.config import PATTERNS, GriffinConfig, repeat
+
+# name: width, lru_width, layers, heads of 128
+_PAPER = {
+    "100m": (768, 1024, 12, 6),
+    "200m": (1024, 1536, 12, 8),
+    "400m": (1536, 2048, 12, 12),
+    "1b3": (2048, 2560, 24, 16),
+    "3b": (3072, 4096, 24, 24),
+    "7b": (4096, 5632, 32, 32),
+    "14b": (5120, 8192, 40, 40),
+}
+
+
+def _paper(family: str, width: int, lru_width: int, layers: int, heads: int) -> GriffinConfig:
+    return GriffinConfig(
+        vocab_size=256_000,
+        width=width,
+        mlp_width=3 * width,
+        block_types=repeat(PATTERNS[family], layers),
+        num_heads=heads,
+        head_dim=128,
+        lru_width=lru_width,
+        gate_blocks=16,
+    )
+
+
+def _tiny(family: str) -> GriffinConfig:
+    return GriffinConfig(
+        vocab_size=256,
+        width=64,
+        mlp_width=192,
+        block_types=repeat(PATTERNS[family], 3),
+        num_heads=4,
+        head_dim=16,
+        lru_width=96,
+        gate_blocks=4,
+        window=16,
+    )
+
+
+def _recurrentgemma(width: int, layers: int, heads: int) -> GriffinConfig:
+    return GriffinConfig(
+        vocab_size=256_000,
+        width=width,
+        mlp_width=3 * width,
+        block_types=repeat(PATTERNS["griffin"], layers),
+        num_heads=heads,
+        head_dim=256,
+        lru_width=width,
+        gate_blocks=heads,
+        window=2048,
+        scale_embeddings=True,
+        logits_softcap=30.0,
+    )
+
+
+PRESETS: Mapping[str, GriffinConfig] = MappingProxyType(
+    {f"{family}-tiny": _tiny(family) for family in PATTERNS}
+    | {f"{family}-{size}": _paper(family, *sizes) for size, sizes in _PAPER.items() for family in PATTERNS}
+    | {"recurrentgemma-2b": _recurrentgemma(2560, 26, 10), "recurrentgemma-9b": _recurrentgemma(4096, 38, 16)}
+)
+"""Every preset by name, small ones first."""
+
+
+def preset(name: str) -> GriffinConfig:
+    """The configuration called ``name``; raises UnknownModelError naming those that are spelt alike."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        near = difflib.get_close_matches(name.lower(), PRESETS, n=4, cutoff=0.4)
+        meant = f"; did you mean {', '.join(near)}?" if near else f"; there are {', '.join(PRESETS)}"
+        raise errors.UnknownModelError(f"no model {name!r}{meant}") from None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from griffin_kernels.contract import Case
+from griffin_kernels.case import Case
 
 SCHEMA_VERSION = 1
 """Version of the registry format. A reader refuses a file of a later version and says so."""

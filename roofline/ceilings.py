@@ -1,59 +1,219 @@
-"""Measured ceilings of the device at hand. The first: DRAM bandwidth."""
+"""Ceilings of a device: what memory, arithmetic and launching reach at best, and where each figure comes from.
+
+Nothing here needs PyTorch: ``roofline.measure`` takes the measurements, ``roofline.store`` keeps them.
+
+A ceiling is ``measured`` on the device, taken from its ``datasheet``, or ``assumed``. One that is not known is None: no
+neighbour's figure takes its place. Rates are per second, times are seconds, bytes are bytes.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import bisect
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
+import msgspec
 
-from griffin_kernels.device import Device
+from griffin_kernels.case import DTYPE_BYTES, Cost
+from griffin_kernels.records import DeviceRecord
 
-COPY_BYTES_LEAST = 256 * 2**20
-"""Size of a buffer; it must be several times any last-level cache."""
+if TYPE_CHECKING:
+    from griffin_kernels.datasheet import Datasheet
+
+CEILINGS_VERSION = 1
+"""Version of the ceilings file. A reader refuses a file of a later version and says so."""
+
+CACHE_SHARE = 4
+"""Data counts as cached up to the last-level cache over this: the size at which the cache is measured, which leaves
+room for what else the caches hold."""
+
+LAUNCH_ASSUMED_S = 5e-6
+"""Seconds per GPU kernel launched from eager PyTorch, where nothing was measured: the low end of the 5 to 25 us of
+host work per operator that https://jiahuanglin.xyz/all_lessons/gpu_kernel_serving/18_pytorch_to_kernel.html counts."""
+
+MATMUL_DTYPES = (*DTYPE_BYTES, "tf32", "fp8")
+"""Dtypes of matrix products, by the names that ``Datasheet.tensor_flops_per_s`` takes."""
+
+Unit = Literal["bytes_per_s", "flops_per_s", "ops_per_s", "s"]
+Origin = Literal["measured", "datasheet", "assumed"]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Ceiling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One ceiling: ``value`` in ``unit``, with its 95 % interval; [value, value] where it was not measured.
+
+    name: ``dram_copy``, ``dram_triad``, ``dram_read``, ``cache_triad``; ``matmul_<dtype>`` and
+    ``matmul_rows_<dtype>_<rows>``; ``vector_float32``, ``special_exp``; ``launch``, ``launch_graph``; ``dram`` and
+    ``special`` of a datasheet.
+    source: one sentence, what was run or which document says so.
+    samples: every sample in ``unit``, as measured, to four digits.
+    """
+
+    name: str
+    unit: Unit
+    value: Positive
+    low: Positive
+    high: Positive
+    origin: Origin
+    source: str
+    samples: list[float] = []
+
+    def __post_init__(self) -> None:
+        if not (0 < self.low <= self.value <= self.high < math.inf):
+            raise ValueError(f"ceiling {self.name!r} needs 0 < low <= value <= high, all finite")
+
+    @classmethod
+    def stated(cls, name: str, unit: Unit, value: float, origin: Origin, source: str) -> Ceiling:
+        """A ceiling that nobody measured here: its interval has no width."""
+        return cls(name=name, unit=unit, value=value, low=value, high=value, origin=origin, source=source)
+
+
+class CeilingsFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The measured ceilings of one device: validity must equal the reader's device, provenance is recorded."""
+
+    schema_version: int
+    device: DeviceRecord
+    ceilings: list[Ceiling]
 
 
 @dataclass(frozen=True)
-class MeasuredCeiling:
-    """A ceiling by name, its samples in ``unit``."""
+class Ceilings:
+    """The ceilings that an analysis divides by. cache_bytes: the last-level cache, 0 where it is not known."""
 
-    name: str
-    unit: str
-    samples: tuple[float, ...]
+    device: str
+    table: tuple[Ceiling, ...]
+    cache_bytes: int = 0
 
+    @classmethod
+    def of(cls, file: CeilingsFile) -> Ceilings:
+        """Those that were measured on a device."""
+        facts = file.device.validity
+        return cls(str(facts.get("name", "unnamed")), tuple(file.ceilings), int(facts.get("last_level_cache_bytes", 0)))
 
-def dram(device: Device, rounds: int = 15) -> tuple[MeasuredCeiling, ...]:
-    """DRAM bandwidth as bytes per second of ``dst.copy_(src)`` and of ``torch.add(a, b, out=c)``.
+    @classmethod
+    def from_datasheet(cls, sheet: Datasheet) -> Ceilings:
+        """Those that the maker of a GPU states, and an assumed launch time; what is not stated is left out."""
+        source = f"datasheet {sheet.sku}"
+        stated: list[tuple[str, Unit, float | None]] = [
+            ("dram", "bytes_per_s", sheet.dram_bytes_per_s),
+            *((f"matmul_{dtype}", "flops_per_s", sheet.tensor_flops_per_s(dtype)) for dtype in MATMUL_DTYPES),
+            ("vector_float32", "flops_per_s", sheet.vector_flops_per_s),
+            ("special", "ops_per_s", sheet.special_ops_per_s),
+        ]
+        table = [Ceiling.stated(n, unit, value, "datasheet", source) for n, unit, value in stated if value is not None]
+        told = f"assumed: {LAUNCH_ASSUMED_S * 1e6:g} us per kernel launched from eager PyTorch, until it is measured"
+        table.append(Ceiling.stated("launch", "s", LAUNCH_ASSUMED_S, "assumed", told))
+        return cls(sheet.name, tuple(table), sheet.last_level_cache_bytes or 0)
 
-    Buffers are at least four times the last-level cache and touched before timing, so page faults are not in it. Bytes
-    are those that the program names: a CPU may read a line before it overwrites it, which is not counted.
-    """
-    size = max(COPY_BYTES_LEAST, 4 * device.last_level_cache_bytes)
-    source, other = (torch.ones(size // 4, dtype=torch.float32, device=device.torch_device) for _ in range(2))
-    target = torch.zeros_like(source)
-    streams: dict[str, tuple[int, Callable[[], object]]] = {
-        "dram_copy": (2, lambda: target.copy_(source)),
-        "dram_add": (3, lambda: torch.add(source, other, out=target)),
-    }
-    samples: dict[str, list[float]] = {name: [] for name in streams}
-    for _ in range(rounds + 2):
-        for name, (count, work) in streams.items():
-            samples[name].append(count * source.numel() * 4 / seconds_of(work, device))
-    return tuple(MeasuredCeiling(name, "bytes_per_s", tuple(values[2:])) for name, values in samples.items())
+    @cached_property
+    def _named(self) -> Mapping[str, Ceiling]:
+        return {ceiling.name: ceiling for ceiling in self.table}
 
+    def ceiling(self, name: str) -> Ceiling | None:
+        """One entry of the table by its own name, with interval, origin and source."""
+        return self._named.get(name)
 
-def seconds_of(work: Callable[[], object], device: Device) -> float:
-    """Seconds that one call takes on a device: wall clock on a CPU, between events on a GPU."""
-    if device.kind == "cpu":
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-    event: Any = torch.cuda.Event
-    begin, end = event(enable_timing=True), event(enable_timing=True)
-    begin.record()
-    work()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1e3
+    def roof(self, name: str, dtype: str = "float32") -> Ceiling | None:
+        """The entry behind ``dram``, ``cache``, ``tensor`` (of ``dtype``), ``vector``, ``special`` or ``launch``.
+
+        Of several, the one that reaches most: a ceiling is what the device can do.
+        """
+        entries = {
+            "dram": ("dram", "dram_copy", "dram_triad", "dram_read"),
+            "cache": ("cache_triad",),
+            "tensor": (f"matmul_{dtype}",),
+            "vector": ("vector_float32",),
+            "special": ("special", "special_exp"),
+            "launch": ("launch",),
+        }[name]
+        found = [self._named[entry] for entry in entries if entry in self._named]
+        return max(found, key=lambda ceiling: ceiling.value, default=None)
+
+    def _value(self, name: str) -> float | None:
+        found: Ceiling | None = self.roof(name)
+        return None if found is None else found.value
+
+    @property
+    def dram_bytes_per_s(self) -> float | None:
+        return self._value("dram")
+
+    @property
+    def cache_bytes_per_s(self) -> float | None:
+        """Of the last-level cache; on a GPU its L2."""
+        return self._value("cache")
+
+    @property
+    def tensor_flops_per_s(self) -> dict[str, float]:
+        """Matrix products by dtype, large and square."""
+        found = {dtype: self.roof("tensor", dtype) for dtype in MATMUL_DTYPES}
+        return {dtype: ceiling.value for dtype, ceiling in found.items() if ceiling is not None}
+
+    @property
+    def matmul_rows(self) -> dict[str, dict[int, float]]:
+        """FLOP/s of matrix products by dtype and rows, with weights that come from DRAM; empty if not measured."""
+        curves: dict[str, dict[int, float]] = {}
+        for ceiling in self.table:
+            dtype, _, rows = ceiling.name.removeprefix("matmul_rows_").partition("_")
+            if ceiling.name.startswith("matmul_rows_") and rows.isdecimal():
+                curves.setdefault(dtype, {})[int(rows)] = ceiling.value
+        return {dtype: dict(sorted(curve.items())) for dtype, curve in curves.items()}
+
+    def matmul_flops_per_s(self, rows: int, dtype: str) -> float | None:
+        """FLOP/s of a product of ``rows`` rows: on straight lines in log-log between the measured rows.
+
+        Beyond either end the nearest is taken; without a curve, the large product's.
+        """
+        curve = self.matmul_rows.get(dtype)
+        if not curve:
+            return self.tensor_flops_per_s.get(dtype)
+        known = list(curve)
+        after = bisect.bisect_left(known, rows)
+        if after in (0, len(known)):
+            return curve[known[min(after, len(known) - 1)]]
+        left, right = known[after - 1], known[after]
+        share = math.log(rows / left) / math.log(right / left)
+        return curve[left] * math.pow(curve[right] / curve[left], share)
+
+    @property
+    def vector_flops_per_s(self) -> float | None:
+        """Float32 outside matrix units, a multiply-add counted as 2."""
+        return self._value("vector")
+
+    @property
+    def special_ops_per_s(self) -> float | None:
+        """Results of exp and its like."""
+        return self._value("special")
+
+    @property
+    def launch_s(self) -> float | None:
+        """Of one operator called from Python: dispatch on a CPU, a kernel launch on a GPU."""
+        return self._value("launch")
+
+    def slow(
+        self, cost: Cost, dtype: str, working_set_bytes: float | None = None, launches: int = 1
+    ) -> dict[str, float]:
+        """Seconds that each ceiling alone would take for a cost: ``dram`` or ``cache``, ``tensor``, ``vector``,
+        ``special``, ``launch``; what is not known or not needed is left out.
+
+        working_set_bytes: bytes that are used again and again. ``cache`` stands in for ``dram`` where these fit in the
+        last-level cache over CACHE_SHARE and its rate is known; without it everything comes from DRAM.
+        """
+        cached = working_set_bytes is not None and 0 <= working_set_bytes * CACHE_SHARE <= self.cache_bytes
+        memory = "cache" if cached and self.cache_bytes_per_s else "dram"
+        work: Iterable[tuple[str, int]] = (
+            (memory, cost.bytes_total),
+            ("tensor", cost.tensor_flops),
+            ("vector", cost.vector_flops),
+            ("special", cost.special_ops),
+        )
+        seconds = {}
+        for name, amount in work:
+            roof = self.roof(name, dtype)
+            if amount and roof is not None:
+                seconds[name] = amount / roof.value
+        if launches and self.launch_s is not None:
+            seconds["launch"] = launches * self.launch_s
+        return seconds

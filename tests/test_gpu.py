@@ -10,7 +10,7 @@ import torch
 import griffin_kernels
 from griffin_kernels import catalog, device, verify
 from griffin_kernels.ops.linear_scan.cost import make_case
-from roofline import ceilings
+from roofline import measure
 from tuning import timing
 from tuning.plan import Options
 from tuning.run import Paths, tune
@@ -61,7 +61,7 @@ def test_captured_in_a_cuda_graph_and_replayed_on_new_data():
 
 def test_sampler_is_positive_and_bandwidth_plausible():
     here = device.gpu(0)
-    copy, add = ceilings.dram(here, rounds=5)
+    copy, add = measure.dram(here, rounds=5)
     assert 5e10 < min(copy.samples + add.samples)
     assert max(copy.samples + add.samples) < 2e13
     op = catalog.op("linear_scan")

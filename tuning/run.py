@@ -22,7 +22,7 @@ from griffin_kernels import dispatch, errors, registry
 from griffin_kernels.contract import config_dict, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, DeviceRecord, Entry, RegistryFile
-from roofline import ceilings
+from roofline import measure
 from tuning import gate, journal, plan, race, stats, timing
 from tuning.budget import HOPELESS_ELSEWHERE, HOPELESS_FACTOR, SLOW_FACTOR, Budget
 from tuning.plan import Job, Options, Planned
@@ -185,7 +185,7 @@ def _memory_roof(device: Device, history: History, log: journal.Journal, listene
     known = {name: c for name, c in history.ceilings.items() if name.startswith("dram_")}
     if not known:
         listener.note(f"measuring DRAM bandwidth of {device.name}")
-        for measured in ceilings.dram(device):
+        for measured in measure.dram(device):
             low, high = stats.bootstrap_interval(measured.samples)
             value = stats.median(measured.samples)
             known[measured.name] = Ceiling(name=measured.name, value=value, low=low, high=high, unit=measured.unit)

@@ -86,5 +86,16 @@ class UnknownModelError(GriffinKernelsError, KeyError):
         return str(self.args[0])
 
 
+class UnknownDevice(DeviceError, KeyError):
+    """No datasheet of that SKU ships with the package; the message lists the near ones."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class DatasheetError(GriffinKernelsError, ValueError):
+    """A device datasheet cannot be used; the message names the file and the field."""
+
+
 class ReportError(GriffinKernelsError, ValueError):
     """A report cannot be built from what is in the folder."""

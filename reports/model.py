@@ -13,7 +13,7 @@ from typing import Any
 from griffin_kernels.records import CaseRecord, Entry, RegistryFile
 from reports import format as fmt
 from reports.journal import Journal
-from tuning import stats
+from roofline import stats
 from tuning.budget import INDIFFERENCE
 from tuning.records import Candidate, OutputError, Race, Result
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from griffin_kernels.records import CaseRecord, DeviceRecord, Entry, RegistryFile
-from tuning import stats
+from roofline import stats
 from tuning.records import (
     JOURNAL_VERSION,
     Candidate,

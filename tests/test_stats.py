@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tuning import stats
+from roofline import stats
 
 
 def test_median() -> None:

@@ -22,8 +22,9 @@ import griffin_kernels
 from griffin_kernels import catalog, device, dispatch, errors, registry
 from griffin_kernels.contract import NoConfig, Variant
 from reports.cli import app
+from roofline import stats
 from tests import small_tune
-from tuning import journal, plan, race, stats, terminal
+from tuning import journal, plan, race, terminal
 from tuning.budget import BUDGETS
 from tuning.plan import Options, Planned
 from tuning.records import Candidate, End, Race, Result, Run

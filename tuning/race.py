@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from griffin_kernels.contract import Case, Op, config_dict, config_key
 from griffin_kernels.records import CaseRecord, Entry
-from tuning import stats
+from roofline import stats
 from tuning.budget import INDIFFERENCE, Budget
 from tuning.plan import Planned
 from tuning.records import Candidate, Race, Result

@@ -22,8 +22,8 @@ from griffin_kernels import dispatch, errors, registry
 from griffin_kernels.contract import config_dict, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, DeviceRecord, Entry, RegistryFile
-from roofline import measure
-from tuning import gate, journal, plan, race, stats, timing
+from roofline import measure, stats
+from tuning import gate, journal, plan, race, timing
 from tuning.budget import HOPELESS_ELSEWHERE, HOPELESS_FACTOR, SLOW_FACTOR, Budget
 from tuning.plan import Job, Options, Planned
 from tuning.progress import Listener

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8})
 """Bytes per element of the dtypes that data tensors have, by the name used in cases and the registry."""
 
+USUAL_SIZE: Mapping[str, str] = MappingProxyType({"N": "B", "S": "T"})
+"""Dimensions that usually have the size of another: N unless sequences are packed, S unless keys are carried."""
+
+
+def telling(dims: Mapping[str, int]) -> dict[str, int]:
+    """The sizes that say something: those of USUAL_SIZE are left out where they are as usual."""
+    return {name: size for name, size in dims.items() if name not in USUAL_SIZE or size != dims.get(USUAL_SIZE[name])}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -59,11 +67,11 @@ class Case:
 
     @cached_property
     def key(self) -> str:
-        """``B1-T4096-D2560-float32+reset~h0``: sizes, dtype, ``+flags``, ``~data``. Safe in file names and URLs.
+        """``B1-T4096-D2560-float32+reset~h0``: telling sizes, dtype, ``+flags``, ``~data``.
 
-        N is left out where it is B, which is wherever nothing is packed.
+        Safe in file names and URLs.
         """
-        sizes = "-".join(f"{name}{value}" for name, value in self.dims if name != "N" or value != self.size.get("B"))
+        sizes = "-".join(f"{name}{value}" for name, value in telling(self.size).items())
         return "".join([sizes, "-", self.dtype, *(f"+{f}" for f in self.flags), *(f"~{d}" for d in self.data)])
 
     def bytes_per_element(self) -> int:
@@ -88,6 +96,22 @@ class Cost:
     @property
     def bytes_total(self) -> int:
         return self.bytes_read + self.bytes_written
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One kernel of a composition, run ``count`` times, each at ``cost``."""
+
+    cost: Cost
+    count: int = 1
+
+    @classmethod
+    def elementwise(
+        cls, elements: int, read: int, written: int, vector: int = 0, special: int = 0, count: int = 1
+    ) -> Pass:
+        """A kernel over ``elements``: bytes read and written, vector and special operations for each of them."""
+        cost = Cost(elements * read, elements * written, vector_flops=elements * vector, special_ops=elements * special)
+        return cls(cost, count)
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,24 @@ import torch
 from torch.library import opcheck
 
 import griffin_kernels
+import griffin_kernels.functional.local_attention  # registers torch.ops.griffin_kernels.local_attention
 from griffin_kernels import catalog, errors, verify
-from griffin_kernels.ops.local_attention.cost import make_case
+from griffin_kernels.ops.local_attention.cost import keys_within_reach, make_case, visible_pairs
+from griffin_kernels.ops.local_attention.op import first_keys
 
 OP = catalog.op("local_attention")
 BACKWARD = catalog.op("local_attention_bwd")
 CPU = torch.device("cpu")
 CALLS = BACKWARD.cases_tagged("smoke", "edge")
+OPCHECKED = [case for i, case in enumerate(CALLS) if i == 0 or "packed" in case.flags or case["S"] > case["T"]]
 FLOATS = ("q", "k", "v")
 
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
+
+
+VARIANTS = pytest.mark.parametrize(
+    "variant", [v.key for v in catalog.variants("local_attention").values() if v.name[:5] == "eager"]
+)
 
 
 def call(inputs):
@@ -32,8 +40,15 @@ def inputs_of(case, **changes):
     return OP.make_inputs(case, CPU, 0) | changes
 
 
-def plain(time=12, window=5, dtype="float64", heads=4, shared=2):
-    return inputs_of(make_case(2, time, heads, shared, 8, window, dtype))
+def plain(time=12, window=5, dtype="float64", heads=4, shared=2, **facts):
+    return inputs_of(make_case(2, time, heads, shared, 8, window, dtype, **facts))
+
+
+def piece(inputs, start, stop, kept):
+    """The arguments of a call for queries start .. stop - 1 with up to ``kept`` keys before them."""
+    low = max(0, start - kept)
+    parts = {"q": slice(start, stop), "k": slice(low, stop), "v": slice(low, stop), "segment_pos": slice(start, stop)}
+    return inputs | {name: inputs[name][:, part] for name, part in parts.items() if inputs[name] is not None}
 
 
 def dense(inputs):
@@ -48,9 +63,7 @@ def leaves(inputs):
 
 
 @pytest.mark.parametrize("window", [12, 13, 1000])
-@pytest.mark.parametrize(
-    "variant", [v.key for v in catalog.variants("local_attention").values() if v.name[:5] == "eager"]
-)
+@VARIANTS
 def test_window_of_the_whole_sequence_is_causal_attention(window, variant):
     inputs = plain() | {"window": window}
     with griffin_kernels.use(variant=variant):
@@ -95,6 +108,69 @@ def test_a_row_that_begins_above_position_zero_is_one_document():
     torch.testing.assert_close(call(inputs | {"segment_pos": torch.arange(7, 19).expand(2, 12)}), call(inputs))
 
 
+@VARIANTS
+@pytest.mark.parametrize("flags", [(), ("segmented",), ("segmented", "softcap")])
+@pytest.mark.parametrize("cuts", [[0, 7, 30], [0, 1, 4, 29, 30], list(range(31))], ids=["two", "four", "tokens"])
+def test_pieces_with_carried_keys_equal_one_call(variant, flags, cuts):
+    inputs = plain(30, 5, flags=flags)
+    with griffin_kernels.use(variant=variant):
+        whole = call(inputs)
+        for kept in (4, 30):  # just enough, and all: what no query can reach does not matter
+            parts = [call(piece(inputs, start, stop, kept)) for start, stop in itertools.pairwise(cuts)]
+            torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+
+
+def test_gradients_of_pieces_with_carried_keys_sum_to_those_of_one_call():
+    inputs = plain(30, 5, flags=("segmented",))
+    wanted = leaves(inputs)
+    whole = call(inputs)
+    dout = torch.randn_like(whole)
+    parts = [call(piece(inputs, start, stop, 20)) for start, stop in ((0, 11), (11, 12), (12, 30))]
+    got = torch.autograd.grad(torch.cat(parts, dim=1), wanted, dout)
+    for mine, theirs in zip(got, torch.autograd.grad(whole, wanted, dout), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@VARIANTS
+def test_stale_keys_before_the_document_are_never_seen(variant):
+    inputs = plain(4, 9, keys=12)
+    positions = torch.tensor([[2, 3, 0, 1], [6, 7, 8, 9]])  # the first row's document begins 2 keys before its queries
+    with griffin_kernels.use(variant=variant):
+        out = call(inputs | {"segment_pos": positions})
+        for name in ("k", "v"):
+            inputs[name][0, :6] = torch.nan
+            inputs[name][1, :2] = torch.nan
+        assert not call(inputs)[0].isfinite().any()
+        inputs["k"].nan_to_num_(1e3)
+        inputs["v"].nan_to_num_(1e3)
+        torch.testing.assert_close(call(inputs | {"segment_pos": positions}), out)
+
+
+def test_a_position_below_zero_sees_itself():
+    inputs = plain()
+    out = call(inputs | {"segment_pos": torch.full((2, 12), -1)})
+    torch.testing.assert_close(out, inputs["v"].repeat_interleave(2, dim=2))
+
+
+def test_keys_and_windows_beyond_reach_are_the_same_case():
+    for keys, window, seen in ((500, 20, 24), (12, 400, 12)):
+        inputs = plain(5, window, keys=keys)
+        case = OP.case_of(**inputs)
+        assert (case["S"], case["W"]) == (seen, min(window, keys))
+    assert "-S" not in OP.case_of(**plain(5, 20)).key
+    assert "-T5-S24-" in OP.case_of(**plain(5, 20, keys=500)).key
+
+
+@pytest.mark.parametrize(
+    "case", [make_case(1, t, 1, 1, 8, w, keys=s) for t, s, w in ((9, 9, 4), (5, 20, 4), (5, 7, 9))]
+)
+def test_cost_counts_the_visible_pairs(case):
+    first = first_keys(case["T"], case["S"], case["W"], None, None, CPU)[0]
+    own = torch.arange(case["S"] - case["T"], case["S"])
+    assert visible_pairs(case) == (own - first + 1).sum()
+    assert keys_within_reach(case) == case["S"] - first[0]
+
+
 @pytest.mark.parametrize("case", CALLS, ids=lambda case: case.key)
 def test_backward_reference_is_autograd_of_the_forward_reference(case):
     inputs = verify.to_float64(OP.make_inputs(case, CPU, 0)) | {"with_lse": True}
@@ -134,7 +210,7 @@ def test_lse_is_given_only_where_asked_for():
         assert (lse is not None) == with_lse
 
 
-@pytest.mark.parametrize("case", CALLS[:1] + CALLS[-3:], ids=lambda case: case.key)
+@pytest.mark.parametrize("case", OPCHECKED, ids=lambda case: case.key)
 def test_opcheck(case):
     for with_lse in (False, True):
         inputs = OP.make_inputs(case, CPU, 0) | {"with_lse": with_lse}
@@ -149,8 +225,8 @@ def test_compiles_fullgraph_forward_and_backward():
         return griffin_kernels.local_attention(q.tanh(), k, v, window=4, softcap=3.0).square().sum()
 
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
-    for time in (5, 12):
-        given = [plain(time, dtype="float32")[name] for name in FLOATS]
+    for time, keys in ((5, 5), (12, 12), (5, 9)):
+        given = [plain(time, dtype="float32", keys=keys)[name] for name in FLOATS]
         grads = []
         for run in (model, compiled):
             args = [t.clone().requires_grad_() for t in given]
@@ -172,8 +248,17 @@ def test_empty_input_gives_empty_output(batch, time):
 Q, K = torch.randn(2, 6, 4, 8), torch.randn(2, 6, 2, 8)
 BAD = {
     "heads that do not divide": ((Q[:, :, :3], K, K), {}, errors.ShapeError, "q has 3 heads and k has 2"),
-    "v of other heads": ((Q, K, Q), {}, errors.ShapeError, r"v has shape \[2, 6, 4, 8\], expected \[B=2, T=6, Hkv=2"),
+    "v of other heads": ((Q, K, Q), {}, errors.ShapeError, r"v has shape \[2, 6, 4, 8\], expected \[B=2, S=6, Hkv=2"),
     "k of another width": ((Q, K[..., :4], K), {}, errors.ShapeError, "k has shape"),
+    "fewer keys than queries": ((Q, K[:, :5], K[:, :5]), {}, errors.ShapeError, "k has 5 keys for the 6 queries of q"),
+    "as many keys as values": ((Q[:, :4], K, K[:, :5]), {}, errors.ShapeError, r"v has shape .* expected \[B=2, S=6"),
+    "positions of the keys": (
+        (Q[:, :4], K, K), {"segment_pos": torch.zeros(2, 6, dtype=torch.int64)}, errors.ShapeError, r"\[B=2, T=4\]"
+    ),
+    "packed, with carried keys": (
+        (Q[:1, :4], K[:1], K[:1]), {"cu_seqlens": torch.tensor([0, 4], dtype=torch.int32)}, errors.ShapeError,
+        "k has 6 keys for the 4 queries of q: with cu_seqlens",
+    ),
     "no window": ((Q, K, K), {"window": 0}, errors.ArgumentError, "window is 0, expected at least 1"),
     "softcap of zero": ((Q, K, K), {"softcap": 0.0}, errors.ArgumentError, "softcap is 0.0, expected a finite number"),
     "endless scale": ((Q, K, K), {"scale": float("inf")}, errors.ArgumentError, "scale is inf"),

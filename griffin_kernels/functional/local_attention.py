@@ -42,12 +42,15 @@ def local_attention(
 ) -> Tensor:
     """Causal softmax attention of every query to the last ``window`` keys of its own document.
 
-    q: [B, T, Hq, d]; k, v: [B, T, Hkv, d], Hq a multiple of Hkv (1: multi-query attention); float32, bfloat16, float16
-        or float64, the same dtype; any strides. Query head h reads key head h // (Hq / Hkv).
-    window: query t sees keys t - window + 1 .. t, itself included. DeepMind's published mask lets one more through.
-    segment_pos: int64 or int32 [B, T], each token's position in its document. Where it is 0 a document begins, and no
-        later query sees an earlier key.
-    cu_seqlens: int32 [N+1], offsets 0 .. T of N sequences packed into a batch of one; none sees another.
+    q: [B, T, Hq, d]; k, v: [B, S, Hkv, d], S >= T, Hq a multiple of Hkv (1: multi-query attention); float32, bfloat16,
+        float16 or float64, the same dtype; any strides. Query head h reads key head h // (Hq / Hkv).
+        The queries belong to the last T of the S keys: to go on with a sequence, put the keys and values kept from
+        earlier calls (the last window - 1 are enough) before the new ones.
+    window: a query sees its own key and the window - 1 before it. DeepMind's published mask lets one more through.
+    segment_pos: int64 or int32 [B, T], each query's position in its document, rising by one from token to token. A
+        query at position p sees at most the last p + 1 keys: none from before its document, kept keys included.
+        Without it, all S keys are of one document.
+    cu_seqlens: int32 [N+1], offsets 0 .. T of N sequences packed into a batch of one; none sees another. S must be T.
         On a GPU its values are not checked: that would wait for the device.
     softcap: scores become softcap * tanh(scores / softcap). scale: of the scores; d ** -0.5 if None.
 

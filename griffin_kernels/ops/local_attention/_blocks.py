@@ -1,7 +1,8 @@
 """What the blocked variants share: blocks of queries, the keys that each sees, and the part of their scores to hide.
 
-A block holds queries start .. end - 1 of every head; it sees keys low .. end - 1, low = start - W + 1 or 0. Heads that
-share a key head are rows of one matrix product: [B * Hkv, t * G, d] @ [B * Hkv, d, k], G = Hq / Hkv.
+A block holds queries start .. end - 1 of every head. With S - T earlier keys it sees keys low .. high - 1,
+low = start + S - T - W + 1 or 0, high = end + S - T. Heads that share a key head are rows of one matrix product:
+[B * Hkv, t * G, d] @ [B * Hkv, d, k], G = Hq / Hkv.
 """
 
 from __future__ import annotations
@@ -19,21 +20,24 @@ from griffin_kernels.ops.local_attention.op import document_starts
 
 @dataclass(frozen=True)
 class Block:
-    """Queries start .. end - 1 and keys low .. end - 1."""
+    """Queries start .. end - 1 and keys low .. high - 1."""
 
     start: int
     end: int
     low: int
+    high: int
 
 
-def blocks(time: int, window: int, size: int) -> Iterator[Block]:
+def blocks(time: int, keys: int, window: int, size: int) -> Iterator[Block]:
     """All blocks of up to ``size`` queries, in order."""
+    earlier = keys - time
     for start in range(0, time, size):
-        yield Block(start, min(start + size, time), max(0, start - window + 1))
+        end = min(start + size, time)
+        yield Block(start, end, max(0, start + earlier - window + 1), end + earlier)
 
 
 def by_key_head(keys: Tensor) -> Tensor:
-    """[B,T,Hkv,d] -> [B * Hkv, T, d], in the dtype that products take on this device."""
+    """[B,S,Hkv,d] -> [B * Hkv, S, d], in the dtype that products take on this device."""
     wide = keys.dtype if _products.has_unrounded(keys) else accumulator(keys.dtype)
     return keys.to(wide).transpose(1, 2).reshape(-1, keys.shape[1], keys.shape[3])
 
@@ -69,18 +73,24 @@ class Visibility:
     """Which scores of a block are hidden; the same for every block of a size unless there are documents."""
 
     def __init__(
-        self, time: int, window: int, segment_pos: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
+        self,
+        time: int,
+        keys: int,
+        window: int,
+        segment_pos: Tensor | None,
+        cu_seqlens: Tensor | None,
+        device: torch.device,
     ) -> None:
         self.window = window
-        self.steps = torch.arange(time, device=device)
-        self.starts = document_starts(time, segment_pos, cu_seqlens)
+        self.steps = torch.arange(keys, device=device)
+        self.starts = document_starts(time, keys, segment_pos, cu_seqlens)
 
     def hide(self, scores: Tensor, block: Block, batch: int, fill: float) -> None:
         """Set scores [B * Hkv, t * G, k] that a query does not see to ``fill``, in place."""
-        count, columns = block.end - block.start, block.end - block.low
+        count, columns = block.end - block.start, block.high - block.low
         tile = scores.view(batch, -1, count, scores.shape[1] // count, columns)
         for begin, end in self._edges(block):
-            queries = self.steps[block.start : block.end, None]
+            queries = self.steps[block.high - count : block.high, None]
             keys = self.steps[begin:end]
             hidden = (keys > queries) | (keys <= queries - self.window)
             if self.starts is not None:
@@ -91,10 +101,10 @@ class Visibility:
     def _edges(self, block: Block) -> tuple[tuple[int, int], ...]:
         """Ranges of keys of which some query of the block sees only a part: behind the last query's window, and after
         the first query. Documents may begin anywhere."""
-        behind, after = max(block.end - self.window, block.low), block.start + 1
+        behind, after = max(block.high - self.window, block.low), block.high - (block.end - block.start) + 1
         if self.starts is not None or behind >= after:
-            return ((block.low, block.end),)
-        return tuple((a, b) for a, b in ((block.low, behind), (after, block.end)) if a < b)
+            return ((block.low, block.high),)
+        return tuple((a, b) for a, b in ((block.low, behind), (after, block.high)) if a < b)
 
 
 def capped(scores: Tensor, softcap: float | None) -> Tensor:

@@ -1,7 +1,7 @@
 """PyTorch's flex_attention with this op's window, documents and softcap; shared by the baseline and its backward.
 
 Compiled once per shape. The block mask is built once too where it depends on the window alone; with documents it is
-built at every call from a T x T mask, as a user has to for every batch.
+built at every call from a T x S mask, as a user has to for every batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_bloc
 from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _compiled
-from griffin_kernels.ops.local_attention.op import first_keys
+from griffin_kernels.ops.local_attention.op import first_keys, within_reach
 
 Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -36,20 +36,23 @@ def _attend(
 
 
 @functools.lru_cache(maxsize=64)
-def _window_mask(time: int, window: int, device: torch.device) -> BlockMask:
-    def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (query - key < window)
+def _window_mask(time: int, keys: int, window: int, device: torch.device) -> BlockMask:
+    earlier = keys - time
 
-    return create_block_mask(visible, None, None, time, time, device=str(device))
+    def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query + earlier) & (query + earlier - key < window)
+
+    return create_block_mask(visible, None, None, time, keys, device=str(device))
 
 
 @functools.lru_cache(maxsize=64)
-def _document_predicate(batch: int, time: int, device: torch.device) -> tuple[Tensor, Predicate]:
+def _document_predicate(batch: int, time: int, keys: int, device: torch.device) -> tuple[Tensor, Predicate]:
     """A buffer for the first visible key of each query, and the predicate that reads it."""
     first = torch.zeros(batch, time, dtype=torch.int64, device=device)
+    earlier = keys - time
 
     def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (key >= first[b, query])
+        return (key <= query + earlier) & (key >= first[b, query])
 
     return first, visible
 
@@ -75,12 +78,14 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """out [B,T,Hq,d] and lse [B,Hq,T] or None."""
     batch, time = q.shape[:2]
+    k, v = within_reach(k, time, window), within_reach(v, time, window)
+    keys = k.shape[1]
     if segment_pos is None and cu_seqlens is None:
-        mask = _window_mask(time, window, q.device)
+        mask = _window_mask(time, keys, window, q.device)
     else:
-        first, visible = _document_predicate(batch, time, q.device)
-        first.copy_(first_keys(time, window, segment_pos, cu_seqlens, q.device))
-        mask = create_block_mask(visible, batch, None, time, time, device=str(q.device))
+        first, visible = _document_predicate(batch, time, keys, q.device)
+        first.copy_(first_keys(time, keys, window, segment_pos, cu_seqlens, q.device))
+        mask = create_block_mask(visible, batch, None, time, keys, device=str(q.device))
     documents = segment_pos is not None or cu_seqlens is not None
     training = torch.is_grad_enabled() and q.requires_grad
     key = (q.shape, k.shape, q.dtype, q.device, window, softcap, scale, documents, with_lse, training)

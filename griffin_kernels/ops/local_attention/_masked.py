@@ -1,4 +1,4 @@
-"""The form a user writes without a windowed kernel: a T x T mask. Shared by the baseline and its backward."""
+"""The form a user writes without a windowed kernel: a T x S mask. Shared by the baseline and its backward."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.device import Device
-from griffin_kernels.ops.local_attention.op import first_keys
+from griffin_kernels.ops.local_attention.cost import keys_within_reach
+from griffin_kernels.ops.local_attention.op import first_keys, within_reach
 
 
 def attention(
@@ -23,11 +24,12 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """out [B,T,Hq,d], lse [B,Hq,T] or None, by scaled_dot_product_attention unless softcap or lse need the scores."""
     time, group = q.shape[1], q.shape[2] // k.shape[2]
-    first = first_keys(time, window, segment_pos, cu_seqlens, q.device)
-    steps = torch.arange(time, device=q.device)
-    visible = ((steps >= first[..., None]) & (steps <= steps[:, None]))[:, None]  # [B or 1, 1, T, T]
+    k, v = within_reach(k, time, window), within_reach(v, time, window)
+    steps = torch.arange(k.shape[1], device=q.device)
+    first, own = first_keys(time, len(steps), window, segment_pos, cu_seqlens, q.device), steps[len(steps) - time :]
+    visible = ((steps >= first[..., None]) & (steps <= own[:, None]))[:, None]  # [B or 1, 1, T, S]
     queries = q.transpose(1, 2)
-    keys, values = (tensor.transpose(1, 2).repeat_interleave(group, dim=1) for tensor in (k, v))  # [B, Hq, T, d]
+    keys, values = (tensor.transpose(1, 2).repeat_interleave(group, dim=1) for tensor in (k, v))  # [B, Hq, S, d]
     if softcap is None and not with_lse:
         out = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, scale=scale)
         return out.transpose(1, 2).contiguous(), None
@@ -42,9 +44,10 @@ def attention(
 
 
 def out_of_memory(case: Case, device: Device, score_tensors: int) -> str | None:
-    """Why T x T scores of every head do not fit, if they do not."""
+    """Why T x S scores of every head do not fit, if they do not."""
     width = 8 if case.dtype == "float64" else 4
-    needed = score_tensors * case["B"] * case["Hq"] * case["T"] ** 2 * width + case["B"] * case["T"] ** 2
+    scores = case["B"] * case["T"] * keys_within_reach(case)  # of one head
+    needed = score_tensors * case["Hq"] * scores * width + scores
     if 0 < device.memory_bytes < needed:
-        return f"T x T scores need {needed / 2**30:.0f} GiB, the device has {device.memory_bytes / 2**30:.0f}"
+        return f"T x S scores need {needed / 2**30:.0f} GiB, the device has {device.memory_bytes / 2**30:.0f}"
     return None

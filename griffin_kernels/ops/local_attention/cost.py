@@ -11,15 +11,25 @@ FLAGS = ("softcap", "segmented", "packed")
 
 def visible_pairs(case: Case) -> int:
     """Query-key pairs of one head and row if each row is one document."""
-    time, window = case["T"], min(case["W"], case["T"])
-    return time * window - window * (window - 1) // 2
+
+    def pairs(length: int) -> int:
+        """Of a sequence from its beginning: sum of min(i, W) over i = 1 .. length."""
+        window = min(case["W"], length)
+        return length * window - window * (window - 1) // 2
+
+    return pairs(case["S"]) - pairs(case["S"] - case["T"])
+
+
+def keys_within_reach(case: Case) -> int:
+    """Keys of one head and row that some query sees; what lies before them need not be read."""
+    return min(case["S"], case["T"] + case["W"] - 1)
 
 
 def cost(case: Case) -> Cost:
-    """Read q, k, v, write out (and lse); two products and a softmax over the pairs within the window."""
+    """Read q, k, v within reach, write out (and lse); two products and a softmax over the pairs within the window."""
     pairs = case["B"] * case["Hq"] * visible_pairs(case)
     queries = case["B"] * case["T"] * case["Hq"]
-    keys = case["B"] * case["T"] * case["Hkv"]
+    keys = case["B"] * keys_within_reach(case) * case["Hkv"]
     size = case.bytes_per_element()
     capped = "softcap" in case.flags
     # per pair: scale 1, maximum 1, difference 1, sum 1; softcap 2 more
@@ -42,11 +52,13 @@ def make_case(
     dtype: str = "float32",
     flags: list[str] | tuple[str, ...] = (),
     *,
+    keys: int | None = None,
     rows: int | None = None,
     op: str = "local_attention",
     **facts: object,
 ) -> Case:
-    """A case from sizes. N is the batch, or the number of packed sequences."""
-    sizes = (batch, time, heads, shared, d, window, batch if rows is None else rows)
-    dims = tuple(zip(("B", "T", "Hq", "Hkv", "d", "W", "N"), sizes, strict=True))
+    """A case from sizes. S, the number of keys, is T unless given; N is the batch, or the number of sequences."""
+    keys, rows = time if keys is None else keys, batch if rows is None else rows
+    sizes = (batch, time, keys, heads, shared, d, window, rows)
+    dims = tuple(zip(("B", "T", "S", "Hq", "Hkv", "d", "W", "N"), sizes, strict=True))
     return Case(op, dims, dtype, tuple(flags), **facts)  # type: ignore[arg-type]

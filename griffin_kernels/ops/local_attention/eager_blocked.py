@@ -1,8 +1,8 @@
 """Blocks of queries against the keys within reach: work and memory grow with T * W, not T^2.
 
-For queries s .. e - 1 only keys s - W + 1 .. e - 1 are multiplied; all heads that share a key head are rows of one
-product. Scores of one block live at a time, small enough for a CPU's cache. Only the two edges of a block's scores need
-a mask, unless there are documents. Sums and softmax in float32.
+For queries at key indices s .. e - 1 only keys s - W + 1 .. e - 1 are multiplied; all heads that share a key head are
+rows of one product. Scores of one block live at a time, small enough for a CPU's cache. Only the two edges of a block's
+scores need a mask, unless there are documents. Sums and softmax in float32.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant, accumulator
 from griffin_kernels.ops import _products
 from griffin_kernels.ops.local_attention import _blocks
+from griffin_kernels.ops.local_attention.op import within_reach
 
 
 @dataclass(frozen=True)
@@ -38,22 +39,23 @@ def run(
     config: Config,
 ) -> tuple[Tensor, Tensor | None]:
     batch, time, heads, d = q.shape
-    shared = k.shape[2]
-    keys, values = _blocks.by_key_head(k).transpose(1, 2), _blocks.by_key_head(v)  # [B*Hkv, d, T], [B*Hkv, T, d]
-    visibility = _blocks.Visibility(time, window, segment_pos, cu_seqlens, q.device)
+    k, v = within_reach(k, time, window), within_reach(v, time, window)
+    count_keys, shared = k.shape[1], k.shape[2]
+    keys, values = _blocks.by_key_head(k).transpose(1, 2), _blocks.by_key_head(v)  # [B*Hkv, d, S], [B*Hkv, S, d]
+    visibility = _blocks.Visibility(time, count_keys, window, segment_pos, cu_seqlens, q.device)
     factor = d**-0.5 if scale is None else scale
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, time, dtype=accumulator(q.dtype), device=q.device) if with_lse else None
-    for block in _blocks.blocks(time, window, config.block):
+    for block in _blocks.blocks(time, count_keys, window, config.block):
         count = block.end - block.start
         rows = _blocks.rows_of(q, block, shared)
-        scores = _products.unrounded(rows, keys[:, :, block.low : block.end]).mul_(factor)
+        scores = _products.unrounded(rows, keys[:, :, block.low : block.high]).mul_(factor)
         scores = _blocks.capped(scores, softcap)
         visibility.hide(scores, block, batch, -torch.inf)
         largest = scores.amax(2, keepdim=True)
         weights = scores.sub_(largest).exp_()
         total = weights.sum(2, keepdim=True)
-        part = _products.unrounded(weights.to(values.dtype), values[:, block.low : block.end]).div_(total)
+        part = _products.unrounded(weights.to(values.dtype), values[:, block.low : block.high]).div_(total)
         out[:, block.start : block.end] = _blocks.from_rows(part, batch, count)
         if lse is not None:
             lse[:, :, block.start : block.end] = _blocks.to_values(total.log_().add_(largest), batch, count)
@@ -62,9 +64,10 @@ def run(
 
 def traffic(case: Case, config: Config) -> int:
     """Bytes moved: each block reads its keys and values again; its scores stay in a cache."""
-    reach = min(case["W"], case["T"]) + config.block
-    per_block = 2 * reach * case["Hkv"] + 2 * config.block * case["Hq"]
-    return case["B"] * -(-case["T"] // config.block) * per_block * case["d"] * case.bytes_per_element()
+    block = min(config.block, case["T"])
+    reach = min(case["W"] + block, case["S"])
+    per_block = 2 * reach * case["Hkv"] + 2 * block * case["Hq"]
+    return case["B"] * -(-case["T"] // block) * per_block * case["d"] * case.bytes_per_element()
 
 
 VARIANT = Variant(

@@ -1,7 +1,7 @@
-"""scaled_dot_product_attention with a T x T mask: what a user writes who has no windowed kernel.
+"""scaled_dot_product_attention with a T x S mask: what a user writes who has no windowed kernel.
 
 With a softcap, or where the backward pass wants lse, the scores are written out: PyTorch's kernels take and
-give neither. Work and memory grow with T^2, whatever the window.
+give neither. Work and memory grow with T * S, whatever the window.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def run(
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
-    """T x T scores have to fit where they are written out; else only the mask."""
+    """T x S scores have to fit where they are written out; else only the mask."""
     explicit = "softcap" in case.flags or "lse" in case.data
     return _masked.out_of_memory(case, device, score_tensors=3 if explicit else 0)
 
@@ -38,7 +38,7 @@ def reject(case: Case, device: Device, config: NoConfig) -> str | None:
 VARIANT = Variant(
     op="local_attention",
     name="eager.masked",
-    summary="scaled_dot_product_attention with a T x T mask",
+    summary="scaled_dot_product_attention with a T x S mask",
     run=run,
     config=NoConfig,
     reject=reject,

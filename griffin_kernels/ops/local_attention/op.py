@@ -3,9 +3,10 @@
     s_tk = scale * q_t . k_k,  s_tk := softcap tanh(s_tk / softcap) where softcap is given
     out_t = sum over visible k of softmax(s_t)_k v_k,   lse_t = log sum over visible k of exp(s_tk)
 
-Query t sees keys first_t .. t, itself included: first_t is t - W + 1, or where t's document begins if that is later.
-A document begins where segment_pos is 0 and where a packed sequence begins. A row whose positions begin above 0 goes on
-with a document whose earlier keys are not given.
+The T queries are the last T of S >= T positions, so that keys kept from earlier calls come first: query t has key
+index e_t = t + S - T. It sees keys first_t .. e_t, itself included: first_t is e_t - W + 1, or where t's document
+begins if that is later: at e_t - segment_pos_t, and not before the packed sequence. Keys before index 0 are not given;
+without segment_pos all S are of one document. Packed sequences bring no earlier keys: S is T.
 
 Query heads share key heads in order: head h of Hq reads head h // (Hq / Hkv) of Hkv (1 is multi-query attention).
 lse is float32 (natural logarithm), wanted by the backward pass only: None unless ``with_lse``.
@@ -51,10 +52,13 @@ def check(
 def check_options(
     q: Tensor, k: Tensor, cu_seqlens: Tensor | None, window: int, softcap: float | None, scale: float | None
 ) -> None:
-    """Raise ArgumentError or ShapeError for heads that do not divide, a window below 1, bad softcap, scale, offsets."""
+    """Raise ArgumentError or ShapeError for heads that do not divide, too few keys, bad window, options or offsets."""
     heads, shared = q.shape[2], k.shape[2]
+    time, keys = q.shape[1], k.shape[1]
     if shared < 1 or heads % shared:
         raise errors.ShapeError(f"q has {heads} heads and k has {shared}: the first must be a multiple of the second")
+    if keys < time:
+        raise errors.ShapeError(f"k has {keys} keys for the {time} queries of q: expected one for each query or more")
     if window < 1:
         raise errors.ArgumentError(f"window is {window}, expected at least 1 (a query sees itself)")
     if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
@@ -62,30 +66,42 @@ def check_options(
     if scale is not None and not math.isfinite(scale):
         raise errors.ArgumentError(f"scale is {scale}, expected a finite number, or None for head_dim ** -0.5")
     if cu_seqlens is not None:
-        check_cu_seqlens(cu_seqlens, batch=q.shape[0], total=q.shape[1])
+        if keys > time:
+            raise errors.ShapeError(
+                f"k has {keys} keys for the {time} queries of q: with cu_seqlens, expected one for each query "
+                "(packed sequences do not go on from earlier keys)"
+            )
+        check_cu_seqlens(cu_seqlens, batch=q.shape[0], total=time)
 
 
-def document_starts(time: int, segment_pos: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
-    """int64 [B or 1, T]: the first step of each step's document, or None where all rows are one document."""
-    if segment_pos is None and cu_seqlens is None:
-        return None
-    device = (segment_pos if segment_pos is not None else cu_seqlens).device  # type: ignore[union-attr]
-    begins = torch.zeros(1, time, dtype=torch.bool, device=device) if segment_pos is None else segment_pos == 0
+def within_reach(keys: Tensor, time: int, window: int) -> Tensor:
+    """The last keys of [B,S,Hkv,d] or their gradient, without those that even the first query cannot see; a view."""
+    return keys[:, max(0, keys.shape[1] - (time + window - 1)) :]
+
+
+def document_starts(time: int, keys: int, segment_pos: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+    """int64 [B or 1, T]: the first key of each query's document, or None where all rows are one document."""
+    starts = None
+    if segment_pos is not None:
+        # a position below 0, as some mark padding, counts as 0: every query sees itself
+        own = torch.arange(keys - time, keys, device=segment_pos.device)
+        starts = (own - segment_pos.clamp_min(0)).clamp_min_(0)
     if cu_seqlens is not None:
         # an empty sequence begins where the next one does, or at T, which is cut off
-        marks = torch.zeros(time + 1, dtype=torch.bool, device=device)
-        marks[cu_seqlens[:-1].long()] = True
-        begins = begins | marks[None, :-1]
-    steps = torch.arange(time, device=device)
-    return torch.where(begins, steps, 0).cummax(1).values
+        begins = cu_seqlens[:-1].long()
+        marks = torch.zeros(time + 1, dtype=torch.int64, device=cu_seqlens.device)
+        marks[begins] = begins
+        packed = marks[None, :-1].cummax(1).values
+        starts = packed if starts is None else torch.maximum(starts, packed)
+    return starts
 
 
 def first_keys(
-    time: int, window: int, segment_pos: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
+    time: int, keys: int, window: int, segment_pos: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
 ) -> Tensor:
-    """int64 [B or 1, T]: the first key that each query sees; the last is the query itself."""
-    first = (torch.arange(time, device=device) - (window - 1)).clamp_min(0)[None]
-    starts = document_starts(time, segment_pos, cu_seqlens)
+    """int64 [B or 1, T]: the first key that each query sees; the last is its own, t + S - T."""
+    first = (torch.arange(keys - time, keys, device=device) - (window - 1)).clamp_min(0)[None]
+    starts = document_starts(time, keys, segment_pos, cu_seqlens)
     return first if starts is None else torch.maximum(first, starts)
 
 
@@ -109,17 +125,18 @@ def reference(
     """The formulas at the top of this file, for a few queries at a time. Differentiable."""
     group = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
-    first = first_keys(q.shape[1], window, segment_pos, cu_seqlens, q.device)
+    earlier = k.shape[1] - q.shape[1]
+    first = first_keys(q.shape[1], k.shape[1], window, segment_pos, cu_seqlens, q.device)
     out, lse = [q[:, :0]], [q.new_empty(q.shape[0], q.shape[2], 0)]
     for start in range(0, q.shape[1], REFERENCE_ROWS):
         end = min(start + REFERENCE_ROWS, q.shape[1])
-        low = max(0, start - window + 1)
-        keys = torch.arange(low, end, device=q.device)
-        queries = torch.arange(start, end, device=q.device)[:, None]
-        visible = (keys >= first[:, start:end, None]) & (keys <= queries)  # [B or 1, t, k]
-        scores = scores_of(q[:, start:end], k[:, low:end], softcap, scale)
+        low, high = max(0, start + earlier - window + 1), end + earlier
+        keys = torch.arange(low, high, device=q.device)
+        own = torch.arange(start + earlier, high, device=q.device)[:, None]
+        visible = (keys >= first[:, start:end, None]) & (keys <= own)  # [B or 1, t, k]
+        scores = scores_of(q[:, start:end], k[:, low:high], softcap, scale)
         scores = scores.masked_fill(~visible[:, None], -torch.inf)
-        out.append(torch.einsum("bhtk,bkhd->bthd", torch.softmax(scores, dim=3), v[:, low:end]))
+        out.append(torch.einsum("bhtk,bkhd->bthd", torch.softmax(scores, dim=3), v[:, low:high]))
         lse.append(torch.logsumexp(scores, dim=3))
     return torch.cat(out, dim=1), torch.cat(lse, dim=2) if with_lse else None
 
@@ -127,7 +144,8 @@ def reference(
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Standard normal q (doubled, so that some keys stand out), k, v and the case's options."""
     generator = torch.Generator().manual_seed(seed)
-    batch, time, heads, shared, d, window, rows = (case[name] for name in ("B", "T", "Hq", "Hkv", "d", "W", "N"))
+    batch, time, keys, heads = (case[name] for name in ("B", "T", "S", "Hq"))
+    shared, d, window, rows = (case[name] for name in ("Hkv", "d", "W", "N"))
 
     def normal(*shape: int) -> Tensor:
         if "strided" in case.data:
@@ -139,8 +157,8 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
 
     inputs: Inputs = {
         "q": 2 * normal(batch, time, heads, d),
-        "k": normal(batch, time, shared, d),
-        "v": normal(batch, time, shared, d),
+        "k": normal(batch, keys, shared, d),
+        "v": normal(batch, keys, shared, d),
         "segment_pos": None,
         "cu_seqlens": None,
     }
@@ -150,7 +168,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
             cuts[-1] = time
         inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)
     if "segmented" in case.flags:
-        inputs["segment_pos"] = make_segment_pos(batch, time, generator).to(device)
+        inputs["segment_pos"] = make_segment_pos(batch, keys, generator)[:, keys - time :].to(device)
     return inputs | {
         "window": window,
         "softcap": SOFTCAP if "softcap" in case.flags else None,
@@ -166,7 +184,7 @@ def tolerance(case: Case) -> Tolerance:
     # the output are rounded to it. Errors of a row's keys are independent, so they shrink as the output itself does.
     unit = torch.finfo(accumulator(case.torch_dtype)).eps / 2
     rounding = torch.finfo(case.torch_dtype).eps / 2 if case.dtype in ("bfloat16", "float16") else 0.0
-    sums = (4 * case["d"] ** 0.5 + min(case["W"], case["T"]) ** 0.5 + 8) * unit
+    sums = (4 * case["d"] ** 0.5 + min(case["W"], case["S"]) ** 0.5 + 8) * unit
     return Tolerance(rel_norm=sums + 2 * rounding, worst=8 * sums + 6 * rounding)
 
 
@@ -197,12 +215,15 @@ def call_case(
 ) -> Case:
     """The case of a call of local_attention or its backward."""
     batch, time, heads, d = q.shape
+    keys = k.shape[1]
     rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     present = {"softcap": bool(softcap), "segmented": segment_pos is not None, "packed": cu_seqlens is not None}
     flags = [flag for flag in FLAGS if present[flag]]
-    # a window beyond the sequence is the same problem as one that just covers it
-    sizes = (batch, time, heads, k.shape[2], d, min(window, max(time, 1)))
-    return make_case(*sizes, dtype_name(q.dtype), flags, rows=rows, op=op, data=data, tag="call")
+    # a window beyond the keys is the same problem as one that just covers them, and so are keys beyond the window
+    window = min(window, max(keys, 1))
+    sizes = (batch, time, heads, k.shape[2], d, window)
+    keys = min(keys, time + window - 1)
+    return make_case(*sizes, dtype_name(q.dtype), flags, keys=keys, rows=rows, op=op, data=data, tag="call")
 
 
 def cases(op: str) -> tuple[Case, ...]:
@@ -223,6 +244,8 @@ def cases(op: str) -> tuple[Case, ...]:
         case(2, 75, 4, 1, 16, 20, tag="smoke"),
         case(1, 1, 1, 1, 1, 1, tag="edge", data=("lse",)),
         case(2, 70, 2, 2, 5, 1, tag="edge", data=("lse",)),
+        case(2, 45, 4, 2, 16, 20, keys=75, tag="edge", data=("strided",)),
+        case(3, 1, 4, 2, 16, 24, keys=61, tag="edge", flags=("segmented",)),
     ]
     edge = [
         case(1, 200, 4, 2, 24, 300, tag="edge", data=("lse", "strided", "scale")),
@@ -232,6 +255,15 @@ def cases(op: str) -> tuple[Case, ...]:
         case(1, 140, 4, 2, 16, 40, rows=3, tag="edge", flags=FLAGS, dtype="bfloat16", data=("lse",)),
         case(1, 140, 4, 2, 16, 40, rows=3, tag="edge", flags=FLAGS),
     ]
+    carried = [case(2, 45, 4, 1, 16, 20, keys=75, dtype=d, tag="smoke", data=("lse",)) for d in ("float32", "bfloat16")]
+    for dtype in ("float32", "bfloat16"):
+        more = {"dtype": dtype, "tag": "edge"}
+        carried += [
+            case(2, 70, 4, 2, 24, 33, keys=170, data=("lse", "strided", "scale"), **more),  # 68 keys are out of reach
+            case(3, 90, 6, 2, 8, 300, keys=130, flags=("softcap", "segmented"), data=("lse", "strided"), **more),
+            case(2, 1, 4, 2, 16, 40, keys=40, data=("lse",), **more),
+            case(4, 1, 4, 1, 16, 24, keys=61, flags=("softcap", "segmented"), data=("lse", "strided"), **more),
+        ]
     rg2b = "RecurrentGemma-2B: 10 heads of 256, one key head"
     rg9b = "RecurrentGemma-9B: 16 heads of 256, one key head"
     paper = "Griffin 1.3B: 16 heads of 128, one key head, window 1024"
@@ -253,13 +285,16 @@ def cases(op: str) -> tuple[Case, ...]:
             8, 2048, 16, 1, 128, 1024, where="gpu", dtype="bfloat16", flags=("segmented",), source=f"{paper}, documents"
         )
     )
-    return (*smoke, *([] if backward else forward_only), *edge, *bench)
+    for where, dtype in (("cpu", "float32"), ("gpu", "bfloat16")):
+        source = f"{rg2b}, the second half of a prompt"
+        bench.append(case(1, 2048, 10, 1, 256, 2048, keys=4095, where=where, dtype=dtype, source=source, thorough=True))
+    return (*smoke, *([] if backward else forward_only), *edge, *carried, *bench)
 
 
 INPUTS = {
     "q": TensorSpec("B T Hq d"),
-    "k": TensorSpec("B T Hkv d"),
-    "v": TensorSpec("B T Hkv d"),
+    "k": TensorSpec("B S Hkv d"),
+    "v": TensorSpec("B S Hkv d"),
     "segment_pos": TensorSpec("B T", "int64", optional=True),
     "cu_seqlens": TensorSpec("N+1", "int32", optional=True),
 }
@@ -276,6 +311,8 @@ OP = Op(
     cost=cost,
     tolerance=tolerance,
     case_of=case_of,
+    # S is matched like T and W, by nearness: call_case keeps max(T, W) <= S < T + W, so that it never excludes what is
+    # near in T and W by more than a factor of two, and among those prefers the like: keys carried, or none
     exact_dims=("Hkv", "d"),
     free_dims=("N",),
     check=check,

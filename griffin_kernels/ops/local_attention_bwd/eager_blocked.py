@@ -14,6 +14,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant, accumulator
 from griffin_kernels.ops import _products
 from griffin_kernels.ops.local_attention import _blocks
+from griffin_kernels.ops.local_attention.op import within_reach
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,16 @@ def run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, time, _, d = q.shape
     shared, wide = k.shape[2], accumulator(q.dtype)
-    keys, values = _blocks.by_key_head(k), _blocks.by_key_head(v)  # [B*Hkv, T, d]
-    visibility = _blocks.Visibility(time, window, segment_pos, cu_seqlens, q.device)
+    near_k, near_v = within_reach(k, time, window), within_reach(v, time, window)
+    count_keys = near_k.shape[1]
+    keys, values = _blocks.by_key_head(near_k), _blocks.by_key_head(near_v)  # [B*Hkv, S, d]
+    visibility = _blocks.Visibility(time, count_keys, window, segment_pos, cu_seqlens, q.device)
     factor = d**-0.5 if scale is None else scale
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     dk = torch.zeros(keys.shape, dtype=wide, device=q.device)
     dv = torch.zeros_like(dk)
-    for block in _blocks.blocks(time, window, config.block):
-        reach = slice(block.low, block.end)
+    for block in _blocks.blocks(time, count_keys, window, config.block):
+        reach = slice(block.low, block.high)
         rows, upstream = _blocks.rows_of(q, block, shared), _blocks.rows_of(dout, block, shared)
         scores = _products.unrounded(rows, keys[:, reach].transpose(1, 2)).mul_(factor)
         scores = _blocks.capped(scores, softcap)
@@ -63,7 +66,12 @@ def run(
         dk[:, reach] += _products.unrounded(ds.transpose(1, 2), rows)
 
     def by_step(summed: Tensor) -> Tensor:
-        return summed.reshape(batch, shared, time, d).transpose(1, 2).to(k.dtype).contiguous()
+        near = summed.reshape(batch, shared, count_keys, d).transpose(1, 2)
+        if count_keys == k.shape[1]:
+            return near.to(k.dtype).contiguous()
+        gradient = torch.zeros(k.shape, dtype=k.dtype, device=k.device)
+        gradient[:, -count_keys:] = near
+        return gradient
 
     return dq, by_step(dk), by_step(dv)
 
@@ -71,9 +79,10 @@ def run(
 def traffic(case: Case, config: Config) -> int:
     """Bytes moved: each block reads its keys and values and adds to their float32 gradients; scores stay in a cache."""
     size = case.bytes_per_element()
-    reach = min(case["W"], case["T"]) + config.block
-    per_block = reach * case["Hkv"] * (2 * size + 2 * 2 * 4) + 4 * config.block * case["Hq"] * size
-    return case["B"] * -(-case["T"] // config.block) * per_block * case["d"]
+    block = min(config.block, case["T"])
+    reach = min(case["W"] + block, case["S"])
+    per_block = reach * case["Hkv"] * (2 * size + 2 * 2 * 4) + 4 * block * case["Hq"] * size
+    return case["B"] * -(-case["T"] // block) * per_block * case["d"]
 
 
 VARIANT = Variant(

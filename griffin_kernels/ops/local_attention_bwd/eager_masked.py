@@ -1,4 +1,4 @@
-"""Autograd through attention with a T x T mask, forward pass included: what a user trains with."""
+"""Autograd through attention with a T x S mask, forward pass included: what a user trains with."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def run(
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
-    """T x T scores have to fit where they are written out; else only the mask."""
+    """T x S scores have to fit where they are written out; else only the mask."""
     return _masked.out_of_memory(case, device, score_tensors=5 if "softcap" in case.flags else 0)
 
 
 VARIANT = Variant(
     op="local_attention_bwd",
     name="eager.masked",
-    summary="autograd through scaled_dot_product_attention with a T x T mask, forward pass included",
+    summary="autograd through scaled_dot_product_attention with a T x S mask, forward pass included",
     run=run,
     config=NoConfig,
     reject=reject,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops.local_attention import op as forward
-from griffin_kernels.ops.local_attention.cost import visible_pairs
+from griffin_kernels.ops.local_attention.cost import keys_within_reach, visible_pairs
 from griffin_kernels.ops.rg_lru.cost import index_bytes
 
 
@@ -51,19 +51,21 @@ def reference(
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The formulas at the top of this file, for a few queries at a time."""
-    batch, time, shared, d = k.shape
+    batch, keys_given, shared, d = k.shape
+    time = q.shape[1]
+    earlier = keys_given - time
     group = q.shape[2] // shared
     factor = d**-0.5 if scale is None else scale
     k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
-    first = forward.first_keys(time, window, segment_pos, cu_seqlens, q.device)
+    first = forward.first_keys(time, keys_given, window, segment_pos, cu_seqlens, q.device)
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for start in range(0, time, forward.REFERENCE_ROWS):
         end = min(start + forward.REFERENCE_ROWS, time)
-        low = max(0, start - window + 1)
-        rows, columns = slice(start, end), slice(low, end)
-        keys = torch.arange(low, end, device=q.device)
-        queries = torch.arange(start, end, device=q.device)[:, None]
-        visible = ((keys >= first[:, rows, None]) & (keys <= queries))[:, None]  # [B or 1, 1, t, k]
+        low, high = max(0, start + earlier - window + 1), end + earlier
+        rows, columns = slice(start, end), slice(low, high)
+        keys = torch.arange(low, high, device=q.device)
+        own = torch.arange(start + earlier, high, device=q.device)[:, None]
+        visible = ((keys >= first[:, rows, None]) & (keys <= own))[:, None]  # [B or 1, 1, t, k]
         s = forward.scores_of(q[:, rows], k[:, columns], softcap, scale)
         p = torch.where(visible, torch.exp(s - lse[:, :, rows, None]), 0.0)
         delta = (dout[:, rows] * out[:, rows]).sum(3).transpose(1, 2)  # [B, H, t]
@@ -73,7 +75,7 @@ def reference(
         dv[:, columns] += torch.einsum("bhtk,bthd->bkhd", p, dout[:, rows])
         dq[:, rows] = factor * torch.einsum("bhtk,bkhd->bthd", ds, k[:, columns])
         dk[:, columns] += factor * torch.einsum("bhtk,bthd->bkhd", ds, q[:, rows])
-    grouped = (batch, time, shared, group, d)
+    grouped = (batch, keys_given, shared, group, d)
     return dq, dk.reshape(grouped).sum(3), dv.reshape(grouped).sum(3)
 
 
@@ -90,16 +92,16 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
 
 
 def cost(case: Case) -> Cost:
-    """Read dout, q, k, v, out, lse; write dq, dk, dv; five products over the pairs within the window."""
+    """Read dout, q, k, v within reach, out, lse; write dq, dk, dv; five products over the pairs in the window."""
     pairs = case["B"] * case["Hq"] * visible_pairs(case)
     queries = case["B"] * case["T"] * case["Hq"]
-    keys = case["B"] * case["T"] * case["Hkv"]
+    keys, all_keys = (case["B"] * count * case["Hkv"] for count in (keys_within_reach(case), case["S"]))
     size = case.bytes_per_element()
     capped = "softcap" in case.flags
     # per pair: scale 1, difference 1, dP - delta 1, product 1; softcap 4 more
     return Cost(
         bytes_read=(3 * queries + 2 * keys) * case["d"] * size + 4 * queries + index_bytes(case),
-        bytes_written=(queries + 2 * keys) * case["d"] * size,
+        bytes_written=(queries + 2 * all_keys) * case["d"] * size,
         tensor_flops=10 * pairs * case["d"],
         vector_flops=(8 if capped else 4) * pairs,
         special_ops=(2 if capped else 1) * pairs,
@@ -146,8 +148,8 @@ OP = Op(
     options=("window", "softcap", "scale"),
     outputs={
         "dq": TensorSpec("B T Hq d"),
-        "dk": TensorSpec("B T Hkv d"),
-        "dv": TensorSpec("B T Hkv d"),
+        "dk": TensorSpec("B S Hkv d"),
+        "dv": TensorSpec("B S Hkv d"),
     },
     reference=reference,
     cases=forward.cases("local_attention_bwd"),

@@ -103,7 +103,7 @@ def _source(module: str) -> bytes:
 
 
 def _kernel_modules(module: str) -> set[str]:
-    """``module`` and the modules under griffin_kernels.ops it imports, directly or not, but no op.py or cost.py."""
+    """``module`` and the modules under griffin_kernels.ops it imports, directly or not, but no contract."""
     found: set[str] = set()
     waiting = [module]
     while waiting:
@@ -120,7 +120,7 @@ def _kernel_modules(module: str) -> set[str]:
                 n
                 for n in named
                 if n.startswith("griffin_kernels.ops.")
-                and not n.endswith((".op", ".cost"))
+                and not n.endswith((".op", ".cost", ".unfused"))
                 and n in sys.modules
                 and n not in found
             ]
@@ -183,8 +183,8 @@ class Variant:
     def source_hash(self) -> str:
         """SHA-256 (16 hex digits) of the variant's file and of every module under ``ops/`` that it imports.
 
-        A registry entry is valid only for the source it was measured with. The contracts (``op.py``, ``cost.py``) do
-        not count: a new case does not change a kernel.
+        A registry entry is valid only for the source it was measured with. The contracts (``op.py``, ``cost.py``,
+        ``unfused.py``) do not count: a new case does not change a kernel.
         """
         digest = hashlib.sha256()
         for name in sorted(_kernel_modules(self.run.__module__)):

@@ -1,0 +1,52 @@
+"""The target that is this machine's own device: measured ceilings, and the kernels that the registry has for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from griffin_kernels import dispatch, errors
+from griffin_kernels.case import Case
+from griffin_kernels.device import Device
+from roofline import store
+from roofline.ceilings import Ceilings
+from roofline.floors import op_floors
+from roofline.target import Target, Tuned
+
+
+def tuned_by(device: Device, ceilings: Ceilings) -> Callable[[Case], Tuned | None]:
+    """What the registry knows: the share of its floor that the nearest measured entry reached."""
+
+    def find(case: Case) -> Tuned | None:
+        match = dispatch.select(case.op, case, device).match
+        if match is None or match.entry.median_s is None:
+            return None
+        known = match.entry.case.case(case.op)
+        floor = max(op_floors(known, ceilings).values(), default=0.0)
+        if not floor:
+            return None
+        share = floor / match.entry.median_s
+        return Tuned(share, f"{match.variant.name}, measured at {share:.0%} of its floor ({known.key})")
+
+    return find
+
+
+def at_hand(device: Device, ceilings: Ceilings | None = None) -> Target:
+    """The device as it was measured; DeviceError where its ceilings never were."""
+    known = ceilings or store.load_for(device)
+    if known is None:
+        raise errors.DeviceError(
+            f"the ceilings of {device.name} have not been measured; `griffin roofline measure` takes half a minute"
+        )
+    return Target(
+        name=device.slug,
+        ceilings=known,
+        memory_bytes=device.memory_bytes,
+        asynchronous=device.kind != "cpu",
+        measured=True,
+        tuned=tuned_by(device, known),
+        assumptions=(
+            f"ceilings were measured on this {device.name}",
+            "tuned kernels reach the share of their floor that the nearest entry of the registry reached",
+            "everything else runs at the ceilings, one PyTorch kernel after the other",
+        ),
+    )

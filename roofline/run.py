@@ -1,0 +1,141 @@
+"""Runs forward passes of real models and times them whole and part by part, to hold predictions against."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import torch
+
+from griffin_kernels import errors
+from griffin_kernels.device import Device
+from griffin_kernels.models import Griffin
+from roofline.forward import Forward
+from roofline.records import Measured
+from roofline.stats import bootstrap_interval
+from roofline.work import Phase
+
+MIN_ROUNDS = 5
+"""Passes timed at the least, of each kind."""
+
+WARM_UP = 2
+
+
+def build(result: Forward, device: Device) -> Griffin:
+    """The model of an analysis with random weights on a device; DeviceError where it does not fit."""
+    refuse_misfit(result)
+    model = Griffin(result.config, device=device.torch_device, dtype=getattr(torch, result.dtype))
+    return model.eval().requires_grad_(False)
+
+
+def refuse_misfit(result: Forward) -> None:
+    """Raise DeviceError, with what is needed and what there is, for a pass that does not fit."""
+    if result.memory.fits is False:
+        raise errors.DeviceError(
+            f"{result.model} at batch {result.batch} and {result.seq} tokens in {result.dtype} "
+            f"{result.memory.sentence()}; the largest batch that does is {result.memory.largest_batch}"
+        )
+
+
+def measure(model: Griffin, result: Forward, device: Device, seconds: float = 4.0) -> Measured:
+    """Time the pass that ``result`` analyses, for about ``seconds``.
+
+    Whole passes and passes with timers between parts alternate, so that both see the same machine. Decode starts from a
+    cache that holds ``result.seq`` tokens of random content, and adds none: each pass decodes the same position.
+    """
+    with torch.inference_mode():
+        step = _step(model, result.phase, result.batch, result.seq, device)
+        whole: list[float] = []
+        by_part: list[list[float]] = []
+        for _ in range(WARM_UP):
+            step()
+        _synchronise(device)
+        end = time.perf_counter() + seconds
+        while len(whole) < MIN_ROUNDS or time.perf_counter() < end:
+            whole.append(_timed(step, device))
+            by_part.append(_timed_parts(model, step, device))
+    low, high = bootstrap_interval(whole)
+    parts = [median(column) for column in zip(*by_part, strict=True)]
+    if len(parts) != len(result.parts):
+        raise RuntimeError(f"timed {len(parts)} parts of a pass that has {len(result.parts)}")
+    return Measured(samples_s=whole, median_s=median(whole), interval_s=(low, high), parts_s=parts)
+
+
+def _step(model: Griffin, phase: Phase, batch: int, seq: int, device: Device) -> Callable[[], Any]:
+    """A function that runs the pass once."""
+    where = device.torch_device
+    tokens = torch.randint(model.config.vocab_size, (batch, seq if phase == "prefill" else 1), device=where)
+    if phase == "prefill":
+        return lambda: model(tokens, last_only=True)
+    cache = model.init_cache(batch, tokens=seq + 1)
+    for layer in cache.layers:
+        for tensor in vars(layer).values():
+            if isinstance(tensor, torch.Tensor):
+                tensor.normal_()
+
+    def decode() -> Any:
+        cache.tokens = cache.bound = seq
+        cache.positions.fill_(seq)
+        return model(tokens, cache=cache, last_only=True)
+
+    return decode
+
+
+def _synchronise(device: Device) -> None:
+    if device.kind != "cpu":
+        torch.cuda.synchronize(device.torch_device)
+
+
+def _timed(step: Callable[[], Any], device: Device) -> float:
+    begin = time.perf_counter()
+    step()
+    _synchronise(device)
+    return time.perf_counter() - begin
+
+
+class _Clock:
+    """Marks between parts: host times on a CPU, events on a GPU."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.marks: list[Any] = []
+
+    def mark(self, *_: Any) -> None:
+        if self.device.kind == "cpu":
+            self.marks.append(time.perf_counter())
+        else:
+            event: Any = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+
+    def seconds(self) -> list[float]:
+        """Between neighbouring marks."""
+        if self.device.kind == "cpu":
+            return [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)]
+        torch.cuda.synchronize(self.device.torch_device)
+        return [a.elapsed_time(b) / 1e3 for a, b in zip(self.marks, self.marks[1:], strict=False)]
+
+
+def _timed_parts(model: Griffin, step: Callable[[], Any], device: Device) -> list[float]:
+    """Seconds of each part: a block's mixing begins at its first norm, its MLP at its second, the head at the last."""
+    clock = _Clock(device)
+    with _marked(model, clock):
+        clock.mark()
+        step()
+        _synchronise(device)
+        clock.mark()
+    return clock.seconds()
+
+
+@contextlib.contextmanager
+def _marked(model: Griffin, clock: _Clock) -> Iterator[None]:
+    norms = [norm for block in model.blocks for norm in (block.temporal_norm, block.channel_norm)]
+    handles = [norm.register_forward_pre_hook(clock.mark) for norm in (*norms, model.final_norm)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,89 @@
+"""The device that an analysis is for: its ceilings, how much of them kernels reach, its memory. Needs no PyTorch.
+
+``of_sku`` is a device from its datasheet, there or not. ``roofline.at_hand`` makes the target of a device that is
+there, from ceilings measured on it and the kernels tuned for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from griffin_kernels import errors
+from griffin_kernels.case import DTYPE_BYTES, Case
+from griffin_kernels.datasheet import Datasheet, datasheet
+from roofline.ceilings import Ceilings
+
+ACHIEVED_TENSOR = 0.78
+"""Share of the matrix peak that large products reach where nobody published a figure for the device: the median of
+A100 87 %, H100 80 %, B200 78 %, MI325X 60 %, MI300X 51 % (stas00/ml-engineering, 2026-08, dense bf16)."""
+
+ACHIEVED_DRAM = 0.83
+"""Share of the memory peak that kernels reach: 1,700 of 2,039 GB/s on an A100-80GB (pytorch-labs/gpt-fast)."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned kernel near a case. share: of its floor's speed that it reached. why: which entry says so."""
+
+    share: float
+    why: str
+
+
+def _untuned(case: Case) -> Tuned | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device to analyse for.
+
+    name: SKU, or the device at hand by its own name. memory_bytes: 0 if unknown. asynchronous: launches run ahead of
+    kernels (a GPU), so that only the slower of the two counts; else their times add up (a CPU).
+    reach: share of a ceiling that kernels reach, by roof name; 1 where it is not listed, as for measured ceilings.
+    tuned: what the registry knows about a case. assumptions: what the figures rest on, in sentences.
+    """
+
+    name: str
+    ceilings: Ceilings
+    memory_bytes: int
+    asynchronous: bool
+    measured: bool = False
+    reach: Mapping[str, float] = field(default_factory=dict)
+    tuned: Callable[[Case], Tuned | None] = _untuned
+    assumptions: tuple[str, ...] = ()
+
+    def check_dtype(self, dtype: str) -> None:
+        """Raise DtypeError where the device has no matrix products in ``dtype``, or none that anybody measured."""
+        known = [name for name in self.ceilings.tensor_flops_per_s if name in DTYPE_BYTES]
+        if dtype not in known:
+            raise errors.DtypeError(
+                f"{self.name} has no known matrix peak in {dtype}; it has {', '.join(known) or 'none'}"
+            )
+
+
+def of_sku(sku: str) -> Target:
+    """A device by its datasheet; raises UnknownDevice naming the near ones."""
+    return of_datasheet(datasheet(sku))
+
+
+def of_datasheet(sheet: Datasheet) -> Target:
+    """The target that a datasheet describes; every assumption is listed."""
+    peak, achieved = sheet.tensor_flops_per_s("bfloat16"), sheet.achieved_bfloat16_tflops
+    if peak and achieved:
+        tensor = achieved * 1e12 / peak
+        reason = f"published: {achieved:g} TFLOP/s measured in bfloat16"
+    else:
+        tensor, reason = ACHIEVED_TENSOR, "assumed, the median of five GPUs with published measurements"
+    return Target(
+        name=sheet.sku,
+        ceilings=Ceilings.from_datasheet(sheet),
+        memory_bytes=sheet.memory_bytes,
+        asynchronous=True,
+        reach={"tensor": tensor, "dram": ACHIEVED_DRAM, "cache": ACHIEVED_DRAM},
+        assumptions=(
+            f"peaks are those of the datasheet of {sheet.name}; nothing was measured on it",
+            f"matrix products reach {tensor:.0%} of their peak ({reason})",
+            f"memory traffic reaches {ACHIEVED_DRAM:.0%} of its peak (assumed, as measured on an A100)",
+        ),
+    )

@@ -1,0 +1,292 @@
+"""What a forward pass does, kernel by kernel: operations, bytes, and how eager PyTorch runs it. Needs no PyTorch.
+
+Two costs per kernel. ``cost`` is the least it can take: a matrix product or tuned operation reads its inputs once and
+writes its outputs once, and *glue* (norms, activations, residual sums, rotary embedding) moves nothing, because a fused
+kernel would keep it in registers. ``passes`` are the kernels that run today, each through memory.
+
+Counted: 2 operations per multiply-add; float32 elementwise operations as vector work; exp, tanh, rsqrt and the like as
+special operations. tests/test_work.py holds these counts against traces of the modules themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from griffin_kernels.ops.local_attention_step import cost as attention_step
+
+from griffin_kernels import errors
+from griffin_kernels.case import DTYPE_BYTES, Case, Cost, Pass
+from griffin_kernels.models.config import STATE_BYTES, BlockType, GriffinConfig
+from griffin_kernels.ops.local_attention import cost as attention
+from griffin_kernels.ops.local_attention import unfused as attention_unfused
+from griffin_kernels.ops.rg_lru import cost as rg_lru
+from griffin_kernels.ops.rg_lru import unfused as rg_lru_unfused
+from griffin_kernels.ops.temporal_conv1d import cost as conv
+
+Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
+
+PartKind = Literal["embedding", "recurrent", "local_attention", "global_attention", "mlp", "head"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One step of a pass.
+
+    cost: the least it can take. passes: what runs where nothing better is known; empty: one launch of ``cost``.
+    parameter_bytes, cache_bytes: the shares of cost's bytes that are weights, and states or keys and values.
+    rows: of a matrix product; 0 for anything else. case: of a tuned operation.
+    """
+
+    name: str
+    cost: Cost
+    passes: tuple[Pass, ...] = ()
+    parameter_bytes: int = 0
+    cache_bytes: int = 0
+    rows: int = 0
+    case: Case | None = None
+
+    @property
+    def launches(self) -> int:
+        return sum(p.count for p in self.passes) or 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a pass that is timed as one: embedding, a block's time mixing, its MLP, or the output head.
+
+    layer: index of the block, None outside blocks. Norm and residual sum belong to the part that they lead into and
+    follow.
+    """
+
+    kind: PartKind
+    layer: int | None
+    parameters: int
+    kernels: tuple[Kernel, ...] = field(repr=False)
+
+
+def forward_parts(config: GriffinConfig, phase: Phase, batch: int, seq: int, dtype: str) -> list[Part]:
+    """The parts of one forward pass in order.
+
+    prefill: ``batch`` sequences of ``seq`` tokens into an empty cache, logits of the last token only, as serving needs.
+    decode: one token for each of ``batch`` sequences that have ``seq`` tokens in the cache already.
+    Raises ArgumentError for a batch or length below 1, an unknown phase or dtype.
+    """
+    check(phase, batch, seq, dtype)
+    shape = _Shape(config, phase, batch, seq, dtype)
+    embedding = Part("embedding", None, config.embedding_parameters(), tuple(_embedding(shape)))
+    head = Part("head", None, config.width, tuple(_head(shape)))
+    mixing = {
+        kind: tuple(_recurrent(shape) if kind == "recurrent" else _attention(shape, kind))
+        for kind in dict.fromkeys(config.block_types)
+    }
+    mlp = tuple(_mlp(shape))
+    parts = [embedding]
+    for layer, kind in enumerate(config.block_types):
+        count = config.block_parameters(kind)
+        parts.append(Part(kind, layer, count["mixing"] + config.width, mixing[kind]))
+        parts.append(Part("mlp", layer, count["mlp"] + config.width, mlp))
+    return [*parts, head]
+
+
+def check(phase: str, batch: int, seq: int, dtype: str) -> None:
+    """Raise ArgumentError or DtypeError for what cannot be a forward pass."""
+    if phase not in PHASES:
+        raise errors.ArgumentError(f"phase is {phase!r}, expected {' or '.join(PHASES)}")
+    for name, value in (("batch", batch), ("seq", seq)):
+        if value < 1:
+            raise errors.ArgumentError(f"{name} is {value}, expected at least 1")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise errors.DtypeError(f"dtype is {dtype!r}, expected float32, bfloat16 or float16")
+
+
+@dataclass(frozen=True)
+class _Shape:
+    config: GriffinConfig
+    phase: Phase
+    batch: int
+    seq: int
+    dtype: str
+
+    @property
+    def time(self) -> int:
+        return self.seq if self.phase == "prefill" else 1
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.time
+
+    @property
+    def size(self) -> int:
+        return DTYPE_BYTES[self.dtype]
+
+
+def _matmul(shape: _Shape, name: str, rows: int, inner: int, columns: int, bias: bool) -> Kernel:
+    """[rows, inner] @ [inner, columns] + bias."""
+    weights = (inner * columns + (columns if bias else 0)) * shape.size
+    cost = Cost(
+        bytes_read=rows * inner * shape.size + weights,
+        bytes_written=rows * columns * shape.size,
+        tensor_flops=2 * rows * inner * columns,
+    )
+    return Kernel(name, cost, parameter_bytes=weights, rows=rows)
+
+
+def _glue(name: str, passes: Iterable[Pass], parameter_bytes: int = 0) -> Kernel:
+    """Elementwise steps: their arithmetic is needed, their traffic is not."""
+    run = tuple(passes)
+    least = Cost(
+        bytes_read=parameter_bytes,
+        bytes_written=0,
+        vector_flops=sum(p.count * p.cost.vector_flops for p in run),
+        special_ops=sum(p.count * p.cost.special_ops for p in run),
+    )
+    return Kernel(name, least, run, parameter_bytes=parameter_bytes)
+
+
+def _norm(shape: _Shape, tokens: int) -> Kernel:
+    """RMSNorm in float32: square, mean, rsqrt, two products; casts around it where the data is narrower."""
+    elements, size = tokens * shape.config.width, shape.size
+    cast = () if size == 4 else (Pass.elementwise(elements, size, 4),)
+    back = () if size == 4 else (Pass.elementwise(elements, 4, size),)
+    passes = (
+        *cast,
+        Pass.elementwise(elements, 4, 4, vector=1),
+        Pass.elementwise(elements, 4, 0, vector=1),
+        Pass.elementwise(tokens, 4, 4, vector=1),
+        Pass.elementwise(tokens, 4, 4, special=1),
+        Pass.elementwise(elements, 4, 4, vector=1),
+        Pass.elementwise(elements, 4, 4, vector=1),
+        *back,
+    )
+    return _glue("norm", passes, parameter_bytes=shape.config.width * size)
+
+
+def _residual(shape: _Shape) -> Kernel:
+    elements = shape.tokens * shape.config.width
+    return _glue("residual", [Pass.elementwise(elements, 2 * shape.size, shape.size, vector=1)])
+
+
+def _gelu(shape: _Shape, elements: int) -> Pass:
+    """tanh form: cube 2, two scales and a sum 3, tanh, one sum and two products 3."""
+    return Pass.elementwise(elements, shape.size, shape.size, vector=8, special=1)
+
+
+def _product(shape: _Shape, elements: int) -> Pass:
+    return Pass.elementwise(elements, 2 * shape.size, shape.size, vector=1)
+
+
+def _embedding(shape: _Shape) -> Iterable[Kernel]:
+    elements = shape.tokens * shape.config.width
+    gathered = elements * shape.size
+    cost = Cost(gathered + 8 * shape.tokens, gathered)
+    yield Kernel("embedding", cost, parameter_bytes=gathered)
+    if shape.config.scale_embeddings:
+        yield _glue("scale", [Pass.elementwise(elements, shape.size, shape.size, vector=1)])
+
+
+def _head(shape: _Shape) -> Iterable[Kernel]:
+    """The last token of each sequence: the norm, then logits."""
+    config, rows = shape.config, shape.batch
+    yield _norm(shape, rows)
+    yield _matmul(shape, "logits", rows, config.width, config.vocab_size, bias=False)
+    if config.logits_softcap is not None:
+        elements = rows * config.vocab_size
+        passes = (
+            Pass.elementwise(elements, shape.size, shape.size, vector=1),
+            Pass.elementwise(elements, shape.size, shape.size, special=1),
+            Pass.elementwise(elements, shape.size, shape.size, vector=1),
+        )
+        yield _glue("softcap", passes)
+
+
+def _mlp(shape: _Shape) -> Iterable[Kernel]:
+    config, tokens = shape.config, shape.tokens
+    hidden = tokens * config.mlp_width
+    yield _norm(shape, tokens)
+    yield _matmul(shape, "up", tokens, config.width, 2 * config.mlp_width, bias=True)
+    yield _glue("gelu_gate", [_gelu(shape, hidden), _product(shape, hidden)])
+    yield _matmul(shape, "down", tokens, config.mlp_width, config.width, bias=True)
+    yield _residual(shape)
+
+
+def _recurrent(shape: _Shape) -> Iterable[Kernel]:
+    config, tokens = shape.config, shape.tokens
+    d, r = config.width, config.lru_width
+    yield _norm(shape, tokens)
+    yield _matmul(shape, "linear_y", tokens, d, r, bias=True)
+    yield _glue("gelu", [_gelu(shape, tokens * r)])
+    yield _matmul(shape, "linear_x", tokens, d, r, bias=True)
+    decode = shape.phase == "decode"
+    conv_case = conv.make_case(
+        shape.batch, shape.time, r, config.conv_width, shape.dtype,
+        ("segmented",) if decode else (), data=("state",) if decode else (),
+    )  # fmt: skip
+    taps = (config.conv_width - 1) * shape.batch * r * shape.size
+    yield Kernel(
+        "temporal_conv1d",
+        conv.cost(conv_case),
+        parameter_bytes=conv.weight_elements(conv_case) * shape.size,
+        cache_bytes=taps * (2 if decode else 1),
+        case=conv_case,
+    )
+    lru_case = rg_lru.make_case(shape.batch, shape.time, r, config.gate_blocks, shape.dtype, ("segmented",))
+    # the contract's cost leaves the state out: written always, read in decode
+    state = shape.batch * r * STATE_BYTES
+    cost = rg_lru.cost(lru_case)
+    yield Kernel(
+        "rg_lru",
+        replace(cost, bytes_read=cost.bytes_read + (state if decode else 0), bytes_written=cost.bytes_written + state),
+        rg_lru_unfused.passes(lru_case),
+        parameter_bytes=(2 * r * (config.gate_block_width + 1) + r) * shape.size,
+        cache_bytes=state * (2 if decode else 1),
+        case=lru_case,
+    )
+    yield _glue("gate", [_product(shape, tokens * r)])
+    yield _matmul(shape, "linear_out", tokens, r, d, bias=True)
+    yield _residual(shape)
+
+
+def _attention(shape: _Shape, kind: BlockType) -> Iterable[Kernel]:
+    config, tokens, size = shape.config, shape.tokens, shape.size
+    d, heads, shared = config.width, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    yield _norm(shape, tokens)
+    yield _matmul(shape, "qkv", tokens, d, heads + 2 * shared, bias=False)
+    yield _rope(shape)
+    kept = config.cached_keys(kind, shape.seq if shape.phase == "prefill" else shape.seq + 1)
+    written = 2 * shape.batch * min(kept, shape.time) * shared * size
+    if shape.phase == "prefill":
+        window = config.window if kind == "local_attention" else shape.seq
+        case = attention.make_case(
+            shape.batch, shape.seq, config.num_heads, config.num_kv_heads, config.head_dim,
+            min(window, shape.seq), shape.dtype,
+        )  # fmt: skip
+        yield Kernel("attention", attention.cost(case), attention_unfused.passes(case), case=case)
+        yield Kernel("cache", Cost(written, 2 * shape.batch * kept * shared * size), cache_bytes=written)
+    else:
+        case = attention_step.make_case(
+            shape.batch, kept, config.num_heads, config.num_kv_heads, config.head_dim, shape.dtype
+        )
+        cost = attention_step.cost(case)
+        cached = 2 * shape.batch * kept * shared * size
+        yield Kernel("cache", Cost(written, written), (Pass(Cost(written // 2, written // 2), 2),), cache_bytes=written)
+        yield Kernel("attention", cost, cache_bytes=cached, case=case)
+    yield _matmul(shape, "output", tokens, heads, d, bias=True)
+    yield _residual(shape)
+
+
+def _rope(shape: _Shape) -> Kernel:
+    """Half of each head of q and k: angles, sine, cosine; two products and a sum per element."""
+    config, tokens, size = shape.config, shape.tokens, shape.size
+    pairs = tokens * config.head_dim // 4
+    turned = tokens * (config.num_heads + config.num_kv_heads) * config.head_dim // 2
+    passes = [
+        Pass.elementwise(pairs, 4, 4, vector=1),
+        Pass.elementwise(pairs, 4, 4, special=1),
+        Pass.elementwise(pairs, 4, 4, special=1),
+        Pass.elementwise(turned, size, size, vector=3),
+        Pass.elementwise(2 * turned, size, size),
+    ]
+    return _glue("rope", passes)

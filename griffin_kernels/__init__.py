@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from griffin_kernels.functional.local_attention import local_attention as local_attention
     from griffin_kernels.functional.rg_lru import RGLRUWeights as RGLRUWeights
     from griffin_kernels.functional.rg_lru import rg_lru as rg_lru
+    from griffin_kernels.functional.temporal_conv1d import temporal_conv1d as temporal_conv1d
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ _HOMES = {
     "local_attention": "griffin_kernels.functional.local_attention",
     "RGLRUWeights": "griffin_kernels.functional.rg_lru",
     "rg_lru": "griffin_kernels.functional.rg_lru",
+    "temporal_conv1d": "griffin_kernels.functional.temporal_conv1d",
 }
 
 __all__ = sorted(_HOMES)

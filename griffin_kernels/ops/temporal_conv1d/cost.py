@@ -1,0 +1,50 @@
+"""What one temporal_conv1d costs, from sizes alone. Needs no PyTorch."""
+
+from __future__ import annotations
+
+from griffin_kernels.case import Case, Cost
+
+FLAGS = ("segmented",)
+"""Properties of a call that look-up matches exactly: segment_pos is given. A state is not one: it costs K-1 rows."""
+
+
+def cost(case: Case) -> Cost:
+    """Read x, weights and state, write y and the new state; K multiply-adds per element."""
+    elements = case["B"] * case["T"] * case["D"]
+    size = case.bytes_per_element()
+    return Cost(
+        bytes_read=(elements + weight_elements(case) + state_elements(case)) * size + position_bytes(case),
+        bytes_written=(elements + case["B"] * (case["K"] - 1) * case["D"]) * size,
+        vector_flops=2 * case["K"] * elements,
+    )
+
+
+def weight_elements(case: Case) -> int:
+    """Of weight and bias."""
+    return (case["K"] + 1) * case["D"]
+
+
+def state_elements(case: Case) -> int:
+    """Of the state that is passed in, which is what one decoded token mostly reads."""
+    return case["B"] * (case["K"] - 1) * case["D"] if "state" in case.data else 0
+
+
+def position_bytes(case: Case) -> int:
+    """Of segment_pos."""
+    return 8 * case["B"] * case["T"] if "segmented" in case.flags else 0
+
+
+def make_case(
+    batch: int,
+    time: int,
+    width: int,
+    taps: int = 4,
+    dtype: str = "float32",
+    flags: list[str] | tuple[str, ...] = (),
+    *,
+    op: str = "temporal_conv1d",
+    **facts: object,
+) -> Case:
+    """A case from sizes. K, the taps, is 4 in every published model."""
+    sizes = (("B", batch), ("T", time), ("D", width), ("K", taps))
+    return Case(op, sizes, dtype, tuple(flags), **facts)  # type: ignore[arg-type]

@@ -1,0 +1,67 @@
+"""K multiply-adds of x, each shifted one step further, accumulated in one float32 buffer.
+
+    y = bias + weight[K-1] x;   y[:, k:] += weight[K-1-k] x[:, :T-k];   y[:, :k] += weight[K-1-k] state[:, -k:]
+
+Works on every device and dtype; the fallback that cannot fail. Each tap reads x and reads and writes y: 3 K streams
+instead of 2, and a masked copy of x per tap with segment_pos.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
+from griffin_kernels.ops.temporal_conv1d.op import new_state
+
+
+def masked(earlier: Tensor, segment_pos: Tensor | None, k: int, start: int) -> Tensor:
+    """What tap k reads at steps from ``start`` on, zero where that belongs to another document."""
+    if segment_pos is None:
+        return earlier
+    positions = segment_pos[:, start : start + earlier.shape[1]]
+    return earlier.masked_fill((positions < k)[..., None], 0.0)
+
+
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
+    *,
+    config: NoConfig,
+) -> tuple[Tensor, Tensor]:
+    wide = accumulator(x.dtype)
+    time, taps = x.shape[1], weight.shape[0]
+    inputs, w = x.to(wide), weight.to(wide)
+    before = None if state is None else state.to(wide)
+    y = torch.addcmul(bias.to(wide), inputs, w[-1]).contiguous()  # [B, T, D]
+    for k in range(1, taps):
+        inside = min(k, time)  # steps whose tap k lies before x
+        if k < time:
+            y[:, k:].addcmul_(masked(inputs[:, : time - k], segment_pos, k, k), w[taps - 1 - k])
+        if before is not None:
+            rows = before[:, taps - 1 - k : taps - 1 - k + inside]
+            y[:, :inside].addcmul_(masked(rows, segment_pos, k, 0), w[taps - 1 - k])
+    return y.to(x.dtype), new_state(x, state, segment_pos, taps)
+
+
+def traffic(case: Case, config: NoConfig) -> int:
+    """Bytes moved: three streams per tap, two more to mask one, and two to widen and round the halves."""
+    elements = case["B"] * case["T"] * case["D"]
+    halves = case.dtype in ("bfloat16", "float16")
+    streams = 3 * case["K"] - 1 + (2 * (case["K"] - 1) if "segmented" in case.flags else 0)
+    each = 8 if case.dtype == "float64" else 4
+    return elements * (streams * each + (2 * (2 + 4) if halves else 0))
+
+
+VARIANT = Variant(
+    op="temporal_conv1d",
+    name="eager.shifted",
+    summary="one shifted multiply-add per tap",
+    run=run,
+    config=NoConfig,
+    rank=lambda case, device: 10,
+    traffic=traffic,
+)

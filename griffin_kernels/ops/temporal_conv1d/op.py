@@ -1,0 +1,197 @@
+"""temporal_conv1d: the causal depthwise convolution before the RG-LRU. The contract.
+
+    y_t = bias + sum_k weight[K-1-k] x_{t-k},   k = 0 .. K-1
+
+Inputs before x are the state, its oldest row first, or zeros. With segment_pos, tap k > 0 counts only where
+k <= segment_pos[t]: an earlier document is never read.
+
+The new state holds the last K-1 inputs of (state, x), and zeros in place of those that precede the last token's
+document. The next call's positions would mask them anyway; so does the state by itself, for a caller that decodes
+without positions. The published PyTorch code does the same (it multiplies x by its document mask in place).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels import errors
+from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.ops.rg_lru.op import make_segment_pos
+from griffin_kernels.ops.temporal_conv1d.cost import FLAGS, cost, make_case
+
+
+def check(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor | None, segment_pos: Tensor | None) -> None:
+    """What the tensor specs cannot express: there is a tap."""
+    check_taps(weight)
+
+
+def check_taps(weight: Tensor) -> None:
+    """Raise ShapeError where ``weight`` [K, D] has no taps."""
+    if weight.shape[0] < 1:
+        raise errors.ShapeError(f"weight has shape {list(weight.shape)}, expected [K, D] with K >= 1 taps")
+
+
+def kept(segment_pos: Tensor, taps: int) -> Tensor:
+    """bool [B, K-1]: which rows of the new state belong to the last token's document. T >= 1."""
+    age = torch.arange(taps - 2, -1, -1, device=segment_pos.device)
+    return age <= segment_pos[:, -1:]
+
+
+def new_state(x: Tensor, state: Tensor | None, segment_pos: Tensor | None, taps: int) -> Tensor:
+    """[B, K-1, D], contiguous and never a view: what goes into the call for the tokens that follow."""
+    batch, time, width = x.shape
+    rows = taps - 1
+    if time >= rows:
+        new = x[:, time - rows :].clone(memory_format=torch.contiguous_format)
+    elif state is None:
+        new = x.new_zeros(batch, rows, width)
+        new[:, rows - time :] = x
+    else:
+        new = torch.cat([state[:, time:], x], dim=1)
+    if segment_pos is not None and time and rows:
+        new = new.masked_fill_(~kept(segment_pos, taps)[..., None], 0.0)
+    return new
+
+
+def reference(
+    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor | None, segment_pos: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The sum at the top of this file, tap by tap. Returns y [B,T,D] and the new state [B,K-1,D]. Differentiable."""
+    batch, time, width = x.shape
+    taps = weight.shape[0]
+    before = x.new_zeros(batch, taps - 1, width) if state is None else state
+    inputs = torch.cat([before, x], dim=1)  # [B, K-1+T, D]
+    y = bias.expand(x.shape)
+    for k in range(taps):
+        earlier = inputs[:, taps - 1 - k : taps - 1 - k + time]
+        if segment_pos is not None and k > 0:
+            earlier = torch.where((k <= segment_pos)[..., None], earlier, 0.0)
+        y = y + weight[taps - 1 - k] * earlier
+    after = inputs[:, time:]
+    if segment_pos is not None and time:
+        after = torch.where(kept(segment_pos, taps)[..., None], after, 0.0)
+    return y, after
+
+
+def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Standard normal x and state, taps of variance 1 / K, a small bias."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, time, width, taps = (case[name] for name in ("B", "T", "D", "K"))
+
+    def place(values: Tensor) -> Tensor:
+        values = values.to(device, case.torch_dtype)
+        if "strided" in case.data and values.dim() > 1:
+            # every second channel of a buffer whose outer dimensions are swapped: no stride is 1
+            view = values.new_zeros(*values.shape[1:-1], values.shape[0], 2 * values.shape[-1]).movedim(-2, 0)[..., ::2]
+            view.copy_(values)
+            return view
+        return values
+
+    inputs: Inputs = {
+        "x": place(torch.randn(batch, time, width, generator=generator)),
+        "weight": place(torch.randn(taps, width, generator=generator) * taps**-0.5),
+        "bias": place(torch.randn(width, generator=generator) * 0.3),
+        "state": None,
+        "segment_pos": None,
+    }
+    if "state" in case.data:
+        inputs["state"] = place(torch.randn(batch, taps - 1, width, generator=generator))
+    if "segmented" in case.flags:
+        inputs["segment_pos"] = make_segment_pos(batch, time, generator).to(device)
+    return inputs
+
+
+def tolerance(case: Case) -> Tolerance:
+    """Bounds that follow from rounding, with a factor for how errors add up."""
+    # K products and the bias: K+1 terms, each rounded at most K+1 times to the accumulator's unit u. Terms are of the
+    # size of y's rms or below and independent: sqrt(K+1) u in the norm, with a factor of 2. A single element may be
+    # made of terms 4 times the rms that cancel, and at worst all roundings point one way: 4 (K+1) u.
+    # The output adds its own rounding: 2^-9 bf16, 2^-12 fp16, relative to the element.
+    terms = case["K"] + 1
+    unit = torch.finfo(accumulator(case.torch_dtype)).eps / 2
+    rounding = torch.finfo(case.torch_dtype).eps / 2 if case.dtype in ("bfloat16", "float16") else 0.0
+    return Tolerance(rel_norm=2 * unit * terms**0.5 + rounding, worst=4 * unit * terms + 2 * rounding)
+
+
+def case_of(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor | None, segment_pos: Tensor | None) -> Case:
+    """The case that a real call is."""
+    return call_case("temporal_conv1d", x, weight, segment_pos)
+
+
+def call_case(op: str, x: Tensor, weight: Tensor, segment_pos: Tensor | None) -> Case:
+    """The case of a call of temporal_conv1d or its backward."""
+    batch, time, width = x.shape
+    flags = FLAGS if segment_pos is not None else ()
+    return make_case(batch, time, width, weight.shape[0], dtype_name(x.dtype), flags, op=op, tag="call")
+
+
+def cases(op: str) -> tuple[Case, ...]:
+    """The table of cases, shared by temporal_conv1d and its backward; one decoded token has no backward."""
+
+    def case(*sizes: int, **facts: object) -> Case:
+        return make_case(*sizes, op=op, **facts)  # type: ignore[arg-type]
+
+    smoke = [case(2, 37, 24, tag="smoke", dtype=d) for d in ("float32", "bfloat16", "float16", "float64")]
+    smoke.append(case(2, 37, 24, tag="smoke", data=("state",)))
+    edge = [
+        case(1, 1, 1, tag="edge", data=("state",)),
+        case(1, 2, 3, tag="edge"),
+        case(3, 2, 70, tag="edge", data=("state",), dtype="bfloat16"),
+        case(2, 19, 33, 1, tag="edge", data=("state",)),
+        case(2, 19, 33, 7, tag="edge", data=("state",), flags=("segmented",)),
+        case(1, 4, 5, 7, tag="edge", data=("state",)),
+        case(2, 67, 131, tag="edge", data=("strided", "state")),
+        case(2, 67, 131, 3, tag="edge", flags=("segmented",), data=("strided",), dtype="bfloat16"),
+        case(2, 67, 48, tag="edge", flags=("segmented",)),
+        case(3, 97, 40, tag="edge", flags=("segmented",), data=("state",), dtype="float16"),
+        case(4, 3, 40, tag="edge", flags=("segmented",), data=("state",), dtype="float64"),
+    ]
+    rg2b, rg9b = "RecurrentGemma-2B, lru_width 2560, 4 taps", "RecurrentGemma-9B, lru_width 4096, 4 taps"
+    paper = "Hawk and Griffin 1.3B, D_RNN 2560, 4 taps, trained at T 2048"
+    forward, backward = op == "temporal_conv1d", op == "temporal_conv1d_bwd"
+    bench = [
+        case(1, 2048, 2560, where="cpu", source=f"{rg2b}; {paper}"),
+        case(1, 2048, 2560, where="cpu", dtype="bfloat16", source=rg2b, thorough=True),
+        case(1, 2048, 4096, where="cpu", source=rg9b, thorough=True),
+        case(8, 512, 2560, where="cpu", source=rg2b, flags=("segmented",), thorough=True),
+    ]
+    if forward:
+        bench.append(case(1, 1, 2560, where="cpu", data=("state",), source=f"{rg2b}, one decoded token"))
+        for batch, where, dtype in ((16, "cpu", "float32"), (1, "gpu", "bfloat16"), (16, "gpu", "bfloat16")):
+            facts = {"where": where, "dtype": dtype, "thorough": where == "cpu" or batch > 1}
+            bench.append(case(batch, 1, 2560, data=("state",), source=f"{rg2b}, one decoded token", **facts))
+    for batch in (1, 8):
+        for time in (2048, 8192):
+            slow = backward and (batch, time) != (8, 2048)
+            source = f"{rg2b}; {paper}" if time == 2048 else rg2b
+            bench.append(case(batch, time, 2560, where="gpu", dtype="bfloat16", source=source, thorough=slow))
+    documents = {"flags": ("segmented",), "source": f"{paper}, documents"}
+    bench.append(case(8, 2048, 2560, where="gpu", dtype="bfloat16", **documents, thorough=backward))
+    bench.append(case(8, 2048, 4096, where="gpu", dtype="bfloat16", source=rg9b, thorough=True))
+    bench.append(case(8, 2048, 2560, where="gpu", source=rg2b, thorough=True))
+    return (*smoke, *edge, *bench)
+
+
+INPUTS = {
+    "x": TensorSpec("B T D"),
+    "weight": TensorSpec("K D"),
+    "bias": TensorSpec("D"),
+    "state": TensorSpec("B K-1 D", optional=True),
+    "segment_pos": TensorSpec("B T", "int64", optional=True),
+}
+
+OP = Op(
+    name="temporal_conv1d",
+    summary="y_t = bias + sum_k weight[K-1-k] * x_{t-k}, per channel, within a document",
+    inputs=INPUTS,
+    outputs={"y": TensorSpec("B T D"), "new_state": TensorSpec("B K-1 D")},
+    reference=reference,
+    cases=cases("temporal_conv1d"),
+    make_inputs=make_inputs,
+    cost=cost,
+    tolerance=tolerance,
+    case_of=case_of,
+    exact_dims=("K",),
+    check=check,
+)

@@ -1,0 +1,58 @@
+"""The gradient that autograd computes for torch's conv1d with one group per channel: what published code pays."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import NoConfig, Variant
+from griffin_kernels.ops.temporal_conv1d.eager_grouped import reject
+
+
+def run(
+    dy: Tensor,
+    dnew_state: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
+    *,
+    config: NoConfig,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    _, time, width = x.shape
+    rows = weight.shape[0] - 1
+    inputs = x if state is None else torch.cat([state, x], dim=1)
+    grad = dy.transpose(1, 2)
+    if state is None:
+        # conv1d pads both ends; what it makes of the far one is cut off, and has no gradient
+        grad = torch.nn.functional.pad(grad, (0, rows))
+    dinputs, dweight, dbias = torch.ops.aten.convolution_backward(
+        grad,
+        inputs.transpose(1, 2),
+        weight.t()[:, None],
+        [width],
+        [1],
+        [rows if state is None else 0],
+        [1],
+        False,
+        [0],
+        width,
+        [True, True, True],
+    )
+    dinputs = dinputs.transpose(1, 2).contiguous()
+    held = min(rows, inputs.shape[1])
+    if dnew_state is not None and held:
+        dinputs[:, inputs.shape[1] - held :] += dnew_state[:, rows - held :]
+    dstate = None if state is None else dinputs[:, :rows].clone()
+    return dinputs[:, inputs.shape[1] - time :].contiguous(), dweight[:, 0].t().contiguous(), dbias, dstate
+
+
+VARIANT = Variant(
+    op="temporal_conv1d_bwd",
+    name="eager.grouped",
+    summary="autograd of torch's conv1d with a group per channel",
+    run=run,
+    config=NoConfig,
+    reject=reject,
+    baseline=True,
+)

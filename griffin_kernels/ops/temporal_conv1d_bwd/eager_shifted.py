@@ -1,0 +1,77 @@
+"""Per tap: one shifted multiply-add into dx, one product summed into dweight. See temporal_conv1d/eager_shifted.py.
+
+Each tap reads dy twice and x once, reads and writes dx, and writes and reads a product: some 7 K streams instead of 3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
+from griffin_kernels.ops.temporal_conv1d.eager_shifted import masked
+from griffin_kernels.ops.temporal_conv1d_bwd.op import through_state
+
+
+def run(
+    dy: Tensor,
+    dnew_state: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
+    *,
+    config: NoConfig,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    wide = accumulator(x.dtype)
+    time, taps = x.shape[1], weight.shape[0]
+    grad, inputs, w = dy.to(wide), x.to(wide), weight.to(wide)
+    before = None if state is None else state.to(wide)
+    dx = (grad * w[-1]).contiguous()  # [B, T, D]
+    dbefore = None if before is None else torch.zeros_like(before)
+    sums = [(grad * inputs).sum((0, 1))]
+    for k in range(1, taps):
+        inside, tap = min(k, time), w[taps - 1 - k]
+        total = torch.zeros_like(tap)
+        if k < time:
+            here = masked(grad[:, k:], segment_pos, k, k)
+            dx[:, : time - k].addcmul_(here, tap)
+            total = (here * inputs[:, : time - k]).sum((0, 1))
+        if before is not None and dbefore is not None:
+            rows = slice(taps - 1 - k, taps - 1 - k + inside)
+            here = masked(grad[:, :inside], segment_pos, k, 0)
+            dbefore[:, rows].addcmul_(here, tap)
+            total = total + (here * before[:, rows]).sum((0, 1))
+        sums.append(total)
+    incoming = through_state(dnew_state, segment_pos, taps)
+    if incoming is not None:
+        inside = min(time, taps - 1)
+        dx[:, time - inside :] += incoming[:, taps - 1 - inside :]
+        if dbefore is not None:
+            dbefore[:, inside:] += incoming[:, : taps - 1 - inside]
+    dweight = torch.stack(sums[::-1])
+    return (
+        dx.to(x.dtype),
+        dweight.to(x.dtype),
+        grad.sum((0, 1)).to(x.dtype),
+        None if dbefore is None else dbefore.to(x.dtype),
+    )
+
+
+def traffic(case: Case, config: NoConfig) -> int:
+    """Bytes moved: seven streams per tap, two more to mask one, and six to widen and round the halves."""
+    elements = case["B"] * case["T"] * case["D"]
+    streams = 7 * case["K"] - 1 + (2 * (case["K"] - 1) if "segmented" in case.flags else 0)
+    each = 8 if case.dtype == "float64" else 4
+    return elements * (streams * each + (3 * (2 + 4) if case.dtype in ("bfloat16", "float16") else 0))
+
+
+VARIANT = Variant(
+    op="temporal_conv1d_bwd",
+    name="eager.shifted",
+    summary="one shifted multiply-add and one summed product per tap",
+    run=run,
+    config=NoConfig,
+    rank=lambda case, device: 10,
+    traffic=traffic,
+)

@@ -1,0 +1,139 @@
+"""temporal_conv1d_bwd: the gradient of temporal_conv1d. The contract.
+
+With x_s for s < 0 the state's rows, m_tk = 1 where tap k of step t counts, and e the gradient that reaches an input
+through the new state:
+
+    dx_s = e_s + sum_k weight[K-1-k] m_{s+k,k} dy_{s+k}          s >= -(K-1); dstate is dx before time 0
+    dweight[K-1-k] = sum over batch and t of m_tk dy_t x_{t-k}
+    dbias = sum over batch and t of dy_t
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.ops.temporal_conv1d import op as forward
+from griffin_kernels.ops.temporal_conv1d.cost import position_bytes, state_elements, weight_elements
+
+
+def check(
+    dy: Tensor,
+    dnew_state: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
+) -> None:
+    """What the tensor specs cannot express: there is a tap."""
+    forward.check_taps(weight)
+
+
+def through_state(dnew_state: Tensor | None, segment_pos: Tensor | None, taps: int) -> Tensor | None:
+    """The gradient of the inputs that the new state holds, zero where it holds zeros in their place."""
+    if dnew_state is None or segment_pos is None or taps == 1 or segment_pos.shape[1] == 0:
+        return dnew_state
+    return dnew_state.masked_fill(~forward.kept(segment_pos, taps)[..., None], 0.0)
+
+
+def reference(
+    dy: Tensor,
+    dnew_state: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """The equations at the top of this file, tap by tap."""
+    batch, time, width = x.shape
+    taps = weight.shape[0]
+    before = x.new_zeros(batch, taps - 1, width) if state is None else state
+    inputs = torch.cat([before, x], dim=1)  # [B, K-1+T, D]
+    dinputs = torch.zeros_like(inputs)
+    incoming = through_state(dnew_state, segment_pos, taps)
+    if incoming is not None:
+        dinputs[:, time:] += incoming
+    dweight = torch.zeros_like(weight)
+    for k in range(taps):
+        at = slice(taps - 1 - k, taps - 1 - k + time)
+        here = dy if segment_pos is None or k == 0 else torch.where((k <= segment_pos)[..., None], dy, 0.0)
+        dinputs[:, at] += weight[taps - 1 - k] * here
+        dweight[taps - 1 - k] = (here * inputs[:, at]).sum((0, 1))
+    dstate = None if state is None else dinputs[:, : taps - 1]
+    return dinputs[:, taps - 1 :], dweight, dy.sum((0, 1)), dstate
+
+
+def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Forward inputs without the bias, and standard normal gradients; that of the new state comes with a state."""
+    inputs = forward.make_inputs(case, device, seed)
+    del inputs["bias"]
+    generator = torch.Generator().manual_seed(seed + 1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, case.torch_dtype)
+
+    batch, time, width, taps = (case[name] for name in ("B", "T", "D", "K"))
+    dy = normal(batch, time, width)
+    return {"dy": dy, "dnew_state": normal(batch, taps - 1, width) if "state" in case.data else None, **inputs}
+
+
+def cost(case: Case) -> Cost:
+    """Read dy, x and the weights, write dx and the weights' gradients; 2 K multiply-adds and a sum per element."""
+    elements = case["B"] * case["T"] * case["D"]
+    size = case.bytes_per_element()
+    weights, state = weight_elements(case), state_elements(case)
+    return Cost(
+        bytes_read=(2 * elements + weights - case["D"] + 2 * state) * size + position_bytes(case),
+        bytes_written=(elements + weights + state) * size,
+        vector_flops=(4 * case["K"] + 1) * elements,
+    )
+
+
+def tolerance(case: Case) -> Tolerance:
+    """The forward's bounds for dx; sums over batch and time add theirs to the weights' gradients."""
+    # A sum of n = B T independent terms grows like sqrt(n), and each of its partial sums i is rounded: u sqrt(i), in
+    # all u n / sqrt(2), which is sqrt(n / 2) u of the sum. Sums in blocks stay below. Twice that in the norm, the
+    # products' own rounding included; 8 times that for the largest deviation among the elements.
+    one_way = forward.tolerance(case)
+    unit = torch.finfo(accumulator(case.torch_dtype)).eps / 2
+    summing = unit * (case["B"] * case["T"]) ** 0.5
+    return Tolerance(one_way.rel_norm + 2 * summing, one_way.worst + 16 * summing)
+
+
+def case_of(
+    dy: Tensor,
+    dnew_state: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
+) -> Case:
+    """The case that a real call is."""
+    return forward.call_case("temporal_conv1d_bwd", x, weight, segment_pos)
+
+
+OP = Op(
+    name="temporal_conv1d_bwd",
+    summary="dx, dweight, dbias and dstate of temporal_conv1d",
+    inputs={
+        "dy": TensorSpec("B T D"),
+        "dnew_state": TensorSpec("B K-1 D", optional=True),
+        **{name: forward.INPUTS[name] for name in ("x", "weight", "state", "segment_pos")},
+    },
+    outputs={
+        "dx": TensorSpec("B T D"),
+        "dweight": TensorSpec("K D"),
+        "dbias": TensorSpec("D"),
+        "dstate": TensorSpec("B K-1 D", optional=True),
+    },
+    reference=reference,
+    cases=forward.cases("temporal_conv1d_bwd"),
+    make_inputs=make_inputs,
+    cost=cost,
+    tolerance=tolerance,
+    case_of=case_of,
+    exact_dims=("K",),
+    check=check,
+    forward="temporal_conv1d",
+)

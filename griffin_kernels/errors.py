@@ -63,6 +63,14 @@ class RegistryWarning(UserWarning):
     """A registry file or entry was passed over; the default kernel is used in its place."""
 
 
+class CeilingsError(GriffinKernelsError, ValueError):
+    """A file of measured ceilings cannot be used; the message says which file and why."""
+
+
+class CeilingsWarning(UserWarning):
+    """A file of measured ceilings was passed over."""
+
+
 class UntunedWarning(UserWarning):
     """No registry entry is near enough to a case; the default kernel is used. Shown once per op."""
 

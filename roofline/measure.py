@@ -1,59 +1,154 @@
-"""Measures the ceilings of the device at hand."""
+"""Measures the ceilings of the device at hand: memory, caches, arithmetic, launching.
+
+All ceilings are sampled in turn, round after round, so each one's samples are spread over the whole measurement.
+Buffers are touched, and everything is run twice, before anything is timed.
+
+A ceiling is what the device reaches when it is left alone, so samples in which a thread of ours had to wait for a core
+are dropped where the system tells (Linux does), and of the others a high quantile is taken.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from griffin_kernels.device import Device
+from roofline import probes
+from roofline.ceilings import Ceiling
+from roofline.probes import Probe
+from roofline.stats import bootstrap_interval
 
-COPY_BYTES_LEAST = 256 * 2**20
-"""Size of a buffer; it must be several times any last-level cache."""
+QUANTILE = 0.9
+
+SECONDS = 15.0
+"""Time spent on all ceilings; up to half as much again where samples were disturbed."""
+
+DRAM_SECONDS = 1.5
+"""Time spent where only DRAM is measured."""
+
+VISIT_S = 0.012
+MOST_SAMPLES = 8
+"""A probe takes samples for this long in a round, or so many."""
+
+LEAST_ROUNDS = 3
+LEAST_UNDISTURBED = 5
+"""With fewer undisturbed samples than this a ceiling is taken from all of them, and says so."""
+
+WAITED_SHARE = 0.02
+"""Share of a sample that our threads may wait for a core in all, and it still counts as undisturbed."""
+
+DISTURBED = "; other processes took the cores meanwhile, so this is too low"
+"""End of the source of a ceiling that was measured on a busy machine."""
+
+Progress = Callable[[str, float], None]
+"""Told what is being measured and which share of the time is over."""
+
+Sample = tuple[float, bool]
+"""A value in the probe's unit, and whether nothing disturbed it."""
 
 
-@dataclass(frozen=True)
-class MeasuredCeiling:
-    """A ceiling by name, its samples in ``unit``."""
-
-    name: str
-    unit: str
-    samples: tuple[float, ...]
+def measure(device: Device, progress: Progress | None = None, seconds: float = SECONDS) -> list[Ceiling]:
+    """Every ceiling of a device, by sampling for about ``seconds`` after a few seconds of preparation."""
+    return _measure(device, probes.everything(device), progress, seconds)
 
 
-def dram(device: Device, rounds: int = 15) -> tuple[MeasuredCeiling, ...]:
-    """DRAM bandwidth as bytes per second of ``dst.copy_(src)`` and of ``torch.add(a, b, out=c)``.
+def dram(device: Device, seconds: float = DRAM_SECONDS) -> list[Ceiling]:
+    """The DRAM ceilings alone: copy, triad and read."""
+    return _measure(device, probes.dram(device), None, seconds)
 
-    Buffers are at least four times the last-level cache and touched before timing, so page faults are not in it. Bytes
-    are those that the program names: a CPU may read a line before it overwrites it, which is not counted.
+
+def disturbed(ceilings: Iterable[Ceiling]) -> list[str]:
+    """Names of the ceilings that were measured while other processes took the cores."""
+    return [ceiling.name for ceiling in ceilings if ceiling.source.endswith(DISTURBED)]
+
+
+def _measure(device: Device, made: Iterable[Probe], progress: Progress | None, seconds: float) -> list[Ceiling]:
+    tell = progress or (lambda what, share: None)
+    with torch.inference_mode():
+        tell("preparing", 0.0)
+        tried = list(made)
+        found = sample(tried, device, seconds, tell)
+    best: dict[str, Ceiling] = {}
+    for probe, samples in zip(tried, found, strict=True):
+        ceiling = estimate(probe, samples)
+        if probe.name not in best or ceiling.value > best[probe.name].value:
+            best[probe.name] = ceiling
+    return list(best.values())
+
+
+def sample(tried: Sequence[Probe], device: Device, seconds: float, tell: Progress) -> list[list[Sample]]:
+    """Samples by probe, taken in rounds until ``seconds`` are over.
+
+    Probes that are short of undisturbed samples then go on alone, for up to half as long again.
     """
-    size = max(COPY_BYTES_LEAST, 4 * device.last_level_cache_bytes)
-    source, other = (torch.ones(size // 4, dtype=torch.float32, device=device.torch_device) for _ in range(2))
-    target = torch.zeros_like(source)
-    streams: dict[str, tuple[int, Callable[[], object]]] = {
-        "dram_copy": (2, lambda: target.copy_(source)),
-        "dram_add": (3, lambda: torch.add(source, other, out=target)),
-    }
-    samples: dict[str, list[float]] = {name: [] for name in streams}
-    for _ in range(rounds + 2):
-        for name, (count, work) in streams.items():
-            samples[name].append(count * source.numel() * 4 / seconds_of(work, device))
-    return tuple(MeasuredCeiling(name, "bytes_per_s", tuple(values[2:])) for name, values in samples.items())
+    for probe in tried:
+        probe.work()
+        probe.work()
+    found: list[list[Sample]] = [[] for _ in tried]
+    wanting = list(range(len(tried)))
+    began = time.perf_counter()
+    for done in itertools.count():
+        share = (time.perf_counter() - began) / seconds if seconds > 0 else math.inf
+        if share >= 1 and done >= LEAST_ROUNDS:
+            wanting = [i for i in wanting if sum(calm for _, calm in found[i]) < LEAST_UNDISTURBED]
+            if not wanting or share >= 1.5:
+                return found
+        for i in wanting:
+            tell(tried[i].name, min(share, 1.0))
+            found[i] += _visit(tried[i], device)
+    raise AssertionError("unreachable")
 
 
-def seconds_of(work: Callable[[], object], device: Device) -> float:
-    """Seconds that one call takes on a device: wall clock on a CPU, between events on a GPU."""
-    if device.kind == "cpu":
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-    event: Any = torch.cuda.Event
-    begin, end = event(enable_timing=True), event(enable_timing=True)
-    begin.record()
-    work()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1e3
+def _visit(probe: Probe, device: Device) -> list[Sample]:
+    samples: list[Sample] = []
+    until = time.perf_counter() + VISIT_S
+    while len(samples) < MOST_SAMPLES and (not samples or time.perf_counter() < until):
+        waited, began = waited_s(device), time.perf_counter()
+        value = probe.sample(device)
+        took = time.perf_counter() - began
+        samples.append((value, waited_s(device) - waited <= WAITED_SHARE * took))
+    return samples
+
+
+def waited_s(device: Device) -> float:
+    """Seconds that threads of this process were ready to run and had no core, so far; 0 where nobody counts them.
+
+    Source: the second field of ``/proc/<pid>/task/<tid>/schedstat``, docs.kernel.org/scheduler/sched-stats.html.
+    """
+    if device.kind != "cpu":
+        return 0.0
+    nanoseconds = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, IndexError):  # a thread may end, and a kernel may not count
+            nanoseconds += int(file.read_text().split()[1])
+    return nanoseconds / 1e9
+
+
+def estimate(probe: Probe, samples: Sequence[Sample]) -> Ceiling:
+    """A ceiling from its samples: the quantile of the undisturbed ones on the fast side, with its 95 % interval."""
+    values = [value for value, calm in samples if calm]
+    source = probe.source
+    if len(values) < LEAST_UNDISTURBED:
+        source += DISTURBED if len(values) < min(len(samples), LEAST_UNDISTURBED) else ""
+        values = [value for value, _ in samples]
+    rank = 1 - QUANTILE if probe.unit == "s" else QUANTILE
+    value = float(np.quantile(values, rank))
+    low, high = bootstrap_interval(values, functools.partial(np.quantile, q=rank))
+    return Ceiling(
+        name=probe.name,
+        unit=probe.unit,
+        value=value,
+        low=min(low, value),
+        high=max(high, value),
+        origin="measured",
+        source=source,
+        samples=[float(f"{v:.4g}") for v in values],
+    )

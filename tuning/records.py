@@ -28,7 +28,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="kind"
 
 
 class Ceiling(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling", tag_field="kind"):
-    """A measured ceiling: name ``dram_copy`` or ``dram_add``, value and interval in ``unit`` (``bytes_per_s``)."""
+    """A measured ceiling by its name in ``roofline.ceilings``: value and interval in ``unit`` (``bytes_per_s``)."""
 
     name: str
     value: float

@@ -185,11 +185,9 @@ def _memory_roof(device: Device, history: History, log: journal.Journal, listene
     known = {name: c for name, c in history.ceilings.items() if name.startswith("dram_")}
     if not known:
         listener.note(f"measuring DRAM bandwidth of {device.name}")
-        for measured in measure.dram(device):
-            low, high = stats.bootstrap_interval(measured.samples)
-            value = stats.median(measured.samples)
-            known[measured.name] = Ceiling(name=measured.name, value=value, low=low, high=high, unit=measured.unit)
-            log.append(known[measured.name])
+        for c in measure.dram(device):
+            known[c.name] = Ceiling(name=c.name, value=c.value, low=c.low, high=c.high, unit=c.unit)
+            log.append(known[c.name])
     return max(ceiling.value for ceiling in known.values())
 
 

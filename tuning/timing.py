@@ -17,7 +17,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Inputs
 from griffin_kernels.device import Device
-from roofline.measure import seconds_of
+from roofline.probes import seconds_of
 
 GRAPH_BELOW_S = 64e-6
 MOST_COPIES = 16

@@ -1,0 +1,249 @@
+"""What is timed to find a device's ceilings: one small piece of work for each, on buffers of its own.
+
+Every function gives probes whose buffers are made and touched. On a CPU a piece takes about a millisecond where it can:
+shorter than the time that the operating system gives another process, so that many samples are undisturbed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.device import Device
+from roofline.ceilings import CACHE_SHARE, Unit
+
+BUFFER_BYTES = 256 * 2**20
+"""Size of a DRAM buffer, at least; it must be several times any last-level cache."""
+
+WINDOW_BYTES = 16 * 2**20
+"""What a CPU takes of each DRAM buffer in one sample; the windows go round, so the data has left the caches."""
+
+MATMUL_SIZES = {
+    "cpu": ((1024, 1024, 1024), (2048, 2048, 2048), (512, 2048, 4096)),
+    "gpu": ((2048, 2048, 4096), (4096, 4096, 4096), (8192, 4096, 4096), (8192, 8192, 8192)),
+}
+"""Rows, inner dimension, columns; which is fastest differs between libraries, so the best counts."""
+
+MATMUL_ROWS = (1, 4, 16, 64, 256, 1024)
+WEIGHT = (6144, 2048)
+"""Columns and inner dimension of the product with few rows, stored as a linear layer stores its weight."""
+
+LAUNCHES = 200
+"""Calls in one sample of the launch time."""
+
+GPU_STEPS = 256
+"""Passes of a GPU kernel over its chain or block: a sample takes some hundred microseconds."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """``amount`` of work, in the amount of ``unit``, is what one call of ``work`` does; for ``s`` it is a count."""
+
+    name: str
+    unit: Unit
+    amount: float
+    work: Callable[[], object]
+    source: str
+
+    def sample(self, device: Device) -> float:
+        """One measurement in ``unit``."""
+        seconds = seconds_of(self.work, device)
+        return seconds / self.amount if self.unit == "s" else self.amount / seconds
+
+
+def seconds_of(work: Callable[[], object], device: Device) -> float:
+    """Seconds that one call takes on a device: wall clock on a CPU, between events on a GPU."""
+    if device.kind == "cpu":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    event: Any = torch.cuda.Event
+    begin, end = event(enable_timing=True), event(enable_timing=True)
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
+
+
+def everything(device: Device) -> Iterator[Probe]:
+    """The probes of all ceilings that the device can have."""
+    for make in (dram, cache, matmul, matmul_rows, vector, special, launch):
+        yield from make(device)
+
+
+def dram(device: Device) -> Iterator[Probe]:
+    """Copy, triad and read of buffers many times the caches.
+
+    Bytes are those that the program names: a CPU may read a line before it overwrites it, which is not counted.
+    """
+    size = max(BUFFER_BYTES, 4 * device.last_level_cache_bytes)
+    window = WINDOW_BYTES if device.kind == "cpu" else size
+    shape = (max(1, size // window), window // 4)
+    out, left, right = (torch.ones(shape, device=device.torch_device) for _ in range(3))
+    total = torch.zeros((), device=device.torch_device)
+
+    # one turn for all: what a probe of its own turn reads, another may have left in the cache
+    turn = itertools.cycle(range(shape[0]))
+
+    def going_round(work: Callable[[int], object]) -> Callable[[], object]:
+        return lambda: work(next(turn))
+
+    size_text = f"windows of {window >> 20} MiB of {size >> 20} MiB" if shape[0] > 1 else f"buffers of {size >> 20} MiB"
+    streams: dict[str, tuple[int, Callable[[int], object], str]] = {
+        "dram_copy": (2, lambda i: out[i].copy_(left[i]), "out.copy_(a)"),
+        "dram_triad": (3, lambda i: torch.add(left[i], right[i], alpha=0.5, out=out[i]), "torch.add(a, b, alpha=s)"),
+        "dram_read": (1, lambda i: torch.sum(left[i], 0, out=total), "torch.sum(a)"),
+    }
+    for name, (count, work, text) in streams.items():
+        yield Probe(name, "bytes_per_s", count * shape[1] * 4, going_round(work), f"{text}, {size_text}, float32")
+
+
+def cache(device: Device) -> Iterator[Probe]:
+    """A triad on three buffers that together fit in a quarter of the last-level cache; L2 on a GPU."""
+    count = device.last_level_cache_bytes // CACHE_SHARE // 12
+    if not count:
+        return
+    if device.kind == "cpu":
+        left, right, out = (torch.ones(count) for _ in range(3))
+        text = f"torch.add(a, b, alpha=s) on {12 * count >> 10} KiB in all, float32"
+        yield Probe("cache_triad", "bytes_per_s", 12 * count, lambda: torch.add(left, right, alpha=0.5, out=out), text)
+        return
+    from roofline import _kernels
+
+    blocks = max(1, count // _kernels.BLOCK)
+    left, right, out = (torch.ones(blocks * _kernels.BLOCK, device=device.torch_device) for _ in range(3))
+    kernel = _kernels.cache_triad[(blocks,)]
+    text = f"Triton triad past L1 on {12 * left.numel() >> 10} KiB in all, float32"
+    yield Probe(
+        "cache_triad",
+        "bytes_per_s",
+        12 * left.numel() * GPU_STEPS,
+        lambda: kernel(out, left, right, 0.5, GPU_STEPS, BLOCK=_kernels.BLOCK),
+        text,
+    )
+
+
+def matmul_dtypes(device: Device) -> list[torch.dtype]:
+    """Dtypes that the device multiplies in its own units; others work by conversion, at no rate of their own."""
+    if device.kind != "cpu":
+        return [torch.float32, torch.float16, *([torch.bfloat16] if _gpu_bfloat16() else [])]
+    found = [torch.float32]
+    backends: Any = torch.backends
+    if backends.mkldnn.is_available():
+        asks: Any = torch.ops.mkldnn
+        found += [torch.bfloat16] if asks._is_mkldnn_bf16_supported() else []
+        found += [torch.float16] if asks._is_mkldnn_fp16_supported() else []
+    return found
+
+
+def _gpu_bfloat16() -> bool:
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _random(shape: tuple[int, ...], dtype: torch.dtype, device: Device) -> Tensor:
+    # zeros toggle no bits: a GPU then draws less power and clocks higher than with data
+    generator = torch.Generator(device.torch_device).manual_seed(0)
+    return torch.randn(shape, generator=generator, device=device.torch_device).to(dtype)
+
+
+def _product(name: str, left: Tensor, weights: list[Tensor], out: Tensor, text: str) -> Probe:
+    turn = itertools.cycle([weight.t() for weight in weights])
+    amount = 2 * out.numel() * left.shape[1]
+    return Probe(name, "flops_per_s", amount, lambda: torch.mm(left, next(turn), out=out), text)
+
+
+def matmul(device: Device) -> Iterator[Probe]:
+    """Large products by dtype, several sizes of each; float32 as PyTorch does it by default, without tf32."""
+    for dtype in matmul_dtypes(device):
+        for rows, inner, columns in MATMUL_SIZES["cpu" if device.kind == "cpu" else "gpu"]:
+            left, weight = _random((rows, inner), dtype, device), _random((columns, inner), dtype, device)
+            out = torch.empty((rows, columns), dtype=dtype, device=device.torch_device)
+            text = f"torch.mm of {rows}x{inner} and {inner}x{columns}, {_name(dtype)}"
+            yield _product(f"matmul_{_name(dtype)}", left, [weight], out, text)
+
+
+def matmul_rows(device: Device) -> Iterator[Probe]:
+    """Products of few rows with weights that come from DRAM, as every step of decoding reads them."""
+    columns, inner = WEIGHT
+    for dtype in matmul_dtypes(device):
+        weight = _random(WEIGHT, dtype, device)
+        copies = 2 + 2 * device.last_level_cache_bytes // (weight.numel() * weight.element_size())
+        weights = [weight, *(weight.clone() for _ in range(copies - 1))]
+        for rows in MATMUL_ROWS:
+            left = _random((rows, inner), dtype, device)
+            out = torch.empty((rows, columns), dtype=dtype, device=device.torch_device)
+            text = f"torch.mm of {rows}x{inner} and {copies} weights {inner}x{columns} in turn, {_name(dtype)}"
+            yield _product(f"matmul_rows_{_name(dtype)}_{rows}", left, weights, out, text)
+
+
+def vector(device: Device) -> Iterator[Probe]:
+    """Chains of float32 fused multiply-adds in registers, two operations each."""
+    if device.kind == "cpu":
+        from roofline import _fma
+
+        work, amount = _fma.chains(device)
+        text = f"{_fma.CHAINS} chains of {_fma.lanes(device)}-lane multiply-adds a thread"
+        yield Probe("vector_float32", "flops_per_s", amount, work, text)
+        return
+    from roofline import _kernels
+
+    out, grid = _chain_buffer(device)
+    kernel = _kernels.fma_chain[grid]
+    work = lambda: kernel(out, 0.5, 0.25, GPU_STEPS, LINKS=_kernels.LINKS, BLOCK=_kernels.BLOCK)  # noqa: E731
+    amount = 2 * out.numel() * GPU_STEPS * _kernels.LINKS
+    yield Probe("vector_float32", "flops_per_s", amount, work, "Triton chains of multiply-adds")
+
+
+def special(device: Device) -> Iterator[Probe]:
+    """Results of exp: torch.exp on cached data on a CPU, chains of the hardware's exp2 on a GPU."""
+    if device.kind == "cpu":
+        count = 2**18
+        values = torch.rand(count)
+        out = torch.empty_like(values)
+        text = f"torch.exp(x, out=) on {count} cached float32"
+        yield Probe("special_exp", "ops_per_s", count, lambda: torch.exp(values, out=out), text)
+        return
+    from roofline import _kernels
+
+    out, grid = _chain_buffer(device)
+    kernel = _kernels.exp_chain[grid]
+    work = lambda: kernel(out, GPU_STEPS // 8, LINKS=_kernels.LINKS, BLOCK=_kernels.BLOCK)  # noqa: E731
+    amount = out.numel() * (GPU_STEPS // 8) * _kernels.LINKS
+    yield Probe("special_exp", "ops_per_s", amount, work, "Triton chains of exp2")
+
+
+def _chain_buffer(device: Device) -> tuple[Tensor, tuple[int]]:
+    from roofline import _kernels
+
+    grid = (16 * device.units,)  # 16 programs of 4 warps fill a unit
+    return torch.empty(grid[0] * _kernels.BLOCK, device=device.torch_device), grid
+
+
+def launch(device: Device) -> Iterator[Probe]:
+    """Time of one operator on one number, called from Python back to back; on a GPU also of one in a CUDA graph."""
+    one, out = (torch.zeros(1, device=device.torch_device) for _ in range(2))
+
+    def work() -> None:
+        for _ in range(LAUNCHES):
+            torch.add(one, one, out=out)
+
+    text = f"{LAUNCHES} calls of torch.add(a, b, out=) on one number"
+    yield Probe("launch", "s", LAUNCHES, work, text)
+    if device.kind != "cpu":
+        work()
+        torch.cuda.synchronize(device.torch_device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        yield Probe("launch_graph", "s", LAUNCHES, graph.replay, f"a CUDA graph of {text}")

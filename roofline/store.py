@@ -1,0 +1,137 @@
+"""Keeps measured ceilings: one JSON file per device, replaced whole, never trusted and never changed when broken.
+
+Sources, the first that is of the device wins:
+
+1. the file named by ``GRIFFIN_KERNELS_CEILINGS``, which must be of the device
+2. the user's data folder, where ``griffin roofline measure`` writes
+3. ``griffin_kernels/tuned/ceilings/``, which ships with the package
+
+Reading needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+import msgspec
+import platformdirs
+
+import griffin_kernels
+from griffin_kernels import errors
+from griffin_kernels.records import DeviceRecord
+from roofline.ceilings import CEILINGS_VERSION, Ceiling, Ceilings, CeilingsFile
+
+if TYPE_CHECKING:
+    from griffin_kernels.device import Device
+
+ENVIRONMENT_VARIABLE = "GRIFFIN_KERNELS_CEILINGS"
+
+
+class _Versioned(msgspec.Struct):
+    schema_version: int
+
+
+def default_path(device: Device) -> Path:
+    """The user's ceilings file for a device."""
+    return Path(platformdirs.user_data_dir("griffin-kernels", appauthor=False)) / "ceilings" / f"{device.slug}.json"
+
+
+def shipped_path(device: Device) -> Path:
+    """Where the ceilings of a device are, if they ship with the package."""
+    return Path(str(griffin_kernels.__file__)).parent / "tuned" / "ceilings" / f"{device.slug}.json"
+
+
+def load(path: Path) -> CeilingsFile:
+    """Read and validate one file; CeilingsError says in one sentence what is wrong with it."""
+    try:
+        raw = path.read_bytes()
+    except IsADirectoryError:
+        raise errors.CeilingsError(f"ceilings {path} is a directory, expected a JSON file") from None
+    except OSError as error:
+        raise errors.CeilingsError(f"ceilings {path} cannot be read: {error.strerror}") from None
+    try:
+        version = msgspec.json.decode(raw, type=_Versioned).schema_version
+        if version > CEILINGS_VERSION:
+            raise errors.CeilingsError(
+                f"ceilings {path} has schema version {version}, this package reads up to {CEILINGS_VERSION}; "
+                "upgrade griffin-kernels or measure into another file"
+            )
+        return msgspec.json.decode(raw, type=CeilingsFile)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError is a DecodeError
+        raise errors.CeilingsError(
+            f"ceilings {path} is not a valid ceilings file: {error}; move it away and measure again"
+        ) from None
+
+
+def load_of(path: Path, device: Device) -> CeilingsFile:
+    """Load a file that must be of ``device``; CeilingsError names both devices otherwise."""
+    file = load(path)
+    if file.device.validity != device.validity():
+        raise errors.CeilingsError(
+            f"ceilings {path} is of another device ({_told(file.device.validity)}), this is {_told(device.validity())}"
+        )
+    return file
+
+
+def _told(facts: dict[str, Any]) -> str:
+    units = f"{facts['units']} units" if "units" in facts else "units unknown"
+    return f"{facts.get('name', 'unnamed')}, {facts.get('arch', 'arch unknown')}, {units}"
+
+
+def load_for(device: Device) -> Ceilings | None:
+    """The measured ceilings of a device, or None if there are none.
+
+    A file named by the user must be of the device: CeilingsError otherwise. Any other that cannot be used is passed
+    over with a CeilingsWarning.
+    """
+    if named := os.environ.get(ENVIRONMENT_VARIABLE):
+        return Ceilings.of(load_of(Path(named).expanduser(), device))
+    for path in (default_path(device), shipped_path(device)):
+        if not path.exists():
+            continue
+        try:
+            return Ceilings.of(load_of(path, device))
+        except errors.CeilingsError as error:
+            warnings.warn(f"{error}. It is not used.", errors.CeilingsWarning, stacklevel=2)
+    return None
+
+
+def prepare(path: Path, device: Device) -> None:
+    """Make the folder, and prove before any work is done that the file can be written and may be replaced.
+
+    Raises OutputFolderError, or CeilingsError where something else than ceilings of ``device`` is in the way.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            probe.write(b"\0")
+            probe.flush()
+    except OSError as error:
+        raise errors.OutputFolderError(
+            f"ceilings cannot be written to {path.parent}: {error.strerror}; choose another file with --out"
+        ) from None
+    if path.exists():
+        load_of(path, device)
+
+
+def save(path: Path, device: Device, ceilings: Iterable[Ceiling], provenance: dict[str, Any]) -> None:
+    """Replace the ceilings at ``path``: readers see the old file or the new one, nothing between.
+
+    A file that is broken or of another device is left as it is and CeilingsError raised.
+    """
+    from griffin_kernels import registry  # and with it torch
+
+    file = CeilingsFile(
+        schema_version=CEILINGS_VERSION,
+        device=DeviceRecord(device.validity(), provenance),
+        ceilings=list(ceilings),
+    )
+    prepare(path, device)
+    with filelock.FileLock(f"{path}.lock"):
+        registry.write_atomically(path, msgspec.json.format(msgspec.json.encode(file), indent=1) + b"\n")

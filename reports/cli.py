@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +12,8 @@ import typer
 from rich.console import Console
 
 from griffin_kernels import errors
+from roofline import cli as roofline_cli
+from roofline.cli import plain_errors
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -25,22 +25,13 @@ app = typer.Typer(
     context_settings=HELP,
     pretty_exceptions_enable=False,
 )
+app.add_typer(roofline_cli.app)
 tune_app = typer.Typer(name="tune", add_completion=False, context_settings=HELP, pretty_exceptions_enable=False)
 
 
 def _split(value: str | None) -> tuple[str, ...]:
     """``a,b`` -> ("a", "b")."""
     return tuple(part.strip() for part in (value or "").split(",") if part.strip())
-
-
-@contextlib.contextmanager
-def _plain_errors(console: Console) -> Iterator[None]:
-    """Errors of the package in one line on standard error, exit code 2."""
-    try:
-        yield
-    except errors.GriffinKernelsError as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(2) from None
 
 
 def _interrupt(signum: int, frame: Any) -> None:
@@ -68,7 +59,7 @@ def tune(
     """Find the fastest correct kernel for this device, publish it to the registry and write the report."""
     # a pipe has no width: tables for people who read logs
     console = Console(width=None if sys.stdout.isatty() else 140)
-    with _plain_errors(Console(stderr=True)):
+    with plain_errors(Console(stderr=True)):
         from tuning import plan, terminal
 
         options = plan.Options(_split(ops), _split(cases), _split(dtypes), budget, device or "")
@@ -100,7 +91,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The HTML file. report.html beside the journal by default.")] = None,
 ) -> None:
     """Write the HTML report of a run, finished or not, from its journal and registry."""
-    with _plain_errors(Console(stderr=True)):
+    with plain_errors(Console(stderr=True)):
         from griffin_kernels import device as devices
         from reports.build import write_report
         from tuning.journal import FILE_NAME
@@ -126,7 +117,7 @@ def explain(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<index>.")] = None,
 ) -> None:
     """Say which kernel a case runs on, and why."""
-    with _plain_errors(Console(stderr=True)):
+    with plain_errors(Console(stderr=True)):
         import griffin_kernels
         from griffin_kernels import catalog
         from griffin_kernels import device as devices

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from griffin_kernels import errors
 from griffin_kernels.device import Device
 from roofline import probes
 from roofline.ceilings import Ceiling
@@ -74,7 +75,12 @@ def _measure(device: Device, made: Iterable[Probe], progress: Progress | None, s
     tell = progress or (lambda what, share: None)
     with torch.inference_mode():
         tell("preparing", 0.0)
-        tried = list(made)
+        try:
+            tried = list(made)
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            raise errors.DeviceError(f"{device.name} has too little free memory for the buffers: {error}") from None
         found = sample(tried, device, seconds, tell)
     best: dict[str, Ceiling] = {}
     for probe, samples in zip(tried, found, strict=True):

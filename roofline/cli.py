@@ -1,0 +1,180 @@
+"""The commands under ``griffin roofline``. Importing this imports neither torch nor what draws reports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from griffin_kernels import errors
+
+if TYPE_CHECKING:
+    from griffin_kernels.device import Device
+    from roofline.ceilings import Ceiling, Ceilings
+
+app = typer.Typer(
+    name="roofline",
+    help="What the hardware allows: its ceilings, and what they make of a model.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _group() -> None:
+    """What the hardware allows: its ceilings, and what they make of a model."""
+
+
+@contextlib.contextmanager
+def plain_errors(console: Console) -> Iterator[None]:
+    """Errors of the package in one line on standard error, exit code 2."""
+    try:
+        yield
+    except errors.GriffinKernelsError as error:
+        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def measure(
+    out: Annotated[Path | None, typer.Option(help="The JSON file. In the user's data folder by default.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<index>. The first GPU, else the CPU.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
+    repeat: Annotated[int, typer.Option(min=1, help="Measure so often, and print how far the runs are apart.")] = 1,
+    seconds: Annotated[float | None, typer.Option(min=0.0, help="Time to spend on sampling. 15 by default.")] = None,
+) -> None:
+    """Measure the ceilings of this device: DRAM, cache, matrix products, multiply-adds, exp, launching."""
+    stderr = Console(stderr=True)
+    with plain_errors(stderr):
+        from griffin_kernels import device as devices
+        from roofline import measure as measuring
+        from roofline import store
+        from roofline.ceilings import Ceilings
+
+        here = devices.detect(device)
+        path = out.expanduser() if out is not None else store.default_path(here)
+        store.prepare(path, here)
+        spent = measuring.SECONDS if seconds is None else seconds
+        runs: list[list[Ceiling]] = []
+        try:
+            for index in range(repeat):
+                line = _Line(stderr, f"{here.name}: " + (f"run {index + 1} of {repeat}, " if repeat > 1 else ""))
+                runs.append(measuring.measure(here, line, spent))
+                line.clear()
+        except KeyboardInterrupt:
+            stderr.print("interrupted; nothing was written", style="red", highlight=False)
+            raise typer.Exit(130) from None
+        store.save(path, here, runs[-1], devices.provenance(here))
+        known = Ceilings(here.name, tuple(runs[-1]), here.last_level_cache_bytes)
+        rows = _rows(known, _datasheet(here), runs)
+        slow = measuring.disturbed(runs[-1])
+        if as_json:
+            answer = {"path": str(path), "device": here.validity(), "disturbed": slow, "ceilings": rows}
+            typer.echo(json.dumps(answer, indent=1))
+        else:
+            _show(here, rows, path, repeat)
+        if slow:
+            text = f"other processes took the cores; measure again when they are done: {', '.join(slow)} are too low"
+            stderr.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+class _Line:
+    """One line of progress on a terminal, drawn between samples: a thread that draws would disturb them."""
+
+    def __init__(self, console: Console, head: str) -> None:
+        self.console, self.head, self.drawn = console, head, 0.0
+
+    def __call__(self, what: str, share: float) -> None:
+        if self.console.is_terminal and time.monotonic() - self.drawn > 0.2:
+            self.drawn = time.monotonic()
+            text = f"{self.head}{what} ({share:.0%})"
+            self.console.print(f"{text:<79.79}", end="\r", highlight=False, markup=False)
+
+    def clear(self) -> None:
+        if self.console.is_terminal:
+            self.console.print(" " * 79, end="\r")
+
+
+def _datasheet(device: Device) -> Ceilings | None:
+    from griffin_kernels import datasheet
+    from roofline.ceilings import Ceilings
+
+    sheet = datasheet.find(device.name)
+    return None if sheet is None else Ceilings.from_datasheet(sheet)
+
+
+def spread(values: Sequence[float]) -> float:
+    """How far the largest value is above the smallest, as a share of the smallest."""
+    return max(values) / min(values) - 1
+
+
+def stated(name: str, sheet: Ceilings | None) -> Ceiling | None:
+    """The datasheet's entry that a measured ceiling is to be held against; None where it has none."""
+    if sheet is None:
+        return None
+    by_prefix = {"dram_": "dram", "special_": "special"}
+    entry = next((peak for prefix, peak in by_prefix.items() if name.startswith(prefix)), name)
+    found = sheet.ceiling(entry)
+    return found if found is not None and found.origin == "datasheet" else None
+
+
+def _rows(known: Ceilings, sheet: Ceilings | None, runs: Sequence[Sequence[Ceiling]]) -> list[dict[str, Any]]:
+    """One row per ceiling, as printed and as JSON. ratio: measured over datasheet, whatever it is."""
+    rows = []
+    for ceiling in known.table:
+        peak = stated(ceiling.name, sheet)
+        values = [found.value for run in runs for found in run if found.name == ceiling.name]
+        rows.append(
+            {
+                "name": ceiling.name,
+                "unit": ceiling.unit,
+                "value": ceiling.value,
+                "low": ceiling.low,
+                "high": ceiling.high,
+                "samples": len(ceiling.samples),
+                "source": ceiling.source,
+                "datasheet": None if peak is None else peak.value,
+                "ratio": None if peak is None else ceiling.value / peak.value,
+                "runs": values,
+                "spread": spread(values),
+            }
+        )
+    return rows
+
+
+def _told(value: float, unit: str) -> str:
+    from roofline import tables
+
+    units = {"bytes_per_s": "B/s", "flops_per_s": "FLOP/s", "ops_per_s": "/s"}
+    return tables.seconds(value) if unit == "s" else tables.si(value, units[unit])
+
+
+def _show(device: Device, rows: Sequence[dict[str, Any]], path: Path, repeat: int) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("ceiling", "measured", "95% interval", "datasheet", "of it", *(["spread"] if repeat > 1 else [])):
+        table.add_column(heading, justify="left" if heading == "ceiling" else "right", no_wrap=True)
+    for row in rows:
+        unit, ratio = row["unit"], row["ratio"]
+        above = " (above the datasheet)" if ratio is not None and ratio > 1 else ""
+        cells = [
+            row["name"],
+            _told(row["value"], unit),
+            f"{_told(row['low'], unit)} to {_told(row['high'], unit)}",
+            "no peak known" if ratio is None else _told(row["datasheet"], unit),
+            "" if ratio is None else f"{ratio:.0%}{above}",
+        ]
+        table.add_row(*cells, *([f"{row['spread']:.1%}"] if repeat > 1 else []))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)  # a pipe has no width
+    console.print(f"{device.name}, {device.arch}, {device.units} units", highlight=False)
+    console.print(table, highlight=False)
+    console.print(f"ceilings  {path}", highlight=False, markup=False, soft_wrap=True)

@@ -291,7 +291,7 @@ def analyse(
     A model that does not fit is analysed all the same: ``memory.fits`` and ``memory.sentence()`` say so.
     """
     config = preset(model) if isinstance(model, str) else model
-    parts = forward_parts(config, phase, batch, seq, dtype)
+    parts = forward_parts(config, phase, batch, seq, dtype, gpu=target.asynchronous)
     target.check_dtype(dtype)
     timer = _Timer(target, dtype, config.parameters() * DTYPE_BYTES[dtype])
     times = tuple(PartTime(part, timer.times(part.kernels)) for part in parts)

@@ -14,16 +14,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from griffin_kernels.ops.local_attention_step import cost as attention_step
-
 from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES, Case, Cost, Pass
 from griffin_kernels.models.config import STATE_BYTES, BlockType, GriffinConfig
 from griffin_kernels.ops.local_attention import cost as attention
 from griffin_kernels.ops.local_attention import unfused as attention_unfused
+from griffin_kernels.ops.local_attention_step import cost as attention_step
+from griffin_kernels.ops.local_attention_step import unfused as step_unfused
 from griffin_kernels.ops.rg_lru import cost as rg_lru
 from griffin_kernels.ops.rg_lru import unfused as rg_lru_unfused
 from griffin_kernels.ops.temporal_conv1d import cost as conv
+from griffin_kernels.ops.temporal_conv1d import unfused as conv_unfused
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
@@ -67,15 +68,17 @@ class Part:
     kernels: tuple[Kernel, ...] = field(repr=False)
 
 
-def forward_parts(config: GriffinConfig, phase: Phase, batch: int, seq: int, dtype: str) -> list[Part]:
-    """The parts of one forward pass in order.
+def forward_parts(
+    config: GriffinConfig, phase: Phase, batch: int, seq: int, dtype: str, *, gpu: bool = False
+) -> list[Part]:
+    """The parts of one forward pass in order. gpu: PyTorch composes a few steps differently there.
 
     prefill: ``batch`` sequences of ``seq`` tokens into an empty cache, logits of the last token only, as serving needs.
     decode: one token for each of ``batch`` sequences that have ``seq`` tokens in the cache already.
     Raises ArgumentError for a batch or length below 1, an unknown phase or dtype.
     """
     check(phase, batch, seq, dtype)
-    shape = _Shape(config, phase, batch, seq, dtype)
+    shape = _Shape(config, phase, batch, seq, dtype, gpu)
     embedding = Part("embedding", None, config.embedding_parameters(), tuple(_embedding(shape)))
     head = Part("head", None, config.width, tuple(_head(shape)))
     mixing = {
@@ -109,6 +112,7 @@ class _Shape:
     batch: int
     seq: int
     dtype: str
+    gpu: bool
 
     @property
     def time(self) -> int:
@@ -147,21 +151,23 @@ def _glue(name: str, passes: Iterable[Pass], parameter_bytes: int = 0) -> Kernel
 
 
 def _norm(shape: _Shape, tokens: int) -> Kernel:
-    """RMSNorm in float32: square, mean, rsqrt, two products; casts around it where the data is narrower."""
-    elements, size = tokens * shape.config.width, shape.size
+    """RMSNorm in float32 with casts around it where the data is narrower; one kernel on a GPU, six on a CPU."""
+    elements, size, width = tokens * shape.config.width, shape.size, shape.config.width
     cast = () if size == 4 else (Pass.elementwise(elements, size, 4),)
     back = () if size == 4 else (Pass.elementwise(elements, 4, size),)
-    passes = (
-        *cast,
-        Pass.elementwise(elements, 4, 4, vector=1),
-        Pass.elementwise(elements, 4, 0, vector=1),
-        Pass.elementwise(tokens, 4, 4, vector=1),
-        Pass.elementwise(tokens, 4, 4, special=1),
-        Pass.elementwise(elements, 4, 4, vector=1),
-        Pass.elementwise(elements, 4, 4, vector=1),
-        *back,
-    )
-    return _glue("norm", passes, parameter_bytes=shape.config.width * size)
+    weight = (*(() if size == 4 else (Pass.elementwise(width, size, 4),)), Pass.elementwise(width, 4, 4, vector=1))
+    # square, mean and two products an element; eps and rsqrt a token
+    if shape.gpu:
+        norm = (Pass(Cost(4 * elements, 4 * elements, vector_flops=4 * elements + tokens, special_ops=tokens)),)
+    else:
+        norm = (
+            Pass.elementwise(elements, 4, 4, vector=1),
+            Pass.elementwise(elements, 4, 0, vector=1),
+            Pass.elementwise(tokens, 4, 4, vector=1),
+            Pass.elementwise(tokens, 4, 4, special=1),
+            Pass.elementwise(elements, 4, 4, vector=1, count=2),
+        )
+    return _glue("norm", (*weight, *cast, *norm, *back), parameter_bytes=width * size)
 
 
 def _residual(shape: _Shape) -> Kernel:
@@ -185,6 +191,8 @@ def _embedding(shape: _Shape) -> Iterable[Kernel]:
     yield Kernel("embedding", cost, parameter_bytes=gathered)
     if shape.config.scale_embeddings:
         yield _glue("scale", [Pass.elementwise(elements, shape.size, shape.size, vector=1)])
+    if set(shape.config.block_types) != {"recurrent"}:
+        yield _rope_tables(shape)
 
 
 def _head(shape: _Shape) -> Iterable[Kernel]:
@@ -228,6 +236,7 @@ def _recurrent(shape: _Shape) -> Iterable[Kernel]:
     yield Kernel(
         "temporal_conv1d",
         conv.cost(conv_case),
+        conv_unfused.passes(conv_case),
         parameter_bytes=conv.weight_elements(conv_case) * shape.size,
         cache_bytes=taps * (2 if decode else 1),
         case=conv_case,
@@ -272,21 +281,33 @@ def _attention(shape: _Shape, kind: BlockType) -> Iterable[Kernel]:
         cost = attention_step.cost(case)
         cached = 2 * shape.batch * kept * shared * size
         yield Kernel("cache", Cost(written, written), (Pass(Cost(written // 2, written // 2), 2),), cache_bytes=written)
-        yield Kernel("attention", cost, cache_bytes=cached, case=case)
+        yield Kernel("attention", cost, step_unfused.passes(case), cache_bytes=cached, case=case)
     yield _matmul(shape, "output", tokens, heads, d, bias=True)
     yield _residual(shape)
 
 
+def _rope_tables(shape: _Shape) -> Kernel:
+    """Angles, cosines and sines of a quarter of a head, once for all layers."""
+    angles = shape.tokens * shape.config.head_dim // 4
+    return _glue(
+        "rope_tables",
+        [
+            Pass.elementwise(shape.tokens, 8, 4),
+            Pass.elementwise(angles, 4, 4, vector=1),
+            Pass.elementwise(angles, 4, 4, special=1, count=2),
+        ],
+    )
+
+
 def _rope(shape: _Shape) -> Kernel:
-    """Half of each head of q and k: angles, sine, cosine; two products and a sum per element."""
-    config, tokens, size = shape.config, shape.tokens, shape.size
-    pairs = tokens * config.head_dim // 4
-    turned = tokens * (config.num_heads + config.num_kv_heads) * config.head_dim // 2
+    """Half of each head of q and k turned in pairs: four products, two sums, two concatenations."""
+    config, size = shape.config, shape.size
+    turned = shape.tokens * (config.num_heads + config.num_kv_heads) * config.head_dim // 2
     passes = [
-        Pass.elementwise(pairs, 4, 4, vector=1),
-        Pass.elementwise(pairs, 4, 4, special=1),
-        Pass.elementwise(pairs, 4, 4, special=1),
-        Pass.elementwise(turned, size, size, vector=3),
+        Pass.elementwise(turned // 2, size, 4, vector=1, count=4),
+        Pass.elementwise(turned // 2, 8, 4, vector=1, count=2),
+        Pass.elementwise(turned, 4, 4),
+        *([Pass.elementwise(turned, 4, size)] if size < 4 else []),
         Pass.elementwise(2 * turned, size, size),
     ]
     return _glue("rope", passes)

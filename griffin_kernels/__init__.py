@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from griffin_kernels.dispatch import use as use
     from griffin_kernels.functional.linear_scan import linear_scan as linear_scan
     from griffin_kernels.functional.local_attention import local_attention as local_attention
+    from griffin_kernels.functional.local_attention_step import local_attention_step as local_attention_step
     from griffin_kernels.functional.rg_lru import RGLRUWeights as RGLRUWeights
     from griffin_kernels.functional.rg_lru import rg_lru as rg_lru
     from griffin_kernels.functional.temporal_conv1d import temporal_conv1d as temporal_conv1d
@@ -29,6 +30,7 @@ _HOMES = {
     "use": "griffin_kernels.dispatch",
     "linear_scan": "griffin_kernels.functional.linear_scan",
     "local_attention": "griffin_kernels.functional.local_attention",
+    "local_attention_step": "griffin_kernels.functional.local_attention_step",
     "RGLRUWeights": "griffin_kernels.functional.rg_lru",
     "rg_lru": "griffin_kernels.functional.rg_lru",
     "temporal_conv1d": "griffin_kernels.functional.temporal_conv1d",

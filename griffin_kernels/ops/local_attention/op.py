@@ -53,18 +53,13 @@ def check_options(
     q: Tensor, k: Tensor, cu_seqlens: Tensor | None, window: int, softcap: float | None, scale: float | None
 ) -> None:
     """Raise ArgumentError or ShapeError for heads that do not divide, too few keys, bad window, options or offsets."""
-    heads, shared = q.shape[2], k.shape[2]
     time, keys = q.shape[1], k.shape[1]
-    if shared < 1 or heads % shared:
-        raise errors.ShapeError(f"q has {heads} heads and k has {shared}: the first must be a multiple of the second")
+    check_heads(q.shape[2], k.shape[2], "k")
     if keys < time:
         raise errors.ShapeError(f"k has {keys} keys for the {time} queries of q: expected one for each query or more")
     if window < 1:
         raise errors.ArgumentError(f"window is {window}, expected at least 1 (a query sees itself)")
-    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
-        raise errors.ArgumentError(f"softcap is {softcap}, expected a finite number above 0, or None")
-    if scale is not None and not math.isfinite(scale):
-        raise errors.ArgumentError(f"scale is {scale}, expected a finite number, or None for head_dim ** -0.5")
+    check_scores(softcap, scale)
     if cu_seqlens is not None:
         if keys > time:
             raise errors.ShapeError(
@@ -72,6 +67,22 @@ def check_options(
                 "(packed sequences do not go on from earlier keys)"
             )
         check_cu_seqlens(cu_seqlens, batch=q.shape[0], total=time)
+
+
+def check_heads(heads: int, shared: int, keys: str) -> None:
+    """Raise ShapeError where the heads of q do not divide among those of the argument called ``keys``."""
+    if shared < 1 or heads % shared:
+        raise errors.ShapeError(
+            f"q has {heads} heads and {keys} has {shared}: the first must be a multiple of the second"
+        )
+
+
+def check_scores(softcap: float | None, scale: float | None) -> None:
+    """Raise ArgumentError for a bad softcap or scale."""
+    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
+        raise errors.ArgumentError(f"softcap is {softcap}, expected a finite number above 0, or None")
+    if scale is not None and not math.isfinite(scale):
+        raise errors.ArgumentError(f"scale is {scale}, expected a finite number, or None for head_dim ** -0.5")
 
 
 def within_reach(keys: Tensor, time: int, window: int) -> Tensor:
@@ -178,14 +189,19 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
 
 
 def tolerance(case: Case) -> Tolerance:
-    """Rounding of scores, probabilities and sums."""
+    """Rounding of scores, probabilities and sums over the keys that a query sees."""
+    return rounding(case.torch_dtype, case["d"], min(case["W"], case["S"]))
+
+
+def rounding(dtype: torch.dtype, d: int, keys: int) -> Tolerance:
+    """Of attention to ``keys`` keys of ``d`` channels."""
     # A score is a sum of d products: its error, |s| sqrt(d) u with |s| near 4 in a row's heaviest keys, is the
     # relative error of a probability. Sums over W keys add sqrt(W) u. For data in half precision, probabilities and
     # the output are rounded to it. Errors of a row's keys are independent, so they shrink as the output itself does.
-    unit = torch.finfo(accumulator(case.torch_dtype)).eps / 2
-    rounding = torch.finfo(case.torch_dtype).eps / 2 if case.dtype in ("bfloat16", "float16") else 0.0
-    sums = (4 * case["d"] ** 0.5 + min(case["W"], case["S"]) ** 0.5 + 8) * unit
-    return Tolerance(rel_norm=sums + 2 * rounding, worst=8 * sums + 6 * rounding)
+    unit = torch.finfo(accumulator(dtype)).eps / 2
+    half = torch.finfo(dtype).eps / 2 if dtype in (torch.bfloat16, torch.float16) else 0.0
+    sums = (4 * d**0.5 + keys**0.5 + 8) * unit
+    return Tolerance(rel_norm=sums + 2 * half, worst=8 * sums + 6 * half)
 
 
 def case_of(

@@ -252,6 +252,10 @@ def cases(op: str) -> tuple[Case, ...]:
         case(1, 2048, 2560, 10, where="cpu", flags=("segmented",), source=f"{rg2b}, documents", thorough=True),
         case(8, 256, 2560, 10, where="cpu", source=rg2b, thorough=True),
     ]
+    if op == "rg_lru":  # nobody trains on one token
+        for where, dtype in (("cpu", "float32"), ("gpu", "bfloat16")):
+            decode = {"where": where, "dtype": dtype, "data": ("h0",), "source": "RecurrentGemma-2B decode"}
+            bench += [case(batch, 1, 2560, 10, **decode) for batch in (1, 16)]
     for width, blocks, source in ((2560, 10, rg2b), (4096, 16, rg9b)):
         for batch in (1, 8):
             for time in (2048, 8192):

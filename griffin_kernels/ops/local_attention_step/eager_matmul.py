@@ -1,0 +1,53 @@
+"""Two batched products and a softmax; query heads that share a key head are rows of one product.
+
+The cache is read in place, never repeated for the query heads. Scores, softmax and sums in float32, for which
+half-precision caches are converted on a CPU: PyTorch has no product there that returns unrounded sums.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import NoConfig, Variant
+from griffin_kernels.ops import _products
+
+
+def run(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    softcap: float | None,
+    scale: float | None,
+    *,
+    config: NoConfig,
+) -> tuple[Tensor]:
+    batch, _, d = q.shape
+    window, shared = k_cache.shape[1:3]
+    rows = q.reshape(batch, shared, -1, d)  # [B, Hkv, G, d]
+    # one product for each key head: a product takes one stride from matrix to matrix, so all at once copy the cache
+    scores = _joined([_products.unrounded(rows[:, h], k_cache[:, :, h].mT) for h in range(shared)])  # [B, Hkv, G, W]
+    scores.mul_(d**-0.5 if scale is None else scale)
+    if softcap is not None:
+        scores.div_(softcap).tanh_().mul_(softcap)
+    hidden = torch.arange(window, device=q.device) > positions[:, None]
+    weights = torch.softmax(scores.masked_fill_(hidden[:, None, None], -torch.inf), dim=3)
+    if _products.has_unrounded(q):
+        weights = weights.to(q.dtype)
+    out = _joined([_products.unrounded(weights[:, h], v_cache[:, :, h]) for h in range(shared)])
+    return (out.reshape(q.shape).to(q.dtype),)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0][:, None] if len(parts) == 1 else torch.stack(parts, dim=1)
+
+
+VARIANT = Variant(
+    op="local_attention_step",
+    name="eager.matmul",
+    summary="two batched products by key head, softmax in float32",
+    run=run,
+    config=NoConfig,
+    rank=lambda case, device: 10,
+)

@@ -1,0 +1,50 @@
+"""scaled_dot_product_attention with the query heads that share a key head as its query positions.
+
+To the kernel it is one head of G queries in place of G heads of one, so the cache is read once, not G times.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, NoConfig, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops.local_attention_step import _sdpa
+
+
+def run(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    softcap: float | None,
+    scale: float | None,
+    *,
+    config: NoConfig,
+) -> tuple[Tensor]:
+    batch, _, d = q.shape
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q.reshape(batch, k_cache.shape[2], -1, d),  # [B, Hkv, G, d]
+        k_cache.transpose(1, 2),
+        v_cache.transpose(1, 2),
+        attn_mask=_sdpa.visible(k_cache, positions),
+        scale=scale,
+    )
+    return (out.reshape(q.shape).contiguous(),)
+
+
+def rank(case: Case, device: Device) -> int:
+    """Below eager.matmul, except where that converts the cache."""
+    return 11 if device.kind == "cpu" and case.dtype in ("bfloat16", "float16") else 9
+
+
+VARIANT = Variant(
+    op="local_attention_step",
+    name="eager.sdpa_rows",
+    summary="scaled_dot_product_attention, heads of a key head as its query positions",
+    run=run,
+    config=NoConfig,
+    reject=_sdpa.reject,
+    rank=rank,
+)

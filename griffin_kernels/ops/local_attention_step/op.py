@@ -1,0 +1,145 @@
+"""local_attention_step: attention of one new token per row to a ring of keys and values. The contract.
+
+    s_i = scale * q . k_i,  s_i := softcap tanh(s_i / softcap) where softcap is given
+    out = sum over visible i of softmax(s)_i v_i
+
+The ring has W slots, the key of position p in slot p mod W, that of the new token already there. At position p of its
+document slots 0 .. p have been written, or all: slot i is visible where i <= p. The order of the keys does not matter
+to a softmax. What other slots hold (zeros, keys of an earlier document) must be finite: it is multiplied by 0.
+
+Query heads share key heads in order: head h of Hq reads head h // (Hq / Hkv) of Hkv (1 is multi-query attention).
+No value of positions is checked: that would wait for the device. They are 0 or above.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels import errors
+from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
+from griffin_kernels.ops.local_attention import op as attention
+from griffin_kernels.ops.local_attention_step.cost import FLAGS, cost, make_case
+
+
+def check(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, softcap: float | None, scale: float | None
+) -> None:
+    """What the tensor specs cannot express."""
+    heads, (window, shared) = q.shape[1], k_cache.shape[1:3]
+    if window < 1:
+        raise errors.ShapeError("k_cache has 0 slots, expected at least 1: the new token's own key is in it")
+    attention.check_heads(heads, shared, "k_cache")
+    attention.check_scores(softcap, scale)
+
+
+def reference(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, softcap: float | None, scale: float | None
+) -> tuple[Tensor]:
+    """The formulas at the top of this file."""
+    group = q.shape[1] // k_cache.shape[2]
+    keys, values = (cache.repeat_interleave(group, dim=2) for cache in (k_cache, v_cache))  # [B, W, Hq, d]
+    scores = attention.scores_of(q[:, None], keys, softcap, scale)[:, :, 0]  # [B, Hq, W]
+    hidden = torch.arange(keys.shape[1], device=q.device) > positions[:, None]
+    weights = torch.softmax(scores.masked_fill(hidden[:, None], -torch.inf), dim=2)
+    return (torch.einsum("bhk,bkhd->bhd", weights, values),)
+
+
+def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Standard normal q (doubled, so that some keys stand out) and cache; every row's ring is full.
+
+    With ``early`` in the case's data rows are at positions from 0 on, and slots not yet written hold large numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch, window, heads, shared, d = (case[name] for name in ("B", "W", "Hq", "Hkv", "d"))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, case.torch_dtype)
+
+    def cache() -> Tensor:
+        if "strided" in case.data:
+            # head-major, every second channel of a longer buffer
+            return normal(batch, shared, window + 3, 2 * d)[:, :, 1 : window + 1].transpose(1, 2)[..., ::2]
+        return normal(batch, window, shared, d)
+
+    positions = torch.randint(window - 1, 3 * window, (batch,), generator=generator)
+    if "early" in case.data:
+        positions = torch.linspace(0, window, batch).long()
+    positions = positions.to(device)
+    k_cache, v_cache = cache(), cache()
+    stale = torch.arange(window, device=device) > positions[:, None]  # [B, W]
+    for kept in (k_cache, v_cache):
+        kept.masked_fill_(stale[..., None, None], 1000.0)
+    q = normal(batch, 2 * heads, d)[:, ::2] if "strided" in case.data else normal(batch, heads, d)
+    return {
+        "q": 2 * q,
+        "k_cache": k_cache,
+        "v_cache": v_cache,
+        "positions": positions,
+        "softcap": attention.SOFTCAP if "softcap" in case.flags else None,
+        "scale": 0.7 * d**-0.5 if "scale" in case.data else None,
+    }
+
+
+def tolerance(case: Case) -> Tolerance:
+    """That of local_attention for one query that sees W keys."""
+    return attention.rounding(case.torch_dtype, case["d"], case["W"])
+
+
+def case_of(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, softcap: float | None, scale: float | None
+) -> Case:
+    """The case that a real call is."""
+    batch, heads, d = q.shape
+    window, shared = k_cache.shape[1:3]
+    return make_case(batch, window, heads, shared, d, dtype_name(q.dtype), FLAGS if softcap else (), tag="call")
+
+
+def cases() -> tuple[Case, ...]:
+    dtypes = ("float32", "bfloat16", "float16", "float64")
+    smoke = [make_case(2, 40, 4, 1, 16, dtype, tag="smoke") for dtype in dtypes]
+    edge = [
+        make_case(1, 1, 1, 1, 1, tag="edge"),
+        make_case(5, 33, 6, 2, 24, tag="edge", data=("early", "strided", "scale")),
+        make_case(5, 33, 6, 2, 24, "bfloat16", tag="edge", data=("early", "strided", "scale")),
+        make_case(4, 300, 10, 1, 40, tag="edge", data=("early",)),
+        make_case(4, 300, 10, 1, 40, "bfloat16", tag="edge", data=("early",)),
+        make_case(3, 70, 3, 3, 5, tag="edge", flags=FLAGS, data=("early",)),
+        make_case(3, 70, 6, 2, 32, "bfloat16", tag="edge", flags=FLAGS, data=("strided",)),
+        make_case(1, 1100, 7, 1, 64, tag="edge", flags=FLAGS),
+    ]
+    rg2b = "RecurrentGemma-2B: 10 heads of 256, one key head, window 2048"
+    g1b = "Griffin 1.3B: 16 heads of 128, one key head, window 1024"
+    g100m = "Griffin 100M: 6 heads of 128, one key head, window 1024"
+    bench = []
+    for where, dtype in (("cpu", "float32"), ("gpu", "bfloat16")):
+        for window, heads, d, source in ((2048, 10, 256, rg2b), (1024, 16, 128, g1b), (1024, 6, 128, g100m)):
+            for batch in (1, 16):
+                kind, slow = "float32" if source == g100m else dtype, where == "cpu" and source != rg2b
+                bench.append(make_case(batch, window, heads, 1, d, kind, where=where, source=source, thorough=slow))
+    bench += [
+        make_case(batch, 2048, 10, 1, 256, "bfloat16", where="cpu", source=rg2b, thorough=True) for batch in (1, 16)
+    ]
+    return (*smoke, *edge, *bench)
+
+
+OP = Op(
+    name="local_attention_step",
+    summary="softmax attention of one new token per row to a ring of the last W keys",
+    inputs={
+        "q": TensorSpec("B Hq d"),
+        "k_cache": TensorSpec("B W Hkv d"),
+        "v_cache": TensorSpec("B W Hkv d"),
+        "positions": TensorSpec("B", "int64"),
+    },
+    options=("softcap", "scale"),
+    outputs={"out": TensorSpec("B Hq d")},
+    reference=reference,
+    cases=cases(),
+    make_inputs=make_inputs,
+    cost=cost,
+    tolerance=tolerance,
+    case_of=case_of,
+    exact_dims=("Hkv", "d"),
+    check=check,
+)

@@ -1,0 +1,184 @@
+"""The public local_attention_step: decoding with a ring against local_attention over the whole sequence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import griffin_kernels
+import griffin_kernels.functional.local_attention_step  # registers torch.ops.griffin_kernels.local_attention_step
+from griffin_kernels import catalog, errors, verify
+from griffin_kernels.ops.local_attention_step.cost import make_case
+
+OP = catalog.op("local_attention_step")
+CPU = torch.device("cpu")
+WINDOW = 7
+STEPS = 3 * WINDOW + 5
+
+pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
+
+
+def sequence(dtype=torch.float64, batch=3, heads=4, shared=2, d=8, steps=STEPS):
+    """q [B,T,Hq,d] (doubled, so that some keys stand out), k, v [B,T,Hkv,d]."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((batch, steps, heads, d), (batch, steps, shared, d), (batch, steps, shared, d))
+    q, k, v = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    return 2 * q, k, v
+
+
+def rings(k, window=WINDOW, strided=False):
+    """Two rings [B,W,Hkv,d] for keys like k, with what an earlier document may have left in them."""
+    batch, _, shared, d = k.shape
+    if strided:
+        return [torch.full((batch, shared, window, 2 * d), 50.0, dtype=k.dtype).transpose(1, 2)[..., ::2] for _ in "kv"]
+    return [torch.full((batch, window, shared, d), 50.0, dtype=k.dtype) for _ in "kv"]
+
+
+def decode(q, k, v, positions, strided=False, **options):
+    """Every token of [B,T,..] in turn, row b at ``positions[b, t]``."""
+    k_ring, v_ring = rings(k, strided=strided)
+    outs = []
+    for t in range(q.shape[1]):
+        outs.append(
+            griffin_kernels.local_attention_step(q[:, t], k[:, t], v[:, t], k_ring, v_ring, positions[:, t], **options)
+        )
+    return torch.stack(outs, dim=1)
+
+
+def documents(*starts, batch=3):
+    """int64 [B,T]: row b has documents beginning at 0 and at each of ``starts`` + b."""
+    rows = []
+    for row in range(batch):
+        begins = [0, *(start + row for start in starts)]
+        rows.append([t - max(begin for begin in begins if begin <= t) for t in range(STEPS)])
+    return torch.tensor(rows)
+
+
+VARIANTS = pytest.mark.parametrize("variant", [v.key for v in catalog.variants(OP.name).values()])
+
+
+@VARIANTS
+@pytest.mark.parametrize("starts", [(), (3,), (11, 20)], ids=str)
+@pytest.mark.parametrize(("heads", "shared"), [(4, 1), (4, 2), (3, 3)])
+def test_decoding_equals_the_whole_sequence(variant, starts, heads, shared):
+    dtype = torch.float64 if "eager" in variant else torch.float32
+    q, k, v = sequence(dtype, heads=heads, shared=shared)
+    positions = documents(*starts)
+    want = griffin_kernels.local_attention(q, k, v, window=WINDOW, segment_pos=positions)
+    with griffin_kernels.use(variant=variant):
+        torch.testing.assert_close(decode(q, k, v, positions), want)
+        torch.testing.assert_close(decode(q, k, v, positions.int(), strided=True), want)
+
+
+def test_softcap_and_scale():
+    q, k, v = sequence()
+    options = {"softcap": 3.0, "scale": 0.4}
+    positions = documents(9)
+    want = griffin_kernels.local_attention(q, k, v, window=WINDOW, segment_pos=positions, **options)
+    torch.testing.assert_close(decode(q, k, v, positions, **options), want)
+    assert (decode(q, k, v, positions, scale=0.4) - want).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_other_dtypes(dtype):
+    q, k, v = sequence(dtype)
+    positions = documents(9)
+    exact = (t.double() for t in (q, k, v))
+    want = griffin_kernels.local_attention(*exact, window=WINDOW, segment_pos=positions)
+    got = decode(q, k, v, positions)
+    assert got.dtype == dtype
+    tolerance = OP.tolerance(make_case(3, WINDOW, 4, 2, 8, str(dtype).removeprefix("torch.")))
+    error = verify.error_of("out", got, want)
+    assert error.rel_norm <= tolerance.rel_norm, error
+    assert error.worst <= tolerance.worst, error
+
+
+def test_rows_at_different_positions_and_what_is_written():
+    q, k, v = sequence(batch=4, steps=1)
+    positions = torch.tensor([0, 3, WINDOW - 1, 2 * WINDOW + 2])
+    k_ring, v_ring = (ring.normal_(generator=torch.Generator().manual_seed(5)) for ring in rings(k))
+    before = k_ring.clone(), v_ring.clone()
+    out = griffin_kernels.local_attention_step(q[:, 0], k[:, 0], v[:, 0], k_ring, v_ring, positions)
+    for ring, old, new in ((k_ring, before[0], k), (v_ring, before[1], v)):
+        for row, slot in enumerate((0, 3, WINDOW - 1, 2)):
+            old[row, slot] = new[row, 0]
+        assert torch.equal(ring, old)
+    torch.testing.assert_close(out[0], v[0, 0].repeat_interleave(2, dim=0))
+    for row, seen in enumerate((1, 4, WINDOW, WINDOW)):
+        # the order of keys does not matter to one query
+        keys, values = k_ring[row : row + 1, :seen], v_ring[row : row + 1, :seen]
+        alone = griffin_kernels.local_attention(q[row : row + 1], keys, values, window=WINDOW)
+        torch.testing.assert_close(out[row], alone[0, 0])
+
+
+@pytest.mark.parametrize("case", OP.cases_tagged("smoke", "edge")[:6], ids=lambda case: case.key)
+def test_opcheck(case):
+    inputs = OP.make_inputs(case, CPU, 0)
+    new = [inputs["k_cache"][:, 0].clone(), inputs["v_cache"][:, 0].clone()]
+    q, *rest = inputs.values()
+    opcheck(torch.ops.griffin_kernels.local_attention_step.default, (q, *new, *rest))
+
+
+def test_compiles_fullgraph_and_updates_the_ring():
+    def model(q, k, v, k_ring, v_ring, positions):
+        return griffin_kernels.local_attention_step(q.tanh(), k, v, k_ring, v_ring, positions).sum(2)
+
+    compiled = torch.compile(model, fullgraph=True)
+    q, k, v = sequence(torch.float32)
+    for start in (0, 11):
+        mine, theirs = rings(k), rings(k)
+        args = (q[:, 0], k[:, 0], v[:, 0])
+        positions = torch.tensor([start, start + 1, 2])
+        torch.testing.assert_close(compiled(*args, *mine, positions), model(*args, *theirs, positions))
+        for one, other in zip(mine, theirs, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_empty_batch_gives_empty_output():
+    q, k, v = sequence(batch=0, steps=1)
+    out = griffin_kernels.local_attention_step(q[:, 0], k[:, 0], v[:, 0], *rings(k), torch.zeros(0, dtype=torch.int64))
+    assert out.shape == (0, 4, 8)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "k_cache", "v_cache"])
+def test_a_gradient_is_refused_and_nothing_written(name):
+    q, k, v = sequence(steps=1)
+    given = {"q": q[:, 0], "k": k[:, 0], "v": v[:, 0], **dict(zip(("k_cache", "v_cache"), rings(k), strict=True))}
+    given[name] = given[name].clone().requires_grad_()
+    positions = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(errors.ArgumentError, match=f"{name} requires a gradient.*torch.no_grad"):
+        griffin_kernels.local_attention_step(*given.values(), positions)
+    assert (given["k_cache"] == 50).all()
+    with torch.no_grad():
+        out = griffin_kernels.local_attention_step(*given.values(), positions)
+    assert not out.requires_grad
+
+
+Q, K = torch.randn(2, 4, 8), torch.randn(2, 2, 8)
+RING, AT = torch.full((2, 5, 2, 8), 50.0), torch.zeros(2, dtype=torch.int64)
+BAD = {
+    "heads that do not divide": ((Q[:, :3], K, K, RING, RING, AT), {}, errors.ShapeError, "q has 3 heads and k_cache"),
+    "k of other heads": (
+        (Q, Q, K, RING, RING, AT), {}, errors.ShapeError, r"v has shape \[2, 2, 8\], expected \[B=2, Hkv=4"
+    ),
+    "v with a time axis": ((Q, K, K[:, None], RING, RING, AT), {}, errors.ShapeError, "v has shape"),
+    "a ring of other rows": ((Q, K, K, RING[:1], RING, AT), {}, errors.ShapeError, "k_cache has shape"),
+    "rings of two lengths": ((Q, K, K, RING, RING[:, :4], AT), {}, errors.ShapeError, "v_cache has shape"),
+    "a ring without slots": ((Q, K, K, RING[:, :0], RING[:, :0], AT), {}, errors.ShapeError, "k_cache has 0 slots"),
+    "positions of two dimensions": ((Q, K, K, RING, RING, AT[None]), {}, errors.ShapeError, "positions has shape"),
+    "positions as floats": ((Q, K, K, RING, RING, AT.float()), {}, errors.DtypeError, "positions is float32"),
+    "a position as a number": ((Q, K, K, RING, RING, 3), {}, errors.ArgumentError, "positions is a int"),
+    "a ring of another dtype": ((Q, K, K, RING, RING.half(), AT), {}, errors.DtypeError, "v_cache is float16"),
+    "a ring elsewhere": ((Q, K, K, RING.to("meta"), RING, AT), {}, errors.DeviceMismatchError, "k_cache is on meta"),
+    "softcap of zero": ((Q, K, K, RING, RING, AT), {"softcap": 0.0}, errors.ArgumentError, "softcap is 0.0"),
+    "endless scale": ((Q, K, K, RING, RING, AT), {"scale": float("inf")}, errors.ArgumentError, "scale is inf"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_argument_is_named_and_nothing_written(what):
+    args, options, error, message = BAD[what]
+    with pytest.raises(error, match=message):
+        griffin_kernels.local_attention_step(*args, **options)
+    assert (RING == 50).all()

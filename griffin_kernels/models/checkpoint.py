@@ -1,0 +1,360 @@
+"""Parameters and settings of the published RecurrentGemma codes, to and from ours.
+
+Two layouts: transformers' ``RecurrentGemmaForCausalLM``, and the PyTorch code of google-deepmind/recurrentgemma. A
+``Rule`` says where one of our parameters comes from, and how to get back: the way back also serves gradients.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from griffin_kernels import errors
+from griffin_kernels.models.config import GriffinConfig, repeat
+from griffin_kernels.models.griffin import Griffin
+
+Layout = Literal["transformers", "deepmind"]
+StateDict = Mapping[str, Tensor]
+
+SHOWN = 6
+"""Keys at fault that an error message lists."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``theirs``: names there. join: their tensors -> ours. split: ours -> theirs; on meta tensors it tells shapes."""
+
+    theirs: tuple[str, ...]
+    join: Callable[..., Tensor]
+    split: Callable[[Tensor], tuple[Tensor, ...]]
+
+
+def _same(name: str) -> Rule:
+    return Rule((name,), lambda tensor: tensor, lambda tensor: (tensor,))
+
+
+def _stacked(names: tuple[str, ...], rows: list[int]) -> Rule:
+    """Ours has their rows one below the other."""
+    return Rule(names, lambda *parts: torch.cat(parts), lambda tensor: torch.split(tensor, rows))
+
+
+def _taps(name: str) -> Rule:
+    """Theirs is nn.Conv1d's weight [R, 1, K], ours [K, R]; both put the present token last."""
+    return Rule((name,), lambda tensor: tensor[:, 0].T, lambda tensor: (tensor.T[:, None],))
+
+
+def _pair_matrix(name: str) -> Rule:
+    """Theirs is [2, inputs, outputs], ours [2 * outputs, inputs]."""
+    return Rule(
+        (name,),
+        lambda tensor: tensor.transpose(1, 2).flatten(0, 1),
+        lambda tensor: (tensor.view(2, -1, tensor.shape[1]).transpose(1, 2),),
+    )
+
+
+def _pair_bias(name: str) -> Rule:
+    """Theirs is [2, 1, 1, outputs], ours [2 * outputs]."""
+    return Rule((name,), lambda tensor: tensor.flatten(), lambda tensor: (tensor.view(2, 1, 1, -1),))
+
+
+def _rules(config: GriffinConfig, layout: Layout) -> dict[str, Rule]:
+    """One rule for each of our parameters, in the order of the module."""
+    table = dict(_transformers(config) if layout == "transformers" else _deepmind(config))
+    if "global_attention" in config.block_types:
+        raise errors.ArgumentError("config: the published layouts have no global attention")
+    return table
+
+
+def _both(prefix: str, ours: str, names: Mapping[str, str]) -> Iterator[tuple[str, Rule]]:
+    for mine, their in names.items():
+        yield f"{ours}.{mine}", _same(f"{prefix}.{their}")
+
+
+def _transformers(config: GriffinConfig) -> Iterator[tuple[str, Rule]]:
+    yield "embedding.weight", _same("model.embed_tokens.weight")
+    linears = [f"linear_{which}.{part}" for which in "xy" for part in ("weight", "bias")]
+    linears += ["linear_out.weight", "linear_out.bias"]
+    recurrent = {name: name for name in linears} | {
+        "conv.bias": "conv_1d.bias",
+        "rg_lru.a_param": "rg_lru.recurrent_param",
+        "rg_lru.input_gate_weight": "rg_lru.input_gate_weight",
+        "rg_lru.recurrence_gate_weight": "rg_lru.recurrent_gate_weight",
+        "rg_lru.input_gate_bias": "rg_lru.input_gate_bias",
+        "rg_lru.recurrence_gate_bias": "rg_lru.recurrent_gate_bias",
+    }
+    for index, kind in enumerate(config.block_types):
+        ours, layer = f"blocks.{index}", f"model.layers.{index}"
+        mixing = f"{layer}.temporal_block"
+        yield f"{ours}.temporal_norm.weight", _same(f"{layer}.temporal_pre_norm.weight")
+        if kind == "recurrent":
+            yield from _both(mixing, f"{ours}.mixing", recurrent)
+            yield f"{ours}.mixing.conv.weight", _taps(f"{mixing}.conv_1d.weight")
+        else:
+            names = tuple(f"{mixing}.{which}_proj.weight" for which in "qkv")
+            yield f"{ours}.mixing.qkv.weight", _stacked(names, _qkv_rows(config))
+            yield from _both(mixing, f"{ours}.mixing", {f"out.{part}": f"o_proj.{part}" for part in ("weight", "bias")})
+        yield f"{ours}.channel_norm.weight", _same(f"{layer}.channel_pre_norm.weight")
+        for part in ("weight", "bias"):
+            names = tuple(f"{layer}.mlp_block.{which}_proj.{part}" for which in ("gate", "up"))
+            yield f"{ours}.mlp.up.{part}", _stacked(names, [config.mlp_width] * 2)
+            yield f"{ours}.mlp.down.{part}", _same(f"{layer}.mlp_block.down_proj.{part}")
+    yield "final_norm.weight", _same("model.final_norm.weight")
+
+
+def _deepmind(config: GriffinConfig) -> Iterator[tuple[str, Rule]]:
+    yield "embedding.weight", _same("embedder.input_embedding")
+    recurrent = {
+        f"linear_{which}.{part}": f"linear_{which}.{part}" for which in ("x", "y", "out") for part in ("weight", "bias")
+    } | {
+        "conv.weight": "conv_1d.w",
+        "conv.bias": "conv_1d.b",
+        "rg_lru.a_param": "rg_lru.a_param",
+        "rg_lru.input_gate_weight": "rg_lru.input_gate.w",
+        "rg_lru.recurrence_gate_weight": "rg_lru.a_gate.w",
+        "rg_lru.input_gate_bias": "rg_lru.input_gate.b",
+        "rg_lru.recurrence_gate_bias": "rg_lru.a_gate.b",
+    }
+    for index, kind in enumerate(config.block_types):
+        block = f"blocks.{index}"
+        yield f"{block}.temporal_norm.weight", _same(f"{block}.temporal_pre_norm.scale")
+        if kind == "recurrent":
+            yield from _both(f"{block}.recurrent_block", f"{block}.mixing", recurrent)
+        else:
+            theirs = f"{block}.attention_block"
+            names = tuple(f"{theirs}.proj_{which}.weight" for which in "qkv")
+            yield f"{block}.mixing.qkv.weight", _stacked(names, _qkv_rows(config))
+            out = {f"out.{part}": f"proj_final.{part}" for part in ("weight", "bias")}
+            yield from _both(theirs, f"{block}.mixing", out)
+        yield f"{block}.channel_norm.weight", _same(f"{block}.channel_pre_norm.scale")
+        yield f"{block}.mlp.up.weight", _pair_matrix(f"{block}.mlp_block.ffw_up.w")
+        yield f"{block}.mlp.up.bias", _pair_bias(f"{block}.mlp_block.ffw_up.b")
+        for part in ("weight", "bias"):
+            yield f"{block}.mlp.down.{part}", _same(f"{block}.mlp_block.ffw_down.{part}")
+    yield "final_norm.weight", _same("final_norm.scale")
+
+
+def _qkv_rows(config: GriffinConfig) -> list[int]:
+    return [heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _check(state_dict: StateDict, rules: Mapping[str, Rule], config: GriffinConfig) -> None:
+    """Raise for keys that are missing or unexpected, then for tensors of the wrong shape."""
+    with torch.device("meta"):
+        ours = Griffin(config).state_dict()
+    expected = {
+        name: part.shape
+        for mine, rule in rules.items()
+        for name, part in zip(rule.theirs, rule.split(ours[mine]), strict=True)
+    }
+    missing = [name for name in expected if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in expected]
+    faults = [f"lacks {_listed(missing)}"] if missing else []
+    faults += [f"has {_listed(unexpected)}, which this model has no place for"] if unexpected else []
+    if faults:
+        raise errors.ArgumentError(f"the state dict {' and '.join(faults)}")
+    misshapen = [
+        f"{name} is {list(state_dict[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if state_dict[name].shape != shape
+    ]
+    if misshapen:
+        raise errors.ShapeError(f"the state dict does not fit the configuration: {_listed(misshapen)}")
+
+
+def _to_ours(state_dict: StateDict, config: GriffinConfig, layout: Layout) -> dict[str, Tensor]:
+    rules = _rules(config, layout)
+    _check(state_dict, rules, config)
+    return {mine: rule.join(*[state_dict[name] for name in rule.theirs]) for mine, rule in rules.items()}
+
+
+def _to_theirs(tensors: StateDict, config: GriffinConfig, layout: Layout) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for mine, rule in _rules(config, layout).items():
+        if mine not in tensors:
+            raise errors.ArgumentError(f"the state dict lacks {mine}")
+        found |= zip(rule.theirs, rule.split(tensors[mine]), strict=True)
+    return found
+
+
+def from_transformers(state_dict: StateDict, config: GriffinConfig) -> dict[str, Tensor]:
+    """Our state dict from that of transformers' RecurrentGemmaForCausalLM.
+
+    ``lm_head.weight`` may be there: it must be the embedding, to which it is tied. Tensors keep dtype and device; those
+    that need no rearrangement are not copied. Raises ArgumentError naming missing and unexpected keys, ShapeError
+    naming tensors that do not fit ``config``.
+    """
+    given = dict(state_dict)
+    head, embedding = given.pop("lm_head.weight", None), given.get("model.embed_tokens.weight")
+    if head is not None and embedding is not None and head is not embedding:
+        tied = head.data_ptr() == embedding.data_ptr() or (
+            head.shape == embedding.shape and torch.equal(head, embedding)
+        )
+        if not tied:
+            raise errors.ArgumentError(
+                "lm_head.weight differs from model.embed_tokens.weight, to which it must be tied"
+            )
+    return _to_ours(given, config, "transformers")
+
+
+def to_transformers(state_dict: StateDict, config: GriffinConfig) -> dict[str, Tensor]:
+    """The inverse of ``from_transformers``, without ``lm_head.weight``; gradients by name can be given as well."""
+    return _to_theirs(state_dict, config, "transformers")
+
+
+def from_deepmind(state_dict: StateDict, config: GriffinConfig) -> dict[str, Tensor]:
+    """Our state dict from that of google-deepmind/recurrentgemma's PyTorch ``Griffin``; errors as above.
+
+    The window of ``config`` must be their ``attention_window_size + 1``, see ``config_from_deepmind``.
+    """
+    return _to_ours(state_dict, config, "deepmind")
+
+
+def to_deepmind(state_dict: StateDict, config: GriffinConfig) -> dict[str, Tensor]:
+    """The inverse of ``from_deepmind``; gradients by name can be given as well."""
+    return _to_theirs(state_dict, config, "deepmind")
+
+
+def config_from_transformers(config: Any) -> GriffinConfig:
+    """Our configuration from transformers' RecurrentGemmaConfig, or from the mapping that a config.json holds.
+
+    Their MLP is ``intermediate_size // 2`` wide, their gates have one block a head, and they scale embeddings always.
+    Raises ArgumentError for a missing entry and for settings that the published models do not have.
+    """
+    given = config if isinstance(config, Mapping) else config.to_dict()
+    rope = given.get("rope_parameters") or {}
+    fixed = {
+        "model_type": ("recurrent_gemma",),
+        "hidden_activation": ("gelu_pytorch_tanh",),
+        "attention_bias": (False,),
+        "tie_word_embeddings": (True,),
+        "partial_rotary_factor": (0.5,),
+        "rope_type": ("default",),
+    }
+    for name, allowed in fixed.items():
+        value = given.get(name, rope.get(name, allowed[0]))
+        if value not in allowed:
+            raise errors.ArgumentError(f"config: {name} is {value!r}, expected {allowed[0]!r}")
+    try:
+        width, heads = given["hidden_size"], given["num_attention_heads"]
+        pattern = tuple("local_attention" if kind == "attention" else kind for kind in given["block_types"])
+        return GriffinConfig(
+            vocab_size=given["vocab_size"],
+            width=width,
+            mlp_width=given["intermediate_size"] // 2,
+            block_types=repeat(pattern, given["num_hidden_layers"]),  # type: ignore[arg-type]
+            num_heads=heads,
+            head_dim=width // heads,
+            lru_width=given.get("lru_width") or width,
+            gate_blocks=heads,
+            num_kv_heads=given.get("num_key_value_heads") or heads,
+            window=given["attention_window_size"],
+            conv_width=given["conv1d_width"],
+            rope_base=given.get("rope_theta", rope.get("rope_theta", 10_000.0)),
+            norm_eps=given["rms_norm_eps"],
+            scale_embeddings=True,
+            logits_softcap=given["logits_soft_cap"] or None,
+        )
+    except KeyError as error:
+        raise errors.ArgumentError(f"config: no entry {error.args[0]!r}") from None
+
+
+def config_from_deepmind(config: Mapping[str, Any]) -> GriffinConfig:
+    """Our configuration from the fields of google-deepmind/recurrentgemma's GriffinConfig, block types by name.
+
+    That code's mask lets a query see itself and ``attention_window_size`` tokens before it, in decode too, so our
+    window is one more than that. Raises ArgumentError for a missing entry.
+    """
+    kinds = {"RECURRENT": "recurrent", "ATTENTION": "local_attention"}
+    try:
+        return GriffinConfig(
+            vocab_size=config["vocab_size"],
+            width=config["width"],
+            mlp_width=config["mlp_expanded_width"],
+            block_types=tuple(kinds[str(getattr(kind, "name", kind))] for kind in config["block_types"]),  # type: ignore[misc]
+            num_heads=config["num_heads"],
+            head_dim=config["width"] // config["num_heads"],
+            lru_width=config.get("lru_width") or config["width"],
+            gate_blocks=config["num_heads"],
+            window=config["attention_window_size"] + 1,
+            scale_embeddings=bool(config["embeddings_scale_by_sqrt_dim"]),
+            logits_softcap=config["logits_soft_cap"] or None,
+        )
+    except KeyError as error:
+        raise errors.ArgumentError(f"config: no entry or block type {error.args[0]!r}") from None
+
+
+def load_transformers(
+    model: nn.Module | StateDict,
+    config: GriffinConfig | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Griffin:
+    """A Griffin with copies of the parameters of a RecurrentGemmaForCausalLM, or of its state dict and a ``config``.
+
+    device, dtype: of the copies; those of the given embedding if None. Raises as ``from_transformers``.
+    """
+    if isinstance(model, nn.Module):
+        config = config or config_from_transformers(model.config)
+        model = model.state_dict()
+    if config is None:
+        raise errors.ArgumentError("config is None, expected a GriffinConfig beside a state dict")
+    return _filled(config, from_transformers(model, config), device, dtype)
+
+
+def _filled(
+    config: GriffinConfig, tensors: StateDict, device: torch.device | str | None, dtype: torch.dtype | None
+) -> Griffin:
+    embedding = tensors["embedding.weight"]
+    model = Griffin(config, device="meta", dtype=dtype or embedding.dtype)
+    model.to_empty(device=device or embedding.device)
+    model.load_state_dict(tensors)
+    return model
+
+
+def read_folder(
+    folder: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Griffin:
+    """See ``Griffin.from_pretrained``."""
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise errors.ArgumentError("reading checkpoints needs safetensors: pip install safetensors") from None
+    folder = Path(folder)
+    settings, index = folder / "config.json", folder / "model.safetensors.index.json"
+    if not settings.is_file():
+        raise errors.ArgumentError(f"{folder} has no config.json, so it is no checkpoint folder")
+    config = config_from_transformers(_json(settings))
+    files = [folder / "model.safetensors"]
+    if index.is_file():
+        files = [folder / name for name in sorted(set(_json(index).get("weight_map", {}).values()))]
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        if not file.is_file():
+            raise errors.ArgumentError(f"{folder} lacks {file.name}")
+        try:
+            tensors |= load_file(file)
+        except Exception as error:  # safetensors' own class, and OSError
+            raise errors.ArgumentError(f"{file} cannot be read as safetensors: {error}") from None
+    return load_transformers(tensors, config, device=device, dtype=dtype)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise errors.ArgumentError(f"{file} cannot be read as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise errors.ArgumentError(f"{file} holds a {type(found).__name__}, expected an object")
+    return found

@@ -1,0 +1,241 @@
+"""Griffin, Hawk and the MQA Transformer as one module: the configuration says which."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from griffin_kernels import errors
+from griffin_kernels.functional import _bridge
+from griffin_kernels.models.cache import Cache
+from griffin_kernels.models.config import GriffinConfig
+from griffin_kernels.models.layers import Place, ResidualBlock, RMSNorm, rope_tables
+
+
+class Griffin(nn.Module):
+    """A language model of residual blocks, each of which mixes time by recurrence or attention (arXiv 2402.19427).
+
+    Hawk has recurrent blocks only, Griffin also local attention, the MQA Transformer global attention only. The
+    embedding is the output matrix too. With ``config.scale_embeddings`` embeddings are multiplied by sqrt(width)
+    rounded to bfloat16, as both published implementations do, because their checkpoints were trained so.
+
+    config: see GriffinConfig. device, dtype: of the parameters; torch's defaults if None. ``device="meta"`` allocates
+    nothing. Parameters are drawn as in the published code: matrices normal with variance 1 / inputs (2 / layers of
+    that for the last matrix of a block), decays with exp(-softplus(a_param))^2 uniform in [0.9^2, 0.999^2].
+
+    The recurrence, the convolution and attention run on the kernels that ``griffin_kernels.select`` chooses.
+    """
+
+    def __init__(
+        self,
+        config: GriffinConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        device = torch.device(device) if device is not None else torch.get_default_device()
+        self.config = config
+        sizes = (config.vocab_size, config.width)
+        self.embedding = nn.utils.skip_init(nn.Embedding, *sizes, device=device, dtype=dtype)  # type: ignore[no-untyped-call]
+        self.blocks = nn.ModuleList(ResidualBlock(config, kind, device, dtype) for kind in config.block_types)
+        self.final_norm = RMSNorm(config.width, config.norm_eps, device, dtype)
+        # both published codes round it so, whatever the dtype
+        self.embedding_scale = float(torch.tensor(math.sqrt(config.width), dtype=torch.bfloat16, device="cpu"))
+        self.has_attention = any(kind != "recurrent" for kind in config.block_types)
+        self.has_global_attention = "global_attention" in config.block_types
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew."""
+        nn.init.normal_(self.embedding.weight, std=self.config.width**-0.5)
+        for block in self.blocks:
+            cast(ResidualBlock, block).reset_parameters()
+        self.final_norm.reset_parameters()
+
+    def init_cache(self, batch: int, *, tokens: int = 0) -> Cache:
+        """An empty cache for ``batch`` rows, each before position 0, on the model's device and in its dtype.
+
+        tokens: positions to make room for with global attention, which otherwise grows as it must; a captured CUDA
+        graph needs all the room it will ever use.
+        """
+        weight = self.embedding.weight
+        return Cache(self.config, batch, device=weight.device, dtype=weight.dtype, tokens=tokens)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        segment_pos: Tensor | None = None,
+        cache: Cache | None = None,
+        *,
+        last_only: bool = False,
+        return_cache: bool = True,
+    ) -> tuple[Tensor, Cache | None]:
+        """Logits of the token after each of ``tokens``: prefill, prefill continued from a cache, decode, training.
+
+        tokens: int64 or int32 [B, T]. On a GPU their range is not checked by this function.
+        segment_pos: int64 or int32 [B, T], each token's position in its document; 0 begins a document, which sees
+            nothing of what was before it. A row goes on by ones; its first token goes on where the cache ends or is 0.
+            Without it rows go on where the cache ends, and without a cache they are one document from position 0.
+            Checked on the CPU only. A model with global attention reads its maximum, which waits for a GPU.
+        cache: of earlier tokens of the same rows. **It is updated in place** and returned; ``T = 1`` is decode, which
+            waits for nothing and writes into the same memory, so that a CUDA graph can be captured. Pieces of any
+            length give what one call gives. Gradients do not flow into a cache.
+        last_only: logits of the last token only, [B, 1, V]: what serving needs; all of them are V numbers a token.
+        return_cache: False builds no cache and returns None for it, for training; one given is read and left as it is.
+
+        Returns logits [B, T, V], and the cache, a new one where none was given. Logits, softcap included, and all
+        matmuls are in the parameters' dtype; RMSNorm, RoPE, the gates and state of the recurrence, and softmax compute
+        in float32 or better. T = 0 or B = 0 gives empty logits and leaves the cache as it was.
+
+        Raises ShapeError, DtypeError, DeviceMismatchError or ArgumentError naming the argument at fault.
+        """
+        self._check(tokens, segment_pos, cache, return_cache)
+        batch, time = tokens.shape
+        if return_cache and cache is None:
+            cache = self.init_cache(batch)
+        if batch == 0 or time == 0:
+            shape = (batch, min(time, 1) if last_only else time, self.config.vocab_size)
+            return self.embedding.weight.new_empty(shape), cache if return_cache else None
+
+        place, bound = self._place(tokens, segment_pos, cache, return_cache)
+        if cache is not None and return_cache:
+            cache.reserve(bound)
+        x = self.embedding(tokens)
+        if self.config.scale_embeddings:
+            x = x * self.embedding_scale
+        for index, block in enumerate(self.blocks):
+            x = block(x, place, None if cache is None else cache.layers[index])
+        if cache is not None and return_cache:
+            cache.advance(place.segment_pos[:, -1], time, bound)
+        return self._logits(x[:, -1:] if last_only else x), cache if return_cache else None
+
+    def _place(
+        self, tokens: Tensor, segment_pos: Tensor | None, cache: Cache | None, update: bool
+    ) -> tuple[Place, int]:
+        """Where the tokens stand, and a number that all their positions are below."""
+        batch, time = tokens.shape
+        if cache is not None and not cache.tokens:
+            cache = None
+        steps = torch.arange(time, device=tokens.device)
+        bound = time
+        if segment_pos is not None:
+            positions = segment_pos.long()
+            if self.has_global_attention and update:
+                bound = int(positions.max()) + 1
+        elif cache is not None:
+            positions, bound = cache.positions[:, None] + steps, cache.bound + time
+        else:
+            positions = steps.expand(batch, time)
+        documents = None if segment_pos is None and cache is None else positions
+        place = Place(positions, documents, update=update)
+        if cache is not None:
+            place = place._replace(before=cache.positions, tokens_before=cache.tokens, bound_before=cache.bound)
+        if self.has_attention:
+            tables = rope_tables(positions, self.config.head_dim, self.config.rope_base, self.embedding.weight.dtype)
+            place = place._replace(cos=tables[0], sin=tables[1])
+        return place, bound
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = functional.linear(self.final_norm(x), self.embedding.weight)
+        cap = self.config.logits_softcap
+        if cap is None:
+            return logits
+        if logits.requires_grad:
+            return torch.tanh(logits / cap) * cap
+        return logits.div_(cap).tanh_().mul_(cap)
+
+    def _check(self, tokens: Tensor, segment_pos: Tensor | None, cache: Cache | None, return_cache: bool) -> None:
+        weight = self.embedding.weight
+        for name, given in (("tokens", tokens), ("segment_pos", segment_pos)):
+            if given is None and name == "segment_pos":
+                continue
+            if not isinstance(given, Tensor):
+                raise errors.ArgumentError(f"{name} is a {type(given).__name__}, expected a tensor")
+            if given.dtype not in (torch.int64, torch.int32):
+                raise errors.DtypeError(f"{name}: dtype {given.dtype}, expected int64 or int32")
+            if given.dim() != 2:
+                raise errors.ShapeError(f"{name}: shape {list(given.shape)}, expected [B, T]")
+            if given.shape != tokens.shape:
+                raise errors.ShapeError(f"{name}: shape {list(given.shape)}, but tokens have {list(tokens.shape)}")
+            if given.device != weight.device:
+                raise errors.DeviceMismatchError(f"{name}: on {given.device}, but the model is on {weight.device}")
+        if cache is not None:
+            if not isinstance(cache, Cache):
+                raise errors.ArgumentError(f"cache is a {type(cache).__name__}, expected the Cache of an earlier call")
+            cache.check(self.config, tokens.shape[0], tokens.device, weight.dtype)
+        # values are read where that waits for nothing
+        if tokens.device.type != "cpu" or tokens.numel() == 0 or not _bridge.is_plain((tokens,)):
+            return
+        low, high = (int(value) for value in tokens.aminmax())
+        if low < 0 or high >= self.config.vocab_size:
+            wrong = low if low < 0 else high
+            raise errors.ArgumentError(f"tokens: id {wrong}, expected 0 to {self.config.vocab_size - 1}")
+        if segment_pos is not None:
+            self._check_positions(segment_pos, cache, return_cache)
+
+    def _check_positions(self, segment_pos: Tensor, cache: Cache | None, return_cache: bool) -> None:
+        follows = segment_pos[:, 1:] == segment_pos[:, :-1] + 1
+        if not bool(((segment_pos[:, 1:] == 0) | follows).all()) or int(segment_pos.min()) < 0:
+            raise errors.ArgumentError("segment_pos: each entry must be 0 or one more than the entry before it")
+        first = segment_pos[:, 0]
+        if cache is not None and not bool(((first == 0) | (first == cache.positions)).all()):
+            ends = cache.positions.tolist()
+            raise errors.ArgumentError(
+                f"segment_pos: rows begin at {first.tolist()}, expected 0 or where the cache ends, {ends}"
+            )
+        if cache is None and return_cache and self.has_attention and bool(first.any()):
+            raise errors.ArgumentError(
+                f"segment_pos: rows begin at {first.tolist()}, but there is no cache with the keys before; "
+                "pass return_cache=False for the logits alone"
+            )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """``tokens`` [B, T], T >= 1, followed by ``max_new_tokens`` more: [B, T + max_new_tokens], in tokens' dtype.
+
+        temperature: 0 takes the likeliest token; else tokens are drawn from softmax(logits / temperature) by
+        ``generator``, or torch's own. Raises as ``forward`` does, and ArgumentError for options out of range.
+        """
+        if max_new_tokens < 0:
+            raise errors.ArgumentError(f"max_new_tokens is {max_new_tokens}, expected at least 0")
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise errors.ArgumentError(f"temperature is {temperature}, expected a finite number, at least 0")
+        if isinstance(tokens, Tensor) and tokens.dim() == 2 and tokens.shape[1] == 0:
+            raise errors.ShapeError("tokens: a prompt of 0 tokens, expected at least 1")
+        text, piece = [tokens], tokens
+        cache: Cache | None = None
+        for _ in range(max_new_tokens):
+            logits, cache = self(piece, cache=cache, last_only=True)
+            if temperature == 0:
+                piece = logits[:, -1].argmax(dim=1, keepdim=True)
+            else:
+                probabilities = torch.softmax(logits[:, -1].float() / temperature, dim=1)
+                piece = torch.multinomial(probabilities, 1, generator=generator)
+            text.append(piece := piece.to(tokens.dtype))
+        return torch.cat(text, dim=1)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Griffin:
+        """A RecurrentGemma from a folder with config.json and safetensors files, as transformers writes them.
+
+        device, dtype: of the parameters; the CPU and the embedding's dtype if None. Raises ArgumentError or ShapeError
+        naming the file or the parameters at fault.
+        """
+        from griffin_kernels.models.checkpoint import read_folder
+
+        return read_folder(folder, device=device, dtype=dtype)

@@ -1,0 +1,274 @@
+"""The layers of Griffin, Hawk and the MQA Transformer (arXiv 2402.19427, section 2).
+
+R is lru_width, H gate_blocks, n = R / H; Hq query heads and Hkv key heads of d channels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from griffin_kernels.functional import linear_scan as _  # noqa: F401  rg_lru runs on the operator it registers
+from griffin_kernels.functional.local_attention import local_attention
+from griffin_kernels.functional.local_attention_step import local_attention_step
+from griffin_kernels.functional.rg_lru import RGLRUWeights, rg_lru
+from griffin_kernels.functional.temporal_conv1d import temporal_conv1d
+from griffin_kernels.models.cache import AttentionCache, LayerCache, RecurrentCache
+from griffin_kernels.models.config import BlockType, GriffinConfig
+
+MIN_RADIUS, MAX_RADIUS = 0.9, 0.999
+"""a_param is drawn so that exp(-softplus(a_param))^2 is uniform between the squares of these."""
+
+CONV_VARIANCE = 0.01
+"""Variance of a convolution's taps times their number, at initialisation."""
+
+
+class Place(NamedTuple):
+    """Where the tokens of a call stand; the same for every layer.
+
+    segment_pos: int64 [B, T]. documents: segment_pos where a document can begin inside the call or a cache goes before
+    it, else None: one document from its first token. before: int64 [B], the cache's positions before the call, or None.
+    tokens_before, bound_before: its ``tokens`` and ``bound``. update: whether the cache takes in these tokens.
+    cos, sin: [B, T, 1, d / 4], RoPE's; None without attention.
+    """
+
+    segment_pos: Tensor
+    documents: Tensor | None
+    before: Tensor | None = None
+    tokens_before: int = 0
+    bound_before: int = 0
+    update: bool = False
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+
+
+def linear(inputs: int, outputs: int, bias: bool, device: torch.device, dtype: torch.dtype | None) -> nn.Linear:
+    """An nn.Linear whose weights are not drawn yet."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=device, dtype=dtype)  # type: ignore[no-untyped-call]
+    return cast(nn.Linear, layer)
+
+
+def draw(layer: nn.Linear, variance: float = 1.0) -> None:
+    """Weights normal with the given variance over the number of inputs (LeCun), bias zero."""
+    nn.init.normal_(layer.weight, std=math.sqrt(variance / layer.in_features))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def rope_tables(segment_pos: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, T, 1, head_dim / 4] of position * base^(-2i / (head_dim / 2)).
+
+    float32, as in the published models; float64 for a float64 model.
+    """
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    half = head_dim // 2
+    exponents = torch.arange(0, half, 2, dtype=compute, device=segment_pos.device) / half
+    angles = segment_pos[:, :, None, None].to(compute) * (1.0 / base**exponents)
+    return angles.cos(), angles.sin()
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [B, T, heads, d] with the first half of every head turned; products in the tables' dtype.
+
+    Channels i and i + d / 4 of that half are a pair. Source: google-deepmind/recurrentgemma; RoPE is arXiv 2104.09864.
+    """
+    quarter = x.shape[3] // 4
+    left, right, rest = x[..., :quarter], x[..., quarter : 2 * quarter], x[..., 2 * quarter :]
+    turned = torch.cat([left * cos - right * sin, right * cos + left * sin], dim=3)
+    return torch.cat([turned.to(x.dtype), rest], dim=3)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * (1 + weight) over the last dim, in float32 or better; weight [width] begins at 0.
+
+    The weight is an offset from 1, as both published checkpoints store it.
+    """
+
+    def __init__(self, width: int, eps: float, device: torch.device, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(width, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., width]; the result has its shape and dtype."""
+        compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+        scale = 1.0 + self.weight.to(compute)
+        return functional.rms_norm(x.to(compute), self.weight.shape, scale, self.eps).to(x.dtype)
+
+
+class GatedMLP(nn.Module):
+    """down(gelu(gate) * value), gate and value [..., mlp_width] from one matmul; gelu in its tanh approximation.
+
+    ``up.weight``: [2 mlp_width, width], the gate's rows first.
+    """
+
+    def __init__(self, config: GriffinConfig, device: torch.device, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.out_variance = 2.0 / config.num_layers
+        self.up = linear(config.width, 2 * config.mlp_width, True, device, dtype)
+        self.down = linear(config.mlp_width, config.width, True, device, dtype)
+
+    def reset_parameters(self) -> None:
+        draw(self.up)
+        draw(self.down, self.out_variance)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., width]; the result has its shape and dtype."""
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(functional.gelu(gate, approximate="tanh") * value)  # type: ignore[no-any-return]
+
+
+class TemporalConv1D(nn.Module):
+    """Causal depthwise convolution. weight: [K, R], the last row for the present token. bias: [R]."""
+
+    def __init__(self, config: GriffinConfig, device: torch.device, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.conv_width, config.lru_width, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(config.lru_width, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=math.sqrt(CONV_VARIANCE / self.weight.shape[0]))
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, state: Tensor | None, segment_pos: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x: [B, T, R], state: [B, K-1, R]; returns y [B, T, R] and the new state."""
+        return temporal_conv1d(x, self.weight, self.bias, state=state, segment_pos=segment_pos)
+
+
+class RGLRU(nn.Module):
+    """The RG-LRU with its parameters, named as in RGLRUWeights."""
+
+    def __init__(self, config: GriffinConfig, device: torch.device, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        heads, n = config.gate_blocks, config.gate_block_width
+        shapes = RGLRUWeights((config.lru_width,), (heads, n, n), (heads, n, n), (heads, n), (heads, n))  # type: ignore[arg-type]
+        for name, shape in shapes._asdict().items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+
+    @property
+    def weights(self) -> RGLRUWeights:
+        return RGLRUWeights(*[getattr(self, name) for name in RGLRUWeights._fields])
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        a_param, *gates, input_bias, recurrence_bias = self.weights
+        for gate in gates:
+            nn.init.normal_(gate, std=gate.shape[1] ** -0.5)
+        nn.init.zeros_(input_bias)
+        nn.init.zeros_(recurrence_bias)
+        square = torch.empty_like(a_param, dtype=torch.float32).uniform_(MIN_RADIUS**2, MAX_RADIUS**2)
+        a_param.copy_(torch.log(torch.rsqrt(square) - 1))  # softplus of it is -log a
+
+    def forward(self, x: Tensor, h0: Tensor | None, segment_pos: Tensor) -> tuple[Tensor, Tensor]:
+        """x: [B, T, R], h0: [B, R]; returns y [B, T, R] and the last state [B, R]."""
+        return rg_lru(x, self.weights, h0=h0, segment_pos=segment_pos)
+
+
+class RecurrentBlock(nn.Module):
+    """out(rg_lru(conv(x W_x)) * gelu(x W_y)): Griffin's and Hawk's recurrent block."""
+
+    def __init__(self, config: GriffinConfig, device: torch.device, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.out_variance = 2.0 / config.num_layers
+        self.linear_x = linear(config.width, config.lru_width, True, device, dtype)
+        self.linear_y = linear(config.width, config.lru_width, True, device, dtype)
+        self.conv = TemporalConv1D(config, device, dtype)
+        self.rg_lru = RGLRU(config, device, dtype)
+        self.linear_out = linear(config.lru_width, config.width, True, device, dtype)
+
+    def reset_parameters(self) -> None:
+        draw(self.linear_x)
+        draw(self.linear_y)
+        self.conv.reset_parameters()
+        self.rg_lru.reset_parameters()
+        draw(self.linear_out, self.out_variance)
+
+    def forward(self, x: Tensor, place: Place, cache: LayerCache | None) -> Tensor:
+        """x: [B, T, width]; the result has its shape and dtype. The cache is updated in place."""
+        assert cache is None or isinstance(cache, RecurrentCache)
+        before = cache if place.tokens_before else None
+        y = functional.gelu(self.linear_y(x), approximate="tanh")
+        x, conv = self.conv(self.linear_x(x), None if before is None else before.conv, place.documents)
+        x, state = self.rg_lru(x, None if before is None else before.state, place.segment_pos)
+        if cache is not None and place.update:
+            cache.update(state, conv)
+        return self.linear_out(x * y)  # type: ignore[no-any-return]
+
+
+class AttentionBlock(nn.Module):
+    """Causal attention to the last ``window`` tokens of the document, or to all of them; multi-query by default.
+
+    ``qkv.weight``: [(Hq + 2 Hkv) d, width]: rows of the queries, the keys, the values.
+    """
+
+    def __init__(
+        self, config: GriffinConfig, window: int | None, device: torch.device, dtype: torch.dtype | None
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.out_variance = 2.0 / config.num_layers
+        rows = (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.qkv = linear(config.width, rows, False, device, dtype)
+        self.out = linear(self.heads * self.head_dim, config.width, True, device, dtype)
+
+    def reset_parameters(self) -> None:
+        draw(self.qkv)
+        draw(self.out, self.out_variance)
+
+    def forward(self, x: Tensor, place: Place, cache: LayerCache | None) -> Tensor:
+        """x: [B, T, width]; the result has its shape and dtype. The cache is updated in place."""
+        assert cache is None or isinstance(cache, AttentionCache)
+        assert place.cos is not None and place.sin is not None
+        qkv = self.qkv(x).unflatten(2, (-1, self.head_dim))
+        rotated = rope(qkv[:, :, : -self.kv_heads], place.cos, place.sin)
+        q, k, v = rotated[:, :, : self.heads], rotated[:, :, self.heads :], qkv[:, :, -self.kv_heads :]
+        return self.out(self._attend(q, k, v, place, cache).flatten(2))  # type: ignore[no-any-return]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, place: Place, cache: AttentionCache | None) -> Tensor:
+        training = torch.is_grad_enabled() and q.requires_grad
+        if cache is not None and place.update and q.shape[1] == 1 and not training:  # the step has no gradient
+            rings = (cache.keys, cache.values)
+            return local_attention_step(q[:, 0], k[:, 0], v[:, 0], *rings, place.segment_pos[:, 0])[:, None]
+        keys, values = k, v
+        reach = place.bound_before if self.window is None else self.window - 1
+        past = min(place.tokens_before, reach)
+        if cache is not None and place.before is not None and past:
+            old_keys, old_values = cache.past(place.before, past)
+            keys, values = torch.cat([old_keys, k], dim=1), torch.cat([old_values, v], dim=1)
+        window = keys.shape[1] if self.window is None else self.window
+        out = local_attention(q, keys, values, window=window, segment_pos=place.documents)
+        if cache is not None and place.update:
+            cache.write(k, v, place.segment_pos[:, -1])
+        return out
+
+
+class ResidualBlock(nn.Module):
+    """x + mixing(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: GriffinConfig, kind: BlockType, device: torch.device, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.temporal_norm = RMSNorm(config.width, config.norm_eps, device, dtype)
+        self.mixing: RecurrentBlock | AttentionBlock
+        if kind == "recurrent":
+            self.mixing = RecurrentBlock(config, device, dtype)
+        else:
+            self.mixing = AttentionBlock(config, config.window if kind == "local_attention" else None, device, dtype)
+        self.channel_norm = RMSNorm(config.width, config.norm_eps, device, dtype)
+        self.mlp = GatedMLP(config, device, dtype)
+
+    def reset_parameters(self) -> None:
+        for part in (self.temporal_norm, self.mixing, self.channel_norm, self.mlp):
+            part.reset_parameters()
+
+    def forward(self, x: Tensor, place: Place, cache: LayerCache | None) -> Tensor:
+        """x: [B, T, width]; the result has its shape and dtype. The cache is updated in place."""
+        x = x + self.mixing(self.temporal_norm(x), place, cache)
+        return x + self.mlp(self.channel_norm(x))  # type: ignore[no-any-return]

@@ -1,0 +1,81 @@
+"""Whole models computed with google-deepmind/recurrentgemma 1.0.1 (PyTorch, float32); see tests/data."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from griffin_kernels import models
+
+DATA = Path(__file__).parent / "data"
+
+# Their numbers are float32: each of some ten roundings a layer, over 3 or 5 layers, moves the largest element by up to
+# 2^-24 times a sum's root length, 8 to 14 here: 5 * 10 * 14 * 2^-24 = 4e-5 at worst, a tenth of it where signs differ.
+LOGITS, GRADIENTS = 1e-5, 4e-5
+
+pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
+
+
+@pytest.fixture(scope="module", params=["griffin_softcap", "hawk_plain"])
+def golden(request):
+    with numpy.load(DATA / f"{request.param}.npz") as file:
+        settings = ast.literal_eval(str(file["config"]))
+        return {"config": settings} | {name: torch.from_numpy(file[name]) for name in file if name != "config"}
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def model(request, golden):
+    config = models.config_from_deepmind(golden["config"])
+    model = models.Griffin(config, dtype=request.param)
+    model.load_state_dict(models.from_deepmind(named(golden, "param/"), config))
+    return model
+
+
+def named(golden, prefix):
+    return {name.removeprefix(prefix): value for name, value in golden.items() if name.startswith(prefix)}
+
+
+def error(got, want):
+    return ((got.double() - want.double()).abs().max() / want.double().abs().max()).item()
+
+
+@pytest.mark.parametrize("layout", ["single", "packed"])
+def test_logits(model, golden, layout):
+    logits, _ = model(golden["tokens"], golden[f"segment_pos_{layout}"])
+    assert error(logits, golden[f"logits_{layout}"]) < LOGITS
+
+
+def test_positions_are_counted_when_none_are_given(model, golden):
+    logits, _ = model(golden["tokens"])
+    assert error(logits, golden["logits_single"]) < LOGITS
+
+
+@torch.no_grad()
+def test_prefill_then_decode(model, golden):
+    tokens, first = golden["tokens"], int(golden["prefill_length"])
+    logits, cache = model(tokens[:, :first])
+    assert error(logits, golden["logits_prefill"]) < LOGITS
+    decoded = []
+    for step in range(first, tokens.shape[1]):
+        logits, cache = model(tokens[:, step : step + 1], cache=cache)
+        decoded.append(logits)
+    assert error(torch.cat(decoded, dim=1), golden["logits_decode"]) < LOGITS
+
+
+def test_loss_and_every_gradient(model, golden):
+    tokens = golden["tokens"]
+    logits, _ = model(tokens, golden["segment_pos_single"], return_cache=False)
+    loss = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    assert error(loss.detach(), golden["loss"]) < LOGITS
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    got, want = models.to_deepmind(gradients, model.config), named(golden, "grad/")
+    assert got.keys() == want.keys()
+    errors = {name: error(got[name], want[name]) for name in want}
+    worst = max(errors, key=errors.get)
+    assert errors[worst] < GRADIENTS, f"{worst}: {errors[worst]:.1e}"

@@ -177,7 +177,7 @@ def datasheet(sku: str) -> Datasheet:
         near = _near(sku)
         hint = f"near ones are {', '.join(near)}" if near else "none is near"
         raise errors.UnknownDevice(
-            f"no datasheet for device {sku!r}; {hint}; griffin_kernels.datasheet.skus() lists all {len(skus())}"
+            f"no datasheet for device {sku!r}; {hint}; `griffin roofline list` shows all {len(skus())}"
         )
     return _cached(sku)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from griffin_kernels import errors
 from roofline import cli as roofline_cli
-from roofline.cli import plain_errors
+from roofline.console import plain_errors
 
 HELP = {"help_option_names": ["-h", "--help"]}
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from griffin_kernels import errors
+from roofline import forward_cli
+from roofline.console import output, plain_errors
 
 if TYPE_CHECKING:
     from griffin_kernels.device import Device
@@ -31,14 +31,9 @@ def _group() -> None:
     """What the hardware allows: its ceilings, and what they make of a model."""
 
 
-@contextlib.contextmanager
-def plain_errors(console: Console) -> Iterator[None]:
-    """Errors of the package in one line on standard error, exit code 2."""
-    try:
-        yield
-    except errors.GriffinKernelsError as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+app.command()(forward_cli.forward)
+app.command("list")(forward_cli.names)
+app.command()(forward_cli.study)
 
 
 @app.command()
@@ -172,9 +167,7 @@ def _show(device: Device, rows: Sequence[dict[str, Any]], path: Path, repeat: in
             "" if ratio is None else f"{ratio:.0%}{above}",
         ]
         table.add_row(*cells, *([f"{row['spread']:.1%}"] if repeat > 1 else []))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)  # a pipe has no width
+    console = output()
     console.print(f"{device.name}, {device.arch}, {device.units} units", highlight=False)
     console.print(table, highlight=False)
     console.print(f"ceilings  {path}", highlight=False, markup=False, soft_wrap=True)

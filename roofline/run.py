@@ -107,7 +107,8 @@ class _Clock:
         if self.device.kind == "cpu":
             self.marks.append(time.perf_counter())
         else:
-            event: Any = torch.cuda.Event(enable_timing=True)
+            make: Any = torch.cuda.Event
+            event = make(enable_timing=True)
             event.record()
             self.marks.append(event)
 
@@ -132,7 +133,8 @@ def _timed_parts(model: Griffin, step: Callable[[], Any], device: Device) -> lis
 
 @contextlib.contextmanager
 def _marked(model: Griffin, clock: _Clock) -> Iterator[None]:
-    norms = [norm for block in model.blocks for norm in (block.temporal_norm, block.channel_norm)]
+    blocks: Any = model.blocks
+    norms = [norm for block in blocks for norm in (block.temporal_norm, block.channel_norm)]
     handles = [norm.register_forward_pre_hook(clock.mark) for norm in (*norms, model.final_norm)]
     try:
         yield

@@ -9,13 +9,13 @@ from pathlib import Path
 from griffin_kernels import catalog, datasheet
 from griffin_kernels.device import Device, provenance
 from griffin_kernels.records import DeviceRecord, Entry
-from griffin_kernels.registry import write_atomically
-from roofline import run
+from griffin_kernels.registry import load_for, sources, write_atomically
+from roofline import run, store
 from roofline.at_hand import at_hand
 from roofline.ceilings import Ceiling, Ceilings
 from roofline.floors import fusion_table, kernel_floors
 from roofline.forward import Forward, analyse
-from roofline.records import STUDY_VERSION, Page, PassRecord, Study, encode, part_rows
+from roofline.records import STUDY_VERSION, Measured, Page, PassRecord, Study, encode, part_rows
 from roofline.sweep import GridPoint, sweep
 from roofline.target import Target, of_sku
 from roofline.work import PHASES, Phase
@@ -60,7 +60,7 @@ def plan_for(device: Device) -> Plan:
     return CPU_PLAN if device.kind == "cpu" else GPU_PLAN
 
 
-def pass_record(result: Forward, measured: run.Measured | None = None) -> PassRecord:
+def pass_record(result: Forward, measured: Measured | None = None) -> PassRecord:
     """An analysis as it is recorded."""
     summary = result.summary()
     taken = {name: summary[name] for name in PassRecord.__struct_fields__ if name in summary}
@@ -76,7 +76,7 @@ def page(target: Target, plan: Plan, device: Device | None, seconds: float, tell
             analyse(name, target, phase=phase, batch=batch, seq=seq, dtype=plan.dtype)
             for phase, batch, seq in plan.runs
         ]
-        timed: list[run.Measured | None] = [None] * len(results)
+        timed: list[Measured | None] = [None] * len(results)
         if device is not None:
             fitting = [result for result in results if result.memory.fits is not False]
             tell(f"building {name}")
@@ -127,6 +127,18 @@ def study(
             page(of_sku(PREDICTED_SKU), GPU_PLAN, None, 0.0, tell),
         ],
     )
+
+
+def default_path(device: Device) -> Path:
+    """The user's study of a device."""
+    return store.default_path(device).parent.with_name("studies") / f"{device.slug}.json"
+
+
+def registered(device: Device) -> list[Entry]:
+    """Entries of the user's registry for a device, or of the one that ships; the first source that there is."""
+    for path in sources(device):
+        return load_for(path, device).entries
+    return []
 
 
 def write(path: Path, found: Study) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from griffin_kernels.datasheet import Datasheet
+from griffin_kernels.models.config import GriffinConfig
 from roofline.forward import REGIMES, Forward, gib
-from roofline.records import Measured
+from roofline.records import Measured, Study
 from roofline.sweep import GridPoint
 
 SHORT = {"parameters": "P", "cache": "C", "activations": "A", "compute": "F", "special": "S", "launch": "L"}
@@ -20,7 +22,7 @@ SHORT = {"parameters": "P", "cache": "C", "activations": "A", "compute": "F", "s
 
 def si(value: float, unit: str = "") -> str:
     """``12.3 G``: three digits and a prefix of 1000s."""
-    for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for scale, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= scale:
             return f"{value / scale:.3g} {prefix}{unit}"
     return f"{value:.3g} {unit}".rstrip()
@@ -34,8 +36,8 @@ def seconds(value: float) -> str:
     return f"{value / 1e-9:.3g} ns"
 
 
-def show(console: Console, result: Forward, measured: Measured | None = None) -> None:
-    """A pass: headline, one row per kind of part, where the time goes, memory, what it rests on."""
+def show(console: Console, result: Forward, measured: Measured | None = None, *, layers: bool = False) -> None:
+    """A pass: headline, one row per kind of part (or per part), where the time goes, memory, what it rests on."""
     what = "prefill of" if result.phase == "prefill" else "decode after"
     console.print(
         f"[bold]{result.model}[/bold], {what} {result.seq} tokens, batch {result.batch}, {result.dtype}, "
@@ -55,7 +57,7 @@ def show(console: Console, result: Forward, measured: Measured | None = None) ->
             f"the prediction is off by {result.latency_s / measured.median_s - 1:+.0%}",
             highlight=False,
         )
-    console.print(parts_table(result, measured))
+    console.print(parts_table(result, measured, layers=layers))
     shares = ", ".join(
         f"{name} {value / result.latency_s:.0%}"
         for name, value in sorted(result.predicted.items(), key=lambda item: -item[1])
@@ -75,31 +77,26 @@ def show(console: Console, result: Forward, measured: Measured | None = None) ->
         console.print(f"- {sentence}", style="dim", highlight=False)
 
 
-def parts_table(result: Forward, measured: Measured | None = None) -> Table:
-    """One row per kind of part, and the total."""
+def parts_table(result: Forward, measured: Measured | None = None, *, layers: bool = False) -> Table:
+    """One row per kind of part, or per part, and the total."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("part")
-    names = [
-        "count",
-        "parameters",
-        "FLOPs",
-        "bytes",
-        "bytes as run",
-        "launches",
-        "floor",
-        "bound",
-        "predicted",
-        "share",
-    ]
-    for name in [*names, *(["measured", "predicted / measured"] if measured else [])]:
+    names = "layer" if layers else "count"
+    names += ",parameters,FLOPs,bytes,bytes as run,launches,floor,bound,predicted,share"
+    for name in [*names.split(","), *(["measured", "predicted / measured"] if measured else [])]:
         table.add_column(name, justify="right")
-    timed = measured_by_kind(result, measured)
-    rows = result.by_kind()
-    total = {name: sum(row[name] for row in rows) for name, value in rows[0].items() if not isinstance(value, str)}
+    rows = [part.row() for part in result.parts] if layers else result.by_kind()
+    taken = measured_by_kind(result, measured)
+    if measured is not None:
+        for row, value in zip(rows, measured.parts_s if layers else taken.values(), strict=True):
+            row["measured_s"] = value
+    summed = ("parameters", "tensor_flops", "vector_flops", "bytes", "run_bytes", "launches", "floor_s", "predicted_s")
+    total = {name: sum(row[name] for row in rows) for name in (*summed, *(["measured_s"] if measured else []))}
     for row in [*rows, {"kind": "total", "bound": "", **total}]:
+        place = row.get("layer" if layers else "count")
         cells = [
             row["kind"].replace("_", " "),
-            str(row["count"]) if row["kind"] != "total" else "",
+            "" if place is None else str(place),
             si(row["parameters"]),
             si(row["tensor_flops"] + row["vector_flops"]),
             gib(row["bytes"]),
@@ -111,8 +108,7 @@ def parts_table(result: Forward, measured: Measured | None = None) -> Table:
             f"{row['predicted_s'] / result.latency_s:.0%}",
         ]
         if measured:
-            taken = sum(timed.values()) if row["kind"] == "total" else timed[row["kind"]]
-            cells += [seconds(taken), f"{row['predicted_s'] / taken:.2f}"]
+            cells += [seconds(row["measured_s"]), f"{row['predicted_s'] / row['measured_s']:.2f}"]
         table.add_row(*cells, style="bold" if row["kind"] == "total" else "")
     return table
 
@@ -148,6 +144,51 @@ def show_sweep(console: Console, points: Sequence[GridPoint]) -> None:
     used = {p.regime for p in points}
     key = ", ".join(f"{SHORT[name]} {name} ({text})" for name, text in REGIMES.items() if name in used)
     console.print(f"bound by: {key}" + ("; ! does not fit" if any(p.fits is False for p in points) else ""))
+
+
+def show_names(console: Console, models: Mapping[str, GriffinConfig], sheets: Iterable[Datasheet]) -> None:
+    """Presets with their sizes, and devices with their peaks."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("model")
+    for name in ("parameters", "without embedding", "layers", "width", "lru width", "heads", "window"):
+        table.add_column(name, justify="right")
+    for name, config in models.items():
+        total = config.parameters()
+        sizes = (config.num_layers, config.width, config.lru_width, config.num_heads, config.window)
+        table.add_row(name, si(total), si(total - config.embedding_parameters()), *map(str, sizes))
+    console.print(table)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("device")
+    for name in ("memory", "bandwidth", "bf16", "fp16", "fp32"):
+        table.add_column(name, justify="right")
+    for sheet in sheets:
+        peaks = [sheet.tensor_flops_per_s(dtype) for dtype in ("bfloat16", "float16", "float32")]
+        told = ["-" if peak is None else si(peak, "FLOP/s") for peak in peaks]
+        table.add_row(sheet.sku, gib(sheet.memory_bytes), si(sheet.dram_bytes_per_s, "B/s"), *told)
+    console.print()
+    console.print(table)
+
+
+def show_study(console: Console, found: Study) -> None:
+    """Passes that were run, predicted against measured; kernels by time lost."""
+    for page in found.pages:
+        if not page.measured:
+            continue
+        table = Table(
+            box=None, pad_edge=False, header_style="bold", title=f"forward passes on {page.device}, {page.dtype}"
+        )
+        table.add_column("model")
+        for name in ("phase", "batch", "seq", "predicted", "measured", "error", "tokens/s", "bound by"):
+            table.add_column(name, justify="right")
+        for row in page.passes:
+            tokens = row.batch * (row.seq if row.phase == "prefill" else 1)
+            cells = [row.model, row.phase, str(row.batch), str(row.seq), seconds(row.predicted_s)]
+            if row.measured is None:
+                cells += ["does not fit", "", si(tokens / row.predicted_s)]
+            else:
+                cells += [seconds(row.measured.median_s), f"{row.error:+.0%}", si(tokens / row.measured.median_s)]
+            table.add_row(*cells, row.regime)
+        console.print(table)
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]]) -> str:

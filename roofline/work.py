@@ -157,6 +157,7 @@ def _norm(shape: _Shape, tokens: int) -> Kernel:
     back = () if size == 4 else (Pass.elementwise(elements, 4, size),)
     weight = (*(() if size == 4 else (Pass.elementwise(width, size, 4),)), Pass.elementwise(width, 4, 4, vector=1))
     # square, mean and two products an element; eps and rsqrt a token
+    norm: tuple[Pass, ...]
     if shape.gpu:
         norm = (Pass(Cost(4 * elements, 4 * elements, vector_flops=4 * elements + tokens, special_ops=tokens)),)
     else:

@@ -1,0 +1,170 @@
+"""``griffin roofline forward`` and ``griffin roofline study``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from rich.console import Console
+
+from griffin_kernels import errors
+from griffin_kernels.datasheet import datasheet, skus
+from griffin_kernels.models.presets import PRESETS, preset
+from roofline import tables
+from roofline.console import output, plain_errors
+from roofline.forward import Forward, analyse
+from roofline.sweep import BATCHES, SEQS, GridPoint, parse_axes, sweep
+from roofline.target import Target, of_sku
+from roofline.work import Phase, check
+
+if TYPE_CHECKING:
+    from griffin_kernels.device import Device
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Short names on the command line."""
+
+
+def sizes(text: str, name: str) -> tuple[int, ...]:
+    """``1,8,64`` -> (1, 8, 64); ArgumentError for what is not a list of whole numbers."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise errors.ArgumentError(f"{name} is {text!r}, expected whole numbers such as 1,8,64") from None
+
+
+def target_named(name: str | None) -> tuple[Target, Device | None]:
+    """A SKU's target, or this machine's (``None``, ``cpu``, ``cuda``, ``cuda:1``) and its device."""
+    if name is not None and name != "cpu" and not name.startswith("cuda"):
+        return of_sku(name), None
+    from griffin_kernels import device as devices
+    from roofline.at_hand import at_hand
+
+    device = devices.detect(name)
+    return at_hand(device), device
+
+
+def forward(
+    model: Annotated[str, typer.Option(help="A preset, such as griffin-1b3, hawk-100m or recurrentgemma-2b.")],
+    phase: Annotated[str, typer.Option(help="prefill, or decode of one token.")] = "prefill",
+    batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
+    seq: Annotated[int, typer.Option(help="Tokens of the prompt; in decode, tokens in the cache already.")] = 2048,
+    dtype: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16. bf16 by default, fp32 on this machine's CPU.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="A SKU such as nvidia-h100-sxm; cpu or cuda; this machine by default.")
+    ] = None,
+    run: Annotated[bool, typer.Option("--measure", help="Run it on this machine as well, where it fits.")] = False,
+    axes: Annotated[
+        str | None, typer.Option("--sweep", help="batch, seq or batch,seq: a map of what binds where.")
+    ] = None,
+    batches: Annotated[str | None, typer.Option(help="Batches of a sweep, comma-separated.")] = None,
+    seqs: Annotated[str | None, typer.Option(help="Lengths of a sweep, comma-separated.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="One row for each layer, not for each kind.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a row for each part or point.")] = False,
+) -> None:
+    """What a forward pass takes on a device: FLOPs, bytes, what binds, latency, tokens/s, memory."""
+    with plain_errors():
+        if as_json and as_csv:
+            raise errors.ArgumentError("--json and --csv exclude each other")
+        if run and axes:
+            raise errors.ArgumentError("--measure runs one pass; it cannot go with --sweep")
+        preset(model)  # a wrong name should not wait for the device
+        target, here = target_named(device)
+        if run and here is None:
+            raise errors.DeviceError(f"--measure runs on this machine, not on {device}; leave --device out")
+        number = DTYPES.get(dtype or "", dtype) or ("float32" if here and here.kind == "cpu" else "bfloat16")
+        check(phase, batch, seq, number)
+        if axes:
+            names = parse_axes(axes)
+            points = sweep(
+                model,
+                target,
+                phase=cast(Phase, phase),
+                dtype=number,
+                batches=_axis("batch", names, batches, BATCHES, batch),
+                seqs=_axis("seq", names, seqs, SEQS, seq),
+            )
+            _print_sweep(points, as_json, as_csv)
+            return
+        result = analyse(model, target, phase=cast(Phase, phase), batch=batch, seq=seq, dtype=number)
+        measured = None
+        if run and here is not None:
+            from roofline import run as running
+
+            with Console(stderr=True).status(f"running {model}"):
+                measured = running.measure(running.build(result, here), result, here)
+        if as_json:
+            typer.echo(json.dumps(_record(result, measured), indent=1))
+        elif as_csv:
+            typer.echo(tables.to_csv(_rows(result, measured)), nl=False)
+        else:
+            tables.show(output(), result, measured, layers=layers)
+
+
+def names() -> None:
+    """List the models and devices that ``forward`` knows."""
+    with plain_errors():
+        tables.show_names(output(), PRESETS, [datasheet(sku) for sku in skus()])
+
+
+def _rows(result: Forward, measured: Any) -> list[dict[str, Any]]:
+    rows = [part.row() for part in result.parts]
+    if measured is not None:
+        rows = [row | {"measured_s": value} for row, value in zip(rows, measured.parts_s, strict=True)]
+    return rows
+
+
+def _record(result: Forward, measured: Any) -> dict[str, Any]:
+    record = result.record() | {"parts": _rows(result, measured)}
+    if measured is not None:
+        import msgspec
+
+        record["measured"] = msgspec.to_builtins(measured)
+    return record
+
+
+def _axis(name: str, swept: tuple[str, ...], given: str | None, usual: tuple[int, ...], fixed: int) -> tuple[int, ...]:
+    """Values of one axis of a sweep."""
+    if name not in swept:
+        return (fixed,)
+    return usual if given is None else sizes(given, "--batches" if name == "batch" else "--seqs")
+
+
+def _print_sweep(points: list[GridPoint], as_json: bool, as_csv: bool) -> None:
+    import msgspec
+
+    rows = [msgspec.to_builtins(point) for point in points]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    elif as_csv:
+        typer.echo(tables.to_csv(rows), nl=False)
+    else:
+        tables.show_sweep(output(), points)
+
+
+def study(
+    out: Annotated[Path | None, typer.Option(help="The JSON file; in the user's data folder by default.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<index>. The first GPU, else the CPU.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for each pass that is run.")] = 3.0,
+) -> None:
+    """Run the preset models on this machine, predict them for an H100 too, and record it all for the report."""
+    with plain_errors():
+        from griffin_kernels import device as devices
+        from roofline import store
+        from roofline import study as studying
+
+        here = devices.detect(device)
+        known = store.load_for(here)
+        if known is None:
+            raise errors.DeviceError(f"the ceilings of {here.name} are not known; run `griffin roofline measure` first")
+        path = out.expanduser() if out is not None else studying.default_path(here)
+        console = Console(stderr=True)
+        with console.status("") as status:
+            found = studying.study(here, known.table, studying.registered(here), seconds=seconds, tell=status.update)
+        studying.write(path, found)
+        tables.show_study(output(), found)
+        output().print(f"study     {path}", highlight=False, markup=False, soft_wrap=True)

@@ -34,10 +34,15 @@ BOUND_NAMES: Mapping[str, str] = {
     "dram_copy": "DRAM copy",
     "dram_add": "DRAM add",
     "dram_triad": "DRAM triad",
+    "dram_read": "DRAM read",
+    "cache": "cache",
+    "cache_triad": "cache triad",
     "l2": "L2",
     "special": "special functions",
     "vector": "vector FP32",
     "vector_fp32": "vector FP32",
+    "vector_float32": "vector FP32",
+    "special_exp": "special functions (exp)",
     "matmul": "matrix units",
     "tensor": "matrix units",
     "launch": "launch",
@@ -128,6 +133,19 @@ def size(count: int) -> str:
         if count >= scale:
             return f"{significant(count / scale)} {name}"
     return f"{count} B"
+
+
+def decimal(count: float, unit: str = "B") -> str:
+    """A size or an amount in powers of 1000: ``47.2 MB``, ``1.24 GFLOP``."""
+    for scale, prefix in RATE_PREFIXES:
+        if abs(count) >= scale:
+            return f"{significant(count / scale)}{THIN_SPACE}{prefix}{unit}"
+    return f"{significant(count) if count != int(count) else int(count)}{THIN_SPACE}{unit}"
+
+
+def count(value: int) -> str:
+    """A whole number with its thousands apart: ``12 300``."""
+    return f"{value:,}".replace(",", THIN_SPACE)
 
 
 def date(text: str) -> str:

@@ -4,81 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from reports.build import write_report
 from tests import journals
-
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.fail("no Chromium on PATH; install it (Debian: apt-get install chromium) to test the report")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
-        yield started
-        started.close()
+from tests.browsing import opened, wait_until
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     return write_report(journals.write(folder / "journal.jsonl", journals.records(), torn=True), folder / "report.html")
-
-
-@dataclass
-class Watched:
-    """An open page and everything it said or asked for."""
-
-    page: Page
-    said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-
-    def silent(self, report: Path) -> bool:
-        local = [url for url in self.asked if not url.startswith(("data:", "blob:"))]
-        assert self.said == []
-        assert local == [report.as_uri()]
-        return True
-
-
-def opened(browser: Browser, report: Path, width: int = 1280, scheme: str = "light") -> Watched:
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
-    page.set_default_timeout(15_000)
-    watched = Watched(page)
-    page.on("console", lambda message: watched.said.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: watched.said.append(f"error: {error}"))
-    page.on("request", lambda request: watched.asked.append(request.url.split("#")[0]))
-    page.goto(report.as_uri())
-    page.locator(".chart").first.scroll_into_view_if_needed()
-    page.wait_for_selector(".chart[data-drawn]")
-    return watched
-
-
-def wait_until(page: Page, condition: str) -> None:
-    """Poll from outside: the page's own policy forbids playwright's waiting, which evaluates text within it."""
-    deadline = time.monotonic() + 15
-    while not page.evaluate(condition):
-        assert time.monotonic() < deadline, f"never became true: {condition}"
-        page.wait_for_timeout(50)
 
 
 def show_everything(page: Page) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -66,13 +67,36 @@ def wrapped(text: str, width: int = 70) -> list[str]:
 
 def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     """Times at 1, 2 and 5 of each decade with their units; only 1 and 3, or 1, where that is too many."""
+    values = log_places(low, high)
+    return values, [fmt.time(value).replace(".00", "").replace(".0", "") for value in values]
+
+
+def log_places(low: float, high: float, most: int = 6) -> list[float]:
+    """At most about ``most`` round numbers from ``low`` to ``high``: 1, 2, 5 of each decade, or fewer of them."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
         values = [step * 10.0**decade for decade in decades for step in steps]
         values = [value for value in values if low * 0.999 <= value <= high * 1.001]
-        if len(values) <= 6:
-            break
-    return values, [fmt.time(value).replace(".00", "").replace(".0", "") for value in values]
+        if len(values) <= most:
+            return values
+    return values[:: math.ceil(len(values) / most)]
+
+
+def log_axis(low: float, high: float, title: str, texts: Callable[[float], str], most: int = 6) -> dict[str, Any]:
+    """A log axis over [low, high] whose ticks are round numbers; texts: how one is written, with its unit."""
+    values = log_places(low, high, most)
+    return {
+        "type": "log",
+        "range": [math.log10(low), math.log10(high)],
+        "tickvals": values,
+        "ticktext": [bare(texts(value)) for value in values],
+        "title": {"text": html.escape(title), "standoff": 8},
+    }
+
+
+def bare(text: str) -> str:
+    """A number without the zeros after its point: ``1.00 ms`` -> ``1 ms``."""
+    return re.sub(r"\.0+(?!\d)|(\.\d*?[1-9])0+(?!\d)", r"\1", text)
 
 
 def to_json(traces: Sequence[Any], layout: dict[str, Any]) -> str:
@@ -90,5 +114,75 @@ def points(role: str, xs: list[float], ys: list[float], texts: list[str], **more
         hovertext=texts,
         hoverinfo="text",
         marker={"symbol": SYMBOLS[role], "size": SIZES[role], "line": {"width": 2 if thin else 1}},
+        **more,
+    )
+
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+LINE_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
+PATTERNS = ("", "/", ".", "x", "\\", "-", "+", "|")
+"""By place of a series: what distinguishes it beside its colour."""
+
+
+def line(
+    role: str, place: int, xs: Sequence[float], ys: Sequence[float], texts: Sequence[str], name: str, **more: Any
+) -> Any:
+    """A line with marks. place: of the series, which gives dash and mark. texts: escaped, one a point."""
+    return go.Scatter(
+        x=list(xs),
+        y=list(ys),
+        mode="lines+markers",
+        meta=role,
+        name=html.escape(name),
+        hovertext=list(texts),
+        hoverinfo="text",
+        line={"dash": DASHES[place % len(DASHES)], "width": 2},
+        marker={"symbol": LINE_SYMBOLS[place % len(LINE_SYMBOLS)], "size": 7, "line": {"width": 1}},
+        **more,
+    )
+
+
+def band(role: str, xs: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[Any]:
+    """A filled area between two curves, without a place in the legend."""
+    edge = {"mode": "lines", "meta": role, "hoverinfo": "skip", "showlegend": False, "line": {"width": 0}}
+    return [go.Scatter(x=list(xs), y=list(low), **edge), go.Scatter(x=list(xs), y=list(high), fill="tonexty", **edge)]
+
+
+def bars(
+    role: str, place: int, lanes: Sequence[Any], values: Sequence[float], texts: Sequence[str], name: str, **more: Any
+) -> Any:
+    """Horizontal bars, one a lane; stacked with ``barmode="stack"`` in the layout. place: gives the pattern."""
+    return go.Bar(
+        x=list(values),
+        y=list(lanes),
+        orientation="h",
+        meta=role,
+        name=html.escape(name),
+        hovertext=list(texts),
+        hoverinfo="text",
+        marker={"pattern": {"shape": PATTERNS[place % len(PATTERNS)], "size": 6, "solidity": 0.25}},
+        **more,
+    )
+
+
+def heatmap(
+    xs: Sequence[Any],
+    ys: Sequence[Any],
+    rows: Sequence[Sequence[float | None]],
+    texts: Sequence[Sequence[str]],
+    roles: Sequence[str] = (),
+    **more: Any,
+) -> Any:
+    """Cells from pale to strong; with ``roles``, a value is the place of a kind among them and has its colour."""
+    kinds = {"meta": f"steps:{' '.join(roles)}", "zmin": -0.5, "zmax": len(roles) - 0.5, "showscale": False}
+    return go.Heatmap(
+        x=list(xs),
+        y=list(ys),
+        z=[list(row) for row in rows],
+        hovertext=[list(row) for row in texts],
+        hoverinfo="text",
+        xgap=1,
+        ygap=1,
+        **(kinds if roles else {}),
         **more,
     )

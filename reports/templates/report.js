@@ -15,11 +15,41 @@
     toImageButtonOptions: { format: "svg", filename: "griffin-kernels" },
   };
 
+  // A role may be of several: a heatmap of kinds has one for each, "steps:dram cache".
+
+  const role = (name) => colour(`--role-${name}`) || colour("--role-other");
+
+  function faded(hex, share) {
+    const [red, green, blue] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+    return `rgba(${red}, ${green}, ${blue}, ${share})`;
+  }
+
+  function heat(meta) {
+    if (!meta || !meta.startsWith("steps:")) return [[0, colour("--heat-low")], [1, colour("--heat-high")]];
+    const roles = meta.slice(6).split(" ");
+    return roles.flatMap((name, at) => [at, at + 1].map((edge) => [edge / roles.length, role(name)]));
+  }
+
   function themedTrace(trace) {
-    const own = colour(`--role-${trace.meta || "other"}`);
-    const edge = /thin|line-/.test(trace.marker.symbol) ? own : colour("--ground");
-    const marker = { ...trace.marker, color: own, line: { ...trace.marker.line, color: edge } };
-    return { ...trace, marker, ...(trace.error_x ? { error_x: { ...trace.error_x, color: own } } : {}) };
+    if (trace.type === "heatmap") {
+      const bar = trace.colorbar && { ...trace.colorbar, outlinecolor: colour("--rule"), tickfont: { color: colour("--ink") } };
+      return { ...trace, colorscale: heat(trace.meta), ...(bar ? { colorbar: bar } : {}) };
+    }
+    const own = role(trace.meta || "other");
+    const themed = { ...trace };
+    if (trace.marker) {
+      const edge = /thin|line-/.test(trace.marker.symbol) ? own : colour("--ground");
+      themed.marker = { ...trace.marker, color: own, line: { ...trace.marker.line, color: edge } };
+      const pattern = trace.marker.pattern;
+      if (pattern) themed.marker.pattern = { ...pattern, fillmode: "overlay", fgcolor: colour("--ground"), fgopacity: 0.75 };
+    }
+    if (/lines/.test(trace.mode || "")) themed.line = { ...trace.line, color: own };
+    if (trace.fill && trace.fill !== "none") themed.fillcolor = faded(own, 0.18);
+    for (const bars of ["error_x", "error_y"]) {
+      if (trace[bars]) themed[bars] = { ...trace[bars], color: trace.type === "bar" ? colour("--ink") : own };
+    }
+    if (trace.text !== undefined) themed.textfont = { ...trace.textfont, color: trace.type === "bar" ? colour("--ink") : own };
+    return themed;
   }
 
   function themedAxis(axis) {
@@ -40,10 +70,12 @@
       modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: ink },
       shapes: (layout.shapes || []).map((shape) =>
         shape.type === "rect"
-          ? { ...shape, fillcolor: shapeColours[shape.name] }
-          : { ...shape, line: { ...shape.line, color: shapeColours[shape.name] } }),
+          ? { ...shape, fillcolor: shapeColours[shape.name] || role(shape.name) }
+          : { ...shape, line: { ...shape.line, color: shapeColours[shape.name] || role(shape.name) } }),
       annotations: (layout.annotations || []).map((note) => ({
-        ...note, font: { color: colour("--link"), size: 12 }, bgcolor: colour("--ground"),
+        ...note,
+        font: { size: 12, ...note.font, color: note.name === "roof" ? colour("--link") : colour(`--role-${note.name}`) || ink },
+        bgcolor: colour("--ground"),
       })),
     };
     for (const name of Object.keys(layout)) {
@@ -52,36 +84,140 @@
     return themed;
   }
 
+  const shown = (element) => element.getClientRects().length > 0;
+
   function draw(chart) {
+    chart.stale = false;
     chart.spec = chart.spec || JSON.parse(chart.querySelector("script").textContent);
     const data = chart.spec.data.map(themedTrace);
     const layout = themedLayout(JSON.parse(JSON.stringify(chart.spec.layout)));
-    return Plotly.react(chart, data, layout, CONFIG).then(() => { chart.dataset.drawn = "true"; });
+    return Plotly.react(chart, data, layout, CONFIG).then(() => {
+      if (!chart.dataset.drawn) linked(chart);
+      chart.dataset.drawn = "true";
+    });
   }
+
+  // A chart out of sight has no width to be drawn in: it is drawn when it comes near the screen, and again where
+  // window or colours have changed meanwhile.
 
   const charts = [...document.querySelectorAll(".chart")];
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) {
-      if (entry.isIntersecting) {
-        watcher.unobserve(entry.target);
-        draw(entry.target);
-      }
+      if (entry.isIntersecting && entry.target.stale !== false) draw(entry.target);
     }
   }, { rootMargin: "400px" });
   charts.forEach((chart) => watcher.observe(chart));
 
-  const redraw = () => charts.filter((chart) => chart.dataset.drawn).forEach(draw);
+  const drawn = () => charts.filter((chart) => chart.dataset.drawn);
+  const redraw = () => drawn().forEach((chart) => { if (shown(chart)) draw(chart); else chart.stale = true; });
+  const print = matchMedia("print");
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  matchMedia("print").addEventListener("change", redraw);
+  print.addEventListener("change", () => (print.matches ? charts.filter(shown).forEach(draw) : redraw()));
+  addEventListener("resize", () => drawn().forEach((chart) => { chart.stale = chart.stale || !shown(chart); }));
+
+  // Points that lead somewhere: customdata is [fragment, role of the line that the point is judged by].
+
+  function linked(chart) {
+    const traceOf = (group) => group.__data__[0].trace;
+    const groups = () => [...chart.querySelectorAll(".scatterlayer .trace")];
+    const follow = (goal) => { if (goal && goal.startsWith("#")) go(goal); };
+
+    function judge(name) {
+      for (const group of groups()) {
+        const meta = traceOf(group).meta;
+        const roof = traceOf(group).legendgroup === "roofs";
+        group.style.opacity = name && roof && meta !== name ? 0.2 : "";
+        group.classList.toggle("judging", Boolean(name && roof && meta === name));
+      }
+    }
+
+    function name() {
+      for (const group of groups()) {
+        const goals = traceOf(group).customdata;
+        if (!goals) continue;
+        for (const mark of group.querySelectorAll("path.point")) {
+          const at = mark.__data__.i;
+          if (!goals[at] || !goals[at][0] || mark.getAttribute("role")) continue;
+          mark.setAttribute("role", "link");
+          mark.setAttribute("tabindex", "0");
+          mark.setAttribute("aria-label", String(traceOf(group).hovertext[at]).replaceAll("<br>", ", "));
+          const place = { curveNumber: traceOf(group).index, pointNumber: at };
+          mark.addEventListener("focus", () => { Plotly.Fx.hover(chart, [place]); judge(goals[at][1]); });
+          mark.addEventListener("blur", () => { Plotly.Fx.unhover(chart); judge(null); });
+          mark.addEventListener("keydown", (event) => { if (event.key === "Enter") follow(goals[at][0]); });
+        }
+      }
+    }
+
+    if (!chart.spec.data.some((trace) => trace.customdata)) return;
+    chart.on("plotly_click", (event) => follow((event.points[0].customdata || [])[0]));
+    chart.on("plotly_hover", (event) => judge((event.points[0].customdata || [])[1]));
+    chart.on("plotly_unhover", () => judge(null));
+    chart.on("plotly_afterplot", name);
+    name();
+  }
+
+  // Tabs: one is shown, by its own name or by that of anything within it; all are printed.
+
+  const bar = document.querySelector(".tabs");
+  const tabs = bar ? [...bar.querySelectorAll("a")] : [];
+  const panels = tabs.map((tab) => document.getElementById(tab.hash.slice(1)));
+
+  function show(panel) {
+    panels.forEach((other, at) => {
+      const chosen = other === panel;
+      other.hidden = !chosen;
+      tabs[at].setAttribute("aria-selected", String(chosen));
+      tabs[at].tabIndex = chosen ? 0 : -1;
+    });
+  }
+
+  if (bar) {
+    bar.setAttribute("role", "tablist");
+    tabs.forEach((tab, at) => {
+      tab.id = `tab-${panels[at].id}`;
+      tab.setAttribute("role", "tab");
+      tab.setAttribute("aria-controls", panels[at].id);
+      panels[at].setAttribute("role", "tabpanel");
+      panels[at].setAttribute("aria-labelledby", tab.id);
+    });
+    bar.addEventListener("keydown", (event) => {
+      const steps = { ArrowRight: 1, ArrowLeft: -1, Home: -tabs.length, End: tabs.length };
+      const at = tabs.indexOf(document.activeElement);
+      if (at < 0 || !(event.key in steps)) return;
+      event.preventDefault();
+      const step = steps[event.key];
+      const next = Math.abs(step) === 1 ? (at + step + tabs.length) % tabs.length : step < 0 ? 0 : tabs.length - 1;
+      tabs[next].focus();
+      history.replaceState(null, "", tabs[next].hash);
+      reveal();
+    });
+    show(panels[0]);
+    let chosen = panels[0];
+    addEventListener("beforeprint", () => {
+      chosen = panels.find((panel) => !panel.hidden);
+      panels.forEach((panel) => { panel.hidden = false; });
+      charts.filter(shown).forEach(draw);
+    });
+    addEventListener("afterprint", () => { show(chosen); redraw(); });
+  }
 
   // Links into a closed section open it. Every row of the verdict table is such a link.
 
   function reveal() {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (!target) return;
+    const panel = panels.find((other) => other.contains(target));
+    if (panel) show(panel);
     const section = target.closest("details");
     if (section && !section.open) section.open = true;
-    target.scrollIntoView();
+    if (panel === target) scrollTo(0, 0);
+    else target.scrollIntoView();
+  }
+
+  function go(hash) {
+    if (location.hash === hash) reveal();
+    else location.hash = hash;
   }
   addEventListener("hashchange", reveal);
   if (location.hash) reveal();
@@ -89,8 +225,7 @@
   for (const row of document.querySelectorAll("tr[data-href]")) {
     row.addEventListener("click", (event) => {
       if (event.target.closest("a") || String(getSelection())) return;
-      if (location.hash === row.dataset.href) reveal();
-      else location.hash = row.dataset.href;
+      go(row.dataset.href);
     });
   }
   for (const button of document.querySelectorAll("button[data-open]")) {
@@ -205,6 +340,21 @@
       lines.push([row.dataset.key, ...values].map(csvCell).join(","));
     }
     return `${lines.join("\r\n")}\r\n`;
+  }
+
+  function tableCsv(table) {
+    const rows = [...table.tBodies].flatMap((body) => [...body.rows]);
+    const heads = [...table.tHead.rows].at(-1);
+    const value = (cell) => (cell.dataset.value !== undefined && cell.dataset.value !== "" && !Number.isNaN(Number(cell.dataset.value)) ? Number(cell.dataset.value) : valueOf(cell).replace(/\s+/g, " "));
+    const names = [...heads.cells].map((cell) => cell.dataset.name || cell.textContent.trim());
+    const lines = rows.map((row) => [...row.cells].map(value));
+    return `${[names, ...lines].map((line) => line.map(csvCell).join(",")).join("\r\n")}\r\n`;
+  }
+
+  for (const button of document.querySelectorAll("button[data-csv]")) {
+    button.addEventListener("click", () => {
+      save(button.dataset.file, "text/csv", tableCsv(document.getElementById(button.dataset.csv)));
+    });
   }
 
   function save(name, type, text) {

@@ -1,0 +1,101 @@
+"""The page around the tabs: templates, figures, and the one HTML file that they end up in."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.offline
+from markupsafe import Markup
+
+from reports import format as fmt
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Tab:
+    """One page of the report. With a single one no tab bar is shown."""
+
+    name: str
+    title: str
+    body: Markup
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plotly figure as JSON, and the height that the page keeps free for it."""
+
+    json: Markup
+    height: int
+
+
+def _raw(value: float | None) -> str:
+    """A number for sorting and CSV; empty where there is none."""
+    return "" if value is None else repr(float(value))
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "bound": fmt.bound,
+        "brief": fmt.brief,
+        "case_marks": fmt.marks,
+        "case_text": fmt.case,
+        "config_text": fmt.config,
+        "count": fmt.count,
+        "date": fmt.date,
+        "decimal": fmt.decimal,
+        "duration": fmt.duration,
+        "error": fmt.error,
+        "fact": lambda value, name: fmt.fact(name, value),
+        "fragment": fmt.fragment,
+        "label": fmt.label,
+        "percent_number": lambda value: f"{100 * value:.1f}",
+        "plural": fmt.plural,
+        "rate": fmt.rate,
+        "ratio": fmt.ratio,
+        "raw": _raw,
+        "share": fmt.share,
+        "significant": fmt.significant,
+        "size": fmt.size,
+        "time": fmt.time,
+        "time_in": fmt.time_in,
+    }
+    return environment
+
+
+def figure(spec: str | None) -> Figure | None:
+    """A chart for the ``figure`` macro, which shows nothing for None."""
+    if spec is None:
+        return None
+    height = re.search(r'"height":(\d+)', spec)
+    return Figure(Markup(spec), int(height[1]) if height else 0)
+
+
+def render(template: str, **values: Any) -> Markup:
+    """A template filled in; every text in ``values`` is escaped."""
+    return Markup(_environment().get_template(template).render(**values))
+
+
+def page(title: str, tabs: Sequence[Tab], data: str) -> str:
+    """The whole HTML file. data: JSON, embedded for the page's script and for whoever wants the numbers."""
+    parts: dict[str, Any] = {
+        "css": (TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        "script": (TEMPLATES / "report.js").read_text(encoding="utf-8"),
+        "plotly": plotly.offline.get_plotlyjs(),
+        "data": data.replace("<", "\\u003c"),
+    }
+    return render("page.html.j2", title=title, tabs=tabs, **{name: Markup(text) for name, text in parts.items()})

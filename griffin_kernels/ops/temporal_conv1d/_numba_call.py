@@ -1,0 +1,172 @@
+"""Calls the compiled kernels of _numba.py: outputs, addresses, threads. Shared by both ops.
+
+Strides of time and batch may be anything; a tensor whose channels are not contiguous is copied first.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from griffin_kernels import memory
+from griffin_kernels.contract import accumulator
+from griffin_kernels.ops import _threads
+from griffin_kernels.ops.temporal_conv1d import _numba
+
+_STREAMED = 16 * 2**20
+"""Bytes of output from which it is written past the caches: little of it would be left there for a reader."""
+_LINE = 64
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of it, with contiguous channels."""
+    if (tensor.stride(-1) != 1 and tensor.shape[-1] != 1) or tensor.is_neg():
+        return tensor.resolve_neg().contiguous()
+    return tensor
+
+
+def _streamed(out: Tensor, block: int) -> bool:
+    """Whether to write [B,T,D] past the caches: it is large, and every vector of it fills a line."""
+    if out.nbytes < _STREAMED:
+        return False
+    row, piece = out.shape[2] * out.element_size(), block * out.element_size()
+    return row % _LINE == 0 and piece % _LINE == 0 and out.data_ptr() % _LINE == 0
+
+
+def _strided(tensor: Tensor | None) -> tuple[int, int, int]:
+    """(address, batch stride, time stride) in the order of the fields."""
+    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+
+
+def groups_of(batch: int, time: int, chunk: int) -> tuple[int, int, int]:
+    """(groups, slots in a group, chunks in a batch row): pieces of ``chunk`` steps, or as many short batch rows."""
+    chunks, span = -(-time // chunk), max(1, chunk // max(time, 1))
+    return -(-batch * chunks // span), span, chunks
+
+
+def run(
+    kernel: Any,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
+    out: Tensor,
+    dy: Tensor | None,
+    leaving: Tensor | None,
+    dstate: Tensor | None,
+    sums: Tensor | None,
+    chunk: int,
+    block: int,
+    tile: int,
+) -> None:
+    """Run a kernel on tensors with contiguous channels; names as in ``_numba.FIELDS``."""
+    batch, time, width = x.shape
+    taps = weight.shape[0]
+    groups, span, chunks = groups_of(batch, time, chunk)
+    blocks = -(-width // block)
+    # in the order of _numba.FIELDS
+    values = (
+        0,
+        groups * blocks,
+        batch * chunks,
+        span,
+        chunks,
+        chunk,
+        blocks,
+        block,
+        tile,
+        width,
+        time,
+        _streamed(out, block),
+        *_strided(x),
+        *_strided(state),
+        weight.data_ptr(),
+        weight.stride(0),
+        0 if bias is None else bias.data_ptr(),
+        *_strided(segment_pos),
+        out.data_ptr(),
+        *_strided(dy),
+        *_strided(leaving),
+        0 if dstate is None else dstate.data_ptr(),
+        0 if sums is None else sums.data_ptr(),
+    )
+    fields = array("q", values)
+    threads = _threads.threads_for(groups * blocks, batch * time * width)
+    _threads.run(_numba.compiled(kernel, x.dtype, taps), fields.buffer_info()[0], threads)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
+    chunk: int,
+    block: int,
+    tile: int,
+) -> Tensor:
+    """y of temporal_conv1d in chunks of time, blocks of channels and tiles of steps."""
+    x = rows(x)
+    before = None if state is None else rows(state)
+    y = memory.empty(x.shape, x.dtype)
+    run(
+        _numba.forward,
+        x,
+        rows(weight),
+        rows(bias),
+        before,
+        segment_pos,
+        y,
+        None,
+        None,
+        None,
+        None,
+        chunk,
+        block,
+        tile,
+    )
+    return y
+
+
+def backward(
+    dy: Tensor,
+    leaving: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
+    chunk: int,
+    block: int,
+    tile: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """dx, dweight, dbias and dstate, likewise. leaving: the new state's gradient, zero where that holds zeros."""
+    x = rows(x)
+    batch, time, width = x.shape
+    taps = weight.shape[0]
+    before = None if state is None else rows(state)
+    dx = memory.empty(x.shape, x.dtype)
+    dstate = None if state is None else torch.empty(state.shape, dtype=x.dtype)
+    groups, _, _ = groups_of(batch, time, chunk)
+    sums = torch.zeros((groups, taps + 1, width), dtype=accumulator(x.dtype))
+    run(
+        _numba.backward,
+        x,
+        rows(weight),
+        None,
+        before,
+        segment_pos,
+        dx,
+        rows(dy),
+        None if leaving is None else rows(leaving),
+        dstate,
+        sums,
+        chunk,
+        block,
+        tile,
+    )
+    total = sums.sum(0).to(x.dtype)  # [K+1, D]
+    return dx, total[:taps], total[taps].clone(), dstate

@@ -1,0 +1,77 @@
+"""One pass over x in native CPU code, taps in registers; a thread per chunk of time and block of channels.
+
+    y_t = bias + sum_k weight[K-1-k] x_{t-k}
+
+A vector of channels goes down a tile of steps with its K taps and K-1 earlier inputs in registers, so that each element
+is read once, widened once, rounded and written once: two streams, bound by DRAM. A tile begins by reading the K-1 rows
+before it again, from the caches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops.temporal_conv1d import _numba_call
+from griffin_kernels.ops.temporal_conv1d.op import new_state
+
+_MOST_TAPS = 16
+"""More would live on the stack instead of in registers, in code that grows with their number."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """block_t, block_d: steps and channels of one work item. tile: steps that a vector of channels goes down at once;
+    few suit the processor's prefetcher, many read and widen fewer rows twice.
+    """
+
+    block_t: int = 64
+    block_d: int = 2560
+    tile: int = 8
+
+
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    y = _numba_call.forward(x, weight, bias, state, segment_pos, config.block_t, config.block_d, config.tile)
+    return y, new_state(x, state, segment_pos, weight.shape[0])
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    """Shared with the backward op."""
+    if device.kind != "cpu":
+        return "needs a CPU"
+    isa = dict(device.details).get("isa", ())
+    if case.dtype == "float16" and device.arch.startswith("x86") and "f16c" not in isa:
+        return "float16 needs a processor with F16C"
+    if case["K"] > _MOST_TAPS:
+        return f"{case['K']} taps are more than the {_MOST_TAPS} it keeps in registers"
+    if min(config.block_t, config.block_d, config.tile) < 1:
+        return "block_t, block_d and tile must be at least 1"
+    return None
+
+
+def rank(case: Case, device: Device) -> int:
+    """Above every eager variant."""
+    return 20
+
+
+VARIANT = Variant(
+    op="temporal_conv1d",
+    name="numba.direct",
+    summary="one pass in native code, taps in registers",
+    run=run,
+    config=Config,
+    axes={"block_t": (16, 64, 256), "block_d": (128, 640, 2560), "tile": (1, 2, 4, 8, 16)},
+    reject=reject,
+    rank=rank,
+)

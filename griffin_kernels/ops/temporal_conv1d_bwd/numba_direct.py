@@ -1,0 +1,54 @@
+"""The gradient in one pass, in native CPU code; see temporal_conv1d/numba_direct.py.
+
+    dx_s = sum_k weight[K-1-k] dy_{s+k},  dweight[K-1-k] += dy_{s+k} x_s,  dbias += dy_s
+
+Three streams: dy and x are read once, dx written once. A vector of channels keeps its taps, the K-1 later gradients and
+the K+1 sums in registers; each chunk of time has sums of its own, which are added at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from griffin_kernels.contract import Variant
+from griffin_kernels.ops.temporal_conv1d import _numba_call
+from griffin_kernels.ops.temporal_conv1d.numba_direct import Config as Forward
+from griffin_kernels.ops.temporal_conv1d.numba_direct import rank, reject
+from griffin_kernels.ops.temporal_conv1d_bwd.op import through_state
+
+
+@dataclass(frozen=True)
+class Config(Forward):
+    """As in the forward op; a tile loads and stores the sums once."""
+
+    block_t: int = 256
+    block_d: int = 2560
+    tile: int = 8
+
+
+def run(
+    dy: Tensor,
+    dnew_state: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    leaving = through_state(dnew_state, segment_pos, weight.shape[0])
+    return _numba_call.backward(dy, leaving, x, weight, state, segment_pos, config.block_t, config.block_d, config.tile)
+
+
+VARIANT = Variant(
+    op="temporal_conv1d_bwd",
+    name="numba.direct",
+    summary="one pass in native code, taps and sums in registers",
+    run=run,
+    config=Config,
+    axes={"block_t": (64, 256, 1024), "block_d": (128, 640, 2560), "tile": (2, 4, 8, 16)},
+    reject=reject,
+    rank=rank,
+)

@@ -254,6 +254,8 @@ def _recurrent(shape: _Shape) -> Iterable[Kernel]:
         cache_bytes=state * (2 if decode else 1),
         case=lru_case,
     )
+    kept = [Pass(Cost(state, state)), Pass(Cost(taps, taps))]
+    yield _glue("cache", kept)
     yield _glue("gate", [_product(shape, tokens * r)])
     yield _matmul(shape, "linear_out", tokens, r, d, bias=True)
     yield _residual(shape)
@@ -274,26 +276,40 @@ def _attention(shape: _Shape, kind: BlockType) -> Iterable[Kernel]:
             min(window, shape.seq), shape.dtype,
         )  # fmt: skip
         yield Kernel("attention", attention.cost(case), attention_unfused.passes(case), case=case)
-        yield Kernel("cache", Cost(written, 2 * shape.batch * kept * shared * size), cache_bytes=written)
+        passes = (*_slots(shape, min(kept, shape.time)), Pass(Cost(written // 2, written // 2), 2))
+        yield Kernel("cache", Cost(written, written), passes, cache_bytes=written)
     else:
         case = attention_step.make_case(
             shape.batch, kept, config.num_heads, config.num_kv_heads, config.head_dim, shape.dtype
         )
         cost = attention_step.cost(case)
         cached = 2 * shape.batch * kept * shared * size
-        yield Kernel("cache", Cost(written, written), (Pass(Cost(written // 2, written // 2), 2),), cache_bytes=written)
+        passes = (Pass.elementwise(shape.batch, 8, 8, count=2), Pass(Cost(written // 2, written // 2), 2))
+        yield Kernel("cache", Cost(written, written), passes, cache_bytes=written)
         yield Kernel("attention", cost, step_unfused.passes(case), cache_bytes=cached, case=case)
     yield _matmul(shape, "output", tokens, heads, d, bias=True)
     yield _residual(shape)
 
 
+def _slots(shape: _Shape, count: int) -> tuple[Pass, ...]:
+    """Indices of the slots that ``count`` new keys of each row go to."""
+    index = shape.batch * count
+    return (
+        Pass.elementwise(count, 0, 8),
+        Pass.elementwise(shape.batch, 0, 8),
+        Pass.elementwise(index, 8, 8, count=2),
+    )
+
+
 def _rope_tables(shape: _Shape) -> Kernel:
     """Angles, cosines and sines of a quarter of a head, once for all layers."""
-    angles = shape.tokens * shape.config.head_dim // 4
+    quarter = shape.config.head_dim // 4
+    angles = shape.tokens * quarter
     return _glue(
         "rope_tables",
         [
-            Pass.elementwise(shape.tokens, 8, 4),
+            Pass.elementwise(shape.time, 0, 8),
+            Pass.elementwise(quarter, 4, 4, count=4),
             Pass.elementwise(angles, 4, 4, vector=1),
             Pass.elementwise(angles, 4, 4, special=1, count=2),
         ],

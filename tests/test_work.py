@@ -6,11 +6,15 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-from griffin_kernels.models import PRESETS, preset
+from griffin_kernels.models import PRESETS, Griffin, preset
 from griffin_kernels.ops.linear_scan import cost as scan
 from griffin_kernels.ops.local_attention import cost as attention
 from griffin_kernels.ops.rg_lru import cost as rg_lru
+from roofline.forward import moved
 from roofline.target import of_sku
 from roofline.work import Kernel, forward_parts
 
@@ -128,3 +132,81 @@ def test_decode_is_memory_bound_up_to_a_batch_near_128():
             bounds[batch] = {max(t, key=lambda name: t[name]) for t in times}
         assert bounds[1] == bounds[64] == bounds[128] == {"dram"}
         assert "tensor" in bounds[256]
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_matrix_flops_equal_those_that_torch_counts(name, phase):
+    # torch's counter sees matrix products and passes over custom operators, so it counts just what has rows
+    config = preset(name)
+    model = Griffin(config, device="meta", dtype=torch.bfloat16)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad():
+        cache = model.init_cache(2, tokens=9) if phase == "decode" else None
+        if cache is not None:
+            cache.tokens = cache.bound = 8
+        with counter:
+            model(
+                torch.zeros(2, 8 if cache is None else 1, dtype=torch.int64, device="meta"), cache=cache, last_only=True
+            )
+    assert counter.get_total_flops() == matmul_flops(kernels(name, phase, batch=2, seq=8))
+
+
+class Trace(TorchDispatchMode):
+    """Records each operator that runs on data: (part, name, bytes in and out)."""
+
+    def __init__(self):
+        super().__init__()
+        self.part, self.rows = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
+        if not func.is_view and func is not torch.ops.aten._unsafe_view.default:
+            self.rows.append((self.part, str(func), sum(t.nbytes for t in tensors)))
+        return out
+
+
+def traced(name, phase, batch, seq, dtype):
+    model = Griffin(preset(name), dtype=dtype)
+    trace = Trace()
+
+    def mark(*_):
+        trace.part += 1
+
+    for norm in [n for block in model.blocks for n in (block.temporal_norm, block.channel_norm)] + [model.final_norm]:
+        norm.register_forward_pre_hook(mark)
+    with torch.no_grad():
+        cache = model.init_cache(batch, tokens=seq + 1) if phase == "decode" else None
+        if cache is not None:
+            cache.tokens = cache.bound = seq
+            cache.positions.fill_(seq)
+        with trace:
+            model(torch.zeros(batch, seq if cache is None else 1, dtype=torch.int64), cache=cache, last_only=True)
+    return trace.rows
+
+
+@pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_between_tuned_operations_are_those_that_run(family, phase, dtype):
+    name = f"{family}-tiny"
+    rows = traced(name, phase, 2, 64, getattr(torch, dtype))
+    parts = forward_parts(preset(name), phase, 2, 64, dtype)
+    assert {row[0] for row in rows} == set(range(len(parts)))
+    # a decode step writes its ring inside the operator
+    inside = {"attention", "rg_lru", "temporal_conv1d", *(["cache"] if phase == "decode" else [])}
+    for index, part in enumerate(parts):
+        ran = [row for row in rows if row[0] == index and not row[1].startswith("griffin_kernels.")]
+        if part.kind == "embedding":
+            # making the cache is there too, and the trace counts the whole matrix that a few rows are taken from
+            assert part.kernels[0].launches <= len(ran)
+            continue
+        skipped = inside - ({"cache"} if part.kind == "recurrent" else set())
+        told = [kernel for kernel in part.kernels if kernel.name not in skipped]
+        # the last block's part ends with the cache's count of tokens
+        assert len(ran) - 1 <= sum(kernel.launches for kernel in told) <= len(ran)
+        # 3 %: weights of norms that are read once more, broadcast factors
+        moved_bytes = sum(row[2] for row in ran)
+        assert sum(moved(kernel) for kernel in told) == pytest.approx(moved_bytes, rel=0.03, abs=4096)

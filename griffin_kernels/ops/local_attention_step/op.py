@@ -115,7 +115,7 @@ def cases() -> tuple[Case, ...]:
     for where, dtype in (("cpu", "float32"), ("gpu", "bfloat16")):
         for window, heads, d, source in ((2048, 10, 256, rg2b), (1024, 16, 128, g1b), (1024, 6, 128, g100m)):
             for batch in (1, 16):
-                kind, slow = "float32" if source == g100m else dtype, where == "cpu" and source != rg2b
+                kind, slow = "float32" if source == g100m else dtype, where == "cpu" and source != g100m
                 bench.append(make_case(batch, window, heads, 1, d, kind, where=where, source=source, thorough=slow))
     bench += [
         make_case(batch, 2048, 10, 1, 256, "bfloat16", where="cpu", source=rg2b, thorough=True) for batch in (1, 16)

@@ -157,10 +157,14 @@ def cases(op: str) -> tuple[Case, ...]:
         case(8, 512, 2560, where="cpu", source=rg2b, flags=("segmented",), thorough=True),
     ]
     if forward:
-        bench.append(case(1, 1, 2560, where="cpu", data=("state",), source=f"{rg2b}, one decoded token"))
-        for batch, where, dtype in ((16, "cpu", "float32"), (1, "gpu", "bfloat16"), (16, "gpu", "bfloat16")):
-            facts = {"where": where, "dtype": dtype, "thorough": where == "cpu" or batch > 1}
-            bench.append(case(batch, 1, 2560, data=("state",), source=f"{rg2b}, one decoded token", **facts))
+        small = {"where": "cpu", "source": "Hawk and Griffin 100M, 4 taps, prompt and decode"}
+        bench.append(case(1, 1024, 1024, **small, thorough=True))
+        # a model that goes on from a cache passes positions, since a document may begin
+        decode = {"flags": ("segmented",), "data": ("state",)}
+        bench += [case(batch, 1, 1024, **decode, **small) for batch in (1, 16)]
+        for where, dtype in (("cpu", "float32"), ("gpu", "bfloat16")):
+            facts = {"where": where, "dtype": dtype, "thorough": where == "cpu"}
+            bench += [case(b, 1, 2560, **decode, source=f"{rg2b}, one decoded token", **facts) for b in (1, 16)]
     for batch in (1, 8):
         for time in (2048, 8192):
             slow = backward and (batch, time) != (8, 2048)

@@ -286,18 +286,7 @@ def cases(op: str) -> tuple[Case, ...]:
     bench = [
         case(1, 2048, 10, 1, 256, 512, where="cpu", source=f"{rg2b}, a quarter of its window"),
         case(1, 2048, 16, 1, 128, 1024, where="cpu", source=paper, thorough=True),
-        case(
-            1,
-            2048,
-            10,
-            1,
-            256,
-            512,
-            where="cpu",
-            dtype="bfloat16",
-            source=f"{rg2b}, a quarter of its window",
-            thorough=backward,
-        ),  # fmt: skip
+        case(1, 2048, 10, 1, 256, 512, where="cpu", dtype="bfloat16", source=rg2b, thorough=backward),
         case(1, 1024, 6, 1, 128, 1024, where="cpu", source="Griffin 100M: 6 heads of 128", thorough=backward),
         case(1, 4096, 10, 1, 256, 1024, where="cpu", source=f"{rg2b}, half its window", thorough=True),
         case(1, 1024, 16, 1, 256, 512, where="cpu", source=f"{rg9b}, a quarter of its window", thorough=True),

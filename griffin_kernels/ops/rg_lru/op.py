@@ -257,7 +257,7 @@ def cases(op: str) -> tuple[Case, ...]:
         facts = {
             "where": "cpu",
             "flags": ("segmented",),
-            "source": "Hawk and Griffin 100M, 16 blocks, prompt and decode",
+            "source": "Hawk and Griffin 100M, prompt and decode",
         }
         bench.append(case(1, 1024, 1024, 16, **facts))
         bench += [case(batch, 1, 1024, 16, data=("h0",), **facts) for batch in (1, 16)]

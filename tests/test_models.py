@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from griffin_kernels import errors, models
 from griffin_kernels.models import PRESETS, Griffin, preset
@@ -22,6 +24,15 @@ TINY = [f"{family}-tiny" for family in ("hawk", "griffin", "mqa")]
 
 # Pieces add the same products in another order: of float64, some hundred roundings of 1e-16 of the largest element.
 EXACT = 1e-13
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tiny matrices gain nothing from threads, which wait for each other where tests run side by side."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=TINY)
@@ -101,7 +112,7 @@ def test_parameters_besides_the_embedding_are_as_published(name, billions):
 
 
 def test_decays_are_drawn_as_published():
-    lru = Griffin(preset("hawk-100m"), device="cpu").blocks[0].mixing.rg_lru
+    lru = Griffin(replace(preset("hawk-100m"), vocab_size=1)).blocks[0].mixing.rg_lru
     square = torch.exp(-2 * torch.nn.functional.softplus(lru.a_param))
     # uniform: 1024 draws reach within 1% of both ends, their mean within five standard errors
     assert 0.9**2 - 1e-6 <= square.min() < 0.9**2 + 0.01 and 0.999**2 - 0.01 < square.max() <= 0.999**2 + 1e-6
@@ -149,6 +160,59 @@ def test_rows_at_different_positions_go_on_without_being_told_where(model):
     assert len(set(cache.positions.tolist())) > 1
     got, _ = in_pieces(model, tokens[:, 40:], [1, 1, 6, 1, 20, 6], cache=cache)
     assert_same(got, want[:, 40:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [1, 2, 100])
+def test_windows_of_one_and_longer_than_everything(window):
+    torch.manual_seed(0)
+    model = Griffin(replace(preset("griffin-tiny"), window=window), dtype=torch.float64)
+    tokens = tokens_of(model, 2, 30)
+    want, _ = model(tokens)
+    assert_same(in_pieces(model, tokens, [1, 1, 8, 1, 1, 18])[0], want)
+
+
+class NothingRead(TorchDispatchMode):
+    """Fails where a tensor's value is wanted on the host, for which a GPU would be waited for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **kwargs or {})
+
+
+@torch.no_grad()
+def test_no_value_is_read_but_for_the_sizes_of_global_attention(model):
+    tokens, positions = tokens_of(model, 2, 40), torch.arange(40).repeat(2, 1)
+    want, _ = model(tokens)
+    with NothingRead():
+        got, _ = in_pieces(model, tokens, [9, 1, 1, 20, 9])
+    assert_same(got, want)
+    if model.config.family != "mqa":
+        with NothingRead():
+            got, _ = in_pieces(model, tokens, [9, 1, 1, 20, 9], positions)
+        assert_same(got, want)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_decode_in_a_cuda_graph(model):
+    model = model.float().cuda()
+    tokens = tokens_of(model, 2, 40).cuda()
+    want, _ = model(tokens)
+    _, cache = model(tokens[:, :20], cache=model.init_cache(2, tokens=64))
+    token = tokens[:, 20:21].clone()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(token, cache=cache)  # chooses and compiles the kernels
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits, _ = model(token, cache=cache)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for step in range(21, 40):
+        token.copy_(tokens[:, step : step + 1])
+        graph.replay()
+        assert_same(logits[:, 0], want[:, step], 1e-4)
 
 
 @torch.no_grad()
@@ -300,8 +364,6 @@ def test_compiles_as_one_graph(model):
 
 
 def test_softcap_bounds_logits():
-    from dataclasses import replace
-
     model = Griffin(replace(preset("griffin-tiny"), logits_softcap=0.5))
     tokens = tokens_of(model, 1, 9)
     with torch.no_grad():

@@ -35,8 +35,8 @@ class GriffinConfig:
     lru_width: D_RNN of recurrent blocks. gate_blocks: blocks of the RG-LRU's block-diagonal gates; divides lru_width.
     window: keys that a query of local attention sees, itself included. conv_width: taps of the temporal convolution.
     rope_base: RoPE turns the first half of each head by position * rope_base^(-2i / (head_dim / 2)).
-    norm_eps: added to the mean square in RMSNorm. scale_embeddings: multiply embeddings by sqrt(width).
-    logits_softcap: c in c tanh(logits / c), or None.
+    norm_eps: added to the mean square in RMSNorm. scale_embeddings: multiply embeddings by sqrt(width), rounded to
+    bfloat16 as in the published codes. logits_softcap: c in c tanh(logits / c), or None.
     """
 
     vocab_size: int

@@ -123,13 +123,13 @@ class Griffin(nn.Module):
         if cache is not None and not cache.tokens:
             cache = None
         steps = torch.arange(time, device=tokens.device)
-        bound = time
+        bound = time if cache is None else cache.bound + time
         if segment_pos is not None:
             positions = segment_pos.long()
             if self.has_global_attention and update:
-                bound = int(positions.max()) + 1
+                bound = int(positions.max()) + 1  # rows that begin new documents again and again need no more room
         elif cache is not None:
-            positions, bound = cache.positions[:, None] + steps, cache.bound + time
+            positions = cache.positions[:, None] + steps
         else:
             positions = steps.expand(batch, time)
         documents = None if segment_pos is None and cache is None else positions

@@ -112,6 +112,25 @@ def test_rows_at_different_positions_and_what_is_written():
         torch.testing.assert_close(out[row], alone[0, 0])
 
 
+@VARIANTS
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_ring_large_enough_for_several_threads(variant, dtype):
+    case = make_case(3, 2048, 5, 1, 128, dtype, data=("early",))
+    kernel = catalog.variant(variant)
+    verdict = verify.check(OP, kernel, case, kernel.config(), OP.make_inputs(case, CPU, 3))
+    assert verdict.ok, verdict.problem
+
+
+@VARIANTS
+@pytest.mark.parametrize("scale", [1e4, -1e4, 0.0])
+def test_extreme_scores(variant, scale):
+    # one key takes all the weight, or every key the same: exact but for the mean of 40 values
+    inputs = OP.make_inputs(make_case(2, 40, 4, 1, 16), CPU, 0) | {"scale": scale}
+    (out,) = catalog.variant(variant).run(**inputs, config=catalog.variant(variant).config())
+    (want,) = verify.reference_outputs(OP, inputs)
+    torch.testing.assert_close(out, want.float())
+
+
 @pytest.mark.parametrize("case", OP.cases_tagged("smoke", "edge")[:6], ids=lambda case: case.key)
 def test_opcheck(case):
     inputs = OP.make_inputs(case, CPU, 0)

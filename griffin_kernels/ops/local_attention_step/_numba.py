@@ -1,0 +1,258 @@
+"""The compiled code of numba.split: attention of one token to a part of its ring, read once where it lies.
+
+A kernel is a C function of one pointer, to a block of 64-bit integers (addresses, strides, sizes; see FIELDS). Work
+items, a part of one row's ring for one key head, are taken from a shared counter in that block by however many threads
+call it. Every item leaves its weighted values, their maximum score and their sum of weights, to be joined afterwards.
+bfloat16 is widened a row at a time into a scratch that stays in the first-level cache.
+
+All of it is one file because numba's cache on disk watches only the file of the function that it compiles.
+"""
+
+# Python's types end where numba's begin.
+# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call"
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import numba
+import torch
+from llvmlite import ir
+from numba import extending, types
+
+_intrinsic: Any = extending.intrinsic
+_njit: Any = numba.njit
+_cfunc: Any = numba.cfunc
+_f32: Any = numba.float32
+_i32: Any = numba.int32
+
+FIELDS = (
+    "counter",  # next work item; the kernel advances it
+    "items",  # B * Hkv * parts, in that order
+    "parts",
+    "part",  # slots of a part
+    "window",
+    "shared",  # Hkv
+    "group",  # G = Hq / Hkv
+    "d",
+    "positions",  # int64 [B]
+    "q",  # float32 [B, Hkv, G, d], scaled
+    "k",  # data [B, W, Hkv, d], channels contiguous
+    "k_batch",
+    "k_slot",
+    "k_head",
+    "v",
+    "v_batch",
+    "v_slot",
+    "v_head",
+    "out",  # float32 [items, G, d]: weighted values
+    "largest",  # float32 [items, G]: largest score
+    "total",  # float32 [items, G]: sum of weights
+    "scratch",  # float32 [items, (G + 1) * part + 4 * d]
+    "capped",  # 1: scores are bent
+    "softcap",  # float32 [1]
+)
+"""Names of the integers. Addresses in bytes, strides in elements."""
+
+_INT64 = ir.IntType(64)
+_ELEMENTS = {torch.float32: types.float32, torch.bfloat16: types.uint16}
+_SUM = {"reassoc", "contract", "nsz"}
+_LARGEST = {"reassoc", "nnan", "nsz"}
+
+
+def _array_at(kind: Any) -> Any:
+    """A numba function ``(address, index) -> pointer`` to element ``index`` of an array of ``kind``."""
+
+    @_intrinsic
+    def at(typing: Any, address: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            element = context.get_data_type(kind)
+            return builder.gep(builder.inttoptr(args[0], element.as_pointer()), [args[1]])
+
+        return types.CPointer(kind)(types.int64, types.int64), generate
+
+    return at
+
+
+_floats, _bits, _shorts, _longs = (_array_at(k) for k in (types.float32, types.int32, types.uint16, types.int64))
+
+
+@_intrinsic
+def _address(typing: Any, data: Any) -> Any:
+    """The address that a pointer holds."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], _INT64)
+
+    return types.int64(data), generate
+
+
+@_intrinsic
+def _is_half(typing: Any, data: Any) -> Any:
+    """Whether data is bfloat16; known when compiled."""
+    half = int(data.dtype is types.uint16)
+    return types.boolean(data), lambda context, builder, signature, args: ir.Constant(ir.IntType(1), half)
+
+
+@_intrinsic
+def _take(typing: Any, data: Any) -> Any:
+    """The next work item, which no other thread gets."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        counter = builder.bitcast(args[0], _INT64.as_pointer())
+        return builder.atomic_rmw("add", counter, ir.Constant(_INT64, 1), "monotonic")
+
+    return types.int64(data), generate
+
+
+@_njit(fastmath=_SUM)
+def _dot(p: Any, q: Any, count: int) -> float:
+    total = _f32(0)
+    for j in range(count):
+        total += p[j] * q[j]
+    return total
+
+
+@_njit(fastmath=_SUM)
+def _add_rows(out: Any, a: Any, b: Any, c: Any, e: Any, wa: float, wb: float, wc: float, we: float, count: int) -> None:
+    """out += wa a + wb b + wc c + we e."""
+    for j in range(count):
+        out[j] += wa * a[j] + wb * b[j] + wc * c[j] + we * e[j]
+
+
+@_njit(fastmath=_LARGEST)
+def _largest(values: Any, count: int) -> float:
+    largest = values[0]
+    for i in range(count):
+        largest = max(largest, values[i])
+    return largest
+
+
+@_njit(fastmath=_SUM)
+def _sum(values: Any, count: int) -> float:
+    total = _f32(0)
+    for i in range(count):
+        total += values[i]
+    return total
+
+
+@_njit(fastmath={"contract"})
+def _exp(values: Any, powers: Any, as_floats: Any, factor: float, less: float, count: int) -> None:
+    """values = exp(factor (values - less)) in place. ``powers``, ``as_floats``: one scratch, as integers and as floats.
+
+    2^n e^r with |r| <= log(2) / 2; the polynomial for e^r is that of Cephes. Below -87 it counts as -87, e^-87 being
+    the smallest power that is no denormal.
+    """
+    for i in range(count):
+        x = (values[i] - less) * factor
+        x = _f32(-87) if x < _f32(-87) else x
+        x = _f32(87) if x > _f32(87) else x
+        n = _i32(x * _f32(1.44269504) + _f32(1000.5)) - _i32(1000)  # floor(.. + 0.5)
+        m = _f32(n)
+        r = x - m * _f32(0.693359375)
+        r = r + m * _f32(2.12194440e-4)
+        p = _f32(1.9875691500e-4) * r + _f32(1.3981999507e-3)
+        p = p * r + _f32(8.3334519073e-3)
+        p = p * r + _f32(4.1665795894e-2)
+        p = p * r + _f32(1.6666665459e-1)
+        p = p * r + _f32(5.0000001201e-1)
+        values[i] = p * r * r + r + _f32(1)
+        powers[i] = (n + _i32(127)) << _i32(23)
+    for i in range(count):
+        values[i] = values[i] * as_floats[i]
+
+
+@_njit
+def _widen(source: Any, target: Any, count: int) -> None:
+    """bfloat16 is the upper half of a float32."""
+    for j in range(count):
+        target[j] = _i32(source[j]) << _i32(16)
+
+
+@_njit
+def _row(data: Any, address: int, index: int, scratch: int, slot: int, count: int) -> Any:
+    """A row of ``count`` data elements as float32: where it lies, or widened into row ``slot`` of the scratch."""
+    if _is_half(data):
+        _widen(_shorts(address, index), _bits(scratch, slot * count), count)
+        return _floats(scratch, slot * count)
+    return _floats(address, index)
+
+
+def attend(data: Any) -> None:
+    """Weighted values, largest score and sum of weights of every item."""
+    f = _longs(_address(data), 0)
+    parts, part, window, shared, group, d = f[2], f[3], f[4], f[5], f[6], f[7]
+    item = _take(data)
+    while item < f[1]:
+        head = item // parts
+        batch, key_head, begin = head // shared, head % shared, item % parts * part
+        count = min(_longs(f[8], batch)[0] + 1, window, begin + part) - begin
+        out, largest, total = (
+            _floats(f[18], item * group * d),
+            _floats(f[19], item * group),
+            _floats(f[20], item * group),
+        )
+        for j in range(group * d):
+            out[j] = _f32(0)
+        if count > 0:
+            scratch = f[21] + item * ((group + 1) * part + 4 * d) * 4
+            powers = scratch + group * part * 4
+            rows = powers + part * 4
+            k = batch * f[11] + begin * f[12] + key_head * f[13]
+            v = batch * f[15] + begin * f[16] + key_head * f[17]
+            for i in range(count):
+                row = _row(data, f[10], k + i * f[12], rows, 0, d)
+                for g in range(group):
+                    _floats(scratch, g * part + i)[0] = _dot(_floats(f[9], (head * group + g) * d), row, d)
+            for g in range(group):
+                scores = _floats(scratch, g * part)
+                if f[22]:
+                    cap = _floats(f[23], 0)[0]
+                    # tanh(x) = 1 - 2 / (exp(2 x) + 1)
+                    _exp(scores, _bits(powers, 0), _floats(powers, 0), _f32(2) / cap, _f32(0), count)
+                    for i in range(count):
+                        scores[i] = cap - _f32(2) * cap / (scores[i] + _f32(1))
+                top = _largest(scores, count)
+                _exp(scores, _bits(powers, 0), _floats(powers, 0), _f32(1), top, count)
+                largest[g], total[g] = top, _sum(scores, count)
+            for i in range(0, count, 4):
+                # past the end: the last row again, with no weight
+                last = count - 1
+                a = _row(data, f[14], v + i * f[16], rows, 0, d)
+                b = _row(data, f[14], v + min(i + 1, last) * f[16], rows, 1, d)
+                c = _row(data, f[14], v + min(i + 2, last) * f[16], rows, 2, d)
+                e = _row(data, f[14], v + min(i + 3, last) * f[16], rows, 3, d)
+                for g in range(group):
+                    w = _floats(scratch, g * part + i)
+                    wb = w[1] if i + 1 < count else _f32(0)
+                    wc = w[2] if i + 2 < count else _f32(0)
+                    we = w[3] if i + 3 < count else _f32(0)
+                    _add_rows(_floats(f[18], (item * group + g) * d), a, b, c, e, w[0], wb, wc, we, d)
+        else:
+            for g in range(group):
+                largest[g], total[g] = _f32(-3e38), _f32(0)
+        item = _take(data)
+
+
+_KERNELS: list[Any] = []
+"""Compiled kernels, kept alive as long as their addresses may be called."""
+
+
+@functools.cache
+def compiled(dtype: torch.dtype) -> Any:
+    """The kernel for data of ``dtype`` as a ctypes function of the address of its FIELDS.
+
+    Compiled on first use and kept on disk: beside this file, in the user's cache folder, or in NUMBA_CACHE_DIR.
+    """
+    signature = types.void(types.CPointer(_ELEMENTS[dtype]))
+    try:
+        function = _cfunc(signature, cache=True, nopython=True, error_model="numpy")(attend)
+    except RuntimeError as error:
+        # numba's word for "none of these folders can be written": compile again in every process
+        if "cannot cache function" not in str(error):
+            raise
+        function = _cfunc(signature, nopython=True, error_model="numpy")(attend)
+    _KERNELS.append(function)
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function.address)

@@ -1,0 +1,111 @@
+"""Native code that reads each visible slot once: the ring in parts, a thread to each, softmax per part, then joined.
+
+Part j leaves m_j = max s, t_j = sum exp(s - m_j) and o_j = sum exp(s - m_j) v; with m = max m_j
+
+    out = sum_j exp(m_j - m) o_j / sum_j exp(m_j - m) t_j
+
+All heads of a key head are scored against a row while it is in the first-level cache. Slots not yet written are not
+read. Source: the split of decoding over keys in Flash-Decoding (Dao et al., 2023).
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops import _threads
+from griffin_kernels.ops.local_attention_step import _numba
+
+
+@dataclass(frozen=True)
+class Config:
+    """part: slots of one work item; longer ones are fewer to join, shorter ones are shared out more evenly."""
+
+    part: int = 256
+
+
+def run(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    softcap: float | None,
+    scale: float | None,
+    *,
+    config: Config,
+) -> tuple[Tensor]:
+    batch, heads, d = q.shape
+    window, shared = k_cache.shape[1:3]
+    group, part = heads // shared, min(config.part, window)
+    parts = -(-window // part)
+    items = batch * shared * parts
+    # the whole cache is copied only where its channels are not contiguous
+    k, v = (cache if cache.stride(3) == 1 or d == 1 else cache.contiguous() for cache in (k_cache, v_cache))
+    queries = (q.float() * (d**-0.5 if scale is None else scale)).contiguous()
+    positions = positions.contiguous()
+    partial = torch.empty(items, group, d)
+    largest, total = torch.empty(2, items, group)
+    scratch = torch.empty(items, (group + 1) * part + 4 * d)
+    cap = torch.tensor([softcap or 0.0])
+    # in the order of _numba.FIELDS
+    values = (
+        0,
+        items,
+        parts,
+        part,
+        window,
+        shared,
+        group,
+        d,
+        positions.data_ptr(),
+        queries.data_ptr(),
+        k.data_ptr(),
+        *k.stride()[:3],
+        v.data_ptr(),
+        *v.stride()[:3],
+        partial.data_ptr(),
+        largest.data_ptr(),
+        total.data_ptr(),
+        scratch.data_ptr(),
+        softcap is not None,
+        cap.data_ptr(),
+    )
+    fields = array("q", values)
+    threads = _threads.threads_for(items, 2 * items * part * d)
+    _threads.run(_numba.compiled(q.dtype), fields.buffer_info()[0], threads)
+    largest, total = (tensor.view(-1, parts, group) for tensor in (largest, total))
+    share = torch.exp(largest - largest.amax(1, keepdim=True))  # [B * Hkv, parts, G]
+    summed = (partial.view(-1, parts, group, d) * share[..., None]).sum(1)
+    out = summed / (share * total).sum(1)[..., None]
+    return (out.view(batch, heads, d).to(q.dtype),)
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    """Float32 and bfloat16 on a CPU."""
+    if device.kind != "cpu":
+        return "needs a CPU"
+    if case.dtype not in ("float32", "bfloat16"):
+        return f"has no {case.dtype} kernel, only float32 and bfloat16"
+    return None if config.part >= 1 else "part must be at least 1"
+
+
+def rank(case: Case, device: Device) -> int:
+    """Above eager.matmul, and above eager.sdpa_rows where heads are wide and reading outweighs the products."""
+    return 20 if case["d"] >= 256 else 11
+
+
+VARIANT = Variant(
+    op="local_attention_step",
+    name="numba.split",
+    summary="native code, the ring in parts, every visible slot read once",
+    run=run,
+    config=Config,
+    axes={"part": (64, 128, 256, 512, 1024)},
+    reject=reject,
+    rank=rank,
+)

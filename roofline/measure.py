@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +29,7 @@ from roofline.stats import bootstrap_interval
 QUANTILE = 0.9
 
 SECONDS = 15.0
-"""Time spent on all ceilings; up to half as much again where samples were disturbed."""
+"""Time spent on all ceilings, without preparation."""
 
 DRAM_SECONDS = 1.5
 """Time spent where only DRAM is measured."""
@@ -39,7 +38,9 @@ VISIT_S = 0.012
 MOST_SAMPLES = 8
 """A probe takes samples for this long in a round, or so many."""
 
-LEAST_ROUNDS = 3
+LONGEST = 1.5
+"""Where samples are disturbed, sampling goes on for so many times as long, then ends; every probe has one sample."""
+
 LEAST_UNDISTURBED = 5
 """With fewer undisturbed samples than this a ceiling is taken from all of them, and says so."""
 
@@ -93,7 +94,7 @@ def _measure(device: Device, made: Iterable[Probe], progress: Progress | None, s
 def sample(tried: Sequence[Probe], device: Device, seconds: float, tell: Progress) -> list[list[Sample]]:
     """Samples by probe, taken in rounds until ``seconds`` are over.
 
-    Probes that are short of undisturbed samples then go on alone, for up to half as long again.
+    Probes that are short of undisturbed samples then go on alone, up to LONGEST times ``seconds`` in all.
     """
     for probe in tried:
         probe.work()
@@ -101,16 +102,17 @@ def sample(tried: Sequence[Probe], device: Device, seconds: float, tell: Progres
     found: list[list[Sample]] = [[] for _ in tried]
     wanting = list(range(len(tried)))
     began = time.perf_counter()
-    for done in itertools.count():
-        share = (time.perf_counter() - began) / seconds if seconds > 0 else math.inf
-        if share >= 1 and done >= LEAST_ROUNDS:
-            wanting = [i for i in wanting if sum(calm for _, calm in found[i]) < LEAST_UNDISTURBED]
-            if not wanting or share >= 1.5:
-                return found
+    while True:
         for i in wanting:
+            share = (time.perf_counter() - began) / seconds if seconds > 0 else math.inf
+            if share >= LONGEST and all(found):
+                return found
             tell(tried[i].name, min(share, 1.0))
             found[i] += _visit(tried[i], device)
-    raise AssertionError("unreachable")
+        if time.perf_counter() - began >= seconds:
+            wanting = [i for i in wanting if sum(calm for _, calm in found[i]) < LEAST_UNDISTURBED]
+            if not wanting:
+                return found
 
 
 def _visit(probe: Probe, device: Device) -> list[Sample]:

@@ -25,7 +25,7 @@ WINDOW_BYTES = 16 * 2**20
 """What a CPU takes of each DRAM buffer in one sample; the windows go round, so the data has left the caches."""
 
 MATMUL_SIZES = {
-    "cpu": ((1024, 1024, 1024), (2048, 2048, 2048), (512, 2048, 4096)),
+    "cpu": ((1024, 1024, 1024), (512, 2048, 2048)),
     "gpu": ((2048, 2048, 4096), (4096, 4096, 4096), (8192, 4096, 4096), (8192, 8192, 8192)),
 }
 """Rows, inner dimension, columns; which is fastest differs between libraries, so the best counts."""

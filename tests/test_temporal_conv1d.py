@@ -362,6 +362,18 @@ def test_grouped_conv1d_is_refused_for_documents():
         call(plain(segment_pos=torch.arange(6).expand(2, 6)))
 
 
+@pytest.mark.parametrize("variant", usable("temporal_conv1d"))
+@pytest.mark.parametrize("position", range(5))
+def test_one_token_reads_no_more_of_the_state_than_its_position_says(variant, position):
+    inputs = plain(2, 1, segment_pos=torch.full((2, 1), position))
+    with griffin_kernels.use(variant=variant):
+        y, after = call(inputs)
+    own = inputs["state"].clone()
+    own[:, : max(3 - position, 0)] = 0
+    torch.testing.assert_close(y, torch_conv1d(inputs["x"], inputs["weight"], inputs["bias"], own))
+    assert torch.equal(after, torch.cat([own[:, 1:], inputs["x"]], dim=1))
+
+
 def test_cost_counts_each_input_and_output_once():
     for data in ((), ("state",)):
         inputs = plain(3, 11, 5, 4, torch.float32, state=bool(data)) | {"segment_pos": torch.zeros(3, 11).long()}

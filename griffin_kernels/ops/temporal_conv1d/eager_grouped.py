@@ -1,7 +1,8 @@
 """torch's conv1d with one group per channel: what published code calls.
 
 Channels move before time and back, and a state is put before x; conv1d itself pads the zeros. It knows nothing of
-documents. Source: transformers' RecurrentGemma, which pads K-1 zeros on both sides and cuts the result.
+documents, but a single token sees only one: what its state holds of another is zeroed.
+Source: transformers' RecurrentGemma, which pads K-1 zeros on both sides and cuts the result.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops.temporal_conv1d.op import new_state
+from griffin_kernels.ops.temporal_conv1d.op import kept, new_state
+
+DOCUMENTS = "conv1d reads across the documents of segment_pos"
 
 
 def run(
@@ -25,7 +28,10 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     _, time, width = x.shape
     rows = weight.shape[0] - 1
-    inputs = x if state is None else torch.cat([state, x], dim=1)
+    before = state
+    if before is not None and segment_pos is not None:
+        before = before.masked_fill(~kept(segment_pos - 1, rows + 1)[..., None], 0.0)
+    inputs = x if before is None else torch.cat([before, x], dim=1)
     y = torch.nn.functional.conv1d(
         inputs.transpose(1, 2),
         weight.t()[:, None],  # [D, 1, K]
@@ -33,12 +39,12 @@ def run(
         padding=rows if state is None else 0,
         groups=width,
     )
-    return y[..., :time].transpose(1, 2).contiguous(), new_state(x, state, None, rows + 1)
+    return y[..., :time].transpose(1, 2).contiguous(), new_state(x, state, segment_pos, rows + 1)
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
-    """Shared with the backward op."""
-    return "conv1d reads across the documents of segment_pos" if "segmented" in case.flags else None
+    """Documents may begin anywhere but at a single token."""
+    return DOCUMENTS if "segmented" in case.flags and case["T"] > 1 else None
 
 
 VARIANT = Variant(

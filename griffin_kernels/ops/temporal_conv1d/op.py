@@ -146,6 +146,7 @@ def cases(op: str) -> tuple[Case, ...]:
         case(2, 67, 48, tag="edge", flags=("segmented",)),
         case(3, 97, 40, tag="edge", flags=("segmented",), data=("state",), dtype="float16"),
         case(4, 3, 40, tag="edge", flags=("segmented",), data=("state",), dtype="float64"),
+        case(4, 1, 40, tag="edge", flags=("segmented",), data=("state",)),
     ]
     rg2b, rg9b = "RecurrentGemma-2B, lru_width 2560, 4 taps", "RecurrentGemma-9B, lru_width 4096, 4 taps"
     paper = "Hawk and Griffin 1.3B, D_RNN 2560, 4 taps, trained at T 2048"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import NoConfig, Variant
-from griffin_kernels.ops.temporal_conv1d.eager_grouped import reject
+from griffin_kernels.contract import Case, NoConfig, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops.temporal_conv1d.eager_grouped import DOCUMENTS
 
 
 def run(
@@ -45,6 +46,10 @@ def run(
         dinputs[:, inputs.shape[1] - held :] += dnew_state[:, rows - held :]
     dstate = None if state is None else dinputs[:, :rows].clone()
     return dinputs[:, inputs.shape[1] - time :].contiguous(), dweight[:, 0].t().contiguous(), dbias, dstate
+
+
+def reject(case: Case, device: Device, config: NoConfig) -> str | None:
+    return DOCUMENTS if "segmented" in case.flags else None
 
 
 VARIANT = Variant(

@@ -55,12 +55,19 @@ def tune(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, if there is one.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
+    models: Annotated[
+        bool | None,
+        typer.Option(
+            "--study/--no-study",
+            help="Measure all ceilings and run whole models afterwards. By default where nothing was left out.",
+        ),
+    ] = None,
 ) -> None:
-    """Find the fastest correct kernel for this device, publish it to the registry and write the report."""
+    """Find the fastest correct kernels for this device, publish them, study whole models, write the report."""
     # a pipe has no width: tables for people who read logs
     console = Console(width=None if sys.stdout.isatty() else 140)
     with plain_errors(Console(stderr=True)):
-        from tuning import plan, terminal
+        from tuning import plan, study, terminal
 
         options = plan.Options(_split(ops), _split(cases), _split(dtypes), budget, device or "")
         if dry_run:
@@ -71,6 +78,8 @@ def tune(
         outcome = terminal.run(console, options, out, resume, command)
         if outcome is None:
             raise typer.Exit(130)
+        if models or (models is None and study.wanted(options)):
+            terminal.run_study(console, options, outcome)
         from reports.build import write_report
 
         report = write_report(outcome.paths.journal, outcome.paths.report, outcome.paths.registry)

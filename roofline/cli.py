@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from rich.console import Console
 
 from roofline import forward_cli
-from roofline.console import output, plain_errors
+from roofline.console import StatusLine, output, plain_errors
 
 if TYPE_CHECKING:
     from griffin_kernels.device import Device
@@ -59,8 +58,8 @@ def measure(
         runs: list[list[Ceiling]] = []
         try:
             for index in range(repeat):
-                line = _Line(stderr, f"{here.name}: " + (f"run {index + 1} of {repeat}, " if repeat > 1 else ""))
-                runs.append(measuring.measure(here, line, spent))
+                line = StatusLine(stderr, f"{here.name}: " + (f"run {index + 1} of {repeat}, " if repeat > 1 else ""))
+                runs.append(measuring.measure(here, line.progress, spent))
                 line.clear()
         except KeyboardInterrupt:
             stderr.print("interrupted; nothing was written", style="red", highlight=False)
@@ -77,23 +76,6 @@ def measure(
         if slow:
             text = f"other processes took the cores; measure again when they are done: {', '.join(slow)} are too low"
             stderr.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-
-class _Line:
-    """One line of progress on a terminal, drawn between samples: a thread that draws would disturb them."""
-
-    def __init__(self, console: Console, head: str) -> None:
-        self.console, self.head, self.drawn = console, head, 0.0
-
-    def __call__(self, what: str, share: float) -> None:
-        if self.console.is_terminal and time.monotonic() - self.drawn > 0.2:
-            self.drawn = time.monotonic()
-            text = f"{self.head}{what} ({share:.0%})"
-            self.console.print(f"{text:<79.79}", end="\r", highlight=False, markup=False)
-
-    def clear(self) -> None:
-        if self.console.is_terminal:
-            self.console.print(" " * 79, end="\r")
 
 
 def _datasheet(device: Device) -> Ceilings | None:

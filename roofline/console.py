@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 import typer
@@ -18,6 +19,31 @@ def output() -> Console:
     """Standard output."""
     console = Console()
     return console if console.is_terminal else Console(width=PIPE_WIDTH)
+
+
+class StatusLine:
+    """One line that says what is being done, drawn between measurements: a thread that draws would disturb them.
+
+    Nothing is drawn where there is no terminal.
+    """
+
+    def __init__(self, console: Console, head: str = "") -> None:
+        self.console, self.head, self.drawn = console, head, 0.0
+
+    def __call__(self, text: str) -> None:
+        if self.console.is_terminal:
+            self.console.print(f"{self.head + text:<79.79}", end="\r", highlight=False, markup=False)
+
+    def progress(self, what: str, share: float) -> None:
+        """``what (share)``, at most five times a second."""
+        if time.monotonic() - self.drawn > 0.2:
+            self.drawn = time.monotonic()
+            self(f"{what} ({share:.0%})")
+
+    def clear(self) -> None:
+        """Leave an empty line."""
+        if self.console.is_terminal:
+            self.console.print(" " * 79, end="\r")
 
 
 @contextlib.contextmanager

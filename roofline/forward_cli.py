@@ -13,7 +13,7 @@ from griffin_kernels import errors
 from griffin_kernels.datasheet import datasheet, skus
 from griffin_kernels.models.presets import PRESETS, preset
 from roofline import tables
-from roofline.console import output, plain_errors
+from roofline.console import StatusLine, output, plain_errors
 from roofline.forward import Forward, analyse
 from roofline.sweep import BATCHES, SEQS, GridPoint, parse_axes, sweep
 from roofline.target import Target, of_sku
@@ -57,6 +57,7 @@ def forward(
         str | None, typer.Option(help="A SKU such as nvidia-h100-sxm; cpu or cuda; this machine by default.")
     ] = None,
     run: Annotated[bool, typer.Option("--measure", help="Run it on this machine as well, where it fits.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for --measure.")] = 4.0,
     axes: Annotated[
         str | None, typer.Option("--sweep", help="batch, seq or batch,seq: a map of what binds where.")
     ] = None,
@@ -95,8 +96,12 @@ def forward(
         if run and here is not None:
             from roofline import run as running
 
-            with Console(stderr=True).status(f"running {model}"):
-                measured = running.measure(running.build(result, here), result, here)
+            line = StatusLine(Console(stderr=True))
+            line(f"building {model}")
+            built = running.build(result, here)
+            line(f"running {model}")
+            measured = running.measure(built, result, here, seconds)
+            line.clear()
         if as_json:
             typer.echo(json.dumps(_record(result, measured), indent=1))
         elif as_csv:
@@ -162,9 +167,9 @@ def study(
         if known is None:
             raise errors.DeviceError(f"the ceilings of {here.name} are not known; run `griffin roofline measure` first")
         path = out.expanduser() if out is not None else studying.default_path(here)
-        console = Console(stderr=True)
-        with console.status("") as status:
-            found = studying.study(here, known.table, studying.registered(here), seconds=seconds, tell=status.update)
+        line = StatusLine(Console(stderr=True))
+        found = studying.study(here, known.table, studying.registered(here), seconds=seconds, tell=line)
+        line.clear()
         studying.write(path, found)
         tables.show_study(output(), found)
         output().print(f"study     {path}", highlight=False, markup=False, soft_wrap=True)

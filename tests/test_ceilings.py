@@ -396,7 +396,7 @@ def test_command_shows_the_datasheet_and_labels_what_is_above_it(small, tmp_path
     done = run("--out", tmp_path / "c.json")
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line}
     assert "1 kB/s" in lines["dram_copy"] and "above the datasheet" in lines["dram_copy"]
-    assert "1e+09 TFLOP/s" in lines["vector_float32"] and "0%" in lines["vector_float32"]
+    assert "1e+06 PFLOP/s" in lines["vector_float32"] and "0%" in lines["vector_float32"]
     assert "above" not in lines["vector_float32"]
     assert "no peak known" in lines["special_exp"]
 

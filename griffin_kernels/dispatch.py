@@ -235,7 +235,11 @@ def explain(op: str, case: Case | Mapping[str, Any], device: Device | None = Non
 def call(op_name: str, inputs: Inputs) -> tuple[Tensor | None, ...]:
     """Check a call, choose its kernel and run it. ``inputs`` holds every input and option of the op, in order."""
     key = (op_name, *[(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in inputs.values()])
-    run = _STATE.chosen.get(key)
+    try:
+        run = _STATE.chosen.get(key)
+    except TypeError:  # a list, say, where a tensor belongs
+        specs.bind(catalog.op(op_name), inputs)
+        raise
     if run is None:
         run = _resolve(op_name, inputs)
         with _STATE.lock:

@@ -112,3 +112,11 @@ def test_default_prefers_what_is_not_a_baseline():
         for case in op.cases_tagged("bench"):
             if case.where == "cpu":
                 assert not griffin_kernels.select(op.name, case, device.cpu()).variant.baseline
+
+
+@pytest.mark.parametrize("given", [[[[1.0]]], {"x": 1}, "x"])
+def test_something_else_than_a_tensor_is_named(given):
+    with pytest.raises(errors.GriffinKernelsError, match="x"):
+        griffin_kernels.linear_scan(given, torch.ones(1, 1, 1))
+    with pytest.raises(errors.GriffinKernelsError, match="a"):
+        griffin_kernels.linear_scan(torch.ones(1, 1, 1), given)

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from reports import model
-from reports.page import Tab, render
+from reports.charts import roofline, roofline_time
+from reports.page import Tab, figure, render
+from reports.roofline_model import ROOF_NAMES, ROOF_WORK, RooflineView, ceiling_rate, roof_name, roof_work
 from roofline.records import Study
 
 
 def roofline_tab(study: Study, report: model.Report) -> Tab:
     """The tab of a study's ceilings, kernels and fusion; ``report``: where its kernels' cases are found."""
-    anchors = {case.anchor for case in report.cases}
-    return Tab("roofline", "Roofline", render("roofline.html.j2", study=study, anchors=anchors))
+    view = RooflineView(study, (case.anchor for case in report.cases))
+    facts = study.device.validity
+    unit = "cores" if facts.get("kind") == "cpu" else "units"
+    kind = [str(facts["arch"])] * ("arch" in facts) + [f"{facts['units']} {unit}"] * ("units" in facts)
+    body = render(
+        "roofline.html.j2",
+        view=view,
+        kind=", ".join(kind),
+        elsewhere=facts != report.journal.run.device.validity,
+        date=study.device.provenance.get("date"),
+        roofline_figure=figure(roofline.roofline(view)),
+        times_figure=figure(roofline_time.times(view)),
+        rows_figure=figure(roofline_time.matmul_rows(view)),
+        shown=roofline_time.MOST,
+        roof_name=roof_name,
+        roof_work=roof_work,
+        ceiling_rate=ceiling_rate,
+        definitions=[(ROOF_NAMES[name], ROOF_WORK[name]) for name in ROOF_NAMES],
+    )
+    return Tab("roofline", "Roofline", body)

@@ -41,7 +41,7 @@
       const edge = /thin|line-/.test(trace.marker.symbol) ? own : colour("--ground");
       themed.marker = { ...trace.marker, color: own, line: { ...trace.marker.line, color: edge } };
       const pattern = trace.marker.pattern;
-      if (pattern) themed.marker.pattern = { ...pattern, fillmode: "overlay", fgcolor: colour("--ground"), fgopacity: 0.75 };
+      if (pattern) themed.marker.pattern = { ...pattern, fillmode: "overlay", fgcolor: colour(trace.text === undefined ? "--ground" : "--soft"), fgopacity: 0.75 };
     }
     if (/lines/.test(trace.mode || "")) themed.line = { ...trace.line, color: own };
     if (trace.fill && trace.fill !== "none") themed.fillcolor = faded(own, 0.18);
@@ -115,7 +115,9 @@
   print.addEventListener("change", () => (print.matches ? charts.filter(shown).forEach(draw) : redraw()));
   addEventListener("resize", () => drawn().forEach((chart) => { chart.stale = chart.stale || !shown(chart); }));
 
-  // Points that lead somewhere: customdata is [fragment, role of the line that the point is judged by].
+  const plain = (text) => new DOMParser().parseFromString(text.replaceAll("<br>", ", "), "text/html").body.textContent;
+
+  // Points that lead somewhere: customdata is [fragment, name of the line that the point is judged by].
 
   function linked(chart) {
     const traceOf = (group) => group.__data__[0].trace;
@@ -124,29 +126,46 @@
 
     function judge(name) {
       for (const group of groups()) {
-        const meta = traceOf(group).meta;
-        const roof = traceOf(group).legendgroup === "roofs";
-        group.style.opacity = name && roof && meta !== name ? 0.2 : "";
-        group.classList.toggle("judging", Boolean(name && roof && meta === name));
+        const mine = traceOf(group).name || "";
+        const roof = name && mine.startsWith("roof ");
+        group.style.opacity = roof && mine !== name ? 0.2 : "";
+        group.classList.toggle("judging", Boolean(roof && mine === name));
       }
     }
 
+    // One stop of the Tab key for all marks of a chart; arrow keys go from one to the next.
     function name() {
+      const marks = [];
       for (const group of groups()) {
-        const goals = traceOf(group).customdata;
+        const { customdata: goals, hovertext, index } = traceOf(group);
         if (!goals) continue;
         for (const mark of group.querySelectorAll("path.point")) {
           const at = mark.__data__.i;
-          if (!goals[at] || !goals[at][0] || mark.getAttribute("role")) continue;
+          if (!goals[at] || !goals[at][0]) continue;
+          marks.push(mark);
+          if (mark.getAttribute("role")) continue;
           mark.setAttribute("role", "link");
-          mark.setAttribute("tabindex", "0");
-          mark.setAttribute("aria-label", String(traceOf(group).hovertext[at]).replaceAll("<br>", ", "));
-          const place = { curveNumber: traceOf(group).index, pointNumber: at };
-          mark.addEventListener("focus", () => { Plotly.Fx.hover(chart, [place]); judge(goals[at][1]); });
+          mark.setAttribute("tabindex", "-1");
+          mark.setAttribute("aria-label", plain(hovertext[at]));
+          mark.addEventListener("focus", () => {
+            Plotly.Fx.hover(chart, [{ curveNumber: index, pointNumber: at }]);
+            judge(goals[at][1]);
+          });
           mark.addEventListener("blur", () => { Plotly.Fx.unhover(chart); judge(null); });
-          mark.addEventListener("keydown", (event) => { if (event.key === "Enter") follow(goals[at][0]); });
+          mark.addEventListener("keydown", (event) => {
+            const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+            if (event.key === "Enter") follow(goals[at][0]);
+            if (!step) return;
+            event.preventDefault();
+            const all = chart.marks;
+            const next = all[(all.indexOf(mark) + step + all.length) % all.length];
+            all.forEach((other) => other.setAttribute("tabindex", other === next ? "0" : "-1"));
+            next.focus();
+          });
         }
       }
+      chart.marks = marks;
+      if (!marks.some((mark) => mark.getAttribute("tabindex") === "0")) marks[0]?.setAttribute("tabindex", "0");
     }
 
     if (!chart.spec.data.some((trace) => trace.customdata)) return;
@@ -202,6 +221,26 @@
     addEventListener("afterprint", () => { show(chosen); redraw(); });
   }
 
+  // Select boxes: each shows one of several panels, by the panel's id. Links into a hidden panel choose it.
+
+  const pickers = [...document.querySelectorAll("select[data-panels]")];
+
+  function pick(select) {
+    for (const option of select.options) document.getElementById(option.value).hidden = option.value !== select.value;
+  }
+
+  for (const select of pickers) {
+    select.addEventListener("change", () => pick(select));
+    pick(select);
+  }
+
+  function choose(id) {
+    const select = pickers.find((other) => [...other.options].some((option) => option.value === id));
+    if (!select) return;
+    select.value = id;
+    pick(select);
+  }
+
   // Links into a closed section open it. Every row of the verdict table is such a link.
 
   function reveal() {
@@ -209,6 +248,8 @@
     if (!target) return;
     const panel = panels.find((other) => other.contains(target));
     if (panel) show(panel);
+    const hidden = target.closest(".panel[hidden]");
+    if (hidden) choose(hidden.id);
     const section = target.closest("details");
     if (section && !section.open) section.open = true;
     if (panel === target) scrollTo(0, 0);
@@ -342,18 +383,32 @@
     return `${lines.join("\r\n")}\r\n`;
   }
 
+  // A head's data-name is the column's name in the file; a cell of several figures, as an interval, has
+  // several of them, with | between.
+
   function tableCsv(table) {
-    const rows = [...table.tBodies].flatMap((body) => [...body.rows]);
-    const heads = [...table.tHead.rows].at(-1);
-    const value = (cell) => (cell.dataset.value !== undefined && cell.dataset.value !== "" && !Number.isNaN(Number(cell.dataset.value)) ? Number(cell.dataset.value) : valueOf(cell).replace(/\s+/g, " "));
-    const names = [...heads.cells].map((cell) => cell.dataset.name || cell.textContent.trim());
-    const lines = rows.map((row) => [...row.cells].map(value));
+    const figure = (text) => (text === "" || Number.isNaN(Number(text)) ? text : Number(text));
+    const values = (cell) => {
+      if (cell.dataset.value === undefined) return [cell.textContent.trim().replace(/\s+/g, " ")];
+      return [cell.dataset.value, cell.dataset.second, cell.dataset.third].filter((text) => text !== undefined).map(figure);
+    };
+    const names = [...table.tHead.rows[0].cells].flatMap((cell) => (cell.dataset.name || cell.textContent.trim()).split("|"));
+    const lines = [...table.tBodies].flatMap((body) => [...body.rows]).map((row) => [...row.cells].flatMap(values));
     return `${[names, ...lines].map((line) => line.map(csvCell).join(",")).join("\r\n")}\r\n`;
   }
 
   for (const button of document.querySelectorAll("button[data-csv]")) {
     button.addEventListener("click", () => {
       save(button.dataset.file, "text/csv", tableCsv(document.getElementById(button.dataset.csv)));
+    });
+  }
+
+  for (const button of document.querySelectorAll("button[data-grid]")) {
+    button.addEventListener("click", () => {
+      const { grid } = JSON.parse(document.getElementById("data").textContent).study.pages[button.dataset.grid];
+      const names = Object.keys(grid[0]);
+      const lines = [names, ...grid.map((point) => names.map((name) => point[name] ?? ""))];
+      save("forward-grid.csv", "text/csv", `${lines.map((line) => line.map(csvCell).join(",")).join("\r\n")}\r\n`);
     });
   }
 

@@ -1,0 +1,298 @@
+"""What the tab *Roofline* shows, worked out from a study: kernels by time lost, what binds them, ceilings. No HTML."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from reports import format as fmt
+from roofline.ceilings import Ceiling, Ceilings
+from roofline.records import FusionRow, KernelFloor, Study
+
+ROOF_NAMES: Mapping[str, str] = {
+    "dram": "DRAM",
+    "cache": "cache",
+    "tensor": "matrix products",
+    "vector": "vector arithmetic",
+    "special": "special functions",
+    "launch": "launches",
+}
+"""Roof -> its name in a table."""
+
+ROOF_WORK: Mapping[str, str] = {
+    "dram": "moving data to and from main memory (DRAM)",
+    "cache": "moving data to and from the last-level cache",
+    "tensor": "matrix products",
+    "vector": "vector arithmetic (float32 sums and products outside of matrix products)",
+    "special": "special functions (exp, sigmoid, sqrt and their like)",
+    "launch": "launching kernels",
+}
+"""Roof -> the work that it limits, in words."""
+
+BEATEN: Mapping[str, str] = {
+    "dram": "part of the data probably stayed in the cache",
+    "cache": "part of the data probably stayed in a nearer cache",
+    "tensor": "the clock was probably higher, or the machine less busy, than when the ceiling was measured",
+}
+"""Roof -> why a kernel may be faster than it."""
+
+PEAKS: Mapping[str, str] = {
+    "dram_copy": "dram",
+    "dram_triad": "dram",
+    "dram_read": "dram",
+    "special_exp": "special",
+}
+"""Measured ceiling -> the datasheet's name for it, where that is another one."""
+
+
+def roof_name(name: str) -> str:
+    return ROOF_NAMES.get(name, fmt.bound(name))
+
+
+def roof_work(name: str) -> str:
+    return ROOF_WORK.get(name, roof_name(name))
+
+
+@dataclass(frozen=True)
+class CaseName:
+    """A case's key taken apart. dims: ``B 8 · T 2048``. marks: dtype, flags and data."""
+
+    dims: str
+    dtype: str
+    marks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, key: str) -> CaseName:
+        found = re.fullmatch(r"((?:[A-Za-z]+\d+-)+)([a-z]+\d+)((?:[+~][^+~]+)*)", key)
+        if found is None:
+            return cls(key, "", ())
+        dims = re.findall(r"([A-Za-z]+)(\d+)-", found[1])
+        text = " · ".join(f"{name}\u00a0{size}" for name, size in dims)
+        return cls(text, found[2], (found[2], *re.findall(r"[+~]([^+~]+)", found[3])))
+
+    def __str__(self) -> str:
+        return " · ".join([self.dims, *self.marks])
+
+
+@dataclass(frozen=True)
+class KernelView:
+    """A kernel in the order of time lost. rank: from 1. anchor: of its case in the tuning tab, None if it has none."""
+
+    rank: int
+    record: KernelFloor
+    anchor: str | None
+
+    @cached_property
+    def name(self) -> CaseName:
+        return CaseName.of(self.record.case)
+
+    @property
+    def id(self) -> str:
+        """Of its row in this tab."""
+        return f"roofline-kernel-{self.rank}"
+
+    @property
+    def goal(self) -> str:
+        """Fragment of the link that its mark is."""
+        return "#" + fmt.fragment(self.anchor or self.id)
+
+    @property
+    def label(self) -> str:
+        return f"{self.record.op} {self.name}"
+
+    @property
+    def operations(self) -> int:
+        """Everything that is computed: multiply-adds counted as 2, a special function's result as 1."""
+        return self.record.tensor_flops + self.record.vector_flops + self.record.special_ops
+
+    @property
+    def floor_s(self) -> float:
+        return self.record.floors_s[self.record.bound]
+
+    @property
+    def intensity(self) -> float | None:
+        """Operations per byte; None where there are none of either."""
+        return self.operations / self.record.bytes if self.operations and self.record.bytes else None
+
+    @property
+    def reached(self) -> float:
+        """Operations per second."""
+        return self.operations / self.record.measured_s
+
+    @property
+    def limit(self) -> float:
+        """Operations per second if it took its floor: where its own mixture of work meets the roof that binds it."""
+        return self.operations / self.floor_s
+
+    @property
+    def over(self) -> str | None:
+        """Why it may be faster than its ceiling; None if it is not."""
+        if self.record.share <= 1:
+            return None
+        return BEATEN.get(self.record.bound, BEATEN["tensor"])
+
+
+@dataclass(frozen=True)
+class Roof:
+    """A line of the roofline. slanted: bytes per second, else operations per second. key: distinguishes it."""
+
+    key: str
+    role: str
+    label: str
+    ceiling: Ceiling
+    slanted: bool
+
+    @property
+    def value(self) -> float:
+        return self.ceiling.value
+
+    @property
+    def rate(self) -> str:
+        return ceiling_rate(self.ceiling, self.ceiling.value)
+
+
+def ceiling_rate(ceiling: Ceiling, value: float) -> str:
+    """A ceiling's figure; special functions are counted by their results."""
+    if ceiling.unit == "ops_per_s":
+        return fmt.rate(value, "ops_per_s").replace("ops/s", " results/s").replace("  ", " ")
+    return fmt.rate(value, ceiling.unit)
+
+
+@dataclass(frozen=True)
+class CeilingRow:
+    """A measured ceiling beside the datasheet's."""
+
+    ceiling: Ceiling
+    peak: Ceiling | None
+
+    @property
+    def ratio(self) -> float | None:
+        return self.ceiling.value / self.peak.value if self.peak else None
+
+    @property
+    def name(self) -> str:
+        kind, _, rest = self.ceiling.name.partition("_")
+        return f"matrix product {rest}" if kind == "matmul" else fmt.bound(self.ceiling.name)
+
+
+@dataclass(frozen=True)
+class FusionView:
+    """One row of what fusing saves."""
+
+    record: FusionRow
+
+    @cached_property
+    def name(self) -> CaseName:
+        return CaseName.of(self.record.case)
+
+    @property
+    def bytes_ratio(self) -> float:
+        return self.record.unfused_bytes / self.record.fused_bytes
+
+    @property
+    def time_ratio(self) -> float:
+        return self.record.unfused_s / self.record.fused_s
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A roof and how many kernels it binds."""
+
+    roof: str
+    count: int
+
+
+class RooflineView:
+    """The whole tab. anchors: cases of the tuning tab."""
+
+    def __init__(self, study: Study, anchors: Iterable[str] = ()) -> None:
+        known = set(anchors)
+        facts = study.device.validity
+        self.study = study
+        self.device = str(facts.get("name") or "unnamed device")
+        cache = facts.get("last_level_cache_bytes")
+        self.ceilings = Ceilings(self.device, tuple(study.ceilings), cache if isinstance(cache, int) else 0)
+        kernels = sorted(study.kernels, key=lambda k: (-k.lost_s, k.op, k.case))
+        self.kernels = [
+            KernelView(rank, kernel, anchor if (anchor := f"{kernel.op}/{kernel.case}") in known else None)
+            for rank, kernel in enumerate(kernels, 1)
+        ]
+
+    @cached_property
+    def bindings(self) -> list[Binding]:
+        """Roofs by how many kernels they bind, the most first."""
+        counted = Counter(kernel.record.bound for kernel in self.kernels)
+        return [Binding(roof, count) for roof, count in sorted(counted.items(), key=lambda item: (-item[1], item[0]))]
+
+    @property
+    def most(self) -> list[Binding]:
+        """The roof that binds most kernels, or those that share the first place."""
+        return [binding for binding in self.bindings if binding.count == self.bindings[0].count]
+
+    @property
+    def worst(self) -> KernelView | None:
+        """The kernel that loses most time; None if none loses any."""
+        return next((kernel for kernel in self.kernels if kernel.record.lost_s > 0), None)
+
+    @property
+    def lost_s(self) -> float:
+        """Time lost by one call of each."""
+        return sum(kernel.record.lost_s for kernel in self.kernels)
+
+    @property
+    def beating(self) -> list[KernelView]:
+        return [kernel for kernel in self.kernels if kernel.over]
+
+    @property
+    def floors(self) -> list[str]:
+        """The roofs that some kernel has a floor under, in the order of ROOF_NAMES."""
+        used = {name for kernel in self.kernels for name in kernel.record.floors_s}
+        return [*(name for name in ROOF_NAMES if name in used), *sorted(used - set(ROOF_NAMES))]
+
+    @cached_property
+    def roofs(self) -> list[Roof]:
+        """The lines that kernels are judged by, of those ceilings that were measured."""
+        found = []
+        for role in ("dram", "cache", "vector", "special"):
+            ceiling = self.ceilings.roof(role)
+            if ceiling is not None:
+                found.append(Roof(role, role, roof_name(role), ceiling, role in ("dram", "cache")))
+        for dtype in self.ceilings.tensor_flops_per_s:
+            ceiling = self.ceilings.roof("tensor", dtype)
+            if ceiling is not None:
+                found.append(Roof(f"tensor-{dtype}", "tensor", f"matrix {dtype}", ceiling, False))
+        return found
+
+    def roof_of(self, kernel: KernelView) -> str:
+        """Key of the roof that a kernel is judged by."""
+        bound = kernel.record.bound
+        return f"tensor-{kernel.name.dtype}" if bound == "tensor" else bound
+
+    @cached_property
+    def ceiling_rows(self) -> list[CeilingRow]:
+        peaks = {c.name: c for c in self.study.datasheet if c.origin == "datasheet"}
+        return [
+            CeilingRow(c, peaks.get(PEAKS.get(c.name, c.name)))
+            for c in self.study.ceilings
+            if not c.name.startswith("matmul_rows_")
+        ]
+
+    @property
+    def has_peaks(self) -> bool:
+        return any(c.origin == "datasheet" for c in self.study.datasheet)
+
+    @cached_property
+    def rows_curves(self) -> dict[str, list[tuple[int, Ceiling]]]:
+        """Matrix products by dtype: rows and the ceiling that was measured with so many."""
+        return {
+            dtype: [(rows, self.ceilings.ceiling(f"matmul_rows_{dtype}_{rows}")) for rows in curve]  # type: ignore[misc]
+            for dtype, curve in self.ceilings.matmul_rows.items()
+        }
+
+    @property
+    def fusion(self) -> Sequence[FusionView]:
+        """What fusing saves, the largest ratio of bytes first."""
+        return sorted(map(FusionView, self.study.fusion), key=lambda row: -row.bytes_ratio)

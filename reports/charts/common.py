@@ -48,6 +48,11 @@ def spread(place: int, width: float) -> float:
     return ((place * GOLDEN + 0.5) % 1 - 0.5) * width
 
 
+def short(value: float) -> float:
+    """Five digits: more cannot be seen in a chart, and figures are most of a report's size."""
+    return float(f"{value:.5g}")
+
+
 def text(*lines: str) -> str:
     return "<br>".join(html.escape(line) for line in lines if line)
 

@@ -1,0 +1,146 @@
+"""Charts of one forward pass: where its time goes, by kind of layer and layer by layer.
+
+Each bar is the floor, then what is predicted above it, then what was measured and not predicted. Where less was
+measured than predicted, the bar ends at the prediction and the part that was not needed is hatched the other way.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from reports import format as fmt
+from reports import forward_text as words
+from reports.charts.common import short, text, to_json
+from reports.forward_model import PartView, PassView
+
+ROW_PIXELS = 30
+LAYER_PIXELS = 17
+
+NAMES = {
+    "floor": "floor: the least it can take",
+    "above": "predicted above the floor",
+    "unexplained": "measured, not predicted",
+    "overestimate": "predicted, not needed",
+}
+HATCHES = {"floor": "", "above": "", "unexplained": "/", "overestimate": "x"}
+
+
+def kinds(view: PassView) -> str | None:
+    """The pass as a waterfall: kinds of layer one after the other, the whole pass below."""
+    if not view.parts:
+        return None
+    found = view.kinds
+    starts, at = [], 0.0
+    for part in found:
+        starts.append(at)
+        at += _length(part)
+    rows = [*found, view.total]
+    names = [f"{part.count} {chr(215)} {part.name}" if part.count > 1 else part.name for part in found]
+    scale, unit = fmt.time_unit(max(at, view.seconds))
+    end = max(at, view.seconds, view.total.row.predicted_s) / scale
+    traces = _bars(rows, [*starts, 0.0], scale)
+    traces.append(_labels(rows, [*starts, 0.0], scale, end))
+    layout = _layout([*names, "whole pass"], ROW_PIXELS, f"time ({unit})")
+    layout["xaxis"]["range"] = [0, end * 1.3]
+    return to_json(traces, layout)
+
+
+def layers(view: PassView) -> str | None:
+    """Every part of every layer in order, all bars from zero."""
+    parts = [part for part in view.parts if part.row.layer is not None]
+    if not parts:
+        return None
+    scale, unit = fmt.time_unit(max(_length(part) for part in parts))
+    layout = _layout([part.name for part in parts], LAYER_PIXELS, f"time ({unit})")
+    layout["yaxis"]["tickfont"] = {"size": 11}
+    return to_json(_bars(parts, [0.0] * len(parts), scale), layout)
+
+
+def _length(part: PartView) -> float:
+    return part.row.predicted_s if part.measured_s is None else max(part.measured_s, 0.0)
+
+
+def _bars(parts: Sequence[PartView], starts: Sequence[float], scale: float) -> list[Any]:
+    """Four bars a row: floor and above it up to what was predicted or measured, the smaller; then the difference."""
+    pieces: dict[str, list[tuple[float, float]]] = {role: [] for role in NAMES}
+    for part, start in zip(parts, starts, strict=True):
+        predicted = part.row.predicted_s
+        measured = predicted if part.measured_s is None else part.measured_s
+        solid = min(predicted, measured)
+        floor = min(part.row.floor_s, solid)
+        pieces["floor"].append((start, floor))
+        pieces["above"].append((start + floor, solid - floor))
+        pieces["unexplained"].append((start + solid, max(0.0, measured - predicted)))
+        pieces["overestimate"].append((start + solid, max(0.0, predicted - measured)))
+    hover = [_hover(part) for part in parts]
+    rows = list(range(len(parts)))
+    return [
+        go.Bar(
+            orientation="h",
+            y=rows,
+            x=[short(length / scale) for _, length in found],
+            base=[short(start / scale) for start, _ in found],
+            width=0.72,
+            name=NAMES[role],
+            meta=role,
+            marker={"pattern": {"shape": HATCHES[role], "size": 6, "solidity": 0.45}, "line": {"width": 0}},
+            hovertext=hover,
+            hoverinfo="text",
+        )
+        for role, found in pieces.items()
+        if any(length > 0 for _, length in found)
+    ]
+
+
+def _labels(parts: Sequence[PartView], starts: Sequence[float], scale: float, end: float) -> Any:
+    """Time, and in brackets what is unexplained of it: right of a bar, or left where there is more room."""
+    xs, places, shown = [], [], []
+    for part, start in zip(parts, starts, strict=True):
+        stop = start + max(part.row.predicted_s, part.measured_s or 0.0)
+        label = fmt.time(part.row.predicted_s if part.measured_s is None else part.measured_s)
+        if part.unexplained_s is not None:
+            label += f" ({words.signed_time(part.unexplained_s)})"
+        left = stop / scale > 0.7 * end and start / scale > 0.4 * end
+        xs.append(short((start if left else stop) / scale))
+        places.append("middle left" if left else "middle right")
+        shown.append(f"\u2002{html.escape(label)}\u2002")
+    return go.Scatter(
+        x=xs, y=list(range(len(parts))), mode="text", text=shown, textposition=places,
+        meta="label", hoverinfo="skip", showlegend=False, cliponaxis=False,
+    )  # fmt: skip
+
+
+def _hover(part: PartView) -> str:
+    row = part.row
+    return text(
+        part.name if part.count == 1 else f"{part.name}, {part.count} together",
+        f"floor {fmt.time(row.floor_s)} ({fmt.bound(row.bound)})",
+        f"predicted {fmt.time(row.predicted_s)}",
+        f"measured {fmt.time(part.measured_s)}" if part.measured_s is not None else "",
+        f"unexplained {words.signed_time(part.unexplained_s)}" if part.measured_s is not None else "",
+        f"{fmt.decimal(part.flops, 'FLOP')}, {fmt.decimal(row.bytes)}, {row.launches} launches",
+    )
+
+
+def _layout(names: Sequence[str], pixels: int, title: str) -> dict[str, Any]:
+    return {
+        "height": 96 + pixels * len(names),
+        "margin": {"l": 10, "r": 10, "t": 44, "b": 48},
+        "hovermode": "closest",
+        "barmode": "overlay",
+        "showlegend": True,
+        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+        "xaxis": {"rangemode": "tozero", "title": {"text": title, "standoff": 8}},
+        "yaxis": {
+            "tickvals": list(range(len(names))),
+            "ticktext": [html.escape(name) for name in names],
+            "range": [len(names) - 0.4, -0.6],
+            "automargin": True,
+            "zeroline": False,
+            "showgrid": False,
+        },
+    }

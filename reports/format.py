@@ -9,6 +9,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from griffin_kernels.case import telling
 from griffin_kernels.records import CaseRecord
 
 MISSING = "\u2013"
@@ -157,9 +158,8 @@ def date(text: str) -> str:
 
 
 def case(record: CaseRecord) -> str:
-    """``B 8 · T 2048 · D 2560``: the sizes, N only where it is not B; dtype and flags are shown beside."""
-    shown = {name: value for name, value in record.dims.items() if name != "N" or value != record.dims.get("B")}
-    return " · ".join(f"{name}\u00a0{value}" for name, value in shown.items())
+    """``B 8 · T 2048 · D 2560``: the telling sizes; dtype and flags are shown beside."""
+    return " · ".join(f"{name}\u00a0{value}" for name, value in telling(record.dims).items())
 
 
 def marks(record: CaseRecord) -> list[str]:

@@ -7,6 +7,7 @@ import torch
 from torch.library import opcheck
 
 import griffin_kernels
+import griffin_kernels.functional  # registers torch.ops.griffin_kernels
 from griffin_kernels import catalog, errors, verify
 from griffin_kernels.ops.linear_scan.cost import make_case
 

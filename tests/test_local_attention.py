@@ -9,7 +9,7 @@ import torch
 from torch.library import opcheck
 
 import griffin_kernels
-import griffin_kernels.functional.local_attention  # registers torch.ops.griffin_kernels.local_attention
+import griffin_kernels.functional  # registers torch.ops.griffin_kernels
 from griffin_kernels import catalog, errors, verify
 from griffin_kernels.ops.local_attention.cost import keys_within_reach, make_case, visible_pairs
 from griffin_kernels.ops.local_attention.op import first_keys

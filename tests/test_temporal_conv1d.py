@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 
 import griffin_kernels
+import griffin_kernels.functional  # registers torch.ops.griffin_kernels
 from griffin_kernels import catalog, device, errors, verify
 from griffin_kernels.ops.temporal_conv1d.cost import cost, make_case
 

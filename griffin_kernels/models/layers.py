@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from griffin_kernels.functional import linear_scan as _  # noqa: F401  rg_lru runs on the operator it registers
 from griffin_kernels.functional.local_attention import local_attention
 from griffin_kernels.functional.local_attention_step import local_attention_step
 from griffin_kernels.functional.rg_lru import RGLRUWeights, rg_lru

@@ -6,6 +6,7 @@ that these variants use whichever scan is fastest on the device without importin
 
 from __future__ import annotations
 
+import importlib
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _products
 from griffin_kernels.ops.rg_lru.op import DECAY
+
+importlib.import_module("griffin_kernels.functional")  # registers the scan; by name, since kernels import nothing above
 
 
 def blockwise(x: Tensor, blocks: int) -> Tensor:

@@ -63,7 +63,8 @@ class Device:
         facts = dataclasses.asdict(self)
         del facts["details"]
         # RAM is reported a little differently by every kernel, and does not change which kernel is fastest.
-        facts["memory_gib"] = round(facts.pop("memory_bytes") / 2**30) if self.kind != "cpu" else 0
+        memory = round(facts.pop("memory_bytes") / 2**30)
+        facts["memory_gib"] = 0 if self.kind == "cpu" else memory
         facts["mig"] = bool(dict(self.details).get("mig", False))
         return facts
 

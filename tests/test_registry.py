@@ -201,3 +201,16 @@ def test_processes_that_publish_at_once_lose_nothing(path):
         worker.join()
         assert worker.exitcode == 0
     assert len(registry.load(path).entries) == 4
+
+
+def test_memory_of_a_cpu_does_not_decide_validity():
+    # kernels report RAM a little differently after every update
+    import dataclasses
+
+    from griffin_kernels import device as devices
+
+    here = devices.cpu()
+    other = dataclasses.replace(here, memory_bytes=here.memory_bytes - 123_456_789)
+    assert here.validity() == other.validity() and "memory_bytes" not in here.validity()
+    gpu = dataclasses.replace(here, kind="cuda")
+    assert gpu.validity() != dataclasses.replace(gpu, memory_bytes=gpu.memory_bytes // 2).validity()

@@ -79,12 +79,14 @@ class PartRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A pass that was run. samples_s: whole passes, no timers inside. parts_s: median seconds of each part in order,
-    from passes with timers between parts; the timers cost what their sum exceeds the median by."""
+    from passes with timers between parts; the timers cost what their sum exceeds the median by.
+    disturbed: other processes took the cores, so that the times are too long."""
 
     samples_s: list[float]
     median_s: float
     interval_s: tuple[float, float]
     parts_s: list[float]
+    disturbed: bool = False
 
     @property
     def timed_s(self) -> float:

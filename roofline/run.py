@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,14 +14,20 @@ from griffin_kernels import errors
 from griffin_kernels.device import Device
 from griffin_kernels.models import Griffin
 from roofline.forward import Forward
+from roofline.measure import WAITED_SHARE, waited_s
 from roofline.records import Measured
 from roofline.stats import bootstrap_interval
 from roofline.work import Phase
 
-MIN_ROUNDS = 5
-"""Passes timed at the least, of each kind."""
+LEAST_CALM = 3
+"""Passes timed at the least, of each kind; so many undisturbed ones are enough to leave the others out."""
+
+LONGEST = 2.0
+"""Time at most, in units of what was asked for, while too few passes were undisturbed."""
 
 WARM_UP = 2
+
+Value = TypeVar("Value")
 
 
 def build(result: Forward, device: Device) -> Griffin:
@@ -43,25 +49,48 @@ def refuse_misfit(result: Forward) -> None:
 def measure(model: Griffin, result: Forward, device: Device, seconds: float = 4.0) -> Measured:
     """Time the pass that ``result`` analyses, for about ``seconds``.
 
-    Whole passes and passes with timers between parts alternate, so that both see the same machine. Decode starts from a
-    cache that holds ``result.seq`` tokens of random content, and adds none: each pass decodes the same position.
+    Whole passes and passes with timers between parts alternate, so that both see the same machine. Passes in which a
+    thread of ours waited for a core are left out where enough others are; if not, the record says so. Decode starts
+    from a cache that holds ``result.seq`` tokens of random content, and adds none: each pass decodes the same position.
     """
     with torch.inference_mode():
         step = _step(model, result.phase, result.batch, result.seq, device)
-        whole: list[float] = []
-        by_part: list[list[float]] = []
+        whole: list[tuple[float, bool]] = []
+        by_part: list[tuple[list[float], bool]] = []
         for _ in range(WARM_UP):
             step()
         _synchronise(device)
-        end = time.perf_counter() + seconds
-        while len(whole) < MIN_ROUNDS or time.perf_counter() < end:
-            whole.append(_timed(step, device))
-            by_part.append(_timed_parts(model, step, device))
-    low, high = bootstrap_interval(whole)
-    parts = [median(column) for column in zip(*by_part, strict=True)]
+        begin = time.perf_counter()
+        while _wanting(whole, time.perf_counter() - begin, seconds):
+            whole.append(_watched(lambda: _timed(step, device), device))
+            by_part.append(_watched(lambda: _timed_parts(model, step, device), device))
+    samples, disturbed = _undisturbed(whole)
+    low, high = bootstrap_interval(samples)
+    parts = [median(column) for column in zip(*_undisturbed(by_part)[0], strict=True)]
     if len(parts) != len(result.parts):
         raise RuntimeError(f"timed {len(parts)} parts of a pass that has {len(result.parts)}")
-    return Measured(samples_s=whole, median_s=median(whole), interval_s=(low, high), parts_s=parts)
+    return Measured(
+        samples_s=samples, median_s=median(samples), interval_s=(low, high), parts_s=parts, disturbed=disturbed
+    )
+
+
+def _watched(work: Callable[[], Value], device: Device) -> tuple[Value, bool]:
+    """The result of ``work``, and whether our threads had their cores meanwhile."""
+    waited, began = waited_s(device), time.perf_counter()
+    value = work()
+    return value, waited_s(device) - waited <= WAITED_SHARE * (time.perf_counter() - began)
+
+
+def _wanting(samples: Sequence[tuple[float, bool]], spent: float, seconds: float) -> bool:
+    """Whether more samples are needed; a busy machine gets more time to be calm for a moment."""
+    calm = sum(calm for _, calm in samples)
+    return len(samples) < LEAST_CALM or spent < seconds or (calm < LEAST_CALM and spent < LONGEST * seconds)
+
+
+def _undisturbed(samples: Sequence[tuple[Value, bool]]) -> tuple[list[Value], bool]:
+    """The calm samples, or all of them and True where fewer than three are."""
+    calm = [value for value, calm in samples if calm]
+    return (calm, False) if len(calm) >= LEAST_CALM else ([value for value, _ in samples], True)
 
 
 def _step(model: Griffin, phase: Phase, batch: int, seq: int, device: Device) -> Callable[[], Any]:

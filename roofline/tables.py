@@ -57,6 +57,8 @@ def show(console: Console, result: Forward, measured: Measured | None = None, *,
             f"the prediction is off by {result.latency_s / measured.median_s - 1:+.0%}",
             highlight=False,
         )
+        if measured.disturbed:
+            console.print("other processes took the cores: the measured times are too long", style="yellow")
     console.print(parts_table(result, measured, layers=layers))
     shares = ", ".join(
         f"{name} {value / result.latency_s:.0%}"
@@ -186,7 +188,12 @@ def show_study(console: Console, found: Study) -> None:
             if row.measured is None:
                 cells += ["does not fit", "", si(tokens / row.predicted_s)]
             else:
-                cells += [seconds(row.measured.median_s), f"{row.error:+.0%}", si(tokens / row.measured.median_s)]
+                mark = " (busy)" if row.measured.disturbed else ""
+                cells += [
+                    seconds(row.measured.median_s) + mark,
+                    f"{row.error:+.0%}",
+                    si(tokens / row.measured.median_s),
+                ]
             table.add_row(*cells, row.regime)
         console.print(table)
 

@@ -152,6 +152,13 @@ def test_predictions_decide_where_a_model_was_not_run(cpu: Page) -> None:
     assert "(predicted)" in shown(page)
 
 
+def test_a_floor_that_was_beaten_is_said(cpu: Page) -> None:
+    told = "faster than its floor of"
+    slow = edited(cpu, measured=lambda p: took(p, p.floor_s * 1.01))
+    fast = edited(cpu, measured=lambda p: took(p, p.floor_s * 0.99))
+    assert told not in shown(slow) and shown(fast).count(told) == 12
+
+
 def test_one_model(cpu: Page) -> None:
     name = "hawk-100m"
     page = msgspec.structs.replace(

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything worth running where there is a GPU: tests, the static table, tune, report, benchmarks. Results go to $OUT.
+# Everything worth running where there is a GPU: tests, the static table, ceilings, tune, whole models, report. Results
+# go to $OUT.
 # Usage: OUT=results scripts/gpu.sh [options of `griffin tune`]
 # PYTHON names the interpreter whose torch sees the GPU (default: .venv/bin/python if it is there, else python3).
 set -uo pipefail
@@ -32,14 +33,18 @@ step() {  # step NAME COMMAND...: run, keep the output, go on whatever happens
 }
 
 echo "$name, results into $OUT"
-step tests "$PYTHON" -m pytest -q tests/test_gpu.py tests/test_variants.py tests/test_triton_scan.py tests/test_linear_scan.py
+step tests "$PYTHON" -m pytest -q tests/test_gpu.py tests/test_variants.py tests/test_triton_scan.py \
+    tests/test_linear_scan.py tests/test_models.py
 if command -v compute-sanitizer >/dev/null; then
     step sanitizer compute-sanitizer --error-exitcode 1 "$PYTHON" -m pytest -q tests/test_variants.py -k "triton and T67"
 else
     echo "compute-sanitizer is not installed: memory errors were not looked for" | tee "$OUT/sanitizer.log"
 fi
 step static env -u TRITON_INTERPRET "$PYTHON" -m tuning.static
+step ceilings "$PYTHON" -m reports roofline measure --device cuda --repeat 3 --out "$OUT/ceilings.json"
 step tune "$PYTHON" -m reports tune --device cuda --resume --out "$OUT" "$@"
+step forward env GRIFFIN_KERNELS_CEILINGS="$OUT/ceilings.json" GRIFFIN_KERNELS_REGISTRY="$OUT" \
+    "$PYTHON" -m reports roofline forward --model griffin-1b3 --phase decode --batch 16 --seq 4096 --device cuda --measure
 step report "$PYTHON" -m reports report "$OUT"
 
 if [ ${#failed[@]} -gt 0 ]; then

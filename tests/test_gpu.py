@@ -81,3 +81,20 @@ def test_quick_tune_publishes(tmp_path):
     options = Options(ops=("linear_scan",), cases=("B1-T2048-D2560-bfloat16",), budget="quick", device="cuda")
     outcome = tune(options, Paths.choose(tmp_path, device.gpu(0)), Quiet())
     assert [entry.op for entry in outcome.entries] == ["linear_scan"]
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("model", ["hawk-tiny", "griffin-tiny", "mqa-tiny"])
+def test_forward_passes_are_timed_part_by_part(model, phase):
+    from roofline import run
+    from roofline.at_hand import at_hand
+    from roofline.ceilings import Ceilings
+    from roofline.forward import analyse
+
+    here = device.gpu(0)
+    known = Ceilings(here.name, tuple(measure.measure(here, seconds=1.0)), here.last_level_cache_bytes)
+    found = analyse(model, at_hand(here, known), phase=phase, batch=2, seq=64, dtype="bfloat16")
+    measured = run.measure(run.build(found, here), found, here, 0.2)
+    assert len(measured.parts_s) == len(found.parts) and min(measured.parts_s) > 0
+    # events between parts add little to what the passes take without them
+    assert measured.timed_s < 3 * measured.median_s

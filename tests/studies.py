@@ -22,7 +22,7 @@ from griffin_kernels.records import CaseRecord, DeviceRecord, Entry
 from roofline import study as studying
 from roofline.ceilings import Ceiling, Ceilings, Unit
 from roofline.floors import fusion_table, kernel_floors, op_floors
-from roofline.records import STUDY_VERSION, Measured, Page, PassRecord, Study, encode
+from roofline.records import STUDY_VERSION, KernelFloor, Measured, Page, PassRecord, Study, encode
 from roofline.stats import bootstrap_interval
 from roofline.target import Target, Tuned, of_sku
 from tests import journals
@@ -191,6 +191,36 @@ def study() -> Study:
         fusion=fusion_table([case for case, *_ in cases() if not catalog.op(case.op).forward], known),
         pages=list(pages()),
     )
+
+
+def hostile(study: Study) -> Study:
+    """Every text of ceilings, kernels and fusion ends in what a page must never obey."""
+    bad = journals.HOSTILE
+    kernels = [
+        msgspec.structs.replace(
+            k, op=k.op + bad, case=k.case + bad, variant=bad, bound=bad, floors_s={**k.floors_s, bad: k.measured_s / 2}
+        )
+        for k in study.kernels
+    ]
+    device = msgspec.structs.replace(
+        study.device, validity={**study.device.validity, "name": bad, "arch": bad}, provenance={"date": bad}
+    )
+    return msgspec.structs.replace(
+        study,
+        device=device,
+        kernels=kernels,
+        ceilings=[
+            *(msgspec.structs.replace(c, source=bad) for c in study.ceilings),
+            msgspec.structs.replace(study.ceilings[0], name=bad),
+        ],
+        fusion=[msgspec.structs.replace(row, what=bad, case=bad) for row in study.fusion],
+        pages=[],
+    )
+
+
+def by_loss(study: Study) -> list[KernelFloor]:
+    """Kernels as the report orders them."""
+    return sorted(study.kernels, key=lambda kernel: -kernel.lost_s)
 
 
 def write(path: Path, found: Study | None = None) -> Path:

@@ -125,7 +125,6 @@ def points(role: str, xs: list[float], ys: list[float], texts: list[str], **more
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 LINE_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
-PATTERNS = ("", "/", ".", "x", "\\", "-", "+", "|")
 """By place of a series: what distinguishes it beside its colour."""
 
 
@@ -143,51 +142,5 @@ def line(
         hoverinfo="text",
         line={"dash": DASHES[place % len(DASHES)], "width": 2},
         marker={"symbol": LINE_SYMBOLS[place % len(LINE_SYMBOLS)], "size": 7, "line": {"width": 1}},
-        **more,
-    )
-
-
-def band(role: str, xs: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[Any]:
-    """A filled area between two curves, without a place in the legend."""
-    edge = {"mode": "lines", "meta": role, "hoverinfo": "skip", "showlegend": False, "line": {"width": 0}}
-    return [go.Scatter(x=list(xs), y=list(low), **edge), go.Scatter(x=list(xs), y=list(high), fill="tonexty", **edge)]
-
-
-def bars(
-    role: str, place: int, lanes: Sequence[Any], values: Sequence[float], texts: Sequence[str], name: str, **more: Any
-) -> Any:
-    """Horizontal bars, one a lane; stacked with ``barmode="stack"`` in the layout. place: gives the pattern."""
-    return go.Bar(
-        x=list(values),
-        y=list(lanes),
-        orientation="h",
-        meta=role,
-        name=html.escape(name),
-        hovertext=list(texts),
-        hoverinfo="text",
-        marker={"pattern": {"shape": PATTERNS[place % len(PATTERNS)], "size": 6, "solidity": 0.25}},
-        **more,
-    )
-
-
-def heatmap(
-    xs: Sequence[Any],
-    ys: Sequence[Any],
-    rows: Sequence[Sequence[float | None]],
-    texts: Sequence[Sequence[str]],
-    roles: Sequence[str] = (),
-    **more: Any,
-) -> Any:
-    """Cells from pale to strong; with ``roles``, a value is the place of a kind among them and has its colour."""
-    kinds = {"meta": f"steps:{' '.join(roles)}", "zmin": -0.5, "zmax": len(roles) - 0.5, "showscale": False}
-    return go.Heatmap(
-        x=list(xs),
-        y=list(ys),
-        z=[list(row) for row in rows],
-        hovertext=[list(row) for row in texts],
-        hoverinfo="text",
-        xgap=1,
-        ygap=1,
-        **(kinds if roles else {}),
         **more,
     )

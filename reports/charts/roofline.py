@@ -189,7 +189,7 @@ def _labels(roofs: Sequence[Roof], xs: tuple[float, float], ys: tuple[float, flo
         low, high = xs[0], min([xs[1], *(max(flat) / roof.value for _ in flat[:1])])
         if place == 0 and len(slanted) > 1:
             # above the highest roof there is room
-            x = low * (high / low) ** 0.6
+            x = low * (high / low) ** 0.75
             side = {"xanchor": "right", "yanchor": "bottom", "xshift": -6}
         else:
             x = max(low, ys[0] / roof.value)

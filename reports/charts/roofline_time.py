@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from reports import format as fmt
-from reports.charts.common import bars, line, log_axis, text, to_json
+from reports.charts.common import line, log_axis, text, to_json
 from reports.charts.roofline import kernel_text
 from reports.roofline_model import KernelView, RooflineView, ceiling_rate, roof_name
 
@@ -43,7 +43,7 @@ def times(view: RooflineView) -> str | None:
     # a floor far below all others says nothing but "not this one"
     low = max(min(ends), min(kernel.floor_s for kernel in shown) / 30) / 1.4
     # room for the percentage of the slowest
-    high = max(ends) * (max(ends) / low) ** 0.1
+    high = max(ends) * (max(ends) / low) ** 0.14
     return to_json(
         [
             _lost_reach(shown, lanes),
@@ -164,32 +164,32 @@ def _shares(shown: list[KernelView], lanes: dict[int, int]) -> Any:
 
 def _lost(shown: list[KernelView], lanes: dict[int, int]) -> Any:
     """Bars of the time lost, to one linear scale."""
-    trace = bars(
-        "lost",
-        0,
-        [lanes[k.rank] for k in shown],
-        [k.record.lost_s for k in shown],
-        [text(f"{k.rank} {k.label}", f"loses {fmt.time(k.record.lost_s)} a call") for k in shown],
-        "lost",
+    return go.Bar(
+        x=[k.record.lost_s for k in shown],
+        y=[lanes[k.rank] for k in shown],
+        orientation="h",
+        width=0.5,
+        meta="lost",
         xaxis="x2",
         showlegend=False,
-        width=0.5,
+        hovertext=[text(f"{k.rank} {k.label}", f"loses {fmt.time(k.record.lost_s)} a call") for k in shown],
+        hoverinfo="text",
         text=[fmt.time(k.record.lost_s) if k.record.lost_s else "none" for k in shown],
         textposition="outside",
         cliponaxis=False,
+        marker={"line": {"width": 0}},
     )
-    return trace
 
 
 def _lost_axis(shown: list[KernelView]) -> dict[str, Any]:
     most = max(k.record.lost_s for k in shown) or 1e-6
     scale, unit = fmt.time_unit(most)
     step = 10 ** math.floor(math.log10(most / scale))
-    step = next(s * step for s in (0.2, 0.5, 1, 2, 5) if most / scale / (s * step) <= 3.2)
+    step = next(s * step for s in (0.2, 0.5, 1, 2, 5) if most / scale / (s * step) <= 2.4)
     ticks = [i * step for i in range(int(most / scale / step) + 1)]
     return {
         "domain": [0.74, 1],
-        "range": [0, most * 1.45],
+        "range": [0, most * 1.7],
         "tickvals": [tick * scale for tick in ticks],
         "ticktext": [f"{tick:g}" for tick in ticks],
         "title": {"text": f"time lost a call ({unit})", "standoff": 8},

@@ -15,26 +15,9 @@
     toImageButtonOptions: { format: "svg", filename: "griffin-kernels" },
   };
 
-  // A role may be of several: a heatmap of kinds has one for each, "steps:dram cache".
-
   const role = (name) => colour(`--role-${name}`) || colour("--role-other");
 
-  function faded(hex, share) {
-    const [red, green, blue] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-    return `rgba(${red}, ${green}, ${blue}, ${share})`;
-  }
-
-  function heat(meta) {
-    if (!meta || !meta.startsWith("steps:")) return [[0, colour("--heat-low")], [1, colour("--heat-high")]];
-    const roles = meta.slice(6).split(" ");
-    return roles.flatMap((name, at) => [at, at + 1].map((edge) => [edge / roles.length, role(name)]));
-  }
-
   function themedTrace(trace) {
-    if (trace.type === "heatmap") {
-      const bar = trace.colorbar && { ...trace.colorbar, outlinecolor: colour("--rule"), tickfont: { color: colour("--ink") } };
-      return { ...trace, colorscale: heat(trace.meta), ...(bar ? { colorbar: bar } : {}) };
-    }
     const own = role(trace.meta || "other");
     const themed = { ...trace };
     if (trace.marker) {
@@ -44,7 +27,6 @@
       if (pattern) themed.marker.pattern = { ...pattern, fillmode: "overlay", fgcolor: colour(trace.text === undefined ? "--ground" : "--soft"), fgopacity: 0.75 };
     }
     if (/lines/.test(trace.mode || "")) themed.line = { ...trace.line, color: own };
-    if (trace.fill && trace.fill !== "none") themed.fillcolor = faded(own, 0.18);
     for (const bars of ["error_x", "error_y"]) {
       if (trace[bars]) themed[bars] = { ...trace[bars], color: trace.type === "bar" ? colour("--ink") : own };
     }
@@ -170,8 +152,12 @@
 
     if (!chart.spec.data.some((trace) => trace.customdata)) return;
     chart.on("plotly_click", (event) => follow((event.points[0].customdata || [])[0]));
-    chart.on("plotly_hover", (event) => judge((event.points[0].customdata || [])[1]));
-    chart.on("plotly_unhover", () => judge(null));
+    chart.on("plotly_hover", (event) => {
+      const [goal, roof] = event.points[0].customdata || [];
+      chart.classList.toggle("leads", Boolean(goal));
+      judge(roof);
+    });
+    chart.on("plotly_unhover", () => { chart.classList.remove("leads"); judge(null); });
     chart.on("plotly_afterplot", name);
     name();
   }
@@ -199,6 +185,15 @@
       tab.setAttribute("aria-controls", panels[at].id);
       panels[at].setAttribute("role", "tabpanel");
       panels[at].setAttribute("aria-labelledby", tab.id);
+    });
+    // A link to a part of the page would take the focus from the tab.
+    bar.addEventListener("click", (event) => {
+      const tab = event.target.closest("a");
+      if (!tab || event.ctrlKey || event.metaKey || event.shiftKey) return;
+      event.preventDefault();
+      history.pushState(null, "", tab.hash);
+      tab.focus();
+      reveal();
     });
     bar.addEventListener("keydown", (event) => {
       const steps = { ArrowRight: 1, ArrowLeft: -1, Home: -tabs.length, End: tabs.length };

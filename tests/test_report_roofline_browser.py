@@ -82,6 +82,8 @@ def test_tabs_by_click_keyboard_link_and_history(browser: Browser, report: Path)
     page.evaluate("location.hash = '#roofline-fusion'")
     wait_until(page, "!document.getElementById('roofline').hidden")
     assert visible(page) == ["roofline"]
+    page.evaluate("location.hash = '#roofline-definitions'")
+    wait_until(page, "document.getElementById('roofline-definitions').open")
     choose(page, "Tuning")
     wait_until(page, "!document.getElementById('tuning').hidden")
     page.go_back()

@@ -23,7 +23,8 @@ AXES = ("batch", "seq")
 
 
 class GridPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One pass of a sweep. Times in seconds, sizes in bytes; regime: a key of ``forward.REGIMES``."""
+    """One pass of a sweep. Times in seconds, sizes in bytes; regime: a key of ``forward.REGIMES``;
+    regime_share: of predicted_s."""
 
     model: str
     phase: Phase
@@ -34,6 +35,7 @@ class GridPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     graphed_s: float
     tokens_per_s: float
     regime: str
+    regime_share: float
     weight_bytes: int
     cache_bytes: int
     needed_bytes: int

@@ -47,6 +47,6 @@ def at_hand(device: Device, ceilings: Ceilings | None = None) -> Target:
         assumptions=(
             f"ceilings were measured on this {device.name}",
             "tuned kernels reach the share of their floor that the nearest entry of the registry reached",
-            "everything else runs at the ceilings, one PyTorch kernel after the other",
+            "everything else runs at the median rates sampled for the ceilings, one PyTorch kernel after the other",
         ),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,6 +66,11 @@ class Ceiling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if not (0 < self.low <= self.value <= self.high < math.inf):
             raise ValueError(f"ceiling {self.name!r} needs 0 < low <= value <= high, all finite")
 
+    @property
+    def usual(self) -> float:
+        """The median of the samples: what is reached beside neighbours as they were. The value without samples."""
+        return statistics.median(self.samples) if self.samples else self.value
+
     @classmethod
     def stated(cls, name: str, unit: Unit, value: float, origin: Origin, source: str) -> Ceiling:
         """A ceiling that nobody measured here: its interval has no width."""
@@ -107,6 +113,12 @@ class Ceilings:
         told = f"assumed: {LAUNCH_ASSUMED_S * 1e6:g} us per kernel launched from eager PyTorch, until it is measured"
         table.append(Ceiling.stated("launch", "s", LAUNCH_ASSUMED_S, "assumed", told))
         return cls(sheet.name, tuple(table), sheet.last_level_cache_bytes or 0)
+
+    @cached_property
+    def usual(self) -> Ceilings:
+        """The same with every ceiling at its usual value: what predictions divide by. Floors take the ceilings."""
+        table = tuple(msgspec.structs.replace(c, value=c.usual, low=c.usual, high=c.usual) for c in self.table)
+        return Ceilings(self.device, table, self.cache_bytes)
 
     @cached_property
     def _named(self) -> Mapping[str, Ceiling]:

@@ -8,8 +8,9 @@
 
 The *floor* of a kernel is the largest of its times under the four ceilings (memory, matrix, vector, special functions),
 with no launch; a part's floor is the sum over its kernels. The *prediction* takes, for each kernel, the first that is
-known: the tuned kernel's measured share of its floor; the PyTorch kernels that it is composed of; one kernel at the
-ceilings. Launches are added on a CPU and hidden behind kernels on a GPU.
+known: the tuned kernel's measured share of its floor; the PyTorch kernels that it is composed of; one kernel. These run
+at the *usual* rates, the medians of what was sampled for the ceilings, or at the share of a datasheet's peak that
+kernels are known to reach. Launches are added on a CPU and hidden behind kernels on a GPU.
 """
 
 from __future__ import annotations
@@ -326,6 +327,7 @@ class _Timer:
 
     def __init__(self, target: Target, dtype: str, weights: int) -> None:
         self.target = target
+        self.usual = target.ceilings.usual
         self.dtype = dtype
         self.weights = weights
         self.known: dict[int, tuple[KernelTime, ...]] = {}
@@ -342,12 +344,10 @@ class _Timer:
             return KernelTime(kernel, floors, self._split(kernel, floors, seconds), tuned.why)
         if kernel.passes:
             parts = [self._pass(kernel, p) for p in kernel.passes]
-            return KernelTime(kernel, floors, _sum(parts), f"{kernel.launches} PyTorch kernels at the ceilings")
-        reached = self._reached(floors)
-        how = "one kernel at the ceilings"
-        rate = self.target.ceilings.matmul_rows.get(self.dtype) and self.target.ceilings.matmul_flops_per_s(
-            kernel.rows, self.dtype
-        )
+            return KernelTime(kernel, floors, _sum(parts), f"{kernel.launches} PyTorch kernels at the usual rates")
+        reached = self._reached(self.usual.slow(kernel.cost, self.dtype, self._resident(kernel), launches=0))
+        how = "one kernel at the usual rates"
+        rate = self.usual.matmul_rows.get(self.dtype) and self.usual.matmul_flops_per_s(kernel.rows, self.dtype)
         if kernel.rows and rate:
             reached = {"tensor": kernel.cost.tensor_flops / rate}
             how = f"matrix products of about {kernel.rows} rows, as measured"
@@ -363,8 +363,7 @@ class _Timer:
 
     def _pass(self, kernel: Kernel, step: Pass) -> dict[str, float]:
         """Seconds by regime of one pass of a composition, run ``count`` times."""
-        floors = self.target.ceilings.slow(step.cost, self.dtype, step.cost.bytes_total, launches=0)
-        reached = self._reached(floors)
+        reached = self._reached(self.usual.slow(step.cost, self.dtype, step.cost.bytes_total, launches=0))
         one = self._launched(_by_regime(reached, {"activations": 1.0}), 1)
         return {name: seconds * step.count for name, seconds in one.items()}
 
@@ -378,7 +377,7 @@ class _Timer:
 
     def _launched(self, times: dict[str, float], launches: int) -> dict[str, float]:
         """Add launches: their whole time on a CPU, on a GPU what kernels do not hide."""
-        launch = launches * (self.target.ceilings.launch_s or 0.0)
+        launch = launches * (self.usual.launch_s or 0.0)
         if self.target.asynchronous:
             launch = max(0.0, launch - sum(times.values()))
         return times | {"launch": launch}

@@ -204,3 +204,22 @@ def test_analysis_needs_neither_torch_nor_triton():
 
 def test_no_cost_gives_no_time():
     assert ceilings().slow(Cost(0, 0), "float32", launches=0) == {}
+
+
+def test_floors_take_the_best_samples_and_predictions_the_median():
+    sampled = [0.5e9, 0.5e9, 1e9]
+    memory = Ceiling(
+        name="dram_triad",
+        unit="bytes_per_s",
+        value=1e9,
+        low=1e9,
+        high=1e9,
+        origin="measured",
+        source="",
+        samples=sampled,
+    )
+    others = tuple(c for c in ceilings().table if c.name in ("matmul_float32", "launch"))
+    result = run(target(ceilings=Ceilings("toy", (memory, *others))), phase="decode", batch=1)
+    down = next(time for time in times_of(result) if time.kernel.name == "down")
+    assert down.bound == "dram" and down.floor_s == pytest.approx(down.kernel.cost.bytes_total / 1e9)
+    assert down.predicted_s == pytest.approx(2 * down.floor_s + 1e-4)

@@ -13,7 +13,7 @@ from roofline.records import FILE_NAME, Study
 from tuning.plan import Options
 from tuning.run import Outcome
 
-CEILING_SECONDS = 8.0
+CEILING_SECONDS = 10.0
 """Time spent on sampling ceilings: enough for intervals of a few per cent on a quiet machine."""
 
 PASS_SECONDS = {"quick": 0.5, "default": 1.5, "thorough": 6.0}

@@ -46,9 +46,9 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 class Ceiling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One ceiling: ``value`` in ``unit``, with its 95 % interval; [value, value] where it was not measured.
 
-    name: ``dram_copy``, ``dram_triad``, ``dram_read``, ``cache_triad``; ``matmul_<dtype>`` and
-    ``matmul_rows_<dtype>_<rows>``; ``vector_float32``, ``special_exp``; ``launch``, ``launch_graph``; ``dram`` and
-    ``special`` of a datasheet.
+    name: ``dram_copy``, ``dram_triad``, ``dram_read``, ``cache_triad``; ``matmul_<dtype>``,
+    ``matmul_rows_<dtype>_<rows>``, ``matmul_wide_<dtype>_<rows>``; ``vector_float32``, ``special_exp``; ``launch``,
+    ``launch_graph``; ``dram`` and ``special`` of a datasheet.
     source: one sentence, what was run or which document says so.
     samples: every sample in ``unit``, as measured, to four digits.
     """
@@ -166,19 +166,29 @@ class Ceilings:
     @property
     def matmul_rows(self) -> dict[str, dict[int, float]]:
         """FLOP/s of matrix products by dtype and rows, with weights that come from DRAM; empty if not measured."""
+        return self._curves("matmul_rows_")
+
+    @property
+    def matmul_wide(self) -> dict[str, dict[int, float]]:
+        """The same with one weight far larger than the last-level cache, as an output matrix is."""
+        return self._curves("matmul_wide_")
+
+    def _curves(self, prefix: str) -> dict[str, dict[int, float]]:
         curves: dict[str, dict[int, float]] = {}
         for ceiling in self.table:
-            dtype, _, rows = ceiling.name.removeprefix("matmul_rows_").partition("_")
-            if ceiling.name.startswith("matmul_rows_") and rows.isdecimal():
+            dtype, _, rows = ceiling.name.removeprefix(prefix).partition("_")
+            if ceiling.name.startswith(prefix) and rows.isdecimal():
                 curves.setdefault(dtype, {})[int(rows)] = ceiling.value
         return {dtype: dict(sorted(curve.items())) for dtype, curve in curves.items()}
 
-    def matmul_flops_per_s(self, rows: int, dtype: str) -> float | None:
+    def matmul_flops_per_s(self, rows: int, dtype: str, weight_bytes: int = 0) -> float | None:
         """FLOP/s of a product of ``rows`` rows: on straight lines in log-log between the measured rows.
 
-        Beyond either end the nearest is taken; without a curve, the large product's.
+        A weight of more than twice the last-level cache takes the curve of wide ones, if there is one. Beyond either
+        end the nearest is taken; without a curve, the large product's.
         """
-        curve = self.matmul_rows.get(dtype)
+        curve = self.matmul_wide.get(dtype) if weight_bytes > 2 * self.cache_bytes else None
+        curve = curve or self.matmul_rows.get(dtype)
         if not curve:
             return self.tensor_flops_per_s.get(dtype)
         known = list(curve)

@@ -347,8 +347,9 @@ class _Timer:
             return KernelTime(kernel, floors, _sum(parts), f"{kernel.launches} PyTorch kernels at the usual rates")
         reached = self._reached(self.usual.slow(kernel.cost, self.dtype, self._resident(kernel), launches=0))
         how = "one kernel at the usual rates"
-        rate = self.usual.matmul_rows.get(self.dtype) and self.usual.matmul_flops_per_s(kernel.rows, self.dtype)
-        if kernel.rows and rate:
+        if kernel.rows and self.dtype in self.usual.matmul_rows:
+            rate = self.usual.matmul_flops_per_s(kernel.rows, self.dtype, kernel.parameter_bytes)
+            assert rate is not None
             reached = {"tensor": kernel.cost.tensor_flops / rate}
             how = f"matrix products of about {kernel.rows} rows, as measured"
         seconds = max(reached.values(), default=0.0)

@@ -154,22 +154,21 @@ def _print_sweep(points: list[GridPoint], as_json: bool, as_csv: bool) -> None:
 def study(
     out: Annotated[Path | None, typer.Option(help="The JSON file; in the user's data folder by default.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<index>. The first GPU, else the CPU.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.0, help="Time for each pass that is run.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for all passes that are run.")] = 60.0,
 ) -> None:
-    """Run the preset models on this machine, predict them for an H100 too, and record it all for the report."""
+    """Measure the ceilings, run the preset models, predict them for an H100 too, and record it all for the report."""
     with plain_errors():
         from griffin_kernels import device as devices
         from roofline import store
         from roofline import study as studying
 
         here = devices.detect(device)
-        known = store.load_for(here)
-        if known is None:
-            raise errors.DeviceError(f"the ceilings of {here.name} are not known; run `griffin roofline measure` first")
         path = out.expanduser() if out is not None else studying.default_path(here)
         line = StatusLine(Console(stderr=True))
-        found = studying.study(here, known.table, studying.registered(here), seconds=seconds, tell=line)
+        timing = studying.Timing(seconds=seconds)
+        found = studying.study(here, studying.registered(here), timing=timing, tell=line)
         line.clear()
+        store.save(store.default_path(here), here, found.ceilings, devices.provenance(here))
         studying.write(path, found)
         tables.show_study(output(), found)
         output().print(f"study     {path}", highlight=False, markup=False, soft_wrap=True)

@@ -79,46 +79,62 @@ def disturbed(ceilings: Iterable[Ceiling]) -> list[str]:
 
 
 def _measure(device: Device, made: Iterable[Probe], progress: Progress | None, seconds: float) -> list[Ceiling]:
-    tell = progress or (lambda what, share: None)
-    with torch.inference_mode():
-        tell("preparing", 0.0)
-        try:
-            tried = list(made)
-        except RuntimeError as error:
-            if "memory" not in str(error):
-                raise
-            raise errors.DeviceError(f"{device.name} has too little free memory for the buffers: {error}") from None
-        found = sample(tried, device, seconds, tell)
-    best: dict[str, Ceiling] = {}
-    for probe, samples in zip(tried, found, strict=True):
-        ceiling = estimate(probe, samples)
-        if probe.name not in best or ceiling.value > best[probe.name].value:
-            best[probe.name] = ceiling
-    return list(best.values())
+    sampler = Sampler(device, made, progress)
+    sampler.sample(seconds, LONGEST)
+    return sampler.ceilings()
 
 
-def sample(tried: Sequence[Probe], device: Device, seconds: float, tell: Progress) -> list[list[Sample]]:
-    """Samples by probe, taken in rounds until ``seconds`` are over.
+class Sampler:
+    """Samples probes for as long as it is told to, as often as it is told to.
 
-    Probes that are short of undisturbed samples then go on alone, up to LONGEST times ``seconds`` in all.
+    device: where. made: the probes, all that the device can have by default. progress: told what is sampled.
+    Raises DeviceError where there is no room for the probes' buffers.
     """
-    for probe in tried:
-        probe.work()
-        probe.work()
-    found: list[list[Sample]] = [[] for _ in tried]
-    wanting = list(range(len(tried)))
-    began = time.perf_counter()
-    while True:
-        for i in wanting:
-            share = (time.perf_counter() - began) / seconds if seconds > 0 else math.inf
-            if share >= LONGEST and all(found):
-                return found
-            tell(tried[i].name, min(share, 1.0))
-            found[i] += _visit(tried[i], device)
-        if time.perf_counter() - began >= seconds:
-            wanting = [i for i in wanting if sum(calm for _, calm in found[i]) < LEAST_UNDISTURBED]
-            if not wanting:
-                return found
+
+    def __init__(self, device: Device, made: Iterable[Probe] | None = None, progress: Progress | None = None) -> None:
+        self.device = device
+        self.tell: Progress = progress or (lambda what, share: None)
+        self.tell("preparing", 0.0)
+        with torch.inference_mode():
+            try:
+                self.tried = list(probes.everything(device) if made is None else made)
+            except RuntimeError as error:
+                if "memory" not in str(error):
+                    raise
+                raise errors.DeviceError(f"{device.name} has too little free memory for the buffers: {error}") from None
+            for probe in self.tried:
+                probe.work()
+                probe.work()
+        self.found: list[list[Sample]] = [[] for _ in self.tried]
+
+    def sample(self, seconds: float, longest: float = 1.0) -> None:
+        """Take samples in rounds until ``seconds`` are over.
+
+        Probes that are short of undisturbed samples then go on alone, up to ``longest`` times ``seconds`` in all.
+        """
+        wanting = list(range(len(self.tried)))
+        began = time.perf_counter()
+        with torch.inference_mode():
+            while True:
+                for i in wanting:
+                    share = (time.perf_counter() - began) / seconds if seconds > 0 else math.inf
+                    if share >= longest and all(self.found):
+                        return
+                    self.tell(self.tried[i].name, min(share, 1.0))
+                    self.found[i] += _visit(self.tried[i], self.device)
+                if time.perf_counter() - began >= seconds:
+                    wanting = [i for i in wanting if sum(calm for _, calm in self.found[i]) < LEAST_UNDISTURBED]
+                    if not wanting:
+                        return
+
+    def ceilings(self) -> list[Ceiling]:
+        """What all samples so far come to; of several probes of one name the best."""
+        best: dict[str, Ceiling] = {}
+        for probe, samples in zip(self.tried, self.found, strict=True):
+            ceiling = estimate(probe, samples)
+            if probe.name not in best or ceiling.value > best[probe.name].value:
+                best[probe.name] = ceiling
+        return list(best.values())
 
 
 def _visit(probe: Probe, device: Device) -> list[Sample]:

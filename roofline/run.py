@@ -25,7 +25,10 @@ LEAST_CALM = 3
 LONGEST = 2.0
 """Time at most, in units of what was asked for, while too few passes were undisturbed."""
 
-WARM_UP = 2
+WARM_UP = 1
+
+SHORT_S = 0.5
+"""A pass that takes longer is not run for the sake of warming up again."""
 
 Value = TypeVar("Value")
 
@@ -47,31 +50,62 @@ def refuse_misfit(result: Forward) -> None:
 
 
 def measure(model: Griffin, result: Forward, device: Device, seconds: float = 4.0) -> Measured:
-    """Time the pass that ``result`` analyses, for about ``seconds``.
+    """Time the pass that ``result`` analyses, for about ``seconds``; longer while too few passes were undisturbed."""
+    bench = Bench(model, result, device)
+    begin = time.perf_counter()
+    while bench.wanting(time.perf_counter() - begin, seconds):
+        bench.sample()
+    return bench.measured()
 
-    Whole passes and passes with timers between parts alternate, so that both see the same machine. Passes in which a
-    thread of ours waited for a core are left out where enough others are; if not, the record says so. Decode starts
-    from a cache that holds ``result.seq`` tokens of random content, and adds none: each pass decodes the same position.
+
+class Bench:
+    """One pass of a model, ready to be timed again and again: whole, and with timers between its parts, in turn.
+
+    Decode starts from a cache that holds ``result.seq`` tokens of random content, and adds none: each pass decodes the
+    same position. Passes in which a thread of ours waited for a core are left out where LEAST_CALM others are; if not,
+    the record says so.
     """
-    with torch.inference_mode():
-        step = _step(model, result.phase, result.batch, result.seq, device)
-        whole: list[tuple[float, bool]] = []
-        by_part: list[tuple[list[float], bool]] = []
-        for _ in range(WARM_UP):
-            step()
-        _synchronise(device)
-        begin = time.perf_counter()
-        while _wanting(whole, time.perf_counter() - begin, seconds):
-            whole.append(_watched(lambda: _timed(step, device), device))
-            by_part.append(_watched(lambda: _timed_parts(model, step, device), device))
-    samples, disturbed = _undisturbed(whole)
-    low, high = bootstrap_interval(samples)
-    parts = [median(column) for column in zip(*_undisturbed(by_part)[0], strict=True)]
-    if len(parts) != len(result.parts):
-        raise RuntimeError(f"timed {len(parts)} parts of a pass that has {len(result.parts)}")
-    return Measured(
-        samples_s=samples, median_s=median(samples), interval_s=(low, high), parts_s=parts, disturbed=disturbed
-    )
+
+    def __init__(self, model: Griffin, result: Forward, device: Device) -> None:
+        self.model, self.result, self.device = model, result, device
+        self.whole: list[tuple[float, bool]] = []
+        self.by_part: list[tuple[list[float], bool]] = []
+        with torch.inference_mode():
+            self.step = _step(model, result.phase, result.batch, result.seq, device)
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """Run the pass without timing it."""
+        with torch.inference_mode():
+            for _ in range(WARM_UP):
+                self.step()
+            _synchronise(self.device)
+
+    def sample(self) -> None:
+        """Time one whole pass and one with timers; short ones after one that is not timed, as other passes may have
+        run since the last sample, and decoding goes on and on."""
+        with torch.inference_mode():
+            if not self.whole or self.whole[-1][0] < SHORT_S:
+                self.step()
+            self.whole.append(_watched(lambda: _timed(self.step, self.device), self.device))
+            self.by_part.append(_watched(lambda: _timed_parts(self.model, self.step, self.device), self.device))
+
+    def wanting(self, spent: float, seconds: float) -> bool:
+        """Whether more samples are needed; a busy machine gets more time to be calm for a moment."""
+        calm = sum(calm for _, calm in self.whole)
+        enough = len(self.whole) >= LEAST_CALM and spent >= seconds
+        return not enough or (calm < LEAST_CALM and spent < LONGEST * seconds)
+
+    def measured(self) -> Measured:
+        """What the samples so far come to."""
+        samples, disturbed = _undisturbed(self.whole)
+        low, high = bootstrap_interval(samples)
+        parts = [median(column) for column in zip(*_undisturbed(self.by_part)[0], strict=True)]
+        if len(parts) != len(self.result.parts):
+            raise RuntimeError(f"timed {len(parts)} parts of a pass that has {len(self.result.parts)}")
+        return Measured(
+            samples_s=samples, median_s=median(samples), interval_s=(low, high), parts_s=parts, disturbed=disturbed
+        )
 
 
 def _watched(work: Callable[[], Value], device: Device) -> tuple[Value, bool]:
@@ -79,12 +113,6 @@ def _watched(work: Callable[[], Value], device: Device) -> tuple[Value, bool]:
     waited, began = waited_s(device), time.perf_counter()
     value = work()
     return value, waited_s(device) - waited <= WAITED_SHARE * (time.perf_counter() - began)
-
-
-def _wanting(samples: Sequence[tuple[float, bool]], spent: float, seconds: float) -> bool:
-    """Whether more samples are needed; a busy machine gets more time to be calm for a moment."""
-    calm = sum(calm for _, calm in samples)
-    return len(samples) < LEAST_CALM or spent < seconds or (calm < LEAST_CALM and spent < LONGEST * seconds)
 
 
 def _undisturbed(samples: Sequence[tuple[Value, bool]]) -> tuple[list[Value], bool]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from griffin_kernels.records import DeviceRecord, Entry
 from griffin_kernels.registry import load_for, sources, write_atomically
 from roofline import run, store
 from roofline.at_hand import at_hand
-from roofline.ceilings import Ceiling, Ceilings
+from roofline.ceilings import Ceilings
 from roofline.floors import fusion_table, kernel_floors
 from roofline.forward import Forward, analyse
+from roofline.measure import Sampler
 from roofline.records import STUDY_VERSION, Measured, Page, PassRecord, Study, encode, part_rows
+from roofline.run import LEAST_CALM
 from roofline.sweep import GridPoint, sweep
 from roofline.target import Target, of_sku
 from roofline.work import PHASES, Phase
@@ -68,24 +71,56 @@ def pass_record(result: Forward, measured: Measured | None = None) -> PassRecord
     return PassRecord(**taken, predicted_by_regime_s=result.predicted, parts=rows, measured=measured)
 
 
-def page(target: Target, plan: Plan, device: Device | None, seconds: float, tell: Tell) -> Page:
-    """Forward passes on a target; on ``device``, where one is given, they are run as well, ``seconds`` each."""
-    passes = []
+@dataclass(frozen=True)
+class Timing:
+    """How long a study measures. seconds: for all passes together. rounds: at the least. ceilings: seconds before the
+    passes; between: seconds in each round."""
+
+    seconds: float = 60.0
+    rounds: int = LEAST_CALM
+    ceilings: float = 6.0
+    between: float = 3.0
+
+
+def measured_passes(
+    device: Device, plan: Plan, sampler: Sampler, timing: Timing, tell: Tell
+) -> dict[tuple[str, int], Measured]:
+    """Run the plan's passes; measurements by model and place in ``plan.runs``, without those that do not fit.
+
+    Each round times every pass once and samples the ceilings, so that predictions and measurements see the same
+    machine: other users of a shared host change what it reaches from one minute to the next.
+    """
+    before = at_hand(device, Ceilings(device.name, tuple(sampler.ceilings()), device.last_level_cache_bytes))
+    benches: dict[tuple[str, int], run.Bench] = {}
+    room = device.memory_bytes
     for name in plan.models:
-        results = [
-            analyse(name, target, phase=phase, batch=batch, seq=seq, dtype=plan.dtype)
-            for phase, batch, seq in plan.runs
-        ]
-        timed: list[Measured | None] = [None] * len(results)
-        if device is not None:
-            fitting = [result for result in results if result.memory.fits is not False]
-            tell(f"building {name}")
-            model = run.build(fitting[0], device) if fitting else None
-            for index, result in enumerate(results):
-                if model is not None and result.memory.fits is not False:
-                    tell(f"{name} {result.phase} B{result.batch} T{result.seq}")
-                    timed[index] = run.measure(model, result, device, seconds)
-        passes += [pass_record(result, measured) for result, measured in zip(results, timed, strict=True)]
+        results = [analyse(name, before, phase=p, batch=b, seq=t, dtype=plan.dtype) for p, b, t in plan.runs]
+        fitting = {i: result for i, result in enumerate(results) if result.memory.fits is not False}
+        needed = max((result.memory.needed for result in fitting.values()), default=0)
+        if not fitting or needed > room:
+            tell(f"{name} does not fit beside the others")
+            continue
+        room -= max(result.memory.weights + result.memory.cache for result in fitting.values())
+        tell(f"building {name}")
+        model = run.build(next(iter(fitting.values())), device)
+        benches |= {(name, i): run.Bench(model, result, device) for i, result in fitting.items()}
+    begin, done = time.perf_counter(), 0
+    while done < timing.rounds or time.perf_counter() - begin < timing.seconds:
+        for (name, _), bench in benches.items():
+            tell(f"round {done + 1}: {name} {bench.result.phase} B{bench.result.batch} T{bench.result.seq}")
+            bench.sample()
+        sampler.sample(timing.between)
+        done += 1
+    return {key: bench.measured() for key, bench in benches.items()}
+
+
+def page(target: Target, plan: Plan, measured: Mapping[tuple[str, int], Measured], tell: Tell) -> Page:
+    """Forward passes on a target, with the measurements there are, and the grid of predictions."""
+    passes = [
+        pass_record(analyse(name, target, phase=p, batch=b, seq=t, dtype=plan.dtype), measured.get((name, i)))
+        for name in plan.models
+        for i, (p, b, t) in enumerate(plan.runs)
+    ]
     tell(f"sweeping {', '.join(plan.models)} on {target.name}")
     grid: list[GridPoint] = []
     for name in plan.models:
@@ -103,28 +138,31 @@ def page(target: Target, plan: Plan, device: Device | None, seconds: float, tell
     )
 
 
-def study(
-    device: Device, ceilings: Sequence[Ceiling], entries: Iterable[Entry], *, seconds: float = 3.0, tell: Tell = print
-) -> Study:
-    """Study a device: ``ceilings`` measured on it, ``entries`` of its registry, forward passes of ``plan_for(device)``.
+def study(device: Device, entries: Iterable[Entry], *, timing: Timing | None = None, tell: Tell = print) -> Study:
+    """Study a device: its ceilings, ``entries`` of its registry, forward passes of ``plan_for(device)``.
 
-    seconds: for each pass that is run. Memory for the largest of the models is needed.
+    The models are held in memory together. Dispatch decides which kernels run, so the registry that ``entries`` come
+    from should be in use. Raises DeviceError where there is no memory for the probes.
     """
-    here = Ceilings(device.name, tuple(ceilings), device.last_level_cache_bytes)
+    times = timing or Timing()
+    plan = plan_for(device)
+    sampler = Sampler(device, progress=lambda what, share: tell(f"ceilings: {what}"))
+    sampler.sample(times.ceilings)
+    measured = measured_passes(device, plan, sampler, times, tell)
+    here = Ceilings(device.name, tuple(sampler.ceilings()), device.last_level_cache_bytes)
     sheet = datasheet.find(device.name)
     tuned = list(entries)
-    kernels = kernel_floors(tuned, here)
     cases = [entry.case.case(entry.op) for entry in tuned if not catalog.op(entry.op).forward]
     return Study(
         schema_version=STUDY_VERSION,
         device=DeviceRecord(device.validity(), provenance(device)),
-        ceilings=list(ceilings),
+        ceilings=list(here.table),
         datasheet=list(Ceilings.from_datasheet(sheet).table) if sheet else [],
-        kernels=kernels,
+        kernels=kernel_floors(tuned, here),
         fusion=fusion_table(cases, here),
         pages=[
-            page(at_hand(device, here), plan_for(device), device, seconds, tell),
-            page(of_sku(PREDICTED_SKU), GPU_PLAN, None, 0.0, tell),
+            page(at_hand(device, here), plan, measured, tell),
+            page(of_sku(PREDICTED_SKU), GPU_PLAN, {}, tell),
         ],
     )
 

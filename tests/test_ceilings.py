@@ -314,7 +314,9 @@ def test_probes_short_of_undisturbed_samples_go_on_and_come_to_an_end(monkeypatc
 
     monkeypatch.setattr(measure, "_visit", visit)
     made = [dataclasses.replace(rate(), name=name) for name in ("calm", "busy")]
-    calm, busy = measure.sample(made, HERE, 0.05, lambda what, share: None)
+    sampler = measure.Sampler(HERE, made)
+    sampler.sample(0.05, measure.LONGEST)
+    calm, busy = sampler.found
     assert len(calm) >= measure.LEAST_UNDISTURBED
     assert len(busy) > len(calm)
 

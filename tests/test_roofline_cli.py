@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
@@ -156,6 +157,8 @@ def test_study_is_recorded(measured_here, tmp_path, monkeypatch):
 
     small = study.Plan(("hawk-tiny", "mqa-tiny"), "float32", (("prefill", 1, 20), ("decode", 2, 20)), (1, 2), (16, 64))
     monkeypatch.setattr(study, "CPU_PLAN", small)
+    monkeypatch.setattr(study, "Timing", functools.partial(study.Timing, ceilings=0.1, between=0.0))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     path = tmp_path / "deep" / "roofline.json"
     done = run("study", "--out", path, "--seconds", 0)
     found = records.read(path)
@@ -164,6 +167,7 @@ def test_study_is_recorded(measured_here, tmp_path, monkeypatch):
     assert all(row.measured is not None and row.error is not None for row in here.passes)
     assert not predicted.measured and all(row.measured is None for row in predicted.passes)
     assert len(here.grid) == 2 * 2 * 2 * 2
+    assert store.load(store.default_path(devices.cpu())).ceilings == found.ceilings
     assert "hawk-tiny" in done.output and str(path) in done.output.replace("\n", "")
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from griffin_kernels import device as devices
 from griffin_kernels import dispatch
 from griffin_kernels.device import Device
-from roofline import measure, store, study
+from roofline import store, study
 from roofline.records import FILE_NAME, Study
+from roofline.study import Timing
 from tuning.plan import Options
 from tuning.run import Outcome
 
-CEILING_SECONDS = 10.0
-"""Time spent on sampling ceilings: enough for intervals of a few per cent on a quiet machine."""
-
-PASS_SECONDS = {"quick": 0.5, "default": 1.5, "thorough": 6.0}
-"""Time spent on each forward pass that is run, by budget."""
+TIMING: Mapping[str, Timing] = {
+    "quick": Timing(seconds=0.0, ceilings=3.0, between=1.0),
+    "default": Timing(seconds=30.0),
+    "thorough": Timing(seconds=240.0, ceilings=20.0),
+}
+"""How long the study measures, by budget."""
 
 
 def wanted(options: Options) -> bool:
@@ -30,12 +32,10 @@ def run(device: Device, options: Options, outcome: Outcome, tell: Callable[[str]
 
     Ceilings go to the user's data folder too, unless the run had a folder of its own. Raises OutputFolderError.
     """
-    ceilings = measure.measure(device, lambda what, share: tell(f"ceilings: {what}"), CEILING_SECONDS)
-    if outcome.paths.is_users(device):
-        store.save(store.default_path(device), device, ceilings, devices.provenance(device))
-    seconds = PASS_SECONDS[options.budget]
     with dispatch.use(registry=outcome.paths.registry):
-        found = study.study(device, ceilings, outcome.entries, seconds=seconds, tell=tell)
+        found = study.study(device, outcome.entries, timing=TIMING[options.budget], tell=tell)
+    if outcome.paths.is_users(device):
+        store.save(store.default_path(device), device, found.ceilings, devices.provenance(device))
     path = outcome.paths.journal.with_name(FILE_NAME)
     study.write(path, found)
     return path, found

@@ -11,9 +11,9 @@ from functools import cached_property
 from statistics import median
 
 from reports import forward_text as words
-from roofline.forward import REGIMES
 from roofline.records import Page, PartRow, PassRecord
 from roofline.sweep import GridPoint
+from roofline.times import REGIMES
 from roofline.work import PHASES, Phase
 
 Size = tuple[Phase, int, int]

@@ -8,8 +8,8 @@ from reports import forward_text as words
 from reports.charts import forward, forward_lines, forward_regimes
 from reports.forward_model import PageView, PassView
 from reports.page import Figure, Tab, figure, render
-from roofline.forward import REGIMES
 from roofline.records import Study
+from roofline.times import REGIMES
 
 
 @dataclass(frozen=True)

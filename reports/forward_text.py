@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from reports import format as fmt
-from roofline.forward import REGIMES
 from roofline.records import PartRow
 from roofline.tables import SHORT
+from roofline.times import REGIMES
 from roofline.work import Phase
 
 PHASE_NAMES: dict[Phase, str] = {"prefill": "Prefill", "decode": "Decode"}

@@ -59,7 +59,7 @@ class FusionRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class PartRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of a pass, as ``forward.PartTime.row`` gives it."""
+    """A part of a pass, as ``times.PartTime.row`` gives it."""
 
     kind: PartKind
     layer: int | None

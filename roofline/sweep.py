@@ -23,7 +23,7 @@ AXES = ("batch", "seq")
 
 
 class GridPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One pass of a sweep. Times in seconds, sizes in bytes; regime: a key of ``forward.REGIMES``;
+    """One pass of a sweep. Times in seconds, sizes in bytes; regime: a key of ``times.REGIMES``;
     regime_share: of predicted_s."""
 
     model: str

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from griffin_kernels.datasheet import Datasheet
 from griffin_kernels.models.config import GriffinConfig
-from roofline.forward import REGIMES, Forward, gib
+from roofline.forward import Forward, gib
 from roofline.records import Measured, Study
 from roofline.sweep import GridPoint
+from roofline.times import REGIMES
 
 SHORT = {"parameters": "P", "cache": "C", "activations": "A", "compute": "F", "special": "S", "launch": "L"}
 """Letters of the regime map."""

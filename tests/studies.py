@@ -173,9 +173,9 @@ def _quiet(text: str) -> None:
 def pages() -> tuple[Page, Page]:
     """The CPU with every pass run, and an H100 that nobody has run anything on."""
     rng = random.Random(2404_07839)
-    cpu = studying.page(target(), studying.CPU_PLAN, None, 0.0, _quiet)
+    cpu = studying.page(target(), studying.CPU_PLAN, {}, _quiet)
     cpu = msgspec.structs.replace(cpu, passes=[_run(found, rng) for found in cpu.passes])
-    gpu = studying.page(of_sku(studying.PREDICTED_SKU), studying.GPU_PLAN, None, 0.0, _quiet)
+    gpu = studying.page(of_sku(studying.PREDICTED_SKU), studying.GPU_PLAN, {}, _quiet)
     return cpu, gpu
 
 

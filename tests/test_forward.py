@@ -14,8 +14,9 @@ from griffin_kernels.case import Cost
 from griffin_kernels.models import PRESETS, preset
 from roofline import sweep
 from roofline.ceilings import Ceiling, Ceilings
-from roofline.forward import REGIMES, analyse, moved
+from roofline.forward import analyse
 from roofline.target import Target, Tuned, of_datasheet, of_sku
+from roofline.times import REGIMES, moved
 
 TABLE = {
     "dram_triad": ("bytes_per_s", 1e9),

@@ -11,8 +11,8 @@ from reports import format as fmt
 from reports import forward_text as words
 from reports.charts.common import text, to_json
 from reports.forward_model import PageView
-from roofline.forward import REGIMES
 from roofline.sweep import GridPoint
+from roofline.times import REGIMES
 from roofline.work import Phase
 
 CELL_PIXELS = 26

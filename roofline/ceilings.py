@@ -31,6 +31,9 @@ CACHE_SHARE = 4
 """Data counts as cached up to the last-level cache over this: the size at which the cache is measured, which leaves
 room for what else the caches hold."""
 
+EARLIER = "; an earlier measurement reached this"
+"""End of the source of a ceiling that the last measurement did not reach."""
+
 LAUNCH_ASSUMED_S = 5e-6
 """Seconds per GPU kernel launched from eager PyTorch, where nothing was measured: the low end of the 5 to 25 us of
 host work per operator that https://jiahuanglin.xyz/all_lessons/gpu_kernel_serving/18_pytorch_to_kernel.html counts."""
@@ -83,6 +86,24 @@ class CeilingsFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     schema_version: int
     device: DeviceRecord
     ceilings: list[Ceiling]
+
+
+def best_of(earlier: Iterable[Ceiling], now: Iterable[Ceiling]) -> list[Ceiling]:
+    """The ceilings of ``now``, each no worse than it was ``earlier``: a device that was once seen to reach a rate can.
+
+    On a shared host what a measurement reaches changes by tens of per cent from one minute to the next. An earlier best
+    keeps its interval; the samples, and with them the usual rate, are those of now.
+    """
+    before = {ceiling.name: ceiling for ceiling in earlier}
+    kept = []
+    for ceiling in now:
+        old = before.get(ceiling.name)
+        better = old is not None and (old.value < ceiling.value if ceiling.unit == "s" else old.value > ceiling.value)
+        if old is not None and better:
+            source = old.source.removesuffix(EARLIER) + EARLIER
+            ceiling = msgspec.structs.replace(ceiling, value=old.value, low=old.low, high=old.high, source=source)
+        kept.append(ceiling)
+    return kept
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,10 @@ def measure(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<index>. The first GPU, else the CPU.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Measure so often, and print how far the runs are apart.")] = 1,
-    seconds: Annotated[float | None, typer.Option(min=0.0, help="Time to spend on sampling. 15 by default.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.0, help="Time to spend on sampling. 20 by default.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget earlier measurements. By default the best that was reached stands.")
+    ] = False,
 ) -> None:
     """Measure the ceilings of this device: DRAM, cache, matrix products, multiply-adds, exp, launching."""
     stderr = Console(stderr=True)
@@ -64,8 +67,10 @@ def measure(
         except KeyboardInterrupt:
             stderr.print("interrupted; nothing was written", style="red", highlight=False)
             raise typer.Exit(130) from None
-        store.save(path, here, runs[-1], devices.provenance(here))
-        known = Ceilings(here.name, tuple(runs[-1]), here.last_level_cache_bytes)
+        kept: list[Ceiling] = []
+        for index, found in enumerate(runs):
+            kept = store.save(path, here, found, devices.provenance(here), fresh=fresh and index == 0)
+        known = Ceilings(here.name, tuple(kept), here.last_level_cache_bytes)
         rows = _rows(known, _datasheet(here), runs)
         slow = measuring.disturbed(runs[-1])
         if as_json:

@@ -25,7 +25,7 @@ import platformdirs
 import griffin_kernels
 from griffin_kernels import errors
 from griffin_kernels.records import DeviceRecord
-from roofline.ceilings import CEILINGS_VERSION, Ceiling, Ceilings, CeilingsFile
+from roofline.ceilings import CEILINGS_VERSION, Ceiling, Ceilings, CeilingsFile, best_of
 
 if TYPE_CHECKING:
     from griffin_kernels.device import Device
@@ -120,18 +120,33 @@ def prepare(path: Path, device: Device) -> None:
         load_of(path, device)
 
 
-def save(path: Path, device: Device, ceilings: Iterable[Ceiling], provenance: dict[str, Any]) -> None:
-    """Replace the ceilings at ``path``: readers see the old file or the new one, nothing between.
+def save(
+    path: Path, device: Device, ceilings: Iterable[Ceiling], provenance: dict[str, Any], *, fresh: bool = False
+) -> list[Ceiling]:
+    """Put ceilings into the file at ``path`` and return what it holds then; readers see the old file or the new one.
 
+    Each is the best of this measurement and of what the file holds from the same software; ``fresh`` forgets that.
     A file that is broken or of another device is left as it is and CeilingsError raised.
     """
     from griffin_kernels import registry  # and with it torch
 
-    file = CeilingsFile(
-        schema_version=CEILINGS_VERSION,
-        device=DeviceRecord(device.validity(), provenance),
-        ceilings=list(ceilings),
-    )
     prepare(path, device)
     with filelock.FileLock(f"{path}.lock"):
+        kept = list(ceilings) if fresh else best_of(earlier(path, device, provenance), ceilings)
+        file = CeilingsFile(
+            schema_version=CEILINGS_VERSION, device=DeviceRecord(device.validity(), provenance), ceilings=kept
+        )
         registry.write_atomically(path, msgspec.json.format(msgspec.json.encode(file), indent=1) + b"\n")
+    return kept
+
+
+def earlier(path: Path, device: Device, provenance: dict[str, Any]) -> list[Ceiling]:
+    """The ceilings of a file that were measured with the same software; empty if there is no such file."""
+    if not path.exists():
+        return []
+    file = load_of(path, device)
+    return file.ceilings if _software(file.device.provenance) == _software(provenance) else []
+
+
+def _software(provenance: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in provenance.items() if name != "date"}

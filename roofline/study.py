@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from griffin_kernels.records import DeviceRecord, Entry
 from griffin_kernels.registry import load_for, sources, write_atomically
 from roofline import run, store
 from roofline.at_hand import at_hand
-from roofline.ceilings import Ceilings
+from roofline.ceilings import Ceiling, Ceilings, best_of
 from roofline.floors import fusion_table, kernel_floors
 from roofline.forward import Forward, analyse
 from roofline.measure import Sampler
@@ -138,9 +138,17 @@ def page(target: Target, plan: Plan, measured: Mapping[tuple[str, int], Measured
     )
 
 
-def study(device: Device, entries: Iterable[Entry], *, timing: Timing | None = None, tell: Tell = print) -> Study:
+def study(
+    device: Device,
+    entries: Iterable[Entry],
+    *,
+    earlier: Sequence[Ceiling] = (),
+    timing: Timing | None = None,
+    tell: Tell = print,
+) -> Study:
     """Study a device: its ceilings, ``entries`` of its registry, forward passes of ``plan_for(device)``.
 
+    earlier: ceilings that this device was seen to reach before, with the same software.
     The models are held in memory together. Dispatch decides which kernels run, so the registry that ``entries`` come
     from should be in use. Raises DeviceError where there is no memory for the probes.
     """
@@ -149,7 +157,7 @@ def study(device: Device, entries: Iterable[Entry], *, timing: Timing | None = N
     sampler = Sampler(device, progress=lambda what, share: tell(f"ceilings: {what}"))
     sampler.sample(times.ceilings)
     measured = measured_passes(device, plan, sampler, times, tell)
-    here = Ceilings(device.name, tuple(sampler.ceilings()), device.last_level_cache_bytes)
+    here = Ceilings(device.name, tuple(best_of(earlier, sampler.ceilings())), device.last_level_cache_bytes)
     sheet = datasheet.find(device.name)
     tuned = list(entries)
     cases = [entry.case.case(entry.op) for entry in tuned if not catalog.op(entry.op).forward]

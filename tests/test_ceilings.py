@@ -23,7 +23,7 @@ from griffin_kernels.datasheet import Datasheet, Source, TensorTflops
 from griffin_kernels.device import Device
 from reports.cli import app
 from roofline import _fma, _kernels, cli, measure, probes, store
-from roofline.ceilings import CEILINGS_VERSION, Ceiling, Ceilings, CeilingsFile
+from roofline.ceilings import CEILINGS_VERSION, Ceiling, Ceilings, CeilingsFile, best_of
 from roofline.probes import Probe
 
 HERE = device.cpu()
@@ -464,3 +464,29 @@ def test_reading_ceilings_and_the_command_line_need_no_heavy_module():
 def test_file_holds_only_what_its_record_says():
     raw = msgspec.json.encode(store.load(saved(store.default_path(HERE))))
     assert set(json.loads(raw)) == set(CeilingsFile.__struct_fields__)
+
+
+def test_the_best_that_was_reached_stands_until_the_software_changes(tmp_path):
+    path, facts = tmp_path / "c.json", {"torch": "2.13", "date": "monday"}
+    rate, delay = ceiling("dram_copy", 5.0, "bytes_per_s"), ceiling("launch", 2.0, "s")
+    store.save(path, HERE, [rate, delay], facts)
+    copy, exp = ceiling("dram_copy", 3.0, "bytes_per_s"), ceiling("special_exp", 1.0, "ops_per_s")
+    slower = [copy, ceiling("launch", 1.0, "s"), exp]
+    kept = {c.name: c for c in store.save(path, HERE, slower, facts | {"date": "tuesday"})}
+    assert [kept[name].value for name in ("dram_copy", "launch", "special_exp")] == [5.0, 1.0, 1.0]
+    assert kept["dram_copy"].source.endswith("an earlier measurement reached this")
+    assert store.load(path).ceilings == list(kept.values())
+    # said once, however often it stands
+    again = store.save(path, HERE, slower, facts)
+    assert again[0].source.count("an earlier") == 1
+    other = store.save(path, HERE, slower, facts | {"torch": "2.14"})
+    assert [c.value for c in other] == [3.0, 1.0, 1.0]
+    store.save(path, HERE, [rate], facts)
+    assert store.save(path, HERE, slower[:1], facts, fresh=True) == slower[:1]
+
+
+def test_an_earlier_best_keeps_its_interval_and_the_samples_are_those_of_now():
+    old = Ceiling(name="x", unit="s", value=1, low=0.9, high=1.1, origin="measured", source="old", samples=[1.0])
+    new = Ceiling(name="x", unit="s", value=3, low=2.0, high=4.0, origin="measured", source="new", samples=[3.0, 4.0])
+    (kept,) = best_of([old], [new])
+    assert (kept.value, kept.low, kept.high, kept.usual) == (1, 0.9, 1.1, 3.5)

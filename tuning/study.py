@@ -32,10 +32,13 @@ def run(device: Device, options: Options, outcome: Outcome, tell: Callable[[str]
 
     Ceilings go to the user's data folder too, unless the run had a folder of its own. Raises OutputFolderError.
     """
+    facts, stored = devices.provenance(device), store.default_path(device)
+    shared = outcome.paths.is_users(device)
+    before = store.earlier(stored, device, facts) if shared else []
     with dispatch.use(registry=outcome.paths.registry):
-        found = study.study(device, outcome.entries, timing=TIMING[options.budget], tell=tell)
-    if outcome.paths.is_users(device):
-        store.save(store.default_path(device), device, found.ceilings, devices.provenance(device))
+        found = study.study(device, outcome.entries, earlier=before, timing=TIMING[options.budget], tell=tell)
+    if shared:
+        store.save(stored, device, found.ceilings, facts)
     path = outcome.paths.journal.with_name(FILE_NAME)
     study.write(path, found)
     return path, found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -48,10 +50,19 @@ class StatusLine:
 
 @contextlib.contextmanager
 def plain_errors(console: Console | None = None) -> Iterator[None]:
-    """Errors of the package in one line on standard error, exit code 2; an interrupt leaves with 130."""
+    """Errors of the package in one line on standard error, exit code 2; an interrupt leaves with 130.
+
+    Warnings are one line too, without the place in the code that a user did not write.
+    """
     told = console or Console(stderr=True)
+
+    def note(message: Warning | str, *where: Any, **more: Any) -> None:
+        told.print(f"note: {message}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = note
+            yield
     except errors.GriffinKernelsError as error:
         told.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(2) from None

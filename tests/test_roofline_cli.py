@@ -9,16 +9,18 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 from typer.testing import CliRunner
 
-from griffin_kernels import datasheet
+from griffin_kernels import datasheet, errors
 from griffin_kernels import device as devices
 from griffin_kernels.models import PRESETS
 from reports.cli import app
 from roofline import records, store
 from roofline.ceilings import Ceiling
+from roofline.console import plain_errors
 
 CEILINGS = {
     "dram_copy": ("bytes_per_s", 2e10),
@@ -172,8 +174,6 @@ def test_study_is_recorded(measured_here, tmp_path, monkeypatch):
 
 
 def test_a_broken_study_is_one_sentence(tmp_path):
-    from griffin_kernels import errors
-
     for text, words in (("{", "not a roofline study"), ('{"schema_version": 99}', "schema version 99")):
         path = tmp_path / "roofline.json"
         path.write_text(text)
@@ -192,3 +192,10 @@ def test_the_command_imports_neither_torch_nor_triton():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_warning_is_one_line(capsys):
+    with plain_errors():
+        warnings.simplefilter("always")
+        warnings.warn("rg_lru is not tuned near here", errors.UntunedWarning, stacklevel=1)
+    assert capsys.readouterr().err == "note: rg_lru is not tuned near here\n"

@@ -172,5 +172,6 @@ def study(
         line.clear()
         store.save(stored, here, found.ceilings, facts)
         studying.write(path, found)
+        tables.show_kernels(output(), found)
         tables.show_study(output(), found)
         output().print(f"study     {path}", highlight=False, markup=False, soft_wrap=True)

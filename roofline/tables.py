@@ -173,7 +173,7 @@ def show_names(console: Console, models: Mapping[str, GriffinConfig], sheets: It
 
 
 def show_study(console: Console, found: Study) -> None:
-    """Passes that were run, predicted against measured; kernels by time lost."""
+    """Passes that were run, predicted against measured."""
     for page in found.pages:
         if not page.measured:
             continue
@@ -197,6 +197,33 @@ def show_study(console: Console, found: Study) -> None:
                 ]
             table.add_row(*cells, row.regime)
         console.print(table)
+
+
+def show_kernels(console: Console, found: Study) -> None:
+    """Tuned kernels against the ceilings, the one that loses most time first; then what fusing saves."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title="tuned kernels by time lost")
+    for name in ("op", "case", "variant", "bound by"):
+        table.add_column(name, overflow="fold")
+    for name in ("floor", "measured", "share", "lost"):
+        table.add_column(name, justify="right")
+    for row in found.kernels:
+        times = (row.floors_s[row.bound], row.measured_s)
+        table.add_row(
+            row.op, row.case, row.variant, row.bound, *map(seconds, times), f"{row.share:.0%}", seconds(row.lost_s)
+        )
+    console.print(table)
+    table = Table(box=None, pad_edge=False, header_style="bold", title="what fusing saves, at the ceilings")
+    for name in ("op", "case"):
+        table.add_column(name, overflow="fold")
+    for name in ("bytes fused", "one by one", "ratio", "kernels", "time fused", "time one by one"):
+        table.add_column(name, justify="right")
+    for line in found.fusion:
+        table.add_row(
+            line.what, line.case, gib(line.fused_bytes), gib(line.unfused_bytes),
+            f"{line.unfused_bytes / line.fused_bytes:.1f}x", str(line.unfused_launches),
+            seconds(line.fused_s), seconds(line.unfused_s),
+        )  # fmt: skip
+    console.print(table)
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]]) -> str:

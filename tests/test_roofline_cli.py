@@ -170,6 +170,7 @@ def test_study_is_recorded(measured_here, tmp_path, monkeypatch):
     assert not predicted.measured and all(row.measured is None for row in predicted.passes)
     assert len(here.grid) == 2 * 2 * 2 * 2
     assert store.load(store.default_path(devices.cpu())).ceilings == found.ceilings
+    assert "tuned kernels by time lost" in done.output and "what fusing saves" in done.output
     assert "hawk-tiny" in done.output and str(path) in done.output.replace("\n", "")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from griffin_kernels import catalog
 from griffin_kernels.errors import ReportError
 from reports import format as fmt
 from reports.build import write_report
@@ -308,3 +309,8 @@ def test_hostile_strings_are_text(build: Callable[[Study], str], study: Study) -
     text = build(studies.hostile(study))
     assert "<img" not in text and "alert(1)</script>" not in text
     assert html.unescape(text).count(HOSTILE) > 20
+
+
+def test_every_op_has_a_shape_of_its_own():
+    shapes = roofline.OP_SYMBOLS
+    assert len(set(shapes)) == len(shapes) >= len(catalog.ops())

@@ -19,8 +19,11 @@ TOP, BOTTOM = 60, 56
 LABEL_PIXELS = 17
 """Least distance of two labels at the right."""
 
-OP_SYMBOLS = ("circle", "hexagon2", "star", "hourglass", "pentagon", "bowtie", "star-diamond", "hexagram")
-"""None of them stands for a roof elsewhere."""
+OP_SYMBOLS = (
+    "circle", "hexagon2", "star", "hourglass", "pentagon", "bowtie", "star-diamond", "hexagram", "star-square", "octagon",
+    "diamond-wide", "diamond-tall", "circle-open", "star-open", "pentagon-open", "hexagon2-open", "octagon-open",
+)  # fmt: skip
+"""One for each op; none of them stands for a roof elsewhere."""
 
 STEPS = 40
 """Points of a line: pointing at any of them tells what it is."""

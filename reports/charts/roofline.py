@@ -20,8 +20,8 @@ LABEL_PIXELS = 17
 """Least distance of two labels at the right."""
 
 OP_SYMBOLS = (
-    "circle", "hexagon2", "star", "hourglass", "pentagon", "bowtie", "star-diamond", "hexagram", "star-square", "octagon",
-    "diamond-wide", "diamond-tall", "circle-open", "star-open", "pentagon-open", "hexagon2-open", "octagon-open",
+    "circle", "hexagon2", "star", "hourglass", "pentagon", "bowtie", "star-diamond", "hexagram", "star-square",
+    "octagon", "diamond-wide", "diamond-tall", "circle-open", "star-open", "pentagon-open", "hexagon2-open",
 )  # fmt: skip
 """One for each op; none of them stands for a roof elsewhere."""
 

@@ -6,7 +6,7 @@ Times are seconds. Intervals are [low, high].
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -79,3 +79,26 @@ class RegistryFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     schema_version: int
     device: DeviceRecord
     entries: list[Entry]
+
+
+File = TypeVar("File")
+
+
+class _Versioned(msgspec.Struct):
+    schema_version: int
+
+
+def decode(raw: bytes, kind: type[File], newest: int, what: str, error: type[Exception], **remedy: str) -> File:
+    """A versioned JSON file as ``kind``, or ``error`` with one sentence.
+
+    newest: the latest schema_version that is read. what: the file in words, its path included. remedy: what to do where
+    the file is ``later``, and where it is ``broken`` (after what it should have been).
+    """
+    try:
+        version = msgspec.json.decode(raw, type=_Versioned).schema_version
+        if version > newest:
+            raise error(f"{what} has schema version {version}, this package reads up to {newest}{remedy['later']}")
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as problem:  # a ValidationError is a DecodeError
+        form, _, advice = remedy["broken"].partition("; ")
+        raise error(f"{what} is not {form}: {problem}; {advice}") from None

@@ -26,7 +26,7 @@ import filelock
 import msgspec
 import platformdirs
 
-from griffin_kernels import catalog, errors
+from griffin_kernels import catalog, errors, records
 from griffin_kernels.contract import Case, Op, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, DeviceRecord, Entry, RegistryFile
@@ -71,22 +71,10 @@ def load(path: Path) -> RegistryFile:
 
 def decode(raw: bytes, path: Path) -> RegistryFile:
     """A registry from the bytes of a file; RegistryError names ``path`` and what is wrong with it."""
-    try:
-        version = msgspec.json.decode(raw, type=_Versioned).schema_version
-        if version > SCHEMA_VERSION:
-            raise errors.RegistryError(
-                f"registry {path} has schema version {version}, this package reads up to {SCHEMA_VERSION}; "
-                "upgrade griffin-kernels or tune again"
-            )
-        return msgspec.json.decode(raw, type=RegistryFile)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError is a DecodeError
-        raise errors.RegistryError(
-            f"registry {path} is not a valid registry: {error}; move it away and tune again"
-        ) from None
-
-
-class _Versioned(msgspec.Struct):
-    schema_version: int
+    return records.decode(
+        raw, RegistryFile, SCHEMA_VERSION, f"registry {path}", errors.RegistryError,
+        later="; upgrade griffin-kernels or tune again", broken="a valid registry; move it away and tune again",
+    )  # fmt: skip
 
 
 def publish(path: Path, device: Device, entries: Iterable[Entry], provenance: dict[str, Any]) -> None:

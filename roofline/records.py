@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from griffin_kernels import errors
+from griffin_kernels import errors, records
 from griffin_kernels.records import DeviceRecord
 from roofline.ceilings import Ceiling
 from roofline.sweep import GridPoint
@@ -153,24 +153,16 @@ class Study(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     pages: list[Page]
 
 
-class _Versioned(msgspec.Struct):
-    schema_version: int
-
-
 def read(path: Path) -> Study:
     """Read a study; ReportError says in one sentence what is wrong with the file."""
     try:
         raw = path.read_bytes()
-        version = msgspec.json.decode(raw, type=_Versioned).schema_version
-        if version > STUDY_VERSION:
-            raise errors.ReportError(
-                f"{path} has schema version {version}, this package reads up to {STUDY_VERSION}: upgrade it"
-            )
-        return msgspec.json.decode(raw, type=Study)
     except OSError as error:
         raise errors.ReportError(f"{path} cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise errors.ReportError(f"{path} is not a roofline study: {error}; make it again") from None
+    return records.decode(
+        raw, Study, STUDY_VERSION, str(path), errors.ReportError,
+        later=": upgrade it", broken="a roofline study; make it again",
+    )  # fmt: skip
 
 
 def encode(study: Study) -> bytes:

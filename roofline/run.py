@@ -147,6 +147,7 @@ def _synchronise(device: Device) -> None:
 
 
 def _timed(step: Callable[[], Any], device: Device) -> float:
+    _synchronise(device)  # what was launched before is not this pass
     begin = time.perf_counter()
     step()
     _synchronise(device)

@@ -23,7 +23,7 @@ import msgspec
 import platformdirs
 
 import griffin_kernels
-from griffin_kernels import errors
+from griffin_kernels import errors, records
 from griffin_kernels.records import DeviceRecord
 from roofline.ceilings import CEILINGS_VERSION, Ceiling, Ceilings, CeilingsFile, best_of
 
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from griffin_kernels.device import Device
 
 ENVIRONMENT_VARIABLE = "GRIFFIN_KERNELS_CEILINGS"
-
-
-class _Versioned(msgspec.Struct):
-    schema_version: int
 
 
 def default_path(device: Device) -> Path:
@@ -55,18 +51,11 @@ def load(path: Path) -> CeilingsFile:
         raise errors.CeilingsError(f"ceilings {path} is a directory, expected a JSON file") from None
     except OSError as error:
         raise errors.CeilingsError(f"ceilings {path} cannot be read: {error.strerror}") from None
-    try:
-        version = msgspec.json.decode(raw, type=_Versioned).schema_version
-        if version > CEILINGS_VERSION:
-            raise errors.CeilingsError(
-                f"ceilings {path} has schema version {version}, this package reads up to {CEILINGS_VERSION}; "
-                "upgrade griffin-kernels or measure into another file"
-            )
-        return msgspec.json.decode(raw, type=CeilingsFile)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError is a DecodeError
-        raise errors.CeilingsError(
-            f"ceilings {path} is not a valid ceilings file: {error}; move it away and measure again"
-        ) from None
+    return records.decode(
+        raw, CeilingsFile, CEILINGS_VERSION, f"ceilings {path}", errors.CeilingsError,
+        later="; upgrade griffin-kernels or measure into another file",
+        broken="a valid ceilings file; move it away and measure again",
+    )  # fmt: skip
 
 
 def load_of(path: Path, device: Device) -> CeilingsFile:

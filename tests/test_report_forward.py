@@ -104,6 +104,16 @@ def test_every_pass_is_there_with_its_numbers(cpu: Page) -> None:
         assert fmt.share(record.predicted_by_regime_s[record.regime] / record.predicted_s) in row
 
 
+def test_a_pass_on_busy_cores_says_so(cpu: Page) -> None:
+    first = cpu.passes[0]
+    assert first.measured is not None
+    busy = msgspec.structs.replace(first, measured=msgspec.structs.replace(first.measured, disturbed=True))
+    page = msgspec.structs.replace(cpu, passes=[busy, *cpu.passes[1:]])
+    found = rows(shown(page), "forward-0-table")
+    assert ["cores were busy" in row for row in found].count(True) == 1
+    assert not any("cores were busy" in row for row in rows(shown(cpu), "forward-0-table"))
+
+
 def test_headline_says_how_far_predictions_are_off(cpu: Page) -> None:
     errors = {(p.model, p.phase, p.batch, p.seq): p.error or 0.0 for p in cpu.passes}
     worst = max(errors, key=lambda key: abs(errors[key]))

@@ -76,6 +76,8 @@ class Op:
     check: ``(**inputs) -> None``; raises what the specs cannot express.
     exact_dims: dimensions that look-up never approximates. free_dims: those it ignores, because they follow from
     others or hardly matter. forward: for a backward op, the op it belongs to.
+    in_place: inputs that ``run`` overwrites, each an output of the same name too: ``run`` gives back the very tensor.
+    The reference changes nothing and gives what the tensor is to hold afterwards.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Op:
     exact_dims: tuple[str, ...] = ()
     free_dims: tuple[str, ...] = ()
     forward: str | None = None
+    in_place: tuple[str, ...] = ()
 
     def cases_tagged(self, *tags: str) -> tuple[Case, ...]:
         return tuple(case for case in self.cases if case.tag in tags)
@@ -141,12 +144,12 @@ class Variant:
 
     name: ``<backend>.<algorithm>``; the file is ``<backend>_<algorithm>.py``.
     run: ``(**inputs, config) -> tuple of outputs``. Allocates every output with ``torch.empty`` and friends, takes any
-    strides, and never changes its inputs.
+    strides, and changes no input but those of ``Op.in_place``, which it writes and gives back.
     config: frozen dataclass whose defaults are the documented default. axes: values the tuner may try per field.
     reject: ``(case, device, config) -> reason | None``: why this cannot run, in words a user can act on.
     baseline: what a user would otherwise run; every report compares with it.
     rank: ``(case, device) -> int``: preference when nothing is tuned; the highest accepted one is the default.
-    launches: Triton only, ``(inputs, outputs, config) -> list[Launch]``; the same description is run on a GPU, run in
+    launches: Triton only, ``(inputs, outputs, config) -> list[Launch | Call]``; the same description is run on a GPU, run in
     the interpreter and compiled for a GPU that is not there.
     traffic: ``(case, config) -> bytes`` where a variant moves more than the ideal; None means ideal.
     """

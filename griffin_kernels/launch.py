@@ -1,12 +1,14 @@
 """A kernel launch as data: the same description is run on a GPU, run in the interpreter, and compiled for a GPU that
 is not there.
 
-A Triton variant gives ``launches(inputs, outputs, config) -> list[Launch]``:
+A Triton variant gives ``launches(inputs, outputs, config) -> list[Launch | Call]``:
 
 - ``inputs``: the arguments of ``run`` by name, without ``config``.
 - ``outputs``: output tensors by name, a dict. Those it lacks are allocated with ``torch.empty`` and put into it (None
   where the op gives None). Scratch is allocated by ``launches`` and lives as long as the list.
-- The list may be run again: every launch gives the same result each time the whole list runs.
+- The list may be run again: every launch gives the same result each time the whole list runs (but for ops that work in
+  place, which take the next step).
+- A ``Call`` is a step that PyTorch does between launches, such as a batched matrix product of a vendor's library.
 
 With tensors on torch's ``meta`` device nothing is allocated and nothing can run, but all of it can be compiled.
 ``run`` of such a variant is ``launches``, then ``run_all``. Nothing here imports Triton.
@@ -15,7 +17,7 @@ With tensors on torch's ``meta`` device nothing is allocated and nothing can run
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,11 +31,14 @@ class Claims:
 
     load_bits: width of the widest global load per thread (NVIDIA).
     async_copies: loads are pipelined with asynchronous copies to shared memory (NVIDIA from sm_80 on).
+    matrix: ``tl.dot`` became matrix instructions of the architecture: warp-group ones on sm_90 (HGMMA), tcgen05 or
+    HMMA on later NVIDIA, HMMA before, MFMA on AMD.
     spills: why spilled registers are accepted; empty where there must be none.
     """
 
     load_bits: int = 0
     async_copies: bool = False
+    matrix: bool = False
     spills: str = ""
 
 
@@ -63,11 +68,27 @@ class Launch:
         return name
 
 
-def run_all(launches: Sequence[Launch]) -> None:
-    """Enqueue the launches in order on the current stream of the device their tensors are on."""
+@dataclass(frozen=True)
+class Call:
+    """A step between launches that PyTorch does: ``function()`` writes tensors that are there before and after.
+
+    It has to allocate through PyTorch only and read nothing back, so that a CUDA graph can hold it. name: in words.
+    """
+
+    name: str
+    function: Callable[[], Any]
+
+
+Step = Launch | Call
+
+
+def run_all(steps: Sequence[Step]) -> None:
+    """Enqueue the steps in order on the current stream of the device their tensors are on."""
+    launches = [step for step in steps if isinstance(step, Launch)]
     tensor = next(value for launch in launches for value in launch.args.values() if isinstance(value, Tensor))
-    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
-        for launch in launches:
-            launch.kernel[launch.grid](
-                **launch.args, **launch.constexprs, num_warps=launch.num_warps, num_stages=launch.num_stages
-            )
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext(), torch.no_grad():
+        for step in steps:
+            if isinstance(step, Call):
+                step.function()
+                continue
+            step.kernel[step.grid](**step.args, **step.constexprs, num_warps=step.num_warps, num_stages=step.num_stages)

@@ -126,6 +126,14 @@ def compare(
     return Verdict(tuple(found), None)
 
 
+def copy_of(value: Any) -> Any:
+    """A copy of a tensor that has its strides, gaps included; None as it is."""
+    if value is None:
+        return None
+    copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+    return copy.copy_(value)
+
+
 def _snapshot(inputs: Inputs) -> Inputs:
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
@@ -138,13 +146,20 @@ def check(
     inputs: Inputs,
     want: tuple[Tensor | None, ...] | None = None,
 ) -> Verdict:
-    """Run a variant once on poisoned memory and hold it against the reference; inputs must come back unchanged."""
+    """Run a variant once on poisoned memory and hold it against the reference.
+
+    Inputs must come back unchanged. Those that the op works on in place are copied first, and given back by the run.
+    """
     want = reference_outputs(op, inputs) if want is None else want
+    inputs = inputs | {name: copy_of(inputs[name]) for name in op.in_place}
     before = _snapshot(inputs)
     with poisoned_memory():
         got = variant.run(**inputs, config=config)
     for name, value in inputs.items():
-        if isinstance(value, Tensor) and not torch.equal(value.nan_to_num(), before[name].nan_to_num()):
+        if name in op.in_place:
+            if got[list(op.outputs).index(name)] is not value:
+                return Verdict((), f"does not give back the {name} that it is to change in place")
+        elif isinstance(value, Tensor) and not torch.equal(value.nan_to_num(), before[name].nan_to_num()):
             return Verdict((), f"changed its input {name}")
     return compare(op, case, got, want, op.tolerance(case))
 

@@ -42,7 +42,18 @@ class StaticReport(msgspec.Struct, frozen=True):
     broken: tuple[str, ...] = ()
 
 
-def broken_claims(launch: Launch, target: Target, spill_bytes: int, widths: dict[int, int], copies: int) -> list[str]:
+def matrix_opcodes(target: Target) -> tuple[str, ...]:
+    """What ``tl.dot`` of 16-bit data should become: warp-group products on sm_90, tensor memory's on sm_100 and 103."""
+    if target.backend == "hip":
+        return ("v_mfma", "v_wmma")
+    if target.arch == 90:
+        return ("HGMMA",)
+    return ("UTCHMMA", "HMMA") if int(target.arch) in (100, 103) else ("HMMA",)
+
+
+def broken_claims(
+    launch: Launch, target: Target, spill_bytes: int, widths: dict[int, int], copies: int, opcodes: set[str]
+) -> list[str]:
     """Sentences about what the launch claims and the code does not keep."""
     found = []
     if spill_bytes and not launch.claims.spills:
@@ -53,6 +64,8 @@ def broken_claims(launch: Launch, target: Target, spill_bytes: int, widths: dict
             found.append(f"widest load is {widest} bits, claimed are {launch.claims.load_bits}")
         if launch.claims.async_copies and not copies and int(target.arch) >= 80:
             found.append("claims asynchronous copies and has none")
+    if launch.claims.matrix and not any(opcode.startswith(matrix_opcodes(target)) for opcode in opcodes):
+        found.append(f"claims matrix products and has no {' or '.join(matrix_opcodes(target))}")
     return found
 
 
@@ -69,7 +82,7 @@ def analyse(launch: Launch, target: Target, *, variant: Variant, case: str, conf
     threads = launch.num_warps * target.warp_size
     copies = mix(instructions, classes)["async_copies"]
     shared_bytes = max(compiled.metadata.shared, resources.shared_bytes)
-    broken = broken_claims(launch, target, resources.spill_bytes, widths, copies)
+    broken = broken_claims(launch, target, resources.spill_bytes, widths, copies, {i.opcode for i in instructions})
     if target.shared_limit_bytes is not None and shared_bytes > target.shared_limit_bytes:
         broken.append(f"needs {shared_bytes} bytes of shared memory, {target.name} has {target.shared_limit_bytes}")
     return StaticReport(

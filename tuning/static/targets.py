@@ -48,7 +48,7 @@ _SHARED_KIB = {
     "gfx950": 160,
 }
 
-CHECKED = ("sm_80", "sm_90", "sm_100", "gfx942")
+CHECKED = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 """Targets that the tests compile for."""
 
 

@@ -149,8 +149,8 @@ class Variant:
     reject: ``(case, device, config) -> reason | None``: why this cannot run, in words a user can act on.
     baseline: what a user would otherwise run; every report compares with it.
     rank: ``(case, device) -> int``: preference when nothing is tuned; the highest accepted one is the default.
-    launches: Triton only, ``(inputs, outputs, config) -> list[Launch | Call]``; the same description is run on a GPU, run in
-    the interpreter and compiled for a GPU that is not there.
+    launches: Triton only, ``(inputs, outputs, config) -> list[Launch | Call]``; the same description is run on a GPU,
+    run in the interpreter and compiled for a GPU that is not there.
     traffic: ``(case, config) -> bytes`` where a variant moves more than the ideal; None means ideal.
     """
 

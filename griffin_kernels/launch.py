@@ -17,12 +17,15 @@ With tensors on torch's ``meta`` device nothing is allocated and nothing can run
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from griffin_kernels import device as devices
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,25 @@ class Call:
 
 
 Step = Launch | Call
+
+_described_for: ContextVar[str] = ContextVar("described_for", default="")
+
+
+@contextlib.contextmanager
+def described_for(arch: str) -> Iterator[None]:
+    """Within it launches on meta tensors are described for the architecture ``arch``, such as ``sm_90``."""
+    before = _described_for.set(arch)
+    try:
+        yield
+    finally:
+        _described_for.reset(before)
+
+
+def architecture(tensor: Tensor) -> str:
+    """The architecture that launches on this tensor's device should suit; empty in the interpreter, or if unknown."""
+    if tensor.is_cuda:
+        return devices.detect(tensor.device).arch
+    return _described_for.get()
 
 
 def run_all(steps: Sequence[Step]) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from griffin_kernels import catalog
 from griffin_kernels.contract import Case, Variant, config_dict
-from griffin_kernels.launch import Launch
+from griffin_kernels.launch import Launch, described_for
 from tuning.static.describe import meta_inputs
 from tuning.static.report import StaticReport, analyse
 from tuning.static.targets import Target, target
@@ -77,7 +77,8 @@ def answer(request: Request, where: Target) -> list[StaticReport | Failure]:
     if variant.launches is None:
         return [Failure(request, f"{variant.key} has no launches to compile")]
     try:
-        steps = variant.launches(meta_inputs(op, case), {}, config)
+        with described_for(where.name):
+            steps = variant.launches(meta_inputs(op, case), {}, config)
         launches = [step for step in steps if isinstance(step, Launch)]
         return [analyse(launch, where, variant=variant, case=case.key, config=config) for launch in launches]
     except Exception as error:  # the compiler raises whatever it likes, and one failure must not end the run

@@ -1,0 +1,66 @@
+"""The public block_diagonal_scan: a differentiable operator over the tuned kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from griffin_kernels.functional import _bridge
+from griffin_kernels.functional.linear_scan import linear_scan
+
+_OPTIONS = {"reverse": "bool"}
+_backward_op = _bridge.register("block_diagonal_scan_bwd", _OPTIONS)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, a, h0, reset, cu_seqlens, reverse = inputs
+    ctx.save_for_backward(a, output[0], h0, reset, cu_seqlens)  # h stands in for x, which the gradient never reads
+    ctx.reverse = reverse
+
+
+def _backward(ctx: Any, dh: Tensor, dh_last: Tensor) -> tuple[Tensor | None, ...]:
+    a, h, h0, reset, cu_seqlens = ctx.saved_tensors
+    inputs = {"dh": dh, "dh_last": dh_last, "a": a, "h": h, "h0": h0, "reset": reset, "cu_seqlens": cu_seqlens}
+    dx, da, dh0 = _bridge.call_backward("block_diagonal_scan_bwd", _backward_op, inputs | {"reverse": ctx.reverse})
+    return dx, da, None if h0 is None or dh0 is None else dh0.to(h0.dtype), None, None, None
+
+
+_block_diagonal_scan = _bridge.Differentiable("block_diagonal_scan", _OPTIONS, _setup_context, _backward)
+
+
+def block_diagonal_scan(
+    x: Tensor,
+    a: Tensor,
+    *,
+    h0: Tensor | None = None,
+    reset: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The linear recurrence h_t = A_t h_{t-1} + x_t with A_t made of H blocks of n x n on its diagonal.
+
+    x: [B, T, D] with D = H n, float32, bfloat16, float16 or float64; any strides. Channel i n + j is entry j of
+        block i.
+    a: [B, T, H, n, n] in x's dtype. The state of a block is a column vector: h_j = sum_k a[..., j, k] h_k + x_j.
+        n = 2, 4, 8 and 16 have kernels of their own; n = 1 runs linear_scan; any other n works.
+    h0: [B, D], the state before the first step, in x's dtype or float32; zeros if None.
+    reset: bool [B, T]; where True the state before that step counts as 0.
+    cu_seqlens: int32 [N+1], offsets 0 .. T of N sequences packed into a batch of one; h0 and h_last are then [N, D].
+        On a GPU its values are not checked: that would wait for the device.
+    reverse: run from the last step to the first; h0 enters at the end, h_last is the state at the start.
+
+    Returns h [B, T, D] in x's dtype and h_last [B, D], the last state in float32 (float64 for float64). Differentiable
+    in x, a and h0, from h and h_last. T = 0 and B = 0 give empty outputs (h_last is then h0).
+
+    Numerics: products, sums over k and the carry are float32 (float64 for float64 data) whatever x's dtype is; chunked
+    kernels keep products of matrices in it too. bfloat16 and float16 round twice only: h when it is written, never the
+    carry, and in the gradient dx and da when they are written. The gradient of a multiplies by h as returned, with its
+    rounding. Nothing keeps products of A from growing: it is for the caller to keep singular values at or below 1.
+
+    Raises ShapeError, DtypeError, DeviceMismatchError or ArgumentError naming the argument at fault.
+    """
+    if isinstance(x, Tensor) and isinstance(a, Tensor) and a.shape == (*x.shape, 1, 1):
+        return linear_scan(x, a[..., 0, 0], h0=h0, reset=reset, cu_seqlens=cu_seqlens, reverse=reverse)
+    outputs: tuple[Tensor, Tensor] = _block_diagonal_scan(x, a, h0, reset, cu_seqlens, reverse)
+    return outputs

@@ -1,0 +1,47 @@
+"""Baseline: the Python loop over time that a user writes first.
+
+    h_t = A_t h_{t-1} + x_t
+
+One small einsum and one addition per step on copies in float32, and a list of states to stack.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import NoConfig, Variant
+from griffin_kernels.ops.block_diagonal_scan import _eager
+
+
+def core(x: Tensor, a: Tensor) -> Tensor:
+    """h [B,T,H,n] from x [B,T,H,n], a [B,T,H,n,n] and a zero state."""
+    carry = x[:, 0]
+    states = [carry]
+    for t in range(1, x.shape[1]):
+        carry = torch.einsum("bhjk,bhk->bhj", a[:, t], carry) + x[:, t]
+        states.append(carry)
+    return torch.stack(states, dim=1)
+
+
+def run(
+    x: Tensor,
+    a: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+    *,
+    config: NoConfig,
+) -> tuple[Tensor, Tensor]:
+    return _eager.forward(core, x, a, h0, reset, cu_seqlens, reverse)
+
+
+VARIANT = Variant(
+    op="block_diagonal_scan",
+    name="eager.loop",
+    summary="the Python loop a user writes first",
+    run=run,
+    config=NoConfig,
+    baseline=True,
+)

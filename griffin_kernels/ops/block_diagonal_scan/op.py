@@ -1,0 +1,182 @@
+"""block_diagonal_scan: linear_scan with a matrix for every block of n channels. The contract.
+
+    h_t[block] = A_t[block] h_{t-1}[block] + x_t[block]
+
+with the state of a block as a column vector: h_j = sum_k A[j, k] h_k + x_j. Channel block * n + j of x and h is entry j
+of its block. n = 1 is linear_scan.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels import errors
+from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.ops.block_diagonal_scan.cost import FLAGS, cost, make_case
+from griffin_kernels.ops.linear_scan import op as plain
+
+
+def check(
+    x: Tensor, a: Tensor, h0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
+) -> None:
+    """What the tensor specs cannot express: the blocks make up D, and the layout of packed sequences."""
+    check_blocks(a, width=x.shape[2])
+    if cu_seqlens is not None:
+        plain.check_cu_seqlens(cu_seqlens, batch=x.shape[0], total=x.shape[1])
+
+
+def check_blocks(a: Tensor, width: int) -> None:
+    """Raise ShapeError unless the blocks of a [B,T,H,n,n] make up ``width`` channels."""
+    blocks, size = a.shape[2], a.shape[3]
+    if blocks * size != width:
+        raise errors.ShapeError(f"a has {blocks} blocks of {size} channels, H * n = {blocks * size}, but D is {width}")
+
+
+def reference(
+    x: Tensor, a: Tensor, h0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """The recurrence as written, one step at a time. Returns h [B,T,D] and h_last [B or N, D]."""
+    batch, time, width = x.shape
+    packed = cu_seqlens is not None
+    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    # a sequence without steps ends where it began
+    start = x.new_zeros(rows, width) if h0 is None else h0
+    last = [start[row : row + 1] for row in range(rows)] if packed else [start]
+    h: list[Tensor] = [x.new_empty(0)] * time
+    for t, row, _ in plain.steps(time, cu_seqlens, reverse):
+        before = last[row if packed else 0]  # [B, D]
+        if reset is not None:
+            before = torch.where(reset[:, t, None], 0.0, before)
+        vectors = before.reshape(batch, a.shape[2], a.shape[3])
+        h[t] = torch.einsum("bhjk,bhk->bhj", a[:, t], vectors).reshape(batch, width) + x[:, t]
+        last[row if packed else 0] = h[t]
+    return torch.stack(h, dim=1) if time else torch.empty_like(x), torch.cat(last)
+
+
+def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Standard normal x; A = s (I - 2 u u^T) (I - 2 v v^T) with unit u, v and s in [0.9, 0.999], or nearer to 1.
+
+    That is a random rotation, shrunk: not symmetric, so that a transposed A is seen, and with all singular values s,
+    so that long products neither vanish nor grow.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch, time, width, blocks, size, rows = (case[dim] for dim in ("B", "T", "D", "H", "n", "N"))
+
+    def place(values: Tensor) -> Tensor:
+        values = values.to(device, case.torch_dtype)
+        if "strided" in case.data:
+            # every second element of a time-major buffer: no stride is 1, batch is not outermost
+            wide = values.new_zeros(time, batch, *values.shape[2:-1], 2 * values.shape[-1])
+            view = wide.transpose(0, 1)[..., ::2]
+            view.copy_(values)
+            return view
+        return values
+
+    x = torch.randn(batch, time, width, generator=generator)
+    u, v = torch.nn.functional.normalize(torch.randn(2, batch, time, blocks, size, generator=generator), dim=-1)
+    low, high = (0.999, 1.0) if "near_one" in case.data else (0.9, 0.999)
+    shrink = torch.rand(batch, time, blocks, 1, 1, generator=generator) * (high - low) + low
+    across = 4 * (u * v).sum(-1)[..., None, None] * u[..., :, None] * v[..., None, :]
+    a = torch.eye(size) - 2 * u[..., :, None] * u[..., None, :] - 2 * v[..., :, None] * v[..., None, :] + across
+    inputs: Inputs = {"x": place(x), "a": place(shrink * a), "h0": None, "reset": None, "cu_seqlens": None}
+    if "h0" in case.data:
+        inputs["h0"] = torch.randn(rows, width, generator=generator).to(device, accumulator(case.torch_dtype))
+    if "reset" in case.flags:
+        inputs["reset"] = (torch.rand(batch, time, generator=generator) < 0.15).to(device)
+    if "packed" in case.flags:
+        cuts = torch.randint(0, time + 1, (rows - 1,), generator=generator).sort().values
+        if "empty_sequence" in case.data:
+            cuts[-1] = time
+        inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)
+    return inputs | {"reverse": "reverse" in case.flags}
+
+
+def tolerance(case: Case) -> Tolerance:
+    """The bounds of linear_scan, with n roundings in a step where it has one."""
+    # A step sums n products and x in the accumulator: n roundings of its unit u, each relative to |A| |h|, which add up
+    # like sqrt(n) u where they are independent. A shrinks by s <= 0.999 (by no more than 0.1% where s is near 1), so
+    # an error is remembered for up to min(T, 1000) steps. Chunked forms multiply matrices of chunks too: twice the
+    # roundings. Blocks whose state is large have large errors in all their channels, small ones among them: the worst
+    # element has 8 times the room of the norm. The output adds its own rounding.
+    memory = min(case["T"], 1000) ** 0.5
+    unit = case["n"] ** 0.5 * torch.finfo(accumulator(case.torch_dtype)).eps / 2
+    rounding = torch.finfo(case.torch_dtype).eps / 2 if case.dtype in ("bfloat16", "float16") else 0.0
+    return Tolerance(rel_norm=4 * unit * memory + rounding, worst=32 * unit * memory + 2 * rounding)
+
+
+def case_of(
+    x: Tensor, a: Tensor, h0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
+) -> Case:
+    """The case that a real call is."""
+    return call_case("block_diagonal_scan", a, reset, cu_seqlens, reverse)
+
+
+def call_case(op: str, a: Tensor, reset: Tensor | None, cu_seqlens: Tensor | None, reverse: bool) -> Case:
+    """The case of a call of block_diagonal_scan or its backward."""
+    batch, time, blocks, size, _ = a.shape
+    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    present = {"reset": reset is not None, "packed": cu_seqlens is not None, "reverse": reverse}
+    flags = [flag for flag in FLAGS if present[flag]]
+    return make_case(batch, time, blocks, size, dtype_name(a.dtype), flags, rows=rows, op=op, tag="call")
+
+
+def cases(op: str) -> tuple[Case, ...]:
+    """The table of cases, shared by block_diagonal_scan and its backward."""
+
+    def case(*sizes: int, **facts: object) -> Case:
+        return make_case(*sizes, op=op, **facts)  # type: ignore[arg-type]
+
+    smoke = [case(2, 37, 6, 4, dtype=d, tag="smoke") for d in ("float32", "bfloat16", "float16", "float64")]
+    smoke.append(case(2, 21, 3, 16, tag="smoke", data=("h0",)))
+    edge = [
+        case(1, 1, 1, 2, tag="edge", data=("h0",)),
+        case(3, 40, 5, 1, tag="edge", data=("h0",)),
+        case(2, 67, 13, 2, tag="edge", flags=("reset",), data=("h0",)),
+        case(2, 50, 7, 8, tag="edge", flags=("reset", "reverse"), data=("h0", "strided"), dtype="bfloat16"),
+        case(1, 97, 5, 3, tag="edge", data=("h0", "near_one")),
+        case(2, 33, 11, 16, tag="edge", flags=("reverse",), data=("h0", "near_one")),
+        case(1, 97, 9, 4, rows=4, tag="edge", flags=("packed",), data=("h0", "empty_sequence")),
+        case(1, 97, 9, 4, rows=3, tag="edge", flags=("reset", "packed", "reverse"), data=("h0",), dtype="float16"),
+    ]
+    # No published model has this layer: the shapes are a Hawk 1.3B recurrent block, whose width is 2560 and training
+    # length 2048, with its diagonal transition replaced by a block-diagonal one.
+    small = "no published model: Hawk 1.3B's width and length with blocks of 4 (block-diagonal state space models)"
+    large = "no published model: Hawk 1.3B's width and length with blocks of 16 (block-diagonal state space models)"
+    bench = [
+        case(1, 2048, 640, 4, where="cpu", source=small),
+        case(1, 2048, 160, 16, where="cpu", source=large, thorough=True),
+        case(1, 2048, 640, 4, where="cpu", dtype="bfloat16", source=small, thorough=True),
+        case(1, 2048, 160, 16, where="cpu", dtype="bfloat16", source=large, thorough=True),
+    ]
+    for batch in (8, 1):
+        bench.append(case(batch, 2048, 160, 16, where="gpu", dtype="bfloat16", source=large))
+        bench.append(case(batch, 2048, 640, 4, where="gpu", dtype="bfloat16", source=small))
+    bench.append(case(8, 2048, 640, 4, where="gpu", dtype="float32", source=small, thorough=True))
+    return (*smoke, *edge, *bench)
+
+
+INPUTS = {
+    "x": TensorSpec("B T D"),
+    "a": TensorSpec("B T H n n"),
+    "h0": TensorSpec("N D", "state", optional=True),
+    "reset": TensorSpec("B T", "bool", optional=True),
+    "cu_seqlens": TensorSpec("N+1", "int32", optional=True),
+}
+
+OP = Op(
+    name="block_diagonal_scan",
+    summary="h_t = A_t h_{t-1} + x_t, A_t made of H blocks of n x n",
+    inputs=INPUTS,
+    options=("reverse",),
+    outputs={"h": TensorSpec("B T D"), "h_last": TensorSpec("N D", "accumulator")},
+    reference=reference,
+    cases=cases("block_diagonal_scan"),
+    make_inputs=make_inputs,
+    cost=cost,
+    tolerance=tolerance,
+    case_of=case_of,
+    exact_dims=("n",),
+    free_dims=("N", "H"),
+    check=check,
+)

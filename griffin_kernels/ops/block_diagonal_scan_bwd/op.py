@@ -1,0 +1,145 @@
+"""block_diagonal_scan_bwd: the gradient of block_diagonal_scan. The contract.
+
+With m_t = 0 where the state was reset and 1 elsewhere, g_t is the gradient that reaches h_t. In every block:
+
+    g_t = dh_t + [t is the last step] dh_last + m_{t+1} A_{t+1}^T g_{t+1}
+    dx_t = g_t,   dA_t = m_t g_t h_{t-1}^T,   dh0 = m_0 A_0^T g_0
+
+which is a block-diagonal scan in the opposite direction with A transposed and shifted by one step. "Last", "t+1" and
+"t-1" follow the order in which the forward pass visits time. h is the forward output in the data's dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.ops.block_diagonal_scan import op as forward
+from griffin_kernels.ops.linear_scan.op import check_cu_seqlens, steps
+
+
+def check(
+    dh: Tensor,
+    dh_last: Tensor | None,
+    a: Tensor,
+    h: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+) -> None:
+    """As the forward pass has it."""
+    forward.check_blocks(a, width=dh.shape[2])
+    if cu_seqlens is not None:
+        check_cu_seqlens(cu_seqlens, batch=dh.shape[0], total=dh.shape[1])
+
+
+def reference(
+    dh: Tensor,
+    dh_last: Tensor | None,
+    a: Tensor,
+    h: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The equations above, one step at a time from the last to the first."""
+    batch, time, width = dh.shape
+    blocks, size = a.shape[2:4]
+    packed = cu_seqlens is not None
+    dx, da = torch.empty_like(dh), torch.empty_like(a)
+    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    carry = dh.new_zeros(rows, width) if dh_last is None else dh_last.clone()
+    order = list(steps(time, cu_seqlens, reverse))
+    for index in range(time - 1, -1, -1):
+        t, row, first = order[index]
+        where = slice(row, row + 1) if packed else slice(None)
+        g = dh[:, t] + carry[where]  # [B, D]
+        if first:
+            before = torch.zeros_like(g) if h0 is None else h0[where]
+        else:
+            before = h[:, order[index - 1][0]]
+        if reset is not None:
+            before = torch.where(reset[:, t, None], 0.0, before)
+        vectors = g.reshape(batch, blocks, size)
+        dx[:, t] = g
+        da[:, t] = torch.einsum("bhj,bhk->bhjk", vectors, before.reshape(batch, blocks, size))
+        back = torch.einsum("bhjk,bhj->bhk", a[:, t], vectors).reshape(batch, width)
+        carry[where] = back if reset is None else torch.where(reset[:, t, None], 0.0, back)
+    return dx, da, None if h0 is None else carry
+
+
+def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Forward inputs, the forward output by the reference in the accumulator's dtype, and random gradients."""
+    inputs = forward.make_inputs(case, device, seed)
+    wide = accumulator(case.torch_dtype)
+    x, a = inputs.pop("x"), inputs["a"]
+    rest = {name: inputs[name] for name in ("h0", "reset", "cu_seqlens", "reverse")}
+    h, h_last = forward.reference(x.to(wide), a.to(wide), **rest)
+    generator = torch.Generator().manual_seed(seed + 1)
+    dh = torch.randn(h.shape, generator=generator).to(device, case.torch_dtype)
+    dh_last = torch.randn(h_last.shape, generator=generator).to(device, wide) if "h0" in case.data else None
+    return {"dh": dh, "dh_last": dh_last, "a": a, "h": h.to(case.torch_dtype), **inputs}
+
+
+def cost(case: Case) -> Cost:
+    """Read dh, h and a, write dx and da. n multiply-adds per element, and n products for da."""
+    elements = case["B"] * case["T"] * case["D"]
+    size = case.bytes_per_element()
+    return Cost(
+        bytes_read=(case["n"] + 2) * elements * size,
+        bytes_written=(case["n"] + 1) * elements * size,
+        vector_flops=3 * case["n"] * elements,
+    )
+
+
+def tolerance(case: Case) -> Tolerance:
+    """As for the forward scan; da adds one product and its own rounding."""
+    # h arrives already rounded to the data's dtype, for the reference too, so it adds no error of its own.
+    one_way = forward.tolerance(case)
+    return Tolerance(rel_norm=1.5 * one_way.rel_norm, worst=2 * one_way.worst)
+
+
+def case_of(
+    dh: Tensor,
+    dh_last: Tensor | None,
+    a: Tensor,
+    h: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+) -> Case:
+    """The case that a real call is."""
+    return forward.call_case("block_diagonal_scan_bwd", a, reset, cu_seqlens, reverse)
+
+
+OP = Op(
+    name="block_diagonal_scan_bwd",
+    summary="dx, dA, dh0 of block_diagonal_scan: a scan in the opposite direction with A transposed",
+    inputs={
+        "dh": TensorSpec("B T D"),
+        "dh_last": TensorSpec("N D", "state", optional=True),
+        "a": TensorSpec("B T H n n"),
+        "h": TensorSpec("B T D"),
+        **{name: forward.INPUTS[name] for name in ("h0", "reset", "cu_seqlens")},
+    },
+    options=("reverse",),
+    outputs={
+        "dx": TensorSpec("B T D"),
+        "da": TensorSpec("B T H n n"),
+        "dh0": TensorSpec("N D", "accumulator", optional=True),
+    },
+    reference=reference,
+    cases=forward.cases("block_diagonal_scan_bwd"),
+    make_inputs=make_inputs,
+    cost=cost,
+    tolerance=tolerance,
+    case_of=case_of,
+    exact_dims=("n",),
+    free_dims=("N", "H"),
+    check=check,
+    forward="block_diagonal_scan",
+)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8})
 """Bytes per element of the dtypes that data tensors have, by the name used in cases and the registry."""
 
-USUAL_SIZE: Mapping[str, str] = MappingProxyType({"N": "B", "S": "T"})
-"""Dimensions that usually have the size of another: N unless sequences are packed, S unless keys are carried."""
+USUAL_SIZE: Mapping[str, str] = MappingProxyType({"N": "B", "S": "T", "P": "B"})
+"""Dimensions that usually have the size of another: N unless sequences are packed, S unless keys are carried, P unless
+states are kept in a pool."""
 
 
 def telling(dims: Mapping[str, int]) -> dict[str, int]:

@@ -246,8 +246,8 @@ def call(op_name: str, inputs: Inputs) -> tuple[Tensor | None, ...]:
             if len(_STATE.chosen) >= MOST_SIGNATURES:
                 _STATE.chosen.clear()
             _STATE.chosen[key] = run
-    elif inputs.get("cu_seqlens") is not None:
-        # a signature tells the shape of packed offsets, not their values
+    elif inputs.get("cu_seqlens") is not None or inputs.get("slots") is not None:
+        # a signature tells the shape of offsets and slots, not their values
         check = catalog.op(op_name).check
         if check is not None:
             check(**inputs)

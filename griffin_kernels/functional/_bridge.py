@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from griffin_kernels import catalog, dispatch, specs
+from griffin_kernels import catalog, dispatch, errors, specs
 from griffin_kernels.contract import Inputs
 
 NAMESPACE = "griffin_kernels"
@@ -99,6 +99,62 @@ class Differentiable:
             return self.eager.apply(*args)
         outputs = dispatch.call(self.op_name, dict(zip(self.names, args, strict=True)))
         return outputs[0] if len(outputs) == 1 else outputs
+
+
+class InPlace:
+    """A one-token op that works on its states in place, callable with the op's inputs and options in order.
+
+    Gives the outputs that are new; the states are changed where they are. It has no gradient: in grad mode, a tensor
+    that requires one raises ArgumentError, which names ``instead``, the op to use.
+    """
+
+    def __init__(self, op_name: str, option_types: dict[str, str], instead: str) -> None:
+        self.op = catalog.op(op_name)
+        self.instead = instead
+        op, names = self.op, (*self.op.inputs, *self.op.options)
+        self.fresh = [at for at, name in enumerate(op.outputs) if name not in op.in_place]
+
+        def argument(name: str, letter: str) -> str:
+            written = f"({letter}!)" if name in op.in_place else ""
+            return f"Tensor{written}{'?' if op.inputs[name].optional else ''} {name}"
+
+        def implementation(*args: Any) -> Any:
+            return self._new(dispatch.call(op_name, dict(zip(names, args, strict=True))))
+
+        def fake(*args: Any) -> Any:
+            return self._new(specs.empty_outputs(op, dict(zip(names, args, strict=True))))
+
+        letters = iter("abcdefgh")
+        arguments = [argument(name, next(letters) if name in op.in_place else "") for name in op.inputs]
+        arguments += [f"{option_types[name]} {name}" for name in op.options]
+        returns = ", ".join(["Tensor"] * len(self.fresh))
+        schema = f"({', '.join(arguments)}) -> {returns if len(self.fresh) == 1 else f'({returns})'}"
+        self.names = names
+        self.custom_op: Any = torch.library.custom_op(
+            f"{NAMESPACE}::{op_name}", implementation, mutates_args=op.in_place, schema=schema
+        )
+        self.custom_op.register_fake(fake)
+
+    def _new(self, outputs: tuple[Tensor | None, ...]) -> Any:
+        new = tuple(outputs[at] for at in self.fresh)
+        return new[0] if len(new) == 1 else new
+
+    def __call__(self, *args: Any) -> Any:
+        if torch.is_grad_enabled():
+            for name, value in zip(self.names, args, strict=True):
+                if isinstance(value, Tensor) and value.requires_grad:
+                    raise errors.ArgumentError(
+                        f"{self.op.name}: {name} requires a gradient, and decoding has none: call it under "
+                        f"torch.no_grad(), or use {self.instead}"
+                    )
+        if not is_plain(args):
+            return self.custom_op(*args)
+        return self._new(dispatch.call(self.op.name, dict(zip(self.names, args, strict=True))))
+
+
+def whole(index: Any) -> Any:
+    """Positions and slots as int64; whatever else comes is for the op's own checks."""
+    return index.long() if isinstance(index, Tensor) and index.dtype == torch.int32 else index
 
 
 def call_backward(op_name: str, custom_op: Any, inputs: Inputs) -> tuple[Tensor | None, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from griffin_kernels import errors
@@ -37,6 +36,19 @@ class RGLRUWeights(NamedTuple):
     recurrence_gate_weight: Tensor
     input_gate_bias: Tensor
     recurrence_gate_bias: Tensor
+
+
+def checked(op_name: str, weights: RGLRUWeights) -> tuple[Tensor, ...]:
+    """The five parameters in the order of the ops' inputs; ArgumentError where they are not RGLRUWeights."""
+    if not isinstance(weights, RGLRUWeights):
+        raise errors.ArgumentError(f"{op_name}: weights is a {type(weights).__name__}, expected RGLRUWeights")
+    return (
+        weights.a_param,
+        weights.input_gate_weight,
+        weights.input_gate_bias,
+        weights.recurrence_gate_weight,
+        weights.recurrence_gate_bias,
+    )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -83,19 +95,5 @@ def rg_lru(
     Raises ShapeError, DtypeError, DeviceMismatchError or ArgumentError naming the argument at fault.
     Source: arXiv 2402.19427, section 2.4; resets and clipping after google-deepmind/recurrentgemma.
     """
-    if not isinstance(weights, RGLRUWeights):
-        raise errors.ArgumentError(f"rg_lru: weights is a {type(weights).__name__}, expected RGLRUWeights")
-    if isinstance(segment_pos, Tensor) and segment_pos.dtype == torch.int32:
-        segment_pos = segment_pos.long()
-    outputs: tuple[Tensor, Tensor] = _rg_lru(
-        x,
-        weights.a_param,
-        weights.input_gate_weight,
-        weights.input_gate_bias,
-        weights.recurrence_gate_weight,
-        weights.recurrence_gate_bias,
-        h0,
-        segment_pos,
-        cu_seqlens,
-    )
+    outputs: tuple[Tensor, Tensor] = _rg_lru(x, *checked("rg_lru", weights), h0, _bridge.whole(segment_pos), cu_seqlens)
     return outputs

@@ -47,14 +47,19 @@ def check(
     cu_seqlens: Tensor | None,
 ) -> None:
     """What the tensor specs cannot express: blocks fill the width, packed sequences fill time."""
-    blocks, block_width = input_gate_bias.shape
-    if blocks * block_width != x.shape[2]:
-        raise errors.ShapeError(
-            f"input_gate_weight has {blocks} blocks of width {block_width}, which make {blocks * block_width} "
-            f"channels; x has {x.shape[2]}"
-        )
+    check_blocks(x, input_gate_bias)
     if cu_seqlens is not None:
         scan.check_cu_seqlens(cu_seqlens, batch=x.shape[0], total=x.shape[1])
+
+
+def check_blocks(x: Tensor, input_gate_bias: Tensor) -> None:
+    """Raise ShapeError where the gates' blocks [H, n] do not make the channels of x."""
+    blocks, block_width = input_gate_bias.shape
+    if blocks * block_width != x.shape[-1]:
+        raise errors.ShapeError(
+            f"input_gate_weight has {blocks} blocks of width {block_width}, which make {blocks * block_width} "
+            f"channels; x has {x.shape[-1]}"
+        )
 
 
 def resets(x: Tensor, h0: Tensor | None, segment_pos: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:

@@ -1,0 +1,45 @@
+"""What one recurrent_block costs, from sizes alone. Needs no PyTorch."""
+
+from __future__ import annotations
+
+from griffin_kernels.case import Case, Cost
+from griffin_kernels.ops.recurrent_block_step.cost import GELU_FLOPS, GELU_SPECIALS
+from griffin_kernels.ops.rg_lru.cost import FLAGS as FLAGS
+from griffin_kernels.ops.rg_lru.cost import index_bytes
+
+
+def weight_elements(case: Case) -> int:
+    """Of the convolution, both gates, their biases and a_param."""
+    return 2 * case["H"] * case["n"] * (case["n"] + 1) + (case["K"] + 2) * case["D"]
+
+
+def cost(case: Case) -> Cost:
+    """Read x, y and all weights, write out; the convolution, rg_lru and gelu inside. The states are left out."""
+    elements = case["B"] * case["T"] * case["D"]
+    size = case.bytes_per_element()
+    return Cost(
+        bytes_read=(2 * elements + weight_elements(case)) * size + index_bytes(case),
+        bytes_written=elements * size,
+        tensor_flops=2 * 2 * elements * case["n"],
+        vector_flops=(9 + 2 * case["K"] + GELU_FLOPS + 1) * elements,
+        special_ops=(5 + GELU_SPECIALS) * elements,
+    )
+
+
+def make_case(
+    batch: int,
+    time: int,
+    width: int,
+    blocks: int,
+    taps: int = 4,
+    dtype: str = "float32",
+    flags: list[str] | tuple[str, ...] = (),
+    *,
+    rows: int | None = None,
+    op: str = "recurrent_block",
+    **facts: object,
+) -> Case:
+    """A case from sizes. K taps, H blocks of width n = D / H; N is the batch or the number of packed sequences."""
+    sizes = (batch, time, width, taps, blocks, width // max(blocks, 1), batch if rows is None else rows)
+    dims = tuple(zip(("B", "T", "D", "K", "H", "n", "N"), sizes, strict=True))
+    return Case(op, dims, dtype, tuple(flags), **facts)  # type: ignore[arg-type]

@@ -1,0 +1,232 @@
+"""recurrent_block: what lies between the linear layers of Griffin's recurrent block. The contract.
+
+    u = temporal_conv1d(x, conv_weight, conv_bias),   h = rg_lru(u, weights),   out = h * gelu(y)
+
+x and y are the two branches, gelu in its tanh form. segment_pos and cu_seqlens mean what they mean in both pieces: a
+document neither sees inputs nor a state of another.
+
+h [B,T,D] is wanted by the backward pass only: None unless ``with_h``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
+from griffin_kernels.ops.recurrent_block.cost import FLAGS, cost, make_case
+from griffin_kernels.ops.rg_lru import cost as lru_cost
+from griffin_kernels.ops.rg_lru import op as lru
+from griffin_kernels.ops.temporal_conv1d import cost as conv_cost
+from griffin_kernels.ops.temporal_conv1d import op as conv
+
+
+def check(
+    x: Tensor,
+    y: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    conv_state: Tensor | None,
+    h0: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    with_h: bool,
+) -> None:
+    """What the tensor specs cannot express: taps, blocks that fill the width, packed sequences that fill time."""
+    conv.check_call(x, conv_weight, cu_seqlens)
+    lru.check_blocks(x, input_gate_bias)
+
+
+def reference(
+    x: Tensor,
+    y: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    conv_state: Tensor | None,
+    h0: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    with_h: bool,
+) -> tuple[Tensor | None, ...]:
+    """out [B,T,D], the new inputs kept [B or N,K-1,D], h_last [B or N,D], and h [B,T,D]. Differentiable."""
+    gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
+    u, new_conv_state = conv.reference(x, conv_weight, conv_bias, conv_state, segment_pos, cu_seqlens)
+    h, h_last = lru.reference(u, *gates, h0, segment_pos, cu_seqlens)
+    out = h * torch.nn.functional.gelu(y, approximate="tanh")
+    return out, new_conv_state, h_last, h if with_h else None
+
+
+def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Those of temporal_conv1d and rg_lru, and a standard normal second branch."""
+    sizes = (case["B"], case["T"], case["D"])
+    facts: dict[str, Any] = {"rows": case["N"], "data": case.data}
+    conv_case = conv_cost.make_case(*sizes, case["K"], case.dtype, case.flags, **facts)
+    first = conv.make_inputs(conv_case, device, seed)
+    second = lru.make_inputs(lru_cost.make_case(*sizes, case["H"], case.dtype, case.flags, **facts), device, seed)
+    other = conv.make_inputs(conv_case, device, seed + 1)["x"]
+    return {
+        "x": first["x"],
+        "y": other,
+        "conv_weight": first["weight"],
+        "conv_bias": first["bias"],
+        **{name: second[name] for name in GATES},
+        "conv_state": first["state"],
+        "h0": second["h0"],
+        "segment_pos": second["segment_pos"],
+        "cu_seqlens": second["cu_seqlens"],
+        "with_h": "with_h" in case.data,
+    }
+
+
+def tolerance(case: Case) -> Tolerance:
+    """rg_lru's bounds, with what the convolution's rounding does to its input and gelu to its output."""
+    # u carries the convolution's error, e_u in the norm. Through i x it enters h once, through both gates' arguments
+    # (which sum n terms of u) it enters as much as their own rounding does, that is twice more: 3 e_u.
+    # out = h gelu(y): the norm's relative error stays; gelu and the product add four roundings of the accumulator's
+    # unit and one of the output. A single element's error grows with |gelu(y)|, 4 at most here, while out's rms
+    # shrinks by gelu's, 0.65 for a standard normal y: a factor of 6 in the worst element.
+    sizes = (case["B"], case["T"], case["D"])
+    convolved = conv.tolerance(conv_cost.make_case(*sizes, case["K"], case.dtype))
+    recurrent = lru.tolerance(lru_cost.make_case(*sizes, case["H"], case.dtype, case.flags, rows=case["N"]))
+    unit = torch.finfo(torch.float32).eps / 2
+    rounding = torch.finfo(case.torch_dtype).eps / 2
+    return Tolerance(
+        rel_norm=recurrent.rel_norm + 3 * convolved.rel_norm + 4 * unit + rounding,
+        worst=6 * (recurrent.worst + 3 * convolved.worst) + 4 * unit + 2 * rounding,
+    )
+
+
+def case_of(
+    x: Tensor,
+    y: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    conv_state: Tensor | None,
+    h0: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    with_h: bool,
+) -> Case:
+    """The case that a real call is."""
+    return call_case("recurrent_block", x, conv_weight, input_gate_bias, segment_pos, cu_seqlens)
+
+
+def call_case(
+    op: str,
+    x: Tensor,
+    conv_weight: Tensor,
+    input_gate_bias: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> Case:
+    """The case of a call of recurrent_block or its backward."""
+    rows = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    present = {"segmented": segment_pos is not None, "packed": cu_seqlens is not None}
+    flags = [flag for flag in FLAGS if present[flag]]
+    blocks, taps = input_gate_bias.shape[0], conv_weight.shape[0]
+    batch, time, width = x.shape
+    return make_case(batch, time, width, blocks, taps, dtype_name(x.dtype), flags, rows=rows, op=op, tag="call")
+
+
+def cases(op: str) -> tuple[Case, ...]:
+    """The table of cases, shared by recurrent_block and its backward; one decoded token has an op of its own."""
+
+    def case(*sizes: int, dtype: str = "float32", **facts: object) -> Case:
+        return make_case(*sizes, dtype=dtype, op=op, **facts)  # type: ignore[arg-type, misc]
+
+    smoke = [
+        case(2, 37, 24, 3, dtype=d, tag="smoke", data=("with_h",))
+        for d in ("float32", "bfloat16", "float16", "float64")
+    ]
+    both = ("state", "h0", "with_h")
+    edge = [
+        case(1, 1, 1, 1, tag="edge", data=both),
+        case(1, 2, 40, 4, 7, tag="edge", data=("state", "with_h")),
+        case(2, 67, 131, 1, tag="edge", data=("strided", *both)),
+        case(2, 50, 40, 4, tag="edge", flags=("segmented",), data=both),
+        case(2, 50, 40, 4, dtype="bfloat16", tag="edge", flags=("segmented",), data=("strided", *both)),
+        case(1, 97, 40, 4, rows=4, tag="edge", flags=("packed",), data=("with_h",)),
+        case(1, 70, 24, 3, 3, dtype="bfloat16", rows=5, tag="edge", flags=("packed",), data=("empty_sequence", *both)),
+        case(1, 60, 24, 3, rows=3, tag="edge", flags=("segmented", "packed"), data=both),
+    ]
+    rg2b, rg9b = "RecurrentGemma-2B, 10 blocks of 256, 4 taps", "RecurrentGemma-9B, 16 blocks of 256, 4 taps"
+    paper = "Hawk and Griffin 1.3B, 16 blocks of 160, trained at T 2048"
+    small = "Hawk and Griffin 100M, 16 blocks of 64, a prompt"
+    forward = op == "recurrent_block"
+    bench = [case(1, 2048, 2560, 10, where="cpu", source=rg2b)]
+    if forward:
+        bench.append(case(1, 1024, 1024, 16, flags=("segmented",), where="cpu", source=small))
+    bench.append(case(1, 2048, 2560, 10, 4, dtype="bfloat16", where="cpu", source=rg2b, thorough=True))
+    for width, blocks, source in ((2560, 10, rg2b), (4096, 16, rg9b)):
+        for batch in (1, 8):
+            for time in (2048, 8192):
+                slow = width == 4096 or (not forward and (batch, time) != (8, 2048))
+                bench.append(
+                    case(batch, time, width, blocks, 4, dtype="bfloat16", where="gpu", source=source, thorough=slow)
+                )
+    documents: dict[str, Any] = {"flags": ("segmented",), "source": f"{paper}, documents"}
+    bench.append(case(8, 2048, 2560, 16, 4, dtype="bfloat16", where="gpu", **documents))
+    bench.append(case(8, 2048, 2560, 10, where="gpu", source=rg2b, thorough=True))
+    return (*smoke, *edge, *bench)
+
+
+GATES = (
+    "a_param",
+    "input_gate_weight",
+    "input_gate_bias",
+    "recurrence_gate_weight",
+    "recurrence_gate_bias",
+)
+WEIGHTS = ("conv_weight", "conv_bias", *GATES)
+"""Parameters in the order of the arguments."""
+
+INPUTS = {
+    "x": TensorSpec("B T D"),
+    "y": TensorSpec("B T D"),
+    "conv_weight": TensorSpec("K D"),
+    "conv_bias": TensorSpec("D"),
+    **{name: lru.INPUTS[name] for name in GATES},
+    "conv_state": TensorSpec("N K-1 D", optional=True),
+    "h0": lru.INPUTS["h0"],
+    "segment_pos": lru.INPUTS["segment_pos"],
+    "cu_seqlens": lru.INPUTS["cu_seqlens"],
+}
+
+OP = Op(
+    name="recurrent_block",
+    summary="temporal_conv1d, rg_lru and the product with gelu(y): all between a recurrent block's linear layers",
+    inputs=INPUTS,
+    options=("with_h",),
+    outputs={
+        "out": TensorSpec("B T D"),
+        "new_conv_state": TensorSpec("N K-1 D"),
+        "h_last": TensorSpec("N D", "accumulator"),
+        "h": TensorSpec("B T D", optional=True),
+    },
+    reference=reference,
+    cases=cases("recurrent_block"),
+    make_inputs=make_inputs,
+    cost=cost,
+    tolerance=tolerance,
+    case_of=case_of,
+    exact_dims=("K",),
+    free_dims=("n", "N"),
+    check=check,
+)

@@ -1,0 +1,57 @@
+"""One token of the RG-LRU in PyTorch: two batched products, some twelve elementwise steps, the state overwritten.
+
+What the published code does for a sequence of one. Runs on every device and dtype; launches bind, not the weights.
+Source: google-deepmind/recurrentgemma, transformers' RecurrentGemma.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import NoConfig, Variant, accumulator
+from griffin_kernels.ops import _slots
+from griffin_kernels.ops.rg_lru.op import DECAY
+
+
+def gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """sigmoid(x W + b) [B, D] in the accumulator's dtype; x [B, D], weight [H, n, n], bias [H, n]."""
+    blocks = x.reshape(x.shape[0], *bias.shape).transpose(0, 1)  # [H, B, n]
+    z = torch.bmm(blocks, weight).transpose(0, 1).reshape(x.shape)
+    wide = accumulator(x.dtype)
+    return z.to(wide).add_(bias.to(wide).flatten()).sigmoid_()
+
+
+def run(
+    x: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    h: Tensor,
+    positions: Tensor | None,
+    slots: Tensor | None,
+    *,
+    config: NoConfig,
+) -> tuple[Tensor, Tensor]:
+    i = gate(x, input_gate_weight, input_gate_bias)
+    r = gate(x, recurrence_gate_weight, recurrence_gate_bias)
+    log_a = r * (-DECAY * torch.nn.functional.softplus(a_param.to(r.dtype)))
+    a, m = torch.exp(log_a), (2 * log_a).expm1_().neg_().sqrt_()
+    if positions is not None:
+        begins = (positions == 0)[:, None]
+        a, m = a.masked_fill_(begins, 0.0), m.masked_fill_(begins, 1.0)
+    new = torch.addcmul(i.mul_(x).mul_(m), a, _slots.rows(h, slots))
+    _slots.write(h, slots, new)
+    return _slots.silence(new.to(x.dtype), slots), h
+
+
+VARIANT = Variant(
+    op="rg_lru_step",
+    name="eager.unfused",
+    summary="two batched gate products, elementwise steps",
+    run=run,
+    config=NoConfig,
+    baseline=True,
+)

@@ -1,0 +1,45 @@
+"""One token of the convolution in PyTorch: a sum of taps over the state's rows, then the state shifted by one.
+
+    y = bias + weight[K-1] x + sum over the state's rows;   state[:-1] = state[1:];   state[-1] = x
+
+What a user writes who keeps the last K-1 inputs in a buffer, as the published code does.
+Runs on every device and dtype; some ten kernels, of which each is smaller than its launch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import NoConfig, Variant, accumulator
+from griffin_kernels.ops import _slots
+
+
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    state: Tensor,
+    positions: Tensor | None,
+    slots: Tensor | None,
+    *,
+    config: NoConfig,
+) -> tuple[Tensor, Tensor]:
+    wide = accumulator(x.dtype)
+    inputs = torch.cat([_slots.rows(state, slots), x[:, None]], dim=1)  # [B, K, D]
+    if positions is not None:
+        age = torch.arange(inputs.shape[1] - 1, -1, -1, device=x.device)
+        inputs = inputs.masked_fill((age > positions[:, None])[..., None], 0.0)
+    y = (inputs.to(wide) * weight.to(wide)).sum(1).add_(bias)
+    _slots.write(state, slots, inputs[:, 1:])
+    return _slots.silence(y.to(x.dtype), slots), state
+
+
+VARIANT = Variant(
+    op="temporal_conv1d_step",
+    name="eager.shifted",
+    summary="a weighted sum over the kept inputs, then the state shifted",
+    run=run,
+    config=NoConfig,
+    baseline=True,
+)

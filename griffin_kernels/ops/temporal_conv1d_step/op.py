@@ -1,0 +1,116 @@
+"""temporal_conv1d_step: one token of the causal convolution, its state updated in place. The contract.
+
+    y = bias + weight[K-1] x + sum_k weight[K-1-k] state[K-1-k],   k = 1 .. K-1
+    state = (state[1:], x)
+
+What temporal_conv1d gives for T = 1. With positions, tap k counts only where k <= positions[b], and the rows that
+precede the token's document become zeros in the state. Slots are explained in ``ops/_slots.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
+from griffin_kernels.ops import _slots
+from griffin_kernels.ops.temporal_conv1d import cost as conv_cost
+from griffin_kernels.ops.temporal_conv1d import op as conv
+from griffin_kernels.ops.temporal_conv1d_step.cost import cost, make_case
+
+
+def check(
+    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, positions: Tensor | None, slots: Tensor | None
+) -> None:
+    """What the tensor specs cannot express: there is a tap, and every row has a state."""
+    conv.check_call(x, weight, None)
+    _slots.check(x.shape[0], slots, state=state)
+
+
+def reference(
+    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, positions: Tensor | None, slots: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """y [B,D] and the states [P,K-1,D] afterwards."""
+    segment_pos = None if positions is None else positions[:, None]
+    y, new = conv.reference(x[:, None], weight, bias, _slots.rows(state, slots), segment_pos, None)
+    return _slots.silence(y[:, 0], slots), _slots.updated(state, slots, new)
+
+
+def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Those of temporal_conv1d for one step; positions from 0 on, so that some documents have just begun."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    full = conv.make_inputs(
+        conv_cost.make_case(case["B"], 1, case["D"], case["K"], case.dtype, data=("state", *case.data)), device, seed
+    )
+    slots = _slots.make(case["B"], case["P"], generator).to(device) if "slots" in case.data else None
+    positions = torch.arange(case["B"], device=device) if "positions" in case.data else None
+    state = _slots.spread(full["state"], case["P"], slots, generator)
+    return {
+        "x": full["x"][:, 0],
+        "weight": full["weight"],
+        "bias": full["bias"],
+        "state": state,
+        "positions": positions,
+        "slots": slots,
+    }
+
+
+def tolerance(case: Case) -> Tolerance:
+    """That of temporal_conv1d, whose sum is the same."""
+    return conv.tolerance(case)
+
+
+def case_of(
+    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, positions: Tensor | None, slots: Tensor | None
+) -> Case:
+    """The case that a real call is."""
+    batch, width = x.shape
+    return make_case(batch, width, weight.shape[0], dtype_name(x.dtype), pool=state.shape[0], tag="call")
+
+
+def cases() -> tuple[Case, ...]:
+    both = ("positions", "slots")
+    smoke = [make_case(2, 24, dtype=dtype, tag="smoke") for dtype in ("float32", "bfloat16", "float16", "float64")]
+    edge = [
+        make_case(1, 1, 1, tag="edge"),
+        make_case(5, 33, 7, tag="edge", data=("positions", "strided")),
+        make_case(4, 131, pool=9, tag="edge", data=both),
+        make_case(6, 40, 3, "bfloat16", pool=6, tag="edge", data=both),
+        make_case(4, 40, 4, "float64", pool=11, tag="edge", data=("slots",)),
+    ]
+    rg2b, small = "RecurrentGemma-2B, lru_width 2560, 4 taps", "Hawk and Griffin 100M, lru_width 1024, 4 taps"
+    decode: dict[str, Any] = {"data": ("positions",)}
+    bench = [make_case(batch, 1024, where="cpu", source=small, thorough=True, **decode) for batch in (1, 16)]
+    for where, dtype in (("cpu", "float32"), ("gpu", "bfloat16")):
+        for batch in (1, 16):
+            slow = where == "cpu" and batch == 1
+            bench.append(make_case(batch, 2560, dtype=dtype, where=where, source=rg2b, thorough=slow, **decode))
+    bench.append(make_case(128, 2560, dtype="bfloat16", where="gpu", source=rg2b, **decode))
+    return (*smoke, *edge, *bench)
+
+
+OP = Op(
+    name="temporal_conv1d_step",
+    summary="one token of temporal_conv1d, its K-1 last inputs kept in place",
+    inputs={
+        "x": TensorSpec("B D"),
+        "weight": TensorSpec("K D"),
+        "bias": TensorSpec("D"),
+        "state": TensorSpec("P K-1 D"),
+        "positions": TensorSpec("B", "int64", optional=True),
+        "slots": TensorSpec("B", "int64", optional=True),
+    },
+    outputs={"y": TensorSpec("B D"), "state": TensorSpec("P K-1 D")},
+    reference=reference,
+    cases=cases(),
+    make_inputs=make_inputs,
+    cost=cost,
+    tolerance=tolerance,
+    case_of=case_of,
+    exact_dims=("K",),
+    free_dims=("P",),
+    check=check,
+    in_place=("state",),
+)

@@ -1,0 +1,188 @@
+"""Gates by batched matrix products, then everything else in one pass over time, the carry in registers.
+
+    z_i = x W_i,  z_r = x W_r                                       a matrix library, in the data's dtype
+    i = sigmoid(z_i + b_i),  r = sigmoid(z_r + b_r),  log a = -8 softplus(a_param) r
+    h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t
+
+A program owns ``block_d`` channels of one batch entry or packed sequence. Rows of x, z_i and z_r are loaded ``block_t``
+at a time; for 16-bit data the next tile is in flight while one is worked on. All arithmetic past the products is
+float32; the products are rounded to the data's dtype on their way through memory.
+
+Bytes per element, in data elements: 2 times 2 for the products where x has left the cache between them, then the ideal
+4 of a pass with pre-activations given (bf16: 8 + 8, fp32: 16 + 16). The pass costs 5 special functions per element, or
+4 with ``fast``, and 27 or 20 instructions in bf16: bound by memory bandwidth where N * D is large, by latency where
+N * D / block_d programs cannot fill the device (see triton.fused_scan_chunked).
+Source: arXiv 2402.19427, section 2.4; hawk-pytorch fuses the same part of the layer.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Claims, Launch, Step
+from griffin_kernels.ops.linear_scan import _triton as scan
+from griffin_kernels.ops.linear_scan._triton_jit import load_state, span
+from griffin_kernels.ops.rg_lru import _triton
+from griffin_kernels.ops.rg_lru._triton_jit import decay
+from griffin_kernels.ops.rg_lru._triton_rows import scan_rows
+
+
+@dataclass(frozen=True)
+class Config:
+    """block_t: rows loaded ahead. block_d: channels per program. fast: sigmoids by the hardware's tanh, bf16 only."""
+
+    block_t: int = 16
+    block_d: int = 64
+    num_warps: int = 1
+    fast: bool = False
+
+
+@triton.jit(do_not_specialize=["T"])
+def rg_lru_scan(
+    x,
+    z_i,
+    z_r,
+    a_param,
+    bias_i,
+    bias_r,
+    h0,
+    positions,
+    cu_seqlens,
+    y,
+    h_last,
+    T,
+    x_batch,
+    position_batch,
+    h0_row,
+    D: tl.constexpr,
+    X_STEP: tl.constexpr,
+    X_CHANNEL: tl.constexpr,
+    POSITION_STEP: tl.constexpr,
+    H0_CHANNEL: tl.constexpr,
+    BEGINS: tl.constexpr,
+    FAST: tl.constexpr,
+    AHEAD: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """x, z_i, z_r, y: [B,T,D]; h0, h_last: [N,D]; positions: [B,T]. Grid: N * ceil(D / block_d), channels fastest."""
+    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    row = tl.program_id(0) // BLOCKS
+    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = columns < D
+    batch, first, steps = span(row, cu_seqlens, T, False)
+    place = (batch * T + first) * D
+    if positions is not None:
+        positions += batch * position_batch + first * POSITION_STEP
+    carry = scan_rows(
+        x + (batch * x_batch + first * X_STEP),
+        z_i + place,
+        z_r + place,
+        tl.load(bias_i + columns, mask=inside, other=0.0).to(tl.float32),
+        tl.load(bias_r + columns, mask=inside, other=0.0).to(tl.float32),
+        decay(tl.load(a_param + columns, mask=inside, other=0.0)),
+        positions,
+        None,
+        None,
+        y + place,
+        h0,
+        h0_row,
+        h_last,
+        load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, tl.float32, BLOCK_D),
+        columns,
+        inside,
+        steps,
+        D=D,
+        X_STEP=X_STEP,
+        X_CHANNEL=X_CHANNEL,
+        POSITION_STEP=POSITION_STEP,
+        H0_CHANNEL=H0_CHANNEL,
+        BEGINS=BEGINS,
+        FAST=FAST,
+        AHEAD=AHEAD,
+        BLOCK_T=BLOCK_T,
+        BLOCK_D=BLOCK_D,
+    )
+    tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
+
+
+def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Step]:
+    """Two products, then one program per row of h0 and block of channels."""
+    args, constexprs = _triton.arguments(inputs, outputs)
+    between, steps = _triton.products(inputs)
+    x = inputs["x"]
+    kernel = Launch(
+        kernel=rg_lru_scan,
+        grid=(scan.rows_of(inputs, x.shape[0]) * triton.cdiv(x.shape[2], config.block_d),),
+        args=args | between | {"cu_seqlens": inputs["cu_seqlens"]},
+        constexprs=constexprs
+        | {
+            "FAST": config.fast,
+            "AHEAD": x.element_size() == 2,
+            "BLOCK_T": config.block_t,
+            "BLOCK_D": config.block_d,
+        },
+        num_warps=config.num_warps,
+        tile=config.block_t * config.block_d,
+        claims=Claims(load_bits=scan.load_bits((x, between["z_i"]), config.block_d // (32 * config.num_warps))),
+    )
+    return [*steps, kernel]
+
+
+def run(
+    x: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    h0: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    gates = (input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
+    return _triton.run(launches, config, x, a_param, *gates, h0, segment_pos, cu_seqlens)
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    return _triton.unfit(case, device, config.fast) or scan.unfit(case, device, config.block_d, config.num_warps)
+
+
+def rank(case: Case, device: Device) -> int:
+    """The default where its loads can keep the memory busy, unless the products can be fused too."""
+    return 25 if scan.starves(case, device, streams=3) else 35
+
+
+def traffic(case: Case, config: Config) -> int:
+    """Bytes moved: x for each product, both products out and in, x in, y out, the weights."""
+    return _triton.traffic(case, streams=8)
+
+
+VARIANT = Variant(
+    op="rg_lru",
+    name="triton.fused_scan",
+    summary="gate products by a matrix library, the rest in one pass with the scan",
+    run=run,
+    config=Config,
+    axes={
+        "block_t": (8, 16, 32),
+        "block_d": (32, 64, 128, 256),
+        "num_warps": (1, 2, 4),
+        "fast": (False, True),
+    },
+    reject=reject,
+    rank=rank,
+    launches=launches,
+    traffic=traffic,
+)

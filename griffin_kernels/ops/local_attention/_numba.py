@@ -1,0 +1,449 @@
+"""The compiled code of the numba variants of local_attention and its gradient: blocks of queries against their keys.
+
+A block's queries, of all G heads that share a key head, are rows of one matrix; its scores, for a tile of keys at a
+time, are a product of torch's BLAS, called here by one thread for itself. What comes between the products happens a
+row of scores at a time, in the first-level cache. The keys that a query sees are one range, first_t .. e_t, so that
+there are no masks: scores outside count as -3e38, whose power is 0.
+
+Scores are in base 2: rows are scaled by scale log2(e), or with a softcap by 2 scale log2(e) / softcap, so that
+tanh(s) = 1 - 2 / (2^s + 1) needs no further factor.
+
+Kernels are C functions of one pointer, to a block of 64-bit integers (addresses, strides, sizes; see FIELDS). Work
+items are taken from a shared counter in that block by however many threads call it; every item is the work of one
+thread and does not depend on which. The pointer's type names the data's dtype: float32, or uint16 for bfloat16; keys
+and values are float32.
+
+All of it is one file because numba's cache on disk watches only the file of the function that it compiles.
+"""
+
+# Python's types end where numba's begin.
+# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call"
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import torch
+from llvmlite import ir
+from numba import extending, types
+from numba.core import cgutils
+
+_intrinsic: Any = extending.intrinsic
+_njit: Any = numba.njit
+_cfunc: Any = numba.cfunc
+_f32: Any = numba.float32
+_i64: Any = numba.int64
+
+FIELDS = (
+    "counter",  # next work item; the kernels advance it
+    "places",  # next place in scratch; every thread takes one
+    "items",  # B * Hkv * blocks, in that order
+    "blocks",
+    "block",  # queries in a block
+    "time",  # T
+    "keys",  # S
+    "shared",  # Hkv
+    "group",  # G = Hq / Hkv
+    "d",
+    "tile",  # keys in a tile, at most
+    "pitch",  # from one row of scores to the next: at least tile, rounded up to LANES
+    "first",  # int64 [B, T]: the first key that each query sees
+    "first_batch",
+    "q",
+    "q_batch",
+    "q_time",
+    "q_head",
+    "k",  # float32, channels contiguous
+    "k_batch",
+    "k_time",
+    "k_head",
+    "v",  # float32, channels contiguous
+    "v_batch",
+    "v_time",
+    "v_head",
+    "out",  # [B, T, Hq, d] contiguous
+    "lse",  # float32 [B, Hq, T], or 0
+    "scratch",  # float32 [threads, scratch_place]
+    "scratch_place",
+    "factors",  # float32: FACTORS
+    "capped",  # 1: scores are bent
+    "sgemm",  # Blas.sgemm
+    "set_threads",  # Blas.set_threads
+)
+"""Names of the integers. Addresses in bytes, strides in elements."""
+
+LANES = 64
+"""Rows of scores are treated in whole multiples of this many."""
+
+FACTORS = ("rows", "cap")
+"""Numbers: of q; softcap log2(e)."""
+
+_AT = {name: index for index, name in enumerate(FIELDS)}
+_PLACES, _ITEMS, _BLOCKS, _BLOCK = (_AT[n] for n in ("places", "items", "blocks", "block"))
+_TIME, _KEYS, _SHARED, _GROUP, _D = (_AT[n] for n in ("time", "keys", "shared", "group", "d"))
+_TILE, _PITCH, _FIRST, _FIRST_BATCH = (_AT[n] for n in ("tile", "pitch", "first", "first_batch"))
+_Q, _K, _V, _OUT, _LSE = (_AT[n] for n in ("q", "k", "v", "out", "lse"))
+_SCRATCH, _PLACE, _FACTORS, _CAPPED = (_AT[n] for n in ("scratch", "scratch_place", "factors", "capped"))
+_SGEMM, _SET_THREADS = _AT["sgemm"], _AT["set_threads"]
+
+_INT32, _INT64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
+_ELEMENTS = {torch.float32: types.float32, torch.bfloat16: types.uint16}
+_SUM = {"reassoc", "contract", "nsz"}
+_LARGEST = {"reassoc", "nnan", "nsz"}
+
+_HIDDEN = -3e38
+_LN2 = 0.6931471805599453
+
+
+def _array_at(kind: Any) -> Any:
+    """A numba function ``(address, index) -> pointer`` to element ``index`` of an array of ``kind``."""
+
+    @_intrinsic
+    def at(typing: Any, address: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            element = context.get_data_type(kind)
+            return builder.gep(builder.inttoptr(args[0], element.as_pointer()), [args[1]])
+
+        return types.CPointer(kind)(types.int64, types.int64), generate
+
+    return at
+
+
+_floats, _ints, _shorts, _longs = (_array_at(k) for k in (types.float32, types.int32, types.uint16, types.int64))
+
+
+@_intrinsic
+def _address(typing: Any, data: Any) -> Any:
+    """The address that a pointer holds."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], _INT64)
+
+    return types.int64(data), generate
+
+
+@_intrinsic
+def _is_half(typing: Any, data: Any) -> Any:
+    """Whether data is bfloat16; known when compiled."""
+    half = int(data.dtype is types.uint16)
+    return types.boolean(data), lambda context, builder, signature, args: ir.Constant(ir.IntType(1), half)
+
+
+@_intrinsic
+def _take(typing: Any, data: Any, index: Any) -> Any:
+    """Field ``index``, which it advances: what no other thread gets."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        counter = builder.gep(builder.bitcast(args[0], _INT64.as_pointer()), [args[1]])
+        return builder.atomic_rmw("add", counter, ir.Constant(_INT64, 1), "monotonic")
+
+    return types.int64(data, types.int64), generate
+
+
+@_intrinsic
+def _times_power(typing: Any, value: Any, shifted: Any) -> Any:
+    """value 2^n, for ``shifted`` = n + 1.5 2^23, whose lowest bits are n: added to value's exponent."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits, power = (builder.bitcast(arg, _INT32) for arg in args)
+        return builder.bitcast(builder.add(bits, builder.shl(power, ir.Constant(_INT32, 23))), _FLOAT)
+
+    return types.float32(types.float32, types.float32), generate
+
+
+@_intrinsic
+def _call_sgemm(
+    typing: Any,
+    function: Any,
+    flags: Any,
+    m: Any,
+    n: Any,
+    k: Any,
+    alpha: Any,
+    a: Any,
+    lda: Any,
+    b: Any,
+    ldb: Any,
+    beta: Any,
+    c: Any,
+    ldc: Any,
+) -> Any:
+    """Fortran's SGEMM, all of whose arguments are pointers. flags: 1, transpose a; 2, transpose b."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def pointer(value: Any) -> Any:
+            slot = cgutils.alloca_once(builder, value.type)
+            builder.store(value, slot)
+            return slot
+
+        def letter(bit: int) -> Any:
+            byte = ir.IntType(8)
+            is_set = builder.icmp_signed("!=", builder.and_(args[1], ir.Constant(_INT64, bit)), ir.Constant(_INT64, 0))
+            return pointer(builder.select(is_set, ir.Constant(byte, ord("T")), ir.Constant(byte, ord("N"))))
+
+        def size(index: int) -> Any:
+            return pointer(builder.trunc(args[index], _INT32))
+
+        def matrix(index: int) -> Any:
+            return builder.inttoptr(args[index], _FLOAT.as_pointer())
+
+        values = [letter(1), letter(2), size(2), size(3), size(4), pointer(args[5]), matrix(6), size(7), matrix(8)]
+        values += [size(9), pointer(args[10]), matrix(11), size(12)]
+        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), values)
+        return context.get_dummy_value()
+
+    i, f = types.int64, types.float32
+    return types.void(i, i, i, i, i, f, i, i, i, i, f, i, i), generate
+
+
+@_intrinsic
+def _call_set_threads(typing: Any, function: Any, count: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_INT32, [_INT32])
+        before = builder.call(builder.inttoptr(args[0], kind.as_pointer()), [builder.trunc(args[1], _INT32)])
+        return builder.sext(before, _INT64)
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@_njit
+def _set_threads(f: Any, count: int) -> int:
+    """Have BLAS use ``count`` threads for each of this thread's products; how many it used before."""
+    return _call_set_threads(f[_SET_THREADS], count) if f[_SET_THREADS] else 0
+
+
+@_njit
+def _times_transposed(
+    f: Any, a: int, rows: int, a_step: int, b: int, columns: int, b_step: int, inner: int, out: int, step: int
+) -> None:
+    """out [rows, columns] = a [rows, inner] @ b [columns, inner]^T. Addresses, and elements from a row to the next."""
+    # Fortran's matrices are ours transposed, and so is their product
+    _call_sgemm(f[_SGEMM], 1, columns, rows, inner, _f32(1), b, b_step, a, a_step, _f32(0), out, step)
+
+
+@_njit
+def _times(
+    f: Any,
+    alpha: float,
+    a: int,
+    rows: int,
+    a_step: int,
+    b: int,
+    columns: int,
+    b_step: int,
+    inner: int,
+    beta: float,
+    out: int,
+    step: int,
+) -> None:
+    """out [rows, columns] = beta out + alpha a [rows, inner] @ b [inner, columns]."""
+    _call_sgemm(f[_SGEMM], 0, columns, rows, inner, alpha, b, b_step, a, a_step, beta, out, step)
+
+
+@_njit(fastmath=_SUM)
+def _sum(values: Any, count: int) -> float:
+    total = _f32(0)
+    for i in range(count):
+        total += values[i]
+    return total
+
+
+@_njit(fastmath=_LARGEST)
+def _largest(values: Any, count: int) -> float:
+    largest = _f32(_HIDDEN)
+    for i in range(count):
+        largest = max(largest, values[i])
+    return largest
+
+
+@_njit(fastmath={"contract"})
+def _power(x: float) -> float:
+    """2^x for x <= 125; 0 below -125. 2^n 2^r with |r| <= 1/2; the polynomial is that of Cephes' exp2f."""
+    # adding 1.5 2^23 rounds to an integer
+    # and NaN, which is not below anything, stays
+    bounded = _f32(-125) if x < _f32(-125) else x
+    shifted = bounded + _f32(12582912.0)
+    r = bounded - (shifted - _f32(12582912.0))
+    p = _f32(1.535336188319500e-4) * r + _f32(1.339887440266574e-3)
+    p = p * r + _f32(9.618437357674640e-3)
+    p = p * r + _f32(5.550332471162809e-2)
+    p = p * r + _f32(2.402264791363012e-1)
+    p = p * r + _f32(6.931472028550421e-1)
+    p = p * r + _f32(1)
+    return _f32(0) if x < _f32(-125) else _times_power(p, shifted)
+
+
+@_njit(fastmath={"contract"})
+def _powers(values: Any, less: float, count: int) -> None:
+    """values = 2^(values - less), in place."""
+    for i in range(count):
+        values[i] = _power(values[i] - less)
+
+
+@_njit(fastmath={"contract"})
+def _bend(values: Any, cap: float, count: int) -> None:
+    """values = cap tanh(values log(2) / 2), in place."""
+    for i in range(count):
+        # beyond 30, tanh is 1
+        x = _f32(-30) if values[i] < _f32(-30) else values[i]
+        x = _f32(30) if x > _f32(30) else x
+        values[i] = cap - _f32(2) * cap / (_power(x) + _f32(1))
+
+
+@_njit
+def _hide(values: Any, begin: int, end: int, width: int) -> None:
+    """Scores outside begin .. end - 1 of ``width`` do not count."""
+    for i in range(begin):
+        values[i] = _f32(_HIDDEN)
+    for i in range(end, width):
+        values[i] = _f32(_HIDDEN)
+
+
+@_njit
+def _scale(values: Any, factor: float, count: int) -> None:
+    for i in range(count):
+        values[i] *= factor
+
+
+@_njit
+def _read_row(data: Any, address: int, index: int, target: int, factor: float, count: int) -> None:
+    """target = factor times ``count`` data elements from ``index``."""
+    out = _floats(target, 0)
+    if _is_half(data):
+        # bfloat16 is the upper half of a float32
+        source, bits = _shorts(address, index), _ints(target, 0)
+        for j in range(count):
+            bits[j] = numba.int32(source[j]) << numba.int32(16)
+        for j in range(count):
+            out[j] *= factor
+    else:
+        row = _floats(address, index)
+        for j in range(count):
+            out[j] = factor * row[j]
+
+
+@_intrinsic
+def _rounded(typing: Any, value: Any) -> Any:
+    """Bits of float32 rounded to bfloat16: to nearest, ties to even; NaN stays NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        b = builder
+        bits = b.bitcast(args[0], _INT32)
+        upper = b.lshr(bits, _INT32(16))
+        rounded = b.lshr(b.add(b.add(bits, _INT32(0x7FFF)), b.and_(upper, _INT32(1))), _INT32(16))
+        # a NaN whose payload is all in the lower half would round to infinity
+        value = b.select(b.fcmp_unordered("uno", args[0], args[0]), b.or_(upper, _INT32(0x40)), rounded)
+        return b.trunc(value, ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@_njit
+def _write_row(data: Any, address: int, index: int, source: Any, factor: float, count: int) -> None:
+    """Data elements from ``index`` = factor source."""
+    if _is_half(data):
+        halves = _shorts(address, index)
+        for j in range(count):
+            halves[j] = _rounded(factor * source[j])
+    else:
+        row = _floats(address, index)
+        for j in range(count):
+            row[j] = factor * source[j]
+
+
+@_njit
+def _tile_of(f: Any, span: int) -> int:
+    """Keys in each tile of ``span``: equal tiles, but for the last."""
+    tiles = (span + f[_TILE] - 1) // f[_TILE]
+    return min((span + tiles - 1) // tiles + LANES - 1, f[_TILE] + LANES - 1) // LANES * LANES
+
+
+def attend(data: Any) -> None:
+    """out and lse."""
+    f = _longs(_address(data), 0)
+    block, time, group, d, pitch = f[_BLOCK], f[_TIME], f[_GROUP], f[_D], f[_PITCH]
+    heads, earlier = f[_SHARED] * group, f[_KEYS] - time
+    most = block * group
+    factor, cap = _floats(f[_FACTORS], 0)[0], _floats(f[_FACTORS], 0)[1]
+    before = _set_threads(f, 1)
+    queries = f[_SCRATCH] + 4 * _take(data, _PLACES) * f[_PLACE]  # [rows, d]
+    weighted = queries + 4 * most * d  # [rows, d]
+    scores = weighted + 4 * most * d  # [rows, pitch]
+    largest = _floats(scores + 4 * most * pitch, 0)  # [rows]
+    total = _floats(scores + 4 * most * pitch, most)  # [rows]
+    item = _take(data, 0)
+    while item < f[_ITEMS]:
+        row, start = item // f[_BLOCKS], item % f[_BLOCKS] * block
+        batch, key_head = row // f[_SHARED], row % f[_SHARED]
+        head, count = key_head * group, min(block, time - start)
+        rows = count * group
+        first = _longs(f[_FIRST], batch * f[_FIRST_BATCH] + start)
+        low, high = first[0], earlier + start + count
+        for r in range(rows):
+            t, g = r // group, r % group
+            low = min(low, first[t])
+            index = batch * f[_Q + 1] + (start + t) * f[_Q + 2] + (head + g) * f[_Q + 3]
+            _read_row(data, f[_Q], index, queries + 4 * r * d, factor, d)
+            largest[r], total[r] = _f32(_HIDDEN), _f32(0)
+        k = f[_K] + 4 * (batch * f[_K + 1] + key_head * f[_K + 3])
+        v = f[_V] + 4 * (batch * f[_V + 1] + key_head * f[_V + 3])
+        tile = _tile_of(f, high - low)
+        for begin in range(low, high, tile):
+            width = min(tile, high - begin)
+            whole = (width + LANES - 1) // LANES * LANES
+            _times_transposed(f, queries, rows, d, k + 4 * begin * f[_K + 2], width, f[_K + 2], d, scores, pitch)
+            for r in range(rows):
+                t = r // group
+                values = _floats(scores, r * pitch)
+                if f[_CAPPED]:
+                    _bend(values, cap, whole)
+                _hide(values, max(first[t] - begin, 0), min(max(earlier + start + t + 1 - begin, 0), width), whole)
+                top = max(largest[r], _largest(values, whole))
+                # a row that sees nothing of this tile and those before keeps weights of 0
+                _powers(values, max(top, _f32(0.5 * _HIDDEN)), whole)
+                if begin > low:
+                    shrunk = _power(max(largest[r], _f32(0.5 * _HIDDEN)) - max(top, _f32(0.5 * _HIDDEN)))
+                    total[r] *= shrunk
+                    _scale(_floats(weighted, r * d), shrunk, d)
+                total[r] += _sum(values, whole)
+                largest[r] = top
+            beta = _f32(1) if begin > low else _f32(0)
+            _times(f, _f32(1), scores, rows, pitch, v + 4 * begin * f[_V + 2], d, f[_V + 2], width, beta, weighted, d)
+        for r in range(rows):
+            t, g = start + r // group, head + r % group
+            _write_row(
+                data, f[_OUT], ((batch * time + t) * heads + g) * d, _floats(weighted, r * d), _f32(1) / total[r], d
+            )
+            if f[_LSE]:
+                lse = _floats(f[_LSE], (batch * heads + g) * time + t)
+                lse[0] = _f32(_LN2) * largest[r] + math.log(total[r])
+        item = _take(data, 0)
+    _set_threads(f, before)
+
+
+_KERNELS: list[Any] = []
+"""Compiled kernels, kept alive as long as their addresses may be called."""
+
+
+@functools.cache
+def compiled(kernel: Callable[[Any], None], dtype: torch.dtype) -> Any:
+    """A kernel for data of ``dtype`` as a ctypes function of the address of its FIELDS.
+
+    Compiled on first use and kept on disk: beside this file, in the user's cache folder, or in NUMBA_CACHE_DIR.
+    """
+    signature = types.void(types.CPointer(_ELEMENTS[dtype]))
+    try:
+        function = _cfunc(signature, cache=True, nopython=True, error_model="numpy")(kernel)
+    except RuntimeError as error:
+        # numba's word for "none of these folders can be written": compile again in every process
+        if "cannot cache function" not in str(error):
+            raise
+        function = _cfunc(signature, nopython=True, error_model="numpy")(kernel)
+    _KERNELS.append(function)
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function.address)

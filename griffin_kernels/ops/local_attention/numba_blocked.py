@@ -1,0 +1,84 @@
+"""Native code: blocks of queries against their keys, products by torch's BLAS, one thread to a block.
+
+s = q k^T,  p = 2^(s - max s),  out = p v / sum p        per block: [bq G, d] @ [d, keys], [bq G, keys] @ [keys, d]
+
+The G heads that share a key head are rows of one product, so that a block of few queries, which wastes little on keys
+that only some of them see, is still a large matrix. Each thread takes whole blocks, with products of its own: none
+waits for another. Scores stay in the second-level cache between the two products, in tiles of keys with a running
+maximum where a window is longer than one. Bound by the products: 4 d operations per pair of a query and a key, against
+about 20 for the softmax. Sums and softmax in float32, in which bfloat16 and float16 are multiplied too.
+Source: the blocks are those of FlashAttention-2 (Dao, 2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops import _blas
+from griffin_kernels.ops.local_attention import _numba_call
+
+
+@dataclass(frozen=True)
+class Config:
+    """rows: queries times heads of a key head in a block. keys: in a tile of scores, at most."""
+
+    rows: int = 160
+    keys: int = 1088
+
+
+def run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    with_lse: bool,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor | None]:
+    return _numba_call.forward(
+        q, k, v, segment_pos, cu_seqlens, window, softcap, scale, with_lse, config.rows, config.keys
+    )
+
+
+def reject(case: Case, device: Device, config: Any) -> str | None:
+    """Shared with the gradient."""
+    if reason := _blas.problem(device):
+        return reason
+    if case.dtype == "float64":
+        return "has no float64 kernel: scores are float32"
+    return None if config.rows >= 1 and config.keys >= 1 else "rows and keys must be at least 1"
+
+
+def rank(case: Case, device: Device) -> int:
+    """Above every eager variant."""
+    return 20
+
+
+def traffic(case: Case, config: Config) -> int:
+    """Bytes moved: each block reads its keys and values again; its scores stay in a cache."""
+    block = max(1, min(config.rows // (case["Hq"] // case["Hkv"]), case["T"]))
+    reach = min(case["W"] + block, case["S"])
+    keys = -(-case["T"] // block) * 2 * reach * case["Hkv"]
+    return case["B"] * (4 * keys + 2 * case["T"] * case["Hq"] * case.bytes_per_element()) * case["d"]
+
+
+VARIANT = Variant(
+    op="local_attention",
+    name="numba.blocked",
+    summary="native code, blocks of queries against their keys, products by torch's BLAS",
+    run=run,
+    config=Config,
+    axes={"rows": (64, 128, 160, 256, 512), "keys": (256, 512, 1088, 2112)},
+    reject=reject,
+    rank=rank,
+    traffic=traffic,
+)

@@ -1,0 +1,346 @@
+"""What native CPU kernels over several files are made of: vectors, loops, fields, and a cache that sees every file.
+
+A kernel is a numba function of one pointer, to a block of 64-bit integers (addresses, strides, sizes), compiled to a C
+function. Its inner loops are emitted as LLVM vectors by *intrinsics*: functions that write instructions rather than
+Python. Work items are taken from a shared counter in the block, so any number of threads may run one call at once (see
+``_threads.py``). The pointer's element type names the data's dtype: float32, int16 for float16, uint16 for bfloat16.
+Arithmetic is float32.
+"""
+
+# Python's types end where numba's begin.
+# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call"
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from llvmlite import ir
+from numba import extending, types
+from numba.core import registry, sigutils
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+
+# numba has types for some of these, which know nothing of compiled code
+intrinsic: Any = extending.intrinsic
+
+INT8, INT16, INT32, INT64, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+ELEMENTS = {torch.float32: types.float32, torch.float16: types.int16, torch.bfloat16: types.uint16}
+"""numba types that stand for the data's dtypes."""
+_MEMORY = {types.float32: FLOAT, types.int16: ir.HalfType(), types.uint16: INT16}
+_BYTES = {types.float32: 4, types.int16: 2, types.uint16: 2}
+
+
+@functools.cache
+def lanes() -> int:
+    """float32 values in a vector register of the processor that numba compiles for."""
+    features = registry.cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+    return 16 if "+avx512f" in features else 8 if "+avx" in features else 4
+
+
+@functools.cache
+def registers() -> int:
+    """Vector registers of that processor: x86 before AVX-512 has 16."""
+    triple = registry.cpu_target.target_context.codegen().magic_tuple()[0]
+    return 16 if triple.startswith(("x86_64", "i686")) and lanes() < 16 else 32
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Emits loads, stores and float32 arithmetic on ``count`` neighbouring values; addresses are integers."""
+
+    builder: Any
+    count: int
+    element: Any = types.float32  # of load and store
+
+    def of(self, scalar: Any) -> Any:
+        """The type of ``count`` values of a scalar type."""
+        return scalar if self.count == 1 else ir.VectorType(scalar, self.count)
+
+    def constant(self, value: float, scalar: Any = FLOAT) -> Any:
+        return ir.Constant(self.of(scalar), value if self.count == 1 else [value] * self.count)
+
+    def broadcast(self, scalar: Any) -> Any:
+        """A float in every lane."""
+        if self.count == 1:
+            return scalar
+        kind, zero = self.of(FLOAT), ir.Constant(ir.VectorType(INT32, self.count), [0] * self.count)
+        first = self.builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, INT32(0))
+        return self.builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zero)
+
+    def read(self, address: Any) -> Any:
+        """Floats."""
+        return self.builder.load(self.builder.inttoptr(address, self.of(FLOAT).as_pointer()), align=4)
+
+    def write(self, value: Any, address: Any) -> None:
+        """Floats."""
+        self.builder.store(value, self.builder.inttoptr(address, self.of(FLOAT).as_pointer()), align=4)
+
+    def load(self, address: Any) -> Any:
+        """Data, widened."""
+        pointer = self.builder.inttoptr(address, self.of(_MEMORY[self.element]).as_pointer())
+        value = self.builder.load(pointer, align=_BYTES[self.element])
+        if self.element is types.int16:
+            return self.builder.fpext(value, self.of(FLOAT))
+        if self.element is types.uint16:
+            # bfloat16 is the upper half of a float32
+            bits = self.builder.shl(self.builder.zext(value, self.of(INT32)), self.constant(16, INT32))
+            return self.builder.bitcast(bits, self.of(FLOAT))
+        return value
+
+    def store(self, value: Any, address: Any, stream: bool = False) -> None:
+        """Data, rounded to nearest, ties to even; NaN stays NaN. stream: past the caches, to a multiple of its size."""
+        if self.element is types.int16:
+            value = self.builder.fptrunc(value, self.of(ir.HalfType()))
+        elif self.element is types.uint16:
+            value = self._round_to_bfloat16(value)
+        size = _BYTES[self.element]
+        pointer = self.builder.inttoptr(address, self.of(_MEMORY[self.element]).as_pointer())
+        store = self.builder.store(value, pointer, align=size * self.count if stream else size)
+        if stream:
+            store.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(INT32, 1)]))
+
+    def _round_to_bfloat16(self, value: Any) -> Any:
+        b = self.builder
+        bits = b.bitcast(value, self.of(INT32))
+        upper = b.lshr(bits, self.constant(16, INT32))
+        odd = b.and_(upper, self.constant(1, INT32))
+        rounded = b.lshr(b.add(b.add(bits, self.constant(0x7FFF, INT32)), odd), self.constant(16, INT32))
+        # a NaN whose payload is all in the lower half would round to infinity
+        quiet = b.or_(upper, self.constant(0x40, INT32))
+        return b.trunc(b.select(b.fcmp_unordered("uno", value, value), quiet, rounded), self.of(INT16))
+
+    def add(self, p: Any, q: Any) -> Any:
+        return self.builder.fadd(p, q)
+
+    def subtract(self, p: Any, q: Any) -> Any:
+        return self.builder.fsub(p, q)
+
+    def multiply(self, first: Any, *others: Any) -> Any:
+        return functools.reduce(self.builder.fmul, others, first)
+
+    def divide(self, p: Any, q: Any) -> Any:
+        return self.builder.fdiv(p, q)
+
+    def multiply_add(self, p: Any, q: Any, r: Any) -> Any:
+        """p q + r, fused where the processor can."""
+        return self._call("fmuladd", p, q, r)
+
+    def sqrt(self, value: Any) -> Any:
+        return self._call("sqrt", value)
+
+    def at_least(self, value: Any, bound: float) -> Any:
+        """max(value, bound); NaN stays NaN."""
+        limit = self.constant(bound)
+        return self.builder.select(self.builder.fcmp_ordered("<", value, limit), limit, value)
+
+    def at_most(self, value: Any, bound: float) -> Any:
+        """min(value, bound); NaN stays NaN."""
+        limit = self.constant(bound)
+        return self.builder.select(self.builder.fcmp_ordered(">", value, limit), limit, value)
+
+    def _call(self, name: str, *values: Any) -> Any:
+        kind = self.of(FLOAT)
+        name = f"llvm.{name}.{'' if self.count == 1 else f'v{self.count}'}f32"
+        module = self.builder.module
+        function = module.globals.get(name) or ir.Function(module, ir.FunctionType(kind, [kind] * len(values)), name)
+        return self.builder.call(function, values)
+
+
+def loop(
+    builder: Any, start: Any, end: Any, step: int, body: Callable[..., Sequence[Any]], carried: Sequence[Any] = ()
+) -> list[Any]:
+    """Emit ``for index in range(start, end, step): carried = body(index, *carried)``; returns what is carried out."""
+    before, inside, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("loop.end")
+    builder.cbranch(builder.icmp_signed("<", start, end), inside, after)
+    builder.position_at_end(inside)
+    index = builder.phi(INT64)
+    index.add_incoming(start, before)
+    held = [builder.phi(value.type) for value in carried]
+    for phi, value in zip(held, carried, strict=True):
+        phi.add_incoming(value, before)
+    results = body(index, *held)
+    following, last = builder.add(index, INT64(step)), builder.block
+    for phi, value in zip((index, *held), (following, *results), strict=True):
+        phi.add_incoming(value, last)
+    builder.cbranch(builder.icmp_signed("<", following, end), inside, after)
+    builder.position_at_end(after)
+    out = [builder.phi(value.type) for value in carried]
+    for phi, value, result in zip(out, carried, results, strict=True):
+        phi.add_incoming(value, before)
+        phi.add_incoming(result, last)
+    return out
+
+
+def _mover(emit: Callable[[Lanes, Any, Any], None]) -> Any:
+    """``(data, rows, count, source, source_step, target, target_step)``: emit(lanes, source, target) over rows.
+
+    source and target: address of a first row; steps: bytes from row to row. The data side's elements are the data's.
+    """
+
+    @intrinsic
+    def move(
+        typing: Any, data: Any, rows: Any, count: Any, source: Any, source_step: Any, target: Any, target_step: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _, rows, count, source, source_step, target, target_step = args
+            whole = builder.and_(count, INT64(-lanes()))
+
+            def row(_: Any, source: Any, target: Any) -> Sequence[Any]:
+                for start, end, step in ((INT64(0), whole, lanes()), (whole, count, 1)):
+
+                    def piece(index: Any, v: Lanes = Lanes(builder, step, data.dtype)) -> Sequence[Any]:
+                        emit(v, (source, index), (target, index))
+                        return ()
+
+                    loop(builder, start, end, step, piece)
+                return builder.add(source, source_step), builder.add(target, target_step)
+
+            loop(builder, INT64(0), rows, 1, row, (source, target))
+            return context.get_dummy_value()
+
+        return types.void(data, rows, count, source, source_step, target, target_step), generate
+
+    return move
+
+
+def _at(v: Lanes, place: Any, size: int) -> Any:
+    address, index = place
+    return v.builder.add(address, v.builder.mul(index, INT64(size)))
+
+
+@_mover
+def widen(v: Lanes, source: Any, target: Any) -> None:
+    """Rows of data to rows of floats."""
+    v.write(v.load(_at(v, source, _BYTES[v.element])), _at(v, target, 4))
+
+
+@_mover
+def narrow(v: Lanes, source: Any, target: Any) -> None:
+    """Rows of floats to rows of data."""
+    v.store(v.read(_at(v, source, 4)), _at(v, target, _BYTES[v.element]))
+
+
+@_mover
+def narrow_past_caches(v: Lanes, source: Any, target: Any) -> None:
+    """As ``narrow``; whole vectors of the target must begin on a multiple of their size."""
+    v.store(v.read(_at(v, source, 4)), _at(v, target, _BYTES[v.element]), stream=v.count > 1)
+
+
+@_mover
+def copy(v: Lanes, source: Any, target: Any) -> None:
+    """Rows of floats to rows of floats."""
+    v.write(v.read(_at(v, source, 4)), _at(v, target, 4))
+
+
+def _integer_at(kind: Any) -> Any:
+    """A numba function ``(address, index) -> int64`` that reads an array of ``kind``."""
+
+    @intrinsic
+    def read(typing: Any, address: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            array = builder.inttoptr(args[0], kind.as_pointer())
+            value = builder.load(builder.gep(array, [args[1]]))
+            return value if kind is INT64 else builder.sext(value, INT64)
+
+        return types.int64(types.int64, types.int64), generate
+
+    return read
+
+
+int8_at, int32_at = _integer_at(INT8), _integer_at(INT32)
+
+
+@intrinsic
+def field(typing: Any, data: Any, index: Any) -> Any:
+    """One of the integers that the kernel is given."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.gep(builder.bitcast(args[0], INT64.as_pointer()), [args[1]]))
+
+    return types.int64(data, types.int64), generate
+
+
+@intrinsic
+def take(typing: Any, data: Any, index: Any) -> Any:
+    """Add 1 to an integer and give what it was: no other thread gets the same."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        counter = builder.gep(builder.bitcast(args[0], INT64.as_pointer()), [args[1]])
+        return builder.atomic_rmw("add", counter, INT64(1), "monotonic")
+
+    return types.int64(data, types.int64), generate
+
+
+@intrinsic
+def finish(typing: Any, data: Any) -> Any:
+    """Make rows that went past the caches visible to other threads before this one says that it is done."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(data), generate
+
+
+@intrinsic
+def data_bytes(typing: Any, data: Any) -> Any:
+    """Bytes of one data element."""
+    size = _BYTES[data.dtype]
+    return types.int64(data), lambda context, builder, signature, args: INT64(size)
+
+
+@intrinsic
+def vector(typing: Any) -> Any:
+    """``lanes()`` within compiled code."""
+    return types.int64(), lambda context, builder, signature, args: INT64(lanes())
+
+
+@functools.cache
+def _digest(files: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for file in (__file__, *files):
+        digest.update(Path(file).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+class _Cache(FunctionCache):
+    """numba's cache on disk, which by itself would watch only the file of the function that it compiles."""
+
+    def __init__(self, function: Any, digest: str) -> None:
+        super().__init__(function)
+        self._digest = digest
+
+    def _index_key(self, signature: Any, codegen: Any) -> Any:
+        return (*super()._index_key(signature, codegen), self._digest)
+
+
+_KERNELS: list[Any] = []
+"""Compiled kernels, kept alive as long as their addresses may be called."""
+
+
+@functools.cache
+def compiled(kernel: Callable[[Any], None], dtype: torch.dtype, files: tuple[str, ...]) -> Any:
+    """A kernel for data of ``dtype`` as a ctypes function of the address of its integers.
+
+    Compiled on first use and kept on disk: beside its file, in the user's cache folder, or in NUMBA_CACHE_DIR. files:
+    sources that it is made from besides this one; a change in any of them makes a new kernel.
+    """
+    signature = types.void(types.CPointer(ELEMENTS[dtype]))
+    options = {"nopython": True, "error_model": "numpy"}
+    function: Any = CFunc(kernel, sigutils.normalize_signature(signature), locals={}, options=options)
+    try:
+        function._cache = _Cache(kernel, _digest(files))
+    except RuntimeError as error:
+        # numba's word for "none of these folders can be written": compile again in every process
+        if "cannot cache function" not in str(error):
+            raise
+    function.compile()
+    _KERNELS.append(function)
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function.address)

@@ -1,0 +1,229 @@
+"""Compiled code of numba.fused: how the work of rg_lru is walked through, block of steps by block of steps.
+
+An item is some channels of one gate block, over one or more whole batch rows. A block of steps of x, widened to
+float32, stays in the second-level cache while a panel of output channels at a time is multiplied, turned into gates and
+scanned: what lies between x and y never leaves the first-level cache. Weights are packed into panels once per item.
+
+Rows are steps counted through the batch: row = batch row * T + step. A sequence is a batch row, or a packed one.
+"""
+
+# Python's types end where numba's begin.
+# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call"
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+
+from griffin_kernels.ops import _native
+from griffin_kernels.ops._native import (
+    copy,
+    data_bytes,
+    field,
+    finish,
+    int8_at,
+    int32_at,
+    narrow,
+    narrow_past_caches,
+    take,
+    vector,
+    widen,
+)
+from griffin_kernels.ops.rg_lru import _numba_tiles
+from griffin_kernels.ops.rg_lru._numba_tiles import CHUNK, STRIDE, fill, forward_reset, forward_run, product
+
+_njit: Any = numba.njit
+
+FIELDS = (
+    "counter",  # next work item; the kernels advance it
+    "workers",  # threads that have begun; they advance it
+    "items",  # groups of batch rows, times gate blocks, times parts
+    "blocks",  # H
+    "parts",  # of a gate block's channels
+    "part",  # channels in a part, a multiple of the lanes, at most CHUNK
+    "n",  # channels of a gate block
+    "time",  # T
+    "group",  # rows in a group: whole batch rows
+    "rows",  # B * T
+    "step",  # rows worked on at a time
+    "packing",  # 1: weights are packed into panels before use
+    "stream",  # 1: write y past the caches; rows and parts of it must begin on a cache line
+    "offsets",  # int32 [N+1] of packed sequences, or 0
+    "sequences",  # N
+    "reset",  # bool [B*T], or 0
+    "scratch",  # floats
+    "scratch_bytes",  # of each worker
+    "bias_i",  # float [D]
+    "bias_r",  # float [D]
+    "rate",  # float [D]: log2 a = rate r
+    "state",  # float [N, D]: the carry that enters a sequence, replaced by what leaves it
+    "weight_i",  # [H, n, n] contiguous
+    "weight_r",
+    "x",
+    "x_batch",
+    "x_time",
+    "y",  # [B, T, D] contiguous
+)
+"""Names of the integers. Addresses in bytes, strides in elements; data unless said otherwise."""
+
+_AT = {name: index for index, name in enumerate(FIELDS)}
+_COUNTER, _WORKERS, _ITEMS, _BLOCKS = (_AT[k] for k in ("counter", "workers", "items", "blocks"))
+_PARTS, _PART, _N, _TIME = (_AT[k] for k in ("parts", "part", "n", "time"))
+_GROUP, _ROWS, _STEP, _PACKING = (_AT[k] for k in ("group", "rows", "step", "packing"))
+_STREAM, _OFFSETS, _SEQUENCES, _RESET = (_AT[k] for k in ("stream", "offsets", "sequences", "reset"))
+_SCRATCH, _SCRATCH_BYTES = _AT["scratch"], _AT["scratch_bytes"]
+_BIAS_I, _BIAS_R, _RATE, _STATE = (_AT[k] for k in ("bias_i", "bias_r", "rate", "state"))
+_WEIGHT_I, _WEIGHT_R, _X, _Y = (_AT[k] for k in ("weight_i", "weight_r", "x", "y"))
+
+_ROW = 4 * STRIDE
+"""Bytes from row to row of a block array."""
+
+FILES = (__file__, str(_numba_tiles.__file__))
+"""Sources that the kernels are made from, besides _native.py."""
+
+
+@_njit
+def _sequence(data: Any, row: int) -> tuple[int, int, int]:
+    """(sequence, its first row, its end) of a row."""
+    offsets = field(data, _OFFSETS)
+    if offsets == 0:
+        time = field(data, _TIME)
+        return row // time, row // time * time, (row // time + 1) * time
+    low, high = 0, field(data, _SEQUENCES)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if int32_at(offsets, middle) <= row:
+            low = middle
+        else:
+            high = middle
+    return low, int32_at(offsets, low), int32_at(offsets, low + 1)
+
+
+@_njit
+def _is_reset(data: Any, row: int) -> bool:
+    reset = field(data, _RESET)
+    return reset != 0 and int8_at(reset, row) != 0
+
+
+@_njit
+def _scratch(data: Any) -> int:
+    """Address of this thread's own scratch."""
+    return field(data, _SCRATCH) + take(data, _WORKERS) * field(data, _SCRATCH_BYTES)
+
+
+@_njit
+def _load(data: Any, name: int, group: int, row: int, rows: int, channel: int, n: int, target: int) -> None:
+    """Rows of an input, n channels of each, into block arrays of ``step`` rows."""
+    size, whole, first = data_bytes(data), field(data, _STEP) * _ROW, group * field(data, _GROUP)
+    pitch = field(data, name + 2) * size
+    start = field(data, name) + (first // field(data, _TIME) * field(data, name + 1) + channel) * size
+    start += (row - first) * pitch
+    for chunk in range((n + CHUNK - 1) // CHUNK):
+        count = min(CHUNK, n - chunk * CHUNK)
+        widen(data, rows, count, start + chunk * CHUNK * size, pitch, target + chunk * whole, _ROW)
+
+
+@_njit
+def _pack(data: Any, weight: int, channels: int, target: int) -> None:
+    """[n, n] from an address on, ``channels`` columns, as panels: one vector of each row of a panel."""
+    n, size, v = field(data, _N), data_bytes(data), vector()
+    for column in range(0, channels, v):
+        widen(data, n, min(v, channels - column), weight + column * size, n * size, target, 8 * v)
+        target += n * 8 * v
+
+
+@_njit
+def _multiply(data: Any, rows: int, x: int, left: int, right: int, pitch: int, z: int) -> None:
+    """z += x W for one panel; left, right: its vectors in row 0 of W; pitch: bytes from row to row of W."""
+    n, whole = field(data, _N), field(data, _STEP) * _ROW
+    for chunk in range((n + CHUNK - 1) // CHUNK):
+        depth = min(CHUNK, n - chunk * CHUNK)
+        product(rows, depth, x + chunk * whole, left, right, pitch, z, 8 * vector())
+        left += CHUNK * pitch
+        right += CHUNK * pitch
+
+
+@_njit
+def _forward_panel(
+    data: Any, row: int, rows: int, channel: int, count: int, z: int, x: int, y: int, rate: int, carry: int
+) -> None:
+    """Gates and recurrence of one vector of channels, ``count`` of which exist, from ``channel`` on."""
+    width, end, panel = field(data, _BLOCKS) * field(data, _N), row + rows, 8 * vector()
+    at = row
+    while at < end:
+        sequence, begin, after = _sequence(data, at)
+        state = field(data, _STATE) + (sequence * width + channel) * 4
+        if at == begin:
+            copy(data, 1, count, state, 0, carry, 0)
+        stop = min(after, end)
+        while at < stop:
+            past = at - row
+            numbers = (z + past * panel, x + past * _ROW, y + past * _ROW, rate, carry)
+            run = 1
+            if _is_reset(data, at):
+                forward_reset(run, numbers)
+            else:
+                while at + run < stop and not _is_reset(data, at + run):
+                    run += 1
+                forward_run(run, numbers)
+            at += run
+        if stop == after:
+            copy(data, 1, count, carry, 0, state, 0)
+
+
+def forward(data: Any) -> None:
+    """y, and the states that leave the sequences."""
+    n, step, size, v = field(data, _N), field(data, _STEP), data_bytes(data), vector()
+    width, group, part = field(data, _BLOCKS) * n, field(data, _GROUP), field(data, _PART)
+    whole, padded = step * _ROW, (part + v - 1) // v * v
+    x = _scratch(data)
+    y = x + (n + CHUNK - 1) // CHUNK * whole
+    z = y + whole
+    carry = z + step * 8 * v
+    rate = carry + 4 * padded
+    bias_i = rate + 4 * padded
+    bias_r = bias_i + 4 * padded
+    panels = bias_r + 4 * padded
+    item = take(data, _COUNTER)
+    while item < field(data, _ITEMS):
+        per_group = field(data, _BLOCKS) * field(data, _PARTS)
+        which, block = item // per_group, item % per_group // field(data, _PARTS)
+        first = item % field(data, _PARTS) * part  # within the gate block
+        channels, channel = min(part, n - first), block * n + first
+        copy(data, 1, channels, field(data, _RATE) + 4 * channel, 0, rate, 0)
+        copy(data, 1, channels, field(data, _BIAS_I) + 4 * channel, 0, bias_i, 0)
+        copy(data, 1, channels, field(data, _BIAS_R) + 4 * channel, 0, bias_r, 0)
+        weight_i = field(data, _WEIGHT_I) + (block * n * n + first) * size
+        weight_r = field(data, _WEIGHT_R) + (block * n * n + first) * size
+        if field(data, _PACKING) != 0:
+            _pack(data, weight_i, channels, panels)
+            _pack(data, weight_r, channels, panels + 4 * v)
+        row, end = which * group, min((which + 1) * group, field(data, _ROWS))
+        while row < end:
+            rows = min(step, end - row)
+            _load(data, _X, which, row, rows, block * n, n, x)
+            for column in range(0, channels, v):
+                own = x + (first + column) // CHUNK * whole + (first + column) % CHUNK * 4
+                fill(rows, (z, bias_i + 4 * column, bias_r + 4 * column))
+                if field(data, _PACKING) != 0:
+                    panel = panels + column * n * 8
+                    _multiply(data, rows, x, panel, panel + 4 * v, 8 * v, z)
+                else:
+                    _multiply(data, rows, x, weight_i + 4 * column, weight_r + 4 * column, 4 * n, z)
+                count = min(v, channels - column)
+                at = 4 * column
+                _forward_panel(data, row, rows, channel + column, count, z, own, y + at, rate + at, carry + at)
+            out = field(data, _Y) + (row * width + channel) * size
+            if field(data, _STREAM) != 0:
+                narrow_past_caches(data, rows, channels, y, _ROW, out, width * size)
+            else:
+                narrow(data, rows, channels, y, _ROW, out, width * size)
+            row += rows
+        item = take(data, _COUNTER)
+    finish(data)
+
+
+def compiled(kernel: Any, dtype: Any) -> Any:
+    """See ``_native.compiled``."""
+    return _native.compiled(kernel, dtype, FILES)

@@ -1,0 +1,157 @@
+"""Calls the compiled kernels of _numba.py: work items, scratch, addresses, threads.
+
+x may have any strides of batch and time; a tensor whose channels are not contiguous is copied first.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from griffin_kernels import memory
+from griffin_kernels.ops import _native, _threads
+from griffin_kernels.ops.rg_lru import _numba, _numba_tiles
+from griffin_kernels.ops.rg_lru.op import DECAY, resets
+
+_STREAMED = 16 * 2**20
+"""Bytes of output from which it is written past the caches: little of it would be left there for a reader."""
+_LINE = 64
+_FEW = 24
+"""Rows up to which weights are used where they are: packing them would cost more than it saves."""
+_WORK = 64
+"""Multiply-adds that cost as much as an element of a plain scan: what ``_threads`` counts in."""
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of it, with contiguous channels."""
+    if (tensor.stride(-1) != 1 and tensor.shape[-1] != 1) or tensor.is_neg():
+        return tensor.resolve_neg().contiguous()
+    return tensor
+
+
+def collapsible(tensor: Tensor, group: int) -> Tensor:
+    """As ``rows``; where groups hold several batch rows, steps of a group are equally far apart."""
+    tensor = rows(tensor)
+    batch, time, _ = tensor.shape
+    if group > 1 and batch > 1 and tensor.stride(0) != time * tensor.stride(1):
+        return tensor.contiguous()
+    return tensor
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Contiguous."""
+    return tensor.resolve_neg().contiguous()
+
+
+def floats(tensor: Tensor) -> Tensor:
+    """Contiguous float32."""
+    return plain(tensor.float())
+
+
+def rate_of(a_param: Tensor) -> Tensor:
+    """float64 [D]: log a = rate r."""
+    return -DECAY * torch.nn.functional.softplus(a_param.double())
+
+
+def reset_of(x: Tensor, h0: Tensor | None, segment_pos: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+    """bool [B,T] contiguous, or None."""
+    reset = resets(x, h0, segment_pos, cu_seqlens)
+    return None if reset is None else reset.expand(x.shape[:2]).contiguous()
+
+
+def strided(tensor: Tensor) -> tuple[int, int, int]:
+    """(address, batch stride, time stride) in the order of the fields."""
+    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1)
+
+
+def address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def run(kernel: Any, dtype: torch.dtype, values: tuple[int, ...], items: int, work: int, floats_each: int) -> None:
+    """Run a kernel on ``values``, its FIELDS from ``items`` on, with scratch for every thread.
+
+    work: multiply-adds of all items. floats_each: scratch of one thread.
+    """
+    threads = _threads.threads_for(items, work // _WORK)
+    size = -(-4 * floats_each // 4096) * 4096
+    scratch = memory.empty((threads * size // 4,), torch.float32)
+    at = _numba.FIELDS.index("scratch")
+    fields = array("q", (0, 0, *values))
+    fields[at], fields[at + 1] = scratch.data_ptr(), size
+    _threads.run(_numba.compiled(kernel, dtype), fields.buffer_info()[0], threads)
+
+
+def forward(
+    x: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    h0: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    step: int,
+    part: int,
+) -> tuple[Tensor, Tensor]:
+    """rg_lru by blocks of ``step`` steps; an item has up to ``part`` channels of one gate block."""
+    batch, time, width = x.shape
+    blocks, n = input_gate_bias.shape
+    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    y = memory.empty(x.shape, x.dtype)
+    state = (
+        torch.zeros((sequences, width)) if h0 is None else h0.to(torch.float32, copy=True).resolve_neg().contiguous()
+    )
+    if y.numel() == 0:
+        return y, state
+    v = _native.lanes()
+    part = min(part, -(-n // v) * v)
+    parts = -(-n // part)
+    group = max(1, min(batch, step // time))  # batch rows
+    groups = -(-batch // group)
+    x = collapsible(x, group)
+    weights = plain(input_gate_weight), plain(recurrence_gate_weight)
+    rate = (rate_of(a_param) / math.log(2)).float()
+    biases = floats(input_gate_bias), floats(recurrence_gate_bias)
+    reset = reset_of(x, h0, segment_pos, cu_seqlens)
+    offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
+    packing = x.dtype != torch.float32 or n % v != 0 or group * time > _FEW
+    row, piece = width * y.element_size(), part * y.element_size()
+    aligned = row % _LINE == 0 and piece % _LINE == 0 and n % part == 0 and y.data_ptr() % _LINE == 0
+    step = min(step, group * time)
+    # in the order of _numba.FIELDS, from the third on
+    values = (
+        groups * blocks * parts,
+        blocks,
+        parts,
+        part,
+        n,
+        time,
+        group * time,
+        batch * time,
+        step,
+        packing,
+        aligned and y.nbytes >= _STREAMED,
+        address(offsets),
+        sequences,
+        address(reset),
+        0,
+        0,
+        address(biases[0]),
+        address(biases[1]),
+        address(rate),
+        address(state),
+        address(weights[0]),
+        address(weights[1]),
+        *strided(x),
+        address(y),
+    )
+    arrays = -(-n // _numba_tiles.CHUNK) + 1
+    scratch = arrays * step * _numba_tiles.STRIDE + 2 * v * step + 4 * part + (2 * n * part if packing else 0)
+    run(_numba.forward, x.dtype, values, groups * blocks * parts, 2 * batch * time * width * n, scratch)
+    return y, state

@@ -1,0 +1,85 @@
+"""Gate products, gates and recurrence in one pass, in native CPU code; threads over channels of gate blocks.
+
+    z = x W + b         a tile of 12 steps by a vector of channels of both gates in registers, summed over the block
+    i, r = sigmoid(z),  a = 2^(rate r),  m = sqrt(1 - a^2)
+    h_t = a_t h_{t-1} + m_t i_t x_t
+
+A block of steps of x is widened to float32 and stays in the second-level cache, with one gate block's weights, packed;
+arguments of the gates live in the first-level cache from their product to the scan, and nothing but x and y goes
+through memory: 8 bytes per element in float32, 4 in bfloat16. n = 256 asks for 1024 flops an element, so that
+multiply-adds bind; what follows them are some 60 vector instructions, two divisions and a square root for a vector.
+
+Numerics: everything in float32, bfloat16 and float16 widened when read, y rounded once. Exponentials are a polynomial
+(relative error 1.3e-7); 1 - a is computed as -expm1(log a), and 1 - a^2 = (1 - a)(1 + a) is exact to its last bits
+however near a is to 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops.rg_lru import _numba_call
+
+
+@dataclass(frozen=True)
+class Config:
+    """block_t: steps worked on at a time. block_d: channels of one work item; few where there are many cores."""
+
+    block_t: int = 96
+    block_d: int = 256
+
+
+def run(
+    x: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    h0: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
+    return _numba_call.forward(x, *weights, h0, segment_pos, cu_seqlens, config.block_t, config.block_d)
+
+
+def reject(case: Case, device: Device, config: Any) -> str | None:
+    """Shared with the backward."""
+    if device.kind != "cpu":
+        return "needs a CPU"
+    if case.dtype == "float64":
+        return "computes in float32"
+    isa = dict(device.details).get("isa", ())
+    if case.dtype == "float16" and device.arch.startswith("x86") and "f16c" not in isa:
+        return "float16 needs a processor with F16C"
+    if config.block_t < 1:
+        return "block_t must be at least 1"
+    block_d = getattr(config, "block_d", 16)
+    if block_d % 16 or not 16 <= block_d <= 256:
+        return "block_d must be a multiple of 16, at most 256"
+    return None
+
+
+def rank(case: Case, device: Device) -> int:
+    """Above every eager variant."""
+    return 20
+
+
+VARIANT = Variant(
+    op="rg_lru",
+    name="numba.fused",
+    summary="products, gates and scan in one pass in native code",
+    run=run,
+    config=Config,
+    axes={"block_t": (24, 48, 96, 192), "block_d": (32, 64, 128, 256)},
+    reject=reject,
+    rank=rank,
+)

@@ -21,10 +21,10 @@ from griffin_kernels.ops.local_attention import cost as attention
 from griffin_kernels.ops.local_attention import unfused as attention_unfused
 from griffin_kernels.ops.local_attention_step import cost as attention_step
 from griffin_kernels.ops.local_attention_step import unfused as step_unfused
-from griffin_kernels.ops.rg_lru import cost as rg_lru
-from griffin_kernels.ops.rg_lru import unfused as rg_lru_unfused
-from griffin_kernels.ops.temporal_conv1d import cost as conv
-from griffin_kernels.ops.temporal_conv1d import unfused as conv_unfused
+from griffin_kernels.ops.recurrent_block import cost as block
+from griffin_kernels.ops.recurrent_block import unfused as block_unfused
+from griffin_kernels.ops.recurrent_block_step import cost as block_step
+from griffin_kernels.ops.recurrent_block_step import unfused as block_step_unfused
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
@@ -226,37 +226,35 @@ def _recurrent(shape: _Shape) -> Iterable[Kernel]:
     d, r = config.width, config.lru_width
     yield _norm(shape, tokens)
     yield _matmul(shape, "linear_y", tokens, d, r, bias=True)
-    yield _glue("gelu", [_gelu(shape, tokens * r)])
     yield _matmul(shape, "linear_x", tokens, d, r, bias=True)
-    decode = shape.phase == "decode"
-    conv_case = conv.make_case(
-        shape.batch, shape.time, r, config.conv_width, shape.dtype,
-        ("segmented",) if decode else (), data=("state",) if decode else (),
-    )  # fmt: skip
-    taps = (config.conv_width - 1) * shape.batch * r * shape.size
-    yield Kernel(
-        "temporal_conv1d",
-        conv.cost(conv_case),
-        conv_unfused.passes(conv_case),
-        parameter_bytes=conv.weight_elements(conv_case) * shape.size,
-        cache_bytes=taps * (2 if decode else 1),
-        case=conv_case,
-    )
-    lru_case = rg_lru.make_case(shape.batch, shape.time, r, config.gate_blocks, shape.dtype, ("segmented",))
-    # the contract's cost leaves the state out: written always, read in decode
-    state = shape.batch * r * STATE_BYTES
-    cost = rg_lru.cost(lru_case)
-    yield Kernel(
-        "rg_lru",
-        replace(cost, bytes_read=cost.bytes_read + (state if decode else 0), bytes_written=cost.bytes_written + state),
-        rg_lru_unfused.passes(lru_case),
-        parameter_bytes=(2 * r * (config.gate_block_width + 1) + r) * shape.size,
-        cache_bytes=state * (2 if decode else 1),
-        case=lru_case,
-    )
-    kept = [Pass(Cost(state, state)), Pass(Cost(taps, taps))]
-    yield _glue("cache", kept)
-    yield _glue("gate", [_product(shape, tokens * r)])
+    state, taps = shape.batch * r * STATE_BYTES, (config.conv_width - 1) * shape.batch * r * shape.size
+    if shape.phase == "decode":
+        step_case = block_step.make_case(
+            shape.batch, r, config.gate_blocks, config.conv_width, shape.dtype, data=("positions",)
+        )
+        yield Kernel(
+            "recurrent_block",
+            block_step.cost(step_case),
+            block_step_unfused.passes(step_case),
+            parameter_bytes=block.weight_elements(step_case) * shape.size,
+            cache_bytes=2 * (state + taps),
+            case=step_case,
+        )
+    else:
+        case = block.make_case(
+            shape.batch, shape.time, r, config.gate_blocks, config.conv_width, shape.dtype, ("segmented",)
+        )
+        cost = block.cost(case)
+        yield Kernel(
+            "recurrent_block",
+            # the contract's cost leaves out the states, which are written for the tokens that follow
+            replace(cost, bytes_written=cost.bytes_written + state + taps),
+            block_unfused.passes(case),
+            parameter_bytes=block.weight_elements(case) * shape.size,
+            cache_bytes=state + taps,
+            case=case,
+        )
+        yield _glue("cache", [Pass(Cost(state, state)), Pass(Cost(taps, taps))])
     yield _matmul(shape, "linear_out", tokens, r, d, bias=True)
     yield _residual(shape)
 

@@ -68,9 +68,9 @@ def test_launches_are_added_on_a_cpu_and_hidden_on_a_gpu():
 
 def test_a_tuned_kernel_counts_at_its_share_of_the_floor():
     plain = run(target())
-    tuned = run(target(tuned=lambda case: Tuned(0.5, "measured") if case.op == "rg_lru" else None))
+    tuned = run(target(tuned=lambda case: Tuned(0.5, "measured") if case.op == "recurrent_block" else None))
     for before, after in zip(times_of(plain), times_of(tuned), strict=True):
-        if after.kernel.name == "rg_lru":
+        if after.kernel.name == "recurrent_block":
             assert after.predicted_s == pytest.approx(2 * after.floor_s)
             assert after.how == "measured"
         else:

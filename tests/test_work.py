@@ -196,7 +196,7 @@ def test_steps_between_tuned_operations_are_those_that_run(family, phase, dtype)
     parts = forward_parts(preset(name), phase, 2, 64, dtype)
     assert {row[0] for row in rows} == set(range(len(parts)))
     # a decode step writes its ring inside the operator
-    inside = {"attention", "rg_lru", "temporal_conv1d", *(["cache"] if phase == "decode" else [])}
+    inside = {"attention", "recurrent_block", *(["cache"] if phase == "decode" else [])}
     for index, part in enumerate(parts):
         ran = [row for row in rows if row[0] == index and not row[1].startswith("griffin_kernels.")]
         if part.kind == "embedding":

@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from griffin_kernels.functional.local_attention import local_attention
 from griffin_kernels.functional.local_attention_step import local_attention_step
-from griffin_kernels.functional.rg_lru import RGLRUWeights, rg_lru
-from griffin_kernels.functional.temporal_conv1d import temporal_conv1d
+from griffin_kernels.functional.recurrent_block import recurrent_block
+from griffin_kernels.functional.recurrent_block_step import recurrent_block_step
+from griffin_kernels.functional.rg_lru import RGLRUWeights
 from griffin_kernels.models.cache import AttentionCache, LayerCache, RecurrentCache
 from griffin_kernels.models.config import BlockType, GriffinConfig
 
@@ -136,10 +137,6 @@ class TemporalConv1D(nn.Module):
         nn.init.normal_(self.weight, std=math.sqrt(CONV_VARIANCE / self.weight.shape[0]))
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, state: Tensor | None, segment_pos: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x: [B, T, R], state: [B, K-1, R]; returns y [B, T, R] and the new state."""
-        return temporal_conv1d(x, self.weight, self.bias, state=state, segment_pos=segment_pos)
-
 
 class RGLRU(nn.Module):
     """The RG-LRU with its parameters, named as in RGLRUWeights."""
@@ -165,10 +162,6 @@ class RGLRU(nn.Module):
         square = torch.empty_like(a_param, dtype=torch.float32).uniform_(MIN_RADIUS**2, MAX_RADIUS**2)
         a_param.copy_(torch.log(torch.rsqrt(square) - 1))  # softplus of it is -log a
 
-    def forward(self, x: Tensor, h0: Tensor | None, segment_pos: Tensor) -> tuple[Tensor, Tensor]:
-        """x: [B, T, R], h0: [B, R]; returns y [B, T, R] and the last state [B, R]."""
-        return rg_lru(x, self.weights, h0=h0, segment_pos=segment_pos)
-
 
 class RecurrentBlock(nn.Module):
     """out(rg_lru(conv(x W_x)) * gelu(x W_y)): Griffin's and Hawk's recurrent block."""
@@ -193,12 +186,18 @@ class RecurrentBlock(nn.Module):
         """x: [B, T, width]; the result has its shape and dtype. The cache is updated in place."""
         assert cache is None or isinstance(cache, RecurrentCache)
         before = cache if place.tokens_before else None
-        y = functional.gelu(self.linear_y(x), approximate="tanh")
-        x, conv = self.conv(self.linear_x(x), None if before is None else before.conv, place.documents)
-        x, state = self.rg_lru(x, None if before is None else before.state, place.segment_pos)
+        y, x = self.linear_y(x), self.linear_x(x)
+        weights = (self.conv.weight, self.conv.bias, self.rg_lru.weights)
+        training = torch.is_grad_enabled() and x.requires_grad
+        if cache is not None and place.update and x.shape[1] == 1 and not training:  # the step has no gradient
+            states = (cache.conv, cache.state)  # zeros before the first token
+            out = recurrent_block_step(x[:, 0], y[:, 0], *weights, *states, positions=place.segment_pos[:, 0])
+            return self.linear_out(out[:, None])  # type: ignore[no-any-return]
+        conv, state = (None, None) if before is None else (before.conv, before.state)
+        out, conv, state = recurrent_block(x, y, *weights, conv_state=conv, h0=state, segment_pos=place.segment_pos)
         if cache is not None and place.update:
             cache.update(state, conv)
-        return self.linear_out(x * y)  # type: ignore[no-any-return]
+        return self.linear_out(out)  # type: ignore[no-any-return]
 
 
 class AttentionBlock(nn.Module):

@@ -46,7 +46,7 @@ def load_widths(instructions: list[Instruction]) -> dict[int, int]:
     """Global loads by bits per thread."""
     widths: dict[int, int] = {}
     for instruction in instructions:
-        match = re.match(r"(?:global|buffer|flat)_load_(?:lds_)?([a-z]+)(\d+)?(x\d)?", instruction.opcode)
+        match = re.match(r"(?:global|buffer|flat)_load_(?:lds_)?([a-z]+?)(\d+)?(x\d)?(?:_|$)", instruction.opcode)
         if match:
             kind, bits_written, dwords = match.groups()
             bits = {"ubyte": 8, "sbyte": 8, "ushort": 16, "sshort": 16, "short": 16}.get(kind, 32)

@@ -1,0 +1,144 @@
+"""Calls the compiled kernels of _numba.py: outputs, addresses, threads. Shared by both ops.
+
+The time and batch strides of x, h, dh, a and reset may be anything; a tensor whose channels, or whose matrices within a
+step, are not contiguous is copied first.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from griffin_kernels import memory
+from griffin_kernels.contract import accumulator
+from griffin_kernels.ops import _threads
+from griffin_kernels.ops.block_diagonal_scan import _numba
+
+_STREAMED = 16 * 2**20
+"""Bytes of outputs from which they are written past the caches: little of them would be left there for a reader."""
+_LINE = 64
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """[B, T, ...] itself, or a copy of it, with every step contiguous."""
+    inner, expected = tensor.shape[2:], 1
+    for size, stride in zip(reversed(inner), reversed(tensor.stride()[2:]), strict=True):
+        if size != 1 and stride != expected:
+            return tensor.resolve_neg().contiguous()
+        expected *= size
+    return tensor.resolve_neg()
+
+
+def _wide(state: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A state [N, D] contiguous in the accumulator's dtype."""
+    return None if state is None else state.to(dtype).resolve_neg().contiguous()
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _placed(tensor: Tensor | None) -> tuple[int, int, int]:
+    """(address, batch stride, time stride) in the order of the fields."""
+    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+
+
+def _streamed(outputs: tuple[Tensor, ...], group: int) -> bool:
+    """Whether to write outputs past the caches: they are large, and every vector of them is aligned."""
+    size = outputs[0].element_size()
+    if sum(out.nbytes for out in outputs) < _STREAMED:
+        return False
+    lines = outputs[0].shape[2] * size % _LINE == 0 and group * size % _LINE == 0
+    return lines and all(out.data_ptr() % _LINE == 0 for out in outputs)
+
+
+def _scan(
+    kernel: Any,
+    x: Tensor,
+    a: Tensor,
+    h: Tensor | None,
+    before: Tensor | None,
+    initial: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    backwards: bool,
+    block_d: int,
+    outputs: tuple[Tensor, ...],
+    final: Tensor,
+) -> None:
+    """Run a kernel. x: x, or dh; names as in ``_numba.FIELDS``."""
+    batch, time, width = x.shape
+    size = a.shape[-1]
+    group = min(-(-block_d // size) * size, width)
+    groups = -(-width // group)
+    items = final.shape[0] * groups
+    offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
+    # in the order of _numba.FIELDS
+    values = (
+        0,
+        items,
+        groups,
+        group,
+        width,
+        time,
+        _address(offsets),
+        backwards,
+        _streamed(outputs, group),
+        _address(initial),
+        final.data_ptr(),
+        _address(before),
+        *_placed(reset),
+        *_placed(a),
+        *_placed(x),
+        *_placed(h),
+        outputs[0].data_ptr(),
+        outputs[-1].data_ptr(),
+    )
+    fields = array("q", values)
+    threads = _threads.threads_for(items, batch * time * width * size)
+    address, _ = fields.buffer_info()
+    _threads.run(_numba.compiled(kernel, x.dtype, size), address, threads)
+
+
+def forward(
+    x: Tensor,
+    a: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+    block_d: int,
+) -> tuple[Tensor, Tensor]:
+    """block_diagonal_scan by groups of about ``block_d`` channels."""
+    x, a = _rows(x), _rows(a)
+    wide = accumulator(x.dtype)
+    sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    h = memory.empty(x.shape, x.dtype)
+    h_last = torch.empty((sequences, x.shape[2]), dtype=wide)
+    _scan(_numba.forward, x, a, None, None, _wide(h0, wide), reset, cu_seqlens, reverse, block_d, (h,), h_last)
+    return h, h_last
+
+
+def backward(
+    dh: Tensor,
+    dh_last: Tensor | None,
+    a: Tensor,
+    h: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+    block_d: int,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """block_diagonal_scan_bwd, likewise; the carry that leaves the first step is the gradient of h0."""
+    dh, a, h = _rows(dh), _rows(a), _rows(h)
+    wide = accumulator(a.dtype)
+    sequences = a.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    dx, da = memory.empty(dh.shape, a.dtype), memory.empty(a.shape, a.dtype)
+    final = torch.empty((sequences, dh.shape[2]), dtype=wide)
+    initial, before = _wide(dh_last, wide), _wide(h0, wide)
+    _scan(_numba.backward, dh, a, h, before, initial, reset, cu_seqlens, not reverse, block_d, (dx, da), final)
+    return dx, da, None if h0 is None else final

@@ -1,0 +1,74 @@
+"""One pass over time, in native CPU code; a thread per group of blocks of each sequence.
+
+    h_t = A_t h_{t-1} + x_t
+
+The state of a group stays in the first-level cache while time goes by a row at a time, so each element of x and a is
+read once and h written once: n + 2 data elements per element of h, nearly all of them a, in long contiguous runs. Bound
+by DRAM as soon as there are as many groups as cores. One multiply-add per element of a, in vectors of float32
+(float64); the sum over a matrix's row is a tree of shuffles, some 2 + 3 / n instructions per vector of a; bfloat16 and
+float16 are converted in registers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops.block_diagonal_scan import _numba_call
+
+MOST = 32
+"""The largest n: a kernel is written out for all n * n elements of a block."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """block_d: channels of one work item, rounded up to whole blocks."""
+
+    block_d: int = 640
+
+
+def run(
+    x: Tensor,
+    a: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    return _numba_call.forward(x, a, h0, reset, cu_seqlens, reverse, config.block_d)
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    """Shared by the numba variants of both ops."""
+    if device.kind != "cpu":
+        return "needs a CPU"
+    isa = dict(device.details).get("isa", ())
+    if case.dtype == "float16" and device.arch.startswith("x86") and "f16c" not in isa:
+        return "float16 needs a processor with F16C"
+    if case["n"] > MOST:
+        return f"blocks of n = {case['n']}: the code is written out for each n, up to {MOST}"
+    if config.block_d < 1:
+        return "block_d must be at least 1"
+    return None
+
+
+def rank(case: Case, device: Device) -> int:
+    """Above every eager variant."""
+    return 20
+
+
+VARIANT = Variant(
+    op="block_diagonal_scan",
+    name="numba.sequential",
+    summary="one pass in native code, threads over groups of blocks and sequences",
+    run=run,
+    config=Config,
+    axes={"block_d": (64, 160, 320, 640, 1280, 2560)},
+    reject=reject,
+    rank=rank,
+)

@@ -268,28 +268,35 @@ def reduce(
         tile=block_t * block_d,
         claims=Claims(load_bits=_triton.load_bits((x, a), block_d // (32 * num_warps))),
     )
-    carry = Launch(
+    return result, [whole, carry(product, result, state if enter is None else None)]
+
+
+def carry(product: Tensor, result: Tensor, state: Tensor | None) -> Launch:
+    """Phase 2: result [B,C-1,D] becomes the states that leave the chunks. product, result: phase 1's; state: [B,D].
+
+    Packed sequences have no ``state`` here: they bring their own, at the steps where they start.
+    """
+    batch, chunks, width = product.shape
+    return Launch(
         kernel=linear_scan_carry,
         grid=(batch * triton.cdiv(width, CARRY_D),),
         args={
             "product": product,
             "result": result,
-            # packed sequences bring their own states, at the steps where they start
-            "state": state if enter is None else None,
+            "state": state,
             "chunks": chunks,
             "state_row": _triton.row_stride(state, 0),
         },
         constexprs={
             "D": width,
             "STATE_CHANNEL": _triton.channel_stride(state),
-            "ACC": acc,
+            "ACC": _triton.wide(product.dtype),
             "ROWS": CARRY_ROWS,
             "BLOCK_D": CARRY_D,
         },
         num_warps=1,
         tile=CARRY_ROWS * CARRY_D,
     )
-    return result, [whole, carry]
 
 
 def traffic(case: Case, chunk: int, streams: int) -> int:

@@ -9,9 +9,9 @@ at a time; for 16-bit data the next tile is in flight while one is worked on. Al
 float32; the products are rounded to the data's dtype on their way through memory.
 
 Bytes per element, in data elements: 2 times 2 for the products where x has left the cache between them, then the ideal
-4 of a pass with pre-activations given (bf16: 8 + 8, fp32: 16 + 16). The pass costs 5 special functions per element, or
-4 with ``fast``, and 27 or 20 instructions in bf16: bound by memory bandwidth where N * D is large, by latency where
-N * D / block_d programs cannot fill the device (see triton.fused_scan_chunked).
+4 of a pass with pre-activations given (bf16: 8 + 8, fp32: 16 + 16). In bf16 on sm_90 that pass costs 5 special
+functions and 41 instructions per element, with ``fast`` 4 and 31: bound by memory bandwidth where N * D is large, by
+latency where N * D / block_d programs cannot fill the device (see triton.fused_scan_chunked).
 Source: arXiv 2402.19427, section 2.4; hawk-pytorch fuses the same part of the layer.
 """
 

@@ -1,0 +1,220 @@
+"""What the hosts of the Triton variants of rg_lru_bwd share: products before and after, arguments, sums over time.
+
+z [B*T, H, 2, n] holds x W_i and x W_r of a step side by side, in the data's dtype: one batched product gives both, one
+takes both gradients back to dx, and one gives both weights' gradients, so that each reads what it shares once.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Inputs
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Call, Launch
+from griffin_kernels.ops import _products
+from griffin_kernels.ops.linear_scan import _triton as scan
+from griffin_kernels.ops.rg_lru.op import DECAY as _DECAY
+from griffin_kernels.ops.rg_lru_bwd.op import OP
+
+SUM_ROWS = 32
+SUM_D = 64
+DECAY = tl.constexpr(_DECAY)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def rg_lru_bwd_sums(
+    partial,
+    a_param,
+    da_param,
+    dinput_gate_bias,
+    drecurrence_gate_bias,
+    rows,
+    D: tl.constexpr,
+    A_PARAM_CHANNEL: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """partial [rows, 3, D]: sums of dz_i, dz_r, r dlog_a -> the gradients [D]. Grid: 3 * blocks of D."""
+    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    which = tl.program_id(0) // BLOCKS
+    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = columns < D
+    at = tl.arange(0, ROWS)
+    total = tl.zeros((ROWS, BLOCK_D), dtype=tl.float32)
+    for begin in range(0, rows, ROWS):
+        row = (begin + at).to(tl.int64) * 3 + which
+        mask = (begin + at < rows)[:, None] & inside[None, :]
+        total += tl.load(partial + (row * D)[:, None] + columns[None, :], mask=mask, other=0.0)
+    value = tl.sum(total, axis=0)
+    if which == 0:
+        tl.store(dinput_gate_bias + columns, value.to(dinput_gate_bias.dtype.element_ty), mask=inside)
+    elif which == 1:
+        tl.store(drecurrence_gate_bias + columns, value.to(drecurrence_gate_bias.dtype.element_ty), mask=inside)
+    else:
+        slope = tl.sigmoid(tl.load(a_param + columns * A_PARAM_CHANNEL, mask=inside, other=0.0).to(tl.float32))
+        tl.store(da_param + columns, (slope * value * -DECAY).to(da_param.dtype.element_ty), mask=inside)
+
+
+def named(*arguments: Any) -> Inputs:
+    """The arguments of ``run`` by name, in the op's order."""
+    return dict(zip(OP.inputs, arguments, strict=True))
+
+
+def in_order(outputs: dict[str, Any]) -> tuple[Tensor | None, ...]:
+    """The op's outputs in their order."""
+    return tuple(outputs[name] for name in OP.outputs)
+
+
+def backward_step(tensor: Tensor | None) -> int:
+    """Elements of [B,T,...] from a step to the one before it."""
+    return scan.signed_step(tensor, True)
+
+
+def scan_arguments(
+    inputs: Inputs, outputs: dict[str, Any], z: Tensor, partial: Tensor
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments and constexprs of a kernel that goes back over time; allocates dx and dh0.
+
+    z [B*T, H, 2, n]; partial [programs over time, 3, D] float32.
+    """
+    names = ("dy", "dh_last", "x", "y", "h0", "segment_pos", "cu_seqlens", "a_param")
+    dy, dh_last, x, y, h0, segment_pos, cu_seqlens, a_param = (inputs[name] for name in names)
+    batch, time, width = x.shape
+    rows = scan.rows_of(inputs, batch)
+    bias_i, bias_r = inputs["input_gate_bias"], inputs["recurrence_gate_bias"]
+    if h0 is None:
+        outputs["dh0"] = None
+    args = {
+        "dy": dy,
+        "dh_last": dh_last,
+        "x": x,
+        "y": y,
+        "z": z,
+        "a_param": a_param,
+        "bias_i": bias_i,
+        "bias_r": bias_r,
+        "h0": h0,
+        "positions": segment_pos,
+        "cu_seqlens": cu_seqlens,
+        "dx": scan.empty(outputs, "dx", x, batch, time, width, dtype=x.dtype),
+        "dh0": None if h0 is None else scan.empty(outputs, "dh0", x, rows, width, dtype=torch.float32),
+        "partial": partial,
+        "T": time,
+        "dy_batch": scan.row_stride(dy, 0),
+        "x_batch": scan.row_stride(x, 0),
+        "y_batch": scan.row_stride(y, 0),
+        "position_batch": scan.row_stride(segment_pos, 0),
+        "dh_last_row": scan.row_stride(dh_last, 0),
+        "h0_row": scan.row_stride(h0, 0),
+    }
+    constexprs = {
+        "D": width,
+        "WIDTH": bias_i.shape[1],
+        **scan.time_strides("DY", dy, True),
+        **scan.time_strides("X", x, True),
+        **scan.time_strides("Y", y, True),
+        "POSITION_STEP": backward_step(segment_pos),
+        "A_PARAM_CHANNEL": scan.channel_stride(a_param),
+        "BIAS_I_BLOCK": scan.row_stride(bias_i, 0),
+        "BIAS_I_CHANNEL": scan.channel_stride(bias_i),
+        "BIAS_R_BLOCK": scan.row_stride(bias_r, 0),
+        "BIAS_R_CHANNEL": scan.channel_stride(bias_r),
+        "DH_LAST_CHANNEL": scan.channel_stride(dh_last),
+        "H0_CHANNEL": scan.channel_stride(h0),
+        "FRESH": cu_seqlens is not None and segment_pos is None and h0 is None,
+    }
+    return args, constexprs
+
+
+def sums(inputs: Inputs, outputs: dict[str, Any], partial: Tensor) -> Launch:
+    """The launch that adds up partial [rows, 3, D] into da_param and the biases' gradients, in a fixed order."""
+    a_param, bias = inputs["a_param"], inputs["input_gate_bias"]
+    width = a_param.shape[0]
+    return Launch(
+        kernel=rg_lru_bwd_sums,
+        grid=(3 * triton.cdiv(width, SUM_D),),
+        args={
+            "partial": partial,
+            "a_param": a_param,
+            "da_param": scan.empty(outputs, "da_param", a_param, width, dtype=a_param.dtype),
+            "dinput_gate_bias": scan.empty(outputs, "dinput_gate_bias", bias, *bias.shape, dtype=bias.dtype),
+            "drecurrence_gate_bias": scan.empty(outputs, "drecurrence_gate_bias", bias, *bias.shape, dtype=bias.dtype),
+            "rows": partial.shape[0],
+        },
+        constexprs={
+            "D": width,
+            "A_PARAM_CHANNEL": scan.channel_stride(a_param),
+            "ROWS": SUM_ROWS,
+            "BLOCK_D": SUM_D,
+        },
+    )
+
+
+def side_by_side(inputs: Inputs) -> tuple[Tensor, Call]:
+    """Scratch [H, n, 2 n] and the step that puts both gates' weights into it."""
+    left, right = inputs["input_gate_weight"], inputs["recurrence_gate_weight"]
+    blocks, width, _ = left.shape
+    both = torch.empty(blocks, width, 2 * width, dtype=left.dtype, device=left.device)
+    return both, Call("weights side by side", lambda: torch.cat([left, right], dim=2, out=both))
+
+
+def blockwise(x: Tensor, blocks: int) -> Tensor:
+    """[B,T,D] -> [H, B*T, n], a view where x's strides allow one."""
+    return x.reshape(-1, blocks, x.shape[2] // blocks).transpose(0, 1)
+
+
+def gate_products(x: Tensor, both: Tensor) -> tuple[Tensor, Call]:
+    """Scratch z [B*T, H, 2, n] and the step that fills it: x W_i and x W_r. both: [H, n, 2 n]."""
+    blocks, width, _ = both.shape
+    steps = x.shape[0] * x.shape[1]
+    z = torch.empty(steps, blocks, 2, width, dtype=x.dtype, device=x.device)
+    return z, Call("gate products", lambda: torch.bmm(blockwise(x, blocks), both, out=pairs(z)))
+
+
+def pairs(z: Tensor) -> Tensor:
+    """z [B*T, H, 2, n] as [H, B*T, 2 n], the same memory."""
+    return z.flatten(2).transpose(0, 1)
+
+
+def products_of_gradients(inputs: Inputs, outputs: dict[str, Any], z: Tensor, both: Tensor) -> list[Call]:
+    """The steps dx += dz_i W_i^T + dz_r W_r^T and dW = x^T dz, z [B*T, H, 2, n] holding dz; allocates dW."""
+    x, weight = inputs["x"], inputs["input_gate_weight"]
+    blocks, width, _ = weight.shape
+    dx: Tensor = outputs["dx"]
+    names = ("dinput_gate_weight", "drecurrence_gate_weight")
+    into = [scan.empty(outputs, name, weight, *weight.shape, dtype=weight.dtype) for name in names]
+
+    def through_gates() -> None:
+        blockwise(dx, blocks).baddbmm_(pairs(z), both.transpose(1, 2))
+
+    def of_weights() -> None:
+        found = _products.fastest(blockwise(x, blocks).transpose(1, 2), pairs(z))  # [H, n, 2 n]
+        into[0].copy_(found[..., :width])
+        into[1].copy_(found[..., width:])
+
+    return [Call("dx through the gates", through_gates), Call("gradients of the weights", of_weights)]
+
+
+def load_bits(inputs: Inputs, per_thread: int) -> int:
+    """Width of a thread's load of ``per_thread`` neighbouring channels of dy, x, y and z."""
+    x = inputs["x"]
+    size = x.element_size()
+    widest = scan.load_bits((inputs["dy"], x, inputs["y"]), per_thread)
+    block_width = inputs["input_gate_bias"].shape[1]
+    of_z: int = 8 * size * math.gcd(16 // size, per_thread, block_width)
+    return min(widest, of_z)
+
+
+def unfit(case: Case, device: Device, block_d: int, num_warps: int) -> str | None:
+    """Why a kernel whose threads own channels cannot run, or would only waste them."""
+    if case.dtype == "float64":
+        return "gates are computed in float32, float64 data would lose precision"
+    return scan.unfit(case, device, block_d, num_warps)

@@ -1,0 +1,222 @@
+"""Everything between the matrix products in one pass from the last step to the first.
+
+    products  z = x [W_i W_r]                             one batched product
+    scan      gates from z; g_t = dy_t + a_{t+1} g_{t+1}; dz over z; dx's direct part g m i; sums for biases, a_param
+    sums      partial sums per row of h0, added in a fixed order
+    products  dx += dz [W_i W_r]^T;  [dW_i dW_r] = x^T dz
+
+A program owns ``block_d`` channels of one batch entry or packed sequence, as in linear_scan_bwd/triton.sequential: it
+loads block_t rows of dy, x, y, z_i and z_r ahead, then visits them from last to first, the carry and three sums in
+registers.
+
+Bytes per element of the scan: eight data elements (16 in bf16, 32 in fp32), which leave an H100 140 instructions and
+17 special functions per element at its memory's bandwidth. It takes 71 and 6 (exact gates 5, m and its derivative 1);
+masks in time cost 7 of them and halve the code, since the step that has no row of y before it needs no loop of its own.
+Bound by memory bandwidth where N * D is large; by latency and issue of too few warps where it is not (see
+triton.fused_scan_chunked). The products move another nine data elements, at n = 256 in bf16 bound by memory too.
+
+float32: gates, carry, all gradients and sums. Rounded to the data's dtype: z, dz before the products (the sums take it
+unrounded), the direct part of dx once more before dz W^T is added to it in float32.
+Source: the chain rule on arXiv 2402.19427, section 2.4; partial sums in place of atomics for run-to-run determinism.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from griffin_kernels import launch
+from griffin_kernels.contract import Case, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Claims, Launch, Step
+from griffin_kernels.ops.linear_scan import _triton as scan
+from griffin_kernels.ops.linear_scan._triton_jit import load_state, span
+from griffin_kernels.ops.rg_lru_bwd import _triton
+from griffin_kernels.ops.rg_lru_bwd._triton_rows import load_channels, scan_rows, store_sums
+
+
+@dataclass(frozen=True)
+class Config:
+    """block_t: rows loaded ahead. block_d: channels per program; block_d / (32 num_warps) is a thread's share."""
+
+    block_t: int = 8
+    block_d: int = 64
+    num_warps: int = 1
+
+
+@triton.jit(do_not_specialize=["T"])
+def rg_lru_bwd_scan(
+    dy,
+    dh_last,
+    x,
+    y,
+    z,
+    a_param,
+    bias_i,
+    bias_r,
+    h0,
+    positions,
+    cu_seqlens,
+    dx,
+    dh0,
+    partial,
+    T,
+    dy_batch,
+    x_batch,
+    y_batch,
+    position_batch,
+    dh_last_row,
+    h0_row,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DY_STEP: tl.constexpr,
+    DY_CHANNEL: tl.constexpr,
+    X_STEP: tl.constexpr,
+    X_CHANNEL: tl.constexpr,
+    Y_STEP: tl.constexpr,
+    Y_CHANNEL: tl.constexpr,
+    POSITION_STEP: tl.constexpr,
+    A_PARAM_CHANNEL: tl.constexpr,
+    BIAS_I_BLOCK: tl.constexpr,
+    BIAS_I_CHANNEL: tl.constexpr,
+    BIAS_R_BLOCK: tl.constexpr,
+    BIAS_R_CHANNEL: tl.constexpr,
+    DH_LAST_CHANNEL: tl.constexpr,
+    H0_CHANNEL: tl.constexpr,
+    FRESH: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """dy, x, y, dx: [B,T,D]; z: [B*T,H,2,n]; dh_last, h0, dh0: [N,D]; partial: [N,3,D]. Grid: N * ceil(D / block_d)."""
+    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    row = tl.program_id(0) // BLOCKS
+    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = columns < D
+    batch, first, steps = span(row, cu_seqlens, T, True)
+    if positions is not None:
+        positions += batch * position_batch - first * POSITION_STEP
+    decay_log2, channel_bias_i, channel_bias_r = load_channels(
+        a_param, bias_i, bias_r, columns, inside, WIDTH, A_PARAM_CHANNEL, BIAS_I_BLOCK, BIAS_I_CHANNEL, BIAS_R_BLOCK,
+        BIAS_R_CHANNEL,
+    )  # fmt: skip
+    carry, sum_i, sum_r, sum_a = scan_rows(
+        dy + (batch * dy_batch - first * DY_STEP),
+        x + (batch * x_batch - first * X_STEP),
+        y + (batch * y_batch - first * Y_STEP),
+        z + (batch * T + first) * (2 * D),
+        positions,
+        None,
+        None,
+        dx + (batch * T + first) * D,
+        None,
+        0,
+        None,
+        0,
+        None,
+        load_state(dh_last, row, dh_last_row, columns, inside, DH_LAST_CHANNEL, tl.float32, BLOCK_D),
+        decay_log2,
+        channel_bias_i,
+        channel_bias_r,
+        load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, tl.float32, BLOCK_D),
+        columns,
+        inside,
+        steps,
+        steps,
+        D=D,
+        WIDTH=WIDTH,
+        DY_STEP=DY_STEP,
+        DY_CHANNEL=DY_CHANNEL,
+        X_STEP=X_STEP,
+        X_CHANNEL=X_CHANNEL,
+        Y_STEP=Y_STEP,
+        Y_CHANNEL=Y_CHANNEL,
+        POSITION_STEP=POSITION_STEP,
+        DH_LAST_CHANNEL=DH_LAST_CHANNEL,
+        H0_CHANNEL=H0_CHANNEL,
+        FRESH=FRESH,
+        BLOCK_T=BLOCK_T,
+        BLOCK_D=BLOCK_D,
+    )
+    store_sums(partial, row, sum_i, sum_r, sum_a, columns, inside, D)
+    if dh0 is not None:
+        tl.store(dh0 + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
+
+
+def launches(inputs: dict[str, Any], outputs: dict[str, Any], config: Config) -> list[Step]:
+    """Gate products, the scan with one program per row of h0 and block of channels, sums, products of gradients."""
+    x = inputs["x"]
+    rows, width = scan.rows_of(inputs, x.shape[0]), x.shape[2]
+    both, weights = _triton.side_by_side(inputs)
+    z, products = _triton.gate_products(x, both)
+    partial = torch.empty(rows, 3, width, dtype=torch.float32, device=x.device)
+    args, constexprs = _triton.scan_arguments(inputs, outputs, z, partial)
+    backwards = Launch(
+        kernel=rg_lru_bwd_scan,
+        grid=(rows * triton.cdiv(width, config.block_d),),
+        args=args,
+        constexprs=constexprs | {"BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
+        num_warps=config.num_warps,
+        tile=config.block_t * config.block_d,
+        claims=Claims(load_bits=_triton.load_bits(inputs, config.block_d // (32 * config.num_warps))),
+    )
+    after = _triton.products_of_gradients(inputs, outputs, z, both)
+    return [weights, products, backwards, _triton.sums(inputs, outputs, partial), *after]
+
+
+def run(
+    dy: Tensor,
+    dh_last: Tensor | None,
+    x: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    y: Tensor,
+    h0: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    *,
+    config: Config,
+) -> tuple[Tensor | None, ...]:
+    weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
+    inputs = _triton.named(dy, dh_last, x, *weights, y, h0, segment_pos, cu_seqlens)
+    outputs: dict[str, Any] = {}
+    launch.run_all(launches(inputs, outputs, config))
+    return _triton.in_order(outputs)
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    return _triton.unfit(case, device, config.block_d, config.num_warps)
+
+
+def rank(case: Case, device: Device) -> int:
+    """The default wherever its loads can keep the memory busy."""
+    return 20 if scan.starves(case, device, streams=5) else 30
+
+
+def traffic(case: Case, config: Config) -> int:
+    """z by one product, eight streams of the scan, dz twice and dx over itself, x once more; partial sums."""
+    elements = case["B"] * case["T"] * case["D"]
+    return elements * (3 + 8 + 4 + 3) * case.bytes_per_element() + 24 * case["N"] * case["D"]
+
+
+VARIANT = Variant(
+    op="rg_lru_bwd",
+    name="triton.fused_scan",
+    summary="all but the products in one pass from the last step, rows loaded ahead",
+    run=run,
+    config=Config,
+    axes={"block_t": (4, 8, 16), "block_d": (32, 64, 128, 256), "num_warps": (1, 2, 4)},
+    reject=reject,
+    rank=rank,
+    launches=launches,
+    traffic=traffic,
+)

@@ -254,7 +254,7 @@ def _integer_at(kind: Any) -> Any:
     return read
 
 
-int8_at, int32_at = _integer_at(INT8), _integer_at(INT32)
+int8_at, int32_at, int64_at = _integer_at(INT8), _integer_at(INT32), _integer_at(INT64)
 
 
 @intrinsic

@@ -31,7 +31,18 @@ from griffin_kernels.ops._native import (
     widen,
 )
 from griffin_kernels.ops.rg_lru import _numba_tiles
-from griffin_kernels.ops.rg_lru._numba_tiles import CHUNK, STRIDE, fill, forward_reset, forward_run, product
+from griffin_kernels.ops.rg_lru._numba_tiles import (
+    CHUNK,
+    STRIDE,
+    backward_reset,
+    backward_run,
+    fill,
+    forward_reset,
+    forward_run,
+    product,
+    transposed_product,
+    zero,
+)
 
 _njit: Any = numba.njit
 
@@ -48,7 +59,7 @@ FIELDS = (
     "rows",  # B * T
     "step",  # rows worked on at a time
     "packing",  # 1: weights are packed into panels before use
-    "stream",  # 1: write y past the caches; rows and parts of it must begin on a cache line
+    "stream",  # 1: write y, or dx, past the caches; rows and parts of it must begin on a cache line
     "offsets",  # int32 [N+1] of packed sequences, or 0
     "sequences",  # N
     "reset",  # bool [B*T], or 0
@@ -57,13 +68,25 @@ FIELDS = (
     "bias_i",  # float [D]
     "bias_r",  # float [D]
     "rate",  # float [D]: log2 a = rate r
-    "state",  # float [N, D]: the carry that enters a sequence, replaced by what leaves it
+    "state",  # float [N, D]: the carry that enters a sequence, replaced by what leaves it; gradients in the backward
     "weight_i",  # [H, n, n] contiguous
     "weight_r",
     "x",
     "x_batch",
     "x_time",
-    "y",  # [B, T, D] contiguous
+    "out",  # y, or dx: [B, T, D] contiguous
+    "y",  # from here on backward only
+    "y_batch",
+    "y_time",
+    "dy",
+    "dy_batch",
+    "dy_time",
+    "natural_rate",  # float [D]: log a = natural_rate r
+    "before",  # float [N, D]: h0, or 0
+    "pitch",  # n rounded up to whole panels
+    "dweight_i",  # float [groups, H, n, pitch], zeros
+    "dweight_r",
+    "sums",  # float [groups, 3, D]: r d log a, dz_i and dz_r, summed over time
 )
 """Names of the integers. Addresses in bytes, strides in elements; data unless said otherwise."""
 
@@ -74,7 +97,9 @@ _GROUP, _ROWS, _STEP, _PACKING = (_AT[k] for k in ("group", "rows", "step", "pac
 _STREAM, _OFFSETS, _SEQUENCES, _RESET = (_AT[k] for k in ("stream", "offsets", "sequences", "reset"))
 _SCRATCH, _SCRATCH_BYTES = _AT["scratch"], _AT["scratch_bytes"]
 _BIAS_I, _BIAS_R, _RATE, _STATE = (_AT[k] for k in ("bias_i", "bias_r", "rate", "state"))
-_WEIGHT_I, _WEIGHT_R, _X, _Y = (_AT[k] for k in ("weight_i", "weight_r", "x", "y"))
+_WEIGHT_I, _WEIGHT_R, _X, _OUT = (_AT[k] for k in ("weight_i", "weight_r", "x", "out"))
+_Y, _DY, _NATURAL_RATE, _BEFORE = (_AT[k] for k in ("y", "dy", "natural_rate", "before"))
+_PITCH, _DWEIGHT_I, _DWEIGHT_R, _SUMS = (_AT[k] for k in ("pitch", "dweight_i", "dweight_r", "sums"))
 
 _ROW = 4 * STRIDE
 """Bytes from row to row of a block array."""
@@ -122,6 +147,18 @@ def _load(data: Any, name: int, group: int, row: int, rows: int, channel: int, n
     for chunk in range((n + CHUNK - 1) // CHUNK):
         count = min(CHUNK, n - chunk * CHUNK)
         widen(data, rows, count, start + chunk * CHUNK * size, pitch, target + chunk * whole, _ROW)
+
+
+@_njit
+def _store(data: Any, row: int, rows: int, channel: int, channels: int, source: int) -> None:
+    """A block array to rows of the output."""
+    size = data_bytes(data)
+    pitch = field(data, _BLOCKS) * field(data, _N) * size
+    target = field(data, _OUT) + row * pitch + channel * size
+    if field(data, _STREAM) != 0:
+        narrow_past_caches(data, rows, channels, source, _ROW, target, pitch)
+    else:
+        narrow(data, rows, channels, source, _ROW, target, pitch)
 
 
 @_njit
@@ -175,7 +212,7 @@ def _forward_panel(
 def forward(data: Any) -> None:
     """y, and the states that leave the sequences."""
     n, step, size, v = field(data, _N), field(data, _STEP), data_bytes(data), vector()
-    width, group, part = field(data, _BLOCKS) * n, field(data, _GROUP), field(data, _PART)
+    group, part = field(data, _GROUP), field(data, _PART)
     whole, padded = step * _ROW, (part + v - 1) // v * v
     x = _scratch(data)
     y = x + (n + CHUNK - 1) // CHUNK * whole
@@ -214,12 +251,144 @@ def forward(data: Any) -> None:
                 count = min(v, channels - column)
                 at = 4 * column
                 _forward_panel(data, row, rows, channel + column, count, z, own, y + at, rate + at, carry + at)
-            out = field(data, _Y) + (row * width + channel) * size
-            if field(data, _STREAM) != 0:
-                narrow_past_caches(data, rows, channels, y, _ROW, out, width * size)
-            else:
-                narrow(data, rows, channels, y, _ROW, out, width * size)
+            _store(data, row, rows, channel, channels, y)
             row += rows
+        item = take(data, _COUNTER)
+    finish(data)
+
+
+@_njit
+def _pack_transposed(data: Any, weight: int, target: int) -> None:
+    """[n, n] from an address on, as panels of its transpose, each with room for another n rows after its own."""
+    n, size, panel = field(data, _N), data_bytes(data), 2 * vector()
+    for row in range(n):
+        place = target + row // panel * (2 * n * panel * 4) + row % panel * 4
+        widen(data, n, 1, weight + row * n * size, size, place, 4 * panel)
+
+
+@_njit
+def _backward_panel(
+    data: Any,
+    row: int,
+    rows: int,
+    channel: int,
+    count: int,
+    z: int,
+    arrays: tuple[int, int, int, int],
+    constants: tuple[int, int, int, int, int],
+) -> None:
+    """As ``_forward_panel``, from the last row to the first. arrays: x, dy, the step before, dz_i."""
+    width, panel = field(data, _BLOCKS) * field(data, _N), 8 * vector()
+    x, dy, before, dz_i = arrays
+    rate, natural_rate, carry, sums, sums_step = constants
+    end = row + rows
+    while end > row:
+        sequence, begin, after = _sequence(data, end - 1)
+        own = (sequence * width + channel) * 4
+        if end == after:
+            copy(data, 1, count, field(data, _STATE) + own, 0, carry, 0)
+        stop = max(begin, row)
+        if stop == begin:
+            place = before + (begin - row) * _ROW
+            if field(data, _BEFORE) == 0:
+                zero(1, (place,))
+            else:
+                copy(data, 1, count, field(data, _BEFORE) + own, 0, place, 0)
+        while end > stop:
+            run, reset = 1, _is_reset(data, end - 1)
+            while not reset and end - run > stop and not _is_reset(data, end - run - 1):
+                run += 1
+            end -= run
+            past = (end - row) * _ROW
+            numbers = (z + (end - row) * panel, x + past, dy + past, before + past, dz_i + past)
+            if reset:
+                backward_reset(run, (*numbers, rate, natural_rate, carry, sums, sums_step))
+            else:
+                backward_run(run, (*numbers, rate, natural_rate, carry, sums, sums_step))
+        if stop == begin:
+            copy(data, 1, count, carry, 0, field(data, _STATE) + own, 0)
+
+
+@_njit
+def _products(data: Any, rows: int, x: int, dx: int, dz: tuple[int, int], transposed: int, own: int) -> None:
+    """dx += dz W^T, dW += x^T dz. dz: arrays of dz_i and dz_r; transposed: panels of W^T; own: offset of a block's dW."""
+    n, whole, v, pitch = field(data, _N), field(data, _STEP) * _ROW, vector(), field(data, _PITCH)
+    chunks = (n + CHUNK - 1) // CHUNK
+    for column in range(0, n, 2 * v):
+        at = column // CHUNK * whole + column % CHUNK * 4
+        panel = transposed + column * 2 * n * 4
+        for side in range(2):
+            for chunk in range(chunks):
+                depth = min(CHUNK, n - chunk * CHUNK)
+                product(rows, depth, dz[side] + chunk * whole, panel, panel + 4 * v, 8 * v, dx + at, _ROW)
+                panel += depth * 8 * v
+    for side in range(2):
+        dweight = field(data, _DWEIGHT_I + side) + own
+        for column in range(0, n, 2 * v):
+            b = dz[side] + column // CHUNK * whole + column % CHUNK * 4
+            for chunk in range(chunks):
+                c = dweight + (chunk * CHUNK * pitch + column) * 4
+                channels = min(CHUNK, n - chunk * CHUNK)
+                transposed_product(channels, rows, x + chunk * whole, b, b + 4 * v, _ROW, c, 4 * pitch)
+
+
+def backward(data: Any) -> None:
+    """dx, gradients of the weights, sums for those of a_param and biases, gradients of the first states."""
+    n, step, size, v = field(data, _N), field(data, _STEP), data_bytes(data), vector()
+    width, group, blocks = field(data, _BLOCKS) * n, field(data, _GROUP), field(data, _BLOCKS)
+    whole, padded = (n + CHUNK - 1) // CHUNK * step * _ROW, (n + v - 1) // v * v * 4
+    x = _scratch(data)
+    dy = x + whole
+    before = dy + whole
+    dz_i = before + whole
+    z = dz_i + whole
+    carry = z + step * 8 * v
+    rate = carry + padded
+    natural_rate = rate + padded
+    bias_i = natural_rate + padded
+    bias_r = bias_i + padded
+    sums = bias_r + padded
+    panels = sums + 3 * padded
+    transposed = panels + 2 * n * padded
+    item = take(data, _COUNTER)
+    while item < field(data, _ITEMS):
+        which, block = item // blocks, item % blocks
+        channel = block * n
+        for name, target in ((_RATE, rate), (_NATURAL_RATE, natural_rate), (_BIAS_I, bias_i), (_BIAS_R, bias_r)):
+            copy(data, 1, n, field(data, name) + 4 * channel, 0, target, 0)
+        zero(3 * padded // (4 * v), (sums,))
+        weight_i, weight_r = (
+            field(data, _WEIGHT_I) + block * n * n * size,
+            field(data, _WEIGHT_R) + block * n * n * size,
+        )
+        _pack(data, weight_i, n, panels)
+        _pack(data, weight_r, n, panels + 4 * v)
+        _pack_transposed(data, weight_i, transposed)
+        _pack_transposed(data, weight_r, transposed + n * 8 * v)
+        own = item * n * field(data, _PITCH) * 4
+        first, end = which * group, min((which + 1) * group, field(data, _ROWS))
+        while end > first:
+            rows = min(step, end - first)
+            row = end - rows
+            _load(data, _X, which, row, rows, channel, n, x)
+            _load(data, _DY, which, row, rows, channel, n, dy)
+            # of a group's first row nothing is read: it begins a sequence
+            skipped = 1 if row == first else 0
+            _load(data, _Y, which, row - 1 + skipped, rows - skipped, channel, n, before + skipped * _ROW)
+            for column in range(0, n, v):
+                at, panel = column // CHUNK * step * _ROW + column % CHUNK * 4, panels + column * n * 8
+                fill(rows, (z, bias_i + 4 * column, bias_r + 4 * column))
+                _multiply(data, rows, x, panel, panel + 4 * v, 8 * v, z)
+                arrays, past = (x + at, dy + at, before + at, dz_i + at), 4 * column
+                constants = (rate + past, natural_rate + past, carry + past, sums + past, padded)
+                count = min(v, n - column)
+                _backward_panel(data, row, rows, channel + column, count, z, arrays, constants)
+            _products(data, rows, x, dy, (dz_i, before), transposed, own)
+            for chunk in range((n + CHUNK - 1) // CHUNK):
+                start = chunk * CHUNK
+                _store(data, row, rows, channel + start, min(CHUNK, n - start), dy + chunk * step * _ROW)
+            end = row
+        copy(data, 3, n, sums, padded, field(data, _SUMS) + (which * 3 * width + channel) * 4, width * 4)
         item = take(data, _COUNTER)
     finish(data)
 

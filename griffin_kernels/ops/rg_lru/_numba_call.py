@@ -22,6 +22,8 @@ _STREAMED = 16 * 2**20
 _LINE = 64
 _FEW = 24
 """Rows up to which weights are used where they are: packing them would cost more than it saves."""
+_ITEMS = 16
+"""Items that a backward is cut into, at least, if there are as many gate blocks and batch rows."""
 _WORK = 64
 """Multiply-adds that cost as much as an element of a plain scan: what ``_threads`` counts in."""
 
@@ -150,8 +152,96 @@ def forward(
         address(weights[1]),
         *strided(x),
         address(y),
+        *(0,) * (len(_numba.FIELDS) - _numba.FIELDS.index("y")),
     )
     arrays = -(-n // _numba_tiles.CHUNK) + 1
     scratch = arrays * step * _numba_tiles.STRIDE + 2 * v * step + 4 * part + (2 * n * part if packing else 0)
     run(_numba.forward, x.dtype, values, groups * blocks * parts, 2 * batch * time * width * n, scratch)
     return y, state
+
+
+def backward(
+    dy: Tensor,
+    dh_last: Tensor | None,
+    x: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    y: Tensor,
+    h0: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    step: int,
+) -> tuple[Tensor | None, ...]:
+    """rg_lru_bwd by blocks of ``step`` steps; an item is a gate block and some batch rows."""
+    batch, time, width = x.shape
+    blocks, n = input_gate_bias.shape
+    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    v = _native.lanes()
+    pitch = -(-n // (2 * v)) * 2 * v
+    # never by the number of threads: sums are the same on every machine
+    wanted = max(1, min(batch, _ITEMS // blocks))
+    group = max(-(-batch // wanted), min(batch, step // max(time, 1)), 1)
+    groups = -(-batch // group)
+    dweights = [memory.empty((groups, blocks, n, pitch), torch.float32).zero_() for _ in range(2)]
+    sums = torch.empty((groups, 3, width)) if x.numel() else torch.zeros((1, 3, width))
+    state = torch.zeros((sequences, width)) if dh_last is None else floats(dh_last.clone())
+    dx = memory.empty(x.shape, x.dtype)
+    rate = rate_of(a_param)
+    if x.numel():
+        x, dy, y = collapsible(x, group), collapsible(dy, group), collapsible(y, group)
+        weights = plain(input_gate_weight), plain(recurrence_gate_weight)
+        biases = floats(input_gate_bias), floats(recurrence_gate_bias)
+        rates = (rate / math.log(2)).float(), rate.float()
+        before = None if h0 is None else floats(h0)
+        reset = reset_of(x, h0, segment_pos, cu_seqlens)
+        offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
+        aligned = width * dx.element_size() % _LINE == 0 and n * dx.element_size() % _LINE == 0
+        step = min(step, group * time)
+        # in the order of _numba.FIELDS, from the third on
+        values = (
+            groups * blocks,
+            blocks,
+            1,
+            n,
+            n,
+            time,
+            group * time,
+            batch * time,
+            step,
+            1,
+            aligned and dx.data_ptr() % _LINE == 0 and dx.nbytes >= _STREAMED,
+            address(offsets),
+            sequences,
+            address(reset),
+            0,
+            0,
+            address(biases[0]),
+            address(biases[1]),
+            address(rates[0]),
+            address(state),
+            address(weights[0]),
+            address(weights[1]),
+            *strided(x),
+            address(dx),
+            *strided(y),
+            *strided(dy),
+            address(rates[1]),
+            address(before),
+            pitch,
+            address(dweights[0]),
+            address(dweights[1]),
+            address(sums),
+        )
+        padded, arrays = -(-n // v) * v, 4 * -(-n // _numba_tiles.CHUNK)
+        scratch = arrays * step * _numba_tiles.STRIDE + 2 * v * step + 8 * padded + 2 * n * (padded + pitch)
+        run(_numba.backward, x.dtype, values, groups * blocks, 6 * batch * time * width * n, scratch)
+    through_r, through_z_i, through_z_r = sums.sum(0).unbind(0)
+    da_param = (through_r * torch.sigmoid(a_param.float())).mul_(-DECAY).to(a_param.dtype)
+    dweight_i, dweight_r = (
+        (total[0] if groups == 1 else total.sum(0))[..., :n].to(x.dtype).contiguous() for total in dweights
+    )
+    dbias_i, dbias_r = (total.to(x.dtype).reshape(blocks, n) for total in (through_z_i, through_z_r))
+    return dx, da_param, dweight_i, dbias_i, dweight_r, dbias_r, None if h0 is None else state

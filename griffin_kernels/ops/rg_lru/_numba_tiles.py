@@ -17,6 +17,9 @@ from numba import types
 
 from griffin_kernels.ops._native import FLOAT, INT32, INT64, Lanes, intrinsic, lanes, loop, registers
 
+MAX_SQRT_GRADIENT = 1000.0
+"""Largest derivative of the square root in the multiplier, as in op.py."""
+
 CHUNK = 256
 """Channels in one block array; a wider gate block takes several."""
 STRIDE = CHUNK + 16
@@ -204,13 +207,86 @@ def forward_run(v: Lanes, rows: Any, z: Any, x: Any, y: Any, rate: Any, carry: A
 
 @_run
 def forward_reset(v: Lanes, rows: Any, z: Any, x: Any, y: Any, rate: Any, carry: Any) -> None:
-    """As ``forward_run`` where every row is a reset: a counts as 0, m as 1."""
-
-    def step(row: Any, state: Any) -> Sequence[Any]:
-        i, _ = _sigmoid(v, v.read(_panel_row(v, z, row)[0]))
-        state = v.multiply(i, v.read(_array_row(v, x, row)))
-        v.write(state, _array_row(v, y, row))
-        return (state,)
-
-    (state,) = loop(v.builder, INT64(0), rows, 1, step, (v.read(carry),))
+    """As ``forward_run`` for one row that is a reset: a counts as 0, m as 1."""
+    i, _ = _sigmoid(v, v.read(z))
+    state = v.multiply(i, v.read(x))
+    v.write(state, y)
     v.write(state, carry)
+
+
+@_run
+def backward_run(
+    v: Lanes,
+    rows: Any,
+    z: Any,
+    x: Any,
+    dy: Any,  # replaced by g m i, the part of dx that goes through no gate
+    before: Any,  # h of the step before; replaced by dz_r
+    dz_i: Any,
+    rate: Any,
+    natural_rate: Any,  # log a = natural_rate r
+    carry: Any,
+    sums: Any,  # vectors of r d log a, dz_i and dz_r
+    sums_step: Any,
+) -> None:
+    """Gradients of the gates' arguments from the last row to the first; the equations are rg_lru_bwd's."""
+    slope, natural_slope = v.read(rate), v.read(natural_rate)
+    places = _sums(v, sums, sums_step)
+
+    def step(index: Any, carry: Any, *totals: Any) -> Sequence[Any]:
+        row = v.builder.sub(v.builder.sub(rows, INT64(1)), index)
+        z_i, z_r = (v.read(address) for address in _panel_row(v, z, row))
+        gates = _gates(v, z_i, z_r, slope)
+        dy_row, before_row = _array_row(v, dy, row), _array_row(v, before, row)
+        g = v.add(v.read(dy_row), carry)
+        through_m = v.multiply(g, v.read(_array_row(v, x, row)))
+        dm = v.multiply(through_m, gates.i)
+        dlog_i = v.multiply(dm, gates.m)
+        # dm times the derivative of m by log a is -a^2 dm / m, clipped where 1 / (2 m) is
+        bounded = v.at_least(gates.m, 0.5 / MAX_SQRT_GRADIENT)
+        inner = v.multiply(gates.a, v.divide(dm, bounded))
+        inner = v.subtract(v.multiply(g, v.read(before_row)), inner)
+        dlog_r = v.multiply(gates.a, inner, gates.r)
+        dz = v.multiply(dlog_i, gates.not_i), v.multiply(dlog_r, natural_slope, gates.not_r)
+        v.write(v.multiply(g, gates.m, gates.i), dy_row)
+        v.write(dz[0], _array_row(v, dz_i, row))
+        v.write(dz[1], before_row)
+        new = [v.add(total, value) for total, value in zip(totals, (dlog_r, *dz), strict=True)]
+        return v.multiply(gates.a, g), *new
+
+    zeros = [v.constant(0.0)] * 3
+    carried, *totals = loop(v.builder, INT64(0), rows, 1, step, (v.read(carry), *zeros))
+    v.write(carried, carry)
+    for place, total in zip(places, totals, strict=True):
+        v.write(v.add(v.read(place), total), place)
+
+
+@_run
+def backward_reset(
+    v: Lanes,
+    rows: Any,
+    z: Any,
+    x: Any,
+    dy: Any,
+    before: Any,
+    dz_i: Any,
+    rate: Any,
+    natural_rate: Any,
+    carry: Any,
+    sums: Any,
+    sums_step: Any,
+) -> None:
+    """As ``backward_run`` for one row that is a reset: nothing reaches a, m or an earlier step."""
+    i, not_i = _sigmoid(v, v.read(z))
+    g = v.add(v.read(dy), v.read(carry))
+    dz = v.multiply(g, v.read(x), i, not_i)
+    v.write(v.multiply(g, i), dy)
+    v.write(v.constant(0.0), before)
+    v.write(dz, dz_i)
+    v.write(v.constant(0.0), carry)
+    place = _sums(v, sums, sums_step)[1]
+    v.write(v.add(v.read(place), dz), place)
+
+
+def _sums(v: Lanes, sums: Any, step: Any) -> list[Any]:
+    return [v.builder.add(sums, v.builder.mul(step, INT64(k))) for k in range(3)]

@@ -311,7 +311,7 @@ def _backward_panel(
 
 @_njit
 def _products(data: Any, rows: int, x: int, dx: int, dz: tuple[int, int], transposed: int, own: int) -> None:
-    """dx += dz W^T, dW += x^T dz. dz: arrays of dz_i and dz_r; transposed: panels of W^T; own: offset of a block's dW."""
+    """dx += dz W^T, dW += x^T dz. dz: arrays of dz_i and dz_r; transposed: panels of W^T; own: offset of this dW."""
     n, whole, v, pitch = field(data, _N), field(data, _STEP) * _ROW, vector(), field(data, _PITCH)
     chunks = (n + CHUNK - 1) // CHUNK
     for column in range(0, n, 2 * v):

@@ -1,0 +1,199 @@
+"""Flash attention within the window: a tile of queries against the tiles of keys that some of them sees.
+
+A program owns BLOCK_M rows, BLOCK_M / G queries with all G heads of one key head, so keys and values are loaded once
+for all of them. It visits keys first(t_0) .. e(t_1), where first is the beginning of the window or of the document:
+nothing outside is loaded. Tiles that every row sees whole run without masks. The longest tiles start first.
+Online softmax in float32 and powers of two; the weights are rounded to the data's dtype before the second product.
+
+Bytes: q once and out, k and v (1 + W G / BLOCK_M) times, most of that from the L2 cache. Bound by the tensor cores
+(4 d operations per pair of a query and a key), or where they wait for one exp2 per pair, by those.
+Source: Dao, "FlashAttention-2" (2023), for the recurrence; FlashAttention-3's PackGQA for the packing of heads.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from griffin_kernels import launch
+from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Launch
+from griffin_kernels.ops.local_attention import _triton
+from griffin_kernels.ops.local_attention._triton_forward import attend
+from griffin_kernels.ops.local_attention._triton_jit import load_rows, row_offsets, sight, span
+
+
+@dataclass(frozen=True)
+class Config:
+    """block_m: rows, queries times heads of a key head, per program. block_n: keys per iteration.
+
+    0 in any field: by head_dim, dtype and architecture, see ``_triton.forward_tiles``.
+    """
+
+    block_m: int = 0
+    block_n: int = 0
+    num_warps: int = 0
+    num_stages: int = 0
+
+
+@triton.jit(do_not_specialize=["T", "S", "window", "batches"])
+def local_attention_flash(
+    q,
+    k,
+    v,
+    first,
+    out,
+    lse,
+    T,
+    S,
+    window,
+    batches,
+    factor,
+    softcap,
+    q_batch,
+    k_batch,
+    v_batch,
+    first_batch,
+    G: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    Q_STEP: tl.constexpr,
+    Q_HEAD: tl.constexpr,
+    Q_CHANNEL: tl.constexpr,
+    K_STEP: tl.constexpr,
+    K_HEAD: tl.constexpr,
+    K_CHANNEL: tl.constexpr,
+    V_STEP: tl.constexpr,
+    V_HEAD: tl.constexpr,
+    V_CHANNEL: tl.constexpr,
+    CAPPED: tl.constexpr,
+    NEGATIVE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """q, out: [B,T,Hq,D]; k, v: [B,S,Hkv,D]; first: [B or 1,T] int32; lse: [B,Hq,T].
+
+    Grid: tiles of [T * G] * B * Hkv, the last tiles first. NEGATIVE: factor is that of -q.
+    """
+    lane = tl.program_id(0) % (batches * HKV)
+    tile = (tl.num_programs(0) - 1 - tl.program_id(0)) // (batches * HKV)
+    batch = tl.cast(lane // HKV, tl.int64)
+    shared = tl.cast(lane % HKV, tl.int64)
+    row = tile * BLOCK_M
+    rows = row + tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, BLOCK_D)
+    origin = row // G
+    if first is not None:
+        first += batch * first_batch
+    own, reach = sight(first, rows, T, S, window, G)
+    low, full_low, full_high, high = span(first, reach, row, T, S, window, G, BLOCK_M)
+    q += batch * q_batch + shared * (G * Q_HEAD) + tl.cast(origin, tl.int64) * Q_STEP
+    queries = load_rows(q, rows, origin, columns, T, G, Q_STEP, Q_HEAD, Q_CHANNEL, D, BLOCK_M, BLOCK_D)
+    if NEGATIVE:
+        queries = -queries
+    summed, largest, total = attend(
+        queries,
+        k + batch * k_batch + shared * K_HEAD,
+        v + batch * v_batch + shared * V_HEAD,
+        own,
+        reach,
+        low,
+        full_low,
+        full_high,
+        high,
+        factor,
+        softcap,
+        K_STEP=K_STEP,
+        K_CHANNEL=K_CHANNEL,
+        V_STEP=V_STEP,
+        V_CHANNEL=V_CHANNEL,
+        D=D,
+        CAPPED=CAPPED,
+        BLOCK_M=BLOCK_M,
+        BLOCK_N=BLOCK_N,
+        BLOCK_D=BLOCK_D,
+    )
+    there = rows < T * G
+    OUT_STEP: tl.constexpr = HKV * G * D
+    out += (batch * T + origin) * OUT_STEP + shared * (G * D)
+    where = row_offsets(rows, origin, columns, T, G, OUT_STEP, D, 1, D, BLOCK_M)
+    result = (summed / total[:, None]).to(out.dtype.element_ty)
+    if D == BLOCK_D:
+        tl.store(out + where, result, mask=there[:, None])
+    else:
+        tl.store(out + where, result, mask=there[:, None] & (columns[None, :] < D))
+    if lse is not None:
+        lse += (batch * HKV + shared) * tl.cast(T, tl.int64) * G
+        tl.store(
+            lse + (rows % G).to(tl.int64) * T + rows // G, (largest + tl.log2(total)) * 0.6931471805599453, mask=there
+        )
+
+
+def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+    """First keys (with documents only), then one program per tile of rows, key head and batch entry."""
+    q, k, v = inputs["q"], inputs["k"], inputs["v"]
+    batch, time, heads, d = q.shape
+    shared = k.shape[2]
+    tiles = _triton.forward_tiles(q, config)
+    first, before = _triton.first_keys(inputs)
+    out, lse = _triton.forward_outputs(inputs, outputs)
+    return [
+        *before,
+        Launch(
+            kernel=local_attention_flash,
+            grid=(triton.cdiv(time * heads // shared, tiles.block_m) * batch * shared,),
+            args={"q": q, "k": k, "v": v, "first": first, "out": out, "lse": lse}
+            | _triton.sizes(inputs)
+            | _triton.batch_strides({"q": q, "k": k, "v": v, "first": first}),
+            constexprs=_triton.constexprs(inputs) | tiles.constexprs(d),
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+            tile=tiles.block_m * tiles.block_n,
+            claims=_triton.claims((k, v), tiles),
+        ),
+    ]
+
+
+def run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    with_lse: bool,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor | None]:
+    inputs: Inputs = {"q": q, "k": k, "v": v, "segment_pos": segment_pos, "cu_seqlens": cu_seqlens}
+    inputs |= {"window": window, "softcap": softcap, "scale": scale, "with_lse": with_lse}
+    outputs: dict[str, Any] = {}
+    launch.run_all(launches(inputs, outputs, config))
+    return outputs["out"], outputs["lse"]
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    return _triton.unfit(case, device) or _triton.too_large(case, device, config)
+
+
+VARIANT = Variant(
+    op="local_attention",
+    name="triton.flash_window",
+    summary="flash attention within the window, heads of a key head packed into rows",
+    run=run,
+    config=Config,
+    axes={"block_m": (64, 128), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3)},
+    reject=reject,
+    rank=lambda case, device: 30,
+    launches=launches,
+)

@@ -72,7 +72,7 @@ def test_published_code_packed_and_then_one_token(golden, variant, dtype):
     spoilt = torch.zeros_like(segment_pos, dtype=torch.bool)
     spoilt[0, 8:11] = True
     assert (x[spoilt] == 0).all()
-    case, found = OP.case_of(x, weight, bias, None, segment_pos), catalog.variant(variant)
+    case, found = OP.case_of(x, weight, bias, None, segment_pos, None), catalog.variant(variant)
     with griffin_kernels.use(variant=variant):
         if found.reject(case, device.cpu(), found.config()) is None:
             y, after = griffin_kernels.temporal_conv1d(x, weight, bias, segment_pos=segment_pos)
@@ -201,6 +201,7 @@ def test_backward_reference_is_autograd_of_the_forward_reference(case):
         weight=given_["weight"],
         state=given_.get("state"),
         segment_pos=given_.get("segment_pos"),
+        cu_seqlens=given_.get("cu_seqlens"),
     )
     assert (got[3] is None) == (inputs["state"] is None)
     for mine, theirs in zip(got, want, strict=False):
@@ -263,7 +264,7 @@ def test_strides_do_not_matter():
     assert not swapped["x"].is_contiguous()
     gradients = []
     for given_ in (inputs, swapped):
-        wanted = leaves({k: v.detach() for k, v in given_.items()})
+        wanted = leaves({k: v.detach() for k, v in given_.items() if v is not None})
         taken = dict(zip(FLOATS, wanted, strict=True)) | {"segment_pos": given_["segment_pos"]}
         outputs = call(taken)
         gradients.append([*outputs, *torch.autograd.grad([o.square().sum() for o in outputs], wanted)])
@@ -276,7 +277,9 @@ def test_int32_positions_are_taken():
     torch.testing.assert_close(call(plain(segment_pos=steps.int()))[0], call(plain(segment_pos=steps))[0])
 
 
-@pytest.mark.parametrize("case", [CALLS[0], CALLS[4], CALLS[9], CALLS[-1]], ids=lambda case: case.key)
+@pytest.mark.parametrize(
+    "case", [CALLS[0], CALLS[4], CALLS[9], CALLS[-5], CALLS[-3], CALLS[-1]], ids=lambda case: case.key
+)
 def test_opcheck(case):
     inputs = OP.make_inputs(case, CPU, 0)
     leaves(inputs)
@@ -331,7 +334,7 @@ BAD = {
     "bias of another width": ({"bias": torch.randn(7)}, errors.ShapeError, r"bias has shape \[7\], expected \[D=8\]"),
     "no bias": ({"bias": None}, errors.ArgumentError, r"bias is None, expected a tensor \[D\]"),
     "state of K rows": (
-        {"state": torch.randn(2, 4, 8)}, errors.ShapeError, r"state has shape \[2, 4, 8\], expected \[B=2, K-1=3, D=8\]"
+        {"state": torch.randn(2, 4, 8)}, errors.ShapeError, r"state has shape \[2, 4, 8\], expected \[N=2, K-1=3, D=8\]"
     ),
     "state of another batch": ({"state": torch.randn(1, 3, 8)}, errors.ShapeError, r"state has shape \[1, 3, 8\]"),
     "state in double": ({"state": torch.randn(2, 3, 8).double()}, errors.DtypeError, "state is float64, expected floa"),

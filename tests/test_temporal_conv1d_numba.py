@@ -25,7 +25,7 @@ def verdict(case, inputs=None, **config):
 
 def conv(x, weight, bias, state=None, segment_pos=None, **config):
     variant = catalog.variant("temporal_conv1d/numba.direct")
-    return variant.run(x, weight, bias, state, segment_pos, config=variant.config(**config))
+    return variant.run(x, weight, bias, state, segment_pos, None, config=variant.config(**config))
 
 
 @OPS

@@ -13,15 +13,16 @@ _backward_op = _bridge.register("temporal_conv1d_bwd", {})
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, state, segment_pos = inputs
-    ctx.save_for_backward(x, weight, state, segment_pos)
+    x, weight, _, state, segment_pos, cu_seqlens = inputs
+    ctx.save_for_backward(x, weight, state, segment_pos, cu_seqlens)
 
 
 def _backward(ctx: Any, dy: Tensor, dnew_state: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, state, segment_pos = ctx.saved_tensors
-    inputs = {"dy": dy, "dnew_state": dnew_state, "x": x, "weight": weight, "state": state, "segment_pos": segment_pos}
+    x, weight, state, segment_pos, cu_seqlens = ctx.saved_tensors
+    inputs = {"dy": dy, "dnew_state": dnew_state, "x": x, "weight": weight, "state": state}
+    inputs |= {"segment_pos": segment_pos, "cu_seqlens": cu_seqlens}
     dx, dweight, dbias, dstate = _bridge.call_backward("temporal_conv1d_bwd", _backward_op, inputs)
-    return dx, dweight, dbias, None if state is None else dstate, None
+    return dx, dweight, dbias, None if state is None else dstate, None, None
 
 
 _temporal_conv1d = _bridge.Differentiable("temporal_conv1d", {}, _setup_context, _backward)
@@ -34,6 +35,7 @@ def temporal_conv1d(
     *,
     state: Tensor | None = None,
     segment_pos: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The causal convolution over time, one filter per channel, that precedes the RG-LRU in Griffin and Hawk.
 
@@ -45,6 +47,8 @@ def temporal_conv1d(
     segment_pos: int64 or int32 [B, T], each token's position in its document. Tap k > 0 counts only where
         k <= segment_pos[t], in the state too: no document reads another. Without it, x is one document that goes on
         from state.
+    cu_seqlens: int32 [N+1], offsets 0 .. T of N sequences packed into a batch of one, none of which reads another; the
+        states are then [N, K-1, D]. On a GPU its values are not checked: that would wait for the device.
 
     Returns y [B, T, D] and the new state [B, K-1, D] for the tokens that follow, both in x's dtype: the last K-1 inputs
     of (state, x), with zeros in place of those before the last token's document, so that a caller may decode on without
@@ -56,5 +60,5 @@ def temporal_conv1d(
     """
     if isinstance(segment_pos, Tensor) and segment_pos.dtype == torch.int32:
         segment_pos = segment_pos.long()
-    outputs: tuple[Tensor, Tensor] = _temporal_conv1d(x, weight, bias, state, segment_pos)
+    outputs: tuple[Tensor, Tensor] = _temporal_conv1d(x, weight, bias, state, segment_pos, cu_seqlens)
     return outputs

@@ -62,6 +62,8 @@ FIELDS = (
     "positions",  # int64 [B, T], or 0
     "positions_batch",
     "positions_time",
+    "offsets",  # int64 [sequences+1] of packed sequences, or 0
+    "sequences",
     "out",  # y, or dx: [B, T, D] contiguous
     "dy",  # from here on backward only
     "dy_batch",
@@ -79,6 +81,7 @@ _ITEMS, _SLOTS, _SPAN, _CHUNKS, _CHUNK = (_AT[n] for n in ("items", "slots", "sp
 _BLOCKS, _BLOCK, _ROWS, _WIDTH, _TIME = (_AT[n] for n in ("blocks", "block", "rows", "width", "time"))
 _STREAM, _X, _STATE, _WEIGHT, _TAP = (_AT[n] for n in ("stream", "x", "state", "weight", "weight_tap"))
 _BIAS, _POSITIONS, _OUT, _DY = (_AT[n] for n in ("bias", "positions", "out", "dy"))
+_OFFSETS, _SEQUENCES = _AT["offsets"], _AT["sequences"]
 _LEAVING, _DSTATE, _SUMS = (_AT[n] for n in ("leaving", "dstate", "sums"))
 
 _ELEMENTS = {
@@ -415,24 +418,60 @@ def _reach(data: Any, batch: int, t: int) -> int:
 
 
 @_njit
+def _first_sequence(data: Any, t: int) -> int:
+    """The packed sequence to begin with in a chunk that starts at step t: the first that ends after t or starts at it.
+
+    Sequences without steps belong to the chunk of the step where they stand, those at the very end to the last chunk.
+    """
+    offsets, low, high = _field(data, _OFFSETS), 0, _field(data, _SEQUENCES)
+    while low < high:
+        middle = (low + high) // 2
+        if _int64_at(offsets, middle + 1) > t or _int64_at(offsets, middle) >= t:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@_njit
 def _forward_slot(data: Any, batch: int, begin: int, end: int, channel: int, channels: int) -> None:
+    """Steps begin .. end of a batch row."""
+    if _field(data, _OFFSETS) == 0:
+        _forward_steps(data, batch, batch, 0, begin, end, channel, channels)
+        return
+    row = _first_sequence(data, begin)
+    while row < _field(data, _SEQUENCES):
+        start, stop = _int64_at(_field(data, _OFFSETS), row), _int64_at(_field(data, _OFFSETS), row + 1)
+        if start >= end:
+            break
+        _forward_steps(data, 0, row, start, max(begin - start, 0), min(end, stop) - start, channel, channels)
+        row += 1
+
+
+@_njit
+def _forward_steps(
+    data: Any, batch: int, row: int, start: int, begin: int, end: int, channel: int, channels: int
+) -> None:
+    """Steps begin .. end of the sequence that starts at step ``start``, with row ``row`` of the state before it."""
     furthest, size, most, stream = _taps(data) - 1, _data_bytes(data), _field(data, _ROWS), _field(data, _STREAM)
     x, x_step = _input(data, _X, batch, channel)
-    state, state_step = _input(data, _STATE, batch, channel)
+    state, state_step = _input(data, _STATE, row, channel)
     fresh, segmented = _field(data, _STATE) == 0, _field(data, _POSITIONS) != 0
     weight, weight_step = _field(data, _WEIGHT) + channel * size, _field(data, _TAP) * size
     bias = _field(data, _BIAS) + channel * size
     out, out_step = _output(data, _OUT, batch, _field(data, _TIME), channel), _field(data, _WIDTH) * size
+    x += start * x_step
+    out += start * out_step
     t = begin
     while t < end:
-        reach, rows = _reach(data, batch, t), 1
+        reach, rows = _reach(data, batch, start + t), 1
         if fresh:
             reach = min(reach, t)
         if t >= furthest and reach == furthest:
             longest = min(most, end - t)
             if not segmented:
                 rows = longest
-            while rows < longest and _reach(data, batch, t + rows) == furthest:
+            while rows < longest and _reach(data, batch, start + t + rows) == furthest:
                 rows += 1
         earlier = (x + t * x_step, x_step, state + (furthest + t) * state_step, state_step, t, reach)
         numbers = (*earlier, out + t * out_step, out_step, weight, weight_step, bias)
@@ -441,38 +480,73 @@ def _forward_slot(data: Any, batch: int, begin: int, end: int, channel: int, cha
 
 
 @_njit
-def _used(data: Any, batch: int, s: int) -> int:
-    """Bit k: step s + k exists, and its tap k, which reads step s, counts."""
+def _used(data: Any, batch: int, start: int, time: int, s: int) -> int:
+    """Bit k: step s + k of a sequence of ``time`` steps exists, and its tap k, which reads step s, counts."""
     used = 0
     for k in range(_taps(data)):
-        if 0 <= s + k < _field(data, _TIME) and (k == 0 or _reach(data, batch, s + k) >= k):
+        if 0 <= s + k < time and (k == 0 or _reach(data, batch, start + s + k) >= k):
             used |= 1 << k
     return used
 
 
 @_njit
 def _backward_slot(data: Any, batch: int, begin: int, end: int, channel: int, channels: int, sums: int) -> None:
+    """Steps begin .. end of a batch row, and the states of the sequences that start among them."""
+    time = _field(data, _TIME)
+    if _field(data, _OFFSETS) == 0:
+        _backward_steps(data, batch, batch, 0, time, begin, end, channel, channels, sums)
+        return
+    row = _first_sequence(data, begin)
+    while row < _field(data, _SEQUENCES):
+        start, stop = _int64_at(_field(data, _OFFSETS), row), _int64_at(_field(data, _OFFSETS), row + 1)
+        if start >= end and not start == end == time:
+            break
+        first, last = max(begin - start, 0), min(end, stop) - start
+        _backward_steps(data, 0, row, start, stop - start, first, last, channel, channels, sums)
+        row += 1
+
+
+@_njit
+def _backward_steps(
+    data: Any,
+    batch: int,
+    row: int,
+    start: int,
+    time: int,
+    begin: int,
+    end: int,
+    channel: int,
+    channels: int,
+    sums: int,
+) -> None:
+    """Steps begin .. end of the sequence of ``time`` steps from step ``start`` on; its state too if begin is 0."""
     furthest, size, most, stream = _taps(data) - 1, _data_bytes(data), _field(data, _ROWS), _field(data, _STREAM)
-    width, time, segmented = _field(data, _WIDTH), _field(data, _TIME), _field(data, _POSITIONS) != 0
+    width, segmented = _field(data, _WIDTH), _field(data, _POSITIONS) != 0
     x, x_step = _input(data, _X, batch, channel)
-    state, state_step = _input(data, _STATE, batch, channel)
+    state, state_step = _input(data, _STATE, row, channel)
     dy, dy_step = _input(data, _DY, batch, channel)
-    leaving, leaving_step = _input(data, _LEAVING, batch, channel)
+    leaving, leaving_step = _input(data, _LEAVING, row, channel)
     weight, weight_step = _field(data, _WEIGHT) + channel * size, _field(data, _TAP) * size
-    out, dstate = _output(data, _OUT, batch, time, channel), _output(data, _DSTATE, batch, furthest, channel)
+    out, dstate = (
+        _output(data, _OUT, batch, _field(data, _TIME), channel),
+        _output(data, _DSTATE, row, furthest, channel),
+    )
     step, sums_step, every = width * size, width * _wide_bytes(data), (1 << (furthest + 1)) - 1
+    x += start * x_step
+    dy += start * dy_step
+    out += start * step
     s = begin
     if begin == 0 and _field(data, _STATE) != 0:
         s = -furthest
     while s < end:
-        used, rows = _used(data, batch, s), 1
-        row = s - (time - furthest)  # of the new state
-        left = leaving + row * leaving_step if row >= 0 and _field(data, _LEAVING) != 0 else 0
+        used, rows = _used(data, batch, start, time, s), 1
+        place = s - (time - furthest)  # in the new state
+        left = leaving + place * leaving_step if place >= 0 and _field(data, _LEAVING) != 0 else 0
         if s >= 0 and used == every:
             longest = min(most, end - s)
             if not segmented:
                 rows = min(longest, time - furthest - s)
-            while rows < longest and _used(data, batch, s + rows) == every:
+            while rows < longest and _used(data, batch, start, time, s + rows) == every:
                 rows += 1
         source, target, past = x + s * x_step, out + s * step, stream
         if s < 0:

@@ -54,6 +54,7 @@ def run(
     bias: Tensor | None,
     state: Tensor | None,
     segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
     out: Tensor,
     dy: Tensor | None,
     leaving: Tensor | None,
@@ -68,6 +69,7 @@ def run(
     taps = weight.shape[0]
     groups, span, chunks = groups_of(batch, time, chunk)
     blocks = -(-width // block)
+    offsets = None if cu_seqlens is None else cu_seqlens.long().contiguous()
     # in the order of _numba.FIELDS
     values = (
         0,
@@ -88,6 +90,8 @@ def run(
         weight.stride(0),
         0 if bias is None else bias.data_ptr(),
         *_strided(segment_pos),
+        0 if offsets is None else offsets.data_ptr(),
+        0 if offsets is None else offsets.shape[0] - 1,
         out.data_ptr(),
         *_strided(dy),
         *_strided(leaving),
@@ -105,6 +109,7 @@ def forward(
     bias: Tensor,
     state: Tensor | None,
     segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
     chunk: int,
     block: int,
     tile: int,
@@ -120,6 +125,7 @@ def forward(
         rows(bias),
         before,
         segment_pos,
+        cu_seqlens,
         y,
         None,
         None,
@@ -139,6 +145,7 @@ def backward(
     weight: Tensor,
     state: Tensor | None,
     segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
     chunk: int,
     block: int,
     tile: int,
@@ -159,6 +166,7 @@ def backward(
         None,
         before,
         segment_pos,
+        cu_seqlens,
         dx,
         rows(dy),
         None if leaving is None else rows(leaving),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from griffin_kernels.case import Case, Cost
 
-FLAGS = ("segmented",)
-"""Properties of a call that look-up matches exactly: segment_pos is given. A state is not one: it costs K-1 rows."""
+FLAGS = ("segmented", "packed")
+"""Properties of a call that look-up matches exactly: segment_pos is given, cu_seqlens is given.
+
+A state is not one: it costs K-1 rows.
+"""
 
 
 def cost(case: Case) -> Cost:
@@ -13,8 +16,8 @@ def cost(case: Case) -> Cost:
     elements = case["B"] * case["T"] * case["D"]
     size = case.bytes_per_element()
     return Cost(
-        bytes_read=(elements + weight_elements(case) + state_elements(case)) * size + position_bytes(case),
-        bytes_written=(elements + case["B"] * (case["K"] - 1) * case["D"]) * size,
+        bytes_read=(elements + weight_elements(case) + state_elements(case)) * size + index_bytes(case),
+        bytes_written=(elements + case["N"] * (case["K"] - 1) * case["D"]) * size,
         vector_flops=2 * case["K"] * elements,
     )
 
@@ -26,12 +29,13 @@ def weight_elements(case: Case) -> int:
 
 def state_elements(case: Case) -> int:
     """Of the state that is passed in, which is what one decoded token mostly reads."""
-    return case["B"] * (case["K"] - 1) * case["D"] if "state" in case.data else 0
+    return case["N"] * (case["K"] - 1) * case["D"] if "state" in case.data else 0
 
 
-def position_bytes(case: Case) -> int:
-    """Of segment_pos."""
-    return 8 * case["B"] * case["T"] if "segmented" in case.flags else 0
+def index_bytes(case: Case) -> int:
+    """Of segment_pos and cu_seqlens."""
+    positions = 8 * case["B"] * case["T"] if "segmented" in case.flags else 0
+    return positions + (4 * (case["N"] + 1) if "packed" in case.flags else 0)
 
 
 def make_case(
@@ -42,9 +46,10 @@ def make_case(
     dtype: str = "float32",
     flags: list[str] | tuple[str, ...] = (),
     *,
+    rows: int | None = None,
     op: str = "temporal_conv1d",
     **facts: object,
 ) -> Case:
-    """A case from sizes. K, the taps, is 4 in every published model."""
-    sizes = (("B", batch), ("T", time), ("D", width), ("K", taps))
+    """A case from sizes. K, the taps, is 4 in every published model; N is the batch or the number of sequences."""
+    sizes = (("B", batch), ("T", time), ("D", width), ("K", taps), ("N", batch if rows is None else rows))
     return Case(op, sizes, dtype, tuple(flags), **facts)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
     y = bias + weight[K-1] x;   y[:, k:] += weight[K-1-k] x[:, :T-k];   y[:, :k] += weight[K-1-k] state[:, -k:]
 
 Works on every device and dtype; the fallback that cannot fail. Each tap reads x and reads and writes y: 3 K streams
-instead of 2, and a masked copy of x per tap with segment_pos.
+instead of 2, and a masked copy of x per tap with segment_pos. Packed sequences are copied apart first.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
+from griffin_kernels.ops.temporal_conv1d._packed import places, spread
 from griffin_kernels.ops.temporal_conv1d.op import new_state
 
 
@@ -29,9 +30,21 @@ def run(
     bias: Tensor,
     state: Tensor | None,
     segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
     *,
     config: NoConfig,
 ) -> tuple[Tensor, Tensor]:
+    taps = weight.shape[0]
+    after = new_state(x, state, segment_pos, cu_seqlens, taps)
+    if cu_seqlens is None:
+        return shifted(x, weight, bias, state, segment_pos), after
+    where = places(cu_seqlens, x.shape[1], taps)
+    positions = None if segment_pos is None else spread(segment_pos, None, where)
+    return shifted(spread(x, state, where), weight, bias, None, positions)[:, where.steps], after
+
+
+def shifted(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor | None, segment_pos: Tensor | None) -> Tensor:
+    """y of sequences that are not packed."""
     wide = accumulator(x.dtype)
     time, taps = x.shape[1], weight.shape[0]
     inputs, w = x.to(wide), weight.to(wide)
@@ -44,16 +57,20 @@ def run(
         if before is not None:
             rows = before[:, taps - 1 - k : taps - 1 - k + inside]
             y[:, :inside].addcmul_(masked(rows, segment_pos, k, 0), w[taps - 1 - k])
-    return y.to(x.dtype), new_state(x, state, segment_pos, taps)
+    return y.to(x.dtype)
 
 
 def traffic(case: Case, config: NoConfig) -> int:
-    """Bytes moved: three streams per tap, two more to mask one, and two to widen and round the halves."""
+    """Bytes moved: three streams per tap, two more to mask one, and two to widen and round the halves.
+
+    Packed sequences are copied apart and y back together, in the data's dtype.
+    """
     elements = case["B"] * case["T"] * case["D"]
     halves = case.dtype in ("bfloat16", "float16")
     streams = 3 * case["K"] - 1 + (2 * (case["K"] - 1) if "segmented" in case.flags else 0)
     each = 8 if case.dtype == "float64" else 4
-    return elements * (streams * each + (2 * (2 + 4) if halves else 0))
+    packing = 4 * case.bytes_per_element() if "packed" in case.flags else 0
+    return elements * (streams * each + packing + (2 * (2 + 4) if halves else 0))
 
 
 VARIANT = Variant(

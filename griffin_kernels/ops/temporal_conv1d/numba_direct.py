@@ -4,7 +4,7 @@
 
 A vector of channels goes down a tile of steps with its K taps and K-1 earlier inputs in registers, so that each element
 is read once, widened once, rounded and written once: two streams, bound by DRAM. A tile begins by reading the K-1 rows
-before it again, from the caches.
+before it again, from the caches. Chunks of packed sequences are cut once more where a sequence begins.
 """
 
 from __future__ import annotations
@@ -39,11 +39,14 @@ def run(
     bias: Tensor,
     state: Tensor | None,
     segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
     *,
     config: Config,
 ) -> tuple[Tensor, Tensor]:
-    y = _numba_call.forward(x, weight, bias, state, segment_pos, config.block_t, config.block_d, config.tile)
-    return y, new_state(x, state, segment_pos, weight.shape[0])
+    y = _numba_call.forward(
+        x, weight, bias, state, segment_pos, cu_seqlens, config.block_t, config.block_d, config.tile
+    )
+    return y, new_state(x, state, segment_pos, cu_seqlens, weight.shape[0])
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

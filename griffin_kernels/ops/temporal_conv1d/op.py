@@ -8,41 +8,65 @@ k <= segment_pos[t]: an earlier document is never read.
 The new state holds the last K-1 inputs of (state, x), and zeros in place of those that precede the last token's
 document. The next call's positions would mask them anyway; so does the state by itself, for a caller that decodes
 without positions. The published PyTorch code does the same (it multiplies x by its document mask in place).
+
+With cu_seqlens [N+1], N sequences are packed into a batch of one, each with a state of its own: state and new state are
+[N,K-1,D]. Before a sequence comes its state, or zeros, and never its neighbour. The state of a sequence without steps
+passes through unchanged.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
 
 from griffin_kernels import errors
 from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.ops.linear_scan import op as scan
 from griffin_kernels.ops.rg_lru.op import make_segment_pos
 from griffin_kernels.ops.temporal_conv1d.cost import FLAGS, cost, make_case
 
 
-def check(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor | None, segment_pos: Tensor | None) -> None:
-    """What the tensor specs cannot express: there is a tap."""
-    check_taps(weight)
+def check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> None:
+    """What the tensor specs cannot express: there is a tap, packed sequences fill time."""
+    check_call(x, weight, cu_seqlens)
 
 
-def check_taps(weight: Tensor) -> None:
-    """Raise ShapeError where ``weight`` [K, D] has no taps."""
+def check_call(x: Tensor, weight: Tensor, cu_seqlens: Tensor | None) -> None:
+    """Raise ShapeError where ``weight`` [K, D] has no taps, and as linear_scan does for ``cu_seqlens``."""
     if weight.shape[0] < 1:
         raise errors.ShapeError(f"weight has shape {list(weight.shape)}, expected [K, D] with K >= 1 taps")
+    if cu_seqlens is not None:
+        scan.check_cu_seqlens(cu_seqlens, batch=x.shape[0], total=x.shape[1])
 
 
-def kept(segment_pos: Tensor, taps: int) -> Tensor:
-    """bool [B, K-1]: which rows of the new state belong to the last token's document. T >= 1."""
+def kept(segment_pos: Tensor, taps: int, cu_seqlens: Tensor | None = None) -> Tensor:
+    """bool [B or N, K-1]: which rows of the new state belong to the last token's document. T >= 1."""
     age = torch.arange(taps - 2, -1, -1, device=segment_pos.device)
-    return age <= segment_pos[:, -1:]
+    if cu_seqlens is None:
+        return age <= segment_pos[:, -1:]
+    last = segment_pos[0, (cu_seqlens[1:].long() - 1).clamp(min=0)]
+    # the state of a sequence without steps is its own
+    return (age <= last[:, None]) | (cu_seqlens.diff() == 0)[:, None]
 
 
-def new_state(x: Tensor, state: Tensor | None, segment_pos: Tensor | None, taps: int) -> Tensor:
-    """[B, K-1, D], contiguous and never a view: what goes into the call for the tokens that follow."""
+def new_state(
+    x: Tensor, state: Tensor | None, segment_pos: Tensor | None, cu_seqlens: Tensor | None, taps: int
+) -> Tensor:
+    """[B or N, K-1, D], contiguous and never a view: what goes into the call for the tokens that follow."""
     batch, time, width = x.shape
     rows = taps - 1
-    if time >= rows:
+    if cu_seqlens is not None:
+        new = _new_state_packed(x, state, cu_seqlens, rows)
+    elif time >= rows:
         new = x[:, time - rows :].clone(memory_format=torch.contiguous_format)
     elif state is None:
         new = x.new_zeros(batch, rows, width)
@@ -50,14 +74,48 @@ def new_state(x: Tensor, state: Tensor | None, segment_pos: Tensor | None, taps:
     else:
         new = torch.cat([state[:, time:], x], dim=1)
     if segment_pos is not None and time and rows:
-        new = new.masked_fill_(~kept(segment_pos, taps)[..., None], 0.0)
+        new = new.masked_fill_(~kept(segment_pos, taps, cu_seqlens)[..., None], 0.0)
     return new
 
 
+def _new_state_packed(x: Tensor, state: Tensor | None, cu_seqlens: Tensor, rows: int) -> Tensor:
+    """[N, rows, D]: the last rows of each sequence, and of its state where it has fewer. Reads nothing on the host."""
+    starts, ends = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
+    count = starts.shape[0]
+    if rows == 0 or x.shape[1] == 0:
+        return (
+            x.new_zeros(count, rows, x.shape[2])
+            if state is None
+            else state.clone(memory_format=torch.contiguous_format)
+        )
+    steps = torch.arange(rows, device=x.device)
+    at = ends - rows + steps  # [N, rows], in x where a sequence reaches that far back
+    new = x[0, at.clamp(min=0)]
+    before = (at < starts)[..., None]
+    if state is None:
+        return new.masked_fill_(before, 0.0)
+    source = (ends - starts + steps).clamp(max=rows - 1)
+    return torch.where(before, state[torch.arange(count, device=x.device)[:, None], source], new)
+
+
 def reference(
-    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor | None, segment_pos: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The sum at the top of this file, tap by tap. Returns y [B,T,D] and the new state [B,K-1,D]. Differentiable."""
+    """The sum at the top of this file, tap by tap; packed sequences one by one. Differentiable.
+
+    Returns y [B,T,D] and the new state [B or N,K-1,D].
+    """
+    if cu_seqlens is not None:
+        pieces = [
+            reference(x[:, at], weight, bias, row_of(state, row), row_of(segment_pos, 0, at), None)
+            for row, at in sequences(cu_seqlens)
+        ]
+        return torch.cat([y for y, _ in pieces], dim=1), torch.cat([after for _, after in pieces])
     batch, time, width = x.shape
     taps = weight.shape[0]
     before = x.new_zeros(batch, taps - 1, width) if state is None else state
@@ -74,10 +132,20 @@ def reference(
     return y, after
 
 
+def sequences(cu_seqlens: Tensor) -> list[tuple[int, slice]]:
+    """(row of the state, steps) of every packed sequence."""
+    return [(row, slice(*bounds)) for row, bounds in enumerate(itertools.pairwise(cu_seqlens.tolist()))]
+
+
+def row_of(tensor: Tensor | None, row: int, steps: slice = slice(None)) -> Tensor | None:
+    """One row [1, ...] of a tensor that may be absent, some steps of it."""
+    return None if tensor is None else tensor[row : row + 1, steps]
+
+
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Standard normal x and state, taps of variance 1 / K, a small bias."""
     generator = torch.Generator().manual_seed(seed)
-    batch, time, width, taps = (case[name] for name in ("B", "T", "D", "K"))
+    batch, time, width, taps, rows = (case[name] for name in ("B", "T", "D", "K", "N"))
 
     def place(values: Tensor) -> Tensor:
         values = values.to(device, case.torch_dtype)
@@ -94,11 +162,17 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         "bias": place(torch.randn(width, generator=generator) * 0.3),
         "state": None,
         "segment_pos": None,
+        "cu_seqlens": None,
     }
     if "state" in case.data:
-        inputs["state"] = place(torch.randn(batch, taps - 1, width, generator=generator))
+        inputs["state"] = place(torch.randn(rows, taps - 1, width, generator=generator))
     if "segmented" in case.flags:
         inputs["segment_pos"] = make_segment_pos(batch, time, generator).to(device)
+    if "packed" in case.flags:
+        cuts = torch.randint(0, time + 1, (rows - 1,), generator=generator).sort().values
+        if "empty_sequence" in case.data:
+            cuts[0], cuts[-1] = 0, time
+        inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)
     return inputs
 
 
@@ -114,16 +188,25 @@ def tolerance(case: Case) -> Tolerance:
     return Tolerance(rel_norm=2 * unit * terms**0.5 + rounding, worst=4 * unit * terms + 2 * rounding)
 
 
-def case_of(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor | None, segment_pos: Tensor | None) -> Case:
+def case_of(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> Case:
     """The case that a real call is."""
-    return call_case("temporal_conv1d", x, weight, segment_pos)
+    return call_case("temporal_conv1d", x, weight, segment_pos, cu_seqlens)
 
 
-def call_case(op: str, x: Tensor, weight: Tensor, segment_pos: Tensor | None) -> Case:
+def call_case(op: str, x: Tensor, weight: Tensor, segment_pos: Tensor | None, cu_seqlens: Tensor | None) -> Case:
     """The case of a call of temporal_conv1d or its backward."""
     batch, time, width = x.shape
-    flags = FLAGS if segment_pos is not None else ()
-    return make_case(batch, time, width, weight.shape[0], dtype_name(x.dtype), flags, op=op, tag="call")
+    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    present = {"segmented": segment_pos is not None, "packed": cu_seqlens is not None}
+    flags = [flag for flag in FLAGS if present[flag]]
+    return make_case(batch, time, width, weight.shape[0], dtype_name(x.dtype), flags, rows=rows, op=op, tag="call")
 
 
 def cases(op: str) -> tuple[Case, ...]:
@@ -147,6 +230,10 @@ def cases(op: str) -> tuple[Case, ...]:
         case(3, 97, 40, tag="edge", flags=("segmented",), data=("state",), dtype="float16"),
         case(4, 3, 40, tag="edge", flags=("segmented",), data=("state",), dtype="float64"),
         case(4, 1, 40, tag="edge", flags=("segmented",), data=("state",)),
+        case(1, 77, 40, rows=4, tag="edge", flags=("packed",)),
+        case(1, 77, 40, rows=5, tag="edge", flags=("packed",), data=("state", "empty_sequence"), dtype="bfloat16"),
+        case(1, 5, 33, 7, rows=4, tag="edge", flags=("packed",), data=("state",), dtype="float64"),
+        case(1, 61, 70, rows=3, tag="edge", flags=("segmented", "packed"), data=("state", "strided")),
     ]
     rg2b, rg9b = "RecurrentGemma-2B, lru_width 2560, 4 taps", "RecurrentGemma-9B, lru_width 4096, 4 taps"
     paper = "Hawk and Griffin 1.3B, D_RNN 2560, 4 taps, trained at T 2048"
@@ -173,6 +260,8 @@ def cases(op: str) -> tuple[Case, ...]:
             bench.append(case(batch, time, 2560, where="gpu", dtype="bfloat16", source=source, thorough=slow))
     documents = {"flags": ("segmented",), "source": f"{paper}, documents"}
     bench.append(case(8, 2048, 2560, where="gpu", dtype="bfloat16", **documents, thorough=backward))
+    packed = {"flags": ("packed",), "data": ("state",), "source": f"{rg2b}, 16 prompts packed"}
+    bench.append(case(1, 16384, 2560, rows=16, where="gpu", dtype="bfloat16", **packed, thorough=True))
     bench.append(case(8, 2048, 4096, where="gpu", dtype="bfloat16", source=rg9b, thorough=True))
     bench.append(case(8, 2048, 2560, where="gpu", source=rg2b, thorough=True))
     return (*smoke, *edge, *bench)
@@ -182,15 +271,16 @@ INPUTS = {
     "x": TensorSpec("B T D"),
     "weight": TensorSpec("K D"),
     "bias": TensorSpec("D"),
-    "state": TensorSpec("B K-1 D", optional=True),
+    "state": TensorSpec("N K-1 D", optional=True),
     "segment_pos": TensorSpec("B T", "int64", optional=True),
+    "cu_seqlens": TensorSpec("N+1", "int32", optional=True),
 }
 
 OP = Op(
     name="temporal_conv1d",
     summary="y_t = bias + sum_k weight[K-1-k] * x_{t-k}, per channel, within a document",
     inputs=INPUTS,
-    outputs={"y": TensorSpec("B T D"), "new_state": TensorSpec("B K-1 D")},
+    outputs={"y": TensorSpec("B T D"), "new_state": TensorSpec("N K-1 D")},
     reference=reference,
     cases=cases("temporal_conv1d"),
     make_inputs=make_inputs,
@@ -198,5 +288,6 @@ OP = Op(
     tolerance=tolerance,
     case_of=case_of,
     exact_dims=("K",),
+    free_dims=("N",),
     check=check,
 )

@@ -8,6 +8,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops.temporal_conv1d.eager_grouped import DOCUMENTS
+from griffin_kernels.ops.temporal_conv1d_bwd._packed import apart
 
 
 def run(
@@ -17,9 +18,19 @@ def run(
     weight: Tensor,
     state: Tensor | None,
     segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
     *,
     config: NoConfig,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    if cu_seqlens is None:
+        return grouped(dy, dnew_state, x, weight, state)
+    return apart(grouped, dy, dnew_state, x, weight, state, cu_seqlens)
+
+
+def grouped(
+    dy: Tensor, dnew_state: Tensor | None, x: Tensor, weight: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of one document per batch row."""
     _, time, width = x.shape
     rows = weight.shape[0] - 1
     inputs = x if state is None else torch.cat([state, x], dim=1)

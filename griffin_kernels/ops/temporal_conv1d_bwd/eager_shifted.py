@@ -10,6 +10,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
 from griffin_kernels.ops.temporal_conv1d.eager_shifted import masked
+from griffin_kernels.ops.temporal_conv1d_bwd._packed import apart
 from griffin_kernels.ops.temporal_conv1d_bwd.op import through_state
 
 
@@ -20,9 +21,25 @@ def run(
     weight: Tensor,
     state: Tensor | None,
     segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
     *,
     config: NoConfig,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    incoming = through_state(dnew_state, segment_pos, cu_seqlens, weight.shape[0])
+    if cu_seqlens is None:
+        return shifted(dy, incoming, x, weight, state, segment_pos)
+    return apart(shifted, dy, incoming, x, weight, state, cu_seqlens, segment_pos)
+
+
+def shifted(
+    dy: Tensor,
+    incoming: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of sequences that are not packed. incoming: of the new state, zero where that holds zeros."""
     wide = accumulator(x.dtype)
     time, taps = x.shape[1], weight.shape[0]
     grad, inputs, w = dy.to(wide), x.to(wide), weight.to(wide)
@@ -43,7 +60,6 @@ def run(
             dbefore[:, rows].addcmul_(here, tap)
             total = total + (here * before[:, rows]).sum((0, 1))
         sums.append(total)
-    incoming = through_state(dnew_state, segment_pos, taps)
     if incoming is not None:
         inside = min(time, taps - 1)
         dx[:, time - inside :] += incoming[:, taps - 1 - inside :]
@@ -59,11 +75,15 @@ def run(
 
 
 def traffic(case: Case, config: NoConfig) -> int:
-    """Bytes moved: seven streams per tap, two more to mask one, and six to widen and round the halves."""
+    """Bytes moved: seven streams per tap, two more to mask one, and six to widen and round the halves.
+
+    Packed sequences are copied apart and dx back together, in the data's dtype.
+    """
     elements = case["B"] * case["T"] * case["D"]
     streams = 7 * case["K"] - 1 + (2 * (case["K"] - 1) if "segmented" in case.flags else 0)
     each = 8 if case.dtype == "float64" else 4
-    return elements * (streams * each + (3 * (2 + 4) if case.dtype in ("bfloat16", "float16") else 0))
+    packing = 6 * case.bytes_per_element() if "packed" in case.flags else 0
+    return elements * (streams * each + packing + (3 * (2 + 4) if case.dtype in ("bfloat16", "float16") else 0))
 
 
 VARIANT = Variant(

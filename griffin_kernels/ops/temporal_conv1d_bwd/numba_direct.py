@@ -35,11 +35,14 @@ def run(
     weight: Tensor,
     state: Tensor | None,
     segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
     *,
     config: Config,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    leaving = through_state(dnew_state, segment_pos, weight.shape[0])
-    return _numba_call.backward(dy, leaving, x, weight, state, segment_pos, config.block_t, config.block_d, config.tile)
+    leaving = through_state(dnew_state, segment_pos, cu_seqlens, weight.shape[0])
+    return _numba_call.backward(
+        dy, leaving, x, weight, state, segment_pos, cu_seqlens, config.block_t, config.block_d, config.tile
+    )
 
 
 VARIANT = Variant(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops.temporal_conv1d import op as forward
-from griffin_kernels.ops.temporal_conv1d.cost import position_bytes, state_elements, weight_elements
+from griffin_kernels.ops.temporal_conv1d.cost import index_bytes, state_elements, weight_elements
 
 
 def check(
@@ -25,16 +25,19 @@ def check(
     weight: Tensor,
     state: Tensor | None,
     segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> None:
-    """What the tensor specs cannot express: there is a tap."""
-    forward.check_taps(weight)
+    """What the tensor specs cannot express: there is a tap, packed sequences fill time."""
+    forward.check_call(x, weight, cu_seqlens)
 
 
-def through_state(dnew_state: Tensor | None, segment_pos: Tensor | None, taps: int) -> Tensor | None:
+def through_state(
+    dnew_state: Tensor | None, segment_pos: Tensor | None, cu_seqlens: Tensor | None, taps: int
+) -> Tensor | None:
     """The gradient of the inputs that the new state holds, zero where it holds zeros in their place."""
     if dnew_state is None or segment_pos is None or taps == 1 or segment_pos.shape[1] == 0:
         return dnew_state
-    return dnew_state.masked_fill(~forward.kept(segment_pos, taps)[..., None], 0.0)
+    return dnew_state.masked_fill(~forward.kept(segment_pos, taps, cu_seqlens)[..., None], 0.0)
 
 
 def reference(
@@ -44,14 +47,30 @@ def reference(
     weight: Tensor,
     state: Tensor | None,
     segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """The equations at the top of this file, tap by tap."""
+    """The equations at the top of this file, tap by tap; packed sequences one by one."""
+    if cu_seqlens is not None:
+        pieces = [
+            reference(
+                dy[:, at],
+                forward.row_of(dnew_state, row),
+                x[:, at],
+                weight,
+                forward.row_of(state, row),
+                forward.row_of(segment_pos, 0, at),
+                None,
+            )
+            for row, at in forward.sequences(cu_seqlens)
+        ]
+        dxs, dweights, dbiases, dstates = zip(*pieces, strict=True)
+        return torch.cat(dxs, dim=1), sum(dweights), sum(dbiases), None if state is None else torch.cat(dstates)
     batch, time, width = x.shape
     taps = weight.shape[0]
     before = x.new_zeros(batch, taps - 1, width) if state is None else state
     inputs = torch.cat([before, x], dim=1)  # [B, K-1+T, D]
     dinputs = torch.zeros_like(inputs)
-    incoming = through_state(dnew_state, segment_pos, taps)
+    incoming = through_state(dnew_state, segment_pos, None, taps)
     if incoming is not None:
         dinputs[:, time:] += incoming
     dweight = torch.zeros_like(weight)
@@ -73,9 +92,9 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, case.torch_dtype)
 
-    batch, time, width, taps = (case[name] for name in ("B", "T", "D", "K"))
+    batch, time, width, taps, rows = (case[name] for name in ("B", "T", "D", "K", "N"))
     dy = normal(batch, time, width)
-    return {"dy": dy, "dnew_state": normal(batch, taps - 1, width) if "state" in case.data else None, **inputs}
+    return {"dy": dy, "dnew_state": normal(rows, taps - 1, width) if "state" in case.data else None, **inputs}
 
 
 def cost(case: Case) -> Cost:
@@ -84,7 +103,7 @@ def cost(case: Case) -> Cost:
     size = case.bytes_per_element()
     weights, state = weight_elements(case), state_elements(case)
     return Cost(
-        bytes_read=(2 * elements + weights - case["D"] + 2 * state) * size + position_bytes(case),
+        bytes_read=(2 * elements + weights - case["D"] + 2 * state) * size + index_bytes(case),
         bytes_written=(elements + weights + state) * size,
         vector_flops=(4 * case["K"] + 1) * elements,
     )
@@ -108,9 +127,10 @@ def case_of(
     weight: Tensor,
     state: Tensor | None,
     segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> Case:
     """The case that a real call is."""
-    return forward.call_case("temporal_conv1d_bwd", x, weight, segment_pos)
+    return forward.call_case("temporal_conv1d_bwd", x, weight, segment_pos, cu_seqlens)
 
 
 OP = Op(
@@ -118,14 +138,14 @@ OP = Op(
     summary="dx, dweight, dbias and dstate of temporal_conv1d",
     inputs={
         "dy": TensorSpec("B T D"),
-        "dnew_state": TensorSpec("B K-1 D", optional=True),
-        **{name: forward.INPUTS[name] for name in ("x", "weight", "state", "segment_pos")},
+        "dnew_state": TensorSpec("N K-1 D", optional=True),
+        **{name: forward.INPUTS[name] for name in ("x", "weight", "state", "segment_pos", "cu_seqlens")},
     },
     outputs={
         "dx": TensorSpec("B T D"),
         "dweight": TensorSpec("K D"),
         "dbias": TensorSpec("D"),
-        "dstate": TensorSpec("B K-1 D", optional=True),
+        "dstate": TensorSpec("N K-1 D", optional=True),
     },
     reference=reference,
     cases=forward.cases("temporal_conv1d_bwd"),
@@ -134,6 +154,7 @@ OP = Op(
     tolerance=tolerance,
     case_of=case_of,
     exact_dims=("K",),
+    free_dims=("N",),
     check=check,
     forward="temporal_conv1d",
 )

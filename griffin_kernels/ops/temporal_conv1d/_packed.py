@@ -1,0 +1,47 @@
+"""Packed sequences as one long one, for kernels that know nothing of them.
+
+Before each sequence go the K-1 rows of its state, or zeros, so that no tap reaches the sequence before:
+
+    packed [1, T, D], state [N, K-1, D]   ->   state_0, sequence_0, state_1, sequence_1, ...   [1, T + N (K-1), D]
+
+What a convolution gives at the states' rows is dropped. No value is read on the host.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Places(NamedTuple):
+    """Where rows go. steps: int64 [T], of the packed steps. states: int64 [N, K-1], of the states' rows."""
+
+    steps: Tensor
+    states: Tensor
+
+    @property
+    def length(self) -> int:
+        """T + N (K-1)."""
+        return self.steps.numel() + self.states.numel()
+
+
+def places(cu_seqlens: Tensor, time: int, taps: int) -> Places:
+    """The layout of sequences with offsets ``cu_seqlens`` [N+1] in ``time`` steps."""
+    rows, device = taps - 1, cu_seqlens.device
+    offsets = cu_seqlens.long()
+    step = torch.arange(time, device=device)
+    # the ends at or before a step count the sequences before its own, empty ones too
+    row = torch.searchsorted(offsets[1:].contiguous(), step, right=True)
+    first = offsets[:-1] + rows * torch.arange(offsets.shape[0] - 1, device=device)
+    return Places(step + rows * (row + 1), first[:, None] + torch.arange(rows, device=device))
+
+
+def spread(tensor: Tensor, state: Tensor | None, where: Places) -> Tensor:
+    """tensor [1, T, ...] and, between the sequences, the rows of state [N, K-1, ...], or zeros."""
+    out = tensor.new_zeros(1, where.length, *tensor.shape[2:])
+    out[0, where.steps] = tensor[0]
+    if state is not None:
+        out[0, where.states] = state
+    return out

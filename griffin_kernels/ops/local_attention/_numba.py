@@ -42,8 +42,8 @@ _i64: Any = numba.int64
 FIELDS = (
     "counter",  # next work item; the kernels advance it
     "places",  # next place in scratch; every thread takes one
-    "items",  # B * Hkv * blocks, in that order
-    "blocks",
+    "items",  # B * Hkv * pieces, in that order
+    "pieces",  # of time: blocks, or for the gradient parts, of which the last begin first
     "block",  # queries in a block
     "time",  # T
     "keys",  # S
@@ -58,15 +58,18 @@ FIELDS = (
     "q_batch",
     "q_time",
     "q_head",
-    "k",  # float32, channels contiguous
+    "k",  # float32
     "k_batch",
     "k_time",
     "k_head",
-    "v",  # float32, channels contiguous
+    "v",  # float32
     "v_batch",
     "v_time",
     "v_head",
-    "out",  # [B, T, Hq, d] contiguous
+    "out",
+    "out_batch",
+    "out_time",
+    "out_head",
     "lse",  # float32 [B, Hq, T], or 0
     "scratch",  # float32 [threads, scratch_place]
     "scratch_place",
@@ -74,22 +77,33 @@ FIELDS = (
     "capped",  # 1: scores are bent
     "sgemm",  # Blas.sgemm
     "set_threads",  # Blas.set_threads
+    "dout",  # from here on for the gradient only
+    "dout_batch",
+    "dout_time",
+    "dout_head",
+    "dq",  # contiguous, as q
+    "part",  # queries of an item, a multiple of block
+    "reach",  # keys that they see, at most
+    "window",
+    "dk",  # float32 [items, reach, d]
+    "dv",  # float32 [items, reach, d]
 )
-"""Names of the integers. Addresses in bytes, strides in elements."""
+"""Names of the integers. Addresses in bytes, strides in elements; channels of every tensor are contiguous."""
 
 LANES = 64
 """Rows of scores are treated in whole multiples of this many."""
 
-FACTORS = ("rows", "cap")
-"""Numbers: of q; softcap log2(e)."""
+FACTORS = ("rows", "cap", "dq", "dk")
+"""Numbers: of q; softcap log2(e); of dq; of dk, whose queries have that of q already."""
 
 _AT = {name: index for index, name in enumerate(FIELDS)}
-_PLACES, _ITEMS, _BLOCKS, _BLOCK = (_AT[n] for n in ("places", "items", "blocks", "block"))
+_PLACES, _ITEMS, _PIECES, _BLOCK = (_AT[n] for n in ("places", "items", "pieces", "block"))
 _TIME, _KEYS, _SHARED, _GROUP, _D = (_AT[n] for n in ("time", "keys", "shared", "group", "d"))
 _TILE, _PITCH, _FIRST, _FIRST_BATCH = (_AT[n] for n in ("tile", "pitch", "first", "first_batch"))
 _Q, _K, _V, _OUT, _LSE = (_AT[n] for n in ("q", "k", "v", "out", "lse"))
 _SCRATCH, _PLACE, _FACTORS, _CAPPED = (_AT[n] for n in ("scratch", "scratch_place", "factors", "capped"))
 _SGEMM, _SET_THREADS = _AT["sgemm"], _AT["set_threads"]
+_DOUT, _DQ, _PART, _REACH, _WINDOW, _DK, _DV = (_AT[n] for n in ("dout", "dq", "part", "reach", "window", "dk", "dv"))
 
 _INT32, _INT64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _ELEMENTS = {torch.float32: types.float32, torch.bfloat16: types.uint16}
@@ -246,6 +260,22 @@ def _times(
     _call_sgemm(f[_SGEMM], 0, columns, rows, inner, alpha, b, b_step, a, a_step, beta, out, step)
 
 
+@_njit
+def _add_transposed_times(
+    f: Any, alpha: float, a: int, rows: int, a_step: int, b: int, columns: int, inner: int, out: int
+) -> None:
+    """out [rows, columns] += alpha a [inner, rows]^T @ b [inner, columns]."""
+    _call_sgemm(f[_SGEMM], 2, columns, rows, inner, alpha, b, columns, a, a_step, _f32(1), out, columns)
+
+
+@_njit(fastmath=_SUM)
+def _dot(p: Any, q: Any, count: int) -> float:
+    total = _f32(0)
+    for i in range(count):
+        total += p[i] * q[i]
+    return total
+
+
 @_njit(fastmath=_SUM)
 def _sum(values: Any, count: int) -> float:
     total = _f32(0)
@@ -305,6 +335,30 @@ def _hide(values: Any, begin: int, end: int, width: int) -> None:
         values[i] = _f32(_HIDDEN)
 
 
+@_njit(fastmath={"contract"})
+def _slopes(scores: Any, products: Any, lse: float, delta: float, count: int) -> None:
+    """scores = p = 2^(scores - lse), products = p (products - delta), both in place."""
+    for i in range(count):
+        p = _power(scores[i] - lse)
+        products[i] = p * (products[i] - delta)
+        scores[i] = p
+
+
+@_njit(fastmath={"contract"})
+def _bent_slopes(scores: Any, products: Any, lse: float, delta: float, per_cap: float, count: int) -> None:
+    """Likewise, times the slope of what bent the scores."""
+    for i in range(count):
+        p, bent = _power(scores[i] - lse), scores[i] * per_cap
+        products[i] = p * (products[i] - delta) * (_f32(1) - bent * bent)
+        scores[i] = p
+
+
+@_njit
+def _clear(values: Any, begin: int, end: int) -> None:
+    for i in range(begin, end):
+        values[i] = _f32(0)
+
+
 @_njit
 def _scale(values: Any, factor: float, count: int) -> None:
     for i in range(count):
@@ -361,16 +415,29 @@ def _write_row(data: Any, address: int, index: int, source: Any, factor: float, 
 def _tile_of(f: Any, span: int) -> int:
     """Keys in each tile of ``span``: equal tiles, but for the last."""
     tiles = (span + f[_TILE] - 1) // f[_TILE]
-    return min((span + tiles - 1) // tiles + LANES - 1, f[_TILE] + LANES - 1) // LANES * LANES
+    return ((span + tiles - 1) // tiles + LANES - 1) // LANES * LANES
+
+
+@_njit
+def _at(f: Any, tensor: int, batch: int, t: int, head: int) -> int:
+    """Index of a row of one of the tensors whose strides are fields."""
+    return batch * f[tensor + 1] + t * f[tensor + 2] + head * f[tensor + 3]
+
+
+@_njit
+def _first_of(first: Any, count: int, low: int) -> int:
+    """The first key that some query of a block sees."""
+    for t in range(count):
+        low = min(low, first[t])
+    return low
 
 
 def attend(data: Any) -> None:
-    """out and lse."""
+    """out and lse; a block is an item."""
     f = _longs(_address(data), 0)
     block, time, group, d, pitch = f[_BLOCK], f[_TIME], f[_GROUP], f[_D], f[_PITCH]
-    heads, earlier = f[_SHARED] * group, f[_KEYS] - time
-    most = block * group
-    factor, cap = _floats(f[_FACTORS], 0)[0], _floats(f[_FACTORS], 0)[1]
+    most, earlier = block * group, f[_KEYS] - time
+    factor, cap = _floats(f[_FACTORS], 0)[0], _floats(f[_FACTORS], 1)[0]
     before = _set_threads(f, 1)
     queries = f[_SCRATCH] + 4 * _take(data, _PLACES) * f[_PLACE]  # [rows, d]
     weighted = queries + 4 * most * d  # [rows, d]
@@ -379,50 +446,115 @@ def attend(data: Any) -> None:
     total = _floats(scores + 4 * most * pitch, most)  # [rows]
     item = _take(data, 0)
     while item < f[_ITEMS]:
-        row, start = item // f[_BLOCKS], item % f[_BLOCKS] * block
+        row, start = item // f[_PIECES], item % f[_PIECES] * block
         batch, key_head = row // f[_SHARED], row % f[_SHARED]
         head, count = key_head * group, min(block, time - start)
-        rows = count * group
-        first = _longs(f[_FIRST], batch * f[_FIRST_BATCH] + start)
-        low, high = first[0], earlier + start + count
+        rows, own = count * group, earlier + start
         for r in range(rows):
-            t, g = r // group, r % group
-            low = min(low, first[t])
-            index = batch * f[_Q + 1] + (start + t) * f[_Q + 2] + (head + g) * f[_Q + 3]
+            index = _at(f, _Q, batch, start + r // group, head + r % group)
             _read_row(data, f[_Q], index, queries + 4 * r * d, factor, d)
             largest[r], total[r] = _f32(_HIDDEN), _f32(0)
-        k = f[_K] + 4 * (batch * f[_K + 1] + key_head * f[_K + 3])
-        v = f[_V] + 4 * (batch * f[_V + 1] + key_head * f[_V + 3])
+        first, high = _longs(f[_FIRST], batch * f[_FIRST_BATCH] + start), own + count
+        low = _first_of(first, count, own)
         tile = _tile_of(f, high - low)
         for begin in range(low, high, tile):
             width = min(tile, high - begin)
+            k, v = f[_K] + 4 * _at(f, _K, batch, begin, key_head), f[_V] + 4 * _at(f, _V, batch, begin, key_head)
+            _times_transposed(f, queries, rows, d, k, width, f[_K + 2], d, scores, pitch)
             whole = (width + LANES - 1) // LANES * LANES
-            _times_transposed(f, queries, rows, d, k + 4 * begin * f[_K + 2], width, f[_K + 2], d, scores, pitch)
             for r in range(rows):
-                t = r // group
-                values = _floats(scores, r * pitch)
+                t, values = r // group, _floats(scores, r * pitch)
                 if f[_CAPPED]:
                     _bend(values, cap, whole)
-                _hide(values, max(first[t] - begin, 0), min(max(earlier + start + t + 1 - begin, 0), width), whole)
+                _hide(values, max(first[t] - begin, 0), min(max(own + t + 1 - begin, 0), width), whole)
                 top = max(largest[r], _largest(values, whole))
-                # a row that sees nothing of this tile and those before keeps weights of 0
-                _powers(values, max(top, _f32(0.5 * _HIDDEN)), whole)
+                # weights of a row that has seen nothing yet are 0
+                shift = max(top, _f32(0.5 * _HIDDEN))
+                _powers(values, shift, whole)
                 if begin > low:
-                    shrunk = _power(max(largest[r], _f32(0.5 * _HIDDEN)) - max(top, _f32(0.5 * _HIDDEN)))
+                    shrunk = _power(largest[r] - shift)
                     total[r] *= shrunk
                     _scale(_floats(weighted, r * d), shrunk, d)
                 total[r] += _sum(values, whole)
                 largest[r] = top
             beta = _f32(1) if begin > low else _f32(0)
-            _times(f, _f32(1), scores, rows, pitch, v + 4 * begin * f[_V + 2], d, f[_V + 2], width, beta, weighted, d)
+            _times(f, _f32(1), scores, rows, pitch, v, d, f[_V + 2], width, beta, weighted, d)
         for r in range(rows):
             t, g = start + r // group, head + r % group
-            _write_row(
-                data, f[_OUT], ((batch * time + t) * heads + g) * d, _floats(weighted, r * d), _f32(1) / total[r], d
-            )
+            row = _floats(weighted, r * d)
+            _write_row(data, f[_OUT], _at(f, _OUT, batch, t, g), row, _f32(1) / total[r], d)
             if f[_LSE]:
-                lse = _floats(f[_LSE], (batch * heads + g) * time + t)
+                lse = _floats(f[_LSE], (batch * f[_SHARED] * group + g) * time + t)
                 lse[0] = _f32(_LN2) * largest[r] + math.log(total[r])
+        item = _take(data, 0)
+    _set_threads(f, before)
+
+
+def gradient(data: Any) -> None:
+    """dq, and every item's share of dk and dv; a part of the queries is an item."""
+    f = _longs(_address(data), 0)
+    block, time, group, d, pitch = f[_BLOCK], f[_TIME], f[_GROUP], f[_D], f[_PITCH]
+    most, heads, earlier = block * group, f[_SHARED] * group, f[_KEYS] - time
+    factors = _floats(f[_FACTORS], 0)
+    cap = factors[1]
+    before = _set_threads(f, 1)
+    queries = f[_SCRATCH] + 4 * _take(data, _PLACES) * f[_PLACE]  # [rows, d]
+    upstream = queries + 4 * most * d  # [rows, d]
+    slopes = upstream + 4 * most * d  # [rows, d]
+    scores = slopes + 4 * most * d  # [rows, pitch]
+    products = scores + 4 * most * pitch  # [rows, pitch]
+    delta = _floats(products + 4 * most * pitch, 0)  # [rows]
+    lse = _floats(products + 4 * most * pitch, most)  # [rows]
+    item = _take(data, 0)
+    while item < f[_ITEMS]:
+        # the last parts may see the most keys: those first
+        row, piece = item // f[_PIECES], f[_PIECES] - 1 - item % f[_PIECES]
+        batch, key_head = row // f[_SHARED], row % f[_SHARED]
+        head, part = key_head * group, piece * f[_PART]
+        base = max(0, earlier + part - (f[_WINDOW] - 1))
+        shares = 4 * (row * f[_PIECES] + piece) * f[_REACH] * d
+        _clear(_floats(f[_DK] + shares, 0), 0, f[_REACH] * d)
+        _clear(_floats(f[_DV] + shares, 0), 0, f[_REACH] * d)
+        for start in range(part, min(part + f[_PART], time), block):
+            count = min(block, time - start)
+            rows, own = count * group, earlier + start
+            for r in range(rows):
+                t, g = start + r // group, head + r % group
+                _read_row(data, f[_DOUT], _at(f, _DOUT, batch, t, g), upstream + 4 * r * d, _f32(1), d)
+                # the queries' place holds out for a moment
+                _read_row(data, f[_OUT], _at(f, _OUT, batch, t, g), queries + 4 * r * d, _f32(1), d)
+                delta[r] = _dot(_floats(upstream, r * d), _floats(queries, r * d), d)
+                _read_row(data, f[_Q], _at(f, _Q, batch, t, g), queries + 4 * r * d, factors[0], d)
+                lse[r] = _f32(1 / _LN2) * _floats(f[_LSE], (batch * heads + g) * time + t)[0]
+            first, high = _longs(f[_FIRST], batch * f[_FIRST_BATCH] + start), own + count
+            low = _first_of(first, count, own)
+            tile = _tile_of(f, high - low)
+            for begin in range(low, high, tile):
+                width = min(tile, high - begin)
+                k, v = f[_K] + 4 * _at(f, _K, batch, begin, key_head), f[_V] + 4 * _at(f, _V, batch, begin, key_head)
+                _times_transposed(f, queries, rows, d, k, width, f[_K + 2], d, scores, pitch)
+                _times_transposed(f, upstream, rows, d, v, width, f[_V + 2], d, products, pitch)
+                whole = (width + LANES - 1) // LANES * LANES
+                for r in range(rows):
+                    t, p, ds = r // group, _floats(scores, r * pitch), _floats(products, r * pitch)
+                    if f[_CAPPED]:
+                        _bend(p, cap, whole)
+                        _bent_slopes(p, ds, lse[r], delta[r], _f32(1) / cap, whole)
+                    else:
+                        _slopes(p, ds, lse[r], delta[r], whole)
+                    seen, after = min(max(first[t] - begin, 0), width), max(own + t + 1 - begin, 0)
+                    _clear(p, 0, seen)
+                    _clear(ds, 0, seen)
+                    _clear(p, after, width)
+                    _clear(ds, after, width)
+                beta = _f32(1) if begin > low else _f32(0)
+                _times(f, factors[2], products, rows, pitch, k, d, f[_K + 2], width, beta, slopes, d)
+                share = shares + 4 * (begin - base) * d
+                _add_transposed_times(f, factors[3], products, width, pitch, queries, d, rows, f[_DK] + share)
+                _add_transposed_times(f, _f32(1), scores, width, pitch, upstream, d, rows, f[_DV] + share)
+            for r in range(rows):
+                index = ((batch * time + start + r // group) * heads + head + r % group) * d
+                _write_row(data, f[_DQ], index, _floats(slopes, r * d), _f32(1), d)
         item = _take(data, 0)
     _set_threads(f, before)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +20,10 @@ _MOST_STEP = 2**31 - 1
 """BLAS counts in 32 bits."""
 _ITEMS = 4
 """Work items, at least, if there are as many queries: so that a few long rows still have work for several threads."""
+_REST = {name: 0 for name in _numba.FIELDS}
 
 
-def _rows(keys: Tensor) -> Tensor:
+def _keys(keys: Tensor) -> Tensor:
     """Keys [B,S,Hkv,d] as BLAS reads them: float32, channels contiguous, rows apart."""
     keys = keys.float().resolve_neg()
     d = keys.shape[3]
@@ -29,17 +32,86 @@ def _rows(keys: Tensor) -> Tensor:
     return keys.contiguous()
 
 
-def _queries(tensor: Tensor) -> Tensor:
-    """Rows that the kernels read element by element: contiguous channels, float16 as float32."""
+def _rows(tensor: Tensor) -> Tensor:
+    """Rows [B,T,Hq,d] that the kernels read element by element: contiguous channels, float16 as float32."""
     if tensor.dtype == torch.float16:
         tensor = tensor.float()
     tensor = tensor.resolve_neg()
     return tensor if tensor.stride(3) == 1 or tensor.shape[3] == 1 else tensor.contiguous()
 
 
-def _padded(count: int) -> int:
-    """``count`` scores, rounded up as _numba.py wants it, and not a multiple of a page."""
-    return -(-count // _numba.LANES) * _numba.LANES + 16
+def _placed(name: str, tensor: Tensor) -> dict[str, int]:
+    """The fields of a tensor [B,T,H,d]."""
+    batch, time, head, _ = tensor.stride()
+    return {name: tensor.data_ptr(), f"{name}_batch": batch, f"{name}_time": time, f"{name}_head": head}
+
+
+def _pitch(tile: int) -> int:
+    """From one row of scores to the next: ``tile`` rounded up as _numba.py wants it, and no multiple of a page."""
+    return -(-tile // _numba.LANES) * _numba.LANES + 16
+
+
+def block_of(batch: int, time: int, heads: int, shared: int, rows: int) -> int:
+    """Queries in a block of ``rows`` queries times heads of a key head."""
+    return max(1, min(rows // (heads // shared), -(-batch * shared * time // _ITEMS)))
+
+
+def part_of(time: int, window: int, block: int, part: int) -> int:
+    """Queries whose share of dk and dv is summed apart: a fourth of the window or more, or shares are mostly zeros."""
+    wanted = min(max(part, min(window, time) // 4), time)
+    return max(1, -(-wanted // block)) * block
+
+
+def _run(
+    kernel: Callable[[Any], None],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    tile: int,
+    block: int,
+    piece: int,
+    numbers: int,
+    fields: dict[str, int],
+) -> None:
+    """Run a kernel. piece: queries of an item. numbers: of float32 in scratch for a block's row, but for its scores.
+
+    fields: what only one of the kernels has.
+    """
+    batch, time, heads, d = q.shape
+    count_keys, shared = k.shape[1], k.shape[2]
+    group, pieces = heads // shared, -(-time // piece)
+    first = first_keys(time, count_keys, window, segment_pos, cu_seqlens, q.device).contiguous()
+    items, pitch = batch * shared * pieces, _pitch(min(tile, count_keys))
+    threads = _threads.threads_for(items, batch * heads * time * min(window, count_keys) * d // 8)
+    tensors = 2 if "dout" in fields else 1
+    place = block * group * (tensors * pitch + numbers)
+    scratch = memory.empty((threads, place), torch.float32)
+    factor = d**-0.5 if scale is None else scale
+    of_rows, of_dk = (_LOG2_E, 1 / _LOG2_E) if softcap is None else (2 * _LOG2_E / softcap, softcap / (2 * _LOG2_E))
+    factors = array("f", (factor * of_rows, (softcap or 0.0) * _LOG2_E, factor, of_dk))
+    blas = _blas.found()
+    assert blas is not None, "reject() lets no call come here without it"
+    sizes = {"items": items, "pieces": pieces, "block": block, "time": time, "keys": count_keys, "shared": shared}
+    sizes |= {"group": group, "d": d, "tile": min(tile, count_keys), "pitch": pitch, "window": window}
+    places = _placed("q", q) | _placed("k", k) | _placed("v", v) | _placed("out", out)
+    others = {
+        "first": first.data_ptr(),
+        "first_batch": time if first.shape[0] > 1 else 0,
+        "scratch": scratch.data_ptr(),
+        "scratch_place": place,
+        "factors": factors.buffer_info()[0],
+        "capped": int(softcap is not None),
+        "sgemm": blas.sgemm,
+        "set_threads": blas.set_threads,
+    }
+    values = array("q", (_REST | sizes | places | others | fields).values())
+    _threads.run(_numba.compiled(kernel, q.dtype), values.buffer_info()[0], threads)
 
 
 def forward(
@@ -58,56 +130,56 @@ def forward(
     """local_attention by blocks of ``rows`` queries times heads and tiles of ``tile`` keys."""
     batch, time, heads, d = q.shape
     dtype = q.dtype
-    q, k, v = _queries(q), _rows(within_reach(k, time, window)), _rows(within_reach(v, time, window))
-    count_keys, shared = k.shape[1], k.shape[2]
-    group = heads // shared
-    first = first_keys(time, count_keys, window, segment_pos, cu_seqlens, q.device).contiguous()
+    q, k, v = _rows(q), _keys(within_reach(k, time, window)), _keys(within_reach(v, time, window))
     out = memory.empty(q.shape, q.dtype)
     lse = torch.empty(batch, heads, time) if with_lse else None
-    block = max(1, min(rows // group, -(-batch * shared * time // _ITEMS)))
-    blocks = -(-time // block)
-    items = batch * shared * blocks
-    tile = min(tile, count_keys)
-    pitch = _padded(tile)
-    pairs = batch * heads * time * min(window, count_keys)
-    threads = _threads.threads_for(items, pairs * d // 8)
-    place = block * group * (2 * d + pitch + 2)
-    scratch = memory.empty((threads, place), torch.float32)
-    factor = (d**-0.5 if scale is None else scale) * _LOG2_E
-    factors = array("f", (factor if softcap is None else 2 * factor / softcap, (softcap or 0.0) * _LOG2_E))
-    blas = _blas.found()
-    assert blas is not None, "reject() lets no call come here without it"
-    # in the order of _numba.FIELDS
-    values = (
-        0,
-        0,
-        items,
-        blocks,
-        block,
-        time,
-        count_keys,
-        shared,
-        group,
-        d,
-        tile,
-        pitch,
-        first.data_ptr(),
-        time if first.shape[0] > 1 else 0,
-        q.data_ptr(),
-        *q.stride()[:3],
-        k.data_ptr(),
-        *k.stride()[:3],
-        v.data_ptr(),
-        *v.stride()[:3],
-        out.data_ptr(),
-        0 if lse is None else lse.data_ptr(),
-        scratch.data_ptr(),
-        place,
-        factors.buffer_info()[0],
-        softcap is not None,
-        blas.sgemm,
-        blas.set_threads,
-    )
-    fields = array("q", values)
-    _threads.run(_numba.compiled(_numba.attend, q.dtype), fields.buffer_info()[0], threads)
+    block = block_of(batch, time, heads, k.shape[2], rows)
+    options = (segment_pos, cu_seqlens, window, softcap, scale)
+    address = 0 if lse is None else lse.data_ptr()
+    _run(_numba.attend, q, k, v, out, *options, tile, block, block, 2 * d + 2, {"lse": address})
     return out.to(dtype), lse
+
+
+def backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    rows: int,
+    tile: int,
+    part: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """local_attention_bwd likewise; dk and dv of ``part`` queries or more are summed apart, then joined in order."""
+    batch, time, heads, d = q.shape
+    shared, dtype = k.shape[2], q.dtype
+    q, out, dout, lse = _rows(q), _rows(out), _rows(dout), lse.contiguous()
+    near_k, near_v = _keys(within_reach(k, time, window)), _keys(within_reach(v, time, window))
+    count_keys = near_k.shape[1]
+    dq = memory.empty(q.shape, q.dtype)
+    block = block_of(batch, time, heads, shared, rows)
+    piece = part_of(time, window, block, part)
+    reach, pieces = min(count_keys, piece + window - 1), -(-time // piece)
+    shares = memory.empty((2, batch, shared, pieces, reach, d), torch.float32)
+    options = (segment_pos, cu_seqlens, window, softcap, scale)
+    addresses = {"lse": lse.data_ptr(), "dq": dq.data_ptr(), "dk": shares[0].data_ptr(), "dv": shares[1].data_ptr()}
+    more = addresses | _placed("dout", dout) | {"part": piece, "reach": reach}
+    _run(_numba.gradient, q, near_k, near_v, out, *options, tile, block, piece, 3 * d + 2, more)
+
+    def joined(share: Tensor, like: Tensor) -> Tensor:
+        """[B, Hkv, pieces, reach, d] -> the gradient of ``like`` [B,S,Hkv,d]; zeros out of reach."""
+        summed = torch.zeros(batch, like.shape[1], shared, d)
+        near = summed[:, like.shape[1] - count_keys :].transpose(1, 2)
+        for index in range(pieces):
+            base = max(0, count_keys - time + index * piece - (window - 1))
+            length = min(reach, count_keys - base)
+            near[:, :, base : base + length] += share[:, :, index, :length]
+        return summed.to(like.dtype)
+
+    return dq.to(dtype), joined(shares[0], k), joined(shares[1], v)

@@ -1,0 +1,112 @@
+"""Calls the compiled code of _numba.py: addresses, scratch, threads. Shared by rg_lru_step and recurrent_block_step.
+
+Rows of x, y and the states may lie anywhere; a tensor whose channels are not contiguous is copied first, and a state
+copied back.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case
+from griffin_kernels.device import Device
+from griffin_kernels.ops import _threads
+from griffin_kernels.ops.rg_lru._numba_call import plain, rows
+from griffin_kernels.ops.rg_lru_step import _numba
+
+_ROWS_PER_READ = 4
+"""Batch rows whose products take as long as reading the weights."""
+
+
+def run(
+    x: Tensor,
+    gates: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    h: Tensor,
+    positions: Tensor | None,
+    slots: Tensor | None,
+    part: int,
+    y: Tensor | None = None,
+    conv: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:
+    """One token: [B, D] in x's dtype. ``h`` is overwritten.
+
+    gates: the parameters in the op's order. y: the other branch, whose gelu gates the output. conv: weight, bias and
+    state of a convolution before the gates; the state is overwritten.
+    """
+    batch, width = x.shape
+    a_param, *gate_tensors = [plain(tensor) for tensor in gates]
+    blocks, n = gate_tensors[1].shape
+    size = x.element_size()
+    x = rows(x)
+    y = None if y is None else rows(y)
+    state = rows(h)
+    part = min(part, n)
+    parts = -(-n // part)
+    items = blocks * parts
+    out = torch.empty((batch, width), dtype=x.dtype)
+    threads = _threads.threads_for(items, 2 * n * width * max(1, batch // _ROWS_PER_READ))
+    scratch_bytes = -(-4 * _numba.scratch_floats(n, part, batch) // 4096) * 4096
+    scratch = torch.empty(threads * scratch_bytes, dtype=torch.uint8)
+    finished = torch.zeros(blocks, dtype=torch.int64) if parts > 1 else None
+    positions = None if positions is None else positions.contiguous()
+    slots = None if slots is None else slots.contiguous()
+    conv_values = (0, 0, 0, 0, 0, 0)
+    if conv is not None:
+        conv_weight, conv_bias, conv_state = plain(conv[0]), plain(conv[1]), conv[2]
+        kept = rows(conv_state)
+        conv_values = (
+            conv_weight.shape[0],
+            conv_weight.data_ptr(),
+            conv_bias.data_ptr(),
+            kept.data_ptr(),
+            kept.stride(0) * size,
+            kept.stride(1) * size,
+        )
+    # in the order of _numba.FIELDS
+    values = (
+        0,
+        0,
+        items,
+        parts,
+        part,
+        n,
+        batch,
+        width,
+        0 if positions is None else positions.data_ptr(),
+        0 if slots is None else slots.data_ptr(),
+        x.data_ptr(),
+        x.stride(0) * size,
+        0 if y is None else y.data_ptr(),
+        0 if y is None else y.stride(0) * size,
+        out.data_ptr(),
+        a_param.data_ptr(),
+        *[tensor.data_ptr() for tensor in gate_tensors],
+        state.data_ptr(),
+        state.stride(0) * 4,
+        *conv_values,
+        scratch.data_ptr(),
+        scratch_bytes,
+        0 if finished is None else finished.data_ptr(),
+    )
+    fields = array("q", values)
+    _threads.run(_numba.compiled(x.dtype), fields.buffer_info()[0], threads)
+    if state is not h:
+        h.copy_(state)
+    if conv is not None and kept is not conv_state:
+        conv_state.copy_(kept)
+    return out
+
+
+def unfit(case: Case, device: Device, block_d: int) -> str | None:
+    """Why the native code cannot run, if so."""
+    if device.kind != "cpu":
+        return "needs a CPU"
+    if case.dtype == "float64":
+        return "computes in float32"
+    isa = dict(device.details).get("isa", ())
+    if case.dtype == "float16" and device.arch.startswith("x86") and "f16c" not in isa:
+        return "float16 needs a processor with F16C"
+    return None if block_d >= 1 else "block_d must be at least 1"

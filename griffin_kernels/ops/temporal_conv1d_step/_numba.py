@@ -1,0 +1,190 @@
+"""Compiled code of the native one-token kernels: a convolution's sum over its kept inputs, and the shift of these.
+
+One vector of channels at a time, taps innermost, so that every kept input is read once, counted and moved a row up.
+"""
+
+# Python's types end where numba's begin.
+# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numba
+import torch
+from llvmlite import ir
+from numba import types
+
+from griffin_kernels.ops import _native
+from griffin_kernels.ops._native import INT64, Lanes, data_bytes, field, intrinsic, lanes, loop, take
+
+_njit: Any = numba.njit
+
+FIELDS = (
+    "counter",  # next work item; the kernel advances it
+    "items",  # batch rows times parts, parts fastest
+    "parts",
+    "part",  # channels of a part
+    "width",  # D
+    "taps",  # K
+    "positions",  # int64 [B], or 0
+    "slots",  # int64 [B], or 0
+    "x",  # data [B, D]
+    "x_row",
+    "weight",  # data [K, D]
+    "bias",  # data [D]
+    "state",  # data [P, K-1, D]
+    "state_slot",
+    "state_row",
+    "y",  # data [B, D] contiguous
+)
+"""Names of the integers. Addresses and strides in bytes; channels are contiguous."""
+
+_COUNTER = FIELDS.index("counter")
+
+
+class Row(NamedTuple):
+    """Addresses of a row's first channel, strides in bytes; first: the oldest kept input that counts."""
+
+    x: Any
+    weight: Any
+    weight_step: Any
+    bias: Any
+    state: Any
+    state_step: Any
+    taps: Any
+    first: Any
+    out: Any
+
+
+def _row(sum_up: bool, shift: bool, wide: bool) -> Any:
+    """A numba function ``(data, channels, row)`` on one batch row; see Row for what ``row`` holds.
+
+    sum_up: write y, as floats if ``wide``. shift: move the kept inputs a row up, those before ``first`` becoming 0.
+    """
+
+    @intrinsic
+    def run(typing: Any, data: Any, channels: Any, row: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            channels = args[1]
+            row = Row(*(builder.extract_value(args[2], i) for i in range(len(Row._fields))))
+            size = context.get_abi_sizeof(context.get_data_type(data.dtype))
+            whole = builder.and_(channels, INT64(-lanes()))
+            for start, end, count in ((INT64(0), whole, lanes()), (whole, channels, 1)):
+                v = Lanes(builder, count, data.dtype)
+
+                def piece(index: Any, v: Lanes = v) -> Sequence[Any]:
+                    _channels(v, row, index, builder.mul(index, INT64(size)))
+                    return ()
+
+                loop(builder, start, end, count, piece)
+            return context.get_dummy_value()
+
+        return types.void(data, channels, row), generate
+
+    def _channels(v: Lanes, row: Row, index: Any, offset: Any) -> None:
+        b = v.builder
+
+        def at(start: Any, step: Any, k: Any) -> Any:
+            return b.add(b.add(start, b.mul(k, step)), offset)
+
+        last = b.sub(row.taps, INT64(1))
+        x = v.load(b.add(row.x, offset))
+        if shift:
+
+            def clear(k: Any) -> Sequence[Any]:
+                v.store(v.constant(0.0), at(row.state, row.state_step, k))
+                return ()
+
+            loop(b, INT64(0), b.sub(row.first, INT64(1)), 1, clear)
+        total = v.constant(0.0)
+        if sum_up:
+            total = v.multiply_add(x, v.load(at(row.weight, row.weight_step, last)), v.load(b.add(row.bias, offset)))
+
+        def tap(k: Any, total: Any) -> Sequence[Any]:
+            kept = v.load(at(row.state, row.state_step, k))
+            if sum_up:
+                total = v.multiply_add(kept, v.load(at(row.weight, row.weight_step, k)), total)
+            if shift:
+                with b.if_then(b.icmp_signed(">", k, INT64(0))):
+                    v.store(kept, at(row.state, row.state_step, b.sub(k, INT64(1))))
+            return (total,)
+
+        (total,) = loop(b, row.first, last, 1, tap, (total,))
+        if shift:
+            with b.if_then(b.icmp_signed(">", last, INT64(0))):
+                v.store(x, at(row.state, row.state_step, b.sub(last, INT64(1))))
+        if sum_up and wide:
+            v.write(total, b.add(row.out, b.mul(index, INT64(4))))
+        elif sum_up:
+            v.store(total, b.add(row.out, offset))
+
+    return run
+
+
+conv_and_shift = _row(sum_up=True, shift=True, wide=False)
+wide_conv = _row(sum_up=True, shift=False, wide=True)
+wide_conv_and_shift = _row(sum_up=True, shift=True, wide=True)
+shift_only = _row(sum_up=False, shift=True, wide=False)
+
+
+def _fill(wide: bool) -> Any:
+    """A numba function ``(data, channels, target)`` that writes zeros: data, or floats if ``wide``."""
+
+    @intrinsic
+    def run(typing: Any, data: Any, channels: Any, target: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _, channels, target = args
+            size = 4 if wide else context.get_abi_sizeof(context.get_data_type(data.dtype))
+            zero = ir.Constant(_native.INT8, 0)
+            memset = builder.module.declare_intrinsic("llvm.memset", [_native.INT8.as_pointer(), INT64], None)
+            pointer = builder.inttoptr(target, _native.INT8.as_pointer())
+            builder.call(memset, [pointer, zero, builder.mul(channels, INT64(size)), ir.Constant(ir.IntType(1), 0)])
+            return context.get_dummy_value()
+
+        return types.void(data, channels, target), generate
+
+    return run
+
+
+zero_data, zero_floats = _fill(wide=False), _fill(wide=True)
+
+
+@_njit
+def slot_of(slots: int, batch: int) -> int:
+    """The row of the pool that a batch row works on; negative for one that only pads."""
+    return _native.int64_at(slots, batch) if slots != 0 else batch
+
+
+@_njit
+def first_kept(positions: int, batch: int, taps: int) -> int:
+    """The oldest kept input that belongs to the token's document."""
+    return max(0, taps - 1 - _native.int64_at(positions, batch)) if positions != 0 else 0
+
+
+def step(data: Any) -> None:
+    """y, and the state."""
+    size, parts, part = data_bytes(data), field(data, 2), field(data, 3)
+    width, taps, positions, slots = field(data, 4), field(data, 5), field(data, 6), field(data, 7)
+    item = take(data, _COUNTER)
+    while item < field(data, 1):
+        batch, channel = item // parts, item % parts * part
+        channels, offset = min(part, width - channel), channel * size
+        out = field(data, 15) + batch * width * size + offset
+        slot = slot_of(slots, batch)
+        if slot < 0:
+            zero_data(data, channels, out)
+        else:
+            x = field(data, 8) + batch * field(data, 9) + offset
+            weight, bias = field(data, 10) + offset, field(data, 11) + offset
+            state = field(data, 12) + slot * field(data, 13) + offset
+            first = first_kept(positions, batch, taps)
+            row = (x, weight, width * size, bias, state, field(data, 14), taps, first, out)
+            conv_and_shift(data, channels, row)
+        item = take(data, _COUNTER)
+
+
+def compiled(dtype: torch.dtype) -> Any:
+    """The kernel for data of ``dtype`` as a ctypes function of the address of its FIELDS."""
+    return _native.compiled(step, dtype, (__file__,))

@@ -1,0 +1,104 @@
+"""One pass in native CPU code: every kept input is read once, counted, and moved a row up.
+
+    y = bias + weight[K-1] x + sum_k weight[k] state[k];   state[k-1] = state[k];   state[K-2] = x
+
+A thread takes ``block_d`` channels of a batch row. Sums are float32 in a register; bfloat16 and float16 are widened
+when read, and rounded once. Nothing is allocated but y. Bound by the call where the batch is small, by memory where it
+is not.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops import _threads
+from griffin_kernels.ops.rg_lru._numba_call import plain, rows
+from griffin_kernels.ops.temporal_conv1d_step import _numba
+
+
+@dataclass(frozen=True)
+class Config:
+    """block_d: channels of one work item."""
+
+    block_d: int = 2560
+
+
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    state: Tensor,
+    positions: Tensor | None,
+    slots: Tensor | None,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    batch, width = x.shape
+    taps, size = weight.shape[0], x.element_size()
+    x, weight, bias = rows(x), plain(weight), plain(bias)
+    positions = None if positions is None else positions.contiguous()
+    slots = None if slots is None else slots.contiguous()
+    kept = rows(state)  # a copy only where channels are not contiguous
+    y = torch.empty((batch, width), dtype=x.dtype)
+    parts = -(-width // config.block_d)
+    slot_step, row_step, _ = kept.stride()
+    # in the order of _numba.FIELDS
+    values = (
+        0,
+        batch * parts,
+        parts,
+        config.block_d,
+        width,
+        taps,
+        0 if positions is None else positions.data_ptr(),
+        0 if slots is None else slots.data_ptr(),
+        x.data_ptr(),
+        x.stride(0) * size,
+        weight.data_ptr(),
+        bias.data_ptr(),
+        kept.data_ptr(),
+        slot_step * size,
+        row_step * size,
+        y.data_ptr(),
+    )
+    fields = array("q", values)
+    threads = _threads.threads_for(batch * parts, batch * width * taps)
+    _threads.run(_numba.compiled(x.dtype), fields.buffer_info()[0], threads)
+    if kept is not state:
+        state.copy_(kept)
+    return y, state
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    """Shared with the other native one-token kernels, but for block_d."""
+    if device.kind != "cpu":
+        return "needs a CPU"
+    if case.dtype == "float64":
+        return "computes in float32"
+    isa = dict(device.details).get("isa", ())
+    if case.dtype == "float16" and device.arch.startswith("x86") and "f16c" not in isa:
+        return "float16 needs a processor with F16C"
+    return None if config.block_d >= 1 else "block_d must be at least 1"
+
+
+def rank(case: Case, device: Device) -> int:
+    """Above every eager variant."""
+    return 20
+
+
+VARIANT = Variant(
+    op="temporal_conv1d_step",
+    name="numba.direct",
+    summary="one pass in native code over the kept inputs",
+    run=run,
+    config=Config,
+    axes={"block_d": (128, 640, 2560)},
+    reject=reject,
+    rank=rank,
+)

@@ -14,11 +14,21 @@ from torch import Tensor
 from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _threads
-from griffin_kernels.ops.rg_lru._numba_call import plain, rows
+from griffin_kernels.ops.rg_lru import _numba_call as sequence
 from griffin_kernels.ops.rg_lru_step import _numba
 
 _ROWS_PER_READ = 4
 """Batch rows whose products take as long as reading the weights."""
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Contiguous, itself if it is: a call that copies nothing must not cost more than its kernel."""
+    return tensor if tensor.is_contiguous() and not tensor.is_neg() else sequence.plain(tensor)
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of it, with contiguous channels."""
+    return tensor if tensor.is_contiguous() and not tensor.is_neg() else sequence.rows(tensor)
 
 
 def run(
@@ -51,8 +61,7 @@ def run(
     scratch_bytes = -(-4 * _numba.scratch_floats(n, part, batch) // 4096) * 4096
     scratch = torch.empty(threads * scratch_bytes, dtype=torch.uint8)
     finished = torch.zeros(blocks, dtype=torch.int64) if parts > 1 else None
-    positions = None if positions is None else positions.contiguous()
-    slots = None if slots is None else slots.contiguous()
+    positions, slots = (None if index is None else index.contiguous() for index in (positions, slots))
     conv_values = (0, 0, 0, 0, 0, 0)
     if conv is not None:
         conv_weight, conv_bias, conv_state = plain(conv[0]), plain(conv[1]), conv[2]

@@ -33,6 +33,7 @@ FIELDS = (
     "x",  # data [B, D]
     "x_row",
     "weight",  # data [K, D]
+    "weight_row",
     "bias",  # data [D]
     "state",  # data [P, K-1, D]
     "state_slot",
@@ -171,16 +172,16 @@ def step(data: Any) -> None:
     while item < field(data, 1):
         batch, channel = item // parts, item % parts * part
         channels, offset = min(part, width - channel), channel * size
-        out = field(data, 15) + batch * width * size + offset
+        out = field(data, 16) + batch * width * size + offset
         slot = slot_of(slots, batch)
         if slot < 0:
             zero_data(data, channels, out)
         else:
             x = field(data, 8) + batch * field(data, 9) + offset
-            weight, bias = field(data, 10) + offset, field(data, 11) + offset
-            state = field(data, 12) + slot * field(data, 13) + offset
+            weight, bias = field(data, 10) + offset, field(data, 12) + offset
+            state = field(data, 13) + slot * field(data, 14) + offset
             first = first_kept(positions, batch, taps)
-            row = (x, weight, width * size, bias, state, field(data, 14), taps, first, out)
+            row = (x, weight, field(data, 11), bias, state, field(data, 15), taps, first, out)
             conv_and_shift(data, channels, row)
         item = take(data, _COUNTER)
 

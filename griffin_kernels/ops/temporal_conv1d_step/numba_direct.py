@@ -18,7 +18,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _threads
-from griffin_kernels.ops.rg_lru._numba_call import plain, rows
+from griffin_kernels.ops.temporal_conv1d._numba_call import rows
 from griffin_kernels.ops.temporal_conv1d_step import _numba
 
 
@@ -41,7 +41,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     batch, width = x.shape
     taps, size = weight.shape[0], x.element_size()
-    x, weight, bias = rows(x), plain(weight), plain(bias)
+    x, weight, bias = rows(x), rows(weight), rows(bias)
     positions = None if positions is None else positions.contiguous()
     slots = None if slots is None else slots.contiguous()
     kept = rows(state)  # a copy only where channels are not contiguous
@@ -61,6 +61,7 @@ def run(
         x.data_ptr(),
         x.stride(0) * size,
         weight.data_ptr(),
+        weight.stride(0) * size,
         bias.data_ptr(),
         kept.data_ptr(),
         slot_step * size,

@@ -47,7 +47,7 @@ benchmark: $(VENV)/installed-dev
 	@$(BIN)/python -m pytest tests/benchmarks -s $(ARGS)
 
 static: $(VENV)/installed
-	@$(BIN)/python -m tuning.static $(ARGS)
+	@$(BIN)/python -m tuning.static --save $(ARGS)
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

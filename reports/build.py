@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from griffin_kernels.errors import ReportError
 from griffin_kernels.registry import write_atomically
 from reports import format as fmt
@@ -21,8 +23,11 @@ from reports.forward_tab import forward_tab
 from reports.journal import Source, load, load_registry
 from reports.page import Tab, figure, page, render
 from reports.roofline_tab import roofline_tab
+from reports.static_tab import static_tab
 from reports.studies import beside, load_study
 from tuning.budget import INDIFFERENCE
+from tuning.static import recorded
+from tuning.static.recorded import Recorded
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,17 @@ def write_report(journal: Path, out: Path, registry: Path | None = None, study: 
     tabs = [tuning_tab(report, registry_source, study_source)]
     if found is not None:
         tabs += [roofline_tab(found, report), forward_tab(found)]
+    tabs.append(static_tab(static_table()))
     _replace(out, page(title, tabs, data))
     return out
+
+
+def static_table() -> Recorded:
+    """The table of compiled kernels that the package carries."""
+    try:
+        return recorded.load()
+    except (OSError, msgspec.DecodeError) as error:
+        raise ReportError(f"cannot read the table of compiled kernels {recorded.FILE}: {error}") from error
 
 
 def _replace(out: Path, text: str) -> None:

@@ -70,10 +70,11 @@ def test_tabs_by_click_keyboard_link_and_history(browser: Browser, report: Path)
     assert page.get_by_role("tab", name="Roofline").get_attribute("aria-selected") == "true"
     for key, expected in (
         ("ArrowRight", "forward"),
+        ("ArrowRight", "gpu-code"),
         ("ArrowRight", "tuning"),
-        ("ArrowLeft", "forward"),
+        ("ArrowLeft", "gpu-code"),
         ("Home", "tuning"),
-        ("End", "forward"),
+        ("End", "gpu-code"),
     ):
         page.keyboard.press(key)
         assert visible(page) == [expected]
@@ -157,7 +158,7 @@ def test_print_shows_every_tab(browser: Browser, report: Path) -> None:
     page = watched.page
     page.emulate_media(media="print")
     wait_until(page, "document.querySelectorAll('#roofline .chart[data-drawn]').length === 3")
-    assert visible(page) == ["tuning", "roofline", "forward"]
+    assert visible(page) == ["tuning", "roofline", "forward", "gpu-code"]
     assert not page.locator(".tabs").is_visible() and not page.locator("#roofline .table-tools").first.is_visible()
     page.emulate_media(media="screen")
     wait_until(page, "!document.querySelector('#roofline').getClientRects().length")

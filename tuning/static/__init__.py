@@ -4,7 +4,8 @@ targets     the architectures that can be compiled for
 describe    a case as tensors without memory
 compiling   a Launch and a target to machine code, specialised as Triton's JIT would
 nvidia, amd instructions and resources out of that machine code
-report      StaticReport and what a launch claims about itself
+recorded    StaticReport, and the file that holds the whole table
+report      a compiled launch as a StaticReport, and what it claims about itself
 requests    what to compile, by name, and the answers
 table       reports for a terminal
 worker      runs all of it in a process of its own

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ import msgspec
 import typer
 
 from griffin_kernels import catalog
-from tuning.static import table
+from tuning.static import recorded, table
 from tuning.static.requests import Request, answer_all, compilable, representative, requests_for
 from tuning.static.targets import CHECKED
 
@@ -28,6 +29,7 @@ def main(
     every: Annotated[bool, typer.Option("--all-configs", help="every configuration, not only the default")] = False,
     requests: Annotated[str | None, typer.Option(help="a JSON file of requests; - reads standard input")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+    save: Annotated[bool, typer.Option("--save", help="record the table where reports find it")] = False,
 ) -> None:
     """Compile and report."""
     if requests is not None:
@@ -40,6 +42,8 @@ def main(
             for found in compilable(op, variant)
             for request in requests_for(found, representative(catalog.op(found.op).cases), names, every)
         ]
+    if save and (op or variant or every or requests or targets != ",".join(CHECKED)):
+        raise typer.BadParameter("--save records the whole table, so it takes no choice of what to compile")
     answers = answer_all(asked)
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(answers) + b"\n")
@@ -49,6 +53,11 @@ def main(
             print(f"{failure.request.variant} {failure.request.case} {failure.request.target}: {failure.reason}")
     if not asked:
         print("nothing to compile: no Triton variant fits", file=sys.stderr)
+    if save and not answers.failures:
+        keys = {f"{report.op}/{report.variant}" for report in answers.reports}
+        sources = {key: catalog.variant(key).source_hash for key in keys}
+        recorded.save(metadata.version("triton"), sources, answers.reports)
+        print(f"recorded {len(answers.reports)} kernels in {recorded.FILE}", file=sys.stderr)
     if not asked or answers.failures or any(report.broken for report in answers.reports):
         raise typer.Exit(1)
 

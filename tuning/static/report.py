@@ -1,45 +1,16 @@
-"""StaticReport: what the machine code of one launch costs, and whether it keeps the launch's claims."""
+"""What the machine code of one launch costs, and whether it keeps the launch's claims."""
 
 from __future__ import annotations
 
 from typing import Any
-
-import msgspec
 
 from griffin_kernels.contract import Variant, config_key
 from griffin_kernels.launch import Launch
 from tuning.static import amd, nvidia
 from tuning.static.code import main_loop, mix
 from tuning.static.compiling import compile_launch
+from tuning.static.recorded import StaticReport
 from tuning.static.targets import Target
-
-
-class StaticReport(msgspec.Struct, frozen=True):
-    """Figures of one compiled kernel; per thread unless a name says otherwise.
-
-    registers: vector registers. spill_bytes: stack used for spilled registers. shared_bytes: per block.
-    instructions: in the whole program. loop_instructions: in the main loop, or the whole program without one.
-    instructions_per_element: thread-instructions that the main loop issues per element (None where it means nothing).
-    mix: instructions of the main loop by class. load_bits: global loads of the whole program by width.
-    broken: claims of the launch that the machine code does not keep, one sentence each.
-    """
-
-    op: str
-    variant: str
-    case: str
-    config: str
-    kernel: str
-    target: str
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    num_warps: int
-    instructions: int
-    loop_instructions: int
-    instructions_per_element: float | None
-    mix: dict[str, int]
-    load_bits: dict[int, int]
-    broken: tuple[str, ...] = ()
 
 
 def matrix_opcodes(target: Target) -> tuple[str, ...]:

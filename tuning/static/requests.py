@@ -11,7 +11,8 @@ from griffin_kernels import catalog
 from griffin_kernels.contract import Case, Variant, config_dict
 from griffin_kernels.launch import Launch, described_for
 from tuning.static.describe import meta_inputs
-from tuning.static.report import StaticReport, analyse
+from tuning.static.recorded import StaticReport
+from tuning.static.report import analyse
 from tuning.static.targets import Target, target
 
 

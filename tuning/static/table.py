@@ -8,17 +8,17 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from tuning.static.report import StaticReport
+from tuning.static.recorded import StaticReport
 
 COLUMNS = (
     *("op", "variant", "case", "kernel", "target", "registers", "spills B", "shared B"),
-    *("instr/elt", "loop", "loads by bits", "async", "shuffles", "broken claims"),
+    *("instr/elt", "special/elt", "loop", "loads by bits", "matrix", "async", "shuffles", "broken claims"),
 )
 
 
 def row(report: StaticReport) -> list[str]:
     """One report in the order of COLUMNS."""
-    each = report.instructions_per_element
+    each, special = report.instructions_per_element, report.specials_per_element
     return [
         report.op,
         report.variant,
@@ -29,8 +29,10 @@ def row(report: StaticReport) -> list[str]:
         str(report.spill_bytes),
         str(report.shared_bytes),
         "-" if each is None else f"{each:.1f}",
+        "-" if special is None else f"{special:.1f}",
         str(report.loop_instructions),
         " ".join(f"{count}x{bits}" for bits, count in report.load_bits.items()),
+        str(report.mix["matrix"]),
         str(report.mix["async_copies"]),
         str(report.mix["shuffles"]),
         "; ".join(report.broken),

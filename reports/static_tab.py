@@ -1,0 +1,67 @@
+"""The tab *GPU code*: registers, spills and instructions of every Triton kernel, as compiled and not run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from griffin_kernels.case import Case
+from griffin_kernels.records import CaseRecord
+from reports.page import Tab, render
+from tuning.static.recorded import Recorded, StaticReport
+
+TARGETS = {
+    "sm_80": "A100",
+    "sm_90": "H100, H200",
+    "sm_100": "B200",
+    "sm_120": "RTX 50",
+    "gfx942": "MI300",
+}
+"""Architectures -> GPUs that have them. Others are shown by their name alone."""
+
+FIRST = "sm_90"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel compiled for one architecture. case: as the page shows cases; None where the op is not known here."""
+
+    record: StaticReport
+    case: CaseRecord | None
+
+    @property
+    def widest(self) -> int:
+        """Bits per thread of the widest global load; 0 where only tensor memory accelerators load."""
+        return max(self.record.load_bits, default=0)
+
+
+def static_tab(found: Recorded) -> Tab:
+    """The tab of a recorded table."""
+    names = sorted({r.target for r in found.reports}, key=lambda name: [*TARGETS, name].index(name))
+    pages = {name: [Row(r, _case(r)) for r in found.reports if r.target == name] for name in names}
+    body = render(
+        "static.html.j2",
+        found=found,
+        pages=pages,
+        gpus=TARGETS,
+        first=FIRST if FIRST in pages else next(iter(pages), None),
+        kernels={(r.op, r.variant, r.kernel) for r in found.reports},
+        variants={(r.op, r.variant) for r in found.reports},
+        spilling=[r for r in found.reports if r.spill_bytes],
+        broken=[r for r in found.reports if r.broken],
+    )
+    return Tab("gpu-code", "GPU code", body)
+
+
+def _case(report: StaticReport) -> CaseRecord | None:
+    """The case of a key such as ``B1-T2048-D2560-bfloat16+reset~h0``."""
+    head, _, data = report.case.partition("~")
+    head, *flags = head.split("+")
+    *sizes, dtype = head.split("-")
+    dims = {}
+    for size in sizes:
+        name = size.rstrip("0123456789")
+        if not name or name == size:
+            return None
+        dims[name] = int(size[len(name) :])
+    case = Case(report.op, tuple(dims.items()), dtype, tuple(flags), tuple(data.split("~")) if data else ())
+    return CaseRecord.of(case)

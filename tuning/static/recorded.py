@@ -1,0 +1,73 @@
+"""The static table as data: what a compiled kernel costs, and the file that holds all of them.
+
+``python -m tuning.static --save`` (``make static``) writes the file into the package, so that a report can show it
+without a compiler, and a test holds it against the sources: a kernel that has changed since is found. Nothing here
+imports Triton or a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+
+from griffin_kernels.registry import write_atomically
+
+FILE = Path(str(resources.files("tuning.static"))) / "recorded.json"
+
+
+class StaticReport(msgspec.Struct, frozen=True):
+    """Figures of one compiled kernel; per thread unless a name says otherwise.
+
+    registers: vector registers. spill_bytes: stack used for spilled registers. shared_bytes: per block.
+    instructions: in the whole program. loop_instructions: in the main loop, or the whole program without one.
+    instructions_per_element: thread-instructions that the main loop issues per element (None where it means nothing).
+    mix: instructions of the main loop by class. load_bits: global loads of the whole program by width.
+    broken: claims of the launch that the machine code does not keep, one sentence each.
+    """
+
+    op: str
+    variant: str
+    case: str
+    config: str
+    kernel: str
+    target: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    num_warps: int
+    instructions: int
+    loop_instructions: int
+    instructions_per_element: float | None
+    mix: dict[str, int]
+    load_bits: dict[int, int]
+    broken: tuple[str, ...] = ()
+
+    @property
+    def specials_per_element(self) -> float | None:
+        """Special functions that the main loop issues per element."""
+        each, loop = self.instructions_per_element, self.loop_instructions
+        return None if each is None or not loop else each * self.mix["special"] / loop
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """triton: its version. sources: source hash by variant key. reports: default configurations at bench cases."""
+
+    triton: str
+    sources: dict[str, str]
+    reports: list[StaticReport]
+
+
+def save(triton: str, sources: Mapping[str, str], reports: Iterable[StaticReport], path: Path = FILE) -> None:
+    """Write the file in one step: a line for each kernel, in order, so that a change is readable as a difference."""
+    ordered = sorted(reports, key=lambda r: (r.op, r.variant, r.case, r.kernel, r.target))
+    head = msgspec.json.encode({"triton": triton, "sources": dict(sorted(sources.items()))})
+    rows = b",\n".join(msgspec.json.encode(report) for report in ordered)
+    write_atomically(path, head[:-1] + b',\n"reports":[\n' + rows + b"\n]}\n")
+
+
+def load(path: Path = FILE) -> Recorded:
+    """The recorded table; OSError where there is none, msgspec.DecodeError where it is broken."""
+    return msgspec.json.decode(path.read_bytes(), type=Recorded)

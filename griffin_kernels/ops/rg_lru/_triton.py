@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Call
+from griffin_kernels.launch import Call, Claims
 from griffin_kernels.ops.linear_scan import _triton as scan
 from griffin_kernels.ops.rg_lru.cost import cost
 
@@ -81,7 +81,7 @@ def product(x: Tensor, weight: Tensor, out: Tensor) -> Callable[[], Tensor]:
     return run
 
 
-def run(make: Callable[..., list[launch.Step]], config: Any, *values: Tensor | None) -> tuple[Tensor, Tensor]:
+def run(make: Callable[..., Sequence[launch.Step]], config: Any, *values: Tensor | None) -> tuple[Tensor, Tensor]:
     """Run the steps of a variant on the op's arguments, in order."""
     outputs: dict[str, Any] = {}
     launch.run_all(make(dict(zip(NAMES, values, strict=True)), outputs, config))
@@ -105,3 +105,81 @@ def traffic(case: Case, streams: int, scratch: int = 0) -> int:
     size = case.bytes_per_element()
     elements: int = case["B"] * case["T"] * case["D"]
     return ideal.bytes_total + (streams - 2) * elements * size + scratch
+
+
+SHARED_KIB = {"sm_75": 64, "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227}
+SHARED_KIB |= {"sm_103": 227, "sm_120": 99, "sm_121": 99, "gfx90a": 64, "gfx942": 64, "gfx950": 160}
+"""Shared memory (LDS) that one block may use: CUDA C++ programming guide, compute capabilities; CDNA guides."""
+
+
+def padded(n: int) -> int:
+    """Channels that the gate products sum over: a power of two, 16 or more as matrix units take them."""
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def shared_bytes(n: int, size: int, block_n: int, block_t: int, num_stages: int, arch: str) -> int:
+    """Shared memory of a kernel with the products inside: num_stages tiles of x; on NVIDIA both gates' weights too."""
+    if arch.startswith("gfx"):
+        return size * num_stages * padded(n) * block_t
+    return size * (2 * padded(n) * block_n + num_stages * (padded(n) + block_n) * block_t)
+
+
+def fits(n: int, size: int, config: Any, block_t: int, arch: str) -> bool:
+    """Whether shared memory holds what such a kernel keeps there; it does where nothing is known."""
+    need = shared_bytes(n, size, config.block_n, block_t, config.num_stages, arch)
+    return arch not in SHARED_KIB or need <= 1024 * SHARED_KIB[arch]
+
+
+def tile_steps(n: int, size: int, config: Any, arch: str) -> int:
+    """Steps of a tile: config's, or where that is 0 as many, up to 32, as fit the architecture."""
+    block_t: int = config.block_t
+    return block_t or (32 if fits(n, size, config, 32, arch) else 16)
+
+
+def unfit_gates(case: Case, device: Device, config: Any) -> str | None:
+    """Why a kernel with the gate products inside cannot run, if so."""
+    if reason := unfit(case, device, config.fast):
+        return reason
+    n, size = case["n"], case.bytes_per_element()
+    if n > 256:
+        return f"both gates' weights for {n} input channels do not stay in shared memory; those for 256 do"
+    if case.dtype == "float32" and device.kind == "cuda":
+        return (
+            "float32 products have no matrix instruction that does not round to TF32; triton.fused_scan calls a library"
+        )
+    if config.block_n > 64 and config.block_n >= 2 * n:
+        return f"block_n={config.block_n} is at least twice the {n} channels of a gate block"
+    block_t = tile_steps(n, size, config, device.arch)
+    if not fits(n, size, config, block_t, device.arch):
+        need = shared_bytes(n, size, config.block_n, block_t, config.num_stages, device.arch)
+        return f"weights and tiles of x need {need} bytes of shared memory, of {SHARED_KIB[device.arch]} KiB here"
+    return None
+
+
+def weights(inputs: Inputs) -> dict[str, Tensor]:
+    """Both gates' weights as kernels with the products inside read them, contiguous."""
+    return {
+        "weight_i": inputs["input_gate_weight"].contiguous(),
+        "weight_r": inputs["recurrence_gate_weight"].contiguous(),
+    }
+
+
+def tile_constexprs(n: int, block_t: int, config: Any) -> dict[str, Any]:
+    """Constexprs of a kernel with the products inside, besides those of ``arguments``."""
+    return {"n": n, "FAST": config.fast, "BLOCK_K": padded(n), "BLOCK_N": config.block_n, "BLOCK_T": block_t}
+
+
+def claims(x: Tensor, n: int, block_t: int, config: Any) -> Claims:
+    """Matrix instructions for 16-bit data that fills them; asynchronous copies of x where channels are neighbours."""
+    bits = scan.load_bits((x,), min(8, padded(n) * block_t // (32 * config.num_warps)))
+    return Claims(
+        load_bits=bits,
+        async_copies=config.num_stages > 1 and bits >= 32,
+        matrix=x.element_size() == 2 and config.block_n >= 16 * config.num_warps,
+    )
+
+
+def underfills(case: Case, device: Device, config: Any) -> bool:
+    """Whether one program per row, gate block and slice leaves units without work, and time should be split."""
+    programs = case["N"] * case["H"] * -(-case["n"] // config.block_n)
+    return case["T"] >= 256 and programs < device.units

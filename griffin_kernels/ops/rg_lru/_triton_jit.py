@@ -88,19 +88,39 @@ def tanh_approx(y):
 
 
 @triton.jit
-def sigmoids(z_i, z_r, FAST: tl.constexpr):
-    """(sigmoid(z_i), sigmoid(z_r)), float32."""
+def argument(product, bias, FAST: tl.constexpr):
+    """What ``scaled_gates`` takes for the gate sigmoid(product + bias), by one multiply-add per element."""
     if FAST and for_nvidia():
-        i = 0.5 * tanh_approx(0.5 * z_i) + 0.5
-        r = 0.5 * tanh_approx(0.5 * z_r) + 0.5
+        y = product * 0.5 + bias * 0.5
+    else:
+        y = product * -LOG2_E + bias * -LOG2_E
+    return y
+
+
+@triton.jit
+def scaled_gates(y_i, y_r, decay_log2, FAST: tl.constexpr):
+    """(i, r, a, v, m) from ``argument`` of both gates and ``decay(a_param)``; all float32, same shape.
+
+    What is not used is not computed: a caller that takes i, a and m pays for no more. No reset is applied.
+    """
+    if FAST and for_nvidia():
+        # sigmoid(z) = (tanh(z / 2) + 1) / 2
+        t_r = tanh_approx(y_r)
+        i = 0.5 * tanh_approx(y_i) + 0.5
+        r = 0.5 * t_r + 0.5
+        half = 0.5 * decay_log2
+        log2_a = half * t_r + half
     else:
         # 1 / p = q / (p q)
-        p = 1.0 + exp2(tl.minimum(z_i * -LOG2_E, LARGEST_EXPONENT))
-        q = 1.0 + exp2(tl.minimum(z_r * -LOG2_E, LARGEST_EXPONENT))
+        p = 1.0 + exp2(tl.minimum(y_i, LARGEST_EXPONENT))
+        q = 1.0 + exp2(tl.minimum(y_r, LARGEST_EXPONENT))
         both = reciprocal(p * q)
         i = q * both
         r = p * both
-    return i, r
+        log2_a = decay_log2 * r
+    a = exp2(log2_a)
+    v = one_minus_square(a, log2_a, FAST)
+    return i, r, a, v, tl.sqrt(v)
 
 
 @triton.jit
@@ -129,15 +149,8 @@ def one_minus_square(a, log2_a, FAST: tl.constexpr):
 
 @triton.jit
 def gates(z_i, z_r, decay_log2, FAST: tl.constexpr):
-    """(i, r, a, v, m) from the gates' arguments, biases added, and ``decay(a_param)``; all float32, same shape.
-
-    What is not used is not computed: a caller that takes i, a and m pays for no more. No reset is applied.
-    """
-    i, r = sigmoids(z_i, z_r, FAST)
-    log2_a = decay_log2 * r
-    a = exp2(log2_a)
-    v = one_minus_square(a, log2_a, FAST)
-    return i, r, a, v, tl.sqrt(v)
+    """``scaled_gates`` of the gates' arguments, biases added: i = sigmoid(z_i), r = sigmoid(z_r)."""
+    return scaled_gates(argument(z_i, 0.0, FAST), argument(z_r, 0.0, FAST), decay_log2, FAST)
 
 
 @triton.jit

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops.linear_scan._triton_jit import load_rows, load_state, store_row
-from griffin_kernels.ops.rg_lru._triton_jit import at_reset, gates
+from griffin_kernels.ops.rg_lru._triton_jit import argument, at_reset, scaled_gates
 
 
 @triton.jit
@@ -48,7 +48,9 @@ def step(tile, u: tl.constexpr, begin, bias_i, bias_r, decay_log2, positions, en
          FAST: tl.constexpr):  # fmt: skip
     """(a, m i x) of row u, resets applied. ``begin``: steps of the sequence before the tile, where one owns it."""
     xs, zs_i, zs_r, where, enters, _ = tile
-    i, _, a, _, m = gates(zs_i[u].to(tl.float32) + bias_i, zs_r[u].to(tl.float32) + bias_r, decay_log2, FAST)
+    y_i = argument(zs_i[u].to(tl.float32), bias_i, FAST)
+    y_r = argument(zs_r[u].to(tl.float32), bias_r, FAST)
+    i, _, a, _, m = scaled_gates(y_i, y_r, decay_log2, FAST)
     if positions is not None:
         a, m = at_reset(a, m, where[u] == 0)
     elif BEGINS:

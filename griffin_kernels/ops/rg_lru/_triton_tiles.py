@@ -1,0 +1,212 @@
+"""Gate products and scan of one tile without leaving the matrix units' registers: what the fused_gates kernels share.
+
+A tile is [channels, steps]: z = W^T x^T puts the sums of a channel into the registers of four neighbouring threads, as
+every NVIDIA matrix instruction from sm_80 on lays out its results: column q of eight goes to thread q / 2 of the four.
+Which step a column is, is free: ``steps_of_columns`` deals the steps so that each of the four holds a quarter of the
+tile in order. A tile is then four runs of steps, scanned side by side in registers, and only the four runs' maps, two
+numbers each, go between threads. Where an instruction lays out its results otherwise the compiler moves them first,
+and the answer is the same.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+# mypy: disable-error-code="assignment, misc"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from griffin_kernels.ops._triton_dot import dot
+from griffin_kernels.ops.rg_lru._triton_jit import argument, at_reset, scaled_gates
+
+RUNS = tl.constexpr(4)
+
+
+@triton.jit
+def steps_of_columns(BLOCK_T: tl.constexpr):
+    """[block_t]: which step of the tile each column is."""
+    q = tl.arange(0, BLOCK_T)
+    return q // 2 % RUNS * (BLOCK_T // RUNS) + q // (2 * RUNS) * 2 + q % 2
+
+
+@triton.jit
+def unstack(tile, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
+    """[rows, block_t] -> block_t / RUNS tensors [rows, RUNS], step by step of the runs."""
+    LENGTH: tl.constexpr = BLOCK_T // RUNS
+    by_run = tl.permute(tl.reshape(tile, (ROWS, LENGTH // 2, RUNS, 2)), (0, 2, 1, 3))
+    parts = (tl.reshape(by_run, (ROWS, RUNS, LENGTH)),)
+    for level in tl.static_range(5):
+        if 2**level < LENGTH:
+            halves = ()
+            for k in tl.static_range(2**level):
+                pair = tl.reshape(parts[k], (ROWS, RUNS, 2, LENGTH // 2 // 2**level))
+                first, second = tl.split(tl.permute(pair, (0, 1, 3, 2)))
+                halves += (first, second)
+            parts = halves
+    found = ()
+    for k in tl.static_range(LENGTH):
+        found += (tl.reshape(parts[k], (ROWS, RUNS)),)
+    return found
+
+
+@triton.jit
+def stack(parts, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
+    """The inverse of ``unstack``."""
+    LENGTH: tl.constexpr = BLOCK_T // RUNS
+    wide = ()
+    for k in tl.static_range(LENGTH):
+        wide += (tl.reshape(parts[k], (ROWS, RUNS, 1)),)
+    for level in tl.static_range(5):
+        if 2**level < LENGTH:
+            pairs = ()
+            for k in tl.static_range(LENGTH // 2 // 2**level):
+                pair = tl.permute(tl.join(wide[2 * k], wide[2 * k + 1]), (0, 1, 3, 2))
+                pairs += (tl.reshape(pair, (ROWS, RUNS, 2 * 2**level)),)
+            wide = pairs
+    by_run = tl.reshape(wide[0], (ROWS, RUNS, LENGTH // 2, 2))
+    return tl.reshape(tl.permute(by_run, (0, 2, 1, 3)), (ROWS, BLOCK_T))
+
+
+@triton.jit
+def four(runs, ROWS: tl.constexpr):
+    """[rows, RUNS] -> RUNS tensors [rows]."""
+    first, second = tl.split(tl.permute(tl.reshape(runs, (ROWS, 2, 2)), (0, 2, 1)))
+    r0, r1 = tl.split(first)
+    r2, r3 = tl.split(second)
+    return r0, r1, r2, r3
+
+
+@triton.jit
+def maps_of_runs(gates, values, ROWS: tl.constexpr, LENGTH: tl.constexpr):
+    """(P, S), four tensors [rows] each: what every run makes of the state that enters it, h -> P h + S."""
+    p = gates[0]
+    s = values[0]
+    for k in tl.static_range(1, LENGTH):
+        p = gates[k] * p
+        s = gates[k] * s + values[k]
+    return four(p, ROWS), four(s, ROWS)
+
+
+@triton.jit
+def scan_tile(a, u, carry, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
+    """(states [rows, block_t], carry [rows]) of h = a h + u over the tile's steps, from ``carry`` on."""
+    LENGTH: tl.constexpr = BLOCK_T // RUNS
+    gates = unstack(a, ROWS, BLOCK_T)
+    values = unstack(u, ROWS, BLOCK_T)
+    p, s = maps_of_runs(gates, values, ROWS, LENGTH)
+    h1 = p[0] * carry + s[0]
+    h2 = p[1] * h1 + s[1]
+    h3 = p[2] * h2 + s[2]
+    entering = tl.permute(tl.join(tl.join(carry, h1), tl.join(h2, h3)), (0, 2, 1))
+    h = tl.reshape(entering, (ROWS, RUNS))
+    states = ()
+    for k in tl.static_range(LENGTH):
+        h = gates[k] * h + values[k]
+        states += (h,)
+    return stack(states, ROWS, BLOCK_T), p[3] * h3 + s[3]
+
+
+@triton.jit
+def reduce_tile(a, u, product, result, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
+    """The map (product, result) [rows] of what came before, followed by the tile's."""
+    gates = unstack(a, ROWS, BLOCK_T)
+    values = unstack(u, ROWS, BLOCK_T)
+    p, s = maps_of_runs(gates, values, ROWS, BLOCK_T // RUNS)
+    for k in tl.static_range(RUNS):
+        product = p[k] * product
+        result = p[k] * result + s[k]
+    return product, result
+
+
+@triton.jit
+def offsets(channels, steps, STEP: tl.constexpr, CHANNEL: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Offsets [channels, steps] of a tile in elements, 64-bit only where 32 are too few."""
+    if (BLOCK_T + 1) * STEP + 2 * D * CHANNEL >= 2**31:
+        steps = steps.to(tl.int64)
+        channels = channels.to(tl.int64)
+    return channels[:, None] * CHANNEL + steps[None, :] * STEP
+
+
+@triton.jit
+def load_tile(x, channels, inside, steps, left, STEP: tl.constexpr, CHANNEL: tl.constexpr, D: tl.constexpr,
+              MASKED: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
+    """x^T [channels, block_t]; 0 where a channel or a step is outside. x: at the tile's first step."""
+    mask = (steps < left)[None, :]
+    if MASKED:
+        mask = mask & inside[:, None]
+    return tl.load(x + offsets(channels, steps, STEP, CHANNEL, D, BLOCK_T), mask=mask, other=0.0)
+
+
+@triton.jit
+def load_weight(weight, block, n: tl.constexpr, outputs, inputs):
+    """W^T [outputs, inputs] of one block; weight: [H,n,n] contiguous, input channel first. 0 beyond n."""
+    place = weight + tl.cast(block, tl.int64) * (n * n) + inputs[None, :] * n + outputs[:, None]
+    return tl.load(place, mask=(inputs < n)[None, :] & (outputs < n)[:, None], other=0.0)
+
+
+@triton.jit
+def gate_tile(
+    x,
+    positions,
+    enter,
+    h0,
+    h0_row,
+    w_i,
+    w_r,
+    bias_i,
+    bias_r,
+    decay_log2,
+    inputs,
+    outputs,
+    columns,
+    steps,
+    begin,
+    left,
+    n: tl.constexpr,
+    D: tl.constexpr,
+    X_STEP: tl.constexpr,
+    X_CHANNEL: tl.constexpr,
+    POSITION_STEP: tl.constexpr,
+    H0_CHANNEL: tl.constexpr,
+    BEGINS: tl.constexpr,
+    FAST: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    """(a, u) [block_n, block_t] of h = a h + u; steps from ``left`` on leave a state as it is.
+
+    Pointers are at the tile's first step, x at the block's first channel. inputs, outputs: channels of the block that
+    the products sum over, and that the program owns; columns: the latter within D. begin: steps of the sequence before
+    the tile, where a program owns one; else ``enter`` marks the steps where sequences start, and h0 [N,D] their states.
+    """
+    here = steps < left
+    reads = load_tile(x, inputs, inputs < n, steps, left, X_STEP, X_CHANNEL, D, inputs.shape[0] != n, BLOCK_T)
+    own = load_tile(x, outputs, outputs < n, steps, left, X_STEP, X_CHANNEL, D, n % BLOCK_N != 0, BLOCK_T)
+    y_i = argument(dot(w_i, reads), bias_i[:, None], FAST)
+    y_r = argument(tl.where(here[None, :], dot(w_r, reads), float("-inf")), bias_r[:, None], FAST)
+    i, _, a, _, m = scaled_gates(y_i, y_r, decay_log2[:, None], FAST)
+    if positions is not None:
+        where = tl.load(positions + steps.to(tl.int64) * POSITION_STEP, mask=here, other=1)
+        a, m = at_reset(a, m, (where == 0)[None, :])
+    if enter is not None:
+        starts = tl.load(enter + steps, mask=here, other=-1)
+        if positions is None and BEGINS:
+            a, m = at_reset(a, m, (starts >= 0)[None, :])
+    elif positions is None and BEGINS:
+        a, m = at_reset(a, m, (begin + steps == 0)[None, :])
+    u = m * i * own.to(tl.float32)
+    if enter is not None:
+        if h0 is not None:
+            place = h0 + starts.to(tl.int64)[None, :] * h0_row + columns[:, None] * H0_CHANNEL
+            u += a * tl.load(place, mask=(starts >= 0)[None, :] & (outputs < n)[:, None], other=0.0).to(tl.float32)
+        a = tl.where((starts >= 0)[None, :], 0.0, a)
+    return a, u
+
+
+@triton.jit
+def store_tile(y, value, columns, inside, steps, left, D: tl.constexpr, MASKED: tl.constexpr):
+    """y at the tile's first step of [.., D] rows; value: [channels, block_t], rounded to y's dtype."""
+    mask = (steps < left)[None, :]
+    if MASKED:
+        mask = mask & inside[:, None]
+    tl.store(y + (steps[None, :] * D + columns[:, None]), value.to(y.dtype.element_ty), mask=mask)

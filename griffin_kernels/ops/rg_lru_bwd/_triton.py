@@ -218,3 +218,17 @@ def unfit(case: Case, device: Device, block_d: int, num_warps: int) -> str | Non
     if case.dtype == "float64":
         return "gates are computed in float32, float64 data would lose precision"
     return scan.unfit(case, device, block_d, num_warps)
+
+
+def few_warps(case: Case, device: Device) -> bool:
+    """Whether one pass over time has too few warps, and time should be split."""
+    # 70 instructions per element are half of what an H100 can issue at its memory's bandwidth: it takes two warps of 64
+    # channels for each of the four schedulers of a multiprocessor to come near
+    return case["T"] >= 512 and case["N"] * case["D"] < 8 * 64 * device.units
+
+
+def traffic(case: Case, again: int = 0, rows: int = 0) -> int:
+    """Bytes moved: products and scan, ``again`` elements read twice, ``rows`` rows of D float32 of scratch."""
+    elements = case["B"] * case["T"] * case["D"]
+    # x to z: 3; the scan: 8; dz and dx over itself: 4; x and dz to the weights' gradients: 3
+    return (18 * elements + again) * case.bytes_per_element() + 4 * rows * case["D"]

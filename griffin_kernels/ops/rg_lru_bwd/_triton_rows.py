@@ -11,9 +11,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops.linear_scan._triton_jit import load_flags, load_rows, load_state, store_row
+from griffin_kernels.ops.linear_scan._triton_jit import load_rows, load_state, store_row
 from griffin_kernels.ops.rg_lru._triton_jit import LN_2, at_reset, decay
 from griffin_kernels.ops.rg_lru._triton_jit import gates as gate_values
+from griffin_kernels.ops.rg_lru._triton_rows import load_flags
 from griffin_kernels.ops.rg_lru_bwd._triton_jit import gradients, multiplier
 
 
@@ -59,6 +60,26 @@ def store_sums(partial, row, sum_i, sum_r, sum_a, columns, inside, D: tl.constex
 
 
 @triton.jit
+def load_tile(dy, x, y, gates, positions, enter, leave, columns, inside, left, remaining, D: tl.constexpr,
+              WIDTH: tl.constexpr, DY_STEP: tl.constexpr, DY_CHANNEL: tl.constexpr, X_STEP: tl.constexpr,
+              X_CHANNEL: tl.constexpr, Y_STEP: tl.constexpr, Y_CHANNEL: tl.constexpr, POSITION_STEP: tl.constexpr,
+              BLOCK_T: tl.constexpr):  # fmt: skip
+    """Rows of dy, x, y one step before, z_i, z_r, and the flags of their steps: eight tuples.
+
+    Pointers are at the step visited first. From ``left`` on, rows are such that they leave the carry as it is.
+    """
+    dys = load_rows(dy + columns * DY_CHANNEL, inside, left, DY_STEP, 0.0, BLOCK_T, True, True)
+    xs = load_rows(x + columns * X_CHANNEL, inside, left, X_STEP, 0.0, BLOCK_T, True, True)
+    ys = load_rows(y + Y_STEP + columns * Y_CHANNEL, inside, remaining - 1, Y_STEP, 0.0, BLOCK_T, True, True)
+    zs_i = load_rows(gates, inside, left, -2 * D, 0.0, BLOCK_T, True, True)
+    zs_r = load_rows(gates + WIDTH, inside, left, -2 * D, float("-inf"), BLOCK_T, True, True)
+    where = load_flags(positions, left, POSITION_STEP, 1, BLOCK_T)
+    enters = load_flags(enter, left, -1, -1, BLOCK_T)
+    leaves = load_flags(leave, left, -1, -1, BLOCK_T)
+    return dys, xs, ys, zs_i, zs_r, where, enters, leaves
+
+
+@triton.jit
 def scan_rows(
     dy,
     x,
@@ -94,6 +115,7 @@ def scan_rows(
     DH_LAST_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     FRESH: tl.constexpr,
+    AHEAD: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -102,7 +124,8 @@ def scan_rows(
     dy, x, y: rows of D with strides of their own; z: rows [H, 2, WIDTH], products in, gradients out; dx: rows of D.
     positions: int64; dh_last, h0, dh0 [N,D] are used only with enter and leave. remaining: steps to the first one of
     the sequence, at least ``steps``; the state before that one is before_first [block_d]. FRESH: it is a reset, as is
-    every one in ``leave``. Gives the last carry and the sums over the steps of dz_i, dz_r and r dlog_a, each [block_d].
+    every one in ``leave``. AHEAD: a tile's rows are loaded while the one before it is worked on. Gives the last carry
+    and the sums over the steps of dz_i, dz_r and r dlog_a, each [block_d].
     """
     rate = decay_log2 * LN_2
     sum_i = tl.zeros_like(carry)
@@ -112,20 +135,39 @@ def scan_rows(
     if D % BLOCK_D == 0:
         here = tl.full((BLOCK_D,), True, dtype=tl.int1)
     gates = z + gate_columns(columns, WIDTH)
+    if AHEAD:
+        ahead = load_tile(
+            dy, x, y, gates, positions, enter, leave, columns, here, steps, remaining, D, WIDTH, DY_STEP, DY_CHANNEL,
+            X_STEP, X_CHANNEL, Y_STEP, Y_CHANNEL, POSITION_STEP, BLOCK_T,
+        )  # fmt: skip
     for done in range(0, steps, BLOCK_T):
         left = steps - done
-        ahead = remaining - 1 - done
-        dys = load_rows(dy + columns * DY_CHANNEL, here, left, DY_STEP, 0.0, BLOCK_T, True, True)
-        xs = load_rows(x + columns * X_CHANNEL, here, left, X_STEP, 0.0, BLOCK_T, True, True)
-        states = load_rows(y + Y_STEP + columns * Y_CHANNEL, here, ahead, Y_STEP, 0.0, BLOCK_T, True, True)
-        zs_i = load_rows(gates, here, left, -2 * D, 0.0, BLOCK_T, True, True)
-        zs_r = load_rows(gates + WIDTH, here, left, -2 * D, 0.0, BLOCK_T, True, True)
-        at = load_flags(positions, left, POSITION_STEP, 1, BLOCK_T, True)
-        enters = load_flags(enter, left, -1, -1, BLOCK_T, True)
-        leaves = load_flags(leave, left, -1, -1, BLOCK_T, True)
+        if AHEAD:
+            tile = ahead
+        else:
+            tile = load_tile(
+                dy, x, y, gates, positions, enter, leave, columns, here, left, remaining - done, D, WIDTH, DY_STEP,
+                DY_CHANNEL, X_STEP, X_CHANNEL, Y_STEP, Y_CHANNEL, POSITION_STEP, BLOCK_T,
+            )  # fmt: skip
+        dy += BLOCK_T * DY_STEP
+        x += BLOCK_T * X_STEP
+        y += BLOCK_T * Y_STEP
+        out = gates
+        gates -= BLOCK_T * 2 * D
+        if positions is not None:
+            positions += BLOCK_T * POSITION_STEP
+        if enter is not None:
+            enter -= BLOCK_T
+            leave -= BLOCK_T
+        if AHEAD:
+            ahead = load_tile(
+                dy, x, y, gates, positions, enter, leave, columns, here, left - BLOCK_T, remaining - done - BLOCK_T, D,
+                WIDTH, DY_STEP, DY_CHANNEL, X_STEP, X_CHANNEL, Y_STEP, Y_CHANNEL, POSITION_STEP, BLOCK_T,
+            )  # fmt: skip
+        dys, xs, ys, zs_i, zs_r, where, enters, leaves = tile
         for u in tl.static_range(BLOCK_T):
-            first = u == ahead
-            before = tl.where(first, before_first, states[u].to(tl.float32))
+            first = u == remaining - 1 - done
+            before = tl.where(first, before_first, ys[u].to(tl.float32))
             if enter is not None:
                 starts = enters[u] >= 0
                 start = load_state(
@@ -140,30 +182,79 @@ def scan_rows(
             i, r, a, v, _ = gate_values(z_i, z_r, decay_log2, False)
             m, slope = multiplier(v)
             if positions is not None:
-                a, m = at_reset(a, m, at[u] == 0)
+                a, m = at_reset(a, m, where[u] == 0)
             elif FRESH:
                 a, m = at_reset(a, m, first)
             g = dys[u].to(tl.float32) + carry
             direct, dz_i, dz_r, r_dlog_a = gradients(g, xs[u].to(tl.float32), before, i, r, a, m, slope, rate)
-            # past the last step every factor but g is 0, so that the sums stay as they are
             sum_i += dz_i
             sum_r += dz_r
             sum_a += r_dlog_a
-            carry = tl.where(u < left, a * g, carry)
+            carry = a * g
             store_row(dx + columns - u * D, direct, here, u, left, True, True)
-            store_row(gates - u * 2 * D, dz_i, here, u, left, True, True)
-            store_row(gates + WIDTH - u * 2 * D, dz_r, here, u, left, True, True)
+            store_row(out - u * 2 * D, dz_i, here, u, left, True, True)
+            store_row(out + WIDTH - u * 2 * D, dz_r, here, u, left, True, True)
             if enter is not None and dh0 is not None:
                 last = dh0 + tl.cast(leaves[u], tl.int64) * D + columns
                 tl.store(last, carry, mask=inside & first)
-        dy += BLOCK_T * DY_STEP
-        x += BLOCK_T * X_STEP
-        y += BLOCK_T * Y_STEP
-        gates -= BLOCK_T * 2 * D
         dx -= BLOCK_T * D
+    return carry, sum_i, sum_r, sum_a
+
+
+@triton.jit
+def reduce_rows(
+    dy,
+    z,
+    positions,
+    enter,
+    dh_last,
+    dh_last_row,
+    decay_log2,
+    bias_r,
+    columns,
+    inside,
+    steps,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DY_STEP: tl.constexpr,
+    DY_CHANNEL: tl.constexpr,
+    POSITION_STEP: tl.constexpr,
+    DH_LAST_CHANNEL: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """(P, S) [block_d] of ``steps`` steps, a multiple of BLOCK_T, as one map c -> P c + S of what is handed to them.
+
+    Pointers are at the step visited first. dh_last [N,D] is used only with enter.
+    """
+    MASKED: tl.constexpr = D % BLOCK_D != 0
+    p = tl.full((BLOCK_D,), 1.0, dtype=tl.float32)
+    s = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    gates = z + WIDTH + gate_columns(columns, WIDTH)
+    for _ in range(0, steps, BLOCK_T):
+        dys = load_rows(dy + columns * DY_CHANNEL, inside, BLOCK_T, DY_STEP, 0.0, BLOCK_T, MASKED, False)
+        zs_r = load_rows(gates, inside, BLOCK_T, -2 * D, 0.0, BLOCK_T, MASKED, False)
+        where = load_flags(positions, BLOCK_T, POSITION_STEP, 1, BLOCK_T)
+        enters = load_flags(enter, BLOCK_T, -1, -1, BLOCK_T)
+        for u in tl.static_range(BLOCK_T):
+            if enter is not None:
+                starts = enters[u] >= 0
+                start = load_state(
+                    dh_last, enters[u], dh_last_row, columns, inside & starts, DH_LAST_CHANNEL, tl.float32, BLOCK_D
+                )
+                p = tl.where(starts, 0.0, p)
+                s = tl.where(starts, start, s)
+            z_r = zs_r[u].to(tl.float32) + bias_r
+            a = tl.exp2(decay_log2 * tl.sigmoid(z_r))
+            # no gradient passes a packed sequence's first step anyway: the next one visited starts from dh_last
+            if positions is not None:
+                a = tl.where(where[u] == 0, 0.0, a)
+            p = a * p
+            s = a * (s + dys[u].to(tl.float32))
+        dy += BLOCK_T * DY_STEP
+        gates -= BLOCK_T * 2 * D
         if positions is not None:
             positions += BLOCK_T * POSITION_STEP
         if enter is not None:
             enter -= BLOCK_T
-            leave -= BLOCK_T
-    return carry, sum_i, sum_r, sum_a
+    return p, s

@@ -5,15 +5,13 @@
     sums      partial sums per row of h0, added in a fixed order
     products  dx += dz [W_i W_r]^T;  [dW_i dW_r] = x^T dz
 
-A program owns ``block_d`` channels of one batch entry or packed sequence, as in linear_scan_bwd/triton.sequential: it
-loads block_t rows of dy, x, y, z_i and z_r ahead, then visits them from last to first, the carry and three sums in
-registers.
+A program owns ``block_d`` channels of one batch entry or packed sequence. It loads block_t rows of dy, x, y and z at
+a time, for 16-bit data one tile ahead, and visits them from last to first, the carry and three sums in registers.
 
 Bytes per element of the scan: eight data elements (16 in bf16, 32 in fp32), which leave an H100 140 instructions and
-17 special functions per element at its memory's bandwidth. It takes 71 and 6 (exact gates 5, m and its derivative 1);
-masks in time cost 7 of them and halve the code, since the step that has no row of y before it needs no loop of its own.
-Bound by memory bandwidth where N * D is large; by latency and issue of too few warps where it is not (see
-triton.fused_scan_chunked). The products move another nine data elements, at n = 256 in bf16 bound by memory too.
+17 special functions per element at its memory's bandwidth. It takes 72 and 5 on sm_90 in bf16: bound by memory where
+N * D is large, by latency and issue of too few warps where it is not (see triton.fused_scan_chunked). The products move
+another ten data elements, at n = 256 in bf16 bound by memory too.
 
 float32: gates, carry, all gradients and sums. Rounded to the data's dtype: z, dz before the products (the sums take it
 unrounded), the direct part of dx once more before dz W^T is added to it in float32.
@@ -91,6 +89,7 @@ def rg_lru_bwd_scan(
     DH_LAST_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     FRESH: tl.constexpr,
+    AHEAD: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -141,6 +140,7 @@ def rg_lru_bwd_scan(
         DH_LAST_CHANNEL=DH_LAST_CHANNEL,
         H0_CHANNEL=H0_CHANNEL,
         FRESH=FRESH,
+        AHEAD=AHEAD,
         BLOCK_T=BLOCK_T,
         BLOCK_D=BLOCK_D,
     )
@@ -161,7 +161,8 @@ def launches(inputs: dict[str, Any], outputs: dict[str, Any], config: Config) ->
         kernel=rg_lru_bwd_scan,
         grid=(rows * triton.cdiv(width, config.block_d),),
         args=args,
-        constexprs=constexprs | {"BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
+        # float32 rows of two tiles would not fit in registers
+        constexprs=constexprs | {"AHEAD": x.element_size() == 2, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
         num_warps=config.num_warps,
         tile=config.block_t * config.block_d,
         claims=Claims(load_bits=_triton.load_bits(inputs, config.block_d // (32 * config.num_warps))),
@@ -198,14 +199,13 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 
 def rank(case: Case, device: Device) -> int:
-    """The default wherever its loads can keep the memory busy."""
-    return 20 if scan.starves(case, device, streams=5) else 30
+    """The default where there are channels enough to keep the device busy."""
+    return 20 if _triton.few_warps(case, device) else 30
 
 
 def traffic(case: Case, config: Config) -> int:
-    """z by one product, eight streams of the scan, dz twice and dx over itself, x once more; partial sums."""
-    elements = case["B"] * case["T"] * case["D"]
-    return elements * (3 + 8 + 4 + 3) * case.bytes_per_element() + 24 * case["N"] * case["D"]
+    """Three sums per row of h0 are written and read besides the products and the scan."""
+    return _triton.traffic(case, rows=6 * case["N"])
 
 
 VARIANT = Variant(

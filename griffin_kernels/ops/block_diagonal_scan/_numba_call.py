@@ -6,6 +6,7 @@ step, are not contiguous is copied first.
 
 from __future__ import annotations
 
+import math
 from array import array
 from typing import Any
 
@@ -55,6 +56,13 @@ def _streamed(outputs: tuple[Tensor, ...], group: int) -> bool:
     return lines and all(out.data_ptr() % _LINE == 0 for out in outputs)
 
 
+def _group(width: int, size: int, sequences: int, block_d: int, itemsize: int) -> int:
+    """Channels of a work item: at most about ``block_d``, and few enough that no thread is without one."""
+    grain = math.lcm(size, _LINE // itemsize)
+    share = -(-width * sequences // torch.get_num_threads())
+    return min(-(-min(block_d, share) // grain) * grain, width)
+
+
 def _scan(
     kernel: Any,
     x: Tensor,
@@ -72,7 +80,7 @@ def _scan(
     """Run a kernel. x: x, or dh; names as in ``_numba.FIELDS``."""
     batch, time, width = x.shape
     size = a.shape[-1]
-    group = min(-(-block_d // size) * size, width)
+    group = _group(width, size, final.shape[0], block_d, x.element_size())
     groups = -(-width // group)
     items = final.shape[0] * groups
     offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
@@ -112,7 +120,7 @@ def forward(
     reverse: bool,
     block_d: int,
 ) -> tuple[Tensor, Tensor]:
-    """block_diagonal_scan by groups of about ``block_d`` channels."""
+    """block_diagonal_scan by groups of at most about ``block_d`` channels."""
     x, a = _rows(x), _rows(a)
     wide = accumulator(x.dtype)
     sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1

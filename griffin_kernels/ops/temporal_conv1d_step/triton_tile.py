@@ -1,0 +1,140 @@
+"""One launch in place, a program per tile of batch rows by channels: weights are read once for all rows of a tile.
+
+    y = bias + sum_k weight[k] (state, x)[k];   state = (state[1:], x)
+
+For large batches: triton.rows reads K + 1 elements of weights per channel and row, beside K of data, here a tile of
+rows shares them. A thread owns its rows' channels, as there; sums likewise. Bound by memory: 2 K data elements for
+every element of x.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from griffin_kernels import launch
+from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops.linear_scan import _triton as scan
+from griffin_kernels.ops.temporal_conv1d_step import _triton
+from griffin_kernels.ops.temporal_conv1d_step._triton_jit import convolve, keep, rows_of
+
+
+@dataclass(frozen=True)
+class Config:
+    """block_b, block_d: rows and channels per program."""
+
+    block_b: int = 8
+    block_d: int = 128
+    num_warps: int = 4
+
+
+@triton.jit(do_not_specialize=["B"])
+def temporal_conv1d_step_tile(
+    x,
+    weight,
+    bias,
+    state,
+    positions,
+    slots,
+    y,
+    B,
+    x_row,
+    state_slot,
+    D: tl.constexpr,
+    X_CHANNEL: tl.constexpr,
+    STATE_ROW: tl.constexpr,
+    STATE_CHANNEL: tl.constexpr,
+    POSITION_STEP: tl.constexpr,
+    SLOT_STEP: tl.constexpr,
+    TAPS: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """x, y: [B,D]; state: [P,K-1,D]; positions, slots: [B]. Grid: ceil(B / block_b) * ceil(D / block_d), channels
+    fastest."""
+    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    row = ((tl.program_id(0) // BLOCKS) * BLOCK_B + tl.arange(0, BLOCK_B))[:, None]
+    channel = ((tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
+    there = channel < D
+    slot, works, position = rows_of(row, positions, slots, B, POSITION_STEP, SLOT_STEP)
+    inside = there & works
+    current = tl.load(x + (row.to(tl.int64) * x_row + channel * X_CHANNEL), mask=inside, other=0.0)
+    kept = state + (slot * state_slot + channel * STATE_CHANNEL)
+    total = convolve(current, weight, bias, kept, channel, there, inside, position, D, STATE_ROW, TAPS, ACC)
+    # before y is stored: then nothing that is kept has to be read twice
+    if TAPS > 1:
+        keep(kept, current, inside, position, STATE_ROW, TAPS)
+    total = tl.where(works, total, 0.0)
+    tl.store(y + (row.to(tl.int64) * D + channel), total.to(y.dtype.element_ty), mask=there & (row < B))
+
+
+def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+    """One program per tile."""
+    args, constexprs = _triton.arguments(inputs, outputs)
+    x, state = inputs["x"], inputs["state"]
+    per_thread = config.block_b * config.block_d // (32 * config.num_warps)
+    return [
+        Launch(
+            kernel=temporal_conv1d_step_tile,
+            grid=(triton.cdiv(x.shape[0], config.block_b) * triton.cdiv(x.shape[1], config.block_d),),
+            args=args,
+            constexprs=constexprs | {"BLOCK_B": config.block_b, "BLOCK_D": config.block_d},
+            num_warps=config.num_warps,
+            tile=config.block_b * config.block_d,
+            claims=Claims(load_bits=scan.load_bits((x, state), per_thread)),
+        )
+    ]
+
+
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    state: Tensor,
+    positions: Tensor | None,
+    slots: Tensor | None,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    inputs = {"x": x, "weight": weight, "bias": bias, "state": state, "positions": positions, "slots": slots}
+    outputs: dict[str, Any] = {}
+    launch.run_all(launches(inputs, outputs, config))
+    return outputs["y"], state
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    if reason := scan.not_here(device) or scan.idle_channels(case, config.block_d):
+        return reason
+    threads = config.num_warps * (device.warp_size or 32)
+    if config.block_b * config.block_d < threads:
+        return f"a tile of {config.block_b} x {config.block_d} leaves some of {threads} threads without an element"
+    if config.block_b > 8 and config.block_b >= 2 * case["B"]:
+        return f"block_b={config.block_b} is at least twice the {case['B']} rows: half of it does nothing"
+    return None
+
+
+def rank(case: Case, device: Device) -> int:
+    """The default for large batches."""
+    return 25
+
+
+VARIANT = Variant(
+    op="temporal_conv1d_step",
+    name="triton.tile",
+    summary="one launch in place, weights read once for a tile of rows",
+    run=run,
+    config=Config,
+    axes={"block_b": (4, 8, 16), "block_d": (64, 128, 256), "num_warps": (2, 4)},
+    reject=reject,
+    rank=rank,
+    launches=launches,
+)

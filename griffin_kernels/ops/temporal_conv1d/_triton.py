@@ -79,3 +79,13 @@ def unfit(case: Case, device: Device, block_d: int, num_warps: int) -> str | Non
     if case["K"] > MOST_TAPS:
         return f"{case['K']} taps are more than the {MOST_TAPS} that are unrolled"
     return scan.unfit(case, device, block_d, num_warps)
+
+
+def unfit_tile(case: Case, device: Device, block_t: int, block_d: int, num_warps: int) -> str | None:
+    """Why a kernel whose threads share a tile cannot run, or would only waste them."""
+    if case["K"] > MOST_TAPS:
+        return f"{case['K']} taps are more than the {MOST_TAPS} that are unrolled"
+    threads = num_warps * (device.warp_size or 32)
+    if block_t * block_d < threads:
+        return f"a tile of {block_t} x {block_d} leaves threads without an element: there are {threads}"
+    return scan.not_here(device) or scan.idle_channels(case, block_d)

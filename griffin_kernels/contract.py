@@ -144,7 +144,8 @@ class Variant:
 
     name: ``<backend>.<algorithm>``; the file is ``<backend>_<algorithm>.py``.
     run: ``(**inputs, config) -> tuple of outputs``. Allocates every output with ``torch.empty`` and friends, takes any
-    strides, and changes no input but those of ``Op.in_place``, which it writes and gives back.
+    strides, and changes no input but those of ``Op.in_place``, which it writes and gives back. No two outputs share
+    memory, nor does an output with an input.
     config: frozen dataclass whose defaults are the documented default. axes: values the tuner may try per field.
     reject: ``(case, device, config) -> reason | None``: why this cannot run, in words a user can act on.
     baseline: what a user would otherwise run; every report compares with it.

@@ -161,7 +161,25 @@ def check(
                 return Verdict((), f"does not give back the {name} that it is to change in place")
         elif isinstance(value, Tensor) and not torch.equal(value.nan_to_num(), before[name].nan_to_num()):
             return Verdict((), f"changed its input {name}")
+    if (shared := _sharing(op, inputs, got)) is not None:
+        return Verdict((), shared)
     return compare(op, case, got, want, op.tolerance(case))
+
+
+def _sharing(op: Op, inputs: Inputs, got: tuple[Tensor | None, ...]) -> str | None:
+    """What is wrong where an output lies in the memory of another tensor: torch.compile forbids that of operators."""
+    owners = {
+        value.untyped_storage().data_ptr(): name
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and value.numel() and name not in op.in_place
+    }
+    for name, value in zip(op.outputs, got, strict=False):
+        if value is None or not value.numel():
+            continue
+        owner = owners.setdefault(value.untyped_storage().data_ptr(), name)
+        if owner != name:
+            return f"its output {name} lies in the memory of {owner}"
+    return None
 
 
 def tolerance_scaled(tolerance: Tolerance, factor: float) -> Tolerance:

@@ -243,5 +243,5 @@ def backward(
     dweight_i, dweight_r = (
         (total[0] if groups == 1 else total.sum(0))[..., :n].to(x.dtype).contiguous() for total in dweights
     )
-    dbias_i, dbias_r = (total.to(x.dtype).reshape(blocks, n) for total in (through_z_i, through_z_r))
+    dbias_i, dbias_r = (total.to(x.dtype, copy=True).reshape(blocks, n) for total in (through_z_i, through_z_r))
     return dx, da_param, dweight_i, dbias_i, dweight_r, dbias_r, None if h0 is None else state

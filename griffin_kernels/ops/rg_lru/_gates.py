@@ -36,6 +36,17 @@ def gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return z.to(wide).add_(bias.to(wide).flatten()).sigmoid_()
 
 
+def one_minus_exp(exponent: Tensor) -> Tensor:
+    """1 - exp(exponent) without cancellation, exponent <= 0 and not needed any more."""
+    if not torch.compiler.is_compiling():
+        return exponent.expm1_().neg_()
+    # inductor's vector code for a CPU makes exp(y) - 1 of expm1: near 0 the Taylor series takes its place
+    series = torch.ones_like(exponent)
+    for k in range(15 if exponent.dtype == torch.float64 else 8, 1, -1):
+        series = series * (exponent / k) + 1.0
+    return torch.where(exponent > -0.5, -exponent * series, 1.0 - exponent.exp())
+
+
 class Terms(NamedTuple):
     """i, r, log_a, v = 1 - a^2 and the multiplier m, each [B,T,D] in the accumulator's dtype."""
 
@@ -59,7 +70,7 @@ def terms(
     i = gate(x, input_gate_weight, input_gate_bias)
     r = gate(x, recurrence_gate_weight, recurrence_gate_bias)
     log_a = r * (-DECAY * torch.nn.functional.softplus(a_param.to(r.dtype)))
-    v = (2 * log_a).expm1_().neg_()
+    v = one_minus_exp(2 * log_a)
     m = v.sqrt()
     if reset is not None:
         m.masked_fill_(reset[..., None], 1.0)

@@ -1,0 +1,85 @@
+"""Everything between a block's linear layers for one token, in place: one launch where a program owns a gate block.
+
+    u = bias + sum_k w_k x_{t-k},  z = u W + b,  i, r = sigmoid(z)
+    h = a h + sqrt(1 - a^2) i u,   out = h gelu(y)
+
+The kernel of rg_lru_step's triton.fused with the convolution in front: a program reads all n inputs of a gate block
+and what is kept of them, and moves that a row up after all its threads have read it. That takes one program per gate
+block and ``block_b`` rows. Where ``block_n`` is below n several programs share a block, which puts more of the chip to
+reading weights; none of them may then move what others still read, and the convolution is a launch of its own
+(triton.rows). Which of the two is faster depends on the launch latency and the number of blocks: the tuner's choice.
+One launch moves the ideal bytes, and reads what is kept twice, through the caches.
+
+Numerics: u is rounded to the data's dtype where it is multiplied; in one launch it enters the state as float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Launch
+from griffin_kernels.ops.recurrent_block_step import _triton
+from griffin_kernels.ops.rg_lru_step import _triton as lru
+
+
+@dataclass(frozen=True)
+class Config(lru.Dot):
+    __doc__ = lru.Dot.__doc__
+
+    block_n: int = 256
+    block_k: int = 32
+    num_warps: int = 8
+
+
+def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+    """One launch, or two."""
+    return _triton.steps(lru.dot_launch, inputs, outputs, config)
+
+
+def run(
+    x: Tensor,
+    y: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    conv_state: Tensor,
+    h: Tensor,
+    positions: Tensor | None,
+    slots: Tensor | None,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor, Tensor]:
+    gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
+    values = (x, y, conv_weight, conv_bias, *gates, conv_state, h, positions, slots)
+    return _triton.run(launches, config, *values)
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    return lru.dot_unfit(case, device, config)
+
+
+def rank(case: Case, device: Device) -> int:
+    """The default where the batch fills a good part of an instruction."""
+    return 30 if case["B"] > 4 else 20
+
+
+VARIANT = Variant(
+    op="recurrent_block_step",
+    name="triton.fused",
+    summary="one launch in place where a program owns a gate block, gates by matrix instructions",
+    run=run,
+    config=Config,
+    axes=lru.DOT_AXES,
+    reject=reject,
+    rank=rank,
+    launches=launches,
+)

@@ -1,0 +1,78 @@
+"""One token for a few rows, in place: all weights in flight at once, no tensor cores; the convolution before.
+
+    u = bias + sum_k w_k x_{t-k},  z = u W + b,  i, r = sigmoid(z)
+    h = a h + sqrt(1 - a^2) i u,   out = h gelu(y)
+
+The kernel of rg_lru_step's triton.vector, whose programs share a gate block: the convolution, which moves what is
+kept, is a launch of its own (triton.rows), so that none of them reads it half moved. Narrow gate blocks (``block_n`` >=
+n) take one launch. See triton.fused for one launch in every case, by fewer programs.
+
+Numerics: products and sums in float32, as gates and state; between two launches u is rounded to the data's dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Launch
+from griffin_kernels.ops.recurrent_block_step import _triton
+from griffin_kernels.ops.rg_lru_step import _triton as lru
+
+
+@dataclass(frozen=True)
+class Config(lru.Vector):
+    __doc__ = lru.Vector.__doc__
+
+
+def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+    """The convolution, then the gates; one launch where a program owns a gate block."""
+    return _triton.steps(lru.vector_launch, inputs, outputs, config)
+
+
+def run(
+    x: Tensor,
+    y: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    conv_state: Tensor,
+    h: Tensor,
+    positions: Tensor | None,
+    slots: Tensor | None,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor, Tensor]:
+    gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
+    values = (x, y, conv_weight, conv_bias, *gates, conv_state, h, positions, slots)
+    return _triton.run(launches, config, *values)
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    return lru.vector_unfit(case, device, config)
+
+
+def rank(case: Case, device: Device) -> int:
+    """The default for a few rows."""
+    return 25
+
+
+VARIANT = Variant(
+    op="recurrent_block_step",
+    name="triton.vector",
+    summary="for a few rows: the convolution, then gates with all weights in flight at once",
+    run=run,
+    config=Config,
+    axes=lru.VECTOR_AXES,
+    reject=reject,
+    rank=rank,
+    launches=launches,
+)

@@ -1,0 +1,207 @@
+"""What the hosts of the one-token RG-LRU's Triton kernels share, with the convolution in front or without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from torch import Tensor
+
+from griffin_kernels import launch
+from griffin_kernels.contract import Case, Inputs
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops.linear_scan import _triton as scan
+from griffin_kernels.ops.rg_lru_step._triton_jit import step_by_dot, step_by_vector
+from griffin_kernels.ops.temporal_conv1d_step._triton import index_constexprs
+
+WIDEST = 256
+"""Channels of a gate block that a program can hold."""
+
+
+@dataclass(frozen=True)
+class Dot:
+    """block_n: output channels of a program, all of a gate block that has fewer. block_k: inputs multiplied at a time,
+    half as many in float32; ``num_stages`` of them in flight, or as many as fit. block_b: batch rows.
+    """
+
+    block_n: int = 64
+    block_k: int = 64
+    block_b: int = 16
+    num_warps: int = 4
+    num_stages: int = 4
+
+
+@dataclass(frozen=True)
+class Vector:
+    """block_n: output channels of a program, all of a gate block that has fewer. rows: batch rows, one by one."""
+
+    block_n: int = 32
+    rows: int = 1
+    num_warps: int = 4
+
+
+DOT_AXES: dict[str, tuple[Any, ...]] = {
+    "block_n": (32, 64, 128, 256),
+    "block_k": (32, 64, 128),
+    "block_b": (16, 32, 64),
+    "num_warps": (4, 8),
+    "num_stages": (2, 4),
+}
+VECTOR_AXES: dict[str, tuple[Any, ...]] = {"block_n": (16, 32, 64), "rows": (1, 2, 4, 8), "num_warps": (4, 8)}
+
+
+def parts(n: int, block_n: int) -> int:
+    """Programs that share a gate block."""
+    return -(-n // block_n)
+
+
+def columns(n: int, block_n: int) -> int:
+    """Columns of a tile for gate blocks of n channels; a tile of a product has 16 at least."""
+    return min(block_n, max(16, 1 << (n - 1).bit_length()))
+
+
+def arguments(
+    inputs: Inputs, outputs: dict[str, Any], output: str, x: Tensor, taps: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arguments, constexprs) of both kernels; allocates ``output``. x: what enters; taps: 0 without convolution."""
+    batch, width = x.shape
+    h, y, state = inputs["h"], inputs.get("y"), inputs["conv_state"] if taps else None
+    outputs["h"] = h
+    args = {
+        "x": x,
+        "y": y,
+        "conv_weight": inputs["conv_weight"].contiguous() if taps else None,
+        "conv_bias": inputs["conv_bias"].contiguous() if taps else None,
+        "conv_state": state,
+        "a_param": inputs["a_param"].contiguous(),
+        "weight_i": inputs["input_gate_weight"].contiguous(),
+        "bias_i": inputs["input_gate_bias"].contiguous(),
+        "weight_r": inputs["recurrence_gate_weight"].contiguous(),
+        "bias_r": inputs["recurrence_gate_bias"].contiguous(),
+        "h": h,
+        "positions": inputs["positions"],
+        "slots": inputs["slots"],
+        "out": scan.empty(outputs, output, x, batch, width, dtype=x.dtype),
+        "B": batch,
+        "x_row": scan.row_stride(x, 0),
+        "y_row": scan.row_stride(y, 0),
+        "h_slot": scan.row_stride(h, 0),
+        "state_slot": scan.row_stride(state, 0),
+    }
+    constexprs = {
+        "D": width,
+        "N": inputs["input_gate_bias"].shape[1],
+        "X_CHANNEL": scan.channel_stride(x),
+        "Y_CHANNEL": scan.channel_stride(y),
+        "H_CHANNEL": scan.channel_stride(h),
+        "STATE_ROW": scan.row_stride(state, 1),
+        "STATE_CHANNEL": scan.channel_stride(state),
+        **index_constexprs(inputs),
+        "TAPS": taps,
+    }
+    return args, constexprs
+
+
+def dot_launch(inputs: Inputs, outputs: dict[str, Any], output: str, config: Dot, x: Tensor, taps: int = 0) -> Launch:
+    """Gates by matrix instructions, state and output."""
+    args, constexprs = arguments(inputs, outputs, output, x, taps)
+    blocks, n = inputs["input_gate_bias"].shape
+    tensor_cores = x.element_size() == 2
+    block_n = columns(n, config.block_n)
+    block_k = columns(n, max(16, config.block_k * 2 // x.element_size()))
+    in_flight = stages(config, block_n, launch.architecture(x))
+    load = block_n * block_k // (32 * config.num_warps)
+    return Launch(
+        kernel=step_by_dot,
+        grid=(blocks * parts(n, config.block_n), triton.cdiv(x.shape[0], config.block_b)),
+        args=args,
+        constexprs=constexprs
+        | {
+            "BLOCK_N": block_n,
+            "BLOCK_K": block_k,
+            "BLOCK_B": config.block_b,
+            "STAGES": in_flight,
+        },
+        num_warps=config.num_warps,
+        num_stages=in_flight,
+        claims=Claims(load_bits=scan.load_bits((args["weight_i"],), load), matrix=tensor_cores and block_n >= 64),
+    )
+
+
+def vector_launch(
+    inputs: Inputs, outputs: dict[str, Any], output: str, config: Vector, x: Tensor, taps: int = 0
+) -> Launch:
+    """Gates by multiplying and adding, state and output."""
+    args, constexprs = arguments(inputs, outputs, output, x, taps)
+    blocks, n = inputs["input_gate_bias"].shape
+    block_k = triton.next_power_of_2(n)
+    block_n = columns(n, config.block_n)
+    load = block_n * block_k // (32 * config.num_warps)
+    return Launch(
+        kernel=step_by_vector,
+        grid=(blocks * parts(n, config.block_n), triton.cdiv(x.shape[0], config.rows)),
+        args=args,
+        constexprs=constexprs | {"BLOCK_N": block_n, "BLOCK_K": block_k, "ROWS": config.rows},
+        num_warps=config.num_warps,
+        tile=block_n * block_k,
+        claims=Claims(load_bits=scan.load_bits((args["weight_i"],), load)),
+    )
+
+
+def unfit(case: Case, device: Device, block_n: int, usual: int) -> str | None:
+    """Why no kernel of these runs, or not with such a block, if so. usual: the default's block."""
+    if reason := scan.not_here(device):
+        return reason
+    if case.dtype == "float64":
+        return "gates and state are float32 here, float64 data wants more (eager.unfused takes it)"
+    if case["n"] > WIDEST:
+        return f"gate blocks of {case['n']} channels are wider than the {WIDEST} that a program holds"
+    if block_n != usual and block_n > columns(case["n"], block_n):
+        return f"block_n={block_n} is no different from less: gate blocks have {case['n']} channels"
+    return None
+
+
+def dot_unfit(case: Case, device: Device, config: Dot) -> str | None:
+    """Likewise for gates by matrix instructions."""
+    if reason := unfit(case, device, config.block_n, type(config)().block_n):
+        return reason
+    if config.block_b > 16 and config.block_b >= 2 * case["B"]:
+        return f"block_b={config.block_b} is at least twice the {case['B']} rows: half of it does nothing"
+    block_n = columns(case["n"], config.block_n)
+    if block_n * config.block_b > 1024 * config.num_warps:
+        return f"sums of {block_n} x {config.block_b} for both gates are too many for {config.num_warps} warps"
+    if (
+        config.num_stages != type(config)().num_stages
+        and (fit := stages(config, block_n, device.arch)) < config.num_stages
+    ):
+        return f"num_stages={config.num_stages} is no different from less: {fit} fit on {device.arch}"
+    return None
+
+
+def stages(config: Dot, block_n: int, arch: str) -> int:
+    """How many tiles of both weights are in flight: ``config.num_stages``, or as many as fit."""
+    tile = 2 * block_n * config.block_k * 2  # bytes; float32 has half as many inputs
+    if arch.startswith("gfx"):  # all but one in shared memory, of 64 KB
+        most = 56 * 1024 // tile + 1
+    elif arch in ("sm_90", "sm_100", "sm_103"):  # shared memory, of 227 KB
+        most = 192 * 1024 // tile
+    else:  # registers
+        most = 96 * 4 * 32 * config.num_warps // tile
+    return max(1, min(config.num_stages, most))
+
+
+def vector_unfit(case: Case, device: Device, config: Vector) -> str | None:
+    """Likewise for gates by multiplying and adding: a program holds both gates' columns in registers."""
+    if reason := unfit(case, device, config.block_n, type(config)().block_n):
+        return reason
+    if case["B"] > 16:
+        return f"a batch of {case['B']} wants matrix instructions"
+    if config.rows >= 2 * case["B"]:
+        return f"rows={config.rows} is at least twice the {case['B']} there are"
+    held = 2 * triton.next_power_of_2(case["n"]) * columns(case["n"], config.block_n) * case.bytes_per_element()
+    registers = held // (4 * (device.warp_size or 32) * config.num_warps)
+    if registers > 128:
+        return f"both gates' weights are {registers} registers a thread with {config.num_warps} warps, at most 128 fit"
+    return None

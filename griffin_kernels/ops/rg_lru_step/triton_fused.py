@@ -1,0 +1,87 @@
+"""One launch in place: gate products by matrix instructions, gates, state and output before anything leaves registers.
+
+    z = x W + b,  i, r = sigmoid(z),  a = exp(-8 softplus(a_param) r),  h = a h + sqrt(1 - a^2) i x
+
+A program computes ``block_n`` channels of a gate block for ``block_b`` batch rows. Its sums are channels by rows, W^T
+times x^T, so that a short batch fills the instructions' short side: 16 rows waste nothing. ``block_k`` rows of both
+weights at a time are on their way to shared memory while earlier ones are multiplied. The weights, 2 D n data elements
+(2.6 MB in bfloat16 at D = 2560, n = 256), are the traffic: bound by how many programs ask for them at once, up to some
+hundred rows. 5 special functions an element, once per token: they do not count.
+
+Numerics: x is multiplied in its own dtype, sums, gates and state are float32; float32 products are not rounded to TF32.
+Source: arXiv 2402.19427, section 2.4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from griffin_kernels import launch
+from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Launch
+from griffin_kernels.ops.rg_lru_step import _triton
+
+
+@dataclass(frozen=True)
+class Config(_triton.Dot):
+    __doc__ = _triton.Dot.__doc__
+
+
+def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+    """One launch."""
+    return [_triton.dot_launch(inputs | {"conv_state": None}, outputs, "y", config, inputs["x"])]
+
+
+def run(
+    x: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    h: Tensor,
+    positions: Tensor | None,
+    slots: Tensor | None,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    inputs = {
+        "x": x,
+        "a_param": a_param,
+        "input_gate_weight": input_gate_weight,
+        "input_gate_bias": input_gate_bias,
+        "recurrence_gate_weight": recurrence_gate_weight,
+        "recurrence_gate_bias": recurrence_gate_bias,
+        "h": h,
+        "positions": positions,
+        "slots": slots,
+    }
+    outputs: dict[str, Any] = {}
+    launch.run_all(launches(inputs, outputs, config))
+    return outputs["y"], h
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    return _triton.dot_unfit(case, device, config)
+
+
+def rank(case: Case, device: Device) -> int:
+    """The default where the batch fills a good part of an instruction."""
+    return 30 if case["B"] > 4 else 20
+
+
+VARIANT = Variant(
+    op="rg_lru_step",
+    name="triton.fused",
+    summary="one launch in place, gates by matrix instructions",
+    run=run,
+    config=Config,
+    axes=_triton.DOT_AXES,
+    reject=reject,
+    rank=rank,
+    launches=launches,
+)

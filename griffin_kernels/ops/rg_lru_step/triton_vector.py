@@ -1,0 +1,85 @@
+"""One launch in place for a few rows: gate products by multiplying and adding, every load of weights in flight at once.
+
+    z = x W + b,  i, r = sigmoid(z),  a = exp(-8 softplus(a_param) r),  h = a h + sqrt(1 - a^2) i x
+
+A program holds ``block_n`` columns of both of a gate block's matrices in registers, loaded in one go 16 bytes a
+thread, and multiplies one batch row after the other: no tensor cores, which would work on 16 rows, and no loop for the
+memory to wait for. At n = 256, 32 columns are 32 KB of bfloat16, and D = 2560 makes 80 such programs: all 2.6 MB of
+weights are in flight together, and latency binds before bandwidth does. Sums go across the warps once per row and gate.
+
+Numerics: products and sums in float32, as gates and state. Source: arXiv 2402.19427, section 2.4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from griffin_kernels import launch
+from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Launch
+from griffin_kernels.ops.rg_lru_step import _triton
+
+
+@dataclass(frozen=True)
+class Config(_triton.Vector):
+    __doc__ = _triton.Vector.__doc__
+
+
+def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+    """One launch."""
+    return [_triton.vector_launch(inputs | {"conv_state": None}, outputs, "y", config, inputs["x"])]
+
+
+def run(
+    x: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    h: Tensor,
+    positions: Tensor | None,
+    slots: Tensor | None,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    inputs = {
+        "x": x,
+        "a_param": a_param,
+        "input_gate_weight": input_gate_weight,
+        "input_gate_bias": input_gate_bias,
+        "recurrence_gate_weight": recurrence_gate_weight,
+        "recurrence_gate_bias": recurrence_gate_bias,
+        "h": h,
+        "positions": positions,
+        "slots": slots,
+    }
+    outputs: dict[str, Any] = {}
+    launch.run_all(launches(inputs, outputs, config))
+    return outputs["y"], h
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    return _triton.vector_unfit(case, device, config)
+
+
+def rank(case: Case, device: Device) -> int:
+    """The default for a few rows."""
+    return 25
+
+
+VARIANT = Variant(
+    op="rg_lru_step",
+    name="triton.vector",
+    summary="one launch in place for a few rows, all weights in flight at once",
+    run=run,
+    config=Config,
+    axes=_triton.VECTOR_AXES,
+    reject=reject,
+    rank=rank,
+    launches=launches,
+)

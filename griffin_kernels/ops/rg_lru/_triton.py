@@ -112,9 +112,17 @@ SHARED_KIB |= {"sm_103": 227, "sm_120": 99, "sm_121": 99, "gfx90a": 64, "gfx942"
 """Shared memory (LDS) that one block may use: CUDA C++ programming guide, compute capabilities; CDNA guides."""
 
 
+def part(n: int) -> int:
+    """Channels of a partial product: the power of two from 16 on, as matrix units take them, that pads n least.
+
+    Of several the largest, up to 64, beyond which addresses take registers; at most eight partial products.
+    """
+    return max(((-(-n // size) * -size, size) for size in (16, 32, 64) if n <= 8 * size), default=(0, 64))[1]
+
+
 def padded(n: int) -> int:
-    """Channels that the gate products sum over: a power of two, 16 or more as matrix units take them."""
-    return max(16, 1 << (n - 1).bit_length())
+    """Channels that the gate products sum over, zeros beyond n included."""
+    return -(-n // part(n)) * part(n)
 
 
 def shared_bytes(n: int, size: int, block_n: int, block_t: int, num_stages: int, arch: str) -> int:
@@ -141,6 +149,8 @@ def unfit_gates(case: Case, device: Device, config: Any) -> str | None:
     if reason := unfit(case, device, config.fast):
         return reason
     n, size = case["n"], case.bytes_per_element()
+    if n < 4:
+        return f"gate blocks of {n} channels use at most {n} of 16 rows of a matrix instruction"
     if n > 256:
         return f"both gates' weights for {n} input channels do not stay in shared memory; those for 256 do"
     if case.dtype == "float32" and device.kind == "cuda":
@@ -166,12 +176,12 @@ def weights(inputs: Inputs) -> dict[str, Tensor]:
 
 def tile_constexprs(n: int, block_t: int, config: Any) -> dict[str, Any]:
     """Constexprs of a kernel with the products inside, besides those of ``arguments``."""
-    return {"n": n, "FAST": config.fast, "BLOCK_K": padded(n), "BLOCK_N": config.block_n, "BLOCK_T": block_t}
+    return {"n": n, "FAST": config.fast, "PART": part(n), "BLOCK_N": config.block_n, "BLOCK_T": block_t}
 
 
 def claims(x: Tensor, n: int, block_t: int, config: Any) -> Claims:
     """Matrix instructions for 16-bit data that fills them; asynchronous copies of x where channels are neighbours."""
-    bits = scan.load_bits((x,), min(8, padded(n) * block_t // (32 * config.num_warps)))
+    bits = scan.load_bits((x,), min(8, part(n) * block_t // (32 * config.num_warps)))
     return Claims(
         load_bits=bits,
         async_copies=config.num_stages > 1 and bits >= 32,

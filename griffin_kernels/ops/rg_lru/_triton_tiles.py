@@ -138,10 +138,17 @@ def load_tile(x, channels, inside, steps, left, STEP: tl.constexpr, CHANNEL: tl.
 
 
 @triton.jit
-def load_weight(weight, block, n: tl.constexpr, outputs, inputs):
-    """W^T [outputs, inputs] of one block; weight: [H,n,n] contiguous, input channel first. 0 beyond n."""
-    place = weight + tl.cast(block, tl.int64) * (n * n) + inputs[None, :] * n + outputs[:, None]
-    return tl.load(place, mask=(inputs < n)[None, :] & (outputs < n)[:, None], other=0.0)
+def load_weight(weight, block, outputs, n: tl.constexpr, PART: tl.constexpr):
+    """W^T of one block as a tuple of [outputs, PART], cut along the channels that products sum over; 0 beyond n.
+
+    weight: [H,n,n] contiguous, input channel first.
+    """
+    parts = ()
+    for k in tl.static_range((n + PART - 1) // PART):
+        inputs = k * PART + tl.arange(0, PART)
+        place = weight + tl.cast(block, tl.int64) * (n * n) + inputs[None, :] * n + outputs[:, None]
+        parts += (tl.load(place, mask=(inputs < n)[None, :] & (outputs < n)[:, None], other=0.0),)
+    return parts
 
 
 @triton.jit
@@ -156,7 +163,6 @@ def gate_tile(
     bias_i,
     bias_r,
     decay_log2,
-    inputs,
     outputs,
     columns,
     steps,
@@ -170,20 +176,27 @@ def gate_tile(
     H0_CHANNEL: tl.constexpr,
     BEGINS: tl.constexpr,
     FAST: tl.constexpr,
+    PART: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
     """(a, u) [block_n, block_t] of h = a h + u; steps from ``left`` on leave a state as it is.
 
-    Pointers are at the tile's first step, x at the block's first channel. inputs, outputs: channels of the block that
-    the products sum over, and that the program owns; columns: the latter within D. begin: steps of the sequence before
-    the tile, where a program owns one; else ``enter`` marks the steps where sequences start, and h0 [N,D] their states.
+    Pointers are at the tile's first step, x at the block's first channel. outputs: the program's channels within the
+    block; columns: within D. begin: steps of the sequence before the tile, where a program owns one; else ``enter``
+    marks the steps where sequences start, and h0 [N,D] are their states.
     """
     here = steps < left
-    reads = load_tile(x, inputs, inputs < n, steps, left, X_STEP, X_CHANNEL, D, inputs.shape[0] != n, BLOCK_T)
+    z_i = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
+    z_r = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
+    for k in tl.static_range((n + PART - 1) // PART):
+        inputs = k * PART + tl.arange(0, PART)
+        part = load_tile(x, inputs, inputs < n, steps, left, X_STEP, X_CHANNEL, D, n % PART != 0, BLOCK_T)
+        z_i = dot(w_i[k], part, z_i)
+        z_r = dot(w_r[k], part, z_r)
     own = load_tile(x, outputs, outputs < n, steps, left, X_STEP, X_CHANNEL, D, n % BLOCK_N != 0, BLOCK_T)
-    y_i = argument(dot(w_i, reads), bias_i[:, None], FAST)
-    y_r = argument(tl.where(here[None, :], dot(w_r, reads), float("-inf")), bias_r[:, None], FAST)
+    y_i = argument(z_i, bias_i[:, None], FAST)
+    y_r = argument(tl.where(here[None, :], z_r, float("-inf")), bias_r[:, None], FAST)
     i, _, a, _, m = scaled_gates(y_i, y_r, decay_log2[:, None], FAST)
     if positions is not None:
         where = tl.load(positions + steps.to(tl.int64) * POSITION_STEP, mask=here, other=1)

@@ -10,7 +10,7 @@ second-level cache serves. Products are summed, used and scanned in float32 with
 layout (see _triton_tiles); the carry stays in registers too.
 
 Bytes per element: the ideal two data elements (bf16: 4), from the cache n / block_n + 1 reads of x more. In bf16 on
-sm_90 an element costs 5 special functions and 58 instructions, with ``fast`` 4 and 46, and 4 n tensor FLOPs: bound by
+sm_90 an element costs 5 special functions and 54 instructions, with ``fast`` 4 and 42, and 4 n tensor FLOPs: bound by
 instruction issue, not far above the memory's time, where N * H * n / block_n programs fill the device.
 Source: arXiv 2402.19427, section 2.4; the layout is our own.
 """
@@ -76,7 +76,7 @@ def rg_lru_gates(
     H0_CHANNEL: tl.constexpr,
     BEGINS: tl.constexpr,
     FAST: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    PART: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
     STAGES: tl.constexpr,
@@ -85,7 +85,6 @@ def rg_lru_gates(
     SLICES: tl.constexpr = (n + BLOCK_N - 1) // BLOCK_N
     block = tl.program_id(0) // SLICES % (D // n)
     row = tl.program_id(0) // (SLICES * (D // n))
-    inputs = tl.arange(0, BLOCK_K)
     outputs = tl.program_id(0) % SLICES * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = block * n + outputs
     inside = outputs < n
@@ -94,8 +93,8 @@ def rg_lru_gates(
     y += (batch * T + first) * D
     if positions is not None:
         positions += batch * position_batch + first * POSITION_STEP
-    w_i = load_weight(weight_i, block, n, outputs, inputs)
-    w_r = load_weight(weight_r, block, n, outputs, inputs)
+    w_i = load_weight(weight_i, block, outputs, n, PART)
+    w_r = load_weight(weight_r, block, outputs, n, PART)
     b_i = tl.load(bias_i + columns, mask=inside, other=0.0).to(tl.float32)
     b_r = tl.load(bias_r + columns, mask=inside, other=0.0).to(tl.float32)
     decay_log2 = decay(tl.load(a_param + columns, mask=inside, other=0.0))
@@ -114,7 +113,6 @@ def rg_lru_gates(
             b_i,
             b_r,
             decay_log2,
-            inputs,
             outputs,
             columns,
             steps,
@@ -128,6 +126,7 @@ def rg_lru_gates(
             H0_CHANNEL=H0_CHANNEL,
             BEGINS=BEGINS,
             FAST=FAST,
+            PART=PART,
             BLOCK_N=BLOCK_N,
             BLOCK_T=BLOCK_T,
         )

@@ -90,7 +90,7 @@ def rg_lru_gates_chunks(
     REDUCE: tl.constexpr,
     FAST: tl.constexpr,
     CHUNK: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    PART: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
     STAGES: tl.constexpr,
@@ -105,7 +105,6 @@ def rg_lru_gates_chunks(
     block = place // SLICES % (D // n)
     batch = tl.cast(place // PROGRAMS // pieces, tl.int64)
     chunk = tl.cast(place // PROGRAMS % pieces, tl.int64)
-    inputs = tl.arange(0, BLOCK_K)
     outputs = place % SLICES * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = block * n + outputs
     inside = outputs < n
@@ -120,8 +119,8 @@ def rg_lru_gates_chunks(
         state = None
         enter += first
         leave += first
-    w_i = load_weight(weight_i, block, n, outputs, inputs)
-    w_r = load_weight(weight_r, block, n, outputs, inputs)
+    w_i = load_weight(weight_i, block, outputs, n, PART)
+    w_r = load_weight(weight_r, block, outputs, n, PART)
     b_i = tl.load(bias_i + columns, mask=inside, other=0.0).to(tl.float32)
     b_r = tl.load(bias_r + columns, mask=inside, other=0.0).to(tl.float32)
     decay_log2 = decay(tl.load(a_param + columns, mask=inside, other=0.0))
@@ -143,7 +142,6 @@ def rg_lru_gates_chunks(
             b_i,
             b_r,
             decay_log2,
-            inputs,
             outputs,
             columns,
             steps,
@@ -157,6 +155,7 @@ def rg_lru_gates_chunks(
             H0_CHANNEL=H0_CHANNEL,
             BEGINS=BEGINS,
             FAST=FAST,
+            PART=PART,
             BLOCK_N=BLOCK_N,
             BLOCK_T=BLOCK_T,
         )

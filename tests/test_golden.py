@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import griffin_kernels
-from griffin_kernels import RGLRUWeights, catalog, device
+from griffin_kernels import RGLRUWeights, catalog
+from tests.everywhere import running
 
 DATA = Path(__file__).parent / "data"
 NAMES = {  # ours -> the published module's
@@ -27,11 +28,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedW
 def golden():
     with numpy.load(DATA / "rg_lru.npz") as file:
         return {name: torch.from_numpy(file[name]) for name in file}
-
-
-def usable(op_name):
-    """Variants of an op that run on this machine's CPU without an interpreter."""
-    return [v.key for v in catalog.variants(op_name).values() if v.backend != "triton"]
 
 
 def run(golden, dtype):
@@ -57,25 +53,8 @@ def test_rg_lru_and_all_gradients_in_float64(golden):
     assert_golden(run(golden, torch.float64), golden)
 
 
-@pytest.mark.parametrize("variant", usable("rg_lru"))
-def test_rg_lru_forward_variants(golden, variant):
-    case = catalog.op("rg_lru").case_of(
-        golden["x"], None, None, golden["param/input_gate.b"], None, None, golden["h0"], golden["segment_pos"], None
-    )
-    found = catalog.variant(variant)
-    if reason := found.reject(case, device.cpu(), found.config()):
-        pytest.skip(reason)
-    with griffin_kernels.use(variant=variant):
-        assert_golden(run(golden, torch.float32), golden)
-
-
-@pytest.mark.parametrize("variant", usable("rg_lru_bwd"))
-def test_rg_lru_backward_variants(golden, variant):
-    found = catalog.variant(variant)
-    case = catalog.op("rg_lru").case_of(
-        golden["x"], None, None, golden["param/input_gate.b"], None, None, golden["h0"], golden["segment_pos"], None
-    )
-    if reason := found.reject(case, device.cpu(), found.config()):
-        pytest.skip(reason)
-    with griffin_kernels.use(variant=variant):
+@pytest.mark.parametrize("variant", [v for op in ("rg_lru", "rg_lru_bwd") for v in catalog.variants(op).values()],
+                         ids=lambda v: v.key)  # fmt: skip
+def test_every_variant_forward_and_backward(golden, variant):
+    with running(variant):
         assert_golden(run(golden, torch.float32), golden)

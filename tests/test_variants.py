@@ -5,17 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
 
-from griffin_kernels import catalog, device, verify
+from griffin_kernels import catalog, verify
 from griffin_kernels.contract import config_key
-
-
-def device_of(backend: str) -> device.Device:
-    """Where tests run a backend: Triton on the GPU or else in its interpreter, the rest on both."""
-    if torch.cuda.is_available() and backend != "numba":
-        return device.gpu(0)
-    return device.INTERPRETER if backend == "triton" else device.cpu()
+from tests.everywhere import device_of
 
 
 def table() -> Iterator[object]:

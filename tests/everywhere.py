@@ -1,0 +1,34 @@
+"""Where tests run a variant: native and eager ones on the CPU, Triton on a GPU or else in its interpreter."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+
+import griffin_kernels
+from griffin_kernels import device, dispatch
+from griffin_kernels.contract import Variant
+from griffin_kernels.device import Device
+
+
+def device_of(backend: str) -> Device:
+    """The device on which tests run variants of a backend."""
+    if torch.cuda.is_available() and backend != "numba":
+        return device.gpu(0)
+    return device.INTERPRETER if backend == "triton" else device.cpu()
+
+
+@contextlib.contextmanager
+def running(variant: Variant) -> Iterator[None]:
+    """Public calls on CPU tensors run this variant of its op; Triton's then take the interpreter for their device."""
+    where = device.INTERPRETER if variant.backend == "triton" else device.cpu()
+    with mock.patch.object(dispatch.devices, "detect", lambda *_: where):
+        griffin_kernels.refresh()
+        try:
+            with griffin_kernels.use(variant=variant.key):
+                yield
+        finally:
+            griffin_kernels.refresh()

@@ -1,0 +1,167 @@
+"""What the hosts of the Triton backward kernels share: launches, choice of tiles, reasons to refuse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from griffin_kernels import launch
+from griffin_kernels.case import DTYPE_BYTES
+from griffin_kernels.contract import Case, Inputs, dtype_name
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops.local_attention import _triton as forward
+from griffin_kernels.ops.local_attention._triton import Tiles, padded
+from griffin_kernels.ops.local_attention_bwd import _triton_kernels as kernels
+
+DELTA_ROWS = 16
+"""Rows per program of the kernel that finds delta."""
+
+JOINED = 1024
+"""Elements per program of the kernel that sums parts."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """resident: rows (for dq) or keys (for dk, dv) that a program keeps. streamed: keys or rows per iteration."""
+
+    resident: int
+    streamed: int
+    num_warps: int
+    num_stages: int
+
+    def chosen(self, config: Any) -> Cut:
+        """Those fields of ``config`` that are not 0, in place of these."""
+        return Cut(
+            config.resident or self.resident,
+            config.streamed or self.streamed,
+            config.num_warps or self.num_warps,
+            config.num_stages or self.num_stages,
+        )
+
+    @property
+    def of_queries(self) -> Tiles:
+        return Tiles(self.resident, self.streamed, self.num_warps, self.num_stages)
+
+    @property
+    def of_keys(self) -> Tiles:
+        return Tiles(self.streamed, self.resident, self.num_warps, self.num_stages)
+
+
+def default(d: int, dtype: str, arch: str) -> Cut:
+    """What a Config of zeros means: the largest tiles that keep their sums in registers and fit shared memory."""
+    wide, amd = padded(d), arch.startswith("gfx")
+    if dtype == "float32":
+        if wide <= 128:
+            return Cut(32, 32, 4 if amd else 8, 2)
+        return Cut(16, 16, 4, 1) if amd else Cut(32, 16, 8, 2)
+    if wide <= 128:
+        if amd:
+            return Cut(64, 32, 4, 2)
+        return Cut(128 if arch == "sm_90" else 64, 64, 8, 2)
+    roomy = arch in ("sm_80", "sm_87", "sm_90", "sm_100", "sm_103")
+    return Cut(64, 32, 8, 2) if roomy else Cut(32, 32, 4, 2)
+
+
+def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -> list[Launch]:
+    """First keys (with documents only); delta; dk and dv, in ``parts`` sums of the rows that see them; dq."""
+    dout, q, k, v, out, lse = (inputs[name] for name in ("dout", "q", "k", "v", "out", "lse"))
+    batch, time, heads, d = q.shape
+    keys, shared = k.shape[1:3]
+    group, lanes = heads // shared, batch * shared
+    cut = default(d, dtype_name(q.dtype), launch.architecture(q)).chosen(config)
+    first, before = forward.first_keys(inputs)
+    delta, powers = (torch.empty((batch, shared, time * group), dtype=torch.float32, device=q.device) for _ in "dp")
+    dq, dk, dv = gradients(inputs, outputs)
+    dk_parts, dv_parts = dk, dv
+    if parts > 1:
+        shape = (parts, *k.shape)
+        dk_parts, dv_parts = (torch.empty(shape, dtype=torch.float32, device=q.device) for _ in "kv")
+    sizes = forward.sizes(inputs) | {"scale": forward.scale_of(inputs)}
+    streams = {"dout": dout, "q": q, "k": k, "v": v}
+    args = streams | {"first": first, "delta": delta, "powers": powers}
+    args |= sizes | forward.batch_strides(streams | {"first": first})
+    constexprs = forward.constexprs(inputs) | forward.strides("DOUT", dout)
+    sizes_only = {name: sizes[name] for name in ("T", "batches")}
+    found = [
+        *before,
+        Launch(
+            kernel=kernels.local_attention_bwd_delta,
+            grid=(triton.cdiv(time * group, DELTA_ROWS) * lanes,),
+            args={"dout": dout, "out": out, "lse": lse, "delta": delta, "powers": powers}
+            | sizes_only
+            | forward.batch_strides({"dout": dout, "out": out, "lse": lse})
+            | {"lse_head": lse.stride(1) if heads > 1 else time},
+            constexprs={"G": group, "HKV": shared, "D": d, "BLOCK_M": DELTA_ROWS, "BLOCK_D": padded(d)}
+            | forward.strides("DOUT", dout)
+            | forward.strides("OUT", out)
+            | {"LSE_STEP": lse.stride(2) if time > 1 else 1},
+            num_warps=4,
+            tile=DELTA_ROWS * padded(d),
+            claims=Claims(load_bits=min(forward.load_bits((dout, out)), 4 * padded(d) * dout.element_size())),
+        ),
+        Launch(
+            kernel=kernels.local_attention_bwd_keys,
+            grid=(triton.cdiv(keys, cut.resident) * parts * lanes,),
+            args=args | {"dk": dk_parts, "dv": dv_parts},
+            constexprs=constexprs | cut.of_keys.constexprs(d) | {"PARTS": parts},
+            num_warps=cut.num_warps,
+            num_stages=cut.num_stages,
+            tile=cut.resident * cut.streamed,
+            claims=forward.claims((q, dout), cut.of_keys),
+        ),
+    ]
+    if parts > 1:
+        found.append(
+            Launch(
+                kernel=kernels.local_attention_bwd_join,
+                grid=(triton.cdiv(k.numel(), JOINED),),
+                args={"dk_parts": dk_parts, "dv_parts": dv_parts, "dk": dk, "dv": dv, "count": k.numel()},
+                constexprs={"PARTS": parts, "BLOCK": JOINED},
+                num_warps=4,
+                tile=JOINED,
+            )
+        )
+    found.append(
+        Launch(
+            kernel=kernels.local_attention_bwd_queries,
+            grid=(triton.cdiv(time * group, cut.resident) * lanes,),
+            args=args | {"dq": dq},
+            constexprs=constexprs | cut.of_queries.constexprs(d),
+            num_warps=cut.num_warps,
+            num_stages=cut.num_stages,
+            tile=cut.resident * cut.streamed,
+            claims=forward.claims((k, v), cut.of_queries),
+        )
+    )
+    return found
+
+
+def gradients(inputs: Inputs, outputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv, allocated contiguous unless the caller gave them."""
+    for name in ("q", "k", "v"):
+        like = inputs[name]
+        if outputs.get(f"d{name}") is None:
+            outputs[f"d{name}"] = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    return outputs["dq"], outputs["dk"], outputs["dv"]
+
+
+def too_large(case: Case, device: Device, config: Any) -> str | None:
+    """Why the tiles of a configuration do not fit the device, if so."""
+    cut = default(case["d"], case.dtype, device.arch).chosen(config)
+    size = DTYPE_BYTES[case.dtype]
+    width = padded(case["d"]) * size
+    weights = cut.resident * cut.streamed * size
+    if device.kind == "hip":
+        # resident tiles only pass through; loads wait in registers for a buffer
+        return forward.over_limit(max(cut.resident, 2 * cut.streamed) * width + weights, device)
+    tiles = forward.buffers(cut.of_keys, device)
+    if device.arch in ("sm_100", "sm_103"):
+        tiles += 2  # operands on their way to tensor memory
+    if cut.num_stages == 1:
+        tiles += 2
+    return forward.over_limit((2 * cut.resident + tiles * cut.streamed) * width + weights, device)

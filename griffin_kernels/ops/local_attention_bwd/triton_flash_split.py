@@ -1,0 +1,98 @@
+"""Flash attention's gradient within the window, the rows that see a tile of keys split over programs.
+
+A tile of keys is seen by (W + tile) G rows, and with one key head there are few tiles: 32 of 64 keys for a sequence of
+2048, on a device of 132 processors. Here ``parts`` programs share the rows of a tile. Each leaves its sums of dk and
+dv in float32, which another launch adds in the order of the parts: as deterministic as one program. dq and all else as
+in triton.flash_window.
+
+Bytes: those of triton.flash_window and 16 ``parts`` per element of k. Bound by the tensor cores.
+Source: see triton.flash_window; the split is that of Flash-Decoding (Dao et al., 2023) turned round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from griffin_kernels import launch
+from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Launch
+from griffin_kernels.ops.local_attention import _triton as forward
+from griffin_kernels.ops.local_attention_bwd import _triton
+from griffin_kernels.ops.local_attention_bwd.op import cost
+
+
+@dataclass(frozen=True)
+class Config:
+    """parts: programs that share the rows of a tile of keys. resident: keys (for dk, dv) or rows (for dq) of a tile.
+
+    streamed: rows or keys per iteration. 0 in any field but parts: by head_dim, dtype and architecture, see
+    ``_triton.default``.
+    """
+
+    parts: int = 8
+    resident: int = 0
+    streamed: int = 0
+    num_warps: int = 0
+    num_stages: int = 0
+
+
+def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+    return _triton.launches(inputs, outputs, config, parts=config.parts)
+
+
+def run(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs: Inputs = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "lse": lse}
+    inputs |= {"segment_pos": segment_pos, "cu_seqlens": cu_seqlens}
+    inputs |= {"window": window, "softcap": softcap, "scale": scale}
+    outputs: dict[str, Any] = {}
+    launch.run_all(launches(inputs, outputs, config))
+    return outputs["dq"], outputs["dk"], outputs["dv"]
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    return forward.unfit(case, device) or _triton.too_large(case, device, config)
+
+
+def rank(case: Case, device: Device) -> int:
+    """The default where tiles of keys alone leave processors idle and many rows see each."""
+    cut = _triton.default(case["d"], case.dtype, device.arch)
+    programs = case["B"] * case["Hkv"] * -(-case["S"] // cut.resident)
+    rows = min(case["W"], case["T"]) * (case["Hq"] // case["Hkv"])
+    return 40 if programs < device.units and rows >= 1024 else 20
+
+
+def traffic(case: Case, config: Config) -> int:
+    """Besides the ideal: the float32 parts of dk and dv, written and read again."""
+    return cost(case).bytes_total + 2 * 2 * 4 * config.parts * case["B"] * case["S"] * case["Hkv"] * case["d"]
+
+
+VARIANT = Variant(
+    op="local_attention_bwd",
+    name="triton.flash_split",
+    summary="analytic within the window, the rows that see a key split over programs, deterministic",
+    run=run,
+    config=Config,
+    axes={"parts": (2, 4, 8, 16), "resident": (32, 64, 128), "streamed": (64, 32), "num_warps": (4, 8)},
+    reject=reject,
+    rank=rank,
+    launches=launches,
+    traffic=traffic,
+)

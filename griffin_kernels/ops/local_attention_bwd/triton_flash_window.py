@@ -1,0 +1,86 @@
+"""Flash attention's gradient within the window, in two kernels: one owns keys, one owns queries.
+
+    delta_t = dout_t . out_t
+    dk_k = scale sum_t ds_tk q_t,  dv_k = sum_t p_tk dout_t      a program per tile of keys, over the rows that see it
+    dq_t = scale sum_k ds_tk k_k                                 a program per tile of rows, over the keys they see
+
+Every sum is taken by one program in one order: no atomics, the same bits from run to run. p is recomputed from lse by
+both kernels, seven products where five would do: what sums without atomics cost. Rows are queries times the heads of
+a key head, so that dk and dv of shared keys need no sum afterwards. Tiles outside the window or document are not
+visited, those inside run without masks. p and ds are rounded to the data's dtype before their products; sums float32.
+
+Bytes: q, k, v, dout, out once or twice, W G / tile times from the L2 cache. Bound by the tensor cores, 14 d operations
+per pair; in dk and dv by the number of key tiles where B Hkv S / tile programs do not fill the device.
+Source: Dao, "FlashAttention-2" (2023), algorithm 2, with its loop over keys split in two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from griffin_kernels import launch
+from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Launch
+from griffin_kernels.ops.local_attention import _triton as forward
+from griffin_kernels.ops.local_attention_bwd import _triton
+
+
+@dataclass(frozen=True)
+class Config:
+    """resident: keys (for dk, dv) or rows (for dq) that a program owns. streamed: rows or keys per iteration.
+
+    0 in any field: by head_dim, dtype and architecture, see ``_triton.default``.
+    """
+
+    resident: int = 0
+    streamed: int = 0
+    num_warps: int = 0
+    num_stages: int = 0
+
+
+def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+    return _triton.launches(inputs, outputs, config, parts=1)
+
+
+def run(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs: Inputs = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "lse": lse}
+    inputs |= {"segment_pos": segment_pos, "cu_seqlens": cu_seqlens}
+    inputs |= {"window": window, "softcap": softcap, "scale": scale}
+    outputs: dict[str, Any] = {}
+    launch.run_all(launches(inputs, outputs, config))
+    return outputs["dq"], outputs["dk"], outputs["dv"]
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    return forward.unfit(case, device) or _triton.too_large(case, device, config)
+
+
+VARIANT = Variant(
+    op="local_attention_bwd",
+    name="triton.flash_window",
+    summary="analytic within the window, a kernel for dk and dv, one for dq, deterministic",
+    run=run,
+    config=Config,
+    axes={"resident": (32, 64, 128), "streamed": (64, 32), "num_warps": (4, 8), "num_stages": (1, 2)},
+    reject=reject,
+    rank=lambda case, device: 30,
+    launches=launches,
+)

@@ -69,7 +69,7 @@ def conv_tile(
     BLOCK_D: tl.constexpr,
     ENDS: tl.constexpr,
 ):
-    """BLOCK_T steps from ``begin`` on; pointers are at the sequence's first step. ENDS: some taps or steps are outside."""
+    """BLOCK_T steps from ``begin`` on; pointers at the sequence's first step. ENDS: some taps or steps are outside."""
     rows = tl.arange(0, BLOCK_T)
     t = begin + rows
     there = (t < length)[:, None] & inside[None, :]

@@ -15,7 +15,7 @@ from griffin_kernels.ops import _blas, _threads
 from griffin_kernels.ops.local_attention import _numba
 from griffin_kernels.ops.local_attention.op import first_keys, within_reach
 
-_LOG2_E = math.log2(math.e)
+LOG2_E = math.log2(math.e)
 _MOST_STEP = 2**31 - 1
 """BLAS counts in 32 bits."""
 _ITEMS = 4
@@ -32,7 +32,7 @@ def _keys(keys: Tensor) -> Tensor:
     return keys.contiguous()
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def rows_of(tensor: Tensor) -> Tensor:
     """Rows [B,T,Hq,d] that the kernels read element by element: contiguous channels, float16 as float32."""
     if tensor.dtype == torch.float16:
         tensor = tensor.float()
@@ -40,7 +40,7 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(3) == 1 or tensor.shape[3] == 1 else tensor.contiguous()
 
 
-def _placed(name: str, tensor: Tensor) -> dict[str, int]:
+def placed(name: str, tensor: Tensor) -> dict[str, int]:
     """The fields of a tensor [B,T,H,d]."""
     batch, time, head, _ = tensor.stride()
     return {name: tensor.data_ptr(), f"{name}_batch": batch, f"{name}_time": time, f"{name}_head": head}
@@ -93,13 +93,13 @@ def _run(
     place = block * group * (tensors * pitch + numbers)
     scratch = memory.empty((threads, place), torch.float32)
     factor = d**-0.5 if scale is None else scale
-    of_rows, of_dk = (_LOG2_E, 1 / _LOG2_E) if softcap is None else (2 * _LOG2_E / softcap, softcap / (2 * _LOG2_E))
-    factors = array("f", (factor * of_rows, (softcap or 0.0) * _LOG2_E, factor, of_dk))
+    of_rows, of_dk = (LOG2_E, 1 / LOG2_E) if softcap is None else (2 * LOG2_E / softcap, softcap / (2 * LOG2_E))
+    factors = array("f", (factor * of_rows, (softcap or 0.0) * LOG2_E, factor, of_dk))
     blas = _blas.found()
     assert blas is not None, "reject() lets no call come here without it"
     sizes = {"items": items, "pieces": pieces, "block": block, "time": time, "keys": count_keys, "shared": shared}
     sizes |= {"group": group, "d": d, "tile": min(tile, count_keys), "pitch": pitch, "window": window}
-    places = _placed("q", q) | _placed("k", k) | _placed("v", v) | _placed("out", out)
+    places = placed("q", q) | placed("k", k) | placed("v", v) | placed("out", out)
     others = {
         "first": first.data_ptr(),
         "first_batch": time if first.shape[0] > 1 else 0,
@@ -130,7 +130,7 @@ def forward(
     """local_attention by blocks of ``rows`` queries times heads and tiles of ``tile`` keys."""
     batch, time, heads, d = q.shape
     dtype = q.dtype
-    q, k, v = _rows(q), _keys(within_reach(k, time, window)), _keys(within_reach(v, time, window))
+    q, k, v = rows_of(q), _keys(within_reach(k, time, window)), _keys(within_reach(v, time, window))
     out = memory.empty(q.shape, q.dtype)
     lse = torch.empty(batch, heads, time) if with_lse else None
     block = block_of(batch, time, heads, k.shape[2], rows)
@@ -159,7 +159,7 @@ def backward(
     """local_attention_bwd likewise; dk and dv of ``part`` queries or more are summed apart, then joined in order."""
     batch, time, heads, d = q.shape
     shared, dtype = k.shape[2], q.dtype
-    q, out, dout, lse = _rows(q), _rows(out), _rows(dout), lse.contiguous()
+    q, out, dout, lse = rows_of(q), rows_of(out), rows_of(dout), lse.contiguous()
     near_k, near_v = _keys(within_reach(k, time, window)), _keys(within_reach(v, time, window))
     count_keys = near_k.shape[1]
     dq = memory.empty(q.shape, q.dtype)
@@ -169,7 +169,7 @@ def backward(
     shares = memory.empty((2, batch, shared, pieces, reach, d), torch.float32)
     options = (segment_pos, cu_seqlens, window, softcap, scale)
     addresses = {"lse": lse.data_ptr(), "dq": dq.data_ptr(), "dk": shares[0].data_ptr(), "dv": shares[1].data_ptr()}
-    more = addresses | _placed("dout", dout) | {"part": piece, "reach": reach}
+    more = addresses | placed("dout", dout) | {"part": piece, "reach": reach}
     _run(_numba.gradient, q, near_k, near_v, out, *options, tile, block, piece, 3 * d + 2, more)
 
     def joined(share: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,122 @@
+"""Calls the compiled kernels of _numba_tiles.py: panels, scratch, addresses. Shared by the op and its gradient."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from griffin_kernels import memory
+from griffin_kernels.ops import _threads
+from griffin_kernels.ops.local_attention import _numba_tiles
+from griffin_kernels.ops.local_attention._numba_call import LOG2_E, block_of, placed, rows_of
+from griffin_kernels.ops.local_attention.op import first_keys, within_reach
+
+_PANEL, _LANES = _numba_tiles.PANEL, _numba_tiles.LANES
+_REST = {name: 0 for name in _numba_tiles.FIELDS}
+
+
+def _whole(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
+def _by_head(keys: Tensor, rows: int, columns: int) -> Tensor:
+    """[B,S,Hkv,d] -> [B * Hkv, rows, columns], zeros beyond S and d."""
+    batch, count, shared, d = keys.shape
+    padded = keys.new_zeros(batch, shared, rows, columns)
+    padded[:, :, :count, :d] = keys.transpose(1, 2)
+    return padded.view(-1, rows, columns)
+
+
+def across(keys: Tensor, pairs: bool) -> Tensor:
+    """[B,S,Hkv,d] -> panels of keys, d down: [B * Hkv, S / PANEL, d, PANEL], pairs along d."""
+    pair = 2 if pairs else 1
+    rows, columns = _whole(keys.shape[1], _PANEL), _whole(keys.shape[3], pair)
+    tiles = _by_head(keys, rows, columns).view(-1, rows // _PANEL, _PANEL, columns // pair, pair)
+    return tiles.transpose(2, 3).contiguous()
+
+
+def down(keys: Tensor, pairs: bool) -> Tensor:
+    """[B,S,Hkv,d] -> panels of d, keys down: [B * Hkv, d / PANEL, S, PANEL], pairs along keys."""
+    pair = 2 if pairs else 1
+    rows, columns = _whole(keys.shape[1], _PANEL), _whole(keys.shape[3], _PANEL)
+    tiles = _by_head(keys, rows, columns).view(-1, rows // pair, pair, columns // _PANEL, _PANEL)
+    return tiles.permute(0, 3, 1, 4, 2).contiguous()
+
+
+def _run(
+    kernel: Callable[[Any], None],
+    q: Tensor,
+    count_keys: int,
+    shared: int,
+    out: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    tile: int,
+    block: int,
+    piece: int,
+    row: int,
+    fields: dict[str, int],
+) -> None:
+    """Run a kernel. piece: queries of an item. row: float32 numbers in scratch for a block's row, but for its scores.
+
+    fields: what only one of the kernels has, and panels.
+    """
+    batch, time, heads, d = q.shape
+    group, pieces = heads // shared, -(-time // piece)
+    first = first_keys(time, count_keys, window, segment_pos, cu_seqlens, q.device).contiguous()
+    items, tile = batch * shared * pieces, _whole(min(tile, count_keys), _PANEL)
+    pitch = _whole(tile, _LANES) + _LANES
+    threads = _threads.threads_for(items, batch * heads * time * min(window, count_keys) * d // 8)
+    place = _whole(_whole(block * group, _numba_tiles.ROWS) * (2 * pitch + row), 16)
+    scratch = memory.empty((threads, place), torch.float32)
+    factor = d**-0.5 if scale is None else scale
+    of_rows = LOG2_E if softcap is None else 2 * LOG2_E / softcap
+    factors = array("f", (factor * of_rows, (softcap or 0.0) * LOG2_E, factor))
+    sizes = {"items": items, "pieces": pieces, "block": block, "time": time, "keys": count_keys}
+    sizes |= {"padded": _whole(count_keys, _PANEL), "shared": shared, "group": group, "d": d}
+    sizes |= {"wide": _whole(d, _PANEL), "tile": tile, "pitch": pitch, "window": window}
+    others = {
+        "first": first.data_ptr(),
+        "first_batch": time if first.shape[0] > 1 else 0,
+        "scratch": scratch.data_ptr(),
+        "scratch_place": place,
+        "factors": factors.buffer_info()[0],
+        "capped": int(softcap is not None),
+    }
+    values = array("q", (_REST | sizes | placed("q", q) | placed("out", out) | others | fields).values())
+    _threads.run(_numba_tiles.compiled(kernel, q.dtype), values.buffer_info()[0], threads)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    with_lse: bool,
+    rows: int,
+    tile: int,
+) -> tuple[Tensor, Tensor | None]:
+    """local_attention by blocks of ``rows`` queries times heads and tiles of ``tile`` keys."""
+    batch, time, heads, d = q.shape
+    q, k, v = rows_of(q), within_reach(k, time, window), within_reach(v, time, window)
+    out = memory.empty(q.shape, q.dtype)
+    lse = torch.empty(batch, heads, time) if with_lse else None
+    block = block_of(batch, time, heads, k.shape[2], rows)
+    pairs = q.dtype == torch.bfloat16
+    k_across, v_down = across(k, pairs), down(v, pairs)
+    options = (segment_pos, cu_seqlens, window, softcap, scale)
+    fields = {"lse": 0 if lse is None else lse.data_ptr(), "k_across": k_across.data_ptr(), "v_down": v_down.data_ptr()}
+    row = _whole(d, _PANEL) + d + 3
+    _run(_numba_tiles.attend, q, k.shape[1], k.shape[2], out, *options, tile, block, block, row, fields)
+    return out, lse

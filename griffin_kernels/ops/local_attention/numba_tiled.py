@@ -1,0 +1,101 @@
+"""Native code: blocks of queries against their keys, products in registers and only where something is seen.
+
+s = q k^T,  p = 2^(s - max s),  out = p v / sum p
+
+The G heads that share a key head are rows of one block. Products are made of tiles of 8 rows by 32 columns in the
+registers of AVX-512, against keys and values that are laid out in panels once per call; a tile is left out, or cut
+short, where none of its rows sees anything. Each thread takes whole blocks. bfloat16 is multiplied in pairs where the
+processor does that (twice the operations per instruction), with float32 sums and softmax; weights are rounded to it.
+Bound by the products: 4 d operations per pair of a query and a key, against about 20 for the softmax.
+Source: the blocks are those of FlashAttention-2 (Dao, 2023), the tiles those of BLIS (Van Zee, van de Geijn, 2015).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import llvmlite.binding
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops.local_attention import _numba_tiles_call
+
+_OLDEST_LLVM = 19
+"""Of which LLVM multiplies pairs of bfloat16 under the name and types that are used here."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """rows: queries times heads of a key head in a block. keys: in a tile of scores, at most."""
+
+    rows: int = 160
+    keys: int = 512
+
+
+def run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    with_lse: bool,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor | None]:
+    return _numba_tiles_call.forward(
+        q, k, v, segment_pos, cu_seqlens, window, softcap, scale, with_lse, config.rows, config.keys
+    )
+
+
+def problem(case: Case, device: Device, config: Any) -> str | None:
+    """What holds for the gradient too."""
+    if device.kind != "cpu":
+        return "needs a CPU"
+    if "avx512f" not in dict(device.details).get("isa", ()):
+        return "needs a processor with AVX-512"
+    if case.dtype not in ("float32", "bfloat16"):
+        return f"has no {case.dtype} kernel, only float32 and bfloat16"
+    return None if config.rows >= 1 and config.keys >= 1 else "rows and keys must be at least 1"
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    """bfloat16 only in pairs; numba.blocked widens it."""
+    if reason := problem(case, device, config):
+        return reason
+    if case.dtype == "bfloat16" and "avx512_bf16" not in dict(device.details).get("isa", ()):
+        return "bfloat16 needs a processor with AVX512-BF16"
+    if case.dtype == "bfloat16" and llvmlite.binding.llvm_version_info[0] < _OLDEST_LLVM:
+        return f"bfloat16 needs llvmlite with LLVM {_OLDEST_LLVM} or later"
+    return None
+
+
+def rank(case: Case, device: Device) -> int:
+    """Above numba.blocked where there are queries enough to lay keys and values out for."""
+    return 22 if case["T"] * (case["Hq"] // case["Hkv"]) >= 64 else 15
+
+
+def traffic(case: Case, config: Config) -> int:
+    """Bytes moved: keys and values into panels, which each block reads again; its scores stay in a cache."""
+    block = max(1, min(config.rows // (case["Hq"] // case["Hkv"]), case["T"]))
+    reach = min(case["W"] + block, case["S"])
+    panels = 2 * 2 * case["S"] * case["Hkv"]
+    keys = -(-case["T"] // block) * 2 * reach * case["Hkv"]
+    return case["B"] * (panels + keys + 2 * case["T"] * case["Hq"]) * case["d"] * case.bytes_per_element()
+
+
+VARIANT = Variant(
+    op="local_attention",
+    name="numba.tiled",
+    summary="native code, products in registers, only where something is seen",
+    run=run,
+    config=Config,
+    axes={"rows": (80, 160, 240, 480), "keys": (256, 512, 1024)},
+    reject=reject,
+    rank=rank,
+    traffic=traffic,
+)

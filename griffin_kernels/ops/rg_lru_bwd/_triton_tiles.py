@@ -1,0 +1,136 @@
+"""Gates and backward scan of one tile in the matrix units' registers; the layout is that of rg_lru/_triton_tiles.py.
+
+A tile is [channels, steps], steps in backward order: step 0 is the sequence's last. Strides are signed accordingly.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+# mypy: disable-error-code="assignment"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from griffin_kernels.ops._triton_dot import dot
+from griffin_kernels.ops.rg_lru._triton_jit import LN_2, argument, at_reset, scaled_gates
+from griffin_kernels.ops.rg_lru._triton_tiles import RUNS, four, stack, unstack
+from griffin_kernels.ops.rg_lru_bwd._triton_jit import gradients, multiplier
+
+
+@triton.jit
+def offsets(channels, steps, STEP: tl.constexpr, CHANNEL: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Offsets [channels, steps] of a tile in elements, 64-bit only where 32 are too few. STEP may be negative."""
+    if (BLOCK_T + 1) * (STEP if STEP > 0 else -STEP) + 2 * D * CHANNEL >= 2**31:
+        steps = steps.to(tl.int64)
+        channels = channels.to(tl.int64)
+    return channels[:, None] * CHANNEL + steps[None, :] * STEP
+
+
+@triton.jit
+def load_tile(x, channels, inside, steps, left, STEP: tl.constexpr, CHANNEL: tl.constexpr, D: tl.constexpr,
+              MASKED: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
+    """[channels, block_t] of rows, x at step 0; 0 where a channel (MASKED) or a step, from ``left`` on, is outside."""
+    mask = (steps < left)[None, :]
+    if MASKED:
+        mask = mask & inside[:, None]
+    return tl.load(x + offsets(channels, steps, STEP, CHANNEL, D, BLOCK_T), mask=mask, other=0.0)
+
+
+@triton.jit
+def store_tile(out, value, channels, inside, steps, left, STEP: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr,
+               BLOCK_T: tl.constexpr):  # fmt: skip
+    """Rows of an output, ``out`` at step 0; value: [channels, block_t], rounded to its dtype."""
+    mask = (steps < left)[None, :]
+    if MASKED:
+        mask = mask & inside[:, None]
+    tl.store(out + offsets(channels, steps, STEP, 1, D, BLOCK_T), value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def scan_tile(a, dy, carry, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
+    """(g [rows, block_t], carry [rows]): g = dy + c, c = a g, from ``carry`` on."""
+    LENGTH: tl.constexpr = BLOCK_T // RUNS
+    gates = unstack(a, ROWS, BLOCK_T)
+    values = unstack(dy, ROWS, BLOCK_T)
+    product = gates[0]
+    result = gates[0] * values[0]
+    for k in tl.static_range(1, LENGTH):
+        product = gates[k] * product
+        result = gates[k] * (result + values[k])
+    p = four(product, ROWS)
+    s = four(result, ROWS)
+    c1 = p[0] * carry + s[0]
+    c2 = p[1] * c1 + s[1]
+    c3 = p[2] * c2 + s[2]
+    c = tl.reshape(tl.permute(tl.join(tl.join(carry, c1), tl.join(c2, c3)), (0, 2, 1)), (ROWS, RUNS))
+    states = ()
+    for k in tl.static_range(LENGTH):
+        g = c + values[k]
+        c = gates[k] * g
+        states += (g,)
+    return stack(states, ROWS, BLOCK_T), p[3] * c3 + s[3]
+
+
+@triton.jit
+def backward_tile(
+    dy,
+    x,
+    y,
+    positions,
+    w_i,
+    w_r,
+    bias_i,
+    bias_r,
+    decay_log2,
+    before_first,
+    carry,
+    outputs,
+    steps,
+    left,
+    n: tl.constexpr,
+    D: tl.constexpr,
+    DY_STEP: tl.constexpr,
+    DY_CHANNEL: tl.constexpr,
+    X_STEP: tl.constexpr,
+    X_CHANNEL: tl.constexpr,
+    Y_STEP: tl.constexpr,
+    Y_CHANNEL: tl.constexpr,
+    POSITION_STEP: tl.constexpr,
+    FRESH: tl.constexpr,
+    PART: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    """(dx's direct part, dz_i, dz_r, r dlog_a) [block_n, block_t] and the carry [block_n] after the tile.
+
+    Pointers are at the tile's step 0 and the gate block's first channel. outputs: the program's channels
+    within the block. left: steps to the sequence's first one, that one included; the state before it is before_first
+    [block_n], and with FRESH it is a reset. Past it every result is 0.
+    """
+    MASKED: tl.constexpr = n % BLOCK_N != 0
+    inside = outputs < n
+    here = (steps < left)[None, :]
+    first = (steps == left - 1)[None, :]
+    z_i = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
+    z_r = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
+    for k in tl.static_range((n + PART - 1) // PART):
+        inputs = k * PART + tl.arange(0, PART)
+        part = load_tile(x, inputs, inputs < n, steps, left, X_STEP, X_CHANNEL, D, n % PART != 0, BLOCK_T)
+        z_i = dot(w_i[k], part, z_i)
+        z_r = dot(w_r[k], part, z_r)
+    own = load_tile(x, outputs, inside, steps, left, X_STEP, X_CHANNEL, D, MASKED, BLOCK_T).to(tl.float32)
+    upstream = load_tile(dy, outputs, inside, steps, left, DY_STEP, DY_CHANNEL, D, MASKED, BLOCK_T).to(tl.float32)
+    states = load_tile(y + Y_STEP, outputs, inside, steps, left - 1, Y_STEP, Y_CHANNEL, D, MASKED, BLOCK_T)
+    before = tl.where(first, before_first[:, None], states.to(tl.float32))
+    y_i = argument(z_i, bias_i[:, None], False)
+    y_r = argument(tl.where(here, z_r, float("-inf")), bias_r[:, None], False)
+    i, r, a, v, _ = scaled_gates(y_i, y_r, decay_log2[:, None], False)
+    m, slope = multiplier(v)
+    if positions is not None:
+        where = tl.load(positions + steps.to(tl.int64) * POSITION_STEP, mask=steps < left, other=1)
+        a, m = at_reset(a, m, (where == 0)[None, :])
+    elif FRESH:
+        a, m = at_reset(a, m, first)
+    g, carry = scan_tile(a, upstream, carry, BLOCK_N, BLOCK_T)
+    direct, dz_i, dz_r, r_dlog_a = gradients(g, own, before, i, r, a, m, slope, decay_log2[:, None] * LN_2)
+    return direct, dz_i, dz_r, r_dlog_a, carry

@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 
 import griffin_kernels
-from griffin_kernels import device, dispatch
+from griffin_kernels import catalog, device, dispatch
 from griffin_kernels.contract import Variant
 from griffin_kernels.device import Device
 
@@ -19,6 +19,13 @@ def device_of(backend: str) -> Device:
     if torch.cuda.is_available() and backend != "numba":
         return device.gpu(0)
     return device.INTERPRETER if backend == "triton" else device.cpu()
+
+
+def runs_somewhere(variant: Variant) -> bool:
+    """False for a variant that refuses every small case where tests run (flex_attention has no backward on a CPU)."""
+    where = device.INTERPRETER if variant.backend == "triton" else device.cpu()
+    cases = catalog.op(variant.op).cases_tagged("smoke", "edge")
+    return any(variant.reject(case, where, variant.config()) is None for case in cases)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from griffin_kernels import models
+from griffin_kernels import catalog, models
+from tests.everywhere import running, runs_somewhere
 
 DATA = Path(__file__).parent / "data"
 
@@ -76,6 +77,61 @@ def test_loss_and_every_gradient(model, golden):
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     got, want = models.to_deepmind(gradients, model.config), named(golden, "grad/")
     assert got.keys() == want.keys()
+    errors = {name: error(got[name], want[name]) for name in want}
+    worst = max(errors, key=errors.get)
+    assert errors[worst] < GRADIENTS, f"{worst}: {errors[worst]:.1e}"
+
+
+def of_layers(*suffixes):
+    names = [f"{op}{suffix}" for op in ("recurrent_block", "local_attention") for suffix in suffixes]
+    found = [v for name in names for v in catalog.variants(name).values() if runs_somewhere(v)]
+    return pytest.mark.parametrize("variant", found, ids=lambda v: v.key)
+
+
+@pytest.fixture(scope="module")
+def griffin():
+    """Recurrent and attention blocks, documents and a softcap: the published numbers and a float32 model."""
+    with numpy.load(DATA / "griffin_softcap.npz") as file:
+        golden = {name: torch.from_numpy(file[name]) for name in file if name != "config"}
+        config = models.config_from_deepmind(ast.literal_eval(str(file["config"])))
+    model = models.Griffin(config, dtype=torch.float32)
+    model.load_state_dict(models.from_deepmind(named(golden, "param/"), config))
+    return model, golden
+
+
+@of_layers("")
+def test_logits_by_every_variant(griffin, variant):
+    model, golden = griffin
+    with running(variant), torch.no_grad():
+        logits, _ = model(golden["tokens"], golden["segment_pos_packed"])
+    assert error(logits, golden["logits_packed"]) < LOGITS
+
+
+@of_layers("_step")
+def test_decode_by_every_variant(griffin, variant):
+    model, golden = griffin
+    tokens, first = golden["tokens"], int(golden["prefill_length"])
+    decoded, steps = [], 4
+    with torch.no_grad():
+        _, cache = model(tokens[:, :first])
+        with running(variant):
+            for step in range(first, first + steps):
+                logits, cache = model(tokens[:, step : step + 1], cache=cache)
+                decoded.append(logits)
+    assert error(torch.cat(decoded, dim=1), golden["logits_decode"][:, :steps]) < LOGITS
+
+
+@of_layers("_bwd")
+def test_gradients_by_every_variant(griffin, variant):
+    model, golden = griffin
+    tokens = golden["tokens"]
+    logits, _ = model(tokens, golden["segment_pos_single"], return_cache=False)
+    loss = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    with running(variant):
+        found = torch.autograd.grad(loss, list(model.parameters()))
+    names = [name for name, _ in model.named_parameters()]
+    got = models.to_deepmind(dict(zip(names, found, strict=True)), model.config)
+    want = named(golden, "grad/")
     errors = {name: error(got[name], want[name]) for name in want}
     worst = max(errors, key=errors.get)
     assert errors[worst] < GRADIENTS, f"{worst}: {errors[worst]:.1e}"

@@ -137,3 +137,77 @@ def test_attention(width, heads, shared, window, layout):
     assert_same(got, want, 1e-5)
     for mine, other in zip(got_gradients, want_gradients, strict=True):
         assert (mine - other).abs().max() <= 1e-5 * max(1.0, other.abs().max())
+
+
+def test_recurrent_block_prefill_then_decode():
+    torch.manual_seed(3)
+    width, heads, prefill, steps = 40, 4, 13, 9
+    module = theirs.RecurrentGemmaRecurrentBlock(config(width, heads), layer_idx=0)
+    for name, parameter in module.named_parameters():
+        parameter.data.normal_(-3.0 if name.endswith("recurrent_param") else 0.0, 0.5 if parameter.dim() < 2 else 0.3)
+    lru = module.rg_lru
+    weights = RGLRUWeights(
+        lru.recurrent_param,
+        lru.input_gate_weight,
+        lru.recurrent_gate_weight,
+        lru.input_gate_bias,
+        lru.recurrent_gate_bias,
+    )
+    convolution = (module.conv_1d.weight[:, 0].T, module.conv_1d.bias)
+    tokens, order = torch.randn(2, prefill + steps, width), torch.arange(prefill + steps).repeat(2, 1)
+    first = tokens[:, :prefill].clone().requires_grad_()
+    upstream = torch.randn(2, prefill, width)
+    want, _ = module(first, order[:, :prefill], None)
+    want_gradients = torch.autograd.grad(want, [first, *module.parameters()], upstream)
+    branches = (module.linear_x(first), module.linear_y(first))
+    out, kept, h = griffin_kernels.recurrent_block(*branches, *convolution, weights, segment_pos=order[:, :prefill])
+    got = module.linear_out(out)
+    got_gradients = torch.autograd.grad(got, [first, *module.parameters()], upstream)
+    assert_same(got, want, 1e-5)
+    for mine, other in zip(got_gradients, want_gradients, strict=True):
+        assert_same(mine, other, 5e-5)  # as in test_rg_lru
+
+    kept, h = kept.detach().clone(), h.detach().clone()
+    with torch.no_grad():
+        module.conv1d_state = None  # once more, without a graph
+        module(tokens[:, :prefill], order[:, :prefill], None)
+        for step in range(prefill, prefill + steps):
+            token, position = tokens[:, step : step + 1], order[:, step : step + 1]
+            want, _ = module(token, position, None)
+            branches = (module.linear_x(token)[:, 0], module.linear_y(token)[:, 0])
+            out = griffin_kernels.recurrent_block_step(
+                *branches, *convolution, weights, kept, h, positions=position[:, 0]
+            )
+            assert_same(module.linear_out(out), want[:, 0], 1e-5)
+        assert_same(h, lru.recurrent_states, 1e-5)
+        assert_same(kept, module.conv1d_state.transpose(1, 2), 1e-6)
+
+
+@pytest.mark.parametrize(("heads", "shared"), [(4, 1), (4, 2)])
+def test_attention_decode(heads, shared):
+    """Step after step over the ring against one pass of theirs over the whole sequence, well past the window."""
+    torch.manual_seed(heads + shared)
+    width, window, time = 32, 6, 21
+    settings = config(width, heads, num_key_value_heads=shared, attention_window_size=window)
+    settings._attn_implementation = "eager"
+    module = theirs.RecurrentGemmaAttention(settings, layer_idx=2)
+    for parameter in module.parameters():
+        parameter.data.normal_(0.0, width**-0.5)
+    x, order = torch.randn(2, time, width), torch.arange(time).repeat(2, 1)
+    mask = create_sliding_window_causal_mask(
+        config=settings, inputs_embeds=x, attention_mask=None, past_key_values=None, position_ids=order
+    )
+    with torch.no_grad():
+        want, _ = module(x, order, mask)
+        projected = [
+            proj(x).view(2, time, -1, module.head_dim) for proj in (module.q_proj, module.k_proj, module.v_proj)
+        ]
+        turned = theirs.apply_rotary_pos_emb(
+            *[p.transpose(1, 2) for p in projected[:2]], *module.rotary_emb(projected[2], order)
+        )
+        q, k, v = *[t.transpose(1, 2) for t in turned], projected[2]
+        rings = [torch.zeros(2, window, shared, module.head_dim) for _ in range(2)]
+        for step in range(time):
+            token = (q[:, step], k[:, step], v[:, step])
+            out = griffin_kernels.local_attention_step(*token, *rings, order[:, step], scale=module.scaling)
+            assert_same(module.o_proj(out.flatten(1)), want[:, step], 1e-5)

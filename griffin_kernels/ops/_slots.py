@@ -47,6 +47,8 @@ def updated(state: Tensor, slots: Tensor | None, new: Tensor) -> Tensor:
     """A new pool [P, ...] with the batch's rows ``new`` [B, ...] in their slots. Waits for no device."""
     if slots is None:
         return new
+    if slots.shape[0] == 0:
+        return state
     owner = _owner(state, slots)
     mine = owner.reshape(-1, *[1] * (state.dim() - 1)) >= 0
     return torch.where(mine, new[owner.clamp_min(0)], state)

@@ -64,7 +64,7 @@ def reference(
     gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
     u, conv_after = conv_step.reference(x, conv_weight, conv_bias, conv_state, positions, slots)
     state, after = lru_step.reference(u, *gates, h, positions, slots)
-    return state * torch.nn.functional.gelu(y, approximate="tanh"), conv_after, after
+    return _slots.silence(state * torch.nn.functional.gelu(y, approximate="tanh"), slots), conv_after, after
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:

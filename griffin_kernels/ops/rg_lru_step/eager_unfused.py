@@ -39,10 +39,12 @@ def run(
     r = gate(x, recurrence_gate_weight, recurrence_gate_bias)
     log_a = r * (-DECAY * torch.nn.functional.softplus(a_param.to(r.dtype)))
     a, m = torch.exp(log_a), (2 * log_a).expm1_().neg_().sqrt_()
+    before = _slots.rows(h, slots)
     if positions is not None:
+        # whatever was left there is not read, NaN included
         begins = (positions == 0)[:, None]
-        a, m = a.masked_fill_(begins, 0.0), m.masked_fill_(begins, 1.0)
-    new = torch.addcmul(i.mul_(x).mul_(m), a, _slots.rows(h, slots))
+        before, m = before.masked_fill(begins, 0.0), m.masked_fill_(begins, 1.0)
+    new = torch.addcmul(i.mul_(x).mul_(m), a, before)
     _slots.write(h, slots, new)
     return _slots.silence(new.to(x.dtype), slots), h
 

@@ -1,0 +1,328 @@
+"""Decoding in place: steps one after the other are the whole sequence, pools of states, padding, bad input, tracing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.library import opcheck
+
+import griffin_kernels
+import griffin_kernels.functional  # registers torch.ops.griffin_kernels
+from griffin_kernels import RGLRUWeights, catalog, errors, verify
+from griffin_kernels.ops.recurrent_block_step.cost import make_case
+from griffin_kernels.ops.rg_lru_step.cost import make_case as lru_case
+
+OPS = ("temporal_conv1d_step", "rg_lru_step", "recurrent_block_step")
+STATES = {"temporal_conv1d_step": ("state",), "rg_lru_step": ("h",), "recurrent_block_step": ("conv_state", "h")}
+CPU = torch.device("cpu")
+GATES = ("a_param", "input_gate_weight", "input_gate_bias", "recurrence_gate_weight", "recurrence_gate_bias")
+
+pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
+each_op = pytest.mark.parametrize("op", OPS)
+
+
+def variants(*backends):
+    found = [v for op in OPS for v in catalog.variants(op).values() if v.backend in backends]
+    assert found
+    return pytest.mark.parametrize("variant", found, ids=lambda v: v.key)
+
+
+def sequence(op, batch, steps, blocks, n, taps, dtype, seed=0):
+    """Inputs of the op for ``steps`` tokens: x, y [B,T,D], parameters, states [B,...]; names as in the op."""
+    width = blocks * n
+    inputs = catalog.op("recurrent_block_step").make_inputs(make_case(batch, width, blocks, taps), CPU, seed)
+    generator = torch.Generator().manual_seed(seed + 7)
+    for name in ("x", "y"):
+        inputs[name] = torch.randn(batch, steps, width, generator=generator)
+    if op == "temporal_conv1d_step":
+        inputs |= {name: inputs[f"conv_{name}"] for name in ("weight", "bias", "state")}
+    names = [name for name in catalog.op(op).inputs if name not in ("positions", "slots")]
+    return {name: inputs[name].to(dtype) for name in names}
+
+
+def positions_of(batch, steps, seed):
+    """int64 [B,T]: documents that begin now and then; a row may begin in the middle of one."""
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randint(0, 4, (batch,), generator=generator)
+    begins = torch.rand(batch, steps, generator=generator) < 0.25
+    positions = torch.empty(batch, steps, dtype=torch.int64)
+    for t in range(steps):
+        before = start if t == 0 else positions[:, t - 1] + 1
+        positions[:, t] = torch.where(begins[:, t], 0, before)
+    return positions
+
+
+def whole(op, given, positions):
+    """(output [B,T,D], states) of the public op for a whole sequence, in float64."""
+    given = {name: value.double() for name, value in given.items()}
+    if op == "temporal_conv1d_step":
+        y, state = griffin_kernels.temporal_conv1d(
+            given["x"], given["weight"], given["bias"], state=given["state"], segment_pos=positions
+        )
+        return y, (state,)
+    weights = RGLRUWeights(**{name: given[name] for name in GATES})
+    if op == "rg_lru_step":
+        y, h = griffin_kernels.rg_lru(given["x"], weights, h0=given["h"], segment_pos=positions)
+        return y, (h,)
+    out, state, h = griffin_kernels.recurrent_block(
+        given["x"],
+        given["y"],
+        given["conv_weight"],
+        given["conv_bias"],
+        weights,
+        conv_state=given["conv_state"],
+        h0=given["h"],
+        segment_pos=positions,
+    )
+    return out, (state, h)
+
+
+def public(op, given, **index):
+    """One token by the public function."""
+    if op == "temporal_conv1d_step":
+        return griffin_kernels.temporal_conv1d_step(given["x"], given["weight"], given["bias"], given["state"], **index)
+    weights = RGLRUWeights(**{name: given[name] for name in GATES})
+    if op == "rg_lru_step":
+        return griffin_kernels.rg_lru_step(given["x"], weights, given["h"], **index)
+    convolution = (given["conv_weight"], given["conv_bias"])
+    return griffin_kernels.recurrent_block_step(
+        given["x"], given["y"], *convolution, weights, given["conv_state"], given["h"], **index
+    )
+
+
+def one_step(variant, given, positions=None, slots=None, **changes):
+    """One token by a variant: through the public function, or in the interpreter where that is what there is."""
+    if variant.backend == "triton":
+        return variant.run(**given, positions=positions, slots=slots, config=variant.config(**changes))[0]
+    with griffin_kernels.use(variant=variant.key):
+        return public(variant.op, given, positions=positions, slots=slots)
+
+
+def pooled(given, names, slots, pool):
+    """``given`` with its states laid into pools of NaN, where a row that nothing belongs to shows if it is touched."""
+    pools = {}
+    for name in names:
+        pools[name] = torch.full((pool, *given[name].shape[1:]), float("nan"), dtype=given[name].dtype)
+        pools[name][slots] = given[name]
+    return given | pools
+
+
+def check_steps(variant, batch, steps, blocks, n, taps, seed, with_positions, padded, **changes):
+    """Steps one after the other, in a pool with one row too many and, if ``padded``, with a row that only pads."""
+    op, dtype = variant.op, torch.float64 if variant.backend == "eager" else torch.float32
+    given = sequence(op, batch, steps, blocks, n, taps, dtype, seed)
+    positions = positions_of(batch, steps, seed) if with_positions else None
+    want, states = whole(op, given, positions)
+    slots = torch.randperm(batch + 1, generator=torch.Generator().manual_seed(seed))[:batch]
+    spare = (set(range(batch + 1)) - set(slots.tolist())).pop()
+    working = pooled(given, STATES[op], slots, batch + 1)
+    rows = slots
+    if padded:
+        rows = torch.cat([slots, torch.tensor([-1])])
+        for name in {"x", "y"} & set(working):
+            working[name] = torch.cat([given[name], torch.full_like(given[name][:1], float("nan"))])
+        positions = None if positions is None else torch.cat([positions, positions[:1]])
+    outs = []
+    for t in range(steps):
+        token = working | {name: working[name][:, t] for name in {"x", "y"} & set(working)}
+        outs.append(one_step(variant, token, None if positions is None else positions[:, t], rows, **changes))
+    out = torch.stack(outs, 1)
+    close = {"rtol": 2e-5, "atol": 2e-5} if dtype == torch.float32 else {}
+    torch.testing.assert_close(out[:batch], want.to(dtype), **close)
+    assert not out[batch:].any()
+    for name, state in zip(STATES[op], states, strict=True):
+        torch.testing.assert_close(working[name][slots], state.to(dtype), **close)
+        assert working[name][spare].isnan().all()
+
+
+@variants("eager", "numba")
+@given(
+    batch=st.integers(1, 9),
+    steps=st.integers(1, 8),
+    blocks=st.integers(1, 3),
+    n=st.integers(1, 70),
+    taps=st.integers(1, 6),
+    seed=st.integers(0, 99),
+    with_positions=st.booleans(),
+    padded=st.booleans(),
+)
+@settings(max_examples=15, deadline=None)
+def test_steps_equal_the_whole_sequence(variant, batch, steps, blocks, n, taps, seed, with_positions, padded):
+    check_steps(variant, batch, steps, blocks, n, taps, seed, with_positions, padded)
+
+
+@variants("triton")
+@pytest.mark.parametrize(("batch", "blocks", "n", "taps"), [(3, 2, 20, 4), (2, 1, 40, 3)])
+def test_steps_equal_the_whole_sequence_in_triton(variant, batch, blocks, n, taps):
+    # two programs share a gate block of 40
+    changes = {"block_n": 32} if n == 40 and variant.op != "temporal_conv1d_step" else {}
+    check_steps(variant, batch, 6, blocks, n, taps, 3, True, True, **changes)
+
+
+@variants("eager", "numba", "triton")
+def test_a_beginning_reads_no_state(variant):
+    """What another sequence left may be anything."""
+    given = sequence(variant.op, 3, 1, 2, 20, 4, torch.float32)
+    for name in STATES[variant.op]:
+        given[name].fill_(float("nan"))
+    token = given | {name: given[name][:, 0] for name in {"x", "y"} & set(given)}
+    out = one_step(variant, token, torch.zeros(3, dtype=torch.int64))
+    assert out.isfinite().all()
+    for name in STATES[variant.op]:
+        assert given[name].isfinite().all()
+
+
+@pytest.mark.parametrize("batch", [1, 50, 100])
+@pytest.mark.parametrize("block_d", [32, 256])
+@pytest.mark.parametrize("op", ["rg_lru_step", "recurrent_block_step"])
+def test_blocks_shared_by_threads(op, batch, block_d):
+    """Several items of a gate block on several threads, and more rows than are worked on at a time."""
+    contract, variant = catalog.op(op), catalog.variant(f"{op}/numba.fused")
+    case = make_case(batch, 768, 3) if op == "recurrent_block_step" else lru_case(batch, 768, 3)
+    inputs = contract.make_inputs(case, CPU, 1)
+    for _ in range(3):
+        verdict = verify.check(contract, variant, case, variant.config(block_d=block_d), inputs)
+        assert verdict.ok, verdict.problem
+
+
+def token_of(op, batch=3, blocks=2, n=5, taps=4, dtype=torch.float32, pool=None):
+    """Inputs of one call of the public function."""
+    given = sequence(op, batch, 1, blocks, n, taps, dtype)
+    if pool is not None:
+        for name in STATES[op]:
+            given[name] = torch.zeros(pool, *given[name].shape[1:], dtype=given[name].dtype)
+    return given | {name: given[name][:, 0] for name in {"x", "y"} & set(given)}
+
+
+def refused(op, given, error, words, **index):
+    """The call raises ``error`` with ``words`` in it, and leaves the states as they were."""
+    before = {name: given[name].clone() for name in STATES[op] if given[name].device == CPU}
+    with pytest.raises(error, match=words):
+        public(op, given, **index)
+    for name, state in before.items():
+        assert torch.equal(given[name], state)
+
+
+@each_op
+def test_wrong_slots(op):
+    given = token_of(op, pool=4)
+    public(op, given, slots=torch.tensor([3, 0, 1]))  # from here on the signature is known
+    refused(op, given, errors.ArgumentError, "slots has 4", slots=torch.tensor([0, 4, 1]))
+    refused(op, given, errors.ArgumentError, "slots names a row twice", slots=torch.tensor([0, 1, 1]))
+    refused(op, given, errors.ShapeError, "slots has shape", slots=torch.tensor([0, 1]))
+    refused(op, given, errors.DtypeError, "slots is float32", slots=torch.zeros(3))
+    refused(op, given, errors.ShapeError, "pass slots")
+
+
+@each_op
+def test_wrong_positions(op):
+    given = token_of(op)
+    refused(op, given, errors.ShapeError, "positions has shape", positions=torch.zeros(2, dtype=torch.int64))
+    refused(op, given, errors.DtypeError, "positions is float32", positions=torch.zeros(3))
+
+
+@each_op
+def test_wrong_states(op):
+    name = STATES[op][-1]
+    given = token_of(op)
+    refused(op, given | {name: given[name].to(torch.float16)}, errors.DtypeError, f"{name} is float16")
+    refused(op, given | {name: given[name][..., 1:]}, errors.ShapeError, f"{name} has shape")
+    refused(op, given | {name: given[name].to("meta")}, errors.DeviceMismatchError, f"{name} is on meta")
+
+
+def test_states_of_different_pools():
+    given = token_of("recurrent_block_step")
+    given["h"] = torch.zeros(5, 10)
+    refused("recurrent_block_step", given, errors.ShapeError, "h has", slots=torch.tensor([0, 1, 2]))
+
+
+@each_op
+def test_what_requires_a_gradient_is_refused(op):
+    given = token_of(op)
+    leaf = given | {"x": given["x"].requires_grad_()}
+    refused(op, leaf, errors.ArgumentError, "x requires a gradient")
+    with torch.no_grad():
+        public(op, leaf)
+
+
+@pytest.mark.parametrize("op", OPS[1:])
+def test_weights_of_another_type_are_refused(op):
+    given = token_of(op)
+    convolution = () if op == "rg_lru_step" else (given["y"], given["conv_weight"], given["conv_bias"])
+    with pytest.raises(errors.ArgumentError, match="weights is a tuple"):
+        getattr(griffin_kernels, op)(given["x"], *convolution, (1,), *(given[name] for name in STATES[op]))
+
+
+@each_op
+@pytest.mark.parametrize("pool", [0, 3])
+def test_no_rows(op, pool):
+    given = token_of(op, batch=0, pool=pool)
+    slots = None if pool == 0 else torch.zeros(0, dtype=torch.int64)
+    assert public(op, given, slots=slots).shape == (0, 10)
+    for name in STATES[op]:
+        assert given[name].shape[0] == pool and not given[name].any()
+
+
+def opcheck_cases():
+    picked = [(op, case) for op in OPS for case in catalog.op(op).cases_tagged("smoke", "edge") if case["D"] > 1]
+    return [(op, case) for op, case in picked if case.dtype == "float32" and case["D"] < 100]
+
+
+@pytest.mark.parametrize(("op", "case"), opcheck_cases(), ids=lambda value: getattr(value, "key", value))
+def test_opcheck(op, case):
+    inputs = catalog.op(op).make_inputs(case, CPU, 0)
+    opcheck(getattr(torch.ops.griffin_kernels, op).default, tuple(inputs.values()))
+
+
+@each_op
+def test_compiles_fullgraph_and_updates_the_states(op):
+    index = {"positions": torch.tensor([0, 5, 1]), "slots": torch.tensor([3, 0, -1])}
+
+    def model(given):
+        return public(op, given | {"x": given["x"].tanh()}, **index) * 2
+
+    mine, theirs = token_of(op, pool=5), token_of(op, pool=5)
+    compiled = torch.compile(model, fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(mine), model(theirs))
+        for name in STATES[op]:
+            assert torch.equal(mine[name], theirs[name])
+            assert theirs[name].any()
+
+
+@each_op
+def test_rows_and_states_that_are_not_contiguous(op):
+    """Any strides of x, y and the states: written where they lie, not into a copy."""
+    given = token_of(op)
+    want = public(op, copies := {name: value.clone() for name, value in given.items()})
+    for name in {"x", "y", *STATES[op]} & set(given):
+        wide = given[name].new_zeros(*given[name].shape[:-1], 2 * given[name].shape[-1])[..., ::2]
+        given[name] = wide.copy_(given[name])
+    torch.testing.assert_close(public(op, given), want)
+    for name in STATES[op]:
+        assert given[name].stride(-1) == 2
+        torch.testing.assert_close(given[name], copies[name])
+
+
+@pytest.mark.gpu
+@each_op
+def test_captured_in_a_cuda_graph(op):
+    """Replays take the next step with what lies in the same memory then."""
+    given = {name: value.cuda() for name, value in token_of(op, batch=4, blocks=2, n=64, pool=6).items()}
+    positions = torch.tensor([0, 7, 3, 1], device="cuda")
+    slots = torch.tensor([5, 0, 2, -1], device="cuda")
+    plain = {name: value.clone() for name, value in given.items()}
+    public(op, {name: value.clone() for name, value in given.items()}, positions=positions, slots=slots)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = public(op, given, positions=positions, slots=slots)
+    for _ in range(3):
+        given["x"].normal_()
+        plain["x"].copy_(given["x"])
+        graph.replay()
+        torch.testing.assert_close(out, public(op, plain, positions=positions, slots=slots))
+        for name in STATES[op]:
+            torch.testing.assert_close(given[name], plain[name])
+        positions += 1

@@ -579,6 +579,115 @@ def attend(data: Any) -> None:
         item = _take(data, 0)
 
 
+@_njit
+def _add_transposed(
+    f: Any,
+    first: Any,
+    rows: int,
+    count: int,
+    own: int,
+    begin: int,
+    width: int,
+    a: int,
+    b: int,
+    b_row: int,
+    out: int,
+) -> None:
+    """out [width, wide] += a [rows, width]^T @ b [rows, wide], for queries that see some key; from key ``begin``."""
+    pitch, wide, group = f[_PITCH], f[_WIDE], f[_GROUP]
+    for key in range(0, width, ROWS):
+        start, end = max(begin + key - own, 0), count
+        while end > start and first[end - 1] >= begin + key + ROWS:
+            end -= 1
+        if start < end:
+            left, steps = a + 4 * (start * group * pitch + key), (end - start) * group
+            for column in range(0, wide, PANEL):
+                right = b + start * group * b_row + 4 * column
+                to = out + 4 * (key * wide + column)
+                _add_tile(_floats(a, 0), left, 4, 4 * pitch, right, b_row, steps, to, 4 * wide)
+
+
+def gradient(data: Any) -> None:
+    """dq, and every item's share of dk and dv; a part of the queries is an item. Products are of float32."""
+    f = _longs(_address(data), 0)
+    block, time, group, d, pitch, wide = f[_BLOCK], f[_TIME], f[_GROUP], f[_D], f[_PITCH], f[_WIDE]
+    most, heads, earlier = _rounded_up(block * group, ROWS), f[_SHARED] * group, f[_KEYS] - time
+    factor, cap, factor_dq = _floats(f[_FACTORS], 0)[0], _floats(f[_FACTORS], 1)[0], _floats(f[_FACTORS], 2)[0]
+    # rows of a power of two would fall on few lines of the first-level cache
+    step = wide + 16
+    queries = f[_SCRATCH] + 4 * _take(data, _PLACES) * f[_PLACE]  # [rows, step]
+    upstream = queries + 4 * most * step  # [rows, step]
+    slopes = upstream + 4 * most * step  # [rows, wide]
+    scores = slopes + 4 * most * wide  # [rows, pitch]
+    products = scores + 4 * most * pitch  # [rows, pitch]
+    delta = _floats(products + 4 * most * pitch, 0)  # [rows]
+    lse = _floats(products + 4 * most * pitch, most)  # [rows]
+    wide_data = _floats(queries, 0)
+    # channels beyond d, and rows beyond a block's
+    _clear(wide_data, 0, 2 * most * step)
+    item = _take(data, 0)
+    while item < f[_ITEMS]:
+        # the last parts may see the most keys: those first
+        row, piece = item // f[_PIECES], f[_PIECES] - 1 - item % f[_PIECES]
+        batch, key_head = row // f[_SHARED], row % f[_SHARED]
+        head, part = key_head * group, piece * f[_PART]
+        base = max(0, earlier + part - (f[_WINDOW] - 1)) // PANEL * PANEL
+        shares = 4 * (row * f[_PIECES] + piece) * f[_REACH] * wide
+        _clear(_floats(f[_DK] + shares, 0), 0, f[_REACH] * wide)
+        _clear(_floats(f[_DV] + shares, 0), 0, f[_REACH] * wide)
+        keys = 4 * row * f[_PADDED]
+        k_across, v_across = f[_K_ACROSS] + keys * d, f[_V_ACROSS] + keys * d
+        k_down = f[_K_DOWN] + keys * wide
+        for start in range(part, min(part + f[_PART], time), block):
+            count = min(block, time - start)
+            rows, own = count * group, earlier + start
+            for r in range(rows):
+                t, g = start + r // group, head + r % group
+                _read_row(data, f[_DOUT], _at(f, _DOUT, batch, t, g), upstream + 4 * r * step, _f32(1), d)
+                # the queries' place holds out for a moment
+                _read_row(data, f[_OUT], _at(f, _OUT, batch, t, g), queries + 4 * r * step, _f32(1), d)
+                delta[r] = _dot(_floats(upstream, r * step), _floats(queries, r * step), d)
+                _read_row(data, f[_Q], _at(f, _Q, batch, t, g), queries + 4 * r * step, factor, d)
+                lse[r] = _f32(1 / _LN2) * _floats(f[_LSE], (batch * heads + g) * time + t)[0]
+            _clear(_floats(slopes, 0), 0, most * wide)
+            first, high = _longs(f[_FIRST], batch * f[_FIRST_BATCH] + start), own + count
+            low = _first_of(first, 0, count) // PANEL * PANEL
+            for begin in range(low, high, f[_TILE]):
+                width = min(f[_TILE], high - begin)
+                size = 4 * step
+                _multiply_across(
+                    wide_data, f, first, rows, count, own, begin, width, queries, size, k_across, d, scores
+                )
+                _multiply_across(
+                    wide_data, f, first, rows, count, own, begin, width, upstream, size, v_across, d, products
+                )
+                for r in range(rows):
+                    near, far = _sight(first, r, group, count, own, begin, width)
+                    t, p, ds = r // group, _floats(scores, r * pitch), _floats(products, r * pitch)
+                    if near < far:
+                        whole = _rounded_up(far - near, LANES)
+                        p_seen, ds_seen = _floats(scores, r * pitch + near), _floats(products, r * pitch + near)
+                        if f[_CAPPED]:
+                            _bend(p_seen, cap, whole)
+                            _bent_slopes(p_seen, ds_seen, lse[r], delta[r], _f32(1) / cap, whole)
+                        else:
+                            _slopes(p_seen, ds_seen, lse[r], delta[r], whole)
+                    every = _rounded_up(width, PANEL)
+                    seen, after = min(max(first[t] - begin, 0), every), max(own + t + 1 - begin, 0)
+                    _clear(p, 0, seen)
+                    _clear(ds, 0, seen)
+                    _clear(p, after, every)
+                    _clear(ds, after, every)
+                _multiply_down(wide_data, f, first, rows, count, own, begin, width, products, 4, k_down, slopes)
+                share = shares + 4 * (begin - base) * wide
+                _add_transposed(f, first, rows, count, own, begin, width, products, queries, size, f[_DK] + share)
+                _add_transposed(f, first, rows, count, own, begin, width, scores, upstream, size, f[_DV] + share)
+            for r in range(rows):
+                index = ((batch * time + start + r // group) * heads + head + r % group) * d
+                _write_row(data, f[_DQ], index, _floats(slopes, r * wide), factor_dq, d)
+        item = _take(data, 0)
+
+
 _KERNELS: list[Any] = []
 """Compiled kernels, kept alive as long as their addresses may be called."""
 

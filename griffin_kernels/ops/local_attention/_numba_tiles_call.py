@@ -12,7 +12,7 @@ from torch import Tensor
 from griffin_kernels import memory
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops.local_attention import _numba_tiles
-from griffin_kernels.ops.local_attention._numba_call import LOG2_E, block_of, placed, rows_of
+from griffin_kernels.ops.local_attention._numba_call import LOG2_E, block_of, part_of, placed, rows_of
 from griffin_kernels.ops.local_attention.op import first_keys, within_reach
 
 _PANEL, _LANES = _numba_tiles.PANEL, _numba_tiles.LANES
@@ -120,3 +120,53 @@ def forward(
     row = _whole(d, _PANEL) + d + 3
     _run(_numba_tiles.attend, q, k.shape[1], k.shape[2], out, *options, tile, block, block, row, fields)
     return out, lse
+
+
+def backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    window: int,
+    softcap: float | None,
+    scale: float | None,
+    rows: int,
+    tile: int,
+    part: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """local_attention_bwd likewise; dk and dv of ``part`` queries or more are summed apart, then joined in order."""
+    batch, time, heads, d = q.shape
+    shared, wide = k.shape[2], _whole(d, _PANEL)
+    q, out, dout, lse = rows_of(q), rows_of(out), rows_of(dout), lse.contiguous()
+    near_k, near_v = within_reach(k, time, window).float(), within_reach(v, time, window).float()
+    count_keys = near_k.shape[1]
+    dq = memory.empty(q.shape, q.dtype)
+    block = block_of(batch, time, heads, shared, rows)
+    piece = part_of(time, window, block, part)
+    reach, pieces = _whole(min(count_keys, piece + window - 1) + _PANEL - 1, _PANEL), -(-time // piece)
+    shares = memory.empty((2, batch, shared, pieces, reach, wide), torch.float32)
+    k_across, k_down, v_across = across(near_k, False), down(near_k, False), across(near_v, False)
+    options = (segment_pos, cu_seqlens, window, softcap, scale)
+    fields = placed("dout", dout) | {"dq": dq.data_ptr(), "lse": lse.data_ptr(), "part": piece, "reach": reach}
+    fields |= {"k_across": k_across.data_ptr(), "k_down": k_down.data_ptr(), "v_across": v_across.data_ptr()}
+    fields |= {"dk": shares[0].data_ptr(), "dv": shares[1].data_ptr()}
+    row = 3 * wide + 2 * 16 + 2
+    _run(_numba_tiles.gradient, q, count_keys, shared, out, *options, tile, block, piece, row, fields)
+
+    def joined(share: Tensor, like: Tensor, factor: float) -> Tensor:
+        """[B, Hkv, pieces, reach, wide] -> factor times the gradient of ``like`` [B,S,Hkv,d]; zeros out of reach."""
+        summed = torch.zeros(batch, like.shape[1], shared, d)
+        near = summed[:, like.shape[1] - count_keys :].transpose(1, 2)
+        for index in range(pieces):
+            base = max(0, count_keys - time + index * piece - (window - 1)) // _PANEL * _PANEL
+            length = min(reach, count_keys - base)
+            near[:, :, base : base + length].add_(share[:, :, index, :length, :d], alpha=factor)
+        return summed.to(like.dtype)
+
+    # queries were scaled for their scores
+    of_dk = 1 / LOG2_E if softcap is None else softcap / (2 * LOG2_E)
+    return dq, joined(shares[0], k, of_dk), joined(shares[1], v, 1.0)

@@ -1,4 +1,4 @@
-"""Compiled code of numba.fused: how the work of rg_lru is walked through, block of steps by block of steps.
+"""Compiled code of numba.fused: how rg_lru, with what surrounds it in a recurrent block or without, is walked through.
 
 An item is some channels of one gate block, over one or more whole batch rows. A block of steps of x, widened to
 float32, stays in the second-level cache while a panel of output channels at a time is multiplied, turned into gates and
@@ -24,6 +24,7 @@ from griffin_kernels.ops._native import (
     finish,
     int8_at,
     int32_at,
+    int64_at,
     narrow,
     narrow_past_caches,
     take,
@@ -34,11 +35,13 @@ from griffin_kernels.ops.rg_lru import _numba_tiles
 from griffin_kernels.ops.rg_lru._numba_tiles import (
     CHUNK,
     STRIDE,
+    accumulate,
     backward_reset,
     backward_run,
     fill,
     forward_reset,
     forward_run,
+    gelu_times,
     product,
     transposed_product,
     zero,
@@ -75,6 +78,15 @@ FIELDS = (
     "x_batch",
     "x_time",
     "out",  # y, or dx: [B, T, D] contiguous
+    "taps",  # K of the convolution that makes u, which then stands for x; 0: none. From here on recurrent_block only
+    "taps_weight",  # float [K, D]
+    "taps_bias",  # float [D]
+    "taps_state",  # float [N, K-1, D], or 0
+    "positions",  # int64 [B*T], or 0
+    "h",  # [B, T, D] contiguous, or 0
+    "branch",  # y of recurrent_block
+    "branch_batch",
+    "branch_time",
     "y",  # from here on backward only
     "y_batch",
     "y_time",
@@ -98,6 +110,8 @@ _STREAM, _OFFSETS, _SEQUENCES, _RESET = (_AT[k] for k in ("stream", "offsets", "
 _SCRATCH, _SCRATCH_BYTES = _AT["scratch"], _AT["scratch_bytes"]
 _BIAS_I, _BIAS_R, _RATE, _STATE = (_AT[k] for k in ("bias_i", "bias_r", "rate", "state"))
 _WEIGHT_I, _WEIGHT_R, _X, _OUT = (_AT[k] for k in ("weight_i", "weight_r", "x", "out"))
+_TAPS, _TAPS_WEIGHT, _TAPS_BIAS = (_AT[k] for k in ("taps", "taps_weight", "taps_bias"))
+_TAPS_STATE, _POSITIONS, _H, _BRANCH = (_AT[k] for k in ("taps_state", "positions", "h", "branch"))
 _Y, _DY, _NATURAL_RATE, _BEFORE = (_AT[k] for k in ("y", "dy", "natural_rate", "before"))
 _PITCH, _DWEIGHT_I, _DWEIGHT_R, _SUMS = (_AT[k] for k in ("pitch", "dweight_i", "dweight_r", "sums"))
 
@@ -138,9 +152,9 @@ def _scratch(data: Any) -> int:
 
 
 @_njit
-def _load(data: Any, name: int, group: int, row: int, rows: int, channel: int, n: int, target: int) -> None:
-    """Rows of an input, n channels of each, into block arrays of ``step`` rows."""
-    size, whole, first = data_bytes(data), field(data, _STEP) * _ROW, group * field(data, _GROUP)
+def _load(data: Any, name: int, group: int, row: int, rows: int, channel: int, n: int, target: int, whole: int) -> None:
+    """Rows of an input, n channels of each, into block arrays, each of ``whole`` bytes."""
+    size, first = data_bytes(data), group * field(data, _GROUP)
     pitch = field(data, name + 2) * size
     start = field(data, name) + (first // field(data, _TIME) * field(data, name + 1) + channel) * size
     start += (row - first) * pitch
@@ -150,11 +164,11 @@ def _load(data: Any, name: int, group: int, row: int, rows: int, channel: int, n
 
 
 @_njit
-def _store(data: Any, row: int, rows: int, channel: int, channels: int, source: int) -> None:
+def _store(data: Any, name: int, row: int, rows: int, channel: int, channels: int, source: int) -> None:
     """A block array to rows of the output."""
     size = data_bytes(data)
     pitch = field(data, _BLOCKS) * field(data, _N) * size
-    target = field(data, _OUT) + row * pitch + channel * size
+    target = field(data, name) + row * pitch + channel * size
     if field(data, _STREAM) != 0:
         narrow_past_caches(data, rows, channels, source, _ROW, target, pitch)
     else:
@@ -209,10 +223,44 @@ def _forward_panel(
             copy(data, 1, count, carry, 0, state, 0)
 
 
+@_njit
+def _convolve(
+    data: Any, which: int, row: int, rows: int, channel: int, history: int, weights: int, target: int
+) -> None:
+    """Rows of u, of one gate block. history: room for x and K-1 earlier rows of it; weights: rows of taps."""
+    n, v, furthest = field(data, _N), vector(), field(data, _TAPS) - 1
+    width, states, positions = field(data, _BLOCKS) * n, field(data, _TAPS_STATE), field(data, _POSITIONS)
+    first = max(which * field(data, _GROUP), row - furthest)
+    inside, long = (field(data, _STEP) + furthest) * _ROW, (n + CHUNK - 1) // CHUNK * CHUNK * 4
+    now = history + (row - first) * _ROW
+    _load(data, _X, which, first, row + rows - first, channel, n, history, inside)
+    for chunk in range((n + CHUNK - 1) // CHUNK):
+        start, count = chunk * CHUNK, min(CHUNK, n - chunk * CHUNK)
+        out, x = target + chunk * field(data, _STEP) * _ROW, now + chunk * inside
+        copy(data, rows, count, field(data, _TAPS_BIAS) + (channel + start) * 4, 0, out, _ROW)
+        at = row
+        while at < row + rows:
+            sequence, begin, after = _sequence(data, at)
+            state = states + ((sequence * furthest + furthest - begin) * width + channel + start) * 4
+            while at < min(after, row + rows):
+                reach, past = furthest, (at - row) * _ROW
+                if positions != 0:
+                    reach = min(reach, int64_at(positions, at))
+                for k in range(max(reach, 0) + 1):
+                    weight = weights + (furthest - k) * long + start * 4
+                    if k <= at - begin:
+                        accumulate((count + v - 1) // v, (weight, x + past - k * _ROW, out + past))
+                    elif states != 0:
+                        place = weights + (furthest + 1) * long
+                        copy(data, 1, count, state + (at - k) * width * 4, 0, place, 0)
+                        accumulate((count + v - 1) // v, (weight, place, out + past))
+                at += 1
+
+
 def forward(data: Any) -> None:
     """y, and the states that leave the sequences."""
     n, step, size, v = field(data, _N), field(data, _STEP), data_bytes(data), vector()
-    group, part = field(data, _GROUP), field(data, _PART)
+    width, group, part = field(data, _BLOCKS) * n, field(data, _GROUP), field(data, _PART)
     whole, padded = step * _ROW, (part + v - 1) // v * v
     x = _scratch(data)
     y = x + (n + CHUNK - 1) // CHUNK * whole
@@ -222,6 +270,11 @@ def forward(data: Any) -> None:
     bias_i = rate + 4 * padded
     bias_r = bias_i + 4 * padded
     panels = bias_r + 4 * padded
+    # of recurrent_block only
+    branch = panels + 8 * n * padded
+    taps = branch + whole
+    long = (n + CHUNK - 1) // CHUNK * CHUNK * 4
+    history = taps + (field(data, _TAPS) + 1) * long  # a row more: one of the state
     item = take(data, _COUNTER)
     while item < field(data, _ITEMS):
         per_group = field(data, _BLOCKS) * field(data, _PARTS)
@@ -236,10 +289,16 @@ def forward(data: Any) -> None:
         if field(data, _PACKING) != 0:
             _pack(data, weight_i, channels, panels)
             _pack(data, weight_r, channels, panels + 4 * v)
+        for tap in range(field(data, _TAPS)):
+            copy(data, 1, n, field(data, _TAPS_WEIGHT) + (tap * width + block * n) * 4, 0, taps + tap * long, 0)
         row, end = which * group, min((which + 1) * group, field(data, _ROWS))
         while row < end:
             rows = min(step, end - row)
-            _load(data, _X, which, row, rows, block * n, n, x)
+            if field(data, _TAPS) != 0:
+                _convolve(data, which, row, rows, block * n, history, taps, x)
+                _load(data, _BRANCH, which, row, rows, channel, channels, branch, whole)
+            else:
+                _load(data, _X, which, row, rows, block * n, n, x, whole)
             for column in range(0, channels, v):
                 own = x + (first + column) // CHUNK * whole + (first + column) % CHUNK * 4
                 fill(rows, (z, bias_i + 4 * column, bias_r + 4 * column))
@@ -251,7 +310,14 @@ def forward(data: Any) -> None:
                 count = min(v, channels - column)
                 at = 4 * column
                 _forward_panel(data, row, rows, channel + column, count, z, own, y + at, rate + at, carry + at)
-            _store(data, row, rows, channel, channels, y)
+                if field(data, _TAPS) != 0:
+                    gelu_times(rows, (y + at, branch + at))
+            if field(data, _TAPS) != 0:
+                if field(data, _H) != 0:
+                    _store(data, _H, row, rows, channel, channels, y)
+                _store(data, _OUT, row, rows, channel, channels, branch)
+            else:
+                _store(data, _OUT, row, rows, channel, channels, y)
             row += rows
         item = take(data, _COUNTER)
     finish(data)
@@ -370,11 +436,12 @@ def backward(data: Any) -> None:
         while end > first:
             rows = min(step, end - first)
             row = end - rows
-            _load(data, _X, which, row, rows, channel, n, x)
-            _load(data, _DY, which, row, rows, channel, n, dy)
+            _load(data, _X, which, row, rows, channel, n, x, step * _ROW)
+            _load(data, _DY, which, row, rows, channel, n, dy, step * _ROW)
             # of a group's first row nothing is read: it begins a sequence
             skipped = 1 if row == first else 0
-            _load(data, _Y, which, row - 1 + skipped, rows - skipped, channel, n, before + skipped * _ROW)
+            place = before + skipped * _ROW
+            _load(data, _Y, which, row - 1 + skipped, rows - skipped, channel, n, place, step * _ROW)
             for column in range(0, n, v):
                 at, panel = column // CHUNK * step * _ROW + column % CHUNK * 4, panels + column * n * 8
                 fill(rows, (z, bias_i + 4 * column, bias_r + 4 * column))
@@ -386,7 +453,7 @@ def backward(data: Any) -> None:
             _products(data, rows, x, dy, (dz_i, before), transposed, own)
             for chunk in range((n + CHUNK - 1) // CHUNK):
                 start = chunk * CHUNK
-                _store(data, row, rows, channel + start, min(CHUNK, n - start), dy + chunk * step * _ROW)
+                _store(data, _OUT, row, rows, channel + start, min(CHUNK, n - start), dy + chunk * step * _ROW)
             end = row
         copy(data, 3, n, sums, padded, field(data, _SUMS) + (which * 3 * width + channel) * 4, width * 4)
         item = take(data, _COUNTER)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,6 +88,16 @@ def run(kernel: Any, dtype: torch.dtype, values: tuple[int, ...], items: int, wo
     _threads.run(_numba.compiled(kernel, dtype), fields.buffer_info()[0], threads)
 
 
+class Around(NamedTuple):
+    """What recurrent_block adds: convolution before, product with gelu(y) after. h: [B,T,D] to fill, or None."""
+
+    y: Tensor
+    conv_weight: Tensor
+    conv_bias: Tensor
+    conv_state: Tensor | None
+    h: Tensor | None
+
+
 def forward(
     x: Tensor,
     a_param: Tensor,
@@ -100,17 +110,16 @@ def forward(
     cu_seqlens: Tensor | None,
     step: int,
     part: int,
+    around: Around | None = None,
 ) -> tuple[Tensor, Tensor]:
     """rg_lru by blocks of ``step`` steps; an item has up to ``part`` channels of one gate block."""
     batch, time, width = x.shape
     blocks, n = input_gate_bias.shape
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    y = memory.empty(x.shape, x.dtype)
-    state = (
-        torch.zeros((sequences, width)) if h0 is None else h0.to(torch.float32, copy=True).resolve_neg().contiguous()
-    )
-    if y.numel() == 0:
-        return y, state
+    out = memory.empty(x.shape, x.dtype)
+    state = torch.zeros((sequences, width)) if h0 is None else floats(h0.to(torch.float32, copy=True))
+    if out.numel() == 0:
+        return out, state
     v = _native.lanes()
     part = min(part, -(-n // v) * v)
     parts = -(-n // part)
@@ -123,9 +132,26 @@ def forward(
     reset = reset_of(x, h0, segment_pos, cu_seqlens)
     offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
     packing = x.dtype != torch.float32 or n % v != 0 or group * time > _FEW
-    row, piece = width * y.element_size(), part * y.element_size()
-    aligned = row % _LINE == 0 and piece % _LINE == 0 and n % part == 0 and y.data_ptr() % _LINE == 0
+    row, piece = width * out.element_size(), part * out.element_size()
+    aligned = row % _LINE == 0 and piece % _LINE == 0 and n % part == 0 and out.data_ptr() % _LINE == 0
     step = min(step, group * time)
+    chunks = -(-n // _numba_tiles.CHUNK)
+    scratch = (chunks + 1) * step * _numba_tiles.STRIDE + 2 * v * step + 4 * part + 2 * n * part
+    extra: tuple[int, ...] = (0,) * (_numba.FIELDS.index("y") - _numba.FIELDS.index("taps"))
+    held: tuple[Tensor | None, ...] = ()
+    if around is not None:
+        taps = around.conv_weight.shape[0]
+        held = (
+            floats(around.conv_weight),
+            floats(around.conv_bias),
+            None if around.conv_state is None else floats(around.conv_state),
+            None if segment_pos is None else segment_pos.long().expand(batch, time).contiguous(),
+            around.h,
+        )
+        branch = collapsible(around.y, group)
+        extra = (taps, *map(address, held), *strided(branch))
+        scratch += step * _numba_tiles.STRIDE + (taps + 1) * chunks * _numba_tiles.CHUNK
+        scratch += chunks * (step + taps - 1) * _numba_tiles.STRIDE
     # in the order of _numba.FIELDS, from the third on
     values = (
         groups * blocks * parts,
@@ -138,7 +164,7 @@ def forward(
         batch * time,
         step,
         packing,
-        aligned and y.nbytes >= _STREAMED,
+        aligned and out.nbytes >= _STREAMED,
         address(offsets),
         sequences,
         address(reset),
@@ -151,13 +177,12 @@ def forward(
         address(weights[0]),
         address(weights[1]),
         *strided(x),
-        address(y),
+        address(out),
+        *extra,
         *(0,) * (len(_numba.FIELDS) - _numba.FIELDS.index("y")),
     )
-    arrays = -(-n // _numba_tiles.CHUNK) + 1
-    scratch = arrays * step * _numba_tiles.STRIDE + 2 * v * step + 4 * part + (2 * n * part if packing else 0)
     run(_numba.forward, x.dtype, values, groups * blocks * parts, 2 * batch * time * width * n, scratch)
-    return y, state
+    return out, state
 
 
 def backward(
@@ -226,6 +251,7 @@ def backward(
             address(weights[1]),
             *strided(x),
             address(dx),
+            *(0,) * (_numba.FIELDS.index("y") - _numba.FIELDS.index("taps")),
             *strided(y),
             *strided(dy),
             address(rates[1]),

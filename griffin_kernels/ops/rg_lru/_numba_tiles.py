@@ -85,6 +85,9 @@ transposed_product = _product(1, STRIDE)
 # (2^f - 1) / f on [-1/2, 1/2], minimax: 1e-8 relative; evaluated in float32, 2^f - 1 is right to 1.3e-7
 _EXP2 = (0.69314718246, 0.24022649229, 0.055503573269, 0.0096182376146, 0.0013390735257, 0.00015403507859)
 _LOG2_E = 1.4426950216293335
+_GELU_SLOPE = 1.5957691216057308
+"""2 sqrt(2 / pi)."""
+_GELU_CUBIC = 0.044715 * _GELU_SLOPE
 _ROUND = 12582912.0
 """1.5 2^23: added to a float32 below 2^22 it leaves the nearest integer in the lowest bits."""
 
@@ -183,6 +186,34 @@ def zero(v: Lanes, rows: Any, target: Any) -> None:
 
     def step(row: Any) -> Sequence[Any]:
         v.write(v.constant(0.0), v.builder.add(target, v.builder.mul(row, INT64(4 * v.count))))
+        return ()
+
+    loop(v.builder, INT64(0), rows, 1, step)
+
+
+@_run
+def accumulate(v: Lanes, vectors: Any, weight: Any, source: Any, target: Any) -> None:
+    """target += weight * source, over neighbouring vectors."""
+
+    def step(index: Any) -> Sequence[Any]:
+        offset = v.builder.mul(index, INT64(4 * v.count))
+        left, right, total = (v.read(v.builder.add(place, offset)) for place in (weight, source, target))
+        v.write(v.multiply_add(left, right, total), v.builder.add(target, offset))
+        return ()
+
+    loop(v.builder, INT64(0), vectors, 1, step)
+
+
+@_run
+def gelu_times(v: Lanes, rows: Any, h: Any, y: Any) -> None:
+    """y = h gelu(y), in the tanh form: y sigmoid(2 sqrt(2 / pi) (y + 0.044715 y^3)); block arrays."""
+
+    def step(row: Any) -> Sequence[Any]:
+        place = _array_row(v, y, row)
+        value = v.read(place)
+        cubic = v.multiply_add(v.multiply(value, value), v.constant(_GELU_CUBIC), v.constant(_GELU_SLOPE))
+        gate, _ = _sigmoid(v, v.multiply(value, cubic))
+        v.write(v.multiply(value, gate, v.read(_array_row(v, h, row))), place)
         return ()
 
     loop(v.builder, INT64(0), rows, 1, step)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels import catalog, device, launch, verify
+from griffin_kernels.ops.recurrent_block.cost import make_case as block_case
 from griffin_kernels.ops.rg_lru import _triton
 from griffin_kernels.ops.rg_lru._triton_jit import decay, gates
 from griffin_kernels.ops.rg_lru.cost import make_case
@@ -221,3 +222,36 @@ def test_traffic_counts_the_second_reading():
         variant = TABLE[f"triton.fused_{name}"]
         extra = variant.traffic(case, variant.config()) - ideal
         assert (streams - 2) * stream * 0.99 < extra < (streams - 2) * stream * 1.05 + 0.2 * stream
+
+
+BLOCK = catalog.op("recurrent_block")
+BLOCK_VARIANTS = [v for v in catalog.variants("recurrent_block").values() if v.launches is not None]
+
+
+@pytest.mark.parametrize("variant", BLOCK_VARIANTS, ids=lambda v: v.key)
+def test_block_without_h_gives_the_same_and_no_h(variant):
+    case = next(c for c in BLOCK.cases if "segmented" in c.flags and c.dtype == "bfloat16" and "with_h" in c.data)
+    inputs = BLOCK.make_inputs(case, WHERE.torch_device, 0)
+    config = small_config(variant)
+    *wanted, h = variant.run(**inputs, config=config)
+    *got, nothing = variant.run(**inputs | {"with_h": False}, config=config)
+    assert h is not None
+    assert nothing is None
+    for mine, theirs in zip(got, wanted, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("variant", BLOCK_VARIANTS, ids=lambda v: v.key)
+def test_fast_block_keeps_the_tolerance_of_bfloat16(variant):
+    case = next(c for c in BLOCK.cases if "packed" in c.flags and c.dtype == "bfloat16")
+    config = small_config(variant, fast=True)
+    assert variant.reject(case, WHERE, config) is None
+    verdict = verify.check(BLOCK, variant, case, config, BLOCK.make_inputs(case, WHERE.torch_device, 0))
+    assert verdict.ok, verdict.problem
+
+
+@pytest.mark.parametrize("variant", BLOCK_VARIANTS, ids=lambda v: v.key)
+def test_block_refuses_more_taps_than_are_unrolled(variant):
+    case = block_case(1, 40, 24, 3, 17, "bfloat16")
+    assert "17 taps" in variant.reject(case, WHERE, variant.config())
+    assert "GPU" in variant.reject(block_case(1, 40, 24, 3, 4, "bfloat16"), device.cpu(), variant.config())

@@ -30,8 +30,13 @@ NAMES = (
 
 
 def arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(arguments, constexprs) of every kernel here, but for weights and products; allocates y and h_last."""
+    """(arguments, constexprs) of every kernel here, but for weights and products; allocates what they write.
+
+    ``branch`` [B,T,D] among the inputs asks for ``out``, the states times gelu(branch), and where there is no
+    ``with_h`` for no y.
+    """
     x, h0, positions, cu_seqlens = (inputs[name] for name in ("x", "h0", "segment_pos", "cu_seqlens"))
+    branch = inputs.get("branch")
     batch, time, width = x.shape
     rows = scan.rows_of(inputs, batch)
     args = {
@@ -41,18 +46,26 @@ def arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[dict[str, Any], 
         "bias_r": inputs["recurrence_gate_bias"].contiguous(),
         "h0": h0,
         "positions": positions,
-        "y": scan.empty(outputs, "y", x, batch, time, width, dtype=x.dtype),
+        "branch": branch,
+        "y": None,
+        "out": None,
         "h_last": scan.empty(outputs, "h_last", x, rows, width, dtype=torch.float32),
         "T": time,
         "x_batch": scan.row_stride(x, 0),
         "position_batch": scan.row_stride(positions, 0),
+        "branch_batch": scan.row_stride(branch, 0),
         "h0_row": scan.row_stride(h0, 0),
     }
+    for name, wanted in (("out", branch is not None), ("y", branch is None or inputs["with_h"])):
+        if wanted:
+            args[name] = scan.empty(outputs, name, x, batch, time, width, dtype=x.dtype)
     constexprs = {
         "D": width,
         "X_STEP": scan.row_stride(x, 1),
         "X_CHANNEL": scan.channel_stride(x),
         "POSITION_STEP": scan.row_stride(positions, 1),
+        "BRANCH_STEP": scan.row_stride(branch, 1),
+        "BRANCH_CHANNEL": scan.channel_stride(branch),
         "H0_CHANNEL": scan.channel_stride(h0),
         "BEGINS": cu_seqlens is not None and h0 is None,
     }
@@ -153,9 +166,10 @@ def unfit_gates(case: Case, device: Device, config: Any) -> str | None:
         return f"gate blocks of {n} channels use at most {n} of 16 rows of a matrix instruction"
     if n > 256:
         return f"both gates' weights for {n} input channels do not stay in shared memory; those for 256 do"
-    if case.dtype == "float32" and device.kind == "cuda":
+    if case.dtype == "float32" and device.kind != "interpreter":
+        # NVIDIA has no matrix instruction for them, AMD's leave too few registers for the tile
         return (
-            "float32 products have no matrix instruction that does not round to TF32; triton.fused_scan calls a library"
+            "float32 products inside would round to TF32 or spill registers; triton.fused_scan leaves them to a library"
         )
     if config.block_n > 64 and config.block_n >= 2 * n:
         return f"block_n={config.block_n} is at least twice the {n} channels of a gate block"

@@ -1,14 +1,15 @@
-"""Device functions of rg_lru, shared by its Triton kernels forward and backward: gates, decay, multiplier, resets.
+"""Device functions that rg_lru's Triton kernels share, forward and backward: gates, decay, multiplier, resets, gelu.
 
     i = sigmoid(z_i + b_i),  r = sigmoid(z_r + b_r),  log a = -8 softplus(a_param) r
     v = 1 - a^2 = -expm1(2 log a),  m = sqrt(v)
 
 Everything is float32. What does not cancel and what does not overflow is said once, here. Two accuracies, with what one
-element costs on NVIDIA from the two sums of products to i, a, v and m:
+element costs on NVIDIA, from the two sums of products to i, a and m, as compiled for sm_90:
 
-    exact   5 special functions (EX2, EX2, RCP, EX2, SQRT), within some 2^-21 of the true values: any dtype
-    fast    4 (TANH, TANH, EX2, SQRT): the sigmoids come from the hardware's tanh, relative error 2^-11, v is within
-            2^-13. Below bfloat16's rounding of the arguments, above float16's.
+    exact   5 special functions (EX2, EX2, RCP, EX2, SQRT) of 24 instructions, within some 2^-21 of the true values:
+            any dtype
+    fast    4 (TANH, TANH, EX2, SQRT) of 12: the sigmoids come from the hardware's tanh, relative error 2^-11, v is
+            within 2^-13. Below bfloat16's rounding of the arguments, above float16's.
 
 Exact needs 5 rather than 7 special functions because one reciprocal serves both sigmoids. Only NVIDIA has a tanh
 instruction; elsewhere, the interpreter included, fast takes the sigmoids of exact.
@@ -157,3 +158,18 @@ def gates(z_i, z_r, decay_log2, FAST: tl.constexpr):
 def at_reset(a, m, reset):
     """(a, m) where ``reset`` says that a document begins: the state before it counts as 0, its input in full."""
     return tl.where(reset, 0.0, a), tl.where(reset, 1.0, m)
+
+
+@triton.jit
+def gelu(z, FAST: tl.constexpr):
+    """z times the normal distribution function, in its tanh form: z sigmoid(2 sqrt(2 / pi) (z + 0.044715 z^3)).
+
+    float32; two special functions, or with ``fast`` on NVIDIA one.
+    """
+    y = z * (0.7978845608028654 + 0.035677408136300125 * z * z)  # sqrt(2 / pi) (z + 0.044715 z^3)
+    if FAST and for_nvidia():
+        half = 0.5 * z
+        value = half * tanh_approx(y) + half
+    else:
+        value = z * reciprocal(1.0 + exp2(tl.minimum(y * (-2.0 * LOG2_E), LARGEST_EXPONENT)))
+    return value

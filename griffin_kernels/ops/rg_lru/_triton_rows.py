@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops.linear_scan._triton_jit import load_rows, load_state, store_row
-from griffin_kernels.ops.rg_lru._triton_jit import argument, at_reset, scaled_gates
+from griffin_kernels.ops.rg_lru._triton_jit import argument, at_reset, gelu, scaled_gates
 
 
 @triton.jit
@@ -31,23 +31,30 @@ def load_flags(pointer, left, STEP: tl.constexpr, OTHER: tl.constexpr, ROWS: tl.
 
 
 @triton.jit
-def load_tile(x, z_i, z_r, positions, enter, leave, columns, inside, left, D: tl.constexpr, X_STEP: tl.constexpr,
-              X_CHANNEL: tl.constexpr, POSITION_STEP: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
-    """Rows of x, z_i and z_r and the flags of their steps, six tuples. Pointers are at the tile's first step."""
+def load_tile(x, z_i, z_r, positions, enter, leave, branch, columns, inside, left, D: tl.constexpr,
+              X_STEP: tl.constexpr, X_CHANNEL: tl.constexpr, POSITION_STEP: tl.constexpr, BRANCH_STEP: tl.constexpr,
+              BRANCH_CHANNEL: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
+    """Rows of x, z_i and z_r, the flags of their steps, rows of the branch: seven tuples, empty where there is nothing.
+
+    Pointers are at the tile's first step.
+    """
     xs = load_rows(x + columns * X_CHANNEL, inside, left, X_STEP, 0.0, BLOCK_T, True, True)
     zs_i = load_rows(z_i + columns, inside, left, D, 0.0, BLOCK_T, True, True)
     zs_r = load_rows(z_r + columns, inside, left, D, float("-inf"), BLOCK_T, True, True)
     where = load_flags(positions, left, POSITION_STEP, 1, BLOCK_T)
     enters = load_flags(enter, left, 1, -1, BLOCK_T)
     leaves = load_flags(leave, left, 1, -1, BLOCK_T)
-    return xs, zs_i, zs_r, where, enters, leaves
+    others = ()
+    if branch is not None:
+        others = load_rows(branch + columns * BRANCH_CHANNEL, inside, left, BRANCH_STEP, 0.0, BLOCK_T, True, True)
+    return xs, zs_i, zs_r, where, enters, leaves, others
 
 
 @triton.jit
 def step(tile, u: tl.constexpr, begin, bias_i, bias_r, decay_log2, positions, enter, BEGINS: tl.constexpr,
          FAST: tl.constexpr):  # fmt: skip
     """(a, m i x) of row u, resets applied. ``begin``: steps of the sequence before the tile, where one owns it."""
-    xs, zs_i, zs_r, where, enters, _ = tile
+    xs, zs_i, zs_r, where, enters, _, _ = tile
     y_i = argument(zs_i[u].to(tl.float32), bias_i, FAST)
     y_r = argument(zs_r[u].to(tl.float32), bias_r, FAST)
     i, _, a, _, m = scaled_gates(y_i, y_r, decay_log2, FAST)
@@ -72,7 +79,9 @@ def scan_rows(
     positions,
     enter,
     leave,
+    branch,
     y,
+    out,
     h0,
     h0_row,
     h_last,
@@ -84,6 +93,8 @@ def scan_rows(
     X_STEP: tl.constexpr,
     X_CHANNEL: tl.constexpr,
     POSITION_STEP: tl.constexpr,
+    BRANCH_STEP: tl.constexpr,
+    BRANCH_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     BEGINS: tl.constexpr,
     FAST: tl.constexpr,
@@ -93,42 +104,39 @@ def scan_rows(
 ):
     """``steps`` steps from ``carry`` [block_d]; pointers are at the first of them. Gives the last carry.
 
-    x, z_i, z_r, y: [D] rows; positions: int64; h0, h_last [N,D] are used only with enter and leave.
+    x, z_i, z_r, branch, y, out: [D] rows; positions: int64; h0, h_last [N,D] are used only with enter and leave.
+    States go to y, and times gelu(branch) to out, whichever there is.
     """
     MASKED: tl.constexpr = D % BLOCK_D != 0
     if AHEAD:
         ahead = load_tile(
-            x, z_i, z_r, positions, enter, leave, columns, inside, steps, D, X_STEP, X_CHANNEL, POSITION_STEP, BLOCK_T
-        )
+            x, z_i, z_r, positions, enter, leave, branch, columns, inside, steps, D, X_STEP, X_CHANNEL, POSITION_STEP,
+            BRANCH_STEP, BRANCH_CHANNEL, BLOCK_T,
+        )  # fmt: skip
     for begin in range(0, steps, BLOCK_T):
         left = steps - begin
         if AHEAD:
             tile = ahead
-            x += BLOCK_T * X_STEP
-            z_i += BLOCK_T * D
-            z_r += BLOCK_T * D
-            if positions is not None:
-                positions += BLOCK_T * POSITION_STEP
-            if enter is not None:
-                enter += BLOCK_T
-                leave += BLOCK_T
-            ahead = load_tile(
-                x, z_i, z_r, positions, enter, leave, columns, inside, left - BLOCK_T, D, X_STEP, X_CHANNEL,
-                POSITION_STEP, BLOCK_T,
-            )  # fmt: skip
         else:
             tile = load_tile(
-                x, z_i, z_r, positions, enter, leave, columns, inside, left, D, X_STEP, X_CHANNEL, POSITION_STEP,
-                BLOCK_T,
+                x, z_i, z_r, positions, enter, leave, branch, columns, inside, left, D, X_STEP, X_CHANNEL,
+                POSITION_STEP, BRANCH_STEP, BRANCH_CHANNEL, BLOCK_T,
             )  # fmt: skip
-            x += BLOCK_T * X_STEP
-            z_i += BLOCK_T * D
-            z_r += BLOCK_T * D
-            if positions is not None:
-                positions += BLOCK_T * POSITION_STEP
-            if enter is not None:
-                enter += BLOCK_T
-                leave += BLOCK_T
+        x += BLOCK_T * X_STEP
+        z_i += BLOCK_T * D
+        z_r += BLOCK_T * D
+        if positions is not None:
+            positions += BLOCK_T * POSITION_STEP
+        if enter is not None:
+            enter += BLOCK_T
+            leave += BLOCK_T
+        if branch is not None:
+            branch += BLOCK_T * BRANCH_STEP
+        if AHEAD:
+            ahead = load_tile(
+                x, z_i, z_r, positions, enter, leave, branch, columns, inside, left - BLOCK_T, D, X_STEP, X_CHANNEL,
+                POSITION_STEP, BRANCH_STEP, BRANCH_CHANNEL, BLOCK_T,
+            )  # fmt: skip
         for u in tl.static_range(BLOCK_T):
             if enter is not None:
                 starts = tile[4][u]
@@ -136,11 +144,18 @@ def scan_rows(
                 carry = tl.where(starts >= 0, start, carry)
             a, value = step(tile, u, begin, bias_i, bias_r, decay_log2, positions, enter, BEGINS, FAST)
             carry = a * carry + value
-            store_row(y + u * D + columns, carry, inside, u, left, MASKED, True)
+            if y is not None:
+                store_row(y + u * D + columns, carry, inside, u, left, MASKED, True)
+            if out is not None:
+                gated = carry * gelu(tile[6][u].to(tl.float32), FAST)
+                store_row(out + u * D + columns, gated, inside, u, left, MASKED, True)
             if leave is not None:
                 ends = tile[5][u]
                 tl.store(h_last + tl.cast(ends, tl.int64) * D + columns, carry, mask=inside & (ends >= 0))
-        y += BLOCK_T * D
+        if y is not None:
+            y += BLOCK_T * D
+        if out is not None:
+            out += BLOCK_T * D
     return carry
 
 
@@ -174,8 +189,8 @@ def reduce_rows(
     s = tl.zeros((BLOCK_D,), dtype=tl.float32)
     for begin in range(0, steps, BLOCK_T):
         tile = load_tile(
-            x, z_i, z_r, positions, enter, None, columns, inside, steps - begin, D, X_STEP, X_CHANNEL, POSITION_STEP,
-            BLOCK_T,
+            x, z_i, z_r, positions, enter, None, None, columns, inside, steps - begin, D, X_STEP, X_CHANNEL,
+            POSITION_STEP, 0, 0, BLOCK_T,
         )  # fmt: skip
         for u in tl.static_range(BLOCK_T):
             if enter is not None:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton_dot import dot
-from griffin_kernels.ops.rg_lru._triton_jit import argument, at_reset, scaled_gates
+from griffin_kernels.ops.rg_lru._triton_jit import argument, at_reset, gelu, scaled_gates
 
 RUNS = tl.constexpr(4)
 
@@ -217,9 +217,20 @@ def gate_tile(
 
 
 @triton.jit
-def store_tile(y, value, columns, inside, steps, left, D: tl.constexpr, MASKED: tl.constexpr):
-    """y at the tile's first step of [.., D] rows; value: [channels, block_t], rounded to y's dtype."""
+def store_tile(y, out, branch, states, outputs, columns, inside, steps, left, n: tl.constexpr, D: tl.constexpr,
+               BRANCH_STEP: tl.constexpr, BRANCH_CHANNEL: tl.constexpr, FAST: tl.constexpr, BLOCK_N: tl.constexpr,
+               BLOCK_T: tl.constexpr):  # fmt: skip
+    """The states [channels, block_t] to y, and times gelu(branch) to out, whichever there is.
+
+    y and out: [.., D] rows at the tile's first step; branch there too, at the block's first channel.
+    """
+    MASKED: tl.constexpr = n % BLOCK_N != 0
+    place = steps[None, :] * D + columns[:, None]
     mask = (steps < left)[None, :]
     if MASKED:
         mask = mask & inside[:, None]
-    tl.store(y + (steps[None, :] * D + columns[:, None]), value.to(y.dtype.element_ty), mask=mask)
+    if y is not None:
+        tl.store(y + place, states.to(y.dtype.element_ty), mask=mask)
+    if out is not None:
+        other = load_tile(branch, outputs, inside, steps, left, BRANCH_STEP, BRANCH_CHANNEL, D, MASKED, BLOCK_T)
+        tl.store(out + place, (states * gelu(other.to(tl.float32), FAST)).to(out.dtype.element_ty), mask=mask)

@@ -62,17 +62,22 @@ def rg_lru_gates(
     h0,
     positions,
     cu_seqlens,
+    branch,
     y,
+    out,
     h_last,
     T,
     x_batch,
     position_batch,
+    branch_batch,
     h0_row,
     D: tl.constexpr,
     n: tl.constexpr,
     X_STEP: tl.constexpr,
     X_CHANNEL: tl.constexpr,
     POSITION_STEP: tl.constexpr,
+    BRANCH_STEP: tl.constexpr,
+    BRANCH_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     BEGINS: tl.constexpr,
     FAST: tl.constexpr,
@@ -81,7 +86,7 @@ def rg_lru_gates(
     BLOCK_T: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """x, y: [B,T,D]; weights: [H,n,n]; h0, h_last: [N,D]. Grid: N * H * ceil(n / block_n), output channels fastest."""
+    """x, branch, y, out: [B,T,D]; weights: [H,n,n]; h0, h_last: [N,D]. Grid: N * H * ceil(n / block_n)."""
     SLICES: tl.constexpr = (n + BLOCK_N - 1) // BLOCK_N
     block = tl.program_id(0) // SLICES % (D // n)
     row = tl.program_id(0) // (SLICES * (D // n))
@@ -90,7 +95,12 @@ def rg_lru_gates(
     inside = outputs < n
     batch, first, length = span(row, cu_seqlens, T, False)
     x += batch * x_batch + first * X_STEP + tl.cast(block, tl.int64) * (n * X_CHANNEL)
-    y += (batch * T + first) * D
+    if branch is not None:
+        branch += batch * branch_batch + first * BRANCH_STEP + tl.cast(block, tl.int64) * (n * BRANCH_CHANNEL)
+    if y is not None:
+        y += (batch * T + first) * D
+    if out is not None:
+        out += (batch * T + first) * D
     if positions is not None:
         positions += batch * position_batch + first * POSITION_STEP
     w_i = load_weight(weight_i, block, outputs, n, PART)
@@ -131,9 +141,15 @@ def rg_lru_gates(
             BLOCK_T=BLOCK_T,
         )
         states, carry = scan_tile(a, u, carry, BLOCK_N, BLOCK_T)
-        store_tile(y, states, columns, inside, steps, left, D, n % BLOCK_N != 0)
+        store_tile(y, out, branch, states, outputs, columns, inside, steps, left, n, D, BRANCH_STEP, BRANCH_CHANNEL,
+                   FAST, BLOCK_N, BLOCK_T)  # fmt: skip
         x += BLOCK_T * X_STEP
-        y += BLOCK_T * D
+        if branch is not None:
+            branch += BLOCK_T * BRANCH_STEP
+        if y is not None:
+            y += BLOCK_T * D
+        if out is not None:
+            out += BLOCK_T * D
         if positions is not None:
             positions += BLOCK_T * POSITION_STEP
     tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)

@@ -73,18 +73,23 @@ def rg_lru_gates_chunks(
     leave,
     product,
     result,
+    branch,
     y,
+    out,
     h_last,
     T,
     chunks,
     x_batch,
     position_batch,
+    branch_batch,
     h0_row,
     D: tl.constexpr,
     n: tl.constexpr,
     X_STEP: tl.constexpr,
     X_CHANNEL: tl.constexpr,
     POSITION_STEP: tl.constexpr,
+    BRANCH_STEP: tl.constexpr,
+    BRANCH_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     BEGINS: tl.constexpr,
     REDUCE: tl.constexpr,
@@ -96,7 +101,7 @@ def rg_lru_gates_chunks(
     STAGES: tl.constexpr,
 ):
     """One chunk. REDUCE: (P, S) into product, result [B,chunks,D]. Else result holds the states that leave all chunks
-    but the last, and y and h_last are written. Grid: B * (chunks, or chunks + 1) * H * ceil(n / block_n).
+    but the last, and y, out and h_last are written. Grid: B * (chunks, or chunks + 1) * H * ceil(n / block_n).
     """
     SLICES: tl.constexpr = (n + BLOCK_N - 1) // BLOCK_N
     PROGRAMS: tl.constexpr = SLICES * (D // n)
@@ -111,7 +116,12 @@ def rg_lru_gates_chunks(
     first = chunk * CHUNK
     length = tl.cast(tl.minimum(T - first, CHUNK), tl.int32)
     x += batch * x_batch + first * X_STEP + tl.cast(block, tl.int64) * (n * X_CHANNEL)
-    y += (batch * T + first) * D
+    if branch is not None:
+        branch += batch * branch_batch + first * BRANCH_STEP + tl.cast(block, tl.int64) * (n * BRANCH_CHANNEL)
+    if y is not None:
+        y += (batch * T + first) * D
+    if out is not None:
+        out += (batch * T + first) * D
     if positions is not None:
         positions += batch * position_batch + first * POSITION_STEP
     state = h0
@@ -163,13 +173,19 @@ def rg_lru_gates_chunks(
             p, s = reduce_tile(a, u, p, s, BLOCK_N, BLOCK_T)
         else:
             states, s = scan_tile(a, u, s, BLOCK_N, BLOCK_T)
-            store_tile(y, states, columns, inside, steps, left, D, n % BLOCK_N != 0)
+            store_tile(y, out, branch, states, outputs, columns, inside, steps, left, n, D, BRANCH_STEP, BRANCH_CHANNEL,
+                       FAST, BLOCK_N, BLOCK_T)  # fmt: skip
             if leave is not None:
                 ends = tl.load(leave + steps, mask=steps < left, other=-1)
                 last = h_last + (ends.to(tl.int64)[None, :] * D + columns[:, None])
                 tl.store(last, states, mask=(ends >= 0)[None, :] & inside[:, None])
                 leave += BLOCK_T
-            y += BLOCK_T * D
+            if branch is not None:
+                branch += BLOCK_T * BRANCH_STEP
+            if y is not None:
+                y += BLOCK_T * D
+            if out is not None:
+                out += BLOCK_T * D
         x += BLOCK_T * X_STEP
         if positions is not None:
             positions += BLOCK_T * POSITION_STEP

@@ -10,7 +10,7 @@ float32; the products are rounded to the data's dtype on their way through memor
 
 Bytes per element, in data elements: 2 times 2 for the products where x has left the cache between them, then the ideal
 4 of a pass with pre-activations given (bf16: 8 + 8, fp32: 16 + 16). In bf16 on sm_90 that pass costs 5 special
-functions and 41 instructions per element, with ``fast`` 4 and 31: bound by memory bandwidth where N * D is large, by
+functions and 39 instructions per element, with ``fast`` 4 and 28: bound by memory bandwidth where N * D is large, by
 latency where N * D / block_d programs cannot fill the device (see triton.fused_scan_chunked).
 Source: arXiv 2402.19427, section 2.4; hawk-pytorch fuses the same part of the layer.
 """
@@ -57,16 +57,21 @@ def rg_lru_scan(
     h0,
     positions,
     cu_seqlens,
+    branch,
     y,
+    out,
     h_last,
     T,
     x_batch,
     position_batch,
+    branch_batch,
     h0_row,
     D: tl.constexpr,
     X_STEP: tl.constexpr,
     X_CHANNEL: tl.constexpr,
     POSITION_STEP: tl.constexpr,
+    BRANCH_STEP: tl.constexpr,
+    BRANCH_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     BEGINS: tl.constexpr,
     FAST: tl.constexpr,
@@ -74,7 +79,7 @@ def rg_lru_scan(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """x, z_i, z_r, y: [B,T,D]; h0, h_last: [N,D]; positions: [B,T]. Grid: N * ceil(D / block_d), channels fastest."""
+    """x, z_i, z_r, branch, y, out: [B,T,D]; h0, h_last: [N,D]; positions: [B,T]. Grid: N * ceil(D / block_d)."""
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     row = tl.program_id(0) // BLOCKS
     columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -83,6 +88,12 @@ def rg_lru_scan(
     place = (batch * T + first) * D
     if positions is not None:
         positions += batch * position_batch + first * POSITION_STEP
+    if branch is not None:
+        branch += batch * branch_batch + first * BRANCH_STEP
+    if y is not None:
+        y += place
+    if out is not None:
+        out += place
     carry = scan_rows(
         x + (batch * x_batch + first * X_STEP),
         z_i + place,
@@ -93,7 +104,9 @@ def rg_lru_scan(
         positions,
         None,
         None,
-        y + place,
+        branch,
+        y,
+        out,
         h0,
         h0_row,
         h_last,
@@ -105,6 +118,8 @@ def rg_lru_scan(
         X_STEP=X_STEP,
         X_CHANNEL=X_CHANNEL,
         POSITION_STEP=POSITION_STEP,
+        BRANCH_STEP=BRANCH_STEP,
+        BRANCH_CHANNEL=BRANCH_CHANNEL,
         H0_CHANNEL=H0_CHANNEL,
         BEGINS=BEGINS,
         FAST=FAST,

@@ -62,17 +62,22 @@ def rg_lru_chunks(
     leave,
     product,
     result,
+    branch,
     y,
+    out,
     h_last,
     T,
     chunks,
     x_batch,
     position_batch,
+    branch_batch,
     h0_row,
     D: tl.constexpr,
     X_STEP: tl.constexpr,
     X_CHANNEL: tl.constexpr,
     POSITION_STEP: tl.constexpr,
+    BRANCH_STEP: tl.constexpr,
+    BRANCH_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     BEGINS: tl.constexpr,
     REDUCE: tl.constexpr,
@@ -82,7 +87,7 @@ def rg_lru_chunks(
     BLOCK_D: tl.constexpr,
 ):
     """One chunk. REDUCE: (P, S) into product, result [B,chunks,D]. Else result holds the states that leave all chunks
-    but the last, and y and h_last are written. Grid: B * (chunks, or chunks + 1) * blocks of D.
+    but the last, and y, out and h_last are written. Grid: B * (chunks, or chunks + 1) * blocks of D.
     """
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     place = tl.program_id(0) if REDUCE else tl.num_programs(0) - 1 - tl.program_id(0)
@@ -136,6 +141,12 @@ def rg_lru_chunks(
     else:
         if leave is not None:
             leave += first
+        if branch is not None:
+            branch += batch * branch_batch + first * BRANCH_STEP
+        if y is not None:
+            y += (batch * T + first) * D
+        if out is not None:
+            out += (batch * T + first) * D
         carry = scan_rows(
             x,
             z_i,
@@ -146,7 +157,9 @@ def rg_lru_chunks(
             positions,
             enter,
             leave,
-            y + (batch * T + first) * D,
+            branch,
+            y,
+            out,
             h0,
             h0_row,
             h_last,
@@ -158,6 +171,8 @@ def rg_lru_chunks(
             X_STEP=X_STEP,
             X_CHANNEL=X_CHANNEL,
             POSITION_STEP=POSITION_STEP,
+            BRANCH_STEP=BRANCH_STEP,
+            BRANCH_CHANNEL=BRANCH_CHANNEL,
             H0_CHANNEL=H0_CHANNEL,
             BEGINS=BEGINS,
             FAST=FAST,

@@ -33,8 +33,8 @@ step() {  # step NAME COMMAND...: run, keep the output, go on whatever happens
 }
 
 echo "$name, results into $OUT"
-step tests "$PYTHON" -m pytest -q tests/test_gpu.py tests/test_variants.py tests/test_triton_scan.py \
-    tests/test_linear_scan.py tests/test_models.py
+step tests "$PYTHON" -m pytest -q tests/test_gpu.py tests/test_variants.py tests/test_triton_*.py \
+    tests/test_linear_scan.py tests/test_steps.py tests/test_models.py
 if command -v compute-sanitizer >/dev/null; then
     step sanitizer compute-sanitizer --error-exitcode 1 "$PYTHON" -m pytest -q tests/test_variants.py -k "triton and T67"
 else

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import pytest
@@ -14,10 +15,11 @@ from roofline import measure
 from tuning import timing
 from tuning.plan import Options
 from tuning.run import Paths, tune
+from tuning.static.requests import representative
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")]
 
-OPS = [name for name in catalog.ops() if name.startswith("linear_scan")]
+OPS = list(catalog.ops())
 
 
 def triton_variants(op_name):
@@ -25,15 +27,20 @@ def triton_variants(op_name):
 
 
 @pytest.mark.parametrize("op_name", OPS)
-def test_bench_shape_matches_the_reference(op_name):
+def test_bench_shapes_match_the_reference(op_name):
+    """The sizes that people run, cut to 1000 steps: full widths, heads and windows, default configurations."""
     here = device.gpu(0)
     op = catalog.op(op_name)
-    case = make_case(2, 1000, 2560, "bfloat16", op=op_name, data=("h0",))
-    inputs = op.make_inputs(case, here.torch_device, 0)
-    want = verify.reference_outputs(op, inputs)
-    for variant in triton_variants(op_name):
-        verdict = verify.check(op, variant, case, variant.config(), inputs, want)
-        assert verdict.ok, f"{variant.key}: {verdict.problem}"
+    assert triton_variants(op_name)
+    for bench in representative(op.cases):
+        dims = tuple((name, min(size, 1000) if name in ("T", "S") else size) for name, size in bench.dims)
+        case = dataclasses.replace(bench, dims=dims)
+        inputs = op.make_inputs(case, here.torch_device, 0)
+        want = verify.reference_outputs(op, inputs)
+        for variant in triton_variants(op_name):
+            if variant.reject(case, here, variant.config()) is None:
+                verdict = verify.check(op, variant, case, variant.config(), inputs, want)
+                assert verdict.ok, f"{variant.key} {case.key}: {verdict.problem}"
 
 
 def test_more_than_two_to_the_31_elements():
@@ -57,6 +64,29 @@ def test_captured_in_a_cuda_graph_and_replayed_on_new_data():
     x.copy_(torch.rand_like(x))
     graph.replay()
     torch.testing.assert_close(h, griffin_kernels.linear_scan(x, a)[0])
+
+
+@pytest.mark.parametrize("op_name", [name for name in OPS if name.endswith("_step")])
+def test_steps_replayed_from_a_cuda_graph_advance_the_states(op_name):
+    op, where = catalog.op(op_name), device.gpu(0)
+    case = next(c for c in op.cases_tagged("edge") if "slots" in c.data and c.dtype == "bfloat16")
+    for variant in triton_variants(op_name):
+        inputs = op.make_inputs(case, where.torch_device, 0)
+        kept = {name: verify.copy_of(inputs[name]) for name in op.in_place}
+        run = functools.partial(variant.run, config=variant.config())
+        run(**inputs)  # compiles
+        replayed = inputs | {name: verify.copy_of(kept[name]) for name in op.in_place}
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = run(**replayed)
+        for name in op.in_place:
+            replayed[name].copy_(kept[name])
+            inputs[name].copy_(kept[name])
+        for _ in range(3):
+            graph.replay()
+            want = run(**inputs)
+            for mine, theirs in zip(captured, want, strict=True):
+                assert torch.equal(mine, theirs), variant.key
 
 
 def test_sampler_is_positive_and_bandwidth_plausible():

@@ -81,13 +81,16 @@ def backward_step(tensor: Tensor | None) -> int:
 def scan_arguments(
     inputs: Inputs, outputs: dict[str, Any], z: Tensor, partial: Tensor
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments and constexprs of a kernel that goes back over time; allocates dx and dh0.
+    """Arguments and constexprs of a kernel that goes back over time; allocates dx, dh0 and, with a branch, dbranch.
+
+    ``branch`` [B,T,D] is no argument of the op: y times gelu(branch) is then what dy is the gradient of.
 
     z [B*T, H, 2, n]; partial [programs over time, 3, D] float32.
     """
     names = ("dy", "dh_last", "x", "y", "h0", "segment_pos", "cu_seqlens", "a_param")
     dy, dh_last, x, y, h0, segment_pos, cu_seqlens, a_param = (inputs[name] for name in names)
     batch, time, width = x.shape
+    branch = inputs.get("branch")
     rows = scan.rows_of(inputs, batch)
     bias_i, bias_r = inputs["input_gate_bias"], inputs["recurrence_gate_bias"]
     if h0 is None:
@@ -98,6 +101,7 @@ def scan_arguments(
         "x": x,
         "y": y,
         "z": z,
+        "branch": branch,
         "a_param": a_param,
         "bias_i": bias_i,
         "bias_r": bias_r,
@@ -105,12 +109,14 @@ def scan_arguments(
         "positions": segment_pos,
         "cu_seqlens": cu_seqlens,
         "dx": scan.empty(outputs, "dx", x, batch, time, width, dtype=x.dtype),
+        "dbranch": None if branch is None else scan.empty(outputs, "dbranch", x, batch, time, width, dtype=x.dtype),
         "dh0": None if h0 is None else scan.empty(outputs, "dh0", x, rows, width, dtype=torch.float32),
         "partial": partial,
         "T": time,
         "dy_batch": scan.row_stride(dy, 0),
         "x_batch": scan.row_stride(x, 0),
         "y_batch": scan.row_stride(y, 0),
+        "branch_batch": scan.row_stride(branch, 0),
         "position_batch": scan.row_stride(segment_pos, 0),
         "dh_last_row": scan.row_stride(dh_last, 0),
         "h0_row": scan.row_stride(h0, 0),
@@ -121,6 +127,8 @@ def scan_arguments(
         **scan.time_strides("DY", dy, True),
         **scan.time_strides("X", x, True),
         **scan.time_strides("Y", y, True),
+        "BRANCH_STEP": backward_step(branch),
+        "BRANCH_CHANNEL": scan.channel_stride(branch),
         "POSITION_STEP": backward_step(segment_pos),
         "A_PARAM_CHANNEL": scan.channel_stride(a_param),
         "BIAS_I_BLOCK": scan.row_stride(bias_i, 0),

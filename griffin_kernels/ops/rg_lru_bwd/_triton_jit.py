@@ -14,6 +14,9 @@ from griffin_kernels.ops.rg_lru.op import MAX_SQRT_GRADIENT
 
 LARGEST_SLOPE = tl.constexpr(MAX_SQRT_GRADIENT)
 TINY = tl.constexpr(1e-37)
+LOG2_E = tl.constexpr(1.4426950408889634)
+GELU_SCALE = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
+GELU_CUBIC = tl.constexpr(0.044715)
 
 
 @triton.jit
@@ -34,3 +37,14 @@ def gradients(g, x, before, i, r, a, m, slope, rate):
     # a da - 2 a^2 (g i x) slope, da = g h_{t-1}
     r_dlog_a = r * (a * (g * (before - 2.0 * a * slope * (i * x))))
     return direct, dz_i, rate * (1.0 - r) * r_dlog_a, r_dlog_a
+
+
+@triton.jit
+def gelu_and_slope(y):
+    """gelu in its tanh form and its derivative, float32: y q with q = (1 + tanh(s)) / 2 = sigmoid(2 s)."""
+    square = y * y
+    s = y * (square * (GELU_CUBIC * GELU_SCALE) + GELU_SCALE)
+    q = 1.0 / (1.0 + tl.exp2(tl.minimum(s * (-2.0 * LOG2_E), 126.0)))
+    ds = square * (3.0 * GELU_CUBIC * GELU_SCALE) + GELU_SCALE
+    gelu = y * q
+    return gelu, q + 2.0 * gelu * (1.0 - q) * ds

@@ -5,6 +5,7 @@ state before a step is the row of y that is visited next. Gates are recomputed f
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+# mypy: disable-error-code="assignment, unreachable"
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from griffin_kernels.ops.linear_scan._triton_jit import load_rows, load_state, s
 from griffin_kernels.ops.rg_lru._triton_jit import LN_2, at_reset, decay
 from griffin_kernels.ops.rg_lru._triton_jit import gates as gate_values
 from griffin_kernels.ops.rg_lru._triton_rows import load_flags
-from griffin_kernels.ops.rg_lru_bwd._triton_jit import gradients, multiplier
+from griffin_kernels.ops.rg_lru_bwd._triton_jit import gelu_and_slope, gradients, multiplier
 
 
 @triton.jit
@@ -60,11 +61,11 @@ def store_sums(partial, row, sum_i, sum_r, sum_a, columns, inside, D: tl.constex
 
 
 @triton.jit
-def load_tile(dy, x, y, gates, positions, enter, leave, columns, inside, left, remaining, D: tl.constexpr,
+def load_tile(dy, x, y, gates, branch, positions, enter, leave, columns, inside, left, remaining, D: tl.constexpr,
               WIDTH: tl.constexpr, DY_STEP: tl.constexpr, DY_CHANNEL: tl.constexpr, X_STEP: tl.constexpr,
-              X_CHANNEL: tl.constexpr, Y_STEP: tl.constexpr, Y_CHANNEL: tl.constexpr, POSITION_STEP: tl.constexpr,
-              BLOCK_T: tl.constexpr):  # fmt: skip
-    """Rows of dy, x, y one step before, z_i, z_r, and the flags of their steps: eight tuples.
+              X_CHANNEL: tl.constexpr, Y_STEP: tl.constexpr, Y_CHANNEL: tl.constexpr, BRANCH_STEP: tl.constexpr,
+              BRANCH_CHANNEL: tl.constexpr, POSITION_STEP: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
+    """Rows of dy, x, y one step before, z_i, z_r, branch, and the flags of their steps: nine tuples.
 
     Pointers are at the step visited first. From ``left`` on, rows are such that they leave the carry as it is.
     """
@@ -73,10 +74,13 @@ def load_tile(dy, x, y, gates, positions, enter, leave, columns, inside, left, r
     ys = load_rows(y + Y_STEP + columns * Y_CHANNEL, inside, remaining - 1, Y_STEP, 0.0, BLOCK_T, True, True)
     zs_i = load_rows(gates, inside, left, -2 * D, 0.0, BLOCK_T, True, True)
     zs_r = load_rows(gates + WIDTH, inside, left, -2 * D, float("-inf"), BLOCK_T, True, True)
+    others = ()
+    if branch is not None:
+        others = load_rows(branch + columns * BRANCH_CHANNEL, inside, left, BRANCH_STEP, 0.0, BLOCK_T, True, True)
     where = load_flags(positions, left, POSITION_STEP, 1, BLOCK_T)
     enters = load_flags(enter, left, -1, -1, BLOCK_T)
     leaves = load_flags(leave, left, -1, -1, BLOCK_T)
-    return dys, xs, ys, zs_i, zs_r, where, enters, leaves
+    return dys, xs, ys, zs_i, zs_r, others, where, enters, leaves
 
 
 @triton.jit
@@ -85,10 +89,12 @@ def scan_rows(
     x,
     y,
     z,
+    branch,
     positions,
     enter,
     leave,
     dx,
+    dbranch,
     dh_last,
     dh_last_row,
     h0,
@@ -111,6 +117,8 @@ def scan_rows(
     X_CHANNEL: tl.constexpr,
     Y_STEP: tl.constexpr,
     Y_CHANNEL: tl.constexpr,
+    BRANCH_STEP: tl.constexpr,
+    BRANCH_CHANNEL: tl.constexpr,
     POSITION_STEP: tl.constexpr,
     DH_LAST_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
@@ -122,10 +130,11 @@ def scan_rows(
     """``steps`` steps from ``carry`` [block_d]; pointers are at the step visited first.
 
     dy, x, y: rows of D with strides of their own; z: rows [H, 2, WIDTH], products in, gradients out; dx: rows of D.
-    positions: int64; dh_last, h0, dh0 [N,D] are used only with enter and leave. remaining: steps to the first one of
-    the sequence, at least ``steps``; the state before that one is before_first [block_d]. FRESH: it is a reset, as is
-    every one in ``leave``. AHEAD: a tile's rows are loaded while the one before it is worked on. Gives the last carry
-    and the sums over the steps of dz_i, dz_r and r dlog_a, each [block_d].
+    branch: rows of D whose gelu the states were multiplied by, or None: with it dy is the product's gradient, and
+    dbranch gets branch's. positions: int64; dh_last, h0, dh0 [N,D] are used only with enter and leave. remaining: steps
+    to the first one of the sequence, at least ``steps``; the state before that one is before_first [block_d]. FRESH: it
+    is a reset, as is every one in ``leave``. AHEAD: a tile's rows are loaded while the one before it is worked on.
+    Gives the last carry and the sums over the steps of dz_i, dz_r and r dlog_a, each [block_d].
     """
     rate = decay_log2 * LN_2
     sum_i = tl.zeros_like(carry)
@@ -135,10 +144,12 @@ def scan_rows(
     if D % BLOCK_D == 0:
         here = tl.full((BLOCK_D,), True, dtype=tl.int1)
     gates = z + gate_columns(columns, WIDTH)
+    if branch is not None:
+        current = tl.load(y + columns * Y_CHANNEL, mask=here & (steps > 0), other=0.0)
     if AHEAD:
         ahead = load_tile(
-            dy, x, y, gates, positions, enter, leave, columns, here, steps, remaining, D, WIDTH, DY_STEP, DY_CHANNEL,
-            X_STEP, X_CHANNEL, Y_STEP, Y_CHANNEL, POSITION_STEP, BLOCK_T,
+            dy, x, y, gates, branch, positions, enter, leave, columns, here, steps, remaining, D, WIDTH, DY_STEP,
+            DY_CHANNEL, X_STEP, X_CHANNEL, Y_STEP, Y_CHANNEL, BRANCH_STEP, BRANCH_CHANNEL, POSITION_STEP, BLOCK_T,
         )  # fmt: skip
     for done in range(0, steps, BLOCK_T):
         left = steps - done
@@ -146,12 +157,15 @@ def scan_rows(
             tile = ahead
         else:
             tile = load_tile(
-                dy, x, y, gates, positions, enter, leave, columns, here, left, remaining - done, D, WIDTH, DY_STEP,
-                DY_CHANNEL, X_STEP, X_CHANNEL, Y_STEP, Y_CHANNEL, POSITION_STEP, BLOCK_T,
+                dy, x, y, gates, branch, positions, enter, leave, columns, here, left, remaining - done, D, WIDTH,
+                DY_STEP, DY_CHANNEL, X_STEP, X_CHANNEL, Y_STEP, Y_CHANNEL, BRANCH_STEP, BRANCH_CHANNEL, POSITION_STEP,
+                BLOCK_T,
             )  # fmt: skip
         dy += BLOCK_T * DY_STEP
         x += BLOCK_T * X_STEP
         y += BLOCK_T * Y_STEP
+        if branch is not None:
+            branch += BLOCK_T * BRANCH_STEP
         out = gates
         gates -= BLOCK_T * 2 * D
         if positions is not None:
@@ -161,10 +175,11 @@ def scan_rows(
             leave -= BLOCK_T
         if AHEAD:
             ahead = load_tile(
-                dy, x, y, gates, positions, enter, leave, columns, here, left - BLOCK_T, remaining - done - BLOCK_T, D,
-                WIDTH, DY_STEP, DY_CHANNEL, X_STEP, X_CHANNEL, Y_STEP, Y_CHANNEL, POSITION_STEP, BLOCK_T,
+                dy, x, y, gates, branch, positions, enter, leave, columns, here, left - BLOCK_T,
+                remaining - done - BLOCK_T, D, WIDTH, DY_STEP, DY_CHANNEL, X_STEP, X_CHANNEL, Y_STEP, Y_CHANNEL,
+                BRANCH_STEP, BRANCH_CHANNEL, POSITION_STEP, BLOCK_T,
             )  # fmt: skip
-        dys, xs, ys, zs_i, zs_r, where, enters, leaves = tile
+        dys, xs, ys, zs_i, zs_r, others, where, enters, leaves = tile
         for u in tl.static_range(BLOCK_T):
             first = u == remaining - 1 - done
             before = tl.where(first, before_first, ys[u].to(tl.float32))
@@ -185,7 +200,14 @@ def scan_rows(
                 a, m = at_reset(a, m, where[u] == 0)
             elif FRESH:
                 a, m = at_reset(a, m, first)
-            g = dys[u].to(tl.float32) + carry
+            upstream = dys[u].to(tl.float32)
+            if branch is not None:
+                gelu, steepness = gelu_and_slope(others[u].to(tl.float32))
+                dother = upstream * current.to(tl.float32) * steepness
+                store_row(dbranch + columns - u * D, dother, here, u, left, True, True)
+                upstream *= gelu
+                current = ys[u]
+            g = upstream + carry
             direct, dz_i, dz_r, r_dlog_a = gradients(g, xs[u].to(tl.float32), before, i, r, a, m, slope, rate)
             sum_i += dz_i
             sum_r += dz_r
@@ -198,6 +220,8 @@ def scan_rows(
                 last = dh0 + tl.cast(leaves[u], tl.int64) * D + columns
                 tl.store(last, carry, mask=inside & first)
         dx -= BLOCK_T * D
+        if branch is not None:
+            dbranch -= BLOCK_T * D
     return carry, sum_i, sum_r, sum_a
 
 
@@ -205,6 +229,7 @@ def scan_rows(
 def reduce_rows(
     dy,
     z,
+    branch,
     positions,
     enter,
     dh_last,
@@ -218,6 +243,8 @@ def reduce_rows(
     WIDTH: tl.constexpr,
     DY_STEP: tl.constexpr,
     DY_CHANNEL: tl.constexpr,
+    BRANCH_STEP: tl.constexpr,
+    BRANCH_CHANNEL: tl.constexpr,
     POSITION_STEP: tl.constexpr,
     DH_LAST_CHANNEL: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -234,6 +261,11 @@ def reduce_rows(
     for _ in range(0, steps, BLOCK_T):
         dys = load_rows(dy + columns * DY_CHANNEL, inside, BLOCK_T, DY_STEP, 0.0, BLOCK_T, MASKED, False)
         zs_r = load_rows(gates, inside, BLOCK_T, -2 * D, 0.0, BLOCK_T, MASKED, False)
+        others = ()
+        if branch is not None:
+            others = load_rows(
+                branch + columns * BRANCH_CHANNEL, inside, BLOCK_T, BRANCH_STEP, 0.0, BLOCK_T, MASKED, False
+            )
         where = load_flags(positions, BLOCK_T, POSITION_STEP, 1, BLOCK_T)
         enters = load_flags(enter, BLOCK_T, -1, -1, BLOCK_T)
         for u in tl.static_range(BLOCK_T):
@@ -249,9 +281,15 @@ def reduce_rows(
             # no gradient passes a packed sequence's first step anyway: the next one visited starts from dh_last
             if positions is not None:
                 a = tl.where(where[u] == 0, 0.0, a)
+            upstream = dys[u].to(tl.float32)
+            if branch is not None:
+                gelu, _ = gelu_and_slope(others[u].to(tl.float32))
+                upstream *= gelu
             p = a * p
-            s = a * (s + dys[u].to(tl.float32))
+            s = a * (s + upstream)
         dy += BLOCK_T * DY_STEP
+        if branch is not None:
+            branch += BLOCK_T * BRANCH_STEP
         gates -= BLOCK_T * 2 * D
         if positions is not None:
             positions += BLOCK_T * POSITION_STEP

@@ -56,6 +56,7 @@ def rg_lru_bwd_scan(
     x,
     y,
     z,
+    branch,
     a_param,
     bias_i,
     bias_r,
@@ -63,12 +64,14 @@ def rg_lru_bwd_scan(
     positions,
     cu_seqlens,
     dx,
+    dbranch,
     dh0,
     partial,
     T,
     dy_batch,
     x_batch,
     y_batch,
+    branch_batch,
     position_batch,
     dh_last_row,
     h0_row,
@@ -80,6 +83,8 @@ def rg_lru_bwd_scan(
     X_CHANNEL: tl.constexpr,
     Y_STEP: tl.constexpr,
     Y_CHANNEL: tl.constexpr,
+    BRANCH_STEP: tl.constexpr,
+    BRANCH_CHANNEL: tl.constexpr,
     POSITION_STEP: tl.constexpr,
     A_PARAM_CHANNEL: tl.constexpr,
     BIAS_I_BLOCK: tl.constexpr,
@@ -99,6 +104,9 @@ def rg_lru_bwd_scan(
     columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < D
     batch, first, steps = span(row, cu_seqlens, T, True)
+    if branch is not None:
+        branch += batch * branch_batch - first * BRANCH_STEP
+        dbranch += (batch * T + first) * D
     if positions is not None:
         positions += batch * position_batch - first * POSITION_STEP
     decay_log2, channel_bias_i, channel_bias_r = load_channels(
@@ -110,10 +118,12 @@ def rg_lru_bwd_scan(
         x + (batch * x_batch - first * X_STEP),
         y + (batch * y_batch - first * Y_STEP),
         z + (batch * T + first) * (2 * D),
+        branch,
         positions,
         None,
         None,
         dx + (batch * T + first) * D,
+        dbranch,
         None,
         0,
         None,
@@ -136,6 +146,8 @@ def rg_lru_bwd_scan(
         X_CHANNEL=X_CHANNEL,
         Y_STEP=Y_STEP,
         Y_CHANNEL=Y_CHANNEL,
+        BRANCH_STEP=BRANCH_STEP,
+        BRANCH_CHANNEL=BRANCH_CHANNEL,
         POSITION_STEP=POSITION_STEP,
         DH_LAST_CHANNEL=DH_LAST_CHANNEL,
         H0_CHANNEL=H0_CHANNEL,

@@ -55,6 +55,7 @@ def rg_lru_bwd_chunks(
     x,
     y,
     z,
+    branch,
     a_param,
     bias_i,
     bias_r,
@@ -65,6 +66,7 @@ def rg_lru_bwd_chunks(
     product,
     result,
     dx,
+    dbranch,
     dh0,
     partial,
     T,
@@ -72,6 +74,7 @@ def rg_lru_bwd_chunks(
     dy_batch,
     x_batch,
     y_batch,
+    branch_batch,
     position_batch,
     dh_last_row,
     h0_row,
@@ -83,6 +86,8 @@ def rg_lru_bwd_chunks(
     X_CHANNEL: tl.constexpr,
     Y_STEP: tl.constexpr,
     Y_CHANNEL: tl.constexpr,
+    BRANCH_STEP: tl.constexpr,
+    BRANCH_CHANNEL: tl.constexpr,
     POSITION_STEP: tl.constexpr,
     A_PARAM_CHANNEL: tl.constexpr,
     BIAS_I_BLOCK: tl.constexpr,
@@ -113,6 +118,8 @@ def rg_lru_bwd_chunks(
     first = T - 1 - chunk * CHUNK
     dy += batch * dy_batch - first * DY_STEP
     z += (batch * T + first) * (2 * D)
+    if branch is not None:
+        branch += batch * branch_batch - first * BRANCH_STEP
     if positions is not None:
         positions += batch * position_batch - first * POSITION_STEP
     if enter is not None:
@@ -126,6 +133,7 @@ def rg_lru_bwd_chunks(
         p, s = reduce_rows(
             dy,
             z,
+            branch,
             positions,
             enter,
             dh_last,
@@ -139,6 +147,8 @@ def rg_lru_bwd_chunks(
             WIDTH=WIDTH,
             DY_STEP=DY_STEP,
             DY_CHANNEL=DY_CHANNEL,
+            BRANCH_STEP=BRANCH_STEP,
+            BRANCH_CHANNEL=BRANCH_CHANNEL,
             POSITION_STEP=POSITION_STEP,
             DH_LAST_CHANNEL=DH_LAST_CHANNEL,
             BLOCK_T=BLOCK_T,
@@ -148,6 +158,8 @@ def rg_lru_bwd_chunks(
         tl.store(product + out, p, mask=inside)
         tl.store(result + out, s, mask=inside)
     else:
+        if branch is not None:
+            dbranch += (batch * T + first) * D
         state = dh_last
         before = h0
         if enter is not None:
@@ -158,10 +170,12 @@ def rg_lru_bwd_chunks(
             x + (batch * x_batch - first * X_STEP),
             y + (batch * y_batch - first * Y_STEP),
             z,
+            branch,
             positions,
             enter,
             leave,
             dx + (batch * T + first) * D,
+            dbranch,
             dh_last,
             dh_last_row,
             h0,
@@ -187,6 +201,8 @@ def rg_lru_bwd_chunks(
             X_CHANNEL=X_CHANNEL,
             Y_STEP=Y_STEP,
             Y_CHANNEL=Y_CHANNEL,
+            BRANCH_STEP=BRANCH_STEP,
+            BRANCH_CHANNEL=BRANCH_CHANNEL,
             POSITION_STEP=POSITION_STEP,
             DH_LAST_CHANNEL=DH_LAST_CHANNEL,
             H0_CHANNEL=H0_CHANNEL,

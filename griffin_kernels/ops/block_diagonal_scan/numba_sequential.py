@@ -4,9 +4,9 @@
 
 The state of a group stays in the first-level cache while time goes by a row at a time, so each element of x and a is
 read once and h written once: n + 2 data elements per element of h, nearly all of them a, in long contiguous runs. Bound
-by DRAM as soon as there are as many groups as cores. One multiply-add per element of a, in vectors of float32
-(float64); the sum over a matrix's row is a tree of shuffles, some 2 + 3 / n instructions per vector of a; bfloat16 and
-float16 are converted in registers.
+by DRAM as soon as there are as many groups as cores. One multiply and one addition per element of a, in vectors of
+float32 (float64); the sum over a matrix's row is a tree of additions and constant shuffles (see _numba.py); bfloat16
+and float16 are converted in registers.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ which holds the first step, is masked.
 
 Bytes per element of h: 2 n + 3 data elements, the ideal; a and dA dominate (bf16, n = 16: 70). Bound by memory
 bandwidth where N * H blocks fill the device; else by the latency of a step. The sum over a matrix's rows crosses
-threads: for n = 16 four shuffles per element of a, half of what an H100 can do at its bandwidth.
+threads: for n = 16 four shuffles per element of a, by count some 40% of what an H100 issues while it moves the bytes.
 Source: the chain rule on block_diagonal_scan.
 """
 

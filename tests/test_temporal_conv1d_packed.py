@@ -159,6 +159,41 @@ def test_native_chunks_however_they_are_cut(op_name, lengths, block_t, tile, wid
     assert found.ok, found.problem
 
 
+@pytest.mark.parametrize("key", [v.key for op in (OP, BACKWARD) for v in catalog.variants(op.name).values()])
+@pytest.mark.parametrize("lengths", [[32, 0, 1, 33, 0], [0, 0, 31, 2, 64], [3, 95, 1]], ids=str)
+def test_sequences_that_end_where_pieces_do(key, lengths):
+    """Triton's pieces of time have 32 steps here: sequences of just that, one less, one more, and none."""
+    variant = catalog.variant(key)
+    where = device.INTERPRETER if variant.backend == "triton" else device.cpu()
+    if variant.backend == "triton" and torch.cuda.is_available():
+        where = device.gpu(0)
+    op, target = catalog.op(variant.op), where.torch_device
+    segmented = "grouped" not in key
+    flags = ("segmented", "packed") if segmented else ("packed",)
+    facts = {"rows": len(lengths), "flags": flags, "data": ("state",), "op": op.name}
+    case = make_case(1, sum(lengths), 70, 4, "float32", **facts)
+    inputs = op.make_inputs(case, target, 0) | {"cu_seqlens": offsets(lengths).to(target)}
+    if segmented:
+        # documents begin in the last steps of some sequences, and one goes on from its state at position 2
+        positions = torch.cat([(torch.arange(n) + 2) % 31 for n in lengths])[None]
+        inputs["segment_pos"] = positions.to(target)
+    chosen = {name: value for name, value in (("span", 32), ("block_t", 8)) if name in variant.axes}
+    config = variant.config(**chosen)
+    assert variant.reject(case, where, config) is None
+    found = verify.check(op, variant, case, config, inputs)
+    assert found.ok, found.problem
+
+
+@pytest.mark.parametrize("key", [v.key for v in catalog.variants(BACKWARD.name).values() if v.backend != "eager"])
+def test_gradients_of_the_weights_are_the_same_bits_every_time(key):
+    variant = catalog.variant(key)
+    target = "cuda" if variant.backend == "triton" and torch.cuda.is_available() else "cpu"
+    case = make_case(2, 67, 33, 4, "float32", data=("state",), op=BACKWARD.name)
+    inputs = BACKWARD.make_inputs(case, torch.device(target), 0)
+    first, second = (variant.run(**inputs, config=variant.config()) for _ in range(2))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(first, second, strict=True))
+
+
 def test_every_sequence_empty_gives_the_states_back():
     _, weight, bias, states = problem([0, 0, 0], 4)
     x = torch.empty(1, 0, 5, dtype=torch.float64, requires_grad=True)

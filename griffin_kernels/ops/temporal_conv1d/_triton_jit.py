@@ -5,6 +5,7 @@ sequence's first one; inputs -(K-1) .. -1 are the rows of its state.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+# mypy: disable-error-code="assignment"
 
 from __future__ import annotations
 

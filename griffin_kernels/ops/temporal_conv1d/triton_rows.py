@@ -8,12 +8,13 @@ is read a second time, K-1 rows that a neighbour reads too. Only the last tile i
 sequence's last step writes its new state.
 
 Bytes per element: the ideal two data elements (4 in bf16, 8 in fp32), from L2 2 (1 + (K-1) / span) of x. Bound by
-memory bandwidth: K multiply-adds and a conversion each way are some ten instructions per element, of 35 that an H100
-issues in the time of its bytes. Positions add a comparison and a select per tap.
+memory bandwidth: in bf16 at K = 4 the main loop compiled for sm_90 has 6.4 (8 channels a thread) to 7.7 instructions
+per element, with positions 10.7 to 14.2, of the 35 that an H100 issues in the time of 4 bytes.
 Source: the register window of a direct FIR filter; Dao-AILab/causal-conv1d has the same in CUDA for K = 2 .. 4.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+# mypy: disable-error-code="assignment"
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from griffin_kernels.ops.local_attention.cost import make_case
 from tests.benchmarks._compare import Row, race, show
 
 MASKED_TARGET = 2.0
-"""Times of the native variant that SDPA with a boolean window mask takes; float32, PUBLISHED."""
+"""Times of the best native variant that SDPA with a boolean window mask takes; float32, PUBLISHED."""
 FLEX_TARGET = 1.0
-"""Times of the native variant that compiled flex_attention takes, likewise."""
+"""Times of the best native variant that compiled flex_attention takes, likewise."""
 BLOCKED_TARGET = 1.0
-"""Times of the native variant that the blocks of plain PyTorch take, forward and backward."""
+"""Times of the best native variant that the blocks of plain PyTorch take, forward and backward."""
 PUBLISHED = (1, 4096, 10, 1, 256, 1024)
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -42,16 +42,15 @@ def caller(variant: Variant, inputs: Inputs, config: object) -> Callable[[], obj
 
 
 def against_all(case: Case, more: dict[str, Callable[[], object]] | None = None, rounds: int = 7) -> dict[str, Row]:
-    """The native variant, in the first row, against every other of the op, and as this machine is tuned."""
+    """The best native variant, in the first row, against every other of the op, and as this machine is tuned."""
     inputs, here = inputs_of(case), device.cpu()
-    native = catalog.variant(f"{case.op}/numba.blocked")
-    calls = {native.name: caller(native, inputs, native.config())}
+    accepted = [v for v in catalog.variants(case.op).values() if v.reject(case, here, v.config()) is None]
+    accepted.sort(key=lambda variant: -variant.rank(case, here))
+    calls = {variant.name: caller(variant, inputs, variant.config()) for variant in accepted}
     choice = dispatch.select(case.op, case, here)
-    if choice.variant is native and choice.config != native.config():
-        calls[f"numba.blocked, {config_key(choice.config)} ({choice.origin})"] = caller(native, inputs, choice.config)
-    for name, variant in catalog.variants(case.op).items():
-        if variant is not native and variant.reject(case, here, variant.config()) is None:
-            calls[name] = caller(variant, inputs, variant.config())
+    if choice.config != choice.variant.config():
+        label = f"{choice.variant.name}, {config_key(choice.config)} ({choice.origin})"
+        calls[label] = caller(choice.variant, inputs, choice.config)
     rows = race(calls | (more or {}), rounds=rounds, warmup=1)
     show(f"{case.op} {case.key}; dispatch takes {choice.variant.name} ({choice.origin})", rows)
     return rows

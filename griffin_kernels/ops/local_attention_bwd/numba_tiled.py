@@ -28,8 +28,8 @@ class Config:
     part: queries of a part, at least; short ones are shared out more evenly, and take more memory.
     """
 
-    rows: int = 160
-    keys: int = 512
+    rows: int = 320
+    keys: int = 256
     part: int = 256
 
 
@@ -69,7 +69,7 @@ VARIANT = Variant(
     summary="native code, analytic, products in registers, only where something is seen",
     run=run,
     config=Config,
-    axes={"rows": (80, 160, 320), "keys": (256, 512, 1024), "part": (128, 256, 1024)},
+    axes={"rows": (80, 160, 320, 640), "keys": (256, 512, 1024), "part": (128, 256, 1024)},
     reject=problem,
     rank=rank,
     traffic=traffic,

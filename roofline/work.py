@@ -282,9 +282,7 @@ def _attention(shape: _Shape, kind: BlockType) -> Iterable[Kernel]:
         )
         cost = attention_step.cost(case)
         cached = 2 * shape.batch * kept * shared * size
-        passes = (Pass.elementwise(shape.batch, 8, 8, count=2), Pass(Cost(written // 2, written // 2), 2))
-        yield Kernel("cache", Cost(written, written), passes, cache_bytes=written)
-        yield Kernel("attention", cost, step_unfused.passes(case), cache_bytes=cached, case=case)
+        yield Kernel("attention", cost, step_unfused.passes(case), cache_bytes=cached + written, case=case)
     yield _matmul(shape, "output", tokens, heads, d, bias=True)
     yield _residual(shape)
 

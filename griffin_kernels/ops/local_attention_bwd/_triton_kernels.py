@@ -272,7 +272,7 @@ def local_attention_bwd_keys(
     tl.store(dv + places, to_values.to(dv.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit
 def local_attention_bwd_join(dk_parts, dv_parts, dk, dv, count, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     """dk, dv [count]: sums of dk_parts, dv_parts [PARTS, count], in that order. Grid: ceil(count / block)."""
     offset = tl.cast(tl.program_id(0), tl.int64) * BLOCK

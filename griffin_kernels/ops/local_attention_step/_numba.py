@@ -39,7 +39,7 @@ FIELDS = (
     "d",
     "positions",  # int64 [B]
     "q",  # float32 [B, Hkv, G, d], scaled
-    "k",  # data [B, W, Hkv, d], channels contiguous
+    "k",  # data [P, W, Hkv, d], channels contiguous
     "k_batch",
     "k_slot",
     "k_head",
@@ -53,6 +53,9 @@ FIELDS = (
     "scratch",  # float32 [items, (G + 1) * part + 4 * d]
     "capped",  # 1: scores are bent
     "softcap",  # float32 [1]
+    "rings",  # int64 [B], which of the P rings a row works on, negative for none; 0 in place of 0 .. B - 1
+    "k_new",  # data [B, Hkv, d], contiguous: the new token, which goes into its slot first
+    "v_new",
 )
 """Names of the integers. Addresses in bytes, strides in elements."""
 
@@ -180,15 +183,30 @@ def _row(data: Any, address: int, index: int, scratch: int, slot: int, count: in
     return _floats(address, index)
 
 
+@_njit
+def _copy(data: Any, source: int, i: int, target: int, j: int, count: int) -> None:
+    """``count`` data elements from element i of one array to element j of another."""
+    if _is_half(data):
+        shorts, into = _shorts(source, i), _shorts(target, j)
+        for n in range(count):
+            into[n] = shorts[n]
+    else:
+        words, floats = _bits(source, i), _bits(target, j)
+        for n in range(count):
+            floats[n] = words[n]
+
+
 def attend(data: Any) -> None:
-    """Weighted values, largest score and sum of weights of every item."""
+    """Put the new token into its slot; weighted values, largest score and sum of weights of every item."""
     f = _longs(_address(data), 0)
     parts, part, window, shared, group, d = f[2], f[3], f[4], f[5], f[6], f[7]
     item = _take(data)
     while item < f[1]:
         head = item // parts
         batch, key_head, begin = head // shared, head % shared, item % parts * part
-        count = min(_longs(f[8], batch)[0] + 1, window, begin + part) - begin
+        position = _longs(f[8], batch)[0]
+        ring = _longs(f[24], batch)[0] if f[24] else batch
+        count = min(position + 1, window, begin + part) - begin if ring >= 0 else 0
         out, largest, total = (
             _floats(f[18], item * group * d),
             _floats(f[19], item * group),
@@ -200,8 +218,13 @@ def attend(data: Any) -> None:
             scratch = f[21] + item * ((group + 1) * part + 4 * d) * 4
             powers = scratch + group * part * 4
             rows = powers + part * 4
-            k = batch * f[11] + begin * f[12] + key_head * f[13]
-            v = batch * f[15] + begin * f[16] + key_head * f[17]
+            k = ring * f[11] + begin * f[12] + key_head * f[13]
+            v = ring * f[15] + begin * f[16] + key_head * f[17]
+            new = position % window - begin
+            if 0 <= new < count:
+                # no other item reads this slot
+                _copy(data, f[25], head * d, f[10], k + new * f[12], d)
+                _copy(data, f[26], head * d, f[14], v + new * f[16], d)
             for i in range(count):
                 row = _row(data, f[10], k + i * f[12], rows, 0, d)
                 for g in range(group):

@@ -9,16 +9,19 @@ FLAGS = ("softcap",)
 
 
 def cost(case: Case) -> Cost:
-    """Read q, positions and the whole cache, write out; two products and a softmax over all slots of a full ring."""
+    """Read q, k, v, indices and a full ring, all but the slot that k and v go to; write out, k and v.
+
+    Two products and a softmax over all slots.
+    """
     pairs = case["B"] * case["Hq"] * case["W"]
     queries = case["B"] * case["Hq"] * case["d"]
-    cached = 2 * case["B"] * case["W"] * case["Hkv"] * case["d"]
+    new = 2 * case["B"] * case["Hkv"] * case["d"]
     size = case.bytes_per_element()
     capped = "softcap" in case.flags
     # per pair: scale 1, maximum 1, difference 1, sum 1; softcap 2 more
     return Cost(
-        bytes_read=(queries + cached) * size + 8 * case["B"],
-        bytes_written=queries * size,
+        bytes_read=(queries + case["W"] * new) * size + 8 * case["B"] * (2 if "slots" in case.data else 1),
+        bytes_written=(queries + new) * size,
         tensor_flops=4 * pairs * case["d"],
         vector_flops=(6 if capped else 4) * pairs,
         special_ops=(2 if capped else 1) * pairs,
@@ -34,9 +37,11 @@ def make_case(
     dtype: str = "float32",
     flags: list[str] | tuple[str, ...] = (),
     *,
+    pool: int | None = None,
     op: str = "local_attention_step",
     **facts: object,
 ) -> Case:
-    """A case from sizes: W slots of Hkv heads of d."""
-    dims = tuple(zip(("B", "W", "Hq", "Hkv", "d"), (batch, window, heads, shared, d), strict=True))
+    """A case from sizes: P rings of W slots of Hkv heads of d, of which a batch of B works on B."""
+    sizes = (batch, window, heads, shared, d, batch if pool is None else pool)
+    dims = tuple(zip(("B", "W", "Hq", "Hkv", "d", "P"), sizes, strict=True))
     return Case(op, dims, dtype, tuple(flags), **facts)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """Two batched products and a softmax; query heads that share a key head are rows of one product.
 
-The cache is read in place, never repeated for the query heads. Scores, softmax and sums in float32, for which
-half-precision caches are converted on a CPU: PyTorch has no product there that returns unrounded sums.
+Without slots the rings are read in place, never repeated for the query heads; with slots those of the batch are copied
+first. Scores, softmax and sums in float32, for which half-precision caches are converted on a CPU: PyTorch has no
+product there that returns unrounded sums.
 """
 
 from __future__ import annotations
@@ -10,24 +11,29 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant
-from griffin_kernels.ops import _products
+from griffin_kernels.ops import _products, _slots
+from griffin_kernels.ops.local_attention_step import _ring
 
 
 def run(
     q: Tensor,
+    k: Tensor,
+    v: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     positions: Tensor,
+    slots: Tensor | None,
     softcap: float | None,
     scale: float | None,
     *,
     config: NoConfig,
-) -> tuple[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, d = q.shape
     window, shared = k_cache.shape[1:3]
+    keys, values = _ring.write(k, v, k_cache, v_cache, positions, slots)
     rows = q.reshape(batch, shared, -1, d)  # [B, Hkv, G, d]
     # one product for each key head: a product takes one stride from matrix to matrix, so all at once copy the cache
-    scores = _joined([_products.unrounded(rows[:, h], k_cache[:, :, h].mT) for h in range(shared)])  # [B, Hkv, G, W]
+    scores = _joined([_products.unrounded(rows[:, h], keys[:, :, h].mT) for h in range(shared)])  # [B, Hkv, G, W]
     scores.mul_(d**-0.5 if scale is None else scale)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
@@ -35,8 +41,8 @@ def run(
     weights = torch.softmax(scores.masked_fill_(hidden[:, None, None], -torch.inf), dim=3)
     if _products.has_unrounded(q):
         weights = weights.to(q.dtype)
-    out = _joined([_products.unrounded(weights[:, h], v_cache[:, :, h]) for h in range(shared)])
-    return (out.reshape(q.shape).to(q.dtype),)
+    out = _joined([_products.unrounded(weights[:, h], values[:, :, h]) for h in range(shared)])
+    return _slots.silence(out.reshape(q.shape).to(q.dtype), slots), k_cache, v_cache
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

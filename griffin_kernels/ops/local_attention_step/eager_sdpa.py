@@ -6,28 +6,33 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant
-from griffin_kernels.ops.local_attention_step import _sdpa
+from griffin_kernels.ops import _slots
+from griffin_kernels.ops.local_attention_step import _ring, _sdpa
 
 
 def run(
     q: Tensor,
+    k: Tensor,
+    v: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     positions: Tensor,
+    slots: Tensor | None,
     softcap: float | None,
     scale: float | None,
     *,
     config: NoConfig,
-) -> tuple[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    keys, values = _ring.write(k, v, k_cache, v_cache, positions, slots)
     out = torch.nn.functional.scaled_dot_product_attention(
         q[:, :, None],
-        k_cache.transpose(1, 2),
-        v_cache.transpose(1, 2),
-        attn_mask=_sdpa.visible(k_cache, positions),
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        attn_mask=_sdpa.visible(keys, positions),
         scale=scale,
         enable_gqa=q.shape[1] != k_cache.shape[2],
     )
-    return (out[:, :, 0].contiguous(),)
+    return _slots.silence(out[:, :, 0].contiguous(), slots), k_cache, v_cache
 
 
 VARIANT = Variant(

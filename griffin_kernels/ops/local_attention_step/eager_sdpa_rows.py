@@ -10,28 +10,33 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops.local_attention_step import _sdpa
+from griffin_kernels.ops import _slots
+from griffin_kernels.ops.local_attention_step import _ring, _sdpa
 
 
 def run(
     q: Tensor,
+    k: Tensor,
+    v: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     positions: Tensor,
+    slots: Tensor | None,
     softcap: float | None,
     scale: float | None,
     *,
     config: NoConfig,
-) -> tuple[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, d = q.shape
+    keys, values = _ring.write(k, v, k_cache, v_cache, positions, slots)
     out = torch.nn.functional.scaled_dot_product_attention(
         q.reshape(batch, k_cache.shape[2], -1, d),  # [B, Hkv, G, d]
-        k_cache.transpose(1, 2),
-        v_cache.transpose(1, 2),
-        attn_mask=_sdpa.visible(k_cache, positions),
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        attn_mask=_sdpa.visible(keys, positions),
         scale=scale,
     )
-    return (out.reshape(q.shape).contiguous(),)
+    return _slots.silence(out.reshape(q.shape).contiguous(), slots), k_cache, v_cache
 
 
 def rank(case: Case, device: Device) -> int:

@@ -5,7 +5,8 @@ Part j leaves m_j = max s, t_j = sum exp(s - m_j) and o_j = sum exp(s - m_j) v; 
     out = sum_j exp(m_j - m) o_j / sum_j exp(m_j - m) t_j
 
 All heads of a key head are scored against a row while it is in the first-level cache. Slots not yet written are not
-read. Source: the split of decoding over keys in Flash-Decoding (Dao et al., 2023).
+read. The part that the new token's slot belongs to writes it first; no other part reads that slot.
+Source: the split of decoding over keys in Flash-Decoding (Dao et al., 2023).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops import _threads
-from griffin_kernels.ops.local_attention_step import _numba
+from griffin_kernels.ops import _slots, _threads
+from griffin_kernels.ops.local_attention_step import _numba, _ring
 
 
 @dataclass(frozen=True)
@@ -31,21 +32,29 @@ class Config:
 
 def run(
     q: Tensor,
+    k: Tensor,
+    v: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     positions: Tensor,
+    slots: Tensor | None,
     softcap: float | None,
     scale: float | None,
     *,
     config: Config,
-) -> tuple[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, d = q.shape
     window, shared = k_cache.shape[1:3]
     group, part = heads // shared, min(config.part, window)
     parts = -(-window // part)
     items = batch * shared * parts
-    # the whole cache is copied only where its channels are not contiguous
-    k, v = (cache if cache.stride(3) == 1 or d == 1 else cache.contiguous() for cache in (k_cache, v_cache))
+    rings_k, rings_v = k_cache, v_cache
+    if d > 1 and (k_cache.stride(3) != 1 or v_cache.stride(3) != 1):
+        # all rings are copied only where their channels are not contiguous; the copies then hold the new token already
+        _ring.put(k, v, k_cache, v_cache, positions, slots)
+        rings_k, rings_v = k_cache.contiguous(), v_cache.contiguous()
+    new_k, new_v = k.contiguous(), v.contiguous()
+    slots = None if slots is None else slots.contiguous()
     queries = (q.float() * (d**-0.5 if scale is None else scale)).contiguous()
     positions = positions.contiguous()
     partial = torch.empty(items, group, d)
@@ -64,16 +73,19 @@ def run(
         d,
         positions.data_ptr(),
         queries.data_ptr(),
-        k.data_ptr(),
-        *k.stride()[:3],
-        v.data_ptr(),
-        *v.stride()[:3],
+        rings_k.data_ptr(),
+        *rings_k.stride()[:3],
+        rings_v.data_ptr(),
+        *rings_v.stride()[:3],
         partial.data_ptr(),
         largest.data_ptr(),
         total.data_ptr(),
         scratch.data_ptr(),
         softcap is not None,
         cap.data_ptr(),
+        0 if slots is None else slots.data_ptr(),
+        new_k.data_ptr(),
+        new_v.data_ptr(),
     )
     fields = array("q", values)
     threads = _threads.threads_for(items, 2 * items * part * d)
@@ -82,7 +94,7 @@ def run(
     share = torch.exp(largest - largest.amax(1, keepdim=True))  # [B * Hkv, parts, G]
     summed = (partial.view(-1, parts, group, d) * share[..., None]).sum(1)
     out = summed / (share * total).sum(1)[..., None]
-    return (out.view(batch, heads, d).to(q.dtype),)
+    return _slots.silence(out.view(batch, heads, d).to(q.dtype), slots), k_cache, v_cache
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

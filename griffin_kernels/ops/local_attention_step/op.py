@@ -1,12 +1,14 @@
-"""local_attention_step: attention of one new token per row to a ring of keys and values. The contract.
+"""local_attention_step: one new token per row put into a ring of keys and values, and its attention to the ring.
 
-    s_i = scale * q . k_i,  s_i := softcap tanh(s_i / softcap) where softcap is given
-    out = sum over visible i of softmax(s)_i v_i
+    k_cache[r, p mod W] = k,  v_cache[r, p mod W] = v
+    s_i = scale * q . k_cache[r, i],  s_i := softcap tanh(s_i / softcap) where softcap is given
+    out = sum over visible i of softmax(s)_i v_cache[r, i]
 
-The ring has W slots, the key of position p in slot p mod W, that of the new token already there. At position p of its
-document slots 0 .. p have been written, or all: slot i is visible where i <= p. The order of the keys does not matter
-to a softmax. What other slots hold (zeros, keys of an earlier document) must be finite: it is multiplied by 0.
+p is the row's position in its document. The ring has W slots, the key of position p in slot p mod W. Once the new token
+is in, slots 0 .. p have been written, or all: slot i is visible where i <= p. The order of the keys does not matter to
+a softmax. What other slots hold (zeros, keys of an earlier document) must be finite: it may be multiplied by 0.
 
+r is the row of the batch, or slots[b], which row of a pool of P rings it works on; see ``ops/_slots.py``.
 Query heads share key heads in order: head h of Hq reads head h // (Hq / Hkv) of Hkv (1 is multi-query attention).
 No value of positions is checked: that would wait for the device. They are 0 or above.
 """
@@ -18,12 +20,21 @@ from torch import Tensor
 
 from griffin_kernels import errors
 from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
+from griffin_kernels.ops import _slots
 from griffin_kernels.ops.local_attention import op as attention
 from griffin_kernels.ops.local_attention_step.cost import FLAGS, cost, make_case
 
 
 def check(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, softcap: float | None, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    slots: Tensor | None,
+    softcap: float | None,
+    scale: float | None,
 ) -> None:
     """What the tensor specs cannot express."""
     heads, (window, shared) = q.shape[1], k_cache.shape[1:3]
@@ -31,51 +42,74 @@ def check(
         raise errors.ShapeError("k_cache has 0 slots, expected at least 1: the new token's own key is in it")
     attention.check_heads(heads, shared, "k_cache")
     attention.check_scores(softcap, scale)
+    _slots.check(q.shape[0], slots, k_cache=k_cache, v_cache=v_cache)
 
 
 def reference(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, softcap: float | None, scale: float | None
-) -> tuple[Tensor]:
-    """The formulas at the top of this file."""
-    group = q.shape[1] // k_cache.shape[2]
-    keys, values = (cache.repeat_interleave(group, dim=2) for cache in (k_cache, v_cache))  # [B, W, Hq, d]
-    scores = attention.scores_of(q[:, None], keys, softcap, scale)[:, :, 0]  # [B, Hq, W]
-    hidden = torch.arange(keys.shape[1], device=q.device) > positions[:, None]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    slots: Tensor | None,
+    softcap: float | None,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out [B,Hq,d], and the rings [P,W,Hkv,d] afterwards."""
+    batch, heads, _ = q.shape
+    window, shared = k_cache.shape[1:3]
+    at = (torch.arange(batch, device=q.device), positions % window)
+    keys, values = (_slots.rows(cache, slots).index_put(at, new) for cache, new in ((k_cache, k), (v_cache, v)))
+    wide_keys, wide_values = (
+        ring.repeat_interleave(heads // shared, dim=2) for ring in (keys, values)
+    )  # [B, W, Hq, d]
+    scores = attention.scores_of(q[:, None], wide_keys, softcap, scale)[:, :, 0]  # [B, Hq, W]
+    hidden = torch.arange(window, device=q.device) > positions[:, None]
     weights = torch.softmax(scores.masked_fill(hidden[:, None], -torch.inf), dim=2)
-    return (torch.einsum("bhk,bkhd->bhd", weights, values),)
+    out = torch.einsum("bhk,bkhd->bhd", weights, wide_values)
+    return _slots.silence(out, slots), _slots.updated(k_cache, slots, keys), _slots.updated(v_cache, slots, values)
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
-    """Standard normal q (doubled, so that some keys stand out) and cache; every row's ring is full.
+    """Standard normal q (doubled, so that some keys stand out), k, v and rings, all of them full.
 
     With ``early`` in the case's data rows are at positions from 0 on, and slots not yet written hold large numbers.
+    With ``slots`` the batch works on some of P rings, in random order.
     """
     generator = torch.Generator().manual_seed(seed)
-    batch, window, heads, shared, d = (case[name] for name in ("B", "W", "Hq", "Hkv", "d"))
+    batch, window, heads, shared, d, pool = (case[name] for name in ("B", "W", "Hq", "Hkv", "d", "P"))
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, case.torch_dtype)
 
-    def cache() -> Tensor:
+    def token(count: int) -> Tensor:
+        return normal(batch, 2 * count, d)[:, ::2] if "strided" in case.data else normal(batch, count, d)
+
+    def rings() -> Tensor:
         if "strided" in case.data:
             # head-major, every second channel of a longer buffer
-            return normal(batch, shared, window + 3, 2 * d)[:, :, 1 : window + 1].transpose(1, 2)[..., ::2]
-        return normal(batch, window, shared, d)
+            return normal(pool, shared, window + 3, 2 * d)[:, :, 1 : window + 1].transpose(1, 2)[..., ::2]
+        return normal(pool, window, shared, d)
 
     positions = torch.randint(window - 1, 3 * window, (batch,), generator=generator)
     if "early" in case.data:
         positions = torch.linspace(0, window, batch).long()
-    positions = positions.to(device)
-    k_cache, v_cache = cache(), cache()
-    stale = torch.arange(window, device=device) > positions[:, None]  # [B, W]
-    for kept in (k_cache, v_cache):
-        kept.masked_fill_(stale[..., None, None], 1000.0)
-    q = normal(batch, 2 * heads, d)[:, ::2] if "strided" in case.data else normal(batch, heads, d)
+    slots = _slots.make(batch, pool, generator) if "slots" in case.data else None
+    k_cache, v_cache = rings(), rings()
+    for row, place in enumerate(positions.tolist()):
+        ring = row if slots is None else int(slots[row])
+        if ring >= 0:
+            for cache in (k_cache, v_cache):
+                cache[ring, place:] = 1000.0  # what the new token is about to overwrite too
     return {
-        "q": 2 * q,
+        "q": 2 * token(heads),
+        "k": token(shared),
+        "v": token(shared),
         "k_cache": k_cache,
         "v_cache": v_cache,
-        "positions": positions,
+        "positions": positions.to(device),
+        "slots": None if slots is None else slots.to(device),
         "softcap": attention.SOFTCAP if "softcap" in case.flags else None,
         "scale": 0.7 * d**-0.5 if "scale" in case.data else None,
     }
@@ -87,12 +121,21 @@ def tolerance(case: Case) -> Tolerance:
 
 
 def case_of(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, softcap: float | None, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    slots: Tensor | None,
+    softcap: float | None,
+    scale: float | None,
 ) -> Case:
     """The case that a real call is."""
     batch, heads, d = q.shape
     window, shared = k_cache.shape[1:3]
-    return make_case(batch, window, heads, shared, d, dtype_name(q.dtype), FLAGS if softcap else (), tag="call")
+    flags, pool = FLAGS if softcap else (), k_cache.shape[0]
+    return make_case(batch, window, heads, shared, d, dtype_name(q.dtype), flags, pool=pool, tag="call")
 
 
 def cases() -> tuple[Case, ...]:
@@ -107,6 +150,8 @@ def cases() -> tuple[Case, ...]:
         make_case(3, 70, 3, 3, 5, tag="edge", flags=FLAGS, data=("early",)),
         make_case(3, 70, 6, 2, 32, "bfloat16", tag="edge", flags=FLAGS, data=("strided",)),
         make_case(1, 1100, 7, 1, 64, tag="edge", flags=FLAGS),
+        make_case(4, 33, 6, 2, 24, pool=7, tag="edge", data=("early", "slots", "strided")),
+        make_case(3, 40, 10, 1, 32, "bfloat16", pool=3, tag="edge", flags=FLAGS, data=("slots",)),
     ]
     rg2b = "RecurrentGemma-2B: 10 heads of 256, one key head, window 2048"
     g1b = "Griffin 1.3B: 16 heads of 128, one key head, window 1024"
@@ -125,15 +170,22 @@ def cases() -> tuple[Case, ...]:
 
 OP = Op(
     name="local_attention_step",
-    summary="softmax attention of one new token per row to a ring of the last W keys",
+    summary="one new token per row into a ring of the last W keys, in place, and its attention to the ring",
     inputs={
         "q": TensorSpec("B Hq d"),
-        "k_cache": TensorSpec("B W Hkv d"),
-        "v_cache": TensorSpec("B W Hkv d"),
+        "k": TensorSpec("B Hkv d"),
+        "v": TensorSpec("B Hkv d"),
+        "k_cache": TensorSpec("P W Hkv d"),
+        "v_cache": TensorSpec("P W Hkv d"),
         "positions": TensorSpec("B", "int64"),
+        "slots": TensorSpec("B", "int64", optional=True),
     },
     options=("softcap", "scale"),
-    outputs={"out": TensorSpec("B Hq d")},
+    outputs={
+        "out": TensorSpec("B Hq d"),
+        "k_cache": TensorSpec("P W Hkv d"),
+        "v_cache": TensorSpec("P W Hkv d"),
+    },
     reference=reference,
     cases=cases(),
     make_inputs=make_inputs,
@@ -141,5 +193,7 @@ OP = Op(
     tolerance=tolerance,
     case_of=case_of,
     exact_dims=("Hkv", "d"),
+    free_dims=("P",),
     check=check,
+    in_place=("k_cache", "v_cache"),
 )

@@ -6,12 +6,15 @@ from griffin_kernels.case import Case, Cost, Pass
 
 
 def passes(case: Case) -> tuple[Pass, ...]:
-    """Scores against every slot, scale, mask, softmax, weighted values, in float32."""
+    """Indices, k and v into their slots; scores, scale, mask, softmax, weighted values over all slots, in float32."""
     pairs = case["B"] * case["Hq"] * case["W"]
     queries = case["B"] * case["Hq"] * case["d"]
     keys = case["B"] * case["W"] * case["Hkv"] * case["d"]
     size = case.bytes_per_element()
+    new = case["B"] * case["Hkv"] * case["d"] * size
     return (
+        Pass.elementwise(case["B"], 8, 8, count=2),
+        Pass(Cost(new, new), 2),
         Pass(Cost((queries + keys) * size, 4 * pairs, tensor_flops=2 * pairs * case["d"])),
         Pass.elementwise(pairs, 4, 4, vector=1),
         *([Pass.elementwise(pairs, 4, 4, vector=1, count=2)] if "softcap" in case.flags else []),

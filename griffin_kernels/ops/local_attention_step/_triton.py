@@ -1,0 +1,127 @@
+"""What the hosts of the Triton decoding kernels share: launches, reasons to refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from griffin_kernels import launch
+from griffin_kernels.case import DTYPE_BYTES
+from griffin_kernels.contract import Case, Inputs
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops.local_attention import _triton as attention
+from griffin_kernels.ops.local_attention._triton import padded
+from griffin_kernels.ops.local_attention_step import _triton_jit as kernels
+
+MOST_HEADS = 128
+"""Query heads of a key head: rows of a tile whose sums fit in registers."""
+
+
+def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -> list[Launch]:
+    """The ring in up to ``parts`` parts for every row and key head, and their join where there are several."""
+    q, k, v, k_cache, v_cache = (inputs[name] for name in ("q", "k", "v", "k_cache", "v_cache"))
+    positions, slots, softcap = inputs["positions"], inputs["slots"], inputs["softcap"]
+    batch, heads, d = q.shape
+    window, shared = k_cache.shape[1:3]
+    group, lanes = heads // shared, batch * shared
+    parts = min(parts, triton.cdiv(window, config.block_n))
+    if outputs.get("out") is None:
+        outputs["out"] = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    outputs |= {"k_cache": k_cache, "v_cache": v_cache}
+    out, largest, total = outputs["out"], None, None
+    if parts > 1:
+        out = torch.empty((lanes, parts, group, d), dtype=torch.float32, device=q.device)
+        largest, total = (torch.empty(out.shape[:3], dtype=torch.float32, device=q.device) for _ in "mt")
+    scale = float(d**-0.5 if inputs["scale"] is None else inputs["scale"])
+    tensors = {"q": q, "k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache, "positions": positions}
+    rows = max(16, triton.next_power_of_2(group))
+    constexprs = {
+        "G": group,
+        "HKV": shared,
+        "D": d,
+        **token_strides("Q", q),
+        **token_strides("K", k),
+        **token_strides("V", v),
+        **attention.strides("K_CACHE", k_cache),
+        **attention.strides("V_CACHE", v_cache),
+        "CAPPED": softcap is not None,
+        "PARTS": parts,
+        "BLOCK_G": rows,
+        "BLOCK_N": config.block_n,
+        "BLOCK_D": padded(d),
+    }
+    stages = stages_of(config, amd=launch.architecture(q).startswith("gfx"))
+    bits = attention.load_bits((k_cache, v_cache))
+    found = [
+        Launch(
+            kernel=kernels.local_attention_step_part,
+            grid=(lanes * parts,),
+            args={
+                **tensors,
+                "slots": slots,
+                "out": out,
+                "largest": largest,
+                "total": total,
+                "W": window,
+                "factor": scale * attention.LOG2E if softcap is None else scale / softcap,
+                "softcap": softcap or 0.0,
+                **attention.batch_strides(tensors | {"slots": slots}),
+            },
+            constexprs=constexprs,
+            num_warps=config.num_warps,
+            num_stages=stages,
+            tile=config.block_n * padded(d),
+            claims=Claims(load_bits=bits, async_copies=stages > 1 and bits >= 32),
+        )
+    ]
+    if parts > 1:
+        found.append(
+            Launch(
+                kernel=kernels.local_attention_step_join,
+                grid=(batch * heads,),
+                args={"sums": out, "largest": largest, "total": total, "out": outputs["out"]},
+                constexprs={
+                    "G": group,
+                    "D": d,
+                    "PARTS": parts,
+                    "BLOCK_P": triton.next_power_of_2(parts),
+                    "BLOCK_D": padded(d),
+                },
+                num_warps=4,
+                tile=parts * padded(d),
+            )
+        )
+    return found
+
+
+def stages_of(config: Any, amd: bool) -> int:
+    """What num_stages=0 means: three on NVIDIA, two on AMD, whose shared memory is smaller."""
+    return config.num_stages or (2 if amd else 3)
+
+
+def token_strides(name: str, tensor: Tensor) -> dict[str, int]:
+    """Constexprs <NAME>_HEAD, _CHANNEL of [B,H,d] in elements; as if contiguous where a dim is of size 1."""
+    _, heads, d = tensor.shape
+    return {
+        f"{name}_HEAD": tensor.stride(1) if heads > 1 else d,
+        f"{name}_CHANNEL": tensor.stride(2) if d > 1 else 1,
+    }
+
+
+def unfit(case: Case, device: Device, config: Any) -> str | None:
+    """Why no kernel here runs this case with this configuration, if so."""
+    if reason := attention.unfit(case, device):
+        return reason
+    group = case["Hq"] // case["Hkv"]
+    if group > MOST_HEADS:
+        return f"{group} query heads share a key head, {MOST_HEADS} at most fit in registers"
+    width = padded(case["d"]) * DTYPE_BYTES[case.dtype]
+    amd = device.kind == "hip"
+    # rows this few are products of one warp, whatever the architecture, and a buffer is free when it has been read
+    ahead = 2 * max(1, stages_of(config, amd) - 1) * config.block_n * width
+    queries = 0 if amd else max(16, triton.next_power_of_2(group)) * width
+    return attention.over_limit(ahead + queries + 3072, device)

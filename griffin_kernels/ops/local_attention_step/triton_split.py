@@ -1,0 +1,94 @@
+"""The ring of every row and key head in parts, a program to each, joined by a second launch.
+
+Part j leaves m_j = max s, t_j = sum exp(s - m_j) and o_j = sum exp(s - m_j) v; with m = max m_j
+
+    out = sum_j exp(m_j - m) o_j / sum_j exp(m_j - m) t_j
+
+For small batches: one row and key head are one program of triton.single, which cannot keep a memory busy. All G query
+heads of a key head are rows of one product, so the ring is read once. The new key and value are written by one program
+and read from memory by none. Nothing is read on the host and no size depends on a value: safe in CUDA graphs.
+
+Bytes: the visible slots of the ring, and 8 G / keys of a part per byte of it for the parts. Bound by memory bandwidth,
+at batch 1 by the latency of two launches and a few dependent loads.
+Source: the split over keys of Flash-Decoding (Dao et al., 2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from griffin_kernels import launch
+from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Launch
+from griffin_kernels.ops.local_attention_step import _triton
+from griffin_kernels.ops.local_attention_step.cost import cost
+
+
+@dataclass(frozen=True)
+class Config:
+    """parts: programs that share a ring, fewer where it has not as many blocks. block_n: slots per iteration.
+
+    num_stages: iterations whose loads are under way; 0: see ``_triton.stages_of``.
+    """
+
+    parts: int = 32
+    block_n: int = 32
+    num_warps: int = 4
+    num_stages: int = 0
+
+
+def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+    return _triton.launches(inputs, outputs, config, parts=config.parts)
+
+
+def run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    slots: Tensor | None,
+    softcap: float | None,
+    scale: float | None,
+    *,
+    config: Config,
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs: Inputs = {"q": q, "k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache}
+    inputs |= {"positions": positions, "slots": slots, "softcap": softcap, "scale": scale}
+    outputs: dict[str, Any] = {}
+    launch.run_all(launches(inputs, outputs, config))
+    return outputs["out"], k_cache, v_cache
+
+
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    return _triton.unfit(case, device, config)
+
+
+def rank(case: Case, device: Device) -> int:
+    """The default where a program for each row and key head does not fill the device."""
+    return 40 if case["B"] * case["Hkv"] < 2 * device.units else 30
+
+
+def traffic(case: Case, config: Config) -> int:
+    """Besides the ideal: the float32 parts of out, written and read again."""
+    parts = min(config.parts, -(-case["W"] // config.block_n))
+    return cost(case).bytes_total + 2 * 4 * parts * case["B"] * case["Hq"] * (case["d"] + 2)
+
+
+VARIANT = Variant(
+    op="local_attention_step",
+    name="triton.split",
+    summary="the ring in parts, heads of a key head as rows of a product, parts joined",
+    run=run,
+    config=Config,
+    axes={"parts": (4, 8, 16, 32, 64), "block_n": (16, 32, 64), "num_warps": (2, 4), "num_stages": (2, 3)},
+    reject=reject,
+    rank=rank,
+    launches=launches,
+    traffic=traffic,
+)

@@ -11,7 +11,7 @@ and dW needs all steps: both stay products of a matrix library.
 
 Bytes per element of the pass: six data elements (bf16: 12) and n / block_n + 1 reads of x more from the cache; the
 products move seven more. triton.fused_scan moves eighteen in all. In bf16 on sm_90 an element costs 5 special functions
-and 135 instructions, of which the memory's time leaves 107: bound by instruction issue where N * H * n / block_n
+and 128 instructions, of which the memory's time leaves 107: bound by instruction issue where N * H * n / block_n
 programs fill the device, by latency where they do not.
 
 float32: z, gates, carry, gradients, sums. Rounded to the data's dtype: dz before the products (the sums take it

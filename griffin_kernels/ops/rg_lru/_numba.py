@@ -302,22 +302,19 @@ def forward(data: Any) -> None:
             for column in range(0, channels, v):
                 own = x + (first + column) // CHUNK * whole + (first + column) % CHUNK * 4
                 fill(rows, (z, bias_i + 4 * column, bias_r + 4 * column))
+                left, right, pitch = weight_i + 4 * column, weight_r + 4 * column, 4 * n
                 if field(data, _PACKING) != 0:
-                    panel = panels + column * n * 8
-                    _multiply(data, rows, x, panel, panel + 4 * v, 8 * v, z)
-                else:
-                    _multiply(data, rows, x, weight_i + 4 * column, weight_r + 4 * column, 4 * n, z)
+                    left, pitch = panels + column * n * 8, 8 * v
+                    right = left + 4 * v
+                _multiply(data, rows, x, left, right, pitch, z)
                 count = min(v, channels - column)
                 at = 4 * column
                 _forward_panel(data, row, rows, channel + column, count, z, own, y + at, rate + at, carry + at)
                 if field(data, _TAPS) != 0:
                     gelu_times(rows, (y + at, branch + at))
-            if field(data, _TAPS) != 0:
-                if field(data, _H) != 0:
-                    _store(data, _H, row, rows, channel, channels, y)
-                _store(data, _OUT, row, rows, channel, channels, branch)
-            else:
-                _store(data, _OUT, row, rows, channel, channels, y)
+            _store(data, _OUT, row, rows, channel, channels, y if field(data, _TAPS) == 0 else branch)
+            if field(data, _H) != 0:
+                _store(data, _H, row, rows, channel, channels, y)
             row += rows
         item = take(data, _COUNTER)
     finish(data)

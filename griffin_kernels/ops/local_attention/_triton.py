@@ -19,8 +19,8 @@ from griffin_kernels.ops.local_attention._triton_jit import first_keys as first_
 
 LOG2E = math.log2(math.e)
 
-LEAST_FACTOR = 1e-30
-"""In place of a scale of 0: scores vanish beside it, and hidden keys, at -1e38, stay hidden."""
+LEAST_FACTOR = 1e-20
+"""In place of a scale of 0: scores vanish times it, and hidden keys, at -1e30, stay hidden."""
 
 SHARED_KIB = {"sm_75": 64, "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227}
 SHARED_KIB |= {"sm_103": 227, "sm_120": 99, "sm_121": 99, "gfx90a": 64, "gfx942": 64, "gfx950": 160}

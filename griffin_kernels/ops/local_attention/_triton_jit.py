@@ -14,8 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-HIDDEN = tl.constexpr(-1e38)
-"""Score of a key that a query does not see. Finite: a row may see none of a tile's keys."""
+HIDDEN = tl.constexpr(-1e30)
+"""Score of a key that a query does not see. Finite, times any scale too: a row may see none of a tile's keys."""
 
 LOG2E = tl.constexpr(1.4426950408889634)
 

@@ -11,8 +11,12 @@ from torch.library import opcheck
 import griffin_kernels
 import griffin_kernels.functional  # registers torch.ops.griffin_kernels
 from griffin_kernels import RGLRUWeights, catalog, errors, verify
+from griffin_kernels.contract import config_dict
 from griffin_kernels.ops.recurrent_block_step.cost import make_case
 from griffin_kernels.ops.rg_lru_step.cost import make_case as lru_case
+from tuning.static.requests import Request, compilable
+from tuning.static.targets import target
+from tuning.static.worker import compile_all
 
 OPS = ("temporal_conv1d_step", "rg_lru_step", "recurrent_block_step")
 STATES = {"temporal_conv1d_step": ("state",), "rg_lru_step": ("h",), "recurrent_block_step": ("conv_state", "h")}
@@ -159,6 +163,24 @@ def test_steps_equal_the_whole_sequence_in_triton(variant, batch, blocks, n, tap
     # two programs share a gate block of 40
     changes = {"block_n": 32} if n == 40 and variant.op != "temporal_conv1d_step" else {}
     check_steps(variant, batch, 6, blocks, n, taps, 3, True, True, **changes)
+
+
+def test_triton_compiles_with_and_without_positions_and_slots():
+    """The interpreter takes what the compiler does not, such as a function that gives back None."""
+    asked = []
+    for variant in [v for op in OPS for v in compilable(op)]:
+        changes = {"block_d": 64, "num_warps": 1} if variant.op == "temporal_conv1d_step" else {}
+        config = variant.config(**changes)
+        for case in catalog.op(variant.op).cases_tagged("smoke", "edge"):
+            wanted = (
+                case.data in ((), ("positions", "slots")) and case.dtype in ("float32", "bfloat16") and case["D"] > 1
+            )
+            if wanted and variant.reject(case, target("sm_90").device, config) is None:
+                asked.append(Request(variant.key, case.key, config_dict(config), "sm_90"))
+    assert {request.variant for request in asked} == {v.key for op in OPS for v in compilable(op)}
+    answers = compile_all(asked)
+    assert not answers.failures, "\n\n".join(f"{f.request}: {f.reason}" for f in answers.failures)
+    assert not [(r.variant, r.case, r.broken) for r in answers.reports if r.broken]
 
 
 @variants("eager", "numba", "triton")

@@ -186,7 +186,10 @@ def step_by_dot(
     first = block * N
     column = (tl.program_id(0) % PARTS) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = (tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B))[None, :]
-    slot, works, position = rows_of(row, positions, slots, B, POSITION_STEP, SLOT_STEP)
+    slot, works = rows_of(row, slots, B, SLOT_STEP)
+    position = None
+    if positions is not None:
+        position = tl.load(positions + row * POSITION_STEP, mask=row < B, other=0)
     corner = tl.cast(block, tl.int64) * (N * N)
     weight_i += corner
     weight_r += corner
@@ -337,7 +340,10 @@ def step_by_vector(
         w_r = tl.load(weight_r + at, mask=filled, other=0.0)
     for r in tl.static_range(ROWS):
         row = tl.program_id(1) * ROWS + r
-        slot, works, position = rows_of(row, positions, slots, B, POSITION_STEP, SLOT_STEP)
+        slot, works = rows_of(row, slots, B, SLOT_STEP)
+        position = None
+        if positions is not None:
+            position = tl.load(positions + row * POSITION_STEP, mask=row < B, other=0)
         seen = enter(
             x,
             conv_weight,

@@ -13,26 +13,19 @@ import triton.language as tl
 
 
 @triton.jit
-def rows_of(row, positions, slots, B, POSITION_STEP: tl.constexpr, SLOT_STEP: tl.constexpr):
-    """(slot, works, position) of batch rows ``row``, any shape: row of the pool as int64, whether there is one, age.
-
-    position is None without positions.
-    """
-    exists = row < B
+def rows_of(row, slots, B, SLOT_STEP: tl.constexpr):
+    """(slot, works) of batch rows ``row``, any shape: the row of the pool as int64, and whether there is one."""
+    works = row < B
     slot = row.to(tl.int64)
-    works = exists
     if slots is not None:
-        slot = tl.load(slots + row * SLOT_STEP, mask=exists, other=-1).to(tl.int64)
-        works = exists & (slot >= 0)
-    position = None
-    if positions is not None:
-        position = tl.load(positions + row * POSITION_STEP, mask=exists, other=0)
-    return slot, works, position
+        slot = tl.load(slots + row * SLOT_STEP, mask=works, other=-1).to(tl.int64)
+        works = works & (slot >= 0)
+    return slot, works
 
 
 @triton.jit
 def counts(inside, position, AGE: tl.constexpr):
-    """Which inputs ``AGE`` steps back belong to the token's document."""
+    """Which inputs ``AGE`` steps back belong to the token's document; all where there are no positions."""
     if position is not None:
         inside = inside & (position >= AGE)
     return inside

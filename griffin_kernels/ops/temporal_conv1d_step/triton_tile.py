@@ -65,7 +65,10 @@ def temporal_conv1d_step_tile(
     row = ((tl.program_id(0) // BLOCKS) * BLOCK_B + tl.arange(0, BLOCK_B))[:, None]
     channel = ((tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
     there = channel < D
-    slot, works, position = rows_of(row, positions, slots, B, POSITION_STEP, SLOT_STEP)
+    slot, works = rows_of(row, slots, B, SLOT_STEP)
+    position = None
+    if positions is not None:
+        position = tl.load(positions + row * POSITION_STEP, mask=row < B, other=0)
     inside = there & works
     current = tl.load(x + (row.to(tl.int64) * x_row + channel * X_CHANNEL), mask=inside, other=0.0)
     kept = state + (slot * state_slot + channel * STATE_CHANNEL)

@@ -257,18 +257,9 @@ def cases(op: str) -> tuple[Case, ...]:
         case(1, 2048, 2560, 10, where="cpu", flags=("segmented",), source=f"{rg2b}, documents", thorough=True),
         case(8, 256, 2560, 10, where="cpu", source=rg2b, thorough=True),
     ]
-    if op == "rg_lru":  # nobody trains on one token
-        # models pass positions at every call
-        facts = {
-            "where": "cpu",
-            "flags": ("segmented",),
-            "source": "Hawk and Griffin 100M, prompt and decode",
-        }
-        bench.append(case(1, 1024, 1024, 16, **facts))
-        bench += [case(batch, 1, 1024, 16, data=("h0",), **facts) for batch in (1, 16)]
-        for where, dtype in (("cpu", "float32"), ("gpu", "bfloat16")):
-            facts = {"where": where, "dtype": dtype, "flags": ("segmented",), "source": "RecurrentGemma-2B decode"}
-            bench += [case(b, 1, 2560, 10, data=("h0",), thorough=where == "cpu", **facts) for b in (1, 16)]
+    if op == "rg_lru":
+        small = "Hawk and Griffin 100M, a prompt"
+        bench.append(case(1, 1024, 1024, 16, where="cpu", flags=("segmented",), source=small, thorough=True))
     for width, blocks, source in ((2560, 10, rg2b), (4096, 16, rg9b)):
         for batch in (1, 8):
             for time in (2048, 8192):

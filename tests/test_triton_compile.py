@@ -7,14 +7,14 @@ import os
 import subprocess
 import sys
 
-import pytest
+import msgspec
 
 from griffin_kernels import catalog
 from griffin_kernels.contract import Case, config_dict
-from tuning.static import table, worker
+from tuning.static import recorded, table, worker
 from tuning.static.code import Instruction, main_loop
 from tuning.static.nvidia import load_widths, parse_sass
-from tuning.static.requests import Answers, Request, compilable, representative, requests_for
+from tuning.static.requests import Request, compilable, representative, requests_for
 from tuning.static.targets import CHECKED
 
 
@@ -32,32 +32,23 @@ def widest(variant) -> object | None:
     return dataclasses.replace(variant.config(), **values)
 
 
-@pytest.fixture(scope="module")
-def bench_answers() -> Answers:
+def test_defaults_keep_their_claims_on_every_target_and_are_as_recorded():
+    """One test, as compiling takes minutes: no failure, spill or broken claim, whole sectors, the recorded table."""
     asked = [
         request
         for variant in compilable()
         for request in requests_for(variant, representative(catalog.op(variant.op).cases), CHECKED)
     ]
-    assert asked, "the catalogue has no Triton variant that describes its launches"
-    return worker.compile_all(asked)
-
-
-def test_every_default_compiles_for_every_target(bench_answers):
-    table.show(bench_answers.reports)
-    assert not bench_answers.failures, "\n\n".join(f"{f.request}: {f.reason}" for f in bench_answers.failures)
-
-
-def test_no_spills_and_claims_are_kept(bench_answers):
-    broken = [(r.variant, r.case, r.kernel, r.target, r.broken) for r in bench_answers.reports if r.broken]
-    assert not broken, broken
-
-
-def test_warps_load_whole_sectors(bench_answers):
-    """A load of a warp brings 128 bytes in one go: 4 per thread at least, wherever channels are neighbours."""
-    nvidia = [r for r in bench_answers.reports if r.target.startswith("sm_") and r.load_bits]
-    assert nvidia
+    answers = worker.compile_all(asked)
+    table.show(answers.reports)
+    assert not answers.failures, "\n\n".join(f"{f.request}: {f.reason}" for f in answers.failures)
+    assert not [(r.variant, r.case, r.kernel, r.target, r.broken) for r in answers.reports if r.broken]
+    # a load of a warp brings 128 bytes in one go: 4 per thread at least, wherever channels are neighbours
+    nvidia = [r for r in answers.reports if r.target.startswith("sm_") and r.load_bits]
     assert not [(r.kernel, r.load_bits) for r in nvidia if max(r.load_bits) < 32]
+    assert sorted(map(msgspec.json.encode, answers.reports)) == sorted(
+        map(msgspec.json.encode, recorded.load().reports)
+    ), "`make static` records the table anew"
 
 
 def test_awkward_cases_compile():

@@ -29,6 +29,7 @@ def main(
     every: Annotated[bool, typer.Option("--all-configs", help="every configuration, not only the default")] = False,
     requests: Annotated[str | None, typer.Option(help="a JSON file of requests; - reads standard input")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+    jobs: Annotated[int, typer.Option(help="processes that compile")] = os.cpu_count() or 1,
     save: Annotated[bool, typer.Option("--save", help="record the table where reports find it")] = False,
 ) -> None:
     """Compile and report."""
@@ -44,7 +45,7 @@ def main(
         ]
     if save and (op or variant or every or requests or targets != ",".join(CHECKED)):
         raise typer.BadParameter("--save records the whole table, so it takes no choice of what to compile")
-    answers = answer_all(asked)
+    answers = answer_all(asked, jobs)
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(answers) + b"\n")
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import msgspec
@@ -86,9 +88,19 @@ def answer(request: Request, where: Target) -> list[StaticReport | Failure]:
         return [Failure(request, f"{type(error).__name__}: {str(error)[-2000:]}")]
 
 
-def answer_all(requests: Iterable[Request]) -> Answers:
-    """Compile here and now; see ``worker`` for a process that may run the interpreter."""
-    found = [result for request in requests for result in answer(request, target(request.target))]
+def _answer(request: Request) -> list[StaticReport | Failure]:
+    return answer(request, target(request.target))
+
+
+def answer_all(requests: Sequence[Request], jobs: int = 1) -> Answers:
+    """Compile now, in ``jobs`` processes; see ``worker`` for a process that may run the interpreter."""
+    if jobs > 1 and len(requests) > jobs:
+        # spawned, as a fork of a process with threads may hang
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            answers = list(pool.map(_answer, requests, chunksize=4))
+    else:
+        answers = [_answer(request) for request in requests]
+    found = [result for results in answers for result in results]
     return Answers(
         [result for result in found if isinstance(result, StaticReport)],
         [result for result in found if isinstance(result, Failure)],

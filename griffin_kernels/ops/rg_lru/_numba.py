@@ -16,7 +16,6 @@ from typing import Any
 
 import numba
 
-from griffin_kernels.ops import _native
 from griffin_kernels.ops._native import (
     copy,
     data_bytes,
@@ -36,15 +35,11 @@ from griffin_kernels.ops.rg_lru._numba_tiles import (
     CHUNK,
     STRIDE,
     accumulate,
-    backward_reset,
-    backward_run,
     fill,
     forward_reset,
     forward_run,
     gelu_times,
     product,
-    transposed_product,
-    zero,
 )
 
 _njit: Any = numba.njit
@@ -83,14 +78,14 @@ FIELDS = (
     "taps_bias",  # float [D]
     "taps_state",  # float [N, K-1, D], or 0
     "positions",  # int64 [B*T], or 0
-    "h",  # [B, T, D] contiguous, or 0
+    "beside",  # h, or 0; in the backward y's gradient: [B, T, D] contiguous
     "branch",  # y of recurrent_block
     "branch_batch",
     "branch_time",
-    "y",  # from here on backward only
+    "y",  # from here on backward only; h of recurrent_block
     "y_batch",
     "y_time",
-    "dy",
+    "dy",  # dout of recurrent_block
     "dy_batch",
     "dy_time",
     "natural_rate",  # float [D]: log a = natural_rate r
@@ -102,20 +97,18 @@ FIELDS = (
 )
 """Names of the integers. Addresses in bytes, strides in elements; data unless said otherwise."""
 
-_AT = {name: index for index, name in enumerate(FIELDS)}
-_COUNTER, _WORKERS, _ITEMS, _BLOCKS = (_AT[k] for k in ("counter", "workers", "items", "blocks"))
-_PARTS, _PART, _N, _TIME = (_AT[k] for k in ("parts", "part", "n", "time"))
-_GROUP, _ROWS, _STEP, _PACKING = (_AT[k] for k in ("group", "rows", "step", "packing"))
-_STREAM, _OFFSETS, _SEQUENCES, _RESET = (_AT[k] for k in ("stream", "offsets", "sequences", "reset"))
-_SCRATCH, _SCRATCH_BYTES = _AT["scratch"], _AT["scratch_bytes"]
-_BIAS_I, _BIAS_R, _RATE, _STATE = (_AT[k] for k in ("bias_i", "bias_r", "rate", "state"))
-_WEIGHT_I, _WEIGHT_R, _X, _OUT = (_AT[k] for k in ("weight_i", "weight_r", "x", "out"))
-_TAPS, _TAPS_WEIGHT, _TAPS_BIAS = (_AT[k] for k in ("taps", "taps_weight", "taps_bias"))
-_TAPS_STATE, _POSITIONS, _H, _BRANCH = (_AT[k] for k in ("taps_state", "positions", "h", "branch"))
-_Y, _DY, _NATURAL_RATE, _BEFORE = (_AT[k] for k in ("y", "dy", "natural_rate", "before"))
-_PITCH, _DWEIGHT_I, _DWEIGHT_R, _SUMS = (_AT[k] for k in ("pitch", "dweight_i", "dweight_r", "sums"))
+AT = {name: index for index, name in enumerate(FIELDS)}
+_COUNTER, _WORKERS, _ITEMS, _BLOCKS = (AT[k] for k in ("counter", "workers", "items", "blocks"))
+_PARTS, _PART, _N, _TIME = (AT[k] for k in ("parts", "part", "n", "time"))
+_GROUP, _ROWS, _STEP, _PACKING = (AT[k] for k in ("group", "rows", "step", "packing"))
+_STREAM, _OFFSETS, _SEQUENCES, _RESET = (AT[k] for k in ("stream", "offsets", "sequences", "reset"))
+_SCRATCH, _SCRATCH_BYTES = AT["scratch"], AT["scratch_bytes"]
+_BIAS_I, _BIAS_R, _RATE, _STATE = (AT[k] for k in ("bias_i", "bias_r", "rate", "state"))
+_WEIGHT_I, _WEIGHT_R, _X, _OUT = (AT[k] for k in ("weight_i", "weight_r", "x", "out"))
+_TAPS, _TAPS_WEIGHT, _TAPS_BIAS = (AT[k] for k in ("taps", "taps_weight", "taps_bias"))
+_TAPS_STATE, _POSITIONS, _BESIDE, _BRANCH = (AT[k] for k in ("taps_state", "positions", "beside", "branch"))
 
-_ROW = 4 * STRIDE
+ROW = 4 * STRIDE
 """Bytes from row to row of a block array."""
 
 FILES = (__file__, str(_numba_tiles.__file__))
@@ -123,7 +116,7 @@ FILES = (__file__, str(_numba_tiles.__file__))
 
 
 @_njit
-def _sequence(data: Any, row: int) -> tuple[int, int, int]:
+def sequence_of(data: Any, row: int) -> tuple[int, int, int]:
     """(sequence, its first row, its end) of a row."""
     offsets = field(data, _OFFSETS)
     if offsets == 0:
@@ -140,19 +133,19 @@ def _sequence(data: Any, row: int) -> tuple[int, int, int]:
 
 
 @_njit
-def _is_reset(data: Any, row: int) -> bool:
+def is_reset(data: Any, row: int) -> bool:
     reset = field(data, _RESET)
     return reset != 0 and int8_at(reset, row) != 0
 
 
 @_njit
-def _scratch(data: Any) -> int:
+def scratch(data: Any) -> int:
     """Address of this thread's own scratch."""
     return field(data, _SCRATCH) + take(data, _WORKERS) * field(data, _SCRATCH_BYTES)
 
 
 @_njit
-def _load(data: Any, name: int, group: int, row: int, rows: int, channel: int, n: int, target: int, whole: int) -> None:
+def load(data: Any, name: int, group: int, row: int, rows: int, channel: int, n: int, target: int, whole: int) -> None:
     """Rows of an input, n channels of each, into block arrays, each of ``whole`` bytes."""
     size, first = data_bytes(data), group * field(data, _GROUP)
     pitch = field(data, name + 2) * size
@@ -160,23 +153,26 @@ def _load(data: Any, name: int, group: int, row: int, rows: int, channel: int, n
     start += (row - first) * pitch
     for chunk in range((n + CHUNK - 1) // CHUNK):
         count = min(CHUNK, n - chunk * CHUNK)
-        widen(data, rows, count, start + chunk * CHUNK * size, pitch, target + chunk * whole, _ROW)
+        widen(data, rows, count, start + chunk * CHUNK * size, pitch, target + chunk * whole, ROW)
 
 
 @_njit
-def _store(data: Any, name: int, row: int, rows: int, channel: int, channels: int, source: int) -> None:
-    """A block array to rows of the output."""
+def store(data: Any, name: int, row: int, rows: int, channel: int, channels: int, source: int, whole: int) -> None:
+    """Block arrays, each of ``whole`` bytes, to rows of an output."""
     size = data_bytes(data)
     pitch = field(data, _BLOCKS) * field(data, _N) * size
     target = field(data, name) + row * pitch + channel * size
-    if field(data, _STREAM) != 0:
-        narrow_past_caches(data, rows, channels, source, _ROW, target, pitch)
-    else:
-        narrow(data, rows, channels, source, _ROW, target, pitch)
+    for chunk in range((channels + CHUNK - 1) // CHUNK):
+        count = min(CHUNK, channels - chunk * CHUNK)
+        start, place = source + chunk * whole, target + chunk * CHUNK * size
+        if field(data, _STREAM) != 0:
+            narrow_past_caches(data, rows, count, start, ROW, place, pitch)
+        else:
+            narrow(data, rows, count, start, ROW, place, pitch)
 
 
 @_njit
-def _pack(data: Any, weight: int, channels: int, target: int) -> None:
+def pack(data: Any, weight: int, channels: int, target: int) -> None:
     """[n, n] from an address on, ``channels`` columns, as panels: one vector of each row of a panel."""
     n, size, v = field(data, _N), data_bytes(data), vector()
     for column in range(0, channels, v):
@@ -185,9 +181,9 @@ def _pack(data: Any, weight: int, channels: int, target: int) -> None:
 
 
 @_njit
-def _multiply(data: Any, rows: int, x: int, left: int, right: int, pitch: int, z: int) -> None:
+def multiply(data: Any, rows: int, x: int, left: int, right: int, pitch: int, z: int) -> None:
     """z += x W for one panel; left, right: its vectors in row 0 of W; pitch: bytes from row to row of W."""
-    n, whole = field(data, _N), field(data, _STEP) * _ROW
+    n, whole = field(data, _N), field(data, _STEP) * ROW
     for chunk in range((n + CHUNK - 1) // CHUNK):
         depth = min(CHUNK, n - chunk * CHUNK)
         product(rows, depth, x + chunk * whole, left, right, pitch, z, 8 * vector())
@@ -203,19 +199,19 @@ def _forward_panel(
     width, end, panel = field(data, _BLOCKS) * field(data, _N), row + rows, 8 * vector()
     at = row
     while at < end:
-        sequence, begin, after = _sequence(data, at)
+        sequence, begin, after = sequence_of(data, at)
         state = field(data, _STATE) + (sequence * width + channel) * 4
         if at == begin:
             copy(data, 1, count, state, 0, carry, 0)
         stop = min(after, end)
         while at < stop:
             past = at - row
-            numbers = (z + past * panel, x + past * _ROW, y + past * _ROW, rate, carry)
+            numbers = (z + past * panel, x + past * ROW, y + past * ROW, rate, carry)
             run = 1
-            if _is_reset(data, at):
+            if is_reset(data, at):
                 forward_reset(run, numbers)
             else:
-                while at + run < stop and not _is_reset(data, at + run):
+                while at + run < stop and not is_reset(data, at + run):
                     run += 1
                 forward_run(run, numbers)
             at += run
@@ -224,32 +220,30 @@ def _forward_panel(
 
 
 @_njit
-def _convolve(
-    data: Any, which: int, row: int, rows: int, channel: int, history: int, weights: int, target: int
-) -> None:
+def convolve(data: Any, which: int, row: int, rows: int, channel: int, history: int, weights: int, target: int) -> None:
     """Rows of u, of one gate block. history: room for x and K-1 earlier rows of it; weights: rows of taps."""
     n, v, furthest = field(data, _N), vector(), field(data, _TAPS) - 1
     width, states, positions = field(data, _BLOCKS) * n, field(data, _TAPS_STATE), field(data, _POSITIONS)
     first = max(which * field(data, _GROUP), row - furthest)
-    inside, long = (field(data, _STEP) + furthest) * _ROW, (n + CHUNK - 1) // CHUNK * CHUNK * 4
-    now = history + (row - first) * _ROW
-    _load(data, _X, which, first, row + rows - first, channel, n, history, inside)
+    inside, long = (field(data, _STEP) + furthest) * ROW, (n + CHUNK - 1) // CHUNK * CHUNK * 4
+    now = history + (row - first) * ROW
+    load(data, _X, which, first, row + rows - first, channel, n, history, inside)
     for chunk in range((n + CHUNK - 1) // CHUNK):
         start, count = chunk * CHUNK, min(CHUNK, n - chunk * CHUNK)
-        out, x = target + chunk * field(data, _STEP) * _ROW, now + chunk * inside
-        copy(data, rows, count, field(data, _TAPS_BIAS) + (channel + start) * 4, 0, out, _ROW)
+        out, x = target + chunk * field(data, _STEP) * ROW, now + chunk * inside
+        copy(data, rows, count, field(data, _TAPS_BIAS) + (channel + start) * 4, 0, out, ROW)
         at = row
         while at < row + rows:
-            sequence, begin, after = _sequence(data, at)
+            sequence, begin, after = sequence_of(data, at)
             state = states + ((sequence * furthest + furthest - begin) * width + channel + start) * 4
             while at < min(after, row + rows):
-                reach, past = furthest, (at - row) * _ROW
+                reach, past = furthest, (at - row) * ROW
                 if positions != 0:
                     reach = min(reach, int64_at(positions, at))
                 for k in range(max(reach, 0) + 1):
                     weight = weights + (furthest - k) * long + start * 4
                     if k <= at - begin:
-                        accumulate((count + v - 1) // v, (weight, x + past - k * _ROW, out + past))
+                        accumulate((count + v - 1) // v, (weight, x + past - k * ROW, out + past))
                     elif states != 0:
                         place = weights + (furthest + 1) * long
                         copy(data, 1, count, state + (at - k) * width * 4, 0, place, 0)
@@ -261,8 +255,8 @@ def forward(data: Any) -> None:
     """y, and the states that leave the sequences."""
     n, step, size, v = field(data, _N), field(data, _STEP), data_bytes(data), vector()
     width, group, part = field(data, _BLOCKS) * n, field(data, _GROUP), field(data, _PART)
-    whole, padded = step * _ROW, (part + v - 1) // v * v
-    x = _scratch(data)
+    whole, padded = step * ROW, (part + v - 1) // v * v
+    x = scratch(data)
     y = x + (n + CHUNK - 1) // CHUNK * whole
     z = y + whole
     carry = z + step * 8 * v
@@ -287,18 +281,18 @@ def forward(data: Any) -> None:
         weight_i = field(data, _WEIGHT_I) + (block * n * n + first) * size
         weight_r = field(data, _WEIGHT_R) + (block * n * n + first) * size
         if field(data, _PACKING) != 0:
-            _pack(data, weight_i, channels, panels)
-            _pack(data, weight_r, channels, panels + 4 * v)
+            pack(data, weight_i, channels, panels)
+            pack(data, weight_r, channels, panels + 4 * v)
         for tap in range(field(data, _TAPS)):
             copy(data, 1, n, field(data, _TAPS_WEIGHT) + (tap * width + block * n) * 4, 0, taps + tap * long, 0)
         row, end = which * group, min((which + 1) * group, field(data, _ROWS))
         while row < end:
             rows = min(step, end - row)
             if field(data, _TAPS) != 0:
-                _convolve(data, which, row, rows, block * n, history, taps, x)
-                _load(data, _BRANCH, which, row, rows, channel, channels, branch, whole)
+                convolve(data, which, row, rows, block * n, history, taps, x)
+                load(data, _BRANCH, which, row, rows, channel, channels, branch, whole)
             else:
-                _load(data, _X, which, row, rows, block * n, n, x, whole)
+                load(data, _X, which, row, rows, block * n, n, x, whole)
             for column in range(0, channels, v):
                 own = x + (first + column) // CHUNK * whole + (first + column) % CHUNK * 4
                 fill(rows, (z, bias_i + 4 * column, bias_r + 4 * column))
@@ -306,157 +300,15 @@ def forward(data: Any) -> None:
                 if field(data, _PACKING) != 0:
                     left, pitch = panels + column * n * 8, 8 * v
                     right = left + 4 * v
-                _multiply(data, rows, x, left, right, pitch, z)
+                multiply(data, rows, x, left, right, pitch, z)
                 count = min(v, channels - column)
                 at = 4 * column
                 _forward_panel(data, row, rows, channel + column, count, z, own, y + at, rate + at, carry + at)
                 if field(data, _TAPS) != 0:
                     gelu_times(rows, (y + at, branch + at))
-            _store(data, _OUT, row, rows, channel, channels, y if field(data, _TAPS) == 0 else branch)
-            if field(data, _H) != 0:
-                _store(data, _H, row, rows, channel, channels, y)
+            store(data, _OUT, row, rows, channel, channels, y if field(data, _TAPS) == 0 else branch, whole)
+            if field(data, _BESIDE) != 0:
+                store(data, _BESIDE, row, rows, channel, channels, y, whole)
             row += rows
         item = take(data, _COUNTER)
     finish(data)
-
-
-@_njit
-def _pack_transposed(data: Any, weight: int, target: int) -> None:
-    """[n, n] from an address on, as panels of its transpose, each with room for another n rows after its own."""
-    n, size, panel = field(data, _N), data_bytes(data), 2 * vector()
-    for row in range(n):
-        place = target + row // panel * (2 * n * panel * 4) + row % panel * 4
-        widen(data, n, 1, weight + row * n * size, size, place, 4 * panel)
-
-
-@_njit
-def _backward_panel(
-    data: Any,
-    row: int,
-    rows: int,
-    channel: int,
-    count: int,
-    z: int,
-    arrays: tuple[int, int, int, int],
-    constants: tuple[int, int, int, int, int],
-) -> None:
-    """As ``_forward_panel``, from the last row to the first. arrays: x, dy, the step before, dz_i."""
-    width, panel = field(data, _BLOCKS) * field(data, _N), 8 * vector()
-    x, dy, before, dz_i = arrays
-    rate, natural_rate, carry, sums, sums_step = constants
-    end = row + rows
-    while end > row:
-        sequence, begin, after = _sequence(data, end - 1)
-        own = (sequence * width + channel) * 4
-        if end == after:
-            copy(data, 1, count, field(data, _STATE) + own, 0, carry, 0)
-        stop = max(begin, row)
-        if stop == begin:
-            place = before + (begin - row) * _ROW
-            if field(data, _BEFORE) == 0:
-                zero(1, (place,))
-            else:
-                copy(data, 1, count, field(data, _BEFORE) + own, 0, place, 0)
-        while end > stop:
-            run, reset = 1, _is_reset(data, end - 1)
-            while not reset and end - run > stop and not _is_reset(data, end - run - 1):
-                run += 1
-            end -= run
-            past = (end - row) * _ROW
-            numbers = (z + (end - row) * panel, x + past, dy + past, before + past, dz_i + past)
-            if reset:
-                backward_reset(run, (*numbers, rate, natural_rate, carry, sums, sums_step))
-            else:
-                backward_run(run, (*numbers, rate, natural_rate, carry, sums, sums_step))
-        if stop == begin:
-            copy(data, 1, count, carry, 0, field(data, _STATE) + own, 0)
-
-
-@_njit
-def _products(data: Any, rows: int, x: int, dx: int, dz: tuple[int, int], transposed: int, own: int) -> None:
-    """dx += dz W^T, dW += x^T dz. dz: arrays of dz_i and dz_r; transposed: panels of W^T; own: offset of this dW."""
-    n, whole, v, pitch = field(data, _N), field(data, _STEP) * _ROW, vector(), field(data, _PITCH)
-    chunks = (n + CHUNK - 1) // CHUNK
-    for column in range(0, n, 2 * v):
-        at = column // CHUNK * whole + column % CHUNK * 4
-        panel = transposed + column * 2 * n * 4
-        for side in range(2):
-            for chunk in range(chunks):
-                depth = min(CHUNK, n - chunk * CHUNK)
-                product(rows, depth, dz[side] + chunk * whole, panel, panel + 4 * v, 8 * v, dx + at, _ROW)
-                panel += depth * 8 * v
-    for side in range(2):
-        dweight = field(data, _DWEIGHT_I + side) + own
-        for column in range(0, n, 2 * v):
-            b = dz[side] + column // CHUNK * whole + column % CHUNK * 4
-            for chunk in range(chunks):
-                c = dweight + (chunk * CHUNK * pitch + column) * 4
-                channels = min(CHUNK, n - chunk * CHUNK)
-                transposed_product(channels, rows, x + chunk * whole, b, b + 4 * v, _ROW, c, 4 * pitch)
-
-
-def backward(data: Any) -> None:
-    """dx, gradients of the weights, sums for those of a_param and biases, gradients of the first states."""
-    n, step, size, v = field(data, _N), field(data, _STEP), data_bytes(data), vector()
-    width, group, blocks = field(data, _BLOCKS) * n, field(data, _GROUP), field(data, _BLOCKS)
-    whole, padded = (n + CHUNK - 1) // CHUNK * step * _ROW, (n + v - 1) // v * v * 4
-    x = _scratch(data)
-    dy = x + whole
-    before = dy + whole
-    dz_i = before + whole
-    z = dz_i + whole
-    carry = z + step * 8 * v
-    rate = carry + padded
-    natural_rate = rate + padded
-    bias_i = natural_rate + padded
-    bias_r = bias_i + padded
-    sums = bias_r + padded
-    panels = sums + 3 * padded
-    transposed = panels + 2 * n * padded
-    item = take(data, _COUNTER)
-    while item < field(data, _ITEMS):
-        which, block = item // blocks, item % blocks
-        channel = block * n
-        for name, target in ((_RATE, rate), (_NATURAL_RATE, natural_rate), (_BIAS_I, bias_i), (_BIAS_R, bias_r)):
-            copy(data, 1, n, field(data, name) + 4 * channel, 0, target, 0)
-        zero(3 * padded // (4 * v), (sums,))
-        weight_i, weight_r = (
-            field(data, _WEIGHT_I) + block * n * n * size,
-            field(data, _WEIGHT_R) + block * n * n * size,
-        )
-        _pack(data, weight_i, n, panels)
-        _pack(data, weight_r, n, panels + 4 * v)
-        _pack_transposed(data, weight_i, transposed)
-        _pack_transposed(data, weight_r, transposed + n * 8 * v)
-        own = item * n * field(data, _PITCH) * 4
-        first, end = which * group, min((which + 1) * group, field(data, _ROWS))
-        while end > first:
-            rows = min(step, end - first)
-            row = end - rows
-            _load(data, _X, which, row, rows, channel, n, x, step * _ROW)
-            _load(data, _DY, which, row, rows, channel, n, dy, step * _ROW)
-            # of a group's first row nothing is read: it begins a sequence
-            skipped = 1 if row == first else 0
-            place = before + skipped * _ROW
-            _load(data, _Y, which, row - 1 + skipped, rows - skipped, channel, n, place, step * _ROW)
-            for column in range(0, n, v):
-                at, panel = column // CHUNK * step * _ROW + column % CHUNK * 4, panels + column * n * 8
-                fill(rows, (z, bias_i + 4 * column, bias_r + 4 * column))
-                _multiply(data, rows, x, panel, panel + 4 * v, 8 * v, z)
-                arrays, past = (x + at, dy + at, before + at, dz_i + at), 4 * column
-                constants = (rate + past, natural_rate + past, carry + past, sums + past, padded)
-                count = min(v, n - column)
-                _backward_panel(data, row, rows, channel + column, count, z, arrays, constants)
-            _products(data, rows, x, dy, (dz_i, before), transposed, own)
-            for chunk in range((n + CHUNK - 1) // CHUNK):
-                start = chunk * CHUNK
-                _store(data, _OUT, row, rows, channel + start, min(CHUNK, n - start), dy + chunk * step * _ROW)
-            end = row
-        copy(data, 3, n, sums, padded, field(data, _SUMS) + (which * 3 * width + channel) * 4, width * 4)
-        item = take(data, _COUNTER)
-    finish(data)
-
-
-def compiled(kernel: Any, dtype: Any) -> Any:
-    """See ``_native.compiled``."""
-    return _native.compiled(kernel, dtype, FILES)

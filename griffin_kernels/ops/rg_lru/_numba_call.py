@@ -1,4 +1,4 @@
-"""Calls the compiled kernels of _numba.py: work items, scratch, addresses, threads.
+"""Calls the compiled kernels of _numba.py and _numba_backward.py: work items, scratch, addresses, threads.
 
 x may have any strides of batch and time; a tensor whose channels are not contiguous is copied first.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from griffin_kernels import memory
 from griffin_kernels.ops import _native, _threads
-from griffin_kernels.ops.rg_lru import _numba, _numba_tiles
+from griffin_kernels.ops.rg_lru import _numba, _numba_backward, _numba_tiles
 from griffin_kernels.ops.rg_lru.op import DECAY, resets
 
 _STREAMED = 16 * 2**20
@@ -74,8 +74,16 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def run(kernel: Any, dtype: torch.dtype, values: tuple[int, ...], items: int, work: int, floats_each: int) -> None:
-    """Run a kernel on ``values``, its FIELDS from ``items`` on, with scratch for every thread.
+def run(
+    kernel: Any,
+    files: tuple[str, ...],
+    dtype: torch.dtype,
+    values: tuple[int, ...],
+    items: int,
+    work: int,
+    floats_each: int,
+) -> None:
+    """Run a kernel made from ``files`` on ``values``, its FIELDS from ``items`` on, with scratch for every thread.
 
     work: multiply-adds of all items. floats_each: scratch of one thread.
     """
@@ -85,17 +93,41 @@ def run(kernel: Any, dtype: torch.dtype, values: tuple[int, ...], items: int, wo
     at = _numba.FIELDS.index("scratch")
     fields = array("q", (0, 0, *values))
     fields[at], fields[at + 1] = scratch.data_ptr(), size
-    _threads.run(_numba.compiled(kernel, dtype), fields.buffer_info()[0], threads)
+    _threads.run(_native.compiled(kernel, dtype, files), fields.buffer_info()[0], threads)
 
 
 class Around(NamedTuple):
-    """What recurrent_block adds: convolution before, product with gelu(y) after. h: [B,T,D] to fill, or None."""
+    """What recurrent_block adds: convolution before, product with gelu(y) after.
+
+    beside: [B,T,D] to fill, h or None; in the backward y's gradient.
+    """
 
     y: Tensor
     conv_weight: Tensor
     conv_bias: Tensor
     conv_state: Tensor | None
-    h: Tensor | None
+    beside: Tensor | None
+
+    def fields(self, segment_pos: Tensor | None, group: int) -> tuple[tuple[int, ...], tuple[Tensor | None, ...]]:
+        """Values of the fields from ``taps`` to those of the branch, and tensors to keep while they are used."""
+        batch, time, _ = self.y.shape
+        held = (
+            floats(self.conv_weight),
+            floats(self.conv_bias),
+            None if self.conv_state is None else floats(self.conv_state),
+            None if segment_pos is None else segment_pos.long().expand(batch, time).contiguous(),
+            self.beside,
+        )
+        branch = collapsible(self.y, group)
+        return (self.conv_weight.shape[0], *map(address, held), *strided(branch)), (*held, branch)
+
+    def scratch(self, n: int, step: int) -> int:
+        """Floats of scratch for the taps, and for the rows of x that a block of steps reads."""
+        taps, chunks = self.conv_weight.shape[0], -(-n // _numba_tiles.CHUNK)
+        return (taps + 1) * chunks * _numba_tiles.CHUNK + chunks * (step + taps - 1) * _numba_tiles.STRIDE
+
+
+_NOTHING_AROUND = (0,) * (_numba.FIELDS.index("y") - _numba.FIELDS.index("taps"))
 
 
 def forward(
@@ -137,21 +169,9 @@ def forward(
     step = min(step, group * time)
     chunks = -(-n // _numba_tiles.CHUNK)
     scratch = (chunks + 1) * step * _numba_tiles.STRIDE + 2 * v * step + 4 * part + 2 * n * part
-    extra: tuple[int, ...] = (0,) * (_numba.FIELDS.index("y") - _numba.FIELDS.index("taps"))
-    held: tuple[Tensor | None, ...] = ()
+    extra, _held = (_NOTHING_AROUND, ()) if around is None else around.fields(segment_pos, group)
     if around is not None:
-        taps = around.conv_weight.shape[0]
-        held = (
-            floats(around.conv_weight),
-            floats(around.conv_bias),
-            None if around.conv_state is None else floats(around.conv_state),
-            None if segment_pos is None else segment_pos.long().expand(batch, time).contiguous(),
-            around.h,
-        )
-        branch = collapsible(around.y, group)
-        extra = (taps, *map(address, held), *strided(branch))
-        scratch += step * _numba_tiles.STRIDE + (taps + 1) * chunks * _numba_tiles.CHUNK
-        scratch += chunks * (step + taps - 1) * _numba_tiles.STRIDE
+        scratch += step * _numba_tiles.STRIDE + around.scratch(n, step)
     # in the order of _numba.FIELDS, from the third on
     values = (
         groups * blocks * parts,
@@ -181,7 +201,8 @@ def forward(
         *extra,
         *(0,) * (len(_numba.FIELDS) - _numba.FIELDS.index("y")),
     )
-    run(_numba.forward, x.dtype, values, groups * blocks * parts, 2 * batch * time * width * n, scratch)
+    work = 2 * batch * time * width * n
+    run(_numba.forward, _numba.FILES, x.dtype, values, groups * blocks * parts, work, scratch)
     return out, state
 
 
@@ -199,8 +220,12 @@ def backward(
     segment_pos: Tensor | None,
     cu_seqlens: Tensor | None,
     step: int,
+    around: Around | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """rg_lru_bwd by blocks of ``step`` steps; an item is a gate block and some batch rows."""
+    """rg_lru_bwd by blocks of ``step`` steps; an item is a gate block and some batch rows.
+
+    With ``around`` dy and y are recurrent_block's dout and h, and the gradient of u = conv(x) is given in dx's place.
+    """
     batch, time, width = x.shape
     blocks, n = input_gate_bias.shape
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -225,6 +250,7 @@ def backward(
         offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
         aligned = width * dx.element_size() % _LINE == 0 and n * dx.element_size() % _LINE == 0
         step = min(step, group * time)
+        extra, _held = (_NOTHING_AROUND, ()) if around is None else around.fields(segment_pos, group)
         # in the order of _numba.FIELDS, from the third on
         values = (
             groups * blocks,
@@ -251,7 +277,7 @@ def backward(
             address(weights[1]),
             *strided(x),
             address(dx),
-            *(0,) * (_numba.FIELDS.index("y") - _numba.FIELDS.index("taps")),
+            *extra,
             *strided(y),
             *strided(dy),
             address(rates[1]),
@@ -263,7 +289,11 @@ def backward(
         )
         padded, arrays = -(-n // v) * v, 4 * -(-n // _numba_tiles.CHUNK)
         scratch = arrays * step * _numba_tiles.STRIDE + 2 * v * step + 8 * padded + 2 * n * (padded + pitch)
-        run(_numba.backward, x.dtype, values, groups * blocks, 6 * batch * time * width * n, scratch)
+        if around is not None:
+            scratch += around.scratch(n, step)
+        kernel = _numba_backward.backward if around is None else _numba_backward.block_backward
+        work = 6 * batch * time * width * n
+        run(kernel, _numba_backward.FILES, x.dtype, values, groups * blocks, work, scratch)
     through_r, through_z_i, through_z_r = sums.sum(0).unbind(0)
     da_param = (through_r * torch.sigmoid(a_param.float())).mul_(-DECAY).to(a_param.dtype)
     dweight_i, dweight_r = (

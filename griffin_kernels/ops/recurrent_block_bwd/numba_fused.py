@@ -1,0 +1,100 @@
+"""The gradient in two passes of native code: everything down to the convolution's output, then the convolution's.
+
+    for blocks of steps, from the last to the first:
+        dh = dout gelu(y),  dy = dout h gelu'(y),  u = conv(x)      in the block of steps that the products read
+        du = rg_lru_bwd(dh, u, h)                                   as in rg_lru_bwd/numba_fused.py
+    dx, dconv_weight, dconv_bias, dconv_state = conv_bwd(du)        as in temporal_conv1d_bwd/numba_direct.py
+
+u, gelu, its slope and dh never leave the caches: the first pass reads x, y, dout and h and writes dy and du, the second
+reads du and x and writes dx, 36 bytes per element in float32. The second pass is a few percent of the first, whose six
+products bind; it is one of its own because dx of a step needs du of the K-1 steps after it and sums of every tap.
+
+Numerics: float32, u and dh included; du is rounded to the data's dtype between the passes. gelu's tanh form is y s,
+s = sigmoid(2 sqrt(2 / pi) (y + 0.044715 y^3)), and 1 - s is exact to its last bits. Sums over time are added in an
+order of their own: the same for any number of threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from griffin_kernels import memory
+from griffin_kernels.contract import Case, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops.rg_lru import _numba_call as recurrence
+from griffin_kernels.ops.rg_lru import numba_fused as lru
+from griffin_kernels.ops.temporal_conv1d import _numba_call as convolution
+from griffin_kernels.ops.temporal_conv1d import numba_direct as conv
+from griffin_kernels.ops.temporal_conv1d_bwd.numba_direct import Config as ConvolutionConfig
+from griffin_kernels.ops.temporal_conv1d_bwd.op import through_state
+
+_CONVOLUTION = ConvolutionConfig()
+
+
+@dataclass(frozen=True)
+class Config:
+    """block_t: steps worked on at a time."""
+
+    block_t: int = 96
+
+
+def run(
+    dout: Tensor,
+    dnew_conv_state: Tensor | None,
+    dh_last: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    a_param: Tensor,
+    input_gate_weight: Tensor,
+    input_gate_bias: Tensor,
+    recurrence_gate_weight: Tensor,
+    recurrence_gate_bias: Tensor,
+    h: Tensor,
+    conv_state: Tensor | None,
+    h0: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
+    *,
+    config: Config,
+) -> tuple[Tensor | None, ...]:
+    gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
+    dy = memory.empty(y.shape, y.dtype)
+    around = recurrence.Around(y, conv_weight, conv_bias, conv_state, dy)
+    du, *dgates, dh0 = recurrence.backward(
+        dout, dh_last, x, *gates, h, h0, segment_pos, cu_seqlens, config.block_t, around
+    )
+    assert du is not None
+    leaving = through_state(dnew_conv_state, segment_pos, cu_seqlens, conv_weight.shape[0])
+    cut = (_CONVOLUTION.block_t, _CONVOLUTION.block_d, _CONVOLUTION.tile)
+    dx, dconv_weight, dconv_bias, dconv_state = convolution.backward(
+        du, leaving, x, conv_weight, conv_state, segment_pos, cu_seqlens, *cut
+    )
+    return dx, dy, dconv_weight, dconv_bias, *dgates, dconv_state, dh0
+
+
+def reject(case: Case, device: Device, config: Any) -> str | None:
+    """What either pass cannot do."""
+    return lru.reject(case, device, config) or conv.reject(case, device, _CONVOLUTION)
+
+
+def traffic(case: Case, config: Config) -> int:
+    """Bytes moved: x, y, dout, h, dy and du; du, x and dx."""
+    return 9 * case["B"] * case["T"] * case["D"] * case.bytes_per_element()
+
+
+VARIANT = Variant(
+    op="recurrent_block_bwd",
+    name="numba.fused",
+    summary="convolution, products, gates, scan and gelu in one native pass, the convolution's gradient in another",
+    run=run,
+    config=Config,
+    axes={"block_t": (24, 48, 96, 192, 384)},
+    reject=reject,
+    rank=lru.rank,
+    traffic=traffic,
+)

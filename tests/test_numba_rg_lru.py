@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from griffin_kernels import catalog, device, dispatch, verify
@@ -51,6 +51,7 @@ def plain(time=6, width=32, blocks=2, **changes):
     positions=st.none() | st.lists(st.integers(0, 5), min_size=200, max_size=200),
 )
 def test_however_the_work_is_cut(op_name, batch, time, blocks, n, block_t, block_d, state, positions):
+    assume(n * blocks >= 8)  # sums over time of fewer channels may all cancel: nothing to be relative to
     flags = () if positions is None else ("segmented",)
     data = ("h0",) if state else ()
     case = make_case(batch, time, n * blocks, blocks, flags=flags, data=data, op=op_name)

@@ -79,7 +79,7 @@ def test_every_backward_op_belongs_to_an_op():
 
 
 def test_unknown_names_list_what_there_is():
-    with pytest.raises(errors.UnknownOpError, match="no op 'scan'; there are linear_scan"):
+    with pytest.raises(errors.UnknownOpError, match="no op 'scan'; there are block_diagonal_scan"):
         catalog.op("scan")
     with pytest.raises(
         errors.UnknownVariantError, match=r"no variant 'linear_scan/x.y'; linear_scan has .*eager\.loop"

@@ -366,7 +366,7 @@ def test_dry_run_writes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--ops", "linear_scam"], "no op 'linear_scam'; there are linear_scan"),
+        (["--ops", "linear_scam"], "no op 'linear_scam'; there are block_diagonal_scan"),
         (["--cases", "T99999"], "no case matches"),
         (["--dtypes", "float8"], "no dtype 'float8'; there are float32"),
         (["--budget", "huge"], "no budget 'huge'; there are quick, default, thorough"),

@@ -36,8 +36,10 @@ test: $(VENV)/installed-dev
 	@echo "running all tests"
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-# what CI runs in a short form: 200 kills of a tune run instead of 20, every configuration compiled for every target
+# what CI runs in a short form: 200 kills of a tune run instead of 20, the recorded table compiled for every target,
+# every configuration compiled for every target
 soak: $(VENV)/installed-dev
+	@GRIFFIN_TEST_TARGETS=all $(BIN)/python -m pytest -q -s tests/test_triton_compile.py $(ARGS)
 	@GRIFFIN_TEST_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_tune.py -k kill_minus_nine $(ARGS)
 	@$(BIN)/python -m tuning.static --all-configs
 

@@ -32,12 +32,17 @@ def widest(variant) -> object | None:
     return dataclasses.replace(variant.config(), **values)
 
 
-def test_defaults_keep_their_claims_on_every_target_and_are_as_recorded():
+SHORT = ("sm_90", "gfx942")
+"""Targets compiled for here; `make soak` compiles for all, and the recorded table holds all of these very sources."""
+
+
+def test_defaults_keep_their_claims_and_are_as_recorded():
     """One test, as compiling takes minutes: no failure, spill or broken claim, whole sectors, the recorded table."""
+    targets = CHECKED if os.environ.get("GRIFFIN_TEST_TARGETS") == "all" else SHORT
     asked = [
         request
         for variant in compilable()
-        for request in requests_for(variant, representative(catalog.op(variant.op).cases), CHECKED)
+        for request in requests_for(variant, representative(catalog.op(variant.op).cases), targets)
     ]
     answers = worker.compile_all(asked)
     table.show(answers.reports)
@@ -46,9 +51,9 @@ def test_defaults_keep_their_claims_on_every_target_and_are_as_recorded():
     # a load of a warp brings 128 bytes in one go: 4 per thread at least, wherever channels are neighbours
     nvidia = [r for r in answers.reports if r.target.startswith("sm_") and r.load_bits]
     assert not [(r.kernel, r.load_bits) for r in nvidia if max(r.load_bits) < 32]
-    assert sorted(map(msgspec.json.encode, answers.reports)) == sorted(
-        map(msgspec.json.encode, recorded.load().reports)
-    ), "`make static` records the table anew"
+    known = [r for r in recorded.load().reports if r.target in targets]
+    same = sorted(map(msgspec.json.encode, answers.reports)) == sorted(map(msgspec.json.encode, known))
+    assert same, "`make static` records the table anew"
 
 
 def test_awkward_cases_compile():

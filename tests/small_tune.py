@@ -5,6 +5,7 @@ Run as ``python -m tests.small_tune FOLDER [--resume]``.
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from types import MappingProxyType
@@ -36,4 +37,6 @@ def main(folder: str, *flags: str) -> int:
 
 
 if __name__ == "__main__":
+    # a shell that starts tests in the background has them ignore Ctrl-C, which tests then send
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(*sys.argv[1:]))

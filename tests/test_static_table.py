@@ -50,7 +50,7 @@ def test_every_case_is_read_back_from_its_key():
 def test_the_file_comes_back_as_it_was_written(tmp_path):
     found = recorded.load()
     path = tmp_path / "recorded.json"
-    recorded.save(found.triton, found.sources, reversed(found.reports), path)
+    recorded.save(found.triton, found.sources, found.reports, path)
     assert recorded.load(path) == found
     assert path.read_bytes() == recorded.FILE.read_bytes()
 

@@ -45,7 +45,8 @@ def run(
     targets, upstream = zip(*((t, g.to(t.dtype)) for t, g in pairs if g is not None), strict=True)
     found = iter(torch.autograd.grad(targets, wanted, upstream))
     given = [next(found) for _ in leaves]
-    dconv_state = None if before is None else next(found).to(x.dtype)
+    # a copy, as autograd cut it out of a tensor that holds dx too
+    dconv_state = None if before is None else next(found).to(x.dtype, copy=True)
     return (*given, dconv_state, None if state is None else next(found))
 
 

@@ -437,3 +437,13 @@ def test_race_is_over_rounds_and_has_an_a_a_pair(tmp_path):
         low, high = stats.paired_ratio_interval([r[0] for r in heat.rounds_s], heat.again_s)
         assert heat.noise_floor == pytest.approx(max(abs(1 - low), abs(high - 1)))
     assert len(records(tmp_path, Result)) == 6
+
+
+def test_states_that_a_candidate_changes_are_not_what_the_next_is_checked_on(tmp_path):
+    """Of an op that works in place no variant may look wrong because another was timed before it."""
+    options = Options(ops=("rg_lru_step",), cases=("float32",), budget="quick", device="cpu")
+    paths = Paths.choose(tmp_path, HERE)
+    tune(options, paths, Quiet())
+    found = [r for r in journal.read(paths.journal) if isinstance(r, Candidate)]
+    assert {r.variant for r in found if r.status == "ok"} >= {"eager.folded", "eager.unfused"}
+    assert [(r.variant, r.problem) for r in found if r.status == "wrong"] == []

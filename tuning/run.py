@@ -18,7 +18,7 @@ import msgspec
 import platformdirs
 
 from griffin_kernels import device as devices
-from griffin_kernels import dispatch, errors, registry
+from griffin_kernels import dispatch, errors, registry, verify
 from griffin_kernels.contract import config_dict, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, DeviceRecord, Entry, RegistryFile
@@ -341,7 +341,9 @@ class _Arena:
             if "problems" in self.__dict__
             else self.job.op.make_inputs(self.job.case, self.device.torch_device, 0)
         )
-        return timing.copies(inputs, self.device)
+        # what the op changes in place is copied: the problem's own tensors are what later candidates are checked on
+        own = {name: verify.copy_of(inputs[name]) for name in self.job.op.in_place}
+        return timing.copies({**inputs, **own}, self.device)
 
     def sampler(self, planned: Planned) -> timing.Sampler:
         run = functools.partial(planned.variant.run, config=planned.config)

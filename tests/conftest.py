@@ -17,6 +17,15 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What was tuned on this machine for real is not what tests read, nor where they write."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        patch.delenv("GRIFFIN_KERNELS_REGISTRY", raising=False)
+        yield
+
+
 def pytest_collection_modifyitems(items):
     """Skip what needs a GPU where there is none, and say so; nothing else is ever skipped."""
     if torch.cuda.is_available():

@@ -71,17 +71,17 @@ def test_layers_one_by_one():
 
 
 def test_json_and_csv_say_the_same():
-    record = json.loads(h100("--json").output)
-    rows = list(csv.DictReader(io.StringIO(h100("--csv").output)))
+    record = json.loads(h100("--json").stdout)
+    rows = list(csv.DictReader(io.StringIO(h100("--csv").stdout)))
     assert len(rows) == len(record["parts"]) == 2 * 24 + 2
     assert sum(float(row["predicted_s"]) for row in rows) == pytest.approx(record["predicted_s"])
     assert record["model"] == "griffin-1b3" and record["dtype"] == "bfloat16" and record["fits"] is True
 
 
 def test_sweeps():
-    both = json.loads(h100("--sweep", "batch,seq", "--batches", "1,64", "--seqs", "128,4096", "--json").output)
+    both = json.loads(h100("--sweep", "batch,seq", "--batches", "1,64", "--seqs", "128,4096", "--json").stdout)
     assert [(p["batch"], p["seq"]) for p in both] == [(1, 128), (1, 4096), (64, 128), (64, 4096)]
-    alone = json.loads(h100("--sweep", "batch", "--batches", "1,64", "--seq", 4096, "--json").output)
+    alone = json.loads(h100("--sweep", "batch", "--batches", "1,64", "--seq", 4096, "--json").stdout)
     assert alone == [point for point in both if point["seq"] == 4096]
     table = h100("--sweep", "batch,seq", "--phase", "decode").output
     assert "bound by:" in table and "131072" in table
@@ -140,7 +140,7 @@ def test_ceilings_of_another_device_are_refused(measured_here, monkeypatch):
 @pytest.mark.parametrize("model", ["hawk-tiny", "griffin-tiny", "mqa-tiny"])
 def test_measured_beside_predicted(measured_here, model, phase):
     words = ("forward", "--model", model, "--phase", phase, "--batch", 2, "--seq", 40, "--measure", "--seconds", 0)
-    record = json.loads(run(*words, "--json").output)
+    record = json.loads(run(*words, "--json").stdout)
     assert record["dtype"] == "float32"
     measured = record["measured"]
     assert measured["interval_s"][0] <= measured["median_s"] <= measured["interval_s"][1]

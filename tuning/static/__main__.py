@@ -16,7 +16,8 @@ os.environ.pop("TRITON_INTERPRET", None)  # before anything imports a kernel
 import msgspec
 import typer
 
-from griffin_kernels import catalog
+from griffin_kernels import catalog, errors
+from roofline.console import plain_errors
 from tuning.static import recorded, table
 from tuning.static.requests import Request, answer_all, compilable, representative, requests_for
 from tuning.static.targets import CHECKED
@@ -33,6 +34,20 @@ def main(
     save: Annotated[bool, typer.Option("--save", help="record the table where reports find it")] = False,
 ) -> None:
     """Compile and report."""
+    with plain_errors():
+        _run(op, variant, targets, every, requests, as_json, jobs, save)
+
+
+def _run(
+    op: str | None,
+    variant: str | None,
+    targets: str,
+    every: bool,
+    requests: str | None,
+    as_json: bool,
+    jobs: int,
+    save: bool,
+) -> None:
     if requests is not None:
         text = sys.stdin.buffer.read() if requests == "-" else Path(requests).read_bytes()
         asked = msgspec.json.decode(text, type=list[Request])
@@ -44,7 +59,10 @@ def main(
             for request in requests_for(found, representative(catalog.op(found.op).cases), names, every)
         ]
     if save and (op or variant or every or requests or targets != ",".join(CHECKED)):
-        raise typer.BadParameter("--save records the whole table, so it takes no choice of what to compile")
+        raise errors.ArgumentError("--save records the whole table, so it takes no choice of what to compile")
+    if not asked:
+        print("nothing to compile: no Triton variant fits", file=sys.stderr)
+        raise typer.Exit(1)
     answers = answer_all(asked, jobs)
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(answers) + b"\n")
@@ -52,14 +70,12 @@ def main(
         table.show(answers.reports)
         for failure in answers.failures:
             print(f"{failure.request.variant} {failure.request.case} {failure.request.target}: {failure.reason}")
-    if not asked:
-        print("nothing to compile: no Triton variant fits", file=sys.stderr)
     if save and not answers.failures:
         keys = {f"{report.op}/{report.variant}" for report in answers.reports}
         sources = {key: catalog.variant(key).source_hash for key in keys}
         recorded.save(metadata.version("triton"), sources, answers.reports)
         print(f"recorded {len(answers.reports)} kernels in {recorded.FILE}", file=sys.stderr)
-    if not asked or answers.failures or any(report.broken for report in answers.reports):
+    if answers.failures or any(report.broken for report in answers.reports):
         raise typer.Exit(1)
 
 

@@ -12,8 +12,11 @@ import msgspec
 
 from griffin_kernels.case import Case
 
-SCHEMA_VERSION = 1
-"""Version of the registry format. A reader refuses a file of a later version and says so."""
+SCHEMA_VERSION = 2
+"""Version of the registry format. A reader refuses a file of a later version and says so; it reads earlier ones.
+
+1: the first. 2: entries may name ties, a warm time, a noise floor and a predicted time.
+"""
 
 
 class CaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,10 +42,21 @@ class DeviceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     provenance: dict[str, Any]
 
 
+class Tie(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A candidate that the race could not tell from the winner."""
+
+    variant: str
+    config: dict[str, Any]
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The kernel chosen for one case, and why it can be believed.
 
     status: ``measured`` on this device, or ``predicted`` without running there.
+    median_s: with cold caches. warm_median_s: with the same inputs again and again, as far as caches hold them.
+    predicted_s: what the static model expects, where status is ``predicted``.
+    ties: other finalists that are not told apart from the winner. noise_floor: of the race, as a share; no difference
+    below it means anything.
     baseline: the fastest baseline of the same race. speedup: baseline time over winner time, with its interval.
     bound: the ceiling that binds. share_of_bound: time at that ceiling over measured time.
     error_rel_norm, error_worst: against float64, as in ``contract.Tolerance``.
@@ -71,6 +85,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     error_rel_norm: float | None = None
     error_worst: float | None = None
     samples_digest: str | None = None
+    warm_median_s: float | None = None
+    predicted_s: float | None = None
+    noise_floor: float | None = None
+    ties: list[Tie] = []
 
 
 class RegistryFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

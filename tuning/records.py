@@ -11,7 +11,8 @@ import msgspec
 
 from griffin_kernels.records import CaseRecord, DeviceRecord, Entry
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
+"""1: the first. 2: candidates that cost their worker its life, conditions, an A/A noise floor, confirmed races."""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="kind"):
@@ -48,13 +49,51 @@ class OutputError(msgspec.Struct, frozen=True):
     worst: float | None
 
 
+class Conditions(msgspec.Struct, frozen=True, kw_only=True):
+    """State of a device at one moment; None where the machine does not tell.
+
+    clock_mhz: SM or core clock. power_w, temperature_c: of the device. throttle: reasons why clocks are held down, in
+    NVML's words. load: processes that want a CPU, per core (one-minute average). steal: share of CPU time that the
+    hypervisor took since the last reading.
+    """
+
+    clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    throttle: list[str] = []
+    load: float | None = None
+    steal: float | None = None
+
+
+class Noise(msgspec.Struct, frozen=True, kw_only=True, tag="noise", tag_field="kind"):
+    """The A/A test of a run: one kernel raced against itself. floor: the largest |ratio - 1| of the 95% interval.
+
+    floor is what the machine makes of no difference at all. seconds: a call of the kernel that was used (what).
+    """
+
+    what: str
+    seconds: float
+    rounds: int
+    low: float
+    high: float
+    floor: float
+    conditions: Conditions = Conditions()
+
+
+Status = Literal["ok", "slow", "wrong", "failed", "crashed", "timeout", "memory", "rejected", "skipped"]
+BAD = ("wrong", "failed", "crashed", "timeout", "memory")
+"""Statuses of candidates that ran and should not have ended as they did."""
+
+
 class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate", tag_field="kind"):
     """One finished candidate: key is ``op/variant/case/config/device``.
 
     status: ``ok`` (right, timed), ``slow`` (right, but more than the cut-off slower than the best; few samples),
-    ``wrong`` (failed the gate, never timed), ``failed`` (raised), ``rejected`` (cannot run this case here),
-    ``skipped`` (its variant is hopeless here: see problem).
-    problem: one sentence unless ok. samples_s: every sample of the first timing.
+    ``wrong`` (failed the gate, never timed), ``failed`` (raised), ``crashed`` (its process died, or gave no answer),
+    ``timeout`` (its process was killed when its time was up), ``memory`` (killed, or refused, for want of memory),
+    ``rejected`` (cannot run this case here), ``skipped`` (its variant is hopeless here: see problem).
+    problem: one sentence unless ok. samples_s: every sample of the first timing. stage: where it ended unless ok:
+    ``compile``, ``check`` or ``time``.
     """
 
     key: str
@@ -64,12 +103,13 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate", tag_
     config: dict[str, Any]
     baseline: bool
     is_default: bool
-    status: Literal["ok", "slow", "wrong", "failed", "rejected", "skipped"]
+    status: Status
     problem: str | None = None
     errors: list[OutputError] = []
     samples_s: list[float] = []
     source_hash: str = ""
     seconds_spent: float = 0.0
+    stage: str = ""
 
 
 class Race(msgspec.Struct, frozen=True, kw_only=True, tag="race", tag_field="kind"):
@@ -77,6 +117,8 @@ class Race(msgspec.Struct, frozen=True, kw_only=True, tag="race", tag_field="kin
 
     again_s[i] is a second sample of the first finalist in round i. noise_floor: half-width of the interval of the
     ratio of those two, which are the same kernel: no difference below it means anything.
+    warm_s[j]: samples of finalist j with warm caches. before, after: conditions around the rounds.
+    confirms: the race was run again, in a fresh worker, because of this surprise; a later race of a case counts.
     """
 
     op: str
@@ -85,6 +127,10 @@ class Race(msgspec.Struct, frozen=True, kw_only=True, tag="race", tag_field="kin
     rounds_s: list[list[float]]
     again_s: list[float] = []
     noise_floor: float = 0.0
+    warm_s: list[list[float]] = []
+    before: Conditions = Conditions()
+    after: Conditions = Conditions()
+    confirms: str = ""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, tag="result", tag_field="kind"):
@@ -103,4 +149,4 @@ class End(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="kind"
     seconds: float
 
 
-Record = Run | Ceiling | Candidate | Race | Result | End
+Record = Run | Ceiling | Noise | Candidate | Race | Result | End

@@ -26,7 +26,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(roofline_cli.app)
-tune_app = typer.Typer(name="tune", add_completion=False, context_settings=HELP, pretty_exceptions_enable=False)
+tune_app = typer.Typer(
+    name="tune",
+    add_completion=False,
+    context_settings=HELP,
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+    no_args_is_help=False,
+)
+app.add_typer(tune_app)
 
 
 def _split(value: str | None) -> tuple[str, ...]:
@@ -38,9 +46,9 @@ def _interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-@app.command()
-@tune_app.command()
+@tune_app.callback()
 def tune(
+    context: typer.Context,
     ops: Annotated[str | None, typer.Option(help="Ops, comma-separated. All by default.")] = None,
     cases: Annotated[
         str | None, typer.Option(help="Cases, comma-separated: parts of their keys, such as T4096 or 'B1-*-bfloat16'.")
@@ -64,6 +72,8 @@ def tune(
     ] = None,
 ) -> None:
     """Find the fastest correct kernels for this device, publish them, study whole models, write the report."""
+    if context.invoked_subcommand is not None:
+        return
     # a pipe has no width: tables for people who read logs
     console = Console(width=None if sys.stdout.isatty() else 140)
     with plain_errors(Console(stderr=True)):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from griffin_kernels import catalog, errors, specs
+from griffin_kernels import catalog, errors, misses, specs
 from griffin_kernels import device as devices
 from griffin_kernels.contract import Case, Inputs, Op, Variant, config_key
 from griffin_kernels.device import Device
@@ -39,6 +39,18 @@ class Choice:
     reason: str
     match: Match | None = None
 
+    def caveat(self) -> tuple[type[errors.RegistryWarning], str] | None:
+        """Why an entry is used with less trust than another (its warning's class, words); None where there is none."""
+        if self.match is None:
+            return None
+        entry = self.match.entry
+        if entry.status == "predicted":
+            return errors.PredictedWarning, "predicted without running on this device; `griffin tune` measures"
+        if self.match.stale:
+            again = f"`griffin tune --ops {entry.op}` races it again"
+            return errors.StaleWarning, f"stale: measured with {', '.join(self.match.stale)}; still used, {again}"
+        return None
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -57,6 +69,8 @@ class Explanation:
         ]
         if match := self.choice.match:
             lines.append(f"  from {match.source}, {match.entry.status} on {match.entry.date}: {match.entry.reason}")
+        if caveat := self.choice.caveat():
+            lines.append(f"  {caveat[1]}")
         if self.others:
             lines.append(f"  could also run: {', '.join(self.others)}")
         lines += [f"  rejected {name}: {reason}" for name, reason in self.rejected.items()]
@@ -266,11 +280,26 @@ def _resolve(op_name: str, inputs: Inputs) -> Callable[..., tuple[Tensor | None,
     case = op.case_of(**inputs)
     with _STATE.lock:
         choice = _choose(op, case, device)
-        if choice.origin == "default" and op.name not in _STATE.warned:
+        _warn(op, case, device, choice)
+    if choice.origin == "default":
+        misses.record(case, device)
+    return functools.partial(choice.variant.run, config=choice.config)
+
+
+def _warn(op: Op, case: Case, device: Device, choice: Choice) -> None:
+    """Say once per op that it is untuned, and once per process that an entry is stale or predicted."""
+    if choice.origin == "default":
+        # who was told that the entries are passed over knows that the default is used
+        if op.name not in _STATE.warned and not _registry(device).passed_over & {op.name, "*"}:
             _STATE.warned.add(op.name)
             text = f"{op.name} is not tuned near {case.key} on {device.name}: using {choice.variant.name}; "
-            warnings.warn(text + "`griffin tune` measures this machine", errors.UntunedWarning, stacklevel=5)
-    return functools.partial(choice.variant.run, config=choice.config)
+            warnings.warn(text + "`griffin tune` measures this machine", errors.UntunedWarning, stacklevel=6)
+    elif (caveat := choice.caveat()) and choice.match is not None:
+        category, words = caveat
+        if category.__name__ not in _STATE.warned:
+            _STATE.warned.add(category.__name__)
+            text = f"{op.name} in registry {choice.match.source} is {words} (`griffin tune show` lists all)"
+            warnings.warn(text, category, stacklevel=6)
 
 
 def _run_empty(op: Op, inputs: Inputs) -> tuple[Tensor | None, ...]:

@@ -60,7 +60,19 @@ class RegistryError(GriffinKernelsError, ValueError):
 
 
 class RegistryWarning(UserWarning):
-    """A registry file or entry was passed over; the default kernel is used in its place."""
+    """A registry file or entry was passed over, and another source or the default kernel is used in its place."""
+
+
+class StaleWarning(RegistryWarning):
+    """An entry was measured with another driver, power limit or library; it is used. Shown once per process."""
+
+
+class PredictedWarning(RegistryWarning):
+    """A kernel was chosen by prediction, without running on this device. Shown once per process."""
+
+
+class MissWarning(UserWarning):
+    """Untuned cases cannot be recorded where they should be; nothing else changes. Shown once per file."""
 
 
 class CeilingsError(GriffinKernelsError, ValueError):
@@ -81,6 +93,10 @@ class OutputFolderError(GriffinKernelsError, OSError):
 
 class JournalError(GriffinKernelsError, ValueError):
     """A journal cannot be read or continued."""
+
+
+class WorkerError(GriffinKernelsError, RuntimeError):
+    """No worker process can be started, made ready or ended."""
 
 
 class DeviceError(GriffinKernelsError, RuntimeError):

@@ -63,6 +63,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     samples_digest: SHA-256 (16 hex digits) of the winner's samples in the journal.
     source_hash: of the variant's source; an entry of other source is not used.
     reason: why this one was chosen, in words.
+    provenance: facts in which this entry differs from the file's, because the file was published to again since.
     """
 
     op: str
@@ -89,6 +90,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     predicted_s: float | None = None
     noise_floor: float | None = None
     ties: list[Tie] = []
+    provenance: dict[str, Any] = {}
 
 
 class RegistryFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -117,6 +119,7 @@ def decode(raw: bytes, kind: type[File], newest: int, what: str, error: type[Exc
         if version > newest:
             raise error(f"{what} has schema version {version}, this package reads up to {newest}{remedy['later']}")
         return msgspec.json.decode(raw, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as problem:  # a ValidationError is a DecodeError
+    # a ValidationError is a DecodeError; brackets by the thousand raise RecursionError
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
         form, _, advice = remedy["broken"].partition("; ")
         raise error(f"{what} is not {form}: {problem}; {advice}") from None

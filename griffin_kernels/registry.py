@@ -6,18 +6,22 @@ next source is used. Sources, the first that has an entry near enough wins:
 1. the file or folder named by ``GRIFFIN_KERNELS_REGISTRY``
 2. the user's data folder, where ``griffin tune`` publishes
 3. ``griffin_kernels/tuned/``, measured registries that ship with the package
+
+An entry that was measured goes before any that was predicted, whatever their sources and distances.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
 import os
+import stat
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +30,24 @@ import filelock
 import msgspec
 import platformdirs
 
-from griffin_kernels import catalog, errors, records
+from griffin_kernels import datasheet, errors, records, validity
 from griffin_kernels.contract import Case, Op, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, DeviceRecord, Entry, RegistryFile
 
 ENVIRONMENT_VARIABLE = "GRIFFIN_KERNELS_REGISTRY"
 
-MAX_DISTANCE = 2.0
-"""Largest log2 ratio of any one dimension at which an entry still speaks for a case: a factor of four."""
+MAX_FACTOR = 4
+"""Largest ratio of any one dimension at which an entry still speaks for a case."""
+
+MAX_DISTANCE = math.log2(MAX_FACTOR)
+"""The same as a log2 ratio."""
+
+MOST_BYTES = 64 * 2**20
+"""A larger file is no registry, and is not read. An entry takes about a kilobyte."""
+
+LOCK_SECONDS = 120.0
+"""How long a process that publishes waits for others that do."""
 
 
 def user_folder() -> Path:
@@ -47,25 +60,52 @@ def default_path(device: Device) -> Path:
     return user_folder() / f"{device.slug}.json"
 
 
+def slugs(device: Device) -> list[str]:
+    """Names of a device's registry files: its own slug, then those of other names that drivers give to its SKU."""
+    found = [device.slug]
+    if device.kind in ("cuda", "hip") and (sheet := datasheet.find(device.name)) is not None:
+        found += [dataclasses.replace(device, name=name).slug for name in sheet.driver_names]
+    return list(dict.fromkeys(found))
+
+
+def within(folder: Path, device: Device) -> Path:
+    """A device's registry file in a folder; the path of its own where there is none."""
+    paths = [folder / f"{slug}.json" for slug in slugs(device)]
+    # os.path answers False where pathlib raises PermissionError
+    return next((path for path in paths if os.path.exists(path)), paths[0])
+
+
+def named_path(device: Device) -> Path | None:
+    """The file that ``GRIFFIN_KERNELS_REGISTRY`` names, in the folder if it names one; None where it is not set."""
+    text = os.environ.get(ENVIRONMENT_VARIABLE)
+    if not text:
+        return None
+    path = Path(os.path.expanduser(text))
+    return within(path, device) if os.path.isdir(path) and path.suffix != ".json" else path
+
+
 def sources(device: Device) -> list[Path]:
     """Registry files to consult for a device, in order; those that do not exist are left out, bar a named one."""
-    found = []
-    if named := os.environ.get(ENVIRONMENT_VARIABLE):
-        path = Path(named).expanduser()
-        found.append(path / f"{device.slug}.json" if path.is_dir() and not path.suffix == ".json" else path)
-    shipped = Path(__file__).parent / "tuned" / f"{device.slug}.json"
-    found += [path for path in (default_path(device), shipped) if path.exists()]
-    return found
+    named = named_path(device)
+    found = [within(folder, device) for folder in (user_folder(), Path(__file__).parent / "tuned")]
+    return [*([named] if named is not None else []), *(path for path in found if os.path.exists(path))]
 
 
 def load(path: Path) -> RegistryFile:
     """Read and validate one registry file; RegistryError says in one sentence what is wrong with it."""
     try:
-        raw = path.read_bytes()
-    except IsADirectoryError:
-        raise errors.RegistryError(f"registry {path} is a directory, expected a JSON file") from None
+        facts = os.stat(path)
+        if stat.S_ISDIR(facts.st_mode):
+            raise errors.RegistryError(f"registry {path} is a directory, expected a JSON file")
+        # a pipe would be waited for, a device may never end
+        if not stat.S_ISREG(facts.st_mode):
+            raise errors.RegistryError(f"registry {path} is not a regular file, expected a JSON file")
+        if facts.st_size > MOST_BYTES:
+            size = f"{facts.st_size / 2**20:.0f} MiB"
+            raise errors.RegistryError(f"registry {path} has {size}, more than any registry; move it away")
+        raw = Path(path).read_bytes()
     except OSError as error:
-        raise errors.RegistryError(f"registry {path} cannot be read: {error.strerror}") from None
+        raise errors.RegistryError(f"registry {path} cannot be read: {error.strerror or error}") from None
     return decode(raw, path)
 
 
@@ -80,28 +120,74 @@ def decode(raw: bytes, path: Path) -> RegistryFile:
 def publish(path: Path, device: Device, entries: Iterable[Entry], provenance: dict[str, Any]) -> None:
     """Merge entries into the registry file at ``path``: readers see the old file or the new one, nothing between.
 
-    An entry replaces the one of the same op and case. A file that cannot be read, or that is of another device, is
-    left as it is and RegistryError raised. Processes that publish at once wait for each other.
+    An entry replaces the one of the same op and case, but a prediction never replaces a measurement; entries that stay
+    keep the provenance that they were measured under. A file of predictions for the device's SKU becomes the device's
+    own. A file that cannot be read, or that is of another device, is left as it is and RegistryError raised.
+    Processes that publish at once wait for each other. OutputFolderError where the folder cannot be written or locked.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{path}.lock"):
+    new = list(entries)
+    with locked(path):
+        record = DeviceRecord(device.validity(), provenance)
         merged: dict[tuple[str, str], Entry] = {}
         if path.exists():
             existing = load(path)
-            if existing.device.validity != device.validity():
-                raise errors.RegistryError(
-                    f"registry {path} is of another device ({existing.device.validity.get('name')}), "
-                    f"this is {device.name}; publish to another file"
-                )
-            merged = {(e.op, e.case.case(e.op).key): e for e in existing.entries}
-        for entry in entries:
-            merged[entry.op, entry.case.case(entry.op).key] = entry
-        file = RegistryFile(
-            schema_version=SCHEMA_VERSION,
-            device=DeviceRecord(device.validity(), provenance),
-            entries=[merged[key] for key in sorted(merged)],
-        )
-        write_atomically(path, msgspec.json.format(msgspec.json.encode(file), indent=1) + b"\n")
+            record = _common_device(existing, record, device, new, path)
+            for entry in existing.entries:
+                moved = validity.under(entry, existing.device.provenance, record.provenance)
+                merged[entry.op, entry.case.case(entry.op).key] = moved
+        for entry in new:
+            key = (entry.op, entry.case.case(entry.op).key)
+            if entry.status == "measured" or key not in merged or merged[key].status == "predicted":
+                merged[key] = entry
+        write(path, RegistryFile(schema_version=SCHEMA_VERSION, device=record, entries=list(merged.values())))
+
+
+def write(path: Path, file: RegistryFile) -> None:
+    """Write a registry whole, entries sorted by op and case."""
+    ordered = sorted(file.entries, key=lambda entry: (entry.op, entry.case.case(entry.op).key))
+    data = msgspec.json.encode(msgspec.structs.replace(file, entries=ordered))
+    write_atomically(path, msgspec.json.format(data, indent=1) + b"\n")
+
+
+def _common_device(
+    existing: RegistryFile, record: DeviceRecord, device: Device, new: list[Entry], path: Path
+) -> DeviceRecord:
+    """Device and provenance of a file after entries of a device were merged into it."""
+    foreseen = all(entry.status == "predicted" for entry in new)
+    measured = any(entry.status == "measured" for entry in existing.entries)
+    facts = existing.device.validity
+    if facts == record.validity:
+        return existing.device if foreseen and measured else record
+    if not measured and validity.holds(existing, device) == "predicted":
+        return record
+    if foreseen and validity.same_sku(facts, record.validity):
+        return existing.device
+    raise errors.RegistryError(
+        f"registry {path} is of another device ({validity.named(facts)}), "
+        f"this is {device.name}, {device.arch}; publish to another file"
+    )
+
+
+@contextlib.contextmanager
+def locked(path: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Hold the lock beside a file, whose folder is made if need be; OutputFolderError where that cannot be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(f"{path}.lock")
+        lock.acquire(timeout=seconds)
+    except filelock.Timeout:
+        text = f"another process has held {path}.lock for {seconds:.0f} s; `griffin tune doctor` says which"
+        raise errors.OutputFolderError(text) from None
+    except NotImplementedError:
+        text = f"{path}.lock cannot be locked: its file system has no locks; use a folder on a local disk"
+        raise errors.OutputFolderError(text) from None
+    except OSError as error:
+        text = f"{path} cannot be written: {error.strerror or error}; use a folder that can be"
+        raise errors.OutputFolderError(text) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -128,13 +214,17 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @dataclass(frozen=True)
 class Match:
-    """A registry entry that may serve a case. distance: largest |log2 ratio| of the dims; 0 is exact."""
+    """A registry entry that may serve a case. distance: largest |log2 ratio| of the dims; 0 is exact.
+
+    stale: what differs from when it was measured, ``torch 2.11.0 (now 2.13.0)``; empty where it is fresh.
+    """
 
     entry: Entry
     variant: Variant
     config: Any
     source: str
     distance: float
+    stale: tuple[str, ...] = ()
 
 
 def distance(op: Op, wanted: Case, known: CaseRecord) -> float | None:
@@ -145,10 +235,12 @@ def distance(op: Op, wanted: Case, known: CaseRecord) -> float | None:
     for name, size in wanted.dims:
         if name in op.free_dims or size == known.dims[name]:
             continue
-        if name in op.exact_dims or min(size, known.dims[name]) < 1:
+        low, high = sorted((size, known.dims[name]))
+        # in integers: a file may hold sizes that no float does
+        if name in op.exact_dims or low < 1 or high > MAX_FACTOR * low:
             return None
-        far = max(far, abs(math.log2(size / known.dims[name])))
-    return far if far <= MAX_DISTANCE else None
+        far = max(far, math.log2(high / low))
+    return far
 
 
 class Registry:
@@ -157,64 +249,71 @@ class Registry:
     def __init__(self, device: Device, files: Iterable[tuple[str, RegistryFile]]) -> None:
         self.device = device
         self.files = list(files)
-        self._usable: dict[str, list[tuple[str, Entry, Variant, Any]]] = {}
+        self.passed_over: set[str] = set()
+        """Ops of which an entry was passed over, with a warning; ``*`` where a whole file was."""
+        self._told: set[str] = set()
+        self._usable: dict[str, list[Match]] = {}
 
     @classmethod
     def open(cls, device: Device) -> Registry:
         """The registry of a device from all sources; each unusable file gives one RegistryWarning."""
         files = []
+        broken = []
         for path in sources(device):
             try:
                 files.append((str(path), load_for(path, device)))
             except errors.RegistryError as error:
-                warnings.warn(f"{error}. It is not used.", errors.RegistryWarning, stacklevel=2)
-        return cls(device, files)
+                broken.append((str(path), str(error)))
+        opened = cls(device, files)
+        for source, problem in broken:
+            opened._tell(source, "*", f"{problem}. It is not used.")
+        return opened
 
-    def _entries(self, op: Op) -> list[tuple[str, Entry, Variant, Any]]:
-        """(source, entry, variant, config) of an op whose kernel is still the one that was measured."""
+    def _tell(self, source: str, op: str, text: str) -> None:
+        """One warning per file: a package update can change the kernels of every op."""
+        self.passed_over.add(op)
+        if source not in self._told:
+            self._told.add(source)
+            warnings.warn(text, errors.RegistryWarning, stacklevel=6)
+
+    def _entries(self, op: Op) -> list[Match]:
+        """Matches at distance 0 of an op's entries whose kernel is still the one that was measured."""
         if op.name in self._usable:
             return self._usable[op.name]
-        usable = []
+        usable = self._usable[op.name] = []
         for source, file in self.files:
             problems = []
-            for entry in file.entries:
-                if entry.op != op.name:
-                    continue
+            for entry in (entry for entry in file.entries if entry.op == op.name):
                 try:
-                    variant = catalog.variant(f"{entry.op}/{entry.variant}")
-                    config = variant.parse_config(entry.config)
-                except (errors.UnknownVariantError, errors.ConfigError) as error:
+                    variant, config = validity.kernel(entry)
+                except errors.RegistryError as error:
                     problems.append(str(error))
                     continue
-                if entry.source_hash != variant.source_hash:
-                    problems.append(f"{variant.key} has changed since it was measured")
-                    continue
-                usable.append((source, entry, variant, config))
+                usable.append(Match(entry, variant, config, source, 0.0, validity.stale(entry, file, self.device)))
             if problems:
                 more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
                 text = f"registry {source}: {problems[0]}{more}; these entries are not used, run `griffin tune`"
-                warnings.warn(text, errors.RegistryWarning, stacklevel=4)
-        self._usable[op.name] = usable
+                self._tell(source, op.name, text)
         return usable
 
     def matches(self, op: Op, case: Case) -> list[Match]:
-        """Entries that may serve a case, best source first, then nearest."""
+        """Entries that may serve a case: measured ones first, of these the best source first, then the nearest."""
+        order = {source: place for place, (source, _) in reversed(list(enumerate(self.files)))}
         found = []
-        order = [source for source, _ in self.files]
-        for source, entry, variant, config in self._entries(op):
-            far = distance(op, case, entry.case)
+        for known in self._entries(op):
+            far = distance(op, case, known.entry.case)
             if far is not None:
-                found.append(Match(entry, variant, config, source, far))
-        return sorted(found, key=lambda match: (order.index(match.source), match.distance))
+                found.append(dataclasses.replace(known, distance=far))
+        return sorted(found, key=lambda m: (m.entry.status == "predicted", order[m.source], m.distance))
 
 
 def load_for(path: Path, device: Device) -> RegistryFile:
-    """Load a registry that must be of ``device``; RegistryError otherwise."""
+    """Load a registry that must hold for ``device``: measured on it, or predicted for its SKU; else RegistryError."""
     file = load(path)
-    if file.device.validity != device.validity():
+    if validity.holds(file, device) is None:
         raise errors.RegistryError(
-            f"registry {path} is of another device ({file.device.validity.get('name', 'unnamed')}, "
-            f"{file.device.validity.get('arch', '?')}), this is {device.name}, {device.arch}"
+            f"registry {path} is of another device ({validity.named(file.device.validity)}), "
+            f"this is {device.name}, {device.arch}"
         )
     return file
 

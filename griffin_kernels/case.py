@@ -6,11 +6,14 @@ than torch is imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from griffin_kernels import errors
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +77,25 @@ class Case:
         """
         sizes = "-".join(f"{name}{value}" for name, value in telling(self.size).items())
         return "".join([sizes, "-", self.dtype, *(f"+{f}" for f in self.flags), *(f"~{d}" for d in self.data)])
+
+    @classmethod
+    def parse(cls, op: str, key: str, dims: Sequence[str] = ()) -> Case:
+        """The case of a ``key``; tag, place and source are not in a key.
+
+        dims: the op's dimensions in order, as any case of it has them; with them, those that the key leaves out have
+        their usual size. ArgumentError where ``key`` is no such key.
+        """
+        head, *data = key.split("~")
+        head, *flags = head.split("+")
+        *sizes, dtype = head.split("-")
+        found = [re.fullmatch(r"([A-Za-z_]+)(\d+)", size) for size in sizes]
+        if dtype not in DTYPE_BYTES or not found or not all(found) or not all([*flags, *data]):
+            raise errors.ArgumentError(f"no case {key!r} of {op}; keys look like B1-T4096-D2560-float32+reset~h0")
+        size = {part[1]: int(part[2]) for part in found if part}
+        size |= {name: size[USUAL_SIZE[name]] for name in dims if name not in size and USUAL_SIZE.get(name) in size}
+        if dims and set(size) != set(dims):
+            raise errors.ArgumentError(f"no case {key!r} of {op}: its dimensions are {', '.join(dims)}")
+        return cls(op, tuple((name, size[name]) for name in dims or size), dtype, tuple(flags), tuple(data))
 
     def bytes_per_element(self) -> int:
         return DTYPE_BYTES[self.dtype]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from griffin_kernels.case import Case
+from griffin_kernels.errors import ArgumentError
 from griffin_kernels.records import CaseRecord
 from reports.page import Tab, render
 from tuning.static.recorded import Recorded, StaticReport
@@ -53,15 +54,8 @@ def static_tab(found: Recorded) -> Tab:
 
 
 def _case(report: StaticReport) -> CaseRecord | None:
-    """The case of a key such as ``B1-T2048-D2560-bfloat16+reset~h0``."""
-    head, _, data = report.case.partition("~")
-    head, *flags = head.split("+")
-    *sizes, dtype = head.split("-")
-    dims = {}
-    for size in sizes:
-        name = size.rstrip("0123456789")
-        if not name or name == size:
-            return None
-        dims[name] = int(size[len(name) :])
-    case = Case(report.op, tuple(dims.items()), dtype, tuple(flags), tuple(data.split("~")) if data else ())
-    return CaseRecord.of(case)
+    """The case that a key names; None for a key that is none."""
+    try:
+        return CaseRecord.of(Case.parse(report.op, report.case))
+    except ArgumentError:
+        return None

@@ -7,21 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
-
 from griffin_kernels.errors import RegistryError, ReportError
 from griffin_kernels.records import RegistryFile
 from griffin_kernels.registry import decode
-from tuning.records import JOURNAL_VERSION, Candidate, Ceiling, End, Race, Record, Result, Run
+from tuning.journal import parse, read_bytes
+from tuning.records import Candidate, Ceiling, End, Race, Record, Result, Run
 
 R = TypeVar("R")
-
-
-class _Header(msgspec.Struct):
-    """What every version of the journal keeps: enough to refuse a later one by name."""
-
-    kind: str = ""
-    journal_version: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,67 +80,32 @@ class Journal:
         return {(r.op, r.case.case(r.op).key): r for r in self.of(Race)}
 
 
-def _read(path: Path, what: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ReportError(f"no {what} at {path}") from None
-    except OSError as error:
-        raise ReportError(f"cannot read the {what} {path}: {error.strerror or error}") from error
-
-
-def _source(path: Path, data: bytes) -> Source:
+def source(path: Path, data: bytes) -> Source:
+    """A file by its name, size and hash."""
     return Source(path.name, hashlib.sha256(data).hexdigest(), len(data))
 
 
-def _check_version(line: bytes, path: Path, number: int) -> None:
-    header = msgspec.json.decode(line, type=_Header)
-    if header.kind == "run" and header.journal_version > JOURNAL_VERSION:
-        raise ReportError(
-            f"{path} line {number}: journal version {header.journal_version} is later than this program's "
-            f"{JOURNAL_VERSION}; use the version of griffin-kernels that wrote it, or a later one"
-        )
-
-
 def load(path: Path) -> Journal:
-    """The journal at ``path``. Raises ReportError where it is missing, empty, broken, or of a later version."""
-    data = _read(path, "journal")
-    decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
-    *whole, rest = data.split(b"\n")
-    numbered = [(number, line) for number, line in enumerate(whole, 1) if line.strip()]
-    if not numbered and not rest.strip():
-        raise ReportError(f"the journal {path} is empty; nothing has been measured yet")
-    records: list[Record] = []
-    lines: list[str] = []
-    torn = bool(rest.strip())
-    for number, line in numbered:
-        try:
-            text = line.decode()
-            _check_version(line, path, number)
-            records.append(decoder.decode(line))
-            lines.append(text)
-        except msgspec.ValidationError as error:
-            raise ReportError(f"{path} line {number} is not a journal record: {error}") from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            if number != numbered[-1][0]:
-                raise ReportError(f"{path} line {number} is not valid JSON: {error}") from error
-            torn = True
-    if not records:
-        raise ReportError(f"the journal {path} holds no complete record; nothing has been measured yet")
-    if not isinstance(records[0], Run):
+    """The journal at ``path``. JournalError where it cannot be read, ReportError where there is nothing to report."""
+    data = read_bytes(path)
+    found = parse(data, path)
+    if not found.records:
+        problem = "holds no complete record" if found.torn else "is empty"
+        raise ReportError(f"the journal {path} {problem}; nothing has been measured yet")
+    if not isinstance(found.records[0], Run):
         raise ReportError(f"{path} does not begin with a run record; it is not a journal, or its start was cut off")
-    for race in (r for r in records if isinstance(r, Race)):
+    for race in (r for r in found.records if isinstance(r, Race)):
         if any(len(row) != len(race.keys) for row in race.rounds_s):
             raise ReportError(
                 f"{path}: a race of {race.op} has rounds that do not match its {len(race.keys)} finalists"
             )
-    return Journal(_source(path, data), tuple(records), tuple(lines), torn)
+    return Journal(source(path, data), tuple(found.records), tuple(found.lines), found.torn)
 
 
 def load_registry(path: Path) -> tuple[Source, RegistryFile, str]:
-    """The registry at ``path``, and its text. Raises ReportError where it cannot be used."""
-    data = _read(path, "registry")
+    """The registry at ``path``, and its text. RegistryError where it cannot be used."""
     try:
-        return _source(path, data), decode(data, path), data.decode()
-    except RegistryError as error:
-        raise ReportError(str(error)) from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise RegistryError(f"registry {path} cannot be read: {error.strerror}") from None
+    return source(path, data), decode(data, path), data.decode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from griffin_kernels.errors import ReportError
-from reports.journal import Source
+from reports.journal import Source, source
 from roofline.records import FILE_NAME, Study, read
 
 
@@ -26,8 +25,7 @@ def load_study(path: Path) -> tuple[Source, Study, str]:
     problem = next(_problems(study), None)
     if problem is not None:
         raise ReportError(f"{path} cannot be shown: {problem}; make it again")
-    data = path.read_bytes()
-    return Source(path.name, hashlib.sha256(data).hexdigest(), len(data)), study, msgspec.json.encode(study).decode()
+    return source(path, path.read_bytes()), study, msgspec.json.encode(study).decode()
 
 
 def _problems(study: Study) -> Iterator[str]:

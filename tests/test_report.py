@@ -12,14 +12,14 @@ import msgspec
 import pytest
 from markupsafe import Markup
 
-from griffin_kernels.errors import ReportError
+from griffin_kernels.errors import GriffinKernelsError, JournalError, RegistryError, ReportError
 from griffin_kernels.records import CaseRecord
 from reports import format as fmt
 from reports import model
 from reports.build import Tab, page, write_report
 from reports.journal import load
 from tests import journals
-from tuning.records import Candidate, Record, Result, Run
+from tuning.records import Candidate, Race, Record, Result, Run
 
 HOSTILE = journals.HOSTILE
 
@@ -97,6 +97,24 @@ def test_hostile_strings_are_text(build: Callable[..., str]) -> None:
     assert json.dumps(data(text)["records"]).count("alert(2)") > 100
 
 
+def test_journal_of_version_1_is_reported_as_ever(tmp_path: Path) -> None:
+    """Its lines have none of the later fields."""
+    new = {"stage", "warm_s", "before", "after", "confirms", "warm_median_s", "noise_floor", "ties", "predicted_s"}
+    lines = []
+    for record in journals.records():
+        line = json.loads(msgspec.json.encode(record))
+        if isinstance(record, Run):
+            line["journal_version"] = 1
+        if isinstance(record, Result):
+            line["entry"] = {name: value for name, value in line["entry"].items() if name not in new}
+        kept = {"noise_floor"} if isinstance(record, Race) else set()
+        lines.append(json.dumps({name: value for name, value in line.items() if name not in new - kept}) + "\n")
+    path = tmp_path / "journal.jsonl"
+    path.write_text("".join(lines))
+    shown = body(write_report(path, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert re.search(r"3 of 3 winners</strong>\s*beat every baseline", shown)
+
+
 def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
     path = journals.write(tmp_path / "journal.jsonl", journals.records())
     first = write_report(path, tmp_path / "a.html").read_bytes()
@@ -142,22 +160,22 @@ def test_registry(build: Callable[..., str], tmp_path: Path) -> None:
     assert "The registry holds another choice: triton.sequential block_d=64." in shown
     assert shown.count("The registry holds another choice") == 2
     path.write_text('{"schema_version": 99}')
-    with pytest.raises(ReportError, match="version 99"):
+    with pytest.raises(RegistryError, match="version 99"):
         build(lines, registry=path)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no journal at"),
+        (None, "cannot be read: No such file"),
         (b"", "is empty"),
         (b"\n \n", "is empty"),
         (b'{"kind":"run","journal_ver', "no complete record"),
-        (b'{"kind":"run","journal_version":99,"surprise":true}\n', "version 99 is later"),
-        (b'{"kind":"what"}\n', "line 1 is not a journal record"),
+        (b'{"kind":"run","journal_version":99,"surprise":true}\n', "has version 99"),
+        (b'{"kind":"what"}\n', "line 1 is broken"),
         (b'{"kind":"ceiling","name":"a","value":1,"low":1,"high":1,"unit":"s"}\n', "does not begin with a run"),
-        (b"\xff\xfe\n{}\n", "line 1 is not valid JSON"),
-        (b'{"kind":\n{}\n', "line 1 is not valid JSON"),
+        (b"\xff\xfe\n{}\n", "line 1 is broken"),
+        (b'{"kind":\n{}\n', "line 1 is broken"),
     ],
 )
 def test_bad_journals(tmp_path: Path, content: bytes | None, message: str) -> None:
@@ -165,7 +183,7 @@ def test_bad_journals(tmp_path: Path, content: bytes | None, message: str) -> No
     if content is not None:
         path.write_bytes(content)
     out = tmp_path / "report.html"
-    with pytest.raises(ReportError, match=message):
+    with pytest.raises(GriffinKernelsError, match=message):
         write_report(path, out)
     assert not out.exists()
 
@@ -175,7 +193,7 @@ def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(ReportError, match="cannot write the report"):
         write_report(path, tmp_path / "taken")
-    with pytest.raises(ReportError, match="cannot read the journal"):
+    with pytest.raises(JournalError, match="cannot be read: Is a directory"):
         write_report(tmp_path / "taken", tmp_path / "out.html")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["journal.jsonl", "taken"]
 

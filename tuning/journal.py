@@ -6,8 +6,9 @@ again. Only one process may write a journal at a time.
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -22,36 +23,74 @@ FILE_NAME = "journal.jsonl"
 _DECODER = msgspec.json.Decoder(Record)
 
 
+@dataclass(frozen=True)
+class Parsed:
+    """The whole lines of a journal: their records, and their text. kept: bytes up to the end of the last of them.
+
+    torn: something follows that is no whole line, as a process that is stopped while it writes leaves it.
+    """
+
+    records: list[Record]
+    lines: list[str]
+    kept: int
+    torn: bool
+
+
+class _Header(msgspec.Struct):
+    """What every version of the journal keeps: enough to refuse a later one by name."""
+
+    kind: str = ""
+    journal_version: int = 0
+
+
 def read(path: Path) -> list[Record]:
     """Every record of a journal; a torn last line is left out. JournalError says what is wrong with another line."""
-    return [record for record, _ in _scan(path)]
+    return parse(read_bytes(path), path).records
 
 
-def _scan(path: Path) -> Iterator[tuple[Record, int]]:
-    """(record, offset of the byte after it) for every whole line."""
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a journal; JournalError where there are none to be had."""
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise errors.JournalError(f"journal {path} cannot be read: {error.strerror}") from None
+
+
+def parse(raw: bytes, path: Path) -> Parsed:
+    """The journal in ``raw``, which was read from ``path``; JournalError names a line that is broken or too new."""
+    found = Parsed([], [], 0, False)
     offset = 0
     for number, line in enumerate(raw.splitlines(keepends=True), start=1):
         offset += len(line)
-        whole = line.endswith(b"\n")
-        if not whole:
-            return
+        if not line.strip():
+            continue
+        if not line.endswith(b"\n"):
+            return dataclasses.replace(found, torn=True)
         try:
+            text = line.decode().strip()
+            _refuse_later(line, path)
             record = _DECODER.decode(line)
-        except msgspec.DecodeError as error:
-            if offset == len(raw):
-                return  # a torn write can end in a newline when blocks reached the disk out of order
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            # a torn write can end in a newline when blocks reached the disk out of order; a record that is whole and
+            # unknown is no torn write
+            if offset == len(raw) and not isinstance(error, msgspec.ValidationError):
+                return dataclasses.replace(found, torn=True)
             raise errors.JournalError(
                 f"journal {path}, line {number} is broken: {error}; move it away to start anew"
             ) from None
-        if isinstance(record, Run) and record.journal_version > JOURNAL_VERSION:
-            raise errors.JournalError(
-                f"journal {path} has version {record.journal_version}, this package reads up to {JOURNAL_VERSION}"
-            )
-        yield record, offset
+        found.records.append(record)
+        found.lines.append(text)
+        found = dataclasses.replace(found, kept=offset)
+    return found
+
+
+def _refuse_later(line: bytes, path: Path) -> None:
+    header = msgspec.json.decode(line, type=_Header)
+    if header.kind == "run" and header.journal_version > JOURNAL_VERSION:
+        raise errors.JournalError(
+            f"journal {path} has version {header.journal_version}, this package reads up to {JOURNAL_VERSION}; "
+            "use the griffin-kernels that wrote it, or a later one"
+        )
 
 
 def unfinished(records: list[Record]) -> bool:
@@ -73,7 +112,7 @@ class Journal:
                 f"another tune run is writing {path}; wait for it, or choose another --out"
             ) from None
         try:
-            kept = max((end for _, end in _scan(path)), default=0) if path.exists() else 0
+            kept = parse(read_bytes(path), path).kept if path.exists() else 0
             self._file = open(path, "ab")
             self._file.truncate(kept)
         except BaseException:

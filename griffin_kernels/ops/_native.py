@@ -3,8 +3,9 @@
 A kernel is a numba function of one pointer, to a block of 64-bit integers (addresses, strides, sizes), compiled to a C
 function. Its inner loops are emitted as LLVM vectors by *intrinsics*: functions that write instructions rather than
 Python. Work items are taken from a shared counter in the block, so any number of threads may run one call at once (see
-``_threads.py``). The pointer's element type names the data's dtype: float32, int16 for float16, uint16 for bfloat16.
-Arithmetic is float32.
+``_threads.py``). The pointer's element type names the data's dtype: float32, float64, int16 for float16, uint16 for
+bfloat16; or a tuple of n of these where a number n is known when a kernel is compiled. Arithmetic is in the
+accumulator's dtype: float32, or float64 for float64.
 """
 
 # Python's types end where numba's begin.
@@ -32,11 +33,18 @@ from numba.core.ccallback import CFunc
 intrinsic: Any = extending.intrinsic
 _njit: Any = numba.njit
 
-INT8, INT16, INT32, INT64, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-ELEMENTS = {torch.float32: types.float32, torch.float16: types.int16, torch.bfloat16: types.uint16}
+INT8, INT16, INT32, INT64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
+ELEMENTS = {
+    torch.float32: types.float32,
+    torch.float64: types.float64,
+    torch.float16: types.int16,
+    torch.bfloat16: types.uint16,
+}
 """numba types that stand for the data's dtypes."""
-_MEMORY = {types.float32: FLOAT, types.int16: ir.HalfType(), types.uint16: INT16}
-_BYTES = {types.float32: 4, types.int16: 2, types.uint16: 2}
+BYTES = {types.float32: 4, types.float64: 8, types.int16: 2, types.uint16: 2}
+CACHE_LINE = 64
+_MEMORY = {types.float32: FLOAT, types.float64: DOUBLE, types.int16: ir.HalfType(), types.uint16: INT16}
 
 
 @functools.cache
@@ -55,18 +63,24 @@ def registers() -> int:
 
 @dataclass(frozen=True)
 class Lanes:
-    """Emits loads, stores and float32 arithmetic on ``count`` neighbouring values; addresses are integers."""
+    """Emits loads, stores and arithmetic on ``count`` neighbouring values; addresses are integers."""
 
     builder: Any
     count: int
     element: Any = types.float32  # of load and store
 
+    @property
+    def wide(self) -> Any:
+        """The scalar type of arithmetic."""
+        return DOUBLE if self.element is types.float64 else FLOAT
+
     def of(self, scalar: Any) -> Any:
         """The type of ``count`` values of a scalar type."""
         return scalar if self.count == 1 else ir.VectorType(scalar, self.count)
 
-    def constant(self, value: float, scalar: Any = FLOAT) -> Any:
-        return ir.Constant(self.of(scalar), value if self.count == 1 else [value] * self.count)
+    def constant(self, value: float, scalar: Any = None) -> Any:
+        kind = self.of(self.wide if scalar is None else scalar)
+        return ir.Constant(kind, value if self.count == 1 else [value] * self.count)
 
     def broadcast(self, scalar: Any) -> Any:
         """A float in every lane."""
@@ -76,18 +90,21 @@ class Lanes:
         first = self.builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, INT32(0))
         return self.builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zero)
 
+    def pointer(self, address: Any, scalar: Any) -> Any:
+        """What an address means to ``load`` and the like: where values of a scalar type lie."""
+        return self.builder.inttoptr(address, self.of(scalar).as_pointer())
+
     def read(self, address: Any) -> Any:
-        """Floats."""
-        return self.builder.load(self.builder.inttoptr(address, self.of(FLOAT).as_pointer()), align=4)
+        """Values in the accumulator's dtype."""
+        return self.builder.load(self.pointer(address, self.wide), align=8 if self.wide is DOUBLE else 4)
 
     def write(self, value: Any, address: Any) -> None:
-        """Floats."""
-        self.builder.store(value, self.builder.inttoptr(address, self.of(FLOAT).as_pointer()), align=4)
+        """Values in the accumulator's dtype."""
+        self.builder.store(value, self.pointer(address, self.wide), align=8 if self.wide is DOUBLE else 4)
 
     def load(self, address: Any) -> Any:
         """Data, widened."""
-        pointer = self.builder.inttoptr(address, self.of(_MEMORY[self.element]).as_pointer())
-        value = self.builder.load(pointer, align=_BYTES[self.element])
+        value = self.builder.load(self.pointer(address, _MEMORY[self.element]), align=BYTES[self.element])
         if self.element is types.int16:
             return self.builder.fpext(value, self.of(FLOAT))
         if self.element is types.uint16:
@@ -97,18 +114,22 @@ class Lanes:
         return value
 
     def store(self, value: Any, address: Any, stream: bool = False) -> None:
-        """Data, rounded to nearest, ties to even; NaN stays NaN. stream: past the caches, to a multiple of its size."""
+        """Data, rounded to nearest, ties to even; NaN stays NaN. stream: past the caches, to a multiple of its size.
+
+        What is longer than a cache line goes to a multiple of that.
+        """
         if self.element is types.int16:
             value = self.builder.fptrunc(value, self.of(ir.HalfType()))
         elif self.element is types.uint16:
-            value = self._round_to_bfloat16(value)
-        size = _BYTES[self.element]
-        pointer = self.builder.inttoptr(address, self.of(_MEMORY[self.element]).as_pointer())
-        store = self.builder.store(value, pointer, align=size * self.count if stream else size)
+            value = self.rounded_to_bfloat16(value)
+        size = BYTES[self.element]
+        pointer, vector = self.pointer(address, _MEMORY[self.element]), min(CACHE_LINE, size * self.count)
+        store = self.builder.store(value, pointer, align=vector if stream else size)
         if stream:
             store.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(INT32, 1)]))
 
-    def _round_to_bfloat16(self, value: Any) -> Any:
+    def rounded_to_bfloat16(self, value: Any) -> Any:
+        """The upper halves of floats, rounded: to nearest, ties to even; NaN stays NaN."""
         b = self.builder
         bits = b.bitcast(value, self.of(INT32))
         upper = b.lshr(bits, self.constant(16, INT32))
@@ -148,8 +169,8 @@ class Lanes:
         return self.builder.select(self.builder.fcmp_ordered(">", value, limit), limit, value)
 
     def _call(self, name: str, *values: Any) -> Any:
-        kind = self.of(FLOAT)
-        name = f"llvm.{name}.{'' if self.count == 1 else f'v{self.count}'}f32"
+        kind = self.of(self.wide)
+        name = f"llvm.{name}.{'' if self.count == 1 else f'v{self.count}'}{'f64' if self.wide is DOUBLE else 'f32'}"
         module = self.builder.module
         function = module.globals.get(name) or ir.Function(module, ir.FunctionType(kind, [kind] * len(values)), name)
         return self.builder.call(function, values)
@@ -225,19 +246,19 @@ def _at(v: Lanes, place: Any, size: int) -> Any:
 @_mover
 def widen(v: Lanes, source: Any, target: Any) -> None:
     """Rows of data to rows of floats."""
-    v.write(v.load(_at(v, source, _BYTES[v.element])), _at(v, target, 4))
+    v.write(v.load(_at(v, source, BYTES[v.element])), _at(v, target, 4))
 
 
 @_mover
 def narrow(v: Lanes, source: Any, target: Any) -> None:
     """Rows of floats to rows of data."""
-    v.store(v.read(_at(v, source, 4)), _at(v, target, _BYTES[v.element]))
+    v.store(v.read(_at(v, source, 4)), _at(v, target, BYTES[v.element]))
 
 
 @_mover
 def narrow_past_caches(v: Lanes, source: Any, target: Any) -> None:
     """As ``narrow``; whole vectors of the target must begin on a multiple of their size."""
-    v.store(v.read(_at(v, source, 4)), _at(v, target, _BYTES[v.element]), stream=v.count > 1)
+    v.store(v.read(_at(v, source, 4)), _at(v, target, BYTES[v.element]), stream=v.count > 1)
 
 
 @_mover
@@ -296,11 +317,23 @@ def finish(typing: Any, data: Any) -> Any:
     return types.void(data), generate
 
 
-@intrinsic
-def data_bytes(typing: Any, data: Any) -> Any:
-    """Bytes of one data element."""
-    size = _BYTES[data.dtype]
-    return types.int64(data), lambda context, builder, signature, args: INT64(size)
+def element_of(data: Any) -> Any:
+    """The type of data's elements, from that of a kernel's pointer."""
+    return data.dtype.dtype if isinstance(data.dtype, types.UniTuple) else data.dtype
+
+
+def known(value: Callable[[Any], int]) -> Any:
+    """A numba function ``(data) -> int64`` of what the pointer's type says, known when compiled."""
+
+    @intrinsic
+    def number(typing: Any, data: Any) -> Any:
+        constant = value(data)
+        return types.int64(data), lambda context, builder, signature, args: INT64(constant)
+
+    return number
+
+
+data_bytes = known(lambda data: BYTES[element_of(data)])  # of one data element
 
 
 @intrinsic
@@ -333,13 +366,16 @@ _KERNELS: list[Any] = []
 
 
 @functools.cache
-def compiled(kernel: Callable[[Any], None], dtype: torch.dtype, files: tuple[str, ...]) -> Any:
-    """A kernel for data of ``dtype`` as a ctypes function of the address of its integers.
+def compiled(
+    kernel: Callable[[Any], None], dtype: torch.dtype, files: tuple[str, ...], number: int | None = None
+) -> Any:
+    """A kernel for data of ``dtype`` as a ctypes function of the address of its integers; ``number``: a known one.
 
     Compiled on first use and kept on disk: beside its file, in the user's cache folder, or in NUMBA_CACHE_DIR. files:
     sources that it is made from besides this one; a change in any of them makes a new kernel.
     """
-    signature = types.void(types.CPointer(ELEMENTS[dtype]))
+    element = ELEMENTS[dtype]
+    signature = types.void(types.CPointer(element if number is None else types.UniTuple(element, number)))
     options = {"nopython": True, "error_model": "numpy"}
     function: Any = CFunc(kernel, sigutils.normalize_signature(signature), locals={}, options=options)
     try:

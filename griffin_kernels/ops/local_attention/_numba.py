@@ -12,8 +12,6 @@ Kernels are C functions of one pointer, to a block of 64-bit integers (addresses
 items are taken from a shared counter in that block by however many threads call it; every item is the work of one
 thread and does not depend on which. The pointer's type names the data's dtype: float32, or uint16 for bfloat16; keys
 and values are float32.
-
-All of it is one file because numba's cache on disk watches only the file of the function that it compiles.
 """
 
 # Python's types end where numba's begin.
@@ -21,23 +19,41 @@ All of it is one file because numba's cache on disk watches only the file of the
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numba
-import torch
 from llvmlite import ir
-from numba import extending, types
+from numba import types
 from numba.core import cgutils
 
-_intrinsic: Any = extending.intrinsic
+from griffin_kernels.ops._native import FLOAT, INT8, INT32, INT64, intrinsic, take
+from griffin_kernels.ops.local_attention import _numba_rows
+from griffin_kernels.ops.local_attention._numba_rows import (
+    _HIDDEN,
+    _LN2,
+    LANES,
+    _address,
+    _at,
+    _bend,
+    _bent_slopes,
+    _clear,
+    _dot,
+    _floats,
+    _hide,
+    _largest,
+    _longs,
+    _power,
+    _powers,
+    _read_row,
+    _scale,
+    _slopes,
+    _sum,
+    _write_row,
+)
+
 _njit: Any = numba.njit
-_cfunc: Any = numba.cfunc
 _f32: Any = numba.float32
-_i64: Any = numba.int64
 
 FIELDS = (
     "counter",  # next work item; the kernels advance it
@@ -90,11 +106,11 @@ FIELDS = (
 )
 """Names of the integers. Addresses in bytes, strides in elements; channels of every tensor are contiguous."""
 
-LANES = 64
-"""Rows of scores are treated in whole multiples of this many."""
-
 FACTORS = ("rows", "cap", "dq", "dk")
 """Numbers: of q; softcap log2(e); of dq; of dk, whose queries have that of q already."""
+
+FILES = (__file__, str(_numba_rows.__file__))
+"""Sources that the kernels are made from, besides _native.py."""
 
 _AT = {name: index for index, name in enumerate(FIELDS)}
 _PLACES, _ITEMS, _PIECES, _BLOCK = (_AT[n] for n in ("places", "items", "pieces", "block"))
@@ -105,72 +121,8 @@ _SCRATCH, _PLACE, _FACTORS, _CAPPED = (_AT[n] for n in ("scratch", "scratch_plac
 _SGEMM, _SET_THREADS = _AT["sgemm"], _AT["set_threads"]
 _DOUT, _DQ, _PART, _REACH, _WINDOW, _DK, _DV = (_AT[n] for n in ("dout", "dq", "part", "reach", "window", "dk", "dv"))
 
-_INT32, _INT64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
-_ELEMENTS = {torch.float32: types.float32, torch.bfloat16: types.uint16}
-_SUM = {"reassoc", "contract", "nsz"}
-_LARGEST = {"reassoc", "nnan", "nsz"}
 
-_HIDDEN = -3e38
-_LN2 = 0.6931471805599453
-
-
-def _array_at(kind: Any) -> Any:
-    """A numba function ``(address, index) -> pointer`` to element ``index`` of an array of ``kind``."""
-
-    @_intrinsic
-    def at(typing: Any, address: Any, index: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            element = context.get_data_type(kind)
-            return builder.gep(builder.inttoptr(args[0], element.as_pointer()), [args[1]])
-
-        return types.CPointer(kind)(types.int64, types.int64), generate
-
-    return at
-
-
-_floats, _ints, _shorts, _longs = (_array_at(k) for k in (types.float32, types.int32, types.uint16, types.int64))
-
-
-@_intrinsic
-def _address(typing: Any, data: Any) -> Any:
-    """The address that a pointer holds."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(args[0], _INT64)
-
-    return types.int64(data), generate
-
-
-@_intrinsic
-def _is_half(typing: Any, data: Any) -> Any:
-    """Whether data is bfloat16; known when compiled."""
-    half = int(data.dtype is types.uint16)
-    return types.boolean(data), lambda context, builder, signature, args: ir.Constant(ir.IntType(1), half)
-
-
-@_intrinsic
-def _take(typing: Any, data: Any, index: Any) -> Any:
-    """Field ``index``, which it advances: what no other thread gets."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        counter = builder.gep(builder.bitcast(args[0], _INT64.as_pointer()), [args[1]])
-        return builder.atomic_rmw("add", counter, ir.Constant(_INT64, 1), "monotonic")
-
-    return types.int64(data, types.int64), generate
-
-
-@_intrinsic
-def _times_power(typing: Any, value: Any, shifted: Any) -> Any:
-    """value 2^n, for ``shifted`` = n + 1.5 2^23, whose lowest bits are n: added to value's exponent."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        bits, power = (builder.bitcast(arg, _INT32) for arg in args)
-        return builder.bitcast(builder.add(bits, builder.shl(power, ir.Constant(_INT32, 23))), _FLOAT)
-
-    return types.float32(types.float32, types.float32), generate
-
-
-@_intrinsic
+@intrinsic
 def _call_sgemm(
     typing: Any,
     function: Any,
@@ -196,15 +148,14 @@ def _call_sgemm(
             return slot
 
         def letter(bit: int) -> Any:
-            byte = ir.IntType(8)
-            is_set = builder.icmp_signed("!=", builder.and_(args[1], ir.Constant(_INT64, bit)), ir.Constant(_INT64, 0))
-            return pointer(builder.select(is_set, ir.Constant(byte, ord("T")), ir.Constant(byte, ord("N"))))
+            is_set = builder.icmp_signed("!=", builder.and_(args[1], ir.Constant(INT64, bit)), ir.Constant(INT64, 0))
+            return pointer(builder.select(is_set, ir.Constant(INT8, ord("T")), ir.Constant(INT8, ord("N"))))
 
         def size(index: int) -> Any:
-            return pointer(builder.trunc(args[index], _INT32))
+            return pointer(builder.trunc(args[index], INT32))
 
         def matrix(index: int) -> Any:
-            return builder.inttoptr(args[index], _FLOAT.as_pointer())
+            return builder.inttoptr(args[index], FLOAT.as_pointer())
 
         values = [letter(1), letter(2), size(2), size(3), size(4), pointer(args[5]), matrix(6), size(7), matrix(8)]
         values += [size(9), pointer(args[10]), matrix(11), size(12)]
@@ -216,12 +167,12 @@ def _call_sgemm(
     return types.void(i, i, i, i, i, f, i, i, i, i, f, i, i), generate
 
 
-@_intrinsic
+@intrinsic
 def _call_set_threads(typing: Any, function: Any, count: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(_INT32, [_INT32])
-        before = builder.call(builder.inttoptr(args[0], kind.as_pointer()), [builder.trunc(args[1], _INT32)])
-        return builder.sext(before, _INT64)
+        kind = ir.FunctionType(INT32, [INT32])
+        before = builder.call(builder.inttoptr(args[0], kind.as_pointer()), [builder.trunc(args[1], INT32)])
+        return builder.sext(before, INT64)
 
     return types.int64(types.int64, types.int64), generate
 
@@ -268,160 +219,11 @@ def _add_transposed_times(
     _call_sgemm(f[_SGEMM], 2, columns, rows, inner, alpha, b, columns, a, a_step, _f32(1), out, columns)
 
 
-@_njit(fastmath=_SUM)
-def _dot(p: Any, q: Any, count: int) -> float:
-    total = _f32(0)
-    for i in range(count):
-        total += p[i] * q[i]
-    return total
-
-
-@_njit(fastmath=_SUM)
-def _sum(values: Any, count: int) -> float:
-    total = _f32(0)
-    for i in range(count):
-        total += values[i]
-    return total
-
-
-@_njit(fastmath=_LARGEST)
-def _largest(values: Any, count: int) -> float:
-    largest = _f32(_HIDDEN)
-    for i in range(count):
-        largest = max(largest, values[i])
-    return largest
-
-
-@_njit(fastmath={"contract"})
-def _power(x: float) -> float:
-    """2^x for x <= 125; 0 below -125. 2^n 2^r with |r| <= 1/2; the polynomial is that of Cephes' exp2f."""
-    # adding 1.5 2^23 rounds to an integer
-    # and NaN, which is not below anything, stays
-    bounded = _f32(-125) if x < _f32(-125) else x
-    shifted = bounded + _f32(12582912.0)
-    r = bounded - (shifted - _f32(12582912.0))
-    p = _f32(1.535336188319500e-4) * r + _f32(1.339887440266574e-3)
-    p = p * r + _f32(9.618437357674640e-3)
-    p = p * r + _f32(5.550332471162809e-2)
-    p = p * r + _f32(2.402264791363012e-1)
-    p = p * r + _f32(6.931472028550421e-1)
-    p = p * r + _f32(1)
-    return _f32(0) if x < _f32(-125) else _times_power(p, shifted)
-
-
-@_njit(fastmath={"contract"})
-def _powers(values: Any, less: float, count: int) -> None:
-    """values = 2^(values - less), in place."""
-    for i in range(count):
-        values[i] = _power(values[i] - less)
-
-
-@_njit(fastmath={"contract"})
-def _bend(values: Any, cap: float, count: int) -> None:
-    """values = cap tanh(values log(2) / 2), in place."""
-    for i in range(count):
-        # beyond 30, tanh is 1
-        x = _f32(-30) if values[i] < _f32(-30) else values[i]
-        x = _f32(30) if x > _f32(30) else x
-        values[i] = cap - _f32(2) * cap / (_power(x) + _f32(1))
-
-
-@_njit
-def _hide(values: Any, begin: int, end: int, width: int) -> None:
-    """Scores outside begin .. end - 1 of ``width`` do not count."""
-    for i in range(begin):
-        values[i] = _f32(_HIDDEN)
-    for i in range(end, width):
-        values[i] = _f32(_HIDDEN)
-
-
-@_njit(fastmath={"contract"})
-def _slopes(scores: Any, products: Any, lse: float, delta: float, count: int) -> None:
-    """scores = p = 2^(scores - lse), products = p (products - delta), both in place."""
-    for i in range(count):
-        p = _power(scores[i] - lse)
-        products[i] = p * (products[i] - delta)
-        scores[i] = p
-
-
-@_njit(fastmath={"contract"})
-def _bent_slopes(scores: Any, products: Any, lse: float, delta: float, per_cap: float, count: int) -> None:
-    """Likewise, times the slope of what bent the scores."""
-    for i in range(count):
-        p, bent = _power(scores[i] - lse), scores[i] * per_cap
-        products[i] = p * (products[i] - delta) * (_f32(1) - bent * bent)
-        scores[i] = p
-
-
-@_njit
-def _clear(values: Any, begin: int, end: int) -> None:
-    for i in range(begin, end):
-        values[i] = _f32(0)
-
-
-@_njit
-def _scale(values: Any, factor: float, count: int) -> None:
-    for i in range(count):
-        values[i] *= factor
-
-
-@_njit
-def _read_row(data: Any, address: int, index: int, target: int, factor: float, count: int) -> None:
-    """target = factor times ``count`` data elements from ``index``."""
-    out = _floats(target, 0)
-    if _is_half(data):
-        # bfloat16 is the upper half of a float32
-        source, bits = _shorts(address, index), _ints(target, 0)
-        for j in range(count):
-            bits[j] = numba.int32(source[j]) << numba.int32(16)
-        for j in range(count):
-            out[j] *= factor
-    else:
-        row = _floats(address, index)
-        for j in range(count):
-            out[j] = factor * row[j]
-
-
-@_intrinsic
-def _rounded(typing: Any, value: Any) -> Any:
-    """Bits of float32 rounded to bfloat16: to nearest, ties to even; NaN stays NaN."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        b = builder
-        bits = b.bitcast(args[0], _INT32)
-        upper = b.lshr(bits, _INT32(16))
-        rounded = b.lshr(b.add(b.add(bits, _INT32(0x7FFF)), b.and_(upper, _INT32(1))), _INT32(16))
-        # a NaN whose payload is all in the lower half would round to infinity
-        value = b.select(b.fcmp_unordered("uno", args[0], args[0]), b.or_(upper, _INT32(0x40)), rounded)
-        return b.trunc(value, ir.IntType(16))
-
-    return types.uint16(types.float32), generate
-
-
-@_njit
-def _write_row(data: Any, address: int, index: int, source: Any, factor: float, count: int) -> None:
-    """Data elements from ``index`` = factor source."""
-    if _is_half(data):
-        halves = _shorts(address, index)
-        for j in range(count):
-            halves[j] = _rounded(factor * source[j])
-    else:
-        row = _floats(address, index)
-        for j in range(count):
-            row[j] = factor * source[j]
-
-
 @_njit
 def _tile_of(f: Any, span: int) -> int:
     """Keys in each tile of ``span``: equal tiles, but for the last."""
     tiles = (span + f[_TILE] - 1) // f[_TILE]
     return ((span + tiles - 1) // tiles + LANES - 1) // LANES * LANES
-
-
-@_njit
-def _at(f: Any, tensor: int, batch: int, t: int, head: int) -> int:
-    """Index of a row of one of the tensors whose strides are fields."""
-    return batch * f[tensor + 1] + t * f[tensor + 2] + head * f[tensor + 3]
 
 
 @_njit
@@ -439,12 +241,12 @@ def attend(data: Any) -> None:
     most, earlier = block * group, f[_KEYS] - time
     factor, cap = _floats(f[_FACTORS], 0)[0], _floats(f[_FACTORS], 1)[0]
     before = _set_threads(f, 1)
-    queries = f[_SCRATCH] + 4 * _take(data, _PLACES) * f[_PLACE]  # [rows, d]
+    queries = f[_SCRATCH] + 4 * take(data, _PLACES) * f[_PLACE]  # [rows, d]
     weighted = queries + 4 * most * d  # [rows, d]
     scores = weighted + 4 * most * d  # [rows, pitch]
     largest = _floats(scores + 4 * most * pitch, 0)  # [rows]
     total = _floats(scores + 4 * most * pitch, most)  # [rows]
-    item = _take(data, 0)
+    item = take(data, 0)
     while item < f[_ITEMS]:
         row, start = item // f[_PIECES], item % f[_PIECES] * block
         batch, key_head = row // f[_SHARED], row % f[_SHARED]
@@ -486,7 +288,7 @@ def attend(data: Any) -> None:
             if f[_LSE]:
                 lse = _floats(f[_LSE], (batch * f[_SHARED] * group + g) * time + t)
                 lse[0] = _f32(_LN2) * largest[r] + math.log(total[r])
-        item = _take(data, 0)
+        item = take(data, 0)
     _set_threads(f, before)
 
 
@@ -498,14 +300,14 @@ def gradient(data: Any) -> None:
     factors = _floats(f[_FACTORS], 0)
     cap = factors[1]
     before = _set_threads(f, 1)
-    queries = f[_SCRATCH] + 4 * _take(data, _PLACES) * f[_PLACE]  # [rows, d]
+    queries = f[_SCRATCH] + 4 * take(data, _PLACES) * f[_PLACE]  # [rows, d]
     upstream = queries + 4 * most * d  # [rows, d]
     slopes = upstream + 4 * most * d  # [rows, d]
     scores = slopes + 4 * most * d  # [rows, pitch]
     products = scores + 4 * most * pitch  # [rows, pitch]
     delta = _floats(products + 4 * most * pitch, 0)  # [rows]
     lse = _floats(products + 4 * most * pitch, most)  # [rows]
-    item = _take(data, 0)
+    item = take(data, 0)
     while item < f[_ITEMS]:
         # the last parts may see the most keys: those first
         row, piece = item // f[_PIECES], f[_PIECES] - 1 - item % f[_PIECES]
@@ -555,27 +357,5 @@ def gradient(data: Any) -> None:
             for r in range(rows):
                 index = ((batch * time + start + r // group) * heads + head + r % group) * d
                 _write_row(data, f[_DQ], index, _floats(slopes, r * d), _f32(1), d)
-        item = _take(data, 0)
+        item = take(data, 0)
     _set_threads(f, before)
-
-
-_KERNELS: list[Any] = []
-"""Compiled kernels, kept alive as long as their addresses may be called."""
-
-
-@functools.cache
-def compiled(kernel: Callable[[Any], None], dtype: torch.dtype) -> Any:
-    """A kernel for data of ``dtype`` as a ctypes function of the address of its FIELDS.
-
-    Compiled on first use and kept on disk: beside this file, in the user's cache folder, or in NUMBA_CACHE_DIR.
-    """
-    signature = types.void(types.CPointer(_ELEMENTS[dtype]))
-    try:
-        function = _cfunc(signature, cache=True, nopython=True, error_model="numpy")(kernel)
-    except RuntimeError as error:
-        # numba's word for "none of these folders can be written": compile again in every process
-        if "cannot cache function" not in str(error):
-            raise
-        function = _cfunc(signature, nopython=True, error_model="numpy")(kernel)
-    _KERNELS.append(function)
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function.address)

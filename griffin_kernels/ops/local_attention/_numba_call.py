@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import memory
-from griffin_kernels.ops import _blas, _threads
+from griffin_kernels.ops import _blas, _native, _threads
 from griffin_kernels.ops.local_attention import _numba
+from griffin_kernels.ops.local_attention._numba_rows import LANES
 from griffin_kernels.ops.local_attention.op import first_keys, within_reach
 
 LOG2_E = math.log2(math.e)
@@ -47,8 +48,8 @@ def placed(name: str, tensor: Tensor) -> dict[str, int]:
 
 
 def _pitch(tile: int) -> int:
-    """From one row of scores to the next: ``tile`` rounded up as _numba.py wants it, and no multiple of a page."""
-    return -(-tile // _numba.LANES) * _numba.LANES + 16
+    """From one row of scores to the next: ``tile`` rounded up as _numba_rows.py wants it, and no multiple of a page."""
+    return -(-tile // LANES) * LANES + 16
 
 
 def block_of(batch: int, time: int, heads: int, shared: int, rows: int) -> int:
@@ -111,7 +112,7 @@ def _run(
         "set_threads": blas.set_threads,
     }
     values = array("q", (_REST | sizes | places | others | fields).values())
-    _threads.run(_numba.compiled(kernel, q.dtype), values.buffer_info()[0], threads)
+    _threads.run(_native.compiled(kernel, q.dtype, _numba.FILES), values.buffer_info()[0], threads)
 
 
 def forward(

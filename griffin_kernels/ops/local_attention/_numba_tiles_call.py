@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import memory
-from griffin_kernels.ops import _threads
+from griffin_kernels.ops import _native, _threads
 from griffin_kernels.ops.local_attention import _numba_tiles
 from griffin_kernels.ops.local_attention._numba_call import LOG2_E, block_of, part_of, placed, rows_of
+from griffin_kernels.ops.local_attention._numba_products import PANEL, ROWS
+from griffin_kernels.ops.local_attention._numba_rows import LANES
 from griffin_kernels.ops.local_attention.op import first_keys, within_reach
 
-_PANEL, _LANES = _numba_tiles.PANEL, _numba_tiles.LANES
 _REST = {name: 0 for name in _numba_tiles.FIELDS}
 
 
@@ -34,16 +35,16 @@ def _by_head(keys: Tensor, rows: int, columns: int) -> Tensor:
 def across(keys: Tensor, pairs: bool) -> Tensor:
     """[B,S,Hkv,d] -> panels of keys, d down: [B * Hkv, S / PANEL, d, PANEL], pairs along d."""
     pair = 2 if pairs else 1
-    rows, columns = _whole(keys.shape[1], _PANEL), _whole(keys.shape[3], pair)
-    tiles = _by_head(keys, rows, columns).view(-1, rows // _PANEL, _PANEL, columns // pair, pair)
+    rows, columns = _whole(keys.shape[1], PANEL), _whole(keys.shape[3], pair)
+    tiles = _by_head(keys, rows, columns).view(-1, rows // PANEL, PANEL, columns // pair, pair)
     return tiles.transpose(2, 3).contiguous()
 
 
 def down(keys: Tensor, pairs: bool) -> Tensor:
     """[B,S,Hkv,d] -> panels of d, keys down: [B * Hkv, d / PANEL, S, PANEL], pairs along keys."""
     pair = 2 if pairs else 1
-    rows, columns = _whole(keys.shape[1], _PANEL), _whole(keys.shape[3], _PANEL)
-    tiles = _by_head(keys, rows, columns).view(-1, rows // pair, pair, columns // _PANEL, _PANEL)
+    rows, columns = _whole(keys.shape[1], PANEL), _whole(keys.shape[3], PANEL)
+    tiles = _by_head(keys, rows, columns).view(-1, rows // pair, pair, columns // PANEL, PANEL)
     return tiles.permute(0, 3, 1, 4, 2).contiguous()
 
 
@@ -71,17 +72,17 @@ def _run(
     batch, time, heads, d = q.shape
     group, pieces = heads // shared, -(-time // piece)
     first = first_keys(time, count_keys, window, segment_pos, cu_seqlens, q.device).contiguous()
-    items, tile = batch * shared * pieces, _whole(min(tile, count_keys), _PANEL)
-    pitch = _whole(tile, _LANES) + _LANES
+    items, tile = batch * shared * pieces, _whole(min(tile, count_keys), PANEL)
+    pitch = _whole(tile, LANES) + LANES
     threads = _threads.threads_for(items, batch * heads * time * min(window, count_keys) * d // 8)
-    place = _whole(_whole(block * group, _numba_tiles.ROWS) * (2 * pitch + row), 16)
+    place = _whole(_whole(block * group, ROWS) * (2 * pitch + row), 16)
     scratch = memory.empty((threads, place), torch.float32)
     factor = d**-0.5 if scale is None else scale
     of_rows = LOG2_E if softcap is None else 2 * LOG2_E / softcap
     factors = array("f", (factor * of_rows, (softcap or 0.0) * LOG2_E, factor))
     sizes = {"items": items, "pieces": pieces, "block": block, "time": time, "keys": count_keys}
-    sizes |= {"padded": _whole(count_keys, _PANEL), "shared": shared, "group": group, "d": d}
-    sizes |= {"wide": _whole(d, _PANEL), "tile": tile, "pitch": pitch, "window": window}
+    sizes |= {"padded": _whole(count_keys, PANEL), "shared": shared, "group": group, "d": d}
+    sizes |= {"wide": _whole(d, PANEL), "tile": tile, "pitch": pitch, "window": window}
     others = {
         "first": first.data_ptr(),
         "first_batch": time if first.shape[0] > 1 else 0,
@@ -91,7 +92,7 @@ def _run(
         "capped": int(softcap is not None),
     }
     values = array("q", (_REST | sizes | placed("q", q) | placed("out", out) | others | fields).values())
-    _threads.run(_numba_tiles.compiled(kernel, q.dtype), values.buffer_info()[0], threads)
+    _threads.run(_native.compiled(kernel, q.dtype, _numba_tiles.FILES), values.buffer_info()[0], threads)
 
 
 def forward(
@@ -117,7 +118,7 @@ def forward(
     k_across, v_down = across(k, pairs), down(v, pairs)
     options = (segment_pos, cu_seqlens, window, softcap, scale)
     fields = {"lse": 0 if lse is None else lse.data_ptr(), "k_across": k_across.data_ptr(), "v_down": v_down.data_ptr()}
-    row = _whole(d, _PANEL) + d + 3
+    row = _whole(d, PANEL) + d + 3
     _run(_numba_tiles.attend, q, k.shape[1], k.shape[2], out, *options, tile, block, block, row, fields)
     return out, lse
 
@@ -140,14 +141,14 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """local_attention_bwd likewise; dk and dv of ``part`` queries or more are summed apart, then joined in order."""
     batch, time, heads, d = q.shape
-    shared, wide = k.shape[2], _whole(d, _PANEL)
+    shared, wide = k.shape[2], _whole(d, PANEL)
     q, out, dout, lse = rows_of(q), rows_of(out), rows_of(dout), lse.contiguous()
     near_k, near_v = within_reach(k, time, window).float(), within_reach(v, time, window).float()
     count_keys = near_k.shape[1]
     dq = memory.empty(q.shape, q.dtype)
     block = block_of(batch, time, heads, shared, rows)
     piece = part_of(time, window, block, part)
-    reach, pieces = _whole(min(count_keys, piece + window - 1) + _PANEL - 1, _PANEL), -(-time // piece)
+    reach, pieces = _whole(min(count_keys, piece + window - 1) + PANEL - 1, PANEL), -(-time // piece)
     shares = memory.empty((2, batch, shared, pieces, reach, wide), torch.float32)
     k_across, k_down, v_across = across(near_k, False), down(near_k, False), across(near_v, False)
     options = (segment_pos, cu_seqlens, window, softcap, scale)
@@ -162,7 +163,7 @@ def backward(
         summed = torch.zeros(batch, like.shape[1], shared, d)
         near = summed[:, like.shape[1] - count_keys :].transpose(1, 2)
         for index in range(pieces):
-            base = max(0, count_keys - time + index * piece - (window - 1)) // _PANEL * _PANEL
+            base = max(0, count_keys - time + index * piece - (window - 1)) // PANEL * PANEL
             length = min(reach, count_keys - base)
             near[:, :, base : base + length].add_(share[:, :, index, :length, :d], alpha=factor)
         return summed.to(like.dtype)

@@ -1,18 +1,24 @@
-"""Tells a person how a run goes: a live bar on a terminal, plain lines elsewhere."""
+"""Tells a person how a run goes: a live picture on a terminal, a line for each case and each failure elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from griffin_kernels.records import Entry
-from tuning.records import Candidate, Result
+from roofline import stats
+from tuning.eta import Estimate
+from tuning.records import BAD, Candidate, Noise, Result
 
 
 def seconds_text(seconds: float) -> str:
@@ -24,101 +30,315 @@ def seconds_text(seconds: float) -> str:
 
 
 def clock_text(seconds: float) -> str:
-    """``2:05``: minutes and seconds."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    """``2:05``, ``1:02:05``: minutes and seconds, and hours where there are any."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def result_text(entry: Entry) -> str:
+    """``linear_scan B2-T37-D24-float32: eager.chunked chunk=8 1.2 ms, 3.10x eager.loop (2.9 to 3.3), tied with 2``."""
+    config = " ".join(f"{name}={value}" for name, value in entry.config.items())
+    took = entry.median_s if entry.median_s is not None else entry.predicted_s
+    parts = [" ".join(filter(None, (entry.variant, config, seconds_text(took) if took is not None else "")))]
+    if entry.status == "predicted":
+        parts.append("predicted, not measured")
+    if entry.speedup is not None:
+        interval = "" if entry.speedup_interval is None else " ({:.2f} to {:.2f})".format(*entry.speedup_interval)
+        parts.append(f"{entry.speedup:.2f}x {entry.baseline}{interval}")
+    if entry.ties:
+        parts.append(f"tied with {len(entry.ties)}")
+    return f"{entry.op} {entry.case.case(entry.op).key}: {', '.join(parts)}"
 
 
 class Listener(Protocol):
-    """What a run reports as it goes."""
+    """What a run reports as it goes. lane: the device that a case runs on, where a run has several.
+
+    begin: a run of at most ``total`` candidates, ``already`` of them in the journal. dropped: so many fewer will come.
+    worker: what became of a worker process, in one line.
+    """
 
     def begin(self, total: int, already: int) -> None: ...
-    def job(self, op: str, case: str) -> None: ...
-    def trying(self, variant: str, config: str) -> None: ...
-    def candidate(self, record: Candidate) -> None: ...
-    def result(self, result: Result) -> None: ...
+    def job(self, op: str, case: str, *, lane: str = "") -> None: ...
+    def trying(self, variant: str, config: str, *, lane: str = "") -> None: ...
+    def candidate(self, record: Candidate, *, lane: str = "") -> None: ...
+    def result(self, result: Result, *, lane: str = "") -> None: ...
+    def dropped(self, count: int) -> None: ...
+    def noise(self, record: Noise) -> None: ...
+    def worker(self, text: str) -> None: ...
     def note(self, text: str) -> None: ...
 
 
-class Display:
-    """A Listener that draws. Use as a context manager."""
+@dataclass
+class Lane:
+    """What one device is at. best_s: the fastest right candidate of the case so far; baseline_s: of its baselines."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self._live = console.is_terminal
-        self._progress = Progress(
-            TextColumn("[bold]{task.fields[what]}", table_column=None),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left {task.fields[left]}"),
-            TextColumn("{task.fields[best]}"),
+    op: str = ""
+    case: str = ""
+    trying: str = ""
+    best_s: float | None = None
+    baseline_s: float | None = None
+    baseline: str = ""
+
+    def take(self, record: Candidate) -> None:
+        if record.status != "ok" or not record.samples_s:
+            return
+        took = stats.median(record.samples_s)
+        if not record.baseline:
+            self.best_s = took if self.best_s is None else min(self.best_s, took)
+        elif self.baseline_s is None or took < self.baseline_s:
+            self.baseline_s, self.baseline = took, record.variant
+
+    @property
+    def speedup(self) -> float | None:
+        """The best so far over the best baseline so far."""
+        return self.baseline_s / self.best_s if self.best_s and self.baseline_s else None
+
+    def text(self) -> str:
+        """``linear_scan B1-T64-D8-float32 · eager.chunked chunk=8 · best 1.2 ms, 3.1x eager.loop``."""
+        best = "" if self.best_s is None else f"best {seconds_text(self.best_s)}"
+        if self.speedup is not None:
+            best += f", {self.speedup:.2f}x {self.baseline}"
+        return " · ".join(filter(None, (f"{self.op} {self.case}", self.trying, best)))
+
+
+class Tally:
+    """A Listener that counts: what is done, what failed, what is left and for how long. Others build on it."""
+
+    def __init__(self, estimate: Estimate | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.estimate, self.clock = estimate or Estimate(), clock
+        self.total = self.already = self.done = 0
+        self.statuses: Counter[str] = Counter()
+        self.lanes: dict[str, Lane] = {}
+        self.began = self._seen = clock()
+        self._left: float | None = None
+
+    @property
+    def failed(self) -> int:
+        """Candidates that ended as none should."""
+        return sum(self.statuses[name] for name in BAD)
+
+    @property
+    def elapsed(self) -> float:
+        return self.clock() - self.began
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left: the estimate after the last event, less what has passed since; None where nobody can say."""
+        return None if self._left is None else max(0.0, self._left - (self.clock() - self._seen))
+
+    @property
+    def left_text(self) -> str:
+        return "?" if self.left is None else clock_text(self.left)
+
+    def begin(self, total: int, already: int) -> None:
+        self.total, self.already, self.done = total, already, already
+        self.began = self.clock()
+        self._count()
+
+    def job(self, op: str, case: str, *, lane: str = "") -> None:
+        before = self.lanes.get(lane)
+        if before is not None:
+            self.estimate.decided((before.op, before.case))
+        self.lanes[lane] = Lane(op, case)
+
+    def trying(self, variant: str, config: str, *, lane: str = "") -> None:
+        self.lanes.setdefault(lane, Lane()).trying = f"{variant} {config}".strip()
+
+    def candidate(self, record: Candidate, *, lane: str = "") -> None:
+        self.done += 1
+        self.statuses[record.status] += 1
+        self.lanes.setdefault(lane, Lane()).take(record)
+        self.estimate.candidate(record)
+        self._count()
+
+    def result(self, result: Result, *, lane: str = "") -> None:
+        entry = result.entry
+        self.estimate.decided((entry.op, entry.case.case(entry.op).key))
+        self._count()
+
+    def dropped(self, count: int) -> None:
+        self.total = max(self.done, self.total - count)
+        self._count()
+
+    def noise(self, record: Noise) -> None:
+        pass
+
+    def worker(self, text: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def _count(self) -> None:
+        self._seen = self.clock()
+        self._left = self.estimate.left(self.total - self.done, self._seen - self.began)
+
+
+class Several:
+    """A Listener that passes on to others."""
+
+    def __init__(self, *others: Listener) -> None:
+        self.others = others
+
+    def begin(self, total: int, already: int) -> None:
+        for other in self.others:
+            other.begin(total, already)
+
+    def job(self, op: str, case: str, *, lane: str = "") -> None:
+        for other in self.others:
+            other.job(op, case, lane=lane)
+
+    def trying(self, variant: str, config: str, *, lane: str = "") -> None:
+        for other in self.others:
+            other.trying(variant, config, lane=lane)
+
+    def candidate(self, record: Candidate, *, lane: str = "") -> None:
+        for other in self.others:
+            other.candidate(record, lane=lane)
+
+    def result(self, result: Result, *, lane: str = "") -> None:
+        for other in self.others:
+            other.result(result, lane=lane)
+
+    def dropped(self, count: int) -> None:
+        for other in self.others:
+            other.dropped(count)
+
+    def noise(self, record: Noise) -> None:
+        for other in self.others:
+            other.noise(record)
+
+    def worker(self, text: str) -> None:
+        for other in self.others:
+            other.worker(text)
+
+    def note(self, text: str) -> None:
+        for other in self.others:
+            other.note(text)
+
+
+class Display(Tally):
+    """A Listener that draws and prints. Use as a context manager.
+
+    quiet: only problems. ticking: the clock runs between events too, by a thread that draws twice a second; without it
+    nothing is drawn while something is measured, which a CPU that is measured asks for.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        estimate: Estimate | None = None,
+        *,
+        quiet: bool = False,
+        ticking: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(estimate, clock)
+        self.console, self.quiet, self._begun = console, quiet, False
+        self._is_live = console.is_terminal and not quiet
+        self._live = Live(
             console=console,
-            disable=not self._live,
+            auto_refresh=ticking,
+            refresh_per_second=2,
             transient=True,
+            get_renderable=self.picture,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
-        self._task = self._progress.add_task("tune", total=None, what="", left="?", best="")
-        self._began = time.monotonic()
-        self._total = self._already = self._done = self._failed = 0
-        self._where = ""
-        self._best: float | None = None
 
     def __enter__(self) -> Display:
-        self._progress.start()
+        if self._is_live:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._is_live:
+            self._live.stop()
+
+    def picture(self) -> RenderableType:
+        """A bar with the figures of the run, and what each device is at."""
+        figures = [f"{self.done}/{self.total}"]
+        if self.failed:
+            figures.append(f"{self.failed} failed")
+        figures += [clock_text(self.elapsed), f"left {self.left_text}"]
+        head = Table.grid(padding=(0, 1))
+        head.add_row(ProgressBar(total=max(self.total, 1), completed=self.done, width=24), Text(" · ".join(figures)))
+        rows = [
+            Text(f"{name + '  ' if len(self.lanes) > 1 else ''}{lane.text()}", no_wrap=True, overflow="ellipsis")
+            for name, lane in sorted(self.lanes.items())
+            if lane.op
+        ]
+        return Group(head, *rows)
+
+    def _draw(self) -> None:
+        if self._is_live:
+            self._live.refresh()
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, total: int, already: int) -> None:
-        self._total, self._already, self._done = total, already, already
-        self._began = time.monotonic()
-        self._progress.update(self._task, total=total, completed=already)
+        super().begin(total, already)
+        self._begun = True
+        if already and not self.quiet:
+            self._say(f"{already} of {total} candidates are in the journal already")
+        self._draw()
 
-    def _left(self) -> str:
-        fresh = self._done - self._already
-        if fresh < 3:
-            return "?"
-        return clock_text((time.monotonic() - self._began) / fresh * (self._total - self._done))
+    def job(self, op: str, case: str, *, lane: str = "") -> None:
+        super().job(op, case, lane=lane)
+        self._draw()
 
-    def job(self, op: str, case: str) -> None:
-        self._where, self._best = f"{op} {case}", None
-        self._progress.update(self._task, what=self._where, best="")
+    def trying(self, variant: str, config: str, *, lane: str = "") -> None:
+        super().trying(variant, config, lane=lane)
+        self._draw()
 
-    def trying(self, variant: str, config: str) -> None:
-        self._progress.update(self._task, what=f"{self._where} · {variant}")
+    def candidate(self, record: Candidate, *, lane: str = "") -> None:
+        super().candidate(record, lane=lane)
+        if record.status in BAD:
+            self._say(f"  {record.status}: {record.key}: {record.problem}")
+        self._draw()
 
-    def candidate(self, record: Candidate) -> None:
-        self._done += 1
-        self._failed += record.status in ("wrong", "failed")
-        if record.status == "ok":
-            fastest = min(record.samples_s)
-            self._best = fastest if self._best is None else min(self._best, fastest)
-        best = "" if self._best is None else f"best {seconds_text(self._best)}"
-        failed = f", {self._failed} failed" if self._failed else ""
-        self._progress.update(self._task, completed=self._done, left=self._left(), best=best + failed)
-        if record.status in ("wrong", "failed"):
-            self.console.print(f"  {record.status}: {record.key}: {record.problem}", highlight=False, markup=False)
+    def result(self, result: Result, *, lane: str = "") -> None:
+        super().result(result, lane=lane)
+        if self.quiet:
+            return
+        failed = f", {self.failed} failed" if self.failed else ""
+        on = f"{lane}  " if len(self.lanes) > 1 else ""
+        where = "" if self._is_live else f"  [{self.done}/{self.total}, left {self.left_text}{failed}]"
+        self._say(f"{on}{result_text(result.entry)}{where}")
+        self._draw()
 
-    def result(self, result: Result) -> None:
-        entry = result.entry
-        against = "" if entry.speedup is None else f", {entry.speedup:.2f}x {entry.baseline}"
-        took = "" if entry.median_s is None else f" {seconds_text(entry.median_s)}"
-        left = "" if self._live else f"  [{self._done}/{self._total}, left {self._left()}]"
-        line = f"{entry.op} {entry.case.case(entry.op).key}: {entry.variant}{took}{against}{left}"
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+    def dropped(self, count: int) -> None:
+        super().dropped(count)
+        self._draw()
+
+    def noise(self, record: Noise) -> None:
+        if not self.quiet:
+            self._say(noise_text(record))
+
+    def worker(self, text: str) -> None:
+        self._say(f"  {' '.join(text.split())}")
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        # what is said before the work begins is preparation; later it is about something that went wrong
+        if self._begun or not self.quiet:
+            self._say(text)
+
+
+def noise_text(record: Noise) -> str:
+    """``noise floor 1.8% (A/A of torch.add on 96 MiB, 41 rounds)``."""
+    return f"noise floor {record.floor:.1%} (A/A of {record.what}, {record.rounds} rounds)"
 
 
 def summary_table(entries: Sequence[Entry]) -> Table:
-    """op, case, winner, time, speedup over the best baseline with its interval, share of the memory roof."""
+    """op, case, winner, time, speedup over the best baseline with its interval, ties, share of the roof."""
     table = Table(title=None, header_style="bold", pad_edge=False)
     for name in ("op", "case", "winner"):
         table.add_column(name, overflow="fold")
-    for name in ("time", "vs best baseline", "memory roof"):
+    for name in ("time", "vs best baseline", "tied with", "of roof"):
         table.add_column(name, justify="right", no_wrap=True)
     for entry in entries:
         speedup = "no baseline"
@@ -126,12 +346,14 @@ def summary_table(entries: Sequence[Entry]) -> Table:
             low, high = entry.speedup_interval
             speedup = f"{entry.speedup:.2f}x ({low:.2f} to {high:.2f})"
         config = ",".join(f"{k}={v}" for k, v in entry.config.items())
+        took = entry.predicted_s if entry.status == "predicted" else entry.median_s
         table.add_row(
             entry.op,
             entry.case.case(entry.op).key,
             f"{entry.variant} {config}".strip(),
-            "" if entry.median_s is None else seconds_text(entry.median_s),
-            speedup,
-            "" if entry.share_of_bound is None else f"{entry.share_of_bound:.0%}",
+            "" if took is None else ("predicted " if entry.status == "predicted" else "") + seconds_text(took),
+            "not measured" if entry.status == "predicted" else speedup,
+            str(len(entry.ties)) if entry.ties else "",
+            "" if entry.share_of_bound is None else f"{entry.share_of_bound:.0%} {entry.bound or ''}".strip(),
         )
     return table

@@ -4,8 +4,6 @@ A kernel is a C function of one pointer, to a block of 64-bit integers (addresse
 items, a part of one row's ring for one key head, are taken from a shared counter in that block by however many threads
 call it. Every item leaves its weighted values, their maximum score and their sum of weights, to be joined afterwards.
 bfloat16 is widened a row at a time into a scratch that stays in the first-level cache.
-
-All of it is one file because numba's cache on disk watches only the file of the function that it compiles.
 """
 
 # Python's types end where numba's begin.
@@ -13,18 +11,28 @@ All of it is one file because numba's cache on disk watches only the file of the
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from typing import Any
 
 import numba
 import torch
-from llvmlite import ir
-from numba import extending, types
 
-_intrinsic: Any = extending.intrinsic
+from griffin_kernels.ops import _native
+from griffin_kernels.ops._native import take
+from griffin_kernels.ops.local_attention import _numba_rows
+from griffin_kernels.ops.local_attention._numba_rows import (
+    _LARGEST,
+    _SUM,
+    _address,
+    _dot,
+    _floats,
+    _ints,
+    _is_half,
+    _longs,
+    _shorts,
+    _sum,
+)
+
 _njit: Any = numba.njit
-_cfunc: Any = numba.cfunc
 _f32: Any = numba.float32
 _i32: Any = numba.int32
 
@@ -59,64 +67,6 @@ FIELDS = (
 )
 """Names of the integers. Addresses in bytes, strides in elements."""
 
-_INT64 = ir.IntType(64)
-_ELEMENTS = {torch.float32: types.float32, torch.bfloat16: types.uint16}
-_SUM = {"reassoc", "contract", "nsz"}
-_LARGEST = {"reassoc", "nnan", "nsz"}
-
-
-def _array_at(kind: Any) -> Any:
-    """A numba function ``(address, index) -> pointer`` to element ``index`` of an array of ``kind``."""
-
-    @_intrinsic
-    def at(typing: Any, address: Any, index: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            element = context.get_data_type(kind)
-            return builder.gep(builder.inttoptr(args[0], element.as_pointer()), [args[1]])
-
-        return types.CPointer(kind)(types.int64, types.int64), generate
-
-    return at
-
-
-_floats, _bits, _shorts, _longs = (_array_at(k) for k in (types.float32, types.int32, types.uint16, types.int64))
-
-
-@_intrinsic
-def _address(typing: Any, data: Any) -> Any:
-    """The address that a pointer holds."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(args[0], _INT64)
-
-    return types.int64(data), generate
-
-
-@_intrinsic
-def _is_half(typing: Any, data: Any) -> Any:
-    """Whether data is bfloat16; known when compiled."""
-    half = int(data.dtype is types.uint16)
-    return types.boolean(data), lambda context, builder, signature, args: ir.Constant(ir.IntType(1), half)
-
-
-@_intrinsic
-def _take(typing: Any, data: Any) -> Any:
-    """The next work item, which no other thread gets."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        counter = builder.bitcast(args[0], _INT64.as_pointer())
-        return builder.atomic_rmw("add", counter, ir.Constant(_INT64, 1), "monotonic")
-
-    return types.int64(data), generate
-
-
-@_njit(fastmath=_SUM)
-def _dot(p: Any, q: Any, count: int) -> float:
-    total = _f32(0)
-    for j in range(count):
-        total += p[j] * q[j]
-    return total
-
 
 @_njit(fastmath=_SUM)
 def _add_rows(out: Any, a: Any, b: Any, c: Any, e: Any, wa: float, wb: float, wc: float, we: float, count: int) -> None:
@@ -131,14 +81,6 @@ def _largest(values: Any, count: int) -> float:
     for i in range(count):
         largest = max(largest, values[i])
     return largest
-
-
-@_njit(fastmath=_SUM)
-def _sum(values: Any, count: int) -> float:
-    total = _f32(0)
-    for i in range(count):
-        total += values[i]
-    return total
 
 
 @_njit(fastmath={"contract"})
@@ -178,7 +120,7 @@ def _widen(source: Any, target: Any, count: int) -> None:
 def _row(data: Any, address: int, index: int, scratch: int, slot: int, count: int) -> Any:
     """A row of ``count`` data elements as float32: where it lies, or widened into row ``slot`` of the scratch."""
     if _is_half(data):
-        _widen(_shorts(address, index), _bits(scratch, slot * count), count)
+        _widen(_shorts(address, index), _ints(scratch, slot * count), count)
         return _floats(scratch, slot * count)
     return _floats(address, index)
 
@@ -191,7 +133,7 @@ def _copy(data: Any, source: int, i: int, target: int, j: int, count: int) -> No
         for n in range(count):
             into[n] = shorts[n]
     else:
-        words, floats = _bits(source, i), _bits(target, j)
+        words, floats = _ints(source, i), _ints(target, j)
         for n in range(count):
             floats[n] = words[n]
 
@@ -200,7 +142,7 @@ def attend(data: Any) -> None:
     """Put the new token into its slot; weighted values, largest score and sum of weights of every item."""
     f = _longs(_address(data), 0)
     parts, part, window, shared, group, d = f[2], f[3], f[4], f[5], f[6], f[7]
-    item = _take(data)
+    item = take(data, 0)
     while item < f[1]:
         head = item // parts
         batch, key_head, begin = head // shared, head % shared, item % parts * part
@@ -234,11 +176,11 @@ def attend(data: Any) -> None:
                 if f[22]:
                     cap = _floats(f[23], 0)[0]
                     # tanh(x) = 1 - 2 / (exp(2 x) + 1)
-                    _exp(scores, _bits(powers, 0), _floats(powers, 0), _f32(2) / cap, _f32(0), count)
+                    _exp(scores, _ints(powers, 0), _floats(powers, 0), _f32(2) / cap, _f32(0), count)
                     for i in range(count):
                         scores[i] = cap - _f32(2) * cap / (scores[i] + _f32(1))
                 top = _largest(scores, count)
-                _exp(scores, _bits(powers, 0), _floats(powers, 0), _f32(1), top, count)
+                _exp(scores, _ints(powers, 0), _floats(powers, 0), _f32(1), top, count)
                 largest[g], total[g] = top, _sum(scores, count)
             for i in range(0, count, 4):
                 # past the end: the last row again, with no weight
@@ -256,26 +198,9 @@ def attend(data: Any) -> None:
         else:
             for g in range(group):
                 largest[g], total[g] = _f32(-3e38), _f32(0)
-        item = _take(data)
+        item = take(data, 0)
 
 
-_KERNELS: list[Any] = []
-"""Compiled kernels, kept alive as long as their addresses may be called."""
-
-
-@functools.cache
 def compiled(dtype: torch.dtype) -> Any:
-    """The kernel for data of ``dtype`` as a ctypes function of the address of its FIELDS.
-
-    Compiled on first use and kept on disk: beside this file, in the user's cache folder, or in NUMBA_CACHE_DIR.
-    """
-    signature = types.void(types.CPointer(_ELEMENTS[dtype]))
-    try:
-        function = _cfunc(signature, cache=True, nopython=True, error_model="numpy")(attend)
-    except RuntimeError as error:
-        # numba's word for "none of these folders can be written": compile again in every process
-        if "cannot cache function" not in str(error):
-            raise
-        function = _cfunc(signature, nopython=True, error_model="numpy")(attend)
-    _KERNELS.append(function)
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function.address)
+    """The kernel for data of ``dtype`` as a ctypes function of the address of its FIELDS."""
+    return _native.compiled(attend, dtype, (__file__, str(_numba_rows.__file__)))

@@ -1,0 +1,130 @@
+"""Two registries held against each other, entry by entry.
+
+Times of two runs were not measured side by side: what the machine did differently in between is in them. The interval
+of the ratio takes the two medians as independent, and no difference counts that lies within 3% or within the noise
+floor of either race.
+
+    FASTER, SLOWER   the interval leaves 1 out, and the ratio is further from 1 than the noise
+    SAME             the whole interval is within the noise of 1
+    UNSURE           neither: measure again for longer, or on a quieter machine
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from griffin_kernels.contract import Case
+from griffin_kernels.records import Entry, RegistryFile
+from tuning.budget import INDIFFERENCE
+
+Verdict = Literal["SAME", "FASTER", "SLOWER", "UNSURE"]
+Winner = Literal["same", "tie", "other"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One op and case that both have. ratio: time in b over time in a, with its 95% interval.
+
+    winner: ``same`` variant and configuration, ``tie`` where either race could not tell the other's winner from its
+    own, else ``other``.
+    """
+
+    a: Entry
+    b: Entry
+    case: Case
+    verdict: Verdict
+    winner: Winner
+    why: str
+    ratio: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Diff:
+    """rows: what both have. only_a, only_b: entries that one of them lacks. notes: what to know before reading."""
+
+    rows: tuple[Row, ...]
+    only_a: tuple[Entry, ...]
+    only_b: tuple[Entry, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of common entries whose winner is the same or tied; None where nothing is common."""
+        agreeing = sum(row.winner != "other" for row in self.rows)
+        return agreeing / len(self.rows) if self.rows else None
+
+    def count(self, verdict: Verdict) -> int:
+        return sum(row.verdict == verdict for row in self.rows)
+
+
+def diff(a: RegistryFile, b: RegistryFile) -> Diff:
+    """``b`` held against ``a``."""
+    left, right = _by_case(a), _by_case(b)
+    notes = []
+    if a.device.validity != b.device.validity:
+        notes.append("these are different devices: ratios compare the machines, not the kernels")
+    return Diff(
+        rows=tuple(_row(left[key], right[key]) for key in sorted(left.keys() & right.keys())),
+        only_a=tuple(left[key] for key in sorted(left.keys() - right.keys())),
+        only_b=tuple(right[key] for key in sorted(right.keys() - left.keys())),
+        notes=tuple(notes),
+    )
+
+
+def _by_case(file: RegistryFile) -> dict[tuple[str, str], Entry]:
+    return {(entry.op, entry.case.case(entry.op).key): entry for entry in file.entries}
+
+
+def same_kernel(a: Entry, b: Entry) -> bool:
+    """True if two entries run the same variant with the same configuration."""
+    return a.variant == b.variant and a.config == b.config
+
+
+def winner(a: Entry, b: Entry) -> Winner:
+    """How the winners of two entries agree."""
+    if same_kernel(a, b):
+        return "same"
+    tied = [(b, a.ties), (a, b.ties)]
+    if any(e.variant == tie.variant and e.config == tie.config for e, ties in tied for tie in ties):
+        return "tie"
+    return "other"
+
+
+def _row(a: Entry, b: Entry) -> Row:
+    case, agreed = a.case.case(a.op), winner(a, b)
+    for name, entry in (("first", a), ("second", b)):
+        if entry.status == "predicted":
+            return Row(a, b, case, "UNSURE", agreed, f"the {name} is predicted, not measured")
+        if entry.median_s is None or entry.interval_s is None or min(entry.median_s, *entry.interval_s) <= 0:
+            return Row(a, b, case, "UNSURE", agreed, f"the {name} has no time with an interval")
+    ratio, (low, high) = ratio_interval(a, b)
+    noise = max(INDIFFERENCE, a.noise_floor or 0.0, b.noise_floor or 0.0)
+    verdict: Verdict = "UNSURE"
+    if low >= 1 - noise and high <= 1 + noise:
+        verdict = "SAME"
+    elif high < 1 and ratio < 1 - noise:
+        verdict = "FASTER"
+    elif low > 1 and ratio > 1 + noise:
+        verdict = "SLOWER"
+    return Row(a, b, case, verdict, agreed, f"noise {noise:.1%}", ratio, (low, high))
+
+
+def ratio_interval(a: Entry, b: Entry) -> tuple[float, tuple[float, float]]:
+    """Time in b over time in a, and its 95% interval from the two medians' intervals, taken as independent."""
+    assert a.median_s and b.median_s and a.interval_s and b.interval_s
+    center = math.log(b.median_s) - math.log(a.median_s)
+    # distances of the ends from the medians, as logs, add like standard deviations
+    below = math.hypot(_log(b.median_s, b.interval_s[0]), _log(a.interval_s[1], a.median_s))
+    above = math.hypot(_log(b.interval_s[1], b.median_s), _log(a.median_s, a.interval_s[0]))
+    return _exp(center), (_exp(center - below), _exp(center + above))
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))  # times out of a file may be as far apart as floats go
+
+
+def _log(larger: float, smaller: float) -> float:
+    return max(0.0, math.log(larger) - math.log(smaller))

@@ -1,0 +1,92 @@
+"""What a registry says, entry by entry, and whether each entry would be used here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from griffin_kernels import catalog, errors, registry, validity
+from griffin_kernels.device import Device
+from griffin_kernels.records import Entry, RegistryFile
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An entry and its state here. state: ``used``, ``stale``, ``predicted`` or ``unused``; why: in words."""
+
+    entry: Entry
+    case: str
+    state: str
+    why: str
+
+
+def locate(path: Path, device: Device) -> Path:
+    """The registry file that a user means by ``path``: the file, or the one in a folder.
+
+    A folder may hold several devices: this device's file is taken, else the only registry that there is. Raises
+    RegistryError.
+    """
+    path = path.expanduser()
+    if not path.is_dir():
+        return path
+    own = registry.within(path, device)
+    if own.exists():
+        return own
+    found = [file for file in sorted(path.glob("*.json")) if _is_registry(file)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        text = f"no registry in folder {path}; `griffin tune --out {path}` makes one, or name a file"
+        raise errors.RegistryError(text)
+    names = ", ".join(file.name for file in found)
+    raise errors.RegistryError(f"{path} holds several registries and none of {device.slug}; name one: {names}")
+
+
+def _is_registry(path: Path) -> bool:
+    try:
+        registry.load(path)
+    except errors.RegistryError:
+        return False
+    return True
+
+
+def first_source(device: Device) -> Path:
+    """The registry that dispatch asks first on a device; RegistryError where there is none."""
+    found = registry.sources(device)
+    if not found:
+        text = f"there is no registry for {device.name}; `griffin tune` makes {registry.default_path(device)}"
+        raise errors.RegistryError(text)
+    return found[0]
+
+
+def entries(file: RegistryFile, device: Device) -> list[Shown]:
+    """Every entry of a registry with its state on a device, in the order of the file."""
+    how = validity.holds(file, device)
+    return [_shown(entry, file, device, how is None) for entry in file.entries]
+
+
+def _shown(entry: Entry, file: RegistryFile, device: Device, foreign: bool) -> Shown:
+    case = validity.quoted(entry.case.case(entry.op).key, 120)
+    try:
+        if set(catalog.op(entry.op).cases[0].size) != set(entry.case.dims):
+            raise errors.RegistryError(f"{entry.op} has no case with these dimensions")
+        validity.kernel(entry)
+    except (errors.UnknownOpError, errors.RegistryError) as error:
+        return Shown(entry, case, "unused", str(error))
+    if foreign:
+        return Shown(entry, case, "unused", f"of another device: {validity.named(file.device.validity)}")
+    if entry.status == "predicted":
+        return Shown(entry, case, "predicted", "never ran on this device")
+    differs = validity.stale(entry, file, device)
+    return Shown(entry, case, "stale" if differs else "used", ", ".join(differs))
+
+
+def plain(path: Path, file: RegistryFile, shown: list[Shown]) -> dict[str, Any]:
+    """A registry with the states of its entries as plain JSON values."""
+    facts: dict[str, Any] = msgspec.to_builtins(file)
+    for entry, row in zip(facts["entries"], shown, strict=True):
+        entry |= {"key": row.case, "state": row.state, "why": row.why}
+    return {"path": str(path), **facts}

@@ -9,4 +9,10 @@ report      a compiled launch as a StaticReport, and what it claims about itself
 requests    what to compile, by name, and the answers
 table       reports for a terminal
 worker      runs all of it in a process of its own
+farm        compiles launches in several processes that may die (server is what these run)
+occupancy   how many blocks a unit holds
+work        what the steps of a candidate have to do, before they are compiled
+prior       guessed machine code of what was not compiled
+model       predicted seconds on a SKU, and the constants that are assumed
+candidates  those of one op and case on one SKU, and which is chosen
 """

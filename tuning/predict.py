@@ -1,0 +1,404 @@
+"""Tuning for a GPU that is not there: ``griffin tune --target SKU``, and predictions for whoever asks.
+
+For every op and bench case the candidates are described and guessed, the best guesses are compiled for the SKU's
+architecture, and the model (``tuning.static.model``) predicts those from their machine code. What does not fit is
+dropped, what spills registers comes after all that does not. The registry that results says ``predicted``; a machine
+of that SKU uses it until something is measured there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+import platformdirs
+from rich.console import Console
+
+from griffin_kernels import catalog, datasheet, errors, registry, validity
+from griffin_kernels.contract import Case, Variant, config_dict, config_key
+from griffin_kernels.device import Device
+from griffin_kernels.records import CaseRecord, Entry
+from roofline.console import StatusLine
+from tuning import plan
+from tuning.plan import Options
+from tuning.progress import clock_text, seconds_text
+from tuning.static import farm, model, recorded
+from tuning.static.candidates import Candidate, Contest, Reports, Told, described
+from tuning.static.farm import Order
+from tuning.static.model import ASSUMED, Constants, Machine, Prediction
+from tuning.static.prior import Guesses
+from tuning.static.recorded import StaticReport
+from tuning.static.work import LaunchWork
+
+PREDICTIONS_VERSION = 1
+"""Version of the file of predictions."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """per_case: candidates compiled for a case, 0 for all. seconds: after which no compilation is begun, if not None.
+
+    more: candidates compiled besides, one by one, for a case where all so far spill or fail.
+    """
+
+    per_case: int
+    seconds: float | None
+    more: int
+
+
+EFFORTS: Mapping[str, Effort] = MappingProxyType(
+    {"quick": Effort(2, 150.0, 4), "default": Effort(6, 480.0, 8), "thorough": Effort(0, None, 0)}
+)
+"""Efforts by the name of the budget. The default ends within ten minutes on two cores, whatever they are."""
+
+NOTE_EVERY_S = 15.0
+"""Seconds between lines about progress where there is no terminal."""
+
+
+class Predicted(msgspec.Struct, frozen=True, kw_only=True):
+    """One op and case: every candidate, and which was chosen (an index; None where no variant can run)."""
+
+    op: str
+    case: CaseRecord
+    candidates: list[Told]
+    chosen: int | None
+    unfit: dict[str, str] = {}
+
+
+class PredictionsFile(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that one ``griffin tune --target`` found; the registry beside it has the choices alone."""
+
+    version: int
+    sku: str
+    arch: str
+    date: str
+    triton: str
+    budget: str
+    constants: Constants
+    seconds: float
+    compiled: int
+    complete: bool
+    cases: list[Predicted]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves. missing: ops and cases without an entry, in words."""
+
+    registry: Path
+    predictions: Path
+    entries: tuple[Entry, ...]
+    missing: tuple[str, ...]
+    seconds: float
+
+
+def tune_target(
+    sku: str,
+    options: Options,
+    out: Path | None,
+    console: Console,
+    *,
+    constants: Constants = ASSUMED,
+    jobs: int = 0,
+) -> Outcome:
+    """Predict the best kernels of a SKU and publish them as a registry.
+
+    options: ops, cases, dtypes and the budget count; the device is the SKU. out: folder; the user's own registry
+    without one. jobs: compiling processes, one per usable core for 0. Raises UnknownDevice, DeviceError (no GPU that
+    kernels can be compiled for), OutputFolderError, RegistryError, or what ``plan.make`` raises. An interrupt leaves
+    no process behind, and nothing is published.
+    """
+    began = time.monotonic()
+    where = model.machine(sku)
+    if options.device:
+        raise errors.ArgumentError(f"--device {options.device} and --target {sku} exclude each other")
+    effort = _effort(options.budget)
+    device = where.device
+    paths = _paths(out, device)
+    _prepare(paths, device)
+    planned = plan.make(options, device)
+    guesses = guesses_for(where)
+    contests = [Contest.of(job, where, constants, guesses) for job in planned]
+    count = sum(len(contest.candidates) for contest in contests)
+    _say(console, f"predicting {len(contests)} cases on {where.sheet.name} ({where.arch}): {count} candidates")
+    reports, complete = _compile(contests, effort, console, jobs)
+    for contest in contests:
+        contest.settle(reports)
+    entries, missing = [], []
+    for contest in contests:
+        chosen = contest.choose()
+        if chosen is None:
+            missing.append(f"{contest.op.name} {contest.case.key}: {_why_none(contest)}")
+        else:
+            entries.append(_entry(contest, chosen, sku))
+    seconds = time.monotonic() - began
+    text = PredictionsFile(
+        version=PREDICTIONS_VERSION,
+        sku=sku,
+        arch=where.arch,
+        date=_now(),
+        triton=metadata.version("triton"),
+        budget=options.budget,
+        constants=constants,
+        seconds=seconds,
+        compiled=len(reports),
+        complete=complete,
+        cases=[_recorded(contest) for contest in contests],
+    )
+    registry.write_atomically(paths[1], msgspec.json.format(msgspec.json.encode(text), indent=1) + b"\n")
+    if entries:
+        registry.publish(paths[0], device, entries, _provenance(sku, text))
+    for line in missing:
+        _say(console, f"no kernel for {line}")
+    return Outcome(paths[0], paths[1], tuple(entries), tuple(missing), seconds)
+
+
+def predicted(
+    variant: Variant,
+    case: Case,
+    config: Any,
+    where: str | Device,
+    *,
+    constants: Constants = ASSUMED,
+    compiled: bool = False,
+) -> Prediction | None:
+    """What the model expects of one candidate; None where it knows nothing: no such SKU, no launches, no fit.
+
+    where: a SKU, or a device, whose datasheet is found by its driver's name. compiled: compile for it (seconds, in a
+    process of its own); otherwise the machine code is guessed from the recorded table (milliseconds), which is good
+    enough to order what to try first.
+    """
+    found = _machine(where)
+    if found is None or variant.launches is None or variant.reject(case, found.device, config) is not None:
+        return None
+    op = catalog.op(variant.op)
+    steps = described(variant, op, case, config, found.arch)
+    launches = [step for step in steps if isinstance(step, LaunchWork)]
+    guesses = guesses_for(found)
+    code: dict[str, StaticReport] = {step.key: guesses(step) for step in launches}
+    if compiled:
+        record, values = CaseRecord.of(case), config_dict(config)
+        orders = {s.key: Order(variant.key, record, values, s.index, found.arch) for s in launches}
+        for key, report in farm.compile_all(list(orders.items())):
+            if isinstance(report, str):
+                return None
+            code[key] = report
+    if any(model.does_not_fit(step, code[step.key], found) for step in launches):
+        return None
+    return model.predict(steps, lambda work: code[work.key], found, case.dtype, constants)
+
+
+def contest(job: plan.Job, sku: str, constants: Constants = ASSUMED, *, jobs: int = 0, most: int = 0) -> Contest:
+    """The candidates of one job on a SKU, the ``most`` best guesses compiled (all for 0) and predicted."""
+    where = model.machine(sku)
+    found = Contest.of(job, where, constants, guesses_for(where))
+    candidates = found.order()
+    orders = dict(found.orders(candidates[:most] if most else candidates))
+    found.settle(dict(farm.compile_all(list(orders.items()), jobs)))
+    return found
+
+
+def guesses_for(where: Machine) -> Guesses:
+    """Guessed machine code for a SKU, from the recorded table."""
+    return Guesses(_table(), where.arch, where.limits.warp_size)
+
+
+def _table() -> list[StaticReport]:
+    return recorded.load().reports
+
+
+def _machine(where: str | Device) -> Machine | None:
+    if isinstance(where, Device):
+        sheet = datasheet.find(where.name)
+        if sheet is None:
+            return None
+        where = sheet.sku
+    try:
+        return model.machine(where)
+    except errors.DeviceError:
+        return None
+
+
+def _effort(budget: str) -> Effort:
+    if budget not in EFFORTS:
+        raise errors.ArgumentError(f"no budget {budget!r}; there are {', '.join(EFFORTS)}")
+    return EFFORTS[budget]
+
+
+def _paths(out: Path | None, device: Device) -> tuple[Path, Path]:
+    """(registry, predictions)."""
+    if out is not None:
+        return out / f"{device.slug}.json", out / f"{device.slug}.predictions.json"
+    folder = Path(platformdirs.user_data_dir("griffin-kernels", appauthor=False)) / "results" / device.slug
+    return registry.default_path(device), folder / "predictions.json"
+
+
+def _prepare(paths: Sequence[Path], device: Device) -> None:
+    """Make the folders, prove that they can be written and that the registry there is of this SKU."""
+    for folder in {path.parent for path in paths}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(b"\0")
+                probe.flush()
+        except OSError as error:
+            text = f"results cannot be written to {folder}: {error.strerror}; choose another folder with --out"
+            raise errors.OutputFolderError(text) from None
+    if paths[0].exists():
+        facts = registry.load(paths[0]).device.validity
+        if facts != device.validity() and not validity.same_sku(facts, device.validity()):
+            text = (
+                f"registry {paths[0]} is of another device ({validity.named(facts)}); choose another folder with --out"
+            )
+            raise errors.RegistryError(text)
+
+
+def _compile(contests: Sequence[Contest], effort: Effort, console: Console, jobs: int) -> tuple[Reports, bool]:
+    """(reports by key, whether all that was meant to be compiled was): every case's best guess first, then the next."""
+    began = time.monotonic()
+    ordered = [contest.order() for contest in contests]
+    depth = max((len(candidates) for candidates in ordered), default=0)
+    wanted: dict[str, Order] = {}
+    for rank in range(min(depth, effort.per_case) if effort.per_case else depth):
+        for found, candidates in zip(contests, ordered, strict=True):
+            for key, order in found.orders(candidates[rank : rank + 1]):
+                wanted.setdefault(key, order)
+    reports: dict[str, StaticReport | str] = {}
+    _run(wanted, reports, effort, began, console, jobs)
+    complete = all(key in reports for key in wanted)
+    for attempt in range(effort.more):
+        rank = effort.per_case + attempt
+        rescue: dict[str, Order] = {}
+        for found, candidates in zip(contests, ordered, strict=True):
+            found.settle(reports)
+            best = next(iter(found.ranked()), None)
+            if best is None or (best.prediction is not None and best.prediction.spill_bytes):
+                rescue |= dict(found.orders(candidates[rank : rank + 1]))
+        fresh = {key: order for key, order in rescue.items() if key not in reports}
+        if fresh:
+            _run(fresh, reports, effort, began, console, jobs)
+    return reports, complete
+
+
+def _run(
+    wanted: Mapping[str, Order],
+    reports: dict[str, StaticReport | str],
+    effort: Effort,
+    began: float,
+    console: Console,
+    jobs: int,
+) -> None:
+    """Compile ``wanted`` into ``reports``, and say how far it is."""
+    status, told, first = StatusLine(console), time.monotonic(), time.monotonic()
+    seconds = None if effort.seconds is None else max(0.0, effort.seconds - (time.monotonic() - began))
+    done = 0
+    for key, report in farm.compile_all(list(wanted.items()), jobs, seconds):
+        reports[key] = report
+        done += 1
+        now = time.monotonic()
+        left = (now - first) / done * (len(wanted) - done)
+        if seconds is not None:
+            left = min(left, max(0.0, seconds - (now - first)))
+        line = f"compiled {done} of {len(wanted)} kernels, about {clock_text(left)} left"
+        if console.is_terminal:
+            status(line)
+        elif now - told > NOTE_EVERY_S:
+            told = now
+            _say(console, line)
+    status.clear()
+    if done < len(wanted):
+        _say(console, f"time is up: {done} of {len(wanted)} kernels compiled, the best guesses of each case first")
+
+
+def _entry(contest: Contest, chosen: Candidate, sku: str) -> Entry:
+    assert chosen.prediction is not None
+    variant, found = chosen.planned.variant, chosen.prediction
+    return Entry(
+        op=contest.op.name,
+        case=CaseRecord.of(contest.case),
+        variant=variant.name,
+        config=config_dict(chosen.planned.config),
+        status="predicted",
+        source_hash=variant.source_hash,
+        date=_now(),
+        reason=reason(contest, chosen, sku),
+        candidates=len(contest.candidates),
+        bound=found.bound,
+        predicted_s=found.seconds,
+    )
+
+
+def reason(contest: Contest, chosen: Candidate, sku: str) -> str:
+    """Why a candidate was chosen, in words."""
+    assert chosen.prediction is not None
+    ranked, found = contest.ranked(), chosen.prediction
+    best = ranked[0]
+    parts = [f"predicted for {sku}, not measured: {seconds_text(found.seconds)}, bound by {found.bound}"]
+    main = found.main
+    spills = f"{found.spill_bytes} bytes spilled" if found.spill_bytes else "no spills"
+    parts.append(f"{main.registers} registers, {spills}, {main.occupancy:.0%} occupancy")
+    if chosen is contest.default and best is not chosen and best.prediction is not None:
+        ahead = found.seconds / best.prediction.seconds - 1
+        name = f"{best.planned.variant.name} [{config_key(best.planned.config)}]"
+        parts.append(f"the default, kept: {name} is predicted to be only {ahead:.1%} faster")
+    elif chosen is contest.default:
+        parts.append("the default, predicted to be the fastest")
+    elif contest.default is not None and contest.default.prediction is not None:
+        default = contest.default
+        assert default.prediction is not None
+        gain = default.prediction.seconds / found.seconds
+        name = f"{default.planned.variant.name} [{config_key(default.planned.config)}]"
+        more = " (which spills)" if default.prediction.spill_bytes and not found.spill_bytes else ""
+        parts.append(f"{gain:.2f}x the default {name}{more}")
+    parts.append(f"{len(ranked)} of {len(contest.candidates)} candidates compiled")
+    return "; ".join(parts)
+
+
+def _why_none(contest: Contest) -> str:
+    """Why a case has no entry."""
+    if not contest.candidates:
+        reasons = [f"{name}: {why}" for name, why in contest.unfit.items()]
+        return "; ".join(reasons) or "it has no Triton variant"
+    dropped = [c for c in contest.candidates if c.status == "dropped"]
+    if dropped:
+        return f"{len(dropped)} candidates were dropped, the first because {dropped[0].reason}"
+    return "time was up before a candidate was compiled"
+
+
+def _recorded(contest: Contest) -> Predicted:
+    chosen = contest.choose()
+    return Predicted(
+        op=contest.op.name,
+        case=CaseRecord.of(contest.case),
+        candidates=[Told.of(candidate, contest) for candidate in contest.candidates],
+        chosen=None if chosen is None else contest.candidates.index(chosen),
+        unfit=contest.unfit,
+    )
+
+
+def _provenance(sku: str, found: PredictionsFile) -> dict[str, Any]:
+    import torch
+
+    return {
+        "date": found.date,
+        "torch": str(torch.__version__),
+        "triton": found.triton,
+        "predicted_for": sku,
+        "constants": msgspec.to_builtins(found.constants),
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,108 @@
+"""How many blocks of a kernel one SM or CU holds at once, and what stops it from holding more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from griffin_kernels import errors
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one SM or CU has for the blocks that it holds.
+
+    warps: warps (AMD: waves). blocks: thread blocks. registers: 32-bit registers, of all threads together.
+    shared_bytes: shared memory (LDS), and block_shared_bytes of it for one block at most. reserved_bytes: shared memory
+    that each block takes besides its own. issue: instructions of a warp that start per clock, all schedulers together.
+    """
+
+    warps: int
+    blocks: int
+    registers: int
+    shared_bytes: int
+    block_shared_bytes: int
+    reserved_bytes: int
+    issue: float
+    warp_size: int = 32
+    warp_registers: int = 255
+
+    @property
+    def schedulers(self) -> int:
+        """Parts of a unit that each own a quarter of its registers."""
+        return 4
+
+
+_KIB = 1024
+
+
+def _nvidia(warps: int, blocks: int, shared: int, block_shared: int, reserved: int = 1) -> Limits:
+    return Limits(warps, blocks, 65536, shared * _KIB, block_shared * _KIB, reserved * _KIB, issue=4.0)
+
+
+def _cdna(shared: int) -> Limits:
+    # 4 SIMDs of 512 registers x 64 lanes; each starts a vector instruction of 64 threads every 4 clocks
+    return Limits(32, 32, 4 * 512 * 64, shared * _KIB, shared * _KIB, 0, issue=1.0, warp_size=64, warp_registers=512)
+
+
+LIMITS: Mapping[str, Limits] = {
+    "sm_75": _nvidia(32, 16, 64, 64, reserved=0),
+    "sm_80": _nvidia(64, 32, 164, 163),
+    "sm_86": _nvidia(48, 16, 100, 99),
+    "sm_87": _nvidia(48, 16, 164, 163),
+    "sm_89": _nvidia(48, 24, 100, 99),
+    "sm_90": _nvidia(64, 32, 228, 227),
+    "sm_100": _nvidia(64, 32, 228, 227),
+    "sm_103": _nvidia(64, 32, 228, 227),
+    "sm_120": _nvidia(48, 24, 100, 99),
+    "sm_121": _nvidia(48, 24, 100, 99),
+    "gfx90a": _cdna(64),
+    "gfx942": _cdna(64),
+    "gfx950": _cdna(160),
+}
+"""NVIDIA: CUDA C++ Programming Guide 13, "technical specifications per compute capability"; 1 KiB of shared memory is
+reserved per block from sm_80 on; four schedulers, an instruction each per clock. AMD: instruction set guides of CDNA 2,
+3 and 4, and the LLVM AMDGPU guide (8 waves per SIMD, registers in steps of 8)."""
+
+REGISTER_STEP = 8
+"""Registers of a thread are given out in steps of this (NVIDIA: 256 per warp of 32; AMD: 8)."""
+
+BLOCK_THREADS = 1024
+"""Most threads of a block, on all of these."""
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """blocks: resident at once on a unit, 0 where one does not fit. limit: what stops more. share: of its warps."""
+
+    blocks: int
+    limit: str
+    share: float
+
+
+def limits(arch: str) -> Limits:
+    """The limits of an architecture; DeviceError lists those that are known."""
+    if arch not in LIMITS:
+        raise errors.DeviceError(f"no kernel can be compiled for {arch}; known are {', '.join(LIMITS)}")
+    return LIMITS[arch]
+
+
+def occupancy(arch: str, registers: int, shared_bytes: int, num_warps: int) -> Occupancy:
+    """Blocks of ``num_warps`` warps with so many registers per thread and bytes of shared memory that fit a unit."""
+    have = limits(arch)
+    taken = REGISTER_STEP * -(-max(registers, 1) // REGISTER_STEP) * have.warp_size
+    # registers belong to schedulers: each has a quarter, and warps go round
+    warps_by_registers = have.schedulers * (have.registers // have.schedulers // taken)
+    counts = {
+        "registers": warps_by_registers // num_warps,
+        "warps": have.warps // num_warps,
+        "blocks": have.blocks,
+    }
+    if shared_bytes:
+        counts["shared memory"] = have.shared_bytes // (shared_bytes + have.reserved_bytes)
+    if shared_bytes > have.block_shared_bytes:
+        counts["shared memory"] = 0
+    if num_warps * have.warp_size > BLOCK_THREADS:
+        counts["threads of a block"] = 0
+    limit = min(counts, key=lambda name: counts[name])
+    return Occupancy(counts[limit], limit, counts[limit] * num_warps / have.warps)

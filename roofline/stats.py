@@ -5,6 +5,8 @@ Timing samples are skewed and have outliers, so nothing here assumes a normal di
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,3 +65,34 @@ def paired_ratio_interval(
     if (bottom <= 0).any():
         raise ValueError("b holds a value that is not positive")
     return bootstrap_interval(top / bottom, seed=seed)
+
+
+def noise_floor(
+    a: Sequence[float] | NDArray[np.float64], b: Sequence[float] | NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """(low, high, floor) of the ratio of two samplings of the same thing: floor is the larger distance from 1."""
+    low, high = paired_ratio_interval(a, b)
+    return low, high, max(abs(1 - low), abs(high - 1))
+
+
+def sign_interval(samples: Sequence[float] | NDArray[np.float64], tail: float) -> tuple[float, float]:
+    """(low, high) of the median by the sign test: each end is on the wrong side with a probability of at most ``tail``.
+
+    Exact for any distribution and any number of samples: the ends are order statistics (Conover, Practical
+    Nonparametric Statistics, section 3.2). An end is infinite where there are too few samples for ``tail``.
+    """
+    values = np.sort(_checked(samples))
+    rank = _sign_rank(values.size, tail)
+    return (float(values[rank - 1]), float(values[-rank])) if rank else (-math.inf, math.inf)
+
+
+@functools.cache
+def _sign_rank(count: int, tail: float) -> int:
+    """The largest k for which fewer than k of ``count`` fair coins come up heads at most as often as ``tail``."""
+    below, rank = 0.0, 0
+    while rank < count // 2:
+        below += math.comb(count, rank) / 2**count
+        if below > tail:
+            break
+        rank += 1
+    return rank

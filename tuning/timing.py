@@ -1,15 +1,20 @@
-"""Times calls on a device: cold caches, medians of many, one sample at a time so that calls can be interleaved.
+"""Times calls on a device: cold caches or warm, one sample at a time so that calls can be interleaved.
 
-CPU: wall clock of one call, inputs taken in turn from several copies whose bytes exceed twice the last-level cache.
-GPU: events around one call over rotating inputs; calls under 64 us are captured in a CUDA graph of several and divided,
-because launching costs more than they do.
+Cold: inputs are taken in turn from several copies whose bytes exceed twice the last-level cache. The turn is that of
+the copies, not of a sampler: kernels that alternate would otherwise find cached what the one before them had read.
+Outputs go where the allocator puts them, as in use: often to memory that was written a call ago.
+
+CPU: wall clock; calls under 100 us are taken several to a sample, because the clock and Python cost what they do.
+GPU: events, after a write that sweeps the last-level cache and hides what launching costs. Calls whose kernels take
+less than 64 us are captured in a CUDA graph of several, on different inputs and outputs, and divided.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +25,41 @@ from griffin_kernels.device import Device
 from roofline.probes import seconds_of
 
 GRAPH_BELOW_S = 64e-6
-MOST_COPIES = 16
+"""Calls shorter than this are timed several to a graph."""
+
+GRAPH_S = 512e-6
+"""What a graph of several calls should take, as far as there are inputs."""
+
+CAPTURE_BELOW_S = 1e-3
+"""Calls shorter than this, launches included, are captured: what remains are their kernels."""
+
+BATCH_S = 100e-6
+"""What a sample should take on a CPU, at least."""
+
+MOST_CALLS = 32
+"""Calls in one sample, at most."""
+
+MOST_COPIES = {"cpu": 1024, "cuda": MOST_CALLS, "hip": MOST_CALLS}
+"""A GPU's cache is swept before every sample, so it needs as many copies as a graph has calls and no more."""
+
+LEAST_SWEEP_BYTES = {"cuda": 64 * 2**20, "hip": 512 * 2**20}
+"""Bytes that leave nothing in a cache. AMD's Infinity Cache (256 MiB on MI300X, CDNA 3 white paper) is not in the
+cache size that the driver reports, which is that of L2."""
 
 Sampler = Callable[[], float]
 """One sample: seconds that one call took."""
+
+
+class Rotation(list[Inputs]):
+    """Copies of the same inputs that all samplers take in one turn."""
+
+    def __init__(self, copies: Sequence[Inputs]) -> None:
+        super().__init__(copies)
+        self._turn = itertools.cycle(copies)
+
+    def take(self, count: int = 1) -> list[Inputs]:
+        """The next ``count`` copies."""
+        return list(itertools.islice(self._turn, count))
 
 
 def bytes_of(inputs: Inputs) -> int:
@@ -31,11 +67,16 @@ def bytes_of(inputs: Inputs) -> int:
     return sum(v.numel() * v.element_size() for v in inputs.values() if isinstance(v, Tensor))
 
 
-def copies(inputs: Inputs, device: Device) -> list[Inputs]:
-    """The inputs and as many clones as it takes to exceed twice the last-level cache."""
-    wanted = -(-2 * device.last_level_cache_bytes // max(1, bytes_of(inputs)))
-    count = min(MOST_COPIES, max(1, wanted))
-    return [inputs, *({k: clone(v) for k, v in inputs.items()} for _ in range(count - 1))]
+def cold_bytes(device: Device) -> int:
+    """Bytes to touch so that nothing touched before is in a cache any more."""
+    return max(2 * device.last_level_cache_bytes, LEAST_SWEEP_BYTES.get(device.kind, 0))
+
+
+def copies(inputs: Inputs, device: Device) -> Rotation:
+    """The inputs and as many clones as it takes to exceed twice the last-level cache, or ``MOST_COPIES``."""
+    wanted = -(-cold_bytes(device) // max(1, bytes_of(inputs)))
+    count = min(MOST_COPIES.get(device.kind, MOST_CALLS), max(1, wanted))
+    return Rotation([inputs, *({k: clone(v) for k, v in inputs.items()} for _ in range(count - 1))])
 
 
 def clone(value: Any) -> Any:
@@ -43,30 +84,135 @@ def clone(value: Any) -> Any:
     return value.clone(memory_format=torch.preserve_format) if isinstance(value, Tensor) else value
 
 
-def sampler(run: Callable[..., Any], inputs: list[Inputs], device: Device) -> Sampler:
-    """A function that times one call of ``run(**inputs)``, after a warm-up call."""
+def sampler(run: Callable[..., Any], inputs: Sequence[Inputs], device: Device) -> Sampler:
+    """A function that times one call of ``run(**inputs)`` with cold caches, after warm-up calls."""
+    rotation = inputs if isinstance(inputs, Rotation) else Rotation(inputs)
     if device.kind == "cpu":
-        return _cpu_sampler(run, inputs, device)
-    return _gpu_sampler(run, inputs, device)
+        return _cpu_sampler(run, rotation.take, device)
+    return _gpu_sampler(run, rotation.take, device, functools.partial(_sweep, device))
 
 
-def _cpu_sampler(run: Callable[..., Any], inputs: list[Inputs], device: Device) -> Sampler:
-    turn = itertools.cycle(inputs)
-    run(**next(turn))
-    # partial: the inputs are picked, and the outputs given up, outside what is timed
-    return lambda: seconds_of(functools.partial(run, **next(turn)), device)
+def warm_sampler(run: Callable[..., Any], inputs: Sequence[Inputs], device: Device) -> Sampler:
+    """The same with the first inputs each time, which an untimed call has just used."""
+    first = inputs[0]
+    take: Take = lambda count: [first] * count  # noqa: E731
+    if device.kind == "cpu":
+        return _cpu_sampler(run, take, device, before=lambda: run(**first))
+    return _gpu_sampler(run, take, device, before=lambda: run(**first))
 
 
-def _gpu_sampler(run: Callable[..., Any], inputs: list[Inputs], device: Device) -> Sampler:
-    turn = itertools.cycle(inputs)
-    for given in inputs[:2]:
-        run(**given)
-    torch.cuda.synchronize()
+Take = Callable[[int], list[Inputs]]
+"""Gives as many inputs as it is asked for."""
 
-    if min(seconds_of(lambda: run(**next(turn)), device) for _ in range(3)) >= GRAPH_BELOW_S:
-        return lambda: seconds_of(lambda: run(**next(turn)), device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for given in inputs:
-            run(**given)
-    return lambda: seconds_of(graph.replay, device) / len(inputs)
+
+def _cpu_sampler(
+    run: Callable[..., Any], take: Take, device: Device, before: Callable[[], object] = lambda: None
+) -> Sampler:
+    outputs: list[Any] = []
+
+    def sample(count: int) -> float:
+        given = take(count)
+
+        def calls() -> None:
+            # kept, so that the outputs are given up outside what is timed
+            for each in given:
+                outputs.append(run(**each))
+
+        before()
+        seconds = seconds_of(calls, device) / count
+        outputs.clear()
+        return seconds
+
+    sample(1)
+    count = _calls(BATCH_S, min(sample(1) for _ in range(2)))
+    return functools.partial(sample, count)
+
+
+def _calls(wanted_s: float, call_s: float) -> int:
+    """How many calls make up a sample of ``wanted_s``."""
+    return min(MOST_CALLS, max(1, math.ceil(wanted_s / max(call_s, 1e-9))))
+
+
+def _gpu_sampler(run: Callable[..., Any], take: Take, device: Device, before: Callable[[], object]) -> Sampler:
+    where = device.torch_device
+
+    def timed(work: Callable[[], object], calls: int = 1) -> float:
+        with torch.cuda.device(where):
+            before()
+            return seconds_of(work, device) / calls
+
+    def eager() -> float:
+        return timed(functools.partial(run, **take(1)[0]))
+
+    with torch.cuda.device(where):
+        # what a capture must not see happens in these: compiling, loading, allocating work space
+        stream: Any = torch.cuda.Stream  # torch has no types for it
+        aside = stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for given in take(2):
+                run(**given)
+        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.synchronize()
+    if min(eager() for _ in range(3)) >= CAPTURE_BELOW_S:
+        return eager
+    one = _capture(run, take(1), where)
+    if one is None:
+        return eager
+    call_s = min(timed(one.replay) for _ in range(3))
+    if call_s >= GRAPH_BELOW_S:
+        return functools.partial(timed, one.replay)
+    calls = _calls(GRAPH_S, call_s)
+    several = _capture(run, _different(take(calls)), where)
+    if several is None:
+        return functools.partial(timed, one.replay)
+    graph, count = several, several.calls
+    return lambda: timed(graph.replay, count)
+
+
+def _different(given: list[Inputs]) -> list[Inputs]:
+    """Inputs up to the first that comes again; those of a warm sampler are all the same, and stay."""
+    if all(each is given[0] for each in given):
+        return given
+    again = next((i for i, each in enumerate(given) if any(each is other for other in given[:i])), len(given))
+    return given[:again]
+
+
+class _Graph:
+    """A captured sequence of calls. It holds its inputs: a graph only knows addresses."""
+
+    def __init__(self, graph: Any, given: list[Inputs]) -> None:
+        self.graph, self.given, self.calls = graph, given, len(given)
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+def _capture(run: Callable[..., Any], given: list[Inputs], where: torch.device) -> _Graph | None:
+    """The calls as a CUDA graph; None where the kernel asks the device something meanwhile, which a graph cannot.
+
+    Such a kernel is timed with its launches and its wait: it cannot be had without. The outputs are kept until all are
+    captured, or every call would write the same memory, of which a cache holds back what DRAM should have had.
+    """
+    graph, outputs = torch.cuda.CUDAGraph(), []
+    with torch.cuda.device(where):
+        try:
+            with torch.cuda.graph(graph):
+                for each in given:
+                    outputs.append(run(**each))
+        except RuntimeError as error:
+            if "captur" not in str(error).lower():
+                raise
+            torch.cuda.synchronize()
+            return None
+    return _Graph(graph, given)
+
+
+@functools.cache
+def _sweeper(index: int, size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=torch.device("cuda", index))
+
+
+def _sweep(device: Device) -> None:
+    """Overwrite the last-level cache of a GPU."""
+    _sweeper(device.torch_device.index or 0, cold_bytes(device)).zero_()

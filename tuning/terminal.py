@@ -6,7 +6,9 @@ import contextlib
 import signal
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console
 from rich.table import Table
@@ -16,9 +18,12 @@ from griffin_kernels import errors
 from griffin_kernels.device import Device
 from roofline import tables
 from roofline.console import StatusLine
-from tuning import plan, progress, study
+from tuning import journal, plan, progress, study
+from tuning.eta import Estimate
+from tuning.events import End, Events, Interrupted, now
 from tuning.plan import Options
 from tuning.run import Outcome, Paths, tune
+from tuning.summary import Summary
 
 
 def _line(console: Console, text: str) -> None:
@@ -63,38 +68,100 @@ def _quiet_third_parties() -> Iterator[None]:
         yield
 
 
-def run(console: Console, options: Options, out: Path | None, resume: bool, command: str) -> Outcome | None:
-    """Tune and print the table and the paths; None after Ctrl-C, when it has said how to go on."""
+@dataclass(frozen=True)
+class Voice:
+    """How a run is told. quiet: only problems and the table. events: where JSON lines go, if they are wanted."""
+
+    console: Console
+    quiet: bool = False
+    events: BinaryIO | None = None
+
+    def say(self, text: str) -> None:
+        """A line that is no problem."""
+        if not self.quiet:
+            _line(self.console, text)
+
+
+def run(
+    console: Console | Voice, options: Options, out: Path | None, resume: bool, command: str, prepare: str = ""
+) -> Outcome | None:
+    """Tune and print the table and the paths; None after Ctrl-C, when it has said how to go on.
+
+    prepare: as ``run.tune`` takes it.
+    """
+    voice = console if isinstance(console, Voice) else Voice(console)
     device = devices.detect(options.device or None)
     paths = Paths.choose(out, device)
-    plan.make(options, device)  # a wrong option is answered before anything else is said
-    _line(console, f"tuning {describe(device)}")
-    _line(console, f"journal   {paths.journal}")
+    jobs = plan.make(options, device)  # a wrong option is answered before anything else is said
+    voice.say(f"tuning {describe(device)}")
+    voice.say(f"journal   {paths.journal}")
+    earlier = journal.read(paths.journal) if paths.journal.exists() else []
+
+    def estimate() -> Estimate:
+        return Estimate({(job.op.name, job.case.key): len(job.candidates) for job in jobs}, earlier)
+
+    display = progress.Display(voice.console, estimate(), quiet=voice.quiet, ticking=device.kind != "cpu")
+    told: list[progress.Listener] = [display]
+    events = None
+    if voice.events is not None:
+        events = Events(voice.events, device.name, str(paths.journal), estimate())
+        told.append(events)
     try:
-        with _quiet_third_parties(), progress.Display(console) as display:
-            outcome = tune(options, paths, display, command, resume)
+        with _quiet_third_parties(), display:
+            outcome = tune(options, paths, progress.Several(*told), command, resume, prepare)
     except KeyboardInterrupt:
         # a second Ctrl-C here would cut the sentence off
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         flag = f" --out {out}" if out is not None else ""
-        _line(console, f"\ninterrupted; nothing was published. Go on with: griffin tune --resume{flag}")
+        go_on = f"griffin tune --resume{flag}"
+        if events is not None:
+            events.write(Interrupted(go_on))
+        _line(voice.console, f"\ninterrupted; nothing was published. Go on with: {go_on}")
         return None
-    console.print(progress.summary_table(outcome.entries))
-    _line(console, f"done in {progress.clock_text(outcome.seconds)}")
-    _line(console, f"registry  {paths.registry}")
+    voice.console.print(progress.summary_table(outcome.entries, voice.console.width))
+    for text in Summary.of(journal.read(paths.journal)).lines():
+        _line(voice.console, text)
+    _line(voice.console, f"done in {progress.clock_text(outcome.seconds)}")
+    _line(voice.console, f"journal   {paths.journal}")
+    _line(voice.console, f"registry  {paths.registry}")
     return outcome
 
 
-def run_study(console: Console, options: Options, outcome: Outcome) -> None:
-    """Study the device that was tuned and print what came out; after Ctrl-C say that the registry stands."""
+def run_study(console: Console | Voice, options: Options, outcome: Outcome) -> Path | None:
+    """Study the device that was tuned and print what came out; after Ctrl-C say that the registry stands.
+
+    Returns the file of the study, None where it was not made.
+    """
+    voice = console if isinstance(console, Voice) else Voice(console)
     device = devices.detect(options.device or None)
     try:
-        line = StatusLine(console)
+        line = StatusLine(voice.console)
         with _quiet_third_parties():
-            path, found = study.run(device, options, outcome, line)
+            path, found = study.run(device, options, outcome, (lambda text: None) if voice.quiet else line)
         line.clear()
     except KeyboardInterrupt:
-        _line(console, "\ninterrupted; the registry stands, the study of whole models was not made")
+        _line(voice.console, "\ninterrupted; the registry stands, the study of whole models was not made")
+        return None
+    if not voice.quiet:
+        tables.show_study(voice.console, found)
+    _line(voice.console, f"study     {path}")
+    return path
+
+
+def finish(voice: Voice, outcome: Outcome, report: Path, study_file: Path | None) -> None:
+    """The last line of a run: where its report is; for programs, where everything is."""
+    _line(voice.console, f"report    {report}")
+    if voice.events is None:
         return
-    tables.show_study(console, found)
-    _line(console, f"study     {path}")
+    paths, counts = outcome.paths, Summary.of(journal.read(outcome.paths.journal)).statuses
+    end = End(
+        date=now(),
+        seconds=outcome.seconds,
+        statuses=dict(counts),
+        entries=len(outcome.entries),
+        journal=str(paths.journal),
+        registry=str(paths.registry),
+        report=str(report),
+        study=None if study_file is None else str(study_file),
+    )
+    Events(voice.events, "", str(paths.journal)).write(end)

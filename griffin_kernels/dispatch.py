@@ -287,16 +287,19 @@ def _resolve(op_name: str, inputs: Inputs) -> Callable[..., tuple[Tensor | None,
 
 
 def _warn(op: Op, case: Case, device: Device, choice: Choice) -> None:
-    """Say once per op that it is untuned, and once per process that an entry is stale or predicted."""
+    """Say once per op that it is untuned, and once per process that an entry is stale or predicted.
+
+    Who was already told of this registry that something in it is passed over is not told more.
+    """
+    passed_over = _registry(device).passed_over
     if choice.origin == "default":
-        # who was told that the entries are passed over knows that the default is used
-        if op.name not in _STATE.warned and not _registry(device).passed_over & {op.name, "*"}:
+        if op.name not in _STATE.warned and not passed_over & {op.name, "*"}:
             _STATE.warned.add(op.name)
             text = f"{op.name} is not tuned near {case.key} on {device.name}: using {choice.variant.name}; "
             warnings.warn(text + "`griffin tune` measures this machine", errors.UntunedWarning, stacklevel=6)
     elif (caveat := choice.caveat()) and choice.match is not None:
         category, words = caveat
-        if category.__name__ not in _STATE.warned:
+        if category.__name__ not in _STATE.warned and not passed_over:
             _STATE.warned.add(category.__name__)
             text = f"{op.name} in registry {choice.match.source} is {words} (`griffin tune show` lists all)"
             warnings.warn(text, category, stacklevel=6)

@@ -95,6 +95,8 @@ def winner(a: Entry, b: Entry) -> Winner:
 
 def _row(a: Entry, b: Entry) -> Row:
     case, agreed = a.case.case(a.op), winner(a, b)
+    if a == b and a.median_s is not None:
+        return Row(a, b, case, "SAME", agreed, "one measurement", 1.0, (1.0, 1.0))
     for name, entry in (("first", a), ("second", b)):
         if entry.status == "predicted":
             return Row(a, b, case, "UNSURE", agreed, f"the {name} is predicted, not measured")

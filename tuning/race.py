@@ -1,7 +1,7 @@
 """The final of one case: the best few candidates, the default and the best baseline in interleaved rounds.
 
 Each round times every finalist once, in a new random order, and the first finalist twice: the ratio of those two is the
-noise floor. Candidates are compared by the ratios within rounds, so drift that hits a whole round cancels.
+noise floor. The race ends as soon as it is clear (``tuning.judge``) or its time is over.
 """
 
 from __future__ import annotations
@@ -10,76 +10,200 @@ import datetime
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from griffin_kernels.contract import Case, Op, config_dict, config_key
-from griffin_kernels.records import CaseRecord, Entry
+from griffin_kernels.records import CaseRecord, Entry, Tie
 from roofline import stats
-from tuning.budget import INDIFFERENCE, Budget
+from tuning import judge
+from tuning.budget import Budget
+from tuning.judge import Duels, Looks
 from tuning.plan import Planned
 from tuning.records import Candidate, Race, Result
 from tuning.timing import Sampler
 
+SURPRISE = 0.10
+"""Share by which a race must differ from what was known to be run again."""
+
+WARM_ROUNDS = 9
+LEAST_WARM = 3
+WARM_SHARE = 0.15
+"""Warm samples of each finalist, and the share of the race's time that they may take."""
+
 
 @dataclass(frozen=True)
 class Finalist:
-    """A candidate in the race with its record and its sampler."""
+    """A candidate in the race with its record. incumbent: the case's winner so far. place: among all that ran."""
 
     planned: Planned
     record: Candidate
+    incumbent: bool = False
+    place: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.planned.variant.name} [{config_key(self.planned.config)}]".removesuffix(" []")
 
 
-def finalists(done: Sequence[tuple[Planned, Candidate]], default: Planned | None, most: int) -> list[Finalist]:
-    """The default first, then the ``most`` fastest candidates, then the fastest baseline."""
+def finalists(
+    done: Sequence[tuple[Planned, Candidate]], default: Planned | None, most: int, incumbent: Planned | None = None
+) -> list[Finalist]:
+    """The default first, the incumbent, then the fastest candidates, ``most`` without the default, then a baseline."""
     usable = sorted(
-        (Finalist(p, r) for p, r in done if r.status == "ok"),
+        (Finalist(p, r, p is incumbent, place) for place, (p, r) in enumerate(done) if r.status == "ok"),
         key=lambda finalist: stats.median(finalist.record.samples_s),
     )
     own = [f for f in usable if not f.planned.variant.baseline]
     baselines = [f for f in usable if f.planned.variant.baseline]
     first = [f for f in own if f.planned is default]
-    chosen = [*first, *(f for f in own[:most] if f.planned is not default), *baselines[:1]]
-    return chosen
+    holders = [*first, *(f for f in own if f.incumbent and f not in first)]
+    return [*holders, *(f for f in own[:most] if f not in holders), *baselines[:1]]
 
 
-def run(op: Op, case: Case, field: Sequence[Finalist], samplers: Sequence[Sampler], budget: Budget) -> Race:
-    """Time the finalists in rounds. The order within a round is random, from a seed of the case."""
+def run(
+    op: Op,
+    case: Case,
+    field: Sequence[Finalist],
+    samplers: Sequence[Sampler],
+    budget: Budget,
+    *,
+    warm: Sequence[Sampler] | None = None,
+    announce: Callable[[int], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Race:
+    """Time the finalists in rounds until it is clear who wins, or ``budget.race_seconds`` are over.
+
+    samplers, warm: one for each finalist. announce: told whose turn it is, before each sample. clock: seconds.
+    The order within a round is random, from a seed of the case. A race that is unclear but promising gets twice its
+    rounds; one that takes twice its time is cut off after ``judge.LEAST`` rounds.
+    """
     order = random.Random(f"{op.name}/{case.key}")
     per_round = sum(stats.median(f.record.samples_s) for f in field) + stats.median(field[0].record.samples_s)
-    rounds = max(min(5, budget.rounds), min(budget.rounds, int(budget.race_seconds / per_round)))
+    looks = Looks.plan(budget.rounds, int(budget.race_seconds / per_round))
+    tell = announce or (lambda index: None)
+    began = clock()
     rounds_s: list[list[float]] = []
     again_s: list[float] = []
-    for _ in range(rounds):
+
+    def heat(warm_s: list[list[float]]) -> Race:
+        return Race(
+            op=op.name,
+            case=CaseRecord.of(case),
+            keys=[f.record.key for f in field],
+            rounds_s=rounds_s,
+            again_s=again_s,
+            noise_floor=stats.noise_floor([r[0] for r in rounds_s], again_s)[2],
+            warm_s=warm_s,
+            looks=len(looks.after),
+        )
+
+    while True:
         times: dict[int, float] = {}
         for index in order.sample([*range(len(field)), -1], len(field) + 1):
+            tell(max(index, 0))
             times[index] = samplers[max(index, 0)]()
         rounds_s.append([times[i] for i in range(len(field))])
         again_s.append(times[-1])
-    low, high = stats.paired_ratio_interval([r[0] for r in rounds_s], again_s)
-    noise = max(abs(1 - low), abs(high - 1))
-    keys = [f.record.key for f in field]
-    return Race(op=op.name, case=CaseRecord.of(case), keys=keys, rounds_s=rounds_s, again_s=again_s, noise_floor=noise)
+        count = len(rounds_s)
+        if count == looks.after[-1] or (count >= judge.LEAST and clock() - began > 2 * budget.race_seconds):
+            break
+        if count in looks.after:
+            duels = duels_of(field, heat([]))
+            if duels.clear() or (count == looks.fair and not judge.promising(duels, holder_of(field))):
+                break
+    return heat(_warm(len(field), warm, order, tell, WARM_SHARE * budget.race_seconds, clock) if warm else [])
+
+
+def _warm(
+    count: int,
+    warm: Sequence[Sampler],
+    order: random.Random,
+    tell: Callable[[int], None],
+    seconds: float,
+    clock: Callable[[], float],
+) -> list[list[float]]:
+    """Warm samples of each finalist, in rounds too."""
+    found: list[list[float]] = [[] for _ in range(count)]
+    began = clock()
+    while len(found[0]) < WARM_ROUNDS and (len(found[0]) < LEAST_WARM or clock() - began < seconds):
+        for index in order.sample(range(count), count):
+            tell(index)
+            found[index].append(warm[index]())
+    return found
+
+
+def duels_of(field: Sequence[Finalist], race: Race) -> Duels:
+    """The comparisons that a race allows."""
+    columns = tuple(zip(*race.rounds_s, strict=True))
+    own = tuple(i for i, f in enumerate(field) if not f.planned.variant.baseline)
+    return Duels(columns, own, race.noise_floor, race.looks)
+
+
+def holder_of(field: Sequence[Finalist]) -> int | None:
+    """Who keeps its place unless beaten: the default, where it cannot run the incumbent, else nobody."""
+    if field[0].record.is_default:
+        return 0
+    return _incumbent(field)
+
+
+def _incumbent(field: Sequence[Finalist]) -> int | None:
+    return next((i for i, f in enumerate(field) if f.incumbent), None)
 
 
 def decide(op: Op, case: Case, field: Sequence[Finalist], race: Race, dram_bytes_per_s: float, tried: int) -> Result:
     """The winner of a race as a registry entry.
 
-    The default keeps its place unless another's gain over it, at the lower end of its interval, exceeds both the
-    indifference zone and the noise floor.
+    The default (else the incumbent) keeps its place unless another's gain over it, at the lower end of its interval,
+    exceeds both the indifference zone and the noise floor. Of the others within the indifference zone of the fastest
+    the one that was tried first wins. dram_bytes_per_s: the measured ceiling. tried: candidates that ran.
     """
-    columns = list(zip(*race.rounds_s, strict=True))
-    own = [i for i, f in enumerate(field) if not f.planned.variant.baseline]
-    fastest = min(own, key=lambda i: stats.median(columns[i]))
-    default = 0 if field[0].record.is_default else None
-    winner, reason = _choose(columns, fastest, default, race.noise_floor, field)
+    duels = duels_of(field, race)
+    winner = _winner(field, duels)
+    reason, ties = _reason(field, duels, winner), duels.ties(winner)
+    return _result(op, case, field, race, duels, (winner, reason, ties), dram_bytes_per_s, tried)
+
+
+def _winner(field: Sequence[Finalist], duels: Duels) -> int:
+    preference = sorted(duels.own, key=lambda i: field[i].place)
+    return duels.winner(holder_of(field), preference, _incumbent(field))
+
+
+def _reason(field: Sequence[Finalist], duels: Duels, winner: int) -> str:
+    """Why this one, in words."""
+    holder, best = holder_of(field), duels.fastest
+    level = "" if winner == best else f"; {field[best].name} was {judge.share(duels.gain(winner, best))} ahead, a tie"
+    if holder is None:
+        return f"fastest; the default cannot run this case{level}"
+    kept = f"the {'default' if field[holder].record.is_default else 'incumbent'} {field[holder].name}"
+    if winner == holder == best:
+        return f"{kept} is the fastest"
+    low, _ = duels.bounds(holder, best if winner == holder else winner)
+    needed = f"{duels.margin:.1%} needed (noise floor {duels.noise:.1%})"
+    if winner == holder:
+        ahead = judge.share(duels.gain(holder, best))
+        return f"tie: {kept} kept, the fastest was {ahead} ahead, at least {judge.share(low)}, {needed}"
+    return f"{duels.gain(holder, winner):.0%} faster than {kept}, at least {low:.1%}, {needed}{level}"
+
+
+def _result(
+    op: Op,
+    case: Case,
+    field: Sequence[Finalist],
+    race: Race,
+    duels: Duels,
+    verdict: tuple[int, str, Sequence[int]],
+    dram_bytes_per_s: float,
+    tried: int,
+) -> Result:
+    """The registry entry of a verdict: (winner, reason, ties)."""
+    winner, reason, ties = verdict
+    columns = duels.columns
     median = stats.median(columns[winner])
     baseline = next((i for i, f in enumerate(field) if f.planned.variant.baseline), None)
-    speedup = interval = None
-    if baseline is not None:
-        speedup = stats.median([b / w for b, w in zip(columns[baseline], columns[winner], strict=True)])
-        interval = stats.paired_ratio_interval(columns[baseline], columns[winner])
-    ideal = op.cost(case).bytes_total / dram_bytes_per_s
     best = field[winner]
     errors = best.record.errors
     entry = Entry(
@@ -96,13 +220,16 @@ def decide(op: Op, case: Case, field: Sequence[Finalist], race: Race, dram_bytes
         interval_s=stats.bootstrap_interval(columns[winner]),
         baseline=None if baseline is None else field[baseline].planned.variant.name,
         baseline_median_s=None if baseline is None else stats.median(columns[baseline]),
-        speedup=speedup,
-        speedup_interval=interval,
+        speedup=None if baseline is None else 1 + duels.gain(baseline, winner),
+        speedup_interval=None if baseline is None else stats.paired_ratio_interval(columns[baseline], columns[winner]),
         bound="dram",
-        share_of_bound=ideal / median,
+        share_of_bound=op.cost(case).bytes_total / dram_bytes_per_s / median,
         error_rel_norm=max((e.rel_norm for e in errors if e.rel_norm is not None), default=0.0),
         error_worst=max((e.worst for e in errors if e.worst is not None), default=0.0),
         samples_digest=digest(columns[winner]),
+        warm_median_s=stats.median(race.warm_s[winner]) if race.warm_s else None,
+        noise_floor=race.noise_floor,
+        ties=[Tie(field[i].planned.variant.name, config_dict(field[i].planned.config)) for i in ties],
     )
     return Result(
         entry=entry,
@@ -111,22 +238,74 @@ def decide(op: Op, case: Case, field: Sequence[Finalist], race: Race, dram_bytes
     )
 
 
-def _choose(
-    columns: Sequence[Sequence[float]], fastest: int, default: int | None, noise: float, field: Sequence[Finalist]
-) -> tuple[int, str]:
-    """(index of the winner, why)."""
-    if default is None:
-        return fastest, "fastest; the default cannot run this case"
-    if fastest == default:
-        return default, "the default is the fastest"
-    low, _ = stats.paired_ratio_interval(columns[default], columns[fastest])
-    gain = stats.median([d / f for d, f in zip(columns[default], columns[fastest], strict=True)]) - 1
-    needed = max(INDIFFERENCE, noise)
-    loser = field[default].planned
-    name = f"the default {loser.variant.name} [{config_key(loser.config)}]"
-    if low - 1 > needed:
-        return fastest, f"{gain:.0%} faster than {name}, at least {low - 1:.0%} (noise floor {noise:.1%})"
-    return default, f"tie: {name} kept, the fastest was {gain:.1%} ahead, {needed:.1%} needed"
+def surprise(field: Sequence[Finalist], race: Race, entry: Entry, known: Entry | None = None) -> str | None:
+    """What in a race differs by more than 10% from what was known, as a sentence; None where nothing does.
+
+    Against the winner's first timing: in its standing among the finalists, since a machine that slows down slows all,
+    and beyond the interval of those few samples. Against ``known``, an earlier entry of the same variant and
+    configuration: in its speedup where both had the same baseline, else in its time.
+    """
+    columns = list(zip(*race.rounds_s, strict=True))
+    winner = next(i for i, f in enumerate(field) if _is(f, entry))
+    shifts = [stats.median(c) / stats.median(f.record.samples_s) for c, f in zip(columns, field, strict=True)]
+    drift = stats.median(shifts)
+    now = stats.median(columns[winner]) / drift
+    low, high = stats.bootstrap_interval(field[winner].record.samples_s)
+    allowed = 1 + max(SURPRISE, race.noise_floor)
+    name = field[winner].name
+    if not low / allowed <= now <= high * allowed:
+        word, first = ("faster", low / now) if now < low else ("slower", now / high)
+        return f"{name} was {first - 1:.0%} {word} in the race than when it was first timed"
+    if known is None or not _is(field[winner], known):
+        return None
+    for before, after, what in _figures(known, entry):
+        if not 1 / allowed <= after / before <= allowed:
+            return f"{name} has {what} {after:.3g}, the registry had {before:.3g}"
+        return None
+    return None
+
+
+def _is(finalist: Finalist, entry: Entry) -> bool:
+    planned = finalist.planned
+    return (planned.variant.name, config_dict(planned.config)) == (entry.variant, entry.config)
+
+
+def _figures(known: Entry, entry: Entry) -> Iterator[tuple[float, float, str]]:
+    """(before, now, of what): the best figure to compare two entries of the same kernel by comes first."""
+    if known.speedup and entry.speedup and known.baseline == entry.baseline:
+        yield known.speedup, entry.speedup, f"a speedup over {entry.baseline} of"
+    if known.median_s and entry.median_s:
+        yield known.median_s, entry.median_s, "a median in seconds of"
+
+
+def settle(
+    op: Op, case: Case, field: Sequence[Finalist], first: Race, second: Race, dram_bytes_per_s: float, tried: int
+) -> Result:
+    """The decision of two races of the same finalists.
+
+    Where both have the same winner, it wins on the samples of both. Where they differ it is a tie: the default (else
+    the incumbent, else whichever of the two winners was tried first) keeps its place. The digest is over both.
+    """
+    winners = [_winner(field, duels_of(field, race)) for race in (first, second)]
+    joint = msgspec.structs.replace(
+        second,
+        rounds_s=[*first.rounds_s, *second.rounds_s],
+        again_s=[*first.again_s, *second.again_s],
+        warm_s=[[*a, *b] for a, b in zip(first.warm_s, second.warm_s, strict=False)],
+        noise_floor=max(first.noise_floor, second.noise_floor),
+        looks=first.looks + second.looks,
+    )
+    duels = duels_of(field, joint)
+    if winners[0] == winners[1]:
+        winner = winners[0]
+        reason = f"{_reason(field, duels, winner)}; two races agree"
+    else:
+        holder = holder_of(field)
+        winner = min(winners, key=lambda i: field[i].place) if holder is None else holder
+        names = " and ".join(field[i].name for i in winners)
+        reason = f"tie: {field[winner].name} kept, two races had different winners ({names})"
+    ties = sorted({*duels.ties(winner), *winners} - {winner})
+    return _result(op, case, field, joint, duels, (winner, reason, ties), dram_bytes_per_s, tried)
 
 
 def digest(samples: Sequence[float]) -> str:

@@ -102,9 +102,12 @@ class Lanes:
         """Values in the accumulator's dtype."""
         self.builder.store(value, self.pointer(address, self.wide), align=8 if self.wide is DOUBLE else 4)
 
+    def data_at(self, address: Any) -> Any:
+        return self.pointer(address, _MEMORY[self.element])
+
     def load(self, address: Any) -> Any:
         """Data, widened."""
-        value = self.builder.load(self.pointer(address, _MEMORY[self.element]), align=BYTES[self.element])
+        value = self.builder.load(self.data_at(address), align=BYTES[self.element])
         if self.element is types.int16:
             return self.builder.fpext(value, self.of(FLOAT))
         if self.element is types.uint16:
@@ -123,8 +126,8 @@ class Lanes:
         elif self.element is types.uint16:
             value = self.rounded_to_bfloat16(value)
         size = BYTES[self.element]
-        pointer, vector = self.pointer(address, _MEMORY[self.element]), min(CACHE_LINE, size * self.count)
-        store = self.builder.store(value, pointer, align=vector if stream else size)
+        align = min(CACHE_LINE, size * self.count) if stream else size
+        store = self.builder.store(value, self.data_at(address), align=align)
         if stream:
             store.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(INT32, 1)]))
 

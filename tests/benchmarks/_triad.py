@@ -9,29 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from griffin_kernels.ops import _threads
+from griffin_kernels.ops import _native, _threads
+from griffin_kernels.ops._native import data_bytes, field, take
+from griffin_kernels.ops._native_rows import row
 from griffin_kernels.ops.linear_scan import _numba
 
 _BLOCK = 2**15
 _X, _Y, _Z, _P, _Q = (_numba.FIELDS.index(name) for name in ("x", "a", "h", "out", "da"))
 
 
-@_numba._row
+@row()
 def _triad_row(v: Any, x: Any, y: Any, z: Any, p: Any, q: Any) -> None:
     gain = v.load(y)
-    v.store(v.multiply_add(gain, v.constant(v.wide, 0.5), v.load(x)), p)
+    v.store(v.multiply_add(gain, v.constant(0.5), v.load(x)), p)
     v.store(v.multiply(gain, v.load(z)), q)
 
 
 def _triad(data: Any) -> None:
-    count, step = _numba._field(data, _numba._WIDTH), _BLOCK * _numba._data_bytes(data)
-    item = _numba._take(data)
-    while item < _numba._field(data, _numba._ITEMS):
+    count, step = field(data, _numba._WIDTH), _BLOCK * data_bytes(data)
+    item = take(data, 0)
+    while item < field(data, _numba._ITEMS):
         at = item * step
-        x, y, z = _numba._field(data, _X) + at, _numba._field(data, _Y) + at, _numba._field(data, _Z) + at
-        p, q = _numba._field(data, _P) + at, _numba._field(data, _Q) + at
-        _triad_row(data, min(_BLOCK, count - item * _BLOCK), (x, y, z, p, q))
-        item = _numba._take(data)
+        x, y, z = field(data, _X) + at, field(data, _Y) + at, field(data, _Z) + at
+        p, q = field(data, _P) + at, field(data, _Q) + at
+        _triad_row(data, 0, min(_BLOCK, count - item * _BLOCK), (x, y, z, p, q))
+        item = take(data, 0)
 
 
 def triad(x: Tensor, y: Tensor, z: Tensor, empty: Callable[..., Tensor] = torch.empty) -> tuple[Tensor, Tensor]:
@@ -42,5 +44,6 @@ def triad(x: Tensor, y: Tensor, z: Tensor, empty: Callable[..., Tensor] = torch.
     fields[_numba._WIDTH] = x.numel()
     for index, tensor in ((_X, x), (_Y, y), (_Z, z), (_P, p), (_Q, q)):
         fields[index] = tensor.data_ptr()
-    _threads.run(_numba.compiled(_triad, x.dtype), fields.buffer_info()[0], torch.get_num_threads())
+    kernel = _native.compiled(_triad, x.dtype, (__file__, *_numba.FILES))
+    _threads.run(kernel, fields.buffer_info()[0], torch.get_num_threads())
     return p, q

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from griffin_kernels import memory
 from griffin_kernels.contract import accumulator
-from griffin_kernels.ops import _threads
+from griffin_kernels.ops import _native, _threads
+from griffin_kernels.ops._native_rows import STREAM
 from griffin_kernels.ops.linear_scan import _numba
 
 _STREAMED = 16 * 2**20
@@ -90,7 +91,7 @@ def _scan(
             table = _slots(offsets, chunk)
             slots = int(table[-1])
         carries, products = torch.empty((2, slots, width), dtype=final.dtype)
-    hints = (_numba.AHEAD if ahead else 0) | (_numba.STREAM if _streamed(outputs, block) else 0)
+    hints = (_numba.AHEAD if ahead else 0) | (STREAM if _streamed(outputs, block) else 0)
     # in the order of _numba.FIELDS
     values = (
         0,
@@ -131,11 +132,11 @@ def _scan(
     threads = _threads.threads_for(slots * blocks, batch * time * width)
     address, _ = fields.buffer_info()
     if carries is not None:
-        _threads.run(_numba.compiled(_numba.reduce, x.dtype), address, threads)
+        _threads.run(_native.compiled(_numba.reduce, x.dtype, _numba.FILES), address, threads)
         fields[_COUNTER] = 0
-        _threads.run(_numba.compiled(_numba.carries, x.dtype), address, min(threads, sequences * blocks))
+        _threads.run(_native.compiled(_numba.carries, x.dtype, _numba.FILES), address, min(threads, sequences * blocks))
         fields[_COUNTER] = 0
-    _threads.run(_numba.compiled(kernel, x.dtype), address, threads)
+    _threads.run(_native.compiled(kernel, x.dtype, _numba.FILES), address, threads)
 
 
 def forward(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -332,46 +331,3 @@ class Display(Tally):
 def noise_text(record: Noise) -> str:
     """``noise floor 1.8% (A/A of torch.add on 96 MiB, 41 rounds)``."""
     return f"noise floor {record.floor:.1%} (A/A of {record.what}, {record.rounds} rounds)"
-
-
-WIDE = 120
-"""Columns from which the final table has a line for each entry; below, names and figures share fewer columns."""
-
-
-def summary_table(entries: Sequence[Entry], width: int = WIDE) -> Table:
-    """Op, case, winner, time, speedup over the best baseline with its interval, ties, share of the roof."""
-    table = Table(header_style="bold", pad_edge=False, box=box.SIMPLE_HEAD, show_edge=False)
-    wide = width >= WIDE
-    for name in ("op", "case", "winner") if wide else ("op, case, winner",):
-        table.add_column(name, overflow="fold")
-    for name in ("time", "vs best baseline" if wide else "vs baseline", "tied with", "of roof"):
-        table.add_column(name, justify="right", no_wrap=wide or name in ("time", "vs baseline"))
-    before = ""
-    for entry in entries:
-        config = ",".join(f"{k}={v}" for k, v in entry.config.items())
-        case, winner = entry.case.case(entry.op).key, f"{entry.variant} {config}".strip()
-        names = ["" if entry.op == before else entry.op, case, winner]
-        if not wide:
-            names = ["\n".join([f"{entry.op} {case}", f"  {entry.variant}", *([f"  {config}"] if config else [])])]
-        took = entry.predicted_s if entry.status == "predicted" else entry.median_s
-        roof = "" if entry.share_of_bound is None else f"{entry.share_of_bound:.0%}"
-        table.add_row(
-            *map(Text, names),
-            "" if took is None else seconds_text(took),
-            _speedup_cell(entry, wide),
-            str(len(entry.ties)) if entry.ties else "",
-            f"{roof} {entry.bound or ''}".strip() if wide and roof else roof,
-        )
-        before = entry.op
-    return table
-
-
-def _speedup_cell(entry: Entry, wide: bool) -> str:
-    if entry.status == "predicted":
-        return "predicted only"
-    if entry.speedup is None or entry.speedup_interval is None:
-        return "no baseline"
-    low, high = entry.speedup_interval
-    return (
-        f"{entry.speedup:.2f}x ({low:.2f} to {high:.2f})" if wide else f"{entry.speedup:.2f}x\n{low:.2f} to {high:.2f}"
-    )

@@ -1,4 +1,4 @@
-"""What a finished run says below its table: candidates by status, the noise floor, what disturbed it."""
+"""How a finished run ends: the table of winners; candidates by status, the noise floor and what disturbed it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from griffin_kernels.records import Entry
 from tuning.conditions import disturbed
-from tuning.progress import noise_text
+from tuning.progress import noise_text, seconds_text
 from tuning.records import BAD, Candidate, Noise, Race, Record, Status
 
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -53,3 +58,46 @@ class Summary:
             race, words = next(iter(self.disturbed.items()))
             found.append(f"{len(self.disturbed)} of {self.races} races were disturbed; {race}: {words}")
         return found
+
+
+WIDE = 120
+"""Columns from which the final table has a line for each entry; below, names and figures share fewer columns."""
+
+
+def summary_table(entries: Sequence[Entry], width: int = WIDE) -> Table:
+    """Op, case, winner, time, speedup over the best baseline with its interval, ties, share of the roof."""
+    table = Table(header_style="bold", pad_edge=False, box=box.SIMPLE_HEAD, show_edge=False)
+    wide = width >= WIDE
+    for name in ("op", "case", "winner") if wide else ("op, case, winner",):
+        table.add_column(name, overflow="fold")
+    for name in ("time", "vs best baseline" if wide else "vs baseline", "tied with" if wide else "tied", "of roof"):
+        table.add_column(name, justify="right", no_wrap=wide or name in ("time", "vs baseline"))
+    before = ""
+    for entry in entries:
+        config = ",".join(f"{k}={v}" for k, v in entry.config.items())
+        case, winner = entry.case.case(entry.op).key, f"{entry.variant} {config}".strip()
+        names = ["" if entry.op == before else entry.op, case, winner]
+        if not wide:
+            names = ["\n".join([f"{entry.op} {case}", f"  {entry.variant}", *([f"  {config}"] if config else [])])]
+        took = entry.predicted_s if entry.status == "predicted" else entry.median_s
+        roof = "" if entry.share_of_bound is None else f"{entry.share_of_bound:.0%}"
+        table.add_row(
+            *map(Text, names),
+            "" if took is None else seconds_text(took),
+            _speedup_cell(entry, wide),
+            str(len(entry.ties)) if entry.ties else "",
+            f"{roof} {entry.bound or ''}".strip() if wide and roof else roof,
+        )
+        before = entry.op
+    return table
+
+
+def _speedup_cell(entry: Entry, wide: bool) -> str:
+    if entry.status == "predicted":
+        return "predicted only"
+    if entry.speedup is None or entry.speedup_interval is None:
+        return "no baseline"
+    low, high = entry.speedup_interval
+    return (
+        f"{entry.speedup:.2f}x ({low:.2f} to {high:.2f})" if wide else f"{entry.speedup:.2f}x\n{low:.2f} to {high:.2f}"
+    )

@@ -23,7 +23,7 @@ from tuning.eta import Estimate
 from tuning.events import End, Events, Interrupted, now
 from tuning.plan import Options
 from tuning.run import Outcome, Paths, tune
-from tuning.summary import Summary
+from tuning.summary import Summary, summary_table
 
 
 def _line(console: Console, text: str) -> None:
@@ -118,7 +118,7 @@ def run(
             events.write(Interrupted(go_on))
         _line(voice.console, f"\ninterrupted; nothing was published. Go on with: {go_on}")
         return None
-    voice.console.print(progress.summary_table(outcome.entries, voice.console.width))
+    voice.console.print(summary_table(outcome.entries, voice.console.width))
     for text in Summary.of(journal.read(paths.journal)).lines():
         _line(voice.console, text)
     _line(voice.console, f"done in {progress.clock_text(outcome.seconds)}")

@@ -1,0 +1,295 @@
+"""How a run is told: lines, a live picture, events, and an estimate of what is left."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from griffin_kernels.records import CaseRecord, Tie
+from tests import journals, small_tune
+from tuning import events, terminal
+from tuning.eta import Estimate
+from tuning.progress import Display, Several, Tally, result_text
+from tuning.records import BAD, Candidate, Conditions, End, Noise, Race, Result
+from tuning.summary import STATUSES, Summary, summary_table
+
+ROOT = Path(__file__).parent.parent
+
+NOISE = Noise(what="torch.add", seconds=1e-3, rounds=41, low=0.99, high=1.018, floor=0.018)
+
+CASE = CaseRecord({"B": 1, "T": 64, "D": 8, "N": 1}, "float32")
+SMALL = CaseRecord({"B": 1, "T": 8, "D": 8, "N": 1}, "float32")
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def candidate(op="linear_scan", variant="eager.chunked", status="ok", took=1e-3, spent=1.0, case=CASE, **facts):
+    problem = None if status == "ok" else f"{status} for a test"
+    return Candidate(
+        key=f"{op}/{variant}/{case.case(op).key}/default/cpu", op=op, variant=variant, case=case, config={},
+        baseline=variant == "eager.loop", is_default=False, status=status, problem=problem,
+        samples_s=[took] if status == "ok" else [], seconds_spent=spent, **facts,
+    )  # fmt: skip
+
+
+def result():
+    return next(r for r in journals.records() if isinstance(r, Result))
+
+
+def tell(listener, case=CASE):
+    """A short run of one case, two candidates of which end badly."""
+    listener.noise(NOISE)
+    listener.begin(8, 1)
+    listener.job("linear_scan", case.case("linear_scan").key, lane="cpu")
+    for variant, status in [("eager.loop", "ok"), ("eager.chunked", "ok"), ("eager.a", "crashed"), ("eager.b", "slow")]:
+        listener.trying(variant, "default", lane="cpu")
+        listener.candidate(candidate(variant=variant, status=status, took=4e-3 if variant == "eager.loop" else 1e-3),
+                           lane="cpu")  # fmt: skip
+    listener.worker("the worker is replaced:\n segmentation fault")
+    listener.dropped(2)
+    listener.note("rg_lru: no candidate passed")
+    listener.result(result(), lane="cpu")
+
+
+def lines(**facts):
+    out = io.StringIO()
+    with Display(Console(file=out, width=100), **facts) as display:
+        tell(display)
+    return out.getvalue().splitlines()
+
+
+def test_lines_where_there_is_no_terminal():
+    found = lines()
+    assert found[0] == "noise floor 1.8% (A/A of torch.add, 41 rounds)"
+    assert found[1] == "1 of 8 candidates are in the journal already"
+    assert found[2].startswith("  crashed: linear_scan/eager.a/") and found[2].endswith("crashed for a test")
+    assert found[3] == "  the worker is replaced: segmentation fault"
+    assert re.fullmatch(r"linear_scan B8-\S+: triton.chunked .*\[5/6, left \S+, 1 failed\]", found[5])
+    assert len(found) == 6
+
+
+def test_quiet_says_what_went_wrong_and_nothing_else():
+    assert [line.split(":")[0].strip() for line in lines(quiet=True)] == ["crashed", "the worker is replaced", "rg_lru"]
+
+
+def test_picture_of_a_terminal_shows_what_every_device_is_at():
+    console = Console(file=io.StringIO(), force_terminal=True, width=140, color_system=None)
+    clock = Clock()
+    display = Display(console, clock=clock)
+    display.begin(40, 0)
+    for lane, case in [("cuda:1", CASE), ("cuda:0", SMALL)]:
+        display.job("linear_scan", case.case("linear_scan").key, lane=lane)
+        display.trying("eager.chunked", "chunk=8", lane=lane)
+        clock.now += 5
+        display.candidate(candidate(variant="eager.loop", took=3e-3, spent=5, case=case), lane=lane)
+        display.candidate(candidate(took=1e-3, spent=0, case=case), lane=lane)
+        display.candidate(candidate(status="timeout", spent=0, case=case), lane=lane)
+    with console.capture() as got:
+        console.print(display.picture())
+    head, *rows = [line.strip() for line in got.get().splitlines()]
+    assert head.endswith("6/40 · 2 failed · 0:10 · left 0:56")
+    assert rows[0] == "cuda:0  linear_scan B1-T8-D8-float32 · eager.chunked chunk=8 · best 1 ms, 3.00x eager.loop"
+    assert rows[1].startswith("cuda:1  linear_scan B1-T64-D8-float32 ")
+
+
+def test_live_display_leaves_no_picture_behind():
+    out = io.StringIO()
+    with Display(Console(file=out, force_terminal=True, width=100)) as display:
+        tell(display)
+    assert "left" in out.getvalue()
+    # what is drawn is wiped in the end: the last line that stays is the case's
+    assert out.getvalue().rstrip().endswith("\x1b[2K")
+
+
+def test_every_bad_status_is_said():
+    out = io.StringIO()
+    with Display(Console(file=out, width=200)) as display:
+        display.begin(9, 0)
+        for status in STATUSES:
+            display.candidate(candidate(status=status))
+    assert [line.split(":")[0].strip() for line in out.getvalue().splitlines()] == list(BAD)
+    assert display.failed == len(BAD)
+
+
+def earlier(seconds):
+    """The journal of a run of two ops, one of which takes seconds for a candidate."""
+    made = [candidate("cheap", spent=0.1, case=SMALL) for _ in range(20)]
+    made += [candidate("dear", spent=seconds, case=CASE) for _ in range(20)]
+    return [*made, End(date="", registry="", seconds=1.5 * sum(c.seconds_spent for c in made))]
+
+
+PLANNED = {("cheap", SMALL.case("cheap").key): 20, ("dear", CASE.case("dear").key): 20}
+
+
+@pytest.mark.parametrize("pace", [1.0, 2.0])
+def test_estimate_knows_from_the_run_before_that_later_ops_take_longer(pace):
+    """Cheap candidates come first: their mean says 2 s where 90 or 180 are left."""
+    clock = Clock()
+    tally = Tally(Estimate(PLANNED, earlier(3.0)), clock)
+    tally.begin(40, 0)
+    tally.job("cheap", SMALL.case("cheap").key)
+    for _ in range(20):
+        clock.now += 0.15 * pace
+        tally.candidate(candidate("cheap", spent=0.1 * pace, case=SMALL))
+    assert tally.left == pytest.approx(20 * 3.0 * 1.5 * pace, rel=0.05)
+    clock.now += 10
+    assert tally.left == pytest.approx(20 * 3.0 * 1.5 * pace - 10, rel=0.06)
+
+
+def test_estimate_without_an_earlier_run_prices_each_op():
+    clock = Clock()
+    tally = Tally(Estimate(PLANNED), clock)
+    tally.begin(40, 0)
+    assert tally.left is None and tally.left_text == "?"
+    for op, case, spent, count in [("cheap", SMALL, 0.1, 20), ("dear", CASE, 3.0, 5)]:
+        tally.job(op, case.case(op).key)
+        for _ in range(count):
+            clock.now += spent * 1.2
+            tally.candidate(candidate(op, spent=spent, case=case))
+    assert tally.left == pytest.approx(15 * 3.0 * 1.2, rel=0.02)
+    tally.dropped(12)
+    assert tally.left == pytest.approx(3 * 3.0 * 1.2, rel=0.02)
+
+
+def test_estimate_of_a_run_without_a_plan_is_the_mean():
+    clock = Clock()
+    tally = Tally(Estimate(), clock)
+    tally.begin(10, 2)
+    for _ in range(4):
+        clock.now += 2
+        tally.candidate(candidate(spent=1.0))
+    assert tally.left == pytest.approx(8.0)
+    tally.dropped(4)
+    assert (tally.total, tally.left) == (6, 0.0)
+    tally.dropped(10)
+    assert tally.total == tally.done == 6
+
+
+def test_dropping_more_than_is_left_never_runs_below_what_is_done():
+    tally = Tally()
+    tally.begin(3, 3)
+    tally.dropped(5)
+    assert (tally.total, tally.done) == (3, 3)
+
+
+def read(stream: bytes):
+    decoder = msgspec.json.Decoder(events.Event)
+    return [decoder.decode(line) for line in stream.splitlines()]
+
+
+def test_events_hold_what_happened_and_how_far_it_is():
+    stream = io.BytesIO()
+    tell(Several(Tally(), events.Events(stream, "cpu", "journal.jsonl")))
+    found = read(stream.getvalue())
+    kinds = [type(e).__name__ for e in found]
+    assert kinds == ["Noise", "Begin", "Job", *["Candidate"] * 4, "Worker", "Note", "Result"]
+    begin, last = found[1], found[6]
+    assert (begin.total, begin.already, begin.journal) == (8, 1, "journal.jsonl")
+    assert (last.status, last.done, last.total, last.failed, last.speedup) == ("slow", 5, 8, 1, 4.0)
+    assert found[-1].entry == result().entry
+    assert all(json.loads(line)["event"] for line in stream.getvalue().splitlines())
+
+
+def test_run_goes_on_when_nobody_reads_its_events(capsys):
+    class Closed(io.BytesIO):
+        def write(self, data):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    tell(events.Events(Closed(), "cpu", "journal.jsonl"))
+    assert capsys.readouterr().err == "note: events cannot be written any more: Broken pipe; the run goes on\n"
+
+
+def test_nothing_but_events_reaches_standard_output():
+    code = (
+        "import os, sys\nfrom tuning import events\n"
+        "with events.own_output() as stream:\n"
+        "    print('python'); os.system('echo child'); os.write(1, b'native\\n')\n"
+        "    events.Events(stream, '', '').note('said')\n"
+        "print('after')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == '{"event":"note","text":"said"}\nafter\n'
+    assert sorted(done.stderr.split()) == ["child", "native", "python"]
+
+
+def test_terminal_tells_a_run_in_events_and_a_table(tmp_path, monkeypatch):
+    outcome_entries = [r.entry for r in journals.records() if isinstance(r, Result)]
+
+    def tuned(options, paths, listener, command, resume, *more):
+        tell(listener)
+        journals.write(paths.journal, journals.records())
+        return terminal.Outcome(tuple(outcome_entries), paths, 125.0)
+
+    monkeypatch.setattr(terminal, "tune", tuned)
+    words, stream = io.StringIO(), io.BytesIO()
+    voice = terminal.Voice(Console(file=words, width=160), quiet=True, events=stream)
+    outcome = terminal.run(voice, small_tune.OPTIONS, tmp_path, False, "griffin tune")
+    assert outcome is not None
+    terminal.finish(voice, outcome, tmp_path / "report.html", None)
+    text = words.getvalue()
+    assert "tuning" not in text and "noise floor" not in text.splitlines()[0]
+    assert "triton.chunked block_t=64" in text and "crashed: linear_scan/eager.a" in text
+    assert re.search(r"78 candidates: .*ok, .* wrong, .* failed", text) and "done in 2:05" in text
+    paths = [line.split() for line in text.splitlines() if line.startswith(("journal", "registry", "report"))]
+    assert [name for name, _ in paths] == ["journal", "registry", "report"]
+    end = read(stream.getvalue())[-1]
+    assert [end.journal, end.registry, end.report] == [path for _, path in paths]
+    assert (end.entries, end.study, sum(end.statuses.values())) == (3, None, 78)
+
+
+def test_interrupt_is_an_event_with_the_command_that_goes_on(tmp_path, monkeypatch):
+    def interrupted(*words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(terminal, "tune", interrupted)
+    monkeypatch.setattr(terminal.signal, "signal", lambda *words: None)
+    stream, words = io.BytesIO(), io.StringIO()
+    voice = terminal.Voice(Console(file=words, width=300), True, stream)
+    assert terminal.run(voice, small_tune.OPTIONS, tmp_path, False, "griffin tune") is None
+    command = f"griffin tune --resume --out {tmp_path}"
+    assert read(stream.getvalue())[-1] == events.Interrupted(command)
+    assert words.getvalue().strip().endswith(command)
+
+
+def test_summary_counts_a_candidate_once_and_names_disturbed_races():
+    found = [r for r in journals.records() if not isinstance(r, Race)]
+    race = next(r for r in journals.records() if isinstance(r, Race))
+    hot = msgspec.structs.replace(race, after=Conditions(throttle=["HW thermal slowdown"]))
+    again = candidate(status="crashed")
+    summary = Summary.of([NOISE, *found, hot, candidate(), again])
+    text = summary.lines()
+    assert summary.statuses["crashed"] == 1 and sum(summary.statuses.values()) == 79
+    assert text[0].startswith("79 candidates: ") and "1 crashed" in text[0]
+    assert text[1].startswith("noise floor 1.8%")
+    assert text[2].startswith("1 of 1 races were disturbed; ") and "HW thermal slowdown" in text[2]
+    assert Summary.of([*found, hot, race]).disturbed == {}
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_table_fits_and_says_ties_and_predictions(width):
+    entry = msgspec.structs.replace(result().entry, ties=[Tie("eager.chunked", {}), Tie("eager.loop", {})])
+    guess = msgspec.structs.replace(entry, status="predicted", predicted_s=4.2e-5, median_s=None, share_of_bound=None)
+    console = Console(file=io.StringIO(), width=width)
+    with console.capture() as got:
+        console.print(summary_table([entry, guess], width))
+    text = got.get()
+    assert max(map(len, text.splitlines())) <= width
+    assert "predicted only" in text and "42 us" in text
+    assert re.search(r"4\.\d\dx", text) and text.count("triton.chunked") == 2
+    assert "tied with 2" in result_text(entry) and "predicted, not measured" in result_text(guess)

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import platformdirs
 from rich.console import Console
+from rich.table import Table
 
 from griffin_kernels import catalog, datasheet, errors, registry, validity
 from griffin_kernels.contract import Case, Variant, config_dict, config_key
@@ -44,18 +45,23 @@ PREDICTIONS_VERSION = 1
 
 @dataclass(frozen=True)
 class Effort:
-    """per_case: candidates compiled for a case, 0 for all. seconds: after which no compilation is begun, if not None.
+    """per_case: candidates compiled for a case, 0 for all. seconds: after which none of these is begun, if not None.
 
-    more: candidates compiled besides, one by one, for a case where all so far spill or fail.
+    more: candidates compiled besides, one by one, for a case where all so far spill or fail; more_seconds: for these.
     """
 
     per_case: int
     seconds: float | None
     more: int
+    more_seconds: float
 
 
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
-    {"quick": Effort(2, 150.0, 4), "default": Effort(6, 480.0, 8), "thorough": Effort(0, None, 0)}
+    {
+        "quick": Effort(2, 150.0, 4, 60.0),
+        "default": Effort(6, 470.0, 8, 80.0),
+        "thorough": Effort(0, None, 0, 0.0),
+    }
 )
 """Efforts by the name of the budget. The default ends within ten minutes on two cores, whatever they are."""
 
@@ -161,6 +167,40 @@ def tune_target(
     return Outcome(paths[0], paths[1], tuple(entries), tuple(missing), seconds)
 
 
+def run_target(
+    console: Console, sku: str, options: Options, out: Path | None, constants: Path | None, dry_run: bool
+) -> None:
+    """What ``griffin tune --target`` does: the run, then a table and where the results are."""
+    known = model.load_constants(constants)
+    if dry_run:
+        effort = _effort(options.budget)
+        where = model.machine(sku)
+        jobs = plan.make(options, where.device)
+        most = f"at most {effort.per_case}" if effort.per_case else "all"
+        for job in jobs:
+            able = [p for p in job.candidates if p.variant.launches is not None and p.reason is None]
+            _say(console, f"{job.op.name} {job.case.key}: {len(able)} candidates")
+        _say(console, f"{len(jobs)} cases on {where.sheet.name}; of each, {most} candidates would be compiled")
+        return
+    outcome = tune_target(sku, options, out, console, constants=known)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("op", "case", "kernel"):
+        table.add_column(name, overflow="fold")
+    table.add_column("predicted", justify="right", no_wrap=True)
+    table.add_column("bound by")
+    for entry in outcome.entries:
+        config = ",".join(f"{name}={value}" for name, value in entry.config.items())
+        seconds = seconds_text(entry.predicted_s or 0.0)
+        table.add_row(entry.op, entry.case.case(entry.op).key, f"{entry.variant} {config}", seconds, entry.bound)
+    console.print(table)
+    _say(
+        console, f"{len(outcome.entries)} entries in {clock_text(outcome.seconds)}; nothing was run, all are predicted"
+    )
+    if outcome.entries:
+        _say(console, f"registry    {outcome.registry}")
+    _say(console, f"predictions {outcome.predictions}")
+
+
 def predicted(
     variant: Variant,
     case: Case,
@@ -263,7 +303,6 @@ def _prepare(paths: Sequence[Path], device: Device) -> None:
 
 def _compile(contests: Sequence[Contest], effort: Effort, console: Console, jobs: int) -> tuple[Reports, bool]:
     """(reports by key, whether all that was meant to be compiled was): every case's best guess first, then the next."""
-    began = time.monotonic()
     ordered = [contest.order() for contest in contests]
     depth = max((len(candidates) for candidates in ordered), default=0)
     wanted: dict[str, Order] = {}
@@ -272,10 +311,11 @@ def _compile(contests: Sequence[Contest], effort: Effort, console: Console, jobs
             for key, order in found.orders(candidates[rank : rank + 1]):
                 wanted.setdefault(key, order)
     reports: dict[str, StaticReport | str] = {}
-    _run(wanted, reports, effort, began, console, jobs)
+    _run(wanted, reports, effort.seconds, console, jobs)
     complete = all(key in reports for key in wanted)
-    for attempt in range(effort.more):
-        rank = effort.per_case + attempt
+    began = time.monotonic()
+    for rank in range(effort.per_case, effort.per_case + effort.more):
+        left = effort.more_seconds - (time.monotonic() - began)
         rescue: dict[str, Order] = {}
         for found, candidates in zip(contests, ordered, strict=True):
             found.settle(reports)
@@ -283,22 +323,20 @@ def _compile(contests: Sequence[Contest], effort: Effort, console: Console, jobs
             if best is None or (best.prediction is not None and best.prediction.spill_bytes):
                 rescue |= dict(found.orders(candidates[rank : rank + 1]))
         fresh = {key: order for key, order in rescue.items() if key not in reports}
-        if fresh:
-            _run(fresh, reports, effort, began, console, jobs)
+        if fresh and left > 0:
+            _run(fresh, reports, left, console, jobs)
     return reports, complete
 
 
 def _run(
     wanted: Mapping[str, Order],
     reports: dict[str, StaticReport | str],
-    effort: Effort,
-    began: float,
+    seconds: float | None,
     console: Console,
     jobs: int,
 ) -> None:
     """Compile ``wanted`` into ``reports``, and say how far it is."""
     status, told, first = StatusLine(console), time.monotonic(), time.monotonic()
-    seconds = None if effort.seconds is None else max(0.0, effort.seconds - (time.monotonic() - began))
     done = 0
     for key, report in farm.compile_all(list(wanted.items()), jobs, seconds):
         reports[key] = report

@@ -122,4 +122,7 @@ def decode(raw: bytes, kind: type[File], newest: int, what: str, error: type[Exc
     # a ValidationError is a DecodeError; brackets by the thousand raise RecursionError
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
         form, _, advice = remedy["broken"].partition("; ")
-        raise error(f"{what} is not {form}: {problem}; {advice}") from None
+        # the problem may quote a name out of the file, of any length
+        said = " ".join(str(problem).split())
+        said = said if len(said) <= 300 else f"{said[:300]}..."
+        raise error(f"{what} is not {form}: {said}; {advice}") from None

@@ -45,7 +45,8 @@ RAW = {
 VALUES = [
     None, True, False, 0, -1, 1, 2, 3, 7, 16, 1000, -(2**31), 2**31, 2**40, 2**63, 2**64, 10**30, 0.5, -0.0, 1e308,
     5e-324, 640.0, "", "0", "640", "linear_scan", "rg_lru", "eager.sequential", "eager.loop", "triton.chunked",
-    "../../x", "measured", "predicted", "x" * 20000, "\u202e\ufeff", "[bold]", [], {}, [1], [[]], {"": 1}, {"block_d": 640},
+    "../../x", "measured", "predicted", "x" * 20000, "\u202e\ufeff", "[bold]", [], {}, [1], [[]], {"": 1},
+    {"block_d": 640},
     *RAW,
 ]  # fmt: skip
 

@@ -38,8 +38,8 @@ FACTS = (*DEVICE_FACTS, "torch", "triton", "numba")
 
 
 def quoted(value: Any, most: int = 80) -> str:
-    """A value out of a file, for a message: short, and on one line."""
-    if value is not None and not isinstance(value, bool | int | float | str):
+    """A value out of a file, or an error, for a message: short, and on one line."""
+    if value is not None and not isinstance(value, bool | int | float | str | BaseException):
         return f"a {type(value).__name__}"
     text = str(value)
     text = "".join(c if c.isprintable() else "?" for c in text[: most + 1])

@@ -17,7 +17,7 @@ import torch
 
 from griffin_kernels import catalog, errors, registry
 from griffin_kernels import device as devices
-from griffin_kernels.case import DTYPE_BYTES
+from griffin_kernels.case import DTYPE_BYTES, USUAL_SIZE
 from griffin_kernels.contract import Case, Op
 from griffin_kernels.device import Device
 from griffin_kernels.misses import ENVIRONMENT_VARIABLE, Miss
@@ -126,7 +126,8 @@ def _untried(op: Op, case: Case) -> str | None:
         made = op.case_of(**op.make_inputs(case, torch.device("cpu"), 0))
     except Exception as error:  # sizes that contradict each other fail in whatever way the op's tensors do
         return f"its inputs cannot be made: {type(error).__name__}: {quoted(error, 160)}"
-    if registry.distance(op, made, CaseRecord.of(case)) != 0.0:
+    differs = [name for name, size in made.dims if name not in USUAL_SIZE and size != case[name]]
+    if differs or registry.distance(op, made, CaseRecord.of(case)) != 0.0:
         return f"its inputs come out as {made.key}"
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -17,12 +18,13 @@ import pytest
 from rich.console import Console
 
 from griffin_kernels import catalog, datasheet, errors, registry
-from griffin_kernels.contract import config_dict
+from griffin_kernels.contract import Case, config_dict
 from griffin_kernels.records import CaseRecord, DeviceRecord
 from tuning import calibrate, plan, predict, records
 from tuning.plan import Options
 from tuning.static import farm, model, recorded
 from tuning.static.candidates import Contest, described
+from tuning.static.describe import meta_inputs
 from tuning.static.farm import Order
 from tuning.static.model import ASSUMED, Constants, machine
 from tuning.static.occupancy import LIMITS, occupancy
@@ -52,6 +54,11 @@ def launch(**facts: object) -> LaunchWork:
 
 def seconds(work: LaunchWork, code: StaticReport, sku: str = H100, constants: Constants = ASSUMED) -> float:
     return model.predict([work], lambda _: code, machine(sku), "bfloat16", constants).seconds
+
+
+@functools.cache
+def tensors(op: str, case: Case) -> dict[str, object]:
+    return meta_inputs(catalog.op(op), case)
 
 
 def steps_of(key: str, case_part: str, arch: str = "sm_90", **values: object) -> list[LaunchWork | CallWork]:
@@ -112,7 +119,7 @@ def test_steps_add_up_to_the_stated_traffic():
         case = next(c for c in op.cases_tagged("bench") if c.where != "cpu")
         if variant.traffic is None or variant.reject(case, machine(H100).device, variant.config()) is not None:
             continue
-        steps = described(variant, op, case, variant.config(), "sm_90")
+        steps = described(variant, op, case, variant.config(), "sm_90", tensors(op.name, case))
         moved = sum(step.bytes_moved for step in steps)
         assert moved == pytest.approx(variant.traffic(case, variant.config())), variant.key
 
@@ -183,7 +190,7 @@ def test_recorded_defaults_are_never_below_their_floor(sku, arch):
     for op, name, key in {k[:3] for k in table}:
         variant, contract = catalog.variant(f"{op}/{name}"), catalog.op(op)
         case = next(c for c in contract.cases_tagged("bench") if c.key == key and c.where != "cpu")
-        steps = described(variant, contract, case, variant.config(), arch)
+        steps = described(variant, contract, case, variant.config(), arch, tensors(op, case))
         code = {s.key: table[op, name, key, s.name] for s in steps if isinstance(s, LaunchWork)}
         assert not any(model.does_not_fit(s, code[s.key], where) for s in steps if isinstance(s, LaunchWork))
         found = model.predict(steps, lambda work, code=code: code[work.key], where, case.dtype)
@@ -360,7 +367,7 @@ def test_target_writes_a_registry_that_such_a_machine_uses(tmp_path):
     )
     path = tmp_path / f"{real.slug}.json"
     assert outcome.registry == path
-    assert registry.load_for(path, real).entries == list(outcome.entries)
+    assert registry.load_for(path, real).entries == sorted(outcome.entries, key=lambda e: e.op)
     with pytest.raises(errors.RegistryError, match="another device"):
         registry.load_for(path, machine("nvidia-h100-pcie").device)
     found = msgspec.json.decode(outcome.predictions.read_bytes(), type=predict.PredictionsFile)

@@ -15,9 +15,11 @@ from reports import format as fmt
 from reports.journal import Journal
 from roofline import stats
 from tuning.budget import INDIFFERENCE
-from tuning.records import Candidate, OutputError, Race, Result
+from tuning.conditions import disturbed
+from tuning.records import BAD, Candidate, Conditions, Noise, OutputError, Race, Result
+from tuning.summary import STATUSES as ALL
 
-STATUSES = ("ok", "slow", "wrong", "failed", "rejected", "skipped")
+STATUSES: tuple[str, ...] = ALL
 """Every candidate status, from best to worst."""
 
 
@@ -110,8 +112,7 @@ class CaseView:
     candidates: tuple[CandidateView, ...]
     result: Result | None
     finalists: tuple[Finalist, ...]
-    rounds: int
-    noise: float = 0.0
+    race: Race | None = None
     registry_note: str | None = None
 
     @property
@@ -129,6 +130,32 @@ class CaseView:
     @property
     def word(self) -> str | None:
         return compare(self.entry.speedup_interval, self.noise) if self.entry else None
+
+    @property
+    def rounds(self) -> int:
+        return len(self.race.rounds_s) if self.race else 0
+
+    @property
+    def noise(self) -> float:
+        """Noise floor of the race."""
+        return self.race.noise_floor if self.race else 0.0
+
+    @property
+    def warm_share(self) -> float | None:
+        """The winner's time with warm caches over that with cold ones."""
+        if self.entry is None or not self.entry.median_s or not self.entry.warm_median_s:
+            return None
+        return self.entry.warm_median_s / self.entry.median_s
+
+    @property
+    def disturbed(self) -> str | None:
+        """What disturbed the race, in words."""
+        return disturbed(self.race.before, self.race.after) if self.race else None
+
+    @property
+    def conditions(self) -> list[str]:
+        """The state of the device before and after the race, as far as it is known."""
+        return conditions(self.race.before, self.race.after) if self.race else []
 
     @property
     def winner(self) -> CandidateView | None:
@@ -260,6 +287,21 @@ class Report:
             table.append((op.name, {status: found[status] for status in STATUSES}))
         return table
 
+    @property
+    def failures(self) -> list[CandidateView]:
+        """Candidates that ended as none should, in the order of cases."""
+        return [view for view in self.candidates if view.record.status in BAD]
+
+    @property
+    def noise(self) -> Noise | None:
+        """The A/A test of the run, the last."""
+        return next(reversed(self.journal.of(Noise)), None)
+
+    @property
+    def disturbed(self) -> list[CaseView]:
+        """Cases whose race something disturbed."""
+        return [case for case in self.cases if case.disturbed]
+
     @cached_property
     def reasons(self) -> list[Reason]:
         """Distinct problems, the most serious status and then the most frequent first."""
@@ -268,7 +310,7 @@ class Report:
             if view.record.status != "ok":
                 text = view.record.problem or "no reason was recorded"
                 groups[view.record.status, re.sub(r"\d[\d.]*(?:e[+-]?\d+)?", "#", text)].append(view.record)
-        order = {status: place for place, status in enumerate(("failed", "wrong", "rejected", "skipped", "slow"))}
+        order = {status: place for place, status in enumerate((*BAD, "rejected", "skipped", "slow"))}
         rows = [
             Reason(
                 status=status,
@@ -281,6 +323,33 @@ class Report:
             for (status, _), found in groups.items()
         ]
         return sorted(rows, key=lambda row: (order[row.status], -row.count))
+
+
+MEASURES = (
+    ("clock", "clock_mhz", "MHz", 1.0),
+    ("temperature", "temperature_c", "\u00b0C", 1.0),
+    ("power", "power_w", "W", 1.0),
+    ("processes per core", "load", "", 1.0),
+    ("stolen CPU time", "steal", "%", 100.0),
+)
+"""What is told of Conditions: name, field, unit, factor."""
+
+
+def conditions(before: Conditions, after: Conditions) -> list[str]:
+    """``clock 1980 to 1965 MHz`` and so on, of what is known; why clocks are held down."""
+    found = []
+    for name, where, unit, factor in MEASURES:
+        values = [getattr(moment, where) for moment in (before, after)]
+        figures = [
+            f"{value * factor:.3g}" if value * factor < 100 else f"{value * factor:.0f}"
+            for value in values
+            if value is not None
+        ]
+        if figures:
+            found.append(f"{name} {' to '.join(dict.fromkeys(figures))} {unit}".strip())
+    if held := list(dict.fromkeys([*before.throttle, *after.throttle])):
+        found.append(f"clocks held by {', '.join(held)}")
+    return found
 
 
 def _candidate_views(found: Sequence[Candidate], result: Result | None) -> tuple[CandidateView, ...]:
@@ -352,8 +421,7 @@ def build(journal: Journal, registry: RegistryFile | None = None) -> Report:
                 candidates=_candidate_views(groups[key], decided),
                 result=decided,
                 finalists=_finalists(race, decided, {c.key: c for c in groups[key]}) if race else (),
-                rounds=len(race.rounds_s) if race else 0,
-                noise=race.noise_floor if race else 0.0,
+                race=race,
                 registry_note=_registry_note(decided, entries.get(key)) if registry else None,
             )
         )

@@ -10,22 +10,25 @@ import math
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from griffin_kernels.records import CaseRecord, DeviceRecord, Entry, RegistryFile
+from griffin_kernels.records import CaseRecord, DeviceRecord, Entry, RegistryFile, Tie
 from roofline import stats
 from tuning.records import (
     JOURNAL_VERSION,
     Candidate,
     Ceiling,
+    Conditions,
     End,
+    Noise,
     OutputError,
     Race,
     Record,
     Result,
     Run,
+    Status,
 )
 
 DEVICE = DeviceRecord(
@@ -81,7 +84,7 @@ SPACE: list[tuple[str, bool, float, list[dict[str, Any]]]] = [
 ]
 """Variant, baseline, time over the memory floor, configurations (the default first)."""
 
-PROBLEMS: dict[tuple[str, int], tuple[Literal["wrong", "failed", "rejected", "skipped"], str]] = {
+PROBLEMS: dict[tuple[str, int], tuple[Status, str]] = {
     ("triton.chunked", 3): (
         "wrong",
         "h is wrong: relative norm 3.12e-02 (allowed 2.10e-03), worst element 4.71e-01 (allowed 9.80e-03)",
@@ -90,7 +93,9 @@ PROBLEMS: dict[tuple[str, int], tuple[Literal["wrong", "failed", "rejected", "sk
         "failed",
         "OutOfResources: out of resource: shared memory, Required: 278528, Hardware limit: 232448",
     ),
-    ("triton.sequential", 5): ("failed", "the worker did not answer within 30 s and was stopped"),
+    ("triton.sequential", 5): ("timeout", "the worker did not answer within 30 s and was stopped"),
+    ("triton.chunked", 9): ("crashed", "the worker died of signal 11 (segmentation fault)"),
+    ("triton.chunked", 10): ("memory", "the worker held 12.1 GiB, 8.0 GiB are allowed, and was stopped"),
     ("triton.blocked_diagonal", 2): (
         "rejected",
         "block_t=64 needs 4 x 64 x 64 float32 of shared memory per program, more than this device has",
@@ -99,6 +104,15 @@ PROBLEMS: dict[tuple[str, int], tuple[Literal["wrong", "failed", "rejected", "sk
     ("triton.associative", 1): ("wrong", "h holds NaN: an element was not written"),
 }
 
+
+STAGES = {"wrong": "check", "failed": "compile", "crashed": "time", "timeout": "time", "memory": "check"}
+
+NOISE = Noise(
+    what="torch.add of float32 tensors of 128 MiB", seconds=1.4e-4, rounds=41, low=0.996, high=1.006, floor=0.006,
+    conditions=Conditions(clock_mhz=1980.0, temperature_c=38.0, power_w=310.0, load=0.4),
+)  # fmt: skip
+
+SURPRISE = "triton.chunked was 14% faster in the race than when it was first timed"
 
 TRITON_OVER = (1.0, 0.92, 2.95, 1.2, 3.4, 0.85)
 """How much slower than in SPACE the Triton variants are, case by case: some cases are won clearly, some are ties."""
@@ -154,9 +168,10 @@ def candidates(op: str, case: CaseRecord, rng: random.Random) -> Iterator[Candid
                 is_default=variant == "triton.chunked" and index == 0,
                 status="slow" if slow else status,
                 problem=f"{over / 1.42:.0f} times slower than the best; stopped after 3 samples" if slow else problem,
-                errors=[] if status in ("failed", "rejected", "skipped") else _errors(rng, case, problem),
+                errors=[] if status not in ("ok", "wrong") else _errors(rng, case, problem),
                 samples_s=_samples(rng, centre, 3 if slow else 30) if timed else [],
                 source_hash="3f2a9c0d1e4b5867",
+                stage="" if status in ("ok", "rejected", "skipped") else STAGES[status],
                 seconds_spent=round(rng.uniform(0.4, 3.0), 3),
             )
 
@@ -205,9 +220,32 @@ def decide(op: str, case: CaseRecord, found: list[Candidate], rng: random.Random
         error_rel_norm=max(e.rel_norm or 0.0 for e in winner.errors),
         error_worst=max(e.worst or 0.0 for e in winner.errors),
         samples_digest="9b1c7e52aa04d3f6",
+        warm_median_s=0.82 * time,
+        noise_floor=0.008,
+        ties=[
+            Tie(c.variant, c.config) for c in timed if c.key in finalists[1:3] and not c.baseline and c is not winner
+        ],
     )
     again = [row[0] * (1 + 0.01 * rng.random()) for row in rounds]
-    race = Race(op=op, case=case, keys=finalists, rounds_s=rounds, again_s=again, noise_floor=0.008)
+    hot = CASES.index((op, case)) == 1 if (op, case) in CASES else False
+    race = Race(
+        op=op,
+        case=case,
+        keys=finalists,
+        rounds_s=rounds,
+        again_s=again,
+        noise_floor=0.008,
+        before=Conditions(clock_mhz=1980.0, temperature_c=41.0, power_w=320.0, load=0.9, steal=0.0),
+        after=Conditions(
+            clock_mhz=1410.0 if hot else 1965.0,
+            temperature_c=84.0 if hot else 52.0,
+            power_w=655.0,
+            throttle=["SW thermal slowdown"] if hot else [],
+            load=1.0,
+            steal=0.0,
+        ),
+        confirms=SURPRISE if hot else "",
+    )
     return race, Result(entry=entry, winner_key=winner.key, baseline_key=baseline.key)
 
 
@@ -232,6 +270,7 @@ def records(
         Ceiling(name="special", value=3.71e12, low=3.66e12, high=3.74e12, unit="ops_per_s"),
         Ceiling(name="matmul_bfloat16", value=7.62e14, low=7.5e14, high=7.7e14, unit="flops_per_s"),
         Ceiling(name="launch", value=2.4e-6, low=2.3e-6, high=2.6e-6, unit="s"),
+        NOISE,
     ]
     for op, case in cases:
         found = list(candidates(op, case, rng))
@@ -268,14 +307,31 @@ def hostile(text: str = HOSTILE) -> list[Record]:
                 config={**line.config, text: text},
                 errors=figures,
                 problem=text,
+                stage=text,
             )
+        elif isinstance(line, Noise):
+            line = msgspec.structs.replace(line, what=text)
         elif isinstance(line, Race):
             case = msgspec.structs.replace(line.case, flags=[text])
-            line = msgspec.structs.replace(line, op=line.op + text, case=case, keys=[key + text for key in line.keys])
+            line = msgspec.structs.replace(
+                line,
+                op=line.op + text,
+                case=case,
+                keys=[key + text for key in line.keys],
+                confirms=text,
+                after=msgspec.structs.replace(line.after, throttle=[text]),
+            )
         elif isinstance(line, Result):
             case = msgspec.structs.replace(line.entry.case, flags=[text])
             entry = msgspec.structs.replace(
-                line.entry, op=line.entry.op + text, case=case, reason=text, variant=text, baseline=text, bound=text
+                line.entry,
+                op=line.entry.op + text,
+                case=case,
+                reason=text,
+                variant=text,
+                baseline=text,
+                bound=text,
+                ties=[Tie(text, {text: text})],
             )
             line = msgspec.structs.replace(line, entry=entry, winner_key=line.winner_key + text)
         else:

@@ -19,6 +19,7 @@ from reports import model
 from reports.build import Tab, page, write_report
 from reports.journal import load
 from tests import journals
+from tuning.budget import INDIFFERENCE
 from tuning.records import Candidate, Race, Record, Result, Run
 
 HOSTILE = journals.HOSTILE
@@ -209,13 +210,13 @@ def test_a_second_tab_brings_a_tab_bar() -> None:
     [
         (None, 0.0, None),
         ((1.2, 1.3), 0.0, "FASTER"),
-        ((1.001, 1.02), 0.0, "SAME"),
+        ((1.001, 1 + 0.9 * INDIFFERENCE), 0.0, "SAME"),
         ((1.01, 1.05), 0.0, "FASTER"),
         ((1.01, 1.05), 0.06, "UNSURE"),
         ((0.08, 0.99), 0.87, "UNSURE"),
         ((0.98, 1.2), 0.0, "UNSURE"),
         ((0.7, 0.9), 0.0, "SLOWER"),
-        ((0.98, 1.02), 0.0, "SAME"),
+        ((1 - 0.9 * INDIFFERENCE, 1 + 0.9 * INDIFFERENCE), 0.0, "SAME"),
     ],
 )
 def test_words(interval: tuple[float, float] | None, noise: float, word: str | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from reports import format as fmt
 from reports.charts.common import SYMBOLS, log_ticks, points, spread, text, to_json, wrapped
 from reports.model import CandidateView, CaseView
+from tuning.records import BAD
 
 LEGEND = {
     "winner": "winner",
@@ -18,7 +19,7 @@ LEGEND = {
     "other": "candidate",
     "slow": "slow, cut off",
 }
-UNTIMED = ("wrong", "failed", "rejected", "skipped", "slow", "ok")
+UNTIMED = (*BAD, "rejected", "skipped", "slow", "ok")
 LANE_PIXELS = 40
 
 
@@ -100,7 +101,7 @@ def _candidates_layout(
     low = min([*ends, *([roof] if roof else [])], default=1e-6) / 1.12
     high = max(ends, default=low * 10) * 1.12
     values, texts = log_ticks(low, high)
-    split = 1 - 0.095 * len(strip) if strip and ends else (0.0 if strip else 1.0)
+    split = 1 - min(0.095 * len(strip), 0.55) if strip and ends else (0.0 if strip else 1.0)
     layout: dict[str, Any] = {
         "height": 96 + LANE_PIXELS * len(lanes),
         "margin": {"l": 10, "r": 10, "t": 44, "b": 48},

@@ -24,6 +24,9 @@ SYMBOLS = {
     "slow": "circle-open",
     "wrong": "x-thin",
     "failed": "cross-thin",
+    "crashed": "asterisk-open",
+    "timeout": "hourglass-open",
+    "memory": "square-x-open",
     "rejected": "line-ew",
     "skipped": "triangle-right-open",
 }
@@ -35,6 +38,9 @@ SIZES = {
     "slow": 8,
     "wrong": 9,
     "failed": 10,
+    "crashed": 10,
+    "timeout": 10,
+    "memory": 10,
     "rejected": 10,
     "skipped": 9,
 }

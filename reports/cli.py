@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import signal
 import sys
@@ -14,6 +15,7 @@ from rich.console import Console
 from griffin_kernels import errors
 from roofline import cli as roofline_cli
 from roofline.console import plain_errors
+from tuning import predict_cli, registry_cli, replay_cli
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -61,8 +63,31 @@ def tune(
     out: Annotated[
         Path | None, typer.Option(help="Folder for journal, registry and report. The user's data folder by default.")
     ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Predict for a GPU that need not be there, by its SKU: nvidia-h100-sxm, ...")
+    ] = None,
+    constants: Annotated[
+        Path | None, typer.Option(help="With --target: constants of `griffin tune calibrate`.")
+    ] = None,
+    from_misses: Annotated[
+        Path | None, typer.Option(help="Tune the cases in a file that GRIFFIN_KERNELS_RECORD_MISSES recorded.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, if there is one.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print problems and the final table only.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print events as JSON lines, and words for people on standard error.")
+    ] = False,
+    strategy: Annotated[str | None, typer.Option(help="Search strategy. By default what suits the space.")] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that any stage of a candidate may take before its process is killed.")
+    ] = 120.0,
+    memory: Annotated[
+        float, typer.Option(help="GiB that a candidate's process may hold. By default most of what is free.")
+    ] = 0.0,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="No worker processes, for debuggers: a crash ends the run.")
+    ] = False,
     models: Annotated[
         bool | None,
         typer.Option(
@@ -77,29 +102,69 @@ def tune(
     # a pipe has no width: tables for people who read logs
     console = Console(width=None if sys.stdout.isatty() else 140)
     with plain_errors(Console(stderr=True)):
-        from tuning import plan, study, terminal
+        from tuning import events, plan, study, terminal
 
-        options = plan.Options(_split(ops), _split(cases), _split(dtypes), budget, device or "")
+        options = plan.Options(
+            ops=_split(ops),
+            cases=_split(cases),
+            dtypes=_split(dtypes),
+            budget=budget,
+            device=device or "",
+            strategy=strategy or "",
+            timeout=timeout,
+            memory_gib=memory,
+            in_process=in_process,
+        )
+        if from_misses is not None:
+            from tuning.from_misses import extended
+
+            options = extended(options, from_misses, _note)
+        if target is not None:
+            from tuning.predict import run_target
+
+            signal.signal(signal.SIGTERM, _interrupt)
+            run_target(console, target, options, out, constants, dry_run)
+            return
+        if dry_run and as_json:
+            raise errors.ArgumentError("--dry-run has no --json; leave one of them out")
         if dry_run:
             terminal.show_plan(console, options)
             return
         signal.signal(signal.SIGTERM, _interrupt)
         command = shlex.join(["griffin", "tune", *(a for a in _arguments() if a != "--resume")])
-        outcome = terminal.run(console, options, out, resume, command)
-        if outcome is None:
-            raise typer.Exit(130)
-        if models or (models is None and study.wanted(options)):
-            terminal.run_study(console, options, outcome)
-        from reports.build import write_report
+        with events.own_output() if as_json else contextlib.nullcontext() as stream:
+            voice = terminal.Voice(Console(stderr=True) if as_json else console, quiet, stream)
+            outcome = terminal.run(voice, options, out, resume, command)
+            if outcome is None:
+                raise typer.Exit(130)
+            found = None
+            if models or (models is None and study.wanted(options)):
+                found = terminal.run_study(voice, options, outcome)
+            from reports.build import write_report
 
-        report = write_report(outcome.paths.journal, outcome.paths.report, outcome.paths.registry)
-        console.print(f"report    {report}", highlight=False, markup=False, soft_wrap=True)
+            report = write_report(outcome.paths.journal, outcome.paths.report, outcome.paths.registry)
+            terminal.finish(voice, outcome, report, found)
+
+
+def _note(text: str) -> None:
+    Console(stderr=True).print(f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _arguments() -> list[str]:
     """The words after ``griffin tune`` or ``tune``."""
     words = sys.argv[1:]
     return words[1:] if words[:1] == ["tune"] else words
+
+
+# subcommands of `griffin tune`
+tune_app.command("show")(registry_cli.show)
+tune_app.command("diff")(registry_cli.diff)
+tune_app.command("merge")(registry_cli.merge)
+tune_app.command("export")(registry_cli.export)
+tune_app.command("doctor")(registry_cli.doctor)
+tune_app.command("predict")(predict_cli.predict)
+tune_app.command("calibrate")(predict_cli.calibrate)
+tune_app.command("replay")(replay_cli.replay)
 
 
 @app.command()

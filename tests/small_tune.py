@@ -1,10 +1,12 @@
 """A tune run of a few seconds for tests: smoke cases, eager variants.
 
-Run as ``python -m tests.small_tune FOLDER [--resume]``.
+Run as ``python -m tests.small_tune FOLDER [--resume]``; its candidates then run in a worker, as users' do. ``OPTIONS``
+have them run in the test's own process.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 from pathlib import Path
@@ -27,12 +29,15 @@ def shrink() -> None:
     plan.bench_cases = lambda op, device: list(op.cases_tagged("smoke")[:3])
 
 
-OPTIONS = plan.Options(ops=("linear_scan", "linear_scan_bwd"), budget="quick", device="cpu")
+OPTIONS = plan.Options(ops=("linear_scan", "linear_scan_bwd"), budget="quick", device="cpu", in_process=True)
 
 
 def main(folder: str, *flags: str) -> int:
     shrink()
-    done = terminal.run(Console(), OPTIONS, Path(folder), "--resume" in flags, "griffin tune")
+    options = dataclasses.replace(OPTIONS, in_process=False)
+    done = terminal.run(
+        Console(), options, Path(folder), "--resume" in flags, "griffin tune", prepare="tests.small_tune:shrink"
+    )
     return 130 if done is None else 0
 
 

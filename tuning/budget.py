@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+EXHAUSTIVE = 300
+"""Candidates of a case up to which a thorough run tries them all."""
+
 
 @dataclass(frozen=True)
 class Budget:
-    """configs: most configurations per variant, spread over its space; 0 for all. thorough: take thorough cases too.
+    """share: of a case's candidates, how many search may try: at least least_tries, at most most_tries.
+    thorough: take thorough cases too, and try every candidate where there are at most EXHAUSTIVE.
 
     seconds, least, most: a candidate is sampled until ``seconds`` have passed, at least ``least`` and at most ``most``
     times. rounds: most interleaved rounds of the final race; race_seconds: its time at most, beyond 5 rounds.
     finalists: candidates in the race besides the default and the best baseline.
     """
 
-    configs: int
+    share: float
+    least_tries: int
+    most_tries: int
     thorough: bool
     seconds: float
     least: int
@@ -25,15 +32,24 @@ class Budget:
     race_seconds: float
     finalists: int
 
+    def tries(self, points: int) -> int:
+        """How many of a case's candidates search may try; baselines do not count."""
+        if self.thorough and points <= EXHAUSTIVE:
+            return points
+        return min(points, self.most_tries, max(self.least_tries, math.ceil(self.share * points)))
+
 
 BUDGETS: Mapping[str, Budget] = MappingProxyType(
     {
-        "quick": Budget(2, False, 0.03, 3, 5, 7, 0.5, 2),
-        "default": Budget(5, False, 0.12, 3, 9, 21, 2.0, 3),
-        "thorough": Budget(0, True, 0.5, 7, 51, 61, 20.0, 5),
+        "quick": Budget(0.1, 4, 8, False, 0.03, 3, 5, 7, 0.5, 2),
+        "default": Budget(0.25, 6, 60, False, 0.12, 3, 9, 81, 2.0, 3),
+        "thorough": Budget(0.25, 75, 600, True, 0.5, 7, 51, 161, 20.0, 5),
     }
 )
 """Budgets by their name on the command line."""
+
+LONGEST_S = 120.0
+"""Seconds that any stage of a candidate may take, unless the user says otherwise."""
 
 SLOW_FACTOR = 3.0
 """A candidate this much slower than the best so far is not sampled further; defaults and baselines are."""
@@ -44,5 +60,5 @@ HOPELESS_FACTOR = 8.0
 HOPELESS_ELSEWHERE = 25.0
 """A variant this much slower than the best at one case is skipped at later cases of the run with the same flags."""
 
-INDIFFERENCE = 0.03
+INDIFFERENCE = 0.01
 """The default is replaced only for a gain above this and above the measured noise floor."""

@@ -42,10 +42,13 @@ def problems(op: Op, case: Case, device: Device) -> list[Problem]:
     return found
 
 
-def check(op: Op, planned: Planned, device: Device, given: list[Problem]) -> verify.Verdict:
-    """The verdict on a candidate: the first problem it fails, or else its errors on the full one."""
-    verdicts = []
-    for problem in given:
+def check(op: Op, planned: Planned, device: Device, given: list[Problem], skip: int = 0) -> verify.Verdict:
+    """The verdict on a candidate: the first problem it fails, or else its errors on the first one that it was run on.
+
+    given: the full problem first. skip: how many of them have been run before. Right by default where none is left.
+    """
+    verdicts = [verify.Verdict((), None)]
+    for problem in given[skip:]:
         if problem is not given[0]:
             if planned.variant.backend == "compiled":
                 continue
@@ -55,4 +58,4 @@ def check(op: Op, planned: Planned, device: Device, given: list[Problem]) -> ver
         if not verdict.ok:
             return dataclasses.replace(verdict, problem=f"{problem.case.key}: {verdict.problem}")
         verdicts.append(verdict)
-    return verdicts[0]
+    return verdicts[min(1, len(verdicts) - 1)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +11,37 @@ from griffin_kernels import catalog, errors
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case, Op, Variant, config_key
 from griffin_kernels.device import Device
-from tuning.budget import BUDGETS, Budget
+from griffin_kernels.misses import Miss
+from tuning.budget import BUDGETS, LONGEST_S, Budget
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for. Empty tuples mean everything that fits the device."""
+    """What the user asked for. Empty tuples mean everything that fits the device.
+
+    strategy: of search, by name; empty for what suits a space. timeout: seconds that any stage of a candidate may take
+    at most. memory_gib: resident memory of a worker at most; 0 for most of what is free. in_process: no workers.
+    misses: recorded cases, tuned in place of the op's bench cases.
+    """
 
     ops: tuple[str, ...] = ()
     cases: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     budget: str = "default"
     device: str = ""
+    strategy: str = ""
+    timeout: float = LONGEST_S
+    memory_gib: float = 0.0
+    in_process: bool = False
+    misses: tuple[Miss, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("timeout", "memory_gib"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise errors.ArgumentError(f"{name} is {value:g}, expected a number from 0 up")
+        if self.timeout == 0:
+            raise errors.ArgumentError("timeout is 0, expected a number of seconds")
 
     def limits(self) -> Budget:
         """The budget by name; ArgumentError lists the names."""
@@ -64,20 +83,28 @@ def make(options: Options, device: Device) -> list[Job]:
         if name not in DTYPE_BYTES:
             raise errors.DtypeError(f"no dtype {name!r}; there are {', '.join(DTYPE_BYTES)}")
     chosen = [catalog.op(name) for name in options.ops] or list(catalog.ops().values())
-    available = [(op, case) for op in chosen for case in bench_cases(op, device)]
+    available = [(op, case) for op in chosen for case in _cases(op, device, options)]
     explicit = bool(options.cases or options.dtypes)
     jobs = [
-        _job(op, case, device, budget)
+        _job(op, case, device)
         for op, case in available
         if _wanted(case, options) and (budget.thorough or not case.thorough or explicit)
     ]
     if not jobs:
         keys = ", ".join(dict.fromkeys(case.key for _, case in available))
+        where = "among the recorded misses" if options.misses else "on this device"
         raise errors.ArgumentError(
             f"no case matches --cases {list(options.cases)} --dtypes {list(options.dtypes)}; "
-            f"on this device there are {keys}"
+            f"{where} there are {keys or 'none of these ops'}"
         )
     return jobs
+
+
+def _cases(op: Op, device: Device, options: Options) -> list[Case]:
+    """The recorded misses of an op where there are any to tune, else its bench cases."""
+    if options.misses:
+        return [miss.case.case(op.name) for miss in options.misses if miss.op == op.name]
+    return bench_cases(op, device)
 
 
 def bench_cases(op: Op, device: Device) -> list[Case]:
@@ -92,7 +119,7 @@ def _wanted(case: Case, options: Options) -> bool:
     return not options.cases or any(fnmatch.fnmatchcase(case.key, f"*{pattern}*") for pattern in options.cases)
 
 
-def _job(op: Op, case: Case, device: Device, budget: Budget) -> Job:
+def _job(op: Op, case: Case, device: Device) -> Job:
     planned: list[Planned] = []
     for variant in catalog.variants(op.name).values():
         accepted = variant.configs(case, device)
@@ -100,21 +127,11 @@ def _job(op: Op, case: Case, device: Device, budget: Budget) -> Job:
             reason = variant.reject(case, device, variant.config())
             planned.append(Planned(variant, variant.config(), reason))
             continue
-        planned += [Planned(variant, config) for config in spread(accepted, budget.configs)]
+        planned += [Planned(variant, config) for config in accepted]
     default = _default(planned, case, device)
     # the default and the baselines first: the rest is cut off against them
     planned.sort(key=lambda p: (p is not default, not p.variant.baseline, -p.variant.rank(case, device)))
     return Job(op, case, tuple(planned), default)
-
-
-def spread(configs: Sequence[Any], most: int) -> list[Any]:
-    """At most ``most`` of ``configs``, the first always in, the others evenly over the list; all for 0."""
-    if most == 0 or len(configs) <= most:
-        return list(configs)
-    if most == 1:
-        return [configs[0]]
-    rest = configs[1:]
-    return [configs[0], *(rest[round(i * (len(rest) - 1) / max(1, most - 2))] for i in range(most - 1))]
 
 
 def _default(planned: list[Planned], case: Case, device: Device) -> Planned | None:

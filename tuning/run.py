@@ -1,33 +1,38 @@
-"""One tuning run: plan, correctness gate, timing, race, journal, publish."""
+"""One tuning run: plan, noise floor, every case decided on one device or several, journal, publish."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import datetime
-import functools
-import gc
+import itertools
+import queue
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import platformdirs
+import torch
 
 from griffin_kernels import device as devices
-from griffin_kernels import dispatch, errors, registry, verify
-from griffin_kernels.contract import config_dict, config_key
+from griffin_kernels import dispatch, errors, registry
 from griffin_kernels.device import Device
-from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, DeviceRecord, Entry, RegistryFile
-from roofline import measure, stats
-from tuning import gate, journal, plan, race, timing
-from tuning.budget import HOPELESS_ELSEWHERE, HOPELESS_FACTOR, SLOW_FACTOR, Budget
-from tuning.plan import Job, Options, Planned
+from griffin_kernels.records import DeviceRecord, Entry
+from roofline import measure
+from tuning import journal, noise, plan
+from tuning.ahead import Ahead, processes_for
+from tuning.bench import Bench
+from tuning.decide import Decider, History, Lane
+from tuning.isolation import Isolated
+from tuning.limits import Limits
+from tuning.plan import Job, Options
 from tuning.progress import Listener
-from tuning.records import JOURNAL_VERSION, Candidate, Ceiling, End, OutputError, Record, Result, Run
+from tuning.records import JOURNAL_VERSION, Ceiling, End, Result, Run
 
 
 @dataclass(frozen=True)
@@ -77,34 +82,19 @@ class Outcome:
     seconds: float
 
 
-class History:
-    """What a journal already holds, for resuming: candidates, races and results whose source has not changed."""
-
-    def __init__(self, records: Sequence[Record]) -> None:
-        self.run = next((r for r in records if isinstance(r, Run)), None)
-        self.candidates = {r.key: r for r in records if isinstance(r, Candidate)}
-        self.results = {(r.entry.op, r.entry.case.case(r.entry.op).key): r for r in records if isinstance(r, Result)}
-        self.ceilings = {r.name: r for r in records if isinstance(r, Ceiling)}
-
-    def options(self) -> Options:
-        """The options of the run, as it was started."""
-        if self.run is None:
-            return Options()
-        return msgspec.convert(self.run.options, Options)
-
-
 def tune(
     options: Options,
     paths: Paths,
     listener: Listener,
     command: str = "griffin tune",
     resume: bool = False,
+    prepare: str = "",
 ) -> Outcome:
     """Tune everything that ``options`` asks for and publish the winners.
 
     Nothing is published before every planned case is decided; an interrupted run keeps its journal, and with
-    ``resume`` goes on after the last finished candidate. Raises errors of griffin_kernels.errors; KeyboardInterrupt
-    passes through.
+    ``resume`` goes on after the last finished candidate. prepare: ``module:function`` that every worker calls first,
+    to register variants of one's own. Raises errors of griffin_kernels.errors; KeyboardInterrupt passes through.
     """
     began = time.monotonic()
     device = devices.detect(options.device or None)
@@ -113,14 +103,19 @@ def tune(
     go_on = resume and journal.unfinished(records)
     history = History(records if go_on else [])
     if go_on:
-        _check_resumable(history, options, device, paths.journal)
-        options = history.options()
+        options = _resumed(history, options, device, paths.journal)
     jobs = plan.make(options, device)
     if records and not go_on:
         journal.set_aside(paths.journal, records)
-    total = sum(len(job.candidates) for job in jobs)
-    with journal.Journal(paths.journal) as log:
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(journal.Journal(paths.journal))
         provenance = devices.provenance(device)
+        names = lane_names(device, options)
+        ahead = ahead_of(device, options, len(names))
+        decider = Decider(device, options.limits(), history, log, listener, 0.0, strategy=options.strategy)
+        decider.ahead = stack.enter_context(ahead) if ahead is not None else None
+        decider.incumbents = _published(paths.registry, device)
+        total = sum(map(decider.expected, jobs))
         log.append(
             Run(
                 journal_version=JOURNAL_VERSION,
@@ -133,15 +128,16 @@ def tune(
                 resumed=go_on,
             )
         )
-        roof = _memory_roof(device, history, log, listener)
-        tuner = _Tuner(device, options.limits(), history, log, listener, roof)
-        listener.begin(total, sum(tuner.known(job, p) is not None for job in jobs for p in job.candidates))
-        entries: list[Entry] = []
-        for job in jobs:
-            with _overlay(device, entries):
-                result = tuner.decide(job)
-            if result is not None:
-                entries.append(result.entry)
+        decider.dram_bytes_per_s = _memory_roof(device, history, log, listener)
+        _noise_floor(device, history, log, listener)
+        listener.begin(total, sum(decider.known(job, p) is not None for job in jobs for p in job.candidates))
+        lanes = [
+            Lane(
+                name if len(names) > 1 else "", stack.enter_context(_executor(name, device, options, listener, prepare))
+            )
+            for name in names
+        ]
+        entries = [result.entry for result in decide_all(decider, jobs, lanes)]
         registry.publish(paths.registry, device, entries, provenance)
         dispatch.refresh()
         seconds = time.monotonic() - began
@@ -149,7 +145,96 @@ def tune(
     return Outcome(tuple(entries), paths, seconds)
 
 
-def _check_resumable(history: History, options: Options, device: Device, path: Path) -> None:
+def decide_all(decider: Decider, jobs: Sequence[Job], lanes: Sequence[Lane]) -> list[Result]:
+    """The decisions on all jobs, in their order. An op's cases are shared out among the lanes; the next op begins when
+    all of them are decided, since it may call this one.
+    """
+    results: list[Result] = []
+    if len(lanes) == 1:
+        for job in jobs:
+            found = decider.decide(job, lanes[0], [r.entry for r in results])
+            results += [found] if found is not None else []
+        return results
+    free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+    for lane in lanes:
+        free.put(lane)
+
+    def on_a_lane(job: Job, entries: Sequence[Entry]) -> Result | None:
+        lane = free.get()
+        try:
+            return decider.decide(job, lane, entries)
+        finally:
+            free.put(lane)
+
+    # workers die with the thread that started them: the threads live as long as the run
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        try:
+            for _, group in itertools.groupby(jobs, key=lambda job: job.op.name):
+                known = [r.entry for r in results]
+                futures = [pool.submit(on_a_lane, job, known) for job in group]
+                results += [found for future in futures if (found := future.result()) is not None]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for lane in lanes:
+                lane.executor.close()
+            raise
+    return results
+
+
+def lane_names(device: Device, options: Options) -> list[str]:
+    """Devices to tune on at once: every GPU of one kind, unless one was named; a CPU is one."""
+    if device.kind == "cpu":
+        return ["cpu"]
+    if options.device not in ("", "cuda"):
+        return [options.device]
+    alike = (i for i in range(torch.cuda.device_count()) if devices.gpu(i).validity() == device.validity())
+    return [f"cuda:{i}" for i in alike]
+
+
+def ahead_of(device: Device, options: Options, lanes: int) -> Ahead | None:
+    """What compiles candidates before their turn on a GPU."""
+    processes = processes_for(device, lanes)
+    if not processes or options.in_process:
+        return None
+    return Ahead(device.arch, processes, lambda: Limits(options.timeout, _bytes(options)))
+
+
+@contextlib.contextmanager
+def _executor(
+    name: str, device: Device, options: Options, listener: Listener, prepare: str
+) -> Iterator[Bench | Isolated]:
+    """What runs candidates on a device; closed in the end."""
+    if options.in_process:
+        if prepare:
+            raise errors.ArgumentError("prepare is for workers, and there are none in process")
+        found: Bench | Isolated = Bench(devices.detect(name))
+    else:
+        limits = Limits(options.timeout, _bytes(options))
+        found = Isolated(name, torch.get_num_threads(), limits, listener.worker, prepare)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def _bytes(options: Options) -> int:
+    return int(options.memory_gib * 2**30)
+
+
+def _published(path: Path, device: Device) -> registry.Registry | None:
+    """What was published for this device before; its winners compete again."""
+    return registry.Registry(device, [(str(path), registry.load_for(path, device))]) if path.exists() else None
+
+
+def _noise_floor(device: Device, history: History, log: journal.Journal, listener: Listener) -> None:
+    """Race a kernel against itself, once per journal, before anything is compared."""
+    if history.noise is None:
+        log.append(found := noise.measure(device))
+        listener.noise(found)
+
+
+def _resumed(history: History, options: Options, device: Device, path: Path) -> Options:
+    """The options that an interrupted run was started with; JournalError where it is not this one."""
     if history.run is None:
         raise errors.JournalError(f"journal {path} does not begin with a run; move it away to start anew")
     if history.run.device.validity != device.validity():
@@ -157,11 +242,12 @@ def _check_resumable(history: History, options: Options, device: Device, path: P
         raise errors.JournalError(
             f"journal {path} is of another device ({name}), this is {device.name}; use another --out"
         )
-    default = Options(device=options.device)
-    if options not in (default, history.options()):
+    started = msgspec.convert(history.run.options, Options, strict=False)
+    if options not in (Options(device=options.device), started):
         raise errors.JournalError(
             f"--resume goes on with the options the run was started with ({history.run.command}); leave the others out"
         )
+    return started
 
 
 def _run_id() -> str:
@@ -176,14 +262,6 @@ def _plain(options: Options) -> dict[str, object]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(options).items()}
 
 
-def _overlay(device: Device, entries: Sequence[Entry]) -> contextlib.AbstractContextManager[None]:
-    """Ops tuned so far serve the ops that call them, and nothing tuned earlier on this machine does."""
-    file = RegistryFile(
-        schema_version=SCHEMA_VERSION, device=DeviceRecord(device.validity(), {}), entries=list(entries)
-    )
-    return dispatch.use(registry=registry.Registry(device, [("this run", file)]))
-
-
 def _memory_roof(device: Device, history: History, log: journal.Journal, listener: Listener) -> float:
     """The fastest measured DRAM stream in bytes per second, measured once per journal."""
     known = {name: c for name, c in history.ceilings.items() if name.startswith("dram_")}
@@ -193,158 +271,3 @@ def _memory_roof(device: Device, history: History, log: journal.Journal, listene
             known[c.name] = Ceiling(name=c.name, value=c.value, low=c.low, high=c.high, unit=c.unit)
             log.append(known[c.name])
     return max(ceiling.value for ceiling in known.values())
-
-
-@dataclass
-class _Tuner:
-    """Works through jobs. One candidate's trouble is its own: it is recorded and the run goes on."""
-
-    device: Device
-    budget: Budget
-    history: History
-    log: journal.Journal
-    listener: Listener
-    dram_bytes_per_s: float
-    behind: dict[tuple[str, tuple[str, ...]], tuple[float, str]] = dataclasses.field(default_factory=dict)
-
-    def known(self, job: Job, planned: Planned) -> Candidate | None:
-        """The journal's record of a candidate, if it is of the source as it is now."""
-        record = self.history.candidates.get(planned.key(job.case, self.device))
-        return record if record is not None and record.source_hash == planned.variant.source_hash else None
-
-    def decide(self, job: Job) -> Result | None:
-        """Try what has not been tried, race the best, record the decision; None where nothing of ours can run."""
-        self.listener.job(job.op.name, job.case.key)
-        earlier = self.history.results.get((job.op.name, job.case.key))
-        if earlier is not None and all(self.known(job, p) for p in job.candidates):
-            return earlier
-        arena = _Arena(job, self.device)
-        done: list[tuple[Planned, Candidate]] = []
-        best: float | None = None
-        for planned in job.candidates:
-            record = self.known(job, planned)
-            if record is None:
-                self.listener.trying(planned.variant.name, config_key(planned.config))
-                hopeless = self.hopeless(job, planned, done, best)
-                record = (
-                    self.candidate(job, planned, arena, best) if hopeless is None else self.skip(job, planned, hopeless)
-                )
-                self.log.append(record)
-                self.listener.candidate(record)
-            done.append((planned, record))
-            if record.status == "ok":
-                fastest = stats.median(record.samples_s)
-                best = fastest if best is None else min(best, fastest)
-            if record.samples_s and best is not None:
-                behind = stats.median(record.samples_s) / best
-                self.behind.setdefault((planned.variant.key, job.case.flags), (behind, job.case.key))
-        field = race.finalists(done, job.default, self.budget.finalists)
-        if not any(not f.planned.variant.baseline for f in field):
-            self.listener.note(f"{job.op.name} {job.case.key}: no candidate passed; nothing is published for it")
-            return None
-        samplers = [arena.sampler(f.planned) for f in field]
-        heat = race.run(job.op, job.case, field, samplers, self.budget)
-        self.log.append(heat)
-        tried = sum(record.status not in ("rejected", "skipped") for _, record in done)
-        result = race.decide(job.op, job.case, field, heat, self.dram_bytes_per_s, tried)
-        self.log.append(result)
-        self.listener.result(result)
-        return result
-
-    def hopeless(
-        self, job: Job, planned: Planned, done: Sequence[tuple[Planned, Candidate]], best: float | None
-    ) -> str | None:
-        """Why a candidate is not worth trying: its variant was far behind here, or very far at another case."""
-        if best is None or self.budget.thorough or planned is job.default or planned.variant.baseline:
-            return None
-        name = planned.variant.name
-        first = next((r for p, r in done if p.variant is planned.variant and r.samples_s), None)
-        if first is not None:
-            behind = stats.median(first.samples_s) / best
-            return (
-                None
-                if behind <= HOPELESS_FACTOR
-                else f"{name} was {behind:.0f} times slower with another configuration"
-            )
-        behind, where = self.behind.get((planned.variant.key, job.case.flags), (0.0, ""))
-        return (
-            None if behind <= HOPELESS_ELSEWHERE else f"{name} was {behind:.0f} times slower than the best at {where}"
-        )
-
-    def blank(self, job: Job, planned: Planned) -> Candidate:
-        """A candidate's record before anything is known of it but that it was planned."""
-        return Candidate(
-            key=planned.key(job.case, self.device),
-            op=job.op.name,
-            variant=planned.variant.name,
-            case=CaseRecord.of(job.case),
-            config=config_dict(planned.config),
-            baseline=planned.variant.baseline,
-            is_default=planned is job.default,
-            status="rejected",
-            problem=planned.reason,
-            source_hash=planned.variant.source_hash,
-        )
-
-    def skip(self, job: Job, planned: Planned, reason: str) -> Candidate:
-        return msgspec.structs.replace(self.blank(job, planned), status="skipped", problem=reason)
-
-    def candidate(self, job: Job, planned: Planned, arena: _Arena, best: float | None) -> Candidate:
-        """Gate and time one candidate."""
-        began = time.monotonic()
-        record = self.blank(job, planned)
-        change = functools.partial(_changed, record)
-        if planned.reason is not None:
-            return record
-        try:
-            verdict = gate.check(job.op, planned, self.device, arena.problems)
-            found = [OutputError(e.output, e.rel_norm, e.worst) for e in verdict.errors]
-            if not verdict.ok:
-                return change(status="wrong", problem=verdict.problem, errors=found, began=began)
-            samples, cut_off = self.sample(arena.sampler(planned), best, patient=record.is_default or record.baseline)
-        except Exception as error:  # whatever a kernel raises is that kernel's result
-            text = " ".join(str(error).split())[:500]
-            return change(status="failed", problem=f"{type(error).__name__}: {text}", began=began)
-        problem = None if not cut_off else f"more than {SLOW_FACTOR:g} times slower than the best so far"
-        return change(status="slow" if cut_off else "ok", problem=problem, errors=found, samples_s=samples, began=began)
-
-    def sample(self, sampler: timing.Sampler, best: float | None, patient: bool) -> tuple[list[float], bool]:
-        """(samples, cut off): samples until the budget is used, or two if those are hopeless."""
-        samples: list[float] = []
-        deadline = time.monotonic() + self.budget.seconds
-        while len(samples) < self.budget.least or (len(samples) < self.budget.most and time.monotonic() < deadline):
-            samples.append(sampler())
-            if len(samples) == 2 and not patient and best is not None and min(samples) > SLOW_FACTOR * best:
-                return samples, True
-        return samples, False
-
-
-def _changed(record: Candidate, began: float, **facts: object) -> Candidate:
-    return msgspec.structs.replace(record, seconds_spent=time.monotonic() - began, **facts)
-
-
-class _Arena:
-    """Inputs of one job, made when first needed and shared by its candidates."""
-
-    def __init__(self, job: Job, device: Device) -> None:
-        self.job, self.device = job, device
-
-    @functools.cached_property
-    def problems(self) -> list[gate.Problem]:
-        gc.collect()
-        return gate.problems(self.job.op, self.job.case, self.device)
-
-    @functools.cached_property
-    def rotation(self) -> list[dict[str, object]]:
-        inputs = (
-            self.problems[0].inputs
-            if "problems" in self.__dict__
-            else self.job.op.make_inputs(self.job.case, self.device.torch_device, 0)
-        )
-        # what the op changes in place is copied: the problem's own tensors are what later candidates are checked on
-        own = {name: verify.copy_of(inputs[name]) for name in self.job.op.in_place}
-        return timing.copies({**inputs, **own}, self.device)
-
-    def sampler(self, planned: Planned) -> timing.Sampler:
-        run = functools.partial(planned.variant.run, config=planned.config)
-        return timing.sampler(run, self.rotation, self.device)

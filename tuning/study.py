@@ -24,7 +24,7 @@ TIMING: Mapping[str, Timing] = {
 
 def wanted(options: Options) -> bool:
     """Whether a run covers what models need: all ops, cases and dtypes."""
-    return not (options.ops or options.cases or options.dtypes)
+    return not (options.ops or options.cases or options.dtypes or options.misses)
 
 
 def run(device: Device, options: Options, outcome: Outcome, tell: Callable[[str], None]) -> tuple[Path, Study]:

@@ -391,7 +391,7 @@ def test_target_that_cannot_be_is_refused_before_any_work(tmp_path):
 
 
 def test_without_time_nothing_is_published_and_every_case_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "EFFORTS", {"quick": predict.Effort(1, 0.0, 1, 0.0)})
+    monkeypatch.setattr(predict, "EFFORTS", {"quick": predict.Effort(1, 0.0)})
     told = io.StringIO()
     options = Options(ops=("temporal_conv1d_step",), budget="quick")
     outcome = predict.tune_target(H100, options, tmp_path, Console(file=told, width=200))
@@ -437,6 +437,14 @@ def test_compilers_that_crash_hang_or_leave_cost_their_launch_only(bad_compiler)
         "leave": "the compiler's process died (3)",
         "four": "four",
     }
+
+
+def test_what_is_compiled_when_time_is_up_counts_as_not_begun(bad_compiler, monkeypatch):
+    monkeypatch.setattr(farm, "GRACE_S", 0.5)
+    asked = [(what, order(what)) for what in ("one", "hang", "two")]
+    began = time.monotonic()
+    assert dict(farm.compile_all(asked, jobs=1, seconds=2.0)) == {"one": "one"}
+    assert time.monotonic() - began < 60
 
 
 def test_closing_leaves_no_compiler_behind(bad_compiler, monkeypatch):

@@ -45,22 +45,22 @@ PREDICTIONS_VERSION = 1
 
 @dataclass(frozen=True)
 class Effort:
-    """per_case: candidates compiled for a case, 0 for all. seconds: after which none of these is begun, if not None.
+    """per_case: candidates compiled for a case, 0 for all. more: besides, one by one, where all so far spill or fail.
 
-    more: candidates compiled besides, one by one, for a case where all so far spill or fail; more_seconds: for these.
+    until, more_until: seconds of the run after which none of the former, of the latter is begun, if not None.
     """
 
     per_case: int
-    seconds: float | None
-    more: int
-    more_seconds: float
+    until: float | None
+    more: int = 0
+    more_until: float = 0.0
 
 
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {
-        "quick": Effort(2, 150.0, 4, 60.0),
-        "default": Effort(6, 470.0, 8, 80.0),
-        "thorough": Effort(0, None, 0, 0.0),
+        "quick": Effort(2, 150.0, 4, 200.0),
+        "default": Effort(6, 440.0, 8, 520.0),
+        "thorough": Effort(0, None),
     }
 )
 """Efforts by the name of the budget. The default ends within ten minutes on two cores, whatever they are."""
@@ -135,7 +135,7 @@ def tune_target(
     contests = [Contest.of(job, where, constants, guesses) for job in planned]
     count = sum(len(contest.candidates) for contest in contests)
     _say(console, f"predicting {len(contests)} cases on {where.sheet.name} ({where.arch}): {count} candidates")
-    reports, complete = _compile(contests, effort, console, jobs)
+    reports, complete = _compile(contests, effort, began, console, jobs)
     for contest in contests:
         contest.settle(reports)
     entries, missing = [], []
@@ -301,7 +301,9 @@ def _prepare(paths: Sequence[Path], device: Device) -> None:
             raise errors.RegistryError(text)
 
 
-def _compile(contests: Sequence[Contest], effort: Effort, console: Console, jobs: int) -> tuple[Reports, bool]:
+def _compile(
+    contests: Sequence[Contest], effort: Effort, began: float, console: Console, jobs: int
+) -> tuple[Reports, bool]:
     """(reports by key, whether all that was meant to be compiled was): every case's best guess first, then the next."""
     ordered = [contest.order() for contest in contests]
     depth = max((len(candidates) for candidates in ordered), default=0)
@@ -311,11 +313,11 @@ def _compile(contests: Sequence[Contest], effort: Effort, console: Console, jobs
             for key, order in found.orders(candidates[rank : rank + 1]):
                 wanted.setdefault(key, order)
     reports: dict[str, StaticReport | str] = {}
-    _run(wanted, reports, effort.seconds, console, jobs)
+    left = None if effort.until is None else max(0.0, effort.until - (time.monotonic() - began))
+    _run(wanted, reports, left, console, jobs)
     complete = all(key in reports for key in wanted)
-    began = time.monotonic()
     for rank in range(effort.per_case, effort.per_case + effort.more):
-        left = effort.more_seconds - (time.monotonic() - began)
+        left = effort.more_until - (time.monotonic() - began)
         rescue: dict[str, Order] = {}
         for found, candidates in zip(contests, ordered, strict=True):
             found.settle(reports)

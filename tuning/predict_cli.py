@@ -61,6 +61,7 @@ def predict(
 
 def _show(console: Console, found: Contest, target: str) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from tuning.progress import seconds_text
 
@@ -76,7 +77,7 @@ def _show(console: Console, found: Contest, target: str) -> None:
         main = prediction.main
         marks = [mark for mark, on in (("chosen", candidate is chosen), ("default", candidate is found.default)) if on]
         table.add_row(
-            _name(candidate) + (f"  ({', '.join(marks)})" if marks else ""),
+            Text(_name(candidate) + (f"  ({', '.join(marks)})" if marks else "")),
             prediction.bound,
             main.limit,
             seconds_text(prediction.seconds),

@@ -31,6 +31,9 @@ SERVER = "tuning.static.server"
 COMPILE_TIMEOUT_S = 120.0
 """Seconds after which a compilation is given up; the slowest of the catalogue take 10 to 20."""
 
+GRACE_S = 20.0
+"""Seconds that compilations which were begun in time may take beyond it; then they count as not begun."""
+
 
 class Order(msgspec.Struct, frozen=True):
     """One launch to compile: variant key, case, configuration values, which of the candidate's steps, architecture."""
@@ -123,7 +126,8 @@ def compile_all(
     """Reports, or reasons why there is none, as they come; orders are begun in their order.
 
     orders: key and what to compile. jobs: processes, one per usable core for 0. seconds: none is begun
-    after so many. Closing the iterator (an interrupt does) kills the processes.
+    after so many, and what takes longer by GRACE_S is left out. Closing the iterator (an interrupt does) kills the
+    processes.
     """
     if not orders:
         return
@@ -142,7 +146,12 @@ def compile_all(
                 if taken is None:
                     break
                 key, order = taken
-                done.put((key, _read(server.ask(msgspec.json.encode(order), timeout))))
+                left = timeout if seconds is None else seconds + GRACE_S - (time.monotonic() - began)
+                answer = server.ask(msgspec.json.encode(order), min(timeout, left))
+                if not isinstance(answer, str) or left >= timeout:
+                    done.put((key, _read(answer)))
+                elif seconds is not None and time.monotonic() - began < seconds:
+                    done.put((key, answer))  # it died before its time was up
         finally:
             done.put(None)
 

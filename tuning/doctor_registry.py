@@ -53,7 +53,8 @@ def _states(path: Path, shown: list[show.Shown]) -> Iterator[Finding]:
     if not shown:
         yield Finding("note", "registry", f"{path} is empty", "griffin tune")
         return
-    yield Finding("ok" if counts["used"] else "note", "registry", f"{path}: {told}")
+    if len(shown) > counts["unused"]:
+        yield Finding("ok", "registry", f"{path}: {told}")
     for state, level, words in (
         ("unused", "problem", "cannot be used"),
         ("stale", "note", "are stale: used, but measured with something else"),
@@ -64,7 +65,7 @@ def _states(path: Path, shown: list[show.Shown]) -> Iterator[Finding]:
             ops = ",".join(dict.fromkeys(row.entry.op for row in rows if row.entry.op in catalog.ops()))
             reasons = "; ".join(reason for reason, _ in Counter(row.why for row in rows).most_common(2))
             fix = f"griffin tune --ops {ops}" if ops else "griffin tune"
-            yield Finding(level, "registry", f"{len(rows)} entries {words} ({reasons})", fix)  # type: ignore[arg-type]
+            yield Finding(level, "registry", f"{len(rows)} entries of {path} {words} ({reasons})", fix)  # type: ignore[arg-type]
 
 
 def unfinished(path: Path) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from griffin_kernels import catalog, errors, registry
+from griffin_kernels import catalog, errors, registry, specs
 from griffin_kernels import device as devices
 from griffin_kernels.case import DTYPE_BYTES, USUAL_SIZE
 from griffin_kernels.contract import Case, Op
@@ -56,6 +56,7 @@ def chosen(path: Path, device: Device) -> Chosen:
         if miss.device != device.slug:
             elsewhere[quoted(miss.device)] += 1
             continue
+        miss = _fillable(miss)
         key = (miss.op, miss.case.case(miss.op).key)
         counted[key] += 1
         first.setdefault(key, (number, miss))
@@ -97,6 +98,14 @@ def _lines(path: Path, notes: list[str]) -> Iterator[tuple[int, Miss]]:
             notes.append(f"{path}, line {number} is left out: not a recorded miss: {quoted(error.args[0], 160)}")
 
 
+def _fillable(miss: Miss) -> Miss:
+    """A miss whose case says all that ``make_inputs`` needs: a pool larger than the batch is used through slots."""
+    dims = miss.case.dims
+    if dims.get("P", dims.get("B")) == dims.get("B"):
+        return miss
+    return msgspec.structs.replace(miss, case=msgspec.structs.replace(miss.case, data=["slots"]))
+
+
 def unmakeable(miss: Miss) -> str | None:
     """Why the op cannot make inputs of a recorded case, in words; None where it can."""
     try:
@@ -111,7 +120,7 @@ def unmakeable(miss: Miss) -> str | None:
     flags = {flag for case in op.cases for flag in case.flags}
     if unknown := set(miss.case.flags) - flags:
         return f"no flag {quoted(min(unknown))}; {op.name} has {', '.join(sorted(flags)) or 'none'}"
-    return _untried(op, miss.case.case(op.name))
+    return _untried(op, _fillable(miss).case.case(op.name))
 
 
 def _untried(op: Op, case: Case) -> str | None:
@@ -123,7 +132,11 @@ def _untried(op: Op, case: Case) -> str | None:
             return f"its tensors take {needed / 2**30:.3g} GiB, {room / 2**30:.3g} GiB are free"
         return None
     try:
-        made = op.case_of(**op.make_inputs(case, torch.device("cpu"), 0))
+        inputs = op.make_inputs(case, torch.device("cpu"), 0)
+        specs.bind(op, inputs)
+        if op.check is not None:
+            op.check(**inputs)
+        made = op.case_of(**inputs)
     except Exception as error:  # sizes that contradict each other fail in whatever way the op's tensors do
         return f"its inputs cannot be made: {type(error).__name__}: {quoted(error, 160)}"
     differs = [name for name, size in made.dims if name not in USUAL_SIZE and size != case[name]]

@@ -1,0 +1,1 @@
+"""Replay: strategies judged on recorded measurements, without the hardware."""

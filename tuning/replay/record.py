@@ -1,0 +1,208 @@
+"""Measures every point of a case for replay: ``python -m tuning.replay.record --out FOLDER [--ops ...] [--cases ...]``.
+
+All points take turns: each round samples every point once, in a new random order, so that drift of the machine hits all
+alike and can be taken out. Points that are far behind drop out early; those near the best are sampled until the best is
+known well, because the fastest of many noisy medians looks faster than it is. One file per case, written when the case is
+done; a case whose file holds the same source on the same device is passed over, so a broken run goes on where it was.
+
+No output is checked here: that is the tuner's work, and the tests'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import functools
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from griffin_kernels import device as devices
+from griffin_kernels import errors, verify
+from griffin_kernels.contract import config_dict
+from griffin_kernels.device import Device
+from griffin_kernels.records import CaseRecord, DeviceRecord
+from tuning import plan, timing
+from tuning.budget import SLOW_FACTOR
+from tuning.plan import Job, Planned
+from tuning.replay import packed
+from tuning.replay.packed import PACK_VERSION, Measured, Packed
+from tuning.search.space import competitors
+
+CASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "linear_scan": ("B1-T2048-D2560-float32", "B1-T2048-D2560-bfloat16", "B8-T512-D2560-float32"),
+        "linear_scan_bwd": ("B1-T2048-D2560-float32", "B1-T2048-D4096-float32"),
+        "local_attention": ("B1-T1024-Hq6-Hkv1-d128-W1024-float32", "B1-T2048-Hq10-Hkv1-d256-W512-float32"),
+        "local_attention_bwd": ("B1-T1024-Hq6-Hkv1-d128-W1024-float32",),
+        "temporal_conv1d": ("B1-T2048-D2560-K4-float32", "B1-T1024-D1024-K4-float32"),
+        "temporal_conv1d_bwd": ("B1-T2048-D2560-K4-float32",),
+    }
+)
+"""What is recorded where nothing is asked for: cases with enough points on a CPU for a search to make a difference."""
+
+SLOW_SAMPLES, LEAST, MOST = 3, 11, 101
+"""Rounds that every point takes part in; that every point takes part in that is not slow; that there are at most."""
+
+NEAR, NEAREST = 1.25, 8
+"""Points within this factor of the best, and at least so many, take part until the best is known."""
+
+KNOWN = 0.004
+"""The best is known when its interval is narrower than this share of it, to either side."""
+
+SPENT_SAMPLES = 5
+"""Samples that count as what a tuner pays for a point, besides its first call."""
+
+
+@dataclasses.dataclass
+class _Runner:
+    """A point while it is being measured."""
+
+    planned: Planned
+    sample: timing.Sampler | None = None
+    problem: str | None = None
+    first_s: float = 0.0
+    samples: list[float] = dataclasses.field(default_factory=list)
+
+    def prepare(self, inputs: list[dict[str, object]], device: Device) -> None:
+        """Two first calls: what the first compiles, other points of the variant share; the second is the point's own."""
+        run = functools.partial(self.planned.variant.run, config=self.planned.config)
+        try:
+            timing.sampler(run, inputs, device)
+            began = time.monotonic()
+            self.sample = timing.sampler(run, inputs, device)
+            self.first_s = time.monotonic() - began
+        except Exception as error:  # whatever a kernel raises is that point's result
+            self.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+    def measured(self) -> Measured:
+        status = "failed" if self.problem else "ok"
+        return Measured(
+            variant=self.planned.variant.name,
+            config=config_dict(self.planned.config),
+            status=status,
+            problem=self.problem,
+            samples_s=self.samples,
+            seconds_spent=self.first_s + sum(self.samples[:SPENT_SAMPLES]),
+        )
+
+
+def exhaustive(job: Job, device: Device, seconds: float, say: Callable[[str], None]) -> Packed:
+    """Measure every point of a job. seconds: after it the points near the best get no further rounds."""
+    began = time.monotonic()
+    inputs = job.op.make_inputs(job.case, device.torch_device, 0)
+    own = {name: verify.copy_of(inputs[name]) for name in job.op.in_place}
+    rotation = timing.copies({**inputs, **own}, device)
+    runners = [_Runner(planned) for planned in competitors(job)]
+    for number, runner in enumerate(runners, start=1):
+        say(f"first calls, {number} of {len(runners)}")
+        runner.prepare(rotation, device)
+    order = random.Random(f"{job.op.name}/{job.case.key}")
+    live = [r for r in runners if r.sample is not None]
+    if not live:
+        raise errors.NoVariantError(f"{job.op.name} {job.case.key}: nothing runs; the first says {runners[0].problem}")
+    for number in range(1, MOST + 1):
+        say(f"round {number}, {len(live)} points")
+        for runner in order.sample(live, len(live)):
+            assert runner.sample is not None
+            runner.samples.append(runner.sample())
+        if number == SLOW_SAMPLES:
+            quickest = min(min(r.samples) for r in live)
+            live = [r for r in live if min(r.samples) <= SLOW_FACTOR * quickest]
+        elif number == LEAST:
+            live = _near(live, _packed(job, device, runners).seconds, runners)
+        elif number > LEAST and number % 10 == 0:
+            if time.monotonic() - began > seconds or _packed(job, device, runners).uncertainty < KNOWN:
+                break
+    return _packed(job, device, runners)
+
+
+def _near(live: Sequence[_Runner], seconds: Sequence[float | None], runners: Sequence[_Runner]) -> list[_Runner]:
+    """Those of ``live`` within NEAR of the best, and the NEAREST in any case."""
+    by_runner = {id(r): s for r, s in zip(runners, seconds, strict=True)}
+    order = sorted(live, key=lambda r: by_runner[id(r)] or 0.0)
+    limit = NEAR * (by_runner[id(order[0])] or 0.0)
+    return [r for place, r in enumerate(order) if place < NEAREST or (by_runner[id(r)] or 0.0) <= limit]
+
+
+def _packed(job: Job, device: Device, runners: Sequence[_Runner]) -> Packed:
+    return Packed(
+        schema_version=PACK_VERSION,
+        op=job.op.name,
+        case=CaseRecord.of(job.case),
+        device=DeviceRecord(device.validity(), devices.provenance(device)),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        source="tuning.replay.record: every point timed in interleaved rounds on the device itself",
+        source_hashes=_hashes(job),
+        default=next((i for i, r in enumerate(runners) if r.planned is job.default), None),
+        interleaved=True,
+        points=[r.measured() for r in runners],
+    )
+
+
+def _hashes(job: Job) -> dict[str, str]:
+    return {p.variant.name: p.variant.source_hash for p in competitors(job)}
+
+
+def done(path: Path, job: Job, device: Device) -> bool:
+    """Whether a file holds this case, measured on this device with this source. RegistryError where it is broken."""
+    if not path.exists():
+        return False
+    found = packed.read(path)
+    return packed.same_source(found, _hashes(job).items()) and found.device.validity == device.validity()
+
+
+def jobs_for(ops: Sequence[str], cases: Sequence[str], device: Device) -> list[Job]:
+    """The jobs of ``CASES``, or of what was asked for, with all their configurations."""
+    jobs = plan.make(plan.Options(tuple(ops), tuple(cases), budget="thorough", device=device.kind), device)
+    if ops or cases:
+        return jobs
+    return [job for job in jobs if job.case.key in CASES.get(job.op.name, ())]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Record case after case; 2 after a wrong option, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m tuning.replay.record", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for one file per case")
+    parser.add_argument("--ops", default="", help="ops, comma-separated; a chosen few by default")
+    parser.add_argument("--cases", default="", help="parts of the keys of cases, comma-separated")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<index>")
+    parser.add_argument("--seconds", type=float, default=60.0, help="per case, beyond the least that every point gets")
+    parser.add_argument("--again", action="store_true", help="measure cases again that are there")
+    given = parser.parse_args(arguments)
+    split = lambda text: [part.strip() for part in text.split(",") if part.strip()]  # noqa: E731
+    try:
+        device = devices.detect(given.device)
+        for job in jobs_for(split(given.ops), split(given.cases), device):
+            path = given.out / packed.file_name(job.op.name, job.case.key)
+            if not given.again and done(path, job, device):
+                print(f"{path.name}: there", flush=True)
+                continue
+            began = time.monotonic()
+            found = exhaustive(job, device, given.seconds, _status)
+            packed.write(given.out, found)
+            print(
+                f"{path.name}: {len(found.points)} points, best {found.optimum_s:.4g} s "
+                f"(+-{found.uncertainty:.1%}), {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+    except errors.GriffinKernelsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; cases that are done are kept, the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _status(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"{text:<60}", end="\r", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Search strategies: which candidate of a space is worth trying next."""

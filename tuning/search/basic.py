@@ -1,0 +1,147 @@
+"""Strategies that need no model: everything, random, Latin hypercube, local search. Yardsticks for the default."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tuning.search.space import Space
+
+Seen = Mapping[int, float | None]
+
+
+def dice(space: Space, purpose: str) -> random.Random:
+    """Random numbers that depend on the space and the purpose, and on nothing else."""
+    return random.Random(hashlib.sha256(f"{space.key}/{purpose}/{len(space)}".encode()).digest())
+
+
+def first_unseen(order: Sequence[int], seen: Seen) -> int | None:
+    """The first point of ``order`` that was not tried; None where all were."""
+    return next((i for i in order if i not in seen), None)
+
+
+def ranked(seen: Seen) -> list[int]:
+    """Points that did not fail, the fastest first."""
+    timed = [(seconds, i) for i, seconds in seen.items() if seconds is not None]
+    return [i for _, i in sorted(timed)]
+
+
+class Exhaustive:
+    """Every point: the seeds, then in the order of the space."""
+
+    name = "exhaustive"
+
+    def next(self, space: Space, seen: Seen, left: int) -> int | None:
+        return first_unseen([*space.seeds, *range(len(space))], seen) if left > 0 else None
+
+
+class Random:
+    """The seeds, then points in random order."""
+
+    name = "random"
+
+    def next(self, space: Space, seen: Seen, left: int) -> int | None:
+        order = dice(space, self.name).sample(range(len(space)), len(space))
+        return first_unseen([*space.seeds, *order], seen) if left > 0 else None
+
+
+class LatinHypercube:
+    """The seeds, then points spread over all variants and evenly along every axis."""
+
+    name = "lhs"
+
+    def next(self, space: Space, seen: Seen, left: int) -> int | None:
+        return first_unseen([*space.seeds, *spread(space, len(seen) + left)], seen) if left > 0 else None
+
+
+class Local:
+    """Steepest descent from the seeds: all neighbours of the best point, then again; random restarts when none helps."""
+
+    name = "local"
+
+    def next(self, space: Space, seen: Seen, left: int) -> int | None:
+        if left <= 0:
+            return None
+        start = first_unseen(space.seeds, seen)
+        if start is not None:
+            return start
+        best = ranked(seen)[:1]
+        around = [i for centre in best for i in dice(space, f"step {centre}").sample(*_all(space.neighbours(centre)))]
+        step = first_unseen(around, seen)
+        if step is not None:
+            return step
+        # the best is a local optimum: go down from the last restart, and restart where that has arrived
+        for centre in _descents(space, seen):
+            step = first_unseen(space.neighbours(centre), seen)
+            if step is not None:
+                return step
+        order = dice(space, "restart").sample(range(len(space)), len(space))
+        return first_unseen(order, seen)
+
+
+def _all(items: Sequence[int]) -> tuple[Sequence[int], int]:
+    return items, len(items)
+
+
+def _descents(space: Space, seen: Seen) -> list[int]:
+    """Points that are faster than all their neighbours that were seen, the last one tried first."""
+    found = []
+    for i in reversed(list(seen)):
+        here = seen[i]
+        if here is not None and all((seen.get(n) or here) >= here for n in space.neighbours(i)):
+            found.append(i)
+    return found
+
+
+@functools.lru_cache(maxsize=16)
+def spread(space: Space, count: int) -> tuple[int, ...]:
+    """A Latin-hypercube sample: all points in an order whose first ``count`` are spread out, at least one per variant.
+
+    Variants get places in proportion to their points. Within a variant each axis is cut into as many equal strata as
+    the variant has places, each stratum is hit once, in random combination; a hole takes the nearest point that is
+    left. What is beyond ``count`` follows in random order.
+    """
+    rng = dice(space, "spread")
+    shares = _shares({variant: len(members) for variant, members in space.members.items()}, min(count, len(space)))
+    chosen: list[int] = []
+    for variant, places in shares.items():
+        chosen += _hypercube(space, variant, places, rng)
+    rng.shuffle(chosen)
+    rest = sorted(set(range(len(space))) - set(chosen))
+    return (*chosen, *rng.sample(rest, len(rest)))
+
+
+def _shares(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """``count`` places over variants in proportion to their sizes, by largest remainders; one for each while it lasts."""
+    total = sum(sizes.values())
+    if count <= len(sizes):
+        largest = sorted(sizes, key=lambda v: -sizes[v])[:count]
+        return {v: 1 for v in sizes if v in largest}
+    exact = {v: count * size / total for v, size in sizes.items()}
+    found = {v: min(sizes[v], max(1, int(exact[v]))) for v in sizes}
+    while sum(found.values()) < count:
+        open_ = [v for v in sizes if found[v] < sizes[v]]
+        found[max(open_, key=lambda v: exact[v] - found[v])] += 1
+    while sum(found.values()) > count:
+        found[max(found, key=lambda v: found[v] - exact[v] if found[v] > 1 else -1e9)] -= 1
+    return found
+
+
+def _hypercube(space: Space, variant: str, places: int, rng: random.Random) -> list[int]:
+    """``places`` points of one variant, spread evenly along each of its axes."""
+    members = list(space.members[variant])
+    if places >= len(members):
+        return members
+    where = np.array([space.place(i) for i in members]).reshape(len(members), -1)
+    columns = [rng.sample(range(places), places) for _ in range(where.shape[1])]
+    taken: list[int] = []
+    for k in range(places):
+        target = np.array([(column[k] + rng.random()) / places for column in columns])
+        away = ((where - target) ** 2).sum(axis=1)
+        away[taken] = np.inf
+        taken.append(int(np.argmin(away)))
+    return [members[i] for i in taken]

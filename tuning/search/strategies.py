@@ -1,0 +1,109 @@
+"""The strategies by name, and which one a space gets. A plug-in is an entry point of the group griffin_kernels.strategies.
+
+A strategy is a function of what was seen so far and keeps nothing itself: a search that was broken off and resumed goes
+on exactly as an unbroken one, and replay can ask any of them about any state.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any, Protocol, runtime_checkable
+
+from griffin_kernels import errors
+from tuning.search.space import Space
+
+ENTRY_POINTS = "griffin_kernels.strategies"
+"""Group of entry points in which other packages offer strategies: an object, or a class without arguments."""
+
+EXHAUSTIVE_UP_TO = 300
+"""Spaces up to this many points are tried to the last one, unless a strategy is asked for."""
+
+DEFAULT = "seeded"
+"""The strategy of larger spaces."""
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """Chooses the next point. Equal arguments give equal answers; nothing is remembered between calls."""
+
+    name: str
+
+    def next(self, space: Space, seen: Mapping[int, float | None], left: int) -> int | None:
+        """Index of the next point to try, one that was not seen; None: stop.
+
+        seen: point -> seconds, in the order tried; None where it failed. left: evaluations left.
+        """
+        ...
+
+
+class _Table(Mapping[str, Strategy]):
+    """Strategies of this package and of plug-ins. A plug-in is imported when it is asked for."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Strategy] = {}
+
+    @functools.cached_property
+    def _own(self) -> Mapping[str, type[Strategy]]:
+        from tuning.search import basic, seeded
+
+        kinds: tuple[Any, ...] = (
+            seeded.Seeded,
+            basic.Exhaustive,
+            basic.Random,
+            basic.LatinHypercube,
+            basic.Local,
+        )
+        return {kind.name: kind for kind in kinds}
+
+    @functools.cached_property
+    def _plugins(self) -> Mapping[str, metadata.EntryPoint]:
+        return {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS) if point.name not in self._own}
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._own
+        yield from sorted(self._plugins)
+
+    def __len__(self) -> int:
+        return len(self._own) + len(self._plugins)
+
+    def __getitem__(self, name: str) -> Strategy:
+        if name not in self._loaded:
+            self._loaded[name] = self._own[name]() if name in self._own else _plugin(self._plugins[name])
+        return self._loaded[name]
+
+
+def _plugin(point: metadata.EntryPoint) -> Strategy:
+    """The strategy of an entry point; ArgumentError says what is wrong with it."""
+    try:
+        found = point.load()
+        found = found() if isinstance(found, type) else found
+    except Exception as error:  # whatever is wrong inside a plug-in is the plug-in's trouble
+        raise errors.ArgumentError(
+            f"strategy {point.name!r} ({point.value}) cannot be loaded: {type(error).__name__}: {error}; "
+            "repair or uninstall the package that offers it"
+        ) from error
+    if not isinstance(found, Strategy):
+        raise errors.ArgumentError(
+            f"strategy {point.name!r} ({point.value}) has no name or no next(space, seen, left); "
+            "it needs both (tuning.search.strategies.Strategy)"
+        )
+    return found
+
+
+STRATEGIES: Mapping[str, Strategy] = _Table()
+"""Every strategy by name: this package's, then plug-ins."""
+
+
+def choose(name: str | None, space: Space) -> Strategy:
+    """The strategy called ``name``; without a name, exhaustive up to 300 points and ``seeded`` beyond.
+
+    ArgumentError lists the names.
+    """
+    if name is None:
+        return STRATEGIES["exhaustive" if len(space) <= EXHAUSTIVE_UP_TO else DEFAULT]
+    try:
+        return STRATEGIES[name]
+    except KeyError:
+        raise errors.ArgumentError(f"no strategy {name!r}; there are {', '.join(STRATEGIES)}") from None

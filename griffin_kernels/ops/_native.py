@@ -80,7 +80,7 @@ class Lanes:
 
     def constant(self, value: float, scalar: Any = None) -> Any:
         kind = self.of(self.wide if scalar is None else scalar)
-        return ir.Constant(kind, value if self.count == 1 else [value] * self.count)
+        return ir.Constant(kind, [value] * self.count if isinstance(kind, ir.VectorType) else value)
 
     def broadcast(self, scalar: Any) -> Any:
         """A float in every lane."""

@@ -60,13 +60,23 @@ class RowLanes(Lanes):
         """Channels of a vector, a cache line of data, and how many at a time what is left of a row goes."""
         return CACHE_LINE // BYTES[element], 1
 
+    @staticmethod
+    def whole(builder: Any, channels: Any, vector: int) -> Any:
+        """Channels of a row that go by vectors, whose width is a power of two."""
+        return builder.and_(channels, INT64(-vector))
+
+    @property
+    def streams(self) -> bool:
+        """Whether outputs go past the caches."""
+        return bool(self.hints & STREAM)
+
     def pointer(self, address: Any, scalar: Any) -> Any:
         row = self.builder.inttoptr(address, scalar.as_pointer())
         return self.builder.bitcast(self.builder.gep(row, [self.index]), self.of(scalar).as_pointer())
 
     def store(self, value: Any, address: Any, stream: bool = False) -> None:
         """As hinted."""
-        super().store(value, address, stream or bool(self.hints & STREAM))
+        super().store(value, address, stream or self.streams)
 
     def zero(self) -> Any:
         return self.constant(0.0)
@@ -75,7 +85,7 @@ class RowLanes(Lanes):
 def row(lanes: type[RowLanes] = RowLanes, hints: tuple[int, ...] = (0,)) -> Callable[[Callable[..., None]], Any]:
     """Makes a numba function ``(data, hint, channels, numbers)``, which runs ``emit(lanes, *numbers)`` over a row.
 
-    hints: those that are more than hints to it, 0 first; the loop over vectors is emitted once for each.
+    hints: values of ``hint`` that it knows, 0 first; the loop over vectors is emitted once for each.
     """
 
     def decorated(emit: Callable[..., None]) -> Any:
@@ -95,7 +105,7 @@ def row(lanes: type[RowLanes] = RowLanes, hints: tuple[int, ...] = (0,)) -> Call
 
                     loop(builder, start, end, count, body)
 
-                whole = builder.sub(channels, builder.urem(channels, INT64(vector)))
+                whole = lanes.whole(builder, channels, vector)
                 blocks = [builder.append_basic_block(f"hint.{value}") for value in hints]
                 done = builder.append_basic_block("hint.end")
                 switch = builder.switch(hint, blocks[0])
@@ -117,18 +127,11 @@ def row(lanes: type[RowLanes] = RowLanes, hints: tuple[int, ...] = (0,)) -> Call
     return decorated
 
 
-@row()
-def zero_row(v: RowLanes, target: Any) -> None:
+def zero(v: RowLanes, target: Any) -> None:
     v.write(v.zero(), target)
 
 
-@row()
-def one_row(v: RowLanes, target: Any) -> None:
-    v.write(v.constant(1.0), target)
-
-
-@row()
-def copy_row(v: RowLanes, source: Any, target: Any) -> None:
+def copy(v: RowLanes, source: Any, target: Any) -> None:
     v.write(v.read(source), target)
 
 
@@ -156,12 +159,3 @@ def bounds(offsets: int, time: int, sequence: int) -> tuple[int, int, int]:
     if offsets == 0:
         return sequence, 0, time
     return 0, int32_at(offsets, sequence), int32_at(offsets, sequence + 1)
-
-
-@_njit
-def enter(data: Any, initial: int, carry: int, channels: int) -> None:
-    """Set the carry at an address to what enters its sequence. initial: where that is, or 0 for zeros."""
-    if initial == 0:
-        zero_row(data, 0, channels, (carry,))
-    else:
-        copy_row(data, 0, channels, (initial, carry))

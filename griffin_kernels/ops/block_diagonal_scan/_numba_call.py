@@ -15,7 +15,7 @@ from torch import Tensor
 
 from griffin_kernels import memory
 from griffin_kernels.contract import accumulator
-from griffin_kernels.ops import _threads
+from griffin_kernels.ops import _native, _threads
 from griffin_kernels.ops.block_diagonal_scan import _numba
 
 _STREAMED = 16 * 2**20
@@ -108,7 +108,7 @@ def _scan(
     fields = array("q", values)
     threads = _threads.threads_for(items, batch * time * width * size)
     address, _ = fields.buffer_info()
-    _threads.run(_numba.compiled(kernel, x.dtype, size), address, threads)
+    _threads.run(_native.compiled(kernel, x.dtype, _numba.FILES, size), address, threads)
 
 
 def forward(

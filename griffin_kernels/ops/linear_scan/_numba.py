@@ -27,13 +27,12 @@ from griffin_kernels.ops._native_rows import (
     STREAM,
     RowLanes,
     bounds,
-    enter,
+    copy,
     input_at,
     is_set,
-    one_row,
     row,
     wide_bytes,
-    zero_row,
+    zero,
 )
 
 _njit: Any = numba.njit
@@ -166,6 +165,14 @@ def _carry_row(v: RowLanes, product: Any, last: Any, carry: Any) -> None:
     v.write(entering, last)
 
 
+@row()
+def _one_row(v: RowLanes, target: Any) -> None:
+    v.write(v.constant(1.0), target)
+
+
+_zero_row, _copy_row = row()(zero), row()(copy)
+
+
 @_njit(error_model="numpy")
 def _locate(data: Any, slot: int) -> tuple[int, int, int]:
     """(sequence, which of its chunks, how many it has) of a slot."""
@@ -200,7 +207,10 @@ def _wide(data: Any, name: int, row: int, channel: int) -> int:
 @_njit
 def _start(data: Any, sequence: int, channel: int, channels: int, carry: int) -> None:
     """Set the carry that enters a sequence."""
-    enter(data, _wide(data, _INITIAL, sequence, channel) if field(data, _INITIAL) else 0, carry, channels)
+    if field(data, _INITIAL) == 0:
+        _zero_row(data, 0, channels, (carry,))
+    else:
+        _copy_row(data, 0, channels, (_wide(data, _INITIAL, sequence, channel), carry))
 
 
 @_njit
@@ -234,7 +244,7 @@ def forward(data: Any) -> None:
             t = end - 1 - k if backwards else begin + k
             later = t - 1 if backwards else t + 1
             if is_set(data, _RESET, batch, t):
-                zero_row(data, 0, channels, (carry,))
+                _zero_row(data, 0, channels, (carry,))
             rows = (x + t * x_step, a + t * a_step, out + t * out_step, carry, x + later * x_step, a + later * a_step)
             _forward_row(data, hints, channels, rows)
         item = take(data, 0)
@@ -287,16 +297,16 @@ def reduce(data: Any) -> None:
         if part < parts - 1:
             batch, begin, end = bounds(field(data, _OFFSETS), field(data, _TIME), sequence)
             product, last = _wide(data, _PRODUCTS, slot, channel), _wide(data, _CARRIES, slot, channel)
-            one_row(data, 0, channels, (product,))
-            zero_row(data, 0, channels, (last,))
+            _one_row(data, 0, channels, (product,))
+            _zero_row(data, 0, channels, (last,))
             x, x_step = input_at(data, _X, batch, channel)
             a, a_step = input_at(data, _A, batch, channel)
             for k in range(part * chunk, (part + 1) * chunk):
                 t = end - 1 - k if backwards else begin + k
                 reset = is_set(data, _RESET, batch, t)
                 if reset:
-                    zero_row(data, 0, channels, (product,))
-                    zero_row(data, 0, channels, (last,))
+                    _zero_row(data, 0, channels, (product,))
+                    _zero_row(data, 0, channels, (last,))
                 if not gradient:
                     _forward_reduce_row(data, 0, channels, (x + t * x_step, a + t * a_step, product, last))
                 elif not reset:

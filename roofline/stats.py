@@ -75,24 +75,33 @@ def noise_floor(
     return low, high, max(abs(1 - low), abs(high - 1))
 
 
-def sign_interval(samples: Sequence[float] | NDArray[np.float64], tail: float) -> tuple[float, float]:
-    """(low, high) of the median by the sign test: each end is on the wrong side with a probability of at most ``tail``.
+def signed_rank_interval(samples: Sequence[float] | NDArray[np.float64], tail: float) -> tuple[float, float, float]:
+    """(low, middle, high) of the centre of symmetry, by Wilcoxon's signed-rank test.
 
-    Exact for any distribution and any number of samples: the ends are order statistics (Conover, Practical
-    Nonparametric Statistics, section 3.2). An end is infinite where there are too few samples for ``tail``.
+    Each end is on the wrong side with a probability of at most ``tail``, exactly so for any symmetric distribution and
+    any number of samples; the middle is the Hodges-Lehmann estimate (Hollander, Wolfe, Chicken, Nonparametric
+    Statistical Methods, section 3.3). The ends are infinite where there are too few samples for ``tail``.
     """
-    values = np.sort(_checked(samples))
-    rank = _sign_rank(values.size, tail)
-    return (float(values[rank - 1]), float(values[-rank])) if rank else (-math.inf, math.inf)
+    values = _checked(samples)
+    rows, columns = np.triu_indices(values.size)
+    walsh = np.sort((values[rows] + values[columns]) / 2)
+    rank = _signed_rank(values.size, tail)
+    low, high = (walsh[rank - 1], walsh[-rank]) if rank else (-math.inf, math.inf)
+    return float(low), float(np.median(walsh)), float(high)
 
 
-@functools.cache
-def _sign_rank(count: int, tail: float) -> int:
-    """The largest k for which fewer than k of ``count`` fair coins come up heads at most as often as ``tail``."""
-    below, rank = 0.0, 0
-    while rank < count // 2:
-        below += math.comb(count, rank) / 2**count
-        if below > tail:
-            break
-        rank += 1
-    return rank
+def _signed_rank(count: int, tail: float) -> int:
+    """The largest k for which the sum of positive ranks is below k with a probability of at most ``tail``."""
+    return int(np.searchsorted(_signed_rank_below(count), tail, side="right"))
+
+
+@functools.lru_cache(maxsize=64)
+def _signed_rank_below(count: int) -> NDArray[np.float64]:
+    """Probability that the sum of positive ranks is at most 0, 1, 2 ..., each sign as likely as the other."""
+    chance = np.zeros(count * (count + 1) // 2 + 1)
+    chance[0] = 1.0
+    for rank in range(1, count + 1):
+        chance[rank:] = (chance[rank:] + chance[:-rank]) / 2
+        chance[:rank] /= 2
+    below: NDArray[np.float64] = np.cumsum(chance)
+    return below

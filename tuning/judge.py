@@ -1,9 +1,10 @@
 """What a race proves: which finalist beats which, when more rounds are not worth their time, who wins and who ties.
 
-Finalists are compared by their ratios within rounds, through the sign test. The order within a round is random, so of
-two equal kernels each is as likely to be the slower one in any round, whatever drifts, spikes or repeats: the test is
-exact. The level is shared out (Bonferroni) among all looks at the growing race and all rivals, so looking often costs
-power and never honesty: of races between equals at most ``TAIL`` end with a difference, even before the margin.
+Finalists are compared by their ratios within rounds, through Wilcoxon's signed-rank test. The order within a round is
+random, so of two equal kernels each is as likely to be the slower one by as much, in any round, whatever drifts, spikes
+or repeats: the test is exact. Its level is shared out (Bonferroni) among all rivals, and among all looks at the growing
+race in proportion to their rounds, because what shows early needs little of it. So looking often costs power and never
+honesty: of races between equals at most ``TAIL`` end with a difference, even before the margin.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from dataclasses import dataclass
 from roofline import stats
 from tuning.budget import INDIFFERENCE
 
-TAIL = 0.025
-"""Probability that a race tells equals apart; one side of a 95% interval."""
+TAIL = 0.05
+"""Probability that a race tells equals apart."""
 
-LOOKS = (11, 21, 41, 81, 161)
+LOOKS = (11, 21, 41, 81, 161, 321, 641)
 """Rounds after which a race is looked at."""
 
 LEAST = 9
@@ -46,40 +47,48 @@ class Looks:
         early = [n for n in LOOKS if 4 * n <= 3 * fair]
         return cls((*early, fair, *([min(most, 2 * fair)] if fair < most else [])), fair)
 
+    def tail(self, count: int) -> float:
+        """The share of ``TAIL`` that belongs to the look after ``count`` rounds, or to the next one."""
+        return TAIL * next(n for n in self.after if n >= count) / sum(self.after)
+
 
 @dataclass(frozen=True)
 class Duels:
     """Comparisons of the columns of a race. columns: samples of each finalist, round by round.
 
-    own: places of finalists that may win. noise: the floor of the race. looks: how often it is looked at.
+    own: places of finalists that may win. noise: the floor of the race. tail: probability of an error.
     """
 
     columns: tuple[tuple[float, ...], ...]
     own: tuple[int, ...]
     noise: float
-    looks: int
+    tail: float
+
+    @functools.cached_property
+    def _compared(self) -> dict[tuple[int, int], tuple[float, float, float]]:
+        return {}
 
     @property
     def margin(self) -> float:
         """How far ahead one must certainly be, as a share."""
         return max(INDIFFERENCE, self.noise)
 
-    def ratios(self, slow: int, fast: int) -> list[float]:
-        """Times of one over those of the other in the same rounds."""
-        return [s / f for s, f in zip(self.columns[slow], self.columns[fast], strict=True)]
+    def compare(self, slow: int, fast: int) -> tuple[float, float, float]:
+        """(least, likely, most) that ``fast`` is faster, as a share: 0.05 is 5%; infinite after too few rounds."""
+        if (slow, fast) not in self._compared:
+            pairs = zip(self.columns[slow], self.columns[fast], strict=True)
+            tail = self.tail / max(1, len(self.own) - 1)
+            logs = stats.signed_rank_interval([math.log(s / f) for s, f in pairs], tail)
+            self._compared[slow, fast] = tuple(math.expm1(x) for x in logs)  # type: ignore[assignment]
+        return self._compared[slow, fast]
 
     def gain(self, slow: int, fast: int) -> float:
-        """How much faster ``fast`` is, as a share: 0.05 is 5%."""
-        return stats.median(self.ratios(slow, fast)) - 1
-
-    def bounds(self, slow: int, fast: int) -> tuple[float, float]:
-        """(least, most) that the gain can be, at the level of one comparison; infinite after too few rounds."""
-        low, high = stats.sign_interval(self.ratios(slow, fast), TAIL / (self.looks * max(1, len(self.own) - 1)))
-        return low - 1, high - 1
+        """How much faster ``fast`` is, as a share."""
+        return self.compare(slow, fast)[1]
 
     def beats(self, fast: int, slow: int) -> bool:
         """Whether ``fast`` is certainly faster, by more than the margin."""
-        return self.bounds(slow, fast)[0] > self.margin
+        return self.compare(slow, fast)[0] > self.margin
 
     @functools.cached_property
     def fastest(self) -> int:
@@ -89,7 +98,7 @@ class Duels:
     def clear(self) -> bool:
         """Whether every one of our own is certainly behind the fastest, or certainly as good as level with it."""
         best = self.fastest
-        return all(self.beats(best, i) or self.bounds(i, best)[1] <= ENOUGH for i in self.own if i != best)
+        return all(self.beats(best, i) or self.compare(i, best)[2] <= ENOUGH for i in self.own if i != best)
 
     def winner(self, holder: int | None, preference: Sequence[int], incumbent: int | None = None) -> int:
         """Who wins. holder: keeps its place unless the fastest certainly beats it.

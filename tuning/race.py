@@ -98,7 +98,7 @@ def run(
             again_s=again_s,
             noise_floor=stats.noise_floor([r[0] for r in rounds_s], again_s)[2],
             warm_s=warm_s,
-            looks=len(looks.after),
+            tail=looks.tail(len(rounds_s)),
         )
 
     while True:
@@ -140,7 +140,7 @@ def duels_of(field: Sequence[Finalist], race: Race) -> Duels:
     """The comparisons that a race allows."""
     columns = tuple(zip(*race.rounds_s, strict=True))
     own = tuple(i for i, f in enumerate(field) if not f.planned.variant.baseline)
-    return Duels(columns, own, race.noise_floor, race.looks)
+    return Duels(columns, own, race.noise_floor, race.tail)
 
 
 def holder_of(field: Sequence[Finalist]) -> int | None:
@@ -175,18 +175,17 @@ def _winner(field: Sequence[Finalist], duels: Duels) -> int:
 def _reason(field: Sequence[Finalist], duels: Duels, winner: int) -> str:
     """Why this one, in words."""
     holder, best = holder_of(field), duels.fastest
-    level = "" if winner == best else f"; {field[best].name} was {judge.share(duels.gain(winner, best))} ahead, a tie"
+    level = "" if winner == best else f"; {field[best].name} was {duels.gain(winner, best):.1%} ahead, a tie"
     if holder is None:
         return f"fastest; the default cannot run this case{level}"
     kept = f"the {'default' if field[holder].record.is_default else 'incumbent'} {field[holder].name}"
     if winner == holder == best:
         return f"{kept} is the fastest"
-    low, _ = duels.bounds(holder, best if winner == holder else winner)
+    low, likely, _ = duels.compare(holder, best if winner == holder else winner)
     needed = f"{duels.margin:.1%} needed (noise floor {duels.noise:.1%})"
     if winner == holder:
-        ahead = judge.share(duels.gain(holder, best))
-        return f"tie: {kept} kept, the fastest was {ahead} ahead, at least {judge.share(low)}, {needed}"
-    return f"{duels.gain(holder, winner):.0%} faster than {kept}, at least {low:.1%}, {needed}{level}"
+        return f"tie: {kept} kept, the fastest was {likely:.1%} ahead, at least {judge.share(low)}, {needed}"
+    return f"{likely:.0%} faster than {kept}, at least {low:.1%}, {needed}{level}"
 
 
 def _result(
@@ -220,7 +219,7 @@ def _result(
         interval_s=stats.bootstrap_interval(columns[winner]),
         baseline=None if baseline is None else field[baseline].planned.variant.name,
         baseline_median_s=None if baseline is None else stats.median(columns[baseline]),
-        speedup=None if baseline is None else 1 + duels.gain(baseline, winner),
+        speedup=None if baseline is None else stats.median(_ratios(columns[baseline], columns[winner])),
         speedup_interval=None if baseline is None else stats.paired_ratio_interval(columns[baseline], columns[winner]),
         bound="dram",
         share_of_bound=op.cost(case).bytes_total / dram_bytes_per_s / median,
@@ -236,6 +235,10 @@ def _result(
         winner_key=best.record.key,
         baseline_key=None if baseline is None else field[baseline].record.key,
     )
+
+
+def _ratios(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
+    return [s / f for s, f in zip(slow, fast, strict=True)]
 
 
 def surprise(field: Sequence[Finalist], race: Race, entry: Entry, known: Entry | None = None) -> str | None:
@@ -293,7 +296,7 @@ def settle(
         again_s=[*first.again_s, *second.again_s],
         warm_s=[[*a, *b] for a, b in zip(first.warm_s, second.warm_s, strict=False)],
         noise_floor=max(first.noise_floor, second.noise_floor),
-        looks=first.looks + second.looks,
+        tail=min(first.tail, second.tail) / 2,
     )
     duels = duels_of(field, joint)
     if winners[0] == winners[1]:

@@ -119,7 +119,7 @@ class Race(msgspec.Struct, frozen=True, kw_only=True, tag="race", tag_field="kin
     ratio of those two, which are the same kernel: no difference below it means anything.
     warm_s[j]: samples of finalist j with warm caches. before, after: conditions around the rounds.
     confirms: the race was run again, in a fresh worker, because of this surprise; a later race of a case counts.
-    looks: how often it was to be looked at; the level of its comparisons is shared out among them.
+    tail: probability of an error that its last look had, for all comparisons together.
     """
 
     op: str
@@ -132,7 +132,7 @@ class Race(msgspec.Struct, frozen=True, kw_only=True, tag="race", tag_field="kin
     before: Conditions = Conditions()
     after: Conditions = Conditions()
     confirms: str = ""
-    looks: int = 1
+    tail: float = 0.05
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, tag="result", tag_field="kind"):

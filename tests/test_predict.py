@@ -309,6 +309,17 @@ def test_the_default_goes_first_and_every_variant_is_tried(scans):
     assert len(order) == len(contest.candidates) == len({id(c) for c in order})
 
 
+def test_guesses_learn_from_what_was_compiled():
+    where = machine(H100)
+    guesses = predict.guesses_for(where)
+    (work,) = steps_of("linear_scan/triton.sequential", "B8-T2048-D2560-bf", block_t=64, block_d=32, num_warps=1)
+    before = guesses(work)
+    compiled = report(kernel=work.name, target="sm_90", registers=99, loop_instructions=640, instructions=700)
+    guesses.learn([msgspec.structs.replace(compiled, instructions_per_element=640 * 32 / work.tile)])
+    after = guesses(work)
+    assert (after.registers, after.loop_instructions, after.instructions) == (99, 640, 700) != before.registers
+
+
 def test_what_spills_is_chosen_only_where_all_does(scans):
     spilling = report(spill_bytes=64)
     slow = report(loop_instructions=40_000, instructions=41_000)

@@ -135,9 +135,7 @@ def tune_target(
     contests = [Contest.of(job, where, constants, guesses) for job in planned]
     count = sum(len(contest.candidates) for contest in contests)
     _say(console, f"predicting {len(contests)} cases on {where.sheet.name} ({where.arch}): {count} candidates")
-    reports, complete = _compile(contests, effort, began, console, jobs)
-    for contest in contests:
-        contest.settle(reports)
+    reports, complete = _compile(contests, guesses, effort, began, console, jobs)
     entries, missing = [], []
     for contest in contests:
         chosen = contest.choose()
@@ -302,32 +300,53 @@ def _prepare(paths: Sequence[Path], device: Device) -> None:
 
 
 def _compile(
-    contests: Sequence[Contest], effort: Effort, began: float, console: Console, jobs: int
+    contests: Sequence[Contest], guesses: Guesses, effort: Effort, began: float, console: Console, jobs: int
 ) -> tuple[Reports, bool]:
-    """(reports by key, whether all that was meant to be compiled was): every case's best guess first, then the next."""
-    ordered = [contest.order() for contest in contests]
-    depth = max((len(candidates) for candidates in ordered), default=0)
-    wanted: dict[str, Order] = {}
-    for rank in range(min(depth, effort.per_case) if effort.per_case else depth):
-        for found, candidates in zip(contests, ordered, strict=True):
-            for key, order in found.orders(candidates[rank : rank + 1]):
-                wanted.setdefault(key, order)
+    """(reports by key, whether all that was meant to be compiled was); every candidate that can be is predicted.
+
+    Every case's best guess goes before the second best of any. Half way the guesses learn from what was compiled.
+    """
     reports: dict[str, StaticReport | str] = {}
-    left = None if effort.until is None else max(0.0, effort.until - (time.monotonic() - began))
-    _run(wanted, reports, left, console, jobs)
-    complete = all(key in reports for key in wanted)
-    for rank in range(effort.per_case, effort.per_case + effort.more):
+    most = effort.per_case or max((len(contest.candidates) for contest in contests), default=0)
+    complete = True
+    for size in (most - most // 2, most // 2):
+        wanted = _next(contests, size, reports)
+        left = None if effort.until is None else max(0.0, effort.until - (time.monotonic() - began))
+        _run(wanted, reports, left, console, jobs)
+        complete = complete and all(key in reports for key in wanted)
+        guesses.learn(found for key in wanted if isinstance(found := reports.get(key), StaticReport))
+        for contest in contests:
+            contest.settle(reports)
+            contest.guess_again(guesses)
+        if not complete:
+            break  # time is up
+    for _ in range(effort.more):
+        rescue = _next([contest for contest in contests if not _clean(contest)], 1, reports)
         left = effort.more_until - (time.monotonic() - began)
-        rescue: dict[str, Order] = {}
-        for found, candidates in zip(contests, ordered, strict=True):
-            found.settle(reports)
-            best = next(iter(found.ranked()), None)
-            if best is None or (best.prediction is not None and best.prediction.spill_bytes):
-                rescue |= dict(found.orders(candidates[rank : rank + 1]))
-        fresh = {key: order for key, order in rescue.items() if key not in reports}
-        if fresh and left > 0:
-            _run(fresh, reports, left, console, jobs)
+        if not rescue or left <= 0:
+            break
+        _run(rescue, reports, left, console, jobs)
+        for contest in contests:
+            contest.settle(reports)
     return reports, complete
+
+
+def _next(contests: Sequence[Contest], size: int, reports: Reports) -> dict[str, Order]:
+    """The next ``size`` candidates of every case, the first of each before the second of any."""
+    ordered = [(contest, contest.order()) for contest in contests]
+    found: dict[str, Order] = {}
+    for rank in range(size):
+        for contest, candidates in ordered:
+            for key, order in contest.orders(candidates[rank : rank + 1]):
+                if key not in reports:
+                    found.setdefault(key, order)
+    return found
+
+
+def _clean(contest: Contest) -> bool:
+    """Whether a candidate without spills is known."""
+    best = next(iter(contest.ranked()), None)
+    return best is not None and best.prediction is not None and not best.prediction.spill_bytes
 
 
 def _run(
@@ -338,6 +357,8 @@ def _run(
     jobs: int,
 ) -> None:
     """Compile ``wanted`` into ``reports``, and say how far it is."""
+    if not wanted:
+        return
     status, told, first = StatusLine(console), time.monotonic(), time.monotonic()
     done = 0
     for key, report in farm.compile_all(list(wanted.items()), jobs, seconds):

@@ -85,15 +85,21 @@ class Contest:
         # a guess of spills is a guess of a bad kernel
         return found.seconds * (2.0 if found.spill_bytes else 1.0)
 
+    def guess_again(self, guesses: Guesses) -> None:
+        """Guess those that were not compiled anew, after more was learnt."""
+        for candidate in self.candidates:
+            if candidate.status == "guessed":
+                candidate.guessed_s = self._guess(candidate.steps, guesses)
+
     def order(self) -> list[Candidate]:
-        """What to compile, in order: the default, the best guess of each variant, then all by their guess."""
+        """What to compile next, in order: the default, the best guess of each variant, then all by their guess."""
         by_guess = sorted(self.candidates, key=lambda candidate: candidate.guessed_s)
         first_of: dict[str, Candidate] = {}
         for candidate in by_guess:
             first_of.setdefault(candidate.planned.variant.name, candidate)
         default = [self.default] if self.default is not None else []
         ordered = [*default, *first_of.values(), *by_guess]
-        return list({id(candidate): candidate for candidate in ordered}.values())
+        return list({id(candidate): candidate for candidate in ordered if candidate.status == "guessed"}.values())
 
     def orders(self, candidates: Iterable[Candidate]) -> Iterator[tuple[str, Order]]:
         """(key, what to ask the compiler) for every launch of candidates."""

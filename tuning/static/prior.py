@@ -7,6 +7,7 @@ unrolled; a kernel that no table has gets the figures of a plain one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import msgspec
@@ -30,18 +31,33 @@ class Guesses:
     """Guessed machine code by kernel name, from reports on other configurations or architectures."""
 
     def __init__(self, reports: Iterable[StaticReport], arch: str, warp_size: int) -> None:
-        self.warp_size = warp_size
-        self._known: dict[str, StaticReport] = {}
-        family = arch[:3]
-        # the same architecture last, so that it wins; another vendor's code tells nothing
-        for report in sorted(reports, key=lambda r: (r.target == arch, r.target)):
-            if report.target.startswith(family) and report.instructions_per_element:
-                self._known[report.kernel] = report
+        self.arch, self.warp_size = arch, warp_size
+        self._known: dict[str, list[StaticReport]] = {}
+        # another vendor's code tells nothing
+        self.learn(report for report in reports if report.target[:3] == arch[:3])
+
+    def learn(self, reports: Iterable[StaticReport]) -> None:
+        """Take reports into account from now on, the later before the earlier."""
+        for report in reports:
+            if report.instructions_per_element:
+                self._known.setdefault(report.kernel, []).insert(0, report)  # the newest wins ties
+
+    def _nearest(self, work: LaunchWork) -> StaticReport | None:
+        """Of the same architecture if there is one, then of about as many elements per thread, and as many warps."""
+
+        def far(report: StaticReport) -> tuple[bool, float]:
+            assert report.instructions_per_element is not None
+            elements = report.loop_instructions / report.instructions_per_element
+            here = work.tile / (work.num_warps * self.warp_size)
+            warps = abs(math.log2(report.num_warps / work.num_warps))
+            return report.target != self.arch, abs(math.log2(elements / here)) + warps / 2
+
+        return min(self._known.get(work.name, ()), key=far, default=None) if work.tile else None
 
     def __call__(self, work: LaunchWork) -> StaticReport:
         threads = work.num_warps * self.warp_size
-        known = self._known.get(work.name)
-        if known is None or not work.tile or not known.instructions_per_element:
+        known = self._nearest(work)
+        if known is None or not known.instructions_per_element:
             each = max(1.0, work.tile / threads)
             loop = round(PLAIN_PER_ELEMENT * each)
             mix = dict.fromkeys(MIX, 0) | {"global_loads": max(1, round(each / 4)), "multiply_adds": round(2 * each)}

@@ -130,7 +130,7 @@ def write_report(journal: Path, out: Path, registry: Path | None = None, study: 
     if found is not None:
         tabs += [roofline_tab(found, report), forward_tab(found)]
     tabs.append(static_tab(static_table()))
-    _replace(out, page(title, tabs, data))
+    replace(out, page(title, tabs, data))
     return out
 
 
@@ -142,7 +142,7 @@ def static_table() -> Recorded:
         raise ReportError(f"cannot read the table of compiled kernels {recorded.FILE}: {error}") from error
 
 
-def _replace(out: Path, text: str) -> None:
+def replace(out: Path, text: str) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

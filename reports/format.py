@@ -47,6 +47,9 @@ BOUND_NAMES: Mapping[str, str] = {
     "matmul": "matrix units",
     "tensor": "matrix units",
     "launch": "launch",
+    "issue": "instruction issue",
+    "latency": "latency",
+    "shared": "shared memory",
 }
 
 
@@ -207,6 +210,12 @@ def fact(name: str, value: Any) -> str:
 def brief(reason: str) -> str:
     """A reason without what it says in brackets, for a table; the case's section has it whole."""
     return re.sub(r" \[[^\]]*\]| \([^)]*\)", "", reason)
+
+
+def why_predicted(reason: str) -> str:
+    """A prediction's reason without what the row says anyway: its time, its bound and that nothing was measured."""
+    head, _, rest = reason.partition("; ")
+    return rest if head.startswith("predicted for ") and rest else reason
 
 
 def fragment(anchor: str) -> str:

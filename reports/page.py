@@ -72,6 +72,7 @@ def _environment() -> jinja2.Environment:
         "significant": fmt.significant,
         "size": fmt.size,
         "time": fmt.time,
+        "why_predicted": fmt.why_predicted,
         "time_in": fmt.time_in,
     }
     return environment

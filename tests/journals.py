@@ -223,7 +223,10 @@ def decide(op: str, case: CaseRecord, found: list[Candidate], rng: random.Random
         warm_median_s=0.82 * time,
         noise_floor=0.008,
         ties=[
-            Tie(c.variant, c.config) for c in timed if c.key in finalists[1:3] and not c.baseline and c is not winner
+            Tie(c.variant, c.config)
+            for c in timed
+            if c.key in columns and not c.baseline and c is not winner
+            if stats.paired_ratio_interval(columns[c.key], columns[winner.key])[0] < 1.05
         ],
     )
     again = [row[0] * (1 + 0.01 * rng.random()) for row in rounds]

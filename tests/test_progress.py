@@ -272,7 +272,7 @@ def test_summary_counts_a_candidate_once_and_names_disturbed_races():
     race = next(r for r in journals.records() if isinstance(r, Race))
     hot = msgspec.structs.replace(race, after=Conditions(throttle=["HW thermal slowdown"]))
     again = candidate(status="crashed")
-    summary = Summary.of([NOISE, *found, hot, candidate(), again])
+    summary = Summary.of([*found, NOISE, hot, candidate(), again])
     text = summary.lines()
     assert summary.statuses["crashed"] == Summary.of(found).statuses["crashed"] + 1
     assert text[0].startswith("79 candidates: ") and "4 crashed" in text[0]

@@ -101,7 +101,7 @@ def _candidates_layout(
     low = min([*ends, *([roof] if roof else [])], default=1e-6) / 1.12
     high = max(ends, default=low * 10) * 1.12
     values, texts = log_ticks(low, high)
-    split = 1 - min(0.095 * len(strip), 0.55) if strip and ends else (0.0 if strip else 1.0)
+    split = 1 - min(0.095 * len(strip), 0.45) if strip and ends else (0.0 if strip else 1.0)
     layout: dict[str, Any] = {
         "height": 96 + LANE_PIXELS * len(lanes),
         "margin": {"l": 10, "r": 10, "t": 44, "b": 48},

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -593,3 +594,36 @@ def test_wrong_words_are_one_sentence(tmp_path, words, sentence):
     done = griffin(*words, home=tmp_path)
     assert done.returncode == 2 and sentence in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def compilers_of(home: Path) -> list[int]:
+    """Compiling processes that were started with this home."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"tuning.static.server" in (process / "cmdline").read_bytes():
+                found += [int(process.name)] * (str(home).encode() in (process / "environ").read_bytes())
+        except OSError:
+            continue  # it has ended, or is not ours
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+def test_an_interrupt_leaves_no_process_and_no_registry(tmp_path):
+    environment = os.environ | {"XDG_DATA_HOME": str(tmp_path / "home"), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"  # a background shell ignores it
+        "from reports.cli import main; main()"
+    )
+    words = ["tune", "--target", H100, "--ops", "linear_scan", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-c", code, *words]
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
+        deadline = time.monotonic() + 120
+        while not compilers_of(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert compilers_of(tmp_path)
+        run.send_signal(signal.SIGINT)
+        _, told = run.communicate(timeout=60)
+    assert run.returncode == 130 and b"Traceback" not in told, told
+    assert compilers_of(tmp_path) == []
+    assert list((tmp_path / "out").glob("*.json")) == []

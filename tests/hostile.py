@@ -130,7 +130,7 @@ def planted(name: str, behave: Callable) -> Variant:
 def prepare(names: tuple[str, ...] = tuple(HOSTILE)) -> None:
     """Only a right candidate, a baseline and the hostile ones compete, for one small case."""
     everything = catalog.variants
-    kept = {n: v for n, v in everything(OP).items() if n in ("eager.sequential", "eager.loop", "numba.sequential")}
+    kept = {n: v for n, v in everything(OP).items() if n in ("eager.sequential", "eager.loop")}
     added = {v.name: v for v in (planted(name, HOSTILE[name].behave) for name in names)}
 
     def variants(op_name):

@@ -75,12 +75,17 @@ def test_run_leaves_a_journal_a_registry_and_a_winner_that_dispatch_uses(tmp_pat
         assert (choice.origin, choice.variant.name) == ("registry", entry.variant)
 
 
-def test_every_planned_candidate_is_in_the_journal_once(tmp_path):
+def test_journal_has_what_search_chose_and_what_it_never_leaves_out_once_each(tmp_path):
     run(tmp_path)
     jobs = plan.make(small_tune.OPTIONS, HERE)
-    wanted = Counter(p.key(job.case, HERE) for job in jobs for p in job.candidates)
-    assert Counter(c.key for c in records(tmp_path, Candidate)) == wanted
-    assert max(wanted.values()) == 1
+    planned = {p.key(job.case, HERE): (p, job) for job in jobs for p in job.candidates}
+    found = [c.key for c in records(tmp_path, Candidate)]
+    assert len(found) == len(set(found))
+    tried = [c for c in records(tmp_path, Candidate) if c.status != "skipped"]
+    assert len(tried) <= records(tmp_path, Run)[0].planned
+    assert set(found) <= set(planned)
+    never_left_out = {k for k, (p, job) in planned.items() if p.reason or p.variant.baseline or p is job.default}
+    assert never_left_out <= set(found)
 
 
 def test_winner_is_never_a_baseline_and_baseline_never_a_candidate_of_ours(tmp_path):
@@ -101,10 +106,12 @@ def planted(name, behave, **facts):
 
 
 def with_planted(monkeypatch, *variants):
+    """linear_scan has these, one right candidate and a baseline: so few that every budget tries them all."""
     everything = catalog.variants
+    kept = {n: v for n, v in everything("linear_scan").items() if n in ("eager.sequential", "eager.loop")}
 
     def more(op_name):
-        return {**everything(op_name), **({v.name: v for v in variants} if op_name == "linear_scan" else {})}
+        return kept | {v.name: v for v in variants} if op_name == "linear_scan" else everything(op_name)
 
     monkeypatch.setattr(catalog, "variants", more)
 
@@ -174,7 +181,7 @@ def test_hopeless_variant_is_not_tried_again_with_other_configurations_or_at_lat
     assert [c.status for c in found] == ["slow", *["skipped"] * (len(found) - 1)]
     assert "times slower with another configuration" in found[1].problem
     assert f"times slower than the best at {found[0].case.case('linear_scan').key}" in found[-1].problem
-    run(tmp_path, Options(ops=("linear_scan",), cases=("float32",), budget="thorough", device="cpu"))
+    run(tmp_path, Options(ops=("linear_scan",), cases=("float32",), budget="thorough", device="cpu", in_process=True))
     assert all(c.status == "slow" for c in records(tmp_path, Candidate) if c.variant == "eager.planted")
 
 
@@ -215,7 +222,7 @@ def test_clearly_faster_candidate_replaces_the_default():
     assert "faster than the default" in result.entry.reason
 
 
-@pytest.mark.parametrize(("gain", "noise"), [(0.02, 0.0), (0.08, 0.10)], ids=["indifference", "noise floor"])
+@pytest.mark.parametrize(("gain", "noise"), [(0.005, 0.0), (0.08, 0.10)], ids=["indifference", "noise floor"])
 def test_small_gain_keeps_the_default(gain, noise):
     result = decide([[1.0] * 15, [1 / (1 + gain)] * 15, [2.0] * 15], [DEFAULT, OWN, BASELINE], noise)
     assert result.winner_key == "v0"
@@ -329,7 +336,7 @@ def test_kill_minus_nine_at_random_moments(tmp_path):
     paths = Paths.choose(tmp_path, HERE)
     moments, before, done = [], set(), 0
     process = start(tmp_path, "--resume")
-    for kill in range(KILLS):
+    for _ in range(KILLS):
         # importing takes some seconds; most kills land in the work that follows
         time.sleep(chance.uniform(0.5, 7.0))
         worker = worker_of(process) if chance.random() < 0.5 else None

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -48,6 +49,13 @@ class Lane:
 
     name: str
     executor: Executor
+
+
+class Hopeless(NamedTuple):
+    """Why a candidate is skipped, and the seconds that its like took, or would take here."""
+
+    why: str
+    seconds: float
 
 
 class Aborted(Exception):
@@ -136,19 +144,25 @@ class _Case:
                 if not planned.variant.baseline:
                     seen[self.points.index(planned)] = _figure(record)
         allowed = self.run.budget.tries(len(self.points))
-        tried = len(seen)
+        tried, skipped = len(seen), 0
         usual = "exhaustive" if allowed == len(self.points) else DEFAULT
         strategy = choose(self.run.strategy or usual, self.space)
         while tried < allowed and (index := strategy.next(self.space, seen, allowed - tried)) is not None:
             planned = self.points[index]
-            record = self._take(done, planned, self._hopeless(planned, done))
-            seen[index] = _figure(record)
-            tried += record.status != "skipped"
+            hopeless = self._hopeless(planned, done)
+            record = self._take(done, planned, hopeless)
+            if hopeless is not None and record.status == "skipped":
+                # not counted as tried, but search is told how far behind its like was
+                seen[index], skipped = hopeless.seconds, skipped + 1
+                with self.run.lock:
+                    self.run.listener.dropped(-1)
+            else:
+                seen[index], tried = _figure(record), tried + 1
         with self.run.lock:
-            self.run.listener.dropped(max(0, self.run.expected(self.job) - len(done)))
+            self.run.listener.dropped(self.run.expected(self.job) + skipped - len(done))
         return done
 
-    def _take(self, done: Done, planned: Planned, hopeless: str | None) -> Candidate:
+    def _take(self, done: Done, planned: Planned, hopeless: Hopeless | None) -> Candidate:
         """The record of a candidate, from the journal or made now."""
         record = self.run.known(self.job, planned)
         if record is None:
@@ -157,7 +171,7 @@ class _Case:
                 self.run.listener.trying(planned.variant.name, config_key(planned.config), lane=self.lane.name)
             blank = self._blank(planned)
             if hopeless is not None:
-                record = msgspec.structs.replace(blank, status="skipped", problem=hopeless)
+                record = msgspec.structs.replace(blank, status="skipped", problem=hopeless.why)
             else:
                 record = blank if planned.reason is not None else self._try(planned, blank)
             with self.run.lock:
@@ -215,7 +229,7 @@ class _Case:
             self.lane.executor.load(self.job.op.name, CaseRecord.of(self.job.case), self.entries)
             self._loaded = True
 
-    def _hopeless(self, planned: Planned, done: Done) -> str | None:
+    def _hopeless(self, planned: Planned, done: Done) -> Hopeless | None:
         """Why a candidate is not worth trying: its variant was far behind here, or very far at another case."""
         if self.best_s is None or self.run.budget.thorough or planned is self.incumbent:
             return None
@@ -224,10 +238,10 @@ class _Case:
         if first is not None:
             behind = stats.median(first.samples_s) / self.best_s
             text = f"{name} was {behind:.0f} times slower with another configuration"
-            return None if behind <= HOPELESS_FACTOR else text
+            return None if behind <= HOPELESS_FACTOR else Hopeless(text, behind * self.best_s)
         behind, where = self.run.behind.get((planned.variant.key, self.job.case.flags), (0.0, ""))
         text = f"{name} was {behind:.0f} times slower than the best at {where}"
-        return None if behind <= HOPELESS_ELSEWHERE else text
+        return None if behind <= HOPELESS_ELSEWHERE else Hopeless(text, behind * self.best_s)
 
     def settle(self, done: Done) -> Result | None:
         """Race the best and record the decision."""

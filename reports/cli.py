@@ -170,17 +170,27 @@ tune_app.command("replay")(replay_cli.replay)
 @app.command()
 def report(
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder of a run, or a journal. This machine's last run by default.")
+        Path | None,
+        typer.Argument(
+            help="Folder of a run or of predictions, a journal, or a registry. This machine's last run by default."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The HTML file. report.html beside the journal by default.")] = None,
 ) -> None:
-    """Write the HTML report of a run, finished or not, from its journal and registry."""
+    """Write the HTML report of a run, finished or not, or of what `griffin tune --target` predicted."""
     with plain_errors(Console(stderr=True)):
         from griffin_kernels import device as devices
         from reports.build import write_report
         from tuning.journal import FILE_NAME
         from tuning.run import Paths
 
+        predicted = _predicted(folder)
+        if predicted is not None:
+            from reports.predicted_tab import write_predicted_report
+
+            written = write_predicted_report(predicted, out or predicted.with_suffix(".html"))
+            Console().print(str(written), highlight=False, markup=False, soft_wrap=True)
+            return
         if folder is None:
             paths = Paths.choose(None, devices.detect())
         elif folder.is_file():
@@ -192,6 +202,15 @@ def report(
         registry = paths.registry if paths.registry.exists() else None
         written = write_report(paths.journal, out or paths.report, registry)
         Console().print(str(written), highlight=False, markup=False, soft_wrap=True)
+
+
+def _predicted(folder: Path | None) -> Path | None:
+    """The registry of predictions that a report is asked for; None where a journal is meant."""
+    if folder is None or folder.suffix == ".jsonl" or not folder.exists() or (folder / "journal.jsonl").exists():
+        return None
+    from reports.predicted import registry_in
+
+    return registry_in(folder)
 
 
 @app.command()

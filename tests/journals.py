@@ -226,7 +226,7 @@ def decide(op: str, case: CaseRecord, found: list[Candidate], rng: random.Random
             Tie(c.variant, c.config)
             for c in timed
             if c.key in columns and not c.baseline and c is not winner
-            if stats.paired_ratio_interval(columns[c.key], columns[winner.key])[0] < 1.05
+            if stats.paired_ratio_interval(columns[c.key], columns[winner.key])[0] < 1.10
         ],
     )
     again = [row[0] * (1 + 0.01 * rng.random()) for row in rounds]

@@ -12,10 +12,13 @@ from pathlib import Path
 import msgspec
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from griffin_kernels import catalog
 from griffin_kernels.records import CaseRecord, Tie
+from reports.cli import app
 from tests import journals, small_tune
-from tuning import events, terminal
+from tuning import events, plan, terminal
 from tuning.eta import Estimate
 from tuning.progress import Display, Several, Tally, result_text
 from tuning.records import BAD, Candidate, Conditions, End, Noise, Race, Result
@@ -293,3 +296,38 @@ def test_table_fits_and_says_ties_and_predictions(width):
     assert "predicted only" in text and "42 us" in text
     assert re.search(r"4\.\d\dx", text) and text.count("triton.chunked") == 2
     assert "tied with 2" in result_text(entry) and "predicted, not measured" in result_text(guess)
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
+    monkeypatch.setattr(catalog, "variants", catalog.variants)
+    small_tune.shrink()
+
+
+TUNE = ["tune", "--device", "cpu", "--budget", "quick", "--in-process", "--ops", "linear_scan", "--cases", "bfloat16"]
+
+
+def test_command_prints_events_alone_with_json(small, tmp_path):
+    done = CliRunner().invoke(app, [*TUNE, "--json", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    found = read(done.stdout_bytes)
+    assert [type(e).__name__ for e in found if not isinstance(e, events.Candidate)][-3:] == ["Job", "Result", "End"]
+    end = found[-1]
+    assert all(Path(path).exists() for path in (end.journal, end.registry, end.report))
+    assert sum(end.statuses.values()) == sum(isinstance(e, events.Candidate) for e in found)
+    assert "report    " in done.stderr and "linear_scan" in done.stderr
+
+
+def test_command_is_quiet_when_asked(small, tmp_path):
+    done = CliRunner().invoke(app, [*TUNE, "--quiet", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.split()[0] == "op"
+    assert "measuring" not in done.stdout and "[1/" not in done.stdout
+    assert re.search(r"^report    .*report\.html$", done.stdout, re.MULTILINE)
+
+
+def test_plan_is_no_json(tmp_path):
+    done = CliRunner().invoke(app, ["tune", "--dry-run", "--json", "--device", "cpu"])
+    assert done.exit_code == 2 and "--dry-run has no --json" in done.stderr

@@ -20,7 +20,7 @@ from reports.build import Tab, page, write_report
 from reports.journal import load
 from tests import journals
 from tuning.budget import INDIFFERENCE
-from tuning.records import Candidate, Race, Record, Result, Run
+from tuning.records import BAD, Candidate, Conditions, Race, Record, Result, Run
 
 HOSTILE = journals.HOSTILE
 
@@ -249,3 +249,44 @@ def test_model(tmp_path: Path) -> None:
     assert report.headline.compared == 3 and report.headline.words == {"FASTER": 3}
     assert {reason.status for reason in report.reasons} == set(model.STATUSES) - {"ok"}
     assert all(case.finalists[0].is_winner and case.noise == 0.008 for case in report.cases)
+
+
+def plain(text: str) -> str:
+    """A page's words without tags and with single spaces."""
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", text)))
+
+
+def test_what_can_be_believed_is_said(build: Callable[..., str]) -> None:
+    shown = body(build(journals.records()))
+    words = plain(shown)
+    assert "noise floor 0.6% (A/A of torch.add of float32 tensors of 128 MiB, 41 rounds)" in words
+    assert "is 0.9960 to 1.006. No difference below 0.6% means anything" in words
+    assert words.count("The race cannot tell it from") == 2 and "tied with 2 others" in words
+    assert words.count("With warm caches it takes") == 3 and "82% of the cold time" in words
+    assert (
+        "clock 1980 to 1965 MHz; temperature 41 to 52 \u00b0C; power 320 to 655 W; processes per core 0.9 to 1;"
+        in words
+    )
+    assert "clocks held by SW thermal slowdown" in words
+    assert "1 of 3 races disturbed" in words and "the clock fell from 1980 to 1410 MHz" in words
+    assert words.count(f"Measured twice , the second time in a fresh process: {journals.SURPRISE}") == 1
+
+
+def test_failures_are_listed_by_name_with_stage_and_problem(build: Callable[..., str]) -> None:
+    lines = journals.records()
+    shown = body(build(lines))
+    table = re.search(r'<table class="sortable" id="failed-table">.*?</table>', shown, re.DOTALL)
+    assert table
+    rows = re.findall(r"<tr><td data-value.*?</tr>", table[0], re.DOTALL)
+    failed = [line for line in lines if isinstance(line, Candidate) and line.status in BAD]
+    assert len(rows) == len(failed) == 18
+    for candidate in failed:
+        mine = [row for row in rows if f'href="#{fmt.fragment(candidate.key)}"' in html.unescape(row)]
+        assert len(mine) == 1 and f"<td>{candidate.stage}</td>" in mine[0]
+        assert html.escape(candidate.problem or "") in mine[0] and f"status-{candidate.status}" in mine[0]
+
+
+def test_conditions_that_are_not_known_are_not_told() -> None:
+    assert model.conditions(Conditions(), Conditions()) == []
+    assert model.conditions(Conditions(load=1.0), Conditions(load=1.0)) == ["processes per core 1"]
+    assert model.conditions(Conditions(), Conditions(steal=0.031)) == ["stolen CPU time 3.1 %"]

@@ -23,9 +23,9 @@ Units compute whole programs: all limits but dram and cache are those of the bus
 latency counts whole waves of resident programs (the tail effect). Occupancy is by registers, shared memory, warps and
 blocks. A ``Call`` is ``kernels`` launches of PyTorch's at the rate of published products or of memory.
 
-Left out: cache hits between steps, bank conflicts, uncoalesced access, clocks under load, instructions' own latencies,
-the prologue's mix. Constants are assumptions until ``griffin tune calibrate`` fits them to measurements; ranks are
-worth more than times.
+Left out: cache hits between steps, AMD's scalar instructions starting beside vector ones (they count alike), bank
+conflicts, uncoalesced access, clocks under load, instructions' own latencies, the prologue's mix. Constants are
+assumptions until ``griffin tune calibrate`` fits them to measurements; ranks are worth more than times.
 """
 
 from __future__ import annotations

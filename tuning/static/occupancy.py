@@ -15,6 +15,7 @@ class Limits:
     warps: warps (AMD: waves). blocks: thread blocks. registers: 32-bit registers, of all threads together.
     shared_bytes: shared memory (LDS), and block_shared_bytes of it for one block at most. reserved_bytes: shared memory
     that each block takes besides its own. issue: instructions of a warp that start per clock, all schedulers together.
+    warp_size: threads.
     """
 
     warps: int
@@ -25,7 +26,6 @@ class Limits:
     reserved_bytes: int
     issue: float
     warp_size: int = 32
-    warp_registers: int = 255
 
     @property
     def schedulers(self) -> int:
@@ -42,7 +42,7 @@ def _nvidia(warps: int, blocks: int, shared: int, block_shared: int, reserved: i
 
 def _cdna(shared: int) -> Limits:
     # 4 SIMDs of 512 registers x 64 lanes; each starts a vector instruction of 64 threads every 4 clocks
-    return Limits(32, 32, 4 * 512 * 64, shared * _KIB, shared * _KIB, 0, issue=1.0, warp_size=64, warp_registers=512)
+    return Limits(32, 32, 4 * 512 * 64, shared * _KIB, shared * _KIB, 0, issue=1.0, warp_size=64)
 
 
 LIMITS: Mapping[str, Limits] = {

@@ -17,7 +17,9 @@ from typing import Literal
 
 from griffin_kernels.contract import Case
 from griffin_kernels.records import Entry, RegistryFile
-from tuning.budget import INDIFFERENCE
+
+BETWEEN_RUNS = 0.03
+"""What one kernel differs by between two runs on a machine where nothing has changed: 1 to 3% (Helion, pull 3523)."""
 
 Verdict = Literal["SAME", "FASTER", "SLOWER", "UNSURE"]
 Winner = Literal["same", "tie", "other"]
@@ -103,7 +105,7 @@ def _row(a: Entry, b: Entry) -> Row:
         if entry.median_s is None or entry.interval_s is None or min(entry.median_s, *entry.interval_s) <= 0:
             return Row(a, b, case, "UNSURE", agreed, f"the {name} has no time with an interval")
     ratio, (low, high) = ratio_interval(a, b)
-    noise = max(INDIFFERENCE, a.noise_floor or 0.0, b.noise_floor or 0.0)
+    noise = max(BETWEEN_RUNS, a.noise_floor or 0.0, b.noise_floor or 0.0)
     verdict: Verdict = "UNSURE"
     if low >= 1 - noise and high <= 1 + noise:
         verdict = "SAME"

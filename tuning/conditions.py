@@ -156,9 +156,10 @@ _last: tuple[int, int] | None = None
 def _steal() -> float | None:
     """Share of the CPU time since the last call that the hypervisor gave to others; proc(5), /proc/stat."""
     global _last
-    fields = [int(n) for n in _text(ROOT / "proc/stat").partition("\n")[0].split()[1:9]]
-    if len(fields) < 8:
+    line = re.match(r"cpu((?: +\d+){8})", _text(ROOT / "proc/stat"))
+    if line is None:
         return None
+    fields = [int(number) for number in line[1].split()]
     earlier, _last = _last, (fields[7], sum(fields))
     if earlier is None or _last[1] <= earlier[1]:
         return None

@@ -74,7 +74,7 @@ class Duels:
         return max(INDIFFERENCE, self.noise)
 
     def compare(self, slow: int, fast: int) -> tuple[float, float, float]:
-        """(least, likely, most) that ``fast`` is faster, as a share: 0.05 is 5%; infinite after too few rounds."""
+        """(least, likely, most) that ``fast`` is faster, as a share: 0.05 is 5%; -1 and infinity after too few rounds."""
         if (slow, fast) not in self._compared:
             pairs = zip(self.columns[slow], self.columns[fast], strict=True)
             tail = self.tail / max(1, len(self.own) - 1)
@@ -123,8 +123,3 @@ class Duels:
 def promising(duels: Duels, holder: int | None) -> bool:
     """Whether an unclear race may yet replace the holder of the place, or have no holder to keep it."""
     return holder is None or duels.gain(holder, duels.fastest) > PROMISING
-
-
-def share(value: float) -> str:
-    """``5.0%``; the infinite bound of too few rounds in words."""
-    return f"{value:.1%}" if math.isfinite(value) else "unknown"

@@ -46,7 +46,7 @@ class Finalist:
 
     @property
     def name(self) -> str:
-        return f"{self.planned.variant.name} [{config_key(self.planned.config)}]".removesuffix(" []")
+        return f"{self.planned.variant.name} [{config_key(self.planned.config)}]".removesuffix(" [default]")
 
 
 def finalists(
@@ -184,7 +184,8 @@ def _reason(field: Sequence[Finalist], duels: Duels, winner: int) -> str:
     low, likely, _ = duels.compare(holder, best if winner == holder else winner)
     needed = f"{duels.margin:.1%} needed (noise floor {duels.noise:.1%})"
     if winner == holder:
-        return f"tie: {kept} kept, the fastest was {likely:.1%} ahead, at least {judge.share(low)}, {needed}"
+        proven = f"at least {low:.1%}" if low > -1 else "in too few rounds for a proof"
+        return f"tie: {kept} kept, the fastest was {likely:.1%} ahead, {proven}, {needed}"
     return f"{likely:.0%} faster than {kept}, at least {low:.1%}, {needed}{level}"
 
 

@@ -1,0 +1,342 @@
+"""The final race: who wins, who ties, how long it takes, on made-up rounds and on recorded noise."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import pytest
+
+from griffin_kernels import catalog
+from griffin_kernels.contract import NoConfig, Variant
+from griffin_kernels.records import CaseRecord, Tie
+from roofline import stats
+from tests import recorded_noise
+from tuning import judge, noise, race
+from tuning.budget import BUDGETS, INDIFFERENCE
+from tuning.judge import Duels, Looks
+from tuning.plan import Planned
+from tuning.race import Finalist
+from tuning.records import Candidate, Race
+
+OP = catalog.op("linear_scan")
+CASE = OP.cases_tagged("smoke")[0]
+RUN = catalog.variant("linear_scan/eager.sequential").run
+RACES = 50
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finalist of no substance."""
+
+    baseline: bool = False
+    default: bool = False
+    incumbent: bool = False
+    first_s: float = 1.0
+
+
+OWN, DEFAULT, BASELINE, INCUMBENT = Made(), Made(default=True), Made(baseline=True), Made(incumbent=True)
+
+
+def finalist(index: int, kind: Made) -> Finalist:
+    variant = Variant("linear_scan", f"eager.v{index}", "made up", RUN, NoConfig, baseline=kind.baseline)
+    record = Candidate(
+        key=f"v{index}", op=OP.name, variant=variant.name, case=CaseRecord.of(CASE), config={},
+        baseline=kind.baseline, is_default=kind.default, status="ok", samples_s=[kind.first_s] * 3,
+    )  # fmt: skip
+    return Finalist(Planned(variant, NoConfig()), record, kind.incumbent, index)
+
+
+def made(columns, kinds, noise_floor=0.0):
+    """(field, race) of made-up rounds, a column for each finalist."""
+    field = [finalist(i, kind) for i, kind in enumerate(kinds)]
+    rounds = [list(r) for r in zip(*columns, strict=True)]
+    keys = [f.record.key for f in field]
+    heat = Race(op=OP.name, case=field[0].record.case, keys=keys, rounds_s=rounds, noise_floor=noise_floor)
+    return field, heat
+
+
+def decide(columns, kinds, noise_floor=0.0):
+    field, heat = made(columns, kinds, noise_floor)
+    return race.decide(OP, CASE, field, heat, 1e9, len(field))
+
+
+def wobbling(seconds, seed, count=31, width=0.01):
+    return (seconds * np.exp(np.random.default_rng(seed).normal(0, width, count))).tolist()
+
+
+def test_clearly_faster_candidate_replaces_the_default():
+    result = decide([[1.0, 1.02, 0.99] * 5, [0.8, 0.81, 0.79] * 5, [2.0] * 15], [DEFAULT, OWN, BASELINE], 0.01)
+    assert (result.winner_key, result.baseline_key) == ("v1", "v2")
+    assert result.entry.speedup == pytest.approx(2.5, rel=0.02)
+    assert "faster than the default" in result.entry.reason
+    assert (result.entry.noise_floor, result.entry.ties) == (0.01, [])
+
+
+@pytest.mark.parametrize(
+    ("gain", "floor"), [(0.9 * INDIFFERENCE, 0.0), (0.08, 0.10)], ids=["indifference", "noise floor"]
+)
+def test_small_gain_keeps_the_default_and_names_the_tie(gain, floor):
+    result = decide([[1.0] * 15, [1 / (1 + gain)] * 15, [2.0] * 15], [DEFAULT, OWN, BASELINE], floor)
+    assert result.winner_key == "v0"
+    assert result.entry.reason.startswith("tie")
+    assert result.entry.ties == [Tie("eager.v1", {})]
+
+
+def test_too_few_rounds_prove_nothing():
+    result = decide([[1.0] * 3, [0.5] * 3], [DEFAULT, OWN])
+    assert (result.winner_key, result.entry.ties) == ("v0", [Tie("eager.v1", {})])
+    assert "100.0% ahead, in too few rounds for a proof" in result.entry.reason
+
+
+def test_without_a_baseline_there_is_no_speedup():
+    result = decide([[1.0] * 9, [0.5] * 9], [DEFAULT, OWN])
+    assert (result.entry.speedup, result.baseline_key, result.entry.warm_median_s) == (None, None, None)
+
+
+def test_baselines_neither_win_nor_tie():
+    result = decide([[1.0] * 15, [0.5] * 15], [DEFAULT, BASELINE])
+    assert (result.winner_key, result.entry.ties) == ("v0", [])
+    assert result.entry.speedup == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kinds", "winner"),
+    [
+        ((1.0, 0.7, 0.72), (DEFAULT, OWN, INCUMBENT), "v1"),
+        ((1.0, 0.7, 0.705), (DEFAULT, OWN, INCUMBENT), "v2"),
+        ((1.0, 1.01, 0.99), (DEFAULT, INCUMBENT, OWN), "v0"),
+        ((0.7, 0.705, 0.71), (INCUMBENT, OWN, OWN), "v0"),
+        ((0.8, 0.7, 0.7), (INCUMBENT, OWN, OWN), "v1"),
+        ((0.705, 0.7, 0.9), (OWN, OWN, OWN), "v0"),
+        ((1.0, 0.7, 0.698), (DEFAULT, OWN, OWN), "v1"),
+    ],
+    ids=[
+        "incumbent beaten",
+        "incumbent level",
+        "default level",
+        "incumbent holds where no default runs",
+        "incumbent beaten where no default runs",
+        "first of equals",
+        "first of equals that beat the default",
+    ],
+)
+def test_who_holds_the_place(seconds, kinds, winner):
+    columns = [wobbling(s, seed, width=0.002) for seed, s in enumerate(seconds)]
+    result = decide([*columns, [2.0] * 31], [*kinds, BASELINE])
+    assert result.winner_key == winner, result.entry.reason
+
+
+def test_reason_of_a_level_winner_says_that_another_was_ahead():
+    result = decide([wobbling(s, i, width=0.002) for i, s in enumerate((1.0, 0.7, 0.697))], [DEFAULT, OWN, OWN])
+    assert "; eager.v2 was 0." in result.entry.reason
+    assert result.entry.ties == [Tie("eager.v2", {})]
+
+
+def test_finalists_hold_the_default_the_incumbent_the_fastest_and_one_baseline():
+    def candidate(name, seconds, baseline=False, status="ok"):
+        made = finalist(0, Made(baseline=baseline, first_s=seconds))
+        return made.planned, msgspec.structs.replace(made.record, key=name, status=status)
+
+    done = [
+        candidate("default", 9.0),
+        candidate("a", 3.0),
+        candidate("b", 1.0),
+        candidate("c", 2.0),
+        candidate("slow", 0.1, status="slow"),
+        candidate("base1", 5.0, baseline=True),
+        candidate("base2", 4.0, baseline=True),
+    ]
+    default, incumbent = done[0][0], done[1][0]
+    assert [f.record.key for f in race.finalists(done, default, 2)] == ["default", "b", "c", "base2"]
+    field = race.finalists(done, default, 2, incumbent)
+    assert [f.record.key for f in field] == ["default", "a", "b", "c", "base2"]
+    assert [f.incumbent for f in field] == [False, True, False, False, False]
+    assert [f.place for f in field] == [0, 1, 2, 3, 6]
+    assert [f.record.key for f in race.finalists(done, default, 2, done[2][0])] == ["default", "b", "c", "base2"]
+    assert [f.record.key for f in race.finalists(done, None, 1)] == ["b", "base2"]
+
+
+def simulate(machine, seconds, kinds=None, budget=BUDGETS["default"], **more):
+    """A race of kernels that take ``seconds``, on a machine with recorded noise."""
+    kinds = kinds or [DEFAULT, *[OWN] * (len(seconds) - 1)]
+    field = [finalist(i, dataclasses.replace(kind, first_s=seconds[i])) for i, kind in enumerate(kinds)]
+    samplers = [machine.sampler(s) for s in seconds]
+    heat = race.run(OP, CASE, field, samplers, budget, clock=machine.clock, **more)
+    return race.decide(OP, CASE, field, heat, 1e9, len(field)), heat
+
+
+def replaced(name, gain, seconds=2e-3, budget=BUDGETS["default"]):
+    """In how many of 50 races, each at another moment of the recording, the second kernel replaces the first."""
+    recorded = recorded_noise.series(name)
+    starts = random.Random(name).sample(range(len(recorded)), RACES)
+    found = 0
+    for start in starts:
+        machine = recorded_noise.Machine(recorded, start)
+        result, _ = simulate(machine, [seconds, seconds * (1 - gain)], budget=budget)
+        found += result.winner_key == "v1"
+    print(f"{name}, {gain:.0%} less work: replaced in {found} of {RACES}")
+    return found
+
+
+@pytest.mark.parametrize("seconds", [2e-4, 2e-3], ids=["0.2 ms", "2 ms"])
+@pytest.mark.parametrize("name", ["quiet", "busy", "crowded"])
+def test_of_fifty_races_of_a_kernel_against_itself_three_at_most_declare_a_difference(name, seconds):
+    assert replaced(name, 0.0, seconds) <= 3
+
+
+@pytest.mark.parametrize("seconds", [2e-4, 2e-3], ids=["0.2 ms", "2 ms"])
+def test_five_percent_less_work_is_found_in_45_of_fifty_races(seconds):
+    assert replaced("quiet", 0.05, seconds) >= 45
+
+
+def test_thorough_budget_finds_five_percent_on_a_busy_machine_too():
+    assert replaced("busy", 0.05, 5e-4, BUDGETS["thorough"]) >= 45
+
+
+def test_default_budget_finds_twenty_percent_on_a_busy_machine():
+    assert replaced("busy", 0.20) >= 45
+
+
+def test_two_runs_in_a_row_agree_or_call_it_a_tie():
+    """Five finalists a few percent apart, each pair of races at two moments of the busy recording."""
+    recorded, chance, agreed = recorded_noise.series("busy"), random.Random(3), 0
+    for _ in range(RACES):
+        seconds = [1e-3 * chance.uniform(0.9, 1.1) for _ in range(5)]
+        entries = [
+            simulate(recorded_noise.Machine(recorded, chance.randrange(len(recorded))), seconds)[0].entry
+            for _ in range(2)
+        ]
+        first, second = entries
+        agreed += first.variant in {second.variant, *(t.variant for t in second.ties)} or second.variant in {
+            t.variant for t in first.ties
+        }
+    assert agreed >= 0.9 * RACES
+
+
+def test_clear_race_ends_early_and_an_unclear_one_has_its_time():
+    machine = recorded_noise.Machine(recorded_noise.series("quiet"), 0)
+    _, clear = simulate(machine, [2e-3, 1e-3])
+    assert len(clear.rounds_s) == judge.LOOKS[0]
+    began = machine.now
+    budget = BUDGETS["default"]
+    _, unclear = simulate(machine, [2e-3, 2e-3])
+    assert len(unclear.rounds_s) > 5 * judge.LOOKS[0]
+    assert machine.now - began < 1.5 * budget.race_seconds
+    _, short = simulate(machine, [2.0, 1.9], budget=BUDGETS["quick"])
+    assert len(short.rounds_s) == BUDGETS["quick"].rounds
+
+
+def test_slow_kernels_have_as_many_rounds_as_a_proof_takes():
+    machine = recorded_noise.Machine(np.ones(10), 0)
+    result, heat = simulate(machine, [10.0, 5.0, 9.0])
+    assert judge.LEAST <= len(heat.rounds_s) <= 2 * judge.LEAST
+    assert result.winner_key == "v1"
+
+
+def test_race_takes_turns_in_a_random_order_with_the_first_twice_and_says_whose_turn_it_is():
+    machine = recorded_noise.Machine(recorded_noise.series("quiet"), 0)
+    turns: list[int] = []
+    warm = [machine.sampler(s) for s in (1e-3, 9e-4, 8e-4)]
+    _, heat = simulate(machine, [2e-3, 2e-3, 1e-3], [DEFAULT, OWN, BASELINE], announce=turns.append, warm=warm)
+    cold = len(heat.rounds_s)
+    rounds = [turns[4 * i : 4 * i + 4] for i in range(cold)]
+    assert all(sorted(each) == [0, 0, 1, 2] for each in rounds)
+    assert len({tuple(each) for each in rounds}) > 6
+    assert [len(each) for each in heat.warm_s] == [race.WARM_ROUNDS] * 3
+    assert len(turns) == 4 * cold + 3 * race.WARM_ROUNDS
+    assert len(heat.again_s) == cold
+    low, high = stats.paired_ratio_interval([r[0] for r in heat.rounds_s], heat.again_s)
+    assert heat.noise_floor == pytest.approx(max(abs(1 - low), abs(high - 1)))
+
+
+def test_warm_median_is_the_winners():
+    field, heat = made([[1.0] * 15, [0.5] * 15], [DEFAULT, OWN])
+    heat = msgspec.structs.replace(heat, warm_s=[[0.9, 0.8, 0.7], [0.4, 0.3, 0.2]])
+    assert race.decide(OP, CASE, field, heat, 1e9, 2).entry.warm_median_s == 0.3
+
+
+@pytest.mark.parametrize("most", [7, 61, 321])
+@pytest.mark.parametrize("affordable", [0, 1, 10, 30, 100, 1000])
+def test_looks_grow_end_within_the_budget_and_share_the_level(most, affordable):
+    looks = Looks.plan(most, affordable)
+    assert list(looks.after) == sorted(set(looks.after))
+    assert looks.fair in looks.after
+    assert looks.after[-1] <= most
+    assert sum(looks.tail(n) for n in looks.after) == pytest.approx(judge.TAIL)
+    assert looks.tail(1) == looks.tail(looks.after[0])
+
+
+def test_clear_means_that_every_rival_is_behind_or_level():
+    def duels(*seconds, width=0.002):
+        columns = tuple(tuple(wobbling(s, i, 41, width)) for i, s in enumerate(seconds))
+        return Duels(columns, tuple(range(len(seconds))), 0.0, judge.TAIL)
+
+    assert duels(1.0, 0.8).clear()
+    assert duels(1.0, 1.0).clear()
+    assert not duels(1.0, 1.0, width=0.2).clear()
+    assert not duels(0.8, 1.0, 0.8, width=0.1).clear()
+    assert duels(1.0).clear()
+
+
+def test_surprise_is_a_change_of_standing_and_not_of_the_machine():
+    field, heat = made([[2.0] * 15, [1.0] * 15, [4.0] * 15], [DEFAULT, Made(first_s=0.5), BASELINE])
+    field = [finalist(0, Made(default=True, first_s=1.0)), field[1], finalist(2, Made(baseline=True, first_s=2.0))]
+    entry = race.decide(OP, CASE, field, heat, 1e9, 3).entry
+    assert entry.variant == "eager.v1"
+    assert race.surprise(field, heat, entry) is None
+    field[1] = finalist(1, Made(first_s=0.9))
+    assert race.surprise(field, heat, entry) == "eager.v1 was 80% faster in the race than when it was first timed"
+    field[1] = finalist(1, Made(first_s=0.4))
+    assert race.surprise(field, heat, entry) == "eager.v1 was 25% slower in the race than when it was first timed"
+
+
+def test_surprise_against_the_registry_is_of_the_speedup_where_the_baseline_is_the_same():
+    field, heat = made([[1.0] * 15, [0.5] * 15, [2.0] * 15], [DEFAULT, Made(first_s=0.5), Made(True, first_s=2.0)])
+    entry = race.decide(OP, CASE, field, heat, 1e9, 3).entry
+    replace = msgspec.structs.replace
+    assert race.surprise(field, heat, entry, replace(entry, median_s=5.0)) is None
+    text = "eager.v1 has a speedup over eager.v2 of 4, the registry had 3"
+    assert race.surprise(field, heat, entry, replace(entry, speedup=3.0)) == text
+    text = "eager.v1 has a median in seconds of 0.5, the registry had 0.4"
+    assert race.surprise(field, heat, entry, replace(entry, baseline="another", median_s=0.4)) == text
+    assert race.surprise(field, heat, entry, replace(entry, variant="eager.v0", speedup=3.0)) is None
+
+
+def test_races_that_agree_are_joined():
+    field, first = made([[1.0] * 15, [0.8] * 15], [DEFAULT, OWN])
+    _, second = made([[1.0] * 11, [0.7] * 11], [DEFAULT, OWN], 0.02)
+    result = race.settle(OP, CASE, field, first, second, 1e9, 2)
+    assert result.winner_key == "v1"
+    assert result.entry.reason.endswith("two races agree")
+    assert result.entry.median_s == 0.8
+    assert result.entry.noise_floor == 0.02
+    assert result.entry.samples_digest == race.digest([0.8] * 15 + [0.7] * 11)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "winner"), [((DEFAULT, OWN, OWN), "v0"), ((OWN, OWN, INCUMBENT), "v2"), ((OWN, OWN, OWN), "v1")]
+)
+def test_races_that_differ_are_a_tie(kinds, winner):
+    field, first = made([[1.0] * 15, [0.8] * 15, [0.9] * 15], kinds)
+    _, second = made([[1.0] * 15, [0.9] * 15, [0.8] * 15], kinds)
+    result = race.settle(OP, CASE, field, first, second, 1e9, 3)
+    assert result.winner_key == winner
+    assert result.entry.reason.startswith("tie: ")
+    assert "two races had different winners (eager.v1 and eager.v2)" in result.entry.reason
+    assert {t.variant for t in result.entry.ties} >= {"eager.v1", "eager.v2"} - {f"eager.{winner}"}
+
+
+def test_noise_of_a_machine_against_itself():
+    machine = recorded_noise.Machine(recorded_noise.series("quiet"), 5)
+    pair = [machine.sampler(1e-3), machine.sampler(1e-3)]
+    times = noise.against_itself(pair, 41, 1.0, machine.clock)
+    assert [len(column) for column in times] == [41, 41]
+    low, high, floor = stats.noise_floor(*times)
+    assert low <= 1 <= high
+    assert floor == max(1 - low, high - 1) > 0
+    times = noise.against_itself(pair, 41, 0.0, machine.clock)
+    assert len(times[0]) == noise.LEAST_ROUNDS

@@ -18,7 +18,9 @@ def replay(
     ] = None,
     pack: Annotated[
         bool,
-        typer.Option("--pack", help="Take JOURNAL OUT: pack an exhaustive journal into a file per case, in folder OUT."),
+        typer.Option(
+            "--pack", help="Take JOURNAL OUT: pack an exhaustive journal into a file per case, in folder OUT."
+        ),
     ] = False,
     strategies: Annotated[str | None, typer.Option(help="Strategies, comma-separated. All by default.")] = None,
     seeds: Annotated[int, typer.Option(min=0, help="Searches with other random choices and noisy measurements.")] = 5,

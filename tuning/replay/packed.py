@@ -95,7 +95,9 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @functools.cached_property
     def samples(self) -> tuple[NDArray[np.float64], ...]:
         """Samples of each point in seconds, what slowed down whole rounds taken out; empty for those that failed."""
-        return tuple(np.array(m.samples_s if m.timed else []) / self.drift[: len(m.samples_s) * m.timed] for m in self.points)
+        return tuple(
+            np.array(m.samples_s if m.timed else []) / self.drift[: len(m.samples_s) * m.timed] for m in self.points
+        )
 
     @functools.cached_property
     def seconds(self) -> tuple[float | None, ...]:
@@ -139,9 +141,7 @@ def write(folder: Path, packed: Packed) -> Path:
         os.chmod(unfinished, 0o644)
         os.replace(unfinished, path)
     except OSError as error:
-        raise errors.OutputFolderError(
-            f"{path} cannot be written: {error.strerror}; choose another folder"
-        ) from None
+        raise errors.OutputFolderError(f"{path} cannot be written: {error.strerror}; choose another folder") from None
     return path
 
 

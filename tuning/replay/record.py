@@ -2,7 +2,7 @@
 
 All points take turns: each round samples every point once, in a new random order, so that drift of the machine hits all
 alike and can be taken out. Points that are far behind drop out early; those near the best are sampled until the best is
-known well, because the fastest of many noisy medians looks faster than it is. One file per case, written when the case is
+known well, because the fastest of many noisy medians looks faster than it is. One file per case, written when it is
 done; a case whose file holds the same source on the same device is passed over, so a broken run goes on where it was.
 
 No output is checked here: that is the tuner's work, and the tests'.
@@ -26,6 +26,7 @@ from griffin_kernels import errors, verify
 from griffin_kernels.contract import config_dict
 from griffin_kernels.device import Device
 from griffin_kernels.records import CaseRecord, DeviceRecord
+from roofline import stats
 from tuning import plan, timing
 from tuning.budget import SLOW_FACTOR
 from tuning.plan import Job, Planned
@@ -54,6 +55,9 @@ NEAR, NEAREST = 1.25, 8
 KNOWN = 0.004
 """The best is known when its interval is narrower than this share of it, to either side."""
 
+DOUBTFUL = 0.015
+"""Where the best is known worse than this, what is within 2% of it is not known."""
+
 SPENT_SAMPLES = 5
 """Samples that count as what a tuner pays for a point, besides its first call."""
 
@@ -69,7 +73,7 @@ class _Runner:
     samples: list[float] = dataclasses.field(default_factory=list)
 
     def prepare(self, inputs: list[dict[str, object]], device: Device) -> None:
-        """Two first calls: what the first compiles, other points of the variant share; the second is the point's own."""
+        """Two first calls: what the first compiles, other points share; the second is what the point itself costs."""
         run = functools.partial(self.planned.variant.run, config=self.planned.config)
         try:
             timing.sampler(run, inputs, device)
@@ -111,8 +115,8 @@ def exhaustive(job: Job, device: Device, seconds: float, say: Callable[[str], No
             assert runner.sample is not None
             runner.samples.append(runner.sample())
         if number == SLOW_SAMPLES:
-            quickest = min(min(r.samples) for r in live)
-            live = [r for r in live if min(r.samples) <= SLOW_FACTOR * quickest]
+            best = min(stats.median(r.samples) for r in live)
+            live = [r for r in live if min(r.samples) <= SLOW_FACTOR * best]
         elif number == LEAST:
             live = _near(live, _packed(job, device, runners).seconds, runners)
         elif number > LEAST and number % 10 == 0:
@@ -149,7 +153,7 @@ def _hashes(job: Job) -> dict[str, str]:
 
 
 def done(path: Path, job: Job, device: Device) -> bool:
-    """Whether a file holds this case, measured on this device with this source. RegistryError where it is broken."""
+    """Whether a file holds this case, measured on this device with this source. JournalError where it is broken."""
     if not path.exists():
         return False
     found = packed.read(path)
@@ -166,7 +170,9 @@ def jobs_for(ops: Sequence[str], cases: Sequence[str], device: Device) -> list[J
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record case after case; 2 after a wrong option, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m tuning.replay.record", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tuning.replay.record", description="Measures every point of a case for replay."
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for one file per case")
     parser.add_argument("--ops", default="", help="ops, comma-separated; a chosen few by default")
     parser.add_argument("--cases", default="", help="parts of the keys of cases, comma-separated")
@@ -174,10 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="per case, beyond the least that every point gets")
     parser.add_argument("--again", action="store_true", help="measure cases again that are there")
     given = parser.parse_args(arguments)
-    split = lambda text: [part.strip() for part in text.split(",") if part.strip()]  # noqa: E731
     try:
         device = devices.detect(given.device)
-        for job in jobs_for(split(given.ops), split(given.cases), device):
+        for job in jobs_for(_split(given.ops), _split(given.cases), device):
             path = given.out / packed.file_name(job.op.name, job.case.key)
             if not given.again and done(path, job, device):
                 print(f"{path.name}: there", flush=True)
@@ -185,9 +190,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             began = time.monotonic()
             found = exhaustive(job, device, given.seconds, _status)
             packed.write(given.out, found)
+            failed = sum(not point.timed for point in found.points)
+            doubt = ": the machine was not quiet, measure it --again" if found.uncertainty > DOUBTFUL else ""
             print(
-                f"{path.name}: {len(found.points)} points, best {found.optimum_s:.4g} s "
-                f"(+-{found.uncertainty:.1%}), {time.monotonic() - began:.0f} s",
+                f"{path.name}: {len(found.points)} points, {failed} failed, best {found.optimum_s:.4g} s "
+                f"(+-{found.uncertainty:.1%}{doubt}), {time.monotonic() - began:.0f} s",
                 flush=True,
             )
     except errors.GriffinKernelsError as error:
@@ -197,6 +204,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; cases that are done are kept, the same command goes on", file=sys.stderr)
         return 130
     return 0
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _status(text: str) -> None:

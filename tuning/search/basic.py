@@ -59,7 +59,7 @@ class LatinHypercube:
 
 
 class Local:
-    """Steepest descent from the seeds: all neighbours of the best point, then again; random restarts when none helps."""
+    """Steepest descent from the seeds: all neighbours of the best, and again; random restarts when none helps."""
 
     name = "local"
 
@@ -70,10 +70,11 @@ class Local:
         if start is not None:
             return start
         best = ranked(seen)[:1]
-        around = [i for centre in best for i in dice(space, f"step {centre}").sample(*_all(space.neighbours(centre)))]
-        step = first_unseen(around, seen)
-        if step is not None:
-            return step
+        for centre in best:
+            around = space.neighbours(centre)
+            step = first_unseen(dice(space, f"step {centre}").sample(around, len(around)), seen)
+            if step is not None:
+                return step
         # the best is a local optimum: go down from the last restart, and restart where that has arrived
         for centre in _descents(space, seen):
             step = first_unseen(space.neighbours(centre), seen)
@@ -81,10 +82,6 @@ class Local:
                 return step
         order = dice(space, "restart").sample(range(len(space)), len(space))
         return first_unseen(order, seen)
-
-
-def _all(items: Sequence[int]) -> tuple[Sequence[int], int]:
-    return items, len(items)
 
 
 def _descents(space: Space, seen: Seen) -> list[int]:
@@ -116,7 +113,7 @@ def spread(space: Space, count: int) -> tuple[int, ...]:
 
 
 def _shares(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """``count`` places over variants in proportion to their sizes, by largest remainders; one for each while it lasts."""
+    """``count`` places over variants in proportion to their sizes, by largest remainders; one each while they last."""
     total = sum(sizes.values())
     if count <= len(sizes):
         largest = sorted(sizes, key=lambda v: -sizes[v])[:count]

@@ -1,4 +1,4 @@
-"""The strategies by name, and which one a space gets. A plug-in is an entry point of the group griffin_kernels.strategies.
+"""The strategies by name, and which one a space gets. Plug-ins are entry points of griffin_kernels.strategies.
 
 A strategy is a function of what was seen so far and keeps nothing itself: a search that was broken off and resumed goes
 on exactly as an unbroken one, and replay can ask any of them about any state.
@@ -46,10 +46,11 @@ class _Table(Mapping[str, Strategy]):
 
     @functools.cached_property
     def _own(self) -> Mapping[str, type[Strategy]]:
-        from tuning.search import basic, seeded
+        from tuning.search import basic
+        from tuning.search.seeded import Seeded
 
         kinds: tuple[Any, ...] = (
-            seeded.Seeded,
+            Seeded,
             basic.Exhaustive,
             basic.Random,
             basic.LatinHypercube,

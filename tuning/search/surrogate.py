@@ -8,7 +8,6 @@ likelihood. Rasmussen and Williams, "Gaussian Processes for Machine Learning", s
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +23,17 @@ WORST = math.log(6.0)
 """Behind the best by more is as bad as this: how bad a hopeless point is says nothing about the good ones."""
 
 RANKED = 0.1
-"""How much slower, as a logarithm, a variant is expected to be than the one before it, up to the fourth: the points of a
-space begin with the default's variant and go on as the variants' authors rank them."""
+"""How much slower, as a logarithm, a variant is expected to be than the one before it, up to the fourth: the points of
+a space begin with the default's variant and go on as the variants' authors rank them."""
 
 NOISE = 0.015
 """Standard deviation of a measured logarithm beyond what the model explains."""
 
 LENGTHS = (0.25, 0.6, 1.5)
 """How far along an axis (1: all of it) points are alike."""
+
+TOLD = 1.0
+"""Variance that a static model's prediction explains, against that of all else; tried beside none at all."""
 
 MIXES = ((0.3, 0.6, 0.1), (0.3, 0.2, 0.5), (0.6, 0.3, 0.1), (0.6, 0.1, 0.3))
 """Shares of the variance that are the variant's, of single axes, and of all axes at once."""
@@ -67,10 +69,10 @@ class Geometry:
                 column = fields.index(field)
                 self.place[list(members), column] = [space.place(i)[axis] for i in members]
                 self.category[list(members), column] = not space.ordered[variant, field]
-        self.predicted = _standard(space.predicted_s) if any(space.predicted_s) else None
+        self.predicted = _standard(space.predicted_s) if any(space.predicted_s) else np.zeros(len(space))
 
-    def likeness(self, rows: Sequence[int], columns: Sequence[int], length: float) -> tuple[Array, Array, Array]:
-        """(same variant, mean likeness over axes, likeness on all axes), each [rows, columns]."""
+    def likeness(self, rows: Sequence[int], columns: Sequence[int], length: float) -> tuple[Array, ...]:
+        """(same variant, mean likeness over axes, likeness on all axes, product of predictions): [rows, columns]."""
         same = (self.variant[rows][:, None] == self.variant[columns][None, :]).astype(np.float64)
         single, product, axes = np.zeros_like(same), np.ones_like(same), np.zeros_like(same)
         for axis in range(self.place.shape[1]):
@@ -81,7 +83,8 @@ class Geometry:
             single += np.where(both, alike, 0.0)
             product *= alike
             axes += both
-        return same, same * np.where(axes > 0, single / np.maximum(axes, 1), 1.0), same * product
+        single = same * np.where(axes > 0, single / np.maximum(axes, 1), 1.0)
+        return same, single, same * product, np.outer(self.predicted[rows], self.predicted[columns])
 
 
 def _standard(predicted: Sequence[float | None]) -> Array:
@@ -104,31 +107,41 @@ def believe(space: Space, geometry: Geometry, seen: Mapping[int, float | None]) 
     y = y - prior[tried]
     centre = float(y.mean())
     everything = range(len(space))
+    told = (0.0, TOLD) if geometry.predicted.any() else (0.0,)
+    mixes = [(*mix, share) for mix in MIXES for share in told]
     chosen: tuple[float, Array, Array] | None = None
     for length in LENGTHS:
         inner = geometry.likeness(tried, tried, length)
-        outer: tuple[Array, Array, Array] | None = None
-        for mix in MIXES:
-            k = sum(w * part for w, part in zip(mix, inner, strict=True))
-            score, scale, alpha, factor = _fit(k, y - centre)
+        outer: tuple[Array, ...] | None = None
+        for mix in mixes:
+            score, scale, alpha, factor = _fit(_mixed(mix, inner), y - centre)
             if chosen is None or score > chosen[0]:
                 outer = outer or geometry.likeness(everything, tried, length)
-                across = sum(w * part for w, part in zip(mix, outer, strict=True))
+                across = _mixed(mix, outer)
                 mean = centre + prior + across @ alpha
                 half = np.linalg.solve(factor, across.T)
-                left = np.maximum(1.0 - (half * half).sum(axis=0), 0.0)
+                own = sum(mix[:3]) + mix[3] * geometry.predicted**2
+                left = np.maximum(own - (half * half).sum(axis=0), 0.0)
                 chosen = score, mean, np.sqrt(scale * left)
     assert chosen is not None
     return Belief(chosen[1], chosen[2])
+
+
+def _mixed(mix: Sequence[float], parts: Sequence[Array]) -> Array:
+    """The parts, each at its share of the variance."""
+    found = mix[0] * parts[0]
+    for share, part in zip(mix[1:], parts[1:], strict=True):
+        found = found + share * part
+    return found
 
 
 def _fit(k: Array, y: Array) -> tuple[float, float, Array, Array]:
     """(log marginal likelihood, variance, weights, Cholesky factor) of one choice of constants."""
     n = len(y)
     variance = max(float(y @ y) / n, 1e-4)
-    chosen = None
+    chosen: tuple[float, float, Array, Array] | None = None
     for scale in (0.3 * variance, variance, 3 * variance):
-        factor = np.linalg.cholesky(k + (NOISE**2 / scale + 1e-8) * np.eye(n))
+        factor = np.asarray(np.linalg.cholesky(k + (NOISE**2 / scale + 1e-8) * np.eye(n)), dtype=np.float64)
         half = np.linalg.solve(factor, y)
         score = -0.5 * float(half @ half) / scale - float(np.log(np.diag(factor)).sum()) - 0.5 * n * math.log(scale)
         if chosen is None or score > chosen[0]:

@@ -140,7 +140,7 @@ def test_worker_dies_with_its_parent(tmp_path):
 def test_worker_that_cannot_start_is_one_sentence():
     found = Isolated("cpu", 1, Limits(5.0, 3 * GIB), prepare="tests.no_such_module:prepare")
     found.load(OP, CaseRecord.of(CASE), [])
-    with pytest.raises(errors.WorkerError, match="cannot be made ready.*no_such_module"):
+    with pytest.raises(errors.WorkerError, match=r"cannot be made ready.*no_such_module"):
         found.attempt(f"{OP}/eager.sequential", {}, QUICK, None, patient=True)
     found.close()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from griffin_kernels import memory
 from griffin_kernels.contract import accumulator
-from griffin_kernels.ops import _threads
+from griffin_kernels.ops import _native, _threads
 from griffin_kernels.ops.temporal_conv1d import _numba
 
 _STREAMED = 16 * 2**20
@@ -100,7 +100,7 @@ def run(
     )
     fields = array("q", values)
     threads = _threads.threads_for(groups * blocks, batch * time * width)
-    _threads.run(_numba.compiled(kernel, x.dtype, taps), fields.buffer_info()[0], threads)
+    _threads.run(_native.compiled(kernel, x.dtype, _numba.FILES, taps), fields.buffer_info()[0], threads)
 
 
 def forward(

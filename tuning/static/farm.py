@@ -99,12 +99,19 @@ class _Server:
         line, _, self._rest = self._rest.partition(b"\n")
         return line
 
+    def kill(self) -> None:
+        """End the process, from any thread: whoever waits for its answer sees that it died."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
     def stop(self) -> None:
+        """End the process and forget it; for the thread that asks."""
+        self.kill()
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
@@ -153,6 +160,7 @@ def compile_all(
                 elif seconds is not None and time.monotonic() - began < seconds:
                     done.put((key, answer))  # it died before its time was up
         finally:
+            server.stop()
             done.put(None)
 
     threads = [threading.Thread(target=work, args=(server,), daemon=True) for server in servers]
@@ -168,10 +176,10 @@ def compile_all(
                 yield result
     finally:
         closing.set()
-        for server in servers:
-            server.stop()
-        for thread in threads:
-            thread.join(timeout=5.0)
+        for server, thread in zip(servers, threads, strict=True):
+            while thread.is_alive():  # again, as it may just be starting a process
+                server.kill()
+                thread.join(timeout=0.1)
 
 
 def _read(line: bytes | str) -> StaticReport | str:

@@ -272,7 +272,7 @@ def test_command_prints_a_table_or_json(tmp_path):
     path = packed.write(tmp_path, made_up())
     shown = RUNNER.invoke(app, ["tune", "replay", str(path), "--strategies", "seeded,lhs", "--seeds", "1"])
     assert shown.exit_code == 0, shown.output
-    assert "linear_scan B1-T64-D8-float32, 16 points" in shown.output and "after 25%" in shown.output
+    assert "linear_scan B1-T64-D8-float32: 16 points" in shown.output and "after 25%" in shown.output
     said = RUNNER.invoke(app, ["tune", "replay", str(path), "--strategies", "seeded", "--seeds", "1", "--json"])
     rows = json.loads(said.stdout)
     assert [row["strategy"] for row in rows] == ["seeded"] and rows[0]["after"]["quarter"]["evaluations"] == 4

@@ -54,9 +54,7 @@ def replay(
         if as_json:
             typer.echo(msgspec.json.format(msgspec.json.encode(rows), indent=1).decode())
             return
-        console = output()
-        console.print(table.table(rows), highlight=False)
-        console.print(table.LEGEND, highlight=False, markup=False, soft_wrap=True)
+        table.show(output(), rows)
 
 
 def _pack(journal: Path, folder: Path) -> None:

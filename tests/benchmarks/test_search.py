@@ -11,9 +11,6 @@ from tuning.search.strategies import DEFAULT, STRATEGIES
 def test_strategies_on_all_shipped_journals():
     """The default reaches 98% of the optimum of each journal with a quarter of the evaluations."""
     rows = table.rows(packed.shipped(), STRATEGIES)
-    console = Console(width=140)
-    console.print()
-    console.print(table.table(rows), highlight=False)
-    console.print(table.LEGEND, highlight=False, soft_wrap=True)
+    table.show(Console(width=140), rows)
     behind = [row.journal for row in rows if row.strategy == DEFAULT and row.after["quarter"].exact < 0.98]
     assert rows and not behind

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
 from tuning.replay.packed import Packed
@@ -88,21 +90,27 @@ def _reached(journal: Packed, strategy: Strategy, evaluations: int, seeds: int) 
     )
 
 
-def table(found: Sequence[Row]) -> Table:
-    """strategy, then per budget ``exact (mean, worst)``, then cost of a quarter; a section for each journal."""
+def show(console: Console, found: Sequence[Row]) -> None:
+    """For each journal a table: strategy, per budget ``exact (mean, worst)``, cost of a quarter of the points."""
+    for journal, group in itertools.groupby(found, key=lambda row: row.journal):
+        own = list(group)
+        first = own[0]
+        title = (
+            f"{journal}: {first.points} points, optimum +-{first.uncertainty:.1%}, all cost {first.everything_s:.2f} s"
+        )
+        console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
+        console.print(_table(own), highlight=False)
+    console.print(LEGEND, highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(found: Sequence[Row]) -> Table:
     drawn = Table(header_style="bold", pad_edge=False, box=None)
-    drawn.add_column("journal / strategy", no_wrap=True)
-    for name in (*map(str, BUDGETS), "quarter"):
-        drawn.add_column(f"after {name}" if name != "quarter" else "after 25%", justify="right", no_wrap=True)
-    drawn.add_column("cost of 25%", justify="right", no_wrap=True)
-    shown = ""
+    names = [*map(str, BUDGETS), "quarter"]
+    for heading in ("strategy", *(f"after {n}" for n in BUDGETS), "after 25%", "cost of 25%"):
+        drawn.add_column(heading, justify="left" if heading == "strategy" else "right", no_wrap=True)
     for row in found:
-        if row.journal != shown:
-            shown = row.journal
-            drawn.add_row(f"[bold]{shown}[/bold], {row.points} points, optimum +-{row.uncertainty:.1%}")
-        cells = [_cell(row.after.get(name)) for name in (*map(str, BUDGETS), "quarter")]
-        cost = row.after["quarter"].cost_s
-        drawn.add_row(f"  {row.strategy}", *cells, f"{cost:.2f} s of {row.everything_s:.2f} s")
+        cells = [_cell(row.after.get(name)) for name in names]
+        drawn.add_row(row.strategy, *cells, f"{row.after['quarter'].cost_s:.2f} s")
     return drawn
 
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 import datetime
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -27,46 +26,20 @@ from griffin_kernels import catalog, datasheet, errors, registry, validity
 from griffin_kernels.contract import Case, Variant, config_dict, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.records import CaseRecord, Entry
-from roofline.console import StatusLine
 from tuning import plan
 from tuning.plan import Options
 from tuning.progress import clock_text, seconds_text
 from tuning.static import farm, model, recorded
-from tuning.static.candidates import Candidate, Contest, Reports, Told, described
+from tuning.static.candidates import Candidate, Contest, Told, described
 from tuning.static.farm import Order
 from tuning.static.model import ASSUMED, Constants, Machine, Prediction
 from tuning.static.prior import Guesses
 from tuning.static.recorded import StaticReport
+from tuning.static.rounds import EFFORTS, Effort, compile_rounds, say
 from tuning.static.work import LaunchWork
 
 PREDICTIONS_VERSION = 1
 """Version of the file of predictions."""
-
-
-@dataclass(frozen=True)
-class Effort:
-    """per_case: candidates compiled for a case, 0 for all. more: besides, one by one, where all so far spill or fail.
-
-    until, more_until: seconds of the run after which none of the former, of the latter is begun, if not None.
-    """
-
-    per_case: int
-    until: float | None
-    more: int = 0
-    more_until: float = 0.0
-
-
-EFFORTS: Mapping[str, Effort] = MappingProxyType(
-    {
-        "quick": Effort(2, 150.0, 4, 200.0),
-        "default": Effort(6, 440.0, 8, 520.0),
-        "thorough": Effort(0, None),
-    }
-)
-"""Efforts by the name of the budget. The default ends within ten minutes on two cores, whatever they are."""
-
-NOTE_EVERY_S = 15.0
-"""Seconds between lines about progress where there is no terminal."""
 
 
 class Predicted(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,8 +107,8 @@ def tune_target(
     guesses = guesses_for(where)
     contests = [Contest.of(job, where, constants, guesses) for job in planned]
     count = sum(len(contest.candidates) for contest in contests)
-    _say(console, f"predicting {len(contests)} cases on {where.sheet.name} ({where.arch}): {count} candidates")
-    reports, complete = _compile(contests, guesses, effort, began, console, jobs)
+    say(console, f"predicting {len(contests)} cases on {where.sheet.name} ({where.arch}): {count} candidates")
+    reports, complete = compile_rounds(contests, guesses, effort, began, console, jobs)
     entries, missing = [], []
     for contest in contests:
         chosen = contest.choose()
@@ -161,7 +134,7 @@ def tune_target(
     if entries:
         registry.publish(paths[0], device, entries, _provenance(sku, text))
     for line in missing:
-        _say(console, f"no kernel for {line}")
+        say(console, f"no kernel for {line}")
     return Outcome(paths[0], paths[1], tuple(entries), tuple(missing), seconds)
 
 
@@ -177,8 +150,8 @@ def run_target(
         most = f"at most {effort.per_case}" if effort.per_case else "all"
         for job in jobs:
             able = [p for p in job.candidates if p.variant.launches is not None and p.reason is None]
-            _say(console, f"{job.op.name} {job.case.key}: {len(able)} candidates")
-        _say(console, f"{len(jobs)} cases on {where.sheet.name}; of each, {most} candidates would be compiled")
+            say(console, f"{job.op.name} {job.case.key}: {len(able)} candidates")
+        say(console, f"{len(jobs)} cases on {where.sheet.name}; of each, {most} candidates would be compiled")
         return
     outcome = tune_target(sku, options, out, console, constants=known)
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -191,12 +164,10 @@ def run_target(
         seconds = seconds_text(entry.predicted_s or 0.0)
         table.add_row(entry.op, entry.case.case(entry.op).key, f"{entry.variant} {config}", seconds, entry.bound)
     console.print(table)
-    _say(
-        console, f"{len(outcome.entries)} entries in {clock_text(outcome.seconds)}; nothing was run, all are predicted"
-    )
+    say(console, f"{len(outcome.entries)} entries in {clock_text(outcome.seconds)}; nothing was run, all are predicted")
     if outcome.entries:
-        _say(console, f"registry    {outcome.registry}")
-    _say(console, f"predictions {outcome.predictions}")
+        say(console, f"registry    {outcome.registry}")
+    say(console, f"predictions {outcome.predictions}")
 
 
 def predicted(
@@ -299,86 +270,6 @@ def _prepare(paths: Sequence[Path], device: Device) -> None:
             raise errors.RegistryError(text)
 
 
-def _compile(
-    contests: Sequence[Contest], guesses: Guesses, effort: Effort, began: float, console: Console, jobs: int
-) -> tuple[Reports, bool]:
-    """(reports by key, whether all that was meant to be compiled was); every candidate that can be is predicted.
-
-    Every case's best guess goes before the second best of any. Half way the guesses learn from what was compiled.
-    """
-    reports: dict[str, StaticReport | str] = {}
-    most = effort.per_case or max((len(contest.candidates) for contest in contests), default=0)
-    complete = True
-    for size in (most - most // 2, most // 2):
-        wanted = _next(contests, size, reports)
-        left = None if effort.until is None else max(0.0, effort.until - (time.monotonic() - began))
-        _run(wanted, reports, left, console, jobs)
-        complete = complete and all(key in reports for key in wanted)
-        guesses.learn(found for key in wanted if isinstance(found := reports.get(key), StaticReport))
-        for contest in contests:
-            contest.settle(reports)
-            contest.guess_again(guesses)
-        if not complete:
-            break  # time is up
-    for _ in range(effort.more):
-        rescue = _next([contest for contest in contests if not _clean(contest)], 1, reports)
-        left = effort.more_until - (time.monotonic() - began)
-        if not rescue or left <= 0:
-            break
-        _run(rescue, reports, left, console, jobs)
-        for contest in contests:
-            contest.settle(reports)
-    return reports, complete
-
-
-def _next(contests: Sequence[Contest], size: int, reports: Reports) -> dict[str, Order]:
-    """The next ``size`` candidates of every case, the first of each before the second of any."""
-    ordered = [(contest, contest.order()) for contest in contests]
-    found: dict[str, Order] = {}
-    for rank in range(size):
-        for contest, candidates in ordered:
-            for key, order in contest.orders(candidates[rank : rank + 1]):
-                if key not in reports:
-                    found.setdefault(key, order)
-    return found
-
-
-def _clean(contest: Contest) -> bool:
-    """Whether a candidate without spills is known."""
-    best = next(iter(contest.ranked()), None)
-    return best is not None and best.prediction is not None and not best.prediction.spill_bytes
-
-
-def _run(
-    wanted: Mapping[str, Order],
-    reports: dict[str, StaticReport | str],
-    seconds: float | None,
-    console: Console,
-    jobs: int,
-) -> None:
-    """Compile ``wanted`` into ``reports``, and say how far it is."""
-    if not wanted:
-        return
-    status, told, first = StatusLine(console), time.monotonic(), time.monotonic()
-    done = 0
-    for key, report in farm.compile_all(list(wanted.items()), jobs, seconds):
-        reports[key] = report
-        done += 1
-        now = time.monotonic()
-        left = (now - first) / done * (len(wanted) - done)
-        if seconds is not None:
-            left = min(left, max(0.0, seconds - (now - first)))
-        line = f"compiled {done} of {len(wanted)} kernels, about {clock_text(left)} left"
-        if console.is_terminal:
-            status(line)
-        elif now - told > NOTE_EVERY_S:
-            told = now
-            _say(console, line)
-    status.clear()
-    if done < len(wanted):
-        _say(console, f"time is up: {done} of {len(wanted)} kernels compiled, the best guesses of each case first")
-
-
 def _entry(contest: Contest, chosen: Candidate, sku: str) -> Entry:
     assert chosen.prediction is not None
     variant, found = chosen.planned.variant, chosen.prediction
@@ -459,7 +350,3 @@ def _provenance(sku: str, found: PredictionsFile) -> dict[str, Any]:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -14,5 +14,6 @@ occupancy   how many blocks a unit holds
 work        what the steps of a candidate have to do, before they are compiled
 prior       guessed machine code of what was not compiled
 model       predicted seconds on a SKU, and the constants that are assumed
+rounds      compiles those of many cases within a time
 candidates  those of one op and case on one SKU, and which is chosen
 """

@@ -340,3 +340,16 @@ def test_noise_of_a_machine_against_itself():
     assert floor == max(1 - low, high - 1) > 0
     times = noise.against_itself(pair, 41, 0.0, machine.clock)
     assert len(times[0]) == noise.LEAST_ROUNDS
+
+
+def test_signed_rank_interval_is_that_of_the_tables():
+    """Critical values of Wilcoxon's T, one-sided 0.025 and 0.005, as in every table: 10: 8 and 3, 20: 52 and 37."""
+    for count, values in ((10, (8, 3)), (20, (52, 37))):
+        samples = np.random.default_rng(count).normal(size=count)
+        walsh = np.sort([(a + b) / 2 for i, a in enumerate(samples) for b in samples[i:]])
+        for tail, critical in zip((0.025, 0.005), values, strict=True):
+            low, middle, high = stats.signed_rank_interval(samples, tail)
+            assert (low, high) == (walsh[critical], walsh[-1 - critical])
+            assert middle == np.median(walsh)
+    low, _, high = stats.signed_rank_interval([1.0, 2.0, 3.0], 0.05)
+    assert (low, high) == (-np.inf, np.inf)

@@ -25,9 +25,9 @@ from griffin_kernels.contract import NoConfig, Variant
 from reports.cli import app
 from roofline import stats
 from tests import small_tune
-from tuning import journal, plan, race, terminal
+from tuning import journal, plan, terminal
 from tuning.budget import BUDGETS
-from tuning.plan import Options, Planned
+from tuning.plan import Options
 from tuning.records import Candidate, End, Race, Result, Run
 from tuning.run import Paths, tune
 
@@ -183,78 +183,6 @@ def test_hopeless_variant_is_not_tried_again_with_other_configurations_or_at_lat
     assert f"times slower than the best at {found[0].case.case('linear_scan').key}" in found[-1].problem
     run(tmp_path, Options(ops=("linear_scan",), cases=("float32",), budget="thorough", device="cpu", in_process=True))
     assert all(c.status == "slow" for c in records(tmp_path, Candidate) if c.variant == "eager.planted")
-
-
-@dataclass(frozen=True)
-class Made:
-    """A finalist with made-up rounds."""
-
-    baseline: bool
-    default: bool = False
-
-
-def decide(columns, kinds, noise):
-    """race.decide over made-up rounds."""
-    op = catalog.op("linear_scan")
-    case = op.cases_tagged("smoke")[0]
-    field = []
-    for index, kind in enumerate(kinds):
-        variant = planted(f"eager.v{index}", lambda out: out, baseline=kind.baseline)
-        blank = Candidate(
-            key=f"v{index}", op=op.name, variant=variant.name, case=registry.CaseRecord.of(case), config={},
-            baseline=kind.baseline, is_default=kind.default, status="ok", samples_s=[1.0],
-        )  # fmt: skip
-        field.append(race.Finalist(Planned(variant, NoConfig()), blank))
-    rounds = [list(r) for r in zip(*columns, strict=True)]
-    heat = Race(
-        op=op.name, case=field[0].record.case, keys=[f.record.key for f in field], rounds_s=rounds, noise_floor=noise
-    )
-    return race.decide(op, case, field, heat, 1e9, len(field))
-
-
-OWN, DEFAULT, BASELINE = Made(False), Made(False, True), Made(True)
-
-
-def test_clearly_faster_candidate_replaces_the_default():
-    result = decide([[1.0, 1.02, 0.99] * 5, [0.8, 0.81, 0.79] * 5, [2.0] * 15], [DEFAULT, OWN, BASELINE], 0.01)
-    assert (result.winner_key, result.baseline_key) == ("v1", "v2")
-    assert result.entry.speedup == pytest.approx(2.5, rel=0.02)
-    assert "faster than the default" in result.entry.reason
-
-
-@pytest.mark.parametrize(("gain", "noise"), [(0.005, 0.0), (0.08, 0.10)], ids=["indifference", "noise floor"])
-def test_small_gain_keeps_the_default(gain, noise):
-    result = decide([[1.0] * 15, [1 / (1 + gain)] * 15, [2.0] * 15], [DEFAULT, OWN, BASELINE], noise)
-    assert result.winner_key == "v0"
-    assert result.entry.reason.startswith("tie")
-
-
-def test_without_a_baseline_there_is_no_speedup():
-    result = decide([[1.0] * 9, [0.5] * 9], [DEFAULT, OWN], 0.0)
-    assert (result.entry.speedup, result.baseline_key) == (None, None)
-
-
-def test_finalists_hold_the_default_the_fastest_and_one_baseline():
-    def candidate(name, seconds, baseline=False, status="ok"):
-        variant = planted(name, lambda out: out, baseline=baseline)
-        case = registry.CaseRecord({"T": 1}, "float32")
-        record = Candidate(
-            key=name, op="linear_scan", variant=name, case=case, config={}, baseline=baseline, is_default=False,
-            status=status, samples_s=[seconds],
-        )  # fmt: skip
-        return Planned(variant, NoConfig()), record
-
-    done = [
-        candidate("eager.default", 9.0),
-        candidate("eager.a", 3.0),
-        candidate("eager.b", 1.0),
-        candidate("eager.c", 2.0),
-        candidate("eager.slow", 0.1, status="slow"),
-        candidate("eager.base1", 5.0, baseline=True),
-        candidate("eager.base2", 4.0, baseline=True),
-    ]
-    names = [f.record.key for f in race.finalists(done, done[0][0], 2)]
-    assert names == ["eager.default", "eager.b", "eager.c", "eager.base2"]
 
 
 def test_resume_goes_on_where_it_stopped_and_repeats_nothing(tmp_path):

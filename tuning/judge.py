@@ -74,7 +74,7 @@ class Duels:
         return max(INDIFFERENCE, self.noise)
 
     def compare(self, slow: int, fast: int) -> tuple[float, float, float]:
-        """(least, likely, most) that ``fast`` is faster, as a share: 0.05 is 5%; -1 and infinity after too few rounds."""
+        """(least, likely, most) that ``fast`` is faster, as a share; -1 and infinity after too few rounds."""
         if (slow, fast) not in self._compared:
             pairs = zip(self.columns[slow], self.columns[fast], strict=True)
             tail = self.tail / max(1, len(self.own) - 1)

@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 from types import MappingProxyType
 
+import typer
 from rich.console import Console
 
 from griffin_kernels import catalog
+from roofline.console import plain_errors
 from tuning import plan, terminal
 
 
@@ -35,9 +37,13 @@ OPTIONS = plan.Options(ops=("linear_scan", "linear_scan_bwd"), budget="quick", d
 def main(folder: str, *flags: str) -> int:
     shrink()
     options = dataclasses.replace(OPTIONS, in_process=False)
-    done = terminal.run(
-        Console(), options, Path(folder), "--resume" in flags, "griffin tune", prepare="tests.small_tune:shrink"
-    )
+    try:
+        with plain_errors(Console(stderr=True)):
+            done = terminal.run(
+                Console(), options, Path(folder), "--resume" in flags, "griffin tune", prepare="tests.small_tune:shrink"
+            )
+    except typer.Exit as ended:
+        return ended.exit_code
     return 130 if done is None else 0
 
 

@@ -18,7 +18,7 @@ from griffin_kernels.contract import config_dict, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.records import CaseRecord, Entry
 from roofline import stats
-from tuning import journal, race
+from tuning import journal, predict, race
 from tuning.ahead import Ahead
 from tuning.budget import HOPELESS_ELSEWHERE, HOPELESS_FACTOR, Budget
 from tuning.isolation import Executor
@@ -128,8 +128,14 @@ class _Case:
         self.best_s: float | None = None
         self.known_entry, near = _earlier(run, job)
         self.points = competitors(job)
-        self.space = space_of(job, run.device, incumbents=near)
+        expected = None if run.device.kind == "cpu" else self._expected
+        self.space = space_of(job, run.device, incumbents=near, predicted=expected)
         self.incumbent = next((p for p in self.points if _is(p, self.known_entry)), None)
+
+    def _expected(self, planned: Planned) -> float | None:
+        """Seconds by the static model; None where it knows nothing of this device or variant."""
+        found = predict.predicted(planned.variant, self.job.case, planned.config, self.run.device)
+        return None if found is None else found.seconds
 
     def try_candidates(self) -> Done:
         """Records of the candidates in the order tried: what cannot run, the default, baselines, then search's."""

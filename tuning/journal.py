@@ -6,6 +6,7 @@ again. Only one process may write a journal at a time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from dataclasses import dataclass
@@ -113,19 +114,23 @@ class Journal:
             ) from None
         try:
             kept = parse(read_bytes(path), path).kept if path.exists() else 0
-            self._file = open(path, "ab")
+            self._file = open(path, "ab", buffering=0)  # a buffer would be written again on closing
             self._file.truncate(kept)
         except BaseException:
             self._lock.release()
             raise
 
     def append(self, record: Record) -> None:
-        """Write one record and wait until it is on the disk."""
+        """Write one record and wait until it is on the disk. Where that fails nothing of it stays."""
+        left = memoryview(msgspec.json.encode(record) + b"\n")
+        end = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write(msgspec.json.encode(record) + b"\n")
-            self._file.flush()
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
+            with contextlib.suppress(OSError):  # a torn line is left out by every reader, too
+                self._file.truncate(end)
             raise errors.OutputFolderError(
                 f"journal {self.path} cannot be written: {error.strerror}; everything before this is safe, "
                 "make room and run `griffin tune --resume`"

@@ -1,0 +1,91 @@
+"""A disk that fills up, a clock that jumps back: one sentence, nothing lost, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from griffin_kernels import catalog, device, registry
+from tests import small_tune as small
+from tuning import journal, plan, run
+from tuning.records import Candidate, End
+from tuning.run import Paths
+
+HERE = device.cpu()
+
+
+class Stopping:
+    """A listener that interrupts the run after so many candidates."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def candidate(self, record, lane=""):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+    def __getattr__(self, name):
+        return lambda *args, **facts: None
+
+
+def small_tune(folder, *flags, before=None, data=None):
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "XDG_DATA_HOME": str(data or folder / "data")}
+    return subprocess.run(
+        [sys.executable, "-m", "tests.small_tune", str(folder), *flags],
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=before,
+        check=False,
+    )
+
+
+def test_full_disk_stops_a_run_with_a_sentence_and_it_goes_on_later(tmp_path):
+    """No file may grow past a quota: writes fail as on a disk that is full."""
+
+    def quota():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+
+    done = small_tune(tmp_path, before=quota)
+    text = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 2, text
+    assert "cannot be written: File too large" in text and "griffin tune --resume" in text
+    paths = Paths.choose(tmp_path, HERE)
+    found = [r for r in journal.read(paths.journal) if isinstance(r, Candidate)]
+    assert found and not paths.registry.exists()
+    assert list(tmp_path.glob(".*.tmp")) == []
+    again = small_tune(tmp_path, "--resume")
+    assert again.returncode == 0, again.stderr
+    records = journal.read(paths.journal)
+    keys = [r.key for r in records if isinstance(r, Candidate)]
+    assert isinstance(records[-1], End) and len(keys) == len(set(keys)) and {r.key for r in found} <= set(keys)
+    assert len(registry.load_for(paths.registry, HERE).entries) == 6
+
+
+def test_clock_that_jumps_back_changes_nothing(tmp_path, monkeypatch):
+    """Order in the journal is order of writing, times are of a clock that cannot jump."""
+    moments = iter([f"20{year:02d}-01-01T00:00:00+00:00" for year in range(40, 0, -1)])
+    monkeypatch.setattr(run, "_now", lambda: next(moments))
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    monkeypatch.setattr(catalog, "variants", catalog.variants)
+    monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
+    small.shrink()
+    paths = Paths.choose(tmp_path, HERE)
+    with pytest.raises(KeyboardInterrupt):
+        run.tune(small.OPTIONS, paths, Stopping(9))
+    outcome = run.tune(small.OPTIONS, paths, Stopping(10**9), resume=True)
+    again = run.tune(small.OPTIONS, paths, Stopping(10**9))
+    assert len(outcome.entries) == len(again.entries) == 6
+    assert 0 < outcome.seconds < 300 and 0 < again.seconds < 300
+    stored = registry.load_for(paths.registry, HERE).entries
+    # what was published last counts, not what has the latest date
+    assert {e.samples_digest for e in stored} == {e.samples_digest for e in again.entries}
+    assert len(list(tmp_path.glob("journal-*.jsonl"))) == 1

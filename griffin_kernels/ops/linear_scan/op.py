@@ -160,7 +160,7 @@ def cases(op: str) -> tuple[Case, ...]:
         case(1, 2048, 2560, where="cpu", source=f"{rg2b}; {hawk}"),
         case(1, 4096, 2560, where="cpu", source=rg2b, thorough=True),
         case(8, 512, 2560, where="cpu", source=rg2b, thorough=True),
-        case(1, 2048, 4096, where="cpu", source=rg9b),
+        case(1, 2048, 4096, where="cpu", source=rg9b, thorough=True),
         case(1, 2048, 2560, where="cpu", dtype="bfloat16", source=rg2b),
         case(1, 2048, 2560, where="cpu", flags=("reset",), source=f"{rg2b}, packed documents", thorough=True),
     ]

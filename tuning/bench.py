@@ -158,11 +158,12 @@ class Bench:
                 self.tell(Stage("race", index))
 
         try:
-            cold, warm = [], []
+            cold: list[timing.Sampler] = []
+            warm: list[timing.Sampler | None] = []
             for index, finalist in enumerate(field):
                 announce(index)
                 cold.append(self.sampler(finalist.planned))
-                warm.append(self.warm_sampler(finalist.planned))
+                warm.append(None if finalist.planned.variant.baseline else self.warm_sampler(finalist.planned))
             before = conditions.read(self.device)
             run = race.run(self.op, self.case, field, cold, budget, warm=warm, announce=announce)
             self._settle()

@@ -71,13 +71,13 @@ def run(
     samplers: Sequence[Sampler],
     budget: Budget,
     *,
-    warm: Sequence[Sampler] | None = None,
+    warm: Sequence[Sampler | None] | None = None,
     announce: Callable[[int], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Race:
     """Time the finalists in rounds until it is clear who wins, or ``budget.race_seconds`` are over.
 
-    samplers, warm: one for each finalist. announce: told whose turn it is, before each sample. clock: seconds.
+    samplers, warm: one for each finalist; warm None where nobody asks, as of baselines. announce: told whose turn it is, before each sample. clock: seconds.
     The order within a round is random, from a seed of the case. A race that is unclear but promising gets twice its
     rounds; one that takes twice its time is cut off after ``judge.LEAST`` rounds.
     """
@@ -115,24 +115,25 @@ def run(
             duels = duels_of(field, heat([]))
             if duels.clear() or (count == looks.fair and not judge.promising(duels, holder_of(field))):
                 break
-    return heat(_warm(len(field), warm, order, tell, WARM_SHARE * budget.race_seconds, clock) if warm else [])
+    return heat(_warm(warm, order, tell, WARM_SHARE * budget.race_seconds, clock) if warm else [])
 
 
 def _warm(
-    count: int,
-    warm: Sequence[Sampler],
+    warm: Sequence[Sampler | None],
     order: random.Random,
     tell: Callable[[int], None],
     seconds: float,
     clock: Callable[[], float],
 ) -> list[list[float]]:
-    """Warm samples of each finalist, in rounds too."""
-    found: list[list[float]] = [[] for _ in range(count)]
-    began = clock()
-    while len(found[0]) < WARM_ROUNDS and (len(found[0]) < LEAST_WARM or clock() - began < seconds):
-        for index in order.sample(range(count), count):
+    """Warm samples of each finalist that has a sampler, in rounds too."""
+    found: list[list[float]] = [[] for _ in warm]
+    began, asked = clock(), [(index, sampler) for index, sampler in enumerate(warm) if sampler is not None]
+    for done in range(WARM_ROUNDS):
+        if done >= LEAST_WARM and clock() - began >= seconds:
+            break
+        for index, sampler in order.sample(asked, len(asked)):
             tell(index)
-            found[index].append(warm[index]())
+            found[index].append(sampler())
     return found
 
 

@@ -117,7 +117,7 @@ class Race(msgspec.Struct, frozen=True, kw_only=True, tag="race", tag_field="kin
 
     again_s[i] is a second sample of the first finalist in round i. noise_floor: half-width of the interval of the
     ratio of those two, which are the same kernel: no difference below it means anything.
-    warm_s[j]: samples of finalist j with warm caches. before, after: conditions around the rounds.
+    warm_s[j]: samples of finalist j with warm caches, none of a baseline. before, after: conditions around the rounds.
     confirms: the race was run again, in a fresh worker, because of this surprise; a later race of a case counts.
     tail: probability of an error that its last look had, for all comparisons together.
     """

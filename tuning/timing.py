@@ -124,7 +124,8 @@ def _cpu_sampler(
         return seconds
 
     sample(1)
-    count = _calls(BATCH_S, min(sample(1) for _ in range(2)))
+    second = sample(1)
+    count = 1 if second >= BATCH_S else _calls(BATCH_S, min(second, sample(1)))
     return functools.partial(sample, count)
 
 

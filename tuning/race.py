@@ -77,8 +77,8 @@ def run(
 ) -> Race:
     """Time the finalists in rounds until it is clear who wins, or ``budget.race_seconds`` are over.
 
-    samplers, warm: one for each finalist; a warm one may be None, as of baselines. announce: told whose turn it is, before
-    each sample. clock: seconds.
+    samplers, warm: one for each finalist; a warm one may be None, as of baselines. announce: told whose turn it is
+    before each sample. clock: seconds.
     The order within a round is random, from a seed of the case. A race that is unclear but promising gets twice its
     rounds; one that takes twice its time is cut off after ``judge.LEAST`` rounds.
     """

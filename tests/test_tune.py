@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
 import re
@@ -372,6 +373,45 @@ def test_broken_registry_in_the_way_is_reported_before_anything_is_tuned(tmp_pat
 def test_second_run_in_the_same_folder_is_refused(tmp_path):
     with journal.Journal(tmp_path / journal.FILE_NAME), pytest.raises(errors.JournalError, match="another tune run"):
         run(tmp_path)
+
+
+@pytest.fixture
+def two_lanes(monkeypatch):
+    """As on a machine with two GPUs of a kind."""
+    monkeypatch.setattr("tuning.run.lane_names", lambda device, options: ["cpu", "cpu:0"])
+
+
+def test_several_devices_share_the_cases_of_an_op(tmp_path, two_lanes):
+    busy = []
+
+    class Lanes(Quiet):
+        def job(self, op, case, lane=""):
+            busy.append((lane, op))
+
+    options = dataclasses.replace(small_tune.OPTIONS, in_process=False)
+    outcome = tune(options, Paths.choose(tmp_path, HERE), Lanes(), prepare="tests.small_tune:shrink")
+    assert [(e.op, e.case.dtype) for e in outcome.entries] == [
+        (op, dtype) for op in options.ops for dtype in ("float32", "bfloat16", "float16")
+    ]
+    assert {lane for lane, _ in busy} == {"cpu", "cpu:0"}
+    assert [op for _, op in busy] == sorted(op for _, op in busy)  # an op begins when the one before it is decided
+    keys = [r.key for r in records(tmp_path, Candidate)]
+    assert len(keys) == len(set(keys))
+
+
+def test_interrupt_stops_all_devices(tmp_path, two_lanes):
+    class Stop(Quiet):
+        def candidate(self, record, lane=""):
+            if lane == "cpu:0":
+                raise KeyboardInterrupt
+
+    options = dataclasses.replace(small_tune.OPTIONS, in_process=False)
+    paths = Paths.choose(tmp_path, HERE)
+    with pytest.raises(KeyboardInterrupt):
+        tune(options, paths, Stop(), prepare="tests.small_tune:shrink")
+    assert not paths.registry.exists()
+    statuses = {r.status for r in records(tmp_path, Candidate)}
+    assert statuses <= {"ok", "slow", "rejected", "skipped"}, "a candidate was blamed for the interrupt"
 
 
 def test_display_prints_plain_lines_where_there_is_no_terminal(tmp_path, capsys):

@@ -103,6 +103,8 @@ class Ahead:
                     task.done.set_exception(error)
                     continue
                 if isinstance(answer, Death):
+                    with self._lock:
+                        self._workers.remove(worker)
                     worker.close()
                     worker = None
                     task.done.set_result(Tried(answer.status, "compile", answer.problem))

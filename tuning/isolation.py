@@ -222,6 +222,7 @@ class Isolated:
         self._worker: Worker | None = None
         self._case: Load | None = None
         self._loaded = self._closed = False
+        self._busy = threading.RLock()
 
     def load(self, op: str, case: CaseRecord, entries: Sequence[Entry]) -> None:
         self._case = Load(op, case, list(entries))
@@ -259,17 +260,18 @@ class Isolated:
                 self._tell(f"the worker is replaced: {why}")
 
     def _ask(self, request: Try | Run) -> Answer | Death:
-        for _ in range(2):
-            self._ready()
-            answer = self._say(request)
-            if self._closed:
-                raise errors.WorkerError("the run is being stopped")
-            if not isinstance(answer, Death):
-                break
-            self._drop(answer.problem)
-            if not answer.foreign:
-                break  # else whoever killed it may not have meant this candidate: it gets one more process
-        return answer
+        with self._busy:
+            for _ in range(2):
+                self._ready()
+                answer = self._say(request)
+                if self._closed:
+                    raise errors.WorkerError("the run is being stopped")
+                if not isinstance(answer, Death):
+                    break
+                self._drop(answer.problem)
+                if not answer.foreign:
+                    break  # else whoever killed it may not have meant this candidate: it gets one more process
+            return answer
 
     def attempt(
         self, variant: str, config: dict[str, Any], budget: Budget, best_s: float | None, patient: bool
@@ -299,5 +301,9 @@ class Isolated:
         self._drop("")
 
     def close(self) -> None:
+        """Also from another thread than the one that waits for an answer, which then raises WorkerError."""
         self._closed = True
-        self._drop("")
+        if (worker := self._worker) is not None:
+            worker.kill()
+        with self._busy:
+            self._drop("")

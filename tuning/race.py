@@ -177,7 +177,7 @@ def _winner(field: Sequence[Finalist], duels: Duels) -> int:
 def _reason(field: Sequence[Finalist], duels: Duels, winner: int) -> str:
     """Why this one, in words."""
     holder, best = holder_of(field), duels.fastest
-    level = "" if winner == best else f"; {field[best].name} was {duels.gain(winner, best):.1%} ahead, a tie"
+    level = "" if winner == best else f"; tied with {field[best].name}"
     if holder is None:
         return f"fastest; the default cannot run this case{level}"
     kept = f"the {'default' if field[holder].record.is_default else 'incumbent'} {field[holder].name}"

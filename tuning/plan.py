@@ -78,7 +78,11 @@ def make(options: Options, device: Device) -> list[Job]:
 
     Raises UnknownOpError, DtypeError or ArgumentError naming what does not exist and listing what does.
     """
+    from tuning.search.strategies import named  # which imports this module
+
     budget = options.limits()
+    if options.strategy:
+        named(options.strategy)
     for name in options.dtypes:
         if name not in DTYPE_BYTES:
             raise errors.DtypeError(f"no dtype {name!r}; there are {', '.join(DTYPE_BYTES)}")

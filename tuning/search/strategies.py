@@ -104,6 +104,11 @@ def choose(name: str | None, space: Space) -> Strategy:
     """
     if name is None:
         return STRATEGIES["exhaustive" if len(space) <= EXHAUSTIVE_UP_TO else DEFAULT]
+    return named(name)
+
+
+def named(name: str) -> Strategy:
+    """The strategy called ``name``; ArgumentError lists the names."""
     try:
         return STRATEGIES[name]
     except KeyError:

@@ -266,8 +266,12 @@ def test_kill_minus_nine_at_random_moments(tmp_path):
     moments, before, done = [], set(), 0
     process = start(tmp_path, "--resume")
     for _ in range(KILLS):
-        # importing takes some seconds; most kills land in the work that follows
-        time.sleep(chance.uniform(0.5, 7.0))
+        # starting takes seconds: three kills in four wait for a worker, so that they land in the work that follows
+        deadline, wait = time.monotonic() + 60, chance.random() < 0.75
+        while wait and worker_of(process) is None and process.poll() is None:
+            assert time.monotonic() < deadline, "no worker was started"
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0.0, 5.0))
         worker = worker_of(process) if chance.random() < 0.5 else None
         if worker is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -296,6 +300,7 @@ def test_kill_minus_nine_at_random_moments(tmp_path):
     assert isinstance(journal.read(paths.journal)[-1], End)
     assert len(registry.load_for(paths.registry, HERE).entries) == 6
     assert list(tmp_path.glob("*.tmp")) == []
+    assert any(count > 5 for _, count in moments), "no kill landed in the work"
     print(f"{KILLS} kills, {done} whole runs between them; records after each: {moments}")
 
 

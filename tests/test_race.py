@@ -130,9 +130,9 @@ def test_who_holds_the_place(seconds, kinds, winner):
     assert result.winner_key == winner, result.entry.reason
 
 
-def test_reason_of_a_level_winner_says_that_another_was_ahead():
+def test_reason_of_a_level_winner_names_what_it_is_tied_with():
     result = decide([wobbling(s, i, width=0.002) for i, s in enumerate((1.0, 0.7, 0.697))], [DEFAULT, OWN, OWN])
-    assert "; eager.v2 was 0." in result.entry.reason
+    assert result.entry.reason.endswith("; tied with eager.v2")
     assert result.entry.ties == [Tie("eager.v2", {})]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import subprocess
 import sys
@@ -46,14 +45,12 @@ def by_name(reports):
 
 
 def alike(mine, recorded):
-    """Equal, but that two compilations of one source may differ by an instruction or two (Triton 3.7, on sm_90)."""
-    if isinstance(mine, dict):
-        return mine.keys() == recorded.keys() and all(alike(mine[name], recorded[name]) for name in mine)
-    if isinstance(mine, list):
-        return len(mine) == len(recorded) and all(map(alike, mine, recorded))
-    if isinstance(mine, int | float) and isinstance(recorded, int | float):
-        return math.isclose(mine, recorded, rel_tol=0.01, abs_tol=2)
-    return mine == recorded
+    """Equal in all but the count of all instructions, where two compilations of one source may differ by one or two.
+
+    Seen with Triton 3.7 on sm_90, outside the main loop, 1719 and 1720.
+    """
+    same_counts = all(abs(a["instructions"] - b["instructions"]) <= 2 for a, b in zip(mine, recorded, strict=True))
+    return same_counts and [m | {"instructions": 0} for m in mine] == [r | {"instructions": 0} for r in recorded]
 
 
 def test_defaults_keep_their_claims_and_are_as_recorded():

@@ -82,7 +82,7 @@ def worst_of(figures: Iterable[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Finalist:
-    """One finalist of a race. ratios: its time over the winner's, round by round. word: how it compares with it."""
+    """One finalist of a race. ratios: its time over the winner's, in rounds that it ran in. word: how it compares."""
 
     variant: str
     config: dict[str, Any]
@@ -375,23 +375,25 @@ def _candidate_views(found: Sequence[Candidate], result: Result | None) -> tuple
 
 
 def _finalists(race: Race, result: Result | None, found: dict[str, Candidate]) -> tuple[Finalist, ...]:
-    if not race.keys or not race.rounds_s or any(value <= 0 for row in race.rounds_s for value in row):
+    if any(value is not None and value <= 0 for row in race.rounds_s for value in row):
         return ()
-    columns = {key: [row[place] for row in race.rounds_s] for place, key in enumerate(race.keys)}
-    winner = result.winner_key if result and result.winner_key in columns else race.keys[0]
+    winner = race.keys.index(result.winner_key) if result and result.winner_key in race.keys else 0
     finalists = []
-    for key, times in columns.items():
+    for place, key in enumerate(race.keys):
         record = found.get(key)
-        low, high = stats.paired_ratio_interval(times, columns[winner])
+        times, best = race.pairs(place, winner)
+        if not times:
+            return ()
+        low, high = stats.paired_ratio_interval(times, best)
         finalists.append(
             Finalist(
                 variant=record.variant if record else key,
                 config=record.config if record else {},
                 key=key,
-                is_winner=key == winner,
+                is_winner=place == winner,
                 is_baseline=bool(record and record.baseline),
                 median=stats.median(times),
-                ratios=tuple(mine / best for mine, best in zip(times, columns[winner], strict=True)),
+                ratios=tuple(mine / its for mine, its in zip(times, best, strict=True)),
                 interval=(low, high),
                 word=compare((1 / high, 1 / low), race.noise_floor) or "",
             )

@@ -54,10 +54,13 @@ def of_journal(path: Path) -> np.ndarray:
     found: list[float] = []
     for heat in (record for record in journal.read(path) if isinstance(record, Race)):
         order = random.Random(f"{heat.op}/{heat.case.case(heat.op).key}")  # as race.run draws it
-        medians = np.median(heat.rounds_s, axis=0)
+        medians = [np.median(heat.times(i)) for i in range(len(heat.keys))]
         for times, again in zip(heat.rounds_s, heat.again_s, strict=True):
+            shares = [
+                None if s is None else s / m for s, m in zip([*times, again], [*medians, medians[0]], strict=True)
+            ]
             taken = order.sample([*range(len(times)), -1], len(times) + 1)
-            found += [again / medians[0] if i == -1 else times[i] / medians[i] for i in taken]
+            found += [share for i in taken if (share := shares[i]) is not None]
     return np.array(found)
 
 

@@ -258,7 +258,7 @@ def _rescaled(line: Record, known: dict[Key, Entry], scale: dict[Key, float]) ->
         return msgspec.structs.replace(line, samples_s=[s * factor for s in line.samples_s])
     if isinstance(line, Race):
         factor = scale[_key(line.op, line.case)]
-        rounds = [[s * factor for s in row] for row in line.rounds_s]
+        rounds = [[None if s is None else s * factor for s in row] for row in line.rounds_s]
         return msgspec.structs.replace(line, rounds_s=rounds, again_s=[s * factor for s in line.again_s])
     if isinstance(line, Result):
         key = _key(line.entry.op, line.entry.case)

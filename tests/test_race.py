@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -240,17 +241,33 @@ def test_slow_kernels_have_as_many_rounds_as_a_proof_takes():
 def test_race_takes_turns_in_a_random_order_with_the_first_twice_and_says_whose_turn_it_is():
     machine = recorded_noise.Machine(recorded_noise.series("quiet"), 0)
     turns: list[int] = []
-    warm = [machine.sampler(s) for s in (1e-3, 9e-4, 8e-4)]
+    warm = [lambda s=s: machine.sampler(s) for s in (1e-3, 9e-4, 8e-4)]
     _, heat = simulate(machine, [2e-3, 2e-3, 1e-3], [DEFAULT, OWN, BASELINE], announce=turns.append, warm=warm)
     cold = len(heat.rounds_s)
     rounds = [turns[4 * i : 4 * i + 4] for i in range(cold)]
     assert all(sorted(each) == [0, 0, 1, 2] for each in rounds)
     assert len({tuple(each) for each in rounds}) > 6
-    assert [len(each) for each in heat.warm_s] == [race.WARM_ROUNDS] * 3
-    assert len(turns) == 4 * cold + 3 * race.WARM_ROUNDS
+    assert [len(each) for each in heat.warm_s] == [race.WARM_SAMPLES] * 3
+    # the making of a warm sampler is announced too
+    assert turns[4 * cold :] == [i for i in range(3) for _ in range(race.WARM_SAMPLES + 1)]
     assert len(heat.again_s) == cold
-    low, high = stats.paired_ratio_interval([r[0] for r in heat.rounds_s], heat.again_s)
+    low, high = stats.paired_ratio_interval(heat.times(0), heat.again_s)
     assert heat.noise_floor == pytest.approx(max(abs(1 - low), abs(high - 1)))
+
+
+def test_baseline_far_behind_sits_out_most_rounds_and_is_compared_within_those_it_ran():
+    machine = recorded_noise.Machine(recorded_noise.series("quiet"), 0)
+    result, heat = simulate(machine, [2e-3, 2e-3, 4.5e-3], [DEFAULT, OWN, BASELINE])
+    ran = [i for i, row in enumerate(heat.rounds_s) if row[2] is not None]
+    assert ran == [i for i in range(len(heat.rounds_s)) if i < race.ALWAYS or i % race.EVERY == 0]
+    assert len(heat.times(0)) == len(heat.times(1)) == len(heat.rounds_s) > len(ran)
+    slow, fast = heat.pairs(2, heat.keys.index(result.winner_key))
+    assert len(slow) == len(ran)
+    low, high = stats.paired_ratio_interval(slow, fast)
+    assert result.entry.speedup_interval == (low, high)
+    assert low < 2.25 < high
+    _, near = simulate(machine, [2e-3, 2e-3, 3.5e-3], [DEFAULT, OWN, BASELINE])
+    assert None not in itertools.chain(*near.rounds_s)
 
 
 def test_warm_median_is_the_winners():

@@ -143,7 +143,7 @@ class Bench:
         return timing.sampler(functools.partial(planned.variant.run, config=planned.config), self.rotation, self.device)
 
     def warm_sampler(self, planned: Planned) -> timing.Sampler:
-        """Times calls with the same inputs each time."""
+        """Times calls with the same inputs each time, which should follow each other."""
         run = functools.partial(planned.variant.run, config=planned.config)
         return timing.warm_sampler(run, self.rotation, self.device)
 
@@ -159,11 +159,12 @@ class Bench:
 
         try:
             cold: list[timing.Sampler] = []
-            warm: list[timing.Sampler | None] = []
+            warm: list[Callable[[], timing.Sampler] | None] = []
             for index, finalist in enumerate(field):
                 announce(index)
                 cold.append(self.sampler(finalist.planned))
-                warm.append(None if finalist.planned.variant.baseline else self.warm_sampler(finalist.planned))
+                own = not finalist.planned.variant.baseline
+                warm.append(functools.partial(self.warm_sampler, finalist.planned) if own else None)
             before = conditions.read(self.device)
             run = race.run(self.op, self.case, field, cold, budget, warm=warm, announce=announce)
             self._settle()

@@ -38,7 +38,7 @@ def _raced(records: Sequence[Record]) -> dict[str, list[float]]:
     """Samples of the final race by candidate; a later race of a case counts."""
     found: dict[str, list[float]] = {}
     for race in (record for record in records if isinstance(record, Race)):
-        found |= {key: [times[i] for times in race.rounds_s] for i, key in enumerate(race.keys)}
+        found |= {key: race.times(i) for i, key in enumerate(race.keys)}
     return found
 
 

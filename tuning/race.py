@@ -1,7 +1,8 @@
 """The final of one case: the best few candidates, the default and the best baseline in interleaved rounds.
 
 Each round times every finalist once, in a new random order, and the first finalist twice: the ratio of those two is the
-noise floor. The race ends as soon as it is clear (``tuning.judge``) or its time is over.
+noise floor. A baseline that is far behind sits out most rounds: its distance needs few samples, and would cost most of
+the race's time. The race ends as soon as it is clear (``tuning.judge``) or its time is over.
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ from tuning.timing import Sampler
 SURPRISE = 0.10
 """Share by which a race must differ from what was known to be run again."""
 
-WARM_ROUNDS = 9
+FAR_BEHIND = 2.0
+"""A baseline this much slower than every finalist of ours is far behind."""
+
+ALWAYS, EVERY = 3, 4
+"""It runs in the first rounds, and then in every fourth."""
+
+WARM_SAMPLES = 9
 LEAST_WARM = 3
 WARM_SHARE = 0.15
 """Warm samples of each finalist, and the share of the race's time that they may take."""
@@ -71,23 +78,25 @@ def run(
     samplers: Sequence[Sampler],
     budget: Budget,
     *,
-    warm: Sequence[Sampler | None] | None = None,
+    warm: Sequence[Callable[[], Sampler] | None] = (),
     announce: Callable[[int], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Race:
     """Time the finalists in rounds until it is clear who wins, or ``budget.race_seconds`` are over.
 
-    samplers, warm: one for each finalist; a warm one may be None, as of baselines. announce: told whose turn it is
-    before each sample. clock: seconds.
+    samplers: one for each finalist. warm: makes a finalist's warm sampler; None where that is not asked for, as of
+    baselines. announce: told whose turn it is before each sample. clock: seconds.
     The order within a round is random, from a seed of the case. A race that is unclear but promising gets twice its
     rounds; one that takes twice its time is cut off after ``judge.LEAST`` rounds.
     """
     order = random.Random(f"{op.name}/{case.key}")
-    per_round = sum(stats.median(f.record.samples_s) for f in field) + stats.median(field[0].record.samples_s)
+    first_s = [stats.median(f.record.samples_s) for f in field]
+    far = _far_behind(field, first_s)
+    per_round = first_s[0] + sum(s / EVERY if i in far else s for i, s in enumerate(first_s))
     looks = Looks.plan(budget.rounds, int(budget.race_seconds / per_round))
     tell = announce or (lambda index: None)
     began = clock()
-    rounds_s: list[list[float]] = []
+    rounds_s: list[list[float | None]] = []
     again_s: list[float] = []
 
     def heat(warm_s: list[list[float]]) -> Race:
@@ -97,17 +106,20 @@ def run(
             keys=[f.record.key for f in field],
             rounds_s=rounds_s,
             again_s=again_s,
-            noise_floor=stats.noise_floor([r[0] for r in rounds_s], again_s)[2],
+            noise_floor=stats.noise_floor([r[0] for r in rounds_s if r[0] is not None], again_s)[2],
             warm_s=warm_s,
             tail=looks.tail(len(rounds_s)),
         )
 
     while True:
         times: dict[int, float] = {}
+        out = far if len(rounds_s) >= ALWAYS and len(rounds_s) % EVERY else ()
         for index in order.sample([*range(len(field)), -1], len(field) + 1):
+            if index in out:
+                continue
             tell(max(index, 0))
             times[index] = samplers[max(index, 0)]()
-        rounds_s.append([times[i] for i in range(len(field))])
+        rounds_s.append([times.get(i) for i in range(len(field))])
         again_s.append(times[-1])
         count = len(rounds_s)
         if count == looks.after[-1] or (count >= judge.LEAST and clock() - began > 2 * budget.race_seconds):
@@ -116,23 +128,30 @@ def run(
             duels = duels_of(field, heat([]))
             if duels.clear() or (count == looks.fair and not judge.promising(duels, holder_of(field))):
                 break
-    return heat(_warm(warm, order, tell, WARM_SHARE * budget.race_seconds, clock) if warm else [])
+    return heat(_warm(warm, tell, WARM_SHARE * budget.race_seconds, clock))
+
+
+def _far_behind(field: Sequence[Finalist], first_s: Sequence[float]) -> frozenset[int]:
+    """Places of baselines that every finalist of ours left far behind when it was first timed."""
+    slowest = max(s for f, s in zip(field, first_s, strict=True) if not f.planned.variant.baseline)
+    return frozenset(i for i, f in enumerate(field) if f.planned.variant.baseline and first_s[i] > FAR_BEHIND * slowest)
 
 
 def _warm(
-    warm: Sequence[Sampler | None],
-    order: random.Random,
+    warm: Sequence[Callable[[], Sampler] | None],
     tell: Callable[[int], None],
     seconds: float,
     clock: Callable[[], float],
 ) -> list[list[float]]:
-    """Warm samples of each finalist that has a sampler, in rounds too."""
+    """Warm samples of each finalist that has a sampler, one finalist after the other: only so are its inputs cached."""
     found: list[list[float]] = [[] for _ in warm]
-    began, asked = clock(), [(index, sampler) for index, sampler in enumerate(warm) if sampler is not None]
-    for done in range(WARM_ROUNDS):
-        if done >= LEAST_WARM and clock() - began >= seconds:
-            break
-        for index, sampler in order.sample(asked, len(asked)):
+    asked = [(index, make) for index, make in enumerate(warm) if make is not None]
+    for index, make in asked:
+        tell(index)
+        began, sampler = clock(), make()
+        while len(found[index]) < LEAST_WARM or (
+            len(found[index]) < WARM_SAMPLES and clock() - began < seconds / len(asked)
+        ):
             tell(index)
             found[index].append(sampler())
     return found
@@ -140,7 +159,7 @@ def _warm(
 
 def duels_of(field: Sequence[Finalist], race: Race) -> Duels:
     """The comparisons that a race allows."""
-    columns = tuple(zip(*race.rounds_s, strict=True))
+    columns = tuple(tuple(race.times(i)) for i in range(len(field)))
     own = tuple(i for i, f in enumerate(field) if not f.planned.variant.baseline)
     return Duels(columns, own, race.noise_floor, race.tail)
 
@@ -203,9 +222,10 @@ def _result(
 ) -> Result:
     """The registry entry of a verdict: (winner, reason, ties)."""
     winner, reason, ties = verdict
-    columns = duels.columns
-    median = stats.median(columns[winner])
+    times = duels.columns[winner]
+    median = stats.median(times)
     baseline = next((i for i, f in enumerate(field) if f.planned.variant.baseline), None)
+    slow, fast = ([], []) if baseline is None else race.pairs(baseline, winner)
     best = field[winner]
     errors = best.record.errors
     entry = Entry(
@@ -219,16 +239,16 @@ def _result(
         reason=reason,
         candidates=tried,
         median_s=median,
-        interval_s=stats.bootstrap_interval(columns[winner]),
+        interval_s=stats.bootstrap_interval(times),
         baseline=None if baseline is None else field[baseline].planned.variant.name,
-        baseline_median_s=None if baseline is None else stats.median(columns[baseline]),
-        speedup=None if baseline is None else stats.median(_ratios(columns[baseline], columns[winner])),
-        speedup_interval=None if baseline is None else stats.paired_ratio_interval(columns[baseline], columns[winner]),
+        baseline_median_s=stats.median(slow) if slow else None,
+        speedup=stats.median([s / f for s, f in zip(slow, fast, strict=True)]) if slow else None,
+        speedup_interval=stats.paired_ratio_interval(slow, fast) if slow else None,
         bound="dram",
         share_of_bound=op.cost(case).bytes_total / dram_bytes_per_s / median,
         error_rel_norm=max((e.rel_norm for e in errors if e.rel_norm is not None), default=0.0),
         error_worst=max((e.worst for e in errors if e.worst is not None), default=0.0),
-        samples_digest=digest(columns[winner]),
+        samples_digest=digest(times),
         warm_median_s=stats.median(race.warm_s[winner]) if race.warm_s else None,
         noise_floor=race.noise_floor,
         ties=[Tie(field[i].planned.variant.name, config_dict(field[i].planned.config)) for i in ties],
@@ -240,10 +260,6 @@ def _result(
     )
 
 
-def _ratios(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
-    return [s / f for s, f in zip(slow, fast, strict=True)]
-
-
 def surprise(field: Sequence[Finalist], race: Race, entry: Entry, known: Entry | None = None) -> str | None:
     """What in a race differs by more than 10% from what was known, as a sentence; None where nothing does.
 
@@ -251,11 +267,10 @@ def surprise(field: Sequence[Finalist], race: Race, entry: Entry, known: Entry |
     and beyond the interval of those few samples. Against ``known``, an earlier entry of the same variant and
     configuration: in its speedup where both had the same baseline, else in its time.
     """
-    columns = list(zip(*race.rounds_s, strict=True))
+    medians = [stats.median(race.times(i)) for i in range(len(field))]
     winner = next(i for i, f in enumerate(field) if _is(f, entry))
-    shifts = [stats.median(c) / stats.median(f.record.samples_s) for c, f in zip(columns, field, strict=True)]
-    drift = stats.median(shifts)
-    now = stats.median(columns[winner]) / drift
+    drift = stats.median([m / stats.median(f.record.samples_s) for m, f in zip(medians, field, strict=True)])
+    now = medians[winner] / drift
     low, high = stats.bootstrap_interval(field[winner].record.samples_s)
     allowed = 1 + max(SURPRISE, race.noise_floor)
     name = field[winner].name

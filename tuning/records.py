@@ -11,7 +11,7 @@ import msgspec
 
 from griffin_kernels.records import CaseRecord, DeviceRecord, Entry
 
-JOURNAL_VERSION = 2
+JOURNAL_VERSION = 3
 """1: the first. 2: candidates that cost their worker its life, conditions, an A/A noise floor, confirmed races."""
 
 
@@ -113,7 +113,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate", tag_
 
 
 class Race(msgspec.Struct, frozen=True, kw_only=True, tag="race", tag_field="kind"):
-    """Interleaved rounds of the finalists of one case: rounds_s[i][j] is finalist j in round i.
+    """Interleaved rounds of the finalists of one case: rounds_s[i][j] is finalist j in round i, None where it sat out,
+    as a baseline far behind does in most rounds.
 
     again_s[i] is a second sample of the first finalist in round i. noise_floor: half-width of the interval of the
     ratio of those two, which are the same kernel: no difference below it means anything.
@@ -125,7 +126,7 @@ class Race(msgspec.Struct, frozen=True, kw_only=True, tag="race", tag_field="kin
     op: str
     case: CaseRecord
     keys: list[str]
-    rounds_s: list[list[float]]
+    rounds_s: list[list[float | None]]
     again_s: list[float] = []
     noise_floor: float = 0.0
     warm_s: list[list[float]] = []
@@ -133,6 +134,15 @@ class Race(msgspec.Struct, frozen=True, kw_only=True, tag="race", tag_field="kin
     after: Conditions = Conditions()
     confirms: str = ""
     tail: float = 0.05
+
+    def times(self, finalist: int) -> list[float]:
+        """Samples of a finalist in the rounds that it ran in."""
+        return [s for row in self.rounds_s if (s := row[finalist]) is not None]
+
+    def pairs(self, first: int, second: int) -> tuple[list[float], list[float]]:
+        """Samples of two finalists in the rounds that both ran in."""
+        both = [(a, b) for row in self.rounds_s if (a := row[first]) is not None and (b := row[second]) is not None]
+        return [a for a, _ in both], [b for _, b in both]
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, tag="result", tag_field="kind"):

@@ -36,6 +36,9 @@ CAPTURE_BELOW_S = 1e-3
 BATCH_S = 100e-6
 """What a sample should take on a CPU, at least."""
 
+LONG_S = 10e-3
+"""A CPU call that takes this long the first time is one to a sample: warming up is seldom more of it than that."""
+
 MOST_CALLS = 32
 """Calls in one sample, at most."""
 
@@ -93,11 +96,12 @@ def sampler(run: Callable[..., Any], inputs: Sequence[Inputs], device: Device) -
 
 
 def warm_sampler(run: Callable[..., Any], inputs: Sequence[Inputs], device: Device) -> Sampler:
-    """The same with the first inputs each time, which an untimed call has just used."""
+    """The same with the first inputs each time: warm where its samples follow each other, or its making."""
     first = inputs[0]
     take: Take = lambda count: [first] * count  # noqa: E731
     if device.kind == "cpu":
-        return _cpu_sampler(run, take, device, before=lambda: run(**first))
+        return _cpu_sampler(run, take, device)
+    # launching is hidden by an untimed call
     return _gpu_sampler(run, take, device, before=lambda: run(**first))
 
 
@@ -105,9 +109,7 @@ Take = Callable[[int], list[Inputs]]
 """Gives as many inputs as it is asked for."""
 
 
-def _cpu_sampler(
-    run: Callable[..., Any], take: Take, device: Device, before: Callable[[], object] = lambda: None
-) -> Sampler:
+def _cpu_sampler(run: Callable[..., Any], take: Take, device: Device) -> Sampler:
     outputs: list[Any] = []
 
     def sample(count: int) -> float:
@@ -118,12 +120,12 @@ def _cpu_sampler(
             for each in given:
                 outputs.append(run(**each))
 
-        before()
         seconds = seconds_of(calls, device) / count
         outputs.clear()
         return seconds
 
-    sample(1)
+    if sample(1) >= LONG_S:
+        return functools.partial(sample, 1)
     second = sample(1)
     count = 1 if second >= BATCH_S else _calls(BATCH_S, min(second, sample(1)))
     return functools.partial(sample, count)

@@ -27,7 +27,7 @@ LONGEST = 2.0
 
 WARM_UP = 1
 
-SHORT_S = 0.5
+SHORT_S = 0.2
 """A pass that takes longer is not run for the sake of warming up again."""
 
 Value = TypeVar("Value")

@@ -300,6 +300,16 @@ def test_process_that_holds_a_lock_is_reported_while_it_does(tmp_path):
     assert found(doctor_registry.lock(path)) == []
 
 
+def test_file_system_without_locks_is_a_problem(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError
+
+    (tmp_path / "registry.json.lock").write_text("")
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    (problem,) = found(doctor_registry.lock(tmp_path / "registry.json"), "problem")
+    assert "has no locks" in problem
+
+
 def test_holder_is_read_from_the_kernels_table_of_locks(tmp_path, monkeypatch):
     file = tmp_path / "x.lock"
     file.write_text("")

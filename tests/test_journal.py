@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filelock
 import pytest
 
 from griffin_kernels import errors
@@ -58,6 +59,24 @@ def test_journal_of_a_later_version_is_refused(path):
 def test_second_writer_is_refused(path):
     with journal.Journal(path), pytest.raises(errors.JournalError, match="another tune run"):
         journal.Journal(path)
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (OSError(37, "No locks available"), "No locks available"),
+        (NotImplementedError(), "its file system has no locks"),
+    ],
+    ids=["NFS without locks", "no flock"],
+)
+def test_journal_that_cannot_be_locked_is_not_begun_and_the_sentence_says_what_to_do(path, monkeypatch, problem, said):
+    def refuse(*_, **__):
+        raise problem
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with pytest.raises(errors.OutputFolderError, match=f"cannot be locked: {said}.*--out"):
+        journal.Journal(path)
+    assert not path.exists()
 
 
 def test_setting_aside_keeps_the_old_journal(path):

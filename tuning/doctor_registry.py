@@ -99,7 +99,10 @@ def lock(path: Path) -> Iterator[Finding]:
         who = f"process {pid} ({_command(pid)})" if pid else "another process"
         fix = "wait for it; a lock ends with its process, so there is no file to remove"
         yield Finding("problem", "lock", f"{who} holds {name}: it is tuning or publishing", fix)
-    except (OSError, NotImplementedError):
+    except NotImplementedError:
+        text = f"{name} cannot be locked: its file system has no locks, so nothing can be tuned or published there"
+        yield Finding("problem", "lock", text, "griffin tune --out FOLDER, with a folder on a local disk")
+    except OSError:
         return  # a file that cannot be opened for locking is reported with its folder
     else:
         probe.release()

@@ -103,7 +103,10 @@ class Journal:
     """An open journal. ``append`` returns after the record is on the disk."""
 
     def __init__(self, path: Path) -> None:
-        """Open for appending, cutting off a torn last line. JournalError if another process has it open."""
+        """Open for appending, cutting off a torn last line.
+
+        JournalError if another process has it open, OutputFolderError where it cannot be locked.
+        """
         self.path = path
         self._lock = filelock.FileLock(f"{path}.lock")
         try:
@@ -112,6 +115,14 @@ class Journal:
             raise errors.JournalError(
                 f"another tune run is writing {path}; wait for it, or choose another --out"
             ) from None
+        except NotImplementedError:
+            text = (
+                f"{path}.lock cannot be locked: its file system has no locks; choose a local folder with --out"
+            )
+            raise errors.OutputFolderError(text) from None
+        except OSError as error:
+            text = f"{path}.lock cannot be locked: {error.strerror or error}; choose another folder with --out"
+            raise errors.OutputFolderError(text) from None
         try:
             kept = parse(read_bytes(path), path).kept if path.exists() else 0
             self._file = open(path, "ab", buffering=0)  # a buffer would be written again on closing

@@ -16,7 +16,7 @@ from tuning.run import Outcome
 
 TIMING: Mapping[str, Timing] = {
     "quick": Timing(seconds=0.0, ceilings=3.0, between=1.0),
-    "default": Timing(seconds=15.0, ceilings=4.0, between=1.5),
+    "default": Timing(seconds=15.0, ceilings=3.0, between=1.0),
     "thorough": Timing(seconds=240.0, ceilings=20.0),
 }
 """How long the study measures, by budget."""

@@ -80,9 +80,10 @@ def test_tune_survives_them_all(tmp_path, monkeypatch):
     [entry] = outcome.entries
     assert entry.variant in ("eager.sequential", "eager.chatters") and found["sequential"].status == "ok"
     lost = sum(wanted.status in ("crashed", "timeout", "memory", "wrong") for wanted in HOSTILE.values())
-    assert lost <= sum("the worker is replaced" in text for text in told.texts) <= lost + 1  # "kills" gets a second one
+    # "kills" gets a second process, and a third
+    assert lost <= sum("the worker is replaced" in text for text in told.texts) <= lost + 2
     # beyond their timeouts there is a new process for each; a loaded machine takes seconds to start one
-    assert took < sum(wanted.status == "timeout" for wanted in HOSTILE.values()) * LIMIT_S + (lost + 3) * 20.0
+    assert took < sum(wanted.status == "timeout" for wanted in HOSTILE.values()) * LIMIT_S + (lost + 4) * 20.0
     print(f"{len(HOSTILE)} hostile candidates, {lost} processes lost, {took:.1f} s")
 
 

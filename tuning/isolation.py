@@ -51,6 +51,9 @@ DEATH_S = 10.0
 STARTS = 3
 """How often a worker is started anew that somebody kills before it is ready."""
 
+TRIES = 3
+"""Processes that a candidate gets that is killed by nobody knows whom, before it is taken for the cause."""
+
 TAIL_BYTES = 4096
 """How much of what a worker prints is kept, to quote where it dies."""
 
@@ -261,7 +264,7 @@ class Isolated:
 
     def _ask(self, request: Try | Run) -> Answer | Death:
         with self._busy:
-            for _ in range(2):
+            for _ in range(TRIES):
                 self._ready()
                 answer = self._say(request)
                 if self._closed:
@@ -270,7 +273,7 @@ class Isolated:
                     break
                 self._drop(answer.problem)
                 if not answer.foreign:
-                    break  # else whoever killed it may not have meant this candidate: it gets one more process
+                    break  # else whoever killed it may not have meant this candidate: it gets another process
             return answer
 
     def attempt(

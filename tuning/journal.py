@@ -116,9 +116,7 @@ class Journal:
                 f"another tune run is writing {path}; wait for it, or choose another --out"
             ) from None
         except NotImplementedError:
-            text = (
-                f"{path}.lock cannot be locked: its file system has no locks; choose a local folder with --out"
-            )
+            text = f"{path}.lock cannot be locked: its file system has no locks; choose a local folder with --out"
             raise errors.OutputFolderError(text) from None
         except OSError as error:
             text = f"{path}.lock cannot be locked: {error.strerror or error}; choose another folder with --out"

@@ -52,7 +52,11 @@ STARTS = 3
 """How often a worker is started anew that somebody kills before it is ready."""
 
 TRIES = 3
-"""Processes that a candidate gets that is killed by nobody knows whom, before it is taken for the cause."""
+"""How often a process must be killed, by nobody knows whom, in a candidate's own work before that is taken for the
+cause. Deaths before it (the start, the inputs, the reference) are not its fault."""
+
+PROCESSES = 9
+"""Processes that one question is put to at the most."""
 
 TAIL_BYTES = 4096
 """How much of what a worker prints is kept, to quote where it dies."""
@@ -264,7 +268,8 @@ class Isolated:
 
     def _ask(self, request: Try | Run) -> Answer | Death:
         with self._busy:
-            for _ in range(TRIES):
+            tries = 0
+            for _ in range(PROCESSES):
                 self._ready()
                 answer = self._say(request)
                 if self._closed:
@@ -272,7 +277,8 @@ class Isolated:
                 if not isinstance(answer, Death):
                     break
                 self._drop(answer.problem)
-                if not answer.foreign:
+                tries += bool(answer.stage.name)
+                if not answer.foreign or tries == TRIES:
                     break  # else whoever killed it may not have meant this candidate: it gets another process
             return answer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ from griffin_kernels import catalog, device, errors
 from griffin_kernels.records import CaseRecord
 from tests import hostile
 from tests.hostile import CASE, HOSTILE, OP
-from tuning import journal, plan
+from tuning import isolation, journal, messages, plan
 from tuning.ahead import Ahead
 from tuning.budget import BUDGETS
 from tuning.isolation import Isolated, Worker
@@ -113,6 +114,41 @@ def test_worker_that_somebody_else_kills_costs_no_candidate(isolated):
     os.kill(isolated._worker._process.pid, signal.SIGKILL)
     answer = isolated.attempt(f"{OP}/eager.sequential", {}, QUICK, None, patient=True)
     assert answer.status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("stages", "status", "asked"),
+    [
+        (["", "", "", "", ""], "ok", 6),
+        (["compile", "", "time"], "ok", 4),
+        (["compile", "", "time", "check"], "crashed", 4),
+        ([""] * 20, "crashed", isolation.PROCESSES),
+    ],
+    ids=["before its work", "twice in its work", "three times in its work", "again and again"],
+)
+def test_candidate_is_blamed_for_three_kills_in_its_own_work(monkeypatch, stages, status, asked):
+    """stages: what the worker had said when somebody killed it, time after time."""
+    deaths, tries = iter(stages), []
+
+    class Killed:
+        def ask(self, request, limit, memory_bytes):
+            if not isinstance(request, messages.Try):
+                return messages.Ready()
+            tries.append(request)
+            stage = next(deaths, None)
+            if stage is None:
+                return messages.Tried("ok", "", None, [], [1.0])
+            return isolation.Death("crashed", messages.Stage(stage), "its process was killed", foreign=True)
+
+        def close(self):
+            pass
+
+        kill = close
+
+    monkeypatch.setattr(isolation, "Worker", Killed)
+    with contextlib.closing(Isolated("cpu", 1, Limits())) as executor:
+        assert executor.attempt(f"{OP}/eager.sequential", {}, QUICK, None, patient=True).status == status
+    assert len(tries) == asked
 
 
 def test_worker_dies_with_its_parent(tmp_path):

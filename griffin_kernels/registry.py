@@ -172,22 +172,35 @@ def _common_device(
 def locked(path: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     """Hold the lock beside a file, whose folder is made if need be; OutputFolderError where that cannot be done."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(f"{path}.lock")
-        lock.acquire(timeout=seconds)
+        lock = acquire(path, seconds)
     except filelock.Timeout:
         text = f"another process has held {path}.lock for {seconds:.0f} s; `griffin tune doctor` says which"
-        raise errors.OutputFolderError(text) from None
-    except NotImplementedError:
-        text = f"{path}.lock cannot be locked: its file system has no locks; use a folder on a local disk"
-        raise errors.OutputFolderError(text) from None
-    except OSError as error:
-        text = f"{path} cannot be written: {error.strerror or error}; use a folder that can be"
         raise errors.OutputFolderError(text) from None
     try:
         yield
     finally:
         lock.release()
+
+
+def acquire(path: Path, seconds: float, option: str = "") -> filelock.BaseFileLock:
+    """Take the lock beside a file, whose folder is made if need be.
+
+    option: what the user names another folder with, such as ``" with --out"``. Raises filelock.Timeout where another
+    process holds it for ``seconds``, OutputFolderError where it cannot be had at all.
+    """
+    lock = filelock.FileLock(f"{path}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=seconds)
+    except filelock.Timeout:
+        raise
+    except NotImplementedError:
+        text = f"{path}.lock cannot be locked: its file system has no locks; use a folder on a local disk{option}"
+        raise errors.OutputFolderError(text) from None
+    except OSError as error:
+        text = f"{path} cannot be written: {error.strerror or error}; use a folder that can be{option}"
+        raise errors.OutputFolderError(text) from None
+    return lock
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -88,12 +88,12 @@ class Bench:
         with torch.inference_mode():
             if not self.whole or self.whole[-1][0] < SHORT_S:
                 self.step()
-            if self.device.kind != "cpu":
-                self.whole.append(_watched(lambda: _timed(self.step, self.device), self.device))
-            self.by_part.append(_watched(lambda: _timed_parts(self.model, self.step, self.device), self.device))
+            parts, calm = _watched(lambda: _timed_parts(self.model, self.step, self.device), self.device)
+            self.by_part.append((parts, calm))
             if self.device.kind == "cpu":
-                parts, calm = self.by_part[-1]
                 self.whole.append((sum(parts), calm))
+            else:
+                self.whole.append(_watched(lambda: _timed(self.step, self.device), self.device))
 
     def wanting(self, spent: float, seconds: float) -> bool:
         """Whether more samples are needed; a busy machine gets more time to be calm for a moment."""

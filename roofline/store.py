@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import msgspec
 import platformdirs
 
@@ -120,7 +119,7 @@ def save(
     from griffin_kernels import registry  # and with it torch
 
     prepare(path, device)
-    with filelock.FileLock(f"{path}.lock"):
+    with registry.locked(path):
         kept = list(ceilings) if fresh else best_of(earlier(path, device, provenance), ceilings)
         file = CeilingsFile(
             schema_version=CEILINGS_VERSION, device=DeviceRecord(device.validity(), provenance), ceilings=kept

@@ -64,8 +64,8 @@ def test_second_writer_is_refused(path):
 @pytest.mark.parametrize(
     ("problem", "said"),
     [
-        (OSError(37, "No locks available"), "No locks available"),
-        (NotImplementedError(), "its file system has no locks"),
+        (OSError(37, "No locks available"), "cannot be written: No locks available"),
+        (NotImplementedError(), "cannot be locked: its file system has no locks"),
     ],
     ids=["NFS without locks", "no flock"],
 )
@@ -74,7 +74,7 @@ def test_journal_that_cannot_be_locked_is_not_begun_and_the_sentence_says_what_t
         raise problem
 
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
-    with pytest.raises(errors.OutputFolderError, match=f"cannot be locked: {said}.*--out"):
+    with pytest.raises(errors.OutputFolderError, match=f"{said}.*--out"):
         journal.Journal(path)
     assert not path.exists()
 

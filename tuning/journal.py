@@ -16,7 +16,7 @@ from types import TracebackType
 import filelock
 import msgspec
 
-from griffin_kernels import errors
+from griffin_kernels import errors, registry
 from tuning.records import JOURNAL_VERSION, End, Record, Run
 
 FILE_NAME = "journal.jsonl"
@@ -108,19 +108,12 @@ class Journal:
         JournalError if another process has it open, OutputFolderError where it cannot be locked.
         """
         self.path = path
-        self._lock = filelock.FileLock(f"{path}.lock")
         try:
-            self._lock.acquire(timeout=0)
+            self._lock = registry.acquire(path, 0, " with --out")
         except filelock.Timeout:
             raise errors.JournalError(
                 f"another tune run is writing {path}; wait for it, or choose another --out"
             ) from None
-        except NotImplementedError:
-            text = f"{path}.lock cannot be locked: its file system has no locks; choose a local folder with --out"
-            raise errors.OutputFolderError(text) from None
-        except OSError as error:
-            text = f"{path}.lock cannot be locked: {error.strerror or error}; choose another folder with --out"
-            raise errors.OutputFolderError(text) from None
         try:
             kept = parse(read_bytes(path), path).kept if path.exists() else 0
             self._file = open(path, "ab", buffering=0)  # a buffer would be written again on closing

@@ -1,12 +1,11 @@
 """Races of real kernels whose difference is known: none, or a twentieth less work.
 
-``pytest tests/benchmarks/test_a_a.py -s``: about five minutes. On a machine that others use as well, differences get
+``pytest tests/benchmarks/test_a_a.py -s``: two minutes. On a machine that others use as well, differences get
 lost in the noise (and are then ties), but none may be made up.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import numba
@@ -25,7 +24,7 @@ from tuning.race import Finalist
 from tuning.records import Candidate
 
 RACES = 50
-BUDGET = dataclasses.replace(BUDGETS["default"], race_seconds=1.5)
+BUDGET = BUDGETS["default"]
 HERE = device.cpu()
 
 
@@ -42,14 +41,15 @@ def spin(share, **inputs):
     return _spin(int(share * 1_200_000))
 
 
-def stream(share, x):
-    """A copy that reads and writes DRAM: 16 MiB."""
-    return x[: int(share * len(x))].clone()
+def stream(share, x, out):
+    """A copy that reads and writes DRAM, 32 MiB in all, into memory that is there: no allocator's luck is in it."""
+    length = int(share * len(x))
+    return out[:length].copy_(x[:length])
 
 
 KERNELS = {
     "registers": (spin, lambda: {}),
-    "DRAM": (stream, lambda: {"x": torch.ones(2**21)}),
+    "DRAM": (stream, lambda: {"x": torch.ones(2**22), "out": torch.ones(2**22)}),
 }
 
 
@@ -69,7 +69,8 @@ def tuned(kernel, make, share, number):
         field.append(Finalist(Planned(variant, NoConfig()), record, place=len(field)))
         samplers.append(sample)
     heat = race.run(op, case, field, samplers, BUDGET)
-    return race.decide(op, case, field, heat, 1e9, 2), len(heat.rounds_s)
+    ratio = stats.median([part / whole for whole, part in heat.rounds_s])
+    return race.decide(op, case, field, heat, 1e9, 2), len(heat.rounds_s), ratio
 
 
 @pytest.mark.parametrize("share", [1.0, 0.95], ids=["equal", "a twentieth less"])
@@ -78,11 +79,12 @@ def test_fifty_races(name, share):
     kernel, make = KERNELS[name]
     floor = noise.measure(HERE)
     found = [tuned(kernel, make, share, number) for number in range(RACES)]
-    declared = sum(result.winner_key == "part" for result, _ in found)
-    floors = [result.entry.noise_floor for result, _ in found]
-    rounds = stats.median([count for _, count in found])
+    declared = sum(result.winner_key == "part" for result, _, _ in found)
+    floors = [result.entry.noise_floor for result, _, _ in found]
+    rounds = stats.median([count for _, count, _ in found])
+    ratio = stats.median([ratio for _, _, ratio in found])
     print(
-        f"\n{name}, {share:.0%} of the work: replaced in {declared} of {RACES}, {rounds:.0f} rounds,"
-        f" noise floors {min(floors):.1%} to {max(floors):.1%}, of the machine {floor.floor:.1%}"
+        f"\n{name}, {share:.0%} of the work: {ratio:.1%} of the time, replaced in {declared} of {RACES},"
+        f" {rounds:.0f} rounds, noise floors {min(floors):.1%} to {max(floors):.1%}, of the machine {floor.floor:.1%}"
     )
     assert declared <= 3 if share == 1.0 else declared >= 45

@@ -1,53 +1,85 @@
-"""Launches and machine code that tests of the static model make up, and the steps of real candidates."""
+"""A synthetic registry of predictions, and the file of candidates beside it, for tests that compile nothing."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from pathlib import Path
 
 import msgspec
 
-from griffin_kernels import catalog
-from griffin_kernels.contract import Case
-from tuning.static import model, recorded
-from tuning.static.candidates import described
-from tuning.static.describe import meta_inputs
-from tuning.static.model import ASSUMED, Constants, machine
-from tuning.static.recorded import StaticReport
-from tuning.static.work import CallWork, LaunchWork
+from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, Entry, RegistryFile
+from tests import journals
+from tuning.predict import PREDICTIONS_VERSION, Predicted, PredictionsFile
+from tuning.static.candidates import Told
+from tuning.static.model import Constants, Prediction, StepPrediction
 
-H100, MI300X = "nvidia-h100-sxm", "amd-mi300x"
-ROOT = Path(__file__).parent.parent
+CASES = [case for op, case in journals.CASES if op == "linear_scan"]
+CONFIG = {"block_t": 64, "num_warps": 4}
 
 
-def report(**facts: object) -> StaticReport:
-    """Machine code of a scan: a loop of 400 instructions that loads 4 KB a warp, and whatever ``facts`` say."""
-    mix = dict.fromkeys(recorded.load().reports[0].mix, 0) | {"global_loads": 8, "multiply_adds": 64}
-    usual = recorded.load().reports[0]
-    plain = msgspec.structs.replace(
-        usual, registers=64, spill_bytes=0, shared_bytes=0, num_warps=1, instructions=500, loop_instructions=400,
-        mix=mix, load_bits={128: 8}, broken=(),
-    )  # fmt: skip
-    return msgspec.structs.replace(plain, **facts)
+def entry(case: CaseRecord = CASES[0], **facts: object) -> Entry:
+    """A predicted winner."""
+    made = Entry(
+        op="linear_scan",
+        case=case,
+        variant="triton.chunked",
+        config=CONFIG,
+        status="predicted",
+        source_hash="3f2a9c0d1e4b5867",
+        date="2026-11-20T08:14:00+00:00",
+        reason="predicted for nvidia-h100-sxm, not measured: 42 us, bound by dram; 95 registers, no spills",
+        candidates=3,
+        bound="dram",
+        predicted_s=4.2e-5,
+    )
+    return msgspec.structs.replace(made, **facts)
 
 
-def launch(**facts: object) -> LaunchWork:
-    usual = LaunchWork("kernel", 0, "key", 1320, 1, 1, 2048, 16.0, 1e8, 0.0)
-    return dataclasses.replace(usual, **facts)
+def told(seconds: float | None, config: dict[str, object], reason: str = "", is_default: bool = False) -> Told:
+    """A candidate: predicted, or dropped for a reason."""
+    step = StepPrediction("scan", seconds or 0.0, {"dram": seconds or 0.0}, 95, 0, 1024, 0.31, "registers", 0.6)
+    return Told(
+        variant="triton.chunked",
+        config=config,
+        status="dropped" if seconds is None else "predicted",
+        is_default=is_default,
+        prediction=None if seconds is None else Prediction(seconds, "dram", (step,)),
+        reason=reason,
+    )
 
 
-def seconds(work: LaunchWork, code: StaticReport, sku: str = H100, constants: Constants = ASSUMED) -> float:
-    return model.predict([work], lambda _: code, machine(sku), "bfloat16", constants).seconds
+def candidates() -> PredictionsFile:
+    """Two cases: one with a winner, one that nothing fits."""
+    found = [
+        told(5.1e-5, {"block_t": 32, "num_warps": 4}, is_default=True),
+        told(4.2e-5, CONFIG),
+        told(None, {"block_t": 512, "num_warps": 4}, "scan needs 300000 bytes of shared memory"),
+        Told(variant="triton.chunked", config={"block_t": 128}, status="guessed", guessed_s=6e-5),
+    ]
+    return PredictionsFile(
+        version=PREDICTIONS_VERSION,
+        sku="nvidia-h100-sxm",
+        arch="sm_90",
+        date="2026-11-20T08:14:00+00:00",
+        triton="3.7.1",
+        budget="default",
+        constants=Constants(),
+        seconds=301.0,
+        compiled=12,
+        complete=True,
+        cases=[
+            Predicted(op="linear_scan", case=CASES[0], candidates=found, chosen=1),
+            Predicted(
+                op="linear_scan", case=CASES[1], candidates=[], chosen=None, unfit={"triton.chunked": "too wide"}
+            ),
+        ],
+    )
 
 
-@functools.cache
-def tensors(op: str, case: Case) -> dict[str, object]:
-    return meta_inputs(catalog.op(op), case)
-
-
-def steps_of(key: str, case_part: str, arch: str = "sm_90", **values: object) -> list[LaunchWork | CallWork]:
-    variant = catalog.variant(key)
-    op = catalog.op(variant.op)
-    case = next(c for c in op.cases_tagged("bench") if case_part in c.key and c.where != "cpu")
-    return described(variant, op, case, variant.config(**values), arch)
+def write(folder: Path, entries: list[Entry] | None = None, beside: PredictionsFile | None = None) -> Path:
+    """The registry's path; ``beside`` is written where its reader looks."""
+    file = RegistryFile(schema_version=SCHEMA_VERSION, device=journals.DEVICE, entries=entries or [entry()])
+    path = folder / "nvidia-h100-80gb-hbm3.json"
+    path.write_bytes(msgspec.json.encode(file))
+    if beside is not None:
+        path.with_name("nvidia-h100-80gb-hbm3.predictions.json").write_bytes(msgspec.json.encode(beside))
+    return path

@@ -10,7 +10,7 @@ import pytest
 from griffin_kernels import errors
 from griffin_kernels.contract import config_dict
 from griffin_kernels.records import CaseRecord, DeviceRecord
-from tests.predictions import H100
+from tests.launches import H100
 from tuning import calibrate, plan, predict, records
 from tuning.plan import Options
 from tuning.static import model

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from griffin_kernels import catalog, errors, registry
-from tests.predictions import H100, MI300X, ROOT, report, steps_of
+from tests.launches import H100, MI300X, ROOT, report, steps_of
 from tuning import plan, predict
 from tuning.plan import Options
 from tuning.static.candidates import Contest

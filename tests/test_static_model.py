@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from griffin_kernels import catalog, datasheet, errors
-from tests.predictions import H100, MI300X, launch, report, seconds, steps_of, tensors
+from tests.launches import H100, MI300X, launch, report, seconds, steps_of, tensors
 from tuning.static import model, recorded
 from tuning.static.candidates import described
 from tuning.static.model import ASSUMED, machine

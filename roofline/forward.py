@@ -129,7 +129,10 @@ class Forward:
 
     def summary(self) -> dict[str, Any]:
         """The pass in one row."""
-        rows = [part.row() for part in self.parts]
+        alike: dict[int, list[PartTime]] = {}
+        for part in self.parts:
+            alike.setdefault(id(part.kernels), []).append(part)
+        rows = [(len(parts), parts[0].row()) for parts in alike.values()]
         summed = ("tensor_flops", "vector_flops", "special_ops", "bytes", "run_bytes", "launches")
         return {
             "model": self.model,
@@ -139,7 +142,7 @@ class Forward:
             "dtype": self.dtype,
             "device": self.target.name,
             "parameters": self.config.parameters(),
-            **{name: sum(row[name] for row in rows) for name in summed},
+            **{name: sum(count * row[name] for count, row in rows) for name in summed},
             "floor_s": self.floor_s,
             "predicted_s": self.latency_s,
             "graphed_s": self.graphed_s,

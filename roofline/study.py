@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch.nn import Parameter
+
 from griffin_kernels import catalog, datasheet
 from griffin_kernels.device import Device, provenance
 from griffin_kernels.records import DeviceRecord, Entry
@@ -93,6 +95,7 @@ def measured_passes(
     before = at_hand(device, Ceilings(device.name, tuple(sampler.ceilings()), device.last_level_cache_bytes))
     benches: dict[tuple[str, int], run.Bench] = {}
     room = device.memory_bytes
+    embedding: Parameter | None = None
     for name in plan.models:
         results = [analyse(name, before, phase=p, batch=b, seq=t, dtype=plan.dtype) for p, b, t in plan.runs]
         fitting = {i: result for i, result in enumerate(results) if result.memory.fits is not False}
@@ -102,7 +105,8 @@ def measured_passes(
             continue
         room -= max(result.memory.weights + result.memory.cache for result in fitting.values())
         tell(f"building {name}")
-        model = run.build(next(iter(fitting.values())), device)
+        model = run.build(next(iter(fitting.values())), device, embedding)
+        embedding = model.embedding.weight
         benches |= {(name, i): run.Bench(model, result, device) for i, result in fitting.items()}
     begin, done = time.perf_counter(), 0
     while done < timing.rounds or time.perf_counter() - begin < timing.seconds:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
+import torch
+from torch._dynamo.utils import counters
 
 from griffin_kernels import catalog, verify
 from griffin_kernels.contract import config_key
@@ -25,3 +28,28 @@ def test_variant_matches_float64_reference(op, variant, case, config):
     inputs = op.make_inputs(case, device_of(variant.backend).torch_device, seed=0)
     verdict = verify.check(op, variant, case, config, inputs)
     assert verdict.ok, verdict.problem
+
+
+def test_what_is_checked_of_a_compiled_variant_is_what_is_timed():
+    op, variant = catalog.op("rg_lru"), catalog.variant("rg_lru/compiled.unfused")
+    usual = next(case for case in op.cases_tagged("bench") if case.dtype == "float32" and case.where == "cpu")
+    case = dataclasses.replace(usual, dims=tuple((name, 19 if name == "T" else size) for name, size in usual.dims))
+    inputs, config = op.make_inputs(case, torch.device("cpu"), 0), variant.config()
+    graphs = counters["stats"]["unique_graphs"]
+    assert verify.check(op, variant, case, config, inputs).ok
+    variant.run(**inputs, config=config)
+    assert counters["stats"]["unique_graphs"] == graphs + 1
+
+
+def test_memory_is_poisoned_around_a_compiled_graph_and_not_after_a_check():
+    op, variant = catalog.op("rg_lru"), catalog.variant("rg_lru/compiled.unfused")
+    case = op.cases_tagged("smoke")[0]
+    inputs, config = op.make_inputs(case, torch.device("cpu"), 0), variant.config()
+
+    def forgetful(*tensors, **named):
+        y, h_last = variant.run(*tensors, **named)
+        return torch.empty_like(y), h_last
+
+    forgets = dataclasses.replace(variant, run=forgetful)
+    assert "relative norm inf" in verify.check(op, forgets, case, config, inputs).problem
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -1,7 +1,7 @@
 """Compiles Triton candidates before their turn, in processes of their own, while a GPU times others.
 
 A compiled kernel is found in Triton's cache by the process that times it. A compiler that crashes, hangs or eats the
-memory costs the candidate, here as there. For a CPU nothing is compiled ahead: it would disturb what is timed.
+memory costs the candidate, here as there. On a CPU that would disturb what is timed: see ``tuning.precompile``.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from griffin_kernels.device import Device
 from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, DeviceRecord, Entry, RegistryFile
 from tuning import conditions, gate, race, timing
 from tuning.budget import SLOW_FACTOR, Budget
-from tuning.messages import Broken, Raced, Stage, Tried
+from tuning.messages import Broken, Raced, Ready, Stage, Tried
 from tuning.plan import Planned
 from tuning.race import Finalist
 from tuning.records import OutputError, Status
@@ -137,6 +137,18 @@ class Bench:
         if cut_off:
             return Tried("slow", stage, f"more than {SLOW_FACTOR:g} times slower than the best so far", errors, samples)
         return Tried("ok", "", None, errors, samples)
+
+    def first_call(self, variant: str, case: CaseRecord, config: dict[str, Any]) -> Ready | Broken:
+        """Call a variant once on inputs of its own, with nothing tuned yet for what it calls."""
+        found = catalog.variant(variant)
+        try:
+            inputs = catalog.op(found.op).make_inputs(case.case(found.op), self.device.torch_device, 0)
+            with self._tuned([]):
+                found.run(**inputs, config=found.parse_config(config))
+            self._settle()
+        except Exception as error:  # whatever a kernel, or making its inputs, raises
+            return Broken(words(error), status_of(error))
+        return Ready()
 
     def sampler(self, planned: Planned) -> timing.Sampler:
         """Times calls with cold caches."""

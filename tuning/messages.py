@@ -67,7 +67,15 @@ class Compile(msgspec.Struct, frozen=True, tag="compile"):
     arch: str
 
 
-Request = Start | Load | Try | Run | Compile
+class FirstCall(msgspec.Struct, frozen=True, tag="first"):
+    """Call a variant once, for what it compiles then and keeps on disk."""
+
+    variant: str
+    case: CaseRecord
+    config: dict[str, Any]
+
+
+Request = Start | Load | Try | Run | Compile | FirstCall
 
 
 class Stage(msgspec.Struct, frozen=True, tag="stage"):
@@ -82,7 +90,7 @@ class Stage(msgspec.Struct, frozen=True, tag="stage"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The worker has started, or the case is loaded, or all is compiled."""
+    """The worker has started, or the case is loaded, or all is compiled, or the call is made."""
 
 
 class Tried(msgspec.Struct, frozen=True, tag="tried"):

@@ -24,12 +24,13 @@ from griffin_kernels import dispatch, errors, registry
 from griffin_kernels.device import Device
 from griffin_kernels.records import DeviceRecord, Entry
 from roofline import measure
-from tuning import journal, noise, plan
+from tuning import journal, noise, plan, precompile
 from tuning.ahead import Ahead, processes_for
 from tuning.bench import Bench
 from tuning.decide import Decider, History, Lane
 from tuning.isolation import Isolated
 from tuning.limits import Limits
+from tuning.messages import Start
 from tuning.plan import Job, Options
 from tuning.progress import Listener
 from tuning.records import JOURNAL_VERSION, Ceiling, End, Result, Run
@@ -128,6 +129,7 @@ def tune(
                 resumed=go_on,
             )
         )
+        _precompile(decider, jobs, options, prepare)
         decider.dram_bytes_per_s = _memory_roof(device, history, log, listener)
         _noise_floor(device, history, log, listener)
         listener.begin(total, sum(decider.known(job, p) is not None for job in jobs for p in job.candidates))
@@ -197,6 +199,18 @@ def ahead_of(device: Device, options: Options, lanes: int) -> Ahead | None:
     if not processes or options.in_process:
         return None
     return Ahead(device.arch, processes, lambda: Limits(options.timeout, _bytes(options)))
+
+
+def _precompile(decider: Decider, jobs: Sequence[Job], options: Options, prepare: str) -> None:
+    """Have a CPU's kernels compiled on all its cores before the machine must be quiet."""
+    if decider.device.kind != "cpu" or options.in_process:
+        return
+    groups = precompile.first_calls(jobs, lambda job, planned: decider.known(job, planned) is not None)
+    if len(groups) < 2:
+        return  # no sooner than in its turn
+    decider.listener.note(f"compiling {len(groups)} kernels, where they are not on disk yet")
+    start = Start("cpu", torch.get_num_threads(), prepare)
+    precompile.run(groups, start, lambda: Limits(options.timeout, _bytes(options)))
 
 
 @contextlib.contextmanager

@@ -17,7 +17,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from tuning.messages import Broken, Compile, Contender, Load, Ready, Reply, Request, Run, Start, Try, packed, requests
+from tuning.messages import (
+    Broken,
+    Compile,
+    Contender,
+    FirstCall,
+    Load,
+    Ready,
+    Reply,
+    Request,
+    Run,
+    Start,
+    Try,
+    packed,
+    requests,
+)
 
 if TYPE_CHECKING:
     from tuning.race import Finalist
@@ -65,6 +79,8 @@ class Server:
                     self.say(Broken(f"{type(error).__name__}: {error}"))
             case Compile():
                 self.say(_compile(request))
+            case FirstCall():
+                self.say(self.bench.first_call(request.variant, request.case, request.config))
             case Load():
                 try:
                     self.bench.load(request.op, request.case, request.entries)
@@ -86,10 +102,11 @@ class Server:
         import torch
 
         from griffin_kernels import device as devices
-        from griffin_kernels import verify
+        from griffin_kernels import misses, verify
         from tuning.bench import Bench
 
         warnings.simplefilter("ignore")  # a worker has nobody to warn; what goes wrong is in its answers
+        os.environ.pop(misses.ENVIRONMENT_VARIABLE, None)  # what a tuner calls is nobody's untuned case
         torch.set_num_threads(request.threads)
         if request.prepare:
             module, _, function = request.prepare.partition(":")

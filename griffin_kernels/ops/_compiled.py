@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from griffin_kernels import verify
 from griffin_kernels.device import Device
 
 
@@ -45,9 +46,16 @@ def compiled(function: Callable[..., Any], key: object, dynamic: bool | None = N
     """``torch.compile(function)`` for one kind of call; compiled at its first call, once per process.
 
     torch counts recompilations per code object and past its limit runs a function uncompiled, or raises with
-    ``fullgraph``, as here. Calls of another ``key`` get a copy of the code, and with it a count of their own.
+    ``fullgraph``, as here. Calls of another ``key`` get a copy of the code, and with it a count of their own. Poisoned
+    memory ends where it begins.
     """
     code = function.__code__.replace(co_name=f"{function.__name__}_compiled")
     copy = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__)
     copy.__kwdefaults__ = function.__kwdefaults__
-    return torch.compile(copy, fullgraph=True, dynamic=dynamic)
+    made = torch.compile(copy, fullgraph=True, dynamic=dynamic)
+
+    def call(*arguments: Any) -> Any:
+        with verify.outside_poisoned_memory():
+            return made(*arguments)
+
+    return call

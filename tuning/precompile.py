@@ -1,0 +1,103 @@
+"""On a CPU, calls every native and torch.compile'd variant once before anything is timed, in a process per core.
+
+Such variants compile at their first call, on one core, and keep what they made on disk, where the process that times
+them finds it. Nothing is decided here: a variant that fails, crashes or hangs is tried, and named, in its turn. A GPU's
+kernels are compiled beside what is timed (``tuning.ahead``).
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from griffin_kernels.contract import config_dict
+from griffin_kernels.records import CaseRecord
+from tuning.isolation import Death, Worker
+from tuning.limits import Limits
+from tuning.messages import FirstCall, Ready, Start
+from tuning.plan import Job, Planned
+
+BACKENDS = ("compiled", "numba")
+"""What compiles at its first call, the slowest compiler first."""
+
+
+def first_calls(jobs: Sequence[Job], known: Callable[[Job, Planned], bool]) -> list[list[FirstCall]]:
+    """One call per variant and case, grouped by variant, in the order to begin them.
+
+    Variants share no file of their caches: groups may run at once. known: whether a candidate was tried before, and
+    what it needs is on disk with it.
+    """
+    groups: dict[str, list[FirstCall]] = {}
+    order: dict[str, int] = {}
+    for job in jobs:
+        by_variant: dict[str, list[Planned]] = {}
+        for planned in job.candidates:
+            if planned.reason is None and planned.variant.backend in BACKENDS:
+                by_variant.setdefault(planned.variant.key, []).append(planned)
+        for key, candidates in by_variant.items():
+            if any(known(job, planned) for planned in candidates):
+                continue
+            usual = min(candidates, key=lambda p: p.config != p.variant.config())
+            groups.setdefault(key, []).append(FirstCall(key, CaseRecord.of(job.case), config_dict(usual.config)))
+            order[key] = BACKENDS.index(usual.variant.backend)
+    return [groups[key] for key in sorted(groups, key=lambda key: (order[key], -len(groups[key])))]
+
+
+def run(groups: Sequence[Sequence[FirstCall]], start: Start, limits: Callable[[], Limits], processes: int = 0) -> None:
+    """Make the calls, each group in one process; returns when all are done.
+
+    start: what every process is told first. limits: made once per process. processes: by default one per core.
+    WorkerError where none can be started.
+    """
+    waiting: queue.SimpleQueue[Sequence[FirstCall]] = queue.SimpleQueue()
+    for group in groups:
+        waiting.put(group)
+    stopped = threading.Event()
+    alive: set[Worker] = set()
+
+    def serve() -> None:
+        """One process after the other, each until it dies or nothing is left."""
+        while not stopped.is_set() and not waiting.empty():
+            worker = Worker()
+            alive.add(worker)
+            try:
+                if not _serve(worker, waiting, start, limits(), stopped):
+                    return
+            finally:
+                alive.discard(worker)
+                worker.close()
+
+    # workers die with the thread that started them: each thread keeps its own
+    count = min(processes or os.cpu_count() or 1, len(groups))
+    with ThreadPoolExecutor(max(1, count)) as pool:
+        try:
+            for future in [pool.submit(serve) for _ in range(count)]:
+                future.result()
+        finally:
+            stopped.set()
+            for worker in tuple(alive):
+                worker.kill()
+
+
+def _serve(
+    worker: Worker,
+    waiting: queue.SimpleQueue[Sequence[FirstCall]],
+    start: Start,
+    limits: Limits,
+    stopped: threading.Event,
+) -> bool:
+    """Have a process make calls. False where it could not even begin; the run says so when it starts its own."""
+    if not isinstance(worker.ask(start, limits.seconds, limits.memory_bytes), Ready):
+        return False
+    while not stopped.is_set():
+        try:
+            group = waiting.get_nowait()
+        except queue.Empty:
+            return True
+        for request in group:
+            if isinstance(worker.ask(request, lambda stage: limits.longest_s, limits.memory_bytes), Death):
+                return True  # and the rest of the group is compiled in its turn
+    return True

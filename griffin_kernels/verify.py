@@ -2,66 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from griffin_kernels import poison
 from griffin_kernels.contract import Case, Inputs, Op, Tolerance, Variant
 from griffin_kernels.specs import expected_dtype
-
-Settings = tuple[bool, bool, bool]
-"""Of torch: deterministic algorithms, only warn where there is none, fill uninitialized memory."""
-
-_OUTSIDE: list[Settings] = []
-"""What was set where ``poisoned_memory`` was entered, innermost last. torch's settings are the whole process's."""
-
-
-def _settings() -> Settings:
-    settings: Any = torch.utils.deterministic  # a module with a property, which type checkers do not see
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    return torch.are_deterministic_algorithms_enabled(), warn_only, settings.fill_uninitialized_memory
-
-
-@contextlib.contextmanager
-def _set(deterministic: bool, warn_only: bool, fill: bool) -> Iterator[Settings]:
-    """Other settings for a while; gives the ones from before."""
-    settings: Any = torch.utils.deterministic
-    before = _settings()
-    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-    settings.fill_uninitialized_memory = fill
-    try:
-        yield before
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        settings.fill_uninitialized_memory = before[2]
-
-
-@contextlib.contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Within it ``torch.empty`` and its kin give NaN (the largest value for integers).
-
-    An element that a kernel forgets to write can then not look right by luck.
-    """
-    with _set(True, True, True) as before:
-        _OUTSIDE.append(before)
-        try:
-            yield
-        finally:
-            _OUTSIDE.pop()
-
-
-def outside_poisoned_memory() -> contextlib.AbstractContextManager[object]:
-    """Within it torch's settings are those outside of ``poisoned_memory``, where that is in force.
-
-    For what torch.compile made: it compiles anew for other settings, and what is checked would not be what is timed.
-    """
-    return _set(*_OUTSIDE[-1]) if _OUTSIDE else contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -182,7 +133,7 @@ def check(
     want = reference_outputs(op, inputs) if want is None else want
     inputs = inputs | {name: copy_of(inputs[name]) for name in op.in_place}
     before = _snapshot(inputs)
-    with poisoned_memory():
+    with poison.poisoned():
         got = variant.run(**inputs, config=config)
     for name, value in inputs.items():
         if name in op.in_place:

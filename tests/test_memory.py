@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 
-from griffin_kernels import memory, verify
+from griffin_kernels import memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the pool is for Linux")
 
@@ -75,7 +75,7 @@ def test_much_smaller_tensor_takes_no_large_block():
 
 
 def test_poisoned_memory_is_nan_and_bypasses_the_pool():
-    with verify.poisoned_memory():
+    with poison.poisoned():
         assert memory.empty(SHAPE, torch.float32).isnan().all()
     assert memory._POOL.idle == []
 

@@ -220,7 +220,7 @@ def test_default_on_a_cpu_and_rejected_elsewhere():
 
 @pytest.mark.parametrize("shape", [(3,), (1, 1024, 1025), (7, 1024, 1024)])
 def test_memory_is_fresh_contiguous_and_poisonable(shape):
-    with verify.poisoned_memory():
+    with poison.poisoned():
         tensor = memory.empty(shape, torch.float32)
     assert tensor.shape == shape
     assert tensor.is_contiguous()

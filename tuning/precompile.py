@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from griffin_kernels.contract import config_dict
 from griffin_kernels.records import CaseRecord
@@ -25,13 +25,12 @@ BACKENDS = ("compiled", "numba")
 
 
 def first_calls(jobs: Sequence[Job], known: Callable[[Job, Planned], bool]) -> list[list[FirstCall]]:
-    """One call per variant and case, grouped by variant, in the order to begin them.
+    """One call per variant and case, an op's of one backend in one group, in the order to begin them.
 
-    Variants share no file of their caches: groups may run at once. known: whether a candidate was tried before, and
-    what it needs is on disk with it.
+    Variants of an op may share kernels; ops seldom do, so groups may run at once. known: whether a candidate was tried
+    before: what it needs is on disk.
     """
-    groups: dict[str, list[FirstCall]] = {}
-    order: dict[str, int] = {}
+    groups: dict[tuple[int, str], list[FirstCall]] = {}
     for job in jobs:
         by_variant: dict[str, list[Planned]] = {}
         for planned in job.candidates:
@@ -41,9 +40,9 @@ def first_calls(jobs: Sequence[Job], known: Callable[[Job, Planned], bool]) -> l
             if any(known(job, planned) for planned in candidates):
                 continue
             usual = min(candidates, key=lambda p: p.config != p.variant.config())
-            groups.setdefault(key, []).append(FirstCall(key, CaseRecord.of(job.case), config_dict(usual.config)))
-            order[key] = BACKENDS.index(usual.variant.backend)
-    return [groups[key] for key in sorted(groups, key=lambda key: (order[key], -len(groups[key])))]
+            group = groups.setdefault((BACKENDS.index(usual.variant.backend), job.op.name), [])
+            group.append(FirstCall(key, CaseRecord.of(job.case), config_dict(usual.config)))
+    return [groups[key] for key in sorted(groups, key=lambda key: (key[0], -len(groups[key])))]
 
 
 def run(groups: Sequence[Sequence[FirstCall]], start: Start, limits: Callable[[], Limits], processes: int = 0) -> None:
@@ -74,7 +73,7 @@ def run(groups: Sequence[Sequence[FirstCall]], start: Start, limits: Callable[[]
     count = min(processes or os.cpu_count() or 1, len(groups))
     with ThreadPoolExecutor(max(1, count)) as pool:
         try:
-            for future in [pool.submit(serve) for _ in range(count)]:
+            for future in as_completed([pool.submit(serve) for _ in range(count)]):
                 future.result()
         finally:
             stopped.set()

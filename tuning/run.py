@@ -208,7 +208,7 @@ def _precompile(decider: Decider, jobs: Sequence[Job], options: Options, prepare
     groups = precompile.first_calls(jobs, lambda job, planned: decider.known(job, planned) is not None)
     if len(groups) < 2:
         return  # no sooner than in its turn
-    decider.listener.note(f"compiling {len(groups)} kernels, where they are not on disk yet")
+    decider.listener.note(f"compiling the kernels of {sum(map(len, groups))} calls, where they are not on disk yet")
     start = Start("cpu", torch.get_num_threads(), prepare)
     precompile.run(groups, start, lambda: Limits(options.timeout, _bytes(options)))
 

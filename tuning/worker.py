@@ -102,7 +102,7 @@ class Server:
         import torch
 
         from griffin_kernels import device as devices
-        from griffin_kernels import misses, verify
+        from griffin_kernels import misses, poison
         from tuning.bench import Bench
 
         warnings.simplefilter("ignore")  # a worker has nobody to warn; what goes wrong is in its answers
@@ -115,7 +115,7 @@ class Server:
         if device.kind != "cpu":
             torch.cuda.set_device(device.torch_device)
         limit_damage(address_space=device.kind == "cpu")
-        with verify.poisoned_memory():
+        with poison.poisoned():
             pass  # torch imports its compiler for it: seconds that would count as the first candidate's
         self.bench = Bench(device, self.say)
         gc.freeze()  # what is imported stays: looking through it after every case costs a quarter of a second

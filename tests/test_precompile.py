@@ -1,0 +1,189 @@
+"""Kernels that compile at their first call: called once before a CPU is timed, whatever becomes of the call."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import ClassVar
+
+import pytest
+
+from griffin_kernels import catalog, device, errors
+from griffin_kernels.contract import config_dict
+from griffin_kernels.records import CaseRecord
+from tuning import messages, plan, precompile
+from tuning import run as runs
+from tuning.isolation import Death
+from tuning.limits import Limits
+from tuning.messages import FirstCall, Ready, Stage, Start
+
+HERE = device.cpu()
+JOBS = plan.make(plan.Options(), HERE)
+START = Start("cpu", 1)
+OTHER = ("temporal_conv1d", "direct")
+
+
+def none_known(job, planned):
+    return False
+
+
+def calls_of(groups):
+    return [call for group in groups for call in group]
+
+
+def limits():
+    return Limits(longest_s=120.0, memory_bytes=2**33)
+
+
+def test_every_compiling_variant_that_can_run_is_called_once_per_case():
+    able = {
+        (planned.variant.key, job.case.key)
+        for job in JOBS
+        for planned in job.candidates
+        if planned.reason is None and planned.variant.backend in ("compiled", "numba")
+    }
+    calls = calls_of(precompile.first_calls(JOBS, none_known))
+    called = Counter((call.variant, call.case.case(catalog.variant(call.variant).op).key) for call in calls)
+    assert set(called) == able
+    assert set(called.values()) == {1}
+
+
+def test_kernels_that_an_op_shares_are_compiled_by_one_process_and_the_slowest_compiler_begins():
+    groups = [[catalog.variant(call.variant) for call in group] for group in precompile.first_calls(JOBS, none_known)]
+    kinds = [{(variant.op, variant.backend) for variant in group} for group in groups]
+    assert all(len(kind) == 1 for kind in kinds)
+    assert len(set.union(*kinds)) == len(groups)
+    slow = [group[0].backend == "compiled" for group in groups]
+    assert slow == sorted(slow, reverse=True)
+    assert any(slow)
+
+
+def test_the_default_configuration_is_called_where_it_fits():
+    for call in calls_of(precompile.first_calls(JOBS, none_known)):
+        variant = catalog.variant(call.variant)
+        if variant.reject(call.case.case(variant.op), HERE, variant.config()) is None:
+            assert variant.parse_config(call.config) == variant.config()
+
+
+def test_what_was_tried_before_is_left_out():
+    first = calls_of(precompile.first_calls(JOBS, none_known))[0]
+
+    def known(job, planned):
+        return (planned.variant.key, CaseRecord.of(job.case)) == (first.variant, first.case)
+
+    rest = calls_of(precompile.first_calls(JOBS, known))
+    assert sorted(map(repr, [*rest, first])) == sorted(map(repr, calls_of(precompile.first_calls(JOBS, none_known))))
+    assert precompile.first_calls(JOBS, lambda job, planned: True) == []
+
+
+class FakeWorker:
+    """Answers as ``replies`` says by variant; remembers what all of them were asked."""
+
+    replies: ClassVar[dict] = {}
+    asked: ClassVar[list] = []
+    made: ClassVar[list] = []
+
+    def __init__(self):
+        self.killed = threading.Event()
+        self.closed = False
+        self.made.append(self)
+
+    def ask(self, request, limit, memory_bytes):
+        self.asked.append(request)
+        reply = self.replies.get(getattr(request, "variant", "start"), Ready())
+        return reply(self) if callable(reply) else reply
+
+    def kill(self):
+        self.killed.set()
+
+    def close(self):
+        self.closed = True
+        self.kill()
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(FakeWorker, "replies", {})
+    monkeypatch.setattr(FakeWorker, "asked", [])
+    monkeypatch.setattr(FakeWorker, "made", [])
+    monkeypatch.setattr(precompile, "Worker", FakeWorker)
+    return FakeWorker
+
+
+def groups_of(*sizes):
+    case = CaseRecord.of(JOBS[0].case)
+    return [[FirstCall(f"op/v{i}", case, {"call": n}) for n in range(size)] for i, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 9])
+def test_a_process_that_dies_costs_the_rest_of_its_group_only(fake, processes):
+    groups = groups_of(3, 2, 1)
+    fake.replies["op/v0"] = Death("crashed", Stage("", 0), "died of SIGSEGV")
+    fake.replies["op/v1"] = messages.Broken("ValueError: no")
+    precompile.run(groups, START, limits, processes)
+    calls = [request for request in fake.asked if isinstance(request, FirstCall)]
+    assert sorted(map(repr, calls)) == sorted(map(repr, [groups[0][0], *groups[1], *groups[2]]))
+    assert all(worker.closed for worker in fake.made)
+    assert len(fake.made) <= 1 + min(processes, 3)
+
+
+def test_processes_that_cannot_begin_are_left_to_the_run_to_report(fake):
+    fake.replies["start"] = messages.Broken("ImportError: no module")
+    precompile.run(groups_of(2, 2, 2), START, limits, 2)
+    assert fake.asked == [START, START]
+    assert all(worker.closed for worker in fake.made)
+
+
+def test_what_still_runs_is_killed_when_the_phase_is_broken_off(fake, monkeypatch):
+    def hang(worker):
+        assert worker.killed.wait(60.0)
+        return Death("crashed", Stage("", 0), "was killed")
+
+    fake.replies["op/v0"] = fake.replies["op/v1"] = hang
+
+    def second_fails():
+        if fake.made:
+            raise errors.WorkerError("no worker process can be started: out of processes")
+        return FakeWorker()
+
+    monkeypatch.setattr(precompile, "Worker", second_fails)
+    with pytest.raises(errors.WorkerError, match="out of processes"):
+        precompile.run(groups_of(2, 2), START, limits, 2)
+    assert len(fake.made) == 1
+    assert fake.made[0].closed
+    assert len([request for request in fake.asked if isinstance(request, FirstCall)]) == 1
+
+
+def test_kernels_are_on_disk_afterwards(monkeypatch, tmp_path):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    variants = [catalog.variant(f"{op}/numba.{name}") for op, name in (("linear_scan", "sequential"), OTHER)]
+    groups = [
+        [FirstCall(v.key, CaseRecord.of(catalog.op(v.op).cases_tagged("smoke")[0]), config_dict(v.config()))]
+        for v in variants
+    ]
+    precompile.run(groups, START, limits, 2)
+    kept = {path.parent.name.rpartition("_")[0] for path in tmp_path.rglob("*.nbi")}
+    assert {"linear_scan", OTHER[0]} <= kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "begun"), [({}, True), ({"in_process": True}, False), ({"ops": ("temporal_conv1d_step",)}, False)]
+)
+def test_a_run_begins_with_it_where_it_saves_time(tmp_path, monkeypatch, changes, begun):
+    class Reached(Exception):
+        pass
+
+    class Listener:
+        def __getattr__(self, name):
+            return lambda *args, **facts: None
+
+    def stop(*args):
+        raise Reached
+
+    seen = []
+    monkeypatch.setattr(precompile, "run", lambda groups, start, limits: seen.append(groups))
+    monkeypatch.setattr(runs, "_memory_roof", stop)
+    options = plan.Options(**{"ops": ("linear_scan",), "budget": "quick", "device": "cpu", **changes})
+    with pytest.raises(Reached):
+        runs.tune(options, runs.Paths.choose(tmp_path, HERE), Listener())
+    assert bool(seen) == begun

@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 
-from griffin_kernels import memory
+from griffin_kernels import memory, poison
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the pool is for Linux")
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from griffin_kernels import catalog, device, memory, verify
+from griffin_kernels import catalog, device, memory, poison, verify
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops.linear_scan import _numba_call

@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from griffin_kernels import catalog, device, launch, verify
+from griffin_kernels import catalog, device, launch, poison, verify
 from griffin_kernels.ops.local_attention import _triton
 from griffin_kernels.ops.local_attention.cost import make_case
 from griffin_kernels.ops.local_attention_step.cost import make_case as make_step

@@ -42,8 +42,8 @@ class Budget:
 BUDGETS: Mapping[str, Budget] = MappingProxyType(
     {
         "quick": Budget(0.1, 4, 8, False, 0.03, 3, 5, 7, 0.5, 2),
-        "default": Budget(0.25, 6, 60, False, 0.12, 3, 9, 321, 2.0, 3),
-        "thorough": Budget(0.25, 75, 600, True, 0.5, 7, 51, 641, 20.0, 5),
+        "default": Budget(0.25, 6, 60, False, 0.12, 3, 9, 641, 2.0, 3),
+        "thorough": Budget(0.25, 75, 600, True, 0.5, 7, 51, 1281, 20.0, 5),
     }
 )
 """Budgets by their name on the command line."""

@@ -86,8 +86,8 @@ def run(
 
     samplers: one for each finalist. warm: makes a finalist's warm sampler; None where that is not asked for, as of
     baselines. announce: told whose turn it is before each sample. clock: seconds.
-    The order within a round is random, from a seed of the case. A race that is unclear but promising gets twice its
-    rounds; one that takes twice its time is cut off after ``judge.LEAST`` rounds.
+    The order within a round is random, from a seed of the case. A race that is unclear but promising goes on
+    for ``judge.PATIENCE`` times its rounds; its time times that ends any race of ``judge.LEAST`` rounds.
     """
     order = random.Random(f"{op.name}/{case.key}")
     first_s = [stats.median(f.record.samples_s) for f in field]
@@ -95,7 +95,7 @@ def run(
     per_round = first_s[0] + sum(s / EVERY if i in far else s for i, s in enumerate(first_s))
     looks = Looks.plan(budget.rounds, int(budget.race_seconds / per_round))
     tell = announce or (lambda index: None)
-    began = clock()
+    began, most_s = clock(), judge.PATIENCE * budget.race_seconds
     rounds_s: list[list[float | None]] = []
     again_s: list[float] = []
 
@@ -122,7 +122,7 @@ def run(
         rounds_s.append([times.get(i) for i in range(len(field))])
         again_s.append(times[-1])
         count = len(rounds_s)
-        if count == looks.after[-1] or (count >= judge.LEAST and clock() - began > 2 * budget.race_seconds):
+        if count == looks.after[-1] or (count >= judge.LEAST and clock() - began > most_s):
             break
         if count in looks.after:
             duels = duels_of(field, heat([]))

@@ -15,7 +15,6 @@ from griffin_kernels.records import CaseRecord
 from tests import hostile
 from tests.hostile import CASE, HOSTILE, OP
 from tuning import isolation, journal, messages, plan
-from tuning.ahead import Ahead
 from tuning.budget import BUDGETS
 from tuning.isolation import Isolated, Worker
 from tuning.limits import Limits
@@ -203,25 +202,3 @@ def test_a_plain_worker_loads_a_case():
     finally:
         worker.close()
     assert worker._process.poll() is not None
-
-
-def test_triton_candidates_are_compiled_ahead(monkeypatch):
-    from tuning.plan import Job, Planned
-
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    op = catalog.op(OP)
-    case = next(c for c in op.cases_tagged("bench") if c.dtype == "bfloat16")
-    variant = catalog.variant(f"{OP}/triton.sequential")
-    good, bad = Planned(variant, variant.config()), Planned(variant, variant.parse_config({"block_d": 96}))
-    with Ahead("sm_90", 1, lambda: Limits(120.0, 8 * GIB)) as ahead:
-        ahead.submit(Job(op, case, (good, bad), good))
-        assert ahead.problem(case, bad).status == "failed"  # no power of two
-        assert ahead.problem(case, good) is None
-        assert ahead.problem(case, Planned(catalog.variant(f"{OP}/eager.loop"), None)) is None
-
-
-def test_nothing_is_compiled_ahead_for_a_cpu():
-    from tuning.ahead import processes_for
-
-    assert processes_for(device.cpu(), 1) == 0
-    assert hostile.CASE.dtype == "float32"

@@ -13,9 +13,10 @@ from griffin_kernels import device as devices
 from griffin_kernels import errors
 from griffin_kernels.contract import config_dict
 from tuning import plan
+from tuning.replay import packed
 from tuning.search import basic, strategies
 from tuning.search.space import Point, Space, axes_of, competitors, space_of
-from tuning.search.strategies import STRATEGIES, choose
+from tuning.search.strategies import STRATEGIES, choose, foresee
 
 AXES = {
     "block_t": (8, 16, 32, 64, 128),
@@ -165,6 +166,45 @@ def test_a_resumed_search_goes_on_as_an_unbroken_one(name):
     for done in range(0, 24, 5):
         seen = {i: seconds[i] for i in whole[:done]}
         assert STRATEGIES[name].next(again, seen, 24 - done) == whole[done]
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_what_is_foreseen_is_what_is_tried_where_nothing_surprises(name):
+    space, _ = synthetic(1, variants=1)
+    seconds: list[float | None] = [1e-4] * len(space)
+    whole = run(space, seconds, name, 24)
+    for done in (1, 5, 12):
+        seen = {i: seconds[i] for i in whole[:done]}
+        pending = whole[done : done + 2]
+        coming = foresee(STRATEGIES[name], space, seen, 24 - done, pending)
+        seen.clear()  # it was looked at when it was given
+        assert list(coming) == whole[done + 2 :]
+
+
+def test_what_is_foreseen_before_anything_is_timed_follows_the_static_model():
+    space, _ = synthetic(0, variants=2, told=0.1)
+    told: list[float | None] = list(space.predicted_s)
+    tried = run(space, told, "seeded", 30)
+    assert list(foresee(STRATEGIES["seeded"], space, {}, 30)) == tried
+    assert list(foresee(STRATEGIES["seeded"], space, {}, 1, tried[:1])) == []
+
+
+def test_most_points_of_a_search_are_foreseen_while_the_one_before_them_is_timed():
+    """Recorded spaces, four points foreseen and compiled during each evaluation."""
+    foreseen = asked = 0
+    for journal in packed.shipped():
+        strategy, space, most = STRATEGIES["seeded"], journal.space, math.ceil(len(journal.points) / 4)
+        seen: dict[int, float | None] = {}
+        compiled: set[int] = set()
+        while len(seen) < most and (index := strategy.next(space, seen, most - len(seen))) is not None:
+            if seen:
+                asked, foreseen = asked + 1, foreseen + (index in compiled)
+            compiled.add(index)
+            new = (i for i in foresee(strategy, space, seen, most - len(seen), [index]) if i not in compiled)
+            compiled.update(itertools.islice(new, 4))
+            seen[index] = journal.seconds[index]
+    print(f"{foreseen} of {asked} points were foreseen")
+    assert foreseen >= 0.8 * asked
 
 
 @pytest.mark.parametrize("name", list(STRATEGIES))

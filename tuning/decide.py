@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,16 +18,16 @@ from griffin_kernels.contract import config_dict, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.records import CaseRecord, Entry
 from roofline import stats
-from tuning import journal, predict, race
-from tuning.ahead import Ahead
+from tuning import journal, race
+from tuning.ahead import Ahead, Coming
 from tuning.budget import HOPELESS_ELSEWHERE, HOPELESS_FACTOR, Budget
+from tuning.course import Course
 from tuning.isolation import Executor
 from tuning.messages import Broken
 from tuning.plan import Job, Planned
 from tuning.progress import Listener
 from tuning.records import Candidate, Ceiling, Noise, Race, Record, Result, Run
-from tuning.search.space import competitors, space_of
-from tuning.search.strategies import DEFAULT, choose
+from tuning.search.space import competitors
 
 Done = list[tuple[Planned, Candidate]]
 
@@ -79,6 +79,8 @@ class Decider:
     strategy: str = ""
     ahead: Ahead | None = None
     behind: dict[tuple[str, tuple[str, ...]], tuple[float, str]] = field(default_factory=dict)
+    courses: dict[tuple[str, str], Course] = field(default_factory=dict)
+    begun: set[tuple[str, str]] = field(default_factory=set)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def known(self, job: Job, planned: Planned) -> Candidate | None:
@@ -91,6 +93,27 @@ class Decider:
         points = len(competitors(job))
         return len(job.candidates) - points + self.budget.tries(points)
 
+    def course(self, job: Job) -> Course:
+        """The course of a job; its predictions are made once."""
+        key = (job.op.name, job.case.key)
+        if key not in self.courses:
+            near = _earlier(self, job)[1]
+            self.courses.setdefault(key, Course(job, self.device, self.budget, self.strategy, near))
+        return self.courses[key]
+
+    def openings(self, jobs: Sequence[Job]) -> Coming:
+        """What the jobs that have not begun will begin with: to be compiled long before their turn."""
+        for job in jobs:
+            if self._begun(job):
+                continue
+            for planned in self.course(job).opening():
+                if self._begun(job):
+                    break  # its lane knows better by now
+                yield job.case, planned
+
+    def _begun(self, job: Job) -> bool:
+        return (job.op.name, job.case.key) in self.begun
+
     def append(self, record: Record) -> None:
         """Write to the journal; lanes take turns."""
         with self.lock:
@@ -99,6 +122,7 @@ class Decider:
     def decide(self, job: Job, lane: Lane, entries: Sequence[Entry]) -> Result | None:
         """The decision on a case, recorded; None where nothing of ours can run. entries: what it may call."""
         with self.lock:
+            self.begun.add((job.op.name, job.case.key))
             self.listener.job(job.op.name, job.case.key, lane=lane.name)
         case = _Case(self, job, lane, entries)
         try:
@@ -126,36 +150,28 @@ class _Case:
         self.fresh = False
         self._loaded = False
         self.best_s: float | None = None
-        self.known_entry, near = _earlier(run, job)
-        self.points = competitors(job)
-        expected = None if run.device.kind == "cpu" else self._expected
-        self.space = space_of(job, run.device, incumbents=near, predicted=expected)
-        self.incumbent = next((p for p in self.points if _is(p, self.known_entry)), None)
-
-    def _expected(self, planned: Planned) -> float | None:
-        """Seconds by the static model; None where it knows nothing of this device or variant."""
-        found = predict.predicted(planned.variant, self.job.case, planned.config, self.run.device)
-        return None if found is None else found.seconds
+        self.known_entry = _earlier(run, job)[0]
+        self.course = run.course(job)
+        self.incumbent = next((p for p in self.course.points if _is(p, self.known_entry)), None)
 
     def try_candidates(self) -> Done:
         """Records of the candidates in the order tried: what cannot run, the default, baselines, then search's."""
         done: Done = []
+        course = self.course
         for planned in self.job.candidates:
             if planned.reason is not None:
                 self._take(done, planned, None)
+        self._expect(course.opening(), done)
         seen: dict[int, float | None] = {}
-        for planned in self.job.candidates:
-            if planned.reason is None and (planned is self.job.default or planned.variant.baseline):
-                record = self._take(done, planned, None)
-                if not planned.variant.baseline:
-                    seen[self.points.index(planned)] = _figure(record)
-        allowed = self.run.budget.tries(len(self.points))
+        for planned in course.certain:
+            record = self._take(done, planned, None)
+            if not planned.variant.baseline:
+                seen[course.points.index(planned)] = _figure(record)
         tried, skipped = len(seen), 0
-        usual = "exhaustive" if allowed == len(self.points) else DEFAULT
-        strategy = choose(self.run.strategy or usual, self.space)
-        while tried < allowed and (index := strategy.next(self.space, seen, allowed - tried)) is not None:
-            planned = self.points[index]
+        while (index := course.next(seen, tried)) is not None:
+            planned = course.points[index]
             hopeless = self._hopeless(planned, done)
+            self._expect(course.coming(seen, tried, (index,)), done)
             record = self._take(done, planned, hopeless)
             if hopeless is not None and record.status == "skipped":
                 # not counted as tried, but search is told how far behind its like was
@@ -164,9 +180,19 @@ class _Case:
                     self.run.listener.dropped(-1)
             else:
                 seen[index], tried = _figure(record), tried + 1
+        self._expect(iter(()), done)
         with self.run.lock:
             self.run.listener.dropped(self.run.expected(self.job) + skipped - len(done))
         return done
+
+    def _expect(self, coming: Iterator[Planned], done: Done) -> None:
+        """Have compiled ahead what will probably be tried here, while what is tried now is timed."""
+
+        def worthwhile(planned: Planned) -> bool:
+            return self.run.known(self.job, planned) is None and self._hopeless(planned, done) is None
+
+        if self.run.ahead is not None:
+            self.run.ahead.expect(self.lane.name, ((self.job.case, p) for p in coming if worthwhile(p)))
 
     def _take(self, done: Done, planned: Planned, hopeless: Hopeless | None) -> Candidate:
         """The record of a candidate, from the journal or made now."""

@@ -29,14 +29,18 @@ class Problem:
     want: tuple[Tensor | None, ...]
 
 
+def cases(case: Case) -> list[Case]:
+    """What a candidate is checked on: the case and, where that is longer, its short form."""
+    if case.size.get("T", 0) <= SHORT_STEPS:
+        return [case]
+    dims = tuple((name, SHORT_STEPS if name == "T" else size) for name, size in case.dims)
+    return [case, dataclasses.replace(case, dims=dims)]
+
+
 def problems(op: Op, case: Case, device: Device) -> list[Problem]:
     """The full problem (seed 0) and, for longer cases, the short one (seed 1)."""
-    chosen = [(case, 0)]
-    if case.size.get("T", 0) > SHORT_STEPS:
-        dims = tuple((name, SHORT_STEPS if name == "T" else size) for name, size in case.dims)
-        chosen.append((dataclasses.replace(case, dims=dims), 1))
     found = []
-    for problem, seed in chosen:
+    for seed, problem in enumerate(cases(case)):
         inputs = op.make_inputs(problem, device.torch_device, seed)
         found.append(Problem(problem, inputs, verify.reference_outputs(op, inputs)))
     return found

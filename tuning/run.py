@@ -129,6 +129,8 @@ def tune(
                 resumed=go_on,
             )
         )
+        if decider.ahead is not None:
+            decider.ahead.later(decider.openings(jobs))
         _precompile(decider, jobs, options, prepare)
         decider.dram_bytes_per_s = _memory_roof(device, history, log, listener)
         _noise_floor(device, history, log, listener)
@@ -177,6 +179,8 @@ def decide_all(decider: Decider, jobs: Sequence[Job], lanes: Sequence[Lane]) -> 
                 results += [found for future in futures if (found := future.result()) is not None]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            if decider.ahead is not None:
+                decider.ahead.close()
             for lane in lanes:
                 lane.executor.close()
             raise

@@ -134,9 +134,10 @@ def _finalist(contender: Contender) -> Finalist:
 
 
 def _compile(request: Compile) -> Reply:
-    """Fill Triton's cache with every launch of a candidate."""
+    """Fill Triton's cache with every launch of a candidate: of the case, and of its short form where that differs."""
     from griffin_kernels import catalog
     from griffin_kernels.launch import Launch, described_for
+    from tuning import gate
     from tuning.bench import words
     from tuning.static.compiling import compile_launch
     from tuning.static.describe import meta_inputs
@@ -145,12 +146,16 @@ def _compile(request: Compile) -> Reply:
     variant = catalog.variant(request.variant)
     if variant.launches is None:
         return Ready()
+    goal, config = target(request.arch), variant.parse_config(request.config)
     try:
         with described_for(request.arch):
-            inputs = meta_inputs(catalog.op(variant.op), request.case.case(variant.op))
-            for step in variant.launches(inputs, {}, variant.parse_config(request.config)):
-                if isinstance(step, Launch):
-                    compile_launch(step, target(request.arch))
+            for case in gate.cases(request.case.case(variant.op)):
+                if variant.reject(case, goal.device, config) is not None:
+                    continue  # the gate leaves it out too
+                inputs = meta_inputs(catalog.op(variant.op), case)
+                for step in variant.launches(inputs, {}, config):
+                    if isinstance(step, Launch):
+                        compile_launch(step, goal)
     except Exception as error:  # the compiler raises whatever it likes
         return Broken(words(error))
     return Ready()

@@ -7,11 +7,12 @@ on exactly as an unbroken one, and replay can ask any of them about any state.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import metadata
 from typing import Any, Protocol, runtime_checkable
 
 from griffin_kernels import errors
+from roofline import stats
 from tuning.search.space import Space
 
 ENTRY_POINTS = "griffin_kernels.strategies"
@@ -113,3 +114,37 @@ def named(name: str) -> Strategy:
         return STRATEGIES[name]
     except KeyError:
         raise errors.ArgumentError(f"no strategy {name!r}; there are {', '.join(STRATEGIES)}") from None
+
+
+def foresee(
+    strategy: Strategy, space: Space, seen: Mapping[int, float | None], left: int, pending: Collection[int] = ()
+) -> Iterator[int]:
+    """What a strategy would choose next, in order, if nothing surprised it. Each point is worked out when it is asked
+    for; ``seen`` may change meanwhile.
+
+    seen, left: as ``Strategy.next`` takes them. pending: points that are being tried. A point that was not seen counts
+    as the median of what was (the "constant liar" of Ginsbourger, Le Riche and Carraro, Kriging is well-suited to
+    parallelize optimization, 2010, section 4), or where nothing was timed yet as what the static model says.
+    """
+    timed = [seconds for seconds in seen.values() if seconds is not None]
+    usual = stats.median(timed) if timed else None
+
+    def supposed(index: int) -> float | None:
+        if usual is not None or not space.predicted_s:
+            return usual
+        return space.predicted_s[index]
+
+    return _foreseen(strategy, space, {**seen, **{i: supposed(i) for i in pending}}, left - len(pending), supposed)
+
+
+def _foreseen(
+    strategy: Strategy,
+    space: Space,
+    seen: dict[int, float | None],
+    left: int,
+    supposed: Callable[[int], float | None],
+) -> Iterator[int]:
+    while left > 0 and (index := strategy.next(space, seen, left)) is not None:
+        yield index
+        seen[index] = supposed(index)
+        left -= 1

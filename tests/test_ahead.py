@@ -1,0 +1,272 @@
+"""Compiling before a candidate's turn: what is compiled in which order, and that the GPU's process finds it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from griffin_kernels import catalog, device, errors
+from griffin_kernels.contract import NoConfig, Variant
+from tests import small_tune
+from tuning import ahead as ahead_module
+from tuning import journal, messages, plan
+from tuning import run as runs
+from tuning.ahead import Ahead, processes_for
+from tuning.budget import BUDGETS
+from tuning.isolation import Death
+from tuning.limits import Limits
+from tuning.messages import Ready, Stage
+from tuning.plan import Options, Planned
+from tuning.records import Candidate
+from tuning.static.requests import compilable
+
+GIB = 2**30
+HERE = device.cpu()
+OP = catalog.op("linear_scan")
+CASE = OP.cases_tagged("smoke")[0]
+REAL = catalog.variant("linear_scan/eager.sequential")
+
+
+def limits():
+    return Limits(120.0, 8 * GIB)
+
+
+@dataclass(frozen=True)
+class Numbered:
+    n: int = 0
+
+
+def planted(name="planted", run=REAL.run, count=16):
+    """A variant that has something to compile, in ``count`` configurations."""
+    axes = {"n": tuple(range(count))}
+    return Variant("linear_scan", f"eager.{name}", "", run, Numbered, axes=axes, launches=lambda *args: [])
+
+
+VARIANT = planted()
+
+
+def candidates(*numbers):
+    return [(CASE, Planned(VARIANT, Numbered(n))) for n in numbers]
+
+
+class FakeWorker:
+    """Compiles nothing, when ``free`` is set; remembers what it was asked for."""
+
+    asked: ClassVar[list[int]] = []
+    replies: ClassVar[dict] = {}
+    free: ClassVar[threading.Event] = threading.Event()
+
+    def ask(self, request, limit, memory_bytes):
+        self.asked.append(request.config["n"])
+        while not self.free.wait(0.01):
+            if self.killed:
+                return Death("crashed", Stage(""), "was killed")
+        return self.replies.get(request.config["n"], Ready())
+
+    killed = False
+
+    def kill(self):
+        self.killed = True
+
+    close = kill
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(FakeWorker, "asked", [])
+    monkeypatch.setattr(FakeWorker, "replies", {})
+    monkeypatch.setattr(FakeWorker, "free", threading.Event())
+    monkeypatch.setattr(ahead_module, "Worker", FakeWorker)
+    return FakeWorker
+
+
+def until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.005)
+
+
+def test_who_waits_comes_first_then_what_lanes_expect_in_turn_then_what_comes_later(fake):
+    with Ahead("sm_90", 1, limits) as ahead:
+        ahead.later(iter(candidates(0, 1, 9)))
+        until(lambda: fake.asked == [0])
+        ahead.expect("cuda:0", iter(candidates(2, 3)))
+        ahead.expect("cuda:1", iter(candidates(4, 3, 5)))
+        answers = []
+        waiting = threading.Thread(target=lambda: answers.append(ahead.problem(*candidates(6)[0])))
+        waiting.start()
+        until(lambda: ahead._awaited)
+        fake.free.set()
+        waiting.join(30)
+        until(lambda: len(fake.asked) == 8)
+        assert answers == [None]
+    assert fake.asked == [0, 6, 2, 4, 3, 5, 1, 9], "3 is expected twice and compiled once"
+
+
+def test_a_lane_that_expects_something_else_is_heard_at_once(fake):
+    with Ahead("sm_90", 1, limits) as ahead:
+        ahead.expect("", iter(candidates(*range(16))))
+        until(lambda: fake.asked == [0])
+        ahead.expect("", iter(candidates(0, 7)))
+        fake.free.set()
+        until(lambda: len(fake.asked) == 2)
+    assert fake.asked == [0, 7]
+
+
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [
+        (Death("timeout", Stage(""), "was killed after 120 s without an answer"), "timeout"),
+        (messages.Broken("CompilationError: no"), "failed"),
+    ],
+)
+def test_what_cannot_be_compiled_is_known_whoever_asked_for_it(fake, reply, status):
+    fake.replies[1] = reply
+    fake.free.set()
+    with Ahead("sm_90", 1, limits) as ahead:
+        ahead.expect("", iter(candidates(1, 2)))
+        until(lambda: len(fake.asked) == 2)
+        found = ahead.problem(*candidates(1)[0])
+        assert (found.status, found.stage, found.problem) == (status, "compile", reply.problem)
+        assert ahead.problem(*candidates(2)[0]) is None
+        assert ahead.problem(CASE, Planned(REAL, NoConfig())) is None, "it has nothing to compile"
+    assert fake.asked == [1, 2]
+
+
+def test_a_guess_that_raises_ends_that_guessing_alone(fake):
+    def broken():
+        yield from candidates(1)
+        raise ZeroDivisionError
+
+    fake.free.set()
+    with Ahead("sm_90", 1, limits) as ahead:
+        ahead.expect("", broken())
+        until(lambda: fake.asked == [1])
+        ahead.later(iter(candidates(2)))
+        until(lambda: fake.asked == [1, 2])
+        assert ahead.problem(*candidates(3)[0]) is None
+
+
+def test_closing_ends_who_waits(fake):
+    ended = []
+
+    def ask(number):
+        try:
+            ended.append(ahead.problem(*candidates(number)[0]))
+        except errors.WorkerError as error:
+            ended.append(str(error))
+
+    with Ahead("sm_90", 1, limits) as ahead:
+        waiting = [threading.Thread(target=ask, args=(number,)) for number in (1, 2)]
+        for thread in waiting:
+            thread.start()
+        until(lambda: len(fake.asked) == 1 and len(ahead._awaited) == 1)
+        ahead.close()
+        for thread in waiting:
+            thread.join(30)
+        assert len(ended) == 2
+        assert "the run is being stopped" in ended
+        with pytest.raises(errors.WorkerError, match="being stopped"):
+            ahead.problem(*candidates(3)[0])
+    assert not any(thread.is_alive() for thread in ahead._threads)
+
+
+class Quiet:
+    def __getattr__(self, name):
+        return lambda *args, **facts: None
+
+
+@pytest.mark.parametrize("strategy", ["seeded", "exhaustive"])
+def test_a_run_has_most_candidates_compiled_before_their_turn(tmp_path, monkeypatch, fake, strategy):
+    """On a CPU that passes for a GPU, with a variant of 32 configurations that has something to compile."""
+
+    def slow(*, config, **inputs):
+        time.sleep(0.02 + 0.001 * config.n)  # as a machine has it: what is timed takes longer than compiling
+        return REAL.run(**inputs, config=NoConfig())
+
+    slow.__module__ = REAL.run.__module__
+    variant = planted(run=slow, count=32)
+    monkeypatch.setattr(catalog, "variants", catalog.variants)
+    monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
+    small_tune.shrink()
+    monkeypatch.setattr(catalog, "variants", lambda op_name: {REAL.name: REAL, variant.name: variant})
+    monkeypatch.setattr(plan, "BUDGETS", {"all": dataclasses.replace(BUDGETS["quick"], share=1.0, thorough=True)})
+    asked, ready = [], []
+
+    class Watched(Ahead):
+        def problem(self, case, planned):
+            if planned.variant.launches is not None:
+                task = self._tasks.get((planned.variant.key, case.key, ahead_module.config_key(planned.config)))
+                asked.append(planned.config.n)
+                ready.append(task is not None and task.done.done())
+            return super().problem(case, planned)
+
+    monkeypatch.setattr(runs, "ahead_of", lambda device, options, lanes: Watched("sm_90", 1, limits))
+    fake.free.set()
+    options = Options(
+        ops=("linear_scan",), cases=("float32",), budget="all", device="cpu", in_process=True, strategy=strategy
+    )
+    paths = runs.Paths.choose(tmp_path, HERE)
+    runs.tune(options, paths, Quiet())
+    tried = [r.config["n"] for r in journal.read(paths.journal) if isinstance(r, Candidate) and "n" in r.config]
+    assert sorted(tried) == list(range(32)) and asked == tried
+    assert set(tried) <= set(fake.asked)
+    assert len(fake.asked) == len(set(fake.asked)), "compiled once each"
+    print(f"{strategy}: {sum(ready)} of {len(ready)} were compiled before their turn")
+    assert sum(ready) >= 0.75 * len(ready), (asked, ready, fake.asked)
+
+
+def test_what_later_cases_begin_with_is_compiled_when_a_case_has_nothing_left():
+    jobs = plan.make(Options(ops=("linear_scan", "rg_lru", "temporal_conv1d")), HERE)
+    jobs = [next(job for job in jobs if job.op.name == name) for name in ("linear_scan", "rg_lru", "temporal_conv1d")]
+    decider = runs.Decider(HERE, Options().limits(), runs.History([]), None, Quiet(), 0.0)
+    decider.begun.add((jobs[0].op.name, jobs[0].case.key))
+    coming = list(decider.openings(jobs))
+    assert {case.op for case, _ in coming} == {"rg_lru", "temporal_conv1d"}
+    for job in jobs[1:]:
+        mine = [planned for case, planned in coming if case == job.case]
+        assert mine[0] is job.default
+        assert len(mine) == len({id(planned) for planned in mine}) > 2
+    opening = decider.openings(jobs)
+    assert next(opening)[0] == jobs[1].case
+    decider.begun.add((jobs[1].op.name, jobs[1].case.key))
+    assert next(opening)[0] == jobs[2].case, "the lane of the case before it knows better by now"
+
+
+def test_a_real_kernel_is_compiled_and_one_that_cannot_be_is_named(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    case = next(c for c in OP.cases_tagged("bench") if c.dtype == "bfloat16")
+    variant = catalog.variant("linear_scan/triton.sequential")
+    good, bad = Planned(variant, variant.config()), Planned(variant, variant.parse_config({"block_d": 96}))
+    with Ahead("sm_90", 1, limits) as ahead:
+        ahead.expect("", iter([(case, good)]))
+        assert ahead.problem(case, bad).status == "failed"  # no power of two
+        assert ahead.problem(case, good) is None
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_a_launch_finds_what_was_compiled_before_in_tritons_cache(target):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cache_keys", target],
+        cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert {key.rpartition("/")[0] for key in found} == {variant.key for variant in compilable()}
+    assert [key for key, counts in found.items() if counts["missing"] or not counts["looked_up"]] == []
+
+
+def test_nothing_is_compiled_ahead_for_a_cpu():
+    assert processes_for(HERE, 1) == 0

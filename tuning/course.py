@@ -1,0 +1,67 @@
+"""The course of one case: who is tried in any case, whom a search chooses next, and whom it will probably choose."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from griffin_kernels.device import Device
+from tuning import predict
+from tuning.budget import Budget
+from tuning.plan import Job, Planned
+from tuning.search.space import competitors, space_of
+from tuning.search.strategies import DEFAULT, choose, foresee
+
+OPENING = 16
+"""Points that are foreseen before anything is timed; what search does after them depends too much on what is."""
+
+Seen = Mapping[int, float | None]
+"""Point of the space -> its seconds, in the order tried; None where it failed."""
+
+
+class Course:
+    """What of a job is tried, in which order. Nothing is remembered of what was: callers say it.
+
+    certain: the default and the baselines, which are tried first. points: what search chooses among, by their index in
+    ``space``; the default is one of them. allowed: how many points may be tried.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        device: Device,
+        budget: Budget,
+        strategy: str = "",
+        near: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    ) -> None:
+        """strategy: by name; empty for the one that suits. near: variants and configurations to try early."""
+
+        def expected(planned: Planned) -> float | None:
+            """Seconds by the static model; None where it knows nothing of this device or variant."""
+            found = predict.predicted(planned.variant, job.case, planned.config, device)
+            return None if found is None else found.seconds
+
+        self.job = job
+        self.certain = [p for p in job.candidates if p.reason is None and (p is job.default or p.variant.baseline)]
+        self.points = competitors(job)
+        self.space = space_of(job, device, incumbents=near, predicted=None if device.kind == "cpu" else expected)
+        self.allowed = budget.tries(len(self.points))
+        usual = "exhaustive" if self.allowed == len(self.points) else DEFAULT
+        self._strategy = choose(strategy or usual, self.space)
+
+    def next(self, seen: Seen, tried: int) -> int | None:
+        """The next point to try; None where the search is over. tried: those of ``seen`` that were not skipped."""
+        left = self.allowed - tried
+        return self._strategy.next(self.space, seen, left) if left > 0 else None
+
+    def coming(self, seen: Seen, tried: int, pending: Collection[int] = ()) -> Iterator[Planned]:
+        """What search will choose after that if nothing surprises it. pending: points that are being tried."""
+        found = foresee(self._strategy, self.space, seen, self.allowed - tried, pending)
+        return (self.points[index] for index in found)
+
+    def opening(self) -> Iterator[Planned]:
+        """What is tried when nothing is known yet: what is certain, then what search probably begins with."""
+        yield from self.certain
+        default = [i for i, p in enumerate(self.points) if p is self.job.default]
+        yield from itertools.islice(self.coming({}, 0, default), OPENING)

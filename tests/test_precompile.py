@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections import Counter
 from typing import ClassVar
 
 import pytest
 
 from griffin_kernels import catalog, device, errors
-from griffin_kernels.contract import config_dict
+from griffin_kernels.contract import NoConfig, Variant, config_dict
 from griffin_kernels.records import CaseRecord
-from tuning import messages, plan, precompile
+from tuning import journal, messages, plan, precompile
 from tuning import run as runs
 from tuning.isolation import Death
 from tuning.limits import Limits
 from tuning.messages import FirstCall, Ready, Stage, Start
+from tuning.records import Candidate
 
 HERE = device.cpu()
 JOBS = plan.make(plan.Options(), HERE)
@@ -29,6 +32,10 @@ def none_known(job, planned):
 
 def calls_of(groups):
     return [call for group in groups for call in group]
+
+
+def nobody(request, death):
+    raise AssertionError(f"{request} was said to hang: {death}")
 
 
 def limits():
@@ -120,16 +127,69 @@ def test_a_process_that_dies_costs_the_rest_of_its_group_only(fake, processes):
     groups = groups_of(3, 2, 1)
     fake.replies["op/v0"] = Death("crashed", Stage("", 0), "died of SIGSEGV")
     fake.replies["op/v1"] = messages.Broken("ValueError: no")
-    precompile.run(groups, START, limits, processes)
+    precompile.run(groups, START, limits, nobody, processes)
     calls = [request for request in fake.asked if isinstance(request, FirstCall)]
     assert sorted(map(repr, calls)) == sorted(map(repr, [groups[0][0], *groups[1], *groups[2]]))
     assert all(worker.closed for worker in fake.made)
     assert len(fake.made) <= 1 + min(processes, 3)
 
 
+def test_calls_that_hang_are_reported_and_others_that_die_are_not(fake):
+    groups = groups_of(1, 1, 1, 1)
+    fake.replies["op/v0"] = Death("timeout", Stage("compile"), "was killed after 120 s without an answer")
+    fake.replies["op/v1"] = Death("timeout", Stage(""), "its inputs took for ever")
+    fake.replies["op/v2"] = Death("memory", Stage("compile"), "was killed when it held 9 GiB")
+    told = []
+    precompile.run(groups, START, limits, lambda *what: told.append(what), 2)
+    assert told == [(groups[0][0], fake.replies["op/v0"])]
+
+
+def prepare():
+    """One variant that hangs at its first call, and a second group of calls: there is something to share out."""
+    everything = catalog.variants
+    real = catalog.variant("linear_scan/eager.sequential")
+
+    def hang(**inputs):
+        with open(os.environ["GRIFFIN_TEST_CALLS"], "a") as calls:
+            calls.write("called\n")
+        time.sleep(3600)
+
+    hang.__module__ = real.run.__module__
+    sleeper = Variant("linear_scan", "numba.sleeps", "", hang, NoConfig)
+
+    def variants(op_name):
+        return {real.name: real, sleeper.name: sleeper} if op_name == "linear_scan" else everything(op_name)
+
+    catalog.variants = variants
+    plan.bench_cases = lambda op, device: list(op.cases_tagged("smoke")[:1])
+
+
+def test_a_candidate_that_hangs_before_its_turn_has_had_it(tmp_path, monkeypatch):
+    """It is called once, named, and costs its time-out once."""
+
+    class Notes:
+        def __getattr__(self, name):
+            return lambda text="", *args, **facts: notes.append(text) if name == "note" else None
+
+    notes, calls = [], tmp_path / "calls"
+    monkeypatch.setenv("GRIFFIN_TEST_CALLS", str(calls))
+    monkeypatch.setattr(catalog, "variants", catalog.variants)
+    monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
+    prepare()
+    options = plan.Options(ops=("linear_scan", OTHER[0]), budget="quick", device="cpu", timeout=8.0)
+    paths = runs.Paths.choose(tmp_path, HERE)
+    outcome = runs.tune(options, paths, Notes(), prepare="tests.test_precompile:prepare")
+    found = [r for r in journal.read(paths.journal) if isinstance(r, Candidate) and r.variant == "numba.sleeps"]
+    assert [(r.status, r.stage) for r in found] == [("timeout", "compile")]
+    assert "was killed after 8 s" in found[0].problem
+    assert sum(found[0].key in note for note in notes) == 1
+    assert calls.read_text() == "called\n"
+    assert [entry.variant for entry in outcome.entries if entry.op == "linear_scan"] == ["eager.sequential"]
+
+
 def test_processes_that_cannot_begin_are_left_to_the_run_to_report(fake):
     fake.replies["start"] = messages.Broken("ImportError: no module")
-    precompile.run(groups_of(2, 2, 2), START, limits, 2)
+    precompile.run(groups_of(2, 2, 2), START, limits, nobody, 2)
     assert fake.asked == [START, START]
     assert all(worker.closed for worker in fake.made)
 
@@ -148,7 +208,7 @@ def test_what_still_runs_is_killed_when_the_phase_is_broken_off(fake, monkeypatc
 
     monkeypatch.setattr(precompile, "Worker", second_fails)
     with pytest.raises(errors.WorkerError, match="out of processes"):
-        precompile.run(groups_of(2, 2), START, limits, 2)
+        precompile.run(groups_of(2, 2), START, limits, nobody, 2)
     assert len(fake.made) == 1
     assert fake.made[0].closed
     assert len([request for request in fake.asked if isinstance(request, FirstCall)]) == 1
@@ -161,7 +221,7 @@ def test_kernels_are_on_disk_afterwards(monkeypatch, tmp_path):
         [FirstCall(v.key, CaseRecord.of(catalog.op(v.op).cases_tagged("smoke")[0]), config_dict(v.config()))]
         for v in variants
     ]
-    precompile.run(groups, START, limits, 2)
+    precompile.run(groups, START, limits, nobody, 2)
     kept = {path.parent.name.rpartition("_")[0] for path in tmp_path.rglob("*.nbi")}
     assert {"linear_scan", OTHER[0]} <= kept
 
@@ -181,7 +241,7 @@ def test_a_run_begins_with_it_where_it_saves_time(tmp_path, monkeypatch, changes
         raise Reached
 
     seen = []
-    monkeypatch.setattr(precompile, "run", lambda groups, start, limits: seen.append(groups))
+    monkeypatch.setattr(precompile, "run", lambda groups, start, limits, hung: seen.append(groups))
     monkeypatch.setattr(runs, "_memory_roof", stop)
     options = plan.Options(**{"ops": ("linear_scan",), "budget": "quick", "device": "cpu", **changes})
     with pytest.raises(Reached):

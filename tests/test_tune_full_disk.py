@@ -1,7 +1,8 @@
-"""A disk that fills up, a clock that jumps back: one sentence, nothing lost, nothing half-written."""
+"""A disk that fills up, a home that cannot be written, a clock that jumps back: one sentence, nothing half-written."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import subprocess
@@ -34,12 +35,15 @@ class Stopping:
         return lambda *args, **facts: None
 
 
-def small_tune(folder, *flags, before=None, data=None):
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "XDG_DATA_HOME": str(data or folder / "data")}
+def small_tune(folder, *flags, before=None):
+    return command("tests.small_tune", str(folder), *flags, before=before, XDG_DATA_HOME=str(folder / "data"))
+
+
+def command(module, *words, before=None, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "tests.small_tune", str(folder), *flags],
+        [sys.executable, "-m", module, *words],
         cwd=Path(__file__).parent.parent,
-        env=environment,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
         capture_output=True,
         text=True,
         timeout=300,
@@ -68,6 +72,41 @@ def test_full_disk_stops_a_run_with_a_sentence_and_it_goes_on_later(tmp_path):
     keys = [r.key for r in records if isinstance(r, Candidate)]
     assert isinstance(records[-1], End) and len(keys) == len(set(keys)) and {r.key for r in found} <= set(keys)
     assert len(registry.load_for(paths.registry, HERE).entries) == 6
+
+
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1  # linux/prctl.h, linux/capability.h
+
+
+def bound_by_permissions():
+    """Even root may write only what permissions allow, in what this process becomes. Others are bound as it is."""
+    if os.geteuid() == 0:
+        assert ctypes.CDLL(None, use_errno=True).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE) == 0, os.strerror(
+            ctypes.get_errno()
+        )
+
+
+@pytest.fixture
+def locked(tmp_path):
+    """A home folder that nobody may write."""
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o555)
+    yield home
+    home.chmod(0o755)
+
+
+def test_home_that_cannot_be_written_is_named_before_any_work_and_out_helps(tmp_path, locked):
+    places = {"HOME": str(locked), "XDG_DATA_HOME": "", "XDG_CACHE_HOME": ""}
+    done = command("reports", "tune", "--device", "cpu", before=bound_by_permissions, **places)
+    text = " ".join(done.stderr.split())
+    assert done.returncode == 2
+    assert text.startswith(f"error: results cannot be written to {locked}") and text.endswith("with --out"), text
+    assert "Permission denied" in text and list(locked.iterdir()) == []
+    out = tmp_path / "out"
+    done = command("tests.small_tune", str(out), before=bound_by_permissions, **places)
+    assert done.returncode == 0, done.stderr
+    assert len(registry.load_for(Paths.choose(out, HERE).registry, HERE).entries) == 6
+    assert list(locked.iterdir()) == []
 
 
 def test_clock_that_jumps_back_changes_nothing(tmp_path, monkeypatch):

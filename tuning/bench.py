@@ -143,6 +143,7 @@ class Bench:
         found = catalog.variant(variant)
         try:
             inputs = catalog.op(found.op).make_inputs(case.case(found.op), self.device.torch_device, 0)
+            self.tell(Stage("compile"))
             with self._tuned([]):
                 found.run(**inputs, config=found.parse_config(config))
             self._settle()

@@ -22,7 +22,7 @@ from tuning import journal, race
 from tuning.ahead import Ahead, Coming
 from tuning.budget import HOPELESS_ELSEWHERE, HOPELESS_FACTOR, Budget
 from tuning.course import Course
-from tuning.isolation import Executor
+from tuning.isolation import Death, Executor
 from tuning.messages import Broken
 from tuning.plan import Job, Planned
 from tuning.progress import Listener
@@ -114,6 +114,30 @@ class Decider:
     def _begun(self, job: Job) -> bool:
         return (job.op.name, job.case.key) in self.begun
 
+    def blank(self, job: Job, planned: Planned) -> Candidate:
+        """A candidate's record before anything is known of it but that it was planned."""
+        return Candidate(
+            key=planned.key(job.case, self.device),
+            op=job.op.name,
+            variant=planned.variant.name,
+            case=CaseRecord.of(job.case),
+            config=config_dict(planned.config),
+            baseline=planned.variant.baseline,
+            is_default=planned is job.default,
+            status="rejected",
+            problem=planned.reason,
+            source_hash=planned.variant.source_hash,
+        )
+
+    def give_up(self, job: Job, planned: Planned, death: Death) -> None:
+        """Record a candidate that ended its process before its turn: it does not get one."""
+        replace = msgspec.structs.replace
+        record = replace(self.blank(job, planned), status=death.status, stage="compile", problem=death.problem)
+        with self.lock:
+            self.append(record)
+            self.history.candidates[record.key] = record
+            self.listener.note(f"  {record.status}: {record.key}: {record.problem}")
+
     def append(self, record: Record) -> None:
         """Write to the journal; lanes take turns."""
         with self.lock:
@@ -201,7 +225,7 @@ class _Case:
             self.fresh = True
             with self.run.lock:
                 self.run.listener.trying(planned.variant.name, config_key(planned.config), lane=self.lane.name)
-            blank = self._blank(planned)
+            blank = self.run.blank(self.job, planned)
             if hopeless is not None:
                 record = msgspec.structs.replace(blank, status="skipped", problem=hopeless.why)
             else:
@@ -218,21 +242,6 @@ class _Case:
             with self.run.lock:
                 self.run.behind.setdefault((planned.variant.key, self.job.case.flags), behind)
         return record
-
-    def _blank(self, planned: Planned) -> Candidate:
-        """A candidate's record before anything is known of it but that it was planned."""
-        return Candidate(
-            key=planned.key(self.job.case, self.run.device),
-            op=self.job.op.name,
-            variant=planned.variant.name,
-            case=CaseRecord.of(self.job.case),
-            config=config_dict(planned.config),
-            baseline=planned.variant.baseline,
-            is_default=planned is self.job.default,
-            status="rejected",
-            problem=planned.reason,
-            source_hash=planned.variant.source_hash,
-        )
 
     def _try(self, planned: Planned, blank: Candidate) -> Candidate:
         began = time.monotonic()

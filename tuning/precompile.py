@@ -1,8 +1,8 @@
 """On a CPU, calls every native and torch.compile'd variant once before anything is timed, in a process per core.
 
 Such variants compile at their first call, on one core, and keep what they made on disk, where the process that times
-them finds it. Nothing is decided here: a variant that fails, crashes or hangs is tried, and named, in its turn. A GPU's
-kernels are compiled beside what is timed (``tuning.ahead``).
+them finds it. A call that hangs has had its time: it is reported, and the candidate needs no other. One that fails or
+crashes is tried, and named, in its turn. A GPU's kernels are compiled beside what is timed (``tuning.ahead``).
 """
 
 from __future__ import annotations
@@ -45,11 +45,18 @@ def first_calls(jobs: Sequence[Job], known: Callable[[Job, Planned], bool]) -> l
     return [groups[key] for key in sorted(groups, key=lambda key: (key[0], -len(groups[key])))]
 
 
-def run(groups: Sequence[Sequence[FirstCall]], start: Start, limits: Callable[[], Limits], processes: int = 0) -> None:
+def run(
+    groups: Sequence[Sequence[FirstCall]],
+    start: Start,
+    limits: Callable[[], Limits],
+    hung: Callable[[FirstCall, Death], None],
+    processes: int = 0,
+) -> None:
     """Make the calls, each group in one process; returns when all are done.
 
-    start: what every process is told first. limits: made once per process. processes: by default one per core.
-    WorkerError where none can be started.
+    start: what every process is told first. limits: made once per process. hung: told of calls that were killed when
+    their time was over, from the thread that waited. processes: by default one per core. WorkerError where none can be
+    started.
     """
     waiting: queue.SimpleQueue[Sequence[FirstCall]] = queue.SimpleQueue()
     for group in groups:
@@ -63,7 +70,7 @@ def run(groups: Sequence[Sequence[FirstCall]], start: Start, limits: Callable[[]
             worker = Worker()
             alive.add(worker)
             try:
-                if not _serve(worker, waiting, start, limits(), stopped):
+                if not _serve(worker, waiting, start, limits(), hung, stopped):
                     return
             finally:
                 alive.discard(worker)
@@ -86,6 +93,7 @@ def _serve(
     waiting: queue.SimpleQueue[Sequence[FirstCall]],
     start: Start,
     limits: Limits,
+    hung: Callable[[FirstCall, Death], None],
     stopped: threading.Event,
 ) -> bool:
     """Have a process make calls. False where it could not even begin; the run says so when it starts its own."""
@@ -97,6 +105,9 @@ def _serve(
         except queue.Empty:
             return True
         for request in group:
-            if isinstance(worker.ask(request, lambda stage: limits.longest_s, limits.memory_bytes), Death):
+            answer = worker.ask(request, limits.seconds, limits.memory_bytes)
+            if isinstance(answer, Death):
+                if answer.status == "timeout" and answer.stage.name:
+                    hung(request, answer)
                 return True  # and the rest of the group is compiled in its turn
     return True

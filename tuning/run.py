@@ -21,16 +21,17 @@ import torch
 
 from griffin_kernels import device as devices
 from griffin_kernels import dispatch, errors, registry
+from griffin_kernels.contract import config_dict
 from griffin_kernels.device import Device
-from griffin_kernels.records import DeviceRecord, Entry
+from griffin_kernels.records import CaseRecord, DeviceRecord, Entry
 from roofline import measure
 from tuning import journal, noise, plan, precompile
 from tuning.ahead import Ahead, processes_for
 from tuning.bench import Bench
 from tuning.decide import Decider, History, Lane
-from tuning.isolation import Isolated
+from tuning.isolation import Death, Isolated
 from tuning.limits import Limits
-from tuning.messages import Start
+from tuning.messages import FirstCall, Start
 from tuning.plan import Job, Options
 from tuning.progress import Listener
 from tuning.records import JOURNAL_VERSION, Ceiling, End, Result, Run
@@ -212,9 +213,16 @@ def _precompile(decider: Decider, jobs: Sequence[Job], options: Options, prepare
     groups = precompile.first_calls(jobs, lambda job, planned: decider.known(job, planned) is not None)
     if len(groups) < 2:
         return  # no sooner than in its turn
+
+    def hung(request: FirstCall, death: Death) -> None:
+        for job in jobs:
+            for planned in job.candidates if CaseRecord.of(job.case) == request.case else ():
+                if (planned.variant.key, config_dict(planned.config)) == (request.variant, request.config):
+                    decider.give_up(job, planned, death)
+
     decider.listener.note(f"compiling the kernels of {sum(map(len, groups))} calls, where they are not on disk yet")
     start = Start("cpu", torch.get_num_threads(), prepare)
-    precompile.run(groups, start, lambda: Limits(options.timeout, _bytes(options)))
+    precompile.run(groups, start, lambda: Limits(options.timeout, _bytes(options)), hung)
 
 
 @contextlib.contextmanager

@@ -112,13 +112,17 @@ def stale(entry: Entry, file: RegistryFile, device: Device) -> tuple[str, ...]:
     if entry.status == "predicted":
         return ()
     before, now = file.device.provenance | entry.provenance, _here(device)
-    names = (*DEVICE_FACTS, *BACKEND_FACTS.get(entry.variant.partition(".")[0], ("torch",)))
-    known = [name for name in names if before.get(name) is not None and now.get(name) is not None]
     return tuple(
         f"{DEVICE_FACTS.get(name, name)} {quoted(before[name], 40)} (now {quoted(now[name], 40)})"
-        for name in known
-        if before[name] != now[name]
+        for name in differing(entry.variant, before, now)
     )
+
+
+def differing(variant: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The facts that a variant's kernels depend on (``FACTS``) and in which two provenances differ."""
+    names = (*DEVICE_FACTS, *BACKEND_FACTS.get(variant.partition(".")[0], ("torch",)))
+    known = [name for name in names if before.get(name) is not None and now.get(name) is not None]
+    return [name for name in known if before[name] != now[name]]
 
 
 def under(entry: Entry, before: Mapping[str, Any], after: Mapping[str, Any]) -> Entry:

@@ -8,6 +8,7 @@ import json
 
 import jsonschema
 import msgspec
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -139,10 +140,37 @@ def test_verdict_needs_the_interval_and_more_than_the_noise(a, b, verdict):
     assert row.verdict == verdict
 
 
+def shaken(sizes, **facts):
+    """Two files of kernels that did not change, whose times differ by ``sizes``, and of a new one, 20% faster."""
+    cases = [sized(64 + i) for i in range(len(sizes))]
+    before = [entry(1.0, 0.001, case=case) for case in cases]
+    after = [entry(1.0 + size, 0.001, case=case, **facts) for size, case in zip(sizes, cases, strict=True)]
+    new = [entry(1.0, 0.001), entry(0.8, 0.001, variant="eager.associative")]
+    return file(*before, new[0], torch="2.13.0"), file(*after, new[1], torch="2.13.0")
+
+
+def test_what_the_machine_did_between_two_runs_is_told_by_kernels_that_did_not_change():
+    found = diff.diff(*shaken([0.05, -0.05, 0.04, 0.06, -0.05, 0.3]))
+    assert found.machine == pytest.approx(np.expm1(diff.MEDIAN_TO_95 * np.log(1 / 0.95)), rel=0.05)
+    verdicts = {row.case["T"]: row.verdict for row in found.rows}
+    assert verdicts.pop(BENCH["T"]) == "FASTER", "20% is more than the machine makes"
+    assert list(verdicts.values()) == ["SAME"] * 5 + ["SLOWER"]
+    assert "6 kernels did not change" in found.notes[0] and "differ by up to 16%" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "facts"),
+    [([0.05] * 4, {}), ([0.05] * 9, {"source_hash": "0"}), ([0.05] * 9, {"provenance": {"torch": "2.12.0"}})],
+    ids=["too few", "other source", "other torch"],
+)
+def test_kernels_that_changed_tell_nothing_of_the_machine(sizes, facts):
+    found = diff.diff(*shaken(sizes, **facts))
+    assert found.machine is None and found.notes == ()
+    assert found.count("SLOWER") == len(sizes)
+
+
 def test_interval_of_the_ratio_covers_what_two_medians_do():
     # medians of 200 log-normal samples, many times: the 95% interval holds the true ratio about that often
-    import numpy as np
-
     from roofline import stats
 
     dice, held, trials = np.random.default_rng(0), 0, 200

@@ -1,8 +1,9 @@
 """Two registries held against each other, entry by entry.
 
-Times of two runs were not measured side by side: what the machine did differently in between is in them. The interval
-of the ratio takes the two medians as independent, and no difference counts that lies within 3% or within the noise
-floor of either race.
+Times of two runs were not measured side by side: what the machine did differently in between is in them. How much that
+was, kernels tell that did not change: same source, configuration, device and libraries. No difference counts that lies
+within what 19 in 20 of them differ by, within 3%, or within the noise floor of either race. The interval of the ratio
+takes the two medians as independent.
 
     FASTER, SLOWER   the interval leaves 1 out, and the ratio is further from 1 than the noise
     SAME             the whole interval is within the noise of 1
@@ -12,14 +13,23 @@ floor of either race.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from griffin_kernels import validity
 from griffin_kernels.contract import Case
 from griffin_kernels.records import Entry, RegistryFile
+from roofline import stats
 
 BETWEEN_RUNS = 0.03
 """What one kernel differs by between two runs on a machine where nothing has changed: 1 to 3% (Helion, pull 3523)."""
+
+UNCHANGED = 5
+"""So many unchanged kernels at least tell what the machine did between two runs."""
+
+MEDIAN_TO_95 = 2.906
+"""19 in 20 normal deviates are smaller than so many times their median size: 1.960 / 0.6745."""
 
 Verdict = Literal["SAME", "FASTER", "SLOWER", "UNSURE"]
 Winner = Literal["same", "tie", "other"]
@@ -45,12 +55,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Diff:
-    """rows: what both have. only_a, only_b: entries that one of them lacks. notes: what to know before reading."""
+    """rows: what both have. only_a, only_b: entries that one of them lacks. notes: what to know before reading.
+
+    machine: share by which kernels that did not change differ, 19 in 20 of them; None where too few tell.
+    """
 
     rows: tuple[Row, ...]
     only_a: tuple[Entry, ...]
     only_b: tuple[Entry, ...]
     notes: tuple[str, ...]
+    machine: float | None = None
 
     @property
     def agreement(self) -> float | None:
@@ -65,15 +79,46 @@ class Diff:
 def diff(a: RegistryFile, b: RegistryFile) -> Diff:
     """``b`` held against ``a``."""
     left, right = _by_case(a), _by_case(b)
+    both = [(left[key], right[key]) for key in sorted(left.keys() & right.keys())]
     notes = []
     if a.device.validity != b.device.validity:
         notes.append("these are different devices: ratios compare the machines, not the kernels")
+    machine, count = _machine(a, b, both)
+    if machine is not None:
+        notes.append(
+            f"{count} kernels did not change, nor did what they depend on; 19 in 20 of them differ by up to "
+            f"{machine:.0%}, which is the machine's doing, and smaller differences do not count"
+        )
     return Diff(
-        rows=tuple(_row(left[key], right[key]) for key in sorted(left.keys() & right.keys())),
+        rows=tuple(_row(one, other, machine or 0.0) for one, other in both),
         only_a=tuple(left[key] for key in sorted(left.keys() - right.keys())),
         only_b=tuple(right[key] for key in sorted(right.keys() - left.keys())),
         notes=tuple(notes),
+        machine=machine,
     )
+
+
+def _machine(a: RegistryFile, b: RegistryFile, both: Sequence[tuple[Entry, Entry]]) -> tuple[float | None, int]:
+    """(by how much kernels that did not change differ, how many there are); None where they are too few to tell."""
+    if a.device.validity != b.device.validity:
+        return None, 0
+    sizes = [
+        abs(math.log(other.median_s / one.median_s))
+        for one, other in both
+        if _timed(one) and _timed(other) and one != other and _unchanged(one, other, a, b)
+        if one.median_s and other.median_s
+    ]
+    if len(sizes) < UNCHANGED:
+        return None, len(sizes)
+    return math.expm1(min(MEDIAN_TO_95 * stats.median(sizes), 700.0)), len(sizes)
+
+
+def _unchanged(one: Entry, other: Entry, a: RegistryFile, b: RegistryFile) -> bool:
+    """Whether two entries run the same machine code on the same machine."""
+    if not same_kernel(one, other) or one.source_hash != other.source_hash:
+        return False
+    before, now = a.device.provenance | one.provenance, b.device.provenance | other.provenance
+    return not validity.differing(one.variant, before, now)
 
 
 def _by_case(file: RegistryFile) -> dict[tuple[str, str], Entry]:
@@ -95,17 +140,27 @@ def winner(a: Entry, b: Entry) -> Winner:
     return "other"
 
 
-def _row(a: Entry, b: Entry) -> Row:
+def _timed(entry: Entry) -> bool:
+    """Whether an entry has a time with an interval."""
+    return (
+        entry.status == "measured"
+        and entry.median_s is not None
+        and entry.interval_s is not None
+        and min(entry.median_s, *entry.interval_s) > 0
+    )
+
+
+def _row(a: Entry, b: Entry, machine: float) -> Row:
     case, agreed = a.case.case(a.op), winner(a, b)
     if a == b and a.median_s is not None:
         return Row(a, b, case, "SAME", agreed, "one measurement", 1.0, (1.0, 1.0))
     for name, entry in (("first", a), ("second", b)):
         if entry.status == "predicted":
             return Row(a, b, case, "UNSURE", agreed, f"the {name} is predicted, not measured")
-        if entry.median_s is None or entry.interval_s is None or min(entry.median_s, *entry.interval_s) <= 0:
+        if not _timed(entry):
             return Row(a, b, case, "UNSURE", agreed, f"the {name} has no time with an interval")
     ratio, (low, high) = ratio_interval(a, b)
-    noise = max(BETWEEN_RUNS, a.noise_floor or 0.0, b.noise_floor or 0.0)
+    noise = max(BETWEEN_RUNS, machine, a.noise_floor or 0.0, b.noise_floor or 0.0)
     verdict: Verdict = "UNSURE"
     if low >= 1 - noise and high <= 1 + noise:
         verdict = "SAME"

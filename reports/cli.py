@@ -72,6 +72,9 @@ def tune(
     from_misses: Annotated[
         Path | None, typer.Option(help="Tune the cases in a file that GRIFFIN_KERNELS_RECORD_MISSES recorded.")
     ] = None,
+    minutes: Annotated[
+        float, typer.Option(help="Begin no case after these minutes, and publish what is decided; --resume goes on.")
+    ] = 0.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, if there is one.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print problems and the final table only.")] = False,
@@ -114,6 +117,7 @@ def tune(
             timeout=timeout,
             memory_gib=memory,
             in_process=in_process,
+            minutes=minutes,
         )
         if from_misses is not None:
             from tuning.from_misses import extended
@@ -138,11 +142,12 @@ def tune(
             if outcome is None:
                 raise typer.Exit(130)
             found = None
-            if models or (models is None and study.wanted(options)):
-                found = terminal.run_study(voice, options, outcome)
+            if models or (models is None and study.wanted(outcome)):
+                found = terminal.run_study(voice, outcome)
             from reports.build import write_report
 
-            report = write_report(outcome.paths.journal, outcome.paths.report, outcome.paths.registry)
+            published = outcome.paths.registry if outcome.paths.registry.exists() else None
+            report = write_report(outcome.paths.journal, outcome.paths.report, published)
             terminal.finish(voice, outcome, report, found)
 
 

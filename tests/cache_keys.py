@@ -62,7 +62,8 @@ def noted(work: Callable[[], None]) -> set[str]:
 def compile_ahead(variant: Variant, case: Case, arch: str) -> None:
     """What a process does that compiles before a candidate's turn."""
     request = Compile(variant.key, CaseRecord.of(case), config_dict(variant.config()), arch)
-    assert worker._compile(request) == Ready()
+    answer = worker._compile(request)
+    assert answer == Ready(), answer
 
 
 def launch(variant: Variant, case: Case, arch: str) -> None:

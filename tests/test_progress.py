@@ -237,7 +237,7 @@ def test_terminal_tells_a_run_in_events_and_a_table(tmp_path, monkeypatch):
     def tuned(options, paths, listener, command, resume, *more):
         tell(listener)
         journals.write(paths.journal, journals.records())
-        return terminal.Outcome(tuple(outcome_entries), paths, 125.0)
+        return terminal.Outcome(tuple(outcome_entries), paths, 125.0, options)
 
     monkeypatch.setattr(terminal, "tune", tuned)
     words, stream = io.StringIO(), io.BytesIO()

@@ -239,6 +239,59 @@ def test_new_run_sets_the_old_journal_aside_and_resume_of_nothing_starts_one(tmp
     assert records(tmp_path, Run)[0].run_id != first
 
 
+class Clock(Quiet):
+    """Time that goes by 100 seconds with every case that is decided."""
+
+    now = 0.0
+
+    def result(self, result, lane=""):
+        self.now += 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.mark.parametrize(("minutes", "decided"), [(3.0, 2), (4.0, 3), (100.0, 6)])
+def test_time_that_is_up_leaves_what_was_decided_and_a_resume_goes_on(tmp_path, monkeypatch, minutes, decided):
+    clock = Clock()
+    monkeypatch.setattr("tuning.run.time", clock)
+    paths, options = Paths.choose(tmp_path, HERE), dataclasses.replace(small_tune.OPTIONS, minutes=minutes)
+    outcome = tune(options, paths, clock)
+    assert (len(outcome.entries), len(outcome.left)) == (decided, 6 - decided)
+    assert len(registry.load_for(paths.registry, HERE).entries) == decided
+    assert journal.unfinished(journal.read(paths.journal)) == (decided < 6)
+    if decided < 6:
+        again = tune(dataclasses.replace(options, minutes=0.0), paths, clock, resume=True)
+        assert (len(again.entries), again.left) == (6, ())
+        assert outcome.left[0].startswith("linear_scan") and again.entries[:decided] == outcome.entries
+        assert len(registry.load_for(paths.registry, HERE).entries) == 6
+        assert max(Counter(r.key for r in records(tmp_path, Candidate)).values()) == 1
+
+
+def test_time_that_is_up_before_anything_is_decided_publishes_nothing_and_says_so(tmp_path):
+    words = (
+        "tune",
+        "--device",
+        "cpu",
+        "--ops",
+        "linear_scan",
+        "--in-process",
+        "--budget",
+        "quick",
+        "--out",
+        str(tmp_path),
+    )
+    code, text = invoke(*words, "--minutes", "0.00001")
+    assert code == 0
+    assert "time is up: 3 of 3 cases were not begun, from linear_scan B2-T37-D24-float32 on" in text
+    assert f"go on with: griffin tune --resume --out {tmp_path}" in text
+    assert "registry " not in text and not Paths.choose(tmp_path, HERE).registry.exists()
+    code, text = invoke("tune", "--resume", "--out", str(tmp_path), "--device", "cpu", "--minutes", "60")
+    assert (code, "time is up" in text) == (0, False)
+    assert "study " not in text, "a resumed run leaves out what the run that it goes on with did"
+    assert len(registry.load_for(Paths.choose(tmp_path, HERE).registry, HERE).entries) == 3
+
+
 def start(folder, *flags):
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "XDG_DATA_HOME": str(folder / "data")}
     return subprocess.Popen(
@@ -341,6 +394,7 @@ def test_dry_run_writes_nothing(tmp_path):
         (["--budget", "huge"], "no budget 'huge'; there are quick, default, thorough"),
         (["--strategy", "genius"], "no strategy 'genius'; there are seeded"),
         (["--timeout", "0"], "timeout is 0, expected a number of seconds"),
+        (["--minutes", "-1"], "minutes is -1, expected a number from 0 up"),
         (["--memory", "-1"], "memory_gib is -1, expected a number from 0 up"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--device", "mps"], "device type 'mps' has no kernels"),

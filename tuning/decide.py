@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -67,6 +67,7 @@ class Decider:
     """What all cases of a run share. Lanes call ``decide`` at the same time.
 
     incumbents: entries of this device as published before. strategy: by name; empty for the one that suits the space.
+    late: whether no case may be begun any more. left: cases that were not, in words.
     """
 
     device: Device
@@ -78,6 +79,8 @@ class Decider:
     incumbents: registry.Registry | None = None
     strategy: str = ""
     ahead: Ahead | None = None
+    late: Callable[[], bool] = lambda: False
+    left: list[str] = field(default_factory=list)
     behind: dict[tuple[str, tuple[str, ...]], tuple[float, str]] = field(default_factory=dict)
     courses: dict[tuple[str, str], Course] = field(default_factory=dict)
     begun: set[tuple[str, str]] = field(default_factory=set)
@@ -144,8 +147,14 @@ class Decider:
             self.log.append(record)
 
     def decide(self, job: Job, lane: Lane, entries: Sequence[Entry]) -> Result | None:
-        """The decision on a case, recorded; None where nothing of ours can run. entries: what it may call."""
+        """The decision on a case, recorded; None where nothing of ours can run, or it is too late to begin.
+
+        entries: what it may call.
+        """
         with self.lock:
+            if self.late() and (job.op.name, job.case.key) not in self.history.results:
+                self.left.append(f"{job.op.name} {job.case.key}")
+                return None
             self.begun.add((job.op.name, job.case.key))
             self.listener.job(job.op.name, job.case.key, lane=lane.name)
         case = _Case(self, job, lane, entries)

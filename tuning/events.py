@@ -105,7 +105,9 @@ class Interrupted(msgspec.Struct, frozen=True, tag="interrupted", tag_field="eve
 
 
 class End(msgspec.Struct, frozen=True, tag="end", tag_field="event"):
-    """The run is finished. statuses: candidates by status. study: None where none was made."""
+    """The run is finished. statuses: candidates by status. study: None where none was made. left: cases that there was
+    no time for.
+    """
 
     date: str
     seconds: float
@@ -115,6 +117,7 @@ class End(msgspec.Struct, frozen=True, tag="end", tag_field="event"):
     registry: str
     report: str
     study: str | None
+    left: int = 0
 
 
 Event = Begin | Job | Candidate | Result | Noise | Worker | Note | Interrupted | End

@@ -21,7 +21,7 @@ class Options:
 
     strategy: of search, by name; empty for what suits a space. timeout: seconds that any stage of a candidate may take
     at most. memory_gib: resident memory of a worker at most; 0 for most of what is free. in_process: no workers.
-    misses: recorded cases, tuned in place of the op's bench cases.
+    misses: recorded cases, tuned in place of the op's bench cases. minutes: no case is begun after them; 0 for no end.
     """
 
     ops: tuple[str, ...] = ()
@@ -34,9 +34,10 @@ class Options:
     memory_gib: float = 0.0
     in_process: bool = False
     misses: tuple[Miss, ...] = ()
+    minutes: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("timeout", "memory_gib"):
+        for name in ("timeout", "memory_gib", "minutes"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise errors.ArgumentError(f"{name} is {value:g}, expected a number from 0 up")

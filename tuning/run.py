@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import itertools
+import math
 import queue
 import tempfile
 import time
@@ -77,11 +78,13 @@ class Paths:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run leaves."""
+    """What a run leaves. options: what it was begun with. left: cases that it had no time for, in words."""
 
     entries: tuple[Entry, ...]
     paths: Paths
     seconds: float
+    options: Options
+    left: tuple[str, ...] = ()
 
 
 def tune(
@@ -94,9 +97,11 @@ def tune(
 ) -> Outcome:
     """Tune everything that ``options`` asks for and publish the winners.
 
-    Nothing is published before every planned case is decided; an interrupted run keeps its journal, and with
-    ``resume`` goes on after the last finished candidate. prepare: ``module:function`` that every worker calls first,
-    to register variants of one's own. Raises errors of griffin_kernels.errors; KeyboardInterrupt passes through.
+    Nothing is published before every planned case is decided, or the time that ``options`` gives is over. A run that
+    was interrupted or out of time keeps its journal, and with ``resume`` goes on after the last finished candidate.
+
+    prepare: ``module:function`` that every worker calls first, to register variants of one's own. Raises errors of
+    griffin_kernels.errors; KeyboardInterrupt passes through.
     """
     began = time.monotonic()
     device = devices.detect(options.device or None)
@@ -117,6 +122,8 @@ def tune(
         decider = Decider(device, options.limits(), history, log, listener, 0.0, strategy=options.strategy)
         decider.ahead = stack.enter_context(ahead) if ahead is not None else None
         decider.incumbents = _published(paths.registry, device)
+        limit_s = 60 * options.minutes or math.inf
+        decider.late = lambda: time.monotonic() - began >= limit_s
         total = sum(map(decider.expected, jobs))
         log.append(
             Run(
@@ -143,11 +150,13 @@ def tune(
             for name in names
         ]
         entries = [result.entry for result in decide_all(decider, jobs, lanes)]
-        registry.publish(paths.registry, device, entries, provenance)
-        dispatch.refresh()
+        if entries or not decider.left:
+            registry.publish(paths.registry, device, entries, provenance)
+            dispatch.refresh()
         seconds = time.monotonic() - began
-        log.append(End(date=_now(), registry=str(paths.registry), seconds=seconds))
-    return Outcome(tuple(entries), paths, seconds)
+        if not decider.left:
+            log.append(End(date=_now(), registry=str(paths.registry), seconds=seconds))
+    return Outcome(tuple(entries), paths, seconds, options, tuple(decider.left))
 
 
 def decide_all(decider: Decider, jobs: Sequence[Job], lanes: Sequence[Lane]) -> list[Result]:
@@ -268,8 +277,9 @@ def _resumed(history: History, options: Options, device: Device, path: Path) -> 
         raise errors.JournalError(
             f"journal {path} is of another device ({name}), this is {device.name}; use another --out"
         )
-    started = msgspec.convert(history.run.options, Options, strict=False)
-    if options not in (Options(device=options.device), started):
+    minutes = options.minutes  # a run may go on for as long as it is given now
+    started = dataclasses.replace(msgspec.convert(history.run.options, Options, strict=False), minutes=minutes)
+    if options not in (Options(device=options.device, minutes=minutes), started):
         raise errors.JournalError(
             f"--resume goes on with the options the run was started with ({history.run.command}); leave the others out"
         )

@@ -11,7 +11,6 @@ from griffin_kernels.device import Device
 from roofline import store, study
 from roofline.records import FILE_NAME, Study
 from roofline.study import Timing
-from tuning.plan import Options
 from tuning.run import Outcome
 
 TIMING: Mapping[str, Timing] = {
@@ -22,12 +21,13 @@ TIMING: Mapping[str, Timing] = {
 """How long the study measures, by budget."""
 
 
-def wanted(options: Options) -> bool:
+def wanted(outcome: Outcome) -> bool:
     """Whether a run covers what models need: all ops, cases and dtypes."""
-    return not (options.ops or options.cases or options.dtypes or options.misses)
+    options = outcome.options
+    return not (options.ops or options.cases or options.dtypes or options.misses or outcome.left)
 
 
-def run(device: Device, options: Options, outcome: Outcome, tell: Callable[[str], None]) -> tuple[Path, Study]:
+def run(device: Device, outcome: Outcome, tell: Callable[[str], None]) -> tuple[Path, Study]:
     """Measure the ceilings, study the device with the registry of ``outcome``; returns the file, and what is in it.
 
     Ceilings go to the user's data folder too, unless the run had a folder of its own. Raises OutputFolderError.
@@ -36,7 +36,7 @@ def run(device: Device, options: Options, outcome: Outcome, tell: Callable[[str]
     shared = outcome.paths.is_users(device)
     before = store.earlier(stored, device, facts) if shared else []
     with dispatch.use(registry=outcome.paths.registry):
-        found = study.study(device, outcome.entries, earlier=before, timing=TIMING[options.budget], tell=tell)
+        found = study.study(device, outcome.entries, earlier=before, timing=TIMING[outcome.options.budget], tell=tell)
     if shared:
         store.save(stored, device, found.ceilings, facts)
     path = outcome.paths.journal.with_name(FILE_NAME)

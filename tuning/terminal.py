@@ -112,32 +112,43 @@ def run(
     except KeyboardInterrupt:
         # a second Ctrl-C here would cut the sentence off
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        flag = f" --out {out}" if out is not None else ""
-        go_on = f"griffin tune --resume{flag}"
         if events is not None:
-            events.write(Interrupted(go_on))
-        _line(voice.console, f"\ninterrupted; nothing was published. Go on with: {go_on}")
+            events.write(Interrupted(_go_on(out)))
+        _line(voice.console, f"\ninterrupted; nothing was published. Go on with: {_go_on(out)}")
         return None
-    voice.console.print(summary_table(outcome.entries, voice.console.width))
+    if outcome.entries:
+        voice.console.print(summary_table(outcome.entries, voice.console.width))
     for text in Summary.of(journal.read(paths.journal)).lines():
         _line(voice.console, text)
     _line(voice.console, f"done in {progress.clock_text(outcome.seconds)}")
+    if outcome.left:
+        _line(
+            voice.console,
+            f"time is up: {len(outcome.left)} of {len(jobs)} cases were not begun, from {outcome.left[0]} on; "
+            f"go on with: {_go_on(out)}",
+        )
     _line(voice.console, f"journal   {paths.journal}")
-    _line(voice.console, f"registry  {paths.registry}")
+    if outcome.entries or not outcome.left:
+        _line(voice.console, f"registry  {paths.registry}")
     return outcome
 
 
-def run_study(console: Console | Voice, options: Options, outcome: Outcome) -> Path | None:
+def _go_on(out: Path | None) -> str:
+    """The command that goes on with a run that did not come to its end."""
+    return f"griffin tune --resume{'' if out is None else f' --out {out}'}"
+
+
+def run_study(console: Console | Voice, outcome: Outcome) -> Path | None:
     """Study the device that was tuned and print what came out; after Ctrl-C say that the registry stands.
 
     Returns the file of the study, None where it was not made.
     """
     voice = console if isinstance(console, Voice) else Voice(console)
-    device = devices.detect(options.device or None)
+    device = devices.detect(outcome.options.device or None)
     try:
         line = StatusLine(voice.console)
         with _quiet_third_parties():
-            path, found = study.run(device, options, outcome, (lambda text: None) if voice.quiet else line)
+            path, found = study.run(device, outcome, (lambda text: None) if voice.quiet else line)
         line.clear()
     except KeyboardInterrupt:
         _line(voice.console, "\ninterrupted; the registry stands, the study of whole models was not made")
@@ -159,6 +170,7 @@ def finish(voice: Voice, outcome: Outcome, report: Path, study_file: Path | None
         seconds=outcome.seconds,
         statuses=dict(counts),
         entries=len(outcome.entries),
+        left=len(outcome.left),
         journal=str(paths.journal),
         registry=str(paths.registry),
         report=str(report),

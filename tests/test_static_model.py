@@ -174,6 +174,19 @@ def test_one_program_more_than_units_takes_twice_where_issue_binds():
     assert odd == pytest.approx(2 * even, rel=0.1)
 
 
+def test_scalar_instructions_of_amd_start_beside_vector_ones():
+    units = machine(MI300X).units
+    work = launch(programs=units * 8, num_warps=4, iterations=100.0, bytes_moved=1e6)
+
+    def issue(scalar):
+        code = report(loop_instructions=4000, instructions=4100, mix=report().mix | {"scalar": scalar})
+        found = model.predict([work], lambda _: code, machine(MI300X), "bfloat16")
+        return found.main.limits_s["issue"]
+
+    assert issue(1000) == pytest.approx(0.75 * issue(0), rel=0.02)
+    assert issue(3000) == pytest.approx(issue(1000)), "the more numerous of both count"
+
+
 def test_registers_that_keep_programs_away_cost_time():
     work = launch(programs=132 * 24, iterations=64.0, bytes_moved=1e8)
     assert seconds(work, report(registers=250)) > 1.5 * seconds(work, report(registers=40))

@@ -16,6 +16,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "special": ("v_exp_", "v_log_", "v_rcp_", "v_rsq_", "v_sqrt_", "v_sin_", "v_cos_"),
     "shuffles": ("ds_bpermute", "ds_permute", "ds_swizzle"),
     "barriers": ("s_barrier",),
+    "scalar": ("s_",),
     "local_memory": ("scratch_",),
     "multiply_adds": ("v_fma", "v_pk_fma", "v_mul_f", "v_pk_mul_f", "v_add_f", "v_pk_add_f", "v_mac"),
 }

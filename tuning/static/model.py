@@ -13,7 +13,8 @@ tensor   products / (datasheet rate x share that published products reach x matr
 vector   multiplies and adds of the main loop / datasheet float32 rate.
 special  exp, rcp, sqrt and the like / the special function units' rate.
 shared   shared memory accesses and shuffles, SHARED_CYCLES each on a unit.
-issue    all warp instructions / (instructions that a unit starts per clock x issue_reach).
+issue    all warp instructions / (instructions that a unit starts per clock x issue_reach). AMD's scalar instructions of
+         the main loop start beside the vector ones of other waves, at the same rate: the more numerous count.
 latency  the chain of one program, times how many follow one another on a unit. An iteration of the main loop waits for
          its loads (latency_s; with asynchronous copies only 1 / (stages - 1) of it) and then for its instructions
          (dependent_cycles each). What few warps cannot hide shows here: by Little's law latency x bandwidth is what
@@ -23,9 +24,9 @@ Units compute whole programs: all limits but dram and cache are those of the bus
 latency counts whole waves of resident programs (the tail effect). Occupancy is by registers, shared memory, warps and
 blocks. A ``Call`` is ``kernels`` launches of PyTorch's at the rate of published products or of memory.
 
-Left out: cache hits between steps, AMD's scalar instructions starting beside vector ones (they count alike), bank
-conflicts, uncoalesced access, clocks under load, instructions' own latencies, the prologue's mix. Constants are
-assumptions until ``griffin tune calibrate`` fits them to measurements; ranks are worth more than times.
+Left out: cache hits between steps, AMD's memory and branch instructions starting beside vector ones (they count with
+them), bank conflicts, uncoalesced access, clocks under load, instructions' own latencies, the prologue's mix. Constants
+are assumptions until ``griffin tune calibrate`` fits them to measurements; ranks are worth more than times.
 """
 
 from __future__ import annotations
@@ -270,7 +271,7 @@ def _launch(work: LaunchWork, code: StaticReport, where: Machine, dtype: str, co
         "shared": per_unit(mix["shared_loads"] + mix["shared_stores"] + mix["shuffles"])
         * SHARED_CYCLES
         / where.clock_hz,
-        "issue": per_unit(code.loop_instructions, outside)
+        "issue": per_unit(max(mix["scalar"], code.loop_instructions - mix["scalar"]), outside)
         / (where.limits.issue * where.clock_hz * constants.issue_reach),
         "latency": math.ceil(waves) * _chain(work, code, loops, outside, where, constants),
     }

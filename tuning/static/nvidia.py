@@ -23,10 +23,12 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "special": ("MUFU",),
     "shuffles": ("SHFL",),
     "barriers": ("BAR", "SYNCS"),
+    "scalar": (),
     "local_memory": ("LDL", "STL"),
     "multiply_adds": ("FFMA", "FMUL", "FADD", "DFMA", "HFMA2", "HADD2", "HMUL2"),
 }
-"""Opcode prefixes; see the instruction set reference of the CUDA binary utilities."""
+"""Opcode prefixes; see the instruction set reference of the CUDA binary utilities. Instructions of the uniform datapath
+are no class of their own: they take a turn of the scheduler as any other."""
 
 
 def _tool(name: str, *arguments: str) -> str:

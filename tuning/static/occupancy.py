@@ -41,7 +41,8 @@ def _nvidia(warps: int, blocks: int, shared: int, block_shared: int, reserved: i
 
 
 def _cdna(shared: int) -> Limits:
-    # 4 SIMDs of 512 registers x 64 lanes; each starts a vector instruction of 64 threads every 4 clocks
+    # 4 SIMDs of 512 registers x 64 lanes; each starts a vector instruction of 64 threads every 4 clocks, and beside it
+    # one of each other kind, of other waves (ROCm Compute Profiler's documentation, pipeline descriptions, scheduler)
     return Limits(32, 32, 4 * 512 * 64, shared * _KIB, shared * _KIB, 0, issue=1.0, warp_size=64)
 
 

@@ -23,7 +23,7 @@ PLAIN_PER_ELEMENT = 15.0
 
 MIX = (
     *("async_copies", "global_loads", "global_stores", "shared_loads", "shared_stores", "matrix"),
-    *("special", "shuffles", "barriers", "local_memory", "multiply_adds"),
+    *("special", "shuffles", "barriers", "scalar", "local_memory", "multiply_adds"),
 )
 
 

@@ -158,6 +158,12 @@ def test_what_the_machine_did_between_two_runs_is_told_by_kernels_that_did_not_c
     assert "6 kernels did not change" in found.notes[0] and "differ by up to 16%" in found.notes[0]
 
 
+def test_times_as_far_apart_as_floats_go_are_compared():
+    cases = [sized(64 + i) for i in range(diff.UNCHANGED)]
+    before, after = ([entry(seconds, case=case) for case in cases] for seconds in (1e-300, 1e300))
+    assert diff.diff(file(*before), file(*after)).machine > 1e100
+
+
 @pytest.mark.parametrize(
     ("sizes", "facts"),
     [([0.05] * 4, {}), ([0.05] * 9, {"source_hash": "0"}), ([0.05] * 9, {"provenance": {"torch": "2.12.0"}})],

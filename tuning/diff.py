@@ -103,7 +103,7 @@ def _machine(a: RegistryFile, b: RegistryFile, both: Sequence[tuple[Entry, Entry
     if a.device.validity != b.device.validity:
         return None, 0
     sizes = [
-        abs(math.log(other.median_s / one.median_s))
+        abs(math.log(other.median_s) - math.log(one.median_s))
         for one, other in both
         if _timed(one) and _timed(other) and one != other and _unchanged(one, other, a, b)
         if one.median_s and other.median_s

@@ -16,7 +16,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from griffin_kernels import catalog, errors, registry
+from griffin_kernels import errors, registry
+from griffin_kernels.datasheet import datasheet
 from tests.launches import H100, MI300X, ROOT, report, steps_of
 from tuning import plan, predict
 from tuning.plan import Options
@@ -99,16 +100,17 @@ def test_what_fails_is_dropped_with_the_reason(scans):
 
 
 def test_predictions_for_a_search_need_no_compiler():
-    variant, op = catalog.variant("linear_scan/triton.chunked"), catalog.op("linear_scan")
-    case = next(c for c in op.cases_tagged("bench") if c.key == "B1-T2048-D2560-bfloat16")
-    began = time.monotonic()
-    by_sku = predict.predicted(variant, case, variant.config(), H100)
     real = dataclasses.replace(machine(H100).device, memory_bytes=85_029_158_912)
-    assert by_sku is not None and predict.predicted(variant, case, variant.config(), real) == by_sku
-    assert time.monotonic() - began < 30  # a compiler would be started
-    assert predict.predicted(variant, case, variant.config(), dataclasses.replace(real, name="no GPU")) is None
-    assert predict.predicted(catalog.variant("linear_scan/eager.loop"), case, None, H100) is None
-    assert predict.predicted(variant, case, variant.config(chunk=32, block_t=64), H100) is None
+    options = plan.Options(ops=("linear_scan",), cases=("B1-T2048-D2560-bfloat16",))
+    (job,) = plan.make(options, real)
+    began = time.monotonic()
+    found = predict.expected(job, real)
+    assert time.monotonic() - began < 30  # a compiler would be started for each
+    contest = Contest.of(job, machine(H100), ASSUMED, predict.guesses_for(machine(H100)))
+    told = {id(c.planned): c.guessed_s for c in contest.candidates if c.guessed_s < float("inf")}
+    assert found == told and len(found) > 100
+    for stranger in ("no GPU", datasheet("nvidia-v100-32gb-sxm2").driver_names[0]):
+        assert predict.expected(job, dataclasses.replace(real, name=stranger)) == {}
 
 
 # --- the whole of it -------------------------------------------------------------------------------------------------

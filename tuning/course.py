@@ -36,16 +36,12 @@ class Course:
         near: Sequence[tuple[str, Mapping[str, Any]]] = (),
     ) -> None:
         """strategy: by name; empty for the one that suits. near: variants and configurations to try early."""
-
-        def expected(planned: Planned) -> float | None:
-            """Seconds by the static model; None where it knows nothing of this device or variant."""
-            found = predict.predicted(planned.variant, job.case, planned.config, device)
-            return None if found is None else found.seconds
-
         self.job = job
         self.certain = [p for p in job.candidates if p.reason is None and (p is job.default or p.variant.baseline)]
         self.points = competitors(job)
-        self.space = space_of(job, device, incumbents=near, predicted=None if device.kind == "cpu" else expected)
+        expected = None if device.kind == "cpu" else predict.expected(job, device)
+        told = None if expected is None else lambda planned: expected.get(id(planned))
+        self.space = space_of(job, device, incumbents=near, predicted=told)
         self.allowed = budget.tries(len(self.points))
         usual = "exhaustive" if self.allowed == len(self.points) else DEFAULT
         self._strategy = choose(strategy or usual, self.space)

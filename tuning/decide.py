@@ -112,7 +112,8 @@ class Decider:
             for planned in self.course(job).opening():
                 if self._begun(job):
                     break  # its lane knows better by now
-                yield job.case, planned
+                if self.known(job, planned) is None:
+                    yield job.case, planned
 
     def _begun(self, job: Job) -> bool:
         return (job.op.name, job.case.key) in self.begun

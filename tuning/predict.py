@@ -9,6 +9,8 @@ of that SKU uses it until something is measured there.
 from __future__ import annotations
 
 import datetime
+import functools
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,21 +24,19 @@ import platformdirs
 from rich.console import Console
 from rich.table import Table
 
-from griffin_kernels import catalog, datasheet, errors, registry, validity
-from griffin_kernels.contract import Case, Variant, config_dict, config_key
+from griffin_kernels import datasheet, errors, registry, validity
+from griffin_kernels.contract import config_dict, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.records import CaseRecord, Entry
 from tuning import plan
 from tuning.plan import Options
 from tuning.progress import clock_text, seconds_text
 from tuning.static import farm, model, recorded
-from tuning.static.candidates import Candidate, Contest, Told, described
-from tuning.static.farm import Order
-from tuning.static.model import ASSUMED, Constants, Machine, Prediction
+from tuning.static.candidates import Candidate, Contest, Told
+from tuning.static.model import ASSUMED, Constants, Machine
 from tuning.static.prior import Guesses
 from tuning.static.recorded import StaticReport
 from tuning.static.rounds import EFFORTS, Effort, compile_rounds, say
-from tuning.static.work import LaunchWork
 
 PREDICTIONS_VERSION = 1
 """Version of the file of predictions."""
@@ -170,39 +170,21 @@ def run_target(
     say(console, f"predictions {outcome.predictions}")
 
 
-def predicted(
-    variant: Variant,
-    case: Case,
-    config: Any,
-    where: str | Device,
-    *,
-    constants: Constants = ASSUMED,
-    compiled: bool = False,
-) -> Prediction | None:
-    """What the model expects of one candidate; None where it knows nothing: no such SKU, no launches, no fit.
+def expected(job: plan.Job, device: Device) -> dict[int, float]:
+    """id of a candidate of a job -> seconds that the model expects on a device, its machine code guessed.
 
-    where: a SKU, or a device, whose datasheet is found by its driver's name. compiled: compile for it (seconds, in a
-    process of its own); otherwise the machine code is guessed from the recorded table (milliseconds), which is good
-    enough to order what to try first.
+    Good enough to order what to try first, and made in milliseconds each. Without an entry: what the model knows
+    nothing of, or does not expect to fit; empty where the device has no datasheet.
     """
-    found = _machine(where)
-    if found is None or variant.launches is None or variant.reject(case, found.device, config) is not None:
-        return None
-    op = catalog.op(variant.op)
-    steps = described(variant, op, case, config, found.arch)
-    launches = [step for step in steps if isinstance(step, LaunchWork)]
-    guesses = guesses_for(found)
-    code: dict[str, StaticReport] = {step.key: guesses(step) for step in launches}
-    if compiled:
-        record, values = CaseRecord.of(case), config_dict(config)
-        orders = {s.key: Order(variant.key, record, values, s.index, found.arch) for s in launches}
-        for key, report in farm.compile_all(list(orders.items())):
-            if isinstance(report, str):
-                return None
-            code[key] = report
-    if any(model.does_not_fit(step, code[step.key], found) for step in launches):
-        return None
-    return model.predict(steps, lambda work: code[work.key], found, case.dtype, constants)
+    sheet = datasheet.find(device.name)
+    try:
+        where = None if sheet is None else model.machine(sheet.sku)
+    except errors.DeviceError:  # of a kind that Triton does not compile for
+        where = None
+    if where is None:
+        return {}
+    found = Contest.of(job, where, ASSUMED, guesses_for(where))
+    return {id(c.planned): c.guessed_s for c in found.candidates if math.isfinite(c.guessed_s)}
 
 
 def contest(job: plan.Job, sku: str, constants: Constants = ASSUMED, *, jobs: int = 0, most: int = 0) -> Contest:
@@ -220,20 +202,9 @@ def guesses_for(where: Machine) -> Guesses:
     return Guesses(_table(), where.arch, where.limits.warp_size)
 
 
+@functools.cache
 def _table() -> list[StaticReport]:
     return recorded.load().reports
-
-
-def _machine(where: str | Device) -> Machine | None:
-    if isinstance(where, Device):
-        sheet = datasheet.find(where.name)
-        if sheet is None:
-            return None
-        where = sheet.sku
-    try:
-        return model.machine(where)
-    except errors.DeviceError:
-        return None
 
 
 def _effort(budget: str) -> Effort:

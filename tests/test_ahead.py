@@ -24,7 +24,7 @@ from tuning import run as runs
 from tuning.ahead import Ahead, processes_for
 from tuning.budget import BUDGETS
 from tuning.isolation import Death
-from tuning.limits import Limits
+from tuning.limits import FLOOR_S, LEARNED_FROM, Limits
 from tuning.messages import Ready, Stage
 from tuning.plan import Options, Planned
 from tuning.records import Candidate
@@ -63,11 +63,13 @@ class FakeWorker:
     """Compiles nothing, when ``free`` is set; remembers what it was asked for."""
 
     asked: ClassVar[list[int]] = []
+    limits_s: ClassVar[list[float]] = []
     replies: ClassVar[dict] = {}
     free: ClassVar[threading.Event] = threading.Event()
 
     def ask(self, request, limit, memory_bytes):
         self.asked.append(request.config["n"])
+        self.limits_s.append(limit(Stage("")))
         while not self.free.wait(0.01):
             if self.killed:
                 return Death("crashed", Stage(""), "was killed")
@@ -84,6 +86,7 @@ class FakeWorker:
 @pytest.fixture
 def fake(monkeypatch):
     monkeypatch.setattr(FakeWorker, "asked", [])
+    monkeypatch.setattr(FakeWorker, "limits_s", [])
     monkeypatch.setattr(FakeWorker, "replies", {})
     monkeypatch.setattr(FakeWorker, "free", threading.Event())
     monkeypatch.setattr(ahead_module, "Worker", FakeWorker)
@@ -142,6 +145,16 @@ def test_what_cannot_be_compiled_is_known_whoever_asked_for_it(fake, reply, stat
         assert ahead.problem(*candidates(2)[0]) is None
         assert ahead.problem(CASE, Planned(REAL, NoConfig())) is None, "it has nothing to compile"
     assert fake.asked == [1, 2]
+
+
+def test_how_long_a_compilation_may_take_is_learned(fake):
+    fake.free.set()
+    fake.replies[0] = messages.Broken("CompilationError: no")
+    with Ahead("sm_90", 1, limits) as ahead:
+        ahead.expect("", iter(candidates(*range(8))))
+        until(lambda: len(fake.asked) == 8)
+    learned = LEARNED_FROM + 1  # the first one failed
+    assert fake.limits_s == [120.0] * learned + [3 * FLOOR_S] * (8 - learned)
 
 
 def test_a_guess_that_raises_ends_that_guessing_alone(fake):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
@@ -21,7 +22,7 @@ from griffin_kernels.device import Device
 from griffin_kernels.records import CaseRecord
 from tuning.isolation import Death, Worker
 from tuning.limits import Limits
-from tuning.messages import Broken, Compile, Tried
+from tuning.messages import Broken, Compile, Stage, Tried
 from tuning.plan import Planned
 
 MOST_PROCESSES = 16
@@ -163,7 +164,8 @@ class Ahead:
         while (task := self._take()) is not None:
             try:
                 worker = worker or self._started()
-                answer = worker.ask(task.request, lambda stage: limits.longest_s, limits.memory_bytes)
+                began = time.monotonic()
+                answer = worker.ask(task.request, lambda stage: limits.seconds(Stage("compile")), limits.memory_bytes)
             except errors.WorkerError as error:
                 task.done.set_exception(error)
                 continue
@@ -171,6 +173,8 @@ class Ahead:
                 self._drop(worker)
                 worker = None
             bad = answer if isinstance(answer, Death | Broken) else None
+            if bad is None:
+                limits.learn(time.monotonic() - began)
             task.done.set_result(None if bad is None else Tried(bad.status, "compile", bad.problem))
         if worker is not None:
             self._drop(worker)

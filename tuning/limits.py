@@ -48,7 +48,7 @@ class Limits:
         if stage.name == "compile":
             return self._compile_s()
         if stage.name == "check":
-            self._compiled.append(stage.seconds)  # its compilation has ended
+            self.learn(stage.seconds)  # its compilation has ended
             return min(self.longest_s, max(FLOOR_S, 10 * stage.seconds))
         if stage.name == "time" and self._budget is not None:
             calls = self._budget.least + 2
@@ -56,6 +56,10 @@ class Limits:
         if stage.name == "race" and stage.index >= 0:
             return min(self.longest_s, max(FLOOR_S, 200 * stats.median(self._field[stage.index].samples_s)))
         return SETUP_S
+
+    def learn(self, seconds: float) -> None:
+        """A compilation took so long; later ones are limited by what is usual."""
+        self._compiled.append(seconds)
 
     def _compile_s(self) -> float:
         if len(self._compiled) < LEARNED_FROM:

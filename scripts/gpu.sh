@@ -4,7 +4,7 @@
 # Usage: [OUT=folder] [STEPS="tests tune"] [LIMIT=seconds] scripts/gpu.sh [options of `griffin tune`]
 # STEPS: which of "tests sanitizer static ceilings tune forward report", in their order; by default all.
 # LIMIT: seconds for all of them. What is running then is interrupted, the rest is not begun, the report is still made.
-# Tuning begins with the ops that models spend most time in, and publishes what is decided when a minute is left.
+# Tuning begins with the ops that models spend most time in, and publishes what is decided before the time is over.
 # Constants of the static model are fitted later, on any machine: griffin tune calibrate $OUT/journal.jsonl
 # PYTHON names the interpreter whose torch sees the GPU (default: .venv/bin/python if it is there, else python3).
 set -uo pipefail
@@ -78,9 +78,9 @@ if wanted ceilings; then
     step ceilings "$PYTHON" -m reports roofline measure --device cuda --repeat 3 --out "$OUT/ceilings.json"
 fi
 if wanted tune; then
-    minutes=$(((LIMIT - SECONDS - 60) / 60))
-    step tune "$PYTHON" -m reports tune --device cuda --ops "$(ops_by_weight)" --minutes "$((minutes > 1 ? minutes : 1))" \
-        --resume --out "$OUT" "$@"
+    left=$((LIMIT - SECONDS - 90))  # for the case that is in work then
+    step tune "$PYTHON" -m reports tune --device cuda --ops "$(ops_by_weight)" \
+        --minutes "$((left > 60 ? left / 60 : 1))" --resume --out "$OUT" "$@"
 fi
 if wanted forward; then
     step forward env GRIFFIN_KERNELS_CEILINGS="$OUT/ceilings.json" GRIFFIN_KERNELS_REGISTRY="$OUT" \

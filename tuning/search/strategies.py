@@ -27,7 +27,10 @@ DEFAULT = "seeded"
 
 @runtime_checkable
 class Strategy(Protocol):
-    """Chooses the next point. Equal arguments give equal answers; nothing is remembered between calls."""
+    """Chooses the next point. Equal arguments give equal answers; nothing is remembered between calls.
+
+    Threads ask at the same time: for what is tried next, and for what will be (``foresee``).
+    """
 
     name: str
 

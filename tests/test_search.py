@@ -16,7 +16,8 @@ from tuning import plan
 from tuning.replay import packed
 from tuning.search import basic, strategies
 from tuning.search.space import Point, Space, axes_of, competitors, space_of
-from tuning.search.strategies import STRATEGIES, choose, foresee
+from tuning.search.strategies import STRATEGIES, foresee
+from tuning.search.strategies import named as named_strategy
 
 AXES = {
     "block_t": (8, 16, 32, 64, 128),
@@ -271,16 +272,13 @@ def test_a_variant_far_behind_gets_few_points():
     assert reached(seconds, tried) == 1.0
 
 
-def test_choose():
-    space = grid()
-    large, _ = synthetic(0, variants=2)
-    assert choose(None, space).name == "exhaustive"
-    assert choose(None, large).name == strategies.DEFAULT == "seeded"
-    assert choose("local", space).name == "local"
+def test_strategies_by_name():
+    assert named_strategy(strategies.DEFAULT).name == "seeded"
+    assert named_strategy("local").name == "local"
     with pytest.raises(
         errors.ArgumentError, match="no strategy 'genetic'; there are seeded, exhaustive, random, lhs, local"
     ):
-        choose("genetic", space)
+        named_strategy("genetic")
 
 
 class Backwards:
@@ -315,10 +313,10 @@ def plugins(monkeypatch):
 def test_plugins(plugins):
     space = grid()
     assert list(strategies.STRATEGIES)[-3:] == ["backwards", "broken", "empty"]
-    assert choose("backwards", space).next(space, {}, 3) == len(space) - 1
+    assert named_strategy("backwards").next(space, {}, 3) == len(space) - 1
     with pytest.raises(errors.ArgumentError, match=r"'broken' .* cannot be loaded: ModuleNotFoundError"):
-        choose("broken", space)
+        named_strategy("broken")
     with pytest.raises(errors.ArgumentError, match=r"'empty' .* has no name or no next"):
-        choose("empty", space)
+        named_strategy("empty")
     with pytest.raises(errors.ArgumentError, match=r"there are seeded, .*, backwards, broken, empty"):
-        choose("genetic", space)
+        named_strategy("genetic")

@@ -11,7 +11,7 @@ from tuning import predict
 from tuning.budget import Budget
 from tuning.plan import Job, Planned
 from tuning.search.space import competitors, space_of
-from tuning.search.strategies import DEFAULT, choose, foresee
+from tuning.search.strategies import DEFAULT, foresee, named
 
 OPENING = 16
 """Points that are foreseen before anything is timed; what search does after them depends too much on what is."""
@@ -44,7 +44,7 @@ class Course:
         self.space = space_of(job, device, incumbents=near, predicted=told)
         self.allowed = budget.tries(len(self.points))
         usual = "exhaustive" if self.allowed == len(self.points) else DEFAULT
-        self._strategy = choose(strategy or usual, self.space)
+        self._strategy = named(strategy or usual)
 
     def next(self, seen: Seen, tried: int) -> int | None:
         """The next point to try; None where the search is over. tried: those of ``seen`` that were not skipped."""

@@ -43,11 +43,11 @@ def replay(
         import msgspec
 
         from tuning.replay import packed, table
-        from tuning.search.strategies import STRATEGIES, choose
+        from tuning.search.strategies import STRATEGIES, named
 
         found = packed.read_all(paths) if paths else packed.shipped()
         names = [name.strip() for name in (strategies or "").split(",") if name.strip()] or list(STRATEGIES)
-        chosen = {name: choose(name, found[0].space) for name in names}
+        chosen = {name: named(name) for name in names}
         line = StatusLine(stderr)
         rows = table.rows(found, chosen, seeds, line)
         line.clear()

@@ -1,4 +1,4 @@
-"""The strategies by name, and which one a space gets. Plug-ins are entry points of griffin_kernels.strategies.
+"""The strategies by name, and what one of them will choose. Plug-ins are entry points of griffin_kernels.strategies.
 
 A strategy is a function of what was seen so far and keeps nothing itself: a search that was broken off and resumed goes
 on exactly as an unbroken one, and replay can ask any of them about any state.
@@ -18,11 +18,8 @@ from tuning.search.space import Space
 ENTRY_POINTS = "griffin_kernels.strategies"
 """Group of entry points in which other packages offer strategies: an object, or a class without arguments."""
 
-EXHAUSTIVE_UP_TO = 300
-"""Spaces up to this many points are tried to the last one, unless a strategy is asked for."""
-
 DEFAULT = "seeded"
-"""The strategy of larger spaces."""
+"""The strategy of spaces of which not every point is tried."""
 
 
 @runtime_checkable
@@ -99,16 +96,6 @@ def _plugin(point: metadata.EntryPoint) -> Strategy:
 
 STRATEGIES: Mapping[str, Strategy] = _Table()
 """Every strategy by name: this package's, then plug-ins."""
-
-
-def choose(name: str | None, space: Space) -> Strategy:
-    """The strategy called ``name``; without a name, exhaustive up to 300 points and ``seeded`` beyond.
-
-    ArgumentError lists the names.
-    """
-    if name is None:
-        return STRATEGIES["exhaustive" if len(space) <= EXHAUSTIVE_UP_TO else DEFAULT]
-    return named(name)
 
 
 def named(name: str) -> Strategy:

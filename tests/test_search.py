@@ -13,9 +13,10 @@ from griffin_kernels import device as devices
 from griffin_kernels import errors
 from griffin_kernels.contract import config_dict
 from tuning import plan
+from tuning.course import space_of
 from tuning.replay import packed
 from tuning.search import basic, strategies
-from tuning.search.space import Point, Space, axes_of, competitors, space_of
+from tuning.search.space import Point, Space, axes_of
 from tuning.search.strategies import STRATEGIES, foresee
 from tuning.search.strategies import named as named_strategy
 
@@ -126,7 +127,7 @@ def job() -> plan.Job:
 
 
 def test_space_of_a_job(job):
-    able = competitors(job)
+    able = job.competitors
     space = space_of(job, devices.cpu())
     assert len(space) == len(able) == len(set(space.points)) > 30
     for point, planned in zip(space.points, able, strict=True):
@@ -137,7 +138,7 @@ def test_space_of_a_job(job):
 
 
 def test_seeds_of_a_job_in_order(job):
-    able = competitors(job)
+    able = job.competitors
     known = [(able[i].variant.name, config_dict(able[i].config)) for i in (7, 3)]
     gone = ("numba.sequential", {"block_d": 3})
     order = {id(p): 1e-3 * ((i * 7) % len(able) + 1) for i, p in enumerate(able)}

@@ -27,7 +27,6 @@ from tuning.messages import Broken
 from tuning.plan import Job, Planned
 from tuning.progress import Listener
 from tuning.records import Candidate, Ceiling, Noise, Race, Record, Result, Run
-from tuning.search.space import competitors
 
 Done = list[tuple[Planned, Candidate]]
 
@@ -93,7 +92,7 @@ class Decider:
 
     def expected(self, job: Job) -> int:
         """How many candidates of a case will be in the journal, at most."""
-        points = len(competitors(job))
+        points = len(job.competitors)
         return len(job.candidates) - points + self.budget.tries(points)
 
     def course(self, job: Job) -> Course:

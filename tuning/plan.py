@@ -13,6 +13,7 @@ from griffin_kernels.contract import Case, Op, Variant, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.misses import Miss
 from tuning.budget import BUDGETS, LONGEST_S, Budget
+from tuning.search.strategies import named
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,17 @@ class Job:
     candidates: tuple[Planned, ...]
     default: Planned | None
 
+    @property
+    def competitors(self) -> list[Planned]:
+        """The candidates that a search chooses among: those that can run and are no baselines."""
+        return [p for p in self.candidates if p.reason is None and not p.variant.baseline]
+
 
 def make(options: Options, device: Device) -> list[Job]:
     """Jobs in order; an op comes after the ops that its variants may call (names sort that way today).
 
     Raises UnknownOpError, DtypeError or ArgumentError naming what does not exist and listing what does.
     """
-    from tuning.search.strategies import named  # which imports this module
-
     budget = options.limits()
     if options.strategy:
         named(options.strategy)

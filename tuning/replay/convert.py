@@ -14,7 +14,6 @@ from tuning import journal, plan
 from tuning.plan import Job
 from tuning.records import Candidate, Run
 from tuning.replay.packed import PACK_VERSION, Measured, Packed
-from tuning.search.space import competitors
 
 
 def pack(path: Path) -> list[Packed]:
@@ -56,7 +55,7 @@ def _device(validity: Mapping[str, Any]) -> Device:
 
 def _packed(run: Run, job: Job, device: Device, tried: Mapping[str, Candidate]) -> Packed | None:
     """One case, its points in the order of the plan; None where a candidate is missing."""
-    planned = competitors(job)
+    planned = job.competitors
     found = [tried.get(p.key(job.case, device)) for p in planned]
     whole = [c for c, p in zip(found, planned, strict=True) if c is not None and c.source_hash == p.variant.source_hash]
     if not planned or len(whole) < len(planned):

@@ -32,7 +32,6 @@ from tuning.budget import SLOW_FACTOR
 from tuning.plan import Job, Planned
 from tuning.replay import packed
 from tuning.replay.packed import PACK_VERSION, Measured, Packed
-from tuning.search.space import competitors
 
 CASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -101,7 +100,7 @@ def exhaustive(job: Job, device: Device, seconds: float, say: Callable[[str], No
     inputs = job.op.make_inputs(job.case, device.torch_device, 0)
     own = {name: verify.copy_of(inputs[name]) for name in job.op.in_place}
     rotation = timing.copies({**inputs, **own}, device)
-    runners = [_Runner(planned) for planned in competitors(job)]
+    runners = [_Runner(planned) for planned in job.competitors]
     for number, runner in enumerate(runners, start=1):
         say(f"first calls, {number} of {len(runners)}")
         runner.prepare(rotation, device)
@@ -149,7 +148,7 @@ def _packed(job: Job, device: Device, runners: Sequence[_Runner]) -> Packed:
 
 
 def _hashes(job: Job) -> dict[str, str]:
-    return {p.variant.name: p.variant.source_hash for p in competitors(job)}
+    return {p.variant.name: p.variant.source_hash for p in job.competitors}
 
 
 def done(path: Path, job: Job, device: Device) -> bool:

@@ -7,17 +7,9 @@ configuration cannot run; steps go along one axis at a time, over the holes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from griffin_kernels.contract import config_dict
-from griffin_kernels.device import Device
-from tuning.plan import Job, Planned
-
-STATIC_SEEDS = 8
-"""Points that a static model likes best and that are tried first (8 to 16 keep 96% to 99% of the optimum:
-nvMatmulHeuristics on H100 and B200)."""
 
 Values = tuple[tuple[str, Any], ...]
 """A configuration as (field, value) in field order."""
@@ -140,41 +132,3 @@ def axes_of(points: Iterable[Point]) -> dict[str, dict[str, tuple[Any, ...]]]:
                 numbers = all(isinstance(value, int | float) for value in values)
                 found[variant][field] = tuple(sorted(values)) if numbers else tuple(values)
     return found
-
-
-def competitors(job: Job) -> list[Planned]:
-    """The candidates of a job that a search chooses among, in the order of the points of its space."""
-    return [p for p in job.candidates if p.reason is None and not p.variant.baseline]
-
-
-def space_of(
-    job: Job,
-    device: Device,
-    *,
-    incumbents: Sequence[tuple[str, Mapping[str, Any]]] = (),
-    predicted: Callable[[Planned], float | None] | None = None,
-) -> Space:
-    """The space of a job; point i is ``competitors(job)[i]``.
-
-    incumbents: (variant, config) of what is in use now and of the nearest devices' winners, in that order; those that
-    this package no longer has, or that cannot run here, are left out. predicted: seconds by a static model.
-    """
-    planned = competitors(job)
-    points = tuple(Point(p.variant.name, tuple(config_dict(p.config).items())) for p in planned)
-    place = {point: i for i, point in enumerate(points)}
-    seeds = [i for i, p in enumerate(planned) if p is job.default]
-    for variant, config in incumbents:
-        found = next(
-            (i for point, i in place.items() if point.variant == variant and dict(point.config) == config), None
-        )
-        seeds += [] if found is None else [found]
-    seconds = tuple(predicted(p) for p in planned) if predicted is not None else ()
-    known = [(s, i) for i, s in enumerate(seconds) if s is not None]
-    seeds += [i for _, i in sorted(known)[:STATIC_SEEDS]]
-    return Space(
-        points=points,
-        axes=axes_of(points),
-        seeds=tuple(dict.fromkeys(seeds)),
-        predicted_s=seconds,
-        key=f"{job.op.name}/{job.case.key}/{device.slug}",
-    )

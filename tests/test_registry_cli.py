@@ -140,22 +140,23 @@ def test_verdict_needs_the_interval_and_more_than_the_noise(a, b, verdict):
     assert row.verdict == verdict
 
 
-def shaken(sizes, **facts):
-    """Two files of kernels that did not change, whose times differ by ``sizes``, and of a new one, 20% faster."""
+def shaken(sizes, new=0.8, **facts):
+    """Two files of kernels that did not change, whose times differ by ``sizes``, and of one that has a new winner."""
     cases = [sized(64 + i) for i in range(len(sizes))]
     before = [entry(1.0, 0.001, case=case) for case in cases]
     after = [entry(1.0 + size, 0.001, case=case, **facts) for size, case in zip(sizes, cases, strict=True)]
-    new = [entry(1.0, 0.001), entry(0.8, 0.001, variant="eager.associative")]
-    return file(*before, new[0], torch="2.13.0"), file(*after, new[1], torch="2.13.0")
+    winners = entry(1.0, 0.001), entry(new, 0.001, variant="eager.associative")
+    return file(*before, winners[0], torch="2.13.0"), file(*after, winners[1], torch="2.13.0")
 
 
-def test_what_the_machine_did_between_two_runs_is_told_by_kernels_that_did_not_change():
-    found = diff.diff(*shaken([0.05, -0.05, 0.04, 0.06, -0.05, 0.3]))
-    assert found.machine == pytest.approx(np.expm1(diff.MEDIAN_TO_95 * np.log(1 / 0.95)), rel=0.05)
+@pytest.mark.parametrize(("new", "verdict"), [(0.8, "FASTER"), (1.2, "SLOWER"), (0.96, "UNSURE"), (0.999, "SAME")])
+def test_what_the_machine_did_between_two_runs_is_told_by_kernels_that_did_not_change(new, verdict):
+    found = diff.diff(*shaken([0.05, -0.05] * 10 + [0.3], new))
+    assert found.machine == pytest.approx(1 / 0.95 - 1)
     verdicts = {row.case["T"]: row.verdict for row in found.rows}
-    assert verdicts.pop(BENCH["T"]) == "FASTER", "20% is more than the machine makes"
-    assert list(verdicts.values()) == ["SAME"] * 5 + ["SLOWER"]
-    assert "6 kernels did not change" in found.notes[0] and "differ by up to 16%" in found.notes[0]
+    assert verdicts.pop(BENCH["T"]) == verdict
+    assert list(verdicts.values()) == ["SAME"] * 20 + ["SLOWER"], "19 in 20 are what they were"
+    assert "21 kernels did not change" in found.notes[0] and "differ by up to 5%" in found.notes[0]
 
 
 def test_times_as_far_apart_as_floats_go_are_compared():

@@ -5,8 +5,9 @@ was, kernels tell that did not change: same source, configuration, device and li
 within what 19 in 20 of them differ by, within 3%, or within the noise floor of either race. The interval of the ratio
 takes the two medians as independent.
 
-    FASTER, SLOWER   the interval leaves 1 out, and the ratio is further from 1 than the noise
-    SAME             the whole interval is within the noise of 1
+    FASTER, SLOWER   the interval leaves 1 out, and the ratio is further from 1 than all of these
+    SAME             the whole interval is as near to 1 as 3% or the noise floors, or, where the kernel did not change,
+                     as what the machine makes
     UNSURE           neither: measure again for longer, or on a quieter machine
 """
 
@@ -17,10 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from griffin_kernels import validity
 from griffin_kernels.contract import Case
 from griffin_kernels.records import Entry, RegistryFile
-from roofline import stats
 
 BETWEEN_RUNS = 0.03
 """What one kernel differs by between two runs on a machine where nothing has changed: 1 to 3% (Helion, pull 3523)."""
@@ -28,8 +30,8 @@ BETWEEN_RUNS = 0.03
 UNCHANGED = 5
 """So many unchanged kernels at least tell what the machine did between two runs."""
 
-MEDIAN_TO_95 = 2.906
-"""19 in 20 normal deviates are smaller than so many times their median size: 1.960 / 0.6745."""
+MACHINE_SHARE = 0.95
+"""Share of them that the machine's differences are to cover."""
 
 Verdict = Literal["SAME", "FASTER", "SLOWER", "UNSURE"]
 Winner = Literal["same", "tie", "other"]
@@ -90,7 +92,7 @@ def diff(a: RegistryFile, b: RegistryFile) -> Diff:
             f"{machine:.0%}, which is the machine's doing, and smaller differences do not count"
         )
     return Diff(
-        rows=tuple(_row(one, other, machine or 0.0) for one, other in both),
+        rows=tuple(_row(one, other, machine or 0.0, _unchanged(one, other, a, b)) for one, other in both),
         only_a=tuple(left[key] for key in sorted(left.keys() - right.keys())),
         only_b=tuple(right[key] for key in sorted(right.keys() - left.keys())),
         notes=tuple(notes),
@@ -100,8 +102,6 @@ def diff(a: RegistryFile, b: RegistryFile) -> Diff:
 
 def _machine(a: RegistryFile, b: RegistryFile, both: Sequence[tuple[Entry, Entry]]) -> tuple[float | None, int]:
     """(by how much kernels that did not change differ, how many there are); None where they are too few to tell."""
-    if a.device.validity != b.device.validity:
-        return None, 0
     sizes = [
         abs(math.log(other.median_s) - math.log(one.median_s))
         for one, other in both
@@ -110,12 +110,12 @@ def _machine(a: RegistryFile, b: RegistryFile, both: Sequence[tuple[Entry, Entry
     ]
     if len(sizes) < UNCHANGED:
         return None, len(sizes)
-    return math.expm1(min(MEDIAN_TO_95 * stats.median(sizes), 700.0)), len(sizes)
+    return math.expm1(min(float(np.quantile(sizes, MACHINE_SHARE)), 700.0)), len(sizes)
 
 
 def _unchanged(one: Entry, other: Entry, a: RegistryFile, b: RegistryFile) -> bool:
     """Whether two entries run the same machine code on the same machine."""
-    if not same_kernel(one, other) or one.source_hash != other.source_hash:
+    if a.device.validity != b.device.validity or not same_kernel(one, other) or one.source_hash != other.source_hash:
         return False
     before, now = a.device.provenance | one.provenance, b.device.provenance | other.provenance
     return not validity.differing(one.variant, before, now)
@@ -150,7 +150,7 @@ def _timed(entry: Entry) -> bool:
     )
 
 
-def _row(a: Entry, b: Entry, machine: float) -> Row:
+def _row(a: Entry, b: Entry, machine: float, unchanged: bool) -> Row:
     case, agreed = a.case.case(a.op), winner(a, b)
     if a == b and a.median_s is not None:
         return Row(a, b, case, "SAME", agreed, "one measurement", 1.0, (1.0, 1.0))
@@ -160,9 +160,11 @@ def _row(a: Entry, b: Entry, machine: float) -> Row:
         if not _timed(entry):
             return Row(a, b, case, "UNSURE", agreed, f"the {name} has no time with an interval")
     ratio, (low, high) = ratio_interval(a, b)
-    noise = max(BETWEEN_RUNS, machine, a.noise_floor or 0.0, b.noise_floor or 0.0)
+    own = max(BETWEEN_RUNS, a.noise_floor or 0.0, b.noise_floor or 0.0)
+    noise = max(own, machine)
+    near = noise if unchanged else own
     verdict: Verdict = "UNSURE"
-    if low >= 1 - noise and high <= 1 + noise:
+    if low >= 1 - near and high <= 1 + near:
         verdict = "SAME"
     elif high < 1 and ratio < 1 - noise:
         verdict = "FASTER"

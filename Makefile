@@ -40,7 +40,7 @@ test: $(VENV)/installed-dev
 # every configuration compiled for every target, 10,000 mutated registry files instead of 300
 soak: $(VENV)/installed-dev
 	@GRIFFIN_TEST_TARGETS=all $(BIN)/python -m pytest -q -s tests/test_triton_compile.py $(ARGS)
-	@GRIFFIN_TEST_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_tune.py -k kill_minus_nine $(ARGS)
+	@GRIFFIN_TEST_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_tune_killed.py -k kill_minus_nine $(ARGS)
 	@GRIFFIN_TEST_FUZZ=10000 $(BIN)/python -m pytest -q -s tests/test_registry_fuzz.py $(ARGS)
 	@$(BIN)/python -m tuning.static --all-configs
 

@@ -124,7 +124,7 @@ def run(
     if outcome.left:
         _line(
             voice.console,
-            f"time is up: {len(outcome.left)} of {len(jobs)} cases were not begun, from {outcome.left[0]} on; "
+            f"time is up: {len(outcome.left)} cases were not begun, from {outcome.left[0]} on; "
             f"go on with: {_go_on(out)}",
         )
     _line(voice.console, f"journal   {paths.journal}")

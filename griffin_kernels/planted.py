@@ -1,0 +1,147 @@
+"""Isolation: a value that is not finite reaches only what depends on it.
+
+NaN or inf is planted in one place of a call's inputs: one step of one batch row, one row of a state, one slot of a
+pool. The op's reference, run clean and planted, says which output elements depend on that place. A variant has to give
+every other element bitwise as it does without the planted value; otherwise a broken document, sequence, row or slot
+would spoil its neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from griffin_kernels import verify
+from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Variant
+
+ROWS = ("B", "N", "P")
+"""Dimensions along which one problem stands beside another: batch rows, sequences, slots of a pool."""
+
+STEPS = ("T", "S", "W")
+"""Dimensions along which time runs: steps, keys, slots of a ring."""
+
+VALUES = (math.nan, math.inf, -math.inf)
+
+
+@dataclass(frozen=True)
+class Plant:
+    """Inputs with a value planted. places: index tuples by input name; words: ``nan in x[1, 17]``."""
+
+    inputs: Inputs
+    places: dict[str, tuple[int | slice, ...]]
+    value: float
+
+    @property
+    def words(self) -> str:
+        named = [f"{name}[{', '.join(map(_index, place))}]" for name, place in self.places.items()]
+        return f"{self.value} in {', '.join(named)}"
+
+
+def _index(at: int | slice) -> str:
+    return ":" if isinstance(at, slice) else str(at)
+
+
+def plants(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) -> Iterator[Plant]:
+    """A NaN in one step of all inputs that run over time, then NaN, inf or -inf in one place of each input alone.
+
+    Weights are left alone, since every row depends on them. The places follow from ``seed``, and so does which inputs
+    come first: that matters where there are to be at ``most`` so many plants.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(size: int) -> int:
+        return int(torch.randint(size, (), generator=generator, dtype=torch.int64, device="cpu"))
+
+    specs = {name: spec for name, spec in op.inputs.items() if _may_be_planted(spec, inputs[name])}
+    over_time = [name for name, spec in specs.items() if {"T", "S"} & set(spec.names)]
+    groups = [over_time] if len(over_time) > 1 else []
+    alone = [[name] for name in specs]
+    turn = seed % max(len(alone), 1)
+    groups += alone[turn:] + alone[:turn]
+    for count, names in enumerate(groups[:most]):
+        row, back = draw(2**30), draw(2**30)
+        places = {name: _place(specs[name], inputs[name], row, back) for name in names}
+        value = VALUES[0] if len(names) > 1 else VALUES[(count + seed) % len(VALUES)]
+        given = dict(inputs)
+        for name, place in places.items():
+            given[name] = verify.copy_of(inputs[name])
+            given[name][place] = value
+        yield Plant(given, places, value)
+
+
+def _may_be_planted(spec: TensorSpec, value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.numel() > 0
+        and bool(set(ROWS) & set(spec.names))
+    )
+
+
+def _place(spec: TensorSpec, tensor: Tensor, row: int, back: int) -> tuple[int | slice, ...]:
+    """One row and one step, counted from the end, since keys that were carried come before the first step."""
+    return tuple(
+        row % size if name in ROWS else size - 1 - back % size if name in STEPS else slice(None)
+        for name, size in zip(spec.names, tensor.shape, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Planting:
+    """A plant and what the reference says of it: per output, bool, True where an element depends on the place."""
+
+    plant: Plant
+    affected: tuple[Tensor | None, ...]
+    lost: tuple[Tensor | None, ...]
+    """Likewise, True where the result is NaN."""
+
+
+def plantings(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) -> list[Planting]:
+    """Every plant of ``plants`` with its reach, from the reference in float64."""
+    clean = verify.reference_outputs(op, inputs)
+    found = []
+    for plant in plants(op, inputs, seed, most):
+        outputs = verify.reference_outputs(op, plant.inputs)
+        pairs = list(zip(clean, outputs, strict=True))
+        affected = tuple(None if a is None or b is None else ~same(a, b) for a, b in pairs)
+        found.append(Planting(plant, affected, tuple(None if b is None else b.isnan() for b in outputs)))
+    return found
+
+
+def same(first: Tensor, second: Tensor) -> Tensor:
+    """bool, True where two tensors of one dtype hold the same bits, or both NaN."""
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
+    equal = first.contiguous().view(bits) == second.contiguous().view(bits)
+    return equal | (first.isnan() & second.isnan())
+
+
+def check(
+    op: Op, variant: Variant, case: Case, config: object, inputs: Inputs, planted: list[Planting] | None = None
+) -> str | None:
+    """What leaks in a variant, in one sentence; None where nothing does.
+
+    planted: ``plantings(op, inputs)``, for callers that check several variants on the same inputs.
+    """
+    run = functools.partial(_run, op, variant, config)
+    clean = run(inputs)
+    for planting in plantings(op, inputs) if planted is None else planted:
+        outputs = run(planting.plant.inputs)
+        for name, before, after, affected in zip(op.outputs, clean, outputs, planting.affected, strict=True):
+            if before is None or after is None or affected is None:
+                continue
+            leaks = ~same(before, after) & ~affected.to(before.device)
+            if bool(leaks.any()):
+                where = leaks.nonzero()[0].tolist()
+                return f"{planting.plant.words} changes {name}{where}, which does not depend on it ({case.key})"
+    return None
+
+
+def _run(op: Op, variant: Variant, config: object, inputs: Inputs) -> tuple[Tensor | None, ...]:
+    given = inputs | {name: verify.copy_of(inputs[name]) for name in op.in_place}
+    outputs = variant.run(**given, config=config)
+    return tuple(None if out is None else out.detach() for out in outputs)

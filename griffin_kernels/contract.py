@@ -62,6 +62,10 @@ class TensorSpec:
         return tuple(self.dims.split())
 
 
+ROWS = ("B", "N", "P")
+"""Dims that count rows of the batch: N unless sequences are packed, P unless states are kept in a pool."""
+
+
 @dataclass(frozen=True)
 class Op:
     """An operation as data. See ``ops/<op>/op.py`` for instances.
@@ -76,6 +80,8 @@ class Op:
     check: ``(**inputs) -> None``; raises what the specs cannot express.
     exact_dims: dimensions that look-up never approximates. free_dims: those it ignores, because they follow from
     others or hardly matter. forward: for a backward op, the op it belongs to.
+    splits: dims along which a call falls into independent ones: each a dim and those that are cut with it, of which it
+    is the coarsest (a gate block and its channels). An output with none of them is a sum over the parts.
     in_place: inputs that ``run`` overwrites, each an output of the same name too: ``run`` gives back the very tensor.
     The reference changes nothing and gives what the tensor is to hold afterwards.
     """
@@ -95,6 +101,7 @@ class Op:
     exact_dims: tuple[str, ...] = ()
     free_dims: tuple[str, ...] = ()
     forward: str | None = None
+    splits: tuple[tuple[str, ...], ...] = ()
     in_place: tuple[str, ...] = ()
 
     def cases_tagged(self, *tags: str) -> tuple[Case, ...]:

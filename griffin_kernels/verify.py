@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from griffin_kernels import poison
+from griffin_kernels import pieces, poison
 from griffin_kernels.contract import Case, Inputs, Op, Tolerance, Variant
 from griffin_kernels.specs import expected_dtype
 
@@ -46,30 +46,31 @@ class Verdict:
 
 def to_float64(inputs: Inputs) -> Inputs:
     """The same arguments with every floating tensor in float64."""
-    return {
-        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in inputs.items()
-    }
+    return pieces.in_dtype(inputs, torch.float64)
 
 
 def reference_outputs(op: Op, inputs: Inputs) -> tuple[Tensor | None, ...]:
-    """The op's reference in float64 on the given (already rounded) inputs."""
-    return op.reference(**to_float64(inputs))
+    """The op's reference in float64 on the given (already rounded) inputs, in pieces where memory asks for them.
+
+    Outputs that take much of a GPU's memory are kept on the host.
+    """
+    return pieces.reference(op, inputs)
 
 
-BLOCK = 2**18
-"""Elements compared at a time: float64 temporaries of this size stay in cache."""
+def blocks_of(tensor: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+    """``tensor`` in blocks of elements: in float64 one stays in a CPU's cache; on a GPU each costs a wait."""
+    return torch.split(tensor.reshape(-1), 2**18 if like.device.type == "cpu" else 2**24)
 
 
 def error_of(output: str, got: Tensor, want: Tensor) -> Error:
-    """Both error figures of one output. got and want have the same shape; want is float64."""
+    """Both error figures of one output. got and want have the same shape; want is float64, perhaps on the host."""
     if want.numel() == 0:
         return Error(output, 0.0, 0.0)
-    flat, reference = got.reshape(-1), want.reshape(-1)
-    norm = torch.linalg.vector_norm(reference).item()
+    norm = torch.linalg.vector_norm(want).item()
     rms = norm / math.sqrt(want.numel())
     squares, worst, biggest = 0.0, 0.0, 0.0
-    for mine, theirs in zip(torch.split(flat, BLOCK), torch.split(reference, BLOCK), strict=True):
+    for mine, kept in zip(blocks_of(got, got), blocks_of(want, got), strict=True):
+        theirs = kept.to(mine.device)
         difference = (mine.double() - theirs).abs_()
         squares += difference.square().sum().item()
         biggest = max(biggest, difference.max().item())
@@ -114,6 +115,12 @@ def copy_of(value: Any) -> Any:
     return copy.copy_(value)
 
 
+def _same(value: Tensor, before: Tensor) -> bool:
+    """Whether two tensors hold the same, NaN where the other has NaN; no copy of either is made whole."""
+    pairs = zip(blocks_of(value, value), blocks_of(before, value), strict=True)
+    return all(torch.equal(mine.nan_to_num(), theirs.nan_to_num()) for mine, theirs in pairs)
+
+
 def _snapshot(inputs: Inputs) -> Inputs:
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
@@ -139,7 +146,7 @@ def check(
         if name in op.in_place:
             if got[list(op.outputs).index(name)] is not value:
                 return Verdict((), f"does not give back the {name} that it is to change in place")
-        elif isinstance(value, Tensor) and not torch.equal(value.nan_to_num(), before[name].nan_to_num()):
+        elif isinstance(value, Tensor) and not _same(value, before[name]):
             return Verdict((), f"changed its input {name}")
     if (shared := _sharing(op, inputs, got)) is not None:
         return Verdict((), shared)

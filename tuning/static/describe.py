@@ -20,7 +20,7 @@ def meta_inputs(op: Op, case: Case) -> Inputs:
     tensors are there, their dtypes, and the plain options. Other cases are small, and keep their strides.
     """
     short = case.tag == "bench"
-    dims = tuple((name, min(size, _SHORT) if short and name == "T" else size) for name, size in case.dims)
+    dims = tuple((name, min(size, _SHORT) if short and name in ("T", "S") else size) for name, size in case.dims)
     inputs = op.make_inputs(dataclasses.replace(case, dims=dims), torch.device("cpu"), 0)
     for name, spec in op.inputs.items():
         value = inputs[name]

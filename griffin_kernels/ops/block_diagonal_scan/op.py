@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops.block_diagonal_scan.cost import FLAGS, cost, make_case
 from griffin_kernels.ops.linear_scan import op as plain
 
@@ -176,6 +176,7 @@ OP = Op(
     cost=cost,
     tolerance=tolerance,
     case_of=case_of,
+    splits=(ROWS, ("H", "D")),
     exact_dims=("n",),
     free_dims=("N", "H"),
     check=check,

@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels import pieces
+from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops.linear_scan import op as forward
 from griffin_kernels.ops.linear_scan.cost import FLAGS, make_case
 
@@ -55,17 +56,14 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Forward inputs, the forward output by the reference in the accumulator's dtype, and random gradients."""
     inputs = forward.make_inputs(case, device, seed)
     wide = accumulator(case.torch_dtype)
-    x, a = inputs.pop("x"), inputs["a"]
-    h, h_last = forward_output(x.to(wide), a.to(wide), inputs)
+    h, h_last = pieces.reference(forward.OP, inputs, wide)
+    assert h is not None and h_last is not None
+    a = inputs["a"]
+    del inputs["x"]
     generator = torch.Generator().manual_seed(seed + 1)
     dh = torch.randn(case["B"], case["T"], case["D"], generator=generator).to(device, case.torch_dtype)
     dh_last = torch.randn(h_last.shape, generator=generator).to(device, wide) if "h0" in case.data else None
-    return {"dh": dh, "dh_last": dh_last, "a": a, "h": h.to(case.torch_dtype), **inputs}
-
-
-def forward_output(x: Tensor, a: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """h and h_last by the forward reference."""
-    return forward.reference(x, a, **{name: inputs[name] for name in ("h0", "reset", "cu_seqlens", "reverse")})
+    return {"dh": dh, "dh_last": dh_last, "a": a, "h": h.to(device, case.torch_dtype), **inputs}
 
 
 def cost(case: Case) -> Cost:
@@ -122,6 +120,7 @@ OP = Op(
     cost=cost,
     tolerance=tolerance,
     case_of=case_of,
+    splits=(ROWS, ("D",)),
     free_dims=("N",),
     forward="linear_scan",
 )

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops.linear_scan.op import check_cu_seqlens
 from griffin_kernels.ops.local_attention.cost import FLAGS, cost, make_case
 from griffin_kernels.ops.rg_lru.op import make_segment_pos
@@ -328,6 +328,7 @@ OP = Op(
     cost=cost,
     tolerance=tolerance,
     case_of=case_of,
+    splits=(ROWS, ("Hkv", "Hq")),
     # S is matched like T and W, by nearness: call_case keeps max(T, W) <= S < T + W, so that it never excludes what is
     # near in T and W by more than a factor of two, and among those prefers the like: keys carried, or none
     exact_dims=("Hkv", "d"),

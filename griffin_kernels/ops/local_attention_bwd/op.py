@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels import pieces
+from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops.local_attention import op as forward
 from griffin_kernels.ops.local_attention.cost import keys_within_reach, visible_pairs
 from griffin_kernels.ops.rg_lru.cost import index_bytes
@@ -83,12 +84,13 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Forward inputs, the forward outputs by the reference in the accumulator's dtype, and a random gradient."""
     inputs = forward.make_inputs(case, device, seed) | {"with_lse": True}
     wide = accumulator(case.torch_dtype)
-    out, lse = forward.reference(**inputs | {name: inputs[name].to(wide) for name in ("q", "k", "v")})
+    out, lse = pieces.reference(forward.OP, inputs, wide)
+    assert out is not None and lse is not None
     generator = torch.Generator().manual_seed(seed + 1)
     dout = torch.randn(out.shape, generator=generator).to(device, case.torch_dtype)
     tensors = {name: inputs[name] for name in ("q", "k", "v")}
     others = {name: inputs[name] for name in ("segment_pos", "cu_seqlens", "window", "softcap", "scale")}
-    return {"dout": dout, **tensors, "out": out.to(case.torch_dtype), "lse": lse, **others}
+    return {"dout": dout, **tensors, "out": out.to(device, case.torch_dtype), "lse": lse.to(device), **others}
 
 
 def cost(case: Case) -> Cost:
@@ -157,6 +159,7 @@ OP = Op(
     cost=cost,
     tolerance=tolerance,
     case_of=case_of,
+    splits=(ROWS, ("Hkv", "Hq")),
     exact_dims=("Hkv", "d"),
     free_dims=("N",),
     check=check,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
+from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops.local_attention import op as attention
 from griffin_kernels.ops.local_attention_step.cost import FLAGS, cost, make_case
@@ -57,17 +57,16 @@ def reference(
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out [B,Hq,d], and the rings [P,W,Hkv,d] afterwards."""
-    batch, heads, _ = q.shape
+    batch, heads, width = q.shape
     window, shared = k_cache.shape[1:3]
     at = (torch.arange(batch, device=q.device), positions % window)
     keys, values = (_slots.rows(cache, slots).index_put(at, new) for cache, new in ((k_cache, k), (v_cache, v)))
-    wide_keys, wide_values = (
-        ring.repeat_interleave(heads // shared, dim=2) for ring in (keys, values)
-    )  # [B, W, Hq, d]
-    scores = attention.scores_of(q[:, None], wide_keys, softcap, scale)[:, :, 0]  # [B, Hq, W]
+    # the G query heads of a key head stand where scores_of has queries of G times: no ring is repeated for them
+    grouped = q.reshape(batch, shared, heads // shared, width).transpose(1, 2)  # [B, G, Hkv, d]
+    scores = attention.scores_of(grouped, keys, softcap, scale)  # [B, Hkv, G, W]
     hidden = torch.arange(window, device=q.device) > positions[:, None]
-    weights = torch.softmax(scores.masked_fill(hidden[:, None], -torch.inf), dim=2)
-    out = torch.einsum("bhk,bkhd->bhd", weights, wide_values)
+    weights = torch.softmax(scores.masked_fill(hidden[:, None, None], -torch.inf), dim=3)
+    out = torch.einsum("bhgk,bkhd->bhgd", weights, values).flatten(1, 2)
     return _slots.silence(out, slots), _slots.updated(k_cache, slots, keys), _slots.updated(v_cache, slots, values)
 
 
@@ -192,6 +191,7 @@ OP = Op(
     cost=cost,
     tolerance=tolerance,
     case_of=case_of,
+    splits=(ROWS, ("Hkv", "Hq")),
     exact_dims=("Hkv", "d"),
     free_dims=("P",),
     check=check,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
+from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops.recurrent_block.cost import FLAGS, cost, make_case
 from griffin_kernels.ops.rg_lru import cost as lru_cost
 from griffin_kernels.ops.rg_lru import op as lru
@@ -226,6 +226,7 @@ OP = Op(
     cost=cost,
     tolerance=tolerance,
     case_of=case_of,
+    splits=(ROWS, ("H", "D")),
     exact_dims=("K",),
     free_dims=("n", "N"),
     check=check,

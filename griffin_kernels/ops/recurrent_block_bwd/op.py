@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels import pieces
+from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops.recurrent_block import op as forward
 from griffin_kernels.ops.recurrent_block.cost import weight_elements
 from griffin_kernels.ops.recurrent_block_step.cost import GELU_FLOPS, GELU_SPECIALS
@@ -64,13 +65,9 @@ def gelu_and_slope(y: Tensor) -> tuple[Tensor, Tensor]:
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Forward inputs, h by the reference in the accumulator's dtype, and random gradients."""
     inputs = forward.make_inputs(case, device, seed)
-    inputs.pop("with_h")
     wide = accumulator(case.torch_dtype)
-    values = {
-        name: value.to(wide) if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in inputs.items()
-    }
-    _, kept, h_last, h = forward.reference(**values, with_h=True)
+    _, kept, h_last, h = pieces.reference(forward.OP, inputs | {"with_h": True}, wide)
+    del inputs["with_h"]
     assert kept is not None and h_last is not None and h is not None
     generator = torch.Generator().manual_seed(seed + 1)
 
@@ -86,7 +83,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         "dnew_conv_state": dkept,
         "dh_last": dh_last,
         **inputs,
-        "h": h.to(case.torch_dtype),
+        "h": h.to(device, case.torch_dtype),
         **optional,
     }
 
@@ -170,6 +167,7 @@ OP = Op(
     cost=cost,
     tolerance=tolerance,
     case_of=case_of,
+    splits=(ROWS, ("H", "D")),
     exact_dims=("K",),
     free_dims=("n", "N"),
     forward="recurrent_block",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
+from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops.recurrent_block import op as block
 from griffin_kernels.ops.recurrent_block.cost import make_case as block_case
@@ -160,6 +160,7 @@ OP = Op(
     cost=cost,
     tolerance=tolerance,
     case_of=case_of,
+    splits=(ROWS, ("H", "D")),
     exact_dims=("K",),
     free_dims=("n", "P"),
     check=check,

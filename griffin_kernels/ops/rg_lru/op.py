@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops.linear_scan import op as scan
 from griffin_kernels.ops.rg_lru.cost import FLAGS, cost, make_case
 
@@ -296,6 +296,7 @@ OP = Op(
     cost=cost,
     tolerance=tolerance,
     case_of=case_of,
+    splits=(ROWS, ("H", "D")),
     free_dims=("n", "N"),
     check=check,
 )

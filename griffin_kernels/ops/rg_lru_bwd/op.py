@@ -15,7 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels import pieces
+from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops.linear_scan_bwd import op as scan_bwd
 from griffin_kernels.ops.rg_lru import op as forward
 from griffin_kernels.ops.rg_lru.cost import index_bytes
@@ -73,16 +74,13 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Forward inputs, the forward output by the reference in the accumulator's dtype, and random gradients."""
     inputs = forward.make_inputs(case, device, seed)
     wide = accumulator(case.torch_dtype)
-    values = {
-        name: value.to(wide) if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in inputs.items()
-    }
-    y, h_last = forward.reference(**values)
+    y, h_last = pieces.reference(forward.OP, inputs, wide)
+    assert y is not None and h_last is not None
     generator = torch.Generator().manual_seed(seed + 1)
     dy = torch.randn(y.shape, generator=generator).to(device, case.torch_dtype)
     dh_last = torch.randn(h_last.shape, generator=generator).to(device, wide) if "h0" in case.data else None
     optional = {name: inputs.pop(name) for name in ("h0", "segment_pos", "cu_seqlens")}
-    return {"dy": dy, "dh_last": dh_last, **inputs, "y": y.to(case.torch_dtype), **optional}
+    return {"dy": dy, "dh_last": dh_last, **inputs, "y": y.to(device, case.torch_dtype), **optional}
 
 
 def cost(case: Case) -> Cost:
@@ -158,6 +156,7 @@ OP = Op(
     cost=cost,
     tolerance=tolerance,
     case_of=case_of,
+    splits=(ROWS, ("H", "D")),
     free_dims=("n", "N"),
     forward="rg_lru",
 )

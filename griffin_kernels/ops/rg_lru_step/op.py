@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
+from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops.rg_lru import cost as lru_cost
 from griffin_kernels.ops.rg_lru import op as lru
@@ -138,6 +138,7 @@ OP = Op(
     cost=cost,
     tolerance=tolerance,
     case_of=case_of,
+    splits=(ROWS, ("H", "D")),
     free_dims=("n", "P"),
     check=check,
     in_place=("h",),

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops.linear_scan import op as scan
 from griffin_kernels.ops.rg_lru.op import make_segment_pos
 from griffin_kernels.ops.temporal_conv1d.cost import FLAGS, cost, make_case
@@ -280,6 +280,7 @@ OP = Op(
     cost=cost,
     tolerance=tolerance,
     case_of=case_of,
+    splits=(ROWS, ("D",)),
     exact_dims=("K",),
     free_dims=("N",),
     check=check,

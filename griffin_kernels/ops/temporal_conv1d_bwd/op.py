@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops.temporal_conv1d import op as forward
 from griffin_kernels.ops.temporal_conv1d.cost import index_bytes, state_elements, weight_elements
 
@@ -153,6 +153,7 @@ OP = Op(
     cost=cost,
     tolerance=tolerance,
     case_of=case_of,
+    splits=(ROWS, ("D",)),
     exact_dims=("K",),
     free_dims=("N",),
     check=check,

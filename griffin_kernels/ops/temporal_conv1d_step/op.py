@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
+from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops.temporal_conv1d import cost as conv_cost
 from griffin_kernels.ops.temporal_conv1d import op as conv
@@ -109,6 +109,7 @@ OP = Op(
     cost=cost,
     tolerance=tolerance,
     case_of=case_of,
+    splits=(ROWS, ("D",)),
     exact_dims=("K",),
     free_dims=("P",),
     check=check,

@@ -1,0 +1,157 @@
+"""An op's reference in pieces, so that its temporaries fit a device that holds the call itself.
+
+A float64 reference of a whole call takes several times the memory of its tensors in float64: 26 GiB for rg_lru_bwd at
+B 8, T 8192, D 2560, whose tensors in bfloat16 take 1.3. ``Op.splits`` says along which dims the pieces are independent;
+an output that has none of them is the sum over the pieces.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from griffin_kernels import device as devices
+from griffin_kernels.contract import ROWS, Inputs, Op, TensorSpec
+from griffin_kernels.specs import size_of
+
+WORKSPACE = 6
+"""Bytes that a reference has in use at its peak, at most, per byte of the inputs and outputs of its piece in the
+reference's dtype, these included; a test measures it for every op."""
+
+SHARE = 0.5
+"""Of a device's memory, for one piece at its peak."""
+
+KEPT = 0.125
+"""Of a device's memory, for the outputs; larger ones are kept on the host."""
+
+
+def reference(
+    op: Op, inputs: Inputs, dtype: torch.dtype = torch.float64, memory_bytes: int | None = None
+) -> tuple[Tensor | None, ...]:
+    """``op.reference`` on ``inputs`` with every floating tensor in ``dtype``, in as many pieces as memory asks for.
+
+    memory_bytes: of the device, which is asked where this is None. Outputs are in ``dtype``, on the inputs' device,
+    or on the CPU where they take more than a share of its memory. Not differentiable where it comes in pieces.
+    """
+    where = _device_of(inputs)
+    memory = _memory_of(where) if memory_bytes is None else memory_bytes
+    _, results = _bytes(op, inputs, dtype)
+    kept = torch.device("cpu") if where.type == "cuda" and results > KEPT * memory else where
+    places = cuts(op, inputs, parts(op, inputs, dtype, memory))
+    if places == [{}]:
+        return tuple(None if out is None else out.to(kept) for out in op.reference(**in_dtype(inputs, dtype)))
+    sizes = sizes_of(op, inputs)
+    found: list[Tensor | None] = [None] * len(op.outputs)
+    with torch.no_grad():
+        for place in places:
+            outputs = op.reference(**in_dtype(piece(op, inputs, place), dtype))
+            for index, (spec, out) in enumerate(zip(op.outputs.values(), outputs, strict=True)):
+                if out is not None:
+                    found[index] = _joined(found[index], out, spec, place, sizes, kept)
+            del outputs, out
+    return tuple(found)
+
+
+def parts(op: Op, inputs: Inputs, dtype: torch.dtype, memory: int) -> int:
+    """In how many pieces a call should come on a device of ``memory`` bytes; 1 where it has none of its own."""
+    return math.ceil(sum(_bytes(op, inputs, dtype)) * WORKSPACE / (SHARE * memory)) if memory else 1
+
+
+def cuts(op: Op, inputs: Inputs, wanted: int) -> list[Mapping[str, slice]]:
+    """Where to cut a call into ``wanted`` pieces, or as many as there can be: slices by the name of a dim.
+
+    The first of ``Op.splits`` is used up before the next one is begun; ``[{}]`` where nothing is to be cut.
+    """
+    sizes = sizes_of(op, inputs)
+    axes: list[list[dict[str, slice]]] = []
+    for dims in op.splits:
+        if dims == ROWS and any(inputs.get(name) is not None for name in ("cu_seqlens", "slots")):
+            continue  # which rows of the states belong to which of the batch is in these tensors
+        counted = [dim for dim in dims if dim in sizes]
+        count = min(wanted, sizes[counted[0]]) if counted else 0
+        if count > 1:
+            axes.append([_part(counted, sizes, index, count) for index in range(count)])
+            wanted = -(-wanted // count)
+    return [{name: at for axis in choice for name, at in axis.items()} for choice in itertools.product(*axes)]
+
+
+def _part(dims: list[str], sizes: Mapping[str, int], index: int, count: int) -> dict[str, slice]:
+    """The part ``index`` of ``count`` along dims that are cut together: all are multiples of the first."""
+    first = sizes[dims[0]]
+    begin, end = index * first // count, (index + 1) * first // count
+    return {dim: slice(begin * (sizes[dim] // first), end * (sizes[dim] // first)) for dim in dims}
+
+
+def piece(op: Op, inputs: Inputs, place: Mapping[str, slice]) -> Inputs:
+    """The part of a call's inputs at ``place``: views."""
+    found = dict(inputs)
+    for name, spec, value in _tensors(op, inputs):
+        found[name] = value[_index(spec, place)]
+    return found
+
+
+def in_dtype(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    """The same arguments with every floating tensor in ``dtype``."""
+    return {
+        name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+
+
+def sizes_of(op: Op, inputs: Inputs) -> dict[str, int]:
+    """Sizes of a call's dims by name, as its tensors have them; N and P are B's where no tensor has them."""
+    sizes: dict[str, int] = {}
+    for _, spec, value in _tensors(op, inputs):
+        for dim, size in zip(spec.names, value.shape, strict=True):
+            if dim.isidentifier():
+                sizes.setdefault(dim, size)
+    packed = inputs.get("cu_seqlens")
+    sizes.setdefault("N", sizes.get("B", 1) if packed is None else len(packed) - 1)
+    return sizes
+
+
+def _bytes(op: Op, inputs: Inputs, dtype: torch.dtype) -> tuple[int, int]:
+    """(of the inputs, of the outputs at most), floating tensors in ``dtype``."""
+    sizes = sizes_of(op, inputs)
+    given = sum(v.numel() * (dtype if v.is_floating_point() else v.dtype).itemsize for _, _, v in _tensors(op, inputs))
+    shapes = ([size_of(dim, sizes) or 0 for dim in spec.names] for spec in op.outputs.values())
+    return given, sum(map(math.prod, shapes)) * dtype.itemsize
+
+
+def _device_of(inputs: Inputs) -> torch.device:
+    return next((v.device for v in inputs.values() if isinstance(v, Tensor)), torch.device("cpu"))
+
+
+def _memory_of(where: torch.device) -> int:
+    """Bytes of a device's memory; 0 where it has none of its own, as torch's meta device."""
+    return devices.detect(where).memory_bytes if where.type in ("cpu", "cuda") else 0
+
+
+def _tensors(op: Op, inputs: Inputs) -> Iterator[tuple[str, TensorSpec, Tensor]]:
+    for name, spec in op.inputs.items():
+        if isinstance(value := inputs.get(name), Tensor):
+            yield name, spec, value
+
+
+def _index(spec: TensorSpec, place: Mapping[str, slice]) -> tuple[slice, ...]:
+    return tuple(place.get(dim, slice(None)) for dim in spec.names)
+
+
+def _joined(
+    found: Tensor | None,
+    out: Tensor,
+    spec: TensorSpec,
+    place: Mapping[str, slice],
+    sizes: Mapping[str, int],
+    kept: torch.device,
+) -> Tensor:
+    """``found``, zeros at first, with one piece's output added in its place: a sum where pieces share a place."""
+    if found is None:
+        shape = [sizes[dim] if dim in place else size for dim, size in zip(spec.names, out.shape, strict=True)]
+        found = torch.zeros(shape, dtype=out.dtype, device=kept)
+    found[_index(spec, place)].add_(out.to(kept))
+    return found

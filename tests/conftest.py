@@ -1,4 +1,4 @@
-"""Set before Triton is imported: without a GPU its kernels run in Triton's interpreter."""
+"""Without a GPU, kernels run in Triton's interpreter: that is said before Triton is imported."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tests.interpreter import quicken
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    quicken()
 
 
 @pytest.fixture(autouse=True, scope="session")

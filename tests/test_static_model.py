@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 
 from griffin_kernels import catalog, datasheet, errors
+from griffin_kernels.architectures import SHARED_KIB
 from tests.launches import H100, MI300X, launch, report, seconds, steps_of, tensors
 from tuning.static import model, recorded
 from tuning.static.candidates import described
 from tuning.static.model import ASSUMED, machine
 from tuning.static.occupancy import LIMITS, occupancy
-from tuning.static.targets import _SHARED_KIB
 from tuning.static.work import CallWork, LaunchWork
 
 # --- occupancy -------------------------------------------------------------------------------------------------------
@@ -42,10 +42,11 @@ def test_occupancy(arch, registers, shared, warps, blocks, limit):
     assert found.share == blocks * warps / LIMITS[arch].warps
 
 
-def test_limits_agree_with_the_targets_that_are_compiled_for():
-    assert {name: kib * 1024 for name, kib in _SHARED_KIB.items()} == {
-        name: limits.block_shared_bytes for name, limits in LIMITS.items()
-    }
+def test_every_architecture_of_which_shared_memory_is_known_has_limits():
+    assert set(LIMITS) == set(SHARED_KIB)
+    # the programming guide's table: shared memory of a multiprocessor, KiB
+    known = {"sm_75": 64, "sm_80": 164, "sm_86": 100, "sm_89": 100, "sm_90": 228, "sm_100": 228, "sm_120": 100}
+    assert {arch: LIMITS[arch].shared_bytes // 1024 for arch in known} == known
 
 
 # --- what steps have to do -------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from griffin_kernels import errors
+from griffin_kernels.architectures import KIB, SHARED_KIB
 
 
 @dataclass(frozen=True)
@@ -33,33 +34,33 @@ class Limits:
         return 4
 
 
-_KIB = 1024
+def _nvidia(arch: str, warps: int, blocks: int) -> Limits:
+    # a unit has what one block may use and, from sm_80 on, 1 KiB besides, which every block takes for the system
+    block, reserved = SHARED_KIB[arch] * KIB, 0 if arch == "sm_75" else KIB
+    return Limits(warps, blocks, 65536, block + reserved, block, reserved, issue=4.0)
 
 
-def _nvidia(warps: int, blocks: int, shared: int, block_shared: int, reserved: int = 1) -> Limits:
-    return Limits(warps, blocks, 65536, shared * _KIB, block_shared * _KIB, reserved * _KIB, issue=4.0)
-
-
-def _cdna(shared: int) -> Limits:
+def _cdna(arch: str) -> Limits:
+    shared = SHARED_KIB[arch] * KIB
     # 4 SIMDs of 512 registers x 64 lanes; each starts a vector instruction of 64 threads every 4 clocks, and beside it
     # one of each other kind, of other waves (ROCm Compute Profiler's documentation, pipeline descriptions, scheduler)
-    return Limits(32, 32, 4 * 512 * 64, shared * _KIB, shared * _KIB, 0, issue=1.0, warp_size=64)
+    return Limits(32, 32, 4 * 512 * 64, shared, shared, 0, issue=1.0, warp_size=64)
 
 
 LIMITS: Mapping[str, Limits] = {
-    "sm_75": _nvidia(32, 16, 64, 64, reserved=0),
-    "sm_80": _nvidia(64, 32, 164, 163),
-    "sm_86": _nvidia(48, 16, 100, 99),
-    "sm_87": _nvidia(48, 16, 164, 163),
-    "sm_89": _nvidia(48, 24, 100, 99),
-    "sm_90": _nvidia(64, 32, 228, 227),
-    "sm_100": _nvidia(64, 32, 228, 227),
-    "sm_103": _nvidia(64, 32, 228, 227),
-    "sm_120": _nvidia(48, 24, 100, 99),
-    "sm_121": _nvidia(48, 24, 100, 99),
-    "gfx90a": _cdna(64),
-    "gfx942": _cdna(64),
-    "gfx950": _cdna(160),
+    "sm_75": _nvidia("sm_75", 32, 16),
+    "sm_80": _nvidia("sm_80", 64, 32),
+    "sm_86": _nvidia("sm_86", 48, 16),
+    "sm_87": _nvidia("sm_87", 48, 16),
+    "sm_89": _nvidia("sm_89", 48, 24),
+    "sm_90": _nvidia("sm_90", 64, 32),
+    "sm_100": _nvidia("sm_100", 64, 32),
+    "sm_103": _nvidia("sm_103", 64, 32),
+    "sm_120": _nvidia("sm_120", 48, 24),
+    "sm_121": _nvidia("sm_121", 48, 24),
+    "gfx90a": _cdna("gfx90a"),
+    "gfx942": _cdna("gfx942"),
+    "gfx950": _cdna("gfx950"),
 }
 """NVIDIA: CUDA C++ Programming Guide 13, "technical specifications per compute capability"; 1 KiB of shared memory is
 reserved per block from sm_80 on; four schedulers, an instruction each per clock. AMD: instruction set guides of CDNA 2,

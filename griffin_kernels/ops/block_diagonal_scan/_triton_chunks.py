@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels.contract import Case, accumulator
-from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.launch import Claims, Launch, architecture
 from griffin_kernels.ops.block_diagonal_scan import _triton
 from griffin_kernels.ops.block_diagonal_scan._triton_jit import (
     as_matrices,
@@ -157,6 +157,8 @@ def reduce(
     tile = _triton.tile_constexprs(a, BLOCK_A)
     groups = triton.cdiv(tile["H"], tile["BLOCK_H"])
     warps = reduce_warps(tile["SIZE"])
+    # steps whose loads are in flight; four spill on sm_75
+    ahead = 2 if architecture(x) == "sm_75" else 4
     whole = Launch(
         kernel=block_diagonal_scan_reduce,
         grid=(batch * chunks * groups,),
@@ -185,10 +187,10 @@ def reduce(
             "BACKWARD": backward,
             "ACC": plain.wide(x.dtype),
             "CHUNK": chunk,
-            "BLOCK_T": 4,
+            "BLOCK_T": ahead,
         },
         num_warps=warps,
-        tile=4 * tile["BLOCK_H"] * tile["SIZE"],
+        tile=ahead * tile["BLOCK_H"] * tile["SIZE"],
         claims=Claims(load_bits=_triton.load_bits(a, BLOCK_A, warps)),
     )
     # packed sequences bring their own states, at the steps where they start

@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 
 from griffin_kernels import launch
+from griffin_kernels.architectures import SCRATCH, no_products, over_shared
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case, Inputs, dtype_name
 from griffin_kernels.device import Device
@@ -21,10 +22,6 @@ LOG2E = math.log2(math.e)
 
 LEAST_FACTOR = 1e-20
 """In place of a scale of 0: scores vanish times it, and hidden keys, at -1e30, stay hidden."""
-
-SHARED_KIB = {"sm_75": 64, "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227}
-SHARED_KIB |= {"sm_103": 227, "sm_120": 99, "sm_121": 99, "gfx90a": 64, "gfx942": 64, "gfx950": 160}
-"""Shared memory (LDS) that one block may use: CUDA C++ programming guide, compute capabilities; CDNA guides."""
 
 
 @dataclass(frozen=True)
@@ -207,15 +204,17 @@ def unfit(case: Case, device: Device) -> str | None:
 
 
 def too_large(case: Case, device: Device, config: Any) -> str | None:
-    """Why the tiles of a forward configuration do not fit the device, if so."""
+    """Why the tiles of a forward configuration do not suit the device, if so."""
+    if reason := no_products(device.arch, case.dtype):
+        return reason
     tiles = forward_default(case["d"], case.dtype, device.arch).chosen(config)
     size = DTYPE_BYTES[case.dtype]
     streamed = tiles.block_n * padded(case["d"]) * size
     kept, weights = tiles.block_m * padded(case["d"]) * size, tiles.block_m * tiles.block_n * size
     if device.kind == "hip":
         # queries only pass through; loads wait in registers for a buffer
-        return over_limit(max(kept, 2 * max(1, tiles.num_stages - 1) * streamed + weights), device)
-    return over_limit(kept + buffers(tiles, device) * streamed + weights, device)
+        return over_shared(max(kept, 2 * max(1, tiles.num_stages - 1) * streamed + weights) + SCRATCH, device.arch)
+    return over_shared(kept + buffers(tiles, device) * streamed + weights + SCRATCH, device.arch)
 
 
 def buffers(tiles: Tiles, device: Device) -> int:
@@ -224,10 +223,3 @@ def buffers(tiles: Tiles, device: Device) -> int:
         return 1
     # products of whole warp groups read their operands there, so that a buffer is free one iteration later
     return 2 * (tiles.num_stages - (device.arch not in ("sm_90", "sm_100", "sm_103")))
-
-
-def over_limit(needed: int, device: Device) -> str | None:
-    limit = SHARED_KIB.get(device.arch)
-    if limit is not None and needed > limit * 1024:
-        return f"tiles need about {needed / 1024:.0f} KiB of shared memory, {device.arch} has {limit}"
-    return None

@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from griffin_kernels import launch
+from griffin_kernels.architectures import SCRATCH, no_products, over_shared
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case, Inputs, dtype_name
 from griffin_kernels.device import Device
@@ -151,17 +152,19 @@ def gradients(inputs: Inputs, outputs: dict[str, Any]) -> tuple[Tensor, Tensor, 
 
 
 def too_large(case: Case, device: Device, config: Any) -> str | None:
-    """Why the tiles of a configuration do not fit the device, if so."""
+    """Why the tiles of a configuration do not suit the device, if so."""
+    if reason := no_products(device.arch, case.dtype):
+        return reason
     cut = default(case["d"], case.dtype, device.arch).chosen(config)
     size = DTYPE_BYTES[case.dtype]
     width = padded(case["d"]) * size
     weights = cut.resident * cut.streamed * size
     if device.kind == "hip":
         # resident tiles only pass through; loads wait in registers for a buffer
-        return forward.over_limit(max(cut.resident, 2 * cut.streamed) * width + weights, device)
+        return over_shared(max(cut.resident, 2 * cut.streamed) * width + weights + SCRATCH, device.arch)
     tiles = forward.buffers(cut.of_keys, device)
     if device.arch in ("sm_100", "sm_103"):
         tiles += 2  # operands on their way to tensor memory
     if cut.num_stages == 1:
         tiles += 2
-    return forward.over_limit((2 * cut.resident + tiles * cut.streamed) * width + weights, device)
+    return over_shared((2 * cut.resident + tiles * cut.streamed) * width + weights + SCRATCH, device.arch)

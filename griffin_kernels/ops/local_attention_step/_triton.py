@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from griffin_kernels import launch
+from griffin_kernels.architectures import SCRATCH, WITHOUT_PRODUCTS, over_shared
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
@@ -119,9 +120,13 @@ def unfit(case: Case, device: Device, config: Any) -> str | None:
     group = case["Hq"] // case["Hkv"]
     if group > MOST_HEADS:
         return f"{group} query heads share a key head, {MOST_HEADS} at most fit in registers"
+    rows = max(16, triton.next_power_of_2(group))
+    if device.arch in WITHOUT_PRODUCTS:
+        # both operands in float32, nothing ahead: there are no asynchronous copies either
+        return over_shared((rows + config.block_n) * padded(case["d"]) * 4 + SCRATCH, device.arch)
     width = padded(case["d"]) * DTYPE_BYTES[case.dtype]
     amd = device.kind == "hip"
     # rows this few are products of one warp, whatever the architecture, and a buffer is free when it has been read
     ahead = 2 * max(1, stages_of(config, amd) - 1) * config.block_n * width
-    queries = 0 if amd else max(16, triton.next_power_of_2(group)) * width
-    return attention.over_limit(ahead + queries + 3072, device)
+    queries = 0 if amd else rows * width
+    return over_shared(ahead + queries + SCRATCH, device.arch)

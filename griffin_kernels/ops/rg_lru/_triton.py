@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import launch
+from griffin_kernels.architectures import no_products, over_shared
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Call, Claims
@@ -120,11 +121,6 @@ def traffic(case: Case, streams: int, scratch: int = 0) -> int:
     return ideal.bytes_total + (streams - 2) * elements * size + scratch
 
 
-SHARED_KIB = {"sm_75": 64, "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227}
-SHARED_KIB |= {"sm_103": 227, "sm_120": 99, "sm_121": 99, "gfx90a": 64, "gfx942": 64, "gfx950": 160}
-"""Shared memory (LDS) that one block may use: CUDA C++ programming guide, compute capabilities; CDNA guides."""
-
-
 def part(n: int) -> int:
     """Channels of a partial product: the power of two from 16 on, as matrix units take them, that pads n least.
 
@@ -147,8 +143,7 @@ def shared_bytes(n: int, size: int, block_n: int, block_t: int, num_stages: int,
 
 def fits(n: int, size: int, config: Any, block_t: int, arch: str) -> bool:
     """Whether shared memory holds what such a kernel keeps there; it does where nothing is known."""
-    need = shared_bytes(n, size, config.block_n, block_t, config.num_stages, arch)
-    return arch not in SHARED_KIB or need <= 1024 * SHARED_KIB[arch]
+    return over_shared(shared_bytes(n, size, config.block_n, block_t, config.num_stages, arch), arch) is None
 
 
 def tile_steps(n: int, size: int, config: Any, arch: str) -> int:
@@ -171,13 +166,12 @@ def unfit_gates(case: Case, device: Device, config: Any) -> str | None:
         return (
             "float32 products inside would round to TF32 or spill registers; triton.fused_scan leaves them to a library"
         )
+    if reason := no_products(device.arch, case.dtype):
+        return reason
     if config.block_n > 64 and config.block_n >= 2 * n:
         return f"block_n={config.block_n} is at least twice the {n} channels of a gate block"
     block_t = tile_steps(n, size, config, device.arch)
-    if not fits(n, size, config, block_t, device.arch):
-        need = shared_bytes(n, size, config.block_n, block_t, config.num_stages, device.arch)
-        return f"weights and tiles of x need {need} bytes of shared memory, of {SHARED_KIB[device.arch]} KiB here"
-    return None
+    return over_shared(shared_bytes(n, size, config.block_n, block_t, config.num_stages, device.arch), device.arch)
 
 
 def weights(inputs: Inputs) -> dict[str, Tensor]:

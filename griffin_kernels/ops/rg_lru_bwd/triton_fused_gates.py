@@ -32,6 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels import launch
+from griffin_kernels.architectures import no_products, over_shared
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch, Step
@@ -257,12 +258,11 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
         return (
             "float32 products have no matrix instruction that does not round to TF32; triton.fused_scan calls a library"
         )
+    if reason := no_products(device.arch, case.dtype):
+        return reason
     if config.block_n > 64 and config.block_n >= 2 * n:
         return f"block_n={config.block_n} is at least twice the {n} channels of a gate block"
-    need, limit = shared_bytes(n, size, config, device.arch), forward.SHARED_KIB.get(device.arch)
-    if limit is not None and need > 1024 * limit:
-        return f"weights and tiles need {need} bytes of shared memory, of {limit} KiB here"
-    return None
+    return over_shared(shared_bytes(n, size, config, device.arch), device.arch)
 
 
 def rank(case: Case, device: Device) -> int:

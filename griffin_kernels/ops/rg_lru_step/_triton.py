@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from griffin_kernels import launch
+from griffin_kernels.architectures import WITHOUT_PRODUCTS
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
@@ -23,7 +24,7 @@ WIDEST = 256
 @dataclass(frozen=True)
 class Dot:
     """block_n: output channels of a program, all of a gate block that has fewer. block_k: inputs multiplied at a time,
-    half as many in float32; ``num_stages`` of them in flight, or as many as fit. block_b: batch rows.
+    half as many where products are float32; ``num_stages`` of them in flight, or as many as fit. block_b: batch rows.
     """
 
     block_n: int = 64
@@ -108,10 +109,12 @@ def dot_launch(inputs: Inputs, outputs: dict[str, Any], output: str, config: Dot
     """Gates by matrix instructions, state and output."""
     args, constexprs = arguments(inputs, outputs, output, x, taps)
     blocks, n = inputs["input_gate_bias"].shape
-    tensor_cores = x.element_size() == 2
+    arch = launch.architecture(x)
+    tensor_cores = x.element_size() == 2 and arch not in WITHOUT_PRODUCTS
     block_n = columns(n, config.block_n)
-    block_k = columns(n, max(16, config.block_k * 2 // x.element_size()))
-    in_flight = stages(config, block_n, launch.architecture(x))
+    # what is no operand of a matrix instruction is multiplied in float32, and takes the registers of that
+    block_k = columns(n, max(16, config.block_k if tensor_cores else config.block_k // 2))
+    in_flight = stages(config, block_n, arch)
     load = block_n * block_k // (32 * config.num_warps)
     return Launch(
         kernel=step_by_dot,

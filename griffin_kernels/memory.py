@@ -79,7 +79,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     settings: Any = torch.utils.deterministic
     filled = settings.fill_uninitialized_memory and torch.are_deterministic_algorithms_enabled()
     if size < _POOLED or sys.platform != "linux" or filled:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     block = _POOL.take(size)
     start = ctypes.addressof(ctypes.c_char.from_buffer(block))
     # the tensor holds the view, the view's end brings the block back

@@ -52,7 +52,7 @@ def plants(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) -> It
     Weights are left alone, since every row depends on them. The places follow from ``seed``, and so does which inputs
     come first: that matters where there are to be at ``most`` so many plants.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def draw(size: int) -> int:
         return int(torch.randint(size, (), generator=generator, dtype=torch.int64, device="cpu"))

@@ -92,8 +92,8 @@ def dram(device: Device) -> Iterator[Probe]:
     size = max(BUFFER_BYTES, 4 * device.last_level_cache_bytes)
     window = WINDOW_BYTES if device.kind == "cpu" else size
     shape = (max(1, size // window), window // 4)
-    out, left, right = (torch.ones(shape, device=device.torch_device) for _ in range(3))
-    total = torch.zeros((), device=device.torch_device)
+    out, left, right = (torch.ones(shape, device=device.torch_device, dtype=torch.float32) for _ in range(3))
+    total = torch.zeros((), device=device.torch_device, dtype=torch.float32)
 
     # one turn for all: what a probe of its own turn reads, another may have left in the cache
     turn = itertools.cycle(range(shape[0]))
@@ -117,14 +117,16 @@ def cache(device: Device) -> Iterator[Probe]:
     if not count:
         return
     if device.kind == "cpu":
-        left, right, out = (torch.ones(count) for _ in range(3))
+        left, right, out = (torch.ones(count, dtype=torch.float32, device="cpu") for _ in range(3))
         text = f"torch.add(a, b, alpha=s) on {12 * count >> 10} KiB in all, float32"
         yield Probe("cache_triad", "bytes_per_s", 12 * count, lambda: torch.add(left, right, alpha=0.5, out=out), text)
         return
     from roofline import _kernels
 
     blocks = max(1, count // _kernels.BLOCK)
-    left, right, out = (torch.ones(blocks * _kernels.BLOCK, device=device.torch_device) for _ in range(3))
+    left, right, out = (
+        torch.ones(blocks * _kernels.BLOCK, device=device.torch_device, dtype=torch.float32) for _ in range(3)
+    )
     kernel = _kernels.cache_triad[(blocks,)]
     text = f"Triton triad past L1 on {12 * left.numel() >> 10} KiB in all, float32"
     yield Probe(
@@ -160,7 +162,7 @@ def _name(dtype: torch.dtype) -> str:
 def _random(shape: tuple[int, ...], dtype: torch.dtype, device: Device) -> Tensor:
     # zeros toggle no bits: a GPU then draws less power and clocks higher than with data
     generator = torch.Generator(device.torch_device).manual_seed(0)
-    return torch.randn(shape, generator=generator, device=device.torch_device).to(dtype)
+    return torch.randn(shape, generator=generator, device=device.torch_device, dtype=torch.float32).to(dtype)
 
 
 def _product(name: str, left: Tensor, weights: list[Tensor], out: Tensor, text: str) -> Probe:
@@ -227,7 +229,7 @@ def special(device: Device) -> Iterator[Probe]:
     """Results of exp: torch.exp on cached data on a CPU, chains of the hardware's exp2 on a GPU."""
     if device.kind == "cpu":
         count = 2**18
-        values = torch.rand(count)
+        values = torch.rand(count, dtype=torch.float32, device="cpu")
         out = torch.empty_like(values)
         text = f"torch.exp(x, out=) on {count} cached float32"
         yield Probe("special_exp", "ops_per_s", count, lambda: torch.exp(values, out=out), text)
@@ -245,12 +247,12 @@ def _chain_buffer(device: Device) -> tuple[Tensor, tuple[int]]:
     from roofline import _kernels
 
     grid = (16 * device.units,)  # 16 programs of 4 warps fill a unit
-    return torch.empty(grid[0] * _kernels.BLOCK, device=device.torch_device), grid
+    return torch.empty(grid[0] * _kernels.BLOCK, device=device.torch_device, dtype=torch.float32), grid
 
 
 def launch(device: Device) -> Iterator[Probe]:
     """Time of one operator on one number, called from Python back to back; on a GPU also of one in a CUDA graph."""
-    one, out = (torch.zeros(1, device=device.torch_device) for _ in range(2))
+    one, out = (torch.zeros(1, device=device.torch_device, dtype=torch.float32) for _ in range(2))
 
     def work() -> None:
         for _ in range(LAUNCHES):

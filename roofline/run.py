@@ -141,7 +141,9 @@ def _undisturbed(samples: Sequence[tuple[Value, bool]]) -> tuple[list[Value], bo
 def _step(model: Griffin, phase: Phase, batch: int, seq: int, device: Device) -> Callable[[], Any]:
     """A function that runs the pass once."""
     where = device.torch_device
-    tokens = torch.randint(model.config.vocab_size, (batch, seq if phase == "prefill" else 1), device=where)
+    tokens = torch.randint(
+        model.config.vocab_size, (batch, seq if phase == "prefill" else 1), device=where, dtype=torch.int64
+    )
     if phase == "prefill":
         return lambda: model(tokens, last_only=True)
     cache = model.init_cache(batch, tokens=seq + 1)

@@ -25,7 +25,7 @@ def measure(device: Device, rounds: int = ROUNDS, seconds: float = SECONDS) -> N
     The kernel adds two tensors into a third, each as large as the last-level cache, so that every call reads DRAM.
     """
     size = max(LEAST_BYTES, device.last_level_cache_bytes)
-    left, right, out = (torch.ones(size // 4, device=device.torch_device) for _ in range(3))
+    left, right, out = (torch.ones(size // 4, device=device.torch_device, dtype=torch.float32) for _ in range(3))
 
     def add() -> None:
         torch.add(left, right, out=out)

@@ -76,8 +76,8 @@ class AttentionCache:
 
     def _rows_and_slots(self, last: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Indices [B, 1] and [B, count] of the slots of the ``count`` tokens that end with position ``last`` [B]."""
-        ages = torch.arange(count - 1, -1, -1, device=last.device)
-        rows = torch.arange(last.shape[0], device=last.device)
+        ages = torch.arange(count - 1, -1, -1, device=last.device, dtype=torch.int64)
+        rows = torch.arange(last.shape[0], device=last.device, dtype=torch.int64)
         return rows[:, None], (last[:, None] - ages) % self.slots
 
 

@@ -122,7 +122,7 @@ class Griffin(nn.Module):
         batch, time = tokens.shape
         if cache is not None and not cache.tokens:
             cache = None
-        steps = torch.arange(time, device=tokens.device)
+        steps = torch.arange(time, device=tokens.device, dtype=torch.int64)
         bound = time if cache is None else cache.bound + time
         if segment_pos is not None:
             positions = segment_pos.long()

@@ -72,7 +72,7 @@ def silence(out: Tensor, slots: Tensor | None) -> Tensor:
 
 def make(batch: int, pool: int, generator: torch.Generator) -> Tensor:
     """int64 [B]: different rows of the pool in random order, the last of three or more a padding row."""
-    slots = torch.randperm(pool, generator=generator)[:batch]
+    slots = torch.randperm(pool, generator=generator, dtype=torch.int64, device="cpu")[:batch]
     if batch >= 3:
         slots[-1] = -1
     return slots
@@ -82,7 +82,7 @@ def _owner(state: Tensor, slots: Tensor) -> Tensor:
     """int64 [P]: which row of the batch owns a row of the pool, -1 for none."""
     pool = state.shape[0]
     owner = torch.full((pool + 1,), -1, dtype=torch.int64, device=state.device)
-    owner[torch.where(slots < 0, pool, slots)] = torch.arange(slots.shape[0], device=state.device)
+    owner[torch.where(slots < 0, pool, slots)] = torch.arange(slots.shape[0], device=state.device, dtype=torch.int64)
     return owner[:pool]
 
 
@@ -90,5 +90,7 @@ def spread(state: Tensor, pool: int, slots: Tensor | None, generator: torch.Gene
     """Inputs for tests: ``state`` [B, ...] laid into a pool of random rows at its slots."""
     if slots is None:
         return state
-    filled: Any = torch.randn(pool, *state.shape[1:], generator=generator).to(state.device, state.dtype)
+    filled: Any = torch.randn(pool, *state.shape[1:], generator=generator, dtype=torch.float32, device="cpu").to(
+        state.device, state.dtype
+    )
     return updated(filled, slots, state)

@@ -106,7 +106,7 @@ def backward(
             _, last, nonempty = boundaries(cu_seqlens, reverse)
             incoming[0, last[nonempty]] += dh_last[nonempty].to(wide)
     # in the order of the gradient: the first matrix is never used, the others are those of the step visited before
-    steps = torch.arange(time, device=a.device)
+    steps = torch.arange(time, device=a.device, dtype=torch.int64)
     steps = (steps - 1).clamp(min=0) if reverse else (time - steps).clamp(max=time - 1)
     shifted = _effective(a, reset, cu_seqlens, reverse)[:, steps].mT
     visited = incoming.reshape(*a.shape[:-1])

@@ -125,7 +125,7 @@ def forward(
     wide = accumulator(x.dtype)
     sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     h = memory.empty(x.shape, x.dtype)
-    h_last = torch.empty((sequences, x.shape[2]), dtype=wide)
+    h_last = torch.empty((sequences, x.shape[2]), dtype=wide, device="cpu")
     _scan(_numba.forward, x, a, None, None, _wide(h0, wide), reset, cu_seqlens, reverse, block_d, (h,), h_last)
     return h, h_last
 
@@ -146,7 +146,7 @@ def backward(
     wide = accumulator(a.dtype)
     sequences = a.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     dx, da = memory.empty(dh.shape, a.dtype), memory.empty(a.shape, a.dtype)
-    final = torch.empty((sequences, dh.shape[2]), dtype=wide)
+    final = torch.empty((sequences, dh.shape[2]), dtype=wide, device="cpu")
     initial, before = _wide(dh_last, wide), _wide(h0, wide)
     _scan(_numba.backward, dh, a, h, before, initial, reset, cu_seqlens, not reverse, block_d, (dx, da), final)
     return dx, da, None if h0 is None else final

@@ -60,7 +60,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     That is a random rotation, shrunk: not symmetric, so that a transposed A is seen, and with all singular values s,
     so that long products neither vanish nor grow.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     batch, time, width, blocks, size, rows = (case[dim] for dim in ("B", "T", "D", "H", "n", "N"))
 
     def place(values: Tensor) -> Tensor:
@@ -73,19 +73,35 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
             return view
         return values
 
-    x = torch.randn(batch, time, width, generator=generator)
-    u, v = torch.nn.functional.normalize(torch.randn(2, batch, time, blocks, size, generator=generator), dim=-1)
+    x = torch.randn(batch, time, width, generator=generator, dtype=torch.float32, device="cpu")
+    u, v = torch.nn.functional.normalize(
+        torch.randn(2, batch, time, blocks, size, generator=generator, dtype=torch.float32, device="cpu"), dim=-1
+    )
     low, high = (0.999, 1.0) if "near_one" in case.data else (0.9, 0.999)
-    shrink = torch.rand(batch, time, blocks, 1, 1, generator=generator) * (high - low) + low
+    shrink = (
+        torch.rand(batch, time, blocks, 1, 1, generator=generator, dtype=torch.float32, device="cpu") * (high - low)
+        + low
+    )
     across = 4 * (u * v).sum(-1)[..., None, None] * u[..., :, None] * v[..., None, :]
-    a = torch.eye(size) - 2 * u[..., :, None] * u[..., None, :] - 2 * v[..., :, None] * v[..., None, :] + across
+    a = (
+        torch.eye(size, dtype=torch.float32, device="cpu")
+        - 2 * u[..., :, None] * u[..., None, :]
+        - 2 * v[..., :, None] * v[..., None, :]
+        + across
+    )
     inputs: Inputs = {"x": place(x), "a": place(shrink * a), "h0": None, "reset": None, "cu_seqlens": None}
     if "h0" in case.data:
-        inputs["h0"] = torch.randn(rows, width, generator=generator).to(device, accumulator(case.torch_dtype))
+        inputs["h0"] = torch.randn(rows, width, generator=generator, dtype=torch.float32, device="cpu").to(
+            device, accumulator(case.torch_dtype)
+        )
     if "reset" in case.flags:
-        inputs["reset"] = (torch.rand(batch, time, generator=generator) < 0.15).to(device)
+        inputs["reset"] = (torch.rand(batch, time, generator=generator, dtype=torch.float32, device="cpu") < 0.15).to(
+            device
+        )
     if "packed" in case.flags:
-        cuts = torch.randint(0, time + 1, (rows - 1,), generator=generator).sort().values
+        cuts = (
+            torch.randint(0, time + 1, (rows - 1,), generator=generator, dtype=torch.int64, device="cpu").sort().values
+        )
         if "empty_sequence" in case.data:
             cuts[-1] = time
         inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)

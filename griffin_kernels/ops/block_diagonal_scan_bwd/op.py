@@ -80,9 +80,13 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     assert h is not None and h_last is not None
     a = inputs["a"]
     del inputs["x"]
-    generator = torch.Generator().manual_seed(seed + 1)
-    dh = torch.randn(h.shape, generator=generator).to(device, case.torch_dtype)
-    dh_last = torch.randn(h_last.shape, generator=generator).to(device, wide) if "h0" in case.data else None
+    generator = torch.Generator("cpu").manual_seed(seed + 1)
+    dh = torch.randn(h.shape, generator=generator, dtype=torch.float32, device="cpu").to(device, case.torch_dtype)
+    dh_last = (
+        torch.randn(h_last.shape, generator=generator, dtype=torch.float32, device="cpu").to(device, wide)
+        if "h0" in case.data
+        else None
+    )
     return {"dh": dh, "dh_last": dh_last, "a": a, "h": h.to(device, case.torch_dtype), **inputs}
 
 

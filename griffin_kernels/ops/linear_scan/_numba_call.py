@@ -90,7 +90,7 @@ def _scan(
         else:
             table = _slots(offsets, chunk)
             slots = int(table[-1])
-        carries, products = torch.empty((2, slots, width), dtype=final.dtype)
+        carries, products = torch.empty((2, slots, width), dtype=final.dtype, device="cpu")
     hints = (_numba.AHEAD if ahead else 0) | (STREAM if _streamed(outputs, block) else 0)
     # in the order of _numba.FIELDS
     values = (
@@ -155,7 +155,7 @@ def forward(
     wide = accumulator(x.dtype)
     sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     h = memory.empty(x.shape, x.dtype)
-    h_last = torch.empty((sequences, x.shape[2]), dtype=wide)
+    h_last = torch.empty((sequences, x.shape[2]), dtype=wide, device="cpu")
     initial = _wide(h0, wide)
     _scan(_numba.forward, x, a, None, None, initial, reset, cu_seqlens, reverse, block, ahead, chunk, (h,), h_last)
     return h, h_last
@@ -179,7 +179,7 @@ def backward(
     wide = accumulator(a.dtype)
     sequences = a.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     dx, da = memory.empty(a.shape, a.dtype), memory.empty(a.shape, a.dtype)
-    final = torch.empty((sequences, a.shape[2]), dtype=wide)
+    final = torch.empty((sequences, a.shape[2]), dtype=wide, device="cpu")
     initial, before = _wide(dh_last, wide), _wide(h0, wide)
     _scan(
         _numba.backward, dh, a, h, before, initial, reset, cu_seqlens, not reverse, block, ahead, chunk, (dx, da), final

@@ -79,7 +79,7 @@ def reference(
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Standard normal x; a in [0.9, 0.999], where RG-LRU is initialised, or as the case's ``data`` says."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     batch, time, width, rows = case["B"], case["T"], case["D"], case["N"]
 
     def place(values: Tensor, dtype: torch.dtype = case.torch_dtype) -> Tensor:
@@ -92,19 +92,28 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
             return view
         return values
 
-    x = torch.randn(batch, time, width, generator=generator)
-    a = torch.rand(batch, time, width, generator=generator) * 0.099 + 0.9
+    x = torch.randn(batch, time, width, generator=generator, dtype=torch.float32, device="cpu")
+    a = torch.rand(batch, time, width, generator=generator, dtype=torch.float32, device="cpu") * 0.099 + 0.9
     if "signed" in case.data:
-        a = a * torch.where(torch.rand(batch, time, width, generator=generator) < 0.5, -1.0, 1.0)
+        negative = torch.rand(batch, time, width, generator=generator, dtype=torch.float32, device="cpu") < 0.5
+        a = torch.where(negative, -a, a)
     if "zeros" in case.data:
-        a = torch.where(torch.rand(batch, time, width, generator=generator) < 0.2, 0.0, a)
+        a = torch.where(
+            torch.rand(batch, time, width, generator=generator, dtype=torch.float32, device="cpu") < 0.2, 0.0, a
+        )
     inputs: Inputs = {"x": place(x), "a": place(a), "h0": None, "reset": None, "cu_seqlens": None}
     if "h0" in case.data:
-        inputs["h0"] = torch.randn(rows, width, generator=generator).to(device, accumulator(case.torch_dtype))
+        inputs["h0"] = torch.randn(rows, width, generator=generator, dtype=torch.float32, device="cpu").to(
+            device, accumulator(case.torch_dtype)
+        )
     if "reset" in case.flags:
-        inputs["reset"] = (torch.rand(batch, time, generator=generator) < 0.15).to(device)
+        inputs["reset"] = (torch.rand(batch, time, generator=generator, dtype=torch.float32, device="cpu") < 0.15).to(
+            device
+        )
     if "packed" in case.flags:
-        cuts = torch.randint(0, time + 1, (rows - 1,), generator=generator).sort().values
+        cuts = (
+            torch.randint(0, time + 1, (rows - 1,), generator=generator, dtype=torch.int64, device="cpu").sort().values
+        )
         if "empty_sequence" in case.data:
             cuts[-1] = time
         inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)

@@ -82,7 +82,7 @@ class Visibility:
         device: torch.device,
     ) -> None:
         self.window = window
-        self.steps = torch.arange(keys, device=device)
+        self.steps = torch.arange(keys, device=device, dtype=torch.int64)
         self.starts = document_starts(time, keys, segment_pos, cu_seqlens)
 
     def hide(self, scores: Tensor, block: Block, batch: int, fill: float) -> None:

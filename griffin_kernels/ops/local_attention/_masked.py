@@ -25,7 +25,7 @@ def attention(
     """out [B,T,Hq,d], lse [B,Hq,T] or None, by scaled_dot_product_attention unless softcap or lse need the scores."""
     time, group = q.shape[1], q.shape[2] // k.shape[2]
     k, v = within_reach(k, time, window), within_reach(v, time, window)
-    steps = torch.arange(k.shape[1], device=q.device)
+    steps = torch.arange(k.shape[1], device=q.device, dtype=torch.int64)
     first, own = first_keys(time, len(steps), window, segment_pos, cu_seqlens, q.device), steps[len(steps) - time :]
     visible = ((steps >= first[..., None]) & (steps <= own[:, None]))[:, None]  # [B or 1, 1, T, S]
     queries = q.transpose(1, 2)

@@ -133,7 +133,7 @@ def forward(
     dtype = q.dtype
     q, k, v = rows_of(q), _keys(within_reach(k, time, window)), _keys(within_reach(v, time, window))
     out = memory.empty(q.shape, q.dtype)
-    lse = torch.empty(batch, heads, time) if with_lse else None
+    lse = torch.empty(batch, heads, time, dtype=torch.float32, device="cpu") if with_lse else None
     block = block_of(batch, time, heads, k.shape[2], rows)
     options = (segment_pos, cu_seqlens, window, softcap, scale)
     address = 0 if lse is None else lse.data_ptr()
@@ -175,7 +175,7 @@ def backward(
 
     def joined(share: Tensor, like: Tensor) -> Tensor:
         """[B, Hkv, pieces, reach, d] -> the gradient of ``like`` [B,S,Hkv,d]; zeros out of reach."""
-        summed = torch.zeros(batch, like.shape[1], shared, d)
+        summed = torch.zeros(batch, like.shape[1], shared, d, dtype=torch.float32, device="cpu")
         near = summed[:, like.shape[1] - count_keys :].transpose(1, 2)
         for index in range(pieces):
             base = max(0, count_keys - time + index * piece - (window - 1))

@@ -112,7 +112,7 @@ def forward(
     batch, time, heads, d = q.shape
     q, k, v = rows_of(q), within_reach(k, time, window), within_reach(v, time, window)
     out = memory.empty(q.shape, q.dtype)
-    lse = torch.empty(batch, heads, time) if with_lse else None
+    lse = torch.empty(batch, heads, time, dtype=torch.float32, device="cpu") if with_lse else None
     block = block_of(batch, time, heads, k.shape[2], rows)
     pairs = q.dtype == torch.bfloat16
     k_across, v_down = across(k, pairs), down(v, pairs)
@@ -160,7 +160,7 @@ def backward(
 
     def joined(share: Tensor, like: Tensor, factor: float) -> Tensor:
         """[B, Hkv, pieces, reach, wide] -> factor times the gradient of ``like`` [B,S,Hkv,d]; zeros out of reach."""
-        summed = torch.zeros(batch, like.shape[1], shared, d)
+        summed = torch.zeros(batch, like.shape[1], shared, d, dtype=torch.float32, device="cpu")
         near = summed[:, like.shape[1] - count_keys :].transpose(1, 2)
         for index in range(pieces):
             base = max(0, count_keys - time + index * piece - (window - 1)) // PANEL * PANEL

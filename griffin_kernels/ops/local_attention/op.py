@@ -95,7 +95,7 @@ def document_starts(time: int, keys: int, segment_pos: Tensor | None, cu_seqlens
     starts = None
     if segment_pos is not None:
         # a position below 0, as some mark padding, counts as 0: every query sees itself
-        own = torch.arange(keys - time, keys, device=segment_pos.device)
+        own = torch.arange(keys - time, keys, device=segment_pos.device, dtype=torch.int64)
         starts = (own - segment_pos.clamp_min(0)).clamp_min_(0)
     if cu_seqlens is not None:
         # an empty sequence begins where the next one does, or at T, which is cut off
@@ -111,7 +111,7 @@ def first_keys(
     time: int, keys: int, window: int, segment_pos: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
 ) -> Tensor:
     """int64 [B or 1, T]: the first key that each query sees; the last is its own, t + S - T."""
-    first = (torch.arange(keys - time, keys, device=device) - (window - 1)).clamp_min(0)[None]
+    first = (torch.arange(keys - time, keys, device=device, dtype=torch.int64) - (window - 1)).clamp_min(0)[None]
     starts = document_starts(time, keys, segment_pos, cu_seqlens)
     return first if starts is None else torch.maximum(first, starts)
 
@@ -142,8 +142,8 @@ def reference(
     for start in range(0, q.shape[1], REFERENCE_ROWS):
         end = min(start + REFERENCE_ROWS, q.shape[1])
         low, high = max(0, start + earlier - window + 1), end + earlier
-        keys = torch.arange(low, high, device=q.device)
-        own = torch.arange(start + earlier, high, device=q.device)[:, None]
+        keys = torch.arange(low, high, device=q.device, dtype=torch.int64)
+        own = torch.arange(start + earlier, high, device=q.device, dtype=torch.int64)[:, None]
         visible = (keys >= first[:, start:end, None]) & (keys <= own)  # [B or 1, t, k]
         scores = scores_of(q[:, start:end], k[:, low:high], softcap, scale)
         scores = scores.masked_fill(~visible[:, None], -torch.inf)
@@ -154,7 +154,7 @@ def reference(
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Standard normal q (doubled, so that some keys stand out), k, v and the case's options."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     batch, time, keys, heads = (case[name] for name in ("B", "T", "S", "Hq"))
     shared, d, window, rows = (case[name] for name in ("Hkv", "d", "W", "N"))
 
@@ -162,9 +162,11 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         if "strided" in case.data:
             # head-major, every second channel: as a projection split into heads gives it, and worse
             b, t, h, n = shape
-            values = torch.randn(b, h, t, 2 * n, generator=generator).to(device, case.torch_dtype)
+            values = torch.randn(b, h, t, 2 * n, generator=generator, dtype=torch.float32, device="cpu").to(
+                device, case.torch_dtype
+            )
             return values.transpose(1, 2)[..., ::2]
-        return torch.randn(shape, generator=generator).to(device, case.torch_dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device, case.torch_dtype)
 
     inputs: Inputs = {
         "q": 2 * normal(batch, time, heads, d),
@@ -174,7 +176,9 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         "cu_seqlens": None,
     }
     if "packed" in case.flags:
-        cuts = torch.randint(0, time + 1, (rows - 1,), generator=generator).sort().values
+        cuts = (
+            torch.randint(0, time + 1, (rows - 1,), generator=generator, dtype=torch.int64, device="cpu").sort().values
+        )
         if "empty_sequence" in case.data:
             cuts[-1] = time
         inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)

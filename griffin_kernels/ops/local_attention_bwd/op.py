@@ -64,8 +64,8 @@ def reference(
         end = min(start + forward.REFERENCE_ROWS, time)
         low, high = max(0, start + earlier - window + 1), end + earlier
         rows, columns = slice(start, end), slice(low, high)
-        keys = torch.arange(low, high, device=q.device)
-        own = torch.arange(start + earlier, high, device=q.device)[:, None]
+        keys = torch.arange(low, high, device=q.device, dtype=torch.int64)
+        own = torch.arange(start + earlier, high, device=q.device, dtype=torch.int64)[:, None]
         visible = ((keys >= first[:, rows, None]) & (keys <= own))[:, None]  # [B or 1, 1, t, k]
         s = forward.scores_of(q[:, rows], k[:, columns], softcap, scale)
         p = torch.where(visible, torch.exp(s - lse[:, :, rows, None]), 0.0)
@@ -86,8 +86,8 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     wide = accumulator(case.torch_dtype)
     out, lse = pieces.reference(forward.OP, inputs, wide)
     assert out is not None and lse is not None
-    generator = torch.Generator().manual_seed(seed + 1)
-    dout = torch.randn(out.shape, generator=generator).to(device, case.torch_dtype)
+    generator = torch.Generator("cpu").manual_seed(seed + 1)
+    dout = torch.randn(out.shape, generator=generator, dtype=torch.float32, device="cpu").to(device, case.torch_dtype)
     tensors = {name: inputs[name] for name in ("q", "k", "v")}
     others = {name: inputs[name] for name in ("segment_pos", "cu_seqlens", "window", "softcap", "scale")}
     return {"dout": dout, **tensors, "out": out.to(device, case.torch_dtype), "lse": lse.to(device), **others}

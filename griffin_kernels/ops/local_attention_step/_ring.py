@@ -11,7 +11,7 @@ from griffin_kernels.ops import _slots
 def put(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, slots: Tensor | None) -> None:
     """Put k, v [B,Hkv,d] into their slots of the rings [P,W,Hkv,d], in place. Waits for no device."""
     window = k_cache.shape[1]
-    rows = torch.arange(k.shape[0], device=k.device)
+    rows = torch.arange(k.shape[0], device=k.device, dtype=torch.int64)
     if slots is None:
         at = (rows, positions % window)
         k_cache.index_put_(at, k)

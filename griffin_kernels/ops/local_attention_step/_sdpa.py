@@ -13,7 +13,7 @@ from griffin_kernels.device import Device
 
 def visible(k_cache: Tensor, positions: Tensor) -> Tensor:
     """bool [B, 1, 1, W]."""
-    slots = torch.arange(k_cache.shape[1], device=k_cache.device)
+    slots = torch.arange(k_cache.shape[1], device=k_cache.device, dtype=torch.int64)
     return (slots <= positions[:, None])[:, None, None]
 
 

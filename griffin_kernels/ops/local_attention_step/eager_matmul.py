@@ -37,7 +37,7 @@ def run(
     scores.mul_(d**-0.5 if scale is None else scale)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
-    hidden = torch.arange(window, device=q.device) > positions[:, None]
+    hidden = torch.arange(window, device=q.device, dtype=torch.int64) > positions[:, None]
     weights = torch.softmax(scores.masked_fill_(hidden[:, None, None], -torch.inf), dim=3)
     if _products.has_unrounded(q):
         weights = weights.to(q.dtype)

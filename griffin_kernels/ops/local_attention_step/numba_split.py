@@ -57,10 +57,10 @@ def run(
     slots = None if slots is None else slots.contiguous()
     queries = (q.float() * (d**-0.5 if scale is None else scale)).contiguous()
     positions = positions.contiguous()
-    partial = torch.empty(items, group, d)
-    largest, total = torch.empty(2, items, group)
-    scratch = torch.empty(items, (group + 1) * part + 4 * d)
-    cap = torch.tensor([softcap or 0.0])
+    partial = torch.empty(items, group, d, dtype=torch.float32, device="cpu")
+    largest, total = torch.empty(2, items, group, dtype=torch.float32, device="cpu")
+    scratch = torch.empty(items, (group + 1) * part + 4 * d, dtype=torch.float32, device="cpu")
+    cap = torch.tensor([softcap or 0.0], dtype=torch.float32, device="cpu")
     # in the order of _numba.FIELDS
     values = (
         0,

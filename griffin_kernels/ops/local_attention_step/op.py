@@ -59,12 +59,12 @@ def reference(
     """out [B,Hq,d], and the rings [P,W,Hkv,d] afterwards."""
     batch, heads, width = q.shape
     window, shared = k_cache.shape[1:3]
-    at = (torch.arange(batch, device=q.device), positions % window)
+    at = (torch.arange(batch, device=q.device, dtype=torch.int64), positions % window)
     keys, values = (_slots.rows(cache, slots).index_put(at, new) for cache, new in ((k_cache, k), (v_cache, v)))
     # the G query heads of a key head stand where scores_of has queries of G times: no ring is repeated for them
     grouped = q.reshape(batch, shared, heads // shared, width).transpose(1, 2)  # [B, G, Hkv, d]
     scores = attention.scores_of(grouped, keys, softcap, scale)  # [B, Hkv, G, W]
-    hidden = torch.arange(window, device=q.device) > positions[:, None]
+    hidden = torch.arange(window, device=q.device, dtype=torch.int64) > positions[:, None]
     weights = torch.softmax(scores.masked_fill(hidden[:, None, None], -torch.inf), dim=3)
     out = torch.einsum("bhgk,bkhd->bhgd", weights, values).flatten(1, 2)
     return _slots.silence(out, slots), _slots.updated(k_cache, slots, keys), _slots.updated(v_cache, slots, values)
@@ -76,11 +76,11 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     With ``early`` in the case's data rows are at positions from 0 on, and slots not yet written hold large numbers.
     With ``slots`` the batch works on some of P rings, in random order.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     batch, window, heads, shared, d, pool = (case[name] for name in ("B", "W", "Hq", "Hkv", "d", "P"))
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, case.torch_dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device, case.torch_dtype)
 
     def token(count: int) -> Tensor:
         return normal(batch, 2 * count, d)[:, ::2] if "strided" in case.data else normal(batch, count, d)
@@ -91,9 +91,9 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
             return normal(pool, shared, window + 3, 2 * d)[:, :, 1 : window + 1].transpose(1, 2)[..., ::2]
         return normal(pool, window, shared, d)
 
-    positions = torch.randint(window - 1, 3 * window, (batch,), generator=generator)
+    positions = torch.randint(window - 1, 3 * window, (batch,), generator=generator, dtype=torch.int64, device="cpu")
     if "early" in case.data:
-        positions = torch.linspace(0, window, batch).long()
+        positions = torch.linspace(0, window, batch, dtype=torch.float32, device="cpu").long()
     slots = _slots.make(batch, pool, generator) if "slots" in case.data else None
     k_cache, v_cache = rings(), rings()
     for row, place in enumerate(positions.tolist()):

@@ -69,10 +69,10 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     _, kept, h_last, h = pieces.reference(forward.OP, inputs | {"with_h": True}, wide)
     del inputs["with_h"]
     assert kept is not None and h_last is not None and h is not None
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator("cpu").manual_seed(seed + 1)
 
     def gradient(like: Tensor, dtype: torch.dtype) -> Tensor:
-        return torch.randn(like.shape, generator=generator).to(device, dtype)
+        return torch.randn(like.shape, generator=generator, dtype=torch.float32, device="cpu").to(device, dtype)
 
     dout = gradient(h, case.torch_dtype)
     dkept = gradient(kept, case.torch_dtype) if "state" in case.data else None

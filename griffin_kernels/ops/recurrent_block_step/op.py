@@ -69,13 +69,13 @@ def reference(
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Those of recurrent_block for one step; positions from 0 on, so that some documents have just begun."""
-    generator = torch.Generator().manual_seed(seed + 2)
+    generator = torch.Generator("cpu").manual_seed(seed + 2)
     data = ("state", "h0", *case.data)
     full = block.make_inputs(
         block_case(case["B"], 1, case["D"], case["H"], case["K"], case.dtype, data=data), device, seed
     )
     slots = _slots.make(case["B"], case["P"], generator).to(device) if "slots" in case.data else None
-    positions = torch.arange(case["B"], device=device) if "positions" in case.data else None
+    positions = torch.arange(case["B"], device=device, dtype=torch.int64) if "positions" in case.data else None
     return {
         "x": full["x"][:, 0],
         "y": full["y"][:, 0],

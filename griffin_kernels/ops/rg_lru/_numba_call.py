@@ -149,7 +149,11 @@ def forward(
     blocks, n = input_gate_bias.shape
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     out = memory.empty(x.shape, x.dtype)
-    state = torch.zeros((sequences, width)) if h0 is None else floats(h0.to(torch.float32, copy=True))
+    state = (
+        torch.zeros((sequences, width), dtype=torch.float32, device="cpu")
+        if h0 is None
+        else floats(h0.to(torch.float32, copy=True))
+    )
     if out.numel() == 0:
         return out, state
     v = _native.lanes()
@@ -236,8 +240,16 @@ def backward(
     group = max(-(-batch // wanted), min(batch, step // max(time, 1)), 1)
     groups = -(-batch // group)
     dweights = [memory.empty((groups, blocks, n, pitch), torch.float32).zero_() for _ in range(2)]
-    sums = torch.empty((groups, 3, width)) if x.numel() else torch.zeros((1, 3, width))
-    state = torch.zeros((sequences, width)) if dh_last is None else floats(dh_last.clone())
+    sums = (
+        torch.empty((groups, 3, width), dtype=torch.float32, device="cpu")
+        if x.numel()
+        else torch.zeros((1, 3, width), dtype=torch.float32, device="cpu")
+    )
+    state = (
+        torch.zeros((sequences, width), dtype=torch.float32, device="cpu")
+        if dh_last is None
+        else floats(dh_last.clone())
+    )
     dx = memory.empty(x.shape, x.dtype)
     rate = rate_of(a_param)
     if x.numel():

@@ -123,7 +123,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
 
     With ``near_one`` in the case's data, a_param reaches down to -30: 1 - a^2 goes far below the clipping threshold.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     batch, time, width, rows, blocks, n = (case[name] for name in ("B", "T", "D", "N", "H", "n"))
 
     def place(values: Tensor) -> Tensor:
@@ -136,12 +136,12 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         return values
 
     def normal(*shape: int, std: float = 1.0) -> Tensor:
-        return torch.randn(shape, generator=generator) * std
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") * std
 
-    radius = 0.9 + 0.099 * torch.rand(width, generator=generator)
+    radius = 0.9 + 0.099 * torch.rand(width, generator=generator, dtype=torch.float32, device="cpu")
     a_param = torch.log(torch.expm1(-torch.log(radius)))
     if "near_one" in case.data:
-        a_param = -30 + 26 * torch.rand(width, generator=generator)
+        a_param = -30 + 26 * torch.rand(width, generator=generator, dtype=torch.float32, device="cpu")
     inputs: Inputs = {
         "x": place(normal(batch, time, width)),
         "a_param": place(a_param),
@@ -156,7 +156,9 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     if "h0" in case.data:
         inputs["h0"] = normal(rows, width).to(device, accumulator(case.torch_dtype))
     if "packed" in case.flags:
-        cuts = torch.randint(0, time + 1, (rows - 1,), generator=generator).sort().values
+        cuts = (
+            torch.randint(0, time + 1, (rows - 1,), generator=generator, dtype=torch.int64, device="cpu").sort().values
+        )
         if "empty_sequence" in case.data:
             cuts[-1] = time
         inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)
@@ -167,7 +169,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
 
 def make_segment_pos(batch: int, time: int, generator: torch.Generator) -> Tensor:
     """int64 [batch, time]: several documents a row; odd rows go on with an earlier one, at position 3."""
-    starts = torch.rand(batch, time, generator=generator) < min(0.1, 4 / time)
+    starts = torch.rand(batch, time, generator=generator, dtype=torch.float32, device="cpu") < min(0.1, 4 / time)
     rows = []
     for row, begins in enumerate(starts.tolist()):
         position, positions = 3 if row % 2 else 0, []
@@ -176,7 +178,7 @@ def make_segment_pos(batch: int, time: int, generator: torch.Generator) -> Tenso
             positions.append(position)
             position += 1
         rows.append(positions)
-    return torch.tensor(rows, dtype=torch.int64).reshape(batch, time)
+    return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(batch, time)
 
 
 def gate_rounding(case: Case) -> float:

@@ -76,9 +76,13 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     wide = accumulator(case.torch_dtype)
     y, h_last = pieces.reference(forward.OP, inputs, wide)
     assert y is not None and h_last is not None
-    generator = torch.Generator().manual_seed(seed + 1)
-    dy = torch.randn(y.shape, generator=generator).to(device, case.torch_dtype)
-    dh_last = torch.randn(h_last.shape, generator=generator).to(device, wide) if "h0" in case.data else None
+    generator = torch.Generator("cpu").manual_seed(seed + 1)
+    dy = torch.randn(y.shape, generator=generator, dtype=torch.float32, device="cpu").to(device, case.torch_dtype)
+    dh_last = (
+        torch.randn(h_last.shape, generator=generator, dtype=torch.float32, device="cpu").to(device, wide)
+        if "h0" in case.data
+        else None
+    )
     optional = {name: inputs.pop(name) for name in ("h0", "segment_pos", "cu_seqlens")}
     return {"dy": dy, "dh_last": dh_last, **inputs, "y": y.to(device, case.torch_dtype), **optional}
 

@@ -56,11 +56,11 @@ def run(
     part = min(part, n)
     parts = -(-n // part)
     items = blocks * parts
-    out = torch.empty((batch, width), dtype=x.dtype)
+    out = torch.empty((batch, width), dtype=x.dtype, device="cpu")
     threads = _threads.threads_for(items, 2 * n * width * max(1, batch // _ROWS_PER_READ))
     scratch_bytes = -(-4 * _numba.scratch_floats(n, part, batch) // 4096) * 4096
-    scratch = torch.empty(threads * scratch_bytes, dtype=torch.uint8)
-    finished = torch.zeros(blocks, dtype=torch.int64) if parts > 1 else None
+    scratch = torch.empty(threads * scratch_bytes, dtype=torch.uint8, device="cpu")
+    finished = torch.zeros(blocks, dtype=torch.int64, device="cpu") if parts > 1 else None
     positions, slots = (None if index is None else index.contiguous() for index in (positions, slots))
     conv_values = (0, 0, 0, 0, 0, 0)
     if conv is not None:

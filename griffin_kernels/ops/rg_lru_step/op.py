@@ -57,12 +57,12 @@ def reference(
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Those of rg_lru for one step; positions from 0 on, so that one document has just begun."""
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator("cpu").manual_seed(seed + 1)
     full = lru.make_inputs(
         lru_cost.make_case(case["B"], 1, case["D"], case["H"], case.dtype, data=("h0", *case.data)), device, seed
     )
     slots = _slots.make(case["B"], case["P"], generator).to(device) if "slots" in case.data else None
-    positions = torch.arange(case["B"], device=device) if "positions" in case.data else None
+    positions = torch.arange(case["B"], device=device, dtype=torch.int64) if "positions" in case.data else None
     h = _slots.spread(full["h0"], case["P"], slots, generator)
     weights = {name: full[name] for name in WEIGHTS}
     return {"x": full["x"][:, 0], **weights, "h": h, "positions": positions, "slots": slots}

@@ -156,9 +156,9 @@ def backward(
     taps = weight.shape[0]
     before = None if state is None else rows(state)
     dx = memory.empty(x.shape, x.dtype)
-    dstate = None if state is None else torch.empty(state.shape, dtype=x.dtype)
+    dstate = None if state is None else torch.empty(state.shape, dtype=x.dtype, device="cpu")
     groups, _, _ = groups_of(batch, time, chunk)
-    sums = torch.zeros((groups, taps + 1, width), dtype=accumulator(x.dtype))
+    sums = torch.zeros((groups, taps + 1, width), dtype=accumulator(x.dtype), device="cpu")
     run(
         _numba.backward,
         x,

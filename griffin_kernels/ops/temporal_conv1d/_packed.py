@@ -31,11 +31,11 @@ def places(cu_seqlens: Tensor, time: int, taps: int) -> Places:
     """The layout of sequences with offsets ``cu_seqlens`` [N+1] in ``time`` steps."""
     rows, device = taps - 1, cu_seqlens.device
     offsets = cu_seqlens.long()
-    step = torch.arange(time, device=device)
+    step = torch.arange(time, device=device, dtype=torch.int64)
     # the ends at or before a step count the sequences before its own, empty ones too
     row = torch.searchsorted(offsets[1:].contiguous(), step, right=True)
-    first = offsets[:-1] + rows * torch.arange(offsets.shape[0] - 1, device=device)
-    return Places(step + rows * (row + 1), first[:, None] + torch.arange(rows, device=device))
+    first = offsets[:-1] + rows * torch.arange(offsets.shape[0] - 1, device=device, dtype=torch.int64)
+    return Places(step + rows * (row + 1), first[:, None] + torch.arange(rows, device=device, dtype=torch.int64))
 
 
 def spread(tensor: Tensor, state: Tensor | None, where: Places) -> Tensor:

@@ -50,7 +50,7 @@ def check_call(x: Tensor, weight: Tensor, cu_seqlens: Tensor | None) -> None:
 
 def kept(segment_pos: Tensor, taps: int, cu_seqlens: Tensor | None = None) -> Tensor:
     """bool [B or N, K-1]: which rows of the new state belong to the last token's document. T >= 1."""
-    age = torch.arange(taps - 2, -1, -1, device=segment_pos.device)
+    age = torch.arange(taps - 2, -1, -1, device=segment_pos.device, dtype=torch.int64)
     if cu_seqlens is None:
         return age <= segment_pos[:, -1:]
     last = segment_pos[0, (cu_seqlens[1:].long() - 1).clamp(min=0)]
@@ -88,14 +88,14 @@ def _new_state_packed(x: Tensor, state: Tensor | None, cu_seqlens: Tensor, rows:
             if state is None
             else state.clone(memory_format=torch.contiguous_format)
         )
-    steps = torch.arange(rows, device=x.device)
+    steps = torch.arange(rows, device=x.device, dtype=torch.int64)
     at = ends - rows + steps  # [N, rows], in x where a sequence reaches that far back
     new = x[0, at.clamp(min=0)]
     before = (at < starts)[..., None]
     if state is None:
         return new.masked_fill_(before, 0.0)
     source = (ends - starts + steps).clamp(max=rows - 1)
-    return torch.where(before, state[torch.arange(count, device=x.device)[:, None], source], new)
+    return torch.where(before, state[torch.arange(count, device=x.device, dtype=torch.int64)[:, None], source], new)
 
 
 def reference(
@@ -144,7 +144,7 @@ def row_of(tensor: Tensor | None, row: int, steps: slice = slice(None)) -> Tenso
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Standard normal x and state, taps of variance 1 / K, a small bias."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     batch, time, width, taps, rows = (case[name] for name in ("B", "T", "D", "K", "N"))
 
     def place(values: Tensor) -> Tensor:
@@ -157,19 +157,23 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         return values
 
     inputs: Inputs = {
-        "x": place(torch.randn(batch, time, width, generator=generator)),
-        "weight": place(torch.randn(taps, width, generator=generator) * taps**-0.5),
-        "bias": place(torch.randn(width, generator=generator) * 0.3),
+        "x": place(torch.randn(batch, time, width, generator=generator, dtype=torch.float32, device="cpu")),
+        "weight": place(torch.randn(taps, width, generator=generator, dtype=torch.float32, device="cpu") * taps**-0.5),
+        "bias": place(torch.randn(width, generator=generator, dtype=torch.float32, device="cpu") * 0.3),
         "state": None,
         "segment_pos": None,
         "cu_seqlens": None,
     }
     if "state" in case.data:
-        inputs["state"] = place(torch.randn(rows, taps - 1, width, generator=generator))
+        inputs["state"] = place(
+            torch.randn(rows, taps - 1, width, generator=generator, dtype=torch.float32, device="cpu")
+        )
     if "segmented" in case.flags:
         inputs["segment_pos"] = make_segment_pos(batch, time, generator).to(device)
     if "packed" in case.flags:
-        cuts = torch.randint(0, time + 1, (rows - 1,), generator=generator).sort().values
+        cuts = (
+            torch.randint(0, time + 1, (rows - 1,), generator=generator, dtype=torch.int64, device="cpu").sort().values
+        )
         if "empty_sequence" in case.data:
             cuts[0], cuts[-1] = 0, time
         inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)

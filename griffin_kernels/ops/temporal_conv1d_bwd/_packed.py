@@ -36,8 +36,8 @@ def apart(
     dinputs, dweight, dbias, _ = gradients(spread(dy, None, where), None, inputs, weight, None, *moved)
     if dnew_state is not None and rows:
         # a sequence's last rows end where the next one's state begins, or all ends
-        ends = cu_seqlens[1:].long() + rows * torch.arange(1, cu_seqlens.shape[0], device=x.device)
-        last = ends[:, None] + torch.arange(-rows, 0, device=x.device)
+        ends = cu_seqlens[1:].long() + rows * torch.arange(1, cu_seqlens.shape[0], device=x.device, dtype=torch.int64)
+        last = ends[:, None] + torch.arange(-rows, 0, device=x.device, dtype=torch.int64)
         dinputs[0, last] += dnew_state
     dstate = None if state is None else dinputs[0, where.states]
     return dinputs[:, where.steps], dweight, dbias, dstate

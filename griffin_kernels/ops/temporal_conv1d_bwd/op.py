@@ -87,10 +87,10 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Forward inputs without the bias, and standard normal gradients; that of the new state comes with a state."""
     inputs = forward.make_inputs(case, device, seed)
     del inputs["bias"]
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator("cpu").manual_seed(seed + 1)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, case.torch_dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device, case.torch_dtype)
 
     batch, time, width, taps, rows = (case[name] for name in ("B", "T", "D", "K", "N"))
     dy = normal(batch, time, width)

@@ -28,7 +28,7 @@ def run(
     wide = accumulator(x.dtype)
     inputs = torch.cat([_slots.rows(state, slots), x[:, None]], dim=1)  # [B, K, D]
     if positions is not None:
-        age = torch.arange(inputs.shape[1] - 1, -1, -1, device=x.device)
+        age = torch.arange(inputs.shape[1] - 1, -1, -1, device=x.device, dtype=torch.int64)
         inputs = inputs.masked_fill((age > positions[:, None])[..., None], 0.0)
     y = (inputs.to(wide) * weight.to(wide)).sum(1).add_(bias)
     _slots.write(state, slots, inputs[:, 1:])

@@ -27,7 +27,7 @@ def run(
     wide, taps = accumulator(x.dtype), weight.shape[0]
     w, kept = weight.to(wide), _slots.rows(state, slots)  # [B, K-1, D]
     if positions is not None:
-        age = torch.arange(taps - 1, 0, -1, device=x.device)
+        age = torch.arange(taps - 1, 0, -1, device=x.device, dtype=torch.int64)
         kept = kept.masked_fill((age > positions[:, None])[..., None], 0.0)
     y = torch.addcmul(bias.to(wide), x.to(wide), w[-1])
     for row in range(taps - 1):

@@ -45,7 +45,7 @@ def run(
     positions = None if positions is None else positions.contiguous()
     slots = None if slots is None else slots.contiguous()
     kept = rows(state)  # a copy only where channels are not contiguous
-    y = torch.empty((batch, width), dtype=x.dtype)
+    y = torch.empty((batch, width), dtype=x.dtype, device="cpu")
     parts = -(-width // config.block_d)
     slot_step, row_step, _ = kept.stride()
     # in the order of _numba.FIELDS

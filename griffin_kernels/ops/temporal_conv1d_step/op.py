@@ -40,12 +40,12 @@ def reference(
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Those of temporal_conv1d for one step; positions from 0 on, so that some documents have just begun."""
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator("cpu").manual_seed(seed + 1)
     full = conv.make_inputs(
         conv_cost.make_case(case["B"], 1, case["D"], case["K"], case.dtype, data=("state", *case.data)), device, seed
     )
     slots = _slots.make(case["B"], case["P"], generator).to(device) if "slots" in case.data else None
-    positions = torch.arange(case["B"], device=device) if "positions" in case.data else None
+    positions = torch.arange(case["B"], device=device, dtype=torch.int64) if "positions" in case.data else None
     state = _slots.spread(full["state"], case["P"], slots, generator)
     return {
         "x": full["x"][:, 0],

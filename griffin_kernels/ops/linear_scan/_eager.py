@@ -1,11 +1,14 @@
 """What the eager variants share: reduce every form of the scan to one plain scan, and the backward to a forward.
 
-A *core* is ``core(x, a) -> h`` for x, a [B, T, D] in the accumulator's dtype, from a zero state, forward in time.
-Resets, packed sequences, h0 and direction are folded into x and a before it:
+A *core* is ``core(x, a, cut) -> h`` for x, a [B, T, D] in the accumulator's dtype, from a zero state, forward in time.
+Resets, packed sequences, h0 and direction are folded in before it:
 
-    reset at t:                    a_t := 0
-    a sequence starts at t:        x_t := x_t + a_t * h0,  a_t := 0
+    reset at t:                    cut_t
+    a sequence starts at t:        x_t := x_t + a_t * h0,  cut_t
     reverse:                       flip time
+
+cut is bool [B or 1, T], or None: where it is True the state of the step before is not used, not even as a factor of
+zero, so that no NaN or infinity crosses.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import accumulator
 
-Core = Callable[[Tensor, Tensor], Tensor]
+Core = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def boundaries(cu_seqlens: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,21 +30,55 @@ def boundaries(cu_seqlens: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tenso
     return first, last, ends > starts
 
 
-def effective_gate(a: Tensor, reset: Tensor | None, cu_seqlens: Tensor | None, reverse: bool) -> Tensor:
-    """a [B,T,D] in the accumulator's dtype, zero where no earlier state enters a step."""
-    gate = a.to(accumulator(a.dtype))
-    if reset is not None:
-        gate = gate.masked_fill(reset[..., None], 0.0)
-    if cu_seqlens is not None:
-        first, _, nonempty = boundaries(cu_seqlens, reverse)
-        gate = gate.index_fill(1, first[nonempty], 0.0)
-    return gate
+def cuts(reset: Tensor | None, cu_seqlens: Tensor | None, time: int, reverse: bool) -> Tensor | None:
+    """bool [B or 1, T], True where no earlier state enters a step; None where all steps follow each other."""
+    if cu_seqlens is None:
+        return reset
+    first, _, nonempty = boundaries(cu_seqlens, reverse)
+    starts = torch.zeros(1, time, dtype=torch.bool, device=cu_seqlens.device).index_fill_(1, first[nonempty], True)
+    return starts if reset is None else starts | reset
 
 
-def _initial_gate(a: Tensor, reset: Tensor | None, at: Tensor | int) -> Tensor:
-    """What multiplies h0: a at a sequence's first step, zero where that step resets."""
-    gate = a[:, at].to(accumulator(a.dtype))  # [B, D] or [1, N, D]
-    return gate if reset is None else gate.masked_fill(reset[:, at, None], 0.0)
+def unless(stop: Tensor | None, value: Tensor) -> Tensor:
+    """``value`` [..., D] with zeros where ``stop`` [...] is True, whatever was there."""
+    return value if stop is None else value.masked_fill(stop[..., None], 0.0)
+
+
+def stops_at(reset: Tensor | None, at: Tensor | int) -> Tensor | None:
+    """Where a sequence's first step resets: [B], or [1, N] for a tensor of steps."""
+    return None if reset is None else reset[:, at]
+
+
+def sequential(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
+    """The core that is right for every a: h [B,T,D], one fused multiply-add per step."""
+    h = torch.empty_like(x, memory_format=torch.contiguous_format)
+    carry = x[:, 0]
+    h[:, 0] = carry
+    for t in range(1, x.shape[1]):
+        carry = torch.addcmul(x[:, t], a[:, t], unless(None if cut is None else cut[:, t], carry))
+        h[:, t] = carry
+    return h
+
+
+def careful(core: Core) -> Core:
+    """``core``, which multiplies gates with each other, for gates of any size: step by step where one exceeds 1.
+
+    A product of such gates may overflow where the state does not, or underflow and grow again. On a GPU the look at the
+    gates waits for the device; a call that a CUDA graph records cannot wait, and goes step by step.
+    """
+    return lambda x, a, cut: (core if _within_one(a) else sequential)(x, a, cut)
+
+
+def _within_one(gates: Tensor) -> bool:
+    """Whether every finite gate is in [-1, 1]. NaN and infinity must not change how the others are computed."""
+    if gates.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    if gates.numel() == 0:
+        return True
+    low, high = torch.aminmax(gates)
+    if bool(torch.maximum(high, -low) <= 1):
+        return True
+    return not bool(((gates.abs() > 1) & gates.isfinite()).any())
 
 
 def forward(
@@ -55,29 +92,43 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """linear_scan through ``core``. Returns h [B,T,D] and h_last [B or N, D]."""
     wide = accumulator(x.dtype)
-    gate = effective_gate(a, reset, cu_seqlens, reverse)
-    values = x.to(wide)
+    gate, values = a.to(wide), x.to(wide)
+    cut = cuts(reset, cu_seqlens, x.shape[1], reverse)
     if cu_seqlens is None:
         if h0 is not None:
             at = x.shape[1] - 1 if reverse else 0
             values = values.clone()
-            values[:, at] += _initial_gate(a, reset, at) * h0.to(wide)
-        h = _directed(core, values, gate, reverse)
+            values[:, at] += gate[:, at] * unless(stops_at(reset, at), h0.to(wide))
+        h = directed(core, values, gate, cut, reverse)
         h_last = h[:, 0 if reverse else -1].clone()
     else:
         first, last, nonempty = boundaries(cu_seqlens, reverse)
         if h0 is not None:
             values = values.clone()
-            values[0, first[nonempty]] += _initial_gate(a, reset, first[nonempty])[0] * h0[nonempty].to(wide)
-        h = _directed(core, values, gate, reverse)
+            at = first[nonempty]
+            values[0, at] += (gate[:, at] * unless(stops_at(reset, at), h0[None, nonempty].to(wide)))[0]
+        h = directed(core, values, gate, cut, reverse)
         # a sequence without steps ends where it began
         h_last = h.new_zeros(nonempty.shape[0], x.shape[2]) if h0 is None else h0.to(wide, copy=True)
         h_last[nonempty] = h[0, last[nonempty]]
     return h.to(x.dtype).contiguous(), h_last
 
 
-def _directed(core: Core, x: Tensor, a: Tensor, reverse: bool) -> Tensor:
-    return core(x.flip(1), a.flip(1)).flip(1) if reverse else core(x, a)
+def directed(core: Core, x: Tensor, a: Tensor, cut: Tensor | None, reverse: bool) -> Tensor:
+    """``core`` in either direction of time."""
+    if not reverse:
+        return core(x, a, cut)
+    return core(x.flip(1), a.flip(1), None if cut is None else cut.flip(1)).flip(1)
+
+
+def handed_back(values: Tensor, reverse: bool) -> Tensor:
+    """[B,T,...] of the step that comes next in the order of the forward pass; zeros at the last one."""
+    shifted = torch.zeros_like(values)
+    if reverse:
+        shifted[:, 1:] = values[:, :-1]
+    else:
+        shifted[:, :-1] = values[:, 1:]
+    return shifted
 
 
 def previous(h: Tensor, h0: Tensor | None, cu_seqlens: Tensor | None, reverse: bool) -> Tensor:
@@ -113,12 +164,8 @@ def backward(
     Returns dx, da [B,T,D] and dh0 [B or N, D], or None where there was no h0.
     """
     wide = accumulator(a.dtype)
-    gate = effective_gate(a, reset, cu_seqlens, reverse)
-    shifted = torch.zeros_like(gate)
-    if reverse:
-        shifted[:, 1:] = gate[:, :-1]
-    else:
-        shifted[:, :-1] = gate[:, 1:]
+    cut = cuts(reset, cu_seqlens, a.shape[1], reverse)
+    gate = a.to(wide)
     incoming = dh.to(wide)
     if dh_last is not None:
         incoming = incoming.clone()
@@ -127,16 +174,16 @@ def backward(
         else:
             _, last, nonempty = boundaries(cu_seqlens, reverse)
             incoming[0, last[nonempty]] += dh_last[nonempty].to(wide)
-    g = _directed(core, incoming, shifted, not reverse)  # [B, T, D]
-    da = g * previous(h, h0, cu_seqlens, reverse)
-    if reset is not None:
-        da = da.masked_fill(reset[..., None], 0.0)
+    ended = None if cut is None else handed_back(cut, reverse)
+    g = directed(core, incoming, handed_back(unless(cut, gate), reverse), ended, not reverse)  # [B, T, D]
+    da = unless(reset, g * previous(h, h0, cu_seqlens, reverse))
     dh0 = None
     if h0 is not None and cu_seqlens is None:
         at = a.shape[1] - 1 if reverse else 0
-        dh0 = _initial_gate(a, reset, at) * g[:, at]
+        dh0 = unless(stops_at(reset, at), gate[:, at] * g[:, at])
     elif h0 is not None and cu_seqlens is not None:
         first, _, nonempty = boundaries(cu_seqlens, reverse)
         dh0 = torch.zeros(h0.shape, dtype=wide, device=a.device) if dh_last is None else dh_last.to(wide, copy=True)
-        dh0[nonempty] = _initial_gate(a, reset, first[nonempty])[0] * g[0, first[nonempty]]
+        starts = first[nonempty]
+        dh0[nonempty] = unless(stops_at(reset, starts), gate[:, starts] * g[:, starts])[0]
     return g.to(a.dtype).contiguous(), da.to(a.dtype), dh0

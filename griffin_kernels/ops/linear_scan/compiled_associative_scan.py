@@ -8,6 +8,7 @@ programs along time; on a CPU the generic form runs log2(T) sliced passes.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch._higher_order_ops.associative_scan import associative_scan
 
@@ -24,23 +25,35 @@ def combine(left: Pair, right: Pair) -> Pair:
     return left[0] * right[0], right[0] * left[1] + right[1]
 
 
-def pointwise(x: Tensor, a: Tensor) -> Tensor:
-    """On a GPU: one Triton kernel."""
-    return associative_scan(combine, (a, x), dim=1, combine_mode="pointwise")[1]
+def combine_cut(left: Pair, right: Pair) -> Pair:
+    """Likewise; a gate of zero cuts, and what is left of it then does not even count as a factor."""
+    stop = right[0] == 0.0
+    both, after = combine(left, right)
+    return torch.where(stop, right[0], both), torch.where(stop, right[1], after)
 
 
-def generic(x: Tensor, a: Tensor) -> Tensor:
-    """On a CPU: sliced passes, log2(T) deep."""
-    return associative_scan(combine, (a, x), dim=1, combine_mode="generic")[1]
+def whole(x: Tensor, a: Tensor) -> Tensor:
+    """Steps that all follow each other."""
+    return associative_scan(combine, (a, x), dim=1, combine_mode=_mode(x))[1]
 
 
-def core(x: Tensor, a: Tensor) -> Tensor:
-    """h [B,T,D] from x, a [B,T,D] and a zero state."""
+def in_parts(x: Tensor, a: Tensor) -> Tensor:
+    """Steps with cuts among them."""
+    return associative_scan(combine_cut, (a, x), dim=1, combine_mode=_mode(x))[1]
+
+
+def _mode(x: Tensor) -> str:
+    """On a GPU one Triton kernel; on a CPU sliced passes, log2(T) deep."""
+    return "generic" if x.device.type == "cpu" else "pointwise"
+
+
+def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
+    """h [B,T,D] from x, a [B,T,D] and a zero state; see ``_eager`` for cut."""
     if x.shape[1] == 1:  # the operator refuses a scan of one step
         return x.clone()
-    scan = generic if x.device.type == "cpu" else pointwise
+    scan, gates = (whole, a) if cut is None else (in_parts, _eager.unless(cut, a))
     # every shape is compiled for itself: symbolic sizes take twice as long to compile
-    return _compiled.compiled(scan, key=(x.shape, x.dtype), dynamic=False)(x.contiguous(), a.contiguous())  # type: ignore[no-any-return]
+    return _compiled.compiled(scan, key=(x.shape, x.dtype), dynamic=False)(x.contiguous(), gates.contiguous())  # type: ignore[no-any-return]
 
 
 def run(
@@ -57,6 +70,8 @@ def run(
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
+    if "wild" in case.data:
+        return "multiplies gates with each other as its users do: NaN where such a product overflows"
     return _compiled.problem(device)
 
 

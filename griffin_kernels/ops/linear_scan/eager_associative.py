@@ -3,7 +3,8 @@
     (A, X) o (a, x) = (A a, a X + x);   after pass k every pair covers 2^k steps
 
 Few launches, but every pass reads and writes everything: 5 log2(T) streams where one pass needs 3. Products of a
-underflow to zero, which is what they mean. The scheme is that of Hillis and Steele, CACM 29(12), 1986.
+underflow to zero, which is what they mean while |a| <= 1; see ``_eager.careful`` for other a. The scheme is that of
+Hillis and Steele, CACM 29(12), 1986.
 """
 
 from __future__ import annotations
@@ -15,18 +16,24 @@ from griffin_kernels.device import Device
 from griffin_kernels.ops.linear_scan import _eager
 
 
-def core(x: Tensor, a: Tensor) -> Tensor:
-    """h [B,T,D] from x, a [B,T,D] and a zero state."""
+def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
+    """h [B,T,D] from x, a [B,T,D] within [-1, 1] and a zero state; see ``_eager`` for cut."""
     time = x.shape[1]
     values, products = x.clone(), a
+    stopped = cut  # a cut lies in the last `span` steps
     span = 1
     while span < time:
         # each step takes in the pair that ends `span` steps before it
-        values[:, span:] = values[:, span:] + products[:, span:] * values[:, :-span]
+        arriving = products[:, span:] * values[:, :-span]
+        values[:, span:] += arriving if stopped is None else arriving.masked_fill_(stopped[:, span:, None], 0.0)
         if 2 * span < time:
             grown = products.clone()
             grown[:, span:] *= products[:, :-span]
             products = grown
+            if stopped is not None:
+                wider = stopped.clone()
+                wider[:, span:] |= stopped[:, :-span]
+                stopped = wider
         span *= 2
     return values
 
@@ -41,7 +48,7 @@ def run(
     *,
     config: NoConfig,
 ) -> tuple[Tensor, Tensor]:
-    return _eager.forward(core, x, a, h0, reset, cu_seqlens, reverse)
+    return _eager.forward(_eager.careful(core), x, a, h0, reset, cu_seqlens, reverse)
 
 
 def rank(case: Case, device: Device) -> int:

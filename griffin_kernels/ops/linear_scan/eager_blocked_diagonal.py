@@ -9,6 +9,7 @@ Dense blocks cost L times the traffic of a scan: only short blocks can pay, and 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -26,21 +27,31 @@ class Config:
     block: int = 8
 
 
-def core(x: Tensor, a: Tensor, block: int) -> Tensor:
-    """h [B,T,D] from x, a [B,T,D] and a zero state."""
+def core(x: Tensor, a: Tensor, cut: Tensor | None, block: int) -> Tensor:
+    """h [B,T,D] from x, a [B,T,D] within [-1, 1] and a zero state; see ``_eager`` for cut."""
     batch, time, width = x.shape
     pad = -time % block
     gates = torch.nn.functional.pad(a, (0, 0, 0, pad)).reshape(batch, -1, block, width)  # [B, K, L, D]
     values = torch.nn.functional.pad(x, (0, 0, 0, pad)).reshape(batch, -1, block, width)
     matrix = transfer(gates)
-    local = torch.einsum("bktsd,bksd->bktd", matrix, values)
+    reaches = torch.ones(block, block, dtype=torch.bool, device=x.device).tril()  # [t, s]: step s enters step t
+    stopped = None  # [B or 1, K, L]: a cut in the block up to here
+    if cut is not None:
+        passed = torch.nn.functional.pad(cut, (0, pad)).reshape(cut.shape[0], -1, block).cumsum(2)
+        reaches = reaches & (passed[..., :, None] == passed[..., None, :])
+        stopped = passed > 0
     decay = matrix[..., 0, :] * gates[:, :, :1]  # [B, K, L, D]: what the state before the block is multiplied by
+    decay = _eager.unless(stopped, decay)
+    # a product with a matrix would add 0 * x_s of later steps, which is NaN where x_s is
+    local = matrix.mul_(values[:, :, None]).masked_fill_(~reaches[..., None], 0.0).sum(3)
     carry = torch.zeros_like(local[:, 0, 0])
     carries = []
     for k in range(local.shape[1]):
         carries.append(carry)
-        carry = torch.addcmul(local[:, k, -1], decay[:, k, -1], carry)
-    h = local + decay * torch.stack(carries, dim=1)[:, :, None]
+        entering = _eager.unless(None if stopped is None else stopped[:, k, -1], carry)
+        carry = torch.addcmul(local[:, k, -1], decay[:, k, -1], entering)
+    before = torch.stack(carries, dim=1)[:, :, None]  # [B, K, 1, D]
+    h = local + decay * (before if stopped is None else _eager.unless(stopped, before.expand_as(local)))
     return h.reshape(batch, time + pad, width)[:, :time]
 
 
@@ -67,7 +78,8 @@ def run(
     *,
     config: Config,
 ) -> tuple[Tensor, Tensor]:
-    return _eager.forward(lambda u, g: core(u, g, config.block), x, a, h0, reset, cu_seqlens, reverse)
+    scan = _eager.careful(functools.partial(core, block=config.block))
+    return _eager.forward(scan, x, a, h0, reset, cu_seqlens, reverse)
 
 
 def traffic(case: Case, config: Config) -> int:

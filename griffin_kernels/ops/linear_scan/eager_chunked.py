@@ -9,6 +9,7 @@ chunk + T/chunk launches instead of T, each on B * T/chunk * D elements; about 9
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -26,21 +27,31 @@ class Config:
     chunk: int = 64
 
 
-def core(x: Tensor, a: Tensor, chunk: int) -> Tensor:
-    """h [B,T,D] from x, a [B,T,D] and a zero state."""
+def core(x: Tensor, a: Tensor, cut: Tensor | None, chunk: int) -> Tensor:
+    """h [B,T,D] from x, a [B,T,D] within [-1, 1] and a zero state; see ``_eager`` for cut."""
     batch, time, width = x.shape
     pad = -time % chunk
     # padded steps have x = 0 at the end of time, where nothing reads them
     local = torch.nn.functional.pad(x, (0, 0, 0, pad)).reshape(batch, -1, chunk, width)  # [B, K, chunk, D]
     products = torch.nn.functional.pad(a, (0, 0, 0, pad)).reshape(batch, -1, chunk, width).clone()
     local = local.clone() if pad == 0 else local
+    stops, stopped = None, None  # [B or 1, K, chunk]: a cut here; a cut in the chunk up to here
+    if cut is not None:
+        stops = torch.nn.functional.pad(cut, (0, pad)).reshape(cut.shape[0], -1, chunk)
+        stopped = stops.cumsum(2) > 0
     for t in range(1, chunk):
-        local[:, :, t].addcmul_(products[:, :, t], local[:, :, t - 1])
+        before = _eager.unless(None if stops is None else stops[:, :, t], local[:, :, t - 1])
+        local[:, :, t].addcmul_(products[:, :, t], before)
         products[:, :, t] *= products[:, :, t - 1]
+    products = _eager.unless(stopped, products)
     for k in range(1, local.shape[1]):
         # after this the chunk's last row is the true state; its other rows are fixed below
-        local[:, k, -1].addcmul_(products[:, k, -1], local[:, k - 1, -1])
-    local[:, 1:, :-1].addcmul_(products[:, 1:, :-1], local[:, :-1, -1:])
+        entering = _eager.unless(None if stopped is None else stopped[:, k, -1], local[:, k - 1, -1])
+        local[:, k, -1].addcmul_(products[:, k, -1], entering)
+    entering = local[:, :-1, -1:]
+    if stopped is not None:
+        entering = _eager.unless(stopped[:, 1:, :-1], entering.expand(-1, -1, chunk - 1, -1))
+    local[:, 1:, :-1].addcmul_(products[:, 1:, :-1], entering)
     return local.reshape(batch, time + pad, width)[:, :time]
 
 
@@ -54,7 +65,8 @@ def run(
     *,
     config: Config,
 ) -> tuple[Tensor, Tensor]:
-    return _eager.forward(lambda u, g: core(u, g, config.chunk), x, a, h0, reset, cu_seqlens, reverse)
+    scan = _eager.careful(functools.partial(core, chunk=config.chunk))
+    return _eager.forward(scan, x, a, h0, reset, cu_seqlens, reverse)
 
 
 def rank(case: Case, device: Device) -> int:

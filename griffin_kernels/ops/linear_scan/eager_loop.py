@@ -15,12 +15,12 @@ from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.ops.linear_scan import _eager
 
 
-def core(x: Tensor, a: Tensor) -> Tensor:
-    """h [B,T,D] from x, a [B,T,D] and a zero state."""
+def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
+    """h [B,T,D] from x, a [B,T,D] and a zero state; see ``_eager`` for cut."""
     carry = torch.zeros_like(x[:, 0])
     states = []
     for t in range(x.shape[1]):
-        carry = a[:, t] * carry + x[:, t]
+        carry = a[:, t] * _eager.unless(None if cut is None else cut[:, t], carry) + x[:, t]
         states.append(carry)
     return torch.stack(states, dim=1)
 

@@ -8,23 +8,11 @@ bound by launch latency unless B*D is large. Works on every device and dtype; th
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops.linear_scan import _eager
-
-
-def core(x: Tensor, a: Tensor) -> Tensor:
-    """h [B,T,D] from x, a [B,T,D] and a zero state."""
-    h = torch.empty_like(x, memory_format=torch.contiguous_format)
-    carry = x[:, 0]
-    h[:, 0] = carry
-    for t in range(1, x.shape[1]):
-        carry = torch.addcmul(x[:, t], a[:, t], carry)
-        h[:, t] = carry
-    return h
 
 
 def run(
@@ -37,7 +25,7 @@ def run(
     *,
     config: NoConfig,
 ) -> tuple[Tensor, Tensor]:
-    return _eager.forward(core, x, a, h0, reset, cu_seqlens, reverse)
+    return _eager.forward(_eager.sequential, x, a, h0, reset, cu_seqlens, reverse)
 
 
 def rank(case: Case, device: Device) -> int:

@@ -21,7 +21,7 @@ def run(
     *,
     config: NoConfig,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    return _eager.backward(core, dh, dh_last, a, h, h0, reset, cu_seqlens, reverse)
+    return _eager.backward(_eager.careful(core), dh, dh_last, a, h, h0, reset, cu_seqlens, reverse)
 
 
 VARIANT = Variant(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.ops.linear_scan import _eager
-from griffin_kernels.ops.linear_scan.eager_sequential import core, rank
+from griffin_kernels.ops.linear_scan.eager_sequential import rank
 
 
 def run(
@@ -21,7 +21,7 @@ def run(
     *,
     config: NoConfig,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    return _eager.backward(core, dh, dh_last, a, h, h0, reset, cu_seqlens, reverse)
+    return _eager.backward(_eager.sequential, dh, dh_last, a, h, h0, reset, cu_seqlens, reverse)
 
 
 VARIANT = Variant(

@@ -45,10 +45,10 @@ def reference(
             before = torch.zeros_like(g) if h0 is None else h0[where]
         else:
             before = h[:, order[index - 1][0]]
-        keep = 1.0 if reset is None else (~reset[:, t, None]).to(g.dtype)
+        stop = torch.tensor(False, device=g.device) if reset is None else reset[:, t, None]
         dx[:, t] = g
-        da[:, t] = keep * g * before
-        carry[where] = keep * a[:, t] * g
+        da[:, t] = torch.where(stop, 0.0, g * before)
+        carry[where] = torch.where(stop, 0.0, a[:, t] * g)
     return dx, da, None if h0 is None else carry
 
 

@@ -7,11 +7,13 @@ A chunk is an affine map of the state that enters it, c -> P c + S with P the pr
     3. scan, all chunks at once:    h_t = A_t h_{t-1} + x_t                 from the state that enters each chunk
 
 3 chunk + T / chunk launches instead of T, each on B * T / chunk * H blocks. A is read twice; the products cost n + 2
-times the multiply-adds of the plain scan, which is why n = 16 gains less than n = 2.
+times the multiply-adds of the plain scan, which is why n = 16 gains less than n = 2. The host looks at whether a
+product overflowed, which waits for a GPU; a call that a CUDA graph records goes step by step.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops.block_diagonal_scan import _eager
+from griffin_kernels.ops.linear_scan._eager import recorded, unless
 
 
 @dataclass(frozen=True)
@@ -29,24 +32,38 @@ class Config:
     chunk: int = 32
 
 
-def core(x: Tensor, a: Tensor, chunk: int) -> Tensor:
-    """h [B,T,H,n] from x [B,T,H,n], a [B,T,H,n,n] and a zero state."""
+def core(x: Tensor, a: Tensor, cut: Tensor | None, chunk: int) -> Tensor:
+    """h [B,T,H,n] from x [B,T,H,n], a [B,T,H,n,n] and a zero state; see ``_eager`` for cut."""
+    if recorded(x):
+        return _eager.sequential(x, a, cut)
     batch, time, blocks, size = x.shape
     chunks = -(-time // chunk)
     whole = (chunks - 1) * chunk
     maps = torch.zeros(batch, chunks - 1, blocks, size, size + 1, dtype=x.dtype, device=x.device)
     maps[..., :size] = torch.eye(size, dtype=x.dtype, device=x.device)
     for c in range(chunk if whole else 0):
-        maps = torch.matmul(a[:, c:whole:chunk], maps)
+        maps = torch.matmul(a[:, c:whole:chunk], unless(None if cut is None else cut[:, c:whole:chunk], maps))
         maps[..., size] += x[:, c:whole:chunk]
+    # a map that overflowed says nothing of a state that does not: such a chunk is gone through
+    lost = ~maps.isfinite().flatten(3).all(3)  # [B, chunks - 1, H]
+    through = lost.flatten(2).any(2).any(0).tolist()
+    stopped = None if cut is None else cut[:, :whole].reshape(cut.shape[0], -1, chunk).any(2)  # [B or 1, chunks - 1]
     entering = [x.new_zeros(batch, blocks, size)]
     for k in range(chunks - 1):
-        entering.append(_eager.apply(maps[:, k, ..., :size], entering[-1]) + maps[:, k, ..., size])
+        before = unless(None if stopped is None else stopped[:, k], entering[-1])
+        leaving = _eager.apply(maps[:, k, ..., :size], before) + maps[:, k, ..., size]
+        if through[k]:
+            state = entering[-1]
+            for t in range(k * chunk, (k + 1) * chunk):
+                state = _eager.apply(a[:, t], unless(None if cut is None else cut[:, t], state)) + x[:, t]
+            leaving = torch.where(lost[:, k, :, None], state, leaving)
+        entering.append(leaving)
     state = torch.stack(entering, dim=1)  # [B, chunks, H, n]
     h = torch.empty_like(x, memory_format=torch.contiguous_format)
     for c in range(min(chunk, time)):
         step = a[:, c::chunk]  # the last chunk may have ended
-        state = _eager.apply(step, state[:, : step.shape[1]]) + x[:, c::chunk]
+        state = unless(None if cut is None else cut[:, c::chunk], state[:, : step.shape[1]])
+        state = _eager.apply(step, state) + x[:, c::chunk]
         h[:, c::chunk] = state
     return h
 
@@ -61,7 +78,7 @@ def run(
     *,
     config: Config,
 ) -> tuple[Tensor, Tensor]:
-    return _eager.forward(lambda u, m: core(u, m, config.chunk), x, a, h0, reset, cu_seqlens, reverse)
+    return _eager.forward(functools.partial(core, chunk=config.chunk), x, a, h0, reset, cu_seqlens, reverse)
 
 
 def rank(case: Case, device: Device) -> int:

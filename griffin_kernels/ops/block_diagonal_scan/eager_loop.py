@@ -14,11 +14,12 @@ from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.ops.block_diagonal_scan import _eager
 
 
-def core(x: Tensor, a: Tensor) -> Tensor:
-    """h [B,T,H,n] from x [B,T,H,n], a [B,T,H,n,n] and a zero state."""
+def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
+    """h [B,T,H,n] from x [B,T,H,n], a [B,T,H,n,n] and a zero state; see ``_eager`` for cut."""
     carry = x[:, 0]
     states = [carry]
     for t in range(1, x.shape[1]):
+        carry = _eager.unless(None if cut is None else cut[:, t], carry)
         carry = torch.einsum("bhjk,bhk->bhj", a[:, t], carry) + x[:, t]
         states.append(carry)
     return torch.stack(states, dim=1)

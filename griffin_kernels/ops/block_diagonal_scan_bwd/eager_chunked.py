@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor
 
 from griffin_kernels.contract import Variant
@@ -22,7 +24,9 @@ def run(
     *,
     config: Config,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    return _eager.backward(lambda u, m: core(u, m, config.chunk), dh, dh_last, a, h, h0, reset, cu_seqlens, reverse)
+    return _eager.backward(
+        functools.partial(core, chunk=config.chunk), dh, dh_last, a, h, h0, reset, cu_seqlens, reverse
+    )
 
 
 VARIANT = Variant(

@@ -7,7 +7,6 @@ from torch import Tensor
 from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.ops.block_diagonal_scan import _eager
 from griffin_kernels.ops.block_diagonal_scan.eager_sequential import VARIANT as FORWARD
-from griffin_kernels.ops.block_diagonal_scan.eager_sequential import core
 
 
 def run(
@@ -22,7 +21,7 @@ def run(
     *,
     config: NoConfig,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    return _eager.backward(core, dh, dh_last, a, h, h0, reset, cu_seqlens, reverse)
+    return _eager.backward(_eager.sequential, dh, dh_last, a, h, h0, reset, cu_seqlens, reverse)
 
 
 VARIANT = Variant(

@@ -40,8 +40,10 @@ def cuts(reset: Tensor | None, cu_seqlens: Tensor | None, time: int, reverse: bo
 
 
 def unless(stop: Tensor | None, value: Tensor) -> Tensor:
-    """``value`` [..., D] with zeros where ``stop`` [...] is True, whatever was there."""
-    return value if stop is None else value.masked_fill(stop[..., None], 0.0)
+    """``value`` [..., further dimensions] with zeros where ``stop`` [...] is True, whatever was there."""
+    return (
+        value if stop is None else value.masked_fill(stop.reshape(*stop.shape, *[1] * (value.dim() - stop.dim())), 0.0)
+    )
 
 
 def stops_at(reset: Tensor | None, at: Tensor | int) -> Tensor | None:
@@ -69,9 +71,14 @@ def careful(core: Core) -> Core:
     return lambda x, a, cut: (core if _within_one(a) else sequential)(x, a, cut)
 
 
+def recorded(tensor: Tensor) -> bool:
+    """Whether a CUDA graph records what is done, so that no value can be looked at."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def _within_one(gates: Tensor) -> bool:
     """Whether every finite gate is in [-1, 1]. NaN and infinity must not change how the others are computed."""
-    if gates.is_cuda and torch.cuda.is_current_stream_capturing():
+    if recorded(gates):
         return False
     if gates.numel() == 0:
         return True

@@ -45,7 +45,7 @@ def reference(
             before = torch.zeros_like(g) if h0 is None else h0[where]
         else:
             before = h[:, order[index - 1][0]]
-        stop = torch.tensor(False, device=g.device) if reset is None else reset[:, t, None]
+        stop = torch.tensor(False, dtype=torch.bool, device=g.device) if reset is None else reset[:, t, None]
         dx[:, t] = g
         da[:, t] = torch.where(stop, 0.0, g * before)
         carry[where] = torch.where(stop, 0.0, a[:, t] * g)

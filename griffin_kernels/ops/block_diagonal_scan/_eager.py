@@ -66,8 +66,9 @@ def forward(
         first, last, nonempty = boundaries(cu_seqlens, reverse)
         if h0 is not None:
             values = values.clone()
-            at = first[nonempty]
-            values[:, at] += apply(matrices[:, at], unless(stops_at(reset, at), h0[None, nonempty].to(wide)))
+            starts = first[nonempty]
+            entering = unless(stops_at(reset, starts), h0[None, nonempty].to(wide))
+            values[:, starts] += apply(matrices[:, starts], entering)
         h = _directed(core, values, matrices, cut, reverse)
         # a sequence without steps ends where it began
         h_last = h.new_zeros(nonempty.shape[0], x.shape[2]) if h0 is None else h0.to(wide, copy=True)
@@ -131,6 +132,6 @@ def backward(
     elif h0 is not None and cu_seqlens is not None:
         first, _, nonempty = boundaries(cu_seqlens, reverse)
         dh0 = torch.zeros(h0.shape, dtype=wide, device=a.device) if dh_last is None else dh_last.to(wide, copy=True)
-        at = first[nonempty]
-        dh0[nonempty] = unless(stops_at(reset, at), apply(a[:, at].to(wide).mT, g[:, at]))[0]
+        starts = first[nonempty]
+        dh0[nonempty] = unless(stops_at(reset, starts), apply(a[:, starts].to(wide).mT, g[:, starts]))[0]
     return g.to(a.dtype).contiguous(), da, dh0

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.ops.block_diagonal_scan import _eager
+from griffin_kernels.ops.linear_scan._eager import unless
 
 
 def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
@@ -19,7 +20,7 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
     carry = x[:, 0]
     states = [carry]
     for t in range(1, x.shape[1]):
-        carry = _eager.unless(None if cut is None else cut[:, t], carry)
+        carry = unless(None if cut is None else cut[:, t], carry)
         carry = torch.einsum("bhjk,bhk->bhj", a[:, t], carry) + x[:, t]
         states.append(carry)
     return torch.stack(states, dim=1)

@@ -112,8 +112,8 @@ def forward(
         first, last, nonempty = boundaries(cu_seqlens, reverse)
         if h0 is not None:
             values = values.clone()
-            at = first[nonempty]
-            values[0, at] += (gate[:, at] * unless(stops_at(reset, at), h0[None, nonempty].to(wide)))[0]
+            starts = first[nonempty]
+            values[:, starts] += gate[:, starts] * unless(stops_at(reset, starts), h0[None, nonempty].to(wide))
         h = directed(core, values, gate, cut, reverse)
         # a sequence without steps ends where it began
         h_last = h.new_zeros(nonempty.shape[0], x.shape[2]) if h0 is None else h0.to(wide, copy=True)

@@ -50,7 +50,8 @@ class Launch:
     """One kernel launch.
 
     kernel: a ``triton.jit`` function. grid: programs along x, y, z; y and z at most 65535.
-    args: tensors, numbers and None by parameter name. constexprs: compile-time values by parameter name.
+    args: tensors, numbers and None by parameter name. constexprs: compile-time values by parameter name, and strides,
+    which are compile-time values unless they may follow from the call (see ops/_triton_strides.py).
     tile: elements that one program handles per iteration of its main loop (per program where it has no loop); 0 where
     instructions per element mean nothing.
     """

@@ -24,13 +24,12 @@ def blocks_in(block_a: int, size: int) -> int:
     return max(1, block_a // padded(size) ** 2)
 
 
-def matrix_strides(name: str, a: Tensor, reverse: bool) -> dict[str, int]:
-    """Constexprs ``<NAME>_STEP``, signed by direction, ``<NAME>_BLOCK``, ``_ROW`` and ``_COLUMN``, in elements."""
+def matrix_strides(name: str, a: Tensor, reverse: bool) -> dict[str, Any]:
+    """Parameters ``<NAME>_STEP``, signed by direction, ``<NAME>_BLOCK``, ``_ROW`` and ``_COLUMN``, in elements."""
     size = a.shape[4]
-    block = a.stride(2) if a.shape[2] > 1 else size * size
     row, column = (a.stride(3), a.stride(4)) if size > 1 else (1, 1)
     names = (f"{name}_STEP", f"{name}_BLOCK", f"{name}_ROW", f"{name}_COLUMN")
-    return dict(zip(names, (plain.signed_step(a, reverse), block, row, column), strict=True))
+    return dict(zip(names, (plain.signed_step(a, reverse), plain.known_stride(a, 2), row, column), strict=True))
 
 
 def tile_constexprs(a: Tensor, block_a: int) -> dict[str, int]:
@@ -72,12 +71,11 @@ def scan_arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[int, dict[s
 def load_bits(a: Tensor, block_a: int, num_warps: int) -> int:
     """Width of a thread's load of matrices, as far as alignment lets it be that wide."""
     itemsize, size = a.element_size(), a.shape[4]
-    strides = matrix_strides("A", a, False)
-    inner = tuple(strides[name] for name in ("A_BLOCK", "A_ROW", "A_COLUMN"))
-    if inner != (size * size, size, 1) or size != padded(size):
+    if a[0, 0].stride() != (size * size, size, 1) or size != padded(size):
         return 8 * itemsize
     elements = min(16 // itemsize, block_a // (32 * num_warps))
-    aligned = (blocks_in(block_a, size) * size * size, plain.row_stride(a, 0), strides["A_STEP"], a.storage_offset())
+    steps = (plain.row_stride(a, 0), plain.row_stride(a, 1))
+    aligned = (blocks_in(block_a, size) * size * size, *steps, a.storage_offset())
     return 8 * itemsize * max(1, math.gcd(elements, *aligned))
 
 

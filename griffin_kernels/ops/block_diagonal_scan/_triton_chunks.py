@@ -19,6 +19,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.launch import Claims, Launch, architecture
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.block_diagonal_scan import _triton
 from griffin_kernels.ops.block_diagonal_scan._triton_jit import (
     as_matrices,
@@ -53,13 +54,13 @@ def block_diagonal_scan_reduce(
     H: tl.constexpr,
     SIZE: tl.constexpr,
     N: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    A_STEP: tl.constexpr,
-    A_BLOCK: tl.constexpr,
+    A_STEP,
+    A_BLOCK,
     A_ROW: tl.constexpr,
     A_COLUMN: tl.constexpr,
-    RESET_STEP: tl.constexpr,
+    RESET_STEP,
     STATE_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
     BACKWARD: tl.constexpr,
@@ -79,24 +80,24 @@ def block_diagonal_scan_reduce(
     FLAT: tl.constexpr = BLOCK_H * N
     block = (tl.program_id(0) % GROUPS) * BLOCK_H
     columns, inside = vector_columns(block, H, SIZE, N, BLOCK_H)
-    elements, whole = matrix_elements(block, H, SIZE, N, A_BLOCK, A_ROW, A_COLUMN, BLOCK_H)
+    elements, whole = matrix_elements(block, H, SIZE, N, far(A_BLOCK), A_ROW, A_COLUMN, BLOCK_H)
     piece = tl.program_id(0) // GROUPS
     batch = tl.cast(piece // chunks, tl.int64)
     begin = tl.cast(piece % chunks, tl.int64) * CHUNK
     first = T - 1 - begin if REVERSE else begin
-    x += batch * x_batch + first * (SIGN * X_STEP)
-    a += batch * a_batch + first * (SIGN * A_STEP)
+    x += batch * x_batch + first * (SIGN * far(X_STEP))
+    a += batch * a_batch + first * (SIGN * far(A_STEP))
     if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * RESET_STEP)
+        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
     if enter is not None:
         enter += first
     index = tl.arange(0, FLAT * N)
     p = as_matrices(tl.where(index // N % N == index % N, 1.0, 0.0), ACC, N, BLOCK_H)
     s = tl.zeros((BLOCK_H, N), dtype=ACC)
     for _ in range(CHUNK // BLOCK_T):
-        xs = load_rows(x + columns * X_CHANNEL, inside, BLOCK_T, X_STEP, 0.0, BLOCK_T, MASKED, False)
-        steps = load_rows(a + elements, whole, BLOCK_T, A_STEP, 0.0, BLOCK_T, MASKED, False)
-        resets = load_flags(reset, BLOCK_T, RESET_STEP, 0, BLOCK_T, False)
+        xs = load_rows(x + columns * X_CHANNEL, inside, BLOCK_T, far(X_STEP), 0.0, BLOCK_T, MASKED, False)
+        steps = load_rows(a + elements, whole, BLOCK_T, far(A_STEP), 0.0, BLOCK_T, MASKED, False)
+        resets = load_flags(reset, BLOCK_T, far(RESET_STEP), 0, BLOCK_T, False)
         enters = load_flags(enter, BLOCK_T, SIGN, -1, BLOCK_T, False)
         for u in tl.static_range(BLOCK_T):
             matrix = as_matrices(steps[u], ACC, N, BLOCK_H)
@@ -114,10 +115,10 @@ def block_diagonal_scan_reduce(
             else:
                 s = tl.sum(matrix * s[:, None, :], axis=2) + vector
                 p = tl.sum(matrix[:, :, :, None] * p[:, None, :, :], axis=2)
-        x += BLOCK_T * X_STEP
-        a += BLOCK_T * A_STEP
+        x += BLOCK_T * far(X_STEP)
+        a += BLOCK_T * far(A_STEP)
         if reset is not None:
-            reset += BLOCK_T * RESET_STEP
+            reset += BLOCK_T * far(RESET_STEP)
         if enter is not None:
             enter += BLOCK_T * SIGN
     piece = tl.cast(piece, tl.int64)

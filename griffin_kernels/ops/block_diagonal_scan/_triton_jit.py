@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton_strides import reach
+
 
 @triton.jit
 def vector_columns(first, H: tl.constexpr, SIZE: tl.constexpr, N: tl.constexpr, BLOCK_H: tl.constexpr):
@@ -33,7 +35,7 @@ def matrix_elements(
     H: tl.constexpr,
     SIZE: tl.constexpr,
     N: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK,
     ROW: tl.constexpr,
     COLUMN: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -44,7 +46,7 @@ def matrix_elements(
         inside = first * (N * N) + flat < H * N * N
     else:
         inside = (first + flat // (N * N) < H) & (flat // N % N < SIZE) & (flat % N < SIZE)
-    if SIZE == N and COLUMN == 1 and ROW == N and BLOCK == N * N:
+    if SIZE == N and COLUMN == 1 and ROW == N and reach(BLOCK) == N * N:
         offsets = first * (N * N) + flat
     else:
         offsets = (first + flat // (N * N)) * BLOCK + flat // N % N * ROW + flat % N * COLUMN

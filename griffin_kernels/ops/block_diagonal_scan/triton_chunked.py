@@ -30,6 +30,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.block_diagonal_scan import _triton, _triton_chunks, triton_sequential
 from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_vectors, vector_columns
 from griffin_kernels.ops.block_diagonal_scan._triton_rows import scan_rows
@@ -66,13 +67,13 @@ def block_diagonal_scan_chunks(
     H: tl.constexpr,
     SIZE: tl.constexpr,
     N: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    A_STEP: tl.constexpr,
-    A_BLOCK: tl.constexpr,
+    A_STEP,
+    A_BLOCK,
     A_ROW: tl.constexpr,
     A_COLUMN: tl.constexpr,
-    RESET_STEP: tl.constexpr,
+    RESET_STEP,
     H0_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
@@ -99,11 +100,11 @@ def block_diagonal_scan_chunks(
         enter += first
         leave += first
     if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * RESET_STEP)
+        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
     start = entering(result, state, batch, chunk, chunks, h0_row, columns, inside, D, H0_CHANNEL, ACC, FLAT)
     carry = scan_rows(
-        x + (batch * x_batch + first * (SIGN * X_STEP)),
-        a + (batch * a_batch + first * (SIGN * A_STEP)),
+        x + (batch * x_batch + first * (SIGN * far(X_STEP))),
+        a + (batch * a_batch + first * (SIGN * far(A_STEP))),
         reset,
         enter,
         leave,
@@ -117,13 +118,13 @@ def block_diagonal_scan_chunks(
         H=H,
         SIZE=SIZE,
         N=N,
-        X_STEP=X_STEP,
+        X_STEP=far(X_STEP),
         X_CHANNEL=X_CHANNEL,
-        A_STEP=A_STEP,
-        A_BLOCK=A_BLOCK,
+        A_STEP=far(A_STEP),
+        A_BLOCK=far(A_BLOCK),
         A_ROW=A_ROW,
         A_COLUMN=A_COLUMN,
-        RESET_STEP=RESET_STEP,
+        RESET_STEP=far(RESET_STEP),
         H0_CHANNEL=H0_CHANNEL,
         REVERSE=REVERSE,
         BLOCK_T=BLOCK_T,

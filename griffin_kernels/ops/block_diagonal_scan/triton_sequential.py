@@ -29,6 +29,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.block_diagonal_scan import _triton
 from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_vectors, vector_columns
 from griffin_kernels.ops.block_diagonal_scan._triton_rows import scan_rows
@@ -61,13 +62,13 @@ def block_diagonal_scan_sequential(
     H: tl.constexpr,
     SIZE: tl.constexpr,
     N: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    A_STEP: tl.constexpr,
-    A_BLOCK: tl.constexpr,
+    A_STEP,
+    A_BLOCK,
     A_ROW: tl.constexpr,
     A_COLUMN: tl.constexpr,
-    RESET_STEP: tl.constexpr,
+    RESET_STEP,
     H0_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
@@ -83,10 +84,10 @@ def block_diagonal_scan_sequential(
     columns, inside = vector_columns(block, H, SIZE, N, BLOCK_H)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
     if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * RESET_STEP)
+        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
     carry = scan_rows(
-        x + (batch * x_batch + first * (SIGN * X_STEP)),
-        a + (batch * a_batch + first * (SIGN * A_STEP)),
+        x + (batch * x_batch + first * (SIGN * far(X_STEP))),
+        a + (batch * a_batch + first * (SIGN * far(A_STEP))),
         reset,
         None,
         None,
@@ -100,13 +101,13 @@ def block_diagonal_scan_sequential(
         H=H,
         SIZE=SIZE,
         N=N,
-        X_STEP=X_STEP,
+        X_STEP=far(X_STEP),
         X_CHANNEL=X_CHANNEL,
-        A_STEP=A_STEP,
-        A_BLOCK=A_BLOCK,
+        A_STEP=far(A_STEP),
+        A_BLOCK=far(A_BLOCK),
         A_ROW=A_ROW,
         A_COLUMN=A_COLUMN,
-        RESET_STEP=RESET_STEP,
+        RESET_STEP=far(RESET_STEP),
         H0_CHANNEL=H0_CHANNEL,
         REVERSE=REVERSE,
         BLOCK_T=BLOCK_T,

@@ -27,6 +27,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.block_diagonal_scan import _triton as forward
 from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_vectors, vector_columns
 from griffin_kernels.ops.block_diagonal_scan_bwd import _triton
@@ -65,15 +66,15 @@ def block_diagonal_scan_bwd_sequential(
     H: tl.constexpr,
     SIZE: tl.constexpr,
     N: tl.constexpr,
-    DH_STEP: tl.constexpr,
+    DH_STEP,
     DH_CHANNEL: tl.constexpr,
-    A_STEP: tl.constexpr,
-    A_BLOCK: tl.constexpr,
+    A_STEP,
+    A_BLOCK,
     A_ROW: tl.constexpr,
     A_COLUMN: tl.constexpr,
-    H_STEP: tl.constexpr,
+    H_STEP,
     H_CHANNEL: tl.constexpr,
-    RESET_STEP: tl.constexpr,
+    RESET_STEP,
     DH_LAST_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -90,12 +91,12 @@ def block_diagonal_scan_bwd_sequential(
     columns, inside = vector_columns(block, H, SIZE, N, BLOCK_H)
     batch, first, steps = span(row, cu_seqlens, T, not REVERSE)
     if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * RESET_STEP)
+        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
     start = load_state(dh_last, row, dh_last_row, columns, inside, DH_LAST_CHANNEL, ACC, BLOCK_H * N)
     carry = scan_rows(
-        dh + (batch * dh_batch + first * (SIGN * DH_STEP)),
-        a + (batch * a_batch + first * (SIGN * A_STEP)),
-        h + (batch * h_batch + first * (SIGN * H_STEP)),
+        dh + (batch * dh_batch + first * (SIGN * far(DH_STEP))),
+        a + (batch * a_batch + first * (SIGN * far(A_STEP))),
+        h + (batch * h_batch + first * (SIGN * far(H_STEP))),
         reset,
         None,
         None,
@@ -114,15 +115,15 @@ def block_diagonal_scan_bwd_sequential(
         H=H,
         SIZE=SIZE,
         N=N,
-        DH_STEP=DH_STEP,
+        DH_STEP=far(DH_STEP),
         DH_CHANNEL=DH_CHANNEL,
-        A_STEP=A_STEP,
-        A_BLOCK=A_BLOCK,
+        A_STEP=far(A_STEP),
+        A_BLOCK=far(A_BLOCK),
         A_ROW=A_ROW,
         A_COLUMN=A_COLUMN,
-        H_STEP=H_STEP,
+        H_STEP=far(H_STEP),
         H_CHANNEL=H_CHANNEL,
-        RESET_STEP=RESET_STEP,
+        RESET_STEP=far(RESET_STEP),
         DH_LAST_CHANNEL=DH_LAST_CHANNEL,
         H0_CHANNEL=H0_CHANNEL,
         REVERSE=REVERSE,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Inputs, accumulator
 from griffin_kernels.device import Device
+from griffin_kernels.ops import _triton_strides as strides
 
 WIDE: dict[torch.dtype, Any] = {torch.float32: tl.float32, torch.float64: tl.float64}
 """Accumulator dtypes as Triton names them."""
@@ -31,13 +32,22 @@ def flags_of(reset: Tensor | None) -> Tensor | None:
     return None if reset is None else reset.view(torch.uint8)
 
 
-def signed_step(tensor: Tensor | None, reverse: bool) -> int:
-    """Elements of [B,T,...] from one step to the next in visiting order."""
-    return -row_stride(tensor, 1) if reverse else row_stride(tensor, 1)
+def known_stride(tensor: Tensor | None, dim: int) -> Any:
+    """Stride along ``dim`` in elements as a kernel takes it, which may be as a constant; see ``strides.known``."""
+    if tensor is None:
+        return strides.known(0, 0)
+    dense = math.prod(tensor.shape[dim + 1 :])
+    return strides.known(dense if tensor.shape[dim] == 1 else tensor.stride(dim), dense)
 
 
-def time_strides(name: str, tensor: Tensor, reverse: bool) -> dict[str, int]:
-    """Constexprs ``<NAME>_STEP``, signed by direction, and ``<NAME>_CHANNEL``, in elements."""
+def signed_step(tensor: Tensor | None, reverse: bool) -> Any:
+    """Elements of [B,T,...] from one step to the next in visiting order, as a kernel takes them."""
+    step = known_stride(tensor, 1)
+    return -step if reverse else step
+
+
+def time_strides(name: str, tensor: Tensor, reverse: bool) -> dict[str, Any]:
+    """Parameters ``<NAME>_STEP``, signed by direction, and ``<NAME>_CHANNEL``, in elements."""
     return {f"{name}_STEP": signed_step(tensor, reverse), f"{name}_CHANNEL": channel_stride(tensor)}
 
 

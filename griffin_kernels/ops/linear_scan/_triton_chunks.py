@@ -21,6 +21,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton
 from griffin_kernels.ops.linear_scan._triton_jit import load_flags, load_rows, load_state, span
 
@@ -73,11 +74,11 @@ def linear_scan_reduce(
     reset_batch,
     state_row,
     D: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    A_STEP: tl.constexpr,
+    A_STEP,
     A_CHANNEL: tl.constexpr,
-    RESET_STEP: tl.constexpr,
+    RESET_STEP,
     STATE_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
     BACKWARD: tl.constexpr,
@@ -96,18 +97,18 @@ def linear_scan_reduce(
     batch = tl.cast(piece // chunks, tl.int64)
     begin = tl.cast(piece % chunks, tl.int64) * CHUNK
     first = T - 1 - begin if REVERSE else begin
-    x += batch * x_batch + first * (SIGN * X_STEP)
-    a += batch * a_batch + first * (SIGN * A_STEP)
+    x += batch * x_batch + first * (SIGN * far(X_STEP))
+    a += batch * a_batch + first * (SIGN * far(A_STEP))
     if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * RESET_STEP)
+        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
     if enter is not None:
         enter += first
     p = tl.full((BLOCK_D,), 1.0, dtype=ACC)
     s = tl.zeros((BLOCK_D,), dtype=ACC)
     for _ in range(CHUNK // BLOCK_T):
-        xs = load_rows(x + columns * X_CHANNEL, inside, BLOCK_T, X_STEP, 0.0, BLOCK_T, MASKED, False)
-        gates = load_rows(a + columns * A_CHANNEL, inside, BLOCK_T, A_STEP, 1.0, BLOCK_T, MASKED, False)
-        resets = load_flags(reset, BLOCK_T, RESET_STEP, 0, BLOCK_T, False)
+        xs = load_rows(x + columns * X_CHANNEL, inside, BLOCK_T, far(X_STEP), 0.0, BLOCK_T, MASKED, False)
+        gates = load_rows(a + columns * A_CHANNEL, inside, BLOCK_T, far(A_STEP), 1.0, BLOCK_T, MASKED, False)
+        resets = load_flags(reset, BLOCK_T, far(RESET_STEP), 0, BLOCK_T, False)
         enters = load_flags(enter, BLOCK_T, SIGN, -1, BLOCK_T, False)
         for u in tl.static_range(BLOCK_T):
             gate = gates[u].to(ACC)
@@ -120,10 +121,10 @@ def linear_scan_reduce(
                 gate = tl.where(resets[u] != 0, 0.0, gate)
             p = gate * p
             s = gate * (s + xs[u].to(ACC)) if BACKWARD else gate * s + xs[u].to(ACC)
-        x += BLOCK_T * X_STEP
-        a += BLOCK_T * A_STEP
+        x += BLOCK_T * far(X_STEP)
+        a += BLOCK_T * far(A_STEP)
         if reset is not None:
-            reset += BLOCK_T * RESET_STEP
+            reset += BLOCK_T * far(RESET_STEP)
         if enter is not None:
             enter += BLOCK_T * SIGN
     out = tl.cast(piece, tl.int64) * D + columns

@@ -1,8 +1,9 @@
 """Device functions that the Triton scans share: where a program works, rows ahead of the scan, states.
 
 Time is visited in steps 0, 1, ... of a *span*; ``reverse`` only makes the row strides negative, so no kernel copies or
-flips. Row and channel strides are compile-time constants (they follow from the model, not from the call), which makes
-row offsets immediates and lets the compiler see that neighbouring channels are neighbours in memory. Bases are 64-bit.
+flips. Channel strides are compile-time constants, which lets the compiler see that neighbouring channels are neighbours
+in memory, and so are the row strides of adjacent rows, which makes row offsets immediates; see ops/_triton_strides.py.
+Bases are 64-bit.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from griffin_kernels.ops._triton_strides import reach
 
 
 @triton.jit
@@ -36,7 +39,7 @@ def load_rows(
     pointers,
     inside,
     left,
-    STEP: tl.constexpr,
+    STEP,
     OTHER: tl.constexpr,
     ROWS: tl.constexpr,
     MASKED: tl.constexpr,
@@ -58,7 +61,7 @@ def load_rows(
 
 
 @triton.jit
-def load_flags(pointer, left, STEP: tl.constexpr, OTHER: tl.constexpr, ROWS: tl.constexpr, TAIL: tl.constexpr):
+def load_flags(pointer, left, STEP, OTHER: tl.constexpr, ROWS: tl.constexpr, TAIL: tl.constexpr):
     """ROWS scalars, one per step, as a tuple; a tuple of OTHER where ``pointer`` is None."""
     flags = ()
     for u in tl.static_range(ROWS):
@@ -101,9 +104,9 @@ def combine(a_first, x_first, a_then, x_then):
 
 
 @triton.jit
-def tile_offsets(rows, columns, STEP: tl.constexpr, CHANNEL: tl.constexpr, BLOCK_T: tl.constexpr, D: tl.constexpr):
+def tile_offsets(rows, columns, STEP, CHANNEL: tl.constexpr, BLOCK_T: tl.constexpr, D: tl.constexpr):
     """Offsets [block_t, block_d] of a tile in elements, 64-bit only where 32 are too few."""
-    REACH: tl.constexpr = (BLOCK_T + 1) * (STEP if STEP > 0 else -STEP) + 2 * D * (CHANNEL if CHANNEL > 0 else -CHANNEL)
+    REACH: tl.constexpr = (BLOCK_T + 1) * reach(STEP) + 2 * D * reach(CHANNEL)
     if REACH >= 2**31:
         rows = rows.to(tl.int64)
         columns = columns.to(tl.int64)

@@ -28,6 +28,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton
 from griffin_kernels.ops.linear_scan._triton_jit import combine, last_row, load_state, span, tile_offsets
 
@@ -57,11 +58,11 @@ def linear_scan_associative(
     reset_batch,
     h0_row,
     D: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    A_STEP: tl.constexpr,
+    A_STEP,
     A_CHANNEL: tl.constexpr,
-    RESET_STEP: tl.constexpr,
+    RESET_STEP,
     H0_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
@@ -76,14 +77,14 @@ def linear_scan_associative(
     columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < D
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
-    x += batch * x_batch + first * (SIGN * X_STEP)
-    a += batch * a_batch + first * (SIGN * A_STEP)
+    x += batch * x_batch + first * (SIGN * far(X_STEP))
+    a += batch * a_batch + first * (SIGN * far(A_STEP))
     h += (batch * T + first) * D
     if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * RESET_STEP)
+        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
     rows = tl.arange(0, BLOCK_T)
-    x_tile = tile_offsets(rows, columns, X_STEP, X_CHANNEL, BLOCK_T, D)
-    a_tile = tile_offsets(rows, columns, A_STEP, A_CHANNEL, BLOCK_T, D)
+    x_tile = tile_offsets(rows, columns, far(X_STEP), X_CHANNEL, BLOCK_T, D)
+    a_tile = tile_offsets(rows, columns, far(A_STEP), A_CHANNEL, BLOCK_T, D)
     h_tile = tile_offsets(rows, columns, SIGN * D, 1, BLOCK_T, D)
     carry = load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, ACC, BLOCK_D)  # [block_d]
     for begin in tl.range(0, steps, BLOCK_T, num_stages=STAGES):
@@ -92,15 +93,15 @@ def linear_scan_associative(
         values = tl.load(x + x_tile, mask=mask, other=0.0).to(ACC)
         gates = tl.load(a + a_tile, mask=mask, other=1.0).to(ACC)
         if reset is not None:
-            resets = tl.load(reset + rows * RESET_STEP, mask=here, other=0)
+            resets = tl.load(reset + rows * far(RESET_STEP), mask=here, other=0)
             gates = tl.where(resets[:, None] != 0, 0.0, gates)
-            reset += BLOCK_T * RESET_STEP
+            reset += BLOCK_T * far(RESET_STEP)
         reach, local = tl.associative_scan((gates, values), 0, combine)
         states = reach * carry[None, :] + local
         tl.store(h + h_tile, states.to(h.dtype.element_ty), mask=mask)
         carry = last_row(states, rows, BLOCK_T)
-        x += BLOCK_T * X_STEP
-        a += BLOCK_T * A_STEP
+        x += BLOCK_T * far(X_STEP)
+        a += BLOCK_T * far(A_STEP)
         h += BLOCK_T * SIGN * D
     tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
 

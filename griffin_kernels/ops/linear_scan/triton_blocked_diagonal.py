@@ -28,6 +28,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton
 from griffin_kernels.ops.linear_scan._triton_jit import grow, load_flags, load_rows, load_state, span, store_row
 
@@ -53,11 +54,11 @@ def scan_blocks(
     inside,
     left,
     D: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    A_STEP: tl.constexpr,
+    A_STEP,
     A_CHANNEL: tl.constexpr,
-    RESET_STEP: tl.constexpr,
+    RESET_STEP,
     H_STEP: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -110,11 +111,11 @@ def linear_scan_blocked_diagonal(
     reset_batch,
     h0_row,
     D: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    A_STEP: tl.constexpr,
+    A_STEP,
     A_CHANNEL: tl.constexpr,
-    RESET_STEP: tl.constexpr,
+    RESET_STEP,
     H0_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
@@ -129,11 +130,11 @@ def linear_scan_blocked_diagonal(
     columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < D
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
-    x += batch * x_batch + first * (SIGN * X_STEP)
-    a += batch * a_batch + first * (SIGN * A_STEP)
+    x += batch * x_batch + first * (SIGN * far(X_STEP))
+    a += batch * a_batch + first * (SIGN * far(A_STEP))
     h += (batch * T + first) * D
     if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * RESET_STEP)
+        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
     carry = load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, ACC, BLOCK_D)  # [block_d]
     full = steps // BLOCK_T
     for _ in range(full):
@@ -147,22 +148,22 @@ def linear_scan_blocked_diagonal(
             inside,
             BLOCK_T,
             D=D,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            A_STEP=A_STEP,
+            A_STEP=far(A_STEP),
             A_CHANNEL=A_CHANNEL,
-            RESET_STEP=RESET_STEP,
+            RESET_STEP=far(RESET_STEP),
             H_STEP=SIGN * D,
             BLOCK=BLOCK,
             BLOCK_T=BLOCK_T,
             BLOCK_D=BLOCK_D,
             TAIL=False,
         )
-        x += BLOCK_T * X_STEP
-        a += BLOCK_T * A_STEP
+        x += BLOCK_T * far(X_STEP)
+        a += BLOCK_T * far(A_STEP)
         h += BLOCK_T * SIGN * D
         if reset is not None:
-            reset += BLOCK_T * RESET_STEP
+            reset += BLOCK_T * far(RESET_STEP)
     left = steps - full * BLOCK_T
     if left > 0:
         carry = scan_blocks(
@@ -175,11 +176,11 @@ def linear_scan_blocked_diagonal(
             inside,
             left,
             D=D,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            A_STEP=A_STEP,
+            A_STEP=far(A_STEP),
             A_CHANNEL=A_CHANNEL,
-            RESET_STEP=RESET_STEP,
+            RESET_STEP=far(RESET_STEP),
             H_STEP=SIGN * D,
             BLOCK=BLOCK,
             BLOCK_T=BLOCK_T,

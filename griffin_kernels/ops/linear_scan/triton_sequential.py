@@ -26,6 +26,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton
 from griffin_kernels.ops.linear_scan._triton_jit import load_state, span
 from griffin_kernels.ops.linear_scan._triton_rows import scan_rows
@@ -55,11 +56,11 @@ def linear_scan_sequential(
     reset_batch,
     h0_row,
     D: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    A_STEP: tl.constexpr,
+    A_STEP,
     A_CHANNEL: tl.constexpr,
-    RESET_STEP: tl.constexpr,
+    RESET_STEP,
     H0_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
@@ -74,10 +75,10 @@ def linear_scan_sequential(
     inside = columns < D
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
     if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * RESET_STEP)
+        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
     carry = scan_rows(
-        x + (batch * x_batch + first * (SIGN * X_STEP)),
-        a + (batch * a_batch + first * (SIGN * A_STEP)),
+        x + (batch * x_batch + first * (SIGN * far(X_STEP))),
+        a + (batch * a_batch + first * (SIGN * far(A_STEP))),
         reset,
         None,
         None,
@@ -90,11 +91,11 @@ def linear_scan_sequential(
         inside,
         steps,
         D=D,
-        X_STEP=X_STEP,
+        X_STEP=far(X_STEP),
         X_CHANNEL=X_CHANNEL,
-        A_STEP=A_STEP,
+        A_STEP=far(A_STEP),
         A_CHANNEL=A_CHANNEL,
-        RESET_STEP=RESET_STEP,
+        RESET_STEP=far(RESET_STEP),
         H0_CHANNEL=H0_CHANNEL,
         REVERSE=REVERSE,
         BLOCK_T=BLOCK_T,

@@ -25,6 +25,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton as forward
 from griffin_kernels.ops.linear_scan._triton_jit import combine, last_row, load_state, span, tile_offsets
 from griffin_kernels.ops.linear_scan_bwd import _triton
@@ -60,13 +61,13 @@ def linear_scan_bwd_associative(
     dh_last_row,
     h0_row,
     D: tl.constexpr,
-    DH_STEP: tl.constexpr,
+    DH_STEP,
     DH_CHANNEL: tl.constexpr,
-    A_STEP: tl.constexpr,
+    A_STEP,
     A_CHANNEL: tl.constexpr,
-    H_STEP: tl.constexpr,
+    H_STEP,
     H_CHANNEL: tl.constexpr,
-    RESET_STEP: tl.constexpr,
+    RESET_STEP,
     DH_LAST_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -83,19 +84,19 @@ def linear_scan_bwd_associative(
     inside = columns < D
     batch, first, steps = span(row, cu_seqlens, T, not REVERSE)
     final = tl.cast(tl.maximum(steps - 1, 0), tl.int64)
-    dh += batch * dh_batch + first * (SIGN * DH_STEP)
-    a += batch * a_batch + first * (SIGN * A_STEP)
-    h += batch * h_batch + first * (SIGN * H_STEP)
+    dh += batch * dh_batch + first * (SIGN * far(DH_STEP))
+    a += batch * a_batch + first * (SIGN * far(A_STEP))
+    h += batch * h_batch + first * (SIGN * far(H_STEP))
     dx += (batch * T + first) * D
     da += (batch * T + first) * D
-    final_gate = a + final * A_STEP
+    final_gate = a + final * far(A_STEP)
     if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * RESET_STEP)
-        final_reset = reset + final * RESET_STEP
+        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
+        final_reset = reset + final * far(RESET_STEP)
     rows = tl.arange(0, BLOCK_T)
-    dh_tile = tile_offsets(rows, columns, DH_STEP, DH_CHANNEL, BLOCK_T, D)
-    a_tile = tile_offsets(rows, columns, A_STEP, A_CHANNEL, BLOCK_T, D)
-    h_tile = tile_offsets(rows, columns, H_STEP, H_CHANNEL, BLOCK_T, D)
+    dh_tile = tile_offsets(rows, columns, far(DH_STEP), DH_CHANNEL, BLOCK_T, D)
+    a_tile = tile_offsets(rows, columns, far(A_STEP), A_CHANNEL, BLOCK_T, D)
+    h_tile = tile_offsets(rows, columns, far(H_STEP), H_CHANNEL, BLOCK_T, D)
     out_tile = tile_offsets(rows, columns, SIGN * D, 1, BLOCK_T, D)
     before_first = load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, ACC, BLOCK_D)  # [block_d]
     carry = load_state(dh_last, row, dh_last_row, columns, inside, DH_LAST_CHANNEL, ACC, BLOCK_D)  # [block_d]
@@ -105,24 +106,24 @@ def linear_scan_bwd_associative(
         late = here & (rows + begin > 0)
         mask = here[:, None] & inside[None, :]
         values = tl.load(dh + dh_tile, mask=mask, other=0.0).to(ACC)
-        gates = tl.load(a - A_STEP + a_tile, mask=late[:, None] & inside[None, :], other=1.0).to(ACC)
+        gates = tl.load(a - far(A_STEP) + a_tile, mask=late[:, None] & inside[None, :], other=1.0).to(ACC)
         early = (rows < left - 1)[:, None] & inside[None, :]
-        before = tl.load(h + H_STEP + h_tile, mask=early, other=0.0).to(ACC)
+        before = tl.load(h + far(H_STEP) + h_tile, mask=early, other=0.0).to(ACC)
         before = tl.where((rows == left - 1)[:, None], before_first[None, :], before)
         if reset is not None:
-            late_resets = tl.load(reset - RESET_STEP + rows * RESET_STEP, mask=late, other=0)
+            late_resets = tl.load(reset - far(RESET_STEP) + rows * far(RESET_STEP), mask=late, other=0)
             gates = tl.where(late_resets[:, None] != 0, 0.0, gates)
-            resets = tl.load(reset + rows * RESET_STEP, mask=here, other=0)
+            resets = tl.load(reset + rows * far(RESET_STEP), mask=here, other=0)
             before = tl.where(resets[:, None] != 0, 0.0, before)
-            reset += BLOCK_T * RESET_STEP
+            reset += BLOCK_T * far(RESET_STEP)
         reach, local = tl.associative_scan((gates, values), 0, combine)
         g = reach * carry[None, :] + local
         tl.store(dx + out_tile, g.to(dx.dtype.element_ty), mask=mask)
         tl.store(da + out_tile, (g * before).to(da.dtype.element_ty), mask=mask)
         carry = last_row(g, rows, BLOCK_T)
-        dh += BLOCK_T * DH_STEP
-        a += BLOCK_T * A_STEP
-        h += BLOCK_T * H_STEP
+        dh += BLOCK_T * far(DH_STEP)
+        a += BLOCK_T * far(A_STEP)
+        h += BLOCK_T * far(H_STEP)
         dx += BLOCK_T * SIGN * D
         da += BLOCK_T * SIGN * D
     if dh0 is not None:

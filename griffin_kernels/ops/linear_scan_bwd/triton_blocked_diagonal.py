@@ -28,6 +28,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton as forward
 from griffin_kernels.ops.linear_scan._triton_jit import grow, load_flags, load_rows, load_state, span, store_row
 from griffin_kernels.ops.linear_scan_bwd import _triton
@@ -57,13 +58,13 @@ def scan_blocks(
     inside,
     left,
     D: tl.constexpr,
-    DH_STEP: tl.constexpr,
+    DH_STEP,
     DH_CHANNEL: tl.constexpr,
-    A_STEP: tl.constexpr,
+    A_STEP,
     A_CHANNEL: tl.constexpr,
-    H_STEP: tl.constexpr,
+    H_STEP,
     H_CHANNEL: tl.constexpr,
-    RESET_STEP: tl.constexpr,
+    RESET_STEP,
     OUT_STEP: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -131,13 +132,13 @@ def linear_scan_bwd_blocked_diagonal(
     dh_last_row,
     h0_row,
     D: tl.constexpr,
-    DH_STEP: tl.constexpr,
+    DH_STEP,
     DH_CHANNEL: tl.constexpr,
-    A_STEP: tl.constexpr,
+    A_STEP,
     A_CHANNEL: tl.constexpr,
-    H_STEP: tl.constexpr,
+    H_STEP,
     H_CHANNEL: tl.constexpr,
-    RESET_STEP: tl.constexpr,
+    RESET_STEP,
     DH_LAST_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -154,10 +155,10 @@ def linear_scan_bwd_blocked_diagonal(
     inside = columns < D
     batch, first, steps = span(row, cu_seqlens, T, not REVERSE)
     if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * RESET_STEP)
-    dh += batch * dh_batch + first * (SIGN * DH_STEP)
-    a += batch * a_batch + first * (SIGN * A_STEP)
-    h += batch * h_batch + first * (SIGN * H_STEP)
+        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
+    dh += batch * dh_batch + first * (SIGN * far(DH_STEP))
+    a += batch * a_batch + first * (SIGN * far(A_STEP))
+    h += batch * h_batch + first * (SIGN * far(H_STEP))
     dx += (batch * T + first) * D
     da += (batch * T + first) * D
     carry = load_state(dh_last, row, dh_last_row, columns, inside, DH_LAST_CHANNEL, ACC, BLOCK_D)  # [block_d]
@@ -177,26 +178,26 @@ def linear_scan_bwd_blocked_diagonal(
             inside,
             BLOCK_T,
             D=D,
-            DH_STEP=DH_STEP,
+            DH_STEP=far(DH_STEP),
             DH_CHANNEL=DH_CHANNEL,
-            A_STEP=A_STEP,
+            A_STEP=far(A_STEP),
             A_CHANNEL=A_CHANNEL,
-            H_STEP=H_STEP,
+            H_STEP=far(H_STEP),
             H_CHANNEL=H_CHANNEL,
-            RESET_STEP=RESET_STEP,
+            RESET_STEP=far(RESET_STEP),
             OUT_STEP=SIGN * D,
             BLOCK=BLOCK,
             BLOCK_T=BLOCK_T,
             BLOCK_D=BLOCK_D,
             TAIL=False,
         )
-        dh += BLOCK_T * DH_STEP
-        a += BLOCK_T * A_STEP
-        h += BLOCK_T * H_STEP
+        dh += BLOCK_T * far(DH_STEP)
+        a += BLOCK_T * far(A_STEP)
+        h += BLOCK_T * far(H_STEP)
         dx += BLOCK_T * SIGN * D
         da += BLOCK_T * SIGN * D
         if reset is not None:
-            reset += BLOCK_T * RESET_STEP
+            reset += BLOCK_T * far(RESET_STEP)
     left = steps - full * BLOCK_T
     if left > 0:
         carry = scan_blocks(
@@ -212,13 +213,13 @@ def linear_scan_bwd_blocked_diagonal(
             inside,
             left,
             D=D,
-            DH_STEP=DH_STEP,
+            DH_STEP=far(DH_STEP),
             DH_CHANNEL=DH_CHANNEL,
-            A_STEP=A_STEP,
+            A_STEP=far(A_STEP),
             A_CHANNEL=A_CHANNEL,
-            H_STEP=H_STEP,
+            H_STEP=far(H_STEP),
             H_CHANNEL=H_CHANNEL,
-            RESET_STEP=RESET_STEP,
+            RESET_STEP=far(RESET_STEP),
             OUT_STEP=SIGN * D,
             BLOCK=BLOCK,
             BLOCK_T=BLOCK_T,

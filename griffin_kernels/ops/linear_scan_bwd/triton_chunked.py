@@ -28,6 +28,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton as forward
 from griffin_kernels.ops.linear_scan import _triton_chunks
 from griffin_kernels.ops.linear_scan._triton_chunks import entering
@@ -69,13 +70,13 @@ def linear_scan_bwd_chunks(
     dh_last_row,
     h0_row,
     D: tl.constexpr,
-    DH_STEP: tl.constexpr,
+    DH_STEP,
     DH_CHANNEL: tl.constexpr,
-    A_STEP: tl.constexpr,
+    A_STEP,
     A_CHANNEL: tl.constexpr,
-    H_STEP: tl.constexpr,
+    H_STEP,
     H_CHANNEL: tl.constexpr,
-    RESET_STEP: tl.constexpr,
+    RESET_STEP,
     DH_LAST_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -103,11 +104,11 @@ def linear_scan_bwd_chunks(
         enter += first
         leave += first
     if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * RESET_STEP)
+        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
     carry = scan_rows(
-        dh + (batch * dh_batch + first * (SIGN * DH_STEP)),
-        a + (batch * a_batch + first * (SIGN * A_STEP)),
-        h + (batch * h_batch + first * (SIGN * H_STEP)),
+        dh + (batch * dh_batch + first * (SIGN * far(DH_STEP))),
+        a + (batch * a_batch + first * (SIGN * far(A_STEP))),
+        h + (batch * h_batch + first * (SIGN * far(H_STEP))),
         reset,
         enter,
         leave,
@@ -125,13 +126,13 @@ def linear_scan_bwd_chunks(
         tl.cast(tl.minimum(T - begin, CHUNK), tl.int32),
         tl.cast(T - begin, tl.int32),
         D=D,
-        DH_STEP=DH_STEP,
+        DH_STEP=far(DH_STEP),
         DH_CHANNEL=DH_CHANNEL,
-        A_STEP=A_STEP,
+        A_STEP=far(A_STEP),
         A_CHANNEL=A_CHANNEL,
-        H_STEP=H_STEP,
+        H_STEP=far(H_STEP),
         H_CHANNEL=H_CHANNEL,
-        RESET_STEP=RESET_STEP,
+        RESET_STEP=far(RESET_STEP),
         DH_LAST_CHANNEL=DH_LAST_CHANNEL,
         H0_CHANNEL=H0_CHANNEL,
         REVERSE=REVERSE,

@@ -16,6 +16,7 @@ from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case, Inputs, dtype_name
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops.linear_scan._triton import channel_stride, known_stride, row_stride
 from griffin_kernels.ops.local_attention._triton_jit import first_keys as first_keys_kernel
 
 LOG2E = math.log2(math.e)
@@ -110,13 +111,10 @@ def constexprs(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def strides(name: str, tensor: Tensor) -> dict[str, int]:
-    """Constexprs <NAME>_STEP, _HEAD, _CHANNEL of [B,T,H,d] in elements; as if contiguous where a dim is of size 1."""
-    _, time, heads, d = tensor.shape
-    channel = tensor.stride(3) if d > 1 else 1
-    head = tensor.stride(2) if heads > 1 else d
-    step = tensor.stride(1) if time > 1 else heads * d
-    return {f"{name}_STEP": step, f"{name}_HEAD": head, f"{name}_CHANNEL": channel}
+def strides(name: str, tensor: Tensor) -> dict[str, Any]:
+    """Parameters <NAME>_STEP, _HEAD, _CHANNEL of [B,T,H,d] in elements; as if contiguous where a dim is of size 1."""
+    step, head = known_stride(tensor, 1), known_stride(tensor, 2)
+    return {f"{name}_STEP": step, f"{name}_HEAD": head, f"{name}_CHANNEL": channel_stride(tensor)}
 
 
 def batch_strides(tensors: dict[str, Tensor | None]) -> dict[str, int]:
@@ -149,7 +147,7 @@ def first_keys(inputs: Inputs) -> tuple[Tensor | None, list[Launch]]:
             "pos_batch": 0 if segment_pos is None or rows == 1 else segment_pos.stride(0),
         },
         constexprs={
-            "POS_STEP": 1 if segment_pos is None or time == 1 else segment_pos.stride(1),
+            "POS_STEP": known_stride(segment_pos, 1),
             "BLOCK": block,
         },
         num_warps=2,
@@ -176,11 +174,9 @@ def load_bits(tensors: tuple[Tensor, ...]) -> int:
     size = tensors[0].element_size()
     elements = 16 // size
     for tensor in tensors:
-        numbers = strides("", tensor)
-        if numbers["_CHANNEL"] != 1:
+        if channel_stride(tensor) != 1:
             return 8 * size
-        batch = tensor.stride(0) if tensor.shape[0] > 1 else 0
-        for number in (tensor.shape[3], numbers["_STEP"], numbers["_HEAD"], batch, tensor.storage_offset()):
+        for number in (tensor.shape[3], *(row_stride(tensor, dim) for dim in range(3)), tensor.storage_offset()):
             elements = math.gcd(elements, number)
     return 8 * size * elements
 

@@ -2,8 +2,8 @@
 
 Query heads that share a key head are packed into the rows of a tile: row r of [T * G] is query r // G, head r % G of
 the G = Hq / Hkv heads, so a tile of keys is loaded once for all of them and a tile may begin within a query.
-Strides are compile-time constants (they follow from the model, not from the call); bases are 64-bit, offsets within a
-tile 32-bit where they fit. T * G and S fit in 32 bits: tensors that large fit in no memory.
+Strides are constants where they follow from the model, see ops/_triton_strides.py; bases are 64-bit, offsets within a
+tile 32-bit where they are constants that fit. T * G and S fit in 32 bits: tensors that large fit in no memory.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from griffin_kernels.ops._triton_strides import far, reach
 
 HIDDEN = tl.constexpr(-1e30)
 """Score of a key that a query does not see. Finite, times any scale too: a row may see none of a tile's keys."""
@@ -31,7 +33,7 @@ def first_keys(
     steps,
     window,
     pos_batch,
-    POS_STEP: tl.constexpr,
+    POS_STEP,
     BLOCK: tl.constexpr,
 ):
     """The first key that each query sees: first [B or 1, T] int32. Grid: (ceil(T / block), B or 1).
@@ -44,7 +46,7 @@ def first_keys(
     own = query + (S - T)
     start = tl.maximum(own - window + 1, 0)
     if segment_pos is not None:
-        place = tl.load(segment_pos + row * pos_batch + query.to(tl.int64) * POS_STEP, mask=inside, other=0)
+        place = tl.load(segment_pos + row * pos_batch + query.to(tl.int64) * far(POS_STEP), mask=inside, other=0)
         # a position below 0 counts as 0; one beyond the keys is that of a document whose beginning is not there
         place = tl.minimum(tl.maximum(place, 0), own.to(tl.int64))
         start = tl.maximum(start, own - place.to(tl.int32))
@@ -61,9 +63,9 @@ def first_keys(
 
 
 @triton.jit
-def offsets(rows, columns, STEP: tl.constexpr, CHANNEL: tl.constexpr, REACH: tl.constexpr, D: tl.constexpr):
+def offsets(rows, columns, STEP, CHANNEL: tl.constexpr, REACH: tl.constexpr, D: tl.constexpr):
     """Offsets [rows, columns] in elements; 64-bit only where rows up to REACH and D columns need it."""
-    if REACH * STEP + D * CHANNEL >= 2**31:
+    if REACH * reach(STEP) + D * CHANNEL >= 2**31:
         rows = rows.to(tl.int64)
         columns = columns.to(tl.int64)
     return rows[:, None] * STEP + columns[None, :] * CHANNEL
@@ -75,7 +77,7 @@ def load_keys(
     keys,
     end,
     columns,
-    STEP: tl.constexpr,
+    STEP,
     CHANNEL: tl.constexpr,
     D: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -95,8 +97,8 @@ def row_offsets(
     columns,
     T,
     G: tl.constexpr,
-    STEP: tl.constexpr,
-    HEAD: tl.constexpr,
+    STEP,
+    HEAD,
     CHANNEL: tl.constexpr,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -104,7 +106,7 @@ def row_offsets(
     """Offsets [block_m, block_d] of packed rows from query ``origin``, head 0; rows past the end repeat query T - 1."""
     query = tl.minimum(rows // G, T - 1) - origin
     head = rows % G
-    if (BLOCK_M // G + 1) * STEP + G * HEAD + D * CHANNEL >= 2**31:
+    if (BLOCK_M // G + 1) * reach(STEP) + G * reach(HEAD) + D * CHANNEL >= 2**31:
         query = query.to(tl.int64)
         head = head.to(tl.int64)
         columns = columns.to(tl.int64)
@@ -119,8 +121,8 @@ def load_rows(
     columns,
     T,
     G: tl.constexpr,
-    STEP: tl.constexpr,
-    HEAD: tl.constexpr,
+    STEP,
+    HEAD,
     CHANNEL: tl.constexpr,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,

@@ -29,6 +29,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.local_attention import _triton
 from griffin_kernels.ops.local_attention._triton_forward import attend
 from griffin_kernels.ops.local_attention._triton_jit import load_rows, row_offsets, sight, span
@@ -75,14 +76,14 @@ def local_attention_flash_part(
     G: tl.constexpr,
     HKV: tl.constexpr,
     D: tl.constexpr,
-    Q_STEP: tl.constexpr,
-    Q_HEAD: tl.constexpr,
+    Q_STEP,
+    Q_HEAD,
     Q_CHANNEL: tl.constexpr,
-    K_STEP: tl.constexpr,
-    K_HEAD: tl.constexpr,
+    K_STEP,
+    K_HEAD,
     K_CHANNEL: tl.constexpr,
-    V_STEP: tl.constexpr,
-    V_HEAD: tl.constexpr,
+    V_STEP,
+    V_HEAD,
     V_CHANNEL: tl.constexpr,
     CAPPED: tl.constexpr,
     NEGATIVE: tl.constexpr,
@@ -112,14 +113,14 @@ def local_attention_flash_part(
     share = tl.cdiv(high - low, PARTS * BLOCK_N) * BLOCK_N
     low += part * share
     high = tl.minimum(high, low + share)
-    q += batch * q_batch + shared * (G * Q_HEAD) + tl.cast(origin, tl.int64) * Q_STEP
-    queries = load_rows(q, rows, origin, columns, T, G, Q_STEP, Q_HEAD, Q_CHANNEL, D, BLOCK_M, BLOCK_D)
+    q += batch * q_batch + shared * (G * far(Q_HEAD)) + tl.cast(origin, tl.int64) * far(Q_STEP)
+    queries = load_rows(q, rows, origin, columns, T, G, far(Q_STEP), far(Q_HEAD), Q_CHANNEL, D, BLOCK_M, BLOCK_D)
     if NEGATIVE:
         queries = -queries
     summed, most, count = attend(
         queries,
-        k + batch * k_batch + shared * K_HEAD,
-        v + batch * v_batch + shared * V_HEAD,
+        k + batch * k_batch + shared * far(K_HEAD),
+        v + batch * v_batch + shared * far(V_HEAD),
         own,
         reach,
         low,
@@ -128,9 +129,9 @@ def local_attention_flash_part(
         high,
         factor,
         softcap,
-        K_STEP=K_STEP,
+        K_STEP=far(K_STEP),
         K_CHANNEL=K_CHANNEL,
-        V_STEP=V_STEP,
+        V_STEP=far(V_STEP),
         V_CHANNEL=V_CHANNEL,
         D=D,
         CAPPED=CAPPED,

@@ -15,6 +15,7 @@ from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case, Inputs, dtype_name
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops.linear_scan._triton import known_stride
 from griffin_kernels.ops.local_attention import _triton as forward
 from griffin_kernels.ops.local_attention._triton import Tiles, padded
 from griffin_kernels.ops.local_attention_bwd import _triton_kernels as kernels
@@ -100,7 +101,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
             constexprs={"G": group, "HKV": shared, "D": d, "BLOCK_M": DELTA_ROWS, "BLOCK_D": padded(d)}
             | forward.strides("DOUT", dout)
             | forward.strides("OUT", out)
-            | {"LSE_STEP": lse.stride(2) if time > 1 else 1},
+            | {"LSE_STEP": known_stride(lse, 2)},
             num_warps=4,
             tile=DELTA_ROWS * padded(d),
             claims=Claims(load_bits=min(forward.load_bits((dout, out)), 4 * padded(d) * dout.element_size())),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.local_attention._triton_jit import LOG2E, load_keys, load_rows, row_offsets, sight, span
 from griffin_kernels.ops.local_attention_bwd._triton_jit import queries_of_keys, through_keys, through_queries
 
@@ -27,13 +28,13 @@ def local_attention_bwd_delta(
     G: tl.constexpr,
     HKV: tl.constexpr,
     D: tl.constexpr,
-    DOUT_STEP: tl.constexpr,
-    DOUT_HEAD: tl.constexpr,
+    DOUT_STEP,
+    DOUT_HEAD,
     DOUT_CHANNEL: tl.constexpr,
-    OUT_STEP: tl.constexpr,
-    OUT_HEAD: tl.constexpr,
+    OUT_STEP,
+    OUT_HEAD,
     OUT_CHANNEL: tl.constexpr,
-    LSE_STEP: tl.constexpr,
+    LSE_STEP,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -49,13 +50,15 @@ def local_attention_bwd_delta(
     columns = tl.arange(0, BLOCK_D)
     origin = row // G
     begin = tl.cast(origin, tl.int64)
-    dout += batch * dout_batch + shared * (G * DOUT_HEAD) + begin * DOUT_STEP
-    out += batch * out_batch + shared * (G * OUT_HEAD) + begin * OUT_STEP
-    upstream = load_rows(dout, rows, origin, columns, T, G, DOUT_STEP, DOUT_HEAD, DOUT_CHANNEL, D, BLOCK_M, BLOCK_D)
-    result = load_rows(out, rows, origin, columns, T, G, OUT_STEP, OUT_HEAD, OUT_CHANNEL, D, BLOCK_M, BLOCK_D)
+    dout += batch * dout_batch + shared * (G * far(DOUT_HEAD)) + begin * far(DOUT_STEP)
+    out += batch * out_batch + shared * (G * far(OUT_HEAD)) + begin * far(OUT_STEP)
+    upstream = load_rows(
+        dout, rows, origin, columns, T, G, far(DOUT_STEP), far(DOUT_HEAD), DOUT_CHANNEL, D, BLOCK_M, BLOCK_D
+    )
+    result = load_rows(out, rows, origin, columns, T, G, far(OUT_STEP), far(OUT_HEAD), OUT_CHANNEL, D, BLOCK_M, BLOCK_D)
     there = rows < T * G
     head = shared * G + rows % G
-    power = tl.load(lse + batch * lse_batch + head * lse_head + (rows // G).to(tl.int64) * LSE_STEP, mask=there)
+    power = tl.load(lse + batch * lse_batch + head * lse_head + (rows // G).to(tl.int64) * far(LSE_STEP), mask=there)
     where = (batch * HKV + shared) * T * G + rows
     tl.store(delta + where, tl.sum(upstream.to(tl.float32) * result.to(tl.float32), axis=1), mask=there)
     tl.store(powers + where, power * LOG2E, mask=there)
@@ -86,17 +89,17 @@ def local_attention_bwd_queries(
     G: tl.constexpr,
     HKV: tl.constexpr,
     D: tl.constexpr,
-    DOUT_STEP: tl.constexpr,
-    DOUT_HEAD: tl.constexpr,
+    DOUT_STEP,
+    DOUT_HEAD,
     DOUT_CHANNEL: tl.constexpr,
-    Q_STEP: tl.constexpr,
-    Q_HEAD: tl.constexpr,
+    Q_STEP,
+    Q_HEAD,
     Q_CHANNEL: tl.constexpr,
-    K_STEP: tl.constexpr,
-    K_HEAD: tl.constexpr,
+    K_STEP,
+    K_HEAD,
     K_CHANNEL: tl.constexpr,
-    V_STEP: tl.constexpr,
-    V_HEAD: tl.constexpr,
+    V_STEP,
+    V_HEAD,
     V_CHANNEL: tl.constexpr,
     CAPPED: tl.constexpr,
     NEGATIVE: tl.constexpr,
@@ -118,10 +121,12 @@ def local_attention_bwd_queries(
         first += batch * first_batch
     own, reach = sight(first, rows, T, S, window, G)
     low, full_low, full_high, high = span(first, reach, row, T, S, window, G, BLOCK_M)
-    dout += batch * dout_batch + shared * (G * DOUT_HEAD) + begin * DOUT_STEP
-    q += batch * q_batch + shared * (G * Q_HEAD) + begin * Q_STEP
-    upstream = load_rows(dout, rows, origin, columns, T, G, DOUT_STEP, DOUT_HEAD, DOUT_CHANNEL, D, BLOCK_M, BLOCK_D)
-    queries = load_rows(q, rows, origin, columns, T, G, Q_STEP, Q_HEAD, Q_CHANNEL, D, BLOCK_M, BLOCK_D)
+    dout += batch * dout_batch + shared * (G * far(DOUT_HEAD)) + begin * far(DOUT_STEP)
+    q += batch * q_batch + shared * (G * far(Q_HEAD)) + begin * far(Q_STEP)
+    upstream = load_rows(
+        dout, rows, origin, columns, T, G, far(DOUT_STEP), far(DOUT_HEAD), DOUT_CHANNEL, D, BLOCK_M, BLOCK_D
+    )
+    queries = load_rows(q, rows, origin, columns, T, G, far(Q_STEP), far(Q_HEAD), Q_CHANNEL, D, BLOCK_M, BLOCK_D)
     if NEGATIVE:
         queries = -queries
     where = (batch * HKV + shared) * T * G + rows
@@ -130,8 +135,8 @@ def local_attention_bwd_queries(
         upstream,
         tl.load(powers + where, mask=there, other=0.0),
         tl.load(delta + where, mask=there, other=0.0),
-        k + batch * k_batch + shared * K_HEAD,
-        v + batch * v_batch + shared * V_HEAD,
+        k + batch * k_batch + shared * far(K_HEAD),
+        v + batch * v_batch + shared * far(V_HEAD),
         own,
         reach,
         low,
@@ -140,9 +145,9 @@ def local_attention_bwd_queries(
         high,
         factor,
         softcap,
-        K_STEP=K_STEP,
+        K_STEP=far(K_STEP),
         K_CHANNEL=K_CHANNEL,
-        V_STEP=V_STEP,
+        V_STEP=far(V_STEP),
         V_CHANNEL=V_CHANNEL,
         D=D,
         CAPPED=CAPPED,
@@ -185,17 +190,17 @@ def local_attention_bwd_keys(
     G: tl.constexpr,
     HKV: tl.constexpr,
     D: tl.constexpr,
-    DOUT_STEP: tl.constexpr,
-    DOUT_HEAD: tl.constexpr,
+    DOUT_STEP,
+    DOUT_HEAD,
     DOUT_CHANNEL: tl.constexpr,
-    Q_STEP: tl.constexpr,
-    Q_HEAD: tl.constexpr,
+    Q_STEP,
+    Q_HEAD,
     Q_CHANNEL: tl.constexpr,
-    K_STEP: tl.constexpr,
-    K_HEAD: tl.constexpr,
+    K_STEP,
+    K_HEAD,
     K_CHANNEL: tl.constexpr,
-    V_STEP: tl.constexpr,
-    V_HEAD: tl.constexpr,
+    V_STEP,
+    V_HEAD,
     V_CHANNEL: tl.constexpr,
     CAPPED: tl.constexpr,
     NEGATIVE: tl.constexpr,
@@ -225,10 +230,10 @@ def local_attention_bwd_keys(
         share = tl.cdiv(tl.maximum(high - low, 0), PARTS * BLOCK_M) * BLOCK_M
         low += part * share
         high = tl.minimum(high, low + share)
-    k += batch * k_batch + shared * K_HEAD + begin * K_STEP
-    v += batch * v_batch + shared * V_HEAD + begin * V_STEP
-    keys = load_keys(k, ahead, S - start, columns, K_STEP, K_CHANNEL, D, BLOCK_N, BLOCK_D)
-    values = load_keys(v, ahead, S - start, columns, V_STEP, V_CHANNEL, D, BLOCK_N, BLOCK_D)
+    k += batch * k_batch + shared * far(K_HEAD) + begin * far(K_STEP)
+    v += batch * v_batch + shared * far(V_HEAD) + begin * far(V_STEP)
+    keys = load_keys(k, ahead, S - start, columns, far(K_STEP), K_CHANNEL, D, BLOCK_N, BLOCK_D)
+    values = load_keys(v, ahead, S - start, columns, far(V_STEP), V_CHANNEL, D, BLOCK_N, BLOCK_D)
     if NEGATIVE:
         keys = -keys
     lane_rows = (batch * HKV + shared) * T * G
@@ -236,8 +241,8 @@ def local_attention_bwd_keys(
         keys,
         values,
         start + ahead,
-        q + batch * q_batch + shared * (G * Q_HEAD),
-        dout + batch * dout_batch + shared * (G * DOUT_HEAD),
+        q + batch * q_batch + shared * (G * far(Q_HEAD)),
+        dout + batch * dout_batch + shared * (G * far(DOUT_HEAD)),
         powers + lane_rows,
         delta + lane_rows,
         first,
@@ -251,11 +256,11 @@ def local_attention_bwd_keys(
         factor,
         softcap,
         G=G,
-        Q_STEP=Q_STEP,
-        Q_HEAD=Q_HEAD,
+        Q_STEP=far(Q_STEP),
+        Q_HEAD=far(Q_HEAD),
         Q_CHANNEL=Q_CHANNEL,
-        DOUT_STEP=DOUT_STEP,
-        DOUT_HEAD=DOUT_HEAD,
+        DOUT_STEP=far(DOUT_STEP),
+        DOUT_HEAD=far(DOUT_HEAD),
         DOUT_CHANNEL=DOUT_CHANNEL,
         D=D,
         CAPPED=CAPPED,

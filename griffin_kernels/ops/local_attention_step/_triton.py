@@ -14,6 +14,7 @@ from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops.linear_scan._triton import channel_stride, known_stride
 from griffin_kernels.ops.local_attention import _triton as attention
 from griffin_kernels.ops.local_attention._triton import padded
 from griffin_kernels.ops.local_attention_step import _triton_jit as kernels
@@ -104,13 +105,9 @@ def stages_of(config: Any, amd: bool) -> int:
     return config.num_stages or (2 if amd else 3)
 
 
-def token_strides(name: str, tensor: Tensor) -> dict[str, int]:
-    """Constexprs <NAME>_HEAD, _CHANNEL of [B,H,d] in elements; as if contiguous where a dim is of size 1."""
-    _, heads, d = tensor.shape
-    return {
-        f"{name}_HEAD": tensor.stride(1) if heads > 1 else d,
-        f"{name}_CHANNEL": tensor.stride(2) if d > 1 else 1,
-    }
+def token_strides(name: str, tensor: Tensor) -> dict[str, Any]:
+    """Parameters <NAME>_HEAD, _CHANNEL of [B,H,d] in elements; as if contiguous where a dim is of size 1."""
+    return {f"{name}_HEAD": known_stride(tensor, 1), f"{name}_CHANNEL": channel_stride(tensor)}
 
 
 def unfit(case: Case, device: Device, config: Any) -> str | None:

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton_dot import dot
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.local_attention._triton_jit import HIDDEN, LOG2E, offsets, tanh
 
 
@@ -50,17 +51,17 @@ def local_attention_step_part(
     G: tl.constexpr,
     HKV: tl.constexpr,
     D: tl.constexpr,
-    Q_HEAD: tl.constexpr,
+    Q_HEAD,
     Q_CHANNEL: tl.constexpr,
-    K_HEAD: tl.constexpr,
+    K_HEAD,
     K_CHANNEL: tl.constexpr,
-    V_HEAD: tl.constexpr,
+    V_HEAD,
     V_CHANNEL: tl.constexpr,
-    K_CACHE_STEP: tl.constexpr,
-    K_CACHE_HEAD: tl.constexpr,
+    K_CACHE_STEP,
+    K_CACHE_HEAD,
     K_CACHE_CHANNEL: tl.constexpr,
-    V_CACHE_STEP: tl.constexpr,
-    V_CACHE_HEAD: tl.constexpr,
+    V_CACHE_STEP,
+    V_CACHE_HEAD,
     V_CACHE_CHANNEL: tl.constexpr,
     CAPPED: tl.constexpr,
     PARTS: tl.constexpr,
@@ -89,19 +90,19 @@ def local_attention_step_part(
     ahead = tl.arange(0, BLOCK_N)
     channels = columns < D
     inside = (rows[:, None] < G) & channels[None, :]
-    q += batch * q_batch + head * (G * Q_HEAD)
-    queries = tl.load(q + rows[:, None] * Q_HEAD + columns[None, :] * Q_CHANNEL, mask=inside, other=0.0)
-    k_cache += tl.maximum(row, 0) * k_cache_batch + head * K_CACHE_HEAD
-    v_cache += tl.maximum(row, 0) * v_cache_batch + head * V_CACHE_HEAD
+    q += batch * q_batch + head * (G * far(Q_HEAD))
+    queries = tl.load(q + rows[:, None] * far(Q_HEAD) + columns[None, :] * Q_CHANNEL, mask=inside, other=0.0)
+    k_cache += tl.maximum(row, 0) * k_cache_batch + head * far(K_CACHE_HEAD)
+    v_cache += tl.maximum(row, 0) * v_cache_batch + head * far(V_CACHE_HEAD)
     largest_here = tl.full((BLOCK_G,), float("-inf"), dtype=tl.float32)
     total_here = tl.zeros((BLOCK_G,), dtype=tl.float32)
     summed = tl.zeros((BLOCK_G, BLOCK_D), dtype=tl.float32)
     if (part == 0) & real:
-        new_key = tl.load(k + batch * k_batch + head * K_HEAD + columns * K_CHANNEL, mask=channels, other=0.0)
-        new_value = tl.load(v + batch * v_batch + head * V_HEAD + columns * V_CHANNEL, mask=channels, other=0.0)
+        new_key = tl.load(k + batch * k_batch + head * far(K_HEAD) + columns * K_CHANNEL, mask=channels, other=0.0)
+        new_value = tl.load(v + batch * v_batch + head * far(V_HEAD) + columns * V_CHANNEL, mask=channels, other=0.0)
         at = tl.cast(slot, tl.int64)
-        tl.store(k_cache + at * K_CACHE_STEP + columns * K_CACHE_CHANNEL, new_key, mask=channels)
-        tl.store(v_cache + at * V_CACHE_STEP + columns * V_CACHE_CHANNEL, new_value, mask=channels)
+        tl.store(k_cache + at * far(K_CACHE_STEP) + columns * K_CACHE_CHANNEL, new_key, mask=channels)
+        tl.store(v_cache + at * far(V_CACHE_STEP) + columns * V_CACHE_CHANNEL, new_value, mask=channels)
         products = queries.to(tl.float32) * new_key.to(tl.float32)[None, :]
         largest_here = exponents(tl.sum(products, axis=1), factor, softcap, CAPPED)
         total_here = tl.full((BLOCK_G,), 1.0, dtype=tl.float32)
@@ -116,7 +117,9 @@ def local_attention_step_part(
         if D != BLOCK_D:
             loaded = loaded & channels[None, :]
         keys = tl.load(
-            k_cache + begin * K_CACHE_STEP + offsets(ahead, columns, K_CACHE_STEP, K_CACHE_CHANNEL, BLOCK_N, D),
+            k_cache
+            + begin * far(K_CACHE_STEP)
+            + offsets(ahead, columns, far(K_CACHE_STEP), K_CACHE_CHANNEL, BLOCK_N, D),
             mask=loaded,
             other=0.0,
         )
@@ -128,7 +131,9 @@ def local_attention_step_part(
         total_here = total_here * rescale + tl.sum(weights, axis=1)
         largest_here = top
         values = tl.load(
-            v_cache + begin * V_CACHE_STEP + offsets(ahead, columns, V_CACHE_STEP, V_CACHE_CHANNEL, BLOCK_N, D),
+            v_cache
+            + begin * far(V_CACHE_STEP)
+            + offsets(ahead, columns, far(V_CACHE_STEP), V_CACHE_CHANNEL, BLOCK_N, D),
             mask=loaded,
             other=0.0,
         )

@@ -62,10 +62,10 @@ def arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[dict[str, Any], 
             args[name] = scan.empty(outputs, name, x, batch, time, width, dtype=x.dtype)
     constexprs = {
         "D": width,
-        "X_STEP": scan.row_stride(x, 1),
+        "X_STEP": scan.known_stride(x, 1),
         "X_CHANNEL": scan.channel_stride(x),
-        "POSITION_STEP": scan.row_stride(positions, 1),
-        "BRANCH_STEP": scan.row_stride(branch, 1),
+        "POSITION_STEP": scan.known_stride(positions, 1),
+        "BRANCH_STEP": scan.known_stride(branch, 1),
         "BRANCH_CHANNEL": scan.channel_stride(branch),
         "H0_CHANNEL": scan.channel_stride(h0),
         "BEGINS": cu_seqlens is not None and h0 is None,

@@ -21,7 +21,7 @@ from griffin_kernels.ops.rg_lru._triton_jit import argument, at_reset, gelu, sca
 
 
 @triton.jit
-def load_flags(pointer, left, STEP: tl.constexpr, OTHER: tl.constexpr, ROWS: tl.constexpr):
+def load_flags(pointer, left, STEP, OTHER: tl.constexpr, ROWS: tl.constexpr):
     """ROWS scalars, one per step, as a tuple, OTHER from ``left`` on; an empty one where ``pointer`` is None."""
     flags = ()
     if pointer is not None:
@@ -32,7 +32,7 @@ def load_flags(pointer, left, STEP: tl.constexpr, OTHER: tl.constexpr, ROWS: tl.
 
 @triton.jit
 def load_tile(x, z_i, z_r, positions, enter, leave, branch, columns, inside, left, D: tl.constexpr,
-              X_STEP: tl.constexpr, X_CHANNEL: tl.constexpr, POSITION_STEP: tl.constexpr, BRANCH_STEP: tl.constexpr,
+              X_STEP, X_CHANNEL: tl.constexpr, POSITION_STEP, BRANCH_STEP,
               BRANCH_CHANNEL: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
     """Rows of x, z_i and z_r, the flags of their steps, rows of the branch: seven tuples, empty where there is nothing.
 
@@ -90,10 +90,10 @@ def scan_rows(
     inside,
     steps,
     D: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
-    BRANCH_STEP: tl.constexpr,
+    POSITION_STEP,
+    BRANCH_STEP,
     BRANCH_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     BEGINS: tl.constexpr,
@@ -175,9 +175,9 @@ def reduce_rows(
     inside,
     steps,
     D: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     H0_CHANNEL: tl.constexpr,
     BEGINS: tl.constexpr,
     FAST: tl.constexpr,

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton_dot import dot
+from griffin_kernels.ops._triton_strides import reach
 from griffin_kernels.ops.rg_lru._triton_jit import argument, at_reset, gelu, scaled_gates
 
 RUNS = tl.constexpr(4)
@@ -119,16 +120,16 @@ def reduce_tile(a, u, product, result, ROWS: tl.constexpr, BLOCK_T: tl.constexpr
 
 
 @triton.jit
-def offsets(channels, steps, STEP: tl.constexpr, CHANNEL: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr):
+def offsets(channels, steps, STEP, CHANNEL: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr):
     """Offsets [channels, steps] of a tile in elements, 64-bit only where 32 are too few."""
-    if (BLOCK_T + 1) * STEP + 2 * D * CHANNEL >= 2**31:
+    if (BLOCK_T + 1) * reach(STEP) + 2 * D * CHANNEL >= 2**31:
         steps = steps.to(tl.int64)
         channels = channels.to(tl.int64)
     return channels[:, None] * CHANNEL + steps[None, :] * STEP
 
 
 @triton.jit
-def load_tile(x, channels, inside, steps, left, STEP: tl.constexpr, CHANNEL: tl.constexpr, D: tl.constexpr,
+def load_tile(x, channels, inside, steps, left, STEP, CHANNEL: tl.constexpr, D: tl.constexpr,
               MASKED: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
     """x^T [channels, block_t]; 0 where a channel or a step is outside. x: at the tile's first step."""
     mask = (steps < left)[None, :]
@@ -170,9 +171,9 @@ def gate_tile(
     left,
     n: tl.constexpr,
     D: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     H0_CHANNEL: tl.constexpr,
     BEGINS: tl.constexpr,
     FAST: tl.constexpr,
@@ -218,7 +219,7 @@ def gate_tile(
 
 @triton.jit
 def store_tile(y, out, branch, states, outputs, columns, inside, steps, left, n: tl.constexpr, D: tl.constexpr,
-               BRANCH_STEP: tl.constexpr, BRANCH_CHANNEL: tl.constexpr, FAST: tl.constexpr, BLOCK_N: tl.constexpr,
+               BRANCH_STEP, BRANCH_CHANNEL: tl.constexpr, FAST: tl.constexpr, BLOCK_N: tl.constexpr,
                BLOCK_T: tl.constexpr):  # fmt: skip
     """The states [channels, block_t] to y, and times gelu(branch) to out, whichever there is.
 

@@ -30,6 +30,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton as scan
 from griffin_kernels.ops.linear_scan._triton_jit import load_state, span
 from griffin_kernels.ops.rg_lru import _triton
@@ -73,10 +74,10 @@ def rg_lru_gates(
     h0_row,
     D: tl.constexpr,
     n: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
-    BRANCH_STEP: tl.constexpr,
+    POSITION_STEP,
+    BRANCH_STEP,
     BRANCH_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     BEGINS: tl.constexpr,
@@ -94,15 +95,15 @@ def rg_lru_gates(
     columns = block * n + outputs
     inside = outputs < n
     batch, first, length = span(row, cu_seqlens, T, False)
-    x += batch * x_batch + first * X_STEP + tl.cast(block, tl.int64) * (n * X_CHANNEL)
+    x += batch * x_batch + first * far(X_STEP) + tl.cast(block, tl.int64) * (n * X_CHANNEL)
     if branch is not None:
-        branch += batch * branch_batch + first * BRANCH_STEP + tl.cast(block, tl.int64) * (n * BRANCH_CHANNEL)
+        branch += batch * branch_batch + first * far(BRANCH_STEP) + tl.cast(block, tl.int64) * (n * BRANCH_CHANNEL)
     if y is not None:
         y += (batch * T + first) * D
     if out is not None:
         out += (batch * T + first) * D
     if positions is not None:
-        positions += batch * position_batch + first * POSITION_STEP
+        positions += batch * position_batch + first * far(POSITION_STEP)
     w_i = load_weight(weight_i, block, outputs, n, PART)
     w_r = load_weight(weight_r, block, outputs, n, PART)
     b_i = tl.load(bias_i + columns, mask=inside, other=0.0).to(tl.float32)
@@ -130,9 +131,9 @@ def rg_lru_gates(
             left,
             n=n,
             D=D,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            POSITION_STEP=POSITION_STEP,
+            POSITION_STEP=far(POSITION_STEP),
             H0_CHANNEL=H0_CHANNEL,
             BEGINS=BEGINS,
             FAST=FAST,
@@ -141,17 +142,17 @@ def rg_lru_gates(
             BLOCK_T=BLOCK_T,
         )
         states, carry = scan_tile(a, u, carry, BLOCK_N, BLOCK_T)
-        store_tile(y, out, branch, states, outputs, columns, inside, steps, left, n, D, BRANCH_STEP, BRANCH_CHANNEL,
-                   FAST, BLOCK_N, BLOCK_T)  # fmt: skip
-        x += BLOCK_T * X_STEP
+        store_tile(y, out, branch, states, outputs, columns, inside, steps, left, n, D, far(BRANCH_STEP),
+                   BRANCH_CHANNEL, FAST, BLOCK_N, BLOCK_T)  # fmt: skip
+        x += BLOCK_T * far(X_STEP)
         if branch is not None:
-            branch += BLOCK_T * BRANCH_STEP
+            branch += BLOCK_T * far(BRANCH_STEP)
         if y is not None:
             y += BLOCK_T * D
         if out is not None:
             out += BLOCK_T * D
         if positions is not None:
-            positions += BLOCK_T * POSITION_STEP
+            positions += BLOCK_T * far(POSITION_STEP)
     tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
 
 

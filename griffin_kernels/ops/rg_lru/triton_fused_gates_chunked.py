@@ -30,6 +30,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton_chunks
 from griffin_kernels.ops.linear_scan._triton_chunks import entering
 from griffin_kernels.ops.rg_lru import _triton
@@ -85,10 +86,10 @@ def rg_lru_gates_chunks(
     h0_row,
     D: tl.constexpr,
     n: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
-    BRANCH_STEP: tl.constexpr,
+    POSITION_STEP,
+    BRANCH_STEP,
     BRANCH_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     BEGINS: tl.constexpr,
@@ -115,15 +116,15 @@ def rg_lru_gates_chunks(
     inside = outputs < n
     first = chunk * CHUNK
     length = tl.cast(tl.minimum(T - first, CHUNK), tl.int32)
-    x += batch * x_batch + first * X_STEP + tl.cast(block, tl.int64) * (n * X_CHANNEL)
+    x += batch * x_batch + first * far(X_STEP) + tl.cast(block, tl.int64) * (n * X_CHANNEL)
     if branch is not None:
-        branch += batch * branch_batch + first * BRANCH_STEP + tl.cast(block, tl.int64) * (n * BRANCH_CHANNEL)
+        branch += batch * branch_batch + first * far(BRANCH_STEP) + tl.cast(block, tl.int64) * (n * BRANCH_CHANNEL)
     if y is not None:
         y += (batch * T + first) * D
     if out is not None:
         out += (batch * T + first) * D
     if positions is not None:
-        positions += batch * position_batch + first * POSITION_STEP
+        positions += batch * position_batch + first * far(POSITION_STEP)
     state = h0
     if enter is not None:
         state = None
@@ -159,9 +160,9 @@ def rg_lru_gates_chunks(
             left,
             n=n,
             D=D,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            POSITION_STEP=POSITION_STEP,
+            POSITION_STEP=far(POSITION_STEP),
             H0_CHANNEL=H0_CHANNEL,
             BEGINS=BEGINS,
             FAST=FAST,
@@ -173,22 +174,22 @@ def rg_lru_gates_chunks(
             p, s = reduce_tile(a, u, p, s, BLOCK_N, BLOCK_T)
         else:
             states, s = scan_tile(a, u, s, BLOCK_N, BLOCK_T)
-            store_tile(y, out, branch, states, outputs, columns, inside, steps, left, n, D, BRANCH_STEP, BRANCH_CHANNEL,
-                       FAST, BLOCK_N, BLOCK_T)  # fmt: skip
+            store_tile(y, out, branch, states, outputs, columns, inside, steps, left, n, D, far(BRANCH_STEP),
+                       BRANCH_CHANNEL, FAST, BLOCK_N, BLOCK_T)  # fmt: skip
             if leave is not None:
                 ends = tl.load(leave + steps, mask=steps < left, other=-1)
                 last = h_last + (ends.to(tl.int64)[None, :] * D + columns[:, None])
                 tl.store(last, states, mask=(ends >= 0)[None, :] & inside[:, None])
                 leave += BLOCK_T
             if branch is not None:
-                branch += BLOCK_T * BRANCH_STEP
+                branch += BLOCK_T * far(BRANCH_STEP)
             if y is not None:
                 y += BLOCK_T * D
             if out is not None:
                 out += BLOCK_T * D
-        x += BLOCK_T * X_STEP
+        x += BLOCK_T * far(X_STEP)
         if positions is not None:
-            positions += BLOCK_T * POSITION_STEP
+            positions += BLOCK_T * far(POSITION_STEP)
         if enter is not None:
             enter += BLOCK_T
     if REDUCE:

@@ -29,6 +29,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton as scan
 from griffin_kernels.ops.linear_scan._triton_jit import load_state, span
 from griffin_kernels.ops.rg_lru import _triton
@@ -67,10 +68,10 @@ def rg_lru_scan(
     branch_batch,
     h0_row,
     D: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
-    BRANCH_STEP: tl.constexpr,
+    POSITION_STEP,
+    BRANCH_STEP,
     BRANCH_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     BEGINS: tl.constexpr,
@@ -87,15 +88,15 @@ def rg_lru_scan(
     batch, first, steps = span(row, cu_seqlens, T, False)
     place = (batch * T + first) * D
     if positions is not None:
-        positions += batch * position_batch + first * POSITION_STEP
+        positions += batch * position_batch + first * far(POSITION_STEP)
     if branch is not None:
-        branch += batch * branch_batch + first * BRANCH_STEP
+        branch += batch * branch_batch + first * far(BRANCH_STEP)
     if y is not None:
         y += place
     if out is not None:
         out += place
     carry = scan_rows(
-        x + (batch * x_batch + first * X_STEP),
+        x + (batch * x_batch + first * far(X_STEP)),
         z_i + place,
         z_r + place,
         tl.load(bias_i + columns, mask=inside, other=0.0).to(tl.float32),
@@ -115,10 +116,10 @@ def rg_lru_scan(
         inside,
         steps,
         D=D,
-        X_STEP=X_STEP,
+        X_STEP=far(X_STEP),
         X_CHANNEL=X_CHANNEL,
-        POSITION_STEP=POSITION_STEP,
-        BRANCH_STEP=BRANCH_STEP,
+        POSITION_STEP=far(POSITION_STEP),
+        BRANCH_STEP=far(BRANCH_STEP),
         BRANCH_CHANNEL=BRANCH_CHANNEL,
         H0_CHANNEL=H0_CHANNEL,
         BEGINS=BEGINS,

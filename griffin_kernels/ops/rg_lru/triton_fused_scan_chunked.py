@@ -29,6 +29,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton as scan
 from griffin_kernels.ops.linear_scan import _triton_chunks
 from griffin_kernels.ops.linear_scan._triton_chunks import entering
@@ -73,10 +74,10 @@ def rg_lru_chunks(
     branch_batch,
     h0_row,
     D: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
-    BRANCH_STEP: tl.constexpr,
+    POSITION_STEP,
+    BRANCH_STEP,
     BRANCH_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     BEGINS: tl.constexpr,
@@ -98,11 +99,11 @@ def rg_lru_chunks(
     chunk = tl.cast(place // BLOCKS % pieces, tl.int64)
     first = chunk * CHUNK
     steps = tl.cast(tl.minimum(T - first, CHUNK), tl.int32)
-    x += batch * x_batch + first * X_STEP
+    x += batch * x_batch + first * far(X_STEP)
     z_i += (batch * T + first) * D
     z_r += (batch * T + first) * D
     if positions is not None:
-        positions += batch * position_batch + first * POSITION_STEP
+        positions += batch * position_batch + first * far(POSITION_STEP)
     state = h0
     if enter is not None:
         state = None
@@ -126,9 +127,9 @@ def rg_lru_chunks(
             inside,
             steps,
             D=D,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            POSITION_STEP=POSITION_STEP,
+            POSITION_STEP=far(POSITION_STEP),
             H0_CHANNEL=H0_CHANNEL,
             BEGINS=BEGINS,
             FAST=FAST,
@@ -142,7 +143,7 @@ def rg_lru_chunks(
         if leave is not None:
             leave += first
         if branch is not None:
-            branch += batch * branch_batch + first * BRANCH_STEP
+            branch += batch * branch_batch + first * far(BRANCH_STEP)
         if y is not None:
             y += (batch * T + first) * D
         if out is not None:
@@ -168,10 +169,10 @@ def rg_lru_chunks(
             inside,
             steps,
             D=D,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            POSITION_STEP=POSITION_STEP,
-            BRANCH_STEP=BRANCH_STEP,
+            POSITION_STEP=far(POSITION_STEP),
+            BRANCH_STEP=far(BRANCH_STEP),
             BRANCH_CHANNEL=BRANCH_CHANNEL,
             H0_CHANNEL=H0_CHANNEL,
             BEGINS=BEGINS,

@@ -73,8 +73,8 @@ def in_order(outputs: dict[str, Any]) -> tuple[Tensor | None, ...]:
     return tuple(outputs[name] for name in OP.outputs)
 
 
-def backward_step(tensor: Tensor | None) -> int:
-    """Elements of [B,T,...] from a step to the one before it."""
+def backward_step(tensor: Tensor | None) -> Any:
+    """Elements of [B,T,...] from a step to the one before it, as a kernel takes them."""
     return scan.signed_step(tensor, True)
 
 

@@ -62,9 +62,9 @@ def store_sums(partial, row, sum_i, sum_r, sum_a, columns, inside, D: tl.constex
 
 @triton.jit
 def load_tile(dy, x, y, gates, branch, positions, enter, leave, columns, inside, left, remaining, D: tl.constexpr,
-              WIDTH: tl.constexpr, DY_STEP: tl.constexpr, DY_CHANNEL: tl.constexpr, X_STEP: tl.constexpr,
-              X_CHANNEL: tl.constexpr, Y_STEP: tl.constexpr, Y_CHANNEL: tl.constexpr, BRANCH_STEP: tl.constexpr,
-              BRANCH_CHANNEL: tl.constexpr, POSITION_STEP: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
+              WIDTH: tl.constexpr, DY_STEP, DY_CHANNEL: tl.constexpr, X_STEP,
+              X_CHANNEL: tl.constexpr, Y_STEP, Y_CHANNEL: tl.constexpr, BRANCH_STEP,
+              BRANCH_CHANNEL: tl.constexpr, POSITION_STEP, BLOCK_T: tl.constexpr):  # fmt: skip
     """Rows of dy, x, y one step before, z_i, z_r, branch, and the flags of their steps: nine tuples.
 
     Pointers are at the step visited first. From ``left`` on, rows are such that they leave the carry as it is.
@@ -111,15 +111,15 @@ def scan_rows(
     remaining,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
-    DY_STEP: tl.constexpr,
+    DY_STEP,
     DY_CHANNEL: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    Y_STEP: tl.constexpr,
+    Y_STEP,
     Y_CHANNEL: tl.constexpr,
-    BRANCH_STEP: tl.constexpr,
+    BRANCH_STEP,
     BRANCH_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     DH_LAST_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
     FRESH: tl.constexpr,
@@ -241,11 +241,11 @@ def reduce_rows(
     steps,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
-    DY_STEP: tl.constexpr,
+    DY_STEP,
     DY_CHANNEL: tl.constexpr,
-    BRANCH_STEP: tl.constexpr,
+    BRANCH_STEP,
     BRANCH_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     DH_LAST_CHANNEL: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,

@@ -12,22 +12,23 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton_dot import dot
+from griffin_kernels.ops._triton_strides import reach
 from griffin_kernels.ops.rg_lru._triton_jit import LN_2, argument, at_reset, scaled_gates
 from griffin_kernels.ops.rg_lru._triton_tiles import RUNS, four, stack, unstack
 from griffin_kernels.ops.rg_lru_bwd._triton_jit import gradients, multiplier
 
 
 @triton.jit
-def offsets(channels, steps, STEP: tl.constexpr, CHANNEL: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr):
+def offsets(channels, steps, STEP, CHANNEL: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr):
     """Offsets [channels, steps] of a tile in elements, 64-bit only where 32 are too few. STEP may be negative."""
-    if (BLOCK_T + 1) * (STEP if STEP > 0 else -STEP) + 2 * D * CHANNEL >= 2**31:
+    if (BLOCK_T + 1) * reach(STEP) + 2 * D * CHANNEL >= 2**31:
         steps = steps.to(tl.int64)
         channels = channels.to(tl.int64)
     return channels[:, None] * CHANNEL + steps[None, :] * STEP
 
 
 @triton.jit
-def load_tile(x, channels, inside, steps, left, STEP: tl.constexpr, CHANNEL: tl.constexpr, D: tl.constexpr,
+def load_tile(x, channels, inside, steps, left, STEP, CHANNEL: tl.constexpr, D: tl.constexpr,
               MASKED: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
     """[channels, block_t] of rows, x at step 0; 0 where a channel (MASKED) or a step, from ``left`` on, is outside."""
     mask = (steps < left)[None, :]
@@ -37,7 +38,7 @@ def load_tile(x, channels, inside, steps, left, STEP: tl.constexpr, CHANNEL: tl.
 
 
 @triton.jit
-def store_tile(out, value, channels, inside, steps, left, STEP: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr,
+def store_tile(out, value, channels, inside, steps, left, STEP, D: tl.constexpr, MASKED: tl.constexpr,
                BLOCK_T: tl.constexpr):  # fmt: skip
     """Rows of an output, ``out`` at step 0; value: [channels, block_t], rounded to its dtype."""
     mask = (steps < left)[None, :]
@@ -89,13 +90,13 @@ def backward_tile(
     left,
     n: tl.constexpr,
     D: tl.constexpr,
-    DY_STEP: tl.constexpr,
+    DY_STEP,
     DY_CHANNEL: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    Y_STEP: tl.constexpr,
+    Y_STEP,
     Y_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     FRESH: tl.constexpr,
     PART: tl.constexpr,
     BLOCK_N: tl.constexpr,

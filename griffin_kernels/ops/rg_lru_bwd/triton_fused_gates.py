@@ -36,6 +36,7 @@ from griffin_kernels.architectures import no_products, over_shared
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch, Step
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton as scan
 from griffin_kernels.ops.linear_scan._triton_jit import load_state, span
 from griffin_kernels.ops.rg_lru import _triton as forward
@@ -85,15 +86,15 @@ def rg_lru_bwd_gates(
     h0_row,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
-    DY_STEP: tl.constexpr,
+    DY_STEP,
     DY_CHANNEL: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    Y_STEP: tl.constexpr,
+    Y_STEP,
     Y_CHANNEL: tl.constexpr,
-    BRANCH_STEP: tl.constexpr,
+    BRANCH_STEP,
     BRANCH_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     A_PARAM_CHANNEL: tl.constexpr,
     BIAS_I_BLOCK: tl.constexpr,
     BIAS_I_CHANNEL: tl.constexpr,
@@ -120,13 +121,13 @@ def rg_lru_bwd_gates(
     inside = outputs < WIDTH
     batch, last, length = span(row, cu_seqlens, T, True)
     channel = tl.cast(block, tl.int64) * WIDTH
-    dy += batch * dy_batch - last * DY_STEP + channel * DY_CHANNEL
-    x += batch * x_batch - last * X_STEP + channel * X_CHANNEL
-    y += batch * y_batch - last * Y_STEP + channel * Y_CHANNEL
+    dy += batch * dy_batch - last * far(DY_STEP) + channel * DY_CHANNEL
+    x += batch * x_batch - last * far(X_STEP) + channel * X_CHANNEL
+    y += batch * y_batch - last * far(Y_STEP) + channel * Y_CHANNEL
     z += (batch * T + last) * (2 * D) + 2 * channel
     dx += (batch * T + last) * D + channel
     if positions is not None:
-        positions += batch * position_batch - last * POSITION_STEP
+        positions += batch * position_batch - last * far(POSITION_STEP)
     w_i = load_weight(weight_i, block, outputs, WIDTH, PART)
     w_r = load_weight(weight_r, block, outputs, WIDTH, PART)
     decay_log2, b_i, b_r = load_channels(
@@ -158,13 +159,13 @@ def rg_lru_bwd_gates(
             left,
             n=WIDTH,
             D=D,
-            DY_STEP=DY_STEP,
+            DY_STEP=far(DY_STEP),
             DY_CHANNEL=DY_CHANNEL,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            Y_STEP=Y_STEP,
+            Y_STEP=far(Y_STEP),
             Y_CHANNEL=Y_CHANNEL,
-            POSITION_STEP=POSITION_STEP,
+            POSITION_STEP=far(POSITION_STEP),
             FRESH=FRESH,
             PART=PART,
             BLOCK_N=BLOCK_N,
@@ -176,13 +177,13 @@ def rg_lru_bwd_gates(
         sum_i += tl.sum(dz_i, axis=1)
         sum_r += tl.sum(dz_r, axis=1)
         sum_a += tl.sum(r_dlog_a, axis=1)
-        dy += BLOCK_T * DY_STEP
-        x += BLOCK_T * X_STEP
-        y += BLOCK_T * Y_STEP
+        dy += BLOCK_T * far(DY_STEP)
+        x += BLOCK_T * far(X_STEP)
+        y += BLOCK_T * far(Y_STEP)
         z -= BLOCK_T * 2 * D
         dx -= BLOCK_T * D
         if positions is not None:
-            positions += BLOCK_T * POSITION_STEP
+            positions += BLOCK_T * far(POSITION_STEP)
     store_sums(partial, row, sum_i, sum_r, sum_a, columns, inside, D)
     if dh0 is not None:
         tl.store(dh0 + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)

@@ -34,6 +34,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton as scan
 from griffin_kernels.ops.linear_scan._triton_jit import load_state, span
 from griffin_kernels.ops.rg_lru_bwd import _triton
@@ -77,15 +78,15 @@ def rg_lru_bwd_scan(
     h0_row,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
-    DY_STEP: tl.constexpr,
+    DY_STEP,
     DY_CHANNEL: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    Y_STEP: tl.constexpr,
+    Y_STEP,
     Y_CHANNEL: tl.constexpr,
-    BRANCH_STEP: tl.constexpr,
+    BRANCH_STEP,
     BRANCH_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     A_PARAM_CHANNEL: tl.constexpr,
     BIAS_I_BLOCK: tl.constexpr,
     BIAS_I_CHANNEL: tl.constexpr,
@@ -105,18 +106,18 @@ def rg_lru_bwd_scan(
     inside = columns < D
     batch, first, steps = span(row, cu_seqlens, T, True)
     if branch is not None:
-        branch += batch * branch_batch - first * BRANCH_STEP
+        branch += batch * branch_batch - first * far(BRANCH_STEP)
         dbranch += (batch * T + first) * D
     if positions is not None:
-        positions += batch * position_batch - first * POSITION_STEP
+        positions += batch * position_batch - first * far(POSITION_STEP)
     decay_log2, channel_bias_i, channel_bias_r = load_channels(
         a_param, bias_i, bias_r, columns, inside, WIDTH, A_PARAM_CHANNEL, BIAS_I_BLOCK, BIAS_I_CHANNEL, BIAS_R_BLOCK,
         BIAS_R_CHANNEL,
     )  # fmt: skip
     carry, sum_i, sum_r, sum_a = scan_rows(
-        dy + (batch * dy_batch - first * DY_STEP),
-        x + (batch * x_batch - first * X_STEP),
-        y + (batch * y_batch - first * Y_STEP),
+        dy + (batch * dy_batch - first * far(DY_STEP)),
+        x + (batch * x_batch - first * far(X_STEP)),
+        y + (batch * y_batch - first * far(Y_STEP)),
         z + (batch * T + first) * (2 * D),
         branch,
         positions,
@@ -140,15 +141,15 @@ def rg_lru_bwd_scan(
         steps,
         D=D,
         WIDTH=WIDTH,
-        DY_STEP=DY_STEP,
+        DY_STEP=far(DY_STEP),
         DY_CHANNEL=DY_CHANNEL,
-        X_STEP=X_STEP,
+        X_STEP=far(X_STEP),
         X_CHANNEL=X_CHANNEL,
-        Y_STEP=Y_STEP,
+        Y_STEP=far(Y_STEP),
         Y_CHANNEL=Y_CHANNEL,
-        BRANCH_STEP=BRANCH_STEP,
+        BRANCH_STEP=far(BRANCH_STEP),
         BRANCH_CHANNEL=BRANCH_CHANNEL,
-        POSITION_STEP=POSITION_STEP,
+        POSITION_STEP=far(POSITION_STEP),
         DH_LAST_CHANNEL=DH_LAST_CHANNEL,
         H0_CHANNEL=H0_CHANNEL,
         FRESH=FRESH,

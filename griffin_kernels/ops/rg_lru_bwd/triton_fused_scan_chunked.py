@@ -31,6 +31,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton_chunks
 from griffin_kernels.ops.linear_scan._triton_chunks import entering
 from griffin_kernels.ops.linear_scan._triton_jit import load_state
@@ -80,15 +81,15 @@ def rg_lru_bwd_chunks(
     h0_row,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
-    DY_STEP: tl.constexpr,
+    DY_STEP,
     DY_CHANNEL: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    Y_STEP: tl.constexpr,
+    Y_STEP,
     Y_CHANNEL: tl.constexpr,
-    BRANCH_STEP: tl.constexpr,
+    BRANCH_STEP,
     BRANCH_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     A_PARAM_CHANNEL: tl.constexpr,
     BIAS_I_BLOCK: tl.constexpr,
     BIAS_I_CHANNEL: tl.constexpr,
@@ -116,12 +117,12 @@ def rg_lru_bwd_chunks(
     batch = tl.cast(piece // pieces, tl.int64)
     chunk = tl.cast(piece % pieces, tl.int64)
     first = T - 1 - chunk * CHUNK
-    dy += batch * dy_batch - first * DY_STEP
+    dy += batch * dy_batch - first * far(DY_STEP)
     z += (batch * T + first) * (2 * D)
     if branch is not None:
-        branch += batch * branch_batch - first * BRANCH_STEP
+        branch += batch * branch_batch - first * far(BRANCH_STEP)
     if positions is not None:
-        positions += batch * position_batch - first * POSITION_STEP
+        positions += batch * position_batch - first * far(POSITION_STEP)
     if enter is not None:
         enter += first
         leave += first
@@ -145,11 +146,11 @@ def rg_lru_bwd_chunks(
             CHUNK,
             D=D,
             WIDTH=WIDTH,
-            DY_STEP=DY_STEP,
+            DY_STEP=far(DY_STEP),
             DY_CHANNEL=DY_CHANNEL,
-            BRANCH_STEP=BRANCH_STEP,
+            BRANCH_STEP=far(BRANCH_STEP),
             BRANCH_CHANNEL=BRANCH_CHANNEL,
-            POSITION_STEP=POSITION_STEP,
+            POSITION_STEP=far(POSITION_STEP),
             DH_LAST_CHANNEL=DH_LAST_CHANNEL,
             BLOCK_T=BLOCK_T,
             BLOCK_D=BLOCK_D,
@@ -167,8 +168,8 @@ def rg_lru_bwd_chunks(
             before = None
         carry, sum_i, sum_r, sum_a = scan_rows(
             dy,
-            x + (batch * x_batch - first * X_STEP),
-            y + (batch * y_batch - first * Y_STEP),
+            x + (batch * x_batch - first * far(X_STEP)),
+            y + (batch * y_batch - first * far(Y_STEP)),
             z,
             branch,
             positions,
@@ -195,15 +196,15 @@ def rg_lru_bwd_chunks(
             tl.cast(first + 1, tl.int32),
             D=D,
             WIDTH=WIDTH,
-            DY_STEP=DY_STEP,
+            DY_STEP=far(DY_STEP),
             DY_CHANNEL=DY_CHANNEL,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            Y_STEP=Y_STEP,
+            Y_STEP=far(Y_STEP),
             Y_CHANNEL=Y_CHANNEL,
-            BRANCH_STEP=BRANCH_STEP,
+            BRANCH_STEP=far(BRANCH_STEP),
             BRANCH_CHANNEL=BRANCH_CHANNEL,
-            POSITION_STEP=POSITION_STEP,
+            POSITION_STEP=far(POSITION_STEP),
             DH_LAST_CHANNEL=DH_LAST_CHANNEL,
             H0_CHANNEL=H0_CHANNEL,
             FRESH=FRESH,

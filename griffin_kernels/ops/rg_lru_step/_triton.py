@@ -97,7 +97,7 @@ def arguments(
         "X_CHANNEL": scan.channel_stride(x),
         "Y_CHANNEL": scan.channel_stride(y),
         "H_CHANNEL": scan.channel_stride(h),
-        "STATE_ROW": scan.row_stride(state, 1),
+        "STATE_ROW": scan.known_stride(state, 1),
         "STATE_CHANNEL": scan.channel_stride(state),
         **index_constexprs(inputs),
         "TAPS": taps,

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton_dot import dot
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.rg_lru._triton_jit import LOG2_E, at_reset, decay, exp2, gates, reciprocal
 from griffin_kernels.ops.temporal_conv1d_step._triton_jit import convolve, keep, rows_of
 
@@ -46,7 +47,7 @@ def enter(
     state_slot,
     D: tl.constexpr,
     X_CHANNEL: tl.constexpr,
-    STATE_ROW: tl.constexpr,
+    STATE_ROW,
     STATE_CHANNEL: tl.constexpr,
     TAPS: tl.constexpr,
 ):
@@ -132,7 +133,7 @@ def shift(
     x_row,
     state_slot,
     X_CHANNEL: tl.constexpr,
-    STATE_ROW: tl.constexpr,
+    STATE_ROW,
     STATE_CHANNEL: tl.constexpr,
     TAPS: tl.constexpr,
 ):
@@ -168,10 +169,10 @@ def step_by_dot(
     X_CHANNEL: tl.constexpr,
     Y_CHANNEL: tl.constexpr,
     H_CHANNEL: tl.constexpr,
-    STATE_ROW: tl.constexpr,
+    STATE_ROW,
     STATE_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
-    SLOT_STEP: tl.constexpr,
+    POSITION_STEP,
+    SLOT_STEP,
     TAPS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -186,10 +187,10 @@ def step_by_dot(
     first = block * N
     column = (tl.program_id(0) % PARTS) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = (tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B))[None, :]
-    slot, works = rows_of(row, slots, B, SLOT_STEP)
+    slot, works = rows_of(row, slots, B, far(SLOT_STEP))
     position = None
     if positions is not None:
-        position = tl.load(positions + row * POSITION_STEP, mask=row < B, other=0)
+        position = tl.load(positions + row * far(POSITION_STEP), mask=row < B, other=0)
     corner = tl.cast(block, tl.int64) * (N * N)
     weight_i += corner
     weight_r += corner
@@ -220,7 +221,7 @@ def step_by_dot(
             state_slot,
             D=D,
             X_CHANNEL=X_CHANNEL,
-            STATE_ROW=STATE_ROW,
+            STATE_ROW=far(STATE_ROW),
             STATE_CHANNEL=STATE_CHANNEL,
             TAPS=TAPS,
         ).to(w_i.dtype)
@@ -243,7 +244,7 @@ def step_by_dot(
         state_slot,
         D=D,
         X_CHANNEL=X_CHANNEL,
-        STATE_ROW=STATE_ROW,
+        STATE_ROW=far(STATE_ROW),
         STATE_CHANNEL=STATE_CHANNEL,
         TAPS=TAPS,
     )
@@ -259,7 +260,7 @@ def step_by_dot(
             x_row,
             state_slot,
             X_CHANNEL=X_CHANNEL,
-            STATE_ROW=STATE_ROW,
+            STATE_ROW=far(STATE_ROW),
             STATE_CHANNEL=STATE_CHANNEL,
             TAPS=TAPS,
         )
@@ -314,10 +315,10 @@ def step_by_vector(
     X_CHANNEL: tl.constexpr,
     Y_CHANNEL: tl.constexpr,
     H_CHANNEL: tl.constexpr,
-    STATE_ROW: tl.constexpr,
+    STATE_ROW,
     STATE_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
-    SLOT_STEP: tl.constexpr,
+    POSITION_STEP,
+    SLOT_STEP,
     TAPS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -340,10 +341,10 @@ def step_by_vector(
         w_r = tl.load(weight_r + at, mask=filled, other=0.0)
     for r in tl.static_range(ROWS):
         row = tl.program_id(1) * ROWS + r
-        slot, works = rows_of(row, slots, B, SLOT_STEP)
+        slot, works = rows_of(row, slots, B, far(SLOT_STEP))
         position = None
         if positions is not None:
-            position = tl.load(positions + row * POSITION_STEP, mask=row < B, other=0)
+            position = tl.load(positions + row * far(POSITION_STEP), mask=row < B, other=0)
         seen = enter(
             x,
             conv_weight,
@@ -359,7 +360,7 @@ def step_by_vector(
             state_slot,
             D=D,
             X_CHANNEL=X_CHANNEL,
-            STATE_ROW=STATE_ROW,
+            STATE_ROW=far(STATE_ROW),
             STATE_CHANNEL=STATE_CHANNEL,
             TAPS=TAPS,
         )[:, None]
@@ -380,7 +381,7 @@ def step_by_vector(
             state_slot,
             D=D,
             X_CHANNEL=X_CHANNEL,
-            STATE_ROW=STATE_ROW,
+            STATE_ROW=far(STATE_ROW),
             STATE_CHANNEL=STATE_CHANNEL,
             TAPS=TAPS,
         )
@@ -396,7 +397,7 @@ def step_by_vector(
                 x_row,
                 state_slot,
                 X_CHANNEL=X_CHANNEL,
-                STATE_ROW=STATE_ROW,
+                STATE_ROW=far(STATE_ROW),
                 STATE_CHANNEL=STATE_CHANNEL,
                 TAPS=TAPS,
             )

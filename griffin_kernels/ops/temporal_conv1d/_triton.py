@@ -43,13 +43,13 @@ def shared_arguments(inputs: Inputs, span: int) -> tuple[int, dict[str, Any], di
     constexprs = {
         "D": x.shape[2],
         "TAPS": weight.shape[0],
-        "X_STEP": scan.row_stride(x, 1),
+        "X_STEP": scan.known_stride(x, 1),
         "X_CHANNEL": scan.channel_stride(x),
-        "STATE_STEP": scan.row_stride(state, 1),
+        "STATE_STEP": scan.known_stride(state, 1),
         "STATE_CHANNEL": scan.channel_stride(state),
         "WEIGHT_TAP": scan.row_stride(weight, 0),
         "WEIGHT_CHANNEL": scan.channel_stride(weight),
-        "POSITION_STEP": scan.row_stride(segment_pos, 1),
+        "POSITION_STEP": scan.known_stride(segment_pos, 1),
         "ACC": scan.wide(x.dtype),
         "SPAN": span,
     }

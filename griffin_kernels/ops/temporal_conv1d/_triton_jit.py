@@ -52,9 +52,9 @@ def input_row(
     columns,
     inside,
     TAPS: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    STATE_STEP: tl.constexpr,
+    STATE_STEP,
     STATE_CHANNEL: tl.constexpr,
 ):
     """Input i >= -(K-1) of a sequence as [block_d]: a step of x, or where i < 0 a row of the state, or zeros."""
@@ -96,11 +96,11 @@ def store_new_state(
     inside,
     D: tl.constexpr,
     TAPS: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    STATE_STEP: tl.constexpr,
+    STATE_STEP,
     STATE_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
 ):
     """The last K-1 inputs of a sequence of ``length`` steps, zeros before its last document, to new_state [K-1,D]."""
     for j in tl.static_range(TAPS - 1):

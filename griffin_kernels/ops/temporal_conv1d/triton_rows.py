@@ -29,6 +29,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton as scan
 from griffin_kernels.ops.linear_scan._triton_jit import load_flags, load_rows, store_row
 from griffin_kernels.ops.temporal_conv1d import _triton
@@ -58,9 +59,9 @@ def conv_tile(
     left,
     D: tl.constexpr,
     TAPS: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TAIL: tl.constexpr,
@@ -104,14 +105,14 @@ def temporal_conv1d_rows(
     positions_batch,
     D: tl.constexpr,
     TAPS: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    STATE_STEP: tl.constexpr,
+    STATE_STEP,
     STATE_CHANNEL: tl.constexpr,
     WEIGHT_TAP: tl.constexpr,
     WEIGHT_CHANNEL: tl.constexpr,
     BIAS_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     ACC: tl.constexpr,
     SPAN: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -125,24 +126,33 @@ def temporal_conv1d_rows(
     columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < D
     row, batch, first, length, begin, end = piece(tl.program_id(0) // BLOCKS, cu_seqlens, T, pieces, sequences, SPAN)
-    x += batch * x_batch + first * X_STEP
+    x += batch * x_batch + first * far(X_STEP)
     if state is not None:
         state += tl.cast(row, tl.int64) * state_batch
     if positions is not None:
-        positions += batch * positions_batch + first * POSITION_STEP
+        positions += batch * positions_batch + first * far(POSITION_STEP)
     taps = load_taps(weight, columns, inside, TAPS, WEIGHT_TAP, WEIGHT_CHANNEL, ACC)
     constant = tl.load(bias + columns * BIAS_CHANNEL, mask=inside, other=0.0).to(ACC)
     before = ()
     for k in tl.static_range(1, TAPS):
         earlier = input_row(
-            x, state, begin - k, columns, inside & (begin < end), TAPS, X_STEP, X_CHANNEL, STATE_STEP, STATE_CHANNEL
+            x,
+            state,
+            begin - k,
+            columns,
+            inside & (begin < end),
+            TAPS,
+            far(X_STEP),
+            X_CHANNEL,
+            far(STATE_STEP),
+            STATE_CHANNEL,
         )
         before += (earlier.to(ACC),)
-    here = x + begin * X_STEP
+    here = x + begin * far(X_STEP)
     out = y + (batch * T + first + begin) * D
     own = positions
     if positions is not None:
-        own = positions + begin * POSITION_STEP
+        own = positions + begin * far(POSITION_STEP)
     steps = tl.cast(end - begin, tl.int32)
     full = tl.maximum(steps, 0) // BLOCK_T
     for _ in range(full):
@@ -158,17 +168,17 @@ def temporal_conv1d_rows(
             BLOCK_T,
             D=D,
             TAPS=TAPS,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            POSITION_STEP=POSITION_STEP,
+            POSITION_STEP=far(POSITION_STEP),
             BLOCK_T=BLOCK_T,
             BLOCK_D=BLOCK_D,
             TAIL=False,
         )
-        here += BLOCK_T * X_STEP
+        here += BLOCK_T * far(X_STEP)
         out += BLOCK_T * D
         if positions is not None:
-            own += BLOCK_T * POSITION_STEP
+            own += BLOCK_T * far(POSITION_STEP)
     left = steps - full * BLOCK_T
     if left > 0:
         conv_tile(
@@ -183,9 +193,9 @@ def temporal_conv1d_rows(
             left,
             D=D,
             TAPS=TAPS,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            POSITION_STEP=POSITION_STEP,
+            POSITION_STEP=far(POSITION_STEP),
             BLOCK_T=BLOCK_T,
             BLOCK_D=BLOCK_D,
             TAIL=True,
@@ -201,11 +211,11 @@ def temporal_conv1d_rows(
             inside,
             D=D,
             TAPS=TAPS,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            STATE_STEP=STATE_STEP,
+            STATE_STEP=far(STATE_STEP),
             STATE_CHANNEL=STATE_CHANNEL,
-            POSITION_STEP=POSITION_STEP,
+            POSITION_STEP=far(POSITION_STEP),
         )
 
 

@@ -27,6 +27,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton as scan
 from griffin_kernels.ops.linear_scan._triton_jit import tile_offsets
 from griffin_kernels.ops.temporal_conv1d import _triton
@@ -56,14 +57,14 @@ def conv_tile(
     inside,
     D: tl.constexpr,
     TAPS: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    STATE_STEP: tl.constexpr,
+    STATE_STEP,
     STATE_CHANNEL: tl.constexpr,
     WEIGHT_TAP: tl.constexpr,
     WEIGHT_CHANNEL: tl.constexpr,
     BIAS_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     ACC: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -121,14 +122,14 @@ def temporal_conv1d_tile(
     positions_batch,
     D: tl.constexpr,
     TAPS: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    STATE_STEP: tl.constexpr,
+    STATE_STEP,
     STATE_CHANNEL: tl.constexpr,
     WEIGHT_TAP: tl.constexpr,
     WEIGHT_CHANNEL: tl.constexpr,
     BIAS_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     ACC: tl.constexpr,
     SPAN: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -141,12 +142,12 @@ def temporal_conv1d_tile(
     columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < D
     row, batch, first, length, begin, end = piece(tl.program_id(0) // BLOCKS, cu_seqlens, T, pieces, sequences, SPAN)
-    x += batch * x_batch + first * X_STEP
+    x += batch * x_batch + first * far(X_STEP)
     y += (batch * T + first) * D
     if state is not None:
         state += tl.cast(row, tl.int64) * state_batch
     if positions is not None:
-        positions += batch * positions_batch + first * POSITION_STEP
+        positions += batch * positions_batch + first * far(POSITION_STEP)
     if (begin >= TAPS - 1) & (begin + SPAN <= length):
         conv_tile(
             x,
@@ -161,14 +162,14 @@ def temporal_conv1d_tile(
             inside,
             D=D,
             TAPS=TAPS,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            STATE_STEP=STATE_STEP,
+            STATE_STEP=far(STATE_STEP),
             STATE_CHANNEL=STATE_CHANNEL,
             WEIGHT_TAP=WEIGHT_TAP,
             WEIGHT_CHANNEL=WEIGHT_CHANNEL,
             BIAS_CHANNEL=BIAS_CHANNEL,
-            POSITION_STEP=POSITION_STEP,
+            POSITION_STEP=far(POSITION_STEP),
             ACC=ACC,
             BLOCK_T=SPAN,
             BLOCK_D=BLOCK_D,
@@ -188,14 +189,14 @@ def temporal_conv1d_tile(
             inside,
             D=D,
             TAPS=TAPS,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            STATE_STEP=STATE_STEP,
+            STATE_STEP=far(STATE_STEP),
             STATE_CHANNEL=STATE_CHANNEL,
             WEIGHT_TAP=WEIGHT_TAP,
             WEIGHT_CHANNEL=WEIGHT_CHANNEL,
             BIAS_CHANNEL=BIAS_CHANNEL,
-            POSITION_STEP=POSITION_STEP,
+            POSITION_STEP=far(POSITION_STEP),
             ACC=ACC,
             BLOCK_T=SPAN,
             BLOCK_D=BLOCK_D,
@@ -212,11 +213,11 @@ def temporal_conv1d_tile(
             inside,
             D=D,
             TAPS=TAPS,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            STATE_STEP=STATE_STEP,
+            STATE_STEP=far(STATE_STEP),
             STATE_CHANNEL=STATE_CHANNEL,
-            POSITION_STEP=POSITION_STEP,
+            POSITION_STEP=far(POSITION_STEP),
         )
 
 

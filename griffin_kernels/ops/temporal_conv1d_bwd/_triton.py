@@ -26,7 +26,7 @@ REDUCE_D = 64
 
 
 @triton.jit
-def first_kept_step(positions, length, TAPS: tl.constexpr, POSITION_STEP: tl.constexpr):
+def first_kept_step(positions, length, TAPS: tl.constexpr, POSITION_STEP):
     """The first step of a sequence, below 0 in its state, that its new state holds."""
     first = length - (TAPS - 1)
     if positions is not None:
@@ -91,9 +91,9 @@ def arguments(inputs: Inputs, outputs: dict[str, Any], span: int) -> tuple[int, 
         "leaving_batch": scan.row_stride(dnew_state, 0),
     }
     constexprs |= {
-        "DY_STEP": scan.row_stride(dy, 1),
+        "DY_STEP": scan.known_stride(dy, 1),
         "DY_CHANNEL": scan.channel_stride(dy),
-        "LEAVING_STEP": scan.row_stride(dnew_state, 1),
+        "LEAVING_STEP": scan.known_stride(dnew_state, 1),
         "LEAVING_CHANNEL": scan.channel_stride(dnew_state),
     }
     reduce = Launch(

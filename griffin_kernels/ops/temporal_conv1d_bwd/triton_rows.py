@@ -31,6 +31,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton as scan
 from griffin_kernels.ops.linear_scan._triton_jit import load_flags, load_rows, store_row
 from griffin_kernels.ops.temporal_conv1d import _triton as forward
@@ -98,13 +99,13 @@ def conv_tile(
     kept,
     D: tl.constexpr,
     TAPS: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    DY_STEP: tl.constexpr,
+    DY_STEP,
     DY_CHANNEL: tl.constexpr,
-    LEAVING_STEP: tl.constexpr,
+    LEAVING_STEP,
     LEAVING_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ENDING: tl.constexpr,
@@ -163,17 +164,17 @@ def temporal_conv1d_bwd_rows(
     positions_batch,
     D: tl.constexpr,
     TAPS: tl.constexpr,
-    DY_STEP: tl.constexpr,
+    DY_STEP,
     DY_CHANNEL: tl.constexpr,
-    LEAVING_STEP: tl.constexpr,
+    LEAVING_STEP,
     LEAVING_CHANNEL: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    STATE_STEP: tl.constexpr,
+    STATE_STEP,
     STATE_CHANNEL: tl.constexpr,
     WEIGHT_TAP: tl.constexpr,
     WEIGHT_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     ACC: tl.constexpr,
     SPAN: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -188,15 +189,15 @@ def temporal_conv1d_bwd_rows(
     inside = columns < D
     place = tl.program_id(0) // BLOCKS
     row, batch, first, length, begin, end = piece(place, cu_seqlens, T, pieces, sequences, SPAN)
-    x += batch * x_batch + first * X_STEP
-    dy += batch * dy_batch + first * DY_STEP
+    x += batch * x_batch + first * far(X_STEP)
+    dy += batch * dy_batch + first * far(DY_STEP)
     dx += (batch * T + first) * D
     if dnew_state is not None:
         dnew_state += tl.cast(row, tl.int64) * leaving_batch
     if positions is not None:
-        positions += batch * positions_batch + first * POSITION_STEP
+        positions += batch * positions_batch + first * far(POSITION_STEP)
     taps = load_taps(weight, columns, inside, TAPS, WEIGHT_TAP, WEIGHT_CHANNEL, ACC)
-    kept = first_kept_step(positions, length, TAPS, POSITION_STEP)
+    kept = first_kept_step(positions, length, TAPS, far(POSITION_STEP))
     # the masked tile holds all steps of the piece that the new state holds too
     steps = tl.cast(tl.maximum(end - begin, 0), tl.int32)
     full = steps // BLOCK_T
@@ -214,17 +215,17 @@ def temporal_conv1d_bwd_rows(
         sums += (tl.zeros((BLOCK_D,), dtype=ACC),)
         if k > 0:
             t = top - 1 + k
-            later = tl.load(dy + t * DY_STEP + columns * DY_CHANNEL, mask=inside & (t < length), other=0.0)
+            later = tl.load(dy + t * far(DY_STEP) + columns * DY_CHANNEL, mask=inside & (t < length), other=0.0)
             window += (later.to(ACC),)
             if positions is not None:
-                reaches += (tl.load(positions + t * POSITION_STEP, mask=t < length, other=0),)
+                reaches += (tl.load(positions + t * far(POSITION_STEP), mask=t < length, other=0),)
     if left > 0:
         own = positions
         if positions is not None:
-            own = positions + at * POSITION_STEP
+            own = positions + at * far(POSITION_STEP)
         window, reaches, sums = conv_tile(
-            x + at * X_STEP,
-            dy + at * DY_STEP,
+            x + at * far(X_STEP),
+            dy + at * far(DY_STEP),
             own,
             dnew_state,
             dx + at * D,
@@ -239,13 +240,13 @@ def temporal_conv1d_bwd_rows(
             tl.cast(kept - at, tl.int32),
             D=D,
             TAPS=TAPS,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            DY_STEP=DY_STEP,
+            DY_STEP=far(DY_STEP),
             DY_CHANNEL=DY_CHANNEL,
-            LEAVING_STEP=LEAVING_STEP,
+            LEAVING_STEP=far(LEAVING_STEP),
             LEAVING_CHANNEL=LEAVING_CHANNEL,
-            POSITION_STEP=POSITION_STEP,
+            POSITION_STEP=far(POSITION_STEP),
             ROWS=BLOCK_T + TAPS - 1,
             BLOCK_D=BLOCK_D,
             ENDING=True,
@@ -254,10 +255,10 @@ def temporal_conv1d_bwd_rows(
         at -= BLOCK_T
         own = positions
         if positions is not None:
-            own = positions + at * POSITION_STEP
+            own = positions + at * far(POSITION_STEP)
         window, reaches, sums = conv_tile(
-            x + at * X_STEP,
-            dy + at * DY_STEP,
+            x + at * far(X_STEP),
+            dy + at * far(DY_STEP),
             own,
             None,
             dx + at * D,
@@ -272,13 +273,13 @@ def temporal_conv1d_bwd_rows(
             0,
             D=D,
             TAPS=TAPS,
-            X_STEP=X_STEP,
+            X_STEP=far(X_STEP),
             X_CHANNEL=X_CHANNEL,
-            DY_STEP=DY_STEP,
+            DY_STEP=far(DY_STEP),
             DY_CHANNEL=DY_CHANNEL,
-            LEAVING_STEP=LEAVING_STEP,
+            LEAVING_STEP=far(LEAVING_STEP),
             LEAVING_CHANNEL=LEAVING_CHANNEL,
-            POSITION_STEP=POSITION_STEP,
+            POSITION_STEP=far(POSITION_STEP),
             ROWS=BLOCK_T,
             BLOCK_D=BLOCK_D,
             ENDING=False,
@@ -291,10 +292,10 @@ def temporal_conv1d_bwd_rows(
             for i in tl.static_range(TAPS - 2, -1, -1):
                 through = 0.0
                 if dnew_state is not None:
-                    before = dnew_state + (i - length) * LEAVING_STEP + columns * LEAVING_CHANNEL
+                    before = dnew_state + (i - length) * far(LEAVING_STEP) + columns * LEAVING_CHANNEL
                     entering = inside & (i >= length) & (i - (TAPS - 1) >= kept)
                     through = tl.load(before, mask=entering, other=0.0).to(ACC)
-                value = tl.load(state + i * STATE_STEP + columns * STATE_CHANNEL, mask=inside, other=0.0)
+                value = tl.load(state + i * far(STATE_STEP) + columns * STATE_CHANNEL, mask=inside, other=0.0)
                 nothing, unknown = tl.zeros((BLOCK_D,), dtype=ACC), tl.cast(0, tl.int64)
                 total, window, reaches, sums = step(
                     nothing, nothing, value.to(ACC), through, unknown, window, reaches, sums, taps, positions, TAPS

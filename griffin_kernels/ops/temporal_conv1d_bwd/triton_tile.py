@@ -28,6 +28,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton as scan
 from griffin_kernels.ops.linear_scan._triton_jit import tile_offsets
 from griffin_kernels.ops.temporal_conv1d import _triton as forward
@@ -63,13 +64,13 @@ def conv_tile(
     inside,
     D: tl.constexpr,
     TAPS: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    DY_STEP: tl.constexpr,
+    DY_STEP,
     DY_CHANNEL: tl.constexpr,
-    LEAVING_STEP: tl.constexpr,
+    LEAVING_STEP,
     LEAVING_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ENDS: tl.constexpr,
@@ -124,13 +125,13 @@ def state_rows(
     inside,
     D: tl.constexpr,
     TAPS: tl.constexpr,
-    DY_STEP: tl.constexpr,
+    DY_STEP,
     DY_CHANNEL: tl.constexpr,
-    LEAVING_STEP: tl.constexpr,
+    LEAVING_STEP,
     LEAVING_CHANNEL: tl.constexpr,
-    STATE_STEP: tl.constexpr,
+    STATE_STEP,
     STATE_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     BLOCK_D: tl.constexpr,
 ):
     """dstate [K-1,D] of one sequence. Gives what its state adds to the sums of w_1 .. w_{K-1}, each [block_d]."""
@@ -184,17 +185,17 @@ def temporal_conv1d_bwd_tile(
     positions_batch,
     D: tl.constexpr,
     TAPS: tl.constexpr,
-    DY_STEP: tl.constexpr,
+    DY_STEP,
     DY_CHANNEL: tl.constexpr,
-    LEAVING_STEP: tl.constexpr,
+    LEAVING_STEP,
     LEAVING_CHANNEL: tl.constexpr,
-    X_STEP: tl.constexpr,
+    X_STEP,
     X_CHANNEL: tl.constexpr,
-    STATE_STEP: tl.constexpr,
+    STATE_STEP,
     STATE_CHANNEL: tl.constexpr,
     WEIGHT_TAP: tl.constexpr,
     WEIGHT_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
+    POSITION_STEP,
     ACC: tl.constexpr,
     SPAN: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -209,15 +210,15 @@ def temporal_conv1d_bwd_tile(
     inside = columns < D
     place = tl.program_id(0) // BLOCKS
     row, batch, first, length, begin, end = piece(place, cu_seqlens, T, pieces, sequences, SPAN)
-    x += batch * x_batch + first * X_STEP
-    dy += batch * dy_batch + first * DY_STEP
+    x += batch * x_batch + first * far(X_STEP)
+    dy += batch * dy_batch + first * far(DY_STEP)
     dx += (batch * T + first) * D
     if dnew_state is not None:
         dnew_state += tl.cast(row, tl.int64) * leaving_batch
     if positions is not None:
-        positions += batch * positions_batch + first * POSITION_STEP
+        positions += batch * positions_batch + first * far(POSITION_STEP)
     taps = load_taps(weight, columns, inside, TAPS, WEIGHT_TAP, WEIGHT_CHANNEL, ACC)
-    kept = first_kept_step(positions, length, TAPS, POSITION_STEP)
+    kept = first_kept_step(positions, length, TAPS, far(POSITION_STEP))
     sums = ()
     for _ in tl.static_range(TAPS + 1):
         sums += (tl.zeros((BLOCK_T, BLOCK_D), dtype=ACC),)
@@ -241,13 +242,13 @@ def temporal_conv1d_bwd_tile(
                 inside,
                 D=D,
                 TAPS=TAPS,
-                X_STEP=X_STEP,
+                X_STEP=far(X_STEP),
                 X_CHANNEL=X_CHANNEL,
-                DY_STEP=DY_STEP,
+                DY_STEP=far(DY_STEP),
                 DY_CHANNEL=DY_CHANNEL,
-                LEAVING_STEP=LEAVING_STEP,
+                LEAVING_STEP=far(LEAVING_STEP),
                 LEAVING_CHANNEL=LEAVING_CHANNEL,
-                POSITION_STEP=POSITION_STEP,
+                POSITION_STEP=far(POSITION_STEP),
                 BLOCK_T=BLOCK_T,
                 BLOCK_D=BLOCK_D,
                 ENDS=False,
@@ -269,13 +270,13 @@ def temporal_conv1d_bwd_tile(
                 inside,
                 D=D,
                 TAPS=TAPS,
-                X_STEP=X_STEP,
+                X_STEP=far(X_STEP),
                 X_CHANNEL=X_CHANNEL,
-                DY_STEP=DY_STEP,
+                DY_STEP=far(DY_STEP),
                 DY_CHANNEL=DY_CHANNEL,
-                LEAVING_STEP=LEAVING_STEP,
+                LEAVING_STEP=far(LEAVING_STEP),
                 LEAVING_CHANNEL=LEAVING_CHANNEL,
-                POSITION_STEP=POSITION_STEP,
+                POSITION_STEP=far(POSITION_STEP),
                 BLOCK_T=BLOCK_T,
                 BLOCK_D=BLOCK_D,
                 ENDS=True,
@@ -298,13 +299,13 @@ def temporal_conv1d_bwd_tile(
                 inside,
                 D=D,
                 TAPS=TAPS,
-                DY_STEP=DY_STEP,
+                DY_STEP=far(DY_STEP),
                 DY_CHANNEL=DY_CHANNEL,
-                LEAVING_STEP=LEAVING_STEP,
+                LEAVING_STEP=far(LEAVING_STEP),
                 LEAVING_CHANNEL=LEAVING_CHANNEL,
-                STATE_STEP=STATE_STEP,
+                STATE_STEP=far(STATE_STEP),
                 STATE_CHANNEL=STATE_CHANNEL,
-                POSITION_STEP=POSITION_STEP,
+                POSITION_STEP=far(POSITION_STEP),
                 BLOCK_D=BLOCK_D,
             )
             both = (totals[0],)

@@ -8,10 +8,10 @@ from griffin_kernels.contract import Inputs
 from griffin_kernels.ops.linear_scan import _triton as scan
 
 
-def index_constexprs(inputs: Inputs) -> dict[str, int]:
+def index_constexprs(inputs: Inputs) -> dict[str, Any]:
     """Strides of positions and slots; 0 where they are absent."""
     positions, slots = inputs["positions"], inputs["slots"]
-    return {"POSITION_STEP": scan.row_stride(positions, 0), "SLOT_STEP": scan.row_stride(slots, 0)}
+    return {"POSITION_STEP": scan.known_stride(positions, 0), "SLOT_STEP": scan.known_stride(slots, 0)}
 
 
 def arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -34,7 +34,7 @@ def arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[dict[str, Any], 
     constexprs = {
         "D": width,
         "X_CHANNEL": scan.channel_stride(x),
-        "STATE_ROW": scan.row_stride(state, 1),
+        "STATE_ROW": scan.known_stride(state, 1),
         "STATE_CHANNEL": scan.channel_stride(state),
         **index_constexprs(inputs),
         "TAPS": weight.shape[0],

@@ -13,7 +13,7 @@ import triton.language as tl
 
 
 @triton.jit
-def rows_of(row, slots, B, SLOT_STEP: tl.constexpr):
+def rows_of(row, slots, B, SLOT_STEP):
     """(slot, works) of batch rows ``row``, any shape: the row of the pool as int64, and whether there is one."""
     works = row < B
     slot = row.to(tl.int64)
@@ -42,7 +42,7 @@ def convolve(
     inside,
     position,
     D: tl.constexpr,
-    STATE_ROW: tl.constexpr,
+    STATE_ROW,
     TAPS: tl.constexpr,
     ACC: tl.constexpr,
 ):
@@ -56,7 +56,7 @@ def convolve(
 
 
 @triton.jit
-def keep(kept, current, inside, position, STATE_ROW: tl.constexpr, TAPS: tl.constexpr):
+def keep(kept, current, inside, position, STATE_ROW, TAPS: tl.constexpr):
     """Move the kept inputs a row up and put ``current`` last; those of an earlier document become zeros.
 
     Every thread of the program has read what it wants of them before any of it is overwritten.

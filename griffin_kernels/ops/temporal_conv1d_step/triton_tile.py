@@ -22,6 +22,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton as scan
 from griffin_kernels.ops.temporal_conv1d_step import _triton
 from griffin_kernels.ops.temporal_conv1d_step._triton_jit import convolve, keep, rows_of
@@ -50,10 +51,10 @@ def temporal_conv1d_step_tile(
     state_slot,
     D: tl.constexpr,
     X_CHANNEL: tl.constexpr,
-    STATE_ROW: tl.constexpr,
+    STATE_ROW,
     STATE_CHANNEL: tl.constexpr,
-    POSITION_STEP: tl.constexpr,
-    SLOT_STEP: tl.constexpr,
+    POSITION_STEP,
+    SLOT_STEP,
     TAPS: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -65,17 +66,17 @@ def temporal_conv1d_step_tile(
     row = ((tl.program_id(0) // BLOCKS) * BLOCK_B + tl.arange(0, BLOCK_B))[:, None]
     channel = ((tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
     there = channel < D
-    slot, works = rows_of(row, slots, B, SLOT_STEP)
+    slot, works = rows_of(row, slots, B, far(SLOT_STEP))
     position = None
     if positions is not None:
-        position = tl.load(positions + row * POSITION_STEP, mask=row < B, other=0)
+        position = tl.load(positions + row * far(POSITION_STEP), mask=row < B, other=0)
     inside = there & works
     current = tl.load(x + (row.to(tl.int64) * x_row + channel * X_CHANNEL), mask=inside, other=0.0)
     kept = state + (slot * state_slot + channel * STATE_CHANNEL)
-    total = convolve(current, weight, bias, kept, channel, there, inside, position, D, STATE_ROW, TAPS, ACC)
+    total = convolve(current, weight, bias, kept, channel, there, inside, position, D, far(STATE_ROW), TAPS, ACC)
     # before y is stored: then nothing that is kept has to be read twice
     if TAPS > 1:
-        keep(kept, current, inside, position, STATE_ROW, TAPS)
+        keep(kept, current, inside, position, far(STATE_ROW), TAPS)
     total = tl.where(works, total, 0.0)
     tl.store(y + (row.to(tl.int64) * D + channel), total.to(y.dtype.element_ty), mask=there & (row < B))
 

@@ -37,12 +37,14 @@ class Claims:
     matrix: ``tl.dot`` became matrix instructions of the architecture: warp-group ones on sm_90 (HGMMA), tcgen05 or
     HMMA on later NVIDIA, HMMA before, MFMA on AMD.
     spills: why spilled registers are accepted; empty where there must be none.
+    serialised: why warp-group products that wait for each other, as ptxas warns, are accepted (NVIDIA); empty likewise.
     """
 
     load_bits: int = 0
     async_copies: bool = False
     matrix: bool = False
     spills: str = ""
+    serialised: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,16 @@ from reports.page import Tab, render
 from tuning.static.recorded import Recorded, StaticReport
 
 TARGETS = {
+    "sm_75": "T4, RTX 20",
     "sm_80": "A100",
+    "sm_86": "A10, RTX 30",
+    "sm_89": "L4, L40S, RTX 40",
     "sm_90": "H100, H200",
     "sm_100": "B200",
     "sm_120": "RTX 50",
+    "gfx90a": "MI200",
     "gfx942": "MI300",
+    "gfx950": "MI350",
 }
 """Architectures -> GPUs that have them. Others are shown by their name alone."""
 
@@ -48,6 +53,7 @@ def static_tab(found: Recorded, first: str = FIRST) -> Tab:
         kernels={(r.op, r.variant, r.kernel) for r in found.reports},
         variants={(r.op, r.variant) for r in found.reports},
         spilling=[r for r in found.reports if r.spill_bytes],
+        serialised=[r for r in found.reports if r.serialised],
         broken=[r for r in found.reports if r.broken],
     )
     return Tab("gpu-code", "GPU code", body)

@@ -2,8 +2,8 @@
 
 For every op and bench case the candidates are described and guessed, the best guesses are compiled for the SKU's
 architecture, and the model (``tuning.static.model``) predicts those from their machine code. What does not fit is
-dropped, what spills registers comes after all that does not. The registry that results says ``predicted``; a machine
-of that SKU uses it until something is measured there.
+dropped, what spills registers or serialises its products comes after all that does not. The registry that results says
+``predicted``; a machine of that SKU uses it until something is measured there.
 """
 
 from __future__ import annotations
@@ -267,7 +267,8 @@ def reason(contest: Contest, chosen: Candidate, sku: str) -> str:
     parts = [f"predicted for {sku}, not measured: {seconds_text(found.seconds)}, bound by {found.bound}"]
     main = found.main
     spills = f"{found.spill_bytes} bytes spilled" if found.spill_bytes else "no spills"
-    parts.append(f"{main.registers} registers, {spills}, {main.occupancy:.0%} occupancy")
+    waiting = ", serialised products" if found.serialised else ""
+    parts.append(f"{main.registers} registers, {spills}{waiting}, {main.occupancy:.0%} occupancy")
     if chosen is contest.default and best is not chosen and best.prediction is not None:
         ahead = found.seconds / best.prediction.seconds - 1
         name = f"{best.planned.variant.name} [{config_key(best.planned.config)}]"
@@ -279,7 +280,8 @@ def reason(contest: Contest, chosen: Candidate, sku: str) -> str:
         assert default.prediction is not None
         gain = default.prediction.seconds / found.seconds
         name = f"{default.planned.variant.name} [{config_key(default.planned.config)}]"
-        more = " (which spills)" if default.prediction.spill_bytes and not found.spill_bytes else ""
+        flaw = "spills" if default.prediction.spill_bytes else "serialises its products"
+        more = f" (which {flaw})" if default.prediction.flawed and not found.flawed else ""
         parts.append(f"{gain:.2f}x the default {name}{more}")
     parts.append(f"{len(ranked)} of {len(contest.candidates)} candidates compiled")
     return "; ".join(parts)

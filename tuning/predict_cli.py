@@ -68,7 +68,7 @@ def _show(console: Console, found: Contest, target: str) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("candidate", "bound", "limited by"):
         table.add_column(name, overflow="fold")
-    for name in ("predicted", "registers", "spills B", "shared B", "occupancy", "waves"):
+    for name in ("predicted", "registers", "spills B", "waits", "shared B", "occupancy", "waves"):
         table.add_column(name, justify="right", no_wrap=True)
     chosen = found.choose()
     for candidate in found.ranked():
@@ -83,10 +83,11 @@ def _show(console: Console, found: Contest, target: str) -> None:
             seconds_text(prediction.seconds),
             str(main.registers),
             str(prediction.spill_bytes),
+            f"{main.waits} of {main.products}" if main.waits else "-",
             str(main.shared_bytes),
             f"{main.occupancy:.0%}",
             f"{main.waves:.2f}",
-            style="bold" if candidate is chosen else "red" if prediction.spill_bytes else None,
+            style="bold" if candidate is chosen else "red" if prediction.flawed else None,
         )
     console.print(
         f"{found.op.name} {found.case.key} on {target} ({found.where.arch}); nothing was run", highlight=False

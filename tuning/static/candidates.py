@@ -137,7 +137,7 @@ class Contest:
         )
 
     def ranked(self) -> list[Candidate]:
-        """Those predicted from machine code, best first: without spills before those with any, then by time."""
+        """Those predicted from machine code, best first: without flaws before those with any, then by time."""
         found = [c for c in self.candidates if c.prediction is not None]
         return sorted(found, key=_rank)
 
@@ -148,7 +148,7 @@ class Contest:
             return None
         best, default = ranked[0], self.default
         if default is not None and default.prediction is not None and best.prediction is not None:
-            clean = not default.prediction.spill_bytes or bool(best.prediction.spill_bytes)
+            clean = not default.prediction.flawed or best.prediction.flawed
             if clean and default.prediction.seconds <= best.prediction.seconds * (1 + INDIFFERENCE):
                 return default
         return best
@@ -156,7 +156,7 @@ class Contest:
 
 def _rank(candidate: Candidate) -> tuple[bool, float]:
     assert candidate.prediction is not None
-    return candidate.prediction.spill_bytes > 0, candidate.prediction.seconds
+    return candidate.prediction.flawed, candidate.prediction.seconds
 
 
 def described(

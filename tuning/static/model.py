@@ -163,7 +163,8 @@ def machine(sku: str) -> Machine:
 class StepPrediction(msgspec.Struct, frozen=True):
     """One step: its time, and what each limit alone would take. waves: of resident programs; 0 for a Call.
 
-    occupancy: share of the warps that a unit could hold; limit: what stops more.
+    occupancy: share of the warps that a unit could hold; limit: what stops more. waits: for products, both of the main
+    loop; serialised: each waits for the one before.
     """
 
     name: str
@@ -175,6 +176,9 @@ class StepPrediction(msgspec.Struct, frozen=True):
     occupancy: float = 0.0
     limit: str = ""
     waves: float = 0.0
+    waits: int = 0
+    products: int = 0
+    serialised: bool = False
 
 
 class Prediction(msgspec.Struct, frozen=True):
@@ -188,6 +192,16 @@ class Prediction(msgspec.Struct, frozen=True):
     def spill_bytes(self) -> int:
         """Per thread, of the step that spills most."""
         return max((step.spill_bytes for step in self.steps), default=0)
+
+    @property
+    def serialised(self) -> bool:
+        """Whether the products of any step wait for each other."""
+        return any(step.serialised for step in self.steps)
+
+    @property
+    def flawed(self) -> bool:
+        """Whether the compiler did what no prediction of time is good for: spilled registers, serialised products."""
+        return bool(self.spill_bytes) or self.serialised
 
     @property
     def main(self) -> StepPrediction:
@@ -280,7 +294,7 @@ def _launch(work: LaunchWork, code: StaticReport, where: Machine, dtype: str, co
         times["tensor"] = work.flops / (_matrix_rate(where, dtype) * constants.matrix_share) * tail
     return StepPrediction(
         work.name, _together(times), times, code.registers, code.spill_bytes, code.shared_bytes, held.share, held.limit,
-        waves,
+        waves, code.waits, code.mix["matrix"], code.serialised,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import triton
+from triton.backends.nvidia.compiler import get_ptxas
 
 from tuning.static.code import Instruction, Resources
 
@@ -29,6 +30,10 @@ CLASSES: dict[str, tuple[str, ...]] = {
 }
 """Opcode prefixes; see the instruction set reference of the CUDA binary utilities. Instructions of the uniform datapath
 are no class of their own: they take a turn of the scheduler as any other."""
+
+
+WAITS = ("WARPGROUP.DEPBAR",)
+"""Opcode prefixes of waits for warp-group products (HGMMA)."""
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -71,6 +76,33 @@ def parse_usage(text: str) -> Resources:
     if match is None:
         raise ValueError(f"cuobjdump -res-usage printed no usage: {text!r}")
     return Resources(*map(int, match.groups()))
+
+
+def warnings(ptx: str) -> tuple[str, ...]:
+    """What ptxas warns of, each kind once: ``C7515: wgmma.mma_async instructions are serialized due to ...``.
+
+    Triton keeps no log of ptxas, and warnings on performance are of asynchronous products: only code that has such is
+    assembled again, as Triton does it.
+    """
+    if "wgmma" not in ptx and "tcgen05" not in ptx:
+        return ()
+    arch = re.search(r"^\.target (sm_(\d+)\w*)", ptx, re.MULTILINE)
+    if arch is None:
+        raise ValueError("the assembly names no target")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        options = ("-v", "--regAllocOptLevel=2", f"--gpu-name={arch[1]}", str(path), "-o", str(path) + ".cubin")
+        done = subprocess.run([get_ptxas(int(arch[2])).path, *options], capture_output=True, text=True, check=True)
+    return parse_warnings(done.stderr)
+
+
+_WARNING = re.compile(r"\((C\d+)\) Potential Performance Loss: (.+?)(?: in (?:the )?function '.*')?$", re.MULTILINE)
+
+
+def parse_warnings(log: str) -> tuple[str, ...]:
+    """Warnings in a log of ``ptxas -v``, without the names of functions."""
+    return tuple(dict.fromkeys(f"{code}: {words}" for code, words in _WARNING.findall(log)))
 
 
 def read(cubin: bytes) -> tuple[list[Instruction], Resources]:

@@ -25,6 +25,8 @@ class StaticReport(msgspec.Struct, frozen=True):
     instructions: in the whole program. loop_instructions: in the main loop, or the whole program without one.
     instructions_per_element: thread-instructions that the main loop issues per element (None where it means nothing).
     mix: instructions of the main loop by class. load_bits: global loads of the whole program by width.
+    waits: for warp-group products, in the main loop; as many as products where ptxas serialised these.
+    warnings: what ptxas says that performance is lost by.
     broken: claims of the launch that the machine code does not keep, one sentence each.
     """
 
@@ -43,7 +45,14 @@ class StaticReport(msgspec.Struct, frozen=True):
     instructions_per_element: float | None
     mix: dict[str, int]
     load_bits: dict[int, int]
+    waits: int = 0
+    warnings: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
+
+    @property
+    def serialised(self) -> bool:
+        """Whether products that could be under way together wait for each other."""
+        return any("serialized" in warning for warning in self.warnings)
 
     @property
     def specials_per_element(self) -> float | None:

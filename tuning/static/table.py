@@ -12,7 +12,8 @@ from tuning.static.recorded import StaticReport
 
 COLUMNS = (
     *("op", "variant", "case", "kernel", "target", "registers", "spills B", "shared B"),
-    *("instr/elt", "special/elt", "loop", "loads by bits", "matrix", "async", "shuffles", "broken claims"),
+    *("instr/elt", "special/elt", "loop", "loads by bits", "matrix", "waits", "async", "shuffles"),
+    *("warnings of ptxas", "broken claims"),
 )
 
 
@@ -33,8 +34,10 @@ def row(report: StaticReport) -> list[str]:
         str(report.loop_instructions),
         " ".join(f"{count}x{bits}" for bits, count in report.load_bits.items()),
         str(report.mix["matrix"]),
+        str(report.waits),
         str(report.mix["async_copies"]),
         str(report.mix["shuffles"]),
+        "; ".join(report.warnings),
         "; ".join(report.broken),
     ]
 

@@ -80,6 +80,16 @@ def test_what_spills_is_chosen_only_where_all_does(scans):
     assert settled(scans[0], triton_sequential=spilling).choose().prediction.spill_bytes == 64
 
 
+def test_what_is_serialised_is_chosen_only_where_all_is(scans):
+    serialised = report(warnings=("C7515: wgmma.mma_async instructions are serialized due to this",), waits=8)
+    slow = report(loop_instructions=40_000, instructions=41_000)
+    mixed = settled(scans[0], triton_sequential=serialised, triton_chunked=slow)
+    assert mixed.choose().planned.variant.name == "triton.chunked"
+    assert "serialises its products" in predict.reason(mixed, mixed.choose(), H100)
+    alone = settled(scans[0], triton_sequential=serialised)
+    assert "serialised products" in predict.reason(alone, alone.choose(), H100)
+
+
 def test_the_default_stays_where_nothing_is_clearly_faster(scans):
     same = settled(scans[0], triton_sequential=report())
     best = same.ranked()[0].prediction.seconds

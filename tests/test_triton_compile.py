@@ -8,14 +8,16 @@ import subprocess
 import sys
 
 import msgspec
+import pytest
 
 from griffin_kernels import catalog
 from griffin_kernels.contract import Case, config_dict
 from tuning.static import recorded, table, worker
 from tuning.static.code import Instruction, main_loop
-from tuning.static.nvidia import load_widths, parse_sass
+from tuning.static.defaults import choices, gpus
+from tuning.static.nvidia import load_widths, parse_sass, parse_warnings
 from tuning.static.requests import Request, compilable, representative, requests_for
-from tuning.static.targets import CHECKED
+from tuning.static.targets import CHECKED, target
 
 
 def awkward(cases: tuple[Case, ...]) -> list[Case]:
@@ -34,6 +36,8 @@ def widest(variant) -> object | None:
 
 SHORT = ("sm_90", "gfx942")
 """Targets compiled for here; `make soak` compiles for all, and the recorded table holds all of these very sources."""
+
+ALL = os.environ.get("GRIFFIN_TEST_TARGETS") == "all"
 
 
 def by_name(reports):
@@ -54,8 +58,10 @@ def alike(mine, recorded):
 
 
 def test_defaults_keep_their_claims_and_are_as_recorded():
-    """One test, as compiling takes minutes: no failure, spill or broken claim, whole sectors, the recorded table."""
-    targets = CHECKED if os.environ.get("GRIFFIN_TEST_TARGETS") == "all" else SHORT
+    """One test, as compiling takes minutes: no failure, spill, serialised product or other broken claim, no kernel
+    that does not fit, whole sectors, the recorded table.
+    """
+    targets = CHECKED if ALL else SHORT
     asked = [
         request
         for variant in compilable()
@@ -65,6 +71,9 @@ def test_defaults_keep_their_claims_and_are_as_recorded():
     table.show(answers.reports)
     assert not answers.failures, "\n\n".join(f"{f.request}: {f.reason}" for f in answers.failures)
     assert not [(r.variant, r.case, r.kernel, r.target, r.broken) for r in answers.reports if r.broken]
+    # ptxas' word and the machine code agree on what is serialised
+    warp_group = [r for r in answers.reports if r.target == "sm_90" and r.mix["matrix"]]
+    assert warp_group and not [(r.kernel, r.waits, r.mix) for r in warp_group if 2 * r.waits > r.mix["matrix"]]
     # a load of a warp brings 128 bytes in one go: 4 per thread at least, wherever channels are neighbours
     nvidia = [r for r in answers.reports if r.target.startswith("sm_") and r.load_bits]
     assert not [(r.kernel, r.load_bits) for r in nvidia if max(r.load_bits) < 32]
@@ -73,6 +82,41 @@ def test_defaults_keep_their_claims_and_are_as_recorded():
     assert set(fresh) == set(known), "`make static` records the table anew"
     other = [name for name in fresh if not alike(fresh[name], known[name])]
     assert not other, f"`make static` records the table anew: {other}"
+
+
+@pytest.mark.parametrize("sku", gpus(CHECKED))
+def test_every_untuned_op_has_more_than_a_baseline(sku):
+    assert not [(case.op, case.key) for case, choice in choices(sku) if choice.variant.baseline]
+
+
+def test_what_runs_untuned_fits_in_shared_memory():
+    """sm_75 has least of it, and no asynchronous copies; `make soak` looks at all."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tuning.static", "--defaults", "--target", ",".join(CHECKED if ALL else ["sm_75"])]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nvidia-t4: rg_lru_step/triton.fused" in done.stdout
+
+
+def test_turing_runs_no_kernel_that_needs_matrix_units():
+    """Triton has none for sm_75: what it would multiply one by one is refused in words, or made for that."""
+    sizes = {"rg_lru": "n160", "rg_lru_bwd": "n160", "local_attention": "d128", "local_attention_bwd": "d128"}
+    for name, size in sizes.items():
+        case = next(c for c in catalog.op(name).cases_tagged("bench") if size in c.key and c.dtype == "bfloat16")
+        refused = [v.reject(case, target("sm_75").device, v.config()) for v in catalog.variants(name).values()]
+        assert any("Triton has no matrix instructions for sm_75" in str(reason) for reason in refused), name
+
+
+def test_serialised_products_are_seen_in_both_the_log_and_the_code():
+    """What made attention backward slow at d = 256 on sm_90, if this Triton still does it to 64 keys by 32 queries."""
+    case = next(
+        c for c in catalog.op("local_attention_bwd").cases_tagged("bench") if "d256" in c.key and c.where == "gpu"
+    )
+    config = {"resident": 64, "streamed": 32, "num_warps": 8, "num_stages": 2}
+    answers = worker.compile_all([Request("local_attention_bwd/triton.flash_window", case.key, config, "sm_90")])
+    products = [r for r in answers.reports if r.mix["matrix"]]
+    assert products and all(r.serialised == (2 * r.waits > r.mix["matrix"]) for r in products)
+    assert all(any("waits for" in claim for claim in r.broken) == r.serialised for r in products)
 
 
 def test_awkward_cases_compile():
@@ -114,6 +158,22 @@ def test_main_loop_is_the_longest_innermost_one():
     code += [Instruction("D"), Instruction("BRA", 0)]
     assert [i.opcode for i in main_loop(code)] == ["B", "BRA"]
     assert main_loop(code[:2]) == code[:2]
+
+
+LOG = """\
+ptxas info    : (C7515) Potential Performance Loss: wgmma.mma_async instructions are serialized due to non wgmma \
+instructions defining accumulator registers of a wgmma between start and end of the pipeline stage in the function 'k'
+ptxas info    : 11 bytes gmem
+ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to insufficient \
+register resources for the wgmma pipeline in function 'k'
+ptxas info    : Used 232 registers, used 1 barriers
+"""
+
+
+def test_warnings_of_ptxas_are_read():
+    assert [warning[:5] for warning in parse_warnings(LOG + LOG)] == ["C7515", "C7510"]
+    assert parse_warnings(LOG)[1].endswith("due to insufficient register resources for the wgmma pipeline")
+    assert parse_warnings("ptxas info    : 11 bytes gmem") == ()
 
 
 def test_disassembly_is_read():

@@ -18,7 +18,7 @@ import typer
 
 from griffin_kernels import catalog, errors
 from roofline.console import plain_errors
-from tuning.static import recorded, table
+from tuning.static import defaults, recorded, table
 from tuning.static.requests import Request, answer_all, compilable, representative, requests_for
 from tuning.static.targets import CHECKED
 
@@ -28,6 +28,9 @@ def main(
     variant: Annotated[str | None, typer.Option(help="only this variant, by key or name")] = None,
     targets: Annotated[str, typer.Option("--target", help="architectures, separated by commas")] = ",".join(CHECKED),
     every: Annotated[bool, typer.Option("--all-configs", help="every configuration, not only the default")] = False,
+    untuned: Annotated[
+        bool, typer.Option("--defaults", help="what runs untuned on the GPUs of the datasheets: shared memory only")
+    ] = False,
     requests: Annotated[str | None, typer.Option(help="a JSON file of requests; - reads standard input")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
     jobs: Annotated[int, typer.Option(help="processes that compile")] = os.cpu_count() or 1,
@@ -35,7 +38,22 @@ def main(
 ) -> None:
     """Compile and report."""
     with plain_errors():
-        _run(op, variant, targets, every, requests, as_json, jobs, save)
+        if untuned:
+            _show_defaults(targets.split(","))
+        else:
+            _run(op, variant, targets, every, requests, as_json, jobs, save)
+
+
+def _show_defaults(targets: list[str]) -> None:
+    broken = 0
+    for found in defaults.defaults(targets):
+        broken += bool(found.problem)
+        print(
+            f"{found.gpu}: {found.op}/{found.variant} {found.case} {found.kernel} needs {found.shared_bytes} bytes",
+            *[found.problem] * bool(found.problem), sep="; ", flush=True,
+        )  # fmt: skip
+    if broken:
+        raise typer.Exit(1)
 
 
 def _run(

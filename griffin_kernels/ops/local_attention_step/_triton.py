@@ -118,12 +118,13 @@ def unfit(case: Case, device: Device, config: Any) -> str | None:
     if group > MOST_HEADS:
         return f"{group} query heads share a key head, {MOST_HEADS} at most fit in registers"
     rows = max(16, triton.next_power_of_2(group))
+    weights = rows * config.block_n * 4
     if device.arch in WITHOUT_PRODUCTS:
         # both operands in float32, nothing ahead: there are no asynchronous copies either
-        return over_shared((rows + config.block_n) * padded(case["d"]) * 4 + SCRATCH, device.arch)
+        return over_shared((rows + config.block_n) * padded(case["d"]) * 4 + weights + SCRATCH, device.arch)
     width = padded(case["d"]) * DTYPE_BYTES[case.dtype]
     amd = device.kind == "hip"
     # rows this few are products of one warp, whatever the architecture, and a buffer is free when it has been read
     ahead = 2 * max(1, stages_of(config, amd) - 1) * config.block_n * width
     queries = 0 if amd else rows * width
-    return over_shared(ahead + queries + SCRATCH, device.arch)
+    return over_shared(ahead + queries + weights + SCRATCH, device.arch)

@@ -147,9 +147,9 @@ def fits(n: int, size: int, config: Any, block_t: int, arch: str) -> bool:
 
 
 def tile_steps(n: int, size: int, config: Any, arch: str) -> int:
-    """Steps of a tile: config's, or where that is 0 as many, up to 32, as fit the architecture."""
+    """Steps of a tile: config's, or for 0 as many, up to 32, as fit the architecture. They spill on gfx90a."""
     block_t: int = config.block_t
-    return block_t or (32 if fits(n, size, config, 32, arch) else 16)
+    return block_t or (32 if arch != "gfx90a" and fits(n, size, config, 32, arch) else 16)
 
 
 def unfit_gates(case: Case, device: Device, config: Any) -> str | None:

@@ -1,0 +1,91 @@
+"""What dispatch runs untuned on GPUs that are not here, and whether its blocks find the shared memory that they need.
+
+For every GPU of the datasheets, every op and bench case: the variant of highest rank, its launches, and the shared
+memory that Triton allots to each different one. Nothing is compiled to machine code.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from griffin_kernels import catalog, dispatch
+from griffin_kernels.contract import Case, Inputs
+from griffin_kernels.datasheet import datasheet, skus
+from griffin_kernels.launch import Launch, described_for
+from griffin_kernels.registry import Registry
+from tuning.static import recorded
+from tuning.static.compiling import shared_bytes
+from tuning.static.describe import meta_inputs
+from tuning.static.model import machine
+from tuning.static.targets import target
+from tuning.static.work import compile_key
+
+SMALL = 16 * 1024
+"""Bytes of shared memory that every architecture has several times: a kernel that needs less in the recorded table, for
+all its architectures, keeps no tiles there and is not looked at again."""
+
+
+class Default(msgspec.Struct, frozen=True):
+    """One kernel of an untuned op on the first GPU that runs it. problem: why it cannot start; empty where it can."""
+
+    op: str
+    variant: str
+    case: str
+    gpu: str
+    kernel: str
+    shared_bytes: int
+    problem: str
+
+
+def gpus(targets: Iterable[str]) -> list[str]:
+    """The GPUs of the datasheets that have one of these architectures and a known count of units."""
+    wanted = set(targets)
+    return [sku for sku in skus() if (sheet := datasheet(sku)).arch in wanted and sheet.units is not None]
+
+
+def choices(sku: str) -> Iterator[tuple[Case, dispatch.Choice]]:
+    """What runs untuned on a GPU for every bench case of every op."""
+    device = machine(sku).device
+    with dispatch.use(registry=Registry(device, [])):
+        for op in catalog.ops().values():
+            for case in op.cases_tagged("bench"):
+                if case.where != "cpu":
+                    yield case, dispatch.select(op.name, case, device)
+
+
+def defaults(targets: Iterable[str]) -> Iterator[Default]:
+    """Every different kernel with tiles in shared memory that runs untuned on GPUs of these architectures."""
+    known: set[str] = set()
+    small = _small()
+    for sku in gpus(targets):
+        where = target(datasheet(sku).arch)
+        for case, choice in list(choices(sku)):
+            if choice.variant.launches is None:
+                continue
+            with described_for(where.name):
+                steps = choice.variant.launches(dict(_inputs(case)), {}, choice.config)
+            for launch in (step for step in steps if isinstance(step, Launch)):
+                key = f"{where.name} {compile_key(launch)}"
+                if key in known or launch.name in small:
+                    continue
+                known.add(key)
+                needed, limit = shared_bytes(launch, where), where.shared_limit_bytes
+                fits = limit is None or needed <= limit
+                problem = "" if fits else f"{where.name} has {limit} bytes of shared memory for a block"
+                yield Default(case.op, choice.variant.name, case.key, sku, launch.name, needed, problem)
+
+
+def _small() -> set[str]:
+    """Kernels of the recorded table that need little shared memory everywhere."""
+    most: dict[str, int] = {}
+    for report in recorded.load().reports:
+        most[report.kernel] = max(most.get(report.kernel, 0), report.shared_bytes)
+    return {kernel for kernel, needed in most.items() if needed <= SMALL}
+
+
+@functools.lru_cache(maxsize=512)
+def _inputs(case: Case) -> Inputs:
+    return meta_inputs(catalog.op(case.op), case)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
 import pytest
 from playwright.sync_api import Browser
 
 from griffin_kernels import catalog
+from griffin_kernels.contract import config_key
 from griffin_kernels.errors import ReportError
 from reports import build, static_tab
 from reports.build import write_report
 from tests import journals
 from tests.browsing import opened
-from tuning.static import recorded
+from tuning.static import again, recorded
 from tuning.static.requests import compilable, representative, requests_for
 from tuning.static.targets import CHECKED
 
@@ -50,9 +52,44 @@ def test_every_case_is_read_back_from_its_key():
 def test_the_file_comes_back_as_it_was_written(tmp_path):
     found = recorded.load()
     path = tmp_path / "recorded.json"
-    recorded.save(found.triton, found.sources, found.reports, path)
+    recorded.save(found, path)
     assert recorded.load(path) == found
     assert path.read_bytes() == recorded.FILE.read_bytes()
+
+
+def test_only_what_has_changed_is_compiled_again(tmp_path):
+    path = tmp_path / "recorded.json"
+    variants = list(compilable("linear_scan"))
+    asked = [r for v in variants for r in requests_for(v, representative(catalog.op(v.op).cases), ["sm_90", "gfx942"])]
+    like = recorded.load().reports[0]
+    reports = [
+        msgspec.structs.replace(
+            like, op="linear_scan", variant=r.variant.partition("/")[2], case=r.case, target=r.target,
+            config=config_key(catalog.variant(r.variant).parse_config(r.config)),
+        )
+        for r in asked
+    ]  # fmt: skip
+    assert again.divide(asked, path) == (asked, [])  # no table
+    fresh = again.with_origins(reports)
+    recorded.save(fresh, path)
+    assert again.divide(asked, path) == ([], reports)
+    recorded.save(msgspec.structs.replace(fresh, reports=[r for r in reports if r.target == "sm_90"]), path)
+    assert {r.target for r in again.divide(asked, path)[0]} == {"gfx942"}
+    changed = variants[0].key
+    recorded.save(msgspec.structs.replace(fresh, origins=fresh.origins | {changed: "another"}), path)
+    assert {r.variant for r in again.divide(asked, path)[0]} == {changed}
+    recorded.save(msgspec.structs.replace(fresh, triton="0.0"), path)
+    assert again.divide(asked, path) == (asked, [])
+
+
+def test_gpu_code_tab_says_what_is_serialised():
+    one = msgspec.structs.replace(
+        recorded.load().reports[0], waits=48, warnings=("C7515: wgmma.mma_async instructions are serialized due to X",)
+    )
+    found = msgspec.structs.replace(recorded.load(), reports=[one])
+    body = static_tab.static_tab(found).body
+    assert "1 serialises its products" in body and "C7515: wgmma.mma_async" in body and ">48<" in body
+    assert "None serialises its products" in static_tab.static_tab(recorded.load()).body
 
 
 def test_a_broken_table_is_one_sentence(tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,8 @@ import typer
 
 from griffin_kernels import catalog, errors
 from roofline.console import plain_errors
-from tuning.static import defaults, recorded, table
+from tuning.static import again, defaults, recorded, table
+from tuning.static.recorded import StaticReport
 from tuning.static.requests import Request, answer_all, compilable, representative, requests_for
 from tuning.static.targets import CHECKED
 
@@ -81,6 +81,10 @@ def _run(
     if not asked:
         print("nothing to compile: no Triton variant fits", file=sys.stderr)
         raise typer.Exit(1)
+    kept: list[StaticReport] = []
+    if save:
+        asked, kept = again.divide(asked)
+        print(f"{len(kept)} kernels are as recorded, {len(asked)} requests to compile", file=sys.stderr)
     answers = answer_all(asked, jobs)
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(answers) + b"\n")
@@ -89,10 +93,9 @@ def _run(
         for failure in answers.failures:
             print(f"{failure.request.variant} {failure.request.case} {failure.request.target}: {failure.reason}")
     if save and not answers.failures:
-        keys = {f"{report.op}/{report.variant}" for report in answers.reports}
-        sources = {key: catalog.variant(key).source_hash for key in keys}
-        recorded.save(metadata.version("triton"), sources, answers.reports)
-        print(f"recorded {len(answers.reports)} kernels in {recorded.FILE}", file=sys.stderr)
+        reports = [*kept, *answers.reports]
+        recorded.save(again.with_origins(reports))
+        print(f"recorded {len(reports)} kernels in {recorded.FILE}", file=sys.stderr)
     if answers.failures or any(report.broken for report in answers.reports):
         raise typer.Exit(1)
 

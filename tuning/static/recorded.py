@@ -7,7 +7,6 @@ imports Triton or a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -62,17 +61,22 @@ class StaticReport(msgspec.Struct, frozen=True):
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """triton: its version. sources: source hash by variant key. reports: default configurations at bench cases."""
+    """triton: its version. sources: source hash by variant key. reports: default configurations at bench cases.
+
+    origins: digest by variant key of all that its reports were made from; what has another is compiled anew.
+    """
 
     triton: str
     sources: dict[str, str]
     reports: list[StaticReport]
+    origins: dict[str, str] = {}
 
 
-def save(triton: str, sources: Mapping[str, str], reports: Iterable[StaticReport], path: Path = FILE) -> None:
+def save(found: Recorded, path: Path = FILE) -> None:
     """Write the file in one step: a line for each kernel, in order, so that a change is readable as a difference."""
-    ordered = sorted(reports, key=lambda r: (r.op, r.variant, r.case, r.kernel, r.target))
-    head = msgspec.json.encode({"triton": triton, "sources": dict(sorted(sources.items()))})
+    ordered = sorted(found.reports, key=lambda r: (r.op, r.variant, r.case, r.kernel, r.target))
+    digests = {"sources": dict(sorted(found.sources.items())), "origins": dict(sorted(found.origins.items()))}
+    head = msgspec.json.encode({"triton": found.triton, **digests})
     rows = b",\n".join(msgspec.json.encode(report) for report in ordered)
     write_atomically(path, head[:-1] + b',\n"reports":[\n' + rows + b"\n]}\n")
 

@@ -7,6 +7,8 @@ nvidia, amd instructions and resources out of that machine code
 recorded    StaticReport, and the file that holds the whole table
 report      a compiled launch as a StaticReport, and what it claims about itself
 requests    what to compile, by name, and the answers
+again       which recorded reports still hold, so that only the others are compiled
+defaults    what runs untuned on the GPUs of the datasheets, and whether it fits them
 table       reports for a terminal
 worker      runs all of it in a process of its own
 farm        compiles launches in several processes that may die (server is what these run)

@@ -168,4 +168,5 @@ def too_large(case: Case, device: Device, config: Any) -> str | None:
         tiles += 2  # operands on their way to tensor memory
     if cut.num_stages == 1:
         tiles += 2
-    return over_shared((2 * cut.resident + tiles * cut.streamed) * width + weights + SCRATCH, device.arch)
+    # probabilities and their gradients are operands too
+    return over_shared((2 * cut.resident + tiles * cut.streamed) * width + 2 * weights + SCRATCH, device.arch)

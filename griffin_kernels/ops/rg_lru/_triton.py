@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import launch
-from griffin_kernels.architectures import no_products, over_shared
+from griffin_kernels.architectures import SCRATCH, no_products, over_shared
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Call, Claims
@@ -135,10 +135,12 @@ def padded(n: int) -> int:
 
 
 def shared_bytes(n: int, size: int, block_n: int, block_t: int, num_stages: int, arch: str) -> int:
-    """Shared memory of a kernel with the products inside: num_stages tiles of x; on NVIDIA both gates' weights too."""
+    """Shared memory of a kernel with the products inside, at most: num_stages tiles of x; on NVIDIA of its own channels
+    once more and of a branch, and both gates' weights too.
+    """
     if arch.startswith("gfx"):
-        return size * num_stages * padded(n) * block_t
-    return size * (2 * padded(n) * block_n + num_stages * (padded(n) + block_n) * block_t)
+        return size * num_stages * padded(n) * block_t + SCRATCH
+    return size * (2 * padded(n) * block_n + num_stages * (padded(n) + 2 * block_n) * block_t) + SCRATCH
 
 
 def fits(n: int, size: int, config: Any, block_t: int, arch: str) -> bool:

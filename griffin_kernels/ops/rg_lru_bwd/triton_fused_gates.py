@@ -32,7 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels import launch
-from griffin_kernels.architectures import no_products, over_shared
+from griffin_kernels.architectures import SCRATCH, no_products, over_shared
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch, Step
@@ -242,8 +242,8 @@ def run(
 
 
 def shared_bytes(n: int, size: int, config: Config, arch: str) -> int:
-    """Shared memory: num_stages tiles of all inputs; on NVIDIA both gates' weights too."""
-    tiles = size * config.num_stages * (forward.padded(n) + 3 * config.block_n) * config.block_t
+    """Shared memory at most: num_stages tiles of all inputs; on NVIDIA both gates' weights too."""
+    tiles = size * config.num_stages * (forward.padded(n) + 3 * config.block_n) * config.block_t + SCRATCH
     return tiles if arch.startswith("gfx") else tiles + size * 2 * forward.padded(n) * config.block_n
 
 

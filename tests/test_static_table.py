@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tests import journals
 from tests.browsing import opened
 from tuning.static import again, recorded
 from tuning.static.requests import compilable, representative, requests_for
-from tuning.static.targets import CHECKED
+from tuning.static.targets import CHECKED, target
 
 HOW = "a kernel has changed: `make static` records the table anew"
 
@@ -55,6 +56,28 @@ def test_the_file_comes_back_as_it_was_written(tmp_path):
     recorded.save(found, path)
     assert recorded.load(path) == found
     assert path.read_bytes() == recorded.FILE.read_bytes()
+
+
+def test_estimates_of_shared_memory_are_upper_bounds(monkeypatch):
+    """What a variant says it needs, where it says so, against what its kernels got from the compiler."""
+    needed: list[int] = []
+    for name, module in list(sys.modules.items()):
+        if name.startswith("griffin_kernels.ops.") and hasattr(module, "over_shared"):
+            monkeypatch.setattr(module, "over_shared", lambda least, arch: needed.append(least))
+    most: dict[tuple[str, ...], int] = {}
+    for r in recorded.load().reports:
+        key = (r.op, f"{r.op}/{r.variant}", r.case, r.target)
+        most[key] = max(most.get(key, 0), r.shared_bytes)
+    checked, under = 0, []
+    for (op, variant, case_key, arch), got in most.items():
+        needed.clear()
+        case = next(case for case in catalog.op(op).cases if case.key == case_key)
+        found = catalog.variant(variant)
+        assert found.reject(case, target(arch).device, found.config()) is None
+        checked += bool(needed)
+        if needed and needed[-1] < got:
+            under.append((variant, case_key, arch, needed[-1], got))
+    assert checked > 50 and not under, under
 
 
 def test_only_what_has_changed_is_compiled_again(tmp_path):

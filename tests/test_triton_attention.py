@@ -277,7 +277,7 @@ def test_refusals_say_why(variant):
     for where in (H100, MI300, RTX):
         assert variant.reject(wide, where, variant.config()) is None
     for where, limit in ((RTX, 99), (MI300, 64)):
-        assert f"shared memory, {where.arch} has {limit}" in variant.reject(wide, where, large)
+        assert f"shared memory, {where.arch} has {limit * 1024} for a block" in variant.reject(wide, where, large)
 
 
 def test_defaults_follow_the_device_and_the_batch():

@@ -61,6 +61,8 @@ def test_the_file_comes_back_as_it_was_written(tmp_path):
 def test_estimates_of_shared_memory_are_upper_bounds(monkeypatch):
     """What a variant says it needs, where it says so, against what its kernels got from the compiler."""
     needed: list[int] = []
+    for op in catalog.ops():
+        catalog.variants(op)  # imports them
     for name, module in list(sys.modules.items()):
         if name.startswith("griffin_kernels.ops.") and hasattr(module, "over_shared"):
             monkeypatch.setattr(module, "over_shared", lambda least, arch: needed.append(least))
@@ -132,10 +134,10 @@ def test_tab_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     page = watched.page
     page.get_by_role("tab", name="GPU code").click()
     found = recorded.load()
-    for target in ("sm_90", "gfx942"):
-        page.get_by_label("Architecture").select_option(f"gpu-code-{target}")
-        rows = page.locator(f"#gpu-code-{target}-table tbody tr:visible")
-        assert rows.count() == sum(r.target == target for r in found.reports)
+    for arch in ("sm_90", "gfx942"):
+        page.get_by_label("Architecture").select_option(f"gpu-code-{arch}")
+        rows = page.locator(f"#gpu-code-{arch}-table tbody tr:visible")
+        assert rows.count() == sum(r.target == arch for r in found.reports)
     assert page.locator("#gpu-code-sm_90-table").is_hidden()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert watched.silent(report)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,9 +19,11 @@ import typer
 from griffin_kernels import catalog, errors
 from roofline.console import plain_errors
 from tuning.static import again, defaults, recorded, table
-from tuning.static.recorded import StaticReport
-from tuning.static.requests import Request, answer_all, compilable, representative, requests_for
+from tuning.static.requests import Answers, Failure, Request, answer_all, compilable, representative, requests_for
 from tuning.static.targets import CHECKED
+
+SAVED_EVERY = 64
+"""Requests after which the table is saved: a minute or two of compiling."""
 
 
 def main(
@@ -81,23 +84,33 @@ def _run(
     if not asked:
         print("nothing to compile: no Triton variant fits", file=sys.stderr)
         raise typer.Exit(1)
-    kept: list[StaticReport] = []
     if save:
-        asked, kept = again.divide(asked)
-        print(f"{len(kept)} kernels are as recorded, {len(asked)} requests to compile", file=sys.stderr)
-    answers = answer_all(asked, jobs)
+        answers = _record(asked, jobs)
+    else:
+        answers = answer_all(asked, jobs)
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(answers) + b"\n")
     else:
         table.show(answers.reports)
         for failure in answers.failures:
             print(f"{failure.request.variant} {failure.request.case} {failure.request.target}: {failure.reason}")
-    if save and not answers.failures:
-        reports = [*kept, *answers.reports]
-        recorded.save(again.with_origins(reports))
-        print(f"recorded {len(reports)} kernels in {recorded.FILE}", file=sys.stderr)
     if answers.failures or any(report.broken for report in answers.reports):
         raise typer.Exit(1)
+
+
+def _record(asked: Sequence[Request], jobs: int) -> Answers:
+    """Compile what is not recorded, and record it in steps: an interrupted run goes on where it was."""
+    missing, reports = again.divide(asked)
+    failures: list[Failure] = []
+    print(f"{len(reports)} kernels are as recorded, {len(missing)} requests to compile", file=sys.stderr)
+    for at in range(0, max(1, len(missing)), SAVED_EVERY):
+        answers = answer_all(missing[at : at + SAVED_EVERY], jobs)
+        reports += answers.reports
+        failures += answers.failures
+        recorded.save(again.with_origins(reports))
+        done = min(at + SAVED_EVERY, len(missing))
+        print(f"{done} of {len(missing)} requests: {len(reports)} kernels in {recorded.FILE}", file=sys.stderr)
+    return Answers(reports, failures)
 
 
 if __name__ == "__main__":

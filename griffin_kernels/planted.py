@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from griffin_kernels import verify
+from griffin_kernels import catalog, verify
 from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Variant
 
 ROWS = ("B", "N", "P")
@@ -71,7 +71,33 @@ def plants(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) -> It
         for name, place in places.items():
             given[name] = verify.copy_of(inputs[name])
             given[name][place] = value
-        yield Plant(given, places, value)
+        yield Plant(_consistent(op, inputs, given, names), places, value)
+
+
+def _consistent(op: Op, inputs: Inputs, given: Inputs, planted: list[str]) -> Inputs:
+    """Planted inputs of a gradient whose forward results are those of the planted call, where they differ.
+
+    As in a program, where what is broken comes out of the forward pass broken: some gradients take that from their
+    arguments and some do it again. A place in a forward result alone stays alone.
+    """
+    if op.forward is None or set(planted) <= set(catalog.op(op.forward).outputs):
+        return given
+    first = catalog.op(op.forward)
+    names = (*first.inputs, *first.options)
+    options = {name: True for name in first.options if name.startswith("with_")}
+    if not set(names) <= given.keys() | options.keys():
+        return given  # the gradient does not need all that the forward pass does
+    calls = [
+        verify.reference_outputs(first, options | {name: call[name] for name in names if name in call})
+        for call in (inputs, given)
+    ]
+    for name, before, after in zip(first.outputs, *calls, strict=True):
+        if name in op.inputs and before is not None and after is not None and isinstance(given.get(name), Tensor):
+            changed = ~same(before, after)
+            copy = verify.copy_of(given[name])
+            copy[changed] = after[changed].to(copy.dtype)
+            given[name] = copy
+    return given
 
 
 def _may_be_planted(spec: TensorSpec, value: object) -> bool:

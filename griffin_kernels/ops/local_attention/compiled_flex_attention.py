@@ -10,9 +10,10 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops.local_attention import _flex
+from griffin_kernels.ops.local_attention import _flex, _isolated
 
 
+@_isolated.forward
 def run(
     q: Tensor,
     k: Tensor,

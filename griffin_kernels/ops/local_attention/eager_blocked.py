@@ -14,7 +14,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant, accumulator
 from griffin_kernels.ops import _products
-from griffin_kernels.ops.local_attention import _blocks
+from griffin_kernels.ops.local_attention import _blocks, _isolated
 from griffin_kernels.ops.local_attention.op import within_reach
 
 
@@ -25,6 +25,7 @@ class Config:
     block: int = 64
 
 
+@_isolated.forward
 def run(
     q: Tensor,
     k: Tensor,

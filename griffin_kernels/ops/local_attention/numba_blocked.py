@@ -20,7 +20,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _blas
-from griffin_kernels.ops.local_attention import _numba_call
+from griffin_kernels.ops.local_attention import _isolated, _numba_call
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Config:
     keys: int = 1088
 
 
+@_isolated.forward
 def run(
     q: Tensor,
     k: Tensor,

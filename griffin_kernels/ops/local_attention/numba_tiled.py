@@ -20,7 +20,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops.local_attention import _numba_tiles_call
+from griffin_kernels.ops.local_attention import _isolated, _numba_tiles_call
 
 _OLDEST_LLVM = 19
 """Of which LLVM multiplies pairs of bfloat16 under the name and types that are used here."""
@@ -34,6 +34,7 @@ class Config:
     keys: int = 512
 
 
+@_isolated.forward
 def run(
     q: Tensor,
     k: Tensor,

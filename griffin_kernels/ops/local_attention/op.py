@@ -122,6 +122,19 @@ def scores_of(q: Tensor, k: Tensor, softcap: float | None, scale: float | None) 
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
+def weighted(weights: Tensor, visible: Tensor, rows: Tensor) -> Tensor:
+    """sum over visible j of weights_ij rows_j: [B,H,i,j], bool [B or 1,1,i,j], [B,j,H,d] -> [B,i,H,d].
+
+    weights are 0 where nothing is visible, and rows there may be anything: 0 times NaN does not count.
+    """
+    usable = rows.isfinite()
+    total = torch.einsum("bhij,bjhd->bihd", weights, torch.where(usable, rows, 0.0))
+    for j in (~usable).any(3).any(2).any(0).nonzero()[:, 0].tolist():
+        share = weights[..., j, None] * torch.where(usable[:, j], 0.0, rows[:, j])[:, :, None]  # [B,H,i,d]
+        total = total + torch.where(visible[..., j, None], share, 0.0).transpose(1, 2)
+    return total
+
+
 def reference(
     q: Tensor,
     k: Tensor,
@@ -144,10 +157,11 @@ def reference(
         low, high = max(0, start + earlier - window + 1), end + earlier
         keys = torch.arange(low, high, device=q.device, dtype=torch.int64)
         own = torch.arange(start + earlier, high, device=q.device, dtype=torch.int64)[:, None]
-        visible = (keys >= first[:, start:end, None]) & (keys <= own)  # [B or 1, t, k]
+        visible = ((keys >= first[:, start:end, None]) & (keys <= own))[:, None]  # [B or 1, 1, t, k]
         scores = scores_of(q[:, start:end], k[:, low:high], softcap, scale)
-        scores = scores.masked_fill(~visible[:, None], -torch.inf)
-        out.append(torch.einsum("bhtk,bkhd->bthd", torch.softmax(scores, dim=3), v[:, low:high]))
+        scores = scores.masked_fill(~visible, -torch.inf)
+        weights = torch.softmax(scores, dim=3).masked_fill(~visible, 0.0)
+        out.append(weighted(weights, visible, v[:, low:high]))
         lse.append(torch.logsumexp(scores, dim=3))
     return torch.cat(out, dim=1), torch.cat(lse, dim=2) if with_lse else None
 

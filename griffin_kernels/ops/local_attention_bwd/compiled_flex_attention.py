@@ -7,9 +7,10 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops.local_attention import _flex
+from griffin_kernels.ops.local_attention import _flex, _isolated
 
 
+@_isolated.backward
 def run(
     dout: Tensor,
     q: Tensor,

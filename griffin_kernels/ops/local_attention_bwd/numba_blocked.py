@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
-from griffin_kernels.ops.local_attention import _numba_call
+from griffin_kernels.ops.local_attention import _isolated, _numba_call
 from griffin_kernels.ops.local_attention.numba_blocked import rank, reject
 
 
@@ -31,6 +31,7 @@ class Config:
     part: int = 256
 
 
+@_isolated.backward
 def run(
     dout: Tensor,
     q: Tensor,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
-from griffin_kernels.ops.local_attention import _numba_tiles_call
+from griffin_kernels.ops.local_attention import _isolated, _numba_tiles_call
 from griffin_kernels.ops.local_attention._numba_call import block_of, part_of
 from griffin_kernels.ops.local_attention.numba_tiled import problem, rank
 
@@ -33,6 +33,7 @@ class Config:
     part: int = 256
 
 
+@_isolated.backward
 def run(
     dout: Tensor,
     q: Tensor,

@@ -73,9 +73,10 @@ def reference(
         ds = p * (torch.einsum("bthd,bkhd->bhtk", dout[:, rows], v[:, columns]) - delta[..., None])
         if softcap is not None:
             ds = ds * (1 - (s / softcap) ** 2)
-        dv[:, columns] += torch.einsum("bhtk,bthd->bkhd", p, dout[:, rows])
-        dq[:, rows] = factor * torch.einsum("bhtk,bkhd->bthd", ds, k[:, columns])
-        dk[:, columns] += factor * torch.einsum("bhtk,bthd->bkhd", ds, q[:, rows])
+        ds = torch.where(visible, ds, 0.0)
+        dv[:, columns] += forward.weighted(p.mT, visible.mT, dout[:, rows])
+        dq[:, rows] = factor * forward.weighted(ds, visible, k[:, columns])
+        dk[:, columns] += factor * forward.weighted(ds.mT, visible.mT, q[:, rows])
     grouped = (batch, keys_given, shared, group, d)
     return dq, dk.reshape(grouped).sum(3), dv.reshape(grouped).sum(3)
 

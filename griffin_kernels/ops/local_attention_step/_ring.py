@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from griffin_kernels.ops import _slots
+from griffin_kernels.ops.local_attention._isolated import finite
 
 
 def put(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, slots: Tensor | None) -> None:
@@ -31,3 +34,28 @@ def write(
     """``put``, then the batch's rings [B,W,Hkv,d]: those given, or copies of some where there are slots."""
     put(k, v, k_cache, v_cache, positions, slots)
     return _slots.rows(k_cache, slots), _slots.rows(v_cache, slots)
+
+
+def hidden(keys: Tensor, positions: Tensor) -> Tensor:
+    """bool [B,W]: slots of a batch's rings [B,W,Hkv,d] that no key of the row's document is in yet."""
+    return torch.arange(keys.shape[1], device=keys.device, dtype=torch.int64) > positions[:, None]
+
+
+def isolated(attend: Callable[[Tensor, Tensor], Tensor], keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+    """``attend(keys, values)`` whatever hidden slots hold, whose weights of 0 it may multiply with that.
+
+    On a CPU the rings are copied, with zeros in hidden slots, only where the result is not finite; on a GPU, where
+    looking would wait for the device, always.
+    """
+    if keys.device.type == "cpu":
+        out = attend(keys, values)
+        if finite(out):
+            return out
+    empty = hidden(keys, positions)[:, :, None, None]
+    return attend(*(_without(ring, empty) for ring in (keys, values)))
+
+
+def _without(ring: Tensor, empty: Tensor) -> Tensor:
+    """A copy with zeros in empty slots, and the ring's strides, on which the order of a product's sums may depend."""
+    copy = torch.empty_strided(ring.shape, ring.stride(), dtype=ring.dtype, device=ring.device)
+    return copy.copy_(ring).masked_fill_(empty, 0.0)

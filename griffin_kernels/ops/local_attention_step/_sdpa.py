@@ -1,4 +1,4 @@
-"""What the forms of scaled_dot_product_attention share: the mask of visible slots, and what they cannot do."""
+"""What the forms of scaled_dot_product_attention share: the visible slots, and what they cannot do."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
+from griffin_kernels.ops.local_attention_step import _ring
 
 
-def visible(k_cache: Tensor, positions: Tensor) -> Tensor:
-    """bool [B, 1, 1, W]."""
-    slots = torch.arange(k_cache.shape[1], device=k_cache.device, dtype=torch.int64)
-    return (slots <= positions[:, None])[:, None, None]
+def attention(
+    queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float | None, grouped: bool = False
+) -> Tensor:
+    """[B,H,t,d] from queries of that shape, to the visible slots of the batch's rings [B,W,Hkv,d]."""
+    visible = ~_ring.hidden(keys, positions)[:, None, None]
+
+    def attend(keys: Tensor, values: Tensor) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(
+            queries, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=visible, scale=scale, enable_gqa=grouped
+        )
+
+    return _ring.isolated(attend, keys, values, positions)
 
 
 def reject(case: Case, device: Device, config: Any) -> str | None:

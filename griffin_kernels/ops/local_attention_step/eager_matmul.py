@@ -29,19 +29,24 @@ def run(
     config: NoConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, d = q.shape
-    window, shared = k_cache.shape[1:3]
+    shared = k_cache.shape[2]
     keys, values = _ring.write(k, v, k_cache, v_cache, positions, slots)
     rows = q.reshape(batch, shared, -1, d)  # [B, Hkv, G, d]
-    # one product for each key head: a product takes one stride from matrix to matrix, so all at once copy the cache
-    scores = _joined([_products.unrounded(rows[:, h], keys[:, :, h].mT) for h in range(shared)])  # [B, Hkv, G, W]
-    scores.mul_(d**-0.5 if scale is None else scale)
-    if softcap is not None:
-        scores.div_(softcap).tanh_().mul_(softcap)
-    hidden = torch.arange(window, device=q.device, dtype=torch.int64) > positions[:, None]
-    weights = torch.softmax(scores.masked_fill_(hidden[:, None, None], -torch.inf), dim=3)
-    if _products.has_unrounded(q):
-        weights = weights.to(q.dtype)
-    out = _joined([_products.unrounded(weights[:, h], values[:, :, h]) for h in range(shared)])
+    hidden = _ring.hidden(keys, positions)[:, None, None]
+    factor = d**-0.5 if scale is None else scale
+
+    def attend(keys: Tensor, values: Tensor) -> Tensor:
+        # one product for each key head: a product takes one stride from matrix to matrix, so all at once copy the cache
+        scores = _joined([_products.unrounded(rows[:, h], keys[:, :, h].mT) for h in range(shared)])  # [B, Hkv, G, W]
+        scores.mul_(factor)
+        if softcap is not None:
+            scores.div_(softcap).tanh_().mul_(softcap)
+        weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=3)
+        if _products.has_unrounded(q):
+            weights = weights.to(q.dtype)
+        return _joined([_products.unrounded(weights[:, h], values[:, :, h]) for h in range(shared)])
+
+    out = _ring.isolated(attend, keys, values, positions)
     return _slots.silence(out.reshape(q.shape).to(q.dtype), slots), k_cache, v_cache
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant
@@ -24,14 +23,8 @@ def run(
     config: NoConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
     keys, values = _ring.write(k, v, k_cache, v_cache, positions, slots)
-    out = torch.nn.functional.scaled_dot_product_attention(
-        q[:, :, None],
-        keys.transpose(1, 2),
-        values.transpose(1, 2),
-        attn_mask=_sdpa.visible(keys, positions),
-        scale=scale,
-        enable_gqa=q.shape[1] != k_cache.shape[2],
-    )
+    grouped = q.shape[1] != k_cache.shape[2]
+    out = _sdpa.attention(q[:, :, None], keys, values, positions, scale, grouped)
     return _slots.silence(out[:, :, 0].contiguous(), slots), k_cache, v_cache
 
 

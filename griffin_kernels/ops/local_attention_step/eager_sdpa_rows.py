@@ -5,7 +5,6 @@ To the kernel it is one head of G queries in place of G heads of one, so the cac
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
@@ -29,13 +28,8 @@ def run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, d = q.shape
     keys, values = _ring.write(k, v, k_cache, v_cache, positions, slots)
-    out = torch.nn.functional.scaled_dot_product_attention(
-        q.reshape(batch, k_cache.shape[2], -1, d),  # [B, Hkv, G, d]
-        keys.transpose(1, 2),
-        values.transpose(1, 2),
-        attn_mask=_sdpa.visible(keys, positions),
-        scale=scale,
-    )
+    rows = q.reshape(batch, k_cache.shape[2], -1, d)  # [B, Hkv, G, d]
+    out = _sdpa.attention(rows, keys, values, positions, scale)
     return _slots.silence(out.reshape(q.shape).contiguous(), slots), k_cache, v_cache
 
 

@@ -6,7 +6,7 @@
 
 p is the row's position in its document. The ring has W slots, the key of position p in slot p mod W. Once the new token
 is in, slots 0 .. p have been written, or all: slot i is visible where i <= p. The order of the keys does not matter to
-a softmax. What other slots hold (zeros, keys of an earlier document) must be finite: it may be multiplied by 0.
+a softmax. What other slots hold (zeros, keys of an earlier document, NaN) does not matter.
 
 r is the row of the batch, or slots[b], which row of a pool of P rings it works on; see ``ops/_slots.py``.
 Query heads share key heads in order: head h of Hq reads head h // (Hq / Hkv) of Hkv (1 is multi-query attention).
@@ -60,14 +60,15 @@ def reference(
     batch, heads, width = q.shape
     window, shared = k_cache.shape[1:3]
     at = (torch.arange(batch, device=q.device, dtype=torch.int64), positions % window)
-    keys, values = (_slots.rows(cache, slots).index_put(at, new) for cache, new in ((k_cache, k), (v_cache, v)))
+    keys, written = (_slots.rows(cache, slots).index_put(at, new) for cache, new in ((k_cache, k), (v_cache, v)))
     # the G query heads of a key head stand where scores_of has queries of G times: no ring is repeated for them
     grouped = q.reshape(batch, shared, heads // shared, width).transpose(1, 2)  # [B, G, Hkv, d]
     scores = attention.scores_of(grouped, keys, softcap, scale)  # [B, Hkv, G, W]
     hidden = torch.arange(window, device=q.device, dtype=torch.int64) > positions[:, None]
     weights = torch.softmax(scores.masked_fill(hidden[:, None, None], -torch.inf), dim=3)
+    values = written.masked_fill(hidden[:, :, None, None], 0.0)  # 0 times NaN does not count
     out = torch.einsum("bhgk,bkhd->bhgd", weights, values).flatten(1, 2)
-    return _slots.silence(out, slots), _slots.updated(k_cache, slots, keys), _slots.updated(v_cache, slots, values)
+    return _slots.silence(out, slots), _slots.updated(k_cache, slots, keys), _slots.updated(v_cache, slots, written)
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -44,10 +43,6 @@ def _split(value: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (value or "").split(",") if part.strip())
 
 
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
 @tune_app.callback()
 def tune(
     context: typer.Context,
@@ -57,7 +52,10 @@ def tune(
     ] = None,
     dtypes: Annotated[str | None, typer.Option(help="Dtypes, comma-separated: float32, bfloat16, float16.")] = None,
     budget: Annotated[
-        str, typer.Option(help="quick, default (minutes on a small CPU) or thorough (everything).")
+        str,
+        typer.Option(
+            help="quick, default (4 minutes on a small CPU, 20 on a large GPU, as planned) or thorough (everything)."
+        ),
     ] = "default",
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<index>. The first GPU, else the CPU.")] = None,
     out: Annotated[
@@ -73,7 +71,8 @@ def tune(
         Path | None, typer.Option(help="Tune the cases in a file that GRIFFIN_KERNELS_RECORD_MISSES recorded.")
     ] = None,
     minutes: Annotated[
-        float, typer.Option(help="Begin no case after these minutes, and publish what is decided; --resume goes on.")
+        float,
+        typer.Option(help="End after these minutes: heavy ops first, publish what is decided; --resume goes on."),
     ] = 0.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, if there is one.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
@@ -126,20 +125,20 @@ def tune(
         if target is not None:
             from tuning.predict import run_target
 
-            signal.signal(signal.SIGTERM, _interrupt)
-            run_target(console, target, options, out, constants, dry_run)
+            with terminal.interruptible():
+                run_target(console, target, options, out, constants, dry_run)
             return
         if dry_run and as_json:
             raise errors.ArgumentError("--dry-run has no --json; leave one of them out")
         if dry_run:
-            terminal.show_plan(console, options)
+            terminal.show_plan(console, options, out)
             return
-        signal.signal(signal.SIGTERM, _interrupt)
         command = shlex.join(["griffin", "tune", *(a for a in _arguments() if a != "--resume")])
         with events.own_output() if as_json else contextlib.nullcontext() as stream:
             voice = terminal.Voice(Console(stderr=True) if as_json else console, quiet, stream)
             outcome = terminal.run(voice, options, out, resume, command)
-            if outcome is None:
+            if outcome is None or outcome.interrupted:
+                terminal.end_in_peace()
                 raise typer.Exit(130)
             found = None
             if models or (models is None and study.wanted(outcome)):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -18,7 +20,7 @@ from griffin_kernels import catalog
 from griffin_kernels.records import CaseRecord, Tie
 from reports.cli import app
 from tests import journals, small_tune
-from tuning import events, plan, terminal
+from tuning import decide, events, plan, terminal
 from tuning.eta import Estimate
 from tuning.progress import Display, Several, Tally, result_text
 from tuning.records import BAD, Candidate, Conditions, End, Noise, Race, Result
@@ -58,14 +60,16 @@ def result():
 def tell(listener, case=CASE):
     """A short run of one case, two candidates of which end badly."""
     listener.noise(NOISE)
-    listener.begin(8, 1)
+    place = ("linear_scan", case.case("linear_scan").key)
+    listener.expect({place: 5, ("rg_lru", "B1"): 2})
+    listener.begin(1)
     listener.job("linear_scan", case.case("linear_scan").key, lane="cpu")
     for variant, status in [("eager.loop", "ok"), ("eager.chunked", "ok"), ("eager.a", "crashed"), ("eager.b", "slow")]:
         listener.trying(variant, "default", lane="cpu")
         listener.candidate(candidate(variant=variant, status=status, took=4e-3 if variant == "eager.loop" else 1e-3),
                            lane="cpu")  # fmt: skip
     listener.worker("the worker is replaced:\n segmentation fault")
-    listener.dropped(2)
+    listener.closed("rg_lru", "B1")
     listener.note("rg_lru: no candidate passed")
     listener.result(result(), lane="cpu")
 
@@ -95,7 +99,8 @@ def test_picture_of_a_terminal_shows_what_every_device_is_at():
     console = Console(file=io.StringIO(), force_terminal=True, width=140, color_system=None)
     clock = Clock()
     display = Display(console, clock=clock)
-    display.begin(40, 0)
+    display.expect({("linear_scan", case.case("linear_scan").key): 20 for case in (CASE, SMALL)})
+    display.begin(0)
     for lane, case in [("cuda:1", CASE), ("cuda:0", SMALL)]:
         display.job("linear_scan", case.case("linear_scan").key, lane=lane)
         display.trying("eager.chunked", "chunk=8", lane=lane)
@@ -123,7 +128,7 @@ def test_live_display_leaves_no_picture_behind():
 def test_every_bad_status_is_said():
     out = io.StringIO()
     with Display(Console(file=out, width=200)) as display:
-        display.begin(9, 0)
+        display.begin(0)
         for status in STATUSES:
             display.candidate(candidate(status=status))
     assert [line.split(":")[0].strip() for line in out.getvalue().splitlines()] == list(BAD)
@@ -144,8 +149,9 @@ PLANNED = {("cheap", SMALL.case("cheap").key): 20, ("dear", CASE.case("dear").ke
 def test_estimate_knows_from_the_run_before_that_later_ops_take_longer(pace):
     """Cheap candidates come first: their mean says 2 s where 90 or 180 are left."""
     clock = Clock()
-    tally = Tally(Estimate(PLANNED, earlier(3.0)), clock)
-    tally.begin(40, 0)
+    tally = Tally(Estimate(earlier(3.0)), clock)
+    tally.expect(PLANNED)
+    tally.begin(0)
     tally.job("cheap", SMALL.case("cheap").key)
     for _ in range(20):
         clock.now += 0.15 * pace
@@ -157,8 +163,9 @@ def test_estimate_knows_from_the_run_before_that_later_ops_take_longer(pace):
 
 def test_estimate_without_an_earlier_run_prices_each_op():
     clock = Clock()
-    tally = Tally(Estimate(PLANNED), clock)
-    tally.begin(40, 0)
+    tally = Tally(clock=clock)
+    tally.expect(PLANNED)
+    tally.begin(0)
     assert tally.left is None and tally.left_text == "?"
     for op, case, spent, count in [("cheap", SMALL, 0.1, 20), ("dear", CASE, 3.0, 5)]:
         tally.job(op, case.case(op).key)
@@ -166,29 +173,47 @@ def test_estimate_without_an_earlier_run_prices_each_op():
             clock.now += spent * 1.2
             tally.candidate(candidate(op, spent=spent, case=case))
     assert tally.left == pytest.approx(15 * 3.0 * 1.2, rel=0.02)
-    tally.dropped(12)
+    tally.expect({("dear", CASE.case("dear").key): 3})
     assert tally.left == pytest.approx(3 * 3.0 * 1.2, rel=0.02)
 
 
-def test_estimate_of_a_run_without_a_plan_is_the_mean():
+def test_estimate_of_a_case_of_which_nothing_is_known_is_the_mean():
     clock = Clock()
-    tally = Tally(Estimate(), clock)
-    tally.begin(10, 2)
+    tally = Tally(clock=clock)
+    tally.expect({("linear_scan", CASE.case("linear_scan").key): 4, ("rg_lru", "B1"): 4})
+    tally.begin(2)
     for _ in range(4):
         clock.now += 2
         tally.candidate(candidate(spent=1.0))
-    assert tally.left == pytest.approx(8.0)
-    tally.dropped(4)
-    assert (tally.total, tally.left) == (6, 0.0)
-    tally.dropped(10)
-    assert tally.total == tally.done == 6
+    assert (tally.done, tally.total, tally.left) == (6, 10, pytest.approx(8.0))
+    tally.closed("rg_lru", "B1")
+    assert (tally.done, tally.total, tally.left) == (6, 6, 0.0)
 
 
-def test_dropping_more_than_is_left_never_runs_below_what_is_done():
-    tally = Tally()
-    tally.begin(3, 3)
-    tally.dropped(5)
-    assert (tally.total, tally.done) == (3, 3)
+@given(
+    already=st.integers(0, 30),
+    coming=st.lists(st.integers(0, 5), min_size=1, max_size=4),
+    told=st.lists(st.tuples(st.integers(0, 3), st.sampled_from([*STATUSES, "closed", "expect"]), st.integers(0, 9))),
+)
+def test_never_are_more_candidates_done_than_in_all(already, coming, told):
+    """Whatever a run tells: more than was planned, skipped ones, cases that end early, plans that change."""
+    out = io.StringIO()
+    display = Display(Console(file=out, width=200))
+    display.expect({("linear_scan", f"B1-T{i}-D8-N1-float32"): count for i, count in enumerate(coming)})
+    display.begin(already)
+    for index, what, count in told:
+        case = CaseRecord({"B": 1, "T": index, "D": 8, "N": 1}, "float32")
+        if what == "closed":
+            display.closed("linear_scan", case.case("linear_scan").key)
+        elif what == "expect":
+            display.expect({("linear_scan", case.case("linear_scan").key): count})
+        else:
+            display.candidate(candidate(status=what, case=case))
+        assert 0 <= display.done <= display.total
+        assert display.total == display.done + display.estimate.coming
+    display.result(result())
+    pairs = [tuple(map(int, found)) for found in re.findall(r"(\d+)(?: of |/)(\d+)", out.getvalue())]
+    assert pairs and all(done <= total for done, total in pairs)
 
 
 def read(stream: bytes):
@@ -234,7 +259,7 @@ def test_nothing_but_events_reaches_standard_output():
 def test_terminal_tells_a_run_in_events_and_a_table(tmp_path, monkeypatch):
     outcome_entries = [r.entry for r in journals.records() if isinstance(r, Result)]
 
-    def tuned(options, paths, listener, command, resume, *more):
+    def tuned(options, paths, listener, *more):
         tell(listener)
         journals.write(paths.journal, journals.records())
         return terminal.Outcome(tuple(outcome_entries), paths, 125.0, options)
@@ -303,6 +328,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
     monkeypatch.setattr(catalog, "variants", catalog.variants)
+    monkeypatch.setattr(decide, "UNQUIET", decide.UNQUIET)
     small_tune.shrink()
 
 

@@ -19,7 +19,7 @@ from griffin_kernels.contract import NoConfig, Variant
 from reports.cli import app
 from roofline import stats
 from tests import small_tune
-from tuning import journal, plan, terminal
+from tuning import decide, journal, plan, terminal
 from tuning.budget import BUDGETS
 from tuning.plan import Options
 from tuning.records import Candidate, End, Race, Result, Run
@@ -33,6 +33,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
     monkeypatch.setattr(catalog, "variants", catalog.variants)
+    monkeypatch.setattr(decide, "UNQUIET", decide.UNQUIET)
     small_tune.shrink()
     dispatch.refresh()
     yield
@@ -187,11 +188,15 @@ def test_resume_goes_on_where_it_stopped_and_repeats_nothing(tmp_path):
                 raise KeyboardInterrupt
 
     paths = Paths.choose(tmp_path, HERE)
-    with pytest.raises(KeyboardInterrupt):
-        tune(small_tune.OPTIONS, paths, Stop(), "griffin tune", False)
+    stopped = tune(small_tune.OPTIONS, paths, Stop(), "griffin tune", False)
+    assert stopped.interrupted and stopped.cases == 6
     assert len(records(tmp_path, Candidate)) == 17
-    assert not paths.registry.exists()
+    published = registry.load_for(paths.registry, HERE).entries if paths.registry.exists() else []
+    decided = [r.entry for r in records(tmp_path, Result)]
+    assert sorted(e.date for e in published) == sorted(e.date for e in stopped.entries)
+    assert list(stopped.entries) == decided and len(published) == len(decided) == 6 - len(stopped.left)
     outcome = run(tmp_path, resume=True)
+    assert outcome.entries[: len(decided)] == stopped.entries
     assert len(outcome.entries) == 6
     assert max(Counter(c.key for c in records(tmp_path, Candidate)).values()) == 1
     assert [r.resumed for r in records(tmp_path, Run)] == [False, True]
@@ -242,16 +247,15 @@ class Clock(Quiet):
 
 
 @pytest.mark.parametrize(("minutes", "decided"), [(3.0, 2), (4.0, 3), (100.0, 6)])
-def test_time_that_is_up_leaves_what_was_decided_and_a_resume_goes_on(tmp_path, monkeypatch, minutes, decided):
+def test_time_that_is_up_leaves_what_was_decided_and_a_resume_goes_on(tmp_path, minutes, decided):
     clock = Clock()
-    monkeypatch.setattr("tuning.run.time", clock)
     paths, options = Paths.choose(tmp_path, HERE), dataclasses.replace(small_tune.OPTIONS, minutes=minutes)
-    outcome = tune(options, paths, clock)
+    outcome = tune(options, paths, clock, clock=clock.monotonic)
     assert (len(outcome.entries), len(outcome.left)) == (decided, 6 - decided)
     assert len(registry.load_for(paths.registry, HERE).entries) == decided
     assert journal.unfinished(journal.read(paths.journal)) == (decided < 6)
     if decided < 6:
-        again = tune(dataclasses.replace(options, minutes=0.0), paths, clock, resume=True)
+        again = tune(dataclasses.replace(options, minutes=0.0), paths, clock, resume=True, clock=clock.monotonic)
         assert (len(again.entries), again.left) == (6, ())
         assert outcome.left[0].startswith("linear_scan") and again.entries[:decided] == outcome.entries
         assert len(registry.load_for(paths.registry, HERE).entries) == 6
@@ -273,7 +277,8 @@ def test_time_that_is_up_before_anything_is_decided_publishes_nothing_and_says_s
     )
     code, text = invoke(*words, "--minutes", "0.00001")
     assert code == 0
-    assert "time is up: 3 cases were not begun, from linear_scan B2-T37-D24-float32 on" in text
+    assert "time is up: none of 3 cases is decided or published" in text
+    assert "3 are left, from linear_scan B2-T37-D24-float32 on" in text
     assert f"go on with: griffin tune --resume --out {tmp_path}" in text
     assert "registry " not in text and not Paths.choose(tmp_path, HERE).registry.exists()
     code, text = invoke("tune", "--resume", "--out", str(tmp_path), "--device", "cpu", "--minutes", "60")
@@ -379,9 +384,9 @@ def test_interrupt_stops_all_devices(tmp_path, two_lanes):
 
     options = dataclasses.replace(small_tune.OPTIONS, in_process=False)
     paths = Paths.choose(tmp_path, HERE)
-    with pytest.raises(KeyboardInterrupt):
-        tune(options, paths, Stop(), prepare="tests.small_tune:shrink")
-    assert not paths.registry.exists()
+    stopped = tune(options, paths, Stop(), prepare="tests.small_tune:shrink")
+    assert stopped.interrupted and stopped.cases == 6 and stopped.left
+    assert [r.entry for r in records(tmp_path, Result)] == list(stopped.entries)
     statuses = {r.status for r in records(tmp_path, Candidate)}
     assert statuses <= {"ok", "slow", "rejected", "skipped"}, "a candidate was blamed for the interrupt"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from griffin_kernels import device, registry
 from tuning import journal
-from tuning.records import Candidate, End
+from tuning.records import Candidate, End, Result
 from tuning.run import Paths
 
 KILLS = int(os.environ.get("GRIFFIN_TEST_KILLS", "20"))
@@ -97,16 +98,61 @@ def test_kill_minus_nine_at_random_moments(tmp_path):
     print(f"records in the journal at each: {sorted(count for _, count in moments)}")
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT])
-def test_interrupt_publishes_nothing_and_says_how_to_go_on(tmp_path, how):
+def started(process, paths, word, beyond=0):
+    """Wait until the journal has more records of a kind than ``beyond``; returns how many."""
+    deadline = time.monotonic() + 60
+    while (count := paths.journal.read_bytes().count(b'"kind":"%s"' % word) if paths.journal.exists() else 0) <= beyond:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    return count
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_publishes_what_is_decided_and_says_how_to_go_on(tmp_path, how):
     process = start(tmp_path)
     paths = Paths.choose(tmp_path, HERE)
-    deadline = time.monotonic() + 60
-    while not (paths.journal.exists() and b'"candidate"' in paths.journal.read_bytes()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    started(process, paths, b"result")
     process.send_signal(how)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert f"nothing was published. Go on with: griffin tune --resume --out {tmp_path}" in output
-    assert not paths.registry.exists()
+    assert process.returncode == 130, output
+    found = journal.read(paths.journal)
+    decided = [r.entry for r in found if isinstance(r, Result)]
+    assert 1 <= len(decided) < 6, "the interrupt came too late to say anything"
+    said = re.search(r"interrupted: (\d) of 6 cases (?:is|are) decided and published, (\d) are left", output)
+    assert said is not None and [int(count) for count in said.groups()] == [len(decided), 6 - len(decided)], output
+    assert f"go on with: griffin tune --resume --out {tmp_path}" in output
+    published = registry.load_for(paths.registry, HERE).entries
+    assert sorted(e.date for e in published) == sorted(e.date for e in decided)
+    assert {r.status for r in found if isinstance(r, Candidate)} <= {"ok", "slow", "skipped", "rejected"}
+    if how == signal.SIGTERM:
+        return  # a resume is the same after both, and takes long
+    again = start(tmp_path, "--resume")
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert len(registry.load_for(paths.registry, HERE).entries) == 6
+    assert max(Counter(r.key for r in journal.read(paths.journal) if isinstance(r, Candidate)).values()) == 1
+
+
+def test_second_interrupt_ends_it_at_once_and_loses_nothing_of_the_journal(tmp_path):
+    """Whenever the two come: what was in the journal before stays, whole, and a resume publishes it."""
+    paths = Paths.choose(tmp_path, HERE)
+    chance, flags, count = random.Random(SEED), [], 0
+    for _ in range(2):
+        process = start(tmp_path, *flags)
+        count = started(process, paths, b"candidate", count)
+        before = paths.journal.read_bytes()
+        process.send_signal(signal.SIGINT)
+        time.sleep(chance.uniform(0.0, 0.1))
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+        assert process.returncode == 130, output
+        assert "o on with: griffin tune --resume" in output
+        assert "Traceback" not in output
+        assert paths.journal.read_bytes().startswith(before.rpartition(b"\n")[0])
+        journal.read(paths.journal)
+        if paths.registry.exists():
+            registry.load_for(paths.registry, HERE)
+        flags = ["--resume"]
+    assert {r.status for r in journal.read(paths.journal) if isinstance(r, Candidate)} <= {
+        "ok", "slow", "skipped", "rejected",
+    }  # fmt: skip

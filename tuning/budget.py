@@ -19,6 +19,9 @@ class Budget:
     seconds, least, most: a candidate is sampled until ``seconds`` have passed, at least ``least`` and at most ``most``
     times. rounds: most interleaved rounds of the final race; race_seconds: its time at most, beyond 5 rounds.
     finalists: candidates in the race besides the default and the best baseline.
+    hurried: tries at least where time is short. gpu_minutes: what a run on a GPU is planned for, where there are ten
+    times as many candidates as on a CPU. gpu_compiled: whether it has the baselines of torch.compile, whose compiling
+    nothing can do ahead.
     """
 
     share: float
@@ -31,6 +34,13 @@ class Budget:
     rounds: int
     race_seconds: float
     finalists: int
+    hurried: int
+    gpu_minutes: float
+    gpu_compiled: bool
+
+    def minutes(self, kind: str) -> float:
+        """What a run on a kind of device is planned for; infinite where it takes what it takes."""
+        return math.inf if kind == "cpu" else self.gpu_minutes
 
     def tries(self, points: int) -> int:
         """How many of a case's candidates search may try; baselines do not count."""
@@ -41,9 +51,9 @@ class Budget:
 
 BUDGETS: Mapping[str, Budget] = MappingProxyType(
     {
-        "quick": Budget(0.1, 4, 8, False, 0.03, 3, 5, 7, 0.5, 2),
-        "default": Budget(0.25, 6, 60, False, 0.12, 3, 9, 641, 2.0, 3),
-        "thorough": Budget(0.25, 75, 600, True, 0.5, 7, 51, 1281, 20.0, 5),
+        "quick": Budget(0.1, 4, 8, False, 0.03, 3, 5, 7, 0.5, 2, 2, 8.0, False),
+        "default": Budget(0.25, 6, 60, False, 0.12, 3, 9, 641, 2.0, 3, 4, 20.0, True),
+        "thorough": Budget(0.25, 75, 600, True, 0.5, 7, 51, 1281, 20.0, 5, 8, math.inf, True),
     }
 )
 """Budgets by their name on the command line."""
@@ -59,6 +69,9 @@ HOPELESS_FACTOR = 8.0
 
 HOPELESS_ELSEWHERE = 25.0
 """A variant this much slower than the best at one case is skipped at later cases of the run with the same flags."""
+
+UNQUIET = 0.20
+"""A race whose own noise floor is above this decides nothing: it is run again, and then its case is left undecided."""
 
 INDIFFERENCE = 0.01
 """The default is replaced only for a gain above this and above the measured noise floor."""

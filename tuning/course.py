@@ -47,9 +47,14 @@ class Course:
         expected = None if device.kind == "cpu" else predict.expected(job, device)
         told = None if expected is None else lambda planned: expected.get(id(planned))
         self.space = space_of(job, device, incumbents=near, predicted=told)
-        self.allowed = budget.tries(len(self.points))
+        self._named = strategy
+        self.allow(budget.tries(len(self.points)))
+
+    def allow(self, tries: int) -> None:
+        """Let so many points be tried from now on."""
+        self.allowed = min(tries, len(self.points))
         usual = "exhaustive" if self.allowed == len(self.points) else DEFAULT
-        self._strategy = named(strategy or usual)
+        self._strategy = named(self._named or usual)
 
     def next(self, seen: Seen, tried: int) -> int | None:
         """The next point to try; None where the search is over. tried: those of ``seen`` that were not skipped."""

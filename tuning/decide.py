@@ -6,7 +6,7 @@ One candidate's trouble is its own: it is recorded, and the run goes on.
 from __future__ import annotations
 
 import threading
-import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,13 +20,17 @@ from griffin_kernels.records import CaseRecord, Entry
 from roofline import stats
 from tuning import journal, race
 from tuning.ahead import Ahead, Coming
-from tuning.budget import HOPELESS_ELSEWHERE, HOPELESS_FACTOR, Budget
+from tuning.budget import HOPELESS_ELSEWHERE, HOPELESS_FACTOR, UNQUIET, Budget
 from tuning.course import Course
+from tuning.eta import Place
 from tuning.isolation import Death, Executor
+from tuning.judge import PATIENCE
 from tuning.messages import Broken
 from tuning.plan import Job, Planned
 from tuning.progress import Listener
-from tuning.records import Candidate, Ceiling, Noise, Race, Record, Result, Run
+from tuning.records import Candidate, Ceiling, Noise, Race, Record, Result, Run, Undecided
+from tuning.schedule import Schedule
+from tuning.watch import Watch
 
 Done = list[tuple[Planned, Candidate]]
 
@@ -37,9 +41,29 @@ class History:
     def __init__(self, records: Sequence[Record]) -> None:
         self.run = next((r for r in records if isinstance(r, Run)), None)
         self.candidates = {r.key: r for r in records if isinstance(r, Candidate)}
-        self.results = {(r.entry.op, r.entry.case.case(r.entry.op).key): r for r in records if isinstance(r, Result)}
+        self.results = {place_of(r.entry): r for r in records if isinstance(r, Result)}
         self.ceilings = {r.name: r for r in records if isinstance(r, Ceiling)}
         self.noise = next((r for r in records if isinstance(r, Noise)), None)
+        self._tried: defaultdict[Place, list[str]] = defaultdict(list)
+        for key, record in self.candidates.items():
+            self._tried[place_of(record)].append(key)
+
+    def tried(self, job: Job) -> list[Candidate]:
+        """The candidates of a case."""
+        return [self.candidates[key] for key in self._tried[job.place]]
+
+    def decided(self, job: Job) -> Result | None:
+        """The decision on a case, if it may still be published: all that was compared is of the source as it is now,
+        the winner was right to the end, and its race was quiet.
+        """
+        result = self.results.get(job.place)
+        if result is None or (result.entry.noise_floor or 0.0) > UNQUIET:
+            return None
+        now = {p.variant.name: p.variant.source_hash for p in job.candidates}
+        tried = self.tried(job)
+        winner = self.candidates.get(result.winner_key)
+        same = all(now.get(record.variant) == record.source_hash for record in tried)
+        return result if same and winner is not None and winner.status == "ok" else None
 
 
 @dataclass(frozen=True)
@@ -58,15 +82,25 @@ class Hopeless(NamedTuple):
 
 
 class Aborted(Exception):
-    """A case that cannot be decided, with the sentence that says why."""
+    """A case that cannot be decided, with the sentence that says why. noise: the floor of its races, if that is why."""
+
+    def __init__(self, why: str, noise: float | None = None) -> None:
+        super().__init__(why)
+        self.noise = noise
+
+
+class Late(Exception):
+    """A case that there is no time to race."""
 
 
 @dataclass
 class Decider:
     """What all cases of a run share. Lanes call ``decide`` at the same time.
 
-    incumbents: entries of this device as published before. strategy: by name; empty for the one that suits the space.
-    late: whether no case may be begun any more. left: cases that were not, in words.
+    incumbents: entries of this device as published before. strategy: by name; empty for the one that suits it.
+    watch, schedule: the time of the run, and what of it a case gets; without them each gets what the budget gives.
+    jobs: all cases of the run. repeat: the command that tunes a case again. decided, left, undecided: what became of
+    each case so far; left had no time, and of undecided nothing can be published.
     """
 
     device: Device
@@ -78,11 +112,16 @@ class Decider:
     incumbents: registry.Registry | None = None
     strategy: str = ""
     ahead: Ahead | None = None
-    late: Callable[[], bool] = lambda: False
-    left: list[str] = field(default_factory=list)
+    watch: Watch = field(default_factory=Watch)
+    schedule: Schedule | None = None
+    jobs: Mapping[Place, Job] = field(default_factory=dict)
+    repeat: Callable[[Job], str] = lambda job: "griffin tune"
+    decided: dict[Place, Result] = field(default_factory=dict)
+    left: dict[Place, None] = field(default_factory=dict)
+    undecided: dict[Place, Undecided] = field(default_factory=dict)
     behind: dict[tuple[str, tuple[str, ...]], tuple[float, str]] = field(default_factory=dict)
-    courses: dict[tuple[str, str], Course] = field(default_factory=dict)
-    begun: set[tuple[str, str]] = field(default_factory=set)
+    courses: dict[Place, Course] = field(default_factory=dict)
+    begun: set[Place] = field(default_factory=set)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def known(self, job: Job, planned: Planned) -> Candidate | None:
@@ -90,32 +129,51 @@ class Decider:
         record = self.history.candidates.get(planned.key(job.case, self.device))
         return record if record is not None and record.source_hash == planned.variant.source_hash else None
 
-    def expected(self, job: Job) -> int:
+    def coming(self, job: Job) -> int:
+        """How many candidates of a case will be tried that are not in the journal, at most."""
+        if self.tries(job) == 0 or self.history.decided(job) is not None:
+            return 0
+        known = [(p, self.known(job, p)) for p in job.candidates]
+        certain = sum(record is None for p, record in known if p.reason is not None or p.variant.baseline)
+        tried = sum(
+            record is not None and record.status != "skipped"
+            for p, record in known
+            if p.reason is None and not p.variant.baseline
+        )
+        return certain + max(0, self.tries(job) - tried)
+
+    def planned(self, job: Job) -> int:
         """How many candidates of a case will be in the journal, at most."""
-        points = len(job.competitors)
-        return len(job.candidates) - points + self.budget.tries(points)
+        return len(job.candidates) - len(job.competitors) + self.tries(job) if self.tries(job) else 0
+
+    def tries(self, job: Job) -> int:
+        """How many candidates of a case search may try; none where there is no time for it."""
+        if self.schedule is None:
+            return self.budget.tries(len(job.competitors))
+        return self.schedule.tries.get(job.place, 0)
+
+    @property
+    def reserve_s(self) -> float:
+        """Seconds that a race is given where it goes on for longest."""
+        return PATIENCE * self.budget.race_seconds
 
     def course(self, job: Job) -> Course:
         """The course of a job; its predictions are made once."""
-        key = (job.op.name, job.case.key)
-        if key not in self.courses:
+        if job.place not in self.courses:
             near = _earlier(self, job)[1]
-            self.courses.setdefault(key, Course(job, self.device, self.budget, self.strategy, near))
-        return self.courses[key]
+            self.courses.setdefault(job.place, Course(job, self.device, self.budget, self.strategy, near))
+        return self.courses[job.place]
 
     def openings(self, jobs: Sequence[Job]) -> Coming:
         """What the jobs that have not begun will begin with: to be compiled long before their turn."""
         for job in jobs:
-            if self._begun(job):
+            if job.place in self.begun:
                 continue
             for planned in self.course(job).opening():
-                if self._begun(job):
+                if job.place in self.begun:
                     break  # its lane knows better by now
                 if self.known(job, planned) is None:
                     yield job.case, planned
-
-    def _begun(self, job: Job) -> bool:
-        return (job.op.name, job.case.key) in self.begun
 
     def blank(self, job: Job, planned: Planned) -> Candidate:
         """A candidate's record before anything is known of it but that it was planned."""
@@ -147,40 +205,93 @@ class Decider:
             self.log.append(record)
 
     def decide(self, job: Job, lane: Lane, entries: Sequence[Entry]) -> Result | None:
-        """The decision on a case, recorded; None where nothing of ours can run, or it is too late to begin.
+        """The decision on a case, recorded; None where nothing of ours can run, or there is no time for it.
 
         entries: what it may call.
         """
         with self.lock:
-            if self.late() and (job.op.name, job.case.key) not in self.history.results:
-                self.left.append(f"{job.op.name} {job.case.key}")
+            self.begun.add(job.place)
+            if (earlier := self.history.decided(job)) is not None:
+                return self._again(job, earlier)
+            allowed = self._begin(job)
+            if allowed is None:
+                self._leave(job)
                 return None
-            self.begun.add((job.op.name, job.case.key))
             self.listener.job(job.op.name, job.case.key, lane=lane.name)
+        began = self.watch.clock()
+        self.course(job).allow(allowed)
         case = _Case(self, job, lane, entries)
         try:
-            done = case.try_candidates()
-            earlier = self.history.results.get((job.op.name, job.case.key))
-            if earlier is not None and not case.fresh and _current(earlier, done):
-                return earlier
-            return case.settle(done)
+            result = case.settle(case.try_candidates())
+        except Late:
+            with self.lock:
+                self._leave(job)
+            return None
         except Aborted as reason:
             with self.lock:
-                self.listener.note(f"{job.op.name} {job.case.key}: {reason}; nothing is published for it")
+                record = Undecided(
+                    op=job.op.name,
+                    case=CaseRecord.of(job.case),
+                    why=str(reason),
+                    command=self.repeat(job),
+                    noise_floor=reason.noise,
+                )
+                self.append(record)
+                self.undecided[job.place] = record
+                self.listener.undecided(record, lane=lane.name)
             return None
+        with self.lock:
+            self.append(result)
+            self.decided[job.place] = result
+            if self.schedule is not None and not case.resumed:
+                self.schedule.done(job.place, case.tried, self.watch.clock() - began)
+            self.listener.result(result, lane=lane.name)
+        return result
 
+    def _again(self, job: Job, result: Result) -> Result:
+        """The decision of an earlier run, and what it tells later cases."""
+        best = min((stats.median(r.samples_s) for r in self.history.tried(job) if r.status == "ok"), default=None)
+        for record in self.history.tried(job):
+            self.fell_behind(job, record, best)
+        if self.schedule is not None:
+            self.schedule.skip(job.place)
+        self.decided[job.place] = result
+        self.listener.closed(*job.place)
+        return result
 
-def _current(result: Result, done: Done) -> bool:
-    """Whether the winner of an earlier decision is still among what was found right."""
-    return any(record.key == result.winner_key and record.status == "ok" for _, record in done)
+    def fell_behind(self, job: Job, record: Candidate, best_s: float | None) -> None:
+        """Remember how far the first configuration of a variant was behind the best."""
+        if record.samples_s and best_s is not None:
+            behind = (stats.median(record.samples_s) / best_s, job.case.key)
+            with self.lock:
+                self.behind.setdefault((f"{record.op}/{record.variant}", job.case.flags), behind)
+
+    def _begin(self, job: Job) -> int | None:
+        """Tries of a case that begins now, None where it may not; all that did not begin are given their time anew."""
+        if self.schedule is None:
+            return None if self.watch.over() else self.tries(job)
+        before = dict(self.schedule.tries)
+        allowed = None if self.watch.over(self.reserve_s) else self.schedule.begin(job.place, self.watch)
+        if allowed is None:
+            self.schedule.skip(job.place)
+            return None
+        now = self.schedule.tries
+        changed = [place for place in self.jobs if before.get(place) != now.get(place)]
+        self.listener.expect({place: self.coming(self.jobs[place]) for place in changed})
+        return allowed
+
+    def _leave(self, job: Job) -> None:
+        self.left[job.place] = None
+        self.listener.closed(*job.place)
 
 
 class _Case:
-    """One case on its way. fresh: something of it was tried now."""
+    """One case on its way. resumed: an earlier run has tried some of it. tried: how many points search has tried."""
 
     def __init__(self, run: Decider, job: Job, lane: Lane, entries: Sequence[Entry]) -> None:
         self.run, self.job, self.lane, self.entries = run, job, lane, list(entries)
-        self.fresh = False
+        self.resumed = bool(run.history.tried(job))
+        self.tried = 0
         self._loaded = False
         self.best_s: float | None = None
         self.known_entry = _earlier(run, job)[0]
@@ -188,7 +299,10 @@ class _Case:
         self.incumbent = next((p for p in self.course.points if _is(p, self.known_entry)), None)
 
     def try_candidates(self) -> Done:
-        """Records of the candidates in the order tried: what cannot run, the default, baselines, then search's."""
+        """Records of the candidates in the order tried: what cannot run, the default, baselines, then search's.
+
+        Search ends when the time is up. Raises Late where that is before the default and the baselines are tried.
+        """
         done: Done = []
         course = self.course
         for planned in self.job.candidates:
@@ -197,26 +311,32 @@ class _Case:
         self._expect(course.opening(), done)
         seen: dict[int, float | None] = {}
         for planned in course.certain:
+            if self._late(planned) and self.run.known(self.job, planned) is None:
+                raise Late
             record = self._take(done, planned, None)
             if not planned.variant.baseline:
                 seen[course.points.index(planned)] = _figure(record)
-        tried, skipped = len(seen), 0
-        while (index := course.next(seen, tried)) is not None:
+        self.tried = len(seen)
+        while (index := course.next(seen, self.tried)) is not None:
             planned = course.points[index]
+            if self._late(planned) and self.run.known(self.job, planned) is None:
+                break
             hopeless = self._hopeless(planned, done)
-            self._expect(course.coming(seen, tried, (index,)), done)
+            self._expect(course.coming(seen, self.tried, (index,)), done)
             record = self._take(done, planned, hopeless)
             if hopeless is not None and record.status == "skipped":
                 # not counted as tried, but search is told how far behind its like was
-                seen[index], skipped = hopeless.seconds, skipped + 1
-                with self.run.lock:
-                    self.run.listener.dropped(-1)
+                seen[index] = hopeless.seconds
             else:
-                seen[index], tried = _figure(record), tried + 1
+                seen[index], self.tried = _figure(record), self.tried + 1
         self._expect(iter(()), done)
-        with self.run.lock:
-            self.run.listener.dropped(self.run.expected(self.job) + skipped - len(done))
         return done
+
+    def _late(self, planned: Planned) -> bool:
+        """Whether the time that is left is that of the race, and none for a candidate."""
+        schedule = self.run.schedule
+        takes = 0.0 if schedule is None else schedule.seconds_of(self.job.place, planned)
+        return self.run.watch.over(self.run.reserve_s + takes)
 
     def _expect(self, coming: Iterator[Planned], done: Done) -> None:
         """Have compiled ahead what will probably be tried here, while what is tried now is timed."""
@@ -231,7 +351,6 @@ class _Case:
         """The record of a candidate, from the journal or made now."""
         record = self.run.known(self.job, planned)
         if record is None:
-            self.fresh = True
             with self.run.lock:
                 self.run.listener.trying(planned.variant.name, config_key(planned.config), lane=self.lane.name)
             blank = self.run.blank(self.job, planned)
@@ -246,14 +365,11 @@ class _Case:
         if record.status == "ok":
             figure = stats.median(record.samples_s)
             self.best_s = figure if self.best_s is None else min(self.best_s, figure)
-        if record.samples_s and self.best_s is not None:
-            behind = (stats.median(record.samples_s) / self.best_s, self.job.case.key)
-            with self.run.lock:
-                self.run.behind.setdefault((planned.variant.key, self.job.case.flags), behind)
+        self.run.fell_behind(self.job, record, self.best_s)
         return record
 
     def _try(self, planned: Planned, blank: Candidate) -> Candidate:
-        began = time.monotonic()
+        began = self.run.watch.clock()
         answer = self.run.ahead.problem(self.job.case, planned) if self.run.ahead is not None else None
         if answer is None:
             self._load()
@@ -271,7 +387,7 @@ class _Case:
             problem=answer.problem,
             errors=answer.errors,
             samples_s=answer.samples_s,
-            seconds_spent=time.monotonic() - began,
+            seconds_spent=self.run.watch.clock() - began,
         )
 
     def _load(self) -> None:
@@ -293,8 +409,8 @@ class _Case:
         text = f"{name} was {behind:.0f} times slower than the best at {where}"
         return None if behind <= HOPELESS_ELSEWHERE else Hopeless(text, behind * self.best_s)
 
-    def settle(self, done: Done) -> Result | None:
-        """Race the best and record the decision."""
+    def settle(self, done: Done) -> Result:
+        """Race the best and decide. A race that is too noisy, or surprises, is run again once."""
         job, run = self.job, self.run
         while True:
             field = race.finalists(done, job.default, run.budget.finalists, self.incumbent)
@@ -306,12 +422,16 @@ class _Case:
             done = self._without(done, field, heat)
         run.append(heat)
         tried = sum(record.status not in ("rejected", "skipped") for _, record in done)
+        if heat.noise_floor > UNQUIET and not run.watch.over():
+            heat = self._repeated(field, f"its noise floor was {heat.noise_floor:.0%}")
+        if heat.noise_floor > UNQUIET:
+            raise _too_noisy(heat.noise_floor)
         result = race.decide(job.op, job.case, field, heat, run.dram_bytes_per_s, tried)
-        if (why := race.surprise(field, heat, result.entry, self.known_entry)) is not None:
-            result = self._again(field, heat, result, why, tried)
-        with run.lock:
-            run.append(result)
-            run.listener.result(result, lane=self.lane.name)
+        if not heat.confirms and (why := race.surprise(field, heat, result.entry, self.known_entry)) is not None:
+            second = self._repeated(field, why)
+            if second.noise_floor > UNQUIET:
+                raise _too_noisy(second.noise_floor)
+            result = race.settle(job.op, job.case, field, heat, second, run.dram_bytes_per_s, tried)
         return result
 
     def _race(self, field: Sequence[race.Finalist]) -> Race | Broken:
@@ -330,15 +450,25 @@ class _Case:
             self.run.listener.note(f"  {record.status}: {record.key}: {record.problem}")
         return [(p, record if r.key == record.key else r) for p, r in done]
 
-    def _again(self, field: Sequence[race.Finalist], first: Race, result: Result, why: str, tried: int) -> Result:
-        """The decision after the race was run again in a worker that has run nothing."""
+    def _repeated(self, field: Sequence[race.Finalist], why: str) -> Race:
+        """The race run again, in a worker that has run nothing."""
         self.lane.executor.renew()
         second = self._race(field)
         if isinstance(second, Broken):
             raise Aborted(f"{why}, and the race could not be repeated: {second.problem}")
         second = msgspec.structs.replace(second, confirms=why)
         self.run.append(second)
-        return race.settle(self.job.op, self.job.case, field, first, second, self.run.dram_bytes_per_s, tried)
+        return second
+
+
+def _too_noisy(floor: float) -> Aborted:
+    text = f"its races had a noise floor of {floor:.0%}, and above {UNQUIET:.0%} nothing is published"
+    return Aborted(text, floor)
+
+
+def place_of(record: Candidate | Entry) -> Place:
+    """Op and case of what a journal or a registry says."""
+    return record.op, record.case.case(record.op).key
 
 
 def _figure(record: Candidate) -> float | None:

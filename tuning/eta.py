@@ -37,7 +37,7 @@ class _Mean:
         return self.seconds / self.count if self.count >= ENOUGH else None
 
 
-class _Prices:
+class Prices:
     """Mean seconds of a candidate, by case, by op and over all."""
 
     def __init__(self) -> None:
@@ -45,47 +45,65 @@ class _Prices:
         self.ops: defaultdict[str, _Mean] = defaultdict(_Mean)
         self.all = _Mean()
 
+    @classmethod
+    def of_run(cls, records: Sequence[Record]) -> Prices:
+        """Those of the candidates of a journal."""
+        found = cls()
+        for record in records:
+            if isinstance(record, Candidate):
+                found.add(_place(record), record.seconds_spent)
+        return found
+
     def add(self, place: Place, seconds: float) -> None:
         for mean in (self.cases[place], self.ops[place[0]], self.all):
             mean.add(seconds)
 
+    def at(self, place: Place) -> float | None:
+        """Of a case, else of its op; None where neither is known."""
+        found = self.cases[place].value
+        return self.ops[place[0]].value if found is None else found
+
 
 class Estimate:
-    """Seconds left of a run. planned: candidates of each case, at most. earlier: the journal of a run before."""
+    """What is still to come of a run, in candidates and in seconds. earlier: the journal of a run before."""
 
-    def __init__(self, planned: Mapping[Place, int] | None = None, earlier: Sequence[Record] = ()) -> None:
-        self._open: dict[Place, int] = dict(planned or {})
-        self._now, self._before = _Prices(), _Prices()
-        for record in earlier:
-            if isinstance(record, Candidate):
-                self._before.add(_place(record), record.seconds_spent)
+    def __init__(self, earlier: Sequence[Record] = ()) -> None:
+        self._open: dict[Place, int] = {}
+        self._now, self._before = Prices(), Prices.of_run(earlier)
         took = sum(record.seconds for record in earlier if isinstance(record, End))
         spent = self._before.all.seconds
         self._usual_overhead = took / spent if took and spent else None
 
+    @property
+    def coming(self) -> int:
+        """Candidates that will still be tried, at most."""
+        return sum(self._open.values())
+
+    def expect(self, coming: Mapping[Place, int]) -> None:
+        """So many candidates will come of these cases, at most; what was expected of others stands."""
+        self._open |= coming
+
     def candidate(self, record: Candidate) -> None:
-        """A candidate is finished."""
+        """A candidate is finished. One that was skipped takes no other's place."""
         place = _place(record)
         self._now.add(place, record.seconds_spent)
-        if place in self._open:
+        if record.status != "skipped" and place in self._open:
             self._open[place] = max(0, self._open[place] - 1)
 
-    def decided(self, place: Place) -> None:
+    def closed(self, place: Place) -> None:
         """Nothing more comes for a case."""
         self._open.pop(place, None)
 
-    def left(self, candidates: int, elapsed: float) -> float | None:
-        """Seconds for so many more candidates, after ``elapsed`` seconds of work; None before anything is known."""
-        if candidates <= 0:
+    def left(self, elapsed: float) -> float | None:
+        """Seconds for what is to come, after ``elapsed`` seconds of work; None before anything is known."""
+        candidates = self.coming
+        if not candidates:
             return 0.0
         overhead = self._overhead(elapsed)
         prices = {place: self._price(place) for place, count in self._open.items() if count}
         known = {place: price for place, price in prices.items() if price is not None}
-        if overhead is None:
+        if overhead is None or not known:
             return None
-        if not known:
-            mean = self._now.all.value
-            return None if mean is None else candidates * mean * overhead
         weights = {place: self._open[place] for place in known}
         return candidates * overhead * sum(known[p] * n for p, n in weights.items()) / sum(weights.values())
 

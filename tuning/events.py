@@ -98,15 +98,27 @@ class Note(msgspec.Struct, frozen=True, tag="note", tag_field="event"):
     text: str
 
 
+class Undecided(msgspec.Struct, frozen=True, tag="undecided", tag_field="event"):
+    """Nothing is published for a case; see ``records.Undecided``."""
+
+    op: str
+    case: str
+    why: str
+    command: str
+    lane: str
+
+
 class Interrupted(msgspec.Struct, frozen=True, tag="interrupted", tag_field="event"):
-    """Stopped by a signal; nothing was published. resume: the command that goes on."""
+    """Stopped by a signal. entries: cases that were published. left: cases not decided. resume: what goes on."""
 
     resume: str
+    entries: int = 0
+    left: int = 0
 
 
 class End(msgspec.Struct, frozen=True, tag="end", tag_field="event"):
     """The run is finished. statuses: candidates by status. study: None where none was made. left: cases that there was
-    no time for.
+    no time for. undecided: cases that there was time for, and for which nothing is published.
     """
 
     date: str
@@ -118,9 +130,10 @@ class End(msgspec.Struct, frozen=True, tag="end", tag_field="event"):
     report: str
     study: str | None
     left: int = 0
+    undecided: int = 0
 
 
-Event = Begin | Job | Candidate | Result | Noise | Worker | Note | Interrupted | End
+Event = Begin | Job | Candidate | Result | Undecided | Noise | Worker | Note | Interrupted | End
 
 
 class Events(Tally):
@@ -144,9 +157,9 @@ class Events(Tally):
                 self.lost = True
                 print(f"note: events cannot be written any more: {error.strerror}; the run goes on", file=sys.stderr)
 
-    def begin(self, total: int, already: int) -> None:
-        super().begin(total, already)
-        self.write(Begin(now(), self.device, self.journal, total, already))
+    def begin(self, already: int) -> None:
+        super().begin(already)
+        self.write(Begin(now(), self.device, self.journal, self.total, already))
 
     def job(self, op: str, case: str, *, lane: str = "") -> None:
         super().job(op, case, lane=lane)
@@ -181,6 +194,11 @@ class Events(Tally):
     def result(self, result: records.Result, *, lane: str = "") -> None:
         super().result(result, lane=lane)
         self.write(Result(result.entry, lane, self.left))
+
+    def undecided(self, record: records.Undecided, *, lane: str = "") -> None:
+        super().undecided(record, lane=lane)
+        case = record.case.case(record.op).key
+        self.write(Undecided(record.op, case, record.why, record.command, lane))
 
     def noise(self, record: records.Noise) -> None:
         self.write(Noise(record.what, record.rounds, record.low, record.high, record.floor))

@@ -123,16 +123,19 @@ class Journal:
             raise
 
     def append(self, record: Record) -> None:
-        """Write one record and wait until it is on the disk. Where that fails nothing of it stays."""
+        """Write one record and wait until it is on the disk. Where that fails nothing of it stays, and no part ever."""
         left = memoryview(msgspec.json.encode(record) + b"\n")
         end = os.fstat(self._file.fileno()).st_size
         try:
             while left:
                 left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
-        except OSError as error:
-            with contextlib.suppress(OSError):  # a torn line is left out by every reader, too
-                self._file.truncate(end)
+        except BaseException as error:
+            if left or isinstance(error, OSError):
+                with contextlib.suppress(OSError):  # a torn line is left out by every reader, too
+                    self._file.truncate(end)
+            if not isinstance(error, OSError):
+                raise
             raise errors.OutputFolderError(
                 f"journal {self.path} cannot be written: {error.strerror}; everything before this is safe, "
                 "make room and run `griffin tune --resume`"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from griffin_kernels import catalog, errors
@@ -15,6 +17,27 @@ from griffin_kernels.misses import Miss
 from tuning.budget import BUDGETS, LONGEST_S, Budget
 from tuning.search.strategies import named
 
+WEIGHTS: Mapping[str, float] = MappingProxyType(
+    {
+        "linear_scan": 3.0,
+        "linear_scan_bwd": 3.0,
+        "rg_lru": 3.0,
+        "rg_lru_bwd": 3.0,
+        "local_attention": 3.0,
+        "local_attention_bwd": 3.0,
+        "temporal_conv1d": 2.0,
+        "recurrent_block": 3.0,
+        "temporal_conv1d_bwd": 1.0,
+        "recurrent_block_bwd": 2.0,
+        "rg_lru_step": 2.0,
+        "temporal_conv1d_step": 1.0,
+        "recurrent_block_step": 2.0,
+        "local_attention_step": 2.0,
+    }
+)
+"""The order in which ops are tuned, heaviest first, and how much of a short time each gets; others follow by name, with
+1. An op comes after those that its variants call."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -22,7 +45,8 @@ class Options:
 
     strategy: of search, by name; empty for what suits a space. timeout: seconds that any stage of a candidate may take
     at most. memory_gib: resident memory of a worker at most; 0 for most of what is free. in_process: no workers.
-    misses: recorded cases, tuned in place of the op's bench cases. minutes: no case is begun after them; 0 for no end.
+    misses: recorded cases, tuned in place of the op's bench cases. minutes: after them no candidate is begun, and no
+    case that cannot be decided in time; 0 for no end.
     """
 
     ops: tuple[str, ...] = ()
@@ -44,6 +68,11 @@ class Options:
                 raise errors.ArgumentError(f"{name} is {value:g}, expected a number from 0 up")
         if self.timeout == 0:
             raise errors.ArgumentError("timeout is 0, expected a number of seconds")
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left out: all ops, cases and dtypes."""
+        return not (self.ops or self.cases or self.dtypes or self.misses)
 
     def limits(self) -> Budget:
         """The budget by name; ArgumentError lists the names."""
@@ -75,13 +104,18 @@ class Job:
     default: Planned | None
 
     @property
+    def place(self) -> tuple[str, str]:
+        """Op and key of the case."""
+        return self.op.name, self.case.key
+
+    @property
     def competitors(self) -> list[Planned]:
         """The candidates that a search chooses among: those that can run and are no baselines."""
         return [p for p in self.candidates if p.reason is None and not p.variant.baseline]
 
 
 def make(options: Options, device: Device) -> list[Job]:
-    """Jobs in order; an op comes after the ops that its variants may call (names sort that way today).
+    """Jobs in order: ops as they were named, or by weight; see ``WEIGHTS``.
 
     Raises UnknownOpError, DtypeError or ArgumentError naming what does not exist and listing what does.
     """
@@ -91,11 +125,11 @@ def make(options: Options, device: Device) -> list[Job]:
     for name in options.dtypes:
         if name not in DTYPE_BYTES:
             raise errors.DtypeError(f"no dtype {name!r}; there are {', '.join(DTYPE_BYTES)}")
-    chosen = [catalog.op(name) for name in options.ops] or list(catalog.ops().values())
+    chosen = [catalog.op(name) for name in options.ops or ops_by_weight()]
     available = [(op, case) for op in chosen for case in _cases(op, device, options)]
     explicit = bool(options.cases or options.dtypes)
     jobs = [
-        _job(op, case, device)
+        _job(op, case, device, compiled=device.kind == "cpu" or budget.gpu_compiled)
         for op, case in available
         if _wanted(case, options) and (budget.thorough or not case.thorough or explicit)
     ]
@@ -107,6 +141,12 @@ def make(options: Options, device: Device) -> list[Job]:
             f"{where} there are {keys or 'none of these ops'}"
         )
     return jobs
+
+
+def ops_by_weight() -> list[str]:
+    """Every op, the heaviest first."""
+    names = list(catalog.ops())
+    return [*(name for name in WEIGHTS if name in names), *(name for name in names if name not in WEIGHTS)]
 
 
 def _cases(op: Op, device: Device, options: Options) -> list[Case]:
@@ -128,9 +168,12 @@ def _wanted(case: Case, options: Options) -> bool:
     return not options.cases or any(fnmatch.fnmatchcase(case.key, f"*{pattern}*") for pattern in options.cases)
 
 
-def _job(op: Op, case: Case, device: Device) -> Job:
+def _job(op: Op, case: Case, device: Device, compiled: bool) -> Job:
+    """compiled: with the baselines of torch.compile."""
     planned: list[Planned] = []
     for variant in catalog.variants(op.name).values():
+        if variant.baseline and variant.backend == "compiled" and not compiled:
+            continue
         accepted = variant.configs(case, device)
         if not accepted:
             reason = variant.reject(case, device, variant.config())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
@@ -17,8 +17,9 @@ from rich.text import Text
 
 from griffin_kernels.records import Entry
 from roofline import stats
-from tuning.eta import Estimate
-from tuning.records import BAD, Candidate, Noise, Result
+from tuning.eta import Estimate, Place
+from tuning.records import BAD, Candidate, Noise, Result, Undecided
+from tuning.watch import Clock
 
 
 def seconds_text(seconds: float) -> str:
@@ -51,19 +52,26 @@ def result_text(entry: Entry) -> str:
     return f"{entry.op} {entry.case.case(entry.op).key}: {', '.join(parts)}"
 
 
+def undecided_text(record: Undecided) -> str:
+    """``linear_scan B2-T37-D24-float32 is undecided: why; repeat with: griffin tune ...``."""
+    return f"{record.op} {record.case.case(record.op).key} is undecided: {record.why}; repeat with: {record.command}"
+
+
 class Listener(Protocol):
     """What a run reports as it goes. lane: the device that a case runs on, where a run has several.
 
-    begin: a run of at most ``total`` candidates, ``already`` of them in the journal. dropped: so many fewer will come.
-    worker: what became of a worker process, in one line.
+    begin: the work begins, with ``already`` candidates in the journal. expect: so many more will be tried of these
+    cases, at most. closed: no more will be tried of a case. worker: what became of a worker process, in one line.
     """
 
-    def begin(self, total: int, already: int) -> None: ...
+    def begin(self, already: int) -> None: ...
+    def expect(self, coming: Mapping[Place, int]) -> None: ...
     def job(self, op: str, case: str, *, lane: str = "") -> None: ...
     def trying(self, variant: str, config: str, *, lane: str = "") -> None: ...
     def candidate(self, record: Candidate, *, lane: str = "") -> None: ...
     def result(self, result: Result, *, lane: str = "") -> None: ...
-    def dropped(self, count: int) -> None: ...
+    def closed(self, op: str, case: str) -> None: ...
+    def undecided(self, record: Undecided, *, lane: str = "") -> None: ...
     def noise(self, record: Noise) -> None: ...
     def worker(self, text: str) -> None: ...
     def note(self, text: str) -> None: ...
@@ -103,15 +111,23 @@ class Lane:
 
 
 class Tally:
-    """A Listener that counts: what is done, what failed, what is left and for how long. Others build on it."""
+    """A Listener that counts: what is done, what failed, what is left and for how long. Others build on it.
 
-    def __init__(self, estimate: Estimate | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    What will come is kept case by case in ``estimate``, so that there are never more candidates done than in all.
+    """
+
+    def __init__(self, estimate: Estimate | None = None, clock: Clock = time.monotonic) -> None:
         self.estimate, self.clock = estimate or Estimate(), clock
-        self.total = self.already = self.done = 0
+        self.already = self.done = 0
         self.statuses: Counter[str] = Counter()
         self.lanes: dict[str, Lane] = {}
         self.began = self._seen = clock()
         self._left: float | None = None
+
+    @property
+    def total(self) -> int:
+        """Candidates that are done or will come, at most."""
+        return self.done + self.estimate.coming
 
     @property
     def failed(self) -> int:
@@ -131,15 +147,20 @@ class Tally:
     def left_text(self) -> str:
         return "?" if self.left is None else clock_text(self.left)
 
-    def begin(self, total: int, already: int) -> None:
-        self.total, self.already, self.done = total, already, already
+    def begin(self, already: int) -> None:
+        self.already = self.done = already
         self.began = self.clock()
         self._count()
 
+    def expect(self, coming: Mapping[Place, int]) -> None:
+        self.estimate.expect(coming)
+        self._count()
+
+    def closed(self, op: str, case: str) -> None:
+        self.estimate.closed((op, case))
+        self._count()
+
     def job(self, op: str, case: str, *, lane: str = "") -> None:
-        before = self.lanes.get(lane)
-        if before is not None:
-            self.estimate.decided((before.op, before.case))
         self.lanes[lane] = Lane(op, case)
 
     def trying(self, variant: str, config: str, *, lane: str = "") -> None:
@@ -153,13 +174,10 @@ class Tally:
         self._count()
 
     def result(self, result: Result, *, lane: str = "") -> None:
-        entry = result.entry
-        self.estimate.decided((entry.op, entry.case.case(entry.op).key))
-        self._count()
+        self.closed(result.entry.op, result.entry.case.case(result.entry.op).key)
 
-    def dropped(self, count: int) -> None:
-        self.total = max(self.done, self.total - count)
-        self._count()
+    def undecided(self, record: Undecided, *, lane: str = "") -> None:
+        self.closed(record.op, record.case.case(record.op).key)
 
     def noise(self, record: Noise) -> None:
         pass
@@ -172,7 +190,7 @@ class Tally:
 
     def _count(self) -> None:
         self._seen = self.clock()
-        self._left = self.estimate.left(self.total - self.done, self._seen - self.began)
+        self._left = self.estimate.left(self._seen - self.began)
 
 
 class Several:
@@ -181,9 +199,13 @@ class Several:
     def __init__(self, *others: Listener) -> None:
         self.others = others
 
-    def begin(self, total: int, already: int) -> None:
+    def begin(self, already: int) -> None:
         for other in self.others:
-            other.begin(total, already)
+            other.begin(already)
+
+    def expect(self, coming: Mapping[Place, int]) -> None:
+        for other in self.others:
+            other.expect(coming)
 
     def job(self, op: str, case: str, *, lane: str = "") -> None:
         for other in self.others:
@@ -201,9 +223,13 @@ class Several:
         for other in self.others:
             other.result(result, lane=lane)
 
-    def dropped(self, count: int) -> None:
+    def closed(self, op: str, case: str) -> None:
         for other in self.others:
-            other.dropped(count)
+            other.closed(op, case)
+
+    def undecided(self, record: Undecided, *, lane: str = "") -> None:
+        for other in self.others:
+            other.undecided(record, lane=lane)
 
     def noise(self, record: Noise) -> None:
         for other in self.others:
@@ -232,7 +258,7 @@ class Display(Tally):
         *,
         quiet: bool = False,
         ticking: bool = False,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
         super().__init__(estimate, clock)
         self.console, self.quiet, self._begun = console, quiet, False
@@ -280,11 +306,11 @@ class Display(Tally):
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def begin(self, total: int, already: int) -> None:
-        super().begin(total, already)
+    def begin(self, already: int) -> None:
+        super().begin(already)
         self._begun = True
         if already and not self.quiet:
-            self._say(f"{already} of {total} candidates are in the journal already")
+            self._say(f"{already} of {self.total} candidates are in the journal already")
         self._draw()
 
     def job(self, op: str, case: str, *, lane: str = "") -> None:
@@ -311,8 +337,13 @@ class Display(Tally):
         self._say(f"{on}{result_text(result.entry)}{where}")
         self._draw()
 
-    def dropped(self, count: int) -> None:
-        super().dropped(count)
+    def undecided(self, record: Undecided, *, lane: str = "") -> None:
+        super().undecided(record, lane=lane)
+        self._say(undecided_text(record))
+        self._draw()
+
+    def closed(self, op: str, case: str) -> None:
+        super().closed(op, case)
         self._draw()
 
     def noise(self, record: Noise) -> None:

@@ -11,8 +11,9 @@ import msgspec
 
 from griffin_kernels.records import CaseRecord, DeviceRecord, Entry
 
-JOURNAL_VERSION = 3
-"""1: the first. 2: candidates that cost their worker its life, conditions, an A/A noise floor, confirmed races."""
+JOURNAL_VERSION = 4
+"""1: the first. 2: candidates that cost their worker its life, conditions, an A/A noise floor, confirmed races.
+4: cases that a run left undecided."""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="kind"):
@@ -153,6 +154,20 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, tag="result", tag_field=
     baseline_key: str | None
 
 
+class Undecided(msgspec.Struct, frozen=True, kw_only=True, tag="undecided", tag_field="kind"):
+    """A case for which a run publishes nothing, though it had the time: no candidate passed, or its races were noisy.
+
+    why: in words. command: what repeats it. noise_floor: of its last race, where that was the reason. A later result of
+    the case counts.
+    """
+
+    op: str
+    case: CaseRecord
+    why: str
+    command: str
+    noise_floor: float | None = None
+
+
 class End(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="kind"):
     """Last line of a finished run: where the registry went, and how long the work took."""
 
@@ -161,4 +176,4 @@ class End(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="kind"
     seconds: float
 
 
-Record = Run | Ceiling | Noise | Candidate | Race | Result | End
+Record = Run | Ceiling | Noise | Candidate | Race | Result | Undecided | End

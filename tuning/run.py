@@ -8,6 +8,7 @@ import datetime
 import itertools
 import math
 import queue
+import shlex
 import tempfile
 import time
 import uuid
@@ -35,7 +36,9 @@ from tuning.limits import Limits
 from tuning.messages import FirstCall, Start
 from tuning.plan import Job, Options
 from tuning.progress import Listener
-from tuning.records import JOURNAL_VERSION, Ceiling, End, Result, Run
+from tuning.records import JOURNAL_VERSION, Ceiling, End, Record, Run, Undecided
+from tuning.schedule import STUDY_S, Schedule
+from tuning.watch import Clock, Watch
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,24 @@ class Paths:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves. options: what it was begun with. left: cases that it had no time for, in words."""
+    """What a run leaves: each of its cases is in one of entries, left and undecided.
+
+    entries: what was published. options: what it was begun with. left: cases that it had no time for, in words.
+    undecided: cases that it had time for, and for which nothing was published. interrupted: a signal ended it.
+    """
 
     entries: tuple[Entry, ...]
     paths: Paths
     seconds: float
     options: Options
     left: tuple[str, ...] = ()
+    undecided: tuple[Undecided, ...] = ()
+    interrupted: bool = False
+
+    @property
+    def cases(self) -> int:
+        """How many were planned."""
+        return len(self.entries) + len(self.left) + len(self.undecided)
 
 
 def tune(
@@ -94,16 +108,18 @@ def tune(
     command: str = "griffin tune",
     resume: bool = False,
     prepare: str = "",
+    clock: Clock = time.monotonic,
 ) -> Outcome:
     """Tune everything that ``options`` asks for and publish the winners.
 
-    Nothing is published before every planned case is decided, or the time that ``options`` gives is over. A run that
-    was interrupted or out of time keeps its journal, and with ``resume`` goes on after the last finished candidate.
+    Winners are published together: when every planned case is decided, when the time that ``options`` gives is over,
+    or at a KeyboardInterrupt, as Ctrl-C raises it, and before a WorkerError is raised. A run that did not come to its
+    end keeps its journal, and with ``resume`` goes on after the last finished candidate.
 
-    prepare: ``module:function`` that every worker calls first, to register variants of one's own. Raises errors of
-    griffin_kernels.errors; KeyboardInterrupt passes through.
+    prepare: ``module:function`` that every worker calls first, to register variants of one's own. clock: seconds, for
+    all that the tuner itself times. Raises errors of griffin_kernels.errors; a KeyboardInterrupt while winners are
+    published, or before anything is measured, passes through.
     """
-    began = time.monotonic()
     device = devices.detect(options.device or None)
     paths.prepare(device)
     records = journal.read(paths.journal) if paths.journal.exists() else []
@@ -118,13 +134,12 @@ def tune(
         log = stack.enter_context(journal.Journal(paths.journal))
         provenance = devices.provenance(device)
         names = lane_names(device, options)
-        ahead = ahead_of(device, options, len(names))
+        watch = Watch(clock, 60 * options.minutes or math.inf)
         decider = Decider(device, options.limits(), history, log, listener, 0.0, strategy=options.strategy)
-        decider.ahead = stack.enter_context(ahead) if ahead is not None else None
+        decider.watch, decider.jobs = watch, {job.place: job for job in jobs}
+        decider.schedule = schedule_of(jobs, device, options, records, len(names))
+        decider.repeat = lambda job: repeating(job, options, paths, device, command)
         decider.incumbents = _published(paths.registry, device)
-        limit_s = 60 * options.minutes or math.inf
-        decider.late = lambda: time.monotonic() - began >= limit_s
-        total = sum(map(decider.expected, jobs))
         log.append(
             Run(
                 journal_version=JOURNAL_VERSION,
@@ -133,50 +148,109 @@ def tune(
                 device=DeviceRecord(device.validity(), provenance),
                 command=command,
                 options=_plain(options),
-                planned=total,
+                planned=sum(map(decider.planned, jobs)),
                 resumed=go_on,
             )
         )
-        if decider.ahead is not None:
-            decider.ahead.later(decider.openings(jobs))
-        _precompile(decider, jobs, options, prepare)
-        decider.dram_bytes_per_s = _memory_roof(device, history, log, listener)
-        _noise_floor(device, history, log, listener)
-        listener.begin(total, sum(decider.known(job, p) is not None for job in jobs for p in job.candidates))
-        lanes = [
-            Lane(
-                name if len(names) > 1 else "", stack.enter_context(_executor(name, device, options, listener, prepare))
-            )
-            for name in names
-        ]
-        entries = [result.entry for result in decide_all(decider, jobs, lanes)]
-        if entries or not decider.left:
+        problem: BaseException | None = None
+        try:
+            _work(decider, jobs, options, names, prepare, stack)
+        except (KeyboardInterrupt, errors.WorkerError) as error:
+            problem = error
+        # what an earlier run had decided counts, also where this one did not come to it
+        earlier = {job.place: found for job in jobs if (found := history.decided(job)) is not None}
+        decided = earlier | decider.decided
+        entries = [decided[job.place].entry for job in jobs if job.place in decided]
+        undecided = [decider.undecided[job.place] for job in jobs if job.place in decider.undecided]
+        left = [job for job in jobs if job.place not in decided and job.place not in decider.undecided]
+        if entries or not left:
             registry.publish(paths.registry, device, entries, provenance)
             dispatch.refresh()
-        seconds = time.monotonic() - began
-        if not decider.left:
+        if isinstance(problem, errors.WorkerError):
+            raise problem
+        seconds = watch.elapsed
+        if not left:
             log.append(End(date=_now(), registry=str(paths.registry), seconds=seconds))
-    return Outcome(tuple(entries), paths, seconds, options, tuple(decider.left))
+    return Outcome(
+        tuple(entries),
+        paths,
+        seconds,
+        options,
+        tuple(" ".join(job.place) for job in left),
+        tuple(undecided),
+        isinstance(problem, KeyboardInterrupt),
+    )
 
 
-def decide_all(decider: Decider, jobs: Sequence[Job], lanes: Sequence[Lane]) -> list[Result]:
-    """The decisions on all jobs, in their order. An op's cases are shared out among the lanes; the next op begins when
-    all of them are decided, since it may call this one.
+def _work(
+    decider: Decider,
+    jobs: Sequence[Job],
+    options: Options,
+    names: Sequence[str],
+    prepare: str,
+    stack: contextlib.ExitStack,
+) -> None:
+    """All that is measured. names: of the devices that share the cases. What is opened on the way goes to ``stack``."""
+    device, history, log, listener = decider.device, decider.history, decider.log, decider.listener
+    ahead = ahead_of(device, options, len(names))
+    if ahead is not None:
+        decider.ahead = stack.enter_context(ahead)
+        decider.ahead.later(decider.openings(jobs))
+    _precompile(decider, jobs, options, prepare)
+    decider.dram_bytes_per_s = _memory_roof(device, history, log, listener)
+    _noise_floor(device, history, log, listener)
+    listener.expect({job.place: decider.coming(job) for job in jobs})
+    listener.begin(sum(decider.known(job, p) is not None for job in jobs for p in job.candidates))
+    lanes = [
+        Lane(name if len(names) > 1 else "", stack.enter_context(_executor(name, device, options, listener, prepare)))
+        for name in names
+    ]
+    decide_all(decider, jobs, lanes)
+
+
+def schedule_of(
+    jobs: Sequence[Job], device: Device, options: Options, earlier: Sequence[Record], lanes: int = 1
+) -> Schedule:
+    """The plan of a run by time. earlier: the journal of a run before, on this device or not."""
+    limit_s, budget = 60 * options.minutes or math.inf, options.limits()
+    after_s = STUDY_S[options.budget] if options.whole else 0.0
+    same = next((r for r in earlier if isinstance(r, Run)), None)
+    known = earlier if same is not None and same.device.validity == device.validity() else ()
+    return Schedule(jobs, device, budget, limit_s=limit_s, lanes=lanes, after_s=after_s, earlier=known)
+
+
+def repeating(job: Job, options: Options, paths: Paths, device: Device, command: str) -> str:
+    """The command that tunes one case again; that of the whole run, where a case cannot be named."""
+    if options.misses:
+        return command
+    words = ["griffin", "tune", "--ops", job.op.name, "--cases", job.case.key]
+    words += [] if options.budget == Options().budget else ["--budget", options.budget]
+    words += ["--device", options.device] if options.device else []
+    words += [] if paths.is_users(device) else ["--out", str(paths.journal.parent)]
+    return shlex.join(words)
+
+
+def decide_all(decider: Decider, jobs: Sequence[Job], lanes: Sequence[Lane]) -> None:
+    """Decide all jobs, in their order. An op's cases are shared out among the lanes; the next op begins when all of
+    them are decided, since it may call this one.
     """
-    results: list[Result] = []
+
+    def known() -> list[Entry]:
+        with decider.lock:
+            return [decider.decided[job.place].entry for job in jobs if job.place in decider.decided]
+
     if len(lanes) == 1:
         for job in jobs:
-            found = decider.decide(job, lanes[0], [r.entry for r in results])
-            results += [found] if found is not None else []
-        return results
+            decider.decide(job, lanes[0], known())
+        return
     free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
     for lane in lanes:
         free.put(lane)
 
-    def on_a_lane(job: Job, entries: Sequence[Entry]) -> Result | None:
+    def on_a_lane(job: Job, entries: Sequence[Entry]) -> None:
         lane = free.get()
         try:
-            return decider.decide(job, lane, entries)
+            decider.decide(job, lane, entries)
         finally:
             free.put(lane)
 
@@ -184,9 +258,9 @@ def decide_all(decider: Decider, jobs: Sequence[Job], lanes: Sequence[Lane]) -> 
     with ThreadPoolExecutor(len(lanes)) as pool:
         try:
             for _, group in itertools.groupby(jobs, key=lambda job: job.op.name):
-                known = [r.entry for r in results]
-                futures = [pool.submit(on_a_lane, job, known) for job in group]
-                results += [found for future in futures if (found := future.result()) is not None]
+                entries = known()
+                for future in [pool.submit(on_a_lane, job, entries) for job in group]:
+                    future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             if decider.ahead is not None:
@@ -194,7 +268,6 @@ def decide_all(decider: Decider, jobs: Sequence[Job], lanes: Sequence[Lane]) -> 
             for lane in lanes:
                 lane.executor.close()
             raise
-    return results
 
 
 def lane_names(device: Device, options: Options) -> list[str]:

@@ -23,8 +23,7 @@ TIMING: Mapping[str, Timing] = {
 
 def wanted(outcome: Outcome) -> bool:
     """Whether a run covers what models need: all ops, cases and dtypes."""
-    options = outcome.options
-    return not (options.ops or options.cases or options.dtypes or options.misses or outcome.left)
+    return outcome.options.whole and not outcome.left
 
 
 def run(device: Device, outcome: Outcome, tell: Callable[[str], None]) -> tuple[Path, Study]:

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from griffin_kernels.records import Entry
 from tuning.conditions import disturbed
-from tuning.progress import noise_text, seconds_text
-from tuning.records import BAD, Candidate, Noise, Race, Record, Status
+from tuning.progress import noise_text, seconds_text, undecided_text
+from tuning.records import BAD, Candidate, Noise, Race, Record, Result, Status, Undecided
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 """Every status of a candidate, from best to worst."""
@@ -22,12 +22,16 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 @dataclass(frozen=True)
 class Summary:
-    """Facts of a run, from its journal. statuses: candidates, those that occur. disturbed: races by what it was."""
+    """Facts of a run, from its journal. statuses: candidates, those that occur. disturbed: races by what it was.
+
+    undecided: cases for which nothing was published.
+    """
 
     statuses: Mapping[str, int]
     noise: Noise | None
     disturbed: Mapping[str, str]
     races: int
+    undecided: tuple[Undecided, ...] = ()
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> Summary:
@@ -41,6 +45,7 @@ class Summary:
             noise=next((r for r in reversed(records) if isinstance(r, Noise)), None),
             disturbed={race: text for race, text in words.items() if text},
             races=len(races),
+            undecided=undecided(records),
         )
 
     @property
@@ -57,15 +62,28 @@ class Summary:
         if self.disturbed:
             race, words = next(iter(self.disturbed.items()))
             found.append(f"{len(self.disturbed)} of {self.races} races were disturbed; {race}: {words}")
-        return found
+        return [*found, *map(undecided_text, self.undecided)]
+
+
+def undecided(records: Sequence[Record]) -> tuple[Undecided, ...]:
+    """Cases that a journal leaves undecided: what was said of a case last counts."""
+    last: dict[tuple[str, str], Result | Undecided] = {}
+    for record in records:
+        if isinstance(record, Result | Undecided):
+            entry = record.entry if isinstance(record, Result) else record
+            last[entry.op, entry.case.case(entry.op).key] = record
+    return tuple(record for record in last.values() if isinstance(record, Undecided))
 
 
 WIDE = 120
 """Columns from which the final table has a line for each entry; below, names and figures share fewer columns."""
 
 
-def summary_table(entries: Sequence[Entry], width: int = WIDE) -> Table:
-    """Op, case, winner, time, speedup over the best baseline with its interval, ties, share of the roof."""
+def summary_table(entries: Sequence[Entry], width: int = WIDE, open_cases: Sequence[Undecided] = ()) -> Table:
+    """Op, case, winner, time, speedup over the best baseline with its interval, ties, share of the roof.
+
+    open_cases: those for which nothing was published; they come last.
+    """
     table = Table(header_style="bold", pad_edge=False, box=box.SIMPLE_HEAD, show_edge=False)
     wide = width >= WIDE
     for name in ("op", "case", "winner") if wide else ("op, case, winner",):
@@ -89,6 +107,11 @@ def summary_table(entries: Sequence[Entry], width: int = WIDE) -> Table:
             f"{roof} {entry.bound or ''}".strip() if wide and roof else roof,
         )
         before = entry.op
+    for record in open_cases:
+        case = record.case.case(record.op).key
+        why = "undecided" if record.noise_floor is None else f"undecided: noise floor {record.noise_floor:.0%}"
+        names = [record.op, case, why] if wide else [f"{record.op} {case}\n  {why}"]
+        table.add_row(*map(Text, names), "", "not published", "", "")
     return table
 
 

@@ -19,7 +19,7 @@ from griffin_kernels import catalog, device, errors
 from griffin_kernels.contract import NoConfig, Variant
 from tests import small_tune
 from tuning import ahead as ahead_module
-from tuning import decide, journal, messages, plan
+from tuning import journal, messages, plan
 from tuning import run as runs
 from tuning.ahead import Ahead, processes_for
 from tuning.budget import BUDGETS
@@ -212,7 +212,6 @@ def test_a_run_has_most_candidates_compiled_before_their_turn(tmp_path, monkeypa
     variant = planted(run=slow, count=32)
     monkeypatch.setattr(catalog, "variants", catalog.variants)
     monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
-    monkeypatch.setattr(decide, "UNQUIET", decide.UNQUIET)
     small_tune.shrink()
     monkeypatch.setattr(catalog, "variants", lambda op_name: {REAL.name: REAL, variant.name: variant})
     monkeypatch.setattr(plan, "BUDGETS", {"all": dataclasses.replace(BUDGETS["quick"], share=1.0, thorough=True)})

@@ -20,7 +20,7 @@ from griffin_kernels import catalog
 from griffin_kernels.records import CaseRecord, Tie
 from reports.cli import app
 from tests import journals, small_tune
-from tuning import decide, events, plan, terminal
+from tuning import events, plan, terminal
 from tuning.eta import Estimate
 from tuning.progress import Display, Several, Tally, result_text
 from tuning.records import BAD, Candidate, Conditions, End, Noise, Race, Result
@@ -328,7 +328,6 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
     monkeypatch.setattr(catalog, "variants", catalog.variants)
-    monkeypatch.setattr(decide, "UNQUIET", decide.UNQUIET)
     small_tune.shrink()
 
 

@@ -19,7 +19,7 @@ from griffin_kernels.contract import NoConfig, Variant
 from reports.cli import app
 from roofline import stats
 from tests import small_tune
-from tuning import decide, journal, plan, terminal
+from tuning import journal, plan, terminal
 from tuning.budget import BUDGETS
 from tuning.plan import Options
 from tuning.records import Candidate, End, Race, Result, Run
@@ -33,7 +33,6 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
     monkeypatch.setattr(catalog, "variants", catalog.variants)
-    monkeypatch.setattr(decide, "UNQUIET", decide.UNQUIET)
     small_tune.shrink()
     dispatch.refresh()
     yield

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from griffin_kernels import catalog, device, registry
 from tests.test_progress import Clock
-from tuning import journal, plan, predict, terminal
+from tuning import decide, journal, plan, predict, terminal
 from tuning import run as runs
 from tuning.budget import BUDGETS, UNQUIET
 from tuning.messages import Broken, Raced, Tried
@@ -73,6 +73,7 @@ class Stub:
 def h100(monkeypatch, tmp_path):
     """Runs a plan on a faked H100: gives (outcome, stub, clock, paths); more words go to the stub."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr(decide, "UNQUIET", UNQUIET)
     monkeypatch.setattr(runs.devices, "detect", lambda where=None: H100)
     monkeypatch.setattr(runs.devices, "provenance", lambda device: {"torch": "2.13.0"})
     monkeypatch.setattr(runs, "lane_names", lambda device, options: ["cuda:0"])

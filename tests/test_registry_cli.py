@@ -10,6 +10,8 @@ import jsonschema
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from griffin_kernels import catalog, device, dispatch, registry, validity
@@ -17,6 +19,7 @@ from griffin_kernels.records import CaseRecord, DeviceRecord, Entry, RegistryFil
 from reports.cli import app
 from tests import journals
 from tuning import diff, export, journal, merge, show
+from tuning.budget import UNQUIET
 from tuning.records import Candidate, Result
 
 HERE = device.cpu()
@@ -138,6 +141,53 @@ def test_show_takes_a_folder_and_a_file_of_another_device(tmp_path):
 def test_verdict_needs_the_interval_and_more_than_the_noise(a, b, verdict):
     (row,) = diff.diff(file(a), file(b)).rows
     assert row.verdict == verdict
+
+
+OPPOSITE = {"SAME": "SAME", "FASTER": "SLOWER", "SLOWER": "FASTER", "UNSURE": "UNSURE"}
+TIMES = st.one_of(st.floats(1e-6, 1e-2), st.floats(min_value=5e-324, max_value=1.7e308))
+FLOORS = st.one_of(st.none(), st.floats(0.0, 3.0), st.floats(min_value=0.0, max_value=1.7e308))
+
+
+@st.composite
+def entries(draw):
+    """Any entry that a file may hold: its interval need not even hold its median."""
+    median = draw(TIMES)
+    low, high = draw(st.sampled_from([(1.0, 1.0), (0.99, 1.02), (0.5, 3.0)])) if draw(st.booleans()) else (1.0, 1.0)
+    interval = (median * low, min(median * high, 1.7e308)) if draw(st.booleans()) else (draw(TIMES), draw(TIMES))
+    variant = draw(st.sampled_from(["eager.sequential", "eager.associative"]))
+    return entry(median, variant=variant, interval_s=interval, noise_floor=draw(FLOORS))
+
+
+@given(a=entries(), b=entries(), steady=st.one_of(st.none(), st.floats(1e-3, 10.0)))
+@example(a=entry(1.0, noise_floor=1.0), b=entry(0.146), steady=None)
+@example(a=entry(1.0, noise_floor=1.5), b=entry(1.0), steady=None)
+def test_verdicts_are_opposite_when_the_registries_change_places(a, b, steady):
+    """With and without kernels that tell what the machine did, whose times differ by ``steady``."""
+    sizes = [] if steady is None else [sized(64 + i) for i in range(diff.UNCHANGED + 1)]
+    left = file(a, *(entry(1.0, case=case) for case in sizes), torch="2.13.0")
+    right = file(b, *(entry(1.0 + steady, case=case) for case in sizes), torch="2.13.0")
+    there, back = diff.diff(left, right), diff.diff(right, left)
+    for one, other in zip(there.rows, back.rows, strict=True):
+        assert OPPOSITE[one.verdict] == other.verdict, (one, other)
+        assert one.ratio is None or one.ratio * other.ratio == pytest.approx(1)
+    assert there.machine == back.machine
+    (row,) = (row for row in there.rows if row.case["T"] == BENCH["T"])
+    loud = max(a.noise_floor or 0.0, b.noise_floor or 0.0)
+    if loud > UNQUIET and a != b:
+        assert row.verdict != "SAME"
+    if loud >= 1 and a != b:
+        assert row.verdict == "UNSURE", "such noise allows no verdict"
+
+
+@pytest.mark.parametrize("floor", [0.03, 0.19, 0.5, 0.9, 1.0, 2.0])
+def test_a_difference_is_a_verdict_from_the_same_factor_on_either_way(floor):
+    told = {
+        factor: diff.diff(file(entry(1.0, 1e-6, noise_floor=floor)), file(entry(factor, 1e-6))).rows[0].verdict
+        for factor in (0.146, 1 / 0.146, 1.001, 1 / 1.001, 1.02, 1 / 1.02, 30.0, 1 / 30.0)
+    }
+    assert all(OPPOSITE[verdict] == told[1 / factor] for factor, verdict in told.items())
+    assert told[1.001] == ("SAME" if floor <= UNQUIET else "UNSURE")
+    assert told[30.0] == ("SLOWER" if floor < 1 else "UNSURE")
 
 
 def shaken(sizes, new=0.8, **facts):

@@ -3,11 +3,14 @@
 Times of two runs were not measured side by side: what the machine did differently in between is in them. How much that
 was, kernels tell that did not change: same source, configuration, device and libraries. No difference counts that lies
 within what 19 in 20 of them differ by, within 3%, or within the noise floor of either race. The interval of the ratio
-takes the two medians as independent.
+takes the two medians as independent. Distances are logarithms of ratios, so that whichever registry comes first, one
+verdict is the other's opposite: a noise floor of f may mean a factor of 1 - f as well as one of 1 + f, so it counts as
+-log(1 - f), and one of 100% or more may mean anything.
 
     FASTER, SLOWER   the interval leaves 1 out, and the ratio is further from 1 than all of these
-    SAME             the whole interval is as near to 1 as 3% or the noise floors, or, where the kernel did not change,
-                     as what the machine makes
+    SAME             the whole interval is as near to 1 as 3% or the noise floors; or the kernel did not change, and
+                     the ratio is within what the machine makes, and its interval no wider; never where a noise floor
+                     is above 20%
     UNSURE           neither: measure again for longer, or on a quieter machine
 """
 
@@ -23,6 +26,7 @@ import numpy as np
 from griffin_kernels import validity
 from griffin_kernels.contract import Case
 from griffin_kernels.records import Entry, RegistryFile
+from tuning.budget import UNQUIET
 
 BETWEEN_RUNS = 0.03
 """What one kernel differs by between two runs on a machine where nothing has changed: 1 to 3% (Helion, pull 3523)."""
@@ -85,14 +89,15 @@ def diff(a: RegistryFile, b: RegistryFile) -> Diff:
     notes = []
     if a.device.validity != b.device.validity:
         notes.append("these are different devices: ratios compare the machines, not the kernels")
-    machine, count = _machine(a, b, both)
+    far, count = _machine(a, b, both)
+    machine = None if far is None else math.expm1(min(far, 700.0))
     if machine is not None:
         notes.append(
             f"{count} kernels did not change, nor did what they depend on; 19 in 20 of them differ by up to "
             f"{machine:.0%}, which is the machine's doing, and smaller differences do not count"
         )
     return Diff(
-        rows=tuple(_row(one, other, machine or 0.0, _unchanged(one, other, a, b)) for one, other in both),
+        rows=tuple(_row(one, other, far or 0.0, _unchanged(one, other, a, b)) for one, other in both),
         only_a=tuple(left[key] for key in sorted(left.keys() - right.keys())),
         only_b=tuple(right[key] for key in sorted(right.keys() - left.keys())),
         notes=tuple(notes),
@@ -101,7 +106,7 @@ def diff(a: RegistryFile, b: RegistryFile) -> Diff:
 
 
 def _machine(a: RegistryFile, b: RegistryFile, both: Sequence[tuple[Entry, Entry]]) -> tuple[float | None, int]:
-    """(by how much kernels that did not change differ, how many there are); None where they are too few to tell."""
+    """(by how much kernels that did not change differ, as a log, and how many there are); None where too few tell."""
     sizes = [
         abs(math.log(other.median_s) - math.log(one.median_s))
         for one, other in both
@@ -110,7 +115,7 @@ def _machine(a: RegistryFile, b: RegistryFile, both: Sequence[tuple[Entry, Entry
     ]
     if len(sizes) < UNCHANGED:
         return None, len(sizes)
-    return math.expm1(min(float(np.quantile(sizes, MACHINE_SHARE)), 700.0)), len(sizes)
+    return float(np.quantile(sizes, MACHINE_SHARE)), len(sizes)
 
 
 def _unchanged(one: Entry, other: Entry, a: RegistryFile, b: RegistryFile) -> bool:
@@ -151,6 +156,7 @@ def _timed(entry: Entry) -> bool:
 
 
 def _row(a: Entry, b: Entry, machine: float, unchanged: bool) -> Row:
+    """machine: what the machine makes, as a log."""
     case, agreed = a.case.case(a.op), winner(a, b)
     if a == b and a.median_s is not None:
         return Row(a, b, case, "SAME", agreed, "one measurement", 1.0, (1.0, 1.0))
@@ -159,32 +165,51 @@ def _row(a: Entry, b: Entry, machine: float, unchanged: bool) -> Row:
             return Row(a, b, case, "UNSURE", agreed, f"the {name} is predicted, not measured")
         if not _timed(entry):
             return Row(a, b, case, "UNSURE", agreed, f"the {name} has no time with an interval")
-    ratio, (low, high) = ratio_interval(a, b)
     own = max(BETWEEN_RUNS, a.noise_floor or 0.0, b.noise_floor or 0.0)
-    noise = max(own, machine)
-    near = noise if unchanged else own
+    center, low, high = logs = log_interval(a, b)
+    near = _distance(own)
+    beyond = max(near, machine)
+    as_ever = unchanged and abs(center) <= machine and max(center - low, high - center) <= machine
     verdict: Verdict = "UNSURE"
-    if low >= 1 - near and high <= 1 + near:
+    if own <= UNQUIET and (max(-low, high) <= near or as_ever):
         verdict = "SAME"
-    elif high < 1 and ratio < 1 - noise:
+    elif high < 0 and center < -beyond:
         verdict = "FASTER"
-    elif low > 1 and ratio > 1 + noise:
+    elif low > 0 and center > beyond:
         verdict = "SLOWER"
-    return Row(a, b, case, verdict, agreed, f"noise {noise:.1%}", ratio, (low, high))
+    noise = max(own, math.expm1(min(machine, 700.0)))
+    why = f"noise {noise:.1%}" + ("" if own <= UNQUIET else ", too much to call anything the same")
+    ratio, least, most = map(_exp, logs)
+    return Row(a, b, case, verdict, agreed, why, ratio, (least, most))
 
 
-def ratio_interval(a: Entry, b: Entry) -> tuple[float, tuple[float, float]]:
-    """Time in b over time in a, and its 95% interval from the two medians' intervals, taken as independent."""
+def _distance(floor: float) -> float:
+    """How far from 1, as a log, a ratio may be for no reason where a noise floor is so large."""
+    return -math.log1p(-floor) if floor < 1 else math.inf
+
+
+def log_interval(a: Entry, b: Entry) -> tuple[float, float, float]:
+    """Log of the time in b over the time in a, and its 95% interval from the two medians', taken as independent."""
     assert a.median_s and b.median_s and a.interval_s and b.interval_s
     center = math.log(b.median_s) - math.log(a.median_s)
     # distances of the ends from the medians, as logs, add like standard deviations
-    below = math.hypot(_log(b.median_s, b.interval_s[0]), _log(a.interval_s[1], a.median_s))
-    above = math.hypot(_log(b.interval_s[1], b.median_s), _log(a.median_s, a.interval_s[0]))
-    return _exp(center), (_exp(center - below), _exp(center + above))
+    below = _sum(_log(b.median_s, b.interval_s[0]), _log(a.interval_s[1], a.median_s))
+    above = _sum(_log(b.interval_s[1], b.median_s), _log(a.median_s, a.interval_s[0]))
+    return center, center - below, center + above
+
+
+def ratio_interval(a: Entry, b: Entry) -> tuple[float, tuple[float, float]]:
+    """``log_interval`` as ratios."""
+    ratio, low, high = map(_exp, log_interval(a, b))
+    return ratio, (low, high)
+
+
+def _sum(x: float, y: float) -> float:
+    return math.hypot(max(x, y), min(x, y))  # in one order: the last bit is the same either way round
 
 
 def _exp(value: float) -> float:
-    return math.exp(min(value, 700.0))  # times out of a file may be as far apart as floats go
+    return math.exp(max(-700.0, min(value, 700.0)))  # times out of a file may be as far apart as floats go
 
 
 def _log(larger: float, smaller: float) -> float:

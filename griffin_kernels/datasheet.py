@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from griffin_kernels import errors
+from griffin_kernels.texts import unmarked
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(gt=0)]
@@ -155,7 +156,7 @@ class Datasheet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 def load(path: Path) -> Datasheet:
     """Read one datasheet file; DatasheetError says in one sentence which file and field is wrong."""
     try:
-        raw = tomllib.loads(path.read_bytes().decode())
+        raw = tomllib.loads(unmarked(path.read_bytes()).decode())
         return msgspec.convert(raw | {"sku": path.stem}, Datasheet)
     except OSError as error:
         raise errors.DatasheetError(f"datasheet {path} cannot be read: {error.strerror}") from None

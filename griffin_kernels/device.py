@@ -75,7 +75,7 @@ INTERPRETER = Device("interpreter", "Triton interpreter", "python", 1, 0, 0, war
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text().strip()
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
 

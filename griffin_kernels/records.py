@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from griffin_kernels.case import Case
+from griffin_kernels.texts import unmarked
 
 SCHEMA_VERSION = 2
 """Version of the registry format. A reader refuses a file of a later version and says so; it reads earlier ones.
@@ -114,6 +115,7 @@ def decode(raw: bytes, kind: type[File], newest: int, what: str, error: type[Exc
     newest: the latest schema_version that is read. what: the file in words, its path included. remedy: what to do where
     the file is ``later``, and where it is ``broken`` (after what it should have been).
     """
+    raw = unmarked(raw)
     try:
         version = msgspec.json.decode(raw, type=_Versioned).schema_version
         if version > newest:

@@ -16,6 +16,7 @@ import msgspec
 
 from griffin_kernels.errors import ReportError
 from griffin_kernels.registry import write_atomically
+from griffin_kernels.texts import encodable
 from reports import format as fmt
 from reports import model
 from reports.charts import candidates, errors, race
@@ -146,6 +147,6 @@ def replace(out: Path, text: str) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, text.encode())
+        write_atomically(out, encodable(text).encode())
     except OSError as error:  # OutputFolderError is one
         raise ReportError(f"cannot write the report {out}: {error.strerror or error}") from error

@@ -179,7 +179,10 @@ def report(
             help="Folder of a run or of predictions, a journal, or a registry. This machine's last run by default."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The HTML file. report.html beside the journal by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file, or a folder for it. report.html beside the journal by default."),
+    ] = None,
 ) -> None:
     """Write the HTML report of a run, finished or not, or of what `griffin tune --target` predicted."""
     with plain_errors(Console(stderr=True)):
@@ -188,6 +191,8 @@ def report(
         from tuning.journal import FILE_NAME
         from tuning.run import Paths
 
+        if out is not None and out.is_dir():
+            out = out / "report.html"
         predicted = _predicted(folder)
         if predicted is not None:
             from reports.predicted_tab import write_predicted_report

@@ -10,6 +10,7 @@ from typing import TypeVar
 from griffin_kernels.errors import RegistryError, ReportError
 from griffin_kernels.records import RegistryFile
 from griffin_kernels.registry import decode
+from griffin_kernels.texts import unmarked
 from tuning.journal import parse, read_bytes
 from tuning.records import Candidate, Ceiling, End, Race, Record, Result, Run
 
@@ -108,4 +109,4 @@ def load_registry(path: Path) -> tuple[Source, RegistryFile, str]:
         data = path.read_bytes()
     except OSError as error:
         raise RegistryError(f"registry {path} cannot be read: {error.strerror}") from None
-    return source(path, data), decode(data, path), data.decode()
+    return source(path, data), decode(data, path), unmarked(data).decode()

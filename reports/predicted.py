@@ -11,6 +11,7 @@ import msgspec
 
 from griffin_kernels.errors import RegistryError, ReportError
 from griffin_kernels.records import CaseRecord, DeviceRecord, Entry
+from griffin_kernels.texts import unmarked
 from reports import format as fmt
 from reports.journal import Source, load_registry, source
 from tuning.predict import PREDICTIONS_VERSION, Predicted, PredictionsFile
@@ -151,11 +152,12 @@ class _Versioned(msgspec.Struct):
 def _load_candidates(path: Path) -> tuple[PredictionsFile, Source]:
     try:
         data = path.read_bytes()
-        version = msgspec.json.decode(data, type=_Versioned).version
+        plain = unmarked(data)
+        version = msgspec.json.decode(plain, type=_Versioned).version
         if version > PREDICTIONS_VERSION:
             raise ReportError(f"{path} has version {version}, this package reads up to {PREDICTIONS_VERSION}")
-        return msgspec.json.decode(data, type=PredictionsFile), source(path, data)
+        return msgspec.json.decode(plain, type=PredictionsFile), source(path, data)
     except OSError as error:
         raise ReportError(f"{path} cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ReportError(f"{path} is no file of predictions: {error}; predict again, or move it away") from None

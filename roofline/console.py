@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -48,9 +51,16 @@ class StatusLine:
             self.console.print(" " * 79, end="\r")
 
 
+def forgiving() -> None:
+    """What standard output and error cannot encode is printed as an escape: file names need not be UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextlib.contextmanager
 def plain_errors(console: Console | None = None) -> Iterator[None]:
-    """Errors of the package in one line on standard error, exit code 2; an interrupt leaves with 130.
+    """Errors of the package and of files in one line on standard error, exit code 2; an interrupt leaves with 130.
 
     Warnings are one line too, without the place in the code that a user did not write.
     """
@@ -59,12 +69,21 @@ def plain_errors(console: Console | None = None) -> Iterator[None]:
     def note(message: Warning | str, *where: Any, **more: Any) -> None:
         told.print(f"note: {message}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
+    forgiving()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = note
             yield
     except errors.GriffinKernelsError as error:
         told.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except BrokenPipeError:  # nobody reads any more, which is no error
+        raise
+    except OSError as error:
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        told.print(
+            f"error: {place}{error.strerror or error}", style="red", highlight=False, markup=False, soft_wrap=True
+        )
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         told.print("interrupted", style="red", highlight=False)

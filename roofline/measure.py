@@ -158,7 +158,7 @@ def waited_s(device: Device) -> float:
     nanoseconds = 0
     for file in Path("/proc/self/task").glob("*/schedstat"):
         with contextlib.suppress(OSError, IndexError):  # a thread may end, and a kernel may not count
-            nanoseconds += int(file.read_text().split()[1])
+            nanoseconds += int(file.read_text(encoding="utf-8").split()[1])
     return nanoseconds / 1e9
 
 

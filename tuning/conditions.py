@@ -180,6 +180,6 @@ def _first(numbers: Iterator[float], scale: float) -> float | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""

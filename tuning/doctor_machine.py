@@ -115,13 +115,13 @@ def cores() -> Iterator[Finding]:
 def cpu_quota() -> float | None:
     """Cores' worth of time that the control group allows; None where it sets no limit or cannot be read."""
     try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
         return None if limit == "max" else int(limit) / int(period)
     except (OSError, ValueError):
         pass  # version 1 keeps it elsewhere
     try:
         base = Path("/sys/fs/cgroup/cpu")
-        limit, period = ((base / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        limit, period = ((base / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period"))
         return None if int(limit) <= 0 else int(limit) / int(period)
     except (OSError, ValueError):
         return None

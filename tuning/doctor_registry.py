@@ -112,7 +112,7 @@ def holder(name: str) -> int | None:
     """The process that holds a lock on a file, from /proc/locks; None where that cannot be told."""
     try:
         inode = os.stat(name).st_ino
-        rows = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        rows = [line.split() for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines()]
     except OSError:
         return None
     # 1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF

@@ -21,6 +21,7 @@ from griffin_kernels.records import Entry
 from roofline import stats
 from tuning import records
 from tuning.eta import Estimate
+from tuning.journal import encoded
 from tuning.progress import Tally
 
 
@@ -151,7 +152,7 @@ class Events(Tally):
             if self.lost:
                 return
             try:
-                self.stream.write(msgspec.json.encode(event) + b"\n")
+                self.stream.write(encoded(event) + b"\n")
                 self.stream.flush()
             except OSError as error:
                 self.lost = True

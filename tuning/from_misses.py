@@ -22,6 +22,7 @@ from griffin_kernels.contract import Case, Op
 from griffin_kernels.device import Device
 from griffin_kernels.misses import ENVIRONMENT_VARIABLE, Miss
 from griffin_kernels.records import CaseRecord
+from griffin_kernels.texts import unmarked
 from griffin_kernels.validity import quoted
 from tuning.limits import memory_allowed
 from tuning.plan import Options
@@ -89,7 +90,7 @@ def _lines(path: Path, notes: list[str]) -> Iterator[tuple[int, Miss]]:
         raw = path.read_bytes()
     except OSError as error:
         raise errors.JournalError(f"misses {path} cannot be read: {error.strerror or error}") from None
-    for number, line in enumerate(raw.splitlines(), start=1):
+    for number, line in enumerate(unmarked(raw).splitlines(), start=1):
         if not line.strip():
             continue
         try:

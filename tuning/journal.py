@@ -12,11 +12,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import filelock
 import msgspec
 
 from griffin_kernels import errors, registry
+from griffin_kernels.texts import encodable, unmarked
 from tuning.records import JOURNAL_VERSION, End, Record, Run
 
 FILE_NAME = "journal.jsonl"
@@ -63,6 +65,8 @@ def parse(raw: bytes, path: Path) -> Parsed:
     offset = 0
     for number, line in enumerate(raw.splitlines(keepends=True), start=1):
         offset += len(line)
+        if number == 1:
+            line = unmarked(line)
         if not line.strip():
             continue
         if not line.endswith(b"\n"):
@@ -71,7 +75,7 @@ def parse(raw: bytes, path: Path) -> Parsed:
             text = line.decode().strip()
             _refuse_later(line, path)
             record = _DECODER.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             # a torn write can end in a newline when blocks reached the disk out of order; a record that is whole and
             # unknown is no torn write
             if offset == len(raw) and not isinstance(error, msgspec.ValidationError):
@@ -99,6 +103,22 @@ def unfinished(records: list[Record]) -> bool:
     return bool(records) and not any(isinstance(record, End) for record in records)
 
 
+def encoded(record: Any) -> bytes:
+    """A record as JSON. Names of files in it need not be UTF-8."""
+    try:
+        return msgspec.json.encode(record)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_encodable(msgspec.to_builtins(record)))
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return [_encodable(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 class Journal:
     """An open journal. ``append`` returns after the record is on the disk."""
 
@@ -124,7 +144,7 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Write one record and wait until it is on the disk. Where that fails nothing of it stays, and no part ever."""
-        left = memoryview(msgspec.json.encode(record) + b"\n")
+        left = memoryview(encoded(record) + b"\n")
         end = os.fstat(self._file.fileno()).st_size
         try:
             while left:

@@ -77,7 +77,7 @@ def memory_allowed() -> int:
 
 def _meminfo(name: str) -> int | None:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
@@ -87,7 +87,10 @@ def _cgroup_room() -> int | None:
     """Bytes left to this control group (version 2)."""
     folder = Path("/sys/fs/cgroup")
     try:
-        most, used = (folder / "memory.max").read_text().strip(), (folder / "memory.current").read_text().strip()
+        most, used = (
+            (folder / "memory.max").read_text(encoding="utf-8").strip(),
+            (folder / "memory.current").read_text(encoding="utf-8").strip(),
+        )
     except OSError:
         return None
     return None if most == "max" else max(0, int(most) - int(used))

@@ -352,7 +352,7 @@ def read_folder(
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise errors.ArgumentError(f"{file} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict):

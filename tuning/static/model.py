@@ -42,6 +42,7 @@ import msgspec
 from griffin_kernels import errors
 from griffin_kernels.datasheet import Datasheet, datasheet
 from griffin_kernels.device import Device
+from griffin_kernels.texts import unmarked
 from roofline.target import ACHIEVED_DRAM, ACHIEVED_TENSOR
 from tuning.static.occupancy import LIMITS, Limits, limits, occupancy
 from tuning.static.recorded import StaticReport
@@ -95,10 +96,10 @@ def load_constants(path: Path | None) -> Constants:
     if path is None:
         return ASSUMED
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Constants)
+        return msgspec.json.decode(unmarked(path.read_bytes()), type=Constants)
     except OSError as error:
         raise errors.ArgumentError(f"constants {path} cannot be read: {error.strerror}") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         text = f"constants {path} cannot be used: {error}; `griffin tune calibrate` writes such files"
         raise errors.ArgumentError(text) from None
 

@@ -37,7 +37,7 @@ WAITS = ("WARPGROUP.DEPBAR",)
 
 
 def _tool(name: str, *arguments: str) -> str:
-    done = subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run([TOOLS / name, *arguments], capture_output=True, encoding="utf-8", check=True)
     return done.stdout
 
 
@@ -91,9 +91,10 @@ def warnings(ptx: str) -> tuple[str, ...]:
         raise ValueError("the assembly names no target")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
-        path.write_text(ptx)
+        path.write_text(ptx, encoding="utf-8")
         options = ("-v", "--regAllocOptLevel=2", f"--gpu-name={arch[1]}", str(path), "-o", str(path) + ".cubin")
-        done = subprocess.run([get_ptxas(int(arch[2])).path, *options], capture_output=True, text=True, check=True)
+        command = [get_ptxas(int(arch[2])).path, *options]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     return parse_warnings(done.stderr)
 
 

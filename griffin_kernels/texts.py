@@ -1,0 +1,15 @@
+"""Text in files and names of files, whatever editors and file systems have made of it."""
+
+from __future__ import annotations
+
+import codecs
+
+
+def unmarked(raw: bytes) -> bytes:
+    """The bytes of a UTF-8 file without the byte order mark that some editors begin it with."""
+    return raw.removeprefix(codecs.BOM_UTF8)
+
+
+def encodable(text: str) -> str:
+    r"""A text that any UTF-8 file can hold: what was no UTF-8 in the name of a file is shown as ``\udcff``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

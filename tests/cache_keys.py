@@ -126,9 +126,10 @@ def kernels_of_layout(variant: Variant, case: Case, arch: str, layout: str) -> d
         with described_for(arch):
             for step in variant.launches(inputs, {}, variant.config()):
                 if isinstance(step, Launch):
-                    if step.name not in keys:
+                    name = step.name + ", again" * bool(step.constexprs.get("AGAIN"))
+                    if name not in keys:
                         step.kernel.device_caches.clear()  # what launches remember of other layouts
-                    keys.setdefault(step.name, set()).update(noted(functools.partial(warm_up, step)))
+                    keys.setdefault(name, set()).update(noted(functools.partial(warm_up, step)))
     return {name: len(found) for name, found in keys.items()}
 
 

@@ -156,6 +156,26 @@ def first_keys(inputs: Inputs) -> tuple[Tensor | None, list[Launch]]:
     return first, [found]
 
 
+def twice(
+    kernel: Any,
+    programs: int,
+    device: torch.device,
+    args: dict[str, Any],
+    constexprs: dict[str, Any],
+    num_warps: int,
+    num_stages: int,
+    tile: int,
+    claims: Claims,
+) -> list[Launch]:
+    """A launch, and one that does again what was broken by values that are not finite; see _triton_jit.py."""
+    args = args | {"broken": torch.empty(programs, dtype=torch.int32, device=device)}
+    first = Launch(kernel, (programs,), args, constexprs | {"AGAIN": False}, num_warps, num_stages, tile, claims)
+    # tiles and warps have to be the same for sums in the same order; nothing is loaded ahead
+    rare = Claims(spills="returns at once, unless there is something that is not finite")
+    again = replace(first, constexprs=constexprs | {"AGAIN": True}, num_stages=1, tile=0, claims=rare)
+    return [first, again]
+
+
 def forward_outputs(inputs: Inputs, outputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
     """out [B,T,Hq,d] and lse [B,Hq,T] or None, allocated contiguous unless the caller gave them."""
     q = inputs["q"]

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton_dot import dot
-from griffin_kernels.ops.local_attention._triton_jit import HIDDEN, LOG2E, load_keys, tanh
+from griffin_kernels.ops.local_attention._triton_jit import HIDDEN, LOG2E, cleared, load_keys, sound, tanh
 
 
 @triton.jit
@@ -34,6 +34,7 @@ def attend(
     V_CHANNEL: tl.constexpr,
     D: tl.constexpr,
     CAPPED: tl.constexpr,
+    AGAIN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -69,5 +70,34 @@ def attend(
         total = total * rescale + tl.sum(weights, axis=1)
         largest = top
         values = load_keys(v + begin * V_STEP, ahead, high - start, columns, V_STEP, V_CHANNEL, D, BLOCK_N, BLOCK_D)
+        if AGAIN:
+            values = cleared(values)
         summed = dot(weights.to(values.dtype), values, summed * rescale[:, None])
     return summed, largest, total
+
+
+@triton.jit
+def unsound_values(
+    v,
+    own,
+    reach,
+    low,
+    high,
+    V_STEP,
+    V_CHANNEL: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """bool [block_m, block_d]: whether a row sees a value that is not finite in a channel. Arguments of ``attend``."""
+    columns = tl.arange(0, BLOCK_D)
+    ahead = tl.arange(0, BLOCK_N)
+    count = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+    for start in tl.range(low, high, BLOCK_N):
+        begin = tl.cast(start, tl.int64)
+        values = load_keys(v + begin * V_STEP, ahead, high - start, columns, V_STEP, V_CHANNEL, D, BLOCK_N, BLOCK_D)
+        key = start + ahead
+        visible = (key[None, :] >= reach[:, None]) & (key[None, :] <= own[:, None])
+        count = dot(visible.to(values.dtype), tl.where(sound(values), 0.0, 1.0).to(values.dtype), count)
+    return count > 0

@@ -2,6 +2,10 @@
 
 Query heads that share a key head are packed into the rows of a tile: row r of [T * G] is query r // G, head r % G of
 the G = Hq / Hkv heads, so a tile of keys is loaded once for all of them and a tile may begin within a query.
+Isolation: weights of keys that a row of a masked tile does not see are 0, and so are products with values, unless those
+are not finite. That a program sees at its end by its sums, and leaves word in ``broken``. A second launch of the same
+kernel, AGAIN, does such a program's work with zeros for what is not finite. Sums of rows that see none of it then are as
+they should be, bit for bit, and NaN is written where a row does see some. Every other program returns at once.
 Strides are constants where they follow from the model, see ops/_triton_strides.py; bases are 64-bit, offsets within a
 tile 32-bit where they are constants that fit. T * G and S fit in 32 bits: tensors that large fit in no memory.
 """
@@ -165,6 +169,26 @@ def span(first, reach, row, T, S, window, G: tl.constexpr, BLOCK_M: tl.constexpr
         low = tl.min(reach, axis=0)
         full_low = tl.max(reach, axis=0)
     return low, full_low, begin + 1, end + 1
+
+
+@triton.jit
+def sound(x):
+    """Which elements are finite."""
+    return tl.abs(x.to(tl.float32)) < float("inf")
+
+
+@triton.jit
+def cleared(tile):
+    """The tile with zeros for what is not finite."""
+    return tl.where(sound(tile), tile, tl.zeros_like(tile))
+
+
+@triton.jit
+def report(broken, summed):
+    """Leave 1 at this program's place in ``broken`` where its sums [rows, channels] are not all finite, else 0."""
+    # 0 times anything else is NaN, and so is every sum of that
+    zero = tl.sum(tl.sum(summed * 0.0, axis=1), axis=0)
+    tl.store(broken + tl.program_id(0), (zero != zero).to(tl.int32))
 
 
 @triton.jit

@@ -31,8 +31,8 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.local_attention import _triton
-from griffin_kernels.ops.local_attention._triton_forward import attend
-from griffin_kernels.ops.local_attention._triton_jit import load_rows, row_offsets, sight, span
+from griffin_kernels.ops.local_attention._triton_forward import attend, unsound_values
+from griffin_kernels.ops.local_attention._triton_jit import load_rows, report, row_offsets, sight, span
 from griffin_kernels.ops.local_attention.cost import cost
 
 JOINED = 16
@@ -63,6 +63,7 @@ def local_attention_flash_part(
     sums,
     largest,
     total,
+    broken,
     T,
     S,
     window,
@@ -87,6 +88,7 @@ def local_attention_flash_part(
     V_CHANNEL: tl.constexpr,
     CAPPED: tl.constexpr,
     NEGATIVE: tl.constexpr,
+    AGAIN: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -95,8 +97,11 @@ def local_attention_flash_part(
     """q: [B,T,Hq,D]; k, v: [B,S,Hkv,D]; first: [B or 1,T] int32.
 
     sums [PARTS,B,Hkv,T*G,D], largest, total [PARTS,B,Hkv,T*G] float32: what ``attend`` gives for each part.
-    Grid: tiles of [T * G] * PARTS * B * Hkv, the last tiles first.
+    broken: int32 [programs]. Grid: tiles of [T * G] * PARTS * B * Hkv, the last tiles first.
     """
+    if AGAIN:
+        if tl.load(broken + tl.program_id(0)) == 0:
+            return
     lanes = batches * HKV
     lane = tl.program_id(0) % lanes
     part = tl.program_id(0) // lanes % PARTS
@@ -135,17 +140,25 @@ def local_attention_flash_part(
         V_CHANNEL=V_CHANNEL,
         D=D,
         CAPPED=CAPPED,
+        AGAIN=AGAIN,
         BLOCK_M=BLOCK_M,
         BLOCK_N=BLOCK_N,
         BLOCK_D=BLOCK_D,
     )
+    if not AGAIN:
+        report(broken, summed)
     there = rows < T * G
     inside = there[:, None]
     if D != BLOCK_D:
         inside = inside & (columns[None, :] < D)
     base = (tl.cast(part * lanes + lane, tl.int64) * T) * G + row
     ahead = tl.arange(0, BLOCK_M)
-    tl.store(sums + base * D + (ahead[:, None] * D + columns[None, :]), summed, mask=inside)
+    where = sums + base * D + (ahead[:, None] * D + columns[None, :])
+    tl.store(where, summed, mask=inside)
+    if AGAIN:
+        values = v + batch * v_batch + shared * far(V_HEAD)
+        unsound = unsound_values(values, own, reach, low, high, far(V_STEP), V_CHANNEL, D, BLOCK_M, BLOCK_N, BLOCK_D)
+        tl.store(where, float("nan"), mask=inside & unsound)
     tl.store(largest + base + ahead, most, mask=there)
     tl.store(total + base + ahead, count, mask=there)
 
@@ -217,9 +230,10 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     sizes = _triton.sizes(inputs)
     return [
         *before,
-        Launch(
+        *_triton.twice(
             kernel=local_attention_flash_part,
-            grid=(triton.cdiv(time * group, tiles.block_m) * parts * lanes,),
+            programs=triton.cdiv(time * group, tiles.block_m) * parts * lanes,
+            device=q.device,
             args={"q": q, "k": k, "v": v, "first": first}
             | partial
             | sizes

@@ -27,8 +27,8 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.local_attention import _triton
-from griffin_kernels.ops.local_attention._triton_forward import attend
-from griffin_kernels.ops.local_attention._triton_jit import load_rows, row_offsets, sight, span
+from griffin_kernels.ops.local_attention._triton_forward import attend, unsound_values
+from griffin_kernels.ops.local_attention._triton_jit import load_rows, report, row_offsets, sight, span
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def local_attention_flash(
     first,
     out,
     lse,
+    broken,
     T,
     S,
     window,
@@ -76,14 +77,18 @@ def local_attention_flash(
     V_CHANNEL: tl.constexpr,
     CAPPED: tl.constexpr,
     NEGATIVE: tl.constexpr,
+    AGAIN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """q, out: [B,T,Hq,D]; k, v: [B,S,Hkv,D]; first: [B or 1,T] int32; lse: [B,Hq,T].
 
-    Grid: tiles of [T * G] * B * Hkv, the last tiles first. NEGATIVE: factor is that of -q.
+    broken: int32 [programs]. Grid: tiles of [T * G] * B * Hkv, the last tiles first. NEGATIVE: factor is that of -q.
     """
+    if AGAIN:
+        if tl.load(broken + tl.program_id(0)) == 0:
+            return
     lane = tl.program_id(0) % (batches * HKV)
     tile = (tl.num_programs(0) - 1 - tl.program_id(0)) // (batches * HKV)
     batch = tl.cast(lane // HKV, tl.int64)
@@ -118,19 +123,26 @@ def local_attention_flash(
         V_CHANNEL=V_CHANNEL,
         D=D,
         CAPPED=CAPPED,
+        AGAIN=AGAIN,
         BLOCK_M=BLOCK_M,
         BLOCK_N=BLOCK_N,
         BLOCK_D=BLOCK_D,
     )
+    if not AGAIN:
+        report(broken, summed)
     there = rows < T * G
+    inside = there[:, None]
+    if D != BLOCK_D:
+        inside = inside & (columns[None, :] < D)
     OUT_STEP: tl.constexpr = HKV * G * D
     out += (batch * T + origin) * OUT_STEP + shared * (G * D)
     where = row_offsets(rows, origin, columns, T, G, OUT_STEP, D, 1, D, BLOCK_M)
     result = (summed / total[:, None]).to(out.dtype.element_ty)
-    if D == BLOCK_D:
-        tl.store(out + where, result, mask=there[:, None])
-    else:
-        tl.store(out + where, result, mask=there[:, None] & (columns[None, :] < D))
+    tl.store(out + where, result, mask=inside)
+    if AGAIN:
+        values = v + batch * v_batch + shared * far(V_HEAD)
+        unsound = unsound_values(values, own, reach, low, high, far(V_STEP), V_CHANNEL, D, BLOCK_M, BLOCK_N, BLOCK_D)
+        tl.store(out + where, float("nan"), mask=inside & unsound)
     if lse is not None:
         lse += (batch * HKV + shared) * tl.cast(T, tl.int64) * G
         tl.store(
@@ -146,11 +158,13 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     tiles = _triton.forward_tiles(q, config)
     first, before = _triton.first_keys(inputs)
     out, lse = _triton.forward_outputs(inputs, outputs)
+    programs = triton.cdiv(time * heads // shared, tiles.block_m) * batch * shared
     return [
         *before,
-        Launch(
+        *_triton.twice(
             kernel=local_attention_flash,
-            grid=(triton.cdiv(time * heads // shared, tiles.block_m) * batch * shared,),
+            programs=programs,
+            device=q.device,
             args={"q": q, "k": k, "v": v, "first": first, "out": out, "lse": lse}
             | _triton.sizes(inputs)
             | _triton.batch_strides({"q": q, "k": k, "v": v, "first": first}),

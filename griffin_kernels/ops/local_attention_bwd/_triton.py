@@ -27,6 +27,10 @@ JOINED = 1024
 """Elements per program of the kernel that sums parts."""
 
 
+ROWS_AXES: dict[str, tuple[Any, ...]] = {"rows": (64, 128), "rows_streamed": (64, 32)}
+"""Of the kernel that finds dq, which are few: most time goes to dk and dv."""
+
+
 @dataclass(frozen=True)
 class Cut:
     """resident: rows (for dq) or keys (for dk, dv) that a program keeps. streamed: keys or rows per iteration."""
@@ -35,15 +39,6 @@ class Cut:
     streamed: int
     num_warps: int
     num_stages: int
-
-    def chosen(self, config: Any) -> Cut:
-        """Those fields of ``config`` that are not 0, in place of these."""
-        return Cut(
-            config.resident or self.resident,
-            config.streamed or self.streamed,
-            config.num_warps or self.num_warps,
-            config.num_stages or self.num_stages,
-        )
 
     @property
     def of_queries(self) -> Tiles:
@@ -54,8 +49,35 @@ class Cut:
         return Tiles(self.streamed, self.resident, self.num_warps, self.num_stages)
 
 
-def default(d: int, dtype: str, arch: str) -> Cut:
+def cuts(d: int, dtype: str, arch: str, config: Any) -> tuple[Cut, Cut]:
+    """(of keys for dk and dv, of rows for dq): those fields of ``config`` that are not 0, in place of the default's."""
+    keys, rows = default(d, dtype, arch)
+    return (
+        Cut(
+            config.resident or keys.resident,
+            config.streamed or keys.streamed,
+            config.num_warps or keys.num_warps,
+            config.num_stages or keys.num_stages,
+        ),
+        Cut(
+            config.rows or rows.resident,
+            config.rows_streamed or rows.streamed,
+            config.rows_warps or rows.num_warps,
+            config.rows_stages or rows.num_stages,
+        ),
+    )
+
+
+def default(d: int, dtype: str, arch: str) -> tuple[Cut, Cut]:
     """What a Config of zeros means: the largest tiles that keep their sums in registers and fit shared memory."""
+    if arch == "sm_90" and dtype != "float32" and padded(d) == 256:
+        # with keys of 64 x 32, or loads of keys ahead, ptxas has products of warp groups wait for each other (C7515)
+        return Cut(64, 64, 8, 1), Cut(128, 32, 8, 2)
+    both = _default(d, dtype, arch)
+    return both, both
+
+
+def _default(d: int, dtype: str, arch: str) -> Cut:
     wide, amd = padded(d), arch.startswith("gfx")
     if dtype == "float32":
         if wide <= 128:
@@ -75,7 +97,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
     batch, time, heads, d = q.shape
     keys, shared = k.shape[1:3]
     group, lanes = heads // shared, batch * shared
-    cut = default(d, dtype_name(q.dtype), launch.architecture(q)).chosen(config)
+    of_keys, of_rows = cuts(d, dtype_name(q.dtype), launch.architecture(q), config)
     first, before = forward.first_keys(inputs)
     delta, powers = (torch.empty((batch, shared, time * group), dtype=torch.float32, device=q.device) for _ in "dp")
     dq, dk, dv = gradients(inputs, outputs)
@@ -106,15 +128,16 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
             tile=DELTA_ROWS * padded(d),
             claims=Claims(load_bits=min(forward.load_bits((dout, out)), 4 * padded(d) * dout.element_size())),
         ),
-        Launch(
+        *forward.twice(
             kernel=kernels.local_attention_bwd_keys,
-            grid=(triton.cdiv(keys, cut.resident) * parts * lanes,),
+            programs=triton.cdiv(keys, of_keys.resident) * parts * lanes,
+            device=q.device,
             args=args | {"dk": dk_parts, "dv": dv_parts},
-            constexprs=constexprs | cut.of_keys.constexprs(d) | {"PARTS": parts},
-            num_warps=cut.num_warps,
-            num_stages=cut.num_stages,
-            tile=cut.resident * cut.streamed,
-            claims=forward.claims((q, dout), cut.of_keys),
+            constexprs=constexprs | of_keys.of_keys.constexprs(d) | {"PARTS": parts},
+            num_warps=of_keys.num_warps,
+            num_stages=of_keys.num_stages,
+            tile=of_keys.resident * of_keys.streamed,
+            claims=forward.claims((q, dout), of_keys.of_keys),
         ),
     ]
     if parts > 1:
@@ -128,19 +151,17 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
                 tile=JOINED,
             )
         )
-    found.append(
-        Launch(
-            kernel=kernels.local_attention_bwd_queries,
-            grid=(triton.cdiv(time * group, cut.resident) * lanes,),
-            args=args | {"dq": dq},
-            constexprs=constexprs | cut.of_queries.constexprs(d),
-            num_warps=cut.num_warps,
-            num_stages=cut.num_stages,
-            tile=cut.resident * cut.streamed,
-            claims=forward.claims((k, v), cut.of_queries),
-        )
+    return found + forward.twice(
+        kernel=kernels.local_attention_bwd_queries,
+        programs=triton.cdiv(time * group, of_rows.resident) * lanes,
+        device=q.device,
+        args=args | {"dq": dq},
+        constexprs=constexprs | of_rows.of_queries.constexprs(d),
+        num_warps=of_rows.num_warps,
+        num_stages=of_rows.num_stages,
+        tile=of_rows.resident * of_rows.streamed,
+        claims=forward.claims((k, v), of_rows.of_queries),
     )
-    return found
 
 
 def gradients(inputs: Inputs, outputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,7 +177,11 @@ def too_large(case: Case, device: Device, config: Any) -> str | None:
     """Why the tiles of a configuration do not suit the device, if so."""
     if reason := no_products(device.arch, case.dtype):
         return reason
-    cut = default(case["d"], case.dtype, device.arch).chosen(config)
+    reasons = (_too_large(cut, case, device) for cut in cuts(case["d"], case.dtype, device.arch, config))
+    return next((reason for reason in reasons if reason), None)
+
+
+def _too_large(cut: Cut, case: Case, device: Device) -> str | None:
     size = DTYPE_BYTES[case.dtype]
     width = padded(case["d"]) * size
     weights = cut.resident * cut.streamed * size

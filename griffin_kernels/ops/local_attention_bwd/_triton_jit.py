@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton_dot import dot
-from griffin_kernels.ops.local_attention._triton_jit import LOG2E, load_keys, load_rows, tanh
+from griffin_kernels.ops.local_attention._triton_jit import LOG2E, cleared, load_keys, load_rows, sound, tanh
 
 
 @triton.jit
@@ -54,6 +54,7 @@ def through_queries(
     V_CHANNEL: tl.constexpr,
     D: tl.constexpr,
     CAPPED: tl.constexpr,
+    AGAIN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -75,6 +76,11 @@ def through_queries(
             visible = (key[None, :] >= reach[:, None]) & (key[None, :] <= own[:, None])
             weights = tl.where(visible, weights, 0.0)
         change = weights * slope * (dot(upstream, tl.trans(values)) - delta[:, None])
+        if AGAIN:
+            key = start + ahead
+            visible = (key[None, :] >= reach[:, None]) & (key[None, :] <= own[:, None])
+            change = tl.where(visible, change, 0.0)
+            keys = cleared(keys)  # what is not finite in a visible key is so in its weight
         summed = dot(change.to(keys.dtype), keys, summed)
     return summed
 
@@ -131,6 +137,7 @@ def through_keys(
     DOUT_CHANNEL: tl.constexpr,
     D: tl.constexpr,
     CAPPED: tl.constexpr,
+    AGAIN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -168,15 +175,61 @@ def through_keys(
         less = tl.load(delta + rows, mask=rows < high, other=0.0)
         weights, slope = weights_of(dot(keys, tl.trans(queries)), power[None, :], factor, softcap, CAPPED)
         if (start < full_low) | (start + BLOCK_M > full_high):
-            query = tl.minimum(rows // G, T - 1)
-            own = query + (S - T)
-            visible = (key[:, None] <= own[None, :]) & (rows < high)[None, :]
-            if first is None:
-                visible = visible & (key[:, None] > (own - window)[None, :])
-            else:
-                visible = visible & (key[:, None] >= tl.load(first + query)[None, :])
-            weights = tl.where(visible, weights, 0.0)
-        to_values = dot(weights.to(upstream.dtype), upstream, to_values)
+            weights = tl.where(seen(key, rows, first, high, T, S, window, G), weights, 0.0)
+        usable = upstream
+        if AGAIN:
+            usable = cleared(upstream)
+        to_values = dot(weights.to(usable.dtype), usable, to_values)
         change = weights * slope * (dot(values, tl.trans(upstream)) - less[None, :])
+        if AGAIN:
+            change = tl.where(seen(key, rows, first, high, T, S, window, G), change, 0.0)
+            queries = cleared(queries)  # what is not finite in a visible query is so in its weights
         to_keys = dot(change.to(queries.dtype), queries, to_keys)
     return to_keys, to_values
+
+
+@triton.jit
+def seen(key, rows, first, high, T, S, window, G: tl.constexpr):
+    """bool [block_n, block_m]: which packed rows below ``high`` see which keys; see ``through_keys``."""
+    query = tl.minimum(rows // G, T - 1)
+    own = query + (S - T)
+    visible = (key[:, None] <= own[None, :]) & (rows < high)[None, :]
+    if first is None:
+        visible = visible & (key[:, None] > (own - window)[None, :])
+    else:
+        visible = visible & (key[:, None] >= tl.load(first + query)[None, :])
+    return visible
+
+
+@triton.jit
+def unsound_upstream(
+    key,
+    dout,
+    first,
+    low,
+    high,
+    T,
+    S,
+    window,
+    G: tl.constexpr,
+    DOUT_STEP,
+    DOUT_HEAD,
+    DOUT_CHANNEL: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """bool [block_n, block_d]: whether a key is seen by a row whose dout is not finite in a channel."""
+    columns = tl.arange(0, BLOCK_D)
+    count = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+    for start in tl.range(low, high, BLOCK_M):
+        rows = start + tl.arange(0, BLOCK_M)
+        origin = start // G
+        where = dout + tl.cast(origin, tl.int64) * DOUT_STEP
+        upstream = load_rows(
+            where, rows, origin, columns, T, G, DOUT_STEP, DOUT_HEAD, DOUT_CHANNEL, D, BLOCK_M, BLOCK_D
+        )
+        visible = seen(key, rows, first, high, T, S, window, G)
+        count = dot(visible.to(upstream.dtype), tl.where(sound(upstream), 0.0, 1.0).to(upstream.dtype), count)
+    return count > 0

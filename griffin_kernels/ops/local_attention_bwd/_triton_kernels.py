@@ -8,8 +8,21 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton_strides import far
-from griffin_kernels.ops.local_attention._triton_jit import LOG2E, load_keys, load_rows, row_offsets, sight, span
-from griffin_kernels.ops.local_attention_bwd._triton_jit import queries_of_keys, through_keys, through_queries
+from griffin_kernels.ops.local_attention._triton_jit import (
+    LOG2E,
+    load_keys,
+    load_rows,
+    report,
+    row_offsets,
+    sight,
+    span,
+)
+from griffin_kernels.ops.local_attention_bwd._triton_jit import (
+    queries_of_keys,
+    through_keys,
+    through_queries,
+    unsound_upstream,
+)
 
 
 @triton.jit(do_not_specialize=["T", "batches"])
@@ -74,6 +87,7 @@ def local_attention_bwd_queries(
     delta,
     powers,
     dq,
+    broken,
     T,
     S,
     window,
@@ -103,11 +117,15 @@ def local_attention_bwd_queries(
     V_CHANNEL: tl.constexpr,
     CAPPED: tl.constexpr,
     NEGATIVE: tl.constexpr,
+    AGAIN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """dq [B,T,Hq,D]. Grid: tiles of [T * G] * B * Hkv, the last tiles first, as they see most keys."""
+    if AGAIN:
+        if tl.load(broken + tl.program_id(0)) == 0:
+            return
     lane = tl.program_id(0) % (batches * HKV)
     row = (tl.num_programs(0) - 1 - tl.program_id(0)) // (batches * HKV) * BLOCK_M
     batch = tl.cast(lane // HKV, tl.int64)
@@ -151,10 +169,13 @@ def local_attention_bwd_queries(
         V_CHANNEL=V_CHANNEL,
         D=D,
         CAPPED=CAPPED,
+        AGAIN=AGAIN,
         BLOCK_M=BLOCK_M,
         BLOCK_N=BLOCK_N,
         BLOCK_D=BLOCK_D,
     )
+    if not AGAIN:
+        report(broken, summed)
     DQ_STEP: tl.constexpr = HKV * G * D
     dq += (batch * T + origin) * DQ_STEP + shared * (G * D)
     inside = there[:, None]
@@ -175,6 +196,7 @@ def local_attention_bwd_keys(
     powers,
     dk,
     dv,
+    broken,
     T,
     S,
     window,
@@ -204,6 +226,7 @@ def local_attention_bwd_keys(
     V_CHANNEL: tl.constexpr,
     CAPPED: tl.constexpr,
     NEGATIVE: tl.constexpr,
+    AGAIN: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -213,6 +236,9 @@ def local_attention_bwd_keys(
 
     Grid: tiles of [S] * PARTS * B * Hkv.
     """
+    if AGAIN:
+        if tl.load(broken + tl.program_id(0)) == 0:
+            return
     lane = tl.program_id(0) % (batches * HKV)
     part = tl.program_id(0) // (batches * HKV) % PARTS
     start = tl.program_id(0) // (batches * HKV * PARTS) * BLOCK_N
@@ -264,10 +290,13 @@ def local_attention_bwd_keys(
         DOUT_CHANNEL=DOUT_CHANNEL,
         D=D,
         CAPPED=CAPPED,
+        AGAIN=AGAIN,
         BLOCK_M=BLOCK_M,
         BLOCK_N=BLOCK_N,
         BLOCK_D=BLOCK_D,
     )
+    if not AGAIN:
+        report(broken, to_keys + to_values)
     inside = (start + ahead < S)[:, None]
     if D != BLOCK_D:
         inside = inside & (columns[None, :] < D)
@@ -275,6 +304,27 @@ def local_attention_bwd_keys(
     places = base + ahead[:, None] * (HKV * D) + columns[None, :]
     tl.store(dk + places, (to_keys * scale).to(dk.dtype.element_ty), mask=inside)
     tl.store(dv + places, to_values.to(dv.dtype.element_ty), mask=inside)
+    if AGAIN:
+        upstream = dout + batch * dout_batch + shared * (G * far(DOUT_HEAD))
+        unsound = unsound_upstream(
+            start + ahead,
+            upstream,
+            first,
+            low,
+            high,
+            T,
+            S,
+            window,
+            G,
+            far(DOUT_STEP),
+            far(DOUT_HEAD),
+            DOUT_CHANNEL,
+            D,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_D,
+        )
+        tl.store(dv + places, float("nan"), mask=inside & unsound)
 
 
 @triton.jit

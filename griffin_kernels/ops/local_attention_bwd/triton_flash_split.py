@@ -27,10 +27,10 @@ from griffin_kernels.ops.local_attention_bwd.op import cost
 
 @dataclass(frozen=True)
 class Config:
-    """parts: programs that share the rows of a tile of keys. resident: keys (for dk, dv) or rows (for dq) of a tile.
+    """parts: programs that share the rows of a tile of keys. resident: keys of a tile (for dk, dv).
 
-    streamed: rows or keys per iteration. 0 in any field but parts: by head_dim, dtype and architecture, see
-    ``_triton.default``.
+    streamed: rows per iteration. rows: rows of a tile (for dq). rows_streamed: keys per iteration; rows_warps,
+    rows_stages: that kernel's. 0 in any field but parts: by head_dim, dtype and architecture, see ``_triton.default``.
     """
 
     parts: int = 8
@@ -38,6 +38,10 @@ class Config:
     streamed: int = 0
     num_warps: int = 0
     num_stages: int = 0
+    rows: int = 0
+    rows_streamed: int = 0
+    rows_warps: int = 0
+    rows_stages: int = 0
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
@@ -73,7 +77,7 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 def rank(case: Case, device: Device) -> int:
     """The default where tiles of keys alone leave processors idle and many rows see each."""
-    cut = _triton.default(case["d"], case.dtype, device.arch)
+    cut, _ = _triton.default(case["d"], case.dtype, device.arch)
     programs = case["B"] * case["Hkv"] * -(-case["S"] // cut.resident)
     rows = min(case["W"], case["T"]) * (case["Hq"] // case["Hkv"])
     return 40 if programs < device.units and rows >= 1024 else 20
@@ -90,7 +94,14 @@ VARIANT = Variant(
     summary="analytic within the window, the rows that see a key split over programs, deterministic",
     run=run,
     config=Config,
-    axes={"parts": (2, 4, 8, 16), "resident": (32, 64, 128), "streamed": (64, 32), "num_warps": (4, 8)},
+    axes={
+        "parts": (2, 4, 8, 16),
+        "resident": (32, 64, 128),
+        "streamed": (64, 32),
+        "num_warps": (4, 8),
+        "num_stages": (1, 2),
+    }
+    | _triton.ROWS_AXES,
     reject=reject,
     rank=rank,
     launches=launches,

@@ -31,8 +31,9 @@ from griffin_kernels.ops.local_attention_bwd import _triton
 
 @dataclass(frozen=True)
 class Config:
-    """resident: keys (for dk, dv) or rows (for dq) that a program owns. streamed: rows or keys per iteration.
+    """resident: keys that a program owns (for dk, dv). streamed: rows per iteration.
 
+    rows: rows that a program owns (for dq). rows_streamed: keys per iteration; rows_warps, rows_stages: that kernel's.
     0 in any field: by head_dim, dtype and architecture, see ``_triton.default``.
     """
 
@@ -40,6 +41,10 @@ class Config:
     streamed: int = 0
     num_warps: int = 0
     num_stages: int = 0
+    rows: int = 0
+    rows_streamed: int = 0
+    rows_warps: int = 0
+    rows_stages: int = 0
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
@@ -79,7 +84,8 @@ VARIANT = Variant(
     summary="analytic within the window, a kernel for dk and dv, one for dq, deterministic",
     run=run,
     config=Config,
-    axes={"resident": (32, 64, 128), "streamed": (64, 32), "num_warps": (4, 8), "num_stages": (1, 2)},
+    axes={"resident": (32, 64, 128), "streamed": (64, 32), "num_warps": (4, 8), "num_stages": (1, 2)}
+    | _triton.ROWS_AXES,
     reject=reject,
     rank=lambda case, device: 30,
     launches=launches,

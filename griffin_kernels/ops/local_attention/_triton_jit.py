@@ -4,8 +4,8 @@ Query heads that share a key head are packed into the rows of a tile: row r of [
 the G = Hq / Hkv heads, so a tile of keys is loaded once for all of them and a tile may begin within a query.
 Isolation: weights of keys that a row of a masked tile does not see are 0, and so are products with values, unless those
 are not finite. That a program sees at its end by its sums, and leaves word in ``broken``. A second launch of the same
-kernel, AGAIN, does such a program's work with zeros for what is not finite. Sums of rows that see none of it then are as
-they should be, bit for bit, and NaN is written where a row does see some. Every other program returns at once.
+kernel, AGAIN, does such a program's work with zeros for what is not finite. Sums of rows that see none of it then are
+as they should be, bit for bit; where a row does see some, NaN is written. Every other program returns at once.
 Strides are constants where they follow from the model, see ops/_triton_strides.py; bases are 64-bit, offsets within a
 tile 32-bit where they are constants that fit. T * G and S fit in 32 bits: tensors that large fit in no memory.
 """

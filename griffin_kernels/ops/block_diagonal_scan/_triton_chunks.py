@@ -5,7 +5,8 @@ computes (P, S) of every chunk but the last. Phase 2 (carry) is triton.sequentia
 it gives the state that leaves each chunk. Phase 3 is the caller's. Backward, the state is
 c_t = A_t^T (c_{t+1} + dh_t), visited from the last step.
 
-Packed sequences cut the map where a sequence starts, as in linear_scan/_triton_chunks.py.
+Packed sequences cut the map where a sequence starts, as in linear_scan/_triton_chunks.py; ``cut`` [B,chunks] tells
+which chunks a reset or a start cuts, and is the reset of phase 2. A chunk whose P overflows is lost with it.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
@@ -45,6 +46,7 @@ def block_diagonal_scan_reduce(
     state,
     product,
     result,
+    cut,
     T,
     chunks,
     x_batch,
@@ -94,6 +96,7 @@ def block_diagonal_scan_reduce(
     index = tl.arange(0, FLAT * N)
     p = as_matrices(tl.where(index // N % N == index % N, 1.0, 0.0), ACC, N, BLOCK_H)
     s = tl.zeros((BLOCK_H, N), dtype=ACC)
+    stopped = 0
     for _ in range(CHUNK // BLOCK_T):
         xs = load_rows(x + columns * X_CHANNEL, inside, BLOCK_T, far(X_STEP), 0.0, BLOCK_T, MASKED, False)
         steps = load_rows(a + elements, whole, BLOCK_T, far(A_STEP), 0.0, BLOCK_T, MASKED, False)
@@ -107,11 +110,19 @@ def block_diagonal_scan_reduce(
                 start = load_state(state, enters[u], state_row, columns, inside & starts, STATE_CHANNEL, ACC, FLAT)
                 p = tl.where(starts, 0.0, p)
                 s = tl.where(starts, as_vectors(start, N, BLOCK_H), s)
+                stopped |= starts.to(tl.int32)
             if reset is not None:
-                matrix = tl.where(resets[u] != 0, 0.0, matrix)
+                stop = resets[u] != 0
+                stopped |= stop.to(tl.int32)
+                if not BACKWARD:
+                    p = tl.where(stop, 0.0, p)
+                    s = tl.where(stop, 0.0, s)
             if BACKWARD:
                 s = tl.sum(matrix * (s + vector)[:, :, None], axis=1)
                 p = tl.sum(matrix[:, :, :, None] * p[:, :, None, :], axis=1)
+                if reset is not None:
+                    p = tl.where(stop, 0.0, p)
+                    s = tl.where(stop, 0.0, s)
             else:
                 s = tl.sum(matrix * s[:, None, :], axis=2) + vector
                 p = tl.sum(matrix[:, :, :, None] * p[:, None, :, :], axis=2)
@@ -125,6 +136,8 @@ def block_diagonal_scan_reduce(
     out, _ = matrix_elements(block, H, SIZE, N, SIZE * SIZE, SIZE, 1, BLOCK_H)
     tl.store(product + piece * (D * SIZE) + out, tl.reshape(p, (FLAT * N,)), mask=whole)
     tl.store(result + piece * D + columns, tl.reshape(s, (FLAT,)), mask=inside)
+    if cut is not None:
+        tl.store(cut + piece, stopped)  # every group of blocks the same
 
 
 def reduce_warps(size: int) -> int:
@@ -153,6 +166,9 @@ def reduce(
         return None, []
     wide = accumulator(x.dtype)
     product = torch.empty((batch, chunks, *a.shape[2:]), dtype=wide, device=x.device)
+    cut = None
+    if reset is not None or enter is not None:
+        cut = torch.empty((batch, chunks), dtype=torch.bool, device=x.device)
     result, leaving = torch.empty((2, batch, chunks, width), dtype=wide, device=x.device)
     last = torch.empty((batch, width), dtype=wide, device=x.device)
     tile = _triton.tile_constexprs(a, BLOCK_A)
@@ -171,6 +187,7 @@ def reduce(
             "state": state if enter is not None else None,
             "product": product,
             "result": result,
+            "cut": plain.flags_of(cut),
             "T": time,
             "chunks": chunks,
             "x_batch": plain.row_stride(x, 0),
@@ -195,7 +212,7 @@ def reduce(
         claims=Claims(load_bits=_triton.load_bits(a, BLOCK_A, warps)),
     )
     # packed sequences bring their own states, at the steps where they start
-    inputs = {"x": result, "a": product, "h0": state if enter is None else None, "reset": None, "cu_seqlens": None}
+    inputs = {"x": result, "a": product, "h0": state if enter is None else None, "reset": cut, "cu_seqlens": None}
     _, args, constexprs = _triton.scan_arguments(inputs | {"reverse": False}, {"h": leaving, "h_last": last})
     carry = Launch(
         kernel=block_diagonal_scan_sequential,

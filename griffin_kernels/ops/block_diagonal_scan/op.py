@@ -8,6 +8,8 @@ of its block. n = 1 is linear_scan.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -66,8 +68,9 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     def place(values: Tensor) -> Tensor:
         values = values.to(device, case.torch_dtype)
         if "strided" in case.data:
-            # every second element of a time-major buffer: no stride is 1, batch is not outermost
-            wide = values.new_zeros(time, batch, *values.shape[2:-1], 2 * values.shape[-1])
+            # every second element of a time-major buffer: no stride is 1, batch is not outermost, what lies between
+            # is nobody's
+            wide = values.new_full((time, batch, *values.shape[2:-1], 2 * values.shape[-1]), math.nan)
             view = wide.transpose(0, 1)[..., ::2]
             view.copy_(values)
             return view

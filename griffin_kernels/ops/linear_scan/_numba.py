@@ -8,7 +8,9 @@ sequence. Kernels are as in _native.py, their rows as in _native_rows.py.
     backward:  g_t = dh_t + c_{t+1}                 dx_t = g_t, da_t = g_t h_{t-1}, c_t = a_t g_t
 
 With time cut into chunks, ``reduce`` finds what each chunk does to its carry, c -> product * c + last; ``carries`` runs
-that over the chunks, in order; forward or backward then starts every chunk from its own carry.
+that over the chunks, in order; forward or backward then starts every chunk from its own carry. A product of gates
+beyond [-1, 1] may overflow where the carry does not, or underflow and grow again: it becomes NaN, and ``carries`` goes
+through such a chunk step by step. A chunk with a reset hands on its last, whatever entered it.
 """
 
 # Python's types end where numba's begin.
@@ -16,13 +18,14 @@ that over the chunks, in order; forward or backward then starts every chunk from
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numba
 from llvmlite import ir
 
 from griffin_kernels.ops import _native_rows
-from griffin_kernels.ops._native import INT8, INT32, data_bytes, field, finish, int64_at, take
+from griffin_kernels.ops._native import INT8, INT32, data_bytes, field, finish, int32_at, int64_at, take
 from griffin_kernels.ops._native_rows import (
     STREAM,
     RowLanes,
@@ -90,6 +93,23 @@ _BEFORE, _RESET = _AT["before"], _AT["reset"]
 _X, _A, _H, _OUT, _DA = (_AT[n] for n in ("x", "a", "h", "out", "da"))
 
 
+class _ChunkLanes(RowLanes):
+    """Lanes that know when a product is of no use."""
+
+    def grown(self, product: Any, gate: Any) -> Any:
+        """The product with one more gate, NaN from the first gate beyond [-1, 1] on."""
+        beyond = self.builder.fcmp_ordered(">", self._call("fabs", gate), self.constant(1.0))
+        return self.builder.select(beyond, self.constant(math.nan), self.multiply(gate, product))
+
+    def lost(self, value: Any) -> Any:
+        """Where a value is NaN."""
+        return self.builder.fcmp_unordered("uno", value, value)
+
+    def endless(self, value: Any) -> Any:
+        """Where a value is infinite or NaN."""
+        return self.lost(self.builder.fsub(value, value))
+
+
 class _Lanes(RowLanes):
     """Lanes that know one more hint."""
 
@@ -115,11 +135,11 @@ def _forward_row(v: _Lanes, x: Any, a: Any, out: Any, carry: Any, next_x: Any, n
     v.store(value, out)
 
 
-@row()
-def _forward_reduce_row(v: RowLanes, x: Any, a: Any, product: Any, last: Any) -> None:
+@row(_ChunkLanes)
+def _forward_reduce_row(v: _ChunkLanes, x: Any, a: Any, product: Any, last: Any) -> None:
     gate = v.load(a)
     v.write(v.multiply_add(gate, v.read(last), v.load(x)), last)
-    v.write(v.multiply(gate, v.read(product)), product)
+    v.write(v.grown(v.read(product), gate), product)
 
 
 def _gradient(v: RowLanes, before: Any, dh: Any, a: Any, dx: Any, da: Any, carry: Any) -> None:
@@ -150,19 +170,42 @@ def _backward_stop_row(v: RowLanes, dh: Any, dx: Any, da: Any, carry: Any) -> No
     v.write(v.zero(), carry)
 
 
-@row()
-def _backward_reduce_row(v: RowLanes, dh: Any, a: Any, product: Any, last: Any) -> None:
+@row(_ChunkLanes)
+def _backward_reduce_row(v: _ChunkLanes, dh: Any, a: Any, product: Any, last: Any) -> None:
     gate = v.load(a)
     v.write(v.multiply(gate, v.add(v.load(dh), v.read(last))), last)
-    v.write(v.multiply(gate, v.read(product)), product)
+    v.write(v.grown(v.read(product), gate), product)
+
+
+@row(_ChunkLanes)
+def _carry_row(v: _ChunkLanes, product: Any, last: Any, carry: Any) -> None:
+    # last: what the chunk makes of a zero carry, replaced by the carry that enters it
+    entering, factor, own = v.read(carry), v.read(product), v.read(last)
+    walk = v.builder.or_(v.lost(factor), v.endless(own))
+    v.write(v.builder.select(walk, entering, v.multiply_add(factor, entering, own)), carry)
+    v.write(v.builder.select(walk, v.constant(math.nan), factor), product)
+    v.write(entering, last)
 
 
 @row()
-def _carry_row(v: RowLanes, product: Any, last: Any, carry: Any) -> None:
-    # last: what the chunk makes of a zero carry, replaced by the carry that enters it
+def _swap_row(v: RowLanes, last: Any, carry: Any) -> None:
     entering = v.read(carry)
-    v.write(v.multiply_add(v.read(product), entering, v.read(last)), carry)
+    v.write(v.read(last), carry)
     v.write(entering, last)
+
+
+@row(_ChunkLanes)
+def _forward_walk_row(v: _ChunkLanes, x: Any, a: Any, product: Any, carry: Any) -> None:
+    state = v.read(carry)
+    after = v.multiply_add(v.load(a), state, v.load(x))
+    v.write(v.builder.select(v.lost(v.read(product)), after, state), carry)
+
+
+@row(_ChunkLanes)
+def _backward_walk_row(v: _ChunkLanes, dh: Any, a: Any, product: Any, carry: Any) -> None:
+    state = v.read(carry)
+    after = v.multiply(v.load(a), v.add(v.load(dh), state))
+    v.write(v.builder.select(v.lost(v.read(product)), after, state), carry)
 
 
 @row()
@@ -314,6 +357,48 @@ def reduce(data: Any) -> None:
         item = take(data, 0)
 
 
+@_njit
+def _any_reset(data: Any, sequence: int, part: int) -> bool:
+    """Whether a whole chunk has a reset."""
+    if field(data, _RESET) == 0:
+        return False
+    batch, begin, end = bounds(field(data, _OFFSETS), field(data, _TIME), sequence)
+    chunk, backwards = field(data, _CHUNK), field(data, _BACKWARDS)
+    first = end - (part + 1) * chunk if backwards else begin + part * chunk
+    for t in range(first, first + chunk):
+        if is_set(data, _RESET, batch, t):
+            return True
+    return False
+
+
+@_njit
+def _any_lost(data: Any, product: int, channels: int) -> bool:
+    """Whether a row of products holds NaN: an exponent of ones with a fraction."""
+    found = False
+    if wide_bytes(data) == 4:
+        for index in range(channels):
+            found |= (int32_at(product, index) & 0x7FFFFFFF) > 0x7F800000
+    else:
+        for index in range(channels):
+            found |= (int64_at(product, index) & 0x7FFFFFFFFFFFFFFF) > 0x7FF0000000000000
+    return found
+
+
+@_njit
+def _walk(data: Any, sequence: int, part: int, channel: int, channels: int, product: int, carry: int) -> None:
+    """The carry through a chunk without resets, step by step where its product is NaN."""
+    batch, begin, end = bounds(field(data, _OFFSETS), field(data, _TIME), sequence)
+    chunk, backwards, gradient = field(data, _CHUNK), field(data, _BACKWARDS), field(data, _GRADIENT)
+    x, x_step = input_at(data, _X, batch, channel)
+    a, a_step = input_at(data, _A, batch, channel)
+    for k in range(part * chunk, (part + 1) * chunk):
+        t = end - 1 - k if backwards else begin + k
+        if gradient:
+            _backward_walk_row(data, 0, channels, (x + t * x_step, a + t * a_step, product, carry))
+        else:
+            _forward_walk_row(data, 0, channels, (x + t * x_step, a + t * a_step, product, carry))
+
+
 def carries(data: Any) -> None:
     """The carry that enters every chunk, from ``reduce``; one item per sequence and block."""
     blocks, block, width = field(data, _BLOCKS), field(data, _BLOCK), field(data, _WIDTH)
@@ -328,5 +413,10 @@ def carries(data: Any) -> None:
         end = start + chunks if table == 0 else int64_at(table, sequence + 1)
         for slot in range(start, end - 1):
             product, last = _wide(data, _PRODUCTS, slot, channel), _wide(data, _CARRIES, slot, channel)
+            if _any_reset(data, sequence, slot - start):
+                _swap_row(data, 0, channels, (last, carry))
+                continue
             _carry_row(data, 0, channels, (product, last, carry))
+            if _any_lost(data, product, channels):
+                _walk(data, sequence, slot - start, channel, channels, product, carry)
         item = take(data, 0)

@@ -5,14 +5,18 @@ computes (P, S) of every chunk but the last, phase 2 (carry) runs through them a
 chunk, phase 3 is the caller's. Backward, the state is c_t = a_t (c_{t+1} + dh_t), visited from the last step.
 
 Packed sequences cut the map where a sequence starts: ``enter`` and ``leave`` [T] int32 hold the sequence whose first,
-or last, visited step that is, and -1 elsewhere.
+or last, visited step that is, and -1 elsewhere. ``cut`` [B,chunks] int32 tells which chunks a reset or a start cuts:
+what enters those does not count, not even as a factor of P = 0.
+
+A product of gates beyond [-1, 1] may overflow where the state does not, or underflow and grow again. Phase 1 gives NaN
+for it, and phase 2 goes through such a chunk step by step.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -67,6 +71,7 @@ def linear_scan_reduce(
     state,
     product,
     result,
+    cut,
     T,
     chunks,
     x_batch,
@@ -87,7 +92,10 @@ def linear_scan_reduce(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """(P, S) of one whole chunk: x, a [B,T,D] -> product, result [B,chunks,D]. REVERSE: time is visited backwards."""
+    """(P, S) of one whole chunk: x, a [B,T,D] -> product, result [B,chunks,D], cut [B,chunks] or None.
+
+    REVERSE: time is visited backwards.
+    """
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     MASKED: tl.constexpr = D % BLOCK_D != 0
     SIGN: tl.constexpr = -1 if REVERSE else 1
@@ -105,6 +113,8 @@ def linear_scan_reduce(
         enter += first
     p = tl.full((BLOCK_D,), 1.0, dtype=ACC)
     s = tl.zeros((BLOCK_D,), dtype=ACC)
+    most = tl.zeros((BLOCK_D,), dtype=ACC)  # the largest |a|
+    stopped = 0
     for _ in range(CHUNK // BLOCK_T):
         xs = load_rows(x + columns * X_CHANNEL, inside, BLOCK_T, far(X_STEP), 0.0, BLOCK_T, MASKED, False)
         gates = load_rows(a + columns * A_CHANNEL, inside, BLOCK_T, far(A_STEP), 1.0, BLOCK_T, MASKED, False)
@@ -117,10 +127,19 @@ def linear_scan_reduce(
                 start = load_state(state, enters[u], state_row, columns, inside & starts, STATE_CHANNEL, ACC, BLOCK_D)
                 p = tl.where(starts, 0.0, p)
                 s = tl.where(starts, start, s)
+                stopped |= starts.to(tl.int32)
             if reset is not None:
-                gate = tl.where(resets[u] != 0, 0.0, gate)
+                stop = resets[u] != 0
+                stopped |= stop.to(tl.int32)
+                if not BACKWARD:
+                    p = tl.where(stop, 0.0, p)
+                    s = tl.where(stop, 0.0, s)
+            most = tl.maximum(most, tl.abs(gate))
             p = gate * p
             s = gate * (s + xs[u].to(ACC)) if BACKWARD else gate * s + xs[u].to(ACC)
+            if reset is not None and BACKWARD:
+                p = tl.where(stop, 0.0, p)
+                s = tl.where(stop, 0.0, s)
         x += BLOCK_T * far(X_STEP)
         a += BLOCK_T * far(A_STEP)
         if reset is not None:
@@ -128,39 +147,128 @@ def linear_scan_reduce(
         if enter is not None:
             enter += BLOCK_T * SIGN
     out = tl.cast(piece, tl.int64) * D + columns
-    tl.store(product + out, p, mask=inside)
+    tl.store(product + out, tl.where(most <= 1.0, p, float("nan")), mask=inside)
     tl.store(result + out, s, mask=inside)
+    if cut is not None:
+        tl.store(cut + piece, stopped)  # every block of channels the same
 
 
-@triton.jit(do_not_specialize=["chunks"])
+@triton.jit
+def walk(
+    x,
+    a,
+    carry,
+    columns,
+    inside,
+    X_STEP,
+    X_CHANNEL: tl.constexpr,
+    A_STEP,
+    A_CHANNEL: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """The carry [block_d] through a chunk without cuts; pointers are at its first step."""
+    ACC: tl.constexpr = carry.dtype
+    for _ in range(CHUNK):
+        value = tl.load(x + columns * X_CHANNEL, mask=inside, other=0.0).to(ACC)
+        gate = tl.load(a + columns * A_CHANNEL, mask=inside, other=0.0).to(ACC)
+        carry = gate * (carry + value) if BACKWARD else gate * carry + value
+        x += X_STEP
+        a += A_STEP
+    return carry
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
 def linear_scan_carry(
     product,
     result,
+    cut,
     state,
+    x,
+    a,
+    T,
     chunks,
     state_row,
+    x_batch,
+    a_batch,
     D: tl.constexpr,
+    X_STEP,
+    X_CHANNEL: tl.constexpr,
+    A_STEP,
+    A_CHANNEL: tl.constexpr,
     STATE_CHANNEL: tl.constexpr,
+    REVERSE: tl.constexpr,
+    BACKWARD: tl.constexpr,
     ACC: tl.constexpr,
+    CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """product, result: [B,chunks,D]; state: [B,D] or None. result[c] becomes the state that leaves chunk c."""
+    """product, result: [B,chunks,D]; state: [B,D] or None. result[c] becomes the state that leaves chunk c.
+
+    x, a: [B,T,D] of phase 1, for chunks whose product is of no use; None where no gate can be beyond [-1, 1].
+    """
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    batch = tl.program_id(0) // BLOCKS
+    SIGN: tl.constexpr = -1 if REVERSE else 1
+    batch = tl.cast(tl.program_id(0) // BLOCKS, tl.int64)
     columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < D
     carry = load_state(state, batch, state_row, columns, inside, STATE_CHANNEL, ACC, BLOCK_D)
-    product += tl.cast(batch, tl.int64) * chunks * D
-    result += tl.cast(batch, tl.int64) * chunks * D
+    product += batch * chunks * D
+    result += batch * chunks * D
+    if cut is not None:
+        cut += batch * chunks
     for begin in range(0, chunks, ROWS):
         ps = load_rows(product + columns, inside, chunks - begin, D, 1.0, ROWS, True, True)
         ss = load_rows(result + columns, inside, chunks - begin, D, 0.0, ROWS, True, True)
-        for u in tl.static_range(ROWS):
-            carry = ps[u] * carry + ss[u]
-            tl.store(result + u * D + columns, carry, mask=inside & (u < chunks - begin))
+        stops = load_flags(cut, chunks - begin, 1, 0, ROWS, True)
+        lost = 0
+        if x is not None:
+            useless = tl.zeros((BLOCK_D,), dtype=tl.int1)
+            for u in tl.static_range(ROWS):
+                useless = useless | (ps[u] != ps[u]) | (ss[u] - ss[u] != 0.0)
+            lost = tl.max(useless.to(tl.int32), axis=0)
+        if lost == 0:
+            for u in tl.static_range(ROWS):
+                if cut is None:
+                    carry = ps[u] * carry + ss[u]
+                else:
+                    carry = tl.where(stops[u] != 0, ss[u], ps[u] * carry + ss[u])
+                tl.store(result + u * D + columns, carry, mask=inside & (u < chunks - begin))
+        else:
+            for c in range(tl.minimum(ROWS, chunks - begin)):
+                p = tl.load(product + c * D + columns, mask=inside, other=1.0)
+                s = tl.load(result + c * D + columns, mask=inside, other=0.0)
+                after = p * carry + s
+                stop = False
+                if cut is not None:
+                    stop = tl.load(cut + c) != 0
+                    after = tl.where(stop, s, after)
+                useless = (p != p) | (s - s != 0.0)
+                if x is not None:
+                    if (tl.max(useless.to(tl.int32), axis=0) != 0) & (stop == 0):
+                        step = tl.cast(begin + c, tl.int64) * CHUNK
+                        first = T - 1 - step if REVERSE else step
+                        walked = walk(
+                            x + (batch * x_batch + first * (SIGN * far(X_STEP))),
+                            a + (batch * a_batch + first * (SIGN * far(A_STEP))),
+                            carry,
+                            columns,
+                            inside,
+                            far(X_STEP),
+                            X_CHANNEL,
+                            far(A_STEP),
+                            A_CHANNEL,
+                            BACKWARD,
+                            CHUNK,
+                        )
+                        after = tl.where(useless, walked, after)
+                carry = after
+                tl.store(result + c * D + columns, carry, mask=inside)
         product += ROWS * D
         result += ROWS * D
+        if cut is not None:
+            cut += ROWS
 
 
 @triton.jit
@@ -233,6 +341,9 @@ def reduce(
     if chunks == 0:
         return None, []
     product, result = torch.empty((2, batch, chunks, width), dtype=accumulator(x.dtype), device=x.device)
+    cut = None
+    if reset is not None or enter is not None:
+        cut = torch.empty((batch, chunks), dtype=torch.int32, device=x.device)
     acc = _triton.wide(x.dtype)
     whole = Launch(
         kernel=linear_scan_reduce,
@@ -245,6 +356,7 @@ def reduce(
             "state": state if enter is not None else None,
             "product": product,
             "result": result,
+            "cut": cut,
             "T": time,
             "chunks": chunks,
             "x_batch": _triton.row_stride(x, 0),
@@ -269,29 +381,57 @@ def reduce(
         tile=block_t * block_d,
         claims=Claims(load_bits=_triton.load_bits((x, a), block_d // (32 * num_warps))),
     )
-    return result, [whole, carry(product, result, state if enter is None else None)]
+    given = state if enter is None else None
+    return result, [whole, carry(product, result, given, cut, Source(x, a, chunk, reverse, backward))]
 
 
-def carry(product: Tensor, result: Tensor, state: Tensor | None) -> Launch:
+class Source(NamedTuple):
+    """What phase 1 read: x, a [B,T,D], and how."""
+
+    x: Tensor
+    a: Tensor
+    chunk: int
+    reverse: bool
+    backward: bool
+
+
+def carry(
+    product: Tensor, result: Tensor, state: Tensor | None, cut: Tensor | None = None, source: Source | None = None
+) -> Launch:
     """Phase 2: result [B,C-1,D] becomes the states that leave the chunks. product, result: phase 1's; state: [B,D].
 
-    Packed sequences have no ``state`` here: they bring their own, at the steps where they start.
+    Packed sequences have no ``state`` here: they bring their own, at the steps where they start. cut: int32 [B,C-1],
+    which chunks let nothing through. source: for gates of any size; None where all are within [-1, 1].
     """
     batch, chunks, width = product.shape
+    x, a, chunk, reverse, backward = source or (None, None, 0, False, False)
     return Launch(
         kernel=linear_scan_carry,
         grid=(batch * triton.cdiv(width, CARRY_D),),
         args={
             "product": product,
             "result": result,
+            "cut": cut,
             "state": state,
+            "x": x,
+            "a": a,
+            "T": 0 if x is None else x.shape[1],
             "chunks": chunks,
             "state_row": _triton.row_stride(state, 0),
+            "x_batch": _triton.row_stride(x, 0),
+            "a_batch": _triton.row_stride(a, 0),
         },
         constexprs={
             "D": width,
+            "X_STEP": _triton.signed_step(x, reverse),
+            "X_CHANNEL": _triton.channel_stride(x),
+            "A_STEP": _triton.signed_step(a, reverse),
+            "A_CHANNEL": _triton.channel_stride(a),
             "STATE_CHANNEL": _triton.channel_stride(state),
+            "REVERSE": reverse,
+            "BACKWARD": backward,
             "ACC": _triton.wide(product.dtype),
+            "CHUNK": chunk,
             "ROWS": CARRY_ROWS,
             "BLOCK_D": CARRY_D,
         },

@@ -16,6 +16,9 @@ import triton.language as tl
 
 from griffin_kernels.ops._triton_strides import reach
 
+AGAIN = tl.constexpr(8)
+"""Rows loaded ahead where channels are done again: few, for the registers of all that comes before."""
+
 
 @triton.jit
 def span(row, cu_seqlens, T, REVERSE: tl.constexpr):
@@ -101,6 +104,29 @@ def load_state(state, row, stride, columns, inside, CHANNEL: tl.constexpr, ACC: 
 def combine(a_first, x_first, a_then, x_then):
     """Two affine maps s -> a s + x, one after the other."""
     return a_first * a_then, a_then * x_first + x_then
+
+
+@triton.jit
+def combine_cut(a_first, x_first, a_then, x_then):
+    """Likewise, but of a map with a = 0, a reset, nothing before it counts: not even NaN, of which 0 * NaN is made."""
+    stop = a_then == 0.0
+    both, after = combine(a_first, x_first, a_then, x_then)
+    return tl.where(stop, a_then, both), tl.where(stop, x_then, after)
+
+
+@triton.jit
+def beyond_one(a, columns, inside, steps, STEP, CHANNEL: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[block_d] bool: channels of which one of ``steps`` gates is finite and not in [-1, 1].
+
+    Products of such gates may overflow where the state does not, or underflow and grow again: a form that multiplies
+    gates does those channels again, step by step. NaN and infinity must not change how the other steps are computed.
+    """
+    found = tl.zeros((BLOCK_D,), dtype=tl.int32)
+    for _ in range(steps):
+        size = tl.abs(tl.load(a + columns * CHANNEL, mask=inside, other=0.0).to(ACC))
+        found |= ((size > 1.0) & (size < float("inf"))).to(tl.int32)
+        a += STEP
+    return inside & (found != 0)
 
 
 @triton.jit

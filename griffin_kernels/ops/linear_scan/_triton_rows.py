@@ -40,9 +40,13 @@ def scan_tile(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TAIL: tl.constexpr,
+    SOME: tl.constexpr = False,
 ):
-    """BLOCK_T steps of BLOCK_D channels, fewer in the tail. Pointers are at the tile's first step. Gives the carry."""
-    MASKED: tl.constexpr = D % BLOCK_D != 0
+    """BLOCK_T steps of BLOCK_D channels, fewer in the tail. Pointers are at the tile's first step. Gives the carry.
+
+    SOME: not all channels are inside, whatever D.
+    """
+    MASKED: tl.constexpr = SOME or D % BLOCK_D != 0
     MARK: tl.constexpr = -1 if REVERSE else 1
     H_STEP: tl.constexpr = -D if REVERSE else D
     ACC: tl.constexpr = carry.dtype
@@ -91,10 +95,11 @@ def scan_rows(
     REVERSE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    SOME: tl.constexpr = False,
 ):
     """``steps`` steps from ``carry`` [block_d]; pointers are at step 0 of the span. Gives the last carry.
 
-    x, a, h: [D] rows; reset: bytes; h0, h_last [N,D] are used only with enter and leave.
+    x, a, h: [D] rows; reset: bytes; h0, h_last [N,D] are used only with enter and leave. SOME: see scan_tile.
     """
     MARK: tl.constexpr = -1 if REVERSE else 1
     full = steps // BLOCK_T
@@ -124,6 +129,7 @@ def scan_rows(
             BLOCK_T=BLOCK_T,
             BLOCK_D=BLOCK_D,
             TAIL=False,
+            SOME=SOME,
         )
         x += BLOCK_T * X_STEP
         a += BLOCK_T * A_STEP
@@ -160,5 +166,6 @@ def scan_rows(
             BLOCK_T=BLOCK_T,
             BLOCK_D=BLOCK_D,
             TAIL=True,
+            SOME=SOME,
         )
     return carry

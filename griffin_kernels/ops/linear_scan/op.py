@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from griffin_kernels import errors
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.ops.linear_scan import wild
 from griffin_kernels.ops.linear_scan.cost import FLAGS, cost, make_case
 
 
@@ -85,8 +87,9 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     def place(values: Tensor, dtype: torch.dtype = case.torch_dtype) -> Tensor:
         values = values.to(device, dtype)
         if "strided" in case.data and values.dim() == 3:
-            # every second channel of a time-major buffer: no stride is 1, batch is not outermost
-            wide = values.new_zeros(values.shape[1], values.shape[0], 2 * values.shape[2])
+            # every second channel of a time-major buffer: no stride is 1, batch is not outermost, what lies between
+            # is nobody's
+            wide = values.new_full((values.shape[1], values.shape[0], 2 * values.shape[2]), math.nan)
             view = wide.transpose(0, 1)[..., ::2]
             view.copy_(values)
             return view
@@ -117,7 +120,30 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         if "empty_sequence" in case.data:
             cuts[-1] = time
         inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)
+    if "wild" in case.data:
+        a, x = wild.gates_and_inputs(case.torch_dtype, batch, time, width, generator)
+        starts, _ = visits(case, inputs["cu_seqlens"])
+        inputs |= {"x": place(in_time(case, x)), "a": place(in_time(case, a))}
+        if "h0" in case.data:
+            h0 = wild.initial(case.torch_dtype, time, width, starts)
+            inputs["h0"] = h0.to(device, accumulator(case.torch_dtype))
     return inputs | {"reverse": "reverse" in case.flags}
+
+
+def in_time(case: Case, values: Tensor) -> Tensor:
+    """[B,T,D] in visiting order, as time runs."""
+    return values.flip(1) if "reverse" in case.flags else values
+
+
+def visits(case: Case, cu_seqlens: Tensor | None) -> tuple[list[int], list[int]]:
+    """(first step, step after the last one) of every row of h0, counted in visiting order."""
+    time = case["T"]
+    if cu_seqlens is None:
+        return [0] * case["N"], [time] * case["N"]
+    offsets = cu_seqlens.tolist()
+    if "reverse" in case.flags:
+        return [time - end for end in offsets[1:]], [time - start for start in offsets[:-1]]
+    return offsets[:-1], offsets[1:]
 
 
 def tolerance(case: Case) -> Tolerance:
@@ -125,7 +151,7 @@ def tolerance(case: Case) -> Tolerance:
     # The carry is rounded to the accumulator's unit u once per step, and an error decays with a. With a <= 0.999 it is
     # remembered for up to min(T, 1000) steps, so it grows like sqrt(1000) u = 32 u if roundings are independent and
     # like 1000 u at worst. A chunked or tree order multiplies products of a too: twice the roundings.
-    # The output adds its own rounding: 2^-9 bf16, 2^-12 fp16, relative to the element.
+    # The output adds its own rounding: 2^-9 bf16, 2^-12 fp16, relative to the element. Wild gates have exact answers.
     memory = min(case["T"], 1000) ** 0.5
     unit = torch.finfo(accumulator(case.torch_dtype)).eps / 2
     rounding = torch.finfo(case.torch_dtype).eps / 2 if case.dtype in ("bfloat16", "float16") else 0.0
@@ -162,6 +188,9 @@ def cases(op: str) -> tuple[Case, ...]:
         case(1, 97, 40, rows=4, tag="edge", flags=("packed",), data=("h0", "empty_sequence")),
         case(1, 97, 40, rows=3, tag="edge", flags=("packed", "reverse"), data=("h0",)),
         case(1, 97, 40, rows=3, tag="edge", flags=("reset", "packed", "reverse"), data=("h0",), dtype="float16"),
+        case(2, 70, 13, tag="edge", data=("h0", "wild")),
+        case(1, 70, 13, rows=3, tag="edge", flags=("packed", "reverse"), data=("h0", "wild"), dtype="bfloat16"),
+        case(2, 70, 13, tag="edge", flags=("reset",), data=("h0", "wild"), dtype="float16"),
     ]
     rg2b, rg9b = "RecurrentGemma-2B, lru_width 2560", "RecurrentGemma-9B, lru_width 4096"
     hawk = "Hawk 1.3B, D_RNN 2560, trained at T 2048"

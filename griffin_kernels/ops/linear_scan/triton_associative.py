@@ -5,6 +5,7 @@
 A program owns ``block_d`` channels of one batch entry or packed sequence and goes through time in tiles of
 [block_t, block_d]. ``tl.associative_scan`` along time gives every step's map from the tile's first state; the state
 itself enters afterwards, h = A * carry + X. Pairs are float32 before the scan, which combines in its input's dtype.
+Channels with a gate beyond [-1, 1] are done again, step by step: their products may overflow where the state does not.
 Few warps per tile keep most of the tree inside a thread; more exchange through shared memory at every tile.
 
 Bytes per element: the ideal three data elements (6 in bf16, 12 in fp32). Bound by instruction issue: two
@@ -30,7 +31,17 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton
-from griffin_kernels.ops.linear_scan._triton_jit import combine, last_row, load_state, span, tile_offsets
+from griffin_kernels.ops.linear_scan._triton_jit import (
+    AGAIN,
+    beyond_one,
+    combine,
+    combine_cut,
+    last_row,
+    load_state,
+    span,
+    tile_offsets,
+)
+from griffin_kernels.ops.linear_scan._triton_rows import scan_rows
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,7 @@ def linear_scan_associative(
     a_tile = tile_offsets(rows, columns, far(A_STEP), A_CHANNEL, BLOCK_T, D)
     h_tile = tile_offsets(rows, columns, SIGN * D, 1, BLOCK_T, D)
     carry = load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, ACC, BLOCK_D)  # [block_d]
+    most = tl.zeros((BLOCK_D,), dtype=ACC)  # the largest |a|
     for begin in tl.range(0, steps, BLOCK_T, num_stages=STAGES):
         here = rows < steps - begin  # [block_t]
         mask = here[:, None] & inside[None, :]
@@ -96,14 +108,53 @@ def linear_scan_associative(
             resets = tl.load(reset + rows * far(RESET_STEP), mask=here, other=0)
             gates = tl.where(resets[:, None] != 0, 0.0, gates)
             reset += BLOCK_T * far(RESET_STEP)
-        reach, local = tl.associative_scan((gates, values), 0, combine)
-        states = reach * carry[None, :] + local
+            reach, local = tl.associative_scan((gates, values), 0, combine_cut)
+            states = tl.where(reach == 0.0, local, reach * carry[None, :] + local)
+        else:
+            reach, local = tl.associative_scan((gates, values), 0, combine)
+            states = reach * carry[None, :] + local
+        most = tl.maximum(most, tl.max(tl.abs(gates), axis=0))
         tl.store(h + h_tile, states.to(h.dtype.element_ty), mask=mask)
         carry = last_row(states, rows, BLOCK_T)
         x += BLOCK_T * far(X_STEP)
         a += BLOCK_T * far(A_STEP)
         h += BLOCK_T * SIGN * D
     tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
+    if tl.min((most <= 1.0).to(tl.int32), axis=0) == 0:  # NaN too, where a maximum keeps it
+        # products may be of no use: those channels again, whose rows other threads have written
+        tl.debug_barrier()
+        back = tl.cast(tl.cdiv(steps, BLOCK_T), tl.int64) * BLOCK_T
+        a -= back * far(A_STEP)
+        wild = beyond_one(a, columns, inside, steps, far(A_STEP), A_CHANNEL, ACC, BLOCK_D)
+        if reset is not None:
+            reset -= back * far(RESET_STEP)
+        carry = scan_rows(
+            x - back * far(X_STEP),
+            a,
+            reset,
+            None,
+            None,
+            h - back * SIGN * D,
+            None,
+            0,
+            None,
+            load_state(h0, row, h0_row, columns, wild, H0_CHANNEL, ACC, BLOCK_D),
+            columns,
+            wild,
+            steps,
+            D=D,
+            X_STEP=far(X_STEP),
+            X_CHANNEL=X_CHANNEL,
+            A_STEP=far(A_STEP),
+            A_CHANNEL=A_CHANNEL,
+            RESET_STEP=far(RESET_STEP),
+            H0_CHANNEL=H0_CHANNEL,
+            REVERSE=REVERSE,
+            BLOCK_T=AGAIN,
+            BLOCK_D=BLOCK_D,
+            SOME=True,
+        )
+        tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=wild)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:

@@ -6,6 +6,7 @@ L is lower triangular, T x T per channel. Its diagonal blocks of ``block`` x ``b
 registers; all that lies below them acts through one number per channel, the state that enters the block. The chain
 from block to block is then a single multiply-add per ``block`` steps, and the dense parts of different blocks are
 independent of each other: more arithmetic than triton.sequential, shorter dependences. Rows are loaded ahead alike.
+Channels with a gate beyond [-1, 1] are done again, step by step: their products may overflow where the state does not.
 
 Bytes per element: the ideal three data elements (6 in bf16, 12 in fp32). About ``block`` + 1 operations per element:
 bound by memory bandwidth up to a block of 8, by instruction issue beyond.
@@ -30,7 +31,17 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton
-from griffin_kernels.ops.linear_scan._triton_jit import grow, load_flags, load_rows, load_state, span, store_row
+from griffin_kernels.ops.linear_scan._triton_jit import (
+    AGAIN,
+    beyond_one,
+    grow,
+    load_flags,
+    load_rows,
+    load_state,
+    span,
+    store_row,
+)
+from griffin_kernels.ops.linear_scan._triton_rows import scan_rows
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,7 @@ def scan_blocks(
     reset,
     h,
     carry,
+    most,
     columns,
     inside,
     left,
@@ -65,7 +77,11 @@ def scan_blocks(
     BLOCK_D: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """BLOCK_T steps of BLOCK_D channels, fewer in the tail. Pointers are at the tile's first step. Gives the carry."""
+    """BLOCK_T steps of BLOCK_D channels, fewer in the tail. Pointers are at the tile's first step.
+
+    Gives the carry and the largest |a| so far, ``most``. A block with a reset goes row by row: in a product, what came
+    before the reset would count as a factor of zero.
+    """
     MASKED: tl.constexpr = D % BLOCK_D != 0
     ACC: tl.constexpr = carry.dtype
     xs = load_rows(x + columns * X_CHANNEL, inside, left, X_STEP, 0.0, BLOCK_T, MASKED, TAIL)
@@ -73,27 +89,38 @@ def scan_blocks(
     resets = load_flags(reset, left, RESET_STEP, 0, BLOCK_T, TAIL)
     out = h + columns
     for first in tl.static_range(0, BLOCK_T, BLOCK):
-        weights = ()  # row t of the block: L[t, 0..t-1]
-        values = ()  # x of the block's rows so far
-        reach = tl.full((BLOCK_D,), 1.0, dtype=ACC)
-        state = carry
-        for t in tl.static_range(BLOCK):
-            gate = gates[first + t].to(ACC)
-            if reset is not None:
-                gate = tl.where(resets[first + t] != 0, 0.0, gate)
-            value = xs[first + t].to(ACC)
-            weights = grow(weights, gate, t)
-            state = value
-            for s in tl.static_range(t):
-                state += weights[s] * values[s]
-            # L[t+1, t] = a_{t+1}, so the newest weight starts as 1
-            weights += (tl.full((BLOCK_D,), 1.0, dtype=ACC),)
-            values += (value,)
-            reach *= gate
-            state = reach * carry + state
-            store_row(out + (first + t) * H_STEP, state, inside, first + t, left, MASKED, TAIL)
-        carry = state
-    return carry
+        stopped = 0
+        if reset is not None:
+            for t in tl.static_range(BLOCK):
+                stopped |= (resets[first + t] != 0).to(tl.int32)
+        if stopped != 0:
+            for t in tl.static_range(BLOCK):
+                carry = tl.where(resets[first + t] != 0, 0.0, carry)
+                gate = gates[first + t].to(ACC)
+                most = tl.maximum(most, tl.abs(gate))
+                carry = gate * carry + xs[first + t].to(ACC)
+                store_row(out + (first + t) * H_STEP, carry, inside, first + t, left, MASKED, TAIL)
+        else:
+            weights = ()  # row t of the block: L[t, 0..t-1]
+            values = ()  # x of the block's rows so far
+            reach = tl.full((BLOCK_D,), 1.0, dtype=ACC)
+            state = carry
+            for t in tl.static_range(BLOCK):
+                gate = gates[first + t].to(ACC)
+                most = tl.maximum(most, tl.abs(gate))
+                value = xs[first + t].to(ACC)
+                weights = grow(weights, gate, t)
+                state = value
+                for s in tl.static_range(t):
+                    state += weights[s] * values[s]
+                # L[t+1, t] = a_{t+1}, so the newest weight starts as 1
+                weights += (tl.full((BLOCK_D,), 1.0, dtype=ACC),)
+                values += (value,)
+                reach *= gate
+                state = reach * carry + state
+                store_row(out + (first + t) * H_STEP, state, inside, first + t, left, MASKED, TAIL)
+            carry = state
+    return carry, most
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -136,14 +163,16 @@ def linear_scan_blocked_diagonal(
     if reset is not None:
         reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
     carry = load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, ACC, BLOCK_D)  # [block_d]
+    most = tl.zeros((BLOCK_D,), dtype=ACC)  # the largest |a|
     full = steps // BLOCK_T
     for _ in range(full):
-        carry = scan_blocks(
+        carry, most = scan_blocks(
             x,
             a,
             reset,
             h,
             carry,
+            most,
             columns,
             inside,
             BLOCK_T,
@@ -166,12 +195,13 @@ def linear_scan_blocked_diagonal(
             reset += BLOCK_T * far(RESET_STEP)
     left = steps - full * BLOCK_T
     if left > 0:
-        carry = scan_blocks(
+        carry, most = scan_blocks(
             x,
             a,
             reset,
             h,
             carry,
+            most,
             columns,
             inside,
             left,
@@ -188,6 +218,41 @@ def linear_scan_blocked_diagonal(
             TAIL=True,
         )
     tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
+    if tl.min((most <= 1.0).to(tl.int32), axis=0) == 0:  # NaN too, where a maximum keeps it
+        # products may be of no use: those channels again, whose rows other threads have written
+        tl.debug_barrier()
+        back = tl.cast(full, tl.int64) * BLOCK_T
+        a -= back * far(A_STEP)
+        wild = beyond_one(a, columns, inside, steps, far(A_STEP), A_CHANNEL, ACC, BLOCK_D)
+        if reset is not None:
+            reset -= back * far(RESET_STEP)
+        carry = scan_rows(
+            x - back * far(X_STEP),
+            a,
+            reset,
+            None,
+            None,
+            h - back * SIGN * D,
+            None,
+            0,
+            None,
+            load_state(h0, row, h0_row, columns, wild, H0_CHANNEL, ACC, BLOCK_D),
+            columns,
+            wild,
+            steps,
+            D=D,
+            X_STEP=far(X_STEP),
+            X_CHANNEL=X_CHANNEL,
+            A_STEP=far(A_STEP),
+            A_CHANNEL=A_CHANNEL,
+            RESET_STEP=far(RESET_STEP),
+            H0_CHANNEL=H0_CHANNEL,
+            REVERSE=REVERSE,
+            BLOCK_T=AGAIN,
+            BLOCK_D=BLOCK_D,
+            SOME=True,
+        )
+        tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=wild)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:

@@ -49,12 +49,14 @@ def scan_tile(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TAIL: tl.constexpr,
+    SOME: tl.constexpr = False,
 ):
     """BLOCK_T steps of BLOCK_D channels, fewer in the tail. Pointers are at the tile's first step. Gives the carry.
 
     before_first [block_d]: the state before the whole sequence. ahead: rows of h that follow the tile's first step.
+    SOME: not all channels are inside, whatever D.
     """
-    MASKED: tl.constexpr = D % BLOCK_D != 0
+    MASKED: tl.constexpr = SOME or D % BLOCK_D != 0
     MARK: tl.constexpr = 1 if REVERSE else -1
     OUT_STEP: tl.constexpr = MARK * D
     ACC: tl.constexpr = carry.dtype
@@ -79,11 +81,10 @@ def scan_tile(
         if leave is not None:
             start = load_state(h0, leaves[u], h0_row, columns, inside & (leaves[u] >= 0), H0_CHANNEL, ACC, BLOCK_D)
             before = tl.where(leaves[u] >= 0, start, before)
-        gate = gates[u].to(ACC)
+        carry = gates[u].to(ACC) * g
         if reset is not None:
-            gate = tl.where(resets[u] != 0, 0.0, gate)
+            carry = tl.where(resets[u] != 0, 0.0, carry)
             before = tl.where(resets[u] != 0, 0.0, before)
-        carry = gate * g
         store_row(dx_out + u * OUT_STEP, g, inside, u, left, MASKED, TAIL)
         store_row(da_out + u * OUT_STEP, g * before, inside, u, left, MASKED, TAIL)
         if leave is not None and dh0 is not None:
@@ -126,6 +127,7 @@ def scan_rows(
     REVERSE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    SOME: tl.constexpr = False,
 ):
     """``steps`` steps from ``carry`` [block_d]; pointers are at the step visited first. Gives the last carry.
 
@@ -169,6 +171,7 @@ def scan_rows(
             BLOCK_T=BLOCK_T,
             BLOCK_D=BLOCK_D,
             TAIL=False,
+            SOME=SOME,
         )
         dh += BLOCK_T * DH_STEP
         a += BLOCK_T * A_STEP
@@ -216,5 +219,6 @@ def scan_rows(
             BLOCK_T=BLOCK_T,
             BLOCK_D=BLOCK_D,
             TAIL=True,
+            SOME=SOME,
         )
     return carry

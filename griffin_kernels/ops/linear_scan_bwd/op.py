@@ -17,6 +17,7 @@ from torch import Tensor
 from griffin_kernels import pieces
 from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops.linear_scan import op as forward
+from griffin_kernels.ops.linear_scan import wild
 from griffin_kernels.ops.linear_scan.cost import FLAGS, make_case
 
 
@@ -47,7 +48,7 @@ def reference(
             before = h[:, order[index - 1][0]]
         stop = torch.tensor(False, dtype=torch.bool, device=g.device) if reset is None else reset[:, t, None]
         dx[:, t] = g
-        da[:, t] = torch.where(stop, 0.0, g * before)
+        da[:, t] = g * torch.where(stop, 0.0, before)
         carry[where] = torch.where(stop, 0.0, a[:, t] * g)
     return dx, da, None if h0 is None else carry
 
@@ -69,6 +70,11 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         if "h0" in case.data
         else None
     )
+    if "wild" in case.data:
+        _, ends = forward.visits(case, inputs["cu_seqlens"])
+        slope, last = wild.gradients(case.torch_dtype, case["B"], case["T"], case["D"], ends)
+        dh = forward.in_time(case, slope).to(device, case.torch_dtype)
+        dh_last = None if dh_last is None else last.to(device, wide)
     return {"dh": dh, "dh_last": dh_last, "a": a, "h": h.to(device, case.torch_dtype), **inputs}
 
 

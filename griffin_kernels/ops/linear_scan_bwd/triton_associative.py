@@ -27,8 +27,18 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton as forward
-from griffin_kernels.ops.linear_scan._triton_jit import combine, last_row, load_state, span, tile_offsets
+from griffin_kernels.ops.linear_scan._triton_jit import (
+    AGAIN,
+    beyond_one,
+    combine,
+    combine_cut,
+    last_row,
+    load_state,
+    span,
+    tile_offsets,
+)
 from griffin_kernels.ops.linear_scan_bwd import _triton
+from griffin_kernels.ops.linear_scan_bwd._triton_rows import scan_rows
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,7 @@ def linear_scan_bwd_associative(
     out_tile = tile_offsets(rows, columns, SIGN * D, 1, BLOCK_T, D)
     before_first = load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, ACC, BLOCK_D)  # [block_d]
     carry = load_state(dh_last, row, dh_last_row, columns, inside, DH_LAST_CHANNEL, ACC, BLOCK_D)  # [block_d]
+    most = tl.zeros((BLOCK_D,), dtype=ACC)  # the largest |a|
     for begin in tl.range(0, steps, BLOCK_T, num_stages=STAGES):
         left = steps - begin
         here = rows < left  # [block_t]
@@ -113,11 +124,15 @@ def linear_scan_bwd_associative(
         if reset is not None:
             late_resets = tl.load(reset - far(RESET_STEP) + rows * far(RESET_STEP), mask=late, other=0)
             gates = tl.where(late_resets[:, None] != 0, 0.0, gates)
+            reach, local = tl.associative_scan((gates, values), 0, combine_cut)
+            g = tl.where(reach == 0.0, local, reach * carry[None, :] + local)
             resets = tl.load(reset + rows * far(RESET_STEP), mask=here, other=0)
             before = tl.where(resets[:, None] != 0, 0.0, before)
             reset += BLOCK_T * far(RESET_STEP)
-        reach, local = tl.associative_scan((gates, values), 0, combine)
-        g = reach * carry[None, :] + local
+        else:
+            reach, local = tl.associative_scan((gates, values), 0, combine)
+            g = reach * carry[None, :] + local
+        most = tl.maximum(most, tl.max(tl.abs(gates), axis=0))
         tl.store(dx + out_tile, g.to(dx.dtype.element_ty), mask=mask)
         tl.store(da + out_tile, (g * before).to(da.dtype.element_ty), mask=mask)
         carry = last_row(g, rows, BLOCK_T)
@@ -129,9 +144,55 @@ def linear_scan_bwd_associative(
     if dh0 is not None:
         # a sequence without steps hands its gradient through
         gate = tl.load(final_gate + columns * A_CHANNEL, mask=inside & (steps > 0), other=1.0).to(ACC)
+        handed = gate * carry
         if reset is not None:
-            gate = tl.where(tl.load(final_reset, mask=steps > 0, other=0) != 0, 0.0, gate)
-        tl.store(dh0 + tl.cast(row, tl.int64) * D + columns, gate * carry, mask=inside)
+            handed = tl.where(tl.load(final_reset, mask=steps > 0, other=0) != 0, 0.0, handed)
+        tl.store(dh0 + tl.cast(row, tl.int64) * D + columns, handed, mask=inside)
+    if tl.min((most <= 1.0).to(tl.int32), axis=0) == 0:  # NaN too, where a maximum keeps it
+        # products may be of no use: those channels again, whose rows other threads have written
+        tl.debug_barrier()
+        back = tl.cast(tl.cdiv(steps, BLOCK_T), tl.int64) * BLOCK_T
+        a -= back * far(A_STEP)
+        wild = beyond_one(a, columns, inside, steps, far(A_STEP), A_CHANNEL, ACC, BLOCK_D)
+        if reset is not None:
+            reset -= back * far(RESET_STEP)
+        carry = scan_rows(
+            dh - back * far(DH_STEP),
+            a,
+            h - back * far(H_STEP),
+            reset,
+            None,
+            None,
+            dx - back * SIGN * D,
+            da - back * SIGN * D,
+            None,
+            0,
+            None,
+            0,
+            None,
+            load_state(dh_last, row, dh_last_row, columns, wild, DH_LAST_CHANNEL, ACC, BLOCK_D),
+            before_first,
+            columns,
+            wild,
+            steps,
+            steps,
+            D=D,
+            DH_STEP=far(DH_STEP),
+            DH_CHANNEL=DH_CHANNEL,
+            A_STEP=far(A_STEP),
+            A_CHANNEL=A_CHANNEL,
+            H_STEP=far(H_STEP),
+            H_CHANNEL=H_CHANNEL,
+            RESET_STEP=far(RESET_STEP),
+            DH_LAST_CHANNEL=DH_LAST_CHANNEL,
+            H0_CHANNEL=H0_CHANNEL,
+            REVERSE=REVERSE,
+            BLOCK_T=AGAIN,
+            BLOCK_D=BLOCK_D,
+            SOME=True,
+        )
+        if dh0 is not None:
+            tl.store(dh0 + tl.cast(row, tl.int64) * D + columns, carry, mask=wild)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:

@@ -30,8 +30,18 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.linear_scan import _triton as forward
-from griffin_kernels.ops.linear_scan._triton_jit import grow, load_flags, load_rows, load_state, span, store_row
+from griffin_kernels.ops.linear_scan._triton_jit import (
+    AGAIN,
+    beyond_one,
+    grow,
+    load_flags,
+    load_rows,
+    load_state,
+    span,
+    store_row,
+)
 from griffin_kernels.ops.linear_scan_bwd import _triton
+from griffin_kernels.ops.linear_scan_bwd._triton_rows import scan_rows
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,7 @@ def scan_blocks(
     dx,
     da,
     carry,
+    most,
     before_first,
     columns,
     inside,
@@ -71,9 +82,10 @@ def scan_blocks(
     BLOCK_D: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """BLOCK_T steps of BLOCK_D channels, fewer in the tail. Pointers are at the tile's first step. Gives the carry.
+    """BLOCK_T steps of BLOCK_D channels, fewer in the tail. Pointers are at the tile's first step.
 
-    The tail ends with the forward pass's first step, before which the state is before_first [block_d].
+    The tail ends with the forward pass's first step, before which the state is before_first [block_d]. Gives the carry
+    and the largest |a| so far, ``most``. A block with a reset goes row by row, as in the forward pass.
     """
     MASKED: tl.constexpr = D % BLOCK_D != 0
     ACC: tl.constexpr = carry.dtype
@@ -84,32 +96,48 @@ def scan_blocks(
     dx_out = dx + columns
     da_out = da + columns
     for first in tl.static_range(0, BLOCK_T, BLOCK):
-        weights = ()  # row t of the block: L[t, 0..t]
-        values = ()  # dh of the block's rows so far
-        reach = tl.full((BLOCK_D,), 1.0, dtype=ACC)
-        handed = carry
-        for t in tl.static_range(BLOCK):
-            gate = gates[first + t].to(ACC)
-            before = states[first + t].to(ACC)
-            if TAIL:
-                before = tl.where(first + t == left - 1, before_first, before)
-            if reset is not None:
-                gate = tl.where(resets[first + t] != 0, 0.0, gate)
-                before = tl.where(resets[first + t] != 0, 0.0, before)
-            g = gradients[first + t].to(ACC)
-            values += (g,)
-            for s in tl.static_range(t):
-                g += weights[s] * values[s]
-            g = reach * carry + g
-            store_row(dx_out + (first + t) * OUT_STEP, g, inside, first + t, left, MASKED, TAIL)
-            store_row(da_out + (first + t) * OUT_STEP, g * before, inside, first + t, left, MASKED, TAIL)
-            handed = gate * g
-            # L[t+1, t] = m_t a_t, and everything before is multiplied by it too
-            weights = grow(weights, gate, t)
-            weights += (gate,)
-            reach *= gate
-        carry = handed
-    return carry
+        stopped = 0
+        if reset is not None:
+            for t in tl.static_range(BLOCK):
+                stopped |= (resets[first + t] != 0).to(tl.int32)
+        if stopped != 0:
+            for t in tl.static_range(BLOCK):
+                stop = resets[first + t] != 0
+                gate = gates[first + t].to(ACC)
+                most = tl.maximum(most, tl.abs(gate))
+                before = states[first + t].to(ACC)
+                if TAIL:
+                    before = tl.where(first + t == left - 1, before_first, before)
+                g = gradients[first + t].to(ACC) + carry
+                before = tl.where(stop, 0.0, before)
+                store_row(dx_out + (first + t) * OUT_STEP, g, inside, first + t, left, MASKED, TAIL)
+                store_row(da_out + (first + t) * OUT_STEP, g * before, inside, first + t, left, MASKED, TAIL)
+                carry = tl.where(stop, 0.0, gate * g)
+        else:
+            weights = ()  # row t of the block: L[t, 0..t]
+            values = ()  # dh of the block's rows so far
+            reach = tl.full((BLOCK_D,), 1.0, dtype=ACC)
+            handed = carry
+            for t in tl.static_range(BLOCK):
+                gate = gates[first + t].to(ACC)
+                most = tl.maximum(most, tl.abs(gate))
+                before = states[first + t].to(ACC)
+                if TAIL:
+                    before = tl.where(first + t == left - 1, before_first, before)
+                g = gradients[first + t].to(ACC)
+                values += (g,)
+                for s in tl.static_range(t):
+                    g += weights[s] * values[s]
+                g = reach * carry + g
+                store_row(dx_out + (first + t) * OUT_STEP, g, inside, first + t, left, MASKED, TAIL)
+                store_row(da_out + (first + t) * OUT_STEP, g * before, inside, first + t, left, MASKED, TAIL)
+                handed = gate * g
+                # L[t+1, t] = a_t, and everything before is multiplied by it too
+                weights = grow(weights, gate, t)
+                weights += (gate,)
+                reach *= gate
+            carry = handed
+    return carry, most
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -163,9 +191,10 @@ def linear_scan_bwd_blocked_diagonal(
     da += (batch * T + first) * D
     carry = load_state(dh_last, row, dh_last_row, columns, inside, DH_LAST_CHANNEL, ACC, BLOCK_D)  # [block_d]
     before_first = load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, ACC, BLOCK_D)  # [block_d]
+    most = tl.zeros((BLOCK_D,), dtype=ACC)  # the largest |a|
     full = tl.maximum(steps - 1, 0) // BLOCK_T
     for _ in range(full):
-        carry = scan_blocks(
+        carry, most = scan_blocks(
             dh,
             a,
             h,
@@ -173,6 +202,7 @@ def linear_scan_bwd_blocked_diagonal(
             dx,
             da,
             carry,
+            most,
             before_first,
             columns,
             inside,
@@ -200,7 +230,7 @@ def linear_scan_bwd_blocked_diagonal(
             reset += BLOCK_T * far(RESET_STEP)
     left = steps - full * BLOCK_T
     if left > 0:
-        carry = scan_blocks(
+        carry, most = scan_blocks(
             dh,
             a,
             h,
@@ -208,6 +238,7 @@ def linear_scan_bwd_blocked_diagonal(
             dx,
             da,
             carry,
+            most,
             before_first,
             columns,
             inside,
@@ -228,6 +259,51 @@ def linear_scan_bwd_blocked_diagonal(
         )
     if dh0 is not None:
         tl.store(dh0 + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
+    if tl.min((most <= 1.0).to(tl.int32), axis=0) == 0:  # NaN too, where a maximum keeps it
+        # products may be of no use: those channels again, whose rows other threads have written
+        tl.debug_barrier()
+        back = tl.cast(full, tl.int64) * BLOCK_T
+        a -= back * far(A_STEP)
+        wild = beyond_one(a, columns, inside, steps, far(A_STEP), A_CHANNEL, ACC, BLOCK_D)
+        if reset is not None:
+            reset -= back * far(RESET_STEP)
+        carry = scan_rows(
+            dh - back * far(DH_STEP),
+            a,
+            h - back * far(H_STEP),
+            reset,
+            None,
+            None,
+            dx - back * SIGN * D,
+            da - back * SIGN * D,
+            None,
+            0,
+            None,
+            0,
+            None,
+            load_state(dh_last, row, dh_last_row, columns, wild, DH_LAST_CHANNEL, ACC, BLOCK_D),
+            before_first,
+            columns,
+            wild,
+            steps,
+            steps,
+            D=D,
+            DH_STEP=far(DH_STEP),
+            DH_CHANNEL=DH_CHANNEL,
+            A_STEP=far(A_STEP),
+            A_CHANNEL=A_CHANNEL,
+            H_STEP=far(H_STEP),
+            H_CHANNEL=H_CHANNEL,
+            RESET_STEP=far(RESET_STEP),
+            DH_LAST_CHANNEL=DH_LAST_CHANNEL,
+            H0_CHANNEL=H0_CHANNEL,
+            REVERSE=REVERSE,
+            BLOCK_T=AGAIN,
+            BLOCK_D=BLOCK_D,
+            SOME=True,
+        )
+        if dh0 is not None:
+            tl.store(dh0 + tl.cast(row, tl.int64) * D + columns, carry, mask=wild)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:

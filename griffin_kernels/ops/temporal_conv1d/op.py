@@ -17,6 +17,7 @@ passes through unchanged.
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -150,8 +151,10 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     def place(values: Tensor) -> Tensor:
         values = values.to(device, case.torch_dtype)
         if "strided" in case.data and values.dim() > 1:
-            # every second channel of a buffer whose outer dimensions are swapped: no stride is 1
-            view = values.new_zeros(*values.shape[1:-1], values.shape[0], 2 * values.shape[-1]).movedim(-2, 0)[..., ::2]
+            # every second channel of a buffer whose outer dimensions are swapped: no stride is 1, what lies between is
+            # nobody's
+            wide = values.new_full((*values.shape[1:-1], values.shape[0], 2 * values.shape[-1]), math.nan)
+            view = wide.movedim(-2, 0)[..., ::2]
             view.copy_(values)
             return view
         return values

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _products
-from griffin_kernels.ops.rg_lru.op import DECAY
+from griffin_kernels.ops.rg_lru.op import DECAY, is_fresh, resets
 
 importlib.import_module("griffin_kernels.functional")  # registers the scan; by name, since kernels import nothing above
 
@@ -64,23 +64,40 @@ def terms(
     input_gate_bias: Tensor,
     recurrence_gate_weight: Tensor,
     recurrence_gate_bias: Tensor,
-    reset: Tensor | None,
+    h0: Tensor | None,
+    segment_pos: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> Terms:
     """Everything that the gates give; m is 1 at a reset."""
     i = gate(x, input_gate_weight, input_gate_bias)
     r = gate(x, recurrence_gate_weight, recurrence_gate_bias)
     log_a = r * (-DECAY * torch.nn.functional.softplus(a_param.to(r.dtype)))
     v = one_minus_exp(2 * log_a)
-    m = v.sqrt()
-    if reset is not None:
-        m.masked_fill_(reset[..., None], 1.0)
+    m = fill_at_resets(v.sqrt(), 1.0, h0, segment_pos, cu_seqlens)
     return Terms(i, r, log_a, v, m)
 
 
+def fill_at_resets(
+    values: Tensor, value: float, h0: Tensor | None, segment_pos: Tensor | None, cu_seqlens: Tensor | None
+) -> Tensor:
+    """values [B,T,D], set to ``value`` in place where a document begins."""
+    if cu_seqlens is None and is_fresh(h0, segment_pos):
+        values[:, :1] = value
+    elif (reset := resets(values, h0, segment_pos, cu_seqlens)) is not None:
+        values.masked_fill_(reset[..., None], value)
+    return values
+
+
+def inner_resets(segment_pos: Tensor | None) -> Tensor | None:
+    """bool [B,T], or None: the resets that a scan has to be told of. First steps, without h0, see zeros anyway."""
+    return None if segment_pos is None else segment_pos == 0
+
+
 def scan(
-    x: Tensor, a: Tensor, h0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None
+    x: Tensor, a: Tensor, h0: Tensor | None, segment_pos: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The tuned linear_scan of this device."""
+    reset = inner_resets(segment_pos)
     h, h_last = torch.ops.griffin_kernels.linear_scan(x, a, wide_state(h0, x), reset, cu_seqlens, False)
     return h, h_last
 

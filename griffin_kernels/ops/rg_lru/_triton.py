@@ -15,6 +15,7 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Call, Claims
 from griffin_kernels.ops.linear_scan import _triton as scan
 from griffin_kernels.ops.rg_lru.cost import cost
+from griffin_kernels.ops.rg_lru.op import is_fresh
 
 NAMES = (
     "x",
@@ -36,7 +37,7 @@ def arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[dict[str, Any], 
     ``branch`` [B,T,D] among the inputs asks for ``out``, the states times gelu(branch), and where there is no
     ``with_h`` for no y.
     """
-    x, h0, positions, cu_seqlens = (inputs[name] for name in ("x", "h0", "segment_pos", "cu_seqlens"))
+    x, h0, positions = (inputs[name] for name in ("x", "h0", "segment_pos"))
     branch = inputs.get("branch")
     batch, time, width = x.shape
     rows = scan.rows_of(inputs, batch)
@@ -68,7 +69,7 @@ def arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[dict[str, Any], 
         "BRANCH_STEP": scan.known_stride(branch, 1),
         "BRANCH_CHANNEL": scan.channel_stride(branch),
         "H0_CHANNEL": scan.channel_stride(h0),
-        "BEGINS": cu_seqlens is not None and h0 is None,
+        "FRESH": is_fresh(h0, positions),
     }
     return args, constexprs
 

@@ -5,7 +5,8 @@ it is in flight while one is worked on, because a row here takes some fifty inst
 Rows past the end read products of minus infinity and an x of 0, which leave a state as it is.
 
 Packed sequences come in two ways, as in linear_scan: a program owns one, or ``enter`` and ``leave`` [T] int32 hold the
-sequence that starts, or ends, at a step, and -1 elsewhere. BEGINS: a sequence's first step is a reset.
+sequence that starts, or ends, at a step, and -1 elsewhere. FRESH: a sequence's first step is a reset. At a reset the
+state before is replaced by 0, not multiplied by it: it may be NaN.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
@@ -17,7 +18,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops.linear_scan._triton_jit import load_rows, load_state, store_row
-from griffin_kernels.ops.rg_lru._triton_jit import argument, at_reset, gelu, scaled_gates
+from griffin_kernels.ops.rg_lru._triton_jit import argument, gelu, scaled_gates
 
 
 @triton.jit
@@ -51,20 +52,21 @@ def load_tile(x, z_i, z_r, positions, enter, leave, branch, columns, inside, lef
 
 
 @triton.jit
-def step(tile, u: tl.constexpr, begin, bias_i, bias_r, decay_log2, positions, enter, BEGINS: tl.constexpr,
+def step(tile, u: tl.constexpr, begin, bias_i, bias_r, decay_log2, positions, enter, FRESH: tl.constexpr,
          FAST: tl.constexpr):  # fmt: skip
-    """(a, m i x) of row u, resets applied. ``begin``: steps of the sequence before the tile, where one owns it."""
+    """(a, m i x) of row u; at a reset m is 1, a is what it is. ``begin``: steps before the tile, of the sequence or,
+    with ``enter``, of any."""
     xs, zs_i, zs_r, where, enters, _, _ = tile
     y_i = argument(zs_i[u].to(tl.float32), bias_i, FAST)
     y_r = argument(zs_r[u].to(tl.float32), bias_r, FAST)
     i, _, a, _, m = scaled_gates(y_i, y_r, decay_log2, FAST)
     if positions is not None:
-        a, m = at_reset(a, m, where[u] == 0)
-    elif BEGINS:
+        m = tl.where(where[u] == 0, 1.0, m)
+    elif FRESH:
         if enter is not None:
-            a, m = at_reset(a, m, enters[u] >= 0)
-        else:
-            a, m = at_reset(a, m, begin + u == 0)
+            m = tl.where(enters[u] >= 0, 1.0, m)
+        elif u == 0:
+            m = tl.where(begin == 0, 1.0, m)
     return a, m * i * xs[u].to(tl.float32)
 
 
@@ -88,6 +90,7 @@ def scan_rows(
     carry,
     columns,
     inside,
+    before,
     steps,
     D: tl.constexpr,
     X_STEP,
@@ -96,13 +99,14 @@ def scan_rows(
     BRANCH_STEP,
     BRANCH_CHANNEL: tl.constexpr,
     H0_CHANNEL: tl.constexpr,
-    BEGINS: tl.constexpr,
+    FRESH: tl.constexpr,
     FAST: tl.constexpr,
     AHEAD: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """``steps`` steps from ``carry`` [block_d]; pointers are at the first of them. Gives the last carry.
+    """``steps`` steps from ``carry`` [block_d]; pointers are at the first of them, ``before`` come earlier. Gives the
+    last carry.
 
     x, z_i, z_r, branch, y, out: [D] rows; positions: int64; h0, h_last [N,D] are used only with enter and leave.
     States go to y, and times gelu(branch) to out, whichever there is.
@@ -142,7 +146,9 @@ def scan_rows(
                 starts = tile[4][u]
                 start = load_state(h0, starts, h0_row, columns, inside & (starts >= 0), H0_CHANNEL, tl.float32, BLOCK_D)
                 carry = tl.where(starts >= 0, start, carry)
-            a, value = step(tile, u, begin, bias_i, bias_r, decay_log2, positions, enter, BEGINS, FAST)
+            if positions is not None:
+                carry = tl.where(tile[3][u] == 0, 0.0, carry)
+            a, value = step(tile, u, before + begin, bias_i, bias_r, decay_log2, positions, enter, FRESH, FAST)
             carry = a * carry + value
             if y is not None:
                 store_row(y + u * D + columns, carry, inside, u, left, MASKED, True)
@@ -173,18 +179,19 @@ def reduce_rows(
     h0_row,
     columns,
     inside,
+    before,
     steps,
     D: tl.constexpr,
     X_STEP,
     X_CHANNEL: tl.constexpr,
     POSITION_STEP,
     H0_CHANNEL: tl.constexpr,
-    BEGINS: tl.constexpr,
+    FRESH: tl.constexpr,
     FAST: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """(P, S) [block_d] of ``steps`` steps as one affine map of the state that enters them, h -> P h + S."""
+    """(P, S) [block_d] of ``steps`` steps, ``before`` earlier ones, as one map of the state that enters, h -> P h + S."""
     p = tl.full((BLOCK_D,), 1.0, dtype=tl.float32)
     s = tl.zeros((BLOCK_D,), dtype=tl.float32)
     for begin in range(0, steps, BLOCK_T):
@@ -198,7 +205,10 @@ def reduce_rows(
                 start = load_state(h0, starts, h0_row, columns, inside & (starts >= 0), H0_CHANNEL, tl.float32, BLOCK_D)
                 p = tl.where(starts >= 0, 0.0, p)
                 s = tl.where(starts >= 0, start, s)
-            a, value = step(tile, u, begin, bias_i, bias_r, decay_log2, positions, enter, BEGINS, FAST)
+            if positions is not None:
+                p = tl.where(tile[3][u] == 0, 0.0, p)
+                s = tl.where(tile[3][u] == 0, 0.0, s)
+            a, value = step(tile, u, before + begin, bias_i, bias_r, decay_log2, positions, enter, FRESH, FAST)
             p = a * p
             s = a * s + value
         x += BLOCK_T * X_STEP

@@ -175,7 +175,7 @@ def gate_tile(
     X_CHANNEL: tl.constexpr,
     POSITION_STEP,
     H0_CHANNEL: tl.constexpr,
-    BEGINS: tl.constexpr,
+    FRESH: tl.constexpr,
     FAST: tl.constexpr,
     PART: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -204,9 +204,9 @@ def gate_tile(
         a, m = at_reset(a, m, (where == 0)[None, :])
     if enter is not None:
         starts = tl.load(enter + steps, mask=here, other=-1)
-        if positions is None and BEGINS:
+        if positions is None and FRESH:
             a, m = at_reset(a, m, (starts >= 0)[None, :])
-    elif positions is None and BEGINS:
+    elif positions is None and FRESH:
         a, m = at_reset(a, m, (begin + steps == 0)[None, :])
     u = m * i * own.to(tl.float32)
     if enter is not None:

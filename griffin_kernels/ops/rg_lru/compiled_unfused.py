@@ -14,7 +14,6 @@ from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _compiled
 from griffin_kernels.ops.rg_lru import _gates
-from griffin_kernels.ops.rg_lru.op import resets
 
 
 def _forward(
@@ -28,11 +27,9 @@ def _forward(
     segment_pos: Tensor | None,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    reset = resets(x, h0, segment_pos, cu_seqlens)
-    i, _, log_a, _, m = _gates.terms(
-        x, a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias, reset
-    )
-    h, h_last = _gates.scan(m * i * x, torch.exp(log_a), h0, reset, cu_seqlens)
+    weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
+    i, _, log_a, _, m = _gates.terms(x, *weights, h0, segment_pos, cu_seqlens)
+    h, h_last = _gates.scan(m * i * x, torch.exp(log_a), h0, segment_pos, cu_seqlens)
     return h.to(x.dtype), h_last
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.ops.rg_lru import _gates
-from griffin_kernels.ops.rg_lru.op import resets
 
 
 def run(
@@ -29,11 +28,9 @@ def run(
     *,
     config: NoConfig,
 ) -> tuple[Tensor, Tensor]:
-    reset = resets(x, h0, segment_pos, cu_seqlens)
-    i, _, log_a, _, m = _gates.terms(
-        x, a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias, reset
-    )
-    h, h_last = _gates.scan(i.mul_(x).mul_(m), log_a.exp_(), h0, reset, cu_seqlens)
+    weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
+    i, _, log_a, _, m = _gates.terms(x, *weights, h0, segment_pos, cu_seqlens)
+    h, h_last = _gates.scan(i.mul_(x).mul_(m), log_a.exp_(), h0, segment_pos, cu_seqlens)
     return h.to(x.dtype), h_last
 
 

@@ -7,12 +7,11 @@
 At a *reset* a counts as 0 and the multiplier sqrt(1 - a^2) as 1: a document begins with its own input at full weight.
 Which steps are resets:
 
-    segment_pos is given                  where it is 0, packed or not
-    cu_seqlens without segment_pos        a sequence's first step, unless h0 is given: then it is a continuation
-    neither                               none: h0, or zeros, is the state before the first step
+    segment_pos is given        where it is 0, whether h0 is given or not
+    neither it nor h0           the first step of each sequence, a batch row or a packed one: it is a fresh sequence
+    h0 alone                    none: the call continues
 
-Both published codes ask for positions at every call. Models that number tokens from 0 when no state is cached (as
-transformers does) mean a reset at the first step, and have to pass segment_pos to get it here.
+Both published codes ask for positions at every call, and number tokens from 0 where no state is cached.
 A packed sequence never sees its neighbour's state, whatever its positions say.
 
 The square root's gradient is clipped at 1000: d sqrt(v) = dv / sqrt(max(4 v, 1e-6)).
@@ -62,15 +61,23 @@ def check_blocks(x: Tensor, input_gate_bias: Tensor) -> None:
         )
 
 
+def is_fresh(h0: Tensor | None, segment_pos: Tensor | None) -> bool:
+    """Whether the first step of each sequence, and no other, is a reset."""
+    return h0 is None and segment_pos is None
+
+
 def resets(x: Tensor, h0: Tensor | None, segment_pos: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
-    """bool [B,T], True where a document begins, or None where no step is a reset. Reads no value on the host."""
+    """bool [B,T] or [1,T], True where a document begins; None where no step is a reset. Reads no value on the host."""
     if segment_pos is not None:
         return segment_pos == 0
-    if cu_seqlens is None or h0 is not None:
+    if h0 is not None:
         return None
     # an empty sequence begins where the next one does, or at T, which is cut off
     begins = torch.zeros(x.shape[1] + 1, dtype=torch.bool, device=x.device)
-    begins[cu_seqlens[:-1].long()] = True
+    if cu_seqlens is None:
+        begins[:1] = True
+    else:
+        begins[cu_seqlens[:-1].long()] = True
     return begins[None, :-1]
 
 
@@ -115,7 +122,8 @@ def reference(
     if reset is not None:
         a = torch.where(reset[..., None], 0.0, a)
         multiplier = torch.where(reset[..., None], 1.0, multiplier)
-    return scan.reference(multiplier * i * x, a, h0, None, cu_seqlens, reverse=False)
+        reset = reset.expand(x.shape[:2])
+    return scan.reference(multiplier * i * x, a, h0, reset, cu_seqlens, reverse=False)
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:

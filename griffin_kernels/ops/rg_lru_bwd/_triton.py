@@ -22,6 +22,7 @@ from griffin_kernels.launch import Call, Launch
 from griffin_kernels.ops import _products
 from griffin_kernels.ops.linear_scan import _triton as scan
 from griffin_kernels.ops.rg_lru.op import DECAY as _DECAY
+from griffin_kernels.ops.rg_lru.op import is_fresh
 from griffin_kernels.ops.rg_lru_bwd.op import OP
 
 SUM_ROWS = 32
@@ -137,7 +138,7 @@ def scan_arguments(
         "BIAS_R_CHANNEL": scan.channel_stride(bias_r),
         "DH_LAST_CHANNEL": scan.channel_stride(dh_last),
         "H0_CHANNEL": scan.channel_stride(h0),
-        "FRESH": cu_seqlens is not None and segment_pos is None and h0 is None,
+        "FRESH": is_fresh(h0, segment_pos),
     }
     return args, constexprs
 

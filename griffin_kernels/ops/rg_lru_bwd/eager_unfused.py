@@ -12,7 +12,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
 from griffin_kernels.ops import _products
 from griffin_kernels.ops.rg_lru import _gates
-from griffin_kernels.ops.rg_lru.op import DECAY, resets, sqrt_derivative
+from griffin_kernels.ops.rg_lru.op import DECAY, sqrt_derivative
 
 
 def scan_backward(
@@ -21,10 +21,11 @@ def scan_backward(
     a: Tensor,
     h: Tensor,
     h0: Tensor | None,
-    reset: Tensor | None,
+    segment_pos: Tensor | None,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The tuned linear_scan_bwd of this device; dh0 has no elements where h0 is None."""
+    reset = _gates.inner_resets(segment_pos)
     g, da, dh0 = torch.ops.griffin_kernels.linear_scan_bwd(
         dy, _gates.wide_state(dh_last, a), a, h, _gates.wide_state(h0, a), reset, cu_seqlens, False
     )
@@ -48,18 +49,14 @@ def gradients(
     """All gradients in the op's order; dh0 has no elements where h0 is None."""
     wide = accumulator(x.dtype)
     blocks = input_gate_weight.shape[0]
-    reset = resets(x, h0, segment_pos, cu_seqlens)
-    i, r, log_a, v, m = _gates.terms(
-        x, a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias, reset
-    )
+    weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
+    i, r, log_a, v, m = _gates.terms(x, *weights, h0, segment_pos, cu_seqlens)
     a = log_a.exp_()
-    g, da, dh0 = scan_backward(dy.to(wide), dh_last, a, y.to(wide), h0, reset, cu_seqlens)
+    g, da, dh0 = scan_backward(dy.to(wide), dh_last, a, y.to(wide), h0, segment_pos, cu_seqlens)
     # d log a = a da - 2 a^2 dm dsqrt, dm = g i x
     gx = g * x
-    dlog_a = (gx * i).mul_(sqrt_derivative(v)).mul_(a).mul_(-2.0)
-    if reset is not None:
-        dlog_a.masked_fill_(reset[..., None], 0.0)
-    dlog_a = dlog_a.add_(da).mul_(a).mul_(r)
+    dlog_a = (gx * i).mul_(sqrt_derivative(v)).mul_(a).mul_(-2.0).add_(da).mul_(a).mul_(r)
+    _gates.fill_at_resets(dlog_a, 0.0, h0, segment_pos, cu_seqlens)
     rate = -DECAY * torch.nn.functional.softplus(a_param.to(wide))
     da_param = dlog_a.sum((0, 1)).mul_(-DECAY).mul_(torch.sigmoid(a_param.to(wide)))
     dz_r = dlog_a.mul_(rate).mul_(1 - r)

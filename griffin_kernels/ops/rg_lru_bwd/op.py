@@ -46,14 +46,15 @@ def reference(
     m = torch.sqrt(v)
     reset = forward.resets(x, h0, segment_pos, cu_seqlens)
     if reset is not None:
+        reset = reset.expand(x.shape[:2])
         m = torch.where(reset[..., None], 1.0, m)
     g, da, dh0 = scan_bwd.reference(dy, dh_last, a, y, h0, reset, cu_seqlens, reverse=False)
     dm = g * i * x
-    if reset is not None:
-        dm = torch.where(reset[..., None], 0.0, dm)
     # the published clipping, on v = 1 - a^2 as it is there
     dv = dm / torch.sqrt(torch.clamp(4 * v, min=1 / forward.MAX_SQRT_GRADIENT**2))
     dlog_a = a * da - 2 * a**2 * dv
+    if reset is not None:
+        dlog_a = torch.where(reset[..., None], 0.0, dlog_a)
     dz_i = (g * m * x * i * (1 - i)).reshape(blocks.shape)
     dz_r = (-forward.DECAY * softplus * dlog_a * r * (1 - r)).reshape(blocks.shape)
     da_param = torch.sigmoid(a_param) * (-forward.DECAY * r * dlog_a).sum((0, 1))

@@ -61,6 +61,7 @@ FIELDS = (
     "offsets",  # int32 [N+1] of packed sequences, or 0
     "sequences",  # N
     "reset",  # bool [B*T], or 0
+    "fresh",  # 1: a sequence's first row is a reset
     "scratch",  # floats
     "scratch_bytes",  # of each worker
     "bias_i",  # float [D]
@@ -101,7 +102,8 @@ AT = {name: index for index, name in enumerate(FIELDS)}
 _COUNTER, _WORKERS, _ITEMS, _BLOCKS = (AT[k] for k in ("counter", "workers", "items", "blocks"))
 _PARTS, _PART, _N, _TIME = (AT[k] for k in ("parts", "part", "n", "time"))
 _GROUP, _ROWS, _STEP, _PACKING = (AT[k] for k in ("group", "rows", "step", "packing"))
-_STREAM, _OFFSETS, _SEQUENCES, _RESET = (AT[k] for k in ("stream", "offsets", "sequences", "reset"))
+_STREAM, _OFFSETS, _SEQUENCES = (AT[k] for k in ("stream", "offsets", "sequences"))
+_RESET, _FRESH = AT["reset"], AT["fresh"]
 _SCRATCH, _SCRATCH_BYTES = AT["scratch"], AT["scratch_bytes"]
 _BIAS_I, _BIAS_R, _RATE, _STATE = (AT[k] for k in ("bias_i", "bias_r", "rate", "state"))
 _WEIGHT_I, _WEIGHT_R, _X, _OUT = (AT[k] for k in ("weight_i", "weight_r", "x", "out"))
@@ -133,9 +135,12 @@ def sequence_of(data: Any, row: int) -> tuple[int, int, int]:
 
 
 @_njit
-def is_reset(data: Any, row: int) -> bool:
+def is_reset(data: Any, row: int, begin: int) -> bool:
+    """begin: the first row of its sequence."""
     reset = field(data, _RESET)
-    return reset != 0 and int8_at(reset, row) != 0
+    if reset != 0:
+        return int8_at(reset, row) != 0
+    return row == begin and field(data, _FRESH) != 0
 
 
 @_njit
@@ -208,10 +213,10 @@ def _forward_panel(
             past = at - row
             numbers = (z + past * panel, x + past * ROW, y + past * ROW, rate, carry)
             run = 1
-            if is_reset(data, at):
+            if is_reset(data, at, begin):
                 forward_reset(run, numbers)
             else:
-                while at + run < stop and not is_reset(data, at + run):
+                while at + run < stop and not is_reset(data, at + run, begin):
                     run += 1
                 forward_run(run, numbers)
             at += run

@@ -91,8 +91,8 @@ def _backward_panel(
             else:
                 copy(data, 1, count, field(data, _BEFORE) + own, 0, place, 0)
         while end > stop:
-            run, reset = 1, is_reset(data, end - 1)
-            while not reset and end - run > stop and not is_reset(data, end - run - 1):
+            run, reset = 1, is_reset(data, end - 1, begin)
+            while not reset and end - run > stop and not is_reset(data, end - run - 1, begin):
                 run += 1
             end -= run
             past = (end - row) * ROW

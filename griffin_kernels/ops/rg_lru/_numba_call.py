@@ -15,7 +15,7 @@ from torch import Tensor
 from griffin_kernels import memory
 from griffin_kernels.ops import _native, _threads
 from griffin_kernels.ops.rg_lru import _numba, _numba_backward, _numba_tiles
-from griffin_kernels.ops.rg_lru.op import DECAY, resets
+from griffin_kernels.ops.rg_lru.op import DECAY, is_fresh
 
 _STREAMED = 16 * 2**20
 """Bytes of output from which it is written past the caches: little of it would be left there for a reader."""
@@ -59,10 +59,9 @@ def rate_of(a_param: Tensor) -> Tensor:
     return -DECAY * torch.nn.functional.softplus(a_param.double())
 
 
-def reset_of(x: Tensor, h0: Tensor | None, segment_pos: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+def reset_of(segment_pos: Tensor | None) -> Tensor | None:
     """bool [B,T] contiguous, or None."""
-    reset = resets(x, h0, segment_pos, cu_seqlens)
-    return None if reset is None else reset.expand(x.shape[:2]).contiguous()
+    return None if segment_pos is None else (segment_pos == 0).contiguous()
 
 
 def strided(tensor: Tensor) -> tuple[int, int, int]:
@@ -165,7 +164,7 @@ def forward(
     weights = plain(input_gate_weight), plain(recurrence_gate_weight)
     rate = (rate_of(a_param) / math.log(2)).float()
     biases = floats(input_gate_bias), floats(recurrence_gate_bias)
-    reset = reset_of(x, h0, segment_pos, cu_seqlens)
+    reset = reset_of(segment_pos)
     offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
     packing = x.dtype != torch.float32 or n % v != 0 or group * time > _FEW
     row, piece = width * out.element_size(), part * out.element_size()
@@ -192,6 +191,7 @@ def forward(
         address(offsets),
         sequences,
         address(reset),
+        is_fresh(h0, segment_pos),
         0,
         0,
         address(biases[0]),
@@ -258,7 +258,7 @@ def backward(
         biases = floats(input_gate_bias), floats(recurrence_gate_bias)
         rates = (rate / math.log(2)).float(), rate.float()
         before = None if h0 is None else floats(h0)
-        reset = reset_of(x, h0, segment_pos, cu_seqlens)
+        reset = reset_of(segment_pos)
         offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
         aligned = width * dx.element_size() % _LINE == 0 and n * dx.element_size() % _LINE == 0
         step = min(step, group * time)
@@ -279,6 +279,7 @@ def backward(
             address(offsets),
             sequences,
             address(reset),
+            is_fresh(h0, segment_pos),
             0,
             0,
             address(biases[0]),

@@ -1,4 +1,4 @@
-"""Device functions that rg_lru's Triton kernels share, forward and backward: gates, decay, multiplier, resets, gelu.
+"""Device functions that rg_lru's Triton kernels share, forward and backward: gates, decay, multiplier, gelu.
 
     i = sigmoid(z_i + b_i),  r = sigmoid(z_r + b_r),  log a = -8 softplus(a_param) r
     v = 1 - a^2 = -expm1(2 log a),  m = sqrt(v)
@@ -152,12 +152,6 @@ def one_minus_square(a, log2_a, FAST: tl.constexpr):
 def gates(z_i, z_r, decay_log2, FAST: tl.constexpr):
     """``scaled_gates`` of the gates' arguments, biases added: i = sigmoid(z_i), r = sigmoid(z_r)."""
     return scaled_gates(argument(z_i, 0.0, FAST), argument(z_r, 0.0, FAST), decay_log2, FAST)
-
-
-@triton.jit
-def at_reset(a, m, reset):
-    """(a, m) where ``reset`` says that a document begins: the state before it counts as 0, its input in full."""
-    return tl.where(reset, 0.0, a), tl.where(reset, 1.0, m)
 
 
 @triton.jit

@@ -6,6 +6,9 @@ Which step a column is, is free: ``steps_of_columns`` deals the steps so that ea
 tile in order. A tile is then four runs of steps, scanned side by side in registers, and only the four runs' maps, two
 numbers each, go between threads. Where an instruction lays out its results otherwise the compiler moves them first,
 and the answer is the same.
+
+A cut is a step that takes nothing from the one before it. It is a select, not a gate of 0, which would let NaN pass. In
+a product of gates, which is never negative, CUT stands for a run with a cut.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
@@ -18,9 +21,10 @@ import triton.language as tl
 
 from griffin_kernels.ops._triton_dot import dot
 from griffin_kernels.ops._triton_strides import reach
-from griffin_kernels.ops.rg_lru._triton_jit import argument, at_reset, gelu, scaled_gates
+from griffin_kernels.ops.rg_lru._triton_jit import argument, gelu, scaled_gates
 
 RUNS = tl.constexpr(4)
+CUT = tl.constexpr(-1.0)
 
 
 @triton.jit
@@ -78,44 +82,87 @@ def four(runs, ROWS: tl.constexpr):
 
 
 @triton.jit
-def maps_of_runs(gates, values, ROWS: tl.constexpr, LENGTH: tl.constexpr):
-    """(P, S), four tensors [rows] each: what every run makes of the state that enters it, h -> P h + S."""
+def unstack_cuts(cut, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
+    """cut [1, block_t], or None, as ``unstack`` gives tiles; an empty tuple for None."""
+    cuts = ()
+    if cut is not None:
+        cuts = unstack(tl.broadcast_to(cut, (ROWS, BLOCK_T)), ROWS, BLOCK_T)
+    return cuts
+
+
+@triton.jit
+def marked(p, cut, cuts, LENGTH: tl.constexpr):
+    """Runs' products of gates [rows, RUNS], CUT where one of the run's steps is a cut."""
+    if cut is not None:
+        some = cuts[0]
+        for k in tl.static_range(1, LENGTH):
+            some = some | cuts[k]
+        p = tl.where(some, CUT, p)
+    return p
+
+
+@triton.jit
+def apply(p, s, state, cut):
+    """What a run makes of the state that enters it: p state + s, or s where p is CUT."""
+    after = p * state + s
+    if cut is not None:
+        after = tl.where(p < 0.0, s, after)
+    return after
+
+
+@triton.jit
+def advance(gate, value, state, cut, cuts, k: tl.constexpr):
+    """The state after step k of the runs."""
+    after = gate * state + value
+    if cut is not None:
+        after = tl.where(cuts[k], value, after)
+    return after
+
+
+@triton.jit
+def maps_of_runs(gates, values, cut, cuts, ROWS: tl.constexpr, LENGTH: tl.constexpr):
+    """(P, S), four tensors [rows] each: what every run makes of the state that enters it, see ``apply``."""
     p = gates[0]
     s = values[0]
     for k in tl.static_range(1, LENGTH):
         p = gates[k] * p
-        s = gates[k] * s + values[k]
-    return four(p, ROWS), four(s, ROWS)
+        s = advance(gates[k], values[k], s, cut, cuts, k)
+    return four(marked(p, cut, cuts, LENGTH), ROWS), four(s, ROWS)
 
 
 @triton.jit
-def scan_tile(a, u, carry, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
-    """(states [rows, block_t], carry [rows]) of h = a h + u over the tile's steps, from ``carry`` on."""
+def scan_tile(a, u, cut, carry, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
+    """(states [rows, block_t], carry [rows]) of h = a h + u over the tile's steps, from ``carry`` on.
+
+    cut: bool [1, block_t], where a h counts as 0, or None.
+    """
     LENGTH: tl.constexpr = BLOCK_T // RUNS
     gates = unstack(a, ROWS, BLOCK_T)
     values = unstack(u, ROWS, BLOCK_T)
-    p, s = maps_of_runs(gates, values, ROWS, LENGTH)
-    h1 = p[0] * carry + s[0]
-    h2 = p[1] * h1 + s[1]
-    h3 = p[2] * h2 + s[2]
+    cuts = unstack_cuts(cut, ROWS, BLOCK_T)
+    p, s = maps_of_runs(gates, values, cut, cuts, ROWS, LENGTH)
+    h1 = apply(p[0], s[0], carry, cut)
+    h2 = apply(p[1], s[1], h1, cut)
+    h3 = apply(p[2], s[2], h2, cut)
     entering = tl.permute(tl.join(tl.join(carry, h1), tl.join(h2, h3)), (0, 2, 1))
     h = tl.reshape(entering, (ROWS, RUNS))
     states = ()
     for k in tl.static_range(LENGTH):
-        h = gates[k] * h + values[k]
+        h = advance(gates[k], values[k], h, cut, cuts, k)
         states += (h,)
-    return stack(states, ROWS, BLOCK_T), p[3] * h3 + s[3]
+    return stack(states, ROWS, BLOCK_T), apply(p[3], s[3], h3, cut)
 
 
 @triton.jit
-def reduce_tile(a, u, product, result, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
-    """The map (product, result) [rows] of what came before, followed by the tile's."""
+def reduce_tile(a, u, cut, product, result, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
+    """The map (product, result) [rows] of what came before, followed by the tile's; product is 0 after a cut."""
     gates = unstack(a, ROWS, BLOCK_T)
     values = unstack(u, ROWS, BLOCK_T)
-    p, s = maps_of_runs(gates, values, ROWS, BLOCK_T // RUNS)
+    cuts = unstack_cuts(cut, ROWS, BLOCK_T)
+    p, s = maps_of_runs(gates, values, cut, cuts, ROWS, BLOCK_T // RUNS)
     for k in tl.static_range(RUNS):
-        product = p[k] * product
-        result = p[k] * result + s[k]
+        product = apply(p[k], 0.0, product, cut)
+        result = apply(p[k], s[k], result, cut)
     return product, result
 
 
@@ -181,11 +228,12 @@ def gate_tile(
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """(a, u) [block_n, block_t] of h = a h + u; steps from ``left`` on leave a state as it is.
+    """(a, u) [block_n, block_t] of h = a h + u and where it is cut, bool [1, block_t] or None.
 
     Pointers are at the tile's first step, x at the block's first channel. outputs: the program's channels within the
-    block; columns: within D. begin: steps of the sequence before the tile, where a program owns one; else ``enter``
-    marks the steps where sequences start, and h0 [N,D] are their states.
+    block; columns: within D. begin: steps before the tile, of the sequence where the time is one; else ``enter``
+    marks the steps where sequences start, and h0 [N,D] are their states. FRESH: a sequence's first step is a reset.
+    Steps from ``left`` on leave a state as it is.
     """
     here = steps < left
     z_i = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
@@ -199,22 +247,29 @@ def gate_tile(
     y_i = argument(z_i, bias_i[:, None], FAST)
     y_r = argument(tl.where(here[None, :], z_r, float("-inf")), bias_r[:, None], FAST)
     i, _, a, _, m = scaled_gates(y_i, y_r, decay_log2[:, None], FAST)
+    cut = None
     if positions is not None:
         where = tl.load(positions + steps.to(tl.int64) * POSITION_STEP, mask=here, other=1)
-        a, m = at_reset(a, m, (where == 0)[None, :])
+        cut = (where == 0)[None, :]
+        m = tl.where(cut, 1.0, m)
     if enter is not None:
         starts = tl.load(enter + steps, mask=here, other=-1)
-        if positions is None and FRESH:
-            a, m = at_reset(a, m, (starts >= 0)[None, :])
-    elif positions is None and FRESH:
-        a, m = at_reset(a, m, (begin + steps == 0)[None, :])
+        begins = (starts >= 0)[None, :]
+        if FRESH:
+            m = tl.where(begins, 1.0, m)
+    elif FRESH:
+        # apart, the compiler sees which registers cannot hold step 0
+        m = tl.where(((steps == 0) & (begin == 0))[None, :], 1.0, m)
     u = m * i * own.to(tl.float32)
     if enter is not None:
         if h0 is not None:
             place = h0 + starts.to(tl.int64)[None, :] * h0_row + columns[:, None] * H0_CHANNEL
-            u += a * tl.load(place, mask=(starts >= 0)[None, :] & (outputs < n)[:, None], other=0.0).to(tl.float32)
-        a = tl.where((starts >= 0)[None, :], 0.0, a)
-    return a, u
+            taken = begins
+            if cut is not None:
+                taken = begins & ~cut
+            u += a * tl.load(place, mask=taken & (outputs < n)[:, None], other=0.0).to(tl.float32)
+        cut = begins if cut is None else begins | cut
+    return a, u, cut
 
 
 @triton.jit

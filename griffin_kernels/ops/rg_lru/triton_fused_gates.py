@@ -113,7 +113,7 @@ def rg_lru_gates(
     carry = load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, tl.float32, BLOCK_N)
     for begin in tl.range(0, length, BLOCK_T, num_stages=STAGES):
         left = length - begin
-        a, u = gate_tile(
+        a, u, cut = gate_tile(
             x,
             positions,
             None,
@@ -141,7 +141,7 @@ def rg_lru_gates(
             BLOCK_N=BLOCK_N,
             BLOCK_T=BLOCK_T,
         )
-        states, carry = scan_tile(a, u, carry, BLOCK_N, BLOCK_T)
+        states, carry = scan_tile(a, u, cut, carry, BLOCK_N, BLOCK_T)
         store_tile(y, out, branch, states, outputs, columns, inside, steps, left, n, D, far(BRANCH_STEP),
                    BRANCH_CHANNEL, FAST, BLOCK_N, BLOCK_T)  # fmt: skip
         x += BLOCK_T * far(X_STEP)

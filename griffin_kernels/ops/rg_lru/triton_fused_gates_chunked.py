@@ -142,7 +142,7 @@ def rg_lru_gates_chunks(
         s = entering(result, state, batch, chunk, chunks, h0_row, columns, inside, D, H0_CHANNEL, tl.float32, BLOCK_N)
     for begin in tl.range(0, length, BLOCK_T, num_stages=STAGES):
         left = length - begin
-        a, u = gate_tile(
+        a, u, cut = gate_tile(
             x,
             positions,
             enter,
@@ -156,7 +156,7 @@ def rg_lru_gates_chunks(
             outputs,
             columns,
             steps,
-            begin,
+            first + begin,
             left,
             n=n,
             D=D,
@@ -171,9 +171,9 @@ def rg_lru_gates_chunks(
             BLOCK_T=BLOCK_T,
         )
         if REDUCE:
-            p, s = reduce_tile(a, u, p, s, BLOCK_N, BLOCK_T)
+            p, s = reduce_tile(a, u, cut, p, s, BLOCK_N, BLOCK_T)
         else:
-            states, s = scan_tile(a, u, s, BLOCK_N, BLOCK_T)
+            states, s = scan_tile(a, u, cut, s, BLOCK_N, BLOCK_T)
             store_tile(y, out, branch, states, outputs, columns, inside, steps, left, n, D, far(BRANCH_STEP),
                        BRANCH_CHANNEL, FAST, BLOCK_N, BLOCK_T)  # fmt: skip
             if leave is not None:

@@ -27,15 +27,16 @@ def multiplier(v):
 
 
 @triton.jit
-def gradients(g, x, before, i, r, a, m, slope, rate):
+def gradients(g, passed, x, before, i, r, a, m, slope, rate):
     """(part of dx that does not go through the gates, dz_i, dz_r, r dlog_a), float32.
 
-    g: gradient that reaches h_t; before: h_{t-1}; rate: log a = rate r; a = 0 and m = 1 at a reset.
+    g: gradient that reaches h_t; passed: a g, what reaches h_{t-1}; before: h_{t-1}; rate: log a = rate r. At a reset
+    m is 1, and passed and before are 0.
     """
     direct = g * m * i
     dz_i = direct * x * (1.0 - i)
     # a da - 2 a^2 (g i x) slope, da = g h_{t-1}
-    r_dlog_a = r * (a * (g * (before - 2.0 * a * slope * (i * x))))
+    r_dlog_a = r * (passed * (before - 2.0 * a * slope * (i * x)))
     return direct, dz_i, rate * (1.0 - r) * r_dlog_a, r_dlog_a
 
 

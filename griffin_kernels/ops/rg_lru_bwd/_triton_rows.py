@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops.linear_scan._triton_jit import load_rows, load_state, store_row
-from griffin_kernels.ops.rg_lru._triton_jit import LN_2, at_reset, decay
+from griffin_kernels.ops.rg_lru._triton_jit import LN_2, decay
 from griffin_kernels.ops.rg_lru._triton_jit import gates as gate_values
 from griffin_kernels.ops.rg_lru._triton_rows import load_flags
 from griffin_kernels.ops.rg_lru_bwd._triton_jit import gelu_and_slope, gradients, multiplier
@@ -182,7 +182,9 @@ def scan_rows(
         dys, xs, ys, zs_i, zs_r, others, where, enters, leaves = tile
         for u in tl.static_range(BLOCK_T):
             first = u == remaining - 1 - done
-            before = tl.where(first, before_first, ys[u].to(tl.float32))
+            before = ys[u].to(tl.float32)
+            if enter is None and h0 is not None:
+                before = tl.where(first, before_first, before)
             if enter is not None:
                 starts = enters[u] >= 0
                 start = load_state(
@@ -196,10 +198,12 @@ def scan_rows(
             z_r = zs_r[u].to(tl.float32) + bias_r
             i, r, a, v, _ = gate_values(z_i, z_r, decay_log2, False)
             m, slope = multiplier(v)
+            # a select rather than a gate of 0, which would let NaN pass
             if positions is not None:
-                a, m = at_reset(a, m, where[u] == 0)
+                before = tl.where(where[u] == 0, 0.0, before)
+                m = tl.where(where[u] == 0, 1.0, m)
             elif FRESH:
-                a, m = at_reset(a, m, first)
+                m = tl.where(first, 1.0, m)
             upstream = dys[u].to(tl.float32)
             if branch is not None:
                 gelu, steepness = gelu_and_slope(others[u].to(tl.float32))
@@ -208,11 +212,15 @@ def scan_rows(
                 upstream *= gelu
                 current = ys[u]
             g = upstream + carry
-            direct, dz_i, dz_r, r_dlog_a = gradients(g, xs[u].to(tl.float32), before, i, r, a, m, slope, rate)
+            carry = a * g
+            if positions is not None:
+                carry = tl.where(where[u] == 0, 0.0, carry)
+            elif FRESH:
+                carry = tl.where(first, 0.0, carry)
+            direct, dz_i, dz_r, r_dlog_a = gradients(g, carry, xs[u].to(tl.float32), before, i, r, a, m, slope, rate)
             sum_i += dz_i
             sum_r += dz_r
             sum_a += r_dlog_a
-            carry = a * g
             store_row(dx + columns - u * D, direct, here, u, left, True, True)
             store_row(out - u * 2 * D, dz_i, here, u, left, True, True)
             store_row(out + WIDTH - u * 2 * D, dz_r, here, u, left, True, True)
@@ -279,14 +287,15 @@ def reduce_rows(
             z_r = zs_r[u].to(tl.float32) + bias_r
             a = tl.exp2(decay_log2 * tl.sigmoid(z_r))
             # no gradient passes a packed sequence's first step anyway: the next one visited starts from dh_last
-            if positions is not None:
-                a = tl.where(where[u] == 0, 0.0, a)
             upstream = dys[u].to(tl.float32)
             if branch is not None:
                 gelu, _ = gelu_and_slope(others[u].to(tl.float32))
                 upstream *= gelu
             p = a * p
             s = a * (s + upstream)
+            if positions is not None:
+                p = tl.where(where[u] == 0, 0.0, p)
+                s = tl.where(where[u] == 0, 0.0, s)
         dy += BLOCK_T * DY_STEP
         if branch is not None:
             branch += BLOCK_T * BRANCH_STEP

@@ -13,8 +13,8 @@ import triton.language as tl
 
 from griffin_kernels.ops._triton_dot import dot
 from griffin_kernels.ops._triton_strides import reach
-from griffin_kernels.ops.rg_lru._triton_jit import LN_2, argument, at_reset, scaled_gates
-from griffin_kernels.ops.rg_lru._triton_tiles import RUNS, four, stack, unstack
+from griffin_kernels.ops.rg_lru._triton_jit import LN_2, argument, scaled_gates
+from griffin_kernels.ops.rg_lru._triton_tiles import RUNS, apply, four, marked, stack, unstack, unstack_cuts
 from griffin_kernels.ops.rg_lru_bwd._triton_jit import gradients, multiplier
 
 
@@ -48,28 +48,38 @@ def store_tile(out, value, channels, inside, steps, left, STEP, D: tl.constexpr,
 
 
 @triton.jit
-def scan_tile(a, dy, carry, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
-    """(g [rows, block_t], carry [rows]): g = dy + c, c = a g, from ``carry`` on."""
+def hand_on(gate, g, cut, cuts, k: tl.constexpr):
+    """What step k of the runs hands to the step before it: gate g, or 0 at a cut."""
+    passed = gate * g
+    if cut is not None:
+        passed = tl.where(cuts[k], 0.0, passed)
+    return passed
+
+
+@triton.jit
+def scan_tile(a, dy, cut, carry, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
+    """(g [rows, block_t], carry [rows]): g = dy + c, c = a g, from ``carry`` on. cut: bool [1, block_t] or None."""
     LENGTH: tl.constexpr = BLOCK_T // RUNS
     gates = unstack(a, ROWS, BLOCK_T)
     values = unstack(dy, ROWS, BLOCK_T)
+    cuts = unstack_cuts(cut, ROWS, BLOCK_T)
     product = gates[0]
-    result = gates[0] * values[0]
+    result = hand_on(gates[0], values[0], cut, cuts, 0)
     for k in tl.static_range(1, LENGTH):
         product = gates[k] * product
-        result = gates[k] * (result + values[k])
-    p = four(product, ROWS)
+        result = hand_on(gates[k], result + values[k], cut, cuts, k)
+    p = four(marked(product, cut, cuts, LENGTH), ROWS)
     s = four(result, ROWS)
-    c1 = p[0] * carry + s[0]
-    c2 = p[1] * c1 + s[1]
-    c3 = p[2] * c2 + s[2]
+    c1 = apply(p[0], s[0], carry, cut)
+    c2 = apply(p[1], s[1], c1, cut)
+    c3 = apply(p[2], s[2], c2, cut)
     c = tl.reshape(tl.permute(tl.join(tl.join(carry, c1), tl.join(c2, c3)), (0, 2, 1)), (ROWS, RUNS))
     states = ()
     for k in tl.static_range(LENGTH):
         g = c + values[k]
-        c = gates[k] * g
+        c = hand_on(gates[k], g, cut, cuts, k)
         states += (g,)
-    return stack(states, ROWS, BLOCK_T), p[3] * c3 + s[3]
+    return stack(states, ROWS, BLOCK_T), apply(p[3], s[3], c3, cut)
 
 
 @triton.jit
@@ -83,6 +93,7 @@ def backward_tile(
     bias_i,
     bias_r,
     decay_log2,
+    h0,
     before_first,
     carry,
     outputs,
@@ -106,7 +117,7 @@ def backward_tile(
 
     Pointers are at the tile's step 0 and the gate block's first channel. outputs: the program's channels
     within the block. left: steps to the sequence's first one, that one included; the state before it is before_first
-    [block_n], and with FRESH it is a reset. Past it every result is 0.
+    [block_n], or 0 without h0, and with FRESH it is a reset. Past it every result is 0.
     """
     MASKED: tl.constexpr = n % BLOCK_N != 0
     inside = outputs < n
@@ -122,16 +133,27 @@ def backward_tile(
     own = load_tile(x, outputs, inside, steps, left, X_STEP, X_CHANNEL, D, MASKED, BLOCK_T).to(tl.float32)
     upstream = load_tile(dy, outputs, inside, steps, left, DY_STEP, DY_CHANNEL, D, MASKED, BLOCK_T).to(tl.float32)
     states = load_tile(y + Y_STEP, outputs, inside, steps, left - 1, Y_STEP, Y_CHANNEL, D, MASKED, BLOCK_T)
-    before = tl.where(first, before_first[:, None], states.to(tl.float32))
+    before = states.to(tl.float32)
+    if h0 is not None:
+        before = tl.where(first, before_first[:, None], before)
     y_i = argument(z_i, bias_i[:, None], False)
     y_r = argument(tl.where(here, z_r, float("-inf")), bias_r[:, None], False)
     i, r, a, v, _ = scaled_gates(y_i, y_r, decay_log2[:, None], False)
     m, slope = multiplier(v)
+    cut = None
     if positions is not None:
         where = tl.load(positions + steps.to(tl.int64) * POSITION_STEP, mask=steps < left, other=1)
-        a, m = at_reset(a, m, (where == 0)[None, :])
+        cut = (where == 0)[None, :]
+        before = tl.where(cut, 0.0, before)
+        m = tl.where(cut, 1.0, m)
     elif FRESH:
-        a, m = at_reset(a, m, first)
-    g, carry = scan_tile(a, upstream, carry, BLOCK_N, BLOCK_T)
-    direct, dz_i, dz_r, r_dlog_a = gradients(g, own, before, i, r, a, m, slope, decay_log2[:, None] * LN_2)
+        m = tl.where(first, 1.0, m)
+    g, carry = scan_tile(a, upstream, cut, carry, BLOCK_N, BLOCK_T)
+    passed = a * g
+    if cut is not None:
+        passed = tl.where(cut, 0.0, passed)
+    elif FRESH:
+        # no tile comes after the first step's: the scan needs no cut there
+        passed = tl.where((steps >= left - 1)[None, :], 0.0, passed)
+    direct, dz_i, dz_r, r_dlog_a = gradients(g, passed, own, before, i, r, a, m, slope, decay_log2[:, None] * LN_2)
     return direct, dz_i, dz_r, r_dlog_a, carry

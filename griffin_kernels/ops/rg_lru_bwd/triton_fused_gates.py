@@ -152,6 +152,7 @@ def rg_lru_bwd_gates(
             b_i,
             b_r,
             decay_log2,
+            h0,
             before_first,
             carry,
             outputs,

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from griffin_kernels.ops._triton_dot import dot
 from griffin_kernels.ops._triton_strides import far
-from griffin_kernels.ops.rg_lru._triton_jit import LOG2_E, at_reset, decay, exp2, gates, reciprocal
+from griffin_kernels.ops.rg_lru._triton_jit import LOG2_E, decay, exp2, gates, reciprocal
 from griffin_kernels.ops.temporal_conv1d_step._triton_jit import convolve, keep, rows_of
 
 # y sigmoid(2 sqrt(2 / pi) (y + 0.044715 y^3)) is gelu's tanh form
@@ -109,7 +109,7 @@ def leave(
     i, _, a, _, m = gates(z_i, z_r, decay(tl.load(a_param + channel, mask=there, other=0.0)), False)
     goes_on = inside
     if position is not None:
-        a, m = at_reset(a, m, position == 0)
+        m = tl.where(position == 0, 1.0, m)
         goes_on = inside & (position != 0)
     state = h + (slot * h_slot + channel * H_CHANNEL)
     new = a * tl.load(state, mask=goes_on, other=0.0) + m * i * u

@@ -183,7 +183,7 @@ def scan_rows(
         for u in tl.static_range(BLOCK_T):
             first = u == remaining - 1 - done
             before = ys[u].to(tl.float32)
-            if enter is None and h0 is not None:
+            if enter is None and not FRESH:
                 before = tl.where(first, before_first, before)
             if enter is not None:
                 starts = enters[u] >= 0

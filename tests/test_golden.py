@@ -41,6 +41,19 @@ def run(golden, dtype):
     return {"y": y, "h_last": h_last} | named
 
 
+def run_fresh(golden, dtype):
+    """The second document of the first row alone, without positions: a fresh sequence, and what it has to give."""
+    start = int((golden["segment_pos"][0] == 0).nonzero()[-1])
+    assert 0 < start < golden["x"].shape[1] - 1
+    weights = RGLRUWeights(*[golden[f"param/{NAMES[n]}"].to(dtype) for n in RGLRUWeights._fields])
+    x = golden["x"][:1, start:].to(dtype).requires_grad_()
+    y, h_last = griffin_kernels.rg_lru(x, weights)
+    upstream = [golden["dy"][:1, start:].to(dtype), golden["dh_last"][:1].to(dtype)]
+    (dx,) = torch.autograd.grad([y, h_last], [x], upstream)
+    want = {"y": golden["y"][:1, start:], "h_last": golden["h_last"][:1], "dx": golden["dx"][:1, start:]}
+    return {"y": y, "h_last": h_last, "dx": dx}, want
+
+
 def assert_golden(got, golden):
     # float32 on both sides, in different orders: a few hundred roundings of the largest element
     for name, value in got.items():
@@ -51,6 +64,7 @@ def assert_golden(got, golden):
 
 def test_rg_lru_and_all_gradients_in_float64(golden):
     assert_golden(run(golden, torch.float64), golden)
+    assert_golden(*run_fresh(golden, torch.float64))
 
 
 @pytest.mark.parametrize("variant", [v for op in ("rg_lru", "rg_lru_bwd") for v in catalog.variants(op).values()],
@@ -58,3 +72,4 @@ def test_rg_lru_and_all_gradients_in_float64(golden):
 def test_every_variant_forward_and_backward(golden, variant):
     with running(variant):
         assert_golden(run(golden, torch.float32), golden)
+        assert_golden(*run_fresh(golden, torch.float32))

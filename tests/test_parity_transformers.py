@@ -63,7 +63,6 @@ def test_rg_lru(width, heads, layout, state):
     want_last = module.recurrent_states
     want_gradients = torch.autograd.grad(want, [left, *module.parameters()], upstream)
 
-    right = x.clone().requires_grad_()
     weights = RGLRUWeights(
         module.recurrent_param,
         module.input_gate_weight,
@@ -71,14 +70,17 @@ def test_rg_lru(width, heads, layout, state):
         module.input_gate_bias,
         module.recurrent_gate_bias,
     )
-    got, got_last = griffin_kernels.rg_lru(right, weights, h0=h0, segment_pos=segment_pos)
-    got_gradients = torch.autograd.grad(got, [right, *module.parameters()], upstream)
+    # a fresh sequence needs no positions
+    for given in [segment_pos, None] if layout == "fresh" and h0 is None else [segment_pos]:
+        right = x.clone().requires_grad_()
+        got, got_last = griffin_kernels.rg_lru(right, weights, h0=h0, segment_pos=given)
+        got_gradients = torch.autograd.grad(got, [right, *module.parameters()], upstream)
 
-    assert_same(got, want, 1e-5)
-    assert_same(got_last, want_last, 1e-5)
-    # transformers computes 1 - a^2 by subtraction: up to 2^-24 / (1 - a^2), some 1e-5 here, enters its gradients
-    for mine, other in zip(got_gradients, want_gradients, strict=True):
-        assert_same(mine, other, 5e-5)
+        assert_same(got, want, 1e-5)
+        assert_same(got_last, want_last, 1e-5)
+        # transformers computes 1 - a^2 by subtraction: up to 2^-24 / (1 - a^2), some 1e-5 here, enters its gradients
+        for mine, other in zip(got_gradients, want_gradients, strict=True):
+            assert_same(mine, other, 5e-5)
 
 
 def test_one_token_after_a_prefix_through_the_state():
@@ -97,8 +99,8 @@ def test_one_token_after_a_prefix_through_the_state():
     with torch.no_grad():
         module(x[:, :7], torch.arange(7).repeat(2, 1))
         want = module(x[:, 7:], torch.full((2, 1), 7))
-        _, h0 = griffin_kernels.rg_lru(x[:, :7], weights, segment_pos=torch.arange(7).repeat(2, 1))
-        got, _ = griffin_kernels.rg_lru(x[:, 7:], weights, h0=h0, segment_pos=torch.full((2, 1), 7))
+        _, h0 = griffin_kernels.rg_lru(x[:, :7], weights)
+        got, _ = griffin_kernels.rg_lru(x[:, 7:], weights, h0=h0)
     assert_same(got, want, 1e-5)
 
 
@@ -160,7 +162,7 @@ def test_recurrent_block_prefill_then_decode():
     want, _ = module(first, order[:, :prefill], None)
     want_gradients = torch.autograd.grad(want, [first, *module.parameters()], upstream)
     branches = (module.linear_x(first), module.linear_y(first))
-    out, kept, h = griffin_kernels.recurrent_block(*branches, *convolution, weights, segment_pos=order[:, :prefill])
+    out, kept, h = griffin_kernels.recurrent_block(*branches, *convolution, weights)
     got = module.linear_out(out)
     got_gradients = torch.autograd.grad(got, [first, *module.parameters()], upstream)
     assert_same(got, want, 1e-5)

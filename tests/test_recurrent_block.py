@@ -124,8 +124,6 @@ def test_packed_sequences_equal_the_same_sequences_alone(lengths, states, seed):
         part = {name: inputs[name][:, start : start + length] for name in ("x", "y")}
         if states:
             part |= {"conv_state": kept[row : row + 1], "h0": h0[row : row + 1]}
-        else:
-            part["segment_pos"] = torch.arange(length)[None]
         alone = call(inputs | part)
         at = slice(start, start + length)
         for mine, theirs in zip((packed[0][:, at], packed[1][row, None], packed[2][row, None]), alone, strict=True):

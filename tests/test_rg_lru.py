@@ -92,12 +92,33 @@ def test_first_position_starts_with_the_whole_input():
     torch.testing.assert_close(y[:, 0], i * inputs["x"][:, 0])
 
 
-def test_without_positions_the_first_step_is_no_reset():
+def outputs_and_gradients(inputs):
+    given = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    wanted = leaves(given)
+    y, h_last = call(given)
+    upstream = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).reshape(y.shape)
+    return [y, h_last, *torch.autograd.grad([y, h_last], wanted, [upstream, torch.ones_like(h_last)])]
+
+
+def test_without_positions_and_state_a_sequence_is_fresh():
     inputs = plain()
-    zeros = inputs | {"h0": torch.zeros(2, 8, dtype=torch.float64)}
-    continued = inputs | {"segment_pos": torch.arange(3, 9).expand(2, 6)}
-    for other in (zeros, continued):
-        torch.testing.assert_close(call(inputs)[0], call(other)[0])
+    numbered = inputs | {"segment_pos": torch.arange(6).expand(2, 6)}
+    for mine, theirs in zip(outputs_and_gradients(inputs), outputs_and_gradients(numbered), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_with_a_state_or_positions_past_zero_no_step_is_a_reset():
+    zeros = plain(h0=torch.zeros(2, 8, dtype=torch.float64))
+    continued = plain(segment_pos=torch.arange(3, 9).expand(2, 6))
+    torch.testing.assert_close(call(zeros)[0], call(continued)[0])
+    assert not torch.allclose(call(zeros)[0][:, 0], call(plain())[0][:, 0])
+
+
+def test_a_fresh_first_step_gives_nothing_to_its_recurrence_gate():
+    gradients = dict(zip(FLOATS, outputs_and_gradients(plain(1))[2:], strict=False))
+    for name in ("a_param", "recurrence_gate_weight", "recurrence_gate_bias"):
+        assert (gradients[name] == 0).all(), name
+    assert (gradients["input_gate_bias"] != 0).all()
 
 
 def test_packed_sequences_equal_the_same_sequences_alone():
@@ -110,7 +131,7 @@ def test_packed_sequences_equal_the_same_sequences_alone():
     start = 0
     for row, length in enumerate(lengths):
         part = inputs | {"x": inputs["x"][:, start : start + length]}
-        alone, last = call(part | {"segment_pos": torch.arange(length)[None]})
+        alone, last = call(part)
         torch.testing.assert_close(fresh_y[:, start : start + length], alone)
         torch.testing.assert_close(fresh_last[row : row + 1], last)
         alone, last = call(part | {"h0": h0[row : row + 1]})

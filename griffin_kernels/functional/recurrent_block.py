@@ -72,8 +72,8 @@ def recurrent_block(
 
     x, y: [B, T, D], the two branches, float32, bfloat16, float16 or float64, any strides; all weights in that dtype.
     conv_weight: [K, D]. conv_bias: [D]. weights: RGLRUWeights.
-    conv_state: [B, K-1, D] in x's dtype, the inputs before x, oldest first. h0: [B, D] in x's dtype or float32, the
-        state before the first step. Zeros if None.
+    conv_state: [B, K-1, D] in x's dtype, the inputs before x, oldest first; zeros if None. h0: [B, D] in x's dtype or
+        float32, the state before the first step; None for a fresh sequence, with which the RG-LRU begins.
     segment_pos: int64 or int32 [B, T], each token's position in its document: no document sees inputs or the state of
         another, and at 0 the RG-LRU begins anew. See temporal_conv1d and rg_lru.
     cu_seqlens: int32 [N+1], offsets 0 .. T of N sequences packed into a batch of one; states are then [N, ...].

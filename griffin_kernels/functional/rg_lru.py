@@ -80,13 +80,13 @@ def rg_lru(
         h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t
 
     x: [B, T, D], float32, bfloat16, float16 or float64; any strides. weights: RGLRUWeights in the same dtype.
-    h0: [B, D], the state before the first step, in x's dtype or float32; zeros if None.
+    h0: [B, D], the state before the first step, in x's dtype or float32; None for a fresh sequence.
     segment_pos: int64 or int32 [B, T], each token's position in its document. Where it is 0 a document begins: the
-        earlier state counts as 0 and sqrt(1 - a^2) as 1. Without it no step is such a reset, not even the first:
-        pass positions that begin at 0 for what the published models compute on a fresh sequence.
+        earlier state counts as 0 and sqrt(1 - a^2) as 1. Without it nothing begins after the first step, and that does
+        if h0 is None: as in the published models, a sequence is fresh unless a state is given that it continues.
     cu_seqlens: int32 [N+1], offsets 0 .. T of N sequences packed into a batch of one; h0 and h_last are then [N, D].
-        No state crosses into the next sequence. Without segment_pos, first steps are resets if h0 is None, and
-        continue from h0 otherwise. On a GPU its values are not checked: that would wait for the device.
+        No state crosses into the next sequence, and each is fresh or continues as said above. On a GPU its values are
+        not checked: that would wait for the device.
 
     Returns y = h [B, T, D] in x's dtype and h_last [B, D], the last state in float32 (float64 for float64). Gates'
     exponentials and the carry are kept in float32 or better. Differentiable in x, all weights and h0, from y and

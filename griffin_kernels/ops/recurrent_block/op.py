@@ -3,7 +3,8 @@
     u = temporal_conv1d(x, conv_weight, conv_bias),   h = rg_lru(u, weights),   out = h * gelu(y)
 
 x and y are the two branches, gelu in its tanh form. segment_pos and cu_seqlens mean what they mean in both pieces: a
-document neither sees inputs nor a state of another.
+document neither sees inputs nor a state of another. Without positions h0 alone says whether the RG-LRU begins with the
+first step or continues; conv_state None is zeros either way.
 
 h [B,T,D] is wanted by the backward pass only: None unless ``with_h``.
 """

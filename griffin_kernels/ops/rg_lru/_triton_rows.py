@@ -191,7 +191,7 @@ def reduce_rows(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """(P, S) [block_d] of ``steps`` steps, ``before`` earlier ones, as one map of the state that enters, h -> P h + S."""
+    """(P, S) [block_d] of ``steps`` steps, after ``before``, as one map of the state that enters them, h -> P h + S."""
     p = tl.full((BLOCK_D,), 1.0, dtype=tl.float32)
     s = tl.zeros((BLOCK_D,), dtype=tl.float32)
     for begin in range(0, steps, BLOCK_T):

@@ -83,17 +83,17 @@ def four(runs, ROWS: tl.constexpr):
 
 @triton.jit
 def unstack_cuts(cut, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
-    """cut [1, block_t], or None, as ``unstack`` gives tiles; an empty tuple for None."""
+    """A tuple of a cut [1, block_t], or an empty one, as ``unstack`` gives tiles."""
     cuts = ()
-    if cut is not None:
-        cuts = unstack(tl.broadcast_to(cut, (ROWS, BLOCK_T)), ROWS, BLOCK_T)
+    if len(cut) > 0:
+        cuts = unstack(tl.broadcast_to(cut[0], (ROWS, BLOCK_T)), ROWS, BLOCK_T)
     return cuts
 
 
 @triton.jit
-def marked(p, cut, cuts, LENGTH: tl.constexpr):
+def marked(p, cuts, LENGTH: tl.constexpr):
     """Runs' products of gates [rows, RUNS], CUT where one of the run's steps is a cut."""
-    if cut is not None:
+    if len(cuts) > 0:
         some = cuts[0]
         for k in tl.static_range(1, LENGTH):
             some = some | cuts[k]
@@ -105,42 +105,42 @@ def marked(p, cut, cuts, LENGTH: tl.constexpr):
 def apply(p, s, state, cut):
     """What a run makes of the state that enters it: p state + s, or s where p is CUT."""
     after = p * state + s
-    if cut is not None:
+    if len(cut) > 0:
         after = tl.where(p < 0.0, s, after)
     return after
 
 
 @triton.jit
-def advance(gate, value, state, cut, cuts, k: tl.constexpr):
+def advance(gate, value, state, cuts, k: tl.constexpr):
     """The state after step k of the runs."""
     after = gate * state + value
-    if cut is not None:
+    if len(cuts) > 0:
         after = tl.where(cuts[k], value, after)
     return after
 
 
 @triton.jit
-def maps_of_runs(gates, values, cut, cuts, ROWS: tl.constexpr, LENGTH: tl.constexpr):
+def maps_of_runs(gates, values, cuts, ROWS: tl.constexpr, LENGTH: tl.constexpr):
     """(P, S), four tensors [rows] each: what every run makes of the state that enters it, see ``apply``."""
     p = gates[0]
     s = values[0]
     for k in tl.static_range(1, LENGTH):
         p = gates[k] * p
-        s = advance(gates[k], values[k], s, cut, cuts, k)
-    return four(marked(p, cut, cuts, LENGTH), ROWS), four(s, ROWS)
+        s = advance(gates[k], values[k], s, cuts, k)
+    return four(marked(p, cuts, LENGTH), ROWS), four(s, ROWS)
 
 
 @triton.jit
 def scan_tile(a, u, cut, carry, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
     """(states [rows, block_t], carry [rows]) of h = a h + u over the tile's steps, from ``carry`` on.
 
-    cut: bool [1, block_t], where a h counts as 0, or None.
+    cut: a tuple of bool [1, block_t], where a h counts as 0; an empty one where nothing is cut.
     """
     LENGTH: tl.constexpr = BLOCK_T // RUNS
     gates = unstack(a, ROWS, BLOCK_T)
     values = unstack(u, ROWS, BLOCK_T)
     cuts = unstack_cuts(cut, ROWS, BLOCK_T)
-    p, s = maps_of_runs(gates, values, cut, cuts, ROWS, LENGTH)
+    p, s = maps_of_runs(gates, values, cuts, ROWS, LENGTH)
     h1 = apply(p[0], s[0], carry, cut)
     h2 = apply(p[1], s[1], h1, cut)
     h3 = apply(p[2], s[2], h2, cut)
@@ -148,7 +148,7 @@ def scan_tile(a, u, cut, carry, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
     h = tl.reshape(entering, (ROWS, RUNS))
     states = ()
     for k in tl.static_range(LENGTH):
-        h = advance(gates[k], values[k], h, cut, cuts, k)
+        h = advance(gates[k], values[k], h, cuts, k)
         states += (h,)
     return stack(states, ROWS, BLOCK_T), apply(p[3], s[3], h3, cut)
 
@@ -159,7 +159,7 @@ def reduce_tile(a, u, cut, product, result, ROWS: tl.constexpr, BLOCK_T: tl.cons
     gates = unstack(a, ROWS, BLOCK_T)
     values = unstack(u, ROWS, BLOCK_T)
     cuts = unstack_cuts(cut, ROWS, BLOCK_T)
-    p, s = maps_of_runs(gates, values, cut, cuts, ROWS, BLOCK_T // RUNS)
+    p, s = maps_of_runs(gates, values, cuts, ROWS, BLOCK_T // RUNS)
     for k in tl.static_range(RUNS):
         product = apply(p[k], 0.0, product, cut)
         result = apply(p[k], s[k], result, cut)
@@ -228,7 +228,7 @@ def gate_tile(
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """(a, u) [block_n, block_t] of h = a h + u and where it is cut, bool [1, block_t] or None.
+    """(a, u) [block_n, block_t] of h = a h + u, and where it is cut: a tuple of bool [1, block_t], or an empty one.
 
     Pointers are at the tile's first step, x at the block's first channel. outputs: the program's channels within the
     block; columns: within D. begin: steps before the tile, of the sequence where the time is one; else ``enter``
@@ -247,11 +247,12 @@ def gate_tile(
     y_i = argument(z_i, bias_i[:, None], FAST)
     y_r = argument(tl.where(here[None, :], z_r, float("-inf")), bias_r[:, None], FAST)
     i, _, a, _, m = scaled_gates(y_i, y_r, decay_log2[:, None], FAST)
-    cut = None
+    cut = ()
     if positions is not None:
         where = tl.load(positions + steps.to(tl.int64) * POSITION_STEP, mask=here, other=1)
-        cut = (where == 0)[None, :]
-        m = tl.where(cut, 1.0, m)
+        resets = (where == 0)[None, :]
+        m = tl.where(resets, 1.0, m)
+        cut = (resets,)
     if enter is not None:
         starts = tl.load(enter + steps, mask=here, other=-1)
         begins = (starts >= 0)[None, :]
@@ -265,10 +266,13 @@ def gate_tile(
         if h0 is not None:
             place = h0 + starts.to(tl.int64)[None, :] * h0_row + columns[:, None] * H0_CHANNEL
             taken = begins
-            if cut is not None:
-                taken = begins & ~cut
+            if positions is not None:
+                taken = begins & ~resets
             u += a * tl.load(place, mask=taken & (outputs < n)[:, None], other=0.0).to(tl.float32)
-        cut = begins if cut is None else begins | cut
+        if positions is not None:
+            cut = (begins | resets,)
+        else:
+            cut = (begins,)
     return a, u, cut
 
 

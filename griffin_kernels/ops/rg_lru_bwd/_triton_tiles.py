@@ -48,27 +48,27 @@ def store_tile(out, value, channels, inside, steps, left, STEP, D: tl.constexpr,
 
 
 @triton.jit
-def hand_on(gate, g, cut, cuts, k: tl.constexpr):
+def hand_on(gate, g, cuts, k: tl.constexpr):
     """What step k of the runs hands to the step before it: gate g, or 0 at a cut."""
     passed = gate * g
-    if cut is not None:
+    if len(cuts) > 0:
         passed = tl.where(cuts[k], 0.0, passed)
     return passed
 
 
 @triton.jit
 def scan_tile(a, dy, cut, carry, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
-    """(g [rows, block_t], carry [rows]): g = dy + c, c = a g, from ``carry`` on. cut: bool [1, block_t] or None."""
+    """(g [rows, block_t], carry [rows]): g = dy + c, c = a g, from ``carry`` on. cut: as in the forward."""
     LENGTH: tl.constexpr = BLOCK_T // RUNS
     gates = unstack(a, ROWS, BLOCK_T)
     values = unstack(dy, ROWS, BLOCK_T)
     cuts = unstack_cuts(cut, ROWS, BLOCK_T)
     product = gates[0]
-    result = hand_on(gates[0], values[0], cut, cuts, 0)
+    result = hand_on(gates[0], values[0], cuts, 0)
     for k in tl.static_range(1, LENGTH):
         product = gates[k] * product
-        result = hand_on(gates[k], result + values[k], cut, cuts, k)
-    p = four(marked(product, cut, cuts, LENGTH), ROWS)
+        result = hand_on(gates[k], result + values[k], cuts, k)
+    p = four(marked(product, cuts, LENGTH), ROWS)
     s = four(result, ROWS)
     c1 = apply(p[0], s[0], carry, cut)
     c2 = apply(p[1], s[1], c1, cut)
@@ -77,7 +77,7 @@ def scan_tile(a, dy, cut, carry, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
     states = ()
     for k in tl.static_range(LENGTH):
         g = c + values[k]
-        c = hand_on(gates[k], g, cut, cuts, k)
+        c = hand_on(gates[k], g, cuts, k)
         states += (g,)
     return stack(states, ROWS, BLOCK_T), apply(p[3], s[3], c3, cut)
 
@@ -140,18 +140,19 @@ def backward_tile(
     y_r = argument(tl.where(here, z_r, float("-inf")), bias_r[:, None], False)
     i, r, a, v, _ = scaled_gates(y_i, y_r, decay_log2[:, None], False)
     m, slope = multiplier(v)
-    cut = None
+    cut = ()
     if positions is not None:
         where = tl.load(positions + steps.to(tl.int64) * POSITION_STEP, mask=steps < left, other=1)
-        cut = (where == 0)[None, :]
-        before = tl.where(cut, 0.0, before)
-        m = tl.where(cut, 1.0, m)
+        resets = (where == 0)[None, :]
+        before = tl.where(resets, 0.0, before)
+        m = tl.where(resets, 1.0, m)
+        cut = (resets,)
     elif FRESH:
         m = tl.where(first, 1.0, m)
     g, carry = scan_tile(a, upstream, cut, carry, BLOCK_N, BLOCK_T)
     passed = a * g
-    if cut is not None:
-        passed = tl.where(cut, 0.0, passed)
+    if positions is not None:
+        passed = tl.where(resets, 0.0, passed)
     elif FRESH:
         # no tile comes after the first step's: the scan needs no cut there
         passed = tl.where((steps >= left - 1)[None, :], 0.0, passed)

@@ -3,8 +3,9 @@
     i = sigmoid(x W_i + b_i),  r = sigmoid(x W_r + b_r),  a = exp(-8 softplus(a_param) r)
     h = a h + sqrt(1 - a^2) i x,   y = h
 
-What rg_lru gives for T = 1. Where positions is 0 a document begins: h counts as 0 and the multiplier as 1. Slots are
-explained in ``ops/_slots.py``. h is float32 (float64 for float64 data) whatever x is.
+What rg_lru gives for T = 1 with h for h0. Where positions is 0 a document begins: h counts as 0 and the multiplier as
+1; without positions every row continues. Slots are explained in ``ops/_slots.py``. h is float32 (float64 for float64
+data) whatever x is.
 """
 
 from __future__ import annotations

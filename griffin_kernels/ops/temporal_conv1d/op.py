@@ -123,10 +123,11 @@ def reference(
     inputs = torch.cat([before, x], dim=1)  # [B, K-1+T, D]
     y = bias.expand(x.shape)
     for k in range(taps):
-        earlier = inputs[:, taps - 1 - k : taps - 1 - k + time]
+        term = weight[taps - 1 - k] * inputs[:, taps - 1 - k : taps - 1 - k + time]
         if segment_pos is not None and k > 0:
-            earlier = torch.where((k <= segment_pos)[..., None], earlier, 0.0)
-        y = y + weight[taps - 1 - k] * earlier
+            # the product is selected: of an input alone, its gradient would still reach the tap as a factor of zero
+            term = torch.where((k <= segment_pos)[..., None], term, 0.0)
+        y = y + term
     after = inputs[:, time:]
     if segment_pos is not None and time:
         after = torch.where(kept(segment_pos, taps)[..., None], after, 0.0)

@@ -183,8 +183,9 @@ def test_nan_in_a_parameter_reaches_its_channel():
         inputs = plain()
         inputs[name].view(-1)[7] = float("nan")
         y, _ = forward(inputs)
-        assert y[..., 7].isnan().all()
-        y[..., 7] = 0
+        first = 0 if name == "input_gate_bias" else 1  # a fresh first step has no use for the recurrence gate
+        assert y[:, first:, 7].isnan().all()
+        y[:, first:, 7] = 0
         assert y.isfinite().all()
 
 

@@ -12,7 +12,8 @@ from griffin_kernels.records import RegistryFile
 from griffin_kernels.registry import decode
 from griffin_kernels.texts import unmarked
 from tuning.journal import parse, read_bytes
-from tuning.records import Candidate, Ceiling, End, Race, Record, Result, Run
+from tuning.records import Candidate, Ceiling, End, Race, Record, Result, Run, Undecided
+from tuning.summary import undecided
 
 R = TypeVar("R")
 
@@ -72,8 +73,15 @@ class Journal:
 
     @property
     def results(self) -> dict[tuple[str, str], Result]:
-        """The last decision by (op, case key)."""
-        return {(r.entry.op, r.entry.case.case(r.entry.op).key): r for r in self.of(Result)}
+        """The last decision by (op, case key), where nothing was said of the case since."""
+        found = {(r.entry.op, r.entry.case.case(r.entry.op).key): r for r in self.of(Result)}
+        left = self.undecided
+        return {place: result for place, result in found.items() if place not in left}
+
+    @property
+    def undecided(self) -> dict[tuple[str, str], Undecided]:
+        """Cases for which nothing was published in the end, by (op, case key)."""
+        return {(r.op, r.case.case(r.op).key): r for r in undecided(self.records)}
 
     @property
     def races(self) -> dict[tuple[str, str], Race]:

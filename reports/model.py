@@ -16,7 +16,7 @@ from reports.journal import Journal
 from roofline import stats
 from tuning.budget import INDIFFERENCE
 from tuning.conditions import disturbed
-from tuning.records import BAD, Candidate, Conditions, Noise, OutputError, Race, Result
+from tuning.records import BAD, Candidate, Conditions, Noise, OutputError, Race, Result, Undecided
 from tuning.summary import STATUSES as ALL
 
 STATUSES: tuple[str, ...] = ALL
@@ -114,6 +114,7 @@ class CaseView:
     finalists: tuple[Finalist, ...]
     race: Race | None = None
     registry_note: str | None = None
+    undecided: Undecided | None = None
 
     @property
     def anchor(self) -> str:
@@ -237,6 +238,17 @@ class Report:
     @property
     def cases(self) -> list[CaseView]:
         return [case for op in self.ops for case in op.cases]
+
+    @property
+    def planned(self) -> int:
+        """How many candidates the run was to try, never fewer than it did: plans change as a run goes."""
+        done = len(self.candidates)
+        return done if self.journal.end else max(done, self.journal.run.planned)
+
+    @property
+    def races(self) -> int:
+        """How many cases had a race."""
+        return sum(case.race is not None for case in self.cases)
 
     @property
     def candidates(self) -> list[CandidateView]:
@@ -414,6 +426,7 @@ def build(journal: Journal, registry: RegistryFile | None = None) -> Report:
         cases.setdefault(key, result.entry.case)
     entries = {(e.op, e.case.case(e.op).key): e for e in registry.entries} if registry else {}
     by_op: defaultdict[str, list[CaseView]] = defaultdict(list)
+    left = journal.undecided
     for key, case in cases.items():
         race, decided = races.get(key), results.get(key)
         by_op[key[0]].append(
@@ -425,6 +438,7 @@ def build(journal: Journal, registry: RegistryFile | None = None) -> Report:
                 finalists=_finalists(race, decided, {c.key: c for c in groups[key]}) if race else (),
                 race=race,
                 registry_note=_registry_note(decided, entries.get(key)) if registry else None,
+                undecided=left.get(key),
             )
         )
     notes = []

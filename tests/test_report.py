@@ -20,7 +20,7 @@ from reports.build import Tab, page, write_report
 from reports.journal import load
 from tests import journals
 from tuning.budget import INDIFFERENCE
-from tuning.records import BAD, Candidate, Conditions, Race, Record, Result, Run
+from tuning.records import BAD, Candidate, Conditions, Race, Record, Result, Run, Undecided
 
 HOSTILE = journals.HOSTILE
 
@@ -135,6 +135,34 @@ def test_without_results(build: Callable[..., str]) -> None:
     assert "No case is decided yet" in shown and 'class="chart"' in shown
     nothing = body(build(journals.records()[:1]))
     assert "The journal holds no candidate" in nothing and "No ceiling was measured" in nothing
+
+
+@pytest.mark.parametrize("planned", [20, 78, 90])
+@pytest.mark.parametrize("finished", [False, True])
+def test_never_are_more_candidates_measured_than_planned(
+    build: Callable[..., str], planned: int, finished: bool
+) -> None:
+    lines = [
+        msgspec.structs.replace(line, planned=planned) if isinstance(line, Run) else line
+        for line in journals.records(finished=finished)
+    ]
+    pairs = [
+        (int(done), int(total)) for done, total in re.findall(r"(\d+) of (\d+) candidates", plain(body(build(lines))))
+    ]
+    assert pairs and all(done <= total for done, total in pairs), pairs
+
+
+def test_case_whose_race_was_too_noisy_is_named_with_what_repeats_it(build: Callable[..., str]) -> None:
+    lines = journals.records()
+    result = next(line for line in lines if isinstance(line, Result))
+    case = result.entry.case
+    why, command = "its races had a noise floor of 35%", "griffin tune --ops linear_scan --cases <this>"
+    noisy = Undecided(op=result.entry.op, case=case, why=why, command=command, noise_floor=0.35)
+    shown = plain(body(build([*lines[:-1], noisy, lines[-1]])))
+    assert f"not decided: {why}; repeat with {command}" in shown
+    assert f"Nothing is published: {why}. Repeat with {command} ." in shown
+    assert "1 case not decided" in shown
+    assert "not decided: " not in plain(body(build([*lines[:-1], noisy, result, lines[-1]]))), "a later result counts"
 
 
 def test_resumed_journal_counts_a_candidate_once(tmp_path: Path) -> None:

@@ -58,6 +58,9 @@ cause. Deaths before it (the start, the inputs, the reference) are not its fault
 PROCESSES = 9
 """Processes that one question is put to at the most."""
 
+ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""How a system, or a person, ends a whole group of processes: no kernel of ours sends these."""
+
 TAIL_BYTES = 4096
 """How much of what a worker prints is kept, to quote where it dies."""
 
@@ -161,6 +164,8 @@ class Worker:
         if -code == signal.SIGKILL:
             text = "its process was killed (SIGKILL) by itself, another process, or the system for want of memory"
             return Death("crashed", stage, text, foreign=True)
+        if -code in ENDINGS:
+            return Death("crashed", stage, f"its process was asked to end ({name})", foreign=True)
         return Death("crashed", stage, f"its process died of {name}{quoted}")
 
     def kill(self) -> None:

@@ -147,6 +147,14 @@ def test_what_cannot_be_compiled_is_known_whoever_asked_for_it(fake, reply, stat
     assert fake.asked == [1, 2]
 
 
+@pytest.mark.parametrize(("kills", "fails"), [(1, False), (2, False), (3, True)])
+def test_process_that_somebody_else_kills_is_no_candidates_failure_at_once(fake, monkeypatch, kills, fails):
+    left = iter([Death("crashed", Stage(""), "its process was asked to end (SIGTERM)", foreign=True)] * kills)
+    monkeypatch.setattr(fake, "ask", lambda self, *words: next(left, Ready()))
+    with Ahead("sm_90", 1, limits) as ahead:
+        assert (ahead.problem(*candidates(1)[0]) is not None) == fails
+
+
 def test_how_long_a_compilation_may_take_is_learned(fake):
     fake.free.set()
     fake.replies[0] = messages.Broken("CompilationError: no")
@@ -188,8 +196,7 @@ def test_closing_ends_who_waits(fake):
         ahead.close()
         for thread in waiting:
             thread.join(30)
-        assert len(ended) == 2
-        assert "the run is being stopped" in ended
+        assert ended == ["the run is being stopped"] * 2, "what is killed in the end is no candidate's failure"
         with pytest.raises(errors.WorkerError, match="being stopped"):
             ahead.problem(*candidates(3)[0])
     assert not any(thread.is_alive() for thread in ahead._threads)

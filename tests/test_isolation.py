@@ -108,9 +108,10 @@ def _command(pid):
         return b""
 
 
-def test_worker_that_somebody_else_kills_costs_no_candidate(isolated):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_worker_that_somebody_else_kills_costs_no_candidate(isolated, how):
     isolated.attempt(f"{OP}/eager.sequential", {}, QUICK, None, patient=True)
-    os.kill(isolated._worker._process.pid, signal.SIGKILL)
+    os.kill(isolated._worker._process.pid, how)
     answer = isolated.attempt(f"{OP}/eager.sequential", {}, QUICK, None, patient=True)
     assert answer.status == "ok"
 

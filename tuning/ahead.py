@@ -20,7 +20,7 @@ from griffin_kernels import errors
 from griffin_kernels.contract import Case, config_dict, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.records import CaseRecord
-from tuning.isolation import Death, Worker
+from tuning.isolation import TRIES, Death, Worker
 from tuning.limits import Limits
 from tuning.messages import Broken, Compile, Stage, Tried
 from tuning.plan import Planned
@@ -42,6 +42,7 @@ def processes_for(device: Device, lanes: int) -> int:
 class _Task:
     request: Compile
     done: Future[Tried | None] = field(default_factory=Future)
+    deaths: int = 0
 
 
 class Ahead:
@@ -161,7 +162,9 @@ class Ahead:
         """One thread: takes tasks and has its process compile them."""
         worker: Worker | None = None
         limits = self._limits()
-        while (task := self._take()) is not None:
+        again: _Task | None = None
+        while (task := again or self._take()) is not None:
+            again = None
             try:
                 worker = worker or self._started()
                 began = time.monotonic()
@@ -172,6 +175,13 @@ class Ahead:
             if isinstance(answer, Death):
                 self._drop(worker)
                 worker = None
+                task.deaths += 1
+                if self._stopped:
+                    task.done.set_exception(errors.WorkerError("the run is being stopped"))
+                    continue
+                if answer.foreign and task.deaths < TRIES:
+                    again = task  # whoever killed it may not have meant this candidate
+                    continue
             bad = answer if isinstance(answer, Death | Broken) else None
             if bad is None:
                 limits.learn(time.monotonic() - began)

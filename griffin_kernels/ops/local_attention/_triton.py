@@ -159,6 +159,7 @@ def first_keys(inputs: Inputs) -> tuple[Tensor | None, list[Launch]]:
 def twice(
     kernel: Any,
     programs: int,
+    rows: int,
     device: torch.device,
     args: dict[str, Any],
     constexprs: dict[str, Any],
@@ -167,8 +168,11 @@ def twice(
     tile: int,
     claims: Claims,
 ) -> list[Launch]:
-    """A launch, and one that does again what was broken by values that are not finite; see _triton_jit.py."""
-    args = args | {"broken": torch.empty(programs, dtype=torch.int32, device=device)}
+    """A launch, and one that does again what was broken by values that are not finite; see _triton_jit.py.
+
+    rows: of the sums of a program.
+    """
+    args = args | {"broken": torch.empty((programs, rows), dtype=torch.int8, device=device)}
     first = Launch(kernel, (programs,), args, constexprs | {"AGAIN": False}, num_warps, num_stages, tile, claims)
     # tiles and warps have to be the same for sums in the same order; nothing is loaded ahead
     rare = Claims(spills="returns at once, unless there is something that is not finite")

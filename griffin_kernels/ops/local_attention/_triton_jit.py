@@ -184,11 +184,21 @@ def cleared(tile):
 
 
 @triton.jit
-def report(broken, summed):
-    """Leave 1 at this program's place in ``broken`` where its sums [rows, channels] are not all finite, else 0."""
+def report(broken, summed, ROWS: tl.constexpr):
+    """Leave 1 in this program's places of ``broken`` for rows of its sums that are not all finite, else 0.
+
+    summed: [rows, channels]. The rows are left apart: on sm_100 Triton's compiler fails to reduce sums to a scalar.
+    """
     # 0 times anything else is NaN, and so is every sum of that
-    zero = tl.sum(tl.sum(summed * 0.0, axis=1), axis=0)
-    tl.store(broken + tl.program_id(0), (zero != zero).to(tl.int32))
+    zero = tl.sum(summed * 0.0, axis=1)
+    tl.store(broken + tl.cast(tl.program_id(0), tl.int64) * ROWS + tl.arange(0, ROWS), (zero != zero).to(tl.int8))
+
+
+@triton.jit
+def intact(broken, ROWS: tl.constexpr):
+    """Whether the first launch of this program found all of its sums finite."""
+    rows = tl.load(broken + tl.cast(tl.program_id(0), tl.int64) * ROWS + tl.arange(0, ROWS))
+    return tl.max(rows.to(tl.int32), axis=0) == 0
 
 
 @triton.jit

@@ -32,7 +32,7 @@ from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.local_attention import _triton
 from griffin_kernels.ops.local_attention._triton_forward import attend, unsound_values
-from griffin_kernels.ops.local_attention._triton_jit import load_rows, report, row_offsets, sight, span
+from griffin_kernels.ops.local_attention._triton_jit import intact, load_rows, report, row_offsets, sight, span
 from griffin_kernels.ops.local_attention.cost import cost
 
 JOINED = 16
@@ -97,10 +97,10 @@ def local_attention_flash_part(
     """q: [B,T,Hq,D]; k, v: [B,S,Hkv,D]; first: [B or 1,T] int32.
 
     sums [PARTS,B,Hkv,T*G,D], largest, total [PARTS,B,Hkv,T*G] float32: what ``attend`` gives for each part.
-    broken: int32 [programs]. Grid: tiles of [T * G] * PARTS * B * Hkv, the last tiles first.
+    broken: int8 [programs, BLOCK_M]. Grid: tiles of [T * G] * PARTS * B * Hkv, the last tiles first.
     """
     if AGAIN:
-        if tl.load(broken + tl.program_id(0)) == 0:
+        if intact(broken, BLOCK_M):
             return
     lanes = batches * HKV
     lane = tl.program_id(0) % lanes
@@ -146,7 +146,7 @@ def local_attention_flash_part(
         BLOCK_D=BLOCK_D,
     )
     if not AGAIN:
-        report(broken, summed)
+        report(broken, summed, BLOCK_M)
     there = rows < T * G
     inside = there[:, None]
     if D != BLOCK_D:
@@ -233,6 +233,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
         *_triton.twice(
             kernel=local_attention_flash_part,
             programs=triton.cdiv(time * group, tiles.block_m) * parts * lanes,
+            rows=tiles.block_m,
             device=q.device,
             args={"q": q, "k": k, "v": v, "first": first}
             | partial

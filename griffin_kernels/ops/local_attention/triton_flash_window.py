@@ -28,7 +28,7 @@ from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.local_attention import _triton
 from griffin_kernels.ops.local_attention._triton_forward import attend, unsound_values
-from griffin_kernels.ops.local_attention._triton_jit import load_rows, report, row_offsets, sight, span
+from griffin_kernels.ops.local_attention._triton_jit import intact, load_rows, report, row_offsets, sight, span
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ def local_attention_flash(
 ):
     """q, out: [B,T,Hq,D]; k, v: [B,S,Hkv,D]; first: [B or 1,T] int32; lse: [B,Hq,T].
 
-    broken: int32 [programs]. Grid: tiles of [T * G] * B * Hkv, the last tiles first. NEGATIVE: factor is that of -q.
+    broken: int8 [programs, BLOCK_M]. NEGATIVE: factor is that of -q. Grid: tiles of [T * G] * B * Hkv, the last first.
     """
     if AGAIN:
-        if tl.load(broken + tl.program_id(0)) == 0:
+        if intact(broken, BLOCK_M):
             return
     lane = tl.program_id(0) % (batches * HKV)
     tile = (tl.num_programs(0) - 1 - tl.program_id(0)) // (batches * HKV)
@@ -129,7 +129,7 @@ def local_attention_flash(
         BLOCK_D=BLOCK_D,
     )
     if not AGAIN:
-        report(broken, summed)
+        report(broken, summed, BLOCK_M)
     there = rows < T * G
     inside = there[:, None]
     if D != BLOCK_D:
@@ -164,6 +164,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
         *_triton.twice(
             kernel=local_attention_flash,
             programs=programs,
+            rows=tiles.block_m,
             device=q.device,
             args={"q": q, "k": k, "v": v, "first": first, "out": out, "lse": lse}
             | _triton.sizes(inputs)

@@ -136,6 +136,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
         *forward.twice(
             kernel=kernels.local_attention_bwd_keys,
             programs=triton.cdiv(keys, of_keys.resident) * parts * lanes,
+            rows=of_keys.resident,
             device=q.device,
             args=args | {"dk": dk_parts, "dv": dv_parts},
             constexprs=constexprs | of_keys.of_keys.constexprs(d) | {"PARTS": parts},
@@ -159,6 +160,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
     return found + forward.twice(
         kernel=kernels.local_attention_bwd_queries,
         programs=triton.cdiv(time * group, of_rows.resident) * lanes,
+        rows=of_rows.resident,
         device=q.device,
         args=args | {"dq": dq},
         constexprs=constexprs | of_rows.of_queries.constexprs(d),

@@ -10,6 +10,7 @@ import triton.language as tl
 from griffin_kernels.ops._triton_strides import far
 from griffin_kernels.ops.local_attention._triton_jit import (
     LOG2E,
+    intact,
     load_keys,
     load_rows,
     report,
@@ -124,7 +125,7 @@ def local_attention_bwd_queries(
 ):
     """dq [B,T,Hq,D]. Grid: tiles of [T * G] * B * Hkv, the last tiles first, as they see most keys."""
     if AGAIN:
-        if tl.load(broken + tl.program_id(0)) == 0:
+        if intact(broken, BLOCK_M):
             return
     lane = tl.program_id(0) % (batches * HKV)
     row = (tl.num_programs(0) - 1 - tl.program_id(0)) // (batches * HKV) * BLOCK_M
@@ -175,7 +176,7 @@ def local_attention_bwd_queries(
         BLOCK_D=BLOCK_D,
     )
     if not AGAIN:
-        report(broken, summed)
+        report(broken, summed, BLOCK_M)
     DQ_STEP: tl.constexpr = HKV * G * D
     dq += (batch * T + origin) * DQ_STEP + shared * (G * D)
     inside = there[:, None]
@@ -237,7 +238,7 @@ def local_attention_bwd_keys(
     Grid: tiles of [S] * PARTS * B * Hkv.
     """
     if AGAIN:
-        if tl.load(broken + tl.program_id(0)) == 0:
+        if intact(broken, BLOCK_N):
             return
     lane = tl.program_id(0) % (batches * HKV)
     part = tl.program_id(0) // (batches * HKV) % PARTS
@@ -296,7 +297,7 @@ def local_attention_bwd_keys(
         BLOCK_D=BLOCK_D,
     )
     if not AGAIN:
-        report(broken, to_keys + to_values)
+        report(broken, to_keys + to_values, BLOCK_N)
     inside = (start + ahead < S)[:, None]
     if D != BLOCK_D:
         inside = inside & (columns[None, :] < D)

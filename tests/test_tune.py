@@ -19,7 +19,7 @@ from griffin_kernels.contract import NoConfig, Variant
 from reports.cli import app
 from roofline import stats
 from tests import small_tune
-from tuning import journal, plan, terminal
+from tuning import gate, journal, plan, terminal
 from tuning.budget import BUDGETS
 from tuning.plan import Options
 from tuning.records import Candidate, End, Race, Result, Run
@@ -151,6 +151,31 @@ def test_input_that_a_candidate_changes_makes_it_wrong(tmp_path, monkeypatch):
     run(tmp_path, Options(ops=("linear_scan",), cases=("float32",), budget="quick", device="cpu", in_process=True))
     found = [c for c in records(tmp_path, Candidate) if c.variant == "eager.planted"]
     assert [c.problem.split(": ")[-1] for c in found] == ["changed its input x"] * len(found)
+
+
+def leaking(*, config, x, **inputs):
+    """Right, but for a factor of zero: what is NaN in one batch row is NaN in all."""
+    h, h_last = catalog.variant("linear_scan/eager.sequential").run(x=x, **inputs, config=NoConfig())
+    return h + 0.0 * x.sum().to(h.dtype), h_last
+
+
+def multiplying(*, config, x, a, **inputs):
+    """Right while gates are within [-1, 1]: a product of gates overflows where the state does not."""
+    h, h_last = catalog.variant("linear_scan/eager.sequential").run(x=x, a=a, **inputs, config=NoConfig())
+    return h, h_last + 0.0 * a.double().prod(1).to(h_last.dtype)
+
+
+@pytest.mark.parametrize(
+    ("behave", "words"), [(leaking, "which does not depend on it"), (multiplying, "~wild: h_last is wrong")]
+)
+def test_candidate_that_leaks_or_overflows_is_wrong(tmp_path, monkeypatch, behave, words):
+    behave.__module__ = catalog.variant("linear_scan/eager.sequential").run.__module__
+    with_planted(monkeypatch, Variant("linear_scan", "eager.planted", "", behave, NoConfig))
+    monkeypatch.setattr(gate, "SHORT_STEPS", 19)  # the small case has a short form
+    case = catalog.op("linear_scan").cases_tagged("smoke")[0]
+    run(tmp_path, Options(ops=("linear_scan",), cases=(case.key,), budget="quick", device="cpu", in_process=True))
+    (found,) = [c for c in records(tmp_path, Candidate) if c.variant == "eager.planted"]
+    assert found.status == "wrong" and words in found.problem
 
 
 @dataclass(frozen=True)

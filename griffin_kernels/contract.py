@@ -51,11 +51,13 @@ class TensorSpec:
     A name may be an integer literal or ``name-1`` / ``name+1``.
     dtype: ``"data"`` (the case's dtype), ``"state"`` (data or float32), ``"accumulator"`` (float32, or float64
     for float64 data), or a torch dtype's name such as ``"int32"`` and ``"bool"``.
+    least: the smallest value that a tensor of whole numbers may hold; None where the op's own ``check`` says.
     """
 
     dims: str
     dtype: str = "data"
     optional: bool = False
+    least: int | None = None
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -103,6 +105,11 @@ class Op:
     forward: str | None = None
     splits: tuple[tuple[str, ...], ...] = ()
     in_place: tuple[str, ...] = ()
+
+    @cached_property
+    def indices(self) -> tuple[str, ...]:
+        """Inputs of whole numbers: offsets, positions, slots. Unlike data they can hold a value that is wrong."""
+        return tuple(name for name, spec in self.inputs.items() if spec.dtype.startswith("int"))
 
     def cases_tagged(self, *tags: str) -> tuple[Case, ...]:
         return tuple(case for case in self.cases if case.tag in tags)

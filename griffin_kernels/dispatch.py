@@ -7,9 +7,9 @@ passed the checks of its shapes and dtypes, so a repeated call costs one diction
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +20,14 @@ from torch import Tensor
 
 from griffin_kernels import catalog, errors, misses, specs
 from griffin_kernels import device as devices
+from griffin_kernels.case import USUAL_SIZE
 from griffin_kernels.contract import Case, Inputs, Op, Variant, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.records import RegistryFile
 from griffin_kernels.registry import Match, Registry, load_for
+from griffin_kernels.warning import warn
+
+Run = Callable[..., tuple[Tensor | None, ...]]
 
 MOST_SIGNATURES = 2**16
 """Signatures remembered; past it they are forgotten and chosen again, so varying lengths cannot fill the memory."""
@@ -90,7 +94,8 @@ class _State:
 
     overrides: list[_Override] = field(default_factory=list)
     registries: dict[Device, Registry] = field(default_factory=dict)
-    chosen: dict[Any, Callable[..., tuple[Tensor | None, ...]]] = field(default_factory=dict)
+    chosen: dict[Any, Run] = field(default_factory=dict)
+    too_large: dict[Any, str] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -199,14 +204,27 @@ def _choose(op: Op, case: Case, device: Device) -> Choice:
         for variant in _named(override.variant):
             if variant.op == op.name:
                 config = variant.config() if override.config is None else override.config
-                if reason := variant.reject(case, device, config):
+                if reason := _refusal(variant, case, device, config):
                     raise errors.RejectedError(f"{variant.key} cannot run {case.key} on {device.name}: {reason}")
                 return Choice(variant, config, "use", "asked for by use()")
     for match in _registry(device).matches(op, case):
-        if match.variant.reject(case, device, match.config) is None:
+        if _refusal(match.variant, case, device, match.config) is None:
             near = "tuned for this case" if match.distance == 0 else _nearness(match)
             return Choice(match.variant, match.config, "registry", near, match)
     return _default(op, case, device)
+
+
+def _refusal(variant: Variant, case: Case, device: Device, config: Any) -> str | None:
+    """Why a variant cannot run a case: what it says itself, or what a launch on this device has shown."""
+    shown = _STATE.too_large.get(_footprint(variant, case, device, config)) if _STATE.too_large else None
+    return shown or variant.reject(case, device, config)
+
+
+def _footprint(variant: Variant, case: Case, device: Device, config: Any) -> Any:
+    """What a kernel's registers and shared memory depend on: not how many rows and steps there are."""
+    lengths = {"B", "T", *USUAL_SIZE}
+    sizes = tuple((name, size) for name, size in case.dims if name not in lengths)
+    return variant.key, config, sizes, case.dtype, case.flags, device
 
 
 def _nearness(match: Match) -> str:
@@ -218,7 +236,7 @@ def _default(op: Op, case: Case, device: Device) -> Choice:
     able = []
     reasons = dict(catalog.unavailable(op.name))
     for variant in catalog.variants(op.name).values():
-        reason = variant.reject(case, device, variant.config())
+        reason = _refusal(variant, case, device, variant.config())
         if reason is None:
             able.append(variant)
         else:
@@ -238,7 +256,7 @@ def explain(op: str, case: Case | Mapping[str, Any], device: Device | None = Non
     rejected = dict(catalog.unavailable(op))
     others = []
     for variant in catalog.variants(op).values():
-        reason = variant.reject(found, where, variant.config())
+        reason = _refusal(variant, found, where, variant.config())
         if reason is not None:
             rejected[variant.name] = reason
         elif variant is not choice.variant:
@@ -260,49 +278,122 @@ def call(op_name: str, inputs: Inputs) -> tuple[Tensor | None, ...]:
             if len(_STATE.chosen) >= MOST_SIGNATURES:
                 _STATE.chosen.clear()
             _STATE.chosen[key] = run
-    elif inputs.get("cu_seqlens") is not None or inputs.get("slots") is not None:
-        # a signature tells the shape of offsets and slots, not their values
-        check = catalog.op(op_name).check
-        if check is not None:
-            check(**inputs)
     return run(**inputs)
 
 
-def _resolve(op_name: str, inputs: Inputs) -> Callable[..., tuple[Tensor | None, ...]]:
-    """Check a call seen for the first time, and bind its kernel."""
+def _resolve(op_name: str, inputs: Inputs) -> Run:
+    """Check a call seen for the first time, and bind its kernel. Calls that have indices on the CPU are all checked.
+
+    A signature tells the shape of positions, offsets and slots, not their values.
+    """
     op = catalog.op(op_name)
     sizes = specs.bind(op, inputs)
-    if op.check is not None:
-        op.check(**inputs)
+    specs.check_values(op, inputs)
+    run = _bound(op, inputs, sizes)
+    if all(inputs[name] is None or inputs[name].device.type != "cpu" for name in op.indices):
+        return run
+
+    def checked(**given: Any) -> tuple[Tensor | None, ...]:
+        specs.check_values(op, given)
+        return run(**given)
+
+    return checked
+
+
+def _bound(op: Op, inputs: Inputs, sizes: specs.Sizes) -> Run:
+    """The kernel for a call that has passed its checks."""
     if 0 in [sizes[dim] for dim in ("B", "T") if dim in sizes]:
         return lambda **given: _run_empty(op, given)
     device = devices.detect(inputs[next(iter(op.inputs))].device)
     case = op.case_of(**inputs)
+    training = any(isinstance(value, Tensor) and value.requires_grad for value in inputs.values())
     with _STATE.lock:
         choice = _choose(op, case, device)
-        _warn(op, case, device, choice)
+        if op.forward is None:  # a gradient's kernel is spoken of where the user calls, not on a thread of autograd's
+            _warn([(op, case, choice), *(_gradient(op, case, device) if training else ())], device)
     if choice.origin == "default":
         misses.record(case, device)
-    return functools.partial(choice.variant.run, config=choice.config)
+    compiles = choice.variant.launches is not None or choice.variant.backend == "compiled"
+    if compiles and device.kind == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise errors.CaptureError(
+            f"{op.name} {case.key}: the first call of these shapes is inside a CUDA graph capture, where its kernels "
+            "cannot be compiled and loaded; call it once with the same shapes before the capture"
+        )
+    if choice.variant.launches is None:
+        return functools.partial(choice.variant.run, config=choice.config)
+
+    def launched(**given: Any) -> tuple[Tensor | None, ...]:
+        try:
+            return choice.variant.run(**given, config=choice.config)
+        except errors.OutOfResourcesError as error:
+            _give_up(op, case, device, choice, error)
+        return call(op.name, given)
+
+    return launched
 
 
-def _warn(op: Op, case: Case, device: Device, choice: Choice) -> None:
+def _give_up(op: Op, case: Case, device: Device, choice: Choice, error: errors.OutOfResourcesError) -> None:
+    """Remember that a kernel does not fit the device, and say so once; the next choice is another.
+
+    Raises the error where nothing else may be run: the variant was asked for, or has changed a state already.
+    """
+    if choice.origin == "use":
+        raise error
+    key = choice.variant.key
+    with _STATE.lock:
+        _STATE.too_large[_footprint(choice.variant, case, device, choice.config)] = str(error)
+        _STATE.chosen.clear()
+        if op.in_place and error.before:
+            raise errors.OutOfResourcesError(
+                f"{op.name}: {key} changed states before a launch failed, so this token is lost: {error}; "
+                "the next call runs another variant",
+                error.before,
+            ) from error
+        instead = _choose(op, case, device).variant.name
+        told = key in _STATE.warned
+        _STATE.warned.add(key)
+    if not told:
+        text = f"{key} [{config_key(choice.config)}] cannot run {case.key} on {device.name}: {error}"
+        warn(f"{text}; using {instead} from now on", errors.FallbackWarning)
+
+
+def _gradient(op: Op, case: Case, device: Device) -> list[tuple[Op, Case, Choice]]:
+    """The op's gradient and the kernel that would run it: a case of it has the sizes and flags of the forward op's."""
+    found = []
+    for name in catalog.ops():
+        backward = catalog.op(name)
+        if backward.forward == op.name:
+            its = dataclasses.replace(case, op=name)
+            with contextlib.suppress(errors.NoVariantError, errors.RejectedError):  # the backward pass will say so
+                found.append((backward, its, _choose(backward, its, device)))
+    return found
+
+
+def _warn(chosen: list[tuple[Op, Case, Choice]], device: Device) -> None:
     """Say once per op that it is untuned, and once per process that an entry is stale or predicted.
 
-    Who was already told of this registry that something in it is passed over is not told more.
+    chosen: a call's op and, where it needs one, its gradient's. Who was already told of this registry that something in
+    it is passed over is not told more.
     """
     passed_over = _registry(device).passed_over
-    if choice.origin == "default":
-        if op.name not in _STATE.warned and not passed_over & {op.name, "*"}:
-            _STATE.warned.add(op.name)
-            text = f"{op.name} is not tuned near {case.key} on {device.name}: using {choice.variant.name}; "
-            warnings.warn(text + "`griffin tune` measures this machine", errors.UntunedWarning, stacklevel=6)
-    elif (caveat := choice.caveat()) and choice.match is not None:
-        category, words = caveat
-        if category.__name__ not in _STATE.warned and not passed_over:
-            _STATE.warned.add(category.__name__)
-            text = f"{op.name} in registry {choice.match.source} is {words} (`griffin tune show` lists all)"
-            warnings.warn(text, category, stacklevel=6)
+    new = [
+        (op, case, choice)
+        for op, case, choice in chosen
+        if choice.origin == "default" and op.name not in _STATE.warned and not passed_over & {op.name, "*"}
+    ]
+    if new:
+        _STATE.warned.update(op.name for op, _, _ in new)
+        names = " and ".join(op.name for op, _, _ in new)
+        text = f"{names} {'is' if len(new) == 1 else 'are'} not tuned near {new[0][1].key} on {device.name}: "
+        text += f"using {' and '.join(choice.variant.name for _, _, choice in new)}; `griffin tune` measures this machine"
+        warn(text, errors.UntunedWarning)
+    for op, _, choice in chosen:
+        if (caveat := choice.caveat()) and choice.match is not None:
+            category, words = caveat
+            if category.__name__ not in _STATE.warned and not passed_over:
+                _STATE.warned.add(category.__name__)
+                text = f"{op.name} in registry {choice.match.source} is {words} (`griffin tune show` lists all)"
+                warn(text, category)
 
 
 def _run_empty(op: Op, inputs: Inputs) -> tuple[Tensor | None, ...]:

@@ -51,6 +51,29 @@ class NoVariantError(GriffinKernelsError, RuntimeError):
     """No variant of an op can run a case; the message lists every reason."""
 
 
+class OutOfResourcesError(GriffinKernelsError, RuntimeError):
+    """A kernel needs more shared memory or registers of a block than the device has.
+
+    before: how many launches of the same call had already run.
+    """
+
+    def __init__(self, message: str, before: int = 0) -> None:
+        super().__init__(message)
+        self.before = before
+
+
+class FallbackWarning(UserWarning):
+    """A kernel does not fit the device, and another takes its place. Shown once per kernel."""
+
+
+class CaptureError(GriffinKernelsError, RuntimeError):
+    """The first call of its shapes is inside a CUDA graph capture; one call before the capture makes it work."""
+
+
+class TransformError(GriffinKernelsError, NotImplementedError):
+    """A transform of torch that the operators have no rule for: forward-mode derivatives, vmap, batched gradients."""
+
+
 class CatalogError(GriffinKernelsError, RuntimeError):
     """The catalogue is inconsistent: a duplicate, or a file whose name and contents disagree."""
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import device as devices
+from griffin_kernels import errors
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class Launch:
         name: str = self.kernel.__name__
         return name
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler is told besides constexprs. Products and sums fuse, whatever is Triton's default."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
 
 @dataclass(frozen=True)
 class Call:
@@ -108,12 +114,29 @@ def architecture(tensor: Tensor) -> str:
 
 
 def run_all(steps: Sequence[Step]) -> None:
-    """Enqueue the steps in order on the current stream of the device their tensors are on."""
+    """Enqueue the steps in order on the current stream of the device their tensors are on.
+
+    Raises OutOfResourcesError where the device has too little shared memory, say, for a kernel.
+    """
     launches = [step for step in steps if isinstance(step, Launch)]
     tensor = next(value for launch in launches for value in launch.args.values() if isinstance(value, Tensor))
     with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext(), torch.no_grad():
-        for step in steps:
+        for before, step in enumerate(steps):
             if isinstance(step, Call):
                 step.function()
                 continue
-            step.kernel[step.grid](**step.args, **step.constexprs, num_warps=step.num_warps, num_stages=step.num_stages)
+            try:
+                step.kernel[step.grid](**step.args, **step.constexprs, **step.options)
+            except Exception as error:
+                if (found := _out_of_resources(error)) is None:
+                    raise
+                raise errors.OutOfResourcesError(f"{step.name} does not fit: {found}", before) from error
+
+
+def _out_of_resources(error: Exception) -> str | None:
+    """What the device has too little of, where that is what Triton's error says."""
+    from triton.runtime.errors import OutOfResources
+
+    if not isinstance(error, OutOfResources):
+        return None
+    return f"it needs {error.required} of {error.name}, the device has {error.limit}"

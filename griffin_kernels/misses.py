@@ -10,7 +10,6 @@ import datetime
 import errno
 import os
 import threading
-import warnings
 
 import msgspec
 
@@ -18,6 +17,7 @@ from griffin_kernels import errors
 from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.records import CaseRecord
+from griffin_kernels.warning import warn
 
 ENVIRONMENT_VARIABLE = "GRIFFIN_KERNELS_RECORD_MISSES"
 
@@ -60,7 +60,7 @@ def record(case: Case, device: Device) -> None:
         with _LOCK:
             _CLOSED.add(path)
         text = f"untuned cases cannot be recorded in {path} ({ENVIRONMENT_VARIABLE}): {error.strerror or error}"
-        warnings.warn(text, errors.MissWarning, stacklevel=3)
+        warn(text, errors.MissWarning)
 
 
 def append(path: str, miss: Miss) -> None:

@@ -20,7 +20,6 @@ import math
 import os
 import stat
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from griffin_kernels import datasheet, errors, records, validity
 from griffin_kernels.contract import Case, Op, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, DeviceRecord, Entry, RegistryFile
+from griffin_kernels.warning import warn
 
 ENVIRONMENT_VARIABLE = "GRIFFIN_KERNELS_REGISTRY"
 
@@ -287,7 +287,7 @@ class Registry:
         self.passed_over.add(op)
         if source not in self._told:
             self._told.add(source)
-            warnings.warn(text, errors.RegistryWarning, stacklevel=6)
+            warn(text, errors.RegistryWarning)
 
     def _entries(self, op: Op) -> list[Match]:
         """Matches at distance 0 of an op's entries whose kernel is still the one that was measured."""

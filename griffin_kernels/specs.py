@@ -94,6 +94,28 @@ def bind(op: Op, inputs: Inputs) -> Sizes:
     return sizes
 
 
+LARGEST_INDEX = 2**31 - 1
+"""The largest position: it fits in int32, which callers may use, and leaves kernels room to add to it."""
+
+
+def check_values(op: Op, inputs: Inputs) -> None:
+    """Raise ArgumentError where an index on the CPU holds a value that no variant could use, after ``bind``.
+
+    Those on a GPU are not looked at: that would wait for the device.
+    """
+    for name in op.indices:
+        value, least = inputs[name], op.inputs[name].least
+        if value is None or value.device.type != "cpu":
+            continue
+        if least is not None and value.numel():
+            low, high = map(int, torch.aminmax(value))
+            if low < least or high > LARGEST_INDEX:
+                wrong = low if low < least else high
+                raise errors.ArgumentError(f"{op.name}: {name} has {wrong}, expected {least} to {LARGEST_INDEX}")
+    if op.check is not None:
+        op.check(**inputs)
+
+
 def _listed(spec: TensorSpec, sizes: Mapping[str, int]) -> str:
     parts = []
     for dim in spec.names:

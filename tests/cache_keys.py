@@ -135,8 +135,7 @@ def kernels_of_layout(variant: Variant, case: Case, arch: str, layout: str) -> d
 
 def warm_up(step: Launch) -> None:
     """A launch up to the compiler."""
-    options = {"num_warps": step.num_warps, "num_stages": step.num_stages}
-    step.kernel.warmup(**step.args, **step.constexprs, **options, grid=step.grid)
+    step.kernel.warmup(**step.args, **step.constexprs, **step.options, grid=step.grid)
 
 
 def main(name: str, what: str = "ahead") -> None:

@@ -71,7 +71,7 @@ def _prepared(launch: Launch, target: Target) -> tuple[Any, Any, dict[str, Any]]
     gpu = GPUTarget(target.backend, target.arch, target.warp_size)
     backend = make_backend(gpu)
     bind = create_function_from_signature(launch.kernel.signature, launch.kernel.params, backend)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "debug": False}
+    options = launch.options | {"debug": False}
     bound, specialization, _ = bind(**launch.args, **launch.constexprs, **options)
     parsed, signature, constexprs, attributes = launch.kernel._pack_args(
         backend, options, bound, specialization, options

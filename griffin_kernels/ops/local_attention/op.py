@@ -330,7 +330,7 @@ INPUTS = {
     "q": TensorSpec("B T Hq d"),
     "k": TensorSpec("B S Hkv d"),
     "v": TensorSpec("B S Hkv d"),
-    "segment_pos": TensorSpec("B T", "int64", optional=True),
+    "segment_pos": TensorSpec("B T", "int64", optional=True, least=0),
     "cu_seqlens": TensorSpec("N+1", "int32", optional=True),
 }
 

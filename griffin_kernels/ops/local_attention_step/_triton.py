@@ -68,6 +68,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
                 "out": out,
                 "largest": largest,
                 "total": total,
+                "P": k_cache.shape[0],
                 "W": window,
                 "factor": scale * attention.LOG2E if softcap is None else scale / softcap,
                 "softcap": softcap or 0.0,

@@ -26,7 +26,7 @@ def exponents(scores, factor, softcap, CAPPED: tl.constexpr):
     return scores * factor
 
 
-@triton.jit(do_not_specialize=["W"])
+@triton.jit(do_not_specialize=["P", "W"])
 def local_attention_step_part(
     q,
     k,
@@ -38,6 +38,7 @@ def local_attention_step_part(
     out,
     largest,
     total,
+    P,
     W,
     factor,
     softcap,
@@ -82,7 +83,7 @@ def local_attention_step_part(
     row = batch
     if slots is not None:
         row = tl.load(slots + batch * slots_batch)
-    real = row >= 0
+    real = (row >= 0) & (row < P) & (place >= 0)  # else nothing is touched and the output is 0
     slot = tl.where(real, place % W, 0).to(tl.int32)
     written = tl.where(real, tl.minimum(place, W), 0).to(tl.int32)  # slots 0 .. written - 1, all but the new one
     rows = tl.arange(0, BLOCK_G)

@@ -177,7 +177,7 @@ OP = Op(
         "v": TensorSpec("B Hkv d"),
         "k_cache": TensorSpec("P W Hkv d"),
         "v_cache": TensorSpec("P W Hkv d"),
-        "positions": TensorSpec("B", "int64"),
+        "positions": TensorSpec("B", "int64", least=0),
         "slots": TensorSpec("B", "int64", optional=True),
     },
     options=("softcap", "scale"),

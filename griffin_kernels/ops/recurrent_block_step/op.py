@@ -146,7 +146,7 @@ OP = Op(
         **{name: block.INPUTS[name] for name in block.WEIGHTS},
         "conv_state": TensorSpec("P K-1 D"),
         "h": TensorSpec("P D", "accumulator"),
-        "positions": TensorSpec("B", "int64", optional=True),
+        "positions": TensorSpec("B", "int64", optional=True, least=0),
         "slots": TensorSpec("B", "int64", optional=True),
     },
     outputs={

@@ -291,7 +291,7 @@ INPUTS = {
     "recurrence_gate_weight": TensorSpec("H n n"),
     "recurrence_gate_bias": TensorSpec("H n"),
     "h0": TensorSpec("N D", "state", optional=True),
-    "segment_pos": TensorSpec("B T", "int64", optional=True),
+    "segment_pos": TensorSpec("B T", "int64", optional=True, least=0),
     "cu_seqlens": TensorSpec("N+1", "int32", optional=True),
 }
 

@@ -86,6 +86,7 @@ def arguments(
         "slots": inputs["slots"],
         "out": scan.empty(outputs, output, x, batch, width, dtype=x.dtype),
         "B": batch,
+        "P": h.shape[0],
         "x_row": scan.row_stride(x, 0),
         "y_row": scan.row_stride(y, 0),
         "h_slot": scan.row_stride(h, 0),

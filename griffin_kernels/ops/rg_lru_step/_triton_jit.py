@@ -113,6 +113,7 @@ def leave(
         goes_on = inside & (position != 0)
     state = h + (slot * h_slot + channel * H_CHANNEL)
     new = a * tl.load(state, mask=goes_on, other=0.0) + m * i * u
+    tl.debug_barrier()  # a layout may have several threads read an element, and none may read it after the store
     tl.store(state, new, mask=inside)
     if y is not None:
         branch = tl.load(y + (row.to(tl.int64) * y_row + channel * Y_CHANNEL), mask=inside, other=0.0)
@@ -143,7 +144,7 @@ def shift(
     keep(kept, current, inside, position, STATE_ROW, TAPS)
 
 
-@triton.jit(do_not_specialize=["B"])
+@triton.jit(do_not_specialize=["B", "P"])
 def step_by_dot(
     x,
     y,
@@ -160,6 +161,7 @@ def step_by_dot(
     slots,
     out,
     B,
+    P,
     x_row,
     y_row,
     h_slot,
@@ -187,7 +189,7 @@ def step_by_dot(
     first = block * N
     column = (tl.program_id(0) % PARTS) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = (tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B))[None, :]
-    slot, works = rows_of(row, slots, B, far(SLOT_STEP))
+    slot, works = rows_of(row, slots, B, P, far(SLOT_STEP))
     position = None
     if positions is not None:
         position = tl.load(positions + row * far(POSITION_STEP), mask=row < B, other=0)
@@ -289,7 +291,7 @@ def step_by_dot(
     )
 
 
-@triton.jit(do_not_specialize=["B"])
+@triton.jit(do_not_specialize=["B", "P"])
 def step_by_vector(
     x,
     y,
@@ -306,6 +308,7 @@ def step_by_vector(
     slots,
     out,
     B,
+    P,
     x_row,
     y_row,
     h_slot,
@@ -341,7 +344,7 @@ def step_by_vector(
         w_r = tl.load(weight_r + at, mask=filled, other=0.0)
     for r in tl.static_range(ROWS):
         row = tl.program_id(1) * ROWS + r
-        slot, works = rows_of(row, slots, B, far(SLOT_STEP))
+        slot, works = rows_of(row, slots, B, P, far(SLOT_STEP))
         position = None
         if positions is not None:
             position = tl.load(positions + row * far(POSITION_STEP), mask=row < B, other=0)

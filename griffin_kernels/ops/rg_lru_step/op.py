@@ -129,7 +129,7 @@ OP = Op(
         "x": TensorSpec("B D"),
         **{name: lru.INPUTS[name] for name in WEIGHTS},
         "h": TensorSpec("P D", "accumulator"),
-        "positions": TensorSpec("B", "int64", optional=True),
+        "positions": TensorSpec("B", "int64", optional=True, least=0),
         "slots": TensorSpec("B", "int64", optional=True),
     },
     outputs={"y": TensorSpec("B D"), "h": TensorSpec("P D", "accumulator")},

@@ -273,7 +273,7 @@ INPUTS = {
     "weight": TensorSpec("K D"),
     "bias": TensorSpec("D"),
     "state": TensorSpec("N K-1 D", optional=True),
-    "segment_pos": TensorSpec("B T", "int64", optional=True),
+    "segment_pos": TensorSpec("B T", "int64", optional=True, least=0),
     "cu_seqlens": TensorSpec("N+1", "int32", optional=True),
 }
 

@@ -28,6 +28,7 @@ def arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[dict[str, Any], 
         "slots": inputs["slots"],
         "y": scan.empty(outputs, "y", x, batch, width, dtype=x.dtype),
         "B": batch,
+        "P": state.shape[0],
         "x_row": scan.row_stride(x, 0),
         "state_slot": scan.row_stride(state, 0),
     }

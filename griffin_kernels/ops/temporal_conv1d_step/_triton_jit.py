@@ -13,13 +13,16 @@ import triton.language as tl
 
 
 @triton.jit
-def rows_of(row, slots, B, SLOT_STEP):
-    """(slot, works) of batch rows ``row``, any shape: the row of the pool as int64, and whether there is one."""
+def rows_of(row, slots, B, P, SLOT_STEP):
+    """(slot, works) of batch rows ``row``, any shape: the row of the pool as int64, and whether there is one.
+
+    A slot that the pool of P rows does not have is one that only pads: nothing outside the pool is touched.
+    """
     works = row < B
     slot = row.to(tl.int64)
     if slots is not None:
         slot = tl.load(slots + row * SLOT_STEP, mask=works, other=-1).to(tl.int64)
-        works = works & (slot >= 0)
+        works = works & (slot >= 0) & (slot < P)
     return slot, works
 
 

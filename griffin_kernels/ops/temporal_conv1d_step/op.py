@@ -99,7 +99,7 @@ OP = Op(
         "weight": TensorSpec("K D"),
         "bias": TensorSpec("D"),
         "state": TensorSpec("P K-1 D"),
-        "positions": TensorSpec("B", "int64", optional=True),
+        "positions": TensorSpec("B", "int64", optional=True, least=0),
         "slots": TensorSpec("B", "int64", optional=True),
     },
     outputs={"y": TensorSpec("B D"), "state": TensorSpec("P K-1 D")},

@@ -37,7 +37,7 @@ class Config:
     num_warps: int = 4
 
 
-@triton.jit(do_not_specialize=["B"])
+@triton.jit(do_not_specialize=["B", "P"])
 def temporal_conv1d_step_tile(
     x,
     weight,
@@ -47,6 +47,7 @@ def temporal_conv1d_step_tile(
     slots,
     y,
     B,
+    P,
     x_row,
     state_slot,
     D: tl.constexpr,
@@ -66,7 +67,7 @@ def temporal_conv1d_step_tile(
     row = ((tl.program_id(0) // BLOCKS) * BLOCK_B + tl.arange(0, BLOCK_B))[:, None]
     channel = ((tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
     there = channel < D
-    slot, works = rows_of(row, slots, B, far(SLOT_STEP))
+    slot, works = rows_of(row, slots, B, P, far(SLOT_STEP))
     position = None
     if positions is not None:
         position = tl.load(positions + row * far(POSITION_STEP), mask=row < B, other=0)

@@ -385,7 +385,9 @@ def _warn(chosen: list[tuple[Op, Case, Choice]], device: Device) -> None:
         _STATE.warned.update(op.name for op, _, _ in new)
         names = " and ".join(op.name for op, _, _ in new)
         text = f"{names} {'is' if len(new) == 1 else 'are'} not tuned near {new[0][1].key} on {device.name}: "
-        text += f"using {' and '.join(choice.variant.name for _, _, choice in new)}; `griffin tune` measures this machine"
+        text += (
+            f"using {' and '.join(choice.variant.name for _, _, choice in new)}; `griffin tune` measures this machine"
+        )
         warn(text, errors.UntunedWarning)
     for op, _, choice in chosen:
         if (caveat := choice.caveat()) and choice.match is not None:

@@ -85,4 +85,6 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     # the tensor holds the view, the view's end brings the block back
     view = (ctypes.c_char * size).from_buffer(block, -start % _HUGE_PAGE if size >= _HUGE else 0)
     weakref.finalize(view, _POOL.give, block).atexit = False
-    return torch.frombuffer(view, dtype=dtype, count=count).view(shape)
+    flat = torch.frombuffer(view, dtype=dtype, count=count)
+    # not flat.view(shape): autograd forbids to change a view in place that comes out of a Function with several outputs
+    return flat.resize_(shape)

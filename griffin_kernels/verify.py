@@ -148,8 +148,8 @@ def check(
                 return Verdict((), f"does not give back the {name} that it is to change in place")
         elif isinstance(value, Tensor) and not _same(value, before[name]):
             return Verdict((), f"changed its input {name}")
-    if (shared := _sharing(op, inputs, got)) is not None:
-        return Verdict((), shared)
+    if (problem := _sharing(op, inputs, got) or _extraordinary(op, got)) is not None:
+        return Verdict((), problem)
     return compare(op, case, got, want, op.tolerance(case))
 
 
@@ -166,6 +166,24 @@ def _sharing(op: Op, inputs: Inputs, got: tuple[Tensor | None, ...]) -> str | No
         owner = owners.setdefault(value.untyped_storage().data_ptr(), name)
         if owner != name:
             return f"its output {name} lies in the memory of {owner}"
+    return None
+
+
+def _extraordinary(op: Op, got: tuple[Tensor | None, ...]) -> str | None:
+    """What is wrong where an output is no ordinary tensor: contiguous, with memory of its own and no more than it needs.
+
+    Views come to harm when they are changed in place: autograd refuses those that a Function gives with other outputs.
+    """
+    for name, value in zip(op.outputs, got, strict=False):
+        if value is None or name in op.in_place:
+            continue
+        if value._is_view():
+            return f"its output {name} is a view of another tensor"
+        if not value.is_contiguous():
+            return f"its output {name} has strides {value.stride()}, expected contiguous ones"
+        held, needed = value.untyped_storage().nbytes(), value.numel() * value.element_size()
+        if held != needed:
+            return f"its output {name} holds {held} bytes of memory, expected {needed}"
     return None
 
 

@@ -12,12 +12,49 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from griffin_kernels import catalog, dispatch, errors, specs
 from griffin_kernels.contract import Inputs
 
 NAMESPACE = "griffin_kernels"
+
+_functorch: Any = torch._C._functorch
+
+
+def _no_rule(op_name: str, transform: str, instead: str) -> Callable[..., Any]:
+    """A rule of a transform of torch that only says that there is none."""
+
+    def rule(*_: Any, **__: Any) -> Any:
+        raise errors.TransformError(f"{op_name} has no rule for {transform}: {instead}")
+
+    return rule
+
+
+def _no_tangents(op_name: str) -> Callable[..., Any]:
+    return _no_rule(
+        op_name,
+        "forward-mode derivatives (jvp, jacfwd, linearize, dual numbers)",
+        "use reverse mode (backward, torch.func.grad or vjp)",
+    )
+
+
+def _no_batching(op_name: str) -> Callable[..., Any]:
+    return _no_rule(
+        op_name,
+        "vmap, nor for what is made of it (jacrev, jacfwd, hessian, is_grads_batched=True)",
+        "put the mapped dimension into the batch, or loop over it",
+    )
+
+
+def check_tangents(op_name: str, args: Any) -> None:
+    """Raise TransformError for dual numbers, whose tangents a kernel would lose. There has to be a dual level."""
+    # an operator's implementation is called below autograd, where torch would not look for tangents
+    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
+        for value in args:
+            if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+                _no_tangents(op_name)()
 
 
 def register(op_name: str, option_types: dict[str, str]) -> Any:
@@ -34,6 +71,8 @@ def register(op_name: str, option_types: dict[str, str]) -> Any:
     first = next(iter(op.inputs))
 
     def implementation(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            check_tangents(op_name, args)
         inputs = dict(zip(names, args, strict=True))
         outputs = dispatch.call(op_name, inputs)
         data = specs.data_dtype(op, inputs)
@@ -50,6 +89,7 @@ def register(op_name: str, option_types: dict[str, str]) -> Any:
     schema = f"({', '.join(arguments)}) -> {returns if len(op.outputs) == 1 else f'({returns})'}"
     definition = torch.library.custom_op(f"{NAMESPACE}::{op_name}", implementation, mutates_args=(), schema=schema)
     definition.register_fake(fake)
+    definition.register_vmap(_no_batching(op_name))
     return definition
 
 
@@ -87,10 +127,13 @@ class Differentiable:
         # functorch wants setup_context apart; with it apart torch inspects signatures at every call, some 40 us
         fast = {"forward": staticmethod(forward_and_save), "backward": once}
         apart = {"forward": staticmethod(forward), "setup_context": staticmethod(setup_context), "backward": once}
+        rules = {"jvp": staticmethod(_no_tangents(op_name)), "vmap": staticmethod(_no_batching(op_name))}
         self.eager: Any = type(f"Eager_{op_name}", (torch.autograd.Function,), fast)
-        self.transformable: Any = type(f"Transformable_{op_name}", (torch.autograd.Function,), apart)
+        self.transformable: Any = type(f"Transformable_{op_name}", (torch.autograd.Function,), apart | rules)
 
     def __call__(self, *args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            check_tangents(self.op_name, args)
         if torch._C._functorch.peek_interpreter_stack() is not None and not torch.compiler.is_compiling():
             return self.transformable.apply(*args)  # functorch refuses custom ops whose gradient is Python
         if not is_plain(args):
@@ -119,6 +162,8 @@ class InPlace:
             return f"Tensor{written}{'?' if op.inputs[name].optional else ''} {name}"
 
         def implementation(*args: Any) -> Any:
+            if forward_ad._current_level >= 0:
+                check_tangents(op_name, args)
             return self._new(dispatch.call(op_name, dict(zip(names, args, strict=True))))
 
         def fake(*args: Any) -> Any:
@@ -134,12 +179,15 @@ class InPlace:
             f"{NAMESPACE}::{op_name}", implementation, mutates_args=op.in_place, schema=schema
         )
         self.custom_op.register_fake(fake)
+        self.custom_op.register_vmap(_no_batching(op_name))
 
     def _new(self, outputs: tuple[Tensor | None, ...]) -> Any:
         new = tuple(outputs[at] for at in self.fresh)
         return new[0] if len(new) == 1 else new
 
     def __call__(self, *args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            check_tangents(self.op.name, args)
         if torch.is_grad_enabled():
             for name, value in zip(self.names, args, strict=True):
                 if isinstance(value, Tensor) and value.requires_grad:
@@ -157,10 +205,30 @@ def whole(index: Any) -> Any:
     return index.long() if isinstance(index, Tensor) and index.dtype == torch.int32 else index
 
 
+def _unwrapped(value: Any) -> Any:
+    """The tensor within what torch.func wrapped in a forward pass that is over, as the function of vjp keeps it."""
+    if isinstance(value, Tensor) and _functorch.is_functorch_wrapped_tensor(value):
+        return _functorch.unwrap_if_dead(value)
+    return value
+
+
 def call_backward(op_name: str, custom_op: Any, inputs: Inputs) -> tuple[Tensor | None, ...]:
     """Run a backward op by whichever road the forward pass is on; absent outputs are None or without elements."""
+    if forward_ad._current_level >= 0:
+        check_tangents(op_name, inputs.values())
     if is_plain(tuple(inputs.values())):
-        return dispatch.call(op_name, inputs)
+        try:
+            return dispatch.call(op_name, inputs)
+        except RuntimeError:
+            # looked at only now, as asking takes as long as a small call: both kinds pass for plain tensors
+            if any(
+                [isinstance(value, Tensor) and _functorch.is_legacy_batchedtensor(value) for value in inputs.values()]
+            ):
+                _no_batching(op_name)()
+            unwrapped = {name: _unwrapped(value) for name, value in inputs.items()}
+            if all([unwrapped[name] is inputs[name] for name in inputs]):
+                raise
+        return dispatch.call(op_name, unwrapped)
     outputs = custom_op(*inputs.values())
     return outputs if isinstance(outputs, tuple) else (outputs,)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import itertools
 import sys
@@ -144,6 +145,30 @@ def _kernel_modules(module: str) -> set[str]:
     return found
 
 
+def ordinary(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values as an ordinary tensor: contiguous and no view, with memory of its own and no more than it needs.
+
+    That is ``tensor`` itself where it is one, and its memory where it fills that; copied otherwise.
+    """
+    if tensor.requires_grad or (tensor.is_contiguous() and not tensor._is_view()):
+        return tensor
+    memory = tensor.untyped_storage()
+    if not tensor.is_contiguous() or memory.nbytes() != tensor.nbytes:
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(memory, 0, tensor.size(), tensor.stride())
+
+
+def _with_ordinary_outputs(run: Callable[..., tuple[torch.Tensor | None, ...]]) -> Callable[..., Any]:
+    """``run``, whose outputs are ordinary tensors but for those that it changes in place and gives back."""
+
+    @functools.wraps(run)
+    def ordinarily(*args: Any, **given: Any) -> tuple[torch.Tensor | None, ...]:
+        kept = {id(value) for value in (*args, *given.values()) if isinstance(value, torch.Tensor)}
+        return tuple(out if out is None or id(out) in kept else ordinary(out) for out in run(*args, **given))
+
+    return ordinarily
+
+
 def _no_reason(case: Case, device: Device, config: Any) -> str | None:
     return None
 
@@ -158,8 +183,9 @@ class Variant:
 
     name: ``<backend>.<algorithm>``; the file is ``<backend>_<algorithm>.py``.
     run: ``(**inputs, config) -> tuple of outputs``. Allocates every output with ``torch.empty`` and friends, takes any
-    strides, and changes no input but those of ``Op.in_place``, which it writes and gives back. No two outputs share
-    memory, nor does an output with an input.
+    strides, and changes no input but those of ``Op.in_place``, which it writes and gives back. Outputs are ordinary
+    tensors: no two share memory, nor does one with an input, and none is a view. What PyTorch's own operations give is
+    made so here.
     config: frozen dataclass whose defaults are the documented default. axes: values the tuner may try per field.
     reject: ``(case, device, config) -> reason | None``: why this cannot run, in words a user can act on.
     baseline: what a user would otherwise run; every report compares with it.
@@ -187,6 +213,8 @@ class Variant:
             raise errors.CatalogError(
                 f"{self.key}: axes {sorted(unknown)} are not fields of its Config {sorted(fields)}"
             )
+        if self.backend in ("eager", "compiled"):
+            object.__setattr__(self, "run", _with_ordinary_outputs(self.run))
 
     @property
     def key(self) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Variant
+from griffin_kernels.contract import Case, Variant, ordinary
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _slots, _threads
 from griffin_kernels.ops.local_attention_step import _numba, _ring
@@ -94,7 +94,7 @@ def run(
     share = torch.exp(largest - largest.amax(1, keepdim=True))  # [B * Hkv, parts, G]
     summed = (partial.view(-1, parts, group, d) * share[..., None]).sum(1)
     out = summed / (share * total).sum(1)[..., None]
-    return _slots.silence(out.view(batch, heads, d).to(q.dtype), slots), k_cache, v_cache
+    return ordinary(_slots.silence(out.view(batch, heads, d).to(q.dtype), slots)), k_cache, v_cache
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

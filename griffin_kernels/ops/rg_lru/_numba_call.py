@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import memory
+from griffin_kernels.contract import ordinary
 from griffin_kernels.ops import _native, _threads
 from griffin_kernels.ops.rg_lru import _numba, _numba_backward, _numba_tiles
 from griffin_kernels.ops.rg_lru.op import DECAY, is_fresh
@@ -310,7 +311,7 @@ def backward(
     through_r, through_z_i, through_z_r = sums.sum(0).unbind(0)
     da_param = (through_r * torch.sigmoid(a_param.float())).mul_(-DECAY).to(a_param.dtype)
     dweight_i, dweight_r = (
-        (total[0] if groups == 1 else total.sum(0))[..., :n].to(x.dtype).contiguous() for total in dweights
+        ordinary((total[0] if groups == 1 else total.sum(0))[..., :n].to(x.dtype)) for total in dweights
     )
-    dbias_i, dbias_r = (total.to(x.dtype, copy=True).reshape(blocks, n) for total in (through_z_i, through_z_r))
+    dbias_i, dbias_r = (total.reshape(blocks, n).to(x.dtype, copy=True) for total in (through_z_i, through_z_r))
     return dx, da_param, dweight_i, dbias_i, dweight_r, dbias_r, None if h0 is None else state

@@ -177,4 +177,4 @@ def backward(
         tile,
     )
     total = sums.sum(0).to(x.dtype)  # [K+1, D]
-    return dx, total[:taps], total[taps].clone(), dstate
+    return dx, total[:taps].clone(), total[taps].clone(), dstate

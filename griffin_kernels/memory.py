@@ -4,6 +4,8 @@ A fresh 42 MB tensor costs Linux ten thousand page faults of about 1 us each, wh
 it; torch gives such memory back to the system as soon as a tensor dies, and so pays again at every call. Here a block
 goes back to a pool when its last tensor dies, as torch's allocator does on a GPU; large ones ask for 2 MiB pages.
 At most ``MOST_IDLE_BYTES`` are kept; ``release`` gives them back.
+Such a tensor cannot grow: ``resize_`` to more elements raises RuntimeError ("storage that is not resizable"), as for
+what comes from NumPy, since torch has no allocator for the memory. Its ``clone()`` can.
 """
 
 from __future__ import annotations

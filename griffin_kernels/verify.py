@@ -170,7 +170,7 @@ def _sharing(op: Op, inputs: Inputs, got: tuple[Tensor | None, ...]) -> str | No
 
 
 def _extraordinary(op: Op, got: tuple[Tensor | None, ...]) -> str | None:
-    """What is wrong where an output is no ordinary tensor: contiguous, with memory of its own and no more than it needs.
+    """What is wrong where an output is no ordinary tensor: contiguous, no view, its memory as large as it is.
 
     Views come to harm when they are changed in place: autograd refuses those that a Function gives with other outputs.
     """

@@ -51,7 +51,11 @@ def _no_batching(op_name: str) -> Callable[..., Any]:
 def check_tangents(op_name: str, args: Any) -> None:
     """Raise TransformError for dual numbers, whose tangents a kernel would lose. There has to be a dual level."""
     # an operator's implementation is called below autograd, where torch would not look for tangents
-    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
+    keys = torch._C.DispatchKey
+    with (
+        torch._C._SetExcludeDispatchKeyGuard(keys.AutogradFunctionality, False),
+        torch._C._SetExcludeDispatchKeyGuard(keys.ADInplaceOrView, False),
+    ):
         for value in args:
             if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
                 _no_tangents(op_name)()
@@ -132,7 +136,7 @@ class Differentiable:
         self.transformable: Any = type(f"Transformable_{op_name}", (torch.autograd.Function,), apart | rules)
 
     def __call__(self, *args: Any) -> Any:
-        if forward_ad._current_level >= 0:
+        if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
             check_tangents(self.op_name, args)
         if torch._C._functorch.peek_interpreter_stack() is not None and not torch.compiler.is_compiling():
             return self.transformable.apply(*args)  # functorch refuses custom ops whose gradient is Python
@@ -186,7 +190,7 @@ class InPlace:
         return new[0] if len(new) == 1 else new
 
     def __call__(self, *args: Any) -> Any:
-        if forward_ad._current_level >= 0:
+        if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
             check_tangents(self.op.name, args)
         if torch.is_grad_enabled():
             for name, value in zip(self.names, args, strict=True):

@@ -1,0 +1,35 @@
+"""Calls of any op through its operator, for tests that loop over the table."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+
+from griffin_kernels import catalog
+from griffin_kernels.contract import Inputs
+
+CPU = torch.device("cpu")
+DIFFERENTIABLE = [name for name in catalog.ops() if name in {catalog.op(other).forward for other in catalog.ops()}]
+STEPS = [name for name in catalog.ops() if catalog.op(name).in_place]
+
+
+def operator(name):
+    """The callable behind the public function: the op's inputs and options in order."""
+    module = importlib.import_module(f"griffin_kernels.functional.{name}")
+    return module._step if name in STEPS else getattr(module, f"_{name}")
+
+
+def small(name, count=1, wanted=()):
+    """The smallest float32 cases of an op that have all the ``wanted`` flags or data."""
+    op = catalog.op(name)
+    cases = [c for c in op.cases if c.dtype == "float32" and set(wanted) <= {*c.flags, *c.data}]
+    return sorted((c for c in cases if 0 not in c.size.values()), key=lambda case: op.cost(case).bytes_total)[:count]
+
+
+def leaves(inputs: Inputs) -> Inputs:
+    """Inputs that require gradients where they can."""
+    return {
+        name: value.clone().requires_grad_() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }

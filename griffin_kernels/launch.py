@@ -55,6 +55,7 @@ class Launch:
     kernel: a ``triton.jit`` function. grid: programs along x, y, z; y and z at most 65535.
     args: tensors, numbers and None by parameter name. constexprs: compile-time values by parameter name, and strides,
     which are compile-time values unless they may follow from the call (see ops/_triton_strides.py).
+    rare: whether all programs return at once in a call whose data are finite.
     tile: elements that one program handles per iteration of its main loop (per program where it has no loop); 0 where
     instructions per element mean nothing.
     """
@@ -67,6 +68,7 @@ class Launch:
     num_stages: int = 1
     tile: int = 0
     claims: Claims = field(default_factory=Claims)
+    rare: bool = False
 
     @property
     def name(self) -> str:

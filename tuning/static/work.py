@@ -36,6 +36,7 @@ PRODUCT_TILE = 128
 class LaunchWork:
     """One launch. key: equal for launches that compile to the same code. iterations: of a program's main loop.
 
+    A rare launch counts as one program that does nothing: what remains of it is that it is launched.
     flops: of matrix products on matrix units. index: which step of the candidate this is.
     """
 
@@ -114,12 +115,12 @@ def _launch(launch: Launch, index: int, op: Op, case: Case, in_place: set[tuple[
         name=launch.name,
         index=index,
         key=compile_key(launch),
-        programs=programs,
+        programs=1 if launch.rare else programs,
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
         tile=launch.tile,
-        iterations=iterations,
-        bytes_moved=float(moved),
+        iterations=0.0 if launch.rare else iterations,
+        bytes_moved=0.0 if launch.rare else float(moved),
         flops=flops,
     )
 

@@ -176,7 +176,7 @@ def twice(
     first = Launch(kernel, (programs,), args, constexprs | {"AGAIN": False}, num_warps, num_stages, tile, claims)
     # tiles and warps have to be the same for sums in the same order; nothing is loaded ahead
     rare = Claims(spills="returns at once, unless there is something that is not finite")
-    again = replace(first, constexprs=constexprs | {"AGAIN": True}, num_stages=1, tile=0, claims=rare)
+    again = replace(first, constexprs=constexprs | {"AGAIN": True}, num_stages=1, tile=0, claims=rare, rare=True)
     return [first, again]
 
 

@@ -6,6 +6,7 @@ import codecs
 import os
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import msgspec
@@ -191,3 +192,34 @@ def test_in_a_c_locale_with_output_that_encodes_nothing_but_ascii(good, tmp_path
     text = done.stdout.decode("ascii")
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr.decode(errors="replace")
     assert [line.split()[1] for line in text.splitlines() if line.startswith("ended")] == ["0"] * 5 + ["2"]
+
+
+MEASURES_FIRST = {("roofline", "measure", "out"), ("roofline", "study", "out")}
+"""Options whose commands measure for a minute: what they write to is prepared, or is tested, elsewhere."""
+
+SAME_READER = {("tune", "predict", "constants"), ("tune", "calibrate", "constants"), ("tune", "calibrate", "out")}
+"""Options that are read, or written, as others in the table are, after minutes of compiling."""
+
+
+def path_parameters(app, words=()):
+    """(command words..., parameter) of every parameter of the command line that is a path."""
+    called = [((*words, c.name or c.callback.__name__), c.callback) for c in app.registered_commands]
+    if app.registered_callback is not None:
+        called.append((words, app.registered_callback.callback))
+    for place, callback in called:
+        for name, kind in typing.get_type_hints(callback).items():
+            if "Path" in str(kind):
+                yield (*place, name)
+    for group in app.registered_groups:
+        yield from path_parameters(group.typer_instance, (*words, group.typer_instance.info.name))
+
+
+def test_no_path_of_the_command_line_is_left_out():
+    """A new command or option with a path belongs into COMMANDS."""
+    tested = {
+        ("tune", "show", "path"), ("tune", "diff", "a"), ("tune", "diff", "b"), ("tune", "merge", "registries"),
+        ("tune", "merge", "out"), ("tune", "export", "journal"), ("tune", "export", "out"), ("report", "folder"),
+        ("report", "out"), ("tune", "replay", "journals"), ("tune", "calibrate", "journals"), ("tune", "out"),
+        ("tune", "from_misses"), ("tune", "constants"),
+    }  # fmt: skip
+    assert set(path_parameters(app)) == tested | MEASURES_FIRST | SAME_READER

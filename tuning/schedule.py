@@ -176,7 +176,9 @@ class Schedule:
     ) -> None:
         """limit_s: seconds that the user gave; else the budget's for this kind of device. earlier: a run before."""
         priced = Prices.of_run(earlier) if earlier else None
-        self.slots = {one.place: one for one in (slot(job, device, budget, priced) for job in jobs)}
+        planned = list(jobs)
+        self.slots = {one.place: one for one in (slot(job, device, budget, priced) for job in planned)}
+        self._compiles = any(_compiles(p) for job in planned for p in job.candidates if p.reason is None)
         self.drop = math.isfinite(limit_s)
         self.start_s, self.lanes = assumed(device).start, lanes
         self.after_s = 0.0 if self.drop else after_s
@@ -225,10 +227,11 @@ class Schedule:
         known = sum(one.known for one in self.slots.values())
         if known == len(self.slots):
             return "priced by the candidates of the run before"
+        compiled = f"{prices.compiled:g} s more for one of torch.compile, " if self._compiles else ""
+        case_s = prices.case + prices.race * budget.race_seconds
         rest = (
-            f"assumed {prices.candidate + budget.seconds:.2g} s for a candidate, {prices.compiled:g} s more for one of "
-            f"torch.compile, {prices.case + prices.race * budget.race_seconds:.2g} s for the inputs and race of a "
-            f"case, {self.start_s:g} s to begin"
+            f"assumed {prices.candidate + budget.seconds:.2g} s for a candidate, {compiled}{case_s:.2g} s for the "
+            f"inputs and race of a case, {self.start_s:g} s to begin"
         )
         return rest if not known else f"{known} of {len(self.slots)} cases priced by the run before, the others {rest}"
 

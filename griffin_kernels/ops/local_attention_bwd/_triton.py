@@ -53,7 +53,7 @@ WIDE_KEYS = Cut(64, 64, 8, 1)
 """Of head_dim 256 on sm_90: with loads ahead, ptxas has products of warp groups wait for each other (C7515)."""
 
 SPILLED = {
-    "sm_90": "16 to 24 bytes a thread, outside the loop; tiles of half the rows spill nothing and take more instructions",
+    "sm_90": "16 to 24 bytes a thread, outside the loop; half the rows would spill nothing and take more instructions",
     "gfx942": "84 bytes a thread, where sums are looked over after the loop",
 }
 """Of the kernel for dk and dv in its default cut at head_dim 256, by architecture: why that is accepted."""

@@ -49,12 +49,11 @@ wanted() {
     [[ " $STEPS " == *" $1 "* ]]
 }
 
-ops_by_weight() {  # the ops that models run most come first, the others follow by name
+ops_by_weight() {  # the ops that models run most come first
     "$PYTHON" - <<'END'
-from griffin_kernels import catalog
+from tuning.plan import ops_by_weight
 
-first = ["linear_scan", "linear_scan_bwd", "rg_lru", "rg_lru_bwd", "local_attention", "recurrent_block"]
-print(*first, *(name for name in catalog.ops() if name not in first), sep=",")
+print(*ops_by_weight(), sep=",")
 END
 }
 

@@ -115,14 +115,13 @@ def unfit(case: Case, device: Device, config: Any) -> str | None:
     """Why no kernel here runs this case with this configuration, if so."""
     if reason := attention.unfit(case, device):
         return reason
+    if device.arch in WITHOUT_PRODUCTS:
+        return f"Triton has no matrix instructions for {device.arch}: products one by one would spill registers"
     group = case["Hq"] // case["Hkv"]
     if group > MOST_HEADS:
         return f"{group} query heads share a key head, {MOST_HEADS} at most fit in registers"
     rows = max(16, triton.next_power_of_2(group))
     weights = rows * config.block_n * 4
-    if device.arch in WITHOUT_PRODUCTS:
-        # both operands in float32, nothing ahead: there are no asynchronous copies either
-        return over_shared((rows + config.block_n) * padded(case["d"]) * 4 + weights + SCRATCH, device.arch)
     width = padded(case["d"]) * DTYPE_BYTES[case.dtype]
     amd = device.kind == "hip"
     # rows this few are products of one warp, whatever the architecture, and a buffer is free when it has been read

@@ -23,7 +23,7 @@ SHORT_STEPS = 331
 """Steps of the second problem: prime, so no block size divides it."""
 
 PLANTS = 1
-"""Times that something is planted: NaN in one step of all inputs over time. Each is a run per candidate; tests do all."""
+"""Times that something is planted: NaN in one step of all inputs over time. Each is a run per candidate."""
 
 WILD = "wild"
 """What ``Case.data`` calls values that are hard to keep in range."""

@@ -57,7 +57,7 @@ def check_tangents(op_name: str, args: Any) -> None:
         torch._C._SetExcludeDispatchKeyGuard(keys.ADInplaceOrView, False),
     ):
         for value in args:
-            if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:  # type: ignore[no-untyped-call]
                 _no_tangents(op_name)()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from griffin_kernels import errors
+from griffin_kernels import errors, nvml
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,15 @@ def _cache_bytes() -> dict[str, int]:
     return sizes
 
 
-def _usable_cores() -> int:
+def cores() -> frozenset[int]:
+    """Numbers of the cores that this process may use: those of its affinity mask, where the system has one."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(machine_cores()))
+
+
+def machine_cores() -> int:
+    """Cores of the whole machine, for what concerns all its processes; how many to use is ``len(cores())``."""
     return os.cpu_count() or 1
 
 
@@ -137,7 +143,7 @@ def cpu() -> Device:
         kind="cpu",
         name=_cpu_name(),
         arch=_cpu_arch(isa),
-        units=_usable_cores(),
+        units=len(cores()),
         memory_bytes=_ram_bytes(),
         last_level_cache_bytes=caches.get("l3", caches.get("l2", 0)),
         details=(
@@ -195,21 +201,20 @@ def detect(where: torch.device | str | None = None) -> Device:
 
 
 def _nvidia_provenance(index: int) -> dict[str, Any]:
-    """Driver and power limit through NVML; the reason where NVML cannot tell."""
+    """Driver, power limit and clock through NVML; beside what it tells, why it does not tell the rest."""
     import pynvml
 
-    try:
-        pynvml.nvmlInit()
-        # NVML counts physical GPUs, torch counts visible ones: match them by UUID.
-        uuid = str(torch.cuda.get_device_properties(index).uuid)
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
-        return {
-            "driver": pynvml.nvmlSystemGetDriverVersion(),
-            "power_limit_watts": pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000,
-            "max_sm_clock_mhz": pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
-        }
-    except pynvml.NVMLError as error:
-        return {"nvml": f"unavailable: {error}"}
+    answers, refusals = nvml.ask(
+        index,
+        {
+            "driver": lambda gpu: pynvml.nvmlSystemGetDriverVersion(),
+            "power_limit_watts": lambda gpu: pynvml.nvmlDeviceGetPowerManagementLimit(gpu()) / 1000,
+            "max_sm_clock_mhz": lambda gpu: pynvml.nvmlDeviceGetMaxClockInfo(gpu(), pynvml.NVML_CLOCK_SM),
+        },
+    )
+    if refusals:
+        answers["nvml"] = "unavailable: " + "; ".join(f"{name} ({why})" for name, why in refusals.items())
+    return answers
 
 
 def _version(package: str) -> str:

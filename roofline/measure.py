@@ -95,7 +95,7 @@ class Sampler:
         self.device = device
         self.tell: Progress = progress or (lambda what, share: None)
         self.tell("preparing", 0.0)
-        with torch.inference_mode():
+        with torch.inference_mode(), probes.current(device):
             try:
                 self.tried = list(probes.everything(device) if made is None else made)
             except RuntimeError as error:

@@ -6,6 +6,8 @@ shorter than the time that the operating system gives another process, so that m
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +20,12 @@ from torch import Tensor
 from griffin_kernels.device import Device
 from roofline.ceilings import CACHE_SHARE, Unit
 
-BUFFER_BYTES = 256 * 2**20
-"""Size of a DRAM buffer, at least; it must be several times any last-level cache."""
+BUFFER_BYTES = {"cpu": 256 * 2**20, "gpu": 2**30}
+"""Size of a DRAM buffer, at least; it must be several times any last-level cache. On a GPU the microseconds in which
+the first units begin and the last ones end are several percent of a read of 256 MiB, and a quarter of that of 1 GiB."""
+
+MEMORY_SHARE = 8
+"""Three DRAM buffers of a GPU have this part of its memory each, at most."""
 
 WINDOW_BYTES = 16 * 2**20
 """What a CPU takes of each DRAM buffer in one sample; the windows go round, so the data has left the caches."""
@@ -43,39 +49,95 @@ walk such products another way: with 16 rows MKL takes a third longer for each w
 LAUNCHES = 200
 """Calls in one sample of the launch time."""
 
+BUSY_S = 200e-6
+"""How long a GPU is kept busy before a probe is timed, so that it waits when the probe has been launched."""
+
+MOST_BUSY_S = 16 * BUSY_S
+"""The same for a probe that takes longer to launch; what takes longer still is timed with its launches."""
+
+BUSY_CYCLES = 200_000
+"""How long the kernel that keeps a GPU busy runs while it is found out how long a cycle takes."""
+
 GPU_STEPS = 256
 """Passes of a GPU kernel over its chain or block: a sample takes some hundred microseconds."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """``amount`` of work, in the amount of ``unit``, is what one call of ``work`` does; for ``s`` it is a count."""
+    """``amount`` of work, in the amount of ``unit``, is what one call of ``work`` does; for ``s`` it is a count.
+
+    launched: what launching costs is part of what is measured, on a GPU too.
+    """
 
     name: str
     unit: Unit
     amount: float
     work: Callable[[], object]
     source: str
+    launched: bool = False
 
     def sample(self, device: Device) -> float:
         """One measurement in ``unit``."""
-        seconds = seconds_of(self.work, device)
+        timed = seconds_of if self.launched or device.kind == "cpu" else kernel_seconds_of
+        with current(device):
+            seconds = timed(self.work, device)
         return seconds / self.amount if self.unit == "s" else self.amount / seconds
 
 
+def current(device: Device) -> contextlib.AbstractContextManager[Any]:
+    """Makes a GPU torch's current one: streams, events and Triton's launches are then its own."""
+    return contextlib.nullcontext() if device.kind == "cpu" else torch.cuda.device(device.torch_device)
+
+
 def seconds_of(work: Callable[[], object], device: Device) -> float:
-    """Seconds that one call takes on a device: wall clock on a CPU, between events on a GPU."""
+    """Seconds that one call takes on a device: wall clock on a CPU, between events on a GPU.
+
+    A GPU that has nothing else to do waits between the events until the call has launched its kernels.
+    """
     if device.kind == "cpu":
         start = time.perf_counter()
         work()
         return time.perf_counter() - start
+    begin, end = _between_events(work)
+    return float(begin.elapsed_time(end)) / 1e3
+
+
+def kernel_seconds_of(work: Callable[[], object], device: Device) -> float:
+    """Seconds that the kernels of one call take on a GPU, without their launches.
+
+    The GPU is kept busy until all are launched, for longer where it was not long enough, up to ``MOST_BUSY_S``.
+    """
+    busy_s = BUSY_S
+    while True:
+        cuda: Any = torch.cuda
+        cuda._sleep(round(busy_s / _cycle_s(device.torch_device)))
+        begin, end = _between_events(work, wait=False)
+        waited = begin.query()  # it had come to the first kernel before the last was launched
+        end.synchronize()
+        if not waited or busy_s >= MOST_BUSY_S:
+            return float(begin.elapsed_time(end)) / 1e3
+        busy_s *= 4
+
+
+@functools.cache
+def _cycle_s(where: torch.device) -> float:
+    """Seconds of a cycle of the kernel that keeps a GPU busy: of its core's clock, or another (ATen/cuda/Sleep.cu)."""
+    cuda: Any = torch.cuda
+    spin = functools.partial(cuda._sleep, BUSY_CYCLES)
+    spin()  # loads it
+    begin, end = _between_events(spin)
+    return float(begin.elapsed_time(end)) / 1e3 / BUSY_CYCLES
+
+
+def _between_events(work: Callable[[], object], wait: bool = True) -> tuple[Any, Any]:
     event: Any = torch.cuda.Event
     begin, end = event(enable_timing=True), event(enable_timing=True)
     begin.record()
     work()
     end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1e3
+    if wait:
+        end.synchronize()
+    return begin, end
 
 
 def everything(device: Device) -> Iterator[Probe]:
@@ -89,8 +151,9 @@ def dram(device: Device) -> Iterator[Probe]:
 
     Bytes are those that the program names: a CPU may read a line before it overwrites it, which is not counted.
     """
-    size = max(BUFFER_BYTES, 4 * device.last_level_cache_bytes)
-    window = WINDOW_BYTES if device.kind == "cpu" else size
+    size = window = _buffer_bytes(device)
+    if device.kind == "cpu":
+        window = WINDOW_BYTES
     shape = (max(1, size // window), window // 4)
     out, left, right = (torch.ones(shape, device=device.torch_device, dtype=torch.float32) for _ in range(3))
     total = torch.zeros((), device=device.torch_device, dtype=torch.float32)
@@ -109,6 +172,14 @@ def dram(device: Device) -> Iterator[Probe]:
     }
     for name, (count, work, text) in streams.items():
         yield Probe(name, "bytes_per_s", count * shape[1] * 4, going_round(work), f"{text}, {size_text}, float32")
+
+
+def _buffer_bytes(device: Device) -> int:
+    """Bytes of a DRAM buffer; a whole number of float32."""
+    least = 4 * device.last_level_cache_bytes
+    if device.kind == "cpu":
+        return max(BUFFER_BYTES["cpu"], least)
+    return max(min(BUFFER_BYTES["gpu"], device.memory_bytes // MEMORY_SHARE), least) // 4 * 4
 
 
 def cache(device: Device) -> Iterator[Probe]:
@@ -259,7 +330,7 @@ def launch(device: Device) -> Iterator[Probe]:
             torch.add(one, one, out=out)
 
     text = f"{LAUNCHES} calls of torch.add(a, b, out=) on one number"
-    yield Probe("launch", "s", LAUNCHES, work, text)
+    yield Probe("launch", "s", LAUNCHES, work, text, launched=True)
     if device.kind != "cpu":
         work()
         torch.cuda.synchronize(device.torch_device)

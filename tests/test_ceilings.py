@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -74,7 +75,7 @@ def clean(monkeypatch, tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     """Buffers and products so small that a measurement takes a fraction of a second."""
-    monkeypatch.setattr(probes, "BUFFER_BYTES", 2**20)
+    monkeypatch.setitem(probes.BUFFER_BYTES, "cpu", 2**20)
     monkeypatch.setattr(probes, "WINDOW_BYTES", 2**18)
     monkeypatch.setattr(probes, "MATMUL_SIZES", {"cpu": ((32, 32, 32), (48, 32, 64))})
     monkeypatch.setattr(probes, "WEIGHT", (64, 32))
@@ -195,7 +196,7 @@ BROKEN = {
     ),
     "of another device": (
         lambda text: text.replace(HERE.name, "Some other CPU").encode(),
-        f"of another device .Some other CPU, .*this is {HERE.name}",
+        f"of another device .Some other CPU, .*this is {re.escape(HERE.name)}",
     ),
     "negative": (lambda text: text.replace('"low": 1000000000.0', '"low": -1.0').encode(), "not a valid"),
     "with an unknown field": (lambda text: text.replace('"source"', '"sauce"').encode(), "not a valid"),

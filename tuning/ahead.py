@@ -8,7 +8,6 @@ costs the candidate, here as there. On a CPU that would disturb what is timed: s
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 
+from griffin_kernels import device as devices
 from griffin_kernels import errors
 from griffin_kernels.contract import Case, config_dict, config_key
 from griffin_kernels.device import Device
@@ -35,7 +35,7 @@ def processes_for(device: Device, lanes: int) -> int:
     """How many cores may compile: those that no lane needs; none where the CPU itself is timed."""
     if device.kind == "cpu":
         return 0
-    return max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) - 1 - lanes))
+    return max(1, min(MOST_PROCESSES, len(devices.cores()) - 1 - lanes))
 
 
 @dataclass(eq=False)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from griffin_kernels import device as devices
+from griffin_kernels import nvml
 from griffin_kernels.device import Device
 from tuning.records import Conditions
 
@@ -69,33 +71,25 @@ def disturbed(before: Conditions, after: Conditions) -> str | None:
 
 
 def _nvidia(device: Device) -> dict[str, Any]:
-    """What NVML says of the device; it counts physical GPUs and torch visible ones, so by UUID."""
+    """What NVML says of the device."""
     import pynvml
 
-    def ask(question: Callable[[], Any]) -> Any:
+    def held_down(gpu: nvml.Handle) -> Any:
         try:
-            return question()
-        except pynvml.NVMLError:  # not supported here (MIG, virtual GPUs), or an older driver
-            return None
+            return pynvml.nvmlDeviceGetCurrentClocksEventReasons(gpu())
+        except pynvml.NVMLError:  # what it was called before driver 535
+            return pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu())
 
-    def handle() -> Any:
-        pynvml.nvmlInit()
-        uuid = str(torch.cuda.get_device_properties(device.torch_device).uuid)
-        return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
-
-    gpu = ask(handle)
-    if gpu is None:
-        return {}
-    power = ask(lambda: pynvml.nvmlDeviceGetPowerUsage(gpu))
-    bits = ask(lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(gpu))
-    if bits is None:  # what it was called before driver 535
-        bits = ask(lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu))
-    return {
-        "clock_mhz": ask(lambda: float(pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM))),
-        "temperature_c": ask(lambda: float(pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU))),
-        "power_w": None if power is None else power / 1e3,
-        "throttle": reasons(bits or 0),
-    }
+    told, _ = nvml.ask(
+        device.torch_device.index,
+        {
+            "clock_mhz": lambda gpu: float(pynvml.nvmlDeviceGetClockInfo(gpu(), pynvml.NVML_CLOCK_SM)),
+            "temperature_c": lambda gpu: float(pynvml.nvmlDeviceGetTemperature(gpu(), pynvml.NVML_TEMPERATURE_GPU)),
+            "power_w": lambda gpu: pynvml.nvmlDeviceGetPowerUsage(gpu()) / 1e3,
+            "throttle": lambda gpu: reasons(held_down(gpu)),
+        },
+    )
+    return told
 
 
 def reasons(bits: int) -> list[str]:
@@ -124,7 +118,7 @@ def _cpu(device: Device) -> dict[str, Any]:
 
 def _cpu_clock() -> float | None:
     """Mean over the cores that this process may use. A hypervisor may show the same figure for ever."""
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = devices.cores()
     folder = ROOT / "sys/devices/system/cpu"
     found = [n / 1e3 for core in cores for n in _numbers(folder / f"cpu{core}/cpufreq", "scaling_cur_freq")]
     if not found:
@@ -145,7 +139,7 @@ def _cpu_temperature() -> float | None:
 
 def _load() -> float | None:
     try:
-        return os.getloadavg()[0] / (os.cpu_count() or 1)
+        return os.getloadavg()[0] / devices.machine_cores()
     except (OSError, AttributeError):
         return None
 

@@ -13,7 +13,7 @@ import platformdirs
 import torch
 
 from griffin_kernels import device as devices
-from griffin_kernels import errors
+from griffin_kernels import errors, nvml
 from griffin_kernels.validity import quoted
 from tuning.finding import Finding
 
@@ -77,14 +77,11 @@ def gpu_users(index: int) -> Iterator[Finding]:
         return
     import pynvml
 
-    try:
-        pynvml.nvmlInit()
-        uuid = str(torch.cuda.get_device_properties(index).uuid)
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
-        others = [p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid != os.getpid()]
-    except pynvml.NVMLError as error:
-        yield Finding("note", "GPU", f"NVML does not answer ({error}): clocks and other users are not seen")
+    told, refused = nvml.ask(index, {"users": lambda gpu: pynvml.nvmlDeviceGetComputeRunningProcesses(gpu())})
+    if refused:
+        yield Finding("note", "GPU", f"NVML does not answer ({refused['users']}): clocks and other users are not seen")
         return
+    others = [process.pid for process in told["users"] if process.pid != os.getpid()]
     if others:
         told = ", ".join(map(str, others[:8]))
         fix = "tune when they are done, or choose another GPU with --device"
@@ -93,7 +90,7 @@ def gpu_users(index: int) -> Iterator[Finding]:
 
 def cores() -> Iterator[Finding]:
     """Threads against the cores that this process may use."""
-    usable, there = devices.cpu().units, os.cpu_count() or 1
+    usable, there = devices.cpu().units, devices.machine_cores()
     threads, quota = torch.get_num_threads(), cpu_quota()
     text = f"{usable} of {there} cores" if usable < there else f"{usable} cores"
     if quota is not None and quota < usable:

@@ -7,12 +7,12 @@ crashes is tried, and named, in its turn. A GPU's kernels are compiled beside wh
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
+from griffin_kernels import device as devices
 from griffin_kernels.contract import config_dict
 from griffin_kernels.records import CaseRecord
 from tuning.isolation import Death, Worker
@@ -77,7 +77,7 @@ def run(
                 worker.close()
 
     # workers die with the thread that started them: each thread keeps its own
-    count = min(processes or os.cpu_count() or 1, len(groups))
+    count = min(processes or len(devices.cores()), len(groups))
     with ThreadPoolExecutor(max(1, count)) as pool:
         try:
             for future in as_completed([pool.submit(serve) for _ in range(count)]):

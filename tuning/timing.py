@@ -5,8 +5,9 @@ the copies, not of a sampler: kernels that alternate would otherwise find cached
 Outputs go where the allocator puts them, as in use: often to memory that was written a call ago.
 
 CPU: wall clock; calls under 100 us are taken several to a sample, because the clock and Python cost what they do.
-GPU: events, after a write that sweeps the last-level cache and hides what launching costs. Calls whose kernels take
-less than 64 us are captured in a CUDA graph of several, on different inputs and outputs, and divided.
+GPU: events, after a sweep of the last-level cache that also hides what launching costs. It ends with reads: lines that
+a write leaves are written back while the next kernel is timed. Calls whose kernels take less than 64 us are captured in
+a CUDA graph of several, on different inputs and outputs, and divided.
 """
 
 from __future__ import annotations
@@ -212,10 +213,14 @@ def _capture(run: Callable[..., Any], given: list[Inputs], where: torch.device) 
 
 
 @functools.cache
-def _sweeper(index: int, size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.uint8, device=torch.device("cuda", index))
+def _sweepers(where: torch.device, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What is written, what is read then, and where its sum goes."""
+    written, read = (torch.zeros(size // 4, dtype=torch.float32, device=where) for _ in range(2))
+    return written, read, torch.zeros((), dtype=torch.float32, device=where)
 
 
 def _sweep(device: Device) -> None:
-    """Overwrite the last-level cache of a GPU."""
-    _sweeper(device.torch_device.index or 0, cold_bytes(device)).zero_()
+    """Fill the last-level cache of a GPU with clean lines of a buffer that nothing else uses."""
+    written, read, total = _sweepers(device.torch_device, cold_bytes(device))
+    written.zero_()
+    torch.sum(read, 0, out=total)

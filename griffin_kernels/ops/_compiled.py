@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from griffin_kernels import poison
 from griffin_kernels.device import Device
@@ -41,8 +42,13 @@ def problem(device: Device) -> str | None:
     return _cpu_problem() if device.kind == "cpu" else None
 
 
+def kind_of(*tensors: Tensor | None) -> tuple[object, ...]:
+    """What tells calls apart that torch compiles one by one: shapes, dtypes, devices, what is not given."""
+    return tuple(None if tensor is None else (tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+
+
 @functools.lru_cache(maxsize=256)
-def compiled(function: Callable[..., Any], key: object, dynamic: bool | None = None) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], key: object, dynamic: bool) -> Callable[..., Any]:
     """``torch.compile(function)`` for one kind of call; compiled at its first call, once per process.
 
     torch counts recompilations per code object and past its limit runs a function uncompiled, or raises with

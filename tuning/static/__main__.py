@@ -17,6 +17,7 @@ import msgspec
 import typer
 
 from griffin_kernels import catalog, errors
+from griffin_kernels import device as devices
 from roofline.console import plain_errors
 from tuning.static import again, defaults, recorded, table
 from tuning.static.requests import Answers, Failure, Request, answer_all, compilable, representative, requests_for
@@ -36,7 +37,7 @@ def main(
     ] = False,
     requests: Annotated[str | None, typer.Option(help="a JSON file of requests; - reads standard input")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
-    jobs: Annotated[int, typer.Option(help="processes that compile")] = os.cpu_count() or 1,
+    jobs: Annotated[int, typer.Option(help="processes that compile; 0 for one per core")] = 0,
     save: Annotated[bool, typer.Option("--save", help="record the table where reports find it")] = False,
 ) -> None:
     """Compile and report."""
@@ -44,7 +45,7 @@ def main(
         if untuned:
             _show_defaults(targets.split(","))
         else:
-            _run(op, variant, targets, every, requests, as_json, jobs, save)
+            _run(op, variant, targets, every, requests, as_json, jobs or len(devices.cores()), save)
 
 
 def _show_defaults(targets: list[str]) -> None:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from griffin_kernels import device as devices
 from griffin_kernels import errors
 from griffin_kernels.records import CaseRecord
 from tuning.static.recorded import StaticReport
@@ -119,11 +120,6 @@ class _Server:
                     pipe.close()
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def compile_all(
     orders: Sequence[tuple[Key, Order]],
     jobs: int = 0,
@@ -142,7 +138,7 @@ def compile_all(
     waiting = iter(orders)
     lock = threading.Lock()
     done: queue.Queue[tuple[Key, StaticReport | str] | None] = queue.Queue()
-    servers = [_Server() for _ in range(min(jobs or usable_cores(), len(orders)))]
+    servers = [_Server() for _ in range(min(jobs or len(devices.cores()), len(orders)))]
     closing = threading.Event()
 
     def work(server: _Server) -> None:

@@ -1,8 +1,8 @@
 """torch.compile of the unfused form: matrix products, one generated elementwise kernel, the tuned scan.
 
 What a user gets who compiles a model that uses this package's linear_scan. The scan is an operator that the compiler
-calls and does not look into. Compiled once per kind of call (dtype, widths, which arguments are given); batch and time
-may then vary, and become symbolic when they first do.
+calls and does not look into. Compiled once per shape, as the first call of a process is: were shapes symbolic from the
+second on, the code would depend on what else was called before.
 """
 
 from __future__ import annotations
@@ -46,11 +46,10 @@ def run(
     *,
     config: NoConfig,
 ) -> tuple[Tensor, Tensor]:
-    given = tuple(tensor is None for tensor in (h0, segment_pos, cu_seqlens))
-    key = (x.dtype, x.device, input_gate_bias.shape, given)
+    key = _compiled.kind_of(x, input_gate_bias, h0, segment_pos, cu_seqlens)
     weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
     with torch.no_grad():
-        y, h_last = _compiled.compiled(_forward, key)(x, *weights, h0, segment_pos, cu_seqlens)
+        y, h_last = _compiled.compiled(_forward, key, dynamic=False)(x, *weights, h0, segment_pos, cu_seqlens)
     return y, h_last
 
 

@@ -1,8 +1,8 @@
 """torch.compile of the analytic gradient: matrix products, generated elementwise kernels, the tuned scan's backward.
 
 What a user gets who compiles a model that uses this package's linear_scan. The scan is an operator that the compiler
-calls and does not look into. Compiled once per kind of call (dtype, widths, which arguments are given); batch and time
-may then vary, and become symbolic when they first do.
+calls and does not look into. Compiled once per shape, as the first call of a process is: were shapes symbolic from the
+second on, the code would depend on what else was called before.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ def run(
     *,
     config: NoConfig,
 ) -> tuple[Tensor | None, ...]:
-    given = tuple(tensor is None for tensor in (dh_last, h0, segment_pos, cu_seqlens))
-    key = (x.dtype, x.device, input_gate_bias.shape, given)
+    key = _compiled.kind_of(x, input_gate_bias, dh_last, h0, segment_pos, cu_seqlens)
     weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
     with torch.no_grad():
-        compiled = _compiled.compiled(gradients, key)
+        compiled = _compiled.compiled(gradients, key, dynamic=False)
         *found, dh0 = compiled(dy, dh_last, x, *weights, y, h0, segment_pos, cu_seqlens)
     return (*found, None if h0 is None else dh0)
 

@@ -77,11 +77,11 @@ def gpu_users(index: int) -> Iterator[Finding]:
         return
     import pynvml
 
-    told, refused = nvml.ask(index, {"users": lambda gpu: pynvml.nvmlDeviceGetComputeRunningProcesses(gpu())})
+    answers, refused = nvml.ask(index, {"users": lambda gpu: pynvml.nvmlDeviceGetComputeRunningProcesses(gpu())})
     if refused:
         yield Finding("note", "GPU", f"NVML does not answer ({refused['users']}): clocks and other users are not seen")
         return
-    others = [process.pid for process in told["users"] if process.pid != os.getpid()]
+    others = [process.pid for process in answers["users"] if process.pid != os.getpid()]
     if others:
         told = ", ".join(map(str, others[:8]))
         fix = "tune when they are done, or choose another GPU with --device"

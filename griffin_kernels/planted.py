@@ -128,15 +128,29 @@ class Planting:
 
 
 def plantings(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) -> list[Planting]:
-    """Every plant of ``plants`` with its reach, from the reference in float64."""
+    """Every plant of ``plants`` with its reach, from the reference in float64.
+
+    An output without rows and steps, a weight's gradient, is a sum over all of them: one that is lost in some elements
+    may be lost in all. So it is with the taps of a convolution, some of which do not count a sequence's last steps.
+    """
     clean = verify.reference_outputs(op, inputs)
     found = []
     for plant in plants(op, inputs, seed, most):
         outputs = verify.reference_outputs(op, plant.inputs)
         pairs = list(zip(clean, outputs, strict=True))
-        affected = tuple(None if a is None or b is None else ~same(a, b) for a, b in pairs)
+        affected = tuple(
+            None if a is None or b is None else _spread(spec, ~same(a, b))
+            for spec, (a, b) in zip(op.outputs.values(), pairs, strict=True)
+        )
         found.append(Planting(plant, affected, tuple(None if b is None else b.isnan() for b in outputs)))
     return found
+
+
+def _spread(spec: TensorSpec, affected: Tensor) -> Tensor:
+    """The same where an output has rows or steps; else all of it where any of it is affected."""
+    if {*ROWS, *STEPS} & set(spec.names):
+        return affected
+    return affected.any().expand(affected.shape)
 
 
 def same(first: Tensor, second: Tensor) -> Tensor:

@@ -206,7 +206,8 @@ def linear_scan_carry(
 ):
     """product, result: [B,chunks,D]; state: [B,D] or None. result[c] becomes the state that leaves chunk c.
 
-    x, a: [B,T,D] of phase 1, for chunks whose product is of no use; None where no gate can be beyond [-1, 1].
+    x, a: [B,T,D] of phase 1, for chunks whose product is of no use; None where no gate can be beyond [-1, 1]. There a
+    product of zero, which is what a cut makes of it, lets nothing through.
     """
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     SIGN: tl.constexpr = -1 if REVERSE else 1
@@ -230,10 +231,12 @@ def linear_scan_carry(
             lost = tl.max(useless.to(tl.int32), axis=0)
         if lost == 0:
             for u in tl.static_range(ROWS):
-                if cut is None:
-                    carry = ps[u] * carry + ss[u]
-                else:
-                    carry = tl.where(stops[u] != 0, ss[u], ps[u] * carry + ss[u])
+                after = ps[u] * carry + ss[u]
+                if cut is not None:
+                    after = tl.where(stops[u] != 0, ss[u], after)
+                elif x is None:
+                    after = tl.where(ps[u] == 0.0, ss[u], after)
+                carry = after
                 tl.store(result + u * D + columns, carry, mask=inside & (u < chunks - begin))
         else:
             for c in range(tl.minimum(ROWS, chunks - begin)):

@@ -19,6 +19,8 @@ The square root's gradient is clipped at 1000: d sqrt(v) = dv / sqrt(max(4 v, 1e
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -137,8 +139,10 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     def place(values: Tensor) -> Tensor:
         values = values.to(device, case.torch_dtype)
         if "strided" in case.data and values.dim() == 3:
-            # every second channel of a buffer whose outer dimensions are swapped: no stride is 1
-            view = values.new_zeros(values.shape[1], values.shape[0], 2 * values.shape[2]).transpose(0, 1)[..., ::2]
+            # every second channel of a buffer whose outer dimensions are swapped: no stride is 1, what lies between is
+            # nobody's
+            wide = values.new_full((values.shape[1], values.shape[0], 2 * values.shape[2]), math.nan)
+            view = wide.transpose(0, 1)[..., ::2]
             view.copy_(values)
             return view
         return values

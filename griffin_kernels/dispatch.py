@@ -131,6 +131,8 @@ def use(
     variant: ``"linear_scan/numba.sequential"`` for one op, or ``"eager.sequential"`` for every op that has it.
     config: fields that differ from the variant's default. registry: a file, or a loaded registry.
     It holds for the whole process, because autograd runs backward passes on threads of its own.
+    A baseline runs as its own users would run it: linear_scan's compiled.associative_scan, which nothing else chooses
+    where another variant can run, gives NaN where a product of gates beyond [-1, 1] overflows.
     Raises UnknownVariantError, ConfigError or RegistryError at once; a case that the variant cannot run raises
     RejectedError when it is called.
     """

@@ -43,6 +43,8 @@ def block_diagonal_scan(
     x: [B, T, D] with D = H n, float32, bfloat16, float16 or float64; any strides. Channel i n + j is entry j of
         block i.
     a: [B, T, H, n, n] in x's dtype. The state of a block is a column vector: h_j = sum_k a[..., j, k] h_k + x_j.
+        Kernels that cut time multiply up to 256 matrices of a chunk with each other: products that leave float32 lose
+        it where the state does not. Matrices that shrink vectors, or keep their length, are safe.
         n = 2, 4, 8 and 16 have kernels of their own; n = 1 runs linear_scan; any other n works.
     h0: [B, D], the state before the first step, in x's dtype or float32; zeros if None.
     reset: bool [B, T]; where True the state before that step counts as 0.

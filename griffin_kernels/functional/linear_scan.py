@@ -39,7 +39,8 @@ def linear_scan(
 ) -> tuple[Tensor, Tensor]:
     """The gated linear recurrence h_t = a_t * h_{t-1} + x_t, per channel.
 
-    x, a: [B, T, D], float32, bfloat16, float16 or float64, the same dtype; any strides. a may have any sign and size.
+    x, a: [B, T, D], float32, bfloat16, float16 or float64, the same dtype; any strides. a may have any sign and size;
+        forms that cut time are slower where |a| > 1, since they then go step by step.
     h0: [B, D], the state before the first step, in x's dtype or float32; zeros if None.
     reset: bool [B, T]; where True the state before that step counts as 0.
     cu_seqlens: int32 [N+1], offsets 0 .. T of N sequences packed into a batch of one; h0 and h_last are then [N, D].

@@ -49,6 +49,7 @@ def measure(
     """Measure the ceilings of this device: DRAM, cache, matrix products, multiply-adds, exp, launching."""
     stderr = Console(stderr=True)
     with plain_errors(stderr):
+        forward_cli.finite(seconds or 0.0)
         from griffin_kernels import device as devices
         from roofline import measure as measuring
         from roofline import store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -32,6 +33,12 @@ def sizes(text: str, name: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise errors.ArgumentError(f"{name} is {text!r}, expected whole numbers such as 1,8,64") from None
+
+
+def finite(seconds: float) -> None:
+    """Raise ArgumentError for times that never end."""
+    if not math.isfinite(seconds):
+        raise errors.ArgumentError(f"--seconds is {seconds}, expected a finite number")
 
 
 def target_named(name: str | None) -> tuple[Target, Device | None]:
@@ -73,6 +80,7 @@ def forward(
             raise errors.ArgumentError("--json and --csv exclude each other")
         if run and axes:
             raise errors.ArgumentError("--measure runs one pass; it cannot go with --sweep")
+        finite(seconds)
         preset(model)  # a wrong name should not wait for the device
         target, here = target_named(device)
         if run and here is None:
@@ -158,6 +166,7 @@ def study(
 ) -> None:
     """Measure the ceilings, run the preset models, predict them for an H100 too, and record it all for the report."""
     with plain_errors():
+        finite(seconds)
         from griffin_kernels import device as devices
         from roofline import store
         from roofline import study as studying

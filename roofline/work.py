@@ -75,7 +75,7 @@ def forward_parts(
 
     prefill: ``batch`` sequences of ``seq`` tokens into an empty cache, logits of the last token only, as serving needs.
     decode: one token for each of ``batch`` sequences that have ``seq`` tokens in the cache already.
-    Raises ArgumentError for a batch or length below 1, an unknown phase or dtype.
+    Raises ArgumentError for a batch or length below 1 or above LARGEST, an unknown phase or dtype.
     """
     check(phase, batch, seq, dtype)
     shape = _Shape(config, phase, batch, seq, dtype, gpu)
@@ -94,6 +94,10 @@ def forward_parts(
     return [*parts, head]
 
 
+LARGEST = 2**40
+"""The largest batch and length that are analysed; times of larger ones would overflow what they are kept in."""
+
+
 def check(phase: str, batch: int, seq: int, dtype: str) -> None:
     """Raise ArgumentError or DtypeError for what cannot be a forward pass."""
     if phase not in PHASES:
@@ -101,6 +105,8 @@ def check(phase: str, batch: int, seq: int, dtype: str) -> None:
     for name, value in (("batch", batch), ("seq", seq)):
         if value < 1:
             raise errors.ArgumentError(f"{name} is {value}, expected at least 1")
+        if value > LARGEST:
+            raise errors.ArgumentError(f"{name} is {value}, expected at most {LARGEST} (2^40)")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise errors.DtypeError(f"dtype is {dtype!r}, expected float32, bfloat16 or float16")
 

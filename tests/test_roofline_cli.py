@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from griffin_kernels import datasheet, errors
 from griffin_kernels import device as devices
 from griffin_kernels.models import PRESETS
+from griffin_kernels.ops.local_attention.unfused import BLOCK, reached
 from reports.cli import app
 from roofline import records, store
 from roofline.ceilings import Ceiling
@@ -200,3 +202,35 @@ def test_a_warning_is_one_line(capsys):
         warnings.simplefilter("always")
         warnings.warn("rg_lru is not tuned near here", errors.UntunedWarning, stacklevel=1)
     assert capsys.readouterr().err == "note: rg_lru is not tuned near here\n"
+
+
+@pytest.mark.parametrize("option", ["--batch", "--seq"])
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_sizes_of_any_magnitude_are_answered_at_once(option, phase):
+    """Work is counted in closed form, whatever the length; past the limit one sentence says so."""
+    assert json.loads(h100(option, 2**40, "--phase", phase, "--json").output)["predicted_s"] > 0
+    for wrong, words in (
+        (2**40 + 1, "at most 1099511627776"),
+        (10**40, "at most"),
+        (0, "at least 1"),
+        (-3, "at least 1"),
+    ):
+        done = h100(option, wrong, "--phase", phase, code=2)
+        assert f"{option[2:]} is {wrong}, expected {words}" in done.output
+    done = h100("--sweep", "seq", "--seqs", f"128,{10**30}", code=2)
+    assert "expected at most" in done.output
+
+
+@pytest.mark.parametrize("command", [("forward", "--model", "griffin-tiny"), ("study",), ("measure",)])
+def test_time_that_never_ends_is_refused(command):
+    assert "--seconds is inf" in run(*command, "--seconds", "inf", code=2).output
+
+
+def test_keys_within_reach_of_blocks_as_counted_one_by_one():
+    for time, past, window in itertools.product(
+        (1, 63, 64, 65, 300), (0, 1, 64, 500), (1, 63, 64, 65, 129, 400, 10**6)
+    ):
+        counted = sum(
+            min(start + BLOCK, time) + past - max(0, start + past - window + 1) for start in range(0, time, BLOCK)
+        )
+        assert reached(time, past, window) == counted

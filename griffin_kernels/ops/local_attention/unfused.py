@@ -8,17 +8,26 @@ BLOCK = 64
 """Queries treated at a time."""
 
 
+def reached(time: int, past: int, window: int) -> int:
+    """Keys within reach of each block of queries, summed over the blocks: not one by one, as there may be billions."""
+    blocks = -(-time // BLOCK)
+    ends = BLOCK * blocks * (blocks - 1) // 2 + time + blocks * past
+    before = past - window + 1  # block b leaves out the first BLOCK b + before keys, where that is above 0
+    first = min(blocks, max(0, -(before // BLOCK)))
+    leaving = blocks - first
+    return ends - leaving * before - BLOCK * leaving * (first + blocks - 1) // 2
+
+
 def passes(case: Case) -> tuple[Pass, ...]:
     """For each block of queries: scores with the keys within reach, a softmax in seven steps, the weighted values."""
     time, window, d = case["T"], case["W"], case["d"]
     keys = case.size.get("S", time)
     past = keys - time
-    reaches = [min(start + BLOCK, time) + past - max(0, start + past - window + 1) for start in range(0, time, BLOCK)]
-    blocks = len(reaches)
+    blocks = -(-time // BLOCK)
     if not blocks or not case["B"]:
         return ()
     queries = case["B"] * case["Hq"] * min(BLOCK, time)
-    mean_keys = sum(reaches) // blocks
+    mean_keys = reached(time, past, window) // blocks
     pairs = queries * mean_keys
     size = case.bytes_per_element()
     key_bytes = case["B"] * case["Hkv"] * mean_keys * d * size

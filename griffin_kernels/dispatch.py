@@ -280,6 +280,11 @@ def call(op_name: str, inputs: Inputs) -> tuple[Tensor | None, ...]:
             if len(_STATE.chosen) >= MOST_SIGNATURES:
                 _STATE.chosen.clear()
             _STATE.chosen[key] = run
+    kind = next(iter(inputs.values())).device.type
+    if torch.is_autocast_enabled(kind):
+        # an op's dtypes are those of its inputs: what torch would cast inside it is no concern of the caller's
+        with torch.autocast(kind, enabled=False):
+            return run(**inputs)
     return run(**inputs)
 
 

@@ -29,6 +29,15 @@ def calls(tree: ast.AST):
             yield node.func.attr, node
 
 
+def calls_of(method: str, source: str) -> list[int]:
+    """Lines on which a method of that name is called."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == method
+    ]
+
+
 def ambient(source: str) -> list[str]:
     """``line: what is missing`` for each tensor whose dtype or device depends on torch's defaults."""
     found = []

@@ -16,6 +16,7 @@ from torch import Tensor
 from griffin_kernels import memory
 from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _native, _threads
+from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.block_diagonal_scan import _numba
 
 _STREAMED = 16 * 2**20
@@ -36,15 +37,6 @@ def _rows(tensor: Tensor) -> Tensor:
 def _wide(state: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A state [N, D] contiguous in the accumulator's dtype."""
     return None if state is None else state.to(dtype).resolve_neg().contiguous()
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _placed(tensor: Tensor | None) -> tuple[int, int, int]:
-    """(address, batch stride, time stride) in the order of the fields."""
-    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
 
 def _streamed(outputs: tuple[Tensor, ...], group: int) -> bool:
@@ -84,6 +76,7 @@ def _scan(
     groups = -(-width // group)
     items = final.shape[0] * groups
     offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
+    steps, row = x.nbytes, final.nbytes  # bytes of [B,T,D] and of [N,D] in the accumulator's dtype
     # in the order of _numba.FIELDS
     values = (
         0,
@@ -92,23 +85,22 @@ def _scan(
         group,
         width,
         time,
-        _address(offsets),
+        address("cu_seqlens", offsets, 4 * (final.shape[0] + 1)),
         backwards,
         _streamed(outputs, group),
-        _address(initial),
-        final.data_ptr(),
-        _address(before),
-        *_placed(reset),
-        *_placed(a),
-        *_placed(x),
-        *_placed(h),
-        outputs[0].data_ptr(),
-        outputs[-1].data_ptr(),
+        address("initial state", initial, row),
+        address("final state", final, row),
+        address("h0", before, row),
+        *strided("reset", reset, batch * time),
+        *strided("a", a, steps * size),
+        *strided("x", x, steps),
+        *strided("h", h, steps),
+        address("output", outputs[0], steps),
+        address("output", outputs[-1], steps * (1 if len(outputs) == 1 else size)),
     )
     fields = array("q", values)
     threads = _threads.threads_for(items, batch * time * width * size)
-    address, _ = fields.buffer_info()
-    _threads.run(_native.compiled(kernel, x.dtype, _numba.FILES, size), address, threads)
+    _threads.run(_native.compiled(kernel, x.dtype, _numba.FILES, size), fields.buffer_info()[0], threads)
 
 
 def forward(

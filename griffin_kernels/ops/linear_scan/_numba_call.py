@@ -15,6 +15,7 @@ from torch import Tensor
 from griffin_kernels import memory
 from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _native, _threads
+from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops._native_rows import STREAM
 from griffin_kernels.ops.linear_scan import _numba
 
@@ -34,10 +35,6 @@ def _rows(tensor: Tensor) -> Tensor:
 def _wide(state: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A state [N, D] contiguous in the accumulator's dtype."""
     return None if state is None else state.to(dtype).resolve_neg().contiguous()
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _slots(cu_seqlens: Tensor, chunk: int) -> Tensor:
@@ -75,10 +72,7 @@ def _scan(
     batch, time, width = x.shape
     sequences = final.shape[0]
     blocks = -(-width // block)
-    x_batch, x_time, _ = x.stride()
-    a_batch, a_time, _ = a.stride()
-    h_batch, h_time, _ = (0, 0, 0) if h is None else h.stride()
-    reset_batch, reset_time = (0, 0) if reset is None else reset.stride()
+    steps, row = x.nbytes, final.nbytes  # bytes of [B,T,D] and of [N,D] in the accumulator's dtype
     offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
     chunks, slots, table, carries, products = 1, sequences, None, None, None
     if chunk is None or time <= chunk:
@@ -103,40 +97,32 @@ def _scan(
         sequences,
         chunk,
         chunks,
-        _address(offsets),
-        _address(table),
+        address("cu_seqlens", offsets, 4 * (sequences + 1)),
+        address("chunk table", table, 8 * (sequences + 1)),
         backwards,
         hints,
         h is not None,
-        _address(initial),
-        final.data_ptr(),
-        _address(carries),
-        _address(products),
-        _address(before),
-        _address(reset),
-        reset_batch,
-        reset_time,
-        a.data_ptr(),
-        a_batch,
-        a_time,
-        x.data_ptr(),
-        x_batch,
-        x_time,
-        _address(h),
-        h_batch,
-        h_time,
-        outputs[0].data_ptr(),
-        outputs[-1].data_ptr(),
+        address("initial state", initial, row),
+        address("final state", final, row),
+        address("carries", carries, final.itemsize * slots * width),
+        address("products", products, final.itemsize * slots * width),
+        address("h0", before, row),
+        *strided("reset", reset, batch * time),
+        *strided("a", a, steps),
+        *strided("x", x, steps),
+        *strided("h", h, steps),
+        address("output", outputs[0], steps),
+        address("output", outputs[-1], steps),
     )
     fields = array("q", values)
     threads = _threads.threads_for(slots * blocks, batch * time * width)
-    address, _ = fields.buffer_info()
+    at, _ = fields.buffer_info()
     if carries is not None:
-        _threads.run(_native.compiled(_numba.reduce, x.dtype, _numba.FILES), address, threads)
+        _threads.run(_native.compiled(_numba.reduce, x.dtype, _numba.FILES), at, threads)
         fields[_COUNTER] = 0
-        _threads.run(_native.compiled(_numba.carries, x.dtype, _numba.FILES), address, min(threads, sequences * blocks))
+        _threads.run(_native.compiled(_numba.carries, x.dtype, _numba.FILES), at, min(threads, sequences * blocks))
         fields[_COUNTER] = 0
-    _threads.run(_native.compiled(kernel, x.dtype, _numba.FILES), address, threads)
+    _threads.run(_native.compiled(kernel, x.dtype, _numba.FILES), at, threads)
 
 
 def forward(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from griffin_kernels import memory
 from griffin_kernels.ops import _blas, _native, _threads
+from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.local_attention import _numba
 from griffin_kernels.ops.local_attention._numba_rows import LANES
 from griffin_kernels.ops.local_attention.op import first_keys, within_reach
@@ -41,10 +42,10 @@ def rows_of(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(3) == 1 or tensor.shape[3] == 1 else tensor.contiguous()
 
 
-def placed(name: str, tensor: Tensor) -> dict[str, int]:
-    """The fields of a tensor [B,T,H,d]."""
-    batch, time, head, _ = tensor.stride()
-    return {name: tensor.data_ptr(), f"{name}_batch": batch, f"{name}_time": time, f"{name}_head": head}
+def placed(name: str, tensor: Tensor, size: int) -> dict[str, int]:
+    """The fields of a tensor [B,T,H,d] whose elements take ``size`` bytes."""
+    at, batch, time = strided(name, tensor, size)
+    return {name: at, f"{name}_batch": batch, f"{name}_time": time, f"{name}_head": tensor.stride(2)}
 
 
 def _pitch(tile: int) -> int:
@@ -100,11 +101,12 @@ def _run(
     assert blas is not None, "reject() lets no call come here without it"
     sizes = {"items": items, "pieces": pieces, "block": block, "time": time, "keys": count_keys, "shared": shared}
     sizes |= {"group": group, "d": d, "tile": min(tile, count_keys), "pitch": pitch, "window": window}
-    places = placed("q", q) | placed("k", k) | placed("v", v) | placed("out", out)
+    of_keys = 4 * batch * count_keys * shared * d
+    places = placed("q", q, q.nbytes) | placed("k", k, of_keys) | placed("v", v, of_keys) | placed("out", out, q.nbytes)
     others = {
-        "first": first.data_ptr(),
+        "first": address("first keys", first, 8 * first.shape[0] * time),
         "first_batch": time if first.shape[0] > 1 else 0,
-        "scratch": scratch.data_ptr(),
+        "scratch": address("scratch", scratch, 4 * threads * place),
         "scratch_place": place,
         "factors": factors.buffer_info()[0],
         "capped": int(softcap is not None),
@@ -136,8 +138,8 @@ def forward(
     lse = torch.empty(batch, heads, time, dtype=torch.float32, device="cpu") if with_lse else None
     block = block_of(batch, time, heads, k.shape[2], rows)
     options = (segment_pos, cu_seqlens, window, softcap, scale)
-    address = 0 if lse is None else lse.data_ptr()
-    _run(_numba.attend, q, k, v, out, *options, tile, block, block, 2 * d + 2, {"lse": address})
+    fields = {"lse": address("lse", lse, 4 * batch * heads * time)}
+    _run(_numba.attend, q, k, v, out, *options, tile, block, block, 2 * d + 2, fields)
     return out.to(dtype), lse
 
 
@@ -169,8 +171,14 @@ def backward(
     reach, pieces = min(count_keys, piece + window - 1), -(-time // piece)
     shares = memory.empty((2, batch, shared, pieces, reach, d), torch.float32)
     options = (segment_pos, cu_seqlens, window, softcap, scale)
-    addresses = {"lse": lse.data_ptr(), "dq": dq.data_ptr(), "dk": shares[0].data_ptr(), "dv": shares[1].data_ptr()}
-    more = addresses | placed("dout", dout) | {"part": piece, "reach": reach}
+    share = batch * shared * pieces * reach * d
+    addresses = {
+        "lse": address("lse", lse, 4 * batch * heads * time),
+        "dq": address("dq", dq, q.nbytes),
+        "dk": address("dk", shares[0], 4 * share),
+        "dv": address("dv", shares[1], 4 * share),
+    }
+    more = addresses | placed("dout", dout, q.nbytes) | {"part": piece, "reach": reach}
     _run(_numba.gradient, q, near_k, near_v, out, *options, tile, block, piece, 3 * d + 2, more)
 
     def joined(share: Tensor, like: Tensor) -> Tensor:

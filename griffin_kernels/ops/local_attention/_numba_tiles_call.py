@@ -11,6 +11,7 @@ from torch import Tensor
 
 from griffin_kernels import memory
 from griffin_kernels.ops import _native, _threads
+from griffin_kernels.ops._buffers import address
 from griffin_kernels.ops.local_attention import _numba_tiles
 from griffin_kernels.ops.local_attention._numba_call import LOG2_E, block_of, part_of, placed, rows_of
 from griffin_kernels.ops.local_attention._numba_products import PANEL, ROWS
@@ -46,6 +47,14 @@ def down(keys: Tensor, pairs: bool) -> Tensor:
     rows, columns = _whole(keys.shape[1], PANEL), _whole(keys.shape[3], PANEL)
     tiles = _by_head(keys, rows, columns).view(-1, rows // pair, pair, columns // PANEL, PANEL)
     return tiles.permute(0, 3, 1, 4, 2).contiguous()
+
+
+def panels(rows: int, count: int, d: int, pairs: bool, **tensors: Tensor) -> dict[str, int]:
+    """Addresses of panels of ``count`` keys by name: ``across`` and ``down`` make them."""
+    size, pair = (2, 2) if pairs else (4, 1)  # bytes of an element
+    columns = {"across": _whole(d, pair), "down": _whole(d, PANEL)}
+    each = size * rows * _whole(count, PANEL)
+    return {name: address(name, tensor, each * columns[name.split("_")[1]]) for name, tensor in tensors.items()}
 
 
 def _run(
@@ -84,14 +93,15 @@ def _run(
     sizes |= {"padded": _whole(count_keys, PANEL), "shared": shared, "group": group, "d": d}
     sizes |= {"wide": _whole(d, PANEL), "tile": tile, "pitch": pitch, "window": window}
     others = {
-        "first": first.data_ptr(),
+        "first": address("first keys", first, 8 * first.shape[0] * time),
         "first_batch": time if first.shape[0] > 1 else 0,
-        "scratch": scratch.data_ptr(),
+        "scratch": address("scratch", scratch, 4 * threads * place),
         "scratch_place": place,
         "factors": factors.buffer_info()[0],
         "capped": int(softcap is not None),
     }
-    values = array("q", (_REST | sizes | placed("q", q) | placed("out", out) | others | fields).values())
+    places = placed("q", q, q.nbytes) | placed("out", out, q.nbytes)
+    values = array("q", (_REST | sizes | places | others | fields).values())
     _threads.run(_native.compiled(kernel, q.dtype, _numba_tiles.FILES), values.buffer_info()[0], threads)
 
 
@@ -117,7 +127,8 @@ def forward(
     pairs = q.dtype == torch.bfloat16
     k_across, v_down = across(k, pairs), down(v, pairs)
     options = (segment_pos, cu_seqlens, window, softcap, scale)
-    fields = {"lse": 0 if lse is None else lse.data_ptr(), "k_across": k_across.data_ptr(), "v_down": v_down.data_ptr()}
+    fields = {"lse": address("lse", lse, 4 * batch * heads * time)}
+    fields |= panels(batch * k.shape[2], k.shape[1], d, pairs, k_across=k_across, v_down=v_down)
     row = _whole(d, PANEL) + d + 3
     _run(_numba_tiles.attend, q, k.shape[1], k.shape[2], out, *options, tile, block, block, row, fields)
     return out, lse
@@ -152,9 +163,14 @@ def backward(
     shares = memory.empty((2, batch, shared, pieces, reach, wide), torch.float32)
     k_across, k_down, v_across = across(near_k, False), down(near_k, False), across(near_v, False)
     options = (segment_pos, cu_seqlens, window, softcap, scale)
-    fields = placed("dout", dout) | {"dq": dq.data_ptr(), "lse": lse.data_ptr(), "part": piece, "reach": reach}
-    fields |= {"k_across": k_across.data_ptr(), "k_down": k_down.data_ptr(), "v_across": v_across.data_ptr()}
-    fields |= {"dk": shares[0].data_ptr(), "dv": shares[1].data_ptr()}
+    fields = placed("dout", dout, q.nbytes) | {"part": piece, "reach": reach}
+    fields |= panels(batch * shared, count_keys, d, False, k_across=k_across, k_down=k_down, v_across=v_across)
+    fields |= {
+        "lse": address("lse", lse, 4 * batch * heads * time),
+        "dq": address("dq", dq, q.nbytes),
+        "dk": address("dk", shares[0], 4 * shares[0].numel()),
+        "dv": address("dv", shares[1], 4 * shares[0].numel()),
+    }
     row = 3 * wide + 2 * 16 + 2
     _run(_numba_tiles.gradient, q, count_keys, shared, out, *options, tile, block, piece, row, fields)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant, ordinary
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _slots, _threads
+from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.local_attention_step import _numba, _ring
 
 
@@ -61,6 +62,7 @@ def run(
     largest, total = torch.empty(2, items, group, dtype=torch.float32, device="cpu")
     scratch = torch.empty(items, (group + 1) * part + 4 * d, dtype=torch.float32, device="cpu")
     cap = torch.tensor([softcap or 0.0], dtype=torch.float32, device="cpu")
+    size, ring_bytes = q.itemsize, k_cache.nbytes
     # in the order of _numba.FIELDS
     values = (
         0,
@@ -71,21 +73,21 @@ def run(
         shared,
         group,
         d,
-        positions.data_ptr(),
-        queries.data_ptr(),
-        rings_k.data_ptr(),
-        *rings_k.stride()[:3],
-        rings_v.data_ptr(),
-        *rings_v.stride()[:3],
-        partial.data_ptr(),
-        largest.data_ptr(),
-        total.data_ptr(),
-        scratch.data_ptr(),
+        address("positions", positions, 8 * batch),
+        address("q", queries, 4 * batch * heads * d),
+        *strided("k_cache", rings_k, ring_bytes),
+        rings_k.stride(2),
+        *strided("v_cache", rings_v, ring_bytes),
+        rings_v.stride(2),
+        address("partial sums", partial, 4 * items * group * d),
+        address("largest scores", largest, 4 * items * group),
+        address("sums", total, 4 * items * group),
+        address("scratch", scratch, 4 * items * ((group + 1) * part + 4 * d)),
         softcap is not None,
-        cap.data_ptr(),
-        0 if slots is None else slots.data_ptr(),
-        new_k.data_ptr(),
-        new_v.data_ptr(),
+        address("softcap", cap, 4),
+        address("slots", slots, 8 * batch),
+        address("k", new_k, size * batch * shared * d),
+        address("v", new_v, size * batch * shared * d),
     )
     fields = array("q", values)
     threads = _threads.threads_for(items, 2 * items * part * d)

@@ -15,6 +15,7 @@ from torch import Tensor
 from griffin_kernels import memory
 from griffin_kernels.contract import ordinary
 from griffin_kernels.ops import _native, _threads
+from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.rg_lru import _numba, _numba_backward, _numba_tiles
 from griffin_kernels.ops.rg_lru.op import DECAY, is_fresh
 
@@ -65,15 +66,6 @@ def reset_of(segment_pos: Tensor | None) -> Tensor | None:
     return None if segment_pos is None else (segment_pos == 0).contiguous()
 
 
-def strided(tensor: Tensor) -> tuple[int, int, int]:
-    """(address, batch stride, time stride) in the order of the fields."""
-    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1)
-
-
-def address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def run(
     kernel: Any,
     files: tuple[str, ...],
@@ -92,7 +84,7 @@ def run(
     scratch = memory.empty((threads * size // 4,), torch.float32)
     at = _numba.FIELDS.index("scratch")
     fields = array("q", (0, 0, *values))
-    fields[at], fields[at + 1] = scratch.data_ptr(), size
+    fields[at], fields[at + 1] = address("scratch", scratch, threads * size), size
     _threads.run(_native.compiled(kernel, dtype, files), fields.buffer_info()[0], threads)
 
 
@@ -110,7 +102,9 @@ class Around(NamedTuple):
 
     def fields(self, segment_pos: Tensor | None, group: int) -> tuple[tuple[int, ...], tuple[Tensor | None, ...]]:
         """Values of the fields from ``taps`` to those of the branch, and tensors to keep while they are used."""
-        batch, time, _ = self.y.shape
+        batch, time, width = self.y.shape
+        taps = self.conv_weight.shape[0]
+        sequences = 0 if self.conv_state is None else self.conv_state.shape[0]
         held = (
             floats(self.conv_weight),
             floats(self.conv_bias),
@@ -119,7 +113,16 @@ class Around(NamedTuple):
             self.beside,
         )
         branch = collapsible(self.y, group)
-        return (self.conv_weight.shape[0], *map(address, held), *strided(branch)), (*held, branch)
+        values = (
+            taps,
+            address("conv_weight", held[0], 4 * taps * width),
+            address("conv_bias", held[1], 4 * width),
+            address("conv_state", held[2], 4 * (sequences * (taps - 1) * width)),
+            address("segment_pos", held[3], 8 * batch * time),
+            address("h", held[4], self.y.nbytes),
+            *strided("y", branch, self.y.nbytes),
+        )
+        return values, (*held, branch)
 
     def scratch(self, n: int, step: int) -> int:
         """Floats of scratch for the taps, and for the rows of x that a block of steps reads."""
@@ -189,20 +192,20 @@ def forward(
         step,
         packing,
         aligned and out.nbytes >= _STREAMED,
-        address(offsets),
+        address("cu_seqlens", offsets, 4 * (sequences + 1)),
         sequences,
-        address(reset),
+        address("reset", reset, batch * time),
         is_fresh(h0, segment_pos),
         0,
         0,
-        address(biases[0]),
-        address(biases[1]),
-        address(rate),
-        address(state),
-        address(weights[0]),
-        address(weights[1]),
-        *strided(x),
-        address(out),
+        address("input_gate_bias", biases[0], 4 * width),
+        address("recurrence_gate_bias", biases[1], 4 * width),
+        address("decay", rate, 4 * width),
+        address("state", state, 4 * sequences * width),
+        address("input_gate_weight", weights[0], x.itemsize * width * n),
+        address("recurrence_gate_weight", weights[1], x.itemsize * width * n),
+        *strided("x", x, x.nbytes),
+        address("output", out, x.nbytes),
         *extra,
         *(0,) * (len(_numba.FIELDS) - _numba.FIELDS.index("y")),
     )
@@ -277,29 +280,29 @@ def backward(
             step,
             1,
             aligned and dx.data_ptr() % _LINE == 0 and dx.nbytes >= _STREAMED,
-            address(offsets),
+            address("cu_seqlens", offsets, 4 * (sequences + 1)),
             sequences,
-            address(reset),
+            address("reset", reset, batch * time),
             is_fresh(h0, segment_pos),
             0,
             0,
-            address(biases[0]),
-            address(biases[1]),
-            address(rates[0]),
-            address(state),
-            address(weights[0]),
-            address(weights[1]),
-            *strided(x),
-            address(dx),
+            address("input_gate_bias", biases[0], 4 * width),
+            address("recurrence_gate_bias", biases[1], 4 * width),
+            address("decay", rates[0], 4 * width),
+            address("state", state, 4 * sequences * width),
+            address("input_gate_weight", weights[0], x.itemsize * width * n),
+            address("recurrence_gate_weight", weights[1], x.itemsize * width * n),
+            *strided("x", x, x.nbytes),
+            address("dx", dx, x.nbytes),
             *extra,
-            *strided(y),
-            *strided(dy),
-            address(rates[1]),
-            address(before),
+            *strided("y", y, x.nbytes),
+            *strided("dy", dy, x.nbytes),
+            address("decay", rates[1], 4 * width),
+            address("h0", before, 4 * sequences * width),
             pitch,
-            address(dweights[0]),
-            address(dweights[1]),
-            address(sums),
+            address("dinput_gate_weight", dweights[0], 4 * groups * blocks * n * pitch),
+            address("drecurrence_gate_weight", dweights[1], 4 * groups * blocks * n * pitch),
+            address("sums", sums, 4 * groups * 3 * width),
         )
         padded, arrays = -(-n // v) * v, 4 * -(-n // _numba_tiles.CHUNK)
         scratch = arrays * step * _numba_tiles.STRIDE + 2 * v * step + 8 * padded + 2 * n * (padded + pitch)

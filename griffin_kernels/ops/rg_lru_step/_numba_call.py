@@ -14,6 +14,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _threads
+from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.rg_lru import _numba_call as sequence
 from griffin_kernels.ops.rg_lru_step import _numba
 
@@ -65,15 +66,19 @@ def run(
     conv_values = (0, 0, 0, 0, 0, 0)
     if conv is not None:
         conv_weight, conv_bias, conv_state = plain(conv[0]), plain(conv[1]), conv[2]
-        kept = rows(conv_state)
+        kept, taps = rows(conv_state), conv_weight.shape[0]
+        kept_at, slot_step, row_step = strided("conv_state", kept, size * h.shape[0] * (taps - 1) * width)
         conv_values = (
-            conv_weight.shape[0],
-            conv_weight.data_ptr(),
-            conv_bias.data_ptr(),
-            kept.data_ptr(),
-            kept.stride(0) * size,
-            kept.stride(1) * size,
+            taps,
+            address("conv_weight", conv_weight, size * taps * width),
+            address("conv_bias", conv_bias, size * width),
+            kept_at,
+            slot_step * size,
+            row_step * size,
         )
+    x_at, x_step, _ = strided("x", x, size * batch * width)
+    y_at, y_step, _ = strided("y", y, size * batch * width)
+    h_at, h_step, _ = strided("h", state, 4 * h.shape[0] * width)
     # in the order of _numba.FIELDS
     values = (
         0,
@@ -84,21 +89,21 @@ def run(
         n,
         batch,
         width,
-        0 if positions is None else positions.data_ptr(),
-        0 if slots is None else slots.data_ptr(),
-        x.data_ptr(),
-        x.stride(0) * size,
-        0 if y is None else y.data_ptr(),
-        0 if y is None else y.stride(0) * size,
-        out.data_ptr(),
-        a_param.data_ptr(),
-        *[tensor.data_ptr() for tensor in gate_tensors],
-        state.data_ptr(),
-        state.stride(0) * 4,
+        address("positions", positions, 8 * batch),
+        address("slots", slots, 8 * batch),
+        x_at,
+        x_step * size,
+        y_at,
+        y_step * size,
+        address("output", out, size * batch * width),
+        address("a_param", a_param, size * width),
+        *[address("gates", tensor, size * width * (n if tensor.dim() == 3 else 1)) for tensor in gate_tensors],
+        h_at,
+        h_step * 4,
         *conv_values,
-        scratch.data_ptr(),
+        address("scratch", scratch, threads * scratch_bytes),
         scratch_bytes,
-        0 if finished is None else finished.data_ptr(),
+        address("finished", finished, 8 * blocks),
     )
     fields = array("q", values)
     _threads.run(_numba.compiled(x.dtype), fields.buffer_info()[0], threads)

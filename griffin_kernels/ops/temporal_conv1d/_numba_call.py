@@ -14,6 +14,7 @@ from torch import Tensor
 from griffin_kernels import memory
 from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _native, _threads
+from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.temporal_conv1d import _numba
 
 _STREAMED = 16 * 2**20
@@ -34,11 +35,6 @@ def _streamed(out: Tensor, block: int) -> bool:
         return False
     row, piece = out.shape[2] * out.element_size(), block * out.element_size()
     return row % _LINE == 0 and piece % _LINE == 0 and out.data_ptr() % _LINE == 0
-
-
-def _strided(tensor: Tensor | None) -> tuple[int, int, int]:
-    """(address, batch stride, time stride) in the order of the fields."""
-    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
 
 def groups_of(batch: int, time: int, chunk: int) -> tuple[int, int, int]:
@@ -70,6 +66,7 @@ def run(
     groups, span, chunks = groups_of(batch, time, chunk)
     blocks = -(-width // block)
     offsets = None if cu_seqlens is None else cu_seqlens.long().contiguous()
+    sequences, size = batch if offsets is None else offsets.shape[0] - 1, x.itemsize
     # in the order of _numba.FIELDS
     values = (
         0,
@@ -84,19 +81,18 @@ def run(
         width,
         time,
         _streamed(out, block),
-        *_strided(x),
-        *_strided(state),
-        weight.data_ptr(),
-        weight.stride(0),
-        0 if bias is None else bias.data_ptr(),
-        *_strided(segment_pos),
-        0 if offsets is None else offsets.data_ptr(),
-        0 if offsets is None else offsets.shape[0] - 1,
-        out.data_ptr(),
-        *_strided(dy),
-        *_strided(leaving),
-        0 if dstate is None else dstate.data_ptr(),
-        0 if sums is None else sums.data_ptr(),
+        *strided("x", x, x.nbytes),
+        *strided("state", state, size * sequences * (taps - 1) * width),
+        *strided("weight", weight, size * taps * width)[:2],
+        address("bias", bias, size * width),
+        *strided("segment_pos", segment_pos, 8 * batch * time),
+        address("cu_seqlens", offsets, 8 * (sequences + 1)),
+        0 if offsets is None else sequences,
+        address("output", out, x.nbytes),
+        *strided("dy", dy, x.nbytes),
+        *strided("dnew_state", leaving, size * sequences * (taps - 1) * width),
+        address("dstate", dstate, size * (sequences * (taps - 1) * width)),
+        address("sums", sums, accumulator(x.dtype).itemsize * (groups * (taps + 1) * width)),
     )
     fields = array("q", values)
     threads = _threads.threads_for(groups * blocks, batch * time * width)

@@ -18,6 +18,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _threads
+from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.temporal_conv1d._numba_call import rows
 from griffin_kernels.ops.temporal_conv1d_step import _numba
 
@@ -47,7 +48,9 @@ def run(
     kept = rows(state)  # a copy only where channels are not contiguous
     y = torch.empty((batch, width), dtype=x.dtype, device="cpu")
     parts = -(-width // config.block_d)
-    slot_step, row_step, _ = kept.stride()
+    state_at, slot_step, row_step = strided("state", kept, size * state.shape[0] * (taps - 1) * width)
+    weight_at, tap_step, _ = strided("weight", weight, size * taps * width)
+    x_at, x_step, _ = strided("x", x, size * batch * width)
     # in the order of _numba.FIELDS
     values = (
         0,
@@ -56,17 +59,17 @@ def run(
         config.block_d,
         width,
         taps,
-        0 if positions is None else positions.data_ptr(),
-        0 if slots is None else slots.data_ptr(),
-        x.data_ptr(),
-        x.stride(0) * size,
-        weight.data_ptr(),
-        weight.stride(0) * size,
-        bias.data_ptr(),
-        kept.data_ptr(),
+        address("positions", positions, 8 * batch),
+        address("slots", slots, 8 * batch),
+        x_at,
+        x_step * size,
+        weight_at,
+        tap_step * size,
+        address("bias", bias, size * width),
+        state_at,
         slot_step * size,
         row_step * size,
-        y.data_ptr(),
+        address("y", y, size * batch * width),
     )
     fields = array("q", values)
     threads = _threads.threads_for(batch * parts, batch * width * taps)

@@ -17,10 +17,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import catalog, verify
-from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Variant
-
-ROWS = ("B", "N", "P")
-"""Dimensions along which one problem stands beside another: batch rows, sequences, slots of a pool."""
+from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Variant
 
 STEPS = ("T", "S", "W")
 """Dimensions along which time runs: steps, keys, slots of a ring."""

@@ -1,0 +1,28 @@
+#!/usr/bin/env sh
+# Triton kernels under the oldest and the newest Triton that pyproject.toml allows: a part of the tests in the interpreter,
+# and the cache keys of compiling ahead. Usage: scripts/triton_ends.sh [python of an environment with the test tools]
+# Each Triton is installed into a folder of its own, in front of the environment's. The oldest gets NumPy below 2.4, which
+# its interpreter needs ("only 0-dimensional arrays can be converted").
+set -eu
+cd "$(dirname "$0")/.."
+python=${1:-python3}
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+bounds=$("$python" -c '
+import tomllib
+from packaging.requirements import Requirement
+listed = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]
+bounds = next(r for r in map(Requirement, listed) if r.name == "triton").specifier
+print(*(s.version for s in sorted(bounds, key=lambda s: s.operator, reverse=True)))')
+oldest=${bounds% *}
+above=${bounds#* }
+check() { # folder, then what is installed there
+    into=$folder/$1
+    shift
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$into" "$@"
+    PYTHONPATH="$into:$PWD" "$python" -c 'import numpy, triton; print("Triton", triton.__version__, "NumPy", numpy.__version__)'
+    PYTHONPATH="$into:$PWD" "$python" -m pytest -q -p no:cacheprovider tests/test_indices.py tests/test_ahead.py \
+        tests/test_variants.py -k "triton or cache or keys or ahead"
+}
+check oldest "triton==$oldest.*" "numpy<2.4"
+check newest "triton>=$oldest,<$above"

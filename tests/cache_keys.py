@@ -84,6 +84,7 @@ def launch(variant: Variant, case: Case, arch: str) -> None:
             inputs = op.make_inputs(problem, torch.device("cpu"), seed)
             for step in variant.launches(inputs, {}, variant.config()):
                 if isinstance(step, Launch):
+                    step.kernel.device_caches.clear()  # what it remembers of another op that launches it
                     warm_up(step)
 
 

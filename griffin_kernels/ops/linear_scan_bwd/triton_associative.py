@@ -210,7 +210,11 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
             num_stages=config.num_stages,
             tile=config.block_t * config.block_d,
             # copies below 4 bytes per thread cannot be asynchronous
-            claims=Claims(load_bits=bits, async_copies=config.num_stages > 1 and bits >= 32),
+            claims=Claims(
+                load_bits=bits,
+                async_copies=config.num_stages > 1 and bits >= 32,
+                spills="8 bytes a thread, none of them in the loop" if launch.architecture(a) == "sm_100" else "",
+            ),
         )
     ]
 

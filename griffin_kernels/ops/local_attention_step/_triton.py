@@ -56,7 +56,8 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
         "BLOCK_N": config.block_n,
         "BLOCK_D": padded(d),
     }
-    stages = stages_of(config, amd=launch.architecture(q).startswith("gfx"))
+    arch = launch.architecture(q)
+    stages = stages_of(config, amd=arch.startswith("gfx"))
     bits = attention.load_bits((k_cache, v_cache))
     found = [
         Launch(
@@ -78,7 +79,11 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
             num_warps=config.num_warps,
             num_stages=stages,
             tile=config.block_n * padded(d),
-            claims=Claims(load_bits=bits, async_copies=stages > 1 and bits >= 32),
+            claims=Claims(
+                load_bits=bits,
+                async_copies=stages > 1 and bits >= 32,
+                spills="16 bytes a thread, none of them in the loop" if arch in ("sm_86", "sm_89") else "",
+            ),
         )
     ]
     if parts > 1:

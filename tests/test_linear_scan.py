@@ -15,6 +15,8 @@ OP = catalog.op("linear_scan")
 BACKWARD = catalog.op("linear_scan_bwd")
 CPU = torch.device("cpu")
 CALLS = [case for case in OP.cases_tagged("smoke", "edge")]
+# a random gradient leaves the floats on its way through wild gates; linear_scan_bwd's own wild cases bring one that stays
+TAME = [case for case in CALLS if "wild" not in case.data]
 
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
 
@@ -28,7 +30,7 @@ def leaves(inputs):
     return [inputs[name].requires_grad_() for name in ("x", "a", "h0") if inputs[name] is not None]
 
 
-@pytest.mark.parametrize("case", CALLS, ids=lambda case: case.key)
+@pytest.mark.parametrize("case", TAME, ids=lambda case: case.key)
 def test_backward_reference_is_autograd_of_the_forward_reference(case):
     inputs = verify.to_float64(OP.make_inputs(case, CPU, 0))
     want_for = [inputs[name].requires_grad_() for name in ("x", "a", "h0") if inputs[name] is not None]
@@ -41,7 +43,7 @@ def test_backward_reference_is_autograd_of_the_forward_reference(case):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", CALLS, ids=lambda case: case.key)
+@pytest.mark.parametrize("case", TAME, ids=lambda case: case.key)
 def test_gradients_match_float64_autograd(case):
     inputs = OP.make_inputs(case, CPU, 0)
     exact = verify.to_float64(inputs)
@@ -78,7 +80,7 @@ def test_gradient_from_h_last_alone_and_h0_of_data_dtype():
     torch.testing.assert_close(h0.grad, torch.full_like(h0, 0.5**7))
 
 
-@pytest.mark.parametrize("case", CALLS, ids=lambda case: case.key)
+@pytest.mark.parametrize("case", TAME, ids=lambda case: case.key)
 def test_opcheck(case):
     inputs = OP.make_inputs(case, CPU, 0)
     leaves(inputs)

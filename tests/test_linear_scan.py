@@ -15,7 +15,7 @@ OP = catalog.op("linear_scan")
 BACKWARD = catalog.op("linear_scan_bwd")
 CPU = torch.device("cpu")
 CALLS = [case for case in OP.cases_tagged("smoke", "edge")]
-# a random gradient leaves the floats on its way through wild gates; linear_scan_bwd's own wild cases bring one that stays
+# random gradients leave the floats on their way through wild gates; linear_scan_bwd's wild cases bring some that stay
 TAME = [case for case in CALLS if "wild" not in case.data]
 
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")

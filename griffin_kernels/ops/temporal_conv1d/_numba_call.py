@@ -150,6 +150,9 @@ def backward(
     x = rows(x)
     batch, time, width = x.shape
     taps = weight.shape[0]
+    if state is not None and cu_seqlens is not None:
+        # the state of a sequence without steps meets no gradient: not even a factor of zero, which inf would make NaN
+        state = state.masked_fill((cu_seqlens.diff() == 0)[:, None, None], 0.0)
     before = None if state is None else rows(state)
     dx = memory.empty(x.shape, x.dtype)
     dstate = None if state is None else torch.empty(state.shape, dtype=x.dtype, device="cpu")

@@ -65,6 +65,9 @@ class TensorSpec:
         return tuple(self.dims.split())
 
 
+LARGEST_INDEX = 2**31 - 1
+"""The largest position: it fits in int32, which callers may use, and leaves kernels room to add to it."""
+
 ROWS = ("B", "N", "P")
 """Dims that count rows of the batch: N unless sequences are packed, P unless states are kept in a pool."""
 

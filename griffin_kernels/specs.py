@@ -10,7 +10,7 @@ from torch import Tensor
 
 from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES
-from griffin_kernels.contract import Inputs, Op, TensorSpec, accumulator, dtype_name
+from griffin_kernels.contract import LARGEST_INDEX, Inputs, Op, TensorSpec, accumulator, dtype_name
 
 Sizes = dict[str, int]
 
@@ -92,10 +92,6 @@ def bind(op: Op, inputs: Inputs) -> Sizes:
         if "B" in sizes and cu_seqlens is None:
             sizes.setdefault("N", sizes["B"])
     return sizes
-
-
-LARGEST_INDEX = 2**31 - 1
-"""The largest position: it fits in int32, which callers may use, and leaves kernels room to add to it."""
 
 
 def check_values(op: Op, inputs: Inputs) -> None:

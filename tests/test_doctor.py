@@ -186,7 +186,8 @@ def test_threads_are_held_against_cores_and_quota(monkeypatch, threads, quota, l
 def test_quota_is_read_from_the_control_group(monkeypatch):
     texts = {"/sys/fs/cgroup/cpu.max": "150000 100000\n"}
 
-    def read(path):
+    def read(path, encoding):
+        assert encoding == "utf-8"
         if str(path) not in texts:
             raise FileNotFoundError(str(path))
         return texts[str(path)]
@@ -315,7 +316,7 @@ def test_holder_is_read_from_the_kernels_table_of_locks(tmp_path, monkeypatch):
     file.write_text("")
     inode = os.stat(file).st_ino
     text = f"1: POSIX  ADVISORY  WRITE 11 08:01:1 0 EOF\n2: FLOCK  ADVISORY  WRITE 4321 00:2d:{inode} 0 EOF\n"
-    monkeypatch.setattr(doctor_registry.Path, "read_text", lambda path: text)
+    monkeypatch.setattr(doctor_registry.Path, "read_text", lambda path, encoding: text)
     assert doctor_registry.holder(str(file)) == 4321
 
 

@@ -7,7 +7,7 @@ import torch
 
 import griffin_kernels
 from griffin_kernels import catalog, device, errors
-from griffin_kernels.specs import LARGEST_INDEX
+from griffin_kernels.contract import LARGEST_INDEX
 from tests.calls import CPU, DIFFERENTIABLE, STEPS, operator, small
 
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
@@ -46,15 +46,16 @@ def test_positions_that_no_token_can_have(name, index):
     """The same words from the default, once known and before, and from every variant."""
     given, call = given_for(name, index), operator(name)
     before = {k: v.clone() for k, v in given.items() if isinstance(v, torch.Tensor)}
-    for value in (-1, LARGEST_INDEX + 1):
-        words = f"{name}: {index} has {value}, expected 0 to {LARGEST_INDEX}"
+    least = catalog.op(name).inputs[index].least
+    for value in (least - 1, LARGEST_INDEX + 1):
+        words = f"{name}: {index} has {value}, expected {least} to {LARGEST_INDEX}"
         for variant in catalog.variants(name):
             with griffin_kernels.use(variant=f"{name}/{variant}"), pytest.raises(errors.ArgumentError, match=words):
                 call(*wrong(given, index, value).values())
     assert all(torch.equal(given[k], v) for k, v in before.items())
     call(*given.values())  # from here on the signature is known
-    with pytest.raises(errors.ArgumentError, match=f"{index} has -1"):
-        call(*wrong(given, index, -1).values())
+    with pytest.raises(errors.ArgumentError, match=f"{index} has {least - 1}"):
+        call(*wrong(given, index, least - 1).values())
 
 
 @pytest.mark.parametrize("name", SLOTTED)

@@ -22,7 +22,17 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.contract import (
+    LARGEST_INDEX,
+    ROWS,
+    Case,
+    Inputs,
+    Op,
+    TensorSpec,
+    Tolerance,
+    accumulator,
+    dtype_name,
+)
 from griffin_kernels.ops.linear_scan.op import check_cu_seqlens
 from griffin_kernels.ops.local_attention.cost import FLAGS, cost, make_case
 from griffin_kernels.ops.rg_lru.op import make_segment_pos
@@ -330,7 +340,8 @@ INPUTS = {
     "q": TensorSpec("B T Hq d"),
     "k": TensorSpec("B S Hkv d"),
     "v": TensorSpec("B S Hkv d"),
-    "segment_pos": TensorSpec("B T", "int64", optional=True, least=0),
+    # a position below 0, as some mark padding, counts as 0
+    "segment_pos": TensorSpec("B T", "int64", optional=True, least=-LARGEST_INDEX),
     "cu_seqlens": TensorSpec("N+1", "int32", optional=True),
 }
 

@@ -153,10 +153,11 @@ def ordinary(tensor: torch.Tensor) -> torch.Tensor:
 
     That is ``tensor`` itself where it is one, and its memory where it fills that; copied otherwise.
     """
-    if tensor.requires_grad or (tensor.is_contiguous() and not tensor._is_view()):
-        return tensor
     memory = tensor.untyped_storage()
-    if not tensor.is_contiguous() or memory.nbytes() != tensor.nbytes:
+    fills = tensor.is_contiguous() and memory.nbytes() == tensor.nbytes  # torch.compile's buffers may be padded
+    if tensor.requires_grad or (fills and not tensor._is_view()):
+        return tensor
+    if not fills:
         return tensor.clone(memory_format=torch.contiguous_format)
     return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(memory, 0, tensor.size(), tensor.stride())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,9 +18,18 @@ from griffin_kernels import errors
 from griffin_kernels.contract import Op, Variant
 
 BACKENDS: Mapping[str, str] = MappingProxyType(
-    {"eager": "torch", "compiled": "torch", "numba": "numba", "triton": "triton"}
+    {"eager": "torch", "compiled": "torch", "numba": "numba", "triton": "triton", "peer": "torch"}
 )
-"""Backend -> the distribution it needs."""
+"""Backend -> the distribution it needs. A peer is another project's kernel; ``Variant.package`` is what it needs."""
+
+PEERS: Mapping[str, str] = MappingProxyType(
+    {
+        "accelerated_scan": "accelerated-scan",
+        "causal_conv1d": "causal-conv1d",
+        "fla": "flash-linear-attention",
+    }
+)
+"""Packages of peers, as they are imported -> as they are installed."""
 
 _OPS_FOLDER = Path(__file__).parent / "ops"
 
@@ -73,6 +83,9 @@ def _load(op_name: str) -> tuple[Mapping[str, Variant], Mapping[str, str]]:
             raise errors.CatalogError(
                 f"{path.name} in ops/{op_name} describes {variant.key}, expected {op_name}/{name}"
             )
+        if variant.package and importlib.util.find_spec(variant.package) is None:
+            missing[name] = f"{PEERS.get(variant.package, variant.package)} is not installed"
+            continue
         found[name] = variant
     return MappingProxyType(found), MappingProxyType(missing)
 

@@ -173,6 +173,25 @@ def _with_ordinary_outputs(run: Callable[..., tuple[torch.Tensor | None, ...]]) 
     return ordinarily
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """A function that is not ours behind the contract of an op, cut where its own work begins and ends.
+
+    A baseline is timed as its users run it. They keep their data in the layout that it wants, and what a gradient needs
+    was kept by the forward pass: neither is its work, so that ``call`` alone is timed.
+
+    prepare: ``(inputs) -> arguments`` of ``call``. finish: ``(result of call, inputs) -> outputs`` of the op.
+    """
+
+    prepare: Callable[[Inputs], Inputs]
+    call: Callable[..., Any]
+    finish: Callable[[Any, Inputs], tuple[torch.Tensor | None, ...]]
+
+    def __call__(self, inputs: Inputs) -> tuple[torch.Tensor | None, ...]:
+        """The op's outputs: all three in a row."""
+        return self.finish(self.call(**self.prepare(inputs)), inputs)
+
+
 def _no_reason(case: Case, device: Device, config: Any) -> str | None:
     return None
 
@@ -194,6 +213,10 @@ class Variant:
     reject: ``(case, device, config) -> reason | None``: why this cannot run, in words a user can act on.
     baseline: what a user would otherwise run; every report compares with it.
     rank: ``(case, device) -> int``: preference when nothing is tuned; the highest accepted one is the default.
+    adapter: baselines only: what of ``run`` is timed; None where that is all of it.
+    package: what else has to be installed, by the name that it is imported as; empty for the backend alone.
+    slack: baselines only: multiples of the op's tolerance that it may be off by, where its carry is not the
+    accumulator's.
     launches: Triton only, ``(inputs, outputs, config) -> list[Launch | Call]``; the same description is run on a GPU,
     run in the interpreter and compiled for a GPU that is not there.
     traffic: ``(case, config) -> bytes`` where a variant moves more than the ideal; None means ideal.
@@ -208,6 +231,9 @@ class Variant:
     reject: Callable[[Case, Device, Any], str | None] = _no_reason
     baseline: bool = False
     rank: Callable[[Case, Device], int] = _rank_zero
+    adapter: Adapter | None = None
+    package: str = ""
+    slack: float = 1.0
     launches: Callable[..., list[Any]] | None = None
     traffic: Callable[[Case, Any], int] | None = None
 
@@ -217,7 +243,9 @@ class Variant:
             raise errors.CatalogError(
                 f"{self.key}: axes {sorted(unknown)} are not fields of its Config {sorted(fields)}"
             )
-        if self.backend in ("eager", "compiled"):
+        if not self.baseline and (self.adapter is not None or self.slack != 1.0):
+            raise errors.CatalogError(f"{self.key}: only a baseline has an adapter or slack")
+        if self.backend in ("eager", "compiled", "peer"):
             object.__setattr__(self, "run", _with_ordinary_outputs(self.run))
 
     @property

@@ -75,6 +75,13 @@ def tune(
         typer.Option(help="End after these minutes: heavy ops first, publish what is decided; --resume goes on."),
     ] = 0.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, if there is one.")] = False,
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines",
+            help="Search nothing: race what is published against every baseline, and go on in its journal.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print problems and the final table only.")] = False,
     as_json: Annotated[
@@ -117,6 +124,7 @@ def tune(
             memory_gib=memory,
             in_process=in_process,
             minutes=minutes,
+            baselines=baselines,
         )
         if from_misses is not None:
             from tuning.from_misses import extended

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Everything worth running where there is a GPU: a subset of the tests, ceilings, tune, a whole model, the
-# sanitizer, all GPU tests, report. Results go to $OUT, in six files at most.
+# Everything worth running where there is a GPU: a subset of the tests, ceilings, tune, baselines and peers against
+# what was found, a whole model, the sanitizer, all GPU tests, report. Results go to $OUT, in six files at most.
 # Usage: [OUT=folder] [STEPS="subset tune"] [LIMIT=seconds] scripts/gpu.sh [options of `griffin tune`]
-# STEPS: which of "subset ceilings tune forward sanitizer tests report", in their order; by default all.
+# STEPS: which of "subset ceilings tune peers forward sanitizer tests report", in their order; by default all.
 # LIMIT: seconds for all of them; where a machine ends a run by force after 600, give 480. What is running when they are
 #   over is interrupted, the rest is not begun, the report is still made and the results are packed.
 #   Tuning begins with the ops that models spend most time in, and publishes what is decided before the time is over.
 # WHEELS: a folder of wheels from which missing packages are installed, for this run only and without a network:
-#   a bare CUDA image has torch and Triton, but no msgspec or plotly.
+#   a bare CUDA image has torch and Triton, but no msgspec or plotly. All wheels in its folder peers are installed too:
+#   accelerated-scan, causal-conv1d, flash-linear-attention and what they need are raced as baselines where they are.
 # RESUME_FROM: a journal.jsonl of an earlier run, or a folder with one: its measurements are kept and not repeated.
 # TRITON_CACHE: a folder or .tar.gz of compiled kernels, filled by a machine without a GPU and with the same Triton:
 #   TRITON_CACHE_DIR=cache python -m tuning.static --target sm_90
@@ -20,7 +21,7 @@ if [ -z "${PYTHON:-}" ]; then
     if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
 fi
 OUT=${OUT:-out/gpu}
-STEPS=${STEPS:-subset ceilings tune forward sanitizer tests report}
+STEPS=${STEPS:-subset ceilings tune peers forward sanitizer tests report}
 LIMIT=${LIMIT:-86400}
 
 if ! name=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else "")'); then
@@ -37,19 +38,25 @@ trap 'rm -rf "$scratch"' EXIT
 export PYTHONPATH="$PWD:$scratch/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 missing=$("$PYTHON" scripts/dependencies.py)
-wanted=$missing
+needed=$missing
 for name_of_test_tool in pytest pytest-xdist; do
     if "$PYTHON" scripts/dependencies.py dev | grep -qx "$name_of_test_tool"; then
-        wanted="$wanted
+        needed="$needed
 $name_of_test_tool"
     fi
 done
-if [ -n "${WHEELS:-}" ] && [ -n "$(echo $wanted)" ]; then
-    for package in $wanted; do  # one that is not in the folder does not keep the others from being installed
+if [ -n "${WHEELS:-}" ] && [ -n "$(echo $needed)" ]; then
+    for package in $needed; do  # one that is not in the folder does not keep the others from being installed
         "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-index --find-links "$WHEELS" \
             --target "$scratch/site" --upgrade --no-deps "$package" || echo "gpu.sh: no usable wheel of $package in $WHEELS"
     done
     missing=$("$PYTHON" scripts/dependencies.py)
+fi
+if [ -n "${WHEELS:-}" ] && compgen -G "$WHEELS/peers/*.whl" >/dev/null; then
+    for wheel in "$WHEELS"/peers/*.whl; do
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-index --target "$scratch/site" --upgrade \
+            --no-deps "$wheel" || echo "gpu.sh: $wheel cannot be installed"
+    done
 fi
 if [ -n "$missing" ]; then
     echo "gpu.sh: these packages are missing:" $missing >&2
@@ -108,8 +115,15 @@ fi
 if wanted tune; then
     left=$((LIMIT - SECONDS - 30))  # for the candidate that is in work then
     wanted forward && left=$((left * 8 / 10))
+    wanted peers && left=$((left * 8 / 10))
     step tune 100 "$PYTHON" -m reports tune --device cuda --minutes "$((left > 60 ? left / 60 : 1))" --resume \
         --out "$OUT" "$@"
+fi
+if wanted peers; then
+    left=$((LIMIT - SECONDS - 30))
+    wanted forward && left=$((left * 7 / 10))
+    step peers 100 "$PYTHON" -m reports tune --device cuda --baselines --no-study \
+        --minutes "$((left > 60 ? left / 60 : 1))" --out "$OUT"
 fi
 if wanted forward; then
     step forward 100 env GRIFFIN_KERNELS_CEILINGS="$OUT/ceilings.json" GRIFFIN_KERNELS_REGISTRY="$OUT" \

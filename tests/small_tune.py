@@ -16,9 +16,10 @@ from types import MappingProxyType
 import typer
 from rich.console import Console
 
-from griffin_kernels import catalog
+from griffin_kernels import catalog, device
 from roofline.console import plain_errors
-from tuning import decide, plan, terminal
+from tuning import decide, journal, plan, terminal
+from tuning.run import Paths, tune
 
 
 def shrink() -> None:
@@ -31,6 +32,24 @@ def shrink() -> None:
     plan.catalog.variants = eager_only
     plan.bench_cases = lambda op, device: list(op.cases_tagged("smoke")[:3])
     decide.UNQUIET = math.inf  # races of microseconds, on a machine that does other things
+
+
+class Quiet:
+    """A listener that listens to nothing."""
+
+    def __getattr__(self, name):
+        return lambda *args, **facts: None
+
+
+def run(folder, options=None, resume=False, listener=None):
+    """A tune of this CPU with its results in ``folder``; ``OPTIONS`` by default."""
+    paths = Paths.choose(folder, device.cpu())
+    return tune(OPTIONS if options is None else options, paths, listener or Quiet(), "griffin tune", resume)
+
+
+def records(folder, kind):
+    """The records of one kind in the journal of ``folder``."""
+    return [r for r in journal.read(folder / journal.FILE_NAME) if isinstance(r, kind)]
 
 
 OPTIONS = plan.Options(ops=("linear_scan", "linear_scan_bwd"), budget="quick", device="cpu", in_process=True)

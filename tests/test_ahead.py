@@ -18,6 +18,7 @@ import pytest
 from griffin_kernels import catalog, device, errors
 from griffin_kernels.contract import NoConfig, Variant
 from tests import small_tune
+from tests.small_tune import Quiet
 from tuning import ahead as ahead_module
 from tuning import journal, messages, plan
 from tuning import run as runs
@@ -200,11 +201,6 @@ def test_closing_ends_who_waits(fake):
         with pytest.raises(errors.WorkerError, match="being stopped"):
             ahead.problem(*candidates(3)[0])
     assert not any(thread.is_alive() for thread in ahead._threads)
-
-
-class Quiet:
-    def __getattr__(self, name):
-        return lambda *args, **facts: None
 
 
 @pytest.mark.parametrize("strategy", ["seeded", "exhaustive"])

@@ -16,7 +16,10 @@ if [ "$1" = -c ]; then echo "$GPU"; exit; fi
 case "$*" in
     "scripts/dependencies.py dev") exit;;
     scripts/dependencies.py) [ -e "$PYTHONSITE/$LACKS" ] || echo "$LACKS"; exit;;
-    "-m pip install"*) case "$*" in *--find-links*) touch "$PYTHONSITE/$LACKS";; esac; exit;;
+    "-m pip install"*) case "$*" in
+        *--find-links*) touch "$PYTHONSITE/$LACKS";;
+        *) echo "$@" >> "$INSTALLED";;
+    esac; exit;;
 esac
 echo "$@" >> "$ASKED"
 case "$*" in *"$SLOW"*) exec sleep 60;; *"$FAILS"*) exit 1;; esac
@@ -60,11 +63,12 @@ def test_every_step_runs_and_tune_takes_the_options(script):
     status, text, asked = script("--budget", "quick")
     assert status == 0, text
     what = [line.split()[2 if line.startswith("-m reports") else 1] for line in asked]
-    assert what == ["pytest", "roofline", "tune", "roofline", "pytest", "report"]
+    assert what == ["pytest", "roofline", "tune", "tune", "roofline", "pytest", "report"]
     assert "tests/test_gpu_subset.py" in asked[0] and not any("test_triton_compile" in line for line in asked)
-    (tune,) = (line for line in asked if " tune " in line)
+    tune, peers = (line for line in asked if " tune " in line)
     assert "--resume" in tune
     assert tune.endswith("--budget quick")
+    assert "--baselines" in peers and peers.split("--out")[1] == tune.split("--out")[1].removesuffix(" --budget quick")
 
 
 def test_steps_are_chosen_and_failures_are_named(script):
@@ -94,6 +98,16 @@ def test_missing_packages_are_named_and_taken_from_a_folder_of_wheels(script, tm
     assert "these packages are missing: msgspec" in text and "WHEELS=folder" in text
     status, text, asked = script(LACKS="msgspec", WHEELS=str(tmp_path), STEPS="report")
     assert status == 0, text
+
+
+def test_all_wheels_of_peers_are_installed(script, tmp_path):
+    (tmp_path / "wheels" / "peers").mkdir(parents=True)
+    for name in ("einops", "flash_linear_attention"):
+        (tmp_path / "wheels" / "peers" / f"{name}-1-py3-none-any.whl").touch()
+    status, text, _ = script(WHEELS=str(tmp_path / "wheels"), STEPS="peers", INSTALLED=str(tmp_path / "installed"))
+    assert status == 0, text
+    installed = (tmp_path / "installed").read_text()
+    assert "einops-1" in installed and "flash_linear_attention-1" in installed
 
 
 def test_an_earlier_journal_is_gone_on_with(script, tmp_path):

@@ -16,6 +16,7 @@ from griffin_kernels import catalog, device, dispatch, errors, registry
 from griffin_kernels.ops.linear_scan.cost import make_case
 from roofline import measure, probes, store
 from tests.fake_gpu import BANDWIDTH, LAUNCH_S, fake_gpu
+from tests.small_tune import Quiet
 from tuning import decide, journal, noise, plan, timing
 from tuning import run as runs
 from tuning.plan import Options
@@ -24,11 +25,6 @@ from tuning.records import Candidate, Ceiling, End, Result, Run
 CASES = [make_case(1, steps, 8, where="gpu") for steps in (5, 6)]
 OPTIONS = Options(ops=("linear_scan",), budget="quick", in_process=True)
 BLOCKS = (64, 32)
-
-
-class Quiet:
-    def __getattr__(self, name):
-        return lambda *args, **facts: None
 
 
 @pytest.fixture

@@ -19,7 +19,11 @@ def table() -> str:
     """Every op with its variants, baselines in italics."""
     lines = ["| op | what | variants (*baselines*) |", "|---|---|---|"]
     for op in catalog.ops().values():
-        variants = [f"*{v.name}*" if v.baseline else f"`{v.name}`" for v in catalog.variants(op.name).values()]
+        variants = [
+            f"*{v.name}*" if v.baseline else f"`{v.name}`"
+            for v in catalog.variants(op.name).values()
+            if v.backend != "peer"
+        ]
         lines.append(f"| `{op.name}` | {op.summary} | {', '.join(variants)} |")
     return "\n".join(lines) + "\n"
 

@@ -19,6 +19,7 @@ from griffin_kernels.contract import NoConfig, Variant
 from reports.cli import app
 from roofline import stats
 from tests import small_tune
+from tests.small_tune import Quiet, records, run
 from tuning import gate, journal, plan, terminal
 from tuning.budget import BUDGETS
 from tuning.plan import Options
@@ -37,21 +38,6 @@ def small(monkeypatch, tmp_path):
     dispatch.refresh()
     yield
     dispatch.refresh()
-
-
-class Quiet:
-    """A listener that listens to nothing."""
-
-    def __getattr__(self, name):
-        return lambda *args, **facts: None
-
-
-def run(folder, options=small_tune.OPTIONS, resume=False):
-    return tune(options, Paths.choose(folder, HERE), Quiet(), "griffin tune", resume)
-
-
-def records(folder, kind):
-    return [r for r in journal.read(folder / journal.FILE_NAME) if isinstance(r, kind)]
 
 
 def test_run_leaves_a_journal_a_registry_and_a_winner_that_dispatch_uses(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from griffin_kernels import catalog, device, registry
+from tests.small_tune import Quiet
 from tests.test_progress import Clock
 from tuning import decide, journal, plan, predict, terminal
 from tuning import run as runs
@@ -24,11 +25,6 @@ from tuning.summary import undecided
 from tuning.watch import Watch
 
 H100 = dataclasses.replace(target("sm_90").device, name="NVIDIA H100 80GB HBM3", units=132, memory_bytes=80 * 2**30)
-
-
-class Quiet:
-    def __getattr__(self, name):
-        return lambda *args, **facts: None
 
 
 class Stub:

@@ -152,7 +152,11 @@ class Bench:
         return Ready()
 
     def sampler(self, planned: Planned) -> timing.Sampler:
-        """Times calls with cold caches."""
+        """Times calls with cold caches; of a baseline behind an adapter what is its own work."""
+        adapter = planned.variant.adapter
+        if adapter is not None:
+            given = timing.Rotation([adapter.prepare(inputs) for inputs in self.rotation])
+            return timing.sampler(adapter.call, given, self.device)
         return timing.sampler(functools.partial(planned.variant.run, config=planned.config), self.rotation, self.device)
 
     def warm_sampler(self, planned: Planned) -> timing.Sampler:

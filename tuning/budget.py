@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ class Budget:
     times. rounds: most interleaved rounds of the final race; race_seconds: its time at most, beyond 5 rounds.
     finalists: candidates in the race besides the default and the best baseline.
     hurried: tries at least where time is short. gpu_minutes: what a run on a GPU is planned for, where there are ten
-    times as many candidates as on a CPU. gpu_compiled: whether it has the baselines of torch.compile, whose compiling
-    nothing can do ahead.
+    times as many candidates as on a CPU. gpu_compiled: whether it has the baselines of torch.compile and of other
+    projects, whose compiling nothing can do ahead.
     """
 
     share: float
@@ -42,9 +43,18 @@ class Budget:
         """What a run on a kind of device is planned for; infinite where it takes what it takes."""
         return math.inf if kind == "cpu" else self.gpu_minutes
 
+    @property
+    def searches(self) -> bool:
+        """Whether anything is tried that is neither published nor a default nor a baseline."""
+        return self.share > 0
+
+    def without_search(self) -> Budget:
+        """The same for what is published and the default alone, against all baselines."""
+        return dataclasses.replace(self, share=0.0, least_tries=2, most_tries=2, hurried=2, gpu_compiled=True)
+
     def tries(self, points: int) -> int:
         """How many of a case's candidates search may try; baselines do not count."""
-        if self.thorough and points <= EXHAUSTIVE:
+        if self.thorough and self.searches and points <= EXHAUSTIVE:
             return points
         return min(points, self.most_tries, max(self.least_tries, math.ceil(self.share * points)))
 

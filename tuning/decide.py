@@ -54,7 +54,7 @@ class History:
 
     def decided(self, job: Job) -> Result | None:
         """The decision on a case, if it may still be published: all that was compared is of the source as it is now,
-        the winner was right to the end, and its race was quiet.
+        every baseline was, the winner was right to the end, and its race was quiet.
         """
         result = self.results.get(job.place)
         if result is None or (result.entry.noise_floor or 0.0) > UNQUIET:
@@ -63,7 +63,9 @@ class History:
         tried = self.tried(job)
         winner = self.candidates.get(result.winner_key)
         same = all(now.get(record.variant) == record.source_hash for record in tried)
-        return result if same and winner is not None and winner.status == "ok" else None
+        known = {record.variant for record in tried}
+        every = all(p.variant.name in known for p in job.candidates if p.reason is None and p.variant.baseline)
+        return result if same and every and winner is not None and winner.status == "ok" else None
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,12 @@ class Decider:
 
     def planned(self, job: Job) -> int:
         """How many candidates of a case will be in the journal, at most."""
-        return len(job.candidates) - len(job.competitors) + self.tries(job) if self.tries(job) else 0
+        known = {record.key for record in self.history.tried(job)}
+        if not self.tries(job):
+            return len(known)
+        searched = {p.key(job.case, self.device) for p in job.competitors}
+        certain = {p.key(job.case, self.device) for p in job.candidates} - searched
+        return len(certain | (known - searched)) + max(self.tries(job), len(known & searched))
 
     def tries(self, job: Job) -> int:
         """How many candidates of a case search may try; none where there is no time for it."""
@@ -316,6 +323,10 @@ class _Case:
             record = self._take(done, planned, None)
             if not planned.variant.baseline:
                 seen[course.points.index(planned)] = _figure(record)
+        if not self.run.budget.searches:  # what an earlier search found competes as it did
+            for at, planned in enumerate(course.points):
+                if at not in seen and self.run.known(self.job, planned) is not None:
+                    seen[at] = _figure(self._take(done, planned, None))
         self.tried = len(seen)
         while (index := course.next(seen, self.tried)) is not None:
             planned = course.points[index]

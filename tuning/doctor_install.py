@@ -82,9 +82,13 @@ def backends() -> Iterator[Finding]:
                 text = f"importing {name} fails: {type(error).__name__}: {quoted(error, 200)}"
                 yield Finding("problem", "versions", text, f"pip install --force-reinstall {name}")
     absent = {f"{op}/{name}": reason for op in catalog.ops() for name, reason in catalog.unavailable(op).items()}
-    if absent:
-        reasons = ", ".join(sorted(set(absent.values())))
-        yield Finding("note", "versions", f"{len(absent)} kernels cannot be used: {reasons}", "install what is missing")
+    peers = {key: reason for key, reason in absent.items() if "/peer." in key}
+    if own := absent.keys() - peers.keys():
+        reasons = ", ".join(sorted({absent[key] for key in own}))
+        yield Finding("note", "versions", f"{len(own)} kernels cannot be used: {reasons}", "install what is missing")
+    if peers and devices.detect().kind != "cpu":
+        text = f"not raced as baselines: {', '.join(sorted(set(peers.values())))}"
+        yield Finding("note", "versions", text, f"pip install {' '.join(catalog.PEERS.values())}")
 
 
 def compiler() -> Finding:

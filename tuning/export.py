@@ -45,7 +45,10 @@ def _raced(records: Sequence[Record]) -> dict[str, list[float]]:
 def to_csv(records: Sequence[Record]) -> str:
     """One line for each candidate. Times in seconds; low_s and high_s are the 95% interval of the median."""
     raced = _raced(records)
-    winners = {record.winner_key for record in records if isinstance(record, Result)}
+    # of two decisions on a case the last counts
+    results = (r for r in records if isinstance(r, Result))
+    decided = {(r.entry.op, r.entry.case.case(r.entry.op).key): r.winner_key for r in results}
+    winners = set(decided.values())
     candidates = _latest(records)
     dims = list(dict.fromkeys(name for c in candidates for name in c.case.dims))
     rows = []

@@ -46,7 +46,8 @@ class Options:
     strategy: of search, by name; empty for what suits a space. timeout: seconds that any stage of a candidate may take
     at most. memory_gib: resident memory of a worker at most; 0 for most of what is free. in_process: no workers.
     misses: recorded cases, tuned in place of the op's bench cases. minutes: after them no candidate is begun, and no
-    case that cannot be decided in time; 0 for no end.
+    case that cannot be decided in time; 0 for no end. baselines: race what is published against every baseline, the
+    compiled ones and other projects' included, and search nothing.
     """
 
     ops: tuple[str, ...] = ()
@@ -60,6 +61,7 @@ class Options:
     in_process: bool = False
     misses: tuple[Miss, ...] = ()
     minutes: float = 0.0
+    baselines: bool = False
 
     def __post_init__(self) -> None:
         for name in ("timeout", "memory_gib", "minutes"):
@@ -71,14 +73,15 @@ class Options:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is left out: all ops, cases and dtypes."""
-        return not (self.ops or self.cases or self.dtypes or self.misses)
+        """Whether nothing is left out: all ops, cases and dtypes are searched."""
+        return not (self.ops or self.cases or self.dtypes or self.misses or self.baselines)
 
     def limits(self) -> Budget:
         """The budget by name; ArgumentError lists the names."""
         if self.budget not in BUDGETS:
             raise errors.ArgumentError(f"no budget {self.budget!r}; there are {', '.join(BUDGETS)}")
-        return BUDGETS[self.budget]
+        budget = BUDGETS[self.budget]
+        return budget.without_search() if self.baselines else budget
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def make(options: Options, device: Device) -> list[Job]:
     available = [(op, case) for op in chosen for case in _cases(op, device, options)]
     explicit = bool(options.cases or options.dtypes)
     jobs = [
-        _job(op, case, device, compiled=device.kind == "cpu" or budget.gpu_compiled)
+        _job(op, case, device, slow=device.kind == "cpu" or budget.gpu_compiled)
         for op, case in available
         if _wanted(case, options) and (budget.thorough or not case.thorough or explicit)
     ]
@@ -168,11 +171,16 @@ def _wanted(case: Case, options: Options) -> bool:
     return not options.cases or any(fnmatch.fnmatchcase(case.key, f"*{pattern}*") for pattern in options.cases)
 
 
-def _job(op: Op, case: Case, device: Device, compiled: bool) -> Job:
-    """compiled: with the baselines of torch.compile."""
+def compiles_itself(variant: Variant) -> bool:
+    """Whether a variant is compiled by what it calls, at its first call: by torch.compile, or by another project."""
+    return variant.backend in ("compiled", "peer")
+
+
+def _job(op: Op, case: Case, device: Device, slow: bool) -> Job:
+    """slow: with the baselines that nothing compiles ahead."""
     planned: list[Planned] = []
     for variant in catalog.variants(op.name).values():
-        if variant.baseline and variant.backend == "compiled" and not compiled:
+        if variant.baseline and compiles_itself(variant) and not slow:
             continue
         accepted = variant.configs(case, device)
         if not accepted:

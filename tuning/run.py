@@ -123,11 +123,16 @@ def tune(
     device = devices.detect(options.device or None)
     paths.prepare(device)
     records = journal.read(paths.journal) if paths.journal.exists() else []
-    go_on = resume and journal.unfinished(records)
+    unfinished = journal.unfinished(records)
+    go_on = bool(records) if options.baselines else resume and unfinished
     history = History(records if go_on else [])
     if go_on:
-        options = _resumed(history, options, device, paths.journal)
+        started = _started(history, options, device, paths.journal)
+        options = options if options.baselines else _resumed(started, options, history.run)
+    incumbents = _published(paths.registry, device)
     jobs = plan.make(options, device)
+    if options.baselines:
+        jobs = _of_published(jobs, incumbents, paths.registry)
     if records and not go_on:
         journal.set_aside(paths.journal, records)
     with contextlib.ExitStack() as stack:
@@ -139,7 +144,7 @@ def tune(
         decider.watch, decider.jobs = watch, {job.place: job for job in jobs}
         decider.schedule = schedule_of(jobs, device, options, records, len(names))
         decider.repeat = lambda job: repeating(job, options, paths, device, command)
-        decider.incumbents = _published(paths.registry, device)
+        decider.incumbents = incumbents
         log.append(
             Run(
                 journal_version=JOURNAL_VERSION,
@@ -169,7 +174,7 @@ def tune(
         if isinstance(problem, errors.WorkerError):
             raise problem
         seconds = watch.elapsed
-        if not left:
+        if not left and not (options.baselines and unfinished):
             log.append(End(date=_now(), registry=str(paths.registry), seconds=seconds))
     return Outcome(
         tuple(entries),
@@ -341,8 +346,21 @@ def _noise_floor(device: Device, history: History, log: journal.Journal, listene
         listener.noise(found)
 
 
-def _resumed(history: History, options: Options, device: Device, path: Path) -> Options:
-    """The options that an interrupted run was started with; JournalError where it is not this one."""
+def _of_published(jobs: Sequence[Job], incumbents: registry.Registry | None, path: Path) -> list[Job]:
+    """The jobs whose case has a measured entry; ArgumentError where there are none."""
+    found = [
+        job
+        for job in jobs
+        if incumbents is not None
+        and any(m.distance == 0 and m.entry.status == "measured" for m in incumbents.matches(job.op, job.case))
+    ]
+    if not found:
+        raise errors.ArgumentError(f"{path} has nothing of these cases to hold baselines against; tune them first")
+    return found
+
+
+def _started(history: History, options: Options, device: Device, path: Path) -> Options:
+    """The options that an earlier run was started with; JournalError where it was on another device."""
     if history.run is None:
         raise errors.JournalError(f"journal {path} does not begin with a run; move it away to start anew")
     if history.run.device.validity != device.validity():
@@ -351,10 +369,15 @@ def _resumed(history: History, options: Options, device: Device, path: Path) -> 
             f"journal {path} is of another device ({name}), this is {device.name}; use another --out"
         )
     minutes = options.minutes  # a run may go on for as long as it is given now
-    started = dataclasses.replace(msgspec.convert(history.run.options, Options, strict=False), minutes=minutes)
-    if options not in (Options(device=options.device, minutes=minutes), started):
+    return dataclasses.replace(msgspec.convert(history.run.options, Options, strict=False), minutes=minutes)
+
+
+def _resumed(started: Options, options: Options, run: Run | None) -> Options:
+    """The options that an interrupted run was started with; JournalError where ``options`` are others."""
+    if options not in (Options(device=options.device, minutes=options.minutes), started):
+        command = "" if run is None else f" ({run.command})"
         raise errors.JournalError(
-            f"--resume goes on with the options the run was started with ({history.run.command}); leave the others out"
+            f"--resume goes on with the options the run was started with{command}; leave the others out"
         )
     return started
 

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from griffin_kernels.device import Device
 from tuning.budget import Budget
 from tuning.eta import Place, Prices
-from tuning.plan import WEIGHTS, Job, Planned
+from tuning.plan import WEIGHTS, Job, Planned, compiles_itself
 from tuning.records import Record
 from tuning.watch import Watch
 
@@ -104,7 +104,7 @@ def slot(job: Job, device: Device, budget: Budget, earlier: Prices | None = None
 
 
 def _compiles(planned: Planned) -> bool:
-    return planned.variant.backend == "compiled"
+    return compiles_itself(planned.variant)
 
 
 def share(slots: Sequence[Slot], seconds: float, drop: bool) -> dict[Place, int]:

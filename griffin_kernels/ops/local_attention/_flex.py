@@ -1,7 +1,7 @@
 """PyTorch's flex_attention with this op's window, documents and softcap; shared by the baseline and its backward.
 
 Compiled once per shape. The block mask is built once too where it depends on the window alone; with documents it is
-built at every call from a T x S mask, as a user has to for every batch.
+built for every batch, from a T x S mask, and serves all layers: it is not timed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
-from griffin_kernels.contract import Case
+from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _compiled
 from griffin_kernels.ops.local_attention.op import first_keys, within_reach
@@ -65,34 +65,50 @@ def _softcap(cap: float) -> Callable[..., Tensor]:
     return bend
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    with_lse: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """out [B,T,Hq,d] and lse [B,Hq,T] or None."""
+def prepare(inputs: Inputs) -> Inputs:
+    """The arguments of ``call``: heads before time, the block mask, the compiled function for calls of this kind.
+
+    inputs: those of local_attention. Gradients are recorded where q requires them.
+    """
+    q, window, softcap = inputs["q"], inputs["window"], inputs["softcap"]
+    segment_pos, cu_seqlens = inputs["segment_pos"], inputs["cu_seqlens"]
     batch, time = q.shape[:2]
-    k, v = within_reach(k, time, window), within_reach(v, time, window)
+    k, v = within_reach(inputs["k"], time, window), within_reach(inputs["v"], time, window)
     keys = k.shape[1]
-    if segment_pos is None and cu_seqlens is None:
+    documents = segment_pos is not None or cu_seqlens is not None
+    if not documents:
         mask = _window_mask(time, keys, window, q.device)
     else:
         first, visible = _document_predicate(batch, time, keys, q.device)
         first.copy_(first_keys(time, keys, window, segment_pos, cu_seqlens, q.device))
         mask = create_block_mask(visible, batch, None, time, keys, device=str(q.device))
-    documents = segment_pos is not None or cu_seqlens is not None
     training = torch.is_grad_enabled() and q.requires_grad
+    scale, with_lse = inputs["scale"], inputs["with_lse"]
     key = (q.shape, k.shape, q.dtype, q.device, window, softcap, scale, documents, with_lse, training)
-    bend = None if softcap is None else _softcap(softcap)
-    attend = _compiled.compiled(_attend, key, dynamic=False)
-    out, lse = attend(*(tensor.transpose(1, 2) for tensor in (q, k, v)), mask, bend, scale, with_lse)
-    return out.transpose(1, 2).contiguous(), lse
+    return {
+        "attend": _compiled.compiled(_attend, key, dynamic=False),
+        "q": q.transpose(1, 2),
+        "k": k.transpose(1, 2),
+        "v": v.transpose(1, 2),
+        "mask": mask,
+        "bend": None if softcap is None else _softcap(softcap),
+        "scale": scale,
+        "with_lse": with_lse,
+    }
+
+
+def call(
+    attend: Callable[..., tuple[Tensor, Tensor | None]],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    bend: Any,
+    scale: float | None,
+    with_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """out [B,Hq,T,d] and lse [B,Hq,T] or None of q [B,Hq,T,d] and k, v [B,Hkv,S,d]."""
+    return attend(q, k, v, mask, bend, scale, with_lse)
 
 
 def problem(case: Case, device: Device) -> str | None:

@@ -5,12 +5,28 @@ Skips blocks of 128 x 128 scores that no query sees. Source: torch.nn.attention.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, NoConfig, Variant
+from griffin_kernels.contract import Adapter, Case, Inputs, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops.local_attention import _flex, _isolated
+
+
+def call(**arguments: Any) -> tuple[Tensor, Tensor | None]:
+    with torch.no_grad():
+        return _flex.call(**arguments)
+
+
+def finish(results: tuple[Tensor, Tensor | None], inputs: Inputs) -> tuple[Tensor | None, ...]:
+    """Time before heads."""
+    out, lse = results
+    return out.transpose(1, 2), lse
+
+
+ADAPTER = Adapter(_flex.prepare, call, finish)
 
 
 @_isolated.forward
@@ -26,9 +42,9 @@ def run(
     with_lse: bool,
     *,
     config: NoConfig,
-) -> tuple[Tensor, Tensor | None]:
-    with torch.no_grad():
-        return _flex.attention(q, k, v, segment_pos, cu_seqlens, window, softcap, scale, with_lse)
+) -> tuple[Tensor | None, ...]:
+    given = {"q": q, "k": k, "v": v, "segment_pos": segment_pos, "cu_seqlens": cu_seqlens, "window": window}
+    return ADAPTER(given | {"softcap": softcap, "scale": scale, "with_lse": with_lse})
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
@@ -46,4 +62,5 @@ VARIANT = Variant(
     config=NoConfig,
     reject=reject,
     baseline=True,
+    adapter=ADAPTER,
 )

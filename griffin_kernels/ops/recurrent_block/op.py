@@ -82,7 +82,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         "y": other,
         "conv_weight": first["weight"],
         "conv_bias": first["bias"],
-        **{name: second[name] for name in GATES},
+        **{name: second[name] for name in lru.GATES},
         "conv_state": first["state"],
         "h0": second["h0"],
         "segment_pos": second["segment_pos"],
@@ -188,14 +188,7 @@ def cases(op: str) -> tuple[Case, ...]:
     return (*smoke, *edge, *bench)
 
 
-GATES = (
-    "a_param",
-    "input_gate_weight",
-    "input_gate_bias",
-    "recurrence_gate_weight",
-    "recurrence_gate_bias",
-)
-WEIGHTS = ("conv_weight", "conv_bias", *GATES)
+WEIGHTS = ("conv_weight", "conv_bias", *lru.GATES)
 """Parameters in the order of the arguments."""
 
 INPUTS = {
@@ -203,7 +196,7 @@ INPUTS = {
     "y": TensorSpec("B T D"),
     "conv_weight": TensorSpec("K D"),
     "conv_bias": TensorSpec("D"),
-    **{name: lru.INPUTS[name] for name in GATES},
+    **{name: lru.INPUTS[name] for name in lru.GATES},
     "conv_state": TensorSpec("N K-1 D", optional=True),
     "h0": lru.INPUTS["h0"],
     "segment_pos": lru.INPUTS["segment_pos"],

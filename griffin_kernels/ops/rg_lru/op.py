@@ -32,6 +32,15 @@ from griffin_kernels.ops.rg_lru.cost import FLAGS, cost, make_case
 DECAY = 8.0
 """log a = -DECAY softplus(a_param) r."""
 
+GATES = (
+    "a_param",
+    "input_gate_weight",
+    "input_gate_bias",
+    "recurrence_gate_weight",
+    "recurrence_gate_bias",
+)
+"""Parameters in the order of the arguments."""
+
 MAX_SQRT_GRADIENT = 1000.0
 """Largest derivative of the square root in the multiplier."""
 

@@ -1,0 +1,97 @@
+"""linear_scan and its backward for two peers that scan each row from a zero state.
+
+accelerated-scan: time last, [B, D, T]; gates as they are. Its warp form needs a power of two of steps. Both forms
+multiply and add in the data's dtype, in bfloat16 too.
+Source: github.com/proger/accelerated-scan at 866fa4c, accelerated_scan/warp.py, warp.cuh and scalar.py.
+
+flash-linear-attention: HGRN's recurrence h_t = exp(g_t) h_{t-1} + x_t, [B, T, D]. g = log a is float32: in bfloat16 it
+would miss small changes of a, and costs the chunked form 6% less traffic (of 32 bytes per element, 2).
+Source: github.com/fla-org/flash-linear-attention at bc3b101, fla/ops/hgrn/chunk.py and fused_recurrent.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, Inputs
+from griffin_kernels.device import Device
+from griffin_kernels.ops import _peer
+from griffin_kernels.ops.linear_scan import _eager
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+SLACK = 64.0
+"""Multiples of the tolerance for what carries in bfloat16: its 2^-9 for each of some 1000 steps that are remembered is
+6% in the norm, if roundings are independent, and the tolerance there is 0.2%."""
+
+WARP_STEPS = (32, 65536)
+"""Fewest and most steps of accelerated-scan's warp form."""
+
+
+def function(module: str, name: str) -> Any:
+    """What a peer's module calls ``name``; imported at the first call, which may build CUDA code."""
+    return getattr(importlib.import_module(module), name)
+
+
+def gates(inputs: Inputs) -> Tensor:
+    """a [B,T,D], zero at resets."""
+    a: Tensor = inputs["a"]
+    return _eager.unless(inputs["reset"], a)
+
+
+def time_last(values: Tensor) -> Tensor:
+    """[B,T,D] -> [B,D,T]."""
+    return values.transpose(1, 2).contiguous()
+
+
+def log_gates(inputs: Inputs) -> Tensor:
+    """log a [B,T,D] in float32, minus infinity where no earlier state enters."""
+    return gates(inputs).float().log()
+
+
+def upstream(inputs: Inputs) -> Tensor:
+    """dh [B,T,D] with the gradient of the last state added to its step."""
+    dh: Tensor = inputs["dh"]
+    dh_last: Tensor | None = inputs["dh_last"]
+    if dh_last is None:
+        return dh.contiguous()
+    dh = dh.clone(memory_format=torch.contiguous_format)
+    dh[:, -1] += dh_last.to(dh.dtype)
+    return dh
+
+
+def finish_time_last(h: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """h [B,T,D] and h_last [B,D] of h [B,D,T]."""
+    return h.transpose(1, 2).contiguous(), h[..., -1].to(torch.float32, copy=True)
+
+
+def finish_gradients(dx: Tensor, da: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, None]:
+    """dx and da [B,T,D] in the data's dtype; a gate at a reset has no gradient."""
+    dtype = inputs["a"].dtype
+    return dx.to(dtype), _eager.unless(inputs["reset"], da.to(dtype)), None
+
+
+def problem(case: Case, device: Device, *, amd: bool = False, positive: bool = False) -> str | None:
+    """Why a plain scan of rows cannot be what is asked for. positive: gates are taken as logarithms."""
+    if (reason := _peer.problem(case, device, DTYPES, amd=amd)) is not None:
+        return reason
+    if "h0" in case.data:
+        return "begins with a zero state"
+    if other := [flag for flag in case.flags if flag != "reset"]:
+        return f"has no form for {' and '.join(other)}"
+    if "wild" in case.data:
+        return "multiplies gates with each other: NaN where such a product overflows"
+    return "takes the logarithm of gates" if positive and {"signed", "zeros"} & set(case.data) else None
+
+
+def warp_problem(case: Case, device: Device) -> str | None:
+    """Why accelerated-scan's warp form cannot run."""
+    least, most = WARP_STEPS
+    steps = case["T"]
+    if steps & (steps - 1) or not least <= steps <= most:
+        return f"needs a power of two of steps, {least} to {most}, and not {steps}"
+    return problem(case, device)

@@ -1,0 +1,54 @@
+"""causal-conv1d; see _peer.py. The state after a call with documents, which it does not give, is not timed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from griffin_kernels.contract import Adapter, Case, Inputs, NoConfig, Variant
+from griffin_kernels.device import Device
+from griffin_kernels.ops.temporal_conv1d import _peer
+from griffin_kernels.ops.temporal_conv1d.op import new_state
+
+
+def prepare(inputs: Inputs) -> Inputs:
+    given = _peer.arguments(inputs)
+    return given | {"bias": inputs["bias"].contiguous(), "return_final_states": given["seq_idx"] is None}
+
+
+def call(**arguments: Any) -> Any:
+    return _peer.function("causal_conv1d_fn")(**arguments)
+
+
+def finish(results: Any, inputs: Inputs) -> tuple[Tensor | None, ...]:
+    if isinstance(results, tuple):
+        y, after = results
+        return y.transpose(1, 2), after.transpose(1, 2)
+    x, state, segment_pos, cu_seqlens = (inputs[name] for name in ("x", "state", "segment_pos", "cu_seqlens"))
+    after = new_state(x, state, segment_pos, cu_seqlens, inputs["weight"].shape[0])
+    return results.transpose(1, 2), after
+
+
+ADAPTER = Adapter(prepare, call, finish)
+
+
+def run(*, config: NoConfig, **inputs: Any) -> tuple[Tensor | None, ...]:
+    return ADAPTER(inputs)
+
+
+def reject(case: Case, device: Device, config: NoConfig) -> str | None:
+    return _peer.problem(case, device)
+
+
+VARIANT = Variant(
+    op="temporal_conv1d",
+    name="peer.causal_conv1d",
+    summary="the causal-conv1d package",
+    run=run,
+    config=NoConfig,
+    reject=reject,
+    baseline=True,
+    adapter=ADAPTER,
+    package=_peer.PACKAGE,
+)

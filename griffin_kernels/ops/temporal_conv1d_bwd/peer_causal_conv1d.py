@@ -1,0 +1,65 @@
+"""The gradient of causal-conv1d; see temporal_conv1d/_peer.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from griffin_kernels.contract import Adapter, Inputs, NoConfig, Variant
+from griffin_kernels.ops._peer import Saved
+from griffin_kernels.ops.temporal_conv1d import _peer
+from griffin_kernels.ops.temporal_conv1d.peer_causal_conv1d import VARIANT as FORWARD
+
+
+def prepare(inputs: Inputs) -> Inputs:
+    """What the forward pass keeps. Its bias does not matter, but that there is one."""
+    given = _peer.arguments(inputs)
+    with_state = given["seq_idx"] is None
+    saved = Saved(
+        given["x"],
+        given["weight"],
+        given["weight"].new_zeros(given["weight"].shape[0]),
+        given["seq_idx"],
+        given["initial_states"],
+        activation=False,
+        return_final_states=with_state,
+        return_dinitial_states=given["initial_states"] is not None,
+    )
+    upstream = (_peer.channels_last(inputs["dy"]), _peer.channels_last(inputs["dnew_state"]))
+    return {"saved": saved, "upstream": upstream if with_state else upstream[:1]}
+
+
+def call(saved: Saved, upstream: tuple[Tensor | None, ...]) -> Any:
+    return _peer.function("CausalConv1dFn").backward(saved, *upstream)
+
+
+def finish(gradients: Any, inputs: Inputs) -> tuple[Tensor | None, ...]:
+    dx, dweight, dbias, _, dstate, *_ = gradients
+    dtype = inputs["x"].dtype
+    return (
+        dx.transpose(1, 2),
+        dweight.t().to(dtype),
+        dbias.to(dtype),
+        None if inputs["state"] is None else dstate.transpose(1, 2),
+    )
+
+
+ADAPTER = Adapter(prepare, call, finish)
+
+
+def run(*, config: NoConfig, **inputs: Any) -> tuple[Tensor | None, ...]:
+    return ADAPTER(inputs)
+
+
+VARIANT = Variant(
+    op="temporal_conv1d_bwd",
+    name=FORWARD.name,
+    summary=FORWARD.summary,
+    run=run,
+    config=NoConfig,
+    reject=FORWARD.reject,
+    baseline=True,
+    adapter=ADAPTER,
+    package=FORWARD.package,
+)

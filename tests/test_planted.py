@@ -15,26 +15,27 @@ from griffin_kernels import catalog, planted
 from tests.everywhere import device_of
 
 ALL = os.environ.get("GRIFFIN_TEST_PLANTS") == "all"
-"""Every plant also in Triton's interpreter, which takes a second or more for each; else it gets two a case."""
+"""Every plant also in Triton's interpreter and in what torch.compile makes; else two for each case, as running or
+compiling takes seconds there."""
 
 SHORT_STEPS = 37
 """Steps of a case in the interpreter: several tiles or chunks of the smallest configurations."""
 
 
 @functools.cache
-def planted_cases(op_name: str, interpreted: bool = False):
+def planted_cases(op_name: str, slow: bool = False):
     """Of an op's small cases one for each combination of flags and data, float32 where there is one.
 
-    interpreted: one for each combination of flags, and no longer than SHORT_STEPS.
+    slow: one for each combination of flags, and no longer than SHORT_STEPS.
     """
     found = {}
     for case in catalog.op(op_name).cases_tagged("smoke", "edge"):
-        kind = (case.flags, *(() if interpreted else ("h0" in case.data, "strided" in case.data)))
+        kind = (case.flags, *(() if slow else ("h0" in case.data, "strided" in case.data)))
         if case.size.get("T", 2) > 1 and (
             kind not in found or (found[kind].dtype != "float32" and case.dtype == "float32")
         ):
             found[kind] = case
-    if not interpreted:
+    if not slow:
         return list(found.values())
     return [_shortened(case) for case in found.values()]
 
@@ -62,10 +63,10 @@ def config_of(variant):
 def table() -> Iterator[object]:
     for op in catalog.ops().values():
         for variant in catalog.variants(op.name).values():
-            interpreted = variant.backend == "triton" and not (ALL or torch.cuda.is_available())
-            for seed, case in enumerate(planted_cases(op.name, interpreted)):
+            slow = variant.backend in ("triton", "compiled") and not (ALL or torch.cuda.is_available())
+            for seed, case in enumerate(planted_cases(op.name, slow)):
                 if variant.reject(case, device_of(variant.backend), config_of(variant)) is None:
-                    few = (seed, 2) if interpreted else (0, None)
+                    few = (seed, 2) if slow else (0, None)
                     yield pytest.param(op, variant, case, *few, id=f"{variant.key}/{case.key}")
 
 

@@ -45,6 +45,8 @@ def test_however_the_work_is_cut(op_name, batch, time, width, block_t, block_d, 
     flags = () if positions is None else ("segmented",)
     case = make_case(batch, time, width, 4, flags=flags, data=("state",) if state else (), op=op_name)
     inputs = catalog.op(op_name).make_inputs(case, CPU, 0)
+    if width < 8:  # a norm over few sums, all of which may happen to cancel, says nothing: here nothing cancels
+        inputs = {k: v.abs() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
     if positions is not None:
         inputs["segment_pos"] = torch.tensor(positions[: batch * time]).reshape(batch, time)
     found = verdict(case, inputs, block_t=block_t, block_d=block_d, tile=tile)

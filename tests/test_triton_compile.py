@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -35,9 +36,19 @@ def widest(variant) -> object | None:
 
 
 SHORT = ("sm_90", "gfx942")
-"""Targets compiled for here; `make soak` compiles for all, and the recorded table holds all of these very sources."""
+"""Targets compiled for here, in turn; `make soak` compiles all for all. The recorded table holds all of these very
+sources (tests/test_static_table.py)."""
 
 ALL = os.environ.get("GRIFFIN_TEST_TARGETS") == "all"
+
+
+def some(asked: list[Request]) -> list[Request]:
+    """Every variant for every target: where it has several cases, the first for one target, the next for the other."""
+    found = []
+    for _, group in itertools.groupby(asked, key=lambda request: request.variant):
+        mine = list(group)
+        found += mine if len(mine) <= len(SHORT) else mine[:: len(SHORT) + 1]
+    return found
 
 
 def by_name(reports):
@@ -48,13 +59,17 @@ def by_name(reports):
     return found
 
 
-def alike(mine, recorded):
-    """Equal in all but the count of all instructions, where two compilations of one source may differ by one or two.
+COUNTED = ("registers", "instructions", "loop_instructions", "instructions_per_element")
+"""Figures in which two compilations of one source differ: rg_lru_gates_chunks on sm_90 has 1303 or 1307 instructions,
+806 to 809 of them in its loop, and 122 or 123 registers (Triton 3.7, five compilations)."""
 
-    Seen with Triton 3.7 on sm_90, outside the main loop, 1719 and 1720.
-    """
-    same_counts = all(abs(a["instructions"] - b["instructions"]) <= 2 for a, b in zip(mine, recorded, strict=True))
-    return same_counts and [m | {"instructions": 0} for m in mine] == [r | {"instructions": 0} for r in recorded]
+
+def alike(mine, recorded):
+    """Equal, what is counted to 2%."""
+    pairs = [(m[name], r[name]) for m, r in zip(mine, recorded, strict=True) for name in COUNTED]
+    counts = all(m == r or m == pytest.approx(r, rel=0.02, abs=2) for m, r in pairs)
+    nothing = dict.fromkeys(COUNTED)
+    return counts and [m | nothing for m in mine] == [r | nothing for r in recorded]
 
 
 def test_defaults_keep_their_claims_and_are_as_recorded():
@@ -67,6 +82,7 @@ def test_defaults_keep_their_claims_and_are_as_recorded():
         for variant in compilable()
         for request in requests_for(variant, representative(catalog.op(variant.op).cases), targets)
     ]
+    asked = asked if ALL else some(asked)
     answers = worker.compile_all(asked)
     table.show(answers.reports)
     assert not answers.failures, "\n\n".join(f"{f.request}: {f.reason}" for f in answers.failures)
@@ -77,7 +93,8 @@ def test_defaults_keep_their_claims_and_are_as_recorded():
     # a load of a warp brings 128 bytes in one go: 4 per thread at least, wherever channels are neighbours
     nvidia = [r for r in answers.reports if r.target.startswith("sm_") and r.load_bits]
     assert not [(r.kernel, r.load_bits) for r in nvidia if max(r.load_bits) < 32]
-    known = by_name(r for r in recorded.load().reports if r.target in targets)
+    places = {(request.variant, request.case, request.target) for request in asked}
+    known = by_name(r for r in recorded.load().reports if (f"{r.op}/{r.variant}", r.case, r.target) in places)
     fresh = by_name(answers.reports)
     assert set(fresh) == set(known), "`make static` records the table anew"
     other = [name for name in fresh if not alike(fresh[name], known[name])]
@@ -120,8 +137,9 @@ def test_serialised_products_are_seen_in_both_the_log_and_the_code():
 
 
 def test_awkward_cases_compile():
+    """As far as Triton goes, up to LLVM; `make soak` makes machine code of them."""
     asked = [
-        request
+        msgspec.structs.replace(request, lowered=not ALL)
         for variant in compilable()
         for request in requests_for(variant, awkward(catalog.op(variant.op).cases), ["sm_90"])
     ]

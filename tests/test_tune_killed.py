@@ -20,7 +20,7 @@ from tuning import journal
 from tuning.records import Candidate, End, Result
 from tuning.run import Paths
 
-KILLS = int(os.environ.get("GRIFFIN_TEST_KILLS", "20"))
+KILLS = int(os.environ.get("GRIFFIN_TEST_KILLS", "12"))
 SEED = int(os.environ.get("GRIFFIN_TEST_SEED", "240219427"))
 
 HERE = device.cpu()

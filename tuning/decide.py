@@ -248,8 +248,10 @@ class Decider:
                 self.listener.undecided(record, lane=lane.name)
             return None
         with self.lock:
+            self.decided[job.place] = (
+                result  # first: what the journal has, an interrupt must not keep from the registry
+            )
             self.append(result)
-            self.decided[job.place] = result
             if self.schedule is not None and not case.resumed:
                 self.schedule.done(job.place, case.tried, self.watch.clock() - began)
             self.listener.result(result, lane=lane.name)

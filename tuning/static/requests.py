@@ -12,6 +12,7 @@ import msgspec
 from griffin_kernels import catalog
 from griffin_kernels.contract import Case, Variant, config_dict
 from griffin_kernels.launch import Launch, described_for
+from tuning.static.compiling import shared_bytes
 from tuning.static.describe import meta_inputs
 from tuning.static.recorded import StaticReport
 from tuning.static.report import analyse
@@ -19,12 +20,16 @@ from tuning.static.targets import Target, target
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One variant to compile: its key, the key of a case of its op, configuration values, the name of a target."""
+    """One variant to compile: its key, the key of a case of its op, configuration values, the name of a target.
+
+    lowered: only as far as Triton's own stages go, up to LLVM. That takes a fraction of the time, and has no report.
+    """
 
     variant: str
     case: str
     config: dict[str, Any]
     target: str
+    lowered: bool = False
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -83,6 +88,10 @@ def answer(request: Request, where: Target) -> list[StaticReport | Failure]:
         with described_for(where.name):
             steps = variant.launches(meta_inputs(op, case), {}, config)
         launches = [step for step in steps if isinstance(step, Launch)]
+        if request.lowered:
+            for launch in launches:
+                shared_bytes(launch, where)
+            return []
         return [analyse(launch, where, variant=variant, case=case.key, config=config) for launch in launches]
     except Exception as error:  # the compiler raises whatever it likes, and one failure must not end the run
         return [Failure(request, f"{type(error).__name__}: {str(error)[-2000:]}")]

@@ -34,8 +34,11 @@ def strided(name: str, tensor: Tensor | None, size: int) -> tuple[int, int, int]
     """
     if tensor is None:
         return 0, 0, 0
+    at = tensor.data_ptr()
+    if tensor.nbytes != size or not (at or size == 0):
+        _refuse(name, tensor, size)
     strides = tensor.stride()
-    return address(name, tensor, size), strides[0], strides[1]
+    return at, strides[0], strides[1]
 
 
 def _refuse(name: str, tensor: Tensor, size: int) -> NoReturn:

@@ -48,7 +48,7 @@ def run(
     state of a convolution before the gates; the state is overwritten.
     """
     batch, width = x.shape
-    a_param, *gate_tensors = [plain(tensor) for tensor in gates]
+    a_param, *gate_tensors = [t if t.is_contiguous() and not t.is_neg() else sequence.plain(t) for t in gates]
     blocks, n = gate_tensors[1].shape
     size = x.element_size()
     x = rows(x)
@@ -57,12 +57,13 @@ def run(
     part = min(part, n)
     parts = -(-n // part)
     items = blocks * parts
-    out = torch.empty((batch, width), dtype=x.dtype, device="cpu")
+    out = torch.empty(batch, width, dtype=x.dtype, device="cpu")
     threads = _threads.threads_for(items, 2 * n * width * max(1, batch // _ROWS_PER_READ))
     scratch_bytes = -(-4 * _numba.scratch_floats(n, part, batch) // 4096) * 4096
     scratch = torch.empty(threads * scratch_bytes, dtype=torch.uint8, device="cpu")
     finished = torch.zeros(blocks, dtype=torch.int64, device="cpu") if parts > 1 else None
-    positions, slots = (None if index is None else index.contiguous() for index in (positions, slots))
+    positions = None if positions is None else positions.contiguous()
+    slots = None if slots is None else slots.contiguous()
     conv_values = (0, 0, 0, 0, 0, 0)
     if conv is not None:
         conv_weight, conv_bias, conv_state = plain(conv[0]), plain(conv[1]), conv[2]

@@ -46,7 +46,7 @@ def run(
     positions = None if positions is None else positions.contiguous()
     slots = None if slots is None else slots.contiguous()
     kept = rows(state)  # a copy only where channels are not contiguous
-    y = torch.empty((batch, width), dtype=x.dtype, device="cpu")
+    y = torch.empty(batch, width, dtype=x.dtype, device="cpu")
     parts = -(-width // config.block_d)
     state_at, slot_step, row_step = strided("state", kept, size * state.shape[0] * (taps - 1) * width)
     weight_at, tap_step, _ = strided("weight", weight, size * taps * width)

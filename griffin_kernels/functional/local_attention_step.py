@@ -33,8 +33,8 @@ def local_attention_step(
         earlier document).
     positions: int64 or int32 [B], each token's position in its document, 0 or above: 0 begins a new document.
     slots: int64 or int32 [B], which row of the caches belongs to which row of the batch, each at most once; a negative
-        one marks a row that only pads: no ring is touched for it and its output is 0. On a GPU the values of positions
-        and slots are not checked, as that would wait for the device.
+        one marks a row that only pads: no ring is touched for it and its output is 0. On a GPU values are not checked,
+        as that would wait for the device: there a slot of P or more pads too.
     softcap: scores become softcap * tanh(scores / softcap). scale: of the scores; d ** -0.5 if None.
 
     Returns [B, Hq, d] in q's dtype; scores and softmax in float32 or better. Reads no value on the host and allocates

@@ -33,8 +33,8 @@ def recurrent_block_step(
     positions: int64 or int32 [B], each token's position in its document: 0 begins a new one, which reads neither state.
         None: every document goes on.
     slots: int64 or int32 [B], which row of both states belongs to which row of the batch, each at most once; a negative
-        one marks a row that only pads: no state is touched and its output is 0. On a GPU the values of both are not
-        checked, as that would wait for the device.
+        one marks a row that only pads: no state is touched and its output is 0. On a GPU values are not checked, as
+        that would wait for the device: there a slot of P or more pads too.
 
     Returns out [B, D] in x's dtype. Sums, gates' exponentials and the state are float32 or better. Reads no value on
     the host and allocates nothing of varying size, so that it can be captured in a CUDA graph; works under

@@ -25,8 +25,8 @@ def rg_lru_step(
     positions: int64 or int32 [B], each token's position in its document. At 0 a document begins: h counts as 0 and
         sqrt(1 - a^2) as 1. None: every document goes on.
     slots: int64 or int32 [B], which row of h belongs to which row of the batch, each at most once; a negative one marks
-        a row that only pads: no state is touched and its output is 0. On a GPU the values of both are not checked, as
-        that would wait for the device.
+        a row that only pads: no state is touched and its output is 0. On a GPU values are not checked, as that would
+        wait for the device: there a slot of P or more pads too.
 
     Returns y [B, D], the new states rounded to x's dtype. Gates' exponentials and the state are float32 or better.
     Reads no value on the host and allocates nothing of varying size, so that it can be captured in a CUDA graph; works

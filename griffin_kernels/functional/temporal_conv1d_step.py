@@ -25,8 +25,8 @@ def temporal_conv1d_step(
     positions: int64 or int32 [B], each token's position in its document. Tap k > 0 counts only where k <= position, and
         inputs of an earlier document become zeros in the state. None: every document goes on.
     slots: int64 or int32 [B], which row of the state belongs to which row of the batch, each at most once; a negative
-        one marks a row that only pads: its state is not touched and its output is 0. On a GPU the values of both are
-        not checked, as that would wait for the device.
+        one marks a row that only pads: its state is not touched and its output is 0. On a GPU values are not checked,
+        as that would wait for the device: there a slot of P or more pads too.
 
     Returns y [B, D] in x's dtype; sums in float32 or better. Reads no value on the host and allocates nothing of
     varying size, so that it can be captured in a CUDA graph; works under torch.compile. B = 0 gives an empty output.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
+import textwrap
 from importlib import metadata
 from pathlib import Path
 
@@ -11,13 +15,12 @@ import pytest
 from playwright.sync_api import Browser
 
 from griffin_kernels import catalog
-from griffin_kernels.contract import config_key
 from griffin_kernels.errors import ReportError
 from reports import build, static_tab
 from reports.build import write_report
 from tests import journals
 from tests.browsing import opened
-from tuning.static import again, recorded
+from tuning.static import recorded
 from tuning.static.requests import compilable, representative, requests_for
 from tuning.static.targets import CHECKED, target
 
@@ -82,29 +85,124 @@ def test_estimates_of_shared_memory_are_upper_bounds(monkeypatch):
     assert checked > 50 and not under, under
 
 
-def test_only_what_has_changed_is_compiled_again(tmp_path):
-    path = tmp_path / "recorded.json"
-    variants = list(compilable("linear_scan"))
-    asked = [r for v in variants for r in requests_for(v, representative(catalog.op(v.op).cases), ["sm_90", "gfx942"])]
-    like = recorded.load().reports[0]
-    reports = [
-        msgspec.structs.replace(
-            like, op="linear_scan", variant=r.variant.partition("/")[2], case=r.case, target=r.target,
-            config=config_key(catalog.variant(r.variant).parse_config(r.config)),
-        )
-        for r in asked
-    ]  # fmt: skip
-    assert again.divide(asked, path) == (asked, [])  # no table
-    fresh = again.with_origins(reports)
-    recorded.save(fresh, path)
-    assert again.divide(asked, path) == ([], reports)
-    recorded.save(msgspec.structs.replace(fresh, reports=[r for r in reports if r.target == "sm_90"]), path)
-    assert {r.target for r in again.divide(asked, path)[0]} == {"gfx942"}
-    changed = variants[0].key
-    recorded.save(msgspec.structs.replace(fresh, origins=fresh.origins | {changed: "another"}), path)
-    assert {r.variant for r in again.divide(asked, path)[0]} == {changed}
-    recorded.save(msgspec.structs.replace(fresh, triton="0.0"), path)
-    assert again.divide(asked, path) == (asked, [])
+@pytest.fixture
+def compiling():
+    """Runs code with kernels as they are compiled and not interpreted, in a process of its own; gives its JSON."""
+
+    def ask(code, **given):
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        program = f"import json, sys\ngiven = json.load(sys.stdin)\n{textwrap.dedent(code)}"
+        done = subprocess.run(
+            [sys.executable, "-c", program], input=json.dumps(given), capture_output=True, text=True, env=environment,
+            cwd=Path(__file__).parents[1], check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return ask
+
+
+def test_every_kernel_is_recorded_with_the_digest_that_it_has_now(compiling):
+    """So that a table whose kernels have all been compiled is never compiled again."""
+    found = compiling("""
+        from griffin_kernels import catalog
+        from tuning.static import again
+        from tuning.static.requests import compilable, representative, requests_for
+        targets = ["sm_75", "sm_90", "gfx942"]
+        asked = [r for v in compilable() for r in requests_for(v, representative(catalog.op(v.op).cases), targets)]
+        missing, kept = again.divide(asked)
+        print(json.dumps([len(asked), len(missing), len(kept)]))
+    """)
+    held = [r for r in recorded.load().reports if r.target in ("sm_75", "sm_90", "gfx942")]
+    assert found[0] > 150 and found[1:] == [0, len(held)], HOW
+
+
+def test_only_what_has_changed_is_compiled_again(compiling, tmp_path):
+    replace, table = msgspec.structs.replace, recorded.load()
+    changed = next(r for r in table.reports if r.op == "recurrent_block" and r.kernel == "rg_lru_gates")
+    others = [replace(r, code="0" * 16) if r.code == changed.code else r for r in table.reports]
+    tables = {
+        "as it is": table,
+        "another code": replace(table, reports=others),
+        "other readers": replace(table, readers="another"),
+        "other Triton": replace(table, triton="0.0"),
+    }
+    paths = {name: str(tmp_path / f"{name}.json") for name in ("none", *tables)}
+    for name, content in tables.items():
+        recorded.save(content, Path(paths[name]))
+    asked, missing = compiling(
+        """
+        from pathlib import Path
+        from griffin_kernels import catalog
+        from tuning.static import again
+        from tuning.static.requests import compilable, representative, requests_for
+        ops, target = ("rg_lru", "recurrent_block"), given["target"]
+        variants = [v for v in compilable() if v.op in ops]
+        asked = [r for v in variants for r in requests_for(v, representative(catalog.op(v.op).cases), [target])]
+        words = lambda requests: [[r.variant, r.case] for r in requests]
+        missing = {name: words(again.divide(asked, Path(path))[0]) for name, path in given["paths"].items()}
+        print(json.dumps([words(asked), missing]))
+        """,
+        target=changed.target,
+        paths=paths,
+    )
+    assert missing["none"] == missing["other readers"] == missing["other Triton"] == asked
+    assert missing["as it is"] == []
+    # exactly those that launch that kernel, of whatever op
+    users = {(f"{r.op}/{r.variant}", r.case) for r in table.reports if r.code == changed.code}
+    assert {tuple(each) for each in missing["another code"]} == users
+
+
+KERNELS = '''
+import triton
+import triton.language as tl
+
+SCALE = tl.constexpr(2)
+
+
+@triton.jit
+def helper(x):
+    """Says something."""
+    return x * SCALE
+
+
+@triton.jit
+def kernel(x, N: tl.constexpr):
+    at = tl.arange(0, N)
+    tl.store(x + at, helper(tl.load(x + at)))
+'''
+
+CHANGES = [
+    ('"""Says something."""', '"""Says another thing."""  # and more', True),
+    ("@triton.jit\ndef helper", "\n\n\n@triton.jit\ndef helper", True),
+    ("constexpr(2)", "constexpr(3)", False),
+    ("return x * SCALE", "return x + SCALE", False),
+    ("tl.arange(0, N)", "tl.arange(0, N) + 0", False),
+    ("@triton.jit\ndef helper", "@triton.jit(noinline=True)\ndef helper", False),
+]
+
+
+def test_a_digest_is_of_the_code_and_not_of_words_or_places(compiling, tmp_path):
+    paths = []
+    for number, (old, new, _) in enumerate([("", "", True), *CHANGES]):
+        assert old in KERNELS
+        paths.append(str(tmp_path / f"kernels{number}.py"))
+        Path(paths[-1]).write_text(KERNELS.replace(old, new, 1))
+    first, *others = compiling(
+        """
+        import importlib.util
+        from tuning.static.kernel_digest import syntax
+        digests = []
+        for path in given["paths"]:
+            spec = importlib.util.spec_from_file_location("kernels", path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            digests.append(syntax(module.kernel))
+        print(json.dumps(digests))
+        """,
+        paths=paths,
+    )
+    assert [other == first for other in others] == [same for _, _, same in CHANGES]
 
 
 def test_gpu_code_tab_says_what_is_serialised():

@@ -108,7 +108,7 @@ def _record(asked: Sequence[Request], jobs: int) -> Answers:
         answers = answer_all(missing[at : at + SAVED_EVERY], jobs)
         reports += answers.reports
         failures += answers.failures
-        recorded.save(again.with_origins(reports))
+        recorded.save(again.table_of(reports))
         done = min(at + SAVED_EVERY, len(missing))
         print(f"{done} of {len(missing)} requests: {len(reports)} kernels in {recorded.FILE}", file=sys.stderr)
     return Answers(reports, failures)

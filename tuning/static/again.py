@@ -5,67 +5,69 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import sys
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
 
-from griffin_kernels import architectures, catalog, launch
-from griffin_kernels.contract import Variant, config_key
-from tuning.static import amd, code, compiling, describe, nvidia, recorded, report, targets
+from griffin_kernels import architectures, catalog
+from griffin_kernels.contract import config_key
+from griffin_kernels.launch import Launch
+from tuning.static import amd, code, compiling, nvidia, recorded, report, targets
+from tuning.static.kernel_digest import digest
 from tuning.static.recorded import Recorded, StaticReport
-from tuning.static.requests import Request
+from tuning.static.requests import Request, launches_of
+from tuning.static.targets import target
 
-READERS = (amd, architectures, code, compiling, describe, launch, nvidia, report, targets)
-"""Modules that make a report out of a variant, besides the variant's own."""
+READERS = (amd, architectures, code, compiling, nvidia, report, targets)
+"""Modules that make a report out of a launch."""
 
 
 @functools.cache
-def _readers() -> bytes:
-    digest = hashlib.sha256()
+def readers() -> str:
+    """Digest (16 hex digits) of what reads the machine code."""
+    found = hashlib.sha256()
     for module in READERS:
-        digest.update(Path(str(module.__file__)).read_bytes() + b"\0")
-    return digest.digest()
+        found.update(Path(str(module.__file__)).read_bytes() + b"\0")
+    return found.hexdigest()[:16]
 
 
-def origin(variant: Variant) -> str:
-    """Digest (16 hex digits) of a variant's sources, of its op's contract and of what reads its machine code."""
-    contract = sys.modules[f"griffin_kernels.ops.{variant.op}.op"]
-    digest = hashlib.sha256(variant.source_hash.encode() + _readers())
-    digest.update(Path(str(contract.__file__)).read_bytes())
-    return digest.hexdigest()[:16]
+def digests(request: Request) -> tuple[str, ...]:
+    """One for each launch of a request; see kernel_digest. Made once in a process."""
+    return _digests(msgspec.json.encode(request))
 
 
-def with_origins(reports: Iterable[StaticReport]) -> Recorded:
-    """The table of reports that were made now."""
+@functools.cache
+def _digests(encoded: bytes) -> tuple[str, ...]:
+    request = msgspec.json.decode(encoded, type=Request)
+    where = target(request.target)
+    return tuple(digest(step, where) for step in launches_of(request, where) if isinstance(step, Launch))
+
+
+def table_of(reports: Iterable[StaticReport]) -> Recorded:
+    """The table of reports that were made now, or are equal to what would be."""
     found = list(reports)
     variants = [catalog.variant(key) for key in sorted({f"{r.op}/{r.variant}" for r in found})]
-    return Recorded(
-        metadata.version("triton"),
-        {variant.key: variant.source_hash for variant in variants},
-        found,
-        {variant.key: origin(variant) for variant in variants},
-    )
+    return Recorded(metadata.version("triton"), {v.key: v.source_hash for v in variants}, found, readers())
 
 
 def divide(asked: Sequence[Request], path: Path = recorded.FILE) -> tuple[list[Request], list[StaticReport]]:
     """(requests to compile, reports on the others as recorded). All are to be compiled where no table can be read."""
-    origins = {key: origin(catalog.variant(key)) for key in {request.variant for request in asked}}
-    known: dict[tuple[str, ...], list[StaticReport]] = {}
+    known: dict[str, StaticReport] = {}
     with contextlib.suppress(OSError, msgspec.DecodeError):
         table = recorded.load(path)
-        if table.triton == metadata.version("triton"):
-            for found in table.reports:
-                key = f"{found.op}/{found.variant}"
-                if key in origins and table.origins.get(key) == origins[key]:
-                    known.setdefault((key, found.case, found.config, found.target), []).append(found)
+        if (table.triton, table.readers) == (metadata.version("triton"), readers()):
+            known = {found.code: found for found in table.reports}
     compile_these: list[Request] = []
     kept: list[StaticReport] = []
     for request in asked:
+        wanted = digests(request) if known else ()
+        if not wanted or not known.keys() >= set(wanted):
+            compile_these.append(request)
+            continue
+        op, _, variant = request.variant.partition("/")
         config = config_key(catalog.variant(request.variant).parse_config(request.config))
-        reports = known.get((request.variant, request.case, config, request.target))
-        kept += reports or []
-        compile_these += [] if reports else [request]
+        facts = {"op": op, "variant": variant, "case": request.case, "config": config}
+        kept += [msgspec.structs.replace(known[each], **facts) for each in wanted]
     return compile_these, kept

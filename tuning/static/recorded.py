@@ -27,6 +27,7 @@ class StaticReport(msgspec.Struct, frozen=True):
     waits: for warp-group products, in the main loop; as many as products where ptxas serialised these.
     warnings: what ptxas says that performance is lost by.
     broken: claims of the launch that the machine code does not keep, one sentence each.
+    code: digest of all that the machine code follows from (kernel_digest.py).
     """
 
     op: str
@@ -47,6 +48,7 @@ class StaticReport(msgspec.Struct, frozen=True):
     waits: int = 0
     warnings: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
+    code: str = ""
 
     @property
     def serialised(self) -> bool:
@@ -63,20 +65,20 @@ class StaticReport(msgspec.Struct, frozen=True):
 class Recorded(msgspec.Struct, frozen=True):
     """triton: its version. sources: source hash by variant key. reports: default configurations at bench cases.
 
-    origins: digest by variant key of all that its reports were made from; what has another is compiled anew.
+    readers: digest of what made the reports out of machine code; with another, all are made anew.
     """
 
     triton: str
     sources: dict[str, str]
     reports: list[StaticReport]
-    origins: dict[str, str] = {}
+    readers: str = ""
 
 
 def save(found: Recorded, path: Path = FILE) -> None:
     """Write the file in one step: a line for each kernel, in order, so that a change is readable as a difference."""
     ordered = sorted(found.reports, key=lambda r: (r.op, r.variant, r.case, r.kernel, r.target))
-    digests = {"sources": dict(sorted(found.sources.items())), "origins": dict(sorted(found.origins.items()))}
-    head = msgspec.json.encode({"triton": found.triton, **digests})
+    sources = dict(sorted(found.sources.items()))
+    head = msgspec.json.encode({"triton": found.triton, "readers": found.readers, "sources": sources})
     rows = b",\n".join(msgspec.json.encode(report) for report in ordered)
     write_atomically(path, head[:-1] + b',\n"reports":[\n' + rows + b"\n]}\n")
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 
-from griffin_kernels import catalog
+from griffin_kernels import catalog, errors
 from griffin_kernels.contract import Case, Variant, config_dict
-from griffin_kernels.launch import Launch, described_for
+from griffin_kernels.launch import Launch, Step, described_for
 from tuning.static.compiling import shared_bytes
 from tuning.static.describe import meta_inputs
+from tuning.static.kernel_digest import digest
 from tuning.static.recorded import StaticReport
 from tuning.static.report import analyse
 from tuning.static.targets import Target, target
@@ -76,25 +77,32 @@ def requests_for(
                     yield Request(variant.key, case.key, config_dict(config), name)
 
 
-def answer(request: Request, where: Target) -> list[StaticReport | Failure]:
-    """Reports on every launch of a request, or the one reason why there are none."""
+def launches_of(request: Request, where: Target) -> list[Step]:
+    """The steps of a request, described for its target; CatalogError where its variant has none."""
     variant = catalog.variant(request.variant)
     op = catalog.op(variant.op)
     case = next(case for case in op.cases if case.key == request.case)
-    config = variant.parse_config(request.config)
     if variant.launches is None:
-        return [Failure(request, f"{variant.key} has no launches to compile")]
+        raise errors.CatalogError(f"{variant.key} has no launches to compile")
+    with described_for(where.name):
+        return variant.launches(meta_inputs(op, case), {}, variant.parse_config(request.config))
+
+
+def answer(request: Request, where: Target) -> list[StaticReport | Failure]:
+    """Reports on every launch of a request, or the one reason why there are none."""
+    variant = catalog.variant(request.variant)
+    config = variant.parse_config(request.config)
     try:
-        with described_for(where.name):
-            steps = variant.launches(meta_inputs(op, case), {}, config)
-        launches = [step for step in steps if isinstance(step, Launch)]
+        launches = [step for step in launches_of(request, where) if isinstance(step, Launch)]
         if request.lowered:
             for launch in launches:
                 shared_bytes(launch, where)
             return []
-        return [analyse(launch, where, variant=variant, case=case.key, config=config) for launch in launches]
+        reports = [analyse(launch, where, variant=variant, case=request.case, config=config) for launch in launches]
     except Exception as error:  # the compiler raises whatever it likes, and one failure must not end the run
         return [Failure(request, f"{type(error).__name__}: {str(error)[-2000:]}")]
+    codes = [digest(launch, where) for launch in launches]
+    return [msgspec.structs.replace(found, code=each) for found, each in zip(reports, codes, strict=True)]
 
 
 def _answer(request: Request) -> list[StaticReport | Failure]:

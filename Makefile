@@ -1,11 +1,12 @@
 # make tune   tune this machine, write the registry and the report
 # make test   run all tests
+# make quick  what a change can be told in a minute: see tests/quick.py
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: tune test soak benchmark report lint static clean
+.PHONY: tune test quick soak benchmark report lint static clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -35,6 +36,9 @@ test: $(VENV)/installed-dev
 	@sh scripts/ensure_chromium.sh
 	@echo "running all tests"
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+quick: $(VENV)/installed-dev
+	@$(BIN)/python -m tests.quick
 
 # what CI runs in a short form: 200 kills of a tune run instead of 12, the recorded table compiled for every target,
 # every configuration compiled for every target, 10,000 mutated registry files instead of 300, NaN and inf planted in

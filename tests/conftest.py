@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tests import purity
 from tests.interpreter import quicken
 
 if TYPE_CHECKING:
@@ -39,6 +41,18 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Tests marked ``unit`` start no process and compile nothing, with their fixtures; see tests/purity.py."""
+    with purity.kept() if is_unit(item) else contextlib.nullcontext():
+        return (yield)
+
+
+def is_unit(item: pytest.Item) -> bool:
+    """Whether a test is marked ``unit``, in its file or itself, and not ``process`` itself."""
+    return item.get_closest_marker("unit") is not None and item.get_closest_marker("process") is None
 
 
 @pytest.fixture(scope="module")

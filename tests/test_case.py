@@ -7,6 +7,8 @@ import pytest
 from griffin_kernels import catalog, errors
 from griffin_kernels.case import Case
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize("op", list(catalog.ops()))
 def test_key_names_its_case(op):

@@ -10,6 +10,8 @@ from griffin_kernels import device
 from tuning import conditions
 from tuning.records import Conditions
 
+pytestmark = pytest.mark.unit
+
 pynvml = pytest.importorskip("pynvml")
 
 GPU = device.Device("cuda", "made up", "sm_90", 132, 1, 1)

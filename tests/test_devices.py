@@ -15,6 +15,8 @@ import pytest
 from griffin_kernels import datasheet, errors
 from griffin_kernels.datasheet import Datasheet, TensorTflops
 
+pytestmark = pytest.mark.unit
+
 SKUS = datasheet.skus()
 
 # FLOP of one unit in one clock, a fused multiply-add being two. Vector float32 is 2 x lanes: SMs of sm_70, sm_75 and
@@ -430,6 +432,7 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
         datasheet.load(path)
 
 
+@pytest.mark.process
 def test_datasheets_need_no_torch() -> None:
     code = (
         "import sys; from griffin_kernels import datasheet; datasheet.find('Tesla T4')\n"

@@ -11,6 +11,8 @@ import griffin_kernels
 from griffin_kernels import catalog, device, dispatch, errors
 from griffin_kernels.ops.linear_scan.cost import make_case
 
+pytestmark = pytest.mark.unit
+
 CASE = make_case(1, 64, 32)
 X = torch.randn(1, 8, 4)
 
@@ -23,6 +25,7 @@ def untuned(monkeypatch, tmp_path):
     dispatch.refresh()
 
 
+@pytest.mark.process
 def test_untuned_case_runs_the_default_and_warns_once():
     with pytest.warns(errors.UntunedWarning, match="griffin tune") as seen:
         griffin_kernels.linear_scan(X, X)
@@ -55,6 +58,7 @@ def test_use_by_bare_name_covers_every_op_that_has_it_and_nests():
             assert griffin_kernels.select("linear_scan", CASE).variant.name == "eager.associative"
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
 def test_use_takes_effect_on_signatures_seen_before(monkeypatch):
     griffin_kernels.linear_scan(X, X)

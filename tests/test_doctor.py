@@ -19,6 +19,8 @@ from reports.cli import app
 from tuning import doctor, doctor_install, doctor_machine, doctor_registry
 from tuning.records import JOURNAL_VERSION
 
+pytestmark = pytest.mark.unit
+
 HERE = device.cpu()
 
 
@@ -281,6 +283,7 @@ def hold(path, ready, done):
         done.wait()
 
 
+@pytest.mark.process
 def test_process_that_holds_a_lock_is_reported_while_it_does(tmp_path):
     path = tmp_path / "registry.json"
     context = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")

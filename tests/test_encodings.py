@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("griffin_kernels", "tuning", "roofline", "reports")
 SUBPROCESS = ("run", "Popen", "check_output", "check_call")

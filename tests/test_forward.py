@@ -18,6 +18,8 @@ from roofline.forward import analyse
 from roofline.target import Target, Tuned, of_datasheet, of_sku
 from roofline.times import REGIMES, moved
 
+pytestmark = pytest.mark.unit
+
 TABLE = {
     "dram_triad": ("bytes_per_s", 1e9),
     "matmul_float32": ("flops_per_s", 1e10),
@@ -193,6 +195,7 @@ def test_assumptions_name_what_is_assumed():
     assert "median of five GPUs" in " ".join(of_datasheet(sheet).assumptions)
 
 
+@pytest.mark.process
 def test_analysis_needs_neither_torch_nor_triton():
     code = (
         "import sys, roofline.forward as f, roofline.target as t, roofline.sweep as s, roofline.tables\n"

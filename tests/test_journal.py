@@ -9,6 +9,8 @@ from griffin_kernels import errors
 from tuning import journal
 from tuning.records import Ceiling, End
 
+pytestmark = pytest.mark.unit
+
 
 def ceiling(value: float = 1.0) -> Ceiling:
     return Ceiling(name="dram_copy", value=value, low=value, high=value, unit="bytes_per_s")

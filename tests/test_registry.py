@@ -20,6 +20,8 @@ from griffin_kernels import catalog, device, dispatch, errors, registry, validit
 from griffin_kernels.contract import config_dict
 from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, DeviceRecord, Entry, RegistryFile
 
+pytestmark = pytest.mark.unit
+
 HERE = device.cpu()
 CASE = next(c for c in catalog.op("linear_scan").cases_tagged("bench") if c.where == "cpu")
 
@@ -116,6 +118,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("how", BROKEN)
 def test_broken_registry_gives_one_warning_the_default_kernel_and_stays_as_it_was(path, monkeypatch, how):
     broken = BROKEN[how](published(path).read_text())
@@ -466,6 +469,7 @@ def test_unreadable_home_is_no_reason_to_fail(monkeypatch):
         assert griffin_kernels.select("linear_scan", CASE, HERE).origin == "default"
 
 
+@pytest.mark.process
 def test_untuned_op_is_not_warned_of_again_where_its_file_was(path, monkeypatch):
     path.write_text("half a fi")
     x = torch.zeros(1, 4, 4)

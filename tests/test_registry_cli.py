@@ -22,6 +22,8 @@ from tuning import diff, export, journal, merge, show
 from tuning.budget import UNQUIET
 from tuning.records import Candidate, Result
 
+pytestmark = pytest.mark.unit
+
 HERE = device.cpu()
 BENCH = next(c for c in catalog.op("linear_scan").cases_tagged("bench") if c.where == "cpu")
 

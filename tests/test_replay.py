@@ -23,6 +23,8 @@ from tuning.replay import convert, packed, record, simulate, table
 from tuning.replay.packed import PACK_VERSION, Measured, Packed
 from tuning.search.strategies import DEFAULT, STRATEGIES
 
+pytestmark = pytest.mark.unit
+
 RUNNER = CliRunner()
 CASE = CaseRecord({"B": 1, "T": 64, "D": 8, "N": 1}, "float32")
 

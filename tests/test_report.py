@@ -22,6 +22,8 @@ from tests import journals
 from tuning.budget import INDIFFERENCE
 from tuning.records import BAD, Candidate, Conditions, Race, Record, Result, Run, Undecided
 
+pytestmark = pytest.mark.unit
+
 HOSTILE = journals.HOSTILE
 
 

@@ -20,6 +20,8 @@ from tuning.search.space import Point, Space, axes_of
 from tuning.search.strategies import STRATEGIES, foresee
 from tuning.search.strategies import named as named_strategy
 
+pytestmark = pytest.mark.unit
+
 AXES = {
     "block_t": (8, 16, 32, 64, 128),
     "block_d": (32, 64, 128, 256, 512),

@@ -15,6 +15,8 @@ from tuning.static.model import ASSUMED, machine
 from tuning.static.occupancy import LIMITS, occupancy
 from tuning.static.work import CallWork, LaunchWork
 
+pytestmark = pytest.mark.unit
+
 # --- occupancy -------------------------------------------------------------------------------------------------------
 
 

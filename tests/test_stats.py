@@ -7,6 +7,8 @@ import pytest
 
 from roofline import stats
 
+pytestmark = pytest.mark.unit
+
 
 def test_median() -> None:
     assert stats.median([3.0, 1.0, 2.0]) == 2.0

@@ -11,6 +11,8 @@ import torch
 from griffin_kernels import device
 from tuning import timing
 
+pytestmark = pytest.mark.unit
+
 HERE = dataclasses.replace(device.cpu(), last_level_cache_bytes=2**20)
 
 

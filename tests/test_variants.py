@@ -19,8 +19,10 @@ def table() -> Iterator[object]:
         for variant in catalog.variants(op.name).values():
             where = device_of(variant.backend)
             for case in op.cases_tagged("smoke", "edge"):
+                marks = [pytest.mark.smoke] if case.tag == "smoke" else []
                 for config in variant.corner_configs(case, where):
-                    yield pytest.param(op, variant, case, config, id=f"{variant.key}/{case.key}/{config_key(config)}")
+                    key = f"{variant.key}/{case.key}/{config_key(config)}"
+                    yield pytest.param(op, variant, case, config, id=key, marks=marks)
 
 
 @pytest.mark.parametrize(("op", "variant", "case", "config"), list(table()))

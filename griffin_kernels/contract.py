@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import functools
 import hashlib
+import importlib
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from griffin_kernels import errors
+from griffin_kernels import errors, launch
 from griffin_kernels.case import Case as Case
 from griffin_kernels.case import Cost as Cost
 from griffin_kernels.case import Tolerance as Tolerance
@@ -174,6 +175,11 @@ def _with_ordinary_outputs(run: Callable[..., tuple[torch.Tensor | None, ...]]) 
 
 
 @dataclass(frozen=True)
+class NoConfig:
+    """Config of a variant that has nothing to tune."""
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A function that is not ours behind the contract of an op, cut where its own work begins and ends.
 
@@ -200,15 +206,35 @@ def _rank_zero(case: Case, device: Device) -> int:
     return 0
 
 
+def from_launches(**inputs: Any) -> tuple[torch.Tensor | None, ...]:
+    """Stands for ``run`` where a variant only makes its launches and runs them: it gets one of its own that does."""
+    raise errors.CatalogError("a variant without launches needs a run of its own")
+
+
+def _runner(variant: Variant) -> Callable[..., tuple[torch.Tensor | None, ...]]:
+    """``run`` of a variant that only makes its launches, runs them, and gives the op's outputs in order."""
+
+    def run(*, config: Any, **inputs: Any) -> tuple[torch.Tensor | None, ...]:
+        assert variant.launches is not None
+        outputs: dict[str, Any] = {}
+        launch.run_all(variant.launches(inputs, outputs, config))
+        outputs |= {name: inputs[name] for name in op.in_place}
+        return tuple(outputs[name] for name in op.outputs)
+
+    op: Op = importlib.import_module(f"griffin_kernels.ops.{variant.op}.op").OP
+    run.__module__ = variant.launches.__module__
+    return run
+
+
 @dataclass(frozen=True)
 class Variant:
     """One implementation of an op: a plain function plus facts.
 
     name: ``<backend>.<algorithm>``; the file is ``<backend>_<algorithm>.py``.
-    run: ``(**inputs, config) -> tuple of outputs``. Allocates every output with ``torch.empty`` and friends, takes any
-    strides, and changes no input but those of ``Op.in_place``, which it writes and gives back. Outputs are ordinary
-    tensors: no two share memory, nor does one with an input, and none is a view. What PyTorch's own operations give is
-    made so here.
+    run: ``(**inputs, config) -> tuple of outputs``; left out where it only makes the launches and runs them. Allocates
+    every output with ``torch.empty`` and friends, takes any strides, and changes no input but those of ``Op.in_place``,
+    which it writes and gives back. Outputs are ordinary tensors: no two share memory, nor does one with an input, and
+    none is a view. What PyTorch's own operations give is made so here.
     config: frozen dataclass whose defaults are the documented default. axes: values the tuner may try per field.
     reject: ``(case, device, config) -> reason | None``: why this cannot run, in words a user can act on.
     baseline: what a user would otherwise run; every report compares with it.
@@ -225,8 +251,8 @@ class Variant:
     op: str
     name: str
     summary: str
-    run: Callable[..., tuple[torch.Tensor | None, ...]]
-    config: type
+    run: Callable[..., tuple[torch.Tensor | None, ...]] = from_launches
+    config: type = NoConfig
     axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     reject: Callable[[Case, Device, Any], str | None] = _no_reason
     baseline: bool = False
@@ -245,6 +271,10 @@ class Variant:
             )
         if not self.baseline and (self.adapter is not None or self.slack != 1.0):
             raise errors.CatalogError(f"{self.key}: only a baseline has an adapter or slack")
+        if self.run is from_launches:
+            if self.launches is None:
+                raise errors.CatalogError(f"{self.key} has neither a run nor launches")
+            object.__setattr__(self, "run", _runner(self))
         if self.backend in ("eager", "compiled", "peer"):
             object.__setattr__(self, "run", _with_ordinary_outputs(self.run))
 
@@ -259,13 +289,16 @@ class Variant:
 
     @cached_property
     def source_hash(self) -> str:
-        """SHA-256 (16 hex digits) of the variant's file and of every module under ``ops/`` that it imports.
+        """SHA-256 (16 hex digits) of the variant's file, of the one with ``run``, and of what they import of ``ops/``.
 
         A registry entry is valid only for the source it was measured with. The contracts (``op.py``, ``cost.py``,
         ``unfused.py``) do not count: a new case does not change a kernel.
         """
         digest = hashlib.sha256()
-        for name in sorted(_kernel_modules(self.run.__module__)):
+        file = f"griffin_kernels.ops.{self.op}.{self.name.replace('.', '_')}"
+        modules = _kernel_modules(self.run.__module__)
+        modules |= _kernel_modules(file) if file in sys.modules else set()
+        for name in sorted(modules):
             digest.update(name.encode() + b"\0" + _source(name) + b"\0")
         return digest.hexdigest()[:16]
 
@@ -310,8 +343,3 @@ def config_dict(config: Any) -> dict[str, Any]:
 def config_key(config: Any) -> str:
     """``block_t=32,num_warps=4``; ``default`` for a Config without fields."""
     return ",".join(f"{k}={v}" for k, v in config_dict(config).items()) or "default"
-
-
-@dataclass(frozen=True)
-class NoConfig:
-    """Config of a variant that has nothing to tune."""

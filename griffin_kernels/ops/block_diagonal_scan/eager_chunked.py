@@ -68,17 +68,8 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None, chunk: int) -> Tensor:
     return h
 
 
-def run(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    return _eager.forward(functools.partial(core, chunk=config.chunk), x, a, h0, reset, cu_seqlens, reverse)
+def core_of(config: Config) -> _eager.Core:
+    return functools.partial(core, chunk=config.chunk)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -90,7 +81,7 @@ VARIANT = Variant(
     op="block_diagonal_scan",
     name="eager.chunked",
     summary="chunks of time side by side, joined by a scan of their ends",
-    run=run,
+    run=_eager.forward_by(core_of),
     config=Config,
     axes={"chunk": (8, 16, 32, 64, 128)},
     rank=rank,

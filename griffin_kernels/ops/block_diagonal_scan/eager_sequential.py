@@ -8,24 +8,13 @@ bound by launch latency unless B * D * n is large. Works on every device, dtype 
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops.block_diagonal_scan import _eager
 
 
-def run(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor]:
-    return _eager.forward(_eager.sequential, x, a, h0, reset, cu_seqlens, reverse)
+def core_of(config: NoConfig) -> _eager.Core:
+    return _eager.sequential
 
 
 def rank(case: Case, device: Device) -> int:
@@ -37,7 +26,7 @@ VARIANT = Variant(
     op="block_diagonal_scan",
     name="eager.sequential",
     summary="one batched matrix-vector multiply-add per step",
-    run=run,
+    run=_eager.forward_by(core_of),
     config=NoConfig,
     rank=rank,
 )

@@ -24,9 +24,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
@@ -155,22 +153,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     return [*marks, *before, scan]
 
 
-def run(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    inputs = {"x": x, "a": a, "h0": h0, "reset": reset, "cu_seqlens": cu_seqlens, "reverse": reverse}
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return outputs["h"], outputs["h_last"]
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.chunk % config.block_t:
         return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
@@ -191,7 +173,6 @@ VARIANT = Variant(
     op="block_diagonal_scan",
     name="triton.chunked",
     summary="time split over programs: reduce chunks, carry, scan",
-    run=run,
     config=Config,
     axes={"chunk": (32, 64, 128, 256), "block_t": (8, 16), "block_a": (256, 512), "num_warps": (1, 2)},
     reject=reject,

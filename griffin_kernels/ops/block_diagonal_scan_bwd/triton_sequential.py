@@ -21,9 +21,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
@@ -152,25 +150,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     ]
 
 
-def run(
-    dh: Tensor,
-    dh_last: Tensor | None,
-    a: Tensor,
-    h: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    inputs: Inputs = {"dh": dh, "dh_last": dh_last, "a": a, "h": h, "h0": h0}
-    inputs |= {"reset": reset, "cu_seqlens": cu_seqlens, "reverse": reverse}
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return outputs["dx"], outputs["da"], outputs["dh0"]
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     return forward.unfit(case, device, config.block_a, config.num_warps)
 
@@ -184,7 +163,6 @@ VARIANT = Variant(
     op="block_diagonal_scan_bwd",
     name="triton.sequential",
     summary="one pass, states in registers, steps loaded ahead",
-    run=run,
     config=Config,
     axes={"block_t": (4, 8, 16), "block_a": (256, 512, 1024), "num_warps": (1, 2, 4)},
     reject=reject,

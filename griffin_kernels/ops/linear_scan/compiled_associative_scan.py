@@ -56,17 +56,8 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
     return _compiled.compiled(scan, key=(x.shape, x.dtype), dynamic=False)(x.contiguous(), gates.contiguous())  # type: ignore[no-any-return]
 
 
-def run(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor]:
-    return _eager.forward(core, x, a, h0, reset, cu_seqlens, reverse)
+def core_of(config: NoConfig) -> _eager.Core:
+    return core
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
@@ -79,7 +70,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="compiled.associative_scan",
     summary="torch's associative_scan under torch.compile",
-    run=run,
+    run=_eager.forward_by(core_of),
     config=NoConfig,
     reject=reject,
     baseline=True,

@@ -38,17 +38,8 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
     return values
 
 
-def run(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor]:
-    return _eager.forward(_eager.careful(core), x, a, h0, reset, cu_seqlens, reverse)
+def core_of(config: NoConfig) -> _eager.Core:
+    return _eager.careful(core)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -60,7 +51,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.associative",
     summary="recursive doubling over the whole tensor",
-    run=run,
+    run=_eager.forward_by(core_of),
     config=NoConfig,
     rank=rank,
 )

@@ -68,18 +68,8 @@ def transfer(gates: Tensor) -> Tensor:
     return torch.stack(rows, dim=2)
 
 
-def run(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    scan = _eager.careful(functools.partial(core, block=config.block))
-    return _eager.forward(scan, x, a, h0, reset, cu_seqlens, reverse)
+def core_of(config: Config) -> _eager.Core:
+    return _eager.careful(functools.partial(core, block=config.block))
 
 
 def traffic(case: Case, config: Config) -> int:
@@ -97,7 +87,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.blocked_diagonal",
     summary="dense diagonal blocks of the transfer matrix, carry between them",
-    run=run,
+    run=_eager.forward_by(core_of),
     config=Config,
     axes={"block": (4, 8, 16)},
     rank=rank,

@@ -55,18 +55,8 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None, chunk: int) -> Tensor:
     return local.reshape(batch, time + pad, width)[:, :time]
 
 
-def run(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    scan = _eager.careful(functools.partial(core, chunk=config.chunk))
-    return _eager.forward(scan, x, a, h0, reset, cu_seqlens, reverse)
+def core_of(config: Config) -> _eager.Core:
+    return _eager.careful(functools.partial(core, chunk=config.chunk))
 
 
 def rank(case: Case, device: Device) -> int:
@@ -78,7 +68,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.chunked",
     summary="chunks of time side by side, joined by a scan of their ends",
-    run=run,
+    run=_eager.forward_by(core_of),
     config=Config,
     axes={"chunk": (16, 32, 64, 128)},
     rank=rank,

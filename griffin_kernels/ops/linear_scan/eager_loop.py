@@ -25,24 +25,15 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
     return torch.stack(states, dim=1)
 
 
-def run(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor]:
-    return _eager.forward(core, x, a, h0, reset, cu_seqlens, reverse)
+def core_of(config: NoConfig) -> _eager.Core:
+    return core
 
 
 VARIANT = Variant(
     op="linear_scan",
     name="eager.loop",
     summary="the published Python loop",
-    run=run,
+    run=_eager.forward_by(core_of),
     config=NoConfig,
     baseline=True,
 )

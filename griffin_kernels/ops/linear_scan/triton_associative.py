@@ -23,9 +23,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
@@ -178,22 +176,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     ]
 
 
-def run(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    inputs = {"x": x, "a": a, "h0": h0, "reset": reset, "cu_seqlens": cu_seqlens, "reverse": reverse}
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return outputs["h"], outputs["h_last"]
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     return _triton.not_here(device) or _triton.idle_channels(case, config.block_d)
 
@@ -207,7 +189,6 @@ VARIANT = Variant(
     op="linear_scan",
     name="triton.associative",
     summary="tree scan of (a, x) pairs over pipelined tiles",
-    run=run,
     config=Config,
     axes={"block_t": (16, 32), "block_d": (64, 128, 256), "num_warps": (1, 2, 4), "num_stages": (2, 3, 4)},
     reject=reject,

@@ -23,9 +23,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
@@ -272,22 +270,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     ]
 
 
-def run(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    inputs = {"x": x, "a": a, "h0": h0, "reset": reset, "cu_seqlens": cu_seqlens, "reverse": reverse}
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return outputs["h"], outputs["h_last"]
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.block_t % config.block:
         return f"block_t={config.block_t} is not a multiple of block={config.block}"
@@ -303,7 +285,6 @@ VARIANT = Variant(
     op="linear_scan",
     name="triton.blocked_diagonal",
     summary="diagonal blocks of the transfer matrix applied densely, the rest through the carry",
-    run=run,
     config=Config,
     axes={"block": (4, 8, 16), "block_t": (16, 32), "block_d": (64, 128, 256), "num_warps": (1, 2, 4)},
     reject=reject,

@@ -20,9 +20,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
@@ -121,22 +119,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     ]
 
 
-def run(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    inputs = {"x": x, "a": a, "h0": h0, "reset": reset, "cu_seqlens": cu_seqlens, "reverse": reverse}
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return outputs["h"], outputs["h_last"]
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     return _triton.unfit(case, device, config.block_d, config.num_warps)
 
@@ -150,7 +132,6 @@ VARIANT = Variant(
     op="linear_scan",
     name="triton.sequential",
     summary="one pass, carry in registers, rows loaded ahead",
-    run=run,
     config=Config,
     axes={"block_t": (16, 32, 64), "block_d": (32, 64, 128, 256), "num_warps": (1, 2, 4)},
     reject=reject,

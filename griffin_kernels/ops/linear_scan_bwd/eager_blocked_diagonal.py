@@ -2,38 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-
-from torch import Tensor
-
-from griffin_kernels.contract import Variant
+from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.linear_scan import _eager
 from griffin_kernels.ops.linear_scan.eager_blocked_diagonal import VARIANT as FORWARD
-from griffin_kernels.ops.linear_scan.eager_blocked_diagonal import Config, core
+from griffin_kernels.ops.linear_scan.eager_blocked_diagonal import core_of
 
-
-def run(
-    dh: Tensor,
-    dh_last: Tensor | None,
-    a: Tensor,
-    h: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    scan = _eager.careful(functools.partial(core, block=config.block))
-    return _eager.backward(scan, dh, dh_last, a, h, h0, reset, cu_seqlens, reverse)
-
-
-VARIANT = Variant(
-    op="linear_scan_bwd",
-    name="eager.blocked_diagonal",
-    summary=FORWARD.summary,
-    run=run,
-    config=Config,
-    axes=FORWARD.axes,
-    rank=FORWARD.rank,
-)
+VARIANT = backward_of(FORWARD, _eager.backward_by(core_of))

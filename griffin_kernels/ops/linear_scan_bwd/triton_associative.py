@@ -19,7 +19,6 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
@@ -219,25 +218,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     ]
 
 
-def run(
-    dh: Tensor,
-    dh_last: Tensor | None,
-    a: Tensor,
-    h: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    inputs: Inputs = {"dh": dh, "dh_last": dh_last, "a": a, "h": h, "h0": h0}
-    inputs |= {"reset": reset, "cu_seqlens": cu_seqlens, "reverse": reverse}
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return outputs["dx"], outputs["da"], outputs["dh0"]
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     return forward.not_here(device) or forward.idle_channels(case, config.block_d)
 
@@ -251,7 +231,6 @@ VARIANT = Variant(
     op="linear_scan_bwd",
     name="triton.associative",
     summary="tree scan of (gate, gradient) pairs over pipelined tiles",
-    run=run,
     config=Config,
     axes={"block_t": (16, 32), "block_d": (64, 128, 256), "num_warps": (1, 2, 4), "num_stages": (2, 3, 4)},
     reject=reject,

@@ -23,9 +23,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
@@ -264,26 +262,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     ]
 
 
-def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    with_lse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor | None]:
-    inputs: Inputs = {"q": q, "k": k, "v": v, "segment_pos": segment_pos, "cu_seqlens": cu_seqlens}
-    inputs |= {"window": window, "softcap": softcap, "scale": scale, "with_lse": with_lse}
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return outputs["out"], outputs["lse"]
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     return _triton.unfit(case, device) or _triton.too_large(case, device, config)
 
@@ -306,7 +284,6 @@ VARIANT = Variant(
     op="local_attention",
     name="triton.flash_split",
     summary="the keys of a tile split over programs, parts joined by a second launch",
-    run=run,
     config=Config,
     axes={"parts": (2, 4, 8), "block_m": (64, 128), "block_n": (64, 32), "num_warps": (4, 8), "num_stages": (2, 3)},
     reject=reject,

@@ -14,9 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
@@ -48,29 +45,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     return _triton.launches(inputs, outputs, config, parts=config.parts)
 
 
-def run(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor, Tensor]:
-    inputs: Inputs = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "lse": lse}
-    inputs |= {"segment_pos": segment_pos, "cu_seqlens": cu_seqlens}
-    inputs |= {"window": window, "softcap": softcap, "scale": scale}
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return outputs["dq"], outputs["dk"], outputs["dv"]
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     return forward.unfit(case, device) or _triton.too_large(case, device, config)
 
@@ -92,7 +66,6 @@ VARIANT = Variant(
     op="local_attention_bwd",
     name="triton.flash_split",
     summary="analytic within the window, the rows that see a key split over programs, deterministic",
-    run=run,
     config=Config,
     axes={
         "parts": (2, 4, 8, 16),

@@ -19,9 +19,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
@@ -51,29 +48,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     return _triton.launches(inputs, outputs, config, parts=1)
 
 
-def run(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor, Tensor]:
-    inputs: Inputs = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "lse": lse}
-    inputs |= {"segment_pos": segment_pos, "cu_seqlens": cu_seqlens}
-    inputs |= {"window": window, "softcap": softcap, "scale": scale}
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return outputs["dq"], outputs["dk"], outputs["dv"]
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     return forward.unfit(case, device) or _triton.too_large(case, device, config)
 
@@ -82,7 +56,6 @@ VARIANT = Variant(
     op="local_attention_bwd",
     name="triton.flash_window",
     summary="analytic within the window, a kernel for dk and dv, one for dq, deterministic",
-    run=run,
     config=Config,
     axes={"resident": (32, 64, 128), "streamed": (64, 32), "num_warps": (4, 8), "num_stages": (1, 2)}
     | _triton.ROWS_AXES,

@@ -13,9 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
@@ -35,26 +32,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     return _triton.launches(inputs, outputs, config, parts=1)
 
 
-def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    positions: Tensor,
-    slots: Tensor | None,
-    softcap: float | None,
-    scale: float | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor, Tensor]:
-    inputs: Inputs = {"q": q, "k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache}
-    inputs |= {"positions": positions, "slots": slots, "softcap": softcap, "scale": scale}
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return outputs["out"], k_cache, v_cache
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     return _triton.unfit(case, device, config)
 
@@ -68,7 +45,6 @@ VARIANT = Variant(
     op="local_attention_step",
     name="triton.single",
     summary="one launch, a program per row and key head",
-    run=run,
     config=Config,
     axes={"block_n": (16, 32, 64), "num_warps": (2, 4, 8), "num_stages": (2, 3, 4)},
     reject=reject,

@@ -10,22 +10,17 @@ product cost one more stream in, and h is written only where it is asked for.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
-
-from griffin_kernels import launch
-from griffin_kernels.contract import Case, Inputs
+from griffin_kernels.contract import Case, Inputs, Variant, from_launches
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Step
-from griffin_kernels.ops.rg_lru import _triton as lru
-from griffin_kernels.ops.rg_lru.cost import make_case
+from griffin_kernels.ops.rg_lru.cost import cost, make_case
+from griffin_kernels.ops.rg_lru.op import OP as RG_LRU
 from griffin_kernels.ops.temporal_conv1d import triton_rows
 from griffin_kernels.ops.temporal_conv1d._triton import MOST_TAPS
-
-NAMES = ("x", "y", "conv_weight", "conv_bias", *lru.NAMES[1:6], "conv_state", *lru.NAMES[6:], "with_h")
-"""The op's arguments, in order."""
 
 
 def steps(
@@ -49,19 +44,12 @@ def steps(
         triton_rows.Config(),
     )
     found = {"out": outputs.get("out"), "h_last": outputs.get("h_last"), "y": outputs.get("h")}
-    arguments = {name: inputs[name] for name in lru.NAMES}
+    arguments = {name: inputs[name] for name in RG_LRU.inputs}
     arguments |= {"x": convolved["y"], "branch": inputs["y"], "with_h": inputs["with_h"]}
     then = recurrent(arguments, found, config)
     outputs |= {"out": found["out"], "new_conv_state": convolved["new_state"], "h_last": found["h_last"]}
     outputs["h"] = found["y"] if inputs["with_h"] else None
     return [*first, *then]
-
-
-def run(make: Callable[..., list[Step]], config: Any, *values: Tensor | bool | None) -> tuple[Tensor | None, ...]:
-    """Run the steps of a variant on the op's arguments, in order."""
-    outputs: dict[str, Any] = {}
-    launch.run_all(make(dict(zip(NAMES, values, strict=True)), outputs, config))
-    return outputs["out"], outputs["new_conv_state"], outputs["h_last"], outputs["h"]
 
 
 def lru_case(case: Case) -> Case:
@@ -70,14 +58,32 @@ def lru_case(case: Case) -> Case:
     return make_case(*sizes, case.dtype, case.flags, rows=case["N"], data=case.data, tag=case.tag)
 
 
-def reject(case: Case, device: Device, config: Any, recurrent: Callable[[Case, Device, Any], str | None]) -> str | None:
-    """Why either piece cannot run, if so."""
-    if case["K"] > MOST_TAPS:
-        return f"{case['K']} taps are more than the {MOST_TAPS} that are unrolled"
-    return recurrent(lru_case(case), device, config)
+def around(lru: Variant, summary: str) -> Variant:
+    """The recurrent block whose second part is a Triton variant of rg_lru, with its name, configurations and rank."""
+    assert lru.launches is not None
+    recurrent = lru.launches
 
+    def launches(inputs: Inputs, outputs: dict[str, Any], config: Any) -> list[Step]:
+        return steps(inputs, outputs, config, recurrent)
 
-def traffic(case: Case, bytes_of_lru: int) -> int:
-    """Bytes of both passes: the convolution's x and u, what rg_lru moves with u for its x, and y."""
-    stream: int = case["B"] * case["T"] * case["D"] * case.bytes_per_element()
-    return 3 * stream + bytes_of_lru
+    def reject(case: Case, device: Device, config: Any) -> str | None:
+        if case["K"] > MOST_TAPS:
+            return f"{case['K']} taps are more than the {MOST_TAPS} that are unrolled"
+        return lru.reject(lru_case(case), device, config)
+
+    def traffic(case: Case, config: Any) -> int:
+        """Bytes of both passes: the convolution's x and u, what rg_lru moves with u for its x, and y."""
+        stream: int = case["B"] * case["T"] * case["D"] * case.bytes_per_element()
+        within = lru_case(case)
+        return 3 * stream + (cost(within).bytes_total if lru.traffic is None else lru.traffic(within, config))
+
+    return dataclasses.replace(
+        lru,
+        op="recurrent_block",
+        summary=summary,
+        run=from_launches,
+        reject=reject,
+        rank=lambda case, device: lru.rank(lru_case(case), device),
+        launches=launches,
+        traffic=traffic,
+    )

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
-from griffin_kernels import launch
-from griffin_kernels.contract import Case, Inputs
+from griffin_kernels.contract import Case, Inputs, Variant, from_launches
 from griffin_kernels.launch import Step
-from griffin_kernels.ops.recurrent_block_bwd.op import OP
 from griffin_kernels.ops.rg_lru.cost import make_case
+from griffin_kernels.ops.rg_lru.op import GATES
 from griffin_kernels.ops.temporal_conv1d import triton_rows as conv
 from griffin_kernels.ops.temporal_conv1d_bwd import triton_rows as conv_bwd
-
-GATES = ("a_param", "input_gate_weight", "input_gate_bias", "recurrence_gate_weight", "recurrence_gate_bias")
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, recurrent: Callable[..., list[Step]]) -> list[Step]:
@@ -51,13 +47,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, recurrent: Ca
     return steps
 
 
-def run(make: Callable[..., list[Step]], config: Any, *arguments: Any) -> tuple[Tensor | None, ...]:
-    """Run the steps of a variant on the op's arguments, in order."""
-    outputs: dict[str, Any] = {}
-    launch.run_all(make(dict(zip(OP.inputs, arguments, strict=True)), outputs, config))
-    return tuple(outputs[name] for name in OP.outputs)
-
-
 def recurrent_case(case: Case) -> Case:
     """The gradient of RG-LRU that a case holds."""
     return make_case(
@@ -65,6 +54,27 @@ def recurrent_case(case: Case) -> Case:
     )
 
 
-def traffic(case: Case, recurrent: int) -> int:
-    """Bytes moved: RG-LRU's, the branch and its gradient, two streams of the convolution and three of its gradient."""
-    return recurrent + 7 * case["B"] * case["T"] * case["D"] * case.bytes_per_element()
+def around(lru: Variant, summary: str) -> Variant:
+    """The gradient around a Triton variant of rg_lru_bwd that takes a branch: its name, configurations and rank."""
+    assert lru.launches is not None
+    recurrent = lru.launches
+
+    def steps(inputs: Inputs, outputs: dict[str, Any], config: Any) -> list[Step]:
+        return launches(inputs, outputs, config, recurrent)
+
+    def traffic(case: Case, config: Any) -> int:
+        """Bytes: RG-LRU's, the branch and its gradient, two streams of the convolution and three of its gradient."""
+        assert lru.traffic is not None
+        stream: int = case["B"] * case["T"] * case["D"] * case.bytes_per_element()
+        return lru.traffic(recurrent_case(case), config) + 7 * stream
+
+    return dataclasses.replace(
+        lru,
+        op="recurrent_block_bwd",
+        summary=summary,
+        run=from_launches,
+        reject=lambda case, device, config: lru.reject(recurrent_case(case), device, config),
+        rank=lambda case, device: lru.rank(recurrent_case(case), device),
+        launches=steps,
+        traffic=traffic,
+    )

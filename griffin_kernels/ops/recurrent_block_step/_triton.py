@@ -5,30 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
-from griffin_kernels import launch
 from griffin_kernels.contract import Inputs
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops.rg_lru_step import _triton as lru
 from griffin_kernels.ops.temporal_conv1d_step import triton_rows
-
-NAMES = (
-    "x",
-    "y",
-    "conv_weight",
-    "conv_bias",
-    "a_param",
-    "input_gate_weight",
-    "input_gate_bias",
-    "recurrence_gate_weight",
-    "recurrence_gate_bias",
-    "conv_state",
-    "h",
-    "positions",
-    "slots",
-)
-"""The op's arguments, in order."""
 
 
 def steps(make: Callable[..., Launch], inputs: Inputs, outputs: dict[str, Any], config: Any) -> list[Launch]:
@@ -45,10 +25,3 @@ def steps(make: Callable[..., Launch], inputs: Inputs, outputs: dict[str, Any], 
     indices = {name: inputs[name] for name in ("positions", "slots")}
     first = triton_rows.launches({"x": x, **conv, **indices}, between, triton_rows.Config())
     return [*first, make(inputs, outputs, "out", config, between["y"])]
-
-
-def run(make: Callable[..., list[Launch]], config: Any, *values: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the launches of a variant on the op's arguments, in order."""
-    outputs: dict[str, Any] = {}
-    launch.run_all(make(dict(zip(NAMES, values, strict=True)), outputs, config))
-    return outputs["out"], outputs["conv_state"], outputs["h"]

@@ -18,8 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
@@ -41,28 +39,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     return _triton.steps(lru.dot_launch, inputs, outputs, config)
 
 
-def run(
-    x: Tensor,
-    y: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    conv_state: Tensor,
-    h: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor, Tensor]:
-    gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    values = (x, y, conv_weight, conv_bias, *gates, conv_state, h, positions, slots)
-    return _triton.run(launches, config, *values)
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     return lru.dot_unfit(case, device, config)
 
@@ -76,7 +52,6 @@ VARIANT = Variant(
     op="recurrent_block_step",
     name="triton.fused",
     summary="one launch in place where a program owns a gate block, gates by matrix instructions",
-    run=run,
     config=Config,
     axes=lru.DOT_AXES,
     reject=reject,

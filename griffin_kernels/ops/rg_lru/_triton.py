@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from griffin_kernels import launch
 from griffin_kernels.architectures import SCRATCH, no_products, over_shared
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
@@ -16,19 +15,6 @@ from griffin_kernels.launch import Call, Claims
 from griffin_kernels.ops.linear_scan import _triton as scan
 from griffin_kernels.ops.rg_lru.cost import cost
 from griffin_kernels.ops.rg_lru.op import is_fresh
-
-NAMES = (
-    "x",
-    "a_param",
-    "input_gate_weight",
-    "input_gate_bias",
-    "recurrence_gate_weight",
-    "recurrence_gate_bias",
-    "h0",
-    "segment_pos",
-    "cu_seqlens",
-)
-"""The op's arguments, in order."""
 
 
 def arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -94,13 +80,6 @@ def product(x: Tensor, weight: Tensor, out: Tensor) -> Callable[[], Tensor]:
         return torch.bmm(left, weight, out=out.view(-1, blocks, n).transpose(0, 1))
 
     return run
-
-
-def run(make: Callable[..., Sequence[launch.Step]], config: Any, *values: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Run the steps of a variant on the op's arguments, in order."""
-    outputs: dict[str, Any] = {}
-    launch.run_all(make(dict(zip(NAMES, values, strict=True)), outputs, config))
-    return outputs["y"], outputs["h_last"]
 
 
 def unfit(case: Case, device: Device, fast: bool) -> str | None:

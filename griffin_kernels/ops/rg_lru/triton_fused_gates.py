@@ -24,7 +24,6 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
@@ -176,23 +175,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     ]
 
 
-def run(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    gates = (input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    return _triton.run(launches, config, x, a_param, *gates, h0, segment_pos, cu_seqlens)
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     return _triton.unfit_gates(case, device, config)
 
@@ -206,7 +188,6 @@ VARIANT = Variant(
     op="rg_lru",
     name="triton.fused_gates",
     summary="gate products on matrix units, gates and scan in one pass over x",
-    run=run,
     config=Config,
     axes={
         "block_t": (16, 32, 64),

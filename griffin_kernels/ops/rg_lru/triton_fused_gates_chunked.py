@@ -24,7 +24,6 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
@@ -236,23 +235,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     return [*marks, *before, phase(False)]
 
 
-def run(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    gates = (input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    return _triton.run(launches, config, x, a_param, *gates, h0, segment_pos, cu_seqlens)
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.block_t and config.chunk % config.block_t:
         return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
@@ -276,7 +258,6 @@ VARIANT = Variant(
     op="rg_lru",
     name="triton.fused_gates_chunked",
     summary="gate products on matrix units, time split over programs: reduce, carry, scan",
-    run=run,
     config=Config,
     axes={
         "chunk": (64, 128, 256, 512),

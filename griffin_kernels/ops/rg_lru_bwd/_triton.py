@@ -23,7 +23,6 @@ from griffin_kernels.ops import _products
 from griffin_kernels.ops.linear_scan import _triton as scan
 from griffin_kernels.ops.rg_lru.op import DECAY as _DECAY
 from griffin_kernels.ops.rg_lru.op import is_fresh
-from griffin_kernels.ops.rg_lru_bwd.op import OP
 
 SUM_ROWS = 32
 SUM_D = 64
@@ -62,16 +61,6 @@ def rg_lru_bwd_sums(
     else:
         slope = tl.sigmoid(tl.load(a_param + columns * A_PARAM_CHANNEL, mask=inside, other=0.0).to(tl.float32))
         tl.store(da_param + columns, (slope * value * -DECAY).to(da_param.dtype.element_ty), mask=inside)
-
-
-def named(*arguments: Any) -> Inputs:
-    """The arguments of ``run`` by name, in the op's order."""
-    return dict(zip(OP.inputs, arguments, strict=True))
-
-
-def in_order(outputs: dict[str, Any]) -> tuple[Tensor | None, ...]:
-    """The op's outputs in their order."""
-    return tuple(outputs[name] for name in OP.outputs)
 
 
 def backward_step(tensor: Tensor | None) -> Any:

@@ -29,9 +29,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from griffin_kernels import launch
 from griffin_kernels.architectures import SCRATCH, no_products, over_shared
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
@@ -219,29 +217,6 @@ def launches(inputs: dict[str, Any], outputs: dict[str, Any], config: Config) ->
     return [weights, backwards, _triton.sums(inputs, outputs, partial), *after]
 
 
-def run(
-    dy: Tensor,
-    dh_last: Tensor | None,
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    y: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor | None, ...]:
-    weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    inputs = _triton.named(dy, dh_last, x, *weights, y, h0, segment_pos, cu_seqlens)
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return _triton.in_order(outputs)
-
-
 def shared_bytes(n: int, size: int, config: Config, arch: str) -> int:
     """Shared memory at most: num_stages tiles of all inputs; on NVIDIA both gates' weights too."""
     tiles = size * config.num_stages * (forward.padded(n) + 3 * config.block_n) * config.block_t + SCRATCH
@@ -283,7 +258,6 @@ VARIANT = Variant(
     op="rg_lru_bwd",
     name="triton.fused_gates",
     summary="gate products on matrix units, gates and backward scan in one pass; two products after it",
-    run=run,
     config=Config,
     axes={"block_t": (16, 32, 64), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3)},
     reject=reject,

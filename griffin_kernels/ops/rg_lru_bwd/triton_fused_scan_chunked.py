@@ -25,9 +25,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
@@ -252,29 +250,6 @@ def launches(inputs: dict[str, Any], outputs: dict[str, Any], config: Config) ->
     return [weights, products, *marks, *before, phase(False), _triton.sums(inputs, outputs, partial), *after]
 
 
-def run(
-    dy: Tensor,
-    dh_last: Tensor | None,
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    y: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor | None, ...]:
-    weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    inputs = _triton.named(dy, dh_last, x, *weights, y, h0, segment_pos, cu_seqlens)
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return _triton.in_order(outputs)
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.chunk % config.block_t:
         return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
@@ -297,7 +272,6 @@ VARIANT = Variant(
     op="rg_lru_bwd",
     name="triton.fused_scan_chunked",
     summary="triton.fused_scan with time split over programs: reduce chunks, carry, scan",
-    run=run,
     config=Config,
     axes={"chunk": (32, 64, 128, 256), "block_t": (4, 8, 16), "block_d": (64, 128, 256), "num_warps": (1, 2)},
     reject=reject,

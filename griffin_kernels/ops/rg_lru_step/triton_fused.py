@@ -17,9 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
@@ -36,35 +33,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     return [_triton.dot_launch(inputs | {"conv_state": None}, outputs, "y", config, inputs["x"])]
 
 
-def run(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    inputs = {
-        "x": x,
-        "a_param": a_param,
-        "input_gate_weight": input_gate_weight,
-        "input_gate_bias": input_gate_bias,
-        "recurrence_gate_weight": recurrence_gate_weight,
-        "recurrence_gate_bias": recurrence_gate_bias,
-        "h": h,
-        "positions": positions,
-        "slots": slots,
-    }
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return outputs["y"], h
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     return _triton.dot_unfit(case, device, config)
 
@@ -78,7 +46,6 @@ VARIANT = Variant(
     op="rg_lru_step",
     name="triton.fused",
     summary="one launch in place, gates by matrix instructions",
-    run=run,
     config=Config,
     axes=_triton.DOT_AXES,
     reject=reject,

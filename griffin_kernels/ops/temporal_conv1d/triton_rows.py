@@ -23,9 +23,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
@@ -236,23 +234,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     ]
 
 
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    inputs = {"x": x, "weight": weight, "bias": bias, "state": state}
-    inputs |= {"segment_pos": segment_pos, "cu_seqlens": cu_seqlens}
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return outputs["y"], outputs["new_state"]
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.span % config.block_t:
         return f"span={config.span} is not a multiple of block_t={config.block_t}"
@@ -263,7 +244,6 @@ VARIANT = Variant(
     op="temporal_conv1d",
     name="triton.rows",
     summary="one pass, earlier inputs in registers, rows loaded ahead",
-    run=run,
     config=Config,
     axes={"span": (32, 64, 128, 256), "block_t": (8, 16, 32), "block_d": (64, 128, 256), "num_warps": (1, 2)},
     reject=reject,

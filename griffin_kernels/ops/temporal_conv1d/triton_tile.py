@@ -21,9 +21,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
@@ -238,23 +236,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     ]
 
 
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    inputs = {"x": x, "weight": weight, "bias": bias, "state": state}
-    inputs |= {"segment_pos": segment_pos, "cu_seqlens": cu_seqlens}
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return outputs["y"], outputs["new_state"]
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     return _triton.unfit_tile(case, device, config.block_t, config.block_d, config.num_warps)
 
@@ -263,7 +244,6 @@ VARIANT = Variant(
     op="temporal_conv1d",
     name="triton.tile",
     summary="tiles of steps and channels, one shifted load per tap",
-    run=run,
     config=Config,
     axes={"block_t": (8, 16, 32), "block_d": (64, 128), "num_warps": (1, 2, 4)},
     reject=reject,

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from griffin_kernels.contract import Case, Inputs, accumulator
 from griffin_kernels.launch import Launch
@@ -116,11 +115,6 @@ def arguments(inputs: Inputs, outputs: dict[str, Any], span: int) -> tuple[int, 
         tile=REDUCE_ROWS * REDUCE_D,
     )
     return count, args, constexprs, reduce
-
-
-def outputs_of(outputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """In the op's order."""
-    return outputs["dx"], outputs["dweight"], outputs["dbias"], outputs["dstate"]
 
 
 def traffic(case: Case, span: int) -> int:

@@ -25,9 +25,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
@@ -320,24 +318,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     return [rows, reduce]
 
 
-def run(
-    dy: Tensor,
-    dnew_state: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    inputs: Inputs = {"dy": dy, "dnew_state": dnew_state, "x": x, "weight": weight, "state": state}
-    inputs |= {"segment_pos": segment_pos, "cu_seqlens": cu_seqlens}
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return _triton.outputs_of(outputs)
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.span % config.block_t:
         return f"span={config.span} is not a multiple of block_t={config.block_t}"
@@ -348,7 +328,6 @@ VARIANT = Variant(
     op="temporal_conv1d_bwd",
     name="triton.rows",
     summary="one pass, later gradients and sums in registers, rows loaded ahead",
-    run=run,
     config=Config,
     axes={"span": (32, 64, 128, 256, 512), "block_t": (4, 8, 16), "block_d": (64, 128, 256), "num_warps": (1, 2)},
     reject=reject,

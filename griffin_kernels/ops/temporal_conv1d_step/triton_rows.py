@@ -17,9 +17,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
@@ -97,22 +95,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     ]
 
 
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    state: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    inputs = {"x": x, "weight": weight, "bias": bias, "state": state, "positions": positions, "slots": slots}
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return outputs["y"], state
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     return scan.unfit(case, device, config.block_d, config.num_warps)
 
@@ -126,7 +108,6 @@ VARIANT = Variant(
     op="temporal_conv1d_step",
     name="triton.rows",
     summary="one launch in place, a program per row and block of channels",
-    run=run,
     config=Config,
     axes={"block_d": (64, 128, 256, 512, 1024), "num_warps": (1, 2, 4)},
     reject=reject,

@@ -16,9 +16,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
@@ -100,22 +98,6 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     ]
 
 
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    state: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    inputs = {"x": x, "weight": weight, "bias": bias, "state": state, "positions": positions, "slots": slots}
-    outputs: dict[str, Any] = {}
-    launch.run_all(launches(inputs, outputs, config))
-    return outputs["y"], state
-
-
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if reason := scan.not_here(device) or scan.idle_channels(case, config.block_d):
         return reason
@@ -136,7 +118,6 @@ VARIANT = Variant(
     op="temporal_conv1d_step",
     name="triton.tile",
     summary="one launch in place, weights read once for a tile of rows",
-    run=run,
     config=Config,
     axes={"block_b": (4, 8, 16), "block_d": (64, 128, 256), "num_warps": (2, 4)},
     reject=reject,

@@ -1,0 +1,18 @@
+"""Variants that follow from others: a gradient that goes about it as its forward pass does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from griffin_kernels.contract import Variant
+
+
+def backward_of(forward: Variant, run: Callable[..., Any], **facts: Any) -> Variant:
+    """The variant of the same name of the op's gradient: summary, configurations, rank and refusals are ``forward``'s.
+
+    run: of the gradient. facts: what is its own; its traffic is the ideal unless they say otherwise.
+    """
+    usual: dict[str, Any] = {"op": f"{forward.op}_bwd", "run": run, "traffic": None}
+    return dataclasses.replace(forward, **usual | facts)

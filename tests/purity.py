@@ -14,17 +14,18 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-FORBIDDEN_EVENTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.kill"})
+REFUSED_EVENTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.kill"})
 """Audit events of Python: one of these starts a browser, a worker, or a compiler that is a program of its own."""
 
-COMPILERS = (
+REFUSED = (
     ("triton.compiler", "compile"),
     ("triton.runtime.interpreter", "GridExecutor.__call__"),
     ("numba.core.ccallback", "CFunc.compile"),
     ("numba.core.dispatcher", "Dispatcher.compile"),
     ("torch._dynamo.convert_frame", "ConvertFrame.__call__"),
+    ("multiprocessing.process", "BaseProcess.start"),
 )
-"""Module and attribute of what compiles, or interprets, within this process."""
+"""Module and attribute of what compiles, or interprets, within this process; and of what starts one unaudited."""
 
 
 class ImpureError(AssertionError):
@@ -36,7 +37,7 @@ _hooked = False
 
 
 def _hook(event: str, arguments: tuple[object, ...]) -> None:
-    if event in FORBIDDEN_EVENTS and getattr(_watched, "now", False) and not _asks_version(arguments):
+    if event in REFUSED_EVENTS and getattr(_watched, "now", False) and not _asks_version(arguments):
         raise ImpureError(f"a test marked unit caused {event}{arguments[:2]}; mark it process")
 
 
@@ -53,7 +54,7 @@ def kept() -> Iterator[None]:
         sys.addaudithook(_hook)  # a hook cannot be removed, so there is one
         _hooked = True
     with contextlib.ExitStack() as stack:
-        for module, path in COMPILERS:
+        for module, path in REFUSED:
             if importlib.util.find_spec(module.partition(".")[0]) is not None:
                 stack.enter_context(_refused(module, path))
         _watched.now = True
@@ -70,6 +71,6 @@ def _refused(module: str, path: str) -> contextlib.AbstractContextManager[object
         owner = getattr(owner, part)
 
     def refuse(*_: object, **__: object) -> None:
-        raise ImpureError(f"a test marked unit called {module}.{path}; take the mark away")
+        raise ImpureError(f"a test marked unit called {module}.{path}; mark it process")
 
     return mock.patch.object(owner, name, refuse)

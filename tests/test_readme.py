@@ -34,7 +34,7 @@ VALUES = {
 }
 """What options of ``griffin`` may be given; words in capitals stand for something."""
 
-SHELL = {"cd", "cp", "export", "git", "mkdir", "pip", "sed"}
+SHELL = {"cp", "export", "git", "mkdir", "pip", "sed", "source"}
 """Programs that are not ours; what they are given is not checked."""
 
 
@@ -196,7 +196,8 @@ def test_links_and_paths_lead_somewhere(page):
         assert linked.exists(), f"{page.name}: {target}"
         headings = re.findall(r"^#+ (.*)$", linked.read_text() if anchor else "", re.MULTILINE)
         assert not anchor or anchor in map(slug, headings), f"{page.name}: {target}"
-    for code in CODE.findall(text):
+    drawn = [word for block in blocks(page, "text") for word in block.split()]
+    for code in [*CODE.findall(text), *drawn]:
         if re.fullmatch(r"(griffin_kernels|tuning|roofline|reports|tests|scripts|docs)/[\w./*<>-]*", code):
             pattern = re.sub(r"<[^>]*>", "*", code).rstrip("/")
             assert list(ROOT.glob(pattern)), f"{page.name}: {code}"

@@ -195,6 +195,7 @@ def test_interrupted_write_leaves_the_old_file_and_no_debris(path, monkeypatch):
     assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []
 
 
+@pytest.mark.process
 def test_processes_that_publish_at_once_lose_nothing(path):
     # processes that have imported what they need already, so that they are at it together
     context = multiprocessing.get_context("forkserver")

@@ -26,7 +26,7 @@ from reports.page import Tab, figure, page, render
 from reports.roofline_tab import roofline_tab
 from reports.static_tab import static_tab
 from reports.studies import beside, load_study
-from tuning.budget import INDIFFERENCE
+from tuning.plan.budget import INDIFFERENCE
 from tuning.static import recorded
 from tuning.static.recorded import Recorded
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from griffin_kernels import errors
 from roofline import cli as roofline_cli
 from roofline.console import plain_errors
-from tuning import predict_cli, registry_cli, replay_cli
+from tuning.ui import predict_cli, registry_cli, replay_cli
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -111,9 +111,11 @@ def tune(
     # a pipe has no width: tables for people who read logs
     console = Console(width=None if sys.stdout.isatty() else 140)
     with plain_errors(Console(stderr=True)):
-        from tuning import events, plan, study, terminal
+        from tuning import device_study
+        from tuning.plan import planner
+        from tuning.ui import events, terminal
 
-        options = plan.Options(
+        options = planner.Options(
             ops=_split(ops),
             cases=_split(cases),
             dtypes=_split(dtypes),
@@ -127,11 +129,11 @@ def tune(
             baselines=baselines,
         )
         if from_misses is not None:
-            from tuning.from_misses import extended
+            from tuning.plan.from_misses import extended
 
             options = extended(options, from_misses, _note)
         if target is not None:
-            from tuning.predict import run_target
+            from tuning.predict.predictor import run_target
 
             with terminal.interruptible():
                 run_target(console, target, options, out, constants, dry_run)
@@ -149,7 +151,7 @@ def tune(
                 terminal.end_in_peace()
                 raise typer.Exit(130)
             found = None
-            if models or (models is None and study.wanted(outcome)):
+            if models or (models is None and device_study.wanted(outcome)):
                 found = terminal.run_study(voice, outcome)
             from reports.build import write_report
 
@@ -196,7 +198,7 @@ def report(
     with plain_errors(Console(stderr=True)):
         from griffin_kernels import device as devices
         from reports.build import write_report
-        from tuning.journal import FILE_NAME
+        from tuning.record.journal import FILE_NAME
         from tuning.run import Paths
 
         if out is not None and out.is_dir():

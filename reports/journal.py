@@ -11,9 +11,9 @@ from griffin_kernels.errors import RegistryError, ReportError
 from griffin_kernels.records import RegistryFile
 from griffin_kernels.registry import decode
 from griffin_kernels.texts import unmarked
-from tuning.journal import parse, read_bytes
-from tuning.records import Candidate, Ceiling, End, Race, Record, Result, Run, Undecided
-from tuning.summary import undecided
+from tuning.record.journal import parse, read_bytes
+from tuning.record.journal_records import Candidate, Ceiling, End, Race, Record, Result, Run, Undecided
+from tuning.ui.summary import undecided
 
 R = TypeVar("R")
 

@@ -14,10 +14,10 @@ from griffin_kernels.records import CaseRecord, Entry, RegistryFile
 from reports import format as fmt
 from reports.journal import Journal
 from roofline import stats
-from tuning.budget import INDIFFERENCE
-from tuning.conditions import disturbed
-from tuning.records import BAD, Candidate, Conditions, Noise, OutputError, Race, Result, Undecided
-from tuning.summary import STATUSES as ALL
+from tuning.measure.conditions import disturbed
+from tuning.plan.budget import INDIFFERENCE
+from tuning.record.journal_records import BAD, Candidate, Conditions, Noise, OutputError, Race, Result, Undecided
+from tuning.ui.summary import STATUSES as ALL
 
 STATUSES: tuple[str, ...] = ALL
 """Every candidate status, from best to worst."""

@@ -14,8 +14,8 @@ from griffin_kernels.records import CaseRecord, DeviceRecord, Entry
 from griffin_kernels.texts import unmarked
 from reports import format as fmt
 from reports.journal import Source, load_registry, source
-from tuning.predict import PREDICTIONS_VERSION, Predicted, PredictionsFile
-from tuning.static.candidates import Told
+from tuning.predict.predictor import PREDICTIONS_VERSION, Predicted, PredictionsFile
+from tuning.predict.target_space import Told
 
 ENDING = ".predictions.json"
 

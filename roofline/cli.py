@@ -12,6 +12,7 @@ from rich.console import Console
 
 from roofline import forward_cli
 from roofline.console import StatusLine, output, plain_errors
+from roofline.units import seconds_text
 
 if TYPE_CHECKING:
     from griffin_kernels.device import Device
@@ -135,7 +136,7 @@ def _told(value: float, unit: str) -> str:
     from roofline import tables
 
     units = {"bytes_per_s": "B/s", "flops_per_s": "FLOP/s", "ops_per_s": "/s"}
-    return tables.seconds(value) if unit == "s" else tables.si(value, units[unit])
+    return seconds_text(value) if unit == "s" else tables.si(value, units[unit])
 
 
 def _show(device: Device, rows: Sequence[dict[str, Any]], path: Path, repeat: int) -> None:

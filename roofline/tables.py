@@ -16,6 +16,7 @@ from roofline.forward import Forward, gib
 from roofline.records import Measured, Study
 from roofline.sweep import GridPoint
 from roofline.times import REGIMES
+from roofline.units import seconds_text
 
 SHORT = {"parameters": "P", "cache": "C", "activations": "A", "compute": "F", "special": "S", "launch": "L"}
 """Letters of the regime map."""
@@ -29,14 +30,6 @@ def si(value: float, unit: str = "") -> str:
     return f"{value:.3g} {unit}".rstrip()
 
 
-def seconds(value: float) -> str:
-    """``1.23 ms``."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value / 1e-9:.3g} ns"
-
-
 def show(console: Console, result: Forward, measured: Measured | None = None, *, layers: bool = False) -> None:
     """A pass: headline, one row per kind of part (or per part), where the time goes, memory, what it rests on."""
     what = "prefill of" if result.phase == "prefill" else "decode after"
@@ -46,15 +39,15 @@ def show(console: Console, result: Forward, measured: Measured | None = None, *,
         highlight=False,
     )
     console.print(
-        f"predicted [bold]{seconds(result.latency_s)}[/bold], {si(result.tokens_per_s)} tokens/s, "
+        f"predicted [bold]{seconds_text(result.latency_s)}[/bold], {si(result.tokens_per_s)} tokens/s, "
         f"{result.regime}-bound ({REGIMES[result.regime]}: {result.predicted[result.regime] / result.latency_s:.0%}); "
-        f"{seconds(result.graphed_s)} without launches; floor {seconds(result.floor_s)}",
+        f"{seconds_text(result.graphed_s)} without launches; floor {seconds_text(result.floor_s)}",
         highlight=False,
     )
     if measured is not None:
         console.print(
-            f"measured  [bold]{seconds(measured.median_s)}[/bold] [{seconds(measured.interval_s[0])}, "
-            f"{seconds(measured.interval_s[1])}], {si(result.tokens / measured.median_s)} tokens/s; "
+            f"measured  [bold]{seconds_text(measured.median_s)}[/bold] [{seconds_text(measured.interval_s[0])}, "
+            f"{seconds_text(measured.interval_s[1])}], {si(result.tokens / measured.median_s)} tokens/s; "
             f"the prediction is off by {result.latency_s / measured.median_s - 1:+.0%}",
             highlight=False,
         )
@@ -105,13 +98,13 @@ def parts_table(result: Forward, measured: Measured | None = None, *, layers: bo
             gib(row["bytes"]),
             gib(row["run_bytes"]),
             str(row["launches"]),
-            seconds(row["floor_s"]),
+            seconds_text(row["floor_s"]),
             row["bound"],
-            seconds(row["predicted_s"]),
+            seconds_text(row["predicted_s"]),
             f"{row['predicted_s'] / result.latency_s:.0%}",
         ]
         if measured:
-            cells += [seconds(row["measured_s"]), f"{row['predicted_s'] / row['measured_s']:.2f}"]
+            cells += [seconds_text(row["measured_s"]), f"{row['predicted_s'] / row['measured_s']:.2f}"]
         table.add_row(*cells, style="bold" if row["kind"] == "total" else "")
     return table
 
@@ -140,7 +133,7 @@ def show_sweep(console: Console, points: Sequence[GridPoint]) -> None:
         cells = []
         for seq in seqs:
             point = by_place[batch, seq]
-            text = f"{seconds(point.predicted_s)} {SHORT[point.regime]}"
+            text = f"{seconds_text(point.predicted_s)} {SHORT[point.regime]}"
             cells.append(f"[red]{text} !{'[/red]'}" if point.fits is False else text)
         table.add_row(str(batch), *cells)
     console.print(table)
@@ -185,13 +178,13 @@ def show_study(console: Console, found: Study) -> None:
             table.add_column(name, justify="right")
         for row in page.passes:
             tokens = row.batch * (row.seq if row.phase == "prefill" else 1)
-            cells = [row.model, row.phase, str(row.batch), str(row.seq), seconds(row.predicted_s)]
+            cells = [row.model, row.phase, str(row.batch), str(row.seq), seconds_text(row.predicted_s)]
             if row.measured is None:
                 cells += ["does not fit", "", si(tokens / row.predicted_s)]
             else:
                 mark = " (busy)" if row.measured.disturbed else ""
                 cells += [
-                    seconds(row.measured.median_s) + mark,
+                    seconds_text(row.measured.median_s) + mark,
                     f"{row.error:+.0%}",
                     si(tokens / row.measured.median_s),
                 ]
@@ -209,7 +202,13 @@ def show_kernels(console: Console, found: Study) -> None:
     for row in found.kernels:
         times = (row.floors_s[row.bound], row.measured_s)
         table.add_row(
-            row.op, row.case, row.variant, row.bound, *map(seconds, times), f"{row.share:.0%}", seconds(row.lost_s)
+            row.op,
+            row.case,
+            row.variant,
+            row.bound,
+            *map(seconds_text, times),
+            f"{row.share:.0%}",
+            seconds_text(row.lost_s),
         )
     console.print(table)
     table = Table(box=None, pad_edge=False, header_style="bold", title="what fusing saves, at the ceilings")
@@ -221,7 +220,7 @@ def show_kernels(console: Console, found: Study) -> None:
         table.add_row(
             line.what, line.case, gib(line.fused_bytes), gib(line.unfused_bytes),
             f"{line.unfused_bytes / line.fused_bytes:.1f}x", str(line.unfused_launches),
-            seconds(line.fused_s), seconds(line.unfused_s),
+            seconds_text(line.fused_s), seconds_text(line.unfused_s),
         )  # fmt: skip
     console.print(table)
 

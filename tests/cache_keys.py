@@ -27,11 +27,12 @@ from griffin_kernels.contract import Case, Inputs, TensorSpec, Variant, config_d
 from griffin_kernels.launch import Launch, described_for
 from griffin_kernels.records import CaseRecord
 from griffin_kernels.specs import size_of
-from tuning import gate, worker
-from tuning.messages import Compile, Ready
+from tuning.measure import correctness
 from tuning.static.describe import meta_inputs
 from tuning.static.requests import compilable
 from tuning.static.targets import target
+from tuning.workers import server
+from tuning.workers.messages import Compile, Ready
 
 KEYS: list[str] = []
 
@@ -70,7 +71,7 @@ def noted(work: Callable[[], None]) -> set[str]:
 def compile_ahead(variant: Variant, case: Case, arch: str) -> None:
     """What a process does that compiles before a candidate's turn."""
     request = Compile(variant.key, CaseRecord.of(case), config_dict(variant.config()), arch)
-    answer = worker._compile(request)
+    answer = server._compile(request)
     assert answer == Ready(), answer
 
 
@@ -78,7 +79,7 @@ def launch(variant: Variant, case: Case, arch: str) -> None:
     """What happens when a candidate is checked and timed, up to the compiler."""
     op, device = catalog.op(variant.op), target(arch).device
     with described_for(arch):
-        for seed, problem in enumerate(gate.cases(case)):
+        for seed, problem in enumerate(correctness.cases(case)):
             if variant.reject(problem, device, variant.config()) is not None:
                 continue
             inputs = op.make_inputs(problem, torch.device("cpu"), seed)

@@ -74,5 +74,5 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(autouse=True)
 def any_noise(monkeypatch):
     """Tests race calls of microseconds while others run: how noisy that is matters only where a test asks."""
-    if (decide := sys.modules.get("tuning.decide")) is not None:
+    if (decide := sys.modules.get("tuning.decide.decider")) is not None:
         monkeypatch.setattr(decide, "UNQUIET", math.inf)

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten
 from griffin_kernels import device as devices
 from griffin_kernels import launch
 from roofline import probes
-from tuning import timing
+from tuning.measure import timing
 
 LAUNCH_S = 10e-6
 BANDWIDTH = 3e12

@@ -20,7 +20,7 @@ import torch
 
 from griffin_kernels import catalog
 from griffin_kernels.contract import NoConfig, Variant
-from tuning import plan
+from tuning.plan import planner
 
 OP = "linear_scan"
 CASE = catalog.op(OP).cases_tagged("smoke")[0]
@@ -144,4 +144,4 @@ def prepare(names: tuple[str, ...] = tuple(HOSTILE)) -> None:
         return MappingProxyType(kept | added if op_name == OP else dict(everything(op_name)))
 
     catalog.variants = variants
-    plan.bench_cases = lambda op, device: [CASE] if op.name == OP else []
+    planner.bench_cases = lambda op, device: [CASE] if op.name == OP else []

@@ -16,7 +16,7 @@ import msgspec
 
 from griffin_kernels.records import CaseRecord, DeviceRecord, Entry, RegistryFile, Tie
 from roofline import stats
-from tuning.records import (
+from tuning.record.journal_records import (
     JOURNAL_VERSION,
     Candidate,
     Ceiling,

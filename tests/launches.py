@@ -10,12 +10,13 @@ import msgspec
 
 from griffin_kernels import catalog
 from griffin_kernels.contract import Case
-from tuning.static import model, recorded
-from tuning.static.candidates import described
+from tuning.predict import time_model
+from tuning.predict.launch_work import CallWork, LaunchWork
+from tuning.predict.target_space import described
+from tuning.predict.time_model import ASSUMED, Constants, machine
+from tuning.static import recorded
 from tuning.static.describe import meta_inputs
-from tuning.static.model import ASSUMED, Constants, machine
 from tuning.static.recorded import StaticReport
-from tuning.static.work import CallWork, LaunchWork
 
 H100, MI300X = "nvidia-h100-sxm", "amd-mi300x"
 ROOT = Path(__file__).parent.parent
@@ -38,7 +39,7 @@ def launch(**facts: object) -> LaunchWork:
 
 
 def seconds(work: LaunchWork, code: StaticReport, sku: str = H100, constants: Constants = ASSUMED) -> float:
-    return model.predict([work], lambda _: code, machine(sku), "bfloat16", constants).seconds
+    return time_model.predict([work], lambda _: code, machine(sku), "bfloat16", constants).seconds
 
 
 @functools.cache

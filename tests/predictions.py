@@ -8,9 +8,9 @@ import msgspec
 
 from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, Entry, RegistryFile
 from tests import journals
-from tuning.predict import PREDICTIONS_VERSION, Predicted, PredictionsFile
-from tuning.static.candidates import Told
-from tuning.static.model import Constants, Prediction, StepPrediction
+from tuning.predict.predictor import PREDICTIONS_VERSION, Predicted, PredictionsFile
+from tuning.predict.target_space import Told
+from tuning.predict.time_model import Constants, Prediction, StepPrediction
 
 CASES = [case for op, case in journals.CASES if op == "linear_scan"]
 CONFIG = {"block_t": 64, "num_warps": 4}

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tuning import journal
-from tuning.records import Race
+from tuning.record import journal
+from tuning.record.journal_records import Race
 
 FILE = Path(__file__).parent / "data" / "noise.npz"
 

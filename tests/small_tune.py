@@ -18,8 +18,11 @@ from rich.console import Console
 
 from griffin_kernels import catalog, device
 from roofline.console import plain_errors
-from tuning import decide, journal, plan, terminal
+from tuning.decide import decider
+from tuning.plan import planner
+from tuning.record import journal
 from tuning.run import Paths, tune
+from tuning.ui import terminal
 
 
 def shrink() -> None:
@@ -29,9 +32,9 @@ def shrink() -> None:
     def eager_only(op_name):
         return MappingProxyType({n: v for n, v in everything(op_name).items() if v.backend == "eager"})
 
-    plan.catalog.variants = eager_only
-    plan.bench_cases = lambda op, device: list(op.cases_tagged("smoke")[:3])
-    decide.UNQUIET = math.inf  # races of microseconds, on a machine that does other things
+    planner.catalog.variants = eager_only
+    planner.bench_cases = lambda op, device: list(op.cases_tagged("smoke")[:3])
+    decider.UNQUIET = math.inf  # races of microseconds, on a machine that does other things
 
 
 class Quiet:
@@ -52,7 +55,7 @@ def records(folder, kind):
     return [r for r in journal.read(folder / journal.FILE_NAME) if isinstance(r, kind)]
 
 
-OPTIONS = plan.Options(ops=("linear_scan", "linear_scan_bwd"), budget="quick", device="cpu", in_process=True)
+OPTIONS = planner.Options(ops=("linear_scan", "linear_scan_bwd"), budget="quick", device="cpu", in_process=True)
 
 
 def main(folder: str, *flags: str) -> int:

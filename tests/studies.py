@@ -26,7 +26,7 @@ from roofline.records import STUDY_VERSION, KernelFloor, Measured, Page, PassRec
 from roofline.stats import bootstrap_interval
 from roofline.target import Target, Tuned, of_sku
 from tests import journals
-from tuning.records import Candidate, Race, Record, Result, Run
+from tuning.record.journal_records import Candidate, Race, Record, Result, Run
 
 NAME = "AMD EPYC"
 CACHE_BYTES = 32 * 2**20

@@ -19,17 +19,19 @@ from griffin_kernels import catalog, device, errors
 from griffin_kernels.contract import NoConfig, Variant
 from tests import small_tune
 from tests.small_tune import Quiet
-from tuning import ahead as ahead_module
-from tuning import journal, messages, plan
 from tuning import run as runs
-from tuning.ahead import Ahead, processes_for
-from tuning.budget import BUDGETS
-from tuning.isolation import Death
-from tuning.limits import FLOOR_S, LEARNED_FROM, Limits
-from tuning.messages import Ready, Stage
-from tuning.plan import Options, Planned
-from tuning.records import Candidate
+from tuning.plan import planner
+from tuning.plan.budget import BUDGETS
+from tuning.plan.planner import Options, Planned
+from tuning.record import journal
+from tuning.record.journal_records import Candidate
 from tuning.static.requests import compilable
+from tuning.workers import compile_pool as ahead_module
+from tuning.workers import messages
+from tuning.workers.compile_pool import Ahead, processes_for
+from tuning.workers.limits import FLOOR_S, LEARNED_FROM, Limits
+from tuning.workers.messages import Ready, Stage
+from tuning.workers.process import Death
 
 GIB = 2**30
 HERE = device.cpu()
@@ -214,10 +216,10 @@ def test_a_run_has_most_candidates_compiled_before_their_turn(tmp_path, monkeypa
     slow.__module__ = REAL.run.__module__
     variant = planted(run=slow, count=32)
     monkeypatch.setattr(catalog, "variants", catalog.variants)
-    monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
+    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
     small_tune.shrink()
     monkeypatch.setattr(catalog, "variants", lambda op_name: {REAL.name: REAL, variant.name: variant})
-    monkeypatch.setattr(plan, "BUDGETS", {"all": dataclasses.replace(BUDGETS["quick"], share=1.0, thorough=True)})
+    monkeypatch.setattr(planner, "BUDGETS", {"all": dataclasses.replace(BUDGETS["quick"], share=1.0, thorough=True)})
     asked, ready = [], []
 
     class Watched(Ahead):
@@ -244,7 +246,7 @@ def test_a_run_has_most_candidates_compiled_before_their_turn(tmp_path, monkeypa
 
 
 def test_what_later_cases_begin_with_is_compiled_when_a_case_has_nothing_left():
-    jobs = plan.make(Options(ops=("linear_scan", "rg_lru", "temporal_conv1d")), HERE)
+    jobs = planner.make(Options(ops=("linear_scan", "rg_lru", "temporal_conv1d")), HERE)
     jobs = [next(job for job in jobs if job.op.name == name) for name in ("linear_scan", "rg_lru", "temporal_conv1d")]
     decider = runs.Decider(HERE, Options().limits(), runs.History([]), None, Quiet(), 0.0)
     decider.begun.add((jobs[0].op.name, jobs[0].case.key))

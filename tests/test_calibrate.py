@@ -11,11 +11,12 @@ from griffin_kernels import errors
 from griffin_kernels.contract import config_dict
 from griffin_kernels.records import CaseRecord, DeviceRecord
 from tests.launches import H100
-from tuning import calibrate, plan, predict, records
-from tuning.plan import Options
-from tuning.static import model
-from tuning.static.candidates import Contest
-from tuning.static.model import Constants, machine
+from tuning.plan import planner
+from tuning.plan.planner import Options
+from tuning.predict import calibrate, predictor, time_model
+from tuning.predict.target_space import Contest
+from tuning.predict.time_model import Constants, machine
+from tuning.record import journal_records
 from tuning.static.recorded import StaticReport
 
 
@@ -51,14 +52,14 @@ KNOWN_OPS = ("linear_scan", "rg_lru", "local_attention", "local_attention_step")
 
 
 @pytest.fixture(scope="module")
-def synthetic() -> tuple[list[records.Record], calibrate.Compile]:
+def synthetic() -> tuple[list[journal_records.Record], calibrate.Compile]:
     """A journal of an H100 on which the model with the constants TRUE holds exactly, and the code of its kernels."""
     where = machine(H100)
-    jobs = plan.make(Options(ops=KNOWN_OPS, cases=KNOWN_CASES, budget="thorough"), where.device)
-    guesses = predict.guesses_for(where)
+    jobs = planner.make(Options(ops=KNOWN_OPS, cases=KNOWN_CASES, budget="thorough"), where.device)
+    guesses = predictor.guesses_for(where)
     facts = DeviceRecord(where.device.validity(), {})
-    lines: list[records.Record] = [
-        records.Run(
+    lines: list[journal_records.Record] = [
+        journal_records.Run(
             journal_version=2, run_id="r", date="", device=facts, command="", options={}, planned=0
         )
     ]  # fmt: skip
@@ -69,10 +70,12 @@ def synthetic() -> tuple[list[records.Record], calibrate.Compile]:
             if not math.isfinite(candidate.guessed_s):
                 continue
             code |= {work.key: guesses(work) for work in candidate.launches}
-            truth = model.predict(candidate.steps, lambda work, code=code: code[work.key], where, job.case.dtype, TRUE)
+            truth = time_model.predict(
+                candidate.steps, lambda work, code=code: code[work.key], where, job.case.dtype, TRUE
+            )
             planned = candidate.planned
             lines.append(
-                records.Candidate(
+                journal_records.Candidate(
                     key=planned.key(job.case, where.device), op=job.op.name, variant=planned.variant.name,
                     case=CaseRecord.of(job.case), config=config_dict(planned.config), baseline=False,
                     is_default=False, status="ok", samples_s=[truth.seconds] * 3,

@@ -7,8 +7,8 @@ import types
 import pytest
 
 from griffin_kernels import device
-from tuning import conditions
-from tuning.records import Conditions
+from tuning.measure import conditions
+from tuning.record.journal_records import Conditions
 
 pytestmark = pytest.mark.unit
 

@@ -16,8 +16,8 @@ from griffin_kernels import catalog, device, dispatch, misses, registry, validit
 from griffin_kernels.ops.linear_scan.cost import make_case
 from griffin_kernels.records import CaseRecord, Entry
 from reports.cli import app
-from tuning import doctor, doctor_install, doctor_machine, doctor_registry
-from tuning.records import JOURNAL_VERSION
+from tuning.doctor import checks, installation, machine, registries
+from tuning.record.journal_records import JOURNAL_VERSION
 
 pytestmark = pytest.mark.unit
 
@@ -57,8 +57,8 @@ def found(findings, level=None):
 
 
 def test_this_installation_is_sound():
-    assert found(doctor_install.versions(), "problem") == []
-    assert found(doctor_install.backends()) == []
+    assert found(installation.versions(), "problem") == []
+    assert found(installation.backends()) == []
 
 
 @pytest.mark.parametrize(
@@ -70,17 +70,17 @@ def test_this_installation_is_sound():
     ],
 )
 def test_library_that_is_too_old_or_absent_is_named(monkeypatch, name, version, said):
-    real = doctor_install.metadata.version
+    real = installation.metadata.version
 
     def told(asked):
         if asked != name:
             return real(asked)
         if version is None:
-            raise doctor_install.metadata.PackageNotFoundError(asked)
+            raise installation.metadata.PackageNotFoundError(asked)
         return version
 
-    monkeypatch.setattr(doctor_install.metadata, "version", told)
-    (problem,) = found(doctor_install.versions(), "problem")
+    monkeypatch.setattr(installation.metadata, "version", told)
+    (problem,) = found(installation.versions(), "problem")
     assert problem.startswith(said)
 
 
@@ -92,19 +92,19 @@ def test_library_that_is_too_old_or_absent_is_named(monkeypatch, name, version, 
     ],
 )  # fmt: skip
 def test_bounds_of_versions(version, bound, meets):
-    assert doctor_install._meets(version, bound) is meets
+    assert installation._meets(version, bound) is meets
 
 
 def test_backend_that_does_not_import_is_named(monkeypatch):
-    real = doctor_install.importlib.import_module
+    real = installation.importlib.import_module
 
     def broken(name):
         if name == "triton":
             raise OSError("libtriton.so: cannot open shared object file")
         return real(name)
 
-    monkeypatch.setattr(doctor_install.importlib, "import_module", broken)
-    (problem,) = found(doctor_install.backends(), "problem")
+    monkeypatch.setattr(installation.importlib, "import_module", broken)
+    (problem,) = found(installation.backends(), "problem")
     assert "importing triton fails: OSError: libtriton.so" in problem
 
 
@@ -114,13 +114,13 @@ def test_absent_compiler_and_cache_without_a_place_are_notes(monkeypatch):
     from griffin_kernels.ops import _compiled
 
     monkeypatch.setattr(_compiled, "problem", lambda device: "torch.compile needs a C++ compiler")
-    assert doctor_install.compiler().level == "note"
+    assert installation.compiler().level == "note"
 
     def nowhere(*_):
         raise RuntimeError("cannot cache function 'f': no locator available for file 'x.py'")
 
     monkeypatch.setattr(caching, "FunctionCache", nowhere)
-    (note,) = found(doctor_install.numba_cache(), "note")
+    (note,) = found(installation.numba_cache(), "note")
     assert "compiled anew in every process" in note and "NUMBA_CACHE_DIR" in note
 
 
@@ -129,11 +129,11 @@ def test_variables_that_point_nowhere_or_are_misspelt(monkeypatch, tmp_path):
     monkeypatch.setenv("GRIFFIN_KERNELS_REGISTERY", "x")
     monkeypatch.setenv(misses.ENVIRONMENT_VARIABLE, str(tmp_path / "no" / "misses"))
     monkeypatch.setenv("GRIFFIN_KERNELS_CEILINGS", str(tmp_path))
-    problems = found(doctor_install.variables(), "problem")
+    problems = found(installation.variables(), "problem")
     assert len(problems) == 2
     assert any("none.json points to nothing" in text for text in problems)
     assert any("misses cannot be written" in text for text in problems)
-    assert "nothing reads GRIFFIN_KERNELS_REGISTERY" in found(doctor_install.variables(), "note")[0]
+    assert "nothing reads GRIFFIN_KERNELS_REGISTERY" in found(installation.variables(), "note")[0]
 
 
 # machine
@@ -142,14 +142,14 @@ def test_variables_that_point_nowhere_or_are_misspelt(monkeypatch, tmp_path):
 def gpus(monkeypatch, card, build, visible=None):
     there = {"NVIDIA": "/proc/driver/nvidia/version", "AMD": "/dev/kfd"}.get(card)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(doctor_machine.os.path, "exists", lambda path: path == there)
+    monkeypatch.setattr(machine.os.path, "exists", lambda path: path == there)
     monkeypatch.setattr(torch.version, "cuda", "13.0" if build == "NVIDIA" else None)
     monkeypatch.setattr(torch.version, "hip", "7.0" if build == "AMD" else None)
     for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    (finding,) = doctor_machine.gpu()
+    (finding,) = machine.gpu()
     return finding
 
 
@@ -180,8 +180,8 @@ def test_gpu_that_is_not_used_has_a_reason(monkeypatch, card, build, visible, le
 )
 def test_threads_are_held_against_cores_and_quota(monkeypatch, threads, quota, level, said):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(doctor_machine, "cpu_quota", lambda: quota)
-    (finding,) = doctor_machine.cores()
+    monkeypatch.setattr(machine, "cpu_quota", lambda: quota)
+    (finding,) = machine.cores()
     assert finding.level == level and said in finding.what
 
 
@@ -194,46 +194,49 @@ def test_quota_is_read_from_the_control_group(monkeypatch):
             raise FileNotFoundError(str(path))
         return texts[str(path)]
 
-    monkeypatch.setattr(doctor_machine.Path, "read_text", read)
-    assert doctor_machine.cpu_quota() == 1.5
+    monkeypatch.setattr(machine.Path, "read_text", read)
+    assert machine.cpu_quota() == 1.5
     texts["/sys/fs/cgroup/cpu.max"] = "max 100000\n"
-    assert doctor_machine.cpu_quota() is None
+    assert machine.cpu_quota() is None
     texts.clear()
-    assert doctor_machine.cpu_quota() is None
+    assert machine.cpu_quota() is None
     texts |= {"/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000\n", "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}
-    assert doctor_machine.cpu_quota() == 0.5
+    assert machine.cpu_quota() == 0.5
 
 
 def test_busy_machine_full_disk_and_read_only_home_are_told(monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 9.0, 9.0))
-    assert found(doctor_machine.load(), "note")[0].startswith("9.0 processes wanted a core")
-    monkeypatch.setattr(doctor_machine.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
-    assert "make room" in found(doctor_machine.folder(), "problem")[0]
+    assert found(machine.load(), "note")[0].startswith("9.0 processes wanted a core")
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
+    assert "make room" in found(machine.folder(), "problem")[0]
 
     def refuse(**_):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(doctor_machine.tempfile, "TemporaryFile", refuse)
-    assert "cannot be written: Read-only file system" in found(doctor_machine.folder(), "problem")[0]
+    monkeypatch.setattr(machine.tempfile, "TemporaryFile", refuse)
+    assert "cannot be written: Read-only file system" in found(machine.folder(), "problem")[0]
 
 
 # registry, journal and locks
 
 
-def registries(level):
-    return found(doctor_registry.registries(HERE), level)
+def registry_findings(level):
+    return found(registries.registries(HERE), level)
 
 
 def test_registry_that_is_missing_broken_or_of_another_device_is_a_problem(monkeypatch, tmp_path):
-    assert registries("problem") == [f"{HERE.name} is not tuned: default kernels are used -> griffin tune"]
+    assert registry_findings("problem") == [f"{HERE.name} is not tuned: default kernels are used -> griffin tune"]
     path = publish(entry())
-    assert registries("problem") == []
+    assert registry_findings("problem") == []
     path.write_text(path.read_text().replace(HERE.name, "Some other CPU"))
-    assert "of another device (Some other CPU" in registries("problem")[0]
+    assert "of another device (Some other CPU" in registry_findings("problem")[0]
     path.write_text("half a fi")
-    assert "is not a valid registry" in registries("problem")[0] and "move the file away" in registries("problem")[0]
+    assert (
+        "is not a valid registry" in registry_findings("problem")[0]
+        and "move the file away" in registry_findings("problem")[0]
+    )
     monkeypatch.setenv(registry.ENVIRONMENT_VARIABLE, str(tmp_path / "none.json"))
-    assert any("correct or unset GRIFFIN_KERNELS_REGISTRY" in text for text in registries("problem"))
+    assert any("correct or unset GRIFFIN_KERNELS_REGISTRY" in text for text in registry_findings("problem"))
 
 
 def test_entries_that_are_stale_changed_or_predicted_are_counted(monkeypatch):
@@ -242,14 +245,14 @@ def test_entries_that_are_stale_changed_or_predicted_are_counted(monkeypatch):
         entry(case=sizes[0]), entry(case=sizes[1], source_hash="0" * 16), entry(case=sizes[2], status="predicted"),
         entry(case=sizes[3], op="linear_scum"), torch="1.0",
     )  # fmt: skip
-    (problem,) = registries("problem")
+    (problem,) = registry_findings("problem")
     assert (
         problem.startswith("2 entries of ")
         and "cannot be used (" in problem
         and "has changed since it was measured" in problem
     )
-    notes = registries("note")
-    assert "1 stale, 1 predicted, 2 unused" in registries("ok")[0]
+    notes = registry_findings("note")
+    assert "1 stale, 1 predicted, 2 unused" in registry_findings("ok")[0]
     assert any("are stale: used" in text and "griffin tune --ops linear_scan" in text for text in notes)
     assert any("were predicted and never ran here" in text for text in notes)
     assert any("no entry for" in text and "rg_lru" in text for text in notes)
@@ -273,7 +276,7 @@ RUN = {
 def test_journal_is_read(tmp_path, lines, level, said):
     path = tmp_path / "journal.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (finding,) = doctor_registry.unfinished(path)
+    (finding,) = registries.unfinished(path)
     assert finding.level == level and said in f"{finding.what} {finding.fix}"
 
 
@@ -294,14 +297,14 @@ def test_process_that_holds_a_lock_is_reported_while_it_does(tmp_path):
         process.start()
     try:
         ready.wait()
-        (problem,) = found(doctor_registry.lock(path), "problem")
+        (problem,) = found(registries.lock(path), "problem")
         assert f"holds {path}.lock: it is tuning or publishing" in problem
         if os.path.exists("/proc/locks"):
             assert f"process {process.pid} (" in problem
     finally:
         done.set()
         process.join()
-    assert found(doctor_registry.lock(path)) == []
+    assert found(registries.lock(path)) == []
 
 
 def test_file_system_without_locks_is_a_problem(tmp_path, monkeypatch):
@@ -310,7 +313,7 @@ def test_file_system_without_locks_is_a_problem(tmp_path, monkeypatch):
 
     (tmp_path / "registry.json.lock").write_text("")
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
-    (problem,) = found(doctor_registry.lock(tmp_path / "registry.json"), "problem")
+    (problem,) = found(registries.lock(tmp_path / "registry.json"), "problem")
     assert "has no locks" in problem
 
 
@@ -319,8 +322,8 @@ def test_holder_is_read_from_the_kernels_table_of_locks(tmp_path, monkeypatch):
     file.write_text("")
     inode = os.stat(file).st_ino
     text = f"1: POSIX  ADVISORY  WRITE 11 08:01:1 0 EOF\n2: FLOCK  ADVISORY  WRITE 4321 00:2d:{inode} 0 EOF\n"
-    monkeypatch.setattr(doctor_registry.Path, "read_text", lambda path, encoding: text)
-    assert doctor_registry.holder(str(file)) == 4321
+    monkeypatch.setattr(registries.Path, "read_text", lambda path, encoding: text)
+    assert registries.holder(str(file)) == 4321
 
 
 # the command
@@ -340,7 +343,7 @@ def test_command_leaves_with_1_and_the_fix_where_there_is_a_problem():
 def test_command_leaves_with_0_where_nothing_is_wrong(monkeypatch):
     publish(entry())
     monkeypatch.setattr(validity, "_here", lambda device: {})
-    monkeypatch.setattr(doctor_machine, "examine", lambda: iter(()))
+    monkeypatch.setattr(machine, "examine", lambda: iter(()))
     done = command("--json")
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
@@ -359,6 +362,6 @@ def test_command_changes_nothing_and_names_a_device_that_is_not_there(data):
 def test_every_finding_but_the_good_ones_says_what_to_do(monkeypatch):
     publish(entry(source_hash="0"), torch="1.0")
     monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 9.0, 9.0))
-    for finding in doctor.examine("cpu"):
+    for finding in checks.examine("cpu"):
         assert finding.what and "\n" not in finding.what
         assert finding.level == "ok" or finding.fix, finding

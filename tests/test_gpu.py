@@ -12,8 +12,8 @@ import griffin_kernels
 from griffin_kernels import catalog, device, verify
 from griffin_kernels.ops.linear_scan.cost import make_case
 from roofline import measure
-from tuning import timing
-from tuning.plan import Options
+from tuning.measure import timing
+from tuning.plan.planner import Options
 from tuning.run import Paths, tune
 from tuning.static.requests import representative
 

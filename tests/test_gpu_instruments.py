@@ -11,8 +11,8 @@ import torch
 from griffin_kernels import device
 from roofline import measure, probes
 from tests.fake_gpu import BANDWIDTH, LAUNCH_S, fake_gpu
-from tuning import ahead, conditions, precompile, timing
-from tuning.static import farm
+from tuning.measure import conditions, timing
+from tuning.workers import compile_farm, compile_pool, precompile
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("griffin_kernels", "tuning", "roofline", "reports", "tests")
@@ -89,13 +89,13 @@ def test_cores_are_those_of_the_affinity_mask(monkeypatch):
     monkeypatch.setattr(device.os, "sched_getaffinity", lambda pid: {0, 3, 5, 6}, raising=False)
     monkeypatch.setattr(device.os, "cpu_count", lambda: 64)
     assert device.cores() == {0, 3, 5, 6} and device.machine_cores() == 64
-    assert ahead.processes_for(device.Device("cuda", "x", "sm_90", 1, 1, 1), 1) == 2
+    assert compile_pool.processes_for(device.Device("cuda", "x", "sm_90", 1, 1, 1), 1) == 2
     monkeypatch.delattr(device.os, "sched_getaffinity")
     assert len(device.cores()) == 64
 
 
 def test_nobody_else_counts_cores_or_opens_nvml():
-    assert ahead.devices is precompile.devices is farm.devices is device
+    assert compile_pool.devices is precompile.devices is compile_farm.devices is device
     found = []
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):

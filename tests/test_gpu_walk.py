@@ -17,10 +17,13 @@ from griffin_kernels.ops.linear_scan.cost import make_case
 from roofline import measure, probes, store
 from tests.fake_gpu import BANDWIDTH, LAUNCH_S, fake_gpu
 from tests.small_tune import Quiet
-from tuning import decide, journal, noise, plan, timing
 from tuning import run as runs
-from tuning.plan import Options
-from tuning.records import Candidate, Ceiling, End, Result, Run
+from tuning.decide import decider
+from tuning.measure import noise, timing
+from tuning.plan import planner
+from tuning.plan.planner import Options
+from tuning.record import journal
+from tuning.record.journal_records import Candidate, Ceiling, End, Result, Run
 
 CASES = [make_case(1, steps, 8, where="gpu") for steps in (5, 6)]
 OPTIONS = Options(ops=("linear_scan",), budget="quick", in_process=True)
@@ -39,8 +42,8 @@ def gpu(monkeypatch, tmp_path):
     }
     with fake_gpu(monkeypatch) as made:
         monkeypatch.setattr(catalog, "variants", lambda op: few)
-        monkeypatch.setattr(plan, "bench_cases", lambda op, device: CASES)
-        monkeypatch.setattr(decide, "UNQUIET", math.inf)
+        monkeypatch.setattr(planner, "bench_cases", lambda op, device: CASES)
+        monkeypatch.setattr(decider, "UNQUIET", math.inf)
         monkeypatch.setattr(noise, "LEAST_BYTES", 2**12)
         monkeypatch.setattr(timing, "MOST_COPIES", {"cuda": 2})
         monkeypatch.setattr(timing, "MOST_CALLS", 2)

@@ -19,8 +19,9 @@ from griffin_kernels.records import CaseRecord
 from reports.cli import app
 from tests import journals, predictions
 from tests.test_registry_cli import BENCH, entry, file
-from tuning import from_misses, journal
-from tuning.records import End, Run
+from tuning.plan import from_misses
+from tuning.record import journal
+from tuning.record.journal_records import End, Run
 
 HERE = device.cpu()
 

@@ -14,14 +14,16 @@ from griffin_kernels import catalog, device, errors
 from griffin_kernels.records import CaseRecord
 from tests import hostile
 from tests.hostile import CASE, HOSTILE, OP
-from tuning import isolation, journal, messages, plan
-from tuning.budget import BUDGETS
-from tuning.isolation import Isolated, Worker
-from tuning.limits import Limits
-from tuning.messages import Load, Ready, Stage, Start
-from tuning.plan import Options
-from tuning.records import Candidate
+from tuning.plan import planner
+from tuning.plan.budget import BUDGETS
+from tuning.plan.planner import Options
+from tuning.record import journal
+from tuning.record.journal_records import Candidate
 from tuning.run import Paths, tune
+from tuning.workers import messages, process
+from tuning.workers.limits import Limits
+from tuning.workers.messages import Load, Ready, Stage, Start
+from tuning.workers.process import Isolated, Worker
 
 LIMIT_S = 6.0
 """What a stage may take here: a hang costs so much."""
@@ -62,7 +64,7 @@ def isolated():
 def test_tune_survives_them_all(tmp_path, monkeypatch):
     """Each is named for what it did, no time or figure of it is used, and the right candidate wins."""
     monkeypatch.setattr(catalog, "variants", catalog.variants)
-    monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
+    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
     hostile.prepare()
     options = Options(ops=(OP,), budget="thorough", device="cpu", timeout=LIMIT_S, memory_gib=1.5)
     paths = Paths.choose(tmp_path, device.cpu())
@@ -98,7 +100,7 @@ def test_orphan_of_a_candidate_dies_with_its_worker(isolated):
 
 def _sleepers():
     """Processes of this test run's workers."""
-    return {p for p in os.listdir("/proc") if p.isdigit() and b"tuning.worker" in _command(p)}
+    return {p for p in os.listdir("/proc") if p.isdigit() and b"tuning.workers.server" in _command(p)}
 
 
 def _command(pid):
@@ -122,7 +124,7 @@ def test_worker_that_somebody_else_kills_costs_no_candidate(isolated, how):
         (["", "", "", "", ""], "ok", 6),
         (["compile", "", "time"], "ok", 4),
         (["compile", "", "time", "check"], "crashed", 4),
-        ([""] * 20, "crashed", isolation.PROCESSES),
+        ([""] * 20, "crashed", process.PROCESSES),
     ],
     ids=["before its work", "twice in its work", "three times in its work", "again and again"],
 )
@@ -138,14 +140,14 @@ def test_candidate_is_blamed_for_three_kills_in_its_own_work(monkeypatch, stages
             stage = next(deaths, None)
             if stage is None:
                 return messages.Tried("ok", "", None, [], [1.0])
-            return isolation.Death("crashed", messages.Stage(stage), "its process was killed", foreign=True)
+            return process.Death("crashed", messages.Stage(stage), "its process was killed", foreign=True)
 
         def close(self):
             pass
 
         kill = close
 
-    monkeypatch.setattr(isolation, "Worker", Killed)
+    monkeypatch.setattr(process, "Worker", Killed)
     with contextlib.closing(Isolated("cpu", 1, Limits())) as executor:
         assert executor.attempt(f"{OP}/eager.sequential", {}, QUICK, None, patient=True).status == status
     assert len(tries) == asked
@@ -157,7 +159,7 @@ def test_worker_dies_with_its_parent(tmp_path):
 
     code = (
         "import os, time\n"
-        "from tuning.isolation import Worker\n"
+        "from tuning.workers.process import Worker\n"
         "worker = Worker()\n"
         "print(worker._process.pid, flush=True)\n"
         "time.sleep(60)\n"
@@ -165,13 +167,15 @@ def test_worker_dies_with_its_parent(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
     deadline = time.monotonic() + 30
-    while b"tuning.worker" not in _command(child) and time.monotonic() < deadline:
+    while b"tuning.workers.server" not in _command(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     parent.kill()
     parent.wait()
-    while Path(f"/proc/{child}").exists() and b"tuning.worker" in _command(child) and time.monotonic() < deadline:
+    while (
+        Path(f"/proc/{child}").exists() and b"tuning.workers.server" in _command(child) and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
-    assert b"tuning.worker" not in _command(child)
+    assert b"tuning.workers.server" not in _command(child)
 
 
 def test_worker_that_cannot_start_is_one_sentence():

@@ -6,8 +6,8 @@ import filelock
 import pytest
 
 from griffin_kernels import errors
-from tuning import journal
-from tuning.records import Ceiling, End
+from tuning.record import journal
+from tuning.record.journal_records import Ceiling, End
 
 pytestmark = pytest.mark.unit
 

@@ -16,8 +16,8 @@ from griffin_kernels import catalog, device, dispatch, errors, misses
 from griffin_kernels.misses import Miss
 from griffin_kernels.ops.linear_scan.cost import make_case
 from griffin_kernels.records import CaseRecord
-from tuning import from_misses, plan
-from tuning.plan import Options
+from tuning.plan import from_misses, planner
+from tuning.plan.planner import Options
 
 HERE = device.cpu()
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
@@ -121,7 +121,7 @@ def test_recorded_call_becomes_a_job_of_its_own(path):
     scan(300, 48)
     found = from_misses.chosen(path, HERE)
     assert found.notes == ()
-    (job,) = plan.make(Options(device="cpu", misses=found.misses), HERE)
+    (job,) = planner.make(Options(device="cpu", misses=found.misses), HERE)
     assert (job.op.name, job.case.key, job.default is not None) == ("linear_scan", "B1-T300-D48-float32", True)
     made = job.op.make_inputs(job.case, torch.device("cpu"), 0)
     assert job.op.case_of(**made).key == job.case.key

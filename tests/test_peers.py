@@ -12,8 +12,9 @@ import torch
 from griffin_kernels import catalog, device, errors, poison, verify
 from griffin_kernels.contract import Adapter, NoConfig, Variant
 from griffin_kernels.device import Device
-from tuning import bench, plan
-from tuning.plan import Planned
+from tuning.plan import planner
+from tuning.plan.planner import Planned
+from tuning.workers import executor
 
 STAND_INS = Path(__file__).parent / "peers"
 H100 = Device("cuda", "NVIDIA H100 80GB HBM3", "sm_90", 132, 80 * 2**30, 50 * 2**20, 32)
@@ -58,7 +59,7 @@ def test_every_peer_is_a_baseline_behind_an_adapter_and_wants_a_gpu(peers):
 
 def test_every_peer_runs_a_bench_case_of_each_of_its_ops_on_a_gpu(peers):
     for variant in peers.values():
-        cases = plan.bench_cases(catalog.op(variant.op), H100)
+        cases = planner.bench_cases(catalog.op(variant.op), H100)
         assert any(variant.reject(case, H100, NoConfig()) is None for case in cases), variant.key
 
 
@@ -119,9 +120,9 @@ def test_samples_call_what_is_theirs_alone(variant, monkeypatch):
         return step
 
     watched = dataclasses.replace(variant, adapter=Adapter(*map(counted, counts)))
-    own = bench.Bench(device.cpu())
-    own.load(op.name, bench.CaseRecord.of(case), [])
-    monkeypatch.setattr(bench.timing, "MOST_COPIES", {"cpu": 3})
+    own = executor.Bench(device.cpu())
+    own.load(op.name, executor.CaseRecord.of(case), [])
+    monkeypatch.setattr(executor.timing, "MOST_COPIES", {"cpu": 3})
     with poison.outside():
         sample = own.sampler(Planned(watched, NoConfig()))
         prepared, before = counts["prepare"], counts["call"]

@@ -13,15 +13,17 @@ import pytest
 from griffin_kernels import catalog, device, errors
 from griffin_kernels.contract import NoConfig, Variant, config_dict
 from griffin_kernels.records import CaseRecord
-from tuning import journal, messages, plan, precompile
 from tuning import run as runs
-from tuning.isolation import Death
-from tuning.limits import Limits
-from tuning.messages import FirstCall, Ready, Stage, Start
-from tuning.records import Candidate
+from tuning.plan import planner
+from tuning.record import journal
+from tuning.record.journal_records import Candidate
+from tuning.workers import messages, precompile
+from tuning.workers.limits import Limits
+from tuning.workers.messages import FirstCall, Ready, Stage, Start
+from tuning.workers.process import Death
 
 HERE = device.cpu()
-JOBS = plan.make(plan.Options(), HERE)
+JOBS = planner.make(planner.Options(), HERE)
 START = Start("cpu", 1)
 OTHER = ("temporal_conv1d", "direct")
 
@@ -161,7 +163,7 @@ def prepare():
         return {real.name: real, sleeper.name: sleeper} if op_name == "linear_scan" else everything(op_name)
 
     catalog.variants = variants
-    plan.bench_cases = lambda op, device: list(op.cases_tagged("smoke")[:1])
+    planner.bench_cases = lambda op, device: list(op.cases_tagged("smoke")[:1])
 
 
 def test_a_candidate_that_hangs_before_its_turn_has_had_it(tmp_path, monkeypatch):
@@ -174,9 +176,9 @@ def test_a_candidate_that_hangs_before_its_turn_has_had_it(tmp_path, monkeypatch
     notes, calls = [], tmp_path / "calls"
     monkeypatch.setenv("GRIFFIN_TEST_CALLS", str(calls))
     monkeypatch.setattr(catalog, "variants", catalog.variants)
-    monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
+    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
     prepare()
-    options = plan.Options(ops=("linear_scan", OTHER[0]), budget="quick", device="cpu", timeout=8.0)
+    options = planner.Options(ops=("linear_scan", OTHER[0]), budget="quick", device="cpu", timeout=8.0)
     paths = runs.Paths.choose(tmp_path, HERE)
     outcome = runs.tune(options, paths, Notes(), prepare="tests.test_precompile:prepare")
     found = [r for r in journal.read(paths.journal) if isinstance(r, Candidate) and r.variant == "numba.sleeps"]
@@ -243,7 +245,7 @@ def test_a_run_begins_with_it_where_it_saves_time(tmp_path, monkeypatch, changes
     seen = []
     monkeypatch.setattr(precompile, "run", lambda groups, start, limits, hung: seen.append(groups))
     monkeypatch.setattr(runs, "_memory_roof", stop)
-    options = plan.Options(**{"ops": ("linear_scan",), "budget": "quick", "device": "cpu", **changes})
+    options = planner.Options(**{"ops": ("linear_scan",), "budget": "quick", "device": "cpu", **changes})
     with pytest.raises(Reached):
         runs.tune(options, runs.Paths.choose(tmp_path, HERE), Listener())
     assert bool(seen) == begun

@@ -19,10 +19,11 @@ from rich.console import Console
 from griffin_kernels import errors, registry
 from griffin_kernels.datasheet import datasheet
 from tests.launches import H100, MI300X, ROOT, report, steps_of
-from tuning import plan, predict
-from tuning.plan import Options
-from tuning.static.candidates import Contest
-from tuning.static.model import ASSUMED, machine
+from tuning.plan import planner
+from tuning.plan.planner import Options
+from tuning.predict import predictor
+from tuning.predict.target_space import Contest
+from tuning.predict.time_model import ASSUMED, machine
 from tuning.static.recorded import StaticReport
 
 # --- choices ---------------------------------------------------------------------------------------------------------
@@ -32,8 +33,8 @@ from tuning.static.recorded import StaticReport
 def scans() -> list[Contest]:
     """Contests of linear_scan on an H100, nothing compiled."""
     where = machine(H100)
-    jobs = plan.make(Options(ops=("linear_scan",), cases=("B8-T2048-D2560-bfloat16",)), where.device)
-    return [Contest.of(job, where, ASSUMED, predict.guesses_for(where)) for job in jobs]
+    jobs = planner.make(Options(ops=("linear_scan",), cases=("B8-T2048-D2560-bfloat16",)), where.device)
+    return [Contest.of(job, where, ASSUMED, predictor.guesses_for(where)) for job in jobs]
 
 
 def settled(contest: Contest, **code: StaticReport | str) -> Contest:
@@ -62,7 +63,7 @@ def test_the_default_goes_first_and_every_variant_is_tried(scans):
 
 def test_guesses_learn_from_what_was_compiled():
     where = machine(H100)
-    guesses = predict.guesses_for(where)
+    guesses = predictor.guesses_for(where)
     (work,) = steps_of("linear_scan/triton.sequential", "B8-T2048-D2560-bf", block_t=64, block_d=32, num_warps=1)
     before = guesses(work)
     compiled = report(kernel=work.name, target="sm_90", registers=99, loop_instructions=640, instructions=700)
@@ -85,9 +86,9 @@ def test_what_is_serialised_is_chosen_only_where_all_is(scans):
     slow = report(loop_instructions=40_000, instructions=41_000)
     mixed = settled(scans[0], triton_sequential=serialised, triton_chunked=slow)
     assert mixed.choose().planned.variant.name == "triton.chunked"
-    assert "serialises its products" in predict.reason(mixed, mixed.choose(), H100)
+    assert "serialises its products" in predictor.reason(mixed, mixed.choose(), H100)
     alone = settled(scans[0], triton_sequential=serialised)
-    assert "serialised products" in predict.reason(alone, alone.choose(), H100)
+    assert "serialised products" in predictor.reason(alone, alone.choose(), H100)
 
 
 def test_the_default_stays_where_nothing_is_clearly_faster(scans):
@@ -111,16 +112,16 @@ def test_what_fails_is_dropped_with_the_reason(scans):
 
 def test_predictions_for_a_search_need_no_compiler():
     real = dataclasses.replace(machine(H100).device, memory_bytes=85_029_158_912)
-    options = plan.Options(ops=("linear_scan",), cases=("B1-T2048-D2560-bfloat16",))
-    (job,) = plan.make(options, real)
+    options = planner.Options(ops=("linear_scan",), cases=("B1-T2048-D2560-bfloat16",))
+    (job,) = planner.make(options, real)
     began = time.monotonic()
-    found = predict.expected(job, real)
+    found = predictor.expected(job, real)
     assert time.monotonic() - began < 30  # a compiler would be started for each
-    contest = Contest.of(job, machine(H100), ASSUMED, predict.guesses_for(machine(H100)))
+    contest = Contest.of(job, machine(H100), ASSUMED, predictor.guesses_for(machine(H100)))
     told = {id(c.planned): c.guessed_s for c in contest.candidates if c.guessed_s < float("inf")}
     assert found == told and len(found) > 100
     for stranger in ("no GPU", datasheet("nvidia-v100-32gb-sxm2").driver_names[0]):
-        assert predict.expected(job, dataclasses.replace(real, name=stranger)) == {}
+        assert predictor.expected(job, dataclasses.replace(real, name=stranger)) == {}
 
 
 # --- the whole of it -------------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def test_predictions_for_a_search_need_no_compiler():
 def test_target_writes_a_registry_that_such_a_machine_uses(tmp_path):
     told = io.StringIO()
     options = Options(ops=("temporal_conv1d_step", "temporal_conv1d"), cases=("B16-D2560", "B1-T2048"), budget="quick")
-    outcome = predict.tune_target(H100, options, tmp_path, Console(file=told, width=100), jobs=2)
+    outcome = predictor.tune_target(H100, options, tmp_path, Console(file=told, width=100), jobs=2)
     assert outcome.missing == () and len(outcome.entries) == 2
     for entry in outcome.entries:
         assert (entry.status, entry.median_s) == ("predicted", None)
@@ -143,7 +144,7 @@ def test_target_writes_a_registry_that_such_a_machine_uses(tmp_path):
     assert registry.load_for(path, real).entries == sorted(outcome.entries, key=lambda e: e.op)
     with pytest.raises(errors.RegistryError, match="another device"):
         registry.load_for(path, machine("nvidia-h100-pcie").device)
-    found = msgspec.json.decode(outcome.predictions.read_bytes(), type=predict.PredictionsFile)
+    found = msgspec.json.decode(outcome.predictions.read_bytes(), type=predictor.PredictionsFile)
     assert found.complete and found.compiled >= 3
     for case, entry in zip(found.cases, outcome.entries, strict=True):
         assert case.candidates[case.chosen].config == entry.config
@@ -153,21 +154,21 @@ def test_target_writes_a_registry_that_such_a_machine_uses(tmp_path):
 def test_target_that_cannot_be_is_refused_before_any_work(tmp_path):
     console = Console(file=io.StringIO())
     with pytest.raises(errors.UnknownDevice, match="no datasheet"):
-        predict.tune_target("h100x", Options(), tmp_path, console)
+        predictor.tune_target("h100x", Options(), tmp_path, console)
     with pytest.raises(errors.ArgumentError, match="no budget 'huge'"):
-        predict.tune_target(H100, Options(budget="huge"), tmp_path, console)
+        predictor.tune_target(H100, Options(budget="huge"), tmp_path, console)
     with pytest.raises(errors.ArgumentError, match="exclude each other"):
-        predict.tune_target(H100, Options(device="cpu"), tmp_path, console)
+        predictor.tune_target(H100, Options(device="cpu"), tmp_path, console)
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.OutputFolderError, match="choose another folder"):
-        predict.tune_target(H100, Options(), tmp_path / "file" / "below", console)
+        predictor.tune_target(H100, Options(), tmp_path / "file" / "below", console)
 
 
 def test_without_time_nothing_is_published_and_every_case_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "EFFORTS", {"quick": predict.Effort(1, 0.0)})
+    monkeypatch.setattr(predictor, "EFFORTS", {"quick": predictor.Effort(1, 0.0)})
     told = io.StringIO()
     options = Options(ops=("temporal_conv1d_step",), budget="quick")
-    outcome = predict.tune_target(H100, options, tmp_path, Console(file=told, width=200))
+    outcome = predictor.tune_target(H100, options, tmp_path, Console(file=told, width=200))
     assert outcome.entries == () and not outcome.registry.exists()
     assert len(outcome.missing) == 3 and all("time was up" in line for line in outcome.missing)
     assert "time is up: 0 of" in told.getvalue()
@@ -212,7 +213,7 @@ def compilers_of(home: Path) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if b"tuning.static.server" in (process / "cmdline").read_bytes():
+            if b"tuning.workers.compile_server" in (process / "cmdline").read_bytes():
                 found += [int(process.name)] * (str(home).encode() in (process / "environ").read_bytes())
         except OSError:
             continue  # it has ended, or is not ours

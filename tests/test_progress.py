@@ -20,11 +20,12 @@ from griffin_kernels import catalog
 from griffin_kernels.records import CaseRecord, Tie
 from reports.cli import app
 from tests import journals, small_tune
-from tuning import events, plan, terminal
-from tuning.eta import Estimate
-from tuning.progress import Display, Several, Tally, result_text
-from tuning.records import BAD, Candidate, Conditions, End, Noise, Race, Result
-from tuning.summary import STATUSES, Summary, summary_table
+from tuning.plan import planner
+from tuning.plan.eta import Estimate
+from tuning.record.journal_records import BAD, Candidate, Conditions, End, Noise, Race, Result
+from tuning.ui import events, terminal
+from tuning.ui.progress import Display, Several, Tally, result_text
+from tuning.ui.summary import STATUSES, Summary, summary_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -326,7 +327,7 @@ def test_table_fits_and_says_ties_and_predictions(width):
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
+    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
     monkeypatch.setattr(catalog, "variants", catalog.variants)
     small_tune.shrink()
 

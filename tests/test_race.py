@@ -16,12 +16,13 @@ from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.records import CaseRecord, Tie
 from roofline import stats
 from tests import recorded_noise
-from tuning import judge, noise, race
-from tuning.budget import BUDGETS, INDIFFERENCE
-from tuning.judge import Duels, Looks
-from tuning.plan import Planned
-from tuning.race import Finalist
-from tuning.records import Candidate, Race
+from tuning.decide import verdict
+from tuning.measure import noise, rounds, sequential_test
+from tuning.measure.rounds import Finalist
+from tuning.measure.sequential_test import Duels, Looks
+from tuning.plan.budget import BUDGETS, INDIFFERENCE
+from tuning.plan.planner import Planned
+from tuning.record.journal_records import Candidate, Race
 
 OP = catalog.op("linear_scan")
 CASE = OP.cases_tagged("smoke")[0]
@@ -54,15 +55,15 @@ def finalist(index: int, kind: Made) -> Finalist:
 def made(columns, kinds, noise_floor=0.0):
     """(field, race) of made-up rounds, a column for each finalist."""
     field = [finalist(i, kind) for i, kind in enumerate(kinds)]
-    rounds = [list(r) for r in zip(*columns, strict=True)]
+    rows = [list(r) for r in zip(*columns, strict=True)]
     keys = [f.record.key for f in field]
-    heat = Race(op=OP.name, case=field[0].record.case, keys=keys, rounds_s=rounds, noise_floor=noise_floor)
+    heat = Race(op=OP.name, case=field[0].record.case, keys=keys, rounds_s=rows, noise_floor=noise_floor)
     return field, heat
 
 
 def decide(columns, kinds, noise_floor=0.0):
     field, heat = made(columns, kinds, noise_floor)
-    return race.decide(OP, CASE, field, heat, 1e9, len(field))
+    return verdict.decide(OP, CASE, field, heat, 1e9, len(field))
 
 
 def wobbling(seconds, seed, count=31, width=0.01):
@@ -152,13 +153,13 @@ def test_finalists_hold_the_default_the_incumbent_the_fastest_and_one_baseline()
         candidate("base2", 4.0, baseline=True),
     ]
     default, incumbent = done[0][0], done[1][0]
-    assert [f.record.key for f in race.finalists(done, default, 2)] == ["default", "b", "c", "base2"]
-    field = race.finalists(done, default, 2, incumbent)
+    assert [f.record.key for f in verdict.finalists(done, default, 2)] == ["default", "b", "c", "base2"]
+    field = verdict.finalists(done, default, 2, incumbent)
     assert [f.record.key for f in field] == ["default", "a", "b", "c", "base2"]
     assert [f.incumbent for f in field] == [False, True, False, False, False]
     assert [f.place for f in field] == [0, 1, 2, 3, 6]
-    assert [f.record.key for f in race.finalists(done, default, 2, done[2][0])] == ["default", "b", "c", "base2"]
-    assert [f.record.key for f in race.finalists(done, None, 1)] == ["b", "base2"]
+    assert [f.record.key for f in verdict.finalists(done, default, 2, done[2][0])] == ["default", "b", "c", "base2"]
+    assert [f.record.key for f in verdict.finalists(done, None, 1)] == ["b", "base2"]
 
 
 def simulate(machine, seconds, kinds=None, budget=BUDGETS["default"], **more):
@@ -166,8 +167,8 @@ def simulate(machine, seconds, kinds=None, budget=BUDGETS["default"], **more):
     kinds = kinds or [DEFAULT, *[OWN] * (len(seconds) - 1)]
     field = [finalist(i, dataclasses.replace(kind, first_s=seconds[i])) for i, kind in enumerate(kinds)]
     samplers = [machine.sampler(s) for s in seconds]
-    heat = race.run(OP, CASE, field, samplers, budget, clock=machine.clock, **more)
-    return race.decide(OP, CASE, field, heat, 1e9, len(field)), heat
+    heat = rounds.run(OP, CASE, field, samplers, budget, clock=machine.clock, **more)
+    return verdict.decide(OP, CASE, field, heat, 1e9, len(field)), heat
 
 
 def replaced(name, gain, seconds=2e-3, budget=BUDGETS["default"]):
@@ -228,11 +229,11 @@ def test_two_runs_in_a_row_agree_or_call_it_a_tie():
 def test_clear_race_ends_early_and_an_unclear_one_has_its_time():
     machine = recorded_noise.Machine(recorded_noise.series("quiet"), 0)
     _, clear = simulate(machine, [2e-3, 1e-3])
-    assert len(clear.rounds_s) == judge.LOOKS[0]
+    assert len(clear.rounds_s) == sequential_test.LOOKS[0]
     began = machine.now
     budget = BUDGETS["default"]
     _, unclear = simulate(machine, [2e-3, 2e-3])
-    assert len(unclear.rounds_s) > 5 * judge.LOOKS[0]
+    assert len(unclear.rounds_s) > 5 * sequential_test.LOOKS[0]
     assert machine.now - began < 1.5 * budget.race_seconds
     _, short = simulate(machine, [2.0, 1.9], budget=BUDGETS["quick"])
     assert len(short.rounds_s) == BUDGETS["quick"].rounds
@@ -241,7 +242,7 @@ def test_clear_race_ends_early_and_an_unclear_one_has_its_time():
 def test_slow_kernels_have_as_many_rounds_as_a_proof_takes():
     machine = recorded_noise.Machine(np.ones(10), 0)
     result, heat = simulate(machine, [10.0, 5.0, 9.0])
-    assert judge.LEAST <= len(heat.rounds_s) <= 2 * judge.LEAST
+    assert sequential_test.LEAST <= len(heat.rounds_s) <= 2 * sequential_test.LEAST
     assert result.winner_key == "v1"
 
 
@@ -251,12 +252,12 @@ def test_race_takes_turns_in_a_random_order_with_the_first_twice_and_says_whose_
     warm = [lambda s=s: machine.sampler(s) for s in (1e-3, 9e-4, 8e-4)]
     _, heat = simulate(machine, [2e-3, 2e-3, 1e-3], [DEFAULT, OWN, BASELINE], announce=turns.append, warm=warm)
     cold = len(heat.rounds_s)
-    rounds = [turns[4 * i : 4 * i + 4] for i in range(cold)]
-    assert all(sorted(each) == [0, 0, 1, 2] for each in rounds)
+    each_round = [turns[4 * i : 4 * i + 4] for i in range(cold)]
+    assert all(sorted(each) == [0, 0, 1, 2] for each in each_round)
     assert len({tuple(each) for each in rounds}) > 6
-    assert [len(each) for each in heat.warm_s] == [race.WARM_SAMPLES] * 3
+    assert [len(each) for each in heat.warm_s] == [rounds.WARM_SAMPLES] * 3
     # the making of a warm sampler is announced too
-    assert turns[4 * cold :] == [i for i in range(3) for _ in range(race.WARM_SAMPLES + 1)]
+    assert turns[4 * cold :] == [i for i in range(3) for _ in range(rounds.WARM_SAMPLES + 1)]
     assert len(heat.again_s) == cold
     low, high = stats.paired_ratio_interval(heat.times(0), heat.again_s)
     assert heat.noise_floor == pytest.approx(max(abs(1 - low), abs(high - 1)))
@@ -266,7 +267,7 @@ def test_baseline_far_behind_sits_out_most_rounds_and_is_compared_within_those_i
     machine = recorded_noise.Machine(recorded_noise.series("quiet"), 0)
     result, heat = simulate(machine, [2e-3, 2e-3, 4.5e-3], [DEFAULT, OWN, BASELINE])
     ran = [i for i, row in enumerate(heat.rounds_s) if row[2] is not None]
-    assert ran == [i for i in range(len(heat.rounds_s)) if i < race.ALWAYS or i % race.EVERY == 0]
+    assert ran == [i for i in range(len(heat.rounds_s)) if i < rounds.ALWAYS or i % rounds.EVERY == 0]
     assert len(heat.times(0)) == len(heat.times(1)) == len(heat.rounds_s) > len(ran)
     slow, fast = heat.pairs(2, heat.keys.index(result.winner_key))
     assert len(slow) == len(ran)
@@ -280,7 +281,7 @@ def test_baseline_far_behind_sits_out_most_rounds_and_is_compared_within_those_i
 def test_warm_median_is_the_winners():
     field, heat = made([[1.0] * 15, [0.5] * 15], [DEFAULT, OWN])
     heat = msgspec.structs.replace(heat, warm_s=[[0.9, 0.8, 0.7], [0.4, 0.3, 0.2]])
-    assert race.decide(OP, CASE, field, heat, 1e9, 2).entry.warm_median_s == 0.3
+    assert verdict.decide(OP, CASE, field, heat, 1e9, 2).entry.warm_median_s == 0.3
 
 
 @pytest.mark.parametrize("most", [7, 61, 321, 641])
@@ -290,14 +291,14 @@ def test_looks_grow_end_within_the_budget_and_share_the_level(most, affordable):
     assert list(looks.after) == sorted(set(looks.after))
     assert looks.fair in looks.after
     assert looks.after[-1] <= most
-    assert sum(looks.tail(n) for n in looks.after) == pytest.approx(judge.TAIL)
+    assert sum(looks.tail(n) for n in looks.after) == pytest.approx(sequential_test.TAIL)
     assert looks.tail(1) == looks.tail(looks.after[0])
 
 
 def test_clear_means_that_every_rival_is_behind_or_level():
     def duels(*seconds, width=0.002):
         columns = tuple(tuple(wobbling(s, i, 41, width)) for i, s in enumerate(seconds))
-        return Duels(columns, tuple(range(len(seconds))), 0.0, judge.TAIL)
+        return Duels(columns, tuple(range(len(seconds))), 0.0, sequential_test.TAIL)
 
     assert duels(1.0, 0.8).clear()
     assert duels(1.0, 1.0).clear()
@@ -309,36 +310,36 @@ def test_clear_means_that_every_rival_is_behind_or_level():
 def test_surprise_is_a_change_of_standing_and_not_of_the_machine():
     field, heat = made([[2.0] * 15, [1.0] * 15, [4.0] * 15], [DEFAULT, Made(first_s=0.5), BASELINE])
     field = [finalist(0, Made(default=True, first_s=1.0)), field[1], finalist(2, Made(baseline=True, first_s=2.0))]
-    entry = race.decide(OP, CASE, field, heat, 1e9, 3).entry
+    entry = verdict.decide(OP, CASE, field, heat, 1e9, 3).entry
     assert entry.variant == "eager.v1"
-    assert race.surprise(field, heat, entry) is None
+    assert verdict.surprise(field, heat, entry) is None
     field[1] = finalist(1, Made(first_s=0.9))
-    assert race.surprise(field, heat, entry) == "eager.v1 was 80% faster in the race than when it was first timed"
+    assert verdict.surprise(field, heat, entry) == "eager.v1 was 80% faster in the race than when it was first timed"
     field[1] = finalist(1, Made(first_s=0.4))
-    assert race.surprise(field, heat, entry) == "eager.v1 was 25% slower in the race than when it was first timed"
+    assert verdict.surprise(field, heat, entry) == "eager.v1 was 25% slower in the race than when it was first timed"
 
 
 def test_surprise_against_the_registry_is_of_the_speedup_where_the_baseline_is_the_same():
     field, heat = made([[1.0] * 15, [0.5] * 15, [2.0] * 15], [DEFAULT, Made(first_s=0.5), Made(True, first_s=2.0)])
-    entry = race.decide(OP, CASE, field, heat, 1e9, 3).entry
+    entry = verdict.decide(OP, CASE, field, heat, 1e9, 3).entry
     replace = msgspec.structs.replace
-    assert race.surprise(field, heat, entry, replace(entry, median_s=5.0)) is None
+    assert verdict.surprise(field, heat, entry, replace(entry, median_s=5.0)) is None
     text = "eager.v1 has a speedup over eager.v2 of 4, the registry had 3"
-    assert race.surprise(field, heat, entry, replace(entry, speedup=3.0)) == text
+    assert verdict.surprise(field, heat, entry, replace(entry, speedup=3.0)) == text
     text = "eager.v1 has a median in seconds of 0.5, the registry had 0.4"
-    assert race.surprise(field, heat, entry, replace(entry, baseline="another", median_s=0.4)) == text
-    assert race.surprise(field, heat, entry, replace(entry, variant="eager.v0", speedup=3.0)) is None
+    assert verdict.surprise(field, heat, entry, replace(entry, baseline="another", median_s=0.4)) == text
+    assert verdict.surprise(field, heat, entry, replace(entry, variant="eager.v0", speedup=3.0)) is None
 
 
 def test_races_that_agree_are_joined():
     field, first = made([[1.0] * 15, [0.8] * 15], [DEFAULT, OWN])
     _, second = made([[1.0] * 11, [0.7] * 11], [DEFAULT, OWN], 0.02)
-    result = race.settle(OP, CASE, field, first, second, 1e9, 2)
+    result = verdict.settle(OP, CASE, field, first, second, 1e9, 2)
     assert result.winner_key == "v1"
     assert result.entry.reason.endswith("two races agree")
     assert result.entry.median_s == 0.8
     assert result.entry.noise_floor == 0.02
-    assert result.entry.samples_digest == race.digest([0.8] * 15 + [0.7] * 11)
+    assert result.entry.samples_digest == verdict.digest([0.8] * 15 + [0.7] * 11)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +348,7 @@ def test_races_that_agree_are_joined():
 def test_races_that_differ_are_a_tie(kinds, winner):
     field, first = made([[1.0] * 15, [0.8] * 15, [0.9] * 15], kinds)
     _, second = made([[1.0] * 15, [0.9] * 15, [0.8] * 15], kinds)
-    result = race.settle(OP, CASE, field, first, second, 1e9, 3)
+    result = verdict.settle(OP, CASE, field, first, second, 1e9, 3)
     assert result.winner_key == winner
     assert result.entry.reason.startswith("tie: ")
     assert "two races had different winners (eager.v1 and eager.v2)" in result.entry.reason

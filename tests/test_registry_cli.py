@@ -18,9 +18,10 @@ from griffin_kernels import catalog, device, dispatch, registry, validity
 from griffin_kernels.records import CaseRecord, DeviceRecord, Entry, RegistryFile, Tie
 from reports.cli import app
 from tests import journals
-from tuning import diff, export, journal, merge, show
-from tuning.budget import UNQUIET
-from tuning.records import Candidate, Result
+from tuning.plan.budget import UNQUIET
+from tuning.publish import diff, merge, show
+from tuning.record import export, journal
+from tuning.record.journal_records import Candidate, Result
 
 pytestmark = pytest.mark.unit
 

@@ -16,10 +16,10 @@ from griffin_kernels.contract import config_dict
 from griffin_kernels.records import CaseRecord, DeviceRecord
 from reports.cli import app
 from tests.small_tune import shrink
-from tuning import plan
-from tuning.journal import Journal
-from tuning.records import JOURNAL_VERSION, Candidate, Run
-from tuning.replay import convert, packed, record, simulate, table
+from tuning.plan import planner
+from tuning.record.journal import Journal
+from tuning.record.journal_records import JOURNAL_VERSION, Candidate, Run
+from tuning.replay import convert, packed, record, simulate, strategy_table
 from tuning.replay.packed import PACK_VERSION, Measured, Packed
 from tuning.search.strategies import DEFAULT, STRATEGIES
 
@@ -184,8 +184,8 @@ def test_files_with_nothing_in_them_are_named(tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     """Plans of eager variants on tiny cases."""
-    monkeypatch.setattr(plan.catalog, "variants", plan.catalog.variants)
-    monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
+    monkeypatch.setattr(planner.catalog, "variants", planner.catalog.variants)
+    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
     shrink()
 
 
@@ -217,7 +217,7 @@ def journal_of(path, job, left_out=()):
 
 
 def test_pack_of_a_journal(tmp_path, small):
-    job = plan.make(plan.Options(("linear_scan",), budget="thorough"), devices.cpu())[0]
+    job = planner.make(planner.Options(("linear_scan",), budget="thorough"), devices.cpu())[0]
     found = convert.pack(journal_of(tmp_path / "journal.jsonl", job))
     assert [p.name for p in found] == [f"linear_scan {job.case.key}"]
     able = [p for p in job.candidates if p.reason is None and not p.variant.baseline]
@@ -229,7 +229,7 @@ def test_pack_of_a_journal(tmp_path, small):
 
 
 def test_a_journal_that_is_not_whole_is_not_packed(tmp_path, small):
-    job = plan.make(plan.Options(("linear_scan",), budget="thorough"), devices.cpu())[0]
+    job = planner.make(planner.Options(("linear_scan",), budget="thorough"), devices.cpu())[0]
     own = next(n for n, p in enumerate(reversed(job.candidates)) if not p.variant.baseline and p.reason is None)
     with pytest.raises(errors.JournalError, match="no case of which every candidate was tried"):
         convert.pack(journal_of(tmp_path / "journal.jsonl", job, left_out=(own,)))
@@ -259,7 +259,7 @@ def test_recorder_answers_a_wrong_option_in_one_line(tmp_path, capsys):
 
 
 def test_table_has_a_row_for_each_strategy_and_budget():
-    rows = table.rows([made_up(sizes=16)], {n: STRATEGIES[n] for n in ("seeded", "random")}, seeds=2)
+    rows = strategy_table.rows([made_up(sizes=16)], {n: STRATEGIES[n] for n in ("seeded", "random")}, seeds=2)
     assert [(row.strategy, list(row.after)) for row in rows] == [
         ("seeded", ["10", "25", "quarter"]),
         ("random", ["10", "25", "quarter"]),
@@ -281,7 +281,7 @@ def test_command_prints_a_table_or_json(tmp_path):
 
 
 def test_command_packs(tmp_path, small):
-    job = plan.make(plan.Options(("linear_scan",), budget="thorough"), devices.cpu())[0]
+    job = planner.make(planner.Options(("linear_scan",), budget="thorough"), devices.cpu())[0]
     journal = journal_of(tmp_path / "journal.jsonl", job)
     done = RUNNER.invoke(app, ["tune", "replay", "--pack", str(journal), str(tmp_path / "out")])
     assert done.exit_code == 0, done.output

@@ -19,8 +19,8 @@ from reports import model
 from reports.build import Tab, page, write_report
 from reports.journal import load
 from tests import journals
-from tuning.budget import INDIFFERENCE
-from tuning.records import BAD, Candidate, Conditions, Race, Record, Result, Run, Undecided
+from tuning.plan.budget import INDIFFERENCE
+from tuning.record.journal_records import BAD, Candidate, Conditions, Race, Record, Result, Run, Undecided
 
 pytestmark = pytest.mark.unit
 

@@ -12,8 +12,8 @@ import pytest
 from griffin_kernels import device as devices
 from griffin_kernels import errors
 from griffin_kernels.contract import config_dict
-from tuning import plan
-from tuning.course import space_of
+from tuning.decide.case_search import space_of
+from tuning.plan import planner
 from tuning.replay import packed
 from tuning.search import basic, strategies
 from tuning.search.space import Point, Space, axes_of
@@ -122,10 +122,10 @@ def test_a_default_off_the_grid_has_neighbours():
 
 
 @pytest.fixture(scope="module")
-def job() -> plan.Job:
+def job() -> planner.Job:
     here = devices.cpu()
-    options = plan.Options(("linear_scan",), ("B1-T2048-D2560-float32",), budget="thorough", device="cpu")
-    return plan.make(options, here)[0]
+    options = planner.Options(("linear_scan",), ("B1-T2048-D2560-float32",), budget="thorough", device="cpu")
+    return planner.make(options, here)[0]
 
 
 def test_space_of_a_job(job):

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from griffin_kernels.records import CaseRecord
-from tuning.static import farm
-from tuning.static.farm import Order
+from tuning.workers import compile_farm
+from tuning.workers.compile_farm import Order
 
 BAD = """
 import json, os, sys, time
@@ -27,7 +27,7 @@ for line in sys.stdin:
 def bad_compiler(tmp_path, monkeypatch):
     (tmp_path / "bad_compiler.py").write_text(BAD)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(farm, "SERVER", "bad_compiler")
+    monkeypatch.setattr(compile_farm, "SERVER", "bad_compiler")
 
 
 def order(what: str) -> Order:
@@ -36,7 +36,7 @@ def order(what: str) -> Order:
 
 def test_compilers_that_crash_hang_or_leave_cost_their_launch_only(bad_compiler):
     asked = ["one", "abort", "two", "hang", "three", "leave", "four"]
-    found = dict(farm.compile_all([(what, order(what)) for what in asked], jobs=1, timeout=3.0))
+    found = dict(compile_farm.compile_all([(what, order(what)) for what in asked], jobs=1, timeout=3.0))
     assert found == {
         "one": "one",
         "abort": "the compiler's process died (SIGABRT)",
@@ -49,18 +49,18 @@ def test_compilers_that_crash_hang_or_leave_cost_their_launch_only(bad_compiler)
 
 
 def test_what_is_compiled_when_time_is_up_counts_as_not_begun(bad_compiler, monkeypatch):
-    monkeypatch.setattr(farm, "GRACE_S", 0.5)
+    monkeypatch.setattr(compile_farm, "GRACE_S", 0.5)
     asked = [(what, order(what)) for what in ("one", "hang", "two")]
     began = time.monotonic()
-    assert dict(farm.compile_all(asked, jobs=1, seconds=2.0)) == {"one": "one"}
+    assert dict(compile_farm.compile_all(asked, jobs=1, seconds=2.0)) == {"one": "one"}
     assert time.monotonic() - began < 60
 
 
 def test_closing_leaves_no_compiler_behind(bad_compiler, monkeypatch):
     started = []
     popen = subprocess.Popen
-    monkeypatch.setattr(farm.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
-    results = farm.compile_all([("one", order("one")), ("hang", order("hang"))], jobs=2, timeout=60.0)
+    monkeypatch.setattr(compile_farm.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    results = compile_farm.compile_all([("one", order("one")), ("hang", order("hang"))], jobs=2, timeout=60.0)
     assert next(results) == ("one", "one")
     results.close()
     assert started and all(process.poll() is not None for process in started)

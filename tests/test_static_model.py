@@ -9,11 +9,12 @@ import pytest
 from griffin_kernels import catalog, datasheet, errors
 from griffin_kernels.architectures import SHARED_KIB
 from tests.launches import H100, MI300X, launch, report, seconds, steps_of, tensors
-from tuning.static import model, recorded
-from tuning.static.candidates import described
-from tuning.static.model import ASSUMED, machine
-from tuning.static.occupancy import LIMITS, occupancy
-from tuning.static.work import CallWork, LaunchWork
+from tuning.predict import time_model
+from tuning.predict.launch_work import CallWork, LaunchWork
+from tuning.predict.occupancy import LIMITS, occupancy
+from tuning.predict.target_space import described
+from tuning.predict.time_model import ASSUMED, machine
+from tuning.static import recorded
 
 pytestmark = pytest.mark.unit
 
@@ -143,8 +144,8 @@ def test_recorded_defaults_are_never_below_their_floor(sku, arch):
         case = next(c for c in contract.cases_tagged("bench") if c.key == key and c.where != "cpu")
         steps = described(variant, contract, case, variant.config(), arch, tensors(op, case))
         code = {s.key: table[op, name, key, s.name] for s in steps if isinstance(s, LaunchWork)}
-        assert not any(model.does_not_fit(s, code[s.key], where) for s in steps if isinstance(s, LaunchWork))
-        found = model.predict(steps, lambda work, code=code: code[work.key], where, case.dtype)
+        assert not any(time_model.does_not_fit(s, code[s.key], where) for s in steps if isinstance(s, LaunchWork))
+        found = time_model.predict(steps, lambda work, code=code: code[work.key], where, case.dtype)
         ideal = contract.cost(case).bytes_total / where.sheet.dram_bytes_per_s
         assert ideal < found.seconds < 1.0, (op, name, key)
         assert found.bound in {b for step in found.steps for b in step.limits_s}
@@ -161,7 +162,7 @@ def test_time_follows_bytes_where_memory_binds():
 
 def test_a_lone_program_pays_latency_for_every_iteration():
     alone = launch(programs=1, iterations=1000.0, bytes_moved=1e6)
-    found = model.predict([alone], lambda _: report(), machine(H100), "bfloat16")
+    found = time_model.predict([alone], lambda _: report(), machine(H100), "bfloat16")
     assert found.bound == "latency"
     assert found.seconds > 1000 * ASSUMED.latency_s
     # as many programs as there are units cost no more, and asynchronous copies hide most of it
@@ -184,7 +185,7 @@ def test_scalar_instructions_of_amd_start_beside_vector_ones():
 
     def issue(scalar):
         code = report(loop_instructions=4000, instructions=4100, mix=report().mix | {"scalar": scalar})
-        found = model.predict([work], lambda _: code, machine(MI300X), "bfloat16")
+        found = time_model.predict([work], lambda _: code, machine(MI300X), "bfloat16")
         return found.main.limits_s["issue"]
 
     assert issue(1000) == pytest.approx(0.75 * issue(0), rel=0.02)
@@ -205,20 +206,22 @@ def test_spills_cost_time():
 def test_special_functions_and_products_bind_where_there_are_many():
     work = launch(programs=132 * 64, bytes_moved=1e6)
     special = report(mix=report().mix | {"special": 300})
-    assert model.predict([work], lambda _: special, machine(H100), "bfloat16").bound == "special"
+    assert time_model.predict([work], lambda _: special, machine(H100), "bfloat16").bound == "special"
     products = dataclasses.replace(work, flops=1e13)
-    found = model.predict([products], lambda _: report(), machine(H100), "bfloat16")
+    found = time_model.predict([products], lambda _: report(), machine(H100), "bfloat16")
     assert found.bound == "tensor"
     assert found.seconds > 1e13 / 989e12
 
 
 def test_what_does_not_fit_is_named():
     where = machine(MI300X)
-    assert model.does_not_fit(launch(), report(), where) is None
+    assert time_model.does_not_fit(launch(), report(), where) is None
     assert "65537 bytes of shared memory, gfx942 has 65536" in str(
-        model.does_not_fit(launch(), report(shared_bytes=65537), where)
+        time_model.does_not_fit(launch(), report(shared_bytes=65537), where)
     )
-    assert "512 registers for 16 warps" in str(model.does_not_fit(launch(num_warps=16), report(registers=512), where))
+    assert "512 registers for 16 warps" in str(
+        time_model.does_not_fit(launch(num_warps=16), report(registers=512), where)
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,4 +238,4 @@ def test_broken_constants_are_one_sentence(tmp_path, text, words):
     if text is not None:
         path.write_text(text)
     with pytest.raises(errors.ArgumentError, match=words):
-        model.load_constants(path)
+        time_model.load_constants(path)

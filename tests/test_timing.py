@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from griffin_kernels import device
-from tuning import timing
+from tuning.measure import timing
 
 pytestmark = pytest.mark.unit
 

@@ -20,11 +20,14 @@ from reports.cli import app
 from roofline import stats
 from tests import small_tune
 from tests.small_tune import Quiet, records, run
-from tuning import gate, journal, plan, terminal
-from tuning.budget import BUDGETS
-from tuning.plan import Options
-from tuning.records import Candidate, End, Race, Result, Run
+from tuning.measure import correctness
+from tuning.plan import planner
+from tuning.plan.budget import BUDGETS
+from tuning.plan.planner import Options
+from tuning.record import journal
+from tuning.record.journal_records import Candidate, End, Race, Result, Run
 from tuning.run import Paths, tune
+from tuning.ui import terminal
 
 HERE = device.cpu()
 
@@ -32,7 +35,7 @@ HERE = device.cpu()
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
+    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
     monkeypatch.setattr(catalog, "variants", catalog.variants)
     small_tune.shrink()
     dispatch.refresh()
@@ -55,7 +58,7 @@ def test_run_leaves_a_journal_a_registry_and_a_winner_that_dispatch_uses(tmp_pat
 
 def test_journal_has_what_search_chose_and_what_it_never_leaves_out_once_each(tmp_path):
     run(tmp_path)
-    jobs = plan.make(small_tune.OPTIONS, HERE)
+    jobs = planner.make(small_tune.OPTIONS, HERE)
     planned = {p.key(job.case, HERE): (p, job) for job in jobs for p in job.candidates}
     found = [c.key for c in records(tmp_path, Candidate)]
     assert len(found) == len(set(found))
@@ -157,7 +160,7 @@ def multiplying(*, config, x, a, **inputs):
 def test_candidate_that_leaks_or_overflows_is_wrong(tmp_path, monkeypatch, behave, words):
     behave.__module__ = catalog.variant("linear_scan/eager.sequential").run.__module__
     with_planted(monkeypatch, Variant("linear_scan", "eager.planted", "", behave, NoConfig))
-    monkeypatch.setattr(gate, "SHORT_STEPS", 19)  # the small case has a short form
+    monkeypatch.setattr(correctness, "SHORT_STEPS", 19)  # the small case has a short form
     case = catalog.op("linear_scan").cases_tagged("smoke")[0]
     run(tmp_path, Options(ops=("linear_scan",), cases=(case.key,), budget="quick", device="cpu", in_process=True))
     (found,) = [c for c in records(tmp_path, Candidate) if c.variant == "eager.planted"]

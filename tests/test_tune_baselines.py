@@ -15,8 +15,9 @@ from reports.journal import load
 from reports.model import build
 from tests import small_tune
 from tests.small_tune import Quiet, records, run
-from tuning import journal, plan
-from tuning.records import Candidate, End, Race, Result, Run
+from tuning.plan import planner
+from tuning.record import journal
+from tuning.record.journal_records import Candidate, End, Race, Result, Run
 from tuning.run import Paths
 
 HERE = device.cpu()
@@ -27,7 +28,7 @@ BASELINES = dataclasses.replace(OPTIONS, baselines=True)
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
+    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
     monkeypatch.setattr(catalog, "variants", catalog.variants)
     small_tune.shrink()
     dispatch.refresh()

@@ -13,8 +13,10 @@ import pytest
 
 from griffin_kernels import catalog, device, registry
 from tests import small_tune as small
-from tuning import journal, plan, run
-from tuning.records import Candidate, End
+from tuning import run
+from tuning.plan import planner
+from tuning.record import journal
+from tuning.record.journal_records import Candidate, End
 from tuning.run import Paths
 
 HERE = device.cpu()
@@ -115,7 +117,7 @@ def test_clock_that_jumps_back_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_now", lambda: next(moments))
     monkeypatch.setattr("time.time", lambda: 0.0)
     monkeypatch.setattr(catalog, "variants", catalog.variants)
-    monkeypatch.setattr(plan, "bench_cases", plan.bench_cases)
+    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
     small.shrink()
     paths = Paths.choose(tmp_path, HERE)
     assert run.tune(small.OPTIONS, paths, Stopping(9)).interrupted

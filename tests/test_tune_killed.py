@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from griffin_kernels import device, registry
-from tuning import journal
-from tuning.records import Candidate, End, Result
+from tuning.record import journal
+from tuning.record.journal_records import Candidate, End, Result
 from tuning.run import Paths
 
 KILLS = int(os.environ.get("GRIFFIN_TEST_KILLS", "12"))
@@ -42,7 +42,9 @@ def worker_of(process):
     """Process number of a tuner's worker, None where it has none at this moment."""
     try:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        return next((int(c) for c in children if b"tuning.worker" in Path(f"/proc/{c}/cmdline").read_bytes()), None)
+        return next(
+            (int(c) for c in children if b"tuning.workers.server" in Path(f"/proc/{c}/cmdline").read_bytes()), None
+        )
     except OSError:
         return None
 

@@ -12,17 +12,21 @@ from rich.console import Console
 from griffin_kernels import catalog, device, registry
 from tests.small_tune import Quiet
 from tests.test_progress import Clock
-from tuning import decide, journal, plan, predict, terminal
 from tuning import run as runs
-from tuning.budget import BUDGETS, UNQUIET
-from tuning.messages import Broken, Raced, Tried
-from tuning.plan import WEIGHTS, Options
-from tuning.records import Candidate, Ceiling, Noise, Race, Result, Undecided
+from tuning.decide import decider
+from tuning.plan import planner
+from tuning.plan.budget import BUDGETS, UNQUIET
+from tuning.plan.planner import WEIGHTS, Options
+from tuning.plan.schedule import PRICES, share
+from tuning.plan.watch import Watch
+from tuning.predict import predictor
+from tuning.record import journal
+from tuning.record.journal_records import Candidate, Ceiling, Noise, Race, Result, Undecided
 from tuning.run import Paths, schedule_of, tune
-from tuning.schedule import PRICES, share
 from tuning.static.targets import target
-from tuning.summary import undecided
-from tuning.watch import Watch
+from tuning.ui import terminal
+from tuning.ui.summary import undecided
+from tuning.workers.messages import Broken, Raced, Tried
 
 H100 = dataclasses.replace(target("sm_90").device, name="NVIDIA H100 80GB HBM3", units=132, memory_bytes=80 * 2**30)
 
@@ -69,13 +73,13 @@ class Stub:
 def h100(monkeypatch, tmp_path):
     """Runs a plan on a faked H100: gives (outcome, stub, clock, paths); more words go to the stub."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr(decide, "UNQUIET", UNQUIET)
+    monkeypatch.setattr(decider, "UNQUIET", UNQUIET)
     monkeypatch.setattr(runs.devices, "detect", lambda where=None: H100)
     monkeypatch.setattr(runs.devices, "provenance", lambda device: {"torch": "2.13.0"})
     monkeypatch.setattr(runs, "lane_names", lambda device, options: ["cuda:0"])
     monkeypatch.setattr(terminal, "lane_names", lambda device, options: ["cuda:0"])
     monkeypatch.setattr(runs, "ahead_of", lambda *words: None)
-    monkeypatch.setattr(predict, "expected", lambda job, device: {})  # seconds for each case, and no news here
+    monkeypatch.setattr(predictor, "expected", lambda job, device: {})  # seconds for each case, and no news here
     monkeypatch.setattr(journal.os, "fsync", lambda descriptor: None)
     roof = Ceiling(name="dram_copy", value=3e12, low=3e12, high=3e12, unit="bytes_per_s")
     monkeypatch.setattr(runs.measure, "dram", lambda device: [roof])
@@ -104,7 +108,7 @@ FEW = ("linear_scan", "temporal_conv1d", "rg_lru_step")
 
 
 def few():
-    return plan.make(Options(ops=FEW), H100)
+    return planner.make(Options(ops=FEW), H100)
 
 
 def ops_in_order(stub):
@@ -114,7 +118,7 @@ def ops_in_order(stub):
 def test_plan_of_a_default_run_on_an_h100_ends_in_20_minutes_and_of_a_quick_one_in_8():
     for budget, minutes in (("default", 20), ("quick", 8)):
         options = Options(budget=budget)
-        jobs = plan.make(options, H100)
+        jobs = planner.make(options, H100)
         schedule = schedule_of(jobs, H100, options, [])
         assert schedule.left_out == 0 and len(schedule.tries) == len(jobs) > 70
         assert 0.85 * 60 * minutes < schedule.seconds <= 60 * minutes
@@ -123,23 +127,23 @@ def test_plan_of_a_default_run_on_an_h100_ends_in_20_minutes_and_of_a_quick_one_
             schedule.start_s + schedule.after_s + sum(row.seconds for row in schedule.rows())
         )
         assert sum(row.cases for row in schedule.rows()) == len(jobs)
-    thorough = schedule_of(plan.make(Options(budget="thorough"), H100), H100, Options(budget="thorough"), [])
+    thorough = schedule_of(planner.make(Options(budget="thorough"), H100), H100, Options(budget="thorough"), [])
     assert all(thorough.tries[place] == slot.most for place, slot in thorough.slots.items()), "it takes what it takes"
 
 
 def test_a_cpu_has_the_candidates_that_its_budget_gives():
     here = device.cpu()
-    jobs = plan.make(Options(), here)
+    jobs = planner.make(Options(), here)
     schedule = schedule_of(jobs, here, Options(), [])
     assert [schedule.tries[j.place] for j in jobs] == [BUDGETS["default"].tries(len(j.competitors)) for j in jobs]
 
 
 def test_heavy_ops_come_first_and_share_a_short_time():
     assert set(WEIGHTS) <= set(catalog.ops()), "an op that there is not has a weight"
-    assert sorted(plan.ops_by_weight()) == sorted(catalog.ops())
+    assert sorted(planner.ops_by_weight()) == sorted(catalog.ops())
     options = Options(minutes=8)
-    jobs = plan.make(options, H100)
-    assert list(dict.fromkeys(job.op.name for job in jobs)) == plan.ops_by_weight()
+    jobs = planner.make(options, H100)
+    assert list(dict.fromkeys(job.op.name for job in jobs)) == planner.ops_by_weight()
     slots = list(schedule_of(jobs, H100, options, []).slots.values())
     for seconds in (0, 60, 480, 1800, 1e6):
         tries = share(slots, seconds, True)
@@ -158,11 +162,11 @@ def test_in_480_seconds_the_heaviest_ops_are_decided_and_published(h100, pace):
     assert took <= 480
     assert took > 480 - 60 * pace, "time was left that another case would have fitted in"
     decided = [entry.op for entry in outcome.entries]
-    assert decided and outcome.left and outcome.cases == len(plan.make(Options(), H100))
-    assert list(dict.fromkeys(decided)) == [op for op in plan.ops_by_weight() if op in decided]
+    assert decided and outcome.left and outcome.cases == len(planner.make(Options(), H100))
+    assert list(dict.fromkeys(decided)) == [op for op in planner.ops_by_weight() if op in decided]
     assert ops_in_order(stub)[:2] == ["linear_scan", "linear_scan_bwd"]
-    lightest = max(map(plan.ops_by_weight().index, decided))
-    assert set(plan.ops_by_weight()[: min(lightest, 4)]) <= set(decided)
+    lightest = max(map(planner.ops_by_weight().index, decided))
+    assert set(planner.ops_by_weight()[: min(lightest, 4)]) <= set(decided)
     assert len(registry.load_for(paths.registry, H100).entries) == len(outcome.entries)
     assert journal.unfinished(journal.read(paths.journal))
 
@@ -182,7 +186,7 @@ def test_a_default_run_ends_about_when_it_said(h100, pace):
     """Slower or faster machines: search is cut or goes on, and every case is decided."""
     outcome, stub, took, _ = h100(pace=pace)
     assert not outcome.left and len(outcome.entries) == outcome.cases
-    least = sum(min(4, len(job.competitors)) for job in plan.make(Options(), H100))
+    least = sum(min(4, len(job.competitors)) for job in planner.make(Options(), H100))
     assert len(stub.tried) >= least
     if pace <= 1:
         assert 0.8 * 1200 < took <= 1200
@@ -239,7 +243,7 @@ def test_counts_add_up_in_everything_that_a_run_says(h100, capsys):
 def test_prices_of_an_earlier_run_take_the_place_of_what_is_assumed(h100):
     *_, paths = h100(pace=0.5, ops=FEW)
     options = Options(ops=FEW, minutes=3)
-    jobs = plan.make(options, H100)
+    jobs = planner.make(options, H100)
     earlier = journal.read(paths.journal)
     schedule = schedule_of(jobs, H100, options, earlier)
     assert "priced by" in schedule.words()
@@ -253,7 +257,7 @@ def test_dry_run_estimates_minutes_for_each_op_and_in_all(h100, capsys):
     text = capsys.readouterr().out
     assert re.search(r"planned to end in about 20 minutes: 76 cases, \d+ candidates tried \(assumed 0\.92 s", text)
     rows = re.findall(r"(\w+) +│ +(\d+) +│ +(\d+) +│ +(\d+\.\d)\b", text)
-    assert [row[0] for row in rows] == plan.ops_by_weight()
+    assert [row[0] for row in rows] == planner.ops_by_weight()
     assert sum(int(row[1]) for row in rows) == 76
     assert sum(float(row[3]) for row in rows) == pytest.approx(20 - (40 + 45) / 60, abs=0.8)
     terminal.show_plan(Console(width=200), Options(minutes=8))

@@ -27,18 +27,21 @@ from griffin_kernels.contract import config_dict
 from griffin_kernels.device import Device
 from griffin_kernels.records import CaseRecord, DeviceRecord, Entry
 from roofline import measure
-from tuning import journal, noise, plan, precompile
-from tuning.ahead import Ahead, processes_for
-from tuning.bench import Bench
-from tuning.decide import Decider, History, Lane
-from tuning.isolation import Death, Isolated
-from tuning.limits import Limits
-from tuning.messages import FirstCall, Start
-from tuning.plan import Job, Options
-from tuning.progress import Listener
-from tuning.records import JOURNAL_VERSION, Ceiling, End, Record, Run, Undecided
-from tuning.schedule import STUDY_S, Schedule
-from tuning.watch import Clock, Watch
+from tuning.decide.decider import Decider, History, Lane
+from tuning.decide.listener import Listener
+from tuning.measure import noise
+from tuning.plan import planner
+from tuning.plan.planner import Job, Options
+from tuning.plan.schedule import STUDY_S, Schedule
+from tuning.plan.watch import Clock, Watch
+from tuning.record import journal
+from tuning.record.journal_records import JOURNAL_VERSION, Ceiling, End, Record, Run, Undecided
+from tuning.workers import precompile
+from tuning.workers.compile_pool import Ahead, processes_for
+from tuning.workers.executor import Bench
+from tuning.workers.limits import Limits
+from tuning.workers.messages import FirstCall, Start
+from tuning.workers.process import Death, Isolated
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def tune(
         started = _started(history, options, device, paths.journal)
         options = options if options.baselines else _resumed(started, options, history.run)
     incumbents = _published(paths.registry, device)
-    jobs = plan.make(options, device)
+    jobs = planner.make(options, device)
     if options.baselines:
         jobs = _of_published(jobs, incumbents, paths.registry)
     if records and not go_on:

@@ -10,7 +10,7 @@ from typing import Any
 from reports import format as fmt
 from reports.charts.common import SYMBOLS, log_ticks, points, spread, text, to_json, wrapped
 from reports.model import CandidateView, CaseView
-from tuning.records import BAD
+from tuning.record.journal_records import BAD
 
 LEGEND = {
     "winner": "winner",

@@ -17,11 +17,12 @@ from griffin_kernels import catalog, device
 from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.records import CaseRecord
 from roofline import stats
-from tuning import noise, race, timing
-from tuning.budget import BUDGETS
-from tuning.plan import Planned
-from tuning.race import Finalist
-from tuning.records import Candidate
+from tuning.decide import verdict
+from tuning.measure import noise, rounds, timing
+from tuning.measure.rounds import Finalist
+from tuning.plan.budget import BUDGETS
+from tuning.plan.planner import Planned
+from tuning.record.journal_records import Candidate
 
 RACES = 50
 BUDGET = BUDGETS["default"]
@@ -68,9 +69,9 @@ def tuned(kernel, make, share, number):
         )  # fmt: skip
         field.append(Finalist(Planned(variant, NoConfig()), record, place=len(field)))
         samplers.append(sample)
-    heat = race.run(op, case, field, samplers, BUDGET)
+    heat = rounds.run(op, case, field, samplers, BUDGET)
     ratio = stats.median([part / whole for whole, part in heat.rounds_s])
-    return race.decide(op, case, field, heat, 1e9, 2), len(heat.rounds_s), ratio
+    return verdict.decide(op, case, field, heat, 1e9, 2), len(heat.rounds_s), ratio
 
 
 @pytest.mark.parametrize("share", [1.0, 0.95], ids=["equal", "a twentieth less"])
@@ -81,10 +82,10 @@ def test_fifty_races(name, share):
     found = [tuned(kernel, make, share, number) for number in range(RACES)]
     declared = sum(result.winner_key == "part" for result, _, _ in found)
     floors = [result.entry.noise_floor for result, _, _ in found]
-    rounds = stats.median([count for _, count, _ in found])
+    usual = stats.median([count for _, count, _ in found])
     ratio = stats.median([ratio for _, _, ratio in found])
     print(
         f"\n{name}, {share:.0%} of the work: {ratio:.1%} of the time, replaced in {declared} of {RACES},"
-        f" {rounds:.0f} rounds, noise floors {min(floors):.1%} to {max(floors):.1%}, of the machine {floor.floor:.1%}"
+        f" {usual:.0f} rounds, noise floors {min(floors):.1%} to {max(floors):.1%}, of the machine {floor.floor:.1%}"
     )
     assert declared <= 3 if share == 1.0 else declared >= 45

@@ -18,9 +18,9 @@ from griffin_kernels import device as devices
 from griffin_kernels.models import PRESETS
 from roofline import study
 from roofline.records import PassRecord
-from tuning.plan import Options
-from tuning.progress import Display
+from tuning.plan.planner import Options
 from tuning.run import Paths, tune
+from tuning.ui.progress import Display
 
 OPS = ("rg_lru", "temporal_conv1d", "local_attention", "local_attention_step")
 CASES = ("D1024", "W1024", "B1-T2048-D2560-K4-float32")

@@ -10,9 +10,10 @@ from griffin_kernels import catalog, errors
 from griffin_kernels import device as devices
 from griffin_kernels.device import Device
 from griffin_kernels.records import CaseRecord
-from tuning import journal, plan
-from tuning.plan import Job
-from tuning.records import Candidate, Run
+from tuning.plan import planner
+from tuning.plan.planner import Job
+from tuning.record import journal
+from tuning.record.journal_records import Candidate, Run
 from tuning.replay.packed import PACK_VERSION, Measured, Packed
 
 
@@ -28,7 +29,7 @@ def pack(path: Path) -> list[Packed]:
     tried = {record.key: record for record in records if isinstance(record, Candidate) and record.status != "skipped"}
     device = _device(run.device.validity)
     ops = tuple(name for name in catalog.ops() if any(c.op == name for c in tried.values()))
-    jobs = plan.make(plan.Options(ops, budget="thorough"), device) if ops else []
+    jobs = planner.make(planner.Options(ops, budget="thorough"), device) if ops else []
     packs = [_packed(run, job, device, tried) for job in jobs]
     found = [packed for packed in packs if packed is not None and any(point.timed for point in packed.points)]
     if not found:

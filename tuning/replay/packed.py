@@ -31,7 +31,7 @@ LEAST_FOR_DRIFT = 5
 class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """One point. samples_s: as measured, in the order they were taken; seconds_spent: what a tuner pays to try it.
 
-    status, problem: as in ``tuning.records.Candidate``; without samples it failed.
+    status, problem: as in ``tuning.record.journal_records.Candidate``; without samples it failed.
     """
 
     variant: str

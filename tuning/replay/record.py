@@ -27,9 +27,10 @@ from griffin_kernels.contract import config_dict
 from griffin_kernels.device import Device
 from griffin_kernels.records import CaseRecord, DeviceRecord
 from roofline import stats
-from tuning import plan, timing
-from tuning.budget import SLOW_FACTOR
-from tuning.plan import Job, Planned
+from tuning.measure import timing
+from tuning.plan import planner
+from tuning.plan.budget import SLOW_FACTOR
+from tuning.plan.planner import Job, Planned
 from tuning.replay import packed
 from tuning.replay.packed import PACK_VERSION, Measured, Packed
 
@@ -161,7 +162,7 @@ def done(path: Path, job: Job, device: Device) -> bool:
 
 def jobs_for(ops: Sequence[str], cases: Sequence[str], device: Device) -> list[Job]:
     """The jobs of ``CASES``, or of what was asked for, with all their configurations."""
-    jobs = plan.make(plan.Options(tuple(ops), tuple(cases), budget="thorough", device=device.kind), device)
+    jobs = planner.make(planner.Options(tuple(ops), tuple(cases), budget="thorough", device=device.kind), device)
     if ops or cases:
         return jobs
     return [job for job in jobs if job.case.key in CASES.get(job.op.name, ())]

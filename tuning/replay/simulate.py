@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from griffin_kernels import errors
-from tuning.budget import BUDGETS
+from tuning.plan.budget import BUDGETS
 from tuning.replay.packed import Packed
 from tuning.search.strategies import Strategy
 

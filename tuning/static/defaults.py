@@ -17,11 +17,11 @@ from griffin_kernels.datasheet import datasheet, skus
 from griffin_kernels.launch import Launch, described_for
 from griffin_kernels.registry import Registry
 from tuning.static import recorded
+from tuning.static.absent_device import device_of
+from tuning.static.compile_key import compile_key
 from tuning.static.compiling import shared_bytes
 from tuning.static.describe import meta_inputs
-from tuning.static.model import machine
 from tuning.static.targets import target
-from tuning.static.work import compile_key
 
 SMALL = 16 * 1024
 """Bytes of shared memory that every architecture has several times: a kernel that needs less in the recorded table, for
@@ -48,7 +48,7 @@ def gpus(targets: Iterable[str]) -> list[str]:
 
 def choices(sku: str) -> Iterator[tuple[Case, dispatch.Choice]]:
     """What runs untuned on a GPU for every bench case of every op."""
-    device = machine(sku).device
+    device = device_of(datasheet(sku))
     with dispatch.use(registry=Registry(device, [])):
         for op in catalog.ops().values():
             for case in op.cases_tagged("bench"):

@@ -1,0 +1,106 @@
+"""The course of one case: who is tried in any case, whom a search chooses next, and whom it will probably choose."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from griffin_kernels.contract import config_dict
+from griffin_kernels.device import Device
+from tuning.plan.budget import Budget
+from tuning.plan.planner import Job, Planned
+from tuning.predict import predictor
+from tuning.search.space import Point, Space, axes_of
+from tuning.search.strategies import DEFAULT, foresee, named
+
+OPENING = 16
+"""Points that are foreseen before anything is timed; what search does after them depends too much on what is."""
+
+STATIC_SEEDS = 8
+"""Points that a static model likes best and that are tried first (8 to 16 keep 96% to 99% of the optimum:
+nvMatmulHeuristics on H100 and B200)."""
+
+Seen = Mapping[int, float | None]
+"""Point of the space -> its seconds, in the order tried; None where it failed."""
+
+
+class Course:
+    """What of a job is tried, in which order. Nothing is remembered of what was: callers say it.
+
+    certain: the default and the baselines, which are tried first. points: what search chooses among, by their index in
+    ``space``; the default is one of them. allowed: how many points may be tried.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        device: Device,
+        budget: Budget,
+        strategy: str = "",
+        near: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    ) -> None:
+        """strategy: by name; empty for the one that suits. near: variants and configurations to try early."""
+        self.job = job
+        self.certain = [p for p in job.candidates if p.reason is None and (p is job.default or p.variant.baseline)]
+        self.points = job.competitors
+        expected = None if device.kind == "cpu" else predictor.expected(job, device)
+        told = None if expected is None else lambda planned: expected.get(id(planned))
+        self.space = space_of(job, device, incumbents=near, predicted=told)
+        self._named = strategy
+        self.allow(budget.tries(len(self.points)))
+
+    def allow(self, tries: int) -> None:
+        """Let so many points be tried from now on."""
+        self.allowed = min(tries, len(self.points))
+        usual = "exhaustive" if self.allowed == len(self.points) else DEFAULT
+        self._strategy = named(self._named or usual)
+
+    def next(self, seen: Seen, tried: int) -> int | None:
+        """The next point to try; None where the search is over. tried: those of ``seen`` that were not skipped."""
+        left = self.allowed - tried
+        return self._strategy.next(self.space, seen, left) if left > 0 else None
+
+    def coming(self, seen: Seen, tried: int, pending: Collection[int] = ()) -> Iterator[Planned]:
+        """What search will choose after that if nothing surprises it. pending: points that are being tried."""
+        found = foresee(self._strategy, self.space, seen, self.allowed - tried, pending)
+        return (self.points[index] for index in found)
+
+    def opening(self) -> Iterator[Planned]:
+        """What is tried when nothing is known yet: what is certain, then what search probably begins with."""
+        yield from self.certain
+        default = [i for i, p in enumerate(self.points) if p is self.job.default]
+        yield from itertools.islice(self.coming({}, 0, default), OPENING)
+
+
+def space_of(
+    job: Job,
+    device: Device,
+    *,
+    incumbents: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    predicted: Callable[[Planned], float | None] | None = None,
+) -> Space:
+    """The space of a job; point i is ``job.competitors[i]``.
+
+    incumbents: (variant, config) of what is in use now and of the nearest devices' winners, in that order; those that
+    this package no longer has, or that cannot run here, are left out. predicted: seconds by a static model.
+    """
+    planned = job.competitors
+    points = tuple(Point(p.variant.name, tuple(config_dict(p.config).items())) for p in planned)
+    place = {point: i for i, point in enumerate(points)}
+    seeds = [i for i, p in enumerate(planned) if p is job.default]
+    for variant, config in incumbents:
+        found = next(
+            (i for point, i in place.items() if point.variant == variant and dict(point.config) == config), None
+        )
+        seeds += [] if found is None else [found]
+    seconds = tuple(predicted(p) for p in planned) if predicted is not None else ()
+    known = [(s, i) for i, s in enumerate(seconds) if s is not None]
+    seeds += [i for _, i in sorted(known)[:STATIC_SEEDS]]
+    return Space(
+        points=points,
+        axes=axes_of(points),
+        seeds=tuple(dict.fromkeys(seeds)),
+        predicted_s=seconds,
+        key=f"{job.op.name}/{job.case.key}/{device.slug}",
+    )

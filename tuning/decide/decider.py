@@ -1,0 +1,504 @@
+"""Decides one case: candidates tried in the order that search asks for, the best raced, the outcome recorded.
+
+One candidate's trouble is its own: it is recorded, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+
+from griffin_kernels import registry
+from griffin_kernels.contract import config_dict, config_key
+from griffin_kernels.device import Device
+from griffin_kernels.records import CaseRecord, Entry
+from roofline import stats
+from tuning.decide import verdict
+from tuning.decide.case_search import Course
+from tuning.decide.listener import Listener
+from tuning.measure import rounds
+from tuning.measure.sequential_test import PATIENCE
+from tuning.plan.budget import HOPELESS_ELSEWHERE, HOPELESS_FACTOR, UNQUIET, Budget
+from tuning.plan.eta import Place
+from tuning.plan.planner import Job, Planned
+from tuning.plan.schedule import Schedule
+from tuning.plan.watch import Watch
+from tuning.record import journal
+from tuning.record.journal_records import Candidate, Ceiling, Noise, Race, Record, Result, Run, Undecided
+from tuning.workers.compile_pool import Ahead, Coming
+from tuning.workers.messages import Broken
+from tuning.workers.process import Death, Executor
+
+Done = list[tuple[Planned, Candidate]]
+
+
+class History:
+    """What a journal already holds, for resuming: candidates, races and results whose source has not changed."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.run = next((r for r in records if isinstance(r, Run)), None)
+        self.candidates = {r.key: r for r in records if isinstance(r, Candidate)}
+        self.results = {place_of(r.entry): r for r in records if isinstance(r, Result)}
+        self.ceilings = {r.name: r for r in records if isinstance(r, Ceiling)}
+        self.noise = next((r for r in records if isinstance(r, Noise)), None)
+        self._tried: defaultdict[Place, list[str]] = defaultdict(list)
+        for key, record in self.candidates.items():
+            self._tried[place_of(record)].append(key)
+
+    def tried(self, job: Job) -> list[Candidate]:
+        """The candidates of a case."""
+        return [self.candidates[key] for key in self._tried[job.place]]
+
+    def decided(self, job: Job) -> Result | None:
+        """The decision on a case, if it may still be published: all that was compared is of the source as it is now,
+        every baseline was, the winner was right to the end, and its race was quiet.
+        """
+        result = self.results.get(job.place)
+        if result is None or (result.entry.noise_floor or 0.0) > UNQUIET:
+            return None
+        now = {p.variant.name: p.variant.source_hash for p in job.candidates}
+        tried = self.tried(job)
+        winner = self.candidates.get(result.winner_key)
+        same = all(now.get(record.variant) == record.source_hash for record in tried)
+        known = {record.variant for record in tried}
+        every = all(p.variant.name in known for p in job.candidates if p.reason is None and p.variant.baseline)
+        return result if same and every and winner is not None and winner.status == "ok" else None
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One device that works through cases. name: as ``device.detect`` takes it; empty where there is only one."""
+
+    name: str
+    executor: Executor
+
+
+class Hopeless(NamedTuple):
+    """Why a candidate is skipped, and the seconds that its like took, or would take here."""
+
+    why: str
+    seconds: float
+
+
+class Aborted(Exception):
+    """A case that cannot be decided, with the sentence that says why. noise: the floor of its races, if that is why."""
+
+    def __init__(self, why: str, noise: float | None = None) -> None:
+        super().__init__(why)
+        self.noise = noise
+
+
+class Late(Exception):
+    """A case that there is no time to race."""
+
+
+@dataclass
+class Decider:
+    """What all cases of a run share. Lanes call ``decide`` at the same time.
+
+    incumbents: entries of this device as published before. strategy: by name; empty for the one that suits it.
+    watch, schedule: the time of the run, and what of it a case gets; without them each gets what the budget gives.
+    jobs: all cases of the run. repeat: the command that tunes a case again. decided, left, undecided: what became of
+    each case so far; left had no time, and of undecided nothing can be published.
+    """
+
+    device: Device
+    budget: Budget
+    history: History
+    log: journal.Journal
+    listener: Listener
+    dram_bytes_per_s: float
+    incumbents: registry.Registry | None = None
+    strategy: str = ""
+    ahead: Ahead | None = None
+    watch: Watch = field(default_factory=Watch)
+    schedule: Schedule | None = None
+    jobs: Mapping[Place, Job] = field(default_factory=dict)
+    repeat: Callable[[Job], str] = lambda job: "griffin tune"
+    decided: dict[Place, Result] = field(default_factory=dict)
+    left: dict[Place, None] = field(default_factory=dict)
+    undecided: dict[Place, Undecided] = field(default_factory=dict)
+    behind: dict[tuple[str, tuple[str, ...]], tuple[float, str]] = field(default_factory=dict)
+    courses: dict[Place, Course] = field(default_factory=dict)
+    begun: set[Place] = field(default_factory=set)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def known(self, job: Job, planned: Planned) -> Candidate | None:
+        """The journal's record of a candidate, if it is of the source as it is now."""
+        record = self.history.candidates.get(planned.key(job.case, self.device))
+        return record if record is not None and record.source_hash == planned.variant.source_hash else None
+
+    def coming(self, job: Job) -> int:
+        """How many candidates of a case will be tried that are not in the journal, at most."""
+        if self.tries(job) == 0 or self.history.decided(job) is not None:
+            return 0
+        known = [(p, self.known(job, p)) for p in job.candidates]
+        certain = sum(record is None for p, record in known if p.reason is not None or p.variant.baseline)
+        tried = sum(
+            record is not None and record.status != "skipped"
+            for p, record in known
+            if p.reason is None and not p.variant.baseline
+        )
+        return certain + max(0, self.tries(job) - tried)
+
+    def planned(self, job: Job) -> int:
+        """How many candidates of a case will be in the journal, at most."""
+        known = {record.key for record in self.history.tried(job)}
+        if not self.tries(job):
+            return len(known)
+        searched = {p.key(job.case, self.device) for p in job.competitors}
+        certain = {p.key(job.case, self.device) for p in job.candidates} - searched
+        return len(certain | (known - searched)) + max(self.tries(job), len(known & searched))
+
+    def tries(self, job: Job) -> int:
+        """How many candidates of a case search may try; none where there is no time for it."""
+        if self.schedule is None:
+            return self.budget.tries(len(job.competitors))
+        return self.schedule.tries.get(job.place, 0)
+
+    @property
+    def reserve_s(self) -> float:
+        """Seconds that a race is given where it goes on for longest."""
+        return PATIENCE * self.budget.race_seconds
+
+    def course(self, job: Job) -> Course:
+        """The course of a job; its predictions are made once."""
+        if job.place not in self.courses:
+            near = _earlier(self, job)[1]
+            self.courses.setdefault(job.place, Course(job, self.device, self.budget, self.strategy, near))
+        return self.courses[job.place]
+
+    def openings(self, jobs: Sequence[Job]) -> Coming:
+        """What the jobs that have not begun will begin with: to be compiled long before their turn."""
+        for job in jobs:
+            if job.place in self.begun:
+                continue
+            for planned in self.course(job).opening():
+                if job.place in self.begun:
+                    break  # its lane knows better by now
+                if self.known(job, planned) is None:
+                    yield job.case, planned
+
+    def blank(self, job: Job, planned: Planned) -> Candidate:
+        """A candidate's record before anything is known of it but that it was planned."""
+        return Candidate(
+            key=planned.key(job.case, self.device),
+            op=job.op.name,
+            variant=planned.variant.name,
+            case=CaseRecord.of(job.case),
+            config=config_dict(planned.config),
+            baseline=planned.variant.baseline,
+            is_default=planned is job.default,
+            status="rejected",
+            problem=planned.reason,
+            source_hash=planned.variant.source_hash,
+        )
+
+    def give_up(self, job: Job, planned: Planned, death: Death) -> None:
+        """Record a candidate that ended its process before its turn: it does not get one."""
+        replace = msgspec.structs.replace
+        record = replace(self.blank(job, planned), status=death.status, stage="compile", problem=death.problem)
+        with self.lock:
+            self.append(record)
+            self.history.candidates[record.key] = record
+            self.listener.note(f"  {record.status}: {record.key}: {record.problem}")
+
+    def append(self, record: Record) -> None:
+        """Write to the journal; lanes take turns."""
+        with self.lock:
+            self.log.append(record)
+
+    def decide(self, job: Job, lane: Lane, entries: Sequence[Entry]) -> Result | None:
+        """The decision on a case, recorded; None where nothing of ours can run, or there is no time for it.
+
+        entries: what it may call.
+        """
+        with self.lock:
+            self.begun.add(job.place)
+            if (earlier := self.history.decided(job)) is not None:
+                return self._again(job, earlier)
+            allowed = self._begin(job)
+            if allowed is None:
+                self._leave(job)
+                return None
+            self.listener.job(job.op.name, job.case.key, lane=lane.name)
+        began = self.watch.clock()
+        self.course(job).allow(allowed)
+        case = _Case(self, job, lane, entries)
+        try:
+            result = case.settle(case.try_candidates())
+        except Late:
+            with self.lock:
+                self._leave(job)
+            return None
+        except Aborted as reason:
+            with self.lock:
+                record = Undecided(
+                    op=job.op.name,
+                    case=CaseRecord.of(job.case),
+                    why=str(reason),
+                    command=self.repeat(job),
+                    noise_floor=reason.noise,
+                )
+                self.append(record)
+                self.undecided[job.place] = record
+                self.listener.undecided(record, lane=lane.name)
+            return None
+        with self.lock:
+            self.decided[job.place] = (
+                result  # first: what the journal has, an interrupt must not keep from the registry
+            )
+            self.append(result)
+            if self.schedule is not None and not case.resumed:
+                self.schedule.done(job.place, case.tried, self.watch.clock() - began)
+            self.listener.result(result, lane=lane.name)
+        return result
+
+    def _again(self, job: Job, result: Result) -> Result:
+        """The decision of an earlier run, and what it tells later cases."""
+        best = min((stats.median(r.samples_s) for r in self.history.tried(job) if r.status == "ok"), default=None)
+        for record in self.history.tried(job):
+            self.fell_behind(job, record, best)
+        if self.schedule is not None:
+            self.schedule.skip(job.place)
+        self.decided[job.place] = result
+        self.listener.closed(*job.place)
+        return result
+
+    def fell_behind(self, job: Job, record: Candidate, best_s: float | None) -> None:
+        """Remember how far the first configuration of a variant was behind the best."""
+        if record.samples_s and best_s is not None:
+            behind = (stats.median(record.samples_s) / best_s, job.case.key)
+            with self.lock:
+                self.behind.setdefault((f"{record.op}/{record.variant}", job.case.flags), behind)
+
+    def _begin(self, job: Job) -> int | None:
+        """Tries of a case that begins now, None where it may not; all that did not begin are given their time anew."""
+        if self.schedule is None:
+            return None if self.watch.over() else self.tries(job)
+        before = dict(self.schedule.tries)
+        allowed = None if self.watch.over(self.reserve_s) else self.schedule.begin(job.place, self.watch)
+        if allowed is None:
+            self.schedule.skip(job.place)
+            return None
+        now = self.schedule.tries
+        changed = [place for place in self.jobs if before.get(place) != now.get(place)]
+        self.listener.expect({place: self.coming(self.jobs[place]) for place in changed})
+        return allowed
+
+    def _leave(self, job: Job) -> None:
+        self.left[job.place] = None
+        self.listener.closed(*job.place)
+
+
+class _Case:
+    """One case on its way. resumed: an earlier run has tried some of it. tried: how many points search has tried."""
+
+    def __init__(self, run: Decider, job: Job, lane: Lane, entries: Sequence[Entry]) -> None:
+        self.run, self.job, self.lane, self.entries = run, job, lane, list(entries)
+        self.resumed = bool(run.history.tried(job))
+        self.tried = 0
+        self._loaded = False
+        self.best_s: float | None = None
+        self.known_entry = _earlier(run, job)[0]
+        self.course = run.course(job)
+        self.incumbent = next((p for p in self.course.points if _is(p, self.known_entry)), None)
+
+    def try_candidates(self) -> Done:
+        """Records of the candidates in the order tried: what cannot run, the default, baselines, then search's.
+
+        Search ends when the time is up. Raises Late where that is before the default and the baselines are tried.
+        """
+        done: Done = []
+        course = self.course
+        for planned in self.job.candidates:
+            if planned.reason is not None:
+                self._take(done, planned, None)
+        self._expect(course.opening(), done)
+        seen: dict[int, float | None] = {}
+        for planned in course.certain:
+            if self._late(planned) and self.run.known(self.job, planned) is None:
+                raise Late
+            record = self._take(done, planned, None)
+            if not planned.variant.baseline:
+                seen[course.points.index(planned)] = _figure(record)
+        if not self.run.budget.searches:  # what an earlier search found competes as it did
+            for at, planned in enumerate(course.points):
+                if at not in seen and self.run.known(self.job, planned) is not None:
+                    seen[at] = _figure(self._take(done, planned, None))
+        self.tried = len(seen)
+        while (index := course.next(seen, self.tried)) is not None:
+            planned = course.points[index]
+            if self._late(planned) and self.run.known(self.job, planned) is None:
+                break
+            hopeless = self._hopeless(planned, done)
+            self._expect(course.coming(seen, self.tried, (index,)), done)
+            record = self._take(done, planned, hopeless)
+            if hopeless is not None and record.status == "skipped":
+                # not counted as tried, but search is told how far behind its like was
+                seen[index] = hopeless.seconds
+            else:
+                seen[index], self.tried = _figure(record), self.tried + 1
+        self._expect(iter(()), done)
+        return done
+
+    def _late(self, planned: Planned) -> bool:
+        """Whether the time that is left is that of the race, and none for a candidate."""
+        schedule = self.run.schedule
+        takes = 0.0 if schedule is None else schedule.seconds_of(self.job.place, planned)
+        return self.run.watch.over(self.run.reserve_s + takes)
+
+    def _expect(self, coming: Iterator[Planned], done: Done) -> None:
+        """Have compiled ahead what will probably be tried here, while what is tried now is timed."""
+
+        def worthwhile(planned: Planned) -> bool:
+            return self.run.known(self.job, planned) is None and self._hopeless(planned, done) is None
+
+        if self.run.ahead is not None:
+            self.run.ahead.expect(self.lane.name, ((self.job.case, p) for p in coming if worthwhile(p)))
+
+    def _take(self, done: Done, planned: Planned, hopeless: Hopeless | None) -> Candidate:
+        """The record of a candidate, from the journal or made now."""
+        record = self.run.known(self.job, planned)
+        if record is None:
+            with self.run.lock:
+                self.run.listener.trying(planned.variant.name, config_key(planned.config), lane=self.lane.name)
+            blank = self.run.blank(self.job, planned)
+            if hopeless is not None:
+                record = msgspec.structs.replace(blank, status="skipped", problem=hopeless.why)
+            else:
+                record = blank if planned.reason is not None else self._try(planned, blank)
+            with self.run.lock:
+                self.run.append(record)
+                self.run.listener.candidate(record, lane=self.lane.name)
+        done.append((planned, record))
+        if record.status == "ok":
+            figure = stats.median(record.samples_s)
+            self.best_s = figure if self.best_s is None else min(self.best_s, figure)
+        self.run.fell_behind(self.job, record, self.best_s)
+        return record
+
+    def _try(self, planned: Planned, blank: Candidate) -> Candidate:
+        began = self.run.watch.clock()
+        answer = self.run.ahead.problem(self.job.case, planned) if self.run.ahead is not None else None
+        if answer is None:
+            self._load()
+            patient = blank.is_default or blank.baseline or planned is self.incumbent
+            attempt = self.lane.executor.attempt(
+                planned.variant.key, blank.config, self.run.budget, self.best_s, patient
+            )
+            if isinstance(attempt, Broken):
+                raise Aborted(f"its inputs cannot be made: {attempt.problem}")
+            answer = attempt
+        return msgspec.structs.replace(
+            blank,
+            status=answer.status,
+            stage=answer.stage,
+            problem=answer.problem,
+            errors=answer.errors,
+            samples_s=answer.samples_s,
+            seconds_spent=self.run.watch.clock() - began,
+        )
+
+    def _load(self) -> None:
+        if not self._loaded:
+            self.lane.executor.load(self.job.op.name, CaseRecord.of(self.job.case), self.entries)
+            self._loaded = True
+
+    def _hopeless(self, planned: Planned, done: Done) -> Hopeless | None:
+        """Why a candidate is not worth trying: its variant was far behind here, or very far at another case."""
+        if self.best_s is None or self.run.budget.thorough or planned is self.incumbent:
+            return None
+        name = planned.variant.name
+        first = next((r for p, r in done if p.variant is planned.variant and r.samples_s), None)
+        if first is not None:
+            behind = stats.median(first.samples_s) / self.best_s
+            text = f"{name} was {behind:.0f} times slower with another configuration"
+            return None if behind <= HOPELESS_FACTOR else Hopeless(text, behind * self.best_s)
+        behind, where = self.run.behind.get((planned.variant.key, self.job.case.flags), (0.0, ""))
+        text = f"{name} was {behind:.0f} times slower than the best at {where}"
+        return None if behind <= HOPELESS_ELSEWHERE else Hopeless(text, behind * self.best_s)
+
+    def settle(self, done: Done) -> Result:
+        """Race the best and decide. A race that is too noisy, or surprises, is run again once."""
+        job, run = self.job, self.run
+        while True:
+            field = verdict.finalists(done, job.default, run.budget.finalists, self.incumbent)
+            if not any(not f.planned.variant.baseline for f in field):
+                raise Aborted("no candidate passed")
+            heat = self._race(field)
+            if isinstance(heat, Race):
+                break
+            done = self._without(done, field, heat)
+        run.append(heat)
+        tried = sum(record.status not in ("rejected", "skipped") for _, record in done)
+        if heat.noise_floor > UNQUIET and not run.watch.over():
+            heat = self._repeated(field, f"its noise floor was {heat.noise_floor:.0%}")
+        if heat.noise_floor > UNQUIET:
+            raise _too_noisy(heat.noise_floor)
+        result = verdict.decide(job.op, job.case, field, heat, run.dram_bytes_per_s, tried)
+        if not heat.confirms and (why := verdict.surprise(field, heat, result.entry, self.known_entry)) is not None:
+            second = self._repeated(field, why)
+            if second.noise_floor > UNQUIET:
+                raise _too_noisy(second.noise_floor)
+            result = verdict.settle(job.op, job.case, field, heat, second, run.dram_bytes_per_s, tried)
+        return result
+
+    def _race(self, field: Sequence[rounds.Finalist]) -> Race | Broken:
+        self._load()
+        answer = self.lane.executor.race(field, self.run.budget)
+        if isinstance(answer, Broken) and not 0 <= answer.index < len(field):
+            raise Aborted(f"its race cannot be run: {answer.problem}")
+        return answer if isinstance(answer, Broken) else answer.race
+
+    def _without(self, done: Done, field: Sequence[rounds.Finalist], broken: Broken) -> Done:
+        """Candidates without the finalist that spoiled the race, whose record now says so."""
+        culprit = field[broken.index].record
+        record = msgspec.structs.replace(culprit, status=broken.status, stage="race", problem=broken.problem)
+        with self.run.lock:
+            self.run.append(record)
+            self.run.listener.note(f"  {record.status}: {record.key}: {record.problem}")
+        return [(p, record if r.key == record.key else r) for p, r in done]
+
+    def _repeated(self, field: Sequence[rounds.Finalist], why: str) -> Race:
+        """The race run again, in a worker that has run nothing."""
+        self.lane.executor.renew()
+        second = self._race(field)
+        if isinstance(second, Broken):
+            raise Aborted(f"{why}, and the race could not be repeated: {second.problem}")
+        second = msgspec.structs.replace(second, confirms=why)
+        self.run.append(second)
+        return second
+
+
+def _too_noisy(floor: float) -> Aborted:
+    text = f"its races had a noise floor of {floor:.0%}, and above {UNQUIET:.0%} nothing is published"
+    return Aborted(text, floor)
+
+
+def place_of(record: Candidate | Entry) -> Place:
+    """Op and case of what a journal or a registry says."""
+    return record.op, record.case.case(record.op).key
+
+
+def _figure(record: Candidate) -> float | None:
+    """What search is told of a candidate: its seconds, None where it has none."""
+    return stats.median(record.samples_s) if record.samples_s else None
+
+
+def _is(planned: Planned, entry: Entry | None) -> bool:
+    return entry is not None and (planned.variant.name, config_dict(planned.config)) == (entry.variant, entry.config)
+
+
+def _earlier(run: Decider, job: Job) -> tuple[Entry | None, list[tuple[str, Mapping[str, object]]]]:
+    """(the entry of this very case, variants and configurations of it and of its neighbours, nearest first)."""
+    if run.incumbents is None:
+        return None, []
+    matches = run.incumbents.matches(job.op, job.case)
+    exact = next((m.entry for m in matches if m.distance == 0 and m.entry.status == "measured"), None)
+    return exact, [(m.variant.name, config_dict(m.config)) for m in matches]

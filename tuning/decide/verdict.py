@@ -1,0 +1,195 @@
+"""The verdict of a race: who enters the final of a case, who wins it, and whether it is to be run again."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from griffin_kernels.contract import Case, Op, config_dict
+from griffin_kernels.records import CaseRecord, Entry, Tie
+from roofline import stats
+from tuning.measure.rounds import Finalist, duels_of, holder_of, incumbent_of
+from tuning.measure.sequential_test import Duels
+from tuning.plan.planner import Planned
+from tuning.record.journal_records import Candidate, Race, Result
+
+SURPRISE = 0.10
+"""Share by which a race must differ from what was known to be run again."""
+
+
+def finalists(
+    done: Sequence[tuple[Planned, Candidate]], default: Planned | None, most: int, incumbent: Planned | None = None
+) -> list[Finalist]:
+    """The default first, the incumbent, then the fastest candidates, ``most`` without the default, then a baseline."""
+    usable = sorted(
+        (Finalist(p, r, p is incumbent, place) for place, (p, r) in enumerate(done) if r.status == "ok"),
+        key=lambda finalist: stats.median(finalist.record.samples_s),
+    )
+    own = [f for f in usable if not f.planned.variant.baseline]
+    baselines = [f for f in usable if f.planned.variant.baseline]
+    first = [f for f in own if f.planned is default]
+    holders = [*first, *(f for f in own if f.incumbent and f not in first)]
+    return [*holders, *(f for f in own[:most] if f not in holders), *baselines[:1]]
+
+
+def decide(op: Op, case: Case, field: Sequence[Finalist], race: Race, dram_bytes_per_s: float, tried: int) -> Result:
+    """The winner of a race as a registry entry.
+
+    The default (else the incumbent) keeps its place unless another's gain over it, at the lower end of its interval,
+    exceeds both the indifference zone and the noise floor. Of the others within the indifference zone of the fastest
+    the one that was tried first wins. dram_bytes_per_s: the measured ceiling. tried: candidates that ran.
+    """
+    duels = duels_of(field, race)
+    winner = _winner(field, duels)
+    reason, ties = _reason(field, duels, winner), duels.ties(winner)
+    return _result(op, case, field, race, duels, (winner, reason, ties), dram_bytes_per_s, tried)
+
+
+def _winner(field: Sequence[Finalist], duels: Duels) -> int:
+    preference = sorted(duels.own, key=lambda i: field[i].place)
+    return duels.winner(holder_of(field), preference, incumbent_of(field))
+
+
+def _reason(field: Sequence[Finalist], duels: Duels, winner: int) -> str:
+    """Why this one, in words."""
+    holder, best = holder_of(field), duels.fastest
+    level = "" if winner == best else f"; tied with {field[best].name}"
+    if holder is None:
+        return f"fastest; the default cannot run this case{level}"
+    kept = f"the {'default' if field[holder].record.is_default else 'incumbent'} {field[holder].name}"
+    if winner == holder == best:
+        return f"{kept} is the fastest"
+    low, likely, _ = duels.compare(holder, best if winner == holder else winner)
+    needed = f"{duels.margin:.1%} needed (noise floor {duels.noise:.1%})"
+    if winner == holder:
+        proven = f"at least {low:.1%}" if low > -1 else "in too few rounds for a proof"
+        return f"tie: {kept} kept, the fastest was {likely:.1%} ahead, {proven}, {needed}"
+    return f"{likely:.0%} faster than {kept}, at least {low:.1%}, {needed}{level}"
+
+
+def _result(
+    op: Op,
+    case: Case,
+    field: Sequence[Finalist],
+    race: Race,
+    duels: Duels,
+    verdict: tuple[int, str, Sequence[int]],
+    dram_bytes_per_s: float,
+    tried: int,
+) -> Result:
+    """The registry entry of a verdict: (winner, reason, ties)."""
+    winner, reason, ties = verdict
+    times = duels.columns[winner]
+    median = stats.median(times)
+    baseline = next((i for i, f in enumerate(field) if f.planned.variant.baseline), None)
+    slow, fast = ([], []) if baseline is None else race.pairs(baseline, winner)
+    best = field[winner]
+    errors = best.record.errors
+    entry = Entry(
+        op=op.name,
+        case=CaseRecord.of(case),
+        variant=best.planned.variant.name,
+        config=config_dict(best.planned.config),
+        status="measured",
+        source_hash=best.planned.variant.source_hash,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        reason=reason,
+        candidates=tried,
+        median_s=median,
+        interval_s=stats.bootstrap_interval(times),
+        baseline=None if baseline is None else field[baseline].planned.variant.name,
+        baseline_median_s=stats.median(slow) if slow else None,
+        speedup=stats.median([s / f for s, f in zip(slow, fast, strict=True)]) if slow else None,
+        speedup_interval=stats.paired_ratio_interval(slow, fast) if slow else None,
+        bound="dram",
+        share_of_bound=op.cost(case).bytes_total / dram_bytes_per_s / median,
+        error_rel_norm=max((e.rel_norm for e in errors if e.rel_norm is not None), default=0.0),
+        error_worst=max((e.worst for e in errors if e.worst is not None), default=0.0),
+        samples_digest=digest(times),
+        warm_median_s=stats.median(race.warm_s[winner]) if race.warm_s else None,
+        noise_floor=race.noise_floor,
+        ties=[Tie(field[i].planned.variant.name, config_dict(field[i].planned.config)) for i in ties],
+    )
+    return Result(
+        entry=entry,
+        winner_key=best.record.key,
+        baseline_key=None if baseline is None else field[baseline].record.key,
+    )
+
+
+def surprise(field: Sequence[Finalist], race: Race, entry: Entry, known: Entry | None = None) -> str | None:
+    """What in a race differs by more than 10% from what was known, as a sentence; None where nothing does.
+
+    Against the winner's first timing: in its standing among the finalists, since a machine that slows down slows all,
+    and beyond the interval of those few samples. Against ``known``, an earlier entry of the same variant and
+    configuration: in its speedup where both had the same baseline, else in its time.
+    """
+    medians = [stats.median(race.times(i)) for i in range(len(field))]
+    winner = next(i for i, f in enumerate(field) if _is(f, entry))
+    drift = stats.median([m / stats.median(f.record.samples_s) for m, f in zip(medians, field, strict=True)])
+    now = medians[winner] / drift
+    low, high = stats.bootstrap_interval(field[winner].record.samples_s)
+    allowed = 1 + max(SURPRISE, race.noise_floor)
+    name = field[winner].name
+    if not low / allowed <= now <= high * allowed:
+        word, first = ("faster", low / now) if now < low else ("slower", now / high)
+        return f"{name} was {first - 1:.0%} {word} in the race than when it was first timed"
+    if known is None or not _is(field[winner], known):
+        return None
+    for before, after, what in _figures(known, entry):
+        if not 1 / allowed <= after / before <= allowed:
+            return f"{name} has {what} {after:.3g}, the registry had {before:.3g}"
+        return None
+    return None
+
+
+def _is(finalist: Finalist, entry: Entry) -> bool:
+    planned = finalist.planned
+    return (planned.variant.name, config_dict(planned.config)) == (entry.variant, entry.config)
+
+
+def _figures(known: Entry, entry: Entry) -> Iterator[tuple[float, float, str]]:
+    """(before, now, of what): the best figure to compare two entries of the same kernel by comes first."""
+    if known.speedup and entry.speedup and known.baseline == entry.baseline:
+        yield known.speedup, entry.speedup, f"a speedup over {entry.baseline} of"
+    if known.median_s and entry.median_s:
+        yield known.median_s, entry.median_s, "a median in seconds of"
+
+
+def settle(
+    op: Op, case: Case, field: Sequence[Finalist], first: Race, second: Race, dram_bytes_per_s: float, tried: int
+) -> Result:
+    """The decision of two races of the same finalists.
+
+    Where both have the same winner, it wins on the samples of both. Where they differ it is a tie: the default (else
+    the incumbent, else whichever of the two winners was tried first) keeps its place. The digest is over both.
+    """
+    winners = [_winner(field, duels_of(field, race)) for race in (first, second)]
+    joint = msgspec.structs.replace(
+        second,
+        rounds_s=[*first.rounds_s, *second.rounds_s],
+        again_s=[*first.again_s, *second.again_s],
+        warm_s=[[*a, *b] for a, b in zip(first.warm_s, second.warm_s, strict=False)],
+        noise_floor=max(first.noise_floor, second.noise_floor),
+        tail=min(first.tail, second.tail) / 2,
+    )
+    duels = duels_of(field, joint)
+    if winners[0] == winners[1]:
+        winner = winners[0]
+        reason = f"{_reason(field, duels, winner)}; two races agree"
+    else:
+        holder = holder_of(field)
+        winner = min(winners, key=lambda i: field[i].place) if holder is None else holder
+        names = " and ".join(field[i].name for i in winners)
+        reason = f"tie: {field[winner].name} kept, two races had different winners ({names})"
+    ties = sorted({*duels.ties(winner), *winners} - {winner})
+    return _result(op, case, field, joint, duels, (winner, reason, ties), dram_bytes_per_s, tried)
+
+
+def digest(samples: Sequence[float]) -> str:
+    """SHA-256 (16 hex digits) of samples, so that a registry entry can be traced to its journal."""
+    return hashlib.sha256(json.dumps(list(samples)).encode()).hexdigest()[:16]

@@ -1,0 +1,22 @@
+"""``griffin tune doctor``: what is wrong with this installation, this machine and this device's registry.
+
+Everything is looked at even where something is broken, and nothing is changed.
+"""
+
+from __future__ import annotations
+
+from griffin_kernels import device as devices
+from tuning.doctor import installation, machine, registries
+from tuning.doctor.finding import Finding
+
+
+def examine(device: str = "") -> list[Finding]:
+    """All findings, in the order in which a person would ask. device: whose registry; this machine's by default.
+
+    Raises DeviceError where the device is not there.
+    """
+    from tuning.run import Paths
+
+    here = devices.detect(device or None)
+    journal = Paths.choose(None, here).journal
+    return [*installation.examine(), *machine.examine(), *registries.examine(here, journal)]

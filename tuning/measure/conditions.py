@@ -1,0 +1,179 @@
+"""The state of a device beside its timings: clocks, temperature, power, who else wants the cores.
+
+What a machine does not tell is None: virtual machines have no temperature, and MIG slices no power of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from griffin_kernels import device as devices
+from griffin_kernels import nvml
+from griffin_kernels.device import Device
+from tuning.record.journal_records import Conditions
+
+ROOT = Path("/")
+"""Where /proc and /sys are."""
+
+REASONS = {
+    0x1: "GPU idle",
+    0x2: "applications clocks setting",
+    0x4: "SW power cap",
+    0x8: "HW slowdown",
+    0x10: "sync boost",
+    0x20: "SW thermal slowdown",
+    0x40: "HW thermal slowdown",
+    0x80: "HW power brake slowdown",
+    0x100: "display clock setting",
+}
+"""NVML's clock event reasons by bit; nvml.h, nvmlClocksEventReasons."""
+
+SETTINGS = {"GPU idle", "applications clocks setting", "display clock setting"}
+"""Reasons that are no disturbance: somebody chose the clock, or there was nothing to do."""
+
+CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "x86_pkg_temp", "cpu-thermal")
+
+BUSY = 1.5
+"""Processes that want a core, per core, above which others disturb us: a run of ours makes it 1."""
+
+STOLEN = 0.03
+"""Share of CPU time that a hypervisor may take unmentioned."""
+
+FALLEN = 0.9
+"""Share of the clock before, below which the clock after is mentioned."""
+
+
+def read(device: Device) -> Conditions:
+    """The state of ``device`` now. Steal is since the last call in this process, None at the first."""
+    told = {"cuda": _nvidia, "hip": _amd}.get(device.kind, _cpu)(device)
+    return Conditions(**told, load=_load(), steal=_steal())
+
+
+def disturbed(before: Conditions, after: Conditions) -> str | None:
+    """What disturbed the timings between two readings, in words; None if nothing is known to have."""
+    found = []
+    if held := sorted({*before.throttle, *after.throttle} - SETTINGS):
+        found.append(f"clocks were held down ({', '.join(held)})")
+    if before.clock_mhz and after.clock_mhz and after.clock_mhz < FALLEN * before.clock_mhz:
+        found.append(f"the clock fell from {before.clock_mhz:.0f} to {after.clock_mhz:.0f} MHz")
+    if after.load is not None and after.load > BUSY:
+        found.append(f"other processes wanted the cores ({after.load:.1f} for each core)")
+    if after.steal is not None and after.steal > STOLEN:
+        found.append(f"the hypervisor took {after.steal:.0%} of the CPU time")
+    return "; ".join(found) or None
+
+
+def _nvidia(device: Device) -> dict[str, Any]:
+    """What NVML says of the device."""
+    import pynvml
+
+    def held_down(gpu: nvml.Handle) -> Any:
+        try:
+            return pynvml.nvmlDeviceGetCurrentClocksEventReasons(gpu())
+        except pynvml.NVMLError:  # what it was called before driver 535
+            return pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu())
+
+    told, _ = nvml.ask(
+        device.torch_device.index,
+        {
+            "clock_mhz": lambda gpu: float(pynvml.nvmlDeviceGetClockInfo(gpu(), pynvml.NVML_CLOCK_SM)),
+            "temperature_c": lambda gpu: float(pynvml.nvmlDeviceGetTemperature(gpu(), pynvml.NVML_TEMPERATURE_GPU)),
+            "power_w": lambda gpu: pynvml.nvmlDeviceGetPowerUsage(gpu()) / 1e3,
+            "throttle": lambda gpu: reasons(held_down(gpu)),
+        },
+    )
+    return told
+
+
+def reasons(bits: int) -> list[str]:
+    """NVML's bit mask in words; a bit that is not known here by its value."""
+    return [REASONS.get(1 << i, f"reason {1 << i:#x}") for i in range(bits.bit_length()) if bits >> i & 1]
+
+
+def _amd(device: Device) -> dict[str, Any]:
+    """What amdgpu's hwmon folder says; docs.kernel.org/gpu/amdgpu/thermal.html. The driver tells no reasons there."""
+    facts = torch.cuda.get_device_properties(device.torch_device)
+    domain, bus, slot = (getattr(facts, f"pci_{name}_id", -1) for name in ("domain", "bus", "device"))
+    address = f"{domain:04x}:{bus:02x}:{slot:02x}.0"
+    for folder in sorted((ROOT / "sys/bus/pci/devices" / address / "hwmon").glob("hwmon*")):
+        return {
+            "clock_mhz": _first(_numbers(folder, "freq1_input"), 1e6),
+            # junction before edge: the driver throttles by it, and data-centre cards have no other
+            "temperature_c": _first(_numbers(folder, "temp2_input", "temp1_input"), 1e3),
+            "power_w": _first(_numbers(folder, "power1_average", "power1_input"), 1e6),
+        }
+    return {}
+
+
+def _cpu(device: Device) -> dict[str, Any]:
+    return {"clock_mhz": _cpu_clock(), "temperature_c": _cpu_temperature()}
+
+
+def _cpu_clock() -> float | None:
+    """Mean over the cores that this process may use. A hypervisor may show the same figure for ever."""
+    cores = devices.cores()
+    folder = ROOT / "sys/devices/system/cpu"
+    found = [n / 1e3 for core in cores for n in _numbers(folder / f"cpu{core}/cpufreq", "scaling_cur_freq")]
+    if not found:
+        lines = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _text(ROOT / "proc/cpuinfo"), re.MULTILINE)
+        found = [float(line) for i, line in enumerate(lines) if i in cores]
+    return statistics.fmean(found) if found else None
+
+
+def _cpu_temperature() -> float | None:
+    """The hottest sensor of a CPU, by hwmon or by thermal zone."""
+    found = []
+    for folder, name, value in (("hwmon/hwmon*", "name", "temp1_input"), ("thermal/thermal_zone*", "type", "temp")):
+        for sensor in (ROOT / "sys/class").glob(folder):
+            if _text(sensor / name).strip() in CPU_SENSORS:
+                found += [n / 1e3 for n in _numbers(sensor, value)]
+    return max(found, default=None)
+
+
+def _load() -> float | None:
+    try:
+        return os.getloadavg()[0] / devices.machine_cores()
+    except (OSError, AttributeError):
+        return None
+
+
+_last: tuple[int, int] | None = None
+
+
+def _steal() -> float | None:
+    """Share of the CPU time since the last call that the hypervisor gave to others; proc(5), /proc/stat."""
+    global _last
+    line = re.match(r"cpu((?: +\d+){8})", _text(ROOT / "proc/stat"))
+    if line is None:
+        return None
+    fields = [int(number) for number in line[1].split()]
+    earlier, _last = _last, (fields[7], sum(fields))
+    if earlier is None or _last[1] <= earlier[1]:
+        return None
+    return max(0.0, (_last[0] - earlier[0]) / (_last[1] - earlier[1]))
+
+
+def _numbers(folder: Path, *names: str) -> Iterator[float]:
+    for name in names:
+        try:
+            yield float(_text(folder / name))
+        except ValueError:
+            continue
+
+
+def _first(numbers: Iterator[float], scale: float) -> float | None:
+    return next((number / scale for number in numbers), None)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,88 @@
+"""Correctness before timing: a candidate that is wrong is recorded as wrong and never timed.
+
+Two problems per case: the case itself, and the same case cut to an odd number of steps with another seed, where tails
+and chunk boundaries fall differently. On the short one NaN and infinity are planted, which must change nothing that
+does not depend on them; where the op has data that is wild, a third problem is the short one with it. Compiled variants
+are checked on the case alone: others would compile them again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from griffin_kernels import planted, verify
+from griffin_kernels.contract import Case, Inputs, Op
+from griffin_kernels.device import Device
+from tuning.plan.planner import Planned
+
+SHORT_STEPS = 331
+"""Steps of the second problem: prime, so no block size divides it."""
+
+PLANTS = 1
+"""Times that something is planted: NaN in one step of all inputs over time. Each is a run per candidate."""
+
+WILD = "wild"
+"""What ``Case.data`` calls values that are hard to keep in range."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One set of inputs with the float64 reference's outputs, and what of them depends on which place of the inputs."""
+
+    case: Case
+    inputs: Inputs
+    want: tuple[Tensor | None, ...]
+    plantings: tuple[planted.Planting, ...] = ()
+
+
+def cases(case: Case) -> list[Case]:
+    """What a candidate is checked on: the case and, where that is longer, its short form."""
+    if case.size.get("T", 0) <= SHORT_STEPS:
+        return [case]
+    dims = tuple((name, SHORT_STEPS if name == "T" else size) for name, size in case.dims)
+    return [case, dataclasses.replace(case, dims=dims)]
+
+
+def problems(op: Op, case: Case, device: Device) -> list[Problem]:
+    """The full problem (seed 0) and, for longer cases, the short one (seed 1), which may come in a wild form too."""
+    found = []
+    for seed, problem in enumerate(cases(case)):
+        inputs = op.make_inputs(problem, device.torch_device, seed)
+        found.append(Problem(problem, inputs, verify.reference_outputs(op, inputs)))
+    short = found[-1]
+    places = planted.plantings(op, short.inputs, zlib.crc32(case.key.encode()), PLANTS)
+    found[-1] = dataclasses.replace(short, plantings=tuple(places))
+    if any(WILD in other.data for other in op.cases) and len(found) > 1:
+        # the same flags and inputs, so that no kernel is compiled for it
+        wild = dataclasses.replace(short.case, data=(*short.case.data, WILD))
+        inputs = op.make_inputs(wild, device.torch_device, len(found))
+        found.append(Problem(wild, inputs, verify.reference_outputs(op, inputs)))
+    return found
+
+
+def check(op: Op, planned: Planned, device: Device, given: list[Problem], skip: int = 0) -> verify.Verdict:
+    """The verdict on a candidate: the first problem it fails, or else its errors on the first one that it was run on.
+
+    given: the full problem first. skip: how many of them have been run before. Right by default where none is left.
+    """
+    verdicts = [verify.Verdict((), None)]
+    for problem in given[skip:]:
+        if problem is not given[0]:
+            if planned.variant.backend == "compiled":
+                continue
+            if planned.variant.reject(problem.case, device, planned.config) is not None:
+                continue
+        verdict = verify.check(op, planned.variant, problem.case, planned.config, problem.inputs, problem.want)
+        if not verdict.ok:
+            return dataclasses.replace(verdict, problem=f"{problem.case.key}: {verdict.problem}")
+        if problem.plantings and not planned.variant.baseline:  # which nothing published ever names
+            places = list(problem.plantings)
+            leak = planted.check(op, planned.variant, problem.case, planned.config, problem.inputs, places)
+            if leak is not None:
+                return dataclasses.replace(verdict, problem=leak)
+        verdicts.append(verdict)
+    return verdicts[min(1, len(verdicts) - 1)]

@@ -1,0 +1,129 @@
+"""Compiles the candidates of many cases within a time, the most promising ones first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from rich.console import Console
+
+from roofline.console import StatusLine
+from roofline.units import clock_text
+from tuning.predict.estimated_code import Guesses
+from tuning.predict.target_space import Contest, Reports
+from tuning.static.recorded import StaticReport
+from tuning.workers import compile_farm
+from tuning.workers.compile_farm import Order
+
+
+@dataclass(frozen=True)
+class Effort:
+    """per_case: candidates compiled for a case, 0 for all. more: besides, one by one, where all so far spill or fail.
+
+    until, more_until: seconds of the run after which none of the former, of the latter is begun, if not None.
+    """
+
+    per_case: int
+    until: float | None
+    more: int = 0
+    more_until: float = 0.0
+
+
+EFFORTS: Mapping[str, Effort] = MappingProxyType(
+    {
+        "quick": Effort(2, 150.0, 4, 200.0),
+        "default": Effort(6, 440.0, 8, 520.0),
+        "thorough": Effort(0, None),
+    }
+)
+"""Efforts by the name of the budget. The default ends within ten minutes on two cores, whatever they are."""
+
+NOTE_EVERY_S = 15.0
+"""Seconds between lines about progress where there is no terminal."""
+
+
+def compile_rounds(
+    contests: Sequence[Contest], guesses: Guesses, effort: Effort, began: float, console: Console, jobs: int
+) -> tuple[Reports, bool]:
+    """(reports by key, whether all that was meant to be compiled was); every candidate that can be is predicted.
+
+    Every case's best guess goes before the second best of any. Half way the guesses learn from what was compiled.
+    """
+    reports: dict[str, StaticReport | str] = {}
+    most = effort.per_case or max((len(contest.candidates) for contest in contests), default=0)
+    complete = True
+    for size in (most - most // 2, most // 2):
+        wanted = _next(contests, size, reports)
+        left = None if effort.until is None else max(0.0, effort.until - (time.monotonic() - began))
+        _run(wanted, reports, left, console, jobs)
+        complete = complete and all(key in reports for key in wanted)
+        guesses.learn(found for key in wanted if isinstance(found := reports.get(key), StaticReport))
+        for contest in contests:
+            contest.settle(reports)
+            contest.guess_again(guesses)
+        if not complete:
+            break  # time is up
+    for _ in range(effort.more):
+        rescue = _next([contest for contest in contests if not _clean(contest)], 1, reports)
+        left = effort.more_until - (time.monotonic() - began)
+        if not rescue or left <= 0:
+            break
+        _run(rescue, reports, left, console, jobs)
+        for contest in contests:
+            contest.settle(reports)
+    return reports, complete
+
+
+def _next(contests: Sequence[Contest], size: int, reports: Reports) -> dict[str, Order]:
+    """The next ``size`` candidates of every case, the first of each before the second of any."""
+    ordered = [(contest, contest.order()) for contest in contests]
+    found: dict[str, Order] = {}
+    for rank in range(size):
+        for contest, candidates in ordered:
+            for key, order in contest.orders(candidates[rank : rank + 1]):
+                if key not in reports:
+                    found.setdefault(key, order)
+    return found
+
+
+def _clean(contest: Contest) -> bool:
+    """Whether a candidate without spills is known."""
+    best = next(iter(contest.ranked()), None)
+    return best is not None and best.prediction is not None and not best.prediction.spill_bytes
+
+
+def _run(
+    wanted: Mapping[str, Order],
+    reports: dict[str, StaticReport | str],
+    seconds: float | None,
+    console: Console,
+    jobs: int,
+) -> None:
+    """Compile ``wanted`` into ``reports``, and say how far it is."""
+    if not wanted:
+        return
+    status, told, first = StatusLine(console), time.monotonic(), time.monotonic()
+    done = 0
+    for key, report in compile_farm.compile_all(list(wanted.items()), jobs, seconds):
+        reports[key] = report
+        done += 1
+        now = time.monotonic()
+        left = (now - first) / done * (len(wanted) - done)
+        if seconds is not None:
+            left = min(left, max(0.0, seconds - (now - first)))
+        line = f"compiled {done} of {len(wanted)} kernels, about {clock_text(left)} left"
+        if console.is_terminal:
+            status(line)
+        elif now - told > NOTE_EVERY_S:
+            told = now
+            say(console, line)
+    status.clear()
+    if done < len(wanted):
+        say(console, f"time is up: {done} of {len(wanted)} kernels compiled, the best guesses of each case first")
+
+
+def say(console: Console, text: str) -> None:
+    """One line as it is."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,99 @@
+"""The machine code of a launch that was not compiled yet, guessed: for what to compile first, never for a result.
+
+The recorded table has the default configuration of every kernel. Instructions, registers and shared memory of another
+configuration are taken to follow the elements of a thread (tile / threads), as loops over a thread's elements are
+unrolled; a kernel that no table has gets the figures of a plain one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import msgspec
+
+from tuning.predict.launch_work import LaunchWork
+from tuning.static.recorded import StaticReport
+
+BASE_REGISTERS = 16
+"""Registers for addresses and counters, whatever the tile."""
+
+PLAIN_PER_ELEMENT = 15.0
+"""Instructions per element of a kernel of which nothing is known: see the forms of linear_scan in the table."""
+
+MIX = (
+    *("async_copies", "global_loads", "global_stores", "shared_loads", "shared_stores", "matrix"),
+    *("special", "shuffles", "barriers", "scalar", "local_memory", "multiply_adds"),
+)
+
+
+class Guesses:
+    """Guessed machine code by kernel name, from reports on other configurations or architectures."""
+
+    def __init__(self, reports: Iterable[StaticReport], arch: str, warp_size: int) -> None:
+        self.arch, self.warp_size = arch, warp_size
+        self._known: dict[str, list[StaticReport]] = {}
+        # another vendor's code tells nothing
+        self.learn(report for report in reports if report.target[:3] == arch[:3])
+
+    def learn(self, reports: Iterable[StaticReport]) -> None:
+        """Take reports into account from now on, the later before the earlier."""
+        for report in reports:
+            if report.instructions_per_element:
+                self._known.setdefault(report.kernel, []).insert(0, report)  # the newest wins ties
+
+    def _nearest(self, work: LaunchWork) -> StaticReport | None:
+        """Of the same architecture if there is one, then of about as many elements per thread, and as many warps."""
+
+        def far(report: StaticReport) -> tuple[bool, float]:
+            assert report.instructions_per_element is not None
+            elements = report.loop_instructions / report.instructions_per_element
+            here = work.tile / (work.num_warps * self.warp_size)
+            warps = abs(math.log2(report.num_warps / work.num_warps))
+            return report.target != self.arch, abs(math.log2(elements / here)) + warps / 2
+
+        return min(self._known.get(work.name, ()), key=far, default=None) if work.tile else None
+
+    def __call__(self, work: LaunchWork) -> StaticReport:
+        threads = work.num_warps * self.warp_size
+        known = self._nearest(work)
+        if known is None or not known.instructions_per_element:
+            each = max(1.0, work.tile / threads)
+            loop = round(PLAIN_PER_ELEMENT * each)
+            mix = dict.fromkeys(MIX, 0) | {"global_loads": max(1, round(each / 4)), "multiply_adds": round(2 * each)}
+            return _report(work, min(255, BASE_REGISTERS + round(2 * each)), 0, 0, loop, loop + 100, mix, {128: 1})
+        scale = work.tile / threads * known.instructions_per_element / known.loop_instructions
+        registers = BASE_REGISTERS + round(max(0, known.registers - BASE_REGISTERS) * scale)
+        per_warp = known.shared_bytes / known.num_warps * scale * work.num_warps
+        return _report(
+            work,
+            min(255, registers),
+            max(0, registers - 255) * 4,
+            round(per_warp),
+            max(1, round(known.loop_instructions * scale)),
+            max(2, round(known.instructions * scale)),
+            {name: round(count * scale) for name, count in known.mix.items()},
+            known.load_bits,
+        )
+
+
+def _report(
+    work: LaunchWork, registers: int, spill_bytes: int, shared_bytes: int, loop: int, whole: int, mix: dict[str, int],
+    load_bits: dict[int, int],
+) -> StaticReport:  # fmt: skip
+    return msgspec.convert(
+        {
+            **dict.fromkeys(("op", "variant", "case", "config", "target"), ""),
+            "kernel": work.name,
+            "registers": registers,
+            "spill_bytes": spill_bytes,
+            "shared_bytes": shared_bytes,
+            "num_warps": work.num_warps,
+            "instructions": whole,
+            "loop_instructions": loop,
+            "instructions_per_element": None,
+            "mix": mix,
+            "load_bits": load_bits,
+        },
+        StaticReport,
+    )

@@ -1,0 +1,193 @@
+"""The candidates of one op and case on one SKU: described, guessed, compiled, predicted, and one chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from griffin_kernels.contract import Case, Op, Variant, config_dict
+from griffin_kernels.launch import described_for
+from griffin_kernels.records import CaseRecord
+from tuning.plan.budget import INDIFFERENCE
+from tuning.plan.planner import Job, Planned
+from tuning.predict.estimated_code import Guesses
+from tuning.predict.launch_work import LaunchWork, Work, of_steps
+from tuning.predict.time_model import Constants, Machine, Prediction, does_not_fit, predict
+from tuning.static.describe import meta_inputs
+from tuning.static.recorded import StaticReport
+from tuning.workers.compile_farm import Order
+
+Status = Literal["predicted", "guessed", "dropped"]
+
+
+@dataclass
+class Candidate:
+    """One configuration of one variant. guessed_s: predicted without machine code; infinite where that does not fit.
+
+    status: ``predicted`` from machine code, ``guessed`` (never compiled), or ``dropped`` (reason says why).
+    """
+
+    planned: Planned
+    steps: list[Work]
+    guessed_s: float
+    status: Status = "guessed"
+    reason: str = ""
+    prediction: Prediction | None = None
+
+    @property
+    def launches(self) -> list[LaunchWork]:
+        return [step for step in self.steps if isinstance(step, LaunchWork)]
+
+
+Reports = Mapping[str, StaticReport | str]
+"""What compiling gave by key of a launch: a report, or why there is none."""
+
+
+@dataclass
+class Contest:
+    """One op and case: its candidates on one SKU. default: what dispatch would run untuned, if that is a candidate.
+
+    unfit: variants that could be compiled but run no configuration here, with the reason.
+    """
+
+    op: Op
+    case: Case
+    where: Machine
+    constants: Constants
+    candidates: list[Candidate]
+    default: Candidate | None = None
+    unfit: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, job: Job, where: Machine, constants: Constants, guesses: Guesses) -> Contest:
+        """Every candidate of a job that can be compiled, described and guessed."""
+        able = [p for p in job.candidates if p.variant.launches is not None]
+        unfit = {p.variant.name: p.reason for p in able if p.reason is not None}
+        inputs = meta_inputs(job.op, job.case) if any(p.reason is None for p in able) else {}
+        found = cls(job.op, job.case, where, constants, [], unfit=unfit)
+        for planned in able:
+            if planned.reason is None:
+                steps = described(planned.variant, job.op, job.case, planned.config, where.arch, inputs)
+                candidate = Candidate(planned, steps, found._guess(steps, guesses))
+                found.candidates.append(candidate)
+                if planned is job.default:
+                    found.default = candidate
+        return found
+
+    def _guess(self, steps: Sequence[Work], guesses: Guesses) -> float:
+        code = {step.key: guesses(step) for step in steps if isinstance(step, LaunchWork)}
+        if any(does_not_fit(s, code[s.key], self.where) for s in steps if isinstance(s, LaunchWork)):
+            return float("inf")
+        found = predict(steps, lambda work: code[work.key], self.where, self.case.dtype, self.constants)
+        # a guess of spills is a guess of a bad kernel
+        return found.seconds * (2.0 if found.spill_bytes else 1.0)
+
+    def guess_again(self, guesses: Guesses) -> None:
+        """Guess those that were not compiled anew, after more was learnt."""
+        for candidate in self.candidates:
+            if candidate.status == "guessed":
+                candidate.guessed_s = self._guess(candidate.steps, guesses)
+
+    def order(self) -> list[Candidate]:
+        """What to compile next, in order: the default, the best guess of each variant, then all by their guess."""
+        by_guess = sorted(self.candidates, key=lambda candidate: candidate.guessed_s)
+        first_of: dict[str, Candidate] = {}
+        for candidate in by_guess:
+            first_of.setdefault(candidate.planned.variant.name, candidate)
+        default = [self.default] if self.default is not None else []
+        ordered = [*default, *first_of.values(), *by_guess]
+        return list({id(candidate): candidate for candidate in ordered if candidate.status == "guessed"}.values())
+
+    def orders(self, candidates: Iterable[Candidate]) -> Iterator[tuple[str, Order]]:
+        """(key, what to ask the compiler) for every launch of candidates."""
+        record = CaseRecord.of(self.case)
+        for candidate in candidates:
+            planned = candidate.planned
+            values = config_dict(planned.config)
+            for work in candidate.launches:
+                yield work.key, Order(planned.variant.key, record, values, work.index, self.where.arch)
+
+    def settle(self, reports: Reports) -> None:
+        """Predict every candidate whose launches are all compiled, and drop those that failed or do not fit."""
+        for candidate in self.candidates:
+            if candidate.status == "guessed":
+                self._settle(candidate, reports)
+
+    def _settle(self, candidate: Candidate, reports: Reports) -> None:
+        code: dict[str, StaticReport] = {}
+        missing = False
+        for work in candidate.launches:
+            report = reports.get(work.key)
+            if report is None:
+                missing = True
+                continue
+            problem = report if isinstance(report, str) else does_not_fit(work, report, self.where)
+            if problem is not None or isinstance(report, str):
+                candidate.status, candidate.reason = "dropped", problem or ""
+                return
+            code[work.key] = report
+        if missing:
+            return
+        candidate.status = "predicted"
+        candidate.prediction = predict(
+            candidate.steps, lambda work: code[work.key], self.where, self.case.dtype, self.constants
+        )
+
+    def ranked(self) -> list[Candidate]:
+        """Those predicted from machine code, best first: without flaws before those with any, then by time."""
+        found = [c for c in self.candidates if c.prediction is not None]
+        return sorted(found, key=_rank)
+
+    def choose(self) -> Candidate | None:
+        """The best; the default where the best is not predicted to be clearly faster. None where nothing is known."""
+        ranked = self.ranked()
+        if not ranked:
+            return None
+        best, default = ranked[0], self.default
+        if default is not None and default.prediction is not None and best.prediction is not None:
+            clean = not default.prediction.flawed or best.prediction.flawed
+            if clean and default.prediction.seconds <= best.prediction.seconds * (1 + INDIFFERENCE):
+                return default
+        return best
+
+
+def _rank(candidate: Candidate) -> tuple[bool, float]:
+    assert candidate.prediction is not None
+    return candidate.prediction.flawed, candidate.prediction.seconds
+
+
+def described(
+    variant: Variant, op: Op, case: Case, config: object, arch: str, inputs: dict[str, object] | None = None
+) -> list[Work]:
+    """What the steps of a candidate have to do on an architecture. inputs: on torch's meta device, made if absent."""
+    assert variant.launches is not None, f"{variant.key} has nothing to compile"
+    inputs = dict(meta_inputs(op, case) if inputs is None else inputs)
+    with described_for(arch):
+        return of_steps(variant, op, case, config, inputs, variant.launches(inputs, {}, config))
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate as ``griffin tune --target`` records it."""
+
+    variant: str
+    config: dict[str, object]
+    status: Status
+    is_default: bool = False
+    guessed_s: float | None = None
+    prediction: Prediction | None = None
+    reason: str = ""
+
+    @classmethod
+    def of(cls, candidate: Candidate, contest: Contest) -> Told:
+        return cls(
+            variant=candidate.planned.variant.name,
+            config=config_dict(candidate.planned.config),
+            status=candidate.status,
+            is_default=candidate is contest.default,
+            guessed_s=candidate.guessed_s if candidate.guessed_s < float("inf") else None,
+            prediction=candidate.prediction,
+            reason=candidate.reason,
+        )

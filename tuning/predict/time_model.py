@@ -1,0 +1,321 @@
+"""Predicted seconds of one candidate on one SKU, from its machine code, its launches and the datasheet.
+
+Every step of a candidate runs after the one before, so their times add up. One launch takes
+
+    launch_s + (sum over limits of t^SHARPNESS)^(1 / SHARPNESS)
+
+a smooth maximum, since limits that are close to each other overlap badly, over these limits:
+
+dram     bytes of the step / (datasheet bandwidth x dram_reach). Caches are cold, as the tuner times them.
+cache    bytes that programs ask for, the same ones again included (loads of the main loop x their width, spills) /
+         (L2_BYTES_PER_CLOCK per unit x cache_reach).
+tensor   products / (datasheet rate x share that published products reach x matrix_share: what Triton reaches of those).
+vector   multiplies and adds of the main loop / datasheet float32 rate.
+special  exp, rcp, sqrt and the like / the special function units' rate.
+shared   shared memory accesses and shuffles, SHARED_CYCLES each on a unit.
+issue    all warp instructions / (instructions that a unit starts per clock x issue_reach). AMD's scalar instructions of
+         the main loop start beside the vector ones of other waves, at the same rate: the more numerous count.
+latency  the chain of one program, times how many follow one another on a unit. An iteration of the main loop waits for
+         its loads (latency_s; with asynchronous copies only 1 / (stages - 1) of it) and then for its instructions
+         (dependent_cycles each). What few warps cannot hide shows here: by Little's law latency x bandwidth is what
+         must be in flight.
+
+Units compute whole programs: all limits but dram and cache are those of the busiest unit, ceil(programs / units), and
+latency counts whole waves of resident programs (the tail effect). Occupancy is by registers, shared memory, warps and
+blocks. A ``Call`` is ``kernels`` launches of PyTorch's at the rate of published products or of memory.
+
+Left out: cache hits between steps, AMD's memory and branch instructions starting beside vector ones (they count with
+them), bank conflicts, uncoalesced access, clocks under load, instructions' own latencies, the prologue's mix. Constants
+are assumptions until ``griffin tune calibrate`` fits them to measurements; ranks are worth more than times.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+
+from griffin_kernels import errors
+from griffin_kernels.datasheet import Datasheet, datasheet
+from griffin_kernels.device import Device
+from griffin_kernels.texts import unmarked
+from roofline.target import ACHIEVED_DRAM, ACHIEVED_TENSOR
+from tuning.predict.launch_work import CallWork, LaunchWork, Work
+from tuning.predict.occupancy import LIMITS, Limits, limits, occupancy
+from tuning.static.absent_device import device_of
+from tuning.static.recorded import StaticReport
+
+SHARPNESS = 4.0
+"""Exponent of the smooth maximum: two equal limits give 1.19 of one."""
+
+SHARED_CYCLES = 2.0
+"""Clocks of a unit for one shared memory access of a warp: 128 bytes a clock, accesses of 4 to 16 bytes a thread."""
+
+L2_BYTES_PER_CLOCK = 64.0
+"""From the second-level cache into one SM or CU, at most: a round figure that ``cache_reach`` is a share of. NVIDIA's
+A100 white paper states 5,120 bytes per clock for 108 SMs, AMD's CDNA 3 white paper 2,048 for the 38 CUs of a die."""
+
+SPECIAL_PER_CLOCK = 16.0
+"""Special functions of one CU per clock where the datasheet is silent: a quarter of its 64 lanes."""
+
+VECTOR_LANES: Mapping[str, int] = {"sm_75": 64, "sm_80": 64, "sm_87": 128, "gfx90a": 64}
+"""Float32 multiply-adds of one unit per clock; 128 where it is not listed. Gives the clock from the float32 peak."""
+
+
+class Constants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the model assumes and ``calibrate`` fits; see the module. Seconds, clocks and shares.
+
+    launch_s: between the starts of two empty kernels on a stream. latency_s: of a load from DRAM under load.
+    """
+
+    launch_s: float = 2.5e-6
+    latency_s: float = 0.7e-6
+    dram_reach: float = ACHIEVED_DRAM
+    cache_reach: float = 0.4
+    matrix_share: float = 0.7
+    issue_reach: float = 0.75
+    dependent_cycles: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}, expected a positive number")
+
+
+ASSUMED = Constants()
+"""launch_s: back-to-back kernels in a CUDA graph, 2 to 3 us. latency_s: about 0.5 us idle on A100 and H100, more under
+load. dram_reach: as measured on an A100. cache_reach: 5.5 to 7 TB/s of L2 reads on an H100. The others are guesses."""
+
+
+def load_constants(path: Path | None) -> Constants:
+    """Constants that ``griffin tune calibrate`` wrote; the assumed ones without a path. ArgumentError on a bad file."""
+    if path is None:
+        return ASSUMED
+    try:
+        return msgspec.json.decode(unmarked(path.read_bytes()), type=Constants)
+    except OSError as error:
+        raise errors.ArgumentError(f"constants {path} cannot be read: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = f"constants {path} cannot be used: {error}; `griffin tune calibrate` writes such files"
+        raise errors.ArgumentError(text) from None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A SKU as the model sees it. tensor_reach: share of the matrix peak that published products reach."""
+
+    sheet: Datasheet
+    limits: Limits
+    units: int
+    clock_hz: float
+    vector_flops_per_s: float
+    special_per_clock: float
+    tensor_reach: float
+
+    @property
+    def arch(self) -> str:
+        return self.sheet.arch
+
+    @cached_property
+    def device(self) -> Device:
+        """What the driver would report, as far as the datasheet knows."""
+        return device_of(self.sheet)
+
+
+def machine(sku: str) -> Machine:
+    """The model's view of a SKU; UnknownDevice lists near ones, DeviceError says why one cannot be predicted for."""
+    sheet = datasheet(sku)
+    if sheet.arch not in LIMITS:
+        what = "is no GPU" if sheet.vendor == "Google" else f"is {sheet.arch}, which Triton does not compile for"
+        raise errors.DeviceError(f"{sku} {what}; kernels can be predicted for {', '.join(LIMITS)}")
+    missing = [name for name in ("units", "fp32_tflops") if getattr(sheet, name) is None]
+    if missing or not sheet.driver_names:
+        names = ", ".join(missing or ["driver_names"])
+        raise errors.DeviceError(f"the datasheet of {sku} has no {names}, without which nothing can be predicted")
+    assert sheet.units is not None and sheet.vector_flops_per_s is not None
+    # two operations for each multiply-add: the clock that the float32 peak is stated at
+    stated = sheet.vector_flops_per_s / (sheet.units * 2 * VECTOR_LANES.get(sheet.arch, 128))
+    peak, achieved = sheet.tensor_flops_per_s("bfloat16"), sheet.achieved_bfloat16_tflops
+    return Machine(
+        sheet=sheet,
+        limits=limits(sheet.arch),
+        units=sheet.units,
+        clock_hz=sheet.boost_clock_mhz * 1e6 if sheet.boost_clock_mhz else stated,
+        vector_flops_per_s=sheet.vector_flops_per_s,
+        special_per_clock=sheet.special_per_unit_per_clock or SPECIAL_PER_CLOCK,
+        tensor_reach=achieved * 1e12 / peak if achieved and peak else ACHIEVED_TENSOR,
+    )
+
+
+class StepPrediction(msgspec.Struct, frozen=True):
+    """One step: its time, and what each limit alone would take. waves: of resident programs; 0 for a Call.
+
+    occupancy: share of the warps that a unit could hold; limit: what stops more. waits: for products, both of the main
+    loop; serialised: each waits for the one before.
+    """
+
+    name: str
+    seconds: float
+    limits_s: dict[str, float]
+    registers: int = 0
+    spill_bytes: int = 0
+    shared_bytes: int = 0
+    occupancy: float = 0.0
+    limit: str = ""
+    waves: float = 0.0
+    waits: int = 0
+    products: int = 0
+    serialised: bool = False
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """A candidate's time on a SKU, and why. bound: the limit that binds for most of the time."""
+
+    seconds: float
+    bound: str
+    steps: tuple[StepPrediction, ...]
+
+    @property
+    def spill_bytes(self) -> int:
+        """Per thread, of the step that spills most."""
+        return max((step.spill_bytes for step in self.steps), default=0)
+
+    @property
+    def serialised(self) -> bool:
+        """Whether the products of any step wait for each other."""
+        return any(step.serialised for step in self.steps)
+
+    @property
+    def flawed(self) -> bool:
+        """Whether the compiler did what no prediction of time is good for: spilled registers, serialised products."""
+        return bool(self.spill_bytes) or self.serialised
+
+    @property
+    def main(self) -> StepPrediction:
+        """The launch that takes longest (the step, where none is a launch)."""
+        launches = [step for step in self.steps if step.waves] or list(self.steps)
+        return max(launches, key=lambda step: step.seconds)
+
+
+Code = Callable[[LaunchWork], StaticReport]
+"""The machine code of a launch."""
+
+
+def does_not_fit(work: LaunchWork, code: StaticReport, where: Machine) -> str | None:
+    """Why a launch cannot start on the device, if so."""
+    held = occupancy(where.arch, code.registers, code.shared_bytes, work.num_warps)
+    if held.blocks:
+        return None
+    if code.shared_bytes > where.limits.block_shared_bytes:
+        most = where.limits.block_shared_bytes
+        return f"{work.name} needs {code.shared_bytes} bytes of shared memory, {where.arch} has {most} for a block"
+    return f"{work.name} needs {code.registers} registers for {work.num_warps} warps: {held.limit} of {where.arch} end"
+
+
+def predict(
+    steps: Sequence[Work], code: Code, where: Machine, dtype: str, constants: Constants = ASSUMED
+) -> Prediction:
+    """Predicted time of a candidate whose launches fit the device (``does_not_fit``)."""
+    found = [
+        _launch(step, code(step), where, dtype, constants)
+        if isinstance(step, LaunchWork)
+        else _call(step, where, dtype, constants)
+        for step in steps
+    ]
+    shares: dict[str, float] = {}
+    for step in found:
+        binding = max(step.limits_s, key=lambda name: step.limits_s[name])
+        shares[binding] = shares.get(binding, 0.0) + step.seconds
+    return Prediction(sum(step.seconds for step in found), max(shares, key=lambda name: shares[name]), tuple(found))
+
+
+def _together(times: Mapping[str, float]) -> float:
+    """The smooth maximum of all but launches, which come on top."""
+    others = [seconds for name, seconds in times.items() if name != "launch"]
+    longest = max(others, default=0.0)
+    if longest == 0.0:
+        return times["launch"]
+    power = sum(math.pow(seconds / longest, SHARPNESS) for seconds in others)
+    return times["launch"] + longest * math.pow(power, 1 / SHARPNESS)
+
+
+def _matrix_rate(where: Machine, dtype: str) -> float:
+    """FLOP/s that published products reach in a dtype; the vector rate where the device has no units for it."""
+    peak = where.sheet.tensor_flops_per_s(dtype)
+    return where.vector_flops_per_s if peak is None else peak * where.tensor_reach
+
+
+def _launch(work: LaunchWork, code: StaticReport, where: Machine, dtype: str, constants: Constants) -> StepPrediction:
+    held = occupancy(where.arch, code.registers, code.shared_bytes, work.num_warps)
+    lanes = work.num_warps * where.limits.warp_size
+    # without a loop the main loop is the whole program
+    loops = work.iterations if code.loop_instructions < code.instructions else 1.0
+    busiest = math.ceil(work.programs / where.units)
+    waves = work.programs / (where.units * max(1, held.blocks))
+
+    def per_unit(instructions_of_loop: float, once: float = 0.0) -> float:
+        """Warp instructions on the busiest unit."""
+        return busiest * work.num_warps * (loops * instructions_of_loop + once)
+
+    mix, outside = code.mix, code.instructions - code.loop_instructions
+    loads = mix["global_loads"] + mix["async_copies"]
+    asked = loops * (loads * _load_bytes(code) + 4 * mix["local_memory"]) * lanes * work.programs
+    times = {
+        "launch": constants.launch_s,
+        "dram": work.bytes_moved / (where.sheet.dram_bytes_per_s * constants.dram_reach),
+        "cache": asked / (L2_BYTES_PER_CLOCK * where.clock_hz * where.units * constants.cache_reach),
+        "vector": per_unit(mix["multiply_adds"])
+        * where.limits.warp_size
+        * 2
+        / (where.vector_flops_per_s / where.units),
+        "special": per_unit(mix["special"]) * where.limits.warp_size / (where.special_per_clock * where.clock_hz),
+        "shared": per_unit(mix["shared_loads"] + mix["shared_stores"] + mix["shuffles"])
+        * SHARED_CYCLES
+        / where.clock_hz,
+        "issue": per_unit(max(mix["scalar"], code.loop_instructions - mix["scalar"]), outside)
+        / (where.limits.issue * where.clock_hz * constants.issue_reach),
+        "latency": math.ceil(waves) * _chain(work, code, loops, outside, where, constants),
+    }
+    if work.flops:
+        tail = busiest * where.units / work.programs
+        times["tensor"] = work.flops / (_matrix_rate(where, dtype) * constants.matrix_share) * tail
+    return StepPrediction(
+        work.name, _together(times), times, code.registers, code.spill_bytes, code.shared_bytes, held.share, held.limit,
+        waves, code.waits, code.mix["matrix"], code.serialised,
+    )  # fmt: skip
+
+
+def _load_bytes(code: StaticReport) -> float:
+    """Mean bytes that a thread loads at once."""
+    count = sum(code.load_bits.values())
+    return sum(bits * n for bits, n in code.load_bits.items()) / (8 * count) if count else 16.0
+
+
+def _chain(
+    work: LaunchWork, code: StaticReport, loops: float, outside: int, where: Machine, constants: Constants
+) -> float:
+    """Seconds of one program alone on a unit."""
+    per_instruction = constants.dependent_cycles / where.clock_hz
+    waiting = constants.latency_s if code.mix["global_loads"] + code.mix["async_copies"] else 0.0
+    working = code.loop_instructions * per_instruction
+    if code.mix["async_copies"] and work.num_stages > 1:
+        iteration = max(waiting / (work.num_stages - 1), working)
+    else:
+        iteration = waiting + working
+    return loops * iteration + outside * per_instruction + constants.latency_s
+
+
+def _call(work: CallWork, where: Machine, dtype: str, constants: Constants) -> StepPrediction:
+    times = {
+        "launch": work.kernels * constants.launch_s,
+        "dram": work.bytes_moved / (where.sheet.dram_bytes_per_s * constants.dram_reach),
+    }
+    if work.flops:
+        tail = math.ceil(work.blocks / where.units) * where.units / work.blocks
+        times["tensor"] = work.flops / _matrix_rate(where, dtype) * tail
+    return StepPrediction(work.name, _together(times), times)

@@ -1,0 +1,216 @@
+"""Two registries held against each other, entry by entry.
+
+Times of two runs were not measured side by side: what the machine did differently in between is in them. How much that
+was, kernels tell that did not change: same source, configuration, device and libraries. No difference counts that lies
+within what 19 in 20 of them differ by, within 3%, or within the noise floor of either race. The interval of the ratio
+takes the two medians as independent. Distances are logarithms of ratios, so that whichever registry comes first, one
+verdict is the other's opposite: a noise floor of f may mean a factor of 1 - f as well as one of 1 + f, so it counts as
+-log(1 - f), and one of 100% or more may mean anything.
+
+    FASTER, SLOWER   the interval leaves 1 out, and the ratio is further from 1 than all of these
+    SAME             the whole interval is as near to 1 as 3% or the noise floors; or the kernel did not change, and
+                     the ratio is within what the machine makes, and its interval no wider; never where a noise floor
+                     is above 20%
+    UNSURE           neither: measure again for longer, or on a quieter machine
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from griffin_kernels import validity
+from griffin_kernels.contract import Case
+from griffin_kernels.records import Entry, RegistryFile
+from tuning.plan.budget import UNQUIET
+
+BETWEEN_RUNS = 0.03
+"""What one kernel differs by between two runs on a machine where nothing has changed: 1 to 3% (Helion, pull 3523)."""
+
+UNCHANGED = 5
+"""So many unchanged kernels at least tell what the machine did between two runs."""
+
+MACHINE_SHARE = 0.95
+"""Share of them that the machine's differences are to cover."""
+
+Verdict = Literal["SAME", "FASTER", "SLOWER", "UNSURE"]
+Winner = Literal["same", "tie", "other"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One op and case that both have. ratio: time in b over time in a, with its 95% interval.
+
+    winner: ``same`` variant and configuration, ``tie`` where either race could not tell the other's winner from its
+    own, else ``other``.
+    """
+
+    a: Entry
+    b: Entry
+    case: Case
+    verdict: Verdict
+    winner: Winner
+    why: str
+    ratio: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Diff:
+    """rows: what both have. only_a, only_b: entries that one of them lacks. notes: what to know before reading.
+
+    machine: share by which kernels that did not change differ, 19 in 20 of them; None where too few tell.
+    """
+
+    rows: tuple[Row, ...]
+    only_a: tuple[Entry, ...]
+    only_b: tuple[Entry, ...]
+    notes: tuple[str, ...]
+    machine: float | None = None
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of common entries whose winner is the same or tied; None where nothing is common."""
+        agreeing = sum(row.winner != "other" for row in self.rows)
+        return agreeing / len(self.rows) if self.rows else None
+
+    def count(self, verdict: Verdict) -> int:
+        return sum(row.verdict == verdict for row in self.rows)
+
+
+def diff(a: RegistryFile, b: RegistryFile) -> Diff:
+    """``b`` held against ``a``."""
+    left, right = _by_case(a), _by_case(b)
+    both = [(left[key], right[key]) for key in sorted(left.keys() & right.keys())]
+    notes = []
+    if a.device.validity != b.device.validity:
+        notes.append("these are different devices: ratios compare the machines, not the kernels")
+    far, count = _machine(a, b, both)
+    machine = None if far is None else math.expm1(min(far, 700.0))
+    if machine is not None:
+        notes.append(
+            f"{count} kernels did not change, nor did what they depend on; 19 in 20 of them differ by up to "
+            f"{machine:.0%}, which is the machine's doing, and smaller differences do not count"
+        )
+    return Diff(
+        rows=tuple(_row(one, other, far or 0.0, _unchanged(one, other, a, b)) for one, other in both),
+        only_a=tuple(left[key] for key in sorted(left.keys() - right.keys())),
+        only_b=tuple(right[key] for key in sorted(right.keys() - left.keys())),
+        notes=tuple(notes),
+        machine=machine,
+    )
+
+
+def _machine(a: RegistryFile, b: RegistryFile, both: Sequence[tuple[Entry, Entry]]) -> tuple[float | None, int]:
+    """(by how much kernels that did not change differ, as a log, and how many there are); None where too few tell."""
+    sizes = [
+        abs(math.log(other.median_s) - math.log(one.median_s))
+        for one, other in both
+        if _timed(one) and _timed(other) and one != other and _unchanged(one, other, a, b)
+        if one.median_s and other.median_s
+    ]
+    if len(sizes) < UNCHANGED:
+        return None, len(sizes)
+    return float(np.quantile(sizes, MACHINE_SHARE)), len(sizes)
+
+
+def _unchanged(one: Entry, other: Entry, a: RegistryFile, b: RegistryFile) -> bool:
+    """Whether two entries run the same machine code on the same machine."""
+    if a.device.validity != b.device.validity or not same_kernel(one, other) or one.source_hash != other.source_hash:
+        return False
+    before, now = a.device.provenance | one.provenance, b.device.provenance | other.provenance
+    return not validity.differing(one.variant, before, now)
+
+
+def _by_case(file: RegistryFile) -> dict[tuple[str, str], Entry]:
+    return {(entry.op, entry.case.case(entry.op).key): entry for entry in file.entries}
+
+
+def same_kernel(a: Entry, b: Entry) -> bool:
+    """True if two entries run the same variant with the same configuration."""
+    return a.variant == b.variant and a.config == b.config
+
+
+def winner(a: Entry, b: Entry) -> Winner:
+    """How the winners of two entries agree."""
+    if same_kernel(a, b):
+        return "same"
+    tied = [(b, a.ties), (a, b.ties)]
+    if any(e.variant == tie.variant and e.config == tie.config for e, ties in tied for tie in ties):
+        return "tie"
+    return "other"
+
+
+def _timed(entry: Entry) -> bool:
+    """Whether an entry has a time with an interval."""
+    return (
+        entry.status == "measured"
+        and entry.median_s is not None
+        and entry.interval_s is not None
+        and min(entry.median_s, *entry.interval_s) > 0
+    )
+
+
+def _row(a: Entry, b: Entry, machine: float, unchanged: bool) -> Row:
+    """machine: what the machine makes, as a log."""
+    case, agreed = a.case.case(a.op), winner(a, b)
+    if a == b and a.median_s is not None:
+        return Row(a, b, case, "SAME", agreed, "one measurement", 1.0, (1.0, 1.0))
+    for name, entry in (("first", a), ("second", b)):
+        if entry.status == "predicted":
+            return Row(a, b, case, "UNSURE", agreed, f"the {name} is predicted, not measured")
+        if not _timed(entry):
+            return Row(a, b, case, "UNSURE", agreed, f"the {name} has no time with an interval")
+    own = max(BETWEEN_RUNS, a.noise_floor or 0.0, b.noise_floor or 0.0)
+    center, low, high = logs = log_interval(a, b)
+    near = _distance(own)
+    beyond = max(near, machine)
+    as_ever = unchanged and abs(center) <= machine and max(center - low, high - center) <= machine
+    verdict: Verdict = "UNSURE"
+    if own <= UNQUIET and (max(-low, high) <= near or as_ever):
+        verdict = "SAME"
+    elif high < 0 and center < -beyond:
+        verdict = "FASTER"
+    elif low > 0 and center > beyond:
+        verdict = "SLOWER"
+    noise = max(own, math.expm1(min(machine, 700.0)))
+    why = f"noise {noise:.1%}" + ("" if own <= UNQUIET else ", too much to call anything the same")
+    ratio, least, most = map(_exp, logs)
+    return Row(a, b, case, verdict, agreed, why, ratio, (least, most))
+
+
+def _distance(floor: float) -> float:
+    """How far from 1, as a log, a ratio may be for no reason where a noise floor is so large."""
+    return -math.log1p(-floor) if floor < 1 else math.inf
+
+
+def log_interval(a: Entry, b: Entry) -> tuple[float, float, float]:
+    """Log of the time in b over the time in a, and its 95% interval from the two medians', taken as independent."""
+    assert a.median_s and b.median_s and a.interval_s and b.interval_s
+    center = math.log(b.median_s) - math.log(a.median_s)
+    # distances of the ends from the medians, as logs, add like standard deviations
+    below = _sum(_log(b.median_s, b.interval_s[0]), _log(a.interval_s[1], a.median_s))
+    above = _sum(_log(b.interval_s[1], b.median_s), _log(a.median_s, a.interval_s[0]))
+    return center, center - below, center + above
+
+
+def ratio_interval(a: Entry, b: Entry) -> tuple[float, tuple[float, float]]:
+    """``log_interval`` as ratios."""
+    ratio, low, high = map(_exp, log_interval(a, b))
+    return ratio, (low, high)
+
+
+def _sum(x: float, y: float) -> float:
+    return math.hypot(max(x, y), min(x, y))  # in one order: the last bit is the same either way round
+
+
+def _exp(value: float) -> float:
+    return math.exp(max(-700.0, min(value, 700.0)))  # times out of a file may be as far apart as floats go
+
+
+def _log(larger: float, smaller: float) -> float:
+    return max(0.0, math.log(larger) - math.log(smaller))

@@ -1,0 +1,103 @@
+"""Several registries of one device as one: of each op and case the newest measurement.
+
+There is no "keep the faster": the two times were measured in different runs, and the smaller one says more about the
+quieter machine than about the kernel. Who wants to know which kernel is faster races them again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from griffin_kernels import catalog, errors, validity
+from griffin_kernels.records import SCHEMA_VERSION, DeviceRecord, Entry, RegistryFile
+from tuning.publish import diff
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """One op and case for which registries name different kernels. kept, dropped: with the files they are from."""
+
+    op: str
+    case: str
+    kept: tuple[Path, Entry]
+    dropped: tuple[Path, Entry]
+
+    @property
+    def tied(self) -> bool:
+        """True if one of the races could not tell the two kernels apart."""
+        return diff.winner(self.kept[1], self.dropped[1]) == "tie"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The merged registry and every conflict in it."""
+
+    file: RegistryFile
+    conflicts: tuple[Conflict, ...]
+
+
+def merge(files: Sequence[tuple[Path, RegistryFile]]) -> Merged:
+    """Entries of all files. Measured goes before predicted, then newer before older, then later before earlier named.
+
+    Raises RegistryError where the files are not of one device.
+    """
+    first_path, first = files[0]
+    for path, file in files[1:]:
+        if file.device.validity != first.device.validity:
+            raise errors.RegistryError(
+                f"{path} is of {_device(file)}, {first_path} of {_device(first)}; "
+                "only registries of exactly the same device can be merged"
+            )
+    newest = max((file for _, file in files), key=lambda file: _time(str(file.device.provenance.get("date", ""))))
+    found: dict[tuple[str, str], tuple[Path, Entry]] = {}
+    conflicts: list[Conflict] = []
+    for path, file in files:
+        for raw in file.entries:
+            entry = validity.under(raw, file.device.provenance, newest.device.provenance)
+            key = (entry.op, entry.case.case(entry.op).key)
+            if (earlier := found.get(key)) is None:
+                found[key] = (path, entry)
+                continue
+            kept, dropped = ((path, entry), earlier) if _rank(entry) >= _rank(earlier[1]) else (earlier, (path, entry))
+            found[key] = kept
+            if not diff.same_kernel(kept[1], dropped[1]):
+                conflicts.append(Conflict(*key, kept, dropped))
+    entries = [entry for _, entry in found.values()]
+    record = DeviceRecord(newest.device.validity, newest.device.provenance)
+    return Merged(RegistryFile(schema_version=SCHEMA_VERSION, device=record, entries=entries), tuple(conflicts))
+
+
+def _device(file: RegistryFile) -> str:
+    facts = file.device.validity
+    return f"{validity.named(facts)}, {validity.quoted(facts.get('units', '?'))} units"
+
+
+def _rank(entry: Entry) -> tuple[bool, float]:
+    return entry.status == "measured", _time(entry.date)
+
+
+def _time(date: str) -> float:
+    """Seconds since 1970 of an ISO date, UTC unless it says otherwise; a date that is none is older than any."""
+    try:
+        found = datetime.datetime.fromisoformat(date)
+        return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return float("-inf")
+
+
+def rerace(conflicts: Sequence[Conflict]) -> tuple[list[str], list[str]]:
+    """(commands that race the conflicts again, conflicts that none can): one command for each op."""
+    cases: dict[str, list[str]] = {}
+    others = []
+    for conflict in conflicts:
+        bench = catalog.op(conflict.op).cases_tagged("bench") if conflict.op in catalog.ops() else ()
+        if any(case.key == conflict.case for case in bench):
+            cases.setdefault(conflict.op, []).append(conflict.case)
+        else:
+            others.append(f"{conflict.op} {conflict.case}")
+    commands = [shlex.join(["griffin", "tune", "--ops", op, "--cases", ",".join(keys)]) for op, keys in cases.items()]
+    return commands, others

@@ -1,0 +1,240 @@
+"""A run as JSON lines on standard output, for programs: one event a line, and nothing else on that stream.
+
+Every line has ``event``; the classes below are the format. Times are seconds; ``date`` is UTC. The last line of a
+finished run is ``end``; an interrupted run ends with ``interrupted``, a failed one with an error on standard error and
+exit code 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import msgspec
+
+from griffin_kernels.records import Entry
+from roofline import stats
+from tuning.plan.eta import Estimate
+from tuning.record import journal_records
+from tuning.record.journal import encoded
+from tuning.ui.progress import Tally
+
+
+class Begin(msgspec.Struct, frozen=True, tag="begin", tag_field="event"):
+    """total: candidates, at most. already: those that the journal of an interrupted run holds."""
+
+    date: str
+    device: str
+    journal: str
+    total: int
+    already: int
+
+
+class Job(msgspec.Struct, frozen=True, tag="job", tag_field="event"):
+    """A case is begun. lane: the device that it runs on."""
+
+    op: str
+    case: str
+    lane: str
+
+
+class Candidate(msgspec.Struct, frozen=True, tag="candidate", tag_field="event"):
+    """A candidate is finished; see ``records.Candidate``. best_s, speedup: of the case so far, over its baselines.
+
+    done, total, failed: candidates of the run. left_s: an estimate.
+    """
+
+    key: str
+    op: str
+    case: str
+    variant: str
+    config: dict[str, object]
+    baseline: bool
+    status: journal_records.Status
+    stage: str
+    problem: str | None
+    median_s: float | None
+    seconds_spent: float
+    lane: str
+    best_s: float | None
+    speedup: float | None
+    done: int
+    total: int
+    failed: int
+    left_s: float | None
+
+
+class Result(msgspec.Struct, frozen=True, tag="result", tag_field="event"):
+    """A case is decided: the entry that the registry gets."""
+
+    entry: Entry
+    lane: str
+    left_s: float | None
+
+
+class Noise(msgspec.Struct, frozen=True, tag="noise", tag_field="event"):
+    """The A/A test; see ``records.Noise``."""
+
+    what: str
+    rounds: int
+    low: float
+    high: float
+    floor: float
+
+
+class Worker(msgspec.Struct, frozen=True, tag="worker", tag_field="event"):
+    """A worker process was lost or replaced."""
+
+    text: str
+
+
+class Note(msgspec.Struct, frozen=True, tag="note", tag_field="event"):
+    """Words for a person."""
+
+    text: str
+
+
+class Undecided(msgspec.Struct, frozen=True, tag="undecided", tag_field="event"):
+    """Nothing is published for a case; see ``records.Undecided``."""
+
+    op: str
+    case: str
+    why: str
+    command: str
+    lane: str
+
+
+class Interrupted(msgspec.Struct, frozen=True, tag="interrupted", tag_field="event"):
+    """Stopped by a signal. entries: cases that were published. left: cases not decided. resume: what goes on."""
+
+    resume: str
+    entries: int = 0
+    left: int = 0
+
+
+class End(msgspec.Struct, frozen=True, tag="end", tag_field="event"):
+    """The run is finished. statuses: candidates by status. study: None where none was made. left: cases that there was
+    no time for. undecided: cases that there was time for, and for which nothing is published.
+    """
+
+    date: str
+    seconds: float
+    statuses: dict[str, int]
+    entries: int
+    journal: str
+    registry: str
+    report: str
+    study: str | None
+    left: int = 0
+    undecided: int = 0
+
+
+Event = Begin | Job | Candidate | Result | Undecided | Noise | Worker | Note | Interrupted | End
+
+
+class Events(Tally):
+    """A Listener that writes events to a stream."""
+
+    def __init__(self, stream: BinaryIO, device: str, journal: str, estimate: Estimate | None = None) -> None:
+        super().__init__(estimate)
+        self.stream, self.device, self.journal = stream, device, journal
+        self.lost = False
+        self._lock = threading.Lock()
+
+    def write(self, event: Event) -> None:
+        """One line. Once nobody reads any more the rest is dropped, and the run goes on."""
+        with self._lock:
+            if self.lost:
+                return
+            try:
+                self.stream.write(encoded(event) + b"\n")
+                self.stream.flush()
+            except OSError as error:
+                self.lost = True
+                print(f"note: events cannot be written any more: {error.strerror}; the run goes on", file=sys.stderr)
+
+    def begin(self, already: int) -> None:
+        super().begin(already)
+        self.write(Begin(now(), self.device, self.journal, self.total, already))
+
+    def job(self, op: str, case: str, *, lane: str = "") -> None:
+        super().job(op, case, lane=lane)
+        self.write(Job(op, case, lane))
+
+    def candidate(self, record: journal_records.Candidate, *, lane: str = "") -> None:
+        super().candidate(record, lane=lane)
+        at = self.lanes[lane]
+        self.write(
+            Candidate(
+                key=record.key,
+                op=record.op,
+                case=record.case.case(record.op).key,
+                variant=record.variant,
+                config=record.config,
+                baseline=record.baseline,
+                status=record.status,
+                stage=record.stage,
+                problem=record.problem,
+                median_s=stats.median(record.samples_s) if record.samples_s else None,
+                seconds_spent=record.seconds_spent,
+                lane=lane,
+                best_s=at.best_s,
+                speedup=at.speedup,
+                done=self.done,
+                total=self.total,
+                failed=self.failed,
+                left_s=self.left,
+            )
+        )
+
+    def result(self, result: journal_records.Result, *, lane: str = "") -> None:
+        super().result(result, lane=lane)
+        self.write(Result(result.entry, lane, self.left))
+
+    def undecided(self, record: journal_records.Undecided, *, lane: str = "") -> None:
+        super().undecided(record, lane=lane)
+        case = record.case.case(record.op).key
+        self.write(Undecided(record.op, case, record.why, record.command, lane))
+
+    def noise(self, record: journal_records.Noise) -> None:
+        self.write(Noise(record.what, record.rounds, record.low, record.high, record.floor))
+
+    def worker(self, text: str) -> None:
+        self.write(Worker(text))
+
+    def note(self, text: str) -> None:
+        self.write(Note(text))
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@contextlib.contextmanager
+def own_output() -> Iterator[BinaryIO]:
+    """Standard output for events alone: what anything else in this process or its children prints goes to stderr."""
+    try:
+        is_file = sys.stdout.fileno() == 1
+    except OSError:  # a test has put something else in its place
+        is_file = False
+    if not is_file:
+        kept = sys.stdout.buffer
+        with contextlib.redirect_stdout(sys.stderr):
+            yield kept
+        return
+    sys.stdout.flush()
+    kept = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    try:
+        yield kept
+    finally:
+        sys.stdout.flush()
+        with contextlib.suppress(BrokenPipeError):
+            kept.flush()
+        os.dup2(kept.fileno(), 1)
+        kept.close()

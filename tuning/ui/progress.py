@@ -1,0 +1,330 @@
+"""Tells a person how a run goes: a live picture on a terminal, a line for each case and each failure elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from griffin_kernels.records import Entry
+from roofline import stats
+from roofline.units import clock_text, seconds_text
+from tuning.decide.listener import Listener
+from tuning.plan.eta import Estimate, Place
+from tuning.plan.watch import Clock
+from tuning.record.journal_records import BAD, Candidate, Noise, Result, Undecided
+
+
+def result_text(entry: Entry) -> str:
+    """``linear_scan B2-T37-D24-float32: eager.chunked chunk=8 1.2 ms, 3.10x eager.loop (2.9 to 3.3), tied with 2``."""
+    config = " ".join(f"{name}={value}" for name, value in entry.config.items())
+    took = entry.median_s if entry.median_s is not None else entry.predicted_s
+    parts = [" ".join(filter(None, (entry.variant, config, seconds_text(took) if took is not None else "")))]
+    if entry.status == "predicted":
+        parts.append("predicted, not measured")
+    if entry.speedup is not None:
+        interval = "" if entry.speedup_interval is None else " ({:.2f} to {:.2f})".format(*entry.speedup_interval)
+        parts.append(f"{entry.speedup:.2f}x {entry.baseline}{interval}")
+    if entry.ties:
+        parts.append(f"tied with {len(entry.ties)}")
+    return f"{entry.op} {entry.case.case(entry.op).key}: {', '.join(parts)}"
+
+
+def undecided_text(record: Undecided) -> str:
+    """``linear_scan B2-T37-D24-float32 is undecided: why; repeat with: griffin tune ...``."""
+    return f"{record.op} {record.case.case(record.op).key} is undecided: {record.why}; repeat with: {record.command}"
+
+
+@dataclass
+class Lane:
+    """What one device is at. best_s: the fastest right candidate of the case so far; baseline_s: of its baselines."""
+
+    op: str = ""
+    case: str = ""
+    trying: str = ""
+    best_s: float | None = None
+    baseline_s: float | None = None
+    baseline: str = ""
+
+    def take(self, record: Candidate) -> None:
+        if record.status != "ok" or not record.samples_s:
+            return
+        took = stats.median(record.samples_s)
+        if not record.baseline:
+            self.best_s = took if self.best_s is None else min(self.best_s, took)
+        elif self.baseline_s is None or took < self.baseline_s:
+            self.baseline_s, self.baseline = took, record.variant
+
+    @property
+    def speedup(self) -> float | None:
+        """The best so far over the best baseline so far."""
+        return self.baseline_s / self.best_s if self.best_s and self.baseline_s else None
+
+    def text(self) -> str:
+        """``linear_scan B1-T64-D8-float32 · eager.chunked chunk=8 · best 1.2 ms, 3.1x eager.loop``."""
+        best = "" if self.best_s is None else f"best {seconds_text(self.best_s)}"
+        if self.speedup is not None:
+            best += f", {self.speedup:.2f}x {self.baseline}"
+        return " · ".join(filter(None, (f"{self.op} {self.case}", self.trying, best)))
+
+
+class Tally:
+    """A Listener that counts: what is done, what failed, what is left and for how long. Others build on it.
+
+    What will come is kept case by case in ``estimate``, so that there are never more candidates done than in all.
+    """
+
+    def __init__(self, estimate: Estimate | None = None, clock: Clock = time.monotonic) -> None:
+        self.estimate, self.clock = estimate or Estimate(), clock
+        self.already = self.done = 0
+        self.statuses: Counter[str] = Counter()
+        self.lanes: dict[str, Lane] = {}
+        self.began = self._seen = clock()
+        self._left: float | None = None
+
+    @property
+    def total(self) -> int:
+        """Candidates that are done or will come, at most."""
+        return self.done + self.estimate.coming
+
+    @property
+    def failed(self) -> int:
+        """Candidates that ended as none should."""
+        return sum(self.statuses[name] for name in BAD)
+
+    @property
+    def elapsed(self) -> float:
+        return self.clock() - self.began
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left: the estimate after the last event, less what has passed since; None where nobody can say."""
+        return None if self._left is None else max(0.0, self._left - (self.clock() - self._seen))
+
+    @property
+    def left_text(self) -> str:
+        return "?" if self.left is None else clock_text(self.left)
+
+    def begin(self, already: int) -> None:
+        self.already = self.done = already
+        self.began = self.clock()
+        self._count()
+
+    def expect(self, coming: Mapping[Place, int]) -> None:
+        self.estimate.expect(coming)
+        self._count()
+
+    def closed(self, op: str, case: str) -> None:
+        self.estimate.closed((op, case))
+        self._count()
+
+    def job(self, op: str, case: str, *, lane: str = "") -> None:
+        self.lanes[lane] = Lane(op, case)
+
+    def trying(self, variant: str, config: str, *, lane: str = "") -> None:
+        self.lanes.setdefault(lane, Lane()).trying = f"{variant} {config}".strip()
+
+    def candidate(self, record: Candidate, *, lane: str = "") -> None:
+        self.done += 1
+        self.statuses[record.status] += 1
+        self.lanes.setdefault(lane, Lane()).take(record)
+        self.estimate.candidate(record)
+        self._count()
+
+    def result(self, result: Result, *, lane: str = "") -> None:
+        self.closed(result.entry.op, result.entry.case.case(result.entry.op).key)
+
+    def undecided(self, record: Undecided, *, lane: str = "") -> None:
+        self.closed(record.op, record.case.case(record.op).key)
+
+    def noise(self, record: Noise) -> None:
+        pass
+
+    def worker(self, text: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def _count(self) -> None:
+        self._seen = self.clock()
+        self._left = self.estimate.left(self._seen - self.began)
+
+
+class Several:
+    """A Listener that passes on to others."""
+
+    def __init__(self, *others: Listener) -> None:
+        self.others = others
+
+    def begin(self, already: int) -> None:
+        for other in self.others:
+            other.begin(already)
+
+    def expect(self, coming: Mapping[Place, int]) -> None:
+        for other in self.others:
+            other.expect(coming)
+
+    def job(self, op: str, case: str, *, lane: str = "") -> None:
+        for other in self.others:
+            other.job(op, case, lane=lane)
+
+    def trying(self, variant: str, config: str, *, lane: str = "") -> None:
+        for other in self.others:
+            other.trying(variant, config, lane=lane)
+
+    def candidate(self, record: Candidate, *, lane: str = "") -> None:
+        for other in self.others:
+            other.candidate(record, lane=lane)
+
+    def result(self, result: Result, *, lane: str = "") -> None:
+        for other in self.others:
+            other.result(result, lane=lane)
+
+    def closed(self, op: str, case: str) -> None:
+        for other in self.others:
+            other.closed(op, case)
+
+    def undecided(self, record: Undecided, *, lane: str = "") -> None:
+        for other in self.others:
+            other.undecided(record, lane=lane)
+
+    def noise(self, record: Noise) -> None:
+        for other in self.others:
+            other.noise(record)
+
+    def worker(self, text: str) -> None:
+        for other in self.others:
+            other.worker(text)
+
+    def note(self, text: str) -> None:
+        for other in self.others:
+            other.note(text)
+
+
+class Display(Tally):
+    """A Listener that draws and prints. Use as a context manager.
+
+    quiet: only problems. ticking: the clock runs between events too, by a thread that draws twice a second; without it
+    nothing is drawn while something is measured, which a CPU that is measured asks for.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        estimate: Estimate | None = None,
+        *,
+        quiet: bool = False,
+        ticking: bool = False,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        super().__init__(estimate, clock)
+        self.console, self.quiet, self._begun = console, quiet, False
+        self._is_live = console.is_terminal and not quiet
+        self._live = Live(
+            console=console,
+            auto_refresh=ticking,
+            refresh_per_second=2,
+            transient=True,
+            get_renderable=self.picture,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def __enter__(self) -> Display:
+        if self._is_live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_live:
+            self._live.stop()
+
+    def picture(self) -> RenderableType:
+        """A bar with the figures of the run, and what each device is at."""
+        figures = [f"{self.done}/{self.total}"]
+        if self.failed:
+            figures.append(f"{self.failed} failed")
+        figures += [clock_text(self.elapsed), f"left {self.left_text}"]
+        head = Table.grid(padding=(0, 1))
+        head.add_row(ProgressBar(total=max(self.total, 1), completed=self.done, width=24), Text(" · ".join(figures)))
+        rows = [
+            Text(f"{name + '  ' if len(self.lanes) > 1 else ''}{lane.text()}", no_wrap=True, overflow="ellipsis")
+            for name, lane in sorted(self.lanes.items())
+            if lane.op
+        ]
+        return Group(head, *rows)
+
+    def _draw(self) -> None:
+        if self._is_live:
+            self._live.refresh()
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def begin(self, already: int) -> None:
+        super().begin(already)
+        self._begun = True
+        if already and not self.quiet:
+            self._say(f"{already} of {self.total} candidates are in the journal already")
+        self._draw()
+
+    def job(self, op: str, case: str, *, lane: str = "") -> None:
+        super().job(op, case, lane=lane)
+        self._draw()
+
+    def trying(self, variant: str, config: str, *, lane: str = "") -> None:
+        super().trying(variant, config, lane=lane)
+        self._draw()
+
+    def candidate(self, record: Candidate, *, lane: str = "") -> None:
+        super().candidate(record, lane=lane)
+        if record.status in BAD:
+            self._say(f"  {record.status}: {record.key}: {record.problem}")
+        self._draw()
+
+    def result(self, result: Result, *, lane: str = "") -> None:
+        super().result(result, lane=lane)
+        if self.quiet:
+            return
+        failed = f", {self.failed} failed" if self.failed else ""
+        on = f"{lane}  " if len(self.lanes) > 1 else ""
+        where = "" if self._is_live else f"  [{self.done}/{self.total}, left {self.left_text}{failed}]"
+        self._say(f"{on}{result_text(result.entry)}{where}")
+        self._draw()
+
+    def undecided(self, record: Undecided, *, lane: str = "") -> None:
+        super().undecided(record, lane=lane)
+        self._say(undecided_text(record))
+        self._draw()
+
+    def closed(self, op: str, case: str) -> None:
+        super().closed(op, case)
+        self._draw()
+
+    def noise(self, record: Noise) -> None:
+        if not self.quiet:
+            self._say(noise_text(record))
+
+    def worker(self, text: str) -> None:
+        self._say(f"  {' '.join(text.split())}")
+
+    def note(self, text: str) -> None:
+        # what is said before the work begins is preparation; later it is about something that went wrong
+        if self._begun or not self.quiet:
+            self._say(text)
+
+
+def noise_text(record: Noise) -> str:
+    """``noise floor 1.8% (A/A of torch.add on 96 MiB, 41 rounds)``."""
+    return f"noise floor {record.floor:.1%} (A/A of {record.what}, {record.rounds} rounds)"

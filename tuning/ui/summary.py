@@ -1,0 +1,127 @@
+"""How a finished run ends: the table of winners; candidates by status, the noise floor and what disturbed it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from griffin_kernels.records import Entry
+from roofline.units import seconds_text
+from tuning.measure.conditions import disturbed
+from tuning.record.journal_records import BAD, Candidate, Noise, Race, Record, Result, Status, Undecided
+from tuning.ui.progress import noise_text, undecided_text
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+"""Every status of a candidate, from best to worst."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Facts of a run, from its journal. statuses: candidates, those that occur. disturbed: races by what it was.
+
+    undecided: cases for which nothing was published.
+    """
+
+    statuses: Mapping[str, int]
+    noise: Noise | None
+    disturbed: Mapping[str, str]
+    races: int
+    undecided: tuple[Undecided, ...] = ()
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Summary:
+        """A candidate or race that a journal has twice, after a resume or a repetition, counts as it was last."""
+        last = {record.key: record.status for record in records if isinstance(record, Candidate)}
+        counts = Counter(last.values())
+        races = {(r.op, r.case.case(r.op).key): r for r in records if isinstance(r, Race)}
+        words = {f"{op} {case}": disturbed(race.before, race.after) for (op, case), race in races.items()}
+        return cls(
+            statuses={name: counts[name] for name in STATUSES if counts[name]},
+            noise=next((r for r in reversed(records) if isinstance(r, Noise)), None),
+            disturbed={race: text for race, text in words.items() if text},
+            races=len(races),
+            undecided=undecided(records),
+        )
+
+    @property
+    def failed(self) -> int:
+        return sum(self.statuses.get(name, 0) for name in BAD)
+
+    def lines(self) -> list[str]:
+        """What to print, a line each."""
+        total = sum(self.statuses.values())
+        counts = ", ".join(f"{count} {name}" for name, count in self.statuses.items())
+        found = [f"{total} candidates: {counts}" if counts else "no candidates"]
+        if self.noise is not None:
+            found.append(noise_text(self.noise))
+        if self.disturbed:
+            race, words = next(iter(self.disturbed.items()))
+            found.append(f"{len(self.disturbed)} of {self.races} races were disturbed; {race}: {words}")
+        return [*found, *map(undecided_text, self.undecided)]
+
+
+def undecided(records: Sequence[Record]) -> tuple[Undecided, ...]:
+    """Cases that a journal leaves undecided: what was said of a case last counts."""
+    last: dict[tuple[str, str], Result | Undecided] = {}
+    for record in records:
+        if isinstance(record, Result | Undecided):
+            entry = record.entry if isinstance(record, Result) else record
+            last[entry.op, entry.case.case(entry.op).key] = record
+    return tuple(record for record in last.values() if isinstance(record, Undecided))
+
+
+WIDE = 120
+"""Columns from which the final table has a line for each entry; below, names and figures share fewer columns."""
+
+
+def summary_table(entries: Sequence[Entry], width: int = WIDE, open_cases: Sequence[Undecided] = ()) -> Table:
+    """Op, case, winner, time, speedup over the best baseline with its interval, ties, share of the roof.
+
+    open_cases: those for which nothing was published; they come last.
+    """
+    table = Table(header_style="bold", pad_edge=False, box=box.SIMPLE_HEAD, show_edge=False)
+    wide = width >= WIDE
+    for name in ("op", "case", "winner") if wide else ("op, case, winner",):
+        table.add_column(name, overflow="fold")
+    for name in ("time", "vs best baseline" if wide else "vs baseline", "tied with" if wide else "tied", "of roof"):
+        table.add_column(name, justify="right", no_wrap=wide or name in ("time", "vs baseline"))
+    before = ""
+    for entry in entries:
+        config = ",".join(f"{k}={v}" for k, v in entry.config.items())
+        case, winner = entry.case.case(entry.op).key, f"{entry.variant} {config}".strip()
+        names = ["" if entry.op == before else entry.op, case, winner]
+        if not wide:
+            names = ["\n".join([f"{entry.op} {case}", f"  {entry.variant}", *([f"  {config}"] if config else [])])]
+        took = entry.predicted_s if entry.status == "predicted" else entry.median_s
+        roof = "" if entry.share_of_bound is None else f"{entry.share_of_bound:.0%}"
+        table.add_row(
+            *map(Text, names),
+            "" if took is None else seconds_text(took),
+            _speedup_cell(entry, wide),
+            str(len(entry.ties)) if entry.ties else "",
+            f"{roof} {entry.bound or ''}".strip() if wide and roof else roof,
+        )
+        before = entry.op
+    for record in open_cases:
+        case = record.case.case(record.op).key
+        why = "undecided" if record.noise_floor is None else f"undecided: noise floor {record.noise_floor:.0%}"
+        names = [record.op, case, why] if wide else [f"{record.op} {case}\n  {why}"]
+        table.add_row(*map(Text, names), "", "not published", "", "")
+    return table
+
+
+def _speedup_cell(entry: Entry, wide: bool) -> str:
+    if entry.status == "predicted":
+        return "predicted only"
+    if entry.speedup is None or entry.speedup_interval is None:
+        return "no baseline"
+    low, high = entry.speedup_interval
+    return (
+        f"{entry.speedup:.2f}x ({low:.2f} to {high:.2f})" if wide else f"{entry.speedup:.2f}x\n{low:.2f} to {high:.2f}"
+    )

@@ -1,0 +1,211 @@
+"""Compiles Triton candidates before their turn, in processes of their own, while a GPU times others.
+
+A compiled kernel is found in Triton's cache by the process that times it. What comes next depends on what is being
+timed, so it is guessed: each lane says what it will probably try, and a process that has nothing to do takes the
+likeliest that is not compiled yet. A wrong guess costs an idle core. A compiler that crashes, hangs or eats the memory
+costs the candidate, here as there. On a CPU that would disturb what is timed: see ``tuning.workers.precompile``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field
+
+from griffin_kernels import device as devices
+from griffin_kernels import errors
+from griffin_kernels.contract import Case, config_dict, config_key
+from griffin_kernels.device import Device
+from griffin_kernels.records import CaseRecord
+from tuning.plan.planner import Planned
+from tuning.workers.limits import Limits
+from tuning.workers.messages import Broken, Compile, Stage, Tried
+from tuning.workers.process import TRIES, Death, Worker
+
+MOST_PROCESSES = 16
+
+Coming = Iterator[tuple[Case, Planned]]
+"""Candidates in the order in which they will probably be tried, each worked out when it is asked for."""
+
+
+def processes_for(device: Device, lanes: int) -> int:
+    """How many cores may compile: those that no lane needs; none where the CPU itself is timed."""
+    if device.kind == "cpu":
+        return 0
+    return max(1, min(MOST_PROCESSES, len(devices.cores()) - 1 - lanes))
+
+
+@dataclass(eq=False)
+class _Task:
+    request: Compile
+    done: Future[Tried | None] = field(default_factory=Future)
+    deaths: int = 0
+
+
+class Ahead:
+    """A pool of compiling processes. Use as a context manager."""
+
+    def __init__(self, arch: str, processes: int, limits: Callable[[], Limits] = Limits) -> None:
+        """arch: ``sm_90``, ``gfx942``. limits: made once per process."""
+        self._arch, self._limits = arch, limits
+        self._tasks: dict[tuple[str, str, str], _Task] = {}
+        self._awaited: deque[_Task] = deque()
+        self._coming: dict[str, Coming] = {}
+        self._later: Coming = iter(())
+        self._changes = 0
+        self._changed = threading.Condition()
+        self._guessing = threading.Lock()
+        self._stopped = False
+        self._workers: set[Worker] = set()
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(processes)]
+        for thread in self._threads:
+            thread.start()
+
+    def expect(self, lane: str, coming: Coming) -> None:
+        """What a lane will probably try next, in place of what was expected of it before."""
+        with self._changed:
+            self._coming[lane] = coming
+            self._change()
+
+    def later(self, coming: Coming) -> None:
+        """What is compiled where nothing is left of what lanes expect."""
+        with self._changed:
+            self._later = coming
+            self._change()
+
+    def problem(self, case: Case, planned: Planned) -> Tried | None:
+        """What went wrong when a candidate was compiled, or None; waits until it is known.
+
+        WorkerError where no process can be started, or the pool is closed meanwhile.
+        """
+        if planned.variant.launches is None:
+            return None
+        with self._changed:
+            task, _ = self._task(case, planned)
+            if not (task.done.running() or task.done.done()):
+                self._awaited.append(task)
+                self._change()
+        try:
+            return task.done.result()
+        except CancelledError:
+            raise errors.WorkerError("the run is being stopped") from None
+
+    def close(self) -> None:
+        """Stop at once: what is being compiled is given up. Also from another thread than those that wait."""
+        with self._changed:
+            self._stopped = True
+            for worker in self._workers:
+                worker.kill()
+            for task in self._tasks.values():
+                task.done.cancel()
+            self._change()
+
+    def _change(self) -> None:
+        self._changes += 1
+        self._changed.notify_all()
+
+    def _task(self, case: Case, planned: Planned) -> tuple[_Task, bool]:
+        """The task of a candidate, and whether it is a new one."""
+        key = (planned.variant.key, case.key, config_key(planned.config))
+        new = key not in self._tasks
+        if new:
+            request = Compile(planned.variant.key, CaseRecord.of(case), config_dict(planned.config), self._arch)
+            self._tasks[key] = _Task(request)
+            if self._stopped:
+                self._tasks[key].done.cancel()
+        return self._tasks[key], new
+
+    def _take(self) -> _Task | None:
+        """What to compile now: what somebody waits for, else the best guess; None when the pool is closed."""
+        while True:
+            with self._changed:
+                changes = self._changes
+                while self._awaited:
+                    task = self._awaited.popleft()
+                    if task.done.set_running_or_notify_cancel():
+                        return task
+                if self._stopped:
+                    return None
+            guess = self._guess()
+            with self._changed:
+                if guess is None:
+                    if changes == self._changes:
+                        self._changed.wait()
+                elif guess[1].variant.launches is not None:
+                    task, new = self._task(*guess)
+                    if new and task.done.set_running_or_notify_cancel():
+                        return task
+
+    def _guess(self) -> tuple[Case, Planned] | None:
+        """The next candidate that is expected, by each lane in turn and then later; None where there is none."""
+        with self._guessing:
+            with self._changed:
+                sources = [*self._coming.items(), (None, self._later)]
+            for lane, coming in sources:
+                try:
+                    found = next(coming, None)
+                except Exception:  # of a strategy, say: the lane asks it the same, and says what is wrong
+                    found = None
+                with self._changed:
+                    if lane is not None and self._coming.get(lane) is coming:
+                        del self._coming[lane]
+                        if found is not None:
+                            self._coming[lane] = coming  # behind the others
+                if found is not None:
+                    return found
+            return None
+
+    def _serve(self) -> None:
+        """One thread: takes tasks and has its process compile them."""
+        worker: Worker | None = None
+        limits = self._limits()
+        again: _Task | None = None
+        while (task := again or self._take()) is not None:
+            again = None
+            try:
+                worker = worker or self._started()
+                began = time.monotonic()
+                answer = worker.ask(task.request, lambda stage: limits.seconds(Stage("compile")), limits.memory_bytes)
+            except errors.WorkerError as error:
+                task.done.set_exception(error)
+                continue
+            if isinstance(answer, Death):
+                self._drop(worker)
+                worker = None
+                task.deaths += 1
+                if self._stopped:
+                    task.done.set_exception(errors.WorkerError("the run is being stopped"))
+                    continue
+                if answer.foreign and task.deaths < TRIES:
+                    again = task  # whoever killed it may not have meant this candidate
+                    continue
+            bad = answer if isinstance(answer, Death | Broken) else None
+            if bad is None:
+                limits.learn(time.monotonic() - began)
+            task.done.set_result(None if bad is None else Tried(bad.status, "compile", bad.problem))
+        if worker is not None:
+            self._drop(worker)
+
+    def _started(self) -> Worker:
+        worker = Worker()
+        with self._changed:
+            self._workers.add(worker)
+            if self._stopped:
+                worker.kill()
+        return worker
+
+    def _drop(self, worker: Worker) -> None:
+        with self._changed:
+            self._workers.discard(worker)
+        worker.close()
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+        for thread in self._threads:
+            thread.join(5.0)

@@ -1,0 +1,61 @@
+"""``python -m tuning.workers.compile_server``: compiles the launches that ``compile_farm`` asks for, one per JSON line.
+
+It ends with its standard input, so it never outlives the process that asked. What a compiler prints goes to standard
+error; answers alone go to standard output.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # before anything imports a kernel
+
+import msgspec
+
+from griffin_kernels import catalog
+from griffin_kernels.launch import Launch, described_for
+from griffin_kernels.records import CaseRecord
+from tuning.static.describe import meta_inputs
+from tuning.static.report import analyse
+from tuning.static.targets import target
+from tuning.workers.compile_farm import Answer, Order
+
+
+@functools.lru_cache(maxsize=8)
+def _inputs(op: str, case: bytes) -> dict[str, Any]:
+    record = msgspec.json.decode(case, type=CaseRecord)
+    return meta_inputs(catalog.op(op), record.case(op))
+
+
+def answer(order: Order) -> Answer:
+    """Compile one launch; the compiler's words where it fails."""
+    variant = catalog.variant(order.variant)
+    case = order.case.case(variant.op)
+    config = variant.parse_config(order.config)
+    assert variant.launches is not None, f"{variant.key} has nothing to compile"
+    try:
+        with described_for(order.target):
+            inputs = dict(_inputs(variant.op, msgspec.json.encode(order.case)))
+            step = variant.launches(inputs, {}, config)[order.step]
+        assert isinstance(step, Launch), f"step {order.step} of {variant.key} is no launch"
+        report = analyse(step, target(order.target), variant=variant, case=case.key, config=config)
+    except Exception as error:  # the compiler raises whatever it likes, and one failure must not end the run
+        words = " ".join(str(error).split())[-500:]
+        return Answer(reason=f"{type(error).__name__}: {words}")
+    return Answer(report)
+
+
+def main() -> None:
+    """Answer until standard input ends."""
+    channel = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    for line in sys.stdin.buffer:
+        channel.write(msgspec.json.encode(answer(msgspec.json.decode(line, type=Order))) + b"\n")
+        channel.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Where candidates run: one case's inputs on one device, candidates checked and timed on them, finalists raced.
+
+A worker process holds a Bench (``tuning.workers.server``). With ``--in-process`` the tuner itself holds one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import torch
+
+from griffin_kernels import catalog, dispatch, registry, verify
+from griffin_kernels.contract import Case, Op
+from griffin_kernels.device import Device
+from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, DeviceRecord, Entry, RegistryFile
+from tuning.measure import conditions, correctness, rounds, timing
+from tuning.measure.rounds import Finalist
+from tuning.plan.budget import SLOW_FACTOR, Budget
+from tuning.plan.planner import Planned
+from tuning.record.journal_records import OutputError, Status
+from tuning.workers.messages import Broken, Raced, Ready, Stage, Tried
+
+STICKY = re.compile(
+    r"illegal memory access|illegal address|misaligned address|illegal instruction|device-side assert|"
+    r"unspecified launch failure|launch timed out|hardware (stack|exception)|uncorrectable ECC|"
+    r"invalid program counter|HSA_STATUS_ERROR|Memory access fault",
+    re.IGNORECASE,
+)
+"""Errors of a GPU after which its context is lost: CUDA C++ programming guide, error handling, and ROCm's like them."""
+
+NO_MEMORY = re.compile(r"out of memory|(can.t|cannot|unable to) allocate|bad_alloc", re.IGNORECASE)
+
+Tell = Callable[[Stage], None]
+
+
+def words(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}".rstrip(": ")
+
+
+def status_of(error: BaseException) -> Status:
+    """What an exception makes of a candidate."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(str(error)):
+        return "memory"
+    return "crashed" if STICKY.search(str(error)) else "failed"
+
+
+class Bench:
+    """Runs candidates in this process. tell: called with every stage as it begins."""
+
+    def __init__(self, device: Device, tell: Tell = lambda stage: None) -> None:
+        self.device, self.tell = device, tell
+        self._overlay = contextlib.ExitStack()
+
+    def load(self, op: str, case: CaseRecord, entries: Sequence[Entry]) -> None:
+        """Take up a case. Inputs and reference are made when the first candidate needs them."""
+        self.close()
+        self.op: Op = catalog.op(op)
+        self.case: Case = case.case(op)
+        self._overlay.enter_context(self._tuned(entries))
+
+    def renew(self) -> None:
+        """The same process: there is no other."""
+
+    def close(self) -> None:
+        """Give up the case's memory, and what was tuned so far."""
+        self.__dict__.pop("problems", None)
+        self.__dict__.pop("rotation", None)
+        self._overlay.close()
+        gc.collect()
+
+    def _tuned(self, entries: Sequence[Entry]) -> contextlib.AbstractContextManager[None]:
+        """Ops tuned so far serve the ops that call them, and nothing tuned earlier on this machine does."""
+        device = DeviceRecord(self.device.validity(), {})
+        file = RegistryFile(schema_version=SCHEMA_VERSION, device=device, entries=list(entries))
+        return dispatch.use(registry=registry.Registry(self.device, [("this run", file)]))
+
+    @functools.cached_property
+    def problems(self) -> list[correctness.Problem]:
+        return correctness.problems(self.op, self.case, self.device)
+
+    @functools.cached_property
+    def rotation(self) -> list[dict[str, object]]:
+        inputs = (
+            self.problems[0].inputs
+            if "problems" in self.__dict__
+            else self.op.make_inputs(self.case, self.device.torch_device, 0)
+        )
+        # what the op changes in place is copied: the problem's own tensors are what later candidates are checked on
+        own = {name: verify.copy_of(inputs[name]) for name in self.op.in_place}
+        return timing.copies({**inputs, **own}, self.device)
+
+    def attempt(
+        self, variant: str, config: dict[str, Any], budget: Budget, best_s: float | None, patient: bool
+    ) -> Tried | Broken:
+        """Check one candidate and, where it is right, time it. Broken: the case's own inputs cannot be made."""
+        found = catalog.variant(variant)
+        planned = Planned(found, found.parse_config(config))
+        stage = "compile"
+
+        def enter(name: str, seconds: float = 0.0) -> None:
+            nonlocal stage
+            stage = name
+            self.tell(Stage(name, seconds=seconds))
+
+        try:
+            problems = self.problems
+        except Exception as error:  # whatever making inputs raises is not the candidate's fault
+            return Broken(words(error), status_of(error))
+        try:
+            enter("compile")
+            began = time.monotonic()
+            verdict = correctness.check(self.op, planned, self.device, problems[:1])
+            self._settle()
+            if verdict.ok and len(problems) > 1:
+                enter("check", time.monotonic() - began)
+                second = correctness.check(self.op, planned, self.device, problems, skip=1)
+                self._settle()
+                verdict = verdict if second.ok else second
+            errors = [OutputError(e.output, e.rel_norm, e.worst) for e in verdict.errors]
+            if not verdict.ok:
+                # a kernel that writes what is wrong may have written where it should not
+                return Tried("wrong", stage, verdict.problem, errors, tainted=True)
+            enter("time", time.monotonic() - began)
+            samples, cut_off = sample(self.sampler(planned), budget, best_s, patient)
+            self._settle()
+        except Exception as error:  # whatever a kernel raises is that kernel's result
+            status = status_of(error)
+            return Tried(status, stage, words(error), tainted=status != "failed")
+        if cut_off:
+            return Tried("slow", stage, f"more than {SLOW_FACTOR:g} times slower than the best so far", errors, samples)
+        return Tried("ok", "", None, errors, samples)
+
+    def first_call(self, variant: str, case: CaseRecord, config: dict[str, Any]) -> Ready | Broken:
+        """Call a variant once on inputs of its own, with nothing tuned yet for what it calls."""
+        found = catalog.variant(variant)
+        try:
+            inputs = catalog.op(found.op).make_inputs(case.case(found.op), self.device.torch_device, 0)
+            self.tell(Stage("compile"))
+            with self._tuned([]):
+                found.run(**inputs, config=found.parse_config(config))
+            self._settle()
+        except Exception as error:  # whatever a kernel, or making its inputs, raises
+            return Broken(words(error), status_of(error))
+        return Ready()
+
+    def sampler(self, planned: Planned) -> timing.Sampler:
+        """Times calls with cold caches; of a baseline behind an adapter what is its own work."""
+        adapter = planned.variant.adapter
+        if adapter is not None:
+            given = timing.Rotation([adapter.prepare(inputs) for inputs in self.rotation])
+            return timing.sampler(adapter.call, given, self.device)
+        return timing.sampler(functools.partial(planned.variant.run, config=planned.config), self.rotation, self.device)
+
+    def warm_sampler(self, planned: Planned) -> timing.Sampler:
+        """Times calls with the same inputs each time, which should follow each other."""
+        run = functools.partial(planned.variant.run, config=planned.config)
+        return timing.warm_sampler(run, self.rotation, self.device)
+
+    def race(self, field: Sequence[Finalist], budget: Budget) -> Raced | Broken:
+        """Race finalists; where one raises, Broken tells which."""
+        at = -1
+
+        def announce(index: int) -> None:
+            nonlocal at
+            if index != at:
+                at = index
+                self.tell(Stage("race", index))
+
+        try:
+            cold: list[timing.Sampler] = []
+            warm: list[Callable[[], timing.Sampler] | None] = []
+            for index, finalist in enumerate(field):
+                announce(index)
+                cold.append(self.sampler(finalist.planned))
+                own = not finalist.planned.variant.baseline
+                warm.append(functools.partial(self.warm_sampler, finalist.planned) if own else None)
+            before = conditions.read(self.device)
+            run = rounds.run(self.op, self.case, field, cold, budget, warm=warm, announce=announce)
+            self._settle()
+            run = msgspec.structs.replace(run, before=before, after=conditions.read(self.device))
+        except Exception as error:  # as above
+            return Broken(words(error), status_of(error), at)
+        return Raced(run)
+
+    def _settle(self) -> None:
+        """Wait for the device, so that an error of this candidate is raised here and not at the next one."""
+        if self.device.kind != "cpu":
+            torch.cuda.synchronize(self.device.torch_device)
+
+
+def sample(sampler: timing.Sampler, budget: Budget, best_s: float | None, patient: bool) -> tuple[list[float], bool]:
+    """(samples, cut off): samples until the budget is used, or two if those are hopeless."""
+    samples: list[float] = []
+    deadline = time.monotonic() + budget.seconds
+    while len(samples) < budget.least or (len(samples) < budget.most and time.monotonic() < deadline):
+        samples.append(sampler())
+        if len(samples) == 2 and not patient and best_s is not None and min(samples) > SLOW_FACTOR * best_s:
+            return samples, True
+    return samples, False

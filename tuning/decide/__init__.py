@@ -1,0 +1,1 @@
+"""One case: the order in which candidates are tried, the race of the best, the verdict."""

@@ -1,0 +1,1 @@
+"""``griffin tune doctor``: checks of the installation, the machine and its registries."""

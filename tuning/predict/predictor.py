@@ -94,7 +94,7 @@ def tune_target(
 
     options: ops, cases, dtypes and the budget count; the device is the SKU. out: folder; the user's own registry
     without one. jobs: compiling processes, one per usable core for 0. Raises UnknownDevice, DeviceError (no GPU that
-    kernels can be compiled for), OutputFolderError, RegistryError, or what ``plan.make`` raises. An interrupt leaves
+    kernels can be compiled for), OutputFolderError, RegistryError, or what ``planner.make`` raises. An interrupt leaves
     no process behind, and nothing is published.
     """
     began = time.monotonic()

@@ -1,0 +1,1 @@
+"""Registries shown, compared and merged."""

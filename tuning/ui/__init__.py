@@ -1,0 +1,1 @@
+"""Commands and displays. Importing a command imports no torch."""

@@ -44,7 +44,7 @@ class Job(msgspec.Struct, frozen=True, tag="job", tag_field="event"):
 
 
 class Candidate(msgspec.Struct, frozen=True, tag="candidate", tag_field="event"):
-    """A candidate is finished; see ``records.Candidate``. best_s, speedup: of the case so far, over its baselines.
+    """A candidate is finished; see ``journal_records.Candidate``. best_s, speedup: of the case so far, over its baselines.
 
     done, total, failed: candidates of the run. left_s: an estimate.
     """
@@ -78,7 +78,7 @@ class Result(msgspec.Struct, frozen=True, tag="result", tag_field="event"):
 
 
 class Noise(msgspec.Struct, frozen=True, tag="noise", tag_field="event"):
-    """The A/A test; see ``records.Noise``."""
+    """The A/A test; see ``journal_records.Noise``."""
 
     what: str
     rounds: int
@@ -100,7 +100,7 @@ class Note(msgspec.Struct, frozen=True, tag="note", tag_field="event"):
 
 
 class Undecided(msgspec.Struct, frozen=True, tag="undecided", tag_field="event"):
-    """Nothing is published for a case; see ``records.Undecided``."""
+    """Nothing is published for a case; see ``journal_records.Undecided``."""
 
     op: str
     case: str

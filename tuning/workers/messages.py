@@ -44,7 +44,7 @@ class Try(msgspec.Struct, frozen=True, tag="try"):
 
 
 class Contender(msgspec.Struct, frozen=True):
-    """A ``race.Finalist``, with its variant and configuration by name only."""
+    """A ``rounds.Finalist``, with its variant and configuration by name only."""
 
     record: Candidate
     incumbent: bool
@@ -94,7 +94,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Tried(msgspec.Struct, frozen=True, tag="tried"):
-    """What became of a candidate; see ``records.Candidate``. tainted: this process is not to be trusted any more."""
+    """What became of a candidate; see ``journal_records.Candidate``. tainted: this process is not to be trusted any more."""
 
     status: Status
     stage: str = ""

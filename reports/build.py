@@ -19,11 +19,11 @@ from griffin_kernels.registry import write_atomically
 from griffin_kernels.texts import encodable
 from reports import format as fmt
 from reports import model
-from reports.charts import candidates, errors, race
+from reports.charts import accuracy, candidates, race
 from reports.forward_tab import forward_tab
-from reports.journal import Source, load, load_registry
 from reports.page import Tab, figure, page, render
 from reports.roofline_tab import roofline_tab
+from reports.sources import SourceFile, load, load_registry
 from reports.static_tab import static_tab
 from reports.studies import beside, load_study
 from tuning.plan.budget import INDIFFERENCE
@@ -61,7 +61,9 @@ def _forest(cases: Sequence[model.CaseView]) -> dict[str, ForestRow]:
     }
 
 
-def tuning_tab(report: model.Report, registry_source: Source | None = None, study_source: Source | None = None) -> Tab:
+def tuning_tab(
+    report: model.Report, registry_source: SourceFile | None = None, study_source: SourceFile | None = None
+) -> Tab:
     """The tuning report proper."""
     cases, rows = report.cases, report.error_rows
     drawn = {
@@ -80,7 +82,7 @@ def tuning_tab(report: model.Report, registry_source: Source | None = None, stud
         forest=_forest(cases),
         ceilings=report.journal.ceilings,
         figures=drawn,
-        error_figures={op.name: figure(errors.errors([r for r in rows if r.op == op.name])) for op in report.ops},
+        error_figures={op.name: figure(accuracy.errors([r for r in rows if r.op == op.name])) for op in report.ops},
         device_facts=_facts(report.journal.run.device.validity),
         first_case=cases[0].anchor if cases else None,
         statuses=model.STATUSES,

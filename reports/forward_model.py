@@ -11,7 +11,7 @@ from functools import cached_property
 from statistics import median
 
 from reports import forward_text as words
-from roofline.records import Page, PartRow, PassRecord
+from roofline.study_records import Page, PartRow, PassRecord
 from roofline.sweep import GridPoint
 from roofline.times import REGIMES
 from roofline.work import PHASES, Phase
@@ -180,7 +180,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Run:
+class RegimeRun:
     """Neighbouring points of the grid with one regime, as it goes along batch or length."""
 
     regime: str
@@ -197,7 +197,7 @@ class Crossing:
     phase: Phase
     axis: str
     fixed: int
-    runs: list[Run]
+    runs: list[RegimeRun]
 
 
 class PageView:
@@ -342,21 +342,21 @@ class PageView:
         wanted += [(phase, "seq", self.batches[0]) for phase in self.phases if phase == "prefill"]
         found = []
         for phase, axis, fixed in wanted:
-            alike: dict[tuple[Run, ...], list[str]] = {}
+            alike: dict[tuple[RegimeRun, ...], list[str]] = {}
             for model in self.models:
                 alike.setdefault(tuple(runs(self.line(model, phase, axis, fixed), axis)), []).append(model)
             found += [Crossing(models, phase, axis, fixed, list(way)) for way, models in alike.items() if way]
         return found
 
 
-def runs(points: Iterable[GridPoint], axis: str) -> list[Run]:
+def runs(points: Iterable[GridPoint], axis: str) -> list[RegimeRun]:
     """Stretches of one regime along a line."""
-    found: list[Run] = []
+    found: list[RegimeRun] = []
     for point in points:
         value = point.batch if axis == "batch" else point.seq
         fits = point.fits is not False
         if found and found[-1].regime == point.regime:
-            found[-1] = Run(point.regime, found[-1].first, value, found[-1].fits)
+            found[-1] = RegimeRun(point.regime, found[-1].first, value, found[-1].fits)
         else:
-            found.append(Run(point.regime, value, value, fits))
+            found.append(RegimeRun(point.regime, value, value, fits))
     return found

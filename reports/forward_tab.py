@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reports import forward_text as words
-from reports.charts import forward, forward_lines, forward_regimes
+from reports.charts import forward_lines, forward_passes, forward_regimes
 from reports.forward_model import PageView, PassView
 from reports.page import Figure, Tab, figure, render
-from roofline.records import Study
+from roofline.study_records import Study
 from roofline.times import REGIMES
 
 
@@ -54,8 +54,8 @@ def _figures(view: PageView) -> PageFigures:
     batches = {batch: forward_lines.speed(view, "seq", batch) for batch in view.batches}
     memory = {batch: forward_lines.memory(view, batch) for batch in view.batches}
     return PageFigures(
-        kinds={found.place: figure(forward.kinds(found)) for found in view.passes},
-        layers={found.place: figure(forward.layers(found)) for found in view.passes},
+        kinds={found.place: figure(forward_passes.kinds(found)) for found in view.passes},
+        layers={found.place: figure(forward_passes.layers(found)) for found in view.passes},
         first=accuracy.worst if accuracy else next(iter(view.passes), None),
         over_seq=_picks(view, "batch", "at-batch", batches, view.common("batch")),
         over_batch=_picks(view, "seq", "at-length", seqs, view.common("seq")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from reports import format as fmt
-from roofline.records import PartRow
+from roofline.study_records import PartRow
 from roofline.tables import SHORT
 from roofline.times import REGIMES
 from roofline.work import Phase

@@ -12,7 +12,7 @@ from typing import Any
 
 from griffin_kernels.records import CaseRecord, Entry, RegistryFile
 from reports import format as fmt
-from reports.journal import Journal
+from reports.sources import JournalFile
 from roofline import stats
 from tuning.measure.conditions import disturbed
 from tuning.plan.budget import INDIFFERENCE
@@ -81,7 +81,7 @@ def worst_of(figures: Iterable[float | None]) -> float | None:
 
 
 @dataclass(frozen=True)
-class Finalist:
+class FinalistView:
     """One finalist of a race. ratios: its time over the winner's, in rounds that it ran in. word: how it compares."""
 
     variant: str
@@ -111,7 +111,7 @@ class CaseView:
     case: CaseRecord
     candidates: tuple[CandidateView, ...]
     result: Result | None
-    finalists: tuple[Finalist, ...]
+    finalists: tuple[FinalistView, ...]
     race: Race | None = None
     registry_note: str | None = None
     undecided: Undecided | None = None
@@ -230,7 +230,7 @@ class Headline:
 class Report:
     """Everything that a tuning report shows."""
 
-    journal: Journal
+    journal: JournalFile
     ops: tuple[OpView, ...]
     registry_only: tuple[Entry, ...] = ()
     registry_notes: tuple[str, ...] = field(default=())
@@ -386,7 +386,7 @@ def _candidate_views(found: Sequence[Candidate], result: Result | None) -> tuple
     )
 
 
-def _finalists(race: Race, result: Result | None, found: dict[str, Candidate]) -> tuple[Finalist, ...]:
+def _finalists(race: Race, result: Result | None, found: dict[str, Candidate]) -> tuple[FinalistView, ...]:
     if any(value is not None and value <= 0 for row in race.rounds_s for value in row):
         return ()
     winner = race.keys.index(result.winner_key) if result and result.winner_key in race.keys else 0
@@ -398,7 +398,7 @@ def _finalists(race: Race, result: Result | None, found: dict[str, Candidate]) -
             return ()
         low, high = stats.paired_ratio_interval(times, best)
         finalists.append(
-            Finalist(
+            FinalistView(
                 variant=record.variant if record else key,
                 config=record.config if record else {},
                 key=key,
@@ -413,7 +413,7 @@ def _finalists(race: Race, result: Result | None, found: dict[str, Candidate]) -
     return tuple(sorted(finalists, key=lambda finalist: (not finalist.is_winner, finalist.ratio, finalist.key)))
 
 
-def build(journal: Journal, registry: RegistryFile | None = None) -> Report:
+def build(journal: JournalFile, registry: RegistryFile | None = None) -> Report:
     """The view of a journal; with the registry, what it holds beyond this run or against it."""
     results, races = journal.results, journal.races
     groups: defaultdict[tuple[str, str], list[Candidate]] = defaultdict(list)

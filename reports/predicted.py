@@ -13,15 +13,15 @@ from griffin_kernels.errors import RegistryError, ReportError
 from griffin_kernels.records import CaseRecord, DeviceRecord, Entry
 from griffin_kernels.texts import unmarked
 from reports import format as fmt
-from reports.journal import Source, load_registry, source
+from reports.sources import SourceFile, load_registry, source
 from tuning.predict.predictor import PREDICTIONS_VERSION, Predicted, PredictionsFile
-from tuning.predict.target_space import Told
+from tuning.predict.target_space import CandidateRecord
 
 ENDING = ".predictions.json"
 
 
 @dataclass(frozen=True)
-class Choice:
+class PredictedChoice:
     """A predicted winner, and the candidates that it was chosen among where their file is there."""
 
     op: str
@@ -38,7 +38,7 @@ class Choice:
         return " · ".join([fmt.case(self.case), *fmt.marks(self.case)])
 
     @property
-    def compiled(self) -> list[Told]:
+    def compiled(self) -> list[CandidateRecord]:
         """Candidates with a prediction from machine code, the fastest first, then those that were dropped."""
         told = self.found.candidates if self.found else []
         ranked = sorted((t for t in told if t.prediction), key=lambda t: t.prediction.seconds if t.prediction else 0.0)
@@ -50,7 +50,7 @@ class Choice:
         return sum(t.status == "guessed" for t in self.found.candidates) if self.found else 0
 
     @property
-    def chosen(self) -> Told | None:
+    def chosen(self) -> CandidateRecord | None:
         """The candidate that the entry names, if its prediction is there."""
         told = self.found.candidates if self.found and self.entry else []
         wanted = (self.entry.variant, self.entry.config) if self.entry else None
@@ -64,19 +64,19 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictedRegistry:
     """A registry of predictions as a report shows it. measured: its entries that are none."""
 
     device: DeviceRecord
-    choices: tuple[Choice, ...]
+    choices: tuple[PredictedChoice, ...]
     measured: int
     file: PredictionsFile | None
-    registry_source: Source
-    predictions_source: Source | None
+    registry_source: SourceFile
+    predictions_source: SourceFile | None
     registry_text: str
 
     @property
-    def decided(self) -> list[Choice]:
+    def decided(self) -> list[PredictedChoice]:
         return [choice for choice in self.choices if choice.entry]
 
     @property
@@ -129,7 +129,7 @@ def _is_predicted(path: Path) -> bool:
     return any(entry.status == "predicted" for entry in file.entries)
 
 
-def load_prediction(path: Path) -> Prediction:
+def load_prediction(path: Path) -> PredictedRegistry:
     """The registry at ``path`` and the candidates beside it. RegistryError or ReportError where they cannot be used."""
     registry_source, file, text = load_registry(path)
     beside = [path.with_name(path.stem + ENDING), path.with_name(ENDING[1:])]
@@ -140,20 +140,20 @@ def load_prediction(path: Path) -> Prediction:
     entries = {(e.op, e.case.case(e.op).key): e for e in file.entries if e.status == "predicted"}
     found = {(p.op, p.case.case(p.op).key): p for p in predictions.cases} if predictions else {}
     cases = {key: entry.case for key, entry in entries.items()} | {key: p.case for key, p in found.items()}
-    choices = [Choice(key[0], case, entries.get(key), found.get(key)) for key, case in sorted(cases.items())]
+    choices = [PredictedChoice(key[0], case, entries.get(key), found.get(key)) for key, case in sorted(cases.items())]
     measured = sum(entry.status == "measured" for entry in file.entries)
-    return Prediction(file.device, tuple(choices), measured, predictions, registry_source, told_source, text)
+    return PredictedRegistry(file.device, tuple(choices), measured, predictions, registry_source, told_source, text)
 
 
-class _Versioned(msgspec.Struct):
+class _PredictionsVersion(msgspec.Struct):
     version: int
 
 
-def _load_candidates(path: Path) -> tuple[PredictionsFile, Source]:
+def _load_candidates(path: Path) -> tuple[PredictionsFile, SourceFile]:
     try:
         data = path.read_bytes()
         plain = unmarked(data)
-        version = msgspec.json.decode(plain, type=_Versioned).version
+        version = msgspec.json.decode(plain, type=_PredictionsVersion).version
         if version > PREDICTIONS_VERSION:
             raise ReportError(f"{path} has version {version}, this package reads up to {PREDICTIONS_VERSION}")
         return msgspec.json.decode(plain, type=PredictionsFile), source(path, data)

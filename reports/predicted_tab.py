@@ -8,11 +8,11 @@ from pathlib import Path
 from reports import format as fmt
 from reports.build import replace, static_table
 from reports.page import Tab, page, render
-from reports.predicted import Prediction, load_prediction
+from reports.predicted import PredictedRegistry, load_prediction
 from reports.static_tab import static_tab
 
 
-def predicted_tab(found: Prediction) -> Tab:
+def predicted_tab(found: PredictedRegistry) -> Tab:
     """Predicted winners by op and case, and the candidates that each was chosen among."""
     facts = found.device.validity
     unit = "cores" if facts.get("kind") == "cpu" else "units"

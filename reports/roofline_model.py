@@ -10,7 +10,7 @@ from functools import cached_property
 
 from reports import format as fmt
 from roofline.ceilings import Ceiling, Ceilings
-from roofline.records import FusionRow, KernelFloor, Study
+from roofline.study_records import FusionRow, KernelFloor, Study
 
 ROOF_NAMES: Mapping[str, str] = {
     "dram": "DRAM",

@@ -6,7 +6,7 @@ from reports import model
 from reports.charts import roofline, roofline_time
 from reports.page import Tab, figure, render
 from reports.roofline_model import ROOF_NAMES, ROOF_WORK, RooflineView, ceiling_rate, roof_name, roof_work
-from roofline.records import Study
+from roofline.study_records import Study
 
 
 def roofline_tab(study: Study, report: model.Report) -> Tab:

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from griffin_kernels.errors import ReportError
-from reports.journal import Source, source
-from roofline.records import FILE_NAME, Study, read
+from reports.sources import SourceFile, source
+from roofline.study_records import FILE_NAME, Study, read
 
 
 def beside(journal: Path) -> Path | None:
@@ -19,7 +19,7 @@ def beside(journal: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def load_study(path: Path) -> tuple[Source, Study, str]:
+def load_study(path: Path) -> tuple[SourceFile, Study, str]:
     """The study at ``path`` and its JSON on one line. Raises ReportError where it cannot be used."""
     study = read(path)
     problem = next(_problems(study), None)

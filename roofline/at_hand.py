@@ -10,7 +10,7 @@ from griffin_kernels.device import Device
 from roofline import store
 from roofline.ceilings import Ceilings
 from roofline.floors import op_floors
-from roofline.target import Target, Tuned
+from roofline.target import AnalysisTarget, Tuned
 
 
 def tuned_by(device: Device, ceilings: Ceilings) -> Callable[[Case], Tuned | None]:
@@ -30,14 +30,14 @@ def tuned_by(device: Device, ceilings: Ceilings) -> Callable[[Case], Tuned | Non
     return find
 
 
-def at_hand(device: Device, ceilings: Ceilings | None = None) -> Target:
+def at_hand(device: Device, ceilings: Ceilings | None = None) -> AnalysisTarget:
     """The device as it was measured; DeviceError where its ceilings never were."""
     known = ceilings or store.load_for(device)
     if known is None:
         raise errors.DeviceError(
             f"the ceilings of {device.name} have not been measured; `griffin roofline measure` takes half a minute"
         )
-    return Target(
+    return AnalysisTarget(
         name=device.slug,
         ceilings=known,
         memory_bytes=device.memory_bytes,

@@ -10,7 +10,7 @@ from griffin_kernels import catalog
 from griffin_kernels.case import Case, Pass
 from griffin_kernels.records import Entry
 from roofline.ceilings import Ceilings
-from roofline.records import FusionRow, KernelFloor
+from roofline.study_records import FusionRow, KernelFloor
 
 
 def op_floors(case: Case, ceilings: Ceilings) -> dict[str, float]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.models.config import GriffinConfig
 from griffin_kernels.models.presets import preset
-from roofline.target import Target
+from roofline.target import AnalysisTarget
 from roofline.times import PartTime, Timer, by_regime, moved
 from roofline.work import Part, Phase, forward_parts
 
@@ -76,7 +76,7 @@ class Forward:
 
     model: str
     config: GriffinConfig = field(repr=False)
-    target: Target = field(repr=False)
+    target: AnalysisTarget = field(repr=False)
     phase: Phase
     batch: int
     seq: int
@@ -196,7 +196,14 @@ class Forward:
 
 
 def analyse(
-    model: str | GriffinConfig, target: Target, *, phase: Phase, batch: int, seq: int, dtype: str, name: str = "custom"
+    model: str | GriffinConfig,
+    target: AnalysisTarget,
+    *,
+    phase: Phase,
+    batch: int,
+    seq: int,
+    dtype: str,
+    name: str = "custom",
 ) -> Forward:
     """Analyse one forward pass.
 
@@ -217,7 +224,7 @@ def analyse(
 
 
 def memory_of(
-    config: GriffinConfig, parts: list[Part], target: Target, phase: Phase, batch: int, seq: int, dtype: str
+    config: GriffinConfig, parts: list[Part], target: AnalysisTarget, phase: Phase, batch: int, seq: int, dtype: str
 ) -> Memory:
     """Weights, the cache after the pass, and the largest live set of one kernel with the residual stream beside it."""
     size = DTYPE_BYTES[dtype]

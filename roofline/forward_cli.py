@@ -17,7 +17,7 @@ from roofline import tables
 from roofline.console import StatusLine, output, plain_errors
 from roofline.forward import Forward, analyse
 from roofline.sweep import BATCHES, SEQS, GridPoint, parse_axes, sweep
-from roofline.target import Target, of_sku
+from roofline.target import AnalysisTarget, of_sku
 from roofline.work import Phase, check
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def finite(seconds: float) -> None:
         raise errors.ArgumentError(f"--seconds is {seconds}, expected a finite number")
 
 
-def target_named(name: str | None) -> tuple[Target, Device | None]:
+def target_named(name: str | None) -> tuple[AnalysisTarget, Device | None]:
     """A SKU's target, or this machine's (``None``, ``cpu``, ``cuda``, ``cuda:1``) and its device."""
     if name is not None and name != "cpu" and not name.startswith("cuda"):
         return of_sku(name), None
@@ -102,13 +102,13 @@ def forward(
         result = analyse(model, target, phase=cast(Phase, phase), batch=batch, seq=seq, dtype=number)
         measured = None
         if run and here is not None:
-            from roofline import run as running
+            from roofline import pass_timing
 
             line = StatusLine(Console(stderr=True))
             line(f"building {model}")
-            built = running.build(result, here)
+            built = pass_timing.build(result, here)
             line(f"running {model}")
-            measured = running.measure(built, result, here, seconds)
+            measured = pass_timing.measure(built, result, here, seconds)
             line.clear()
         if as_json:
             typer.echo(json.dumps(_record(result, measured), indent=1))

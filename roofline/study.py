@@ -13,16 +13,16 @@ from griffin_kernels import catalog, datasheet
 from griffin_kernels.device import Device, provenance
 from griffin_kernels.records import DeviceRecord, Entry
 from griffin_kernels.registry import load_for, sources, write_atomically
-from roofline import run, store
+from roofline import pass_timing, store
 from roofline.at_hand import at_hand
 from roofline.ceilings import Ceiling, Ceilings, best_of
 from roofline.floors import fusion_table, kernel_floors
 from roofline.forward import Forward, analyse
 from roofline.measure import Sampler
-from roofline.records import STUDY_VERSION, Measured, Page, PassRecord, Study, encode, part_rows
-from roofline.run import LEAST_CALM
+from roofline.pass_timing import LEAST_CALM
+from roofline.study_records import STUDY_VERSION, Measured, Page, PassRecord, Study, encode, part_rows
 from roofline.sweep import GridPoint, sweep
-from roofline.target import Target, of_sku
+from roofline.target import AnalysisTarget, of_sku
 from roofline.work import PHASES, Phase
 
 Tell = Callable[[str], None]
@@ -93,7 +93,7 @@ def measured_passes(
     machine: other users of a shared host change what it reaches from one minute to the next.
     """
     before = at_hand(device, Ceilings(device.name, tuple(sampler.ceilings()), device.last_level_cache_bytes))
-    benches: dict[tuple[str, int], run.Bench] = {}
+    benches: dict[tuple[str, int], pass_timing.PassTimer] = {}
     room = device.memory_bytes
     embedding: Parameter | None = None
     for name in plan.models:
@@ -105,9 +105,9 @@ def measured_passes(
             continue
         room -= max(result.memory.weights + result.memory.cache for result in fitting.values())
         tell(f"building {name}")
-        model = run.build(next(iter(fitting.values())), device, embedding)
+        model = pass_timing.build(next(iter(fitting.values())), device, embedding)
         embedding = model.embedding.weight
-        benches |= {(name, i): run.Bench(model, result, device) for i, result in fitting.items()}
+        benches |= {(name, i): pass_timing.PassTimer(model, result, device) for i, result in fitting.items()}
     begin, done = time.perf_counter(), 0
     while done < timing.rounds or time.perf_counter() - begin < timing.seconds:
         for (name, _), bench in benches.items():
@@ -118,7 +118,7 @@ def measured_passes(
     return {key: bench.measured() for key, bench in benches.items()}
 
 
-def page(target: Target, plan: Plan, measured: Mapping[tuple[str, int], Measured], tell: Tell) -> Page:
+def page(target: AnalysisTarget, plan: Plan, measured: Mapping[tuple[str, int], Measured], tell: Tell) -> Page:
     """Forward passes on a target, with the measurements there are, and the grid of predictions."""
     passes = [
         pass_record(analyse(name, target, phase=p, batch=b, seq=t, dtype=plan.dtype), measured.get((name, i)))

@@ -10,7 +10,7 @@ import msgspec
 from griffin_kernels import errors
 from griffin_kernels.models.config import GriffinConfig
 from roofline.forward import Forward, analyse
-from roofline.target import Target
+from roofline.target import AnalysisTarget
 from roofline.work import Phase
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class GridPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 def sweep(
     model: str | GriffinConfig,
-    target: Target,
+    target: AnalysisTarget,
     *,
     phase: Phase,
     dtype: str,

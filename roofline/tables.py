@@ -13,7 +13,7 @@ from rich.table import Table
 from griffin_kernels.datasheet import Datasheet
 from griffin_kernels.models.config import GriffinConfig
 from roofline.forward import Forward, gib
-from roofline.records import Measured, Study
+from roofline.study_records import Measured, Study
 from roofline.sweep import GridPoint
 from roofline.times import REGIMES
 from roofline.units import seconds_text

@@ -35,7 +35,7 @@ def _untuned(case: Case) -> Tuned | None:
 
 
 @dataclass(frozen=True)
-class Target:
+class AnalysisTarget:
     """A device to analyse for.
 
     name: SKU, or the device at hand by its own name. memory_bytes: 0 if unknown. asynchronous: launches run ahead of
@@ -62,12 +62,12 @@ class Target:
             )
 
 
-def of_sku(sku: str) -> Target:
+def of_sku(sku: str) -> AnalysisTarget:
     """A device by its datasheet; raises UnknownDevice naming the near ones."""
     return of_datasheet(datasheet(sku))
 
 
-def of_datasheet(sheet: Datasheet) -> Target:
+def of_datasheet(sheet: Datasheet) -> AnalysisTarget:
     """The target that a datasheet describes; every assumption is listed."""
     peak, achieved = sheet.tensor_flops_per_s("bfloat16"), sheet.achieved_bfloat16_tflops
     if peak and achieved:
@@ -75,7 +75,7 @@ def of_datasheet(sheet: Datasheet) -> Target:
         reason = f"published: {achieved:g} TFLOP/s measured in bfloat16"
     else:
         tensor, reason = ACHIEVED_TENSOR, "assumed, the median of five GPUs with published measurements"
-    return Target(
+    return AnalysisTarget(
         name=sheet.sku,
         ceilings=Ceilings.from_datasheet(sheet),
         memory_bytes=sheet.memory_bytes,

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from griffin_kernels.case import Cost, Pass
-from roofline.target import Target
+from roofline.target import AnalysisTarget
 from roofline.work import Kernel, Part
 
 REGIMES = {
@@ -105,7 +105,7 @@ class PartTime:
 class Timer:
     """Times of kernels on a target; parts of a kind share their kernels, which are timed once."""
 
-    def __init__(self, target: Target, dtype: str, weights: int) -> None:
+    def __init__(self, target: AnalysisTarget, dtype: str, weights: int) -> None:
         self.target = target
         self.usual = target.ceilings.usual
         self.dtype = dtype

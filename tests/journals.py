@@ -19,7 +19,7 @@ from roofline import stats
 from tuning.record.journal_records import (
     JOURNAL_VERSION,
     Candidate,
-    Ceiling,
+    CeilingRecord,
     Conditions,
     End,
     Noise,
@@ -269,10 +269,10 @@ def records(
             options={"budget": "normal", "seed": 0, "ops": ["linear_scan", "rg_lru"]},
             planned=planned,
         ),
-        Ceiling(name="dram_copy", value=BANDWIDTH, low=2.91e12, high=2.95e12, unit="bytes_per_s"),
-        Ceiling(name="special", value=3.71e12, low=3.66e12, high=3.74e12, unit="ops_per_s"),
-        Ceiling(name="matmul_bfloat16", value=7.62e14, low=7.5e14, high=7.7e14, unit="flops_per_s"),
-        Ceiling(name="launch", value=2.4e-6, low=2.3e-6, high=2.6e-6, unit="s"),
+        CeilingRecord(name="dram_copy", value=BANDWIDTH, low=2.91e12, high=2.95e12, unit="bytes_per_s"),
+        CeilingRecord(name="special", value=3.71e12, low=3.66e12, high=3.74e12, unit="ops_per_s"),
+        CeilingRecord(name="matmul_bfloat16", value=7.62e14, low=7.5e14, high=7.7e14, unit="flops_per_s"),
+        CeilingRecord(name="launch", value=2.4e-6, low=2.3e-6, high=2.6e-6, unit="s"),
         NOISE,
     ]
     for op, case in cases:
@@ -297,7 +297,7 @@ def hostile(text: str = HOSTILE) -> list[Record]:
             line = msgspec.structs.replace(
                 line, run_id=text, date=text, device=device, command=text, options={text: [text]}
             )
-        elif isinstance(line, Ceiling):
+        elif isinstance(line, CeilingRecord):
             line = msgspec.structs.replace(line, name=line.name + text, unit=text)
         elif isinstance(line, Candidate):
             figures = [msgspec.structs.replace(figure, output=figure.output + text) for figure in line.errors]

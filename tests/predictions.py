@@ -9,7 +9,7 @@ import msgspec
 from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, Entry, RegistryFile
 from tests import journals
 from tuning.predict.predictor import PREDICTIONS_VERSION, Predicted, PredictionsFile
-from tuning.predict.target_space import Told
+from tuning.predict.target_space import CandidateRecord
 from tuning.predict.time_model import Constants, Prediction, StepPrediction
 
 CASES = [case for op, case in journals.CASES if op == "linear_scan"]
@@ -34,10 +34,12 @@ def entry(case: CaseRecord = CASES[0], **facts: object) -> Entry:
     return msgspec.structs.replace(made, **facts)
 
 
-def told(seconds: float | None, config: dict[str, object], reason: str = "", is_default: bool = False) -> Told:
+def told(
+    seconds: float | None, config: dict[str, object], reason: str = "", is_default: bool = False
+) -> CandidateRecord:
     """A candidate: predicted, or dropped for a reason."""
     step = StepPrediction("scan", seconds or 0.0, {"dram": seconds or 0.0}, 95, 0, 1024, 0.31, "registers", 0.6)
-    return Told(
+    return CandidateRecord(
         variant="triton.chunked",
         config=config,
         status="dropped" if seconds is None else "predicted",
@@ -53,7 +55,7 @@ def candidates() -> PredictionsFile:
         told(5.1e-5, {"block_t": 32, "num_warps": 4}, is_default=True),
         told(4.2e-5, CONFIG),
         told(None, {"block_t": 512, "num_warps": 4}, "scan needs 300000 bytes of shared memory"),
-        Told(variant="triton.chunked", config={"block_t": 128}, status="guessed", guessed_s=6e-5),
+        CandidateRecord(variant="triton.chunked", config={"block_t": 128}, status="guessed", guessed_s=6e-5),
     ]
     return PredictionsFile(
         version=PREDICTIONS_VERSION,

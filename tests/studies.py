@@ -22,9 +22,9 @@ from griffin_kernels.records import CaseRecord, DeviceRecord, Entry
 from roofline import study as studying
 from roofline.ceilings import Ceiling, Ceilings, Unit
 from roofline.floors import fusion_table, kernel_floors, op_floors
-from roofline.records import STUDY_VERSION, KernelFloor, Measured, Page, PassRecord, Study, encode
 from roofline.stats import bootstrap_interval
-from roofline.target import Target, Tuned, of_sku
+from roofline.study_records import STUDY_VERSION, KernelFloor, Measured, Page, PassRecord, Study, encode
+from roofline.target import AnalysisTarget, Tuned, of_sku
 from tests import journals
 from tuning.record.journal_records import Candidate, Race, Record, Result, Run
 
@@ -138,8 +138,8 @@ def _tuned(case: Case) -> Tuned | None:
     return None if share is None else Tuned(share, f"measured at {share:.0%} of its floor")
 
 
-def target() -> Target:
-    return Target(
+def target() -> AnalysisTarget:
+    return AnalysisTarget(
         name="cpu-amd-epyc-2x-avx512",
         ceilings=here(),
         memory_bytes=MEMORY_BYTES,

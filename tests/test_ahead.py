@@ -26,9 +26,8 @@ from tuning.plan.planner import Options, Planned
 from tuning.record import journal
 from tuning.record.journal_records import Candidate
 from tuning.static.requests import compilable
-from tuning.workers import compile_pool as ahead_module
-from tuning.workers import messages
-from tuning.workers.compile_pool import Ahead, processes_for
+from tuning.workers import compile_pool, messages
+from tuning.workers.compile_pool import CompilePool, processes_for
 from tuning.workers.limits import FLOOR_S, LEARNED_FROM, Limits
 from tuning.workers.messages import Ready, Stage
 from tuning.workers.process import Death
@@ -92,7 +91,7 @@ def fake(monkeypatch):
     monkeypatch.setattr(FakeWorker, "limits_s", [])
     monkeypatch.setattr(FakeWorker, "replies", {})
     monkeypatch.setattr(FakeWorker, "free", threading.Event())
-    monkeypatch.setattr(ahead_module, "Worker", FakeWorker)
+    monkeypatch.setattr(compile_pool, "Worker", FakeWorker)
     return FakeWorker
 
 
@@ -104,15 +103,15 @@ def until(condition):
 
 
 def test_who_waits_comes_first_then_what_lanes_expect_in_turn_then_what_comes_later(fake):
-    with Ahead("sm_90", 1, limits) as ahead:
-        ahead.later(iter(candidates(0, 1, 9)))
+    with CompilePool("sm_90", 1, limits) as pool:
+        pool.background(iter(candidates(0, 1, 9)))
         until(lambda: fake.asked == [0])
-        ahead.expect("cuda:0", iter(candidates(2, 3)))
-        ahead.expect("cuda:1", iter(candidates(4, 3, 5)))
+        pool.prefetch("cuda:0", iter(candidates(2, 3)))
+        pool.prefetch("cuda:1", iter(candidates(4, 3, 5)))
         answers = []
-        waiting = threading.Thread(target=lambda: answers.append(ahead.problem(*candidates(6)[0])))
+        waiting = threading.Thread(target=lambda: answers.append(pool.problem(*candidates(6)[0])))
         waiting.start()
-        until(lambda: ahead._awaited)
+        until(lambda: pool._awaited)
         fake.free.set()
         waiting.join(30)
         until(lambda: len(fake.asked) == 8)
@@ -121,10 +120,10 @@ def test_who_waits_comes_first_then_what_lanes_expect_in_turn_then_what_comes_la
 
 
 def test_a_lane_that_expects_something_else_is_heard_at_once(fake):
-    with Ahead("sm_90", 1, limits) as ahead:
-        ahead.expect("", iter(candidates(*range(16))))
+    with CompilePool("sm_90", 1, limits) as pool:
+        pool.prefetch("", iter(candidates(*range(16))))
         until(lambda: fake.asked == [0])
-        ahead.expect("", iter(candidates(0, 7)))
+        pool.prefetch("", iter(candidates(0, 7)))
         fake.free.set()
         until(lambda: len(fake.asked) == 2)
     assert fake.asked == [0, 7]
@@ -140,13 +139,13 @@ def test_a_lane_that_expects_something_else_is_heard_at_once(fake):
 def test_what_cannot_be_compiled_is_known_whoever_asked_for_it(fake, reply, status):
     fake.replies[1] = reply
     fake.free.set()
-    with Ahead("sm_90", 1, limits) as ahead:
-        ahead.expect("", iter(candidates(1, 2)))
+    with CompilePool("sm_90", 1, limits) as pool:
+        pool.prefetch("", iter(candidates(1, 2)))
         until(lambda: len(fake.asked) == 2)
-        found = ahead.problem(*candidates(1)[0])
+        found = pool.problem(*candidates(1)[0])
         assert (found.status, found.stage, found.problem) == (status, "compile", reply.problem)
-        assert ahead.problem(*candidates(2)[0]) is None
-        assert ahead.problem(CASE, Planned(REAL, NoConfig())) is None, "it has nothing to compile"
+        assert pool.problem(*candidates(2)[0]) is None
+        assert pool.problem(CASE, Planned(REAL, NoConfig())) is None, "it has nothing to compile"
     assert fake.asked == [1, 2]
 
 
@@ -154,15 +153,15 @@ def test_what_cannot_be_compiled_is_known_whoever_asked_for_it(fake, reply, stat
 def test_process_that_somebody_else_kills_is_no_candidates_failure_at_once(fake, monkeypatch, kills, fails):
     left = iter([Death("crashed", Stage(""), "its process was asked to end (SIGTERM)", foreign=True)] * kills)
     monkeypatch.setattr(fake, "ask", lambda self, *words: next(left, Ready()))
-    with Ahead("sm_90", 1, limits) as ahead:
-        assert (ahead.problem(*candidates(1)[0]) is not None) == fails
+    with CompilePool("sm_90", 1, limits) as pool:
+        assert (pool.problem(*candidates(1)[0]) is not None) == fails
 
 
 def test_how_long_a_compilation_may_take_is_learned(fake):
     fake.free.set()
     fake.replies[0] = messages.Broken("CompilationError: no")
-    with Ahead("sm_90", 1, limits) as ahead:
-        ahead.expect("", iter(candidates(*range(8))))
+    with CompilePool("sm_90", 1, limits) as pool:
+        pool.prefetch("", iter(candidates(*range(8))))
         until(lambda: len(fake.asked) == 8)
     learned = LEARNED_FROM + 1  # the first one failed
     assert fake.limits_s == [120.0] * learned + [3 * FLOOR_S] * (8 - learned)
@@ -174,12 +173,12 @@ def test_a_guess_that_raises_ends_that_guessing_alone(fake):
         raise ZeroDivisionError
 
     fake.free.set()
-    with Ahead("sm_90", 1, limits) as ahead:
-        ahead.expect("", broken())
+    with CompilePool("sm_90", 1, limits) as pool:
+        pool.prefetch("", broken())
         until(lambda: fake.asked == [1])
-        ahead.later(iter(candidates(2)))
+        pool.background(iter(candidates(2)))
         until(lambda: fake.asked == [1, 2])
-        assert ahead.problem(*candidates(3)[0]) is None
+        assert pool.problem(*candidates(3)[0]) is None
 
 
 def test_closing_ends_who_waits(fake):
@@ -187,22 +186,22 @@ def test_closing_ends_who_waits(fake):
 
     def ask(number):
         try:
-            ended.append(ahead.problem(*candidates(number)[0]))
+            ended.append(pool.problem(*candidates(number)[0]))
         except errors.WorkerError as error:
             ended.append(str(error))
 
-    with Ahead("sm_90", 1, limits) as ahead:
+    with CompilePool("sm_90", 1, limits) as pool:
         waiting = [threading.Thread(target=ask, args=(number,)) for number in (1, 2)]
         for thread in waiting:
             thread.start()
-        until(lambda: len(fake.asked) == 1 and len(ahead._awaited) == 1)
-        ahead.close()
+        until(lambda: len(fake.asked) == 1 and len(pool._awaited) == 1)
+        pool.close()
         for thread in waiting:
             thread.join(30)
         assert ended == ["the run is being stopped"] * 2, "what is killed in the end is no candidate's failure"
         with pytest.raises(errors.WorkerError, match="being stopped"):
-            ahead.problem(*candidates(3)[0])
-    assert not any(thread.is_alive() for thread in ahead._threads)
+            pool.problem(*candidates(3)[0])
+    assert not any(thread.is_alive() for thread in pool._threads)
 
 
 @pytest.mark.parametrize("strategy", ["seeded", "exhaustive"])
@@ -222,15 +221,15 @@ def test_a_run_has_most_candidates_compiled_before_their_turn(tmp_path, monkeypa
     monkeypatch.setattr(planner, "BUDGETS", {"all": dataclasses.replace(BUDGETS["quick"], share=1.0, thorough=True)})
     asked, ready = [], []
 
-    class Watched(Ahead):
+    class Watched(CompilePool):
         def problem(self, case, planned):
             if planned.variant.launches is not None:
-                task = self._tasks.get((planned.variant.key, case.key, ahead_module.config_key(planned.config)))
+                task = self._tasks.get((planned.variant.key, case.key, compile_pool.config_key(planned.config)))
                 asked.append(planned.config.n)
                 ready.append(task is not None and task.done.done())
             return super().problem(case, planned)
 
-    monkeypatch.setattr(runs, "ahead_of", lambda device, options, lanes: Watched("sm_90", 1, limits))
+    monkeypatch.setattr(runs, "compile_pool_of", lambda device, options, lanes: Watched("sm_90", 1, limits))
     fake.free.set()
     options = Options(
         ops=("linear_scan",), cases=("float32",), budget="all", device="cpu", in_process=True, strategy=strategy
@@ -267,10 +266,10 @@ def test_a_real_kernel_is_compiled_and_one_that_cannot_be_is_named(monkeypatch):
     case = next(c for c in OP.cases_tagged("bench") if c.dtype == "bfloat16")
     variant = catalog.variant("linear_scan/triton.sequential")
     good, bad = Planned(variant, variant.config()), Planned(variant, variant.parse_config({"block_d": 96}))
-    with Ahead("sm_90", 1, limits) as ahead:
-        ahead.expect("", iter([(case, good)]))
-        assert ahead.problem(case, bad).status == "failed"  # no power of two
-        assert ahead.problem(case, good) is None
+    with CompilePool("sm_90", 1, limits) as pool:
+        pool.prefetch("", iter([(case, good)]))
+        assert pool.problem(case, bad).status == "failed"  # no power of two
+        assert pool.problem(case, good) is None
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])

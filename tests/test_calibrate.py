@@ -14,7 +14,7 @@ from tests.launches import H100
 from tuning.plan import planner
 from tuning.plan.planner import Options
 from tuning.predict import calibrate, predictor, time_model
-from tuning.predict.target_space import Contest
+from tuning.predict.target_space import TargetSpace
 from tuning.predict.time_model import Constants, machine
 from tuning.record import journal_records
 from tuning.static.recorded import StaticReport
@@ -56,7 +56,7 @@ def synthetic() -> tuple[list[journal_records.Record], calibrate.Compile]:
     """A journal of an H100 on which the model with the constants TRUE holds exactly, and the code of its kernels."""
     where = machine(H100)
     jobs = planner.make(Options(ops=KNOWN_OPS, cases=KNOWN_CASES, budget="thorough"), where.device)
-    guesses = predictor.guesses_for(where)
+    estimates = predictor.estimates_for(where)
     facts = DeviceRecord(where.device.validity(), {})
     lines: list[journal_records.Record] = [
         journal_records.Run(
@@ -65,11 +65,11 @@ def synthetic() -> tuple[list[journal_records.Record], calibrate.Compile]:
     ]  # fmt: skip
     code: dict[str, StaticReport] = {}
     for job in jobs:
-        contest = Contest.of(job, where, TRUE, guesses)
-        for candidate in contest.candidates[::20]:
+        space = TargetSpace.of(job, where, TRUE, estimates)
+        for candidate in space.candidates[::20]:
             if not math.isfinite(candidate.guessed_s):
                 continue
-            code |= {work.key: guesses(work) for work in candidate.launches}
+            code |= {work.key: estimates(work) for work in candidate.launches}
             truth = time_model.predict(
                 candidate.steps, lambda work, code=code: code[work.key], where, job.case.dtype, TRUE
             )
@@ -82,7 +82,7 @@ def synthetic() -> tuple[list[journal_records.Record], calibrate.Compile]:
                     source_hash=planned.variant.source_hash,
                 )
             )  # fmt: skip
-    return lines, lambda orders: {key: code[key] for key in orders}
+    return lines, lambda requests: {key: code[key] for key in requests}
 
 
 def test_calibration_finds_the_constants_that_a_journal_was_made_with(synthetic):

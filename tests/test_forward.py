@@ -15,7 +15,7 @@ from griffin_kernels.models import PRESETS, preset
 from roofline import sweep
 from roofline.ceilings import Ceiling, Ceilings
 from roofline.forward import analyse
-from roofline.target import Target, Tuned, of_datasheet, of_sku
+from roofline.target import AnalysisTarget, Tuned, of_datasheet, of_sku
 from roofline.times import REGIMES, moved
 
 pytestmark = pytest.mark.unit
@@ -35,7 +35,9 @@ def ceilings(**others):
 
 
 def target(asynchronous=False, **facts):
-    return Target("toy", facts.pop("ceilings", ceilings()), facts.pop("memory_bytes", 10**10), asynchronous, **facts)
+    return AnalysisTarget(
+        "toy", facts.pop("ceilings", ceilings()), facts.pop("memory_bytes", 10**10), asynchronous, **facts
+    )
 
 
 def run(where, model="griffin-tiny", phase="prefill", batch=2, seq=40, dtype="float32"):

@@ -23,7 +23,7 @@ from tuning.measure import noise, timing
 from tuning.plan import planner
 from tuning.plan.planner import Options
 from tuning.record import journal
-from tuning.record.journal_records import Candidate, Ceiling, End, Result, Run
+from tuning.record.journal_records import Candidate, CeilingRecord, End, Result, Run
 
 CASES = [make_case(1, steps, 8, where="gpu") for steps in (5, 6)]
 OPTIONS = Options(ops=("linear_scan",), budget="quick", in_process=True)
@@ -107,7 +107,7 @@ def test_tune_is_interrupted_publishes_goes_on_and_ends(gpu, tmp_path):
     assert len(timed) >= 2 * len(BLOCKS) and all(samples and min(samples) > 0 for samples in timed)
     assert [record.resumed for record in found if isinstance(record, Run)] == [False, True]
     assert len([record for record in found if isinstance(record, Result)]) == len(CASES)
-    roofs = [record for record in found if isinstance(record, Ceiling)]
+    roofs = [record for record in found if isinstance(record, CeilingRecord)]
     assert len(roofs) == 3 and all(roof.value == pytest.approx(BANDWIDTH, rel=0.01) for roof in roofs)
 
     for entry in stored:

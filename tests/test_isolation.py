@@ -23,7 +23,7 @@ from tuning.run import Paths, tune
 from tuning.workers import messages, process
 from tuning.workers.limits import Limits
 from tuning.workers.messages import Load, Ready, Stage, Start
-from tuning.workers.process import Isolated, Worker
+from tuning.workers.process import IsolatedExecutor, Worker
 
 LIMIT_S = 6.0
 """What a stage may take here: a hang costs so much."""
@@ -55,7 +55,7 @@ class Listener:
 @pytest.fixture(scope="module")
 def isolated():
     limits = Limits(longest_s=LIMIT_S, memory_bytes=3 * GIB // 2)
-    found = Isolated("cpu", 1, limits, prepare="tests.hostile:prepare")
+    found = IsolatedExecutor("cpu", 1, limits, prepare="tests.hostile:prepare")
     found.load(OP, CaseRecord.of(CASE), [])
     yield found
     found.close()
@@ -148,7 +148,7 @@ def test_candidate_is_blamed_for_three_kills_in_its_own_work(monkeypatch, stages
         kill = close
 
     monkeypatch.setattr(process, "Worker", Killed)
-    with contextlib.closing(Isolated("cpu", 1, Limits())) as executor:
+    with contextlib.closing(IsolatedExecutor("cpu", 1, Limits())) as executor:
         assert executor.attempt(f"{OP}/eager.sequential", {}, QUICK, None, patient=True).status == status
     assert len(tries) == asked
 
@@ -179,7 +179,7 @@ def test_worker_dies_with_its_parent(tmp_path):
 
 
 def test_worker_that_cannot_start_is_one_sentence():
-    found = Isolated("cpu", 1, Limits(5.0, 3 * GIB), prepare="tests.no_such_module:prepare")
+    found = IsolatedExecutor("cpu", 1, Limits(5.0, 3 * GIB), prepare="tests.no_such_module:prepare")
     found.load(OP, CaseRecord.of(CASE), [])
     with pytest.raises(errors.WorkerError, match=r"cannot be made ready.*no_such_module"):
         found.attempt(f"{OP}/eager.sequential", {}, QUICK, None, patient=True)

@@ -7,13 +7,13 @@ import pytest
 
 from griffin_kernels import errors
 from tuning.record import journal
-from tuning.record.journal_records import Ceiling, End
+from tuning.record.journal_records import CeilingRecord, End
 
 pytestmark = pytest.mark.unit
 
 
-def ceiling(value: float = 1.0) -> Ceiling:
-    return Ceiling(name="dram_copy", value=value, low=value, high=value, unit="bytes_per_s")
+def ceiling(value: float = 1.0) -> CeilingRecord:
+    return CeilingRecord(name="dram_copy", value=value, low=value, high=value, unit="bytes_per_s")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -100,3 +101,23 @@ def test_source_hash_follows_what_a_variant_imports():
     assert "griffin_kernels.ops.linear_scan._eager" in found
     assert "griffin_kernels.ops.linear_scan.eager_chunked" in found
     assert not any(name.endswith((".op", ".cost")) for name in found)
+
+
+ALIKE_BY_DESIGN = ("__init__.py", "__main__.py", "cli.py")
+
+
+def test_no_two_modules_share_a_file_name_and_no_two_classes_a_name():
+    files: dict[str, list[str]] = {}
+    classes: dict[str, list[str]] = {}
+    for folder in ("griffin_kernels", "tuning", "roofline", "reports"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            where = str(path.relative_to(ROOT))
+            if where.startswith("griffin_kernels/ops/"):  # an op's folder has the parts of every op
+                continue
+            files.setdefault(path.name, []).append(where)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    classes.setdefault(node.name, []).append(where)
+    assert len(files) > 100 and len(classes) > 150
+    assert {n: found for n, found in files.items() if len(found) > 1 and n not in ALIKE_BY_DESIGN} == {}
+    assert {n: found for n, found in classes.items() if len(found) > 1} == {}

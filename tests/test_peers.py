@@ -120,7 +120,7 @@ def test_samples_call_what_is_theirs_alone(variant, monkeypatch):
         return step
 
     watched = dataclasses.replace(variant, adapter=Adapter(*map(counted, counts)))
-    own = executor.Bench(device.cpu())
+    own = executor.InProcessExecutor(device.cpu())
     own.load(op.name, executor.CaseRecord.of(case), [])
     monkeypatch.setattr(executor.timing, "MOST_COPIES", {"cpu": 3})
     with poison.outside():

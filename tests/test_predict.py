@@ -22,7 +22,7 @@ from tests.launches import H100, MI300X, ROOT, report, steps_of
 from tuning.plan import planner
 from tuning.plan.planner import Options
 from tuning.predict import predictor
-from tuning.predict.target_space import Contest
+from tuning.predict.target_space import TargetSpace
 from tuning.predict.time_model import ASSUMED, machine
 from tuning.static.recorded import StaticReport
 
@@ -30,18 +30,18 @@ from tuning.static.recorded import StaticReport
 
 
 @pytest.fixture(scope="module")
-def scans() -> list[Contest]:
+def scans() -> list[TargetSpace]:
     """Contests of linear_scan on an H100, nothing compiled."""
     where = machine(H100)
     jobs = planner.make(Options(ops=("linear_scan",), cases=("B8-T2048-D2560-bfloat16",)), where.device)
-    return [Contest.of(job, where, ASSUMED, predictor.guesses_for(where)) for job in jobs]
+    return [TargetSpace.of(job, where, ASSUMED, predictor.estimates_for(where)) for job in jobs]
 
 
-def settled(contest: Contest, **code: StaticReport | str) -> Contest:
+def settled(space: TargetSpace, **code: StaticReport | str) -> TargetSpace:
     """A copy whose candidates of the variants named (dots as underscores) are compiled to ``code``."""
-    again = dataclasses.replace(contest, candidates=[dataclasses.replace(c) for c in contest.candidates])
-    if contest.default is not None:
-        again.default = again.candidates[contest.candidates.index(contest.default)]
+    again = dataclasses.replace(space, candidates=[dataclasses.replace(c) for c in space.candidates])
+    if space.default is not None:
+        again.default = again.candidates[space.candidates.index(space.default)]
     reports = {}
     for candidate in again.candidates:
         found = code.get(candidate.planned.variant.name.replace(".", "_"))
@@ -54,21 +54,21 @@ def settled(contest: Contest, **code: StaticReport | str) -> Contest:
 
 
 def test_the_default_goes_first_and_every_variant_is_tried(scans):
-    contest = scans[0]
-    order = contest.order()
-    assert order[0] is contest.default
-    assert {c.planned.variant.name for c in order[:5]} == {c.planned.variant.name for c in contest.candidates}
-    assert len(order) == len(contest.candidates) == len({id(c) for c in order})
+    space = scans[0]
+    order = space.order()
+    assert order[0] is space.default
+    assert {c.planned.variant.name for c in order[:5]} == {c.planned.variant.name for c in space.candidates}
+    assert len(order) == len(space.candidates) == len({id(c) for c in order})
 
 
 def test_guesses_learn_from_what_was_compiled():
     where = machine(H100)
-    guesses = predictor.guesses_for(where)
+    estimates = predictor.estimates_for(where)
     (work,) = steps_of("linear_scan/triton.sequential", "B8-T2048-D2560-bf", block_t=64, block_d=32, num_warps=1)
-    before = guesses(work)
+    before = estimates(work)
     compiled = report(kernel=work.name, target="sm_90", registers=99, loop_instructions=640, instructions=700)
-    guesses.learn([msgspec.structs.replace(compiled, instructions_per_element=640 * 32 / work.tile)])
-    after = guesses(work)
+    estimates.learn([msgspec.structs.replace(compiled, instructions_per_element=640 * 32 / work.tile)])
+    after = estimates(work)
     assert (after.registers, after.loop_instructions, after.instructions) == (99, 640, 700) != before.registers
 
 
@@ -117,8 +117,8 @@ def test_predictions_for_a_search_need_no_compiler():
     began = time.monotonic()
     found = predictor.expected(job, real)
     assert time.monotonic() - began < 30  # a compiler would be started for each
-    contest = Contest.of(job, machine(H100), ASSUMED, predictor.guesses_for(machine(H100)))
-    told = {id(c.planned): c.guessed_s for c in contest.candidates if c.guessed_s < float("inf")}
+    space = TargetSpace.of(job, machine(H100), ASSUMED, predictor.estimates_for(machine(H100)))
+    told = {id(c.planned): c.guessed_s for c in space.candidates if c.guessed_s < float("inf")}
     assert found == told and len(found) > 100
     for stranger in ("no GPU", datasheet("nvidia-v100-32gb-sxm2").driver_names[0]):
         assert predictor.expected(job, dataclasses.replace(real, name=stranger)) == {}

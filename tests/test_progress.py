@@ -292,7 +292,7 @@ def test_interrupt_is_an_event_with_the_command_that_goes_on(tmp_path, monkeypat
     voice = terminal.Voice(Console(file=words, width=300), True, stream)
     assert terminal.run(voice, small_tune.OPTIONS, tmp_path, False, "griffin tune") is None
     command = f"griffin tune --resume --out {tmp_path}"
-    assert read(stream.getvalue())[-1] == events.Interrupted(command)
+    assert read(stream.getvalue())[-1] == events.InterruptedEvent(command)
     assert words.getvalue().strip().endswith(command)
 
 
@@ -339,10 +339,14 @@ def test_command_prints_events_alone_with_json(small, tmp_path):
     done = CliRunner().invoke(app, [*TUNE, "--json", "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     found = read(done.stdout_bytes)
-    assert [type(e).__name__ for e in found if not isinstance(e, events.Candidate)][-3:] == ["Job", "Result", "End"]
+    assert [type(e).__name__ for e in found if not isinstance(e, events.CandidateEvent)][-3:] == [
+        "CaseEvent",
+        "ResultEvent",
+        "EndEvent",
+    ]
     end = found[-1]
     assert all(Path(path).exists() for path in (end.journal, end.registry, end.report))
-    assert sum(end.statuses.values()) == sum(isinstance(e, events.Candidate) for e in found)
+    assert sum(end.statuses.values()) == sum(isinstance(e, events.CandidateEvent) for e in found)
     assert "report    " in done.stderr and "linear_scan" in done.stderr
 
 

@@ -19,7 +19,7 @@ from tests import recorded_noise
 from tuning.decide import verdict
 from tuning.measure import noise, rounds, sequential_test
 from tuning.measure.rounds import Finalist
-from tuning.measure.sequential_test import Duels, Looks
+from tuning.measure.sequential_test import InterimLooks, PairedComparisons
 from tuning.plan.budget import BUDGETS, INDIFFERENCE
 from tuning.plan.planner import Planned
 from tuning.record.journal_records import Candidate, Race
@@ -229,11 +229,11 @@ def test_two_runs_in_a_row_agree_or_call_it_a_tie():
 def test_clear_race_ends_early_and_an_unclear_one_has_its_time():
     machine = recorded_noise.Machine(recorded_noise.series("quiet"), 0)
     _, clear = simulate(machine, [2e-3, 1e-3])
-    assert len(clear.rounds_s) == sequential_test.LOOKS[0]
+    assert len(clear.rounds_s) == sequential_test.INTERIM_ROUNDS[0]
     began = machine.now
     budget = BUDGETS["default"]
     _, unclear = simulate(machine, [2e-3, 2e-3])
-    assert len(unclear.rounds_s) > 5 * sequential_test.LOOKS[0]
+    assert len(unclear.rounds_s) > 5 * sequential_test.INTERIM_ROUNDS[0]
     assert machine.now - began < 1.5 * budget.race_seconds
     _, short = simulate(machine, [2.0, 1.9], budget=BUDGETS["quick"])
     assert len(short.rounds_s) == BUDGETS["quick"].rounds
@@ -287,24 +287,24 @@ def test_warm_median_is_the_winners():
 @pytest.mark.parametrize("most", [7, 61, 321, 641])
 @pytest.mark.parametrize("affordable", [0, 1, 10, 30, 100, 1000])
 def test_looks_grow_end_within_the_budget_and_share_the_level(most, affordable):
-    looks = Looks.plan(most, affordable)
-    assert list(looks.after) == sorted(set(looks.after))
-    assert looks.fair in looks.after
-    assert looks.after[-1] <= most
-    assert sum(looks.tail(n) for n in looks.after) == pytest.approx(sequential_test.TAIL)
-    assert looks.tail(1) == looks.tail(looks.after[0])
+    interim = InterimLooks.plan(most, affordable)
+    assert list(interim.after) == sorted(set(interim.after))
+    assert interim.fair in interim.after
+    assert interim.after[-1] <= most
+    assert sum(interim.tail(n) for n in interim.after) == pytest.approx(sequential_test.TAIL)
+    assert interim.tail(1) == interim.tail(interim.after[0])
 
 
 def test_clear_means_that_every_rival_is_behind_or_level():
-    def duels(*seconds, width=0.002):
+    def comparisons(*seconds, width=0.002):
         columns = tuple(tuple(wobbling(s, i, 41, width)) for i, s in enumerate(seconds))
-        return Duels(columns, tuple(range(len(seconds))), 0.0, sequential_test.TAIL)
+        return PairedComparisons(columns, tuple(range(len(seconds))), 0.0, sequential_test.TAIL)
 
-    assert duels(1.0, 0.8).clear()
-    assert duels(1.0, 1.0).clear()
-    assert not duels(1.0, 1.0, width=0.2).clear()
-    assert not duels(0.8, 1.0, 0.8, width=0.1).clear()
-    assert duels(1.0).clear()
+    assert comparisons(1.0, 0.8).clear()
+    assert comparisons(1.0, 1.0).clear()
+    assert not comparisons(1.0, 1.0, width=0.2).clear()
+    assert not comparisons(0.8, 1.0, 0.8, width=0.1).clear()
+    assert comparisons(1.0).clear()
 
 
 def test_surprise_is_a_change_of_standing_and_not_of_the_machine():
@@ -334,7 +334,7 @@ def test_surprise_against_the_registry_is_of_the_speedup_where_the_baseline_is_t
 def test_races_that_agree_are_joined():
     field, first = made([[1.0] * 15, [0.8] * 15], [DEFAULT, OWN])
     _, second = made([[1.0] * 11, [0.7] * 11], [DEFAULT, OWN], 0.02)
-    result = verdict.settle(OP, CASE, field, first, second, 1e9, 2)
+    result = verdict.decide_of_two(OP, CASE, field, first, second, 1e9, 2)
     assert result.winner_key == "v1"
     assert result.entry.reason.endswith("two races agree")
     assert result.entry.median_s == 0.8
@@ -348,7 +348,7 @@ def test_races_that_agree_are_joined():
 def test_races_that_differ_are_a_tie(kinds, winner):
     field, first = made([[1.0] * 15, [0.8] * 15, [0.9] * 15], kinds)
     _, second = made([[1.0] * 15, [0.9] * 15, [0.8] * 15], kinds)
-    result = verdict.settle(OP, CASE, field, first, second, 1e9, 3)
+    result = verdict.decide_of_two(OP, CASE, field, first, second, 1e9, 3)
     assert result.winner_key == winner
     assert result.entry.reason.startswith("tie: ")
     assert "two races had different winners (eager.v1 and eager.v2)" in result.entry.reason

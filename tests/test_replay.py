@@ -20,7 +20,7 @@ from tuning.plan import planner
 from tuning.record.journal import Journal
 from tuning.record.journal_records import JOURNAL_VERSION, Candidate, Run
 from tuning.replay import convert, packed, record, simulate, strategy_table
-from tuning.replay.packed import PACK_VERSION, Measured, Packed
+from tuning.replay.packed import PACK_VERSION, MeasuredPoint, Packed
 from tuning.search.strategies import DEFAULT, STRATEGIES
 
 pytestmark = pytest.mark.unit
@@ -37,8 +37,10 @@ def made_up(sizes: int = 8, interleaved: bool = False, samples: int = 7) -> Pack
         for size in range(sizes):
             seconds = factor * 1e-3 * (1 + 0.1 * abs(size - (sizes - 2)))
             drawn = [float(s) for s in seconds * np.exp(rng.normal(0, 0.01, samples))]
-            points.append(Measured(variant=variant, config={"size": size}, samples_s=drawn, seconds_spent=0.5))
-    points[1] = Measured(variant="eager.a", config={"size": 1}, status="crashed", problem="gone", seconds_spent=2.0)
+            points.append(MeasuredPoint(variant=variant, config={"size": size}, samples_s=drawn, seconds_spent=0.5))
+    points[1] = MeasuredPoint(
+        variant="eager.a", config={"size": 1}, status="crashed", problem="gone", seconds_spent=2.0
+    )
     return Packed(
         schema_version=PACK_VERSION,
         op="linear_scan",

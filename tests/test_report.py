@@ -17,7 +17,7 @@ from griffin_kernels.records import CaseRecord
 from reports import format as fmt
 from reports import model
 from reports.build import Tab, page, write_report
-from reports.journal import load
+from reports.sources import load
 from tests import journals
 from tuning.plan.budget import INDIFFERENCE
 from tuning.record.journal_records import BAD, Candidate, Conditions, Race, Record, Result, Run, Undecided

@@ -14,11 +14,11 @@ import pytest
 
 from reports import format as fmt
 from reports import forward_text as words
-from reports.charts import forward, forward_lines, forward_regimes
+from reports.charts import forward_lines, forward_passes, forward_regimes
 from reports.forward_model import PageView
 from reports.forward_tab import forward_tab
 from roofline.forward import analyse
-from roofline.records import Measured, Page, PassRecord, Study
+from roofline.study_records import Measured, Page, PassRecord, Study
 from tests import journals, studies
 
 
@@ -219,7 +219,7 @@ def test_waterfall_adds_up(cpu: Page, factor: float) -> None:
     page = edited(cpu, measured=lambda p: took(p, p.predicted_s * factor))
     view = PageView(page, 0).passes[0]
     record = view.record
-    bars = {t["meta"]: t for t in figure(forward.kinds(view))["data"] if t["type"] == "bar"}
+    bars = {t["meta"]: t for t in figure(forward_passes.kinds(view))["data"] if t["type"] == "bar"}
     difference = "unexplained" if factor > 1 else "overestimate"
     assert set(bars) == {"floor", "above", difference}
     scale, _ = fmt.time_unit(max(record.predicted_s, record.predicted_s * factor))

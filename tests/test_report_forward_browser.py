@@ -14,7 +14,7 @@ from reports.charts.forward_regimes import regimes
 from reports.forward_model import PageView
 from reports.forward_tab import forward_tab
 from reports.page import Tab, page
-from roofline.records import Study, encode
+from roofline.study_records import Study, encode
 from tests import journals, studies
 from tests.browsing import Watched, opened, wait_until
 

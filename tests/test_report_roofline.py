@@ -20,7 +20,7 @@ from reports.build import write_report
 from reports.charts import roofline, roofline_time
 from reports.roofline_model import CaseName, RooflineView
 from roofline.ceilings import Ceiling
-from roofline.records import KernelFloor, Study, encode
+from roofline.study_records import KernelFloor, Study, encode
 from tests import journals, studies
 
 HOSTILE = journals.HOSTILE

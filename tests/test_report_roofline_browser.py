@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from reports.build import write_report
-from roofline.records import Study
+from roofline.study_records import Study
 from tests import journals, studies
 from tests.browsing import opened, wait_until
 

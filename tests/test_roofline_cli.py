@@ -20,7 +20,7 @@ from griffin_kernels import device as devices
 from griffin_kernels.models import PRESETS
 from griffin_kernels.ops.local_attention.unfused import BLOCK, reached
 from reports.cli import app
-from roofline import records, store
+from roofline import store, study_records
 from roofline.ceilings import Ceiling
 from roofline.console import plain_errors
 
@@ -165,7 +165,7 @@ def test_study_is_recorded(measured_here, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     path = tmp_path / "deep" / "roofline.json"
     done = run("study", "--out", path, "--seconds", 0)
-    found = records.read(path)
+    found = study_records.read(path)
     here, predicted = found.pages
     assert here.measured and [row.model for row in here.passes] == ["hawk-tiny"] * 2 + ["mqa-tiny"] * 2
     assert all(row.measured is not None and row.error is not None for row in here.passes)
@@ -181,9 +181,9 @@ def test_a_broken_study_is_one_sentence(tmp_path):
         path = tmp_path / "roofline.json"
         path.write_text(text)
         with pytest.raises(errors.ReportError, match=words):
-            records.read(path)
+            study_records.read(path)
     with pytest.raises(errors.ReportError, match="cannot be read"):
-        records.read(tmp_path / "none.json")
+        study_records.read(tmp_path / "none.json")
 
 
 def test_the_command_imports_neither_torch_nor_triton():

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from griffin_kernels import catalog, device, dispatch, errors, registry
 from griffin_kernels.contract import Adapter, NoConfig, Variant
 from reports.cli import app
-from reports.journal import load
 from reports.model import build
+from reports.sources import load
 from tests import small_tune
 from tests.small_tune import Quiet, records, run
 from tuning.plan import planner

@@ -21,7 +21,7 @@ from tuning.plan.schedule import PRICES, share
 from tuning.plan.watch import Watch
 from tuning.predict import predictor
 from tuning.record import journal
-from tuning.record.journal_records import Candidate, Ceiling, Noise, Race, Result, Undecided
+from tuning.record.journal_records import Candidate, CeilingRecord, Noise, Race, Result, Undecided
 from tuning.run import Paths, schedule_of, tune
 from tuning.static.targets import target
 from tuning.ui import terminal
@@ -78,15 +78,15 @@ def h100(monkeypatch, tmp_path):
     monkeypatch.setattr(runs.devices, "provenance", lambda device: {"torch": "2.13.0"})
     monkeypatch.setattr(runs, "lane_names", lambda device, options: ["cuda:0"])
     monkeypatch.setattr(terminal, "lane_names", lambda device, options: ["cuda:0"])
-    monkeypatch.setattr(runs, "ahead_of", lambda *words: None)
+    monkeypatch.setattr(runs, "compile_pool_of", lambda *words: None)
     monkeypatch.setattr(predictor, "expected", lambda job, device: {})  # seconds for each case, and no news here
     monkeypatch.setattr(journal.os, "fsync", lambda descriptor: None)
-    roof = Ceiling(name="dram_copy", value=3e12, low=3e12, high=3e12, unit="bytes_per_s")
+    roof = CeilingRecord(name="dram_copy", value=3e12, low=3e12, high=3e12, unit="bytes_per_s")
     monkeypatch.setattr(runs.measure, "dram", lambda device: [roof])
     quiet = Noise(what="torch.add", seconds=1e-3, rounds=41, low=0.99, high=1.01, floor=0.01)
     monkeypatch.setattr(runs.noise, "measure", lambda device: quiet)
     clock, made, begun = Clock(), [], []
-    monkeypatch.setattr(runs, "Bench", lambda device: made[-1])
+    monkeypatch.setattr(runs, "InProcessExecutor", lambda device: made[-1])
 
     def go(resume=False, say=None, stop_at=None, minutes=0.0, ops=(), **facts):
         made.append(Stub(clock, **facts))

@@ -9,8 +9,8 @@ from griffin_kernels import device as devices
 from griffin_kernels import dispatch
 from griffin_kernels.device import Device
 from roofline import store, study
-from roofline.records import FILE_NAME, Study
 from roofline.study import Timing
+from roofline.study_records import FILE_NAME, Study
 from tuning.run import Outcome
 
 TIMING: Mapping[str, Timing] = {

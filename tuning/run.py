@@ -35,13 +35,13 @@ from tuning.plan.planner import Job, Options
 from tuning.plan.schedule import STUDY_S, Schedule
 from tuning.plan.watch import Clock, Watch
 from tuning.record import journal
-from tuning.record.journal_records import JOURNAL_VERSION, Ceiling, End, Record, Run, Undecided
+from tuning.record.journal_records import JOURNAL_VERSION, CeilingRecord, End, Record, Run, Undecided
 from tuning.workers import precompile
-from tuning.workers.compile_pool import Ahead, processes_for
-from tuning.workers.executor import Bench
+from tuning.workers.compile_pool import CompilePool, processes_for
+from tuning.workers.executor import InProcessExecutor
 from tuning.workers.limits import Limits
 from tuning.workers.messages import FirstCall, Start
-from tuning.workers.process import Death, Isolated
+from tuning.workers.process import Death, IsolatedExecutor
 
 
 @dataclass(frozen=True)
@@ -200,10 +200,10 @@ def _work(
 ) -> None:
     """All that is measured. names: of the devices that share the cases. What is opened on the way goes to ``stack``."""
     device, history, log, listener = decider.device, decider.history, decider.log, decider.listener
-    ahead = ahead_of(device, options, len(names))
-    if ahead is not None:
-        decider.ahead = stack.enter_context(ahead)
-        decider.ahead.later(decider.openings(jobs))
+    pool = compile_pool_of(device, options, len(names))
+    if pool is not None:
+        decider.compile_pool = stack.enter_context(pool)
+        decider.compile_pool.background(decider.openings(jobs))
     _precompile(decider, jobs, options, prepare)
     decider.dram_bytes_per_s = _memory_roof(device, history, log, listener)
     _noise_floor(device, history, log, listener)
@@ -271,8 +271,8 @@ def decide_all(decider: Decider, jobs: Sequence[Job], lanes: Sequence[Lane]) -> 
                     future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            if decider.ahead is not None:
-                decider.ahead.close()
+            if decider.compile_pool is not None:
+                decider.compile_pool.close()
             for lane in lanes:
                 lane.executor.close()
             raise
@@ -288,12 +288,12 @@ def lane_names(device: Device, options: Options) -> list[str]:
     return [f"cuda:{i}" for i in alike]
 
 
-def ahead_of(device: Device, options: Options, lanes: int) -> Ahead | None:
+def compile_pool_of(device: Device, options: Options, lanes: int) -> CompilePool | None:
     """What compiles candidates before their turn on a GPU."""
     processes = processes_for(device, lanes)
     if not processes or options.in_process:
         return None
-    return Ahead(device.arch, processes, lambda: Limits(options.timeout, _bytes(options)))
+    return CompilePool(device.arch, processes, lambda: Limits(options.timeout, _bytes(options)))
 
 
 def _precompile(decider: Decider, jobs: Sequence[Job], options: Options, prepare: str) -> None:
@@ -318,15 +318,15 @@ def _precompile(decider: Decider, jobs: Sequence[Job], options: Options, prepare
 @contextlib.contextmanager
 def _executor(
     name: str, device: Device, options: Options, listener: Listener, prepare: str
-) -> Iterator[Bench | Isolated]:
+) -> Iterator[InProcessExecutor | IsolatedExecutor]:
     """What runs candidates on a device; closed in the end."""
     if options.in_process:
         if prepare:
             raise errors.ArgumentError("prepare is for workers, and there are none in process")
-        found: Bench | Isolated = Bench(devices.detect(name))
+        found: InProcessExecutor | IsolatedExecutor = InProcessExecutor(devices.detect(name))
     else:
         limits = Limits(options.timeout, _bytes(options))
-        found = Isolated(name, torch.get_num_threads(), limits, listener.worker, prepare)
+        found = IsolatedExecutor(name, torch.get_num_threads(), limits, listener.worker, prepare)
     try:
         yield found
     finally:
@@ -403,6 +403,6 @@ def _memory_roof(device: Device, history: History, log: journal.Journal, listene
     if not known:
         listener.note(f"measuring DRAM bandwidth of {device.name}")
         for c in measure.dram(device):
-            known[c.name] = Ceiling(name=c.name, value=c.value, low=c.low, high=c.high, unit=c.unit)
+            known[c.name] = CeilingRecord(name=c.name, value=c.value, low=c.low, high=c.high, unit=c.unit)
             log.append(known[c.name])
     return max(ceiling.value for ceiling in known.values())

@@ -1,4 +1,4 @@
-"""The course of one case: who is tried in any case, whom a search chooses next, and whom it will probably choose."""
+"""The search of one case: who is tried in any case, whom a search chooses next, and whom it will probably choose."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Seen = Mapping[int, float | None]
 """Point of the space -> its seconds, in the order tried; None where it failed."""
 
 
-class Course:
+class CaseSearch:
     """What of a job is tried, in which order. Nothing is remembered of what was: callers say it.
 
     certain: the default and the baselines, which are tried first. points: what search chooses among, by their index in

@@ -19,7 +19,7 @@ from griffin_kernels.device import Device
 from griffin_kernels.records import CaseRecord, Entry
 from roofline import stats
 from tuning.decide import verdict
-from tuning.decide.case_search import Course
+from tuning.decide.case_search import CaseSearch
 from tuning.decide.listener import Listener
 from tuning.measure import rounds
 from tuning.measure.sequential_test import PATIENCE
@@ -29,8 +29,8 @@ from tuning.plan.planner import Job, Planned
 from tuning.plan.schedule import Schedule
 from tuning.plan.watch import Watch
 from tuning.record import journal
-from tuning.record.journal_records import Candidate, Ceiling, Noise, Race, Record, Result, Run, Undecided
-from tuning.workers.compile_pool import Ahead, Coming
+from tuning.record.journal_records import Candidate, CeilingRecord, Noise, Race, Record, Result, Run, Undecided
+from tuning.workers.compile_pool import CompilePool, Upcoming
 from tuning.workers.messages import Broken
 from tuning.workers.process import Death, Executor
 
@@ -44,7 +44,7 @@ class History:
         self.run = next((r for r in records if isinstance(r, Run)), None)
         self.candidates = {r.key: r for r in records if isinstance(r, Candidate)}
         self.results = {place_of(r.entry): r for r in records if isinstance(r, Result)}
-        self.ceilings = {r.name: r for r in records if isinstance(r, Ceiling)}
+        self.ceilings = {r.name: r for r in records if isinstance(r, CeilingRecord)}
         self.noise = next((r for r in records if isinstance(r, Noise)), None)
         self._tried: defaultdict[Place, list[str]] = defaultdict(list)
         for key, record in self.candidates.items():
@@ -115,7 +115,7 @@ class Decider:
     dram_bytes_per_s: float
     incumbents: registry.Registry | None = None
     strategy: str = ""
-    ahead: Ahead | None = None
+    compile_pool: CompilePool | None = None
     watch: Watch = field(default_factory=Watch)
     schedule: Schedule | None = None
     jobs: Mapping[Place, Job] = field(default_factory=dict)
@@ -124,7 +124,7 @@ class Decider:
     left: dict[Place, None] = field(default_factory=dict)
     undecided: dict[Place, Undecided] = field(default_factory=dict)
     behind: dict[tuple[str, tuple[str, ...]], tuple[float, str]] = field(default_factory=dict)
-    courses: dict[Place, Course] = field(default_factory=dict)
+    searches: dict[Place, CaseSearch] = field(default_factory=dict)
     begun: set[Place] = field(default_factory=set)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -166,19 +166,19 @@ class Decider:
         """Seconds that a race is given where it goes on for longest."""
         return PATIENCE * self.budget.race_seconds
 
-    def course(self, job: Job) -> Course:
-        """The course of a job; its predictions are made once."""
-        if job.place not in self.courses:
+    def search(self, job: Job) -> CaseSearch:
+        """The search of a job; its predictions are made once."""
+        if job.place not in self.searches:
             near = _earlier(self, job)[1]
-            self.courses.setdefault(job.place, Course(job, self.device, self.budget, self.strategy, near))
-        return self.courses[job.place]
+            self.searches.setdefault(job.place, CaseSearch(job, self.device, self.budget, self.strategy, near))
+        return self.searches[job.place]
 
-    def openings(self, jobs: Sequence[Job]) -> Coming:
+    def openings(self, jobs: Sequence[Job]) -> Upcoming:
         """What the jobs that have not begun will begin with: to be compiled long before their turn."""
         for job in jobs:
             if job.place in self.begun:
                 continue
-            for planned in self.course(job).opening():
+            for planned in self.search(job).opening():
                 if job.place in self.begun:
                     break  # its lane knows better by now
                 if self.known(job, planned) is None:
@@ -228,7 +228,7 @@ class Decider:
                 return None
             self.listener.job(job.op.name, job.case.key, lane=lane.name)
         began = self.watch.clock()
-        self.course(job).allow(allowed)
+        self.search(job).allow(allowed)
         case = _Case(self, job, lane, entries)
         try:
             result = case.settle(case.try_candidates())
@@ -306,8 +306,8 @@ class _Case:
         self._loaded = False
         self.best_s: float | None = None
         self.known_entry = _earlier(run, job)[0]
-        self.course = run.course(job)
-        self.incumbent = next((p for p in self.course.points if _is(p, self.known_entry)), None)
+        self.search = run.search(job)
+        self.incumbent = next((p for p in self.search.points if _is(p, self.known_entry)), None)
 
     def try_candidates(self) -> Done:
         """Records of the candidates in the order tried: what cannot run, the default, baselines, then search's.
@@ -315,29 +315,29 @@ class _Case:
         Search ends when the time is up. Raises Late where that is before the default and the baselines are tried.
         """
         done: Done = []
-        course = self.course
+        search = self.search
         for planned in self.job.candidates:
             if planned.reason is not None:
                 self._take(done, planned, None)
-        self._expect(course.opening(), done)
+        self._expect(search.opening(), done)
         seen: dict[int, float | None] = {}
-        for planned in course.certain:
+        for planned in search.certain:
             if self._late(planned) and self.run.known(self.job, planned) is None:
                 raise Late
             record = self._take(done, planned, None)
             if not planned.variant.baseline:
-                seen[course.points.index(planned)] = _figure(record)
+                seen[search.points.index(planned)] = _figure(record)
         if not self.run.budget.searches:  # what an earlier search found competes as it did
-            for at, planned in enumerate(course.points):
+            for at, planned in enumerate(search.points):
                 if at not in seen and self.run.known(self.job, planned) is not None:
                     seen[at] = _figure(self._take(done, planned, None))
         self.tried = len(seen)
-        while (index := course.next(seen, self.tried)) is not None:
-            planned = course.points[index]
+        while (index := search.next(seen, self.tried)) is not None:
+            planned = search.points[index]
             if self._late(planned) and self.run.known(self.job, planned) is None:
                 break
             hopeless = self._hopeless(planned, done)
-            self._expect(course.coming(seen, self.tried, (index,)), done)
+            self._expect(search.coming(seen, self.tried, (index,)), done)
             record = self._take(done, planned, hopeless)
             if hopeless is not None and record.status == "skipped":
                 # not counted as tried, but search is told how far behind its like was
@@ -359,8 +359,8 @@ class _Case:
         def worthwhile(planned: Planned) -> bool:
             return self.run.known(self.job, planned) is None and self._hopeless(planned, done) is None
 
-        if self.run.ahead is not None:
-            self.run.ahead.expect(self.lane.name, ((self.job.case, p) for p in coming if worthwhile(p)))
+        if self.run.compile_pool is not None:
+            self.run.compile_pool.prefetch(self.lane.name, ((self.job.case, p) for p in coming if worthwhile(p)))
 
     def _take(self, done: Done, planned: Planned, hopeless: Hopeless | None) -> Candidate:
         """The record of a candidate, from the journal or made now."""
@@ -385,7 +385,7 @@ class _Case:
 
     def _try(self, planned: Planned, blank: Candidate) -> Candidate:
         began = self.run.watch.clock()
-        answer = self.run.ahead.problem(self.job.case, planned) if self.run.ahead is not None else None
+        answer = self.run.compile_pool.problem(self.job.case, planned) if self.run.compile_pool is not None else None
         if answer is None:
             self._load()
             patient = blank.is_default or blank.baseline or planned is self.incumbent
@@ -446,7 +446,7 @@ class _Case:
             second = self._repeated(field, why)
             if second.noise_floor > UNQUIET:
                 raise _too_noisy(second.noise_floor)
-            result = verdict.settle(job.op, job.case, field, heat, second, run.dram_bytes_per_s, tried)
+            result = verdict.decide_of_two(job.op, job.case, field, heat, second, run.dram_bytes_per_s, tried)
         return result
 
     def _race(self, field: Sequence[rounds.Finalist]) -> Race | Broken:

@@ -12,8 +12,8 @@ import msgspec
 from griffin_kernels.contract import Case, Op, config_dict
 from griffin_kernels.records import CaseRecord, Entry, Tie
 from roofline import stats
-from tuning.measure.rounds import Finalist, duels_of, holder_of, incumbent_of
-from tuning.measure.sequential_test import Duels
+from tuning.measure.rounds import Finalist, champion_of, comparisons_of, incumbent_of
+from tuning.measure.sequential_test import PairedComparisons
 from tuning.plan.planner import Planned
 from tuning.record.journal_records import Candidate, Race, Result
 
@@ -43,29 +43,29 @@ def decide(op: Op, case: Case, field: Sequence[Finalist], race: Race, dram_bytes
     exceeds both the indifference zone and the noise floor. Of the others within the indifference zone of the fastest
     the one that was tried first wins. dram_bytes_per_s: the measured ceiling. tried: candidates that ran.
     """
-    duels = duels_of(field, race)
-    winner = _winner(field, duels)
-    reason, ties = _reason(field, duels, winner), duels.ties(winner)
-    return _result(op, case, field, race, duels, (winner, reason, ties), dram_bytes_per_s, tried)
+    comparisons = comparisons_of(field, race)
+    winner = _winner(field, comparisons)
+    reason, ties = _reason(field, comparisons, winner), comparisons.ties(winner)
+    return _result(op, case, field, race, comparisons, (winner, reason, ties), dram_bytes_per_s, tried)
 
 
-def _winner(field: Sequence[Finalist], duels: Duels) -> int:
-    preference = sorted(duels.own, key=lambda i: field[i].place)
-    return duels.winner(holder_of(field), preference, incumbent_of(field))
+def _winner(field: Sequence[Finalist], comparisons: PairedComparisons) -> int:
+    preference = sorted(comparisons.own, key=lambda i: field[i].place)
+    return comparisons.winner(champion_of(field), preference, incumbent_of(field))
 
 
-def _reason(field: Sequence[Finalist], duels: Duels, winner: int) -> str:
+def _reason(field: Sequence[Finalist], comparisons: PairedComparisons, winner: int) -> str:
     """Why this one, in words."""
-    holder, best = holder_of(field), duels.fastest
+    champion, best = champion_of(field), comparisons.fastest
     level = "" if winner == best else f"; tied with {field[best].name}"
-    if holder is None:
+    if champion is None:
         return f"fastest; the default cannot run this case{level}"
-    kept = f"the {'default' if field[holder].record.is_default else 'incumbent'} {field[holder].name}"
-    if winner == holder == best:
+    kept = f"the {'default' if field[champion].record.is_default else 'incumbent'} {field[champion].name}"
+    if winner == champion == best:
         return f"{kept} is the fastest"
-    low, likely, _ = duels.compare(holder, best if winner == holder else winner)
-    needed = f"{duels.margin:.1%} needed (noise floor {duels.noise:.1%})"
-    if winner == holder:
+    low, likely, _ = comparisons.compare(champion, best if winner == champion else winner)
+    needed = f"{comparisons.margin:.1%} needed (noise floor {comparisons.noise:.1%})"
+    if winner == champion:
         proven = f"at least {low:.1%}" if low > -1 else "in too few rounds for a proof"
         return f"tie: {kept} kept, the fastest was {likely:.1%} ahead, {proven}, {needed}"
     return f"{likely:.0%} faster than {kept}, at least {low:.1%}, {needed}{level}"
@@ -76,14 +76,14 @@ def _result(
     case: Case,
     field: Sequence[Finalist],
     race: Race,
-    duels: Duels,
+    comparisons: PairedComparisons,
     verdict: tuple[int, str, Sequence[int]],
     dram_bytes_per_s: float,
     tried: int,
 ) -> Result:
     """The registry entry of a verdict: (winner, reason, ties)."""
     winner, reason, ties = verdict
-    times = duels.columns[winner]
+    times = comparisons.columns[winner]
     median = stats.median(times)
     baseline = next((i for i, f in enumerate(field) if f.planned.variant.baseline), None)
     slow, fast = ([], []) if baseline is None else race.pairs(baseline, winner)
@@ -160,7 +160,7 @@ def _figures(known: Entry, entry: Entry) -> Iterator[tuple[float, float, str]]:
         yield known.median_s, entry.median_s, "a median in seconds of"
 
 
-def settle(
+def decide_of_two(
     op: Op, case: Case, field: Sequence[Finalist], first: Race, second: Race, dram_bytes_per_s: float, tried: int
 ) -> Result:
     """The decision of two races of the same finalists.
@@ -168,7 +168,7 @@ def settle(
     Where both have the same winner, it wins on the samples of both. Where they differ it is a tie: the default (else
     the incumbent, else whichever of the two winners was tried first) keeps its place. The digest is over both.
     """
-    winners = [_winner(field, duels_of(field, race)) for race in (first, second)]
+    winners = [_winner(field, comparisons_of(field, race)) for race in (first, second)]
     joint = msgspec.structs.replace(
         second,
         rounds_s=[*first.rounds_s, *second.rounds_s],
@@ -177,17 +177,17 @@ def settle(
         noise_floor=max(first.noise_floor, second.noise_floor),
         tail=min(first.tail, second.tail) / 2,
     )
-    duels = duels_of(field, joint)
+    comparisons = comparisons_of(field, joint)
     if winners[0] == winners[1]:
         winner = winners[0]
-        reason = f"{_reason(field, duels, winner)}; two races agree"
+        reason = f"{_reason(field, comparisons, winner)}; two races agree"
     else:
-        holder = holder_of(field)
-        winner = min(winners, key=lambda i: field[i].place) if holder is None else holder
+        champion = champion_of(field)
+        winner = min(winners, key=lambda i: field[i].place) if champion is None else champion
         names = " and ".join(field[i].name for i in winners)
         reason = f"tie: {field[winner].name} kept, two races had different winners ({names})"
-    ties = sorted({*duels.ties(winner), *winners} - {winner})
-    return _result(op, case, field, joint, duels, (winner, reason, ties), dram_bytes_per_s, tried)
+    ties = sorted({*comparisons.ties(winner), *winners} - {winner})
+    return _result(op, case, field, joint, comparisons, (winner, reason, ties), dram_bytes_per_s, tried)
 
 
 def digest(samples: Sequence[float]) -> str:

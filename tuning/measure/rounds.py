@@ -16,7 +16,7 @@ from griffin_kernels.contract import Case, Op, config_key
 from griffin_kernels.records import CaseRecord
 from roofline import stats
 from tuning.measure import sequential_test
-from tuning.measure.sequential_test import Duels, Looks
+from tuning.measure.sequential_test import InterimLooks, PairedComparisons
 from tuning.measure.timing import Sampler
 from tuning.plan.budget import Budget
 from tuning.plan.planner import Planned
@@ -70,7 +70,7 @@ def run(
     first_s = [stats.median(f.record.samples_s) for f in field]
     far = _far_behind(field, first_s)
     per_round = first_s[0] + sum(s / EVERY if i in far else s for i, s in enumerate(first_s))
-    looks = Looks.plan(budget.rounds, int(budget.race_seconds / per_round))
+    interim = InterimLooks.plan(budget.rounds, int(budget.race_seconds / per_round))
     tell = announce or (lambda index: None)
     began, most_s = clock(), sequential_test.PATIENCE * budget.race_seconds
     rounds_s: list[list[float | None]] = []
@@ -85,7 +85,7 @@ def run(
             again_s=again_s,
             noise_floor=stats.noise_floor([r[0] for r in rounds_s if r[0] is not None], again_s)[2],
             warm_s=warm_s,
-            tail=looks.tail(len(rounds_s)),
+            tail=interim.tail(len(rounds_s)),
         )
 
     while True:
@@ -99,11 +99,13 @@ def run(
         rounds_s.append([times.get(i) for i in range(len(field))])
         again_s.append(times[-1])
         count = len(rounds_s)
-        if count == looks.after[-1] or (count >= sequential_test.LEAST and clock() - began > most_s):
+        if count == interim.after[-1] or (count >= sequential_test.LEAST and clock() - began > most_s):
             break
-        if count in looks.after:
-            duels = duels_of(field, heat([]))
-            if duels.clear() or (count == looks.fair and not sequential_test.promising(duels, holder_of(field))):
+        if count in interim.after:
+            comparisons = comparisons_of(field, heat([]))
+            if comparisons.clear() or (
+                count == interim.fair and not sequential_test.promising(comparisons, champion_of(field))
+            ):
                 break
     return heat(_warm(warm, tell, WARM_SHARE * budget.race_seconds, clock))
 
@@ -134,14 +136,14 @@ def _warm(
     return found
 
 
-def duels_of(field: Sequence[Finalist], race: Race) -> Duels:
+def comparisons_of(field: Sequence[Finalist], race: Race) -> PairedComparisons:
     """The comparisons that a race allows."""
     columns = tuple(tuple(race.times(i)) for i in range(len(field)))
     own = tuple(i for i, f in enumerate(field) if not f.planned.variant.baseline)
-    return Duels(columns, own, race.noise_floor, race.tail)
+    return PairedComparisons(columns, own, race.noise_floor, race.tail)
 
 
-def holder_of(field: Sequence[Finalist]) -> int | None:
+def champion_of(field: Sequence[Finalist]) -> int | None:
     """Who keeps its place unless beaten: the default, where it cannot run the incumbent, else nobody."""
     if field[0].record.is_default:
         return 0

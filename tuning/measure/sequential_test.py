@@ -21,7 +21,7 @@ from tuning.plan.budget import INDIFFERENCE
 TAIL = 0.05
 """Probability that a race tells equals apart."""
 
-LOOKS = (11, 21, 41, 81, 161, 321, 641, 1281)
+INTERIM_ROUNDS = (11, 21, 41, 81, 161, 321, 641, 1281)
 """Rounds after which a race is looked at."""
 
 LEAST = 9
@@ -38,17 +38,17 @@ PATIENCE = 4
 
 
 @dataclass(frozen=True)
-class Looks:
+class InterimLooks:
     """When to look at a race. after: rounds. fair: rounds that there is time for; what is promising gets the rest."""
 
     after: tuple[int, ...]
     fair: int
 
     @classmethod
-    def plan(cls, most: int, affordable: int) -> Looks:
+    def plan(cls, most: int, affordable: int) -> InterimLooks:
         """most: rounds the budget has. affordable: those there is time for."""
         fair = min(most, max(LEAST, affordable))
-        early = [n for n in LOOKS if 4 * n <= 3 * fair]
+        early = [n for n in INTERIM_ROUNDS if 4 * n <= 3 * fair]
         after, last = [*early, fair], min(most, PATIENCE * fair)
         while after[-1] < last:
             after.append(min(last, 2 * after[-1]))
@@ -60,7 +60,7 @@ class Looks:
 
 
 @dataclass(frozen=True)
-class Duels:
+class PairedComparisons:
     """Comparisons of the columns of a race. columns: samples of each finalist, round by round.
 
     own: places of finalists that may win. noise: the floor of the race. tail: probability of an error.
@@ -107,16 +107,16 @@ class Duels:
         best = self.fastest
         return all(self.beats(best, i) or self.compare(i, best)[2] <= ENOUGH for i in self.own if i != best)
 
-    def winner(self, holder: int | None, preference: Sequence[int], incumbent: int | None = None) -> int:
-        """Who wins. holder: keeps its place unless the fastest certainly beats it.
+    def winner(self, champion: int | None, preference: Sequence[int], incumbent: int | None = None) -> int:
+        """Who wins. champion: keeps its place unless the fastest certainly beats it.
 
         Where it is beaten, the incumbent has the next right, and then the first by preference of those within the
-        indifference zone of the fastest, provided that they beat the holder too.
+        indifference zone of the fastest, provided that they beat the champion too.
         """
         best = self.fastest
-        if holder is not None and not self.beats(best, holder):
-            return holder
-        able = [i for i in self.own if holder is None or i == best or self.beats(i, holder)]
+        if champion is not None and not self.beats(best, champion):
+            return champion
+        able = [i for i in self.own if champion is None or i == best or self.beats(i, champion)]
         if incumbent is not None and incumbent in able and not self.beats(best, incumbent):
             return incumbent
         level = [i for i in able if self.gain(i, best) <= INDIFFERENCE]
@@ -127,6 +127,6 @@ class Duels:
         return [i for i in self.own if i != winner and not self.beats(winner, i)]
 
 
-def promising(duels: Duels, holder: int | None) -> bool:
-    """Whether an unclear race may yet replace the holder of the place, or have no holder to keep it."""
-    return holder is None or duels.gain(holder, duels.fastest) > PROMISING
+def promising(comparisons: PairedComparisons, champion: int | None) -> bool:
+    """Whether further rounds of an unclear race may yet dethrone the champion, or there is no champion."""
+    return champion is None or comparisons.gain(champion, comparisons.fastest) > PROMISING

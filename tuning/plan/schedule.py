@@ -147,7 +147,7 @@ def _level(slots: Sequence[Slot], spare: float) -> float:
 
 
 @dataclass(frozen=True)
-class Row:
+class ScheduleRow:
     """What is planned for an op: cases that are tried, candidates that run, seconds."""
 
     op: str
@@ -211,14 +211,14 @@ class Schedule:
     def candidates(self) -> int:
         return sum(row.candidates for row in self.rows())
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ScheduleRow]:
         """The plan by op, in the order of work."""
         found = []
         for op in dict.fromkeys(op for op, _ in self.slots):
             mine = [self.slots[place] for place in self.tries if place[0] == op]
             tried = [(one, self.tries[one.place]) for one in mine]
             seconds = sum(one.seconds(count) for one, count in tried) * self.pace / self.lanes
-            found.append(Row(op, len(mine), sum(one.certain + count for one, count in tried), seconds))
+            found.append(ScheduleRow(op, len(mine), sum(one.certain + count for one, count in tried), seconds))
         return found
 
     def words(self) -> str:

@@ -24,9 +24,9 @@ from tuning.predict.target_space import described
 from tuning.predict.time_model import ASSUMED, Constants, Machine
 from tuning.record import journal_records
 from tuning.static.recorded import StaticReport
-from tuning.workers.compile_farm import Order
+from tuning.workers.compile_farm import LaunchRequest
 
-Compile = Callable[[Mapping[str, Order]], Mapping[str, StaticReport | str]]
+Compile = Callable[[Mapping[str, LaunchRequest]], Mapping[str, StaticReport | str]]
 """Reports by key of what to compile."""
 
 TOPS = (1, 5, 10)
@@ -150,7 +150,7 @@ def samples(
         unused[reason] = unused.get(reason, 0) + 1
 
     measured: list[tuple[journal_records.Candidate, list[Work]]] = []
-    orders: dict[str, Order] = {}
+    requests: dict[str, LaunchRequest] = {}
     newest = {line.key: line for line in lines if isinstance(line, journal_records.Candidate)}
     for line in newest.values():
         if not line.variant.startswith("triton.") or line.status not in ("ok", "slow") or not line.samples_s:
@@ -169,9 +169,9 @@ def samples(
         measured.append((line, steps))
         for step in steps:
             if isinstance(step, LaunchWork):
-                order = Order(variant.key, CaseRecord.of(case), line.config, step.index, where.arch)
-                orders.setdefault(step.key, order)
-    reports = compiled(orders)
+                order = LaunchRequest(variant.key, CaseRecord.of(case), line.config, step.index, where.arch)
+                requests.setdefault(step.key, order)
+    reports = compiled(requests)
     found = []
     for line, steps in measured:
         code: dict[str, StaticReport] = {}

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from roofline.console import StatusLine
 from roofline.units import clock_text
-from tuning.predict.estimated_code import Guesses
-from tuning.predict.target_space import Contest, Reports
+from tuning.predict.estimated_code import EstimatedCode
+from tuning.predict.target_space import Reports, TargetSpace
 from tuning.static.recorded import StaticReport
 from tuning.workers import compile_farm
-from tuning.workers.compile_farm import Order
+from tuning.workers.compile_farm import LaunchRequest
 
 
 @dataclass(frozen=True)
@@ -45,57 +45,57 @@ NOTE_EVERY_S = 15.0
 
 
 def compile_rounds(
-    contests: Sequence[Contest], guesses: Guesses, effort: Effort, began: float, console: Console, jobs: int
+    spaces: Sequence[TargetSpace], estimates: EstimatedCode, effort: Effort, began: float, console: Console, jobs: int
 ) -> tuple[Reports, bool]:
     """(reports by key, whether all that was meant to be compiled was); every candidate that can be is predicted.
 
-    Every case's best guess goes before the second best of any. Half way the guesses learn from what was compiled.
+    Every case's best guess goes before the second best of any. Half way the estimates learn from what was compiled.
     """
     reports: dict[str, StaticReport | str] = {}
-    most = effort.per_case or max((len(contest.candidates) for contest in contests), default=0)
+    most = effort.per_case or max((len(space.candidates) for space in spaces), default=0)
     complete = True
     for size in (most - most // 2, most // 2):
-        wanted = _next(contests, size, reports)
+        wanted = _next(spaces, size, reports)
         left = None if effort.until is None else max(0.0, effort.until - (time.monotonic() - began))
         _run(wanted, reports, left, console, jobs)
         complete = complete and all(key in reports for key in wanted)
-        guesses.learn(found for key in wanted if isinstance(found := reports.get(key), StaticReport))
-        for contest in contests:
-            contest.settle(reports)
-            contest.guess_again(guesses)
+        estimates.learn(found for key in wanted if isinstance(found := reports.get(key), StaticReport))
+        for space in spaces:
+            space.settle(reports)
+            space.guess_again(estimates)
         if not complete:
             break  # time is up
     for _ in range(effort.more):
-        rescue = _next([contest for contest in contests if not _clean(contest)], 1, reports)
+        rescue = _next([space for space in spaces if not _clean(space)], 1, reports)
         left = effort.more_until - (time.monotonic() - began)
         if not rescue or left <= 0:
             break
         _run(rescue, reports, left, console, jobs)
-        for contest in contests:
-            contest.settle(reports)
+        for space in spaces:
+            space.settle(reports)
     return reports, complete
 
 
-def _next(contests: Sequence[Contest], size: int, reports: Reports) -> dict[str, Order]:
+def _next(spaces: Sequence[TargetSpace], size: int, reports: Reports) -> dict[str, LaunchRequest]:
     """The next ``size`` candidates of every case, the first of each before the second of any."""
-    ordered = [(contest, contest.order()) for contest in contests]
-    found: dict[str, Order] = {}
+    ordered = [(space, space.order()) for space in spaces]
+    found: dict[str, LaunchRequest] = {}
     for rank in range(size):
-        for contest, candidates in ordered:
-            for key, order in contest.orders(candidates[rank : rank + 1]):
+        for space, candidates in ordered:
+            for key, order in space.requests(candidates[rank : rank + 1]):
                 if key not in reports:
                     found.setdefault(key, order)
     return found
 
 
-def _clean(contest: Contest) -> bool:
+def _clean(space: TargetSpace) -> bool:
     """Whether a candidate without spills is known."""
-    best = next(iter(contest.ranked()), None)
+    best = next(iter(space.ranked()), None)
     return best is not None and best.prediction is not None and not best.prediction.spill_bytes
 
 
 def _run(
-    wanted: Mapping[str, Order],
+    wanted: Mapping[str, LaunchRequest],
     reports: dict[str, StaticReport | str],
     seconds: float | None,
     console: Console,

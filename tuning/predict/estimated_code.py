@@ -27,7 +27,7 @@ MIX = (
 )
 
 
-class Guesses:
+class EstimatedCode:
     """Guessed machine code by kernel name, from reports on other configurations or architectures."""
 
     def __init__(self, reports: Iterable[StaticReport], arch: str, warp_size: int) -> None:

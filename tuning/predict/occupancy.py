@@ -10,7 +10,7 @@ from griffin_kernels.architectures import KIB, SHARED_KIB
 
 
 @dataclass(frozen=True)
-class Limits:
+class ResidencyLimits:
     """What one SM or CU has for the blocks that it holds.
 
     warps: warps (AMD: waves). blocks: thread blocks. registers: 32-bit registers, of all threads together.
@@ -34,20 +34,20 @@ class Limits:
         return 4
 
 
-def _nvidia(arch: str, warps: int, blocks: int) -> Limits:
+def _nvidia(arch: str, warps: int, blocks: int) -> ResidencyLimits:
     # a unit has what one block may use and, from sm_80 on, 1 KiB besides, which every block takes for the system
     block, reserved = SHARED_KIB[arch] * KIB, 0 if arch == "sm_75" else KIB
-    return Limits(warps, blocks, 65536, block + reserved, block, reserved, issue=4.0)
+    return ResidencyLimits(warps, blocks, 65536, block + reserved, block, reserved, issue=4.0)
 
 
-def _cdna(arch: str) -> Limits:
+def _cdna(arch: str) -> ResidencyLimits:
     shared = SHARED_KIB[arch] * KIB
     # 4 SIMDs of 512 registers x 64 lanes; each starts a vector instruction of 64 threads every 4 clocks, and beside it
     # one of each other kind, of other waves (ROCm Compute Profiler's documentation, pipeline descriptions, scheduler)
-    return Limits(32, 32, 4 * 512 * 64, shared, shared, 0, issue=1.0, warp_size=64)
+    return ResidencyLimits(32, 32, 4 * 512 * 64, shared, shared, 0, issue=1.0, warp_size=64)
 
 
-LIMITS: Mapping[str, Limits] = {
+LIMITS: Mapping[str, ResidencyLimits] = {
     "sm_75": _nvidia("sm_75", 32, 16),
     "sm_80": _nvidia("sm_80", 64, 32),
     "sm_86": _nvidia("sm_86", 48, 16),
@@ -82,7 +82,7 @@ class Occupancy:
     share: float
 
 
-def limits(arch: str) -> Limits:
+def limits(arch: str) -> ResidencyLimits:
     """The limits of an architecture; DeviceError lists those that are known."""
     if arch not in LIMITS:
         raise errors.DeviceError(f"no kernel can be compiled for {arch}; known are {', '.join(LIMITS)}")

@@ -1,6 +1,6 @@
 """Tuning for a GPU that is not there: ``griffin tune --target SKU``, and predictions for whoever asks.
 
-For every op and bench case the candidates are described and guessed, the best guesses are compiled for the SKU's
+For every op and bench case the candidates are described and guessed, the best estimates are compiled for the SKU's
 architecture, and the model (``tuning.predict.time_model``) predicts those from their machine code. What does not fit is
 dropped, what spills registers or serialises its products comes after all that does not. The registry that results says
 ``predicted``; a machine of that SKU uses it until something is measured there.
@@ -33,8 +33,8 @@ from tuning.plan import planner
 from tuning.plan.planner import Options
 from tuning.predict import time_model
 from tuning.predict.compile_budget import EFFORTS, Effort, compile_rounds, say
-from tuning.predict.estimated_code import Guesses
-from tuning.predict.target_space import Candidate, Contest, Told
+from tuning.predict.estimated_code import EstimatedCode
+from tuning.predict.target_space import CandidateRecord, TargetCandidate, TargetSpace
 from tuning.predict.time_model import ASSUMED, Constants, Machine
 from tuning.static import recorded
 from tuning.static.recorded import StaticReport
@@ -49,7 +49,7 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True):
 
     op: str
     case: CaseRecord
-    candidates: list[Told]
+    candidates: list[CandidateRecord]
     chosen: int | None
     unfit: dict[str, str] = {}
 
@@ -71,7 +71,7 @@ class PredictionsFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TargetOutcome:
     """What a run leaves. missing: ops and cases without an entry, in words."""
 
     registry: Path
@@ -89,7 +89,7 @@ def tune_target(
     *,
     constants: Constants = ASSUMED,
     jobs: int = 0,
-) -> Outcome:
+) -> TargetOutcome:
     """Predict the best kernels of a SKU and publish them as a registry.
 
     options: ops, cases, dtypes and the budget count; the device is the SKU. out: folder; the user's own registry
@@ -106,18 +106,18 @@ def tune_target(
     paths = _paths(out, device)
     _prepare(paths, device)
     planned = planner.make(options, device)
-    guesses = guesses_for(where)
-    contests = [Contest.of(job, where, constants, guesses) for job in planned]
-    count = sum(len(contest.candidates) for contest in contests)
-    say(console, f"predicting {len(contests)} cases on {where.sheet.name} ({where.arch}): {count} candidates")
-    reports, complete = compile_rounds(contests, guesses, effort, began, console, jobs)
+    estimates = estimates_for(where)
+    spaces = [TargetSpace.of(job, where, constants, estimates) for job in planned]
+    count = sum(len(space.candidates) for space in spaces)
+    say(console, f"predicting {len(spaces)} cases on {where.sheet.name} ({where.arch}): {count} candidates")
+    reports, complete = compile_rounds(spaces, estimates, effort, began, console, jobs)
     entries, missing = [], []
-    for contest in contests:
-        chosen = contest.choose()
+    for space in spaces:
+        chosen = space.choose()
         if chosen is None:
-            missing.append(f"{contest.op.name} {contest.case.key}: {_why_none(contest)}")
+            missing.append(f"{space.op.name} {space.case.key}: {_why_none(space)}")
         else:
-            entries.append(_entry(contest, chosen, sku))
+            entries.append(_entry(space, chosen, sku))
     seconds = time.monotonic() - began
     text = PredictionsFile(
         version=PREDICTIONS_VERSION,
@@ -130,14 +130,14 @@ def tune_target(
         seconds=seconds,
         compiled=len(reports),
         complete=complete,
-        cases=[_recorded(contest) for contest in contests],
+        cases=[_recorded(space) for space in spaces],
     )
     registry.write_atomically(paths[1], msgspec.json.format(msgspec.json.encode(text), indent=1) + b"\n")
     if entries:
         registry.publish(paths[0], device, entries, _provenance(sku, text))
     for line in missing:
         say(console, f"no kernel for {line}")
-    return Outcome(paths[0], paths[1], tuple(entries), tuple(missing), seconds)
+    return TargetOutcome(paths[0], paths[1], tuple(entries), tuple(missing), seconds)
 
 
 def run_target(
@@ -185,23 +185,25 @@ def expected(job: planner.Job, device: Device) -> dict[int, float]:
         where = None
     if where is None:
         return {}
-    found = Contest.of(job, where, ASSUMED, guesses_for(where))
+    found = TargetSpace.of(job, where, ASSUMED, estimates_for(where))
     return {id(c.planned): c.guessed_s for c in found.candidates if math.isfinite(c.guessed_s)}
 
 
-def contest(job: planner.Job, sku: str, constants: Constants = ASSUMED, *, jobs: int = 0, most: int = 0) -> Contest:
-    """The candidates of one job on a SKU, the ``most`` best guesses compiled (all for 0) and predicted."""
+def compiled_space(
+    job: planner.Job, sku: str, constants: Constants = ASSUMED, *, jobs: int = 0, most: int = 0
+) -> TargetSpace:
+    """The candidates of one job on a SKU, the ``most`` best estimates compiled (all for 0) and predicted."""
     where = time_model.machine(sku)
-    found = Contest.of(job, where, constants, guesses_for(where))
+    found = TargetSpace.of(job, where, constants, estimates_for(where))
     candidates = found.order()
-    orders = dict(found.orders(candidates[:most] if most else candidates))
-    found.settle(dict(compile_farm.compile_all(list(orders.items()), jobs)))
+    requests = dict(found.requests(candidates[:most] if most else candidates))
+    found.settle(dict(compile_farm.compile_all(list(requests.items()), jobs)))
     return found
 
 
-def guesses_for(where: Machine) -> Guesses:
+def estimates_for(where: Machine) -> EstimatedCode:
     """Guessed machine code for a SKU, from the recorded table."""
-    return Guesses(_table(), where.arch, where.limits.warp_size)
+    return EstimatedCode(_table(), where.arch, where.limits.warp_size)
 
 
 @functools.cache
@@ -243,71 +245,71 @@ def _prepare(paths: Sequence[Path], device: Device) -> None:
             raise errors.RegistryError(text)
 
 
-def _entry(contest: Contest, chosen: Candidate, sku: str) -> Entry:
+def _entry(space: TargetSpace, chosen: TargetCandidate, sku: str) -> Entry:
     assert chosen.prediction is not None
     variant, found = chosen.planned.variant, chosen.prediction
     return Entry(
-        op=contest.op.name,
-        case=CaseRecord.of(contest.case),
+        op=space.op.name,
+        case=CaseRecord.of(space.case),
         variant=variant.name,
         config=config_dict(chosen.planned.config),
         status="predicted",
         source_hash=variant.source_hash,
         date=_now(),
-        reason=reason(contest, chosen, sku),
-        candidates=len(contest.candidates),
+        reason=reason(space, chosen, sku),
+        candidates=len(space.candidates),
         bound=found.bound,
         predicted_s=found.seconds,
     )
 
 
-def reason(contest: Contest, chosen: Candidate, sku: str) -> str:
+def reason(space: TargetSpace, chosen: TargetCandidate, sku: str) -> str:
     """Why a candidate was chosen, in words."""
     assert chosen.prediction is not None
-    ranked, found = contest.ranked(), chosen.prediction
+    ranked, found = space.ranked(), chosen.prediction
     best = ranked[0]
     parts = [f"predicted for {sku}, not measured: {seconds_text(found.seconds)}, bound by {found.bound}"]
     main = found.main
     spills = f"{found.spill_bytes} bytes spilled" if found.spill_bytes else "no spills"
     waiting = ", serialised products" if found.serialised else ""
     parts.append(f"{main.registers} registers, {spills}{waiting}, {main.occupancy:.0%} occupancy")
-    if chosen is contest.default and best is not chosen and best.prediction is not None:
+    if chosen is space.default and best is not chosen and best.prediction is not None:
         ahead = found.seconds / best.prediction.seconds - 1
         name = f"{best.planned.variant.name} [{config_key(best.planned.config)}]"
         parts.append(f"the default, kept: {name} is predicted to be only {ahead:.1%} faster")
-    elif chosen is contest.default:
+    elif chosen is space.default:
         parts.append("the default, predicted to be the fastest")
-    elif contest.default is not None and contest.default.prediction is not None:
-        default = contest.default
+    elif space.default is not None and space.default.prediction is not None:
+        default = space.default
         assert default.prediction is not None
         gain = default.prediction.seconds / found.seconds
         name = f"{default.planned.variant.name} [{config_key(default.planned.config)}]"
         flaw = "spills" if default.prediction.spill_bytes else "serialises its products"
         more = f" (which {flaw})" if default.prediction.flawed and not found.flawed else ""
         parts.append(f"{gain:.2f}x the default {name}{more}")
-    parts.append(f"{len(ranked)} of {len(contest.candidates)} candidates compiled")
+    parts.append(f"{len(ranked)} of {len(space.candidates)} candidates compiled")
     return "; ".join(parts)
 
 
-def _why_none(contest: Contest) -> str:
+def _why_none(space: TargetSpace) -> str:
     """Why a case has no entry."""
-    if not contest.candidates:
-        reasons = [f"{name}: {why}" for name, why in contest.unfit.items()]
+    if not space.candidates:
+        reasons = [f"{name}: {why}" for name, why in space.unfit.items()]
         return "; ".join(reasons) or "it has no Triton variant"
-    dropped = [c for c in contest.candidates if c.status == "dropped"]
+    dropped = [c for c in space.candidates if c.status == "dropped"]
     if dropped:
         return f"{len(dropped)} candidates were dropped, the first because {dropped[0].reason}"
     return "time was up before a candidate was compiled"
 
 
-def _recorded(contest: Contest) -> Predicted:
-    chosen = contest.choose()
+def _recorded(space: TargetSpace) -> Predicted:
+    chosen = space.choose()
     return Predicted(
-        op=contest.op.name,
-        case=CaseRecord.of(contest.case),
-        candidates=[Told.of(candidate, contest) for candidate in contest.candidates],
-        chosen=None if chosen is None else contest.candidates.index(chosen),
-        unfit=contest.unfit,
+        op=space.op.name,
+        case=CaseRecord.of(space.case),
+        candidates=[CandidateRecord.of(candidate, space) for candidate in space.candidates],
+        chosen=None if chosen is None else space.candidates.index(chosen),
+        unfit=space.unfit,
     )
 
 

@@ -13,18 +13,18 @@ from griffin_kernels.launch import described_for
 from griffin_kernels.records import CaseRecord
 from tuning.plan.budget import INDIFFERENCE
 from tuning.plan.planner import Job, Planned
-from tuning.predict.estimated_code import Guesses
+from tuning.predict.estimated_code import EstimatedCode
 from tuning.predict.launch_work import LaunchWork, Work, of_steps
 from tuning.predict.time_model import Constants, Machine, Prediction, does_not_fit, predict
 from tuning.static.describe import meta_inputs
 from tuning.static.recorded import StaticReport
-from tuning.workers.compile_farm import Order
+from tuning.workers.compile_farm import LaunchRequest
 
 Status = Literal["predicted", "guessed", "dropped"]
 
 
 @dataclass
-class Candidate:
+class TargetCandidate:
     """One configuration of one variant. guessed_s: predicted without machine code; infinite where that does not fit.
 
     status: ``predicted`` from machine code, ``guessed`` (never compiled), or ``dropped`` (reason says why).
@@ -47,7 +47,7 @@ Reports = Mapping[str, StaticReport | str]
 
 
 @dataclass
-class Contest:
+class TargetSpace:
     """One op and case: its candidates on one SKU. default: what dispatch would run untuned, if that is a candidate.
 
     unfit: variants that could be compiled but run no configuration here, with the reason.
@@ -57,12 +57,12 @@ class Contest:
     case: Case
     where: Machine
     constants: Constants
-    candidates: list[Candidate]
-    default: Candidate | None = None
+    candidates: list[TargetCandidate]
+    default: TargetCandidate | None = None
     unfit: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, job: Job, where: Machine, constants: Constants, guesses: Guesses) -> Contest:
+    def of(cls, job: Job, where: Machine, constants: Constants, estimates: EstimatedCode) -> TargetSpace:
         """Every candidate of a job that can be compiled, described and guessed."""
         able = [p for p in job.candidates if p.variant.launches is not None]
         unfit = {p.variant.name: p.reason for p in able if p.reason is not None}
@@ -71,44 +71,44 @@ class Contest:
         for planned in able:
             if planned.reason is None:
                 steps = described(planned.variant, job.op, job.case, planned.config, where.arch, inputs)
-                candidate = Candidate(planned, steps, found._guess(steps, guesses))
+                candidate = TargetCandidate(planned, steps, found._guess(steps, estimates))
                 found.candidates.append(candidate)
                 if planned is job.default:
                     found.default = candidate
         return found
 
-    def _guess(self, steps: Sequence[Work], guesses: Guesses) -> float:
-        code = {step.key: guesses(step) for step in steps if isinstance(step, LaunchWork)}
+    def _guess(self, steps: Sequence[Work], estimates: EstimatedCode) -> float:
+        code = {step.key: estimates(step) for step in steps if isinstance(step, LaunchWork)}
         if any(does_not_fit(s, code[s.key], self.where) for s in steps if isinstance(s, LaunchWork)):
             return float("inf")
         found = predict(steps, lambda work: code[work.key], self.where, self.case.dtype, self.constants)
         # a guess of spills is a guess of a bad kernel
         return found.seconds * (2.0 if found.spill_bytes else 1.0)
 
-    def guess_again(self, guesses: Guesses) -> None:
+    def guess_again(self, estimates: EstimatedCode) -> None:
         """Guess those that were not compiled anew, after more was learnt."""
         for candidate in self.candidates:
             if candidate.status == "guessed":
-                candidate.guessed_s = self._guess(candidate.steps, guesses)
+                candidate.guessed_s = self._guess(candidate.steps, estimates)
 
-    def order(self) -> list[Candidate]:
+    def order(self) -> list[TargetCandidate]:
         """What to compile next, in order: the default, the best guess of each variant, then all by their guess."""
         by_guess = sorted(self.candidates, key=lambda candidate: candidate.guessed_s)
-        first_of: dict[str, Candidate] = {}
+        first_of: dict[str, TargetCandidate] = {}
         for candidate in by_guess:
             first_of.setdefault(candidate.planned.variant.name, candidate)
         default = [self.default] if self.default is not None else []
         ordered = [*default, *first_of.values(), *by_guess]
         return list({id(candidate): candidate for candidate in ordered if candidate.status == "guessed"}.values())
 
-    def orders(self, candidates: Iterable[Candidate]) -> Iterator[tuple[str, Order]]:
+    def requests(self, candidates: Iterable[TargetCandidate]) -> Iterator[tuple[str, LaunchRequest]]:
         """(key, what to ask the compiler) for every launch of candidates."""
         record = CaseRecord.of(self.case)
         for candidate in candidates:
             planned = candidate.planned
             values = config_dict(planned.config)
             for work in candidate.launches:
-                yield work.key, Order(planned.variant.key, record, values, work.index, self.where.arch)
+                yield work.key, LaunchRequest(planned.variant.key, record, values, work.index, self.where.arch)
 
     def settle(self, reports: Reports) -> None:
         """Predict every candidate whose launches are all compiled, and drop those that failed or do not fit."""
@@ -116,7 +116,7 @@ class Contest:
             if candidate.status == "guessed":
                 self._settle(candidate, reports)
 
-    def _settle(self, candidate: Candidate, reports: Reports) -> None:
+    def _settle(self, candidate: TargetCandidate, reports: Reports) -> None:
         code: dict[str, StaticReport] = {}
         missing = False
         for work in candidate.launches:
@@ -136,12 +136,12 @@ class Contest:
             candidate.steps, lambda work: code[work.key], self.where, self.case.dtype, self.constants
         )
 
-    def ranked(self) -> list[Candidate]:
+    def ranked(self) -> list[TargetCandidate]:
         """Those predicted from machine code, best first: without flaws before those with any, then by time."""
         found = [c for c in self.candidates if c.prediction is not None]
         return sorted(found, key=_rank)
 
-    def choose(self) -> Candidate | None:
+    def choose(self) -> TargetCandidate | None:
         """The best; the default where the best is not predicted to be clearly faster. None where nothing is known."""
         ranked = self.ranked()
         if not ranked:
@@ -154,7 +154,7 @@ class Contest:
         return best
 
 
-def _rank(candidate: Candidate) -> tuple[bool, float]:
+def _rank(candidate: TargetCandidate) -> tuple[bool, float]:
     assert candidate.prediction is not None
     return candidate.prediction.flawed, candidate.prediction.seconds
 
@@ -169,7 +169,7 @@ def described(
         return of_steps(variant, op, case, config, inputs, variant.launches(inputs, {}, config))
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class CandidateRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A candidate as ``griffin tune --target`` records it."""
 
     variant: str
@@ -181,12 +181,12 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
     @classmethod
-    def of(cls, candidate: Candidate, contest: Contest) -> Told:
+    def of(cls, candidate: TargetCandidate, space: TargetSpace) -> CandidateRecord:
         return cls(
             variant=candidate.planned.variant.name,
             config=config_dict(candidate.planned.config),
             status=candidate.status,
-            is_default=candidate is contest.default,
+            is_default=candidate is space.default,
             guessed_s=candidate.guessed_s if candidate.guessed_s < float("inf") else None,
             prediction=candidate.prediction,
             reason=candidate.reason,

@@ -45,7 +45,7 @@ from griffin_kernels.device import Device
 from griffin_kernels.texts import unmarked
 from roofline.target import ACHIEVED_DRAM, ACHIEVED_TENSOR
 from tuning.predict.launch_work import CallWork, LaunchWork, Work
-from tuning.predict.occupancy import LIMITS, Limits, limits, occupancy
+from tuning.predict.occupancy import LIMITS, ResidencyLimits, limits, occupancy
 from tuning.static.absent_device import device_of
 from tuning.static.recorded import StaticReport
 
@@ -110,7 +110,7 @@ class Machine:
     """A SKU as the model sees it. tensor_reach: share of the matrix peak that published products reach."""
 
     sheet: Datasheet
-    limits: Limits
+    limits: ResidencyLimits
     units: int
     clock_hz: float
     vector_flops_per_s: float

@@ -42,7 +42,7 @@ Winner = Literal["same", "tie", "other"]
 
 
 @dataclass(frozen=True)
-class Row:
+class DiffRow:
     """One op and case that both have. ratio: time in b over time in a, with its 95% interval.
 
     winner: ``same`` variant and configuration, ``tie`` where either race could not tell the other's winner from its
@@ -66,7 +66,7 @@ class Diff:
     machine: share by which kernels that did not change differ, 19 in 20 of them; None where too few tell.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[DiffRow, ...]
     only_a: tuple[Entry, ...]
     only_b: tuple[Entry, ...]
     notes: tuple[str, ...]
@@ -155,16 +155,16 @@ def _timed(entry: Entry) -> bool:
     )
 
 
-def _row(a: Entry, b: Entry, machine: float, unchanged: bool) -> Row:
+def _row(a: Entry, b: Entry, machine: float, unchanged: bool) -> DiffRow:
     """machine: what the machine makes, as a log."""
     case, agreed = a.case.case(a.op), winner(a, b)
     if a == b and a.median_s is not None:
-        return Row(a, b, case, "SAME", agreed, "one measurement", 1.0, (1.0, 1.0))
+        return DiffRow(a, b, case, "SAME", agreed, "one measurement", 1.0, (1.0, 1.0))
     for name, entry in (("first", a), ("second", b)):
         if entry.status == "predicted":
-            return Row(a, b, case, "UNSURE", agreed, f"the {name} is predicted, not measured")
+            return DiffRow(a, b, case, "UNSURE", agreed, f"the {name} is predicted, not measured")
         if not _timed(entry):
-            return Row(a, b, case, "UNSURE", agreed, f"the {name} has no time with an interval")
+            return DiffRow(a, b, case, "UNSURE", agreed, f"the {name} has no time with an interval")
     own = max(BETWEEN_RUNS, a.noise_floor or 0.0, b.noise_floor or 0.0)
     center, low, high = logs = log_interval(a, b)
     near = _distance(own)
@@ -180,7 +180,7 @@ def _row(a: Entry, b: Entry, machine: float, unchanged: bool) -> Row:
     noise = max(own, math.expm1(min(machine, 700.0)))
     why = f"noise {noise:.1%}" + ("" if own <= UNQUIET else ", too much to call anything the same")
     ratio, least, most = map(_exp, logs)
-    return Row(a, b, case, verdict, agreed, why, ratio, (least, most))
+    return DiffRow(a, b, case, verdict, agreed, why, ratio, (least, most))
 
 
 def _distance(floor: float) -> float:

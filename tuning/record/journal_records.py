@@ -29,7 +29,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="kind"
     resumed: bool = False
 
 
-class Ceiling(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling", tag_field="kind"):
+class CeilingRecord(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling", tag_field="kind"):
     """A measured ceiling by its name in ``roofline.ceilings``: value and interval in ``unit`` (``bytes_per_s``)."""
 
     name: str
@@ -176,4 +176,4 @@ class End(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="kind"
     seconds: float
 
 
-Record = Run | Ceiling | Noise | Candidate | Race | Result | Undecided | End
+Record = Run | CeilingRecord | Noise | Candidate | Race | Result | Undecided | End

@@ -14,7 +14,7 @@ from tuning.plan import planner
 from tuning.plan.planner import Job
 from tuning.record import journal
 from tuning.record.journal_records import Candidate, Run
-from tuning.replay.packed import PACK_VERSION, Measured, Packed
+from tuning.replay.packed import PACK_VERSION, MeasuredPoint, Packed
 
 
 def pack(path: Path) -> list[Packed]:
@@ -72,7 +72,7 @@ def _packed(run: Run, job: Job, device: Device, tried: Mapping[str, Candidate]) 
         default=next((i for i, p in enumerate(planned) if p is job.default), None),
         interleaved=False,
         points=[
-            Measured(
+            MeasuredPoint(
                 variant=c.variant,
                 config=c.config,
                 status=c.status,

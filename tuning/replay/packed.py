@@ -28,7 +28,7 @@ LEAST_FOR_DRIFT = 5
 """Points that it takes to tell a slow round from a slow sample."""
 
 
-class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
+class MeasuredPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """One point. samples_s: as measured, in the order they were taken; seconds_spent: what a tuner pays to try it.
 
     status, problem: as in ``tuning.record.journal_records.Candidate``; without samples it failed.
@@ -64,7 +64,7 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     source_hashes: dict[str, str]
     default: int | None
     interleaved: bool
-    points: list[Measured]
+    points: list[MeasuredPoint]
     kind: Literal["replay"] = "replay"
 
     @property

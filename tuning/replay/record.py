@@ -32,7 +32,7 @@ from tuning.plan import planner
 from tuning.plan.budget import SLOW_FACTOR
 from tuning.plan.planner import Job, Planned
 from tuning.replay import packed
-from tuning.replay.packed import PACK_VERSION, Measured, Packed
+from tuning.replay.packed import PACK_VERSION, MeasuredPoint, Packed
 
 CASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -83,9 +83,9 @@ class _Runner:
         except Exception as error:  # whatever a kernel raises is that point's result
             self.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
-    def measured(self) -> Measured:
+    def measured(self) -> MeasuredPoint:
         status = "failed" if self.problem else "ok"
-        return Measured(
+        return MeasuredPoint(
             variant=self.planned.variant.name,
             config=config_dict(self.planned.config),
             status=status,

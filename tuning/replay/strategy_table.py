@@ -35,7 +35,7 @@ class Reached(msgspec.Struct, frozen=True, kw_only=True):
     cost_s: float
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class StrategyRow(msgspec.Struct, frozen=True, kw_only=True):
     """One strategy on one journal. after: by evaluations, ``"10"``, ``"25"``, ``"50"`` and ``"quarter"`` of the points.
 
     Budgets beyond the size of the space are left out. optimum_s: seconds of the fastest point; uncertainty: half the
@@ -56,16 +56,16 @@ def rows(
     strategies: Mapping[str, Strategy],
     seeds: int = SEEDS,
     say: Callable[[str], None] = lambda text: None,
-) -> list[Row]:
+) -> list[StrategyRow]:
     """A row for each journal and strategy."""
-    found: list[Row] = []
+    found: list[StrategyRow] = []
     for journal in journals:
         size = len(journal.points)
         budgets = {str(n): n for n in BUDGETS if n < size} | {"quarter": quarter(journal)}
         for strategy in strategies.values():
             say(f"{journal.name}: {strategy.name}")
             found.append(
-                Row(
+                StrategyRow(
                     strategy=strategy.name,
                     journal=journal.name,
                     points=size,
@@ -90,7 +90,7 @@ def _reached(journal: Packed, strategy: Strategy, evaluations: int, seeds: int) 
     )
 
 
-def show(console: Console, found: Sequence[Row]) -> None:
+def show(console: Console, found: Sequence[StrategyRow]) -> None:
     """For each journal a table: strategy, per budget ``exact (mean, worst)``, cost of a quarter of the points."""
     for journal, group in itertools.groupby(found, key=lambda row: row.journal):
         own = list(group)
@@ -103,7 +103,7 @@ def show(console: Console, found: Sequence[Row]) -> None:
     console.print(LEGEND, highlight=False, markup=False, soft_wrap=True)
 
 
-def _table(found: Sequence[Row]) -> Table:
+def _table(found: Sequence[StrategyRow]) -> Table:
     drawn = Table(header_style="bold", pad_edge=False, box=None)
     names = [*map(str, BUDGETS), "quarter"]
     for heading in ("strategy", *(f"after {n}" for n in BUDGETS), "after 25%", "cost of 25%"):

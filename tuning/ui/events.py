@@ -25,7 +25,7 @@ from tuning.record.journal import encoded
 from tuning.ui.progress import Tally
 
 
-class Begin(msgspec.Struct, frozen=True, tag="begin", tag_field="event"):
+class BeginEvent(msgspec.Struct, frozen=True, tag="begin", tag_field="event"):
     """total: candidates, at most. already: those that the journal of an interrupted run holds."""
 
     date: str
@@ -35,7 +35,7 @@ class Begin(msgspec.Struct, frozen=True, tag="begin", tag_field="event"):
     already: int
 
 
-class Job(msgspec.Struct, frozen=True, tag="job", tag_field="event"):
+class CaseEvent(msgspec.Struct, frozen=True, tag="job", tag_field="event"):
     """A case is begun. lane: the device that it runs on."""
 
     op: str
@@ -43,8 +43,10 @@ class Job(msgspec.Struct, frozen=True, tag="job", tag_field="event"):
     lane: str
 
 
-class Candidate(msgspec.Struct, frozen=True, tag="candidate", tag_field="event"):
-    """A candidate is finished; see ``journal_records.Candidate``. best_s, speedup: of the case so far, over its baselines.
+class CandidateEvent(msgspec.Struct, frozen=True, tag="candidate", tag_field="event"):
+    """A candidate is finished; see ``journal_records.Candidate``.
+
+    best_s, speedup: of the case so far, over its baselines.
 
     done, total, failed: candidates of the run. left_s: an estimate.
     """
@@ -69,7 +71,7 @@ class Candidate(msgspec.Struct, frozen=True, tag="candidate", tag_field="event")
     left_s: float | None
 
 
-class Result(msgspec.Struct, frozen=True, tag="result", tag_field="event"):
+class ResultEvent(msgspec.Struct, frozen=True, tag="result", tag_field="event"):
     """A case is decided: the entry that the registry gets."""
 
     entry: Entry
@@ -77,7 +79,7 @@ class Result(msgspec.Struct, frozen=True, tag="result", tag_field="event"):
     left_s: float | None
 
 
-class Noise(msgspec.Struct, frozen=True, tag="noise", tag_field="event"):
+class NoiseEvent(msgspec.Struct, frozen=True, tag="noise", tag_field="event"):
     """The A/A test; see ``journal_records.Noise``."""
 
     what: str
@@ -87,19 +89,19 @@ class Noise(msgspec.Struct, frozen=True, tag="noise", tag_field="event"):
     floor: float
 
 
-class Worker(msgspec.Struct, frozen=True, tag="worker", tag_field="event"):
+class WorkerEvent(msgspec.Struct, frozen=True, tag="worker", tag_field="event"):
     """A worker process was lost or replaced."""
 
     text: str
 
 
-class Note(msgspec.Struct, frozen=True, tag="note", tag_field="event"):
+class NoteEvent(msgspec.Struct, frozen=True, tag="note", tag_field="event"):
     """Words for a person."""
 
     text: str
 
 
-class Undecided(msgspec.Struct, frozen=True, tag="undecided", tag_field="event"):
+class UndecidedEvent(msgspec.Struct, frozen=True, tag="undecided", tag_field="event"):
     """Nothing is published for a case; see ``journal_records.Undecided``."""
 
     op: str
@@ -109,7 +111,7 @@ class Undecided(msgspec.Struct, frozen=True, tag="undecided", tag_field="event")
     lane: str
 
 
-class Interrupted(msgspec.Struct, frozen=True, tag="interrupted", tag_field="event"):
+class InterruptedEvent(msgspec.Struct, frozen=True, tag="interrupted", tag_field="event"):
     """Stopped by a signal. entries: cases that were published. left: cases not decided. resume: what goes on."""
 
     resume: str
@@ -117,7 +119,7 @@ class Interrupted(msgspec.Struct, frozen=True, tag="interrupted", tag_field="eve
     left: int = 0
 
 
-class End(msgspec.Struct, frozen=True, tag="end", tag_field="event"):
+class EndEvent(msgspec.Struct, frozen=True, tag="end", tag_field="event"):
     """The run is finished. statuses: candidates by status. study: None where none was made. left: cases that there was
     no time for. undecided: cases that there was time for, and for which nothing is published.
     """
@@ -134,7 +136,18 @@ class End(msgspec.Struct, frozen=True, tag="end", tag_field="event"):
     undecided: int = 0
 
 
-Event = Begin | Job | Candidate | Result | Undecided | Noise | Worker | Note | Interrupted | End
+Event = (
+    BeginEvent
+    | CaseEvent
+    | CandidateEvent
+    | ResultEvent
+    | UndecidedEvent
+    | NoiseEvent
+    | WorkerEvent
+    | NoteEvent
+    | InterruptedEvent
+    | EndEvent
+)
 
 
 class Events(Tally):
@@ -160,17 +173,17 @@ class Events(Tally):
 
     def begin(self, already: int) -> None:
         super().begin(already)
-        self.write(Begin(now(), self.device, self.journal, self.total, already))
+        self.write(BeginEvent(now(), self.device, self.journal, self.total, already))
 
     def job(self, op: str, case: str, *, lane: str = "") -> None:
         super().job(op, case, lane=lane)
-        self.write(Job(op, case, lane))
+        self.write(CaseEvent(op, case, lane))
 
     def candidate(self, record: journal_records.Candidate, *, lane: str = "") -> None:
         super().candidate(record, lane=lane)
         at = self.lanes[lane]
         self.write(
-            Candidate(
+            CandidateEvent(
                 key=record.key,
                 op=record.op,
                 case=record.case.case(record.op).key,
@@ -194,21 +207,21 @@ class Events(Tally):
 
     def result(self, result: journal_records.Result, *, lane: str = "") -> None:
         super().result(result, lane=lane)
-        self.write(Result(result.entry, lane, self.left))
+        self.write(ResultEvent(result.entry, lane, self.left))
 
     def undecided(self, record: journal_records.Undecided, *, lane: str = "") -> None:
         super().undecided(record, lane=lane)
         case = record.case.case(record.op).key
-        self.write(Undecided(record.op, case, record.why, record.command, lane))
+        self.write(UndecidedEvent(record.op, case, record.why, record.command, lane))
 
     def noise(self, record: journal_records.Noise) -> None:
-        self.write(Noise(record.what, record.rounds, record.low, record.high, record.floor))
+        self.write(NoiseEvent(record.what, record.rounds, record.low, record.high, record.floor))
 
     def worker(self, text: str) -> None:
-        self.write(Worker(text))
+        self.write(WorkerEvent(text))
 
     def note(self, text: str) -> None:
-        self.write(Note(text))
+        self.write(NoteEvent(text))
 
 
 def now() -> str:

@@ -14,9 +14,9 @@ from roofline.console import StatusLine, output, plain_errors
 
 if TYPE_CHECKING:
     from tuning.predict.calibrate import CaseFit, Compile
-    from tuning.predict.target_space import Candidate, Contest
+    from tuning.predict.target_space import TargetCandidate, TargetSpace
     from tuning.static.recorded import StaticReport
-    from tuning.workers.compile_farm import Order
+    from tuning.workers.compile_farm import LaunchRequest
 
 TargetOption = Annotated[str, typer.Option(help="A SKU with a datasheet, such as nvidia-h100-sxm or amd-mi300x.")]
 ConstantsOption = Annotated[
@@ -28,7 +28,7 @@ def predict(
     op: Annotated[str, typer.Argument(help="An op, such as linear_scan.")],
     case: Annotated[str, typer.Argument(help="A bench case's key for GPUs, or a part that only one has.")],
     target: TargetOption,
-    most: Annotated[int, typer.Option(help="Candidates to compile, the best guesses first; 0 for all.", min=0)] = 12,
+    most: Annotated[int, typer.Option(help="Candidates to compile, the best estimates first; 0 for all.", min=0)] = 12,
     constants: ConstantsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
 ) -> None:
@@ -40,7 +40,7 @@ def predict(
         from tuning.plan import planner
         from tuning.predict import predictor as predicting
         from tuning.predict import time_model
-        from tuning.predict.target_space import Told
+        from tuning.predict.target_space import CandidateRecord
 
         where = time_model.machine(target)
         known = planner.bench_cases(catalog.op(op), where.device)
@@ -51,15 +51,15 @@ def predict(
             raise errors.ArgumentError(f"{problem} {case!r}: {', '.join(chosen or sorted(keys))}")
         options = planner.Options(ops=(op,), cases=(chosen[0],), budget="thorough")
         job = next(job for job in planner.make(options, where.device) if job.case.key == chosen[0])
-        found = predicting.contest(job, target, time_model.load_constants(constants), most=most)
+        found = predicting.compiled_space(job, target, time_model.load_constants(constants), most=most)
         if as_json:
-            told = [Told.of(candidate, found) for candidate in found.candidates]
+            told = [CandidateRecord.of(candidate, found) for candidate in found.candidates]
             sys.stdout.buffer.write(msgspec.json.encode(told) + b"\n")
             return
         _show(output(), found, target)
 
 
-def _show(console: Console, found: Contest, target: str) -> None:
+def _show(console: Console, found: TargetSpace, target: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -103,7 +103,7 @@ def _show(console: Console, found: Contest, target: str) -> None:
         _line(console, f"{guessed} candidates with worse guesses were not compiled (--most 0 compiles all)")
 
 
-def _name(candidate: Candidate) -> str:
+def _name(candidate: TargetCandidate) -> str:
     from griffin_kernels.contract import config_key
 
     return f"{candidate.planned.variant.name} [{config_key(candidate.planned.config)}]"
@@ -168,12 +168,12 @@ def _compiler(console: Console) -> Compile:
     """Compiles on all cores, with a line that says how far it is."""
     from tuning.workers import compile_farm
 
-    def compiled(orders: Mapping[str, Order]) -> Mapping[str, StaticReport | str]:
+    def compiled(requests: Mapping[str, LaunchRequest]) -> Mapping[str, StaticReport | str]:
         status = StatusLine(console)
         reports: dict[str, StaticReport | str] = {}
-        for key, report in compile_farm.compile_all(list(orders.items())):
+        for key, report in compile_farm.compile_all(list(requests.items())):
             reports[key] = report
-            status.progress("compiling", len(reports) / len(orders))
+            status.progress("compiling", len(reports) / len(requests))
         status.clear()
         return reports
 

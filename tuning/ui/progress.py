@@ -44,7 +44,7 @@ def undecided_text(record: Undecided) -> str:
 
 
 @dataclass
-class Lane:
+class LaneStatus:
     """What one device is at. best_s: the fastest right candidate of the case so far; baseline_s: of its baselines."""
 
     op: str = ""
@@ -86,7 +86,7 @@ class Tally:
         self.estimate, self.clock = estimate or Estimate(), clock
         self.already = self.done = 0
         self.statuses: Counter[str] = Counter()
-        self.lanes: dict[str, Lane] = {}
+        self.lanes: dict[str, LaneStatus] = {}
         self.began = self._seen = clock()
         self._left: float | None = None
 
@@ -127,15 +127,15 @@ class Tally:
         self._count()
 
     def job(self, op: str, case: str, *, lane: str = "") -> None:
-        self.lanes[lane] = Lane(op, case)
+        self.lanes[lane] = LaneStatus(op, case)
 
     def trying(self, variant: str, config: str, *, lane: str = "") -> None:
-        self.lanes.setdefault(lane, Lane()).trying = f"{variant} {config}".strip()
+        self.lanes.setdefault(lane, LaneStatus()).trying = f"{variant} {config}".strip()
 
     def candidate(self, record: Candidate, *, lane: str = "") -> None:
         self.done += 1
         self.statuses[record.status] += 1
-        self.lanes.setdefault(lane, Lane()).take(record)
+        self.lanes.setdefault(lane, LaneStatus()).take(record)
         self.estimate.candidate(record)
         self._count()
 

@@ -33,7 +33,7 @@ from tuning.plan.watch import Clock
 from tuning.record import journal
 from tuning.run import Outcome, Paths, lane_names, schedule_of, tune
 from tuning.ui import progress
-from tuning.ui.events import End, Events, Interrupted, now
+from tuning.ui.events import EndEvent, Events, InterruptedEvent, now
 from tuning.ui.summary import Summary, summary_table
 
 
@@ -203,12 +203,12 @@ def _run(
     except KeyboardInterrupt:
         with _undisturbed():
             if events is not None:
-                events.write(Interrupted(go_on(out)))
+                events.write(InterruptedEvent(go_on(out)))
             _line(voice.console, f"\nstopped; the journal holds what was measured. Go on with: {go_on(out)}")
         return None
     with _undisturbed() if outcome.interrupted else contextlib.nullcontext():
         if events is not None and outcome.interrupted:
-            events.write(Interrupted(go_on(out), len(outcome.entries), len(outcome.left)))
+            events.write(InterruptedEvent(go_on(out), len(outcome.entries), len(outcome.left)))
         if outcome.entries or outcome.undecided:
             voice.console.print(summary_table(outcome.entries, voice.console.width, outcome.undecided))
         for text in Summary.of(journal.read(paths.journal)).lines():
@@ -270,7 +270,7 @@ def finish(voice: Voice, outcome: Outcome, report: Path, study_file: Path | None
     if voice.events is None:
         return
     paths, counts = outcome.paths, Summary.of(journal.read(outcome.paths.journal)).statuses
-    end = End(
+    end = EndEvent(
         date=now(),
         seconds=outcome.seconds,
         statuses=dict(counts),

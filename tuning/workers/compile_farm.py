@@ -36,7 +36,7 @@ GRACE_S = 20.0
 """Seconds that compilations which were begun in time may take beyond it; then they count as not begun."""
 
 
-class Order(msgspec.Struct, frozen=True):
+class LaunchRequest(msgspec.Struct, frozen=True):
     """One launch to compile: variant key, case, configuration values, which of the candidate's steps, architecture."""
 
     variant: str
@@ -47,7 +47,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What became of an order: a report, or the reason why there is none."""
+    """What became of a request: a report, or the reason why there is none."""
 
     report: StaticReport | None = None
     reason: str = ""
@@ -74,12 +74,12 @@ class _Server:
             )
         return self._process
 
-    def ask(self, order: bytes, timeout: float) -> bytes | str:
+    def ask(self, request: bytes, timeout: float) -> bytes | str:
         """The line that answers, or why there is none."""
         process = self._started()
         assert process.stdin is not None and process.stdout is not None
         try:
-            process.stdin.write(order + b"\n")
+            process.stdin.write(request + b"\n")
             process.stdin.flush()
         except OSError:
             self.stop()
@@ -121,24 +121,24 @@ class _Server:
 
 
 def compile_all(
-    orders: Sequence[tuple[Key, Order]],
+    requests: Sequence[tuple[Key, LaunchRequest]],
     jobs: int = 0,
     seconds: float | None = None,
     timeout: float = COMPILE_TIMEOUT_S,
 ) -> Iterator[tuple[Key, StaticReport | str]]:
-    """Reports, or reasons why there is none, as they come; orders are begun in their order.
+    """Reports, or reasons why there is none, as they come; they are begun in the order given.
 
-    orders: key and what to compile. jobs: processes, one per usable core for 0. seconds: none is begun
+    requests: key and what to compile. jobs: processes, one per usable core for 0. seconds: none is begun
     after so many, and what takes longer by GRACE_S is left out. Closing the iterator (an interrupt does) kills the
     processes.
     """
-    if not orders:
+    if not requests:
         return
     began = time.monotonic()
-    waiting = iter(orders)
+    waiting = iter(requests)
     lock = threading.Lock()
     done: queue.Queue[tuple[Key, StaticReport | str] | None] = queue.Queue()
-    servers = [_Server() for _ in range(min(jobs or len(devices.cores()), len(orders)))]
+    servers = [_Server() for _ in range(min(jobs or len(devices.cores()), len(requests)))]
     closing = threading.Event()
 
     def work(server: _Server) -> None:
@@ -148,9 +148,9 @@ def compile_all(
                     taken = next(waiting, None)
                 if taken is None:
                     break
-                key, order = taken
+                key, request = taken
                 left = timeout if seconds is None else seconds + GRACE_S - (time.monotonic() - began)
-                answer = server.ask(msgspec.json.encode(order), min(timeout, left))
+                answer = server.ask(msgspec.json.encode(request), min(timeout, left))
                 if not isinstance(answer, str) or left >= timeout:
                     done.put((key, _read(answer)))
                 elif seconds is not None and time.monotonic() - began < seconds:

@@ -27,7 +27,7 @@ from tuning.workers.process import TRIES, Death, Worker
 
 MOST_PROCESSES = 16
 
-Coming = Iterator[tuple[Case, Planned]]
+Upcoming = Iterator[tuple[Case, Planned]]
 """Candidates in the order in which they will probably be tried, each worked out when it is asked for."""
 
 
@@ -45,7 +45,7 @@ class _Task:
     deaths: int = 0
 
 
-class Ahead:
+class CompilePool:
     """A pool of compiling processes. Use as a context manager."""
 
     def __init__(self, arch: str, processes: int, limits: Callable[[], Limits] = Limits) -> None:
@@ -53,8 +53,8 @@ class Ahead:
         self._arch, self._limits = arch, limits
         self._tasks: dict[tuple[str, str, str], _Task] = {}
         self._awaited: deque[_Task] = deque()
-        self._coming: dict[str, Coming] = {}
-        self._later: Coming = iter(())
+        self._coming: dict[str, Upcoming] = {}
+        self._later: Upcoming = iter(())
         self._changes = 0
         self._changed = threading.Condition()
         self._guessing = threading.Lock()
@@ -64,13 +64,13 @@ class Ahead:
         for thread in self._threads:
             thread.start()
 
-    def expect(self, lane: str, coming: Coming) -> None:
+    def prefetch(self, lane: str, coming: Upcoming) -> None:
         """What a lane will probably try next, in place of what was expected of it before."""
         with self._changed:
             self._coming[lane] = coming
             self._change()
 
-    def later(self, coming: Coming) -> None:
+    def background(self, coming: Upcoming) -> None:
         """What is compiled where nothing is left of what lanes expect."""
         with self._changed:
             self._later = coming
@@ -202,7 +202,7 @@ class Ahead:
             self._workers.discard(worker)
         worker.close()
 
-    def __enter__(self) -> Ahead:
+    def __enter__(self) -> CompilePool:
         return self
 
     def __exit__(self, *exception: object) -> None:

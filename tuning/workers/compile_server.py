@@ -21,7 +21,7 @@ from griffin_kernels.records import CaseRecord
 from tuning.static.describe import meta_inputs
 from tuning.static.report import analyse
 from tuning.static.targets import target
-from tuning.workers.compile_farm import Answer, Order
+from tuning.workers.compile_farm import Answer, LaunchRequest
 
 
 @functools.lru_cache(maxsize=8)
@@ -30,18 +30,18 @@ def _inputs(op: str, case: bytes) -> dict[str, Any]:
     return meta_inputs(catalog.op(op), record.case(op))
 
 
-def answer(order: Order) -> Answer:
+def answer(request: LaunchRequest) -> Answer:
     """Compile one launch; the compiler's words where it fails."""
-    variant = catalog.variant(order.variant)
-    case = order.case.case(variant.op)
-    config = variant.parse_config(order.config)
+    variant = catalog.variant(request.variant)
+    case = request.case.case(variant.op)
+    config = variant.parse_config(request.config)
     assert variant.launches is not None, f"{variant.key} has nothing to compile"
     try:
-        with described_for(order.target):
-            inputs = dict(_inputs(variant.op, msgspec.json.encode(order.case)))
-            step = variant.launches(inputs, {}, config)[order.step]
-        assert isinstance(step, Launch), f"step {order.step} of {variant.key} is no launch"
-        report = analyse(step, target(order.target), variant=variant, case=case.key, config=config)
+        with described_for(request.target):
+            inputs = dict(_inputs(variant.op, msgspec.json.encode(request.case)))
+            step = variant.launches(inputs, {}, config)[request.step]
+        assert isinstance(step, Launch), f"step {request.step} of {variant.key} is no launch"
+        report = analyse(step, target(request.target), variant=variant, case=case.key, config=config)
     except Exception as error:  # the compiler raises whatever it likes, and one failure must not end the run
         words = " ".join(str(error).split())[-500:]
         return Answer(reason=f"{type(error).__name__}: {words}")
@@ -53,7 +53,7 @@ def main() -> None:
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     for line in sys.stdin.buffer:
-        channel.write(msgspec.json.encode(answer(msgspec.json.decode(line, type=Order))) + b"\n")
+        channel.write(msgspec.json.encode(answer(msgspec.json.decode(line, type=LaunchRequest))) + b"\n")
         channel.flush()
 
 

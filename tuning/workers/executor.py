@@ -1,6 +1,7 @@
 """Where candidates run: one case's inputs on one device, candidates checked and timed on them, finalists raced.
 
-A worker process holds a Bench (``tuning.workers.server``). With ``--in-process`` the tuner itself holds one.
+A worker process holds an InProcessExecutor (``tuning.workers.server``); the tuner itself holds one with
+``--in-process``.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def status_of(error: BaseException) -> Status:
     return "crashed" if STICKY.search(str(error)) else "failed"
 
 
-class Bench:
+class InProcessExecutor:
     """Runs candidates in this process. tell: called with every stage as it begins."""
 
     def __init__(self, device: Device, tell: Tell = lambda stage: None) -> None:

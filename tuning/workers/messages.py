@@ -51,7 +51,7 @@ class Contender(msgspec.Struct, frozen=True):
     place: int
 
 
-class Run(msgspec.Struct, frozen=True, tag="run"):
+class RunRace(msgspec.Struct, frozen=True, tag="run"):
     """Race these on the loaded case."""
 
     field: list[Contender]
@@ -75,7 +75,7 @@ class FirstCall(msgspec.Struct, frozen=True, tag="first"):
     config: dict[str, Any]
 
 
-Request = Start | Load | Try | Run | Compile | FirstCall
+Request = Start | Load | Try | RunRace | Compile | FirstCall
 
 
 class Stage(msgspec.Struct, frozen=True, tag="stage"):
@@ -94,7 +94,10 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Tried(msgspec.Struct, frozen=True, tag="tried"):
-    """What became of a candidate; see ``journal_records.Candidate``. tainted: this process is not to be trusted any more."""
+    """What became of a candidate; see ``journal_records.Candidate``.
+
+    tainted: this process is not to be trusted any more.
+    """
 
     status: Status
     stage: str = ""

@@ -33,7 +33,7 @@ from tuning.workers.messages import (
     Raced,
     Ready,
     Request,
-    Run,
+    RunRace,
     Stage,
     Start,
     Tried,
@@ -215,7 +215,7 @@ class Executor(Protocol):
         """Give everything up."""
 
 
-class Isolated:
+class IsolatedExecutor:
     """An Executor in a worker process, which is started when needed and replaced when it dies.
 
     device: as ``device.detect`` takes it. tell: called with a sentence when a worker is lost.
@@ -271,7 +271,7 @@ class Isolated:
             if why:
                 self._tell(f"the worker is replaced: {why}")
 
-    def _ask(self, request: Try | Run) -> Answer | Death:
+    def _ask(self, request: Try | RunRace) -> Answer | Death:
         with self._busy:
             tries = 0
             for _ in range(PROCESSES):
@@ -302,7 +302,7 @@ class Isolated:
 
     def race(self, field: Sequence[Finalist], budget: Budget) -> Raced | Broken:
         self._limits.begin(budget, [f.record for f in field])
-        answer = self._ask(Run([Contender(f.record, f.incumbent, f.place) for f in field], budget))
+        answer = self._ask(RunRace([Contender(f.record, f.incumbent, f.place) for f in field], budget))
         if isinstance(answer, Death):
             return Broken(answer.problem, answer.status, answer.stage.index)
         if isinstance(answer, Broken) and answer.status != "failed":

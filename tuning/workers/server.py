@@ -26,7 +26,7 @@ from tuning.workers.messages import (
     Ready,
     Reply,
     Request,
-    Run,
+    RunRace,
     Start,
     Try,
     packed,
@@ -92,7 +92,7 @@ class Server:
                 self.say(
                     self.bench.attempt(request.variant, request.config, request.budget, request.best_s, request.patient)
                 )
-            case Run():
+            case RunRace():
                 self.say(self.bench.race([_finalist(contender) for contender in request.field], request.budget))
 
     def _start(self, request: Start) -> None:
@@ -103,7 +103,7 @@ class Server:
 
         from griffin_kernels import device as devices
         from griffin_kernels import misses, poison
-        from tuning.workers.executor import Bench
+        from tuning.workers.executor import InProcessExecutor
 
         warnings.simplefilter("ignore")  # a worker has nobody to warn; what goes wrong is in its answers
         os.environ.pop(misses.ENVIRONMENT_VARIABLE, None)  # what a tuner calls is nobody's untuned case
@@ -117,7 +117,7 @@ class Server:
         limit_damage(address_space=device.kind == "cpu")
         with poison.poisoned():
             pass  # torch imports its compiler for it: seconds that would count as the first candidate's
-        self.bench = Bench(device, self.say)
+        self.bench = InProcessExecutor(device, self.say)
         gc.freeze()  # what is imported stays: looking through it after every case costs a quarter of a second
         self.say(Ready())
 

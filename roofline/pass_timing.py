@@ -15,8 +15,8 @@ from griffin_kernels.device import Device
 from griffin_kernels.models import Griffin
 from roofline.forward import Forward
 from roofline.measure import WAITED_SHARE, waited_s
-from roofline.records import Measured
 from roofline.stats import bootstrap_interval
+from roofline.study_records import Measured
 from roofline.work import Phase
 
 LEAST_CALM = 3
@@ -62,14 +62,14 @@ def refuse_misfit(result: Forward) -> None:
 
 def measure(model: Griffin, result: Forward, device: Device, seconds: float = 4.0) -> Measured:
     """Time the pass that ``result`` analyses, for about ``seconds``; longer while too few passes were undisturbed."""
-    bench = Bench(model, result, device)
+    bench = PassTimer(model, result, device)
     begin = time.perf_counter()
     while bench.wanting(time.perf_counter() - begin, seconds):
         bench.sample()
     return bench.measured()
 
 
-class Bench:
+class PassTimer:
     """One pass of a model, ready to be timed again and again: whole, and with timers between its parts, in turn. On a
     CPU, where reading the clock is nothing beside a part, one pass gives both.
 

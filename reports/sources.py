@@ -12,14 +12,14 @@ from griffin_kernels.records import RegistryFile
 from griffin_kernels.registry import decode
 from griffin_kernels.texts import unmarked
 from tuning.record.journal import parse, read_bytes
-from tuning.record.journal_records import Candidate, Ceiling, End, Race, Record, Result, Run, Undecided
+from tuning.record.journal_records import Candidate, CeilingRecord, End, Race, Record, Result, Run, Undecided
 from tuning.ui.summary import undecided
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """A file that a report was made from."""
 
     name: str
@@ -28,13 +28,13 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Journal:
+class JournalFile:
     """The records of one journal in the order written. lines: the same as raw JSON, for embedding.
 
     torn: the last line is incomplete, as a process that was stopped while writing leaves it; it is left out.
     """
 
-    source: Source
+    source: SourceFile
     records: tuple[Record, ...]
     lines: tuple[str, ...]
     torn: bool
@@ -67,9 +67,9 @@ class Journal:
         return list({candidate.key: candidate for candidate in self.of(Candidate)}.values())
 
     @property
-    def ceilings(self) -> list[Ceiling]:
+    def ceilings(self) -> list[CeilingRecord]:
         """One record a name, the last."""
-        return list({ceiling.name: ceiling for ceiling in self.of(Ceiling)}.values())
+        return list({ceiling.name: ceiling for ceiling in self.of(CeilingRecord)}.values())
 
     @property
     def results(self) -> dict[tuple[str, str], Result]:
@@ -89,12 +89,12 @@ class Journal:
         return {(r.op, r.case.case(r.op).key): r for r in self.of(Race)}
 
 
-def source(path: Path, data: bytes) -> Source:
+def source(path: Path, data: bytes) -> SourceFile:
     """A file by its name, size and hash."""
-    return Source(path.name, hashlib.sha256(data).hexdigest(), len(data))
+    return SourceFile(path.name, hashlib.sha256(data).hexdigest(), len(data))
 
 
-def load(path: Path) -> Journal:
+def load(path: Path) -> JournalFile:
     """The journal at ``path``. JournalError where it cannot be read, ReportError where there is nothing to report."""
     data = read_bytes(path)
     found = parse(data, path)
@@ -108,10 +108,10 @@ def load(path: Path) -> Journal:
             raise ReportError(
                 f"{path}: a race of {race.op} has rounds that do not match its {len(race.keys)} finalists"
             )
-    return Journal(source(path, data), tuple(found.records), tuple(found.lines), found.torn)
+    return JournalFile(source(path, data), tuple(found.records), tuple(found.lines), found.torn)
 
 
-def load_registry(path: Path) -> tuple[Source, RegistryFile, str]:
+def load_registry(path: Path) -> tuple[SourceFile, RegistryFile, str]:
     """The registry at ``path``, and its text. RegistryError where it cannot be used."""
     try:
         data = path.read_bytes()

@@ -254,7 +254,7 @@ def test_race_takes_turns_in_a_random_order_with_the_first_twice_and_says_whose_
     cold = len(heat.rounds_s)
     each_round = [turns[4 * i : 4 * i + 4] for i in range(cold)]
     assert all(sorted(each) == [0, 0, 1, 2] for each in each_round)
-    assert len({tuple(each) for each in rounds}) > 6
+    assert len({tuple(each) for each in each_round}) > 6
     assert [len(each) for each in heat.warm_s] == [rounds.WARM_SAMPLES] * 3
     # the making of a warm sampler is announced too
     assert turns[4 * cold :] == [i for i in range(3) for _ in range(rounds.WARM_SAMPLES + 1)]

@@ -165,7 +165,7 @@ def tune(
             _work(decider, jobs, options, names, prepare, stack)
         except (KeyboardInterrupt, errors.WorkerError) as error:
             problem = error
-        # what an earlier run had decided counts, also where this one did not come to it
+        # decisions of the interrupted run count too
         earlier = {job.place: found for job in jobs if (found := history.decided(job)) is not None}
         decided = earlier | decider.decided
         entries = [decided[job.place].entry for job in jobs if job.place in decided]
@@ -198,7 +198,7 @@ def _work(
     prepare: str,
     stack: contextlib.ExitStack,
 ) -> None:
-    """All that is measured. names: of the devices that share the cases. What is opened on the way goes to ``stack``."""
+    """Precompile, then measure DRAM bandwidth, noise floor and all cases. stack: closes what is opened here."""
     device, history, log, listener = decider.device, decider.history, decider.log, decider.listener
     pool = compile_pool_of(device, options, len(names))
     if pool is not None:
@@ -219,7 +219,7 @@ def _work(
 def schedule_of(
     jobs: Sequence[Job], device: Device, options: Options, earlier: Sequence[Record], lanes: int = 1
 ) -> Schedule:
-    """The plan of a run by time. earlier: the journal of a run before, on this device or not."""
+    """The schedule of a run. earlier: the journal of an earlier run; one of another device is not used."""
     limit_s, budget = 60 * options.minutes or math.inf, options.limits()
     after_s = STUDY_S[options.budget] if options.whole else 0.0
     same = next((r for r in earlier if isinstance(r, Run)), None)
@@ -289,7 +289,7 @@ def lane_names(device: Device, options: Options) -> list[str]:
 
 
 def compile_pool_of(device: Device, options: Options, lanes: int) -> CompilePool | None:
-    """What compiles candidates before their turn on a GPU."""
+    """The pool that compiles candidates before their turn; None on a CPU and without worker processes."""
     processes = processes_for(device, lanes)
     if not processes or options.in_process:
         return None
@@ -319,7 +319,7 @@ def _precompile(decider: Decider, jobs: Sequence[Job], options: Options, prepare
 def _executor(
     name: str, device: Device, options: Options, listener: Listener, prepare: str
 ) -> Iterator[InProcessExecutor | IsolatedExecutor]:
-    """What runs candidates on a device; closed in the end."""
+    """The executor of a device, closed at the end."""
     if options.in_process:
         if prepare:
             raise errors.ArgumentError("prepare is for workers, and there are none in process")
@@ -338,7 +338,7 @@ def _bytes(options: Options) -> int:
 
 
 def _published(path: Path, device: Device) -> registry.Registry | None:
-    """What was published for this device before; its winners compete again."""
+    """The registry published for this device before, whose winners compete again; None without one."""
     return registry.Registry(device, [(str(path), registry.load_for(path, device))]) if path.exists() else None
 
 

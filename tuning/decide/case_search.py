@@ -1,4 +1,4 @@
-"""The search of one case: who is tried in any case, whom a search chooses next, and whom it will probably choose."""
+"""The search of one case: candidates that are always tried, the next to try, and those that will probably follow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tuning.search.space import Point, Space, axes_of
 from tuning.search.strategies import DEFAULT, foresee, named
 
 OPENING = 16
-"""Points that are foreseen before anything is timed; what search does after them depends too much on what is."""
+"""Points that are foreseen before anything is timed. What search chooses after them depends on the first times."""
 
 STATIC_SEEDS = 8
 """Points that a static model likes best and that are tried first (8 to 16 keep 96% to 99% of the optimum:
@@ -26,7 +26,7 @@ Seen = Mapping[int, float | None]
 
 
 class CaseSearch:
-    """What of a job is tried, in which order. Nothing is remembered of what was: callers say it.
+    """Which candidates of a job are tried, and in which order. It keeps no state: callers say what was tried.
 
     certain: the default and the baselines, which are tried first. points: what search chooses among, by their index in
     ``space``; the default is one of them. allowed: how many points may be tried.
@@ -51,7 +51,7 @@ class CaseSearch:
         self.allow(budget.tries(len(self.points)))
 
     def allow(self, tries: int) -> None:
-        """Let so many points be tried from now on."""
+        """Set how many points may be tried in all."""
         self.allowed = min(tries, len(self.points))
         usual = "exhaustive" if self.allowed == len(self.points) else DEFAULT
         self._strategy = named(self._named or usual)
@@ -62,12 +62,12 @@ class CaseSearch:
         return self._strategy.next(self.space, seen, left) if left > 0 else None
 
     def coming(self, seen: Seen, tried: int, pending: Collection[int] = ()) -> Iterator[Planned]:
-        """What search will choose after that if nothing surprises it. pending: points that are being tried."""
+        """What search will choose next if times are as it expects. pending: points that are being tried."""
         found = foresee(self._strategy, self.space, seen, self.allowed - tried, pending)
         return (self.points[index] for index in found)
 
     def opening(self) -> Iterator[Planned]:
-        """What is tried when nothing is known yet: what is certain, then what search probably begins with."""
+        """The first candidates of a case: the certain ones, then those that search probably begins with."""
         yield from self.certain
         default = [i for i, p in enumerate(self.points) if p is self.job.default]
         yield from itertools.islice(self.coming({}, 0, default), OPENING)

@@ -1,6 +1,6 @@
 """Decides one case: candidates tried in the order that search asks for, the best raced, the outcome recorded.
 
-One candidate's trouble is its own: it is recorded, and the run goes on.
+A candidate that fails, crashes or hangs is recorded as such, and the run goes on.
 """
 
 from __future__ import annotations
@@ -55,8 +55,10 @@ class History:
         return [self.candidates[key] for key in self._tried[job.place]]
 
     def decided(self, job: Job) -> Result | None:
-        """The decision on a case, if it may still be published: all that was compared is of the source as it is now,
-        every baseline was, the winner was right to the end, and its race was quiet.
+        """The recorded decision on a case, if it may still be published; None otherwise.
+
+        It may where the sources of all candidates are unchanged, every baseline was tried, the winner passed every
+        check, and the noise of its race is within ``UNQUIET``.
         """
         result = self.results.get(job.place)
         if result is None or (result.entry.noise_floor or 0.0) > UNQUIET:
@@ -79,7 +81,7 @@ class Lane:
 
 
 class Hopeless(NamedTuple):
-    """Why a candidate is skipped, and the seconds that its like took, or would take here."""
+    """A candidate that is skipped: why, and the seconds that search takes it for, as its variant's others took."""
 
     why: str
     seconds: float
@@ -94,17 +96,17 @@ class Aborted(Exception):
 
 
 class Late(Exception):
-    """A case that there is no time to race."""
+    """There is no time left to race a case."""
 
 
 @dataclass
 class Decider:
-    """What all cases of a run share. Lanes call ``decide`` at the same time.
+    """Decides the cases of a run and holds what they share. Lanes call ``decide`` from threads of their own.
 
     incumbents: entries of this device as published before. strategy: by name; empty for the one that suits it.
-    watch, schedule: the time of the run, and what of it a case gets; without them each gets what the budget gives.
-    jobs: all cases of the run. repeat: the command that tunes a case again. decided, left, undecided: what became of
-    each case so far; left had no time, and of undecided nothing can be published.
+    watch, schedule: the time of the run, and how many tries each case gets; without a schedule the budget says.
+    jobs: all cases of the run. repeat: the command that tunes a case again. decided, left, undecided: cases by how
+    they ended so far; for those left there was no time, for the undecided nothing can be published.
     """
 
     device: Device
@@ -156,14 +158,14 @@ class Decider:
         return len(certain | (known - searched)) + max(self.tries(job), len(known & searched))
 
     def tries(self, job: Job) -> int:
-        """How many candidates of a case search may try; none where there is no time for it."""
+        """How many candidates of a case search may try; 0 where there is no time for the case."""
         if self.schedule is None:
             return self.budget.tries(len(job.competitors))
         return self.schedule.tries.get(job.place, 0)
 
     @property
     def reserve_s(self) -> float:
-        """Seconds that a race is given where it goes on for longest."""
+        """Longest time of a race in seconds, which is kept free for it."""
         return PATIENCE * self.budget.race_seconds
 
     def search(self, job: Job) -> CaseSearch:
@@ -174,18 +176,18 @@ class Decider:
         return self.searches[job.place]
 
     def openings(self, jobs: Sequence[Job]) -> Upcoming:
-        """What the jobs that have not begun will begin with: to be compiled long before their turn."""
+        """First candidates of the jobs that have not begun, for the compile pool."""
         for job in jobs:
             if job.place in self.begun:
                 continue
             for planned in self.search(job).opening():
                 if job.place in self.begun:
-                    break  # its lane knows better by now
+                    break  # its lane now says itself what comes next
                 if self.known(job, planned) is None:
                     yield job.case, planned
 
     def blank(self, job: Job, planned: Planned) -> Candidate:
-        """A candidate's record before anything is known of it but that it was planned."""
+        """The record of a candidate that was planned and not tried."""
         return Candidate(
             key=planned.key(job.case, self.device),
             op=job.op.name,
@@ -200,7 +202,7 @@ class Decider:
         )
 
     def give_up(self, job: Job, planned: Planned, death: Death) -> None:
-        """Record a candidate that ended its process before its turn: it does not get one."""
+        """Record a candidate whose process died in precompilation. It is not tried again."""
         replace = msgspec.structs.replace
         record = replace(self.blank(job, planned), status=death.status, stage="compile", problem=death.problem)
         with self.lock:
@@ -214,9 +216,9 @@ class Decider:
             self.log.append(record)
 
     def decide(self, job: Job, lane: Lane, entries: Sequence[Entry]) -> Result | None:
-        """The decision on a case, recorded; None where nothing of ours can run, or there is no time for it.
+        """Decide a case and record it; None where no candidate can be published, or there is no time for the case.
 
-        entries: what it may call.
+        entries: decisions of this run so far, for variants that call other ops.
         """
         with self.lock:
             self.begun.add(job.place)
@@ -260,7 +262,7 @@ class Decider:
         return result
 
     def _again(self, job: Job, result: Result) -> Result:
-        """The decision of an earlier run, and what it tells later cases."""
+        """Take over the decision of an earlier run, and tell later cases which variants were far behind in it."""
         best = min((stats.median(r.samples_s) for r in self.history.tried(job) if r.status == "ok"), default=None)
         for record in self.history.tried(job):
             self.fell_behind(job, record, best)
@@ -278,7 +280,7 @@ class Decider:
                 self.behind.setdefault((f"{record.op}/{record.variant}", job.case.flags), behind)
 
     def _begin(self, job: Job) -> int | None:
-        """Tries of a case that begins now, None where it may not; all that did not begin are given their time anew."""
+        """How many tries a case that begins now gets; None where it has no time. The schedule is made anew."""
         if self.schedule is None:
             return None if self.watch.over() else self.tries(job)
         before = dict(self.schedule.tries)
@@ -297,7 +299,7 @@ class Decider:
 
 
 class _Case:
-    """One case on its way. resumed: an earlier run has tried some of it. tried: how many points search has tried."""
+    """The work on one case. resumed: an earlier run tried some candidates. tried: points that search has tried."""
 
     def __init__(self, run: Decider, job: Job, lane: Lane, entries: Sequence[Entry]) -> None:
         self.run, self.job, self.lane, self.entries = run, job, lane, list(entries)
@@ -348,13 +350,13 @@ class _Case:
         return done
 
     def _late(self, planned: Planned) -> bool:
-        """Whether the time that is left is that of the race, and none for a candidate."""
+        """Whether the time that is left is needed for the race, so that no further candidate may be tried."""
         schedule = self.run.schedule
         takes = 0.0 if schedule is None else schedule.seconds_of(self.job.place, planned)
         return self.run.watch.over(self.run.reserve_s + takes)
 
     def _expect(self, coming: Iterator[Planned], done: Done) -> None:
-        """Have compiled ahead what will probably be tried here, while what is tried now is timed."""
+        """Have the candidates that will probably be tried next compiled, while the present one is timed."""
 
         def worthwhile(planned: Planned) -> bool:
             return self.run.known(self.job, planned) is None and self._hopeless(planned, done) is None
@@ -457,7 +459,7 @@ class _Case:
         return answer if isinstance(answer, Broken) else answer.race
 
     def _without(self, done: Done, field: Sequence[rounds.Finalist], broken: Broken) -> Done:
-        """Candidates without the finalist that spoiled the race, whose record now says so."""
+        """The candidates, with the record of the finalist that broke the race changed to say so."""
         culprit = field[broken.index].record
         record = msgspec.structs.replace(culprit, status=broken.status, stage="race", problem=broken.problem)
         with self.run.lock:
@@ -482,12 +484,12 @@ def _too_noisy(floor: float) -> Aborted:
 
 
 def place_of(record: Candidate | Entry) -> Place:
-    """Op and case of what a journal or a registry says."""
+    """Op and key of the case that a record or an entry is about."""
     return record.op, record.case.case(record.op).key
 
 
 def _figure(record: Candidate) -> float | None:
-    """What search is told of a candidate: its seconds, None where it has none."""
+    """Median seconds of a candidate, as search takes it; None where it was not timed."""
     return stats.median(record.samples_s) if record.samples_s else None
 
 

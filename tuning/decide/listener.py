@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it. Displays and event streams implement it; the run knows only this."""
+"""The interface through which a run reports its progress. Displays and event streams implement it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tuning.record.journal_records import Candidate, Noise, Result, Undecided
 
 
 class Listener(Protocol):
-    """What a run reports as it goes. lane: the device that a case runs on, where a run has several.
+    """Receives what a run reports. lane: the device that a case runs on, where a run has several.
 
     begin: the work begins, with ``already`` candidates in the journal. expect: so many more will be tried of these
     cases, at most. closed: no more will be tried of a case. worker: what became of a worker process, in one line.

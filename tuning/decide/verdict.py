@@ -24,7 +24,7 @@ SURPRISE = 0.10
 def finalists(
     done: Sequence[tuple[Planned, Candidate]], default: Planned | None, most: int, incumbent: Planned | None = None
 ) -> list[Finalist]:
-    """The default first, the incumbent, then the fastest candidates, ``most`` without the default, then a baseline."""
+    """The finalists in order: the default, the incumbent, the ``most`` fastest candidates, the fastest baseline."""
     usable = sorted(
         (Finalist(p, r, p is incumbent, place) for place, (p, r) in enumerate(done) if r.status == "ok"),
         key=lambda finalist: stats.median(finalist.record.samples_s),
@@ -55,7 +55,7 @@ def _winner(field: Sequence[Finalist], comparisons: PairedComparisons) -> int:
 
 
 def _reason(field: Sequence[Finalist], comparisons: PairedComparisons, winner: int) -> str:
-    """Why this one, in words."""
+    """Why a finalist won, in words."""
     champion, best = champion_of(field), comparisons.fastest
     level = "" if winner == best else f"; tied with {field[best].name}"
     if champion is None:
@@ -122,7 +122,7 @@ def _result(
 
 
 def surprise(field: Sequence[Finalist], race: Race, entry: Entry, known: Entry | None = None) -> str | None:
-    """What in a race differs by more than 10% from what was known, as a sentence; None where nothing does.
+    """A sentence on what differs by more than ``SURPRISE`` from what was known before the race; None if nothing does.
 
     Against the winner's first timing: in its standing among the finalists, since a machine that slows down slows all,
     and beyond the interval of those few samples. Against ``known``, an earlier entry of the same variant and
@@ -153,7 +153,7 @@ def _is(finalist: Finalist, entry: Entry) -> bool:
 
 
 def _figures(known: Entry, entry: Entry) -> Iterator[tuple[float, float, str]]:
-    """(before, now, of what): the best figure to compare two entries of the same kernel by comes first."""
+    """(before, now, name) of figures that two entries of one kernel can be compared by, the best figure first."""
     if known.speedup and entry.speedup and known.baseline == entry.baseline:
         yield known.speedup, entry.speedup, f"a speedup over {entry.baseline} of"
     if known.median_s and entry.median_s:

@@ -1,6 +1,6 @@
-"""The state of a device beside its timings: clocks, temperature, power, who else wants the cores.
+"""The conditions under which a device is timed: clocks, temperature, power, load by other processes.
 
-What a machine does not tell is None: virtual machines have no temperature, and MIG slices no power of their own.
+A figure that the machine does not report is None: virtual machines have no temperature, MIG slices no power.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ SETTINGS = {"GPU idle", "applications clocks setting", "display clock setting"}
 CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "x86_pkg_temp", "cpu-thermal")
 
 BUSY = 1.5
-"""Processes that want a core, per core, above which others disturb us: a run of ours makes it 1."""
+"""Load per core above which other processes disturb the timings. A run alone makes a load of 1."""
 
 STOLEN = 0.03
-"""Share of CPU time that a hypervisor may take unmentioned."""
+"""Share of CPU time taken by the hypervisor above which it counts as a disturbance."""
 
 FALLEN = 0.9
-"""Share of the clock before, below which the clock after is mentioned."""
+"""A clock that falls below this share of its value before the race counts as a disturbance."""
 
 
 def read(device: Device) -> Conditions:
@@ -93,7 +93,7 @@ def _nvidia(device: Device) -> dict[str, Any]:
 
 
 def reasons(bits: int) -> list[str]:
-    """NVML's bit mask in words; a bit that is not known here by its value."""
+    """The reasons in an NVML bit mask, in words. A bit without a name here is given by its value."""
     return [REASONS.get(1 << i, f"reason {1 << i:#x}") for i in range(bits.bit_length()) if bits >> i & 1]
 
 

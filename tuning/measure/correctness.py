@@ -1,9 +1,9 @@
-"""Correctness before timing: a candidate that is wrong is recorded as wrong and never timed.
+"""The correctness check before timing: a candidate with wrong outputs is recorded as wrong and never timed.
 
-Two problems per case: the case itself, and the same case cut to an odd number of steps with another seed, where tails
-and chunk boundaries fall differently. On the short one NaN and infinity are planted, which must change nothing that
-does not depend on them; where the op has data that is wild, a third problem is the short one with it. Compiled variants
-are checked on the case alone: others would compile them again.
+A case gives two problems: the case itself, and a short form with an odd number of steps and another seed, where tails
+and chunk boundaries fall differently. NaN and infinity are planted in the short form; outputs that do not depend on
+them must not change. An op with wild data has a third problem, the short form with such data. Variants of torch.compile
+are checked on the case alone, because another shape would compile them again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHORT_STEPS = 331
 """Steps of the second problem: prime, so no block size divides it."""
 
 PLANTS = 1
-"""Times that something is planted: NaN in one step of all inputs over time. Each is a run per candidate."""
+"""How often values are planted: NaN in one step of all inputs over time. Each planting is one more run."""
 
 WILD = "wild"
 """What ``Case.data`` calls values that are hard to keep in range."""
@@ -31,7 +31,7 @@ WILD = "wild"
 
 @dataclass(frozen=True)
 class Problem:
-    """One set of inputs with the float64 reference's outputs, and what of them depends on which place of the inputs."""
+    """One set of inputs, the outputs of the float64 reference, and which outputs each place of the inputs affects."""
 
     case: Case
     inputs: Inputs
@@ -40,7 +40,7 @@ class Problem:
 
 
 def cases(case: Case) -> list[Case]:
-    """What a candidate is checked on: the case and, where that is longer, its short form."""
+    """The cases that a candidate is checked on: the case and, if the case is longer, its short form."""
     if case.size.get("T", 0) <= SHORT_STEPS:
         return [case]
     dims = tuple((name, SHORT_STEPS if name == "T" else size) for name, size in case.dims)
@@ -65,9 +65,9 @@ def problems(op: Op, case: Case, device: Device) -> list[Problem]:
 
 
 def check(op: Op, planned: Planned, device: Device, given: list[Problem], skip: int = 0) -> verify.Verdict:
-    """The verdict on a candidate: the first problem it fails, or else its errors on the first one that it was run on.
+    """Check a candidate: the first problem that it fails, or its errors on the first problem that it was run on.
 
-    given: the full problem first. skip: how many of them have been run before. Right by default where none is left.
+    given: problems, the full one first. skip: how many of them were run before; the candidate passes if that is all.
     """
     verdicts = [verify.Verdict((), None)]
     for problem in given[skip:]:

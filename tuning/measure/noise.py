@@ -1,4 +1,4 @@
-"""The A/A test of a machine before anything is tuned on it: how different does it make one kernel from itself?"""
+"""The A/A test of a machine: one kernel raced against itself, before anything is tuned."""
 
 from __future__ import annotations
 

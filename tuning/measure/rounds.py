@@ -26,7 +26,7 @@ FAR_BEHIND = 2.0
 """A baseline this much slower than every finalist of ours is far behind."""
 
 ALWAYS, EVERY = 3, 4
-"""It runs in the first rounds, and then in every fourth."""
+"""A baseline far behind runs in the first ALWAYS rounds, and then in one of EVERY."""
 
 WARM_SAMPLES = 9
 LEAST_WARM = 3
@@ -36,7 +36,7 @@ WARM_SHARE = 0.15
 
 @dataclass(frozen=True)
 class Finalist:
-    """A candidate in the race with its record. incumbent: the case's winner so far. place: among all that ran."""
+    """A candidate in a race. record: of its first timing. incumbent: the published winner. place: in order of trial."""
 
     planned: Planned
     record: Candidate
@@ -111,7 +111,7 @@ def run(
 
 
 def _far_behind(field: Sequence[Finalist], first_s: Sequence[float]) -> frozenset[int]:
-    """Places of baselines that every finalist of ours left far behind when it was first timed."""
+    """Indices of baselines whose first timing was far slower than that of every finalist of ours."""
     slowest = max(s for f, s in zip(field, first_s, strict=True) if not f.planned.variant.baseline)
     return frozenset(i for i, f in enumerate(field) if f.planned.variant.baseline and first_s[i] > FAR_BEHIND * slowest)
 
@@ -122,7 +122,7 @@ def _warm(
     seconds: float,
     clock: Callable[[], float],
 ) -> list[list[float]]:
-    """Warm samples of each finalist that has a sampler, one finalist after the other: only so are its inputs cached."""
+    """Warm samples of each finalist that has a sampler. Finalists take turns as blocks, so that inputs stay cached."""
     found: list[list[float]] = [[] for _ in warm]
     asked = [(index, make) for index, make in enumerate(warm) if make is not None]
     for index, make in asked:
@@ -137,14 +137,14 @@ def _warm(
 
 
 def comparisons_of(field: Sequence[Finalist], race: Race) -> PairedComparisons:
-    """The comparisons that a race allows."""
+    """Paired comparisons of all finalists of a race."""
     columns = tuple(tuple(race.times(i)) for i in range(len(field)))
     own = tuple(i for i, f in enumerate(field) if not f.planned.variant.baseline)
     return PairedComparisons(columns, own, race.noise_floor, race.tail)
 
 
 def champion_of(field: Sequence[Finalist]) -> int | None:
-    """Who keeps its place unless beaten: the default, where it cannot run the incumbent, else nobody."""
+    """The finalist that wins unless beaten: the default; without a default the incumbent; None without either."""
     if field[0].record.is_default:
         return 0
     return incumbent_of(field)

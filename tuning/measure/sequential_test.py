@@ -1,11 +1,11 @@
-"""What a race proves: which finalist beats which, when more rounds are not worth their time, who wins and who ties.
+"""A group-sequential test of a race: which finalist beats which, when to stop, who wins and who ties.
 
-Finalists are compared by their ratios within rounds, through Wilcoxon's signed-rank test. The order within a round is
-random, so of two equal kernels each is as likely to be the slower one by as much, in any round, whatever drifts, spikes
-or repeats: the test is exact. Its level is shared out (Bonferroni) among all rivals, and among all looks at the growing
-race by the square root of their rounds, because what shows early needs little of it (in simulated races on recorded
-noise that ends clear ones sooner than shares by rounds, and finds as much). So looking often costs power and never
-honesty: of races between equals at most ``TAIL`` end with a difference, even before the margin.
+Finalists are compared by their ratios within rounds, with Wilcoxon's signed-rank test. The order within a round is
+random. Of two equal kernels each is therefore as likely to be the slower one by the same amount, in any round, and the
+test is exact under drift and spikes. Its level is divided (Bonferroni) among all rivals, and among all interim looks in
+proportion to the square root of their rounds. In simulated races on recorded noise these shares end clear races sooner
+than shares by rounds, and detect as much. Interim looks cost power, not validity: of races between equals at most
+``TAIL`` end with a difference, even before the margin.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from roofline import stats
 from tuning.plan.budget import INDIFFERENCE
 
 TAIL = 0.05
-"""Probability that a race tells equals apart."""
+"""Probability that a race of equal kernels ends with a difference."""
 
 INTERIM_ROUNDS = (11, 21, 41, 81, 161, 321, 641, 1281)
-"""Rounds after which a race is looked at."""
+"""Rounds after which a race is tested."""
 
 LEAST = 9
 """Rounds at least, unless the budget has fewer: with less hardly any difference, however large, can be proven."""
@@ -31,15 +31,15 @@ ENOUGH = 0.02
 """A rival that is certainly less than this ahead is not worth further rounds."""
 
 PROMISING = 0.03
-"""Where the fastest seems so far ahead of what it would replace, an unclear race goes on."""
+"""An unclear race goes on where the fastest seems to be ahead of the champion by this share."""
 
 PATIENCE = 4
-"""For so many times its time at the most: few races need it, and those decide what is published."""
+"""A promising race may take this many times its time. Few races need it, and those decide what is published."""
 
 
 @dataclass(frozen=True)
 class InterimLooks:
-    """When to look at a race. after: rounds. fair: rounds that there is time for; what is promising gets the rest."""
+    """After how many rounds a race is tested. fair: rounds that there is time for; a promising race goes on longer."""
 
     after: tuple[int, ...]
     fair: int
@@ -61,9 +61,10 @@ class InterimLooks:
 
 @dataclass(frozen=True)
 class PairedComparisons:
-    """Comparisons of the columns of a race. columns: samples of each finalist, round by round.
+    """Comparisons of the finalists of a race in pairs. columns: samples of each finalist, round by round.
 
-    own: places of finalists that may win. noise: the floor of the race. tail: probability of an error.
+    own: indices of finalists that may win, which baselines may not. noise: the noise floor of the race. tail:
+    probability of an error.
     """
 
     columns: tuple[tuple[float, ...], ...]
@@ -77,7 +78,7 @@ class PairedComparisons:
 
     @property
     def margin(self) -> float:
-        """How far ahead one must certainly be, as a share."""
+        """The proven gain, as a share, that replaces the champion."""
         return max(INDIFFERENCE, self.noise)
 
     def compare(self, slow: int, fast: int) -> tuple[float, float, float]:
@@ -99,7 +100,7 @@ class PairedComparisons:
 
     @functools.cached_property
     def fastest(self) -> int:
-        """By the ratio to the first of our own, round by round."""
+        """The fastest of our own finalists, by the ratios to the first of them within rounds."""
         return max(self.own, key=lambda i: self.gain(self.own[0], i))
 
     def clear(self) -> bool:
@@ -108,10 +109,11 @@ class PairedComparisons:
         return all(self.beats(best, i) or self.compare(i, best)[2] <= ENOUGH for i in self.own if i != best)
 
     def winner(self, champion: int | None, preference: Sequence[int], incumbent: int | None = None) -> int:
-        """Who wins. champion: keeps its place unless the fastest certainly beats it.
+        """The finalist that wins: the champion, unless the fastest certainly beats it.
 
-        Where it is beaten, the incumbent has the next right, and then the first by preference of those within the
-        indifference zone of the fastest, provided that they beat the champion too.
+        A beaten champion is replaced by the incumbent, unless the fastest certainly beats that too, or else by the
+        first in ``preference`` of those within the indifference zone of the fastest. Whoever replaces the champion must
+        certainly beat it.
         """
         best = self.fastest
         if champion is not None and not self.beats(best, champion):

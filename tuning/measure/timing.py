@@ -97,7 +97,7 @@ def sampler(run: Callable[..., Any], inputs: Sequence[Inputs], device: Device) -
 
 
 def warm_sampler(run: Callable[..., Any], inputs: Sequence[Inputs], device: Device) -> Sampler:
-    """The same with the first inputs each time: warm where its samples follow each other, or its making."""
+    """As ``sampler``, with the first inputs in every call. Caches are warm where its samples follow each other."""
     first = inputs[0]
     take: Take = lambda count: [first] * count  # noqa: E731
     if device.kind == "cpu":
@@ -214,7 +214,7 @@ def _capture(run: Callable[..., Any], given: list[Inputs], where: torch.device) 
 
 @functools.cache
 def _sweepers(where: torch.device, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What is written, what is read then, and where its sum goes."""
+    """(buffer that is written, view that is read, place of its sum) of a sweep."""
     written, read = (torch.zeros(size // 4, dtype=torch.float32, device=where) for _ in range(2))
     return written, read, torch.zeros((), dtype=torch.float32, device=where)
 

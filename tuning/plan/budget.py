@@ -40,16 +40,16 @@ class Budget:
     gpu_compiled: bool
 
     def minutes(self, kind: str) -> float:
-        """What a run on a kind of device is planned for; infinite where it takes what it takes."""
+        """Minutes that a run on a kind of device is planned for; infinite where it has no limit."""
         return math.inf if kind == "cpu" else self.gpu_minutes
 
     @property
     def searches(self) -> bool:
-        """Whether anything is tried that is neither published nor a default nor a baseline."""
+        """Whether search tries candidates beyond published entries, defaults and baselines."""
         return self.share > 0
 
     def without_search(self) -> Budget:
-        """The same for what is published and the default alone, against all baselines."""
+        """This budget for published entries and defaults alone, against all baselines."""
         return dataclasses.replace(self, share=0.0, least_tries=2, most_tries=2, hurried=2, gpu_compiled=True)
 
     def tries(self, points: int) -> int:

@@ -1,8 +1,8 @@
-"""How long a run still takes: what candidates of each case cost, now and in the run before, and what comes on top.
+"""The remaining time of a run, estimated from the seconds that candidates of each case take.
 
-A mean over all candidates so far is far off where cheap ops come first. Here every open case has a price of its own:
-that of its candidates so far, or of the same case in an earlier run, or of its op. On top come races, new workers and
-what several devices do at once, which are seen in the time that has passed over what the candidates account for.
+A mean over all candidates so far is wrong where cheap ops come first. Every open case therefore has a price: the mean
+of its own candidates so far, of the same case in an earlier run, or of its op. Races, new workers and several devices
+at once are an overhead factor: the time that has passed over the seconds that candidates account for.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Prices:
 
     @classmethod
     def of_run(cls, records: Sequence[Record]) -> Prices:
-        """Those of the candidates of a journal."""
+        """Prices from the candidates of a journal."""
         found = cls()
         for record in records:
             if isinstance(record, Candidate):
@@ -59,13 +59,13 @@ class Prices:
             mean.add(seconds)
 
     def at(self, place: Place) -> float | None:
-        """Of a case, else of its op; None where neither is known."""
+        """The price of a case, or of its op; None where neither is known."""
         found = self.cases[place].value
         return self.ops[place[0]].value if found is None else found
 
 
 class Estimate:
-    """What is still to come of a run, in candidates and in seconds. earlier: the journal of a run before."""
+    """Candidates that a run will still try, and the seconds for them. earlier: the journal of an earlier run."""
 
     def __init__(self, earlier: Sequence[Record] = ()) -> None:
         self._open: dict[Place, int] = {}
@@ -80,7 +80,7 @@ class Estimate:
         return sum(self._open.values())
 
     def expect(self, coming: Mapping[Place, int]) -> None:
-        """So many candidates will come of these cases, at most; what was expected of others stands."""
+        """Set the most candidates that will come of these cases; other cases keep theirs."""
         self._open |= coming
 
     def candidate(self, record: Candidate) -> None:
@@ -108,7 +108,7 @@ class Estimate:
         return candidates * overhead * sum(known[p] * n for p, n in weights.items()) / sum(weights.values())
 
     def _overhead(self, elapsed: float) -> float | None:
-        """Seconds of the run for a second of its candidates."""
+        """Seconds of the run per second of its candidates."""
         spent = self._now.all.seconds
         if self._usual_overhead is not None:
             return (elapsed + EARLIER_S * self._usual_overhead) / (spent + EARLIER_S)

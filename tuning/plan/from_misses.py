@@ -125,7 +125,7 @@ def unmakeable(miss: Miss) -> str | None:
 
 
 def _untried(op: Op, case: Case) -> str | None:
-    """Why ``make_inputs`` does not make a case of known names, found by making it; None where it does."""
+    """Why ``make_inputs`` fails for a case whose names are all known, found by calling it; None where it works."""
     needed = op.cost(case).bytes_total
     if needed > TRIED_BYTES:
         room = memory_allowed()

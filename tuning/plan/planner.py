@@ -172,12 +172,12 @@ def _wanted(case: Case, options: Options) -> bool:
 
 
 def compiles_itself(variant: Variant) -> bool:
-    """Whether a variant is compiled by what it calls, at its first call: by torch.compile, or by another project."""
+    """Whether a variant compiles at its first call: through torch.compile, or inside another project's package."""
     return variant.backend in ("compiled", "peer")
 
 
 def _job(op: Op, case: Case, device: Device, slow: bool) -> Job:
-    """slow: with the baselines that nothing compiles ahead."""
+    """The job of a case. slow: include baselines that compile at their first call."""
     planned: list[Planned] = []
     for variant in catalog.variants(op.name).values():
         if variant.baseline and compiles_itself(variant) and not slow:
@@ -189,7 +189,7 @@ def _job(op: Op, case: Case, device: Device, slow: bool) -> Job:
             continue
         planned += [Planned(variant, config) for config in accepted]
     default = _default(planned, case, device)
-    # the default and the baselines first: the rest is cut off against them
+    # default and baselines first: the others are cut off against their times
     planned.sort(key=lambda p: (p is not default, not p.variant.baseline, -p.variant.rank(case, device)))
     return Job(op, case, tuple(planned), default)
 

@@ -1,12 +1,11 @@
-"""How many candidates of each case a run tries and how long that takes: planned from prices, anew as the run goes.
+"""The schedule of a run: how many candidates of each case are tried, and how long that takes.
 
-A case has a price that does not depend on how long its search is (inputs and their float64 reference, the default, the
-baselines, the race), and a price for every try. Where time is short the cases share out what is left after the fixed
-prices, those of heavy ops more of it than others, and none less than ``Budget.hurried`` tries. A run with a limit
-leaves out the cases that do not fit, the lightest ops first.
+A case has a fixed price (inputs and their float64 reference, the default, the baselines, the race) and a price per try.
+Where time is short, what is left after the fixed prices is shared among the cases by the weight of their ops; each case
+gets at least ``Budget.hurried`` tries. A run with a limit leaves out the cases that do not fit, the lightest ops first.
 
-Nobody knows the prices of a machine on which nothing has run: ``PRICES`` are assumed then, and an earlier journal's
-are taken where there is one. Either way the plan is made anew before every case, with what the cases so far took.
+Prices come from an earlier journal of the device; without one ``PRICES`` are assumed. The schedule is made anew before
+every case, with the times of the cases so far.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ class Slot:
 
 
 def slot(job: Job, device: Device, budget: Budget, earlier: Prices | None = None) -> Slot:
-    """A case with its prices. earlier: those of a run before."""
+    """A case with its prices. earlier: prices of an earlier run."""
     prices = assumed(device)
     place = (job.op.name, job.case.key)
     baselines = [p for p in job.candidates if p.reason is None and p.variant.baseline]
@@ -157,7 +156,7 @@ class ScheduleRow:
 
 
 class Schedule:
-    """The plan of a run, made anew before every case.
+    """The schedule of a run, made anew before every case.
 
     target_s: seconds that the run is planned for; infinite where it takes what it takes. drop: whether it leaves cases
     out to keep to them. lanes: devices that share the cases. after_s: what follows the last case.
@@ -222,7 +221,7 @@ class Schedule:
         return found
 
     def words(self) -> str:
-        """What the estimate assumes."""
+        """A sentence on what the estimate assumes."""
         prices, budget = self._assumed
         known = sum(one.known for one in self.slots.values())
         if known == len(self.slots):
@@ -248,10 +247,10 @@ class Schedule:
         return self.tries.get(place)
 
     def done(self, place: Place, tries: int, seconds: float) -> None:
-        """A case is decided after so many tries and seconds."""
+        """Take note that a case was decided after so many tries and seconds."""
         self._planned_s += self.slots[place].seconds(tries)
         self._took_s += seconds
 
     def skip(self, place: Place) -> None:
-        """A case needs nothing any more: an earlier run has decided it."""
+        """Take a case out of the schedule."""
         self._open.pop(place, None)

@@ -1,6 +1,6 @@
-"""The time of a run: one clock that everything in the tuner's own process asks, and when the run is to end.
+"""The clock of a run and its time limit.
 
-What a kernel takes is not measured with it: ``tuning.measure.timing`` has the clocks of devices.
+Kernels are timed with the clocks of their devices (``tuning.measure.timing``), not with this one.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable
 
 Clock = Callable[[], float]
-"""Seconds since any moment, never backwards."""
+"""A monotonic clock in seconds."""
 
 
 class Watch:
-    """A run that begins now. limit_s: seconds after which nothing new is begun; infinite where there is no end."""
+    """Starts with the run. limit_s: seconds after which nothing new is begun; infinite for no limit."""
 
     def __init__(self, clock: Clock = time.monotonic, limit_s: float = math.inf) -> None:
         self.clock, self.limit_s = clock, limit_s

@@ -20,9 +20,9 @@ from tuning.workers.compile_farm import LaunchRequest
 
 @dataclass(frozen=True)
 class Effort:
-    """per_case: candidates compiled for a case, 0 for all. more: besides, one by one, where all so far spill or fail.
+    """How much is compiled. per_case: candidates of a case, 0 for all. more: further ones where the others spill or fail.
 
-    until, more_until: seconds of the run after which none of the former, of the latter is begun, if not None.
+    until, more_until: seconds of the run after which no candidate of per_case, and none of more, is begun.
     """
 
     per_case: int

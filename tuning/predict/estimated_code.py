@@ -1,4 +1,4 @@
-"""The machine code of a launch that was not compiled yet, guessed: for what to compile first, never for a result.
+"""Estimated machine code of launches that are not compiled yet: it orders what to compile, and is never a result.
 
 The recorded table has the default configuration of every kernel. Instructions, registers and shared memory of another
 configuration are taken to follow the elements of a thread (tile / threads), as loops over a thread's elements are

@@ -1,4 +1,4 @@
-"""What the steps of one candidate have to do, from their description alone: programs, iterations, bytes, products.
+"""The work of a candidate's launches, from their description alone: programs, iterations, bytes, products.
 
 Bytes. A launch moves each tensor among its arguments once (twice where it is updated in place); dimensions of stride 0
 count once. Where the variant states its traffic, or the op is one launch and the ideal cost is its traffic, the steps

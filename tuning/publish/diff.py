@@ -1,4 +1,4 @@
-"""Two registries held against each other, entry by entry.
+"""Compares two registries, entry by entry.
 
 Times of two runs were not measured side by side: what the machine did differently in between is in them. How much that
 was, kernels tell that did not change: same source, configuration, device and libraries. No difference counts that lies

@@ -1,4 +1,4 @@
-"""Compiles many launches in processes of their own: a compiler that crashes or hangs costs one launch.
+"""Compiles many launches in worker processes. A compiler that crashes or hangs costs one launch.
 
 Processes are started, not forked: they must not have TRITON_INTERPRET, which changes what ``triton.jit`` makes of a
 kernel at import, and a fork of a process with threads may hang. This module imports neither Triton nor a kernel.

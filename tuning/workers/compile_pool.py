@@ -1,9 +1,9 @@
-"""Compiles Triton candidates before their turn, in processes of their own, while a GPU times others.
+"""Compiles Triton candidates before their turn, in worker processes, while a GPU times others.
 
-A compiled kernel is found in Triton's cache by the process that times it. What comes next depends on what is being
-timed, so it is guessed: each lane says what it will probably try, and a process that has nothing to do takes the
-likeliest that is not compiled yet. A wrong guess costs an idle core. A compiler that crashes, hangs or eats the memory
-costs the candidate, here as there. On a CPU that would disturb what is timed: see ``tuning.workers.precompile``.
+The process that times a kernel finds it compiled in Triton's cache. Which candidate comes next depends on the times, so
+it is predicted: each lane says what it will probably try, and an idle process compiles the likeliest candidate that is
+not compiled yet. A wrong prediction costs an idle core's time. A compiler that crashes, hangs or exceeds the memory
+limit costs its candidate. On a CPU compiling would disturb the timings: see ``tuning.workers.precompile``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tuning.workers.process import TRIES, Death, Worker
 MOST_PROCESSES = 16
 
 Upcoming = Iterator[tuple[Case, Planned]]
-"""Candidates in the order in which they will probably be tried, each worked out when it is asked for."""
+"""Candidates in the order in which they will probably be tried, computed lazily."""
 
 
 def processes_for(device: Device, lanes: int) -> int:
@@ -65,19 +65,19 @@ class CompilePool:
             thread.start()
 
     def prefetch(self, lane: str, coming: Upcoming) -> None:
-        """What a lane will probably try next, in place of what was expected of it before."""
+        """Set what a lane will probably try next, in place of what was set before."""
         with self._changed:
             self._coming[lane] = coming
             self._change()
 
     def background(self, coming: Upcoming) -> None:
-        """What is compiled where nothing is left of what lanes expect."""
+        """Set what is compiled when every lane's candidates are done."""
         with self._changed:
             self._later = coming
             self._change()
 
     def problem(self, case: Case, planned: Planned) -> Tried | None:
-        """What went wrong when a candidate was compiled, or None; waits until it is known.
+        """Wait until a candidate is compiled; how it failed, or None.
 
         WorkerError where no process can be started, or the pool is closed meanwhile.
         """
@@ -119,7 +119,7 @@ class CompilePool:
         return self._tasks[key], new
 
     def _take(self) -> _Task | None:
-        """What to compile now: what somebody waits for, else the best guess; None when the pool is closed."""
+        """The task to do now: one that a lane waits for, else the likeliest; None when the pool is closed."""
         while True:
             with self._changed:
                 changes = self._changes

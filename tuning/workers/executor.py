@@ -1,4 +1,4 @@
-"""Where candidates run: one case's inputs on one device, candidates checked and timed on them, finalists raced.
+"""Runs candidates in this process: holds one case's inputs on one device, checks and times candidates, races finalists.
 
 A worker process holds an InProcessExecutor (``tuning.workers.server``); the tuner itself holds one with
 ``--in-process``.
@@ -47,7 +47,7 @@ def words(error: BaseException) -> str:
 
 
 def status_of(error: BaseException) -> Status:
-    """What an exception makes of a candidate."""
+    """The status of a candidate that raised an exception."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(str(error)):
         return "memory"
     return "crashed" if STICKY.search(str(error)) else "failed"
@@ -68,7 +68,7 @@ class InProcessExecutor:
         self._overlay.enter_context(self._tuned(entries))
 
     def renew(self) -> None:
-        """The same process: there is no other."""
+        """Does nothing: there is only this process."""
 
     def close(self) -> None:
         """Give up the case's memory, and what was tuned so far."""
@@ -78,7 +78,7 @@ class InProcessExecutor:
         gc.collect()
 
     def _tuned(self, entries: Sequence[Entry]) -> contextlib.AbstractContextManager[None]:
-        """Ops tuned so far serve the ops that call them, and nothing tuned earlier on this machine does."""
+        """Make dispatch use this run's entries, and no registry of this machine."""
         device = DeviceRecord(self.device.validity(), {})
         file = RegistryFile(schema_version=SCHEMA_VERSION, device=device, entries=list(entries))
         return dispatch.use(registry=registry.Registry(self.device, [("this run", file)]))

@@ -1,4 +1,4 @@
-"""How long and how large a candidate may get before its worker is killed."""
+"""Limits of time and memory beyond which the worker of a candidate is killed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LEARNED_FROM = 5
 """Compilations after which the limit of a compilation follows from them."""
 
 FLOOR_S = 10.0
-"""No learned limit is shorter: a busy machine takes its time."""
+"""The shortest learned limit in seconds: a busy machine is slow."""
 
 SETUP_S = 600.0
-"""Starting a process, making inputs and their float64 reference: no candidate's fault."""
+"""Seconds for starting a process and for making inputs and their float64 reference."""
 
 
 class Limits:
@@ -37,7 +37,7 @@ class Limits:
         self._field: Sequence[Candidate] = ()
 
     def begin(self, budget: Budget, field: Sequence[Candidate] = ()) -> None:
-        """Tell what is asked next: a candidate, or a race of these."""
+        """Say what the worker is asked next: to try a candidate, or to race those in ``field``."""
         self._budget, self._field = budget, field
 
     def seconds(self, stage: Stage) -> float:
@@ -55,7 +55,7 @@ class Limits:
         return SETUP_S
 
     def learn(self, seconds: float) -> None:
-        """A compilation took so long; later ones are limited by what is usual."""
+        """Take note of how long a compilation took. The limit of later ones follows from these."""
         self._compiled.append(seconds)
 
     def _compile_s(self) -> float:

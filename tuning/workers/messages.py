@@ -1,7 +1,7 @@
-"""What the tuner and its workers say to each other: typed messages, each a length and MessagePack.
+"""The protocol between the tuner and its workers: typed messages, each a length and MessagePack.
 
-The tuner asks one thing at a time. A worker says which stage it has reached, so that the tuner knows what to blame and
-how long to wait; its last word is the answer.
+The tuner sends one request at a time. The worker reports every stage that it begins, so that the tuner knows how long
+to wait and which stage failed, and then answers.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Contender(msgspec.Struct, frozen=True):
 
 
 class RunRace(msgspec.Struct, frozen=True, tag="run"):
-    """Race these on the loaded case."""
+    """Race finalists on the loaded case."""
 
     field: list[Contender]
     budget: Budget
@@ -114,7 +114,7 @@ class Raced(msgspec.Struct, frozen=True, tag="raced"):
 
 
 class Broken(msgspec.Struct, frozen=True, tag="broken"):
-    """An exception where none belongs: while a case was loaded, or while finalist ``index`` ran."""
+    """An exception that no candidate's trial explains: while a case was loaded, or while finalist ``index`` ran."""
 
     problem: str
     status: Status = "failed"

@@ -1,8 +1,8 @@
-"""On a CPU, calls every native and torch.compile'd variant once before anything is timed, in a process per core.
+"""Precompiles a CPU's variants: calls every native and torch.compile'd one once, in a process per core, before timing.
 
-Such variants compile at their first call, on one core, and keep what they made on disk, where the process that times
-them finds it. A call that hangs has had its time: it is reported, and the candidate needs no other. One that fails or
-crashes is tried, and named, in its turn. A GPU's kernels are compiled beside what is timed
+Such variants compile at their first call, on one core, and cache the result on disk for the process that times them. A
+call that hangs is recorded as a timeout and not repeated. A candidate that fails or crashes here is tried in its turn,
+and recorded then. A GPU's kernels are compiled beside what is timed
 (``tuning.workers.compile_pool``).
 """
 

@@ -1,7 +1,7 @@
-"""A worker process from the tuner's side: started, asked, timed out, killed and replaced.
+"""Worker processes as the tuner drives them: started, sent requests, killed at their limits, and replaced.
 
-Whatever a candidate does to its process costs that candidate and a new process, never the run: a crash, an exit without
-an answer, an endless loop, memory without end, a GPU's context lost.
+A candidate that crashes its process, exits, loops for ever, exhausts the memory or loses the GPU's context costs a new
+process, and never the run.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ DEATH_S = 10.0
 """How long a killed worker may take to be gone."""
 
 STARTS = 3
-"""How often a worker is started anew that somebody kills before it is ready."""
+"""Starts of a worker that is killed from outside before it is ready."""
 
 TRIES = 3
-"""How often a process must be killed, by nobody knows whom, in a candidate's own work before that is taken for the
-cause. Deaths before it (the start, the inputs, the reference) are not its fault."""
+"""Kills from outside during a candidate's own work after which the candidate counts as their cause. Deaths before it
+(at the start, in making inputs or the reference) do not count."""
 
 PROCESSES = 9
-"""Processes that one question is put to at the most."""
+"""Processes that one request is sent to, at most."""
 
 ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""How a system, or a person, ends a whole group of processes: no kernel of ours sends these."""
+"""Signals by which a system or a person ends a group of processes. No kernel of ours sends them."""
 
 TAIL_BYTES = 4096
 """How much of what a worker prints is kept, to quote where it dies."""
@@ -67,7 +67,7 @@ TAIL_BYTES = 4096
 
 @dataclass(frozen=True)
 class Death:
-    """How a worker ended without an answer. foreign: killed by something that is neither the tuner nor a fault."""
+    """How a worker ended without an answer. foreign: a signal from outside killed it, not the tuner or a fault."""
 
     status: Status
     stage: Stage
@@ -148,7 +148,7 @@ class Worker:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def _dead(self, stage: Stage) -> Death:
-        """What to say of a process that closed its pipe."""
+        """The Death of a process that closed its pipe."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(DEATH_S)  # an interpreter that ends has much to put away
         code = self._process.poll()
@@ -195,7 +195,7 @@ class Worker:
 
 
 class Executor(Protocol):
-    """Runs candidates of one case at a time. What the tuner needs to know of isolation."""
+    """The interface through which the tuner runs candidates, one case at a time."""
 
     def load(self, op: str, case: CaseRecord, entries: Sequence[Entry]) -> None:
         """Take up a case. entries: what the run has decided so far, for ops that call other ops."""

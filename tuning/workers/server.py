@@ -106,7 +106,7 @@ class Server:
         from tuning.workers.executor import InProcessExecutor
 
         warnings.simplefilter("ignore")  # a worker has nobody to warn; what goes wrong is in its answers
-        os.environ.pop(misses.ENVIRONMENT_VARIABLE, None)  # what a tuner calls is nobody's untuned case
+        os.environ.pop(misses.ENVIRONMENT_VARIABLE, None)  # calls of the tuner are no misses to record
         torch.set_num_threads(request.threads)
         if request.prepare:
             module, _, function = request.prepare.partition(":")

@@ -20,7 +20,7 @@ from tuning.workers.compile_farm import LaunchRequest
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is compiled. per_case: candidates of a case, 0 for all. more: further ones where the others spill or fail.
+    """How much is compiled. per_case: candidates of a case, 0 for all. more: further ones where others spill or fail.
 
     until, more_until: seconds of the run after which no candidate of per_case, and none of more, is begun.
     """

@@ -13,6 +13,7 @@ recorded       StaticReport, and the file that holds the whole table
 report         a compiled launch as a StaticReport, and what it claims about itself
 requests       what to compile, by name, and the answers
 again          which recorded reports still hold, so that only the others are compiled
+kernel_digest  the digest of a kernel's code
 defaults       what runs untuned on the GPUs of the datasheets, and whether it fits their shared memory
 table          reports for a terminal
 worker         runs all of it in a process of its own

@@ -18,8 +18,8 @@ from triton.language.core import constexpr
 from triton.runtime.jit import JITFunction
 
 from griffin_kernels.launch import Launch
+from tuning.static.compile_key import compile_key
 from tuning.static.targets import Target
-from tuning.static.work import compile_key
 
 
 def digest(launch: Launch, target: Target) -> str:

@@ -74,5 +74,6 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(autouse=True)
 def any_noise(monkeypatch):
     """Tests race calls of microseconds while others run: how noisy that is matters only where a test asks."""
-    if (decide := sys.modules.get("tuning.decide.decider")) is not None:
-        monkeypatch.setattr(decide, "UNQUIET", math.inf)
+    for name in ("tuning.decide.decider", "tuning.decide.history"):
+        if (module := sys.modules.get(name)) is not None:
+            monkeypatch.setattr(module, "UNQUIET", math.inf)

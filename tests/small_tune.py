@@ -18,7 +18,7 @@ from rich.console import Console
 
 from griffin_kernels import catalog, device
 from roofline.console import plain_errors
-from tuning.decide import decider
+from tuning.decide import decider, history
 from tuning.plan import planner
 from tuning.record import journal
 from tuning.run import Paths, tune
@@ -34,7 +34,7 @@ def shrink() -> None:
 
     planner.catalog.variants = eager_only
     planner.bench_cases = lambda op, device: list(op.cases_tagged("smoke")[:3])
-    decider.UNQUIET = math.inf  # races of microseconds, on a machine that does other things
+    decider.UNQUIET = history.UNQUIET = math.inf  # races of microseconds, on a machine that does other things
 
 
 class Quiet:

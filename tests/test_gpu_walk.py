@@ -18,7 +18,7 @@ from roofline import measure, probes, store
 from tests.fake_gpu import BANDWIDTH, LAUNCH_S, fake_gpu
 from tests.small_tune import Quiet
 from tuning import run as runs
-from tuning.decide import decider
+from tuning.decide import decider, history
 from tuning.measure import noise, timing
 from tuning.plan import planner
 from tuning.plan.planner import Options
@@ -44,6 +44,7 @@ def gpu(monkeypatch, tmp_path):
         monkeypatch.setattr(catalog, "variants", lambda op: few)
         monkeypatch.setattr(planner, "bench_cases", lambda op, device: CASES)
         monkeypatch.setattr(decider, "UNQUIET", math.inf)
+        monkeypatch.setattr(history, "UNQUIET", math.inf)
         monkeypatch.setattr(noise, "LEAST_BYTES", 2**12)
         monkeypatch.setattr(timing, "MOST_COPIES", {"cuda": 2})
         monkeypatch.setattr(timing, "MOST_CALLS", 2)

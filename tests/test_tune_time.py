@@ -13,7 +13,7 @@ from griffin_kernels import catalog, device, registry
 from tests.small_tune import Quiet
 from tests.test_progress import Clock
 from tuning import run as runs
-from tuning.decide import decider
+from tuning.decide import decider, history
 from tuning.plan import planner
 from tuning.plan.budget import BUDGETS, UNQUIET
 from tuning.plan.planner import WEIGHTS, Options
@@ -74,6 +74,7 @@ def h100(monkeypatch, tmp_path):
     """Runs a plan on a faked H100: gives (outcome, stub, clock, paths); more words go to the stub."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setattr(decider, "UNQUIET", UNQUIET)
+    monkeypatch.setattr(history, "UNQUIET", UNQUIET)
     monkeypatch.setattr(runs.devices, "detect", lambda where=None: H100)
     monkeypatch.setattr(runs.devices, "provenance", lambda device: {"torch": "2.13.0"})
     monkeypatch.setattr(runs, "lane_names", lambda device, options: ["cuda:0"])

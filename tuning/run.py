@@ -27,7 +27,8 @@ from griffin_kernels.contract import config_dict
 from griffin_kernels.device import Device
 from griffin_kernels.records import CaseRecord, DeviceRecord, Entry
 from roofline import measure
-from tuning.decide.decider import Decider, History, Lane
+from tuning.decide.decider import Decider, Lane
+from tuning.decide.history import History
 from tuning.decide.listener import Listener
 from tuning.measure import noise
 from tuning.plan import planner

@@ -6,7 +6,6 @@ A candidate that fails, crashes or hangs is recorded as such, and the run goes o
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from griffin_kernels.records import CaseRecord, Entry
 from roofline import stats
 from tuning.decide import verdict
 from tuning.decide.case_search import CaseSearch
+from tuning.decide.history import History
 from tuning.decide.listener import Listener
 from tuning.measure import rounds
 from tuning.measure.sequential_test import PATIENCE
@@ -29,47 +29,12 @@ from tuning.plan.planner import Job, Planned
 from tuning.plan.schedule import Schedule
 from tuning.plan.watch import Watch
 from tuning.record import journal
-from tuning.record.journal_records import Candidate, CeilingRecord, Noise, Race, Record, Result, Run, Undecided
+from tuning.record.journal_records import Candidate, Race, Record, Result, Undecided
 from tuning.workers.compile_pool import CompilePool, Upcoming
 from tuning.workers.messages import Broken
 from tuning.workers.process import Death, Executor
 
 Done = list[tuple[Planned, Candidate]]
-
-
-class History:
-    """What a journal already holds, for resuming: candidates, races and results whose source has not changed."""
-
-    def __init__(self, records: Sequence[Record]) -> None:
-        self.run = next((r for r in records if isinstance(r, Run)), None)
-        self.candidates = {r.key: r for r in records if isinstance(r, Candidate)}
-        self.results = {place_of(r.entry): r for r in records if isinstance(r, Result)}
-        self.ceilings = {r.name: r for r in records if isinstance(r, CeilingRecord)}
-        self.noise = next((r for r in records if isinstance(r, Noise)), None)
-        self._tried: defaultdict[Place, list[str]] = defaultdict(list)
-        for key, record in self.candidates.items():
-            self._tried[place_of(record)].append(key)
-
-    def tried(self, job: Job) -> list[Candidate]:
-        """The candidates of a case."""
-        return [self.candidates[key] for key in self._tried[job.place]]
-
-    def decided(self, job: Job) -> Result | None:
-        """The recorded decision on a case, if it may still be published; None otherwise.
-
-        It may where the sources of all candidates are unchanged, every baseline was tried, the winner passed every
-        check, and the noise of its race is within ``UNQUIET``.
-        """
-        result = self.results.get(job.place)
-        if result is None or (result.entry.noise_floor or 0.0) > UNQUIET:
-            return None
-        now = {p.variant.name: p.variant.source_hash for p in job.candidates}
-        tried = self.tried(job)
-        winner = self.candidates.get(result.winner_key)
-        same = all(now.get(record.variant) == record.source_hash for record in tried)
-        known = {record.variant for record in tried}
-        every = all(p.variant.name in known for p in job.candidates if p.reason is None and p.variant.baseline)
-        return result if same and every and winner is not None and winner.status == "ok" else None
 
 
 @dataclass(frozen=True)
@@ -481,11 +446,6 @@ class _Case:
 def _too_noisy(floor: float) -> Aborted:
     text = f"its races had a noise floor of {floor:.0%}, and above {UNQUIET:.0%} nothing is published"
     return Aborted(text, floor)
-
-
-def place_of(record: Candidate | Entry) -> Place:
-    """Op and key of the case that a record or an entry is about."""
-    return record.op, record.case.case(record.op).key
 
 
 def _figure(record: Candidate) -> float | None:

@@ -145,19 +145,19 @@ def tune(
             return
         command = shlex.join(["griffin", "tune", *(a for a in _arguments() if a != "--resume")])
         with events.own_output() if as_json else contextlib.nullcontext() as stream:
-            voice = terminal.Voice(Console(stderr=True) if as_json else console, quiet, stream)
-            outcome = terminal.run(voice, options, out, resume, command)
+            output = terminal.RunOutput(Console(stderr=True) if as_json else console, quiet, stream)
+            outcome = terminal.run(output, options, out, resume, command)
             if outcome is None or outcome.interrupted:
-                terminal.end_in_peace()
+                terminal.ignore_interrupts()
                 raise typer.Exit(130)
             found = None
             if models or (models is None and device_study.wanted(outcome)):
-                found = terminal.run_study(voice, outcome)
+                found = terminal.run_study(output, outcome)
             from reports.build import write_report
 
             published = outcome.paths.registry if outcome.paths.registry.exists() else None
             report = write_report(outcome.paths.journal, outcome.paths.report, published)
-            terminal.finish(voice, outcome, report, found)
+            terminal.finish(output, outcome, report, found)
 
 
 def _note(text: str) -> None:

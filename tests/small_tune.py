@@ -69,7 +69,7 @@ def main(folder: str, *flags: str) -> int:
     except typer.Exit as ended:
         return ended.exit_code
     if done is None or done.interrupted:
-        terminal.end_in_peace()
+        terminal.ignore_interrupts()
         return 130
     return 0
 

@@ -266,10 +266,10 @@ def test_terminal_tells_a_run_in_events_and_a_table(tmp_path, monkeypatch):
 
     monkeypatch.setattr(terminal, "tune", tuned)
     words, stream = io.StringIO(), io.BytesIO()
-    voice = terminal.Voice(Console(file=words, width=160), quiet=True, events=stream)
-    outcome = terminal.run(voice, small_tune.OPTIONS, tmp_path, False, "griffin tune")
+    output = terminal.RunOutput(Console(file=words, width=160), quiet=True, events=stream)
+    outcome = terminal.run(output, small_tune.OPTIONS, tmp_path, False, "griffin tune")
     assert outcome is not None
-    terminal.finish(voice, outcome, tmp_path / "report.html", None)
+    terminal.finish(output, outcome, tmp_path / "report.html", None)
     text = words.getvalue()
     assert "tuning" not in text and "noise floor" not in text.splitlines()[0]
     assert "triton.chunked block_t=64" in text and "crashed: linear_scan/eager.a" in text
@@ -288,8 +288,8 @@ def test_interrupt_is_an_event_with_the_command_that_goes_on(tmp_path, monkeypat
     monkeypatch.setattr(terminal, "tune", interrupted)
     monkeypatch.setattr(terminal.signal, "signal", lambda *words: None)
     stream, words = io.BytesIO(), io.StringIO()
-    voice = terminal.Voice(Console(file=words, width=300), True, stream)
-    assert terminal.run(voice, small_tune.OPTIONS, tmp_path, False, "griffin tune") is None
+    output = terminal.RunOutput(Console(file=words, width=300), True, stream)
+    assert terminal.run(output, small_tune.OPTIONS, tmp_path, False, "griffin tune") is None
     command = f"griffin tune --resume --out {tmp_path}"
     assert read(stream.getvalue())[-1] == events.InterruptedEvent(command)
     assert words.getvalue().strip().endswith(command)

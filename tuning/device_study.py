@@ -1,4 +1,4 @@
-"""What ends a whole tuning run: all ceilings of the device, and the study of its kernels and of whole models."""
+"""The study that follows a complete tuning run: all ceilings of the device, its kernels and whole models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMING: Mapping[str, Timing] = {
 
 
 def wanted(outcome: Outcome) -> bool:
-    """Whether a run covers what models need: all ops, cases and dtypes."""
+    """Whether a study follows a run: it must cover all ops, cases and dtypes, as models need them."""
     return outcome.options.whole and not outcome.left
 
 

@@ -1,7 +1,4 @@
-"""``griffin tune doctor``: what is wrong with this installation, this machine and this device's registry.
-
-Everything is looked at even where something is broken, and nothing is changed.
-"""
+"""All checks of ``griffin tune doctor``. Every check runs, whatever the others find, and nothing is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Holds the static model against measured journals, and fits its constants to them.
+"""Calibrates the time model: compares it with measured journals and fits its constants.
 
 Ranks count most, as predictions choose between candidates: Spearman's correlation within each case, and the *regret*
 of the model's best N: how much slower the fastest of these was measured to be than the fastest of all. Constants are

@@ -1,4 +1,4 @@
-"""Compiles the candidates of many cases within a time, the most promising ones first."""
+"""Compiles candidates of many cases within a time limit, the most promising first."""
 
 from __future__ import annotations
 
@@ -125,5 +125,5 @@ def _run(
 
 
 def say(console: Console, text: str) -> None:
-    """One line as it is."""
+    """Print a line without markup or wrapping."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""How many blocks of a kernel one SM or CU holds at once, and what stops it from holding more."""
+"""Occupancy: how many blocks of a kernel one SM or CU holds at once, and which resource limits them."""
 
 from __future__ import annotations
 

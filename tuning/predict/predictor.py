@@ -1,9 +1,10 @@
-"""Tuning for a GPU that is not there: ``griffin tune --target SKU``, and predictions for whoever asks.
+"""Tuning for a GPU that is not there: ``griffin tune --target SKU``, and predicted times for the tuner and commands.
 
-For every op and bench case the candidates are described and guessed, the best estimates are compiled for the SKU's
-architecture, and the model (``tuning.predict.time_model``) predicts those from their machine code. What does not fit is
-dropped, what spills registers or serialises its products comes after all that does not. The registry that results says
-``predicted``; a machine of that SKU uses it until something is measured there.
+For every op and bench case the candidates' times are first estimated without machine code. The best are compiled for
+the SKU's architecture, and the time model (``tuning.predict.time_model``) predicts them from their machine code.
+Candidates that do not fit are dropped. Candidates that spill registers or serialise their products rank behind all
+others. The entries of the resulting registry have status ``predicted``; a machine of that SKU uses them until measured
+entries replace them.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ VECTOR_LANES: Mapping[str, int] = {"sm_75": 64, "sm_80": 64, "sm_87": 128, "gfx9
 
 
 class Constants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the model assumes and ``calibrate`` fits; see the module. Seconds, clocks and shares.
+    """The constants of the model, which ``calibrate`` fits; see the module. Seconds, clocks and shares.
 
     launch_s: between the starts of two empty kernels on a stream. latency_s: of a load from DRAM under load.
     """

@@ -1,4 +1,4 @@
-"""Plays a strategy against a packed journal: what it would have found, and what that would have cost."""
+"""Simulates a strategy on a packed journal: which point it would have found, and at what cost."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def play(packed: Packed, strategy: Strategy, evaluations: int, seed: int | None 
 
 
 def _observed(packed: Packed, index: int, seed: int | None) -> float | None:
-    """What a measurement of a point shows."""
+    """The simulated measurement of a point in seconds."""
     samples = packed.samples[index]
     if seed is None or not len(samples):
         return packed.seconds[index]

@@ -1,4 +1,4 @@
-"""Strategies that need no model: everything, random, Latin hypercube, local search. Yardsticks for the default."""
+"""Search strategies without a model: exhaustive, random, Latin hypercube, local search. They are baselines."""
 
 from __future__ import annotations
 

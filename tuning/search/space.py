@@ -1,4 +1,4 @@
-"""What competes for one op and case, as points that a strategy can count, compare and step between.
+"""The search space of one op and case.
 
 A point is one configuration of one variant. Points of a variant lie on a grid of its axes, with holes where a
 configuration cannot run; steps go along one axis at a time, over the holes.
@@ -29,7 +29,7 @@ class Space:
 
     axes: variant -> field -> its values in order. seeds: points to try first, in order: default, incumbent, winners of
     the nearest device, what a static model likes best. predicted_s: seconds by a static model, one for each point, or
-    nothing. key: ``op/case``; random choices are seeded with it, so that a resumed search goes on as an unbroken one.
+    nothing. key: ``op/case``, the seed of random choices, so that a resumed search continues as it would have.
     """
 
     points: tuple[Point, ...]

@@ -1,7 +1,7 @@
-"""The strategies by name, and what one of them will choose. Plug-ins are entry points of griffin_kernels.strategies.
+"""Search strategies by name, and look-ahead. Plug-ins are entry points of griffin_kernels.strategies.
 
-A strategy is a function of what was seen so far and keeps nothing itself: a search that was broken off and resumed goes
-on exactly as an unbroken one, and replay can ask any of them about any state.
+A strategy is a function of the points seen so far and keeps no state. A resumed search therefore continues exactly as
+it would have, and replay can ask any strategy about any state.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _plugin(point: metadata.EntryPoint) -> Strategy:
     try:
         found = point.load()
         found = found() if isinstance(found, type) else found
-    except Exception as error:  # whatever is wrong inside a plug-in is the plug-in's trouble
+    except Exception as error:  # a plug-in may raise anything
         raise errors.ArgumentError(
             f"strategy {point.name!r} ({point.value}) cannot be loaded: {type(error).__name__}: {error}; "
             "repair or uninstall the package that offers it"
@@ -109,8 +109,7 @@ def named(name: str) -> Strategy:
 def foresee(
     strategy: Strategy, space: Space, seen: Mapping[int, float | None], left: int, pending: Collection[int] = ()
 ) -> Iterator[int]:
-    """What a strategy would choose next, in order, if nothing surprised it. Each point is worked out when it is asked
-    for; ``seen`` may change meanwhile.
+    """Points that a strategy would choose next if every time were as expected. Lazy; ``seen`` may change meanwhile.
 
     seen, left: as ``Strategy.next`` takes them. pending: points that are being tried. A point that was not seen counts
     as the median of what was (the "constant liar" of Ginsbourger, Le Riche and Carraro, Kriging is well-suited to

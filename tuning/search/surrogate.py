@@ -1,4 +1,4 @@
-"""A model of a space from the points that were tried: a Gaussian process on the logarithm of the seconds.
+"""A surrogate model of a space: a Gaussian process on the logarithm of the seconds of the points tried.
 
 Two points are alike as far as they share the variant, as far as they lie together on each axis alone (most axes hardly
 matter, some matter whatever the others are), and as far as they lie together on all axes at once. A static model's
@@ -20,7 +20,7 @@ from tuning.search.space import Space
 Array = NDArray[np.float64]
 
 WORST = math.log(6.0)
-"""Behind the best by more is as bad as this: how bad a hopeless point is says nothing about the good ones."""
+"""Distance behind the best at which a point is clipped: how slow a bad point is says nothing about the good ones."""
 
 RANKED = 0.1
 """How much slower, as a logarithm, a variant is expected to be than the one before it, up to the fourth: the points of
@@ -96,9 +96,9 @@ def _standard(predicted: Sequence[float | None]) -> Array:
 
 
 def believe(space: Space, geometry: Geometry, seen: Mapping[int, float | None]) -> Belief:
-    """What the points that were seen say about all points. At least one must have been timed.
+    """The posterior over all points given those seen, of which at least one was timed.
 
-    A failed point counts as hopeless, so that its neighbours are avoided.
+    A failed point counts as very slow, so that its neighbours are avoided.
     """
     tried = list(seen)
     best = min(seconds for seconds in seen.values() if seconds is not None)

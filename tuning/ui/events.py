@@ -1,4 +1,4 @@
-"""A run as JSON lines on standard output, for programs: one event a line, and nothing else on that stream.
+"""The event stream of a run for programs: JSON lines on standard output, one event a line, and nothing else.
 
 Every line has ``event``; the classes below are the format. Times are seconds; ``date`` is UTC. The last line of a
 finished run is ``end``; an interrupted run ends with ``interrupted``, a failed one with an error on standard error and
@@ -26,7 +26,7 @@ from tuning.ui.progress import Tally
 
 
 class BeginEvent(msgspec.Struct, frozen=True, tag="begin", tag_field="event"):
-    """total: candidates, at most. already: those that the journal of an interrupted run holds."""
+    """The run begins. total: candidates, at most. already: candidates in the journal of an interrupted run."""
 
     date: str
     device: str
@@ -46,8 +46,7 @@ class CaseEvent(msgspec.Struct, frozen=True, tag="job", tag_field="event"):
 class CandidateEvent(msgspec.Struct, frozen=True, tag="candidate", tag_field="event"):
     """A candidate is finished; see ``journal_records.Candidate``.
 
-    best_s, speedup: of the case so far, over its baselines.
-
+    best_s: of the case so far. speedup: of that over the best baseline so far.
     done, total, failed: candidates of the run. left_s: an estimate.
     """
 
@@ -96,7 +95,7 @@ class WorkerEvent(msgspec.Struct, frozen=True, tag="worker", tag_field="event"):
 
 
 class NoteEvent(msgspec.Struct, frozen=True, tag="note", tag_field="event"):
-    """Words for a person."""
+    """A message for a person."""
 
     text: str
 
@@ -112,7 +111,7 @@ class UndecidedEvent(msgspec.Struct, frozen=True, tag="undecided", tag_field="ev
 
 
 class InterruptedEvent(msgspec.Struct, frozen=True, tag="interrupted", tag_field="event"):
-    """Stopped by a signal. entries: cases that were published. left: cases not decided. resume: what goes on."""
+    """The run was stopped by a signal. entries: cases published. left: cases not decided. resume: the command."""
 
     resume: str
     entries: int = 0
@@ -120,8 +119,9 @@ class InterruptedEvent(msgspec.Struct, frozen=True, tag="interrupted", tag_field
 
 
 class EndEvent(msgspec.Struct, frozen=True, tag="end", tag_field="event"):
-    """The run is finished. statuses: candidates by status. study: None where none was made. left: cases that there was
-    no time for. undecided: cases that there was time for, and for which nothing is published.
+    """The run is finished. statuses: candidates by status. study: a path; None where no study was made.
+
+    left: cases that there was no time for. undecided: cases for which nothing could be published.
     """
 
     date: str

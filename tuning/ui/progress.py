@@ -1,4 +1,4 @@
-"""Tells a person how a run goes: a live picture on a terminal, a line for each case and each failure elsewhere."""
+"""The progress display of a run: live on a terminal; elsewhere a line for each case and each failure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def undecided_text(record: Undecided) -> str:
 
 @dataclass
 class LaneStatus:
-    """What one device is at. best_s: the fastest right candidate of the case so far; baseline_s: of its baselines."""
+    """The state of one device. best_s: the fastest candidate of the case so far. baseline_s: its fastest baseline."""
 
     op: str = ""
     case: str = ""
@@ -77,9 +77,9 @@ class LaneStatus:
 
 
 class Tally:
-    """A Listener that counts: what is done, what failed, what is left and for how long. Others build on it.
+    """A Listener that counts candidates: done, failed, still to come, and the time for them. Displays build on it.
 
-    What will come is kept case by case in ``estimate``, so that there are never more candidates done than in all.
+    ``estimate`` keeps the candidates to come by case, so that no more are done than there are in all.
     """
 
     def __init__(self, estimate: Estimate | None = None, clock: Clock = time.monotonic) -> None:
@@ -97,7 +97,7 @@ class Tally:
 
     @property
     def failed(self) -> int:
-        """Candidates that ended as none should."""
+        """Candidates with a status in ``BAD``."""
         return sum(self.statuses[name] for name in BAD)
 
     @property
@@ -106,7 +106,7 @@ class Tally:
 
     @property
     def left(self) -> float | None:
-        """Seconds left: the estimate after the last event, less what has passed since; None where nobody can say."""
+        """Seconds left: the estimate at the last event, less what has passed since; None where there is no estimate."""
         return None if self._left is None else max(0.0, self._left - (self.clock() - self._seen))
 
     @property
@@ -160,7 +160,7 @@ class Tally:
 
 
 class Several:
-    """A Listener that passes on to others."""
+    """A Listener that passes everything on to several others."""
 
     def __init__(self, *others: Listener) -> None:
         self.others = others
@@ -213,8 +213,8 @@ class Several:
 class Display(Tally):
     """A Listener that draws and prints. Use as a context manager.
 
-    quiet: only problems. ticking: the clock runs between events too, by a thread that draws twice a second; without it
-    nothing is drawn while something is measured, which a CPU that is measured asks for.
+    quiet: print only problems. ticking: a thread draws the clock twice a second. Without it nothing is drawn between
+    events, so that the display takes no time of a CPU that is being measured.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class Display(Tally):
             self._live.stop()
 
     def picture(self) -> RenderableType:
-        """A bar with the figures of the run, and what each device is at."""
+        """A progress bar with the figures of the run, and a line for each device."""
         figures = [f"{self.done}/{self.total}"]
         if self.failed:
             figures.append(f"{self.failed} failed")

@@ -1,4 +1,4 @@
-"""How a finished run ends: the table of winners; candidates by status, the noise floor and what disturbed it."""
+"""The summary of a run: the table of winners, candidates by status, the noise floor, disturbances."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Summary:
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> Summary:
-        """A candidate or race that a journal has twice, after a resume or a repetition, counts as it was last."""
+        """The facts of a journal. Of a candidate or race that was repeated the last record counts."""
         last = {record.key: record.status for record in records if isinstance(record, Candidate)}
         counts = Counter(last.values())
         races = {(r.op, r.case.case(r.op).key): r for r in records if isinstance(r, Race)}
@@ -67,7 +67,7 @@ class Summary:
 
 
 def undecided(records: Sequence[Record]) -> tuple[Undecided, ...]:
-    """Cases that a journal leaves undecided: what was said of a case last counts."""
+    """Cases that a journal leaves undecided, by the last record of each case."""
     last: dict[tuple[str, str], Result | Undecided] = {}
     for record in records:
         if isinstance(record, Result | Undecided):

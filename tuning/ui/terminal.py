@@ -1,4 +1,4 @@
-"""``griffin tune`` on a terminal: says what it does, draws progress, survives Ctrl-C."""
+"""``griffin tune`` on a terminal: plan, progress, summary, and what an interrupt leaves."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _line(console: Console, text: str) -> None:
 
 def describe(device: Device) -> str:
     """One line on a device."""
-    unit = "cores" if device.kind == "cpu" else "units"
+    unit = {"cpu": "cores", "hip": "CUs"}.get(device.kind, "SMs")
     cache = (
         f", last-level cache {device.last_level_cache_bytes / 2**20:.0f} MiB" if device.last_level_cache_bytes else ""
     )
@@ -83,7 +83,7 @@ def show_plan(console: Console, options: Options, out: Path | None = None) -> No
 
 
 def planned_text(schedule: Schedule) -> str:
-    """What a run is planned to take, and what that assumes."""
+    """A sentence on the time that a run is planned to take, and on what that assumes."""
     left = f"; {schedule.left_out} cases do not fit and are left for --resume" if schedule.left_out else ""
     return (
         f"planned to end in about {minutes_text(schedule.seconds)}: {len(schedule.tries)} cases, "
@@ -101,7 +101,7 @@ def minutes_text(seconds: float) -> str:
 
 @contextlib.contextmanager
 def _quiet_third_parties() -> Iterator[None]:
-    """Deprecations inside torch and numba are no news to someone who tunes."""
+    """Hide deprecation warnings from inside torch and numba, and dispatch's warning of untuned ops."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
@@ -110,22 +110,22 @@ def _quiet_third_parties() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Voice:
-    """How a run is told. quiet: only problems and the table. events: where JSON lines go, if they are wanted."""
+class RunOutput:
+    """Where a run prints. quiet: only problems and the table. events: stream of JSON lines; None without one."""
 
     console: Console
     quiet: bool = False
     events: BinaryIO | None = None
 
     def say(self, text: str) -> None:
-        """A line that is no problem."""
+        """Print a line that reports no problem."""
         if not self.quiet:
             _line(self.console, text)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """A request to end (SIGTERM) is a KeyboardInterrupt as Ctrl-C is, in the thread that hears of signals."""
+    """Make SIGTERM raise KeyboardInterrupt, as Ctrl-C does. Only in the main thread, which gets the signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -140,15 +140,15 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def end_in_peace() -> None:
-    """Nothing is left that a further Ctrl-C could stop: it would only break off what a process does as it ends."""
+def ignore_interrupts() -> None:
+    """Ignore Ctrl-C and SIGTERM from now on, so that they do not break off the exit of this process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """No Ctrl-C cuts off the sentence that says how to go on."""
+    """Ignore Ctrl-C and SIGTERM while the final sentences are printed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -162,7 +162,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def run(
-    console: Console | Voice,
+    console: Console | RunOutput,
     options: Options,
     out: Path | None,
     resume: bool,
@@ -170,32 +170,32 @@ def run(
     prepare: str = "",
     clock: Clock = time.monotonic,
 ) -> Outcome | None:
-    """Tune and print the table and the paths, also after Ctrl-C; None after a second one, which ends it at once.
+    """Tune, then print the table and the paths, also after Ctrl-C; a second Ctrl-C ends it at once and returns None.
 
-    Either way it is said how to go on. prepare, clock: as ``run.tune`` takes them.
+    Either way the command that resumes the run is printed. prepare, clock: as ``run.tune`` takes them.
     """
-    voice = console if isinstance(console, Voice) else Voice(console)
+    output = console if isinstance(console, RunOutput) else RunOutput(console)
     with interruptible():
-        return _run(voice, options, out, resume, command, prepare, clock)
+        return _run(output, options, out, resume, command, prepare, clock)
 
 
 def _run(
-    voice: Voice, options: Options, out: Path | None, resume: bool, command: str, prepare: str, clock: Clock
+    output: RunOutput, options: Options, out: Path | None, resume: bool, command: str, prepare: str, clock: Clock
 ) -> Outcome | None:
     device = devices.detect(options.device or None)
     paths = Paths.choose(out, device)
-    jobs = planner.make(options, device)  # a wrong option is answered before anything else is said
-    voice.say(f"tuning {describe(device)}")
-    voice.say(f"journal   {paths.journal}")
+    jobs = planner.make(options, device)  # raises for a wrong option before anything is printed
+    output.say(f"tuning {describe(device)}")
+    output.say(f"journal   {paths.journal}")
     earlier = journal.read(paths.journal) if paths.journal.exists() else []
     if not (resume and journal.unfinished(earlier)):
-        voice.say(planned_text(schedule_of(jobs, device, options, earlier, len(lane_names(device, options)))))
+        output.say(planned_text(schedule_of(jobs, device, options, earlier, len(lane_names(device, options)))))
     ticking = device.kind != "cpu"
-    display = progress.Display(voice.console, Estimate(earlier), quiet=voice.quiet, ticking=ticking, clock=clock)
+    display = progress.Display(output.console, Estimate(earlier), quiet=output.quiet, ticking=ticking, clock=clock)
     told: list[Listener] = [display]
     events = None
-    if voice.events is not None:
-        events = Events(voice.events, device.name, str(paths.journal), Estimate(earlier))
+    if output.events is not None:
+        events = Events(output.events, device.name, str(paths.journal), Estimate(earlier))
         told.append(events)
     try:
         with _quiet_third_parties(), display:
@@ -203,27 +203,27 @@ def _run(
     except KeyboardInterrupt:
         with _undisturbed():
             if events is not None:
-                events.write(InterruptedEvent(go_on(out)))
-            _line(voice.console, f"\nstopped; the journal holds what was measured. Go on with: {go_on(out)}")
+                events.write(InterruptedEvent(resume_command(out)))
+            _line(output.console, f"\nstopped; the journal holds what was measured. Go on with: {resume_command(out)}")
         return None
     with _undisturbed() if outcome.interrupted else contextlib.nullcontext():
         if events is not None and outcome.interrupted:
-            events.write(InterruptedEvent(go_on(out), len(outcome.entries), len(outcome.left)))
+            events.write(InterruptedEvent(resume_command(out), len(outcome.entries), len(outcome.left)))
         if outcome.entries or outcome.undecided:
-            voice.console.print(summary_table(outcome.entries, voice.console.width, outcome.undecided))
+            output.console.print(summary_table(outcome.entries, output.console.width, outcome.undecided))
         for text in Summary.of(journal.read(paths.journal)).lines():
-            _line(voice.console, text)
-        _line(voice.console, f"done in {clock_text(outcome.seconds)}")
+            _line(output.console, text)
+        _line(output.console, f"done in {clock_text(outcome.seconds)}")
         if (standing := standing_text(outcome, out)) is not None:
-            _line(voice.console, standing)
-        _line(voice.console, f"journal   {paths.journal}")
+            _line(output.console, standing)
+        _line(output.console, f"journal   {paths.journal}")
         if outcome.entries or not outcome.left:
-            _line(voice.console, f"registry  {paths.registry}")
+            _line(output.console, f"registry  {paths.registry}")
     return outcome
 
 
 def standing_text(outcome: Outcome, out: Path | None) -> str | None:
-    """How far a run came that did not come to its end, and what goes on with it; None of one that did."""
+    """A sentence on how far an incomplete run came, with the command that resumes it; None for a complete run."""
     if not outcome.left and not outcome.interrupted:
         return None
     why = "interrupted" if outcome.interrupted else "time is up"
@@ -235,39 +235,39 @@ def standing_text(outcome: Outcome, out: Path | None) -> str | None:
     if not outcome.left:
         return f"{why}: {decided}"
     left = f"{len(outcome.left)} are left, from {outcome.left[0]} on"
-    return f"{why}: {decided}, {left}; go on with: {go_on(out)}"
+    return f"{why}: {decided}, {left}; go on with: {resume_command(out)}"
 
 
-def go_on(out: Path | None) -> str:
-    """The command that goes on with a run that did not come to its end."""
+def resume_command(out: Path | None) -> str:
+    """The command that resumes a run."""
     return shlex.join(["griffin", "tune", "--resume", *([] if out is None else ["--out", str(out)])])
 
 
-def run_study(console: Console | Voice, outcome: Outcome) -> Path | None:
-    """Study the device that was tuned and print what came out; after Ctrl-C say that the registry stands.
+def run_study(console: Console | RunOutput, outcome: Outcome) -> Path | None:
+    """Study the tuned device and print the result. After Ctrl-C there is no study; the registry is kept.
 
-    Returns the file of the study, None where it was not made.
+    Returns the file of the study, None where it was interrupted.
     """
-    voice = console if isinstance(console, Voice) else Voice(console)
+    output = console if isinstance(console, RunOutput) else RunOutput(console)
     device = devices.detect(outcome.options.device or None)
     try:
-        line = StatusLine(voice.console)
+        line = StatusLine(output.console)
         with _quiet_third_parties():
-            path, found = device_study.run(device, outcome, (lambda text: None) if voice.quiet else line)
+            path, found = device_study.run(device, outcome, (lambda text: None) if output.quiet else line)
         line.clear()
     except KeyboardInterrupt:
-        _line(voice.console, "\ninterrupted; the registry stands, the study of whole models was not made")
+        _line(output.console, "\ninterrupted; the registry stands, the study of whole models was not made")
         return None
-    if not voice.quiet:
-        tables.show_study(voice.console, found)
-    _line(voice.console, f"study     {path}")
+    if not output.quiet:
+        tables.show_study(output.console, found)
+    _line(output.console, f"study     {path}")
     return path
 
 
-def finish(voice: Voice, outcome: Outcome, report: Path, study_file: Path | None) -> None:
-    """The last line of a run: where its report is; for programs, where everything is."""
-    _line(voice.console, f"report    {report}")
-    if voice.events is None:
+def finish(output: RunOutput, outcome: Outcome, report: Path, study_file: Path | None) -> None:
+    """Print the path of the report, and write the last event, with all paths."""
+    _line(output.console, f"report    {report}")
+    if output.events is None:
         return
     paths, counts = outcome.paths, Summary.of(journal.read(outcome.paths.journal)).statuses
     end = EndEvent(
@@ -282,4 +282,4 @@ def finish(voice: Voice, outcome: Outcome, report: Path, study_file: Path | None
         report=str(report),
         study=None if study_file is None else str(study_file),
     )
-    Events(voice.events, "", str(paths.journal)).write(end)
+    Events(output.events, "", str(paths.journal)).write(end)

@@ -37,7 +37,7 @@ def scans() -> list[TargetSpace]:
     return [TargetSpace.of(job, where, ASSUMED, predictor.estimates_for(where)) for job in jobs]
 
 
-def settled(space: TargetSpace, **code: StaticReport | str) -> TargetSpace:
+def with_code(space: TargetSpace, **code: StaticReport | str) -> TargetSpace:
     """A copy whose candidates of the variants named (dots as underscores) are compiled to ``code``."""
     again = dataclasses.replace(space, candidates=[dataclasses.replace(c) for c in space.candidates])
     if space.default is not None:
@@ -49,7 +49,7 @@ def settled(space: TargetSpace, **code: StaticReport | str) -> TargetSpace:
             for work in candidate.launches:
                 fits = found if isinstance(found, str) else msgspec.structs.replace(found, num_warps=work.num_warps)
                 reports[work.key] = fits
-    again.settle(reports)
+    again.take_reports(reports)
     return again
 
 
@@ -75,34 +75,34 @@ def test_guesses_learn_from_what_was_compiled():
 def test_what_spills_is_chosen_only_where_all_does(scans):
     spilling = report(spill_bytes=64)
     slow = report(loop_instructions=40_000, instructions=41_000)
-    mixed = settled(scans[0], triton_sequential=spilling, triton_chunked=slow)
+    mixed = with_code(scans[0], triton_sequential=spilling, triton_chunked=slow)
     assert mixed.choose().planned.variant.name == "triton.chunked"
     assert mixed.choose().prediction.seconds > min(c.prediction.seconds for c in mixed.ranked())
-    assert settled(scans[0], triton_sequential=spilling).choose().prediction.spill_bytes == 64
+    assert with_code(scans[0], triton_sequential=spilling).choose().prediction.spill_bytes == 64
 
 
 def test_what_is_serialised_is_chosen_only_where_all_is(scans):
     serialised = report(warnings=("C7515: wgmma.mma_async instructions are serialized due to this",), waits=8)
     slow = report(loop_instructions=40_000, instructions=41_000)
-    mixed = settled(scans[0], triton_sequential=serialised, triton_chunked=slow)
+    mixed = with_code(scans[0], triton_sequential=serialised, triton_chunked=slow)
     assert mixed.choose().planned.variant.name == "triton.chunked"
     assert "serialises its products" in predictor.reason(mixed, mixed.choose(), H100)
-    alone = settled(scans[0], triton_sequential=serialised)
+    alone = with_code(scans[0], triton_sequential=serialised)
     assert "serialised products" in predictor.reason(alone, alone.choose(), H100)
 
 
 def test_the_default_stays_where_nothing_is_clearly_faster(scans):
-    same = settled(scans[0], triton_sequential=report())
+    same = with_code(scans[0], triton_sequential=report())
     best = same.ranked()[0].prediction.seconds
     default = same.default.prediction.seconds
     assert (same.choose() is same.default) == (default <= 1.03 * best)
-    slower = settled(scans[0], triton_sequential=report())
+    slower = with_code(scans[0], triton_sequential=report())
     slower.default.prediction = msgspec.structs.replace(slower.default.prediction, seconds=1.0)
     assert slower.choose() is not slower.default
 
 
 def test_what_fails_is_dropped_with_the_reason(scans):
-    failed = settled(scans[0], triton_sequential="PTXASError: no", triton_chunked=report(shared_bytes=300_000))
+    failed = with_code(scans[0], triton_sequential="PTXASError: no", triton_chunked=report(shared_bytes=300_000))
     assert failed.choose() is None
     reasons = {c.reason for c in failed.candidates if c.status == "dropped"}
     assert "PTXASError: no" in reasons

@@ -247,7 +247,7 @@ def test_prices_of_an_earlier_run_take_the_place_of_what_is_assumed(h100):
     jobs = planner.make(options, H100)
     earlier = journal.read(paths.journal)
     schedule = schedule_of(jobs, H100, options, earlier)
-    assert "priced by" in schedule.words()
+    assert "priced by" in schedule.assumptions()
     first = schedule.slots[jobs[0].place]
     assert first.each_s < 0.8 * schedule_of(jobs, H100, options, []).slots[jobs[0].place].each_s
     assert schedule.candidates > schedule_of(jobs, H100, options, []).candidates

@@ -198,7 +198,7 @@ class Decider:
         self.search(job).allow(allowed)
         case = _Case(self, job, lane, entries)
         try:
-            result = case.settle(case.try_candidates())
+            result = case.race_and_decide(case.try_candidates())
         except Late:
             with self.lock:
                 self._leave(job)
@@ -391,7 +391,7 @@ class _Case:
         text = f"{name} was {behind:.0f} times slower than the best at {where}"
         return None if behind <= HOPELESS_ELSEWHERE else Hopeless(text, behind * self.best_s)
 
-    def settle(self, done: Done) -> Result:
+    def race_and_decide(self, done: Done) -> Result:
         """Race the best and decide. A race that is too noisy, or surprises, is run again once."""
         job, run = self.job, self.run
         while True:

@@ -220,7 +220,7 @@ class Schedule:
             found.append(ScheduleRow(op, len(mine), sum(one.certain + count for one, count in tried), seconds))
         return found
 
-    def words(self) -> str:
+    def assumptions(self) -> str:
         """A sentence on what the estimate assumes."""
         prices, budget = self._assumed
         known = sum(one.known for one in self.slots.values())

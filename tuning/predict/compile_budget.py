@@ -61,7 +61,7 @@ def compile_rounds(
         complete = complete and all(key in reports for key in wanted)
         estimates.learn(found for key in wanted if isinstance(found := reports.get(key), StaticReport))
         for space in spaces:
-            space.settle(reports)
+            space.take_reports(reports)
             space.guess_again(estimates)
         if not complete:
             break  # time is up
@@ -72,7 +72,7 @@ def compile_rounds(
             break
         _run(rescue, reports, left, console, jobs)
         for space in spaces:
-            space.settle(reports)
+            space.take_reports(reports)
     return reports, complete
 
 

@@ -198,7 +198,7 @@ def compiled_space(
     found = TargetSpace.of(job, where, constants, estimates_for(where))
     candidates = found.order()
     requests = dict(found.requests(candidates[:most] if most else candidates))
-    found.settle(dict(compile_farm.compile_all(list(requests.items()), jobs)))
+    found.take_reports(dict(compile_farm.compile_all(list(requests.items()), jobs)))
     return found
 
 

@@ -110,13 +110,13 @@ class TargetSpace:
             for work in candidate.launches:
                 yield work.key, LaunchRequest(planned.variant.key, record, values, work.index, self.where.arch)
 
-    def settle(self, reports: Reports) -> None:
+    def take_reports(self, reports: Reports) -> None:
         """Predict every candidate whose launches are all compiled, and drop those that failed or do not fit."""
         for candidate in self.candidates:
             if candidate.status == "guessed":
-                self._settle(candidate, reports)
+                self._take_reports(candidate, reports)
 
-    def _settle(self, candidate: TargetCandidate, reports: Reports) -> None:
+    def _take_reports(self, candidate: TargetCandidate, reports: Reports) -> None:
         code: dict[str, StaticReport] = {}
         missing = False
         for work in candidate.launches:

@@ -87,7 +87,7 @@ def planned_text(schedule: Schedule) -> str:
     left = f"; {schedule.left_out} cases do not fit and are left for --resume" if schedule.left_out else ""
     return (
         f"planned to end in about {minutes_text(schedule.seconds)}: {len(schedule.tries)} cases, "
-        f"{schedule.candidates} candidates tried ({schedule.words()}){left}"
+        f"{schedule.candidates} candidates tried ({schedule.assumptions()}){left}"
     )
 
 

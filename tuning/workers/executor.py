@@ -41,7 +41,7 @@ NO_MEMORY = re.compile(r"out of memory|(can.t|cannot|unable to) allocate|bad_all
 Tell = Callable[[Stage], None]
 
 
-def words(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """An exception in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}".rstrip(": ")
 
@@ -114,16 +114,16 @@ class InProcessExecutor:
         try:
             problems = self.problems
         except Exception as error:  # whatever making inputs raises is not the candidate's fault
-            return Broken(words(error), status_of(error))
+            return Broken(in_one_line(error), status_of(error))
         try:
             enter("compile")
             began = time.monotonic()
             verdict = correctness.check(self.op, planned, self.device, problems[:1])
-            self._settle()
+            self._synchronize()
             if verdict.ok and len(problems) > 1:
                 enter("check", time.monotonic() - began)
                 second = correctness.check(self.op, planned, self.device, problems, skip=1)
-                self._settle()
+                self._synchronize()
                 verdict = verdict if second.ok else second
             errors = [OutputError(e.output, e.rel_norm, e.worst) for e in verdict.errors]
             if not verdict.ok:
@@ -131,10 +131,10 @@ class InProcessExecutor:
                 return Tried("wrong", stage, verdict.problem, errors, tainted=True)
             enter("time", time.monotonic() - began)
             samples, cut_off = sample(self.sampler(planned), budget, best_s, patient)
-            self._settle()
+            self._synchronize()
         except Exception as error:  # whatever a kernel raises is that kernel's result
             status = status_of(error)
-            return Tried(status, stage, words(error), tainted=status != "failed")
+            return Tried(status, stage, in_one_line(error), tainted=status != "failed")
         if cut_off:
             return Tried("slow", stage, f"more than {SLOW_FACTOR:g} times slower than the best so far", errors, samples)
         return Tried("ok", "", None, errors, samples)
@@ -147,9 +147,9 @@ class InProcessExecutor:
             self.tell(Stage("compile"))
             with self._tuned([]):
                 found.run(**inputs, config=found.parse_config(config))
-            self._settle()
+            self._synchronize()
         except Exception as error:  # whatever a kernel, or making its inputs, raises
-            return Broken(words(error), status_of(error))
+            return Broken(in_one_line(error), status_of(error))
         return Ready()
 
     def sampler(self, planned: Planned) -> timing.Sampler:
@@ -185,13 +185,13 @@ class InProcessExecutor:
                 warm.append(functools.partial(self.warm_sampler, finalist.planned) if own else None)
             before = conditions.read(self.device)
             run = rounds.run(self.op, self.case, field, cold, budget, warm=warm, announce=announce)
-            self._settle()
+            self._synchronize()
             run = msgspec.structs.replace(run, before=before, after=conditions.read(self.device))
         except Exception as error:  # as above
-            return Broken(words(error), status_of(error), at)
+            return Broken(in_one_line(error), status_of(error), at)
         return Raced(run)
 
-    def _settle(self) -> None:
+    def _synchronize(self) -> None:
         """Wait for the device, so that an error of this candidate is raised here and not at the next one."""
         if self.device.kind != "cpu":
             torch.cuda.synchronize(self.device.torch_device)

@@ -141,7 +141,7 @@ def _compile(request: Compile) -> Reply:
     from tuning.static.compiling import compile_launch
     from tuning.static.describe import meta_inputs
     from tuning.static.targets import target
-    from tuning.workers.executor import words
+    from tuning.workers.executor import in_one_line
 
     variant = catalog.variant(request.variant)
     if variant.launches is None:
@@ -157,7 +157,7 @@ def _compile(request: Compile) -> Reply:
                     if isinstance(step, Launch):
                         compile_launch(step, goal)
     except Exception as error:  # the compiler raises whatever it likes
-        return Broken(words(error))
+        return Broken(in_one_line(error))
     return Ready()
 
 

@@ -31,7 +31,7 @@ from tuning.static.recorded import StaticReport
 
 @pytest.fixture(scope="module")
 def scans() -> list[TargetSpace]:
-    """Contests of linear_scan on an H100, nothing compiled."""
+    """Candidate spaces of linear_scan on an H100, nothing compiled."""
     where = machine(H100)
     jobs = planner.make(Options(ops=("linear_scan",), cases=("B8-T2048-D2560-bfloat16",)), where.device)
     return [TargetSpace.of(job, where, ASSUMED, predictor.estimates_for(where)) for job in jobs]

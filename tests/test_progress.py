@@ -245,7 +245,7 @@ def test_run_goes_on_when_nobody_reads_its_events(capsys):
 
 def test_nothing_but_events_reaches_standard_output():
     code = (
-        "import os, sys\nfrom tuning import events\n"
+        "import os, sys\nfrom tuning.ui import events\n"
         "with events.own_output() as stream:\n"
         "    print('python'); os.system('echo child'); os.write(1, b'native\\n')\n"
         "    events.Events(stream, '', '').note('said')\n"

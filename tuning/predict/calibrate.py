@@ -118,8 +118,8 @@ def calibrate(
         constants=fitted,
         error_before=error(found, where, constants),
         error_after=error(found, where, fitted),
-        before=judge(found, where, constants),
-        after=judge(found, where, fitted),
+        before=fit_of_cases(found, where, constants),
+        after=fit_of_cases(found, where, fitted),
         unused=unused,
     )
 
@@ -215,7 +215,7 @@ def fit(found: Sequence[Sample], where: Machine, constants: Constants = ASSUMED)
     return best
 
 
-def judge(found: Sequence[Sample], where: Machine, constants: Constants) -> list[CaseFit]:
+def fit_of_cases(found: Sequence[Sample], where: Machine, constants: Constants) -> list[CaseFit]:
     """Rank correlation and regret of the model at every op and case."""
     groups: dict[tuple[str, str], list[Sample]] = {}
     for sample in found:

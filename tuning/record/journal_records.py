@@ -90,7 +90,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate", tag_
     """One finished candidate: key is ``op/variant/case/config/device``.
 
     status: ``ok`` (right, timed), ``slow`` (right, but more than the cut-off slower than the best; few samples),
-    ``wrong`` (failed the gate, never timed), ``failed`` (raised), ``crashed`` (its process died, or gave no answer),
+    ``wrong`` (failed the check, never timed), ``failed`` (raised), ``crashed`` (its process died, or gave no answer),
     ``timeout`` (its process was killed when its time was up), ``memory`` (killed, or refused, for want of memory),
     ``rejected`` (cannot run this case here), ``skipped`` (its variant is hopeless here: see problem).
     problem: one sentence unless ok. samples_s: every sample of the first timing. stage: where it ended unless ok:

@@ -151,7 +151,7 @@ def _compile(request: Compile) -> Reply:
         with described_for(request.arch):
             for case in correctness.cases(request.case.case(variant.op)):
                 if variant.reject(case, goal.device, config) is not None:
-                    continue  # the gate leaves it out too
+                    continue  # the correctness check leaves it out too
                 inputs = meta_inputs(catalog.op(variant.op), case)
                 for step in variant.launches(inputs, {}, config):
                     if isinstance(step, Launch):

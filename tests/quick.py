@@ -1,9 +1,9 @@
 """``make quick``: what can be said of a change in a minute. ``python -m tests.quick``.
 
 1. ruff on the Python files that differ from ``main`` (from HEAD where there is no such branch), untracked ones included
-2. every test marked ``unit``: Python only, as tests/purity.py enforces
-3. smoke cases of the variants whose source differs, one of each variant in turn, as many as the time allows; how many
+2. smoke cases of the variants whose source differs, one of each variant in turn, as many as the time allows; how many
    were left out is said
+3. every test marked ``unit``: Python only, as tests/purity.py enforces
 
 Loaded as a pytest plugin, this module chooses the tests of steps 2 and 3.
 """
@@ -25,9 +25,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 OPS = ROOT / "griffin_kernels" / "ops"
 BRANCHES = ("main", "origin/main")
-SMOKE_UNTIL_S = 40
-"""Seconds after its start from which a test process begins no further smoke case: a change may affect hundreds."""
-_BEGAN = time.monotonic()
+SMOKE_S = 20
+"""Seconds after its first from which a test process begins no further smoke case: a change may affect hundreds."""
 
 UNIT = re.compile(r"^(pytestmark = .*|@)pytest\.mark\.unit\b", re.MULTILINE)
 
@@ -89,7 +88,7 @@ def in_turn(items: Iterable[pytest.Item]) -> list[pytest.Item]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep tests that are ``unit``, then smoke cases of affected variants, a case of each before the second of any."""
+    """Keep smoke cases of affected variants, those of changed ops first, then tests that are ``unit``."""
     from tests.conftest import is_unit
 
     files = set(changed())
@@ -100,16 +99,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         variant = item.callspec.params["variant"]  # type: ignore[attr-defined]
         return not files.isdisjoint(sources(variant.op, variant.name))
 
-    kept = [*filter(is_unit, items), *in_turn(filter(concerned, items))]
+    def elsewhere(item: pytest.Item) -> bool:
+        folder = OPS / item.callspec.params["op"].name  # type: ignore[attr-defined]
+        return not any(folder in path.parents for path in files)
+
+    kept = [*sorted(in_turn(filter(concerned, items)), key=elsewhere), *filter(is_unit, items)]
     left = set(items) - set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item in left])
     items[:] = kept
 
 
+@functools.cache
+def _first_smoke() -> float:
+    return time.monotonic()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip smoke cases that the time is over for; they are counted in the summary."""
-    if item.get_closest_marker("smoke") is not None and time.monotonic() - _BEGAN > SMOKE_UNTIL_S:
-        pytest.skip(f"not begun after {SMOKE_UNTIL_S} s; `make test` runs it")
+    if item.get_closest_marker("smoke") is not None and time.monotonic() - _first_smoke() > SMOKE_S:
+        pytest.skip(f"not begun after {SMOKE_S} s; `make test` runs it")
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 OPS = ROOT / "griffin_kernels" / "ops"
 BRANCHES = ("main", "origin/main")
-SMOKE_S = 20
+SMOKE_S = 15
 """Seconds after its first from which a test process begins no further smoke case: a change may affect hundreds."""
 
 UNIT = re.compile(r"^(pytestmark = .*|@)pytest\.mark\.unit\b", re.MULTILINE)

@@ -19,6 +19,8 @@ from griffin_kernels import catalog, datasheet
 from griffin_kernels.models.presets import PRESETS
 from reports.cli import app
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -122,6 +124,7 @@ def test_table_is_that_of_the_catalogue():
     assert found[2] == table(), "run `python -m tests.test_readme` to bring the table up to date"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 @pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
 def test_python_runs(page):
@@ -130,6 +133,7 @@ def test_python_runs(page):
         exec(compile(block, str(page), "exec"), names)
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
 def test_first_example_says_which_kernel_ran(capsys):
     exec(compile(blocks(PAGES[0], "python")[0], "README.md", "exec"), {})

@@ -67,7 +67,8 @@ def test_use_takes_effect_on_signatures_seen_before(monkeypatch):
     with griffin_kernels.use(variant="linear_scan/eager.loop"):
         chosen = dispatch._choose(catalog.op("linear_scan"), CASE, device.cpu())
         assert chosen.variant is variant
-        want = variant.run(X, X, None, None, None, False, config=variant.config())
+        given = {"x": X, "a": X, "h0": None, "reset": None, "cu_seqlens": None, "reverse": False}
+        want = variant.run(**given, config=variant.config())
         ran.append(torch.equal(griffin_kernels.linear_scan(X, X)[0], want[0]))
     assert ran == [True]
 

@@ -40,7 +40,7 @@ test: $(VENV)/installed-dev
 quick: $(VENV)/installed-dev
 	@$(BIN)/python -m tests.quick
 
-# what CI runs in a short form: 200 kills of a tune run instead of 12, the recorded table compiled for every target,
+# what CI runs in a short form: 200 kills of a tune run instead of 20, the recorded table compiled for every target,
 # every configuration compiled for every target, 10,000 mutated registry files instead of 300, NaN and inf planted in
 # every input of every Triton variant, the oldest and the newest Triton that is allowed, what runs untuned on every target
 soak: $(VENV)/installed-dev

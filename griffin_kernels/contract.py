@@ -206,13 +206,20 @@ def _rank_zero(case: Case, device: Device) -> int:
     return 0
 
 
-def from_launches(**inputs: Any) -> tuple[torch.Tensor | None, ...]:
-    """Stands for ``run`` where a variant only makes its launches and runs them: it gets one of its own that does."""
-    raise errors.CatalogError("a variant without launches needs a run of its own")
+def from_parts(**inputs: Any) -> tuple[torch.Tensor | None, ...]:
+    """Stands for ``run`` where a variant is its launches or its adapter: it gets one of its own that runs these."""
+    raise errors.CatalogError("a variant without launches and without an adapter needs a run of its own")
 
 
 def _runner(variant: Variant) -> Callable[..., tuple[torch.Tensor | None, ...]]:
-    """``run`` of a variant that only makes its launches, runs them, and gives the op's outputs in order."""
+    """``run`` of a variant that is its adapter, or makes launches, runs them, and gives the op's outputs in order."""
+    if (adapter := variant.adapter) is not None:
+
+        def adapted(*, config: Any, **inputs: Any) -> tuple[torch.Tensor | None, ...]:
+            return adapter(inputs)
+
+        adapted.__module__ = adapter.prepare.__module__
+        return adapted
 
     def run(*, config: Any, **inputs: Any) -> tuple[torch.Tensor | None, ...]:
         assert variant.launches is not None
@@ -222,6 +229,7 @@ def _runner(variant: Variant) -> Callable[..., tuple[torch.Tensor | None, ...]]:
         return tuple(outputs[name] for name in op.outputs)
 
     op: Op = importlib.import_module(f"griffin_kernels.ops.{variant.op}.op").OP
+    assert variant.launches is not None
     run.__module__ = variant.launches.__module__
     return run
 
@@ -231,7 +239,7 @@ class Variant:
     """One implementation of an op: a plain function plus facts.
 
     name: ``<backend>.<algorithm>``; the file is ``<backend>_<algorithm>.py``.
-    run: ``(**inputs, config) -> tuple of outputs``; left out where it only makes the launches and runs them. Allocates
+    run: ``(**inputs, config) -> tuple of outputs``; left out where it is the launches, or the adapter. Allocates
     every output with ``torch.empty`` and friends, takes any strides, and changes no input but those of ``Op.in_place``,
     which it writes and gives back. Outputs are ordinary tensors: no two share memory, nor does one with an input, and
     none is a view. What PyTorch's own operations give is made so here.
@@ -241,8 +249,8 @@ class Variant:
     rank: ``(case, device) -> int``: preference when nothing is tuned; the highest accepted one is the default.
     adapter: baselines only: what of ``run`` is timed; None where that is all of it.
     package: what else has to be installed, by the name that it is imported as; empty for the backend alone.
-    slack: baselines only: multiples of the op's tolerance that it may be off by, where its carry is not the
-    accumulator's.
+    slack: baselines only: multiples of the op's tolerance that it may be off by for 16-bit data, where that is what its
+    carry has.
     launches: Triton only, ``(inputs, outputs, config) -> list[Launch | Call]``; the same description is run on a GPU,
     run in the interpreter and compiled for a GPU that is not there.
     traffic: ``(case, config) -> bytes`` where a variant moves more than the ideal; None means ideal.
@@ -251,7 +259,7 @@ class Variant:
     op: str
     name: str
     summary: str
-    run: Callable[..., tuple[torch.Tensor | None, ...]] = from_launches
+    run: Callable[..., tuple[torch.Tensor | None, ...]] = from_parts
     config: type = NoConfig
     axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     reject: Callable[[Case, Device, Any], str | None] = _no_reason
@@ -271,9 +279,9 @@ class Variant:
             )
         if not self.baseline and (self.adapter is not None or self.slack != 1.0):
             raise errors.CatalogError(f"{self.key}: only a baseline has an adapter or slack")
-        if self.run is from_launches:
-            if self.launches is None:
-                raise errors.CatalogError(f"{self.key} has neither a run nor launches")
+        if self.run is from_parts:
+            if self.launches is None and self.adapter is None:
+                raise errors.CatalogError(f"{self.key} has no run, no launches and no adapter")
             object.__setattr__(self, "run", _runner(self))
         if self.backend in ("eager", "compiled", "peer"):
             object.__setattr__(self, "run", _with_ordinary_outputs(self.run))

@@ -72,6 +72,12 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(autouse=True)
+def same_numbers():
+    """A test that draws from torch's own generator draws the same every time, alone and among others."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def any_noise(monkeypatch):
     """Tests race calls of microseconds while others run: how noisy that is matters only where a test asks."""
     for name in ("tuning.decide.decider", "tuning.decide.history"):

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import typer
 from rich.console import Console
 
-from griffin_kernels import catalog, device
+from griffin_kernels import catalog, device, dispatch
 from roofline.console import plain_errors
 from tuning.decide import decider, history
 from tuning.plan import planner
@@ -35,6 +35,17 @@ def shrink() -> None:
     planner.catalog.variants = eager_only
     planner.bench_cases = lambda op, device: list(op.cases_tagged("smoke")[:3])
     decider.UNQUIET = history.UNQUIET = math.inf  # races of microseconds, on a machine that does other things
+
+
+def small(monkeypatch, tmp_path):
+    """A fixture: the plan is small, results go to a folder of the test's, and nothing of it stays."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
+    monkeypatch.setattr(catalog, "variants", catalog.variants)
+    shrink()
+    dispatch.refresh()
+    yield
+    dispatch.refresh()
 
 
 class Quiet:

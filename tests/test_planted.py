@@ -15,8 +15,7 @@ from griffin_kernels import catalog, planted
 from tests.everywhere import device_of
 
 ALL = os.environ.get("GRIFFIN_TEST_PLANTS") == "all"
-"""Every plant also in Triton's interpreter and in what torch.compile makes; else two for each case, as running or
-compiling takes seconds there."""
+"""Every plant also in Triton's interpreter, which takes a second or more for each; else it gets two a case."""
 
 SHORT_STEPS = 37
 """Steps of a case in the interpreter: several tiles or chunks of the smallest configurations."""
@@ -63,7 +62,7 @@ def config_of(variant):
 def table() -> Iterator[object]:
     for op in catalog.ops().values():
         for variant in catalog.variants(op.name).values():
-            slow = variant.backend in ("triton", "compiled") and not (ALL or torch.cuda.is_available())
+            slow = variant.backend == "triton" and not (ALL or torch.cuda.is_available())
             for seed, case in enumerate(planted_cases(op.name, slow)):
                 if variant.reject(case, device_of(variant.backend), config_of(variant)) is None:
                     few = (seed, 2) if slow else (0, None)

@@ -65,9 +65,9 @@ COUNTED = ("registers", "instructions", "loop_instructions", "instructions_per_e
 
 
 def alike(mine, recorded):
-    """Equal, what is counted to 2%."""
+    """Equal, what is counted to 1%."""
     pairs = [(m[name], r[name]) for m, r in zip(mine, recorded, strict=True) for name in COUNTED]
-    counts = all(m == r or m == pytest.approx(r, rel=0.02, abs=2) for m, r in pairs)
+    counts = all(m == r or m == pytest.approx(r, rel=0.01, abs=2) for m, r in pairs)
     nothing = dict.fromkeys(COUNTED)
     return counts and [m | nothing for m in mine] == [r | nothing for r in recorded]
 

@@ -32,15 +32,7 @@ from tuning.ui import terminal
 HERE = device.cpu()
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
-    monkeypatch.setattr(catalog, "variants", catalog.variants)
-    small_tune.shrink()
-    dispatch.refresh()
-    yield
-    dispatch.refresh()
+small = pytest.fixture(autouse=True)(small_tune.small)
 
 
 def test_run_leaves_a_journal_a_registry_and_a_winner_that_dispatch_uses(tmp_path, monkeypatch):

@@ -8,14 +8,13 @@ from types import MappingProxyType
 import pytest
 from typer.testing import CliRunner
 
-from griffin_kernels import catalog, device, dispatch, errors, registry
+from griffin_kernels import catalog, device, errors, registry
 from griffin_kernels.contract import Adapter, NoConfig, Variant
 from reports.cli import app
 from reports.model import build
 from reports.sources import load
 from tests import small_tune
 from tests.small_tune import Quiet, records, run
-from tuning.plan import planner
 from tuning.record import journal
 from tuning.record.journal_records import Candidate, End, Race, Result, Run
 from tuning.run import Paths
@@ -25,15 +24,7 @@ OPTIONS = dataclasses.replace(small_tune.OPTIONS, ops=("linear_scan",))
 BASELINES = dataclasses.replace(OPTIONS, baselines=True)
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
-    monkeypatch.setattr(catalog, "variants", catalog.variants)
-    small_tune.shrink()
-    dispatch.refresh()
-    yield
-    dispatch.refresh()
+small = pytest.fixture(autouse=True)(small_tune.small)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tuning.record import journal
 from tuning.record.journal_records import Candidate, End, Result
 from tuning.run import Paths
 
-KILLS = int(os.environ.get("GRIFFIN_TEST_KILLS", "12"))
+KILLS = int(os.environ.get("GRIFFIN_TEST_KILLS", "20"))
 SEED = int(os.environ.get("GRIFFIN_TEST_SEED", "240219427"))
 
 HERE = device.cpu()

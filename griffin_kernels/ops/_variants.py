@@ -16,3 +16,12 @@ def backward_of(forward: Variant, run: Callable[..., Any], **facts: Any) -> Vari
     """
     usual: dict[str, Any] = {"op": f"{forward.op}_bwd", "run": run, "traffic": None}
     return dataclasses.replace(forward, **usual | facts)
+
+
+def through(scan: Callable[..., Any], core_of: Callable[[Any], Any]) -> Callable[..., Any]:
+    """``run`` of a scan that is ``scan(core, **inputs)`` with the core that ``core_of`` gives for a configuration."""
+
+    def run(*, config: Any, **inputs: Any) -> Any:
+        return scan(core_of(config), **inputs)
+
+    return run

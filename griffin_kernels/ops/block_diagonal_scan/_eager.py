@@ -13,7 +13,6 @@ with cut as in ``linear_scan/_eager.py``: bool [B or 1, T] or None, no earlier s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,21 +135,3 @@ def backward(
         starts = first[nonempty]
         dh0[nonempty] = unless(stops_at(reset, starts), apply(a[:, starts].to(wide).mT, g[:, starts]))[0]
     return g.to(a.dtype).contiguous(), da, dh0
-
-
-def forward_by(core_of: Callable[[Any], Core]) -> Callable[..., Any]:
-    """``run`` of block_diagonal_scan through the core that ``core_of`` gives for a configuration."""
-
-    def run(*, config: Any, **inputs: Any) -> tuple[Tensor, Tensor]:
-        return forward(core_of(config), **inputs)
-
-    return run
-
-
-def backward_by(core_of: Callable[[Any], Core]) -> Callable[..., Any]:
-    """``run`` of block_diagonal_scan_bwd likewise."""
-
-    def run(*, config: Any, **inputs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        return backward(core_of(config), **inputs)
-
-    return run

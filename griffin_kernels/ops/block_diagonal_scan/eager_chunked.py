@@ -21,6 +21,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops._variants import through
 from griffin_kernels.ops.block_diagonal_scan import _eager
 from griffin_kernels.ops.linear_scan._eager import recorded, unless
 
@@ -81,7 +82,7 @@ VARIANT = Variant(
     op="block_diagonal_scan",
     name="eager.chunked",
     summary="chunks of time side by side, joined by a scan of their ends",
-    run=_eager.forward_by(core_of),
+    run=through(_eager.forward, core_of),
     config=Config,
     axes={"chunk": (8, 16, 32, 64, 128)},
     rank=rank,

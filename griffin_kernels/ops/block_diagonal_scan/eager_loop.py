@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant
+from griffin_kernels.ops._variants import through
 from griffin_kernels.ops.block_diagonal_scan import _eager
 from griffin_kernels.ops.linear_scan._eager import unless
 
@@ -34,7 +35,7 @@ VARIANT = Variant(
     op="block_diagonal_scan",
     name="eager.loop",
     summary="the Python loop a user writes first",
-    run=_eager.forward_by(core_of),
+    run=through(_eager.forward, core_of),
     config=NoConfig,
     baseline=True,
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops._variants import through
 from griffin_kernels.ops.block_diagonal_scan import _eager
 
 
@@ -26,7 +27,7 @@ VARIANT = Variant(
     op="block_diagonal_scan",
     name="eager.sequential",
     summary="one batched matrix-vector multiply-add per step",
-    run=_eager.forward_by(core_of),
+    run=through(_eager.forward, core_of),
     config=NoConfig,
     rank=rank,
 )

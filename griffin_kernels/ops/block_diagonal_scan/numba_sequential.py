@@ -17,6 +17,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.block_diagonal_scan import _numba_call
 
 MOST = 32
@@ -45,15 +46,10 @@ def run(
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
     """Shared by the numba variants of both ops."""
-    if device.kind != "cpu":
-        return "needs a CPU"
-    isa = dict(device.details).get("isa", ())
-    if case.dtype == "float16" and device.arch.startswith("x86") and "f16c" not in isa:
-        return "float16 needs a processor with F16C"
+    if reason := unfit_cpu(case, device, config):
+        return reason
     if case["n"] > MOST:
         return f"blocks of n = {case['n']}: the code is written out for each n, up to {MOST}"
-    if config.block_d < 1:
-        return "block_d must be at least 1"
     return None
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from griffin_kernels.ops._variants import backward_of
+from griffin_kernels.ops._variants import backward_of, through
 from griffin_kernels.ops.block_diagonal_scan import _eager
 from griffin_kernels.ops.block_diagonal_scan.eager_chunked import VARIANT as FORWARD
 from griffin_kernels.ops.block_diagonal_scan.eager_chunked import core_of
 
-VARIANT = backward_of(FORWARD, _eager.backward_by(core_of))
+VARIANT = backward_of(FORWARD, through(_eager.backward, core_of))

@@ -14,7 +14,6 @@ zero, so that no NaN or infinity crosses.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -195,21 +194,3 @@ def backward(
         starts = first[nonempty]
         dh0[nonempty] = unless(stops_at(reset, starts), gate[:, starts] * g[:, starts])[0]
     return g.to(a.dtype).contiguous(), da.to(a.dtype), dh0
-
-
-def forward_by(core_of: Callable[[Any], Core]) -> Callable[..., Any]:
-    """``run`` of linear_scan through the core that ``core_of`` gives for a configuration."""
-
-    def run(*, config: Any, **inputs: Any) -> tuple[Tensor, Tensor]:
-        return forward(core_of(config), **inputs)
-
-    return run
-
-
-def backward_by(core_of: Callable[[Any], Core]) -> Callable[..., Any]:
-    """``run`` of linear_scan_bwd likewise."""
-
-    def run(*, config: Any, **inputs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        return backward(core_of(config), **inputs)
-
-    return run

@@ -12,14 +12,16 @@ Source: github.com/fla-org/flash-linear-attention at bc3b101, fla/ops/hgrn/chunk
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Inputs
+from griffin_kernels.contract import Adapter, Case, Inputs, Variant, from_parts
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _peer
+from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.linear_scan import _eager
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -64,15 +66,98 @@ def upstream(inputs: Inputs) -> Tensor:
     return dh
 
 
-def finish_time_last(h: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """h [B,T,D] and h_last [B,D] of h [B,D,T]."""
-    return h.transpose(1, 2).contiguous(), h[..., -1].to(torch.float32, copy=True)
-
-
 def finish_gradients(dx: Tensor, da: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, None]:
     """dx and da [B,T,D] in the data's dtype; a gate at a reset has no gradient."""
     dtype = inputs["a"].dtype
     return dx.to(dtype), _eager.unless(inputs["reset"], da.to(dtype)), None
+
+
+def time_last_variant(kind: str, module: str, words: str, reject: Callable[[Case, Device, Any], str | None]) -> Variant:
+    """A form of accelerated-scan: the ``scan`` of its module. Layouts are not timed."""
+
+    def prepare(inputs: Inputs) -> Inputs:
+        return {"gates": time_last(gates(inputs)), "tokens": time_last(inputs["x"])}
+
+    def call(gates: Tensor, tokens: Tensor) -> Any:
+        return function(module, "scan")(gates, tokens)
+
+    def finish(h: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        return h.transpose(1, 2).contiguous(), h[..., -1].to(torch.float32, copy=True)
+
+    return Variant(
+        op="linear_scan",
+        name=f"peer.accelerated_scan_{kind}",
+        summary=f"accelerated-scan's {words}",
+        reject=reject,
+        baseline=True,
+        adapter=Adapter(prepare, call, finish),
+        package="accelerated_scan",
+        slack=SLACK,
+    )
+
+
+def time_last_gradient(forward: Variant, module: str, saved: Callable[[Tensor, Tensor], _peer.Saved]) -> Variant:
+    """Its gradient: the ``Scan`` of the module. saved: what that keeps of gates and states [B,D,T]."""
+
+    def prepare(inputs: Inputs) -> Inputs:
+        kept = saved(time_last(gates(inputs)), time_last(inputs["h"]))
+        return {"saved": kept, "dh": time_last(upstream(inputs))}
+
+    def call(saved: _peer.Saved, dh: Tensor) -> Any:
+        return function(module, "Scan").backward(saved, dh)
+
+    def finish(gradients: Any, inputs: Inputs) -> tuple[Tensor, Tensor, None]:
+        da, dx = (values.transpose(1, 2).contiguous() for values in gradients)
+        return finish_gradients(dx, da, inputs)
+
+    return backward_of(forward, from_parts, adapter=Adapter(prepare, call, finish))
+
+
+def log_gate_variant(kind: str, module: str, name: str, words: str) -> Variant:
+    """A form of flash-linear-attention's HGRN: ``name`` of its module. Making logarithms of gates is not timed."""
+
+    def prepare(inputs: Inputs) -> Inputs:
+        return {"x": inputs["x"].contiguous(), "g": log_gates(inputs)}
+
+    def call(x: Tensor, g: Tensor) -> Any:
+        return function(module, name)(x, g, output_final_state=True)
+
+    def finish(results: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        h, h_last = results
+        return h, h_last.float()
+
+    def reject(case: Case, device: Device, config: Any) -> str | None:
+        return problem(case, device, amd=True, positive=True)
+
+    return Variant(
+        op="linear_scan",
+        name=f"peer.fla_hgrn_{kind}",
+        summary=f"flash-linear-attention's {words}",
+        reject=reject,
+        baseline=True,
+        adapter=Adapter(prepare, call, finish),
+        package="fla",
+    )
+
+
+def log_gate_gradient(forward: Variant, module: str, name: str, **facts: Any) -> Variant:
+    """Its gradient: the Function ``name`` of the module. Making of that of log a one of a is not timed.
+
+    facts: what the Function keeps besides log a, h and the initial state.
+    """
+
+    def prepare(inputs: Inputs) -> Inputs:
+        saved = _peer.Saved(log_gates(inputs), inputs["h"].contiguous(), None, **facts)
+        return {"saved": saved, "dh": upstream(inputs)}
+
+    def call(saved: _peer.Saved, dh: Tensor) -> Any:
+        return function(module, name).backward(saved, dh, None)
+
+    def finish(gradients: Any, inputs: Inputs) -> tuple[Tensor, Tensor, None]:
+        dx, dg, *_ = gradients
+        return finish_gradients(dx, dg / inputs["a"].float(), inputs)
+
+    return backward_of(forward, from_parts, adapter=Adapter(prepare, call, finish))
 
 
 def problem(case: Case, device: Device, *, amd: bool = False, positive: bool = False) -> str | None:

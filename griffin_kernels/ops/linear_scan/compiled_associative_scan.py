@@ -15,6 +15,7 @@ from torch._higher_order_ops.associative_scan import associative_scan
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _compiled
+from griffin_kernels.ops._variants import through
 from griffin_kernels.ops.linear_scan import _eager
 
 Pair = tuple[Tensor, Tensor]
@@ -70,7 +71,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="compiled.associative_scan",
     summary="torch's associative_scan under torch.compile",
-    run=_eager.forward_by(core_of),
+    run=through(_eager.forward, core_of),
     config=NoConfig,
     reject=reject,
     baseline=True,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops._variants import through
 from griffin_kernels.ops.linear_scan import _eager
 
 
@@ -51,7 +52,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.associative",
     summary="recursive doubling over the whole tensor",
-    run=_eager.forward_by(core_of),
+    run=through(_eager.forward, core_of),
     config=NoConfig,
     rank=rank,
 )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops._variants import through
 from griffin_kernels.ops.linear_scan import _eager
 
 
@@ -87,7 +88,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.blocked_diagonal",
     summary="dense diagonal blocks of the transfer matrix, carry between them",
-    run=_eager.forward_by(core_of),
+    run=through(_eager.forward, core_of),
     config=Config,
     axes={"block": (4, 8, 16)},
     rank=rank,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops._variants import through
 from griffin_kernels.ops.linear_scan import _eager
 
 
@@ -68,7 +69,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.chunked",
     summary="chunks of time side by side, joined by a scan of their ends",
-    run=_eager.forward_by(core_of),
+    run=through(_eager.forward, core_of),
     config=Config,
     axes={"chunk": (16, 32, 64, 128)},
     rank=rank,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant
+from griffin_kernels.ops._variants import through
 from griffin_kernels.ops.linear_scan import _eager
 
 
@@ -33,7 +34,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.loop",
     summary="the published Python loop",
-    run=_eager.forward_by(core_of),
+    run=through(_eager.forward, core_of),
     config=NoConfig,
     baseline=True,
 )

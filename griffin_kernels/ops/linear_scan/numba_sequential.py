@@ -16,6 +16,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.linear_scan import _numba_call
 
 
@@ -44,14 +45,7 @@ def run(
 
 def reject(case: Case, device: Device, config: Any) -> str | None:
     """Shared by all numba variants of both ops."""
-    if device.kind != "cpu":
-        return "needs a CPU"
-    isa = dict(device.details).get("isa", ())
-    if case.dtype == "float16" and device.arch.startswith("x86") and "f16c" not in isa:
-        return "float16 needs a processor with F16C"
-    if any(value < 1 for value in (config.block_d, getattr(config, "chunk", 1))):
-        return "block_d and chunk must be at least 1"
-    return None
+    return unfit_cpu(case, device, config)
 
 
 def rank(case: Case, device: Device) -> int:

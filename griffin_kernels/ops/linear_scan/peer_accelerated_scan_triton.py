@@ -1,46 +1,11 @@
-"""accelerated-scan's Triton kernel; see _peer.py. Its layout, time last, is not timed."""
+"""accelerated-scan's Triton kernel; see _peer.py."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
-
-from griffin_kernels.contract import Adapter, Case, Inputs, NoConfig, Variant
-from griffin_kernels.device import Device
 from griffin_kernels.ops.linear_scan import _peer
 
 MODULE = "accelerated_scan.scalar"
 
-
-def prepare(inputs: Inputs) -> Inputs:
-    return {"gates": _peer.time_last(_peer.gates(inputs)), "tokens": _peer.time_last(inputs["x"])}
-
-
-def call(gates: Tensor, tokens: Tensor) -> Any:
-    return _peer.function(MODULE, "scan")(gates, tokens)
-
-
-ADAPTER = Adapter(prepare, call, _peer.finish_time_last)
-
-
-def run(*, config: NoConfig, **inputs: Any) -> tuple[Tensor | None, ...]:
-    return ADAPTER(inputs)
-
-
-def reject(case: Case, device: Device, config: NoConfig) -> str | None:
-    return _peer.problem(case, device)
-
-
-VARIANT = Variant(
-    op="linear_scan",
-    name="peer.accelerated_scan_triton",
-    summary="accelerated-scan's Triton kernel",
-    run=run,
-    config=NoConfig,
-    reject=reject,
-    baseline=True,
-    adapter=ADAPTER,
-    package="accelerated_scan",
-    slack=_peer.SLACK,
+VARIANT = _peer.time_last_variant(
+    "triton", MODULE, "Triton kernel", lambda case, device, config: _peer.problem(case, device)
 )

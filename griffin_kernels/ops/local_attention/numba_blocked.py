@@ -20,6 +20,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _blas
+from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.local_attention import _isolated, _numba_call
 
 
@@ -52,11 +53,9 @@ def run(
 
 def reject(case: Case, device: Device, config: Any) -> str | None:
     """Shared with the gradient."""
-    if reason := _blas.problem(device):
-        return reason
     if case.dtype == "float64":
         return "has no float64 kernel: scores are float32"
-    return None if config.rows >= 1 and config.keys >= 1 else "rows and keys must be at least 1"
+    return unfit_cpu(case, device, config) or _blas.problem()
 
 
 def rank(case: Case, device: Device) -> int:

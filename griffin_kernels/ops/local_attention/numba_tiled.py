@@ -20,6 +20,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops._cpu import has, unfit_cpu
 from griffin_kernels.ops.local_attention import _isolated, _numba_tiles_call
 
 _OLDEST_LLVM = 19
@@ -55,20 +56,20 @@ def run(
 
 def problem(case: Case, device: Device, config: Any) -> str | None:
     """What holds for the gradient too."""
-    if device.kind != "cpu":
-        return "needs a CPU"
-    if "avx512f" not in dict(device.details).get("isa", ()):
+    if reason := unfit_cpu(case, device, config):
+        return reason
+    if not has(device, "avx512f"):
         return "needs a processor with AVX-512"
     if case.dtype not in ("float32", "bfloat16"):
         return f"has no {case.dtype} kernel, only float32 and bfloat16"
-    return None if config.rows >= 1 and config.keys >= 1 else "rows and keys must be at least 1"
+    return None
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
     """bfloat16 only in pairs; numba.blocked widens it."""
     if reason := problem(case, device, config):
         return reason
-    if case.dtype == "bfloat16" and "avx512_bf16" not in dict(device.details).get("isa", ()):
+    if case.dtype == "bfloat16" and not has(device, "avx512_bf16"):
         return "bfloat16 needs a processor with AVX512-BF16"
     if case.dtype == "bfloat16" and llvmlite.binding.llvm_version_info[0] < _OLDEST_LLVM:
         return f"bfloat16 needs llvmlite with LLVM {_OLDEST_LLVM} or later"

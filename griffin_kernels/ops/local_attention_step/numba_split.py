@@ -21,6 +21,7 @@ from griffin_kernels.contract import Case, Variant, ordinary
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _slots, _threads
 from griffin_kernels.ops._buffers import address, strided
+from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.local_attention_step import _numba, _ring
 
 
@@ -101,11 +102,11 @@ def run(
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
     """Float32 and bfloat16 on a CPU."""
-    if device.kind != "cpu":
-        return "needs a CPU"
+    if reason := unfit_cpu(case, device, config):
+        return reason
     if case.dtype not in ("float32", "bfloat16"):
         return f"has no {case.dtype} kernel, only float32 and bfloat16"
-    return None if config.part >= 1 else "part must be at least 1"
+    return None
 
 
 def rank(case: Case, device: Device) -> int:

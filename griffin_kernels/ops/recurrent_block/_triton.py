@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from griffin_kernels.contract import Case, Inputs, Variant, from_launches
+from griffin_kernels.contract import Case, Inputs, Variant, from_parts
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Step
 from griffin_kernels.ops.rg_lru.cost import cost, make_case
@@ -81,7 +81,7 @@ def around(lru: Variant, summary: str) -> Variant:
         lru,
         op="recurrent_block",
         summary=summary,
-        run=from_launches,
+        run=from_parts,
         reject=reject,
         rank=lambda case, device: lru.rank(lru_case(case), device),
         launches=launches,

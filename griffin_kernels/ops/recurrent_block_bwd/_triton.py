@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from griffin_kernels.contract import Case, Inputs, Variant, from_launches
+from griffin_kernels.contract import Case, Inputs, Variant, from_parts
 from griffin_kernels.launch import Step
 from griffin_kernels.ops.rg_lru.cost import make_case
 from griffin_kernels.ops.rg_lru.op import GATES
@@ -72,7 +72,7 @@ def around(lru: Variant, summary: str) -> Variant:
         lru,
         op="recurrent_block_bwd",
         summary=summary,
-        run=from_launches,
+        run=from_parts,
         reject=lambda case, device, config: lru.reject(recurrent_case(case), device, config),
         rank=lambda case, device: lru.rank(recurrent_case(case), device),
         launches=steps,

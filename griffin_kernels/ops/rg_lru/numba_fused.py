@@ -23,6 +23,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.rg_lru import _numba_call
 
 
@@ -53,15 +54,8 @@ def run(
 
 def reject(case: Case, device: Device, config: Any) -> str | None:
     """Shared with the backward."""
-    if device.kind != "cpu":
-        return "needs a CPU"
-    if case.dtype == "float64":
-        return "computes in float32"
-    isa = dict(device.details).get("isa", ())
-    if case.dtype == "float16" and device.arch.startswith("x86") and "f16c" not in isa:
-        return "float16 needs a processor with F16C"
-    if config.block_t < 1:
-        return "block_t must be at least 1"
+    if reason := unfit_cpu(case, device, config, float64=False):
+        return reason
     block_d = getattr(config, "block_d", 16)
     if block_d % 16 or not 16 <= block_d <= 256:
         return "block_d must be a multiple of 16, at most 256"

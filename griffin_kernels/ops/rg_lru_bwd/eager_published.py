@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -35,15 +33,10 @@ def finish(gradients: tuple[Tensor, ...], inputs: Inputs) -> tuple[Tensor | None
 ADAPTER = Adapter(prepare, _autograd.gradients, finish)
 
 
-def run(*, config: NoConfig, **inputs: Any) -> tuple[Tensor | None, ...]:
-    return ADAPTER(inputs)
-
-
 VARIANT = Variant(
     op="rg_lru_bwd",
     name="eager.published",
     summary="autograd through the published loop, without its forward pass",
-    run=run,
     config=NoConfig,
     baseline=True,
     adapter=ADAPTER,

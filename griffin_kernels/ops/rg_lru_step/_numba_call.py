@@ -11,8 +11,6 @@ from array import array
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case
-from griffin_kernels.device import Device
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.rg_lru import _numba_call as sequence
@@ -113,15 +111,3 @@ def run(
     if conv is not None and kept is not conv_state:
         conv_state.copy_(kept)
     return out
-
-
-def unfit(case: Case, device: Device, block_d: int) -> str | None:
-    """Why the native code cannot run, if so."""
-    if device.kind != "cpu":
-        return "needs a CPU"
-    if case.dtype == "float64":
-        return "computes in float32"
-    isa = dict(device.details).get("isa", ())
-    if case.dtype == "float16" and device.arch.startswith("x86") and "f16c" not in isa:
-        return "float16 needs a processor with F16C"
-    return None if block_d >= 1 else "block_d must be at least 1"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.rg_lru_step import _numba_call
 
 
@@ -47,7 +48,7 @@ def run(
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _numba_call.unfit(case, device, config.block_d)
+    return unfit_cpu(case, device, config, float64=False)
 
 
 def rank(case: Case, device: Device) -> int:

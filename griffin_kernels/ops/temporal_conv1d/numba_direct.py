@@ -15,6 +15,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.temporal_conv1d import _numba_call
 from griffin_kernels.ops.temporal_conv1d.op import new_state
 
@@ -51,15 +52,10 @@ def run(
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
     """Shared with the backward op."""
-    if device.kind != "cpu":
-        return "needs a CPU"
-    isa = dict(device.details).get("isa", ())
-    if case.dtype == "float16" and device.arch.startswith("x86") and "f16c" not in isa:
-        return "float16 needs a processor with F16C"
+    if reason := unfit_cpu(case, device, config):
+        return reason
     if case["K"] > _MOST_TAPS:
         return f"{case['K']} taps are more than the {_MOST_TAPS} it keeps in registers"
-    if min(config.block_t, config.block_d, config.tile) < 1:
-        return "block_t, block_d and tile must be at least 1"
     return None
 
 

@@ -33,10 +33,6 @@ def finish(results: Any, inputs: Inputs) -> tuple[Tensor | None, ...]:
 ADAPTER = Adapter(prepare, call, finish)
 
 
-def run(*, config: NoConfig, **inputs: Any) -> tuple[Tensor | None, ...]:
-    return ADAPTER(inputs)
-
-
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
     return _peer.problem(case, device)
 
@@ -45,7 +41,6 @@ VARIANT = Variant(
     op="temporal_conv1d",
     name="peer.causal_conv1d",
     summary="the causal-conv1d package",
-    run=run,
     config=NoConfig,
     reject=reject,
     baseline=True,

@@ -48,15 +48,10 @@ def finish(gradients: Any, inputs: Inputs) -> tuple[Tensor | None, ...]:
 ADAPTER = Adapter(prepare, call, finish)
 
 
-def run(*, config: NoConfig, **inputs: Any) -> tuple[Tensor | None, ...]:
-    return ADAPTER(inputs)
-
-
 VARIANT = Variant(
     op="temporal_conv1d_bwd",
     name=FORWARD.name,
     summary=FORWARD.summary,
-    run=run,
     config=NoConfig,
     reject=FORWARD.reject,
     baseline=True,

@@ -19,6 +19,7 @@ from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
+from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.temporal_conv1d._numba_call import rows
 from griffin_kernels.ops.temporal_conv1d_step import _numba
 
@@ -81,14 +82,7 @@ def run(
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
     """Shared with the other native one-token kernels, but for block_d."""
-    if device.kind != "cpu":
-        return "needs a CPU"
-    if case.dtype == "float64":
-        return "computes in float32"
-    isa = dict(device.details).get("isa", ())
-    if case.dtype == "float16" and device.arch.startswith("x86") and "f16c" not in isa:
-        return "float16 needs a processor with F16C"
-    return None if config.block_d >= 1 else "block_d must be at least 1"
+    return unfit_cpu(case, device, config, float64=False)
 
 
 def rank(case: Case, device: Device) -> int:

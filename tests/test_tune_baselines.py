@@ -133,3 +133,9 @@ def test_the_report_counts_a_case_once(tmp_path, peer):
     for case in op.cases:
         assert sum("winner" in c.roles for c in case.candidates) == 1
         assert case.entry.baseline == "peer.idle"
+
+
+def test_a_wrong_place_or_nothing_to_hold_against_is_all_that_is_said(tmp_path):
+    for out, said in ((tmp_path, "tune them first"), ("/proc/nowhere", "choose another folder with --out")):
+        done = CliRunner().invoke(app, ["tune", "--baselines", "--device", "cpu", "--out", str(out)])
+        assert done.exit_code == 2 and done.stdout == "" and said in " ".join(done.stderr.split())

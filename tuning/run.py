@@ -134,9 +134,7 @@ def tune(
         started = _started(history, options, device, paths.journal)
         options = options if options.baselines else _resumed(started, options, history.run)
     incumbents = _published(paths.registry, device)
-    jobs = planner.make(options, device)
-    if options.baselines:
-        jobs = _of_published(jobs, incumbents, paths.registry)
+    jobs = jobs_of(options, device, paths)
     if records and not go_on:
         journal.set_aside(paths.journal, records)
     with contextlib.ExitStack() as stack:
@@ -350,8 +348,15 @@ def _noise_floor(device: Device, history: History, log: journal.Journal, listene
         listener.noise(found)
 
 
-def _of_published(jobs: Sequence[Job], incumbents: registry.Registry | None, path: Path) -> list[Job]:
-    """The jobs whose case has a measured entry; ArgumentError where there are none."""
+def jobs_of(options: Options, device: Device, paths: Paths) -> list[Job]:
+    """What a run will tune, or hold against baselines: then only cases with a measured entry.
+
+    Raises as ``planner.make`` does, and ArgumentError where there is no such entry.
+    """
+    jobs = planner.make(options, device)
+    if not options.baselines:
+        return jobs
+    incumbents = _published(paths.registry, device)
     found = [
         job
         for job in jobs
@@ -359,7 +364,9 @@ def _of_published(jobs: Sequence[Job], incumbents: registry.Registry | None, pat
         and any(m.distance == 0 and m.entry.status == "measured" for m in incumbents.matches(job.op, job.case))
     ]
     if not found:
-        raise errors.ArgumentError(f"{path} has nothing of these cases to hold baselines against; tune them first")
+        raise errors.ArgumentError(
+            f"{paths.registry} has nothing of these cases to hold baselines against; tune them first"
+        )
     return found
 
 

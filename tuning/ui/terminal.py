@@ -25,13 +25,12 @@ from roofline.console import StatusLine
 from roofline.units import clock_text
 from tuning import device_study
 from tuning.decide.listener import Listener
-from tuning.plan import planner
 from tuning.plan.eta import Estimate
 from tuning.plan.planner import Options
 from tuning.plan.schedule import Schedule
 from tuning.plan.watch import Clock
 from tuning.record import journal
-from tuning.run import Outcome, Paths, lane_names, schedule_of, tune
+from tuning.run import Outcome, Paths, jobs_of, lane_names, schedule_of, tune
 from tuning.ui import progress
 from tuning.ui.events import EndEvent, Events, InterruptedEvent, now
 from tuning.ui.summary import Summary, summary_table
@@ -54,7 +53,7 @@ def show_plan(console: Console, options: Options, out: Path | None = None) -> No
     """Print what a run would try and how long it would take; nothing is measured or written."""
     device = devices.detect(options.device or None)
     paths = Paths.choose(out, device)
-    jobs = planner.make(options, device)
+    jobs = jobs_of(options, device, paths)
     earlier = journal.read(paths.journal) if paths.journal.exists() else []
     schedule = schedule_of(jobs, device, options, earlier, len(lane_names(device, options)))
     cases = Table(header_style="bold", pad_edge=False)
@@ -184,7 +183,8 @@ def _run(
 ) -> Outcome | None:
     device = devices.detect(options.device or None)
     paths = Paths.choose(out, device)
-    jobs = planner.make(options, device)  # raises for a wrong option before anything is printed
+    paths.prepare(device)  # this and the next raise for a wrong option before anything is printed
+    jobs = jobs_of(options, device, paths)
     output.say(f"tuning {describe(device)}")
     output.say(f"journal   {paths.journal}")
     earlier = journal.read(paths.journal) if paths.journal.exists() else []

@@ -17,7 +17,7 @@ With tensors on torch's ``meta`` device nothing is allocated and nothing can run
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,8 +53,9 @@ class Launch:
     """One kernel launch.
 
     kernel: a ``triton.jit`` function. grid: programs along x, y, z; y and z at most 65535.
-    args: tensors, numbers and None by parameter name. constexprs: compile-time values by parameter name, and strides,
-    which are compile-time values unless they may follow from the call (see ops/_triton_strides.py).
+    args: tensors, numbers, None and NamedTuples of these by parameter name; what is ``tl.constexpr`` in a NamedTuple is
+    a compile-time value. constexprs: compile-time values by parameter name, and strides, which are compile-time values
+    unless they may follow from the call (see ops/_triton/strides.py).
     rare: whether all programs return at once in a call whose data are finite.
     tile: elements that one program handles per iteration of its main loop (per program where it has no loop); 0 where
     instructions per element mean nothing.
@@ -77,9 +78,23 @@ class Launch:
         return name
 
     @property
+    def tensors(self) -> Iterator[Tensor]:
+        """The tensors among the arguments, those in bundles too."""
+        return (value for value in _leaves(self.args.values()) if isinstance(value, Tensor))
+
+    @property
     def options(self) -> dict[str, Any]:
         """What the compiler is told besides constexprs. Products and sums fuse, whatever is Triton's default."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """The values, and in place of a bundle its own."""
+    for value in values:
+        if isinstance(value, tuple):
+            yield from _leaves(value)
+        else:
+            yield value
 
 
 @dataclass(frozen=True)
@@ -121,7 +136,7 @@ def run_all(steps: Sequence[Step]) -> None:
     Raises OutOfResourcesError where the device has too little shared memory, say, for a kernel.
     """
     launches = [step for step in steps if isinstance(step, Launch)]
-    tensor = next(value for launch in launches for value in launch.args.values() if isinstance(value, Tensor))
+    tensor = next(tensor for launch in launches for tensor in launch.tensors)
     with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext(), torch.no_grad():
         for before, step in enumerate(steps):
             if isinstance(step, Call):

@@ -191,7 +191,7 @@ def fake_gpu(patch: pytest.MonkeyPatch, noting: bool = True) -> Iterator[FakeGpu
             alone = functools.partial(real, [step])
             with _quiet():
                 alone()
-            moved = sum(t.numel() * t.element_size() for t in step.args.values() if isinstance(t, Tensor))
+            moved = sum(t.numel() * t.element_size() for t in step.tensors)
             gpu.do(alone, moved / BANDWIDTH)
 
     real = launch.run_all

@@ -95,7 +95,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _launch(launch: Launch, index: int, op: Op, case: Case, in_place: set[tuple[Any, ...]]) -> LaunchWork:
-    tensors = {_place(value): value for value in launch.args.values() if isinstance(value, Tensor)}
+    tensors = {_place(tensor): tensor for tensor in launch.tensors}
     moved = sum(_bytes(tensor) * (2 if place in in_place else 1) for place, tensor in tensors.items())
     programs = math.prod(launch.grid)
     streams = {"BLOCK_M", "BLOCK_N"} <= set(launch.constexprs)

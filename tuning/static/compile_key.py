@@ -20,12 +20,13 @@ def compile_key(launch: Launch) -> str:
             return str(value)
         if isinstance(value, int):
             return "1" if value == 1 else f"i{32 if -(2**31) <= value < 2**31 else 64}{'d' * (value % 16 == 0)}"
-        return type(value).__name__
+        if isinstance(value, tuple):
+            return f"{type(value).__name__}({','.join(map(kind, value))})"
+        return str(value) if type(value).__name__ == "constexpr" else type(value).__name__
 
     constant = {name for name, wanted in launch.kernel.fn.__annotations__.items() if "constexpr" in str(wanted)}
     args = ",".join(f"{name}:{kind(value)}" for name, value in launch.args.items())
     fixed = ",".join(
-        f"{name}={value}" if name in constant or type(value).__name__ == "constexpr" else f"{name}:{kind(value)}"
-        for name, value in launch.constexprs.items()
+        f"{name}={value}" if name in constant else f"{name}:{kind(value)}" for name, value in launch.constexprs.items()
     )
     return f"{launch.name}({args})[{fixed}]x{launch.num_warps}s{launch.num_stages}"

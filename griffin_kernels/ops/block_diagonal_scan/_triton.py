@@ -10,7 +10,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Inputs, accumulator
 from griffin_kernels.device import Device
-from griffin_kernels.ops.linear_scan import _triton as plain
+from griffin_kernels.ops._triton import host as plain
 
 
 def padded(size: int) -> int:

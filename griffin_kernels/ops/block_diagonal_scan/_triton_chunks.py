@@ -5,7 +5,7 @@ computes (P, S) of every chunk but the last. Phase 2 (carry) is triton.sequentia
 it gives the state that leaves each chunk. Phase 3 is the caller's. Backward, the state is
 c_t = A_t^T (c_{t+1} + dh_t), visited from the last step.
 
-Packed sequences cut the map where a sequence starts, as in linear_scan/_triton_chunks.py; ``cut`` [B,chunks] tells
+Packed sequences cut the map where a sequence starts, as in _triton/chunks.py; ``cut`` [B,chunks] tells
 which chunks a reset or a start cuts, and is the reset of phase 2. A chunk whose P overflows is lost with it.
 """
 
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.launch import Claims, Launch, architecture
-from griffin_kernels.ops._triton_strides import far
+from griffin_kernels.ops._triton import host as plain
+from griffin_kernels.ops._triton.scan import load_flags, load_rows, load_state
+from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.block_diagonal_scan import _triton
 from griffin_kernels.ops.block_diagonal_scan._triton_jit import (
     as_matrices,
@@ -29,8 +31,6 @@ from griffin_kernels.ops.block_diagonal_scan._triton_jit import (
     vector_columns,
 )
 from griffin_kernels.ops.block_diagonal_scan.triton_sequential import block_diagonal_scan_sequential
-from griffin_kernels.ops.linear_scan import _triton as plain
-from griffin_kernels.ops.linear_scan._triton_jit import load_flags, load_rows, load_state
 
 BLOCK_A = 256
 """Elements of a that a program of phase 1 or 2 takes of one step; phase 1 multiplies them by n each."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops._triton_strides import reach
+from griffin_kernels.ops._triton.strides import reach
 
 
 @triton.jit

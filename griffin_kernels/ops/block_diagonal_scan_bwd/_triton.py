@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from griffin_kernels.contract import Inputs, accumulator
+from griffin_kernels.ops._triton import host as plain
 from griffin_kernels.ops.block_diagonal_scan import _triton as forward
-from griffin_kernels.ops.linear_scan import _triton as plain
 
 
 def scan_arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.scan import load_flags, load_rows, load_state, store_row
 from griffin_kernels.ops.block_diagonal_scan._triton_jit import (
     as_matrices,
     as_vectors,
     matrix_elements,
     vector_columns,
 )
-from griffin_kernels.ops.linear_scan._triton_jit import load_flags, load_rows, load_state, store_row
 
 
 @triton.jit

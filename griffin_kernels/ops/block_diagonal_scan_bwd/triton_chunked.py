@@ -26,14 +26,14 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton_strides import far
+from griffin_kernels.ops._triton.chunks import entering, mark
+from griffin_kernels.ops._triton.scan import load_state
+from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.block_diagonal_scan import _triton as forward
 from griffin_kernels.ops.block_diagonal_scan import _triton_chunks
 from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_vectors, vector_columns
 from griffin_kernels.ops.block_diagonal_scan_bwd import _triton, triton_sequential
 from griffin_kernels.ops.block_diagonal_scan_bwd._triton_rows import scan_rows
-from griffin_kernels.ops.linear_scan._triton_chunks import entering, mark
-from griffin_kernels.ops.linear_scan._triton_jit import load_state
 
 
 @dataclass(frozen=True)

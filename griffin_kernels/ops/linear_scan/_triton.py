@@ -1,69 +1,46 @@
-"""What the hosts of the Triton scans share: arguments of a kernel, facts about tensors, reasons to refuse."""
+"""Arguments that the Triton kernels of linear_scan share."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
-import triton.language as tl
-from torch import Tensor
-
-from griffin_kernels.contract import Case, Inputs, accumulator
-from griffin_kernels.device import Device
-from griffin_kernels.ops import _triton_strides as strides
-
-WIDE: dict[torch.dtype, Any] = {torch.float32: tl.float32, torch.float64: tl.float64}
-"""Accumulator dtypes as Triton names them."""
-
-
-def row_stride(tensor: Tensor | None, dim: int) -> int:
-    """Stride along ``dim`` in elements; 0 where there is nothing to step over, so that it cannot cause a recompile."""
-    return 0 if tensor is None or tensor.shape[dim] == 1 else tensor.stride(dim)
+from griffin_kernels.contract import Inputs, accumulator
+from griffin_kernels.ops._triton.host import (
+    channel_stride,
+    empty,
+    flags_of,
+    row_stride,
+    rows_of,
+    signed_step,
+    time_strides,
+    wide,
+)
+from griffin_kernels.ops._triton.tensors import rows, state
 
 
-def channel_stride(tensor: Tensor | None) -> int:
-    """Stride along the last dimension in elements; 1 where it does not matter."""
-    return 1 if tensor is None or tensor.shape[-1] == 1 else tensor.stride(-1)
-
-
-def flags_of(reset: Tensor | None) -> Tensor | None:
-    """reset [B,T] bool as bytes, the same memory."""
-    return None if reset is None else reset.view(torch.uint8)
-
-
-def known_stride(tensor: Tensor | None, dim: int) -> Any:
-    """Stride along ``dim`` in elements as a kernel takes it, which may be as a constant; see ``strides.known``."""
-    if tensor is None:
-        return strides.known(0, 0)
-    dense = math.prod(tensor.shape[dim + 1 :])
-    return strides.known(dense if tensor.shape[dim] == 1 else tensor.stride(dim), dense)
-
-
-def signed_step(tensor: Tensor | None, reverse: bool) -> Any:
-    """Elements of [B,T,...] from one step to the next in visiting order, as a kernel takes them."""
-    step = known_stride(tensor, 1)
-    return -step if reverse else step
-
-
-def time_strides(name: str, tensor: Tensor, reverse: bool) -> dict[str, Any]:
-    """Parameters ``<NAME>_STEP``, signed by direction, and ``<NAME>_CHANNEL``, in elements."""
-    return {f"{name}_STEP": signed_step(tensor, reverse), f"{name}_CHANNEL": channel_stride(tensor)}
-
-
-def empty(outputs: dict[str, Any], name: str, like: Tensor, *shape: int, dtype: torch.dtype) -> Tensor:
-    """The output ``name``, allocated contiguous on the device of ``like`` unless the caller gave it."""
-    if outputs.get(name) is None:
-        outputs[name] = torch.empty(shape, dtype=dtype, device=like.device)
-    tensor: Tensor = outputs[name]
-    return tensor
+def scan_bundles(inputs: Inputs, outputs: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """(N, arguments, constexprs) of a kernel that does the whole forward scan; allocates h and h_last."""
+    x, reverse = inputs["x"], inputs["reverse"]
+    batch, time, width = x.shape
+    count = rows_of(inputs, batch)
+    args = {
+        "x": rows(x, reverse),
+        "a": rows(inputs["a"], reverse),
+        "h0": state(inputs["h0"]),
+        "reset": rows(inputs["reset"], reverse),
+        "cu_seqlens": inputs["cu_seqlens"],
+        "h": empty(outputs, "h", x, batch, time, width, dtype=x.dtype),
+        "h_last": empty(outputs, "h_last", x, count, width, dtype=accumulator(x.dtype)),
+        "T": time,
+    }
+    return count, args, {"D": width, "REVERSE": reverse, "ACC": wide(x.dtype)}
 
 
 def scan_arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
     """(N, arguments, constexprs) of a kernel that does the whole forward scan; allocates h and h_last."""
     x, a, h0, reset, cu_seqlens, reverse = (inputs[name] for name in ("x", "a", "h0", "reset", "cu_seqlens", "reverse"))
     batch, time, width = x.shape
-    rows = rows_of(inputs, batch)
+    count = rows_of(inputs, batch)
     args = {
         "x": x,
         "a": a,
@@ -71,7 +48,7 @@ def scan_arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[int, dict[s
         "reset": flags_of(reset),
         "cu_seqlens": cu_seqlens,
         "h": empty(outputs, "h", x, batch, time, width, dtype=x.dtype),
-        "h_last": empty(outputs, "h_last", x, rows, width, dtype=accumulator(x.dtype)),
+        "h_last": empty(outputs, "h_last", x, count, width, dtype=accumulator(x.dtype)),
         "T": time,
         "x_batch": row_stride(x, 0),
         "a_batch": row_stride(a, 0),
@@ -87,66 +64,4 @@ def scan_arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[int, dict[s
         "REVERSE": reverse,
         "ACC": wide(x.dtype),
     }
-    return rows, args, constexprs
-
-
-def rows_of(inputs: Inputs, batch: int) -> int:
-    """N: rows of h0, that is batch entries or packed sequences."""
-    cu_seqlens = inputs["cu_seqlens"]
-    return batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-
-
-def wide(dtype: torch.dtype) -> Any:
-    """The accumulator of ``dtype`` as Triton names it."""
-    return WIDE[accumulator(dtype)]
-
-
-def load_bits(tensors: tuple[Tensor, ...], per_thread: int) -> int:
-    """Width of a thread's load of ``per_thread`` neighbouring channels, as far as alignment lets it be that wide."""
-    size = tensors[0].element_size()
-    elements = min(16 // size, per_thread)
-    for tensor in tensors:
-        if channel_stride(tensor) != 1:
-            return 8 * size
-        for number in (tensor.shape[-1], row_stride(tensor, 0), row_stride(tensor, 1), tensor.storage_offset()):
-            elements = math.gcd(elements, number)
-    return 8 * size * max(elements, 1)
-
-
-def not_here(device: Device) -> str | None:
-    """Why no Triton kernel runs on a device, if so."""
-    if device.kind in ("cuda", "hip", "interpreter"):
-        return None
-    return f"Triton kernels need an NVIDIA or AMD GPU, this is a {device.kind.upper()} ({device.name})"
-
-
-def idle_threads(block_d: int, num_warps: int, device: Device) -> str | None:
-    """Why a block of channels is too narrow for its warps, if so."""
-    threads = num_warps * (device.warp_size or 32)
-    if block_d < threads:
-        return f"block_d={block_d} leaves threads without a channel: {num_warps} warps here are {threads} threads"
-    return None
-
-
-def unfit(case: Case, device: Device, block_d: int, num_warps: int) -> str | None:
-    """Why a kernel whose threads own channels cannot run, or would only waste them."""
-    return not_here(device) or idle_channels(case, block_d) or idle_threads(block_d, num_warps, device)
-
-
-def idle_channels(case: Case, block_d: int) -> str | None:
-    """Why a block is too wide for the channels there are, if so."""
-    if block_d > 64 and block_d >= 2 * case["D"]:
-        return f"block_d={block_d} is at least twice the {case['D']} channels: half of it does the same work"
-    return None
-
-
-def bytes_ahead(case: Case, block_t: int, streams: int) -> int:
-    """Bytes that one pass over time has in flight on the whole device: block_t rows of every channel and stream."""
-    return case["N"] * case["D"] * block_t * streams * case.bytes_per_element()
-
-
-def starves(case: Case, device: Device, streams: int) -> bool:
-    """Whether one pass over time has too few loads in flight to keep the memory busy, and time should be split."""
-    # an H100 needs about 18 KB in flight per SM to reach its bandwidth; half of that is where 10 B per element in three
-    # phases beat 6 B in one
-    return case["T"] >= 512 and bytes_ahead(case, 32, streams) < 9 * 1024 * device.units
+    return count, args, constexprs

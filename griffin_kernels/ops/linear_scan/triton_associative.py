@@ -27,9 +27,8 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton_strides import far
-from griffin_kernels.ops.linear_scan import _triton
-from griffin_kernels.ops.linear_scan._triton_jit import (
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.scan import (
     AGAIN,
     beyond_one,
     combine,
@@ -39,7 +38,9 @@ from griffin_kernels.ops.linear_scan._triton_jit import (
     span,
     tile_offsets,
 )
-from griffin_kernels.ops.linear_scan._triton_rows import scan_rows
+from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops.linear_scan import _triton
+from griffin_kernels.ops.linear_scan._triton_rows_flat import scan_rows
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     rows, args, constexprs = _triton.scan_arguments(inputs, outputs)
     x, a = inputs["x"], inputs["a"]
     per_thread = config.block_t * config.block_d // (32 * config.num_warps)
-    bits = _triton.load_bits((x, a), per_thread)
+    bits = host.load_bits((x, a), per_thread)
     return [
         Launch(
             kernel=linear_scan_associative,
@@ -177,7 +178,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _triton.not_here(device) or _triton.idle_channels(case, config.block_d)
+    return host.not_here(device) or host.idle_channels(case, config.block_d)
 
 
 def rank(case: Case, device: Device) -> int:

@@ -27,9 +27,8 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton_strides import far
-from griffin_kernels.ops.linear_scan import _triton
-from griffin_kernels.ops.linear_scan._triton_jit import (
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.scan import (
     AGAIN,
     beyond_one,
     grow,
@@ -39,7 +38,9 @@ from griffin_kernels.ops.linear_scan._triton_jit import (
     span,
     store_row,
 )
-from griffin_kernels.ops.linear_scan._triton_rows import scan_rows
+from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops.linear_scan import _triton
+from griffin_kernels.ops.linear_scan._triton_rows_flat import scan_rows
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
             constexprs=constexprs | {"BLOCK": config.block, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
             num_warps=config.num_warps,
             tile=config.block_t * config.block_d,
-            claims=Claims(load_bits=_triton.load_bits((x, a), config.block_d // (32 * config.num_warps))),
+            claims=Claims(load_bits=host.load_bits((x, a), config.block_d // (32 * config.num_warps))),
         )
     ]
 
@@ -273,7 +274,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.block_t % config.block:
         return f"block_t={config.block_t} is not a multiple of block={config.block}"
-    return _triton.unfit(case, device, config.block_d, config.num_warps)
+    return host.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:

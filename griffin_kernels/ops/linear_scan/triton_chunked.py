@@ -27,10 +27,12 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton_strides import far
-from griffin_kernels.ops.linear_scan import _triton, _triton_chunks
-from griffin_kernels.ops.linear_scan._triton_chunks import entering
-from griffin_kernels.ops.linear_scan._triton_rows import scan_rows
+from griffin_kernels.ops._triton import chunks as _triton_chunks
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.chunks import entering
+from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops.linear_scan import _triton
+from griffin_kernels.ops.linear_scan._triton_rows_flat import scan_rows
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
         constexprs=constexprs | {"CHUNK": config.chunk, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
         num_warps=config.num_warps,
         tile=config.block_t * config.block_d,
-        claims=Claims(load_bits=_triton.load_bits((x, a), config.block_d // (32 * config.num_warps))),
+        claims=Claims(load_bits=host.load_bits((x, a), config.block_d // (32 * config.num_warps))),
     )
     return [*marks, *before, scan]
 
@@ -157,12 +159,12 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.chunk % config.block_t:
         return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return _triton.unfit(case, device, config.block_d, config.num_warps)
+    return host.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:
     """The default where one pass over time cannot keep the memory busy."""
-    return 40 if _triton.starves(case, device, streams=2) else 15
+    return 40 if host.starves(case, device, streams=2) else 15
 
 
 def traffic(case: Case, config: Config) -> int:

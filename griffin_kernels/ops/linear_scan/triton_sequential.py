@@ -24,9 +24,10 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton_strides import far
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.scan import span
+from griffin_kernels.ops._triton.tensors import State, at, dense, load_state, own_channels, store_state
 from griffin_kernels.ops.linear_scan import _triton
-from griffin_kernels.ops.linear_scan._triton_jit import load_state, span
 from griffin_kernels.ops.linear_scan._triton_rows import scan_rows
 
 
@@ -49,17 +50,7 @@ def linear_scan_sequential(
     h,
     h_last,
     T,
-    x_batch,
-    a_batch,
-    reset_batch,
-    h0_row,
     D: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    A_STEP,
-    A_CHANNEL: tl.constexpr,
-    RESET_STEP,
-    H0_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -67,44 +58,17 @@ def linear_scan_sequential(
 ):
     """x, a, h: [B,T,D]; h0, h_last: [N,D]; reset: [B,T] bytes. Grid: N * ceil(D / block_d), channels fastest."""
     SIGN: tl.constexpr = -1 if REVERSE else 1
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    row = tl.program_id(0) // BLOCKS
-    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
+    row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
-    if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
-    carry = scan_rows(
-        x + (batch * x_batch + first * (SIGN * far(X_STEP))),
-        a + (batch * a_batch + first * (SIGN * far(A_STEP))),
-        reset,
-        None,
-        None,
-        h + (batch * T + first) * D,
-        None,
-        0,
-        None,
-        load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, ACC, BLOCK_D),
-        columns,
-        inside,
-        steps,
-        D=D,
-        X_STEP=far(X_STEP),
-        X_CHANNEL=X_CHANNEL,
-        A_STEP=far(A_STEP),
-        A_CHANNEL=A_CHANNEL,
-        RESET_STEP=far(RESET_STEP),
-        H0_CHANNEL=H0_CHANNEL,
-        REVERSE=REVERSE,
-        BLOCK_T=BLOCK_T,
-        BLOCK_D=BLOCK_D,
-    )
-    tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
+    x, a, reset = at(x, batch, first, SIGN), at(a, batch, first, SIGN), at(reset, batch, first, SIGN)
+    h = at(dense(h, T, D, SIGN), batch, first, SIGN)
+    carry = scan_rows(x, a, reset, None, h, load_state(h0, row, channels, ACC), channels, steps, BLOCK_T)
+    store_state(State(h_last, D, 1), row, carry, channels)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _triton.scan_arguments(inputs, outputs)
+    rows, args, constexprs = _triton.scan_bundles(inputs, outputs)
     x, a = inputs["x"], inputs["a"]
     return [
         Launch(
@@ -114,18 +78,18 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
             constexprs=constexprs | {"BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
             num_warps=config.num_warps,
             tile=config.block_t * config.block_d,
-            claims=Claims(load_bits=_triton.load_bits((x, a), config.block_d // (32 * config.num_warps))),
+            claims=Claims(load_bits=host.load_bits((x, a), config.block_d // (32 * config.num_warps))),
         )
     ]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _triton.unfit(case, device, config.block_d, config.num_warps)
+    return host.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:
     """The default wherever its loads can keep the memory busy."""
-    return 20 if _triton.starves(case, device, streams=2) else 30
+    return 20 if host.starves(case, device, streams=2) else 30
 
 
 VARIANT = Variant(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from griffin_kernels.contract import Inputs, accumulator
-from griffin_kernels.ops.linear_scan import _triton as forward
+from griffin_kernels.ops._triton import host as forward
 
 
 def scan_arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops.linear_scan._triton_jit import load_flags, load_rows, load_state, store_row
+from griffin_kernels.ops._triton.scan import load_flags, load_rows, load_state, store_row
 
 
 @triton.jit

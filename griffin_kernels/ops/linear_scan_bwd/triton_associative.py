@@ -24,9 +24,8 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton_strides import far
-from griffin_kernels.ops.linear_scan import _triton as forward
-from griffin_kernels.ops.linear_scan._triton_jit import (
+from griffin_kernels.ops._triton import host as forward
+from griffin_kernels.ops._triton.scan import (
     AGAIN,
     beyond_one,
     combine,
@@ -36,6 +35,7 @@ from griffin_kernels.ops.linear_scan._triton_jit import (
     span,
     tile_offsets,
 )
+from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.linear_scan_bwd import _triton
 from griffin_kernels.ops.linear_scan_bwd._triton_rows import scan_rows
 

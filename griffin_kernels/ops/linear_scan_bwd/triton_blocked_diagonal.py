@@ -26,9 +26,8 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton_strides import far
-from griffin_kernels.ops.linear_scan import _triton as forward
-from griffin_kernels.ops.linear_scan._triton_jit import (
+from griffin_kernels.ops._triton import host as forward
+from griffin_kernels.ops._triton.scan import (
     AGAIN,
     beyond_one,
     grow,
@@ -38,6 +37,7 @@ from griffin_kernels.ops.linear_scan._triton_jit import (
     span,
     store_row,
 )
+from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.linear_scan_bwd import _triton
 from griffin_kernels.ops.linear_scan_bwd._triton_rows import scan_rows
 

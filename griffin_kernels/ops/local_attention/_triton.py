@@ -16,7 +16,7 @@ from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case, Inputs, dtype_name
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops.linear_scan._triton import channel_stride, known_stride, row_stride
+from griffin_kernels.ops._triton.host import channel_stride, known_stride, row_stride
 from griffin_kernels.ops.local_attention._triton_jit import first_keys as first_keys_kernel
 
 LOG2E = math.log2(math.e)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops._triton_dot import dot
+from griffin_kernels.ops._triton.dot import dot
 from griffin_kernels.ops.local_attention._triton_jit import HIDDEN, LOG2E, cleared, load_keys, sound, tanh
 
 

@@ -6,7 +6,7 @@ Isolation: weights of keys that a row of a masked tile does not see are 0, and s
 are not finite. That a program sees at its end by its sums, and leaves word in ``broken``. A second launch of the same
 kernel, AGAIN, does such a program's work with zeros for what is not finite. Sums of rows that see none of it then are
 as they should be, bit for bit; where a row does see some, NaN is written. Every other program returns at once.
-Strides are constants where they follow from the model, see ops/_triton_strides.py; bases are 64-bit, offsets within a
+Strides are constants where they follow from the model, see ops/_triton/strides.py; bases are 64-bit, offsets within a
 tile 32-bit where they are constants that fit. T * G and S fit in 32 bits: tensors that large fit in no memory.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops._triton_strides import far, reach
+from griffin_kernels.ops._triton.strides import far, reach
 
 HIDDEN = tl.constexpr(-1e30)
 """Score of a key that a query does not see. Finite, times any scale too: a row may see none of a tile's keys."""

@@ -23,7 +23,7 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops._triton_strides import far
+from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.local_attention import _triton
 from griffin_kernels.ops.local_attention._triton_forward import attend, unsound_values
 from griffin_kernels.ops.local_attention._triton_jit import intact, load_rows, report, row_offsets, sight, span

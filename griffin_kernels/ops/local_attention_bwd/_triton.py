@@ -15,7 +15,7 @@ from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case, Inputs, dtype_name
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops.linear_scan._triton import known_stride
+from griffin_kernels.ops._triton.host import known_stride
 from griffin_kernels.ops.local_attention import _triton as forward
 from griffin_kernels.ops.local_attention._triton import Tiles, padded
 from griffin_kernels.ops.local_attention_bwd import _triton_kernels as kernels

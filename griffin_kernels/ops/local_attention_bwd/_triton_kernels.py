@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops._triton_strides import far
+from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.local_attention._triton_jit import (
     LOG2E,
     intact,

@@ -14,7 +14,7 @@ from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops.linear_scan._triton import channel_stride, known_stride
+from griffin_kernels.ops._triton.host import channel_stride, known_stride
 from griffin_kernels.ops.local_attention import _triton as attention
 from griffin_kernels.ops.local_attention._triton import padded
 from griffin_kernels.ops.local_attention_step import _triton_jit as kernels

@@ -12,7 +12,7 @@ from griffin_kernels.architectures import SCRATCH, no_products, over_shared
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Call, Claims
-from griffin_kernels.ops.linear_scan import _triton as scan
+from griffin_kernels.ops._triton import host as scan
 from griffin_kernels.ops.rg_lru.cost import cost
 from griffin_kernels.ops.rg_lru.op import is_fresh
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops.linear_scan._triton_jit import load_rows, load_state, store_row
+from griffin_kernels.ops._triton.scan import load_rows, load_state, store_row
 from griffin_kernels.ops.rg_lru._triton_jit import argument, gelu, scaled_gates
 
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops._triton_dot import dot
-from griffin_kernels.ops._triton_strides import reach
+from griffin_kernels.ops._triton.dot import dot
+from griffin_kernels.ops._triton.strides import reach
 from griffin_kernels.ops.rg_lru._triton_jit import argument, gelu, scaled_gates
 
 RUNS = tl.constexpr(4)

@@ -28,9 +28,9 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
-from griffin_kernels.ops._triton_strides import far
-from griffin_kernels.ops.linear_scan import _triton as scan
-from griffin_kernels.ops.linear_scan._triton_jit import load_state, span
+from griffin_kernels.ops._triton import host as scan
+from griffin_kernels.ops._triton.scan import load_state, span
+from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.rg_lru import _triton
 from griffin_kernels.ops.rg_lru._triton_jit import decay
 from griffin_kernels.ops.rg_lru._triton_rows import scan_rows

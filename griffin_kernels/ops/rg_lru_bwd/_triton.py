@@ -20,7 +20,7 @@ from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Call, Launch
 from griffin_kernels.ops import _products
-from griffin_kernels.ops.linear_scan import _triton as scan
+from griffin_kernels.ops._triton import host as scan
 from griffin_kernels.ops.rg_lru.op import DECAY as _DECAY
 from griffin_kernels.ops.rg_lru.op import is_fresh
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops.linear_scan._triton_jit import load_rows, load_state, store_row
+from griffin_kernels.ops._triton.scan import load_rows, load_state, store_row
 from griffin_kernels.ops.rg_lru._triton_jit import LN_2, decay
 from griffin_kernels.ops.rg_lru._triton_jit import gates as gate_values
 from griffin_kernels.ops.rg_lru._triton_rows import load_flags

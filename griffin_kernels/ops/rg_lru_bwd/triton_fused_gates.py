@@ -34,9 +34,9 @@ from griffin_kernels.architectures import SCRATCH, no_products, over_shared
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch, Step
-from griffin_kernels.ops._triton_strides import far
-from griffin_kernels.ops.linear_scan import _triton as scan
-from griffin_kernels.ops.linear_scan._triton_jit import load_state, span
+from griffin_kernels.ops._triton import host as scan
+from griffin_kernels.ops._triton.scan import load_state, span
+from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.rg_lru import _triton as forward
 from griffin_kernels.ops.rg_lru._triton_tiles import load_weight, steps_of_columns
 from griffin_kernels.ops.rg_lru_bwd import _triton

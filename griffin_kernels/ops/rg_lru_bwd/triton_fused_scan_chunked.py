@@ -29,10 +29,10 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
-from griffin_kernels.ops._triton_strides import far
-from griffin_kernels.ops.linear_scan import _triton_chunks
-from griffin_kernels.ops.linear_scan._triton_chunks import entering
-from griffin_kernels.ops.linear_scan._triton_jit import load_state
+from griffin_kernels.ops._triton import chunks as _triton_chunks
+from griffin_kernels.ops._triton.chunks import entering
+from griffin_kernels.ops._triton.scan import load_state
+from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.rg_lru_bwd import _triton
 from griffin_kernels.ops.rg_lru_bwd._triton_rows import load_channels, reduce_rows, scan_rows, store_sums
 

@@ -13,7 +13,7 @@ from griffin_kernels.architectures import WITHOUT_PRODUCTS
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops.linear_scan import _triton as scan
+from griffin_kernels.ops._triton import host as scan
 from griffin_kernels.ops.rg_lru_step._triton_jit import step_by_dot, step_by_vector
 from griffin_kernels.ops.temporal_conv1d_step._triton import index_constexprs
 

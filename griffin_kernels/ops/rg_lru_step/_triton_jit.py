@@ -13,8 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops._triton_dot import dot
-from griffin_kernels.ops._triton_strides import far
+from griffin_kernels.ops._triton.dot import dot
+from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.rg_lru._triton_jit import LOG2_E, decay, exp2, gates, reciprocal
 from griffin_kernels.ops.temporal_conv1d_step._triton_jit import convolve, keep, rows_of
 

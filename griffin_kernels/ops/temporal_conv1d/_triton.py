@@ -8,7 +8,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
-from griffin_kernels.ops.linear_scan import _triton as scan
+from griffin_kernels.ops._triton import host as scan
 
 
 def pieces_of(x: Tensor, cu_seqlens: Tensor | None, span: int) -> tuple[int, int, int]:

@@ -27,9 +27,9 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton_strides import far
-from griffin_kernels.ops.linear_scan import _triton as scan
-from griffin_kernels.ops.linear_scan._triton_jit import load_flags, load_rows, store_row
+from griffin_kernels.ops._triton import host as scan
+from griffin_kernels.ops._triton.scan import load_flags, load_rows, store_row
+from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.temporal_conv1d import _triton
 from griffin_kernels.ops.temporal_conv1d._triton_jit import input_row, load_taps, piece, store_new_state
 

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from griffin_kernels.contract import Case, Inputs, accumulator
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops.linear_scan import _triton as scan
+from griffin_kernels.ops._triton import host as scan
 from griffin_kernels.ops.temporal_conv1d import _triton as forward
 
 REDUCE_ROWS = 32

@@ -26,9 +26,9 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton_strides import far
-from griffin_kernels.ops.linear_scan import _triton as scan
-from griffin_kernels.ops.linear_scan._triton_jit import tile_offsets
+from griffin_kernels.ops._triton import host as scan
+from griffin_kernels.ops._triton.scan import tile_offsets
+from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.temporal_conv1d import _triton as forward
 from griffin_kernels.ops.temporal_conv1d._triton_jit import load_taps, piece
 from griffin_kernels.ops.temporal_conv1d_bwd import _triton

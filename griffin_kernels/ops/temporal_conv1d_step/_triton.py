@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from griffin_kernels.contract import Inputs
-from griffin_kernels.ops.linear_scan import _triton as scan
+from griffin_kernels.ops._triton import host as scan
 
 
 def index_constexprs(inputs: Inputs) -> dict[str, Any]:

@@ -20,8 +20,8 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton_strides import far
-from griffin_kernels.ops.linear_scan import _triton as scan
+from griffin_kernels.ops._triton import host as scan
+from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.temporal_conv1d_step import _triton
 from griffin_kernels.ops.temporal_conv1d_step._triton_jit import convolve, keep, rows_of
 

@@ -2,7 +2,7 @@
 
 Time is visited in steps 0, 1, ... of a *span*; ``reverse`` only makes the row strides negative, so no kernel copies or
 flips. Channel strides are compile-time constants, which lets the compiler see that neighbouring channels are neighbours
-in memory, and so are the row strides of adjacent rows, which makes row offsets immediates; see ops/_triton_strides.py.
+in memory, and so are the row strides of adjacent rows, which makes row offsets immediates; see ops/_triton/strides.py.
 Bases are 64-bit.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops._triton_strides import reach
+from griffin_kernels.ops._triton.strides import reach
 
 AGAIN = tl.constexpr(8)
 """Rows loaded ahead where channels are done again: few, for the registers of all that comes before."""

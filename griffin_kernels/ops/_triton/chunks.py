@@ -25,9 +25,9 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.launch import Claims, Launch, architecture
-from griffin_kernels.ops._triton_strides import far
-from griffin_kernels.ops.linear_scan import _triton
-from griffin_kernels.ops.linear_scan._triton_jit import load_flags, load_rows, load_state, span
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.scan import load_flags, load_rows, load_state, span
+from griffin_kernels.ops._triton.strides import far
 
 CARRY_ROWS = 32
 CARRY_D = 64
@@ -312,11 +312,11 @@ def mark(
             "leave": leave,
             "final": final,
             "T": time,
-            "state_row": _triton.row_stride(state, 0),
+            "state_row": host.row_stride(state, 0),
         },
         constexprs={
             "D": width,
-            "STATE_CHANNEL": _triton.channel_stride(state),
+            "STATE_CHANNEL": host.channel_stride(state),
             "REVERSE": reverse,
             "ACC": acc,
             "BLOCK_D": 128,
@@ -351,14 +351,14 @@ def reduce(
     cut = None
     if reset is not None or enter is not None:
         cut = torch.empty((batch, chunks), dtype=torch.int32, device=x.device)
-    acc = _triton.wide(x.dtype)
+    acc = host.wide(x.dtype)
     whole = Launch(
         kernel=linear_scan_reduce,
         grid=(batch * chunks * triton.cdiv(width, block_d),),
         args={
             "x": x,
             "a": a,
-            "reset": _triton.flags_of(reset),
+            "reset": host.flags_of(reset),
             "enter": enter,
             "state": state if enter is not None else None,
             "product": product,
@@ -366,17 +366,17 @@ def reduce(
             "cut": cut,
             "T": time,
             "chunks": chunks,
-            "x_batch": _triton.row_stride(x, 0),
-            "a_batch": _triton.row_stride(a, 0),
-            "reset_batch": _triton.row_stride(reset, 0),
-            "state_row": _triton.row_stride(state, 0),
+            "x_batch": host.row_stride(x, 0),
+            "a_batch": host.row_stride(a, 0),
+            "reset_batch": host.row_stride(reset, 0),
+            "state_row": host.row_stride(state, 0),
         },
         constexprs={
             "D": width,
-            **_triton.time_strides("X", x, reverse),
-            **_triton.time_strides("A", a, reverse),
-            "RESET_STEP": _triton.signed_step(reset, reverse),
-            "STATE_CHANNEL": _triton.channel_stride(state),
+            **host.time_strides("X", x, reverse),
+            **host.time_strides("A", a, reverse),
+            "RESET_STEP": host.signed_step(reset, reverse),
+            "STATE_CHANNEL": host.channel_stride(state),
             "REVERSE": reverse,
             "BACKWARD": backward,
             "ACC": acc,
@@ -386,7 +386,7 @@ def reduce(
         },
         num_warps=num_warps,
         tile=block_t * block_d,
-        claims=Claims(load_bits=_triton.load_bits((x, a), block_d // (32 * num_warps))),
+        claims=Claims(load_bits=host.load_bits((x, a), block_d // (32 * num_warps))),
     )
     given = state if enter is None else None
     return result, [whole, carry(product, result, given, cut, Source(x, a, chunk, reverse, backward))]
@@ -424,20 +424,20 @@ def carry(
             "a": a,
             "T": 0 if x is None else x.shape[1],
             "chunks": chunks,
-            "state_row": _triton.row_stride(state, 0),
-            "x_batch": _triton.row_stride(x, 0),
-            "a_batch": _triton.row_stride(a, 0),
+            "state_row": host.row_stride(state, 0),
+            "x_batch": host.row_stride(x, 0),
+            "a_batch": host.row_stride(a, 0),
         },
         constexprs={
             "D": width,
-            "X_STEP": _triton.signed_step(x, reverse),
-            "X_CHANNEL": _triton.channel_stride(x),
-            "A_STEP": _triton.signed_step(a, reverse),
-            "A_CHANNEL": _triton.channel_stride(a),
-            "STATE_CHANNEL": _triton.channel_stride(state),
+            "X_STEP": host.signed_step(x, reverse),
+            "X_CHANNEL": host.channel_stride(x),
+            "A_STEP": host.signed_step(a, reverse),
+            "A_CHANNEL": host.channel_stride(a),
+            "STATE_CHANNEL": host.channel_stride(state),
             "REVERSE": reverse,
             "BACKWARD": backward,
-            "ACC": _triton.wide(product.dtype),
+            "ACC": host.wide(product.dtype),
             "CHUNK": chunk,
             "ROWS": CARRY_ROWS,
             "BLOCK_D": CARRY_D,

@@ -1,0 +1,179 @@
+"""Arguments of Triton kernels in bundles: a tensor and its strides travel together, and move together.
+
+Time is visited in steps 0, 1, ... of a span; ``reverse`` only makes ``Rows.step`` negative, so no kernel copies or
+flips. Channel strides are compile-time constants, which lets the compiler see that neighbouring channels are neighbours
+in memory, and so are the row strides of adjacent rows, which makes row offsets immediates; see strides.py. Bases are
+64-bit.
+
+An optional bundle is None. Within a loop it is moved under ``if bundle is not None``, since its type must not change.
+A constexpr in a bundle stays one until the bundle is assigned to a name; then it is a constant of the machine code, of
+which Python's ``if`` and ``reach`` know nothing.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+# mypy: disable-error-code="assignment"
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from griffin_kernels.ops._triton.host import channel_stride, row_stride, signed_step
+from griffin_kernels.ops._triton.strides import far
+
+
+class Rows(NamedTuple):
+    """[B,T,D] or [B,T]: the tensor, in a kernel a pointer into it, and strides in elements, ``step`` as visited."""
+
+    at: Any
+    batch: Any
+    step: Any
+    channel: Any
+
+
+class State(NamedTuple):
+    """[N,D]: the tensor and its strides in elements."""
+
+    at: Any
+    row: Any
+    channel: Any
+
+
+class Marks(NamedTuple):
+    """Packed sequences of programs that own pieces of time.
+
+    enter, leave: rows of [T] int32, the sequence that starts, or ends, at a step, and -1 elsewhere. state, final: the
+    states [N,D] that sequences start from and end with.
+    """
+
+    enter: Any
+    leave: Any
+    state: Any
+    final: Any
+
+
+class Channels(NamedTuple):
+    """What a program owns: columns [block_d], which of them are inside, and that as a mask, None where all are."""
+
+    columns: Any
+    inside: Any
+    mask: Any
+
+
+def rows(tensor: Tensor | None, reverse: bool = False) -> Rows | None:
+    """The bundle of a tensor [B,T,D], or of flags [B,T] bool as bytes; reverse: steps are visited from the last."""
+    if tensor is None:
+        return None
+    if tensor.dtype == torch.bool:
+        return Rows(tensor.view(torch.uint8), row_stride(tensor, 0), signed_step(tensor, reverse), None)
+    channel = tl.constexpr(channel_stride(tensor))
+    return Rows(tensor, row_stride(tensor, 0), signed_step(tensor, reverse), channel)
+
+
+def state(tensor: Tensor | None) -> State | None:
+    """The bundle of a tensor [N,D]."""
+    return None if tensor is None else State(tensor, row_stride(tensor, 0), tl.constexpr(channel_stride(tensor)))
+
+
+@triton.jit
+def dense(pointer, T, D: tl.constexpr, SIGN: tl.constexpr):
+    """The bundle of a contiguous [B,T,D], whose steps are visited from the last where SIGN is -1."""
+    return Rows(pointer, tl.cast(T, tl.int64) * D, SIGN * D, 1)
+
+
+@triton.jit
+def at(rows, batch, time, SIGN: tl.constexpr):
+    """The rows of a batch entry from ``time`` on."""
+    if rows is None:
+        moved = None
+    else:
+        step = far(rows.step)
+        moved = Rows(rows.at + (batch * rows.batch + time * (SIGN * step)), rows.batch, step, rows.channel)
+    return moved
+
+
+@triton.jit
+def later(rows, steps):
+    """The rows from ``steps`` steps later on."""
+    return Rows(rows.at + steps * far(rows.step), rows.batch, rows.step, rows.channel)
+
+
+@triton.jit
+def marks_later(marks, steps):
+    """The marks from ``steps`` steps later on."""
+    return Marks(later(marks.enter, steps), later(marks.leave, steps), marks.state, marks.final)
+
+
+@triton.jit
+def own_channels(place, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(row, channels) of program ``place`` of rows * ceil(D / block_d), channels fastest."""
+    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    columns = (place % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
+    return place // BLOCKS, Channels(columns, columns < D, None if D % BLOCK_D == 0 else columns < D)
+
+
+@triton.jit
+def load_rows(rows, channels, left, OTHER: tl.constexpr, ROWS: tl.constexpr, TAIL: tl.constexpr):
+    """ROWS rows as a tuple, every load issued before the first is used.
+
+    TAIL: rows from ``left`` on are outside. Those, and channels that are outside, read OTHER.
+    """
+    pointers = rows.at + channels.columns * rows.channel
+    loaded = ()
+    for u in tl.static_range(ROWS):
+        if TAIL:
+            loaded += (tl.load(pointers + u * far(rows.step), mask=channels.inside & (u < left), other=OTHER),)
+        elif channels.mask is not None:
+            loaded += (tl.load(pointers + u * far(rows.step), mask=channels.mask, other=OTHER),)
+        else:
+            loaded += (tl.load(pointers + u * far(rows.step)),)
+    return loaded
+
+
+@triton.jit
+def load_flags(flags, left, OTHER: tl.constexpr, ROWS: tl.constexpr, TAIL: tl.constexpr):
+    """ROWS scalars, one per step, as a tuple; a tuple of OTHER where ``flags`` is None."""
+    loaded = ()
+    for u in tl.static_range(ROWS):
+        if flags is None:
+            loaded += (OTHER,)
+        elif TAIL:
+            loaded += (tl.load(flags.at + u * far(flags.step), mask=u < left, other=OTHER),)
+        else:
+            loaded += (tl.load(flags.at + u * far(flags.step)),)
+    return loaded
+
+
+@triton.jit
+def store_row(rows, u, value, channels, left, TAIL: tl.constexpr):
+    """Row u of an output, rounded to its dtype. value: [block_d]."""
+    pointers = rows.at + channels.columns * rows.channel + u * far(rows.step)
+    value = value.to(rows.at.dtype.element_ty)
+    if TAIL:
+        tl.store(pointers, value, mask=channels.inside & (u < left))
+    elif channels.mask is not None:
+        tl.store(pointers, value, mask=channels.mask)
+    else:
+        tl.store(pointers, value)
+
+
+@triton.jit
+def load_state(state, row, channels, ACC: tl.constexpr, where=True):
+    """Row ``row`` of a state [N,D] as [block_d] in ACC; zeros where there is none, or not ``where``."""
+    if state is None:
+        value = tl.zeros(channels.columns.shape, dtype=ACC)
+    else:
+        pointers = state.at + tl.cast(row, tl.int64) * state.row + channels.columns * state.channel
+        value = tl.load(pointers, mask=channels.inside & where, other=0.0).to(ACC)
+    return value
+
+
+@triton.jit
+def store_state(state, row, value, channels, where=True):
+    """Row ``row`` of an output [N,D], if ``where``. value: [block_d]."""
+    pointers = state.at + tl.cast(row, tl.int64) * state.row + channels.columns * state.channel
+    tl.store(pointers, value, mask=channels.inside & where)

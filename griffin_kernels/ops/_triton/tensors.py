@@ -80,9 +80,9 @@ def state(tensor: Tensor | None) -> State | None:
 
 
 @triton.jit
-def dense(pointer, T, D: tl.constexpr, SIGN: tl.constexpr):
-    """The bundle of a contiguous [B,T,D], whose steps are visited from the last where SIGN is -1."""
-    return Rows(pointer, tl.cast(T, tl.int64) * D, SIGN * D, 1)
+def dense(pointer, row, D: tl.constexpr, SIGN: tl.constexpr):
+    """The rows of a contiguous tensor [...,D] from ``row`` on, visited backwards where SIGN is -1."""
+    return Rows(pointer + row * D, 0, SIGN * D, 1)
 
 
 @triton.jit

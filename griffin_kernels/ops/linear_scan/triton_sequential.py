@@ -61,7 +61,7 @@ def linear_scan_sequential(
     row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
     x, a, reset = at(x, batch, first, SIGN), at(a, batch, first, SIGN), at(reset, batch, first, SIGN)
-    h = at(dense(h, T, D, SIGN), batch, first, SIGN)
+    h = dense(h, batch * T + first, D, SIGN)
     carry = scan_rows(x, a, reset, None, h, load_state(h0, row, channels, ACC), channels, steps, BLOCK_T)
     store_state(State(h_last, D, 1), row, carry, channels)
 

@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import itertools
 import sys
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from griffin_kernels.device import Device
 
 Inputs = dict[str, Any]
-"""Arguments of one call by name: tensors (or None) and plain options."""
+"""Arguments of one call by name: tensors (or None) and plain options. ``Op.call(**inputs)`` is the call."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -73,18 +74,51 @@ ROWS = ("B", "N", "P")
 """Dims that count rows of the batch: N unless sequences are packed, P unless states are kept in a pool."""
 
 
+_OLD = {"reverse": "bool", "window": "int", "softcap": "float?", "scale": "float?"}
+_OLD |= {"with_lse": "bool", "with_h": "bool"}
+
+
+def _old_style(function: Callable[..., Any]) -> Callable[..., Any]:  # SHIM
+    return lambda call: function(**call._asdict())
+
+
+def _is_old(function: Callable[..., Any]) -> bool:  # SHIM
+    import inspect
+
+    return next(iter(inspect.signature(function).parameters)) != "call"
+
+
+_OPTION_TYPES: dict[Any, str] = {bool: "bool", int: "int", float: "float", float | None: "float?"}
+"""Types of options by annotation, as the schema of a ``torch.library`` operator writes them."""
+
+
+def _arguments(call: type) -> tuple[dict[str, TensorSpec], dict[str, str]]:
+    """(tensors, types of options) by name, from the annotated fields of a Call."""
+    tensors: dict[str, TensorSpec] = {}
+    options: dict[str, str] = {}
+    for name, hint in typing.get_type_hints(call, include_extras=True).items():
+        if typing.get_origin(hint) is typing.Annotated:
+            kind, spec = typing.get_args(hint)
+            tensors[name] = dataclasses.replace(spec, optional=type(None) in typing.get_args(kind))
+        else:
+            options[name] = _OPTION_TYPES[hint]
+    return tensors, options
+
+
 @dataclass(frozen=True)
 class Op:
     """An operation as data. See ``ops/<op>/op.py`` for instances.
 
-    inputs, outputs: tensors by name, in call order. options: names of the non-tensor arguments.
-    reference: ``(**inputs) -> tuple of outputs``; plain PyTorch, obviously right, run in float64. An output is None
+    call: the NamedTuple of its arguments, the only list of them. A tensor is ``Annotated`` with its TensorSpec, and is
+    optional where its type says so; what follows the tensors are options. ``inputs`` and ``option_types`` are derived.
+    outputs: tensors by name, in order.
+    reference: ``(call) -> tuple of outputs``; plain PyTorch, obviously right, run in float64. An output is None
     where an optional input that it belongs to is None.
     cases: tagged smoke | edge | bench.
     make_inputs: ``(case, device, seed) -> inputs``.
     cost: ``(case) -> Cost``. tolerance: ``(case) -> Tolerance`` with its derivation in a comment.
-    case_of: ``(**inputs) -> Case`` for a real call.
-    check: ``(**inputs) -> None``; raises what the specs cannot express.
+    case_of: ``(call) -> Case`` for a real call.
+    check: ``(call) -> None``; raises what the specs cannot express.
     exact_dims: dimensions that look-up never approximates. free_dims: those it ignores, because they follow from
     others or hardly matter. forward: for a backward op, the op it belongs to.
     splits: dims along which a call falls into independent ones: each a dim and those that are cut with it, of which it
@@ -95,7 +129,6 @@ class Op:
 
     name: str
     summary: str
-    inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     reference: Callable[..., tuple[torch.Tensor | None, ...]]
     cases: tuple[Case, ...]
@@ -103,13 +136,33 @@ class Op:
     cost: Callable[[Case], Cost]
     tolerance: Callable[[Case], Tolerance]
     case_of: Callable[..., Case]
+    call: Any = None
+    inputs: Mapping[str, TensorSpec] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    option_types: Mapping[str, str] = field(default_factory=dict)
     check: Callable[..., None] | None = None
     exact_dims: tuple[str, ...] = ()
     free_dims: tuple[str, ...] = ()
     forward: str | None = None
     splits: tuple[tuple[str, ...], ...] = ()
     in_place: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.call is None:  # SHIM: an op whose functions take its arguments one by one
+            import collections
+
+            names = [*self.inputs, *self.options]
+            defaults = [None if name in self.inputs else False for name in names]
+            object.__setattr__(self, "call", collections.namedtuple("Call", names, defaults=defaults))
+            object.__setattr__(self, "option_types", {name: _OLD[name] for name in self.options})
+            for name in ("reference", "case_of", "check"):
+                if (function := getattr(self, name)) is not None:
+                    object.__setattr__(self, name, _old_style(function))
+            return
+        inputs, option_types = _arguments(self.call)
+        object.__setattr__(self, "inputs", inputs)
+        object.__setattr__(self, "option_types", option_types)
+        object.__setattr__(self, "options", tuple(option_types))
 
     @cached_property
     def indices(self) -> tuple[str, ...]:
@@ -167,9 +220,9 @@ def _with_ordinary_outputs(run: Callable[..., tuple[torch.Tensor | None, ...]]) 
     """``run``, whose outputs are ordinary tensors but for those that it changes in place and gives back."""
 
     @functools.wraps(run)
-    def ordinarily(*args: Any, **given: Any) -> tuple[torch.Tensor | None, ...]:
-        kept = {id(value) for value in (*args, *given.values()) if isinstance(value, torch.Tensor)}
-        return tuple(out if out is None or id(out) in kept else ordinary(out) for out in run(*args, **given))
+    def ordinarily(call: Any, config: Any) -> tuple[torch.Tensor | None, ...]:
+        kept = {id(value) for value in call if isinstance(value, torch.Tensor)}
+        return tuple(out if out is None or id(out) in kept else ordinary(out) for out in run(call, config))
 
     return ordinarily
 
@@ -186,16 +239,30 @@ class Adapter:
     A baseline is timed as its users run it. They keep their data in the layout that it wants, and what a gradient needs
     was kept by the forward pass: neither is its work, so that ``call`` alone is timed.
 
-    prepare: ``(inputs) -> arguments`` of ``call``. finish: ``(result of call, inputs) -> outputs`` of the op.
+    prepare: ``(call of the op) -> arguments`` of ``call``. finish: ``(result of call, call of the op) -> outputs``.
     """
 
-    prepare: Callable[[Inputs], Inputs]
+    prepare: Callable[[Any], Inputs]
     call: Callable[..., Any]
-    finish: Callable[[Any, Inputs], tuple[torch.Tensor | None, ...]]
+    finish: Callable[[Any, Any], tuple[torch.Tensor | None, ...]]
 
-    def __call__(self, inputs: Inputs) -> tuple[torch.Tensor | None, ...]:
+    def __post_init__(self) -> None:  # SHIM
+        def old(function: Any) -> bool:
+            code = getattr(function, "__code__", None)
+            return code is not None and "inputs" in code.co_varnames[: code.co_argcount]
+
+        def plain(call: Any) -> Any:
+            return call if isinstance(call, dict) else call._asdict()
+
+        prepare, finish = self.prepare, self.finish
+        if old(prepare):
+            object.__setattr__(self, "prepare", functools.wraps(prepare)(lambda call: prepare(plain(call))))
+        if old(finish):
+            object.__setattr__(self, "finish", lambda result, call: finish(result, plain(call)))
+
+    def __call__(self, call: Any) -> tuple[torch.Tensor | None, ...]:
         """The op's outputs: all three in a row."""
-        return self.finish(self.call(**self.prepare(inputs)), inputs)
+        return self.finish(self.call(**self.prepare(call)), call)
 
 
 def _no_reason(case: Case, device: Device, config: Any) -> str | None:
@@ -206,29 +273,34 @@ def _rank_zero(case: Case, device: Device) -> int:
     return 0
 
 
-def from_parts(**inputs: Any) -> tuple[torch.Tensor | None, ...]:
+def from_parts(call: Any, config: Any) -> tuple[torch.Tensor | None, ...]:
     """Stands for ``run`` where a variant is its launches or its adapter: it gets one of its own that runs these."""
     raise errors.CatalogError("a variant without launches and without an adapter needs a run of its own")
+
+
+def _op_of(variant: Variant) -> Op:
+    op: Op = importlib.import_module(f"griffin_kernels.ops.{variant.op}.op").OP
+    return op
 
 
 def _runner(variant: Variant) -> Callable[..., tuple[torch.Tensor | None, ...]]:
     """``run`` of a variant that is its adapter, or makes launches, runs them, and gives the op's outputs in order."""
     if (adapter := variant.adapter) is not None:
 
-        def adapted(*, config: Any, **inputs: Any) -> tuple[torch.Tensor | None, ...]:
-            return adapter(inputs)
+        def adapted(call: Any, config: Any) -> tuple[torch.Tensor | None, ...]:
+            return adapter(call)
 
         adapted.__module__ = adapter.prepare.__module__
         return adapted
 
-    def run(*, config: Any, **inputs: Any) -> tuple[torch.Tensor | None, ...]:
+    def run(call: Any, config: Any) -> tuple[torch.Tensor | None, ...]:
         assert variant.launches is not None
         outputs: dict[str, Any] = {}
-        launch.run_all(variant.launches(inputs, outputs, config))
-        outputs |= {name: inputs[name] for name in op.in_place}
+        launch.run_all(variant.launches(call, outputs, config))
+        outputs |= {name: getattr(call, name) for name in op.in_place}
         return tuple(outputs[name] for name in op.outputs)
 
-    op: Op = importlib.import_module(f"griffin_kernels.ops.{variant.op}.op").OP
+    op = _op_of(variant)
     assert variant.launches is not None
     run.__module__ = variant.launches.__module__
     return run
@@ -239,7 +311,7 @@ class Variant:
     """One implementation of an op: a plain function plus facts.
 
     name: ``<backend>.<algorithm>``; the file is ``<backend>_<algorithm>.py``.
-    run: ``(**inputs, config) -> tuple of outputs``; left out where it is the launches, or the adapter. Allocates
+    run: ``(call, config) -> tuple of outputs``; left out where it is the launches, or the adapter. Allocates
     every output with ``torch.empty`` and friends, takes any strides, and changes no input but those of ``Op.in_place``,
     which it writes and gives back. Outputs are ordinary tensors: no two share memory, nor does one with an input, and
     none is a view. What PyTorch's own operations give is made so here.
@@ -251,7 +323,7 @@ class Variant:
     package: what else has to be installed, by the name that it is imported as; empty for the backend alone.
     slack: baselines only: multiples of the op's tolerance that it may be off by for 16-bit data, where that is what its
     carry has.
-    launches: Triton only, ``(inputs, outputs, config) -> list[Launch | Call]``; the same description is run on a GPU,
+    launches: Triton only, ``(call, outputs, config) -> list[Launch | Call]``; the same description is run on a GPU,
     run in the interpreter and compiled for a GPU that is not there.
     traffic: ``(case, config) -> bytes`` where a variant moves more than the ideal; None means ideal.
     """
@@ -279,12 +351,26 @@ class Variant:
             )
         if not self.baseline and (self.adapter is not None or self.slack != 1.0):
             raise errors.CatalogError(f"{self.key}: only a baseline has an adapter or slack")
+        if self.launches is not None and _is_old(self.launches):  # SHIM
+            launches = self.launches
+            ours = functools.wraps(launches)(lambda call, outputs, config: launches(call._asdict(), outputs, config))
+            del ours.__wrapped__
+            object.__setattr__(self, "launches", ours)
+        if self.run is not from_parts and _is_old(self.run):  # SHIM
+            old = self.run
+            run = functools.wraps(old)(lambda call, config: old(**call._asdict(), config=config))
+            del run.__wrapped__
+            object.__setattr__(self, "run", run)
         if self.run is from_parts:
             if self.launches is None and self.adapter is None:
                 raise errors.CatalogError(f"{self.key} has no run, no launches and no adapter")
             object.__setattr__(self, "run", _runner(self))
         if self.backend in ("eager", "compiled", "peer"):
             object.__setattr__(self, "run", _with_ordinary_outputs(self.run))
+
+    def on(self, inputs: Inputs, config: Any) -> tuple[torch.Tensor | None, ...]:
+        """``run`` on arguments by name."""
+        return self.run(_op_of(self).call(**inputs), config)
 
     @property
     def key(self) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from griffin_kernels import catalog, errors, misses, specs
 from griffin_kernels import device as devices
 from griffin_kernels.case import USUAL_SIZE
-from griffin_kernels.contract import Case, Inputs, Op, Variant, config_key
+from griffin_kernels.contract import Case, Op, Variant, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.records import RegistryFile
 from griffin_kernels.registry import Match, Registry, load_for
@@ -176,17 +176,16 @@ def _as_case(op: Op, case: Case | Mapping[str, Any], device: Device | None) -> t
         if case.op != op.name:
             raise errors.ArgumentError(f"this case belongs to {case.op}, not to {op.name}")
         return case, device or devices.detect()
-    inputs = complete(op, case)
-    specs.bind(op, inputs)
-    return op.case_of(**inputs), device or devices.detect(inputs[next(iter(op.inputs))].device)
+    given = complete(op, case)
+    specs.bind(op, given)
+    return op.case_of(given), device or devices.detect(given[0].device)
 
 
-def complete(op: Op, arguments: Mapping[str, Any]) -> Inputs:
-    """The op's full set of inputs from some of them; absent ones are None (False for options)."""
-    if unknown := set(arguments) - {*op.inputs, *op.options}:
-        raise errors.ArgumentError(f"{op.name} has no argument {sorted(unknown)}; it has {[*op.inputs, *op.options]}")
-    defaults: Inputs = dict.fromkeys(op.inputs) | dict.fromkeys(op.options, False)
-    return defaults | dict(arguments)
+def complete(op: Op, arguments: Mapping[str, Any]) -> Any:
+    """The op's call from some of its arguments; absent ones have their default, or are None."""
+    if unknown := set(arguments) - set(op.call._fields):
+        raise errors.ArgumentError(f"{op.name} has no argument {sorted(unknown)}; it has {list(op.call._fields)}")
+    return op.call(**dict.fromkeys(op.call._fields) | op.call._field_defaults | dict(arguments))
 
 
 def select(op: str, case: Case | Mapping[str, Any], device: Device | None = None) -> Choice:
@@ -266,54 +265,55 @@ def explain(op: str, case: Case | Mapping[str, Any], device: Device | None = Non
     return Explanation(found, where, choice, rejected, tuple(others))
 
 
-def call(op_name: str, inputs: Inputs) -> tuple[Tensor | None, ...]:
-    """Check a call, choose its kernel and run it. ``inputs`` holds every input and option of the op, in order."""
-    key = (op_name, *[(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in inputs.values()])
+def call(op_name: str, given: Any) -> tuple[Tensor | None, ...]:
+    """Check a call, an instance of ``Op.call``, choose its kernel and run it."""
+    key = (op_name, *[(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in given])
     try:
         run = _STATE.chosen.get(key)
     except TypeError:  # a list, say, where a tensor belongs
-        specs.bind(catalog.op(op_name), inputs)
+        specs.bind(catalog.op(op_name), given)
         raise
     if run is None:
-        run = _resolve(op_name, inputs)
+        run = _resolve(op_name, given)
         with _STATE.lock:
             if len(_STATE.chosen) >= MOST_SIGNATURES:
                 _STATE.chosen.clear()
             _STATE.chosen[key] = run
-    kind = next(iter(inputs.values())).device.type
+    kind = given[0].device.type
     if torch.is_autocast_enabled(kind):
         # an op's dtypes are those of its inputs: what torch would cast inside it is no concern of the caller's
         with torch.autocast(kind, enabled=False):
-            return run(**inputs)
-    return run(**inputs)
+            return run(given)
+    return run(given)
 
 
-def _resolve(op_name: str, inputs: Inputs) -> Run:
+def _resolve(op_name: str, given: Any) -> Run:
     """Check a call seen for the first time, and bind its kernel. Calls that have indices on the CPU are all checked.
 
     A signature tells the shape of positions, offsets and slots, not their values.
     """
     op = catalog.op(op_name)
-    sizes = specs.bind(op, inputs)
-    specs.check_values(op, inputs)
-    run = _bound(op, inputs, sizes)
-    if all(inputs[name] is None or inputs[name].device.type != "cpu" for name in op.indices):
+    sizes = specs.bind(op, given)
+    specs.check_values(op, given)
+    run = _bound(op, given, sizes)
+    indices = [getattr(given, name) for name in op.indices]
+    if all(index is None or index.device.type != "cpu" for index in indices):
         return run
 
-    def checked(**given: Any) -> tuple[Tensor | None, ...]:
+    def checked(given: Any) -> tuple[Tensor | None, ...]:
         specs.check_values(op, given)
-        return run(**given)
+        return run(given)
 
     return checked
 
 
-def _bound(op: Op, inputs: Inputs, sizes: specs.Sizes) -> Run:
+def _bound(op: Op, given: Any, sizes: specs.Sizes) -> Run:
     """The kernel for a call that has passed its checks."""
     if 0 in [sizes[dim] for dim in ("B", "T") if dim in sizes]:
-        return lambda **given: _run_empty(op, given)
-    device = devices.detect(inputs[next(iter(op.inputs))].device)
-    case = op.case_of(**inputs)
-    training = any(isinstance(value, Tensor) and value.requires_grad for value in inputs.values())
+        return functools.partial(_run_empty, op)
+    device = devices.detect(given[0].device)
+    case = op.case_of(given)
+    training = any(isinstance(value, Tensor) and value.requires_grad for value in given)
     with _STATE.lock:
         choice = _choose(op, case, device)
         if op.forward is None:  # a gradient's kernel is spoken of where the user calls, not on a thread of autograd's
@@ -329,9 +329,9 @@ def _bound(op: Op, inputs: Inputs, sizes: specs.Sizes) -> Run:
     if choice.variant.launches is None:
         return functools.partial(choice.variant.run, config=choice.config)
 
-    def launched(**given: Any) -> tuple[Tensor | None, ...]:
+    def launched(given: Any) -> tuple[Tensor | None, ...]:
         try:
-            return choice.variant.run(**given, config=choice.config)
+            return choice.variant.run(given, choice.config)
         except errors.OutOfResourcesError as error:
             _give_up(op, case, device, choice, error)
         return call(op.name, given)
@@ -405,11 +405,11 @@ def _warn(chosen: list[tuple[Op, Case, Choice]], device: Device) -> None:
                 warn(text, category)
 
 
-def _run_empty(op: Op, inputs: Inputs) -> tuple[Tensor | None, ...]:
+def _run_empty(op: Op, given: Any) -> tuple[Tensor | None, ...]:
     """Outputs of a problem without steps: the reference's answer, in the dtypes of the contract."""
-    data = specs.data_dtype(op, inputs)
+    data = specs.data_dtype(op, given)
     with torch.no_grad():
-        outputs = op.reference(**inputs)
+        outputs = op.reference(given)
     return tuple(
         None if out is None else out.detach().to(specs.expected_dtype(spec, data), copy=True)
         for spec, out in zip(op.outputs.values(), outputs, strict=True)

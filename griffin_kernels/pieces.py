@@ -43,12 +43,12 @@ def reference(
     kept = torch.device("cpu") if where.type == "cuda" and results > KEPT * memory else where
     places = cuts(op, inputs, parts(op, inputs, dtype, memory))
     if places == [{}]:
-        return tuple(None if out is None else out.to(kept) for out in op.reference(**in_dtype(inputs, dtype)))
+        return tuple(None if out is None else out.to(kept) for out in op.reference(op.call(**in_dtype(inputs, dtype))))
     sizes = sizes_of(op, inputs)
     found: list[Tensor | None] = [None] * len(op.outputs)
     with torch.no_grad():
         for place in places:
-            outputs = op.reference(**in_dtype(piece(op, inputs, place), dtype))
+            outputs = op.reference(op.call(**in_dtype(piece(op, inputs, place), dtype)))
             for index, (spec, out) in enumerate(zip(op.outputs.values(), outputs, strict=True)):
                 if out is not None:
                     found[index] = _joined(found[index], out, spec, place, sizes, kept)

@@ -180,5 +180,5 @@ def check(
 
 def _run(op: Op, variant: Variant, config: object, inputs: Inputs) -> tuple[Tensor | None, ...]:
     given = inputs | {name: verify.copy_of(inputs[name]) for name in op.in_place}
-    outputs = variant.run(**given, config=config)
+    outputs = variant.on(given, config)
     return tuple(None if out is None else out.detach() for out in outputs)

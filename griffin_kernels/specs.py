@@ -10,7 +10,7 @@ from torch import Tensor
 
 from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES
-from griffin_kernels.contract import LARGEST_INDEX, Inputs, Op, TensorSpec, accumulator, dtype_name
+from griffin_kernels.contract import LARGEST_INDEX, Op, TensorSpec, accumulator, dtype_name
 
 Sizes = dict[str, int]
 
@@ -49,14 +49,14 @@ def _bind_dim(dim: str, value: int, sizes: Sizes) -> bool:
     return True
 
 
-def data_dtype(op: Op, inputs: Inputs) -> torch.dtype:
+def data_dtype(op: Op, call: Any) -> torch.dtype:
     """The dtype of a call's data: that of its first data tensor."""
     first = next(name for name, spec in op.inputs.items() if spec.dtype == "data")
-    dtype: torch.dtype = inputs[first].dtype
+    dtype: torch.dtype = getattr(call, first).dtype
     return dtype
 
 
-def bind(op: Op, inputs: Inputs) -> Sizes:
+def bind(op: Op, call: Any) -> Sizes:
     """Sizes of all named dims of a call.
 
     N is the number of packed sequences where ``cu_seqlens`` is given, and B otherwise. Raises ArgumentError,
@@ -65,11 +65,11 @@ def bind(op: Op, inputs: Inputs) -> Sizes:
     sizes: Sizes = {}
     data: torch.dtype | None = None
     device: torch.device | None = None
-    cu_seqlens = inputs.get("cu_seqlens")
+    cu_seqlens = getattr(call, "cu_seqlens", None)
     if isinstance(cu_seqlens, Tensor) and cu_seqlens.dim() == 1:
         sizes["N"] = cu_seqlens.shape[0] - 1
-    for name, spec in op.inputs.items():
-        value: Any = inputs[name]
+    value: Any
+    for (name, spec), value in zip(op.inputs.items(), call, strict=False):  # options follow the tensors
         if value is None:
             if not spec.optional:
                 raise errors.ArgumentError(f"{op.name}: {name} is None, expected a tensor [{_listed(spec, {})}]")
@@ -94,13 +94,13 @@ def bind(op: Op, inputs: Inputs) -> Sizes:
     return sizes
 
 
-def check_values(op: Op, inputs: Inputs) -> None:
+def check_values(op: Op, call: Any) -> None:
     """Raise ArgumentError where an index on the CPU holds a value that no variant could use, after ``bind``.
 
     Those on a GPU are not looked at: that would wait for the device.
     """
     for name in op.indices:
-        value, least = inputs[name], op.inputs[name].least
+        value, least = getattr(call, name), op.inputs[name].least
         if value is None or value.device.type != "cpu":
             continue
         if least is not None and value.numel():
@@ -109,7 +109,7 @@ def check_values(op: Op, inputs: Inputs) -> None:
                 wrong = low if low < least else high
                 raise errors.ArgumentError(f"{op.name}: {name} has {wrong}, expected {least} to {LARGEST_INDEX}")
     if op.check is not None:
-        op.check(**inputs)
+        op.check(call)
 
 
 def _listed(spec: TensorSpec, sizes: Mapping[str, int]) -> str:
@@ -128,17 +128,17 @@ def _bind_shape(op: Op, name: str, spec: TensorSpec, value: Tensor, sizes: Sizes
         raise errors.ShapeError(f"{op.name}: {name} has shape {list(value.shape)}, expected [{_listed(spec, before)}]")
 
 
-def empty_outputs(op: Op, inputs: Inputs) -> tuple[Tensor, ...]:
+def empty_outputs(op: Op, call: Any) -> tuple[Tensor, ...]:
     """Uninitialised outputs of a call, by shape and dtype alone; those that may be absent have no elements.
 
     Used to trace ops without running them; sizes may be symbolic.
     """
-    sizes = bind(op, inputs)
-    first = inputs[next(iter(op.inputs))]
+    sizes, data = bind(op, call), data_dtype(op, call)
     outputs = []
     for name, spec in op.outputs.items():
         # an optional output is there when the input that it belongs to is (dh0), or when it is asked for (with_lse)
-        absent = spec.optional and inputs.get(name.removeprefix("d")) is None and not inputs.get(f"with_{name}")
+        belongs_to, asked = getattr(call, name.removeprefix("d"), None), getattr(call, f"with_{name}", False)
+        absent = spec.optional and belongs_to is None and not asked
         shape = [0] if absent else [size_of(dim, sizes) for dim in spec.names]
-        outputs.append(first.new_empty(shape, dtype=expected_dtype(spec, data_dtype(op, inputs))))
+        outputs.append(call[0].new_empty(shape, dtype=expected_dtype(spec, data)))
     return tuple(outputs)

@@ -83,7 +83,7 @@ def variants(backends: tuple[str, ...]) -> Iterator[tuple[str, Run]]:
 def run_variant(op, variant, inputs) -> list[Tensor]:
     given = inputs | {name: verify.copy_of(inputs[name]) for name in op.in_place}
     with running(variant):
-        outputs = dispatch.call(op.name, given)
+        outputs = dispatch.call(op.name, op.call(**given))
     return [out.detach() for out in outputs if out is not None]
 
 

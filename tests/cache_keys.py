@@ -28,7 +28,7 @@ from griffin_kernels.launch import Launch, described_for
 from griffin_kernels.records import CaseRecord
 from griffin_kernels.specs import size_of
 from tuning.measure import correctness
-from tuning.static.describe import meta_inputs
+from tuning.static.describe import meta_call
 from tuning.static.requests import compilable
 from tuning.static.targets import target
 from tuning.workers import server
@@ -83,7 +83,7 @@ def launch(variant: Variant, case: Case, arch: str) -> None:
             if variant.reject(problem, device, variant.config()) is not None:
                 continue
             inputs = op.make_inputs(problem, torch.device("cpu"), seed)
-            for step in variant.launches(inputs, {}, variant.config()):
+            for step in variant.launches(catalog.op(variant.op).call(**inputs), {}, variant.config()):
                 if isinstance(step, Launch):
                     step.kernel.device_caches.clear()  # what it remembers of another op that launches it
                     warm_up(step)
@@ -110,7 +110,7 @@ def laid_out(spec: TensorSpec, value: torch.Tensor, sizes: dict[str, int], layou
 
 @functools.cache
 def meta_twin(op_name: str, case: Case) -> Inputs:
-    return meta_inputs(catalog.op(op_name), case)
+    return meta_call(catalog.op(op_name), case)._asdict()
 
 
 def kernels_of_layout(variant: Variant, case: Case, arch: str, layout: str) -> dict[str, int]:
@@ -126,7 +126,7 @@ def kernels_of_layout(variant: Variant, case: Case, arch: str, layout: str) -> d
             if isinstance(twin[tensor], torch.Tensor) and {"B", "N", "P"} & set(spec.names):
                 inputs[tensor] = laid_out(spec, twin[tensor], sizes, layout)
         with described_for(arch):
-            for step in variant.launches(inputs, {}, variant.config()):
+            for step in variant.launches(catalog.op(variant.op).call(**inputs), {}, variant.config()):
                 if isinstance(step, Launch):
                     name = step.name + ", again" * bool(step.constexprs.get("AGAIN"))
                     if name not in keys:

@@ -127,8 +127,8 @@ def planted(name: str, behave: Callable) -> Variant:
     """linear_scan's eager.sequential with something done to its outputs."""
     real = catalog.variant(f"{OP}/eager.sequential")
 
-    def run(*, config, **inputs):
-        return behave(real.run(**inputs, config=NoConfig()))
+    def run(call, config):
+        return behave(real.run(call, NoConfig()))
 
     run.__module__ = real.run.__module__
     return Variant(OP, f"eager.{name}", "planted", run, NoConfig)

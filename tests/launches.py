@@ -15,7 +15,7 @@ from tuning.predict.launch_work import CallWork, LaunchWork
 from tuning.predict.target_space import described
 from tuning.predict.time_model import ASSUMED, Constants, machine
 from tuning.static import recorded
-from tuning.static.describe import meta_inputs
+from tuning.static.describe import meta_call
 from tuning.static.recorded import StaticReport
 
 H100, MI300X = "nvidia-h100-sxm", "amd-mi300x"
@@ -44,7 +44,7 @@ def seconds(work: LaunchWork, code: StaticReport, sku: str = H100, constants: Co
 
 @functools.cache
 def tensors(op: str, case: Case) -> dict[str, object]:
-    return meta_inputs(catalog.op(op), case)
+    return meta_call(catalog.op(op), case)._asdict()
 
 
 def steps_of(key: str, case_part: str, arch: str = "sm_90", **values: object) -> list[LaunchWork | CallWork]:

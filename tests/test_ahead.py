@@ -208,9 +208,9 @@ def test_closing_ends_who_waits(fake):
 def test_a_run_has_most_candidates_compiled_before_their_turn(tmp_path, monkeypatch, fake, strategy):
     """On a CPU that passes for a GPU, with a variant of 32 configurations that has something to compile."""
 
-    def slow(*, config, **inputs):
+    def slow(call, config):
         time.sleep(0.02 + 0.001 * config.n)  # as a machine has it: what is timed takes longer than compiling
-        return REAL.run(**inputs, config=NoConfig())
+        return REAL.run(call, NoConfig())
 
     slow.__module__ = REAL.run.__module__
     variant = planted(run=slow, count=32)

@@ -68,7 +68,7 @@ def test_use_takes_effect_on_signatures_seen_before(monkeypatch):
         chosen = dispatch._choose(catalog.op("linear_scan"), CASE, device.cpu())
         assert chosen.variant is variant
         given = {"x": X, "a": X, "h0": None, "reset": None, "cu_seqlens": None, "reverse": False}
-        want = variant.run(**given, config=variant.config())
+        want = variant.on(given, variant.config())
         ran.append(torch.equal(griffin_kernels.linear_scan(X, X)[0], want[0]))
     assert ran == [True]
 

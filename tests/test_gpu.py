@@ -73,18 +73,18 @@ def test_steps_replayed_from_a_cuda_graph_advance_the_states(op_name):
     for variant in triton_variants(op_name):
         inputs = op.make_inputs(case, where.torch_device, 0)
         kept = {name: verify.copy_of(inputs[name]) for name in op.in_place}
-        run = functools.partial(variant.run, config=variant.config())
-        run(**inputs)  # compiles
+        run = functools.partial(variant.on, config=variant.config())
+        run(inputs)  # compiles
         replayed = inputs | {name: verify.copy_of(kept[name]) for name in op.in_place}
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            captured = run(**replayed)
+            captured = run(replayed)
         for name in op.in_place:
             replayed[name].copy_(kept[name])
             inputs[name].copy_(kept[name])
         for _ in range(3):
             graph.replay()
-            want = run(**inputs)
+            want = run(inputs)
             for mine, theirs in zip(captured, want, strict=True):
                 assert torch.equal(mine, theirs), variant.key
 
@@ -98,7 +98,7 @@ def test_sampler_is_positive_and_bandwidth_plausible():
     run = functools.partial(variant.run, config=variant.config())
     for time in (16, 4096):  # one captured in a graph, one not
         case = make_case(1, time, 2560, "bfloat16")
-        inputs = timing.copies(op.make_inputs(case, here.torch_device, 0), here)
+        inputs = timing.copies(op.make_inputs(case, here.torch_device, 0), here, op.call)
         sample = timing.sampler(run, inputs, here)
         assert 0 < sample() < 1
 

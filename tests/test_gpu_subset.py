@@ -35,12 +35,12 @@ def test_steps_in_a_graph_give_what_they_give_outside(op):
     here = device.gpu(0)
     case = next(case for case in op.cases_tagged("smoke") if case.dtype == "bfloat16")
     inputs = op.make_inputs(case, here.torch_device, 0)
-    want = dispatch.call(op.name, inputs | {name: inputs[name].clone() for name in op.in_place})
+    want = dispatch.call(op.name, op.call(**inputs | {name: inputs[name].clone() for name in op.in_place}))
     held = inputs | {name: inputs[name].clone() for name in op.in_place}
-    dispatch.call(op.name, held)  # compiled before the capture
+    dispatch.call(op.name, op.call(**held))  # compiled before the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        got = dispatch.call(op.name, held)
+        got = dispatch.call(op.name, op.call(**held))
     for name in op.in_place:
         held[name].copy_(inputs[name])
     graph.replay()

@@ -78,7 +78,7 @@ def test_triton_kernels_touch_nothing_outside_the_pool(name):
             guarded[state] = torch.full((pool + 2, *given[state].shape[1:]), torch.nan, dtype=given[state].dtype)
             guarded[state][1:-1] = given[state]
         inputs = given | {state: guarded[state][1:-1] for state in states}
-        out = variant.run(**inputs, config=variant.config())[0]
+        out = variant.on(inputs, variant.config())[0]
         for state, whole in guarded.items():
             assert whole[0].isnan().all() and whole[-1].isnan().all(), f"{variant.key} wrote beside {state}"
             assert torch.equal(whole[2:-1], given[state][1:]), f"{variant.key} changed a row that no slot names"
@@ -92,5 +92,5 @@ def test_a_negative_position_reaches_no_ring():
     for variant in catalog.variants("local_attention_step").values():
         if variant.backend == "triton":
             ring = {name: given[name].clone() for name in ("k_cache", "v_cache")}
-            out = variant.run(**given | ring, config=variant.config())[0]
+            out = variant.on(given | ring, variant.config())[0]
             assert (out == 0).all() and all(torch.equal(ring[name], given[name]) for name in ring)

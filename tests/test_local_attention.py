@@ -155,10 +155,10 @@ def test_a_position_below_zero_sees_itself():
 def test_keys_and_windows_beyond_reach_are_the_same_case():
     for keys, window, seen in ((500, 20, 24), (12, 400, 12)):
         inputs = plain(5, window, keys=keys)
-        case = OP.case_of(**inputs)
+        case = OP.case_of(OP.call(**inputs))
         assert (case["S"], case["W"]) == (seen, min(window, keys))
-    assert "-S" not in OP.case_of(**plain(5, 20)).key
-    assert "-T5-S24-" in OP.case_of(**plain(5, 20, keys=500)).key
+    assert "-S" not in OP.case_of(OP.call(**plain(5, 20))).key
+    assert "-T5-S24-" in OP.case_of(OP.call(**plain(5, 20, keys=500))).key
 
 
 @pytest.mark.parametrize(
@@ -176,11 +176,11 @@ def test_backward_reference_is_autograd_of_the_forward_reference(case):
     inputs = verify.to_float64(OP.make_inputs(case, CPU, 0)) | {"with_lse": True}
     inputs = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     wanted = leaves(inputs)
-    out, lse = OP.reference(**inputs)
+    out, lse = OP.reference(OP.call(**inputs))
     dout = torch.randn_like(out)
     want = torch.autograd.grad(out, wanted, dout)
     rest = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in inputs.items() if k != "with_lse"}
-    got = BACKWARD.reference(dout=dout, out=out.detach(), lse=lse.detach(), **rest)
+    got = BACKWARD.reference(BACKWARD.call(dout=dout, out=out.detach(), lse=lse.detach(), **rest))
     for mine, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11)
 
@@ -194,7 +194,7 @@ def test_gradients_match_float64_autograd(case):
     dout = torch.randn_like(out)
     got = torch.autograd.grad(out, wanted, dout)
     wanted = leaves(exact)
-    want = torch.autograd.grad(OP.reference(**exact)[0], wanted, dout.double())
+    want = torch.autograd.grad(OP.reference(OP.call(**exact))[0], wanted, dout.double())
     tolerance = BACKWARD.tolerance(case)
     for name, mine, theirs in zip(FLOATS, got, want, strict=True):
         error = verify.error_of(name, mine, theirs)
@@ -206,7 +206,7 @@ def test_lse_is_given_only_where_asked_for():
     inputs = plain()
     variant = catalog.variant("local_attention/eager.blocked")
     for with_lse in (False, True):
-        _, lse = variant.run(**inputs | {"with_lse": with_lse}, config=variant.config())
+        _, lse = variant.on(inputs | {"with_lse": with_lse}, variant.config())
         assert (lse is not None) == with_lse
 
 

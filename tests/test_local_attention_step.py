@@ -155,7 +155,7 @@ def test_extreme_scores(variant, scale):
     # one key takes all the weight, or every key the same: exact but for the mean of 40 values
     inputs = OP.make_inputs(make_case(2, 40, 4, 1, 16), CPU, 0) | {"scale": scale}
     want = verify.reference_outputs(OP, inputs)[0]
-    out = catalog.variant(variant).run(**inputs, config=catalog.variant(variant).config())[0]
+    out = catalog.variant(variant).on(inputs, catalog.variant(variant).config())[0]
     torch.testing.assert_close(out, want.float())
 
 

@@ -124,13 +124,13 @@ def test_recorded_call_becomes_a_job_of_its_own(path):
     (job,) = planner.make(Options(device="cpu", misses=found.misses), HERE)
     assert (job.op.name, job.case.key, job.default is not None) == ("linear_scan", "B1-T300-D48-float32", True)
     made = job.op.make_inputs(job.case, torch.device("cpu"), 0)
-    assert job.op.case_of(**made).key == job.case.key
+    assert job.op.case_of(job.op.call(**made)).key == job.case.key
 
 
 def test_every_op_can_make_what_a_call_of_it_records():
     for op in catalog.ops().values():
         for case in op.cases_tagged("smoke", "edge"):
-            called = op.case_of(**op.make_inputs(case, torch.device("cpu"), 0))
+            called = op.case_of(op.call(**op.make_inputs(case, torch.device("cpu"), 0)))
             recorded = Miss(op=op.name, case=CaseRecord.of(called), device=HERE.slug)
             assert from_misses.unmakeable(recorded) is None, (op.name, case.key)
 

@@ -52,7 +52,7 @@ from griffin_kernels.ops.local_attention.cost import make_case
 op, v = catalog.op("local_attention"), catalog.variant("local_attention/numba.blocked")
 inputs = op.make_inputs(make_case(1, 1, 1, 1, 4, 5), torch.device("cpu"), 0)
 inputs["v"] = torch.ones_like(inputs["v"])
-print(v.run(**inputs, config=v.config())[0].tolist())
+print(v.on(inputs, v.config())[0].tolist())
 """
 
 

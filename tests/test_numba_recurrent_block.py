@@ -98,7 +98,7 @@ def test_every_thread_count_gives_the_same_bits(flags):
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            results.append(VARIANT.run(**inputs, config=VARIANT.config()))
+            results.append(VARIANT.on(inputs, VARIANT.config()))
     finally:
         torch.set_num_threads(before)
     for outputs in results[1:]:
@@ -112,7 +112,7 @@ def test_gelu_far_from_zero():
     values = torch.cat([torch.linspace(-12, 12, 24), far, -far])
     case = case_of(1, 6, 32, 2)
     inputs = inputs_of(case, y=values.expand(1, 6, 32).contiguous())
-    _, dy, *_ = VARIANT.run(**inputs, config=VARIANT.config())
+    _, dy, *_ = VARIANT.on(inputs, VARIANT.config())
     y = values.double()
     t = torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3))
     bend = 0.5 * y * (1 - t**2) * (2 / torch.pi) ** 0.5 * (1 + 3 * 0.044715 * y**2)
@@ -127,7 +127,7 @@ def test_non_finite_values_stay_where_they_belong(bad):
     case = case_of(1, 40, 32, 2)
     inputs = OP.make_inputs(case, CPU, 0)
     inputs["y"][0, 20, 5] = bad
-    dx, dy, *_ = VARIANT.run(**inputs, config=VARIANT.config(block_t=12))
+    dx, dy, *_ = VARIANT.on(inputs, VARIANT.config(block_t=12))
     assert not dx[0, :18, :16].isfinite().all()
     assert dx[0, 21:].isfinite().all()
     assert dx[..., 16:].isfinite().all()
@@ -140,7 +140,7 @@ def test_a_nan_in_x_reaches_the_steps_whose_taps_read_it():
     case = case_of(1, 40, 32, 2)
     inputs = OP.make_inputs(case, CPU, 0)
     inputs["x"][0, 20, 5] = float("nan")
-    _, dy, dconv_weight, dconv_bias, *_ = VARIANT.run(**inputs, config=VARIANT.config(block_t=12))
+    _, dy, dconv_weight, dconv_bias, *_ = VARIANT.on(inputs, VARIANT.config(block_t=12))
     assert dy.isfinite().all()  # h is given
     assert dconv_weight[:, 5].isnan().all()
     assert dconv_bias[16:].isfinite().all()
@@ -149,7 +149,7 @@ def test_a_nan_in_x_reaches_the_steps_whose_taps_read_it():
 def test_gradients_of_states_only_where_states_are_given():
     for data in ((), ("state",), ("h0",), BOTH):
         inputs = OP.make_inputs(case_of(2, 9, 12, 3, data=data), CPU, 0)
-        *_, dconv_state, dh0 = VARIANT.run(**inputs, config=VARIANT.config())
+        *_, dconv_state, dh0 = VARIANT.on(inputs, VARIANT.config())
         assert (dconv_state is not None) == ("state" in data)
         assert (dh0 is not None) == ("h0" in data)
 

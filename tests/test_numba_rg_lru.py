@@ -31,7 +31,7 @@ def verdict(case, inputs=None, **config):
 
 def forward(inputs: Inputs, **config: int):
     variant = catalog.variant("rg_lru/numba.fused")
-    return variant.run(**inputs, config=variant.config(**config))
+    return variant.on(inputs, variant.config(**config))
 
 
 def plain(time=6, width=32, blocks=2, **changes):
@@ -110,7 +110,7 @@ def test_every_thread_count_gives_the_same_bits(op_name):
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            results.append(variant.run(**inputs, config=variant.config()))
+            results.append(variant.on(inputs, variant.config()))
     finally:
         torch.set_num_threads(before)
     for outputs in results[1:]:
@@ -200,7 +200,7 @@ def test_a_changed_helper_is_compiled_again(tmp_path):
         "i = catalog.op('rg_lru').make_inputs(make_case(1, 1, 4, 1), torch.device('cpu'), 0)\n"
         "i['h0'] = torch.zeros(1, 4)\n"  # a first step without it is a reset, which takes another way
         "v = catalog.variant('rg_lru/numba.fused')\n"
-        "print(v.run(**i, config=v.config())[0].abs().sum().item() > 0)\n"
+        "print(v.on(i, v.config())[0].abs().sum().item() > 0)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
 

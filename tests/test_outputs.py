@@ -96,8 +96,8 @@ def test_ordinary():
 def test_the_gate_refuses_what_is_not_ordinary(spoil, words):
     real = catalog.variant("linear_scan/numba.sequential")
 
-    def run(*args, **given):
-        h, last = real.run(*args, **given)
+    def run(call, config):
+        h, last = real.run(call, config)
         return spoil(h), last
 
     run.__module__ = real.run.__module__

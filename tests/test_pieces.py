@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from griffin_kernels import catalog, pieces, verify
 from griffin_kernels.contract import ROWS
 from griffin_kernels.ops.rg_lru import op as rg_lru
-from tuning.static.describe import meta_inputs
+from tuning.static.describe import meta_call
 
 CPU = torch.device("cpu")
 OPS = list(catalog.ops().values())
@@ -70,7 +70,7 @@ def test_pieces_give_what_the_whole_gives(op):
     counts = []
     for case in small(op):
         inputs = op.make_inputs(case, CPU, 0)
-        whole = op.reference(**verify.to_float64(inputs))
+        whole = op.reference(op.call(**verify.to_float64(inputs)))
         counts.append(len(pieces.cuts(op, inputs, 7)))
         got = pieces.reference(op, inputs, memory_bytes=in_memory(op, inputs, 7))
         for name, mine, theirs in zip(op.outputs, got, whole, strict=True):
@@ -108,7 +108,7 @@ def needed(op, case, memory: int) -> int:
     With the inputs and the results that stay: a piece at its peak, or a call that is checked, whose inputs are kept
     twice, once more what it may change in place, and its outputs.
     """
-    inputs = meta_inputs(op, case)
+    inputs = meta_call(op, case)._asdict()
     given = sum(value.nbytes for value in inputs.values() if isinstance(value, Tensor))
     _, results = pieces._bytes(op, inputs, torch.float64)
     kept = results if results <= pieces.KEPT * memory else 0
@@ -143,7 +143,7 @@ def test_a_piece_needs_what_is_said(op):
     if "T" in case.size and not op.name.startswith("local_attention"):
         memory = CARD * 256 // case["T"]
         case = dataclasses.replace(case, dims=tuple((n, 256 if n == "T" else size) for n, size in case.dims))
-    inputs = meta_inputs(op, case)
+    inputs = meta_call(op, case)._asdict()
     given = [value for value in inputs.values() if isinstance(value, Tensor)]
     with Live(*given) as live:
         outputs = pieces.reference(op, inputs, memory_bytes=memory)

@@ -20,7 +20,7 @@ def run_triton() -> None:
     x = torch.ones(1, 4, 8)
     inputs = {"x": x, "a": x, "h0": None, "reset": None, "cu_seqlens": None, "reverse": False}
     variant = catalog.variant("linear_scan/triton.sequential")
-    variant.run(**inputs, config=variant.config())
+    variant.on(inputs, variant.config())
 
 
 def compile_for_a_gpu() -> None:

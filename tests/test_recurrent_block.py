@@ -51,12 +51,12 @@ def test_backward_reference_is_autograd_of_the_forward_reference(case):
     inputs = verify.to_float64(OP.make_inputs(case, CPU, 0)) | {"with_h": True}
     inputs = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     wanted = leaves(inputs)
-    out, kept, h_last, h = OP.reference(**inputs)
+    out, kept, h_last, h = OP.reference(OP.call(**inputs))
     upstream = [torch.randn_like(target) for target in (out, kept, h_last)]
     want = torch.autograd.grad([out, kept, h_last], wanted, upstream, allow_unused=True)
     given = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in inputs.items() if k != "with_h"}
     names = ("dout", "dnew_conv_state", "dh_last")
-    got = BACKWARD.reference(**dict(zip(names, upstream, strict=True)), h=h.detach(), **given)
+    got = BACKWARD.reference(BACKWARD.call(**dict(zip(names, upstream, strict=True)), h=h.detach(), **given))
     present = [name for name in FLOATS if inputs[name] is not None]
     for name, mine, theirs in zip(present, [g for g in got if g is not None], want, strict=True):
         theirs = torch.zeros_like(mine) if theirs is None else theirs
@@ -72,7 +72,9 @@ def test_gradients_match_float64_autograd(case):
     upstream = [torch.randn_like(target) for target in targets]
     got = torch.autograd.grad(targets, wanted, upstream)
     wanted = leaves(exact)
-    want = torch.autograd.grad(OP.reference(**exact)[:3], wanted, [u.double() for u in upstream], allow_unused=True)
+    want = torch.autograd.grad(
+        OP.reference(OP.call(**exact))[:3], wanted, [u.double() for u in upstream], allow_unused=True
+    )
     tolerance, extra = BACKWARD.tolerance(case), torch.finfo(case.torch_dtype).eps  # h is rounded once more
     names = [name for name in FLOATS if inputs[name] is not None]
     for name, mine, theirs in zip(names, got, want, strict=True):

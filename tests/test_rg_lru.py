@@ -41,11 +41,11 @@ def test_backward_reference_is_autograd_of_the_forward_reference(case):
     inputs = verify.to_float64(OP.make_inputs(case, CPU, 0))
     inputs = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     wanted = leaves(inputs)
-    targets = OP.reference(**inputs)
+    targets = OP.reference(OP.call(**inputs))
     upstream = [torch.randn_like(target) for target in targets]
     want = torch.autograd.grad(targets, wanted, upstream)
     detached = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
-    got = BACKWARD.reference(dy=upstream[0], dh_last=upstream[1], y=targets[0].detach(), **detached)
+    got = BACKWARD.reference(BACKWARD.call(dy=upstream[0], dh_last=upstream[1], y=targets[0].detach(), **detached))
     for mine, theirs in zip(got, want, strict=False):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
@@ -59,7 +59,7 @@ def test_gradients_match_float64_autograd(case):
     upstream = [torch.randn_like(target) for target in targets]
     got = torch.autograd.grad(targets, wanted, upstream)
     wanted = leaves(exact)
-    want = torch.autograd.grad(OP.reference(**exact), wanted, [u.double() for u in upstream])
+    want = torch.autograd.grad(OP.reference(OP.call(**exact)), wanted, [u.double() for u in upstream])
     tolerance, extra = BACKWARD.tolerance(case), torch.finfo(case.torch_dtype).eps  # y is rounded once more
     for name, mine, theirs in zip(FLOATS, got, want, strict=False):
         error = verify.error_of(name, mine, theirs)

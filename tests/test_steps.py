@@ -99,7 +99,7 @@ def public(op, given, **index):
 def one_step(variant, given, positions=None, slots=None, **changes):
     """One token by a variant: through the public function, or in the interpreter where that is what there is."""
     if variant.backend == "triton":
-        return variant.run(**given, positions=positions, slots=slots, config=variant.config(**changes))[0]
+        return variant.on(given | {"positions": positions, "slots": slots}, variant.config(**changes))[0]
     with griffin_kernels.use(variant=variant.key):
         return public(variant.op, given, positions=positions, slots=slots)
 

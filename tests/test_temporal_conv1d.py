@@ -72,7 +72,7 @@ def test_published_code_packed_and_then_one_token(golden, variant, dtype):
     spoilt = torch.zeros_like(segment_pos, dtype=torch.bool)
     spoilt[0, 8:11] = True
     assert (x[spoilt] == 0).all()
-    case, found = OP.case_of(x, weight, bias, None, segment_pos, None), catalog.variant(variant)
+    case, found = OP.case_of(OP.call(x, weight, bias, None, segment_pos, None)), catalog.variant(variant)
     with griffin_kernels.use(variant=variant):
         if found.reject(case, device.cpu(), found.config()) is None:
             y, after = griffin_kernels.temporal_conv1d(x, weight, bias, segment_pos=segment_pos)
@@ -190,18 +190,20 @@ def test_backward_reference_is_autograd_of_the_forward_reference(case):
     inputs = verify.to_float64(OP.make_inputs(case, CPU, 0))
     inputs = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     wanted = leaves(inputs)
-    targets = OP.reference(**inputs)
+    targets = OP.reference(OP.call(**inputs))
     upstream = [torch.randn_like(target) for target in targets]
     want = torch.autograd.grad(targets, wanted, upstream)
     given_ = {k: v.detach() for k, v in inputs.items() if v is not None}
     got = BACKWARD.reference(
-        dy=upstream[0],
-        dnew_state=upstream[1],
-        x=given_["x"],
-        weight=given_["weight"],
-        state=given_.get("state"),
-        segment_pos=given_.get("segment_pos"),
-        cu_seqlens=given_.get("cu_seqlens"),
+        BACKWARD.call(
+            dy=upstream[0],
+            dnew_state=upstream[1],
+            x=given_["x"],
+            weight=given_["weight"],
+            state=given_.get("state"),
+            segment_pos=given_.get("segment_pos"),
+            cu_seqlens=given_.get("cu_seqlens"),
+        )
     )
     assert (got[3] is None) == (inputs["state"] is None)
     for mine, theirs in zip(got, want, strict=False):
@@ -217,7 +219,7 @@ def test_gradients_match_float64_autograd(case):
     upstream = [torch.randn_like(target) for target in targets]
     got = torch.autograd.grad(targets, wanted, upstream)
     wanted = leaves(exact)
-    want = torch.autograd.grad(OP.reference(**exact), wanted, [u.double() for u in upstream])
+    want = torch.autograd.grad(OP.reference(OP.call(**exact)), wanted, [u.double() for u in upstream])
     tolerance = BACKWARD.tolerance(case)
     for name, mine, theirs in zip(FLOATS, got, want, strict=False):
         error = verify.error_of(name, mine, theirs)
@@ -388,5 +390,5 @@ def test_cost_counts_each_input_and_output_once():
         inputs = BACKWARD.make_inputs(backward, CPU, 0)
         assert BACKWARD.cost(backward).bytes_read == sum(v.nbytes for v in inputs.values() if v is not None)
         assert BACKWARD.cost(backward).bytes_written == sum(
-            out.nbytes for out in BACKWARD.reference(**inputs) if out is not None
+            out.nbytes for out in BACKWARD.reference(BACKWARD.call(**inputs)) if out is not None
         )

@@ -88,7 +88,7 @@ def test_every_thread_count_gives_the_same_bits(op_name):
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            results.append(variant.run(**inputs, config=variant.config(block_d=128)))
+            results.append(variant.on(inputs, variant.config(block_d=128)))
     finally:
         torch.set_num_threads(before)
     for outputs in results[1:]:

@@ -190,7 +190,7 @@ def test_gradients_of_the_weights_are_the_same_bits_every_time(key):
     target = "cuda" if variant.backend == "triton" and torch.cuda.is_available() else "cpu"
     case = make_case(2, 67, 33, 4, "float32", data=("state",), op=BACKWARD.name)
     inputs = BACKWARD.make_inputs(case, torch.device(target), 0)
-    first, second = (variant.run(**inputs, config=variant.config()) for _ in range(2))
+    first, second = (variant.on(inputs, variant.config()) for _ in range(2))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(first, second, strict=True))
 
 
@@ -264,5 +264,5 @@ def test_cost_counts_each_input_and_output_once():
         inputs = op.make_inputs(case, CPU, 0)
         found = op.cost(case)
         assert found.bytes_read == sum(v.nbytes for v in inputs.values() if v is not None)
-        assert found.bytes_written == sum(out.nbytes for out in op.reference(**inputs) if out is not None)
+        assert found.bytes_written == sum(out.nbytes for out in op.reference(op.call(**inputs)) if out is not None)
     assert cost(make_case(1, 11, 5, rows=1, flags=("packed",))).bytes_read < found.bytes_read

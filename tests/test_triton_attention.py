@@ -23,6 +23,8 @@ forward_variants = pytest.mark.parametrize("variant", FORWARD, ids=lambda v: v.k
 backward_variants = pytest.mark.parametrize("variant", BACKWARD, ids=lambda v: v.key)
 step_variants = pytest.mark.parametrize("variant", STEP, ids=lambda v: v.key)
 
+ATTENTION = catalog.op("local_attention")
+
 
 def small(variant, edge=32):
     """Tiles of edge x edge, and two parts where there are parts."""
@@ -77,7 +79,7 @@ def test_documents_that_begin_at_tile_edges(variant, starts, kind):
     documents = {k: v if v is None else v.to(WHERE.torch_device) for k, v in documents.items()}
     plain = catalog.op("local_attention").make_inputs(case, WHERE.torch_device, 0) | documents | {"with_lse": True}
     if op.forward:
-        out, lse = catalog.op("local_attention").reference(**plain)
+        out, lse = ATTENTION.reference(ATTENTION.call(**plain))
         shared = {name: value for name, value in plain.items() if name != "with_lse"}
         plain = {"dout": torch.randn_like(out), "out": out, "lse": lse} | shared
         plain = {name: plain[name] for name in (*op.inputs, *op.options)}
@@ -96,7 +98,9 @@ def test_positions_in_no_order(variant):
     if op.forward:
         plain = {name: inputs[name] for name in catalog.op("local_attention").inputs}
         options = {name: inputs[name] for name in op.options}
-        inputs["out"], inputs["lse"] = catalog.op("local_attention").reference(**plain, **options, with_lse=True)
+        inputs["out"], inputs["lse"] = catalog.op("local_attention").reference(
+            catalog.op("local_attention").call(**plain, **options, with_lse=True)
+        )
     verdict = verdict_of(variant, case, inputs)
     assert verdict.ok, verdict.problem
 
@@ -114,7 +118,7 @@ def test_tiles_outside_are_not_visited(variant, flags):
     want = verify.reference_outputs(catalog.op("local_attention"), inputs)
     for name in ("k", "v"):
         inputs[name][:, :low] = torch.nan
-    got = variant.run(**inputs, config=small(variant))
+    got = variant.on(inputs, small(variant))
     verdict = verify.compare(catalog.op("local_attention"), case, got, want, _tolerance(case))
     assert verdict.ok, verdict.problem
 
@@ -134,7 +138,7 @@ def test_hidden_keys_of_a_visited_tile_may_be_nan(variant):
     before = {name: inputs[name][:, :20].clone() for name in ("k", "v")}
     before["k"][:, :16] = torch.nan
     joined = {name: torch.cat([before[name], part[name]], dim=1) for name in ("k", "v")}
-    got = variant.run(**inputs | {"q": part["q"]} | joined, config=small(variant))
+    got = variant.on(inputs | {"q": part["q"]} | joined, small(variant))
     verdict = verify.compare(op, case, got, (want[0][:, 20:], None), op.tolerance(case))
     assert verdict.ok, verdict.problem
 
@@ -144,7 +148,7 @@ def test_gradients_have_the_same_bits_twice(variant):
     op = catalog.op(variant.op)
     case = case_for(variant, 1, 70, 6, 1, 16, 40, "bfloat16", flags=("softcap", "segmented"))
     inputs = op.make_inputs(case, WHERE.torch_device, 0)
-    first, second = (variant.run(**inputs, config=small(variant)) for _ in range(2))
+    first, second = (variant.on(inputs, small(variant)) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)
 
@@ -155,7 +159,7 @@ def test_keys_out_of_reach_have_no_gradient(variant):
     case = case_for(variant, 1, 8, 2, 1, 16, 5, keys=90)
     inputs = op.make_inputs(case, WHERE.torch_device, 0)
     with poison.poisoned():
-        _, dk, dv = variant.run(**inputs, config=small(variant))
+        _, dk, dv = variant.on(inputs, small(variant))
     assert not dk[:, : 90 - 8 - 4].any()
     assert not dv[:, : 90 - 8 - 4].any()
 
@@ -169,11 +173,13 @@ def test_other_scales(variant, scale, flags):
     inputs = op.make_inputs(case, WHERE.torch_device, 0) | {"scale": scale}
     if op.forward:
         plain = {name: inputs[name] for name in (*forward.inputs, *op.options)}
-        inputs["out"], inputs["lse"] = (x.float() for x in forward.reference(**verify.to_float64(plain), with_lse=True))
+        inputs["out"], inputs["lse"] = (
+            x.float() for x in forward.reference(forward.call(**verify.to_float64(plain), with_lse=True))
+        )
         if scale == 30.0 and not flags:
             return  # every weight is 0 or 1 to rounding: dq and dk are rounding errors alone
     want = verify.reference_outputs(op, inputs)
-    got = variant.run(**inputs, config=small(variant))
+    got = variant.on(inputs, small(variant))
     # an error of a score grows with the scale, by 30 sqrt(d) against the usual 1
     factor = 120.0 if scale == 30.0 else 1.0
     verdict = verify.compare(op, case, got, want, verify.tolerance_scaled(op.tolerance(case), factor))
@@ -200,10 +206,10 @@ def test_launches_fill_the_given_outputs(variant):
     case = op.cases_tagged("smoke")[0]
     inputs = op.make_inputs(case, WHERE.torch_device, 0)
     outputs = {}
-    steps = variant.launches(inputs, outputs, variant.config())
+    steps = variant.launches(catalog.op(variant.op).call(**inputs), outputs, variant.config())
     assert list(op.outputs) == [name for name in op.outputs if outputs[name] is not None]
     fresh = [name for name in op.outputs if name not in op.in_place]
-    again = variant.launches(inputs, dict(outputs), variant.config())
+    again = variant.launches(catalog.op(variant.op).call(**inputs), dict(outputs), variant.config())
     launch.run_all(steps)
     first = {name: outputs[name].clone() for name in fresh}
     for each in (steps, again):
@@ -224,7 +230,7 @@ def test_rows_further_apart_than_32_bits_reach(variant):
         values = inputs[name]
         memory = torch.empty(2**31 + 64, dtype=torch.bfloat16, device=WHERE.torch_device)
         inputs[name] = memory.as_strided(values.shape, (0, 2**30, 16, 1)).copy_(values)
-    got = variant.run(**inputs, config=variant.config())
+    got = variant.on(inputs, variant.config())
     verdict = verify.compare(op, case, got, verify.reference_outputs(op, inputs), op.tolerance(case))
     assert verdict.ok, verdict.problem
 
@@ -252,7 +258,7 @@ def test_the_slot_to_be_written_is_not_read(variant):
     for row, place in enumerate(inputs["positions"].tolist()):
         for name in ("k_cache", "v_cache"):
             inputs[name][row, place % 33] = torch.nan
-    got = variant.run(**inputs, config=variant.config(block_n=16))
+    got = variant.on(inputs, variant.config(block_n=16))
     verdict = verify.compare(op, case, got, want, op.tolerance(case))
     assert verdict.ok, verdict.problem
 

@@ -51,8 +51,8 @@ def test_launches_fill_the_given_outputs_and_can_be_run_again(variant):
     case = make_case(1, 70, 8, 2, "bfloat16", ("packed",), rows=4, data=("empty_sequence",))
     inputs = OP.make_inputs(case, WHERE.torch_device, 0)
     outputs = {}
-    steps = variant.launches(inputs, outputs, small_config(variant))
-    again = variant.launches(inputs, dict(outputs), small_config(variant))
+    steps = variant.launches(catalog.op(variant.op).call(**inputs), outputs, small_config(variant))
+    again = variant.launches(catalog.op(variant.op).call(**inputs), dict(outputs), small_config(variant))
     launch.run_all(steps)
     first = {name: value.clone() for name, value in outputs.items()}
     assert set(first) == set(OP.outputs)
@@ -96,7 +96,7 @@ def test_rows_further_apart_than_32_bits_reach(variant):
     inputs = OP.make_inputs(case, WHERE.torch_device, 0)
     memory = torch.empty(2**31 + 4, dtype=torch.bfloat16, device=WHERE.torch_device)
     inputs["x"] = memory.as_strided((1, 3, 4), (0, 2**30, 1)).copy_(inputs["x"])
-    got = variant.run(**inputs, config=variant.config())
+    got = variant.on(inputs, variant.config())
     verdict = verify.compare(OP, case, got, verify.reference_outputs(OP, inputs), OP.tolerance(case))
     assert verdict.ok, verdict.problem
 
@@ -169,7 +169,7 @@ def test_a_tanh_off_by_its_bound_stays_within_bfloat16_tolerance():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "sigmoid", sigmoid)
-        got = OP.reference(**inputs)
+        got = OP.reference(OP.call(**inputs))
     tolerance = OP.tolerance(case)
     for name, mine, theirs in zip(OP.outputs, got, want, strict=True):
         error = verify.error_of(name, mine, theirs)
@@ -233,8 +233,8 @@ def test_block_without_h_gives_the_same_and_no_h(variant):
     case = next(c for c in BLOCK.cases if "segmented" in c.flags and c.dtype == "bfloat16" and "with_h" in c.data)
     inputs = BLOCK.make_inputs(case, WHERE.torch_device, 0)
     config = small_config(variant)
-    *wanted, h = variant.run(**inputs, config=config)
-    *got, nothing = variant.run(**inputs | {"with_h": False}, config=config)
+    *wanted, h = variant.on(inputs, config)
+    *got, nothing = variant.on(inputs | {"with_h": False}, config)
     assert h is not None
     assert nothing is None
     for mine, theirs in zip(got, wanted, strict=True):

@@ -52,10 +52,10 @@ def test_a_state_that_nothing_reaches_has_no_gradient(variant):
     _, inputs = some(37, flags=("segmented",))
     inputs["segment_pos"] = torch.arange(37, device=WHERE.torch_device)[None]
     inputs["h0"] = inputs["h0"] * 1e30
-    got = variant.run(**inputs, config=first_config(variant))
+    got = variant.on(inputs, first_config(variant))
     assert torch.equal(got[-1], torch.zeros_like(got[-1]))
     inputs["h0"] = torch.zeros_like(inputs["h0"])
-    for mine, theirs in zip(got, variant.run(**inputs, config=first_config(variant)), strict=True):
+    for mine, theirs in zip(got, variant.on(inputs, first_config(variant)), strict=True):
         assert torch.equal(mine, theirs)
 
 
@@ -64,9 +64,9 @@ def test_runs_again_into_given_outputs_with_the_same_bits(variant):
     """The list of steps may be run again, and sums over time do not depend on the order in which programs run."""
     _, inputs = some(70, flags=("packed",), rows=4, data=("h0", "empty_sequence"), dtype="bfloat16")
     outputs = {}
-    steps = variant.launches(inputs, outputs, first_config(variant))
+    steps = variant.launches(catalog.op(variant.op).call(**inputs), outputs, first_config(variant))
     assert sorted(outputs) == sorted(OP.outputs)
-    again = variant.launches(inputs, dict(outputs), first_config(variant))
+    again = variant.launches(catalog.op(variant.op).call(**inputs), dict(outputs), first_config(variant))
     launch.run_all(steps)
     first = {name: value.clone() for name, value in outputs.items()}
     for some_steps in (steps, again):
@@ -84,7 +84,7 @@ def test_rows_further_apart_than_32_bits_reach(variant):
     for name in ("dy", "x", "y"):
         memory = torch.empty(2**31 + 8, dtype=torch.bfloat16, device=WHERE.torch_device)
         inputs[name] = memory.as_strided((1, 3, 8), (0, 2**30, 1)).copy_(inputs[name])
-    got = variant.run(**inputs, config=variant.config())
+    got = variant.on(inputs, variant.config())
     verdict = verify.compare(OP, case, got, verify.reference_outputs(OP, inputs), OP.tolerance(case))
     assert verdict.ok, verdict.problem
 

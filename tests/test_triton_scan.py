@@ -40,9 +40,9 @@ def test_launches_fill_the_given_outputs_and_can_be_run_again(variant):
     case = make_case(1, 70, 5, flags=("packed",), rows=4, op=op.name, tag="edge", data=("h0", "empty_sequence"))
     inputs = op.make_inputs(case, WHERE.torch_device, seed=0)
     outputs = {}
-    launches = variant.launches(inputs, outputs, first_config(variant))
+    launches = variant.launches(catalog.op(variant.op).call(**inputs), outputs, first_config(variant))
     assert list(op.outputs) == [name for name in op.outputs if outputs[name] is not None]
-    again = variant.launches(inputs, dict(outputs), first_config(variant))
+    again = variant.launches(catalog.op(variant.op).call(**inputs), dict(outputs), first_config(variant))
     launch.run_all(launches)
     first = {name: value.clone() for name, value in outputs.items()}
     for list_of_launches in (launches, again):
@@ -63,7 +63,7 @@ def test_rows_further_apart_than_32_bits_reach(variant):
         if name in inputs:
             memory = torch.empty(2**31 + 4, dtype=torch.bfloat16, device=WHERE.torch_device)
             inputs[name] = memory.as_strided((1, 3, 4), (0, 2**30, 1)).copy_(inputs[name])
-    got = variant.run(**inputs, config=variant.config())
+    got = variant.on(inputs, variant.config())
     verdict = verify.compare(op, case, got, verify.reference_outputs(op, inputs), op.tolerance(case))
     assert verdict.ok, verdict.problem
 

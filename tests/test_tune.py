@@ -71,8 +71,8 @@ def planted(name, behave, **facts):
     """linear_scan's eager.sequential with something done to its outputs."""
     real = catalog.variant("linear_scan/eager.sequential")
 
-    def run(*, config, **inputs):
-        return behave(real.run(**inputs, config=NoConfig()))
+    def run(call, config):
+        return behave(real.run(call, NoConfig()))
 
     run.__module__ = real.run.__module__
     return Variant("linear_scan", name, "planted", run, NoConfig, **facts)
@@ -167,9 +167,9 @@ class Three:
 def test_hopeless_variant_is_not_tried_again_with_other_configurations_or_at_later_cases(tmp_path, monkeypatch):
     real = catalog.variant("linear_scan/eager.sequential")
 
-    def dawdle(*, config, **inputs):
+    def dawdle(call, config):
         time.sleep(0.1)
-        return real.run(**inputs, config=NoConfig())
+        return real.run(call, NoConfig())
 
     dawdle.__module__ = real.run.__module__
     with_planted(monkeypatch, Variant("linear_scan", "eager.planted", "", dawdle, Three, axes={"n": (1, 2, 3)}))

@@ -32,11 +32,11 @@ def peer(monkeypatch):
     """A package that is installed now: a baseline whose call does nothing, and which is right all the same."""
     real = catalog.variant("linear_scan/eager.sequential")
 
-    def whole(*, config, **inputs):
-        return real.run(**inputs, config=NoConfig())
+    def whole(call, config):
+        return real.run(call, NoConfig())
 
     whole.__module__ = real.run.__module__
-    adapter = Adapter(lambda inputs: {}, lambda: None, lambda result, inputs: whole(config=None, **inputs))
+    adapter = Adapter(lambda call: {}, lambda: None, lambda result, call: whole(call, None))
     added = Variant(
         "linear_scan", "peer.idle", "a peer", whole, NoConfig, baseline=True, adapter=adapter, package="idle"
     )

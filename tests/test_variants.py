@@ -39,7 +39,7 @@ def test_what_is_checked_of_a_compiled_variant_is_what_is_timed():
     inputs, config = op.make_inputs(case, torch.device("cpu"), 0), variant.config()
     graphs = counters["stats"]["unique_graphs"]
     assert verify.check(op, variant, case, config, inputs).ok
-    variant.run(**inputs, config=config)
+    variant.on(inputs, config)
     assert counters["stats"]["unique_graphs"] == graphs + 1
 
 
@@ -48,8 +48,8 @@ def test_memory_is_poisoned_around_a_compiled_graph_and_not_after_a_check():
     case = op.cases_tagged("smoke")[0]
     inputs, config = op.make_inputs(case, torch.device("cpu"), 0), variant.config()
 
-    def forgetful(*tensors, **named):
-        y, h_last = variant.run(*tensors, **named)
+    def forgetful(call, config):
+        y, h_last = variant.run(call, config)
         return torch.empty_like(y), h_last
 
     forgets = dataclasses.replace(variant, run=forgetful)

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from griffin_kernels import catalog, dispatch, errors, specs
-from griffin_kernels.contract import Inputs
+from griffin_kernels.contract import Op
 
 NAMESPACE = "griffin_kernels"
 
@@ -61,36 +61,42 @@ def check_tangents(op_name: str, args: Any) -> None:
                 _no_tangents(op_name)()
 
 
-def register(op_name: str, option_types: dict[str, str]) -> Any:
+def _schema(op: Op, outputs: int) -> str:
+    """The schema of a ``torch.library`` operator with the op's arguments and so many outputs."""
+    letters = iter("abcdefgh")
+    arguments = [
+        f"Tensor{f'({next(letters)}!)' if name in op.in_place else ''}{'?' if spec.optional else ''} {name}"
+        for name, spec in op.inputs.items()
+    ]
+    arguments += [f"{kind} {name}" for name, kind in op.option_types.items()]
+    returns = ", ".join(["Tensor"] * outputs)
+    return f"({', '.join(arguments)}) -> {returns if outputs == 1 else f'({returns})'}"
+
+
+def register(op_name: str) -> Any:
     """Register ``griffin_kernels::<op>`` with schema, implementation and fake implementation; returns the CustomOpDef.
 
-    option_types: schema type of each option, ``{"reverse": "bool"}``.
     An output that is None comes back as a tensor without elements, since a schema's outputs are always there.
     """
     op = catalog.op(op_name)
-    names = [*op.inputs, *op.options]
-    arguments = [f"Tensor{'?' if spec.optional else ''} {name}" for name, spec in op.inputs.items()]
-    arguments += [f"{option_types[name]} {name}" for name in op.options]
-    returns = ", ".join(["Tensor"] * len(op.outputs))
-    first = next(iter(op.inputs))
 
     def implementation(*args: Any) -> Any:
         if forward_ad._current_level >= 0:
             check_tangents(op_name, args)
-        inputs = dict(zip(names, args, strict=True))
-        outputs = dispatch.call(op_name, inputs)
-        data = specs.data_dtype(op, inputs)
+        call = op.call(*args)
+        outputs = dispatch.call(op_name, call)
+        data = specs.data_dtype(op, call)
         filled = tuple(
-            inputs[first].new_empty(0, dtype=specs.expected_dtype(spec, data)) if out is None else out
+            call[0].new_empty(0, dtype=specs.expected_dtype(spec, data)) if out is None else out
             for spec, out in zip(op.outputs.values(), outputs, strict=True)
         )
         return filled[0] if len(filled) == 1 else filled
 
     def fake(*args: Any) -> Any:
-        outputs = specs.empty_outputs(op, dict(zip(names, args, strict=True)))
+        outputs = specs.empty_outputs(op, op.call(*args))
         return outputs[0] if len(outputs) == 1 else outputs
 
-    schema = f"({', '.join(arguments)}) -> {returns if len(op.outputs) == 1 else f'({returns})'}"
+    schema = _schema(op, len(op.outputs))
     definition = torch.library.custom_op(f"{NAMESPACE}::{op_name}", implementation, mutates_args=(), schema=schema)
     definition.register_fake(fake)
     definition.register_vmap(_no_batching(op_name))
@@ -98,28 +104,41 @@ def register(op_name: str, option_types: dict[str, str]) -> Any:
 
 
 class Differentiable:
-    """A forward op with its gradient, callable with the op's inputs and options in order.
+    """A forward op with its gradient ``<op>_bwd``, callable with the op's inputs and options in order.
 
-    setup_context: ``(ctx, inputs, output) -> None`` saves for backward. backward: ``(ctx, *gradients) -> gradients`` of
-    every input. Both serve the custom op and the eager autograd.Function.
+    What is kept for the gradient, and what of its results is a gradient of what, is told by names: an argument of the
+    gradient is the forward pass's input, output or option of that name, or with a ``d`` before it what reaches an
+    output; its results are inputs' names with a ``d`` before them.
     """
 
-    def __init__(
-        self,
-        op_name: str,
-        option_types: dict[str, str],
-        setup_context: Callable[..., None],
-        backward: Callable[..., Any],
-    ) -> None:
+    def __init__(self, op_name: str) -> None:
         self.op_name = op_name
-        op = catalog.op(op_name)
-        self.names = (*op.inputs, *op.options)
-        self.custom_op = register(op_name, option_types)
+        op, backward_op = catalog.op(op_name), catalog.op(f"{op_name}_bwd")
+        self.call = op.call
+        fields, results = op.call._fields, tuple(op.outputs)
+        custom_backward = register(backward_op.name)
+        self.custom_op = register(op_name)
+        upstream = [name for name in backward_op.call._fields if name.removeprefix("d") in results and name[0] == "d"]
+        kept = [name for name in backward_op.inputs if name not in upstream]
+        options = [name for name in backward_op.options if name in fields]
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            outputs = output if isinstance(output, tuple) else (output,)
+            known = dict(zip(results, outputs, strict=True)) | dict(zip(fields, inputs, strict=True))
+            ctx.save_for_backward(*[known[name] for name in kept])
+            ctx.options = {name: known[name] for name in options}
+
+        def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+            saved = dict(zip(kept, ctx.saved_tensors, strict=True))
+            reached = {f"d{name}": gradient for name, gradient in zip(results, gradients, strict=True)}
+            given = backward_op.call(**saved, **ctx.options, **{name: reached[name] for name in upstream})
+            found = dict(zip(backward_op.outputs, call_backward(backward_op, custom_backward, given), strict=True))
+            return tuple(_gradient(found.get(f"d{name}"), name, saved) for name in fields)
+
         self.custom_op.register_autograd(backward, setup_context=setup_context)
-        names = self.names
 
         def forward(*args: Any) -> Any:
-            outputs = dispatch.call(op_name, dict(zip(names, args, strict=True)))
+            outputs = dispatch.call(op_name, op.call(*args))
             return outputs[0] if len(outputs) == 1 else outputs
 
         def forward_and_save(ctx: Any, *args: Any) -> Any:
@@ -144,8 +163,16 @@ class Differentiable:
             return self.custom_op(*args)
         if torch.is_grad_enabled() and any([isinstance(arg, Tensor) and arg.requires_grad for arg in args]):
             return self.eager.apply(*args)
-        outputs = dispatch.call(self.op_name, dict(zip(self.names, args, strict=True)))
+        outputs = dispatch.call(self.op_name, self.call(*args))
         return outputs[0] if len(outputs) == 1 else outputs
+
+
+def _gradient(found: Tensor | None, name: str, saved: dict[str, Tensor | None]) -> Tensor | None:
+    """The gradient of the input ``name`` as autograd takes it: in that input's dtype, None where there was no input."""
+    if found is None or name not in saved:
+        return found
+    value = saved[name]
+    return None if value is None else found.to(value.dtype)
 
 
 class InPlace:
@@ -155,32 +182,22 @@ class InPlace:
     that requires one raises ArgumentError, which names ``instead``, the op to use.
     """
 
-    def __init__(self, op_name: str, option_types: dict[str, str], instead: str) -> None:
+    def __init__(self, op_name: str, instead: str) -> None:
         self.op = catalog.op(op_name)
         self.instead = instead
-        op, names = self.op, (*self.op.inputs, *self.op.options)
+        op = self.op
         self.fresh = [at for at, name in enumerate(op.outputs) if name not in op.in_place]
-
-        def argument(name: str, letter: str) -> str:
-            written = f"({letter}!)" if name in op.in_place else ""
-            return f"Tensor{written}{'?' if op.inputs[name].optional else ''} {name}"
 
         def implementation(*args: Any) -> Any:
             if forward_ad._current_level >= 0:
                 check_tangents(op_name, args)
-            return self._new(dispatch.call(op_name, dict(zip(names, args, strict=True))))
+            return self._new(dispatch.call(op_name, op.call(*args)))
 
         def fake(*args: Any) -> Any:
-            return self._new(specs.empty_outputs(op, dict(zip(names, args, strict=True))))
+            return self._new(specs.empty_outputs(op, op.call(*args)))
 
-        letters = iter("abcdefgh")
-        arguments = [argument(name, next(letters) if name in op.in_place else "") for name in op.inputs]
-        arguments += [f"{option_types[name]} {name}" for name in op.options]
-        returns = ", ".join(["Tensor"] * len(self.fresh))
-        schema = f"({', '.join(arguments)}) -> {returns if len(self.fresh) == 1 else f'({returns})'}"
-        self.names = names
         self.custom_op: Any = torch.library.custom_op(
-            f"{NAMESPACE}::{op_name}", implementation, mutates_args=op.in_place, schema=schema
+            f"{NAMESPACE}::{op_name}", implementation, mutates_args=op.in_place, schema=_schema(op, len(self.fresh))
         )
         self.custom_op.register_fake(fake)
         self.custom_op.register_vmap(_no_batching(op_name))
@@ -193,7 +210,7 @@ class InPlace:
         if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
             check_tangents(self.op.name, args)
         if torch.is_grad_enabled():
-            for name, value in zip(self.names, args, strict=True):
+            for name, value in zip(self.op.call._fields, args, strict=True):
                 if isinstance(value, Tensor) and value.requires_grad:
                     raise errors.ArgumentError(
                         f"{self.op.name}: {name} requires a gradient, and decoding has none: call it under "
@@ -201,7 +218,7 @@ class InPlace:
                     )
         if not is_plain(args):
             return self.custom_op(*args)
-        return self._new(dispatch.call(self.op.name, dict(zip(self.names, args, strict=True))))
+        return self._new(dispatch.call(self.op.name, self.op.call(*args)))
 
 
 def whole(index: Any) -> Any:
@@ -216,24 +233,22 @@ def _unwrapped(value: Any) -> Any:
     return value
 
 
-def call_backward(op_name: str, custom_op: Any, inputs: Inputs) -> tuple[Tensor | None, ...]:
+def call_backward(op: Op, custom_op: Any, call: Any) -> tuple[Tensor | None, ...]:
     """Run a backward op by whichever road the forward pass is on; absent outputs are None or without elements."""
     if forward_ad._current_level >= 0:
-        check_tangents(op_name, inputs.values())
-    if is_plain(tuple(inputs.values())):
+        check_tangents(op.name, call)
+    if is_plain(call):
         try:
-            return dispatch.call(op_name, inputs)
+            return dispatch.call(op.name, call)
         except RuntimeError:
             # looked at only now, as asking takes as long as a small call: both kinds pass for plain tensors
-            if any(
-                [isinstance(value, Tensor) and _functorch.is_legacy_batchedtensor(value) for value in inputs.values()]
-            ):
-                _no_batching(op_name)()
-            unwrapped = {name: _unwrapped(value) for name, value in inputs.items()}
-            if all([unwrapped[name] is inputs[name] for name in inputs]):
+            if any([isinstance(value, Tensor) and _functorch.is_legacy_batchedtensor(value) for value in call]):
+                _no_batching(op.name)()
+            unwrapped = op.call(*map(_unwrapped, call))
+            if all([mine is given for mine, given in zip(unwrapped, call, strict=True)]):
                 raise
-        return dispatch.call(op_name, unwrapped)
-    outputs = custom_op(*inputs.values())
+        return dispatch.call(op.name, unwrapped)
+    outputs = custom_op(*call)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 

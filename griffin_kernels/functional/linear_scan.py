@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from griffin_kernels.functional import _bridge
 
-_OPTIONS = {"reverse": "bool"}
-_backward_op = _bridge.register("linear_scan_bwd", _OPTIONS)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, a, h0, reset, cu_seqlens, reverse = inputs
-    ctx.save_for_backward(a, output[0], h0, reset, cu_seqlens)  # h stands in for x, which the gradient never reads
-    ctx.reverse = reverse
-
-
-def _backward(ctx: Any, dh: Tensor, dh_last: Tensor) -> tuple[Tensor | None, ...]:
-    a, h, h0, reset, cu_seqlens = ctx.saved_tensors
-    inputs = {"dh": dh, "dh_last": dh_last, "a": a, "h": h, "h0": h0, "reset": reset, "cu_seqlens": cu_seqlens}
-    dx, da, dh0 = _bridge.call_backward("linear_scan_bwd", _backward_op, inputs | {"reverse": ctx.reverse})
-    return dx, da, None if h0 is None or dh0 is None else dh0.to(h0.dtype), None, None, None
-
-
-_linear_scan = _bridge.Differentiable("linear_scan", _OPTIONS, _setup_context, _backward)
+_linear_scan = _bridge.Differentiable("linear_scan")
 
 
 def linear_scan(

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from griffin_kernels.functional import _bridge
 
-_OPTIONS = {"window": "int", "softcap": "float?", "scale": "float?"}
-_backward_op = _bridge.register("local_attention_bwd", _OPTIONS)
-_SAVED = ("q", "k", "v", "out", "lse", "segment_pos", "cu_seqlens")
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, segment_pos, cu_seqlens, window, softcap, scale, _ = inputs
-    ctx.save_for_backward(q, k, v, *output, segment_pos, cu_seqlens)
-    ctx.options = {"window": window, "softcap": softcap, "scale": scale}
-
-
-def _backward(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
-    saved = dict(zip(_SAVED, ctx.saved_tensors, strict=True))
-    gradients = _bridge.call_backward("local_attention_bwd", _backward_op, {"dout": dout, **saved, **ctx.options})
-    return (*gradients, None, None, None, None, None, None)
-
-
-_local_attention = _bridge.Differentiable("local_attention", _OPTIONS | {"with_lse": "bool"}, _setup_context, _backward)
+_local_attention = _bridge.Differentiable("local_attention")
 
 
 def local_attention(

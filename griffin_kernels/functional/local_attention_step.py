@@ -6,7 +6,7 @@ from torch import Tensor
 
 from griffin_kernels.functional import _bridge
 
-_step = _bridge.InPlace("local_attention_step", {"softcap": "float?", "scale": "float?"}, instead="local_attention")
+_step = _bridge.InPlace("local_attention_step", instead="local_attention")
 
 
 def local_attention_step(

@@ -2,56 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from griffin_kernels.functional import _bridge
 from griffin_kernels.functional.rg_lru import RGLRUWeights, checked
 
-_backward_op = _bridge.register("recurrent_block_bwd", {})
-_SAVED = (
-    "x",
-    "y",
-    "conv_weight",
-    "conv_bias",
-    "a_param",
-    "input_gate_weight",
-    "input_gate_bias",
-    "recurrence_gate_weight",
-    "recurrence_gate_bias",
-    "h",
-    "conv_state",
-    "h0",
-    "segment_pos",
-    "cu_seqlens",
-)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *given, conv_state, h0, segment_pos, cu_seqlens, _ = inputs
-    ctx.save_for_backward(*given, output[3], conv_state, h0, segment_pos, cu_seqlens)
-
-
-def _backward(
-    ctx: Any, dout: Tensor, dnew_conv_state: Tensor, dh_last: Tensor, dh: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    saved = dict(zip(_SAVED, ctx.saved_tensors, strict=True))
-    upstream = {"dout": dout, "dnew_conv_state": dnew_conv_state, "dh_last": dh_last}
-    *found, dconv_state, dh0 = _bridge.call_backward("recurrent_block_bwd", _backward_op, upstream | saved)
-    h0 = saved["h0"]
-    return (
-        *found,
-        None if saved["conv_state"] is None else dconv_state,
-        None if h0 is None or dh0 is None else dh0.to(h0.dtype),
-        None,
-        None,
-        None,
-    )
-
-
-_recurrent_block = _bridge.Differentiable("recurrent_block", {"with_h": "bool"}, _setup_context, _backward)
+_recurrent_block = _bridge.Differentiable("recurrent_block")
 
 
 def recurrent_block(

@@ -7,7 +7,7 @@ from torch import Tensor
 from griffin_kernels.functional import _bridge
 from griffin_kernels.functional.rg_lru import RGLRUWeights, checked
 
-_step = _bridge.InPlace("recurrent_block_step", {}, instead="recurrent_block")
+_step = _bridge.InPlace("recurrent_block_step", instead="recurrent_block")
 
 
 def recurrent_block_step(

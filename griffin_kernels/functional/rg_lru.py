@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from griffin_kernels import errors
 from griffin_kernels.functional import _bridge
-
-_backward_op = _bridge.register("rg_lru_bwd", {})
-_SAVED = (
-    "x",
-    "a_param",
-    "input_gate_weight",
-    "input_gate_bias",
-    "recurrence_gate_weight",
-    "recurrence_gate_bias",
-    "y",
-    "h0",
-    "segment_pos",
-    "cu_seqlens",
-)
 
 
 class RGLRUWeights(NamedTuple):
@@ -51,19 +37,7 @@ def checked(op_name: str, weights: RGLRUWeights) -> tuple[Tensor, ...]:
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *given, h0, segment_pos, cu_seqlens = inputs
-    ctx.save_for_backward(*given, output[0], h0, segment_pos, cu_seqlens)
-
-
-def _backward(ctx: Any, dy: Tensor, dh_last: Tensor) -> tuple[Tensor | None, ...]:
-    saved = dict(zip(_SAVED, ctx.saved_tensors, strict=True))
-    h0 = saved["h0"]
-    *gradients, dh0 = _bridge.call_backward("rg_lru_bwd", _backward_op, {"dy": dy, "dh_last": dh_last, **saved})
-    return (*gradients, None if h0 is None or dh0 is None else dh0.to(h0.dtype), None, None)
-
-
-_rg_lru = _bridge.Differentiable("rg_lru", {}, _setup_context, _backward)
+_rg_lru = _bridge.Differentiable("rg_lru")
 
 
 def rg_lru(

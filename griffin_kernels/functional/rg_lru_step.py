@@ -7,7 +7,7 @@ from torch import Tensor
 from griffin_kernels.functional import _bridge
 from griffin_kernels.functional.rg_lru import RGLRUWeights, checked
 
-_step = _bridge.InPlace("rg_lru_step", {}, instead="rg_lru")
+_step = _bridge.InPlace("rg_lru_step", instead="rg_lru")
 
 
 def rg_lru_step(

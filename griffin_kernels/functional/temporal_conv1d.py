@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from griffin_kernels.functional import _bridge
 
-_backward_op = _bridge.register("temporal_conv1d_bwd", {})
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, state, segment_pos, cu_seqlens = inputs
-    ctx.save_for_backward(x, weight, state, segment_pos, cu_seqlens)
-
-
-def _backward(ctx: Any, dy: Tensor, dnew_state: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, state, segment_pos, cu_seqlens = ctx.saved_tensors
-    inputs = {"dy": dy, "dnew_state": dnew_state, "x": x, "weight": weight, "state": state}
-    inputs |= {"segment_pos": segment_pos, "cu_seqlens": cu_seqlens}
-    dx, dweight, dbias, dstate = _bridge.call_backward("temporal_conv1d_bwd", _backward_op, inputs)
-    return dx, dweight, dbias, None if state is None else dstate, None, None
-
-
-_temporal_conv1d = _bridge.Differentiable("temporal_conv1d", {}, _setup_context, _backward)
+_temporal_conv1d = _bridge.Differentiable("temporal_conv1d")
 
 
 def temporal_conv1d(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from griffin_kernels.functional import _bridge
 
-_step = _bridge.InPlace("temporal_conv1d_step", {}, instead="temporal_conv1d")
+_step = _bridge.InPlace("temporal_conv1d_step", instead="temporal_conv1d")
 
 
 def temporal_conv1d_step(

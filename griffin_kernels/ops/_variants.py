@@ -19,9 +19,9 @@ def backward_of(forward: Variant, run: Callable[..., Any], **facts: Any) -> Vari
 
 
 def through(scan: Callable[..., Any], core_of: Callable[[Any], Any]) -> Callable[..., Any]:
-    """``run`` of a scan that is ``scan(core, **inputs)`` with the core that ``core_of`` gives for a configuration."""
+    """``run`` of a scan that is ``scan(core, call)`` with the core that ``core_of`` gives for a configuration."""
 
-    def run(*, config: Any, **inputs: Any) -> Any:
-        return scan(core_of(config), **inputs)
+    def run(call: Any, config: Any) -> Any:
+        return scan(core_of(config), call)
 
     return run

@@ -6,8 +6,6 @@ lost in the noise (and are then ties), but none may be made up.
 
 from __future__ import annotations
 
-import functools
-
 import numba
 import numpy as np
 import pytest
@@ -61,7 +59,7 @@ def tuned(kernel, make, share, number):
     rotation = timing.copies(make(), HERE)
     field, samplers = [], []
     for name, part in (("whole", 1.0), ("part", share)):
-        sample = timing.sampler(functools.partial(kernel, part), rotation, HERE)
+        sample = timing.sampler(lambda given, kernel=kernel, part=part: kernel(part, **given), rotation, HERE)
         variant = Variant(op.name, f"eager.{name}", "planted", stream, NoConfig)
         record = Candidate(
             key=name, op=op.name, variant=variant.name, case=CaseRecord.of(case), config={}, baseline=False,

@@ -27,7 +27,7 @@ DISPATCH_TARGET_US = 15.0
 
 def caller(variant: Variant, inputs: Inputs, config: object = None) -> Callable[[], object]:
     config = variant.config() if config is None else config
-    return lambda: variant.run(**inputs, config=config)
+    return lambda: variant.on(inputs, config)
 
 
 def bench_inputs(case: Case) -> Inputs:

@@ -31,14 +31,14 @@ def inputs_of(case: Case) -> Inputs:
     if case.op == op.name:
         return inputs | {"with_lse": False}
     variant = catalog.variant("local_attention/numba.blocked")
-    out, lse = variant.run(**inputs, config=variant.config())
+    out, lse = variant.on(inputs, variant.config())
     del inputs["with_lse"]
     dout = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
     return inputs | {"dout": dout, "out": out, "lse": lse}
 
 
 def caller(variant: Variant, inputs: Inputs, config: object) -> Callable[[], object]:
-    return lambda: variant.run(**inputs, config=config)
+    return lambda: variant.on(inputs, config)
 
 
 def against_all(case: Case, more: dict[str, Callable[[], object]] | None = None, rounds: int = 7) -> dict[str, Row]:

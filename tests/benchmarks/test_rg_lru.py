@@ -35,7 +35,7 @@ def backward_inputs(case: Case) -> Inputs:
     """As the op's own, with the output by a variant: the reference over time is slow."""
     inputs = forward_inputs(case)
     variant = catalog.variant("rg_lru/eager.unfused")
-    y, _ = variant.run(**inputs, config=variant.config())
+    y, _ = variant.on(inputs, variant.config())
     optional = {name: inputs.pop(name) for name in ("h0", "segment_pos", "cu_seqlens")}
     return {"dy": torch.randn_like(y), "dh_last": None, **inputs, "y": y, **optional}
 
@@ -44,7 +44,7 @@ def callers(case: Case, inputs: Inputs) -> dict[str, Callable[[], object]]:
     """Every variant that accepts the case, the one that is run where nothing is tuned first."""
     variants = [v for v in catalog.variants(case.op).values() if v.reject(case, device.cpu(), v.config()) is None]
     variants.sort(key=lambda v: -v.rank(case, device.cpu()))
-    return {v.name: lambda v=v: v.run(**inputs, config=v.config()) for v in variants}  # type: ignore[misc]
+    return {v.name: lambda v=v: v.on(inputs, v.config()) for v in variants}  # type: ignore[misc]
 
 
 def products(x: Tensor, first: Tensor, second: Tensor) -> dict[str, Callable[[], object]]:

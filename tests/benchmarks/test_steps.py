@@ -40,7 +40,7 @@ def public(given: Inputs) -> Callable[[], object]:
 def variant(name: str, given: Inputs) -> Callable[[], object]:
     found = catalog.variant(f"{OP}/{name}")
     config = found.config()
-    return lambda: found.run(**given, config=config)
+    return lambda: found.on(given, config)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -81,7 +81,7 @@ def test_native_steps_against_their_eager_forms(op, case):
 
     def call(found: Variant) -> Callable[[], None]:
         config = found.config()
-        return repeated(lambda: found.run(**given, config=config))
+        return repeated(lambda: found.on(given, config))
 
     able = [v for v in catalog.variants(op).values() if v.reject(case, device.cpu(), v.config()) is None]
     able.sort(key=lambda v: v.backend != "numba")  # the native one is the yardstick

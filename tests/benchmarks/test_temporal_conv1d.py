@@ -32,7 +32,7 @@ def callers(case: Case) -> dict[str, Callable[[], object]]:
     inputs = catalog.op(case.op).make_inputs(case, torch.device("cpu"), 0)
     variants = [v for v in catalog.variants(case.op).values() if v.reject(case, device.cpu(), v.config()) is None]
     variants.sort(key=lambda v: v.backend != "numba")
-    return {v.name: lambda v=v: v.run(**inputs, config=v.config()) for v in variants}  # type: ignore[misc]
+    return {v.name: lambda v=v: v.on(inputs, v.config()) for v in variants}  # type: ignore[misc]
 
 
 def repeated(call: Callable[[], object], times: int) -> Callable[[], object]:
@@ -89,7 +89,7 @@ def test_documents():
         if flags:
             inputs["segment_pos"] = (torch.arange(4096) % 64)[None]
         variant = catalog.variant("temporal_conv1d/numba.direct")
-        calls["documents" if flags else "one"] = lambda v=variant, i=inputs: v.run(**i, config=v.config())
+        calls["documents" if flags else "one"] = lambda v=variant, i=inputs: v.on(i, v.config())
     rows = race(calls)
     show("B1-T4096-D2560-K4-float32, documents of 64 tokens", rows)
     assert rows["documents"].fastest_ms <= 2.0 * rows["one"].fastest_ms

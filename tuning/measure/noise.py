@@ -27,10 +27,10 @@ def measure(device: Device, rounds: int = ROUNDS, seconds: float = SECONDS) -> N
     size = max(LEAST_BYTES, device.last_level_cache_bytes)
     left, right, out = (torch.ones(size // 4, device=device.torch_device, dtype=torch.float32) for _ in range(3))
 
-    def add() -> None:
+    def add(_: None) -> None:
         torch.add(left, right, out=out)
 
-    inputs = timing.Rotation([{}])
+    inputs = timing.Rotation([None])
     pair = [timing.sampler(add, inputs, device) for _ in range(2)]
     conditions.read(device)
     times = against_itself(pair, rounds, seconds)

@@ -54,14 +54,14 @@ Sampler = Callable[[], float]
 """One sample: seconds that one call took."""
 
 
-class Rotation(list[Inputs]):
-    """Copies of the same inputs that all samplers take in one turn."""
+class Rotation(list[Any]):
+    """Copies of the same argument that all samplers take in one turn."""
 
-    def __init__(self, copies: Sequence[Inputs]) -> None:
+    def __init__(self, copies: Sequence[Any]) -> None:
         super().__init__(copies)
         self._turn = itertools.cycle(copies)
 
-    def take(self, count: int = 1) -> list[Inputs]:
+    def take(self, count: int = 1) -> list[Any]:
         """The next ``count`` copies."""
         return list(itertools.islice(self._turn, count))
 
@@ -76,11 +76,11 @@ def cold_bytes(device: Device) -> int:
     return max(2 * device.last_level_cache_bytes, LEAST_SWEEP_BYTES.get(device.kind, 0))
 
 
-def copies(inputs: Inputs, device: Device) -> Rotation:
-    """The inputs and as many clones as it takes to exceed twice the last-level cache, or ``MOST_COPIES``."""
+def copies(inputs: Inputs, device: Device, call: Callable[..., Any] = dict) -> Rotation:
+    """``call`` of the inputs and of as many clones as exceed twice the last-level cache, or of ``MOST_COPIES``."""
     wanted = -(-cold_bytes(device) // max(1, bytes_of(inputs)))
     count = min(MOST_COPIES.get(device.kind, MOST_CALLS), max(1, wanted))
-    return Rotation([inputs, *({k: clone(v) for k, v in inputs.items()} for _ in range(count - 1))])
+    return Rotation([call(**inputs), *(call(**{k: clone(v) for k, v in inputs.items()}) for _ in range(count - 1))])
 
 
 def clone(value: Any) -> Any:
@@ -88,25 +88,25 @@ def clone(value: Any) -> Any:
     return value.clone(memory_format=torch.preserve_format) if isinstance(value, Tensor) else value
 
 
-def sampler(run: Callable[..., Any], inputs: Sequence[Inputs], device: Device) -> Sampler:
-    """A function that times one call of ``run(**inputs)`` with cold caches, after warm-up calls."""
+def sampler(run: Callable[..., Any], inputs: Sequence[Any], device: Device) -> Sampler:
+    """A function that times one call of ``run(inputs)`` with cold caches, after warm-up calls."""
     rotation = inputs if isinstance(inputs, Rotation) else Rotation(inputs)
     if device.kind == "cpu":
         return _cpu_sampler(run, rotation.take, device)
     return _gpu_sampler(run, rotation.take, device, functools.partial(_sweep, device))
 
 
-def warm_sampler(run: Callable[..., Any], inputs: Sequence[Inputs], device: Device) -> Sampler:
+def warm_sampler(run: Callable[..., Any], inputs: Sequence[Any], device: Device) -> Sampler:
     """As ``sampler``, with the first inputs in every call. Caches are warm where its samples follow each other."""
     first = inputs[0]
     take: Take = lambda count: [first] * count  # noqa: E731
     if device.kind == "cpu":
         return _cpu_sampler(run, take, device)
     # launching is hidden by an untimed call
-    return _gpu_sampler(run, take, device, before=lambda: run(**first))
+    return _gpu_sampler(run, take, device, before=lambda: run(first))
 
 
-Take = Callable[[int], list[Inputs]]
+Take = Callable[[int], list[Any]]
 """Gives as many inputs as it is asked for."""
 
 
@@ -119,7 +119,7 @@ def _cpu_sampler(run: Callable[..., Any], take: Take, device: Device) -> Sampler
         def calls() -> None:
             # kept, so that the outputs are given up outside what is timed
             for each in given:
-                outputs.append(run(**each))
+                outputs.append(run(each))
 
         seconds = seconds_of(calls, device) / count
         outputs.clear()
@@ -146,7 +146,7 @@ def _gpu_sampler(run: Callable[..., Any], take: Take, device: Device, before: Ca
             return seconds_of(work, device) / calls
 
     def eager() -> float:
-        return timed(functools.partial(run, **take(1)[0]))
+        return timed(functools.partial(run, take(1)[0]))
 
     with torch.cuda.device(where):
         # what a capture must not see happens in these: compiling, loading, allocating work space
@@ -155,7 +155,7 @@ def _gpu_sampler(run: Callable[..., Any], take: Take, device: Device, before: Ca
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for given in take(2):
-                run(**given)
+                run(given)
         torch.cuda.current_stream().wait_stream(aside)
         torch.cuda.synchronize()
     if min(eager() for _ in range(3)) >= CAPTURE_BELOW_S:
@@ -174,7 +174,7 @@ def _gpu_sampler(run: Callable[..., Any], take: Take, device: Device, before: Ca
     return lambda: timed(graph.replay, count)
 
 
-def _different(given: list[Inputs]) -> list[Inputs]:
+def _different(given: list[Any]) -> list[Any]:
     """Inputs up to the first that comes again; those of a warm sampler are all the same, and stay."""
     if all(each is given[0] for each in given):
         return given
@@ -185,14 +185,14 @@ def _different(given: list[Inputs]) -> list[Inputs]:
 class _Graph:
     """A captured sequence of calls. It holds its inputs: a graph only knows addresses."""
 
-    def __init__(self, graph: Any, given: list[Inputs]) -> None:
+    def __init__(self, graph: Any, given: list[Any]) -> None:
         self.graph, self.given, self.calls = graph, given, len(given)
 
     def replay(self) -> None:
         self.graph.replay()
 
 
-def _capture(run: Callable[..., Any], given: list[Inputs], where: torch.device) -> _Graph | None:
+def _capture(run: Callable[..., Any], given: list[Any], where: torch.device) -> _Graph | None:
     """The calls as a CUDA graph; None where the kernel asks the device something meanwhile, which a graph cannot.
 
     Such a kernel is timed with its launches and its wait: it cannot be had without. The outputs are kept until all are
@@ -203,7 +203,7 @@ def _capture(run: Callable[..., Any], given: list[Inputs], where: torch.device) 
         try:
             with torch.cuda.graph(graph):
                 for each in given:
-                    outputs.append(run(**each))
+                    outputs.append(run(each))
         except RuntimeError as error:
             if "captur" not in str(error).lower():
                 raise

@@ -133,11 +133,11 @@ def _untried(op: Op, case: Case) -> str | None:
             return f"its tensors take {needed / 2**30:.3g} GiB, {room / 2**30:.3g} GiB are free"
         return None
     try:
-        inputs = op.make_inputs(case, torch.device("cpu"), 0)
-        specs.bind(op, inputs)
+        call = op.call(**op.make_inputs(case, torch.device("cpu"), 0))
+        specs.bind(op, call)
         if op.check is not None:
-            op.check(**inputs)
-        made = op.case_of(**inputs)
+            op.check(call)
+        made = op.case_of(call)
     except Exception as error:  # sizes that contradict each other fail in whatever way the op's tensors do
         return f"its inputs cannot be made: {type(error).__name__}: {quoted(error, 160)}"
     differs = [name for name, size in made.dims if name not in USUAL_SIZE and size != case[name]]

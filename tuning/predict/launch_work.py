@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from griffin_kernels import catalog
-from griffin_kernels.contract import Case, Inputs, Op, Variant
+from griffin_kernels.contract import Case, Op, Variant
 from griffin_kernels.launch import Call, Launch, Step
 from griffin_kernels.ops.local_attention.cost import visible_pairs
 from tuning.static.compile_key import compile_key
@@ -68,9 +68,9 @@ class CallWork:
 Work = LaunchWork | CallWork
 
 
-def of_steps(variant: Variant, op: Op, case: Case, config: Any, inputs: Inputs, steps: Sequence[Step]) -> list[Work]:
+def of_steps(variant: Variant, op: Op, case: Case, config: Any, call: Any, steps: Sequence[Step]) -> list[Work]:
     """What every step of a candidate has to do; tensors on torch's meta device are enough."""
-    again = {_place(inputs[name]) for name in op.in_place if isinstance(inputs.get(name), Tensor)}
+    again = {_place(value) for name in op.in_place if isinstance(value := getattr(call, name), Tensor)}
     found: list[Work] = [
         _launch(step, index, op, case, again) if isinstance(step, Launch) else _call(step, index)
         for index, step in enumerate(steps)

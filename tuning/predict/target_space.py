@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -16,7 +16,7 @@ from tuning.plan.planner import Job, Planned
 from tuning.predict.estimated_code import EstimatedCode
 from tuning.predict.launch_work import LaunchWork, Work, of_steps
 from tuning.predict.time_model import Constants, Machine, Prediction, does_not_fit, predict
-from tuning.static.describe import meta_inputs
+from tuning.static.describe import meta_call
 from tuning.static.recorded import StaticReport
 from tuning.workers.compile_farm import LaunchRequest
 
@@ -66,11 +66,11 @@ class TargetSpace:
         """Every candidate of a job that can be compiled, described and guessed."""
         able = [p for p in job.candidates if p.variant.launches is not None]
         unfit = {p.variant.name: p.reason for p in able if p.reason is not None}
-        inputs = meta_inputs(job.op, job.case) if any(p.reason is None for p in able) else {}
+        call = meta_call(job.op, job.case) if any(p.reason is None for p in able) else None
         found = cls(job.op, job.case, where, constants, [], unfit=unfit)
         for planned in able:
             if planned.reason is None:
-                steps = described(planned.variant, job.op, job.case, planned.config, where.arch, inputs)
+                steps = described(planned.variant, job.op, job.case, planned.config, where.arch, call)
                 candidate = TargetCandidate(planned, steps, found._guess(steps, estimates))
                 found.candidates.append(candidate)
                 if planned is job.default:
@@ -159,14 +159,12 @@ def _rank(candidate: TargetCandidate) -> tuple[bool, float]:
     return candidate.prediction.flawed, candidate.prediction.seconds
 
 
-def described(
-    variant: Variant, op: Op, case: Case, config: object, arch: str, inputs: dict[str, object] | None = None
-) -> list[Work]:
-    """What the steps of a candidate have to do on an architecture. inputs: on torch's meta device, made if absent."""
+def described(variant: Variant, op: Op, case: Case, config: object, arch: str, call: Any = None) -> list[Work]:
+    """What the steps of a candidate have to do on an architecture. call: on torch's meta device, made if absent."""
     assert variant.launches is not None, f"{variant.key} has nothing to compile"
-    inputs = dict(meta_inputs(op, case) if inputs is None else inputs)
+    call = meta_call(op, case) if call is None else call
     with described_for(arch):
-        return of_steps(variant, op, case, config, inputs, variant.launches(inputs, {}, config))
+        return of_steps(variant, op, case, config, call, variant.launches(call, {}, config))
 
 
 class CandidateRecord(msgspec.Struct, frozen=True, kw_only=True):

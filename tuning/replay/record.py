@@ -72,7 +72,7 @@ class _Runner:
     first_s: float = 0.0
     samples: list[float] = dataclasses.field(default_factory=list)
 
-    def prepare(self, inputs: list[dict[str, object]], device: Device) -> None:
+    def prepare(self, inputs: timing.Rotation, device: Device) -> None:
         """Two first calls: what the first compiles, other points share; the second is what the point itself costs."""
         run = functools.partial(self.planned.variant.run, config=self.planned.config)
         try:
@@ -100,7 +100,7 @@ def exhaustive(job: Job, device: Device, seconds: float, say: Callable[[str], No
     began = time.monotonic()
     inputs = job.op.make_inputs(job.case, device.torch_device, 0)
     own = {name: verify.copy_of(inputs[name]) for name in job.op.in_place}
-    rotation = timing.copies({**inputs, **own}, device)
+    rotation = timing.copies({**inputs, **own}, device, job.op.call)
     runners = [_Runner(planned) for planned in job.competitors]
     for number, runner in enumerate(runners, start=1):
         say(f"first calls, {number} of {len(runners)}")

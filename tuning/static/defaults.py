@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import msgspec
 
 from griffin_kernels import catalog, dispatch
-from griffin_kernels.contract import Case, Inputs
+from griffin_kernels.contract import Case
 from griffin_kernels.datasheet import datasheet, skus
 from griffin_kernels.launch import Launch, described_for
 from griffin_kernels.registry import Registry
@@ -20,7 +21,7 @@ from tuning.static import recorded
 from tuning.static.absent_device import device_of
 from tuning.static.compile_key import compile_key
 from tuning.static.compiling import shared_bytes
-from tuning.static.describe import meta_inputs
+from tuning.static.describe import meta_call
 from tuning.static.targets import target
 
 SMALL = 16 * 1024
@@ -66,7 +67,7 @@ def defaults(targets: Iterable[str]) -> Iterator[Default]:
             if choice.variant.launches is None:
                 continue
             with described_for(where.name):
-                steps = choice.variant.launches(dict(_inputs(case)), {}, choice.config)
+                steps = choice.variant.launches(_call(case), {}, choice.config)
             for launch in (step for step in steps if isinstance(step, Launch)):
                 key = f"{where.name} {compile_key(launch)}"
                 if key in known or launch.name in small:
@@ -87,5 +88,5 @@ def _small() -> set[str]:
 
 
 @functools.lru_cache(maxsize=512)
-def _inputs(case: Case) -> Inputs:
-    return meta_inputs(catalog.op(case.op), case)
+def _call(case: Case) -> Any:
+    return meta_call(catalog.op(case.op), case)

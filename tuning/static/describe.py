@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Inputs, Op
+from griffin_kernels.contract import Case, Op
 from griffin_kernels.specs import size_of
 
 _SHORT = 16
 
 
-def meta_inputs(op: Op, case: Case) -> Inputs:
-    """The arguments of ``case`` on torch's meta device.
+def meta_call(op: Op, case: Case) -> Any:
+    """The call of ``case`` on torch's meta device.
 
     A bench case is contiguous, with the shapes that the op's specs give: a real twin of it, short in time, tells which
     tensors are there, their dtypes, and the plain options. Other cases are small, and keep their strides.
@@ -33,4 +34,4 @@ def meta_inputs(op: Op, case: Case) -> Inputs:
         # a dim that the case does not name keeps the twin's size
         shape = [have if want is None else want for want, have in zip(sizes, value.shape, strict=True)]
         inputs[name] = torch.empty(shape, dtype=value.dtype, device="meta")
-    return inputs
+    return op.call(**inputs)

@@ -13,7 +13,7 @@ from griffin_kernels import catalog, errors
 from griffin_kernels.contract import Case, Variant, config_dict
 from griffin_kernels.launch import Launch, Step, described_for
 from tuning.static.compiling import shared_bytes
-from tuning.static.describe import meta_inputs
+from tuning.static.describe import meta_call
 from tuning.static.kernel_digest import digest
 from tuning.static.recorded import StaticReport
 from tuning.static.report import analyse
@@ -85,7 +85,7 @@ def launches_of(request: Request, where: Target) -> list[Step]:
     if variant.launches is None:
         raise errors.CatalogError(f"{variant.key} has no launches to compile")
     with described_for(where.name):
-        return variant.launches(meta_inputs(op, case), {}, variant.parse_config(request.config))
+        return variant.launches(meta_call(op, case), {}, variant.parse_config(request.config))
 
 
 def answer(request: Request, where: Target) -> list[StaticReport | Failure]:

@@ -18,16 +18,16 @@ import msgspec
 from griffin_kernels import catalog
 from griffin_kernels.launch import Launch, described_for
 from griffin_kernels.records import CaseRecord
-from tuning.static.describe import meta_inputs
+from tuning.static.describe import meta_call
 from tuning.static.report import analyse
 from tuning.static.targets import target
 from tuning.workers.compile_farm import Answer, LaunchRequest
 
 
 @functools.lru_cache(maxsize=8)
-def _inputs(op: str, case: bytes) -> dict[str, Any]:
+def _call(op: str, case: bytes) -> Any:
     record = msgspec.json.decode(case, type=CaseRecord)
-    return meta_inputs(catalog.op(op), record.case(op))
+    return meta_call(catalog.op(op), record.case(op))
 
 
 def answer(request: LaunchRequest) -> Answer:
@@ -38,8 +38,8 @@ def answer(request: LaunchRequest) -> Answer:
     assert variant.launches is not None, f"{variant.key} has nothing to compile"
     try:
         with described_for(request.target):
-            inputs = dict(_inputs(variant.op, msgspec.json.encode(request.case)))
-            step = variant.launches(inputs, {}, config)[request.step]
+            call = _call(variant.op, msgspec.json.encode(request.case))
+            step = variant.launches(call, {}, config)[request.step]
         assert isinstance(step, Launch), f"step {request.step} of {variant.key} is no launch"
         report = analyse(step, target(request.target), variant=variant, case=case.key, config=config)
     except Exception as error:  # the compiler raises whatever it likes, and one failure must not end the run

@@ -88,7 +88,7 @@ class InProcessExecutor:
         return correctness.problems(self.op, self.case, self.device)
 
     @functools.cached_property
-    def rotation(self) -> list[dict[str, object]]:
+    def rotation(self) -> timing.Rotation:
         inputs = (
             self.problems[0].inputs
             if "problems" in self.__dict__
@@ -96,7 +96,7 @@ class InProcessExecutor:
         )
         # what the op changes in place is copied: the problem's own tensors are what later candidates are checked on
         own = {name: verify.copy_of(inputs[name]) for name in self.op.in_place}
-        return timing.copies({**inputs, **own}, self.device)
+        return timing.copies({**inputs, **own}, self.device, self.op.call)
 
     def attempt(
         self, variant: str, config: dict[str, Any], budget: Budget, best_s: float | None, patient: bool
@@ -146,7 +146,7 @@ class InProcessExecutor:
             inputs = catalog.op(found.op).make_inputs(case.case(found.op), self.device.torch_device, 0)
             self.tell(Stage("compile"))
             with self._tuned([]):
-                found.run(**inputs, config=found.parse_config(config))
+                found.on(inputs, found.parse_config(config))
             self._synchronize()
         except Exception as error:  # whatever a kernel, or making its inputs, raises
             return Broken(in_one_line(error), status_of(error))
@@ -156,8 +156,8 @@ class InProcessExecutor:
         """Times calls with cold caches; of a baseline behind an adapter what is its own work."""
         adapter = planned.variant.adapter
         if adapter is not None:
-            given = timing.Rotation([adapter.prepare(inputs) for inputs in self.rotation])
-            return timing.sampler(adapter.call, given, self.device)
+            given = timing.Rotation([adapter.prepare(call) for call in self.rotation])
+            return timing.sampler(lambda prepared: adapter.call(**prepared), given, self.device)
         return timing.sampler(functools.partial(planned.variant.run, config=planned.config), self.rotation, self.device)
 
     def warm_sampler(self, planned: Planned) -> timing.Sampler:

@@ -139,7 +139,7 @@ def _compile(request: Compile) -> Reply:
     from griffin_kernels.launch import Launch, described_for
     from tuning.measure import correctness
     from tuning.static.compiling import compile_launch
-    from tuning.static.describe import meta_inputs
+    from tuning.static.describe import meta_call
     from tuning.static.targets import target
     from tuning.workers.executor import in_one_line
 
@@ -152,8 +152,7 @@ def _compile(request: Compile) -> Reply:
             for case in correctness.cases(request.case.case(variant.op)):
                 if variant.reject(case, goal.device, config) is not None:
                     continue  # the correctness check leaves it out too
-                inputs = meta_inputs(catalog.op(variant.op), case)
-                for step in variant.launches(inputs, {}, config):
+                for step in variant.launches(meta_call(catalog.op(variant.op), case), {}, config):
                     if isinstance(step, Launch):
                         compile_launch(step, goal)
     except Exception as error:  # the compiler raises whatever it likes

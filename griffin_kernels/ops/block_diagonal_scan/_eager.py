@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import accumulator
+from griffin_kernels.ops.block_diagonal_scan.op import Call
+from griffin_kernels.ops.block_diagonal_scan_bwd.op import Call as BackwardCall
 from griffin_kernels.ops.linear_scan._eager import boundaries, cuts, previous, stops_at, unless
 
 Core = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -42,16 +44,9 @@ def sequential(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
     return h.view(time, batch, blocks, size).transpose(0, 1)
 
 
-def forward(
-    core: Core,
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
+def forward(core: Core, call: Call) -> tuple[Tensor, Tensor]:
     """block_diagonal_scan through ``core``. Returns h [B,T,D] and h_last [B or N, D]."""
+    x, a, h0, reset, cu_seqlens, reverse = call
     wide = accumulator(x.dtype)
     matrices, values = a.to(wide), x.to(wide)
     cut = cuts(reset, cu_seqlens, x.shape[1], reverse)
@@ -85,21 +80,12 @@ def _directed(core: Core, x: Tensor, a: Tensor, cut: Tensor | None, reverse: boo
     return h.reshape(x.shape)
 
 
-def backward(
-    core: Core,
-    dh: Tensor,
-    dh_last: Tensor | None,
-    a: Tensor,
-    h: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def backward(core: Core, call: BackwardCall) -> tuple[Tensor, Tensor, Tensor | None]:
     """block_diagonal_scan_bwd through ``core``: a scan in the other direction with A^T, one step later.
 
     Returns dx [B,T,D], da [B,T,H,n,n] and dh0 [B or N, D], or None where there was no h0.
     """
+    dh, dh_last, a, h, h0, reset, cu_seqlens, reverse = call
     wide, time = accumulator(a.dtype), a.shape[1]
     incoming = dh.to(wide)
     if dh_last is not None:

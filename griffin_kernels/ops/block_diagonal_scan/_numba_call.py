@@ -18,6 +18,9 @@ from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _native, _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.block_diagonal_scan import _numba
+from griffin_kernels.ops.block_diagonal_scan.op import Call
+from griffin_kernels.ops.block_diagonal_scan_bwd.op import Call as BackwardCall
+from griffin_kernels.ops.linear_scan.op import rows_of
 
 _STREAMED = 16 * 2**20
 """Bytes of outputs from which they are written past the caches: little of them would be left there for a reader."""
@@ -62,20 +65,19 @@ def _scan(
     h: Tensor | None,
     before: Tensor | None,
     initial: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
+    call: Any,
     backwards: bool,
-    block_d: int,
+    config: Any,
     outputs: tuple[Tensor, ...],
     final: Tensor,
 ) -> None:
     """Run a kernel. x: x, or dh; names as in ``_numba.FIELDS``."""
     batch, time, width = x.shape
     size = a.shape[-1]
-    group = _group(width, size, final.shape[0], block_d, x.element_size())
+    group = _group(width, size, final.shape[0], config.block_d, x.element_size())
     groups = -(-width // group)
     items = final.shape[0] * groups
-    offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
+    offsets = None if call.cu_seqlens is None else call.cu_seqlens.contiguous()
     steps, row = x.nbytes, final.nbytes  # bytes of [B,T,D] and of [N,D] in the accumulator's dtype
     # in the order of _numba.FIELDS
     values = (
@@ -91,7 +93,7 @@ def _scan(
         address("initial state", initial, row),
         address("final state", final, row),
         address("h0", before, row),
-        *strided("reset", reset, batch * time),
+        *strided("reset", call.reset, batch * time),
         *strided("a", a, steps * size),
         *strided("x", x, steps),
         *strided("h", h, steps),
@@ -103,42 +105,24 @@ def _scan(
     _threads.run(_native.compiled(kernel, x.dtype, _numba.FILES, size), fields.buffer_info()[0], threads)
 
 
-def forward(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    block_d: int,
-) -> tuple[Tensor, Tensor]:
+def forward(call: Call, config: Any) -> tuple[Tensor, Tensor]:
     """block_diagonal_scan by groups of at most about ``block_d`` channels."""
-    x, a = _rows(x), _rows(a)
+    x, a = _rows(call.x), _rows(call.a)
     wide = accumulator(x.dtype)
-    sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    sequences = rows_of(x.shape[0], call.cu_seqlens)
     h = memory.empty(x.shape, x.dtype)
     h_last = torch.empty((sequences, x.shape[2]), dtype=wide, device="cpu")
-    _scan(_numba.forward, x, a, None, None, _wide(h0, wide), reset, cu_seqlens, reverse, block_d, (h,), h_last)
+    _scan(_numba.forward, x, a, None, None, _wide(call.h0, wide), call, call.reverse, config, (h,), h_last)
     return h, h_last
 
 
-def backward(
-    dh: Tensor,
-    dh_last: Tensor | None,
-    a: Tensor,
-    h: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    block_d: int,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def backward(call: BackwardCall, config: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """block_diagonal_scan_bwd, likewise; the carry that leaves the first step is the gradient of h0."""
-    dh, a, h = _rows(dh), _rows(a), _rows(h)
+    dh, a, h = _rows(call.dh), _rows(call.a), _rows(call.h)
     wide = accumulator(a.dtype)
-    sequences = a.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    sequences = rows_of(a.shape[0], call.cu_seqlens)
     dx, da = memory.empty(dh.shape, a.dtype), memory.empty(a.shape, a.dtype)
     final = torch.empty((sequences, dh.shape[2]), dtype=wide, device="cpu")
-    initial, before = _wide(dh_last, wide), _wide(h0, wide)
-    _scan(_numba.backward, dh, a, h, before, initial, reset, cu_seqlens, not reverse, block_d, (dx, da), final)
-    return dx, da, None if h0 is None else final
+    initial, before = _wide(call.dh_last, wide), _wide(call.h0, wide)
+    _scan(_numba.backward, dh, a, h, before, initial, call, not call.reverse, config, (dx, da), final)
+    return dx, da, None if call.h0 is None else final

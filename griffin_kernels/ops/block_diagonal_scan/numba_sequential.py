@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._cpu import unfit_cpu
@@ -29,19 +27,6 @@ class Config:
     """block_d: channels of one work item at most; fewer where threads would have none. Long runs of a read fastest."""
 
     block_d: int = 2560
-
-
-def run(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    return _numba_call.forward(x, a, h0, reset, cu_seqlens, reverse, config.block_d)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
@@ -62,7 +47,7 @@ VARIANT = Variant(
     op="block_diagonal_scan",
     name="numba.sequential",
     summary="one pass in native code, threads over groups of blocks and sequences",
-    run=run,
+    run=_numba_call.forward,
     config=Config,
     axes={"block_d": (64, 320, 640, 1280, 2560)},
     reject=reject,

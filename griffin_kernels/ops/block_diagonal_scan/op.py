@@ -9,23 +9,36 @@ of its block. n = 1 is linear_scan.
 from __future__ import annotations
 
 import math
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from griffin_kernels import errors
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
-from griffin_kernels.ops.block_diagonal_scan.cost import FLAGS, cost, make_case
+from griffin_kernels.ops._arguments import Offsets, Resets, Sequence, State
+from griffin_kernels.ops.block_diagonal_scan.cost import cost, make_case
 from griffin_kernels.ops.linear_scan import op as plain
 
+Matrices = Annotated[Tensor, TensorSpec("B T H n n")]
 
-def check(
-    x: Tensor, a: Tensor, h0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
-) -> None:
+
+class Call(NamedTuple):
+    """The arguments of block_diagonal_scan; see ``functional/block_diagonal_scan.py``."""
+
+    x: Sequence
+    a: Matrices
+    h0: State = None
+    reset: Resets = None
+    cu_seqlens: Offsets = None
+    reverse: bool = False
+
+
+def check(call: Any) -> None:
     """What the tensor specs cannot express: the blocks make up D, and the layout of packed sequences."""
-    check_blocks(a, width=x.shape[2])
-    if cu_seqlens is not None:
-        plain.check_cu_seqlens(cu_seqlens, batch=x.shape[0], total=x.shape[1])
+    check_blocks(call.a, width=call[0].shape[2])
+    if call.cu_seqlens is not None:
+        plain.check_cu_seqlens(call.cu_seqlens, batch=call[0].shape[0], total=call[0].shape[1])
 
 
 def check_blocks(a: Tensor, width: int) -> None:
@@ -35,13 +48,12 @@ def check_blocks(a: Tensor, width: int) -> None:
         raise errors.ShapeError(f"a has {blocks} blocks of {size} channels, H * n = {blocks * size}, but D is {width}")
 
 
-def reference(
-    x: Tensor, a: Tensor, h0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
-) -> tuple[Tensor, Tensor]:
+def reference(call: Call) -> tuple[Tensor, Tensor]:
     """The recurrence as written, one step at a time. Returns h [B,T,D] and h_last [B or N, D]."""
+    x, a, h0, reset, cu_seqlens, reverse = call
     batch, time, width = x.shape
     packed = cu_seqlens is not None
-    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    rows = plain.rows_of(batch, cu_seqlens)
     # a sequence without steps ends where it began
     start = x.new_zeros(rows, width) if h0 is None else h0
     last = [start[row : row + 1] for row in range(rows)] if packed else [start]
@@ -124,20 +136,12 @@ def tolerance(case: Case) -> Tolerance:
     return Tolerance(rel_norm=4 * unit * memory + rounding, worst=32 * unit * memory + 2 * rounding)
 
 
-def case_of(
-    x: Tensor, a: Tensor, h0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
-) -> Case:
-    """The case that a real call is."""
-    return call_case("block_diagonal_scan", a, reset, cu_seqlens, reverse)
-
-
-def call_case(op: str, a: Tensor, reset: Tensor | None, cu_seqlens: Tensor | None, reverse: bool) -> Case:
-    """The case of a call of block_diagonal_scan or its backward."""
-    batch, time, blocks, size, _ = a.shape
-    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    present = {"reset": reset is not None, "packed": cu_seqlens is not None, "reverse": reverse}
-    flags = [flag for flag in FLAGS if present[flag]]
-    return make_case(batch, time, blocks, size, dtype_name(a.dtype), flags, rows=rows, op=op, tag="call")
+def case_of(call: Any, op: str = "block_diagonal_scan") -> Case:
+    """The case that a real call is, of block_diagonal_scan or of its backward."""
+    batch, time, blocks, size, _ = call.a.shape
+    rows = plain.rows_of(batch, call.cu_seqlens)
+    flags = plain.flags_of(call)
+    return make_case(batch, time, blocks, size, dtype_name(call.a.dtype), flags, rows=rows, op=op, tag="call")
 
 
 def cases(op: str) -> tuple[Case, ...]:
@@ -175,19 +179,10 @@ def cases(op: str) -> tuple[Case, ...]:
     return (*smoke, *edge, *bench)
 
 
-INPUTS = {
-    "x": TensorSpec("B T D"),
-    "a": TensorSpec("B T H n n"),
-    "h0": TensorSpec("N D", "state", optional=True),
-    "reset": TensorSpec("B T", "bool", optional=True),
-    "cu_seqlens": TensorSpec("N+1", "int32", optional=True),
-}
-
 OP = Op(
     name="block_diagonal_scan",
     summary="h_t = A_t h_{t-1} + x_t, A_t made of H blocks of n x n",
-    inputs=INPUTS,
-    options=("reverse",),
+    call=Call,
     outputs={"h": TensorSpec("B T D"), "h_last": TensorSpec("N D", "accumulator")},
     reference=reference,
     cases=cases("block_diagonal_scan"),

@@ -11,47 +11,40 @@ which is a block-diagonal scan in the opposite direction with A transposed and s
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from griffin_kernels import pieces
 from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.ops._arguments import Offsets, Resets, Sequence, State
 from griffin_kernels.ops.block_diagonal_scan import op as forward
-from griffin_kernels.ops.linear_scan.op import check_cu_seqlens, steps
+from griffin_kernels.ops.linear_scan.op import rows_of, steps
 
 
-def check(
-    dh: Tensor,
-    dh_last: Tensor | None,
-    a: Tensor,
-    h: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-) -> None:
-    """As the forward pass has it."""
-    forward.check_blocks(a, width=dh.shape[2])
-    if cu_seqlens is not None:
-        check_cu_seqlens(cu_seqlens, batch=dh.shape[0], total=dh.shape[1])
+class Call(NamedTuple):
+    """The arguments of block_diagonal_scan_bwd. dh, dh_last: what reaches h and h_last. h: as the forward gave it."""
+
+    dh: Sequence
+    dh_last: State
+    a: forward.Matrices
+    h: Sequence
+    h0: State = None
+    reset: Resets = None
+    cu_seqlens: Offsets = None
+    reverse: bool = False
 
 
-def reference(
-    dh: Tensor,
-    dh_last: Tensor | None,
-    a: Tensor,
-    h: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def reference(call: Call) -> tuple[Tensor, Tensor, Tensor | None]:
     """The equations above, one step at a time from the last to the first."""
+    dh, dh_last, a, h, h0, reset, cu_seqlens, reverse = call
     batch, time, width = dh.shape
     blocks, size = a.shape[2:4]
     packed = cu_seqlens is not None
     dx, da = torch.empty_like(dh), torch.empty_like(a)
-    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    rows = rows_of(batch, cu_seqlens)
     carry = dh.new_zeros(rows, width) if dh_last is None else dh_last.clone()
     order = list(steps(time, cu_seqlens, reverse))
     for index in range(time - 1, -1, -1):
@@ -108,31 +101,10 @@ def tolerance(case: Case) -> Tolerance:
     return Tolerance(rel_norm=1.5 * one_way.rel_norm, worst=2 * one_way.worst)
 
 
-def case_of(
-    dh: Tensor,
-    dh_last: Tensor | None,
-    a: Tensor,
-    h: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-) -> Case:
-    """The case that a real call is."""
-    return forward.call_case("block_diagonal_scan_bwd", a, reset, cu_seqlens, reverse)
-
-
 OP = Op(
     name="block_diagonal_scan_bwd",
     summary="dx, dA, dh0 of block_diagonal_scan: a scan in the opposite direction with A transposed",
-    inputs={
-        "dh": TensorSpec("B T D"),
-        "dh_last": TensorSpec("N D", "state", optional=True),
-        "a": TensorSpec("B T H n n"),
-        "h": TensorSpec("B T D"),
-        **{name: forward.INPUTS[name] for name in ("h0", "reset", "cu_seqlens")},
-    },
-    options=("reverse",),
+    call=Call,
     outputs={
         "dx": TensorSpec("B T D"),
         "da": TensorSpec("B T H n n"),
@@ -143,10 +115,10 @@ OP = Op(
     make_inputs=make_inputs,
     cost=cost,
     tolerance=tolerance,
-    case_of=case_of,
+    case_of=functools.partial(forward.case_of, op="block_diagonal_scan_bwd"),
     splits=(ROWS, ("H", "D")),
     exact_dims=("n",),
     free_dims=("N", "H"),
-    check=check,
+    check=forward.check,
     forward="block_diagonal_scan",
 )

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import accumulator
+from griffin_kernels.ops.linear_scan.op import Call
+from griffin_kernels.ops.linear_scan_bwd.op import Call as BackwardCall
 
 Core = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -88,16 +90,9 @@ def _within_one(gates: Tensor) -> bool:
     return not bool(((gates.abs() > 1) & gates.isfinite()).any())
 
 
-def forward(
-    core: Core,
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
+def forward(core: Core, call: Call) -> tuple[Tensor, Tensor]:
     """linear_scan through ``core``. Returns h [B,T,D] and h_last [B or N, D]."""
+    x, a, h0, reset, cu_seqlens, reverse = call
     wide = accumulator(x.dtype)
     gate, values = a.to(wide), x.to(wide)
     cut = cuts(reset, cu_seqlens, x.shape[1], reverse)
@@ -155,21 +150,12 @@ def previous(h: Tensor, h0: Tensor | None, cu_seqlens: Tensor | None, reverse: b
     return before
 
 
-def backward(
-    core: Core,
-    dh: Tensor,
-    dh_last: Tensor | None,
-    a: Tensor,
-    h: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def backward(core: Core, call: BackwardCall) -> tuple[Tensor, Tensor, Tensor | None]:
     """linear_scan_bwd through ``core``: a scan in the other direction whose gate is a, one step later.
 
     Returns dx, da [B,T,D] and dh0 [B or N, D], or None where there was no h0.
     """
+    dh, dh_last, a, h, h0, reset, cu_seqlens, reverse = call
     wide = accumulator(a.dtype)
     cut = cuts(reset, cu_seqlens, a.shape[1], reverse)
     gate = a.to(wide)

@@ -18,6 +18,8 @@ from griffin_kernels.ops import _native, _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops._native_rows import STREAM
 from griffin_kernels.ops.linear_scan import _numba
+from griffin_kernels.ops.linear_scan.op import Call, rows_of
+from griffin_kernels.ops.linear_scan_bwd.op import Call as BackwardCall
 
 _STREAMED = 16 * 2**20
 """Bytes of outputs from which they are written past the caches: little of them would be left there for a reader."""
@@ -59,21 +61,19 @@ def _scan(
     h: Tensor | None,
     before: Tensor | None,
     initial: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
+    call: Any,
     backwards: bool,
-    block: int,
-    ahead: bool,
-    chunk: int | None,
+    config: Any,
     outputs: tuple[Tensor, ...],
     final: Tensor,
 ) -> None:
     """Run a kernel, and the two phases before it where time is cut. x: x, or dh; names as in ``_numba.FIELDS``."""
     batch, time, width = x.shape
     sequences = final.shape[0]
+    block, chunk = config.block_d, getattr(config, "chunk", None)
     blocks = -(-width // block)
     steps, row = x.nbytes, final.nbytes  # bytes of [B,T,D] and of [N,D] in the accumulator's dtype
-    offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
+    offsets = None if call.cu_seqlens is None else call.cu_seqlens.contiguous()
     chunks, slots, table, carries, products = 1, sequences, None, None, None
     if chunk is None or time <= chunk:
         chunk = time
@@ -85,7 +85,7 @@ def _scan(
             table = _slots(offsets, chunk)
             slots = int(table[-1])
         carries, products = torch.empty((2, slots, width), dtype=final.dtype, device="cpu")
-    hints = (_numba.AHEAD if ahead else 0) | (STREAM if _streamed(outputs, block) else 0)
+    hints = (_numba.AHEAD if config.ahead else 0) | (STREAM if _streamed(outputs, block) else 0)
     # in the order of _numba.FIELDS
     values = (
         0,
@@ -107,7 +107,7 @@ def _scan(
         address("carries", carries, final.itemsize * slots * width),
         address("products", products, final.itemsize * slots * width),
         address("h0", before, row),
-        *strided("reset", reset, batch * time),
+        *strided("reset", call.reset, batch * time),
         *strided("a", a, steps),
         *strided("x", x, steps),
         *strided("h", h, steps),
@@ -125,49 +125,25 @@ def _scan(
     _threads.run(_native.compiled(kernel, x.dtype, _numba.FILES), at, threads)
 
 
-def forward(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    block: int,
-    ahead: bool,
-    chunk: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """linear_scan by blocks of ``block`` channels and, with ``chunk``, pieces of that many steps."""
-    x, a = _rows(x), _rows(a)
+def forward(call: Call, config: Any) -> tuple[Tensor, Tensor]:
+    """linear_scan by blocks of ``block_d`` channels and, where the configuration has one, chunks of that many steps."""
+    x, a = _rows(call.x), _rows(call.a)
     wide = accumulator(x.dtype)
-    sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    sequences = rows_of(x.shape[0], call.cu_seqlens)
     h = memory.empty(x.shape, x.dtype)
     h_last = torch.empty((sequences, x.shape[2]), dtype=wide, device="cpu")
-    initial = _wide(h0, wide)
-    _scan(_numba.forward, x, a, None, None, initial, reset, cu_seqlens, reverse, block, ahead, chunk, (h,), h_last)
+    initial = _wide(call.h0, wide)
+    _scan(_numba.forward, x, a, None, None, initial, call, call.reverse, config, (h,), h_last)
     return h, h_last
 
 
-def backward(
-    dh: Tensor,
-    dh_last: Tensor | None,
-    a: Tensor,
-    h: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    block: int,
-    ahead: bool,
-    chunk: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def backward(call: BackwardCall, config: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """linear_scan_bwd, likewise; the carry that leaves the first step is the gradient of h0."""
-    dh, a, h = _rows(dh), _rows(a), _rows(h)
+    dh, a, h = _rows(call.dh), _rows(call.a), _rows(call.h)
     wide = accumulator(a.dtype)
-    sequences = a.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    sequences = rows_of(a.shape[0], call.cu_seqlens)
     dx, da = memory.empty(a.shape, a.dtype), memory.empty(a.shape, a.dtype)
     final = torch.empty((sequences, a.shape[2]), dtype=wide, device="cpu")
-    initial, before = _wide(dh_last, wide), _wide(h0, wide)
-    _scan(
-        _numba.backward, dh, a, h, before, initial, reset, cu_seqlens, not reverse, block, ahead, chunk, (dx, da), final
-    )
-    return dx, da, None if h0 is None else final
+    initial, before = _wide(call.dh_last, wide), _wide(call.h0, wide)
+    _scan(_numba.backward, dh, a, h, before, initial, call, not call.reverse, config, (dx, da), final)
+    return dx, da, None if call.h0 is None else final

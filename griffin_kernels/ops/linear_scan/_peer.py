@@ -39,10 +39,10 @@ def function(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def gates(inputs: Inputs) -> Tensor:
+def gates(given: Any) -> Tensor:
     """a [B,T,D], zero at resets."""
-    a: Tensor = inputs["a"]
-    return _eager.unless(inputs["reset"], a)
+    a: Tensor = given.a
+    return _eager.unless(given.reset, a)
 
 
 def time_last(values: Tensor) -> Tensor:
@@ -50,15 +50,15 @@ def time_last(values: Tensor) -> Tensor:
     return values.transpose(1, 2).contiguous()
 
 
-def log_gates(inputs: Inputs) -> Tensor:
+def log_gates(given: Any) -> Tensor:
     """log a [B,T,D] in float32, minus infinity where no earlier state enters."""
-    return gates(inputs).float().log()
+    return gates(given).float().log()
 
 
-def upstream(inputs: Inputs) -> Tensor:
+def upstream(given: Any) -> Tensor:
     """dh [B,T,D] with the gradient of the last state added to its step."""
-    dh: Tensor = inputs["dh"]
-    dh_last: Tensor | None = inputs["dh_last"]
+    dh: Tensor = given.dh
+    dh_last: Tensor | None = given.dh_last
     if dh_last is None:
         return dh.contiguous()
     dh = dh.clone(memory_format=torch.contiguous_format)
@@ -66,22 +66,22 @@ def upstream(inputs: Inputs) -> Tensor:
     return dh
 
 
-def finish_gradients(dx: Tensor, da: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, None]:
+def finish_gradients(dx: Tensor, da: Tensor, given: Any) -> tuple[Tensor, Tensor, None]:
     """dx and da [B,T,D] in the data's dtype; a gate at a reset has no gradient."""
-    dtype = inputs["a"].dtype
-    return dx.to(dtype), _eager.unless(inputs["reset"], da.to(dtype)), None
+    dtype = given.a.dtype
+    return dx.to(dtype), _eager.unless(given.reset, da.to(dtype)), None
 
 
 def time_last_variant(kind: str, module: str, words: str, reject: Callable[[Case, Device, Any], str | None]) -> Variant:
     """A form of accelerated-scan: the ``scan`` of its module. Layouts are not timed."""
 
-    def prepare(inputs: Inputs) -> Inputs:
-        return {"gates": time_last(gates(inputs)), "tokens": time_last(inputs["x"])}
+    def prepare(given: Any) -> Inputs:
+        return {"gates": time_last(gates(given)), "tokens": time_last(given.x)}
 
     def call(gates: Tensor, tokens: Tensor) -> Any:
         return function(module, "scan")(gates, tokens)
 
-    def finish(h: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def finish(h: Tensor, given: Any) -> tuple[Tensor, Tensor]:
         return h.transpose(1, 2).contiguous(), h[..., -1].to(torch.float32, copy=True)
 
     return Variant(
@@ -99,16 +99,16 @@ def time_last_variant(kind: str, module: str, words: str, reject: Callable[[Case
 def time_last_gradient(forward: Variant, module: str, saved: Callable[[Tensor, Tensor], _peer.Saved]) -> Variant:
     """Its gradient: the ``Scan`` of the module. saved: what that keeps of gates and states [B,D,T]."""
 
-    def prepare(inputs: Inputs) -> Inputs:
-        kept = saved(time_last(gates(inputs)), time_last(inputs["h"]))
-        return {"saved": kept, "dh": time_last(upstream(inputs))}
+    def prepare(given: Any) -> Inputs:
+        kept = saved(time_last(gates(given)), time_last(given.h))
+        return {"saved": kept, "dh": time_last(upstream(given))}
 
     def call(saved: _peer.Saved, dh: Tensor) -> Any:
         return function(module, "Scan").backward(saved, dh)
 
-    def finish(gradients: Any, inputs: Inputs) -> tuple[Tensor, Tensor, None]:
+    def finish(gradients: Any, given: Any) -> tuple[Tensor, Tensor, None]:
         da, dx = (values.transpose(1, 2).contiguous() for values in gradients)
-        return finish_gradients(dx, da, inputs)
+        return finish_gradients(dx, da, given)
 
     return backward_of(forward, from_parts, adapter=Adapter(prepare, call, finish))
 
@@ -116,13 +116,13 @@ def time_last_gradient(forward: Variant, module: str, saved: Callable[[Tensor, T
 def log_gate_variant(kind: str, module: str, name: str, words: str) -> Variant:
     """A form of flash-linear-attention's HGRN: ``name`` of its module. Making logarithms of gates is not timed."""
 
-    def prepare(inputs: Inputs) -> Inputs:
-        return {"x": inputs["x"].contiguous(), "g": log_gates(inputs)}
+    def prepare(given: Any) -> Inputs:
+        return {"x": given.x.contiguous(), "g": log_gates(given)}
 
     def call(x: Tensor, g: Tensor) -> Any:
         return function(module, name)(x, g, output_final_state=True)
 
-    def finish(results: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def finish(results: Any, given: Any) -> tuple[Tensor, Tensor]:
         h, h_last = results
         return h, h_last.float()
 
@@ -146,16 +146,16 @@ def log_gate_gradient(forward: Variant, module: str, name: str, **facts: Any) ->
     facts: what the Function keeps besides log a, h and the initial state.
     """
 
-    def prepare(inputs: Inputs) -> Inputs:
-        saved = _peer.Saved(log_gates(inputs), inputs["h"].contiguous(), None, **facts)
-        return {"saved": saved, "dh": upstream(inputs)}
+    def prepare(given: Any) -> Inputs:
+        saved = _peer.Saved(log_gates(given), given.h.contiguous(), None, **facts)
+        return {"saved": saved, "dh": upstream(given)}
 
     def call(saved: _peer.Saved, dh: Tensor) -> Any:
         return function(module, name).backward(saved, dh, None)
 
-    def finish(gradients: Any, inputs: Inputs) -> tuple[Tensor, Tensor, None]:
+    def finish(gradients: Any, given: Any) -> tuple[Tensor, Tensor, None]:
         dx, dg, *_ = gradients
-        return finish_gradients(dx, dg / inputs["a"].float(), inputs)
+        return finish_gradients(dx, dg / given.a.float(), given)
 
     return backward_of(forward, from_parts, adapter=Adapter(prepare, call, finish))
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops.linear_scan import _numba_call, numba_sequential
@@ -34,19 +32,6 @@ class Config:
     chunk: int = 256
 
 
-def run(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    return _numba_call.forward(x, a, h0, reset, cu_seqlens, reverse, config.block_d, config.ahead, config.chunk)
-
-
 def rank(case: Case, device: Device) -> int:
     """Before the single pass where that would leave three quarters of the cores idle for long."""
     busy = case["N"] * -(-case["D"] // numba_sequential.Config.block_d)
@@ -63,7 +48,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="numba.chunked",
     summary="three phases in native code, threads over time too",
-    run=run,
+    run=_numba_call.forward,
     config=Config,
     axes={"block_d": (640, 4096), "ahead": (False, True), "chunk": (16, 64, 256, 1024)},
     reject=reject,

@@ -12,8 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._cpu import unfit_cpu
@@ -30,19 +28,6 @@ class Config:
     ahead: bool = True
 
 
-def run(
-    x: Tensor,
-    a: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    return _numba_call.forward(x, a, h0, reset, cu_seqlens, reverse, config.block_d, config.ahead)
-
-
 def reject(case: Case, device: Device, config: Any) -> str | None:
     """Shared by all numba variants of both ops."""
     return unfit_cpu(case, device, config)
@@ -57,7 +42,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="numba.sequential",
     summary="one pass in native code, threads over channels and sequences",
-    run=run,
+    run=_numba_call.forward,
     config=Config,
     axes={"block_d": (128, 256, 640, 1280, 2048, 2560, 4096), "ahead": (False, True)},
     reject=reject,

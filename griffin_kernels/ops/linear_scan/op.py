@@ -5,22 +5,33 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from griffin_kernels import errors
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.ops._arguments import Offsets, Resets, Sequence, State
 from griffin_kernels.ops.linear_scan import wild
 from griffin_kernels.ops.linear_scan.cost import FLAGS, cost, make_case
 
 
-def check(
-    x: Tensor, a: Tensor, h0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
-) -> None:
+class Call(NamedTuple):
+    """The arguments of linear_scan; see ``functional/linear_scan.py``."""
+
+    x: Sequence
+    a: Sequence
+    h0: State = None
+    reset: Resets = None
+    cu_seqlens: Offsets = None
+    reverse: bool = False
+
+
+def check(call: Call) -> None:
     """What the tensor specs cannot express: the layout of packed sequences."""
-    if cu_seqlens is not None:
-        check_cu_seqlens(cu_seqlens, batch=x.shape[0], total=x.shape[1])
+    if call.cu_seqlens is not None:
+        check_cu_seqlens(call.cu_seqlens, batch=call.x.shape[0], total=call.x.shape[1])
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, batch: int, total: int) -> None:
@@ -54,12 +65,11 @@ def steps(time: int, cu_seqlens: Tensor | None, reverse: bool) -> Iterator[tuple
             yield t, row, position == 0
 
 
-def reference(
-    x: Tensor, a: Tensor, h0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
-) -> tuple[Tensor, Tensor]:
+def reference(call: Call) -> tuple[Tensor, Tensor]:
     """The recurrence as written, one step at a time. Returns h [B,T,D] and h_last [B or N, D]."""
+    x, a, h0, reset, cu_seqlens, reverse = call
     batch, time, width = x.shape
-    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    rows = rows_of(batch, cu_seqlens)
     # last: [B or N, D]; a sequence without steps ends where it began
     last = [
         x.new_zeros(batch, width) if cu_seqlens is None else x.new_zeros(width)
@@ -158,14 +168,22 @@ def tolerance(case: Case) -> Tolerance:
     return Tolerance(rel_norm=4 * unit * memory + rounding, worst=32 * unit * memory + 2 * rounding)
 
 
-def case_of(
-    x: Tensor, a: Tensor, h0: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
-) -> Case:
-    """The case that a real call is."""
-    batch, time, width = x.shape
-    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    present = {"reset": reset is not None, "packed": cu_seqlens is not None, "reverse": reverse}
-    return make_case(batch, time, width, dtype_name(x.dtype), [f for f in FLAGS if present[f]], rows=rows, tag="call")
+def case_of(call: Any, op: str = "linear_scan") -> Case:
+    """The case that a real call is, of linear_scan or of its backward."""
+    batch, time, width = call.a.shape
+    rows = rows_of(batch, call.cu_seqlens)
+    return make_case(batch, time, width, dtype_name(call.a.dtype), flags_of(call), rows=rows, op=op, tag="call")
+
+
+def flags_of(call: Any) -> list[str]:
+    """The flags of a call of a scan."""
+    present = {"reset": call.reset is not None, "packed": call.cu_seqlens is not None, "reverse": call.reverse}
+    return [flag for flag in FLAGS if present[flag]]
+
+
+def rows_of(batch: int, cu_seqlens: Tensor | None) -> int:
+    """N: rows of h0, that is batch entries or packed sequences."""
+    return batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
 
 
 def cases(op: str) -> tuple[Case, ...]:
@@ -215,19 +233,10 @@ def cases(op: str) -> tuple[Case, ...]:
     return (*smoke, *edge, *bench)
 
 
-INPUTS = {
-    "x": TensorSpec("B T D"),
-    "a": TensorSpec("B T D"),
-    "h0": TensorSpec("N D", "state", optional=True),
-    "reset": TensorSpec("B T", "bool", optional=True),
-    "cu_seqlens": TensorSpec("N+1", "int32", optional=True),
-}
-
 OP = Op(
     name="linear_scan",
     summary="h_t = a_t * h_{t-1} + x_t",
-    inputs=INPUTS,
-    options=("reverse",),
+    call=Call,
     outputs={"h": TensorSpec("B T D"), "h_last": TensorSpec("N D", "accumulator")},
     reference=reference,
     cases=cases("linear_scan"),

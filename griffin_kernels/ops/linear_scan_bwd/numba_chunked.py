@@ -6,29 +6,11 @@ product of a. dh and a are read twice.
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from griffin_kernels.contract import Case, Variant
+from griffin_kernels.contract import Case
+from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.linear_scan import _numba_call
-from griffin_kernels.ops.linear_scan.numba_chunked import Config, rank
-from griffin_kernels.ops.linear_scan.numba_sequential import reject
-
-
-def run(
-    dh: Tensor,
-    dh_last: Tensor | None,
-    a: Tensor,
-    h: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    return _numba_call.backward(
-        dh, dh_last, a, h, h0, reset, cu_seqlens, reverse, config.block_d, config.ahead, config.chunk
-    )
+from griffin_kernels.ops.linear_scan.numba_chunked import VARIANT as FORWARD
+from griffin_kernels.ops.linear_scan.numba_chunked import Config
 
 
 def traffic(case: Case, config: Config) -> int:
@@ -37,14 +19,4 @@ def traffic(case: Case, config: Config) -> int:
     return streams * case["B"] * case["T"] * case["D"] * case.bytes_per_element()
 
 
-VARIANT = Variant(
-    op="linear_scan_bwd",
-    name="numba.chunked",
-    summary="three phases in native code, threads over time too",
-    run=run,
-    config=Config,
-    axes={"block_d": (640, 4096), "ahead": (False, True), "chunk": (16, 64, 256, 1024)},
-    reject=reject,
-    rank=rank,
-    traffic=traffic,
-)
+VARIANT = backward_of(FORWARD, _numba_call.backward, traffic=traffic)

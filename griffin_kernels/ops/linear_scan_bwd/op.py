@@ -11,31 +11,39 @@ which the forward pass visits time. h is the forward output in the data's dtype.
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from griffin_kernels import pieces
-from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.ops._arguments import Offsets, Resets, Sequence, State
 from griffin_kernels.ops.linear_scan import op as forward
 from griffin_kernels.ops.linear_scan import wild
-from griffin_kernels.ops.linear_scan.cost import FLAGS, make_case
 
 
-def reference(
-    dh: Tensor,
-    dh_last: Tensor | None,
-    a: Tensor,
-    h: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+class Call(NamedTuple):
+    """The arguments of linear_scan_bwd. dh, dh_last: what reaches h and h_last. h: as linear_scan gave it."""
+
+    dh: Sequence
+    dh_last: State
+    a: Sequence
+    h: Sequence
+    h0: State = None
+    reset: Resets = None
+    cu_seqlens: Offsets = None
+    reverse: bool = False
+
+
+def reference(call: Call) -> tuple[Tensor, Tensor, Tensor | None]:
     """The equations above, one step at a time from the last to the first."""
+    dh, dh_last, a, h, h0, reset, cu_seqlens, reverse = call
     batch, time, width = dh.shape
     packed = cu_seqlens is not None
     dx, da = torch.empty_like(dh), torch.empty_like(a)
-    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    rows = forward.rows_of(batch, cu_seqlens)
     carry = dh.new_zeros(rows, width) if dh_last is None else dh_last.clone()
     order = list(forward.steps(time, cu_seqlens, reverse))
     for index in range(time - 1, -1, -1):
@@ -92,35 +100,10 @@ def tolerance(case: Case) -> Tolerance:
     return Tolerance(rel_norm=1.5 * one_way.rel_norm, worst=2 * one_way.worst)
 
 
-def case_of(
-    dh: Tensor,
-    dh_last: Tensor | None,
-    a: Tensor,
-    h: Tensor,
-    h0: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-) -> Case:
-    """The case that a real call is."""
-    batch, time, width = a.shape
-    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    present = {"reset": reset is not None, "packed": cu_seqlens is not None, "reverse": reverse}
-    flags = [f for f in FLAGS if present[f]]
-    return make_case(batch, time, width, dtype_name(a.dtype), flags, rows=rows, op="linear_scan_bwd", tag="call")
-
-
 OP = Op(
     name="linear_scan_bwd",
     summary="dx, da, dh0 of linear_scan: a scan in the opposite direction",
-    inputs={
-        "dh": TensorSpec("B T D"),
-        "dh_last": TensorSpec("N D", "state", optional=True),
-        "a": TensorSpec("B T D"),
-        "h": TensorSpec("B T D"),
-        **{name: forward.INPUTS[name] for name in ("h0", "reset", "cu_seqlens")},
-    },
-    options=("reverse",),
+    call=Call,
     outputs={
         "dx": TensorSpec("B T D"),
         "da": TensorSpec("B T D"),
@@ -131,7 +114,7 @@ OP = Op(
     make_inputs=make_inputs,
     cost=cost,
     tolerance=tolerance,
-    case_of=case_of,
+    case_of=functools.partial(forward.case_of, op="linear_scan_bwd"),
     splits=(ROWS, ("D",)),
     free_dims=("N",),
     forward="linear_scan",

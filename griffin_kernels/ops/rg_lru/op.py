@@ -134,7 +134,7 @@ def reference(
         a = torch.where(reset[..., None], 0.0, a)
         multiplier = torch.where(reset[..., None], 1.0, multiplier)
         reset = reset.expand(x.shape[:2])
-    return scan.reference(multiplier * i * x, a, h0, reset, cu_seqlens, reverse=False)
+    return scan.reference(scan.Call(multiplier * i * x, a, h0, reset, cu_seqlens))
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:

@@ -48,7 +48,7 @@ def reference(
     if reset is not None:
         reset = reset.expand(x.shape[:2])
         m = torch.where(reset[..., None], 1.0, m)
-    g, da, dh0 = scan_bwd.reference(dy, dh_last, a, y, h0, reset, cu_seqlens, reverse=False)
+    g, da, dh0 = scan_bwd.reference(scan_bwd.Call(dy, dh_last, a, y, h0, reset, cu_seqlens))
     dm = g * i * x
     # the published clipping, on v = 1 - a^2 as it is there
     dv = dm / torch.sqrt(torch.clamp(4 * v, min=1 / forward.MAX_SQRT_GRADIENT**2))

@@ -34,12 +34,12 @@ def channels_last(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.contiguous().transpose(1, 2)
 
 
-def documents(inputs: Inputs) -> Tensor | None:
+def documents(given: Any) -> Tensor | None:
     """int32 [B,T]: a number for the document of each step; None where all steps follow each other."""
-    segment_pos, cu_seqlens, time = inputs["segment_pos"], inputs["cu_seqlens"], inputs["x"].shape[1]
+    segment_pos, cu_seqlens, time = given.segment_pos, given.cu_seqlens, given.x.shape[1]
     if segment_pos is None and cu_seqlens is None:
         return None
-    begins = torch.zeros(inputs["x"].shape[:2], dtype=torch.int32, device=inputs["x"].device)
+    begins = torch.zeros(given.x.shape[:2], dtype=torch.int32, device=given.x.device)
     if segment_pos is not None:
         begins += segment_pos == 0
     if cu_seqlens is not None:
@@ -48,13 +48,13 @@ def documents(inputs: Inputs) -> Tensor | None:
     return begins.cumsum(1, dtype=torch.int32)
 
 
-def arguments(inputs: Inputs) -> Inputs:
+def arguments(given: Any) -> Inputs:
     """x, weight, sequence numbers and state as the package wants them. Weights are kept as [D, K]."""
     return {
-        "x": channels_last(inputs["x"]),
-        "weight": inputs["weight"].t().contiguous(),
-        "seq_idx": documents(inputs),
-        "initial_states": channels_last(inputs["state"]),
+        "x": channels_last(given.x),
+        "weight": given.weight.t().contiguous(),
+        "seq_idx": documents(given),
+        "initial_states": channels_last(given.state),
     }
 
 

@@ -12,21 +12,20 @@ from griffin_kernels.ops.temporal_conv1d import _peer
 from griffin_kernels.ops.temporal_conv1d.op import new_state
 
 
-def prepare(inputs: Inputs) -> Inputs:
-    given = _peer.arguments(inputs)
-    return given | {"bias": inputs["bias"].contiguous(), "return_final_states": given["seq_idx"] is None}
+def prepare(given: Any) -> Inputs:
+    arguments = _peer.arguments(given)
+    return arguments | {"bias": given.bias.contiguous(), "return_final_states": arguments["seq_idx"] is None}
 
 
 def call(**arguments: Any) -> Any:
     return _peer.function("causal_conv1d_fn")(**arguments)
 
 
-def finish(results: Any, inputs: Inputs) -> tuple[Tensor | None, ...]:
+def finish(results: Any, given: Any) -> tuple[Tensor | None, ...]:
     if isinstance(results, tuple):
         y, after = results
         return y.transpose(1, 2), after.transpose(1, 2)
-    x, state, segment_pos, cu_seqlens = (inputs[name] for name in ("x", "state", "segment_pos", "cu_seqlens"))
-    after = new_state(x, state, segment_pos, cu_seqlens, inputs["weight"].shape[0])
+    after = new_state(given.x, given.state, given.segment_pos, given.cu_seqlens, given.weight.shape[0])
     return results.transpose(1, 2), after
 
 

@@ -12,21 +12,21 @@ from griffin_kernels.ops.temporal_conv1d import _peer
 from griffin_kernels.ops.temporal_conv1d.peer_causal_conv1d import VARIANT as FORWARD
 
 
-def prepare(inputs: Inputs) -> Inputs:
+def prepare(given: Any) -> Inputs:
     """What the forward pass keeps. Its bias does not matter, but that there is one."""
-    given = _peer.arguments(inputs)
-    with_state = given["seq_idx"] is None
+    arguments = _peer.arguments(given)
+    with_state = arguments["seq_idx"] is None
     saved = Saved(
-        given["x"],
-        given["weight"],
-        given["weight"].new_zeros(given["weight"].shape[0]),
-        given["seq_idx"],
-        given["initial_states"],
+        arguments["x"],
+        arguments["weight"],
+        arguments["weight"].new_zeros(arguments["weight"].shape[0]),
+        arguments["seq_idx"],
+        arguments["initial_states"],
         activation=False,
         return_final_states=with_state,
-        return_dinitial_states=given["initial_states"] is not None,
+        return_dinitial_states=arguments["initial_states"] is not None,
     )
-    upstream = (_peer.channels_last(inputs["dy"]), _peer.channels_last(inputs["dnew_state"]))
+    upstream = (_peer.channels_last(given.dy), _peer.channels_last(given.dnew_state))
     return {"saved": saved, "upstream": upstream if with_state else upstream[:1]}
 
 
@@ -34,14 +34,14 @@ def call(saved: Saved, upstream: tuple[Tensor | None, ...]) -> Any:
     return _peer.function("CausalConv1dFn").backward(saved, *upstream)
 
 
-def finish(gradients: Any, inputs: Inputs) -> tuple[Tensor | None, ...]:
+def finish(gradients: Any, given: Any) -> tuple[Tensor | None, ...]:
     dx, dweight, dbias, _, dstate, *_ = gradients
-    dtype = inputs["x"].dtype
+    dtype = given.x.dtype
     return (
         dx.transpose(1, 2),
         dweight.t().to(dtype),
         dbias.to(dtype),
-        None if inputs["state"] is None else dstate.transpose(1, 2),
+        None if given.state is None else dstate.transpose(1, 2),
     )
 
 

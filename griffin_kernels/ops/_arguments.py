@@ -1,0 +1,24 @@
+"""Arguments that several ops have, as the fields of a Call are annotated: a tensor, its dims and its dtype."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Tensor
+
+from griffin_kernels.contract import TensorSpec
+
+Sequence = Annotated[Tensor, TensorSpec("B T D")]
+"""Data of every step and channel."""
+
+State = Annotated[Tensor | None, TensorSpec("N D", "state")]
+"""A recurrence's state before the first step, or the gradient of the last one."""
+
+Resets = Annotated[Tensor | None, TensorSpec("B T", "bool")]
+"""Where the state before a step counts as 0."""
+
+Positions = Annotated[Tensor | None, TensorSpec("B T", "int64")]
+"""Each token's position in its document."""
+
+Offsets = Annotated[Tensor | None, TensorSpec("N+1", "int32")]
+"""Where packed sequences begin, and the end of the last one."""

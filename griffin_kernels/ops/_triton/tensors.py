@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels.ops._triton.host import channel_stride, row_stride, signed_step
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops._triton.strides import constant, far
 
 
 class Rows(NamedTuple):
@@ -70,13 +70,13 @@ def rows(tensor: Tensor | None, reverse: bool = False) -> Rows | None:
         return None
     if tensor.dtype == torch.bool:
         return Rows(tensor.view(torch.uint8), row_stride(tensor, 0), signed_step(tensor, reverse), None)
-    channel = tl.constexpr(channel_stride(tensor))
+    channel = constant(channel_stride(tensor))
     return Rows(tensor, row_stride(tensor, 0), signed_step(tensor, reverse), channel)
 
 
 def state(tensor: Tensor | None) -> State | None:
     """The bundle of a tensor [N,D]."""
-    return None if tensor is None else State(tensor, row_stride(tensor, 0), tl.constexpr(channel_stride(tensor)))
+    return None if tensor is None else State(tensor, row_stride(tensor, 0), constant(channel_stride(tensor)))
 
 
 @triton.jit

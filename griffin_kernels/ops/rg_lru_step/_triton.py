@@ -13,9 +13,9 @@ from griffin_kernels.architectures import WITHOUT_PRODUCTS
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton import host as scan
-from griffin_kernels.ops.rg_lru_step._triton_jit import step_by_dot, step_by_vector
-from griffin_kernels.ops.temporal_conv1d_step._triton import index_constexprs
+from griffin_kernels.ops._triton import host, tensors
+from griffin_kernels.ops.rg_lru.op import GATES
+from griffin_kernels.ops.rg_lru_step._triton_jit import Convolution, Gates, Indices, step_by_dot, step_by_vector
 
 WIDEST = 256
 """Channels of a gate block that a program can hold."""
@@ -63,100 +63,79 @@ def columns(n: int, block_n: int) -> int:
     return min(block_n, max(16, 1 << (n - 1).bit_length()))
 
 
-def arguments(
-    inputs: Inputs, outputs: dict[str, Any], output: str, x: Tensor, taps: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(arguments, constexprs) of both kernels; allocates ``output``. x: what enters; taps: 0 without convolution."""
-    batch, width = x.shape
-    h, y, state = inputs["h"], inputs.get("y"), inputs["conv_state"] if taps else None
-    outputs["h"] = h
-    args = {
-        "x": x,
-        "y": y,
-        "conv_weight": inputs["conv_weight"].contiguous() if taps else None,
-        "conv_bias": inputs["conv_bias"].contiguous() if taps else None,
-        "conv_state": state,
-        "a_param": inputs["a_param"].contiguous(),
-        "weight_i": inputs["input_gate_weight"].contiguous(),
-        "bias_i": inputs["input_gate_bias"].contiguous(),
-        "weight_r": inputs["recurrence_gate_weight"].contiguous(),
-        "bias_r": inputs["recurrence_gate_bias"].contiguous(),
-        "h": h,
-        "positions": inputs["positions"],
-        "slots": inputs["slots"],
-        "out": scan.empty(outputs, output, x, batch, width, dtype=x.dtype),
-        "B": batch,
-        "P": h.shape[0],
-        "x_row": scan.row_stride(x, 0),
-        "y_row": scan.row_stride(y, 0),
-        "h_slot": scan.row_stride(h, 0),
-        "state_slot": scan.row_stride(state, 0),
-    }
-    constexprs = {
-        "D": width,
-        "N": inputs["input_gate_bias"].shape[1],
-        "X_CHANNEL": scan.channel_stride(x),
-        "Y_CHANNEL": scan.channel_stride(y),
-        "H_CHANNEL": scan.channel_stride(h),
-        "STATE_ROW": scan.known_stride(state, 1),
-        "STATE_CHANNEL": scan.channel_stride(state),
-        **index_constexprs(inputs),
-        "TAPS": taps,
-    }
-    return args, constexprs
-
-
 def dot_launch(inputs: Inputs, outputs: dict[str, Any], output: str, config: Dot, x: Tensor, taps: int = 0) -> Launch:
-    """Gates by matrix instructions, state and output."""
-    args, constexprs = arguments(inputs, outputs, output, x, taps)
-    blocks, n = inputs["input_gate_bias"].shape
+    """Gates by matrix instructions, state and ``output``. x: what enters; taps: 0 without convolution."""
+    n = inputs["input_gate_bias"].shape[1]
     arch = launch.architecture(x)
     tensor_cores = x.element_size() == 2 and arch not in WITHOUT_PRODUCTS
     block_n = columns(n, config.block_n)
     # what is no operand of a matrix instruction is multiplied in float32, and takes the registers of that
     block_k = columns(n, max(16, config.block_k if tensor_cores else config.block_k // 2))
+    blocks = {"BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_B": config.block_b}
     in_flight = stages(config, block_n, arch)
-    load = block_n * block_k // (32 * config.num_warps)
-    return Launch(
-        kernel=step_by_dot,
-        grid=(blocks * parts(n, config.block_n), triton.cdiv(x.shape[0], config.block_b)),
-        args=args,
-        constexprs=constexprs
-        | {
-            "BLOCK_N": block_n,
-            "BLOCK_K": block_k,
-            "BLOCK_B": config.block_b,
-            "STAGES": in_flight,
-        },
-        num_warps=config.num_warps,
-        num_stages=in_flight,
-        claims=Claims(load_bits=scan.load_bits((args["weight_i"],), load), matrix=tensor_cores and block_n >= 64),
+    return described(
+        step_by_dot, inputs, outputs, output, config, x, taps, blocks | {"STAGES": in_flight}, matrix=tensor_cores
     )
 
 
 def vector_launch(
     inputs: Inputs, outputs: dict[str, Any], output: str, config: Vector, x: Tensor, taps: int = 0
 ) -> Launch:
-    """Gates by multiplying and adding, state and output."""
-    args, constexprs = arguments(inputs, outputs, output, x, taps)
-    blocks, n = inputs["input_gate_bias"].shape
+    """Likewise with gates by multiplying and adding."""
+    n = inputs["input_gate_bias"].shape[1]
     block_k = triton.next_power_of_2(n)
-    block_n = columns(n, config.block_n)
-    load = block_n * block_k // (32 * config.num_warps)
+    blocks = {"BLOCK_N": columns(n, config.block_n), "BLOCK_K": block_k, "BLOCK_B": config.rows}
+    return described(step_by_vector, inputs, outputs, output, config, x, taps, blocks)
+
+
+def described(
+    kernel: Any,
+    inputs: Inputs,
+    outputs: dict[str, Any],
+    output: str,
+    config: Dot | Vector,
+    x: Tensor,
+    taps: int,
+    blocks: dict[str, int],
+    matrix: bool = False,
+) -> Launch:
+    """A launch of either kernel."""
+    batch, width = x.shape
+    gate_blocks, n = inputs["input_gate_bias"].shape
+    h, positions, slots = inputs["h"], inputs["positions"], inputs["slots"]
+    conv = None
+    if taps:
+        weight, bias = inputs["conv_weight"].contiguous(), inputs["conv_bias"].contiguous()
+        conv = Convolution(weight, bias, tensors.rows(inputs["conv_state"]))
+    gates = Gates(*[inputs[name].contiguous() for name in GATES])
+    outputs["h"] = h
+    tile = blocks["BLOCK_N"] * blocks["BLOCK_K"]
+    load_bits = host.load_bits((gates.weight_i,), tile // (32 * config.num_warps))
     return Launch(
-        kernel=step_by_vector,
-        grid=(blocks * parts(n, config.block_n), triton.cdiv(x.shape[0], config.rows)),
-        args=args,
-        constexprs=constexprs | {"BLOCK_N": block_n, "BLOCK_K": block_k, "ROWS": config.rows},
+        kernel=kernel,
+        grid=(gate_blocks * parts(n, config.block_n), triton.cdiv(batch, blocks["BLOCK_B"])),
+        args={
+            "x": tensors.state(x),
+            "y": tensors.state(inputs.get("y")),
+            "conv": conv,
+            "gates": gates,
+            "h": tensors.state(h),
+            "indices": Indices(positions, slots, host.known_stride(positions, 0), host.known_stride(slots, 0)),
+            "out": host.empty(outputs, output, x, batch, width, dtype=x.dtype),
+            "B": batch,
+            "P": h.shape[0],
+        },
+        constexprs={"D": width, "N": n, "TAPS": taps, **blocks},
         num_warps=config.num_warps,
-        tile=block_n * block_k,
-        claims=Claims(load_bits=scan.load_bits((args["weight_i"],), load)),
+        num_stages=blocks.get("STAGES", 1),
+        tile=0 if kernel is step_by_dot else tile,
+        claims=Claims(load_bits=load_bits, matrix=matrix and blocks["BLOCK_N"] >= 64),
     )
 
 
 def unfit(case: Case, device: Device, block_n: int, usual: int) -> str | None:
     """Why no kernel of these runs, or not with such a block, if so. usual: the default's block."""
-    if reason := scan.not_here(device):
+    if reason := host.not_here(device):
         return reason
     if case.dtype == "float64":
         return "gates and state are float32 here, float64 data wants more (eager.unfused takes it)"

@@ -30,7 +30,7 @@ class Config(_triton.Dot):
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One launch."""
-    return [_triton.dot_launch(inputs | {"conv_state": None}, outputs, "y", config, inputs["x"])]
+    return [_triton.dot_launch(inputs, outputs, "y", config, inputs["x"])]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

@@ -8,7 +8,6 @@ of its block. n = 1 is linear_scan.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from griffin_kernels import errors
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops._arguments import Offsets, Resets, Sequence, State
+from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.block_diagonal_scan.cost import cost, make_case
 from griffin_kernels.ops.linear_scan import op as plain
 
@@ -74,29 +74,12 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     That is a random rotation, shrunk: not symmetric, so that a transposed A is seen, and with all singular values s,
     so that long products neither vanish nor grow.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
+    draw = Draws(case, device, seed)
     batch, time, width, blocks, size, rows = (case[dim] for dim in ("B", "T", "D", "H", "n", "N"))
-
-    def place(values: Tensor) -> Tensor:
-        values = values.to(device, case.torch_dtype)
-        if "strided" in case.data:
-            # every second element of a time-major buffer: no stride is 1, batch is not outermost, what lies between
-            # is nobody's
-            wide = values.new_full((time, batch, *values.shape[2:-1], 2 * values.shape[-1]), math.nan)
-            view = wide.transpose(0, 1)[..., ::2]
-            view.copy_(values)
-            return view
-        return values
-
-    x = torch.randn(batch, time, width, generator=generator, dtype=torch.float32, device="cpu")
-    u, v = torch.nn.functional.normalize(
-        torch.randn(2, batch, time, blocks, size, generator=generator, dtype=torch.float32, device="cpu"), dim=-1
-    )
+    x = draw.normal(batch, time, width)
+    u, v = torch.nn.functional.normalize(draw.normal(2, batch, time, blocks, size), dim=-1)
     low, high = (0.999, 1.0) if "near_one" in case.data else (0.9, 0.999)
-    shrink = (
-        torch.rand(batch, time, blocks, 1, 1, generator=generator, dtype=torch.float32, device="cpu") * (high - low)
-        + low
-    )
+    shrink = draw.uniform(batch, time, blocks, 1, 1) * (high - low) + low
     across = 4 * (u * v).sum(-1)[..., None, None] * u[..., :, None] * v[..., None, :]
     a = (
         torch.eye(size, dtype=torch.float32, device="cpu")
@@ -104,23 +87,14 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         - 2 * v[..., :, None] * v[..., None, :]
         + across
     )
-    inputs: Inputs = {"x": place(x), "a": place(shrink * a), "h0": None, "reset": None, "cu_seqlens": None}
-    if "h0" in case.data:
-        inputs["h0"] = torch.randn(rows, width, generator=generator, dtype=torch.float32, device="cpu").to(
-            device, accumulator(case.torch_dtype)
-        )
-    if "reset" in case.flags:
-        inputs["reset"] = (torch.rand(batch, time, generator=generator, dtype=torch.float32, device="cpu") < 0.15).to(
-            device
-        )
-    if "packed" in case.flags:
-        cuts = (
-            torch.randint(0, time + 1, (rows - 1,), generator=generator, dtype=torch.int64, device="cpu").sort().values
-        )
-        if "empty_sequence" in case.data:
-            cuts[-1] = time
-        inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)
-    return inputs | {"reverse": "reverse" in case.flags}
+    return {
+        "x": draw.placed(x),
+        "a": draw.placed(shrink * a),
+        "h0": draw.wide(draw.normal(rows, width)) if "h0" in case.data else None,
+        "reset": (draw.uniform(batch, time) < 0.15).to(device) if "reset" in case.flags else None,
+        "cu_seqlens": draw.offsets() if "packed" in case.flags else None,
+        "reverse": "reverse" in case.flags,
+    }
 
 
 def tolerance(case: Case) -> Tolerance:

@@ -20,6 +20,7 @@ from torch import Tensor
 from griffin_kernels import pieces
 from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops._arguments import Offsets, Resets, Sequence, State
+from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.block_diagonal_scan import op as forward
 from griffin_kernels.ops.linear_scan.op import rows_of, steps
 
@@ -71,16 +72,11 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     wide = accumulator(case.torch_dtype)
     h, h_last = pieces.reference(forward.OP, inputs, wide)
     assert h is not None and h_last is not None
-    a = inputs["a"]
+    draw = Draws(case, device, seed + 1)
+    dh = draw.data(draw.normal(*h.shape))
+    dh_last = draw.wide(draw.normal(*h_last.shape)) if "h0" in case.data else None
     del inputs["x"]
-    generator = torch.Generator("cpu").manual_seed(seed + 1)
-    dh = torch.randn(h.shape, generator=generator, dtype=torch.float32, device="cpu").to(device, case.torch_dtype)
-    dh_last = (
-        torch.randn(h_last.shape, generator=generator, dtype=torch.float32, device="cpu").to(device, wide)
-        if "h0" in case.data
-        else None
-    )
-    return {"dh": dh, "dh_last": dh_last, "a": a, "h": h.to(device, case.torch_dtype), **inputs}
+    return inputs | {"dh": dh, "dh_last": dh_last, "h": draw.data(h)}
 
 
 def cost(case: Case) -> Cost:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from griffin_kernels import errors
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops._arguments import Offsets, Resets, Sequence, State
+from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan import wild
 from griffin_kernels.ops.linear_scan.cost import FLAGS, cost, make_case
 
@@ -91,53 +91,24 @@ def reference(call: Call) -> tuple[Tensor, Tensor]:
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Standard normal x; a in [0.9, 0.999], where RG-LRU is initialised, or as the case's ``data`` says."""
-    generator = torch.Generator("cpu").manual_seed(seed)
+    draw = Draws(case, device, seed)
     batch, time, width, rows = case["B"], case["T"], case["D"], case["N"]
-
-    def place(values: Tensor, dtype: torch.dtype = case.torch_dtype) -> Tensor:
-        values = values.to(device, dtype)
-        if "strided" in case.data and values.dim() == 3:
-            # every second channel of a time-major buffer: no stride is 1, batch is not outermost, what lies between
-            # is nobody's
-            wide = values.new_full((values.shape[1], values.shape[0], 2 * values.shape[2]), math.nan)
-            view = wide.transpose(0, 1)[..., ::2]
-            view.copy_(values)
-            return view
-        return values
-
-    x = torch.randn(batch, time, width, generator=generator, dtype=torch.float32, device="cpu")
-    a = torch.rand(batch, time, width, generator=generator, dtype=torch.float32, device="cpu") * 0.099 + 0.9
+    x = draw.normal(batch, time, width)
+    a = draw.uniform(batch, time, width) * 0.099 + 0.9
     if "signed" in case.data:
-        negative = torch.rand(batch, time, width, generator=generator, dtype=torch.float32, device="cpu") < 0.5
-        a = torch.where(negative, -a, a)
+        a = torch.where(draw.uniform(batch, time, width) < 0.5, -a, a)
     if "zeros" in case.data:
-        a = torch.where(
-            torch.rand(batch, time, width, generator=generator, dtype=torch.float32, device="cpu") < 0.2, 0.0, a
-        )
-    inputs: Inputs = {"x": place(x), "a": place(a), "h0": None, "reset": None, "cu_seqlens": None}
-    if "h0" in case.data:
-        inputs["h0"] = torch.randn(rows, width, generator=generator, dtype=torch.float32, device="cpu").to(
-            device, accumulator(case.torch_dtype)
-        )
-    if "reset" in case.flags:
-        inputs["reset"] = (torch.rand(batch, time, generator=generator, dtype=torch.float32, device="cpu") < 0.15).to(
-            device
-        )
-    if "packed" in case.flags:
-        cuts = (
-            torch.randint(0, time + 1, (rows - 1,), generator=generator, dtype=torch.int64, device="cpu").sort().values
-        )
-        if "empty_sequence" in case.data:
-            cuts[-1] = time
-        inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)
+        a = torch.where(draw.uniform(batch, time, width) < 0.2, 0.0, a)
+    h0 = draw.wide(draw.normal(rows, width)) if "h0" in case.data else None
+    reset = (draw.uniform(batch, time) < 0.15).to(device) if "reset" in case.flags else None
+    cu_seqlens = draw.offsets() if "packed" in case.flags else None
     if "wild" in case.data:
-        a, x = wild.gates_and_inputs(case.torch_dtype, batch, time, width, generator)
-        starts, _ = visits(case, inputs["cu_seqlens"])
-        inputs |= {"x": place(in_time(case, x)), "a": place(in_time(case, a))}
-        if "h0" in case.data:
-            h0 = wild.initial(case.torch_dtype, time, width, starts)
-            inputs["h0"] = h0.to(device, accumulator(case.torch_dtype))
-    return inputs | {"reverse": "reverse" in case.flags}
+        drawn = wild.gates_and_inputs(case.torch_dtype, batch, time, width, draw.generator)
+        a, x = (in_time(case, values) for values in drawn)
+        starts, _ = visits(case, cu_seqlens)
+        h0 = None if h0 is None else draw.wide(wild.initial(case.torch_dtype, time, width, starts))
+    placed = {"x": draw.placed(x), "a": draw.placed(a)}
+    return placed | {"h0": h0, "reset": reset, "cu_seqlens": cu_seqlens, "reverse": "reverse" in case.flags}
 
 
 def in_time(case: Case, values: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from griffin_kernels import pieces
 from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops._arguments import Offsets, Resets, Sequence, State
+from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan import op as forward
 from griffin_kernels.ops.linear_scan import wild
 
@@ -67,23 +68,16 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     wide = accumulator(case.torch_dtype)
     h, h_last = pieces.reference(forward.OP, inputs, wide)
     assert h is not None and h_last is not None
-    a = inputs["a"]
-    del inputs["x"]
-    generator = torch.Generator("cpu").manual_seed(seed + 1)
-    dh = torch.randn(case["B"], case["T"], case["D"], generator=generator, dtype=torch.float32, device="cpu").to(
-        device, case.torch_dtype
-    )
-    dh_last = (
-        torch.randn(h_last.shape, generator=generator, dtype=torch.float32, device="cpu").to(device, wide)
-        if "h0" in case.data
-        else None
-    )
+    draw = Draws(case, device, seed + 1)
+    dh = draw.data(draw.normal(*h.shape))
+    dh_last = draw.wide(draw.normal(*h_last.shape)) if "h0" in case.data else None
     if "wild" in case.data:
         _, ends = forward.visits(case, inputs["cu_seqlens"])
         slope, last = wild.gradients(case.torch_dtype, case["B"], case["T"], case["D"], ends)
-        dh = forward.in_time(case, slope).to(device, case.torch_dtype)
-        dh_last = None if dh_last is None else last.to(device, wide)
-    return {"dh": dh, "dh_last": dh_last, "a": a, "h": h.to(device, case.torch_dtype), **inputs}
+        dh = draw.data(forward.in_time(case, slope))
+        dh_last = None if dh_last is None else draw.wide(last)
+    del inputs["x"]
+    return inputs | {"dh": dh, "dh_last": dh_last, "h": draw.data(h)}
 
 
 def cost(case: Case) -> Cost:

@@ -1,0 +1,76 @@
+"""Random inputs of the ops' cases: drawn in float32 on the CPU, so that every device and dtype gets the same ones."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import Case, accumulator
+
+
+class Draws:
+    """Draws for one case from one seed, in the order in which they are asked for."""
+
+    def __init__(self, case: Case, device: torch.device, seed: int) -> None:
+        self.case, self.device = case, device
+        self.generator = torch.Generator("cpu").manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal float32 on the CPU."""
+        return torch.randn(shape, generator=self.generator, dtype=torch.float32, device="cpu")
+
+    def uniform(self, *shape: int) -> Tensor:
+        """float32 on the CPU in [0, 1)."""
+        return torch.rand(shape, generator=self.generator, dtype=torch.float32, device="cpu")
+
+    def data(self, values: Tensor) -> Tensor:
+        """In the case's dtype, on its device."""
+        return values.to(self.device, self.case.torch_dtype)
+
+    def wide(self, values: Tensor) -> Tensor:
+        """In the accumulator's dtype, on the case's device."""
+        return values.to(self.device, accumulator(self.case.torch_dtype))
+
+    def placed(self, values: Tensor, dims: int = 3) -> Tensor:
+        """As ``data``; laid out as the case's ``strided`` asks for, where there are at least so many dimensions.
+
+        That is every second element of a buffer whose outer dimensions are swapped: no stride is 1, batch is not
+        outermost, and what lies between is nobody's.
+        """
+        values = self.data(values)
+        if "strided" not in self.case.data or values.dim() < dims:
+            return values
+        outer = min(1, values.dim() - 2)
+        shape = values.transpose(0, outer).shape
+        view = values.new_full((*shape[:-1], 2 * shape[-1]), math.nan).transpose(0, outer)[..., ::2]
+        return view.copy_(values)
+
+    def offsets(self, *, first_too: bool = False) -> Tensor:
+        """int32 [N+1]: N packed sequences of random lengths.
+
+        The last one is empty where the case's data say so, and with ``first_too`` the first one.
+        """
+        time = self.case["T"]
+        shape = (self.case["N"] - 1,)
+        cuts = (
+            torch.randint(0, time + 1, shape, generator=self.generator, dtype=torch.int64, device="cpu").sort().values
+        )
+        if "empty_sequence" in self.case.data:
+            cuts[-1] = time
+            if first_too:
+                cuts[0] = 0
+        return torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=self.device)
+
+    def positions(self, steps: int) -> Tensor:
+        """int64 [B, steps]: several documents a row; odd rows go on with an earlier one, at position 3."""
+        rows = []
+        for row, begins in enumerate((self.uniform(self.case["B"], steps) < min(0.1, 4 / steps)).tolist()):
+            position, positions = 3 if row % 2 else 0, []
+            for begin in begins:
+                position = 0 if begin else position
+                positions.append(position)
+                position += 1
+            rows.append(positions)
+        return torch.tensor(rows, dtype=torch.int64, device=self.device).reshape(self.case["B"], steps)

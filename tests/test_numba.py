@@ -16,8 +16,7 @@ from torch import Tensor
 
 from griffin_kernels import catalog, device, memory, poison, verify
 from griffin_kernels.contract import Case, Variant
-from griffin_kernels.ops import _threads
-from griffin_kernels.ops.linear_scan import _numba_call
+from griffin_kernels.ops import _native_call, _threads
 from griffin_kernels.ops.linear_scan.cost import make_case
 
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -105,7 +104,7 @@ def test_chunk_edges(op_name, time, flags):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 @pytest.mark.parametrize("ahead", [False, True])
 def test_outputs_written_past_the_caches(op_name, algorithm, dtype, ahead, monkeypatch):
-    monkeypatch.setattr(_numba_call, "_STREAMED", 0)
+    monkeypatch.setattr(_native_call, "STREAMED", 0)
     monkeypatch.setattr(_threads, "_GRAIN", 1)
     # rows that begin on a cache line, and rows and blocks that do not
     for width, block in ((320, 128), (331, 128), (320, 100)):

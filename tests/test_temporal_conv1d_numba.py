@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from griffin_kernels import catalog, device, dispatch, verify
-from griffin_kernels.ops import _threads
-from griffin_kernels.ops.temporal_conv1d import _numba_call
+from griffin_kernels.ops import _native_call, _threads
 from griffin_kernels.ops.temporal_conv1d.cost import make_case
 
 OPS = pytest.mark.parametrize("op_name", ["temporal_conv1d", "temporal_conv1d_bwd"])
@@ -64,7 +63,7 @@ def test_every_number_of_taps(op_name, taps, dtype):
 @OPS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_outputs_written_past_the_caches(op_name, dtype, monkeypatch):
-    monkeypatch.setattr(_numba_call, "_STREAMED", 0)
+    monkeypatch.setattr(_native_call, "STREAMED", 0)
     monkeypatch.setattr(_threads, "_GRAIN", 1)
     # rows that begin on a cache line, and rows and blocks that do not
     for width, block in ((320, 128), (331, 128), (320, 100)):

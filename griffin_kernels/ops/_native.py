@@ -16,10 +16,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numba
 import torch
@@ -296,6 +297,21 @@ def field(typing: Any, data: Any, index: Any) -> Any:
         return builder.load(builder.gep(builder.bitcast(args[0], INT64.as_pointer()), [args[1]]))
 
     return types.int64(data, types.int64), generate
+
+
+Strided = tuple[int, int, int]
+"""A field of three integers: the address of a tensor, the stride of batch rows, that of steps."""
+
+
+def places(family: type) -> Any:
+    """Where each field of a kernel's NamedTuple begins among its integers; the counter of work items comes first.
+
+    Fields are tuples of integers, then integers; that is how _native_call.py puts them into memory.
+    """
+    kinds = list(get_type_hints(family).values())
+    sizes = [len(get_args(kind)) or 1 for kind in kinds]
+    assert kinds == sorted(kinds, key=lambda kind: kind is int)
+    return family(*itertools.accumulate(sizes[:-1], initial=1))
 
 
 @intrinsic

@@ -23,14 +23,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 from llvmlite import ir
 from numba import types
 
 from griffin_kernels.ops import _native_rows
-from griffin_kernels.ops._native import INT32, INT64, data_bytes, field, finish, take
+from griffin_kernels.ops._native import INT32, INT64, Strided, data_bytes, field, finish, places, take
 from griffin_kernels.ops._native_rows import (
     STREAM,
     RowLanes,
@@ -46,44 +46,33 @@ from griffin_kernels.ops._native_rows import (
 
 _njit: Any = numba.njit
 
-FIELDS = (
-    "counter",  # next work item; the kernels advance it
-    "items",  # sequences * groups
-    "groups",  # of channels
-    "group",  # channels in a group, a multiple of n
-    "width",  # D
-    "time",  # T
-    "offsets",  # int32 [N+1] of packed sequences, or 0
-    "backwards",  # 1: this kernel visits time from the last step to the first
-    "stream",  # 1: write outputs past the caches; every vector of them must be aligned
-    "initial",  # wide [N, D]: state that enters a sequence, or 0
-    "final",  # wide [N, D]: the running state; what leaves the sequence
-    "before",  # wide [N, D]: h0, for the gradient, or 0
-    "reset",  # bool [B, T], or 0
-    "reset_batch",
-    "reset_time",
-    "a",  # [B, T, D * n], contiguous within a step
-    "a_batch",
-    "a_time",
-    "x",  # x, or dh
-    "x_batch",
-    "x_time",
-    "h",  # read by the gradient
-    "h_batch",
-    "h_time",
-    "out",  # h, or dx; [B, T, D] contiguous
-    "da",  # [B, T, D * n] contiguous
-)
-"""Names of the integers. Addresses in bytes, strides in elements; data unless said otherwise; wide: accumulator."""
+
+class Fields(NamedTuple):
+    """Given to a kernel. Addresses in bytes, strides in elements. Data unless said otherwise; wide: accumulator."""
+
+    reset: Strided  # bool [B, T], or 0
+    a: Strided  # [B, T, D * n], contiguous within a step
+    x: Strided  # x, or dh
+    h: Strided  # read by the gradient
+    items: int  # sequences * groups
+    groups: int  # of channels
+    group: int  # channels in a group, a multiple of n
+    width: int  # D
+    time: int  # T
+    offsets: int  # int32 [N+1] of packed sequences, or 0
+    backwards: int  # 1: this kernel visits time from the last step to the first
+    stream: int  # 1: write outputs past the caches; every vector of them must be aligned
+    initial: int  # wide [N, D]: state that enters a sequence, or 0
+    final: int  # wide [N, D]: the running state; what leaves the sequence
+    before: int  # wide [N, D]: h0, for the gradient, or 0
+    out: int  # h, or dx; [B, T, D] contiguous
+    da: int  # [B, T, D * n] contiguous
+
+
+AT = places(Fields)
 
 FILES = (__file__, str(_native_rows.__file__))
 """Sources that the kernels are made from, besides _native.py."""
-
-_AT = {name: index for index, name in enumerate(FIELDS)}
-_ITEMS, _GROUPS, _GROUP, _WIDTH, _TIME = (_AT[n] for n in ("items", "groups", "group", "width", "time"))
-_OFFSETS, _BACKWARDS, _STREAM = (_AT[n] for n in ("offsets", "backwards", "stream"))
-_INITIAL, _FINAL, _BEFORE, _RESET = (_AT[n] for n in ("initial", "final", "before", "reset"))
-_X, _A, _H, _OUT, _DA = (_AT[n] for n in ("x", "a", "h", "out", "da"))
 
 
 def _is_power(number: int) -> bool:
@@ -210,42 +199,47 @@ _zero_row, _copy_row = row(_Lanes)(zero), row(_Lanes)(copy)
 def _output(data: Any, name: int, batch: int, step: int, element: int) -> tuple[int, int]:
     """(address, bytes per step) of an output of ``step`` elements per step, from ``element`` of a step on."""
     size = data_bytes(data)
-    return field(data, name) + (batch * field(data, _TIME) * step + element) * size, step * size
+    return field(data, name) + (batch * field(data, AT.time) * step + element) * size, step * size
 
 
 @_njit
 def _wide(data: Any, name: int, row: int, channel: int) -> int:
     """Address of a row of a wide [rows, D] array, from ``channel`` on."""
-    return field(data, name) + (row * field(data, _WIDTH) + channel) * wide_bytes(data)
+    return field(data, name) + (row * field(data, AT.width) + channel) * wide_bytes(data)
 
 
 @_njit
 def _entered(data: Any, sequence: int, channel: int, channels: int) -> int:
     """Address of a group's running state, set to what enters its sequence."""
-    carry = _wide(data, _FINAL, sequence, channel)
-    if field(data, _INITIAL) == 0:
+    carry = _wide(data, AT.final, sequence, channel)
+    if field(data, AT.initial) == 0:
         _zero_row(data, 0, channels, (carry,))
     else:
-        _copy_row(data, 0, channels, (_wide(data, _INITIAL, sequence, channel), carry))
+        _copy_row(data, 0, channels, (_wide(data, AT.initial, sequence, channel), carry))
     return carry
 
 
 def forward(data: Any) -> None:
     """h and the running states."""
-    groups, group, width, size = field(data, _GROUPS), field(data, _GROUP), field(data, _WIDTH), known_number(data)
-    backwards, stream = field(data, _BACKWARDS), field(data, _STREAM)
+    groups, group, width, size = (
+        field(data, AT.groups),
+        field(data, AT.group),
+        field(data, AT.width),
+        known_number(data),
+    )
+    backwards, stream = field(data, AT.backwards), field(data, AT.stream)
     item = take(data, 0)
-    while item < field(data, _ITEMS):
+    while item < field(data, AT.items):
         sequence, channel = item // groups, item % groups * group
         channels = min(group, width - channel)
-        batch, begin, end = bounds(field(data, _OFFSETS), field(data, _TIME), sequence)
+        batch, begin, end = bounds(field(data, AT.offsets), field(data, AT.time), sequence)
         carry = _entered(data, sequence, channel, channels)
-        x, x_step = input_at(data, _X, batch, channel)
-        a, a_step = input_at(data, _A, batch, channel * size)
-        out, out_step = _output(data, _OUT, batch, width, channel)
+        x, x_step = input_at(data, AT.x, batch, channel)
+        a, a_step = input_at(data, AT.a, batch, channel * size)
+        out, out_step = _output(data, AT.out, batch, width, channel)
         for k in range(end - begin):
             t = end - 1 - k if backwards else begin + k
-            if is_set(data, _RESET, batch, t):
+            if is_set(data, AT.reset, batch, t):
                 _zero_row(data, 0, channels, (carry,))
             _forward_row(data, stream, channels, (x + t * x_step, a + t * a_step, out + t * out_step, carry))
         item = take(data, 0)
@@ -254,28 +248,33 @@ def forward(data: Any) -> None:
 
 def backward(data: Any) -> None:
     """dx, da and the running gradients."""
-    groups, group, width, size = field(data, _GROUPS), field(data, _GROUP), field(data, _WIDTH), known_number(data)
-    backwards, stream = field(data, _BACKWARDS), field(data, _STREAM)
+    groups, group, width, size = (
+        field(data, AT.groups),
+        field(data, AT.group),
+        field(data, AT.width),
+        known_number(data),
+    )
+    backwards, stream = field(data, AT.backwards), field(data, AT.stream)
     item = take(data, 0)
-    while item < field(data, _ITEMS):
+    while item < field(data, AT.items):
         sequence, channel = item // groups, item % groups * group
         channels = min(group, width - channel)
-        batch, begin, end = bounds(field(data, _OFFSETS), field(data, _TIME), sequence)
+        batch, begin, end = bounds(field(data, AT.offsets), field(data, AT.time), sequence)
         carry = _entered(data, sequence, channel, channels)
-        dh, dh_step = input_at(data, _X, batch, channel)
-        a, a_step = input_at(data, _A, batch, channel * size)
-        h, h_step = input_at(data, _H, batch, channel)
-        dx, dx_step = _output(data, _OUT, batch, width, channel)
-        da, da_step = _output(data, _DA, batch, width * size, channel * size)
+        dh, dh_step = input_at(data, AT.x, batch, channel)
+        a, a_step = input_at(data, AT.a, batch, channel * size)
+        h, h_step = input_at(data, AT.h, batch, channel)
+        dx, dx_step = _output(data, AT.out, batch, width, channel)
+        da, da_step = _output(data, AT.da, batch, width * size, channel * size)
         for k in range(end - begin):
             t = end - 1 - k if backwards else begin + k
             later = t - 1 if backwards else t + 1  # the step before, in the order of the forward pass
             dh_row, a_row, dx_row, da_row = dh + t * dh_step, a + t * a_step, dx + t * dx_step, da + t * da_step
             first = k == end - begin - 1
-            if is_set(data, _RESET, batch, t) or (first and field(data, _BEFORE) == 0):
+            if is_set(data, AT.reset, batch, t) or (first and field(data, AT.before) == 0):
                 _backward_stop_row(data, stream, channels, (dh_row, dx_row, da_row, carry))
             elif first:
-                before = _wide(data, _BEFORE, sequence, channel)
+                before = _wide(data, AT.before, sequence, channel)
                 _backward_first_row(data, stream, channels, (dh_row, a_row, before, dx_row, da_row, carry))
             else:
                 rows = (dh_row, a_row, h + later * h_step, dx_row, da_row, carry)

@@ -19,13 +19,24 @@ through such a chunk step by step. A chunk with a reset hands on its last, whate
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 from llvmlite import ir
 
 from griffin_kernels.ops import _native_rows
-from griffin_kernels.ops._native import INT8, INT32, data_bytes, field, finish, int32_at, int64_at, take
+from griffin_kernels.ops._native import (
+    INT8,
+    INT32,
+    Strided,
+    data_bytes,
+    field,
+    finish,
+    int32_at,
+    int64_at,
+    places,
+    take,
+)
 from griffin_kernels.ops._native_rows import (
     STREAM,
     RowLanes,
@@ -40,57 +51,43 @@ from griffin_kernels.ops._native_rows import (
 
 _njit: Any = numba.njit
 
-FIELDS = (
-    "counter",  # next work item; the kernels advance it
-    "items",  # slots * blocks; a slot is one chunk of one sequence
-    "blocks",  # blocks of channels
-    "block",  # channels in a block
-    "width",  # D
-    "time",  # T
-    "sequences",  # N
-    "chunk",  # steps in a chunk
-    "chunks",  # chunks of every sequence, where all are equally long
-    "offsets",  # int32 [N+1] of packed sequences, or 0
-    "slots",  # int64 [N+1]: slot of each packed sequence's first chunk, or 0
-    "backwards",  # 1: this kernel visits time from the last step to the first
-    "hints",  # STREAM + AHEAD: how the rows of forward and backward are moved
-    "gradient",  # 1: reduce for the gradient
-    "initial",  # wide [N, D]: carry that enters a sequence, or 0
-    "final",  # wide [N, D]: the running carry of a sequence's last chunk; what leaves the sequence
-    "carries",  # wide [slots, D]: carry of every other chunk, or 0 where time is not cut
-    "products",  # wide [slots, D], with carries
-    "before",  # wide [N, D]: h0, for the gradient, or 0
-    "reset",  # bool [B, T], or 0
-    "reset_batch",
-    "reset_time",
-    "a",
-    "a_batch",
-    "a_time",
-    "x",  # x, or dh
-    "x_batch",
-    "x_time",
-    "h",  # read by the gradient
-    "h_batch",
-    "h_time",
-    "out",  # h, or dx; [B, T, D] contiguous
-    "da",  # [B, T, D] contiguous
-)
-"""Names of the integers. Addresses in bytes, strides in elements; data unless said otherwise; wide: accumulator."""
+
+class Fields(NamedTuple):
+    """Given to a kernel. Addresses in bytes, strides in elements. Data unless said otherwise; wide: accumulator."""
+
+    reset: Strided  # bool [B, T], or 0
+    a: Strided
+    x: Strided  # x, or dh
+    h: Strided  # read by the gradient
+    items: int  # slots * blocks; a slot is one chunk of one sequence
+    blocks: int  # blocks of channels
+    block: int  # channels in a block
+    width: int  # D
+    time: int  # T
+    sequences: int  # N
+    chunk: int  # steps in a chunk
+    chunks: int  # chunks of every sequence, where all are equally long
+    offsets: int  # int32 [N+1] of packed sequences, or 0
+    slots: int  # int64 [N+1]: slot of each packed sequence's first chunk, or 0
+    backwards: int  # 1: this kernel visits time from the last step to the first
+    hints: int  # STREAM + AHEAD: how the rows of forward and backward are moved
+    gradient: int  # 1: reduce for the gradient
+    initial: int  # wide [N, D]: carry that enters a sequence, or 0
+    final: int  # wide [N, D]: the running carry of a sequence's last chunk; what leaves the sequence
+    carries: int  # wide [slots, D]: carry of every other chunk, or 0 where time is not cut
+    products: int  # wide [slots, D], with carries
+    before: int  # wide [N, D]: h0, for the gradient, or 0
+    out: int  # h, or dx; [B, T, D] contiguous
+    da: int  # [B, T, D] contiguous
+
+
+AT = places(Fields)
 
 FILES = (__file__, str(_native_rows.__file__))
 """Sources that the kernels are made from, besides _native.py."""
 
 AHEAD = 2
 """Hint: ask for the next row of the inputs early."""
-
-_AT = {name: index for index, name in enumerate(FIELDS)}
-_ITEMS, _BLOCKS, _BLOCK, _WIDTH, _TIME = (_AT[n] for n in ("items", "blocks", "block", "width", "time"))
-_SEQUENCES, _CHUNK, _CHUNKS = _AT["sequences"], _AT["chunk"], _AT["chunks"]
-_OFFSETS, _SLOTS, _BACKWARDS = (_AT[n] for n in ("offsets", "slots", "backwards"))
-_HINTS, _GRADIENT = _AT["hints"], _AT["gradient"]
-_INITIAL, _FINAL, _CARRIES, _PRODUCTS = (_AT[n] for n in ("initial", "final", "carries", "products"))
-_BEFORE, _RESET = _AT["before"], _AT["reset"]
-_X, _A, _H, _OUT, _DA = (_AT[n] for n in ("x", "a", "h", "out", "da"))
 
 
 class _ChunkLanes(RowLanes):
@@ -219,11 +216,11 @@ _zero_row, _copy_row = row()(zero), row()(copy)
 @_njit(error_model="numpy")
 def _locate(data: Any, slot: int) -> tuple[int, int, int]:
     """(sequence, which of its chunks, how many it has) of a slot."""
-    table = field(data, _SLOTS)
+    table = field(data, AT.slots)
     if table == 0:
-        chunks = field(data, _CHUNKS)
+        chunks = field(data, AT.chunks)
         return slot // chunks, slot % chunks, chunks
-    low, high = 0, field(data, _SEQUENCES)
+    low, high = 0, field(data, AT.sequences)
     while high - low > 1:
         middle = (low + high) // 2
         if int64_at(table, middle) <= slot:
@@ -237,56 +234,56 @@ def _locate(data: Any, slot: int) -> tuple[int, int, int]:
 @_njit
 def _output(data: Any, name: int, batch: int, channel: int) -> int:
     """Address of an output [B, T, D] in one batch row, from ``channel`` on."""
-    width = field(data, _WIDTH)
-    return field(data, name) + (batch * field(data, _TIME) * width + channel) * data_bytes(data)
+    width = field(data, AT.width)
+    return field(data, name) + (batch * field(data, AT.time) * width + channel) * data_bytes(data)
 
 
 @_njit
 def _wide(data: Any, name: int, row: int, channel: int) -> int:
     """Address of a row of a wide [rows, D] array, from ``channel`` on."""
-    return field(data, name) + (row * field(data, _WIDTH) + channel) * wide_bytes(data)
+    return field(data, name) + (row * field(data, AT.width) + channel) * wide_bytes(data)
 
 
 @_njit
 def _start(data: Any, sequence: int, channel: int, channels: int, carry: int) -> None:
     """Set the carry that enters a sequence."""
-    if field(data, _INITIAL) == 0:
+    if field(data, AT.initial) == 0:
         _zero_row(data, 0, channels, (carry,))
     else:
-        _copy_row(data, 0, channels, (_wide(data, _INITIAL, sequence, channel), carry))
+        _copy_row(data, 0, channels, (_wide(data, AT.initial, sequence, channel), carry))
 
 
 @_njit
 def _carry(data: Any, slot: int, sequence: int, last: bool, channel: int, channels: int) -> int:
     """Address of the running carry of a slot, which holds what enters the slot."""
-    if field(data, _CARRIES) == 0:
-        carry = _wide(data, _FINAL, sequence, channel)
+    if field(data, AT.carries) == 0:
+        carry = _wide(data, AT.final, sequence, channel)
         _start(data, sequence, channel, channels, carry)
         return carry
     if last:
-        return _wide(data, _FINAL, sequence, channel)
-    return _wide(data, _CARRIES, slot, channel)
+        return _wide(data, AT.final, sequence, channel)
+    return _wide(data, AT.carries, slot, channel)
 
 
 def forward(data: Any) -> None:
     """h and the running carries."""
-    blocks, block, width = field(data, _BLOCKS), field(data, _BLOCK), field(data, _WIDTH)
-    chunk, backwards, hints = field(data, _CHUNK), field(data, _BACKWARDS), field(data, _HINTS)
+    blocks, block, width = field(data, AT.blocks), field(data, AT.block), field(data, AT.width)
+    chunk, backwards, hints = field(data, AT.chunk), field(data, AT.backwards), field(data, AT.hints)
     out_step = width * data_bytes(data)
     item = take(data, 0)
-    while item < field(data, _ITEMS):
+    while item < field(data, AT.items):
         slot, channel = item // blocks, item % blocks * block
         channels = min(block, width - channel)
         sequence, part, parts = _locate(data, slot)
-        batch, begin, end = bounds(field(data, _OFFSETS), field(data, _TIME), sequence)
+        batch, begin, end = bounds(field(data, AT.offsets), field(data, AT.time), sequence)
         carry = _carry(data, slot, sequence, part == parts - 1, channel, channels)
-        x, x_step = input_at(data, _X, batch, channel)
-        a, a_step = input_at(data, _A, batch, channel)
-        out = _output(data, _OUT, batch, channel)
+        x, x_step = input_at(data, AT.x, batch, channel)
+        a, a_step = input_at(data, AT.a, batch, channel)
+        out = _output(data, AT.out, batch, channel)
         for k in range(part * chunk, min((part + 1) * chunk, end - begin)):
             t = end - 1 - k if backwards else begin + k
             later = t - 1 if backwards else t + 1
-            if is_set(data, _RESET, batch, t):
+            if is_set(data, AT.reset, batch, t):
                 _zero_row(data, 0, channels, (carry,))
             rows = (x + t * x_step, a + t * a_step, out + t * out_step, carry, x + later * x_step, a + later * a_step)
             _forward_row(data, hints, channels, rows)
@@ -296,29 +293,29 @@ def forward(data: Any) -> None:
 
 def backward(data: Any) -> None:
     """dx, da and the running carries."""
-    blocks, block, width = field(data, _BLOCKS), field(data, _BLOCK), field(data, _WIDTH)
-    chunk, backwards, hints = field(data, _CHUNK), field(data, _BACKWARDS), field(data, _HINTS)
+    blocks, block, width = field(data, AT.blocks), field(data, AT.block), field(data, AT.width)
+    chunk, backwards, hints = field(data, AT.chunk), field(data, AT.backwards), field(data, AT.hints)
     out_step = width * data_bytes(data)
     item = take(data, 0)
-    while item < field(data, _ITEMS):
+    while item < field(data, AT.items):
         slot, channel = item // blocks, item % blocks * block
         channels = min(block, width - channel)
         sequence, part, parts = _locate(data, slot)
-        batch, begin, end = bounds(field(data, _OFFSETS), field(data, _TIME), sequence)
+        batch, begin, end = bounds(field(data, AT.offsets), field(data, AT.time), sequence)
         carry = _carry(data, slot, sequence, part == parts - 1, channel, channels)
-        dh, dh_step = input_at(data, _X, batch, channel)
-        a, a_step = input_at(data, _A, batch, channel)
-        h, h_step = input_at(data, _H, batch, channel)
-        dx, da = _output(data, _OUT, batch, channel), _output(data, _DA, batch, channel)
+        dh, dh_step = input_at(data, AT.x, batch, channel)
+        a, a_step = input_at(data, AT.a, batch, channel)
+        h, h_step = input_at(data, AT.h, batch, channel)
+        dx, da = _output(data, AT.out, batch, channel), _output(data, AT.da, batch, channel)
         for k in range(part * chunk, min((part + 1) * chunk, end - begin)):
             t = end - 1 - k if backwards else begin + k
             later = t - 1 if backwards else t + 1
             dh_row, a_row, dx_row, da_row = dh + t * dh_step, a + t * a_step, dx + t * out_step, da + t * out_step
             first = k == end - begin - 1  # in the order of the forward pass
-            if is_set(data, _RESET, batch, t) or (first and field(data, _BEFORE) == 0):
+            if is_set(data, AT.reset, batch, t) or (first and field(data, AT.before) == 0):
                 _backward_stop_row(data, 0, channels, (dh_row, dx_row, da_row, carry))
             elif first:
-                before = _wide(data, _BEFORE, sequence, channel)
+                before = _wide(data, AT.before, sequence, channel)
                 _backward_first_row(data, 0, channels, (dh_row, a_row, before, dx_row, da_row, carry))
             else:
                 before, step = h + later * h_step, later - t
@@ -330,23 +327,23 @@ def backward(data: Any) -> None:
 
 def reduce(data: Any) -> None:
     """products and carries: what each chunk but a sequence's last does to the carry that enters it."""
-    blocks, block, width = field(data, _BLOCKS), field(data, _BLOCK), field(data, _WIDTH)
-    chunk, backwards, gradient = field(data, _CHUNK), field(data, _BACKWARDS), field(data, _GRADIENT)
+    blocks, block, width = field(data, AT.blocks), field(data, AT.block), field(data, AT.width)
+    chunk, backwards, gradient = field(data, AT.chunk), field(data, AT.backwards), field(data, AT.gradient)
     item = take(data, 0)
-    while item < field(data, _ITEMS):
+    while item < field(data, AT.items):
         slot, channel = item // blocks, item % blocks * block
         channels = min(block, width - channel)
         sequence, part, parts = _locate(data, slot)
         if part < parts - 1:
-            batch, begin, end = bounds(field(data, _OFFSETS), field(data, _TIME), sequence)
-            product, last = _wide(data, _PRODUCTS, slot, channel), _wide(data, _CARRIES, slot, channel)
+            batch, begin, end = bounds(field(data, AT.offsets), field(data, AT.time), sequence)
+            product, last = _wide(data, AT.products, slot, channel), _wide(data, AT.carries, slot, channel)
             _one_row(data, 0, channels, (product,))
             _zero_row(data, 0, channels, (last,))
-            x, x_step = input_at(data, _X, batch, channel)
-            a, a_step = input_at(data, _A, batch, channel)
+            x, x_step = input_at(data, AT.x, batch, channel)
+            a, a_step = input_at(data, AT.a, batch, channel)
             for k in range(part * chunk, (part + 1) * chunk):
                 t = end - 1 - k if backwards else begin + k
-                reset = is_set(data, _RESET, batch, t)
+                reset = is_set(data, AT.reset, batch, t)
                 if reset:
                     _zero_row(data, 0, channels, (product,))
                     _zero_row(data, 0, channels, (last,))
@@ -360,13 +357,13 @@ def reduce(data: Any) -> None:
 @_njit
 def _any_reset(data: Any, sequence: int, part: int) -> bool:
     """Whether a whole chunk has a reset."""
-    if field(data, _RESET) == 0:
+    if field(data, AT.reset) == 0:
         return False
-    batch, begin, end = bounds(field(data, _OFFSETS), field(data, _TIME), sequence)
-    chunk, backwards = field(data, _CHUNK), field(data, _BACKWARDS)
+    batch, begin, end = bounds(field(data, AT.offsets), field(data, AT.time), sequence)
+    chunk, backwards = field(data, AT.chunk), field(data, AT.backwards)
     first = end - (part + 1) * chunk if backwards else begin + part * chunk
     for t in range(first, first + chunk):
-        if is_set(data, _RESET, batch, t):
+        if is_set(data, AT.reset, batch, t):
             return True
     return False
 
@@ -387,10 +384,10 @@ def _any_lost(data: Any, product: int, channels: int) -> bool:
 @_njit
 def _walk(data: Any, sequence: int, part: int, channel: int, channels: int, product: int, carry: int) -> None:
     """The carry through a chunk without resets, step by step where its product is NaN."""
-    batch, begin, end = bounds(field(data, _OFFSETS), field(data, _TIME), sequence)
-    chunk, backwards, gradient = field(data, _CHUNK), field(data, _BACKWARDS), field(data, _GRADIENT)
-    x, x_step = input_at(data, _X, batch, channel)
-    a, a_step = input_at(data, _A, batch, channel)
+    batch, begin, end = bounds(field(data, AT.offsets), field(data, AT.time), sequence)
+    chunk, backwards, gradient = field(data, AT.chunk), field(data, AT.backwards), field(data, AT.gradient)
+    x, x_step = input_at(data, AT.x, batch, channel)
+    a, a_step = input_at(data, AT.a, batch, channel)
     for k in range(part * chunk, (part + 1) * chunk):
         t = end - 1 - k if backwards else begin + k
         if gradient:
@@ -401,18 +398,18 @@ def _walk(data: Any, sequence: int, part: int, channel: int, channels: int, prod
 
 def carries(data: Any) -> None:
     """The carry that enters every chunk, from ``reduce``; one item per sequence and block."""
-    blocks, block, width = field(data, _BLOCKS), field(data, _BLOCK), field(data, _WIDTH)
-    table, chunks = field(data, _SLOTS), field(data, _CHUNKS)
+    blocks, block, width = field(data, AT.blocks), field(data, AT.block), field(data, AT.width)
+    table, chunks = field(data, AT.slots), field(data, AT.chunks)
     item = take(data, 0)
-    while item < field(data, _SEQUENCES) * blocks:
+    while item < field(data, AT.sequences) * blocks:
         sequence, channel = item // blocks, item % blocks * block
         channels = min(block, width - channel)
-        carry = _wide(data, _FINAL, sequence, channel)
+        carry = _wide(data, AT.final, sequence, channel)
         _start(data, sequence, channel, channels, carry)
         start = sequence * chunks if table == 0 else int64_at(table, sequence)
         end = start + chunks if table == 0 else int64_at(table, sequence + 1)
         for slot in range(start, end - 1):
-            product, last = _wide(data, _PRODUCTS, slot, channel), _wide(data, _CARRIES, slot, channel)
+            product, last = _wide(data, AT.products, slot, channel), _wide(data, AT.carries, slot, channel)
             if _any_reset(data, sequence, slot - start):
                 _swap_row(data, 0, channels, (last, carry))
                 continue

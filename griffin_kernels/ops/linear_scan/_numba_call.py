@@ -6,7 +6,6 @@ copied first.
 
 from __future__ import annotations
 
-from array import array
 from typing import Any
 
 import torch
@@ -14,29 +13,15 @@ from torch import Tensor
 
 from griffin_kernels import memory
 from griffin_kernels.contract import accumulator
-from griffin_kernels.ops import _native, _threads
+from griffin_kernels.ops import _native_call as native
+from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops._native_rows import STREAM
 from griffin_kernels.ops.linear_scan import _numba
 from griffin_kernels.ops.linear_scan.op import Call, rows_of
 from griffin_kernels.ops.linear_scan_bwd.op import Call as BackwardCall
 
-_STREAMED = 16 * 2**20
-"""Bytes of outputs from which they are written past the caches: little of them would be left there for a reader."""
-_LINE = 64
-_COUNTER = _numba.FIELDS.index("counter")
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of it, with contiguous channels."""
-    if (tensor.stride(-1) != 1 and tensor.shape[-1] != 1) or tensor.is_neg():
-        return tensor.resolve_neg().contiguous()
-    return tensor
-
-
-def _wide(state: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A state [N, D] contiguous in the accumulator's dtype."""
-    return None if state is None else state.to(dtype).resolve_neg().contiguous()
+_KERNELS = native.Family(_numba.Fields, _numba.FILES)
 
 
 def _slots(cu_seqlens: Tensor, chunk: int) -> Tensor:
@@ -45,36 +30,26 @@ def _slots(cu_seqlens: Tensor, chunk: int) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
-def _streamed(outputs: tuple[Tensor, ...], block: int) -> bool:
-    """Whether to write outputs [B,T,D] past the caches: they are large, and every vector of them fills a line."""
-    out = outputs[0]
-    if len(outputs) * out.nbytes < _STREAMED:
-        return False
-    row, piece = out.shape[2] * out.element_size(), block * out.element_size()
-    return row % _LINE == 0 and piece % _LINE == 0 and all(out.data_ptr() % _LINE == 0 for out in outputs)
-
-
 def _scan(
     kernel: Any,
-    x: Tensor,
-    a: Tensor,
-    h: Tensor | None,
-    before: Tensor | None,
-    initial: Tensor | None,
     call: Any,
+    x: Tensor,
+    initial: Tensor | None,
     backwards: bool,
     config: Any,
-    outputs: tuple[Tensor, ...],
     final: Tensor,
+    *outputs: Tensor,
+    h: Tensor | None = None,
+    h0: Tensor | None = None,
 ) -> None:
-    """Run a kernel, and the two phases before it where time is cut. x: x, or dh; names as in ``_numba.FIELDS``."""
+    """Run a kernel, and the two phases before it where time is cut. x: x, or dh; others as in ``_numba.Fields``."""
     batch, time, width = x.shape
-    sequences = final.shape[0]
+    a, sequences = native.rows(call.a), final.shape[0]
     block, chunk = config.block_d, getattr(config, "chunk", None)
     blocks = -(-width // block)
     steps, row = x.nbytes, final.nbytes  # bytes of [B,T,D] and of [N,D] in the accumulator's dtype
     offsets = None if call.cu_seqlens is None else call.cu_seqlens.contiguous()
-    chunks, slots, table, carries, products = 1, sequences, None, None, None
+    chunks, slots, table, carries, products = 1, sequences, None, 0, 0
     if chunk is None or time <= chunk:
         chunk = time
     else:
@@ -84,66 +59,58 @@ def _scan(
         else:
             table = _slots(offsets, chunk)
             slots = int(table[-1])
-        carries, products = torch.empty((2, slots, width), dtype=final.dtype, device="cpu")
-    hints = (_numba.AHEAD if config.ahead else 0) | (STREAM if _streamed(outputs, block) else 0)
-    # in the order of _numba.FIELDS
-    values = (
-        0,
-        slots * blocks,
-        blocks,
-        block,
-        width,
-        time,
-        sequences,
-        chunk,
-        chunks,
-        address("cu_seqlens", offsets, 4 * (sequences + 1)),
-        address("chunk table", table, 8 * (sequences + 1)),
-        backwards,
-        hints,
-        h is not None,
-        address("initial state", initial, row),
-        address("final state", final, row),
-        address("carries", carries, final.itemsize * slots * width),
-        address("products", products, final.itemsize * slots * width),
-        address("h0", before, row),
-        *strided("reset", call.reset, batch * time),
-        *strided("a", a, steps),
-        *strided("x", x, steps),
-        *strided("h", h, steps),
-        address("output", outputs[0], steps),
-        address("output", outputs[-1], steps),
+        ends = torch.empty((2, slots, width), dtype=final.dtype, device="cpu")
+        carries = address("carries", ends, 2 * final.itemsize * slots * width)
+        products = carries + ends.nbytes // 2
+    past = steps * len(outputs) >= native.STREAMED and native.in_lines(block, *outputs)
+    fields = _KERNELS.fields(
+        reset=strided("reset", call.reset, batch * time),
+        a=strided("a", a, steps),
+        x=strided("x", x, steps),
+        h=strided("h", h, steps),
+        items=slots * blocks,
+        blocks=blocks,
+        block=block,
+        width=width,
+        time=time,
+        sequences=sequences,
+        chunk=chunk,
+        chunks=chunks,
+        offsets=address("cu_seqlens", offsets, 4 * (sequences + 1)),
+        slots=address("chunk table", table, 8 * (sequences + 1)),
+        backwards=backwards,
+        hints=(_numba.AHEAD if config.ahead else 0) | (STREAM if past else 0),
+        gradient=h is not None,
+        initial=address("initial state", initial, row),
+        final=address("final state", final, row),
+        carries=carries,
+        products=products,
+        before=address("h0", h0, row),
+        out=address("output", outputs[0], steps),
+        da=0 if h is None else address("output", outputs[1], steps),
     )
-    fields = array("q", values)
     threads = _threads.threads_for(slots * blocks, batch * time * width)
-    at, _ = fields.buffer_info()
-    if carries is not None:
-        _threads.run(_native.compiled(_numba.reduce, x.dtype, _numba.FILES), at, threads)
-        fields[_COUNTER] = 0
-        _threads.run(_native.compiled(_numba.carries, x.dtype, _numba.FILES), at, min(threads, sequences * blocks))
-        fields[_COUNTER] = 0
-    _threads.run(_native.compiled(kernel, x.dtype, _numba.FILES), at, threads)
+    if carries:
+        before = (_numba.reduce, threads), (_numba.carries, min(threads, sequences * blocks))
+        _KERNELS.run(x.dtype, None, fields, *before, (kernel, threads))
+    else:
+        _KERNELS.run(x.dtype, None, fields, (kernel, threads))
 
 
 def forward(call: Call, config: Any) -> tuple[Tensor, Tensor]:
     """linear_scan by blocks of ``block_d`` channels and, where the configuration has one, chunks of that many steps."""
-    x, a = _rows(call.x), _rows(call.a)
-    wide = accumulator(x.dtype)
-    sequences = rows_of(x.shape[0], call.cu_seqlens)
+    x, wide = native.rows(call.x), accumulator(call.x.dtype)
     h = memory.empty(x.shape, x.dtype)
-    h_last = torch.empty((sequences, x.shape[2]), dtype=wide, device="cpu")
-    initial = _wide(call.h0, wide)
-    _scan(_numba.forward, x, a, None, None, initial, call, call.reverse, config, (h,), h_last)
+    h_last = torch.empty((rows_of(x.shape[0], call.cu_seqlens), x.shape[2]), dtype=wide, device="cpu")
+    _scan(_numba.forward, call, x, native.wide(call.h0, wide), call.reverse, config, h_last, h)
     return h, h_last
 
 
 def backward(call: BackwardCall, config: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """linear_scan_bwd, likewise; the carry that leaves the first step is the gradient of h0."""
-    dh, a, h = _rows(call.dh), _rows(call.a), _rows(call.h)
-    wide = accumulator(a.dtype)
-    sequences = rows_of(a.shape[0], call.cu_seqlens)
-    dx, da = memory.empty(a.shape, a.dtype), memory.empty(a.shape, a.dtype)
-    final = torch.empty((sequences, a.shape[2]), dtype=wide, device="cpu")
-    initial, before = _wide(call.dh_last, wide), _wide(call.h0, wide)
-    _scan(_numba.backward, dh, a, h, before, initial, call, not call.reverse, config, (dx, da), final)
-    return dx, da, None if call.h0 is None else final
+    dh, dtype, wide = native.rows(call.dh), call.a.dtype, accumulator(call.a.dtype)
+    dx, da = memory.empty(dh.shape, dtype), memory.empty(call.a.shape, dtype)
+    dh0 = torch.empty((rows_of(dh.shape[0], call.cu_seqlens), dh.shape[2]), dtype=wide, device="cpu")
+    h, h0, initial = native.rows(call.h), native.wide(call.h0, wide), native.wide(call.dh_last, wide)
+    _scan(_numba.backward, call, dh, initial, not call.reverse, config, dh0, dx, da, h=h, h0=h0)
+    return dx, da, None if h0 is None else dh0

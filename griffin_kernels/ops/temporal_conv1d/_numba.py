@@ -17,65 +17,49 @@ Kernels are as in _native.py, their rows as in _native_rows.py; the pointer's ty
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 
 from griffin_kernels.ops import _native_rows
-from griffin_kernels.ops._native import INT64, data_bytes, field, finish, int64_at, loop, take
+from griffin_kernels.ops._native import INT64, Strided, data_bytes, field, finish, int64_at, loop, places, take
 from griffin_kernels.ops._native_rows import STREAM, RowLanes, input_at, known_number, row, wide_bytes
 
 _njit: Any = numba.njit
 
-FIELDS = (
-    "counter",  # next work item; the kernels advance it
-    "items",  # groups of slots, times blocks; a slot is one chunk of time of one batch row
-    "slots",
-    "span",  # slots in a group
-    "chunks",  # in a batch row
-    "chunk",  # steps in a chunk
-    "blocks",  # blocks of channels
-    "block",  # channels in a block
-    "rows",  # steps in a tile, at most
-    "width",  # D
-    "time",  # T
-    "stream",  # 1: write y, or dx, past the caches; their rows and blocks must begin on a cache line
-    "x",
-    "x_batch",
-    "x_time",
-    "state",  # or 0
-    "state_batch",
-    "state_time",
-    "weight",
-    "weight_tap",
-    "bias",  # forward only
-    "positions",  # int64 [B, T], or 0
-    "positions_batch",
-    "positions_time",
-    "offsets",  # int64 [sequences+1] of packed sequences, or 0
-    "sequences",
-    "out",  # y, or dx: [B, T, D] contiguous
-    "dy",  # from here on backward only
-    "dy_batch",
-    "dy_time",
-    "leaving",  # gradient of the new state, or 0
-    "leaving_batch",
-    "leaving_time",
-    "dstate",  # [B, K-1, D] contiguous; with state
-    "sums",  # wide [groups, K+1, D], zeros: gradients of weight's rows and of bias
-)
-"""Names of the integers. Addresses in bytes, strides in elements; data unless said otherwise; wide: accumulator."""
+
+class Fields(NamedTuple):
+    """Given to a kernel. Addresses in bytes, strides in elements. Data unless said otherwise; wide: accumulator."""
+
+    x: Strided
+    state: Strided  # or 0
+    weight: tuple[int, int]  # address, stride of taps
+    positions: Strided  # int64 [B, T], or 0
+    dy: Strided  # backward only
+    leaving: Strided  # backward only: gradient of the new state, or 0
+    items: int  # groups of slots, times blocks; a slot is one chunk of time of one batch row
+    slots: int
+    span: int  # slots in a group
+    chunks: int  # in a batch row
+    chunk: int  # steps in a chunk
+    blocks: int  # blocks of channels
+    block: int  # channels in a block
+    rows: int  # steps in a tile, at most
+    width: int  # D
+    time: int  # T
+    stream: int  # 1: write y, or dx, past the caches; their rows and blocks must begin on a cache line
+    bias: int  # forward only
+    offsets: int  # int64 [sequences+1] of packed sequences, or 0
+    sequences: int
+    out: int  # y, or dx: [B, T, D] contiguous
+    dstate: int  # backward only: [B, K-1, D] contiguous; with state
+    sums: int  # backward only: wide [groups, K+1, D], zeros: gradients of weight's rows and of bias
+
+
+AT = places(Fields)
 
 FILES = (__file__, str(_native_rows.__file__))
 """Sources that the kernels are made from, besides _native.py."""
-
-_AT = {name: index for index, name in enumerate(FIELDS)}
-_ITEMS, _SLOTS, _SPAN, _CHUNKS, _CHUNK = (_AT[n] for n in ("items", "slots", "span", "chunks", "chunk"))
-_BLOCKS, _BLOCK, _ROWS, _WIDTH, _TIME = (_AT[n] for n in ("blocks", "block", "rows", "width", "time"))
-_STREAM, _X, _STATE, _WEIGHT, _TAP = (_AT[n] for n in ("stream", "x", "state", "weight", "weight_tap"))
-_BIAS, _POSITIONS, _OUT, _DY = (_AT[n] for n in ("bias", "positions", "out", "dy"))
-_OFFSETS, _SEQUENCES = _AT["offsets"], _AT["sequences"]
-_LEAVING, _DSTATE, _SUMS = (_AT[n] for n in ("leaving", "dstate", "sums"))
 
 
 _tile = row(RowLanes, (0, STREAM))
@@ -178,16 +162,16 @@ def _backward_tile(
 @_njit
 def _output(data: Any, name: int, batch: int, rows: int, channel: int) -> int:
     """Address of an output [B, rows, D] in one batch row, from ``channel`` on."""
-    return field(data, name) + (batch * rows * field(data, _WIDTH) + channel) * data_bytes(data)
+    return field(data, name) + (batch * rows * field(data, AT.width) + channel) * data_bytes(data)
 
 
 @_njit
 def _reach(data: Any, batch: int, t: int) -> int:
     """How many steps back a tap of step t counts, as positions have it."""
-    positions, furthest = field(data, _POSITIONS), known_number(data) - 1
+    positions, furthest = field(data, AT.positions), known_number(data) - 1
     if positions == 0:
         return furthest
-    at = batch * field(data, _POSITIONS + 1) + t * field(data, _POSITIONS + 2)
+    at = batch * field(data, AT.positions + 1) + t * field(data, AT.positions + 2)
     return max(0, min(furthest, int64_at(positions, at)))
 
 
@@ -197,7 +181,7 @@ def _first_sequence(data: Any, t: int) -> int:
 
     Sequences without steps belong to the chunk of the step where they stand, those at the very end to the last chunk.
     """
-    offsets, low, high = field(data, _OFFSETS), 0, field(data, _SEQUENCES)
+    offsets, low, high = field(data, AT.offsets), 0, field(data, AT.sequences)
     while low < high:
         middle = (low + high) // 2
         if int64_at(offsets, middle + 1) > t or int64_at(offsets, middle) >= t:
@@ -210,12 +194,12 @@ def _first_sequence(data: Any, t: int) -> int:
 @_njit
 def _forward_slot(data: Any, batch: int, begin: int, end: int, channel: int, channels: int) -> None:
     """Steps begin .. end of a batch row."""
-    if field(data, _OFFSETS) == 0:
+    if field(data, AT.offsets) == 0:
         _forward_steps(data, batch, batch, 0, begin, end, channel, channels)
         return
     row = _first_sequence(data, begin)
-    while row < field(data, _SEQUENCES):
-        start, stop = int64_at(field(data, _OFFSETS), row), int64_at(field(data, _OFFSETS), row + 1)
+    while row < field(data, AT.sequences):
+        start, stop = int64_at(field(data, AT.offsets), row), int64_at(field(data, AT.offsets), row + 1)
         if start >= end:
             break
         _forward_steps(data, 0, row, start, max(begin - start, 0), min(end, stop) - start, channel, channels)
@@ -227,13 +211,18 @@ def _forward_steps(
     data: Any, batch: int, row: int, start: int, begin: int, end: int, channel: int, channels: int
 ) -> None:
     """Steps begin .. end of the sequence that starts at step ``start``, with row ``row`` of the state before it."""
-    furthest, size, most, stream = known_number(data) - 1, data_bytes(data), field(data, _ROWS), field(data, _STREAM)
-    x, x_step = input_at(data, _X, batch, channel)
-    state, state_step = input_at(data, _STATE, row, channel)
-    fresh, segmented = field(data, _STATE) == 0, field(data, _POSITIONS) != 0
-    weight, weight_step = field(data, _WEIGHT) + channel * size, field(data, _TAP) * size
-    bias = field(data, _BIAS) + channel * size
-    out, out_step = _output(data, _OUT, batch, field(data, _TIME), channel), field(data, _WIDTH) * size
+    furthest, size, most, stream = (
+        known_number(data) - 1,
+        data_bytes(data),
+        field(data, AT.rows),
+        field(data, AT.stream),
+    )
+    x, x_step = input_at(data, AT.x, batch, channel)
+    state, state_step = input_at(data, AT.state, row, channel)
+    fresh, segmented = field(data, AT.state) == 0, field(data, AT.positions) != 0
+    weight, weight_step = field(data, AT.weight) + channel * size, field(data, AT.weight + 1) * size
+    bias = field(data, AT.bias) + channel * size
+    out, out_step = _output(data, AT.out, batch, field(data, AT.time), channel), field(data, AT.width) * size
     x += start * x_step
     out += start * out_step
     t = begin
@@ -266,13 +255,13 @@ def _used(data: Any, batch: int, start: int, time: int, s: int) -> int:
 @_njit
 def _backward_slot(data: Any, batch: int, begin: int, end: int, channel: int, channels: int, sums: int) -> None:
     """Steps begin .. end of a batch row, and the states of the sequences that start among them."""
-    time = field(data, _TIME)
-    if field(data, _OFFSETS) == 0:
+    time = field(data, AT.time)
+    if field(data, AT.offsets) == 0:
         _backward_steps(data, batch, batch, 0, time, begin, end, channel, channels, sums)
         return
     row = _first_sequence(data, begin)
-    while row < field(data, _SEQUENCES):
-        start, stop = int64_at(field(data, _OFFSETS), row), int64_at(field(data, _OFFSETS), row + 1)
+    while row < field(data, AT.sequences):
+        start, stop = int64_at(field(data, AT.offsets), row), int64_at(field(data, AT.offsets), row + 1)
         if start >= end and not start == end == time:
             break
         first, last = max(begin - start, 0), min(end, stop) - start
@@ -294,28 +283,33 @@ def _backward_steps(
     sums: int,
 ) -> None:
     """Steps begin .. end of the sequence of ``time`` steps from step ``start`` on; its state too if begin is 0."""
-    furthest, size, most, stream = known_number(data) - 1, data_bytes(data), field(data, _ROWS), field(data, _STREAM)
-    width, segmented = field(data, _WIDTH), field(data, _POSITIONS) != 0
-    x, x_step = input_at(data, _X, batch, channel)
-    state, state_step = input_at(data, _STATE, row, channel)
-    dy, dy_step = input_at(data, _DY, batch, channel)
-    leaving, leaving_step = input_at(data, _LEAVING, row, channel)
-    weight, weight_step = field(data, _WEIGHT) + channel * size, field(data, _TAP) * size
+    furthest, size, most, stream = (
+        known_number(data) - 1,
+        data_bytes(data),
+        field(data, AT.rows),
+        field(data, AT.stream),
+    )
+    width, segmented = field(data, AT.width), field(data, AT.positions) != 0
+    x, x_step = input_at(data, AT.x, batch, channel)
+    state, state_step = input_at(data, AT.state, row, channel)
+    dy, dy_step = input_at(data, AT.dy, batch, channel)
+    leaving, leaving_step = input_at(data, AT.leaving, row, channel)
+    weight, weight_step = field(data, AT.weight) + channel * size, field(data, AT.weight + 1) * size
     out, dstate = (
-        _output(data, _OUT, batch, field(data, _TIME), channel),
-        _output(data, _DSTATE, row, furthest, channel),
+        _output(data, AT.out, batch, field(data, AT.time), channel),
+        _output(data, AT.dstate, row, furthest, channel),
     )
     step, sums_step, every = width * size, width * wide_bytes(data), (1 << (furthest + 1)) - 1
     x += start * x_step
     dy += start * dy_step
     out += start * step
     s = begin
-    if begin == 0 and field(data, _STATE) != 0:
+    if begin == 0 and field(data, AT.state) != 0:
         s = -furthest
     while s < end:
         used, rows = _used(data, batch, start, time, s), 1
         place = s - (time - furthest)  # in the new state
-        left = leaving + place * leaving_step if place >= 0 and field(data, _LEAVING) != 0 else 0
+        left = leaving + place * leaving_step if place >= 0 and field(data, AT.leaving) != 0 else 0
         if s >= 0 and used == every:
             longest = min(most, end - s)
             if not segmented:
@@ -333,19 +327,19 @@ def _backward_steps(
 def forward(data: Any) -> None:
     """y."""
     blocks, block, width, time = (
-        field(data, _BLOCKS),
-        field(data, _BLOCK),
-        field(data, _WIDTH),
-        field(data, _TIME),
+        field(data, AT.blocks),
+        field(data, AT.block),
+        field(data, AT.width),
+        field(data, AT.time),
     )
     chunk, chunks, span, slots = (
-        field(data, _CHUNK),
-        field(data, _CHUNKS),
-        field(data, _SPAN),
-        field(data, _SLOTS),
+        field(data, AT.chunk),
+        field(data, AT.chunks),
+        field(data, AT.span),
+        field(data, AT.slots),
     )
     item = take(data, 0)
-    while item < field(data, _ITEMS):
+    while item < field(data, AT.items):
         first, channel = item // blocks * span, item % blocks * block
         for slot in range(first, min(first + span, slots)):
             begin = slot % chunks * chunk
@@ -357,22 +351,22 @@ def forward(data: Any) -> None:
 def backward(data: Any) -> None:
     """dx, dstate, and the sums of every group."""
     blocks, block, width, time = (
-        field(data, _BLOCKS),
-        field(data, _BLOCK),
-        field(data, _WIDTH),
-        field(data, _TIME),
+        field(data, AT.blocks),
+        field(data, AT.block),
+        field(data, AT.width),
+        field(data, AT.time),
     )
     chunk, chunks, span, slots = (
-        field(data, _CHUNK),
-        field(data, _CHUNKS),
-        field(data, _SPAN),
-        field(data, _SLOTS),
+        field(data, AT.chunk),
+        field(data, AT.chunks),
+        field(data, AT.span),
+        field(data, AT.slots),
     )
     item = take(data, 0)
-    while item < field(data, _ITEMS):
+    while item < field(data, AT.items):
         group, channel = item // blocks, item % blocks * block
         channels = min(block, width - channel)
-        sums = field(data, _SUMS) + (group * (known_number(data) + 1) * width + channel) * wide_bytes(data)
+        sums = field(data, AT.sums) + (group * (known_number(data) + 1) * width + channel) * wide_bytes(data)
         for slot in range(group * span, min((group + 1) * span, slots)):
             begin = slot % chunks * chunk
             _backward_slot(data, slot // chunks, begin, min(begin + chunk, time), channel, channels, sums)

@@ -20,7 +20,7 @@ from griffin_kernels.device import Device
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops._cpu import unfit_cpu
-from griffin_kernels.ops.temporal_conv1d._numba_call import rows
+from griffin_kernels.ops._native_call import rows
 from griffin_kernels.ops.temporal_conv1d_step import _numba
 
 

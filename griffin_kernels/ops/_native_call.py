@@ -1,0 +1,66 @@
+"""Calls kernels of _native.py: their integers by name, threads, and the layouts of tensors that they read."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from array import array
+from collections.abc import Callable
+from typing import Any, get_args, get_type_hints
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.ops import _native, _threads
+from griffin_kernels.ops._native import CACHE_LINE
+
+STREAMED = 16 * 2**20
+"""Bytes of outputs from which they are written past the caches: little of them would be left there for a reader."""
+NOWHERE = (0, 0, 0)
+"""``Strided`` of a tensor that there is not."""
+
+
+class Family:
+    """Kernels that are made from the same files and given the same fields, which are as ``_native.places`` has them.
+
+    fields: makes the fields' NamedTuple from keywords, in half the time that calling the class takes.
+    """
+
+    def __init__(self, fields: type[tuple[Any, ...]], files: tuple[str, ...]) -> None:
+        sizes = [len(get_args(kind)) for kind in get_type_hints(fields).values()]  # 0: an integer
+        self.fields: Callable[..., tuple[Any, ...]] = functools.partial(fields.__new__, fields)
+        self._tuples = len(sizes) - sizes.count(0)
+        self._pack = struct.Struct(f"{1 + sum(sizes) + sizes.count(0)}q").pack
+        self._files = files
+
+    def run(self, dtype: torch.dtype, number: int | None, fields: tuple[Any, ...], *phases: tuple[Any, int]) -> None:
+        """Run kernels one after the other on the same fields. phases: kernels, and threads for each.
+
+        dtype, number: as in ``_native.compiled``.
+        """
+        tuples = self._tuples
+        block = array("q", self._pack(*(sum(fields[:tuples], (0,)) + fields[tuples:])))
+        at, _ = block.buffer_info()
+        for kernel, threads in phases:
+            block[0] = 0
+            _threads.run(_native.compiled(kernel, dtype, self._files, number), at, threads)
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of it, with contiguous channels."""
+    if (tensor.stride(-1) != 1 and tensor.shape[-1] != 1) or tensor.is_neg():
+        return tensor.resolve_neg().contiguous()
+    return tensor
+
+
+def wide(state: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A state [N, D] contiguous in the accumulator's dtype."""
+    return None if state is None else state.to(dtype).resolve_neg().contiguous()
+
+
+def in_lines(block: int, *outputs: Tensor) -> bool:
+    """Whether every vector of outputs [B,T,D] in blocks of ``block`` channels fills a cache line."""
+    row, piece = outputs[0].shape[2] * outputs[0].itemsize, block * outputs[0].itemsize
+    return (
+        row % CACHE_LINE == 0 and piece % CACHE_LINE == 0 and all(out.data_ptr() % CACHE_LINE == 0 for out in outputs)
+    )

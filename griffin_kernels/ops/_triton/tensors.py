@@ -65,13 +65,12 @@ class Channels(NamedTuple):
 
 
 def rows(tensor: Tensor | None, reverse: bool = False) -> Rows | None:
-    """The bundle of a tensor [B,T,D], or of flags [B,T] bool as bytes; reverse: steps are visited from the last."""
+    """The bundle of a tensor [B,T,D] or [B,T], of bool as bytes; reverse: steps are visited from the last."""
     if tensor is None:
         return None
-    if tensor.dtype == torch.bool:
-        return Rows(tensor.view(torch.uint8), row_stride(tensor, 0), signed_step(tensor, reverse), None)
-    channel = constant(channel_stride(tensor))
-    return Rows(tensor, row_stride(tensor, 0), signed_step(tensor, reverse), channel)
+    channel = None if tensor.ndim == 2 else constant(channel_stride(tensor))
+    plain = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
+    return Rows(plain, row_stride(tensor, 0), signed_step(tensor, reverse), channel)
 
 
 def state(tensor: Tensor | None) -> State | None:
@@ -89,11 +88,10 @@ def dense(pointer, row, D: tl.constexpr, SIGN: tl.constexpr):
 def at(rows, batch, time, SIGN: tl.constexpr):
     """The rows of a batch entry from ``time`` on."""
     if rows is None:
-        moved = None
+        return None
     else:
-        step = far(rows.step)
-        moved = Rows(rows.at + (batch * rows.batch + time * (SIGN * step)), rows.batch, step, rows.channel)
-    return moved
+        offset = batch * rows.batch + time * (SIGN * far(rows.step))
+        return Rows(rows.at + offset, rows.batch, rows.step, rows.channel)
 
 
 @triton.jit

@@ -4,70 +4,58 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+import triton
 
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
-from griffin_kernels.ops._triton import host as scan
-
-
-def pieces_of(x: Tensor, cu_seqlens: Tensor | None, span: int) -> tuple[int, int, int]:
-    """(programs along time and batch, pieces in a batch entry, N); see ``_triton_jit.piece``."""
-    batch, time, _ = x.shape
-    if cu_seqlens is not None:
-        sequences = cu_seqlens.shape[0] - 1
-        return time // span + sequences, 0, sequences
-    pieces = -(-time // span)
-    return batch * pieces, pieces, batch
+from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.strides import constant
+from griffin_kernels.ops._triton.tensors import State, rows
 
 
 def shared_arguments(inputs: Inputs, span: int) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    """(pieces in all, arguments, constexprs) that both directions take."""
-    x, weight, state, segment_pos, cu_seqlens = (
-        inputs[name] for name in ("x", "weight", "state", "segment_pos", "cu_seqlens")
-    )
-    count, pieces, sequences = pieces_of(x, cu_seqlens, span)
+    """(pieces of time in all, arguments, constexprs) that both directions take; see ``_triton_jit.piece_of``."""
+    x, weight, cu_seqlens = inputs["x"], inputs["weight"], inputs["cu_seqlens"]
+    batch, time, width = x.shape
+    parts = -(-time // span) if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    count = batch * parts if cu_seqlens is None else time // span + parts
     args = {
-        "x": x,
-        "weight": weight,
-        "state": state,
-        "positions": segment_pos,
+        "x": rows(x),
+        "weight": State(weight, constant(host.row_stride(weight, 0)), constant(host.channel_stride(weight))),
+        "state": rows(inputs["state"]),
+        "positions": rows(inputs["segment_pos"]),
         "cu_seqlens": cu_seqlens,
-        "T": x.shape[1],
-        "pieces": pieces,
-        "sequences": sequences,
-        "x_batch": scan.row_stride(x, 0),
-        "state_batch": scan.row_stride(state, 0),
-        "positions_batch": scan.row_stride(segment_pos, 0),
+        "T": time,
+        "parts": parts,
     }
-    constexprs = {
-        "D": x.shape[2],
-        "TAPS": weight.shape[0],
-        "X_STEP": scan.known_stride(x, 1),
-        "X_CHANNEL": scan.channel_stride(x),
-        "STATE_STEP": scan.known_stride(state, 1),
-        "STATE_CHANNEL": scan.channel_stride(state),
-        "WEIGHT_TAP": scan.row_stride(weight, 0),
-        "WEIGHT_CHANNEL": scan.channel_stride(weight),
-        "POSITION_STEP": scan.known_stride(segment_pos, 1),
-        "ACC": scan.wide(x.dtype),
-        "SPAN": span,
-    }
-    return count, args, constexprs
+    return count, args, {"D": width, "TAPS": weight.shape[0], "ACC": host.wide(x.dtype)}
 
 
-def arguments(inputs: Inputs, outputs: dict[str, Any], span: int) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    """(pieces in all, arguments, constexprs) of a forward kernel; allocates y and the new state."""
+def launch(
+    kernel: Any, inputs: Inputs, outputs: dict[str, Any], config: Any, blocks: dict[str, int], share: int
+) -> Launch:
+    """A forward kernel, a program per piece of SPAN steps and block of channels; allocates y and the new state.
+
+    blocks: SPAN and BLOCK_D, and what else the kernel takes. share: elements of a load by a program of one warp.
+    """
     x, bias = inputs["x"], inputs["bias"]
-    count, args, constexprs = shared_arguments(inputs, span)
+    count, args, constexprs = shared_arguments(inputs, blocks["SPAN"])
+    kept = (host.rows_of(inputs, x.shape[0]), constexprs["TAPS"] - 1, x.shape[2])
     args |= {
-        "bias": bias,
-        "y": scan.empty(outputs, "y", x, *x.shape, dtype=x.dtype),
-        "new_state": scan.empty(
-            outputs, "new_state", x, args["sequences"], constexprs["TAPS"] - 1, x.shape[2], dtype=x.dtype
-        ),
+        "bias": State(bias, constant(0), constant(host.channel_stride(bias))),
+        "y": host.empty(outputs, "y", x, *x.shape, dtype=x.dtype),
+        "new_state": host.empty(outputs, "new_state", x, *kept, dtype=x.dtype),
     }
-    return count, args, constexprs | {"BIAS_CHANNEL": scan.channel_stride(bias)}
+    return Launch(
+        kernel=kernel,
+        grid=(count * triton.cdiv(x.shape[2], config.block_d),),
+        args=args,
+        constexprs=constexprs | blocks,
+        num_warps=config.num_warps,
+        tile=config.block_t * config.block_d,
+        claims=Claims(load_bits=host.load_bits((x,), share // (32 * config.num_warps))),
+    )
 
 
 MOST_TAPS = 16
@@ -78,7 +66,7 @@ def unfit(case: Case, device: Device, block_d: int, num_warps: int) -> str | Non
     """Why a kernel cannot run, or would only waste its threads."""
     if case["K"] > MOST_TAPS:
         return f"{case['K']} taps are more than the {MOST_TAPS} that are unrolled"
-    return scan.unfit(case, device, block_d, num_warps)
+    return host.unfit(case, device, block_d, num_warps)
 
 
 def unfit_tile(case: Case, device: Device, block_t: int, block_d: int, num_warps: int) -> str | None:
@@ -88,4 +76,4 @@ def unfit_tile(case: Case, device: Device, block_t: int, block_d: int, num_warps
     threads = num_warps * (device.warp_size or 32)
     if block_t * block_d < threads:
         return f"a tile of {block_t} x {block_d} leaves threads without an element: there are {threads}"
-    return scan.not_here(device) or scan.idle_channels(case, block_d)
+    return host.not_here(device) or host.idle_channels(case, block_d)

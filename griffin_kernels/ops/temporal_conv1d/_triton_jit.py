@@ -9,106 +9,115 @@ sequence's first one; inputs -(K-1) .. -1 are the rows of its state.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+
+from griffin_kernels.ops._triton.scan import tile_offsets
+from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops._triton.tensors import at, dense, later, load_state, store_row
 
 SEQUENCES = tl.constexpr(128)
 """Offsets of packed sequences that a program looks through at a time."""
 
 
-@triton.jit
-def piece(place, cu_seqlens, T, pieces, sequences, SPAN: tl.constexpr):
-    """(row of the state, batch, first step, steps of the sequence, begin and end of the piece) of piece ``place``.
+class Piece(NamedTuple):
+    """Steps ``begin`` to ``end`` of a sequence of ``length`` steps, whose state is row ``row``.
 
-    pieces: of one batch entry. Packed, sequence n has the pieces from cu_seqlens[n] // SPAN + n on: as many as it
-    needs, or one more, without steps. A sequence without steps has one, so that every state is somebody's. In all
-    T // SPAN + N, which the host knows without reading an offset.
+    The sequence starts at step ``first`` of batch entry ``batch``.
+    """
+
+    row: Any
+    batch: Any
+    first: Any
+    length: Any
+    begin: Any
+    end: Any
+
+
+@triton.jit
+def piece_of(place, cu_seqlens, T, parts, SPAN: tl.constexpr):
+    """Piece ``place``. parts: pieces of a batch entry, or packed sequences.
+
+    Packed, sequence n has the pieces from cu_seqlens[n] // SPAN + n on: as many as it needs, or one more, without
+    steps. A sequence without steps has one, so that every state is somebody's. In all T // SPAN + N, which the host
+    knows without reading an offset.
     """
     if cu_seqlens is None:
-        row = place // pieces
+        row = place // parts
         batch = tl.cast(row, tl.int64)
         first = tl.cast(0, tl.int64)
         length = tl.cast(T, tl.int64)
-        begin = tl.cast(place % pieces, tl.int64) * SPAN
+        begin = tl.cast(place % parts, tl.int64) * SPAN
     else:
         row = 0
-        for block in range(0, sequences, SEQUENCES):
+        for block in range(0, parts, SEQUENCES):
             index = block + 1 + tl.arange(0, SEQUENCES)
-            own = index < sequences
+            own = index < parts
             base = tl.load(cu_seqlens + index, mask=own, other=0) // SPAN + index
             row += tl.sum((own & (base <= place)).to(tl.int32))
         batch = tl.cast(0, tl.int64)
         first = tl.cast(tl.load(cu_seqlens + row), tl.int64)
         length = tl.cast(tl.load(cu_seqlens + row + 1), tl.int64) - first
         begin = (place - row - first // SPAN) * SPAN
-    return row, batch, first, length, begin, tl.minimum(begin + SPAN, length)
+    return Piece(tl.cast(row, tl.int64), batch, first, length, begin, tl.minimum(begin + SPAN, length))
 
 
 @triton.jit
-def input_row(
-    x,
-    state,
-    i,
-    columns,
-    inside,
-    TAPS: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    STATE_STEP,
-    STATE_CHANNEL: tl.constexpr,
-):
+def load_row(rows, batch, i, channels, where):
+    """Row i of a batch entry as [block_d], zeros unless ``where``."""
+    row = at(rows, batch, i, 1)
+    return tl.load(row.at + channels.columns * row.channel, mask=channels.inside & where, other=0.0)
+
+
+@triton.jit
+def rows_at(rows, batch, i, channels):
+    """Pointers [block_t, block_d] to rows i [block_t] of a batch entry."""
+    return later(at(rows, batch, 0, 1), i[:, None]).at + channels.columns[None, :] * rows.channel
+
+
+@triton.jit
+def load_reach(positions, piece, t, where, OTHER: tl.constexpr):
+    """How many steps back the documents of steps ``t`` of a sequence reach. OTHER unless ``where``."""
+    return tl.load(later(at(positions, piece.batch, piece.first, 1), t).at, mask=where, other=OTHER)
+
+
+@triton.jit
+def tile_at(rows, batch, time, steps, channels, D: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Pointers [block_t, block_d] to ``steps``, each less than BLOCK_T from ``time``."""
+    offsets = tile_offsets(steps, channels.columns, far(rows.step), rows.channel, BLOCK_T, D)
+    return at(rows, batch, time, 1).at + offsets
+
+
+@triton.jit
+def input_row(x, state, piece, i, channels, TAPS: tl.constexpr, where=True):
     """Input i >= -(K-1) of a sequence as [block_d]: a step of x, or where i < 0 a row of the state, or zeros."""
-    value = tl.load(x + i * X_STEP + columns * X_CHANNEL, mask=inside & (i >= 0), other=0.0)
+    value = load_row(x, piece.batch, piece.first + i, channels, where & (i >= 0))
     if state is not None:
-        carried = tl.load(
-            state + (i + TAPS - 1) * STATE_STEP + columns * STATE_CHANNEL, mask=inside & (i < 0), other=0.0
-        )
+        carried = load_row(state, piece.row, i + TAPS - 1, channels, where & (i < 0))
         value = tl.where(i < 0, carried, value)
     return value
 
 
 @triton.jit
-def load_taps(
-    weight,
-    columns,
-    inside,
-    TAPS: tl.constexpr,
-    WEIGHT_TAP: tl.constexpr,
-    WEIGHT_CHANNEL: tl.constexpr,
-    ACC: tl.constexpr,
-):
+def load_taps(weight, channels, TAPS: tl.constexpr, ACC: tl.constexpr):
     """w_0 .. w_{K-1} as a tuple of [block_d] in ACC: what multiplies the input of this step, of the one before, ..."""
     taps = ()
     for k in tl.static_range(TAPS):
-        row = weight + (TAPS - 1 - k) * WEIGHT_TAP + columns * WEIGHT_CHANNEL
-        taps += (tl.load(row, mask=inside, other=0.0).to(ACC),)
+        taps += (load_state(weight, TAPS - 1 - k, channels, ACC),)
     return taps
 
 
 @triton.jit
-def store_new_state(
-    x,
-    state,
-    positions,
-    new_state,
-    length,
-    columns,
-    inside,
-    D: tl.constexpr,
-    TAPS: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    STATE_STEP,
-    STATE_CHANNEL: tl.constexpr,
-    POSITION_STEP,
-):
-    """The last K-1 inputs of a sequence of ``length`` steps, zeros before its last document, to new_state [K-1,D]."""
-    for j in tl.static_range(TAPS - 1):
-        value = input_row(
-            x, state, length - (TAPS - 1) + j, columns, inside, TAPS, X_STEP, X_CHANNEL, STATE_STEP, STATE_CHANNEL
-        )
-        if positions is not None:
-            # a sequence without steps hands its state on
-            last = tl.load(positions + (length - 1) * POSITION_STEP, mask=length > 0, other=TAPS)
-            value = tl.where(last >= TAPS - 2 - j, value, 0.0)
-        tl.store(new_state + j * D + columns, value, mask=inside)
+def store_new_state(x, state, positions, new_state, piece, channels, D: tl.constexpr, TAPS: tl.constexpr):
+    """The last K-1 inputs of a sequence, zeros before its last document, to new_state [N,K-1,D], by its last piece."""
+    begin, length = piece.begin, piece.length
+    if (piece.end == length) & ((begin < length) | (begin == 0)):
+        for j in tl.static_range(TAPS - 1):
+            value = input_row(x, state, piece, length - (TAPS - 1) + j, channels, TAPS)
+            if positions is not None:
+                # a sequence without steps hands its state on
+                last = load_reach(positions, piece, length - 1, length > 0, TAPS)
+                value = tl.where(last >= TAPS - 2 - j, value, 0.0)
+            store_row(dense(new_state, piece.row * (TAPS - 1), D, 1), j, value, channels, 0, False)

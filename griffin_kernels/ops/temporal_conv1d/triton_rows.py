@@ -26,12 +26,18 @@ import triton.language as tl
 
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton import host as scan
-from griffin_kernels.ops._triton.scan import load_flags, load_rows, store_row
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.launch import Launch
+from griffin_kernels.ops._triton.tensors import (
+    Rows,
+    at,
+    load_flags,
+    load_rows,
+    load_state,
+    own_channels,
+    store_row,
+)
 from griffin_kernels.ops.temporal_conv1d import _triton
-from griffin_kernels.ops.temporal_conv1d._triton_jit import input_row, load_taps, piece, store_new_state
+from griffin_kernels.ops.temporal_conv1d._triton_jit import input_row, load_taps, piece_of, store_new_state
 
 
 @dataclass(frozen=True)
@@ -46,46 +52,29 @@ class Config:
 
 @triton.jit
 def conv_tile(
-    x,
-    positions,
-    y,
-    before,
-    taps,
-    bias,
-    columns,
-    inside,
-    left,
-    D: tl.constexpr,
-    TAPS: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    POSITION_STEP,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TAIL: tl.constexpr,
+    x, positions, y, batch, time, before, taps, bias, channels, left, BLOCK_T: tl.constexpr, TAIL: tl.constexpr
 ):
-    """BLOCK_T steps, fewer in the tail, after the K-1 inputs ``before``, latest first. Gives those of the next tile."""
-    MASKED: tl.constexpr = D % BLOCK_D != 0
-    rows = load_rows(x + columns * X_CHANNEL, inside, left, X_STEP, 0.0, BLOCK_T, MASKED, TAIL)
-    reach = load_flags(positions, left, POSITION_STEP, 0, BLOCK_T, TAIL)
+    """BLOCK_T steps from ``time`` on, fewer in the tail, after the K-1 inputs ``before``, latest first.
+
+    Gives those of the next tile.
+    """
+    rows = load_rows(at(x, batch, time, 1), channels, left, 0.0, BLOCK_T, TAIL)
+    reach = load_flags(at(positions, batch, time, 1), left, 0, BLOCK_T, TAIL)
     for u in tl.static_range(BLOCK_T):
         window = (rows[u].to(bias.dtype),)
-        for k in tl.static_range(TAPS - 1):
-            window += (before[k],)
+        window += before
         total = bias + taps[0] * window[0]
-        for k in tl.static_range(1, TAPS):
+        for k in tl.static_range(1, len(taps)):
             earlier = window[k]
             if positions is not None:
                 earlier = tl.where(reach[u] >= k, earlier, 0.0)
             total += taps[k] * earlier
-        store_row(y + u * D + columns, total, inside, u, left, MASKED, TAIL)
-        before = ()
-        for k in tl.static_range(TAPS - 1):
-            before += (window[k],)
+        store_row(at(y, batch, time, 1), u, total, channels, left, TAIL)
+        before = window[: len(before)]
     return before
 
 
-@triton.jit(do_not_specialize=["T", "pieces", "sequences"])
+@triton.jit(do_not_specialize=["T", "parts"])
 def temporal_conv1d_rows(
     x,
     weight,
@@ -96,21 +85,9 @@ def temporal_conv1d_rows(
     y,
     new_state,
     T,
-    pieces,
-    sequences,
-    x_batch,
-    state_batch,
-    positions_batch,
+    parts,
     D: tl.constexpr,
     TAPS: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    STATE_STEP,
-    STATE_CHANNEL: tl.constexpr,
-    WEIGHT_TAP: tl.constexpr,
-    WEIGHT_CHANNEL: tl.constexpr,
-    BIAS_CHANNEL: tl.constexpr,
-    POSITION_STEP,
     ACC: tl.constexpr,
     SPAN: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -120,118 +97,31 @@ def temporal_conv1d_rows(
 
     Grid: pieces of time * ceil(D / block_d), channels fastest.
     """
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
-    row, batch, first, length, begin, end = piece(tl.program_id(0) // BLOCKS, cu_seqlens, T, pieces, sequences, SPAN)
-    x += batch * x_batch + first * far(X_STEP)
-    if state is not None:
-        state += tl.cast(row, tl.int64) * state_batch
-    if positions is not None:
-        positions += batch * positions_batch + first * far(POSITION_STEP)
-    taps = load_taps(weight, columns, inside, TAPS, WEIGHT_TAP, WEIGHT_CHANNEL, ACC)
-    constant = tl.load(bias + columns * BIAS_CHANNEL, mask=inside, other=0.0).to(ACC)
+    place, channels = own_channels(tl.program_id(0), D, BLOCK_D)
+    piece = piece_of(place, cu_seqlens, T, parts, SPAN)
+    batch, time = piece.batch, piece.first + piece.begin
+    taps = load_taps(weight, channels, TAPS, ACC)
+    constant = load_state(bias, 0, channels, ACC)
     before = ()
     for k in tl.static_range(1, TAPS):
-        earlier = input_row(
-            x,
-            state,
-            begin - k,
-            columns,
-            inside & (begin < end),
-            TAPS,
-            far(X_STEP),
-            X_CHANNEL,
-            far(STATE_STEP),
-            STATE_CHANNEL,
-        )
+        earlier = input_row(x, state, piece, piece.begin - k, channels, TAPS, piece.begin < piece.end)
         before += (earlier.to(ACC),)
-    here = x + begin * far(X_STEP)
-    out = y + (batch * T + first + begin) * D
-    own = positions
-    if positions is not None:
-        own = positions + begin * far(POSITION_STEP)
-    steps = tl.cast(end - begin, tl.int32)
+    steps = tl.cast(piece.end - piece.begin, tl.int32)
     full = tl.maximum(steps, 0) // BLOCK_T
+    out = Rows(y, tl.cast(T, tl.int64) * D, D, 1)
     for _ in range(full):
-        before = conv_tile(
-            here,
-            own,
-            out,
-            before,
-            taps,
-            constant,
-            columns,
-            inside,
-            BLOCK_T,
-            D=D,
-            TAPS=TAPS,
-            X_STEP=far(X_STEP),
-            X_CHANNEL=X_CHANNEL,
-            POSITION_STEP=far(POSITION_STEP),
-            BLOCK_T=BLOCK_T,
-            BLOCK_D=BLOCK_D,
-            TAIL=False,
-        )
-        here += BLOCK_T * far(X_STEP)
-        out += BLOCK_T * D
-        if positions is not None:
-            own += BLOCK_T * far(POSITION_STEP)
+        before = conv_tile(x, positions, out, batch, time, before, taps, constant, channels, BLOCK_T, BLOCK_T, False)
+        time += BLOCK_T
     left = steps - full * BLOCK_T
     if left > 0:
-        conv_tile(
-            here,
-            own,
-            out,
-            before,
-            taps,
-            constant,
-            columns,
-            inside,
-            left,
-            D=D,
-            TAPS=TAPS,
-            X_STEP=far(X_STEP),
-            X_CHANNEL=X_CHANNEL,
-            POSITION_STEP=far(POSITION_STEP),
-            BLOCK_T=BLOCK_T,
-            BLOCK_D=BLOCK_D,
-            TAIL=True,
-        )
-    if (end == length) & ((begin < length) | (begin == 0)):
-        store_new_state(
-            x,
-            state,
-            positions,
-            new_state + tl.cast(row, tl.int64) * ((TAPS - 1) * D),
-            length,
-            columns,
-            inside,
-            D=D,
-            TAPS=TAPS,
-            X_STEP=far(X_STEP),
-            X_CHANNEL=X_CHANNEL,
-            STATE_STEP=far(STATE_STEP),
-            STATE_CHANNEL=STATE_CHANNEL,
-            POSITION_STEP=far(POSITION_STEP),
-        )
+        conv_tile(x, positions, out, batch, time, before, taps, constant, channels, left, BLOCK_T, True)
+    store_new_state(x, state, positions, new_state, piece, channels, D, TAPS)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per piece of time and block of channels."""
-    count, args, constexprs = _triton.arguments(inputs, outputs, config.span)
-    x = inputs["x"]
-    return [
-        Launch(
-            kernel=temporal_conv1d_rows,
-            grid=(count * triton.cdiv(x.shape[2], config.block_d),),
-            args=args,
-            constexprs=constexprs | {"BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
-            num_warps=config.num_warps,
-            tile=config.block_t * config.block_d,
-            claims=Claims(load_bits=scan.load_bits((x,), config.block_d // (32 * config.num_warps))),
-        )
-    ]
+    blocks = {"SPAN": config.span, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d}
+    return [_triton.launch(temporal_conv1d_rows, inputs, outputs, config, blocks, config.block_d)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

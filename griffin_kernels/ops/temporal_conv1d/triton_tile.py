@@ -24,12 +24,10 @@ import triton.language as tl
 
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton import host as scan
-from griffin_kernels.ops._triton.scan import tile_offsets
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.launch import Launch
+from griffin_kernels.ops._triton.tensors import dense, load_state, own_channels
 from griffin_kernels.ops.temporal_conv1d import _triton
-from griffin_kernels.ops.temporal_conv1d._triton_jit import piece, store_new_state
+from griffin_kernels.ops.temporal_conv1d._triton_jit import load_reach, piece_of, rows_at, store_new_state, tile_at
 
 
 @dataclass(frozen=True)
@@ -49,60 +47,50 @@ def conv_tile(
     y,
     weight,
     bias,
-    begin,
-    length,
-    columns,
-    inside,
+    piece,
+    channels,
     D: tl.constexpr,
     TAPS: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    STATE_STEP,
-    STATE_CHANNEL: tl.constexpr,
-    WEIGHT_TAP: tl.constexpr,
-    WEIGHT_CHANNEL: tl.constexpr,
-    BIAS_CHANNEL: tl.constexpr,
-    POSITION_STEP,
     ACC: tl.constexpr,
     BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     ENDS: tl.constexpr,
 ):
-    """BLOCK_T steps from ``begin`` on; pointers at the sequence's first step. ENDS: some taps or steps are outside."""
+    """The BLOCK_T steps of a piece, the first of which y is at. ENDS: some taps or steps are outside the sequence."""
     rows = tl.arange(0, BLOCK_T)
-    t = begin + rows
-    there = (t < length)[:, None] & inside[None, :]
-    here = x + begin * X_STEP
-    total = tl.zeros((BLOCK_T, BLOCK_D), dtype=ACC)
-    total += tl.load(bias + columns * BIAS_CHANNEL, mask=inside, other=0.0).to(ACC)[None, :]
+    t = piece.begin + rows
+    inside = channels.inside[None, :]
+    there = (t < piece.length)[:, None] & inside
+    time = piece.first + piece.begin
+    total = tl.zeros((BLOCK_T, channels.columns.shape[0]), dtype=ACC)
+    total += load_state(bias, 0, channels, ACC)[None, :]
     if positions is not None:
-        reach = tl.load(positions + t * POSITION_STEP, mask=t < length, other=0)
+        reach = load_reach(positions, piece, t, t < piece.length, 0)
     for k in tl.static_range(TAPS):
-        offsets = tile_offsets(rows - k, columns, X_STEP, X_CHANNEL, BLOCK_T + TAPS, D)
+        inputs = tile_at(x, piece.batch, time, rows - k, channels, D, BLOCK_T + TAPS)
         if ENDS:
-            value = tl.load(here + offsets, mask=there & (t >= k)[:, None], other=0.0)
-        elif D % BLOCK_D != 0:
-            value = tl.load(here + offsets, mask=inside[None, :], other=0.0)
+            value = tl.load(inputs, mask=there & (t >= k)[:, None], other=0.0)
+        elif channels.mask is not None:
+            value = tl.load(inputs, mask=inside, other=0.0)
         else:
-            value = tl.load(here + offsets)
+            value = tl.load(inputs)
         if ENDS and state is not None and k > 0:
-            place = state + (t + (TAPS - 1 - k))[:, None] * STATE_STEP + columns[None, :] * STATE_CHANNEL
-            value = tl.where((t < k)[:, None], tl.load(place, mask=there & (t < k)[:, None], other=0.0), value)
+            before = rows_at(state, piece.row, t + (TAPS - 1 - k), channels)
+            value = tl.where((t < k)[:, None], tl.load(before, mask=there & (t < k)[:, None], other=0.0), value)
         value = value.to(ACC)
         if positions is not None and k > 0:
             value = tl.where((reach >= k)[:, None], value, 0.0)
-        tap = tl.load(weight + (TAPS - 1 - k) * WEIGHT_TAP + columns * WEIGHT_CHANNEL, mask=inside, other=0.0)
-        total += tap.to(ACC)[None, :] * value
-    out = y + begin * D + tile_offsets(rows, columns, D, 1, BLOCK_T, D)
+        total += load_state(weight, TAPS - 1 - k, channels, ACC)[None, :] * value
+    outputs = tile_at(y, 0, 0, rows, channels, D, BLOCK_T)
+    total = total.to(outputs.dtype.element_ty)
     if ENDS:
-        tl.store(out, total.to(y.dtype.element_ty), mask=there)
-    elif D % BLOCK_D != 0:
-        tl.store(out, total.to(y.dtype.element_ty), mask=inside[None, :])
+        tl.store(outputs, total, mask=there)
+    elif channels.mask is not None:
+        tl.store(outputs, total, mask=inside)
     else:
-        tl.store(out, total.to(y.dtype.element_ty))
+        tl.store(outputs, total)
 
 
-@triton.jit(do_not_specialize=["T", "pieces", "sequences"])
+@triton.jit(do_not_specialize=["T", "parts"])
 def temporal_conv1d_tile(
     x,
     weight,
@@ -113,21 +101,9 @@ def temporal_conv1d_tile(
     y,
     new_state,
     T,
-    pieces,
-    sequences,
-    x_batch,
-    state_batch,
-    positions_batch,
+    parts,
     D: tl.constexpr,
     TAPS: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    STATE_STEP,
-    STATE_CHANNEL: tl.constexpr,
-    WEIGHT_TAP: tl.constexpr,
-    WEIGHT_CHANNEL: tl.constexpr,
-    BIAS_CHANNEL: tl.constexpr,
-    POSITION_STEP,
     ACC: tl.constexpr,
     SPAN: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -136,104 +112,20 @@ def temporal_conv1d_tile(
 
     Grid: pieces of SPAN steps * ceil(D / block_d), channels fastest.
     """
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
-    row, batch, first, length, begin, end = piece(tl.program_id(0) // BLOCKS, cu_seqlens, T, pieces, sequences, SPAN)
-    x += batch * x_batch + first * far(X_STEP)
-    y += (batch * T + first) * D
-    if state is not None:
-        state += tl.cast(row, tl.int64) * state_batch
-    if positions is not None:
-        positions += batch * positions_batch + first * far(POSITION_STEP)
-    if (begin >= TAPS - 1) & (begin + SPAN <= length):
-        conv_tile(
-            x,
-            state,
-            positions,
-            y,
-            weight,
-            bias,
-            begin,
-            length,
-            columns,
-            inside,
-            D=D,
-            TAPS=TAPS,
-            X_STEP=far(X_STEP),
-            X_CHANNEL=X_CHANNEL,
-            STATE_STEP=far(STATE_STEP),
-            STATE_CHANNEL=STATE_CHANNEL,
-            WEIGHT_TAP=WEIGHT_TAP,
-            WEIGHT_CHANNEL=WEIGHT_CHANNEL,
-            BIAS_CHANNEL=BIAS_CHANNEL,
-            POSITION_STEP=far(POSITION_STEP),
-            ACC=ACC,
-            BLOCK_T=SPAN,
-            BLOCK_D=BLOCK_D,
-            ENDS=False,
-        )
-    elif begin < length:
-        conv_tile(
-            x,
-            state,
-            positions,
-            y,
-            weight,
-            bias,
-            begin,
-            length,
-            columns,
-            inside,
-            D=D,
-            TAPS=TAPS,
-            X_STEP=far(X_STEP),
-            X_CHANNEL=X_CHANNEL,
-            STATE_STEP=far(STATE_STEP),
-            STATE_CHANNEL=STATE_CHANNEL,
-            WEIGHT_TAP=WEIGHT_TAP,
-            WEIGHT_CHANNEL=WEIGHT_CHANNEL,
-            BIAS_CHANNEL=BIAS_CHANNEL,
-            POSITION_STEP=far(POSITION_STEP),
-            ACC=ACC,
-            BLOCK_T=SPAN,
-            BLOCK_D=BLOCK_D,
-            ENDS=True,
-        )
-    if (end == length) & ((begin < length) | (begin == 0)):
-        store_new_state(
-            x,
-            state,
-            positions,
-            new_state + tl.cast(row, tl.int64) * ((TAPS - 1) * D),
-            length,
-            columns,
-            inside,
-            D=D,
-            TAPS=TAPS,
-            X_STEP=far(X_STEP),
-            X_CHANNEL=X_CHANNEL,
-            STATE_STEP=far(STATE_STEP),
-            STATE_CHANNEL=STATE_CHANNEL,
-            POSITION_STEP=far(POSITION_STEP),
-        )
+    place, channels = own_channels(tl.program_id(0), D, BLOCK_D)
+    piece = piece_of(place, cu_seqlens, T, parts, SPAN)
+    first = piece.batch * T + piece.first + piece.begin
+    if (piece.begin >= TAPS - 1) & (piece.begin + SPAN <= piece.length):
+        conv_tile(x, None, positions, dense(y, first, D, 1), weight, bias, piece, channels, D, TAPS, ACC, SPAN, False)
+    elif piece.begin < piece.length:
+        conv_tile(x, state, positions, dense(y, first, D, 1), weight, bias, piece, channels, D, TAPS, ACC, SPAN, True)
+    store_new_state(x, state, positions, new_state, piece, channels, D, TAPS)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per tile."""
-    count, args, constexprs = _triton.arguments(inputs, outputs, config.block_t)
-    x = inputs["x"]
-    return [
-        Launch(
-            kernel=temporal_conv1d_tile,
-            grid=(count * triton.cdiv(x.shape[2], config.block_d),),
-            args=args,
-            constexprs=constexprs | {"BLOCK_D": config.block_d},
-            num_warps=config.num_warps,
-            tile=config.block_t * config.block_d,
-            claims=Claims(load_bits=scan.load_bits((x,), config.block_t * config.block_d // (32 * config.num_warps))),
-        )
-    ]
+    blocks = {"SPAN": config.block_t, "BLOCK_D": config.block_d}
+    return [_triton.launch(temporal_conv1d_tile, inputs, outputs, config, blocks, config.block_t * config.block_d)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

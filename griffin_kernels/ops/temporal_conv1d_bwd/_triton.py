@@ -1,4 +1,4 @@
-"""What the Triton gradients of the convolution share: arguments, and the sum of the weights' gradients over pieces.
+"""What the Triton gradients of the convolution share: the state, arguments, sums of the weights' gradients over pieces.
 
 Every piece of time leaves K+1 rows of sums in the accumulator's dtype, those of w_0 .. w_{K-1} (weight's rows from the
 last to the first) and of the bias. A second launch adds them up in the order of the pieces: no atomics, so that equal
@@ -6,40 +6,79 @@ calls give equal bits.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+# mypy: disable-error-code="assignment"
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from griffin_kernels.contract import Case, Inputs, accumulator
-from griffin_kernels.launch import Launch
-from griffin_kernels.ops._triton import host as scan
+from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.tensors import dense, rows, store_row
 from griffin_kernels.ops.temporal_conv1d import _triton as forward
+from griffin_kernels.ops.temporal_conv1d._triton_jit import load_reach, load_row
 
 REDUCE_ROWS = 32
 REDUCE_D = 64
 
 
+class Gradients(NamedTuple):
+    """Outputs: dx [B,T,D], dstate [N,K-1,D] or None, and the sums of the pieces [pieces,K+1,D]."""
+
+    x: Any
+    state: Any
+    partial: Any
+
+
 @triton.jit
-def first_kept_step(positions, length, TAPS: tl.constexpr, POSITION_STEP):
+def first_kept_step(positions, piece, TAPS: tl.constexpr):
     """The first step of a sequence, below 0 in its state, that its new state holds."""
-    first = length - (TAPS - 1)
+    first = piece.length - (TAPS - 1)
     if positions is not None:
-        last = tl.load(positions + (length - 1) * POSITION_STEP, mask=length > 0, other=TAPS)
-        first = tl.maximum(first, length - 1 - last)
+        last = load_reach(positions, piece, piece.length - 1, piece.length > 0, TAPS)
+        first = tl.maximum(first, piece.length - 1 - last)
     return first
 
 
 @triton.jit
-def store_sums(sums, partial, place, columns, inside, D: tl.constexpr, TAPS: tl.constexpr):
+def state_rows(dy, positions, leaving, state, dstate, piece, kept, sums, taps, channels, D: tl.constexpr):
+    """dstate [K-1,D] of one sequence. Gives the K+1 sums [block_d], to which its state has added."""
+    ACC: tl.constexpr = taps[0].dtype
+    TAPS: tl.constexpr = len(taps)
+    for i in tl.static_range(TAPS - 1):  # step i - (K-1), read by tap k of step i + k - (K-1)
+        value = load_row(state, piece.row, i, channels, True).to(ACC)
+        total = tl.zeros(channels.columns.shape, dtype=ACC)
+        if leaving is not None:
+            entering = (i >= piece.length) & (i - (TAPS - 1) >= kept)
+            total += load_row(leaving, piece.row, i - piece.length, channels, entering).to(ACC)
+        grown = (sums[0],)
+        for k in tl.static_range(1, TAPS):
+            sum_k = sums[k]
+            if k >= TAPS - 1 - i:
+                j = i + k - (TAPS - 1)
+                counts = j < piece.length
+                if positions is not None:
+                    counts &= load_reach(positions, piece, j, counts, 0) >= k
+                gradient = load_row(dy, piece.batch, piece.first + j, channels, counts).to(ACC)
+                total += taps[k] * gradient
+                sum_k += gradient * value
+            grown += (sum_k,)
+        grown += (sums[TAPS],)
+        sums = grown
+        store_row(dense(dstate, piece.row * (TAPS - 1), D, 1), i, total, channels, 0, False)
+    return sums
+
+
+@triton.jit
+def store_sums(sums, partial, place, channels, D: tl.constexpr):
     """The tuple of K+1 sums [block_d] of one piece, to its rows of partial [pieces,K+1,D]."""
-    base = partial + tl.cast(place, tl.int64) * ((TAPS + 1) * D) + columns
-    for k in tl.static_range(TAPS + 1):
-        tl.store(base + k * D, sums[k], mask=inside)
+    for k in tl.static_range(len(sums)):
+        store_row(dense(partial, tl.cast(place, tl.int64) * len(sums), D, 1), k, sums[k], channels, 0, False)
 
 
 @triton.jit(do_not_specialize=["pieces"])
@@ -72,49 +111,53 @@ def temporal_conv1d_bwd_reduce(
         tl.store(dbias + columns, value.to(dbias.dtype.element_ty), mask=inside)
 
 
-def arguments(inputs: Inputs, outputs: dict[str, Any], span: int) -> tuple[int, dict[str, Any], dict[str, Any], Launch]:
-    """(pieces in all, arguments and constexprs of the kernel over pieces, the sum over them); allocates all outputs."""
-    x, dy, dnew_state, state = (inputs[name] for name in ("x", "dy", "dnew_state", "state"))
-    count, args, constexprs = forward.shared_arguments(inputs, span)
+def launches(kernel: Any, inputs: Inputs, outputs: dict[str, Any], config: Any, share: int) -> list[Launch]:
+    """A kernel, a program per piece of time and block of channels, and the sum over the pieces; allocates all outputs.
+
+    share: elements of a load by a program of one warp.
+    """
+    x, dy, state = inputs["x"], inputs["dy"], inputs["state"]
+    count, args, constexprs = forward.shared_arguments(inputs, config.span)
     width, taps = constexprs["D"], constexprs["TAPS"]
+    dx = host.empty(outputs, "dx", x, *x.shape, dtype=x.dtype)
+    outputs["dstate"] = None if state is None else host.empty(outputs, "dstate", x, *state.shape, dtype=x.dtype)
     partial = torch.empty((count, taps + 1, width), dtype=accumulator(x.dtype), device=x.device)
-    if state is None:
-        outputs["dstate"] = None
     args |= {
-        "dy": dy,
-        "dnew_state": dnew_state,
-        "dx": scan.empty(outputs, "dx", x, *x.shape, dtype=x.dtype),
-        "dstate": None if state is None else scan.empty(outputs, "dstate", x, *state.shape, dtype=x.dtype),
-        "partial": partial,
-        "dy_batch": scan.row_stride(dy, 0),
-        "leaving_batch": scan.row_stride(dnew_state, 0),
+        "dy": rows(dy),
+        "dnew_state": rows(inputs["dnew_state"]),
+        "gradients": Gradients(dx, outputs["dstate"], partial),
     }
-    constexprs |= {
-        "DY_STEP": scan.known_stride(dy, 1),
-        "DY_CHANNEL": scan.channel_stride(dy),
-        "LEAVING_STEP": scan.known_stride(dnew_state, 1),
-        "LEAVING_CHANNEL": scan.channel_stride(dnew_state),
-    }
+    blocks = {"SPAN": config.span, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d}
+    pieces = Launch(
+        kernel=kernel,
+        grid=(count * triton.cdiv(width, config.block_d),),
+        args=args,
+        constexprs=constexprs | blocks,
+        num_warps=config.num_warps,
+        tile=config.block_t * config.block_d,
+        claims=Claims(load_bits=host.load_bits((dy, x), share // (32 * config.num_warps))),
+    )
     reduce = Launch(
         kernel=temporal_conv1d_bwd_reduce,
         grid=((taps + 1) * triton.cdiv(width, REDUCE_D),),
         args={
             "partial": partial,
-            "dweight": scan.empty(outputs, "dweight", x, taps, width, dtype=x.dtype),
-            "dbias": scan.empty(outputs, "dbias", x, width, dtype=x.dtype),
+            "dweight": host.empty(outputs, "dweight", x, taps, width, dtype=x.dtype),
+            "dbias": host.empty(outputs, "dbias", x, width, dtype=x.dtype),
             "pieces": count,
         },
-        constexprs={
-            "D": width,
-            "TAPS": taps,
-            "ACC": constexprs["ACC"],
-            "ROWS": REDUCE_ROWS,
-            "BLOCK_D": REDUCE_D,
-        },
+        constexprs=constexprs | {"ROWS": REDUCE_ROWS, "BLOCK_D": REDUCE_D},
         num_warps=4,
         tile=REDUCE_ROWS * REDUCE_D,
     )
-    return count, args, constexprs, reduce
+    return [pieces, reduce]
+
+
+def unfit_span(config: Any) -> str | None:
+    """Why pieces of time cannot be cut into tiles, if so."""
+    if config.span % config.block_t:
+        return f"span={config.span} is not a multiple of block_t={config.block_t}"
+    return None
 
 
 def traffic(case: Case, span: int) -> int:

@@ -28,14 +28,12 @@ import triton.language as tl
 
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton import host as scan
-from griffin_kernels.ops._triton.scan import load_flags, load_rows, store_row
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.launch import Launch
+from griffin_kernels.ops._triton.tensors import Rows, at, load_flags, load_rows, own_channels, store_row
 from griffin_kernels.ops.temporal_conv1d import _triton as forward
-from griffin_kernels.ops.temporal_conv1d._triton_jit import load_taps, piece
+from griffin_kernels.ops.temporal_conv1d._triton_jit import load_reach, load_row, load_taps, piece_of
 from griffin_kernels.ops.temporal_conv1d_bwd import _triton
-from griffin_kernels.ops.temporal_conv1d_bwd._triton import first_kept_step, store_sums
+from griffin_kernels.ops.temporal_conv1d_bwd._triton import first_kept_step, state_rows, store_sums
 
 
 @dataclass(frozen=True)
@@ -49,98 +47,61 @@ class Config:
 
 
 @triton.jit
-def step(g, own, value, through, reach, window, reaches, sums, taps, positions, TAPS: tl.constexpr):
-    """One input: value = x_s, g = dy_s, window = dy_{s+1} .. dy_{s+K-1} with the positions ``reaches``.
-
-    own: what of g counts for the bias. through: x_s's gradient from elsewhere. Gives dx_s, then window, reaches and
-    sums for the step before.
-    """
-    later = (g,)
-    known = (reach,)
-    for k in tl.static_range(TAPS - 1):
-        later += (window[k],)
-        if positions is not None:
-            known += (reaches[k],)
-    total = through + taps[0] * g
-    grown = (sums[0] + g * value,)
-    for k in tl.static_range(1, TAPS):
-        gradient = later[k]
-        if positions is not None:
-            gradient = tl.where(known[k] >= k, gradient, 0.0)
-        total += taps[k] * gradient
-        grown += (sums[k] + gradient * value,)
-    grown += (sums[TAPS] + own,)
-    shifted = ()
-    moved = ()
-    for k in tl.static_range(TAPS - 1):
-        shifted += (later[k],)
-        if positions is not None:
-            moved += (known[k],)
-    return total, shifted, moved, grown
-
-
-@triton.jit
 def conv_tile(
     x,
     dy,
     positions,
     leaving,
     dx,
+    piece,
+    begin,
+    left,
+    kept,
     window,
     reaches,
     sums,
     taps,
-    columns,
-    inside,
-    left,
-    ahead,
-    kept,
-    D: tl.constexpr,
-    TAPS: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    DY_STEP,
-    DY_CHANNEL: tl.constexpr,
-    LEAVING_STEP,
-    LEAVING_CHANNEL: tl.constexpr,
-    POSITION_STEP,
+    channels,
     ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     ENDING: tl.constexpr,
 ):
-    """ROWS steps, the last first; pointers are at the lowest. Gives window, reaches and sums for the tile below.
+    """ROWS steps from ``begin`` on, the last first. Gives window, reaches and sums for the tile below.
 
-    ENDING: ``left`` of the steps are the piece's, ``ahead`` the sequence's; its new state holds those from ``kept`` on.
+    window: dy of the K-1 steps that follow, with the positions ``reaches``. ENDING: ``left`` of the steps are the
+    piece's; the sequence's new state holds its steps from ``kept`` on.
     """
-    MASKED: tl.constexpr = D % BLOCK_D != 0
     ACC: tl.constexpr = taps[0].dtype
-    gradients = load_rows(dy + columns * DY_CHANNEL, inside, ahead, DY_STEP, 0.0, ROWS, MASKED, ENDING)
-    values = load_rows(x + columns * X_CHANNEL, inside, left, X_STEP, 0.0, ROWS, MASKED, ENDING)
-    known = load_flags(positions, ahead, POSITION_STEP, 0, ROWS, ENDING)
+    TAPS: tl.constexpr = len(taps)
+    batch, time = piece.batch, piece.first + begin
+    beyond, kept = tl.cast(piece.length - begin, tl.int32), tl.cast(kept - begin, tl.int32)
+    gradients = load_rows(at(dy, batch, time, 1), channels, beyond, 0.0, ROWS, ENDING)
+    values = load_rows(at(x, batch, time, 1), channels, left, 0.0, ROWS, ENDING)
+    known = load_flags(at(positions, batch, time, 1), beyond, 0, ROWS, ENDING)
     for u in tl.static_range(ROWS - 1, -1, -1):
+        following = (gradients[u].to(ACC),)
+        following += window
+        reached = (known[u],)
+        reached += reaches
+        value = values[u].to(ACC)
         through = 0.0
         if ENDING and leaving is not None and TAPS > 1:
-            row = leaving + (u - ahead + TAPS - 1) * LEAVING_STEP + columns * LEAVING_CHANNEL
-            through = tl.load(row, mask=inside & (u < left) & (u >= kept), other=0.0).to(ACC)
-        g = gradients[u].to(ACC)
-        total, window, reaches, sums = step(
-            g,
-            tl.where(u < left, g, 0.0) if ENDING else g,
-            values[u].to(ACC),
-            through,
-            known[u],
-            window,
-            reaches,
-            sums,
-            taps,
-            positions,
-            TAPS,
-        )
-        store_row(dx + u * D + columns, total, inside, u, left, MASKED, ENDING)
+            row = load_row(leaving, piece.row, u - beyond + TAPS - 1, channels, (u < left) & (u >= kept))
+            through = row.to(ACC)
+        total = through + taps[0] * following[0]
+        grown = (sums[0] + following[0] * value,)
+        for k in tl.static_range(1, TAPS):
+            gradient = following[k]
+            if positions is not None:
+                gradient = tl.where(reached[k] >= k, gradient, 0.0)
+            total += taps[k] * gradient
+            grown += (sums[k] + gradient * value,)
+        grown += (sums[TAPS] + (tl.where(u < left, following[0], 0.0) if ENDING else following[0]),)
+        store_row(at(dx, batch, time, 1), u, total, channels, left, ENDING)
+        window, reaches, sums = following[: TAPS - 1], reached[: len(reaches)], grown
     return window, reaches, sums
 
 
-@triton.jit(do_not_specialize=["T", "pieces", "sequences"])
+@triton.jit(do_not_specialize=["T", "parts"])
 def temporal_conv1d_bwd_rows(
     dy,
     dnew_state,
@@ -149,179 +110,67 @@ def temporal_conv1d_bwd_rows(
     state,
     positions,
     cu_seqlens,
-    dx,
-    dstate,
-    partial,
+    gradients,
     T,
-    pieces,
-    sequences,
-    dy_batch,
-    leaving_batch,
-    x_batch,
-    state_batch,
-    positions_batch,
+    parts,
     D: tl.constexpr,
     TAPS: tl.constexpr,
-    DY_STEP,
-    DY_CHANNEL: tl.constexpr,
-    LEAVING_STEP,
-    LEAVING_CHANNEL: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    STATE_STEP,
-    STATE_CHANNEL: tl.constexpr,
-    WEIGHT_TAP: tl.constexpr,
-    WEIGHT_CHANNEL: tl.constexpr,
-    POSITION_STEP,
     ACC: tl.constexpr,
     SPAN: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """dy, x, dx: [B,T,D]; weight [K,D]; dnew_state, state, dstate: [N,K-1,D]; positions [B,T]; partial [pieces,K+1,D].
+    """dy, x: [B,T,D]; weight [K,D]; dnew_state, state: [N,K-1,D]; positions [B,T].
 
     Grid: pieces of time * ceil(D / block_d), channels fastest.
     """
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
-    place = tl.program_id(0) // BLOCKS
-    row, batch, first, length, begin, end = piece(place, cu_seqlens, T, pieces, sequences, SPAN)
-    x += batch * x_batch + first * far(X_STEP)
-    dy += batch * dy_batch + first * far(DY_STEP)
-    dx += (batch * T + first) * D
-    if dnew_state is not None:
-        dnew_state += tl.cast(row, tl.int64) * leaving_batch
-    if positions is not None:
-        positions += batch * positions_batch + first * far(POSITION_STEP)
-    taps = load_taps(weight, columns, inside, TAPS, WEIGHT_TAP, WEIGHT_CHANNEL, ACC)
-    kept = first_kept_step(positions, length, TAPS, far(POSITION_STEP))
+    place, channels = own_channels(tl.program_id(0), D, BLOCK_D)
+    piece = piece_of(place, cu_seqlens, T, parts, SPAN)
+    begin, end, length = piece.begin, piece.end, piece.length
+    taps = load_taps(weight, channels, TAPS, ACC)
+    kept = first_kept_step(positions, piece, TAPS)
     # the masked tile holds all steps of the piece that the new state holds too
     steps = tl.cast(tl.maximum(end - begin, 0), tl.int32)
     full = steps // BLOCK_T
     if end > length - (TAPS - 1):
         full = tl.maximum(steps - (TAPS - 1), 0) // BLOCK_T
     left = steps - full * BLOCK_T
-    at = begin + full * BLOCK_T
+    t = begin + full * BLOCK_T
     top = end
     if left > 0:
-        top = at + (BLOCK_T + TAPS - 1)
-    sums = (tl.zeros((BLOCK_D,), dtype=ACC),)
+        top = t + (BLOCK_T + TAPS - 1)
+    sums = (tl.zeros((BLOCK_D,), dtype=ACC), tl.zeros((BLOCK_D,), dtype=ACC))
     window = ()
     reaches = ()
-    for k in tl.static_range(TAPS):
+    for k in tl.static_range(TAPS - 1):
         sums += (tl.zeros((BLOCK_D,), dtype=ACC),)
-        if k > 0:
-            t = top - 1 + k
-            later = tl.load(dy + t * far(DY_STEP) + columns * DY_CHANNEL, mask=inside & (t < length), other=0.0)
-            window += (later.to(ACC),)
-            if positions is not None:
-                reaches += (tl.load(positions + t * far(POSITION_STEP), mask=t < length, other=0),)
-    if left > 0:
-        own = positions
+        window += (load_row(dy, piece.batch, piece.first + (top + k), channels, top + k < length).to(ACC),)
         if positions is not None:
-            own = positions + at * far(POSITION_STEP)
+            reaches += (load_reach(positions, piece, top + k, top + k < length, 0),)
+    dx = Rows(gradients.x, tl.cast(T, tl.int64) * D, D, 1)
+    if left > 0:
+        ROWS: tl.constexpr = BLOCK_T + TAPS - 1
         window, reaches, sums = conv_tile(
-            x + at * far(X_STEP),
-            dy + at * far(DY_STEP),
-            own,
-            dnew_state,
-            dx + at * D,
-            window,
-            reaches,
-            sums,
-            taps,
-            columns,
-            inside,
-            left,
-            tl.cast(length - at, tl.int32),
-            tl.cast(kept - at, tl.int32),
-            D=D,
-            TAPS=TAPS,
-            X_STEP=far(X_STEP),
-            X_CHANNEL=X_CHANNEL,
-            DY_STEP=far(DY_STEP),
-            DY_CHANNEL=DY_CHANNEL,
-            LEAVING_STEP=far(LEAVING_STEP),
-            LEAVING_CHANNEL=LEAVING_CHANNEL,
-            POSITION_STEP=far(POSITION_STEP),
-            ROWS=BLOCK_T + TAPS - 1,
-            BLOCK_D=BLOCK_D,
-            ENDING=True,
+            x, dy, positions, dnew_state, dx, piece, t, left, kept, window, reaches, sums, taps, channels, ROWS, True
         )
     for _ in range(full):
-        at -= BLOCK_T
-        own = positions
-        if positions is not None:
-            own = positions + at * far(POSITION_STEP)
+        t -= BLOCK_T
         window, reaches, sums = conv_tile(
-            x + at * far(X_STEP),
-            dy + at * far(DY_STEP),
-            own,
-            None,
-            dx + at * D,
-            window,
-            reaches,
-            sums,
-            taps,
-            columns,
-            inside,
-            BLOCK_T,
-            0,
-            0,
-            D=D,
-            TAPS=TAPS,
-            X_STEP=far(X_STEP),
-            X_CHANNEL=X_CHANNEL,
-            DY_STEP=far(DY_STEP),
-            DY_CHANNEL=DY_CHANNEL,
-            LEAVING_STEP=far(LEAVING_STEP),
-            LEAVING_CHANNEL=LEAVING_CHANNEL,
-            POSITION_STEP=far(POSITION_STEP),
-            ROWS=BLOCK_T,
-            BLOCK_D=BLOCK_D,
-            ENDING=False,
+            x, dy, positions, None, dx, piece, t, BLOCK_T, 0, window, reaches, sums, taps, channels, BLOCK_T, False
         )
     if state is not None and TAPS > 1:
         if begin == 0:
-            state += tl.cast(row, tl.int64) * state_batch
-            dstate += tl.cast(row, tl.int64) * ((TAPS - 1) * D)
-            # row i of the state is step i - (K-1)
-            for i in tl.static_range(TAPS - 2, -1, -1):
-                through = 0.0
-                if dnew_state is not None:
-                    before = dnew_state + (i - length) * far(LEAVING_STEP) + columns * LEAVING_CHANNEL
-                    entering = inside & (i >= length) & (i - (TAPS - 1) >= kept)
-                    through = tl.load(before, mask=entering, other=0.0).to(ACC)
-                value = tl.load(state + i * far(STATE_STEP) + columns * STATE_CHANNEL, mask=inside, other=0.0)
-                nothing, unknown = tl.zeros((BLOCK_D,), dtype=ACC), tl.cast(0, tl.int64)
-                total, window, reaches, sums = step(
-                    nothing, nothing, value.to(ACC), through, unknown, window, reaches, sums, taps, positions, TAPS
-                )
-                tl.store(dstate + i * D + columns, total.to(dstate.dtype.element_ty), mask=inside)
-    store_sums(sums, partial, place, columns, inside, D, TAPS)
+            sums = state_rows(dy, positions, dnew_state, state, gradients.state, piece, kept, sums, taps, channels, D)
+    store_sums(sums, gradients.partial, place, channels, D)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per piece of time and block of channels, then the sum over the pieces."""
-    count, args, constexprs, reduce = _triton.arguments(inputs, outputs, config.span)
-    dy, x = inputs["dy"], inputs["x"]
-    rows = Launch(
-        kernel=temporal_conv1d_bwd_rows,
-        grid=(count * triton.cdiv(x.shape[2], config.block_d),),
-        args=args,
-        constexprs=constexprs | {"BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
-        num_warps=config.num_warps,
-        tile=config.block_t * config.block_d,
-        claims=Claims(load_bits=scan.load_bits((dy, x), config.block_d // (32 * config.num_warps))),
-    )
-    return [rows, reduce]
+    return _triton.launches(temporal_conv1d_bwd_rows, inputs, outputs, config, config.block_d)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    if config.span % config.block_t:
-        return f"span={config.span} is not a multiple of block_t={config.block_t}"
-    return forward.unfit(case, device, config.block_d, config.num_warps)
+    return _triton.unfit_span(config) or forward.unfit(case, device, config.block_d, config.num_warps)
 
 
 VARIANT = Variant(

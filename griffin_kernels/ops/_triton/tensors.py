@@ -81,29 +81,33 @@ def state(tensor: Tensor | None) -> State | None:
 @triton.jit
 def dense(pointer, row, D: tl.constexpr, SIGN: tl.constexpr):
     """The rows of a contiguous tensor [...,D] from ``row`` on, visited backwards where SIGN is -1."""
-    return Rows(pointer + row * D, 0, SIGN * D, 1)
+    return None if pointer is None else Rows(pointer + row * D, 0, SIGN * D, 1)
 
 
 @triton.jit
 def at(rows, batch, time, SIGN: tl.constexpr):
     """The rows of a batch entry from ``time`` on."""
-    if rows is None:
-        return None
-    else:
-        offset = batch * rows.batch + time * (SIGN * far(rows.step))
-        return Rows(rows.at + offset, rows.batch, rows.step, rows.channel)
+    return None if rows is None else further(rows, batch * rows.batch + time * (SIGN * far(rows.step)))
 
 
 @triton.jit
 def later(rows, steps):
     """The rows from ``steps`` steps later on."""
-    return Rows(rows.at + steps * far(rows.step), rows.batch, rows.step, rows.channel)
+    return None if rows is None else further(rows, tl.cast(steps, tl.int64) * far(rows.step))
+
+
+@triton.jit
+def further(rows, elements):
+    """The rows from ``elements`` elements further on."""
+    return Rows(rows.at + elements, rows.batch, rows.step, rows.channel)
 
 
 @triton.jit
 def marks_later(marks, steps):
     """The marks from ``steps`` steps later on."""
-    return Marks(later(marks.enter, steps), later(marks.leave, steps), marks.state, marks.final)
+    return (
+        None if marks is None else Marks(later(marks.enter, steps), later(marks.leave, steps), marks.state, marks.final)
+    )
 
 
 @triton.jit

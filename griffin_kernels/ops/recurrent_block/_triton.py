@@ -10,6 +10,7 @@ product cost one more stream in, and h is written only where it is asked for.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ def steps(
     inputs: Inputs,
     outputs: dict[str, Any],
     config: Any,
-    recurrent: Callable[[Inputs, dict[str, Any], Any], Sequence[Step]],
+    recurrent: Callable[..., Sequence[Step]],
 ) -> list[Step]:
     """The convolution's launch and those of ``recurrent``, a variant of rg_lru; fills ``outputs``."""
     convolved: dict[str, Any] = {"new_state": outputs.get("new_conv_state")}
@@ -46,7 +47,7 @@ def steps(
     found = {"out": outputs.get("out"), "h_last": outputs.get("h_last"), "y": outputs.get("h")}
     arguments = {name: inputs[name] for name in RG_LRU.inputs}
     arguments |= {"x": convolved["y"], "branch": inputs["y"], "with_h": inputs["with_h"]}
-    then = recurrent(arguments, found, config)
+    then = recurrent(collections.namedtuple("Gated", arguments)(**arguments), found, config)
     outputs |= {"out": found["out"], "new_conv_state": convolved["new_state"], "h_last": found["h_last"]}
     outputs["h"] = found["y"] if inputs["with_h"] else None
     return [*first, *then]

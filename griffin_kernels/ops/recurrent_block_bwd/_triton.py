@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +34,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, recurrent: Ca
     }
     through = {name: outputs.get(name) for name in (*(f"d{gate}" for gate in GATES), "dh0")}
     through |= {"dx": None, "dbranch": outputs.get("dy")}
-    steps += recurrent(scan_inputs, through, config)
+    steps += recurrent(collections.namedtuple("Gated", scan_inputs)(**scan_inputs), through, config)
     conv_outputs = {
         "dx": outputs.get("dx"),
         "dweight": outputs.get("dconv_weight"),

@@ -6,68 +6,83 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels.architectures import SCRATCH, no_products, over_shared
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Call, Claims
-from griffin_kernels.ops._triton import host as scan
+from griffin_kernels.launch import Call, Claims, Launch
+from griffin_kernels.ops._triton import chunks as split
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.strides import constant
+from griffin_kernels.ops._triton.tensors import Marks, Rows, State, rows, state
+from griffin_kernels.ops.rg_lru._triton_jit import Parameters, Steps
+from griffin_kernels.ops.rg_lru._triton_tiles import Shape
 from griffin_kernels.ops.rg_lru.cost import cost
-from griffin_kernels.ops.rg_lru.op import is_fresh
+from griffin_kernels.ops.rg_lru.op import GATES, is_fresh
 
 
-def arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(arguments, constexprs) of every kernel here, but for weights and products; allocates what they write.
+def arguments(
+    inputs: Inputs, outputs: dict[str, Any], products: tuple[Tensor, Tensor] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arguments, constexprs) of every kernel here; allocates what they write. products: x W_i and x W_r where given.
 
     ``branch`` [B,T,D] among the inputs asks for ``out``, the states times gelu(branch), and where there is no
     ``with_h`` for no y.
     """
-    x, h0, positions = (inputs[name] for name in ("x", "h0", "segment_pos"))
-    branch = inputs.get("branch")
+    x, h0, positions, branch = inputs["x"], inputs["h0"], inputs["segment_pos"], inputs.get("branch")
     batch, time, width = x.shape
-    rows = scan.rows_of(inputs, batch)
-    args = {
-        "x": x,
-        "a_param": inputs["a_param"].contiguous(),
-        "bias_i": inputs["input_gate_bias"].contiguous(),
-        "bias_r": inputs["recurrence_gate_bias"].contiguous(),
-        "h0": h0,
-        "positions": positions,
-        "branch": branch,
-        "y": None,
-        "out": None,
-        "h_last": scan.empty(outputs, "h_last", x, rows, width, dtype=torch.float32),
-        "T": time,
-        "x_batch": scan.row_stride(x, 0),
-        "position_batch": scan.row_stride(positions, 0),
-        "branch_batch": scan.row_stride(branch, 0),
-        "h0_row": scan.row_stride(h0, 0),
-    }
+    written: dict[str, Tensor | None] = {"y": None, "out": None}
     for name, wanted in (("out", branch is not None), ("y", branch is None or inputs["with_h"])):
         if wanted:
-            args[name] = scan.empty(outputs, name, x, batch, time, width, dtype=x.dtype)
-    constexprs = {
-        "D": width,
-        "X_STEP": scan.known_stride(x, 1),
-        "X_CHANNEL": scan.channel_stride(x),
-        "POSITION_STEP": scan.known_stride(positions, 1),
-        "BRANCH_STEP": scan.known_stride(branch, 1),
-        "BRANCH_CHANNEL": scan.channel_stride(branch),
-        "H0_CHANNEL": scan.channel_stride(h0),
-        "FRESH": is_fresh(h0, positions),
+            written[name] = host.empty(outputs, name, x, batch, time, width, dtype=x.dtype)
+    gates = (None if products and "weight" in name else inputs[name].contiguous() for name in GATES)
+    args = {
+        "steps": Steps(rows(x), rows(branch), rows(positions), *(products or (None, None)), **written),
+        "parameters": Parameters(*gates),
+        "h0": state(h0),
+        "h_last": host.empty(outputs, "h_last", x, host.rows_of(inputs, batch), width, dtype=torch.float32),
+        "T": time,
     }
-    return args, constexprs
+    return args, {"D": width, "FRESH": is_fresh(h0, positions)}
 
 
-def products(inputs: Inputs) -> tuple[dict[str, Tensor], list[Call]]:
+def products(inputs: Inputs) -> tuple[tuple[Tensor, Tensor], list[Call]]:
     """(x W_i and x W_r as [B,T,D] in the data's dtype, the steps that compute them)."""
     x = inputs["x"]
-    steps, found = [], {}
-    for name, weight in (("z_i", inputs["input_gate_weight"]), ("z_r", inputs["recurrence_gate_weight"])):
-        found[name] = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        steps.append(Call(f"block-diagonal product {name}", product(x, weight, found[name])))
-    return found, steps
+    z_i, z_r = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
+    return (z_i, z_r), [
+        Call("block-diagonal product z_i", product(x, inputs["input_gate_weight"], z_i)),
+        Call("block-diagonal product z_r", product(x, inputs["recurrence_gate_weight"], z_r)),
+    ]
+
+
+def in_chunks(
+    inputs: Inputs, outputs: dict[str, Any], chunk: int, phase: Callable[[bool, int, dict[str, Any]], Launch]
+) -> list[Launch]:
+    """Marks (packed only), reduce and carry (more than one chunk only), scan.
+
+    phase: the launch that reduces, or that scans, by its chunks of all batch entries and the arguments that it takes
+    besides ``arguments``.
+    """
+    x, h0 = inputs["x"], inputs["h0"]
+    batch, time, width = x.shape
+    h_last = outputs["h_last"]
+    enter, leave, steps = split.mark(inputs["cu_seqlens"], h0, h_last, time, width, False, tl.float32)
+    marks, one = None, constant(1)
+    if enter is not None:
+        final = State(h_last, constant(width), one)
+        marks = Marks(Rows(enter, 0, one, None), Rows(leave, 0, one, None), state(h0), final)
+    given = h0 if marks is None else None
+    chunks = triton.cdiv(time, chunk) - 1
+    args = {"h0": state(given), "marks": marks, "product": None, "result": None, "chunks": chunks}
+    if chunks:
+        product, result = torch.empty((2, batch, chunks, width), dtype=torch.float32, device=x.device)
+        args |= {"product": product, "result": result}
+        steps += [phase(True, batch * chunks, args), split.carry(product, result, given)]
+    return [*steps, phase(False, batch * (chunks + 1), args)]
 
 
 def product(x: Tensor, weight: Tensor, out: Tensor) -> Callable[[], Tensor]:
@@ -84,7 +99,7 @@ def product(x: Tensor, weight: Tensor, out: Tensor) -> Callable[[], Tensor]:
 
 def unfit(case: Case, device: Device, fast: bool) -> str | None:
     """Why no kernel of this op runs, or not this fast, if so."""
-    if reason := scan.not_here(device):
+    if reason := host.not_here(device):
         return reason
     if case.dtype == "float64":
         return "gates and state are float32 here, float64 data wants more (eager.unfused takes it)"
@@ -164,14 +179,14 @@ def weights(inputs: Inputs) -> dict[str, Tensor]:
     }
 
 
-def tile_constexprs(n: int, block_t: int, config: Any) -> dict[str, Any]:
-    """Constexprs of a kernel with the products inside, besides those of ``arguments``."""
-    return {"n": n, "FAST": config.fast, "PART": part(n), "BLOCK_N": config.block_n, "BLOCK_T": block_t}
+def shape(n: int, block_t: int, config: Any) -> Shape:
+    """Sizes of a kernel with the products inside."""
+    return Shape(*map(constant, (n, part(n), config.block_n, block_t, config.num_stages)))
 
 
 def claims(x: Tensor, n: int, block_t: int, config: Any) -> Claims:
     """Matrix instructions for 16-bit data that fills them; asynchronous copies of x where channels are neighbours."""
-    bits = scan.load_bits((x,), min(8, part(n) * block_t // (32 * config.num_warps)))
+    bits = host.load_bits((x,), min(8, part(n) * block_t // (32 * config.num_warps)))
     return Claims(
         load_bits=bits,
         async_copies=config.num_stages > 1 and bits >= 32,

@@ -1,4 +1,4 @@
-"""Device functions that rg_lru's Triton kernels share, forward and backward: gates, decay, multiplier, gelu.
+"""Device functions that rg_lru's Triton kernels share, forward and backward: gates, decay, multiplier.
 
     i = sigmoid(z_i + b_i),  r = sigmoid(z_r + b_r),  log a = -8 softplus(a_param) r
     v = 1 - a^2 = -expm1(2 log a),  m = sqrt(v)
@@ -20,26 +20,105 @@ Source: arXiv 2402.19427, section 2.4 and appendix A; PTX ISA, tanh.approx, ex2.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.elementwise import (
+    LARGEST_EXPONENT,
+    LN_2,
+    LOG2_E,
+    exp2,
+    for_nvidia,
+    reciprocal,
+    tanh_approx,
+)
+from griffin_kernels.ops._triton.tensors import State, at, dense, later, load_state
 from griffin_kernels.ops.rg_lru.op import DECAY
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
 DECAY_LOG2 = tl.constexpr(-DECAY * 1.4426950408889634)
-# sigmoid(-42) = 6e-19 stands for all below it: two such denominators still multiply to a finite float32
-LARGEST_EXPONENT = tl.constexpr(60.0)
 # 1 - a^2 is off by up to 2^-21 through a's own error; less this margin it is below the true value
 MARGIN = tl.constexpr(2.0**-20)
 
 
-def for_nvidia(_semantic=None):
-    """Whether the kernel is being compiled for an NVIDIA GPU, present or not; in the interpreter it is not."""
-    return tl.constexpr(_semantic is not None and _semantic.builder.options.backend_name == "cuda")
+class Steps(NamedTuple):
+    """What a scan reads and writes step by step, or None: ``Rows`` of x, of a branch and of positions [B,T]; its gate
+    products z_i, z_r where they are given, y for the states and out for them times gelu(branch), [B,T,D] contiguous.
+    """
+
+    x: Any
+    branch: Any
+    positions: Any
+    z_i: Any
+    z_r: Any
+    y: Any
+    out: Any
 
 
-for_nvidia.__triton_builtin__ = True  # type: ignore[attr-defined]  # the compiler then passes _semantic
+class Parameters(NamedTuple):
+    """a_param [D], biases [H,n], and weights [H,n,n] unless their products are given; contiguous."""
+
+    a_param: Any
+    weight_i: Any
+    bias_i: Any
+    weight_r: Any
+    bias_r: Any
+
+
+class Gates(NamedTuple):
+    """What gates of a tile's channels take besides products, float32: biases and log2 a / r."""
+
+    bias_i: Any
+    bias_r: Any
+    decay_log2: Any
+
+
+@triton.jit
+def steps_at(steps, batch, time, T, D: tl.constexpr):
+    """The steps of a batch entry from ``time`` on, all of them ``Rows``."""
+    row = batch * T + time
+    return Steps(
+        at(steps.x, batch, time, 1),
+        at(steps.branch, batch, time, 1),
+        at(steps.positions, batch, time, 1),
+        dense(steps.z_i, row, D, 1),
+        dense(steps.z_r, row, D, 1),
+        dense(steps.y, row, D, 1),
+        dense(steps.out, row, D, 1),
+    )
+
+
+@triton.jit
+def steps_later(steps, count):
+    """The steps from ``count`` steps later on."""
+    return Steps(
+        later(steps.x, count),
+        later(steps.branch, count),
+        later(steps.positions, count),
+        later(steps.z_i, count),
+        later(steps.z_r, count),
+        later(steps.y, count),
+        later(steps.out, count),
+    )
+
+
+@triton.jit
+def own_chunk(piece, chunks, T, REDUCE: tl.constexpr, CHUNK: tl.constexpr):
+    """(batch, chunk, its first step, steps) of program ``piece`` of B * (chunks, or unless REDUCE chunks + 1)."""
+    pieces = chunks if REDUCE else chunks + 1
+    chunk = tl.cast(piece % pieces, tl.int64)
+    first = chunk * CHUNK
+    return tl.cast(piece // pieces, tl.int64), chunk, first, tl.cast(tl.minimum(T - first, CHUNK), tl.int32)
+
+
+@triton.jit
+def entering(result, state, batch, chunk, chunks, channels, D: tl.constexpr):
+    """The state [block_d] that enters a chunk: the given one for the first, else what left the chunk before."""
+    carry = load_state(state, batch, channels, tl.float32, chunk == 0)
+    if result is not None:
+        carry += load_state(State(result, D, 1), batch * chunks + chunk - 1, channels, tl.float32, chunk > 0)
+    return carry
 
 
 @triton.jit
@@ -64,28 +143,6 @@ def softplus(p):
 def decay(a_param):
     """log2 a = decay(a_param) r, once per channel. a_param: any floating dtype; gives float32, <= 0."""
     return softplus(a_param.to(tl.float32)) * DECAY_LOG2
-
-
-@triton.jit
-def exp2(y):
-    """2^y for float32, relative error 2^-22; 0 below y = -126, which the plain form scales for."""
-    if for_nvidia():
-        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [y], tl.float32, is_pure=True, pack=1)
-    return tl.exp2(y)
-
-
-@triton.jit
-def reciprocal(y):
-    """1 / y for normal float32, off by one unit; the plain form allows for y beyond 2^126."""
-    if for_nvidia():
-        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [y], tl.float32, is_pure=True, pack=1)
-    return 1.0 / y
-
-
-@triton.jit
-def tanh_approx(y):
-    """tanh(y), relative error 2^-11, one instruction. NVIDIA from sm_75 on."""
-    return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [y], tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
@@ -155,15 +212,18 @@ def gates(z_i, z_r, decay_log2, FAST: tl.constexpr):
 
 
 @triton.jit
-def gelu(z, FAST: tl.constexpr):
-    """z times the normal distribution function, in its tanh form: z sigmoid(2 sqrt(2 / pi) (z + 0.044715 z^3)).
+def load_gates(parameters, channels):
+    """The gates of a program's channels."""
+    return Gates(
+        tl.load(parameters.bias_i + channels.columns, mask=channels.inside, other=0.0).to(tl.float32),
+        tl.load(parameters.bias_r + channels.columns, mask=channels.inside, other=0.0).to(tl.float32),
+        decay(tl.load(parameters.a_param + channels.columns, mask=channels.inside, other=0.0)),
+    )
 
-    float32; two special functions, or with ``fast`` on NVIDIA one.
-    """
-    y = z * (0.7978845608028654 + 0.035677408136300125 * z * z)  # sqrt(2 / pi) (z + 0.044715 z^3)
-    if FAST and for_nvidia():
-        half = 0.5 * z
-        value = half * tanh_approx(y) + half
-    else:
-        value = z * reciprocal(1.0 + exp2(tl.minimum(y * (-2.0 * LOG2_E), LARGEST_EXPONENT)))
-    return value
+
+@triton.jit
+def gates_of(z_i, z_r, gates, FAST: tl.constexpr):
+    """``scaled_gates`` of products x W_i and x W_r, float32."""
+    y_i = argument(z_i, gates.bias_i, FAST)
+    y_r = argument(z_r, gates.bias_r, FAST)
+    return scaled_gates(y_i, y_r, gates.decay_log2, FAST)

@@ -16,15 +16,43 @@ a product of gates, which is never negative, CUT stands for a run with a cut.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton.dot import dot
-from griffin_kernels.ops._triton.strides import reach
-from griffin_kernels.ops.rg_lru._triton_jit import argument, gelu, scaled_gates
+from griffin_kernels.ops._triton.elementwise import gelu
+from griffin_kernels.ops._triton.strides import far, reach
+from griffin_kernels.ops._triton.tensors import Channels, later
+from griffin_kernels.ops.rg_lru._triton_jit import Gates, gates_of, load_gates
 
 RUNS = tl.constexpr(4)
 CUT = tl.constexpr(-1.0)
+
+
+class Shape(NamedTuple):
+    """Compile-time sizes: a gate block's channels n, of which products sum over ``part`` at a time; channels block_n
+    and steps block_t of a tile; tiles of x in shared memory.
+    """
+
+    n: Any
+    part: Any
+    block_n: Any
+    block_t: Any
+    stages: Any
+
+
+class Block(NamedTuple):
+    """A program's part of gate block ``number``: its channels, W^T of both gates as ``load_weight`` gives it, and gates
+    as [block_n, 1].
+    """
+
+    number: Any
+    channels: Any
+    w_i: Any
+    w_r: Any
+    gates: Any
 
 
 @triton.jit
@@ -167,22 +195,47 @@ def reduce_tile(a, u, cut, product, result, ROWS: tl.constexpr, BLOCK_T: tl.cons
 
 
 @triton.jit
-def offsets(channels, steps, STEP, CHANNEL: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr):
+def offsets(rows, columns, order, D: tl.constexpr):
     """Offsets [channels, steps] of a tile in elements, 64-bit only where 32 are too few."""
-    if (BLOCK_T + 1) * reach(STEP) + 2 * D * CHANNEL >= 2**31:
-        steps = steps.to(tl.int64)
-        channels = channels.to(tl.int64)
-    return channels[:, None] * CHANNEL + steps[None, :] * STEP
+    if (order.shape[0] + 1) * reach(rows.step) + 2 * D * rows.channel >= 2**31:
+        order = order.to(tl.int64)
+        columns = columns.to(tl.int64)
+    return columns[:, None] * rows.channel + order[None, :] * far(rows.step)
 
 
 @triton.jit
-def load_tile(x, channels, inside, steps, left, STEP, CHANNEL: tl.constexpr, D: tl.constexpr,
-              MASKED: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
-    """x^T [channels, block_t]; 0 where a channel or a step is outside. x: at the tile's first step."""
-    mask = (steps < left)[None, :]
-    if MASKED:
-        mask = mask & inside[:, None]
-    return tl.load(x + offsets(channels, steps, STEP, CHANNEL, D, BLOCK_T), mask=mask, other=0.0)
+def mask_of(channels, order, left):
+    """[channels, block_t], or [1, block_t] where no channel is outside: what is there, of ``left`` steps."""
+    mask = (order < left)[None, :]
+    if channels.mask is not None:
+        mask = mask & channels.mask[:, None]
+    return mask
+
+
+@triton.jit
+def load_tile(rows, channels, order, left, D: tl.constexpr):
+    """Rows of a tile as [channels, block_t]; 0 where a channel or a step is outside."""
+    place = rows.at + offsets(rows, channels.columns, order, D)
+    return tl.load(place, mask=mask_of(channels, order, left), other=0.0)
+
+
+@triton.jit
+def store_tile(rows, value, channels, order, left, D: tl.constexpr):
+    """Rows of an output; value: [channels, block_t], rounded to its dtype."""
+    place = rows.at + offsets(rows, channels.columns, order, D)
+    tl.store(place, value.to(rows.at.dtype.element_ty), mask=mask_of(channels, order, left))
+
+
+@triton.jit
+def load_steps(flags, order, here, OTHER: tl.constexpr):
+    """Flags [block_t] of a tile's steps, OTHER where they are not ``here``."""
+    return tl.load(flags.at + order.to(tl.int64) * flags.step, mask=here, other=OTHER)
+
+
+@triton.jit
+def state_at(state, rows, channels):
+    """Pointers [channels, block_t] to rows [block_t] of a state [N,D]."""
+    return state.at + rows.to(tl.int64)[None, :] * state.row + channels.columns[:, None] * state.channel
 
 
 @triton.jit
@@ -200,76 +253,69 @@ def load_weight(weight, block, outputs, n: tl.constexpr, PART: tl.constexpr):
 
 
 @triton.jit
+def slice_of(block, within, SIZE: tl.constexpr, shape):
+    """The channels ``within`` a gate block, one of its slices of SIZE."""
+    return Channels(block * shape.n + within, within < shape.n, None if shape.n % SIZE == 0 else within < shape.n)
+
+
+@triton.jit
+def own_block(place, parameters, D: tl.constexpr, shape):
+    """(row, block) of program ``place`` of rows * H * ceil(n / block_n), a gate block's slices fastest."""
+    SLICES: tl.constexpr = (shape.n + shape.block_n - 1) // shape.block_n
+    block = place // SLICES % (D // shape.n)
+    outputs = place % SLICES * shape.block_n + tl.arange(0, shape.block_n)
+    channels = slice_of(block, outputs, shape.block_n, shape)
+    bias_i, bias_r, decay_log2 = load_gates(parameters, channels)
+    w_i = load_weight(parameters.weight_i, block, outputs, shape.n, shape.part)
+    w_r = load_weight(parameters.weight_r, block, outputs, shape.n, shape.part)
+    gates = Gates(bias_i[:, None], bias_r[:, None], decay_log2[:, None])
+    return place // (SLICES * (D // shape.n)), Block(block, channels, w_i, w_r, gates)
+
+
+@triton.jit
 def gate_tile(
-    x,
-    positions,
-    enter,
-    h0,
-    h0_row,
-    w_i,
-    w_r,
-    bias_i,
-    bias_r,
-    decay_log2,
-    outputs,
-    columns,
-    steps,
-    begin,
-    left,
-    n: tl.constexpr,
-    D: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    POSITION_STEP,
-    H0_CHANNEL: tl.constexpr,
-    FRESH: tl.constexpr,
-    FAST: tl.constexpr,
-    PART: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_T: tl.constexpr,
+    steps, marks, block, order, begin, left, before, D: tl.constexpr, FRESH: tl.constexpr, FAST: tl.constexpr, shape
 ):
     """(a, u) [block_n, block_t] of h = a h + u, and where it is cut: a tuple of bool [1, block_t], or an empty one.
 
-    Pointers are at the tile's first step, x at the block's first channel. outputs: the program's channels within the
-    block; columns: within D. begin: steps before the tile, of the sequence where the time is one; else ``enter``
-    marks the steps where sequences start, and h0 [N,D] are their states. FRESH: a sequence's first step is a reset.
-    Steps from ``left`` on leave a state as it is.
+    The tile is at step ``begin`` of ``steps`` and ``marks``, of which ``left`` are to come. ``before``: steps before
+    those, of the sequence where the time is one; else ``marks`` tell where sequences start. FRESH: a sequence's first
+    step is a reset. Steps from ``left`` on leave a state as it is.
     """
-    here = steps < left
-    z_i = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
-    z_r = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
-    for k in tl.static_range((n + PART - 1) // PART):
-        inputs = k * PART + tl.arange(0, PART)
-        part = load_tile(x, inputs, inputs < n, steps, left, X_STEP, X_CHANNEL, D, n % PART != 0, BLOCK_T)
-        z_i = dot(w_i[k], part, z_i)
-        z_r = dot(w_r[k], part, z_r)
-    own = load_tile(x, outputs, outputs < n, steps, left, X_STEP, X_CHANNEL, D, n % BLOCK_N != 0, BLOCK_T)
-    y_i = argument(z_i, bias_i[:, None], FAST)
-    y_r = argument(tl.where(here[None, :], z_r, float("-inf")), bias_r[:, None], FAST)
-    i, _, a, _, m = scaled_gates(y_i, y_r, decay_log2[:, None], FAST)
+    channels = block.channels
+    here = order < left
+    z_i = tl.zeros((shape.block_n, shape.block_t), dtype=tl.float32)
+    z_r = tl.zeros((shape.block_n, shape.block_t), dtype=tl.float32)
+    for k in tl.static_range((shape.n + shape.part - 1) // shape.part):
+        inputs = slice_of(block.number, tl.arange(0, shape.part) + k * shape.part, shape.part, shape)
+        part = load_tile(later(steps.x, begin), inputs, order, left, D)
+        z_i = dot(block.w_i[k], part, z_i)
+        z_r = dot(block.w_r[k], part, z_r)
+    own = load_tile(later(steps.x, begin), channels, order, left, D)
+    i, _, a, _, m = gates_of(z_i, tl.where(here[None, :], z_r, float("-inf")), block.gates, FAST)
     cut = ()
-    if positions is not None:
-        where = tl.load(positions + steps.to(tl.int64) * POSITION_STEP, mask=here, other=1)
+    if steps.positions is not None:
+        where = load_steps(later(steps.positions, begin), order, here, 1)
         resets = (where == 0)[None, :]
         m = tl.where(resets, 1.0, m)
         cut = (resets,)
-    if enter is not None:
-        starts = tl.load(enter + steps, mask=here, other=-1)
+    if marks is not None:
+        starts = load_steps(later(marks.enter, begin), order, here, -1)
         begins = (starts >= 0)[None, :]
         if FRESH:
             m = tl.where(begins, 1.0, m)
     elif FRESH:
         # apart, the compiler sees which registers cannot hold step 0
-        m = tl.where(((steps == 0) & (begin == 0))[None, :], 1.0, m)
+        m = tl.where(((order == 0) & (before + begin == 0))[None, :], 1.0, m)
     u = m * i * own.to(tl.float32)
-    if enter is not None:
-        if h0 is not None:
-            place = h0 + starts.to(tl.int64)[None, :] * h0_row + columns[:, None] * H0_CHANNEL
+    if marks is not None:
+        if marks.state is not None:
             taken = begins
-            if positions is not None:
+            if steps.positions is not None:
                 taken = begins & ~resets
-            u += a * tl.load(place, mask=taken & (outputs < n)[:, None], other=0.0).to(tl.float32)
-        if positions is not None:
+            first = state_at(marks.state, starts, channels)
+            u += a * tl.load(first, mask=taken & channels.inside[:, None], other=0.0).to(tl.float32)
+        if steps.positions is not None:
             cut = (begins | resets,)
         else:
             cut = (begins,)
@@ -277,20 +323,39 @@ def gate_tile(
 
 
 @triton.jit
-def store_tile(y, out, branch, states, outputs, columns, inside, steps, left, n: tl.constexpr, D: tl.constexpr,
-               BRANCH_STEP, BRANCH_CHANNEL: tl.constexpr, FAST: tl.constexpr, BLOCK_N: tl.constexpr,
-               BLOCK_T: tl.constexpr):  # fmt: skip
-    """The states [channels, block_t] to y, and times gelu(branch) to out, whichever there is.
+def scan_block(
+    steps, marks, block, carry, before, count, D: tl.constexpr, FRESH: tl.constexpr, FAST: tl.constexpr, shape
+):
+    """The carry [block_n] after ``count`` steps from ``carry`` on, which y and out get; ``before`` come earlier.
 
-    y and out: [.., D] rows at the tile's first step; branch there too, at the block's first channel.
+    steps: at the first of them, straight from ``steps_at``: under a name their constant strides would be lost.
     """
-    MASKED: tl.constexpr = n % BLOCK_N != 0
-    place = steps[None, :] * D + columns[:, None]
-    mask = (steps < left)[None, :]
-    if MASKED:
-        mask = mask & inside[:, None]
-    if y is not None:
-        tl.store(y + place, states.to(y.dtype.element_ty), mask=mask)
-    if out is not None:
-        other = load_tile(branch, outputs, inside, steps, left, BRANCH_STEP, BRANCH_CHANNEL, D, MASKED, BLOCK_T)
-        tl.store(out + place, (states * gelu(other.to(tl.float32), FAST)).to(out.dtype.element_ty), mask=mask)
+    channels = block.channels
+    order = steps_of_columns(shape.block_t)
+    for begin in tl.range(0, count, shape.block_t, num_stages=shape.stages):
+        left = count - begin
+        a, u, cut = gate_tile(steps, marks, block, order, begin, left, before, D, FRESH, FAST, shape)
+        states, carry = scan_tile(a, u, cut, carry, shape.block_n, shape.block_t)
+        if steps.y is not None:
+            store_tile(later(steps.y, begin), states, channels, order, left, D)
+        if steps.out is not None:
+            branch = load_tile(later(steps.branch, begin), channels, order, left, D).to(tl.float32)
+            gated = states * gelu(branch, FAST)
+            store_tile(later(steps.out, begin), gated, channels, order, left, D)
+        if marks is not None:
+            ends = load_steps(later(marks.leave, begin), order, order < left, -1)
+            last = state_at(marks.final, ends, channels)
+            tl.store(last, states, mask=(ends >= 0)[None, :] & channels.inside[:, None])
+    return carry
+
+
+@triton.jit
+def reduce_block(steps, marks, block, before, count, D: tl.constexpr, FRESH: tl.constexpr, FAST: tl.constexpr, shape):
+    """(P, S) [block_n] of ``count`` steps, after ``before``, as one map of the state that enters them, h -> P h + S."""
+    order = steps_of_columns(shape.block_t)
+    p = tl.full((shape.block_n,), 1.0, dtype=tl.float32)
+    s = tl.zeros((shape.block_n,), dtype=tl.float32)
+    for begin in tl.range(0, count, shape.block_t, num_stages=shape.stages):
+        a, u, cut = gate_tile(steps, marks, block, order, begin, count - begin, before, D, FRESH, FAST, shape)
+        p, s = reduce_tile(a, u, cut, p, s, shape.block_n, shape.block_t)
+    return p, s

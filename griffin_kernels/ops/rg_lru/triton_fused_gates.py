@@ -29,12 +29,12 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops._triton import host as scan
-from griffin_kernels.ops._triton.scan import load_state, span
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.scan import span
+from griffin_kernels.ops._triton.tensors import State, load_state, store_state
 from griffin_kernels.ops.rg_lru import _triton
-from griffin_kernels.ops.rg_lru._triton_jit import decay
-from griffin_kernels.ops.rg_lru._triton_tiles import gate_tile, load_weight, scan_tile, steps_of_columns, store_tile
+from griffin_kernels.ops.rg_lru._triton_jit import steps_at
+from griffin_kernels.ops.rg_lru._triton_tiles import own_block, scan_block
 
 
 @dataclass(frozen=True)
@@ -53,106 +53,14 @@ class Config:
 
 @triton.jit(do_not_specialize=["T"])
 def rg_lru_gates(
-    x,
-    weight_i,
-    weight_r,
-    a_param,
-    bias_i,
-    bias_r,
-    h0,
-    positions,
-    cu_seqlens,
-    branch,
-    y,
-    out,
-    h_last,
-    T,
-    x_batch,
-    position_batch,
-    branch_batch,
-    h0_row,
-    D: tl.constexpr,
-    n: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    POSITION_STEP,
-    BRANCH_STEP,
-    BRANCH_CHANNEL: tl.constexpr,
-    H0_CHANNEL: tl.constexpr,
-    FRESH: tl.constexpr,
-    FAST: tl.constexpr,
-    PART: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    STAGES: tl.constexpr,
+    steps, parameters, h0, cu_seqlens, h_last, T, D: tl.constexpr, FRESH: tl.constexpr, FAST: tl.constexpr, shape
 ):
-    """x, branch, y, out: [B,T,D]; weights: [H,n,n]; h0, h_last: [N,D]. Grid: N * H * ceil(n / block_n)."""
-    SLICES: tl.constexpr = (n + BLOCK_N - 1) // BLOCK_N
-    block = tl.program_id(0) // SLICES % (D // n)
-    row = tl.program_id(0) // (SLICES * (D // n))
-    outputs = tl.program_id(0) % SLICES * BLOCK_N + tl.arange(0, BLOCK_N)
-    columns = block * n + outputs
-    inside = outputs < n
-    batch, first, length = span(row, cu_seqlens, T, False)
-    x += batch * x_batch + first * far(X_STEP) + tl.cast(block, tl.int64) * (n * X_CHANNEL)
-    if branch is not None:
-        branch += batch * branch_batch + first * far(BRANCH_STEP) + tl.cast(block, tl.int64) * (n * BRANCH_CHANNEL)
-    if y is not None:
-        y += (batch * T + first) * D
-    if out is not None:
-        out += (batch * T + first) * D
-    if positions is not None:
-        positions += batch * position_batch + first * far(POSITION_STEP)
-    w_i = load_weight(weight_i, block, outputs, n, PART)
-    w_r = load_weight(weight_r, block, outputs, n, PART)
-    b_i = tl.load(bias_i + columns, mask=inside, other=0.0).to(tl.float32)
-    b_r = tl.load(bias_r + columns, mask=inside, other=0.0).to(tl.float32)
-    decay_log2 = decay(tl.load(a_param + columns, mask=inside, other=0.0))
-    steps = steps_of_columns(BLOCK_T)
-    carry = load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, tl.float32, BLOCK_N)
-    for begin in tl.range(0, length, BLOCK_T, num_stages=STAGES):
-        left = length - begin
-        a, u, cut = gate_tile(
-            x,
-            positions,
-            None,
-            None,
-            0,
-            w_i,
-            w_r,
-            b_i,
-            b_r,
-            decay_log2,
-            outputs,
-            columns,
-            steps,
-            begin,
-            left,
-            n=n,
-            D=D,
-            X_STEP=far(X_STEP),
-            X_CHANNEL=X_CHANNEL,
-            POSITION_STEP=far(POSITION_STEP),
-            H0_CHANNEL=H0_CHANNEL,
-            FRESH=FRESH,
-            FAST=FAST,
-            PART=PART,
-            BLOCK_N=BLOCK_N,
-            BLOCK_T=BLOCK_T,
-        )
-        states, carry = scan_tile(a, u, cut, carry, BLOCK_N, BLOCK_T)
-        store_tile(y, out, branch, states, outputs, columns, inside, steps, left, n, D, far(BRANCH_STEP),
-                   BRANCH_CHANNEL, FAST, BLOCK_N, BLOCK_T)  # fmt: skip
-        x += BLOCK_T * far(X_STEP)
-        if branch is not None:
-            branch += BLOCK_T * far(BRANCH_STEP)
-        if y is not None:
-            y += BLOCK_T * D
-        if out is not None:
-            out += BLOCK_T * D
-        if positions is not None:
-            positions += BLOCK_T * far(POSITION_STEP)
-    tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
+    """steps: [B,T,D]; h0, h_last: [N,D]. Grid: N * H * ceil(n / block_n)."""
+    row, block = own_block(tl.program_id(0), parameters, D, shape)
+    batch, first, count = span(row, cu_seqlens, T, False)
+    carry = load_state(h0, row, block.channels, tl.float32)
+    carry = scan_block(steps_at(steps, batch, first, T, D), None, block, carry, 0, count, D, FRESH, FAST, shape)
+    store_state(State(h_last, D, 1), row, carry, block.channels)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
@@ -164,9 +72,9 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     return [
         Launch(
             kernel=rg_lru_gates,
-            grid=(scan.rows_of(inputs, x.shape[0]) * blocks * triton.cdiv(n, config.block_n),),
-            args=args | _triton.weights(inputs) | {"cu_seqlens": inputs["cu_seqlens"]},
-            constexprs=constexprs | _triton.tile_constexprs(n, block_t, config) | {"STAGES": config.num_stages},
+            grid=(host.rows_of(inputs, x.shape[0]) * blocks * triton.cdiv(n, config.block_n),),
+            args=args | {"cu_seqlens": inputs["cu_seqlens"], "shape": _triton.shape(n, block_t, config)},
+            constexprs=constexprs | {"FAST": config.fast},
             num_warps=config.num_warps,
             num_stages=config.num_stages,
             tile=block_t * config.block_n,

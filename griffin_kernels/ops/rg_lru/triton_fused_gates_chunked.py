@@ -21,7 +21,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
@@ -29,19 +28,10 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops._triton import chunks as _triton_chunks
-from griffin_kernels.ops._triton.chunks import entering
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops._triton.tensors import State, marks_later, store_state
 from griffin_kernels.ops.rg_lru import _triton
-from griffin_kernels.ops.rg_lru._triton_jit import decay
-from griffin_kernels.ops.rg_lru._triton_tiles import (
-    gate_tile,
-    load_weight,
-    reduce_tile,
-    scan_tile,
-    steps_of_columns,
-    store_tile,
-)
+from griffin_kernels.ops.rg_lru._triton_jit import entering, own_chunk, steps_at
+from griffin_kernels.ops.rg_lru._triton_tiles import own_block, reduce_block, scan_block
 
 
 @dataclass(frozen=True)
@@ -61,178 +51,63 @@ class Config:
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def rg_lru_gates_chunks(
-    x,
-    weight_i,
-    weight_r,
-    a_param,
-    bias_i,
-    bias_r,
+    steps,
+    parameters,
     h0,
-    positions,
-    enter,
-    leave,
+    marks,
     product,
     result,
-    branch,
-    y,
-    out,
     h_last,
     T,
     chunks,
-    x_batch,
-    position_batch,
-    branch_batch,
-    h0_row,
     D: tl.constexpr,
-    n: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    POSITION_STEP,
-    BRANCH_STEP,
-    BRANCH_CHANNEL: tl.constexpr,
-    H0_CHANNEL: tl.constexpr,
     FRESH: tl.constexpr,
-    REDUCE: tl.constexpr,
     FAST: tl.constexpr,
+    REDUCE: tl.constexpr,
     CHUNK: tl.constexpr,
-    PART: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    STAGES: tl.constexpr,
+    shape,
 ):
     """One chunk. REDUCE: (P, S) into product, result [B,chunks,D]. Else result holds the states that leave all chunks
     but the last, and y, out and h_last are written. Grid: B * (chunks, or chunks + 1) * H * ceil(n / block_n).
     """
-    SLICES: tl.constexpr = (n + BLOCK_N - 1) // BLOCK_N
-    PROGRAMS: tl.constexpr = SLICES * (D // n)
     place = tl.program_id(0) if REDUCE else tl.num_programs(0) - 1 - tl.program_id(0)
-    pieces = chunks if REDUCE else chunks + 1
-    block = place // SLICES % (D // n)
-    batch = tl.cast(place // PROGRAMS // pieces, tl.int64)
-    chunk = tl.cast(place // PROGRAMS % pieces, tl.int64)
-    outputs = place % SLICES * BLOCK_N + tl.arange(0, BLOCK_N)
-    columns = block * n + outputs
-    inside = outputs < n
-    first = chunk * CHUNK
-    length = tl.cast(tl.minimum(T - first, CHUNK), tl.int32)
-    x += batch * x_batch + first * far(X_STEP) + tl.cast(block, tl.int64) * (n * X_CHANNEL)
-    if branch is not None:
-        branch += batch * branch_batch + first * far(BRANCH_STEP) + tl.cast(block, tl.int64) * (n * BRANCH_CHANNEL)
-    if y is not None:
-        y += (batch * T + first) * D
-    if out is not None:
-        out += (batch * T + first) * D
-    if positions is not None:
-        positions += batch * position_batch + first * far(POSITION_STEP)
-    state = h0
-    if enter is not None:
-        state = None
-        enter += first
-        leave += first
-    w_i = load_weight(weight_i, block, outputs, n, PART)
-    w_r = load_weight(weight_r, block, outputs, n, PART)
-    b_i = tl.load(bias_i + columns, mask=inside, other=0.0).to(tl.float32)
-    b_r = tl.load(bias_r + columns, mask=inside, other=0.0).to(tl.float32)
-    decay_log2 = decay(tl.load(a_param + columns, mask=inside, other=0.0))
-    steps = steps_of_columns(BLOCK_T)
-    p = tl.full((BLOCK_N,), 1.0, dtype=tl.float32)
-    s = tl.zeros((BLOCK_N,), dtype=tl.float32)
-    if not REDUCE:
-        s = entering(result, state, batch, chunk, chunks, h0_row, columns, inside, D, H0_CHANNEL, tl.float32, BLOCK_N)
-    for begin in tl.range(0, length, BLOCK_T, num_stages=STAGES):
-        left = length - begin
-        a, u, cut = gate_tile(
-            x,
-            positions,
-            enter,
-            h0,
-            h0_row,
-            w_i,
-            w_r,
-            b_i,
-            b_r,
-            decay_log2,
-            outputs,
-            columns,
-            steps,
-            first + begin,
-            left,
-            n=n,
-            D=D,
-            X_STEP=far(X_STEP),
-            X_CHANNEL=X_CHANNEL,
-            POSITION_STEP=far(POSITION_STEP),
-            H0_CHANNEL=H0_CHANNEL,
-            FRESH=FRESH,
-            FAST=FAST,
-            PART=PART,
-            BLOCK_N=BLOCK_N,
-            BLOCK_T=BLOCK_T,
-        )
-        if REDUCE:
-            p, s = reduce_tile(a, u, cut, p, s, BLOCK_N, BLOCK_T)
-        else:
-            states, s = scan_tile(a, u, cut, s, BLOCK_N, BLOCK_T)
-            store_tile(y, out, branch, states, outputs, columns, inside, steps, left, n, D, far(BRANCH_STEP),
-                       BRANCH_CHANNEL, FAST, BLOCK_N, BLOCK_T)  # fmt: skip
-            if leave is not None:
-                ends = tl.load(leave + steps, mask=steps < left, other=-1)
-                last = h_last + (ends.to(tl.int64)[None, :] * D + columns[:, None])
-                tl.store(last, states, mask=(ends >= 0)[None, :] & inside[:, None])
-                leave += BLOCK_T
-            if branch is not None:
-                branch += BLOCK_T * far(BRANCH_STEP)
-            if y is not None:
-                y += BLOCK_T * D
-            if out is not None:
-                out += BLOCK_T * D
-        x += BLOCK_T * far(X_STEP)
-        if positions is not None:
-            positions += BLOCK_T * far(POSITION_STEP)
-        if enter is not None:
-            enter += BLOCK_T
+    piece, block = own_block(place, parameters, D, shape)
+    batch, chunk, first, count = own_chunk(piece, chunks, T, REDUCE, CHUNK)
+    marks = marks_later(marks, first)
     if REDUCE:
-        out = (batch * chunks + chunk) * D + columns
-        tl.store(product + out, p, mask=inside)
-        tl.store(result + out, s, mask=inside)
-    elif enter is None:
-        tl.store(h_last + batch * D + columns, s, mask=inside & (chunk == chunks))
+        p, s = reduce_block(steps_at(steps, batch, first, T, D), marks, block, first, count, D, FRESH, FAST, shape)
+        store_state(State(product, D, 1), batch * chunks + chunk, p, block.channels)
+        store_state(State(result, D, 1), batch * chunks + chunk, s, block.channels)
+    else:
+        carry = entering(result, h0, batch, chunk, chunks, block.channels, D)
+        carry = scan_block(
+            steps_at(steps, batch, first, T, D), marks, block, carry, first, count, D, FRESH, FAST, shape
+        )
+        if marks is None:
+            store_state(State(h_last, D, 1), batch, carry, block.channels, chunk == chunks)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
     args, constexprs = _triton.arguments(inputs, outputs)
-    x, h0 = inputs["x"], inputs["h0"]
-    batch, time, width = x.shape
+    x = inputs["x"]
     blocks, n = inputs["input_gate_bias"].shape
     block_t = _triton.tile_steps(n, x.element_size(), config, launch.architecture(x))
-    enter, leave, marks = _triton_chunks.mark(
-        inputs["cu_seqlens"], h0, outputs["h_last"], time, width, False, tl.float32
-    )
-    chunks = triton.cdiv(time, config.chunk) - 1
-    product = result = None
-    if chunks:
-        product, result = torch.empty((2, batch, chunks, width), dtype=torch.float32, device=x.device)
-    args |= _triton.weights(inputs)
-    args |= {"enter": enter, "leave": leave, "product": product, "result": result, "chunks": chunks}
-    constexprs |= _triton.tile_constexprs(n, block_t, config) | {"CHUNK": config.chunk, "STAGES": config.num_stages}
+    args["shape"] = _triton.shape(n, block_t, config)
 
-    def phase(reduce: bool) -> Launch:
+    def phase(reduce: bool, chunks: int, more: dict[str, Any]) -> Launch:
         return Launch(
             kernel=rg_lru_gates_chunks,
-            grid=(batch * (chunks if reduce else chunks + 1) * blocks * triton.cdiv(n, config.block_n),),
-            args=args,
-            constexprs=constexprs | {"REDUCE": reduce},
+            grid=(chunks * blocks * triton.cdiv(n, config.block_n),),
+            args=args | more,
+            constexprs=constexprs | {"FAST": config.fast, "REDUCE": reduce, "CHUNK": config.chunk},
             num_warps=config.num_warps,
             num_stages=config.num_stages,
             tile=block_t * config.block_n,
             claims=_triton.claims(x, n, block_t, config),
         )
 
-    before: list[Launch] = []
-    if product is not None and result is not None:
-        before = [phase(True), _triton_chunks.carry(product, result, h0 if enter is None else None)]
-    return [*marks, *before, phase(False)]
+    return _triton.in_chunks(inputs, outputs, config.chunk, phase)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

@@ -28,11 +28,11 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
-from griffin_kernels.ops._triton import host as scan
-from griffin_kernels.ops._triton.scan import load_state, span
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.scan import span
+from griffin_kernels.ops._triton.tensors import State, load_state, own_channels, store_state
 from griffin_kernels.ops.rg_lru import _triton
-from griffin_kernels.ops.rg_lru._triton_jit import decay
+from griffin_kernels.ops.rg_lru._triton_jit import load_gates, steps_at
 from griffin_kernels.ops.rg_lru._triton_rows import scan_rows
 
 
@@ -48,98 +48,38 @@ class Config:
 
 @triton.jit(do_not_specialize=["T"])
 def rg_lru_scan(
-    x,
-    z_i,
-    z_r,
-    a_param,
-    bias_i,
-    bias_r,
+    steps,
+    parameters,
     h0,
-    positions,
     cu_seqlens,
-    branch,
-    y,
-    out,
     h_last,
     T,
-    x_batch,
-    position_batch,
-    branch_batch,
-    h0_row,
     D: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    POSITION_STEP,
-    BRANCH_STEP,
-    BRANCH_CHANNEL: tl.constexpr,
-    H0_CHANNEL: tl.constexpr,
     FRESH: tl.constexpr,
     FAST: tl.constexpr,
     AHEAD: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """x, z_i, z_r, branch, y, out: [B,T,D]; h0, h_last: [N,D]; positions: [B,T]. Grid: N * ceil(D / block_d)."""
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    row = tl.program_id(0) // BLOCKS
-    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
-    batch, first, steps = span(row, cu_seqlens, T, False)
-    place = (batch * T + first) * D
-    if positions is not None:
-        positions += batch * position_batch + first * far(POSITION_STEP)
-    if branch is not None:
-        branch += batch * branch_batch + first * far(BRANCH_STEP)
-    if y is not None:
-        y += place
-    if out is not None:
-        out += place
-    carry = scan_rows(
-        x + (batch * x_batch + first * far(X_STEP)),
-        z_i + place,
-        z_r + place,
-        tl.load(bias_i + columns, mask=inside, other=0.0).to(tl.float32),
-        tl.load(bias_r + columns, mask=inside, other=0.0).to(tl.float32),
-        decay(tl.load(a_param + columns, mask=inside, other=0.0)),
-        positions,
-        None,
-        None,
-        branch,
-        y,
-        out,
-        h0,
-        h0_row,
-        h_last,
-        load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, tl.float32, BLOCK_D),
-        columns,
-        inside,
-        0,
-        steps,
-        D=D,
-        X_STEP=far(X_STEP),
-        X_CHANNEL=X_CHANNEL,
-        POSITION_STEP=far(POSITION_STEP),
-        BRANCH_STEP=far(BRANCH_STEP),
-        BRANCH_CHANNEL=BRANCH_CHANNEL,
-        H0_CHANNEL=H0_CHANNEL,
-        FRESH=FRESH,
-        FAST=FAST,
-        AHEAD=AHEAD,
-        BLOCK_T=BLOCK_T,
-        BLOCK_D=BLOCK_D,
-    )
-    tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
+    """steps: [B,T,D]; h0, h_last: [N,D]. Grid: N * ceil(D / block_d)."""
+    row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
+    batch, first, count = span(row, cu_seqlens, T, False)
+    carry = load_state(h0, row, channels, tl.float32)
+    steps = steps_at(steps, batch, first, T, D)
+    gates = load_gates(parameters, channels)
+    carry = scan_rows(steps, None, gates, carry, channels, 0, count, FRESH, FAST, AHEAD, BLOCK_T)
+    store_state(State(h_last, D, 1), row, carry, channels)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Step]:
     """Two products, then one program per row of h0 and block of channels."""
-    args, constexprs = _triton.arguments(inputs, outputs)
-    between, steps = _triton.products(inputs)
+    products, steps = _triton.products(inputs)
+    args, constexprs = _triton.arguments(inputs, outputs, products)
     x = inputs["x"]
     kernel = Launch(
         kernel=rg_lru_scan,
-        grid=(scan.rows_of(inputs, x.shape[0]) * triton.cdiv(x.shape[2], config.block_d),),
-        args=args | between | {"cu_seqlens": inputs["cu_seqlens"]},
+        grid=(host.rows_of(inputs, x.shape[0]) * triton.cdiv(x.shape[2], config.block_d),),
+        args=args | {"cu_seqlens": inputs["cu_seqlens"]},
         constexprs=constexprs
         | {
             "FAST": config.fast,
@@ -149,18 +89,18 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[St
         },
         num_warps=config.num_warps,
         tile=config.block_t * config.block_d,
-        claims=Claims(load_bits=scan.load_bits((x, between["z_i"]), config.block_d // (32 * config.num_warps))),
+        claims=Claims(load_bits=host.load_bits((x, products[0]), config.block_d // (32 * config.num_warps))),
     )
     return [*steps, kernel]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _triton.unfit(case, device, config.fast) or scan.unfit(case, device, config.block_d, config.num_warps)
+    return _triton.unfit(case, device, config.fast) or host.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:
     """The default where its loads can keep the memory busy, unless the products can be fused too."""
-    return 25 if scan.starves(case, device, streams=3) else 35
+    return 25 if host.starves(case, device, streams=3) else 35
 
 
 def traffic(case: Case, config: Config) -> int:

@@ -4,6 +4,7 @@ Special functions per element, after the gates: one, since m and its derivative 
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
+# mypy: disable-error-code="assignment"
 
 from __future__ import annotations
 
@@ -49,3 +50,13 @@ def gelu_and_slope(y):
     ds = square * (3.0 * GELU_CUBIC * GELU_SCALE) + GELU_SCALE
     gelu = y * q
     return gelu, q + 2.0 * gelu * (1.0 - q) * ds
+
+
+@triton.jit
+def load_flags(pointer, left, STEP, OTHER: tl.constexpr, ROWS: tl.constexpr):
+    """ROWS scalars, one per step, as a tuple, OTHER from ``left`` on; an empty one where ``pointer`` is None."""
+    flags = ()
+    if pointer is not None:
+        for u in tl.static_range(ROWS):
+            flags += (tl.load(pointer + u * STEP, mask=u < left, other=OTHER),)
+    return flags

@@ -12,11 +12,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.elementwise import LN_2
 from griffin_kernels.ops._triton.scan import load_rows, load_state, store_row
-from griffin_kernels.ops.rg_lru._triton_jit import LN_2, decay
+from griffin_kernels.ops.rg_lru._triton_jit import decay
 from griffin_kernels.ops.rg_lru._triton_jit import gates as gate_values
-from griffin_kernels.ops.rg_lru._triton_rows import load_flags
-from griffin_kernels.ops.rg_lru_bwd._triton_jit import gelu_and_slope, gradients, multiplier
+from griffin_kernels.ops.rg_lru_bwd._triton_jit import gelu_and_slope, gradients, load_flags, multiplier
 
 
 @triton.jit

@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton.dot import dot
+from griffin_kernels.ops._triton.elementwise import LN_2
 from griffin_kernels.ops._triton.strides import reach
-from griffin_kernels.ops.rg_lru._triton_jit import LN_2, argument, scaled_gates
+from griffin_kernels.ops.rg_lru._triton_jit import argument, scaled_gates
 from griffin_kernels.ops.rg_lru._triton_tiles import RUNS, apply, four, marked, stack, unstack, unstack_cuts
 from griffin_kernels.ops.rg_lru_bwd._triton_jit import gradients, multiplier
 

@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton.dot import dot
+from griffin_kernels.ops._triton.elementwise import gelu
 from griffin_kernels.ops._triton.strides import far
-from griffin_kernels.ops.rg_lru._triton_jit import decay, gelu
+from griffin_kernels.ops.rg_lru._triton_jit import decay
 from griffin_kernels.ops.rg_lru._triton_jit import gates as gate_values
 from griffin_kernels.ops.temporal_conv1d_step._triton_jit import convolve, keep, rows_of
 

@@ -8,18 +8,26 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels import launch
-from griffin_kernels.architectures import SCRATCH, no_products, over_shared
+from griffin_kernels.architectures import KIB, SCRATCH, no_products, over_shared, shared_bytes
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case, Inputs, dtype_name
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton.host import channel_stride, known_stride, row_stride
+from griffin_kernels.ops.local_attention._triton_jit import Entries, Heads, Operands, Score, Shape
 from griffin_kernels.ops.local_attention._triton_jit import first_keys as first_keys_kernel
 
 LOG2E = math.log2(math.e)
+
+TENSOR_MEMORY = frozenset({"sm_100", "sm_103"})
+"""Where products leave their sums in tensor memory."""
+
+WARP_GROUPS = TENSOR_MEMORY | {"sm_90"}
+"""Where whole warp groups multiply tiles that lie in shared memory."""
 
 LEAST_FACTOR = 1e-20
 """In place of a scale of 0: scores vanish times it, and hidden keys, at -1e30, stay hidden."""
@@ -64,66 +72,52 @@ def forward_default(d: int, dtype: str, arch: str) -> Tiles:
         return Tiles(128, 64, 8, 2)
     if arch.startswith("gfx"):
         return Tiles(64, 32, 4, 2)
-    return {
-        "sm_80": Tiles(64, 64, 8, 2),
-        "sm_87": Tiles(64, 64, 8, 2),
-        "sm_90": Tiles(128, 64, 8, 2),
-        "sm_100": Tiles(128, 32, 8, 2),
-        "sm_103": Tiles(128, 32, 8, 2),
-    }.get(arch, Tiles(64, 32, 8, 2))
+    if arch in WARP_GROUPS:
+        return Tiles(128, 32 if arch in TENSOR_MEMORY else 64, 8, 2)
+    return Tiles(64, 64 if roomy(arch) else 32, 8, 2)
 
 
-def sizes(inputs: Inputs) -> dict[str, Any]:
-    """T, S, window, batches; the factor of scores before exp2, or before tanh, and the softcap."""
+def roomy(arch: str) -> bool:
+    """Whether a block may keep more than 100 KiB in an NVIDIA architecture's shared memory."""
+    return arch.startswith("sm_") and (shared_bytes(arch) or 0) > 100 * KIB
+
+
+def arguments(inputs: Inputs, dout: Tensor | None = None) -> tuple[dict[str, Any], list[Launch]]:
+    """Arguments that the kernels of a pass share, and the launch that finds first keys, with documents only."""
     q, k, softcap = inputs["q"], inputs["k"], inputs["softcap"]
-    scale = scale_of(inputs)
+    first, before = first_keys(inputs)
+    scale = float(q.shape[3] ** -0.5 if inputs["scale"] is None else inputs["scale"])
     factor = max(abs(scale) * LOG2E, LEAST_FACTOR) if softcap is None else scale / softcap
-    window = min(inputs["window"], k.shape[1])
-    return {
+    args = {
+        "data": Operands(heads(q), heads(k), heads(inputs["v"]), first, None if dout is None else heads(dout)),
         "T": q.shape[1],
         "S": k.shape[1],
-        "window": window,
+        "window": min(inputs["window"], k.shape[1]),
         "batches": q.shape[0],
-        "factor": factor,
-        "softcap": softcap or 0.0,
+        "score": Score(scale, factor, softcap, tl.constexpr(softcap is None and scale < 0)),
     }
+    return args, before
 
 
-def scale_of(inputs: Inputs) -> float:
-    """The scale of scores as a number."""
-    scale: float | None = inputs["scale"]
-    return float(inputs["q"].shape[3] ** -0.5 if scale is None else scale)
+def shape_of(inputs: Inputs) -> Shape:
+    """Heads and channels of a call, which are compile-time values."""
+    q, k = inputs["q"], inputs["k"]
+    return Shape(q.shape[2] // k.shape[2], k.shape[2], q.shape[3])
 
 
-def constexprs(inputs: Inputs) -> dict[str, Any]:
-    """Heads, channels, strides of q, k, v, and what the options are; without tiles."""
-    q, k, v, softcap = inputs["q"], inputs["k"], inputs["v"], inputs["softcap"]
-    shared = k.shape[2]
-    return {
-        "G": q.shape[2] // shared,
-        "HKV": shared,
-        "D": q.shape[3],
-        **strides("Q", q),
-        **strides("K", k),
-        **strides("V", v),
-        "CAPPED": softcap is not None,
-        "NEGATIVE": softcap is None and scale_of(inputs) < 0,
-    }
-
-
-def strides(name: str, tensor: Tensor) -> dict[str, Any]:
-    """Parameters <NAME>_STEP, _HEAD, _CHANNEL of [B,T,H,d] in elements; as if contiguous where a dim is of size 1."""
+def heads(tensor: Tensor) -> Heads:
+    """The bundle of [B,T,H,d]; strides as if contiguous where a dim is of size 1."""
     step, head = known_stride(tensor, 1), known_stride(tensor, 2)
-    return {f"{name}_STEP": step, f"{name}_HEAD": head, f"{name}_CHANNEL": channel_stride(tensor)}
+    return Heads(tensor, row_stride(tensor, 0), step, head, tl.constexpr(channel_stride(tensor)))
 
 
-def batch_strides(tensors: dict[str, Tensor | None]) -> dict[str, int]:
-    """Arguments <name>_batch in elements; 0 where there is nothing to step over."""
-    return {f"{name}_batch": 0 if t is None or t.shape[0] == 1 else t.stride(0) for name, t in tensors.items()}
+def entries(tensor: Tensor) -> Entries:
+    """The bundle of [B], or of a contiguous [B,T]."""
+    return Entries(tensor, row_stride(tensor, 0))
 
 
-def first_keys(inputs: Inputs) -> tuple[Tensor | None, list[Launch]]:
-    """int32 [B or 1, T], the first key that each query sees, and the launch that finds it; None without documents."""
+def first_keys(inputs: Inputs) -> tuple[Entries | None, list[Launch]]:
+    """The first key that each query sees, and the launch that finds it; None without documents."""
     q, segment_pos, cu_seqlens = inputs["q"], inputs["segment_pos"], inputs["cu_seqlens"]
     if segment_pos is None and cu_seqlens is None:
         return None, []
@@ -144,36 +138,33 @@ def first_keys(inputs: Inputs) -> tuple[Tensor | None, list[Launch]]:
             "count": count,
             "steps": (count - 1).bit_length(),
             "window": min(inputs["window"], keys),
-            "pos_batch": 0 if segment_pos is None or rows == 1 else segment_pos.stride(0),
-        },
-        constexprs={
+            "pos_batch": row_stride(segment_pos, 0),
             "POS_STEP": known_stride(segment_pos, 1),
-            "BLOCK": block,
         },
+        constexprs={"BLOCK": block},
         num_warps=2,
         tile=block,
     )
-    return first, [found]
+    return entries(first), [found]
 
 
 def twice(
     kernel: Any,
+    tiles: Tiles,
     programs: int,
     rows: int,
-    device: torch.device,
     args: dict[str, Any],
     constexprs: dict[str, Any],
-    num_warps: int,
-    num_stages: int,
-    tile: int,
     claims: Claims,
 ) -> list[Launch]:
     """A launch, and one that does again what was broken by values that are not finite; see _triton_jit.py.
 
     rows: of the sums of a program.
     """
-    args = args | {"broken": torch.empty((programs, rows), dtype=torch.int8, device=device)}
-    first = Launch(kernel, (programs,), args, constexprs | {"AGAIN": False}, num_warps, num_stages, tile, claims)
+    args = args | {"broken": torch.empty((programs, rows), dtype=torch.int8, device=args["data"].q.at.device)}
+    constexprs = constexprs | tiles.constexprs(args["data"].q.at.shape[3])
+    warps, tile = tiles.num_warps, tiles.block_m * tiles.block_n
+    first = Launch(kernel, (programs,), args, constexprs | {"AGAIN": False}, warps, tiles.num_stages, tile, claims)
     # tiles and warps have to be the same for sums in the same order; nothing is loaded ahead
     rare = Claims(spills="returns at once, unless there is something that is not finite")
     again = replace(first, constexprs=constexprs | {"AGAIN": True}, num_stages=1, tile=0, claims=rare, rare=True)
@@ -242,4 +233,4 @@ def buffers(tiles: Tiles, device: Device) -> int:
     if tiles.num_stages == 1:
         return 1
     # products of whole warp groups read their operands there, so that a buffer is free one iteration later
-    return 2 * (tiles.num_stages - (device.arch not in ("sm_90", "sm_100", "sm_103")))
+    return 2 * (tiles.num_stages - (device.arch not in WARP_GROUPS))

@@ -12,64 +12,48 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton.dot import dot
-from griffin_kernels.ops.local_attention._triton_jit import HIDDEN, LOG2E, cleared, load_keys, sound, tanh
+from griffin_kernels.ops.local_attention._triton_jit import (
+    HIDDEN,
+    LOG2E,
+    cleared,
+    load_keys,
+    load_rows,
+    tanh,
+    unsound,
+    visible,
+)
 
 
 @triton.jit
-def attend(
-    queries,
-    k,
-    v,
-    own,
-    reach,
-    low,
-    full_low,
-    full_high,
-    high,
-    factor,
-    softcap,
-    K_STEP,
-    K_CHANNEL: tl.constexpr,
-    V_STEP,
-    V_CHANNEL: tl.constexpr,
-    D: tl.constexpr,
-    CAPPED: tl.constexpr,
-    AGAIN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """(sum [block_m, block_d], largest [block_m], total [block_m]), float32, over keys low .. high - 1.
+def attend(data, tile, view, sight, span, score, SHAPE: tl.constexpr, AGAIN: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(sum [block_m, block_d], largest [block_m], total [block_m]), float32, of a tile's rows over a span of keys.
 
-    queries: [block_m, block_d]; k, v: at key 0 of their head; own, reach: the keys that each row sees, [block_m].
-    Tiles of keys within full_low .. full_high - 1 are seen by every row. factor: c above, or scale / softcap if there
-    is one. A row that sees none of these keys has a ``largest`` that any other outweighs, or -inf without keys.
+    data: operands of the lane. A row that sees none of these keys has a ``largest`` that any other outweighs, or -inf
+    without keys.
     """
-    columns = tl.arange(0, BLOCK_D)
-    largest = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    summed = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
-    ahead = tl.arange(0, BLOCK_N)
-    for start in tl.range(low, high, BLOCK_N):
-        begin = tl.cast(start, tl.int64)
-        keys = load_keys(k + begin * K_STEP, ahead, high - start, columns, K_STEP, K_CHANNEL, D, BLOCK_N, BLOCK_D)
+    queries = load_rows(data.q, tile, view.T, SHAPE)
+    if score.NEGATIVE:
+        queries = -queries
+    largest = tl.full(tile.rows.shape, float("-inf"), dtype=tl.float32)
+    total = tl.zeros(tile.rows.shape, dtype=tl.float32)
+    summed = tl.zeros(queries.shape, dtype=tl.float32)
+    for start in tl.range(span.low, span.high, BLOCK_N):
+        keys = load_keys(data.k, start, span.high, SHAPE.D, BLOCK_N, queries.shape[1])
         scores = dot(queries, tl.trans(keys))
-        if CAPPED:
-            scores = tanh(scores * factor) * (softcap * LOG2E)
-        if (start < full_low) | (start + BLOCK_N > full_high):
-            key = start + ahead
-            visible = (key[None, :] >= reach[:, None]) & (key[None, :] <= own[:, None])
-            scores = tl.where(visible, scores, HIDDEN)
-        if CAPPED:
+        if score.softcap is not None:
+            scores = tanh(scores * score.factor) * (score.softcap * LOG2E)
+        if (start < span.full_low) | (start + BLOCK_N > span.full_high):
+            scores = tl.where(visible(sight, start, BLOCK_N), scores, HIDDEN)
+        if score.softcap is not None:
             top = tl.maximum(largest, tl.max(scores, axis=1))
             weights = tl.exp2(scores - top[:, None])
         else:
-            top = tl.maximum(largest, tl.max(scores, axis=1) * factor)
-            weights = tl.exp2(scores * factor - top[:, None])
+            top = tl.maximum(largest, tl.max(scores, axis=1) * score.factor)
+            weights = tl.exp2(scores * score.factor - top[:, None])
         rescale = tl.exp2(largest - top)
         total = total * rescale + tl.sum(weights, axis=1)
         largest = top
-        values = load_keys(v + begin * V_STEP, ahead, high - start, columns, V_STEP, V_CHANNEL, D, BLOCK_N, BLOCK_D)
+        values = load_keys(data.v, start, span.high, SHAPE.D, BLOCK_N, queries.shape[1])
         if AGAIN:
             values = cleared(values)
         summed = dot(weights.to(values.dtype), values, summed * rescale[:, None])
@@ -77,27 +61,10 @@ def attend(
 
 
 @triton.jit
-def unsound_values(
-    v,
-    own,
-    reach,
-    low,
-    high,
-    V_STEP,
-    V_CHANNEL: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """bool [block_m, block_d]: whether a row sees a value that is not finite in a channel. Arguments of ``attend``."""
-    columns = tl.arange(0, BLOCK_D)
-    ahead = tl.arange(0, BLOCK_N)
-    count = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
-    for start in tl.range(low, high, BLOCK_N):
-        begin = tl.cast(start, tl.int64)
-        values = load_keys(v + begin * V_STEP, ahead, high - start, columns, V_STEP, V_CHANNEL, D, BLOCK_N, BLOCK_D)
-        key = start + ahead
-        visible = (key[None, :] >= reach[:, None]) & (key[None, :] <= own[:, None])
-        count = dot(visible.to(values.dtype), tl.where(sound(values), 0.0, 1.0).to(values.dtype), count)
+def sees_unsound(v, sight, span, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """bool [block_m, block_d]: whether a row sees a value that is not finite in a channel. v: of the lane."""
+    count = tl.zeros((sight.own.shape[0], BLOCK_D), dtype=tl.float32)
+    for start in tl.range(span.low, span.high, BLOCK_N):
+        values = load_keys(v, start, span.high, D, BLOCK_N, BLOCK_D)
+        count = unsound(visible(sight, start, BLOCK_N), values, count)
     return count > 0

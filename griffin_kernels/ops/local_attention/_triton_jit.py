@@ -8,6 +8,7 @@ kernel, AGAIN, does such a program's work with zeros for what is not finite. Sum
 as they should be, bit for bit; where a row does see some, NaN is written. Every other program returns at once.
 Strides are constants where they follow from the model, see ops/_triton/strides.py; bases are 64-bit, offsets within a
 tile 32-bit where they are constants that fit. T * G and S fit in 32 bits: tensors that large fit in no memory.
+A bundle with constants is passed on as it is: what is assigned to a name is a constant no more.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
@@ -15,15 +16,123 @@ tile 32-bit where they are constants that fit. T * G and S fit in 32 bits: tenso
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.dot import dot
 from griffin_kernels.ops._triton.strides import far, reach
 
 HIDDEN = tl.constexpr(-1e30)
 """Score of a key that a query does not see. Finite, times any scale too: a row may see none of a tile's keys."""
 
 LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+class Heads(NamedTuple):
+    """[B,T,H,d], [B,H,d] without ``step`` or [B,H,T] without ``channel``: the tensor and its strides in elements.
+
+    In a kernel ``at`` is a pointer into the tensor.
+    """
+
+    at: Any
+    batch: Any
+    step: Any
+    head: Any
+    channel: Any
+
+
+class Entries(NamedTuple):
+    """[B], or [B or 1,T] contiguous along T: the tensor and its stride along the batch, 0 where there is one entry."""
+
+    at: Any
+    batch: Any
+
+
+class Operands(NamedTuple):
+    """q, dout: [B,T,Hq,D]; k, v: [B,S,Hkv,D], as Heads; first: Entries, the first key that each query sees, int32.
+
+    dout is None but in the backward pass, first without documents, and where one token is decoded there is no T.
+    """
+
+    q: Any
+    k: Any
+    v: Any
+    first: Any = None
+    dout: Any = None
+
+
+class Score(NamedTuple):
+    """From raw scores q.k to exponents of 2. factor: scale log2(e), or scale / softcap where there is one.
+
+    NEGATIVE: ``factor`` is that of -q.
+    """
+
+    scale: Any
+    factor: Any
+    softcap: Any
+    NEGATIVE: Any
+
+
+class Shape(NamedTuple):
+    """Query heads of a key head, key heads, channels."""
+
+    G: int
+    HKV: int
+    D: int
+
+
+class Parts(NamedTuple):
+    """Sums of weighted values [.., D], largest exponents and sums of weights, float32, of each part of the keys.
+
+    Of a whole there is but its output, in place of ``sums``.
+    """
+
+    sums: Any
+    largest: Any
+    total: Any
+
+
+class View(NamedTuple):
+    """What bounds the keys that queries of a batch entry see. first: [T], None without documents."""
+
+    first: Any
+    T: Any
+    S: Any
+    window: Any
+
+
+class Sight(NamedTuple):
+    """The last and the first key that each packed row sees, [block_m] int32."""
+
+    own: Any
+    reach: Any
+
+
+class Span(NamedTuple):
+    """Tile rows low .. high - 1 are visited; those within full_low .. full_high - 1 need no mask."""
+
+    low: Any
+    full_low: Any
+    full_high: Any
+    high: Any
+
+
+class Lane(NamedTuple):
+    """A batch entry and a key head, int64."""
+
+    batch: Any
+    shared: Any
+
+
+class Tile(NamedTuple):
+    """Packed rows [block_m], the query that the first of them lies in, and channels [block_d]."""
+
+    rows: Any
+    origin: Any
+    columns: Any
 
 
 @triton.jit(do_not_specialize=["T", "S", "count", "steps", "window"])
@@ -67,108 +176,166 @@ def first_keys(
 
 
 @triton.jit
-def offsets(rows, columns, STEP, CHANNEL: tl.constexpr, REACH: tl.constexpr, D: tl.constexpr):
-    """Offsets [rows, columns] in elements; 64-bit only where rows up to REACH and D columns need it."""
-    if REACH * reach(STEP) + D * CHANNEL >= 2**31:
+def lane_of(place, HKV: tl.constexpr):
+    """The lane of program ``place`` of batch entries times key heads, these the faster."""
+    return Lane(tl.cast(place // HKV, tl.int64), tl.cast(place % HKV, tl.int64))
+
+
+@triton.jit
+def tile_of(row, G: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The tile from packed row ``row`` on."""
+    return Tile(row + tl.arange(0, BLOCK_M), row // G, tl.arange(0, BLOCK_D))
+
+
+@triton.jit
+def of_head(tensor, batch, head):
+    """The tensor from a batch entry and head on, its strides as ``far`` gives them; None where it is None."""
+    if tensor is None:
+        return None
+    else:
+        at = tensor.at + (batch * tensor.batch + head * far(tensor.head))
+        return Heads(at, tensor.batch, far(tensor.step), far(tensor.head), tensor.channel)
+
+
+@triton.jit
+def of_lane(data, lane, G: tl.constexpr):
+    """The operands from query 0 and key 0 of a lane's first heads on."""
+    return Operands(
+        of_head(data.q, lane.batch, lane.shared * G),
+        of_head(data.k, lane.batch, lane.shared),
+        of_head(data.v, lane.batch, lane.shared),
+        None,
+        of_head(data.dout, lane.batch, lane.shared * G),
+    )
+
+
+@triton.jit
+def offsets(rows, columns, tensor, D: tl.constexpr):
+    """Offsets [rows, columns] in elements of rows within a tile; 64-bit only where these and D columns need it."""
+    if rows.shape[0] * reach(tensor.step) + D * tensor.channel >= 2**31:
         rows = rows.to(tl.int64)
         columns = columns.to(tl.int64)
-    return rows[:, None] * STEP + columns[None, :] * CHANNEL
+    return rows[:, None] * tensor.step + columns[None, :] * tensor.channel
 
 
 @triton.jit
-def load_keys(
-    pointer,
-    keys,
-    end,
-    columns,
-    STEP,
-    CHANNEL: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Rows ``keys`` [block_n] of a tile as [block_n, block_d]; zeros from row ``end`` on and beyond D channels."""
-    inside = keys[:, None] < end
+def load_keys(tensor, start, end, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Keys or values from ``start`` on as [block_n, block_d]; zeros from ``end`` on and beyond D channels."""
+    ahead = tl.arange(0, BLOCK_N)
+    columns = tl.arange(0, BLOCK_D)
+    inside = ahead[:, None] < end - start
     if D != BLOCK_D:
         inside = inside & (columns[None, :] < D)
-    return tl.load(pointer + offsets(keys, columns, STEP, CHANNEL, BLOCK_N, D), mask=inside, other=0.0)
+    where = tensor.at + tl.cast(start, tl.int64) * tensor.step + offsets(ahead, columns, tensor, D)
+    return tl.load(where, mask=inside, other=0.0)
 
 
 @triton.jit
-def row_offsets(
-    rows,
-    origin,
-    columns,
-    T,
-    G: tl.constexpr,
-    STEP,
-    HEAD,
-    CHANNEL: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    """Offsets [block_m, block_d] of packed rows from query ``origin``, head 0; rows past the end repeat query T - 1."""
-    query = tl.minimum(rows // G, T - 1) - origin
-    head = rows % G
-    if (BLOCK_M // G + 1) * reach(STEP) + G * reach(HEAD) + D * CHANNEL >= 2**31:
+def row_pointers(tensor, tile, T, SHAPE: tl.constexpr):
+    """Pointers [block_m, block_d] to the tile's rows in a lane; rows past the end repeat query T - 1."""
+    query = tl.minimum(tile.rows // SHAPE.G, T - 1) - tile.origin
+    head = tile.rows % SHAPE.G
+    columns = tile.columns
+    QUERIES: tl.constexpr = tile.rows.shape[0] // SHAPE.G + 1
+    if QUERIES * reach(tensor.step) + SHAPE.G * reach(tensor.head) + SHAPE.D * tensor.channel >= 2**31:
         query = query.to(tl.int64)
         head = head.to(tl.int64)
         columns = columns.to(tl.int64)
-    return (query * STEP + head * HEAD)[:, None] + columns[None, :] * CHANNEL
+    offset = (query * tensor.step + head * tensor.head)[:, None] + columns[None, :] * tensor.channel
+    return tensor.at + tl.cast(tile.origin, tl.int64) * tensor.step + offset
 
 
 @triton.jit
-def load_rows(
-    pointer,
-    rows,
-    origin,
-    columns,
-    T,
-    G: tl.constexpr,
-    STEP,
-    HEAD,
-    CHANNEL: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Packed rows [block_m] of a tensor [.., T, .., G, D] at ``pointer`` (query ``origin``) as [block_m, block_d]."""
-    where = pointer + row_offsets(rows, origin, columns, T, G, STEP, HEAD, CHANNEL, D, BLOCK_M)
-    if D == BLOCK_D:
-        tile = tl.load(where)
+def load_rows(tensor, tile, T, SHAPE: tl.constexpr):
+    """The tile's rows [block_m, block_d], zeros beyond D channels; see ``row_pointers``."""
+    where = row_pointers(tensor, tile, T, SHAPE)
+    if SHAPE.D == tile.columns.shape[0]:
+        rows = tl.load(where)
     else:
-        tile = tl.load(where, mask=columns[None, :] < D, other=0.0)
-    return tile
+        rows = tl.load(where, mask=tile.columns[None, :] < SHAPE.D, other=0.0)
+    return rows
 
 
 @triton.jit
-def sight(first, rows, T, S, window, G: tl.constexpr):
-    """(own, reach) of packed rows: the last and the first key that each row's query sees, int32.
+def inside_of(tile, T, SHAPE: tl.constexpr):
+    """bool [block_m, block_d] or [block_m, 1]: which elements of the tile there are."""
+    inside = (tile.rows < T * SHAPE.G)[:, None]
+    if SHAPE.D != tile.columns.shape[0]:
+        inside = inside & (tile.columns[None, :] < SHAPE.D)
+    return inside
 
-    first: [T] of ``first_keys`` for this batch entry, or None where there are no documents.
-    """
-    query = tl.minimum(rows // G, T - 1)
-    own = query + (S - T)
+
+@triton.jit
+def store_rows(out, lane, tile, value, T, SHAPE: tl.constexpr, where=True):
+    """The tile's rows of a contiguous [B,T,Hq,D], as far as ``where``."""
+    STEP: tl.constexpr = SHAPE.HKV * SHAPE.G * SHAPE.D
+    own = out + (lane.batch * T * STEP + lane.shared * (SHAPE.G * SHAPE.D))
+    pointers = row_pointers(Heads(own, None, STEP, SHAPE.D, 1), tile, T, SHAPE)
+    tl.store(pointers, value, mask=inside_of(tile, T, SHAPE) & where)
+
+
+@triton.jit
+def store_lse(lse, lane, tile, largest, total, T, SHAPE: tl.constexpr):
+    """lse [B,Hq,T] of the tile's rows from their largest exponents of 2 and sums of weights, [block_m]."""
+    lse += (lane.batch * SHAPE.HKV + lane.shared) * tl.cast(T, tl.int64) * SHAPE.G
+    where = (tile.rows % SHAPE.G).to(tl.int64) * T + tile.rows // SHAPE.G
+    tl.store(lse + where, (largest + tl.log2(total)) * LN2, mask=tile.rows < T * SHAPE.G)
+
+
+@triton.jit
+def view_of(first, lane, T, S, window):
+    """The view of a lane's queries."""
     if first is None:
-        reach = tl.maximum(own - window + 1, 0)
+        return View(None, T, S, window)
     else:
-        reach = tl.load(first + query)
-    return own, reach
+        return View(first.at + lane.batch * first.batch, T, S, window)
 
 
 @triton.jit
-def span(first, reach, row, T, S, window, G: tl.constexpr, BLOCK_M: tl.constexpr):
-    """(low, full_low, full_high, high): some row of the tile from ``row`` on sees keys low .. high - 1, and every row
-    sees keys full_low .. full_high - 1."""
-    begin = row // G + (S - T)
-    end = tl.minimum((row + BLOCK_M - 1) // G, T - 1) + (S - T)
-    if first is None:
-        low = tl.maximum(begin - window + 1, 0)
-        full_low = tl.maximum(end - window + 1, 0)
+def sight_of(view, tile, G: tl.constexpr):
+    """The sight of a tile's rows."""
+    query = tl.minimum(tile.rows // G, view.T - 1)
+    own = query + (view.S - view.T)
+    if view.first is None:
+        start = tl.maximum(own - view.window + 1, 0)
     else:
-        low = tl.min(reach, axis=0)
-        full_low = tl.max(reach, axis=0)
-    return low, full_low, begin + 1, end + 1
+        start = tl.load(view.first + query)
+    return Sight(own, start)
+
+
+@triton.jit
+def span_of(view, sight, row, G: tl.constexpr):
+    """The span of keys: some row of the tile from ``row`` on sees low .. high - 1, every row the full ones."""
+    begin = row // G + (view.S - view.T)
+    end = tl.minimum((row + sight.own.shape[0] - 1) // G, view.T - 1) + (view.S - view.T)
+    if view.first is None:
+        low = tl.maximum(begin - view.window + 1, 0)
+        full_low = tl.maximum(end - view.window + 1, 0)
+    else:
+        low = tl.min(sight.reach, axis=0)
+        full_low = tl.max(sight.reach, axis=0)
+    return Span(low, full_low, begin + 1, end + 1)
+
+
+@triton.jit
+def part_of(span, part, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """The span of one of PARTS that share a span in whole blocks."""
+    share = tl.cdiv(tl.maximum(span.high - span.low, 0), PARTS * BLOCK) * BLOCK
+    low = span.low + part * share
+    return Span(low, span.full_low, span.full_high, tl.minimum(span.high, low + share))
+
+
+@triton.jit
+def visible(sight, start, BLOCK_N: tl.constexpr):
+    """bool [block_m, block_n]: which rows see which keys from ``start`` on."""
+    key = start + tl.arange(0, BLOCK_N)
+    return (key[None, :] >= sight.reach[:, None]) & (key[None, :] <= sight.own[:, None])
+
+
+@triton.jit
+def unsound(seen, tile, count):
+    """count [m, block_d] and how many elements of ``tile`` [n, block_d] m see that are not finite. seen: [m, n]."""
+    return dot(seen.to(tile.dtype), tl.where(sound(tile), 0.0, 1.0).to(tile.dtype), count)
 
 
 @triton.jit
@@ -184,11 +351,12 @@ def cleared(tile):
 
 
 @triton.jit
-def report(broken, summed, ROWS: tl.constexpr):
+def report(broken, summed):
     """Leave 1 in this program's places of ``broken`` for rows of its sums that are not all finite, else 0.
 
     summed: [rows, channels]. The rows are left apart: on sm_100 Triton's compiler fails to reduce sums to a scalar.
     """
+    ROWS: tl.constexpr = summed.shape[0]
     # 0 times anything else is NaN, and so is every sum of that
     zero = tl.sum(summed * 0.0, axis=1)
     tl.store(broken + tl.cast(tl.program_id(0), tl.int64) * ROWS + tl.arange(0, ROWS), (zero != zero).to(tl.int8))

@@ -27,10 +27,23 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.local_attention import _triton
-from griffin_kernels.ops.local_attention._triton_forward import attend, unsound_values
-from griffin_kernels.ops.local_attention._triton_jit import intact, load_rows, report, row_offsets, sight, span
+from griffin_kernels.ops.local_attention._triton_forward import attend, sees_unsound
+from griffin_kernels.ops.local_attention._triton_jit import (
+    Parts,
+    inside_of,
+    intact,
+    lane_of,
+    of_lane,
+    part_of,
+    report,
+    sight_of,
+    span_of,
+    store_lse,
+    store_rows,
+    tile_of,
+    view_of,
+)
 from griffin_kernels.ops.local_attention.cost import cost
 
 JOINED = 16
@@ -54,210 +67,119 @@ class Config:
 
 @triton.jit(do_not_specialize=["T", "S", "window", "batches"])
 def local_attention_flash_part(
-    q,
-    k,
-    v,
-    first,
-    sums,
-    largest,
-    total,
+    data,
+    parts,
     broken,
     T,
     S,
     window,
     batches,
-    factor,
-    softcap,
-    q_batch,
-    k_batch,
-    v_batch,
-    first_batch,
-    G: tl.constexpr,
-    HKV: tl.constexpr,
-    D: tl.constexpr,
-    Q_STEP,
-    Q_HEAD,
-    Q_CHANNEL: tl.constexpr,
-    K_STEP,
-    K_HEAD,
-    K_CHANNEL: tl.constexpr,
-    V_STEP,
-    V_HEAD,
-    V_CHANNEL: tl.constexpr,
-    CAPPED: tl.constexpr,
-    NEGATIVE: tl.constexpr,
+    score,
+    SHAPE: tl.constexpr,
     AGAIN: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """q: [B,T,Hq,D]; k, v: [B,S,Hkv,D]; first: [B or 1,T] int32.
+    """parts: sums [PARTS,B,Hkv,T*G,D], largest, total [PARTS,B,Hkv,T*G]; broken: int8 [programs, BLOCK_M].
 
-    sums [PARTS,B,Hkv,T*G,D], largest, total [PARTS,B,Hkv,T*G] float32: what ``attend`` gives for each part.
-    broken: int8 [programs, BLOCK_M]. Grid: tiles of [T * G] * PARTS * B * Hkv, the last tiles first.
+    Grid: tiles of [T * G] * PARTS * B * Hkv, the last tiles first.
     """
     if AGAIN:
         if intact(broken, BLOCK_M):
             return
-    lanes = batches * HKV
-    lane = tl.program_id(0) % lanes
+    lanes = batches * SHAPE.HKV
     part = tl.program_id(0) // lanes % PARTS
     row = (tl.num_programs(0) - 1 - tl.program_id(0)) // (lanes * PARTS) * BLOCK_M
-    batch = tl.cast(lane // HKV, tl.int64)
-    shared = tl.cast(lane % HKV, tl.int64)
-    rows = row + tl.arange(0, BLOCK_M)
-    columns = tl.arange(0, BLOCK_D)
-    origin = row // G
-    if first is not None:
-        first += batch * first_batch
-    own, reach = sight(first, rows, T, S, window, G)
-    low, full_low, full_high, high = span(first, reach, row, T, S, window, G, BLOCK_M)
-    share = tl.cdiv(high - low, PARTS * BLOCK_N) * BLOCK_N
-    low += part * share
-    high = tl.minimum(high, low + share)
-    q += batch * q_batch + shared * (G * far(Q_HEAD)) + tl.cast(origin, tl.int64) * far(Q_STEP)
-    queries = load_rows(q, rows, origin, columns, T, G, far(Q_STEP), far(Q_HEAD), Q_CHANNEL, D, BLOCK_M, BLOCK_D)
-    if NEGATIVE:
-        queries = -queries
-    summed, most, count = attend(
-        queries,
-        k + batch * k_batch + shared * far(K_HEAD),
-        v + batch * v_batch + shared * far(V_HEAD),
-        own,
-        reach,
-        low,
-        full_low,
-        full_high,
-        high,
-        factor,
-        softcap,
-        K_STEP=far(K_STEP),
-        K_CHANNEL=K_CHANNEL,
-        V_STEP=far(V_STEP),
-        V_CHANNEL=V_CHANNEL,
-        D=D,
-        CAPPED=CAPPED,
-        AGAIN=AGAIN,
-        BLOCK_M=BLOCK_M,
-        BLOCK_N=BLOCK_N,
-        BLOCK_D=BLOCK_D,
-    )
+    lane = lane_of(tl.program_id(0) % lanes, SHAPE.HKV)
+    tile = tile_of(row, SHAPE.G, BLOCK_M, BLOCK_D)
+    view = view_of(data.first, lane, T, S, window)
+    sight = sight_of(view, tile, SHAPE.G)
+    span = part_of(span_of(view, sight, row, SHAPE.G), part, PARTS, BLOCK_N)
+    summed, largest, total = attend(of_lane(data, lane, SHAPE.G), tile, view, sight, span, score, SHAPE, AGAIN, BLOCK_N)
     if not AGAIN:
-        report(broken, summed, BLOCK_M)
-    there = rows < T * G
-    inside = there[:, None]
-    if D != BLOCK_D:
-        inside = inside & (columns[None, :] < D)
-    base = (tl.cast(part * lanes + lane, tl.int64) * T) * G + row
+        report(broken, summed)
+    inside = inside_of(tile, T, SHAPE)
+    base = (tl.cast(part * lanes + tl.program_id(0) % lanes, tl.int64) * T) * SHAPE.G + row
     ahead = tl.arange(0, BLOCK_M)
-    where = sums + base * D + (ahead[:, None] * D + columns[None, :])
+    where = parts.sums + base * SHAPE.D + (ahead[:, None] * SHAPE.D + tile.columns[None, :])
     tl.store(where, summed, mask=inside)
     if AGAIN:
-        values = v + batch * v_batch + shared * far(V_HEAD)
-        unsound = unsound_values(values, own, reach, low, high, far(V_STEP), V_CHANNEL, D, BLOCK_M, BLOCK_N, BLOCK_D)
+        unsound = sees_unsound(of_lane(data, lane, SHAPE.G).v, sight, span, SHAPE.D, BLOCK_N, BLOCK_D)
         tl.store(where, float("nan"), mask=inside & unsound)
-    tl.store(largest + base + ahead, most, mask=there)
-    tl.store(total + base + ahead, count, mask=there)
+    there = tile.rows < T * SHAPE.G
+    tl.store(parts.largest + base + ahead, largest, mask=there)
+    tl.store(parts.total + base + ahead, total, mask=there)
 
 
 @triton.jit(do_not_specialize=["T", "batches"])
 def local_attention_flash_join(
-    sums,
-    largest,
-    total,
+    parts,
     out,
     lse,
     T,
     batches,
-    G: tl.constexpr,
-    HKV: tl.constexpr,
-    D: tl.constexpr,
+    SHAPE: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """out [B,T,Hq,D] and lse [B,Hq,T] from the parts. Grid: tiles of [T * G] * B * Hkv."""
-    lanes = batches * HKV
-    lane = tl.program_id(0) % lanes
+    lanes = batches * SHAPE.HKV
+    place = tl.program_id(0) % lanes
     row = tl.program_id(0) // lanes * BLOCK_M
-    batch = tl.cast(lane // HKV, tl.int64)
-    shared = tl.cast(lane % HKV, tl.int64)
+    lane = lane_of(place, SHAPE.HKV)
+    tile = tile_of(row, SHAPE.G, BLOCK_M, BLOCK_D)
     ahead = tl.arange(0, BLOCK_M)
-    rows = row + ahead
-    columns = tl.arange(0, BLOCK_D)
-    origin = row // G
-    there = rows < T * G
-    inside = there[:, None]
-    if D != BLOCK_D:
-        inside = inside & (columns[None, :] < D)
+    there = tile.rows < T * SHAPE.G
+    inside = inside_of(tile, T, SHAPE)
     most = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
     for part in tl.static_range(PARTS):
-        base = (tl.cast(part * lanes + lane, tl.int64) * T) * G + row
-        most = tl.maximum(most, tl.load(largest + base + ahead, mask=there, other=0.0))
+        base = (tl.cast(part * lanes + place, tl.int64) * T) * SHAPE.G + row
+        most = tl.maximum(most, tl.load(parts.largest + base + ahead, mask=there, other=0.0))
     count = tl.zeros((BLOCK_M,), dtype=tl.float32)
     summed = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     for part in tl.static_range(PARTS):
-        base = (tl.cast(part * lanes + lane, tl.int64) * T) * G + row
-        weight = tl.exp2(tl.load(largest + base + ahead, mask=there, other=0.0) - most)
-        count += weight * tl.load(total + base + ahead, mask=there, other=1.0)
-        tile = tl.load(sums + base * D + (ahead[:, None] * D + columns[None, :]), mask=inside, other=0.0)
-        summed += weight[:, None] * tile
-    OUT_STEP: tl.constexpr = HKV * G * D
-    out += (batch * T + origin) * OUT_STEP + shared * (G * D)
-    where = row_offsets(rows, origin, columns, T, G, OUT_STEP, D, 1, D, BLOCK_M)
-    tl.store(out + where, (summed / count[:, None]).to(out.dtype.element_ty), mask=inside)
+        base = (tl.cast(part * lanes + place, tl.int64) * T) * SHAPE.G + row
+        weight = tl.exp2(tl.load(parts.largest + base + ahead, mask=there, other=0.0) - most)
+        count += weight * tl.load(parts.total + base + ahead, mask=there, other=1.0)
+        where = parts.sums + base * SHAPE.D + (ahead[:, None] * SHAPE.D + tile.columns[None, :])
+        summed += weight[:, None] * tl.load(where, mask=inside, other=0.0)
+    store_rows(out, lane, tile, summed / count[:, None], T, SHAPE)
     if lse is not None:
-        lse += (batch * HKV + shared) * tl.cast(T, tl.int64) * G
-        value = (most + tl.log2(count)) * 0.6931471805599453
-        tl.store(lse + (rows % G).to(tl.int64) * T + rows // G, value, mask=there)
+        store_lse(lse, lane, tile, most, count, T, SHAPE)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """First keys (with documents only), the parts, then their join."""
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
-    batch, time, heads, d = q.shape
-    shared, parts = k.shape[2], config.parts
-    group, lanes = heads // shared, batch * shared
-    tiles = _triton.forward_tiles(q, config)
-    first, before = _triton.first_keys(inputs)
+    tiles, shape = _triton.forward_tiles(q, config), _triton.shape_of(inputs)
+    rows, lanes = q.shape[1] * shape.G, q.shape[0] * shape.HKV
+    args, before = _triton.arguments(inputs)
     out, lse = _triton.forward_outputs(inputs, outputs)
-    sums = torch.empty((parts, lanes, time * group, d), dtype=torch.float32, device=q.device)
-    largest, total = (torch.empty(sums.shape[:3], dtype=torch.float32, device=q.device) for _ in "mt")
-    partial = {"sums": sums, "largest": largest, "total": total}
-    sizes = _triton.sizes(inputs)
+    sizes = (config.parts, lanes, rows)
+    partial = (torch.empty(size, dtype=torch.float32, device=q.device) for size in ((*sizes, shape.D), sizes, sizes))
+    parts = Parts(*partial)
     return [
         *before,
         *_triton.twice(
             kernel=local_attention_flash_part,
-            programs=triton.cdiv(time * group, tiles.block_m) * parts * lanes,
+            tiles=tiles,
+            programs=triton.cdiv(rows, tiles.block_m) * config.parts * lanes,
             rows=tiles.block_m,
-            device=q.device,
-            args={"q": q, "k": k, "v": v, "first": first}
-            | partial
-            | sizes
-            | _triton.batch_strides({"q": q, "k": k, "v": v, "first": first}),
-            constexprs=_triton.constexprs(inputs) | tiles.constexprs(d) | {"PARTS": parts},
-            num_warps=tiles.num_warps,
-            num_stages=tiles.num_stages,
-            tile=tiles.block_m * tiles.block_n,
+            args=args | {"parts": parts},
+            constexprs={"SHAPE": shape, "PARTS": config.parts},
             claims=_triton.claims((k, v), tiles),
         ),
         Launch(
             kernel=local_attention_flash_join,
-            grid=(triton.cdiv(time * group, JOINED) * lanes,),
-            args=partial | {"out": out, "lse": lse, "T": time, "batches": batch},
-            constexprs={
-                "G": group,
-                "HKV": shared,
-                "D": d,
-                "PARTS": parts,
-                "BLOCK_M": JOINED,
-                "BLOCK_D": _triton.padded(d),
-            },
+            grid=(triton.cdiv(rows, JOINED) * lanes,),
+            args={"parts": parts, "out": out, "lse": lse, "T": q.shape[1], "batches": q.shape[0]},
+            constexprs={"SHAPE": shape, "PARTS": config.parts, "BLOCK_M": JOINED, "BLOCK_D": _triton.padded(shape.D)},
             num_warps=4,
-            tile=JOINED * _triton.padded(d),
-            claims=Claims(load_bits=128 if d % 32 == 0 else 32),
+            tile=JOINED * _triton.padded(shape.D),
+            claims=Claims(load_bits=128 if shape.D % 32 == 0 else 32),
         ),
     ]
 

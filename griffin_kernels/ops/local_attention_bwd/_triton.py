@@ -15,10 +15,13 @@ from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case, Inputs, dtype_name
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton.host import known_stride
+from griffin_kernels.ops._triton.host import known_stride, row_stride
 from griffin_kernels.ops.local_attention import _triton as forward
 from griffin_kernels.ops.local_attention._triton import Tiles, padded
+from griffin_kernels.ops.local_attention._triton_jit import Heads
 from griffin_kernels.ops.local_attention_bwd import _triton_kernels as kernels
+from griffin_kernels.ops.local_attention_bwd._triton_jit import Numbers
+from griffin_kernels.ops.local_attention_bwd._triton_kernels import KeyGradients
 
 DELTA_ROWS = 16
 """Rows per program of the kernel that finds delta."""
@@ -96,86 +99,67 @@ def _default(d: int, dtype: str, arch: str) -> Cut:
         if amd:
             return Cut(64, 32, 4, 2)
         return Cut(128 if arch == "sm_90" else 64, 64, 8, 2)
-    roomy = arch in ("sm_80", "sm_87", "sm_90", "sm_100", "sm_103")
-    return Cut(64, 32, 8, 2) if roomy else Cut(32, 32, 4, 2)
+    return Cut(64, 32, 8, 2) if forward.roomy(arch) else Cut(32, 32, 4, 2)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -> list[Launch]:
     """First keys (with documents only); delta; dk and dv, in ``parts`` sums of the rows that see them; dq."""
     dout, q, k, v, out, lse = (inputs[name] for name in ("dout", "q", "k", "v", "out", "lse"))
-    batch, time, heads, d = q.shape
-    keys, shared = k.shape[1:3]
-    group, lanes = heads // shared, batch * shared
-    dtype, arch = dtype_name(q.dtype), launch.architecture(q)
-    of_keys, of_rows = cuts(d, dtype, arch, config)
-    usual = padded(d) == 256 and of_keys == default(d, dtype, arch)[0]
-    spills = SPILLED.get(arch, "") if usual else ""
-    first, before = forward.first_keys(inputs)
-    delta, powers = (torch.empty((batch, shared, time * group), dtype=torch.float32, device=q.device) for _ in "dp")
+    shape, arch = forward.shape_of(inputs), launch.architecture(q)
+    rows, lanes = q.shape[1] * shape.G, q.shape[0] * shape.HKV
+    wide = padded(shape.D)
+    of_keys, of_rows = cuts(shape.D, dtype_name(q.dtype), arch, config)
+    usual = wide == 256 and of_keys == default(shape.D, dtype_name(q.dtype), arch)[0]
+    args, before = forward.arguments(inputs, dout)
+    numbers = Numbers(*(torch.empty(lanes * rows, dtype=torch.float32, device=q.device) for _ in "dp"))
     dq, dk, dv = gradients(inputs, outputs)
-    dk_parts, dv_parts = dk, dv
+    grads = partial = KeyGradients(dk, dv)
     if parts > 1:
-        shape = (parts, *k.shape)
-        dk_parts, dv_parts = (torch.empty(shape, dtype=torch.float32, device=q.device) for _ in "kv")
-    sizes = forward.sizes(inputs) | {"scale": forward.scale_of(inputs)}
-    streams = {"dout": dout, "q": q, "k": k, "v": v}
-    args = streams | {"first": first, "delta": delta, "powers": powers}
-    args |= sizes | forward.batch_strides(streams | {"first": first})
-    constexprs = forward.constexprs(inputs) | forward.strides("DOUT", dout)
-    sizes_only = {name: sizes[name] for name in ("T", "batches")}
-    found = [
-        *before,
-        Launch(
-            kernel=kernels.local_attention_bwd_delta,
-            grid=(triton.cdiv(time * group, DELTA_ROWS) * lanes,),
-            args={"dout": dout, "out": out, "lse": lse, "delta": delta, "powers": powers}
-            | sizes_only
-            | forward.batch_strides({"dout": dout, "out": out, "lse": lse})
-            | {"lse_head": lse.stride(1) if heads > 1 else time},
-            constexprs={"G": group, "HKV": shared, "D": d, "BLOCK_M": DELTA_ROWS, "BLOCK_D": padded(d)}
-            | forward.strides("DOUT", dout)
-            | forward.strides("OUT", out)
-            | {"LSE_STEP": known_stride(lse, 2)},
-            num_warps=4,
-            tile=DELTA_ROWS * padded(d),
-            claims=Claims(load_bits=min(forward.load_bits((dout, out)), 4 * padded(d) * dout.element_size())),
-        ),
-        *forward.twice(
-            kernel=kernels.local_attention_bwd_keys,
-            programs=triton.cdiv(keys, of_keys.resident) * parts * lanes,
-            rows=of_keys.resident,
-            device=q.device,
-            args=args | {"dk": dk_parts, "dv": dv_parts},
-            constexprs=constexprs | of_keys.of_keys.constexprs(d) | {"PARTS": parts},
-            num_warps=of_keys.num_warps,
-            num_stages=of_keys.num_stages,
-            tile=of_keys.resident * of_keys.streamed,
-            claims=forward.claims((q, dout), of_keys.of_keys, spills=spills),
-        ),
-    ]
-    if parts > 1:
-        found.append(
-            Launch(
-                kernel=kernels.local_attention_bwd_join,
-                grid=(triton.cdiv(k.numel(), JOINED),),
-                args={"dk_parts": dk_parts, "dv_parts": dv_parts, "dk": dk, "dv": dv, "count": k.numel()},
-                constexprs={"PARTS": parts, "BLOCK": JOINED},
-                num_warps=4,
-                tile=JOINED,
-            )
-        )
-    return found + forward.twice(
+        partial = KeyGradients(*(torch.empty((parts, *k.shape), dtype=torch.float32, device=q.device) for _ in "kv"))
+    delta = Launch(
+        kernel=kernels.local_attention_bwd_delta,
+        grid=(triton.cdiv(rows, DELTA_ROWS) * lanes,),
+        args={
+            "dout": forward.heads(dout),
+            "out": forward.heads(out),
+            "lse": Heads(lse, row_stride(lse, 0), known_stride(lse, 2), row_stride(lse, 1), None),
+            "numbers": numbers,
+            "T": q.shape[1],
+            "batches": q.shape[0],
+        },
+        constexprs={"SHAPE": shape, "BLOCK_M": DELTA_ROWS, "BLOCK_D": wide},
+        num_warps=4,
+        tile=DELTA_ROWS * wide,
+        claims=Claims(load_bits=min(forward.load_bits((dout, out)), 4 * wide * dout.element_size())),
+    )
+    args["numbers"] = numbers
+    to_keys = forward.twice(
+        kernel=kernels.local_attention_bwd_keys,
+        tiles=of_keys.of_keys,
+        programs=triton.cdiv(k.shape[1], of_keys.resident) * parts * lanes,
+        rows=of_keys.resident,
+        args=args | {"grads": partial},
+        constexprs={"SHAPE": shape, "PARTS": parts},
+        claims=forward.claims((q, dout), of_keys.of_keys, spills=SPILLED.get(arch, "") if usual else ""),
+    )
+    join = Launch(
+        kernel=kernels.local_attention_bwd_join,
+        grid=(triton.cdiv(k.numel(), JOINED),),
+        args={"parts": partial, "grads": grads, "count": k.numel()},
+        constexprs={"PARTS": parts, "BLOCK": JOINED},
+        num_warps=4,
+        tile=JOINED,
+    )
+    to_queries = forward.twice(
         kernel=kernels.local_attention_bwd_queries,
-        programs=triton.cdiv(time * group, of_rows.resident) * lanes,
+        tiles=of_rows.of_queries,
+        programs=triton.cdiv(rows, of_rows.resident) * lanes,
         rows=of_rows.resident,
-        device=q.device,
         args=args | {"dq": dq},
-        constexprs=constexprs | of_rows.of_queries.constexprs(d),
-        num_warps=of_rows.num_warps,
-        num_stages=of_rows.num_stages,
-        tile=of_rows.resident * of_rows.streamed,
+        constexprs={"SHAPE": shape},
         claims=forward.claims((k, v), of_rows.of_queries),
     )
+    return [*before, delta, *to_keys, *([join] if parts > 1 else []), *to_queries]
 
 
 def gradients(inputs: Inputs, outputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,7 +187,7 @@ def _too_large(cut: Cut, case: Case, device: Device) -> str | None:
         # resident tiles only pass through; loads wait in registers for a buffer
         return over_shared(max(cut.resident, 2 * cut.streamed) * width + weights + SCRATCH, device.arch)
     tiles = forward.buffers(cut.of_keys, device)
-    if device.arch in ("sm_100", "sm_103"):
+    if device.arch in forward.TENSOR_MEMORY:
         tiles += 2  # operands on their way to tensor memory
     if cut.num_stages == 1:
         tiles += 2

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels import launch
@@ -14,9 +15,10 @@ from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton.host import channel_stride, known_stride
+from griffin_kernels.ops._triton.host import channel_stride, known_stride, row_stride
 from griffin_kernels.ops.local_attention import _triton as attention
 from griffin_kernels.ops.local_attention._triton import padded
+from griffin_kernels.ops.local_attention._triton_jit import Heads, Operands, Parts, Score, Shape
 from griffin_kernels.ops.local_attention_step import _triton_jit as kernels
 
 MOST_HEADS = 128
@@ -25,37 +27,20 @@ MOST_HEADS = 128
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -> list[Launch]:
     """The ring in up to ``parts`` parts for every row and key head, and their join where there are several."""
-    q, k, v, k_cache, v_cache = (inputs[name] for name in ("q", "k", "v", "k_cache", "v_cache"))
-    positions, slots, softcap = inputs["positions"], inputs["slots"], inputs["softcap"]
+    q, k_cache, v_cache, slots, softcap = (inputs[name] for name in ("q", "k_cache", "v_cache", "slots", "softcap"))
     batch, heads, d = q.shape
-    window, shared = k_cache.shape[1:3]
-    group, lanes = heads // shared, batch * shared
-    parts = min(parts, triton.cdiv(window, config.block_n))
+    shape = Shape(heads // k_cache.shape[2], k_cache.shape[2], d)
+    lanes = batch * shape.HKV
+    parts = min(parts, triton.cdiv(k_cache.shape[1], config.block_n))
     if outputs.get("out") is None:
         outputs["out"] = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     outputs |= {"k_cache": k_cache, "v_cache": v_cache}
-    out, largest, total = outputs["out"], None, None
+    out = Parts(outputs["out"], None, None)
     if parts > 1:
-        out = torch.empty((lanes, parts, group, d), dtype=torch.float32, device=q.device)
-        largest, total = (torch.empty(out.shape[:3], dtype=torch.float32, device=q.device) for _ in "mt")
+        sizes = (lanes, parts, shape.G)
+        out = Parts(*(torch.empty(size, dtype=torch.float32, device=q.device) for size in ((*sizes, d), sizes, sizes)))
     scale = float(d**-0.5 if inputs["scale"] is None else inputs["scale"])
-    tensors = {"q": q, "k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache, "positions": positions}
-    rows = max(16, triton.next_power_of_2(group))
-    constexprs = {
-        "G": group,
-        "HKV": shared,
-        "D": d,
-        **token_strides("Q", q),
-        **token_strides("K", k),
-        **token_strides("V", v),
-        **attention.strides("K_CACHE", k_cache),
-        **attention.strides("V_CACHE", v_cache),
-        "CAPPED": softcap is not None,
-        "PARTS": parts,
-        "BLOCK_G": rows,
-        "BLOCK_N": config.block_n,
-        "BLOCK_D": padded(d),
-    }
+    factor = scale * attention.LOG2E if softcap is None else scale / softcap
     arch = launch.architecture(q)
     stages = stages_of(config, amd=arch.startswith("gfx"))
     bits = attention.load_bits((k_cache, v_cache))
@@ -64,18 +49,22 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
             kernel=kernels.local_attention_step_part,
             grid=(lanes * parts,),
             args={
-                **tensors,
-                "slots": slots,
+                "token": Operands(*(token(inputs[name]) for name in "qkv")),
+                "ring": kernels.Ring(attention.heads(k_cache), attention.heads(v_cache)),
+                "positions": attention.entries(inputs["positions"]),
+                "slots": None if slots is None else attention.entries(slots),
                 "out": out,
-                "largest": largest,
-                "total": total,
                 "P": k_cache.shape[0],
-                "W": window,
-                "factor": scale * attention.LOG2E if softcap is None else scale / softcap,
-                "softcap": softcap or 0.0,
-                **attention.batch_strides(tensors | {"slots": slots}),
+                "W": k_cache.shape[1],
+                "score": Score(scale, factor, softcap, tl.constexpr(False)),
             },
-            constexprs=constexprs,
+            constexprs={
+                "SHAPE": shape,
+                "PARTS": parts,
+                "BLOCK_G": max(16, triton.next_power_of_2(shape.G)),
+                "BLOCK_N": config.block_n,
+                "BLOCK_D": padded(d),
+            },
             num_warps=config.num_warps,
             num_stages=stages,
             tile=config.block_n * padded(d),
@@ -91,10 +80,9 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
             Launch(
                 kernel=kernels.local_attention_step_join,
                 grid=(batch * heads,),
-                args={"sums": out, "largest": largest, "total": total, "out": outputs["out"]},
+                args={"parts": out, "out": outputs["out"]},
                 constexprs={
-                    "G": group,
-                    "D": d,
+                    "SHAPE": shape,
                     "PARTS": parts,
                     "BLOCK_P": triton.next_power_of_2(parts),
                     "BLOCK_D": padded(d),
@@ -111,9 +99,9 @@ def stages_of(config: Any, amd: bool) -> int:
     return config.num_stages or (2 if amd else 3)
 
 
-def token_strides(name: str, tensor: Tensor) -> dict[str, Any]:
-    """Parameters <NAME>_HEAD, _CHANNEL of [B,H,d] in elements; as if contiguous where a dim is of size 1."""
-    return {f"{name}_HEAD": known_stride(tensor, 1), f"{name}_CHANNEL": channel_stride(tensor)}
+def token(tensor: Tensor) -> Heads:
+    """The bundle of [B,H,d]; strides as if contiguous where a dim is of size 1."""
+    return Heads(tensor, row_stride(tensor, 0), None, known_stride(tensor, 1), tl.constexpr(channel_stride(tensor)))
 
 
 def unfit(case: Case, device: Device, config: Any) -> str | None:

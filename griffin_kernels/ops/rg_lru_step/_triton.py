@@ -15,7 +15,9 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host, tensors
 from griffin_kernels.ops.rg_lru.op import GATES
-from griffin_kernels.ops.rg_lru_step._triton_jit import Convolution, Gates, Indices, step_by_dot, step_by_vector
+from griffin_kernels.ops.rg_lru_step._triton_jit import Gates, step_by_dot, step_by_vector
+from griffin_kernels.ops.temporal_conv1d_step._triton import indices_of
+from griffin_kernels.ops.temporal_conv1d_step._triton_jit import Convolution
 
 WIDEST = 256
 """Channels of a gate block that a program can hold."""
@@ -102,7 +104,7 @@ def described(
     """A launch of either kernel."""
     batch, width = x.shape
     gate_blocks, n = inputs["input_gate_bias"].shape
-    h, positions, slots = inputs["h"], inputs["positions"], inputs["slots"]
+    h = inputs["h"]
     conv = None
     if taps:
         weight, bias = inputs["conv_weight"].contiguous(), inputs["conv_bias"].contiguous()
@@ -120,7 +122,7 @@ def described(
             "conv": conv,
             "gates": gates,
             "h": tensors.state(h),
-            "indices": Indices(positions, slots, host.known_stride(positions, 0), host.known_stride(slots, 0)),
+            "indices": indices_of(inputs),
             "out": host.empty(outputs, output, x, batch, width, dtype=x.dtype),
             "B": batch,
             "P": h.shape[0],

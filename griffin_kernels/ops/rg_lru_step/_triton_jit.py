@@ -17,18 +17,9 @@ import triton.language as tl
 
 from griffin_kernels.ops._triton.dot import dot
 from griffin_kernels.ops._triton.elementwise import gelu
-from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.rg_lru._triton_jit import decay
 from griffin_kernels.ops.rg_lru._triton_jit import gates as gate_values
-from griffin_kernels.ops.temporal_conv1d_step._triton_jit import convolve, keep, rows_of
-
-
-class Convolution(NamedTuple):
-    """weight: [K,D], bias: [D], contiguous. state: rows of [P,K-1,D], the inputs that are kept."""
-
-    weight: Any
-    bias: Any
-    state: Any
+from griffin_kernels.ops.temporal_conv1d_step._triton_jit import convolve, keep, newest, tokens_of
 
 
 class Gates(NamedTuple):
@@ -39,35 +30,6 @@ class Gates(NamedTuple):
     bias_i: Any
     weight_r: Any
     bias_r: Any
-
-
-class Indices(NamedTuple):
-    """positions, slots: [B] int64 or None, and their strides in elements."""
-
-    positions: Any
-    slots: Any
-    position_step: Any
-    slot_step: Any
-
-
-class Tokens(NamedTuple):
-    """Rows of the batch, any shape. row: int64. exists: row < B. slot: row of the pool. works: does not only pad."""
-
-    row: Any
-    exists: Any
-    slot: Any
-    works: Any
-    position: Any
-
-
-@triton.jit
-def tokens_of(row, indices, B, P):
-    """The tokens of batch rows ``row``."""
-    slot, works = rows_of(row, indices.slots, B, P, far(indices.slot_step))
-    position = None
-    if indices.positions is not None:
-        position = tl.load(indices.positions + row * far(indices.position_step), mask=row < B, other=0)
-    return Tokens(row.to(tl.int64), row < B, slot, works, position)
 
 
 @triton.jit
@@ -97,16 +59,11 @@ def enter(x, conv, tokens, channel, there, D: tl.constexpr, TAPS: tl.constexpr):
 
     there: channels that exist.
     """
-    inside = there & tokens.works
-    current = tl.load(x.at + (tokens.row * x.row + channel * x.channel), mask=inside, other=0.0)
+    current = newest(x, tokens, channel, there)
     if TAPS == 0:
         u = current.to(tl.float32)
     else:
-        kept = conv.state.at + (tokens.slot * conv.state.batch + channel * conv.state.channel)
-        u = convolve(
-            current, conv.weight, conv.bias, kept, channel, there, inside, tokens.position, D, far(conv.state.step),
-            TAPS, tl.float32,
-        )  # fmt: skip
+        u = convolve(current, conv, tokens, channel, there, D, TAPS, tl.float32)
     return u
 
 
@@ -120,9 +77,7 @@ def finish(z_i, z_r, x, y, conv, gates, h, out, tokens, channel, there, D: tl.co
     inside = there & tokens.works
     u = enter(x, conv, tokens, channel, there, D, TAPS)
     if TAPS > 1 and ALONE:
-        current = tl.load(x.at + (tokens.row * x.row + channel * x.channel), mask=inside, other=0.0)
-        kept = conv.state.at + (tokens.slot * conv.state.batch + channel * conv.state.channel)
-        keep(kept, current, inside, tokens.position, far(conv.state.step), TAPS)
+        keep(newest(x, tokens, channel, there), conv, tokens, channel, there, TAPS)
     z_i += tl.load(gates.bias_i + channel, mask=there, other=0.0).to(tl.float32)
     z_r += tl.load(gates.bias_r + channel, mask=there, other=0.0).to(tl.float32)
     i, _, a, _, m = gate_values(z_i, z_r, decay(tl.load(gates.a_param + channel, mask=there, other=0.0)), False)

@@ -4,41 +4,45 @@ from __future__ import annotations
 
 from typing import Any
 
+import triton
+
 from griffin_kernels.contract import Inputs
-from griffin_kernels.ops._triton import host as scan
+from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton import host, tensors
+from griffin_kernels.ops.temporal_conv1d_step._triton_jit import Convolution, Indices
 
 
-def index_constexprs(inputs: Inputs) -> dict[str, Any]:
-    """Strides of positions and slots; 0 where they are absent."""
+def indices_of(inputs: Inputs) -> Indices:
+    """The bundle of positions and slots."""
     positions, slots = inputs["positions"], inputs["slots"]
-    return {"POSITION_STEP": scan.known_stride(positions, 0), "SLOT_STEP": scan.known_stride(slots, 0)}
+    return Indices(positions, slots, host.known_stride(positions, 0), host.known_stride(slots, 0))
 
 
-def arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(arguments, constexprs) of every kernel of the op; allocates y."""
+def launch(kernel: Any, inputs: Inputs, outputs: dict[str, Any], config: Any, block_b: int, **blocks: int) -> Launch:
+    """A program per ``block_b`` batch rows and block of channels; allocates y."""
     x, weight, state = inputs["x"], inputs["weight"], inputs["state"]
     batch, width = x.shape
     outputs["state"] = state
-    args = {
-        "x": x,
-        "weight": weight.contiguous(),
-        "bias": inputs["bias"].contiguous(),
-        "state": state,
-        "positions": inputs["positions"],
-        "slots": inputs["slots"],
-        "y": scan.empty(outputs, "y", x, batch, width, dtype=x.dtype),
-        "B": batch,
-        "P": state.shape[0],
-        "x_row": scan.row_stride(x, 0),
-        "state_slot": scan.row_stride(state, 0),
-    }
-    constexprs = {
-        "D": width,
-        "X_CHANNEL": scan.channel_stride(x),
-        "STATE_ROW": scan.known_stride(state, 1),
-        "STATE_CHANNEL": scan.channel_stride(state),
-        **index_constexprs(inputs),
-        "TAPS": weight.shape[0],
-        "ACC": scan.wide(x.dtype),
-    }
-    return args, constexprs
+    tile = block_b * config.block_d
+    return Launch(
+        kernel=kernel,
+        grid=(triton.cdiv(batch, block_b) * triton.cdiv(width, config.block_d),),
+        args={
+            "x": tensors.state(x),
+            "conv": Convolution(weight.contiguous(), inputs["bias"].contiguous(), tensors.rows(state)),
+            "indices": indices_of(inputs),
+            "y": host.empty(outputs, "y", x, batch, width, dtype=x.dtype),
+            "B": batch,
+            "P": state.shape[0],
+        },
+        constexprs={
+            "D": width,
+            "TAPS": weight.shape[0],
+            "ACC": host.wide(x.dtype),
+            "BLOCK_D": config.block_d,
+            **blocks,
+        },
+        num_warps=config.num_warps,
+        tile=tile,
+        claims=Claims(load_bits=host.load_bits((x, state), tile // (32 * config.num_warps))),
+    )

@@ -8,66 +8,109 @@ A kernel works on any shape of rows by channels: offsets of rows and of channels
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.strides import far
+
+
+class Convolution(NamedTuple):
+    """weight: [K,D], bias: [D], contiguous. state: rows of [P,K-1,D], the inputs that are kept."""
+
+    weight: Any
+    bias: Any
+    state: Any
+
+
+class Indices(NamedTuple):
+    """positions, slots: [B] int64 or None, and their strides in elements."""
+
+    positions: Any
+    slots: Any
+    position_step: Any
+    slot_step: Any
+
+
+class Tokens(NamedTuple):
+    """Rows of the batch, any shape. row: int64. exists: row < B. slot: row of the pool. works: does not only pad."""
+
+    row: Any
+    exists: Any
+    slot: Any
+    works: Any
+    position: Any
+
 
 @triton.jit
-def rows_of(row, slots, B, P, SLOT_STEP):
-    """(slot, works) of batch rows ``row``, any shape: the row of the pool as int64, and whether there is one.
+def tokens_of(row, indices, B, P):
+    """The tokens of batch rows ``row``.
 
     A slot that the pool of P rows does not have is one that only pads: nothing outside the pool is touched.
     """
-    works = row < B
-    slot = row.to(tl.int64)
-    if slots is not None:
-        slot = tl.load(slots + row * SLOT_STEP, mask=works, other=-1).to(tl.int64)
-        works = works & (slot >= 0) & (slot < P)
-    return slot, works
+    exists = row < B
+    slot, works, position = row.to(tl.int64), exists, None
+    if indices.slots is not None:
+        slot = tl.load(indices.slots + row * far(indices.slot_step), mask=exists, other=-1).to(tl.int64)
+        works = exists & (slot >= 0) & (slot < P)
+    if indices.positions is not None:
+        position = tl.load(indices.positions + row * far(indices.position_step), mask=exists, other=0)
+    return Tokens(row.to(tl.int64), exists, slot, works, position)
 
 
 @triton.jit
-def counts(inside, position, AGE: tl.constexpr):
-    """Which inputs ``AGE`` steps back belong to the token's document; all where there are no positions."""
-    if position is not None:
-        inside = inside & (position >= AGE)
-    return inside
+def newest(x, tokens, channel, there):
+    """What enters. channel: any shape that broadcasts to the rows'. there: channels that exist."""
+    return tl.load(x.at + (tokens.row * x.row + channel * x.channel), mask=there & tokens.works, other=0.0)
 
 
 @triton.jit
-def convolve(
-    current,
-    weight,
-    bias,
-    kept,
-    channel,
-    there,
-    inside,
-    position,
-    D: tl.constexpr,
-    STATE_ROW,
-    TAPS: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """y in ACC. current: the newest input; kept: pointers to the oldest; channel, there: for weights and bias."""
-    total = tl.load(bias + channel, mask=there, other=0.0).to(ACC)
-    total += tl.load(weight + (TAPS - 1) * D + channel, mask=there, other=0.0).to(ACC) * current.to(ACC)
+def load_kept(conv, tokens, channel, there, TAP: tl.constexpr, TAPS: tl.constexpr):
+    """The inputs that weight row TAP < K-1 multiplies, zeros where they are of an earlier document."""
+    inside = there & tokens.works
+    if tokens.position is not None:
+        inside = inside & (tokens.position >= TAPS - 1 - TAP)
+    kept = conv.state.at + (tokens.slot * conv.state.batch + channel * conv.state.channel)
+    return tl.load(kept + TAP * far(conv.state.step), mask=inside, other=0.0)
+
+
+@triton.jit
+def convolve(current, conv, tokens, channel, there, D: tl.constexpr, TAPS: tl.constexpr, ACC: tl.constexpr):
+    """y in ACC. current: the newest input."""
+    total = tl.load(conv.bias + channel, mask=there, other=0.0).to(ACC)
+    total += tl.load(conv.weight + (TAPS - 1) * D + channel, mask=there, other=0.0).to(ACC) * current.to(ACC)
     for tap in tl.static_range(TAPS - 1):
-        value = tl.load(kept + tap * STATE_ROW, mask=counts(inside, position, TAPS - 1 - tap), other=0.0).to(ACC)
-        total += tl.load(weight + tap * D + channel, mask=there, other=0.0).to(ACC) * value
+        value = load_kept(conv, tokens, channel, there, tap, TAPS).to(ACC)
+        total += tl.load(conv.weight + tap * D + channel, mask=there, other=0.0).to(ACC) * value
     return total
 
 
 @triton.jit
-def keep(kept, current, inside, position, STATE_ROW, TAPS: tl.constexpr):
+def keep(current, conv, tokens, channel, there, TAPS: tl.constexpr):
     """Move the kept inputs a row up and put ``current`` last; those of an earlier document become zeros.
 
     Every thread of the program has read what it wants of them before any of it is overwritten.
     """
     rows = ()
     for tap in tl.static_range(1, TAPS - 1):
-        rows += (tl.load(kept + tap * STATE_ROW, mask=counts(inside, position, TAPS - 1 - tap), other=0.0),)
+        rows += (load_kept(conv, tokens, channel, there, tap, TAPS),)
     rows += (current,)
     tl.debug_barrier()
+    kept = conv.state.at + (tokens.slot * conv.state.batch + channel * conv.state.channel)
     for tap in tl.static_range(TAPS - 1):
-        tl.store(kept + tap * STATE_ROW, rows[tap].to(kept.dtype.element_ty), mask=inside)
+        tl.store(kept + tap * far(conv.state.step), rows[tap].to(kept.dtype.element_ty), mask=there & tokens.works)
+
+
+@triton.jit
+def step(x, conv, indices, y, row, channel, B, P, D: tl.constexpr, TAPS: tl.constexpr, ACC: tl.constexpr):
+    """One token of the batch rows ``row`` by ``channel``."""
+    tokens = tokens_of(row, indices, B, P)
+    there = channel < D
+    current = newest(x, tokens, channel, there)
+    total = convolve(current, conv, tokens, channel, there, D, TAPS, ACC)
+    # before y is stored: then nothing that is kept has to be read twice
+    if TAPS > 1:
+        keep(current, conv, tokens, channel, there, TAPS)
+    total = tl.where(tokens.works, total, 0.0)
+    tl.store(y + (tokens.row * D + channel), total.to(y.dtype.element_ty), mask=there & tokens.exists)

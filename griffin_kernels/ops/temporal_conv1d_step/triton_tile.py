@@ -19,11 +19,10 @@ import triton.language as tl
 
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton import host as scan
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.launch import Launch
+from griffin_kernels.ops._triton import host
 from griffin_kernels.ops.temporal_conv1d_step import _triton
-from griffin_kernels.ops.temporal_conv1d_step._triton_jit import convolve, keep, rows_of
+from griffin_kernels.ops.temporal_conv1d_step._triton_jit import step
 
 
 @dataclass(frozen=True)
@@ -38,68 +37,32 @@ class Config:
 @triton.jit(do_not_specialize=["B", "P"])
 def temporal_conv1d_step_tile(
     x,
-    weight,
-    bias,
-    state,
-    positions,
-    slots,
+    conv,
+    indices,
     y,
     B,
     P,
-    x_row,
-    state_slot,
     D: tl.constexpr,
-    X_CHANNEL: tl.constexpr,
-    STATE_ROW,
-    STATE_CHANNEL: tl.constexpr,
-    POSITION_STEP,
-    SLOT_STEP,
     TAPS: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """x, y: [B,D]; state: [P,K-1,D]; positions, slots: [B]. Grid: ceil(B / block_b) * ceil(D / block_d), channels
-    fastest."""
+    """x, y: [B,D]; positions, slots: [B]. Grid: ceil(B / block_b) * ceil(D / block_d), channels fastest."""
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     row = ((tl.program_id(0) // BLOCKS) * BLOCK_B + tl.arange(0, BLOCK_B))[:, None]
     channel = ((tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
-    there = channel < D
-    slot, works = rows_of(row, slots, B, P, far(SLOT_STEP))
-    position = None
-    if positions is not None:
-        position = tl.load(positions + row * far(POSITION_STEP), mask=row < B, other=0)
-    inside = there & works
-    current = tl.load(x + (row.to(tl.int64) * x_row + channel * X_CHANNEL), mask=inside, other=0.0)
-    kept = state + (slot * state_slot + channel * STATE_CHANNEL)
-    total = convolve(current, weight, bias, kept, channel, there, inside, position, D, far(STATE_ROW), TAPS, ACC)
-    # before y is stored: then nothing that is kept has to be read twice
-    if TAPS > 1:
-        keep(kept, current, inside, position, far(STATE_ROW), TAPS)
-    total = tl.where(works, total, 0.0)
-    tl.store(y + (row.to(tl.int64) * D + channel), total.to(y.dtype.element_ty), mask=there & (row < B))
+    step(x, conv, indices, y, row, channel, B, P, D, TAPS, ACC)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per tile."""
-    args, constexprs = _triton.arguments(inputs, outputs)
-    x, state = inputs["x"], inputs["state"]
-    per_thread = config.block_b * config.block_d // (32 * config.num_warps)
-    return [
-        Launch(
-            kernel=temporal_conv1d_step_tile,
-            grid=(triton.cdiv(x.shape[0], config.block_b) * triton.cdiv(x.shape[1], config.block_d),),
-            args=args,
-            constexprs=constexprs | {"BLOCK_B": config.block_b, "BLOCK_D": config.block_d},
-            num_warps=config.num_warps,
-            tile=config.block_b * config.block_d,
-            claims=Claims(load_bits=scan.load_bits((x, state), per_thread)),
-        )
-    ]
+    block_b = config.block_b
+    return [_triton.launch(temporal_conv1d_step_tile, inputs, outputs, config, block_b, BLOCK_B=block_b)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    if reason := scan.not_here(device) or scan.idle_channels(case, config.block_d):
+    if reason := host.not_here(device) or host.idle_channels(case, config.block_d):
         return reason
     threads = config.num_warps * (device.warp_size or 32)
     if config.block_b * config.block_d < threads:

@@ -24,7 +24,8 @@ def verdict(case, inputs=None, **config):
 
 def conv(x, weight, bias, state=None, segment_pos=None, **config):
     variant = catalog.variant("temporal_conv1d/numba.direct")
-    return variant.run(x, weight, bias, state, segment_pos, None, config=variant.config(**config))
+    call = catalog.op("temporal_conv1d").call(x, weight, bias, state, segment_pos)
+    return variant.run(call, variant.config(**config))
 
 
 @OPS

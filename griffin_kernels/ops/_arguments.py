@@ -17,8 +17,17 @@ State = Annotated[Tensor | None, TensorSpec("N D", "state")]
 Resets = Annotated[Tensor | None, TensorSpec("B T", "bool")]
 """Where the state before a step counts as 0."""
 
-Positions = Annotated[Tensor | None, TensorSpec("B T", "int64")]
+Positions = Annotated[Tensor | None, TensorSpec("B T", "int64", least=0)]
 """Each token's position in its document."""
+
+Tokens = Annotated[Tensor, TensorSpec("B D")]
+"""One step of every row."""
+
+TokenPositions = Annotated[Tensor | None, TensorSpec("B", "int64", least=0)]
+"""The token's position in the document of each row."""
+
+Slots = Annotated[Tensor | None, TensorSpec("B", "int64")]
+"""Which row of a pool of states belongs to each row; see ``ops/_slots.py``."""
 
 Offsets = Annotated[Tensor | None, TensorSpec("N+1", "int32")]
 """Where packed sequences begin, and the end of the last one."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.ops.rg_lru import _published
 from griffin_kernels.ops.temporal_conv1d import eager_shifted as conv
+from griffin_kernels.ops.temporal_conv1d.op import Call as Convolution
 
 
 def run(
@@ -32,7 +33,7 @@ def run(
     config: NoConfig,
 ) -> tuple[Tensor | None, ...]:
     gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    u, new_conv_state = conv.run(x, conv_weight, conv_bias, conv_state, segment_pos, cu_seqlens, config=config)
+    u, new_conv_state = conv.run(Convolution(x, conv_weight, conv_bias, conv_state, segment_pos, cu_seqlens), config)
     h, h_last = _published.rg_lru(u, *gates, h0, segment_pos, cu_seqlens)
     out = torch.nn.functional.gelu(y, approximate="tanh") * h
     return out, new_conv_state, h_last, h if with_h else None

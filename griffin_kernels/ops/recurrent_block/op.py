@@ -63,7 +63,7 @@ def reference(
 ) -> tuple[Tensor | None, ...]:
     """out [B,T,D], the new inputs kept [B or N,K-1,D], h_last [B or N,D], and h [B,T,D]. Differentiable."""
     gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    u, new_conv_state = conv.reference(x, conv_weight, conv_bias, conv_state, segment_pos, cu_seqlens)
+    u, new_conv_state = conv.reference(conv.Call(x, conv_weight, conv_bias, conv_state, segment_pos, cu_seqlens))
     h, h_last = lru.reference(u, *gates, h0, segment_pos, cu_seqlens)
     out = h * torch.nn.functional.gelu(y, approximate="tanh")
     return out, new_conv_state, h_last, h if with_h else None

@@ -25,7 +25,7 @@ def prepare(inputs: Inputs) -> Inputs:
     documents = inputs["segment_pos"], inputs["cu_seqlens"]
     with torch.enable_grad():
         tokens, branch, taps, bias, a, w_i, b_i, w_r, b_r = leaves
-        u, kept = conv.reference(tokens.to(wide), taps.to(wide), bias.to(wide), before, *documents)
+        u, kept = conv.reference(conv.Call(tokens.to(wide), taps.to(wide), bias.to(wide), before, *documents))
         states, h_last = _published.rg_lru(u.to(x.dtype), a, w_i, b_i, w_r, b_r, state, *documents)
         out = torch.nn.functional.gelu(branch, approximate="tanh") * states
     targets = [(out, inputs["dout"]), (kept, inputs["dnew_conv_state"]), (h_last, inputs["dh_last"])]

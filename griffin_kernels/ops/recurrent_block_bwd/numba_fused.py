@@ -29,7 +29,7 @@ from griffin_kernels.ops.rg_lru import numba_fused as lru
 from griffin_kernels.ops.temporal_conv1d import _numba_call as convolution
 from griffin_kernels.ops.temporal_conv1d import numba_direct as conv
 from griffin_kernels.ops.temporal_conv1d_bwd.numba_direct import Config as ConvolutionConfig
-from griffin_kernels.ops.temporal_conv1d_bwd.op import through_state
+from griffin_kernels.ops.temporal_conv1d_bwd.op import Call as ConvolutionCall
 
 _CONVOLUTION = ConvolutionConfig()
 
@@ -69,11 +69,8 @@ def run(
         dout, dh_last, x, *gates, h, h0, segment_pos, cu_seqlens, config.block_t, around
     )
     assert du is not None
-    leaving = through_state(dnew_conv_state, segment_pos, cu_seqlens, conv_weight.shape[0])
-    cut = (_CONVOLUTION.block_t, _CONVOLUTION.block_d, _CONVOLUTION.tile)
-    dx, dconv_weight, dconv_bias, dconv_state = convolution.backward(
-        du, leaving, x, conv_weight, conv_state, segment_pos, cu_seqlens, *cut
-    )
+    given = ConvolutionCall(du, dnew_conv_state, x, conv_weight, conv_state, segment_pos, cu_seqlens)
+    dx, dconv_weight, dconv_bias, dconv_state = convolution.backward(given, _CONVOLUTION)
     return dx, dy, dconv_weight, dconv_bias, *dgates, dconv_state, dh0
 
 

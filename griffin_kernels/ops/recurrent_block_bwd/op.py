@@ -44,12 +44,12 @@ def reference(
 ) -> tuple[Tensor | None, ...]:
     """The pieces' own gradients, in the order of the chain rule."""
     gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    u, _ = conv.reference(x, conv_weight, conv_bias, conv_state, segment_pos, cu_seqlens)
+    u, _ = conv.reference(conv.Call(x, conv_weight, conv_bias, conv_state, segment_pos, cu_seqlens))
     gelu, slope = gelu_and_slope(y)
     du, *dgates, dh0 = lru_bwd.reference(dout * gelu, dh_last, u, *gates, h, h0, segment_pos, cu_seqlens)
     assert du is not None
     dx, dconv_weight, dconv_bias, dconv_state = conv_bwd.reference(
-        du, dnew_conv_state, x, conv_weight, conv_state, segment_pos, cu_seqlens
+        conv_bwd.Call(du, dnew_conv_state, x, conv_weight, conv_state, segment_pos, cu_seqlens)
     )
     return dx, dout * h * slope, dconv_weight, dconv_bias, *dgates, dconv_state, dh0
 

@@ -12,6 +12,7 @@ from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops.rg_lru_step import eager_unfused as lru
 from griffin_kernels.ops.temporal_conv1d_step import eager_shifted as conv
+from griffin_kernels.ops.temporal_conv1d_step.op import Call as Convolution
 
 
 def run(
@@ -32,7 +33,7 @@ def run(
     config: NoConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
     gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    u, _ = conv.run(x, conv_weight, conv_bias, conv_state, positions, slots, config=config)
+    u, _ = conv.run(Convolution(x, conv_weight, conv_bias, conv_state, positions, slots), config)
     state, _ = lru.run(u, *gates, h, positions, slots, config=config)
     out = state * torch.nn.functional.gelu(y, approximate="tanh")
     return _slots.silence(out, slots), conv_state, h

@@ -62,7 +62,7 @@ def reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out [B,D], the inputs [P,K-1,D] and the states [P,D] kept afterwards."""
     gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    u, conv_after = conv_step.reference(x, conv_weight, conv_bias, conv_state, positions, slots)
+    u, conv_after = conv_step.reference(conv_step.Call(x, conv_weight, conv_bias, conv_state, positions, slots))
     state, after = lru_step.reference(u, *gates, h, positions, slots)
     return _slots.silence(state * torch.nn.functional.gelu(y, approximate="tanh"), slots), conv_after, after
 

@@ -15,8 +15,10 @@ from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
-from griffin_kernels.ops._native import Strided
 from griffin_kernels.ops.temporal_conv1d import _numba
+from griffin_kernels.ops.temporal_conv1d.op import Call, new_state
+from griffin_kernels.ops.temporal_conv1d_bwd.op import Call as BackwardCall
+from griffin_kernels.ops.temporal_conv1d_bwd.op import through_state
 
 _KERNELS = native.Family(_numba.Fields, _numba.FILES)
 
@@ -29,34 +31,34 @@ def groups_of(batch: int, time: int, chunk: int) -> tuple[int, int, int]:
 
 def _run(
     kernel: Any,
-    x: Tensor,
-    weight: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
+    call: Any,
+    config: Any,
     out: Tensor,
-    cut: tuple[int, ...],
-    bias: int = 0,
-    dy: Strided = native.NOWHERE,
-    leaving: Strided = native.NOWHERE,
-    dstate: int = 0,
-    sums: int = 0,
+    *,
+    bias: Tensor | None = None,
+    dy: Tensor | None = None,
+    leaving: Tensor | None = None,
+    dstate: Tensor | None = None,
+    sums: Tensor | None = None,
 ) -> None:
-    """Run a kernel on tensors with contiguous channels; others as in ``_numba.Fields``. cut: chunk, block and rows."""
+    """Run a kernel. call: of either op, x with contiguous channels. leaving: what reaches x through the new state."""
+    x, weight, segment_pos = call.x, native.rows(call.weight), call.segment_pos
+    state = None if call.state is None else native.rows(call.state)
+    leaving = None if leaving is None else native.rows(leaving)
     (batch, time, width), taps, size = x.shape, weight.shape[0], x.itemsize
-    chunk, block, tile = cut
+    chunk, block = config.block_t, config.block_d
     groups, span, chunks = groups_of(batch, time, chunk)
     blocks = -(-width // block)
-    offsets = None if cu_seqlens is None else cu_seqlens.long().contiguous()
+    offsets = None if call.cu_seqlens is None else call.cu_seqlens.long().contiguous()
     sequences = batch if offsets is None else offsets.shape[0] - 1
-    before = size * sequences * (taps - 1) * width  # bytes of the states
+    states = size * sequences * (taps - 1) * width  # bytes
     fields = _KERNELS.fields(
         x=strided("x", x, x.nbytes),
-        state=strided("state", state, before),
+        state=strided("state", state, states),
         weight=strided("weight", weight, size * taps * width)[:2],
         positions=strided("segment_pos", segment_pos, 8 * batch * time),
-        dy=dy,
-        leaving=leaving,
+        dy=strided("dy", dy, x.nbytes),
+        leaving=strided("dnew_state", leaving, states),
         items=groups * blocks,
         slots=batch * chunks,
         span=span,
@@ -64,77 +66,41 @@ def _run(
         chunk=chunk,
         blocks=blocks,
         block=block,
-        rows=tile,
+        rows=config.tile,
         width=width,
         time=time,
         stream=x.nbytes >= native.STREAMED and native.in_lines(block, out),
-        bias=bias,
+        bias=address("bias", bias, size * width),
         offsets=address("cu_seqlens", offsets, 8 * (sequences + 1)),
         sequences=0 if offsets is None else sequences,
         out=address("output", out, x.nbytes),
-        dstate=dstate,
-        sums=sums,
+        dstate=address("dstate", dstate, states),
+        sums=address("sums", sums, accumulator(x.dtype).itemsize * groups * (taps + 1) * width),
     )
     threads = _threads.threads_for(groups * blocks, batch * time * width)
     _KERNELS.run(x.dtype, taps, fields, (kernel, threads))
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *cut: int,
-) -> Tensor:
-    """y of temporal_conv1d. cut: steps of a chunk of time, channels of a block, steps of a tile."""
-    x, before = native.rows(x), None if state is None else native.rows(state)
+def forward(call: Call, config: Any) -> tuple[Tensor, Tensor]:
+    """temporal_conv1d in chunks of time, blocks of channels and tiles of steps."""
+    x = native.rows(call.x)
     y = memory.empty(x.shape, x.dtype)
-    bias = native.rows(bias)
-    bias_at = address("bias", bias, x.itemsize * x.shape[2])
-    _run(_numba.forward, x, native.rows(weight), before, segment_pos, cu_seqlens, y, cut, bias_at)
-    return y
+    _run(_numba.forward, call._replace(x=x), config, y, bias=native.rows(call.bias))
+    return y, new_state(call.x, call.state, call.segment_pos, call.cu_seqlens, call.weight.shape[0])
 
 
-def backward(
-    dy: Tensor,
-    leaving: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *cut: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """dx, dweight, dbias and dstate, likewise. leaving: the new state's gradient, zero where that holds zeros."""
-    x = native.rows(x)
+def backward(call: BackwardCall, config: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """temporal_conv1d_bwd, likewise."""
+    x, state, taps = native.rows(call.x), call.state, call.weight.shape[0]
     batch, time, width = x.shape
-    taps = weight.shape[0]
-    if state is not None and cu_seqlens is not None:
+    if state is not None and call.cu_seqlens is not None:
         # the state of a sequence without steps meets no gradient: not even a factor of zero, which inf would make NaN
-        state = state.masked_fill((cu_seqlens.diff() == 0)[:, None, None], 0.0)
-    before = None if state is None else native.rows(state)
-    dy, leaving = native.rows(dy), None if leaving is None else native.rows(leaving)
+        state = state.masked_fill((call.cu_seqlens.diff() == 0)[:, None, None], 0.0)
     dx = memory.empty(x.shape, x.dtype)
     dstate = None if state is None else torch.empty(state.shape, dtype=x.dtype, device="cpu")
-    groups, _, _ = groups_of(batch, time, cut[0])
-    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    states = x.itemsize * sequences * (taps - 1) * width  # bytes
+    groups, _, _ = groups_of(batch, time, config.block_t)
     sums = torch.zeros((groups, taps + 1, width), dtype=accumulator(x.dtype), device="cpu")
-    _run(
-        _numba.backward,
-        x,
-        native.rows(weight),
-        before,
-        segment_pos,
-        cu_seqlens,
-        dx,
-        cut,
-        dy=strided("dy", dy, x.nbytes),
-        leaving=strided("dnew_state", leaving, states),
-        dstate=address("dstate", dstate, states),
-        sums=address("sums", sums, sums.nbytes),
-    )
+    leaving, given = through_state(call), call._replace(x=x, state=state)
+    _run(_numba.backward, given, config, dx, dy=native.rows(call.dy), leaving=leaving, dstate=dstate, sums=sums)
     total = sums.sum(0).to(x.dtype)  # [K+1, D]
     return dx, total[:taps].clone(), total[taps].clone(), dstate

@@ -14,21 +14,13 @@ from torch import Tensor
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops.temporal_conv1d._packed import places, spread
-from griffin_kernels.ops.temporal_conv1d.op import kept, new_state
+from griffin_kernels.ops.temporal_conv1d.op import Call, kept, new_state
 
 DOCUMENTS = "conv1d reads across the documents of segment_pos"
 
 
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor]:
+def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
+    x, weight, bias, state, segment_pos, cu_seqlens = call
     rows = weight.shape[0] - 1
     after = new_state(x, state, segment_pos, cu_seqlens, rows + 1)
     if cu_seqlens is not None:

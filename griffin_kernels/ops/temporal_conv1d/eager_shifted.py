@@ -13,7 +13,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
 from griffin_kernels.ops.temporal_conv1d._packed import places, spread
-from griffin_kernels.ops.temporal_conv1d.op import new_state
+from griffin_kernels.ops.temporal_conv1d.op import Call, new_state
 
 
 def masked(earlier: Tensor, segment_pos: Tensor | None, k: int, start: int) -> Tensor:
@@ -24,16 +24,8 @@ def masked(earlier: Tensor, segment_pos: Tensor | None, k: int, start: int) -> T
     return earlier.masked_fill((positions < k)[..., None], 0.0)
 
 
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor]:
+def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
+    x, weight, bias, state, segment_pos, cu_seqlens = call
     taps = weight.shape[0]
     after = new_state(x, state, segment_pos, cu_seqlens, taps)
     if cu_seqlens is None:

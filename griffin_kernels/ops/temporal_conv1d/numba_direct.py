@@ -11,13 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.temporal_conv1d import _numba_call
-from griffin_kernels.ops.temporal_conv1d.op import new_state
 
 _MOST_TAPS = 16
 """More would live on the stack instead of in registers, in code that grows with their number."""
@@ -32,22 +29,6 @@ class Config:
     block_t: int = 64
     block_d: int = 2560
     tile: int = 8
-
-
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    y = _numba_call.forward(
-        x, weight, bias, state, segment_pos, cu_seqlens, config.block_t, config.block_d, config.tile
-    )
-    return y, new_state(x, state, segment_pos, cu_seqlens, weight.shape[0])
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
@@ -68,7 +49,7 @@ VARIANT = Variant(
     op="temporal_conv1d",
     name="numba.direct",
     summary="one pass in native code, taps in registers",
-    run=run,
+    run=_numba_call.forward,
     config=Config,
     axes={"block_t": (16, 64, 256), "block_d": (128, 640, 2560), "tile": (1, 2, 4, 8, 16)},
     reject=reject,

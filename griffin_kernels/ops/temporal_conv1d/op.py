@@ -18,27 +18,37 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from griffin_kernels import errors
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.ops._arguments import Offsets, Positions, Sequence
 from griffin_kernels.ops.linear_scan import op as scan
 from griffin_kernels.ops.rg_lru.op import make_segment_pos
 from griffin_kernels.ops.temporal_conv1d.cost import FLAGS, cost, make_case
 
+Taps = Annotated[Tensor, TensorSpec("K D")]
+Bias = Annotated[Tensor, TensorSpec("D")]
+ConvState = Annotated[Tensor | None, TensorSpec("N K-1 D")]
 
-def check(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> None:
+
+class Call(NamedTuple):
+    """The arguments of temporal_conv1d; see ``functional/temporal_conv1d.py``."""
+
+    x: Sequence
+    weight: Taps
+    bias: Bias
+    state: ConvState = None
+    segment_pos: Positions = None
+    cu_seqlens: Offsets = None
+
+
+def check(call: Any) -> None:
     """What the tensor specs cannot express: there is a tap, packed sequences fill time."""
-    check_call(x, weight, cu_seqlens)
+    check_call(call.x, call.weight, call.cu_seqlens)
 
 
 def check_call(x: Tensor, weight: Tensor, cu_seqlens: Tensor | None) -> None:
@@ -99,21 +109,15 @@ def _new_state_packed(x: Tensor, state: Tensor | None, cu_seqlens: Tensor, rows:
     return torch.where(before, state[torch.arange(count, device=x.device, dtype=torch.int64)[:, None], source], new)
 
 
-def reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def reference(call: Call) -> tuple[Tensor, Tensor]:
     """The sum at the top of this file, tap by tap; packed sequences one by one. Differentiable.
 
     Returns y [B,T,D] and the new state [B or N,K-1,D].
     """
+    x, weight, bias, state, segment_pos, cu_seqlens = call
     if cu_seqlens is not None:
         pieces = [
-            reference(x[:, at], weight, bias, row_of(state, row), row_of(segment_pos, 0, at), None)
+            reference(Call(x[:, at], weight, bias, row_of(state, row), row_of(segment_pos, 0, at)))
             for row, at in sequences(cu_seqlens)
         ]
         return torch.cat([y for y, _ in pieces], dim=1), torch.cat([after for _, after in pieces])
@@ -196,25 +200,14 @@ def tolerance(case: Case) -> Tolerance:
     return Tolerance(rel_norm=2 * unit * terms**0.5 + rounding, worst=4 * unit * terms + 2 * rounding)
 
 
-def case_of(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> Case:
-    """The case that a real call is."""
-    return call_case("temporal_conv1d", x, weight, segment_pos, cu_seqlens)
-
-
-def call_case(op: str, x: Tensor, weight: Tensor, segment_pos: Tensor | None, cu_seqlens: Tensor | None) -> Case:
-    """The case of a call of temporal_conv1d or its backward."""
-    batch, time, width = x.shape
-    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    present = {"segmented": segment_pos is not None, "packed": cu_seqlens is not None}
+def case_of(call: Any, op: str = "temporal_conv1d") -> Case:
+    """The case that a real call is, of temporal_conv1d or of its backward."""
+    batch, time, width = call.x.shape
+    rows = scan.rows_of(batch, call.cu_seqlens)
+    present = {"segmented": call.segment_pos is not None, "packed": call.cu_seqlens is not None}
     flags = [flag for flag in FLAGS if present[flag]]
-    return make_case(batch, time, width, weight.shape[0], dtype_name(x.dtype), flags, rows=rows, op=op, tag="call")
+    taps = call.weight.shape[0]
+    return make_case(batch, time, width, taps, dtype_name(call.x.dtype), flags, rows=rows, op=op, tag="call")
 
 
 def cases(op: str) -> tuple[Case, ...]:
@@ -268,19 +261,10 @@ def cases(op: str) -> tuple[Case, ...]:
     return (*smoke, *edge, *bench)
 
 
-INPUTS = {
-    "x": TensorSpec("B T D"),
-    "weight": TensorSpec("K D"),
-    "bias": TensorSpec("D"),
-    "state": TensorSpec("N K-1 D", optional=True),
-    "segment_pos": TensorSpec("B T", "int64", optional=True, least=0),
-    "cu_seqlens": TensorSpec("N+1", "int32", optional=True),
-}
-
 OP = Op(
     name="temporal_conv1d",
     summary="y_t = bias + sum_k weight[K-1-k] * x_{t-k}, per channel, within a document",
-    inputs=INPUTS,
+    call=Call,
     outputs={"y": TensorSpec("B T D"), "new_state": TensorSpec("N K-1 D")},
     reference=reference,
     cases=cases("temporal_conv1d"),

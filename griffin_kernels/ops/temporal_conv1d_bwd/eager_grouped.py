@@ -9,19 +9,11 @@ from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops.temporal_conv1d.eager_grouped import DOCUMENTS
 from griffin_kernels.ops.temporal_conv1d_bwd._packed import apart
+from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 
-def run(
-    dy: Tensor,
-    dnew_state: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    dy, dnew_state, x, weight, state, _, cu_seqlens = call
     if cu_seqlens is None:
         return grouped(dy, dnew_state, x, weight, state)
     return apart(grouped, dy, dnew_state, x, weight, state, cu_seqlens)

@@ -11,21 +11,12 @@ from torch import Tensor
 from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
 from griffin_kernels.ops.temporal_conv1d.eager_shifted import masked
 from griffin_kernels.ops.temporal_conv1d_bwd._packed import apart
-from griffin_kernels.ops.temporal_conv1d_bwd.op import through_state
+from griffin_kernels.ops.temporal_conv1d_bwd.op import Call, through_state
 
 
-def run(
-    dy: Tensor,
-    dnew_state: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    incoming = through_state(dnew_state, segment_pos, cu_seqlens, weight.shape[0])
+def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    dy, _, x, weight, state, segment_pos, cu_seqlens = call
+    incoming = through_state(call)
     if cu_seqlens is None:
         return shifted(dy, incoming, x, weight, state, segment_pos)
     return apart(shifted, dy, incoming, x, weight, state, cu_seqlens, segment_pos)

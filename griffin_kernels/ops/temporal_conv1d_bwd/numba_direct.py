@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from griffin_kernels.contract import Variant
+from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.temporal_conv1d import _numba_call
+from griffin_kernels.ops.temporal_conv1d.numba_direct import VARIANT as FORWARD
 from griffin_kernels.ops.temporal_conv1d.numba_direct import Config as Forward
-from griffin_kernels.ops.temporal_conv1d.numba_direct import rank, reject
-from griffin_kernels.ops.temporal_conv1d_bwd.op import through_state
 
 
 @dataclass(frozen=True)
@@ -28,30 +25,10 @@ class Config(Forward):
     tile: int = 8
 
 
-def run(
-    dy: Tensor,
-    dnew_state: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    leaving = through_state(dnew_state, segment_pos, cu_seqlens, weight.shape[0])
-    return _numba_call.backward(
-        dy, leaving, x, weight, state, segment_pos, cu_seqlens, config.block_t, config.block_d, config.tile
-    )
-
-
-VARIANT = Variant(
-    op="temporal_conv1d_bwd",
-    name="numba.direct",
+VARIANT = backward_of(
+    FORWARD,
+    _numba_call.backward,
     summary="one pass in native code, taps and sums in registers",
-    run=run,
     config=Config,
     axes={"block_t": (64, 256, 1024), "block_d": (128, 640, 2560), "tile": (2, 4, 8, 16)},
-    reject=reject,
-    rank=rank,
 )

@@ -10,56 +10,52 @@ through the new state:
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.ops._arguments import Offsets, Positions, Sequence
 from griffin_kernels.ops.temporal_conv1d import op as forward
 from griffin_kernels.ops.temporal_conv1d.cost import index_bytes, state_elements, weight_elements
 
 
-def check(
-    dy: Tensor,
-    dnew_state: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> None:
-    """What the tensor specs cannot express: there is a tap, packed sequences fill time."""
-    forward.check_call(x, weight, cu_seqlens)
+class Call(NamedTuple):
+    """The arguments of temporal_conv1d_bwd. dy, dnew_state: what reaches y and the new state."""
+
+    dy: Sequence
+    dnew_state: forward.ConvState
+    x: Sequence
+    weight: forward.Taps
+    state: forward.ConvState = None
+    segment_pos: Positions = None
+    cu_seqlens: Offsets = None
 
 
-def through_state(
-    dnew_state: Tensor | None, segment_pos: Tensor | None, cu_seqlens: Tensor | None, taps: int
-) -> Tensor | None:
+def through_state(call: Call) -> Tensor | None:
     """The gradient of the inputs that the new state holds, zero where it holds zeros in their place."""
+    dnew_state, segment_pos, taps = call.dnew_state, call.segment_pos, call.weight.shape[0]
     if dnew_state is None or segment_pos is None or taps == 1 or segment_pos.shape[1] == 0:
         return dnew_state
-    return dnew_state.masked_fill(~forward.kept(segment_pos, taps, cu_seqlens)[..., None], 0.0)
+    return dnew_state.masked_fill(~forward.kept(segment_pos, taps, call.cu_seqlens)[..., None], 0.0)
 
 
-def reference(
-    dy: Tensor,
-    dnew_state: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor | None, ...]:
+def reference(call: Call) -> tuple[Tensor | None, ...]:
     """The equations at the top of this file, tap by tap; packed sequences one by one."""
+    dy, dnew_state, x, weight, state, segment_pos, cu_seqlens = call
     if cu_seqlens is not None:
         pieces = [
             reference(
-                dy[:, at],
-                forward.row_of(dnew_state, row),
-                x[:, at],
-                weight,
-                forward.row_of(state, row),
-                forward.row_of(segment_pos, 0, at),
-                None,
+                Call(
+                    dy[:, at],
+                    forward.row_of(dnew_state, row),
+                    x[:, at],
+                    weight,
+                    forward.row_of(state, row),
+                    forward.row_of(segment_pos, 0, at),
+                )
             )
             for row, at in forward.sequences(cu_seqlens)
         ]
@@ -70,7 +66,7 @@ def reference(
     before = x.new_zeros(batch, taps - 1, width) if state is None else state
     inputs = torch.cat([before, x], dim=1)  # [B, K-1+T, D]
     dinputs = torch.zeros_like(inputs)
-    incoming = through_state(dnew_state, segment_pos, None, taps)
+    incoming = through_state(call)
     if incoming is not None:
         dinputs[:, time:] += incoming
     dweight = torch.zeros_like(weight)
@@ -120,27 +116,10 @@ def tolerance(case: Case) -> Tolerance:
     return Tolerance(one_way.rel_norm + 2 * summing, one_way.worst + 16 * summing)
 
 
-def case_of(
-    dy: Tensor,
-    dnew_state: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> Case:
-    """The case that a real call is."""
-    return forward.call_case("temporal_conv1d_bwd", x, weight, segment_pos, cu_seqlens)
-
-
 OP = Op(
     name="temporal_conv1d_bwd",
     summary="dx, dweight, dbias and dstate of temporal_conv1d",
-    inputs={
-        "dy": TensorSpec("B T D"),
-        "dnew_state": TensorSpec("N K-1 D", optional=True),
-        **{name: forward.INPUTS[name] for name in ("x", "weight", "state", "segment_pos", "cu_seqlens")},
-    },
+    call=Call,
     outputs={
         "dx": TensorSpec("B T D"),
         "dweight": TensorSpec("K D"),
@@ -152,10 +131,10 @@ OP = Op(
     make_inputs=make_inputs,
     cost=cost,
     tolerance=tolerance,
-    case_of=case_of,
+    case_of=functools.partial(forward.case_of, op="temporal_conv1d_bwd"),
     splits=(ROWS, ("D",)),
     exact_dims=("K",),
     free_dims=("N",),
-    check=check,
+    check=forward.check,
     forward="temporal_conv1d",
 )

@@ -13,18 +13,11 @@ from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant, accumulator
 from griffin_kernels.ops import _slots
+from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    state: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor]:
+def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
+    x, weight, bias, state, positions, slots = call
     wide = accumulator(x.dtype)
     inputs = torch.cat([_slots.rows(state, slots), x[:, None]], dim=1)  # [B, K, D]
     if positions is not None:

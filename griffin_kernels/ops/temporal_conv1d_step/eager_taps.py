@@ -12,18 +12,11 @@ from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant, accumulator
 from griffin_kernels.ops import _slots
+from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    state: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor]:
+def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
+    x, weight, bias, state, positions, slots = call
     wide, taps = accumulator(x.dtype), weight.shape[0]
     w, kept = weight.to(wide), _slots.rows(state, slots)  # [B, K-1, D]
     if positions is not None:

@@ -22,6 +22,7 @@ from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops._native_call import rows
 from griffin_kernels.ops.temporal_conv1d_step import _numba
+from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,8 @@ class Config:
     block_d: int = 2560
 
 
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    state: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
+def run(call: Call, config: Config) -> tuple[Tensor, Tensor]:
+    x, weight, bias, state, positions, slots = call
     batch, width = x.shape
     taps, size = weight.shape[0], x.element_size()
     x, weight, bias = rows(x), rows(weight), rows(bias)

@@ -9,32 +9,41 @@ precede the token's document become zeros in the state. Slots are explained in `
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
+from griffin_kernels.ops._arguments import Slots, TokenPositions, Tokens
 from griffin_kernels.ops.temporal_conv1d import cost as conv_cost
 from griffin_kernels.ops.temporal_conv1d import op as conv
 from griffin_kernels.ops.temporal_conv1d_step.cost import cost, make_case
 
 
-def check(
-    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, positions: Tensor | None, slots: Tensor | None
-) -> None:
+class Call(NamedTuple):
+    """The arguments of temporal_conv1d_step; see ``functional/temporal_conv1d_step.py``."""
+
+    x: Tokens
+    weight: conv.Taps
+    bias: conv.Bias
+    state: Annotated[Tensor, TensorSpec("P K-1 D")]
+    positions: TokenPositions = None
+    slots: Slots = None
+
+
+def check(call: Call) -> None:
     """What the tensor specs cannot express: there is a tap, and every row has a state."""
-    conv.check_call(x, weight, None)
-    _slots.check(x.shape[0], slots, state=state)
+    conv.check_call(call.x, call.weight, None)
+    _slots.check(call.x.shape[0], call.slots, state=call.state)
 
 
-def reference(
-    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, positions: Tensor | None, slots: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def reference(call: Call) -> tuple[Tensor, Tensor]:
     """y [B,D] and the states [P,K-1,D] afterwards."""
+    x, weight, bias, state, positions, slots = call
     segment_pos = None if positions is None else positions[:, None]
-    y, new = conv.reference(x[:, None], weight, bias, _slots.rows(state, slots), segment_pos, None)
+    y, new = conv.reference(conv.Call(x[:, None], weight, bias, _slots.rows(state, slots), segment_pos))
     return _slots.silence(y[:, 0], slots), _slots.updated(state, slots, new)
 
 
@@ -62,12 +71,10 @@ def tolerance(case: Case) -> Tolerance:
     return conv.tolerance(case)
 
 
-def case_of(
-    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, positions: Tensor | None, slots: Tensor | None
-) -> Case:
+def case_of(call: Call) -> Case:
     """The case that a real call is."""
-    batch, width = x.shape
-    return make_case(batch, width, weight.shape[0], dtype_name(x.dtype), pool=state.shape[0], tag="call")
+    batch, width = call.x.shape
+    return make_case(batch, width, call.weight.shape[0], dtype_name(call.x.dtype), pool=call.state.shape[0], tag="call")
 
 
 def cases() -> tuple[Case, ...]:
@@ -94,14 +101,7 @@ def cases() -> tuple[Case, ...]:
 OP = Op(
     name="temporal_conv1d_step",
     summary="one token of temporal_conv1d, its K-1 last inputs kept in place",
-    inputs={
-        "x": TensorSpec("B D"),
-        "weight": TensorSpec("K D"),
-        "bias": TensorSpec("D"),
-        "state": TensorSpec("P K-1 D"),
-        "positions": TensorSpec("B", "int64", optional=True, least=0),
-        "slots": TensorSpec("B", "int64", optional=True),
-    },
+    call=Call,
     outputs={"y": TensorSpec("B D"), "state": TensorSpec("P K-1 D")},
     reference=reference,
     cases=cases(),

@@ -41,9 +41,9 @@ def test_files_of_a_kernel_are_all_that_it_imports(module):
 SCAN = """
 import torch
 from griffin_kernels import catalog
-v = catalog.variant("linear_scan/numba.sequential")
+op, v = catalog.op("linear_scan"), catalog.variant("linear_scan/numba.sequential")
 x = torch.ones(1, 1, 3)
-print(v.run(x, x, None, None, None, False, config=v.config())[0].tolist())
+print(v.run(op.call(x, x), v.config())[0].tolist())
 """
 ATTENTION = """
 import torch

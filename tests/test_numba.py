@@ -26,7 +26,7 @@ OPS = pytest.mark.parametrize("op_name", ["linear_scan", "linear_scan_bwd"])
 
 def scan(x: Tensor, a: Tensor, h0: Tensor | None = None, *, algorithm: str = "sequential", **config: int):
     variant = catalog.variant(f"linear_scan/numba.{algorithm}")
-    return variant.run(x, a, h0, None, None, False, config=variant.config(**config))
+    return variant.run(catalog.op("linear_scan").call(x, a, h0), variant.config(**config))
 
 
 def verdict(variant: Variant, case: Case, **config: int) -> verify.Verdict:
@@ -177,7 +177,7 @@ def test_runs_where_nothing_can_be_written(tmp_path):
         "from griffin_kernels import catalog\n"
         "v = catalog.variant('linear_scan/numba.sequential')\n"
         "x = torch.ones(1, 3, 2)\n"
-        "print(v.run(x, x, None, None, None, False, config=v.config())[0][0, :, 0].tolist())\n"
+        "print(v.run(catalog.op('linear_scan').call(x, x), v.config())[0][0, :, 0].tolist())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[1.0, 2.0, 3.0]", done.stderr

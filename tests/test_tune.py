@@ -122,9 +122,9 @@ def test_bad_candidate_is_named_never_timed_and_never_wins(tmp_path, monkeypatch
 
 
 def test_input_that_a_candidate_changes_makes_it_wrong(tmp_path, monkeypatch):
-    def scribble(*, config, x, **inputs):
-        out = catalog.variant("linear_scan/eager.sequential").run(x=x, **inputs, config=NoConfig())
-        x.zero_()
+    def scribble(call, config):
+        out = catalog.variant("linear_scan/eager.sequential").run(call, NoConfig())
+        call.x.zero_()
         return out
 
     scribble.__module__ = catalog.variant("linear_scan/eager.sequential").run.__module__
@@ -134,16 +134,16 @@ def test_input_that_a_candidate_changes_makes_it_wrong(tmp_path, monkeypatch):
     assert [c.problem.split(": ")[-1] for c in found] == ["changed its input x"] * len(found)
 
 
-def leaking(*, config, x, **inputs):
+def leaking(call, config):
     """Right, but for a factor of zero: what is NaN in one batch row is NaN in all."""
-    h, h_last = catalog.variant("linear_scan/eager.sequential").run(x=x, **inputs, config=NoConfig())
-    return h + 0.0 * x.sum().to(h.dtype), h_last
+    h, h_last = catalog.variant("linear_scan/eager.sequential").run(call, NoConfig())
+    return h + 0.0 * call.x.sum().to(h.dtype), h_last
 
 
-def multiplying(*, config, x, a, **inputs):
+def multiplying(call, config):
     """Right while gates are within [-1, 1]: a product of gates overflows where the state does not."""
-    h, h_last = catalog.variant("linear_scan/eager.sequential").run(x=x, a=a, **inputs, config=NoConfig())
-    return h, h_last + 0.0 * a.double().prod(1).to(h_last.dtype)
+    h, h_last = catalog.variant("linear_scan/eager.sequential").run(call, NoConfig())
+    return h, h_last + 0.0 * call.a.double().prod(1).to(h_last.dtype)
 
 
 @pytest.mark.parametrize(

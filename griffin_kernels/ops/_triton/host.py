@@ -97,6 +97,14 @@ def idle_threads(block_d: int, num_warps: int, device: Device) -> str | None:
     return None
 
 
+def idle_tile(block_t: int, block_d: int, num_warps: int, device: Device) -> str | None:
+    """Why a tile has too few elements for its warps, if so."""
+    threads = num_warps * (device.warp_size or 32)
+    if block_t * block_d < threads:
+        return f"a tile of {block_t} x {block_d} leaves threads without an element: there are {threads}"
+    return None
+
+
 def unfit(case: Case, device: Device, block_d: int, num_warps: int) -> str | None:
     """Why a kernel whose threads own channels cannot run, or would only waste them."""
     return not_here(device) or idle_channels(case, block_d) or idle_threads(block_d, num_warps, device)

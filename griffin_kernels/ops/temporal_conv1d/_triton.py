@@ -62,18 +62,30 @@ MOST_TAPS = 16
 """More would not fit into registers beside the rows loaded ahead, and code grows with their number."""
 
 
-def unfit(case: Case, device: Device, block_d: int, num_warps: int) -> str | None:
-    """Why a kernel cannot run, or would only waste its threads."""
+def too_many_taps(case: Case) -> str | None:
+    """Why taps cannot be unrolled, if so."""
     if case["K"] > MOST_TAPS:
         return f"{case['K']} taps are more than the {MOST_TAPS} that are unrolled"
-    return host.unfit(case, device, block_d, num_warps)
+    return None
 
 
-def unfit_tile(case: Case, device: Device, block_t: int, block_d: int, num_warps: int) -> str | None:
+def uneven(config: Any) -> str | None:
+    """Why a span is no whole number of tiles, if so."""
+    if config.span % config.block_t:
+        return f"span={config.span} is not a multiple of block_t={config.block_t}"
+    return None
+
+
+def unfit_rows(case: Case, device: Device, config: Any) -> str | None:
+    """Why a kernel whose threads own channels cannot run, or would only waste them."""
+    return uneven(config) or too_many_taps(case) or host.unfit(case, device, config.block_d, config.num_warps)
+
+
+def unfit_tile(case: Case, device: Device, config: Any) -> str | None:
     """Why a kernel whose threads share a tile cannot run, or would only waste them."""
-    if case["K"] > MOST_TAPS:
-        return f"{case['K']} taps are more than the {MOST_TAPS} that are unrolled"
-    threads = num_warps * (device.warp_size or 32)
-    if block_t * block_d < threads:
-        return f"a tile of {block_t} x {block_d} leaves threads without an element: there are {threads}"
-    return host.not_here(device) or host.idle_channels(case, block_d)
+    return (
+        too_many_taps(case)
+        or host.idle_tile(config.block_t, config.block_d, config.num_warps, device)
+        or host.not_here(device)
+        or host.idle_channels(case, config.block_d)
+    )

@@ -24,18 +24,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
-from griffin_kernels.device import Device
+from griffin_kernels.contract import Inputs, Variant
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops._triton.tensors import (
-    Rows,
-    at,
-    load_flags,
-    load_rows,
-    load_state,
-    own_channels,
-    store_row,
-)
+from griffin_kernels.ops._triton.tensors import Rows, at, load_flags, load_rows, load_state, own_channels, store_row
 from griffin_kernels.ops.temporal_conv1d import _triton
 from griffin_kernels.ops.temporal_conv1d._triton_jit import input_row, load_taps, piece_of, store_new_state
 
@@ -124,19 +115,13 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     return [_triton.launch(temporal_conv1d_rows, inputs, outputs, config, blocks, config.block_d)]
 
 
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    if config.span % config.block_t:
-        return f"span={config.span} is not a multiple of block_t={config.block_t}"
-    return _triton.unfit(case, device, config.block_d, config.num_warps)
-
-
 VARIANT = Variant(
     op="temporal_conv1d",
     name="triton.rows",
     summary="one pass, earlier inputs in registers, rows loaded ahead",
     config=Config,
     axes={"span": (32, 64, 128, 256), "block_t": (8, 16, 32), "block_d": (64, 128, 256), "num_warps": (1, 2)},
-    reject=reject,
+    reject=_triton.unfit_rows,
     rank=lambda case, device: 30,
     launches=launches,
 )

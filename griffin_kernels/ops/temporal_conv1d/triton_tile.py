@@ -22,8 +22,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
-from griffin_kernels.device import Device
+from griffin_kernels.contract import Inputs, Variant
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import dense, load_state, own_channels
 from griffin_kernels.ops.temporal_conv1d import _triton
@@ -128,17 +127,13 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     return [_triton.launch(temporal_conv1d_tile, inputs, outputs, config, blocks, config.block_t * config.block_d)]
 
 
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _triton.unfit_tile(case, device, config.block_t, config.block_d, config.num_warps)
-
-
 VARIANT = Variant(
     op="temporal_conv1d",
     name="triton.tile",
     summary="tiles of steps and channels, one shifted load per tap",
     config=Config,
     axes={"block_t": (8, 16, 32), "block_d": (64, 128), "num_warps": (1, 2, 4)},
-    reject=reject,
+    reject=_triton.unfit_tile,
     rank=lambda case, device: 25,
     launches=launches,
 )

@@ -153,13 +153,6 @@ def launches(kernel: Any, inputs: Inputs, outputs: dict[str, Any], config: Any, 
     return [pieces, reduce]
 
 
-def unfit_span(config: Any) -> str | None:
-    """Why pieces of time cannot be cut into tiles, if so."""
-    if config.span % config.block_t:
-        return f"span={config.span} is not a multiple of block_t={config.block_t}"
-    return None
-
-
 def traffic(case: Case, span: int) -> int:
     """Bytes moved: dy and x read, dx written, K+1 sums per piece written and read."""
     pieces = case["B"] * -(-case["T"] // span) + (case["N"] if "packed" in case.flags else 0)

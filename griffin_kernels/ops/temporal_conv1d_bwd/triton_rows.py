@@ -26,8 +26,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
-from griffin_kernels.device import Device
+from griffin_kernels.contract import Inputs, Variant
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import Rows, at, load_flags, load_rows, own_channels, store_row
 from griffin_kernels.ops.temporal_conv1d import _triton as forward
@@ -169,17 +168,13 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     return _triton.launches(temporal_conv1d_bwd_rows, inputs, outputs, config, config.block_d)
 
 
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _triton.unfit_span(config) or forward.unfit(case, device, config.block_d, config.num_warps)
-
-
 VARIANT = Variant(
     op="temporal_conv1d_bwd",
     name="triton.rows",
     summary="one pass, later gradients and sums in registers, rows loaded ahead",
     config=Config,
     axes={"span": (32, 64, 128, 256, 512), "block_t": (4, 8, 16), "block_d": (64, 128, 256), "num_warps": (1, 2)},
-    reject=reject,
+    reject=forward.unfit_rows,
     rank=lambda case, device: 30,
     launches=launches,
     traffic=lambda case, config: _triton.traffic(case, config.span),

@@ -23,8 +23,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
-from griffin_kernels.device import Device
+from griffin_kernels.contract import Inputs, Variant
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import dense, own_channels
 from griffin_kernels.ops.temporal_conv1d import _triton as forward
@@ -179,18 +178,13 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
     return _triton.launches(temporal_conv1d_bwd_tile, inputs, outputs, config, share)
 
 
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    fits = forward.unfit_tile(case, device, config.block_t, config.block_d, config.num_warps)
-    return _triton.unfit_span(config) or fits
-
-
 VARIANT = Variant(
     op="temporal_conv1d_bwd",
     name="triton.tile",
     summary="tiles of steps and channels, one shifted load of dy per tap",
     config=Config,
     axes={"span": (64, 128, 256, 512), "block_t": (8, 16), "block_d": (64, 128), "num_warps": (4, 8)},
-    reject=reject,
+    reject=lambda case, device, config: forward.uneven(config) or forward.unfit_tile(case, device, config),
     rank=lambda case, device: 25,
     launches=launches,
     traffic=lambda case, config: _triton.traffic(case, config.span),

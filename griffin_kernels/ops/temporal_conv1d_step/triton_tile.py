@@ -64,9 +64,8 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if reason := host.not_here(device) or host.idle_channels(case, config.block_d):
         return reason
-    threads = config.num_warps * (device.warp_size or 32)
-    if config.block_b * config.block_d < threads:
-        return f"a tile of {config.block_b} x {config.block_d} leaves some of {threads} threads without an element"
+    if reason := host.idle_tile(config.block_b, config.block_d, config.num_warps, device):
+        return reason
     if config.block_b > 8 and config.block_b >= 2 * case["B"]:
         return f"block_b={config.block_b} is at least twice the {case['B']} rows: half of it does nothing"
     return None

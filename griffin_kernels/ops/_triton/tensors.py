@@ -78,6 +78,11 @@ def state(tensor: Tensor | None) -> State | None:
     return None if tensor is None else State(tensor, row_stride(tensor, 0), constant(channel_stride(tensor)))
 
 
+def dense_state(tensor: Tensor | None) -> State | None:
+    """The bundle of a contiguous tensor [N,D], such as an output."""
+    return None if tensor is None else State(tensor, constant(tensor.shape[1]), constant(1))
+
+
 @triton.jit
 def dense(pointer, row, D: tl.constexpr, SIGN: tl.constexpr):
     """The rows of a contiguous tensor [...,D] from ``row`` on, visited backwards where SIGN is -1."""
@@ -100,6 +105,16 @@ def later(rows, steps):
 def further(rows, elements):
     """The rows from ``elements`` elements further on."""
     return Rows(rows.at + elements, rows.batch, rows.step, rows.channel)
+
+
+@triton.jit
+def marks_at(marks, time, SIGN: tl.constexpr):
+    """The marks from ``time`` on."""
+    if marks is None:
+        moved = None
+    else:
+        moved = Marks(at(marks.enter, 0, time, SIGN), at(marks.leave, 0, time, SIGN), marks.state, marks.final)
+    return moved
 
 
 @triton.jit

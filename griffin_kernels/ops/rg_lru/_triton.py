@@ -17,7 +17,7 @@ from griffin_kernels.launch import Call, Claims, Launch
 from griffin_kernels.ops._triton import chunks as split
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.strides import constant
-from griffin_kernels.ops._triton.tensors import Marks, Rows, State, rows, state
+from griffin_kernels.ops._triton.tensors import Marks, Rows, dense_state, rows, state
 from griffin_kernels.ops.rg_lru._triton_jit import Parameters, Steps
 from griffin_kernels.ops.rg_lru._triton_tiles import Shape
 from griffin_kernels.ops.rg_lru.cost import cost
@@ -38,15 +38,19 @@ def arguments(
     for name, wanted in (("out", branch is not None), ("y", branch is None or inputs["with_h"])):
         if wanted:
             written[name] = host.empty(outputs, name, x, batch, time, width, dtype=x.dtype)
-    gates = (None if products and "weight" in name else inputs[name].contiguous() for name in GATES)
     args = {
         "steps": Steps(rows(x), rows(branch), rows(positions), *(products or (None, None)), **written),
-        "parameters": Parameters(*gates),
+        "parameters": parameters(inputs, weights=products is None),
         "h0": state(h0),
         "h_last": host.empty(outputs, "h_last", x, host.rows_of(inputs, batch), width, dtype=torch.float32),
         "T": time,
     }
     return args, {"D": width, "FRESH": is_fresh(h0, positions)}
+
+
+def parameters(inputs: Inputs, weights: bool) -> Parameters:
+    """The gates' parameters. weights: whether the kernel reads the gates' weights."""
+    return Parameters(*(inputs[name].contiguous() if weights or "weight" not in name else None for name in GATES))
 
 
 def products(inputs: Inputs) -> tuple[tuple[Tensor, Tensor], list[Call]]:
@@ -60,28 +64,30 @@ def products(inputs: Inputs) -> tuple[tuple[Tensor, Tensor], list[Call]]:
 
 
 def in_chunks(
-    inputs: Inputs, outputs: dict[str, Any], chunk: int, phase: Callable[[bool, int, dict[str, Any]], Launch]
+    inputs: Inputs,
+    given: Tensor | None,
+    final: Tensor | None,
+    chunk: int,
+    phase: Callable[[bool, int, dict[str, Any]], Launch],
+    reverse: bool = False,
 ) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan.
 
-    phase: the launch that reduces, or that scans, by its chunks of all batch entries and the arguments that it takes
-    besides ``arguments``.
+    given, final: the states [N,D] that time, visited backwards if ``reverse``, starts from and ends with. phase: the
+    launch that reduces, or that scans, by its chunks of all batch entries and arguments besides those of any kernel.
     """
-    x, h0 = inputs["x"], inputs["h0"]
-    batch, time, width = x.shape
-    h_last = outputs["h_last"]
-    enter, leave, steps = split.mark(inputs["cu_seqlens"], h0, h_last, time, width, False, tl.float32)
-    marks, one = None, constant(1)
+    batch, time, width = inputs["x"].shape
+    enter, leave, steps = split.mark(inputs["cu_seqlens"], given, final, time, width, reverse, tl.float32)
+    marks = None
     if enter is not None:
-        final = State(h_last, constant(width), one)
-        marks = Marks(Rows(enter, 0, one, None), Rows(leave, 0, one, None), state(h0), final)
-    given = h0 if marks is None else None
+        sign, last = constant(-1 if reverse else 1), dense_state(final)
+        marks = Marks(Rows(enter, 0, sign, None), Rows(leave, 0, sign, None), state(given), last)
     chunks = triton.cdiv(time, chunk) - 1
-    args = {"h0": state(given), "marks": marks, "product": None, "result": None, "chunks": chunks}
+    args = {"marks": marks, "product": None, "result": None, "chunks": chunks}
     if chunks:
-        product, result = torch.empty((2, batch, chunks, width), dtype=torch.float32, device=x.device)
+        product, result = torch.empty((2, batch, chunks, width), dtype=torch.float32, device=inputs["x"].device)
         args |= {"product": product, "result": result}
-        steps += [phase(True, batch * chunks, args), split.carry(product, result, given)]
+        steps += [phase(True, batch * chunks, args), split.carry(product, result, given if marks is None else None)]
     return [*steps, phase(False, batch * (chunks + 1), args)]
 
 

@@ -273,6 +273,19 @@ def own_block(place, parameters, D: tl.constexpr, shape):
 
 
 @triton.jit
+def gate_products(x, block, order, left, D: tl.constexpr, shape):
+    """x W_i and x W_r [block_n, block_t] of a tile, float32."""
+    z_i = tl.zeros((shape.block_n, shape.block_t), dtype=tl.float32)
+    z_r = tl.zeros((shape.block_n, shape.block_t), dtype=tl.float32)
+    for k in tl.static_range((shape.n + shape.part - 1) // shape.part):
+        inputs = slice_of(block.number, tl.arange(0, shape.part) + k * shape.part, shape.part, shape)
+        part = load_tile(x, inputs, order, left, D)
+        z_i = dot(block.w_i[k], part, z_i)
+        z_r = dot(block.w_r[k], part, z_r)
+    return z_i, z_r
+
+
+@triton.jit
 def gate_tile(
     steps, marks, block, order, begin, left, before, D: tl.constexpr, FRESH: tl.constexpr, FAST: tl.constexpr, shape
 ):
@@ -284,13 +297,7 @@ def gate_tile(
     """
     channels = block.channels
     here = order < left
-    z_i = tl.zeros((shape.block_n, shape.block_t), dtype=tl.float32)
-    z_r = tl.zeros((shape.block_n, shape.block_t), dtype=tl.float32)
-    for k in tl.static_range((shape.n + shape.part - 1) // shape.part):
-        inputs = slice_of(block.number, tl.arange(0, shape.part) + k * shape.part, shape.part, shape)
-        part = load_tile(later(steps.x, begin), inputs, order, left, D)
-        z_i = dot(block.w_i[k], part, z_i)
-        z_r = dot(block.w_r[k], part, z_r)
+    z_i, z_r = gate_products(later(steps.x, begin), block, order, left, D, shape)
     own = load_tile(later(steps.x, begin), channels, order, left, D)
     i, _, a, _, m = gates_of(z_i, tl.where(here[None, :], z_r, float("-inf")), block.gates, FAST)
     cut = ()

@@ -107,7 +107,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
             claims=_triton.claims(x, n, block_t, config),
         )
 
-    return _triton.in_chunks(inputs, outputs, config.chunk, phase)
+    return _triton.in_chunks(inputs, inputs["h0"], outputs["h_last"], config.chunk, phase)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

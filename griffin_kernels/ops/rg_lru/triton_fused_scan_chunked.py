@@ -109,7 +109,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[St
             claims=Claims(load_bits=host.load_bits((x, products[0]), config.block_d // (32 * config.num_warps))),
         )
 
-    return [*steps, *_triton.in_chunks(inputs, outputs, config.chunk, phase)]
+    return [*steps, *_triton.in_chunks(inputs, inputs["h0"], outputs["h_last"], config.chunk, phase)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

@@ -20,9 +20,12 @@ from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Call, Launch
 from griffin_kernels.ops import _products
-from griffin_kernels.ops._triton import host as scan
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.tensors import dense_state, rows, state
+from griffin_kernels.ops.rg_lru import _triton as forward
 from griffin_kernels.ops.rg_lru.op import DECAY as _DECAY
 from griffin_kernels.ops.rg_lru.op import is_fresh
+from griffin_kernels.ops.rg_lru_bwd._triton_jit import Ends, Steps
 
 SUM_ROWS = 32
 SUM_D = 64
@@ -63,73 +66,32 @@ def rg_lru_bwd_sums(
         tl.store(da_param + columns, (slope * value * -DECAY).to(da_param.dtype.element_ty), mask=inside)
 
 
-def backward_step(tensor: Tensor | None) -> Any:
-    """Elements of [B,T,...] from a step to the one before it, as a kernel takes them."""
-    return scan.signed_step(tensor, True)
-
-
 def scan_arguments(
-    inputs: Inputs, outputs: dict[str, Any], z: Tensor, partial: Tensor
+    inputs: Inputs, outputs: dict[str, Any], z: Tensor, partial: Tensor, weights: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments and constexprs of a kernel that goes back over time; allocates dx, dh0 and, with a branch, dbranch.
+    """(arguments, constexprs) of a kernel that goes back over time; allocates dx, dh0 and, with a branch, dbranch.
 
     ``branch`` [B,T,D] is no argument of the op: y times gelu(branch) is then what dy is the gradient of.
 
-    z [B*T, H, 2, n]; partial [programs over time, 3, D] float32.
+    z [B*T, H, 2, n]; partial [programs over time, 3, D] float32. weights: whether the kernel reads the gates' weights.
     """
-    names = ("dy", "dh_last", "x", "y", "h0", "segment_pos", "cu_seqlens", "a_param")
-    dy, dh_last, x, y, h0, segment_pos, cu_seqlens, a_param = (inputs[name] for name in names)
+    x, h0, positions, branch = inputs["x"], inputs["h0"], inputs["segment_pos"], inputs.get("branch")
     batch, time, width = x.shape
-    branch = inputs.get("branch")
-    rows = scan.rows_of(inputs, batch)
-    bias_i, bias_r = inputs["input_gate_bias"], inputs["recurrence_gate_bias"]
+    dx = host.empty(outputs, "dx", x, batch, time, width, dtype=x.dtype)
+    dbranch = None if branch is None else host.empty(outputs, "dbranch", x, batch, time, width, dtype=x.dtype)
     if h0 is None:
-        outputs["dh0"] = None
+        outputs["dh0"] = dh0 = None
+    else:
+        dh0 = host.empty(outputs, "dh0", x, host.rows_of(inputs, batch), width, dtype=torch.float32)
+    dy, y = rows(inputs["dy"], True), rows(inputs["y"], True)
     args = {
-        "dy": dy,
-        "dh_last": dh_last,
-        "x": x,
-        "y": y,
-        "z": z,
-        "branch": branch,
-        "a_param": a_param,
-        "bias_i": bias_i,
-        "bias_r": bias_r,
-        "h0": h0,
-        "positions": segment_pos,
-        "cu_seqlens": cu_seqlens,
-        "dx": scan.empty(outputs, "dx", x, batch, time, width, dtype=x.dtype),
-        "dbranch": None if branch is None else scan.empty(outputs, "dbranch", x, batch, time, width, dtype=x.dtype),
-        "dh0": None if h0 is None else scan.empty(outputs, "dh0", x, rows, width, dtype=torch.float32),
+        "steps": Steps(dy, rows(x, True), y, rows(branch, True), rows(positions, True), z, dx, dbranch),
+        "parameters": forward.parameters(inputs, weights),
+        "ends": Ends(state(inputs["dh_last"]), state(h0), dense_state(dh0)),
         "partial": partial,
         "T": time,
-        "dy_batch": scan.row_stride(dy, 0),
-        "x_batch": scan.row_stride(x, 0),
-        "y_batch": scan.row_stride(y, 0),
-        "branch_batch": scan.row_stride(branch, 0),
-        "position_batch": scan.row_stride(segment_pos, 0),
-        "dh_last_row": scan.row_stride(dh_last, 0),
-        "h0_row": scan.row_stride(h0, 0),
     }
-    constexprs = {
-        "D": width,
-        "WIDTH": bias_i.shape[1],
-        **scan.time_strides("DY", dy, True),
-        **scan.time_strides("X", x, True),
-        **scan.time_strides("Y", y, True),
-        "BRANCH_STEP": backward_step(branch),
-        "BRANCH_CHANNEL": scan.channel_stride(branch),
-        "POSITION_STEP": backward_step(segment_pos),
-        "A_PARAM_CHANNEL": scan.channel_stride(a_param),
-        "BIAS_I_BLOCK": scan.row_stride(bias_i, 0),
-        "BIAS_I_CHANNEL": scan.channel_stride(bias_i),
-        "BIAS_R_BLOCK": scan.row_stride(bias_r, 0),
-        "BIAS_R_CHANNEL": scan.channel_stride(bias_r),
-        "DH_LAST_CHANNEL": scan.channel_stride(dh_last),
-        "H0_CHANNEL": scan.channel_stride(h0),
-        "FRESH": is_fresh(h0, segment_pos),
-    }
-    return args, constexprs
+    return args, {"D": width, "FRESH": is_fresh(h0, positions)}
 
 
 def sums(inputs: Inputs, outputs: dict[str, Any], partial: Tensor) -> Launch:
@@ -142,14 +104,14 @@ def sums(inputs: Inputs, outputs: dict[str, Any], partial: Tensor) -> Launch:
         args={
             "partial": partial,
             "a_param": a_param,
-            "da_param": scan.empty(outputs, "da_param", a_param, width, dtype=a_param.dtype),
-            "dinput_gate_bias": scan.empty(outputs, "dinput_gate_bias", bias, *bias.shape, dtype=bias.dtype),
-            "drecurrence_gate_bias": scan.empty(outputs, "drecurrence_gate_bias", bias, *bias.shape, dtype=bias.dtype),
+            "da_param": host.empty(outputs, "da_param", a_param, width, dtype=a_param.dtype),
+            "dinput_gate_bias": host.empty(outputs, "dinput_gate_bias", bias, *bias.shape, dtype=bias.dtype),
+            "drecurrence_gate_bias": host.empty(outputs, "drecurrence_gate_bias", bias, *bias.shape, dtype=bias.dtype),
             "rows": partial.shape[0],
         },
         constexprs={
             "D": width,
-            "A_PARAM_CHANNEL": scan.channel_stride(a_param),
+            "A_PARAM_CHANNEL": host.channel_stride(a_param),
             "ROWS": SUM_ROWS,
             "BLOCK_D": SUM_D,
         },
@@ -188,7 +150,7 @@ def products_of_gradients(inputs: Inputs, outputs: dict[str, Any], z: Tensor, bo
     blocks, width, _ = weight.shape
     dx: Tensor = outputs["dx"]
     names = ("dinput_gate_weight", "drecurrence_gate_weight")
-    into = [scan.empty(outputs, name, weight, *weight.shape, dtype=weight.dtype) for name in names]
+    into = [host.empty(outputs, name, weight, *weight.shape, dtype=weight.dtype) for name in names]
 
     def through_gates() -> None:
         blockwise(dx, blocks).baddbmm_(pairs(z), both.transpose(1, 2))
@@ -205,7 +167,7 @@ def load_bits(inputs: Inputs, per_thread: int) -> int:
     """Width of a thread's load of ``per_thread`` neighbouring channels of dy, x, y and z."""
     x = inputs["x"]
     size = x.element_size()
-    widest = scan.load_bits((inputs["dy"], x, inputs["y"]), per_thread)
+    widest = host.load_bits((inputs["dy"], x, inputs["y"]), per_thread)
     block_width = inputs["input_gate_bias"].shape[1]
     of_z: int = 8 * size * math.gcd(16 // size, per_thread, block_width)
     return min(widest, of_z)
@@ -215,7 +177,7 @@ def unfit(case: Case, device: Device, block_d: int, num_warps: int) -> str | Non
     """Why a kernel whose threads own channels cannot run, or would only waste them."""
     if case.dtype == "float64":
         return "gates are computed in float32, float64 data would lose precision"
-    return scan.unfit(case, device, block_d, num_warps)
+    return host.unfit(case, device, block_d, num_warps)
 
 
 def few_warps(case: Case, device: Device) -> bool:

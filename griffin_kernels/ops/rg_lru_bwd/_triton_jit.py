@@ -1,23 +1,101 @@
-"""Device functions of rg_lru_bwd that its Triton kernels share: the equations of op.py, element by element.
+"""Device functions of rg_lru_bwd that its Triton kernels share: what they visit, the equations of op.py.
 
 Special functions per element, after the gates: one, since m and its derivative come from the same 1 / sqrt(v).
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.tensors import State, at, dense, later, store_state
 from griffin_kernels.ops.rg_lru.op import MAX_SQRT_GRADIENT
 
 LARGEST_SLOPE = tl.constexpr(MAX_SQRT_GRADIENT)
 TINY = tl.constexpr(1e-37)
-LOG2_E = tl.constexpr(1.4426950408889634)
-GELU_SCALE = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
-GELU_CUBIC = tl.constexpr(0.044715)
+
+
+class Steps(NamedTuple):
+    """What the scan reads and writes step by step, or None: ``Rows``, from the last step on, of dy, x, y, of the branch
+    whose gelu the states were multiplied by, and of positions [B,T]; z [B*T,H,2,n], products in, gradients out; dx and
+    dbranch [B,T,D]; the last three contiguous. With a branch dy is the product's gradient.
+    """
+
+    dy: Any
+    x: Any
+    y: Any
+    branch: Any
+    positions: Any
+    z: Any
+    dx: Any
+    dbranch: Any
+
+
+class Ends(NamedTuple):
+    """``State`` or None: dh_last and h0 [N,D]; dh0 [N,D] contiguous."""
+
+    dh_last: Any
+    h0: Any
+    dh0: Any
+
+
+class Sums(NamedTuple):
+    """dz_i, dz_r and r dlog_a, float32: of some steps, or summed over steps."""
+
+    z_i: Any
+    z_r: Any
+    log_a: Any
+
+
+@triton.jit
+def steps_at(steps, batch, time, T, blocks_before, D: tl.constexpr):
+    """The steps of a batch entry from ``time`` on, backwards, all of them ``Rows``; of z those of the input gate.
+
+    blocks_before: channels of the gate blocks before a channel's own, any shape that broadcasts with channels.
+    """
+    row = batch * T + time
+    return Steps(
+        at(steps.dy, batch, time, -1),
+        at(steps.x, batch, time, -1),
+        at(steps.y, batch, time, -1),
+        at(steps.branch, batch, time, -1),
+        at(steps.positions, batch, time, -1),
+        dense(steps.z + blocks_before, row, 2 * D, -1),
+        dense(steps.dx, row, D, -1),
+        dense(steps.dbranch, row, D, -1),
+    )
+
+
+@triton.jit
+def steps_later(steps, count):
+    """The steps from ``count`` steps later on, as visited."""
+    return Steps(
+        later(steps.dy, count),
+        later(steps.x, count),
+        later(steps.y, count),
+        later(steps.branch, count),
+        later(steps.positions, count),
+        later(steps.z, count),
+        later(steps.dx, count),
+        later(steps.dbranch, count),
+    )
+
+
+@triton.jit
+def added(sums, more):
+    """Both sums together."""
+    return Sums(sums.z_i + more.z_i, sums.z_r + more.z_r, sums.log_a + more.log_a)
+
+
+@triton.jit
+def store_sums(partial, row, sums, channels, D: tl.constexpr):
+    """Row ``row`` of partial [rows,3,D], for rg_lru_bwd_sums."""
+    for k in tl.static_range(3):
+        store_state(State(partial + k * D, 3 * D, 1), row, sums[k], channels)
 
 
 @triton.jit
@@ -29,7 +107,7 @@ def multiplier(v):
 
 @triton.jit
 def gradients(g, passed, x, before, i, r, a, m, slope, rate):
-    """(part of dx that does not go through the gates, dz_i, dz_r, r dlog_a), float32.
+    """(part of dx that does not go through the gates, sums of the step alone), float32.
 
     g: gradient that reaches h_t; passed: a g, what reaches h_{t-1}; before: h_{t-1}; rate: log a = rate r. At a reset
     m is 1, and passed and before are 0.
@@ -38,25 +116,4 @@ def gradients(g, passed, x, before, i, r, a, m, slope, rate):
     dz_i = direct * x * (1.0 - i)
     # a da - 2 a^2 (g i x) slope, da = g h_{t-1}
     r_dlog_a = r * (passed * (before - 2.0 * a * slope * (i * x)))
-    return direct, dz_i, rate * (1.0 - r) * r_dlog_a, r_dlog_a
-
-
-@triton.jit
-def gelu_and_slope(y):
-    """gelu in its tanh form and its derivative, float32: y q with q = (1 + tanh(s)) / 2 = sigmoid(2 s)."""
-    square = y * y
-    s = y * (square * (GELU_CUBIC * GELU_SCALE) + GELU_SCALE)
-    q = 1.0 / (1.0 + tl.exp2(tl.minimum(s * (-2.0 * LOG2_E), 126.0)))
-    ds = square * (3.0 * GELU_CUBIC * GELU_SCALE) + GELU_SCALE
-    gelu = y * q
-    return gelu, q + 2.0 * gelu * (1.0 - q) * ds
-
-
-@triton.jit
-def load_flags(pointer, left, STEP, OTHER: tl.constexpr, ROWS: tl.constexpr):
-    """ROWS scalars, one per step, as a tuple, OTHER from ``left`` on; an empty one where ``pointer`` is None."""
-    flags = ()
-    if pointer is not None:
-        for u in tl.static_range(ROWS):
-            flags += (tl.load(pointer + u * STEP, mask=u < left, other=OTHER),)
-    return flags
+    return direct, Sums(dz_i, rate * (1.0 - r) * r_dlog_a, r_dlog_a)

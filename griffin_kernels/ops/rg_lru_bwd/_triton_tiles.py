@@ -11,41 +11,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops._triton.dot import dot
 from griffin_kernels.ops._triton.elementwise import LN_2
-from griffin_kernels.ops._triton.strides import reach
-from griffin_kernels.ops.rg_lru._triton_jit import argument, scaled_gates
-from griffin_kernels.ops.rg_lru._triton_tiles import RUNS, apply, four, marked, stack, unstack, unstack_cuts
-from griffin_kernels.ops.rg_lru_bwd._triton_jit import gradients, multiplier
-
-
-@triton.jit
-def offsets(channels, steps, STEP, CHANNEL: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Offsets [channels, steps] of a tile in elements, 64-bit only where 32 are too few. STEP may be negative."""
-    if (BLOCK_T + 1) * reach(STEP) + 2 * D * CHANNEL >= 2**31:
-        steps = steps.to(tl.int64)
-        channels = channels.to(tl.int64)
-    return channels[:, None] * CHANNEL + steps[None, :] * STEP
-
-
-@triton.jit
-def load_tile(x, channels, inside, steps, left, STEP, CHANNEL: tl.constexpr, D: tl.constexpr,
-              MASKED: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
-    """[channels, block_t] of rows, x at step 0; 0 where a channel (MASKED) or a step, from ``left`` on, is outside."""
-    mask = (steps < left)[None, :]
-    if MASKED:
-        mask = mask & inside[:, None]
-    return tl.load(x + offsets(channels, steps, STEP, CHANNEL, D, BLOCK_T), mask=mask, other=0.0)
-
-
-@triton.jit
-def store_tile(out, value, channels, inside, steps, left, STEP, D: tl.constexpr, MASKED: tl.constexpr,
-               BLOCK_T: tl.constexpr):  # fmt: skip
-    """Rows of an output, ``out`` at step 0; value: [channels, block_t], rounded to its dtype."""
-    mask = (steps < left)[None, :]
-    if MASKED:
-        mask = mask & inside[:, None]
-    tl.store(out + offsets(channels, steps, STEP, 1, D, BLOCK_T), value.to(out.dtype.element_ty), mask=mask)
+from griffin_kernels.ops._triton.tensors import further, later
+from griffin_kernels.ops.rg_lru._triton_jit import gates_of
+from griffin_kernels.ops.rg_lru._triton_tiles import (
+    RUNS,
+    apply,
+    four,
+    gate_products,
+    load_steps,
+    load_tile,
+    marked,
+    stack,
+    steps_of_columns,
+    store_tile,
+    unstack,
+    unstack_cuts,
+)
+from griffin_kernels.ops.rg_lru_bwd._triton_jit import Sums, added, gradients, multiplier
 
 
 @triton.jit
@@ -84,78 +67,57 @@ def scan_tile(a, dy, cut, carry, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
 
 
 @triton.jit
-def backward_tile(
-    dy,
-    x,
-    y,
-    positions,
-    w_i,
-    w_r,
-    bias_i,
-    bias_r,
-    decay_log2,
-    h0,
-    before_first,
-    carry,
-    outputs,
-    steps,
-    left,
-    n: tl.constexpr,
-    D: tl.constexpr,
-    DY_STEP,
-    DY_CHANNEL: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    Y_STEP,
-    Y_CHANNEL: tl.constexpr,
-    POSITION_STEP,
-    FRESH: tl.constexpr,
-    PART: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-):
-    """(dx's direct part, dz_i, dz_r, r dlog_a) [block_n, block_t] and the carry [block_n] after the tile.
+def backward_tile(steps, block, carry, before_first, order, begin, left, D: tl.constexpr, FRESH: tl.constexpr, shape):
+    """(dx's direct part, its ``Sums``) [block_n, block_t] and the carry [block_n] after the tile at step ``begin``.
 
-    Pointers are at the tile's step 0 and the gate block's first channel. outputs: the program's channels
-    within the block. left: steps to the sequence's first one, that one included; the state before it is before_first
-    [block_n], or 0 without h0, and with FRESH it is a reset. Past it every result is 0.
+    left: steps from there to the sequence's first one, that one included; the state before it is before_first
+    [block_n], or 0 where that is None, and with FRESH it is a reset. Past it every result is 0.
     """
-    MASKED: tl.constexpr = n % BLOCK_N != 0
-    inside = outputs < n
-    here = (steps < left)[None, :]
-    first = (steps == left - 1)[None, :]
-    z_i = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
-    z_r = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
-    for k in tl.static_range((n + PART - 1) // PART):
-        inputs = k * PART + tl.arange(0, PART)
-        part = load_tile(x, inputs, inputs < n, steps, left, X_STEP, X_CHANNEL, D, n % PART != 0, BLOCK_T)
-        z_i = dot(w_i[k], part, z_i)
-        z_r = dot(w_r[k], part, z_r)
-    own = load_tile(x, outputs, inside, steps, left, X_STEP, X_CHANNEL, D, MASKED, BLOCK_T).to(tl.float32)
-    upstream = load_tile(dy, outputs, inside, steps, left, DY_STEP, DY_CHANNEL, D, MASKED, BLOCK_T).to(tl.float32)
-    states = load_tile(y + Y_STEP, outputs, inside, steps, left - 1, Y_STEP, Y_CHANNEL, D, MASKED, BLOCK_T)
-    before = states.to(tl.float32)
-    if h0 is not None:
+    channels = block.channels
+    here = (order < left)[None, :]
+    first = (order == left - 1)[None, :]
+    z_i, z_r = gate_products(later(steps.x, begin), block, order, left, D, shape)
+    own = load_tile(later(steps.x, begin), channels, order, left, D).to(tl.float32)
+    upstream = load_tile(later(steps.dy, begin), channels, order, left, D).to(tl.float32)
+    before = load_tile(later(steps.y, begin + 1), channels, order, left - 1, D).to(tl.float32)
+    if before_first is not None:
         before = tl.where(first, before_first[:, None], before)
-    y_i = argument(z_i, bias_i[:, None], False)
-    y_r = argument(tl.where(here, z_r, float("-inf")), bias_r[:, None], False)
-    i, r, a, v, _ = scaled_gates(y_i, y_r, decay_log2[:, None], False)
+    i, r, a, v, _ = gates_of(z_i, tl.where(here, z_r, float("-inf")), block.gates, False)
     m, slope = multiplier(v)
     cut = ()
-    if positions is not None:
-        where = tl.load(positions + steps.to(tl.int64) * POSITION_STEP, mask=steps < left, other=1)
-        resets = (where == 0)[None, :]
+    if steps.positions is not None:
+        resets = (load_steps(later(steps.positions, begin), order, order < left, 1) == 0)[None, :]
         before = tl.where(resets, 0.0, before)
         m = tl.where(resets, 1.0, m)
         cut = (resets,)
     elif FRESH:
         m = tl.where(first, 1.0, m)
-    g, carry = scan_tile(a, upstream, cut, carry, BLOCK_N, BLOCK_T)
+    g, carry = scan_tile(a, upstream, cut, carry, shape.block_n, shape.block_t)
     passed = a * g
-    if positions is not None:
+    if steps.positions is not None:
         passed = tl.where(resets, 0.0, passed)
     elif FRESH:
         # no tile comes after the first step's: the scan needs no cut there
-        passed = tl.where((steps >= left - 1)[None, :], 0.0, passed)
-    direct, dz_i, dz_r, r_dlog_a = gradients(g, passed, own, before, i, r, a, m, slope, decay_log2[:, None] * LN_2)
-    return direct, dz_i, dz_r, r_dlog_a, carry
+        passed = tl.where((order >= left - 1)[None, :], 0.0, passed)
+    rate = block.gates.decay_log2 * LN_2
+    direct, sums = gradients(g, passed, own, before, i, r, a, m, slope, rate)
+    return direct, sums, carry
+
+
+@triton.jit
+def scan_block(steps, block, carry, before_first, count, D: tl.constexpr, FRESH: tl.constexpr, shape):
+    """(carry [block_n], sums) after ``count`` steps from ``carry`` on, of which dx and z are written.
+
+    steps: as ``steps_at`` gives them, which under a name of their own would lose constant strides.
+    """
+    channels = block.channels
+    sums = Sums(tl.zeros_like(carry), tl.zeros_like(carry), tl.zeros_like(carry))
+    order = steps_of_columns(shape.block_t)
+    for begin in tl.range(0, count, shape.block_t, num_stages=shape.stages):
+        left = count - begin
+        direct, more, carry = backward_tile(steps, block, carry, before_first, order, begin, left, D, FRESH, shape)
+        store_tile(later(steps.dx, begin), direct, channels, order, left, D)
+        store_tile(later(steps.z, begin), more.z_i, channels, order, left, D)
+        store_tile(later(further(steps.z, shape.n), begin), more.z_r, channels, order, left, D)
+        sums = added(sums, Sums(tl.sum(more.z_i, axis=1), tl.sum(more.z_r, axis=1), tl.sum(more.log_a, axis=1)))
+    return carry, sums

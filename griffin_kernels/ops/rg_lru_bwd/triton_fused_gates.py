@@ -34,14 +34,14 @@ from griffin_kernels.architectures import SCRATCH, no_products, over_shared
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch, Step
-from griffin_kernels.ops._triton import host as scan
-from griffin_kernels.ops._triton.scan import load_state, span
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.scan import span
+from griffin_kernels.ops._triton.tensors import load_state, store_state
 from griffin_kernels.ops.rg_lru import _triton as forward
-from griffin_kernels.ops.rg_lru._triton_tiles import load_weight, steps_of_columns
+from griffin_kernels.ops.rg_lru._triton_tiles import own_block
 from griffin_kernels.ops.rg_lru_bwd import _triton
-from griffin_kernels.ops.rg_lru_bwd._triton_rows import load_channels, store_sums
-from griffin_kernels.ops.rg_lru_bwd._triton_tiles import backward_tile, store_tile
+from griffin_kernels.ops.rg_lru_bwd._triton_jit import steps_at, store_sums
+from griffin_kernels.ops.rg_lru_bwd._triton_tiles import scan_block
 
 
 @dataclass(frozen=True)
@@ -55,159 +55,37 @@ class Config:
 
 
 @triton.jit(do_not_specialize=["T"])
-def rg_lru_bwd_gates(
-    dy,
-    dh_last,
-    x,
-    y,
-    z,
-    branch,
-    weight_i,
-    weight_r,
-    a_param,
-    bias_i,
-    bias_r,
-    h0,
-    positions,
-    cu_seqlens,
-    dx,
-    dbranch,
-    dh0,
-    partial,
-    T,
-    dy_batch,
-    x_batch,
-    y_batch,
-    branch_batch,
-    position_batch,
-    dh_last_row,
-    h0_row,
-    D: tl.constexpr,
-    WIDTH: tl.constexpr,
-    DY_STEP,
-    DY_CHANNEL: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    Y_STEP,
-    Y_CHANNEL: tl.constexpr,
-    BRANCH_STEP,
-    BRANCH_CHANNEL: tl.constexpr,
-    POSITION_STEP,
-    A_PARAM_CHANNEL: tl.constexpr,
-    BIAS_I_BLOCK: tl.constexpr,
-    BIAS_I_CHANNEL: tl.constexpr,
-    BIAS_R_BLOCK: tl.constexpr,
-    BIAS_R_CHANNEL: tl.constexpr,
-    DH_LAST_CHANNEL: tl.constexpr,
-    H0_CHANNEL: tl.constexpr,
-    FRESH: tl.constexpr,
-    PART: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """dy, x, y, dx: [B,T,D]; z: [B*T,H,2,n]; weights: [H,n,n]; dh_last, h0, dh0: [N,D]; partial: [N,3,D].
-
-    Grid: N * H * ceil(n / block_n), output channels fastest.
-    """
-    SLICES: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
-    MASKED: tl.constexpr = WIDTH % BLOCK_N != 0
-    block = tl.program_id(0) // SLICES % (D // WIDTH)
-    row = tl.program_id(0) // (SLICES * (D // WIDTH))
-    outputs = tl.program_id(0) % SLICES * BLOCK_N + tl.arange(0, BLOCK_N)
-    columns = block * WIDTH + outputs
-    inside = outputs < WIDTH
-    batch, last, length = span(row, cu_seqlens, T, True)
-    channel = tl.cast(block, tl.int64) * WIDTH
-    dy += batch * dy_batch - last * far(DY_STEP) + channel * DY_CHANNEL
-    x += batch * x_batch - last * far(X_STEP) + channel * X_CHANNEL
-    y += batch * y_batch - last * far(Y_STEP) + channel * Y_CHANNEL
-    z += (batch * T + last) * (2 * D) + 2 * channel
-    dx += (batch * T + last) * D + channel
-    if positions is not None:
-        positions += batch * position_batch - last * far(POSITION_STEP)
-    w_i = load_weight(weight_i, block, outputs, WIDTH, PART)
-    w_r = load_weight(weight_r, block, outputs, WIDTH, PART)
-    decay_log2, b_i, b_r = load_channels(
-        a_param, bias_i, bias_r, columns, inside, WIDTH, A_PARAM_CHANNEL, BIAS_I_BLOCK, BIAS_I_CHANNEL, BIAS_R_BLOCK,
-        BIAS_R_CHANNEL,
-    )  # fmt: skip
-    before_first = load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, tl.float32, BLOCK_N)
-    carry = load_state(dh_last, row, dh_last_row, columns, inside, DH_LAST_CHANNEL, tl.float32, BLOCK_N)
-    steps = steps_of_columns(BLOCK_T)
-    sum_i = tl.zeros_like(carry)
-    sum_r = tl.zeros_like(carry)
-    sum_a = tl.zeros_like(carry)
-    for begin in tl.range(0, length, BLOCK_T, num_stages=STAGES):
-        left = length - begin
-        direct, dz_i, dz_r, r_dlog_a, carry = backward_tile(
-            dy,
-            x,
-            y,
-            positions,
-            w_i,
-            w_r,
-            b_i,
-            b_r,
-            decay_log2,
-            h0,
-            before_first,
-            carry,
-            outputs,
-            steps,
-            left,
-            n=WIDTH,
-            D=D,
-            DY_STEP=far(DY_STEP),
-            DY_CHANNEL=DY_CHANNEL,
-            X_STEP=far(X_STEP),
-            X_CHANNEL=X_CHANNEL,
-            Y_STEP=far(Y_STEP),
-            Y_CHANNEL=Y_CHANNEL,
-            POSITION_STEP=far(POSITION_STEP),
-            FRESH=FRESH,
-            PART=PART,
-            BLOCK_N=BLOCK_N,
-            BLOCK_T=BLOCK_T,
-        )
-        store_tile(dx, direct, outputs, inside, steps, left, -D, D, MASKED, BLOCK_T)
-        store_tile(z, dz_i, outputs, inside, steps, left, -2 * D, D, MASKED, BLOCK_T)
-        store_tile(z + WIDTH, dz_r, outputs, inside, steps, left, -2 * D, D, MASKED, BLOCK_T)
-        sum_i += tl.sum(dz_i, axis=1)
-        sum_r += tl.sum(dz_r, axis=1)
-        sum_a += tl.sum(r_dlog_a, axis=1)
-        dy += BLOCK_T * far(DY_STEP)
-        x += BLOCK_T * far(X_STEP)
-        y += BLOCK_T * far(Y_STEP)
-        z -= BLOCK_T * 2 * D
-        dx -= BLOCK_T * D
-        if positions is not None:
-            positions += BLOCK_T * far(POSITION_STEP)
-    store_sums(partial, row, sum_i, sum_r, sum_a, columns, inside, D)
-    if dh0 is not None:
-        tl.store(dh0 + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
+def rg_lru_bwd_gates(steps, parameters, ends, cu_seqlens, partial, T, D: tl.constexpr, FRESH: tl.constexpr, shape):
+    """steps: [B,T,D]; ends: [N,D]; partial: [N,3,D]. Grid: N * H * ceil(n / block_n), output channels fastest."""
+    row, block = own_block(tl.program_id(0), parameters, D, shape)
+    batch, last, count = span(row, cu_seqlens, T, True)
+    carry = load_state(ends.dh_last, row, block.channels, tl.float32)
+    before_first = None
+    if ends.h0 is not None:
+        before_first = load_state(ends.h0, row, block.channels, tl.float32)
+    blocks_before = tl.cast(block.number, tl.int64) * shape.n
+    carry, sums = scan_block(
+        steps_at(steps, batch, last, T, blocks_before, D), block, carry, before_first, count, D, FRESH, shape
+    )
+    store_sums(partial, row, sums, block.channels, D)
+    if ends.dh0 is not None:
+        store_state(ends.dh0, row, carry, block.channels)
 
 
 def launches(inputs: dict[str, Any], outputs: dict[str, Any], config: Config) -> list[Step]:
     """The pass with one program per row of h0, gate block and slice of its channels; sums; products of gradients."""
     x = inputs["x"]
-    rows, width = scan.rows_of(inputs, x.shape[0]), x.shape[2]
+    rows, width = host.rows_of(inputs, x.shape[0]), x.shape[2]
     blocks, n = inputs["input_gate_bias"].shape
     both, weights = _triton.side_by_side(inputs)
     z = torch.empty(x.shape[0] * x.shape[1], blocks, 2, n, dtype=x.dtype, device=x.device)
     partial = torch.empty(rows, 3, width, dtype=torch.float32, device=x.device)
-    args, constexprs = _triton.scan_arguments(inputs, outputs, z, partial)
+    args, constexprs = _triton.scan_arguments(inputs, outputs, z, partial, weights=True)
     backwards = Launch(
         kernel=rg_lru_bwd_gates,
         grid=(rows * blocks * triton.cdiv(n, config.block_n),),
-        args=args | forward.weights(inputs),
-        constexprs=constexprs
-        | {
-            "PART": forward.part(n),
-            "BLOCK_N": config.block_n,
-            "BLOCK_T": config.block_t,
-            "STAGES": config.num_stages,
-        },
+        args=args | {"cu_seqlens": inputs["cu_seqlens"], "shape": forward.shape(n, config.block_t, config)},
+        constexprs=constexprs,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         tile=config.block_t * config.block_n,

@@ -32,11 +32,13 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
-from griffin_kernels.ops._triton import host as scan
-from griffin_kernels.ops._triton.scan import load_state, span
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.scan import span
+from griffin_kernels.ops._triton.tensors import load_state, own_channels, store_state
+from griffin_kernels.ops.rg_lru._triton_jit import load_gates
 from griffin_kernels.ops.rg_lru_bwd import _triton
-from griffin_kernels.ops.rg_lru_bwd._triton_rows import load_channels, scan_rows, store_sums
+from griffin_kernels.ops.rg_lru_bwd._triton_jit import steps_at, store_sums
+from griffin_kernels.ops.rg_lru_bwd._triton_rows import scan_rows
 
 
 @dataclass(frozen=True)
@@ -50,120 +52,38 @@ class Config:
 
 @triton.jit(do_not_specialize=["T"])
 def rg_lru_bwd_scan(
-    dy,
-    dh_last,
-    x,
-    y,
-    z,
-    branch,
-    a_param,
-    bias_i,
-    bias_r,
-    h0,
-    positions,
+    steps,
+    parameters,
+    ends,
     cu_seqlens,
-    dx,
-    dbranch,
-    dh0,
     partial,
     T,
-    dy_batch,
-    x_batch,
-    y_batch,
-    branch_batch,
-    position_batch,
-    dh_last_row,
-    h0_row,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
-    DY_STEP,
-    DY_CHANNEL: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    Y_STEP,
-    Y_CHANNEL: tl.constexpr,
-    BRANCH_STEP,
-    BRANCH_CHANNEL: tl.constexpr,
-    POSITION_STEP,
-    A_PARAM_CHANNEL: tl.constexpr,
-    BIAS_I_BLOCK: tl.constexpr,
-    BIAS_I_CHANNEL: tl.constexpr,
-    BIAS_R_BLOCK: tl.constexpr,
-    BIAS_R_CHANNEL: tl.constexpr,
-    DH_LAST_CHANNEL: tl.constexpr,
-    H0_CHANNEL: tl.constexpr,
     FRESH: tl.constexpr,
     AHEAD: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """dy, x, y, dx: [B,T,D]; z: [B*T,H,2,n]; dh_last, h0, dh0: [N,D]; partial: [N,3,D]. Grid: N * ceil(D / block_d)."""
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    row = tl.program_id(0) // BLOCKS
-    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
-    batch, first, steps = span(row, cu_seqlens, T, True)
-    if branch is not None:
-        branch += batch * branch_batch - first * far(BRANCH_STEP)
-        dbranch += (batch * T + first) * D
-    if positions is not None:
-        positions += batch * position_batch - first * far(POSITION_STEP)
-    decay_log2, channel_bias_i, channel_bias_r = load_channels(
-        a_param, bias_i, bias_r, columns, inside, WIDTH, A_PARAM_CHANNEL, BIAS_I_BLOCK, BIAS_I_CHANNEL, BIAS_R_BLOCK,
-        BIAS_R_CHANNEL,
-    )  # fmt: skip
-    carry, sum_i, sum_r, sum_a = scan_rows(
-        dy + (batch * dy_batch - first * far(DY_STEP)),
-        x + (batch * x_batch - first * far(X_STEP)),
-        y + (batch * y_batch - first * far(Y_STEP)),
-        z + (batch * T + first) * (2 * D),
-        branch,
-        positions,
-        None,
-        None,
-        dx + (batch * T + first) * D,
-        dbranch,
-        None,
-        0,
-        None,
-        0,
-        None,
-        load_state(dh_last, row, dh_last_row, columns, inside, DH_LAST_CHANNEL, tl.float32, BLOCK_D),
-        decay_log2,
-        channel_bias_i,
-        channel_bias_r,
-        load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, tl.float32, BLOCK_D),
-        columns,
-        inside,
-        steps,
-        steps,
-        D=D,
-        WIDTH=WIDTH,
-        DY_STEP=far(DY_STEP),
-        DY_CHANNEL=DY_CHANNEL,
-        X_STEP=far(X_STEP),
-        X_CHANNEL=X_CHANNEL,
-        Y_STEP=far(Y_STEP),
-        Y_CHANNEL=Y_CHANNEL,
-        BRANCH_STEP=far(BRANCH_STEP),
-        BRANCH_CHANNEL=BRANCH_CHANNEL,
-        POSITION_STEP=far(POSITION_STEP),
-        DH_LAST_CHANNEL=DH_LAST_CHANNEL,
-        H0_CHANNEL=H0_CHANNEL,
-        FRESH=FRESH,
-        AHEAD=AHEAD,
-        BLOCK_T=BLOCK_T,
-        BLOCK_D=BLOCK_D,
+    """steps: [B,T,D]; ends: [N,D]; partial: [N,3,D]. Grid: N * ceil(D / block_d)."""
+    row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
+    batch, first, count = span(row, cu_seqlens, T, True)
+    carry = load_state(ends.dh_last, row, channels, tl.float32)
+    before_first = load_state(ends.h0, row, channels, tl.float32)
+    steps = steps_at(steps, batch, first, T, channels.columns // WIDTH * WIDTH, D)
+    gates = load_gates(parameters, channels)
+    carry, sums = scan_rows(
+        steps, None, None, gates, carry, before_first, channels, count, count, WIDTH, FRESH, AHEAD, BLOCK_T
     )
-    store_sums(partial, row, sum_i, sum_r, sum_a, columns, inside, D)
-    if dh0 is not None:
-        tl.store(dh0 + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
+    store_sums(partial, row, sums, channels, D)
+    if ends.dh0 is not None:
+        store_state(ends.dh0, row, carry, channels)
 
 
 def launches(inputs: dict[str, Any], outputs: dict[str, Any], config: Config) -> list[Step]:
     """Gate products, the scan with one program per row of h0 and block of channels, sums, products of gradients."""
     x = inputs["x"]
-    rows, width = scan.rows_of(inputs, x.shape[0]), x.shape[2]
+    rows, width = host.rows_of(inputs, x.shape[0]), x.shape[2]
     both, weights = _triton.side_by_side(inputs)
     z, products = _triton.gate_products(x, both)
     partial = torch.empty(rows, 3, width, dtype=torch.float32, device=x.device)
@@ -171,9 +91,10 @@ def launches(inputs: dict[str, Any], outputs: dict[str, Any], config: Config) ->
     backwards = Launch(
         kernel=rg_lru_bwd_scan,
         grid=(rows * triton.cdiv(width, config.block_d),),
-        args=args,
+        args=args | {"cu_seqlens": inputs["cu_seqlens"]},
         # float32 rows of two tiles would not fit in registers
-        constexprs=constexprs | {"AHEAD": x.element_size() == 2, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
+        constexprs=constexprs
+        | {"WIDTH": z.shape[3], "AHEAD": x.element_size() == 2, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
         num_warps=config.num_warps,
         tile=config.block_t * config.block_d,
         claims=Claims(load_bits=_triton.load_bits(inputs, config.block_d // (32 * config.num_warps))),

@@ -21,7 +21,8 @@ from griffin_kernels.launch import Step
 from griffin_kernels.ops.rg_lru.cost import cost, make_case
 from griffin_kernels.ops.rg_lru.op import OP as RG_LRU
 from griffin_kernels.ops.temporal_conv1d import triton_rows
-from griffin_kernels.ops.temporal_conv1d._triton import MOST_TAPS
+from griffin_kernels.ops.temporal_conv1d._triton import too_many_taps
+from griffin_kernels.ops.temporal_conv1d.op import Call
 
 
 def steps(
@@ -32,18 +33,8 @@ def steps(
 ) -> list[Step]:
     """The convolution's launch and those of ``recurrent``, a variant of rg_lru; fills ``outputs``."""
     convolved: dict[str, Any] = {"new_state": outputs.get("new_conv_state")}
-    first = triton_rows.launches(
-        {
-            "x": inputs["x"],
-            "weight": inputs["conv_weight"],
-            "bias": inputs["conv_bias"],
-            "state": inputs["conv_state"],
-            "segment_pos": inputs["segment_pos"],
-            "cu_seqlens": inputs["cu_seqlens"],
-        },
-        convolved,
-        triton_rows.Config(),
-    )
+    names = ("x", "conv_weight", "conv_bias", "conv_state", "segment_pos", "cu_seqlens")
+    first = triton_rows.launches(Call(*[inputs[name] for name in names]), convolved, triton_rows.Config())
     found = {"out": outputs.get("out"), "h_last": outputs.get("h_last"), "y": outputs.get("h")}
     arguments = {name: inputs[name] for name in RG_LRU.inputs}
     arguments |= {"x": convolved["y"], "branch": inputs["y"], "with_h": inputs["with_h"]}
@@ -68,9 +59,7 @@ def around(lru: Variant, summary: str) -> Variant:
         return steps(inputs, outputs, config, recurrent)
 
     def reject(case: Case, device: Device, config: Any) -> str | None:
-        if case["K"] > MOST_TAPS:
-            return f"{case['K']} taps are more than the {MOST_TAPS} that are unrolled"
-        return lru.reject(lru_case(case), device, config)
+        return too_many_taps(case) or lru.reject(lru_case(case), device, config)
 
     def traffic(case: Case, config: Any) -> int:
         """Bytes of both passes: the convolution's x and u, what rg_lru moves with u for its x, and y."""

@@ -12,7 +12,9 @@ from griffin_kernels.launch import Step
 from griffin_kernels.ops.rg_lru.cost import make_case
 from griffin_kernels.ops.rg_lru.op import GATES
 from griffin_kernels.ops.temporal_conv1d import triton_rows as conv
+from griffin_kernels.ops.temporal_conv1d.op import Call as ConvCall
 from griffin_kernels.ops.temporal_conv1d_bwd import triton_rows as conv_bwd
+from griffin_kernels.ops.temporal_conv1d_bwd.op import Call as ConvBwdCall
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, recurrent: Callable[..., list[Step]]) -> list[Step]:
@@ -21,9 +23,10 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, recurrent: Ca
     recurrent: ``launches`` of a variant of rg_lru_bwd that takes a branch.
     """
     around = {name: inputs[name] for name in ("segment_pos", "cu_seqlens")}
-    conv_inputs = {"x": inputs["x"], "weight": inputs["conv_weight"], "state": inputs["conv_state"], **around}
+    x, weight, state = inputs["x"], inputs["conv_weight"], inputs["conv_state"]
     convolved: dict[str, Any] = {}
-    steps: list[Step] = list(conv.launches(conv_inputs | {"bias": inputs["conv_bias"]}, convolved, conv.Config()))
+    again = ConvCall(x, weight, inputs["conv_bias"], state, **around)
+    steps: list[Step] = list(conv.launches(again, convolved, conv.Config()))
     scan_inputs = {
         "dy": inputs["dout"],
         "x": convolved["y"],
@@ -32,7 +35,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, recurrent: Ca
         **{name: inputs[name] for name in ("dh_last", *GATES, "h0")},
         **around,
     }
-    through = {name: outputs.get(name) for name in (*(f"d{gate}" for gate in GATES), "dh0")}
+    through: dict[str, Any] = {name: outputs.get(name) for name in (*(f"d{gate}" for gate in GATES), "dh0")}
     through |= {"dx": None, "dbranch": outputs.get("dy")}
     steps += recurrent(collections.namedtuple("Gated", scan_inputs)(**scan_inputs), through, config)
     conv_outputs = {
@@ -41,8 +44,8 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, recurrent: Ca
         "dbias": outputs.get("dconv_bias"),
         "dstate": outputs.get("dconv_state"),
     }
-    conv_inputs |= {"dy": through.pop("dx"), "dnew_state": inputs["dnew_conv_state"]}
-    steps += conv_bwd.launches(conv_inputs, conv_outputs, conv_bwd.Config())
+    conv_call = ConvBwdCall(through.pop("dx"), inputs["dnew_conv_state"], x, weight, state, **around)
+    steps += conv_bwd.launches(conv_call, conv_outputs, conv_bwd.Config())
     outputs |= {"dx": conv_outputs["dx"], "dy": through.pop("dbranch"), **through}
     outputs |= {f"dconv_{name}": conv_outputs[f"d{name}"] for name in ("weight", "bias", "state")}
     return steps

@@ -9,6 +9,7 @@ from griffin_kernels.contract import Inputs
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops.rg_lru_step import _triton as lru
 from griffin_kernels.ops.temporal_conv1d_step import triton_rows
+from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
 def steps(make: Callable[..., Launch], inputs: Inputs, outputs: dict[str, Any], config: Any) -> list[Launch]:
@@ -21,7 +22,6 @@ def steps(make: Callable[..., Launch], inputs: Inputs, outputs: dict[str, Any], 
     if taps == 1 or lru.parts(inputs["input_gate_bias"].shape[1], config.block_n) == 1:
         return [make(inputs, outputs, "out", config, x, taps)]
     between: dict[str, Any] = {}
-    conv = {name: inputs[f"conv_{name}"] for name in ("weight", "bias", "state")}
-    indices = {name: inputs[name] for name in ("positions", "slots")}
-    first = triton_rows.launches({"x": x, **conv, **indices}, between, triton_rows.Config())
+    names = ("conv_weight", "conv_bias", "conv_state", "positions", "slots")
+    first = triton_rows.launches(Call(x, *[inputs[name] for name in names]), between, triton_rows.Config())
     return [*first, make(inputs, outputs, "out", config, between["y"])]

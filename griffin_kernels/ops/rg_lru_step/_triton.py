@@ -122,7 +122,7 @@ def described(
             "conv": conv,
             "gates": gates,
             "h": tensors.state(h),
-            "indices": indices_of(inputs),
+            "indices": indices_of(inputs["positions"], inputs["slots"]),
             "out": host.empty(outputs, output, x, batch, width, dtype=x.dtype),
             "B": batch,
             "P": h.shape[0],

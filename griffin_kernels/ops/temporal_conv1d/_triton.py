@@ -6,25 +6,26 @@ from typing import Any
 
 import triton
 
-from griffin_kernels.contract import Case, Inputs
+from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.strides import constant
 from griffin_kernels.ops._triton.tensors import State, rows
+from griffin_kernels.ops.temporal_conv1d.op import Call
 
 
-def shared_arguments(inputs: Inputs, span: int) -> tuple[int, dict[str, Any], dict[str, Any]]:
+def shared_arguments(call: Any, span: int) -> tuple[int, dict[str, Any], dict[str, Any]]:
     """(pieces of time in all, arguments, constexprs) that both directions take; see ``_triton_jit.piece_of``."""
-    x, weight, cu_seqlens = inputs["x"], inputs["weight"], inputs["cu_seqlens"]
+    x, weight, cu_seqlens = call.x, call.weight, call.cu_seqlens
     batch, time, width = x.shape
     parts = -(-time // span) if cu_seqlens is None else cu_seqlens.shape[0] - 1
     count = batch * parts if cu_seqlens is None else time // span + parts
     args = {
         "x": rows(x),
         "weight": State(weight, constant(host.row_stride(weight, 0)), constant(host.channel_stride(weight))),
-        "state": rows(inputs["state"]),
-        "positions": rows(inputs["segment_pos"]),
+        "state": rows(call.state),
+        "positions": rows(call.segment_pos),
         "cu_seqlens": cu_seqlens,
         "T": time,
         "parts": parts,
@@ -32,16 +33,14 @@ def shared_arguments(inputs: Inputs, span: int) -> tuple[int, dict[str, Any], di
     return count, args, {"D": width, "TAPS": weight.shape[0], "ACC": host.wide(x.dtype)}
 
 
-def launch(
-    kernel: Any, inputs: Inputs, outputs: dict[str, Any], config: Any, blocks: dict[str, int], share: int
-) -> Launch:
+def launch(kernel: Any, call: Call, outputs: dict[str, Any], config: Any, blocks: dict[str, int], share: int) -> Launch:
     """A forward kernel, a program per piece of SPAN steps and block of channels; allocates y and the new state.
 
     blocks: SPAN and BLOCK_D, and what else the kernel takes. share: elements of a load by a program of one warp.
     """
-    x, bias = inputs["x"], inputs["bias"]
-    count, args, constexprs = shared_arguments(inputs, blocks["SPAN"])
-    kept = (host.rows_of(inputs, x.shape[0]), constexprs["TAPS"] - 1, x.shape[2])
+    x, bias = call.x, call.bias
+    count, args, constexprs = shared_arguments(call, blocks["SPAN"])
+    kept = (x.shape[0] if call.cu_seqlens is None else args["parts"], constexprs["TAPS"] - 1, x.shape[2])
     args |= {
         "bias": State(bias, constant(0), constant(host.channel_stride(bias))),
         "y": host.empty(outputs, "y", x, *x.shape, dtype=x.dtype),

@@ -24,11 +24,12 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Inputs, Variant
+from griffin_kernels.contract import Variant
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import Rows, at, load_flags, load_rows, load_state, own_channels, store_row
 from griffin_kernels.ops.temporal_conv1d import _triton
 from griffin_kernels.ops.temporal_conv1d._triton_jit import input_row, load_taps, piece_of, store_new_state
+from griffin_kernels.ops.temporal_conv1d.op import Call
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,10 @@ def temporal_conv1d_rows(
     store_new_state(x, state, positions, new_state, piece, channels, D, TAPS)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per piece of time and block of channels."""
     blocks = {"SPAN": config.span, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d}
-    return [_triton.launch(temporal_conv1d_rows, inputs, outputs, config, blocks, config.block_d)]
+    return [_triton.launch(temporal_conv1d_rows, call, outputs, config, blocks, config.block_d)]
 
 
 VARIANT = Variant(

@@ -22,11 +22,12 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Inputs, Variant
+from griffin_kernels.contract import Variant
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import dense, load_state, own_channels
 from griffin_kernels.ops.temporal_conv1d import _triton
 from griffin_kernels.ops.temporal_conv1d._triton_jit import load_reach, piece_of, rows_at, store_new_state, tile_at
+from griffin_kernels.ops.temporal_conv1d.op import Call
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,10 @@ def temporal_conv1d_tile(
     store_new_state(x, state, positions, new_state, piece, channels, D, TAPS)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per tile."""
     blocks = {"SPAN": config.block_t, "BLOCK_D": config.block_d}
-    return [_triton.launch(temporal_conv1d_tile, inputs, outputs, config, blocks, config.block_t * config.block_d)]
+    return [_triton.launch(temporal_conv1d_tile, call, outputs, config, blocks, config.block_t * config.block_d)]
 
 
 VARIANT = Variant(

@@ -16,12 +16,13 @@ import torch
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, accumulator
+from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.tensors import dense, rows, store_row
 from griffin_kernels.ops.temporal_conv1d import _triton as forward
 from griffin_kernels.ops.temporal_conv1d._triton_jit import load_reach, load_row
+from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 REDUCE_ROWS = 32
 REDUCE_D = 64
@@ -111,20 +112,20 @@ def temporal_conv1d_bwd_reduce(
         tl.store(dbias + columns, value.to(dbias.dtype.element_ty), mask=inside)
 
 
-def launches(kernel: Any, inputs: Inputs, outputs: dict[str, Any], config: Any, share: int) -> list[Launch]:
+def launches(kernel: Any, call: Call, outputs: dict[str, Any], config: Any, share: int) -> list[Launch]:
     """A kernel, a program per piece of time and block of channels, and the sum over the pieces; allocates all outputs.
 
     share: elements of a load by a program of one warp.
     """
-    x, dy, state = inputs["x"], inputs["dy"], inputs["state"]
-    count, args, constexprs = forward.shared_arguments(inputs, config.span)
+    x, dy, state = call.x, call.dy, call.state
+    count, args, constexprs = forward.shared_arguments(call, config.span)
     width, taps = constexprs["D"], constexprs["TAPS"]
     dx = host.empty(outputs, "dx", x, *x.shape, dtype=x.dtype)
     outputs["dstate"] = None if state is None else host.empty(outputs, "dstate", x, *state.shape, dtype=x.dtype)
     partial = torch.empty((count, taps + 1, width), dtype=accumulator(x.dtype), device=x.device)
     args |= {
         "dy": rows(dy),
-        "dnew_state": rows(inputs["dnew_state"]),
+        "dnew_state": rows(call.dnew_state),
         "gradients": Gradients(dx, outputs["dstate"], partial),
     }
     blocks = {"SPAN": config.span, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d}

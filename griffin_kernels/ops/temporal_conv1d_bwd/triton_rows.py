@@ -26,13 +26,14 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Inputs, Variant
+from griffin_kernels.contract import Variant
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import Rows, at, load_flags, load_rows, own_channels, store_row
 from griffin_kernels.ops.temporal_conv1d import _triton as forward
 from griffin_kernels.ops.temporal_conv1d._triton_jit import load_reach, load_row, load_taps, piece_of
 from griffin_kernels.ops.temporal_conv1d_bwd import _triton
 from griffin_kernels.ops.temporal_conv1d_bwd._triton import first_kept_step, state_rows, store_sums
+from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,9 @@ def temporal_conv1d_bwd_rows(
     store_sums(sums, gradients.partial, place, channels, D)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per piece of time and block of channels, then the sum over the pieces."""
-    return _triton.launches(temporal_conv1d_bwd_rows, inputs, outputs, config, config.block_d)
+    return _triton.launches(temporal_conv1d_bwd_rows, call, outputs, config, config.block_d)
 
 
 VARIANT = Variant(

@@ -23,13 +23,14 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Inputs, Variant
+from griffin_kernels.contract import Variant
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import dense, own_channels
 from griffin_kernels.ops.temporal_conv1d import _triton as forward
 from griffin_kernels.ops.temporal_conv1d._triton_jit import load_reach, load_taps, piece_of, rows_at, tile_at
 from griffin_kernels.ops.temporal_conv1d_bwd import _triton
 from griffin_kernels.ops.temporal_conv1d_bwd._triton import first_kept_step, state_rows, store_sums
+from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 
 @dataclass(frozen=True)
@@ -172,10 +173,10 @@ def temporal_conv1d_bwd_tile(
     store_sums(sums, gradients.partial, place, channels, D)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per piece of time and block of channels, then the sum over the pieces."""
     share = config.block_t * config.block_d
-    return _triton.launches(temporal_conv1d_bwd_tile, inputs, outputs, config, share)
+    return _triton.launches(temporal_conv1d_bwd_tile, call, outputs, config, share)
 
 
 VARIANT = Variant(

@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import triton
+from torch import Tensor
 
-from griffin_kernels.contract import Inputs
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host, tensors
 from griffin_kernels.ops.temporal_conv1d_step._triton_jit import Convolution, Indices
+from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
-def indices_of(inputs: Inputs) -> Indices:
+def indices_of(positions: Tensor | None, slots: Tensor | None) -> Indices:
     """The bundle of positions and slots."""
-    positions, slots = inputs["positions"], inputs["slots"]
     return Indices(positions, slots, host.known_stride(positions, 0), host.known_stride(slots, 0))
 
 
-def launch(kernel: Any, inputs: Inputs, outputs: dict[str, Any], config: Any, block_b: int, **blocks: int) -> Launch:
+def launch(kernel: Any, call: Call, outputs: dict[str, Any], config: Any, block_b: int, **blocks: int) -> Launch:
     """A program per ``block_b`` batch rows and block of channels; allocates y."""
-    x, weight, state = inputs["x"], inputs["weight"], inputs["state"]
+    x, weight, bias, state, positions, slots = call
     batch, width = x.shape
     outputs["state"] = state
     tile = block_b * config.block_d
@@ -29,8 +29,8 @@ def launch(kernel: Any, inputs: Inputs, outputs: dict[str, Any], config: Any, bl
         grid=(triton.cdiv(batch, block_b) * triton.cdiv(width, config.block_d),),
         args={
             "x": tensors.state(x),
-            "conv": Convolution(weight.contiguous(), inputs["bias"].contiguous(), tensors.rows(state)),
-            "indices": indices_of(inputs),
+            "conv": Convolution(weight.contiguous(), bias.contiguous(), tensors.rows(state)),
+            "indices": indices_of(positions, slots),
             "y": host.empty(outputs, "y", x, batch, width, dtype=x.dtype),
             "B": batch,
             "P": state.shape[0],

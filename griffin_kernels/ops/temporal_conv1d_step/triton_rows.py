@@ -18,12 +18,13 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops.temporal_conv1d_step import _triton
 from griffin_kernels.ops.temporal_conv1d_step._triton_jit import step
+from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ def temporal_conv1d_step_rows(
     step(x, conv, indices, y, tl.program_id(0) // BLOCKS, channel, B, P, D, TAPS, ACC)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per batch row and block of channels."""
-    return [_triton.launch(temporal_conv1d_step_rows, inputs, outputs, config, 1)]
+    return [_triton.launch(temporal_conv1d_step_rows, call, outputs, config, 1)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

@@ -17,12 +17,13 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops.temporal_conv1d_step import _triton
 from griffin_kernels.ops.temporal_conv1d_step._triton_jit import step
+from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ def temporal_conv1d_step_tile(
     step(x, conv, indices, y, row, channel, B, P, D, TAPS, ACC)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per tile."""
     block_b = config.block_b
-    return [_triton.launch(temporal_conv1d_step_tile, inputs, outputs, config, block_b, BLOCK_B=block_b)]
+    return [_triton.launch(temporal_conv1d_step_tile, call, outputs, config, block_b, BLOCK_B=block_b)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

@@ -98,7 +98,7 @@ def _launch(launch: Launch, index: int, op: Op, case: Case, in_place: set[tuple[
     tensors = {_place(tensor): tensor for tensor in launch.tensors}
     moved = sum(_bytes(tensor) * (2 if place in in_place else 1) for place, tensor in tensors.items())
     programs = math.prod(launch.grid)
-    streams = {"BLOCK_M", "BLOCK_N"} <= set(launch.constexprs)
+    streams = "AGAIN" in launch.constexprs
     flops = 0.0
     if streams:
         elements = _scores(launch, case)
@@ -130,8 +130,8 @@ def _scores(launch: Launch, case: Case) -> float:
     """Scores that a kernel computes: visible pairs, and what else lies in the tiles that hold any."""
     pairs = visible_pairs(case)
     keys_per_query = pairs / case["T"]
-    rows: float = launch.constexprs["BLOCK_M"] / max(1, case["Hq"] // case["Hkv"])
-    edges: float = 1.0 + (rows + launch.constexprs["BLOCK_N"]) / max(1.0, keys_per_query)
+    sizes = launch.constexprs["SIZES"]
+    edges: float = 1.0 + (sizes.BLOCK_M / sizes.G + sizes.BLOCK_N) / max(1.0, keys_per_query)
     return case["B"] * case["Hq"] * pairs * edges
 
 

@@ -18,7 +18,7 @@ from griffin_kernels.contract import Case, Inputs, dtype_name
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton.host import channel_stride, known_stride, row_stride
-from griffin_kernels.ops.local_attention._triton_jit import Entries, Heads, Operands, Score, Shape
+from griffin_kernels.ops.local_attention._triton_jit import Entries, Heads, Operands, Parts, Score, Sizes
 from griffin_kernels.ops.local_attention._triton_jit import first_keys as first_keys_kernel
 
 LOG2E = math.log2(math.e)
@@ -41,9 +41,6 @@ class Tiles:
     block_n: int
     num_warps: int
     num_stages: int
-
-    def constexprs(self, d: int) -> dict[str, int]:
-        return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_D": padded(d)}
 
     def chosen(self, config: Any) -> Tiles:
         """Those fields of ``config`` that are not 0, in place of these."""
@@ -99,10 +96,17 @@ def arguments(inputs: Inputs, dout: Tensor | None = None) -> tuple[dict[str, Any
     return args, before
 
 
-def shape_of(inputs: Inputs) -> Shape:
-    """Heads and channels of a call, which are compile-time values."""
+def sizes_of(inputs: Inputs, tiles: Tiles) -> Sizes:
+    """The compile-time sizes of a call."""
     q, k = inputs["q"], inputs["k"]
-    return Shape(q.shape[2] // k.shape[2], k.shape[2], q.shape[3])
+    d = q.shape[3]
+    return Sizes(q.shape[2] // k.shape[2], k.shape[2], d, tiles.block_m, tiles.block_n, padded(d))
+
+
+def empty_parts(sizes: tuple[int, ...], q: Tensor) -> Parts:
+    """Room for parts of ``sizes`` rows."""
+    shapes = ((*sizes, q.shape[-1]), sizes, sizes)
+    return Parts(*(torch.empty(shape, dtype=torch.float32, device=q.device) for shape in shapes))
 
 
 def heads(tensor: Tensor) -> Heads:
@@ -162,7 +166,6 @@ def twice(
     rows: of the sums of a program.
     """
     args = args | {"broken": torch.empty((programs, rows), dtype=torch.int8, device=args["data"].q.at.device)}
-    constexprs = constexprs | tiles.constexprs(args["data"].q.at.shape[3])
     warps, tile = tiles.num_warps, tiles.block_m * tiles.block_n
     first = Launch(kernel, (programs,), args, constexprs | {"AGAIN": False}, warps, tiles.num_stages, tile, claims)
     # tiles and warps have to be the same for sums in the same order; nothing is loaded ahead

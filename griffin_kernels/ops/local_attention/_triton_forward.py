@@ -21,29 +21,30 @@ from griffin_kernels.ops.local_attention._triton_jit import (
     tanh,
     unsound,
     visible,
+    zeros,
 )
 
 
 @triton.jit
-def attend(data, tile, view, sight, span, score, SHAPE: tl.constexpr, AGAIN: tl.constexpr, BLOCK_N: tl.constexpr):
-    """(sum [block_m, block_d], largest [block_m], total [block_m]), float32, of a tile's rows over a span of keys.
+def attend(data, work, score, SIZES: tl.constexpr, AGAIN: tl.constexpr):
+    """(sum [block_m, block_d], largest [block_m], total [block_m]), float32, of a program's rows and keys.
 
     data: operands of the lane. A row that sees none of these keys has a ``largest`` that any other outweighs, or -inf
     without keys.
     """
-    queries = load_rows(data.q, tile, view.T, SHAPE)
+    queries = load_rows(data.q, work.tile, work.view.T, SIZES)
     if score.NEGATIVE:
         queries = -queries
-    largest = tl.full(tile.rows.shape, float("-inf"), dtype=tl.float32)
-    total = tl.zeros(tile.rows.shape, dtype=tl.float32)
-    summed = tl.zeros(queries.shape, dtype=tl.float32)
-    for start in tl.range(span.low, span.high, BLOCK_N):
-        keys = load_keys(data.k, start, span.high, SHAPE.D, BLOCK_N, queries.shape[1])
+    largest = tl.full(work.tile.rows.shape, float("-inf"), dtype=tl.float32)
+    total = tl.zeros(work.tile.rows.shape, dtype=tl.float32)
+    summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
+    for start in tl.range(work.span.low, work.span.high, SIZES.BLOCK_N):
+        keys = load_keys(data.k, start, work.span.high, SIZES)
         scores = dot(queries, tl.trans(keys))
         if score.softcap is not None:
             scores = tanh(scores * score.factor) * (score.softcap * LOG2E)
-        if (start < span.full_low) | (start + BLOCK_N > span.full_high):
-            scores = tl.where(visible(sight, start, BLOCK_N), scores, HIDDEN)
+        if (start < work.span.full_low) | (start + SIZES.BLOCK_N > work.span.full_high):
+            scores = tl.where(visible(work.sight, start, SIZES.BLOCK_N), scores, HIDDEN)
         if score.softcap is not None:
             top = tl.maximum(largest, tl.max(scores, axis=1))
             weights = tl.exp2(scores - top[:, None])
@@ -53,7 +54,7 @@ def attend(data, tile, view, sight, span, score, SHAPE: tl.constexpr, AGAIN: tl.
         rescale = tl.exp2(largest - top)
         total = total * rescale + tl.sum(weights, axis=1)
         largest = top
-        values = load_keys(data.v, start, span.high, SHAPE.D, BLOCK_N, queries.shape[1])
+        values = load_keys(data.v, start, work.span.high, SIZES)
         if AGAIN:
             values = cleared(values)
         summed = dot(weights.to(values.dtype), values, summed * rescale[:, None])
@@ -61,10 +62,10 @@ def attend(data, tile, view, sight, span, score, SHAPE: tl.constexpr, AGAIN: tl.
 
 
 @triton.jit
-def sees_unsound(v, sight, span, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+def sees_unsound(v, work, SIZES: tl.constexpr):
     """bool [block_m, block_d]: whether a row sees a value that is not finite in a channel. v: of the lane."""
-    count = tl.zeros((sight.own.shape[0], BLOCK_D), dtype=tl.float32)
-    for start in tl.range(span.low, span.high, BLOCK_N):
-        values = load_keys(v, start, span.high, D, BLOCK_N, BLOCK_D)
-        count = unsound(visible(sight, start, BLOCK_N), values, count)
+    count = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
+    for start in tl.range(work.span.low, work.span.high, SIZES.BLOCK_N):
+        values = load_keys(v, start, work.span.high, SIZES)
+        count = unsound(visible(work.sight, start, SIZES.BLOCK_N), values, count)
     return count > 0

@@ -76,12 +76,15 @@ class Score(NamedTuple):
     NEGATIVE: Any
 
 
-class Shape(NamedTuple):
-    """Query heads of a key head, key heads, channels."""
+class Sizes(NamedTuple):
+    """Query heads of a key head, key heads, channels; a tile's rows, its keys, and its channels, a power of two."""
 
     G: int
     HKV: int
     D: int
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_D: int
 
 
 class Parts(NamedTuple):
@@ -128,11 +131,21 @@ class Lane(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Packed rows [block_m], the query that the first of them lies in, and channels [block_d]."""
+    """The first of a program's packed rows, all of them [block_m], and channels [block_d]."""
 
+    row: Any
     rows: Any
-    origin: Any
     columns: Any
+
+
+class Work(NamedTuple):
+    """What a program that owns packed rows works on."""
+
+    lane: Any
+    tile: Any
+    view: Any
+    sight: Any
+    span: Any
 
 
 @triton.jit(do_not_specialize=["T", "S", "count", "steps", "window"])
@@ -176,15 +189,15 @@ def first_keys(
 
 
 @triton.jit
-def lane_of(place, HKV: tl.constexpr):
+def lane_of(place, SIZES: tl.constexpr):
     """The lane of program ``place`` of batch entries times key heads, these the faster."""
-    return Lane(tl.cast(place // HKV, tl.int64), tl.cast(place % HKV, tl.int64))
+    return Lane(tl.cast(place // SIZES.HKV, tl.int64), tl.cast(place % SIZES.HKV, tl.int64))
 
 
 @triton.jit
-def tile_of(row, G: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+def tile_of(row, SIZES: tl.constexpr):
     """The tile from packed row ``row`` on."""
-    return Tile(row + tl.arange(0, BLOCK_M), row // G, tl.arange(0, BLOCK_D))
+    return Tile(row, row + tl.arange(0, SIZES.BLOCK_M), tl.arange(0, SIZES.BLOCK_D))
 
 
 @triton.jit
@@ -198,14 +211,14 @@ def of_head(tensor, batch, head):
 
 
 @triton.jit
-def of_lane(data, lane, G: tl.constexpr):
+def of_lane(data, lane, SIZES: tl.constexpr):
     """The operands from query 0 and key 0 of a lane's first heads on."""
     return Operands(
-        of_head(data.q, lane.batch, lane.shared * G),
+        of_head(data.q, lane.batch, lane.shared * SIZES.G),
         of_head(data.k, lane.batch, lane.shared),
         of_head(data.v, lane.batch, lane.shared),
         None,
-        of_head(data.dout, lane.batch, lane.shared * G),
+        of_head(data.dout, lane.batch, lane.shared * SIZES.G),
     )
 
 
@@ -219,67 +232,68 @@ def offsets(rows, columns, tensor, D: tl.constexpr):
 
 
 @triton.jit
-def load_keys(tensor, start, end, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+def load_keys(tensor, start, end, SIZES: tl.constexpr):
     """Keys or values from ``start`` on as [block_n, block_d]; zeros from ``end`` on and beyond D channels."""
-    ahead = tl.arange(0, BLOCK_N)
-    columns = tl.arange(0, BLOCK_D)
+    ahead = tl.arange(0, SIZES.BLOCK_N)
+    columns = tl.arange(0, SIZES.BLOCK_D)
     inside = ahead[:, None] < end - start
-    if D != BLOCK_D:
-        inside = inside & (columns[None, :] < D)
-    where = tensor.at + tl.cast(start, tl.int64) * tensor.step + offsets(ahead, columns, tensor, D)
+    if SIZES.D != SIZES.BLOCK_D:
+        inside = inside & (columns[None, :] < SIZES.D)
+    where = tensor.at + tl.cast(start, tl.int64) * tensor.step + offsets(ahead, columns, tensor, SIZES.D)
     return tl.load(where, mask=inside, other=0.0)
 
 
 @triton.jit
-def row_pointers(tensor, tile, T, SHAPE: tl.constexpr):
+def row_pointers(tensor, tile, T, SIZES: tl.constexpr):
     """Pointers [block_m, block_d] to the tile's rows in a lane; rows past the end repeat query T - 1."""
-    query = tl.minimum(tile.rows // SHAPE.G, T - 1) - tile.origin
-    head = tile.rows % SHAPE.G
+    origin = tile.row // SIZES.G
+    query = tl.minimum(tile.rows // SIZES.G, T - 1) - origin
+    head = tile.rows % SIZES.G
     columns = tile.columns
-    QUERIES: tl.constexpr = tile.rows.shape[0] // SHAPE.G + 1
-    if QUERIES * reach(tensor.step) + SHAPE.G * reach(tensor.head) + SHAPE.D * tensor.channel >= 2**31:
+    QUERIES: tl.constexpr = SIZES.BLOCK_M // SIZES.G + 1
+    if QUERIES * reach(tensor.step) + SIZES.G * reach(tensor.head) + SIZES.D * tensor.channel >= 2**31:
         query = query.to(tl.int64)
         head = head.to(tl.int64)
         columns = columns.to(tl.int64)
     offset = (query * tensor.step + head * tensor.head)[:, None] + columns[None, :] * tensor.channel
-    return tensor.at + tl.cast(tile.origin, tl.int64) * tensor.step + offset
+    return tensor.at + tl.cast(origin, tl.int64) * tensor.step + offset
 
 
 @triton.jit
-def load_rows(tensor, tile, T, SHAPE: tl.constexpr):
+def load_rows(tensor, tile, T, SIZES: tl.constexpr):
     """The tile's rows [block_m, block_d], zeros beyond D channels; see ``row_pointers``."""
-    where = row_pointers(tensor, tile, T, SHAPE)
-    if SHAPE.D == tile.columns.shape[0]:
+    where = row_pointers(tensor, tile, T, SIZES)
+    if SIZES.D == SIZES.BLOCK_D:
         rows = tl.load(where)
     else:
-        rows = tl.load(where, mask=tile.columns[None, :] < SHAPE.D, other=0.0)
+        rows = tl.load(where, mask=tile.columns[None, :] < SIZES.D, other=0.0)
     return rows
 
 
 @triton.jit
-def inside_of(tile, T, SHAPE: tl.constexpr):
+def inside_of(tile, T, SIZES: tl.constexpr):
     """bool [block_m, block_d] or [block_m, 1]: which elements of the tile there are."""
-    inside = (tile.rows < T * SHAPE.G)[:, None]
-    if SHAPE.D != tile.columns.shape[0]:
-        inside = inside & (tile.columns[None, :] < SHAPE.D)
+    inside = (tile.rows < T * SIZES.G)[:, None]
+    if SIZES.D != SIZES.BLOCK_D:
+        inside = inside & (tile.columns[None, :] < SIZES.D)
     return inside
 
 
 @triton.jit
-def store_rows(out, lane, tile, value, T, SHAPE: tl.constexpr, where=True):
+def store_rows(out, lane, tile, value, T, SIZES: tl.constexpr, where=True):
     """The tile's rows of a contiguous [B,T,Hq,D], as far as ``where``."""
-    STEP: tl.constexpr = SHAPE.HKV * SHAPE.G * SHAPE.D
-    own = out + (lane.batch * T * STEP + lane.shared * (SHAPE.G * SHAPE.D))
-    pointers = row_pointers(Heads(own, None, STEP, SHAPE.D, 1), tile, T, SHAPE)
-    tl.store(pointers, value, mask=inside_of(tile, T, SHAPE) & where)
+    STEP: tl.constexpr = SIZES.HKV * SIZES.G * SIZES.D
+    own = out + (lane.batch * T * STEP + lane.shared * (SIZES.G * SIZES.D))
+    pointers = row_pointers(Heads(own, None, STEP, SIZES.D, 1), tile, T, SIZES)
+    tl.store(pointers, value, mask=inside_of(tile, T, SIZES) & where)
 
 
 @triton.jit
-def store_lse(lse, lane, tile, largest, total, T, SHAPE: tl.constexpr):
+def store_lse(lse, lane, tile, largest, total, T, SIZES: tl.constexpr):
     """lse [B,Hq,T] of the tile's rows from their largest exponents of 2 and sums of weights, [block_m]."""
-    lse += (lane.batch * SHAPE.HKV + lane.shared) * tl.cast(T, tl.int64) * SHAPE.G
-    where = (tile.rows % SHAPE.G).to(tl.int64) * T + tile.rows // SHAPE.G
-    tl.store(lse + where, (largest + tl.log2(total)) * LN2, mask=tile.rows < T * SHAPE.G)
+    lse += (lane.batch * SIZES.HKV + lane.shared) * tl.cast(T, tl.int64) * SIZES.G
+    where = (tile.rows % SIZES.G).to(tl.int64) * T + tile.rows // SIZES.G
+    tl.store(lse + where, (largest + tl.log2(total)) * LN2, mask=tile.rows < T * SIZES.G)
 
 
 @triton.jit
@@ -292,9 +306,9 @@ def view_of(first, lane, T, S, window):
 
 
 @triton.jit
-def sight_of(view, tile, G: tl.constexpr):
+def sight_of(view, tile, SIZES: tl.constexpr):
     """The sight of a tile's rows."""
-    query = tl.minimum(tile.rows // G, view.T - 1)
+    query = tl.minimum(tile.rows // SIZES.G, view.T - 1)
     own = query + (view.S - view.T)
     if view.first is None:
         start = tl.maximum(own - view.window + 1, 0)
@@ -304,10 +318,10 @@ def sight_of(view, tile, G: tl.constexpr):
 
 
 @triton.jit
-def span_of(view, sight, row, G: tl.constexpr):
-    """The span of keys: some row of the tile from ``row`` on sees low .. high - 1, every row the full ones."""
-    begin = row // G + (view.S - view.T)
-    end = tl.minimum((row + sight.own.shape[0] - 1) // G, view.T - 1) + (view.S - view.T)
+def span_of(view, sight, tile, SIZES: tl.constexpr):
+    """The span of keys: some row of a tile sees low .. high - 1, every row the full ones."""
+    begin = tile.row // SIZES.G + (view.S - view.T)
+    end = tl.minimum((tile.row + SIZES.BLOCK_M - 1) // SIZES.G, view.T - 1) + (view.S - view.T)
     if view.first is None:
         low = tl.maximum(begin - view.window + 1, 0)
         full_low = tl.maximum(end - view.window + 1, 0)
@@ -320,9 +334,25 @@ def span_of(view, sight, row, G: tl.constexpr):
 @triton.jit
 def part_of(span, part, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     """The span of one of PARTS that share a span in whole blocks."""
-    share = tl.cdiv(tl.maximum(span.high - span.low, 0), PARTS * BLOCK) * BLOCK
-    low = span.low + part * share
-    return Span(low, span.full_low, span.full_high, tl.minimum(span.high, low + share))
+    if PARTS == 1:
+        return span
+    else:
+        share = tl.cdiv(tl.maximum(span.high - span.low, 0), PARTS * BLOCK) * BLOCK
+        low = span.low + part * share
+        return Span(low, span.full_low, span.full_high, tl.minimum(span.high, low + share))
+
+
+@triton.jit
+def work_of(first, T, S, window, batches, SIZES: tl.constexpr, PARTS: tl.constexpr):
+    """The work of a program of a grid of tiles of [T * G] * PARTS * B * Hkv, the last tiles first."""
+    lanes = batches * SIZES.HKV
+    row = (tl.num_programs(0) - 1 - tl.program_id(0)) // (lanes * PARTS) * SIZES.BLOCK_M
+    lane = lane_of(tl.program_id(0) % lanes, SIZES)
+    tile = tile_of(row, SIZES)
+    view = view_of(first, lane, T, S, window)
+    sight = sight_of(view, tile, SIZES)
+    span = span_of(view, sight, tile, SIZES)
+    return Work(lane, tile, view, sight, part_of(span, tl.program_id(0) // lanes % PARTS, PARTS, SIZES.BLOCK_N))
 
 
 @triton.jit
@@ -336,6 +366,12 @@ def visible(sight, start, BLOCK_N: tl.constexpr):
 def unsound(seen, tile, count):
     """count [m, block_d] and how many elements of ``tile`` [n, block_d] m see that are not finite. seen: [m, n]."""
     return dot(seen.to(tile.dtype), tl.where(sound(tile), 0.0, 1.0).to(tile.dtype), count)
+
+
+@triton.jit
+def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Sums [rows, columns], float32, to begin with."""
+    return tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
 
 
 @triton.jit

@@ -20,7 +20,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
@@ -35,14 +34,12 @@ from griffin_kernels.ops.local_attention._triton_jit import (
     intact,
     lane_of,
     of_lane,
-    part_of,
     report,
-    sight_of,
-    span_of,
     store_lse,
     store_rows,
     tile_of,
-    view_of,
+    work_of,
+    zeros,
 )
 from griffin_kernels.ops.local_attention.cost import cost
 
@@ -65,102 +62,79 @@ class Config:
     num_stages: int = 0
 
 
+@triton.jit
+def of_part(parts, place, tile, T, SIZES: tl.constexpr):
+    """The parts from a tile's first row on. place: among the lanes of all parts."""
+    base = (tl.cast(place, tl.int64) * T) * SIZES.G + tile.row
+    return Parts(parts.sums + base * SIZES.D, parts.largest + base, parts.total + base)
+
+
 @triton.jit(do_not_specialize=["T", "S", "window", "batches"])
 def local_attention_flash_part(
-    data,
-    parts,
-    broken,
-    T,
-    S,
-    window,
-    batches,
-    score,
-    SHAPE: tl.constexpr,
-    AGAIN: tl.constexpr,
-    PARTS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    data, parts, broken, T, S, window, batches, score, SIZES: tl.constexpr, AGAIN: tl.constexpr, PARTS: tl.constexpr
 ):
     """parts: sums [PARTS,B,Hkv,T*G,D], largest, total [PARTS,B,Hkv,T*G]; broken: int8 [programs, BLOCK_M].
 
-    Grid: tiles of [T * G] * PARTS * B * Hkv, the last tiles first.
+    Grid: that of ``work_of``.
     """
     if AGAIN:
-        if intact(broken, BLOCK_M):
+        if intact(broken, SIZES.BLOCK_M):
             return
-    lanes = batches * SHAPE.HKV
-    part = tl.program_id(0) // lanes % PARTS
-    row = (tl.num_programs(0) - 1 - tl.program_id(0)) // (lanes * PARTS) * BLOCK_M
-    lane = lane_of(tl.program_id(0) % lanes, SHAPE.HKV)
-    tile = tile_of(row, SHAPE.G, BLOCK_M, BLOCK_D)
-    view = view_of(data.first, lane, T, S, window)
-    sight = sight_of(view, tile, SHAPE.G)
-    span = part_of(span_of(view, sight, row, SHAPE.G), part, PARTS, BLOCK_N)
-    summed, largest, total = attend(of_lane(data, lane, SHAPE.G), tile, view, sight, span, score, SHAPE, AGAIN, BLOCK_N)
+    work = work_of(data.first, T, S, window, batches, SIZES, PARTS)
+    summed, largest, total = attend(of_lane(data, work.lane, SIZES), work, score, SIZES, AGAIN)
     if not AGAIN:
         report(broken, summed)
-    inside = inside_of(tile, T, SHAPE)
-    base = (tl.cast(part * lanes + tl.program_id(0) % lanes, tl.int64) * T) * SHAPE.G + row
-    ahead = tl.arange(0, BLOCK_M)
-    where = parts.sums + base * SHAPE.D + (ahead[:, None] * SHAPE.D + tile.columns[None, :])
+    lanes = batches * SIZES.HKV
+    place = tl.program_id(0) // lanes % PARTS * lanes + tl.program_id(0) % lanes
+    own = of_part(parts, place, work.tile, T, SIZES)
+    ahead = tl.arange(0, SIZES.BLOCK_M)
+    where = own.sums + (ahead[:, None] * SIZES.D + work.tile.columns[None, :])
+    inside = inside_of(work.tile, T, SIZES)
     tl.store(where, summed, mask=inside)
     if AGAIN:
-        unsound = sees_unsound(of_lane(data, lane, SHAPE.G).v, sight, span, SHAPE.D, BLOCK_N, BLOCK_D)
+        unsound = sees_unsound(of_lane(data, work.lane, SIZES).v, work, SIZES)
         tl.store(where, float("nan"), mask=inside & unsound)
-    there = tile.rows < T * SHAPE.G
-    tl.store(parts.largest + base + ahead, largest, mask=there)
-    tl.store(parts.total + base + ahead, total, mask=there)
+    there = work.tile.rows < T * SIZES.G
+    tl.store(own.largest + ahead, largest, mask=there)
+    tl.store(own.total + ahead, total, mask=there)
 
 
 @triton.jit(do_not_specialize=["T", "batches"])
-def local_attention_flash_join(
-    parts,
-    out,
-    lse,
-    T,
-    batches,
-    SHAPE: tl.constexpr,
-    PARTS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def local_attention_flash_join(parts, out, lse, T, batches, SIZES: tl.constexpr, PARTS: tl.constexpr):
     """out [B,T,Hq,D] and lse [B,Hq,T] from the parts. Grid: tiles of [T * G] * B * Hkv."""
-    lanes = batches * SHAPE.HKV
+    lanes = batches * SIZES.HKV
     place = tl.program_id(0) % lanes
-    row = tl.program_id(0) // lanes * BLOCK_M
-    lane = lane_of(place, SHAPE.HKV)
-    tile = tile_of(row, SHAPE.G, BLOCK_M, BLOCK_D)
-    ahead = tl.arange(0, BLOCK_M)
-    there = tile.rows < T * SHAPE.G
-    inside = inside_of(tile, T, SHAPE)
-    most = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
+    lane = lane_of(place, SIZES)
+    tile = tile_of(tl.program_id(0) // lanes * SIZES.BLOCK_M, SIZES)
+    ahead = tl.arange(0, SIZES.BLOCK_M)
+    there = tile.rows < T * SIZES.G
+    inside = inside_of(tile, T, SIZES)
+    most = tl.full(tile.rows.shape, float("-inf"), dtype=tl.float32)
     for part in tl.static_range(PARTS):
-        base = (tl.cast(part * lanes + place, tl.int64) * T) * SHAPE.G + row
-        most = tl.maximum(most, tl.load(parts.largest + base + ahead, mask=there, other=0.0))
-    count = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    summed = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+        own = of_part(parts, part * lanes + place, tile, T, SIZES)
+        most = tl.maximum(most, tl.load(own.largest + ahead, mask=there, other=0.0))
+    count = tl.zeros(tile.rows.shape, dtype=tl.float32)
+    summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
     for part in tl.static_range(PARTS):
-        base = (tl.cast(part * lanes + place, tl.int64) * T) * SHAPE.G + row
-        weight = tl.exp2(tl.load(parts.largest + base + ahead, mask=there, other=0.0) - most)
-        count += weight * tl.load(parts.total + base + ahead, mask=there, other=1.0)
-        where = parts.sums + base * SHAPE.D + (ahead[:, None] * SHAPE.D + tile.columns[None, :])
+        own = of_part(parts, part * lanes + place, tile, T, SIZES)
+        weight = tl.exp2(tl.load(own.largest + ahead, mask=there, other=0.0) - most)
+        count += weight * tl.load(own.total + ahead, mask=there, other=1.0)
+        where = own.sums + (ahead[:, None] * SIZES.D + tile.columns[None, :])
         summed += weight[:, None] * tl.load(where, mask=inside, other=0.0)
-    store_rows(out, lane, tile, summed / count[:, None], T, SHAPE)
+    store_rows(out, lane, tile, summed / count[:, None], T, SIZES)
     if lse is not None:
-        store_lse(lse, lane, tile, most, count, T, SHAPE)
+        store_lse(lse, lane, tile, most, count, T, SIZES)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """First keys (with documents only), the parts, then their join."""
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
-    tiles, shape = _triton.forward_tiles(q, config), _triton.shape_of(inputs)
-    rows, lanes = q.shape[1] * shape.G, q.shape[0] * shape.HKV
+    tiles = _triton.forward_tiles(q, config)
+    sizes = _triton.sizes_of(inputs, tiles)
+    rows, lanes = q.shape[1] * sizes.G, q.shape[0] * sizes.HKV
     args, before = _triton.arguments(inputs)
     out, lse = _triton.forward_outputs(inputs, outputs)
-    sizes = (config.parts, lanes, rows)
-    partial = (torch.empty(size, dtype=torch.float32, device=q.device) for size in ((*sizes, shape.D), sizes, sizes))
-    parts = Parts(*partial)
+    parts = _triton.empty_parts((config.parts, lanes, rows), q)
     return [
         *before,
         *_triton.twice(
@@ -169,17 +143,17 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
             programs=triton.cdiv(rows, tiles.block_m) * config.parts * lanes,
             rows=tiles.block_m,
             args=args | {"parts": parts},
-            constexprs={"SHAPE": shape, "PARTS": config.parts},
+            constexprs={"SIZES": sizes, "PARTS": config.parts},
             claims=_triton.claims((k, v), tiles),
         ),
         Launch(
             kernel=local_attention_flash_join,
             grid=(triton.cdiv(rows, JOINED) * lanes,),
             args={"parts": parts, "out": out, "lse": lse, "T": q.shape[1], "batches": q.shape[0]},
-            constexprs={"SHAPE": shape, "PARTS": config.parts, "BLOCK_M": JOINED, "BLOCK_D": _triton.padded(shape.D)},
+            constexprs={"SIZES": sizes._replace(BLOCK_M=JOINED, BLOCK_N=0), "PARTS": config.parts},
             num_warps=4,
-            tile=JOINED * _triton.padded(shape.D),
-            claims=Claims(load_bits=128 if shape.D % 32 == 0 else 32),
+            tile=JOINED * sizes.BLOCK_D,
+            claims=Claims(load_bits=128 if sizes.D % 32 == 0 else 32),
         ),
     ]
 

@@ -25,18 +25,7 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops.local_attention import _triton
 from griffin_kernels.ops.local_attention._triton_forward import attend, sees_unsound
-from griffin_kernels.ops.local_attention._triton_jit import (
-    intact,
-    lane_of,
-    of_lane,
-    report,
-    sight_of,
-    span_of,
-    store_lse,
-    store_rows,
-    tile_of,
-    view_of,
-)
+from griffin_kernels.ops.local_attention._triton_jit import intact, of_lane, report, store_lse, store_rows, work_of
 
 
 @dataclass(frozen=True)
@@ -54,59 +43,38 @@ class Config:
 
 @triton.jit(do_not_specialize=["T", "S", "window", "batches"])
 def local_attention_flash(
-    data,
-    out,
-    lse,
-    broken,
-    T,
-    S,
-    window,
-    batches,
-    score,
-    SHAPE: tl.constexpr,
-    AGAIN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    data, out, lse, broken, T, S, window, batches, score, SIZES: tl.constexpr, AGAIN: tl.constexpr
 ):
-    """out: [B,T,Hq,D]; lse: [B,Hq,T]; broken: int8 [programs, BLOCK_M].
-
-    Grid: tiles of [T * G] * B * Hkv, the last first.
-    """
+    """out: [B,T,Hq,D]; lse: [B,Hq,T]; broken: int8 [programs, BLOCK_M]. Grid: that of ``work_of`` with one part."""
     if AGAIN:
-        if intact(broken, BLOCK_M):
+        if intact(broken, SIZES.BLOCK_M):
             return
-    lanes = batches * SHAPE.HKV
-    row = (tl.num_programs(0) - 1 - tl.program_id(0)) // lanes * BLOCK_M
-    lane = lane_of(tl.program_id(0) % lanes, SHAPE.HKV)
-    tile = tile_of(row, SHAPE.G, BLOCK_M, BLOCK_D)
-    view = view_of(data.first, lane, T, S, window)
-    sight = sight_of(view, tile, SHAPE.G)
-    span = span_of(view, sight, row, SHAPE.G)
-    summed, largest, total = attend(of_lane(data, lane, SHAPE.G), tile, view, sight, span, score, SHAPE, AGAIN, BLOCK_N)
+    work = work_of(data.first, T, S, window, batches, SIZES, 1)
+    summed, largest, total = attend(of_lane(data, work.lane, SIZES), work, score, SIZES, AGAIN)
     if not AGAIN:
         report(broken, summed)
-    store_rows(out, lane, tile, summed / total[:, None], T, SHAPE)
+    store_rows(out, work.lane, work.tile, summed / total[:, None], T, SIZES)
     if AGAIN:
-        unsound = sees_unsound(of_lane(data, lane, SHAPE.G).v, sight, span, SHAPE.D, BLOCK_N, BLOCK_D)
-        store_rows(out, lane, tile, float("nan"), T, SHAPE, unsound)
+        unsound = sees_unsound(of_lane(data, work.lane, SIZES).v, work, SIZES)
+        store_rows(out, work.lane, work.tile, float("nan"), T, SIZES, unsound)
     if lse is not None:
-        store_lse(lse, lane, tile, largest, total, T, SHAPE)
+        store_lse(lse, work.lane, work.tile, largest, total, T, SIZES)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """First keys (with documents only), then one program per tile of rows, key head and batch entry."""
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
-    tiles, shape = _triton.forward_tiles(q, config), _triton.shape_of(inputs)
+    tiles = _triton.forward_tiles(q, config)
+    sizes = _triton.sizes_of(inputs, tiles)
     args, before = _triton.arguments(inputs)
     out, lse = _triton.forward_outputs(inputs, outputs)
     return before + _triton.twice(
         kernel=local_attention_flash,
         tiles=tiles,
-        programs=triton.cdiv(q.shape[1] * shape.G, tiles.block_m) * q.shape[0] * shape.HKV,
+        programs=triton.cdiv(q.shape[1] * sizes.G, tiles.block_m) * q.shape[0] * sizes.HKV,
         rows=tiles.block_m,
         args=args | {"out": out, "lse": lse},
-        constexprs={"SHAPE": shape},
+        constexprs={"SIZES": sizes},
         claims=_triton.claims((k, v), tiles),
     )
 

@@ -105,11 +105,11 @@ def _default(d: int, dtype: str, arch: str) -> Cut:
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -> list[Launch]:
     """First keys (with documents only); delta; dk and dv, in ``parts`` sums of the rows that see them; dq."""
     dout, q, k, v, out, lse = (inputs[name] for name in ("dout", "q", "k", "v", "out", "lse"))
-    shape, arch = forward.shape_of(inputs), launch.architecture(q)
-    rows, lanes = q.shape[1] * shape.G, q.shape[0] * shape.HKV
-    wide = padded(shape.D)
-    of_keys, of_rows = cuts(shape.D, dtype_name(q.dtype), arch, config)
-    usual = wide == 256 and of_keys == default(shape.D, dtype_name(q.dtype), arch)[0]
+    arch, dtype, d = launch.architecture(q), dtype_name(q.dtype), q.shape[3]
+    of_keys, of_rows = cuts(d, dtype, arch, config)
+    sizes = forward.sizes_of(inputs, of_keys.of_keys)
+    rows, lanes, wide = q.shape[1] * sizes.G, q.shape[0] * sizes.HKV, sizes.BLOCK_D
+    usual = wide == 256 and of_keys == default(d, dtype, arch)[0]
     args, before = forward.arguments(inputs, dout)
     numbers = Numbers(*(torch.empty(lanes * rows, dtype=torch.float32, device=q.device) for _ in "dp"))
     dq, dk, dv = gradients(inputs, outputs)
@@ -127,7 +127,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
             "T": q.shape[1],
             "batches": q.shape[0],
         },
-        constexprs={"SHAPE": shape, "BLOCK_M": DELTA_ROWS, "BLOCK_D": wide},
+        constexprs={"SIZES": sizes._replace(BLOCK_M=DELTA_ROWS, BLOCK_N=0)},
         num_warps=4,
         tile=DELTA_ROWS * wide,
         claims=Claims(load_bits=min(forward.load_bits((dout, out)), 4 * wide * dout.element_size())),
@@ -139,7 +139,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
         programs=triton.cdiv(k.shape[1], of_keys.resident) * parts * lanes,
         rows=of_keys.resident,
         args=args | {"grads": partial},
-        constexprs={"SHAPE": shape, "PARTS": parts},
+        constexprs={"SIZES": sizes, "PARTS": parts},
         claims=forward.claims((q, dout), of_keys.of_keys, spills=SPILLED.get(arch, "") if usual else ""),
     )
     join = Launch(
@@ -156,7 +156,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
         programs=triton.cdiv(rows, of_rows.resident) * lanes,
         rows=of_rows.resident,
         args=args | {"dq": dq},
-        constexprs={"SHAPE": shape},
+        constexprs={"SIZES": forward.sizes_of(inputs, of_rows.of_queries)},
         claims=forward.claims((k, v), of_rows.of_queries),
     )
     return [*before, delta, *to_keys, *([join] if parts > 1 else []), *to_queries]

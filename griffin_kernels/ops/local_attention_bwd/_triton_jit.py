@@ -25,6 +25,7 @@ from griffin_kernels.ops.local_attention._triton_jit import (
     tile_of,
     unsound,
     visible,
+    zeros,
 )
 
 
@@ -36,17 +37,17 @@ class Numbers(NamedTuple):
 
 
 @triton.jit
-def numbers_of(numbers, lane, T, SHAPE: tl.constexpr):
+def numbers_of(numbers, lane, T, SIZES: tl.constexpr):
     """The numbers from a lane on."""
-    rows = (lane.batch * SHAPE.HKV + lane.shared) * T * SHAPE.G
+    rows = (lane.batch * SIZES.HKV + lane.shared) * T * SIZES.G
     return Numbers(numbers.delta + rows, numbers.powers + rows)
 
 
 @triton.jit
-def load_lse(lse, tile, T, G: tl.constexpr):
+def load_lse(lse, tile, T, SIZES: tl.constexpr):
     """lse [block_m] of a tile's rows, from [B,Hq,T] of the lane."""
-    where = (tile.rows % G) * lse.head + (tile.rows // G).to(tl.int64) * lse.step
-    return tl.load(lse.at + where, mask=tile.rows < T * G)
+    where = (tile.rows % SIZES.G) * lse.head + (tile.rows // SIZES.G).to(tl.int64) * lse.step
+    return tl.load(lse.at + where, mask=tile.rows < T * SIZES.G)
 
 
 @triton.jit
@@ -66,41 +67,40 @@ def weights_of(scores, powers, score):
 
 
 @triton.jit
-def through_queries(
-    data, numbers, tile, view, sight, span, score, SHAPE: tl.constexpr, AGAIN: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """sum over a span of keys of ds_k k_k, float32 [block_m, block_d], of a tile's rows. data, numbers: of the lane."""
-    upstream = load_rows(data.dout, tile, view.T, SHAPE)
-    queries = load_rows(data.q, tile, view.T, SHAPE)
+def through_queries(data, numbers, work, score, SIZES: tl.constexpr, AGAIN: tl.constexpr):
+    """sum of ds_k k_k, float32 [block_m, block_d], of a program's rows and keys. data, numbers: of the lane."""
+    tile, span = work.tile, work.span
+    upstream = load_rows(data.dout, tile, work.view.T, SIZES)
+    queries = load_rows(data.q, tile, work.view.T, SIZES)
     if score.NEGATIVE:
         queries = -queries
-    there = tile.rows < view.T * SHAPE.G
+    there = tile.rows < work.view.T * SIZES.G
     powers = tl.load(numbers.powers + tile.rows, mask=there, other=0.0)
     delta = tl.load(numbers.delta + tile.rows, mask=there, other=0.0)
-    summed = tl.zeros(queries.shape, dtype=tl.float32)
-    for start in tl.range(span.low, span.high, BLOCK_N):
-        keys = load_keys(data.k, start, span.high, SHAPE.D, BLOCK_N, queries.shape[1])
-        values = load_keys(data.v, start, span.high, SHAPE.D, BLOCK_N, queries.shape[1])
+    summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
+    for start in tl.range(span.low, span.high, SIZES.BLOCK_N):
+        keys = load_keys(data.k, start, span.high, SIZES)
+        values = load_keys(data.v, start, span.high, SIZES)
         weights, slope = weights_of(dot(queries, tl.trans(keys)), powers[:, None], score)
-        if (start < span.full_low) | (start + BLOCK_N > span.full_high):
-            weights = tl.where(visible(sight, start, BLOCK_N), weights, 0.0)
+        if (start < span.full_low) | (start + SIZES.BLOCK_N > span.full_high):
+            weights = tl.where(visible(work.sight, start, SIZES.BLOCK_N), weights, 0.0)
         change = weights * slope * (dot(upstream, tl.trans(values)) - delta[:, None])
         if AGAIN:
-            change = tl.where(visible(sight, start, BLOCK_N), change, 0.0)
+            change = tl.where(visible(work.sight, start, SIZES.BLOCK_N), change, 0.0)
             keys = cleared(keys)  # what is not finite in a visible key is so in its weight
         summed = dot(change.to(keys.dtype), keys, summed)
     return summed
 
 
 @triton.jit
-def span_of_keys(view, start, G: tl.constexpr, BLOCK_N: tl.constexpr):
+def span_of_keys(view, start, SIZES: tl.constexpr):
     """The span of packed rows that may see some key of the tile from ``start`` on, the full ones all of it."""
     CHUNK: tl.constexpr = 256
     earlier = view.S - view.T
-    last = tl.minimum(start + BLOCK_N, view.S) - 1
+    last = tl.minimum(start + SIZES.BLOCK_N, view.S) - 1
     low = tl.maximum(start - earlier, 0)
     high = tl.minimum(last + view.window - earlier, view.T)
-    full_low = tl.maximum(start + BLOCK_N - 1 - earlier, 0)
+    full_low = tl.maximum(start + SIZES.BLOCK_N - 1 - earlier, 0)
     full_high = tl.minimum(start + view.window - earlier, view.T)
     if view.first is not None:  # in any order
         seeing = tl.cast(0, tl.int32)
@@ -110,59 +110,47 @@ def span_of_keys(view, start, G: tl.constexpr, BLOCK_N: tl.constexpr):
             seeing = tl.maximum(seeing, tl.max(tl.where(reach <= last, query + 1, 0), axis=0))
             full_high = tl.minimum(full_high, tl.min(tl.where(reach > start, query, 2147483647), axis=0))
         high = tl.minimum(high, seeing)
-    return Span(low * G, full_low * G, full_high * G, high * G)
+    return Span(low * SIZES.G, full_low * SIZES.G, full_high * SIZES.G, high * SIZES.G)
 
 
 @triton.jit
-def through_keys(
-    data,
-    numbers,
-    start,
-    view,
-    span,
-    score,
-    SHAPE: tl.constexpr,
-    AGAIN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def through_keys(data, numbers, start, view, span, score, SIZES: tl.constexpr, AGAIN: tl.constexpr):
     """(sum of ds_t q_t, sum of p_t dout_t), float32 [block_n, block_d], over a span of rows, of keys from ``start`` on.
 
     data, numbers: of the lane.
     """
-    keys = load_keys(data.k, start, view.S, SHAPE.D, BLOCK_N, BLOCK_D)
-    values = load_keys(data.v, start, view.S, SHAPE.D, BLOCK_N, BLOCK_D)
+    keys = load_keys(data.k, start, view.S, SIZES)
+    values = load_keys(data.v, start, view.S, SIZES)
     if score.NEGATIVE:
         keys = -keys
-    key = start + tl.arange(0, BLOCK_N)
-    to_keys = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    to_values = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    for row in tl.range(span.low, span.high, BLOCK_M):
-        tile = tile_of(row, SHAPE.G, BLOCK_M, BLOCK_D)
-        queries = load_rows(data.q, tile, view.T, SHAPE)
-        upstream = load_rows(data.dout, tile, view.T, SHAPE)
+    key = start + tl.arange(0, SIZES.BLOCK_N)
+    to_keys = zeros(SIZES.BLOCK_N, SIZES.BLOCK_D)
+    to_values = zeros(SIZES.BLOCK_N, SIZES.BLOCK_D)
+    for row in tl.range(span.low, span.high, SIZES.BLOCK_M):
+        tile = tile_of(row, SIZES)
+        queries = load_rows(data.q, tile, view.T, SIZES)
+        upstream = load_rows(data.dout, tile, view.T, SIZES)
         power = tl.load(numbers.powers + tile.rows, mask=tile.rows < span.high, other=0.0)
         less = tl.load(numbers.delta + tile.rows, mask=tile.rows < span.high, other=0.0)
         weights, slope = weights_of(dot(keys, tl.trans(queries)), power[None, :], score)
-        if (row < span.full_low) | (row + BLOCK_M > span.full_high):
-            weights = tl.where(seen(key, tile.rows, view, span.high, SHAPE.G), weights, 0.0)
+        if (row < span.full_low) | (row + SIZES.BLOCK_M > span.full_high):
+            weights = tl.where(seen(key, tile.rows, view, span.high, SIZES), weights, 0.0)
         usable = upstream
         if AGAIN:
             usable = cleared(upstream)
         to_values = dot(weights.to(usable.dtype), usable, to_values)
         change = weights * slope * (dot(values, tl.trans(upstream)) - less[None, :])
         if AGAIN:
-            change = tl.where(seen(key, tile.rows, view, span.high, SHAPE.G), change, 0.0)
+            change = tl.where(seen(key, tile.rows, view, span.high, SIZES), change, 0.0)
             queries = cleared(queries)  # what is not finite in a visible query is so in its weights
         to_keys = dot(change.to(queries.dtype), queries, to_keys)
     return to_keys, to_values
 
 
 @triton.jit
-def seen(key, rows, view, high, G: tl.constexpr):
+def seen(key, rows, view, high, SIZES: tl.constexpr):
     """bool [block_n, block_m]: which packed rows below ``high`` see which keys."""
-    query = tl.minimum(rows // G, view.T - 1)
+    query = tl.minimum(rows // SIZES.G, view.T - 1)
     own = query + (view.S - view.T)
     visible = (key[:, None] <= own[None, :]) & (rows < high)[None, :]
     if view.first is None:
@@ -173,21 +161,12 @@ def seen(key, rows, view, high, G: tl.constexpr):
 
 
 @triton.jit
-def seen_by_unsound(
-    dout,
-    start,
-    view,
-    span,
-    SHAPE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def seen_by_unsound(dout, start, view, span, SIZES: tl.constexpr):
     """bool [block_n, block_d]: whether a key is seen by a row whose dout, of the lane, is not finite in a channel."""
-    key = start + tl.arange(0, BLOCK_N)
-    count = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    for row in tl.range(span.low, span.high, BLOCK_M):
-        tile = tile_of(row, SHAPE.G, BLOCK_M, BLOCK_D)
-        upstream = load_rows(dout, tile, view.T, SHAPE)
-        count = unsound(seen(key, tile.rows, view, span.high, SHAPE.G), upstream, count)
+    key = start + tl.arange(0, SIZES.BLOCK_N)
+    count = zeros(SIZES.BLOCK_N, SIZES.BLOCK_D)
+    for row in tl.range(span.low, span.high, SIZES.BLOCK_M):
+        tile = tile_of(row, SIZES)
+        upstream = load_rows(dout, tile, view.T, SIZES)
+        count = unsound(seen(key, tile.rows, view, span.high, SIZES), upstream, count)
     return count > 0

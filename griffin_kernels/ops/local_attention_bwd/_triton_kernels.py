@@ -18,11 +18,10 @@ from griffin_kernels.ops.local_attention._triton_jit import (
     of_lane,
     part_of,
     report,
-    sight_of,
-    span_of,
     store_rows,
     tile_of,
     view_of,
+    work_of,
 )
 from griffin_kernels.ops.local_attention_bwd._triton_jit import (
     load_lse,
@@ -42,56 +41,35 @@ class KeyGradients(NamedTuple):
 
 
 @triton.jit(do_not_specialize=["T", "batches"])
-def local_attention_bwd_delta(
-    dout, out, lse, numbers, T, batches, SHAPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr
-):
+def local_attention_bwd_delta(dout, out, lse, numbers, T, batches, SIZES: tl.constexpr):
     """numbers from dout, out: [B,T,Hq,D] and lse: [B,Hq,T]. Grid: tiles of [T * G] * B * Hkv."""
-    lanes = batches * SHAPE.HKV
-    lane = lane_of(tl.program_id(0) % lanes, SHAPE.HKV)
-    tile = tile_of(tl.program_id(0) // lanes * BLOCK_M, SHAPE.G, BLOCK_M, BLOCK_D)
-    head = lane.shared * SHAPE.G
-    upstream = load_rows(of_head(dout, lane.batch, head), tile, T, SHAPE)
-    result = load_rows(of_head(out, lane.batch, head), tile, T, SHAPE)
-    there = tile.rows < T * SHAPE.G
-    value = load_lse(of_head(lse, lane.batch, head), tile, T, SHAPE.G)
-    own = numbers_of(numbers, lane, T, SHAPE)
+    lanes = batches * SIZES.HKV
+    lane = lane_of(tl.program_id(0) % lanes, SIZES)
+    tile = tile_of(tl.program_id(0) // lanes * SIZES.BLOCK_M, SIZES)
+    head = lane.shared * SIZES.G
+    upstream = load_rows(of_head(dout, lane.batch, head), tile, T, SIZES)
+    result = load_rows(of_head(out, lane.batch, head), tile, T, SIZES)
+    value = load_lse(of_head(lse, lane.batch, head), tile, T, SIZES)
+    there = tile.rows < T * SIZES.G
+    own = numbers_of(numbers, lane, T, SIZES)
     tl.store(own.delta + tile.rows, tl.sum(upstream.to(tl.float32) * result.to(tl.float32), axis=1), mask=there)
     tl.store(own.powers + tile.rows, value * LOG2E, mask=there)
 
 
 @triton.jit(do_not_specialize=["T", "S", "window", "batches"])
 def local_attention_bwd_queries(
-    data,
-    numbers,
-    dq,
-    broken,
-    T,
-    S,
-    window,
-    batches,
-    score,
-    SHAPE: tl.constexpr,
-    AGAIN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    data, numbers, dq, broken, T, S, window, batches, score, SIZES: tl.constexpr, AGAIN: tl.constexpr
 ):
-    """dq [B,T,Hq,D]. Grid: tiles of [T * G] * B * Hkv, the last tiles first, as they see most keys."""
+    """dq [B,T,Hq,D]; broken: int8 [programs, BLOCK_M]. Grid: that of ``work_of`` with one part."""
     if AGAIN:
-        if intact(broken, BLOCK_M):
+        if intact(broken, SIZES.BLOCK_M):
             return
-    lanes = batches * SHAPE.HKV
-    row = (tl.num_programs(0) - 1 - tl.program_id(0)) // lanes * BLOCK_M
-    lane = lane_of(tl.program_id(0) % lanes, SHAPE.HKV)
-    tile = tile_of(row, SHAPE.G, BLOCK_M, BLOCK_D)
-    view = view_of(data.first, lane, T, S, window)
-    sight = sight_of(view, tile, SHAPE.G)
-    span = span_of(view, sight, row, SHAPE.G)
-    own = numbers_of(numbers, lane, T, SHAPE)
-    summed = through_queries(of_lane(data, lane, SHAPE.G), own, tile, view, sight, span, score, SHAPE, AGAIN, BLOCK_N)
+    work = work_of(data.first, T, S, window, batches, SIZES, 1)
+    own = numbers_of(numbers, work.lane, T, SIZES)
+    summed = through_queries(of_lane(data, work.lane, SIZES), own, work, score, SIZES, AGAIN)
     if not AGAIN:
         report(broken, summed)
-    store_rows(dq, lane, tile, summed * score.scale, T, SHAPE)
+    store_rows(dq, work.lane, work.tile, summed * score.scale, T, SIZES)
 
 
 @triton.jit(do_not_specialize=["T", "S", "window", "batches"])
@@ -105,47 +83,38 @@ def local_attention_bwd_keys(
     window,
     batches,
     score,
-    SHAPE: tl.constexpr,
+    SIZES: tl.constexpr,
     AGAIN: tl.constexpr,
     PARTS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
 ):
-    """grads: every part has the sum over its share of the rows that see a tile of keys.
+    """grads: every part has the sum over its share of the rows that see a tile of keys; broken: [programs, BLOCK_N].
 
     Grid: tiles of [S] * PARTS * B * Hkv.
     """
     if AGAIN:
-        if intact(broken, BLOCK_N):
+        if intact(broken, SIZES.BLOCK_N):
             return
-    lanes = batches * SHAPE.HKV
+    lanes = batches * SIZES.HKV
     part = tl.program_id(0) // lanes % PARTS
-    start = tl.program_id(0) // (lanes * PARTS) * BLOCK_N
-    lane = lane_of(tl.program_id(0) % lanes, SHAPE.HKV)
+    start = tl.program_id(0) // (lanes * PARTS) * SIZES.BLOCK_N
+    lane = lane_of(tl.program_id(0) % lanes, SIZES)
     view = view_of(data.first, lane, T, S, window)
-    span = span_of_keys(view, start, SHAPE.G, BLOCK_N)
-    if PARTS > 1:
-        span = part_of(span, part, PARTS, BLOCK_M)
-    own = numbers_of(numbers, lane, T, SHAPE)
-    dk, dv = through_keys(
-        of_lane(data, lane, SHAPE.G), own, start, view, span, score, SHAPE, AGAIN, BLOCK_M, BLOCK_N, BLOCK_D
-    )
+    span = part_of(span_of_keys(view, start, SIZES), part, PARTS, SIZES.BLOCK_M)
+    own = numbers_of(numbers, lane, T, SIZES)
+    dk, dv = through_keys(of_lane(data, lane, SIZES), own, start, view, span, score, SIZES, AGAIN)
     if not AGAIN:
         report(broken, dk + dv)
-    ahead, columns = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    ahead, columns = tl.arange(0, SIZES.BLOCK_N), tl.arange(0, SIZES.BLOCK_D)
     inside = (start + ahead < S)[:, None]
-    if SHAPE.D != BLOCK_D:
-        inside = inside & (columns[None, :] < SHAPE.D)
+    if SIZES.D != SIZES.BLOCK_D:
+        inside = inside & (columns[None, :] < SIZES.D)
     row = (part * tl.cast(batches, tl.int64) + lane.batch) * S + start
-    base = (row * SHAPE.HKV + lane.shared) * SHAPE.D
-    places = base + ahead[:, None] * (SHAPE.HKV * SHAPE.D) + columns[None, :]
+    base = (row * SIZES.HKV + lane.shared) * SIZES.D
+    places = base + ahead[:, None] * (SIZES.HKV * SIZES.D) + columns[None, :]
     tl.store(grads.dk + places, dk * score.scale, mask=inside)
     tl.store(grads.dv + places, dv, mask=inside)
     if AGAIN:
-        unsound = seen_by_unsound(
-            of_lane(data, lane, SHAPE.G).dout, start, view, span, SHAPE, BLOCK_M, BLOCK_N, BLOCK_D
-        )
+        unsound = seen_by_unsound(of_lane(data, lane, SIZES).dout, start, view, span, SIZES)
         tl.store(grads.dv + places, float("nan"), mask=inside & unsound)
 
 

@@ -18,7 +18,7 @@ from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton.host import channel_stride, known_stride, row_stride
 from griffin_kernels.ops.local_attention import _triton as attention
 from griffin_kernels.ops.local_attention._triton import padded
-from griffin_kernels.ops.local_attention._triton_jit import Heads, Operands, Parts, Score, Shape
+from griffin_kernels.ops.local_attention._triton_jit import Heads, Operands, Parts, Score, Sizes
 from griffin_kernels.ops.local_attention_step import _triton_jit as kernels
 
 MOST_HEADS = 128
@@ -29,16 +29,16 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
     """The ring in up to ``parts`` parts for every row and key head, and their join where there are several."""
     q, k_cache, v_cache, slots, softcap = (inputs[name] for name in ("q", "k_cache", "v_cache", "slots", "softcap"))
     batch, heads, d = q.shape
-    shape = Shape(heads // k_cache.shape[2], k_cache.shape[2], d)
-    lanes = batch * shape.HKV
+    shared = k_cache.shape[2]
+    group, lanes = heads // shared, batch * shared
+    sizes = Sizes(group, shared, d, max(16, triton.next_power_of_2(group)), config.block_n, padded(d))
     parts = min(parts, triton.cdiv(k_cache.shape[1], config.block_n))
     if outputs.get("out") is None:
         outputs["out"] = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     outputs |= {"k_cache": k_cache, "v_cache": v_cache}
     out = Parts(outputs["out"], None, None)
     if parts > 1:
-        sizes = (lanes, parts, shape.G)
-        out = Parts(*(torch.empty(size, dtype=torch.float32, device=q.device) for size in ((*sizes, d), sizes, sizes)))
+        out = attention.empty_parts((lanes, parts, group), q)
     scale = float(d**-0.5 if inputs["scale"] is None else inputs["scale"])
     factor = scale * attention.LOG2E if softcap is None else scale / softcap
     arch = launch.architecture(q)
@@ -58,13 +58,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
                 "W": k_cache.shape[1],
                 "score": Score(scale, factor, softcap, tl.constexpr(False)),
             },
-            constexprs={
-                "SHAPE": shape,
-                "PARTS": parts,
-                "BLOCK_G": max(16, triton.next_power_of_2(shape.G)),
-                "BLOCK_N": config.block_n,
-                "BLOCK_D": padded(d),
-            },
+            constexprs={"SIZES": sizes, "PARTS": parts},
             num_warps=config.num_warps,
             num_stages=stages,
             tile=config.block_n * padded(d),
@@ -81,12 +75,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
                 kernel=kernels.local_attention_step_join,
                 grid=(batch * heads,),
                 args={"parts": out, "out": outputs["out"]},
-                constexprs={
-                    "SHAPE": shape,
-                    "PARTS": parts,
-                    "BLOCK_P": triton.next_power_of_2(parts),
-                    "BLOCK_D": padded(d),
-                },
+                constexprs={"SIZES": sizes, "PARTS": parts, "BLOCK_P": triton.next_power_of_2(parts)},
                 num_warps=4,
                 tile=parts * padded(d),
             )

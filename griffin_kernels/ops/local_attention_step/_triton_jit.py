@@ -16,7 +16,16 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton.dot import dot
-from griffin_kernels.ops.local_attention._triton_jit import HIDDEN, LOG2E, lane_of, of_head, of_lane, offsets, tanh
+from griffin_kernels.ops.local_attention._triton_jit import (
+    HIDDEN,
+    LOG2E,
+    lane_of,
+    of_head,
+    of_lane,
+    offsets,
+    tanh,
+    zeros,
+)
 
 
 class Ring(NamedTuple):
@@ -50,36 +59,27 @@ def of_row(ring, row, head):
 
 
 @triton.jit
-def load_slots(tensor, start, inside, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+def load_slots(tensor, start, inside, SIZES: tl.constexpr):
     """Slots from ``start`` on as [block_n, block_d], zeros where not ``inside``."""
-    where = offsets(tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D), tensor, D)
+    where = offsets(tl.arange(0, SIZES.BLOCK_N), tl.arange(0, SIZES.BLOCK_D), tensor, SIZES.D)
     return tl.load(tensor.at + tl.cast(start, tl.int64) * tensor.step + where, mask=inside, other=0.0)
 
 
 @triton.jit
-def attend(
-    token,
-    ring,
-    slots,
-    score,
-    SHAPE: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def attend(token, ring, slots, score, SIZES: tl.constexpr):
     """(sum [block_g, block_d], largest [block_g], total [block_g]), float32, over a program's slots.
 
     token, ring: of the lane. The first program writes the new key and value.
     """
-    rows = tl.arange(0, BLOCK_G)
-    columns = tl.arange(0, BLOCK_D)
-    channels = columns < SHAPE.D
-    inside = (rows[:, None] < SHAPE.G) & channels[None, :]
+    rows = tl.arange(0, SIZES.BLOCK_M)
+    columns = tl.arange(0, SIZES.BLOCK_D)
+    channels = columns < SIZES.D
+    inside = (rows[:, None] < SIZES.G) & channels[None, :]
     q = token.q.at + rows[:, None] * token.q.head + columns[None, :] * token.q.channel
     queries = tl.load(q, mask=inside, other=0.0)
-    largest = tl.full((BLOCK_G,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((BLOCK_G,), dtype=tl.float32)
-    summed = tl.zeros((BLOCK_G, BLOCK_D), dtype=tl.float32)
+    largest = tl.full(rows.shape, float("-inf"), dtype=tl.float32)
+    total = tl.zeros(rows.shape, dtype=tl.float32)
+    summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
     if slots.first:
         new_key = tl.load(token.k.at + columns * token.k.channel, mask=channels, other=0.0)
         new_value = tl.load(token.v.at + columns * token.v.channel, mask=channels, other=0.0)
@@ -88,15 +88,15 @@ def attend(
         tl.store(ring.v.at + slot * ring.v.step + columns * ring.v.channel, new_value, mask=channels)
         products = queries.to(tl.float32) * new_key.to(tl.float32)[None, :]
         largest = exponents(tl.sum(products, axis=1), score)
-        total = tl.full((BLOCK_G,), 1.0, dtype=tl.float32)
+        total = tl.full(rows.shape, 1.0, dtype=tl.float32)
         summed = summed + new_value.to(tl.float32)[None, :]
-    for start in tl.range(slots.low, slots.high, BLOCK_N):
-        key = start + tl.arange(0, BLOCK_N)
+    for start in tl.range(slots.low, slots.high, SIZES.BLOCK_N):
+        key = start + tl.arange(0, SIZES.BLOCK_N)
         there = (key < slots.high) & (key != slots.new)
         loaded = there[:, None]
-        if SHAPE.D != BLOCK_D:
+        if SIZES.D != SIZES.BLOCK_D:
             loaded = loaded & channels[None, :]
-        keys = load_slots(ring.k, start, loaded, SHAPE.D, BLOCK_N, BLOCK_D)
+        keys = load_slots(ring.k, start, loaded, SIZES)
         scores = exponents(dot(queries, tl.trans(keys)), score)
         scores = tl.where(there[None, :], scores, HIDDEN)
         top = tl.maximum(largest, tl.max(scores, axis=1))
@@ -104,26 +104,14 @@ def attend(
         rescale = tl.exp2(largest - top)
         total = total * rescale + tl.sum(weights, axis=1)
         largest = top
-        values = load_slots(ring.v, start, loaded, SHAPE.D, BLOCK_N, BLOCK_D)
+        values = load_slots(ring.v, start, loaded, SIZES)
         summed = dot(weights.to(values.dtype), values, summed * rescale[:, None])
     return summed, largest, total
 
 
 @triton.jit(do_not_specialize=["P", "W"])
 def local_attention_step_part(
-    token,
-    ring,
-    positions,
-    slots,
-    out,
-    P,
-    W,
-    score,
-    SHAPE: tl.constexpr,
-    PARTS: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    token, ring, positions, slots, out, P, W, score, SIZES: tl.constexpr, PARTS: tl.constexpr
 ):
     """token: q [B,Hq,D], k, v [B,Hkv,D]; ring: changed; positions, slots: Entries, int64 [B].
 
@@ -131,7 +119,7 @@ def local_attention_step_part(
     Grid: PARTS * Hkv * B, the parts of a row and head next to each other.
     """
     part = tl.program_id(0) % PARTS
-    lane = lane_of(tl.program_id(0) // PARTS, SHAPE.HKV)
+    lane = lane_of(tl.program_id(0) // PARTS, SIZES)
     place = tl.load(positions.at + lane.batch * positions.batch)
     row = lane.batch
     if slots is not None:
@@ -139,47 +127,43 @@ def local_attention_step_part(
     real = (row >= 0) & (row < P) & (place >= 0)  # else nothing is touched and the output is 0
     new = tl.where(real, place % W, 0).to(tl.int32)
     written = tl.where(real, tl.minimum(place, W), 0).to(tl.int32)  # slots 0 .. written - 1, all but the new one
-    share = tl.cdiv(W, PARTS * BLOCK_N) * BLOCK_N
+    share = tl.cdiv(W, PARTS * SIZES.BLOCK_N) * SIZES.BLOCK_N
     own = Slots((part == 0) & real, new, part * share, tl.minimum(written, (part + 1) * share))
     kept = tl.maximum(row, 0)
-    summed, largest, total = attend(
-        of_lane(token, lane, SHAPE.G), of_row(ring, kept, lane.shared), own, score, SHAPE, BLOCK_G, BLOCK_N, BLOCK_D
-    )
-    rows = tl.arange(0, BLOCK_G)
-    columns = tl.arange(0, BLOCK_D)
-    inside = (rows[:, None] < SHAPE.G) & (columns[None, :] < SHAPE.D)
+    summed, largest, total = attend(of_lane(token, lane, SIZES), of_row(ring, kept, lane.shared), own, score, SIZES)
+    rows = tl.arange(0, SIZES.BLOCK_M)
+    columns = tl.arange(0, SIZES.BLOCK_D)
+    inside = (rows[:, None] < SIZES.G) & (columns[None, :] < SIZES.D)
     if PARTS == 1:
         # a row that only pads has seen nothing: 0 / 1
         result = summed / tl.where(real, total, 1.0)[:, None]
-        head = lane.batch * (SHAPE.HKV * SHAPE.G) + lane.shared * SHAPE.G + rows[:, None]
-        tl.store(out.sums + head * SHAPE.D + columns[None, :], result, mask=inside)
+        head = lane.batch * (SIZES.HKV * SIZES.G) + lane.shared * SIZES.G + rows[:, None]
+        tl.store(out.sums + head * SIZES.D + columns[None, :], result, mask=inside)
     else:
-        base = tl.cast(tl.program_id(0), tl.int64) * SHAPE.G + rows
-        tl.store(out.sums + base[:, None] * SHAPE.D + columns[None, :], summed, mask=inside)
-        tl.store(out.largest + base, largest, mask=rows < SHAPE.G)
-        tl.store(out.total + base, total, mask=rows < SHAPE.G)
+        base = tl.cast(tl.program_id(0), tl.int64) * SIZES.G + rows
+        tl.store(out.sums + base[:, None] * SIZES.D + columns[None, :], summed, mask=inside)
+        tl.store(out.largest + base, largest, mask=rows < SIZES.G)
+        tl.store(out.total + base, total, mask=rows < SIZES.G)
 
 
 @triton.jit
-def local_attention_step_join(
-    parts, out, SHAPE: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr
-):
+def local_attention_step_join(parts, out, SIZES: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr):
     """out [B,Hq,D] from sums [B*Hkv,PARTS,G,D], largest, total [B*Hkv,PARTS,G]. Grid: B * Hq."""
-    lane = tl.cast(tl.program_id(0) // SHAPE.G, tl.int64)
-    head = tl.program_id(0) % SHAPE.G
+    lane = tl.cast(tl.program_id(0) // SIZES.G, tl.int64)
+    head = tl.program_id(0) % SIZES.G
     part = tl.arange(0, BLOCK_P)
-    columns = tl.arange(0, BLOCK_D)
+    columns = tl.arange(0, SIZES.BLOCK_D)
     there = part < PARTS
-    base = lane * (PARTS * SHAPE.G) + part * SHAPE.G + head
+    base = lane * (PARTS * SIZES.G) + part * SIZES.G + head
     most = tl.load(parts.largest + base, mask=there, other=float("-inf"))
     # every part of a row that only pads has -inf and no sum
     weights = tl.exp2(most - tl.maximum(tl.max(most, axis=0), HIDDEN))
     count = tl.sum(weights * tl.load(parts.total + base, mask=there, other=0.0), axis=0)
-    if SHAPE.D == BLOCK_D:
+    if SIZES.D == SIZES.BLOCK_D:
         inside = there[:, None]
     else:
-        inside = there[:, None] & (columns[None, :] < SHAPE.D)
-    tile = tl.load(parts.sums + (base[:, None] * SHAPE.D + columns[None, :]), mask=inside, other=0.0)
+        inside = there[:, None] & (columns[None, :] < SIZES.D)
+    tile = tl.load(parts.sums + (base[:, None] * SIZES.D + columns[None, :]), mask=inside, other=0.0)
     result = tl.sum(weights[:, None] * tile, axis=0) / tl.where(count > 0, count, 1.0)
-    where = tl.cast(tl.program_id(0), tl.int64) * SHAPE.D + columns
-    tl.store(out + where, result, mask=columns < SHAPE.D)
+    where = tl.cast(tl.program_id(0), tl.int64) * SIZES.D + columns
+    tl.store(out + where, result, mask=columns < SIZES.D)

@@ -165,7 +165,8 @@ def test_keys_and_windows_beyond_reach_are_the_same_case():
     "case", [make_case(1, t, 1, 1, 8, w, keys=s) for t, s, w in ((9, 9, 4), (5, 20, 4), (5, 7, 9))]
 )
 def test_cost_counts_the_visible_pairs(case):
-    first = first_keys(case["T"], case["S"], case["W"], None, None, CPU)[0]
+    q, k = torch.empty(1, case["T"], 1, 8), torch.empty(1, case["S"], 1, 8)
+    first = first_keys(OP.call(q, k, k, None, None, case["W"]))[0]
     own = torch.arange(case["S"] - case["T"], case["S"])
     assert visible_pairs(case) == (own - first + 1).sum()
     assert keys_within_reach(case) == case["S"] - first[0]

@@ -16,6 +16,7 @@ from griffin_kernels.ops.block_diagonal_scan import _numba as block_diagonal_sca
 from griffin_kernels.ops.linear_scan import _numba as linear_scan
 from griffin_kernels.ops.local_attention import _numba as local_attention
 from griffin_kernels.ops.local_attention import _numba_tiles as local_attention_tiles
+from griffin_kernels.ops.local_attention_step import _numba as local_attention_step
 from griffin_kernels.ops.rg_lru import _numba as rg_lru
 from griffin_kernels.ops.rg_lru import _numba_backward as rg_lru_bwd
 from griffin_kernels.ops.temporal_conv1d import _numba as temporal_conv1d
@@ -24,6 +25,7 @@ MODULES = [
     block_diagonal_scan,
     linear_scan,
     local_attention,
+    local_attention_step,
     local_attention_tiles,
     rg_lru,
     rg_lru_bwd,

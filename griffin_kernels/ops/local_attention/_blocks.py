@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +29,12 @@ class Block:
     high: int
 
 
-def blocks(time: int, keys: int, window: int, size: int) -> Iterator[Block]:
-    """All blocks of up to ``size`` queries, in order."""
-    earlier = keys - time
+def blocks(call: Any, size: int) -> Iterator[Block]:
+    """All blocks of up to ``size`` queries of a call, in order."""
+    time, earlier = call.q.shape[1], call.k.shape[1] - call.q.shape[1]
     for start in range(0, time, size):
         end = min(start + size, time)
-        yield Block(start, end, max(0, start + earlier - window + 1), end + earlier)
+        yield Block(start, end, max(0, start + earlier - call.window + 1), end + earlier)
 
 
 def by_key_head(keys: Tensor) -> Tensor:
@@ -72,18 +73,10 @@ def to_values(rows: Tensor, batch: int, count: int) -> Tensor:
 class Visibility:
     """Which scores of a block are hidden; the same for every block of a size unless there are documents."""
 
-    def __init__(
-        self,
-        time: int,
-        keys: int,
-        window: int,
-        segment_pos: Tensor | None,
-        cu_seqlens: Tensor | None,
-        device: torch.device,
-    ) -> None:
-        self.window = window
-        self.steps = torch.arange(keys, device=device, dtype=torch.int64)
-        self.starts = document_starts(time, keys, segment_pos, cu_seqlens)
+    def __init__(self, call: Any) -> None:
+        self.window = call.window
+        self.steps = torch.arange(call.k.shape[1], device=call.q.device, dtype=torch.int64)
+        self.starts = document_starts(call)
 
     def hide(self, scores: Tensor, block: Block, batch: int, fill: float) -> None:
         """Set scores [B * Hkv, t * G, k] that a query does not see to ``fill``, in place."""

@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_bloc
 from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _compiled
-from griffin_kernels.ops.local_attention.op import first_keys, within_reach
+from griffin_kernels.ops.local_attention.op import Call, first_keys, near
 
 Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -65,25 +65,21 @@ def _softcap(cap: float) -> Callable[..., Tensor]:
     return bend
 
 
-def prepare(inputs: Inputs) -> Inputs:
+def prepare(call: Call) -> Inputs:
     """The arguments of ``call``: heads before time, the block mask, the compiled function for calls of this kind.
 
-    inputs: those of local_attention. Gradients are recorded where q requires them.
+    Gradients are recorded where q requires them.
     """
-    q, window, softcap = inputs["q"], inputs["window"], inputs["softcap"]
-    segment_pos, cu_seqlens = inputs["segment_pos"], inputs["cu_seqlens"]
-    batch, time = q.shape[:2]
-    k, v = within_reach(inputs["k"], time, window), within_reach(inputs["v"], time, window)
-    keys = k.shape[1]
+    q, k, v, segment_pos, cu_seqlens, window, softcap, scale, with_lse = call = near(call)
+    (batch, time), keys = q.shape[:2], k.shape[1]
     documents = segment_pos is not None or cu_seqlens is not None
     if not documents:
         mask = _window_mask(time, keys, window, q.device)
     else:
         first, visible = _document_predicate(batch, time, keys, q.device)
-        first.copy_(first_keys(time, keys, window, segment_pos, cu_seqlens, q.device))
+        first.copy_(first_keys(call))
         mask = create_block_mask(visible, batch, None, time, keys, device=str(q.device))
     training = torch.is_grad_enabled() and q.requires_grad
-    scale, with_lse = inputs["scale"], inputs["with_lse"]
     key = (q.shape, k.shape, q.dtype, q.device, window, softcap, scale, documents, with_lse, training)
     return {
         "attend": _compiled.compiled(_attend, key, dynamic=False),
@@ -91,24 +87,15 @@ def prepare(inputs: Inputs) -> Inputs:
         "k": k.transpose(1, 2),
         "v": v.transpose(1, 2),
         "mask": mask,
-        "bend": None if softcap is None else _softcap(softcap),
+        "score_mod": None if softcap is None else _softcap(softcap),
         "scale": scale,
         "with_lse": with_lse,
     }
 
 
-def call(
-    attend: Callable[..., tuple[Tensor, Tensor | None]],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: BlockMask,
-    bend: Any,
-    scale: float | None,
-    with_lse: bool,
-) -> tuple[Tensor, Tensor | None]:
+def call(attend: Callable[..., tuple[Tensor, Tensor | None]], **arguments: Any) -> tuple[Tensor, Tensor | None]:
     """out [B,Hq,T,d] and lse [B,Hq,T] or None of q [B,Hq,T,d] and k, v [B,Hkv,S,d]."""
-    return attend(q, k, v, mask, bend, scale, with_lse)
+    return attend(**arguments)
 
 
 def problem(case: Case, device: Device) -> str | None:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import accumulator
-from griffin_kernels.ops.local_attention.op import first_keys
+from griffin_kernels.ops.local_attention.op import Call, first_keys
+from griffin_kernels.ops.local_attention_bwd.op import Call as BackwardCall
 
 
 def finite(*tensors: Tensor | None) -> bool:
@@ -50,6 +51,11 @@ def nan_where(tensor: Tensor, spoiled: Tensor) -> Tensor:
     return tensor.masked_fill(spoiled, math.nan)
 
 
+def _cleared_call(call: Any) -> Any:
+    floating = [isinstance(value, Tensor) and value.is_floating_point() for value in call]
+    return call._make(cleared(value) if is_data else value for value, is_data in zip(call, floating, strict=True))
+
+
 @dataclass(frozen=True)
 class Sight:
     """Which keys queries see: first .. own. first: int64 [B or 1, T]."""
@@ -58,9 +64,8 @@ class Sight:
     earlier: int
 
     @staticmethod
-    def of(q: Tensor, k: Tensor, segment_pos: Tensor | None, cu_seqlens: Tensor | None, window: int) -> Sight:
-        first = first_keys(q.shape[1], k.shape[1], window, segment_pos, cu_seqlens, q.device)
-        return Sight(first, k.shape[1] - q.shape[1])
+    def of(call: Any) -> Sight:
+        return Sight(first_keys(call), call.k.shape[1] - call.q.shape[1])
 
     def _index(self, index: Tensor, like: Tensor) -> Tensor:
         """[B or 1, T] -> [B,T,...] for ``like`` [B,.,...]."""
@@ -99,76 +104,45 @@ def of_key_heads(marks: Tensor, shared: int) -> Tensor:
     return marks.reshape(*marks.shape[:2], shared, -1, *marks.shape[3:]).any(3)
 
 
-def forward(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A variant's ``run`` of local_attention, isolated."""
+def _isolating(results: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run``, isolated. results: ``(call, *what run gives without what is not finite) -> what it ought to give``."""
 
     @functools.wraps(run)
-    def isolated(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        segment_pos: Tensor | None,
-        cu_seqlens: Tensor | None,
-        window: int,
-        *options: Any,
-        **more: Any,
-    ) -> Any:
-        call = functools.partial(run, segment_pos=segment_pos, cu_seqlens=cu_seqlens, window=window)
-        names = ("softcap", "scale", "with_lse")
-        more |= dict(zip(names, options, strict=False))
-        if q.device.type == "cpu":
-            out, lse = call(q, k, v, **more)
-            if finite(out, lse):
-                return out, lse
-        out, lse = call(cleared(q), cleared(k), cleared(v), **more)
-        sight, group = Sight.of(q, k, segment_pos, cu_seqlens, window), q.shape[2] // k.shape[2]
-        lost = spoiled(q) | of_query_heads(sight.sees(spoiled(k)), group)  # [B,T,Hq]
-        values = of_query_heads(sight.sees(~v.isfinite()), group)
-        return (
-            nan_where(out, lost[..., None] | values),
-            None if lse is None else nan_where(lse, lost.transpose(1, 2)),
-        )
-
-    return isolated
-
-
-def backward(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A variant's ``run`` of local_attention_bwd, isolated."""
-
-    @functools.wraps(run)
-    def isolated(
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        segment_pos: Tensor | None,
-        cu_seqlens: Tensor | None,
-        window: int,
-        *options: Any,
-        **more: Any,
-    ) -> Any:
-        call = functools.partial(run, segment_pos=segment_pos, cu_seqlens=cu_seqlens, window=window)
-        more |= dict(zip(("softcap", "scale"), options, strict=False))
-        given = (dout, q, k, v, out, lse)
-        if q.device.type == "cpu":
-            found = call(*given, **more)
+    def isolated(call: Any, config: Any) -> Any:
+        if call.q.device.type == "cpu":
+            found = run(call, config)
             if finite(*found):
                 return found
-        dq, dk, dv = call(*map(cleared, given), **more)
-        sight, shared = Sight.of(q, k, segment_pos, cu_seqlens, window), k.shape[2]
-        group = q.shape[2] // shared
-        keys, values = spoiled(k), spoiled(v)  # [B,S,Hkv]
-        weights = spoiled(q) | ~lse.isfinite().transpose(1, 2)  # [B,T,Hq]: of a query's weights
-        slopes = weights | spoiled(dout) | spoiled(out)
-        every = sight.seen(torch.ones_like(keys[:, sight.earlier :]))
-        at_keys = sight.seen(of_key_heads(slopes, shared)) | ((keys | values) & every)
-        at_values = sight.seen(of_key_heads(weights[..., None] | ~dout.isfinite(), shared))  # [B,S,Hkv,d]
-        return (
-            nan_where(dq, (slopes | of_query_heads(sight.sees(keys | values), group))[..., None]),
-            nan_where(dk, at_keys[..., None]),
-            nan_where(dv, at_values | (keys & every)[..., None]),
-        )
+        return results(call, *run(_cleared_call(call), config))
 
     return isolated
+
+
+def _forward(call: Call, out: Tensor, lse: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    sight, group = Sight.of(call), call.q.shape[2] // call.k.shape[2]
+    lost = spoiled(call.q) | of_query_heads(sight.sees(spoiled(call.k)), group)  # [B,T,Hq]
+    values = of_query_heads(sight.sees(~call.v.isfinite()), group)
+    return nan_where(out, lost[..., None] | values), None if lse is None else nan_where(lse, lost.transpose(1, 2))
+
+
+def _backward(call: BackwardCall, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    sight, shared = Sight.of(call), call.k.shape[2]
+    group = call.q.shape[2] // shared
+    keys, values = spoiled(call.k), spoiled(call.v)  # [B,S,Hkv]
+    weights = spoiled(call.q) | ~call.lse.isfinite().transpose(1, 2)  # [B,T,Hq]: of a query's weights
+    slopes = weights | spoiled(call.dout) | spoiled(call.out)
+    every = sight.seen(torch.ones_like(keys[:, sight.earlier :]))
+    at_keys = sight.seen(of_key_heads(slopes, shared)) | ((keys | values) & every)
+    at_values = sight.seen(of_key_heads(weights[..., None] | ~call.dout.isfinite(), shared))  # [B,S,Hkv,d]
+    return (
+        nan_where(dq, (slopes | of_query_heads(sight.sees(keys | values), group))[..., None]),
+        nan_where(dk, at_keys[..., None]),
+        nan_where(dv, at_values | (keys & every)[..., None]),
+    )
+
+
+forward = functools.partial(_isolating, _forward)
+"""A variant's ``run`` of local_attention, isolated."""
+
+backward = functools.partial(_isolating, _backward)
+"""A variant's ``run`` of local_attention_bwd, isolated."""

@@ -8,34 +8,22 @@ from torch import Tensor
 from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.device import Device
 from griffin_kernels.ops.local_attention.cost import keys_within_reach
-from griffin_kernels.ops.local_attention.op import first_keys, within_reach
+from griffin_kernels.ops.local_attention.op import Call, first_keys, near, scale_of
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    with_lse: bool,
-) -> tuple[Tensor, Tensor | None]:
+def attention(call: Call) -> tuple[Tensor, Tensor | None]:
     """out [B,T,Hq,d], lse [B,Hq,T] or None, by scaled_dot_product_attention unless softcap or lse need the scores."""
-    time, group = q.shape[1], q.shape[2] // k.shape[2]
-    k, v = within_reach(k, time, window), within_reach(v, time, window)
+    q, k, v, _, _, _, softcap, scale, with_lse = call = near(call)
     steps = torch.arange(k.shape[1], device=q.device, dtype=torch.int64)
-    first, own = first_keys(time, len(steps), window, segment_pos, cu_seqlens, q.device), steps[len(steps) - time :]
+    first, own = first_keys(call), steps[len(steps) - q.shape[1] :]
     visible = ((steps >= first[..., None]) & (steps <= own[:, None]))[:, None]  # [B or 1, 1, T, S]
-    queries = q.transpose(1, 2)
+    queries, group = q.transpose(1, 2), q.shape[2] // k.shape[2]
     keys, values = (tensor.transpose(1, 2).repeat_interleave(group, dim=1) for tensor in (k, v))  # [B, Hq, S, d]
     if softcap is None and not with_lse:
         out = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, scale=scale)
         return out.transpose(1, 2).contiguous(), None
     wide = accumulator(q.dtype)
-    factor = q.shape[3] ** -0.5 if scale is None else scale
-    scores = (queries.to(wide) * factor) @ keys.to(wide).transpose(2, 3)
+    scores = (queries.to(wide) * scale_of(call)) @ keys.to(wide).transpose(2, 3)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~visible, -torch.inf)

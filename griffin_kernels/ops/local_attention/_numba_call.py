@@ -1,37 +1,37 @@
-"""Calls the compiled kernels of _numba.py: layouts, scratch, addresses, threads. Shared by the op and its gradient."""
+"""Calls the compiled kernels of numba.blocked and numba.tiled: scratch, addresses, threads, shares of gradients."""
 
 from __future__ import annotations
 
 import math
 from array import array
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from griffin_kernels import memory
-from griffin_kernels.ops import _blas, _native, _threads
+from griffin_kernels.case import Case
+from griffin_kernels.ops import _native_call as native
+from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
-from griffin_kernels.ops.local_attention import _numba
+from griffin_kernels.ops.local_attention._numba_fields import Fields, Headed
 from griffin_kernels.ops.local_attention._numba_rows import LANES
-from griffin_kernels.ops.local_attention.op import first_keys, within_reach
+from griffin_kernels.ops.local_attention.op import Call, first_keys, near, scale_of
+from griffin_kernels.ops.local_attention_bwd.op import Call as BackwardCall
 
 LOG2_E = math.log2(math.e)
-_MOST_STEP = 2**31 - 1
-"""BLAS counts in 32 bits."""
 _ITEMS = 4
 """Work items, at least, if there are as many queries: so that a few long rows still have work for several threads."""
-_REST = {name: 0 for name in _numba.FIELDS}
+_ABSENT = dict.fromkeys(("sgemm", "set_threads", "k_down", "dq", "part", "reach", "dk", "dv"), 0)
+"""Fields that not every kernel has, besides dout."""
 
 
-def _keys(keys: Tensor) -> Tensor:
-    """Keys [B,S,Hkv,d] as BLAS reads them: float32, channels contiguous, rows apart."""
-    keys = keys.float().resolve_neg()
-    d = keys.shape[3]
-    if (keys.stride(3) == 1 or d == 1) and d <= keys.stride(1) <= _MOST_STEP:
-        return keys
-    return keys.contiguous()
+def whole(count: int, unit: int) -> int:
+    """``count`` rounded up to whole units."""
+    return -(-count // unit) * unit
 
 
 def rows_of(tensor: Tensor) -> Tensor:
@@ -42,15 +42,14 @@ def rows_of(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(3) == 1 or tensor.shape[3] == 1 else tensor.contiguous()
 
 
-def placed(name: str, tensor: Tensor, size: int) -> dict[str, int]:
-    """The fields of a tensor [B,T,H,d] whose elements take ``size`` bytes."""
-    at, batch, time = strided(name, tensor, size)
-    return {name: at, f"{name}_batch": batch, f"{name}_time": time, f"{name}_head": tensor.stride(2)}
+def placed(name: str, tensor: Tensor, size: int) -> Headed:
+    """The field of a tensor [B,T,H,d] whose elements take ``size`` bytes."""
+    return *strided(name, tensor, size), tensor.stride(2)
 
 
-def _pitch(tile: int) -> int:
-    """From one row of scores to the next: ``tile`` rounded up as _numba_rows.py wants it, and no multiple of a page."""
-    return -(-tile // LANES) * LANES + 16
+def factor_of_dk(softcap: float | None) -> float:
+    """Of dk, where queries have been scaled for their scores."""
+    return 1 / LOG2_E if softcap is None else softcap / (2 * LOG2_E)
 
 
 def block_of(batch: int, time: int, heads: int, shared: int, rows: int) -> int:
@@ -64,131 +63,148 @@ def part_of(time: int, window: int, block: int, part: int) -> int:
     return max(1, -(-wanted // block)) * block
 
 
-def _run(
-    kernel: Callable[[Any], None],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    tile: int,
-    block: int,
-    piece: int,
-    numbers: int,
-    fields: dict[str, int],
-) -> None:
-    """Run a kernel. piece: queries of an item. numbers: of float32 in scratch for a block's row, but for its scores.
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of a module, ``attend`` and ``gradient``, and how what they work on lies.
 
-    fields: what only one of the kernels has.
+    laid_out: ``(call within reach, whether for the gradient) -> tensors to be kept, fields``: keys and values.
+    numbers: ``(pitch, d, d in whole units, whether for the gradient)`` -> float32 numbers in scratch for a block's row.
+    unit: keys and channels lie in whole multiples of it. rows: so do the rows of a block.
+    spare: float32 numbers between rows of scores, which must not all fall on the same lines of a cache.
+    scales_dk: whether ``gradient`` multiplies its shares of dk with their factor.
     """
-    batch, time, heads, d = q.shape
-    count_keys, shared = k.shape[1], k.shape[2]
-    group, pieces = heads // shared, -(-time // piece)
-    first = first_keys(time, count_keys, window, segment_pos, cu_seqlens, q.device).contiguous()
-    items, pitch = batch * shared * pieces, _pitch(min(tile, count_keys))
-    threads = _threads.threads_for(items, batch * heads * time * min(window, count_keys) * d // 8)
-    tensors = 2 if "dout" in fields else 1
-    place = block * group * (tensors * pitch + numbers)
-    scratch = memory.empty((threads, place), torch.float32)
-    factor = d**-0.5 if scale is None else scale
-    of_rows, of_dk = (LOG2_E, 1 / LOG2_E) if softcap is None else (2 * LOG2_E / softcap, softcap / (2 * LOG2_E))
-    factors = array("f", (factor * of_rows, (softcap or 0.0) * LOG2_E, factor, of_dk))
-    blas = _blas.found()
-    assert blas is not None, "reject() lets no call come here without it"
-    sizes = {"items": items, "pieces": pieces, "block": block, "time": time, "keys": count_keys, "shared": shared}
-    sizes |= {"group": group, "d": d, "tile": min(tile, count_keys), "pitch": pitch, "window": window}
-    of_keys = 4 * batch * count_keys * shared * d
-    places = placed("q", q, q.nbytes) | placed("k", k, of_keys) | placed("v", v, of_keys) | placed("out", out, q.nbytes)
-    others = {
-        "first": address("first keys", first, 8 * first.shape[0] * time),
-        "first_batch": time if first.shape[0] > 1 else 0,
-        "scratch": address("scratch", scratch, 4 * threads * place),
-        "scratch_place": place,
-        "factors": factors.buffer_info()[0],
-        "capped": int(softcap is not None),
-        "sgemm": blas.sgemm,
-        "set_threads": blas.set_threads,
-    }
-    values = array("q", (_REST | sizes | places | others | fields).values())
-    _threads.run(_native.compiled(kernel, q.dtype, _numba.FILES), values.buffer_info()[0], threads)
+
+    module: Any
+    laid_out: Callable[[Any, bool], tuple[Any, dict[str, Any]]]
+    numbers: Callable[[int, int, int, bool], int]
+    unit: int
+    rows: int
+    spare: int
+    scales_dk: bool
+
+    @cached_property
+    def _family(self) -> native.Family:
+        return native.Family(Fields, self.module.FILES)
+
+    def _run(
+        self,
+        call: Any,
+        config: Any,
+        out: Tensor,
+        lse: Tensor | None,
+        block: int,
+        piece: int,
+        dout: Headed = (0, 0, 0, 0),
+        **gradient: int,
+    ) -> None:
+        """Run ``attend``, or ``gradient`` with fields of its own.
+
+        call: within reach. block, piece: queries of a block and of an item.
+        """
+        (batch, time, heads, d), (_, keys, shared, _), cap = call.q.shape, call.k.shape, call.softcap
+        group, pieces, wide = heads // shared, -(-time // piece), whole(d, self.unit)
+        items, tile = batch * shared * pieces, whole(min(config.keys, keys), self.unit)
+        pitch = whole(tile, LANES) + self.spare
+        threads = _threads.threads_for(items, batch * heads * time * min(call.window, keys) * d // 8)
+        place = whole(whole(block * group, self.rows) * self.numbers(pitch, d, wide, bool(gradient)), 16)
+        scratch = memory.empty((threads, place), torch.float32)
+        first = first_keys(call).contiguous()
+        factor, of_rows = scale_of(call), LOG2_E if cap is None else 2 * LOG2_E / cap
+        factors = array("f", (factor * of_rows, (cap or 0.0) * LOG2_E, factor, factor_of_dk(cap)))
+        _kept, laid_out = self.laid_out(call, bool(gradient))
+        fields = self._family.fields(
+            q=placed("q", call.q, call.q.nbytes),
+            out=placed("out", out, call.q.nbytes),
+            dout=dout,
+            places=0,
+            items=items,
+            pieces=pieces,
+            block=block,
+            time=time,
+            keys=keys,
+            padded=whole(keys, self.unit),
+            shared=shared,
+            group=group,
+            d=d,
+            wide=wide,
+            tile=tile,
+            pitch=pitch,
+            window=call.window,
+            first=address("first keys", first, 8 * first.shape[0] * time),
+            first_batch=time if first.shape[0] > 1 else 0,
+            lse=address("lse", lse, 4 * batch * heads * time),
+            scratch=address("scratch", scratch, 4 * threads * place),
+            scratch_place=place,
+            factors=factors.buffer_info()[0],
+            capped=cap is not None,
+            **(_ABSENT | laid_out | gradient),
+        )
+        kernel = self.module.gradient if gradient else self.module.attend
+        self._family.run(call.q.dtype, None, fields, (kernel, threads))
+
+    def forward(self, call: Call, config: Any) -> tuple[Tensor, Tensor | None]:
+        """local_attention by blocks of ``rows`` queries times heads and tiles of ``keys`` keys."""
+        (batch, time, heads, _), dtype = call.q.shape, call.q.dtype
+        call = near(call)._replace(q=rows_of(call.q))
+        out = memory.empty(call.q.shape, call.q.dtype)
+        lse = torch.empty(batch, heads, time, dtype=torch.float32, device="cpu") if call.with_lse else None
+        block = block_of(batch, time, heads, call.k.shape[2], config.rows)
+        self._run(call, config, out, lse, block, block)
+        return out.to(dtype), lse
+
+    def backward(self, call: BackwardCall, config: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """local_attention_bwd likewise; dk, dv of ``part`` queries or more are summed apart, then joined in order."""
+        (batch, time, heads, d), shared, window, unit = call.q.shape, call.k.shape[2], call.window, self.unit
+        reached = near(call)._replace(q=rows_of(call.q))
+        q, out, dout, lse = reached.q, rows_of(call.out), rows_of(call.dout), call.lse.contiguous()
+        dq = memory.empty(q.shape, q.dtype)
+        block = block_of(batch, time, heads, shared, config.rows)
+        piece = part_of(time, window, block, config.part)
+        keys, pieces = reached.k.shape[1], -(-time // piece)
+        reach = whole(min(keys, piece + window - 1) + unit - 1, unit)
+        shares = memory.empty((2, batch, shared, pieces, reach, whole(d, unit)), torch.float32)
+        share = 4 * batch * shared * pieces * reach * whole(d, unit)
+        self._run(
+            reached,
+            config,
+            out,
+            lse,
+            block,
+            piece,
+            dout=placed("dout", dout, q.nbytes),
+            dq=address("dq", dq, q.nbytes),
+            part=piece,
+            reach=reach,
+            dk=address("dk", shares[0], share),
+            dv=address("dv", shares[1], share),
+        )
+
+        def joined(share: Tensor, like: Tensor, factor: float) -> Tensor:
+            """[B, Hkv, pieces, reach, wide] -> the gradient of ``like`` [B,S,Hkv,d], times factor; 0 out of reach."""
+            summed = torch.zeros(batch, like.shape[1], shared, d, dtype=torch.float32, device="cpu")
+            within = summed[:, like.shape[1] - keys :].transpose(1, 2)
+            for index in range(pieces):
+                base = max(0, keys - time + index * piece - (window - 1)) // unit * unit
+                length = min(reach, keys - base)
+                within[:, :, base : base + length].add_(share[:, :, index, :length, :d], alpha=factor)
+            return summed.to(like.dtype)
+
+        dk = joined(shares[0], call.k, 1.0 if self.scales_dk else factor_of_dk(call.softcap))
+        return dq.to(call.q.dtype), dk, joined(shares[1], call.v, 1.0)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    with_lse: bool,
-    rows: int,
-    tile: int,
-) -> tuple[Tensor, Tensor | None]:
-    """local_attention by blocks of ``rows`` queries times heads and tiles of ``tile`` keys."""
-    batch, time, heads, d = q.shape
-    dtype = q.dtype
-    q, k, v = rows_of(q), _keys(within_reach(k, time, window)), _keys(within_reach(v, time, window))
-    out = memory.empty(q.shape, q.dtype)
-    lse = torch.empty(batch, heads, time, dtype=torch.float32, device="cpu") if with_lse else None
-    block = block_of(batch, time, heads, k.shape[2], rows)
-    options = (segment_pos, cu_seqlens, window, softcap, scale)
-    fields = {"lse": address("lse", lse, 4 * batch * heads * time)}
-    _run(_numba.attend, q, k, v, out, *options, tile, block, block, 2 * d + 2, fields)
-    return out.to(dtype), lse
+def keys_read(case: Case, config: Any) -> int:
+    """Keys and values that the blocks of a batch row read, of all key heads."""
+    block: int = max(1, min(config.rows // (case["Hq"] // case["Hkv"]), case["T"]))
+    return -(-case["T"] // block) * 2 * min(case["W"] + block, case["S"]) * case["Hkv"]
 
 
-def backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    rows: int,
-    tile: int,
-    part: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """local_attention_bwd likewise; dk and dv of ``part`` queries or more are summed apart, then joined in order."""
-    batch, time, heads, d = q.shape
-    shared, dtype = k.shape[2], q.dtype
-    q, out, dout, lse = rows_of(q), rows_of(out), rows_of(dout), lse.contiguous()
-    near_k, near_v = _keys(within_reach(k, time, window)), _keys(within_reach(v, time, window))
-    count_keys = near_k.shape[1]
-    dq = memory.empty(q.shape, q.dtype)
-    block = block_of(batch, time, heads, shared, rows)
-    piece = part_of(time, window, block, part)
-    reach, pieces = min(count_keys, piece + window - 1), -(-time // piece)
-    shares = memory.empty((2, batch, shared, pieces, reach, d), torch.float32)
-    options = (segment_pos, cu_seqlens, window, softcap, scale)
-    share = batch * shared * pieces * reach * d
-    addresses = {
-        "lse": address("lse", lse, 4 * batch * heads * time),
-        "dq": address("dq", dq, q.nbytes),
-        "dk": address("dk", shares[0], 4 * share),
-        "dv": address("dv", shares[1], 4 * share),
-    }
-    more = addresses | placed("dout", dout, q.nbytes) | {"part": piece, "reach": reach}
-    _run(_numba.gradient, q, near_k, near_v, out, *options, tile, block, piece, 3 * d + 2, more)
-
-    def joined(share: Tensor, like: Tensor) -> Tensor:
-        """[B, Hkv, pieces, reach, d] -> the gradient of ``like`` [B,S,Hkv,d]; zeros out of reach."""
-        summed = torch.zeros(batch, like.shape[1], shared, d, dtype=torch.float32, device="cpu")
-        near = summed[:, like.shape[1] - count_keys :].transpose(1, 2)
-        for index in range(pieces):
-            base = max(0, count_keys - time + index * piece - (window - 1))
-            length = min(reach, count_keys - base)
-            near[:, :, base : base + length] += share[:, :, index, :length]
-        return summed.to(like.dtype)
-
-    return dq.to(dtype), joined(shares[0], k), joined(shares[1], v)
+def gradient_traffic(case: Case, config: Any) -> int:
+    """Bytes moved: each block reads its keys and values and adds to their shares, which are cleared and joined."""
+    batch, time, heads, shared, window = (case[name] for name in ("B", "T", "Hq", "Hkv", "W"))
+    block = block_of(batch, time, heads, shared, config.rows)
+    part = part_of(time, window, block, config.part)
+    per_block = 4 * 2 * 3 * min(window + block, case["S"]) * shared
+    per_part = 4 * 2 * 4 * min(window + part, case["S"]) * shared
+    per_query = 4 * heads * case.bytes_per_element()
+    return batch * (-(-time // block) * per_block + -(-time // part) * per_part + time * per_query) * case["d"]

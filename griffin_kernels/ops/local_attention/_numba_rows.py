@@ -211,9 +211,3 @@ def _write_row(data: Any, address: int, index: int, source: Any, factor: float, 
         row = _floats(address, index)
         for j in range(count):
             row[j] = factor * source[j]
-
-
-@_njit
-def _at(f: Any, tensor: int, batch: int, t: int, head: int) -> int:
-    """Index of a row of one of the tensors whose strides are fields."""
-    return batch * f[tensor + 1] + t * f[tensor + 2] + head * f[tensor + 3]

@@ -15,7 +15,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant, accumulator
 from griffin_kernels.ops import _products
 from griffin_kernels.ops.local_attention import _blocks, _isolated
-from griffin_kernels.ops.local_attention.op import within_reach
+from griffin_kernels.ops.local_attention.op import Call, near, scale_of
 
 
 @dataclass(frozen=True)
@@ -26,28 +26,14 @@ class Config:
 
 
 @_isolated.forward
-def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    with_lse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor | None]:
-    batch, time, heads, d = q.shape
-    k, v = within_reach(k, time, window), within_reach(v, time, window)
-    count_keys, shared = k.shape[1], k.shape[2]
+def run(call: Call, config: Config) -> tuple[Tensor, Tensor | None]:
+    q, k, v, _, _, _, softcap, _, with_lse = call = near(call)
+    (batch, time, heads, _), shared = q.shape, k.shape[2]
     keys, values = _blocks.by_key_head(k).transpose(1, 2), _blocks.by_key_head(v)  # [B*Hkv, d, S], [B*Hkv, S, d]
-    visibility = _blocks.Visibility(time, count_keys, window, segment_pos, cu_seqlens, q.device)
-    factor = d**-0.5 if scale is None else scale
+    visibility, factor = _blocks.Visibility(call), scale_of(call)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, time, dtype=accumulator(q.dtype), device=q.device) if with_lse else None
-    for block in _blocks.blocks(time, count_keys, window, config.block):
+    for block in _blocks.blocks(call, config.block):
         count = block.end - block.start
         rows = _blocks.rows_of(q, block, shared)
         scores = _products.unrounded(rows, keys[:, :, block.low : block.high]).mul_(factor)

@@ -11,23 +11,12 @@ from torch import Tensor
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops.local_attention import _isolated, _masked
+from griffin_kernels.ops.local_attention.op import Call
 
 
 @_isolated.forward
-def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    with_lse: bool,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor | None]:
-    return _masked.attention(q, k, v, segment_pos, cu_seqlens, window, softcap, scale, with_lse)
+def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor | None]:
+    return _masked.attention(call)
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:

@@ -21,7 +21,10 @@ from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _blas
 from griffin_kernels.ops._cpu import unfit_cpu
-from griffin_kernels.ops.local_attention import _isolated, _numba_call
+from griffin_kernels.ops.local_attention import _isolated, _numba, _numba_call
+
+_MOST_STEP = 2**31 - 1
+"""BLAS counts in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +35,28 @@ class Config:
     keys: int = 1088
 
 
-@_isolated.forward
-def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    with_lse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor | None]:
-    return _numba_call.forward(
-        q, k, v, segment_pos, cu_seqlens, window, softcap, scale, with_lse, config.rows, config.keys
-    )
+def _rows(keys: Tensor) -> Tensor:
+    """Keys [B,S,Hkv,d] as BLAS reads them: float32, channels contiguous, rows apart."""
+    keys = keys.float().resolve_neg()
+    d = keys.shape[3]
+    if (keys.stride(3) == 1 or d == 1) and d <= keys.stride(1) <= _MOST_STEP:
+        return keys
+    return keys.contiguous()
+
+
+def _laid_out(call: Any, gradient: bool) -> tuple[Any, dict[str, Any]]:
+    k, v, size = _rows(call.k), _rows(call.v), 4 * call.k.numel()
+    blas = _blas.found()
+    assert blas is not None, "reject() lets no call come here without it"
+    fields = {"k": _numba_call.placed("k", k, size), "v": _numba_call.placed("v", v, size)}
+    return (k, v), fields | {"sgemm": blas.sgemm, "set_threads": blas.set_threads}
+
+
+def _numbers(pitch: int, d: int, wide: int, gradient: bool) -> int:
+    return 2 * pitch + 3 * d + 2 if gradient else pitch + 2 * d + 2
+
+
+KERNELS = _numba_call.Kernels(_numba, _laid_out, _numbers, unit=1, rows=1, spare=16, scales_dk=True)
 
 
 def reject(case: Case, device: Device, config: Any) -> str | None:
@@ -65,17 +73,15 @@ def rank(case: Case, device: Device) -> int:
 
 def traffic(case: Case, config: Config) -> int:
     """Bytes moved: each block reads its keys and values again; its scores stay in a cache."""
-    block = max(1, min(config.rows // (case["Hq"] // case["Hkv"]), case["T"]))
-    reach = min(case["W"] + block, case["S"])
-    keys = -(-case["T"] // block) * 2 * reach * case["Hkv"]
-    return case["B"] * (4 * keys + 2 * case["T"] * case["Hq"] * case.bytes_per_element()) * case["d"]
+    keys = 4 * _numba_call.keys_read(case, config)
+    return case["B"] * (keys + 2 * case["T"] * case["Hq"] * case.bytes_per_element()) * case["d"]
 
 
 VARIANT = Variant(
     op="local_attention",
     name="numba.blocked",
     summary="native code, blocks of queries against their keys, products by torch's BLAS",
-    run=run,
+    run=_isolated.forward(KERNELS.forward),
     config=Config,
     axes={"rows": (64, 128, 160, 256, 512), "keys": (256, 512, 1088, 2112)},
     reject=reject,

@@ -16,42 +16,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import llvmlite.binding
-from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._cpu import has, unfit_cpu
-from griffin_kernels.ops.local_attention import _isolated, _numba_tiles_call
+from griffin_kernels.ops.local_attention import _isolated, _numba_call, _numba_panels, _numba_tiles, numba_blocked
+from griffin_kernels.ops.local_attention._numba_products import PANEL, ROWS
+from griffin_kernels.ops.local_attention._numba_rows import LANES
 
 _OLDEST_LLVM = 19
 """Of which LLVM multiplies pairs of bfloat16 under the name and types that are used here."""
 
 
 @dataclass(frozen=True)
-class Config:
-    """rows: queries times heads of a key head in a block. keys: in a tile of scores, at most."""
+class Config(numba_blocked.Config):
+    """As numba.blocked's."""
 
-    rows: int = 160
     keys: int = 512
 
 
-@_isolated.forward
-def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    with_lse: bool,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor | None]:
-    return _numba_tiles_call.forward(
-        q, k, v, segment_pos, cu_seqlens, window, softcap, scale, with_lse, config.rows, config.keys
-    )
+def _numbers(pitch: int, d: int, wide: int, gradient: bool) -> int:
+    return 2 * pitch + (3 * wide + 2 * 16 + 2 if gradient else wide + d + 3)
+
+
+KERNELS = _numba_call.Kernels(
+    _numba_tiles, _numba_panels.laid_out, _numbers, unit=PANEL, rows=ROWS, spare=LANES, scales_dk=False
+)
 
 
 def problem(case: Case, device: Device, config: Any) -> str | None:
@@ -83,18 +73,15 @@ def rank(case: Case, device: Device) -> int:
 
 def traffic(case: Case, config: Config) -> int:
     """Bytes moved: keys and values into panels, which each block reads again; its scores stay in a cache."""
-    block = max(1, min(config.rows // (case["Hq"] // case["Hkv"]), case["T"]))
-    reach = min(case["W"] + block, case["S"])
-    panels = 2 * 2 * case["S"] * case["Hkv"]
-    keys = -(-case["T"] // block) * 2 * reach * case["Hkv"]
-    return case["B"] * (panels + keys + 2 * case["T"] * case["Hq"]) * case["d"] * case.bytes_per_element()
+    keys = 2 * 2 * case["S"] * case["Hkv"] + _numba_call.keys_read(case, config)
+    return case["B"] * (keys + 2 * case["T"] * case["Hq"]) * case["d"] * case.bytes_per_element()
 
 
 VARIANT = Variant(
     op="local_attention",
     name="numba.tiled",
     summary="native code, products in registers, only where something is seen",
-    run=run,
+    run=_isolated.forward(KERNELS.forward),
     config=Config,
     axes={"rows": (80, 160, 240, 480), "keys": (256, 512, 1024)},
     reject=reject,

@@ -17,6 +17,8 @@ DeepMind's published mask lets W + 1 keys through; transformers and this op W.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,9 +35,10 @@ from griffin_kernels.contract import (
     accumulator,
     dtype_name,
 )
+from griffin_kernels.ops._arguments import Offsets
+from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan.op import check_cu_seqlens
 from griffin_kernels.ops.local_attention.cost import FLAGS, cost, make_case
-from griffin_kernels.ops.rg_lru.op import make_segment_pos
 
 SOFTCAP = 4.0
 """The softcap of cases that have one; their scores have a standard deviation near 2, so that it bends them."""
@@ -44,39 +47,47 @@ REFERENCE_ROWS = 128
 """Queries that the reference treats at a time: real shapes would need terabytes of scores otherwise."""
 
 
-def check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    with_lse: bool,
-) -> None:
-    """What the tensor specs cannot express."""
-    check_options(q, k, cu_seqlens, window, softcap, scale)
+Queries = Annotated[Tensor, TensorSpec("B T Hq d")]
+
+Keys = Annotated[Tensor, TensorSpec("B S Hkv d")]
+
+# a position below 0, as some mark padding, counts as 0
+Documents = Annotated[Tensor | None, TensorSpec("B T", "int64", least=-LARGEST_INDEX)]
 
 
-def check_options(
-    q: Tensor, k: Tensor, cu_seqlens: Tensor | None, window: int, softcap: float | None, scale: float | None
-) -> None:
-    """Raise ArgumentError or ShapeError for heads that do not divide, too few keys, bad window, options or offsets."""
-    time, keys = q.shape[1], k.shape[1]
-    check_heads(q.shape[2], k.shape[2], "k")
+class Call(NamedTuple):
+    """The arguments of local_attention; see ``functional/local_attention.py``. with_lse: whether lse is wanted."""
+
+    q: Queries
+    k: Keys
+    v: Keys
+    segment_pos: Documents
+    cu_seqlens: Offsets
+    window: int
+    softcap: float | None = None
+    scale: float | None = None
+    with_lse: bool = False
+
+
+def check(call: Any) -> None:
+    """What the tensor specs cannot express, of local_attention and of its backward.
+
+    Raises ArgumentError or ShapeError for heads that do not divide, too few keys, bad window, options or offsets.
+    """
+    time, keys = call.q.shape[1], call.k.shape[1]
+    check_heads(call.q.shape[2], call.k.shape[2], "k")
     if keys < time:
         raise errors.ShapeError(f"k has {keys} keys for the {time} queries of q: expected one for each query or more")
-    if window < 1:
-        raise errors.ArgumentError(f"window is {window}, expected at least 1 (a query sees itself)")
-    check_scores(softcap, scale)
-    if cu_seqlens is not None:
+    if call.window < 1:
+        raise errors.ArgumentError(f"window is {call.window}, expected at least 1 (a query sees itself)")
+    check_scores(call)
+    if call.cu_seqlens is not None:
         if keys > time:
             raise errors.ShapeError(
                 f"k has {keys} keys for the {time} queries of q: with cu_seqlens, expected one for each query "
                 "(packed sequences do not go on from earlier keys)"
             )
-        check_cu_seqlens(cu_seqlens, batch=q.shape[0], total=time)
+        check_cu_seqlens(call.cu_seqlens, batch=call.q.shape[0], total=time)
 
 
 def check_heads(heads: int, shared: int, keys: str) -> None:
@@ -87,49 +98,68 @@ def check_heads(heads: int, shared: int, keys: str) -> None:
         )
 
 
-def check_scores(softcap: float | None, scale: float | None) -> None:
+def check_scores(call: Any) -> None:
     """Raise ArgumentError for a bad softcap or scale."""
-    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
-        raise errors.ArgumentError(f"softcap is {softcap}, expected a finite number above 0, or None")
-    if scale is not None and not math.isfinite(scale):
-        raise errors.ArgumentError(f"scale is {scale}, expected a finite number, or None for head_dim ** -0.5")
+    if call.softcap is not None and not (math.isfinite(call.softcap) and call.softcap > 0):
+        raise errors.ArgumentError(f"softcap is {call.softcap}, expected a finite number above 0, or None")
+    if call.scale is not None and not math.isfinite(call.scale):
+        raise errors.ArgumentError(f"scale is {call.scale}, expected a finite number, or None for head_dim ** -0.5")
 
 
-def within_reach(keys: Tensor, time: int, window: int) -> Tensor:
-    """The last keys of [B,S,Hkv,d] or their gradient, without those that even the first query cannot see; a view."""
-    return keys[:, max(0, keys.shape[1] - (time + window - 1)) :]
+def scale_of(call: Any) -> float:
+    """The factor of scores."""
+    factor: float = call.q.shape[-1] ** -0.5 if call.scale is None else call.scale
+    return factor
 
 
-def document_starts(time: int, keys: int, segment_pos: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+def near(call: Any) -> Any:
+    """The call with views of the last keys and values only: without those that even the first query cannot see."""
+    reach = slice(max(0, call.k.shape[1] - (call.q.shape[1] + call.window - 1)), None)
+    return call._replace(k=call.k[:, reach], v=call.v[:, reach])
+
+
+def document_starts(call: Any) -> Tensor | None:
     """int64 [B or 1, T]: the first key of each query's document, or None where all rows are one document."""
-    starts = None
-    if segment_pos is not None:
+    starts, (time, keys) = None, (call.q.shape[1], call.k.shape[1])
+    if call.segment_pos is not None:
         # a position below 0, as some mark padding, counts as 0: every query sees itself
-        own = torch.arange(keys - time, keys, device=segment_pos.device, dtype=torch.int64)
-        starts = (own - segment_pos.clamp_min(0)).clamp_min_(0)
-    if cu_seqlens is not None:
+        own = torch.arange(keys - time, keys, device=call.segment_pos.device, dtype=torch.int64)
+        starts = (own - call.segment_pos.clamp_min(0)).clamp_min_(0)
+    if call.cu_seqlens is not None:
         # an empty sequence begins where the next one does, or at T, which is cut off
-        begins = cu_seqlens[:-1].long()
-        marks = torch.zeros(time + 1, dtype=torch.int64, device=cu_seqlens.device)
+        begins = call.cu_seqlens[:-1].long()
+        marks = torch.zeros(time + 1, dtype=torch.int64, device=begins.device)
         marks[begins] = begins
         packed = marks[None, :-1].cummax(1).values
         starts = packed if starts is None else torch.maximum(starts, packed)
     return starts
 
 
-def first_keys(
-    time: int, keys: int, window: int, segment_pos: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
-) -> Tensor:
+def first_keys(call: Any) -> Tensor:
     """int64 [B or 1, T]: the first key that each query sees; the last is its own, t + S - T."""
-    first = (torch.arange(keys - time, keys, device=device, dtype=torch.int64) - (window - 1)).clamp_min(0)[None]
-    starts = document_starts(time, keys, segment_pos, cu_seqlens)
+    own = torch.arange(call.k.shape[1] - call.q.shape[1], call.k.shape[1], device=call.q.device, dtype=torch.int64)
+    first = (own - (call.window - 1)).clamp_min(0)[None]
+    starts = document_starts(call)
     return first if starts is None else torch.maximum(first, starts)
 
 
-def scores_of(q: Tensor, k: Tensor, softcap: float | None, scale: float | None) -> Tensor:
+def rows_and_columns(call: Any) -> Iterator[tuple[slice, slice, Tensor]]:
+    """All queries, a few at a time: (queries, the keys that some see, which each sees: bool [B or 1, 1, t, k])."""
+    time, earlier = call.q.shape[1], call.k.shape[1] - call.q.shape[1]
+    first = first_keys(call)
+    for start in range(0, time, REFERENCE_ROWS):
+        end = min(start + REFERENCE_ROWS, time)
+        low, high = max(0, start + earlier - call.window + 1), end + earlier
+        keys = torch.arange(low, high, device=call.q.device, dtype=torch.int64)
+        own = torch.arange(start + earlier, high, device=call.q.device, dtype=torch.int64)[:, None]
+        visible = ((keys >= first[:, start:end, None]) & (keys <= own))[:, None]
+        yield slice(start, end), slice(low, high), visible
+
+
+def scores_of(call: Any, q: Tensor, k: Tensor) -> Tensor:
     """[B,H,t,k] from q [B,t,H,d] and k [B,k,H,d]."""
-    scores = torch.einsum("bthd,bkhd->bhtk", q, k) * (q.shape[3] ** -0.5 if scale is None else scale)
-    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    scores = torch.einsum("bthd,bkhd->bhtk", q, k) * scale_of(call)
+    return scores if call.softcap is None else call.softcap * torch.tanh(scores / call.softcap)
 
 
 def weighted(weights: Tensor, visible: Tensor, rows: Tensor) -> Tensor:
@@ -145,71 +175,38 @@ def weighted(weights: Tensor, visible: Tensor, rows: Tensor) -> Tensor:
     return total
 
 
-def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    with_lse: bool,
-) -> tuple[Tensor, Tensor | None]:
+def reference(call: Call) -> tuple[Tensor, Tensor | None]:
     """The formulas at the top of this file, for a few queries at a time. Differentiable."""
-    group = q.shape[2] // k.shape[2]
-    k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
-    earlier = k.shape[1] - q.shape[1]
-    first = first_keys(q.shape[1], k.shape[1], window, segment_pos, cu_seqlens, q.device)
+    q, group = call.q, call.q.shape[2] // call.k.shape[2]
+    k, v = call.k.repeat_interleave(group, dim=2), call.v.repeat_interleave(group, dim=2)
     out, lse = [q[:, :0]], [q.new_empty(q.shape[0], q.shape[2], 0)]
-    for start in range(0, q.shape[1], REFERENCE_ROWS):
-        end = min(start + REFERENCE_ROWS, q.shape[1])
-        low, high = max(0, start + earlier - window + 1), end + earlier
-        keys = torch.arange(low, high, device=q.device, dtype=torch.int64)
-        own = torch.arange(start + earlier, high, device=q.device, dtype=torch.int64)[:, None]
-        visible = ((keys >= first[:, start:end, None]) & (keys <= own))[:, None]  # [B or 1, 1, t, k]
-        scores = scores_of(q[:, start:end], k[:, low:high], softcap, scale)
-        scores = scores.masked_fill(~visible, -torch.inf)
+    for rows, columns, visible in rows_and_columns(call):
+        scores = scores_of(call, q[:, rows], k[:, columns]).masked_fill(~visible, -torch.inf)
         weights = torch.softmax(scores, dim=3).masked_fill(~visible, 0.0)
-        out.append(weighted(weights, visible, v[:, low:high]))
+        out.append(weighted(weights, visible, v[:, columns]))
         lse.append(torch.logsumexp(scores, dim=3))
-    return torch.cat(out, dim=1), torch.cat(lse, dim=2) if with_lse else None
+    return torch.cat(out, dim=1), torch.cat(lse, dim=2) if call.with_lse else None
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Standard normal q (doubled, so that some keys stand out), k, v and the case's options."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    batch, time, keys, heads = (case[name] for name in ("B", "T", "S", "Hq"))
-    shared, d, window, rows = (case[name] for name in ("Hkv", "d", "W", "N"))
+    draw = Draws(case, device, seed)
+    batch, time, keys, heads, shared, d = (case[name] for name in ("B", "T", "S", "Hq", "Hkv", "d"))
 
     def normal(*shape: int) -> Tensor:
         if "strided" in case.data:
             # head-major, every second channel: as a projection split into heads gives it, and worse
             b, t, h, n = shape
-            values = torch.randn(b, h, t, 2 * n, generator=generator, dtype=torch.float32, device="cpu").to(
-                device, case.torch_dtype
-            )
-            return values.transpose(1, 2)[..., ::2]
-        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device, case.torch_dtype)
+            return draw.data(draw.normal(b, h, t, 2 * n)).transpose(1, 2)[..., ::2]
+        return draw.data(draw.normal(*shape))
 
-    inputs: Inputs = {
-        "q": 2 * normal(batch, time, heads, d),
-        "k": normal(batch, keys, shared, d),
-        "v": normal(batch, keys, shared, d),
-        "segment_pos": None,
-        "cu_seqlens": None,
-    }
-    if "packed" in case.flags:
-        cuts = (
-            torch.randint(0, time + 1, (rows - 1,), generator=generator, dtype=torch.int64, device="cpu").sort().values
-        )
-        if "empty_sequence" in case.data:
-            cuts[-1] = time
-        inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)
+    inputs: Inputs = {"q": 2 * normal(batch, time, heads, d)}
+    inputs |= {name: normal(batch, keys, shared, d) for name in ("k", "v")}
+    inputs |= {"segment_pos": None, "cu_seqlens": draw.offsets() if "packed" in case.flags else None}
     if "segmented" in case.flags:
-        inputs["segment_pos"] = make_segment_pos(batch, keys, generator)[:, keys - time :].to(device)
+        inputs["segment_pos"] = draw.positions(keys)[:, keys - time :]
     return inputs | {
-        "window": window,
+        "window": case["W"],
         "softcap": SOFTCAP if "softcap" in case.flags else None,
         "scale": 0.7 * d**-0.5 if "scale" in case.data else None,
         "with_lse": "lse" in case.data,
@@ -232,42 +229,20 @@ def rounding(dtype: torch.dtype, d: int, keys: int) -> Tolerance:
     return Tolerance(rel_norm=sums + 2 * half, worst=8 * sums + 6 * half)
 
 
-def case_of(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    with_lse: bool,
-) -> Case:
-    """The case that a real call is."""
-    return call_case("local_attention", q, k, segment_pos, cu_seqlens, window, softcap, ("lse",) if with_lse else ())
-
-
-def call_case(
-    op: str,
-    q: Tensor,
-    k: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    data: tuple[str, ...] = (),
-) -> Case:
-    """The case of a call of local_attention or its backward."""
-    batch, time, heads, d = q.shape
-    keys = k.shape[1]
-    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    present = {"softcap": bool(softcap), "segmented": segment_pos is not None, "packed": cu_seqlens is not None}
+def case_of(call: Any, op: str = "local_attention") -> Case:
+    """The case that a real call is, of local_attention or of its backward."""
+    batch, time, heads, d = call.q.shape
+    keys, shared = call.k.shape[1:3]
+    packed = call.cu_seqlens is not None
+    rows = call.cu_seqlens.shape[0] - 1 if packed else batch
+    present = {"softcap": bool(call.softcap), "segmented": call.segment_pos is not None, "packed": packed}
     flags = [flag for flag in FLAGS if present[flag]]
+    data = ("lse",) if getattr(call, "with_lse", False) else ()
     # a window beyond the keys is the same problem as one that just covers them, and so are keys beyond the window
-    window = min(window, max(keys, 1))
-    sizes = (batch, time, heads, k.shape[2], d, window)
+    window = min(call.window, max(keys, 1))
+    sizes = (batch, time, heads, shared, d, window)
     keys = min(keys, time + window - 1)
-    return make_case(*sizes, dtype_name(q.dtype), flags, keys=keys, rows=rows, op=op, data=data, tag="call")
+    return make_case(*sizes, dtype_name(call.q.dtype), flags, keys=keys, rows=rows, op=op, data=data, tag="call")
 
 
 def cases(op: str) -> tuple[Case, ...]:
@@ -336,20 +311,10 @@ def cases(op: str) -> tuple[Case, ...]:
     return (*smoke, *([] if backward else forward_only), *edge, *carried, *bench)
 
 
-INPUTS = {
-    "q": TensorSpec("B T Hq d"),
-    "k": TensorSpec("B S Hkv d"),
-    "v": TensorSpec("B S Hkv d"),
-    # a position below 0, as some mark padding, counts as 0
-    "segment_pos": TensorSpec("B T", "int64", optional=True, least=-LARGEST_INDEX),
-    "cu_seqlens": TensorSpec("N+1", "int32", optional=True),
-}
-
 OP = Op(
     name="local_attention",
     summary="causal softmax attention to the last W keys of the same document",
-    inputs=INPUTS,
-    options=("window", "softcap", "scale", "with_lse"),
+    call=Call,
     outputs={"out": TensorSpec("B T Hq d"), "lse": TensorSpec("B Hq T", "accumulator", optional=True)},
     reference=reference,
     cases=cases("local_attention"),
@@ -358,7 +323,7 @@ OP = Op(
     tolerance=tolerance,
     case_of=case_of,
     splits=(ROWS, ("Hkv", "Hq")),
-    # S is matched like T and W, by nearness: call_case keeps max(T, W) <= S < T + W, so that it never excludes what is
+    # S is matched like T and W, by nearness: case_of keeps max(T, W) <= S < T + W, so that it never excludes what is
     # near in T and W by more than a factor of two, and among those prefers the like: keys carried, or none
     exact_dims=("Hkv", "d"),
     free_dims=("N",),

@@ -4,45 +4,24 @@ from __future__ import annotations
 
 import torch
 import torch._functorch.config as functorch
-from torch import Tensor
 
 from griffin_kernels.contract import Adapter, Case, Inputs, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _autograd
 from griffin_kernels.ops.local_attention import _flex, _isolated
+from griffin_kernels.ops.local_attention_bwd.op import Call, recorded
 
 
-def prepare(inputs: Inputs) -> Inputs:
+def prepare(call: Call) -> Inputs:
     """The graph of the forward pass."""
-    leaves = [inputs[name].detach().requires_grad_() for name in ("q", "k", "v")]
-    given = dict(zip(("q", "k", "v"), leaves, strict=True))
+    forward, leaves = recorded(call)
     # a graph that is gone back several times must not give its buffers away in the first pass
     with torch.enable_grad(), functorch.patch(donated_buffer=False):
-        out, _ = _flex.call(**_flex.prepare(inputs | given | {"with_lse": False}))
-    return _autograd.recorded([(out, inputs["dout"].transpose(1, 2))], leaves)
+        out, _ = _flex.call(**_flex.prepare(forward))
+    return _autograd.recorded([(out, call.dout.transpose(1, 2))], leaves)
 
 
-ADAPTER = Adapter(prepare, _autograd.gradients, lambda gradients, inputs: gradients)
-
-
-@_isolated.backward
-def run(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor | None, ...]:
-    given = {"dout": dout, "q": q, "k": k, "v": v, "segment_pos": segment_pos, "cu_seqlens": cu_seqlens}
-    return ADAPTER(given | {"window": window, "softcap": softcap, "scale": scale})
+ADAPTER = Adapter(prepare, _autograd.gradients, lambda gradients, call: gradients)
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
@@ -56,8 +35,7 @@ VARIANT = Variant(
     op="local_attention_bwd",
     name="compiled.flex_attention",
     summary="autograd through compiled flex_attention, without its forward pass",
-    run=run,
-    config=NoConfig,
+    run=_isolated.backward(lambda call, config: ADAPTER(call)),
     reject=reject,
     baseline=True,
     adapter=ADAPTER,

@@ -6,51 +6,30 @@ dq = ds k,  dk += ds^T q,  dv += p^T dout        dk, dv summed in float32
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Variant, accumulator
+from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.ops import _products
+from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.local_attention import _blocks, _isolated
-from griffin_kernels.ops.local_attention.op import within_reach
-
-
-@dataclass(frozen=True)
-class Config:
-    """block: queries treated at a time."""
-
-    block: int = 64
+from griffin_kernels.ops.local_attention.eager_blocked import VARIANT as FORWARD
+from griffin_kernels.ops.local_attention.eager_blocked import Config
+from griffin_kernels.ops.local_attention.op import near, scale_of
+from griffin_kernels.ops.local_attention_bwd.op import Call
 
 
 @_isolated.backward
-def run(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, time, _, d = q.shape
-    shared, wide = k.shape[2], accumulator(q.dtype)
-    near_k, near_v = within_reach(k, time, window), within_reach(v, time, window)
-    count_keys = near_k.shape[1]
-    keys, values = _blocks.by_key_head(near_k), _blocks.by_key_head(near_v)  # [B*Hkv, S, d]
-    visibility = _blocks.Visibility(time, count_keys, window, segment_pos, cu_seqlens, q.device)
-    factor = d**-0.5 if scale is None else scale
+def run(call: Call, config: Config) -> tuple[Tensor, Tensor, Tensor]:
+    given, call = call, near(call)
+    dout, q, k, v, out, lse, _, _, _, softcap, _ = call
+    (batch, count_keys, shared, d), wide = k.shape, accumulator(q.dtype)
+    keys, values = _blocks.by_key_head(k), _blocks.by_key_head(v)  # [B*Hkv, S, d]
+    visibility, factor = _blocks.Visibility(call), scale_of(call)
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     dk = torch.zeros(keys.shape, dtype=wide, device=q.device)
     dv = torch.zeros_like(dk)
-    for block in _blocks.blocks(time, count_keys, window, config.block):
+    for block in _blocks.blocks(call, config.block):
         reach = slice(block.low, block.high)
         rows, upstream = _blocks.rows_of(q, block, shared), _blocks.rows_of(dout, block, shared)
         scores = _products.unrounded(rows, keys[:, reach].transpose(1, 2)).mul_(factor)
@@ -67,11 +46,11 @@ def run(
         dk[:, reach] += _products.unrounded(ds.transpose(1, 2), rows)
 
     def by_step(summed: Tensor) -> Tensor:
-        near = summed.reshape(batch, shared, count_keys, d).transpose(1, 2)
-        if count_keys == k.shape[1]:
-            return near.to(k.dtype).contiguous()
-        gradient = torch.zeros(k.shape, dtype=k.dtype, device=k.device)
-        gradient[:, -count_keys:] = near
+        near_gradient = summed.reshape(batch, shared, count_keys, d).transpose(1, 2)
+        if count_keys == given.k.shape[1]:
+            return near_gradient.to(k.dtype).contiguous()
+        gradient = torch.zeros(given.k.shape, dtype=k.dtype, device=k.device)
+        gradient[:, -count_keys:] = near_gradient
         return gradient
 
     return dq, by_step(dk), by_step(dv)
@@ -86,13 +65,4 @@ def traffic(case: Case, config: Config) -> int:
     return case["B"] * -(-case["T"] // block) * per_block * case["d"]
 
 
-VARIANT = Variant(
-    op="local_attention_bwd",
-    name="eager.blocked",
-    summary="analytic, blocks of queries, scores recomputed from lse",
-    run=run,
-    config=Config,
-    axes={"block": (32, 64, 128, 256, 512)},
-    rank=lambda case, device: 10,
-    traffic=traffic,
-)
+VARIANT = backward_of(FORWARD, run, summary="analytic, blocks of queries, scores recomputed from lse", traffic=traffic)

@@ -11,74 +11,63 @@ dk and dv also sum over the query heads that share a key head.
 
 from __future__ import annotations
 
+import functools
+from typing import Annotated, NamedTuple
+
 import torch
 from torch import Tensor
 
 from griffin_kernels import pieces
 from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.ops._arguments import Offsets
+from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.local_attention import op as forward
 from griffin_kernels.ops.local_attention.cost import keys_within_reach, visible_pairs
+from griffin_kernels.ops.local_attention.op import Documents, Keys, Queries
 from griffin_kernels.ops.rg_lru.cost import index_bytes
 
 
-def check(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-) -> None:
-    """As for the forward op."""
-    forward.check_options(q, k, cu_seqlens, window, softcap, scale)
+class Call(NamedTuple):
+    """The arguments of local_attention_bwd. dout: what reaches out. out, lse: as local_attention gave them."""
+
+    dout: Queries
+    q: Queries
+    k: Keys
+    v: Keys
+    out: Queries
+    lse: Annotated[Tensor, TensorSpec("B Hq T", "accumulator")]
+    segment_pos: Documents
+    cu_seqlens: Offsets
+    window: int
+    softcap: float | None = None
+    scale: float | None = None
 
 
-def reference(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def reference(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """The formulas at the top of this file, for a few queries at a time."""
-    batch, keys_given, shared, d = k.shape
-    time = q.shape[1]
-    earlier = keys_given - time
-    group = q.shape[2] // shared
-    factor = d**-0.5 if scale is None else scale
-    k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
-    first = forward.first_keys(time, keys_given, window, segment_pos, cu_seqlens, q.device)
-    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for start in range(0, time, forward.REFERENCE_ROWS):
-        end = min(start + forward.REFERENCE_ROWS, time)
-        low, high = max(0, start + earlier - window + 1), end + earlier
-        rows, columns = slice(start, end), slice(low, high)
-        keys = torch.arange(low, high, device=q.device, dtype=torch.int64)
-        own = torch.arange(start + earlier, high, device=q.device, dtype=torch.int64)[:, None]
-        visible = ((keys >= first[:, rows, None]) & (keys <= own))[:, None]  # [B or 1, 1, t, k]
-        s = forward.scores_of(q[:, rows], k[:, columns], softcap, scale)
-        p = torch.where(visible, torch.exp(s - lse[:, :, rows, None]), 0.0)
-        delta = (dout[:, rows] * out[:, rows]).sum(3).transpose(1, 2)  # [B, H, t]
-        ds = p * (torch.einsum("bthd,bkhd->bhtk", dout[:, rows], v[:, columns]) - delta[..., None])
-        if softcap is not None:
-            ds = ds * (1 - (s / softcap) ** 2)
+    group, factor = call.q.shape[2] // call.k.shape[2], forward.scale_of(call)
+    k, v = call.k.repeat_interleave(group, dim=2), call.v.repeat_interleave(group, dim=2)
+    dq, dk, dv = torch.zeros_like(call.q), torch.zeros_like(k), torch.zeros_like(v)
+    for rows, columns, visible in forward.rows_and_columns(call):
+        q, dout = call.q[:, rows], call.dout[:, rows]
+        s = forward.scores_of(call, q, k[:, columns])
+        p = torch.where(visible, torch.exp(s - call.lse[:, :, rows, None]), 0.0)
+        delta = (dout * call.out[:, rows]).sum(3).transpose(1, 2)  # [B, H, t]
+        ds = p * (torch.einsum("bthd,bkhd->bhtk", dout, v[:, columns]) - delta[..., None])
+        if call.softcap is not None:
+            ds = ds * (1 - (s / call.softcap) ** 2)
         ds = torch.where(visible, ds, 0.0)
-        dv[:, columns] += forward.weighted(p.mT, visible.mT, dout[:, rows])
+        dv[:, columns] += forward.weighted(p.mT, visible.mT, dout)
         dq[:, rows] = factor * forward.weighted(ds, visible, k[:, columns])
-        dk[:, columns] += factor * forward.weighted(ds.mT, visible.mT, q[:, rows])
-    grouped = (batch, keys_given, shared, group, d)
+        dk[:, columns] += factor * forward.weighted(ds.mT, visible.mT, q)
+    grouped = (*call.k.shape[:3], group, call.k.shape[3])
     return dq, dk.reshape(grouped).sum(3), dv.reshape(grouped).sum(3)
+
+
+def recorded(call: Call) -> tuple[forward.Call, list[Tensor]]:
+    """(the call of local_attention that this is the gradient of, its q, k and v): they record what is done."""
+    q, k, v = (tensor.detach().requires_grad_() for tensor in (call.q, call.k, call.v))
+    return forward.Call(q, k, v, call.segment_pos, call.cu_seqlens, call.window, call.softcap, call.scale), [q, k, v]
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
@@ -87,11 +76,10 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     wide = accumulator(case.torch_dtype)
     out, lse = pieces.reference(forward.OP, inputs, wide)
     assert out is not None and lse is not None
-    generator = torch.Generator("cpu").manual_seed(seed + 1)
-    dout = torch.randn(out.shape, generator=generator, dtype=torch.float32, device="cpu").to(device, case.torch_dtype)
-    tensors = {name: inputs[name] for name in ("q", "k", "v")}
-    others = {name: inputs[name] for name in ("segment_pos", "cu_seqlens", "window", "softcap", "scale")}
-    return {"dout": dout, **tensors, "out": out.to(device, case.torch_dtype), "lse": lse.to(device), **others}
+    draw = Draws(case, device, seed + 1)
+    dout = draw.data(draw.normal(*out.shape))
+    inputs |= {"dout": dout, "out": out.to(device, case.torch_dtype), "lse": lse.to(device)}
+    return {name: inputs[name] for name in Call._fields}
 
 
 def cost(case: Case) -> Cost:
@@ -121,34 +109,10 @@ def tolerance(case: Case) -> Tolerance:
     return Tolerance(rel_norm=3 * one_way.rel_norm, worst=4 * one_way.worst)
 
 
-def case_of(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    window: int,
-    softcap: float | None,
-    scale: float | None,
-) -> Case:
-    """The case that a real call is."""
-    return forward.call_case("local_attention_bwd", q, k, segment_pos, cu_seqlens, window, softcap)
-
-
 OP = Op(
     name="local_attention_bwd",
     summary="dq, dk, dv of local_attention from its output and lse, scores recomputed",
-    inputs={
-        "dout": TensorSpec("B T Hq d"),
-        **{name: forward.INPUTS[name] for name in ("q", "k", "v")},
-        "out": TensorSpec("B T Hq d"),
-        "lse": TensorSpec("B Hq T", "accumulator"),
-        **{name: forward.INPUTS[name] for name in ("segment_pos", "cu_seqlens")},
-    },
-    options=("window", "softcap", "scale"),
+    call=Call,
     outputs={
         "dq": TensorSpec("B T Hq d"),
         "dk": TensorSpec("B S Hkv d"),
@@ -159,10 +123,10 @@ OP = Op(
     make_inputs=make_inputs,
     cost=cost,
     tolerance=tolerance,
-    case_of=case_of,
+    case_of=functools.partial(forward.case_of, op="local_attention_bwd"),
     splits=(ROWS, ("Hkv", "Hq")),
     exact_dims=("Hkv", "d"),
     free_dims=("N",),
-    check=check,
+    check=forward.check,
     forward="local_attention",
 )

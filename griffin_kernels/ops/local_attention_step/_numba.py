@@ -1,6 +1,6 @@
 """The compiled code of numba.split: attention of one token to a part of its ring, read once where it lies.
 
-A kernel is a C function of one pointer, to a block of 64-bit integers (addresses, strides, sizes; see FIELDS). Work
+A kernel is a C function of one pointer, to a block of 64-bit integers (addresses, strides, sizes; see Fields). Work
 items, a part of one row's ring for one key head, are taken from a shared counter in that block by however many threads
 call it. Every item leaves its weighted values, their maximum score and their sum of weights, to be joined afterwards.
 bfloat16 is widened a row at a time into a scratch that stays in the first-level cache.
@@ -11,14 +11,13 @@ bfloat16 is widened a row at a time into a scratch that stays in the first-level
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
-import torch
 
-from griffin_kernels.ops import _native
-from griffin_kernels.ops._native import take
-from griffin_kernels.ops.local_attention import _numba_rows
+from griffin_kernels.ops._native import places, take
+from griffin_kernels.ops.local_attention import _numba_fields, _numba_rows
+from griffin_kernels.ops.local_attention._numba_fields import Headed, at
 from griffin_kernels.ops.local_attention._numba_rows import (
     _LARGEST,
     _SUM,
@@ -36,36 +35,36 @@ _njit: Any = numba.njit
 _f32: Any = numba.float32
 _i32: Any = numba.int32
 
-FIELDS = (
-    "counter",  # next work item; the kernel advances it
-    "items",  # B * Hkv * parts, in that order
-    "parts",
-    "part",  # slots of a part
-    "window",
-    "shared",  # Hkv
-    "group",  # G = Hq / Hkv
-    "d",
-    "positions",  # int64 [B]
-    "q",  # float32 [B, Hkv, G, d], scaled
-    "k",  # data [P, W, Hkv, d], channels contiguous
-    "k_batch",
-    "k_slot",
-    "k_head",
-    "v",
-    "v_batch",
-    "v_slot",
-    "v_head",
-    "out",  # float32 [items, G, d]: weighted values
-    "largest",  # float32 [items, G]: largest score
-    "total",  # float32 [items, G]: sum of weights
-    "scratch",  # float32 [items, (G + 1) * part + 4 * d]
-    "capped",  # 1: scores are bent
-    "softcap",  # float32 [1]
-    "rings",  # int64 [B], which of the P rings a row works on, negative for none; 0 in place of 0 .. B - 1
-    "k_new",  # data [B, Hkv, d], contiguous: the new token, which goes into its slot first
-    "v_new",
-)
-"""Names of the integers. Addresses in bytes, strides in elements."""
+
+class Fields(NamedTuple):
+    """Given to the kernel. Addresses in bytes, strides in elements."""
+
+    k: Headed  # data [P, W, Hkv, d], channels contiguous
+    v: Headed
+    items: int  # B * Hkv * parts, in that order
+    parts: int
+    part: int  # slots of a part
+    window: int
+    shared: int  # Hkv
+    group: int  # G = Hq / Hkv
+    d: int
+    positions: int  # int64 [B]
+    q: int  # float32 [B, Hkv, G, d], scaled
+    out: int  # float32 [items, G, d]: weighted values
+    largest: int  # float32 [items, G]: largest score
+    total: int  # float32 [items, G]: sum of weights
+    scratch: int  # float32 [items, (G + 1) * part + 4 * d]
+    capped: int  # 1: scores are bent
+    softcap: int  # float32 [1]
+    rings: int  # int64 [B], which of the P rings a row works on, negative for none; 0 in place of 0 .. B - 1
+    k_new: int  # data [B, Hkv, d], contiguous: the new token, which goes into its slot first
+    v_new: int
+
+
+AT = places(Fields)
+
+FILES = (__file__, str(_numba_fields.__file__), str(_numba_rows.__file__))
+"""Sources that the kernel is made from, besides _native.py."""
 
 
 @_njit(fastmath=_SUM)
@@ -141,40 +140,37 @@ def _copy(data: Any, source: int, i: int, target: int, j: int, count: int) -> No
 def attend(data: Any) -> None:
     """Put the new token into its slot; weighted values, largest score and sum of weights of every item."""
     f = _longs(_address(data), 0)
-    parts, part, window, shared, group, d = f[2], f[3], f[4], f[5], f[6], f[7]
+    parts, part, window, shared = f[AT.parts], f[AT.part], f[AT.window], f[AT.shared]
+    group, d, k_step, v_step = f[AT.group], f[AT.d], f[AT.k + 2], f[AT.v + 2]
     item = take(data, 0)
-    while item < f[1]:
+    while item < f[AT.items]:
         head = item // parts
         batch, key_head, begin = head // shared, head % shared, item % parts * part
-        position = _longs(f[8], batch)[0]
-        ring = _longs(f[24], batch)[0] if f[24] else batch
+        position = _longs(f[AT.positions], batch)[0]
+        ring = _longs(f[AT.rings], batch)[0] if f[AT.rings] else batch
         count = min(position + 1, window, begin + part) - begin if ring >= 0 else 0
-        out, largest, total = (
-            _floats(f[18], item * group * d),
-            _floats(f[19], item * group),
-            _floats(f[20], item * group),
-        )
+        out = _floats(f[AT.out], item * group * d)
+        largest, total = _floats(f[AT.largest], item * group), _floats(f[AT.total], item * group)
         for j in range(group * d):
             out[j] = _f32(0)
         if count > 0:
-            scratch = f[21] + item * ((group + 1) * part + 4 * d) * 4
+            scratch = f[AT.scratch] + item * ((group + 1) * part + 4 * d) * 4
             powers = scratch + group * part * 4
             rows = powers + part * 4
-            k = ring * f[11] + begin * f[12] + key_head * f[13]
-            v = ring * f[15] + begin * f[16] + key_head * f[17]
+            k, v = at(f, AT.k, ring, begin, key_head), at(f, AT.v, ring, begin, key_head)
             new = position % window - begin
             if 0 <= new < count:
                 # no other item reads this slot
-                _copy(data, f[25], head * d, f[10], k + new * f[12], d)
-                _copy(data, f[26], head * d, f[14], v + new * f[16], d)
+                _copy(data, f[AT.k_new], head * d, f[AT.k], k + new * k_step, d)
+                _copy(data, f[AT.v_new], head * d, f[AT.v], v + new * v_step, d)
             for i in range(count):
-                row = _row(data, f[10], k + i * f[12], rows, 0, d)
+                row = _row(data, f[AT.k], k + i * k_step, rows, 0, d)
                 for g in range(group):
-                    _floats(scratch, g * part + i)[0] = _dot(_floats(f[9], (head * group + g) * d), row, d)
+                    _floats(scratch, g * part + i)[0] = _dot(_floats(f[AT.q], (head * group + g) * d), row, d)
             for g in range(group):
                 scores = _floats(scratch, g * part)
-                if f[22]:
-                    cap = _floats(f[23], 0)[0]
+                if f[AT.capped]:
+                    cap = _floats(f[AT.softcap], 0)[0]
                     # tanh(x) = 1 - 2 / (exp(2 x) + 1)
                     _exp(scores, _ints(powers, 0), _floats(powers, 0), _f32(2) / cap, _f32(0), count)
                     for i in range(count):
@@ -185,22 +181,17 @@ def attend(data: Any) -> None:
             for i in range(0, count, 4):
                 # past the end: the last row again, with no weight
                 last = count - 1
-                a = _row(data, f[14], v + i * f[16], rows, 0, d)
-                b = _row(data, f[14], v + min(i + 1, last) * f[16], rows, 1, d)
-                c = _row(data, f[14], v + min(i + 2, last) * f[16], rows, 2, d)
-                e = _row(data, f[14], v + min(i + 3, last) * f[16], rows, 3, d)
+                a = _row(data, f[AT.v], v + i * v_step, rows, 0, d)
+                b = _row(data, f[AT.v], v + min(i + 1, last) * v_step, rows, 1, d)
+                c = _row(data, f[AT.v], v + min(i + 2, last) * v_step, rows, 2, d)
+                e = _row(data, f[AT.v], v + min(i + 3, last) * v_step, rows, 3, d)
                 for g in range(group):
                     w = _floats(scratch, g * part + i)
                     wb = w[1] if i + 1 < count else _f32(0)
                     wc = w[2] if i + 2 < count else _f32(0)
                     we = w[3] if i + 3 < count else _f32(0)
-                    _add_rows(_floats(f[18], (item * group + g) * d), a, b, c, e, w[0], wb, wc, we, d)
+                    _add_rows(_floats(f[AT.out], (item * group + g) * d), a, b, c, e, w[0], wb, wc, we, d)
         else:
             for g in range(group):
                 largest[g], total[g] = _f32(-3e38), _f32(0)
         item = take(data, 0)
-
-
-def compiled(dtype: torch.dtype) -> Any:
-    """The kernel for data of ``dtype`` as a ctypes function of the address of its FIELDS."""
-    return _native.compiled(attend, dtype, (__file__, str(_numba_rows.__file__)))

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops.local_attention._isolated import finite
+from griffin_kernels.ops.local_attention_step.op import Call
 
 
-def put(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, slots: Tensor | None) -> None:
+def put(call: Call) -> None:
     """Put k, v [B,Hkv,d] into their slots of the rings [P,W,Hkv,d], in place. Waits for no device."""
-    window = k_cache.shape[1]
-    rows = torch.arange(k.shape[0], device=k.device, dtype=torch.int64)
+    _, k, v, k_cache, v_cache, positions, slots, _, _ = call
+    rows, at = torch.arange(k.shape[0], device=k.device, dtype=torch.int64), positions % k_cache.shape[1]
     if slots is None:
-        at = (rows, positions % window)
-        k_cache.index_put_(at, k)
-        v_cache.index_put_(at, v)
+        k_cache.index_put_((rows, at), k)
+        v_cache.index_put_((rows, at), v)
         return
     # a row that only pads repeats what some real row writes; without one, it writes what is there
     real = slots >= 0
     source = torch.where(real, rows, real.to(torch.int8).argmax())
-    at = (slots[source].clamp_min(0), positions[source] % window)
+    where = (slots[source].clamp_min(0), at[source])
     for cache, new in ((k_cache, k), (v_cache, v)):
-        cache.index_put_(at, torch.where(real.any(), new[source], cache[at]))
-
-
-def write(
-    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, slots: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """``put``, then the batch's rings [B,W,Hkv,d]: those given, or copies of some where there are slots."""
-    put(k, v, k_cache, v_cache, positions, slots)
-    return _slots.rows(k_cache, slots), _slots.rows(v_cache, slots)
+        cache.index_put_(where, torch.where(real.any(), new[source], cache[where]))
 
 
 def hidden(keys: Tensor, positions: Tensor) -> Tensor:
@@ -41,18 +34,25 @@ def hidden(keys: Tensor, positions: Tensor) -> Tensor:
     return torch.arange(keys.shape[1], device=keys.device, dtype=torch.int64) > positions[:, None]
 
 
-def isolated(attend: Callable[[Tensor, Tensor], Tensor], keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
-    """``attend(keys, values)`` whatever hidden slots hold, whose weights of 0 it may multiply with that.
+def decoding(attend: Callable[[Call, Tensor, Tensor], Tensor]) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """``run`` of a variant that puts the new token into its ring, then attends to the batch's rings.
 
-    On a CPU the rings are copied, with zeros in hidden slots, only where the result is not finite; on a GPU, where
-    looking would wait for the device, always.
+    attend: ``(call, keys, values) -> out`` in any dtype and shape of q's size; keys, values: [B,W,Hkv,d], the rings
+    given, or copies of some where there are slots. Whatever hidden slots hold does not matter, though their weights of
+    0 may be multiplied with it: on a CPU rings are copied, with zeros in hidden slots, only where the result is not
+    finite; on a GPU, where looking would wait for the device, always.
     """
-    if keys.device.type == "cpu":
-        out = attend(keys, values)
-        if finite(out):
-            return out
-    empty = hidden(keys, positions)[:, :, None, None]
-    return attend(*(_without(ring, empty) for ring in (keys, values)))
+
+    def run(call: Call, config: Any) -> tuple[Tensor, Tensor, Tensor]:
+        put(call)
+        rings = [_slots.rows(cache, call.slots) for cache in (call.k_cache, call.v_cache)]
+        out = attend(call, *rings) if call.q.device.type == "cpu" else None
+        if out is None or not finite(out):
+            empty = hidden(rings[0], call.positions)[:, :, None, None]
+            out = attend(call, *(_without(ring, empty) for ring in rings))
+        return _slots.silence(out.reshape(call.q.shape).to(call.q.dtype), call.slots), call.k_cache, call.v_cache
+
+    return run
 
 
 def _without(ring: Tensor, empty: Tensor) -> Tensor:

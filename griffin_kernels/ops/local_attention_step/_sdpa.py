@@ -10,20 +10,15 @@ from torch import Tensor
 from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.ops.local_attention_step import _ring
+from griffin_kernels.ops.local_attention_step.op import Call
 
 
-def attention(
-    queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float | None, grouped: bool = False
-) -> Tensor:
+def attention(call: Call, keys: Tensor, values: Tensor, queries: Tensor, grouped: bool = False) -> Tensor:
     """[B,H,t,d] from queries of that shape, to the visible slots of the batch's rings [B,W,Hkv,d]."""
-    visible = ~_ring.hidden(keys, positions)[:, None, None]
-
-    def attend(keys: Tensor, values: Tensor) -> Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(
-            queries, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=visible, scale=scale, enable_gqa=grouped
-        )
-
-    return _ring.isolated(attend, keys, values, positions)
+    visible = ~_ring.hidden(keys, call.positions)[:, None, None]
+    return torch.nn.functional.scaled_dot_product_attention(
+        queries, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=visible, scale=call.scale, enable_gqa=grouped
+    )
 
 
 def reject(case: Case, device: Device, config: Any) -> str | None:

@@ -11,43 +11,25 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant
-from griffin_kernels.ops import _products, _slots
+from griffin_kernels.ops import _products
+from griffin_kernels.ops.local_attention.op import scale_of
 from griffin_kernels.ops.local_attention_step import _ring
+from griffin_kernels.ops.local_attention_step.op import Call
 
 
-def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    positions: Tensor,
-    slots: Tensor | None,
-    softcap: float | None,
-    scale: float | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, _, d = q.shape
-    shared = k_cache.shape[2]
-    keys, values = _ring.write(k, v, k_cache, v_cache, positions, slots)
-    rows = q.reshape(batch, shared, -1, d)  # [B, Hkv, G, d]
-    hidden = _ring.hidden(keys, positions)[:, None, None]
-    factor = d**-0.5 if scale is None else scale
-
-    def attend(keys: Tensor, values: Tensor) -> Tensor:
-        # one product for each key head: a product takes one stride from matrix to matrix, so all at once copy the cache
-        scores = _joined([_products.unrounded(rows[:, h], keys[:, :, h].mT) for h in range(shared)])  # [B, Hkv, G, W]
-        scores.mul_(factor)
-        if softcap is not None:
-            scores.div_(softcap).tanh_().mul_(softcap)
-        weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=3)
-        if _products.has_unrounded(q):
-            weights = weights.to(q.dtype)
-        return _joined([_products.unrounded(weights[:, h], values[:, :, h]) for h in range(shared)])
-
-    out = _ring.isolated(attend, keys, values, positions)
-    return _slots.silence(out.reshape(q.shape).to(q.dtype), slots), k_cache, v_cache
+def attend(call: Call, keys: Tensor, values: Tensor) -> Tensor:
+    (batch, _, d), shared, softcap = call.q.shape, keys.shape[2], call.softcap
+    rows = call.q.reshape(batch, shared, -1, d)  # [B, Hkv, G, d]
+    hidden = _ring.hidden(keys, call.positions)[:, None, None]
+    # one product for each key head: a product takes one stride from matrix to matrix, so all at once copy the cache
+    scores = _joined([_products.unrounded(rows[:, h], keys[:, :, h].mT) for h in range(shared)])  # [B, Hkv, G, W]
+    scores.mul_(scale_of(call))
+    if softcap is not None:
+        scores.div_(softcap).tanh_().mul_(softcap)
+    weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=3)
+    if _products.has_unrounded(call.q):
+        weights = weights.to(call.q.dtype)
+    return _joined([_products.unrounded(weights[:, h], values[:, :, h]) for h in range(shared)])
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -58,7 +40,7 @@ VARIANT = Variant(
     op="local_attention_step",
     name="eager.matmul",
     summary="two batched products by key head, softmax in float32",
-    run=run,
+    run=_ring.decoding(attend),
     config=NoConfig,
     rank=lambda case, device: 10,
 )

@@ -5,34 +5,19 @@ from __future__ import annotations
 from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant
-from griffin_kernels.ops import _slots
 from griffin_kernels.ops.local_attention_step import _ring, _sdpa
+from griffin_kernels.ops.local_attention_step.op import Call
 
 
-def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    positions: Tensor,
-    slots: Tensor | None,
-    softcap: float | None,
-    scale: float | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor, Tensor]:
-    keys, values = _ring.write(k, v, k_cache, v_cache, positions, slots)
-    grouped = q.shape[1] != k_cache.shape[2]
-    out = _sdpa.attention(q[:, :, None], keys, values, positions, scale, grouped)
-    return _slots.silence(out[:, :, 0].contiguous(), slots), k_cache, v_cache
+def attend(call: Call, keys: Tensor, values: Tensor) -> Tensor:
+    return _sdpa.attention(call, keys, values, call.q[:, :, None], grouped=call.q.shape[1] != keys.shape[2])
 
 
 VARIANT = Variant(
     op="local_attention_step",
     name="eager.sdpa",
     summary="scaled_dot_product_attention with enable_gqa and a mask",
-    run=run,
+    run=_ring.decoding(attend),
     config=NoConfig,
     reject=_sdpa.reject,
     baseline=True,

@@ -9,28 +9,13 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops import _slots
 from griffin_kernels.ops.local_attention_step import _ring, _sdpa
+from griffin_kernels.ops.local_attention_step.op import Call
 
 
-def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    positions: Tensor,
-    slots: Tensor | None,
-    softcap: float | None,
-    scale: float | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, _, d = q.shape
-    keys, values = _ring.write(k, v, k_cache, v_cache, positions, slots)
-    rows = q.reshape(batch, k_cache.shape[2], -1, d)  # [B, Hkv, G, d]
-    out = _sdpa.attention(rows, keys, values, positions, scale)
-    return _slots.silence(out.reshape(q.shape).contiguous(), slots), k_cache, v_cache
+def attend(call: Call, keys: Tensor, values: Tensor) -> Tensor:
+    batch, _, d = call.q.shape
+    return _sdpa.attention(call, keys, values, call.q.reshape(batch, keys.shape[2], -1, d))  # [B, Hkv, G, d]
 
 
 def rank(case: Case, device: Device) -> int:
@@ -42,7 +27,7 @@ VARIANT = Variant(
     op="local_attention_step",
     name="eager.sdpa_rows",
     summary="scaled_dot_product_attention, heads of a key head as its query positions",
-    run=run,
+    run=_ring.decoding(attend),
     config=NoConfig,
     reject=_sdpa.reject,
     rank=rank,

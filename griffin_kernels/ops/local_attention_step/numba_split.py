@@ -19,10 +19,16 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant, ordinary
 from griffin_kernels.device import Device
+from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops import _slots, _threads
-from griffin_kernels.ops._buffers import address, strided
+from griffin_kernels.ops._buffers import address
 from griffin_kernels.ops._cpu import unfit_cpu
+from griffin_kernels.ops.local_attention._numba_call import placed
+from griffin_kernels.ops.local_attention.op import scale_of
 from griffin_kernels.ops.local_attention_step import _numba, _ring
+from griffin_kernels.ops.local_attention_step.op import Call
+
+_KERNELS = native.Family(_numba.Fields, _numba.FILES)
 
 
 @dataclass(frozen=True)
@@ -32,19 +38,8 @@ class Config:
     part: int = 256
 
 
-def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    positions: Tensor,
-    slots: Tensor | None,
-    softcap: float | None,
-    scale: float | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor, Tensor]:
+def run(call: Call, config: Config) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, k_cache, v_cache, positions, slots, softcap, _ = call
     batch, heads, d = q.shape
     window, shared = k_cache.shape[1:3]
     group, part = heads // shared, min(config.part, window)
@@ -53,46 +48,41 @@ def run(
     rings_k, rings_v = k_cache, v_cache
     if d > 1 and (k_cache.stride(3) != 1 or v_cache.stride(3) != 1):
         # all rings are copied only where their channels are not contiguous; the copies then hold the new token already
-        _ring.put(k, v, k_cache, v_cache, positions, slots)
+        _ring.put(call)
         rings_k, rings_v = k_cache.contiguous(), v_cache.contiguous()
     new_k, new_v = k.contiguous(), v.contiguous()
     slots = None if slots is None else slots.contiguous()
-    queries = (q.float() * (d**-0.5 if scale is None else scale)).contiguous()
+    queries = (q.float() * scale_of(call)).contiguous()
     positions = positions.contiguous()
     partial = torch.empty(items, group, d, dtype=torch.float32, device="cpu")
     largest, total = torch.empty(2, items, group, dtype=torch.float32, device="cpu")
     scratch = torch.empty(items, (group + 1) * part + 4 * d, dtype=torch.float32, device="cpu")
-    cap = torch.tensor([softcap or 0.0], dtype=torch.float32, device="cpu")
+    cap = array("f", (softcap or 0.0,))
     size, ring_bytes = q.itemsize, k_cache.nbytes
-    # in the order of _numba.FIELDS
-    values = (
-        0,
-        items,
-        parts,
-        part,
-        window,
-        shared,
-        group,
-        d,
-        address("positions", positions, 8 * batch),
-        address("q", queries, 4 * batch * heads * d),
-        *strided("k_cache", rings_k, ring_bytes),
-        rings_k.stride(2),
-        *strided("v_cache", rings_v, ring_bytes),
-        rings_v.stride(2),
-        address("partial sums", partial, 4 * items * group * d),
-        address("largest scores", largest, 4 * items * group),
-        address("sums", total, 4 * items * group),
-        address("scratch", scratch, 4 * items * ((group + 1) * part + 4 * d)),
-        softcap is not None,
-        address("softcap", cap, 4),
-        address("slots", slots, 8 * batch),
-        address("k", new_k, size * batch * shared * d),
-        address("v", new_v, size * batch * shared * d),
+    fields = _KERNELS.fields(
+        k=placed("k_cache", rings_k, ring_bytes),
+        v=placed("v_cache", rings_v, ring_bytes),
+        items=items,
+        parts=parts,
+        part=part,
+        window=window,
+        shared=shared,
+        group=group,
+        d=d,
+        positions=address("positions", positions, 8 * batch),
+        q=address("q", queries, 4 * batch * heads * d),
+        out=address("partial sums", partial, 4 * items * group * d),
+        largest=address("largest scores", largest, 4 * items * group),
+        total=address("sums", total, 4 * items * group),
+        scratch=address("scratch", scratch, 4 * items * ((group + 1) * part + 4 * d)),
+        capped=softcap is not None,
+        softcap=cap.buffer_info()[0],
+        rings=address("slots", slots, 8 * batch),
+        k_new=address("k", new_k, size * batch * shared * d),
+        v_new=address("v", new_v, size * batch * shared * d),
     )
-    fields = array("q", values)
     threads = _threads.threads_for(items, 2 * items * part * d)
-    _threads.run(_numba.compiled(q.dtype), fields.buffer_info()[0], threads)
+    _KERNELS.run(q.dtype, None, fields, (_numba.attend, threads))
     largest, total = (tensor.view(-1, parts, group) for tensor in (largest, total))
     share = torch.exp(largest - largest.amax(1, keepdim=True))  # [B * Hkv, parts, G]
     summed = (partial.view(-1, parts, group, d) * share[..., None]).sum(1)

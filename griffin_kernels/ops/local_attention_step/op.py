@@ -15,55 +15,58 @@ No value of positions is checked: that would wait for the device. They are 0 or 
 
 from __future__ import annotations
 
+from typing import Annotated, NamedTuple
+
 import torch
 from torch import Tensor
 
 from griffin_kernels import errors
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
+from griffin_kernels.ops._arguments import Slots
+from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.local_attention import op as attention
 from griffin_kernels.ops.local_attention_step.cost import FLAGS, cost, make_case
 
+NewKey = Annotated[Tensor, TensorSpec("B Hkv d")]
 
-def check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    positions: Tensor,
-    slots: Tensor | None,
-    softcap: float | None,
-    scale: float | None,
-) -> None:
+Ring = Annotated[Tensor, TensorSpec("P W Hkv d")]
+
+
+class Call(NamedTuple):
+    """The arguments of local_attention_step; see ``functional/local_attention_step.py``."""
+
+    q: Annotated[Tensor, TensorSpec("B Hq d")]
+    k: NewKey
+    v: NewKey
+    k_cache: Ring
+    v_cache: Ring
+    positions: Annotated[Tensor, TensorSpec("B", "int64", least=0)]
+    slots: Slots = None
+    softcap: float | None = None
+    scale: float | None = None
+
+
+def check(call: Call) -> None:
     """What the tensor specs cannot express."""
-    heads, (window, shared) = q.shape[1], k_cache.shape[1:3]
+    window, shared = call.k_cache.shape[1:3]
     if window < 1:
         raise errors.ShapeError("k_cache has 0 slots, expected at least 1: the new token's own key is in it")
-    attention.check_heads(heads, shared, "k_cache")
-    attention.check_scores(softcap, scale)
-    _slots.check(q.shape[0], slots, k_cache=k_cache, v_cache=v_cache)
+    attention.check_heads(call.q.shape[1], shared, "k_cache")
+    attention.check_scores(call)
+    _slots.check(call.q.shape[0], call.slots, k_cache=call.k_cache, v_cache=call.v_cache)
 
 
-def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    positions: Tensor,
-    slots: Tensor | None,
-    softcap: float | None,
-    scale: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def reference(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """out [B,Hq,d], and the rings [P,W,Hkv,d] afterwards."""
+    q, k, v, k_cache, v_cache, positions, slots, _, _ = call
     batch, heads, width = q.shape
     window, shared = k_cache.shape[1:3]
     at = (torch.arange(batch, device=q.device, dtype=torch.int64), positions % window)
     keys, written = (_slots.rows(cache, slots).index_put(at, new) for cache, new in ((k_cache, k), (v_cache, v)))
     # the G query heads of a key head stand where scores_of has queries of G times: no ring is repeated for them
     grouped = q.reshape(batch, shared, heads // shared, width).transpose(1, 2)  # [B, G, Hkv, d]
-    scores = attention.scores_of(grouped, keys, softcap, scale)  # [B, Hkv, G, W]
+    scores = attention.scores_of(call, grouped, keys)  # [B, Hkv, G, W]
     hidden = torch.arange(window, device=q.device, dtype=torch.int64) > positions[:, None]
     weights = torch.softmax(scores.masked_fill(hidden[:, None, None], -torch.inf), dim=3)
     values = written.masked_fill(hidden[:, :, None, None], 0.0)  # 0 times NaN does not count
@@ -77,11 +80,11 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     With ``early`` in the case's data rows are at positions from 0 on, and slots not yet written hold large numbers.
     With ``slots`` the batch works on some of P rings, in random order.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
+    draw = Draws(case, device, seed)
     batch, window, heads, shared, d, pool = (case[name] for name in ("B", "W", "Hq", "Hkv", "d", "P"))
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device, case.torch_dtype)
+        return draw.data(draw.normal(*shape))
 
     def token(count: int) -> Tensor:
         return normal(batch, 2 * count, d)[:, ::2] if "strided" in case.data else normal(batch, count, d)
@@ -92,10 +95,12 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
             return normal(pool, shared, window + 3, 2 * d)[:, :, 1 : window + 1].transpose(1, 2)[..., ::2]
         return normal(pool, window, shared, d)
 
-    positions = torch.randint(window - 1, 3 * window, (batch,), generator=generator, dtype=torch.int64, device="cpu")
+    positions = torch.randint(
+        window - 1, 3 * window, (batch,), generator=draw.generator, dtype=torch.int64, device="cpu"
+    )
     if "early" in case.data:
         positions = torch.linspace(0, window, batch, dtype=torch.float32, device="cpu").long()
-    slots = _slots.make(batch, pool, generator) if "slots" in case.data else None
+    slots = _slots.make(batch, pool, draw.generator) if "slots" in case.data else None
     k_cache, v_cache = rings(), rings()
     for row, place in enumerate(positions.tolist()):
         ring = row if slots is None else int(slots[row])
@@ -120,22 +125,12 @@ def tolerance(case: Case) -> Tolerance:
     return attention.rounding(case.torch_dtype, case["d"], case["W"])
 
 
-def case_of(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    positions: Tensor,
-    slots: Tensor | None,
-    softcap: float | None,
-    scale: float | None,
-) -> Case:
+def case_of(call: Call) -> Case:
     """The case that a real call is."""
-    batch, heads, d = q.shape
-    window, shared = k_cache.shape[1:3]
-    flags, pool = FLAGS if softcap else (), k_cache.shape[0]
-    return make_case(batch, window, heads, shared, d, dtype_name(q.dtype), flags, pool=pool, tag="call")
+    batch, heads, d = call.q.shape
+    pool, window, shared, _ = call.k_cache.shape
+    flags = FLAGS if call.softcap else ()
+    return make_case(batch, window, heads, shared, d, dtype_name(call.q.dtype), flags, pool=pool, tag="call")
 
 
 def cases() -> tuple[Case, ...]:
@@ -171,16 +166,7 @@ def cases() -> tuple[Case, ...]:
 OP = Op(
     name="local_attention_step",
     summary="one new token per row into a ring of the last W keys, in place, and its attention to the ring",
-    inputs={
-        "q": TensorSpec("B Hq d"),
-        "k": TensorSpec("B Hkv d"),
-        "v": TensorSpec("B Hkv d"),
-        "k_cache": TensorSpec("P W Hkv d"),
-        "v_cache": TensorSpec("P W Hkv d"),
-        "positions": TensorSpec("B", "int64", least=0),
-        "slots": TensorSpec("B", "int64", optional=True),
-    },
-    options=("softcap", "scale"),
+    call=Call,
     outputs={
         "out": TensorSpec("B Hq d"),
         "k_cache": TensorSpec("P W Hkv d"),

@@ -10,37 +10,34 @@ product cost one more stream in, and h is written only where it is asked for.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from griffin_kernels.contract import Case, Inputs, Variant, from_parts
+from griffin_kernels.contract import Case, Variant, from_parts
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Step
+from griffin_kernels.ops.rg_lru._triton import Branch
 from griffin_kernels.ops.rg_lru.cost import cost, make_case
+from griffin_kernels.ops.rg_lru.op import GATES
 from griffin_kernels.ops.rg_lru.op import OP as RG_LRU
 from griffin_kernels.ops.temporal_conv1d import triton_rows
 from griffin_kernels.ops.temporal_conv1d._triton import too_many_taps
 from griffin_kernels.ops.temporal_conv1d.op import Call
 
 
-def steps(
-    inputs: Inputs,
-    outputs: dict[str, Any],
-    config: Any,
-    recurrent: Callable[..., Sequence[Step]],
-) -> list[Step]:
+def steps(call: Any, outputs: dict[str, Any], config: Any, recurrent: Callable[..., Sequence[Step]]) -> list[Step]:
     """The convolution's launch and those of ``recurrent``, a variant of rg_lru; fills ``outputs``."""
     convolved: dict[str, Any] = {"new_state": outputs.get("new_conv_state")}
-    names = ("x", "conv_weight", "conv_bias", "conv_state", "segment_pos", "cu_seqlens")
-    first = triton_rows.launches(Call(*[inputs[name] for name in names]), convolved, triton_rows.Config())
+    around = call.segment_pos, call.cu_seqlens
+    convolution = Call(call.x, call.conv_weight, call.conv_bias, call.conv_state, *around)
+    first = triton_rows.launches(convolution, convolved, triton_rows.Config())
     found = {"out": outputs.get("out"), "h_last": outputs.get("h_last"), "y": outputs.get("h")}
-    arguments = {name: inputs[name] for name in RG_LRU.inputs}
-    arguments |= {"x": convolved["y"], "branch": inputs["y"], "with_h": inputs["with_h"]}
-    then = recurrent(collections.namedtuple("Gated", arguments)(**arguments), found, config)
+    gates = (getattr(call, name) for name in GATES)
+    within = RG_LRU.call(convolved["y"], *gates, call.h0, *around)
+    then = recurrent(within, found, config, Branch(call.y, call.with_h))
     outputs |= {"out": found["out"], "new_conv_state": convolved["new_state"], "h_last": found["h_last"]}
-    outputs["h"] = found["y"] if inputs["with_h"] else None
+    outputs["h"] = found["y"] if call.with_h else None
     return [*first, *then]
 
 
@@ -55,8 +52,8 @@ def around(lru: Variant, summary: str) -> Variant:
     assert lru.launches is not None
     recurrent = lru.launches
 
-    def launches(inputs: Inputs, outputs: dict[str, Any], config: Any) -> list[Step]:
-        return steps(inputs, outputs, config, recurrent)
+    def launches(call: Any, outputs: dict[str, Any], config: Any) -> list[Step]:
+        return steps(call, outputs, config, recurrent)
 
     def reject(case: Case, device: Device, config: Any) -> str | None:
         return too_many_taps(case) or lru.reject(lru_case(case), device, config)

@@ -2,52 +2,41 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from griffin_kernels.contract import Case, Inputs, Variant, from_parts
+from griffin_kernels.contract import Case, Variant, from_parts
 from griffin_kernels.launch import Step
 from griffin_kernels.ops.rg_lru.cost import make_case
 from griffin_kernels.ops.rg_lru.op import GATES
+from griffin_kernels.ops.rg_lru_bwd.op import OP as RG_LRU_BWD
 from griffin_kernels.ops.temporal_conv1d import triton_rows as conv
 from griffin_kernels.ops.temporal_conv1d.op import Call as ConvCall
 from griffin_kernels.ops.temporal_conv1d_bwd import triton_rows as conv_bwd
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call as ConvBwdCall
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, recurrent: Callable[..., list[Step]]) -> list[Step]:
+def launches(call: Any, outputs: dict[str, Any], config: Any, recurrent: Callable[..., list[Step]]) -> list[Step]:
     """u by the convolution; du, dy and the gates' gradients by ``recurrent``; dx and the taps' by the convolution's.
 
     recurrent: ``launches`` of a variant of rg_lru_bwd that takes a branch.
     """
-    around = {name: inputs[name] for name in ("segment_pos", "cu_seqlens")}
-    x, weight, state = inputs["x"], inputs["conv_weight"], inputs["conv_state"]
+    x, weight, state, around = call.x, call.conv_weight, call.conv_state, (call.segment_pos, call.cu_seqlens)
     convolved: dict[str, Any] = {}
-    again = ConvCall(x, weight, inputs["conv_bias"], state, **around)
+    again = ConvCall(x, weight, call.conv_bias, state, *around)
     steps: list[Step] = list(conv.launches(again, convolved, conv.Config()))
-    scan_inputs = {
-        "dy": inputs["dout"],
-        "x": convolved["y"],
-        "y": inputs["h"],
-        "branch": inputs["y"],
-        **{name: inputs[name] for name in ("dh_last", *GATES, "h0")},
-        **around,
-    }
+    gates = (getattr(call, name) for name in GATES)
+    within = RG_LRU_BWD.call(call.dout, call.dh_last, convolved["y"], *gates, call.h, call.h0, *around)
     through: dict[str, Any] = {name: outputs.get(name) for name in (*(f"d{gate}" for gate in GATES), "dh0")}
     through |= {"dx": None, "dbranch": outputs.get("dy")}
-    steps += recurrent(collections.namedtuple("Gated", scan_inputs)(**scan_inputs), through, config)
-    conv_outputs = {
-        "dx": outputs.get("dx"),
-        "dweight": outputs.get("dconv_weight"),
-        "dbias": outputs.get("dconv_bias"),
-        "dstate": outputs.get("dconv_state"),
-    }
-    conv_call = ConvBwdCall(through.pop("dx"), inputs["dnew_conv_state"], x, weight, state, **around)
+    steps += recurrent(within, through, config, call.y)
+    taps = ("weight", "bias", "state")
+    conv_outputs = {"dx": outputs.get("dx")} | {f"d{name}": outputs.get(f"dconv_{name}") for name in taps}
+    conv_call = ConvBwdCall(through.pop("dx"), call.dnew_conv_state, x, weight, state, *around)
     steps += conv_bwd.launches(conv_call, conv_outputs, conv_bwd.Config())
     outputs |= {"dx": conv_outputs["dx"], "dy": through.pop("dbranch"), **through}
-    outputs |= {f"dconv_{name}": conv_outputs[f"d{name}"] for name in ("weight", "bias", "state")}
+    outputs |= {f"dconv_{name}": conv_outputs[f"d{name}"] for name in taps}
     return steps
 
 
@@ -63,8 +52,8 @@ def around(lru: Variant, summary: str) -> Variant:
     assert lru.launches is not None
     recurrent = lru.launches
 
-    def steps(inputs: Inputs, outputs: dict[str, Any], config: Any) -> list[Step]:
-        return launches(inputs, outputs, config, recurrent)
+    def steps(call: Any, outputs: dict[str, Any], config: Any) -> list[Step]:
+        return launches(call, outputs, config, recurrent)
 
     def traffic(case: Case, config: Any) -> int:
         """Bytes: RG-LRU's, the branch and its gradient, two streams of the convolution and three of its gradient."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -11,60 +11,66 @@ import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels.architectures import SCRATCH, no_products, over_shared
-from griffin_kernels.contract import Case, Inputs
+from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Call, Claims, Launch
 from griffin_kernels.ops._triton import chunks as split
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.strides import constant
 from griffin_kernels.ops._triton.tensors import Marks, Rows, dense_state, rows, state
+from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru._triton_jit import Parameters, Steps
 from griffin_kernels.ops.rg_lru._triton_tiles import Shape
 from griffin_kernels.ops.rg_lru.cost import cost
 from griffin_kernels.ops.rg_lru.op import GATES, is_fresh
 
 
-def arguments(
-    inputs: Inputs, outputs: dict[str, Any], products: tuple[Tensor, Tensor] | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(arguments, constexprs) of every kernel here; allocates what they write. products: x W_i and x W_r where given.
+class Branch(NamedTuple):
+    """What a recurrent block asks for: states times gelu(y), y [B,T,D], as ``out``, and states themselves if with_h."""
 
-    ``branch`` [B,T,D] among the inputs asks for ``out``, the states times gelu(branch), and where there is no
-    ``with_h`` for no y.
-    """
-    x, h0, positions, branch = inputs["x"], inputs["h0"], inputs["segment_pos"], inputs.get("branch")
+    y: Tensor
+    with_h: bool
+
+
+def arguments(
+    call: Any, outputs: dict[str, Any], branch: Branch | None, products: tuple[Tensor, Tensor] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arguments, constexprs) of every kernel here; allocates what they write. products: x W_i and x W_r if given."""
+    x = call.x
     batch, time, width = x.shape
+    other, with_h = branch or (None, True)
     written: dict[str, Tensor | None] = {"y": None, "out": None}
-    for name, wanted in (("out", branch is not None), ("y", branch is None or inputs["with_h"])):
+    for name, wanted in (("out", branch is not None), ("y", with_h)):
         if wanted:
             written[name] = host.empty(outputs, name, x, batch, time, width, dtype=x.dtype)
     args = {
-        "steps": Steps(rows(x), rows(branch), rows(positions), *(products or (None, None)), **written),
-        "parameters": parameters(inputs, weights=products is None),
-        "h0": state(h0),
-        "h_last": host.empty(outputs, "h_last", x, host.rows_of(inputs, batch), width, dtype=torch.float32),
+        "steps": Steps(rows(x), rows(other), rows(call.segment_pos), *(products or (None, None)), **written),
+        "parameters": parameters(call, weights=products is None),
+        "h0": state(call.h0),
+        "h_last": host.empty(outputs, "h_last", x, rows_of(batch, call.cu_seqlens), width, dtype=torch.float32),
         "T": time,
     }
-    return args, {"D": width, "FRESH": is_fresh(h0, positions)}
+    return args, {"D": width, "FRESH": is_fresh(call.h0, call.segment_pos)}
 
 
-def parameters(inputs: Inputs, weights: bool) -> Parameters:
+def parameters(call: Any, weights: bool) -> Parameters:
     """The gates' parameters. weights: whether the kernel reads the gates' weights."""
-    return Parameters(*(inputs[name].contiguous() if weights or "weight" not in name else None for name in GATES))
+    read = (getattr(call, name).contiguous() if weights or "weight" not in name else None for name in GATES)
+    return Parameters(*read)
 
 
-def products(inputs: Inputs) -> tuple[tuple[Tensor, Tensor], list[Call]]:
+def products(call: Any) -> tuple[tuple[Tensor, Tensor], list[Call]]:
     """(x W_i and x W_r as [B,T,D] in the data's dtype, the steps that compute them)."""
-    x = inputs["x"]
+    x = call.x
     z_i, z_r = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
     return (z_i, z_r), [
-        Call("block-diagonal product z_i", product(x, inputs["input_gate_weight"], z_i)),
-        Call("block-diagonal product z_r", product(x, inputs["recurrence_gate_weight"], z_r)),
+        Call("block-diagonal product z_i", product(x, call.input_gate_weight, z_i)),
+        Call("block-diagonal product z_r", product(x, call.recurrence_gate_weight, z_r)),
     ]
 
 
 def in_chunks(
-    inputs: Inputs,
+    call: Any,
     given: Tensor | None,
     final: Tensor | None,
     chunk: int,
@@ -76,8 +82,8 @@ def in_chunks(
     given, final: the states [N,D] that time, visited backwards if ``reverse``, starts from and ends with. phase: the
     launch that reduces, or that scans, by its chunks of all batch entries and arguments besides those of any kernel.
     """
-    batch, time, width = inputs["x"].shape
-    enter, leave, steps = split.mark(inputs["cu_seqlens"], given, final, time, width, reverse, tl.float32)
+    batch, time, width = call.x.shape
+    enter, leave, steps = split.mark(call.cu_seqlens, given, final, time, width, reverse, tl.float32)
     marks = None
     if enter is not None:
         sign, last = constant(-1 if reverse else 1), dense_state(final)
@@ -85,7 +91,7 @@ def in_chunks(
     chunks = triton.cdiv(time, chunk) - 1
     args = {"marks": marks, "product": None, "result": None, "chunks": chunks}
     if chunks:
-        product, result = torch.empty((2, batch, chunks, width), dtype=torch.float32, device=inputs["x"].device)
+        product, result = torch.empty((2, batch, chunks, width), dtype=torch.float32, device=call.x.device)
         args |= {"product": product, "result": result}
         steps += [phase(True, batch * chunks, args), split.carry(product, result, given if marks is None else None)]
     return [*steps, phase(False, batch * (chunks + 1), args)]
@@ -175,14 +181,6 @@ def unfit_gates(case: Case, device: Device, config: Any) -> str | None:
         return f"block_n={config.block_n} is at least twice the {n} channels of a gate block"
     block_t = tile_steps(n, size, config, device.arch)
     return over_shared(shared_bytes(n, size, config.block_n, block_t, config.num_stages, device.arch), device.arch)
-
-
-def weights(inputs: Inputs) -> dict[str, Tensor]:
-    """Both gates' weights as kernels with the products inside read them, contiguous."""
-    return {
-        "weight_i": inputs["input_gate_weight"].contiguous(),
-        "weight_r": inputs["recurrence_gate_weight"].contiguous(),
-    }
 
 
 def shape(n: int, block_t: int, config: Any) -> Shape:

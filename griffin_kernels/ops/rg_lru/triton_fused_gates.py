@@ -26,12 +26,12 @@ import triton
 import triton.language as tl
 
 from griffin_kernels import launch
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import State, load_state, store_state
+from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru import _triton
 from griffin_kernels.ops.rg_lru._triton_jit import steps_at
 from griffin_kernels.ops.rg_lru._triton_tiles import own_block, scan_block
@@ -63,17 +63,17 @@ def rg_lru_gates(
     store_state(State(h_last, D, 1), row, carry, block.channels)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Any, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Launch]:
     """One program per row of h0, gate block and slice of its output channels."""
-    args, constexprs = _triton.arguments(inputs, outputs)
-    x = inputs["x"]
-    blocks, n = inputs["input_gate_bias"].shape
+    args, constexprs = _triton.arguments(call, outputs, branch)
+    x = call.x
+    blocks, n = call.input_gate_bias.shape
     block_t = _triton.tile_steps(n, x.element_size(), config, launch.architecture(x))
     return [
         Launch(
             kernel=rg_lru_gates,
-            grid=(host.rows_of(inputs, x.shape[0]) * blocks * triton.cdiv(n, config.block_n),),
-            args=args | {"cu_seqlens": inputs["cu_seqlens"], "shape": _triton.shape(n, block_t, config)},
+            grid=(rows_of(x.shape[0], call.cu_seqlens) * blocks * triton.cdiv(n, config.block_n),),
+            args=args | {"cu_seqlens": call.cu_seqlens, "shape": _triton.shape(n, block_t, config)},
             constexprs=constexprs | {"FAST": config.fast},
             num_warps=config.num_warps,
             num_stages=config.num_stages,

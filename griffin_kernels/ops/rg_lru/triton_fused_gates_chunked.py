@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels import launch
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import State, marks_later, store_state
@@ -79,7 +79,7 @@ def rg_lru_gates_chunks(
         store_state(State(product, D, 1), batch * chunks + chunk, p, block.channels)
         store_state(State(result, D, 1), batch * chunks + chunk, s, block.channels)
     else:
-        carry = entering(result, h0, batch, chunk, chunks, block.channels, D)
+        carry = entering(result, h0 if marks is None else None, batch, chunk, chunks, block.channels, D)
         carry = scan_block(
             steps_at(steps, batch, first, T, D), marks, block, carry, first, count, D, FRESH, FAST, shape
         )
@@ -87,11 +87,11 @@ def rg_lru_gates_chunks(
             store_state(State(h_last, D, 1), batch, carry, block.channels, chunk == chunks)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Any, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    args, constexprs = _triton.arguments(inputs, outputs)
-    x = inputs["x"]
-    blocks, n = inputs["input_gate_bias"].shape
+    args, constexprs = _triton.arguments(call, outputs, branch)
+    x = call.x
+    blocks, n = call.input_gate_bias.shape
     block_t = _triton.tile_steps(n, x.element_size(), config, launch.architecture(x))
     args["shape"] = _triton.shape(n, block_t, config)
 
@@ -107,7 +107,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
             claims=_triton.claims(x, n, block_t, config),
         )
 
-    return _triton.in_chunks(inputs, inputs["h0"], outputs["h_last"], config.chunk, phase)
+    return _triton.in_chunks(call, call.h0, outputs["h_last"], config.chunk, phase)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

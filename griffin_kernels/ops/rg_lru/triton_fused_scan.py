@@ -25,12 +25,13 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import State, load_state, own_channels, store_state
+from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru import _triton
 from griffin_kernels.ops.rg_lru._triton_jit import load_gates, steps_at
 from griffin_kernels.ops.rg_lru._triton_rows import scan_rows
@@ -71,15 +72,15 @@ def rg_lru_scan(
     store_state(State(h_last, D, 1), row, carry, channels)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Step]:
+def launches(call: Any, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Step]:
     """Two products, then one program per row of h0 and block of channels."""
-    products, steps = _triton.products(inputs)
-    args, constexprs = _triton.arguments(inputs, outputs, products)
-    x = inputs["x"]
+    products, steps = _triton.products(call)
+    args, constexprs = _triton.arguments(call, outputs, branch, products)
+    x = call.x
     kernel = Launch(
         kernel=rg_lru_scan,
-        grid=(host.rows_of(inputs, x.shape[0]) * triton.cdiv(x.shape[2], config.block_d),),
-        args=args | {"cu_seqlens": inputs["cu_seqlens"]},
+        grid=(rows_of(x.shape[0], call.cu_seqlens) * triton.cdiv(x.shape[2], config.block_d),),
+        args=args | {"cu_seqlens": call.cu_seqlens},
         constexprs=constexprs
         | {
             "FAST": config.fast,

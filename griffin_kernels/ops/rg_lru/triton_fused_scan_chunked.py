@@ -24,7 +24,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
 from griffin_kernels.ops._triton import host
@@ -78,18 +78,18 @@ def rg_lru_chunks(
         store_state(State(product, D, 1), batch * chunks + chunk, p, channels)
         store_state(State(result, D, 1), batch * chunks + chunk, s, channels)
     else:
-        carry = entering(result, h0, batch, chunk, chunks, channels, D)
+        carry = entering(result, h0 if marks is None else None, batch, chunk, chunks, channels, D)
         # nothing ahead: enough programs have loads in flight
         carry = scan_rows(steps, marks, gates, carry, channels, first, count, FRESH, FAST, False, BLOCK_T)
         if marks is None:
             store_state(State(h_last, D, 1), batch, carry, channels, chunk == chunks)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Step]:
+def launches(call: Any, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Step]:
     """Two products, marks (packed only), reduce and carry (more than one chunk only), host."""
-    products, steps = _triton.products(inputs)
-    args, constexprs = _triton.arguments(inputs, outputs, products)
-    x = inputs["x"]
+    products, steps = _triton.products(call)
+    args, constexprs = _triton.arguments(call, outputs, branch, products)
+    x = call.x
 
     def phase(reduce: bool, chunks: int, more: dict[str, Any]) -> Launch:
         return Launch(
@@ -109,7 +109,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[St
             claims=Claims(load_bits=host.load_bits((x, products[0]), config.block_d // (32 * config.num_warps))),
         )
 
-    return [*steps, *_triton.in_chunks(inputs, inputs["h0"], outputs["h_last"], config.chunk, phase)]
+    return [*steps, *_triton.in_chunks(call, call.h0, outputs["h_last"], config.chunk, phase)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

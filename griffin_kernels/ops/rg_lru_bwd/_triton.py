@@ -16,12 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Inputs
+from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Call, Launch
 from griffin_kernels.ops import _products
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.tensors import dense_state, rows, state
+from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru import _triton as forward
 from griffin_kernels.ops.rg_lru.op import DECAY as _DECAY
 from griffin_kernels.ops.rg_lru.op import is_fresh
@@ -67,36 +68,36 @@ def rg_lru_bwd_sums(
 
 
 def scan_arguments(
-    inputs: Inputs, outputs: dict[str, Any], z: Tensor, partial: Tensor, weights: bool = False
+    call: Any, outputs: dict[str, Any], z: Tensor, partial: Tensor, branch: Tensor | None, weights: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arguments, constexprs) of a kernel that goes back over time; allocates dx, dh0 and, with a branch, dbranch.
 
-    ``branch`` [B,T,D] is no argument of the op: y times gelu(branch) is then what dy is the gradient of.
+    branch [B,T,D], where a recurrent block has one: y times gelu(branch) is then what dy is the gradient of.
 
     z [B*T, H, 2, n]; partial [programs over time, 3, D] float32. weights: whether the kernel reads the gates' weights.
     """
-    x, h0, positions, branch = inputs["x"], inputs["h0"], inputs["segment_pos"], inputs.get("branch")
+    x, h0, positions = call.x, call.h0, call.segment_pos
     batch, time, width = x.shape
     dx = host.empty(outputs, "dx", x, batch, time, width, dtype=x.dtype)
     dbranch = None if branch is None else host.empty(outputs, "dbranch", x, batch, time, width, dtype=x.dtype)
     if h0 is None:
         outputs["dh0"] = dh0 = None
     else:
-        dh0 = host.empty(outputs, "dh0", x, host.rows_of(inputs, batch), width, dtype=torch.float32)
-    dy, y = rows(inputs["dy"], True), rows(inputs["y"], True)
+        dh0 = host.empty(outputs, "dh0", x, rows_of(batch, call.cu_seqlens), width, dtype=torch.float32)
+    dy, y = rows(call.dy, True), rows(call.y, True)
     args = {
         "steps": Steps(dy, rows(x, True), y, rows(branch, True), rows(positions, True), z, dx, dbranch),
-        "parameters": forward.parameters(inputs, weights),
-        "ends": Ends(state(inputs["dh_last"]), state(h0), dense_state(dh0)),
+        "parameters": forward.parameters(call, weights),
+        "ends": Ends(state(call.dh_last), state(h0), dense_state(dh0)),
         "partial": partial,
         "T": time,
     }
     return args, {"D": width, "FRESH": is_fresh(h0, positions)}
 
 
-def sums(inputs: Inputs, outputs: dict[str, Any], partial: Tensor) -> Launch:
+def sums(call: Any, outputs: dict[str, Any], partial: Tensor) -> Launch:
     """The launch that adds up partial [rows, 3, D] into da_param and the biases' gradients, in a fixed order."""
-    a_param, bias = inputs["a_param"], inputs["input_gate_bias"]
+    a_param, bias = call.a_param, call.input_gate_bias
     width = a_param.shape[0]
     return Launch(
         kernel=rg_lru_bwd_sums,
@@ -118,9 +119,9 @@ def sums(inputs: Inputs, outputs: dict[str, Any], partial: Tensor) -> Launch:
     )
 
 
-def side_by_side(inputs: Inputs) -> tuple[Tensor, Call]:
+def side_by_side(call: Any) -> tuple[Tensor, Call]:
     """Scratch [H, n, 2 n] and the step that puts both gates' weights into it."""
-    left, right = inputs["input_gate_weight"], inputs["recurrence_gate_weight"]
+    left, right = call.input_gate_weight, call.recurrence_gate_weight
     blocks, width, _ = left.shape
     both = torch.empty(blocks, width, 2 * width, dtype=left.dtype, device=left.device)
     return both, Call("weights side by side", lambda: torch.cat([left, right], dim=2, out=both))
@@ -144,9 +145,9 @@ def pairs(z: Tensor) -> Tensor:
     return z.flatten(2).transpose(0, 1)
 
 
-def products_of_gradients(inputs: Inputs, outputs: dict[str, Any], z: Tensor, both: Tensor) -> list[Call]:
+def products_of_gradients(call: Any, outputs: dict[str, Any], z: Tensor, both: Tensor) -> list[Call]:
     """The steps dx += dz_i W_i^T + dz_r W_r^T and dW = x^T dz, z [B*T, H, 2, n] holding dz; allocates dW."""
-    x, weight = inputs["x"], inputs["input_gate_weight"]
+    x, weight = call.x, call.input_gate_weight
     blocks, width, _ = weight.shape
     dx: Tensor = outputs["dx"]
     names = ("dinput_gate_weight", "drecurrence_gate_weight")
@@ -163,12 +164,12 @@ def products_of_gradients(inputs: Inputs, outputs: dict[str, Any], z: Tensor, bo
     return [Call("dx through the gates", through_gates), Call("gradients of the weights", of_weights)]
 
 
-def load_bits(inputs: Inputs, per_thread: int) -> int:
+def load_bits(call: Any, per_thread: int) -> int:
     """Width of a thread's load of ``per_thread`` neighbouring channels of dy, x, y and z."""
-    x = inputs["x"]
+    x = call.x
     size = x.element_size()
-    widest = host.load_bits((inputs["dy"], x, inputs["y"]), per_thread)
-    block_width = inputs["input_gate_bias"].shape[1]
+    widest = host.load_bits((call.dy, x, call.y), per_thread)
+    block_width = call.input_gate_bias.shape[1]
     of_z: int = 8 * size * math.gcd(16 // size, per_thread, block_width)
     return min(widest, of_z)
 

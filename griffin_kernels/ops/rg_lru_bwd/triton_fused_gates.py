@@ -34,9 +34,9 @@ from griffin_kernels.architectures import SCRATCH, no_products, over_shared
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch, Step
-from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, store_state
+from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru import _triton as forward
 from griffin_kernels.ops.rg_lru._triton_tiles import own_block
 from griffin_kernels.ops.rg_lru_bwd import _triton
@@ -72,27 +72,27 @@ def rg_lru_bwd_gates(steps, parameters, ends, cu_seqlens, partial, T, D: tl.cons
         store_state(ends.dh0, row, carry, block.channels)
 
 
-def launches(inputs: dict[str, Any], outputs: dict[str, Any], config: Config) -> list[Step]:
+def launches(call: Any, outputs: dict[str, Any], config: Config) -> list[Step]:
     """The pass with one program per row of h0, gate block and slice of its channels; sums; products of gradients."""
-    x = inputs["x"]
-    rows, width = host.rows_of(inputs, x.shape[0]), x.shape[2]
-    blocks, n = inputs["input_gate_bias"].shape
-    both, weights = _triton.side_by_side(inputs)
+    x = call.x
+    rows, width = rows_of(x.shape[0], call.cu_seqlens), x.shape[2]
+    blocks, n = call.input_gate_bias.shape
+    both, weights = _triton.side_by_side(call)
     z = torch.empty(x.shape[0] * x.shape[1], blocks, 2, n, dtype=x.dtype, device=x.device)
     partial = torch.empty(rows, 3, width, dtype=torch.float32, device=x.device)
-    args, constexprs = _triton.scan_arguments(inputs, outputs, z, partial, weights=True)
+    args, constexprs = _triton.scan_arguments(call, outputs, z, partial, None, weights=True)
     backwards = Launch(
         kernel=rg_lru_bwd_gates,
         grid=(rows * blocks * triton.cdiv(n, config.block_n),),
-        args=args | {"cu_seqlens": inputs["cu_seqlens"], "shape": forward.shape(n, config.block_t, config)},
+        args=args | {"cu_seqlens": call.cu_seqlens, "shape": forward.shape(n, config.block_t, config)},
         constexprs=constexprs,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         tile=config.block_t * config.block_n,
         claims=forward.claims(x, n, config.block_t, config),
     )
-    after = _triton.products_of_gradients(inputs, outputs, z, both)
-    return [weights, backwards, _triton.sums(inputs, outputs, partial), *after]
+    after = _triton.products_of_gradients(call, outputs, z, both)
+    return [weights, backwards, _triton.sums(call, outputs, partial), *after]
 
 
 def shared_bytes(n: int, size: int, config: Config, arch: str) -> int:

@@ -28,13 +28,14 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
-from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, own_channels, store_state
+from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru._triton_jit import load_gates
 from griffin_kernels.ops.rg_lru_bwd import _triton
 from griffin_kernels.ops.rg_lru_bwd._triton_jit import steps_at, store_sums
@@ -80,27 +81,27 @@ def rg_lru_bwd_scan(
         store_state(ends.dh0, row, carry, channels)
 
 
-def launches(inputs: dict[str, Any], outputs: dict[str, Any], config: Config) -> list[Step]:
+def launches(call: Any, outputs: dict[str, Any], config: Config, branch: Tensor | None = None) -> list[Step]:
     """Gate products, the scan with one program per row of h0 and block of channels, sums, products of gradients."""
-    x = inputs["x"]
-    rows, width = host.rows_of(inputs, x.shape[0]), x.shape[2]
-    both, weights = _triton.side_by_side(inputs)
+    x = call.x
+    rows, width = rows_of(x.shape[0], call.cu_seqlens), x.shape[2]
+    both, weights = _triton.side_by_side(call)
     z, products = _triton.gate_products(x, both)
     partial = torch.empty(rows, 3, width, dtype=torch.float32, device=x.device)
-    args, constexprs = _triton.scan_arguments(inputs, outputs, z, partial)
+    args, constexprs = _triton.scan_arguments(call, outputs, z, partial, branch)
     backwards = Launch(
         kernel=rg_lru_bwd_scan,
         grid=(rows * triton.cdiv(width, config.block_d),),
-        args=args | {"cu_seqlens": inputs["cu_seqlens"]},
+        args=args | {"cu_seqlens": call.cu_seqlens},
         # float32 rows of two tiles would not fit in registers
         constexprs=constexprs
         | {"WIDTH": z.shape[3], "AHEAD": x.element_size() == 2, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
         num_warps=config.num_warps,
         tile=config.block_t * config.block_d,
-        claims=Claims(load_bits=_triton.load_bits(inputs, config.block_d // (32 * config.num_warps))),
+        claims=Claims(load_bits=_triton.load_bits(call, config.block_d // (32 * config.num_warps))),
     )
-    after = _triton.products_of_gradients(inputs, outputs, z, both)
-    return [weights, products, backwards, _triton.sums(inputs, outputs, partial), *after]
+    after = _triton.products_of_gradients(call, outputs, z, both)
+    return [weights, products, backwards, _triton.sums(call, outputs, partial), *after]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
@@ -83,7 +84,7 @@ def rg_lru_bwd_chunks(
         store_state(State(product, D, 1), batch * chunks + chunk, p, channels)
         store_state(State(result, D, 1), batch * chunks + chunk, s, channels)
     else:
-        carry = entering(result, ends.dh_last, batch, chunk, chunks, channels, D)
+        carry = entering(result, ends.dh_last if marks is None else None, batch, chunk, chunks, channels, D)
         before_first = load_state(ends.h0, batch, channels, tl.float32, chunk == chunks)
         remaining = tl.cast(first + 1, tl.int32)
         carry, sums = scan_rows(
@@ -94,15 +95,15 @@ def rg_lru_bwd_chunks(
             store_state(ends.dh0, batch, carry, channels, chunk == chunks)
 
 
-def launches(inputs: dict[str, Any], outputs: dict[str, Any], config: Config) -> list[Step]:
+def launches(call: Any, outputs: dict[str, Any], config: Config, branch: Tensor | None = None) -> list[Step]:
     """Gate products, marks (packed only), reduce and carry (more than one chunk only), scan, sums, products."""
-    x = inputs["x"]
+    x = call.x
     batch, time, width = x.shape
-    both, weights = _triton.side_by_side(inputs)
+    both, weights = _triton.side_by_side(call)
     z, products = _triton.gate_products(x, both)
     pieces = batch * triton.cdiv(time, config.chunk)
     partial = torch.empty(pieces, 3, width, dtype=torch.float32, device=x.device)
-    args, constexprs = _triton.scan_arguments(inputs, outputs, z, partial)
+    args, constexprs = _triton.scan_arguments(call, outputs, z, partial, branch)
 
     def phase(reduce: bool, chunks: int, more: dict[str, Any]) -> Launch:
         return Launch(
@@ -119,12 +120,12 @@ def launches(inputs: dict[str, Any], outputs: dict[str, Any], config: Config) ->
             },
             num_warps=config.num_warps,
             tile=config.block_t * config.block_d,
-            claims=Claims(load_bits=_triton.load_bits(inputs, config.block_d // (32 * config.num_warps))),
+            claims=Claims(load_bits=_triton.load_bits(call, config.block_d // (32 * config.num_warps))),
         )
 
-    scan = in_chunks(inputs, inputs["dh_last"], outputs["dh0"], config.chunk, phase, reverse=True)
-    after = _triton.products_of_gradients(inputs, outputs, z, both)
-    return [weights, products, *scan, _triton.sums(inputs, outputs, partial), *after]
+    scan = in_chunks(call, call.dh_last, outputs["dh0"], config.chunk, phase, reverse=True)
+    after = _triton.products_of_gradients(call, outputs, z, both)
+    return [weights, products, *scan, _triton.sums(call, outputs, partial), *after]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

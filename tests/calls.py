@@ -15,9 +15,10 @@ STEPS = [name for name in catalog.ops() if catalog.op(name).in_place]
 
 
 def operator(name):
-    """The callable behind the public function: the op's inputs and options in order."""
+    """The callable behind the public function, by the names of the op's inputs and options."""
     module = importlib.import_module(f"griffin_kernels.functional.{name}")
-    return module._step if name in STEPS else getattr(module, f"_{name}")
+    in_order = module._step if name in STEPS else getattr(module, f"_{name}")
+    return lambda **given: in_order(*catalog.op(name).call(**given))
 
 
 def small(name, count=1, wanted=()):

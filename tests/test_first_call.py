@@ -37,7 +37,7 @@ def test_the_forward_call_speaks_for_both_directions(name):
     given = leaves(catalog.op(name).make_inputs(small(name)[0], CPU, 0))
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        outputs, line = operator(name)(*given.values()), here()
+        outputs, line = operator(name)(**given), here()
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         outputs[0].sum().backward()
     ours = [warning for warning in seen if issubclass(warning.category, errors.UntunedWarning)]
@@ -151,8 +151,8 @@ def test_a_state_that_is_half_changed_is_said_to_be(monkeypatch):
     given = catalog.op(name).make_inputs(small(name)[0], CPU, 0)
     preferred(monkeypatch, name, before=1)
     with pytest.raises(errors.OutOfResourcesError, match="changed states before a launch failed"):
-        operator(name)(*given.values())
-    assert operator(name)(*given.values()).isfinite().all()
+        operator(name)(**given)
+    assert operator(name)(**given).isfinite().all()
 
 
 @pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")

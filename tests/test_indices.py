@@ -51,11 +51,11 @@ def test_positions_that_no_token_can_have(name, index):
         words = f"{name}: {index} has {value}, expected {least} to {LARGEST_INDEX}"
         for variant in catalog.variants(name):
             with griffin_kernels.use(variant=f"{name}/{variant}"), pytest.raises(errors.ArgumentError, match=words):
-                call(*wrong(given, index, value).values())
+                call(**wrong(given, index, value))
     assert all(torch.equal(given[k], v) for k, v in before.items())
-    call(*given.values())  # from here on the signature is known
+    call(**given)  # from here on the signature is known
     with pytest.raises(errors.ArgumentError, match=f"{index} has {least - 1}"):
-        call(*wrong(given, index, least - 1).values())
+        call(**wrong(given, index, least - 1))
 
 
 @pytest.mark.parametrize("name", SLOTTED)

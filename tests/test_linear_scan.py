@@ -84,12 +84,12 @@ def test_gradient_from_h_last_alone_and_h0_of_data_dtype():
 def test_opcheck(case):
     inputs = OP.make_inputs(case, CPU, 0)
     leaves(inputs)
-    opcheck(torch.ops.griffin_kernels.linear_scan.default, tuple(inputs.values()))
+    opcheck(torch.ops.griffin_kernels.linear_scan.default, OP.call(**inputs))
 
 
 @pytest.mark.parametrize("case", CALLS[::4], ids=lambda case: case.key)
 def test_opcheck_of_the_backward(case):
-    opcheck(torch.ops.griffin_kernels.linear_scan_bwd.default, tuple(BACKWARD.make_inputs(case, CPU, 0).values()))
+    opcheck(torch.ops.griffin_kernels.linear_scan_bwd.default, BACKWARD.call(**BACKWARD.make_inputs(case, CPU, 0)))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

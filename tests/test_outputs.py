@@ -38,10 +38,10 @@ def test_every_output_can_be_changed_in_place_while_training(variant):
         given = op.make_inputs(case, CPU, 0)
         with griffin_kernels.use(variant=variant.key):
             inputs = leaves(given)
-            want = gradients(_tuple(call(*inputs.values())), inputs)
-            for at in range(len(_tuple(call(*inputs.values())))):
+            want = gradients(_tuple(call(**inputs)), inputs)
+            for at in range(len(_tuple(call(**inputs)))):
                 before = {k: v.detach().clone() for k, v in inputs.items() if isinstance(v, torch.Tensor)}
-                outputs = _tuple(call(*inputs.values()))
+                outputs = _tuple(call(**inputs))
                 if outputs[at] is None:
                     continue
                 kept = any(

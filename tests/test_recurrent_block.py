@@ -137,8 +137,8 @@ def test_packed_sequences_equal_the_same_sequences_alone(lengths, states, seed):
 def test_opcheck(case):
     inputs = OP.make_inputs(case, CPU, 0)
     leaves(inputs)
-    opcheck(torch.ops.griffin_kernels.recurrent_block.default, tuple(inputs.values()))
-    opcheck(torch.ops.griffin_kernels.recurrent_block_bwd.default, tuple(BACKWARD.make_inputs(case, CPU, 0).values()))
+    opcheck(torch.ops.griffin_kernels.recurrent_block.default, OP.call(**inputs))
+    opcheck(torch.ops.griffin_kernels.recurrent_block_bwd.default, BACKWARD.call(**BACKWARD.make_inputs(case, CPU, 0)))
 
 
 def test_compiles_fullgraph_forward_and_backward():

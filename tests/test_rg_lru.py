@@ -158,8 +158,8 @@ def test_int32_positions_are_taken():
 def test_opcheck(case):
     inputs = OP.make_inputs(case, CPU, 0)
     leaves(inputs)
-    opcheck(torch.ops.griffin_kernels.rg_lru.default, tuple(inputs.values()))
-    opcheck(torch.ops.griffin_kernels.rg_lru_bwd.default, tuple(BACKWARD.make_inputs(case, CPU, 0).values()))
+    opcheck(torch.ops.griffin_kernels.rg_lru.default, OP.call(**inputs))
+    opcheck(torch.ops.griffin_kernels.rg_lru_bwd.default, BACKWARD.call(**BACKWARD.make_inputs(case, CPU, 0)))
 
 
 def test_compiles_fullgraph_forward_and_backward():

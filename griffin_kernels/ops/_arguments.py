@@ -11,6 +11,9 @@ from griffin_kernels.contract import TensorSpec
 Sequence = Annotated[Tensor, TensorSpec("B T D")]
 """Data of every step and channel."""
 
+Channels = Annotated[Tensor, TensorSpec("D")]
+"""A parameter of every channel."""
+
 State = Annotated[Tensor | None, TensorSpec("N D", "state")]
 """A recurrence's state before the first step, or the gradient of the last one."""
 

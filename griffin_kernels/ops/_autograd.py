@@ -6,11 +6,21 @@ A training step runs the forward pass anyway, so that it is prepared, and not ti
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Inputs
+from griffin_kernels.contract import Inputs, accumulator
+
+
+def leaves(call: Any, names: Sequence[str], states: Sequence[str]) -> dict[str, Tensor]:
+    """Arguments of a call by name that gradients are wanted of; states, where given, in the accumulator's dtype."""
+    found: dict[str, Tensor] = {name: getattr(call, name).detach().requires_grad_() for name in names}
+    for name in states:
+        if (state := getattr(call, name)) is not None:
+            found[name] = state.to(accumulator(call.x.dtype), copy=True).requires_grad_()
+    return found
 
 
 def recorded(targets: Sequence[tuple[Tensor, Tensor | None]], leaves: Sequence[Tensor]) -> Inputs:

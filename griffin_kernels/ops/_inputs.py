@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, accumulator
+from griffin_kernels.contract import Case, Inputs, accumulator
+from griffin_kernels.ops import _slots
 
 
 class Draws:
@@ -74,3 +75,10 @@ class Draws:
                 position += 1
             rows.append(positions)
         return torch.tensor(rows, dtype=torch.int64, device=self.device).reshape(self.case["B"], steps)
+
+    def decoding(self) -> Inputs:
+        """Positions from 0 on, so that some documents have just begun, and slots; each where the case's data ask."""
+        batch, data = self.case["B"], self.case.data
+        slots = _slots.make(batch, self.case["P"], self.generator).to(self.device) if "slots" in data else None
+        positions = torch.arange(batch, device=self.device, dtype=torch.int64) if "positions" in data else None
+        return {"positions": positions, "slots": slots}

@@ -12,34 +12,18 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
+from griffin_kernels.ops.recurrent_block.op import Call, convolution
+from griffin_kernels.ops.rg_lru.op import within
 
 importlib.import_module("griffin_kernels.functional")  # registers the pieces; kernels import nothing above
 
 
-def run(
-    x: Tensor,
-    y: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    conv_state: Tensor | None,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    with_h: bool,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor | None, ...]:
-    gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
+def run(call: Call, config: NoConfig) -> tuple[Tensor | None, ...]:
     ops = torch.ops.griffin_kernels
-    u, new_conv_state = ops.temporal_conv1d(x, conv_weight, conv_bias, conv_state, segment_pos, cu_seqlens)
-    h, h_last = ops.rg_lru(u, *gates, h0, segment_pos, cu_seqlens)
-    out = torch.nn.functional.gelu(y, approximate="tanh").mul_(h)
-    return out, new_conv_state, h_last, h if with_h else None
+    u, new_conv_state = ops.temporal_conv1d(*convolution(call))
+    h, h_last = ops.rg_lru(*within(call, u))
+    out = torch.nn.functional.gelu(call.y, approximate="tanh").mul_(h)
+    return out, new_conv_state, h_last, h if call.with_h else None
 
 
 def traffic(case: Case, config: NoConfig) -> int:

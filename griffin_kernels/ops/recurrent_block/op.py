@@ -11,62 +11,62 @@ h [B,T,D] is wanted by the backward pass only: None unless ``with_h``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
-from griffin_kernels.ops.recurrent_block.cost import FLAGS, cost, make_case
+from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
+from griffin_kernels.ops.linear_scan.op import rows_of
+from griffin_kernels.ops.recurrent_block.cost import cost, make_case
 from griffin_kernels.ops.rg_lru import cost as lru_cost
 from griffin_kernels.ops.rg_lru import op as lru
 from griffin_kernels.ops.temporal_conv1d import cost as conv_cost
 from griffin_kernels.ops.temporal_conv1d import op as conv
 
 
-def check(
-    x: Tensor,
-    y: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    conv_state: Tensor | None,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    with_h: bool,
-) -> None:
+class Call(NamedTuple):
+    """The arguments of recurrent_block; see ``functional/recurrent_block.py``."""
+
+    x: Sequence
+    y: Sequence
+    conv_weight: conv.Taps
+    conv_bias: Channels
+    a_param: Channels
+    input_gate_weight: lru.Weight
+    input_gate_bias: lru.Bias
+    recurrence_gate_weight: lru.Weight
+    recurrence_gate_bias: lru.Bias
+    conv_state: conv.ConvState = None
+    h0: State = None
+    segment_pos: Positions = None
+    cu_seqlens: Offsets = None
+    with_h: bool = False
+
+
+WEIGHTS = Call._fields[2:9]
+"""Parameters in the order of the arguments."""
+
+
+def convolution(call: Any) -> conv.Call:
+    """The convolution in a call of recurrent_block or of its gradient."""
+    documents = call.segment_pos, call.cu_seqlens
+    return conv.Call(call.x, call.conv_weight, call.conv_bias, call.conv_state, *documents)
+
+
+def check(call: Any) -> None:
     """What the tensor specs cannot express: taps, blocks that fill the width, packed sequences that fill time."""
-    conv.check_call(x, conv_weight, cu_seqlens)
-    lru.check_blocks(x, input_gate_bias)
+    conv.check_call(call.x, call.conv_weight, call.cu_seqlens)
+    lru.check_blocks(call.x, call.input_gate_bias)
 
 
-def reference(
-    x: Tensor,
-    y: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    conv_state: Tensor | None,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    with_h: bool,
-) -> tuple[Tensor | None, ...]:
+def reference(call: Call) -> tuple[Tensor | None, ...]:
     """out [B,T,D], the new inputs kept [B or N,K-1,D], h_last [B or N,D], and h [B,T,D]. Differentiable."""
-    gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    u, new_conv_state = conv.reference(conv.Call(x, conv_weight, conv_bias, conv_state, segment_pos, cu_seqlens))
-    h, h_last = lru.reference(u, *gates, h0, segment_pos, cu_seqlens)
-    out = h * torch.nn.functional.gelu(y, approximate="tanh")
-    return out, new_conv_state, h_last, h if with_h else None
+    u, new_conv_state = conv.reference(convolution(call))
+    h, h_last = lru.reference(lru.within(call, u))
+    out = h * torch.nn.functional.gelu(call.y, approximate="tanh")
+    return out, new_conv_state, h_last, h if call.with_h else None
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
@@ -77,18 +77,9 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     first = conv.make_inputs(conv_case, device, seed)
     second = lru.make_inputs(lru_cost.make_case(*sizes, case["H"], case.dtype, case.flags, **facts), device, seed)
     other = conv.make_inputs(conv_case, device, seed + 1)["x"]
-    return {
-        "x": first["x"],
-        "y": other,
-        "conv_weight": first["weight"],
-        "conv_bias": first["bias"],
-        **{name: second[name] for name in lru.GATES},
-        "conv_state": first["state"],
-        "h0": second["h0"],
-        "segment_pos": second["segment_pos"],
-        "cu_seqlens": second["cu_seqlens"],
-        "with_h": "with_h" in case.data,
-    }
+    rest = {name: second[name] for name in (*lru.GATES, "h0", "segment_pos", "cu_seqlens")}
+    around = {f"conv_{name}": first[name] for name in ("weight", "bias", "state")}
+    return {"x": first["x"], "y": other, **around, **rest, "with_h": "with_h" in case.data}
 
 
 def tolerance(case: Case) -> Tolerance:
@@ -109,41 +100,11 @@ def tolerance(case: Case) -> Tolerance:
     )
 
 
-def case_of(
-    x: Tensor,
-    y: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    conv_state: Tensor | None,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    with_h: bool,
-) -> Case:
-    """The case that a real call is."""
-    return call_case("recurrent_block", x, conv_weight, input_gate_bias, segment_pos, cu_seqlens)
-
-
-def call_case(
-    op: str,
-    x: Tensor,
-    conv_weight: Tensor,
-    input_gate_bias: Tensor,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> Case:
-    """The case of a call of recurrent_block or its backward."""
-    rows = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    present = {"segmented": segment_pos is not None, "packed": cu_seqlens is not None}
-    flags = [flag for flag in FLAGS if present[flag]]
-    blocks, taps = input_gate_bias.shape[0], conv_weight.shape[0]
-    batch, time, width = x.shape
-    return make_case(batch, time, width, blocks, taps, dtype_name(x.dtype), flags, rows=rows, op=op, tag="call")
+def case_of(call: Any, op: str = "recurrent_block") -> Case:
+    """The case that a real call is, of recurrent_block or of its backward."""
+    (batch, time, width), dtype = call.x.shape, dtype_name(call.x.dtype)
+    blocks, taps, rows = call.input_gate_bias.shape[0], call.conv_weight.shape[0], rows_of(batch, call.cu_seqlens)
+    return make_case(batch, time, width, blocks, taps, dtype, lru.flags_of(call), rows=rows, op=op, tag="call")
 
 
 def cases(op: str) -> tuple[Case, ...]:
@@ -188,26 +149,10 @@ def cases(op: str) -> tuple[Case, ...]:
     return (*smoke, *edge, *bench)
 
 
-WEIGHTS = ("conv_weight", "conv_bias", *lru.GATES)
-"""Parameters in the order of the arguments."""
-
-INPUTS = {
-    "x": TensorSpec("B T D"),
-    "y": TensorSpec("B T D"),
-    "conv_weight": TensorSpec("K D"),
-    "conv_bias": TensorSpec("D"),
-    **{name: lru.INPUTS[name] for name in lru.GATES},
-    "conv_state": TensorSpec("N K-1 D", optional=True),
-    "h0": lru.INPUTS["h0"],
-    "segment_pos": lru.INPUTS["segment_pos"],
-    "cu_seqlens": lru.INPUTS["cu_seqlens"],
-}
-
 OP = Op(
     name="recurrent_block",
     summary="temporal_conv1d, rg_lru and the product with gelu(y): all between a recurrent block's linear layers",
-    inputs=INPUTS,
-    options=("with_h",),
+    call=Call,
     outputs={
         "out": TensorSpec("B T D"),
         "new_conv_state": TensorSpec("N K-1 D"),

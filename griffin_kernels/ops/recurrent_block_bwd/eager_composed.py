@@ -11,42 +11,21 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
+from griffin_kernels.ops.recurrent_block import op as forward
+from griffin_kernels.ops.recurrent_block_bwd.op import Call, convolution, recurrence
 
 importlib.import_module("griffin_kernels.functional")  # registers the pieces; kernels import nothing above
 
 
-def run(
-    dout: Tensor,
-    dnew_conv_state: Tensor | None,
-    dh_last: Tensor | None,
-    x: Tensor,
-    y: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h: Tensor,
-    conv_state: Tensor | None,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor | None, ...]:
-    gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
+def run(call: Call, config: NoConfig) -> tuple[Tensor | None, ...]:
     ops = torch.ops.griffin_kernels
     with torch.no_grad():
-        u, _ = ops.temporal_conv1d(x, conv_weight, conv_bias, conv_state, segment_pos, cu_seqlens)
-        dh = torch.nn.functional.gelu(y, approximate="tanh").mul_(dout)
-        dy = torch.ops.aten.gelu_backward(dout * h, y, approximate="tanh")
-        du, *dgates, dh0 = ops.rg_lru_bwd(dh, dh_last, u, *gates, h, h0, segment_pos, cu_seqlens)
-        dx, dconv_weight, dconv_bias, dconv_state = ops.temporal_conv1d_bwd(
-            du, dnew_conv_state, x, conv_weight, conv_state, segment_pos, cu_seqlens
-        )
-    given = (None if conv_state is None else dconv_state, None if h0 is None else dh0)
+        u, _ = ops.temporal_conv1d(*forward.convolution(call))
+        dh = torch.nn.functional.gelu(call.y, approximate="tanh").mul_(call.dout)
+        dy = torch.ops.aten.gelu_backward(call.dout * call.h, call.y, approximate="tanh")
+        du, *dgates, dh0 = ops.rg_lru_bwd(*recurrence(call, dh, u))
+        dx, dconv_weight, dconv_bias, dconv_state = ops.temporal_conv1d_bwd(*convolution(call, du))
+    given = (None if call.conv_state is None else dconv_state, None if call.h0 is None else dh0)
     return dx, dy, dconv_weight, dconv_bias, *dgates, *given
 
 

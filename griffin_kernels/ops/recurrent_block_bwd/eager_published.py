@@ -7,36 +7,32 @@ from torch import Tensor
 
 from griffin_kernels.contract import Adapter, Inputs, NoConfig, Variant, accumulator
 from griffin_kernels.ops import _autograd
-from griffin_kernels.ops.rg_lru import _published
-from griffin_kernels.ops.rg_lru.op import GATES
+from griffin_kernels.ops.recurrent_block import op as forward
+from griffin_kernels.ops.recurrent_block_bwd.op import Call
+from griffin_kernels.ops.rg_lru import eager_published as lru
+from griffin_kernels.ops.rg_lru.op import within
 from griffin_kernels.ops.temporal_conv1d import op as conv
 
 
-def prepare(inputs: Inputs) -> Inputs:
+def prepare(call: Call) -> Inputs:
     """The graph of the forward pass."""
-    x = inputs["x"]
-    wide = accumulator(x.dtype)
-    named = ("x", "y", "conv_weight", "conv_bias", *GATES)
-    leaves: list[Tensor] = [inputs[name].detach().requires_grad_() for name in named]
-    before, state = (
-        None if inputs[name] is None else inputs[name].to(wide, copy=True).requires_grad_()
-        for name in ("conv_state", "h0")
-    )
-    documents = inputs["segment_pos"], inputs["cu_seqlens"]
+    wide = accumulator(call.x.dtype)
+    leaves = _autograd.leaves(call, ("x", "y", *forward.WEIGHTS), ("conv_state", "h0"))
+    given = call._replace(**leaves)
     with torch.enable_grad():
-        tokens, branch, taps, bias, a, w_i, b_i, w_r, b_r = leaves
-        u, kept = conv.reference(conv.Call(tokens.to(wide), taps.to(wide), bias.to(wide), before, *documents))
-        states, h_last = _published.rg_lru(u.to(x.dtype), a, w_i, b_i, w_r, b_r, state, *documents)
-        out = torch.nn.functional.gelu(branch, approximate="tanh") * states
-    targets = [(out, inputs["dout"]), (kept, inputs["dnew_conv_state"]), (h_last, inputs["dh_last"])]
-    return _autograd.recorded(targets, leaves + [t for t in (before, state) if t is not None])
+        x, weight, bias, *rest = forward.convolution(given)
+        u, kept = conv.reference(conv.Call(x.to(wide), weight.to(wide), bias.to(wide), *rest))
+        states, h_last = lru.run(within(given, u.to(call.x.dtype)))
+        out = torch.nn.functional.gelu(given.y, approximate="tanh") * states
+    targets = [(out, call.dout), (kept, call.dnew_conv_state), (h_last, call.dh_last)]
+    return _autograd.recorded(targets, list(leaves.values()))
 
 
-def finish(gradients: tuple[Tensor, ...], inputs: Inputs) -> tuple[Tensor | None, ...]:
+def finish(gradients: tuple[Tensor, ...], call: Call) -> tuple[Tensor | None, ...]:
     found = list(gradients)
-    dh0 = None if inputs["h0"] is None else found.pop()
+    dh0 = None if call.h0 is None else found.pop()
     # a copy, as autograd cut it out of a tensor that holds dx too
-    dconv_state = None if inputs["conv_state"] is None else found.pop().to(inputs["x"].dtype, copy=True)
+    dconv_state = None if call.conv_state is None else found.pop().to(call.x.dtype, copy=True)
     return (*found, dconv_state, dh0)
 
 

@@ -24,14 +24,13 @@ from torch import Tensor
 from griffin_kernels import memory
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops.rg_lru import _numba_call as recurrence
+from griffin_kernels.ops.recurrent_block_bwd.op import Call, convolution, recurrence
+from griffin_kernels.ops.rg_lru import _numba_call
 from griffin_kernels.ops.rg_lru import numba_fused as lru
-from griffin_kernels.ops.temporal_conv1d import _numba_call as convolution
-from griffin_kernels.ops.temporal_conv1d import numba_direct as conv
-from griffin_kernels.ops.temporal_conv1d_bwd.numba_direct import Config as ConvolutionConfig
-from griffin_kernels.ops.temporal_conv1d_bwd.op import Call as ConvolutionCall
+from griffin_kernels.ops.temporal_conv1d import _numba_call as conv_call
+from griffin_kernels.ops.temporal_conv1d_bwd.numba_direct import VARIANT as CONVOLUTION
 
-_CONVOLUTION = ConvolutionConfig()
+_CONVOLUTION = CONVOLUTION.config()
 
 
 @dataclass(frozen=True)
@@ -41,42 +40,18 @@ class Config:
     block_t: int = 96
 
 
-def run(
-    dout: Tensor,
-    dnew_conv_state: Tensor | None,
-    dh_last: Tensor | None,
-    x: Tensor,
-    y: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h: Tensor,
-    conv_state: Tensor | None,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor | None, ...]:
-    gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    dy = memory.empty(y.shape, y.dtype)
-    around = recurrence.Around(y, conv_weight, conv_bias, conv_state, dy)
-    du, *dgates, dh0 = recurrence.backward(
-        dout, dh_last, x, *gates, h, h0, segment_pos, cu_seqlens, config.block_t, around
-    )
+def run(call: Call, config: Config) -> tuple[Tensor | None, ...]:
+    dy = memory.empty(call.y.shape, call.y.dtype)
+    around = _numba_call.Around(call, dy)
+    du, *dgates, dh0 = _numba_call.backward(recurrence(call, call.dout, call.x), config, around)
     assert du is not None
-    given = ConvolutionCall(du, dnew_conv_state, x, conv_weight, conv_state, segment_pos, cu_seqlens)
-    dx, dconv_weight, dconv_bias, dconv_state = convolution.backward(given, _CONVOLUTION)
+    dx, dconv_weight, dconv_bias, dconv_state = conv_call.backward(convolution(call, du), _CONVOLUTION)
     return dx, dy, dconv_weight, dconv_bias, *dgates, dconv_state, dh0
 
 
 def reject(case: Case, device: Device, config: Any) -> str | None:
     """What either pass cannot do."""
-    return lru.reject(case, device, config) or conv.reject(case, device, _CONVOLUTION)
+    return lru.reject(case, device, config) or CONVOLUTION.reject(case, device, _CONVOLUTION)
 
 
 def traffic(case: Case, config: Config) -> int:

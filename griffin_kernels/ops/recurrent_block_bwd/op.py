@@ -8,50 +8,69 @@ h is rg_lru's output in the data's dtype; the convolution and the gates are reco
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from griffin_kernels import pieces
 from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
+from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.recurrent_block import op as forward
 from griffin_kernels.ops.recurrent_block.cost import weight_elements
 from griffin_kernels.ops.recurrent_block_step.cost import GELU_FLOPS, GELU_SPECIALS
 from griffin_kernels.ops.rg_lru import cost as lru_cost
+from griffin_kernels.ops.rg_lru import op as lru
 from griffin_kernels.ops.rg_lru_bwd import op as lru_bwd
 from griffin_kernels.ops.temporal_conv1d import cost as conv_cost
 from griffin_kernels.ops.temporal_conv1d import op as conv
 from griffin_kernels.ops.temporal_conv1d_bwd import op as conv_bwd
 
 
-def reference(
-    dout: Tensor,
-    dnew_conv_state: Tensor | None,
-    dh_last: Tensor | None,
-    x: Tensor,
-    y: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h: Tensor,
-    conv_state: Tensor | None,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor | None, ...]:
+class Call(NamedTuple):
+    """The arguments of recurrent_block_bwd. dout, dnew_conv_state, dh_last: what reaches the outputs. h: rg_lru's."""
+
+    dout: Sequence
+    dnew_conv_state: conv.ConvState
+    dh_last: State
+    x: Sequence
+    y: Sequence
+    conv_weight: conv.Taps
+    conv_bias: Channels
+    a_param: Channels
+    input_gate_weight: lru.Weight
+    input_gate_bias: lru.Bias
+    recurrence_gate_weight: lru.Weight
+    recurrence_gate_bias: lru.Bias
+    h: Sequence
+    conv_state: conv.ConvState = None
+    h0: State = None
+    segment_pos: Positions = None
+    cu_seqlens: Offsets = None
+
+
+def recurrence(call: Call, dh: Tensor, u: Tensor) -> lru_bwd.Call:
+    """The RG-LRU's gradient in a call. dh: what reaches h. u: the convolution's output."""
+    state = call.h0, call.segment_pos, call.cu_seqlens
+    return lru_bwd.Call(dh, call.dh_last, u, *lru.gates_of(call), call.h, *state)
+
+
+def convolution(call: Call, du: Tensor) -> conv_bwd.Call:
+    """The convolution's gradient in a call, of what reaches its output."""
+    state = call.conv_state, call.segment_pos, call.cu_seqlens
+    return conv_bwd.Call(du, call.dnew_conv_state, call.x, call.conv_weight, *state)
+
+
+def reference(call: Call) -> tuple[Tensor | None, ...]:
     """The pieces' own gradients, in the order of the chain rule."""
-    gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    u, _ = conv.reference(conv.Call(x, conv_weight, conv_bias, conv_state, segment_pos, cu_seqlens))
-    gelu, slope = gelu_and_slope(y)
-    du, *dgates, dh0 = lru_bwd.reference(dout * gelu, dh_last, u, *gates, h, h0, segment_pos, cu_seqlens)
+    u, _ = conv.reference(forward.convolution(call))
+    gelu, slope = gelu_and_slope(call.y)
+    du, *dgates, dh0 = lru_bwd.reference(recurrence(call, call.dout * gelu, u))
     assert du is not None
-    dx, dconv_weight, dconv_bias, dconv_state = conv_bwd.reference(
-        conv_bwd.Call(du, dnew_conv_state, x, conv_weight, conv_state, segment_pos, cu_seqlens)
-    )
-    return dx, dout * h * slope, dconv_weight, dconv_bias, *dgates, dconv_state, dh0
+    dx, dconv_weight, dconv_bias, dconv_state = conv_bwd.reference(convolution(call, du))
+    return dx, call.dout * call.h * slope, dconv_weight, dconv_bias, *dgates, dconv_state, dh0
 
 
 def gelu_and_slope(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,23 +88,11 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     _, kept, h_last, h = pieces.reference(forward.OP, inputs | {"with_h": True}, wide)
     del inputs["with_h"]
     assert kept is not None and h_last is not None and h is not None
-    generator = torch.Generator("cpu").manual_seed(seed + 1)
-
-    def gradient(like: Tensor, dtype: torch.dtype) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=torch.float32, device="cpu").to(device, dtype)
-
-    dout = gradient(h, case.torch_dtype)
-    dkept = gradient(kept, case.torch_dtype) if "state" in case.data else None
-    dh_last = gradient(h_last, wide) if "h0" in case.data else None
-    optional = {name: inputs.pop(name) for name in OPTIONAL}
-    return {
-        "dout": dout,
-        "dnew_conv_state": dkept,
-        "dh_last": dh_last,
-        **inputs,
-        "h": h.to(device, case.torch_dtype),
-        **optional,
-    }
+    draw = Draws(case, device, seed + 1)
+    dout = draw.data(draw.normal(*h.shape))
+    dkept = draw.data(draw.normal(*kept.shape)) if "state" in case.data else None
+    dh_last = draw.wide(draw.normal(*h_last.shape)) if "h0" in case.data else None
+    return inputs | {"dout": dout, "dnew_conv_state": dkept, "dh_last": dh_last, "h": draw.data(h)}
 
 
 def cost(case: Case) -> Cost:
@@ -118,46 +125,14 @@ def tolerance(case: Case) -> Tolerance:
     )
 
 
-def case_of(
-    dout: Tensor,
-    dnew_conv_state: Tensor | None,
-    dh_last: Tensor | None,
-    x: Tensor,
-    y: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h: Tensor,
-    conv_state: Tensor | None,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> Case:
-    """The case that a real call is."""
-    return forward.call_case("recurrent_block_bwd", x, conv_weight, input_gate_bias, segment_pos, cu_seqlens)
-
-
-OPTIONAL = ("conv_state", "h0", "segment_pos", "cu_seqlens")
-
 OP = Op(
     name="recurrent_block_bwd",
     summary="the gradients of recurrent_block, convolution and gates recomputed",
-    inputs={
-        "dout": TensorSpec("B T D"),
-        "dnew_conv_state": TensorSpec("N K-1 D", optional=True),
-        "dh_last": TensorSpec("N D", "state", optional=True),
-        **{name: forward.INPUTS[name] for name in ("x", "y", *forward.WEIGHTS)},
-        "h": TensorSpec("B T D"),
-        **{name: forward.INPUTS[name] for name in OPTIONAL},
-    },
+    call=Call,
     outputs={
         "dx": TensorSpec("B T D"),
         "dy": TensorSpec("B T D"),
-        **{f"d{name}": forward.INPUTS[name] for name in forward.WEIGHTS},
+        **{f"d{name}": forward.OP.inputs[name] for name in forward.WEIGHTS},
         "dconv_state": TensorSpec("N K-1 D", optional=True),
         "dh0": TensorSpec("N D", "accumulator", optional=True),
     },
@@ -166,7 +141,7 @@ OP = Op(
     make_inputs=make_inputs,
     cost=cost,
     tolerance=tolerance,
-    case_of=case_of,
+    case_of=functools.partial(forward.case_of, op="recurrent_block_bwd"),
     splits=(ROWS, ("H", "D")),
     exact_dims=("K",),
     free_dims=("n", "N"),

@@ -14,33 +14,17 @@ from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.ops import _slots
+from griffin_kernels.ops.recurrent_block_step.op import Call, convolution, recurrence
 
 importlib.import_module("griffin_kernels.functional")  # registers the pieces; kernels import nothing above
 
 
-def run(
-    x: Tensor,
-    y: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    conv_state: Tensor,
-    h: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor, Tensor]:
-    gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
+def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor, Tensor]:
     ops = torch.ops.griffin_kernels
-    u = ops.temporal_conv1d_step(x, conv_weight, conv_bias, conv_state, positions, slots)
-    state = ops.rg_lru_step(u, *gates, h, positions, slots)
-    out = torch.nn.functional.gelu(y, approximate="tanh").mul_(state)
-    return _slots.silence(out, slots), conv_state, h
+    u = ops.temporal_conv1d_step(*convolution(call))
+    state = ops.rg_lru_step(*recurrence(call, u))
+    out = torch.nn.functional.gelu(call.y, approximate="tanh").mul_(state)
+    return _slots.silence(out, call.slots), call.conv_state, call.h
 
 
 VARIANT = Variant(

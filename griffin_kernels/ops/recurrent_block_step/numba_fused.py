@@ -11,61 +11,14 @@ what is kept. gelu's tanh form is y sigmoid(2 sqrt(2 / pi) (y + 0.044715 y^3)): 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 
-from torch import Tensor
-
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
-from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.rg_lru_step import _numba_call
+from griffin_kernels.ops.rg_lru_step.numba_fused import VARIANT as RG_LRU
 
-
-@dataclass(frozen=True)
-class Config:
-    """block_d: channels of one work item; few where there are many cores."""
-
-    block_d: int = 256
-
-
-def run(
-    x: Tensor,
-    y: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    conv_state: Tensor,
-    h: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor, Tensor]:
-    gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    conv = (conv_weight, conv_bias, conv_state)
-    return _numba_call.run(x, gates, h, positions, slots, config.block_d, y, conv), conv_state, h
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return unfit_cpu(case, device, config, float64=False)
-
-
-def rank(case: Case, device: Device) -> int:
-    """Above every eager variant."""
-    return 20
-
-
-VARIANT = Variant(
+VARIANT = dataclasses.replace(
+    RG_LRU,
     op="recurrent_block_step",
-    name="numba.fused",
     summary="convolution, gates, state and gelu in one pass in native code",
-    run=run,
-    config=Config,
-    axes={"block_d": (32, 64, 128, 256)},
-    reject=reject,
-    rank=rank,
+    run=_numba_call.block,
 )

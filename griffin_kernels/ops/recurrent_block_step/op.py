@@ -8,13 +8,15 @@ gelu in its tanh form. What recurrent_block gives for T = 1; the pieces' own fil
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
+from griffin_kernels.ops._arguments import Channels, Slots, TokenPositions, Tokens
+from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.recurrent_block import op as block
 from griffin_kernels.ops.recurrent_block.cost import make_case as block_case
 from griffin_kernels.ops.recurrent_block_step.cost import cost, make_case
@@ -24,67 +26,58 @@ from griffin_kernels.ops.temporal_conv1d import op as conv
 from griffin_kernels.ops.temporal_conv1d_step import op as conv_step
 
 
-def check(
-    x: Tensor,
-    y: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    conv_state: Tensor,
-    h: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-) -> None:
+class Call(NamedTuple):
+    """The arguments of recurrent_block_step; see ``functional/recurrent_block_step.py``."""
+
+    x: Tokens
+    y: Tokens
+    conv_weight: conv.Taps
+    conv_bias: Channels
+    a_param: Channels
+    input_gate_weight: lru.Weight
+    input_gate_bias: lru.Bias
+    recurrence_gate_weight: lru.Weight
+    recurrence_gate_bias: lru.Bias
+    conv_state: conv_step.States
+    h: lru_step.States
+    positions: TokenPositions = None
+    slots: Slots = None
+
+
+def convolution(call: Call) -> conv_step.Call:
+    """The step of the convolution in a call."""
+    rows = call.positions, call.slots
+    return conv_step.Call(call.x, call.conv_weight, call.conv_bias, call.conv_state, *rows)
+
+
+def recurrence(call: Call, u: Tensor) -> lru_step.Call:
+    """The step of the RG-LRU in a call, of the convolution's output."""
+    return lru_step.Call(u, *lru.gates_of(call), call.h, call.positions, call.slots)
+
+
+def check(call: Call) -> None:
     """What the tensor specs cannot express: taps, blocks that fill the width, a state for every row."""
-    conv.check_call(x, conv_weight, None)
-    lru.check_blocks(x, input_gate_bias)
-    _slots.check(x.shape[0], slots, conv_state=conv_state, h=h)
+    conv.check_call(call.x, call.conv_weight, None)
+    lru.check_blocks(call.x, call.input_gate_bias)
+    _slots.check(call.x.shape[0], call.slots, conv_state=call.conv_state, h=call.h)
 
 
-def reference(
-    x: Tensor,
-    y: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    conv_state: Tensor,
-    h: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def reference(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """out [B,D], the inputs [P,K-1,D] and the states [P,D] kept afterwards."""
-    gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    u, conv_after = conv_step.reference(conv_step.Call(x, conv_weight, conv_bias, conv_state, positions, slots))
-    state, after = lru_step.reference(u, *gates, h, positions, slots)
-    return _slots.silence(state * torch.nn.functional.gelu(y, approximate="tanh"), slots), conv_after, after
+    u, conv_after = conv_step.reference(convolution(call))
+    state, after = lru_step.reference(recurrence(call, u))
+    return _slots.silence(state * torch.nn.functional.gelu(call.y, approximate="tanh"), call.slots), conv_after, after
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Those of recurrent_block for one step; positions from 0 on, so that some documents have just begun."""
-    generator = torch.Generator("cpu").manual_seed(seed + 2)
-    data = ("state", "h0", *case.data)
-    full = block.make_inputs(
-        block_case(case["B"], 1, case["D"], case["H"], case["K"], case.dtype, data=data), device, seed
-    )
-    slots = _slots.make(case["B"], case["P"], generator).to(device) if "slots" in case.data else None
-    positions = torch.arange(case["B"], device=device, dtype=torch.int64) if "positions" in case.data else None
-    return {
-        "x": full["x"][:, 0],
-        "y": full["y"][:, 0],
-        **{name: full[name] for name in block.WEIGHTS},
-        "conv_state": _slots.spread(full["conv_state"], case["P"], slots, generator),
-        "h": _slots.spread(full["h0"], case["P"], slots, generator),
-        "positions": positions,
-        "slots": slots,
-    }
+    draw = Draws(case, device, seed + 2)
+    sizes, data = (case["B"], 1, case["D"], case["H"], case["K"]), ("state", "h0", *case.data)
+    full = block.make_inputs(block_case(*sizes, case.dtype, data=data), device, seed)
+    rows = draw.decoding()
+    kept, h = (_slots.spread(full[name], case["P"], rows["slots"], draw.generator) for name in ("conv_state", "h0"))
+    weights = {name: full[name] for name in block.WEIGHTS}
+    return {"x": full["x"][:, 0], "y": full["y"][:, 0], **weights, "conv_state": kept, "h": h, **rows}
 
 
 def tolerance(case: Case) -> Tolerance:
@@ -92,25 +85,10 @@ def tolerance(case: Case) -> Tolerance:
     return block.tolerance(block_case(case["B"], 1, case["D"], case["H"], case["K"], case.dtype))
 
 
-def case_of(
-    x: Tensor,
-    y: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    conv_state: Tensor,
-    h: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-) -> Case:
+def case_of(call: Call) -> Case:
     """The case that a real call is."""
-    taps, blocks = conv_weight.shape[0], input_gate_bias.shape[0]
-    batch, width = x.shape
-    return make_case(batch, width, blocks, taps, dtype_name(x.dtype), pool=h.shape[0], tag="call")
+    (batch, width), taps, blocks = call.x.shape, call.conv_weight.shape[0], call.input_gate_bias.shape[0]
+    return make_case(batch, width, blocks, taps, dtype_name(call.x.dtype), pool=call.h.shape[0], tag="call")
 
 
 def cases() -> tuple[Case, ...]:
@@ -140,15 +118,7 @@ def cases() -> tuple[Case, ...]:
 OP = Op(
     name="recurrent_block_step",
     summary="one token of recurrent_block, both states kept in place",
-    inputs={
-        "x": TensorSpec("B D"),
-        "y": TensorSpec("B D"),
-        **{name: block.INPUTS[name] for name in block.WEIGHTS},
-        "conv_state": TensorSpec("P K-1 D"),
-        "h": TensorSpec("P D", "accumulator"),
-        "positions": TensorSpec("B", "int64", optional=True, least=0),
-        "slots": TensorSpec("B", "int64", optional=True),
-    },
+    call=Call,
     outputs={
         "out": TensorSpec("B D"),
         "conv_state": TensorSpec("P K-1 D"),

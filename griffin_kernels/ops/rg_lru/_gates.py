@@ -7,14 +7,14 @@ that these variants use whichever scan is fastest on the device without importin
 from __future__ import annotations
 
 import importlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _products
-from griffin_kernels.ops.rg_lru.op import DECAY, is_fresh, resets
+from griffin_kernels.ops.rg_lru.op import DECAY, Call, is_fresh, resets
 
 importlib.import_module("griffin_kernels.functional")  # registers the scan; by name, since kernels import nothing above
 
@@ -57,33 +57,20 @@ class Terms(NamedTuple):
     m: Tensor
 
 
-def terms(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> Terms:
+def terms(call: Any) -> Terms:
     """Everything that the gates give; m is 1 at a reset."""
-    i = gate(x, input_gate_weight, input_gate_bias)
-    r = gate(x, recurrence_gate_weight, recurrence_gate_bias)
-    log_a = r * (-DECAY * torch.nn.functional.softplus(a_param.to(r.dtype)))
+    i = gate(call.x, call.input_gate_weight, call.input_gate_bias)
+    r = gate(call.x, call.recurrence_gate_weight, call.recurrence_gate_bias)
+    log_a = r * (-DECAY * torch.nn.functional.softplus(call.a_param.to(r.dtype)))
     v = one_minus_exp(2 * log_a)
-    m = fill_at_resets(v.sqrt(), 1.0, h0, segment_pos, cu_seqlens)
-    return Terms(i, r, log_a, v, m)
+    return Terms(i, r, log_a, v, fill_at_resets(v.sqrt(), 1.0, call))
 
 
-def fill_at_resets(
-    values: Tensor, value: float, h0: Tensor | None, segment_pos: Tensor | None, cu_seqlens: Tensor | None
-) -> Tensor:
+def fill_at_resets(values: Tensor, value: float, call: Any) -> Tensor:
     """values [B,T,D], set to ``value`` in place where a document begins."""
-    if cu_seqlens is None and is_fresh(h0, segment_pos):
+    if call.cu_seqlens is None and is_fresh(call.h0, call.segment_pos):
         values[:, :1] = value
-    elif (reset := resets(values, h0, segment_pos, cu_seqlens)) is not None:
+    elif (reset := resets(call)) is not None:
         values.masked_fill_(reset[..., None], value)
     return values
 
@@ -93,13 +80,11 @@ def inner_resets(segment_pos: Tensor | None) -> Tensor | None:
     return None if segment_pos is None else segment_pos == 0
 
 
-def scan(
-    x: Tensor, a: Tensor, h0: Tensor | None, segment_pos: Tensor | None, cu_seqlens: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The tuned linear_scan of this device."""
-    reset = inner_resets(segment_pos)
-    h, h_last = torch.ops.griffin_kernels.linear_scan(x, a, wide_state(h0, x), reset, cu_seqlens, False)
-    return h, h_last
+def scan(x: Tensor, a: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """The tuned linear_scan of this device. Returns y in the call's dtype and h_last."""
+    reset = inner_resets(call.segment_pos)
+    h, h_last = torch.ops.griffin_kernels.linear_scan(x, a, wide_state(call.h0, x), reset, call.cu_seqlens, False)
+    return h.to(call.x.dtype), h_last
 
 
 def wide_state(h0: Tensor | None, like: Tensor) -> Tensor | None:

@@ -16,8 +16,12 @@ from griffin_kernels import memory
 from griffin_kernels.contract import ordinary
 from griffin_kernels.ops import _native, _threads
 from griffin_kernels.ops._buffers import address, strided
+from griffin_kernels.ops.linear_scan.op import rows_of
+from griffin_kernels.ops.recurrent_block.op import Call as BlockCall
+from griffin_kernels.ops.recurrent_block_bwd.op import Call as BlockBackwardCall
 from griffin_kernels.ops.rg_lru import _numba, _numba_backward, _numba_tiles
-from griffin_kernels.ops.rg_lru.op import DECAY, is_fresh
+from griffin_kernels.ops.rg_lru.op import DECAY, Call, is_fresh
+from griffin_kernels.ops.rg_lru_bwd.op import Call as BackwardCall
 
 _STREAMED = 16 * 2**20
 """Bytes of output from which it is written past the caches: little of it would be left there for a reader."""
@@ -94,63 +98,50 @@ class Around(NamedTuple):
     beside: [B,T,D] to fill, h or None; in the backward y's gradient.
     """
 
-    y: Tensor
-    conv_weight: Tensor
-    conv_bias: Tensor
-    conv_state: Tensor | None
+    call: BlockCall | BlockBackwardCall
     beside: Tensor | None
 
-    def fields(self, segment_pos: Tensor | None, group: int) -> tuple[tuple[int, ...], tuple[Tensor | None, ...]]:
+    def fields(self, group: int) -> tuple[tuple[int, ...], tuple[Tensor | None, ...]]:
         """Values of the fields from ``taps`` to those of the branch, and tensors to keep while they are used."""
-        batch, time, width = self.y.shape
-        taps = self.conv_weight.shape[0]
-        sequences = 0 if self.conv_state is None else self.conv_state.shape[0]
+        y, segment_pos, state = self.call.y, self.call.segment_pos, self.call.conv_state
+        batch, time, width = y.shape
+        taps = self.call.conv_weight.shape[0]
+        sequences = 0 if state is None else state.shape[0]
         held = (
-            floats(self.conv_weight),
-            floats(self.conv_bias),
-            None if self.conv_state is None else floats(self.conv_state),
+            floats(self.call.conv_weight),
+            floats(self.call.conv_bias),
+            None if state is None else floats(state),
             None if segment_pos is None else segment_pos.long().expand(batch, time).contiguous(),
             self.beside,
         )
-        branch = collapsible(self.y, group)
+        branch = collapsible(y, group)
         values = (
             taps,
             address("conv_weight", held[0], 4 * taps * width),
             address("conv_bias", held[1], 4 * width),
             address("conv_state", held[2], 4 * (sequences * (taps - 1) * width)),
             address("segment_pos", held[3], 8 * batch * time),
-            address("h", held[4], self.y.nbytes),
-            *strided("y", branch, self.y.nbytes),
+            address("h", held[4], y.nbytes),
+            *strided("y", branch, y.nbytes),
         )
         return values, (*held, branch)
 
     def scratch(self, n: int, step: int) -> int:
         """Floats of scratch for the taps, and for the rows of x that a block of steps reads."""
-        taps, chunks = self.conv_weight.shape[0], -(-n // _numba_tiles.CHUNK)
+        taps, chunks = self.call.conv_weight.shape[0], -(-n // _numba_tiles.CHUNK)
         return (taps + 1) * chunks * _numba_tiles.CHUNK + chunks * (step + taps - 1) * _numba_tiles.STRIDE
 
 
 _NOTHING_AROUND = (0,) * (_numba.FIELDS.index("y") - _numba.FIELDS.index("taps"))
 
 
-def forward(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    step: int,
-    part: int,
-    around: Around | None = None,
-) -> tuple[Tensor, Tensor]:
-    """rg_lru by blocks of ``step`` steps; an item has up to ``part`` channels of one gate block."""
+def forward(call: Call, config: Any, around: Around | None = None) -> tuple[Tensor, Tensor]:
+    """rg_lru by blocks of ``block_t`` steps; an item has up to ``block_d`` channels of one gate block."""
+    x, a_param, input_weight, input_bias, recurrence_weight, recurrence_bias, h0, segment_pos, cu_seqlens = call
+    step, part = config.block_t, config.block_d
     batch, time, width = x.shape
-    blocks, n = input_gate_bias.shape
-    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    blocks, n = input_bias.shape
+    sequences = rows_of(batch, cu_seqlens)
     out = memory.empty(x.shape, x.dtype)
     state = (
         torch.zeros((sequences, width), dtype=torch.float32, device="cpu")
@@ -165,9 +156,9 @@ def forward(
     group = max(1, min(batch, step // time))  # batch rows
     groups = -(-batch // group)
     x = collapsible(x, group)
-    weights = plain(input_gate_weight), plain(recurrence_gate_weight)
+    weights = plain(input_weight), plain(recurrence_weight)
     rate = (rate_of(a_param) / math.log(2)).float()
-    biases = floats(input_gate_bias), floats(recurrence_gate_bias)
+    biases = floats(input_bias), floats(recurrence_bias)
     reset = reset_of(segment_pos)
     offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
     packing = x.dtype != torch.float32 or n % v != 0 or group * time > _FEW
@@ -176,7 +167,7 @@ def forward(
     step = min(step, group * time)
     chunks = -(-n // _numba_tiles.CHUNK)
     scratch = (chunks + 1) * step * _numba_tiles.STRIDE + 2 * v * step + 4 * part + 2 * n * part
-    extra, _held = (_NOTHING_AROUND, ()) if around is None else around.fields(segment_pos, group)
+    extra, _held = (_NOTHING_AROUND, ()) if around is None else around.fields(group)
     if around is not None:
         scratch += step * _numba_tiles.STRIDE + around.scratch(n, step)
     # in the order of _numba.FIELDS, from the third on
@@ -214,29 +205,29 @@ def forward(
     return out, state
 
 
-def backward(
-    dy: Tensor,
-    dh_last: Tensor | None,
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    y: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    step: int,
-    around: Around | None = None,
-) -> tuple[Tensor | None, ...]:
-    """rg_lru_bwd by blocks of ``step`` steps; an item is a gate block and some batch rows.
+def backward(call: BackwardCall, config: Any, around: Around | None = None) -> tuple[Tensor | None, ...]:
+    """rg_lru_bwd by blocks of ``block_t`` steps; an item is a gate block and some batch rows.
 
     With ``around`` dy and y are recurrent_block's dout and h, and the gradient of u = conv(x) is given in dx's place.
     """
+    (
+        dy,
+        dh_last,
+        x,
+        a_param,
+        input_weight,
+        input_bias,
+        recurrence_weight,
+        recurrence_bias,
+        y,
+        h0,
+        segment_pos,
+        cu_seqlens,
+    ) = call
+    step = config.block_t
     batch, time, width = x.shape
-    blocks, n = input_gate_bias.shape
-    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    blocks, n = input_bias.shape
+    sequences = rows_of(batch, cu_seqlens)
     v = _native.lanes()
     pitch = -(-n // (2 * v)) * 2 * v
     # never by the number of threads: sums are the same on every machine
@@ -258,15 +249,15 @@ def backward(
     rate = rate_of(a_param)
     if x.numel():
         x, dy, y = collapsible(x, group), collapsible(dy, group), collapsible(y, group)
-        weights = plain(input_gate_weight), plain(recurrence_gate_weight)
-        biases = floats(input_gate_bias), floats(recurrence_gate_bias)
+        weights = plain(input_weight), plain(recurrence_weight)
+        biases = floats(input_bias), floats(recurrence_bias)
         rates = (rate / math.log(2)).float(), rate.float()
         before = None if h0 is None else floats(h0)
         reset = reset_of(segment_pos)
         offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
         aligned = width * dx.element_size() % _LINE == 0 and n * dx.element_size() % _LINE == 0
         step = min(step, group * time)
-        extra, _held = (_NOTHING_AROUND, ()) if around is None else around.fields(segment_pos, group)
+        extra, _held = (_NOTHING_AROUND, ()) if around is None else around.fields(group)
         # in the order of _numba.FIELDS, from the third on
         values = (
             groups * blocks,

@@ -14,42 +14,18 @@ from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _compiled
 from griffin_kernels.ops.rg_lru import _gates
+from griffin_kernels.ops.rg_lru.op import Call
 
 
-def _forward(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    i, _, log_a, _, m = _gates.terms(x, *weights, h0, segment_pos, cu_seqlens)
-    h, h_last = _gates.scan(m * i * x, torch.exp(log_a), h0, segment_pos, cu_seqlens)
-    return h.to(x.dtype), h_last
+def _forward(call: Call) -> tuple[Tensor, Tensor]:
+    i, _, log_a, _, m = _gates.terms(call)
+    return _gates.scan(m * i * call.x, torch.exp(log_a), call)
 
 
-def run(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor]:
-    key = _compiled.kind_of(x, input_gate_bias, h0, segment_pos, cu_seqlens)
-    weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
+def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
+    key = _compiled.kind_of(call.x, call.input_gate_bias, call.h0, call.segment_pos, call.cu_seqlens)
     with torch.no_grad():
-        y, h_last = _compiled.compiled(_forward, key, dynamic=False)(x, *weights, h0, segment_pos, cu_seqlens)
+        y, h_last = _compiled.compiled(_forward, key, dynamic=False)(call)
     return y, h_last
 
 

@@ -13,25 +13,12 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.ops.rg_lru import _gates
+from griffin_kernels.ops.rg_lru.op import Call
 
 
-def run(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor]:
-    weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    i, _, log_a, _, m = _gates.terms(x, *weights, h0, segment_pos, cu_seqlens)
-    h, h_last = _gates.scan(i.mul_(x).mul_(m), log_a.exp_(), h0, segment_pos, cu_seqlens)
-    return h.to(x.dtype), h_last
+def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
+    i, _, log_a, _, m = _gates.terms(call)
+    return _gates.scan(i.mul_(call.x).mul_(m), log_a.exp_(), call)
 
 
 def traffic(case: Case, config: NoConfig) -> int:

@@ -19,8 +19,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._cpu import unfit_cpu
@@ -33,23 +31,6 @@ class Config:
 
     block_t: int = 96
     block_d: int = 256
-
-
-def run(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    return _numba_call.forward(x, *weights, h0, segment_pos, cu_seqlens, config.block_t, config.block_d)
 
 
 def reject(case: Case, device: Device, config: Any) -> str | None:
@@ -71,7 +52,7 @@ VARIANT = Variant(
     op="rg_lru",
     name="numba.fused",
     summary="products, gates and scan in one pass in native code",
-    run=run,
+    run=_numba_call.forward,
     config=Config,
     axes={"block_t": (24, 48, 96, 192), "block_d": (32, 64, 128, 256)},
     reject=reject,

@@ -19,47 +19,63 @@ The square root's gradient is clipped at 1000: d sqrt(v) = dv / sqrt(max(4 v, 1e
 
 from __future__ import annotations
 
-import math
+import operator
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from griffin_kernels import errors
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
+from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan import op as scan
 from griffin_kernels.ops.rg_lru.cost import FLAGS, cost, make_case
 
+Weight = Annotated[Tensor, TensorSpec("H n n")]
+"""Of a gate: products of its blocks' channels."""
+Bias = Annotated[Tensor, TensorSpec("H n")]
+"""Of a gate."""
+
+
+class Call(NamedTuple):
+    """The arguments of rg_lru; see ``functional/rg_lru.py``."""
+
+    x: Sequence
+    a_param: Channels
+    input_gate_weight: Weight
+    input_gate_bias: Bias
+    recurrence_gate_weight: Weight
+    recurrence_gate_bias: Bias
+    h0: State = None
+    segment_pos: Positions = None
+    cu_seqlens: Offsets = None
+
+
+GATES = Call._fields[1:6]
+"""Parameters in the order of the arguments."""
+
+gates_of: Callable[[Any], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = operator.attrgetter(*GATES)
+"""The parameters of a call that has them by these names."""
+
 DECAY = 8.0
 """log a = -DECAY softplus(a_param) r."""
-
-GATES = (
-    "a_param",
-    "input_gate_weight",
-    "input_gate_bias",
-    "recurrence_gate_weight",
-    "recurrence_gate_bias",
-)
-"""Parameters in the order of the arguments."""
 
 MAX_SQRT_GRADIENT = 1000.0
 """Largest derivative of the square root in the multiplier."""
 
 
-def check(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> None:
+def within(call: Any, x: Tensor) -> Call:
+    """The RG-LRU of x in a call that has its other arguments by these names."""
+    return Call(x, *gates_of(call), call.h0, call.segment_pos, call.cu_seqlens)
+
+
+def check(call: Call) -> None:
     """What the tensor specs cannot express: blocks fill the width, packed sequences fill time."""
-    check_blocks(x, input_gate_bias)
-    if cu_seqlens is not None:
-        scan.check_cu_seqlens(cu_seqlens, batch=x.shape[0], total=x.shape[1])
+    check_blocks(call.x, call.input_gate_bias)
+    if call.cu_seqlens is not None:
+        scan.check_cu_seqlens(call.cu_seqlens, batch=call.x.shape[0], total=call.x.shape[1])
 
 
 def check_blocks(x: Tensor, input_gate_bias: Tensor) -> None:
@@ -77,18 +93,19 @@ def is_fresh(h0: Tensor | None, segment_pos: Tensor | None) -> bool:
     return h0 is None and segment_pos is None
 
 
-def resets(x: Tensor, h0: Tensor | None, segment_pos: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+def resets(call: Any) -> Tensor | None:
     """bool [B,T] or [1,T], True where a document begins; None where no step is a reset. Reads no value on the host."""
-    if segment_pos is not None:
-        return segment_pos == 0
-    if h0 is not None:
+    if call.segment_pos is not None:
+        positions: Tensor = call.segment_pos
+        return positions == 0
+    if call.h0 is not None:
         return None
     # an empty sequence begins where the next one does, or at T, which is cut off
-    begins = torch.zeros(x.shape[1] + 1, dtype=torch.bool, device=x.device)
-    if cu_seqlens is None:
+    begins = torch.zeros(call.x.shape[1] + 1, dtype=torch.bool, device=call.x.device)
+    if call.cu_seqlens is None:
         begins[:1] = True
     else:
-        begins[cu_seqlens[:-1].long()] = True
+        begins[call.cu_seqlens[:-1].long()] = True
     return begins[None, :-1]
 
 
@@ -111,30 +128,26 @@ def sqrt_derivative(v: Tensor) -> Tensor:
     return (4.0 * v).clamp_min(MAX_SQRT_GRADIENT**-2).rsqrt()
 
 
-def reference(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def gates(call: Any) -> tuple[Tensor, Tensor]:
+    """i and r [B,T,D]."""
+    blocks = call.x.reshape(*call.x.shape[:2], *call.input_gate_bias.shape)  # [B, T, H, n]
+    z_i = torch.einsum("bthk,hkj->bthj", blocks, call.input_gate_weight) + call.input_gate_bias
+    z_r = torch.einsum("bthk,hkj->bthj", blocks, call.recurrence_gate_weight) + call.recurrence_gate_bias
+    return torch.sigmoid(z_i).flatten(2), torch.sigmoid(z_r).flatten(2)
+
+
+def reference(call: Call) -> tuple[Tensor, Tensor]:
     """The equations at the top of this file. Returns y [B,T,D] and h_last [B or N, D]. Differentiable."""
-    blocks = x.reshape(*x.shape[:2], *input_gate_bias.shape)  # [B, T, H, n]
-    i = torch.sigmoid(torch.einsum("bthk,hkj->bthj", blocks, input_gate_weight) + input_gate_bias).flatten(2)
-    r = torch.sigmoid(torch.einsum("bthk,hkj->bthj", blocks, recurrence_gate_weight) + recurrence_gate_bias).flatten(2)
-    log_a = -DECAY * torch.logaddexp(a_param, torch.zeros_like(a_param)) * r
+    i, r = gates(call)
+    log_a = -DECAY * torch.logaddexp(call.a_param, torch.zeros_like(call.a_param)) * r
     a = torch.exp(log_a)
     multiplier: Tensor = ClippedSqrt.apply(-torch.expm1(2 * log_a))  # type: ignore[no-untyped-call]
-    reset = resets(x, h0, segment_pos, cu_seqlens)
+    reset = resets(call)
     if reset is not None:
         a = torch.where(reset[..., None], 0.0, a)
         multiplier = torch.where(reset[..., None], 1.0, multiplier)
-        reset = reset.expand(x.shape[:2])
-    return scan.reference(scan.Call(multiplier * i * x, a, h0, reset, cu_seqlens))
+        reset = reset.expand(call.x.shape[:2])
+    return scan.reference(scan.Call(multiplier * i * call.x, a, call.h0, reset, call.cu_seqlens))
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
@@ -142,50 +155,23 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
 
     With ``near_one`` in the case's data, a_param reaches down to -30: 1 - a^2 goes far below the clipping threshold.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
+    draw = Draws(case, device, seed)
     batch, time, width, rows, blocks, n = (case[name] for name in ("B", "T", "D", "N", "H", "n"))
-
-    def place(values: Tensor) -> Tensor:
-        values = values.to(device, case.torch_dtype)
-        if "strided" in case.data and values.dim() == 3:
-            # every second channel of a buffer whose outer dimensions are swapped: no stride is 1, what lies between is
-            # nobody's
-            wide = values.new_full((values.shape[1], values.shape[0], 2 * values.shape[2]), math.nan)
-            view = wide.transpose(0, 1)[..., ::2]
-            view.copy_(values)
-            return view
-        return values
-
-    def normal(*shape: int, std: float = 1.0) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") * std
-
-    radius = 0.9 + 0.099 * torch.rand(width, generator=generator, dtype=torch.float32, device="cpu")
+    radius = 0.9 + 0.099 * draw.uniform(width)
     a_param = torch.log(torch.expm1(-torch.log(radius)))
     if "near_one" in case.data:
-        a_param = -30 + 26 * torch.rand(width, generator=generator, dtype=torch.float32, device="cpu")
-    inputs: Inputs = {
-        "x": place(normal(batch, time, width)),
-        "a_param": place(a_param),
-        "input_gate_weight": place(normal(blocks, n, n, std=n**-0.5)),
-        "input_gate_bias": place(normal(blocks, n, std=0.3)),
-        "recurrence_gate_weight": place(normal(blocks, n, n, std=n**-0.5)),
-        "recurrence_gate_bias": place(normal(blocks, n, std=0.3)),
-        "h0": None,
-        "segment_pos": None,
-        "cu_seqlens": None,
+        a_param = -30 + 26 * draw.uniform(width)
+    return {
+        "x": draw.placed(draw.normal(batch, time, width)),
+        "a_param": draw.data(a_param),
+        "input_gate_weight": draw.placed(draw.normal(blocks, n, n) * n**-0.5),
+        "input_gate_bias": draw.data(draw.normal(blocks, n) * 0.3),
+        "recurrence_gate_weight": draw.placed(draw.normal(blocks, n, n) * n**-0.5),
+        "recurrence_gate_bias": draw.data(draw.normal(blocks, n) * 0.3),
+        "h0": draw.wide(draw.normal(rows, width)) if "h0" in case.data else None,
+        "cu_seqlens": draw.offsets() if "packed" in case.flags else None,
+        "segment_pos": draw.positions(time) if "segmented" in case.flags else None,
     }
-    if "h0" in case.data:
-        inputs["h0"] = normal(rows, width).to(device, accumulator(case.torch_dtype))
-    if "packed" in case.flags:
-        cuts = (
-            torch.randint(0, time + 1, (rows - 1,), generator=generator, dtype=torch.int64, device="cpu").sort().values
-        )
-        if "empty_sequence" in case.data:
-            cuts[-1] = time
-        inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)
-    if "segmented" in case.flags:
-        inputs["segment_pos"] = make_segment_pos(batch, time, generator).to(device)
-    return inputs
 
 
 def make_segment_pos(batch: int, time: int, generator: torch.Generator) -> Tensor:
@@ -224,32 +210,18 @@ def tolerance(case: Case) -> Tolerance:
     return Tolerance(one_way.rel_norm + 2 * gate + 8 * unit, one_way.worst + 16 * gate + 8 * unit)
 
 
-def case_of(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> Case:
-    """The case that a real call is."""
-    return call_case("rg_lru", x, input_gate_bias, segment_pos, cu_seqlens)
+def case_of(call: Any, op: str = "rg_lru") -> Case:
+    """The case that a real call is, of rg_lru or of its backward."""
+    batch, time, width = call.x.shape
+    blocks, dtype = call.input_gate_bias.shape[0], dtype_name(call.x.dtype)
+    rows = scan.rows_of(batch, call.cu_seqlens)
+    return make_case(batch, time, width, blocks, dtype, flags_of(call), rows=rows, op=op, tag="call")
 
 
-def call_case(
-    op: str, x: Tensor, input_gate_bias: Tensor, segment_pos: Tensor | None, cu_seqlens: Tensor | None
-) -> Case:
-    """The case of a call of rg_lru or its backward."""
-    batch, time, width = x.shape
-    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    present = {"segmented": segment_pos is not None, "packed": cu_seqlens is not None}
-    flags = [flag for flag in FLAGS if present[flag]]
-    return make_case(
-        batch, time, width, input_gate_bias.shape[0], dtype_name(x.dtype), flags, rows=rows, op=op, tag="call"
-    )
+def flags_of(call: Any) -> list[str]:
+    """The flags of a call with documents."""
+    present = {"segmented": call.segment_pos is not None, "packed": call.cu_seqlens is not None}
+    return [flag for flag in FLAGS if present[flag]]
 
 
 def cases(op: str) -> tuple[Case, ...]:
@@ -296,22 +268,10 @@ def cases(op: str) -> tuple[Case, ...]:
     return (*smoke, *edge, *bench)
 
 
-INPUTS = {
-    "x": TensorSpec("B T D"),
-    "a_param": TensorSpec("D"),
-    "input_gate_weight": TensorSpec("H n n"),
-    "input_gate_bias": TensorSpec("H n"),
-    "recurrence_gate_weight": TensorSpec("H n n"),
-    "recurrence_gate_bias": TensorSpec("H n"),
-    "h0": TensorSpec("N D", "state", optional=True),
-    "segment_pos": TensorSpec("B T", "int64", optional=True, least=0),
-    "cu_seqlens": TensorSpec("N+1", "int32", optional=True),
-}
-
 OP = Op(
     name="rg_lru",
     summary="gates of x by block-diagonal products, then h_t = a_t * h_{t-1} + sqrt(1 - a_t^2) * i_t * x_t",
-    inputs=INPUTS,
+    call=Call,
     outputs={"y": TensorSpec("B T D"), "h_last": TensorSpec("N D", "accumulator")},
     reference=reference,
     cases=cases("rg_lru"),

@@ -14,30 +14,14 @@ from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _compiled
 from griffin_kernels.ops.rg_lru_bwd.eager_unfused import gradients
+from griffin_kernels.ops.rg_lru_bwd.op import Call
 
 
-def run(
-    dy: Tensor,
-    dh_last: Tensor | None,
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    y: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor | None, ...]:
-    key = _compiled.kind_of(x, input_gate_bias, dh_last, h0, segment_pos, cu_seqlens)
-    weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
+def run(call: Call, config: NoConfig) -> tuple[Tensor | None, ...]:
+    key = _compiled.kind_of(call.x, call.input_gate_bias, call.dh_last, call.h0, call.segment_pos, call.cu_seqlens)
     with torch.no_grad():
-        compiled = _compiled.compiled(gradients, key, dynamic=False)
-        *found, dh0 = compiled(dy, dh_last, x, *weights, y, h0, segment_pos, cu_seqlens)
-    return (*found, None if h0 is None else dh0)
+        *found, dh0 = _compiled.compiled(gradients, key, dynamic=False)(call)
+    return (*found, None if call.h0 is None else dh0)
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:

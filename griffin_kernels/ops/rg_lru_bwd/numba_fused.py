@@ -17,11 +17,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from griffin_kernels.contract import Variant
+from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.rg_lru import _numba_call
-from griffin_kernels.ops.rg_lru.numba_fused import rank, reject
+from griffin_kernels.ops.rg_lru.numba_fused import VARIANT as FORWARD
 
 
 @dataclass(frozen=True)
@@ -31,33 +29,10 @@ class Config:
     block_t: int = 96
 
 
-def run(
-    dy: Tensor,
-    dh_last: Tensor | None,
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    y: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor | None, ...]:
-    weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    return _numba_call.backward(dy, dh_last, x, *weights, y, h0, segment_pos, cu_seqlens, config.block_t)
-
-
-VARIANT = Variant(
-    op="rg_lru_bwd",
-    name="numba.fused",
+VARIANT = backward_of(
+    FORWARD,
+    _numba_call.backward,
     summary="all six products, gates and scan in one pass in native code",
-    run=run,
     config=Config,
     axes={"block_t": (24, 48, 96, 192, 384)},
-    reject=reject,
-    rank=rank,
 )

@@ -12,43 +12,53 @@ backward gives it, and da_t = g_t h_{t-1}), v = 1 - a^2, m = sqrt(v), and no gra
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from griffin_kernels import pieces
 from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
+from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan_bwd import op as scan_bwd
 from griffin_kernels.ops.rg_lru import op as forward
 from griffin_kernels.ops.rg_lru.cost import index_bytes
 
 
-def reference(
-    dy: Tensor,
-    dh_last: Tensor | None,
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    y: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor | None, ...]:
+class Call(NamedTuple):
+    """The arguments of rg_lru_bwd. dy, dh_last: what reaches y and h_last. y: as rg_lru gave it."""
+
+    dy: Sequence
+    dh_last: State
+    x: Sequence
+    a_param: Channels
+    input_gate_weight: forward.Weight
+    input_gate_bias: forward.Bias
+    recurrence_gate_weight: forward.Weight
+    recurrence_gate_bias: forward.Bias
+    y: Sequence
+    h0: State = None
+    segment_pos: Positions = None
+    cu_seqlens: Offsets = None
+
+
+def reference(call: Call) -> tuple[Tensor | None, ...]:
     """The equations at the top of this file, in their order."""
-    blocks = x.reshape(*x.shape[:2], *input_gate_bias.shape)  # [B, T, H, n]
-    i = torch.sigmoid(torch.einsum("bthk,hkj->bthj", blocks, input_gate_weight) + input_gate_bias).flatten(2)
-    r = torch.sigmoid(torch.einsum("bthk,hkj->bthj", blocks, recurrence_gate_weight) + recurrence_gate_bias).flatten(2)
-    softplus = torch.logaddexp(a_param, torch.zeros_like(a_param))
+    x = call.x
+    blocks = x.reshape(*x.shape[:2], *call.input_gate_bias.shape)  # [B, T, H, n]
+    i, r = forward.gates(call)
+    softplus = torch.logaddexp(call.a_param, torch.zeros_like(call.a_param))
     log_a = -forward.DECAY * softplus * r
     a, v = torch.exp(log_a), -torch.expm1(2 * log_a)
     m = torch.sqrt(v)
-    reset = forward.resets(x, h0, segment_pos, cu_seqlens)
+    reset = forward.resets(call)
     if reset is not None:
         reset = reset.expand(x.shape[:2])
         m = torch.where(reset[..., None], 1.0, m)
-    g, da, dh0 = scan_bwd.reference(scan_bwd.Call(dy, dh_last, a, y, h0, reset, cu_seqlens))
+    scanned = scan_bwd.Call(call.dy, call.dh_last, a, call.y, call.h0, reset, call.cu_seqlens)
+    g, da, dh0 = scan_bwd.reference(scanned)
     dm = g * i * x
     # the published clipping, on v = 1 - a^2 as it is there
     dv = dm / torch.sqrt(torch.clamp(4 * v, min=1 / forward.MAX_SQRT_GRADIENT**2))
@@ -57,9 +67,9 @@ def reference(
         dlog_a = torch.where(reset[..., None], 0.0, dlog_a)
     dz_i = (g * m * x * i * (1 - i)).reshape(blocks.shape)
     dz_r = (-forward.DECAY * softplus * dlog_a * r * (1 - r)).reshape(blocks.shape)
-    da_param = torch.sigmoid(a_param) * (-forward.DECAY * r * dlog_a).sum((0, 1))
-    through_gates = torch.einsum("bthj,hkj->bthk", dz_i, input_gate_weight)
-    through_gates = through_gates + torch.einsum("bthj,hkj->bthk", dz_r, recurrence_gate_weight)
+    da_param = torch.sigmoid(call.a_param) * (-forward.DECAY * r * dlog_a).sum((0, 1))
+    through_gates = torch.einsum("bthj,hkj->bthk", dz_i, call.input_gate_weight)
+    through_gates = through_gates + torch.einsum("bthj,hkj->bthk", dz_r, call.recurrence_gate_weight)
     return (
         g * m * i + through_gates.flatten(2),
         da_param,
@@ -77,15 +87,10 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     wide = accumulator(case.torch_dtype)
     y, h_last = pieces.reference(forward.OP, inputs, wide)
     assert y is not None and h_last is not None
-    generator = torch.Generator("cpu").manual_seed(seed + 1)
-    dy = torch.randn(y.shape, generator=generator, dtype=torch.float32, device="cpu").to(device, case.torch_dtype)
-    dh_last = (
-        torch.randn(h_last.shape, generator=generator, dtype=torch.float32, device="cpu").to(device, wide)
-        if "h0" in case.data
-        else None
-    )
-    optional = {name: inputs.pop(name) for name in ("h0", "segment_pos", "cu_seqlens")}
-    return {"dy": dy, "dh_last": dh_last, **inputs, "y": y.to(device, case.torch_dtype), **optional}
+    draw = Draws(case, device, seed + 1)
+    dy = draw.data(draw.normal(*y.shape))
+    dh_last = draw.wide(draw.normal(*h_last.shape)) if "h0" in case.data else None
+    return inputs | {"dy": dy, "dh_last": dh_last, "y": draw.data(y)}
 
 
 def cost(case: Case) -> Cost:
@@ -114,45 +119,13 @@ def tolerance(case: Case) -> Tolerance:
     return Tolerance(rel_norm=1.5 * one_way.rel_norm + 2 * gate, worst=2 * one_way.worst + 16 * gate)
 
 
-def case_of(
-    dy: Tensor,
-    dh_last: Tensor | None,
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    y: Tensor,
-    h0: Tensor | None,
-    segment_pos: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> Case:
-    """The case that a real call is."""
-    return forward.call_case("rg_lru_bwd", x, input_gate_bias, segment_pos, cu_seqlens)
-
-
-WEIGHTS = (
-    "a_param",
-    "input_gate_weight",
-    "input_gate_bias",
-    "recurrence_gate_weight",
-    "recurrence_gate_bias",
-)
-
 OP = Op(
     name="rg_lru_bwd",
     summary="dx, the gradients of all gate parameters, and dh0 of rg_lru, gates recomputed",
-    inputs={
-        "dy": TensorSpec("B T D"),
-        "dh_last": TensorSpec("N D", "state", optional=True),
-        **{name: forward.INPUTS[name] for name in ("x", *WEIGHTS)},
-        "y": TensorSpec("B T D"),
-        **{name: forward.INPUTS[name] for name in ("h0", "segment_pos", "cu_seqlens")},
-    },
+    call=Call,
     outputs={
         "dx": TensorSpec("B T D"),
-        **{f"d{name}": forward.INPUTS[name] for name in WEIGHTS},
+        **{f"d{name}": forward.OP.inputs[name] for name in forward.GATES},
         "dh0": TensorSpec("N D", "accumulator", optional=True),
     },
     reference=reference,
@@ -160,7 +133,7 @@ OP = Op(
     make_inputs=make_inputs,
     cost=cost,
     tolerance=tolerance,
-    case_of=case_of,
+    case_of=functools.partial(forward.case_of, op="rg_lru_bwd"),
     splits=(ROWS, ("H", "D")),
     free_dims=("n", "N"),
     forward="rg_lru",

@@ -7,14 +7,18 @@ copied back.
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
+from griffin_kernels.ops.recurrent_block_step.op import Call as BlockCall
 from griffin_kernels.ops.rg_lru import _numba_call as sequence
+from griffin_kernels.ops.rg_lru.op import gates_of
 from griffin_kernels.ops.rg_lru_step import _numba
+from griffin_kernels.ops.rg_lru_step.op import Call
 
 _ROWS_PER_READ = 4
 """Batch rows whose products take as long as reading the weights."""
@@ -30,29 +34,25 @@ def rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_contiguous() and not tensor.is_neg() else sequence.rows(tensor)
 
 
-def run(
-    x: Tensor,
-    gates: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-    h: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-    part: int,
-    y: Tensor | None = None,
-    conv: tuple[Tensor, Tensor, Tensor] | None = None,
-) -> Tensor:
-    """One token: [B, D] in x's dtype. ``h`` is overwritten.
+def recurrence(call: Call, config: Any) -> tuple[Tensor, Tensor]:
+    """rg_lru_step."""
+    return _run(call, config), call.h
 
-    gates: the parameters in the op's order. y: the other branch, whose gelu gates the output. conv: weight, bias and
-    state of a convolution before the gates; the state is overwritten.
-    """
-    batch, width = x.shape
-    a_param, *gate_tensors = [t if t.is_contiguous() and not t.is_neg() else sequence.plain(t) for t in gates]
+
+def block(call: BlockCall, config: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """recurrent_block_step: a convolution before the gates, and the product with gelu(y)."""
+    return _run(call, config, call), call.conv_state, call.h
+
+
+def _run(call: Any, config: Any, around: BlockCall | None = None) -> Tensor:
+    """The token's output [B, D] in x's dtype; states are overwritten."""
+    batch, width = call.x.shape
+    a_param, *gate_tensors = [plain(tensor) for tensor in gates_of(call)]
     blocks, n = gate_tensors[1].shape
-    size = x.element_size()
-    x = rows(x)
-    y = None if y is None else rows(y)
+    x, h, size = rows(call.x), call.h, call.x.element_size()
+    y = None if around is None else rows(around.y)
     state = rows(h)
-    part = min(part, n)
+    part = min(config.block_d, n)
     parts = -(-n // part)
     items = blocks * parts
     out = torch.empty(batch, width, dtype=x.dtype, device="cpu")
@@ -60,11 +60,11 @@ def run(
     scratch_bytes = -(-4 * _numba.scratch_floats(n, part, batch) // 4096) * 4096
     scratch = torch.empty(threads * scratch_bytes, dtype=torch.uint8, device="cpu")
     finished = torch.zeros(blocks, dtype=torch.int64, device="cpu") if parts > 1 else None
-    positions = None if positions is None else positions.contiguous()
-    slots = None if slots is None else slots.contiguous()
+    positions = None if call.positions is None else call.positions.contiguous()
+    slots = None if call.slots is None else call.slots.contiguous()
     conv_values = (0, 0, 0, 0, 0, 0)
-    if conv is not None:
-        conv_weight, conv_bias, conv_state = plain(conv[0]), plain(conv[1]), conv[2]
+    if around is not None:
+        conv_weight, conv_bias, conv_state = plain(around.conv_weight), plain(around.conv_bias), around.conv_state
         kept, taps = rows(conv_state), conv_weight.shape[0]
         kept_at, slot_step, row_step = strided("conv_state", kept, size * h.shape[0] * (taps - 1) * width)
         conv_values = (
@@ -108,6 +108,6 @@ def run(
     _threads.run(_numba.compiled(x.dtype), fields.buffer_info()[0], threads)
     if state is not h:
         h.copy_(state)
-    if conv is not None and kept is not conv_state:
+    if around is not None and kept is not conv_state:
         conv_state.copy_(kept)
     return out

@@ -14,31 +14,21 @@ from torch import Tensor
 from griffin_kernels.contract import NoConfig, Variant, accumulator
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops.rg_lru.op import DECAY
+from griffin_kernels.ops.rg_lru_step.op import Call
 
 
-def run(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor]:
+def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
+    x, a_param, input_weight, input_bias, recurrence_weight, recurrence_bias, h, positions, slots = call
     wide = accumulator(x.dtype)
-    blocks = x.reshape(x.shape[0], *input_gate_bias.shape).transpose(0, 1)  # [H, B, n]
+    blocks = x.reshape(x.shape[0], *input_bias.shape).transpose(0, 1)  # [H, B, n]
 
     def gate(weight: Tensor, bias: Tensor) -> Tensor:
         z = torch.baddbmm(bias[:, None], blocks, weight)
         return z.transpose(0, 1).reshape(x.shape).to(wide).sigmoid_()
 
-    u = gate(input_gate_weight, input_gate_bias).mul_(x)
+    u = gate(input_weight, input_bias).mul_(x)
     rate = torch.nn.functional.softplus(a_param.to(wide)).mul_(-DECAY)
-    log_a = gate(recurrence_gate_weight, recurrence_gate_bias).mul_(rate)
+    log_a = gate(recurrence_weight, recurrence_bias).mul_(rate)
     m = torch.expm1(2 * log_a).neg_().sqrt_()
     a, before = log_a.exp_(), _slots.rows(h, slots)
     if positions is not None:

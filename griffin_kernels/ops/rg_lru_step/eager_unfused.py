@@ -12,6 +12,7 @@ from torch import Tensor
 from griffin_kernels.contract import NoConfig, Variant, accumulator
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops.rg_lru.op import DECAY
+from griffin_kernels.ops.rg_lru_step.op import Call
 
 
 def gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -22,31 +23,20 @@ def gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return z.to(wide).add_(bias.to(wide).flatten()).sigmoid_()
 
 
-def run(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-    *,
-    config: NoConfig,
-) -> tuple[Tensor, Tensor]:
-    i = gate(x, input_gate_weight, input_gate_bias)
-    r = gate(x, recurrence_gate_weight, recurrence_gate_bias)
-    log_a = r * (-DECAY * torch.nn.functional.softplus(a_param.to(r.dtype)))
+def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
+    h, positions, slots = call.h, call.positions, call.slots
+    i = gate(call.x, call.input_gate_weight, call.input_gate_bias)
+    r = gate(call.x, call.recurrence_gate_weight, call.recurrence_gate_bias)
+    log_a = r * (-DECAY * torch.nn.functional.softplus(call.a_param.to(r.dtype)))
     a, m = torch.exp(log_a), (2 * log_a).expm1_().neg_().sqrt_()
     before = _slots.rows(h, slots)
     if positions is not None:
         # whatever was left there is not read, NaN included
         begins = (positions == 0)[:, None]
         before, m = before.masked_fill(begins, 0.0), m.masked_fill_(begins, 1.0)
-    new = torch.addcmul(i.mul_(x).mul_(m), a, before)
+    new = torch.addcmul(i.mul_(call.x).mul_(m), a, before)
     _slots.write(h, slots, new)
-    return _slots.silence(new.to(x.dtype), slots), h
+    return _slots.silence(new.to(call.x.dtype), slots), h
 
 
 VARIANT = Variant(

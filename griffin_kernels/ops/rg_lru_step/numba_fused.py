@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._cpu import unfit_cpu
@@ -28,23 +26,6 @@ class Config:
     """block_d: channels of one work item; few where there are many cores."""
 
     block_d: int = 256
-
-
-def run(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-    *,
-    config: Config,
-) -> tuple[Tensor, Tensor]:
-    gates = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    return _numba_call.run(x, gates, h, positions, slots, config.block_d), h
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
@@ -60,7 +41,7 @@ VARIANT = Variant(
     op="rg_lru_step",
     name="numba.fused",
     summary="gate products, gates and state in one pass in native code",
-    run=run,
+    run=_numba_call.recurrence,
     config=Config,
     axes={"block_d": (32, 64, 128, 256)},
     reject=reject,

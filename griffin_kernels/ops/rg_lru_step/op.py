@@ -10,63 +10,58 @@ data) whatever x is.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
+from griffin_kernels.ops._arguments import Channels, Slots, TokenPositions, Tokens
+from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.rg_lru import cost as lru_cost
 from griffin_kernels.ops.rg_lru import op as lru
 from griffin_kernels.ops.rg_lru_step.cost import cost, make_case
 
+States = Annotated[Tensor, TensorSpec("P D", "accumulator")]
 
-def check(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-) -> None:
+
+class Call(NamedTuple):
+    """The arguments of rg_lru_step; see ``functional/rg_lru_step.py``."""
+
+    x: Tokens
+    a_param: Channels
+    input_gate_weight: lru.Weight
+    input_gate_bias: lru.Bias
+    recurrence_gate_weight: lru.Weight
+    recurrence_gate_bias: lru.Bias
+    h: States
+    positions: TokenPositions = None
+    slots: Slots = None
+
+
+def check(call: Call) -> None:
     """What the tensor specs cannot express: blocks fill the width, and every row has a state."""
-    lru.check_blocks(x, input_gate_bias)
-    _slots.check(x.shape[0], slots, h=h)
+    lru.check_blocks(call.x, call.input_gate_bias)
+    _slots.check(call.x.shape[0], call.slots, h=call.h)
 
 
-def reference(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def reference(call: Call) -> tuple[Tensor, Tensor]:
     """y [B,D] and the states [P,D] afterwards."""
-    weights = (a_param, input_gate_weight, input_gate_bias, recurrence_gate_weight, recurrence_gate_bias)
-    segment_pos = None if positions is None else positions[:, None]
-    y, new = lru.reference(x[:, None], *weights, _slots.rows(h, slots), segment_pos, None)
-    return _slots.silence(y[:, 0], slots), _slots.updated(h, slots, new)
+    slots, segment_pos = call.slots, None if call.positions is None else call.positions[:, None]
+    h0 = _slots.rows(call.h, slots)
+    y, new = lru.reference(lru.Call(call.x[:, None], *lru.gates_of(call), h0, segment_pos))
+    return _slots.silence(y[:, 0], slots), _slots.updated(call.h, slots, new)
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Those of rg_lru for one step; positions from 0 on, so that one document has just begun."""
-    generator = torch.Generator("cpu").manual_seed(seed + 1)
-    full = lru.make_inputs(
-        lru_cost.make_case(case["B"], 1, case["D"], case["H"], case.dtype, data=("h0", *case.data)), device, seed
-    )
-    slots = _slots.make(case["B"], case["P"], generator).to(device) if "slots" in case.data else None
-    positions = torch.arange(case["B"], device=device, dtype=torch.int64) if "positions" in case.data else None
-    h = _slots.spread(full["h0"], case["P"], slots, generator)
-    weights = {name: full[name] for name in WEIGHTS}
-    return {"x": full["x"][:, 0], **weights, "h": h, "positions": positions, "slots": slots}
+    draw = Draws(case, device, seed + 1)
+    one = lru_cost.make_case(case["B"], 1, case["D"], case["H"], case.dtype, data=("h0", *case.data))
+    full = lru.make_inputs(one, device, seed)
+    rows = draw.decoding()
+    h = _slots.spread(full["h0"], case["P"], rows["slots"], draw.generator)
+    return {"x": full["x"][:, 0], **{name: full[name] for name in lru.GATES}, "h": h, **rows}
 
 
 def tolerance(case: Case) -> Tolerance:
@@ -74,30 +69,10 @@ def tolerance(case: Case) -> Tolerance:
     return lru.tolerance(lru_cost.make_case(case["B"], 1, case["D"], case["H"], case.dtype))
 
 
-def case_of(
-    x: Tensor,
-    a_param: Tensor,
-    input_gate_weight: Tensor,
-    input_gate_bias: Tensor,
-    recurrence_gate_weight: Tensor,
-    recurrence_gate_bias: Tensor,
-    h: Tensor,
-    positions: Tensor | None,
-    slots: Tensor | None,
-) -> Case:
+def case_of(call: Call) -> Case:
     """The case that a real call is."""
-    batch, width = x.shape
-    return make_case(batch, width, input_gate_bias.shape[0], dtype_name(x.dtype), pool=h.shape[0], tag="call")
-
-
-WEIGHTS = (
-    "a_param",
-    "input_gate_weight",
-    "input_gate_bias",
-    "recurrence_gate_weight",
-    "recurrence_gate_bias",
-)
-"""Parameters of the gates, in the order of the arguments."""
+    (batch, width), blocks = call.x.shape, call.input_gate_bias.shape[0]
+    return make_case(batch, width, blocks, dtype_name(call.x.dtype), pool=call.h.shape[0], tag="call")
 
 
 def cases() -> tuple[Case, ...]:
@@ -125,13 +100,7 @@ def cases() -> tuple[Case, ...]:
 OP = Op(
     name="rg_lru_step",
     summary="one token of rg_lru, its state kept in place",
-    inputs={
-        "x": TensorSpec("B D"),
-        **{name: lru.INPUTS[name] for name in WEIGHTS},
-        "h": TensorSpec("P D", "accumulator"),
-        "positions": TensorSpec("B", "int64", optional=True, least=0),
-        "slots": TensorSpec("B", "int64", optional=True),
-    },
+    call=Call,
     outputs={"y": TensorSpec("B D"), "h": TensorSpec("P D", "accumulator")},
     reference=reference,
     cases=cases(),

@@ -25,13 +25,12 @@ from torch import Tensor
 
 from griffin_kernels import errors
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
-from griffin_kernels.ops._arguments import Offsets, Positions, Sequence
+from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence
 from griffin_kernels.ops.linear_scan import op as scan
 from griffin_kernels.ops.rg_lru.op import make_segment_pos
 from griffin_kernels.ops.temporal_conv1d.cost import FLAGS, cost, make_case
 
 Taps = Annotated[Tensor, TensorSpec("K D")]
-Bias = Annotated[Tensor, TensorSpec("D")]
 ConvState = Annotated[Tensor | None, TensorSpec("N K-1 D")]
 
 
@@ -40,7 +39,7 @@ class Call(NamedTuple):
 
     x: Sequence
     weight: Taps
-    bias: Bias
+    bias: Channels
     state: ConvState = None
     segment_pos: Positions = None
     cu_seqlens: Offsets = None

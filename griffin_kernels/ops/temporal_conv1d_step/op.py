@@ -16,10 +16,12 @@ from torch import Tensor
 
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
-from griffin_kernels.ops._arguments import Slots, TokenPositions, Tokens
+from griffin_kernels.ops._arguments import Channels, Slots, TokenPositions, Tokens
 from griffin_kernels.ops.temporal_conv1d import cost as conv_cost
 from griffin_kernels.ops.temporal_conv1d import op as conv
 from griffin_kernels.ops.temporal_conv1d_step.cost import cost, make_case
+
+States = Annotated[Tensor, TensorSpec("P K-1 D")]
 
 
 class Call(NamedTuple):
@@ -27,8 +29,8 @@ class Call(NamedTuple):
 
     x: Tokens
     weight: conv.Taps
-    bias: conv.Bias
-    state: Annotated[Tensor, TensorSpec("P K-1 D")]
+    bias: Channels
+    state: States
     positions: TokenPositions = None
     slots: Slots = None
 

@@ -60,7 +60,7 @@ def conv_tile(
     BLOCK_T: tl.constexpr,
     ENDS: tl.constexpr,
 ):
-    """BLOCK_T steps from ``begin`` on, the first of which dx is at. Gives the K+1 sums, [block_t, block_d].
+    """BLOCK_T steps from ``begin`` on, dx at the sequence's first. Gives the K+1 sums, [block_t, block_d].
 
     ENDS: the piece ends, or the sequence does K-1 steps later; its new state holds the steps from ``kept`` on.
     """
@@ -90,7 +90,7 @@ def conv_tile(
         if k == 0:
             bias = sums[TAPS] + gradient
     grown += (bias,)
-    out = tile_at(dx, 0, 0, rows, channels, D, BLOCK_T)
+    out = tile_at(dense(dx, begin, D, 1), 0, 0, rows, channels, D, BLOCK_T)
     tl.store(out, total.to(out.dtype.element_ty), mask=mask)
     return grown
 
@@ -127,43 +127,13 @@ def temporal_conv1d_bwd_tile(
     for _ in tl.static_range(TAPS + 1):
         tiles += (tl.zeros((BLOCK_T, BLOCK_D), dtype=ACC),)
     steps = tl.cast(tl.maximum(end - begin, 0), tl.int32)
+    dx = gradients.x + (piece.batch * T + piece.first) * D
     for ahead in range(0, steps, BLOCK_T):
         t = begin + ahead
-        first = piece.batch * T + piece.first + t
         if (t + BLOCK_T <= end) & (t + (BLOCK_T + TAPS - 1) <= length):
-            tiles = conv_tile(
-                x,
-                dy,
-                positions,
-                None,
-                dense(gradients.x, first, D, 1),
-                piece,
-                t,
-                kept,
-                tiles,
-                taps,
-                channels,
-                D,
-                BLOCK_T,
-                False,
-            )
+            tiles = conv_tile(x, dy, positions, None, dx, piece, t, kept, tiles, taps, channels, D, BLOCK_T, False)
         else:
-            tiles = conv_tile(
-                x,
-                dy,
-                positions,
-                dnew_state,
-                dense(gradients.x, first, D, 1),
-                piece,
-                t,
-                kept,
-                tiles,
-                taps,
-                channels,
-                D,
-                BLOCK_T,
-                True,
-            )
+            tiles = conv_tile(x, dy, positions, dnew_state, dx, piece, t, kept, tiles, taps, channels, D, BLOCK_T, True)
     sums = ()
     for k in tl.static_range(TAPS + 1):
         sums += (tl.sum(tiles[k], axis=0),)

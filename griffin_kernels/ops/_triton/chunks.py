@@ -25,41 +25,55 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.launch import Claims, Launch, architecture
-from griffin_kernels.ops._triton import host
-from griffin_kernels.ops._triton.scan import load_flags, load_rows, load_state, span
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops._triton import host, scan
+from griffin_kernels.ops._triton.scan import span
+from griffin_kernels.ops._triton.tensors import (
+    Marks,
+    Rows,
+    State,
+    at,
+    dense,
+    dense_state,
+    later,
+    load_flags,
+    load_rows,
+    load_state,
+    marks_at,
+    marks_later,
+    own_channels,
+    rows,
+    state,
+    store_row,
+    store_state,
+)
 
 CARRY_ROWS = 32
 CARRY_D = 64
 
 
+class Maps(NamedTuple):
+    """Chunks as maps of the state that enters: product, result [B,chunks,D]; cut [B,chunks] or None."""
+
+    product: Any
+    result: Any
+    cut: Any
+
+
 @triton.jit(do_not_specialize=["T"])
 def linear_scan_mark(
-    cu_seqlens,
-    state,
-    enter,
-    leave,
-    final,
-    T,
-    state_row,
-    D: tl.constexpr,
-    STATE_CHANNEL: tl.constexpr,
-    REVERSE: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    cu_seqlens, marks, T, D: tl.constexpr, REVERSE: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """Marks one packed sequence per program; a sequence without steps hands its state [N,D] on to final [N,D]."""
     row = tl.program_id(0)
     _, first, steps = span(row, cu_seqlens, T, REVERSE)
     if steps > 0:
         last = first + 1 - steps if REVERSE else first - 1 + steps
-        tl.store(enter + first, row)
-        tl.store(leave + last, row)
-    elif final is not None:
+        tl.store(marks.enter.at + first, row)
+        tl.store(marks.leave.at + last, row)
+    elif marks.final is not None:
         for block in range((D + BLOCK_D - 1) // BLOCK_D):
-            columns = block * BLOCK_D + tl.arange(0, BLOCK_D)
-            value = load_state(state, row, state_row, columns, columns < D, STATE_CHANNEL, ACC, BLOCK_D)
-            tl.store(final + tl.cast(row, tl.int64) * D + columns, value, mask=columns < D)
+            _, channels = own_channels(block, D, BLOCK_D)
+            store_state(marks.final, row, load_state(marks.state, row, channels, ACC), channels)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -67,24 +81,11 @@ def linear_scan_reduce(
     x,
     a,
     reset,
-    enter,
-    state,
-    product,
-    result,
-    cut,
+    marks,
+    maps,
     T,
     chunks,
-    x_batch,
-    a_batch,
-    reset_batch,
-    state_row,
     D: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    A_STEP,
-    A_CHANNEL: tl.constexpr,
-    RESET_STEP,
-    STATE_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
     BACKWARD: tl.constexpr,
     ACC: tl.constexpr,
@@ -92,41 +93,30 @@ def linear_scan_reduce(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """(P, S) of one whole chunk: x, a [B,T,D] -> product, result [B,chunks,D], cut [B,chunks] or None.
-
-    REVERSE: time is visited backwards.
-    """
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    MASKED: tl.constexpr = D % BLOCK_D != 0
+    """(P, S) of one whole chunk: x, a [B,T,D] -> maps. REVERSE: time is visited backwards."""
     SIGN: tl.constexpr = -1 if REVERSE else 1
-    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
-    piece = tl.program_id(0) // BLOCKS
+    piece, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     batch = tl.cast(piece // chunks, tl.int64)
     begin = tl.cast(piece % chunks, tl.int64) * CHUNK
     first = T - 1 - begin if REVERSE else begin
-    x += batch * x_batch + first * (SIGN * far(X_STEP))
-    a += batch * a_batch + first * (SIGN * far(A_STEP))
-    if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
-    if enter is not None:
-        enter += first
+    x, a, reset = at(x, batch, first, SIGN), at(a, batch, first, SIGN), at(reset, batch, first, SIGN)
+    marks = marks_at(marks, first, SIGN)
     p = tl.full((BLOCK_D,), 1.0, dtype=ACC)
     s = tl.zeros((BLOCK_D,), dtype=ACC)
     most = tl.zeros((BLOCK_D,), dtype=ACC)  # the largest |a|
     stopped = 0
     for _ in range(CHUNK // BLOCK_T):
-        xs = load_rows(x + columns * X_CHANNEL, inside, BLOCK_T, far(X_STEP), 0.0, BLOCK_T, MASKED, False)
-        gates = load_rows(a + columns * A_CHANNEL, inside, BLOCK_T, far(A_STEP), 1.0, BLOCK_T, MASKED, False)
-        resets = load_flags(reset, BLOCK_T, far(RESET_STEP), 0, BLOCK_T, False)
-        enters = load_flags(enter, BLOCK_T, SIGN, -1, BLOCK_T, False)
+        xs = load_rows(x, channels, BLOCK_T, 0.0, BLOCK_T, False)
+        gates = load_rows(a, channels, BLOCK_T, 1.0, BLOCK_T, False)
+        resets = load_flags(reset, BLOCK_T, 0, BLOCK_T, False)
+        if marks is not None:
+            enters = load_flags(marks.enter, BLOCK_T, -1, BLOCK_T, False)
         for u in tl.static_range(BLOCK_T):
             gate = gates[u].to(ACC)
-            if enter is not None:
+            if marks is not None:
                 starts = enters[u] >= 0
-                start = load_state(state, enters[u], state_row, columns, inside & starts, STATE_CHANNEL, ACC, BLOCK_D)
                 p = tl.where(starts, 0.0, p)
-                s = tl.where(starts, start, s)
+                s = tl.where(starts, load_state(marks.state, enters[u], channels, ACC, starts), s)
                 stopped |= starts.to(tl.int32)
             if reset is not None:
                 stop = resets[u] != 0
@@ -140,41 +130,26 @@ def linear_scan_reduce(
             if reset is not None and BACKWARD:
                 p = tl.where(stop, 0.0, p)
                 s = tl.where(stop, 0.0, s)
-        x += BLOCK_T * far(X_STEP)
-        a += BLOCK_T * far(A_STEP)
+        x, a = later(x, BLOCK_T), later(a, BLOCK_T)
         if reset is not None:
-            reset += BLOCK_T * far(RESET_STEP)
-        if enter is not None:
-            enter += BLOCK_T * SIGN
-    out = tl.cast(piece, tl.int64) * D + columns
-    tl.store(product + out, tl.where(most <= 1.0, p, float("nan")), mask=inside)
-    tl.store(result + out, s, mask=inside)
-    if cut is not None:
-        tl.store(cut + piece, stopped)  # every block of channels the same
+            reset = later(reset, BLOCK_T)
+        if marks is not None:
+            marks = marks_later(marks, BLOCK_T)
+    store_state(State(maps.product, D, 1), piece, tl.where(most <= 1.0, p, float("nan")), channels)
+    store_state(State(maps.result, D, 1), piece, s, channels)
+    if maps.cut is not None:
+        tl.store(maps.cut + piece, stopped)  # every block of channels the same
 
 
 @triton.jit
-def walk(
-    x,
-    a,
-    carry,
-    columns,
-    inside,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    A_STEP,
-    A_CHANNEL: tl.constexpr,
-    BACKWARD: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """The carry [block_d] through a chunk without cuts; pointers are at its first step."""
+def walk(x, a, carry, channels, BACKWARD: tl.constexpr, CHUNK: tl.constexpr):
+    """The carry [block_d] through a chunk without cuts; rows are at its first step."""
     ACC: tl.constexpr = carry.dtype
     for _ in range(CHUNK):
-        value = tl.load(x + columns * X_CHANNEL, mask=inside, other=0.0).to(ACC)
-        gate = tl.load(a + columns * A_CHANNEL, mask=inside, other=0.0).to(ACC)
+        value = load_rows(x, channels, 1, 0.0, 1, True)[0].to(ACC)
+        gate = load_rows(a, channels, 1, 0.0, 1, True)[0].to(ACC)
         carry = gate * (carry + value) if BACKWARD else gate * carry + value
-        x += X_STEP
-        a += A_STEP
+        x, a = later(x, 1), later(a, 1)
     return carry
 
 
@@ -184,23 +159,13 @@ SPILLED = {"sm_100": "16 bytes a thread, none of them in the loop"}
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def linear_scan_carry(
-    product,
-    result,
-    cut,
+    maps,
     state,
     x,
     a,
     T,
     chunks,
-    state_row,
-    x_batch,
-    a_batch,
     D: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    A_STEP,
-    A_CHANNEL: tl.constexpr,
-    STATE_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
     BACKWARD: tl.constexpr,
     ACC: tl.constexpr,
@@ -208,25 +173,21 @@ def linear_scan_carry(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """product, result: [B,chunks,D]; state: [B,D] or None. result[c] becomes the state that leaves chunk c.
+    """state: [B,D] or None. maps.result[c] becomes the state that leaves chunk c.
 
     x, a: [B,T,D] of phase 1, for chunks whose product is of no use; None where no gate can be beyond [-1, 1]. There a
     product of zero, which is what a cut makes of it, lets nothing through.
     """
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     SIGN: tl.constexpr = -1 if REVERSE else 1
-    batch = tl.cast(tl.program_id(0) // BLOCKS, tl.int64)
-    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
-    carry = load_state(state, batch, state_row, columns, inside, STATE_CHANNEL, ACC, BLOCK_D)
-    product += batch * chunks * D
-    result += batch * chunks * D
-    if cut is not None:
-        cut += batch * chunks
+    block, channels = own_channels(tl.program_id(0), D, BLOCK_D)
+    batch = tl.cast(block, tl.int64)
+    carry = load_state(state, batch, channels, ACC)
+    product, result = dense(maps.product, batch * chunks, D, 1), dense(maps.result, batch * chunks, D, 1)
+    cut = at(maps.cut, 0, batch * chunks, 1)
     for begin in range(0, chunks, ROWS):
-        ps = load_rows(product + columns, inside, chunks - begin, D, 1.0, ROWS, True, True)
-        ss = load_rows(result + columns, inside, chunks - begin, D, 0.0, ROWS, True, True)
-        stops = load_flags(cut, chunks - begin, 1, 0, ROWS, True)
+        ps = load_rows(product, channels, chunks - begin, 1.0, ROWS, True)
+        ss = load_rows(result, channels, chunks - begin, 0.0, ROWS, True)
+        stops = load_flags(cut, chunks - begin, 0, ROWS, True)
         lost = 0
         if x is not None:
             useless = tl.zeros((BLOCK_D,), dtype=tl.int1)
@@ -241,57 +202,78 @@ def linear_scan_carry(
                 elif x is None:
                     after = tl.where(ps[u] == 0.0, ss[u], after)
                 carry = after
-                tl.store(result + u * D + columns, carry, mask=inside & (u < chunks - begin))
+                store_row(result, u, carry, channels, chunks - begin, True)
         else:
             for c in range(tl.minimum(ROWS, chunks - begin)):
-                p = tl.load(product + c * D + columns, mask=inside, other=1.0)
-                s = tl.load(result + c * D + columns, mask=inside, other=0.0)
+                p = load_rows(later(product, c), channels, 1, 1.0, 1, True)[0]
+                s = load_rows(later(result, c), channels, 1, 0.0, 1, True)[0]
                 after = p * carry + s
                 stop = False
                 if cut is not None:
-                    stop = tl.load(cut + c) != 0
+                    stop = tl.load(cut.at + c) != 0
                     after = tl.where(stop, s, after)
                 useless = (p != p) | (s - s != 0.0)
                 if x is not None:
                     if (tl.max(useless.to(tl.int32), axis=0) != 0) & (stop == 0):
                         step = tl.cast(begin + c, tl.int64) * CHUNK
                         first = T - 1 - step if REVERSE else step
-                        walked = walk(
-                            x + (batch * x_batch + first * (SIGN * far(X_STEP))),
-                            a + (batch * a_batch + first * (SIGN * far(A_STEP))),
-                            carry,
-                            columns,
-                            inside,
-                            far(X_STEP),
-                            X_CHANNEL,
-                            far(A_STEP),
-                            A_CHANNEL,
-                            BACKWARD,
-                            CHUNK,
-                        )
+                        here = at(x, batch, first, SIGN)
+                        walked = walk(here, at(a, batch, first, SIGN), carry, channels, BACKWARD, CHUNK)
                         after = tl.where(useless, walked, after)
                 carry = after
-                tl.store(result + c * D + columns, carry, mask=inside)
-        product += ROWS * D
-        result += ROWS * D
+                store_row(later(result, c), 0, carry, channels, 1, True)
+        product, result = later(product, ROWS), later(result, ROWS)
         if cut is not None:
-            cut += ROWS
+            cut = later(cut, ROWS)
+
+
+@triton.jit
+def entering_chunk(result, state, batch, chunk, chunks, channels, D: tl.constexpr, ACC: tl.constexpr):
+    """The state [block_d] that enters a chunk: the given one for the first, else what left the chunk before."""
+    carry = load_state(state, batch, channels, ACC, chunk == 0)
+    if result is not None:
+        carry += load_state(State(result, D, 1), batch * chunks + chunk - 1, channels, ACC, chunk > 0)
+    return carry
 
 
 @triton.jit
 def entering(result, state, batch, chunk, chunks, state_row, columns, inside, D: tl.constexpr,
              STATE_CHANNEL: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
     """The state [block_d] that enters a chunk: the given one for the first, else what left the chunk before."""
-    carry = load_state(state, batch, state_row, columns, inside & (chunk == 0), STATE_CHANNEL, ACC, BLOCK_D)
+    carry = scan.load_state(state, batch, state_row, columns, inside & (chunk == 0), STATE_CHANNEL, ACC, BLOCK_D)
     if result is not None:
         row = batch * chunks + chunk - 1
         carry += tl.load(result + row * D + columns, mask=inside & (chunk > 0), other=0.0)
     return carry
 
 
+def marked(
+    cu_seqlens: Tensor | None,
+    given: Tensor | None,
+    final: Tensor | None,
+    time: int,
+    width: int,
+    reverse: bool,
+    acc: Any,
+) -> tuple[Marks | None, list[Launch]]:
+    """(marks, launches that fill them); nothing where there are no packed sequences. given: [N,D], as final."""
+    if cu_seqlens is None:
+        return None, []
+    sign = tl.constexpr(-1 if reverse else 1)
+    enter, leave = torch.full((2, time), -1, dtype=torch.int32, device=cu_seqlens.device)
+    marks = Marks(Rows(enter, 0, sign, None), Rows(leave, 0, sign, None), state(given), dense_state(final))
+    launch = Launch(
+        kernel=linear_scan_mark,
+        grid=(cu_seqlens.shape[0] - 1,),
+        args={"cu_seqlens": cu_seqlens, "marks": marks, "T": time},
+        constexprs={"D": width, "REVERSE": reverse, "ACC": acc, "BLOCK_D": 128},
+    )
+    return marks, [launch]
+
+
 def mark(
     cu_seqlens: Tensor | None,
-    state: Tensor | None,
+    given: Tensor | None,
     final: Tensor | None,
     time: int,
     width: int,
@@ -299,101 +281,56 @@ def mark(
     acc: Any,
 ) -> tuple[Tensor | None, Tensor | None, list[Launch]]:
     """(enter, leave, launches that fill them); nothing where there are no packed sequences."""
-    if cu_seqlens is None:
-        return None, None, []
-    enter, leave = torch.full((2, time), -1, dtype=torch.int32, device=cu_seqlens.device)
-    launch = Launch(
-        kernel=linear_scan_mark,
-        grid=(cu_seqlens.shape[0] - 1,),
-        args={
-            "cu_seqlens": cu_seqlens,
-            "state": state,
-            "enter": enter,
-            "leave": leave,
-            "final": final,
-            "T": time,
-            "state_row": host.row_stride(state, 0),
-        },
-        constexprs={
-            "D": width,
-            "STATE_CHANNEL": host.channel_stride(state),
-            "REVERSE": reverse,
-            "ACC": acc,
-            "BLOCK_D": 128,
-        },
-    )
-    return enter, leave, [launch]
+    marks, launches = marked(cu_seqlens, given, final, time, width, reverse, acc)
+    return (None, None, []) if marks is None else (marks.enter.at, marks.leave.at, launches)
 
 
 def reduce(
-    x: Tensor,
-    a: Tensor,
-    state: Tensor | None,
-    reset: Tensor | None,
-    enter: Tensor | None,
-    *,
-    reverse: bool,
-    backward: bool,
-    chunk: int,
-    block_t: int,
-    block_d: int,
-    num_warps: int,
+    source: Source, given: Tensor | None, reset: Tensor | None, marks: Marks | None, config: Any
 ) -> tuple[Tensor | None, list[Launch]]:
     """(states that leave the chunks [B,C-1,D] in the accumulator's dtype, launches); nothing for a single chunk.
 
-    state: what enters time [B,D], or each packed sequence [N,D]. reverse: time is visited from its end.
+    given: the state that enters time [B,D]; with marks it is theirs that counts. config: block_t, block_d, num_warps.
     """
+    x, a, chunk, reverse, backward = source
     batch, time, width = x.shape
     chunks = triton.cdiv(time, chunk) - 1
     if chunks == 0:
         return None, []
     product, result = torch.empty((2, batch, chunks, width), dtype=accumulator(x.dtype), device=x.device)
     cut = None
-    if reset is not None or enter is not None:
+    if reset is not None or marks is not None:
         cut = torch.empty((batch, chunks), dtype=torch.int32, device=x.device)
-    acc = host.wide(x.dtype)
     whole = Launch(
         kernel=linear_scan_reduce,
-        grid=(batch * chunks * triton.cdiv(width, block_d),),
+        grid=(batch * chunks * triton.cdiv(width, config.block_d),),
         args={
-            "x": x,
-            "a": a,
-            "reset": host.flags_of(reset),
-            "enter": enter,
-            "state": state if enter is not None else None,
-            "product": product,
-            "result": result,
-            "cut": cut,
+            "x": rows(x, reverse),
+            "a": rows(a, reverse),
+            "reset": rows(reset, reverse),
+            "marks": None if marks is None else marks._replace(leave=None, final=None),
+            "maps": Maps(product, result, cut),
             "T": time,
             "chunks": chunks,
-            "x_batch": host.row_stride(x, 0),
-            "a_batch": host.row_stride(a, 0),
-            "reset_batch": host.row_stride(reset, 0),
-            "state_row": host.row_stride(state, 0),
         },
         constexprs={
             "D": width,
-            **host.time_strides("X", x, reverse),
-            **host.time_strides("A", a, reverse),
-            "RESET_STEP": host.signed_step(reset, reverse),
-            "STATE_CHANNEL": host.channel_stride(state),
             "REVERSE": reverse,
             "BACKWARD": backward,
-            "ACC": acc,
+            "ACC": host.wide(x.dtype),
             "CHUNK": chunk,
-            "BLOCK_T": block_t,
-            "BLOCK_D": block_d,
+            "BLOCK_T": config.block_t,
+            "BLOCK_D": config.block_d,
         },
-        num_warps=num_warps,
-        tile=block_t * block_d,
-        claims=Claims(load_bits=host.load_bits((x, a), block_d // (32 * num_warps))),
+        num_warps=config.num_warps,
+        tile=config.block_t * config.block_d,
+        claims=Claims(load_bits=host.load_bits((x, a), config.block_d // (32 * config.num_warps))),
     )
-    given = state if enter is None else None
-    return result, [whole, carry(product, result, given, cut, Source(x, a, chunk, reverse, backward))]
+    return result, [whole, carry(product, result, given if marks is None else None, cut, source)]
 
 
 class Source(NamedTuple):
-    """What phase 1 read: x, a [B,T,D], and how."""
+    """What phase 1 reads: x, a [B,T,D], and how; reverse: time is visited from its end."""
 
     x: Tensor
     a: Tensor
@@ -403,38 +340,29 @@ class Source(NamedTuple):
 
 
 def carry(
-    product: Tensor, result: Tensor, state: Tensor | None, cut: Tensor | None = None, source: Source | None = None
+    product: Tensor, result: Tensor, given: Tensor | None, cut: Tensor | None = None, source: Source | None = None
 ) -> Launch:
-    """Phase 2: result [B,C-1,D] becomes the states that leave the chunks. product, result: phase 1's; state: [B,D].
+    """Phase 2: result [B,C-1,D] becomes the states that leave the chunks. product, result: phase 1's; given: [B,D].
 
-    Packed sequences have no ``state`` here: they bring their own, at the steps where they start. cut: int32 [B,C-1],
+    Packed sequences have no ``given`` here: they bring their own, at the steps where they start. cut: int32 [B,C-1],
     which chunks let nothing through. source: for gates of any size; None where all are within [-1, 1].
     """
     batch, chunks, width = product.shape
     x, a, chunk, reverse, backward = source or (None, None, 0, False, False)
+    stops = None if cut is None else Rows(cut, 0, tl.constexpr(1), None)
     return Launch(
         kernel=linear_scan_carry,
         grid=(batch * triton.cdiv(width, CARRY_D),),
         args={
-            "product": product,
-            "result": result,
-            "cut": cut,
-            "state": state,
-            "x": x,
-            "a": a,
+            "maps": Maps(product, result, stops),
+            "state": state(given),
+            "x": rows(x, reverse),
+            "a": rows(a, reverse),
             "T": 0 if x is None else x.shape[1],
             "chunks": chunks,
-            "state_row": host.row_stride(state, 0),
-            "x_batch": host.row_stride(x, 0),
-            "a_batch": host.row_stride(a, 0),
         },
         constexprs={
             "D": width,
-            "X_STEP": host.signed_step(x, reverse),
-            "X_CHANNEL": host.channel_stride(x),
-            "A_STEP": host.signed_step(a, reverse),
-            "A_CHANNEL": host.channel_stride(a),
-            "STATE_CHANNEL": host.channel_stride(state),
             "REVERSE": reverse,
             "BACKWARD": backward,
             "ACC": host.wide(product.dtype),

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton.strides import reach
+from griffin_kernels.ops._triton.tensors import later
 
 AGAIN = tl.constexpr(8)
 """Rows loaded ahead where channels are done again: few, for the registers of all that comes before."""
@@ -115,18 +116,18 @@ def combine_cut(a_first, x_first, a_then, x_then):
 
 
 @triton.jit
-def beyond_one(a, columns, inside, steps, STEP, CHANNEL: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr):
+def beyond_one(a, channels, steps, ACC: tl.constexpr):
     """[block_d] bool: channels of which one of ``steps`` gates is finite and not in [-1, 1].
 
     Products of such gates may overflow where the state does not, or underflow and grow again: a form that multiplies
     gates does those channels again, step by step. NaN and infinity must not change how the other steps are computed.
     """
-    found = tl.zeros((BLOCK_D,), dtype=tl.int32)
+    found = tl.zeros(channels.columns.shape, dtype=tl.int32)
     for _ in range(steps):
-        size = tl.abs(tl.load(a + columns * CHANNEL, mask=inside, other=0.0).to(ACC))
+        size = tl.abs(tl.load(a.at + channels.columns * a.channel, mask=channels.inside, other=0.0).to(ACC))
         found |= ((size > 1.0) & (size < float("inf"))).to(tl.int32)
-        a += STEP
-    return inside & (found != 0)
+        a = later(a, 1)
+    return channels.inside & (found != 0)
 
 
 @triton.jit

@@ -18,10 +18,13 @@ import triton.language as tl
 constant = functools.lru_cache(tl.constexpr)
 """A number as a compile-time constant; the same object for the same number: a new one takes 0.2 us of a launch."""
 
+WIDE = tl.constexpr(2**24)
+"""Rows so far apart need offsets in 64 bits within a tile, of at most 127 rows."""
+
 
 def known(stride: int, dense: int) -> Any:
     """A stride as a kernel's parameter: a constant where it is ``dense``, what it is for adjacent rows, or minus it."""
-    return constant(stride) if abs(stride) == dense else stride
+    return constant(stride) if abs(stride) == dense < WIDE.value else stride
 
 
 def far(stride, _semantic=None):

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels.ops._triton.host import channel_stride, row_stride, signed_step
-from griffin_kernels.ops._triton.strides import constant, far
+from griffin_kernels.ops._triton.strides import WIDE, constant, far, reach
 
 
 class Rows(NamedTuple):
@@ -86,19 +86,25 @@ def dense_state(tensor: Tensor | None) -> State | None:
 @triton.jit
 def dense(pointer, row, D: tl.constexpr, SIGN: tl.constexpr):
     """The rows of a contiguous tensor [...,D] from ``row`` on, visited backwards where SIGN is -1."""
-    return None if pointer is None else Rows(pointer + row * D, 0, SIGN * D, 1)
+    STEP: tl.constexpr = SIGN * D
+    return None if pointer is None else Rows(pointer + row * D, 0, STEP if D < WIDE else tl.cast(STEP, tl.int64), 1)
 
 
 @triton.jit
 def at(rows, batch, time, SIGN: tl.constexpr):
     """The rows of a batch entry from ``time`` on."""
-    return None if rows is None else further(rows, batch * rows.batch + time * (SIGN * far(rows.step)))
+    if rows is None:
+        moved = None
+    else:
+        step = far(rows.step)
+        moved = Rows(rows.at + (batch * rows.batch + time * (SIGN * step)), rows.batch, step, rows.channel)
+    return moved
 
 
 @triton.jit
 def later(rows, steps):
-    """The rows from ``steps`` steps later on."""
-    return None if rows is None else further(rows, tl.cast(steps, tl.int64) * far(rows.step))
+    """The rows from ``steps`` steps later on; a compile-time constant takes rows that ``at`` or ``dense`` gave."""
+    return None if rows is None else further(rows, far(steps) * rows.step)
 
 
 @triton.jit
@@ -110,11 +116,7 @@ def further(rows, elements):
 @triton.jit
 def marks_at(marks, time, SIGN: tl.constexpr):
     """The marks from ``time`` on."""
-    if marks is None:
-        moved = None
-    else:
-        moved = Marks(at(marks.enter, 0, time, SIGN), at(marks.leave, 0, time, SIGN), marks.state, marks.final)
-    return moved
+    return None if marks is None else marks_later(marks, SIGN * time)
 
 
 @triton.jit
@@ -131,6 +133,16 @@ def own_channels(place, D: tl.constexpr, BLOCK_D: tl.constexpr):
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     columns = (place % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
     return place // BLOCKS, Channels(columns, columns < D, None if D % BLOCK_D == 0 else columns < D)
+
+
+@triton.jit
+def tile_offsets(times, columns, rows, BLOCK_T: tl.constexpr, D: tl.constexpr):
+    """Offsets [block_t, block_d] of a tile in elements, 64-bit only where 32 are too few. rows: a kernel's argument."""
+    REACH: tl.constexpr = (BLOCK_T + 1) * reach(far(rows.step)) + 2 * D * reach(rows.channel)
+    if REACH >= 2**31:
+        times = times.to(tl.int64)
+        columns = columns.to(tl.int64)
+    return times[:, None] * far(rows.step) + columns[None, :] * rows.channel
 
 
 @triton.jit
@@ -191,6 +203,7 @@ def load_state(state, row, channels, ACC: tl.constexpr, where=True):
 
 @triton.jit
 def store_state(state, row, value, channels, where=True):
-    """Row ``row`` of an output [N,D], if ``where``. value: [block_d]."""
-    pointers = state.at + tl.cast(row, tl.int64) * state.row + channels.columns * state.channel
-    tl.store(pointers, value, mask=channels.inside & where)
+    """Row ``row`` of an output [N,D], if there is one and ``where``. value: [block_d]."""
+    if state is not None:
+        pointers = state.at + tl.cast(row, tl.int64) * state.row + channels.columns * state.channel
+        tl.store(pointers, value, mask=channels.inside & where)

@@ -1,4 +1,4 @@
-"""Scan row by row in registers: what all Triton forms share, be it for whole sequences, pieces, or what is done again.
+"""Scan row by row in registers: what all Triton forms share, for whole sequences, for pieces, for channels done again.
 
 Packed sequences come in two ways. Where a program owns one sequence, its span says all. Where programs own pieces of
 time, ``Marks`` tell where sequences start and end.
@@ -8,10 +8,17 @@ time, ``Marks`` tell where sequences start and end.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.scan import AGAIN, beyond_one
 from griffin_kernels.ops._triton.tensors import (
+    Channels,
+    State,
+    at,
+    dense,
     later,
     load_flags,
     load_rows,
@@ -22,13 +29,37 @@ from griffin_kernels.ops._triton.tensors import (
 )
 
 
+class Streams(NamedTuple):
+    """Rows that a scan reads and writes; h is contiguous, reset may be None."""
+
+    x: Any
+    a: Any
+    reset: Any
+    h: Any
+
+
 @triton.jit
-def scan_tile(x, a, reset, marks, h, carry, channels, left, BLOCK_T: tl.constexpr, TAIL: tl.constexpr):
-    """BLOCK_T steps, fewer in the tail; rows are at the tile's first step. Gives the carry."""
+def streams_at(x, a, reset, h, batch, first, T, D: tl.constexpr, SIGN: tl.constexpr):
+    """The streams of a batch entry from time ``first`` on. h: a pointer."""
+    out = dense(h, batch * T + first, D, SIGN)
+    return Streams(at(x, batch, first, SIGN), at(a, batch, first, SIGN), at(reset, batch, first, SIGN), out)
+
+
+@triton.jit
+def streams_later(streams, steps):
+    """The streams from ``steps`` steps later on."""
+    return Streams(
+        later(streams.x, steps), later(streams.a, steps), later(streams.reset, steps), later(streams.h, steps)
+    )
+
+
+@triton.jit
+def scan_tile(streams, marks, carry, channels, left, BLOCK_T: tl.constexpr, TAIL: tl.constexpr):
+    """BLOCK_T steps, fewer in the tail; streams are at the tile's first step. Gives the carry."""
     ACC: tl.constexpr = carry.dtype
-    xs = load_rows(x, channels, left, 0.0, BLOCK_T, TAIL)
-    gates = load_rows(a, channels, left, 1.0, BLOCK_T, TAIL)
-    resets = load_flags(reset, left, 0, BLOCK_T, TAIL)
+    xs = load_rows(streams.x, channels, left, 0.0, BLOCK_T, TAIL)
+    gates = load_rows(streams.a, channels, left, 1.0, BLOCK_T, TAIL)
+    resets = load_flags(streams.reset, left, 0, BLOCK_T, TAIL)
     if marks is not None:
         enters = load_flags(marks.enter, left, -1, BLOCK_T, TAIL)
         leaves = load_flags(marks.leave, left, -1, BLOCK_T, TAIL)
@@ -36,27 +67,40 @@ def scan_tile(x, a, reset, marks, h, carry, channels, left, BLOCK_T: tl.constexp
         if marks is not None:
             start = load_state(marks.state, enters[u], channels, ACC, enters[u] >= 0)
             carry = tl.where(enters[u] >= 0, start, carry)
-        if reset is not None:
+        if streams.reset is not None:
             carry = tl.where(resets[u] != 0, 0.0, carry)
         carry = gates[u].to(ACC) * carry + xs[u].to(ACC)
-        store_row(h, u, carry, channels, left, TAIL)
+        store_row(streams.h, u, carry, channels, left, TAIL)
         if marks is not None:
             store_state(marks.final, leaves[u], carry, channels, leaves[u] >= 0)
     return carry
 
 
 @triton.jit
-def scan_rows(x, a, reset, marks, h, carry, channels, steps, BLOCK_T: tl.constexpr):
-    """``steps`` steps from ``carry`` [block_d]; rows are at step 0 of the span. Gives the last carry."""
+def scan_rows(streams, marks, carry, channels, steps, BLOCK_T: tl.constexpr):
+    """``steps`` steps from ``carry`` [block_d]; streams are at step 0 of the span. Gives the last carry."""
     full = steps // BLOCK_T
     for _ in range(full):
-        carry = scan_tile(x, a, reset, marks, h, carry, channels, BLOCK_T, BLOCK_T, False)
-        x, a, h = later(x, BLOCK_T), later(a, BLOCK_T), later(h, BLOCK_T)
-        if reset is not None:
-            reset = later(reset, BLOCK_T)
+        carry = scan_tile(streams, marks, carry, channels, BLOCK_T, BLOCK_T, False)
+        streams = streams_later(streams, BLOCK_T)
         if marks is not None:
             marks = marks_later(marks, BLOCK_T)
     left = steps - full * BLOCK_T
     if left > 0:
-        carry = scan_tile(x, a, reset, marks, h, carry, channels, left, BLOCK_T, True)
+        carry = scan_tile(streams, marks, carry, channels, left, BLOCK_T, True)
     return carry
+
+
+@triton.jit
+def scan_again(streams, h0, h_last, row, most, channels, steps, done, D: tl.constexpr):
+    """Channels with products of no use again, row by row, if ``most`` [block_d], their largest |a|, says there are any.
+
+    Streams are ``done`` steps past step 0. Other threads have written the rows of h.
+    """
+    if tl.min((most <= 1.0).to(tl.int32), axis=0) == 0:  # NaN too, where a maximum keeps it
+        tl.debug_barrier()
+        back = streams_later(streams, -done)
+        wild = beyond_one(back.a, channels, steps, most.dtype)
+        again = Channels(channels.columns, wild, wild)
+        carry = scan_rows(back, None, load_state(h0, row, again, most.dtype), again, steps, AGAIN)
+        store_state(State(h_last, D, 1), row, carry, again)

@@ -28,19 +28,10 @@ from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
-from griffin_kernels.ops._triton.scan import (
-    AGAIN,
-    beyond_one,
-    combine,
-    combine_cut,
-    last_row,
-    load_state,
-    span,
-    tile_offsets,
-)
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops._triton.scan import combine, combine_cut, last_row, span
+from griffin_kernels.ops._triton.tensors import Rows, State, load_state, own_channels, store_state, tile_offsets
 from griffin_kernels.ops.linear_scan import _triton
-from griffin_kernels.ops.linear_scan._triton_rows_flat import scan_rows
+from griffin_kernels.ops.linear_scan._triton_rows import scan_again, streams_at, streams_later
 
 
 @dataclass(frozen=True)
@@ -63,17 +54,7 @@ def linear_scan_associative(
     h,
     h_last,
     T,
-    x_batch,
-    a_batch,
-    reset_batch,
-    h0_row,
     D: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    A_STEP,
-    A_CHANNEL: tl.constexpr,
-    RESET_STEP,
-    H0_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -82,78 +63,35 @@ def linear_scan_associative(
 ):
     """x, a, h: [B,T,D]; h0, h_last: [N,D]; reset: [B,T] bytes. Grid: N * ceil(D / block_d), channels fastest."""
     SIGN: tl.constexpr = -1 if REVERSE else 1
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    row = tl.program_id(0) // BLOCKS
-    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
+    row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
-    x += batch * x_batch + first * (SIGN * far(X_STEP))
-    a += batch * a_batch + first * (SIGN * far(A_STEP))
-    h += (batch * T + first) * D
-    if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
-    rows = tl.arange(0, BLOCK_T)
-    x_tile = tile_offsets(rows, columns, far(X_STEP), X_CHANNEL, BLOCK_T, D)
-    a_tile = tile_offsets(rows, columns, far(A_STEP), A_CHANNEL, BLOCK_T, D)
-    h_tile = tile_offsets(rows, columns, SIGN * D, 1, BLOCK_T, D)
-    carry = load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, ACC, BLOCK_D)  # [block_d]
+    streams = streams_at(x, a, reset, h, batch, first, T, D, SIGN)
+    times = tl.arange(0, BLOCK_T)
+    x_tile = tile_offsets(times, channels.columns, x, BLOCK_T, D)
+    a_tile = tile_offsets(times, channels.columns, a, BLOCK_T, D)
+    h_tile = tile_offsets(times, channels.columns, Rows(h, 0, SIGN * D, 1), BLOCK_T, D)
+    carry = load_state(h0, row, channels, ACC)  # [block_d]
     most = tl.zeros((BLOCK_D,), dtype=ACC)  # the largest |a|
     for begin in tl.range(0, steps, BLOCK_T, num_stages=STAGES):
-        here = rows < steps - begin  # [block_t]
-        mask = here[:, None] & inside[None, :]
-        values = tl.load(x + x_tile, mask=mask, other=0.0).to(ACC)
-        gates = tl.load(a + a_tile, mask=mask, other=1.0).to(ACC)
+        here = times < steps - begin  # [block_t]
+        mask = here[:, None] & channels.inside[None, :]
+        values = tl.load(streams.x.at + x_tile, mask=mask, other=0.0).to(ACC)
+        gates = tl.load(streams.a.at + a_tile, mask=mask, other=1.0).to(ACC)
         if reset is not None:
-            resets = tl.load(reset + rows * far(RESET_STEP), mask=here, other=0)
+            resets = tl.load(streams.reset.at + times * streams.reset.step, mask=here, other=0)
             gates = tl.where(resets[:, None] != 0, 0.0, gates)
-            reset += BLOCK_T * far(RESET_STEP)
             reach, local = tl.associative_scan((gates, values), 0, combine_cut)
             states = tl.where(reach == 0.0, local, reach * carry[None, :] + local)
         else:
             reach, local = tl.associative_scan((gates, values), 0, combine)
             states = reach * carry[None, :] + local
         most = tl.maximum(most, tl.max(tl.abs(gates), axis=0))
-        tl.store(h + h_tile, states.to(h.dtype.element_ty), mask=mask)
-        carry = last_row(states, rows, BLOCK_T)
-        x += BLOCK_T * far(X_STEP)
-        a += BLOCK_T * far(A_STEP)
-        h += BLOCK_T * SIGN * D
-    tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
-    if tl.min((most <= 1.0).to(tl.int32), axis=0) == 0:  # NaN too, where a maximum keeps it
-        # products may be of no use: those channels again, whose rows other threads have written
-        tl.debug_barrier()
-        back = tl.cast(tl.cdiv(steps, BLOCK_T), tl.int64) * BLOCK_T
-        a -= back * far(A_STEP)
-        wild = beyond_one(a, columns, inside, steps, far(A_STEP), A_CHANNEL, ACC, BLOCK_D)
-        if reset is not None:
-            reset -= back * far(RESET_STEP)
-        carry = scan_rows(
-            x - back * far(X_STEP),
-            a,
-            reset,
-            None,
-            None,
-            h - back * SIGN * D,
-            None,
-            0,
-            None,
-            load_state(h0, row, h0_row, columns, wild, H0_CHANNEL, ACC, BLOCK_D),
-            columns,
-            wild,
-            steps,
-            D=D,
-            X_STEP=far(X_STEP),
-            X_CHANNEL=X_CHANNEL,
-            A_STEP=far(A_STEP),
-            A_CHANNEL=A_CHANNEL,
-            RESET_STEP=far(RESET_STEP),
-            H0_CHANNEL=H0_CHANNEL,
-            REVERSE=REVERSE,
-            BLOCK_T=AGAIN,
-            BLOCK_D=BLOCK_D,
-            SOME=True,
-        )
-        tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=wild)
+        tl.store(streams.h.at + h_tile, states.to(h.dtype.element_ty), mask=mask)
+        carry = last_row(states, times, BLOCK_T)
+        streams = streams_later(streams, BLOCK_T)
+    store_state(State(h_last, D, 1), row, carry, channels)
+    done = tl.cast(tl.cdiv(steps, BLOCK_T), tl.int64) * BLOCK_T
+    scan_again(streams, h0, h_last, row, most, channels, steps, done, D)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:

@@ -28,19 +28,18 @@ from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
-from griffin_kernels.ops._triton.scan import (
-    AGAIN,
-    beyond_one,
-    grow,
+from griffin_kernels.ops._triton.scan import grow, span
+from griffin_kernels.ops._triton.tensors import (
+    State,
     load_flags,
     load_rows,
     load_state,
-    span,
+    own_channels,
     store_row,
+    store_state,
 )
-from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.linear_scan import _triton
-from griffin_kernels.ops.linear_scan._triton_rows_flat import scan_rows
+from griffin_kernels.ops.linear_scan._triton_rows import scan_again, streams_at, streams_later
 
 
 @dataclass(frozen=True)
@@ -54,42 +53,19 @@ class Config:
 
 
 @triton.jit
-def scan_blocks(
-    x,
-    a,
-    reset,
-    h,
-    carry,
-    most,
-    columns,
-    inside,
-    left,
-    D: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    A_STEP,
-    A_CHANNEL: tl.constexpr,
-    RESET_STEP,
-    H_STEP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TAIL: tl.constexpr,
-):
-    """BLOCK_T steps of BLOCK_D channels, fewer in the tail. Pointers are at the tile's first step.
+def scan_blocks(streams, carry, most, channels, left, BLOCK: tl.constexpr, BLOCK_T: tl.constexpr, TAIL: tl.constexpr):
+    """BLOCK_T steps, fewer in the tail. Streams are at the tile's first step.
 
     Gives the carry and the largest |a| so far, ``most``. A block with a reset goes row by row: in a product, what came
     before the reset would count as a factor of zero.
     """
-    MASKED: tl.constexpr = D % BLOCK_D != 0
     ACC: tl.constexpr = carry.dtype
-    xs = load_rows(x + columns * X_CHANNEL, inside, left, X_STEP, 0.0, BLOCK_T, MASKED, TAIL)
-    gates = load_rows(a + columns * A_CHANNEL, inside, left, A_STEP, 1.0, BLOCK_T, MASKED, TAIL)
-    resets = load_flags(reset, left, RESET_STEP, 0, BLOCK_T, TAIL)
-    out = h + columns
+    xs = load_rows(streams.x, channels, left, 0.0, BLOCK_T, TAIL)
+    gates = load_rows(streams.a, channels, left, 1.0, BLOCK_T, TAIL)
+    resets = load_flags(streams.reset, left, 0, BLOCK_T, TAIL)
     for first in tl.static_range(0, BLOCK_T, BLOCK):
         stopped = 0
-        if reset is not None:
+        if streams.reset is not None:
             for t in tl.static_range(BLOCK):
                 stopped |= (resets[first + t] != 0).to(tl.int32)
         if stopped != 0:
@@ -98,11 +74,11 @@ def scan_blocks(
                 gate = gates[first + t].to(ACC)
                 most = tl.maximum(most, tl.abs(gate))
                 carry = gate * carry + xs[first + t].to(ACC)
-                store_row(out + (first + t) * H_STEP, carry, inside, first + t, left, MASKED, TAIL)
+                store_row(streams.h, first + t, carry, channels, left, TAIL)
         else:
             weights = ()  # row t of the block: L[t, 0..t-1]
             values = ()  # x of the block's rows so far
-            reach = tl.full((BLOCK_D,), 1.0, dtype=ACC)
+            reach = tl.full(channels.columns.shape, 1.0, dtype=ACC)
             state = carry
             for t in tl.static_range(BLOCK):
                 gate = gates[first + t].to(ACC)
@@ -113,11 +89,11 @@ def scan_blocks(
                 for s in tl.static_range(t):
                     state += weights[s] * values[s]
                 # L[t+1, t] = a_{t+1}, so the newest weight starts as 1
-                weights += (tl.full((BLOCK_D,), 1.0, dtype=ACC),)
+                weights += (tl.full(channels.columns.shape, 1.0, dtype=ACC),)
                 values += (value,)
                 reach *= gate
                 state = reach * carry + state
-                store_row(out + (first + t) * H_STEP, state, inside, first + t, left, MASKED, TAIL)
+                store_row(streams.h, first + t, state, channels, left, TAIL)
             carry = state
     return carry, most
 
@@ -132,17 +108,7 @@ def linear_scan_blocked_diagonal(
     h,
     h_last,
     T,
-    x_batch,
-    a_batch,
-    reset_batch,
-    h0_row,
     D: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    A_STEP,
-    A_CHANNEL: tl.constexpr,
-    RESET_STEP,
-    H0_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -151,107 +117,20 @@ def linear_scan_blocked_diagonal(
 ):
     """x, a, h: [B,T,D]; h0, h_last: [N,D]; reset: [B,T] bytes. Grid: N * ceil(D / block_d), channels fastest."""
     SIGN: tl.constexpr = -1 if REVERSE else 1
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    row = tl.program_id(0) // BLOCKS
-    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
+    row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
-    x += batch * x_batch + first * (SIGN * far(X_STEP))
-    a += batch * a_batch + first * (SIGN * far(A_STEP))
-    h += (batch * T + first) * D
-    if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
-    carry = load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, ACC, BLOCK_D)  # [block_d]
+    streams = streams_at(x, a, reset, h, batch, first, T, D, SIGN)
+    carry = load_state(h0, row, channels, ACC)  # [block_d]
     most = tl.zeros((BLOCK_D,), dtype=ACC)  # the largest |a|
     full = steps // BLOCK_T
     for _ in range(full):
-        carry, most = scan_blocks(
-            x,
-            a,
-            reset,
-            h,
-            carry,
-            most,
-            columns,
-            inside,
-            BLOCK_T,
-            D=D,
-            X_STEP=far(X_STEP),
-            X_CHANNEL=X_CHANNEL,
-            A_STEP=far(A_STEP),
-            A_CHANNEL=A_CHANNEL,
-            RESET_STEP=far(RESET_STEP),
-            H_STEP=SIGN * D,
-            BLOCK=BLOCK,
-            BLOCK_T=BLOCK_T,
-            BLOCK_D=BLOCK_D,
-            TAIL=False,
-        )
-        x += BLOCK_T * far(X_STEP)
-        a += BLOCK_T * far(A_STEP)
-        h += BLOCK_T * SIGN * D
-        if reset is not None:
-            reset += BLOCK_T * far(RESET_STEP)
+        carry, most = scan_blocks(streams, carry, most, channels, BLOCK_T, BLOCK, BLOCK_T, False)
+        streams = streams_later(streams, BLOCK_T)
     left = steps - full * BLOCK_T
     if left > 0:
-        carry, most = scan_blocks(
-            x,
-            a,
-            reset,
-            h,
-            carry,
-            most,
-            columns,
-            inside,
-            left,
-            D=D,
-            X_STEP=far(X_STEP),
-            X_CHANNEL=X_CHANNEL,
-            A_STEP=far(A_STEP),
-            A_CHANNEL=A_CHANNEL,
-            RESET_STEP=far(RESET_STEP),
-            H_STEP=SIGN * D,
-            BLOCK=BLOCK,
-            BLOCK_T=BLOCK_T,
-            BLOCK_D=BLOCK_D,
-            TAIL=True,
-        )
-    tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
-    if tl.min((most <= 1.0).to(tl.int32), axis=0) == 0:  # NaN too, where a maximum keeps it
-        # products may be of no use: those channels again, whose rows other threads have written
-        tl.debug_barrier()
-        back = tl.cast(full, tl.int64) * BLOCK_T
-        a -= back * far(A_STEP)
-        wild = beyond_one(a, columns, inside, steps, far(A_STEP), A_CHANNEL, ACC, BLOCK_D)
-        if reset is not None:
-            reset -= back * far(RESET_STEP)
-        carry = scan_rows(
-            x - back * far(X_STEP),
-            a,
-            reset,
-            None,
-            None,
-            h - back * SIGN * D,
-            None,
-            0,
-            None,
-            load_state(h0, row, h0_row, columns, wild, H0_CHANNEL, ACC, BLOCK_D),
-            columns,
-            wild,
-            steps,
-            D=D,
-            X_STEP=far(X_STEP),
-            X_CHANNEL=X_CHANNEL,
-            A_STEP=far(A_STEP),
-            A_CHANNEL=A_CHANNEL,
-            RESET_STEP=far(RESET_STEP),
-            H0_CHANNEL=H0_CHANNEL,
-            REVERSE=REVERSE,
-            BLOCK_T=AGAIN,
-            BLOCK_D=BLOCK_D,
-            SOME=True,
-        )
-        tl.store(h_last + tl.cast(row, tl.int64) * D + columns, carry, mask=wild)
+        carry, most = scan_blocks(streams, carry, most, channels, left, BLOCK, BLOCK_T, True)
+    store_state(State(h_last, D, 1), row, carry, channels)
+    scan_again(streams, h0, h_last, row, most, channels, steps, tl.cast(full, tl.int64) * BLOCK_T, D)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:

@@ -27,12 +27,11 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton import chunks as _triton_chunks
-from griffin_kernels.ops._triton import host
-from griffin_kernels.ops._triton.chunks import entering
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops._triton import chunks, host
+from griffin_kernels.ops._triton.chunks import entering_chunk
+from griffin_kernels.ops._triton.tensors import State, marks_at, own_channels, store_state
 from griffin_kernels.ops.linear_scan import _triton
-from griffin_kernels.ops.linear_scan._triton_rows_flat import scan_rows
+from griffin_kernels.ops.linear_scan._triton_rows import scan_rows, streams_at
 
 
 @dataclass(frozen=True)
@@ -51,109 +50,57 @@ def linear_scan_chunks(
     a,
     h0,
     reset,
-    enter,
-    leave,
+    marks,
     result,
     h,
     h_last,
     T,
     chunks,
-    x_batch,
-    a_batch,
-    reset_batch,
-    h0_row,
     D: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    A_STEP,
-    A_CHANNEL: tl.constexpr,
-    RESET_STEP,
-    H0_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Phase 3. result: [B,chunks,D] states that leave all chunks but the last. Grid: B * (chunks+1) * blocks of D."""
+    """Phase 3. result: [B,chunks,D] states that leave all chunks but the last. Grid: B * (chunks+1) * blocks of D.
+
+    h0, h_last: None with marks, which have them.
+    """
     SIGN: tl.constexpr = -1 if REVERSE else 1
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    place = tl.num_programs(0) - 1 - tl.program_id(0)
-    columns = (place % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
-    piece = place // BLOCKS
+    piece, channels = own_channels(tl.num_programs(0) - 1 - tl.program_id(0), D, BLOCK_D)
     batch = tl.cast(piece // (chunks + 1), tl.int64)
     chunk = tl.cast(piece % (chunks + 1), tl.int64)
     begin = chunk * CHUNK
     first = T - 1 - begin if REVERSE else begin
-    state = h0
-    if enter is not None:
-        state = None
-        enter += first
-        leave += first
-    if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
-    carry = scan_rows(
-        x + (batch * x_batch + first * (SIGN * far(X_STEP))),
-        a + (batch * a_batch + first * (SIGN * far(A_STEP))),
-        reset,
-        enter,
-        leave,
-        h + (batch * T + first) * D,
-        h0,
-        h0_row,
-        h_last,
-        entering(result, state, batch, chunk, chunks, h0_row, columns, inside, D, H0_CHANNEL, ACC, BLOCK_D),
-        columns,
-        inside,
-        tl.cast(tl.minimum(T - begin, CHUNK), tl.int32),
-        D=D,
-        X_STEP=far(X_STEP),
-        X_CHANNEL=X_CHANNEL,
-        A_STEP=far(A_STEP),
-        A_CHANNEL=A_CHANNEL,
-        RESET_STEP=far(RESET_STEP),
-        H0_CHANNEL=H0_CHANNEL,
-        REVERSE=REVERSE,
-        BLOCK_T=BLOCK_T,
-        BLOCK_D=BLOCK_D,
-    )
-    if enter is None:
-        tl.store(h_last + batch * D + columns, carry, mask=inside & (chunk == chunks))
+    streams, marks = streams_at(x, a, reset, h, batch, first, T, D, SIGN), marks_at(marks, first, SIGN)
+    carry = entering_chunk(result, h0, batch, chunk, chunks, channels, D, ACC)
+    carry = scan_rows(streams, marks, carry, channels, tl.cast(tl.minimum(T - begin, CHUNK), tl.int32), BLOCK_T)
+    if h_last is not None:
+        store_state(State(h_last, D, 1), batch, carry, channels, chunk == chunks)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
     _, args, constexprs = _triton.scan_arguments(inputs, outputs)
-    x, a, h0, reset, reverse = (inputs[name] for name in ("x", "a", "h0", "reset", "reverse"))
+    x, a, h0, reverse = (inputs[name] for name in ("x", "a", "h0", "reverse"))
     batch, time, width = x.shape
-    enter, leave, marks = _triton_chunks.mark(
-        args.pop("cu_seqlens"), h0, outputs["h_last"], time, width, reverse, constexprs["ACC"]
-    )
-    result, before = _triton_chunks.reduce(
-        x,
-        a,
-        h0,
-        reset,
-        enter,
-        reverse=reverse,
-        backward=False,
-        chunk=config.chunk,
-        block_t=config.block_t,
-        block_d=config.block_d,
-        num_warps=config.num_warps,
-    )
-    chunks = triton.cdiv(time, config.chunk)
+    marks, begin = chunks.marked(args.pop("cu_seqlens"), h0, outputs["h_last"], time, width, reverse, constexprs["ACC"])
+    source = chunks.Source(x, a, config.chunk, reverse, False)
+    result, before = chunks.reduce(source, h0, inputs["reset"], marks, config)
+    count = triton.cdiv(time, config.chunk)
+    if marks is not None:
+        args |= {"h0": None, "h_last": None}
     scan = Launch(
         kernel=linear_scan_chunks,
-        grid=(batch * chunks * triton.cdiv(width, config.block_d),),
-        args=args | {"enter": enter, "leave": leave, "result": result, "chunks": chunks - 1},
+        grid=(batch * count * triton.cdiv(width, config.block_d),),
+        args=args | {"marks": marks, "result": result, "chunks": count - 1},
         constexprs=constexprs | {"CHUNK": config.chunk, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
         num_warps=config.num_warps,
         tile=config.block_t * config.block_d,
         claims=Claims(load_bits=host.load_bits((x, a), config.block_d // (32 * config.num_warps))),
     )
-    return [*marks, *before, scan]
+    return [*begin, *before, scan]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
@@ -169,7 +116,7 @@ def rank(case: Case, device: Device) -> int:
 
 def traffic(case: Case, config: Config) -> int:
     """x and a read twice but for the last chunk, h written, two accumulators per chunk and channel passed on."""
-    return _triton_chunks.traffic(case, config.chunk, streams=3)
+    return chunks.traffic(case, config.chunk, streams=3)
 
 
 VARIANT = Variant(

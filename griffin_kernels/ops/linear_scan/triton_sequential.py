@@ -26,9 +26,9 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
-from griffin_kernels.ops._triton.tensors import State, at, dense, load_state, own_channels, store_state
+from griffin_kernels.ops._triton.tensors import State, load_state, own_channels, store_state
 from griffin_kernels.ops.linear_scan import _triton
-from griffin_kernels.ops.linear_scan._triton_rows import scan_rows
+from griffin_kernels.ops.linear_scan._triton_rows import scan_rows, streams_at
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,14 @@ def linear_scan_sequential(
     SIGN: tl.constexpr = -1 if REVERSE else 1
     row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
-    x, a, reset = at(x, batch, first, SIGN), at(a, batch, first, SIGN), at(reset, batch, first, SIGN)
-    h = dense(h, batch * T + first, D, SIGN)
-    carry = scan_rows(x, a, reset, None, h, load_state(h0, row, channels, ACC), channels, steps, BLOCK_T)
+    streams = streams_at(x, a, reset, h, batch, first, T, D, SIGN)
+    carry = scan_rows(streams, None, load_state(h0, row, channels, ACC), channels, steps, BLOCK_T)
     store_state(State(h_last, D, 1), row, carry, channels)
 
 
 def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _triton.scan_bundles(inputs, outputs)
+    rows, args, constexprs = _triton.scan_arguments(inputs, outputs)
     x, a = inputs["x"], inputs["a"]
     return [
         Launch(

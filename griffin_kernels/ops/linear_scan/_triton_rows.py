@@ -16,7 +16,6 @@ import triton.language as tl
 from griffin_kernels.ops._triton.scan import AGAIN, beyond_one
 from griffin_kernels.ops._triton.tensors import (
     Channels,
-    State,
     at,
     dense,
     later,
@@ -30,7 +29,7 @@ from griffin_kernels.ops._triton.tensors import (
 
 
 class Streams(NamedTuple):
-    """Rows that a scan reads and writes; h is contiguous, reset may be None."""
+    """What a scan reads and writes: Rows, but that h is contiguous, as a kernel's argument a pointer."""
 
     x: Any
     a: Any
@@ -39,18 +38,17 @@ class Streams(NamedTuple):
 
 
 @triton.jit
-def streams_at(x, a, reset, h, batch, first, T, D: tl.constexpr, SIGN: tl.constexpr):
-    """The streams of a batch entry from time ``first`` on. h: a pointer."""
-    out = dense(h, batch * T + first, D, SIGN)
-    return Streams(at(x, batch, first, SIGN), at(a, batch, first, SIGN), at(reset, batch, first, SIGN), out)
+def streams_at(given, batch, first, T, D: tl.constexpr, SIGN: tl.constexpr):
+    """The rows of a batch entry from time ``first`` on."""
+    x, a, reset = at(given.x, batch, first, SIGN), at(given.a, batch, first, SIGN), at(given.reset, batch, first, SIGN)
+    return Streams(x, a, reset, dense(given.h, batch * T + first, D, SIGN))
 
 
 @triton.jit
 def streams_later(streams, steps):
     """The streams from ``steps`` steps later on."""
-    return Streams(
-        later(streams.x, steps), later(streams.a, steps), later(streams.reset, steps), later(streams.h, steps)
-    )
+    x, a, reset, h = streams
+    return Streams(later(x, steps), later(a, steps), later(reset, steps), later(h, steps))
 
 
 @triton.jit
@@ -92,7 +90,7 @@ def scan_rows(streams, marks, carry, channels, steps, BLOCK_T: tl.constexpr):
 
 
 @triton.jit
-def scan_again(streams, h0, h_last, row, most, channels, steps, done, D: tl.constexpr):
+def scan_again(streams, h0, h_last, row, most, channels, steps, done):
     """Channels with products of no use again, row by row, if ``most`` [block_d], their largest |a|, says there are any.
 
     Streams are ``done`` steps past step 0. Other threads have written the rows of h.
@@ -103,4 +101,4 @@ def scan_again(streams, h0, h_last, row, most, channels, steps, done, D: tl.cons
         wild = beyond_one(back.a, channels, steps, most.dtype)
         again = Channels(channels.columns, wild, wild)
         carry = scan_rows(back, None, load_state(h0, row, again, most.dtype), again, steps, AGAIN)
-        store_state(State(h_last, D, 1), row, carry, again)
+        store_state(h_last, row, carry, again)

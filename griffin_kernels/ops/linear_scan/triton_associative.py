@@ -24,14 +24,15 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import combine, combine_cut, last_row, span
-from griffin_kernels.ops._triton.tensors import Rows, State, load_state, own_channels, store_state, tile_offsets
+from griffin_kernels.ops._triton.tensors import Rows, load_state, own_channels, store_state, tile_offsets
 from griffin_kernels.ops.linear_scan import _triton
 from griffin_kernels.ops.linear_scan._triton_rows import scan_again, streams_at, streams_later
+from griffin_kernels.ops.linear_scan.op import Call
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,9 @@ class Config:
 
 @triton.jit(do_not_specialize=["T"])
 def linear_scan_associative(
-    x,
-    a,
+    given,
     h0,
-    reset,
     cu_seqlens,
-    h,
     h_last,
     T,
     D: tl.constexpr,
@@ -61,15 +59,15 @@ def linear_scan_associative(
     BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """x, a, h: [B,T,D]; h0, h_last: [N,D]; reset: [B,T] bytes. Grid: N * ceil(D / block_d), channels fastest."""
+    """given: x, a, h [B,T,D], reset [B,T]; h0, h_last: [N,D]. Grid: N * ceil(D / block_d), channels fastest."""
     SIGN: tl.constexpr = -1 if REVERSE else 1
     row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
-    streams = streams_at(x, a, reset, h, batch, first, T, D, SIGN)
+    streams = streams_at(given, batch, first, T, D, SIGN)
     times = tl.arange(0, BLOCK_T)
-    x_tile = tile_offsets(times, channels.columns, x, BLOCK_T, D)
-    a_tile = tile_offsets(times, channels.columns, a, BLOCK_T, D)
-    h_tile = tile_offsets(times, channels.columns, Rows(h, 0, SIGN * D, 1), BLOCK_T, D)
+    x_tile = tile_offsets(times, channels.columns, given.x, BLOCK_T, D)
+    a_tile = tile_offsets(times, channels.columns, given.a, BLOCK_T, D)
+    h_tile = tile_offsets(times, channels.columns, Rows(given.h, 0, SIGN * D, 1), BLOCK_T, D)
     carry = load_state(h0, row, channels, ACC)  # [block_d]
     most = tl.zeros((BLOCK_D,), dtype=ACC)  # the largest |a|
     for begin in tl.range(0, steps, BLOCK_T, num_stages=STAGES):
@@ -77,7 +75,7 @@ def linear_scan_associative(
         mask = here[:, None] & channels.inside[None, :]
         values = tl.load(streams.x.at + x_tile, mask=mask, other=0.0).to(ACC)
         gates = tl.load(streams.a.at + a_tile, mask=mask, other=1.0).to(ACC)
-        if reset is not None:
+        if given.reset is not None:
             resets = tl.load(streams.reset.at + times * streams.reset.step, mask=here, other=0)
             gates = tl.where(resets[:, None] != 0, 0.0, gates)
             reach, local = tl.associative_scan((gates, values), 0, combine_cut)
@@ -86,24 +84,23 @@ def linear_scan_associative(
             reach, local = tl.associative_scan((gates, values), 0, combine)
             states = reach * carry[None, :] + local
         most = tl.maximum(most, tl.max(tl.abs(gates), axis=0))
-        tl.store(streams.h.at + h_tile, states.to(h.dtype.element_ty), mask=mask)
+        tl.store(streams.h.at + h_tile, states.to(given.h.dtype.element_ty), mask=mask)
         carry = last_row(states, times, BLOCK_T)
         streams = streams_later(streams, BLOCK_T)
-    store_state(State(h_last, D, 1), row, carry, channels)
+    store_state(h_last, row, carry, channels)
     done = tl.cast(tl.cdiv(steps, BLOCK_T), tl.int64) * BLOCK_T
-    scan_again(streams, h0, h_last, row, most, channels, steps, done, D)
+    scan_again(streams, h0, h_last, row, most, channels, steps, done)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _triton.scan_arguments(inputs, outputs)
-    x, a = inputs["x"], inputs["a"]
+    rows, args, constexprs = _triton.scan_arguments(call, outputs)
     per_thread = config.block_t * config.block_d // (32 * config.num_warps)
-    bits = host.load_bits((x, a), per_thread)
+    bits = host.load_bits((call.x, call.a), per_thread)
     return [
         Launch(
             kernel=linear_scan_associative,
-            grid=(rows * triton.cdiv(x.shape[2], config.block_d),),
+            grid=(rows * triton.cdiv(call.x.shape[2], config.block_d),),
             args=args,
             constexprs=constexprs | {"BLOCK_T": config.block_t, "BLOCK_D": config.block_d, "STAGES": config.num_stages},
             num_warps=config.num_warps,

@@ -24,13 +24,12 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import grow, span
 from griffin_kernels.ops._triton.tensors import (
-    State,
     load_flags,
     load_rows,
     load_state,
@@ -40,6 +39,7 @@ from griffin_kernels.ops._triton.tensors import (
 )
 from griffin_kernels.ops.linear_scan import _triton
 from griffin_kernels.ops.linear_scan._triton_rows import scan_again, streams_at, streams_later
+from griffin_kernels.ops.linear_scan.op import Call
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,9 @@ def scan_blocks(streams, carry, most, channels, left, BLOCK: tl.constexpr, BLOCK
 
 @triton.jit(do_not_specialize=["T"])
 def linear_scan_blocked_diagonal(
-    x,
-    a,
+    given,
     h0,
-    reset,
     cu_seqlens,
-    h,
     h_last,
     T,
     D: tl.constexpr,
@@ -115,11 +112,11 @@ def linear_scan_blocked_diagonal(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """x, a, h: [B,T,D]; h0, h_last: [N,D]; reset: [B,T] bytes. Grid: N * ceil(D / block_d), channels fastest."""
+    """given: x, a, h [B,T,D], reset [B,T]; h0, h_last: [N,D]. Grid: N * ceil(D / block_d), channels fastest."""
     SIGN: tl.constexpr = -1 if REVERSE else 1
     row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
-    streams = streams_at(x, a, reset, h, batch, first, T, D, SIGN)
+    streams = streams_at(given, batch, first, T, D, SIGN)
     carry = load_state(h0, row, channels, ACC)  # [block_d]
     most = tl.zeros((BLOCK_D,), dtype=ACC)  # the largest |a|
     full = steps // BLOCK_T
@@ -129,23 +126,22 @@ def linear_scan_blocked_diagonal(
     left = steps - full * BLOCK_T
     if left > 0:
         carry, most = scan_blocks(streams, carry, most, channels, left, BLOCK, BLOCK_T, True)
-    store_state(State(h_last, D, 1), row, carry, channels)
-    scan_again(streams, h0, h_last, row, most, channels, steps, tl.cast(full, tl.int64) * BLOCK_T, D)
+    store_state(h_last, row, carry, channels)
+    scan_again(streams, h0, h_last, row, most, channels, steps, tl.cast(full, tl.int64) * BLOCK_T)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _triton.scan_arguments(inputs, outputs)
-    x, a = inputs["x"], inputs["a"]
+    rows, args, constexprs = _triton.scan_arguments(call, outputs)
     return [
         Launch(
             kernel=linear_scan_blocked_diagonal,
-            grid=(rows * triton.cdiv(x.shape[2], config.block_d),),
+            grid=(rows * triton.cdiv(call.x.shape[2], config.block_d),),
             args=args,
             constexprs=constexprs | {"BLOCK": config.block, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
             num_warps=config.num_warps,
             tile=config.block_t * config.block_d,
-            claims=Claims(load_bits=host.load_bits((x, a), config.block_d // (32 * config.num_warps))),
+            claims=Claims(load_bits=host.load_bits((call.x, call.a), config.block_d // (32 * config.num_warps))),
         )
     ]
 

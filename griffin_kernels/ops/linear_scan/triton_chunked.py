@@ -24,14 +24,15 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import chunks, host
 from griffin_kernels.ops._triton.chunks import entering_chunk
-from griffin_kernels.ops._triton.tensors import State, marks_at, own_channels, store_state
+from griffin_kernels.ops._triton.tensors import marks_at, own_channels, store_state
 from griffin_kernels.ops.linear_scan import _triton
 from griffin_kernels.ops.linear_scan._triton_rows import scan_rows, streams_at
+from griffin_kernels.ops.linear_scan.op import Call
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,10 @@ class Config:
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def linear_scan_chunks(
-    x,
-    a,
+    given,
     h0,
-    reset,
     marks,
     result,
-    h,
     h_last,
     T,
     chunks,
@@ -73,21 +71,21 @@ def linear_scan_chunks(
     chunk = tl.cast(piece % (chunks + 1), tl.int64)
     begin = chunk * CHUNK
     first = T - 1 - begin if REVERSE else begin
-    streams, marks = streams_at(x, a, reset, h, batch, first, T, D, SIGN), marks_at(marks, first, SIGN)
+    streams, marks = streams_at(given, batch, first, T, D, SIGN), marks_at(marks, first, SIGN)
     carry = entering_chunk(result, h0, batch, chunk, chunks, channels, D, ACC)
     carry = scan_rows(streams, marks, carry, channels, tl.cast(tl.minimum(T - begin, CHUNK), tl.int32), BLOCK_T)
-    if h_last is not None:
-        store_state(State(h_last, D, 1), batch, carry, channels, chunk == chunks)
+    store_state(h_last, batch, carry, channels, chunk == chunks)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    _, args, constexprs = _triton.scan_arguments(inputs, outputs)
-    x, a, h0, reverse = (inputs[name] for name in ("x", "a", "h0", "reverse"))
-    batch, time, width = x.shape
-    marks, begin = chunks.marked(args.pop("cu_seqlens"), h0, outputs["h_last"], time, width, reverse, constexprs["ACC"])
-    source = chunks.Source(x, a, config.chunk, reverse, False)
-    result, before = chunks.reduce(source, h0, inputs["reset"], marks, config)
+    _, args, constexprs = _triton.scan_arguments(call, outputs)
+    batch, time, width = call.x.shape
+    marks, begin = chunks.marked(
+        args.pop("cu_seqlens"), call.h0, outputs["h_last"], time, width, call.reverse, constexprs["ACC"]
+    )
+    source = chunks.Source(call.x, call.a, config.chunk, call.reverse, False)
+    result, before = chunks.reduce(source, call.h0, call.reset, marks, config)
     count = triton.cdiv(time, config.chunk)
     if marks is not None:
         args |= {"h0": None, "h_last": None}
@@ -98,7 +96,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[La
         constexprs=constexprs | {"CHUNK": config.chunk, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
         num_warps=config.num_warps,
         tile=config.block_t * config.block_d,
-        claims=Claims(load_bits=host.load_bits((x, a), config.block_d // (32 * config.num_warps))),
+        claims=Claims(load_bits=host.load_bits((call.x, call.a), config.block_d // (32 * config.num_warps))),
     )
     return [*begin, *before, scan]
 

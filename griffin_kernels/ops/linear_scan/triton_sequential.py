@@ -21,14 +21,15 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
-from griffin_kernels.ops._triton.tensors import State, load_state, own_channels, store_state
+from griffin_kernels.ops._triton.tensors import load_state, own_channels, store_state
 from griffin_kernels.ops.linear_scan import _triton
 from griffin_kernels.ops.linear_scan._triton_rows import scan_rows, streams_at
+from griffin_kernels.ops.linear_scan.op import Call
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,9 @@ class Config:
 
 @triton.jit(do_not_specialize=["T"])
 def linear_scan_sequential(
-    x,
-    a,
+    given,
     h0,
-    reset,
     cu_seqlens,
-    h,
     h_last,
     T,
     D: tl.constexpr,
@@ -56,28 +54,27 @@ def linear_scan_sequential(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """x, a, h: [B,T,D]; h0, h_last: [N,D]; reset: [B,T] bytes. Grid: N * ceil(D / block_d), channels fastest."""
+    """given: x, a, h [B,T,D], reset [B,T]; h0, h_last: [N,D]. Grid: N * ceil(D / block_d), channels fastest."""
     SIGN: tl.constexpr = -1 if REVERSE else 1
     row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
-    streams = streams_at(x, a, reset, h, batch, first, T, D, SIGN)
+    streams = streams_at(given, batch, first, T, D, SIGN)
     carry = scan_rows(streams, None, load_state(h0, row, channels, ACC), channels, steps, BLOCK_T)
-    store_state(State(h_last, D, 1), row, carry, channels)
+    store_state(h_last, row, carry, channels)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _triton.scan_arguments(inputs, outputs)
-    x, a = inputs["x"], inputs["a"]
+    rows, args, constexprs = _triton.scan_arguments(call, outputs)
     return [
         Launch(
             kernel=linear_scan_sequential,
-            grid=(rows * triton.cdiv(x.shape[2], config.block_d),),
+            grid=(rows * triton.cdiv(call.x.shape[2], config.block_d),),
             args=args,
             constexprs=constexprs | {"BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
             num_warps=config.num_warps,
             tile=config.block_t * config.block_d,
-            claims=Claims(load_bits=host.load_bits((x, a), config.block_d // (32 * config.num_warps))),
+            claims=Claims(load_bits=host.load_bits((call.x, call.a), config.block_d // (32 * config.num_warps))),
         )
     ]
 

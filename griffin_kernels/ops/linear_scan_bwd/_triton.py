@@ -4,49 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from griffin_kernels.contract import Inputs, accumulator
-from griffin_kernels.ops._triton import host as forward
+from griffin_kernels.contract import accumulator
+from griffin_kernels.ops._triton.host import empty, wide
+from griffin_kernels.ops._triton.tensors import dense_state, rows, state
+from griffin_kernels.ops.linear_scan.op import rows_of
+from griffin_kernels.ops.linear_scan_bwd._triton_rows import Streams
+from griffin_kernels.ops.linear_scan_bwd.op import Call
 
 
-def scan_arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
+def scan_arguments(call: Call, outputs: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
     """(N, arguments, constexprs) of a kernel that does the whole backward scan; allocates dx, da, dh0.
 
-    Steps are in backward order: the sign of every ``<NAME>_STEP`` is opposite to the forward pass's.
+    Steps are in backward order: the sign of every ``Rows.step`` is opposite to the forward pass's.
     """
-    names = ("dh", "dh_last", "a", "h", "h0", "reset", "cu_seqlens", "reverse")
-    dh, dh_last, a, h, h0, reset, cu_seqlens, reverse = (inputs[name] for name in names)
-    batch, time, width = a.shape
-    rows = forward.rows_of(inputs, batch)
-    if h0 is None:
+    a, width = call.a, call.a.shape[2]
+    count = rows_of(a.shape[0], call.cu_seqlens)
+    if call.h0 is None:
         outputs["dh0"] = None
+    else:
+        empty(outputs, "dh0", a, count, width, dtype=accumulator(a.dtype))
+    read = [rows(tensor, not call.reverse) for tensor in (call.dh, a, call.h, call.reset)]
+    written = [empty(outputs, name, a, *a.shape, dtype=a.dtype) for name in ("dx", "da")]
     args = {
-        "dh": dh,
-        "dh_last": dh_last,
-        "a": a,
-        "h": h,
-        "h0": h0,
-        "reset": forward.flags_of(reset),
-        "cu_seqlens": cu_seqlens,
-        "dx": forward.empty(outputs, "dx", a, batch, time, width, dtype=a.dtype),
-        "da": forward.empty(outputs, "da", a, batch, time, width, dtype=a.dtype),
-        "dh0": None if h0 is None else forward.empty(outputs, "dh0", a, rows, width, dtype=accumulator(a.dtype)),
-        "T": time,
-        "dh_batch": forward.row_stride(dh, 0),
-        "a_batch": forward.row_stride(a, 0),
-        "h_batch": forward.row_stride(h, 0),
-        "reset_batch": forward.row_stride(reset, 0),
-        "dh_last_row": forward.row_stride(dh_last, 0),
-        "h0_row": forward.row_stride(h0, 0),
+        "given": Streams(*read, *written),
+        "dh_last": state(call.dh_last),
+        "h0": state(call.h0),
+        "cu_seqlens": call.cu_seqlens,
+        "dh0": dense_state(outputs["dh0"]),
+        "T": a.shape[1],
     }
-    constexprs = {
-        "D": width,
-        **forward.time_strides("DH", dh, not reverse),
-        **forward.time_strides("A", a, not reverse),
-        **forward.time_strides("H", h, not reverse),
-        "RESET_STEP": forward.signed_step(reset, not reverse),
-        "DH_LAST_CHANNEL": forward.channel_stride(dh_last),
-        "H0_CHANNEL": forward.channel_stride(h0),
-        "REVERSE": reverse,
-        "ACC": forward.wide(a.dtype),
-    }
-    return rows, args, constexprs
+    return count, args, {"D": width, "REVERSE": call.reverse, "ACC": wide(a.dtype)}

@@ -23,16 +23,15 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton import chunks as _triton_chunks
-from griffin_kernels.ops._triton import host as forward
-from griffin_kernels.ops._triton.chunks import entering
-from griffin_kernels.ops._triton.scan import load_state
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops._triton import chunks, host
+from griffin_kernels.ops._triton.chunks import entering_chunk
+from griffin_kernels.ops._triton.tensors import load_state, marks_at, own_channels, store_state
 from griffin_kernels.ops.linear_scan_bwd import _triton
-from griffin_kernels.ops.linear_scan_bwd._triton_rows import scan_rows
+from griffin_kernels.ops.linear_scan_bwd._triton_rows import scan_rows, streams_at
+from griffin_kernels.ops.linear_scan_bwd.op import Call
 
 
 @dataclass(frozen=True)
@@ -47,149 +46,79 @@ class Config:
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def linear_scan_bwd_chunks(
-    dh,
+    given,
     dh_last,
-    a,
-    h,
     h0,
-    reset,
-    enter,
-    leave,
+    marks,
     result,
-    dx,
-    da,
     dh0,
     T,
     chunks,
-    dh_batch,
-    a_batch,
-    h_batch,
-    reset_batch,
-    dh_last_row,
-    h0_row,
     D: tl.constexpr,
-    DH_STEP,
-    DH_CHANNEL: tl.constexpr,
-    A_STEP,
-    A_CHANNEL: tl.constexpr,
-    H_STEP,
-    H_CHANNEL: tl.constexpr,
-    RESET_STEP,
-    DH_LAST_CHANNEL: tl.constexpr,
-    H0_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Phase 3. result: [B,chunks,D] states that leave all chunks but the last. Grid: B * (chunks+1) * blocks of D."""
+    """Phase 3. result: [B,chunks,D] states that leave all chunks but the last. Grid: B * (chunks+1) * blocks of D.
+
+    dh_last, dh0: None with marks, which have them.
+    """
     SIGN: tl.constexpr = 1 if REVERSE else -1
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    place = tl.num_programs(0) - 1 - tl.program_id(0)
-    columns = (place % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
-    piece = place // BLOCKS
+    piece, channels = own_channels(tl.num_programs(0) - 1 - tl.program_id(0), D, BLOCK_D)
     batch = tl.cast(piece // (chunks + 1), tl.int64)
     chunk = tl.cast(piece % (chunks + 1), tl.int64)
     begin = chunk * CHUNK
     first = begin if REVERSE else T - 1 - begin
-    state = dh_last
-    before = h0
-    if enter is not None:
-        state = None
-        before = None
-        enter += first
-        leave += first
-    if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
-    carry = scan_rows(
-        dh + (batch * dh_batch + first * (SIGN * far(DH_STEP))),
-        a + (batch * a_batch + first * (SIGN * far(A_STEP))),
-        h + (batch * h_batch + first * (SIGN * far(H_STEP))),
-        reset,
-        enter,
-        leave,
-        dx + (batch * T + first) * D,
-        da + (batch * T + first) * D,
-        dh_last,
-        dh_last_row,
-        h0,
-        h0_row,
-        dh0,
-        entering(result, state, batch, chunk, chunks, dh_last_row, columns, inside, D, DH_LAST_CHANNEL, ACC, BLOCK_D),
-        load_state(before, batch, h0_row, columns, inside & (chunk == chunks), H0_CHANNEL, ACC, BLOCK_D),
-        columns,
-        inside,
-        tl.cast(tl.minimum(T - begin, CHUNK), tl.int32),
-        tl.cast(T - begin, tl.int32),
-        D=D,
-        DH_STEP=far(DH_STEP),
-        DH_CHANNEL=DH_CHANNEL,
-        A_STEP=far(A_STEP),
-        A_CHANNEL=A_CHANNEL,
-        H_STEP=far(H_STEP),
-        H_CHANNEL=H_CHANNEL,
-        RESET_STEP=far(RESET_STEP),
-        DH_LAST_CHANNEL=DH_LAST_CHANNEL,
-        H0_CHANNEL=H0_CHANNEL,
-        REVERSE=REVERSE,
-        BLOCK_T=BLOCK_T,
-        BLOCK_D=BLOCK_D,
-    )
-    if dh0 is not None and enter is None:
-        tl.store(dh0 + batch * D + columns, carry, mask=inside & (chunk == chunks))
+    streams = streams_at(given, batch, first, T, D, SIGN)
+    carry = entering_chunk(result, dh_last, batch, chunk, chunks, channels, D, ACC)
+    before_first = load_state(h0 if marks is None else None, batch, channels, ACC, chunk == chunks)
+    marks = marks_at(marks, first, SIGN)
+    steps = tl.cast(tl.minimum(T - begin, CHUNK), tl.int32)
+    remaining = tl.cast(T - begin, tl.int32)
+    carry = scan_rows(streams, marks, h0, carry, before_first, channels, steps, remaining, BLOCK_T)
+    store_state(dh0, batch, carry, channels, chunk == chunks)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    _, args, constexprs = _triton.scan_arguments(inputs, outputs)
-    names = ("dh", "dh_last", "a", "h", "reset", "reverse")
-    dh, dh_last, a, h, reset, reverse = (inputs[name] for name in names)
-    batch, time, width = a.shape
-    enter, leave, marks = _triton_chunks.mark(
-        args.pop("cu_seqlens"), dh_last, outputs["dh0"], time, width, not reverse, constexprs["ACC"]
+    _, args, constexprs = _triton.scan_arguments(call, outputs)
+    batch, time, width = call.a.shape
+    marks, begin = chunks.marked(
+        args.pop("cu_seqlens"), call.dh_last, outputs["dh0"], time, width, not call.reverse, constexprs["ACC"]
     )
-    result, before = _triton_chunks.reduce(
-        dh,
-        a,
-        dh_last,
-        reset,
-        enter,
-        reverse=not reverse,
-        backward=True,
-        chunk=config.chunk,
-        block_t=config.block_t,
-        block_d=config.block_d,
-        num_warps=config.num_warps,
-    )
-    chunks = triton.cdiv(time, config.chunk)
+    source = chunks.Source(call.dh, call.a, config.chunk, not call.reverse, True)
+    result, before = chunks.reduce(source, call.dh_last, call.reset, marks, config)
+    count = triton.cdiv(time, config.chunk)
+    if marks is not None:
+        args |= {"dh_last": None, "dh0": None}
     scan = Launch(
         kernel=linear_scan_bwd_chunks,
-        grid=(batch * chunks * triton.cdiv(width, config.block_d),),
-        args=args | {"enter": enter, "leave": leave, "result": result, "chunks": chunks - 1},
+        grid=(batch * count * triton.cdiv(width, config.block_d),),
+        args=args | {"marks": marks, "result": result, "chunks": count - 1},
         constexprs=constexprs | {"CHUNK": config.chunk, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
         num_warps=config.num_warps,
         tile=config.block_t * config.block_d,
-        claims=Claims(load_bits=forward.load_bits((dh, a, h), config.block_d // (32 * config.num_warps))),
+        claims=Claims(load_bits=host.load_bits((call.dh, call.a, call.h), config.block_d // (32 * config.num_warps))),
     )
-    return [*marks, *before, scan]
+    return [*begin, *before, scan]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.chunk % config.block_t:
         return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return forward.unfit(case, device, config.block_d, config.num_warps)
+    return host.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:
     """The default where one pass over time cannot keep the memory busy."""
-    return 40 if forward.starves(case, device, streams=3) else 15
+    return 40 if host.starves(case, device, streams=3) else 15
 
 
 def traffic(case: Case, config: Config) -> int:
     """dh and a read twice but for one chunk; two accumulators per chunk and channel passed on."""
-    return _triton_chunks.traffic(case, config.chunk, streams=5)
+    return chunks.traffic(case, config.chunk, streams=5)
 
 
 VARIANT = Variant(

@@ -20,14 +20,15 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton import host as forward
-from griffin_kernels.ops._triton.scan import load_state, span
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.scan import span
+from griffin_kernels.ops._triton.tensors import load_state, own_channels, store_state
 from griffin_kernels.ops.linear_scan_bwd import _triton
-from griffin_kernels.ops.linear_scan_bwd._triton_rows import scan_rows
+from griffin_kernels.ops.linear_scan_bwd._triton_rows import scan_rows, streams_at
+from griffin_kernels.ops.linear_scan_bwd.op import Call
 
 
 @dataclass(frozen=True)
@@ -41,109 +42,54 @@ class Config:
 
 @triton.jit(do_not_specialize=["T"])
 def linear_scan_bwd_sequential(
-    dh,
+    given,
     dh_last,
-    a,
-    h,
     h0,
-    reset,
     cu_seqlens,
-    dx,
-    da,
     dh0,
     T,
-    dh_batch,
-    a_batch,
-    h_batch,
-    reset_batch,
-    dh_last_row,
-    h0_row,
     D: tl.constexpr,
-    DH_STEP,
-    DH_CHANNEL: tl.constexpr,
-    A_STEP,
-    A_CHANNEL: tl.constexpr,
-    H_STEP,
-    H_CHANNEL: tl.constexpr,
-    RESET_STEP,
-    DH_LAST_CHANNEL: tl.constexpr,
-    H0_CHANNEL: tl.constexpr,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """dh, a, h, dx, da: [B,T,D]; dh_last, h0, dh0: [N,D]; reset: [B,T] bytes. Grid: N * ceil(D / block_d)."""
+    """given: dh, a, h, dx, da [B,T,D], reset [B,T]; dh_last, h0, dh0: [N,D]. Grid: N * ceil(D / block_d)."""
     SIGN: tl.constexpr = 1 if REVERSE else -1
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    row = tl.program_id(0) // BLOCKS
-    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
+    row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     batch, first, steps = span(row, cu_seqlens, T, not REVERSE)
-    if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
-    carry = scan_rows(
-        dh + (batch * dh_batch + first * (SIGN * far(DH_STEP))),
-        a + (batch * a_batch + first * (SIGN * far(A_STEP))),
-        h + (batch * h_batch + first * (SIGN * far(H_STEP))),
-        reset,
-        None,
-        None,
-        dx + (batch * T + first) * D,
-        da + (batch * T + first) * D,
-        None,
-        0,
-        None,
-        0,
-        None,
-        load_state(dh_last, row, dh_last_row, columns, inside, DH_LAST_CHANNEL, ACC, BLOCK_D),
-        load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, ACC, BLOCK_D),
-        columns,
-        inside,
-        steps,
-        steps,
-        D=D,
-        DH_STEP=far(DH_STEP),
-        DH_CHANNEL=DH_CHANNEL,
-        A_STEP=far(A_STEP),
-        A_CHANNEL=A_CHANNEL,
-        H_STEP=far(H_STEP),
-        H_CHANNEL=H_CHANNEL,
-        RESET_STEP=far(RESET_STEP),
-        DH_LAST_CHANNEL=DH_LAST_CHANNEL,
-        H0_CHANNEL=H0_CHANNEL,
-        REVERSE=REVERSE,
-        BLOCK_T=BLOCK_T,
-        BLOCK_D=BLOCK_D,
-    )
-    if dh0 is not None:
-        tl.store(dh0 + tl.cast(row, tl.int64) * D + columns, carry, mask=inside)
+    streams = streams_at(given, batch, first, T, D, SIGN)
+    carry = load_state(dh_last, row, channels, ACC)  # [block_d]
+    before_first = load_state(h0, row, channels, ACC)  # [block_d]
+    carry = scan_rows(streams, None, None, carry, before_first, channels, steps, steps, BLOCK_T)
+    store_state(dh0, row, carry, channels)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _triton.scan_arguments(inputs, outputs)
-    dh, a, h = inputs["dh"], inputs["a"], inputs["h"]
+    rows, args, constexprs = _triton.scan_arguments(call, outputs)
     return [
         Launch(
             kernel=linear_scan_bwd_sequential,
-            grid=(rows * triton.cdiv(a.shape[2], config.block_d),),
+            grid=(rows * triton.cdiv(call.a.shape[2], config.block_d),),
             args=args,
             constexprs=constexprs | {"BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
             num_warps=config.num_warps,
             tile=config.block_t * config.block_d,
-            claims=Claims(load_bits=forward.load_bits((dh, a, h), config.block_d // (32 * config.num_warps))),
+            claims=Claims(
+                load_bits=host.load_bits((call.dh, call.a, call.h), config.block_d // (32 * config.num_warps))
+            ),
         )
     ]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return forward.unfit(case, device, config.block_d, config.num_warps)
+    return host.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:
     """The default wherever its loads can keep the memory busy."""
-    return 20 if forward.starves(case, device, streams=3) else 30
+    return 20 if host.starves(case, device, streams=3) else 30
 
 
 VARIANT = Variant(

@@ -217,8 +217,8 @@ def linear_scan_carry(
                     if (tl.max(useless.to(tl.int32), axis=0) != 0) & (stop == 0):
                         step = tl.cast(begin + c, tl.int64) * CHUNK
                         first = T - 1 - step if REVERSE else step
-                        here = at(x, batch, first, SIGN)
-                        walked = walk(here, at(a, batch, first, SIGN), carry, channels, BACKWARD, CHUNK)
+                        values, gates = at(x, batch, first, SIGN), at(a, batch, first, SIGN)
+                        walked = walk(values, gates, carry, channels, BACKWARD, CHUNK)
                         after = tl.where(useless, walked, after)
                 carry = after
                 store_row(later(result, c), 0, carry, channels, 1, True)

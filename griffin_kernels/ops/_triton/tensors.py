@@ -7,7 +7,7 @@ in memory, and so are the row strides of adjacent rows, which makes row offsets 
 
 An optional bundle is None. Within a loop it is moved under ``if bundle is not None``, since its type must not change.
 A constexpr in a bundle stays one until the bundle is assigned to a name; then it is a constant of the machine code, of
-which Python's ``if`` and ``reach`` know nothing.
+which Python's ``if`` and ``reach`` know nothing. What a loop moves has to be assigned before.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
@@ -93,24 +93,15 @@ def dense(pointer, row, D: tl.constexpr, SIGN: tl.constexpr):
 @triton.jit
 def at(rows, batch, time, SIGN: tl.constexpr):
     """The rows of a batch entry from ``time`` on."""
-    if rows is None:
-        moved = None
-    else:
-        step = far(rows.step)
-        moved = Rows(rows.at + (batch * rows.batch + time * (SIGN * step)), rows.batch, step, rows.channel)
-    return moved
+    if rows is not None:
+        pointer = rows.at + (batch * rows.batch + time * (SIGN * far(rows.step)))
+    return None if rows is None else Rows(pointer, rows.batch, far(rows.step), rows.channel)
 
 
 @triton.jit
 def later(rows, steps):
     """The rows from ``steps`` steps later on; a compile-time constant takes rows that ``at`` or ``dense`` gave."""
-    return None if rows is None else further(rows, far(steps) * rows.step)
-
-
-@triton.jit
-def further(rows, elements):
-    """The rows from ``elements`` elements further on."""
-    return Rows(rows.at + elements, rows.batch, rows.step, rows.channel)
+    return None if rows is None else Rows(rows.at + far(steps) * rows.step, rows.batch, rows.step, rows.channel)
 
 
 @triton.jit

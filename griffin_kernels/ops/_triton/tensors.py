@@ -101,7 +101,13 @@ def at(rows, batch, time, SIGN: tl.constexpr):
 @triton.jit
 def later(rows, steps):
     """The rows from ``steps`` steps later on; a compile-time constant takes rows that ``at`` or ``dense`` gave."""
-    return None if rows is None else Rows(rows.at + far(steps) * rows.step, rows.batch, rows.step, rows.channel)
+    return None if rows is None else further(rows, far(steps) * rows.step)
+
+
+@triton.jit
+def further(rows, elements):
+    """The rows from ``elements`` elements further on."""
+    return Rows(rows.at + elements, rows.batch, rows.step, rows.channel)
 
 
 @triton.jit

@@ -12,7 +12,8 @@ import triton.language as tl
 from griffin_kernels import catalog, device, launch, verify
 from griffin_kernels.ops.recurrent_block.cost import make_case as block_case
 from griffin_kernels.ops.rg_lru import _triton
-from griffin_kernels.ops.rg_lru._triton_jit import decay, gates
+from griffin_kernels.ops.rg_lru._triton_jit import Gates, decay
+from griffin_kernels.ops.rg_lru._triton_jit import gates_of as gates
 from griffin_kernels.ops.rg_lru.cost import make_case
 
 WHERE = device.gpu(0) if torch.cuda.is_available() else device.INTERPRETER
@@ -117,7 +118,7 @@ def test_saturated_gates_and_gates_of_one_give_no_nan(variant):
 def gates_kernel(z_i, z_r, a_param, out, FAST: tl.constexpr, SIZE: tl.constexpr):
     """i, r, a, v, m as rows of out [5, SIZE]."""
     at = tl.arange(0, SIZE)
-    values = gates(tl.load(z_i + at), tl.load(z_r + at), decay(tl.load(a_param + at)), FAST)
+    values = gates(tl.load(z_i + at), tl.load(z_r + at), Gates(0.0, 0.0, decay(tl.load(a_param + at))), FAST)
     for k in tl.static_range(5):
         tl.store(out + k * SIZE + at, values[k])
 

@@ -206,12 +206,6 @@ def one_minus_square(a, log2_a, FAST: tl.constexpr):
 
 
 @triton.jit
-def gates(z_i, z_r, decay_log2, FAST: tl.constexpr):
-    """``scaled_gates`` of the gates' arguments, biases added: i = sigmoid(z_i), r = sigmoid(z_r)."""
-    return scaled_gates(argument(z_i, 0.0, FAST), argument(z_r, 0.0, FAST), decay_log2, FAST)
-
-
-@triton.jit
 def load_gates(parameters, channels):
     """The gates of a program's channels."""
     return Gates(

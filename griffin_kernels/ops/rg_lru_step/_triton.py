@@ -14,8 +14,8 @@ from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host, tensors
-from griffin_kernels.ops.rg_lru.op import GATES
-from griffin_kernels.ops.rg_lru_step._triton_jit import Gates, step_by_dot, step_by_vector
+from griffin_kernels.ops.rg_lru._triton import parameters
+from griffin_kernels.ops.rg_lru_step._triton_jit import step_by_dot, step_by_vector
 from griffin_kernels.ops.temporal_conv1d_step._triton import indices_of
 from griffin_kernels.ops.temporal_conv1d_step._triton_jit import Convolution
 
@@ -109,7 +109,7 @@ def described(
     if taps:
         weight, bias = inputs["conv_weight"].contiguous(), inputs["conv_bias"].contiguous()
         conv = Convolution(weight, bias, tensors.rows(inputs["conv_state"]))
-    gates = Gates(*[inputs[name].contiguous() for name in GATES])
+    gates = parameters(inputs, weights=True)
     outputs["h"] = h
     tile = blocks["BLOCK_N"] * blocks["BLOCK_K"]
     load_bits = host.load_bits((gates.weight_i,), tile // (32 * config.num_warps))
@@ -120,7 +120,7 @@ def described(
             "x": tensors.state(x),
             "y": tensors.state(inputs.get("y")),
             "conv": conv,
-            "gates": gates,
+            "parameters": gates,
             "h": tensors.state(h),
             "indices": indices_of(inputs["positions"], inputs["slots"]),
             "out": host.empty(outputs, output, x, batch, width, dtype=x.dtype),

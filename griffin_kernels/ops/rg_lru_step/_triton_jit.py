@@ -10,26 +10,14 @@ the convolution where there is one (TAPS > 0). Only a program that owns the whol
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton.dot import dot
 from griffin_kernels.ops._triton.elementwise import gelu
-from griffin_kernels.ops.rg_lru._triton_jit import decay
-from griffin_kernels.ops.rg_lru._triton_jit import gates as gate_values
+from griffin_kernels.ops._triton.tensors import Channels
+from griffin_kernels.ops.rg_lru._triton_jit import gates_of, load_gates
 from griffin_kernels.ops.temporal_conv1d_step._triton_jit import convolve, keep, newest, tokens_of
-
-
-class Gates(NamedTuple):
-    """a_param: [D]; weights: [H,n,n]; biases: [H,n]. All contiguous."""
-
-    a_param: Any
-    weight_i: Any
-    bias_i: Any
-    weight_r: Any
-    bias_r: Any
 
 
 @triton.jit
@@ -40,11 +28,11 @@ def own_columns(N: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def load_weights(gates, block, k, column, N: tl.constexpr, FILLED: tl.constexpr):
+def load_weights(parameters, block, k, column, N: tl.constexpr, FILLED: tl.constexpr):
     """Both gates' weights [inputs, outputs] of a gate block, zeros outside it. FILLED: nothing is outside."""
     corner = tl.cast(block, tl.int64) * (N * N)
-    w_i = gates.weight_i + corner + (k[:, None] * N + column[None, :])
-    w_r = gates.weight_r + corner + (k[:, None] * N + column[None, :])
+    w_i = parameters.weight_i + corner + (k[:, None] * N + column[None, :])
+    w_r = parameters.weight_r + corner + (k[:, None] * N + column[None, :])
     if FILLED:
         tiles = (tl.load(w_i), tl.load(w_r))
     else:
@@ -68,7 +56,7 @@ def enter(x, conv, tokens, channel, there, D: tl.constexpr, TAPS: tl.constexpr):
 
 
 @triton.jit
-def finish(z_i, z_r, x, y, conv, gates, h, out, tokens, channel, there, D: tl.constexpr, TAPS: tl.constexpr,
+def finish(z_i, z_r, x, y, conv, parameters, h, out, tokens, channel, there, D: tl.constexpr, TAPS: tl.constexpr,
            ALONE: tl.constexpr):  # fmt: skip
     """From the products, channels by rows in float32, to the states and the output.
 
@@ -78,9 +66,7 @@ def finish(z_i, z_r, x, y, conv, gates, h, out, tokens, channel, there, D: tl.co
     u = enter(x, conv, tokens, channel, there, D, TAPS)
     if TAPS > 1 and ALONE:
         keep(newest(x, tokens, channel, there), conv, tokens, channel, there, TAPS)
-    z_i += tl.load(gates.bias_i + channel, mask=there, other=0.0).to(tl.float32)
-    z_r += tl.load(gates.bias_r + channel, mask=there, other=0.0).to(tl.float32)
-    i, _, a, _, m = gate_values(z_i, z_r, decay(tl.load(gates.a_param + channel, mask=there, other=0.0)), False)
+    i, _, a, _, m = gates_of(z_i, z_r, load_gates(parameters, Channels(channel, there, None)), False)
     goes_on = inside
     if tokens.position is not None:
         m = tl.where(tokens.position == 0, 1.0, m)
@@ -101,7 +87,7 @@ def step_by_dot(
     x,
     y,
     conv,
-    gates,
+    parameters,
     h,
     indices,
     out,
@@ -126,12 +112,12 @@ def step_by_dot(
     z_r = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
     for start in tl.range(0, N, BLOCK_K, num_stages=STAGES):
         k = start + tl.arange(0, BLOCK_K)
-        w_i, w_r = load_weights(gates, block, k, column, N, N % BLOCK_K == 0 and N % BLOCK_N == 0)
+        w_i, w_r = load_weights(parameters, block, k, column, N, N % BLOCK_K == 0 and N % BLOCK_N == 0)
         u = enter(x, conv, tokens, first + k[:, None], k[:, None] < N, D, TAPS).to(w_i.dtype)
         z_i = dot(tl.trans(w_i), u, z_i)
         z_r = dot(tl.trans(w_r), u, z_r)
     column = column[:, None]
-    finish(z_i, z_r, x, y, conv, gates, h, out, tokens, first + column, column < N, D, TAPS, N <= BLOCK_N)
+    finish(z_i, z_r, x, y, conv, parameters, h, out, tokens, first + column, column < N, D, TAPS, N <= BLOCK_N)
 
 
 @triton.jit(do_not_specialize=["B", "P"])
@@ -139,7 +125,7 @@ def step_by_vector(
     x,
     y,
     conv,
-    gates,
+    parameters,
     h,
     indices,
     out,
@@ -156,10 +142,10 @@ def step_by_vector(
     block, column = own_columns(N, BLOCK_N)
     first = block * N
     k = tl.arange(0, BLOCK_K)
-    w_i, w_r = load_weights(gates, block, k, column, N, N == BLOCK_K and N % BLOCK_N == 0)
+    w_i, w_r = load_weights(parameters, block, k, column, N, N == BLOCK_K and N % BLOCK_N == 0)
     for r in tl.static_range(BLOCK_B):
         tokens = tokens_of(tl.program_id(1) * BLOCK_B + r, indices, B, P)
         seen = enter(x, conv, tokens, first + k, k < N, D, TAPS)[:, None]
         z_i = tl.sum(seen * w_i.to(tl.float32), 0)
         z_r = tl.sum(seen * w_r.to(tl.float32), 0)
-        finish(z_i, z_r, x, y, conv, gates, h, out, tokens, first + column, column < N, D, TAPS, N <= BLOCK_N)
+        finish(z_i, z_r, x, y, conv, parameters, h, out, tokens, first + column, column < N, D, TAPS, N <= BLOCK_N)

@@ -18,10 +18,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops.recurrent_block_step import _triton
+from griffin_kernels.ops.recurrent_block_step.op import Call
 from griffin_kernels.ops.rg_lru_step import _triton as lru
 
 
@@ -34,9 +35,9 @@ class Config(lru.Dot):
     num_warps: int = 8
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One launch, or two."""
-    return _triton.steps(lru.dot_launch, inputs, outputs, config)
+    return _triton.steps(lru.dot_launch, call, outputs, config)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

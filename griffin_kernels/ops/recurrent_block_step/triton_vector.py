@@ -15,10 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops.recurrent_block_step import _triton
+from griffin_kernels.ops.recurrent_block_step.op import Call
 from griffin_kernels.ops.rg_lru_step import _triton as lru
 
 
@@ -27,9 +28,9 @@ class Config(lru.Vector):
     __doc__ = lru.Vector.__doc__
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """The convolution, then the gates; one launch where a program owns a gate block."""
-    return _triton.steps(lru.vector_launch, inputs, outputs, config)
+    return _triton.steps(lru.vector_launch, call, outputs, config)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

@@ -17,10 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops.rg_lru_step import _triton
+from griffin_kernels.ops.rg_lru_step.op import Call
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Config(_triton.Dot):
     __doc__ = _triton.Dot.__doc__
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One launch."""
-    return [_triton.dot_launch(inputs, outputs, "y", config, inputs["x"])]
+    return [_triton.dot_launch(call, outputs, "y", config)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

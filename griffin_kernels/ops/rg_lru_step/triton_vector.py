@@ -15,10 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops.rg_lru_step import _triton
+from griffin_kernels.ops.rg_lru_step.op import Call
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class Config(_triton.Vector):
     __doc__ = _triton.Vector.__doc__
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One launch."""
-    return [_triton.vector_launch(inputs, outputs, "y", config, inputs["x"])]
+    return [_triton.vector_launch(call, outputs, "y", config)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

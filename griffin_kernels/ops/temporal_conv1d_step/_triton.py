@@ -18,9 +18,14 @@ def indices_of(positions: Tensor | None, slots: Tensor | None) -> Indices:
     return Indices(positions, slots, host.known_stride(positions, 0), host.known_stride(slots, 0))
 
 
+def bundle(call: Call) -> Convolution:
+    """What a kernel needs of a call to convolve."""
+    return Convolution(call.weight.contiguous(), call.bias.contiguous(), tensors.rows(call.state))
+
+
 def launch(kernel: Any, call: Call, outputs: dict[str, Any], config: Any, block_b: int, **blocks: int) -> Launch:
     """A program per ``block_b`` batch rows and block of channels; allocates y."""
-    x, weight, bias, state, positions, slots = call
+    x, weight, _, state, positions, slots = call
     batch, width = x.shape
     outputs["state"] = state
     tile = block_b * config.block_d
@@ -29,7 +34,7 @@ def launch(kernel: Any, call: Call, outputs: dict[str, Any], config: Any, block_
         grid=(triton.cdiv(batch, block_b) * triton.cdiv(width, config.block_d),),
         args={
             "x": tensors.state(x),
-            "conv": Convolution(weight.contiguous(), bias.contiguous(), tensors.rows(state)),
+            "conv": bundle(call),
             "indices": indices_of(positions, slots),
             "y": host.empty(outputs, "y", x, batch, width, dtype=x.dtype),
             "B": batch,

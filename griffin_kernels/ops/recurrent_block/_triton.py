@@ -17,25 +17,20 @@ from typing import Any
 from griffin_kernels.contract import Case, Variant, from_parts
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Step
+from griffin_kernels.ops.recurrent_block.op import Call, convolution
 from griffin_kernels.ops.rg_lru._triton import Branch
 from griffin_kernels.ops.rg_lru.cost import cost, make_case
-from griffin_kernels.ops.rg_lru.op import GATES
-from griffin_kernels.ops.rg_lru.op import OP as RG_LRU
+from griffin_kernels.ops.rg_lru.op import within
 from griffin_kernels.ops.temporal_conv1d import triton_rows
 from griffin_kernels.ops.temporal_conv1d._triton import too_many_taps
-from griffin_kernels.ops.temporal_conv1d.op import Call
 
 
-def steps(call: Any, outputs: dict[str, Any], config: Any, recurrent: Callable[..., Sequence[Step]]) -> list[Step]:
+def steps(call: Call, outputs: dict[str, Any], config: Any, recurrent: Callable[..., Sequence[Step]]) -> list[Step]:
     """The convolution's launch and those of ``recurrent``, a variant of rg_lru; fills ``outputs``."""
     convolved: dict[str, Any] = {"new_state": outputs.get("new_conv_state")}
-    around = call.segment_pos, call.cu_seqlens
-    convolution = Call(call.x, call.conv_weight, call.conv_bias, call.conv_state, *around)
-    first = triton_rows.launches(convolution, convolved, triton_rows.Config())
+    first = triton_rows.launches(convolution(call), convolved, triton_rows.Config())
     found = {"out": outputs.get("out"), "h_last": outputs.get("h_last"), "y": outputs.get("h")}
-    gates = (getattr(call, name) for name in GATES)
-    within = RG_LRU.call(convolved["y"], *gates, call.h0, *around)
-    then = recurrent(within, found, config, Branch(call.y, call.with_h))
+    then = recurrent(within(call, convolved["y"]), found, config, Branch(call.y, call.with_h))
     outputs |= {"out": found["out"], "new_conv_state": convolved["new_state"], "h_last": found["h_last"]}
     outputs["h"] = found["y"] if call.with_h else None
     return [*first, *then]
@@ -52,7 +47,7 @@ def around(lru: Variant, summary: str) -> Variant:
     assert lru.launches is not None
     recurrent = lru.launches
 
-    def launches(call: Any, outputs: dict[str, Any], config: Any) -> list[Step]:
+    def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Step]:
         return steps(call, outputs, config, recurrent)
 
     def reject(case: Case, device: Device, config: Any) -> str | None:
@@ -61,8 +56,8 @@ def around(lru: Variant, summary: str) -> Variant:
     def traffic(case: Case, config: Any) -> int:
         """Bytes of both passes: the convolution's x and u, what rg_lru moves with u for its x, and y."""
         stream: int = case["B"] * case["T"] * case["D"] * case.bytes_per_element()
-        within = lru_case(case)
-        return 3 * stream + (cost(within).bytes_total if lru.traffic is None else lru.traffic(within, config))
+        inner = lru_case(case)
+        return 3 * stream + (cost(inner).bytes_total if lru.traffic is None else lru.traffic(inner, config))
 
     return dataclasses.replace(
         lru,

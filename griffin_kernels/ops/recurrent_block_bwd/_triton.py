@@ -8,33 +8,27 @@ from typing import Any
 
 from griffin_kernels.contract import Case, Variant, from_parts
 from griffin_kernels.launch import Step
+from griffin_kernels.ops.recurrent_block import op as forward
+from griffin_kernels.ops.recurrent_block_bwd.op import Call, convolution, recurrence
 from griffin_kernels.ops.rg_lru.cost import make_case
 from griffin_kernels.ops.rg_lru.op import GATES
-from griffin_kernels.ops.rg_lru_bwd.op import OP as RG_LRU_BWD
 from griffin_kernels.ops.temporal_conv1d import triton_rows as conv
-from griffin_kernels.ops.temporal_conv1d.op import Call as ConvCall
 from griffin_kernels.ops.temporal_conv1d_bwd import triton_rows as conv_bwd
-from griffin_kernels.ops.temporal_conv1d_bwd.op import Call as ConvBwdCall
 
 
-def launches(call: Any, outputs: dict[str, Any], config: Any, recurrent: Callable[..., list[Step]]) -> list[Step]:
+def launches(call: Call, outputs: dict[str, Any], config: Any, recurrent: Callable[..., list[Step]]) -> list[Step]:
     """u by the convolution; du, dy and the gates' gradients by ``recurrent``; dx and the taps' by the convolution's.
 
     recurrent: ``launches`` of a variant of rg_lru_bwd that takes a branch.
     """
-    x, weight, state, around = call.x, call.conv_weight, call.conv_state, (call.segment_pos, call.cu_seqlens)
     convolved: dict[str, Any] = {}
-    again = ConvCall(x, weight, call.conv_bias, state, *around)
-    steps: list[Step] = list(conv.launches(again, convolved, conv.Config()))
-    gates = (getattr(call, name) for name in GATES)
-    within = RG_LRU_BWD.call(call.dout, call.dh_last, convolved["y"], *gates, call.h, call.h0, *around)
+    steps: list[Step] = list(conv.launches(forward.convolution(call), convolved, conv.Config()))
     through: dict[str, Any] = {name: outputs.get(name) for name in (*(f"d{gate}" for gate in GATES), "dh0")}
     through |= {"dx": None, "dbranch": outputs.get("dy")}
-    steps += recurrent(within, through, config, call.y)
+    steps += recurrent(recurrence(call, call.dout, convolved["y"]), through, config, call.y)
     taps = ("weight", "bias", "state")
     conv_outputs = {"dx": outputs.get("dx")} | {f"d{name}": outputs.get(f"dconv_{name}") for name in taps}
-    conv_call = ConvBwdCall(through.pop("dx"), call.dnew_conv_state, x, weight, state, *around)
-    steps += conv_bwd.launches(conv_call, conv_outputs, conv_bwd.Config())
+    steps += conv_bwd.launches(convolution(call, through.pop("dx")), conv_outputs, conv_bwd.Config())
     outputs |= {"dx": conv_outputs["dx"], "dy": through.pop("dbranch"), **through}
     outputs |= {f"dconv_{name}": conv_outputs[f"d{name}"] for name in taps}
     return steps
@@ -52,7 +46,7 @@ def around(lru: Variant, summary: str) -> Variant:
     assert lru.launches is not None
     recurrent = lru.launches
 
-    def steps(call: Any, outputs: dict[str, Any], config: Any) -> list[Step]:
+    def steps(call: Call, outputs: dict[str, Any], config: Any) -> list[Step]:
         return launches(call, outputs, config, recurrent)
 
     def traffic(case: Case, config: Any) -> int:

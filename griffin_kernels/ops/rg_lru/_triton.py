@@ -10,19 +10,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from griffin_kernels import launch
 from griffin_kernels.architectures import SCRATCH, no_products, over_shared
 from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Call, Claims, Launch
+from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import chunks as split
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.strides import constant
-from griffin_kernels.ops._triton.tensors import Marks, Rows, dense_state, rows, state
+from griffin_kernels.ops._triton.tensors import rows, state
 from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru._triton_jit import Parameters, Steps
 from griffin_kernels.ops.rg_lru._triton_tiles import Shape
 from griffin_kernels.ops.rg_lru.cost import cost
-from griffin_kernels.ops.rg_lru.op import GATES, is_fresh
+from griffin_kernels.ops.rg_lru.op import GATES, Call, is_fresh
 
 
 class Branch(NamedTuple):
@@ -33,7 +34,7 @@ class Branch(NamedTuple):
 
 
 def arguments(
-    call: Any, outputs: dict[str, Any], branch: Branch | None, products: tuple[Tensor, Tensor] | None = None
+    call: Call, outputs: dict[str, Any], branch: Branch | None, products: tuple[Tensor, Tensor] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arguments, constexprs) of every kernel here; allocates what they write. products: x W_i and x W_r if given."""
     x = call.x
@@ -59,13 +60,13 @@ def parameters(call: Any, weights: bool) -> Parameters:
     return Parameters(*read)
 
 
-def products(call: Any) -> tuple[tuple[Tensor, Tensor], list[Call]]:
+def products(call: Call) -> tuple[tuple[Tensor, Tensor], list[launch.Call]]:
     """(x W_i and x W_r as [B,T,D] in the data's dtype, the steps that compute them)."""
     x = call.x
     z_i, z_r = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
     return (z_i, z_r), [
-        Call("block-diagonal product z_i", product(x, call.input_gate_weight, z_i)),
-        Call("block-diagonal product z_r", product(x, call.recurrence_gate_weight, z_r)),
+        launch.Call("block-diagonal product z_i", product(x, call.input_gate_weight, z_i)),
+        launch.Call("block-diagonal product z_r", product(x, call.recurrence_gate_weight, z_r)),
     ]
 
 
@@ -83,11 +84,7 @@ def in_chunks(
     launch that reduces, or that scans, by its chunks of all batch entries and arguments besides those of any kernel.
     """
     batch, time, width = call.x.shape
-    enter, leave, steps = split.mark(call.cu_seqlens, given, final, time, width, reverse, tl.float32)
-    marks = None
-    if enter is not None:
-        sign, last = constant(-1 if reverse else 1), dense_state(final)
-        marks = Marks(Rows(enter, 0, sign, None), Rows(leave, 0, sign, None), state(given), last)
+    marks, steps = split.marked(call.cu_seqlens, given, final, time, width, reverse, tl.float32)
     chunks = triton.cdiv(time, chunk) - 1
     args = {"marks": marks, "product": None, "result": None, "chunks": chunks}
     if chunks:

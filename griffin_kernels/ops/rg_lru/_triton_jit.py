@@ -34,7 +34,7 @@ from griffin_kernels.ops._triton.elementwise import (
     reciprocal,
     tanh_approx,
 )
-from griffin_kernels.ops._triton.tensors import State, at, dense, later, load_state
+from griffin_kernels.ops._triton.tensors import at, dense, later
 from griffin_kernels.ops.rg_lru.op import DECAY
 
 DECAY_LOG2 = tl.constexpr(-DECAY * 1.4426950408889634)
@@ -77,30 +77,26 @@ class Gates(NamedTuple):
 @triton.jit
 def steps_at(steps, batch, time, T, D: tl.constexpr):
     """The steps of a batch entry from ``time`` on, all of them ``Rows``."""
-    row = batch * T + time
     return Steps(
         at(steps.x, batch, time, 1),
         at(steps.branch, batch, time, 1),
         at(steps.positions, batch, time, 1),
-        dense(steps.z_i, row, D, 1),
-        dense(steps.z_r, row, D, 1),
-        dense(steps.y, row, D, 1),
-        dense(steps.out, row, D, 1),
+        *dense_rows(steps.z_i, steps.z_r, steps.y, steps.out, batch * T + time, D),
     )
+
+
+@triton.jit
+def dense_rows(z_i, z_r, y, out, row, D: tl.constexpr):
+    """All four from ``row`` on."""
+    return dense(z_i, row, D, 1), dense(z_r, row, D, 1), dense(y, row, D, 1), dense(out, row, D, 1)
 
 
 @triton.jit
 def steps_later(steps, count):
     """The steps from ``count`` steps later on."""
-    return Steps(
-        later(steps.x, count),
-        later(steps.branch, count),
-        later(steps.positions, count),
-        later(steps.z_i, count),
-        later(steps.z_r, count),
-        later(steps.y, count),
-        later(steps.out, count),
-    )
+    x, branch, positions = later(steps.x, count), later(steps.branch, count), later(steps.positions, count)
+    z_i, z_r = later(steps.z_i, count), later(steps.z_r, count)
+    return Steps(x, branch, positions, z_i, z_r, later(steps.y, count), later(steps.out, count))
 
 
 @triton.jit
@@ -110,15 +106,6 @@ def own_chunk(piece, chunks, T, REDUCE: tl.constexpr, CHUNK: tl.constexpr):
     chunk = tl.cast(piece % pieces, tl.int64)
     first = chunk * CHUNK
     return tl.cast(piece // pieces, tl.int64), chunk, first, tl.cast(tl.minimum(T - first, CHUNK), tl.int32)
-
-
-@triton.jit
-def entering(result, state, batch, chunk, chunks, channels, D: tl.constexpr):
-    """The state [block_d] that enters a chunk: the given one for the first, else what left the chunk before."""
-    carry = load_state(state, batch, channels, tl.float32, chunk == 0)
-    if result is not None:
-        carry += load_state(State(result, D, 1), batch * chunks + chunk - 1, channels, tl.float32, chunk > 0)
-    return carry
 
 
 @triton.jit

@@ -57,15 +57,14 @@ def tile_flags(flags, left, OTHER: tl.constexpr, BLOCK_T: tl.constexpr):
 @triton.jit
 def load_tile(steps, marks, channels, left, BLOCK_T: tl.constexpr):
     """The tile at the first of ``left`` steps."""
-    return Tile(
-        tile_rows(steps.x, channels, left, 0.0, BLOCK_T),
-        tile_rows(steps.z_i, channels, left, 0.0, BLOCK_T),
-        tile_rows(steps.z_r, channels, left, float("-inf"), BLOCK_T),
-        tile_rows(steps.branch, channels, left, 0.0, BLOCK_T),
-        tile_flags(steps.positions, left, 1, BLOCK_T),
-        () if marks is None else tile_flags(marks.enter, left, -1, BLOCK_T),
-        () if marks is None else tile_flags(marks.leave, left, -1, BLOCK_T),
-    )
+    xs = tile_rows(steps.x, channels, left, 0.0, BLOCK_T)
+    zs_i = tile_rows(steps.z_i, channels, left, 0.0, BLOCK_T)
+    zs_r = tile_rows(steps.z_r, channels, left, float("-inf"), BLOCK_T)
+    others = tile_rows(steps.branch, channels, left, 0.0, BLOCK_T)
+    where = tile_flags(steps.positions, left, 1, BLOCK_T)
+    enters = () if marks is None else tile_flags(marks.enter, left, -1, BLOCK_T)
+    leaves = () if marks is None else tile_flags(marks.leave, left, -1, BLOCK_T)
+    return Tile(xs, zs_i, zs_r, others, where, enters, leaves)
 
 
 @triton.jit

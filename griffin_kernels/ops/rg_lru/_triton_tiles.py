@@ -197,7 +197,7 @@ def reduce_tile(a, u, cut, product, result, ROWS: tl.constexpr, BLOCK_T: tl.cons
 @triton.jit
 def offsets(rows, columns, order, D: tl.constexpr):
     """Offsets [channels, steps] of a tile in elements, 64-bit only where 32 are too few."""
-    if (order.shape[0] + 1) * reach(rows.step) + 2 * D * rows.channel >= 2**31:
+    if (order.shape[0] + 1) * reach(rows.step) + 2 * D * reach(rows.channel) >= 2**31:
         order = order.to(tl.int64)
         columns = columns.to(tl.int64)
     return columns[:, None] * rows.channel + order[None, :] * far(rows.step)

@@ -35,6 +35,7 @@ from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru import _triton
 from griffin_kernels.ops.rg_lru._triton_jit import steps_at
 from griffin_kernels.ops.rg_lru._triton_tiles import own_block, scan_block
+from griffin_kernels.ops.rg_lru.op import Call
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def rg_lru_gates(
     store_state(State(h_last, D, 1), row, carry, block.channels)
 
 
-def launches(call: Any, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Launch]:
     """One program per row of h0, gate block and slice of its output channels."""
     args, constexprs = _triton.arguments(call, outputs, branch)
     x = call.x

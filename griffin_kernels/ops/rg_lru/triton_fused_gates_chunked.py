@@ -28,10 +28,12 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
+from griffin_kernels.ops._triton.chunks import entering_chunk
 from griffin_kernels.ops._triton.tensors import State, marks_later, store_state
 from griffin_kernels.ops.rg_lru import _triton
-from griffin_kernels.ops.rg_lru._triton_jit import entering, own_chunk, steps_at
+from griffin_kernels.ops.rg_lru._triton_jit import own_chunk, steps_at
 from griffin_kernels.ops.rg_lru._triton_tiles import own_block, reduce_block, scan_block
+from griffin_kernels.ops.rg_lru.op import Call
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ def rg_lru_gates_chunks(
         store_state(State(product, D, 1), batch * chunks + chunk, p, block.channels)
         store_state(State(result, D, 1), batch * chunks + chunk, s, block.channels)
     else:
-        carry = entering(result, h0 if marks is None else None, batch, chunk, chunks, block.channels, D)
+        carry = entering_chunk(
+            result, h0 if marks is None else None, batch, chunk, chunks, block.channels, D, tl.float32
+        )
         carry = scan_block(
             steps_at(steps, batch, first, T, D), marks, block, carry, first, count, D, FRESH, FAST, shape
         )
@@ -87,7 +91,7 @@ def rg_lru_gates_chunks(
             store_state(State(h_last, D, 1), batch, carry, block.channels, chunk == chunks)
 
 
-def launches(call: Any, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
     args, constexprs = _triton.arguments(call, outputs, branch)
     x = call.x

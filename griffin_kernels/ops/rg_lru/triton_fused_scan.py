@@ -35,6 +35,7 @@ from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru import _triton
 from griffin_kernels.ops.rg_lru._triton_jit import load_gates, steps_at
 from griffin_kernels.ops.rg_lru._triton_rows import scan_rows
+from griffin_kernels.ops.rg_lru.op import Call
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def rg_lru_scan(
     store_state(State(h_last, D, 1), row, carry, channels)
 
 
-def launches(call: Any, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Step]:
+def launches(call: Call, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Step]:
     """Two products, then one program per row of h0 and block of channels."""
     products, steps = _triton.products(call)
     args, constexprs = _triton.arguments(call, outputs, branch, products)

@@ -28,10 +28,12 @@ from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
 from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.chunks import entering_chunk
 from griffin_kernels.ops._triton.tensors import State, marks_later, own_channels, store_state
 from griffin_kernels.ops.rg_lru import _triton
-from griffin_kernels.ops.rg_lru._triton_jit import entering, load_gates, own_chunk, steps_at
+from griffin_kernels.ops.rg_lru._triton_jit import load_gates, own_chunk, steps_at
 from griffin_kernels.ops.rg_lru._triton_rows import reduce_rows, scan_rows
+from griffin_kernels.ops.rg_lru.op import Call
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,14 @@ def rg_lru_chunks(
         store_state(State(product, D, 1), batch * chunks + chunk, p, channels)
         store_state(State(result, D, 1), batch * chunks + chunk, s, channels)
     else:
-        carry = entering(result, h0 if marks is None else None, batch, chunk, chunks, channels, D)
+        carry = entering_chunk(result, h0 if marks is None else None, batch, chunk, chunks, channels, D, tl.float32)
         # nothing ahead: enough programs have loads in flight
         carry = scan_rows(steps, marks, gates, carry, channels, first, count, FRESH, FAST, False, BLOCK_T)
         if marks is None:
             store_state(State(h_last, D, 1), batch, carry, channels, chunk == chunks)
 
 
-def launches(call: Any, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Step]:
+def launches(call: Call, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Step]:
     """Two products, marks (packed only), reduce and carry (more than one chunk only), host."""
     products, steps = _triton.products(call)
     args, constexprs = _triton.arguments(call, outputs, branch, products)

@@ -30,9 +30,10 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
+from griffin_kernels.ops._triton.chunks import entering_chunk
 from griffin_kernels.ops._triton.tensors import State, load_state, marks_at, own_channels, store_state
 from griffin_kernels.ops.rg_lru._triton import in_chunks
-from griffin_kernels.ops.rg_lru._triton_jit import entering, load_gates, own_chunk
+from griffin_kernels.ops.rg_lru._triton_jit import load_gates, own_chunk
 from griffin_kernels.ops.rg_lru_bwd import _triton
 from griffin_kernels.ops.rg_lru_bwd._triton_jit import steps_at, store_sums
 from griffin_kernels.ops.rg_lru_bwd._triton_rows import reduce_rows, scan_rows
@@ -84,7 +85,8 @@ def rg_lru_bwd_chunks(
         store_state(State(product, D, 1), batch * chunks + chunk, p, channels)
         store_state(State(result, D, 1), batch * chunks + chunk, s, channels)
     else:
-        carry = entering(result, ends.dh_last if marks is None else None, batch, chunk, chunks, channels, D)
+        given = ends.dh_last if marks is None else None
+        carry = entering_chunk(result, given, batch, chunk, chunks, channels, D, tl.float32)
         before_first = load_state(ends.h0, batch, channels, tl.float32, chunk == chunks)
         remaining = tl.cast(first + 1, tl.int32)
         carry, sums = scan_rows(

@@ -66,7 +66,7 @@ def _softcap(cap: float) -> Callable[..., Tensor]:
 
 
 def prepare(call: Call) -> Inputs:
-    """The arguments of ``call``: heads before time, the block mask, the compiled function for calls of this kind.
+    """The arguments of ``call``: the compiled function for calls of this kind and its own, heads before time.
 
     Gradients are recorded where q requires them.
     """
@@ -81,21 +81,16 @@ def prepare(call: Call) -> Inputs:
         mask = create_block_mask(visible, batch, None, time, keys, device=str(q.device))
     training = torch.is_grad_enabled() and q.requires_grad
     key = (q.shape, k.shape, q.dtype, q.device, window, softcap, scale, documents, with_lse, training)
-    return {
-        "attend": _compiled.compiled(_attend, key, dynamic=False),
-        "q": q.transpose(1, 2),
-        "k": k.transpose(1, 2),
-        "v": v.transpose(1, 2),
-        "mask": mask,
-        "score_mod": None if softcap is None else _softcap(softcap),
-        "scale": scale,
-        "with_lse": with_lse,
-    }
+    heads_first = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    bend = None if softcap is None else _softcap(softcap)
+    attend = _compiled.compiled(_attend, key, dynamic=False)
+    return {"attend": attend, "arguments": (*heads_first, mask, bend, scale, with_lse)}
 
 
-def call(attend: Callable[..., tuple[Tensor, Tensor | None]], **arguments: Any) -> tuple[Tensor, Tensor | None]:
+def call(attend: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
     """out [B,Hq,T,d] and lse [B,Hq,T] or None of q [B,Hq,T,d] and k, v [B,Hkv,S,d]."""
-    return attend(**arguments)
+    found: tuple[Tensor, Tensor | None] = attend(*arguments)
+    return found
 
 
 def problem(case: Case, device: Device) -> str | None:

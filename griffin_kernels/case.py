@@ -13,6 +13,8 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from griffin_kernels import errors
 
 if TYPE_CHECKING:
@@ -31,36 +33,24 @@ def telling(dims: Mapping[str, int]) -> dict[str, int]:
     return {name: size for name, size in dims.items() if name not in USUAL_SIZE or size != dims.get(USUAL_SIZE[name])}
 
 
-@dataclass(frozen=True)
-class Case:
-    """One problem: what an op is asked to do.
+class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """One problem of an op: its sizes, and what else tells it from others.
 
     dims: size of every named dimension, in the op's order.
     flags: properties that change which kernel is right and are matched exactly on look-up (``reverse``, ``reset``).
     data: how ``make_inputs`` fills the tensors (``h0``, ``strided``); never looked up.
-    tag: ``smoke`` (tiny, plain), ``edge`` (awkward on purpose), ``bench`` (a shape people run).
-    where: ``any``, or ``cpu`` / ``gpu`` for bench shapes that are meant for one of them.
-    thorough: only measured with ``--budget thorough``.
-    source: where a bench shape comes from.
     """
 
-    op: str
-    dims: tuple[tuple[str, int], ...]
-    dtype: str = "float32"
+    dims: dict[str, int]
+    dtype: str
     flags: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
-    tag: str = "bench"
-    where: str = "any"
-    thorough: bool = False
-    source: str = ""
 
-    @cached_property
-    def size(self) -> dict[str, int]:
-        """Dimension sizes by name."""
-        return dict(self.dims)
+    def __hash__(self) -> int:
+        return hash((tuple(self.dims.items()), self.dtype, self.flags, self.data))
 
     def __getitem__(self, dim: str) -> int:
-        return self.size[dim]
+        return self.dims[dim]
 
     @cached_property
     def torch_dtype(self) -> torch.dtype:
@@ -75,12 +65,12 @@ class Case:
 
         Safe in file names and URLs.
         """
-        sizes = "-".join(f"{name}{value}" for name, value in telling(self.size).items())
+        sizes = "-".join(f"{name}{value}" for name, value in telling(self.dims).items())
         return "".join([sizes, "-", self.dtype, *(f"+{f}" for f in self.flags), *(f"~{d}" for d in self.data)])
 
     @classmethod
     def parse(cls, op: str, key: str, dims: Sequence[str] = ()) -> Case:
-        """The case of a ``key``; tag, place and source are not in a key.
+        """The case of a ``key``. op: to name it where the key is wrong.
 
         dims: the op's dimensions in order, as any case of it has them; with them, those that the key leaves out have
         their usual size. ArgumentError where ``key`` is no such key.
@@ -95,10 +85,30 @@ class Case:
         size |= {name: size[USUAL_SIZE[name]] for name in dims if name not in size and USUAL_SIZE.get(name) in size}
         if dims and set(size) != set(dims):
             raise errors.ArgumentError(f"no case {key!r} of {op}: its dimensions are {', '.join(dims)}")
-        return cls(op, tuple((name, size[name]) for name in dims or size), dtype, tuple(flags), tuple(data))
+        return cls({name: size[name] for name in dims or size}, dtype, tuple(flags), tuple(data))
 
     def bytes_per_element(self) -> int:
         return DTYPE_BYTES[self.dtype]
+
+    def plain(self) -> Case:
+        """What is looked up, recorded and told: the case without what a table says of it."""
+        return self if type(self) is Case else Case(self.dims, self.dtype, self.flags, self.data)
+
+
+class BenchCase(Case, frozen=True):
+    """A row of an op's table of cases.
+
+    tag: ``smoke`` (tiny, plain), ``edge`` (awkward on purpose), ``bench`` (a shape people run), ``call`` (a real one).
+    where: ``any``, or ``cpu`` / ``gpu`` for bench shapes that are meant for one of them.
+    thorough: only measured with ``--budget thorough``.
+    source: where a bench shape comes from.
+    """
+
+    op: str = ""
+    tag: str = "bench"
+    where: str = "any"
+    thorough: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from griffin_kernels import errors, launch
+from griffin_kernels.case import BenchCase as BenchCase
 from griffin_kernels.case import Case as Case
 from griffin_kernels.case import Cost as Cost
 from griffin_kernels.case import Tolerance as Tolerance
@@ -131,7 +132,7 @@ class Op:
     summary: str
     outputs: Mapping[str, TensorSpec]
     reference: Callable[..., tuple[torch.Tensor | None, ...]]
-    cases: tuple[Case, ...]
+    cases: tuple[BenchCase, ...]
     make_inputs: Callable[[Case, torch.device, int], Inputs]
     cost: Callable[[Case], Cost]
     tolerance: Callable[[Case], Tolerance]
@@ -169,7 +170,7 @@ class Op:
         """Inputs of whole numbers: offsets, positions, slots. Unlike data they can hold a value that is wrong."""
         return tuple(name for name, spec in self.inputs.items() if spec.dtype.startswith("int"))
 
-    def cases_tagged(self, *tags: str) -> tuple[Case, ...]:
+    def cases_tagged(self, *tags: str) -> tuple[BenchCase, ...]:
         return tuple(case for case in self.cases if case.tag in tags)
 
 

@@ -7,7 +7,6 @@ passed the checks of its shapes and dtypes, so a repeated call costs one diction
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -60,6 +59,7 @@ class Choice:
 class Explanation:
     """Why a case runs on the kernel it runs on. ``str()`` gives the text; rejected maps variants to reasons."""
 
+    op: str
     case: Case
     device: Device
     choice: Choice
@@ -68,7 +68,7 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.case.op} {self.case.key} on {self.device.name} ({self.device.arch}, {self.device.units} units)",
+            f"{self.op} {self.case.key} on {self.device.name} ({self.device.arch}, {self.device.units} units)",
             f"  runs {self.choice.variant.name} [{config_key(self.choice.config)}]: {self.choice.reason}",
         ]
         if match := self.choice.match:
@@ -173,8 +173,8 @@ def _named(variant: str) -> list[Variant]:
 
 def _as_case(op: Op, case: Case | Mapping[str, Any], device: Device | None) -> tuple[Case, Device]:
     if isinstance(case, Case):
-        if case.op != op.name:
-            raise errors.ArgumentError(f"this case belongs to {case.op}, not to {op.name}")
+        if set(case.dims) != set(op.cases[0].dims):
+            raise errors.ArgumentError(f"no case of {op.name}, which has {', '.join(op.cases[0].dims)}: {case.key}")
         return case, device or devices.detect()
     given = complete(op, case)
     specs.bind(op, given)
@@ -224,12 +224,12 @@ def _refusal(variant: Variant, case: Case, device: Device, config: Any) -> str |
 def _footprint(variant: Variant, case: Case, device: Device, config: Any) -> Any:
     """What a kernel's registers and shared memory depend on: not how many rows and steps there are."""
     lengths = {"B", "T", *USUAL_SIZE}
-    sizes = tuple((name, size) for name, size in case.dims if name not in lengths)
+    sizes = tuple((name, size) for name, size in case.dims.items() if name not in lengths)
     return variant.key, config, sizes, case.dtype, case.flags, device
 
 
 def _nearness(match: Match) -> str:
-    return f"tuned for {match.entry.case.case(match.entry.op).key}, within a factor {2**match.distance:.3g} per size"
+    return f"tuned for {match.entry.case.key}, within a factor {2**match.distance:.3g} per size"
 
 
 def _default(op: Op, case: Case, device: Device) -> Choice:
@@ -262,7 +262,7 @@ def explain(op: str, case: Case | Mapping[str, Any], device: Device | None = Non
             rejected[variant.name] = reason
         elif variant is not choice.variant:
             others.append(variant.name)
-    return Explanation(found, where, choice, rejected, tuple(others))
+    return Explanation(op, found, where, choice, rejected, tuple(others))
 
 
 def call(op_name: str, given: Any) -> tuple[Tensor | None, ...]:
@@ -319,7 +319,7 @@ def _bound(op: Op, given: Any, sizes: specs.Sizes) -> Run:
         if op.forward is None:  # a gradient's kernel is spoken of where the user calls, not on a thread of autograd's
             _warn([(op, case, choice), *(_gradient(op, case, device) if training else ())], device)
     if choice.origin == "default":
-        misses.record(case, device)
+        misses.record(op.name, case, device)
     compiles = choice.variant.launches is not None or choice.variant.backend == "compiled"
     if compiles and device.kind == "cuda" and torch.cuda.is_current_stream_capturing():
         raise errors.CaptureError(
@@ -370,9 +370,8 @@ def _gradient(op: Op, case: Case, device: Device) -> list[tuple[Op, Case, Choice
     for name in catalog.ops():
         backward = catalog.op(name)
         if backward.forward == op.name:
-            its = dataclasses.replace(case, op=name)
             with contextlib.suppress(errors.NoVariantError, errors.RejectedError):  # the backward pass will say so
-                found.append((backward, its, _choose(backward, its, device)))
+                found.append((backward, case, _choose(backward, case, device)))
     return found
 
 

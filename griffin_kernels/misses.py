@@ -16,7 +16,6 @@ import msgspec
 from griffin_kernels import errors
 from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
-from griffin_kernels.records import CaseRecord
 from griffin_kernels.warning import warn
 
 ENVIRONMENT_VARIABLE = "GRIFFIN_KERNELS_RECORD_MISSES"
@@ -29,7 +28,7 @@ class Miss(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One line: a case that ran untuned. device: its slug, as registry files are named. date: of recording, UTC."""
 
     op: str
-    case: CaseRecord
+    case: Case
     device: str
     date: str = ""
 
@@ -40,7 +39,7 @@ _CLOSED: set[str] = set()
 """Files that could not be written."""
 
 
-def record(case: Case, device: Device) -> None:
+def record(op: str, case: Case, device: Device) -> None:
     """Append a case to the file that the environment names, if it names one and this process has not done so yet.
 
     Never raises: a file that cannot be written gives one MissWarning.
@@ -48,14 +47,14 @@ def record(case: Case, device: Device) -> None:
     path = os.environ.get(ENVIRONMENT_VARIABLE)
     if not path:
         return
-    key = (path, case.op, case.key, device.slug)
+    key = (path, op, case.key, device.slug)
     with _LOCK:
         if key in _SEEN or path in _CLOSED or len(_SEEN) >= MOST:
             return
         _SEEN.add(key)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     try:
-        append(path, Miss(op=case.op, case=CaseRecord.of(case), device=device.slug, date=now))
+        append(path, Miss(op=op, case=case.plain(), device=device.slug, date=now))
     except OSError as error:
         with _LOCK:
             _CLOSED.add(path)

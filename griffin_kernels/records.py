@@ -20,22 +20,6 @@ SCHEMA_VERSION = 2
 """
 
 
-class CaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A case by its dimensions (in the op's order), dtype, flags (matched exactly) and data (never matched)."""
-
-    dims: dict[str, int]
-    dtype: str
-    flags: list[str] = []
-    data: list[str] = []
-
-    @classmethod
-    def of(cls, case: Case) -> CaseRecord:
-        return cls(dict(case.dims), case.dtype, list(case.flags), list(case.data))
-
-    def case(self, op: str) -> Case:
-        return Case(op, tuple(self.dims.items()), self.dtype, tuple(self.flags), tuple(self.data))
-
-
 class DeviceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """validity: must equal the reader's device. provenance: recorded; a difference marks entries stale."""
 
@@ -68,7 +52,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
 
     op: str
-    case: CaseRecord
+    case: Case
     variant: str
     config: dict[str, Any]
     status: Literal["measured", "predicted"]

@@ -32,7 +32,7 @@ import platformdirs
 from griffin_kernels import datasheet, errors, records, validity
 from griffin_kernels.contract import Case, Op, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, DeviceRecord, Entry, RegistryFile
+from griffin_kernels.records import SCHEMA_VERSION, DeviceRecord, Entry, RegistryFile
 from griffin_kernels.warning import warn
 
 ENVIRONMENT_VARIABLE = "GRIFFIN_KERNELS_REGISTRY"
@@ -134,9 +134,9 @@ def publish(path: Path, device: Device, entries: Iterable[Entry], provenance: di
             record = _common_device(existing, record, device, new, path)
             for entry in existing.entries:
                 moved = validity.under(entry, existing.device.provenance, record.provenance)
-                merged[entry.op, entry.case.case(entry.op).key] = moved
+                merged[entry.op, entry.case.key] = moved
         for entry in new:
-            key = (entry.op, entry.case.case(entry.op).key)
+            key = (entry.op, entry.case.key)
             if entry.status == "measured" or key not in merged or merged[key].status == "predicted":
                 merged[key] = entry
         write(path, RegistryFile(schema_version=SCHEMA_VERSION, device=record, entries=list(merged.values())))
@@ -144,7 +144,7 @@ def publish(path: Path, device: Device, entries: Iterable[Entry], provenance: di
 
 def write(path: Path, file: RegistryFile) -> None:
     """Write a registry whole, entries sorted by op and case."""
-    ordered = sorted(file.entries, key=lambda entry: (entry.op, entry.case.case(entry.op).key))
+    ordered = sorted(file.entries, key=lambda entry: (entry.op, entry.case.key))
     data = msgspec.json.encode(msgspec.structs.replace(file, entries=ordered))
     write_atomically(path, msgspec.json.format(data, indent=1) + b"\n")
 
@@ -240,12 +240,12 @@ class Match:
     stale: tuple[str, ...] = ()
 
 
-def distance(op: Op, wanted: Case, known: CaseRecord) -> float | None:
+def distance(op: Op, wanted: Case, known: Case) -> float | None:
     """How far an entry's sizes are from a case's; None where it cannot speak for it."""
-    if wanted.dtype != known.dtype or set(wanted.flags) != set(known.flags) or set(wanted.size) != set(known.dims):
+    if wanted.dtype != known.dtype or set(wanted.flags) != set(known.flags) or set(wanted.dims) != set(known.dims):
         return None
     far = 0.0
-    for name, size in wanted.dims:
+    for name, size in wanted.dims.items():
         if name in op.free_dims or size == known.dims[name]:
             continue
         low, high = sorted((size, known.dims[name]))

@@ -9,8 +9,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from griffin_kernels.case import telling
-from griffin_kernels.records import CaseRecord
+from griffin_kernels.case import Case, telling
 
 MISSING = "\u2013"
 """Shown where nothing was recorded."""
@@ -160,12 +159,12 @@ def date(text: str) -> str:
     return text
 
 
-def case(record: CaseRecord) -> str:
+def case(record: Case) -> str:
     """``B 8 · T 2048 · D 2560``: the telling sizes; dtype and flags are shown beside."""
     return " · ".join(f"{name}\u00a0{value}" for name, value in telling(record.dims).items())
 
 
-def marks(record: CaseRecord) -> list[str]:
+def marks(record: Case) -> list[str]:
     """Dtype, flags and data of a case, each shown as a mark of its own."""
     return [record.dtype, *record.flags, *record.data]
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from griffin_kernels.records import CaseRecord, Entry, RegistryFile
+from griffin_kernels.case import Case
+from griffin_kernels.records import Entry, RegistryFile
 from reports import format as fmt
 from reports.sources import JournalFile
 from roofline import stats
@@ -108,7 +109,7 @@ class CaseView:
     """One case: its candidates (best first), decision and race."""
 
     op: str
-    case: CaseRecord
+    case: Case
     candidates: tuple[CandidateView, ...]
     result: Result | None
     finalists: tuple[FinalistView, ...]
@@ -118,7 +119,7 @@ class CaseView:
 
     @property
     def anchor(self) -> str:
-        return f"{self.op}/{self.case.case(self.op).key}"
+        return f"{self.op}/{self.case.key}"
 
     @property
     def label(self) -> str:
@@ -417,14 +418,14 @@ def build(journal: JournalFile, registry: RegistryFile | None = None) -> Report:
     """The view of a journal; with the registry, what it holds beyond this run or against it."""
     results, races = journal.results, journal.races
     groups: defaultdict[tuple[str, str], list[Candidate]] = defaultdict(list)
-    cases: dict[tuple[str, str], CaseRecord] = {}
+    cases: dict[tuple[str, str], Case] = {}
     for candidate in journal.candidates:
-        key = (candidate.op, candidate.case.case(candidate.op).key)
+        key = (candidate.op, candidate.case.key)
         groups[key].append(candidate)
         cases.setdefault(key, candidate.case)
     for key, result in results.items():
         cases.setdefault(key, result.entry.case)
-    entries = {(e.op, e.case.case(e.op).key): e for e in registry.entries} if registry else {}
+    entries = {(e.op, e.case.key): e for e in registry.entries} if registry else {}
     by_op: defaultdict[str, list[CaseView]] = defaultdict(list)
     left = journal.undecided
     for key, case in cases.items():

@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
+from griffin_kernels.case import Case
 from griffin_kernels.errors import RegistryError, ReportError
-from griffin_kernels.records import CaseRecord, DeviceRecord, Entry
+from griffin_kernels.records import DeviceRecord, Entry
 from griffin_kernels.texts import unmarked
 from reports import format as fmt
 from reports.sources import SourceFile, load_registry, source
@@ -25,13 +26,13 @@ class PredictedChoice:
     """A predicted winner, and the candidates that it was chosen among where their file is there."""
 
     op: str
-    case: CaseRecord
+    case: Case
     entry: Entry | None
     found: Predicted | None
 
     @property
     def anchor(self) -> str:
-        return f"predicted/{self.op}/{self.case.case(self.op).key}"
+        return f"predicted/{self.op}/{self.case.key}"
 
     @property
     def label(self) -> str:
@@ -137,8 +138,8 @@ def load_prediction(path: Path) -> PredictedRegistry:
     predictions, told_source = None, None
     if candidates is not None:
         predictions, told_source = _load_candidates(candidates)
-    entries = {(e.op, e.case.case(e.op).key): e for e in file.entries if e.status == "predicted"}
-    found = {(p.op, p.case.case(p.op).key): p for p in predictions.cases} if predictions else {}
+    entries = {(e.op, e.case.key): e for e in file.entries if e.status == "predicted"}
+    found = {(p.op, p.case.key): p for p in predictions.cases} if predictions else {}
     cases = {key: entry.case for key, entry in entries.items()} | {key: p.case for key, p in found.items()}
     choices = [PredictedChoice(key[0], case, entries.get(key), found.get(key)) for key, case in sorted(cases.items())]
     measured = sum(entry.status == "measured" for entry in file.entries)

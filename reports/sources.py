@@ -74,19 +74,19 @@ class JournalFile:
     @property
     def results(self) -> dict[tuple[str, str], Result]:
         """The last decision by (op, case key), where nothing was said of the case since."""
-        found = {(r.entry.op, r.entry.case.case(r.entry.op).key): r for r in self.of(Result)}
+        found = {(r.entry.op, r.entry.case.key): r for r in self.of(Result)}
         left = self.undecided
         return {place: result for place, result in found.items() if place not in left}
 
     @property
     def undecided(self) -> dict[tuple[str, str], Undecided]:
         """Cases for which nothing was published in the end, by (op, case key)."""
-        return {(r.op, r.case.case(r.op).key): r for r in undecided(self.records)}
+        return {(r.op, r.case.key): r for r in undecided(self.records)}
 
     @property
     def races(self) -> dict[tuple[str, str], Race]:
         """The last race by (op, case key)."""
-        return {(r.op, r.case.case(r.op).key): r for r in self.of(Race)}
+        return {(r.op, r.case.key): r for r in self.of(Race)}
 
 
 def source(path: Path, data: bytes) -> SourceFile:

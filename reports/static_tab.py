@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from griffin_kernels.case import Case
 from griffin_kernels.errors import ArgumentError
-from griffin_kernels.records import CaseRecord
 from reports.page import Tab, render
 from tuning.static.recorded import Recorded, StaticReport
 
@@ -32,7 +31,7 @@ class Row:
     """One kernel compiled for one architecture. case: as the page shows cases; None where the op is not known here."""
 
     record: StaticReport
-    case: CaseRecord | None
+    case: Case | None
 
     @property
     def widest(self) -> int:
@@ -59,9 +58,9 @@ def static_tab(found: Recorded, first: str = FIRST) -> Tab:
     return Tab("gpu-code", "GPU code", body)
 
 
-def _case(report: StaticReport) -> CaseRecord | None:
+def _case(report: StaticReport) -> Case | None:
     """The case that a key names; None for a key that is none."""
     try:
-        return CaseRecord.of(Case.parse(report.op, report.case))
+        return Case.parse(report.op, report.case)
     except ArgumentError:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from griffin_kernels import dispatch, errors
-from griffin_kernels.case import Case
+from griffin_kernels.case import BenchCase
 from griffin_kernels.device import Device
 from roofline import store
 from roofline.ceilings import Ceilings
@@ -13,15 +13,15 @@ from roofline.floors import op_floors
 from roofline.target import AnalysisTarget, Tuned
 
 
-def tuned_by(device: Device, ceilings: Ceilings) -> Callable[[Case], Tuned | None]:
+def tuned_by(device: Device, ceilings: Ceilings) -> Callable[[BenchCase], Tuned | None]:
     """What the registry knows: the share of its floor that the nearest measured entry reached."""
 
-    def find(case: Case) -> Tuned | None:
+    def find(case: BenchCase) -> Tuned | None:
         match = dispatch.select(case.op, case, device).match
         if match is None or match.entry.median_s is None:
             return None
-        known = match.entry.case.case(case.op)
-        floor = max(op_floors(known, ceilings).values(), default=0.0)
+        known = match.entry.case
+        floor = max(op_floors(case.op, known, ceilings).values(), default=0.0)
         if not floor:
             return None
         share = floor / match.entry.median_s

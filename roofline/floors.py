@@ -13,9 +13,9 @@ from roofline.ceilings import Ceilings
 from roofline.study_records import FusionRow, KernelFloor
 
 
-def op_floors(case: Case, ceilings: Ceilings) -> dict[str, float]:
+def op_floors(op: str, case: Case, ceilings: Ceilings) -> dict[str, float]:
     """Seconds that each ceiling alone would take for a case, by roof name; launches are left out."""
-    cost = catalog.op(case.op).cost(case)
+    cost = catalog.op(op).cost(case)
     return ceilings.slow(cost, case.dtype, cost.bytes_total, launches=0)
 
 
@@ -23,8 +23,8 @@ def kernel_floor(entry: Entry, ceilings: Ceilings) -> KernelFloor | None:
     """A measured registry entry against the ceilings; None for one that was never run, or where no ceiling is known."""
     if entry.median_s is None:
         return None
-    case = entry.case.case(entry.op)
-    floors = op_floors(case, ceilings)
+    case = entry.case
+    floors = op_floors(entry.op, case, ceilings)
     if not floors:
         return None
     bound = max(floors, key=lambda name: floors[name])
@@ -52,36 +52,36 @@ def kernel_floors(entries: Iterable[Entry], ceilings: Ceilings) -> list[KernelFl
     return sorted(found, key=lambda floor: -floor.lost_s)
 
 
-def composition(case: Case) -> tuple[Pass, ...] | None:
+def composition(op: str, case: Case) -> tuple[Pass, ...] | None:
     """The PyTorch kernels that an op's unfused form is made of, or None for an op that has none."""
-    name = f"griffin_kernels.ops.{case.op}.unfused"
+    name = f"griffin_kernels.ops.{op}.unfused"
     if importlib.util.find_spec(name) is None:
         return None
     passes: tuple[Pass, ...] = importlib.import_module(name).passes(case)
     return passes
 
 
-def fusion_row(case: Case, ceilings: Ceilings) -> FusionRow | None:
+def fusion_row(op: str, case: Case, ceilings: Ceilings) -> FusionRow | None:
     """What fusing an op saves at a case; None for an op without an unfused form."""
-    passes = composition(case)
+    passes = composition(op, case)
     if passes is None:
         return None
-    cost = catalog.op(case.op).cost(case)
+    cost = catalog.op(op).cost(case)
     one_by_one = [
         p.count * max(ceilings.slow(p.cost, case.dtype, p.cost.bytes_total, launches=0).values(), default=0.0)
         for p in passes
     ]
     return FusionRow(
-        what=case.op,
+        what=op,
         case=case.key,
         fused_bytes=cost.bytes_total,
         unfused_bytes=sum(p.count * p.cost.bytes_total for p in passes),
         unfused_launches=sum(p.count for p in passes),
-        fused_s=max(op_floors(case, ceilings).values(), default=0.0),
+        fused_s=max(op_floors(op, case, ceilings).values(), default=0.0),
         unfused_s=sum(one_by_one),
     )
 
 
-def fusion_table(cases: Iterable[Case], ceilings: Ceilings) -> list[FusionRow]:
-    """Rows for the cases whose op has an unfused form."""
-    return [row for case in cases if (row := fusion_row(case, ceilings)) is not None]
+def fusion_table(cases: Iterable[tuple[str, Case]], ceilings: Ceilings) -> list[FusionRow]:
+    """Rows for cases, each with its op, where that has an unfused form."""
+    return [row for op, case in cases if (row := fusion_row(op, case, ceilings)) is not None]

@@ -164,7 +164,7 @@ def study(
     here = Ceilings(device.name, tuple(best_of(earlier, sampler.ceilings())), device.last_level_cache_bytes)
     sheet = datasheet.find(device.name)
     tuned = list(entries)
-    cases = [entry.case.case(entry.op) for entry in tuned if not catalog.op(entry.op).forward]
+    cases = [(entry.op, entry.case) for entry in tuned if not catalog.op(entry.op).forward]
     return Study(
         schema_version=STUDY_VERSION,
         device=DeviceRecord(device.validity(), provenance(device)),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from griffin_kernels import errors
-from griffin_kernels.case import DTYPE_BYTES, Case
+from griffin_kernels.case import DTYPE_BYTES, BenchCase
 from griffin_kernels.datasheet import Datasheet, datasheet
 from roofline.ceilings import Ceilings
 
@@ -30,7 +30,7 @@ class Tuned:
     why: str
 
 
-def _untuned(case: Case) -> Tuned | None:
+def _untuned(case: BenchCase) -> Tuned | None:
     return None
 
 
@@ -50,7 +50,7 @@ class AnalysisTarget:
     asynchronous: bool
     measured: bool = False
     reach: Mapping[str, float] = field(default_factory=dict)
-    tuned: Callable[[Case], Tuned | None] = _untuned
+    tuned: Callable[[BenchCase], Tuned | None] = _untuned
     assumptions: tuple[str, ...] = ()
 
     def check_dtype(self, dtype: str) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from griffin_kernels import errors
-from griffin_kernels.case import DTYPE_BYTES, Case, Cost, Pass
+from griffin_kernels.case import DTYPE_BYTES, BenchCase, Cost, Pass
 from griffin_kernels.models.config import STATE_BYTES, BlockType, GriffinConfig
 from griffin_kernels.ops.local_attention import cost as attention
 from griffin_kernels.ops.local_attention import unfused as attention_unfused
@@ -47,7 +47,7 @@ class Kernel:
     parameter_bytes: int = 0
     cache_bytes: int = 0
     rows: int = 0
-    case: Case | None = None
+    case: BenchCase | None = None
 
     @property
     def launches(self) -> int:

@@ -25,7 +25,6 @@ from triton.runtime.driver import driver
 from griffin_kernels import catalog
 from griffin_kernels.contract import Case, Inputs, TensorSpec, Variant, config_dict
 from griffin_kernels.launch import Launch, described_for
-from griffin_kernels.records import CaseRecord
 from griffin_kernels.specs import size_of
 from tuning.measure import correctness
 from tuning.static.describe import meta_call
@@ -70,7 +69,7 @@ def noted(work: Callable[[], None]) -> set[str]:
 
 def compile_ahead(variant: Variant, case: Case, arch: str) -> None:
     """What a process does that compiles before a candidate's turn."""
-    request = Compile(variant.key, CaseRecord.of(case), config_dict(variant.config()), arch)
+    request = Compile(variant.key, case.plain(), config_dict(variant.config()), arch)
     answer = server._compile(request)
     assert answer == Ready(), answer
 
@@ -117,10 +116,10 @@ def kernels_of_layout(variant: Variant, case: Case, arch: str, layout: str) -> d
     """How often each kernel of a variant is compiled for calls of all BATCHES and LENGTHS, by its name."""
     op = catalog.op(variant.op)
     twin = meta_twin(variant.op, case)
-    carried = case.size.get("S", 0) - case.size.get("T", 0)
+    carried = case.dims.get("S", 0) - case.dims.get("T", 0)
     keys: dict[str, set[str]] = {}
-    for batch, time in itertools.product(BATCHES, LENGTHS if "T" in case.size else (0,)):
-        sizes = case.size | {"B": batch, "N": batch, "P": batch, "T": time, "S": time + carried}
+    for batch, time in itertools.product(BATCHES, LENGTHS if "T" in case.dims else (0,)):
+        sizes = case.dims | {"B": batch, "N": batch, "P": batch, "T": time, "S": time + carried}
         inputs = dict(twin)
         for tensor, spec in op.inputs.items():
             if isinstance(twin[tensor], torch.Tensor) and {"B", "N", "P"} & set(spec.names):

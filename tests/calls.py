@@ -25,7 +25,7 @@ def small(name, count=1, wanted=()):
     """The smallest float32 cases of an op that have all the ``wanted`` flags or data."""
     op = catalog.op(name)
     cases = [c for c in op.cases if c.dtype == "float32" and set(wanted) <= {*c.flags, *c.data}]
-    return sorted((c for c in cases if 0 not in c.size.values()), key=lambda case: op.cost(case).bytes_total)[:count]
+    return sorted((c for c in cases if 0 not in c.dims.values()), key=lambda case: op.cost(case).bytes_total)[:count]
 
 
 def leaves(inputs: Inputs) -> Inputs:

@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from griffin_kernels.records import CaseRecord, DeviceRecord, Entry, RegistryFile, Tie
+from griffin_kernels.case import Case
+from griffin_kernels.records import DeviceRecord, Entry, RegistryFile, Tie
 from roofline import stats
 from tuning.record.journal_records import (
     JOURNAL_VERSION,
@@ -62,10 +63,10 @@ BANDWIDTH = 2.93e12
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><a href=http://x.invalid>\"'&{{ 7*7 }}"
 """Text that a page must show and never obey."""
 
-CASES: list[tuple[str, CaseRecord]] = [
-    ("linear_scan", CaseRecord({"B": 8, "T": 2048, "D": 2560, "N": 8}, "bfloat16")),
-    ("linear_scan", CaseRecord({"B": 1, "T": 8192, "D": 4096, "N": 1}, "float32", ["reset"])),
-    ("rg_lru", CaseRecord({"B": 8, "T": 2048, "D": 2560, "H": 10}, "bfloat16", [], ["h0"])),
+CASES: list[tuple[str, Case]] = [
+    ("linear_scan", Case({"B": 8, "T": 2048, "D": 2560, "N": 8}, "bfloat16")),
+    ("linear_scan", Case({"B": 1, "T": 8192, "D": 4096, "N": 1}, "float32", ("reset",))),
+    ("rg_lru", Case({"B": 8, "T": 2048, "D": 2560, "H": 10}, "bfloat16", (), ("h0",))),
 ]
 
 SPACE: list[tuple[str, bool, float, list[dict[str, Any]]]] = [
@@ -118,22 +119,22 @@ TRITON_OVER = (1.0, 0.92, 2.95, 1.2, 3.4, 0.85)
 """How much slower than in SPACE the Triton variants are, case by case: some cases are won clearly, some are ties."""
 
 
-def floor_seconds(op: str, case: CaseRecord) -> float:
+def floor_seconds(op: str, case: Case) -> float:
     """Time at the memory roof: three tensors of B x T x D."""
     elements = case.dims["B"] * case.dims["T"] * case.dims["D"]
     return 3 * elements * (4 if case.dtype == "float32" else 2) / BANDWIDTH
 
 
-def candidate_key(op: str, variant: str, case: CaseRecord, config: dict[str, Any]) -> str:
+def candidate_key(op: str, variant: str, case: Case, config: dict[str, Any]) -> str:
     values = ",".join(f"{k}={v}" for k, v in config.items()) or "default"
-    return f"{op}/{variant}/{case.case(op).key}/{values}/nvidia-h100-80gb-hbm3"
+    return f"{op}/{variant}/{case.key}/{values}/nvidia-h100-80gb-hbm3"
 
 
 def _samples(rng: random.Random, centre: float, count: int) -> list[float]:
     return [centre * math.exp(abs(rng.gauss(0, 0.006)) + (0.15 if rng.random() < 0.03 else 0)) for _ in range(count)]
 
 
-def _errors(rng: random.Random, case: CaseRecord, problem: str | None) -> list[OutputError]:
+def _errors(rng: random.Random, case: Case, problem: str | None) -> list[OutputError]:
     if problem is not None and "NaN" in problem:
         return [OutputError("h", math.inf, math.inf)]
     scale = 1e-7 if case.dtype == "float32" else 1.6e-3
@@ -145,7 +146,7 @@ def _errors(rng: random.Random, case: CaseRecord, problem: str | None) -> list[O
     ]
 
 
-def candidates(op: str, case: CaseRecord, rng: random.Random) -> Iterator[Candidate]:
+def candidates(op: str, case: Case, rng: random.Random) -> Iterator[Candidate]:
     """All candidates of one case, in order of work."""
     floor = floor_seconds(op, case)
     handicap, best = rng.choice(TRITON_OVER), rng.randrange(6)
@@ -183,7 +184,7 @@ def _reason(gain: float, default: Candidate) -> str:
     return f"tie: {name} kept, the fastest was {max(gain, 0.0):.1%} ahead, 3.0% needed"
 
 
-def decide(op: str, case: CaseRecord, found: list[Candidate], rng: random.Random) -> tuple[Race, Result]:
+def decide(op: str, case: Case, found: list[Candidate], rng: random.Random) -> tuple[Race, Result]:
     """A race of the four fastest and the best baseline, and what follows from it."""
     timed = sorted((c for c in found if c.status == "ok"), key=lambda c: stats.median(c.samples_s))
     baseline = next(c for c in timed if c.baseline)
@@ -253,7 +254,7 @@ def decide(op: str, case: CaseRecord, found: list[Candidate], rng: random.Random
 
 
 def records(
-    cases: list[tuple[str, CaseRecord]] | None = None, *, finished: bool = True, results: bool = True
+    cases: list[tuple[str, Case]] | None = None, *, finished: bool = True, results: bool = True
 ) -> list[Record]:
     """The records of one run over ``cases``; unfinished runs lack the end, and the results too if asked."""
     cases = CASES if cases is None else cases

@@ -43,8 +43,8 @@ def seconds(work: LaunchWork, code: StaticReport, sku: str = H100, constants: Co
 
 
 @functools.cache
-def tensors(op: str, case: Case) -> dict[str, object]:
-    return meta_call(catalog.op(op), case)._asdict()
+def tensors(op: str, case: Case) -> object:
+    return meta_call(catalog.op(op), case)
 
 
 def steps_of(key: str, case_part: str, arch: str = "sm_90", **values: object) -> list[LaunchWork | CallWork]:

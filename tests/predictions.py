@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, Entry, RegistryFile
+from griffin_kernels.case import Case
+from griffin_kernels.records import SCHEMA_VERSION, Entry, RegistryFile
 from tests import journals
 from tuning.predict.predictor import PREDICTIONS_VERSION, Predicted, PredictionsFile
 from tuning.predict.target_space import CandidateRecord
@@ -16,7 +17,7 @@ CASES = [case for op, case in journals.CASES if op == "linear_scan"]
 CONFIG = {"block_t": 64, "num_warps": 4}
 
 
-def entry(case: CaseRecord = CASES[0], **facts: object) -> Entry:
+def entry(case: Case = CASES[0], **facts: object) -> Entry:
     """A predicted winner."""
     made = Entry(
         op="linear_scan",

@@ -53,7 +53,7 @@ def of_journal(path: Path) -> np.ndarray:
     """The samples of all races of a journal over their finalists' medians, in the order in which they were taken."""
     found: list[float] = []
     for heat in (record for record in journal.read(path) if isinstance(record, Race)):
-        order = random.Random(f"{heat.op}/{heat.case.case(heat.op).key}")  # as race.run draws it
+        order = random.Random(f"{heat.op}/{heat.case.key}")  # as race.run draws it
         medians = [np.median(heat.times(i)) for i in range(len(heat.keys))]
         for times, again in zip(heat.rounds_s, heat.again_s, strict=True):
             shares = [

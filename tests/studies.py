@@ -18,7 +18,7 @@ from griffin_kernels.ops.linear_scan import cost as linear_scan
 from griffin_kernels.ops.local_attention import cost as local_attention
 from griffin_kernels.ops.rg_lru import cost as rg_lru
 from griffin_kernels.ops.temporal_conv1d import cost as temporal_conv1d
-from griffin_kernels.records import CaseRecord, DeviceRecord, Entry
+from griffin_kernels.records import DeviceRecord, Entry
 from roofline import study as studying
 from roofline.ceilings import Ceiling, Ceilings, Unit
 from roofline.floors import fusion_table, kernel_floors, op_floors
@@ -109,12 +109,12 @@ def entries() -> list[Entry]:
     found = []
     known = here()
     for case, variant, share in cases():
-        floor = max(op_floors(case, known).values())
+        floor = max(op_floors(case.op, case, known).values())
         seconds = floor / share
         found.append(
             Entry(
                 op=case.op,
-                case=CaseRecord.of(case),
+                case=case.plain(),
                 variant=variant,
                 config={},
                 status="measured",
@@ -188,7 +188,7 @@ def study() -> Study:
         ceilings=list(known.table),
         datasheet=[],
         kernels=kernel_floors(entries(), known),
-        fusion=fusion_table([case for case, *_ in cases() if not catalog.op(case.op).forward], known),
+        fusion=fusion_table([(case.op, case) for case, *_ in cases() if not catalog.op(case.op).forward], known),
         pages=list(pages()),
     )
 
@@ -245,8 +245,8 @@ Key = tuple[str, str]
 """Op and the case's key."""
 
 
-def _key(op: str, case: CaseRecord) -> Key:
-    return op, case.case(op).key
+def _key(op: str, case: Case) -> Key:
+    return op, case.key
 
 
 def _rescaled(line: Record, known: dict[Key, Entry], scale: dict[Key, float]) -> Record:

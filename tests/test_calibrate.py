@@ -9,7 +9,7 @@ import pytest
 
 from griffin_kernels import errors
 from griffin_kernels.contract import config_dict
-from griffin_kernels.records import CaseRecord, DeviceRecord
+from griffin_kernels.records import DeviceRecord
 from tests.launches import H100
 from tuning.plan import planner
 from tuning.plan.planner import Options
@@ -77,7 +77,7 @@ def synthetic() -> tuple[list[journal_records.Record], calibrate.Compile]:
             lines.append(
                 journal_records.Candidate(
                     key=planned.key(job.case, where.device), op=job.op.name, variant=planned.variant.name,
-                    case=CaseRecord.of(job.case), config=config_dict(planned.config), baseline=False,
+                    case=job.case.plain(), config=config_dict(planned.config), baseline=False,
                     is_default=False, status="ok", samples_s=[truth.seconds] * 3,
                     source_hash=planned.variant.source_hash,
                 )

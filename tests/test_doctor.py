@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from griffin_kernels import catalog, device, dispatch, misses, registry, validity
 from griffin_kernels.ops.linear_scan.cost import make_case
-from griffin_kernels.records import CaseRecord, Entry
+from griffin_kernels.records import Entry
 from reports.cli import app
 from tuning.doctor import checks, installation, machine, registries
 from tuning.record.journal_records import JOURNAL_VERSION
@@ -37,7 +37,7 @@ def data(monkeypatch, tmp_path):
 def entry(**facts):
     found = catalog.variant("linear_scan/eager.sequential")
     given = {
-        "op": "linear_scan", "case": CaseRecord.of(make_case(1, 64, 32)), "variant": found.name, "config": {},
+        "op": "linear_scan", "case": make_case(1, 64, 32).plain(), "variant": found.name, "config": {},
         "status": "measured", "source_hash": found.source_hash, "date": "2026-01-01", "reason": "", "candidates": 1,
     }  # fmt: skip
     return Entry(**(given | facts))
@@ -240,7 +240,7 @@ def test_registry_that_is_missing_broken_or_of_another_device_is_a_problem(monke
 
 
 def test_entries_that_are_stale_changed_or_predicted_are_counted(monkeypatch):
-    sizes = [CaseRecord.of(make_case(1, 64 * i, 32)) for i in (1, 2, 3, 4)]
+    sizes = [make_case(1, 64 * i, 32).plain() for i in (1, 2, 3, 4)]
     publish(
         entry(case=sizes[0]), entry(case=sizes[1], source_hash="0" * 16), entry(case=sizes[2], status="predicted"),
         entry(case=sizes[3], op="linear_scum"), torch="1.0",

@@ -98,7 +98,7 @@ def test_tune_is_interrupted_publishes_goes_on_and_ends(gpu, tmp_path):
     outcome, found = tuned(gpu, tmp_path, resume=True)
     assert not outcome.interrupted and outcome.entries[:1] == stopped.entries and isinstance(found[-1], End)
     stored = registry.load_for(outcome.paths.registry, here).entries
-    assert [entry.case.case(entry.op).key for entry in outcome.entries] == [case.key for case in CASES]
+    assert [entry.case.key for entry in outcome.entries] == [case.key for case in CASES]
     assert {entry.samples_digest for entry in stored} == {entry.samples_digest for entry in outcome.entries}
     assert all(entry.status == "measured" and entry.median_s and entry.baseline == "eager.loop" for entry in stored)
     tried = [record for record in found if isinstance(record, Candidate)]
@@ -113,7 +113,7 @@ def test_tune_is_interrupted_publishes_goes_on_and_ends(gpu, tmp_path):
 
     for entry in stored:
         with griffin_kernels.use(registry=outcome.paths.registry):
-            choice = griffin_kernels.select(entry.op, entry.case.case(entry.op), here)
+            choice = griffin_kernels.select(entry.op, entry.case, here)
         assert (choice.origin, choice.variant.name) == ("registry", entry.variant)
 
 

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from griffin_kernels import datasheet, device, registry
 from griffin_kernels.misses import Miss
-from griffin_kernels.records import CaseRecord
 from reports.cli import app
 from tests import journals, predictions
 from tests.test_registry_cli import BENCH, entry, file
@@ -135,7 +134,7 @@ def test_byte_order_marks_and_line_ends_of_another_system_change_nothing(name, g
 
 def test_marks_and_line_ends_in_the_other_files(tmp_path):
     misses = tmp_path / "misses.jsonl"
-    misses.write_bytes(msgspec.json.encode(Miss(op="linear_scan", case=CaseRecord.of(BENCH), device=HERE.slug)) + b"\n")
+    misses.write_bytes(msgspec.json.encode(Miss(op="linear_scan", case=BENCH.plain(), device=HERE.slug)) + b"\n")
     notes = []
     assert len(list(from_misses._lines(edited(misses), notes))) == 1 and notes == []
     sheet = tmp_path / "nvidia-h100-sxm.toml"

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from griffin_kernels import catalog, device, errors
-from griffin_kernels.records import CaseRecord
 from tests import hostile
 from tests.hostile import CASE, HOSTILE, OP
 from tuning.plan import planner
@@ -56,7 +55,7 @@ class Listener:
 def isolated():
     limits = Limits(longest_s=LIMIT_S, memory_bytes=3 * GIB // 2)
     found = IsolatedExecutor("cpu", 1, limits, prepare="tests.hostile:prepare")
-    found.load(OP, CaseRecord.of(CASE), [])
+    found.load(OP, CASE.plain(), [])
     yield found
     found.close()
 
@@ -180,7 +179,7 @@ def test_worker_dies_with_its_parent(tmp_path):
 
 def test_worker_that_cannot_start_is_one_sentence():
     found = IsolatedExecutor("cpu", 1, Limits(5.0, 3 * GIB), prepare="tests.no_such_module:prepare")
-    found.load(OP, CaseRecord.of(CASE), [])
+    found.load(OP, CASE.plain(), [])
     with pytest.raises(errors.WorkerError, match=r"cannot be made ready.*no_such_module"):
         found.attempt(f"{OP}/eager.sequential", {}, QUICK, None, patient=True)
     found.close()
@@ -202,7 +201,7 @@ def test_limits_are_learned_and_bounded():
 def test_a_plain_worker_loads_a_case():
     worker = Worker()
     try:
-        for request in (Start("cpu", 1), Load(OP, CaseRecord.of(CASE), [])):
+        for request in (Start("cpu", 1), Load(OP, CASE.plain(), [])):
             assert worker.ask(request, lambda stage: 60.0, 4 * GIB) == Ready()
     finally:
         worker.close()

@@ -13,9 +13,9 @@ import torch
 
 import griffin_kernels
 from griffin_kernels import catalog, device, dispatch, errors, misses
+from griffin_kernels.case import Case
 from griffin_kernels.misses import Miss
 from griffin_kernels.ops.linear_scan.cost import make_case
-from griffin_kernels.records import CaseRecord
 from tuning.plan import from_misses, planner
 from tuning.plan.planner import Options
 
@@ -48,7 +48,7 @@ def lines(path):
 
 
 def miss(time, **facts):
-    return Miss(**({"op": "linear_scan", "case": CaseRecord.of(make_case(1, time, 64)), "device": HERE.slug} | facts))
+    return Miss(**({"op": "linear_scan", "case": make_case(1, time, 64).plain(), "device": HERE.slug} | facts))
 
 
 def written(path, *found):
@@ -131,7 +131,7 @@ def test_every_op_can_make_what_a_call_of_it_records():
     for op in catalog.ops().values():
         for case in op.cases_tagged("smoke", "edge"):
             called = op.case_of(op.call(**op.make_inputs(case, torch.device("cpu"), 0)))
-            recorded = Miss(op=op.name, case=CaseRecord.of(called), device=HERE.slug)
+            recorded = Miss(op=op.name, case=called.plain(), device=HERE.slug)
             assert from_misses.unmakeable(recorded) is None, (op.name, case.key)
 
 
@@ -145,13 +145,13 @@ def test_sizes_within_a_factor_of_two_are_tuned_once_at_the_most_frequent(path):
 BAD = {
     "torn": ('{"op":"linear_scan","ca', "not a recorded miss"),
     "no op": (miss(10, op="linear_scam"), "no op 'linear_scam'"),
-    "dims": (miss(10, case=CaseRecord({"B": 1, "T": 2}, "float32")), "expected a size of at least 1 for each of B, T"),
-    "negative": (miss(10, case=CaseRecord({"B": 1, "T": -2, "D": 1, "N": 1}, "float32")), "at least 1"),
-    "dtype": (miss(10, case=CaseRecord.of(make_case(1, 10, 64, "float8"))), "no dtype float8; there are float32"),
-    "flag": (miss(10, case=CaseRecord.of(make_case(1, 10, 64, flags=["twice"]))), "no flag twice; linear_scan has"),
+    "dims": (miss(10, case=Case({"B": 1, "T": 2}, "float32")), "expected a size of at least 1 for each of B, T"),
+    "negative": (miss(10, case=Case({"B": 1, "T": -2, "D": 1, "N": 1}, "float32")), "at least 1"),
+    "dtype": (miss(10, case=make_case(1, 10, 64, "float8").plain()), "no dtype float8; there are float32"),
+    "flag": (miss(10, case=make_case(1, 10, 64, flags=["twice"]).plain()), "no flag twice; linear_scan has"),
     "too large": (miss(2**50), "GiB are free"),
     "contradiction": (
-        miss(10, op="rg_lru", case=CaseRecord({"B": 1, "T": 10, "D": 7, "H": 2, "n": 3, "N": 1}, "float32")), "inputs"
+        miss(10, op="rg_lru", case=Case({"B": 1, "T": 10, "D": 7, "H": 2, "n": 3, "N": 1}, "float32")), "inputs"
     ),
     "elsewhere": (miss(10, device="nvidia-h100-80gb-hbm3"), "1 of nvidia-h100-80gb-hbm3, left out: this device is"),
 }  # fmt: skip

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -67,8 +68,8 @@ def accepted(variant: Variant):
     """Small cases that it takes on a GPU; a power of two of steps is made where it wants one."""
     for case in catalog.op(variant.op).cases_tagged("smoke", "edge"):
         for steps in (case["T"], 64):
-            dims = tuple((name, steps if name == "T" else size) for name, size in case.dims)
-            asked = dataclasses.replace(case, dims=dims)
+            dims = {name: steps if name == "T" else size for name, size in case.dims.items()}
+            asked = msgspec.structs.replace(case, dims=dims)
             if variant.reject(asked, H100, NoConfig()) is None:
                 yield asked
                 break
@@ -121,7 +122,7 @@ def test_samples_call_what_is_theirs_alone(variant, monkeypatch):
 
     watched = dataclasses.replace(variant, adapter=Adapter(*map(counted, counts)))
     own = executor.InProcessExecutor(device.cpu())
-    own.load(op.name, executor.CaseRecord.of(case), [])
+    own.load(op.name, executor.case.plain(), [])
     monkeypatch.setattr(executor.timing, "MOST_COPIES", {"cpu": 3})
     with poison.outside():
         sample = own.sampler(Planned(watched, NoConfig()))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 import weakref
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class Live(TorchDispatchMode):
 def small(op):
     """Cases that are tiny in every dim, of every flag; one dtype of each, as all are taken to float64."""
     cases = [case for case in op.cases if case.tag != "bench"]
-    return list({(case.dims, case.flags, case.data): case for case in cases}.values())
+    return list({(*case.dims.items(), case.flags, case.data): case for case in cases}.values())
 
 
 def in_memory(op, inputs, parts: int) -> int:
@@ -140,9 +140,9 @@ def test_a_piece_needs_what_is_said(op):
     """
     case = max(default_cases(op), key=lambda case: op.cost(case).bytes_total)
     memory = CARD
-    if "T" in case.size and not op.name.startswith("local_attention"):
+    if "T" in case.dims and not op.name.startswith("local_attention"):
         memory = CARD * 256 // case["T"]
-        case = dataclasses.replace(case, dims=tuple((n, 256 if n == "T" else size) for n, size in case.dims))
+        case = msgspec.structs.replace(case, dims={n: 256 if n == "T" else size for n, size in case.dims.items()})
     inputs = meta_call(op, case)._asdict()
     given = [value for value in inputs.values() if isinstance(value, Tensor)]
     with Live(*given) as live:

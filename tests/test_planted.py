@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 import torch
 
@@ -30,7 +31,7 @@ def planted_cases(op_name: str, slow: bool = False):
     found = {}
     for case in catalog.op(op_name).cases_tagged("smoke", "edge"):
         kind = (case.flags, *(() if slow else ("h0" in case.data, "strided" in case.data)))
-        if case.size.get("T", 2) > 1 and (
+        if case.dims.get("T", 2) > 1 and (
             kind not in found or (found[kind].dtype != "float32" and case.dtype == "float32")
         ):
             found[kind] = case
@@ -41,9 +42,9 @@ def planted_cases(op_name: str, slow: bool = False):
 
 def _shortened(case):
     """The case with fewer steps; keys that were carried stay as many."""
-    less = max(case.size.get("T", 0) - SHORT_STEPS, 0)
-    dims = tuple((name, size - less if name in ("T", "S") else size) for name, size in case.dims)
-    return dataclasses.replace(case, dims=dims)
+    less = max(case.dims.get("T", 0) - SHORT_STEPS, 0)
+    dims = {name: size - less if name in ("T", "S") else size for name, size in case.dims.items()}
+    return msgspec.structs.replace(case, dims=dims)
 
 
 @functools.cache

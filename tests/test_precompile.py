@@ -12,7 +12,6 @@ import pytest
 
 from griffin_kernels import catalog, device, errors
 from griffin_kernels.contract import NoConfig, Variant, config_dict
-from griffin_kernels.records import CaseRecord
 from tuning import run as runs
 from tuning.plan import planner
 from tuning.record import journal
@@ -52,7 +51,7 @@ def test_every_compiling_variant_that_can_run_is_called_once_per_case():
         if planned.reason is None and planned.variant.backend in ("compiled", "numba")
     }
     calls = calls_of(precompile.first_calls(JOBS, none_known))
-    called = Counter((call.variant, call.case.case(catalog.variant(call.variant).op).key) for call in calls)
+    called = Counter((call.variant, call.case.key) for call in calls)
     assert set(called) == able
     assert set(called.values()) == {1}
 
@@ -70,7 +69,7 @@ def test_kernels_that_an_op_shares_are_compiled_by_one_process_and_the_slowest_c
 def test_the_default_configuration_is_called_where_it_fits():
     for call in calls_of(precompile.first_calls(JOBS, none_known)):
         variant = catalog.variant(call.variant)
-        if variant.reject(call.case.case(variant.op), HERE, variant.config()) is None:
+        if variant.reject(call.case, HERE, variant.config()) is None:
             assert variant.parse_config(call.config) == variant.config()
 
 
@@ -78,7 +77,7 @@ def test_what_was_tried_before_is_left_out():
     first = calls_of(precompile.first_calls(JOBS, none_known))[0]
 
     def known(job, planned):
-        return (planned.variant.key, CaseRecord.of(job.case)) == (first.variant, first.case)
+        return (planned.variant.key, job.case.plain()) == (first.variant, first.case)
 
     rest = calls_of(precompile.first_calls(JOBS, known))
     assert sorted(map(repr, [*rest, first])) == sorted(map(repr, calls_of(precompile.first_calls(JOBS, none_known))))
@@ -120,7 +119,7 @@ def fake(monkeypatch):
 
 
 def groups_of(*sizes):
-    case = CaseRecord.of(JOBS[0].case)
+    case = JOBS[0].case.plain()
     return [[FirstCall(f"op/v{i}", case, {"call": n}) for n in range(size)] for i, size in enumerate(sizes)]
 
 
@@ -220,8 +219,7 @@ def test_kernels_are_on_disk_afterwards(monkeypatch, tmp_path):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     variants = [catalog.variant(f"{op}/numba.{name}") for op, name in (("linear_scan", "sequential"), OTHER)]
     groups = [
-        [FirstCall(v.key, CaseRecord.of(catalog.op(v.op).cases_tagged("smoke")[0]), config_dict(v.config()))]
-        for v in variants
+        [FirstCall(v.key, catalog.op(v.op).cases_tagged("smoke")[0].plain(), config_dict(v.config()))] for v in variants
     ]
     precompile.run(groups, START, limits, nobody, 2)
     kept = {path.parent.name.rpartition("_")[0] for path in tmp_path.rglob("*.nbi")}

@@ -17,7 +17,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from griffin_kernels import catalog
-from griffin_kernels.records import CaseRecord, Tie
+from griffin_kernels.case import Case
+from griffin_kernels.records import Tie
 from reports.cli import app
 from tests import journals, small_tune
 from tuning.plan import planner
@@ -31,8 +32,8 @@ ROOT = Path(__file__).parent.parent
 
 NOISE = Noise(what="torch.add", seconds=1e-3, rounds=41, low=0.99, high=1.018, floor=0.018)
 
-CASE = CaseRecord({"B": 1, "T": 64, "D": 8, "N": 1}, "float32")
-SMALL = CaseRecord({"B": 1, "T": 8, "D": 8, "N": 1}, "float32")
+CASE = Case({"B": 1, "T": 64, "D": 8, "N": 1}, "float32")
+SMALL = Case({"B": 1, "T": 8, "D": 8, "N": 1}, "float32")
 
 
 class Clock:
@@ -48,7 +49,7 @@ class Clock:
 def candidate(op="linear_scan", variant="eager.chunked", status="ok", took=1e-3, spent=1.0, case=CASE, **facts):
     problem = None if status == "ok" else f"{status} for a test"
     return Candidate(
-        key=f"{op}/{variant}/{case.case(op).key}/default/cpu", op=op, variant=variant, case=case, config={},
+        key=f"{op}/{variant}/{case.key}/default/cpu", op=op, variant=variant, case=case, config={},
         baseline=variant == "eager.loop", is_default=False, status=status, problem=problem,
         samples_s=[took] if status == "ok" else [], seconds_spent=spent, **facts,
     )  # fmt: skip
@@ -61,10 +62,10 @@ def result():
 def tell(listener, case=CASE):
     """A short run of one case, two candidates of which end badly."""
     listener.noise(NOISE)
-    place = ("linear_scan", case.case("linear_scan").key)
+    place = ("linear_scan", case.key)
     listener.expect({place: 5, ("rg_lru", "B1"): 2})
     listener.begin(1)
-    listener.job("linear_scan", case.case("linear_scan").key, lane="cpu")
+    listener.job("linear_scan", case.key, lane="cpu")
     for variant, status in [("eager.loop", "ok"), ("eager.chunked", "ok"), ("eager.a", "crashed"), ("eager.b", "slow")]:
         listener.trying(variant, "default", lane="cpu")
         listener.candidate(candidate(variant=variant, status=status, took=4e-3 if variant == "eager.loop" else 1e-3),
@@ -100,10 +101,10 @@ def test_picture_of_a_terminal_shows_what_every_device_is_at():
     console = Console(file=io.StringIO(), force_terminal=True, width=140, color_system=None)
     clock = Clock()
     display = Display(console, clock=clock)
-    display.expect({("linear_scan", case.case("linear_scan").key): 20 for case in (CASE, SMALL)})
+    display.expect({("linear_scan", case.key): 20 for case in (CASE, SMALL)})
     display.begin(0)
     for lane, case in [("cuda:1", CASE), ("cuda:0", SMALL)]:
-        display.job("linear_scan", case.case("linear_scan").key, lane=lane)
+        display.job("linear_scan", case.key, lane=lane)
         display.trying("eager.chunked", "chunk=8", lane=lane)
         clock.now += 5
         display.candidate(candidate(variant="eager.loop", took=3e-3, spent=5, case=case), lane=lane)
@@ -143,7 +144,7 @@ def earlier(seconds):
     return [*made, End(date="", registry="", seconds=1.5 * sum(c.seconds_spent for c in made))]
 
 
-PLANNED = {("cheap", SMALL.case("cheap").key): 20, ("dear", CASE.case("dear").key): 20}
+PLANNED = {("cheap", SMALL.key): 20, ("dear", CASE.key): 20}
 
 
 @pytest.mark.parametrize("pace", [1.0, 2.0])
@@ -153,7 +154,7 @@ def test_estimate_knows_from_the_run_before_that_later_ops_take_longer(pace):
     tally = Tally(Estimate(earlier(3.0)), clock)
     tally.expect(PLANNED)
     tally.begin(0)
-    tally.job("cheap", SMALL.case("cheap").key)
+    tally.job("cheap", SMALL.key)
     for _ in range(20):
         clock.now += 0.15 * pace
         tally.candidate(candidate("cheap", spent=0.1 * pace, case=SMALL))
@@ -169,19 +170,19 @@ def test_estimate_without_an_earlier_run_prices_each_op():
     tally.begin(0)
     assert tally.left is None and tally.left_text == "?"
     for op, case, spent, count in [("cheap", SMALL, 0.1, 20), ("dear", CASE, 3.0, 5)]:
-        tally.job(op, case.case(op).key)
+        tally.job(op, case.key)
         for _ in range(count):
             clock.now += spent * 1.2
             tally.candidate(candidate(op, spent=spent, case=case))
     assert tally.left == pytest.approx(15 * 3.0 * 1.2, rel=0.02)
-    tally.expect({("dear", CASE.case("dear").key): 3})
+    tally.expect({("dear", CASE.key): 3})
     assert tally.left == pytest.approx(3 * 3.0 * 1.2, rel=0.02)
 
 
 def test_estimate_of_a_case_of_which_nothing_is_known_is_the_mean():
     clock = Clock()
     tally = Tally(clock=clock)
-    tally.expect({("linear_scan", CASE.case("linear_scan").key): 4, ("rg_lru", "B1"): 4})
+    tally.expect({("linear_scan", CASE.key): 4, ("rg_lru", "B1"): 4})
     tally.begin(2)
     for _ in range(4):
         clock.now += 2
@@ -203,11 +204,11 @@ def test_never_are_more_candidates_done_than_in_all(already, coming, told):
     display.expect({("linear_scan", f"B1-T{i}-D8-N1-float32"): count for i, count in enumerate(coming)})
     display.begin(already)
     for index, what, count in told:
-        case = CaseRecord({"B": 1, "T": index, "D": 8, "N": 1}, "float32")
+        case = Case({"B": 1, "T": index, "D": 8, "N": 1}, "float32")
         if what == "closed":
-            display.closed("linear_scan", case.case("linear_scan").key)
+            display.closed("linear_scan", case.key)
         elif what == "expect":
-            display.expect({("linear_scan", case.case("linear_scan").key): count})
+            display.expect({("linear_scan", case.key): count})
         else:
             display.candidate(candidate(status=what, case=case))
         assert 0 <= display.done <= display.total

@@ -13,7 +13,7 @@ import pytest
 
 from griffin_kernels import catalog
 from griffin_kernels.contract import NoConfig, Variant
-from griffin_kernels.records import CaseRecord, Tie
+from griffin_kernels.records import Tie
 from roofline import stats
 from tests import recorded_noise
 from tuning.decide import verdict
@@ -46,7 +46,7 @@ OWN, DEFAULT, BASELINE, INCUMBENT = Made(), Made(default=True), Made(baseline=Tr
 def finalist(index: int, kind: Made) -> Finalist:
     variant = Variant("linear_scan", f"eager.v{index}", "made up", RUN, NoConfig, baseline=kind.baseline)
     record = Candidate(
-        key=f"v{index}", op=OP.name, variant=variant.name, case=CaseRecord.of(CASE), config={},
+        key=f"v{index}", op=OP.name, variant=variant.name, case=CASE.plain(), config={},
         baseline=kind.baseline, is_default=kind.default, status="ok", samples_s=[kind.first_s] * 3,
     )  # fmt: skip
     return Finalist(Planned(variant, NoConfig()), record, kind.incumbent, index)

@@ -17,8 +17,9 @@ import torch
 
 import griffin_kernels
 from griffin_kernels import catalog, device, dispatch, errors, registry, validity
+from griffin_kernels.case import Case
 from griffin_kernels.contract import config_dict
-from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, DeviceRecord, Entry, RegistryFile
+from griffin_kernels.records import SCHEMA_VERSION, DeviceRecord, Entry, RegistryFile
 
 pytestmark = pytest.mark.unit
 
@@ -30,7 +31,7 @@ def entry(variant: str = "eager.sequential", **facts) -> Entry:
     found = catalog.variant(f"linear_scan/{variant}")
     given = {
         "op": "linear_scan",
-        "case": CaseRecord.of(CASE),
+        "case": CASE.plain(),
         "variant": variant,
         "config": {},
         "status": "measured",
@@ -80,7 +81,7 @@ def test_published_entry_is_selected(path, monkeypatch):
 
 
 def test_publish_merges_by_case_and_replaces_the_same_case(path):
-    other = CaseRecord.of(catalog.op("linear_scan").cases_tagged("bench")[1])
+    other = catalog.op("linear_scan").cases_tagged("bench")[1].plain()
     published(path)
     published(path, entry("eager.associative"), entry(case=other))
     assert [e.variant for e in registry.load(path).entries] == ["eager.associative", "eager.sequential"]
@@ -88,10 +89,10 @@ def test_publish_merges_by_case_and_replaces_the_same_case(path):
 
 def test_near_sizes_match_within_a_factor_of_four(path, monkeypatch):
     published(path)
-    sizes = dict(CASE.dims)
+    sizes = CASE.dims
 
     def at(**changed):
-        return CASE.__class__(CASE.op, tuple((sizes | changed).items()), CASE.dtype)
+        return Case(sizes | changed, CASE.dtype)
 
     near = select_with(path, monkeypatch, at(T=sizes["T"] * 4, D=sizes["D"] // 2))
     assert near.origin == "registry"
@@ -101,7 +102,7 @@ def test_near_sizes_match_within_a_factor_of_four(path, monkeypatch):
 
 @pytest.mark.parametrize("changed", [{"dtype": "bfloat16"}, {"flags": ("reset",)}])
 def test_dtype_and_flags_match_exactly(path, monkeypatch, changed):
-    case = CASE.__class__(CASE.op, CASE.dims, **({"dtype": CASE.dtype, "flags": CASE.flags} | changed))
+    case = Case(CASE.dims, **({"dtype": CASE.dtype, "flags": CASE.flags} | changed))
     assert select_with(published(path), monkeypatch, case).origin == "default"
 
 
@@ -200,7 +201,7 @@ def test_processes_that_publish_at_once_lose_nothing(path):
     # processes that have imported what they need already, so that they are at it together
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["griffin_kernels.registry"])
-    new = [entry(case=CaseRecord(dict(CASE.dims) | {"T": 100 + index}, CASE.dtype)) for index in range(32)]
+    new = [entry(case=Case(CASE.dims | {"T": 100 + index}, CASE.dtype)) for index in range(32)]
     workers = [context.Process(target=registry.publish, args=(path, HERE, [one], {})) for one in new]
     for worker in workers:
         worker.start()
@@ -224,11 +225,11 @@ def test_memory_of_a_cpu_does_not_decide_validity():
 
 def test_distance_at_its_edges():
     op = catalog.op("linear_scan")
-    known = CaseRecord({"B": 4, "T": 1000, "D": 256, "N": 4}, "float32")
+    known = Case({"B": 4, "T": 1000, "D": 256, "N": 4}, "float32")
 
     def far(**changed):
         sizes = {"B": 4, "T": 1000, "D": 256, "N": 4} | changed
-        return registry.distance(op, CASE.__class__("linear_scan", tuple(sizes.items()), "float32"), known)
+        return registry.distance(op, Case(sizes, "float32"), known)
 
     assert far() == 0
     assert far(T=4000) == far(T=250) == registry.MAX_DISTANCE
@@ -236,14 +237,14 @@ def test_distance_at_its_edges():
     assert far(T=2000, D=64) == 2
     assert far(N=10**6) == 0, "free dims do not count"
     assert far(B=0) is None and far(D=10**400) is None
-    huge = CaseRecord({"B": 4, "T": 10**400, "D": 256, "N": 4}, "float32")
-    case = CASE.__class__("linear_scan", tuple((dict(huge.dims) | {"T": 2 * 10**400}).items()), "float32")
+    huge = Case({"B": 4, "T": 10**400, "D": 256, "N": 4}, "float32")
+    case = Case(huge.dims | {"T": 2 * 10**400}, "float32")
     assert registry.distance(op, case, huge) == 1
     steps = catalog.op("local_attention_step")
     exact = next(iter(steps.exact_dims))
     case = steps.cases[0]
-    other = case.__class__(case.op, tuple((n, s + (n == exact)) for n, s in case.dims), case.dtype, case.flags)
-    assert registry.distance(steps, other, CaseRecord.of(case)) is None
+    other = Case({n: s + (n == exact) for n, s in case.dims.items()}, case.dtype, case.flags)
+    assert registry.distance(steps, other, case.plain()) is None
 
 
 # provenance: what makes an entry stale
@@ -282,7 +283,7 @@ def test_stale_entry_is_used_explained_and_warned_of_once(path, monkeypatch, her
     assert "stale: measured with torch 2.11.0 (now 2.13.0); still used" in str(
         griffin_kernels.explain("linear_scan", CASE, HERE)
     )
-    sizes = dict(CASE.dims)
+    sizes = CASE.dims
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for time in (sizes["T"], sizes["T"] - 1):
@@ -293,7 +294,7 @@ def test_stale_entry_is_used_explained_and_warned_of_once(path, monkeypatch, her
 
 
 def test_entries_keep_what_they_were_measured_with_when_others_are_published(path, here_is):
-    other = CaseRecord(dict(CASE.dims) | {"T": 64}, CASE.dtype)
+    other = Case(CASE.dims | {"T": 64}, CASE.dtype)
     registry.publish(path, HERE, [entry()], NOW | {"torch": "2.11.0"})
     registry.publish(path, HERE, [entry(case=other)], NOW)
     registry.publish(path, HERE, [], NOW)
@@ -374,14 +375,14 @@ def test_prediction_is_not_used_on_another_device(path, changed):
 
 
 def test_file_with_a_measurement_holds_for_its_own_device_only(path):
-    registry.publish(path, SKU, [predicted(), entry(case=CaseRecord(dict(CASE.dims) | {"T": 64}, CASE.dtype))], {})
+    registry.publish(path, SKU, [predicted(), entry(case=Case(CASE.dims | {"T": 64}, CASE.dtype))], {})
     assert registry.load_for(path, SKU)
     with pytest.raises(errors.RegistryError, match="of another device"):
         registry.load_for(path, REAL)
 
 
 def test_measured_entry_goes_before_any_predicted_one():
-    far = entry(case=CaseRecord(dict(CASE.dims) | {"T": CASE["T"] * 3}, CASE.dtype))
+    far = entry(case=Case(CASE.dims | {"T": CASE["T"] * 3}, CASE.dtype))
     foreseen = entry(status="predicted", variant="eager.sequential")
     record = DeviceRecord(HERE.validity(), {})
     files = [RegistryFile(schema_version=2, device=record, entries=[e]) for e in (foreseen, far)]
@@ -392,7 +393,7 @@ def test_measured_entry_goes_before_any_predicted_one():
 
 
 def test_measuring_takes_the_place_of_predictions_and_not_the_other_way(path):
-    other = CaseRecord(dict(CASE.dims) | {"T": 64}, CASE.dtype)
+    other = Case(CASE.dims | {"T": 64}, CASE.dtype)
     registry.publish(path, SKU, [predicted(), predicted(case=other)], {"torch": "1"})
     registry.publish(path, REAL, [entry()], {"torch": "2"})
     file = registry.load(path)
@@ -407,7 +408,7 @@ def test_measuring_takes_the_place_of_predictions_and_not_the_other_way(path):
 
 
 def test_predicted_entry_is_warned_of_once(path, monkeypatch):
-    sizes = dict(CASE.dims)
+    sizes = CASE.dims
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         choice = select_with(published(path, entry(status="predicted")), monkeypatch)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from griffin_kernels import catalog, device, dispatch, registry, validity
-from griffin_kernels.records import CaseRecord, DeviceRecord, Entry, RegistryFile, Tie
+from griffin_kernels.case import Case
+from griffin_kernels.records import DeviceRecord, Entry, RegistryFile, Tie
 from reports.cli import app
 from tests import journals
 from tuning.plan.budget import UNQUIET
@@ -41,7 +42,7 @@ def data(monkeypatch, tmp_path):
 def entry(median=1e-3, spread=0.01, variant="eager.sequential", **facts):
     found = catalog.variant(f"linear_scan/{variant}")
     given = {
-        "op": "linear_scan", "case": CaseRecord.of(BENCH), "variant": variant, "config": {}, "status": "measured",
+        "op": "linear_scan", "case": BENCH.plain(), "variant": variant, "config": {}, "status": "measured",
         "source_hash": found.source_hash, "date": "2026-01-01T00:00:00+00:00", "reason": "", "candidates": 1,
         "median_s": median, "interval_s": None if median is None else (median * (1 - spread), median * (1 + spread)),
     }  # fmt: skip
@@ -49,7 +50,7 @@ def entry(median=1e-3, spread=0.01, variant="eager.sequential", **facts):
 
 
 def sized(time):
-    return CaseRecord(dict(BENCH.dims) | {"T": time}, BENCH.dtype)
+    return Case(BENCH.dims | {"T": time}, BENCH.dtype)
 
 
 def file(*entries, validity_facts=None, **provenance):
@@ -381,7 +382,7 @@ def test_t4_is_what_kernel_tuner_reads(tmp_path):
     metadata = documents.pop("metadata.json")["metadata"]
     assert "torch==2.13.0+cu130" in metadata["environment"]["requirements"]
     candidates = [r for r in records if isinstance(r, Candidate)]
-    assert sorted(documents) == sorted({f"{c.op}--{c.case.case(c.op).key}.json" for c in candidates})
+    assert sorted(documents) == sorted({f"{c.op}--{c.case.key}.json" for c in candidates})
     for document in documents.values():
         jsonschema.validate(document, T4_SCHEMA)
     results = [result for document in documents.values() for result in document["results"]]
@@ -389,7 +390,7 @@ def test_t4_is_what_kernel_tuner_reads(tmp_path):
     right = [r for r in results if r["invalidity"] == "correct"]
     assert right and all(r["correctness"] == 1.0 for r in right)
     timed = next(c for c in candidates if c.status == "ok")
-    (found,) = [r for r in documents[f"{timed.op}--{timed.case.case(timed.op).key}.json"]["results"]
+    (found,) = [r for r in documents[f"{timed.op}--{timed.case.key}.json"]["results"]
                 if r["configuration"] == {"variant": timed.variant, **timed.config}]  # fmt: skip
     assert found["times"]["runtimes"] == [1e3 * sample for sample in timed.samples_s]
 
@@ -449,7 +450,7 @@ def test_broken_registry_is_one_sentence(tmp_path, words):
 
 
 def test_entries_that_mean_nothing_are_shown_and_not_obeyed(tmp_path):
-    odd = entry(case=CaseRecord({"[red]": 10**300}, "x" * 5000), date="", reason="")
+    odd = entry(case=Case({"[red]": 10**300}, "x" * 5000), date="", reason="")
     odd = msgspec.structs.replace(
         odd, op="[bold]no op", variant="a\nb\x1b[31m", config={"x": [[1]]}, interval_s=(0.0, -1.0)
     )

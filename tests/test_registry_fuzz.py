@@ -19,7 +19,7 @@ import griffin_kernels
 from griffin_kernels import catalog, device, dispatch, registry
 from griffin_kernels.contract import config_dict
 from griffin_kernels.ops.linear_scan.cost import make_case
-from griffin_kernels.records import CaseRecord, Entry
+from griffin_kernels.records import Entry
 
 FILES = int(os.environ.get("GRIFFIN_TEST_FUZZ", "300"))
 
@@ -55,7 +55,7 @@ def entry(variant: str, sizes: tuple[int, int, int] = SIZES, **config: object) -
     found = catalog.variant(f"linear_scan/{variant}")
     return Entry(
         op="linear_scan",
-        case=CaseRecord.of(make_case(*sizes)),
+        case=make_case(*sizes).plain(),
         variant=variant,
         config=config_dict(found.parse_config(config)),
         status="measured",

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from griffin_kernels import catalog, errors
 from griffin_kernels import device as devices
+from griffin_kernels.case import Case
 from griffin_kernels.contract import config_dict
-from griffin_kernels.records import CaseRecord, DeviceRecord
+from griffin_kernels.records import DeviceRecord
 from reports.cli import app
 from tests.small_tune import shrink
 from tuning.plan import planner
@@ -26,7 +27,7 @@ from tuning.search.strategies import DEFAULT, STRATEGIES
 pytestmark = pytest.mark.unit
 
 RUNNER = CliRunner()
-CASE = CaseRecord({"B": 1, "T": 64, "D": 8, "N": 1}, "float32")
+CASE = Case({"B": 1, "T": 64, "D": 8, "N": 1}, "float32")
 
 
 def made_up(sizes: int = 8, interleaved: bool = False, samples: int = 7) -> Packed:
@@ -70,7 +71,7 @@ def test_shipped_journals_are_measurements_of_whole_spaces(journal):
     """Made by the recorder, of cases of the catalogue; the best was sampled often and every point that ran enough."""
     assert journal.source.startswith(("tuning.replay.record", "journal of run"))
     assert journal.device.validity["name"] and journal.device.provenance["date"]
-    assert journal.case.case(journal.op).key in {case.key for case in catalog.op(journal.op).cases}
+    assert journal.case.key in {case.key for case in catalog.op(journal.op).cases}
     assert len(journal.points) >= 30 and journal.default is not None
     assert len(set(journal.space.points)) == len(journal.points)
     assert len(journal.points[journal.best].samples_s) >= 21
@@ -205,7 +206,7 @@ def journal_of(path, job, left_out=()):
                     key=p.key(job.case, here),
                     op=job.op.name,
                     variant=p.variant.name,
-                    case=CaseRecord.of(job.case),
+                    case=job.case.plain(),
                     config=config_dict(p.config),
                     baseline=p.variant.baseline,
                     is_default=p is job.default,

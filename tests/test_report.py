@@ -12,8 +12,8 @@ import msgspec
 import pytest
 from markupsafe import Markup
 
+from griffin_kernels.case import Case
 from griffin_kernels.errors import GriffinKernelsError, JournalError, RegistryError, ReportError
-from griffin_kernels.records import CaseRecord
 from reports import format as fmt
 from reports import model
 from reports.build import Tab, page, write_report
@@ -180,9 +180,7 @@ def test_resumed_journal_counts_a_candidate_once(tmp_path: Path) -> None:
 def test_registry(build: Callable[..., str], tmp_path: Path) -> None:
     lines = journals.records()
     file = journals.registry(lines)
-    other = msgspec.structs.replace(
-        file.entries[0], case=CaseRecord({"B": 3, "T": 5, "D": 7}, "float32"), status="predicted"
-    )
+    other = msgspec.structs.replace(file.entries[0], case=Case({"B": 3, "T": 5, "D": 7}, "float32"), status="predicted")
     changed = msgspec.structs.replace(file.entries[0], variant="triton.sequential", config={"block_d": 64})
     path = tmp_path / "registry.json"
     path.write_bytes(msgspec.json.encode(journals.registry([], [changed, *file.entries[1:], other])))

@@ -146,4 +146,4 @@ def test_predicted_entry_in_a_tuning_report_is_called_predicted(tmp_path: Path) 
     assert "predicted</span>" in row and fmt.time(4.2e-5).replace("\u202f", " ") in row and "measured" not in row
 
 
-CASE = predictions.CaseRecord({"B": 1, "T": 77, "D": 64, "N": 1}, "float32")
+CASE = predictions.Case({"B": 1, "T": 77, "D": 64, "N": 1}, "float32")

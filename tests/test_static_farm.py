@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from griffin_kernels.records import CaseRecord
+from griffin_kernels.case import Case
 from tuning.workers import compile_farm
 from tuning.workers.compile_farm import LaunchRequest
 
@@ -31,7 +31,7 @@ def bad_compiler(tmp_path, monkeypatch):
 
 
 def request(what: str) -> LaunchRequest:
-    return LaunchRequest("op/variant", CaseRecord({}, "float32"), {"what": what}, 0, "sm_90")
+    return LaunchRequest("op/variant", Case({}, "float32"), {"what": what}, 0, "sm_90")
 
 
 def test_compilers_that_crash_hang_or_leave_cost_their_launch_only(bad_compiler):

@@ -44,7 +44,7 @@ def test_run_leaves_a_journal_a_registry_and_a_winner_that_dispatch_uses(tmp_pat
     monkeypatch.setenv(registry.ENVIRONMENT_VARIABLE, str(tmp_path))
     dispatch.refresh()
     for entry in stored:
-        choice = griffin_kernels.select(entry.op, entry.case.case(entry.op), HERE)
+        choice = griffin_kernels.select(entry.op, entry.case, HERE)
         assert (choice.origin, choice.variant.name) == ("registry", entry.variant)
 
 
@@ -178,7 +178,7 @@ def test_hopeless_variant_is_not_tried_again_with_other_configurations_or_at_lat
     found = [c for c in records(tmp_path, Candidate) if c.variant == "eager.planted"]
     assert [c.status for c in found] == ["slow", *["skipped"] * (len(found) - 1)]
     assert "times slower with another configuration" in found[1].problem
-    assert f"times slower than the best at {found[0].case.case('linear_scan').key}" in found[-1].problem
+    assert f"times slower than the best at {found[0].case.key}" in found[-1].problem
     run(tmp_path, Options(ops=("linear_scan",), cases=("float32",), budget="thorough", device="cpu", in_process=True))
     assert all(c.status == "slow" for c in records(tmp_path, Candidate) if c.variant == "eager.planted")
 

@@ -66,11 +66,11 @@ def test_new_baselines_are_tried_in_the_same_journal_and_nothing_else(tmp_path, 
     assert len(new) == len(before.entries) == len(after.entries)
     assert [run.resumed for run in runs] == [False, True]
     # the same winners, and the fastest baseline is the new one
-    names = {(e.op, e.case.case(e.op).key): (e.variant, e.config) for e in before.entries}
+    names = {(e.op, e.case.key): (e.variant, e.config) for e in before.entries}
     finals = records(tmp_path, Race)[-len(new) :]
     for entry, race in zip(after.entries, finals, strict=True):
         assert entry.baseline == "peer.idle" and entry.speedup < 1
-        winner, _ = names[entry.op, entry.case.case(entry.op).key]
+        winner, _ = names[entry.op, entry.case.key]
         assert any(winner in key for key in race.keys)
     stored = registry.load_for(after.paths.registry, HERE).entries
     assert {e.baseline for e in stored} == {"peer.idle"}

@@ -46,14 +46,14 @@ class Stub:
     def attempt(self, variant, config, budget, best_s, patient):
         if self.stop_at is not None and len(self.tried) == self.stop_at:
             raise KeyboardInterrupt
-        self.tried.append((self.op, self.case.case(self.op).key, variant))
+        self.tried.append((self.op, self.case.key, variant))
         prices, backend = PRICES["gpu"], catalog.variant(variant).backend
         self.clock.now += self.pace * (prices.candidate + budget.seconds + prices.compiled * (backend == "compiled"))
         took = 1e-3 + 1e-5 * (sum(map(ord, f"{variant}{config}")) % 50)
         return Tried("ok", samples_s=[took] * 3)
 
     def race(self, field, budget):
-        place = (self.op, self.case.case(self.op).key)
+        place = (self.op, self.case.key)
         self.raced[place] += 1
         self.clock.now += self.pace * PRICES["gpu"].race * budget.race_seconds
         rounds = [[f.record.samples_s[0] * (1 + 1e-4 * i) for f in field] for i in range(21)]
@@ -291,10 +291,10 @@ def test_a_race_that_is_too_noisy_is_run_again_and_then_decides_nothing(h100, ca
     outcome, stub, _, paths = h100(ops=FEW, noise=noise, say=Console(width=300, force_terminal=False))
     text = capsys.readouterr().out
     assert (stub.raced[bad], stub.raced[once], stub.raced[jobs[0].place]) == (2, 2, 1)
-    assert [(u.op, u.case.case(u.op).key) for u in outcome.undecided] == [bad]
+    assert [(u.op, u.case.key) for u in outcome.undecided] == [bad]
     assert len(outcome.entries) == outcome.cases - 1
     assert all((e.noise_floor or 0) <= UNQUIET for e in registry.load_for(paths.registry, H100).entries)
-    assert bad not in {(e.op, e.case.case(e.op).key) for e in registry.load_for(paths.registry, H100).entries}
+    assert bad not in {(e.op, e.case.key) for e in registry.load_for(paths.registry, H100).entries}
     command = f"griffin tune --ops {bad[0]} --cases {bad[1]} --out {paths.journal.parent}"
     (record,) = [r for r in journal.read(paths.journal) if isinstance(r, Undecided)]
     assert (record.noise_floor, record.command) == (0.35, command)
@@ -305,7 +305,7 @@ def test_a_race_that_is_too_noisy_is_run_again_and_then_decides_nothing(h100, ca
 
 def test_registry_keeps_what_was_published_before_where_a_race_is_too_noisy(h100):
     first, _, _, paths = h100(ops=FEW)
-    place = (first.entries[3].op, first.entries[3].case.case(first.entries[3].op).key)
+    place = (first.entries[3].op, first.entries[3].case.key)
     second, _, _, _ = h100(ops=FEW, noise=noisy(place))
     assert len(second.undecided) == 1 and len(second.entries) == second.cases - 1
     kept = registry.load_for(paths.registry, H100).entries

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -35,7 +36,7 @@ def test_variant_matches_float64_reference(op, variant, case, config):
 def test_what_is_checked_of_a_compiled_variant_is_what_is_timed():
     op, variant = catalog.op("rg_lru"), catalog.variant("rg_lru/compiled.unfused")
     usual = next(case for case in op.cases_tagged("bench") if case.dtype == "float32" and case.where == "cpu")
-    case = dataclasses.replace(usual, dims=tuple((name, 19 if name == "T" else size) for name, size in usual.dims))
+    case = msgspec.structs.replace(usual, dims={name: 19 if name == "T" else size for name, size in usual.dims.items()})
     inputs, config = op.make_inputs(case, torch.device("cpu"), 0), variant.config()
     graphs = counters["stats"]["unique_graphs"]
     assert verify.check(op, variant, case, config, inputs).ok

@@ -25,7 +25,7 @@ from griffin_kernels import device as devices
 from griffin_kernels import dispatch, errors, registry
 from griffin_kernels.contract import config_dict
 from griffin_kernels.device import Device
-from griffin_kernels.records import CaseRecord, DeviceRecord, Entry
+from griffin_kernels.records import DeviceRecord, Entry
 from roofline import measure
 from tuning.decide.decider import Decider, Lane
 from tuning.decide.history import History
@@ -305,7 +305,7 @@ def _precompile(decider: Decider, jobs: Sequence[Job], options: Options, prepare
 
     def hung(request: FirstCall, death: Death) -> None:
         for job in jobs:
-            for planned in job.candidates if CaseRecord.of(job.case) == request.case else ():
+            for planned in job.candidates if job.case == request.case else ():
                 if (planned.variant.key, config_dict(planned.config)) == (request.variant, request.config):
                     decider.give_up(job, planned, death)
 

@@ -13,7 +13,6 @@ import torch
 
 from griffin_kernels import catalog, device
 from griffin_kernels.contract import NoConfig, Variant
-from griffin_kernels.records import CaseRecord
 from roofline import stats
 from tuning.decide import verdict
 from tuning.measure import noise, rounds, timing
@@ -62,7 +61,7 @@ def tuned(kernel, make, share, number):
         sample = timing.sampler(lambda given, kernel=kernel, part=part: kernel(part, **given), rotation, HERE)
         variant = Variant(op.name, f"eager.{name}", "planted", stream, NoConfig)
         record = Candidate(
-            key=name, op=op.name, variant=variant.name, case=CaseRecord.of(case), config={}, baseline=False,
+            key=name, op=op.name, variant=variant.name, case=case.plain(), config={}, baseline=False,
             is_default=name == "whole", status="ok", samples_s=[sample() for _ in range(5)],
         )  # fmt: skip
         field.append(Finalist(Planned(variant, NoConfig()), record, place=len(field)))

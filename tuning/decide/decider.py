@@ -15,7 +15,7 @@ import msgspec
 from griffin_kernels import registry
 from griffin_kernels.contract import config_dict, config_key
 from griffin_kernels.device import Device
-from griffin_kernels.records import CaseRecord, Entry
+from griffin_kernels.records import Entry
 from roofline import stats
 from tuning.decide import verdict
 from tuning.decide.case_search import CaseSearch
@@ -157,7 +157,7 @@ class Decider:
             key=planned.key(job.case, self.device),
             op=job.op.name,
             variant=planned.variant.name,
-            case=CaseRecord.of(job.case),
+            case=job.case,
             config=config_dict(planned.config),
             baseline=planned.variant.baseline,
             is_default=planned is job.default,
@@ -207,7 +207,7 @@ class Decider:
             with self.lock:
                 record = Undecided(
                     op=job.op.name,
-                    case=CaseRecord.of(job.case),
+                    case=job.case,
                     why=str(reason),
                     command=self.repeat(job),
                     noise_floor=reason.noise,
@@ -374,7 +374,7 @@ class _Case:
 
     def _load(self) -> None:
         if not self._loaded:
-            self.lane.executor.load(self.job.op.name, CaseRecord.of(self.job.case), self.entries)
+            self.lane.executor.load(self.job.op.name, self.job.case, self.entries)
             self._loaded = True
 
     def _hopeless(self, planned: Planned, done: Done) -> Hopeless | None:

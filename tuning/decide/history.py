@@ -49,4 +49,4 @@ class History:
 
 def place_of(record: Candidate | Entry) -> Place:
     """Op and key of the case that a record or an entry is about."""
-    return record.op, record.case.case(record.op).key
+    return record.op, record.case.key

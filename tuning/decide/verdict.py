@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from griffin_kernels.contract import Case, Op, config_dict
-from griffin_kernels.records import CaseRecord, Entry, Tie
+from griffin_kernels.records import Entry, Tie
 from roofline import stats
 from tuning.measure.rounds import Finalist, champion_of, comparisons_of, incumbent_of
 from tuning.measure.sequential_test import PairedComparisons
@@ -91,7 +91,7 @@ def _result(
     errors = best.record.errors
     entry = Entry(
         op=op.name,
-        case=CaseRecord.of(case),
+        case=case,
         variant=best.planned.variant.name,
         config=config_dict(best.planned.config),
         status="measured",

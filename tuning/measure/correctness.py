@@ -12,6 +12,7 @@ import dataclasses
 import zlib
 from dataclasses import dataclass
 
+import msgspec
 from torch import Tensor
 
 from griffin_kernels import planted, verify
@@ -41,10 +42,10 @@ class Problem:
 
 def cases(case: Case) -> list[Case]:
     """The cases that a candidate is checked on: the case and, if the case is longer, its short form."""
-    if case.size.get("T", 0) <= SHORT_STEPS:
+    if case.dims.get("T", 0) <= SHORT_STEPS:
         return [case]
-    dims = tuple((name, SHORT_STEPS if name == "T" else size) for name, size in case.dims)
-    return [case, dataclasses.replace(case, dims=dims)]
+    dims = {name: SHORT_STEPS if name == "T" else size for name, size in case.dims.items()}
+    return [case, msgspec.structs.replace(case, dims=dims)]
 
 
 def problems(op: Op, case: Case, device: Device) -> list[Problem]:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from griffin_kernels.contract import Case, Op, config_key
-from griffin_kernels.records import CaseRecord
 from roofline import stats
 from tuning.measure import sequential_test
 from tuning.measure.sequential_test import InterimLooks, PairedComparisons
@@ -79,7 +78,7 @@ def run(
     def heat(warm_s: list[list[float]]) -> Race:
         return Race(
             op=op.name,
-            case=CaseRecord.of(case),
+            case=case,
             keys=[f.record.key for f in field],
             rounds_s=rounds_s,
             again_s=again_s,

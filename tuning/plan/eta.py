@@ -137,4 +137,4 @@ class Estimate:
 
 
 def _place(record: Candidate) -> Place:
-    return record.op, record.case.case(record.op).key
+    return record.op, record.case.key

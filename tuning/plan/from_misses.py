@@ -21,7 +21,6 @@ from griffin_kernels.case import DTYPE_BYTES, USUAL_SIZE
 from griffin_kernels.contract import Case, Op
 from griffin_kernels.device import Device
 from griffin_kernels.misses import ENVIRONMENT_VARIABLE, Miss
-from griffin_kernels.records import CaseRecord
 from griffin_kernels.texts import unmarked
 from griffin_kernels.validity import quoted
 from tuning.plan.free_memory import memory_allowed
@@ -58,7 +57,7 @@ def chosen(path: Path, device: Device) -> Chosen:
             elsewhere[quoted(miss.device)] += 1
             continue
         miss = _fillable(miss)
-        key = (miss.op, miss.case.case(miss.op).key)
+        key = (miss.op, miss.case.key)
         counted[key] += 1
         first.setdefault(key, (number, miss))
     for name, count in elsewhere.items():
@@ -113,7 +112,7 @@ def unmakeable(miss: Miss) -> str | None:
         op = catalog.op(miss.op)
     except errors.UnknownOpError as error:
         return quoted(error, 200)
-    dims = list(op.cases[0].size)
+    dims = list(op.cases[0].dims)
     if list(miss.case.dims) != dims or min(miss.case.dims.values()) < 1:
         return f"expected a size of at least 1 for each of {', '.join(dims)}"
     if miss.case.dtype not in DTYPE_BYTES:
@@ -121,7 +120,7 @@ def unmakeable(miss: Miss) -> str | None:
     flags = {flag for case in op.cases for flag in case.flags}
     if unknown := set(miss.case.flags) - flags:
         return f"no flag {quoted(min(unknown))}; {op.name} has {', '.join(sorted(flags)) or 'none'}"
-    return _untried(op, _fillable(miss).case.case(op.name))
+    return _untried(op, _fillable(miss).case)
 
 
 def _untried(op: Op, case: Case) -> str | None:
@@ -140,8 +139,8 @@ def _untried(op: Op, case: Case) -> str | None:
         made = op.case_of(call)
     except Exception as error:  # sizes that contradict each other fail in whatever way the op's tensors do
         return f"its inputs cannot be made: {type(error).__name__}: {quoted(error, 160)}"
-    differs = [name for name, size in made.dims if name not in USUAL_SIZE and size != case[name]]
-    if differs or registry.distance(op, made, CaseRecord.of(case)) != 0.0:
+    differs = [name for name, size in made.dims.items() if name not in USUAL_SIZE and size != case[name]]
+    if differs or registry.distance(op, made, case) != 0.0:
         return f"its inputs come out as {made.key}"
     return None
 
@@ -149,7 +148,7 @@ def _untried(op: Op, case: Case) -> str | None:
 def _near(miss: Miss, other: Miss) -> bool:
     if miss.op != other.op:
         return False
-    far = registry.distance(catalog.op(miss.op), miss.case.case(miss.op), other.case)
+    far = registry.distance(catalog.op(miss.op), miss.case, other.case)
     return far is not None and far <= NEAR
 
 

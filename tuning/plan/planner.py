@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from griffin_kernels import catalog, errors
 from griffin_kernels.case import DTYPE_BYTES
-from griffin_kernels.contract import Case, Op, Variant, config_key
+from griffin_kernels.contract import BenchCase, Case, Op, Variant, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.misses import Miss
 from tuning.plan.budget import BUDGETS, LONGEST_S, Budget
@@ -132,9 +132,10 @@ def make(options: Options, device: Device) -> list[Job]:
     available = [(op, case) for op in chosen for case in _cases(op, device, options)]
     explicit = bool(options.cases or options.dtypes)
     jobs = [
-        _job(op, case, device, slow=device.kind == "cpu" or budget.gpu_compiled)
+        _job(op, case.plain(), device, slow=device.kind == "cpu" or budget.gpu_compiled)
         for op, case in available
-        if _wanted(case, options) and (budget.thorough or not case.thorough or explicit)
+        if _wanted(case, options)
+        and (budget.thorough or explicit or not (isinstance(case, BenchCase) and case.thorough))
     ]
     if not jobs:
         keys = ", ".join(dict.fromkeys(case.key for _, case in available))
@@ -152,14 +153,14 @@ def ops_by_weight() -> list[str]:
     return [*(name for name in WEIGHTS if name in names), *(name for name in names if name not in WEIGHTS)]
 
 
-def _cases(op: Op, device: Device, options: Options) -> list[Case]:
+def _cases(op: Op, device: Device, options: Options) -> Sequence[Case]:
     """The recorded misses of an op where there are any to tune, else its bench cases."""
     if options.misses:
-        return [miss.case.case(op.name) for miss in options.misses if miss.op == op.name]
+        return [miss.case for miss in options.misses if miss.op == op.name]
     return bench_cases(op, device)
 
 
-def bench_cases(op: Op, device: Device) -> list[Case]:
+def bench_cases(op: Op, device: Device) -> list[BenchCase]:
     """The op's bench cases that are meant for a kind of device."""
     where = ("any", "cpu") if device.kind == "cpu" else ("any", "gpu")
     return [case for case in op.cases_tagged("bench") if case.where in where]

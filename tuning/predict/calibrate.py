@@ -17,7 +17,6 @@ import msgspec
 
 from griffin_kernels import catalog, errors
 from griffin_kernels.datasheet import find
-from griffin_kernels.records import CaseRecord
 from tuning.predict import time_model
 from tuning.predict.launch_work import LaunchWork, Work
 from tuning.predict.target_space import described
@@ -164,12 +163,12 @@ def samples(
         if line.source_hash and line.source_hash != variant.source_hash:
             skip("are of kernels that have changed since")
             continue
-        case = line.case.case(line.op)
+        case = line.case
         steps = described(variant, catalog.op(line.op), case, config, where.arch)
         measured.append((line, steps))
         for step in steps:
             if isinstance(step, LaunchWork):
-                order = LaunchRequest(variant.key, CaseRecord.of(case), line.config, step.index, where.arch)
+                order = LaunchRequest(variant.key, case, line.config, step.index, where.arch)
                 requests.setdefault(step.key, order)
     reports = compiled(requests)
     found = []
@@ -183,7 +182,7 @@ def samples(
         if len(code) < len({step.key for step in steps if isinstance(step, LaunchWork)}):
             skip("do not compile here, or do not fit the device by the model's account")
             continue
-        case = line.case.case(line.op)
+        case = line.case
         name = f"{line.variant} {','.join(f'{k}={v}' for k, v in line.config.items())}".strip()
         seconds = statistics.median(line.samples_s)
         found.append(Sample(line.op, case.key, name, case.dtype, tuple(steps), code, seconds))

@@ -106,7 +106,7 @@ def _launch(launch: Launch, index: int, op: Op, case: Case, in_place: set[tuple[
             flops = 2.0 * case["d"] * DOTS.get(launch.name, 2) * elements
     else:
         elements = float(max((tensor.numel() for tensor in tensors.values()), default=0))
-        if {"B", "T", "D"} <= case.size.keys():
+        if {"B", "T", "D"} <= case.dims.keys():
             # a tile is of steps and channels, also where tensors hold matrices or pairs of these
             elements = min(elements, case["B"] * case["T"] * case["D"])
         if launch.claims.matrix:

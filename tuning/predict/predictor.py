@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from griffin_kernels import datasheet, errors, registry, validity
-from griffin_kernels.contract import config_dict, config_key
+from griffin_kernels.contract import Case, config_dict, config_key
 from griffin_kernels.device import Device
-from griffin_kernels.records import CaseRecord, Entry
+from griffin_kernels.records import Entry
 from roofline.units import clock_text, seconds_text
 from tuning.plan import planner
 from tuning.plan.planner import Options
@@ -49,7 +49,7 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     """One op and case: every candidate, and which was chosen (an index; None where no variant can run)."""
 
     op: str
-    case: CaseRecord
+    case: Case
     candidates: list[CandidateRecord]
     chosen: int | None
     unfit: dict[str, str] = {}
@@ -165,7 +165,7 @@ def run_target(
     for entry in outcome.entries:
         config = ",".join(f"{name}={value}" for name, value in entry.config.items())
         seconds = seconds_text(entry.predicted_s or 0.0)
-        table.add_row(entry.op, entry.case.case(entry.op).key, f"{entry.variant} {config}", seconds, entry.bound)
+        table.add_row(entry.op, entry.case.key, f"{entry.variant} {config}", seconds, entry.bound)
     console.print(table)
     say(console, f"{len(outcome.entries)} entries in {clock_text(outcome.seconds)}; nothing was run, all are predicted")
     if outcome.entries:
@@ -251,7 +251,7 @@ def _entry(space: TargetSpace, chosen: TargetCandidate, sku: str) -> Entry:
     variant, found = chosen.planned.variant, chosen.prediction
     return Entry(
         op=space.op.name,
-        case=CaseRecord.of(space.case),
+        case=space.case,
         variant=variant.name,
         config=config_dict(chosen.planned.config),
         status="predicted",
@@ -307,7 +307,7 @@ def _recorded(space: TargetSpace) -> Predicted:
     chosen = space.choose()
     return Predicted(
         op=space.op.name,
-        case=CaseRecord.of(space.case),
+        case=space.case,
         candidates=[CandidateRecord.of(candidate, space) for candidate in space.candidates],
         chosen=None if chosen is None else space.candidates.index(chosen),
         unfit=space.unfit,

@@ -10,7 +10,6 @@ import msgspec
 
 from griffin_kernels.contract import Case, Op, Variant, config_dict
 from griffin_kernels.launch import described_for
-from griffin_kernels.records import CaseRecord
 from tuning.plan.budget import INDIFFERENCE
 from tuning.plan.planner import Job, Planned
 from tuning.predict.estimated_code import EstimatedCode
@@ -103,7 +102,7 @@ class TargetSpace:
 
     def requests(self, candidates: Iterable[TargetCandidate]) -> Iterator[tuple[str, LaunchRequest]]:
         """(key, what to ask the compiler) for every launch of candidates."""
-        record = CaseRecord.of(self.case)
+        record = self.case
         for candidate in candidates:
             planned = candidate.planned
             values = config_dict(planned.config)

@@ -127,7 +127,7 @@ def _unchanged(one: Entry, other: Entry, a: RegistryFile, b: RegistryFile) -> bo
 
 
 def _by_case(file: RegistryFile) -> dict[tuple[str, str], Entry]:
-    return {(entry.op, entry.case.case(entry.op).key): entry for entry in file.entries}
+    return {(entry.op, entry.case.key): entry for entry in file.entries}
 
 
 def same_kernel(a: Entry, b: Entry) -> bool:
@@ -157,7 +157,7 @@ def _timed(entry: Entry) -> bool:
 
 def _row(a: Entry, b: Entry, machine: float, unchanged: bool) -> DiffRow:
     """machine: what the machine makes, as a log."""
-    case, agreed = a.case.case(a.op), winner(a, b)
+    case, agreed = a.case, winner(a, b)
     if a == b and a.median_s is not None:
         return DiffRow(a, b, case, "SAME", agreed, "one measurement", 1.0, (1.0, 1.0))
     for name, entry in (("first", a), ("second", b)):

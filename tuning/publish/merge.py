@@ -58,7 +58,7 @@ def merge(files: Sequence[tuple[Path, RegistryFile]]) -> Merged:
     for path, file in files:
         for raw in file.entries:
             entry = validity.under(raw, file.device.provenance, newest.device.provenance)
-            key = (entry.op, entry.case.case(entry.op).key)
+            key = (entry.op, entry.case.key)
             if (earlier := found.get(key)) is None:
                 found[key] = (path, entry)
                 continue

@@ -69,9 +69,9 @@ def entries(file: RegistryFile, device: Device) -> list[Shown]:
 
 
 def _shown(entry: Entry, file: RegistryFile, device: Device, foreign: bool) -> Shown:
-    case = validity.quoted(entry.case.case(entry.op).key, 120)
+    case = validity.quoted(entry.case.key, 120)
     try:
-        if set(catalog.op(entry.op).cases[0].size) != set(entry.case.dims):
+        if set(catalog.op(entry.op).cases[0].dims) != set(entry.case.dims):
             raise errors.RegistryError(f"{entry.op} has no case with these dimensions")
         validity.kernel(entry)
     except (errors.UnknownOpError, errors.RegistryError) as error:

@@ -47,7 +47,7 @@ def to_csv(records: Sequence[Record]) -> str:
     raced = _raced(records)
     # of two decisions on a case the last counts
     results = (r for r in records if isinstance(r, Result))
-    decided = {(r.entry.op, r.entry.case.case(r.entry.op).key): r.winner_key for r in results}
+    decided = {(r.entry.op, r.entry.case.key): r.winner_key for r in results}
     winners = set(decided.values())
     candidates = _latest(records)
     dims = list(dict.fromkeys(name for c in candidates for name in c.case.dims))
@@ -57,7 +57,7 @@ def to_csv(records: Sequence[Record]) -> str:
         rows.append(
             {
                 "op": c.op,
-                "case": c.case.case(c.op).key,
+                "case": c.case.key,
                 "variant": c.variant,
                 "config": json.dumps(c.config),
                 "dtype": c.case.dtype,
@@ -94,7 +94,7 @@ def t4(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
     for c in _latest(records):
         if c.status == "skipped":
             continue
-        name = f"{c.op}--{c.case.case(c.op).key}.json"
+        name = f"{c.op}--{c.case.key}.json"
         document = documents.setdefault(name, {"schema_version": T4_VERSION, "results": []})
         document["results"].append(_result(c, date, raced.get(c.key, [])))
     return documents

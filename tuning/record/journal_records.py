@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from griffin_kernels.records import CaseRecord, DeviceRecord, Entry
+from griffin_kernels.case import Case
+from griffin_kernels.records import DeviceRecord, Entry
 
 JOURNAL_VERSION = 4
 """1: the first. 2: candidates that cost their worker its life, conditions, an A/A noise floor, confirmed races.
@@ -100,7 +101,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate", tag_
     key: str
     op: str
     variant: str
-    case: CaseRecord
+    case: Case
     config: dict[str, Any]
     baseline: bool
     is_default: bool
@@ -125,7 +126,7 @@ class Race(msgspec.Struct, frozen=True, kw_only=True, tag="race", tag_field="kin
     """
 
     op: str
-    case: CaseRecord
+    case: Case
     keys: list[str]
     rounds_s: list[list[float | None]]
     again_s: list[float] = []
@@ -162,7 +163,7 @@ class Undecided(msgspec.Struct, frozen=True, kw_only=True, tag="undecided", tag_
     """
 
     op: str
-    case: CaseRecord
+    case: Case
     why: str
     command: str
     noise_floor: float | None = None

@@ -9,7 +9,6 @@ from typing import Any
 from griffin_kernels import catalog, errors
 from griffin_kernels import device as devices
 from griffin_kernels.device import Device
-from griffin_kernels.records import CaseRecord
 from tuning.plan import planner
 from tuning.plan.planner import Job
 from tuning.record import journal
@@ -64,7 +63,7 @@ def _packed(run: Run, job: Job, device: Device, tried: Mapping[str, Candidate]) 
     return Packed(
         schema_version=PACK_VERSION,
         op=job.op.name,
-        case=CaseRecord.of(job.case),
+        case=job.case,
         device=run.device,
         date=run.date,
         source=f"journal of run {run.run_id}: {run.command}",

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from griffin_kernels import errors
-from griffin_kernels.records import CaseRecord, DeviceRecord, decode
+from griffin_kernels.case import Case
+from griffin_kernels.records import DeviceRecord, decode
 from roofline import stats
 from tuning.search.space import Point, Space, axes_of
 
@@ -57,7 +58,7 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     schema_version: int
     op: str
-    case: CaseRecord
+    case: Case
     device: DeviceRecord
     date: str
     source: str
@@ -70,14 +71,14 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def name(self) -> str:
         """``op case``, for tables."""
-        return f"{self.op} {self.case.case(self.op).key}"
+        return f"{self.op} {self.case.key}"
 
     @functools.cached_property
     def space(self) -> Space:
         """The search space; the default is its only seed, so that no strategy is told more than a new machine knows."""
         points = tuple(Point(m.variant, tuple(m.config.items())) for m in self.points)
         seeds = () if self.default is None else (self.default,)
-        return Space(points, axes_of(points), seeds, key=f"{self.op}/{self.case.case(self.op).key}")
+        return Space(points, axes_of(points), seeds, key=f"{self.op}/{self.case.key}")
 
     @functools.cached_property
     def drift(self) -> NDArray[np.float64]:
@@ -132,7 +133,7 @@ def write(folder: Path, packed: Packed) -> Path:
     points = [json.dumps(_rounded(point), separators=(",", ":")) for point in whole.pop("points")]
     head = json.dumps(whole, indent=1).removesuffix("\n}")
     text = head + ',\n "points": [\n  ' + ",\n  ".join(points) + "\n ]\n}\n"
-    path = folder / file_name(packed.op, packed.case.case(packed.op).key)
+    path = folder / file_name(packed.op, packed.case.key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".unfinished")

@@ -25,7 +25,7 @@ from griffin_kernels import device as devices
 from griffin_kernels import errors, verify
 from griffin_kernels.contract import config_dict
 from griffin_kernels.device import Device
-from griffin_kernels.records import CaseRecord, DeviceRecord
+from griffin_kernels.records import DeviceRecord
 from roofline import stats
 from tuning.measure import timing
 from tuning.plan import planner
@@ -137,7 +137,7 @@ def _packed(job: Job, device: Device, runners: Sequence[_Runner]) -> Packed:
     return Packed(
         schema_version=PACK_VERSION,
         op=job.op.name,
-        case=CaseRecord.of(job.case),
+        case=job.case,
         device=DeviceRecord(device.validity(), devices.provenance(device)),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         source="tuning.replay.record: every point timed in interleaved rounds on the device itself",

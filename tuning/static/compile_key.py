@@ -27,6 +27,7 @@ def compile_key(launch: Launch) -> str:
     constant = {name for name, wanted in launch.kernel.fn.__annotations__.items() if "constexpr" in str(wanted)}
     args = ",".join(f"{name}:{kind(value)}" for name, value in launch.args.items())
     fixed = ",".join(
-        f"{name}={value}" if name in constant else f"{name}:{kind(value)}" for name, value in launch.constexprs.items()
+        f"{name}={value}" if name in constant or type(value).__name__ == "constexpr" else f"{name}:{kind(value)}"
+        for name, value in launch.constexprs.items()
     )
     return f"{launch.name}({args})[{fixed}]x{launch.num_warps}s{launch.num_stages}"

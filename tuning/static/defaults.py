@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from griffin_kernels import catalog, dispatch
-from griffin_kernels.contract import Case
+from griffin_kernels.contract import BenchCase
 from griffin_kernels.datasheet import datasheet, skus
 from griffin_kernels.launch import Launch, described_for
 from griffin_kernels.registry import Registry
@@ -47,7 +47,7 @@ def gpus(targets: Iterable[str]) -> list[str]:
     return [sku for sku in skus() if (sheet := datasheet(sku)).arch in wanted and sheet.units is not None]
 
 
-def choices(sku: str) -> Iterator[tuple[Case, dispatch.Choice]]:
+def choices(sku: str) -> Iterator[tuple[BenchCase, dispatch.Choice]]:
     """What runs untuned on a GPU for every bench case of every op."""
     device = device_of(datasheet(sku))
     with dispatch.use(registry=Registry(device, [])):
@@ -88,5 +88,5 @@ def _small() -> set[str]:
 
 
 @functools.lru_cache(maxsize=512)
-def _call(case: Case) -> Any:
+def _call(case: BenchCase) -> Any:
     return meta_call(catalog.op(case.op), case)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Op
+from griffin_kernels.contract import BenchCase, Case, Op
 from griffin_kernels.specs import size_of
 
 _SHORT = 16
@@ -20,9 +20,9 @@ def meta_call(op: Op, case: Case) -> Any:
     A bench case is contiguous, with the shapes that the op's specs give: a real twin of it, short in time, tells which
     tensors are there, their dtypes, and the plain options. Other cases are small, and keep their strides.
     """
-    short = case.tag == "bench"
-    dims = tuple((name, min(size, _SHORT) if short and name in ("T", "S") else size) for name, size in case.dims)
-    inputs = op.make_inputs(dataclasses.replace(case, dims=dims), torch.device("cpu"), 0)
+    short = not isinstance(case, BenchCase) or case.tag == "bench"
+    dims = {name: min(size, _SHORT) if short and name in ("T", "S") else size for name, size in case.dims.items()}
+    inputs = op.make_inputs(msgspec.structs.replace(case, dims=dims), torch.device("cpu"), 0)
     for name, spec in op.inputs.items():
         value = inputs[name]
         if not isinstance(value, Tensor):
@@ -30,7 +30,7 @@ def meta_call(op: Op, case: Case) -> Any:
         if not short:
             inputs[name] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
             continue
-        sizes = [size_of(dim, case.size) for dim in spec.names]
+        sizes = [size_of(dim, case.dims) for dim in spec.names]
         # a dim that the case does not name keeps the twin's size
         shape = [have if want is None else want for want, have in zip(sizes, value.shape, strict=True)]
         inputs[name] = torch.empty(shape, dtype=value.dtype, device="meta")

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from griffin_kernels import catalog, errors
-from griffin_kernels.contract import Case, Variant, config_dict
+from griffin_kernels.contract import BenchCase, Case, Variant, config_dict
 from griffin_kernels.launch import Launch, Step, described_for
 from tuning.static.compiling import shared_bytes
 from tuning.static.describe import meta_call
@@ -47,7 +47,7 @@ class Answers(msgspec.Struct):
     failures: list[Failure]
 
 
-def representative(cases: Iterable[Case]) -> list[Case]:
+def representative(cases: Iterable[BenchCase]) -> list[Case]:
     """The first bench case for a GPU of every dtype that has one."""
     found: dict[str, Case] = {}
     for case in cases:

@@ -186,7 +186,7 @@ class Events(Tally):
             CandidateEvent(
                 key=record.key,
                 op=record.op,
-                case=record.case.case(record.op).key,
+                case=record.case.key,
                 variant=record.variant,
                 config=record.config,
                 baseline=record.baseline,
@@ -211,7 +211,7 @@ class Events(Tally):
 
     def undecided(self, record: journal_records.Undecided, *, lane: str = "") -> None:
         super().undecided(record, lane=lane)
-        case = record.case.case(record.op).key
+        case = record.case.key
         self.write(UndecidedEvent(record.op, case, record.why, record.command, lane))
 
     def noise(self, record: journal_records.Noise) -> None:

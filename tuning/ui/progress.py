@@ -35,12 +35,12 @@ def result_text(entry: Entry) -> str:
         parts.append(f"{entry.speedup:.2f}x {entry.baseline}{interval}")
     if entry.ties:
         parts.append(f"tied with {len(entry.ties)}")
-    return f"{entry.op} {entry.case.case(entry.op).key}: {', '.join(parts)}"
+    return f"{entry.op} {entry.case.key}: {', '.join(parts)}"
 
 
 def undecided_text(record: Undecided) -> str:
     """``linear_scan B2-T37-D24-float32 is undecided: why; repeat with: griffin tune ...``."""
-    return f"{record.op} {record.case.case(record.op).key} is undecided: {record.why}; repeat with: {record.command}"
+    return f"{record.op} {record.case.key} is undecided: {record.why}; repeat with: {record.command}"
 
 
 @dataclass
@@ -140,10 +140,10 @@ class Tally:
         self._count()
 
     def result(self, result: Result, *, lane: str = "") -> None:
-        self.closed(result.entry.op, result.entry.case.case(result.entry.op).key)
+        self.closed(result.entry.op, result.entry.case.key)
 
     def undecided(self, record: Undecided, *, lane: str = "") -> None:
-        self.closed(record.op, record.case.case(record.op).key)
+        self.closed(record.op, record.case.key)
 
     def noise(self, record: Noise) -> None:
         pass

@@ -157,7 +157,7 @@ def _show_diff(console: Console, found: Diff, a: Path, b: Path) -> None:
         console.print(table)
     for name, entries in (("A", found.only_a), ("B", found.only_b)):
         for entry in entries:
-            _line(console, f"only in {name}: {entry.op} {entry.case.case(entry.op).key} {_kernel(entry)}")
+            _line(console, f"only in {name}: {entry.op} {entry.case.key} {_kernel(entry)}")
     counts = [f"{found.count(verdict)} {verdict}" for verdict in ("SAME", "FASTER", "SLOWER", "UNSURE")]
     if found.agreement is None:
         _line(console, "no op and case is in both")

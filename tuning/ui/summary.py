@@ -39,7 +39,7 @@ class Summary:
         """The facts of a journal. Of a candidate or race that was repeated the last record counts."""
         last = {record.key: record.status for record in records if isinstance(record, Candidate)}
         counts = Counter(last.values())
-        races = {(r.op, r.case.case(r.op).key): r for r in records if isinstance(r, Race)}
+        races = {(r.op, r.case.key): r for r in records if isinstance(r, Race)}
         words = {f"{op} {case}": disturbed(race.before, race.after) for (op, case), race in races.items()}
         return cls(
             statuses={name: counts[name] for name in STATUSES if counts[name]},
@@ -72,7 +72,7 @@ def undecided(records: Sequence[Record]) -> tuple[Undecided, ...]:
     for record in records:
         if isinstance(record, Result | Undecided):
             entry = record.entry if isinstance(record, Result) else record
-            last[entry.op, entry.case.case(entry.op).key] = record
+            last[entry.op, entry.case.key] = record
     return tuple(record for record in last.values() if isinstance(record, Undecided))
 
 
@@ -94,7 +94,7 @@ def summary_table(entries: Sequence[Entry], width: int = WIDE, open_cases: Seque
     before = ""
     for entry in entries:
         config = ",".join(f"{k}={v}" for k, v in entry.config.items())
-        case, winner = entry.case.case(entry.op).key, f"{entry.variant} {config}".strip()
+        case, winner = entry.case.key, f"{entry.variant} {config}".strip()
         names = ["" if entry.op == before else entry.op, case, winner]
         if not wide:
             names = ["\n".join([f"{entry.op} {case}", f"  {entry.variant}", *([f"  {config}"] if config else [])])]
@@ -109,7 +109,7 @@ def summary_table(entries: Sequence[Entry], width: int = WIDE, open_cases: Seque
         )
         before = entry.op
     for record in open_cases:
-        case = record.case.case(record.op).key
+        case = record.case.key
         why = "undecided" if record.noise_floor is None else f"undecided: noise floor {record.noise_floor:.0%}"
         names = [record.op, case, why] if wide else [f"{record.op} {case}\n  {why}"]
         table.add_row(*map(Text, names), "", "not published", "", "")

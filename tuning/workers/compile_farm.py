@@ -22,7 +22,7 @@ import msgspec
 
 from griffin_kernels import device as devices
 from griffin_kernels import errors
-from griffin_kernels.records import CaseRecord
+from griffin_kernels.case import Case
 from tuning.static.recorded import StaticReport
 
 Key = TypeVar("Key")
@@ -40,7 +40,7 @@ class LaunchRequest(msgspec.Struct, frozen=True):
     """One launch to compile: variant key, case, configuration values, which of the candidate's steps, architecture."""
 
     variant: str
-    case: CaseRecord
+    case: Case
     config: dict[str, Any]
     step: int
     target: str

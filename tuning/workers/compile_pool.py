@@ -19,7 +19,6 @@ from griffin_kernels import device as devices
 from griffin_kernels import errors
 from griffin_kernels.contract import Case, config_dict, config_key
 from griffin_kernels.device import Device
-from griffin_kernels.records import CaseRecord
 from tuning.plan.planner import Planned
 from tuning.workers.limits import Limits
 from tuning.workers.messages import Broken, Compile, Stage, Tried
@@ -112,7 +111,7 @@ class CompilePool:
         key = (planned.variant.key, case.key, config_key(planned.config))
         new = key not in self._tasks
         if new:
-            request = Compile(planned.variant.key, CaseRecord.of(case), config_dict(planned.config), self._arch)
+            request = Compile(planned.variant.key, case, config_dict(planned.config), self._arch)
             self._tasks[key] = _Task(request)
             if self._stopped:
                 self._tasks[key].done.cancel()

@@ -16,8 +16,8 @@ os.environ.pop("TRITON_INTERPRET", None)  # before anything imports a kernel
 import msgspec
 
 from griffin_kernels import catalog
+from griffin_kernels.case import Case
 from griffin_kernels.launch import Launch, described_for
-from griffin_kernels.records import CaseRecord
 from tuning.static.describe import meta_call
 from tuning.static.report import analyse
 from tuning.static.targets import target
@@ -25,20 +25,19 @@ from tuning.workers.compile_farm import Answer, LaunchRequest
 
 
 @functools.lru_cache(maxsize=8)
-def _call(op: str, case: bytes) -> Any:
-    record = msgspec.json.decode(case, type=CaseRecord)
-    return meta_call(catalog.op(op), record.case(op))
+def _call(op: str, case: Case) -> Any:
+    return meta_call(catalog.op(op), case)
 
 
 def answer(request: LaunchRequest) -> Answer:
     """Compile one launch; the compiler's words where it fails."""
     variant = catalog.variant(request.variant)
-    case = request.case.case(variant.op)
+    case = request.case
     config = variant.parse_config(request.config)
     assert variant.launches is not None, f"{variant.key} has nothing to compile"
     try:
         with described_for(request.target):
-            call = _call(variant.op, msgspec.json.encode(request.case))
+            call = _call(variant.op, request.case)
             step = variant.launches(call, {}, config)[request.step]
         assert isinstance(step, Launch), f"step {request.step} of {variant.key} is no launch"
         report = analyse(step, target(request.target), variant=variant, case=case.key, config=config)

@@ -20,7 +20,7 @@ import torch
 from griffin_kernels import catalog, dispatch, registry, verify
 from griffin_kernels.contract import Case, Op
 from griffin_kernels.device import Device
-from griffin_kernels.records import SCHEMA_VERSION, CaseRecord, DeviceRecord, Entry, RegistryFile
+from griffin_kernels.records import SCHEMA_VERSION, DeviceRecord, Entry, RegistryFile
 from tuning.measure import conditions, correctness, rounds, timing
 from tuning.measure.rounds import Finalist
 from tuning.plan.budget import SLOW_FACTOR, Budget
@@ -60,11 +60,11 @@ class InProcessExecutor:
         self.device, self.tell = device, tell
         self._overlay = contextlib.ExitStack()
 
-    def load(self, op: str, case: CaseRecord, entries: Sequence[Entry]) -> None:
+    def load(self, op: str, case: Case, entries: Sequence[Entry]) -> None:
         """Take up a case. Inputs and reference are made when the first candidate needs them."""
         self.close()
         self.op: Op = catalog.op(op)
-        self.case: Case = case.case(op)
+        self.case = case
         self._overlay.enter_context(self._tuned(entries))
 
     def renew(self) -> None:
@@ -139,11 +139,11 @@ class InProcessExecutor:
             return Tried("slow", stage, f"more than {SLOW_FACTOR:g} times slower than the best so far", errors, samples)
         return Tried("ok", "", None, errors, samples)
 
-    def first_call(self, variant: str, case: CaseRecord, config: dict[str, Any]) -> Ready | Broken:
+    def first_call(self, variant: str, case: Case, config: dict[str, Any]) -> Ready | Broken:
         """Call a variant once on inputs of its own, with nothing tuned yet for what it calls."""
         found = catalog.variant(variant)
         try:
-            inputs = catalog.op(found.op).make_inputs(case.case(found.op), self.device.torch_device, 0)
+            inputs = catalog.op(found.op).make_inputs(case, self.device.torch_device, 0)
             self.tell(Stage("compile"))
             with self._tuned([]):
                 found.on(inputs, found.parse_config(config))

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from griffin_kernels.records import CaseRecord, Entry
+from griffin_kernels.case import Case
+from griffin_kernels.records import Entry
 from tuning.plan.budget import Budget
 from tuning.record.journal_records import Candidate, OutputError, Race, Status
 
@@ -29,7 +30,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     """Get a case ready. entries: what this run has decided so far, for ops that call other ops."""
 
     op: str
-    case: CaseRecord
+    case: Case
     entries: list[Entry]
 
 
@@ -62,7 +63,7 @@ class Compile(msgspec.Struct, frozen=True, tag="compile"):
     """Compile every launch of a candidate into Triton's cache, for the architecture of a device."""
 
     variant: str
-    case: CaseRecord
+    case: Case
     config: dict[str, Any]
     arch: str
 
@@ -71,7 +72,7 @@ class FirstCall(msgspec.Struct, frozen=True, tag="first"):
     """Call a variant once, for what it compiles then and keeps on disk."""
 
     variant: str
-    case: CaseRecord
+    case: Case
     config: dict[str, Any]
 
 

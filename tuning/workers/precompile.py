@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from griffin_kernels import device as devices
 from griffin_kernels.contract import config_dict
-from griffin_kernels.records import CaseRecord
 from tuning.plan.planner import Job, Planned
 from tuning.workers.limits import Limits
 from tuning.workers.messages import FirstCall, Ready, Start
@@ -42,7 +41,7 @@ def first_calls(jobs: Sequence[Job], known: Callable[[Job, Planned], bool]) -> l
                 continue
             usual = min(candidates, key=lambda p: p.config != p.variant.config())
             group = groups.setdefault((BACKENDS.index(usual.variant.backend), job.op.name), [])
-            group.append(FirstCall(key, CaseRecord.of(job.case), config_dict(usual.config)))
+            group.append(FirstCall(key, job.case, config_dict(usual.config)))
     return [groups[key] for key in sorted(groups, key=lambda key: (key[0], -len(groups[key])))]
 
 

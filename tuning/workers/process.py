@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from griffin_kernels import errors
-from griffin_kernels.records import CaseRecord, Entry
+from griffin_kernels.case import Case
+from griffin_kernels.records import Entry
 from tuning.measure.rounds import Finalist
 from tuning.plan.budget import Budget
 from tuning.record.journal_records import Status
@@ -197,7 +198,7 @@ class Worker:
 class Executor(Protocol):
     """The interface through which the tuner runs candidates, one case at a time."""
 
-    def load(self, op: str, case: CaseRecord, entries: Sequence[Entry]) -> None:
+    def load(self, op: str, case: Case, entries: Sequence[Entry]) -> None:
         """Take up a case. entries: what the run has decided so far, for ops that call other ops."""
 
     def attempt(
@@ -236,7 +237,7 @@ class IsolatedExecutor:
         self._loaded = self._closed = False
         self._busy = threading.RLock()
 
-    def load(self, op: str, case: CaseRecord, entries: Sequence[Entry]) -> None:
+    def load(self, op: str, case: Case, entries: Sequence[Entry]) -> None:
         self._case = Load(op, case, list(entries))
         self._loaded = False
 

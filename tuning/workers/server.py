@@ -149,7 +149,7 @@ def _compile(request: Compile) -> Reply:
     goal, config = target(request.arch), variant.parse_config(request.config)
     try:
         with described_for(request.arch):
-            for case in correctness.cases(request.case.case(variant.op)):
+            for case in correctness.cases(request.case):
                 if variant.reject(case, goal.device, config) is not None:
                     continue  # the correctness check leaves it out too
                 for step in variant.launches(meta_call(catalog.op(variant.op), case), {}, config):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from griffin_kernels.case import Case, Cost
+from griffin_kernels.case import BenchCase, Case, Cost
 
 FLAGS = ("reset", "packed", "reverse")
 """Properties of a call that look-up matches exactly. h0 is not one: it costs one row."""
@@ -33,7 +33,7 @@ def make_case(
     rows: int | None = None,
     op: str = "block_diagonal_scan",
     **facts: object,
-) -> Case:
+) -> BenchCase:
     """A case from sizes: H blocks of n = ``size``, D = H n. N, the rows of h0, is the batch or the sequences."""
     sizes = (batch, time, blocks * size, blocks, size, batch if rows is None else rows)
-    return Case(op, tuple(zip(("B", "T", "D", "H", "n", "N"), sizes, strict=True)), dtype, tuple(flags), **facts)  # type: ignore[arg-type]
+    return BenchCase(dict(zip(("B", "T", "D", "H", "n", "N"), sizes, strict=True)), dtype, tuple(flags), op=op, **facts)  # type: ignore[arg-type]

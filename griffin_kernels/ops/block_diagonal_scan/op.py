@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops._arguments import Offsets, Resets, Sequence, State
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.block_diagonal_scan.cost import cost, make_case
@@ -118,10 +118,10 @@ def case_of(call: Any, op: str = "block_diagonal_scan") -> Case:
     return make_case(batch, time, blocks, size, dtype_name(call.a.dtype), flags, rows=rows, op=op, tag="call")
 
 
-def cases(op: str) -> tuple[Case, ...]:
+def cases(op: str) -> tuple[BenchCase, ...]:
     """The table of cases, shared by block_diagonal_scan and its backward."""
 
-    def case(*sizes: int, **facts: object) -> Case:
+    def case(*sizes: int, **facts: object) -> BenchCase:
         return make_case(*sizes, op=op, **facts)  # type: ignore[arg-type]
 
     smoke = [case(2, 37, 6, 4, dtype=d, tag="smoke") for d in ("float32", "bfloat16", "float16", "float64")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from griffin_kernels.case import Case, Cost
+from griffin_kernels.case import BenchCase, Case, Cost
 
 FLAGS = ("reset", "packed", "reverse")
 """Properties of a call that look-up matches exactly. h0 is not one: it costs one row."""
@@ -25,7 +25,7 @@ def make_case(
     rows: int | None = None,
     op: str = "linear_scan",
     **facts: object,
-) -> Case:
+) -> BenchCase:
     """A case from sizes. N, the rows of h0, is the batch, or the number of packed sequences."""
     dims = (("B", batch), ("T", time), ("D", width), ("N", batch if rows is None else rows))
-    return Case(op, dims, dtype, tuple(flags), **facts)  # type: ignore[arg-type]
+    return BenchCase(dict(dims), dtype, tuple(flags), op=op, **facts)  # type: ignore[arg-type]

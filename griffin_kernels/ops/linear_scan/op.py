@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops._arguments import Offsets, Resets, Sequence, State
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan import wild
@@ -157,10 +157,10 @@ def rows_of(batch: int, cu_seqlens: Tensor | None) -> int:
     return batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
 
 
-def cases(op: str) -> tuple[Case, ...]:
+def cases(op: str) -> tuple[BenchCase, ...]:
     """The table of cases, shared by linear_scan and its backward."""
 
-    def case(*sizes: int, **facts: object) -> Case:
+    def case(*sizes: int, **facts: object) -> BenchCase:
         return make_case(*sizes, op=op, **facts)  # type: ignore[arg-type]
 
     smoke = [case(2, 37, 24, dtype=d, tag="smoke") for d in ("float32", "bfloat16", "float16", "float64")]

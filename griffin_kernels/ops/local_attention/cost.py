@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from griffin_kernels.case import Case, Cost
+from griffin_kernels.case import BenchCase, Case, Cost
 from griffin_kernels.ops.rg_lru.cost import index_bytes
 
 FLAGS = ("softcap", "segmented", "packed")
@@ -56,9 +56,9 @@ def make_case(
     rows: int | None = None,
     op: str = "local_attention",
     **facts: object,
-) -> Case:
+) -> BenchCase:
     """A case from sizes. S, the number of keys, is T unless given; N is the batch, or the number of sequences."""
     keys, rows = time if keys is None else keys, batch if rows is None else rows
     sizes = (batch, time, keys, heads, shared, d, window, rows)
     dims = tuple(zip(("B", "T", "S", "Hq", "Hkv", "d", "W", "N"), sizes, strict=True))
-    return Case(op, dims, dtype, tuple(flags), **facts)  # type: ignore[arg-type]
+    return BenchCase(dict(dims), dtype, tuple(flags), op=op, **facts)  # type: ignore[arg-type]

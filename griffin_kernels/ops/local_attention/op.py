@@ -27,6 +27,7 @@ from griffin_kernels import errors
 from griffin_kernels.contract import (
     LARGEST_INDEX,
     ROWS,
+    BenchCase,
     Case,
     Inputs,
     Op,
@@ -245,14 +246,14 @@ def case_of(call: Any, op: str = "local_attention") -> Case:
     return make_case(*sizes, dtype_name(call.q.dtype), flags, keys=keys, rows=rows, op=op, data=data, tag="call")
 
 
-def cases(op: str) -> tuple[Case, ...]:
+def cases(op: str) -> tuple[BenchCase, ...]:
     """The table of cases, shared by local_attention and its backward, for which a window of 1 is no case:
 
     a query that sees one key has no gradient to q and k, and a relative error of zero means nothing.
     """
     backward = op.endswith("_bwd")
 
-    def case(*sizes: int, data: tuple[str, ...] = (), **facts: object) -> Case:
+    def case(*sizes: int, data: tuple[str, ...] = (), **facts: object) -> BenchCase:
         if backward:
             data = tuple(item for item in data if item != "lse")
         return make_case(*sizes, op=op, data=data, **facts)  # type: ignore[arg-type]

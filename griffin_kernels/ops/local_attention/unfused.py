@@ -21,7 +21,7 @@ def reached(time: int, past: int, window: int) -> int:
 def passes(case: Case) -> tuple[Pass, ...]:
     """For each block of queries: scores with the keys within reach, a softmax in seven steps, the weighted values."""
     time, window, d = case["T"], case["W"], case["d"]
-    keys = case.size.get("S", time)
+    keys = case.dims.get("S", time)
     past = keys - time
     blocks = -(-time // BLOCK)
     if not blocks or not case["B"]:

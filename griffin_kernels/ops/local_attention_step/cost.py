@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from griffin_kernels.case import Case, Cost
+from griffin_kernels.case import BenchCase, Case, Cost
 
 FLAGS = ("softcap",)
 """Properties of a call that look-up matches exactly."""
@@ -40,8 +40,8 @@ def make_case(
     pool: int | None = None,
     op: str = "local_attention_step",
     **facts: object,
-) -> Case:
+) -> BenchCase:
     """A case from sizes: P rings of W slots of Hkv heads of d, of which a batch of B works on B."""
     sizes = (batch, window, heads, shared, d, batch if pool is None else pool)
     dims = tuple(zip(("B", "W", "Hq", "Hkv", "d", "P"), sizes, strict=True))
-    return Case(op, dims, dtype, tuple(flags), **facts)  # type: ignore[arg-type]
+    return BenchCase(dict(dims), dtype, tuple(flags), op=op, **facts)  # type: ignore[arg-type]

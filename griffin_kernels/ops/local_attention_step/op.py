@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
+from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops._arguments import Slots
 from griffin_kernels.ops._inputs import Draws
@@ -133,7 +133,7 @@ def case_of(call: Call) -> Case:
     return make_case(batch, window, heads, shared, d, dtype_name(call.q.dtype), flags, pool=pool, tag="call")
 
 
-def cases() -> tuple[Case, ...]:
+def cases() -> tuple[BenchCase, ...]:
     dtypes = ("float32", "bfloat16", "float16", "float64")
     smoke = [make_case(2, 40, 4, 1, 16, dtype, tag="smoke") for dtype in dtypes]
     edge = [

@@ -39,7 +39,7 @@ def steps(call: Call, outputs: dict[str, Any], config: Any, recurrent: Callable[
 def lru_case(case: Case) -> Case:
     """The rg_lru within."""
     sizes = (case["B"], case["T"], case["D"], case["H"])
-    return make_case(*sizes, case.dtype, case.flags, rows=case["N"], data=case.data, tag=case.tag)
+    return make_case(*sizes, case.dtype, case.flags, rows=case["N"], data=case.data)
 
 
 def around(lru: Variant, summary: str) -> Variant:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from griffin_kernels.case import Case, Cost
+from griffin_kernels.case import BenchCase, Case, Cost
 from griffin_kernels.ops.recurrent_block_step.cost import GELU_FLOPS, GELU_SPECIALS
 from griffin_kernels.ops.rg_lru.cost import FLAGS as FLAGS
 from griffin_kernels.ops.rg_lru.cost import index_bytes
@@ -38,8 +38,8 @@ def make_case(
     rows: int | None = None,
     op: str = "recurrent_block",
     **facts: object,
-) -> Case:
+) -> BenchCase:
     """A case from sizes. K taps, H blocks of width n = D / H; N is the batch or the number of packed sequences."""
     sizes = (batch, time, width, taps, blocks, width // max(blocks, 1), batch if rows is None else rows)
     dims = tuple(zip(("B", "T", "D", "K", "H", "n", "N"), sizes, strict=True))
-    return Case(op, dims, dtype, tuple(flags), **facts)  # type: ignore[arg-type]
+    return BenchCase(dict(dims), dtype, tuple(flags), op=op, **facts)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
+from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
 from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.recurrent_block.cost import cost, make_case
@@ -107,10 +107,10 @@ def case_of(call: Any, op: str = "recurrent_block") -> Case:
     return make_case(batch, time, width, blocks, taps, dtype, lru.flags_of(call), rows=rows, op=op, tag="call")
 
 
-def cases(op: str) -> tuple[Case, ...]:
+def cases(op: str) -> tuple[BenchCase, ...]:
     """The table of cases, shared by recurrent_block and its backward; one decoded token has an op of its own."""
 
-    def case(*sizes: int, dtype: str = "float32", **facts: object) -> Case:
+    def case(*sizes: int, dtype: str = "float32", **facts: object) -> BenchCase:
         return make_case(*sizes, dtype=dtype, op=op, **facts)  # type: ignore[arg-type, misc]
 
     smoke = [

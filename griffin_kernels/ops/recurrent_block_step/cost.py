@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from griffin_kernels.case import Case, Cost
+from griffin_kernels.case import BenchCase, Case, Cost
 from griffin_kernels.ops.rg_lru_step.cost import STATE_BYTES, weight_elements
 from griffin_kernels.ops.temporal_conv1d_step.cost import index_bytes
 
@@ -40,8 +40,8 @@ def make_case(
     *,
     pool: int | None = None,
     **facts: object,
-) -> Case:
+) -> BenchCase:
     """A case from sizes: K taps, H blocks of width n = D / H; P states, of which a batch of B works on B."""
     sizes = (batch, width, taps, blocks, width // max(blocks, 1), batch if pool is None else pool)
     dims = tuple(zip(("B", "D", "K", "H", "n", "P"), sizes, strict=True))
-    return Case("recurrent_block_step", dims, dtype, **facts)  # type: ignore[arg-type]
+    return BenchCase(dict(dims), dtype, op="recurrent_block_step", **facts)  # type: ignore[arg-type]

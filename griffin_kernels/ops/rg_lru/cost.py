@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from griffin_kernels.case import Case, Cost
+from griffin_kernels.case import BenchCase, Case, Cost
 
 FLAGS = ("segmented", "packed")
 """Properties of a call that look-up matches exactly: segment_pos is given, cu_seqlens is given."""
@@ -41,7 +41,7 @@ def make_case(
     rows: int | None = None,
     op: str = "rg_lru",
     **facts: object,
-) -> Case:
+) -> BenchCase:
     """A case from sizes. H blocks of width n = D / H; N, the rows of h0, is the batch or the number of sequences."""
     sizes = (batch, time, width, blocks, width // max(blocks, 1), batch if rows is None else rows)
-    return Case(op, tuple(zip(("B", "T", "D", "H", "n", "N"), sizes, strict=True)), dtype, tuple(flags), **facts)  # type: ignore[arg-type]
+    return BenchCase(dict(zip(("B", "T", "D", "H", "n", "N"), sizes, strict=True)), dtype, tuple(flags), op=op, **facts)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan import op as scan
@@ -224,10 +224,10 @@ def flags_of(call: Any) -> list[str]:
     return [flag for flag in FLAGS if present[flag]]
 
 
-def cases(op: str) -> tuple[Case, ...]:
+def cases(op: str) -> tuple[BenchCase, ...]:
     """The table of cases, shared by rg_lru and its backward."""
 
-    def case(*sizes: int, **facts: object) -> Case:
+    def case(*sizes: int, **facts: object) -> BenchCase:
         return make_case(*sizes, op=op, **facts)  # type: ignore[arg-type]
 
     smoke = [case(2, 37, 24, 3, dtype=d, tag="smoke") for d in ("float32", "bfloat16", "float16", "float64")]

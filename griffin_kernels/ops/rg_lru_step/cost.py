@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from griffin_kernels.case import Case, Cost
+from griffin_kernels.case import BenchCase, Case, Cost
 from griffin_kernels.ops.temporal_conv1d_step.cost import index_bytes
 
 FLAGS: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ def weight_elements(case: Case) -> int:
 
 def make_case(
     batch: int, width: int, blocks: int, dtype: str = "float32", *, pool: int | None = None, **facts: object
-) -> Case:
+) -> BenchCase:
     """A case from sizes: H blocks of width n = D / H; P states, of which a batch of B works on B."""
     sizes = (batch, width, blocks, width // max(blocks, 1), batch if pool is None else pool)
-    return Case("rg_lru_step", tuple(zip(("B", "D", "H", "n", "P"), sizes, strict=True)), dtype, **facts)  # type: ignore[arg-type]
+    return BenchCase(dict(zip(("B", "D", "H", "n", "P"), sizes, strict=True)), dtype, op="rg_lru_step", **facts)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
+from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops._arguments import Channels, Slots, TokenPositions, Tokens
 from griffin_kernels.ops._inputs import Draws
@@ -75,7 +75,7 @@ def case_of(call: Call) -> Case:
     return make_case(batch, width, blocks, dtype_name(call.x.dtype), pool=call.h.shape[0], tag="call")
 
 
-def cases() -> tuple[Case, ...]:
+def cases() -> tuple[BenchCase, ...]:
     both = ("positions", "slots")
     smoke = [make_case(2, 24, 3, dtype, tag="smoke") for dtype in ("float32", "bfloat16", "float16", "float64")]
     edge = [

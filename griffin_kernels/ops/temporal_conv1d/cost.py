@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from griffin_kernels.case import Case, Cost
+from griffin_kernels.case import BenchCase, Case, Cost
 
 FLAGS = ("segmented", "packed")
 """Properties of a call that look-up matches exactly: segment_pos is given, cu_seqlens is given.
@@ -49,7 +49,7 @@ def make_case(
     rows: int | None = None,
     op: str = "temporal_conv1d",
     **facts: object,
-) -> Case:
+) -> BenchCase:
     """A case from sizes. K, the taps, is 4 in every published model; N is the batch or the number of sequences."""
     sizes = (("B", batch), ("T", time), ("D", width), ("K", taps), ("N", batch if rows is None else rows))
-    return Case(op, sizes, dtype, tuple(flags), **facts)  # type: ignore[arg-type]
+    return BenchCase(dict(sizes), dtype, tuple(flags), op=op, **facts)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence
 from griffin_kernels.ops.linear_scan import op as scan
 from griffin_kernels.ops.rg_lru.op import make_segment_pos
@@ -209,10 +209,10 @@ def case_of(call: Any, op: str = "temporal_conv1d") -> Case:
     return make_case(batch, time, width, taps, dtype_name(call.x.dtype), flags, rows=rows, op=op, tag="call")
 
 
-def cases(op: str) -> tuple[Case, ...]:
+def cases(op: str) -> tuple[BenchCase, ...]:
     """The table of cases, shared by temporal_conv1d and its backward; one decoded token has an op of its own."""
 
-    def case(*sizes: int, **facts: object) -> Case:
+    def case(*sizes: int, **facts: object) -> BenchCase:
         return make_case(*sizes, op=op, **facts)  # type: ignore[arg-type]
 
     smoke = [case(2, 37, 24, tag="smoke", dtype=d) for d in ("float32", "bfloat16", "float16", "float64")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from griffin_kernels.case import Case, Cost
+from griffin_kernels.case import BenchCase, Case, Cost
 
 FLAGS: tuple[str, ...] = ()
 """Positions and slots are read, but change nothing that look-up should tell apart."""
@@ -27,7 +27,7 @@ def index_bytes(case: Case) -> int:
 
 def make_case(
     batch: int, width: int, taps: int = 4, dtype: str = "float32", *, pool: int | None = None, **facts: object
-) -> Case:
+) -> BenchCase:
     """A case from sizes: P states, of which a batch of B works on B."""
     sizes = (("B", batch), ("D", width), ("K", taps), ("P", batch if pool is None else pool))
-    return Case("temporal_conv1d_step", sizes, dtype, **facts)  # type: ignore[arg-type]
+    return BenchCase(dict(sizes), dtype, op="temporal_conv1d_step", **facts)  # type: ignore[arg-type]

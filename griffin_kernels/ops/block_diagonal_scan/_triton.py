@@ -8,9 +8,16 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Inputs, accumulator
+from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.device import Device
-from griffin_kernels.ops._triton import host as plain
+from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.strides import constant
+from griffin_kernels.ops._triton.tensors import dense_state, rows, state
+from griffin_kernels.ops.block_diagonal_scan._triton_jit import Matrices, Tile
+from griffin_kernels.ops.block_diagonal_scan.op import Call
+from griffin_kernels.ops.linear_scan._triton_rows import Streams
+from griffin_kernels.ops.linear_scan.op import rows_of
 
 
 def padded(size: int) -> int:
@@ -24,48 +31,47 @@ def blocks_in(block_a: int, size: int) -> int:
     return max(1, block_a // padded(size) ** 2)
 
 
-def matrix_strides(name: str, a: Tensor, reverse: bool) -> dict[str, Any]:
-    """Parameters ``<NAME>_STEP``, signed by direction, ``<NAME>_BLOCK``, ``_ROW`` and ``_COLUMN``, in elements."""
-    size = a.shape[4]
-    row, column = (a.stride(3), a.stride(4)) if size > 1 else (1, 1)
-    names = (f"{name}_STEP", f"{name}_BLOCK", f"{name}_ROW", f"{name}_COLUMN")
-    return dict(zip(names, (plain.signed_step(a, reverse), plain.known_stride(a, 2), row, column), strict=True))
+def matrices(a: Tensor, reverse: bool) -> Matrices:
+    """The bundle of a tensor [B,T,H,n,n]."""
+    row, column = (a.stride(3), a.stride(4)) if a.shape[4] > 1 else (1, 1)
+    steps = host.row_stride(a, 0), host.signed_step(a, reverse)
+    return Matrices(a, *steps, constant(1), host.known_stride(a, 2), constant(row), constant(column))
 
 
-def tile_constexprs(a: Tensor, block_a: int) -> dict[str, int]:
-    """Constexprs H, SIZE, N, BLOCK_H: the sizes of a and of a program's tile."""
+def tile_of(a: Tensor, block_a: int) -> Tile:
+    """The sizes of a and of a program's tile."""
     blocks, size = a.shape[2:4]
-    return {"H": blocks, "SIZE": size, "N": padded(size), "BLOCK_H": blocks_in(block_a, size)}
+    return Tile(*(constant(number) for number in (blocks, size, padded(size), blocks_in(block_a, size))))
 
 
-def scan_arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
+def scan_arguments(call: Call, outputs: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
     """(N, arguments, constexprs) of a kernel that does the whole forward scan; allocates h and h_last."""
-    x, a, h0, reset, cu_seqlens, reverse = (inputs[name] for name in ("x", "a", "h0", "reset", "cu_seqlens", "reverse"))
-    batch, time, width = x.shape
-    rows = plain.rows_of(inputs, batch)
+    x, a, h0, reset, cu_seqlens, reverse = call
+    count = rows_of(x.shape[0], cu_seqlens)
+    h_last = host.empty(outputs, "h_last", x, count, x.shape[2], dtype=accumulator(x.dtype))
+    h = host.empty(outputs, "h", x, *x.shape, dtype=x.dtype)
     args = {
-        "x": x,
-        "a": a,
-        "h0": h0,
-        "reset": plain.flags_of(reset),
+        "given": Streams(rows(x, reverse), matrices(a, reverse), rows(reset, reverse), h),
+        "h0": state(h0),
         "cu_seqlens": cu_seqlens,
-        "h": plain.empty(outputs, "h", x, batch, time, width, dtype=x.dtype),
-        "h_last": plain.empty(outputs, "h_last", x, rows, width, dtype=accumulator(x.dtype)),
-        "T": time,
-        "x_batch": plain.row_stride(x, 0),
-        "a_batch": plain.row_stride(a, 0),
-        "reset_batch": plain.row_stride(reset, 0),
-        "h0_row": plain.row_stride(h0, 0),
+        "h_last": dense_state(h_last),
+        "T": x.shape[1],
     }
-    constexprs = {
-        **plain.time_strides("X", x, reverse),
-        **matrix_strides("A", a, reverse),
-        "RESET_STEP": plain.signed_step(reset, reverse),
-        "H0_CHANNEL": plain.channel_stride(h0),
-        "REVERSE": reverse,
-        "ACC": plain.wide(x.dtype),
-    }
-    return rows, args, constexprs
+    return count, args, {"REVERSE": reverse, "ACC": host.wide(x.dtype)}
+
+
+def launch(kernel: Any, programs: int, a: Tensor, config: Any, args: dict[str, Any], constexprs: Any) -> Launch:
+    """The launch of ``programs`` programs for every group of blocks. config: block_t, block_a, num_warps."""
+    held = blocks_in(config.block_a, a.shape[3])
+    return Launch(
+        kernel=kernel,
+        grid=(programs * triton.cdiv(a.shape[2], held),),
+        args=args | {"tile": tile_of(a, config.block_a)},
+        constexprs=constexprs | {"BLOCK_T": config.block_t},
+        num_warps=config.num_warps,
+        tile=config.block_t * held * a.shape[3],
+        claims=Claims(load_bits=load_bits(a, config.block_a, config.num_warps)),
+    )
 
 
 def load_bits(a: Tensor, block_a: int, num_warps: int) -> int:
@@ -74,7 +80,7 @@ def load_bits(a: Tensor, block_a: int, num_warps: int) -> int:
     if a[0, 0].stride() != (size * size, size, 1) or size != padded(size):
         return 8 * itemsize
     elements = min(16 // itemsize, block_a // (32 * num_warps))
-    steps = (plain.row_stride(a, 0), plain.row_stride(a, 1))
+    steps = (host.row_stride(a, 0), host.row_stride(a, 1))
     aligned = (blocks_in(block_a, size) * size * size, *steps, a.storage_offset())
     return 8 * itemsize * max(1, math.gcd(elements, *aligned))
 
@@ -82,7 +88,7 @@ def load_bits(a: Tensor, block_a: int, num_warps: int) -> int:
 def unfit(case: Case, device: Device, block_a: int, num_warps: int) -> str | None:
     """Why a kernel whose programs own groups of blocks cannot run, or would only waste threads."""
     size = padded(case["n"])
-    if reason := plain.not_here(device):
+    if reason := host.not_here(device):
         return reason
     if case["n"] == 1:
         return "blocks of n = 1 are linear_scan, which has kernels of its own"

@@ -19,22 +19,30 @@ import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels.contract import Case, accumulator
-from griffin_kernels.launch import Claims, Launch, architecture
-from griffin_kernels.ops._triton import host as plain
-from griffin_kernels.ops._triton.scan import load_flags, load_rows, load_state
-from griffin_kernels.ops._triton.strides import far
-from griffin_kernels.ops.block_diagonal_scan import _triton
-from griffin_kernels.ops.block_diagonal_scan._triton_jit import (
-    as_matrices,
-    as_vectors,
-    matrix_elements,
-    vector_columns,
+from griffin_kernels.launch import Launch, architecture
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.chunks import Maps, Source
+from griffin_kernels.ops._triton.tensors import (
+    Marks,
+    State,
+    at,
+    later,
+    load_flags,
+    load_rows,
+    load_state,
+    marks_at,
+    marks_later,
+    rows,
+    store_state,
 )
-from griffin_kernels.ops.block_diagonal_scan.triton_sequential import block_diagonal_scan_sequential
+from griffin_kernels.ops.block_diagonal_scan import _triton, triton_sequential
+from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_matrices, as_vectors, own_blocks
+from griffin_kernels.ops.block_diagonal_scan.op import Call
 
 BLOCK_A = 256
 """Elements of a that a program of phase 1 or 2 takes of one step; phase 1 multiplies them by n each."""
-CARRY_ROWS = 8
+CARRY = triton_sequential.Config(block_t=8, block_a=BLOCK_A, num_warps=1)
+"""Of phase 2."""
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -42,74 +50,48 @@ def block_diagonal_scan_reduce(
     x,
     a,
     reset,
-    enter,
-    state,
-    product,
-    result,
-    cut,
+    marks,
+    maps,
     T,
     chunks,
-    x_batch,
-    a_batch,
-    reset_batch,
-    state_row,
-    H: tl.constexpr,
-    SIZE: tl.constexpr,
-    N: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    A_STEP,
-    A_BLOCK,
-    A_ROW: tl.constexpr,
-    A_COLUMN: tl.constexpr,
-    RESET_STEP,
-    STATE_CHANNEL: tl.constexpr,
+    tile,
     REVERSE: tl.constexpr,
     BACKWARD: tl.constexpr,
     ACC: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
-    BLOCK_H: tl.constexpr,
 ):
-    """(P, S) of one whole chunk: x [B,T,D], a [B,T,H,n,n] -> product [B,chunks,H,n,n], result [B,chunks,D].
+    """(P, S) of one whole chunk: x [B,T,D], a [B,T,H,n,n] -> maps, whose product is [B,chunks,H,n,n].
 
-    REVERSE: time is visited backwards. Grid: B * chunks * ceil(H / BLOCK_H), blocks fastest.
+    REVERSE: time is visited backwards. Grid: B * chunks * ceil(H / held), blocks fastest.
     """
-    D: tl.constexpr = H * SIZE
-    GROUPS: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
-    MASKED: tl.constexpr = H % BLOCK_H != 0 or N != SIZE
     SIGN: tl.constexpr = -1 if REVERSE else 1
-    FLAT: tl.constexpr = BLOCK_H * N
-    block = (tl.program_id(0) % GROUPS) * BLOCK_H
-    columns, inside = vector_columns(block, H, SIZE, N, BLOCK_H)
-    elements, whole = matrix_elements(block, H, SIZE, N, far(A_BLOCK), A_ROW, A_COLUMN, BLOCK_H)
-    piece = tl.program_id(0) // GROUPS
+    D: tl.constexpr = tile.blocks * tile.size
+    N: tl.constexpr = tile.padded
+    piece, own = own_blocks(tl.program_id(0), tile, a)
     batch = tl.cast(piece // chunks, tl.int64)
     begin = tl.cast(piece % chunks, tl.int64) * CHUNK
     first = T - 1 - begin if REVERSE else begin
-    x += batch * x_batch + first * (SIGN * far(X_STEP))
-    a += batch * a_batch + first * (SIGN * far(A_STEP))
-    if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
-    if enter is not None:
-        enter += first
-    index = tl.arange(0, FLAT * N)
-    p = as_matrices(tl.where(index // N % N == index % N, 1.0, 0.0), ACC, N, BLOCK_H)
-    s = tl.zeros((BLOCK_H, N), dtype=ACC)
+    x, a, reset = at(x, batch, first, SIGN), at(a, batch, first, SIGN), at(reset, batch, first, SIGN)
+    marks = marks_at(marks, first, SIGN)
+    index = tl.arange(0, tile.held * N * N)
+    s = tl.zeros((tile.held, N), dtype=ACC)
+    p = as_matrices(tl.where(index // N % N == index % N, 1.0, 0.0), s)
     stopped = 0
     for _ in range(CHUNK // BLOCK_T):
-        xs = load_rows(x + columns * X_CHANNEL, inside, BLOCK_T, far(X_STEP), 0.0, BLOCK_T, MASKED, False)
-        steps = load_rows(a + elements, whole, BLOCK_T, far(A_STEP), 0.0, BLOCK_T, MASKED, False)
-        resets = load_flags(reset, BLOCK_T, far(RESET_STEP), 0, BLOCK_T, False)
-        enters = load_flags(enter, BLOCK_T, SIGN, -1, BLOCK_T, False)
+        xs = load_rows(x, own.vectors, BLOCK_T, 0.0, BLOCK_T, False)
+        steps = load_rows(a, own.matrices, BLOCK_T, 0.0, BLOCK_T, False)
+        resets = load_flags(reset, BLOCK_T, 0, BLOCK_T, False)
+        if marks is not None:
+            enters = load_flags(marks.enter, BLOCK_T, -1, BLOCK_T, False)
         for u in tl.static_range(BLOCK_T):
-            matrix = as_matrices(steps[u], ACC, N, BLOCK_H)
-            vector = as_vectors(xs[u].to(ACC), N, BLOCK_H)
-            if enter is not None:
+            matrix = as_matrices(steps[u], s)
+            vector = as_vectors(xs[u].to(ACC), tile)
+            if marks is not None:
                 starts = enters[u] >= 0
-                start = load_state(state, enters[u], state_row, columns, inside & starts, STATE_CHANNEL, ACC, FLAT)
+                start = load_state(marks.state, enters[u], own.vectors, ACC, starts)
                 p = tl.where(starts, 0.0, p)
-                s = tl.where(starts, as_vectors(start, N, BLOCK_H), s)
+                s = tl.where(starts, as_vectors(start, tile), s)
                 stopped |= starts.to(tl.int32)
             if reset is not None:
                 stop = resets[u] != 0
@@ -126,18 +108,15 @@ def block_diagonal_scan_reduce(
             else:
                 s = tl.sum(matrix * s[:, None, :], axis=2) + vector
                 p = tl.sum(matrix[:, :, :, None] * p[:, None, :, :], axis=2)
-        x += BLOCK_T * far(X_STEP)
-        a += BLOCK_T * far(A_STEP)
+        x, a = later(x, BLOCK_T), later(a, BLOCK_T)
         if reset is not None:
-            reset += BLOCK_T * far(RESET_STEP)
-        if enter is not None:
-            enter += BLOCK_T * SIGN
-    piece = tl.cast(piece, tl.int64)
-    out, _ = matrix_elements(block, H, SIZE, N, SIZE * SIZE, SIZE, 1, BLOCK_H)
-    tl.store(product + piece * (D * SIZE) + out, tl.reshape(p, (FLAT * N,)), mask=whole)
-    tl.store(result + piece * D + columns, tl.reshape(s, (FLAT,)), mask=inside)
-    if cut is not None:
-        tl.store(cut + piece, stopped)  # every group of blocks the same
+            reset = later(reset, BLOCK_T)
+        if marks is not None:
+            marks = marks_later(marks, BLOCK_T)
+    store_state(State(maps.product, D * tile.size, 1), piece, tl.reshape(p, index.shape), own.outputs)
+    store_state(State(maps.result, D, 1), piece, tl.reshape(s, own.vectors.columns.shape), own.vectors)
+    if maps.cut is not None:
+        tl.store(maps.cut + piece, stopped)  # every group of blocks the same
 
 
 def reduce_warps(size: int) -> int:
@@ -146,20 +125,13 @@ def reduce_warps(size: int) -> int:
 
 
 def reduce(
-    x: Tensor,
-    a: Tensor,
-    state: Tensor | None,
-    reset: Tensor | None,
-    enter: Tensor | None,
-    *,
-    reverse: bool,
-    backward: bool,
-    chunk: int,
+    source: Source, given: Tensor | None, reset: Tensor | None, marks: Marks | None
 ) -> tuple[Tensor | None, list[Launch]]:
     """(states that leave the chunks [B,C-1,D] in the accumulator's dtype, launches); nothing for a single chunk.
 
-    state: what enters time [B,D], or each packed sequence [N,D]. reverse: time is visited from its end.
+    given: the state that enters time [B,D]; with marks it is theirs that counts.
     """
+    x, a, chunk, reverse, backward = source
     batch, time, width = x.shape
     chunks = triton.cdiv(time, chunk) - 1
     if chunks == 0:
@@ -167,63 +139,30 @@ def reduce(
     wide = accumulator(x.dtype)
     product = torch.empty((batch, chunks, *a.shape[2:]), dtype=wide, device=x.device)
     cut = None
-    if reset is not None or enter is not None:
+    if reset is not None or marks is not None:
         cut = torch.empty((batch, chunks), dtype=torch.bool, device=x.device)
     result, leaving = torch.empty((2, batch, chunks, width), dtype=wide, device=x.device)
     last = torch.empty((batch, width), dtype=wide, device=x.device)
-    tile = _triton.tile_constexprs(a, BLOCK_A)
-    groups = triton.cdiv(tile["H"], tile["BLOCK_H"])
-    warps = reduce_warps(tile["SIZE"])
+    args = {
+        "x": rows(x, reverse),
+        "a": _triton.matrices(a, reverse),
+        "reset": rows(reset, reverse),
+        "marks": None if marks is None else marks._replace(leave=None, final=None),
+        "maps": Maps(product, result, host.flags_of(cut)),
+        "T": time,
+        "chunks": chunks,
+    }
+    constexprs = {"REVERSE": reverse, "BACKWARD": backward, "ACC": host.wide(x.dtype), "CHUNK": chunk}
     # steps whose loads are in flight; four spill on sm_75
     ahead = 2 if architecture(x) == "sm_75" else 4
-    whole = Launch(
-        kernel=block_diagonal_scan_reduce,
-        grid=(batch * chunks * groups,),
-        args={
-            "x": x,
-            "a": a,
-            "reset": plain.flags_of(reset),
-            "enter": enter,
-            "state": state if enter is not None else None,
-            "product": product,
-            "result": result,
-            "cut": plain.flags_of(cut),
-            "T": time,
-            "chunks": chunks,
-            "x_batch": plain.row_stride(x, 0),
-            "a_batch": plain.row_stride(a, 0),
-            "reset_batch": plain.row_stride(reset, 0),
-            "state_row": plain.row_stride(state, 0),
-        },
-        constexprs={
-            **tile,
-            **plain.time_strides("X", x, reverse),
-            **_triton.matrix_strides("A", a, reverse),
-            "RESET_STEP": plain.signed_step(reset, reverse),
-            "STATE_CHANNEL": plain.channel_stride(state),
-            "REVERSE": reverse,
-            "BACKWARD": backward,
-            "ACC": plain.wide(x.dtype),
-            "CHUNK": chunk,
-            "BLOCK_T": ahead,
-        },
-        num_warps=warps,
-        tile=ahead * tile["BLOCK_H"] * tile["SIZE"],
-        claims=Claims(load_bits=_triton.load_bits(a, BLOCK_A, warps)),
-    )
-    # packed sequences bring their own states, at the steps where they start
-    inputs = {"x": result, "a": product, "h0": state if enter is None else None, "reset": cut, "cu_seqlens": None}
-    _, args, constexprs = _triton.scan_arguments(inputs | {"reverse": False}, {"h": leaving, "h_last": last})
-    carry = Launch(
-        kernel=block_diagonal_scan_sequential,
-        grid=(batch * groups,),
-        args=args,
-        constexprs=constexprs | tile | {"BLOCK_T": CARRY_ROWS},
-        num_warps=1,
-        tile=CARRY_ROWS * tile["BLOCK_H"] * tile["SIZE"],
-        claims=Claims(load_bits=_triton.load_bits(product, BLOCK_A, 1)),
-    )
-    return leaving, [whole, carry]
+    config = triton_sequential.Config(ahead, BLOCK_A, reduce_warps(a.shape[3]))
+    whole = _triton.launch(block_diagonal_scan_reduce, batch * chunks, a, config, args, constexprs)
+    call = Call(result, product, given if marks is None else None, cut)
+    _, args, constexprs = _triton.scan_arguments(call, {"h": leaving, "h_last": last})
+    return leaving, [
+        whole,
+        _triton.launch(triton_sequential.block_diagonal_scan_sequential, batch, product, CARRY, args, constexprs),
+    ]
 
 
 def unfit(case: Case) -> str | None:

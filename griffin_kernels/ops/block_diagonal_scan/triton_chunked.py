@@ -25,14 +25,16 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton.chunks import entering, mark
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.launch import Launch
+from griffin_kernels.ops._triton.chunks import Source, entering_chunk, marked
+from griffin_kernels.ops._triton.tensors import marks_at, store_state
 from griffin_kernels.ops.block_diagonal_scan import _triton, _triton_chunks, triton_sequential
-from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_vectors, vector_columns
+from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_vectors, own_blocks
 from griffin_kernels.ops.block_diagonal_scan._triton_rows import scan_rows
+from griffin_kernels.ops.block_diagonal_scan.op import Call
+from griffin_kernels.ops.linear_scan._triton_rows import streams_at
 
 
 @dataclass(frozen=True)
@@ -47,110 +49,52 @@ class Config:
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def block_diagonal_scan_chunks(
-    x,
-    a,
+    given,
     h0,
-    reset,
-    enter,
-    leave,
+    marks,
     result,
-    h,
     h_last,
     T,
     chunks,
-    x_batch,
-    a_batch,
-    reset_batch,
-    h0_row,
-    H: tl.constexpr,
-    SIZE: tl.constexpr,
-    N: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    A_STEP,
-    A_BLOCK,
-    A_ROW: tl.constexpr,
-    A_COLUMN: tl.constexpr,
-    RESET_STEP,
-    H0_CHANNEL: tl.constexpr,
+    tile,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
-    BLOCK_H: tl.constexpr,
 ):
-    """Phase 3. result: [B,chunks,D] states that leave all chunks but the last. Grid: B * (chunks+1) * groups of H."""
+    """Phase 3. result: [B,chunks,D] states that leave all chunks but the last. Grid: B * (chunks+1) * groups of H.
+
+    h0, h_last: None with marks, which have them.
+    """
     SIGN: tl.constexpr = -1 if REVERSE else 1
-    D: tl.constexpr = H * SIZE
-    GROUPS: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
-    FLAT: tl.constexpr = BLOCK_H * N
-    place = tl.num_programs(0) - 1 - tl.program_id(0)
-    block = (place % GROUPS) * BLOCK_H
-    columns, inside = vector_columns(block, H, SIZE, N, BLOCK_H)
-    piece = place // GROUPS
+    D: tl.constexpr = tile.blocks * tile.size
+    piece, own = own_blocks(tl.num_programs(0) - 1 - tl.program_id(0), tile, given.a)
     batch = tl.cast(piece // (chunks + 1), tl.int64)
     chunk = tl.cast(piece % (chunks + 1), tl.int64)
     begin = chunk * CHUNK
     first = T - 1 - begin if REVERSE else begin
-    state = h0
-    if enter is not None:
-        state = None
-        enter += first
-        leave += first
-    if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
-    start = entering(result, state, batch, chunk, chunks, h0_row, columns, inside, D, H0_CHANNEL, ACC, FLAT)
-    carry = scan_rows(
-        x + (batch * x_batch + first * (SIGN * far(X_STEP))),
-        a + (batch * a_batch + first * (SIGN * far(A_STEP))),
-        reset,
-        enter,
-        leave,
-        h + (batch * T + first) * D,
-        h0,
-        h0_row,
-        h_last,
-        as_vectors(start, N, BLOCK_H),
-        block,
-        tl.cast(tl.minimum(T - begin, CHUNK), tl.int32),
-        H=H,
-        SIZE=SIZE,
-        N=N,
-        X_STEP=far(X_STEP),
-        X_CHANNEL=X_CHANNEL,
-        A_STEP=far(A_STEP),
-        A_BLOCK=far(A_BLOCK),
-        A_ROW=A_ROW,
-        A_COLUMN=A_COLUMN,
-        RESET_STEP=far(RESET_STEP),
-        H0_CHANNEL=H0_CHANNEL,
-        REVERSE=REVERSE,
-        BLOCK_T=BLOCK_T,
-        BLOCK_H=BLOCK_H,
-    )
-    if enter is None:
-        tl.store(h_last + batch * D + columns, tl.reshape(carry, (FLAT,)), mask=inside & (chunk == chunks))
+    streams, marks = streams_at(given, batch, first, T, D, SIGN), marks_at(marks, first, SIGN)
+    carry = as_vectors(entering_chunk(result, h0, batch, chunk, chunks, own.vectors, D, ACC), tile)
+    carry = scan_rows(streams, marks, carry, own, tl.cast(tl.minimum(T - begin, CHUNK), tl.int32), BLOCK_T)
+    store_state(h_last, batch, tl.reshape(carry, own.vectors.columns.shape), own.vectors, chunk == chunks)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    _, args, constexprs = _triton.scan_arguments(inputs, outputs)
-    x, a, h0, reset, reverse = (inputs[name] for name in ("x", "a", "h0", "reset", "reverse"))
-    batch, time, width = x.shape
-    enter, leave, marks = mark(args.pop("cu_seqlens"), h0, outputs["h_last"], time, width, reverse, constexprs["ACC"])
-    result, before = _triton_chunks.reduce(x, a, h0, reset, enter, reverse=reverse, backward=False, chunk=config.chunk)
-    chunks = triton.cdiv(time, config.chunk)
-    tile = _triton.tile_constexprs(a, config.block_a)
-    scan = Launch(
-        kernel=block_diagonal_scan_chunks,
-        grid=(batch * chunks * triton.cdiv(tile["H"], tile["BLOCK_H"]),),
-        args=args | {"enter": enter, "leave": leave, "result": result, "chunks": chunks - 1},
-        constexprs=constexprs | tile | {"CHUNK": config.chunk, "BLOCK_T": config.block_t},
-        num_warps=config.num_warps,
-        tile=config.block_t * tile["BLOCK_H"] * tile["SIZE"],
-        claims=Claims(load_bits=_triton.load_bits(a, config.block_a, config.num_warps)),
+    _, args, constexprs = _triton.scan_arguments(call, outputs)
+    batch, time, width = call.x.shape
+    marks, begin = marked(
+        args.pop("cu_seqlens"), call.h0, outputs["h_last"], time, width, call.reverse, constexprs["ACC"]
     )
-    return [*marks, *before, scan]
+    source = Source(call.x, call.a, config.chunk, call.reverse, False)
+    result, before = _triton_chunks.reduce(source, call.h0, call.reset, marks)
+    count = triton.cdiv(time, config.chunk)
+    if marks is not None:
+        args |= {"h0": None, "h_last": None}
+    args |= {"marks": marks, "result": result, "chunks": count - 1}
+    constexprs |= {"CHUNK": config.chunk}
+    scan = _triton.launch(block_diagonal_scan_chunks, batch * count, call.a, config, args, constexprs)
+    return [*begin, *before, scan]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

@@ -24,14 +24,16 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton.scan import load_state, span
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.launch import Launch
+from griffin_kernels.ops._triton.scan import span
+from griffin_kernels.ops._triton.tensors import load_state, store_state
 from griffin_kernels.ops.block_diagonal_scan import _triton
-from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_vectors, vector_columns
+from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_vectors, own_blocks
 from griffin_kernels.ops.block_diagonal_scan._triton_rows import scan_rows
+from griffin_kernels.ops.block_diagonal_scan.op import Call
+from griffin_kernels.ops.linear_scan._triton_rows import streams_at
 
 
 @dataclass(frozen=True)
@@ -45,91 +47,22 @@ class Config:
 
 @triton.jit(do_not_specialize=["T"])
 def block_diagonal_scan_sequential(
-    x,
-    a,
-    h0,
-    reset,
-    cu_seqlens,
-    h,
-    h_last,
-    T,
-    x_batch,
-    a_batch,
-    reset_batch,
-    h0_row,
-    H: tl.constexpr,
-    SIZE: tl.constexpr,
-    N: tl.constexpr,
-    X_STEP,
-    X_CHANNEL: tl.constexpr,
-    A_STEP,
-    A_BLOCK,
-    A_ROW: tl.constexpr,
-    A_COLUMN: tl.constexpr,
-    RESET_STEP,
-    H0_CHANNEL: tl.constexpr,
-    REVERSE: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_H: tl.constexpr,
+    given, h0, cu_seqlens, h_last, T, tile, REVERSE: tl.constexpr, ACC: tl.constexpr, BLOCK_T: tl.constexpr
 ):
-    """x, h: [B,T,D]; a: [B,T,H,n,n]; h0, h_last: [N,D]; reset: [B,T] bytes. Grid: N * ceil(H / BLOCK_H)."""
+    """given: x, h [B,T,D], a [B,T,H,n,n], reset [B,T]; h0, h_last: [N,D]. Grid: N * ceil(H / held)."""
     SIGN: tl.constexpr = -1 if REVERSE else 1
-    D: tl.constexpr = H * SIZE
-    GROUPS: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
-    row = tl.program_id(0) // GROUPS
-    block = (tl.program_id(0) % GROUPS) * BLOCK_H
-    columns, inside = vector_columns(block, H, SIZE, N, BLOCK_H)
+    row, own = own_blocks(tl.program_id(0), tile, given.a)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
-    if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
-    carry = scan_rows(
-        x + (batch * x_batch + first * (SIGN * far(X_STEP))),
-        a + (batch * a_batch + first * (SIGN * far(A_STEP))),
-        reset,
-        None,
-        None,
-        h + (batch * T + first) * D,
-        None,
-        0,
-        None,
-        as_vectors(load_state(h0, row, h0_row, columns, inside, H0_CHANNEL, ACC, BLOCK_H * N), N, BLOCK_H),
-        block,
-        steps,
-        H=H,
-        SIZE=SIZE,
-        N=N,
-        X_STEP=far(X_STEP),
-        X_CHANNEL=X_CHANNEL,
-        A_STEP=far(A_STEP),
-        A_BLOCK=far(A_BLOCK),
-        A_ROW=A_ROW,
-        A_COLUMN=A_COLUMN,
-        RESET_STEP=far(RESET_STEP),
-        H0_CHANNEL=H0_CHANNEL,
-        REVERSE=REVERSE,
-        BLOCK_T=BLOCK_T,
-        BLOCK_H=BLOCK_H,
-    )
-    tl.store(h_last + tl.cast(row, tl.int64) * D + columns, tl.reshape(carry, (BLOCK_H * N,)), mask=inside)
+    streams = streams_at(given, batch, first, T, tile.blocks * tile.size, SIGN)
+    carry = as_vectors(load_state(h0, row, own.vectors, ACC), tile)
+    carry = scan_rows(streams, None, carry, own, steps, BLOCK_T)
+    store_state(h_last, row, tl.reshape(carry, own.vectors.columns.shape), own.vectors)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and group of blocks."""
-    rows, args, constexprs = _triton.scan_arguments(inputs, outputs)
-    a = inputs["a"]
-    tile = _triton.tile_constexprs(a, config.block_a)
-    return [
-        Launch(
-            kernel=block_diagonal_scan_sequential,
-            grid=(rows * triton.cdiv(tile["H"], tile["BLOCK_H"]),),
-            args=args,
-            constexprs=constexprs | tile | {"BLOCK_T": config.block_t},
-            num_warps=config.num_warps,
-            tile=config.block_t * tile["BLOCK_H"] * tile["SIZE"],
-            claims=Claims(load_bits=_triton.load_bits(a, config.block_a, config.num_warps)),
-        )
-    ]
+    count, args, constexprs = _triton.scan_arguments(call, outputs)
+    return [_triton.launch(block_diagonal_scan_sequential, count, call.a, config, args, constexprs)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

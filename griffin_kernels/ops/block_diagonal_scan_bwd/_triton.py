@@ -4,49 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from griffin_kernels.contract import Inputs, accumulator
-from griffin_kernels.ops._triton import host as plain
-from griffin_kernels.ops.block_diagonal_scan import _triton as forward
+from griffin_kernels.contract import accumulator
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.tensors import dense_state, rows, state
+from griffin_kernels.ops.block_diagonal_scan._triton import matrices
+from griffin_kernels.ops.block_diagonal_scan_bwd.op import Call
+from griffin_kernels.ops.linear_scan.op import rows_of
+from griffin_kernels.ops.linear_scan_bwd._triton_rows import Streams
 
 
-def scan_arguments(inputs: Inputs, outputs: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
+def scan_arguments(call: Call, outputs: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
     """(N, arguments, constexprs) of a kernel that does the whole backward scan; allocates dx, da, dh0.
 
-    Steps are in backward order: the sign of every ``<NAME>_STEP`` is opposite to the forward pass's.
+    Steps are in backward order: the sign of every ``Rows.step`` is opposite to the forward pass's.
     """
-    names = ("dh", "dh_last", "a", "h", "h0", "reset", "cu_seqlens", "reverse")
-    dh, dh_last, a, h, h0, reset, cu_seqlens, reverse = (inputs[name] for name in names)
-    batch, time, width = dh.shape
-    rows = plain.rows_of(inputs, batch)
-    if h0 is None:
+    dh, a, back = call.dh, call.a, not call.reverse
+    count = rows_of(a.shape[0], call.cu_seqlens)
+    if call.h0 is None:
         outputs["dh0"] = None
+    else:
+        host.empty(outputs, "dh0", a, count, dh.shape[2], dtype=accumulator(a.dtype))
+    written = [host.empty(outputs, name, a, *like.shape, dtype=a.dtype) for name, like in (("dx", dh), ("da", a))]
     args = {
-        "dh": dh,
-        "dh_last": dh_last,
-        "a": a,
-        "h": h,
-        "h0": h0,
-        "reset": plain.flags_of(reset),
-        "cu_seqlens": cu_seqlens,
-        "dx": plain.empty(outputs, "dx", a, batch, time, width, dtype=a.dtype),
-        "da": plain.empty(outputs, "da", a, *a.shape, dtype=a.dtype),
-        "dh0": None if h0 is None else plain.empty(outputs, "dh0", a, rows, width, dtype=accumulator(a.dtype)),
-        "T": time,
-        "dh_batch": plain.row_stride(dh, 0),
-        "a_batch": plain.row_stride(a, 0),
-        "h_batch": plain.row_stride(h, 0),
-        "reset_batch": plain.row_stride(reset, 0),
-        "dh_last_row": plain.row_stride(dh_last, 0),
-        "h0_row": plain.row_stride(h0, 0),
+        "given": Streams(rows(dh, back), matrices(a, back), rows(call.h, back), rows(call.reset, back), *written),
+        "dh_last": state(call.dh_last),
+        "h0": state(call.h0),
+        "cu_seqlens": call.cu_seqlens,
+        "dh0": dense_state(outputs["dh0"]),
+        "T": a.shape[1],
     }
-    constexprs = {
-        **plain.time_strides("DH", dh, not reverse),
-        **forward.matrix_strides("A", a, not reverse),
-        **plain.time_strides("H", h, not reverse),
-        "RESET_STEP": plain.signed_step(reset, not reverse),
-        "DH_LAST_CHANNEL": plain.channel_stride(dh_last),
-        "H0_CHANNEL": plain.channel_stride(h0),
-        "REVERSE": reverse,
-        "ACC": plain.wide(a.dtype),
-    }
-    return rows, args, constexprs
+    return count, args, {"REVERSE": call.reverse, "ACC": host.wide(a.dtype)}

@@ -23,17 +23,17 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton.chunks import entering, mark
-from griffin_kernels.ops._triton.scan import load_state
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.launch import Launch
+from griffin_kernels.ops._triton.chunks import Source, entering_chunk, marked
+from griffin_kernels.ops._triton.tensors import load_state, marks_at, store_state
 from griffin_kernels.ops.block_diagonal_scan import _triton as forward
 from griffin_kernels.ops.block_diagonal_scan import _triton_chunks
-from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_vectors, vector_columns
+from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_vectors, own_blocks
 from griffin_kernels.ops.block_diagonal_scan_bwd import _triton, triton_sequential
-from griffin_kernels.ops.block_diagonal_scan_bwd._triton_rows import scan_rows
+from griffin_kernels.ops.block_diagonal_scan_bwd._triton_rows import scan_rows, streams_at
+from griffin_kernels.ops.block_diagonal_scan_bwd.op import Call
 
 
 @dataclass(frozen=True)
@@ -48,133 +48,57 @@ class Config:
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def block_diagonal_scan_bwd_chunks(
-    dh,
+    given,
     dh_last,
-    a,
-    h,
     h0,
-    reset,
-    enter,
-    leave,
+    marks,
     result,
-    dx,
-    da,
     dh0,
     T,
     chunks,
-    dh_batch,
-    a_batch,
-    h_batch,
-    reset_batch,
-    dh_last_row,
-    h0_row,
-    H: tl.constexpr,
-    SIZE: tl.constexpr,
-    N: tl.constexpr,
-    DH_STEP,
-    DH_CHANNEL: tl.constexpr,
-    A_STEP,
-    A_BLOCK,
-    A_ROW: tl.constexpr,
-    A_COLUMN: tl.constexpr,
-    H_STEP,
-    H_CHANNEL: tl.constexpr,
-    RESET_STEP,
-    DH_LAST_CHANNEL: tl.constexpr,
-    H0_CHANNEL: tl.constexpr,
+    tile,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
-    BLOCK_H: tl.constexpr,
 ):
-    """Phase 3. result: [B,chunks,D] states that leave all chunks but the last. Grid: B * (chunks+1) * groups of H."""
+    """Phase 3. result: [B,chunks,D] states that leave all chunks but the last. Grid: B * (chunks+1) * groups of H.
+
+    dh_last, dh0: None with marks, which have them.
+    """
     SIGN: tl.constexpr = 1 if REVERSE else -1
-    D: tl.constexpr = H * SIZE
-    GROUPS: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
-    FLAT: tl.constexpr = BLOCK_H * N
-    place = tl.num_programs(0) - 1 - tl.program_id(0)
-    block = (place % GROUPS) * BLOCK_H
-    columns, inside = vector_columns(block, H, SIZE, N, BLOCK_H)
-    piece = place // GROUPS
+    D: tl.constexpr = tile.blocks * tile.size
+    piece, own = own_blocks(tl.num_programs(0) - 1 - tl.program_id(0), tile, given.a)
     batch = tl.cast(piece // (chunks + 1), tl.int64)
     chunk = tl.cast(piece % (chunks + 1), tl.int64)
     begin = chunk * CHUNK
     first = begin if REVERSE else T - 1 - begin
-    state = dh_last
-    before = h0
-    if enter is not None:
-        state = None
-        before = None
-        enter += first
-        leave += first
-    if reset is not None:
-        reset += batch * reset_batch + first * (SIGN * far(RESET_STEP))
-    start = entering(result, state, batch, chunk, chunks, dh_last_row, columns, inside, D, DH_LAST_CHANNEL, ACC, FLAT)
-    carry = scan_rows(
-        dh + (batch * dh_batch + first * (SIGN * far(DH_STEP))),
-        a + (batch * a_batch + first * (SIGN * far(A_STEP))),
-        h + (batch * h_batch + first * (SIGN * far(H_STEP))),
-        reset,
-        enter,
-        leave,
-        dx + (batch * T + first) * D,
-        da + (batch * T + first) * (D * SIZE),
-        dh_last,
-        dh_last_row,
-        h0,
-        h0_row,
-        dh0,
-        as_vectors(start, N, BLOCK_H),
-        load_state(before, batch, h0_row, columns, inside & (chunk == chunks), H0_CHANNEL, ACC, FLAT),
-        block,
-        tl.cast(tl.minimum(T - begin, CHUNK), tl.int32),
-        tl.cast(T - begin, tl.int32),
-        H=H,
-        SIZE=SIZE,
-        N=N,
-        DH_STEP=far(DH_STEP),
-        DH_CHANNEL=DH_CHANNEL,
-        A_STEP=far(A_STEP),
-        A_BLOCK=far(A_BLOCK),
-        A_ROW=A_ROW,
-        A_COLUMN=A_COLUMN,
-        H_STEP=far(H_STEP),
-        H_CHANNEL=H_CHANNEL,
-        RESET_STEP=far(RESET_STEP),
-        DH_LAST_CHANNEL=DH_LAST_CHANNEL,
-        H0_CHANNEL=H0_CHANNEL,
-        REVERSE=REVERSE,
-        BLOCK_T=BLOCK_T,
-        BLOCK_H=BLOCK_H,
-    )
-    if dh0 is not None and enter is None:
-        tl.store(dh0 + batch * D + columns, tl.reshape(carry, (FLAT,)), mask=inside & (chunk == chunks))
+    streams = streams_at(given, batch, first, T, tile, SIGN)
+    carry = as_vectors(entering_chunk(result, dh_last, batch, chunk, chunks, own.vectors, D, ACC), tile)
+    before_first = load_state(h0 if marks is None else None, batch, own.vectors, ACC, chunk == chunks)
+    marks = marks_at(marks, first, SIGN)
+    steps = tl.cast(tl.minimum(T - begin, CHUNK), tl.int32)
+    remaining = tl.cast(T - begin, tl.int32)
+    carry = scan_rows(streams, marks, h0, carry, before_first, own, steps, remaining, BLOCK_T)
+    store_state(dh0, batch, tl.reshape(carry, before_first.shape), own.vectors, chunk == chunks)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    _, args, constexprs = _triton.scan_arguments(inputs, outputs)
-    dh, dh_last, a, reset, reverse = (inputs[name] for name in ("dh", "dh_last", "a", "reset", "reverse"))
-    batch, time, width = dh.shape
-    enter, leave, marks = mark(
-        args.pop("cu_seqlens"), dh_last, outputs["dh0"], time, width, not reverse, constexprs["ACC"]
+    _, args, constexprs = _triton.scan_arguments(call, outputs)
+    batch, time, width = call.dh.shape
+    marks, begin = marked(
+        args.pop("cu_seqlens"), call.dh_last, outputs["dh0"], time, width, not call.reverse, constexprs["ACC"]
     )
-    result, before = _triton_chunks.reduce(
-        dh, a, dh_last, reset, enter, reverse=not reverse, backward=True, chunk=config.chunk
-    )
-    chunks = triton.cdiv(time, config.chunk)
-    tile = forward.tile_constexprs(a, config.block_a)
-    scan = Launch(
-        kernel=block_diagonal_scan_bwd_chunks,
-        grid=(batch * chunks * triton.cdiv(tile["H"], tile["BLOCK_H"]),),
-        args=args | {"enter": enter, "leave": leave, "result": result, "chunks": chunks - 1},
-        constexprs=constexprs | tile | {"CHUNK": config.chunk, "BLOCK_T": config.block_t},
-        num_warps=config.num_warps,
-        tile=config.block_t * tile["BLOCK_H"] * tile["SIZE"],
-        claims=Claims(load_bits=forward.load_bits(a, config.block_a, config.num_warps)),
-    )
-    return [*marks, *before, scan]
+    source = Source(call.dh, call.a, config.chunk, not call.reverse, True)
+    result, before = _triton_chunks.reduce(source, call.dh_last, call.reset, marks)
+    count = triton.cdiv(time, config.chunk)
+    if marks is not None:
+        args |= {"dh_last": None, "dh0": None}
+    args |= {"marks": marks, "result": result, "chunks": count - 1}
+    constexprs |= {"CHUNK": config.chunk}
+    scan = forward.launch(block_diagonal_scan_bwd_chunks, batch * count, call.a, config, args, constexprs)
+    return [*begin, *before, scan]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

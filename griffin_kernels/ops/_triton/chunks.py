@@ -72,7 +72,7 @@ def linear_scan_mark(
         tl.store(marks.leave.at + last, row)
     elif marks.final is not None:
         for block in range((D + BLOCK_D - 1) // BLOCK_D):
-            _, channels = own_channels(block, D, BLOCK_D)
+            channels = own_channels(block, D, BLOCK_D)[1]
             store_state(marks.final, row, load_state(marks.state, row, channels, ACC), channels)
 
 

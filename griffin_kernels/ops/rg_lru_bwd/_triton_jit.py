@@ -73,16 +73,10 @@ def steps_at(steps, batch, time, T, blocks_before, D: tl.constexpr):
 @triton.jit
 def steps_later(steps, count):
     """The steps from ``count`` steps later on, as visited."""
-    return Steps(
-        later(steps.dy, count),
-        later(steps.x, count),
-        later(steps.y, count),
-        later(steps.branch, count),
-        later(steps.positions, count),
-        later(steps.z, count),
-        later(steps.dx, count),
-        later(steps.dbranch, count),
-    )
+    dy, x, y = later(steps.dy, count), later(steps.x, count), later(steps.y, count)
+    branch, positions = later(steps.branch, count), later(steps.positions, count)
+    z, dx, dbranch = later(steps.z, count), later(steps.dx, count), later(steps.dbranch, count)
+    return Steps(dy, x, y, branch, positions, z, dx, dbranch)
 
 
 @triton.jit

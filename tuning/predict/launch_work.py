@@ -98,7 +98,7 @@ def _launch(launch: Launch, index: int, op: Op, case: Case, in_place: set[tuple[
     tensors = {_place(tensor): tensor for tensor in launch.tensors}
     moved = sum(_bytes(tensor) * (2 if place in in_place else 1) for place, tensor in tensors.items())
     programs = math.prod(launch.grid)
-    streams = "AGAIN" in launch.constexprs
+    streams = "AGAIN" in launch.constexprs  # as the windowed flash kernels alone do
     flops = 0.0
     if streams:
         elements = _scores(launch, case)

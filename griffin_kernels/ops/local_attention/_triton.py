@@ -14,12 +14,13 @@ from torch import Tensor
 from griffin_kernels import launch
 from griffin_kernels.architectures import KIB, SCRATCH, no_products, over_shared, shared_bytes
 from griffin_kernels.case import DTYPE_BYTES
-from griffin_kernels.contract import Case, Inputs, dtype_name
+from griffin_kernels.contract import Case, dtype_name
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton.host import channel_stride, known_stride, row_stride
-from griffin_kernels.ops.local_attention._triton_jit import Entries, Heads, Operands, Parts, Score, Sizes
+from griffin_kernels.ops.local_attention._triton_jit import Entries, Heads, Parts, Score, Sizes
 from griffin_kernels.ops.local_attention._triton_jit import first_keys as first_keys_kernel
+from griffin_kernels.ops.local_attention.op import Call
 
 LOG2E = math.log2(math.e)
 
@@ -79,26 +80,29 @@ def roomy(arch: str) -> bool:
     return arch.startswith("sm_") and (shared_bytes(arch) or 0) > 100 * KIB
 
 
-def arguments(inputs: Inputs, dout: Tensor | None = None) -> tuple[dict[str, Any], list[Launch]]:
+def arguments(call: Any) -> tuple[dict[str, Any], list[Launch]]:
     """Arguments that the kernels of a pass share, and the launch that finds first keys, with documents only."""
-    q, k, softcap = inputs["q"], inputs["k"], inputs["softcap"]
-    first, before = first_keys(inputs)
-    scale = float(q.shape[3] ** -0.5 if inputs["scale"] is None else inputs["scale"])
+    q, k, softcap = call.q, call.k, call.softcap
+    first, before = first_keys(call)
+    scale = float(q.shape[3] ** -0.5 if call.scale is None else call.scale)
     factor = max(abs(scale) * LOG2E, LEAST_FACTOR) if softcap is None else scale / softcap
     args = {
-        "data": Operands(heads(q), heads(k), heads(inputs["v"]), first, None if dout is None else heads(dout)),
+        "q": heads(q),
+        "k": heads(k),
+        "v": heads(call.v),
+        "first": first,
         "T": q.shape[1],
         "S": k.shape[1],
-        "window": min(inputs["window"], k.shape[1]),
+        "window": min(call.window, k.shape[1]),
         "batches": q.shape[0],
         "score": Score(scale, factor, softcap, tl.constexpr(softcap is None and scale < 0)),
     }
     return args, before
 
 
-def sizes_of(inputs: Inputs, tiles: Tiles) -> Sizes:
+def sizes_of(call: Any, tiles: Tiles) -> Sizes:
     """The compile-time sizes of a call."""
-    q, k = inputs["q"], inputs["k"]
+    q, k = call.q, call.k
     d = q.shape[3]
     return Sizes(q.shape[2] // k.shape[2], k.shape[2], d, tiles.block_m, tiles.block_n, padded(d))
 
@@ -120,12 +124,12 @@ def entries(tensor: Tensor) -> Entries:
     return Entries(tensor, row_stride(tensor, 0))
 
 
-def first_keys(inputs: Inputs) -> tuple[Entries | None, list[Launch]]:
+def first_keys(call: Any) -> tuple[Entries | None, list[Launch]]:
     """The first key that each query sees, and the launch that finds it; None without documents."""
-    q, segment_pos, cu_seqlens = inputs["q"], inputs["segment_pos"], inputs["cu_seqlens"]
+    q, segment_pos, cu_seqlens = call.q, call.segment_pos, call.cu_seqlens
     if segment_pos is None and cu_seqlens is None:
         return None, []
-    time, keys = q.shape[1], inputs["k"].shape[1]
+    time, keys = q.shape[1], call.k.shape[1]
     rows = 1 if segment_pos is None else q.shape[0]
     count = 1 if cu_seqlens is None else cu_seqlens.shape[0] - 1
     first = torch.empty((rows, time), dtype=torch.int32, device=q.device)
@@ -141,7 +145,7 @@ def first_keys(inputs: Inputs) -> tuple[Entries | None, list[Launch]]:
             "S": keys,
             "count": count,
             "steps": (count - 1).bit_length(),
-            "window": min(inputs["window"], keys),
+            "window": min(call.window, keys),
             "pos_batch": row_stride(segment_pos, 0),
             "POS_STEP": known_stride(segment_pos, 1),
         },
@@ -165,7 +169,7 @@ def twice(
 
     rows: of the sums of a program.
     """
-    args = args | {"broken": torch.empty((programs, rows), dtype=torch.int8, device=args["data"].q.at.device)}
+    args = args | {"broken": torch.empty((programs, rows), dtype=torch.int8, device=args["q"].at.device)}
     warps, tile = tiles.num_warps, tiles.block_m * tiles.block_n
     first = Launch(kernel, (programs,), args, constexprs | {"AGAIN": False}, warps, tiles.num_stages, tile, claims)
     # tiles and warps have to be the same for sums in the same order; nothing is loaded ahead
@@ -174,15 +178,15 @@ def twice(
     return [first, again]
 
 
-def forward_outputs(inputs: Inputs, outputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+def forward_outputs(call: Call, outputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
     """out [B,T,Hq,d] and lse [B,Hq,T] or None, allocated contiguous unless the caller gave them."""
-    q = inputs["q"]
+    q = call.q
     batch, time, heads, _ = q.shape
     if outputs.get("out") is None:
         outputs["out"] = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if inputs["with_lse"] and outputs.get("lse") is None:
+    if call.with_lse and outputs.get("lse") is None:
         outputs["lse"] = torch.empty((batch, heads, time), dtype=torch.float32, device=q.device)
-    elif not inputs["with_lse"]:
+    elif not call.with_lse:
         outputs["lse"] = None
     return outputs["out"], outputs["lse"]
 

@@ -26,20 +26,19 @@ from griffin_kernels.ops.local_attention._triton_jit import (
 
 
 @triton.jit
-def attend(data, work, score, SIZES: tl.constexpr, AGAIN: tl.constexpr):
+def attend(q, k, v, work, score, SIZES: tl.constexpr, AGAIN: tl.constexpr):
     """(sum [block_m, block_d], largest [block_m], total [block_m]), float32, of a program's rows and keys.
 
-    data: operands of the lane. A row that sees none of these keys has a ``largest`` that any other outweighs, or -inf
-    without keys.
+    A row that sees none of these keys has a ``largest`` that any other outweighs, or -inf without keys.
     """
-    queries = load_rows(data.q, work.tile, work.view.T, SIZES)
+    queries = load_rows(q, work.lane, work.tile, work.view.T, SIZES)
     if score.NEGATIVE:
         queries = -queries
     largest = tl.full(work.tile.rows.shape, float("-inf"), dtype=tl.float32)
     total = tl.zeros(work.tile.rows.shape, dtype=tl.float32)
     summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
     for start in tl.range(work.span.low, work.span.high, SIZES.BLOCK_N):
-        keys = load_keys(data.k, start, work.span.high, SIZES)
+        keys = load_keys(k, work.lane, start, work.span.high, SIZES)
         scores = dot(queries, tl.trans(keys))
         if score.softcap is not None:
             scores = tanh(scores * score.factor) * (score.softcap * LOG2E)
@@ -54,7 +53,7 @@ def attend(data, work, score, SIZES: tl.constexpr, AGAIN: tl.constexpr):
         rescale = tl.exp2(largest - top)
         total = total * rescale + tl.sum(weights, axis=1)
         largest = top
-        values = load_keys(data.v, start, work.span.high, SIZES)
+        values = load_keys(v, work.lane, start, work.span.high, SIZES)
         if AGAIN:
             values = cleared(values)
         summed = dot(weights.to(values.dtype), values, summed * rescale[:, None])
@@ -63,9 +62,9 @@ def attend(data, work, score, SIZES: tl.constexpr, AGAIN: tl.constexpr):
 
 @triton.jit
 def sees_unsound(v, work, SIZES: tl.constexpr):
-    """bool [block_m, block_d]: whether a row sees a value that is not finite in a channel. v: of the lane."""
+    """bool [block_m, block_d]: whether a row sees a value that is not finite in a channel."""
     count = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
     for start in tl.range(work.span.low, work.span.high, SIZES.BLOCK_N):
-        values = load_keys(v, start, work.span.high, SIZES)
+        values = load_keys(v, work.lane, start, work.span.high, SIZES)
         count = unsound(visible(work.sight, start, SIZES.BLOCK_N), values, count)
     return count > 0

@@ -8,7 +8,7 @@ kernel, AGAIN, does such a program's work with zeros for what is not finite. Sum
 as they should be, bit for bit; where a row does see some, NaN is written. Every other program returns at once.
 Strides are constants where they follow from the model, see ops/_triton/strides.py; bases are 64-bit, offsets within a
 tile 32-bit where they are constants that fit. T * G and S fit in 32 bits: tensors that large fit in no memory.
-A bundle with constants is passed on as it is: what is assigned to a name is a constant no more.
+A bundle with constants or None is passed on as it is: what is assigned to a name or returned is a constant no more.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
@@ -51,19 +51,6 @@ class Entries(NamedTuple):
     batch: Any
 
 
-class Operands(NamedTuple):
-    """q, dout: [B,T,Hq,D]; k, v: [B,S,Hkv,D], as Heads; first: Entries, the first key that each query sees, int32.
-
-    dout is None but in the backward pass, first without documents, and where one token is decoded there is no T.
-    """
-
-    q: Any
-    k: Any
-    v: Any
-    first: Any = None
-    dout: Any = None
-
-
 class Score(NamedTuple):
     """From raw scores q.k to exponents of 2. factor: scale log2(e), or scale / softcap where there is one.
 
@@ -99,9 +86,8 @@ class Parts(NamedTuple):
 
 
 class View(NamedTuple):
-    """What bounds the keys that queries of a batch entry see. first: [T], None without documents."""
+    """What bounds the keys that queries see, besides documents."""
 
-    first: Any
     T: Any
     S: Any
     window: Any
@@ -202,24 +188,8 @@ def tile_of(row, SIZES: tl.constexpr):
 
 @triton.jit
 def of_head(tensor, batch, head):
-    """The tensor from a batch entry and head on, its strides as ``far`` gives them; None where it is None."""
-    if tensor is None:
-        return None
-    else:
-        at = tensor.at + (batch * tensor.batch + head * far(tensor.head))
-        return Heads(at, tensor.batch, far(tensor.step), far(tensor.head), tensor.channel)
-
-
-@triton.jit
-def of_lane(data, lane, SIZES: tl.constexpr):
-    """The operands from query 0 and key 0 of a lane's first heads on."""
-    return Operands(
-        of_head(data.q, lane.batch, lane.shared * SIZES.G),
-        of_head(data.k, lane.batch, lane.shared),
-        of_head(data.v, lane.batch, lane.shared),
-        None,
-        of_head(data.dout, lane.batch, lane.shared * SIZES.G),
-    )
+    """The pointer to a batch entry and head of [B,T,H,d], [B,H,d] or [B,H,T]."""
+    return tensor.at + (batch * tensor.batch + head * far(tensor.head))
 
 
 @triton.jit
@@ -228,24 +198,24 @@ def offsets(rows, columns, tensor, D: tl.constexpr):
     if rows.shape[0] * reach(tensor.step) + D * tensor.channel >= 2**31:
         rows = rows.to(tl.int64)
         columns = columns.to(tl.int64)
-    return rows[:, None] * tensor.step + columns[None, :] * tensor.channel
+    return rows[:, None] * far(tensor.step) + columns[None, :] * tensor.channel
 
 
 @triton.jit
-def load_keys(tensor, start, end, SIZES: tl.constexpr):
-    """Keys or values from ``start`` on as [block_n, block_d]; zeros from ``end`` on and beyond D channels."""
+def load_keys(tensor, lane, start, end, SIZES: tl.constexpr):
+    """A lane's keys or values from ``start`` on as [block_n, block_d]; zeros from ``end`` on and beyond D channels."""
     ahead = tl.arange(0, SIZES.BLOCK_N)
     columns = tl.arange(0, SIZES.BLOCK_D)
     inside = ahead[:, None] < end - start
     if SIZES.D != SIZES.BLOCK_D:
         inside = inside & (columns[None, :] < SIZES.D)
-    where = tensor.at + tl.cast(start, tl.int64) * tensor.step + offsets(ahead, columns, tensor, SIZES.D)
-    return tl.load(where, mask=inside, other=0.0)
+    base = of_head(tensor, lane.batch, lane.shared) + tl.cast(start, tl.int64) * far(tensor.step)
+    return tl.load(base + offsets(ahead, columns, tensor, SIZES.D), mask=inside, other=0.0)
 
 
 @triton.jit
-def row_pointers(tensor, tile, T, SIZES: tl.constexpr):
-    """Pointers [block_m, block_d] to the tile's rows in a lane; rows past the end repeat query T - 1."""
+def row_pointers(tensor, lane, tile, T, SIZES: tl.constexpr):
+    """Pointers [block_m, block_d] to a lane's rows of a tile; rows past the end repeat query T - 1."""
     origin = tile.row // SIZES.G
     query = tl.minimum(tile.rows // SIZES.G, T - 1) - origin
     head = tile.rows % SIZES.G
@@ -255,14 +225,15 @@ def row_pointers(tensor, tile, T, SIZES: tl.constexpr):
         query = query.to(tl.int64)
         head = head.to(tl.int64)
         columns = columns.to(tl.int64)
-    offset = (query * tensor.step + head * tensor.head)[:, None] + columns[None, :] * tensor.channel
-    return tensor.at + tl.cast(origin, tl.int64) * tensor.step + offset
+    offset = (query * far(tensor.step) + head * far(tensor.head))[:, None] + columns[None, :] * tensor.channel
+    base = of_head(tensor, lane.batch, lane.shared * SIZES.G) + tl.cast(origin, tl.int64) * far(tensor.step)
+    return base + offset
 
 
 @triton.jit
-def load_rows(tensor, tile, T, SIZES: tl.constexpr):
-    """The tile's rows [block_m, block_d], zeros beyond D channels; see ``row_pointers``."""
-    where = row_pointers(tensor, tile, T, SIZES)
+def load_rows(tensor, lane, tile, T, SIZES: tl.constexpr):
+    """A lane's rows of a tile [block_m, block_d], zeros beyond D channels; see ``row_pointers``."""
+    where = row_pointers(tensor, lane, tile, T, SIZES)
     if SIZES.D == SIZES.BLOCK_D:
         rows = tl.load(where)
     else:
@@ -283,8 +254,7 @@ def inside_of(tile, T, SIZES: tl.constexpr):
 def store_rows(out, lane, tile, value, T, SIZES: tl.constexpr, where=True):
     """The tile's rows of a contiguous [B,T,Hq,D], as far as ``where``."""
     STEP: tl.constexpr = SIZES.HKV * SIZES.G * SIZES.D
-    own = out + (lane.batch * T * STEP + lane.shared * (SIZES.G * SIZES.D))
-    pointers = row_pointers(Heads(own, None, STEP, SIZES.D, 1), tile, T, SIZES)
+    pointers = row_pointers(Heads(out, tl.cast(T, tl.int64) * STEP, STEP, SIZES.D, 1), lane, tile, T, SIZES)
     tl.store(pointers, value, mask=inside_of(tile, T, SIZES) & where)
 
 
@@ -297,32 +267,29 @@ def store_lse(lse, lane, tile, largest, total, T, SIZES: tl.constexpr):
 
 
 @triton.jit
-def view_of(first, lane, T, S, window):
-    """The view of a lane's queries."""
-    if first is None:
-        return View(None, T, S, window)
-    else:
-        return View(first.at + lane.batch * first.batch, T, S, window)
+def load_first(first, lane, query, mask=None, other=None):
+    """The first keys that a lane's queries see."""
+    return tl.load(first.at + lane.batch * first.batch + query, mask=mask, other=other)
 
 
 @triton.jit
-def sight_of(view, tile, SIZES: tl.constexpr):
+def sight_of(first, lane, view, tile, SIZES: tl.constexpr):
     """The sight of a tile's rows."""
     query = tl.minimum(tile.rows // SIZES.G, view.T - 1)
     own = query + (view.S - view.T)
-    if view.first is None:
+    if first is None:
         start = tl.maximum(own - view.window + 1, 0)
     else:
-        start = tl.load(view.first + query)
+        start = load_first(first, lane, query)
     return Sight(own, start)
 
 
 @triton.jit
-def span_of(view, sight, tile, SIZES: tl.constexpr):
+def span_of(first, view, sight, tile, SIZES: tl.constexpr):
     """The span of keys: some row of a tile sees low .. high - 1, every row the full ones."""
     begin = tile.row // SIZES.G + (view.S - view.T)
     end = tl.minimum((tile.row + SIZES.BLOCK_M - 1) // SIZES.G, view.T - 1) + (view.S - view.T)
-    if view.first is None:
+    if first is None:
         low = tl.maximum(begin - view.window + 1, 0)
         full_low = tl.maximum(end - view.window + 1, 0)
     else:
@@ -349,9 +316,9 @@ def work_of(first, T, S, window, batches, SIZES: tl.constexpr, PARTS: tl.constex
     row = (tl.num_programs(0) - 1 - tl.program_id(0)) // (lanes * PARTS) * SIZES.BLOCK_M
     lane = lane_of(tl.program_id(0) % lanes, SIZES)
     tile = tile_of(row, SIZES)
-    view = view_of(first, lane, T, S, window)
-    sight = sight_of(view, tile, SIZES)
-    span = span_of(view, sight, tile, SIZES)
+    view = View(T, S, window)
+    sight = sight_of(first, lane, view, tile, SIZES)
+    span = span_of(first, view, sight, tile, SIZES)
     return Work(lane, tile, view, sight, part_of(span, tl.program_id(0) // lanes % PARTS, PARTS, SIZES.BLOCK_N))
 
 
@@ -392,10 +359,10 @@ def report(broken, summed):
 
     summed: [rows, channels]. The rows are left apart: on sm_100 Triton's compiler fails to reduce sums to a scalar.
     """
-    ROWS: tl.constexpr = summed.shape[0]
     # 0 times anything else is NaN, and so is every sum of that
     zero = tl.sum(summed * 0.0, axis=1)
-    tl.store(broken + tl.cast(tl.program_id(0), tl.int64) * ROWS + tl.arange(0, ROWS), (zero != zero).to(tl.int8))
+    places = tl.cast(tl.program_id(0), tl.int64) * summed.shape[0] + tl.arange(0, summed.shape[0])
+    tl.store(broken + places, (zero != zero).to(tl.int8))
 
 
 @triton.jit

@@ -23,7 +23,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops.local_attention import _triton
@@ -33,7 +33,6 @@ from griffin_kernels.ops.local_attention._triton_jit import (
     inside_of,
     intact,
     lane_of,
-    of_lane,
     report,
     store_lse,
     store_rows,
@@ -42,6 +41,7 @@ from griffin_kernels.ops.local_attention._triton_jit import (
     zeros,
 )
 from griffin_kernels.ops.local_attention.cost import cost
+from griffin_kernels.ops.local_attention.op import Call
 
 JOINED = 16
 """Rows per program of the kernel that joins parts."""
@@ -71,17 +71,30 @@ def of_part(parts, place, tile, T, SIZES: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "S", "window", "batches"])
 def local_attention_flash_part(
-    data, parts, broken, T, S, window, batches, score, SIZES: tl.constexpr, AGAIN: tl.constexpr, PARTS: tl.constexpr
+    q,
+    k,
+    v,
+    first,
+    parts,
+    broken,
+    T,
+    S,
+    window,
+    batches,
+    score,
+    SIZES: tl.constexpr,
+    AGAIN: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    """parts: sums [PARTS,B,Hkv,T*G,D], largest, total [PARTS,B,Hkv,T*G]; broken: int8 [programs, BLOCK_M].
+    """q: [B,T,Hq,D]; k, v: [B,S,Hkv,D]; first: int32 [B or 1,T]; broken: int8 [programs, BLOCK_M].
 
-    Grid: that of ``work_of``.
+    parts: sums [PARTS,B,Hkv,T*G,D], largest, total [PARTS,B,Hkv,T*G]. Grid: that of ``work_of``.
     """
     if AGAIN:
         if intact(broken, SIZES.BLOCK_M):
             return
-    work = work_of(data.first, T, S, window, batches, SIZES, PARTS)
-    summed, largest, total = attend(of_lane(data, work.lane, SIZES), work, score, SIZES, AGAIN)
+    work = work_of(first, T, S, window, batches, SIZES, PARTS)
+    summed, largest, total = attend(q, k, v, work, score, SIZES, AGAIN)
     if not AGAIN:
         report(broken, summed)
     lanes = batches * SIZES.HKV
@@ -92,7 +105,7 @@ def local_attention_flash_part(
     inside = inside_of(work.tile, T, SIZES)
     tl.store(where, summed, mask=inside)
     if AGAIN:
-        unsound = sees_unsound(of_lane(data, work.lane, SIZES).v, work, SIZES)
+        unsound = sees_unsound(v, work, SIZES)
         tl.store(where, float("nan"), mask=inside & unsound)
     there = work.tile.rows < T * SIZES.G
     tl.store(own.largest + ahead, largest, mask=there)
@@ -126,14 +139,14 @@ def local_attention_flash_join(parts, out, lse, T, batches, SIZES: tl.constexpr,
         store_lse(lse, lane, tile, most, count, T, SIZES)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """First keys (with documents only), the parts, then their join."""
-    q, k, v = inputs["q"], inputs["k"], inputs["v"]
+    q, k, v = call.q, call.k, call.v
     tiles = _triton.forward_tiles(q, config)
-    sizes = _triton.sizes_of(inputs, tiles)
+    sizes = _triton.sizes_of(call, tiles)
     rows, lanes = q.shape[1] * sizes.G, q.shape[0] * sizes.HKV
-    args, before = _triton.arguments(inputs)
-    out, lse = _triton.forward_outputs(inputs, outputs)
+    args, before = _triton.arguments(call)
+    out, lse = _triton.forward_outputs(call, outputs)
     parts = _triton.empty_parts((config.parts, lanes, rows), q)
     return [
         *before,

@@ -20,12 +20,13 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops.local_attention import _triton
 from griffin_kernels.ops.local_attention._triton_forward import attend, sees_unsound
-from griffin_kernels.ops.local_attention._triton_jit import intact, of_lane, report, store_lse, store_rows, work_of
+from griffin_kernels.ops.local_attention._triton_jit import intact, report, store_lse, store_rows, work_of
+from griffin_kernels.ops.local_attention.op import Call
 
 
 @dataclass(frozen=True)
@@ -43,31 +44,34 @@ class Config:
 
 @triton.jit(do_not_specialize=["T", "S", "window", "batches"])
 def local_attention_flash(
-    data, out, lse, broken, T, S, window, batches, score, SIZES: tl.constexpr, AGAIN: tl.constexpr
+    q, k, v, first, out, lse, broken, T, S, window, batches, score, SIZES: tl.constexpr, AGAIN: tl.constexpr
 ):
-    """out: [B,T,Hq,D]; lse: [B,Hq,T]; broken: int8 [programs, BLOCK_M]. Grid: that of ``work_of`` with one part."""
+    """q, out: [B,T,Hq,D]; k, v: [B,S,Hkv,D]; first: int32 [B or 1,T]; lse: [B,Hq,T]; broken: int8 [programs, BLOCK_M].
+
+    Grid: that of ``work_of`` with one part.
+    """
     if AGAIN:
         if intact(broken, SIZES.BLOCK_M):
             return
-    work = work_of(data.first, T, S, window, batches, SIZES, 1)
-    summed, largest, total = attend(of_lane(data, work.lane, SIZES), work, score, SIZES, AGAIN)
+    work = work_of(first, T, S, window, batches, SIZES, 1)
+    summed, largest, total = attend(q, k, v, work, score, SIZES, AGAIN)
     if not AGAIN:
         report(broken, summed)
     store_rows(out, work.lane, work.tile, summed / total[:, None], T, SIZES)
     if AGAIN:
-        unsound = sees_unsound(of_lane(data, work.lane, SIZES).v, work, SIZES)
+        unsound = sees_unsound(v, work, SIZES)
         store_rows(out, work.lane, work.tile, float("nan"), T, SIZES, unsound)
     if lse is not None:
         store_lse(lse, work.lane, work.tile, largest, total, T, SIZES)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """First keys (with documents only), then one program per tile of rows, key head and batch entry."""
-    q, k, v = inputs["q"], inputs["k"], inputs["v"]
+    q, k, v = call.q, call.k, call.v
     tiles = _triton.forward_tiles(q, config)
-    sizes = _triton.sizes_of(inputs, tiles)
-    args, before = _triton.arguments(inputs)
-    out, lse = _triton.forward_outputs(inputs, outputs)
+    sizes = _triton.sizes_of(call, tiles)
+    args, before = _triton.arguments(call)
+    out, lse = _triton.forward_outputs(call, outputs)
     return before + _triton.twice(
         kernel=local_attention_flash,
         tiles=tiles,

@@ -12,7 +12,7 @@ from torch import Tensor
 from griffin_kernels import launch
 from griffin_kernels.architectures import SCRATCH, no_products, over_shared
 from griffin_kernels.case import DTYPE_BYTES
-from griffin_kernels.contract import Case, Inputs, dtype_name
+from griffin_kernels.contract import Case, dtype_name
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton.host import known_stride, row_stride
@@ -22,6 +22,7 @@ from griffin_kernels.ops.local_attention._triton_jit import Heads
 from griffin_kernels.ops.local_attention_bwd import _triton_kernels as kernels
 from griffin_kernels.ops.local_attention_bwd._triton_jit import Numbers
 from griffin_kernels.ops.local_attention_bwd._triton_kernels import KeyGradients
+from griffin_kernels.ops.local_attention_bwd.op import Call
 
 DELTA_ROWS = 16
 """Rows per program of the kernel that finds delta."""
@@ -102,17 +103,17 @@ def _default(d: int, dtype: str, arch: str) -> Cut:
     return Cut(64, 32, 8, 2) if forward.roomy(arch) else Cut(32, 32, 4, 2)
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Any, parts: int) -> list[Launch]:
     """First keys (with documents only); delta; dk and dv, in ``parts`` sums of the rows that see them; dq."""
-    dout, q, k, v, out, lse = (inputs[name] for name in ("dout", "q", "k", "v", "out", "lse"))
+    dout, q, k, v, out, lse = call.dout, call.q, call.k, call.v, call.out, call.lse
     arch, dtype, d = launch.architecture(q), dtype_name(q.dtype), q.shape[3]
     of_keys, of_rows = cuts(d, dtype, arch, config)
-    sizes = forward.sizes_of(inputs, of_keys.of_keys)
+    sizes = forward.sizes_of(call, of_keys.of_keys)
     rows, lanes, wide = q.shape[1] * sizes.G, q.shape[0] * sizes.HKV, sizes.BLOCK_D
     usual = wide == 256 and of_keys == default(d, dtype, arch)[0]
-    args, before = forward.arguments(inputs, dout)
+    args, before = forward.arguments(call)
     numbers = Numbers(*(torch.empty(lanes * rows, dtype=torch.float32, device=q.device) for _ in "dp"))
-    dq, dk, dv = gradients(inputs, outputs)
+    dq, dk, dv = gradients(call, outputs)
     grads = partial = KeyGradients(dk, dv)
     if parts > 1:
         partial = KeyGradients(*(torch.empty((parts, *k.shape), dtype=torch.float32, device=q.device) for _ in "kv"))
@@ -132,7 +133,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
         tile=DELTA_ROWS * wide,
         claims=Claims(load_bits=min(forward.load_bits((dout, out)), 4 * wide * dout.element_size())),
     )
-    args["numbers"] = numbers
+    args |= {"dout": forward.heads(dout), "numbers": numbers}
     to_keys = forward.twice(
         kernel=kernels.local_attention_bwd_keys,
         tiles=of_keys.of_keys,
@@ -156,16 +157,16 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
         programs=triton.cdiv(rows, of_rows.resident) * lanes,
         rows=of_rows.resident,
         args=args | {"dq": dq},
-        constexprs={"SIZES": forward.sizes_of(inputs, of_rows.of_queries)},
+        constexprs={"SIZES": forward.sizes_of(call, of_rows.of_queries)},
         claims=forward.claims((k, v), of_rows.of_queries),
     )
     return [*before, delta, *to_keys, *([join] if parts > 1 else []), *to_queries]
 
 
-def gradients(inputs: Inputs, outputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def gradients(call: Call, outputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv, allocated contiguous unless the caller gave them."""
     for name in ("q", "k", "v"):
-        like = inputs[name]
+        like = getattr(call, name)
         if outputs.get(f"d{name}") is None:
             outputs[f"d{name}"] = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     return outputs["dq"], outputs["dk"], outputs["dv"]

@@ -15,12 +15,15 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton.dot import dot
+from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.local_attention._triton_jit import (
     LOG2E,
     Span,
     cleared,
+    load_first,
     load_keys,
     load_rows,
+    of_head,
     tanh,
     tile_of,
     unsound,
@@ -44,10 +47,10 @@ def numbers_of(numbers, lane, T, SIZES: tl.constexpr):
 
 
 @triton.jit
-def load_lse(lse, tile, T, SIZES: tl.constexpr):
-    """lse [block_m] of a tile's rows, from [B,Hq,T] of the lane."""
-    where = (tile.rows % SIZES.G) * lse.head + (tile.rows // SIZES.G).to(tl.int64) * lse.step
-    return tl.load(lse.at + where, mask=tile.rows < T * SIZES.G)
+def load_lse(lse, lane, tile, T, SIZES: tl.constexpr):
+    """lse [block_m] of a lane's rows of a tile."""
+    where = (tile.rows % SIZES.G) * far(lse.head) + (tile.rows // SIZES.G).to(tl.int64) * far(lse.step)
+    return tl.load(of_head(lse, lane.batch, lane.shared * SIZES.G) + where, mask=tile.rows < T * SIZES.G)
 
 
 @triton.jit
@@ -67,11 +70,11 @@ def weights_of(scores, powers, score):
 
 
 @triton.jit
-def through_queries(data, numbers, work, score, SIZES: tl.constexpr, AGAIN: tl.constexpr):
-    """sum of ds_k k_k, float32 [block_m, block_d], of a program's rows and keys. data, numbers: of the lane."""
-    tile, span = work.tile, work.span
-    upstream = load_rows(data.dout, tile, work.view.T, SIZES)
-    queries = load_rows(data.q, tile, work.view.T, SIZES)
+def through_queries(q, k, v, dout, numbers, work, score, SIZES: tl.constexpr, AGAIN: tl.constexpr):
+    """sum of ds_k k_k, float32 [block_m, block_d], of a program's rows and keys. numbers: of the lane."""
+    lane, tile, span = work.lane, work.tile, work.span
+    upstream = load_rows(dout, lane, tile, work.view.T, SIZES)
+    queries = load_rows(q, lane, tile, work.view.T, SIZES)
     if score.NEGATIVE:
         queries = -queries
     there = tile.rows < work.view.T * SIZES.G
@@ -79,8 +82,8 @@ def through_queries(data, numbers, work, score, SIZES: tl.constexpr, AGAIN: tl.c
     delta = tl.load(numbers.delta + tile.rows, mask=there, other=0.0)
     summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
     for start in tl.range(span.low, span.high, SIZES.BLOCK_N):
-        keys = load_keys(data.k, start, span.high, SIZES)
-        values = load_keys(data.v, start, span.high, SIZES)
+        keys = load_keys(k, lane, start, span.high, SIZES)
+        values = load_keys(v, lane, start, span.high, SIZES)
         weights, slope = weights_of(dot(queries, tl.trans(keys)), powers[:, None], score)
         if (start < span.full_low) | (start + SIZES.BLOCK_N > span.full_high):
             weights = tl.where(visible(work.sight, start, SIZES.BLOCK_N), weights, 0.0)
@@ -93,7 +96,7 @@ def through_queries(data, numbers, work, score, SIZES: tl.constexpr, AGAIN: tl.c
 
 
 @triton.jit
-def span_of_keys(view, start, SIZES: tl.constexpr):
+def span_of_keys(first, lane, view, start, SIZES: tl.constexpr):
     """The span of packed rows that may see some key of the tile from ``start`` on, the full ones all of it."""
     CHUNK: tl.constexpr = 256
     earlier = view.S - view.T
@@ -102,11 +105,11 @@ def span_of_keys(view, start, SIZES: tl.constexpr):
     high = tl.minimum(last + view.window - earlier, view.T)
     full_low = tl.maximum(start + SIZES.BLOCK_N - 1 - earlier, 0)
     full_high = tl.minimum(start + view.window - earlier, view.T)
-    if view.first is not None:  # in any order
+    if first is not None:  # in any order
         seeing = tl.cast(0, tl.int32)
         for begin in range(low, high, CHUNK):
             query = begin + tl.arange(0, CHUNK)
-            reach = tl.load(view.first + query, mask=query < high, other=2147483647)
+            reach = load_first(first, lane, query, query < high, 2147483647)
             seeing = tl.maximum(seeing, tl.max(tl.where(reach <= last, query + 1, 0), axis=0))
             full_high = tl.minimum(full_high, tl.min(tl.where(reach > start, query, 2147483647), axis=0))
         high = tl.minimum(high, seeing)
@@ -114,13 +117,15 @@ def span_of_keys(view, start, SIZES: tl.constexpr):
 
 
 @triton.jit
-def through_keys(data, numbers, start, view, span, score, SIZES: tl.constexpr, AGAIN: tl.constexpr):
+def through_keys(
+    q, k, v, dout, first, numbers, lane, start, view, span, score, SIZES: tl.constexpr, AGAIN: tl.constexpr
+):
     """(sum of ds_t q_t, sum of p_t dout_t), float32 [block_n, block_d], over a span of rows, of keys from ``start`` on.
 
-    data, numbers: of the lane.
+    numbers: of the lane.
     """
-    keys = load_keys(data.k, start, view.S, SIZES)
-    values = load_keys(data.v, start, view.S, SIZES)
+    keys = load_keys(k, lane, start, view.S, SIZES)
+    values = load_keys(v, lane, start, view.S, SIZES)
     if score.NEGATIVE:
         keys = -keys
     key = start + tl.arange(0, SIZES.BLOCK_N)
@@ -128,45 +133,45 @@ def through_keys(data, numbers, start, view, span, score, SIZES: tl.constexpr, A
     to_values = zeros(SIZES.BLOCK_N, SIZES.BLOCK_D)
     for row in tl.range(span.low, span.high, SIZES.BLOCK_M):
         tile = tile_of(row, SIZES)
-        queries = load_rows(data.q, tile, view.T, SIZES)
-        upstream = load_rows(data.dout, tile, view.T, SIZES)
+        queries = load_rows(q, lane, tile, view.T, SIZES)
+        upstream = load_rows(dout, lane, tile, view.T, SIZES)
         power = tl.load(numbers.powers + tile.rows, mask=tile.rows < span.high, other=0.0)
         less = tl.load(numbers.delta + tile.rows, mask=tile.rows < span.high, other=0.0)
         weights, slope = weights_of(dot(keys, tl.trans(queries)), power[None, :], score)
         if (row < span.full_low) | (row + SIZES.BLOCK_M > span.full_high):
-            weights = tl.where(seen(key, tile.rows, view, span.high, SIZES), weights, 0.0)
+            weights = tl.where(seen(key, tile.rows, first, lane, view, span.high, SIZES), weights, 0.0)
         usable = upstream
         if AGAIN:
             usable = cleared(upstream)
         to_values = dot(weights.to(usable.dtype), usable, to_values)
         change = weights * slope * (dot(values, tl.trans(upstream)) - less[None, :])
         if AGAIN:
-            change = tl.where(seen(key, tile.rows, view, span.high, SIZES), change, 0.0)
+            change = tl.where(seen(key, tile.rows, first, lane, view, span.high, SIZES), change, 0.0)
             queries = cleared(queries)  # what is not finite in a visible query is so in its weights
         to_keys = dot(change.to(queries.dtype), queries, to_keys)
     return to_keys, to_values
 
 
 @triton.jit
-def seen(key, rows, view, high, SIZES: tl.constexpr):
+def seen(key, rows, first, lane, view, high, SIZES: tl.constexpr):
     """bool [block_n, block_m]: which packed rows below ``high`` see which keys."""
     query = tl.minimum(rows // SIZES.G, view.T - 1)
     own = query + (view.S - view.T)
     visible = (key[:, None] <= own[None, :]) & (rows < high)[None, :]
-    if view.first is None:
+    if first is None:
         visible = visible & (key[:, None] > (own - view.window)[None, :])
     else:
-        visible = visible & (key[:, None] >= tl.load(view.first + query)[None, :])
+        visible = visible & (key[:, None] >= load_first(first, lane, query)[None, :])
     return visible
 
 
 @triton.jit
-def seen_by_unsound(dout, start, view, span, SIZES: tl.constexpr):
-    """bool [block_n, block_d]: whether a key is seen by a row whose dout, of the lane, is not finite in a channel."""
+def seen_by_unsound(dout, first, lane, start, view, span, SIZES: tl.constexpr):
+    """bool [block_n, block_d]: whether a key is seen by a row whose dout is not finite in a channel."""
     key = start + tl.arange(0, SIZES.BLOCK_N)
     count = zeros(SIZES.BLOCK_N, SIZES.BLOCK_D)
     for row in tl.range(span.low, span.high, SIZES.BLOCK_M):
         tile = tile_of(row, SIZES)
-        upstream = load_rows(dout, tile, view.T, SIZES)
-        count = unsound(seen(key, tile.rows, view, span.high, SIZES), upstream, count)
+        upstream = load_rows(dout, lane, tile, view.T, SIZES)
+        count = unsound(seen(key, tile.rows, first, lane, view, span.high, SIZES), upstream, count)
     return count > 0

@@ -11,16 +11,14 @@ import triton.language as tl
 
 from griffin_kernels.ops.local_attention._triton_jit import (
     LOG2E,
+    View,
     intact,
     lane_of,
     load_rows,
-    of_head,
-    of_lane,
     part_of,
     report,
     store_rows,
     tile_of,
-    view_of,
     work_of,
 )
 from griffin_kernels.ops.local_attention_bwd._triton_jit import (
@@ -46,10 +44,9 @@ def local_attention_bwd_delta(dout, out, lse, numbers, T, batches, SIZES: tl.con
     lanes = batches * SIZES.HKV
     lane = lane_of(tl.program_id(0) % lanes, SIZES)
     tile = tile_of(tl.program_id(0) // lanes * SIZES.BLOCK_M, SIZES)
-    head = lane.shared * SIZES.G
-    upstream = load_rows(of_head(dout, lane.batch, head), tile, T, SIZES)
-    result = load_rows(of_head(out, lane.batch, head), tile, T, SIZES)
-    value = load_lse(of_head(lse, lane.batch, head), tile, T, SIZES)
+    upstream = load_rows(dout, lane, tile, T, SIZES)
+    result = load_rows(out, lane, tile, T, SIZES)
+    value = load_lse(lse, lane, tile, T, SIZES)
     there = tile.rows < T * SIZES.G
     own = numbers_of(numbers, lane, T, SIZES)
     tl.store(own.delta + tile.rows, tl.sum(upstream.to(tl.float32) * result.to(tl.float32), axis=1), mask=there)
@@ -58,15 +55,15 @@ def local_attention_bwd_delta(dout, out, lse, numbers, T, batches, SIZES: tl.con
 
 @triton.jit(do_not_specialize=["T", "S", "window", "batches"])
 def local_attention_bwd_queries(
-    data, numbers, dq, broken, T, S, window, batches, score, SIZES: tl.constexpr, AGAIN: tl.constexpr
+    q, k, v, dout, first, numbers, dq, broken, T, S, window, batches, score, SIZES: tl.constexpr, AGAIN: tl.constexpr
 ):
-    """dq [B,T,Hq,D]; broken: int8 [programs, BLOCK_M]. Grid: that of ``work_of`` with one part."""
+    """dq [B,T,Hq,D]; q, k, v, first, broken as in the forward pass. Grid: that of ``work_of`` with one part."""
     if AGAIN:
         if intact(broken, SIZES.BLOCK_M):
             return
-    work = work_of(data.first, T, S, window, batches, SIZES, 1)
+    work = work_of(first, T, S, window, batches, SIZES, 1)
     own = numbers_of(numbers, work.lane, T, SIZES)
-    summed = through_queries(of_lane(data, work.lane, SIZES), own, work, score, SIZES, AGAIN)
+    summed = through_queries(q, k, v, dout, own, work, score, SIZES, AGAIN)
     if not AGAIN:
         report(broken, summed)
     store_rows(dq, work.lane, work.tile, summed * score.scale, T, SIZES)
@@ -74,7 +71,11 @@ def local_attention_bwd_queries(
 
 @triton.jit(do_not_specialize=["T", "S", "window", "batches"])
 def local_attention_bwd_keys(
-    data,
+    q,
+    k,
+    v,
+    dout,
+    first,
     numbers,
     grads,
     broken,
@@ -98,10 +99,10 @@ def local_attention_bwd_keys(
     part = tl.program_id(0) // lanes % PARTS
     start = tl.program_id(0) // (lanes * PARTS) * SIZES.BLOCK_N
     lane = lane_of(tl.program_id(0) % lanes, SIZES)
-    view = view_of(data.first, lane, T, S, window)
-    span = part_of(span_of_keys(view, start, SIZES), part, PARTS, SIZES.BLOCK_M)
+    view = View(T, S, window)
+    span = part_of(span_of_keys(first, lane, view, start, SIZES), part, PARTS, SIZES.BLOCK_M)
     own = numbers_of(numbers, lane, T, SIZES)
-    dk, dv = through_keys(of_lane(data, lane, SIZES), own, start, view, span, score, SIZES, AGAIN)
+    dk, dv = through_keys(q, k, v, dout, first, own, lane, start, view, span, score, SIZES, AGAIN)
     if not AGAIN:
         report(broken, dk + dv)
     ahead, columns = tl.arange(0, SIZES.BLOCK_N), tl.arange(0, SIZES.BLOCK_D)
@@ -114,7 +115,7 @@ def local_attention_bwd_keys(
     tl.store(grads.dk + places, dk * score.scale, mask=inside)
     tl.store(grads.dv + places, dv, mask=inside)
     if AGAIN:
-        unsound = seen_by_unsound(of_lane(data, lane, SIZES).dout, start, view, span, SIZES)
+        unsound = seen_by_unsound(dout, first, lane, start, view, span, SIZES)
         tl.store(grads.dv + places, float("nan"), mask=inside & unsound)
 
 

@@ -19,11 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops.local_attention import _triton as forward
 from griffin_kernels.ops.local_attention_bwd import _triton
+from griffin_kernels.ops.local_attention_bwd.op import Call
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Config:
     rows_stages: int = 0
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    return _triton.launches(inputs, outputs, config, parts=1)
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
+    return _triton.launches(call, outputs, config, parts=1)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

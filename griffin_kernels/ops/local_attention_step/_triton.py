@@ -12,22 +12,23 @@ from torch import Tensor
 from griffin_kernels import launch
 from griffin_kernels.architectures import SCRATCH, WITHOUT_PRODUCTS, over_shared
 from griffin_kernels.case import DTYPE_BYTES
-from griffin_kernels.contract import Case, Inputs
+from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton.host import channel_stride, known_stride, row_stride
 from griffin_kernels.ops.local_attention import _triton as attention
 from griffin_kernels.ops.local_attention._triton import padded
-from griffin_kernels.ops.local_attention._triton_jit import Heads, Operands, Parts, Score, Sizes
+from griffin_kernels.ops.local_attention._triton_jit import Heads, Parts, Score, Sizes
 from griffin_kernels.ops.local_attention_step import _triton_jit as kernels
+from griffin_kernels.ops.local_attention_step.op import Call
 
 MOST_HEADS = 128
 """Query heads of a key head: rows of a tile whose sums fit in registers."""
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Any, parts: int) -> list[Launch]:
     """The ring in up to ``parts`` parts for every row and key head, and their join where there are several."""
-    q, k_cache, v_cache, slots, softcap = (inputs[name] for name in ("q", "k_cache", "v_cache", "slots", "softcap"))
+    q, k_cache, v_cache, slots, softcap = call.q, call.k_cache, call.v_cache, call.slots, call.softcap
     batch, heads, d = q.shape
     shared = k_cache.shape[2]
     group, lanes = heads // shared, batch * shared
@@ -39,7 +40,7 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
     out = Parts(outputs["out"], None, None)
     if parts > 1:
         out = attention.empty_parts((lanes, parts, group), q)
-    scale = float(d**-0.5 if inputs["scale"] is None else inputs["scale"])
+    scale = float(d**-0.5 if call.scale is None else call.scale)
     factor = scale * attention.LOG2E if softcap is None else scale / softcap
     arch = launch.architecture(q)
     stages = stages_of(config, amd=arch.startswith("gfx"))
@@ -49,9 +50,12 @@ def launches(inputs: Inputs, outputs: dict[str, Any], config: Any, parts: int) -
             kernel=kernels.local_attention_step_part,
             grid=(lanes * parts,),
             args={
-                "token": Operands(*(token(inputs[name]) for name in "qkv")),
-                "ring": kernels.Ring(attention.heads(k_cache), attention.heads(v_cache)),
-                "positions": attention.entries(inputs["positions"]),
+                "q": token(q),
+                "k": token(call.k),
+                "v": token(call.v),
+                "k_cache": attention.heads(k_cache),
+                "v_cache": attention.heads(v_cache),
+                "positions": attention.entries(call.positions),
                 "slots": None if slots is None else attention.entries(slots),
                 "out": out,
                 "P": k_cache.shape[0],

@@ -16,23 +16,8 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton.dot import dot
-from griffin_kernels.ops.local_attention._triton_jit import (
-    HIDDEN,
-    LOG2E,
-    lane_of,
-    of_head,
-    of_lane,
-    offsets,
-    tanh,
-    zeros,
-)
-
-
-class Ring(NamedTuple):
-    """Kept keys and values [P,W,Hkv,D], as Heads."""
-
-    k: Any
-    v: Any
+from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops.local_attention._triton_jit import HIDDEN, LOG2E, lane_of, of_head, offsets, tanh, zeros
 
 
 class Slots(NamedTuple):
@@ -53,39 +38,43 @@ def exponents(scores, score):
 
 
 @triton.jit
-def of_row(ring, row, head):
-    """The ring from a row and head on."""
-    return Ring(of_head(ring.k, row, head), of_head(ring.v, row, head))
-
-
-@triton.jit
-def load_slots(tensor, start, inside, SIZES: tl.constexpr):
-    """Slots from ``start`` on as [block_n, block_d], zeros where not ``inside``."""
+def load_slots(tensor, row, head, start, inside, SIZES: tl.constexpr):
+    """A row's slots from ``start`` on as [block_n, block_d], zeros where not ``inside``."""
     where = offsets(tl.arange(0, SIZES.BLOCK_N), tl.arange(0, SIZES.BLOCK_D), tensor, SIZES.D)
-    return tl.load(tensor.at + tl.cast(start, tl.int64) * tensor.step + where, mask=inside, other=0.0)
+    base = of_head(tensor, row, head) + tl.cast(start, tl.int64) * far(tensor.step)
+    return tl.load(base + where, mask=inside, other=0.0)
 
 
 @triton.jit
-def attend(token, ring, slots, score, SIZES: tl.constexpr):
-    """(sum [block_g, block_d], largest [block_g], total [block_g]), float32, over a program's slots.
+def attend(q, k, v, k_cache, v_cache, lane, row, slots, score, SIZES: tl.constexpr):
+    """(sum [block_g, block_d], largest [block_g], total [block_g]), float32, over a program's slots of a row.
 
-    token, ring: of the lane. The first program writes the new key and value.
+    The first program writes the new key and value.
     """
     rows = tl.arange(0, SIZES.BLOCK_M)
     columns = tl.arange(0, SIZES.BLOCK_D)
     channels = columns < SIZES.D
     inside = (rows[:, None] < SIZES.G) & channels[None, :]
-    q = token.q.at + rows[:, None] * token.q.head + columns[None, :] * token.q.channel
-    queries = tl.load(q, mask=inside, other=0.0)
+    queries = of_head(q, lane.batch, lane.shared * SIZES.G)
+    queries += rows[:, None] * far(q.head) + columns[None, :] * q.channel
+    queries = tl.load(queries, mask=inside, other=0.0)
     largest = tl.full(rows.shape, float("-inf"), dtype=tl.float32)
     total = tl.zeros(rows.shape, dtype=tl.float32)
     summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
     if slots.first:
-        new_key = tl.load(token.k.at + columns * token.k.channel, mask=channels, other=0.0)
-        new_value = tl.load(token.v.at + columns * token.v.channel, mask=channels, other=0.0)
+        new_key = tl.load(of_head(k, lane.batch, lane.shared) + columns * k.channel, mask=channels, other=0.0)
+        new_value = tl.load(of_head(v, lane.batch, lane.shared) + columns * v.channel, mask=channels, other=0.0)
         slot = tl.cast(slots.new, tl.int64)
-        tl.store(ring.k.at + slot * ring.k.step + columns * ring.k.channel, new_key, mask=channels)
-        tl.store(ring.v.at + slot * ring.v.step + columns * ring.v.channel, new_value, mask=channels)
+        tl.store(
+            of_head(k_cache, row, lane.shared) + slot * far(k_cache.step) + columns * k_cache.channel,
+            new_key,
+            mask=channels,
+        )
+        tl.store(
+            of_head(v_cache, row, lane.shared) + slot * far(v_cache.step) + columns * v_cache.channel,
+            new_value,
+            mask=channels,
+        )
         products = queries.to(tl.float32) * new_key.to(tl.float32)[None, :]
         largest = exponents(tl.sum(products, axis=1), score)
         total = tl.full(rows.shape, 1.0, dtype=tl.float32)
@@ -96,7 +85,7 @@ def attend(token, ring, slots, score, SIZES: tl.constexpr):
         loaded = there[:, None]
         if SIZES.D != SIZES.BLOCK_D:
             loaded = loaded & channels[None, :]
-        keys = load_slots(ring.k, start, loaded, SIZES)
+        keys = load_slots(k_cache, row, lane.shared, start, loaded, SIZES)
         scores = exponents(dot(queries, tl.trans(keys)), score)
         scores = tl.where(there[None, :], scores, HIDDEN)
         top = tl.maximum(largest, tl.max(scores, axis=1))
@@ -104,16 +93,16 @@ def attend(token, ring, slots, score, SIZES: tl.constexpr):
         rescale = tl.exp2(largest - top)
         total = total * rescale + tl.sum(weights, axis=1)
         largest = top
-        values = load_slots(ring.v, start, loaded, SIZES)
+        values = load_slots(v_cache, row, lane.shared, start, loaded, SIZES)
         summed = dot(weights.to(values.dtype), values, summed * rescale[:, None])
     return summed, largest, total
 
 
 @triton.jit(do_not_specialize=["P", "W"])
 def local_attention_step_part(
-    token, ring, positions, slots, out, P, W, score, SIZES: tl.constexpr, PARTS: tl.constexpr
+    q, k, v, k_cache, v_cache, positions, slots, out, P, W, score, SIZES: tl.constexpr, PARTS: tl.constexpr
 ):
-    """token: q [B,Hq,D], k, v [B,Hkv,D]; ring: changed; positions, slots: Entries, int64 [B].
+    """q: [B,Hq,D]; k, v: [B,Hkv,D]; k_cache, v_cache: [P,W,Hkv,D], changed; positions, slots: int64 [B].
 
     PARTS = 1: out.sums is [B,Hq,D]. Else out has sums [B,Hkv,PARTS,G,D], largest, total [B,Hkv,PARTS,G], for the join.
     Grid: PARTS * Hkv * B, the parts of a row and head next to each other.
@@ -129,8 +118,7 @@ def local_attention_step_part(
     written = tl.where(real, tl.minimum(place, W), 0).to(tl.int32)  # slots 0 .. written - 1, all but the new one
     share = tl.cdiv(W, PARTS * SIZES.BLOCK_N) * SIZES.BLOCK_N
     own = Slots((part == 0) & real, new, part * share, tl.minimum(written, (part + 1) * share))
-    kept = tl.maximum(row, 0)
-    summed, largest, total = attend(of_lane(token, lane, SIZES), of_row(ring, kept, lane.shared), own, score, SIZES)
+    summed, largest, total = attend(q, k, v, k_cache, v_cache, lane, tl.maximum(row, 0), own, score, SIZES)
     rows = tl.arange(0, SIZES.BLOCK_M)
     columns = tl.arange(0, SIZES.BLOCK_D)
     inside = (rows[:, None] < SIZES.G) & (columns[None, :] < SIZES.D)

@@ -13,10 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from griffin_kernels.contract import Case, Inputs, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops.local_attention_step import _triton
+from griffin_kernels.ops.local_attention_step.op import Call
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Config:
     num_stages: int = 0
 
 
-def launches(inputs: Inputs, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    return _triton.launches(inputs, outputs, config, parts=1)
+def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
+    return _triton.launches(call, outputs, config, parts=1)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

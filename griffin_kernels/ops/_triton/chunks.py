@@ -25,7 +25,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.launch import Claims, Launch, architecture
-from griffin_kernels.ops._triton import host, scan
+from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import (
     Marks,
@@ -228,22 +228,22 @@ def linear_scan_carry(
 
 
 @triton.jit
-def entering_chunk(result, state, batch, chunk, chunks, channels, D: tl.constexpr, ACC: tl.constexpr):
-    """The state [block_d] that enters a chunk: the given one for the first, else what left the chunk before."""
-    carry = load_state(state, batch, channels, ACC, chunk == 0)
-    if result is not None:
-        carry += load_state(State(result, D, 1), batch * chunks + chunk - 1, channels, ACC, chunk > 0)
-    return carry
+def own_chunk(piece, chunks, T, CHUNK: tl.constexpr):
+    """(batch, chunk, its first step as visited, steps) of program ``piece`` of B * chunks."""
+    chunk = tl.cast(piece % chunks, tl.int64)
+    begin = chunk * CHUNK
+    return tl.cast(piece // chunks, tl.int64), chunk, begin, tl.cast(tl.minimum(T - begin, CHUNK), tl.int32)
 
 
 @triton.jit
-def entering(result, state, batch, chunk, chunks, state_row, columns, inside, D: tl.constexpr,
-             STATE_CHANNEL: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """The state [block_d] that enters a chunk: the given one for the first, else what left the chunk before."""
-    carry = scan.load_state(state, batch, state_row, columns, inside & (chunk == 0), STATE_CHANNEL, ACC, BLOCK_D)
+def entering_chunk(result, state, batch, chunk, chunks, channels, D: tl.constexpr, ACC: tl.constexpr = tl.float32):
+    """The state [block_d] that enters a chunk: the given one for the first, else what left the chunk before.
+
+    result: [B,chunks,D], the states that leave all chunks but the last.
+    """
+    carry = load_state(state, batch, channels, ACC, chunk == 0)
     if result is not None:
-        row = batch * chunks + chunk - 1
-        carry += tl.load(result + row * D + columns, mask=inside & (chunk > 0), other=0.0)
+        carry += load_state(State(result, D, 1), batch * chunks + chunk - 1, channels, ACC, chunk > 0)
     return carry
 
 
@@ -269,20 +269,6 @@ def marked(
         constexprs={"D": width, "REVERSE": reverse, "ACC": acc, "BLOCK_D": 128},
     )
     return marks, [launch]
-
-
-def mark(
-    cu_seqlens: Tensor | None,
-    given: Tensor | None,
-    final: Tensor | None,
-    time: int,
-    width: int,
-    reverse: bool,
-    acc: Any,
-) -> tuple[Tensor | None, Tensor | None, list[Launch]]:
-    """(enter, leave, launches that fill them); nothing where there are no packed sequences."""
-    marks, launches = marked(cu_seqlens, given, final, time, width, reverse, acc)
-    return (None, None, []) if marks is None else (marks.enter.at, marks.leave.at, launches)
 
 
 def reduce(

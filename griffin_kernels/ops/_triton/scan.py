@@ -14,7 +14,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops._triton.strides import reach
 from griffin_kernels.ops._triton.tensors import later
 
 AGAIN = tl.constexpr(8)
@@ -36,69 +35,6 @@ def span(row, cu_seqlens, T, REVERSE: tl.constexpr):
     if REVERSE:
         first = end - 1
     return batch, first, tl.cast(end - begin, tl.int32)
-
-
-@triton.jit
-def load_rows(
-    pointers,
-    inside,
-    left,
-    STEP,
-    OTHER: tl.constexpr,
-    ROWS: tl.constexpr,
-    MASKED: tl.constexpr,
-    TAIL: tl.constexpr,
-):
-    """ROWS rows as a tuple, every load issued before the first is used. pointers, inside: [block_d].
-
-    MASKED: some channels are outside. TAIL: rows from ``left`` on are outside. Those read OTHER.
-    """
-    rows = ()
-    for u in tl.static_range(ROWS):
-        if TAIL:
-            rows += (tl.load(pointers + u * STEP, mask=inside & (u < left), other=OTHER),)
-        elif MASKED:
-            rows += (tl.load(pointers + u * STEP, mask=inside, other=OTHER),)
-        else:
-            rows += (tl.load(pointers + u * STEP),)
-    return rows
-
-
-@triton.jit
-def load_flags(pointer, left, STEP, OTHER: tl.constexpr, ROWS: tl.constexpr, TAIL: tl.constexpr):
-    """ROWS scalars, one per step, as a tuple; a tuple of OTHER where ``pointer`` is None."""
-    flags = ()
-    for u in tl.static_range(ROWS):
-        if pointer is None:
-            flags += (OTHER,)
-        elif TAIL:
-            flags += (tl.load(pointer + u * STEP, mask=u < left, other=OTHER),)
-        else:
-            flags += (tl.load(pointer + u * STEP),)
-    return flags
-
-
-@triton.jit
-def store_row(pointers, value, inside, u, left, MASKED: tl.constexpr, TAIL: tl.constexpr):
-    """Row u of an output, rounded to its dtype. pointers, value, inside: [block_d]."""
-    value = value.to(pointers.dtype.element_ty)
-    if TAIL:
-        tl.store(pointers, value, mask=inside & (u < left))
-    elif MASKED:
-        tl.store(pointers, value, mask=inside)
-    else:
-        tl.store(pointers, value)
-
-
-@triton.jit
-def load_state(state, row, stride, columns, inside, CHANNEL: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Row ``row`` of a state [N, D] as [block_d] in ACC; zeros where there is none."""
-    if state is None:
-        value = tl.zeros((BLOCK_D,), dtype=ACC)
-    else:
-        base = state + tl.cast(row, tl.int64) * stride
-        value = tl.load(base + columns * CHANNEL, mask=inside, other=0.0).to(ACC)
-    return value
 
 
 @triton.jit
@@ -128,16 +64,6 @@ def beyond_one(a, channels, steps, ACC: tl.constexpr):
         found |= ((size > 1.0) & (size < float("inf"))).to(tl.int32)
         a = later(a, 1)
     return channels.inside & (found != 0)
-
-
-@triton.jit
-def tile_offsets(rows, columns, STEP, CHANNEL: tl.constexpr, BLOCK_T: tl.constexpr, D: tl.constexpr):
-    """Offsets [block_t, block_d] of a tile in elements, 64-bit only where 32 are too few."""
-    REACH: tl.constexpr = (BLOCK_T + 1) * reach(STEP) + 2 * D * reach(CHANNEL)
-    if REACH >= 2**31:
-        rows = rows.to(tl.int64)
-        columns = columns.to(tl.int64)
-    return rows[:, None] * STEP + columns[None, :] * CHANNEL
 
 
 @triton.jit

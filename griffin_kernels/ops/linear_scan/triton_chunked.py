@@ -28,7 +28,7 @@ from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import chunks, host
-from griffin_kernels.ops._triton.chunks import entering_chunk
+from griffin_kernels.ops._triton.chunks import entering_chunk, own_chunk
 from griffin_kernels.ops._triton.tensors import marks_at, own_channels, store_state
 from griffin_kernels.ops.linear_scan import _triton
 from griffin_kernels.ops.linear_scan._triton_rows import scan_rows, streams_at
@@ -67,13 +67,11 @@ def linear_scan_chunks(
     """
     SIGN: tl.constexpr = -1 if REVERSE else 1
     piece, channels = own_channels(tl.num_programs(0) - 1 - tl.program_id(0), D, BLOCK_D)
-    batch = tl.cast(piece // (chunks + 1), tl.int64)
-    chunk = tl.cast(piece % (chunks + 1), tl.int64)
-    begin = chunk * CHUNK
+    batch, chunk, begin, steps = own_chunk(piece, chunks + 1, T, CHUNK)
     first = T - 1 - begin if REVERSE else begin
     streams, marks = streams_at(given, batch, first, T, D, SIGN), marks_at(marks, first, SIGN)
     carry = entering_chunk(result, h0, batch, chunk, chunks, channels, D, ACC)
-    carry = scan_rows(streams, marks, carry, channels, tl.cast(tl.minimum(T - begin, CHUNK), tl.int32), BLOCK_T)
+    carry = scan_rows(streams, marks, carry, channels, steps, BLOCK_T)
     store_state(h_last, batch, carry, channels, chunk == chunks)
 
 

@@ -27,7 +27,7 @@ from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import chunks, host
-from griffin_kernels.ops._triton.chunks import entering_chunk
+from griffin_kernels.ops._triton.chunks import entering_chunk, own_chunk
 from griffin_kernels.ops._triton.tensors import load_state, marks_at, own_channels, store_state
 from griffin_kernels.ops.linear_scan_bwd import _triton
 from griffin_kernels.ops.linear_scan_bwd._triton_rows import scan_rows, streams_at
@@ -67,15 +67,12 @@ def linear_scan_bwd_chunks(
     """
     SIGN: tl.constexpr = 1 if REVERSE else -1
     piece, channels = own_channels(tl.num_programs(0) - 1 - tl.program_id(0), D, BLOCK_D)
-    batch = tl.cast(piece // (chunks + 1), tl.int64)
-    chunk = tl.cast(piece % (chunks + 1), tl.int64)
-    begin = chunk * CHUNK
+    batch, chunk, begin, steps = own_chunk(piece, chunks + 1, T, CHUNK)
     first = begin if REVERSE else T - 1 - begin
     streams = streams_at(given, batch, first, T, D, SIGN)
     carry = entering_chunk(result, dh_last, batch, chunk, chunks, channels, D, ACC)
     before_first = load_state(h0 if marks is None else None, batch, channels, ACC, chunk == chunks)
     marks = marks_at(marks, first, SIGN)
-    steps = tl.cast(tl.minimum(T - begin, CHUNK), tl.int32)
     remaining = tl.cast(T - begin, tl.int32)
     carry = scan_rows(streams, marks, h0, carry, before_first, channels, steps, remaining, BLOCK_T)
     store_state(dh0, batch, carry, channels, chunk == chunks)

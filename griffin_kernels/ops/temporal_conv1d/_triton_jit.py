@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops._triton.scan import tile_offsets
-from griffin_kernels.ops._triton.strides import far
-from griffin_kernels.ops._triton.tensors import at, dense, later, load_state, store_row
+from griffin_kernels.ops._triton.tensors import at, dense, later, load_state, store_row, tile_offsets
 
 SEQUENCES = tl.constexpr(128)
 """Offsets of packed sequences that a program looks through at a time."""
@@ -86,7 +84,7 @@ def load_reach(positions, piece, t, where, OTHER: tl.constexpr):
 @triton.jit
 def tile_at(rows, batch, time, steps, channels, D: tl.constexpr, BLOCK_T: tl.constexpr):
     """Pointers [block_t, block_d] to ``steps``, each less than BLOCK_T from ``time``."""
-    offsets = tile_offsets(steps, channels.columns, far(rows.step), rows.channel, BLOCK_T, D)
+    offsets = tile_offsets(steps, channels.columns, rows, BLOCK_T, D)
     return at(rows, batch, time, 1).at + offsets
 
 

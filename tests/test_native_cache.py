@@ -19,6 +19,7 @@ from griffin_kernels.ops.local_attention import _numba_tiles as local_attention_
 from griffin_kernels.ops.local_attention_step import _numba as local_attention_step
 from griffin_kernels.ops.rg_lru import _numba as rg_lru
 from griffin_kernels.ops.rg_lru import _numba_backward as rg_lru_bwd
+from griffin_kernels.ops.rg_lru_step import _numba as rg_lru_step
 from griffin_kernels.ops.temporal_conv1d import _numba as temporal_conv1d
 
 MODULES = [
@@ -29,6 +30,7 @@ MODULES = [
     local_attention_tiles,
     rg_lru,
     rg_lru_bwd,
+    rg_lru_step,
     temporal_conv1d,
 ]
 

@@ -10,9 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from griffin_kernels import catalog, device, dispatch, verify
-from griffin_kernels.ops import _threads
+from griffin_kernels.ops import _native_call, _threads
 from griffin_kernels.ops.recurrent_block.cost import make_case
-from griffin_kernels.ops.rg_lru import _numba_call
 
 OP = catalog.op("recurrent_block_bwd")
 FORWARD = catalog.op("recurrent_block")
@@ -76,7 +75,7 @@ def test_gate_blocks_wider_than_one_block_array(n, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_outputs_written_past_the_caches(dtype, monkeypatch):
-    monkeypatch.setattr(_numba_call, "_STREAMED", 0)
+    monkeypatch.setattr(_native_call, "STREAMED", 0)
     monkeypatch.setattr(_threads, "_GRAIN", 1)
     # rows and blocks that begin on a cache line, and ones that do not
     for width, blocks in ((192, 3), (120, 3)):

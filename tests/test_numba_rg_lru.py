@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from griffin_kernels import catalog, device, dispatch, verify
 from griffin_kernels.contract import Inputs
-from griffin_kernels.ops import _native, _threads
-from griffin_kernels.ops.rg_lru import _numba_call
+from griffin_kernels.ops import _native, _native_call, _threads
 from griffin_kernels.ops.rg_lru.cost import make_case
 
 OPS = pytest.mark.parametrize("op_name", ["rg_lru", "rg_lru_bwd"])
@@ -87,7 +86,7 @@ def test_blocks_wider_than_one_block_array(op_name, n, dtype):
 @OPS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_outputs_written_past_the_caches(op_name, dtype, monkeypatch):
-    monkeypatch.setattr(_numba_call, "_STREAMED", 0)
+    monkeypatch.setattr(_native_call, "STREAMED", 0)
     monkeypatch.setattr(_threads, "_GRAIN", 1)
     # rows and blocks that begin on a cache line, and ones that do not
     for width, blocks in ((192, 3), (120, 3)):

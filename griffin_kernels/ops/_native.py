@@ -303,15 +303,21 @@ Strided = tuple[int, int, int]
 """A field of three integers: the address of a tensor, the stride of batch rows, that of steps."""
 
 
-def places(family: type) -> Any:
+def breadth(kind: Any) -> int:
+    """Integers in a field that is a tuple of them; 0 for an integer."""
+    return len(getattr(kind, "_fields", get_args(kind)))
+
+
+def places(family: type, first: int = 1) -> Any:
     """Where each field of a kernel's NamedTuple begins among its integers; the counter of work items comes first.
 
-    Fields are tuples of integers, then integers; that is how _native_call.py puts them into memory.
+    Fields are tuples of integers, which may have names too, then integers; so _native_call.py puts them into memory.
     """
     kinds = list(get_type_hints(family).values())
-    sizes = [len(get_args(kind)) or 1 for kind in kinds]
     assert kinds == sorted(kinds, key=lambda kind: kind is int)
-    return family(*itertools.accumulate(sizes[:-1], initial=1))
+    begins = itertools.accumulate([breadth(kind) or 1 for kind in kinds[:-1]], initial=first)
+    named = [hasattr(kind, "_fields") for kind in kinds]
+    return family(*[places(k, at) if deep else at for k, at, deep in zip(kinds, begins, named, strict=True)])
 
 
 @intrinsic

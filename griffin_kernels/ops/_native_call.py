@@ -6,7 +6,7 @@ import functools
 import struct
 from array import array
 from collections.abc import Callable
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Family:
     """
 
     def __init__(self, fields: type[tuple[Any, ...]], files: tuple[str, ...]) -> None:
-        sizes = [len(get_args(kind)) for kind in get_type_hints(fields).values()]  # 0: an integer
+        sizes = [_native.breadth(kind) for kind in get_type_hints(fields).values()]
         self.fields: Callable[..., tuple[Any, ...]] = functools.partial(fields.__new__, fields)
         self._tuples = len(sizes) - sizes.count(0)
         self._pack = struct.Struct(f"{1 + sum(sizes) + sizes.count(0)}q").pack

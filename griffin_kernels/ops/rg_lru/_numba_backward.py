@@ -41,14 +41,6 @@ from griffin_kernels.ops.rg_lru._numba_tiles import (
 
 _njit: Any = numba.njit
 
-_COUNTER, _ITEMS, _BLOCKS, _N = (AT[k] for k in ("counter", "items", "blocks", "n"))
-_GROUP, _ROWS, _STEP, _X, _OUT = (AT[k] for k in ("group", "rows", "step", "x", "out"))
-_BIAS_I, _BIAS_R, _RATE, _STATE = (AT[k] for k in ("bias_i", "bias_r", "rate", "state"))
-_WEIGHT_I, _WEIGHT_R, _Y, _DY = (AT[k] for k in ("weight_i", "weight_r", "y", "dy"))
-_NATURAL_RATE, _BEFORE, _PITCH = (AT[k] for k in ("natural_rate", "before", "pitch"))
-_DWEIGHT_I, _DWEIGHT_R, _SUMS = (AT[k] for k in ("dweight_i", "dweight_r", "sums"))
-_TAPS, _TAPS_WEIGHT, _BRANCH, _BESIDE = (AT[k] for k in ("taps", "taps_weight", "branch", "beside"))
-
 FILES = (*_numba.FILES, __file__)
 """Sources that the kernels are made from, besides _native.py."""
 
@@ -56,7 +48,7 @@ FILES = (*_numba.FILES, __file__)
 @_njit
 def _pack_transposed(data: Any, weight: int, target: int) -> None:
     """[n, n] from an address on, as panels of its transpose, each with room for another n rows after its own."""
-    n, size, panel = field(data, _N), data_bytes(data), 2 * vector()
+    n, size, panel = field(data, AT.n), data_bytes(data), 2 * vector()
     for row in range(n):
         place = target + row // panel * (2 * n * panel * 4) + row % panel * 4
         widen(data, n, 1, weight + row * n * size, size, place, 4 * panel)
@@ -74,7 +66,7 @@ def _backward_panel(
     constants: tuple[int, int, int, int, int],
 ) -> None:
     """As ``_forward_panel``, from the last row to the first. arrays: x, dy, the step before, dz_i."""
-    width, panel = field(data, _BLOCKS) * field(data, _N), 8 * vector()
+    width, panel = field(data, AT.blocks) * field(data, AT.n), 8 * vector()
     x, dy, before, dz_i = arrays
     rate, natural_rate, carry, sums, sums_step = constants
     end = row + rows
@@ -82,14 +74,14 @@ def _backward_panel(
         sequence, begin, after = sequence_of(data, end - 1)
         own = (sequence * width + channel) * 4
         if end == after:
-            copy(data, 1, count, field(data, _STATE) + own, 0, carry, 0)
+            copy(data, 1, count, field(data, AT.state) + own, 0, carry, 0)
         stop = max(begin, row)
         if stop == begin:
             place = before + (begin - row) * ROW
-            if field(data, _BEFORE) == 0:
+            if field(data, AT.backward.before) == 0:
                 zero(1, (place,))
             else:
-                copy(data, 1, count, field(data, _BEFORE) + own, 0, place, 0)
+                copy(data, 1, count, field(data, AT.backward.before) + own, 0, place, 0)
         while end > stop:
             run, reset = 1, is_reset(data, end - 1, begin)
             while not reset and end - run > stop and not is_reset(data, end - run - 1, begin):
@@ -102,13 +94,13 @@ def _backward_panel(
             else:
                 backward_run(run, (*numbers, rate, natural_rate, carry, sums, sums_step))
         if stop == begin:
-            copy(data, 1, count, carry, 0, field(data, _STATE) + own, 0)
+            copy(data, 1, count, carry, 0, field(data, AT.state) + own, 0)
 
 
 @_njit
 def _products(data: Any, rows: int, x: int, dx: int, dz: tuple[int, int], transposed: int, own: int) -> None:
     """dx += dz W^T, dW += x^T dz. dz: arrays of dz_i and dz_r; transposed: panels of W^T; own: offset of this dW."""
-    n, whole, v, pitch = field(data, _N), field(data, _STEP) * ROW, vector(), field(data, _PITCH)
+    n, whole, v, pitch = field(data, AT.n), field(data, AT.step) * ROW, vector(), field(data, AT.backward.pitch)
     chunks = (n + CHUNK - 1) // CHUNK
     for column in range(0, n, 2 * v):
         at = column // CHUNK * whole + column % CHUNK * 4
@@ -119,7 +111,7 @@ def _products(data: Any, rows: int, x: int, dx: int, dz: tuple[int, int], transp
                 product(rows, depth, dz[side] + chunk * whole, panel, panel + 4 * v, 8 * v, dx + at, ROW)
                 panel += depth * 8 * v
     for side in range(2):
-        dweight = field(data, _DWEIGHT_I + side) + own
+        dweight = field(data, AT.backward.dweight_i + side) + own
         for column in range(0, n, 2 * v):
             b = dz[side] + column // CHUNK * whole + column % CHUNK * 4
             for chunk in range(chunks):
@@ -133,15 +125,15 @@ def _around(
     data: Any, which: int, row: int, rows: int, channel: int, arrays: tuple[int, int, int], taps: int, history: int
 ) -> None:
     """What recurrent_block has around the recurrence. arrays: u, made here; dout, which becomes dh; room."""
-    n, whole = field(data, _N), field(data, _STEP) * ROW
+    n, whole = field(data, AT.n), field(data, AT.step) * ROW
     u, dout, room = arrays
     # y and its gradient lie where u is going to be
-    load(data, _BRANCH, which, row, rows, channel, n, u, whole)
-    load(data, _Y, which, row, rows, channel, n, room, whole)
+    load(data, AT.block.branch, which, row, rows, channel, n, u, whole)
+    load(data, AT.backward.y, which, row, rows, channel, n, room, whole)
     for column in range(0, n, vector()):
         at = column // CHUNK * whole + column % CHUNK * 4
         gelu_backward(rows, (dout + at, room + at, u + at))
-    store(data, _BESIDE, row, rows, channel, n, u, whole)
+    store(data, AT.block.beside, row, rows, channel, n, u, whole)
     convolve(data, which, row, rows, channel, history, taps, u)
 
 
@@ -153,8 +145,8 @@ def _kernel(name: str, around: bool) -> Callable[[Any], None]:
 
         Around: du, the gradient of the convolution's output, for dx; and the gradient of y.
         """
-        n, step, size, v = field(data, _N), field(data, _STEP), data_bytes(data), vector()
-        width, group, blocks = field(data, _BLOCKS) * n, field(data, _GROUP), field(data, _BLOCKS)
+        n, step, size, v = field(data, AT.n), field(data, AT.step), data_bytes(data), vector()
+        width, group, blocks = field(data, AT.blocks) * n, field(data, AT.group), field(data, AT.blocks)
         whole, padded = (n + CHUNK - 1) // CHUNK * step * ROW, (n + v - 1) // v * v * 4
         x = scratch(data)
         dy = x + whole
@@ -170,38 +162,39 @@ def _kernel(name: str, around: bool) -> Callable[[Any], None]:
         panels = sums + 3 * padded
         transposed = panels + 2 * n * padded
         # of recurrent_block only
-        taps = transposed + 8 * n * field(data, _PITCH)
+        taps = transposed + 8 * n * field(data, AT.backward.pitch)
         long = (n + CHUNK - 1) // CHUNK * CHUNK * 4
-        history = taps + (field(data, _TAPS) + 1) * long  # a row more: one of the state
-        item = take(data, _COUNTER)
-        while item < field(data, _ITEMS):
+        history = taps + (field(data, AT.block.taps) + 1) * long  # a row more: one of the state
+        item = take(data, 0)
+        while item < field(data, AT.items):
             which, block = item // blocks, item % blocks
             channel = block * n
-            for name, target in ((_RATE, rate), (_NATURAL_RATE, natural_rate), (_BIAS_I, bias_i), (_BIAS_R, bias_r)):
+            given = (AT.rate, rate), (AT.backward.rate, natural_rate), (AT.biases, bias_i), (AT.biases + 1, bias_r)
+            for name, target in given:
                 copy(data, 1, n, field(data, name) + 4 * channel, 0, target, 0)
             zero(3 * padded // (4 * v), (sums,))
             matrix = block * n * n * size
-            weight_i, weight_r = field(data, _WEIGHT_I) + matrix, field(data, _WEIGHT_R) + matrix
+            weight_i, weight_r = field(data, AT.weights) + matrix, field(data, AT.weights + 1) + matrix
             pack(data, weight_i, n, panels)
             pack(data, weight_r, n, panels + 4 * v)
             _pack_transposed(data, weight_i, transposed)
             _pack_transposed(data, weight_r, transposed + n * 8 * v)
-            for tap in range(field(data, _TAPS) if around else 0):
-                copy(data, 1, n, field(data, _TAPS_WEIGHT) + (tap * width + channel) * 4, 0, taps + tap * long, 0)
-            own = item * n * field(data, _PITCH) * 4
-            first, end = which * group, min((which + 1) * group, field(data, _ROWS))
+            for tap in range(field(data, AT.block.taps) if around else 0):
+                copy(data, 1, n, field(data, AT.block.weight) + (tap * width + channel) * 4, 0, taps + tap * long, 0)
+            own = item * n * field(data, AT.backward.pitch) * 4
+            first, end = which * group, min((which + 1) * group, field(data, AT.rows))
             while end > first:
                 rows = min(step, end - first)
                 row = end - rows
-                load(data, _DY, which, row, rows, channel, n, dy, step * ROW)
+                load(data, AT.backward.dy, which, row, rows, channel, n, dy, step * ROW)
                 if around:
                     _around(data, which, row, rows, channel, (x, dy, dz_i), taps, history)
                 else:
-                    load(data, _X, which, row, rows, channel, n, x, step * ROW)
+                    load(data, AT.x, which, row, rows, channel, n, x, step * ROW)
                 # of a group's first row nothing is read: it begins a sequence
                 skipped = 1 if row == first else 0
                 place = before + skipped * ROW
-                load(data, _Y, which, row - 1 + skipped, rows - skipped, channel, n, place, step * ROW)
+                load(data, AT.backward.y, which, row - 1 + skipped, rows - skipped, channel, n, place, step * ROW)
                 for column in range(0, n, v):
                     at, panel = column // CHUNK * step * ROW + column % CHUNK * 4, panels + column * n * 8
                     fill(rows, (z, bias_i + 4 * column, bias_r + 4 * column))
@@ -211,10 +204,10 @@ def _kernel(name: str, around: bool) -> Callable[[Any], None]:
                     count = min(v, n - column)
                     _backward_panel(data, row, rows, channel + column, count, z, arrays, constants)
                 _products(data, rows, x, dy, (dz_i, before), transposed, own)
-                store(data, _OUT, row, rows, channel, n, dy, step * ROW)
+                store(data, AT.out, row, rows, channel, n, dy, step * ROW)
                 end = row
-            copy(data, 3, n, sums, padded, field(data, _SUMS) + (which * 3 * width + channel) * 4, width * 4)
-            item = take(data, _COUNTER)
+            copy(data, 3, n, sums, padded, field(data, AT.backward.sums) + (which * 3 * width + channel) * 4, width * 4)
+            item = take(data, 0)
         finish(data)
 
     # names the kernel in numba's cache

@@ -6,7 +6,6 @@ x may have any strides of batch and time; a tensor whose channels are not contig
 from __future__ import annotations
 
 import math
-from array import array
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from griffin_kernels import memory
 from griffin_kernels.contract import ordinary
 from griffin_kernels.ops import _native, _threads
+from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.recurrent_block.op import Call as BlockCall
@@ -23,9 +23,6 @@ from griffin_kernels.ops.rg_lru import _numba, _numba_backward, _numba_tiles
 from griffin_kernels.ops.rg_lru.op import DECAY, Call, is_fresh
 from griffin_kernels.ops.rg_lru_bwd.op import Call as BackwardCall
 
-_STREAMED = 16 * 2**20
-"""Bytes of output from which it is written past the caches: little of it would be left there for a reader."""
-_LINE = 64
 _FEW = 24
 """Rows up to which weights are used where they are: packing them would cost more than it saves."""
 _ITEMS = 16
@@ -33,17 +30,15 @@ _ITEMS = 16
 _WORK = 64
 """Multiply-adds that cost as much as an element of a plain scan: what ``_threads`` counts in."""
 
-
-def rows(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of it, with contiguous channels."""
-    if (tensor.stride(-1) != 1 and tensor.shape[-1] != 1) or tensor.is_neg():
-        return tensor.resolve_neg().contiguous()
-    return tensor
+_FORWARD = native.Family(_numba.Fields, _numba.FILES)
+_BACKWARD = native.Family(_numba.Fields, _numba_backward.FILES)
+_ALONE = _numba.Block(*[0] * len(_numba.Block._fields))
+_FORWARD_ONLY = _numba.Backward(*[0] * len(_numba.Backward._fields))
 
 
 def collapsible(tensor: Tensor, group: int) -> Tensor:
-    """As ``rows``; where groups hold several batch rows, steps of a group are equally far apart."""
-    tensor = rows(tensor)
+    """With contiguous channels; where groups hold several batch rows, steps of a group are equally far apart."""
+    tensor = native.rows(tensor)
     batch, time, _ = tensor.shape
     if group > 1 and batch > 1 and tensor.stride(0) != time * tensor.stride(1):
         return tensor.contiguous()
@@ -51,8 +46,8 @@ def collapsible(tensor: Tensor, group: int) -> Tensor:
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Contiguous."""
-    return tensor.resolve_neg().contiguous()
+    """Contiguous, itself if it is: a call that copies nothing must not cost more than its kernel."""
+    return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.resolve_neg().contiguous()
 
 
 def floats(tensor: Tensor) -> Tensor:
@@ -60,36 +55,16 @@ def floats(tensor: Tensor) -> Tensor:
     return plain(tensor.float())
 
 
+def carry_of(call: Any, state: Tensor | None) -> Tensor:
+    """float32 [B or N, D], to be overwritten: a copy of the state, or zeros."""
+    if state is not None:
+        return floats(state.to(torch.float32, copy=True))
+    return torch.zeros((rows_of(call.x.shape[0], call.cu_seqlens), call.x.shape[2]), dtype=torch.float32, device="cpu")
+
+
 def rate_of(a_param: Tensor) -> Tensor:
     """float64 [D]: log a = rate r."""
     return -DECAY * torch.nn.functional.softplus(a_param.double())
-
-
-def reset_of(segment_pos: Tensor | None) -> Tensor | None:
-    """bool [B,T] contiguous, or None."""
-    return None if segment_pos is None else (segment_pos == 0).contiguous()
-
-
-def run(
-    kernel: Any,
-    files: tuple[str, ...],
-    dtype: torch.dtype,
-    values: tuple[int, ...],
-    items: int,
-    work: int,
-    floats_each: int,
-) -> None:
-    """Run a kernel made from ``files`` on ``values``, its FIELDS from ``items`` on, with scratch for every thread.
-
-    work: multiply-adds of all items. floats_each: scratch of one thread.
-    """
-    threads = _threads.threads_for(items, work // _WORK)
-    size = -(-4 * floats_each // 4096) * 4096
-    scratch = memory.empty((threads * size // 4,), torch.float32)
-    at = _numba.FIELDS.index("scratch")
-    fields = array("q", (0, 0, *values))
-    fields[at], fields[at + 1] = address("scratch", scratch, threads * size), size
-    _threads.run(_native.compiled(kernel, dtype, files), fields.buffer_info()[0], threads)
 
 
 class Around(NamedTuple):
@@ -101,30 +76,24 @@ class Around(NamedTuple):
     call: BlockCall | BlockBackwardCall
     beside: Tensor | None
 
-    def fields(self, group: int) -> tuple[tuple[int, ...], tuple[Tensor | None, ...]]:
-        """Values of the fields from ``taps`` to those of the branch, and tensors to keep while they are used."""
+    def fields(self, group: int) -> tuple[_numba.Block, tuple[Tensor | None, ...]]:
+        """Its fields, and tensors to keep while they are used."""
         y, segment_pos, state = self.call.y, self.call.segment_pos, self.call.conv_state
-        batch, time, width = y.shape
-        taps = self.call.conv_weight.shape[0]
-        sequences = 0 if state is None else state.shape[0]
-        held = (
-            floats(self.call.conv_weight),
-            floats(self.call.conv_bias),
-            None if state is None else floats(state),
-            None if segment_pos is None else segment_pos.long().expand(batch, time).contiguous(),
-            self.beside,
-        )
-        branch = collapsible(y, group)
-        values = (
-            taps,
-            address("conv_weight", held[0], 4 * taps * width),
-            address("conv_bias", held[1], 4 * width),
-            address("conv_state", held[2], 4 * (sequences * (taps - 1) * width)),
-            address("segment_pos", held[3], 8 * batch * time),
-            address("h", held[4], y.nbytes),
+        (batch, time, width), taps = y.shape, self.call.conv_weight.shape[0]
+        weight, bias = floats(self.call.conv_weight), floats(self.call.conv_bias)
+        kept = None if state is None else floats(state)
+        positions = None if segment_pos is None else segment_pos.long().expand(batch, time).contiguous()
+        branch, sequences = collapsible(y, group), 0 if state is None else state.shape[0]
+        fields = _numba.Block(
             *strided("y", branch, y.nbytes),
+            taps=taps,
+            weight=address("conv_weight", weight, 4 * taps * width),
+            bias=address("conv_bias", bias, 4 * width),
+            state=address("conv_state", kept, 4 * (sequences * (taps - 1) * width)),
+            positions=address("segment_pos", positions, 8 * batch * time),
+            beside=address("h", self.beside, y.nbytes),
         )
-        return values, (*held, branch)
+        return fields, (weight, bias, kept, positions, branch)
 
     def scratch(self, n: int, step: int) -> int:
         """Floats of scratch for the taps, and for the rows of x that a block of steps reads."""
@@ -132,76 +101,84 @@ class Around(NamedTuple):
         return (taps + 1) * chunks * _numba_tiles.CHUNK + chunks * (step + taps - 1) * _numba_tiles.STRIDE
 
 
-_NOTHING_AROUND = (0,) * (_numba.FIELDS.index("y") - _numba.FIELDS.index("taps"))
+def _run(
+    kernel: Any,
+    call: Any,
+    around: Around | None,
+    rate: Tensor,
+    state: Tensor,
+    out: Tensor,
+    group: int,
+    step: int,
+    part: int,
+    packing: bool,
+    scratch: int,
+    backward: _numba.Backward | None = None,
+) -> None:
+    """Run a kernel on groups of batch rows and parts of gate blocks; others as in ``_numba.Fields``.
+
+    scratch: floats of a thread, without those of what is around. backward: the fields that it alone has.
+    """
+    (batch, time, width), (blocks, n) = call.x.shape, call.input_gate_bias.shape
+    parts, sequences = -(-n // part), state.shape[0]
+    items = -(-batch // group) * blocks * parts
+    x = collapsible(call.x, group)
+    weights = plain(call.input_gate_weight), plain(call.recurrence_gate_weight)
+    biases = floats(call.input_gate_bias), floats(call.recurrence_gate_bias)
+    rate = (rate / math.log(2)).float()
+    reset = None if call.segment_pos is None else (call.segment_pos == 0).contiguous()
+    offsets = None if call.cu_seqlens is None else call.cu_seqlens.contiguous()
+    block, _held = (_ALONE, ()) if around is None else around.fields(group)
+    scratch += 0 if around is None else around.scratch(n, step)
+    threads = _threads.threads_for(items, (2 if backward is None else 6) * batch * time * width * n // _WORK)
+    size = -(-4 * scratch // 4096) * 4096
+    room = memory.empty((threads * size // 4,), torch.float32)
+    family = _FORWARD if backward is None else _BACKWARD
+    fields = family.fields(
+        block=block,
+        backward=backward or _FORWARD_ONLY,
+        x=strided("x", x, x.nbytes),
+        biases=tuple([address("gate biases", bias, 4 * width) for bias in biases]),
+        weights=tuple([address("gate weights", weight, x.itemsize * width * n) for weight in weights]),
+        workers=0,
+        items=items,
+        blocks=blocks,
+        parts=parts,
+        part=part,
+        n=n,
+        time=time,
+        group=group * time,
+        rows=batch * time,
+        step=step,
+        packing=packing,
+        stream=out.nbytes >= native.STREAMED and n % part == 0 and native.in_lines(part, out),
+        offsets=address("cu_seqlens", offsets, 4 * (sequences + 1)),
+        sequences=sequences,
+        reset=address("reset", reset, batch * time),
+        fresh=is_fresh(call.h0, call.segment_pos),
+        scratch=address("scratch", room, threads * size),
+        scratch_bytes=size,
+        rate=address("decay", rate, 4 * width),
+        state=address("state", state, 4 * sequences * width),
+        out=address("output", out, x.nbytes),
+    )
+    family.run(x.dtype, None, fields, (kernel, threads))
 
 
 def forward(call: Call, config: Any, around: Around | None = None) -> tuple[Tensor, Tensor]:
     """rg_lru by blocks of ``block_t`` steps; an item has up to ``block_d`` channels of one gate block."""
-    x, a_param, input_weight, input_bias, recurrence_weight, recurrence_bias, h0, segment_pos, cu_seqlens = call
-    step, part = config.block_t, config.block_d
-    batch, time, width = x.shape
-    blocks, n = input_bias.shape
-    sequences = rows_of(batch, cu_seqlens)
-    out = memory.empty(x.shape, x.dtype)
-    state = (
-        torch.zeros((sequences, width), dtype=torch.float32, device="cpu")
-        if h0 is None
-        else floats(h0.to(torch.float32, copy=True))
-    )
+    x, n, v = call.x, call.input_gate_bias.shape[1], _native.lanes()
+    out, state = memory.empty(x.shape, x.dtype), carry_of(call, call.h0)
     if out.numel() == 0:
         return out, state
-    v = _native.lanes()
-    part = min(part, -(-n // v) * v)
-    parts = -(-n // part)
-    group = max(1, min(batch, step // time))  # batch rows
-    groups = -(-batch // group)
-    x = collapsible(x, group)
-    weights = plain(input_weight), plain(recurrence_weight)
-    rate = (rate_of(a_param) / math.log(2)).float()
-    biases = floats(input_bias), floats(recurrence_bias)
-    reset = reset_of(segment_pos)
-    offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
+    batch, time, _ = x.shape
+    part = min(config.block_d, -(-n // v) * v)
+    group = max(1, min(batch, config.block_t // time))
+    step = min(config.block_t, group * time)
     packing = x.dtype != torch.float32 or n % v != 0 or group * time > _FEW
-    row, piece = width * out.element_size(), part * out.element_size()
-    aligned = row % _LINE == 0 and piece % _LINE == 0 and n % part == 0 and out.data_ptr() % _LINE == 0
-    step = min(step, group * time)
-    chunks = -(-n // _numba_tiles.CHUNK)
-    scratch = (chunks + 1) * step * _numba_tiles.STRIDE + 2 * v * step + 4 * part + 2 * n * part
-    extra, _held = (_NOTHING_AROUND, ()) if around is None else around.fields(group)
-    if around is not None:
-        scratch += step * _numba_tiles.STRIDE + around.scratch(n, step)
-    # in the order of _numba.FIELDS, from the third on
-    values = (
-        groups * blocks * parts,
-        blocks,
-        parts,
-        part,
-        n,
-        time,
-        group * time,
-        batch * time,
-        step,
-        packing,
-        aligned and out.nbytes >= _STREAMED,
-        address("cu_seqlens", offsets, 4 * (sequences + 1)),
-        sequences,
-        address("reset", reset, batch * time),
-        is_fresh(h0, segment_pos),
-        0,
-        0,
-        address("input_gate_bias", biases[0], 4 * width),
-        address("recurrence_gate_bias", biases[1], 4 * width),
-        address("decay", rate, 4 * width),
-        address("state", state, 4 * sequences * width),
-        address("input_gate_weight", weights[0], x.itemsize * width * n),
-        address("recurrence_gate_weight", weights[1], x.itemsize * width * n),
-        *strided("x", x, x.nbytes),
-        address("output", out, x.nbytes),
-        *extra,
-        *(0,) * (len(_numba.FIELDS) - _numba.FIELDS.index("y")),
-    )
-    work = 2 * batch * time * width * n
-    run(_numba.forward, _numba.FILES, x.dtype, values, groups * blocks * parts, work, scratch)
+    arrays = -(-n // _numba_tiles.CHUNK) + (1 if around is None else 2)
+    scratch = arrays * step * _numba_tiles.STRIDE + 2 * v * step + 4 * part + 2 * n * part
+    _run(_numba.forward, call, around, rate_of(call.a_param), state, out, group, step, part, packing, scratch)
     return out, state
 
 
@@ -210,102 +187,39 @@ def backward(call: BackwardCall, config: Any, around: Around | None = None) -> t
 
     With ``around`` dy and y are recurrent_block's dout and h, and the gradient of u = conv(x) is given in dx's place.
     """
-    (
-        dy,
-        dh_last,
-        x,
-        a_param,
-        input_weight,
-        input_bias,
-        recurrence_weight,
-        recurrence_bias,
-        y,
-        h0,
-        segment_pos,
-        cu_seqlens,
-    ) = call
-    step = config.block_t
-    batch, time, width = x.shape
-    blocks, n = input_bias.shape
-    sequences = rows_of(batch, cu_seqlens)
-    v = _native.lanes()
+    x, v = call.x, _native.lanes()
+    (batch, time, width), (blocks, n) = x.shape, call.input_gate_bias.shape
     pitch = -(-n // (2 * v)) * 2 * v
     # never by the number of threads: sums are the same on every machine
     wanted = max(1, min(batch, _ITEMS // blocks))
-    group = max(-(-batch // wanted), min(batch, step // max(time, 1)), 1)
+    group = max(-(-batch // wanted), min(batch, config.block_t // max(time, 1)), 1)
     groups = -(-batch // group)
     dweights = [memory.empty((groups, blocks, n, pitch), torch.float32).zero_() for _ in range(2)]
-    sums = (
-        torch.empty((groups, 3, width), dtype=torch.float32, device="cpu")
-        if x.numel()
-        else torch.zeros((1, 3, width), dtype=torch.float32, device="cpu")
-    )
-    state = (
-        torch.zeros((sequences, width), dtype=torch.float32, device="cpu")
-        if dh_last is None
-        else floats(dh_last.clone())
-    )
-    dx = memory.empty(x.shape, x.dtype)
-    rate = rate_of(a_param)
+    dx, state, rate = memory.empty(x.shape, x.dtype), carry_of(call, call.dh_last), rate_of(call.a_param)
+    sums = torch.zeros((groups, 3, width), dtype=torch.float32, device="cpu")
     if x.numel():
-        x, dy, y = collapsible(x, group), collapsible(dy, group), collapsible(y, group)
-        weights = plain(input_weight), plain(recurrence_weight)
-        biases = floats(input_bias), floats(recurrence_bias)
-        rates = (rate / math.log(2)).float(), rate.float()
-        before = None if h0 is None else floats(h0)
-        reset = reset_of(segment_pos)
-        offsets = None if cu_seqlens is None else cu_seqlens.contiguous()
-        aligned = width * dx.element_size() % _LINE == 0 and n * dx.element_size() % _LINE == 0
-        step = min(step, group * time)
-        extra, _held = (_NOTHING_AROUND, ()) if around is None else around.fields(group)
-        # in the order of _numba.FIELDS, from the third on
-        values = (
-            groups * blocks,
-            blocks,
-            1,
-            n,
-            n,
-            time,
-            group * time,
-            batch * time,
-            step,
-            1,
-            aligned and dx.data_ptr() % _LINE == 0 and dx.nbytes >= _STREAMED,
-            address("cu_seqlens", offsets, 4 * (sequences + 1)),
-            sequences,
-            address("reset", reset, batch * time),
-            is_fresh(h0, segment_pos),
-            0,
-            0,
-            address("input_gate_bias", biases[0], 4 * width),
-            address("recurrence_gate_bias", biases[1], 4 * width),
-            address("decay", rates[0], 4 * width),
-            address("state", state, 4 * sequences * width),
-            address("input_gate_weight", weights[0], x.itemsize * width * n),
-            address("recurrence_gate_weight", weights[1], x.itemsize * width * n),
-            *strided("x", x, x.nbytes),
-            address("dx", dx, x.nbytes),
-            *extra,
+        dy, y, natural_rate = collapsible(call.dy, group), collapsible(call.y, group), rate.float()
+        before = None if call.h0 is None else floats(call.h0)
+        own = _numba.Backward(
             *strided("y", y, x.nbytes),
             *strided("dy", dy, x.nbytes),
-            address("decay", rates[1], 4 * width),
-            address("h0", before, 4 * sequences * width),
-            pitch,
-            address("dinput_gate_weight", dweights[0], 4 * groups * blocks * n * pitch),
-            address("drecurrence_gate_weight", dweights[1], 4 * groups * blocks * n * pitch),
-            address("sums", sums, 4 * groups * 3 * width),
+            dweight_i=address("dinput_gate_weight", dweights[0], 4 * groups * blocks * n * pitch),
+            dweight_r=address("drecurrence_gate_weight", dweights[1], 4 * groups * blocks * n * pitch),
+            pitch=pitch,
+            rate=address("decay", natural_rate, 4 * width),
+            before=address("h0", before, 4 * state.shape[0] * width),
+            sums=address("sums", sums, 4 * groups * 3 * width),
         )
-        padded, arrays = -(-n // v) * v, 4 * -(-n // _numba_tiles.CHUNK)
+        step, padded = min(config.block_t, group * time), -(-n // v) * v
+        arrays = 4 * -(-n // _numba_tiles.CHUNK)
         scratch = arrays * step * _numba_tiles.STRIDE + 2 * v * step + 8 * padded + 2 * n * (padded + pitch)
-        if around is not None:
-            scratch += around.scratch(n, step)
         kernel = _numba_backward.backward if around is None else _numba_backward.block_backward
-        work = 6 * batch * time * width * n
-        run(kernel, _numba_backward.FILES, x.dtype, values, groups * blocks, work, scratch)
+        _run(kernel, call, around, rate, state, dx, group, step, n, True, scratch, own)
     through_r, through_z_i, through_z_r = sums.sum(0).unbind(0)
+    a_param = call.a_param
     da_param = (through_r * torch.sigmoid(a_param.float())).mul_(-DECAY).to(a_param.dtype)
     dweight_i, dweight_r = (
         ordinary((total[0] if groups == 1 else total.sum(0))[..., :n].to(x.dtype)) for total in dweights
     )
     dbias_i, dbias_r = (total.reshape(blocks, n).to(x.dtype, copy=True) for total in (through_z_i, through_z_r))
-    return dx, da_param, dweight_i, dbias_i, dweight_r, dbias_r, None if h0 is None else state
+    return dx, da_param, dweight_i, dbias_i, dweight_r, dbias_r, None if call.h0 is None else state

@@ -10,13 +10,12 @@ that no thread sees them move.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
-import torch
 
 from griffin_kernels.ops import _native
-from griffin_kernels.ops._native import data_bytes, field, int64_at, intrinsic, take, widen
+from griffin_kernels.ops._native import Strided, data_bytes, field, int64_at, intrinsic, places, take, widen
 from griffin_kernels.ops.rg_lru import _numba_tiles as gates
 from griffin_kernels.ops.rg_lru.op import DECAY
 from griffin_kernels.ops.rg_lru_step import _numba_tiles as tiles
@@ -41,47 +40,44 @@ from griffin_kernels.ops.temporal_conv1d_step._numba import (
 
 _njit: Any = numba.njit
 
-FIELDS = (
-    "counter",  # next work item; the kernel advances it
-    "workers",  # threads that have begun; they advance it
-    "items",  # gate blocks times parts, parts fastest
-    "parts",  # of a gate block's channels
-    "part",  # channels of a part
-    "n",  # channels of a gate block
-    "batch",  # B
-    "width",  # D
-    "positions",  # int64 [B], or 0
-    "slots",  # int64 [B], or 0
-    "x",  # data [B, D]
-    "x_row",
-    "y",  # data [B, D], or 0: the output is the state
-    "y_row",
-    "out",  # data [B, D] contiguous
-    "a_param",  # data [D]
-    "weight_i",  # data [H, n, n]
-    "bias_i",  # data [D]
-    "weight_r",
-    "bias_r",
-    "h",  # float [P, D]
-    "h_slot",
-    "taps",  # K, or 0: no convolution, the gates see x
-    "conv_weight",  # data [K, D]
-    "conv_bias",  # data [D]
-    "state",  # data [P, K-1, D]
-    "state_slot",
-    "state_row",
-    "scratch",
-    "scratch_bytes",  # of each worker
-    "finished",  # int64 [H]: items of a block that are done
-)
-"""Names of the integers. Addresses and strides in bytes; channels are contiguous."""
+
+class Fields(NamedTuple):
+    """Given to the kernel. Addresses in bytes, strides in elements; channels are contiguous."""
+
+    x: Strided  # data [B, D]
+    y: Strided  # data [B, D], or 0: the output is the state
+    h: Strided  # float [P, D]
+    state: Strided  # data [P, K-1, D], or 0
+    gates: tuple[int, int, int, int]  # data [H, n, n] and [D] of the input gate, then of the recurrence gate
+    workers: int  # threads that have begun; they advance it
+    items: int  # gate blocks times parts, parts fastest
+    parts: int  # of a gate block's channels
+    part: int  # channels of a part
+    n: int  # channels of a gate block
+    batch: int  # B
+    width: int  # D
+    positions: int  # int64 [B], or 0
+    slots: int  # int64 [B], or 0
+    out: int  # data [B, D] contiguous
+    a_param: int  # data [D]
+    taps: int  # K, or 0: no convolution, the gates see x
+    conv_weight: int  # data [K, D]
+    conv_bias: int  # data [D]
+    scratch: int
+    scratch_bytes: int  # of each worker
+    finished: int  # int64 [H]: items of a block that are done, or 0
+
+
+AT = places(Fields)
+
+FILES = (__file__, str(tiles.__file__), str(gates.__file__), str(conv.__file__))
+"""Sources that the kernel is made from, besides _native.py."""
 
 ROWS = 48
 """Batch rows worked on at a time: their inputs and gates stay in the second-level cache."""
 PAD = 16
 """Floats between rows of what enters the gates, which else would meet in the same cache sets."""
 
-_COUNTER, _WORKERS = 0, 1
 # log2 a = _FACTOR softplus(a_param) r
 _FACTOR = -DECAY * 1.4426950408889634
 
@@ -107,12 +103,16 @@ def _factor(typing: Any) -> Any:
 
 
 @_njit
+def _row(data: Any, name: int, row: int, channel: int, size: int) -> int:
+    """Address of a channel in a row of a tensor whose elements take ``size`` bytes."""
+    return field(data, name) + (row * field(data, name + 1) + channel) * size
+
+
+@_njit
 def _enter(data: Any, row: int, channel: int, shift: int, u: int) -> None:
     """What a batch row's gate block sees, as floats: x, or its convolution. shift: move the kept inputs too."""
-    size, n, taps = data_bytes(data), field(data, 5), field(data, 22)
-    offset = channel * size
-    x = field(data, 10) + row * field(data, 11) + offset
-    slot = slot_of(field(data, 9), row)
+    size, n, taps = data_bytes(data), field(data, AT.n), field(data, AT.taps)
+    x, slot = _row(data, AT.x, row, channel, size), slot_of(field(data, AT.slots), row)
     if slot < 0:
         zero_floats(data, n, u)
     elif taps == 0:
@@ -120,13 +120,13 @@ def _enter(data: Any, row: int, channel: int, shift: int, u: int) -> None:
     else:
         numbers = (
             x,
-            field(data, 23) + offset,
-            field(data, 7) * size,
-            field(data, 24) + offset,
-            field(data, 25) + slot * field(data, 26) + offset,
-            field(data, 27),
+            field(data, AT.conv_weight) + channel * size,
+            field(data, AT.width) * size,
+            field(data, AT.conv_bias) + channel * size,
+            _row(data, AT.state, slot, channel, size),
+            field(data, AT.state + 2) * size,
             taps,
-            first_kept(field(data, 8), row, taps),
+            first_kept(field(data, AT.positions), row, taps),
             u,
         )
         if shift:
@@ -138,36 +138,34 @@ def _enter(data: Any, row: int, channel: int, shift: int, u: int) -> None:
 @_njit
 def _shift(data: Any, channel: int) -> None:
     """Move the kept inputs of a gate block, in every batch row."""
-    size, taps = data_bytes(data), field(data, 22)
-    for row in range(field(data, 6)):
-        slot = slot_of(field(data, 9), row)
+    size, taps = data_bytes(data), field(data, AT.taps)
+    for row in range(field(data, AT.batch)):
+        slot = slot_of(field(data, AT.slots), row)
         if slot >= 0:
-            x = field(data, 10) + row * field(data, 11) + channel * size
-            state = field(data, 25) + slot * field(data, 26) + channel * size
-            first = first_kept(field(data, 8), row, taps)
-            shift_only(data, field(data, 5), (x, 0, 0, 0, state, field(data, 27), taps, first, 0))
+            x, state = _row(data, AT.x, row, channel, size), _row(data, AT.state, slot, channel, size)
+            first = first_kept(field(data, AT.positions), row, taps)
+            shift_only(data, field(data, AT.n), (x, 0, 0, 0, state, field(data, AT.state + 2) * size, taps, first, 0))
 
 
 @_njit
 def _advance(data: Any, row: int, channel: int, channels: int, u: int, z_i: int, z_r: int, rate: int) -> None:
     """One batch row's state and output, for some channels."""
-    size, positions = data_bytes(data), field(data, 8)
-    out = field(data, 14) + (row * field(data, 7) + channel) * size
-    slot = slot_of(field(data, 9), row)
+    size, positions = data_bytes(data), field(data, AT.positions)
+    out = field(data, AT.out) + (row * field(data, AT.width) + channel) * size
+    slot = slot_of(field(data, AT.slots), row)
     if slot < 0:
         zero_data(data, channels, out)
         return
-    h = field(data, 20) + slot * field(data, 21) + channel * 4
+    h = _row(data, AT.h, slot, channel, 4)
     begins = positions != 0 and int64_at(positions, row) == 0
-    if field(data, 12) == 0:
+    if field(data, AT.y) == 0:
         numbers = (u, z_i, z_r, rate, h, 0, out)
         if begins:
             begin(data, channels, numbers)
         else:
             advance(data, channels, numbers)
     else:
-        y = field(data, 12) + row * field(data, 13) + channel * size
-        gated = (u, z_i, z_r, rate, h, y, out)
+        gated = (u, z_i, z_r, rate, h, _row(data, AT.y, row, channel, size), out)
         if begins:
             begin_gated(data, channels, gated)
         else:
@@ -176,40 +174,37 @@ def _advance(data: Any, row: int, channel: int, channels: int, u: int, z_i: int,
 
 def step(data: Any) -> None:
     """The output and both states."""
-    size, parts, part, n, batch = data_bytes(data), field(data, 3), field(data, 4), field(data, 5), field(data, 6)
-    rate = field(data, 28) + take(data, _WORKERS) * field(data, 29)
+    size, parts, part = data_bytes(data), field(data, AT.parts), field(data, AT.part)
+    n, batch = field(data, AT.n), field(data, AT.batch)
+    rate = field(data, AT.scratch) + take(data, AT.workers) * field(data, AT.scratch_bytes)
     u = rate + part * 4
     u_step, z_step = (n + PAD) * 4, part * 4
     z_i = u + min(batch, ROWS) * u_step
     z_r = z_i + min(batch, ROWS) * z_step
-    item = take(data, _COUNTER)
-    while item < field(data, 2):
+    item = take(data, 0)
+    while item < field(data, AT.items):
         block, first = item // parts, item % parts * part
         channels, channel = min(part, n - first), block * n + first
         weight = (block * n * n + first) * size
-        rates(data, channels, (field(data, 15) + channel * size, rate, _factor()))
+        rates(data, channels, (field(data, AT.a_param) + channel * size, rate, _factor()))
         for top in range(0, batch, ROWS):
             rows = min(ROWS, batch - top)
             for row in range(rows):
                 _enter(data, top + row, block * n, parts == 1, u + row * u_step)
             common = (rows, n, channels, u, u_step)
             for gate in range(2):
-                w, bias = field(data, 16 + 2 * gate) + weight, field(data, 17 + 2 * gate) + channel * size
+                own = AT.gates + 2 * gate
+                w, bias = field(data, own) + weight, field(data, own + 1) + channel * size
                 z = z_r if gate else z_i
                 product(data, (*common, w, n * size, bias, z, z_step))
             for row in range(rows):
                 mine = u + row * u_step + first * 4
                 _advance(data, top + row, channel, channels, mine, z_i + row * z_step, z_r + row * z_step, rate)
-        if parts > 1 and field(data, 22) != 0 and _finish(data, field(data, 30) + block * 8) == parts - 1:
+        if parts > 1 and field(data, AT.taps) != 0 and _finish(data, field(data, AT.finished) + block * 8) == parts - 1:
             _shift(data, block * n)
-        item = take(data, _COUNTER)
+        item = take(data, 0)
 
 
 def scratch_floats(n: int, part: int, batch: int) -> int:
     """Floats that one thread works in."""
     return part + min(batch, ROWS) * (n + PAD + 2 * part)
-
-
-def compiled(dtype: torch.dtype) -> Any:
-    """The kernel for data of ``dtype`` as a ctypes function of the address of its FIELDS."""
-    return _native.compiled(step, dtype, (__file__, tiles.__file__, gates.__file__, conv.__file__))

@@ -6,32 +6,24 @@ copied back.
 
 from __future__ import annotations
 
-from array import array
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
+from griffin_kernels.ops._native import Strided
 from griffin_kernels.ops.recurrent_block_step.op import Call as BlockCall
-from griffin_kernels.ops.rg_lru import _numba_call as sequence
+from griffin_kernels.ops.rg_lru._numba_call import plain
 from griffin_kernels.ops.rg_lru.op import gates_of
 from griffin_kernels.ops.rg_lru_step import _numba
 from griffin_kernels.ops.rg_lru_step.op import Call
 
+_KERNELS = native.Family(_numba.Fields, _numba.FILES)
 _ROWS_PER_READ = 4
 """Batch rows whose products take as long as reading the weights."""
-
-
-def plain(tensor: Tensor) -> Tensor:
-    """Contiguous, itself if it is: a call that copies nothing must not cost more than its kernel."""
-    return tensor if tensor.is_contiguous() and not tensor.is_neg() else sequence.plain(tensor)
-
-
-def rows(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of it, with contiguous channels."""
-    return tensor if tensor.is_contiguous() and not tensor.is_neg() else sequence.rows(tensor)
 
 
 def recurrence(call: Call, config: Any) -> tuple[Tensor, Tensor]:
@@ -41,17 +33,35 @@ def recurrence(call: Call, config: Any) -> tuple[Tensor, Tensor]:
 
 def block(call: BlockCall, config: Any) -> tuple[Tensor, Tensor, Tensor]:
     """recurrent_block_step: a convolution before the gates, and the product with gelu(y)."""
-    return _run(call, config, call), call.conv_state, call.h
+    weight, bias, kept = plain(call.conv_weight), plain(call.conv_bias), native.rows(call.conv_state)
+    y, (taps, width), size = native.rows(call.y), weight.shape, weight.itemsize
+    out = _run(
+        call,
+        config,
+        strided("y", y, size * y.shape[0] * width),
+        strided("conv_state", kept, size * call.h.shape[0] * (taps - 1) * width),
+        taps,
+        address("conv_weight", weight, size * taps * width),
+        address("conv_bias", bias, size * width),
+    )
+    if kept is not call.conv_state:
+        call.conv_state.copy_(kept)
+    return out, call.conv_state, call.h
 
 
-def _run(call: Any, config: Any, around: BlockCall | None = None) -> Tensor:
-    """The token's output [B, D] in x's dtype; states are overwritten."""
-    batch, width = call.x.shape
-    a_param, *gate_tensors = [plain(tensor) for tensor in gates_of(call)]
-    blocks, n = gate_tensors[1].shape
-    x, h, size = rows(call.x), call.h, call.x.element_size()
-    y = None if around is None else rows(around.y)
-    state = rows(h)
+def _run(
+    call: Any,
+    config: Any,
+    y: Strided = native.NOWHERE,
+    state: Strided = native.NOWHERE,
+    taps: int = 0,
+    conv_weight: int = 0,
+    conv_bias: int = 0,
+) -> Tensor:
+    """The token's output [B, D] in x's dtype; states are overwritten. Others as in ``_numba.Fields``."""
+    x, h = native.rows(call.x), native.rows(call.h)
+    a_param, *gates = [plain(tensor) for tensor in gates_of(call)]
+    (batch, width), (blocks, n), size = x.shape, call.input_gate_bias.shape, x.itemsize
     part = min(config.block_d, n)
     parts = -(-n // part)
     items = blocks * parts
@@ -62,52 +72,31 @@ def _run(call: Any, config: Any, around: BlockCall | None = None) -> Tensor:
     finished = torch.zeros(blocks, dtype=torch.int64, device="cpu") if parts > 1 else None
     positions = None if call.positions is None else call.positions.contiguous()
     slots = None if call.slots is None else call.slots.contiguous()
-    conv_values = (0, 0, 0, 0, 0, 0)
-    if around is not None:
-        conv_weight, conv_bias, conv_state = plain(around.conv_weight), plain(around.conv_bias), around.conv_state
-        kept, taps = rows(conv_state), conv_weight.shape[0]
-        kept_at, slot_step, row_step = strided("conv_state", kept, size * h.shape[0] * (taps - 1) * width)
-        conv_values = (
-            taps,
-            address("conv_weight", conv_weight, size * taps * width),
-            address("conv_bias", conv_bias, size * width),
-            kept_at,
-            slot_step * size,
-            row_step * size,
-        )
-    x_at, x_step, _ = strided("x", x, size * batch * width)
-    y_at, y_step, _ = strided("y", y, size * batch * width)
-    h_at, h_step, _ = strided("h", state, 4 * h.shape[0] * width)
-    # in the order of _numba.FIELDS
-    values = (
-        0,
-        0,
-        items,
-        parts,
-        part,
-        n,
-        batch,
-        width,
-        address("positions", positions, 8 * batch),
-        address("slots", slots, 8 * batch),
-        x_at,
-        x_step * size,
-        y_at,
-        y_step * size,
-        address("output", out, size * batch * width),
-        address("a_param", a_param, size * width),
-        *[address("gates", tensor, size * width * (n if tensor.dim() == 3 else 1)) for tensor in gate_tensors],
-        h_at,
-        h_step * 4,
-        *conv_values,
-        address("scratch", scratch, threads * scratch_bytes),
-        scratch_bytes,
-        address("finished", finished, 8 * blocks),
+    fields = _KERNELS.fields(
+        x=strided("x", x, size * batch * width),
+        y=y,
+        h=strided("h", h, 4 * h.shape[0] * width),
+        state=state,
+        gates=tuple([address("gates", gate, size * width * (n if gate.dim() == 3 else 1)) for gate in gates]),
+        workers=0,
+        items=items,
+        parts=parts,
+        part=part,
+        n=n,
+        batch=batch,
+        width=width,
+        positions=address("positions", positions, 8 * batch),
+        slots=address("slots", slots, 8 * batch),
+        out=address("output", out, size * batch * width),
+        a_param=address("a_param", a_param, size * width),
+        taps=taps,
+        conv_weight=conv_weight,
+        conv_bias=conv_bias,
+        scratch=address("scratch", scratch, threads * scratch_bytes),
+        scratch_bytes=scratch_bytes,
+        finished=address("finished", finished, 8 * blocks),
     )
-    fields = array("q", values)
-    _threads.run(_numba.compiled(x.dtype), fields.buffer_info()[0], threads)
-    if state is not h:
-        h.copy_(state)
-    if around is not None and kept is not conv_state:
-        conv_state.copy_(kept)
+    _KERNELS.run(x.dtype, None, fields, (_numba.step, threads))
+    if h is not call.h:
+        call.h.copy_(h)
     return out

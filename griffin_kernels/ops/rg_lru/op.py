@@ -174,20 +174,6 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     }
 
 
-def make_segment_pos(batch: int, time: int, generator: torch.Generator) -> Tensor:
-    """int64 [batch, time]: several documents a row; odd rows go on with an earlier one, at position 3."""
-    starts = torch.rand(batch, time, generator=generator, dtype=torch.float32, device="cpu") < min(0.1, 4 / time)
-    rows = []
-    for row, begins in enumerate(starts.tolist()):
-        position, positions = 3 if row % 2 else 0, []
-        for begin in begins:
-            position = 0 if begin else position
-            positions.append(position)
-            position += 1
-        rows.append(positions)
-    return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(batch, time)
-
-
 def gate_rounding(case: Case) -> float:
     """Relative error of what the gates multiply, from rounding of their arguments."""
     # A gate's argument z = x W + b is of order 1 and may be rounded to the data's dtype, as matrix products of that

@@ -17,7 +17,6 @@ passes through unchanged.
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -26,8 +25,8 @@ from torch import Tensor
 from griffin_kernels import errors
 from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence
+from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan import op as scan
-from griffin_kernels.ops.rg_lru.op import make_segment_pos
 from griffin_kernels.ops.temporal_conv1d.cost import FLAGS, cost, make_case
 
 Taps = Annotated[Tensor, TensorSpec("K D")]
@@ -149,42 +148,16 @@ def row_of(tensor: Tensor | None, row: int, steps: slice = slice(None)) -> Tenso
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Standard normal x and state, taps of variance 1 / K, a small bias."""
-    generator = torch.Generator("cpu").manual_seed(seed)
+    draw = Draws(case, device, seed)
     batch, time, width, taps, rows = (case[name] for name in ("B", "T", "D", "K", "N"))
-
-    def place(values: Tensor) -> Tensor:
-        values = values.to(device, case.torch_dtype)
-        if "strided" in case.data and values.dim() > 1:
-            # every second channel of a buffer whose outer dimensions are swapped: no stride is 1, what lies between is
-            # nobody's
-            wide = values.new_full((*values.shape[1:-1], values.shape[0], 2 * values.shape[-1]), math.nan)
-            view = wide.movedim(-2, 0)[..., ::2]
-            view.copy_(values)
-            return view
-        return values
-
-    inputs: Inputs = {
-        "x": place(torch.randn(batch, time, width, generator=generator, dtype=torch.float32, device="cpu")),
-        "weight": place(torch.randn(taps, width, generator=generator, dtype=torch.float32, device="cpu") * taps**-0.5),
-        "bias": place(torch.randn(width, generator=generator, dtype=torch.float32, device="cpu") * 0.3),
-        "state": None,
-        "segment_pos": None,
-        "cu_seqlens": None,
+    return {
+        "x": draw.placed(draw.normal(batch, time, width)),
+        "weight": draw.placed(draw.normal(taps, width) * taps**-0.5, dims=2),
+        "bias": draw.data(draw.normal(width) * 0.3),
+        "state": draw.placed(draw.normal(rows, taps - 1, width)) if "state" in case.data else None,
+        "segment_pos": draw.positions(time) if "segmented" in case.flags else None,
+        "cu_seqlens": draw.offsets(first_too=True) if "packed" in case.flags else None,
     }
-    if "state" in case.data:
-        inputs["state"] = place(
-            torch.randn(rows, taps - 1, width, generator=generator, dtype=torch.float32, device="cpu")
-        )
-    if "segmented" in case.flags:
-        inputs["segment_pos"] = make_segment_pos(batch, time, generator).to(device)
-    if "packed" in case.flags:
-        cuts = (
-            torch.randint(0, time + 1, (rows - 1,), generator=generator, dtype=torch.int64, device="cpu").sort().values
-        )
-        if "empty_sequence" in case.data:
-            cuts[0], cuts[-1] = 0, time
-        inputs["cu_seqlens"] = torch.tensor([0, *cuts.tolist(), time], dtype=torch.int32, device=device)
-    return inputs
 
 
 def tolerance(case: Case) -> Tolerance:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops._arguments import Offsets, Positions, Sequence
+from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.temporal_conv1d import op as forward
 from griffin_kernels.ops.temporal_conv1d.cost import index_bytes, state_elements, weight_elements
 
@@ -83,14 +84,10 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Forward inputs without the bias, and standard normal gradients; that of the new state comes with a state."""
     inputs = forward.make_inputs(case, device, seed)
     del inputs["bias"]
-    generator = torch.Generator("cpu").manual_seed(seed + 1)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device, case.torch_dtype)
-
-    batch, time, width, taps, rows = (case[name] for name in ("B", "T", "D", "K", "N"))
-    dy = normal(batch, time, width)
-    return {"dy": dy, "dnew_state": normal(rows, taps - 1, width) if "state" in case.data else None, **inputs}
+    draw = Draws(case, device, seed + 1)
+    dy = draw.data(draw.normal(case["B"], case["T"], case["D"]))
+    after = draw.data(draw.normal(case["N"], case["K"] - 1, case["D"])) if "state" in case.data else None
+    return inputs | {"dy": dy, "dnew_state": after}
 
 
 def cost(case: Case) -> Cost:

@@ -17,6 +17,7 @@ from torch import Tensor
 from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops._arguments import Channels, Slots, TokenPositions, Tokens
+from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.temporal_conv1d import cost as conv_cost
 from griffin_kernels.ops.temporal_conv1d import op as conv
 from griffin_kernels.ops.temporal_conv1d_step.cost import cost, make_case
@@ -51,21 +52,11 @@ def reference(call: Call) -> tuple[Tensor, Tensor]:
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Those of temporal_conv1d for one step; positions from 0 on, so that some documents have just begun."""
-    generator = torch.Generator("cpu").manual_seed(seed + 1)
-    full = conv.make_inputs(
-        conv_cost.make_case(case["B"], 1, case["D"], case["K"], case.dtype, data=("state", *case.data)), device, seed
-    )
-    slots = _slots.make(case["B"], case["P"], generator).to(device) if "slots" in case.data else None
-    positions = torch.arange(case["B"], device=device, dtype=torch.int64) if "positions" in case.data else None
-    state = _slots.spread(full["state"], case["P"], slots, generator)
-    return {
-        "x": full["x"][:, 0],
-        "weight": full["weight"],
-        "bias": full["bias"],
-        "state": state,
-        "positions": positions,
-        "slots": slots,
-    }
+    draw = Draws(case, device, seed + 1)
+    one = conv_cost.make_case(case["B"], 1, case["D"], case["K"], case.dtype, data=("state", *case.data))
+    full, rows = conv.make_inputs(one, device, seed), draw.decoding()
+    state = _slots.spread(full["state"], case["P"], rows["slots"], draw.generator)
+    return {"x": full["x"][:, 0], "weight": full["weight"], "bias": full["bias"], "state": state, **rows}
 
 
 def tolerance(case: Case) -> Tolerance:

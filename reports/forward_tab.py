@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from reports import forward_text as words
 from reports.charts import forward_lines, forward_passes, forward_regimes
-from reports.forward_model import PageView, PassView
+from reports.forward_model import PageView
 from reports.page import Figure, Tab, figure, render
+from roofline.pass_records import PassRecord
 from roofline.study_records import Study
 from roofline.times import REGIMES
+from roofline.work import LENGTH_IS
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class Pick:
 class PageFigures:
     """The charts of a device. first: the pass whose waterfall is shown at first."""
 
-    kinds: dict[int, Figure | None]
-    layers: dict[int, Figure | None]
-    first: PassView | None
+    kinds: list[Figure | None]
+    layers: list[Figure | None]
+    first: PassRecord | None
     over_seq: list[Pick]
     over_batch: list[Pick]
     memory: list[Pick]
@@ -44,6 +46,7 @@ def forward_tab(study: Study) -> Tab:
         pages=[(view, _figures(view)) for view in views],
         words=words,
         regimes=REGIMES,
+        length_is=LENGTH_IS,
     )
     return Tab("forward", "Forward passes", body)
 
@@ -54,8 +57,8 @@ def _figures(view: PageView) -> PageFigures:
     batches = {batch: forward_lines.speed(view, "seq", batch) for batch in view.batches}
     memory = {batch: forward_lines.memory(view, batch) for batch in view.batches}
     return PageFigures(
-        kinds={found.place: figure(forward_passes.kinds(found)) for found in view.passes},
-        layers={found.place: figure(forward_passes.layers(found)) for found in view.passes},
+        kinds=[figure(forward_passes.kinds(found)) for found in view.passes],
+        layers=[figure(forward_passes.layers(found)) for found in view.passes],
         first=accuracy.worst if accuracy else next(iter(view.passes), None),
         over_seq=_picks(view, "batch", "at-batch", batches, view.common("batch")),
         over_batch=_picks(view, "seq", "at-length", seqs, view.common("seq")),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from reports import format as fmt
-from roofline.study_records import PartRow
+from roofline.pass_records import PartRow, PassSummary
 from roofline.tables import SHORT
 from roofline.times import REGIMES
-from roofline.work import Phase
+from roofline.work import LENGTH_IS, Phase
 
 PHASE_NAMES: dict[Phase, str] = {"prefill": "Prefill", "decode": "Decode"}
 
@@ -61,11 +61,16 @@ def signed_time(seconds: float | None) -> str:
 
 def work(phase: Phase, seq: int) -> str:
     """``prefill of 1 024 tokens``, ``decode after 1 024 tokens``."""
-    return f"{'prefill of' if phase == 'prefill' else 'decode after'} {fmt.count(seq)} tokens"
+    return f"{phase} {LENGTH_IS[phase]} {fmt.count(seq)} tokens"
 
 
 def size(phase: Phase, batch: int, seq: int) -> str:
     return f"{work(phase, seq)}, batch {fmt.count(batch)}"
+
+
+def label(found: PassSummary) -> str:
+    """``hawk-100m, prefill of 1 024 tokens, batch 1``."""
+    return f"{found.model}, {size(*found.size)}"
 
 
 def number_of(axis: str, number: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from msgspec import structs, to_builtins
 from rich.console import Console
 
 from griffin_kernels import errors
@@ -15,8 +16,9 @@ from griffin_kernels.datasheet import datasheet, skus
 from griffin_kernels.models.presets import PRESETS, preset
 from roofline import tables
 from roofline.console import StatusLine, output, plain_errors
-from roofline.forward import Forward, analyse
-from roofline.sweep import BATCHES, SEQS, GridPoint, parse_axes, sweep
+from roofline.forward import analyse
+from roofline.pass_records import GridPoint, PassRecord
+from roofline.sweep import BATCHES, SEQS, parse_axes, sweep
 from roofline.target import AnalysisTarget, of_sku
 from roofline.work import Phase, check
 
@@ -99,23 +101,23 @@ def forward(
             )
             _print_sweep(points, as_json, as_csv)
             return
-        result = analyse(model, target, phase=cast(Phase, phase), batch=batch, seq=seq, dtype=number)
-        measured = None
+        found = analyse(model, target, phase=cast(Phase, phase), batch=batch, seq=seq, dtype=number)
+        record = found.record
         if run and here is not None:
             from roofline import pass_timing
 
             line = StatusLine(Console(stderr=True))
             line(f"building {model}")
-            built = pass_timing.build(result, here)
+            built = pass_timing.build(found, here)
             line(f"running {model}")
-            measured = pass_timing.measure(built, result, here, seconds)
+            record = structs.replace(record, measured=pass_timing.measure(built, record, here, seconds))
             line.clear()
         if as_json:
-            typer.echo(json.dumps(_record(result, measured), indent=1))
+            typer.echo(json.dumps(_plain(record, target), indent=1))
         elif as_csv:
-            typer.echo(tables.to_csv(_rows(result, measured)), nl=False)
+            typer.echo(tables.to_csv(to_builtins(record.timed)), nl=False)
         else:
-            tables.show(output(), result, measured, layers=layers)
+            tables.show(output(), record, target, layers=layers)
 
 
 def names() -> None:
@@ -124,20 +126,14 @@ def names() -> None:
         tables.show_names(output(), PRESETS, [datasheet(sku) for sku in skus()])
 
 
-def _rows(result: Forward, measured: Any) -> list[dict[str, Any]]:
-    rows = [part.row() for part in result.parts]
-    if measured is not None:
-        rows = [row | {"measured_s": value} for row, value in zip(rows, measured.parts_s, strict=True)]
-    return rows
-
-
-def _record(result: Forward, measured: Any) -> dict[str, Any]:
-    record = result.record() | {"parts": _rows(result, measured)}
-    if measured is not None:
-        import msgspec
-
-        record["measured"] = msgspec.to_builtins(measured)
-    return record
+def _plain(record: PassRecord, target: AnalysisTarget) -> dict[str, Any]:
+    """Everything as plain values: what ``--json`` prints."""
+    whole = record.whole
+    summed = ("tensor_flops", "vector_flops", "special_ops", "bytes", "run_bytes", "launches")
+    told = to_builtins(record) | {name: getattr(whole, name) for name in summed}
+    told |= {"device": target.name, "regime_share": record.regime_share, "assumptions": target.assumptions}
+    told["parts"] = to_builtins(record.timed)
+    return {name: value for name, value in told.items() if (name, value) != ("measured", None)}
 
 
 def _axis(name: str, swept: tuple[str, ...], given: str | None, usual: tuple[int, ...], fixed: int) -> tuple[int, ...]:
@@ -148,9 +144,7 @@ def _axis(name: str, swept: tuple[str, ...], given: str | None, usual: tuple[int
 
 
 def _print_sweep(points: list[GridPoint], as_json: bool, as_csv: bool) -> None:
-    import msgspec
-
-    rows = [msgspec.to_builtins(point) for point in points]
+    rows = to_builtins(points)
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     elif as_csv:

@@ -15,9 +15,9 @@ from griffin_kernels.device import Device
 from griffin_kernels.models import Griffin
 from roofline.forward import Forward
 from roofline.measure import WAITED_SHARE, waited_s
+from roofline.pass_records import Measured, PassRecord
 from roofline.stats import bootstrap_interval
-from roofline.study_records import Measured
-from roofline.work import Phase
+from roofline.work import new_tokens
 
 LEAST_CALM = 3
 """Passes timed at the least, of each kind; so many undisturbed ones are enough to leave the others out."""
@@ -38,8 +38,8 @@ def build(result: Forward, device: Device, embedding: torch.nn.Parameter | None 
 
     embedding: another model's table [vocab, width], to share where it is alike: most of a small model is its table.
     """
-    refuse_misfit(result)
-    dtype = getattr(torch, result.dtype)
+    refuse_misfit(result.record)
+    dtype = getattr(torch, result.record.dtype)
     model = Griffin(result.config, device="meta", dtype=dtype)
     table = model.embedding.weight
     if embedding is not None and (embedding.shape, embedding.dtype) == (table.shape, table.dtype):
@@ -51,18 +51,18 @@ def build(result: Forward, device: Device, embedding: torch.nn.Parameter | None 
     return model.eval().requires_grad_(False)
 
 
-def refuse_misfit(result: Forward) -> None:
+def refuse_misfit(record: PassRecord) -> None:
     """Raise DeviceError, with what is needed and what there is, for a pass that does not fit."""
-    if result.memory.fits is False:
+    if record.fits is False:
         raise errors.DeviceError(
-            f"{result.model} at batch {result.batch} and {result.seq} tokens in {result.dtype} "
-            f"{result.memory.sentence()}; the largest batch that does is {result.memory.largest_batch}"
+            f"{record.model} at batch {record.batch} and {record.seq} tokens in {record.dtype} "
+            f"{record.memory.sentence()}; the largest batch that does is {record.largest_batch}"
         )
 
 
-def measure(model: Griffin, result: Forward, device: Device, seconds: float = 4.0) -> Measured:
-    """Time the pass that ``result`` analyses, for about ``seconds``; longer while too few passes were undisturbed."""
-    bench = PassTimer(model, result, device)
+def measure(model: Griffin, record: PassRecord, device: Device, seconds: float = 4.0) -> Measured:
+    """Time the pass that ``record`` predicts, for about ``seconds``; longer while too few passes were undisturbed."""
+    bench = PassTimer(model, record, device)
     begin = time.perf_counter()
     while bench.wanting(time.perf_counter() - begin, seconds):
         bench.sample()
@@ -73,18 +73,18 @@ class PassTimer:
     """One pass of a model, ready to be timed again and again: whole, and with timers between its parts, in turn. On a
     CPU, where reading the clock is nothing beside a part, one pass gives both.
 
-    Decode starts from a cache that holds ``result.seq`` tokens of random content, and adds none: each pass decodes the
+    Decode starts from a cache that holds ``record.seq`` tokens of random content, and adds none: each pass decodes the
     same position. Passes in which a thread of ours waited for a core are left out where LEAST_CALM others are; if not,
     the record says so.
     """
 
-    def __init__(self, model: Griffin, result: Forward, device: Device) -> None:
-        self.model, self.result, self.device = model, result, device
+    def __init__(self, model: Griffin, record: PassRecord, device: Device) -> None:
+        self.model, self.record, self.device = model, record, device
         self.whole: list[tuple[float, bool]] = []
         self.by_part: list[tuple[list[float], bool]] = []
         self.latest_s = 0.0
         with torch.inference_mode():
-            self.step = _step(model, result.phase, result.batch, result.seq, device)
+            self.step = _step(model, record, device)
         self.warm_up()
 
     def warm_up(self) -> None:
@@ -118,8 +118,8 @@ class PassTimer:
         samples, disturbed = _undisturbed(self.whole)
         low, high = bootstrap_interval(samples)
         parts = [median(column) for column in zip(*_undisturbed(self.by_part)[0], strict=True)]
-        if len(parts) != len(self.result.parts):
-            raise RuntimeError(f"timed {len(parts)} parts of a pass that has {len(self.result.parts)}")
+        if len(parts) != len(self.record.parts):
+            raise RuntimeError(f"timed {len(parts)} parts of a pass that has {len(self.record.parts)}")
         return Measured(
             samples_s=samples, median_s=median(samples), interval_s=(low, high), parts_s=parts, disturbed=disturbed
         )
@@ -138,12 +138,11 @@ def _undisturbed(samples: Sequence[tuple[Value, bool]]) -> tuple[list[Value], bo
     return (calm, False) if len(calm) >= LEAST_CALM else ([value for value, _ in samples], True)
 
 
-def _step(model: Griffin, phase: Phase, batch: int, seq: int, device: Device) -> Callable[[], Any]:
+def _step(model: Griffin, record: PassRecord, device: Device) -> Callable[[], Any]:
     """A function that runs the pass once."""
-    where = device.torch_device
-    tokens = torch.randint(
-        model.config.vocab_size, (batch, seq if phase == "prefill" else 1), device=where, dtype=torch.int64
-    )
+    phase, batch, seq = record.size
+    sizes = (batch, new_tokens(phase, seq))
+    tokens = torch.randint(model.config.vocab_size, sizes, device=device.torch_device, dtype=torch.int64)
     if phase == "prefill":
         return lambda: model(tokens, last_only=True)
     cache = model.init_cache(batch, tokens=seq + 1)

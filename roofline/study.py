@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import structs
 from torch.nn import Parameter
 
 from griffin_kernels import catalog, datasheet
@@ -17,11 +18,12 @@ from roofline import pass_timing, store
 from roofline.at_hand import at_hand
 from roofline.ceilings import Ceiling, Ceilings, best_of
 from roofline.floors import fusion_table, kernel_floors
-from roofline.forward import Forward, analyse
+from roofline.forward import analyse
 from roofline.measure import Sampler
+from roofline.pass_records import GridPoint, Measured
 from roofline.pass_timing import LEAST_CALM
-from roofline.study_records import STUDY_VERSION, Measured, Page, PassRecord, Study, encode, part_rows
-from roofline.sweep import GridPoint, sweep
+from roofline.study_records import STUDY_VERSION, Page, Study, encode
+from roofline.sweep import sweep
 from roofline.target import AnalysisTarget, of_sku
 from roofline.work import PHASES, Phase
 
@@ -65,14 +67,6 @@ def plan_for(device: Device) -> Plan:
     return CPU_PLAN if device.kind == "cpu" else GPU_PLAN
 
 
-def pass_record(result: Forward, measured: Measured | None = None) -> PassRecord:
-    """An analysis as it is recorded."""
-    summary = result.summary()
-    taken = {name: summary[name] for name in PassRecord.__struct_fields__ if name in summary}
-    rows = part_rows([part.row() for part in result.parts])
-    return PassRecord(**taken, predicted_by_regime_s=result.predicted, parts=rows, measured=measured)
-
-
 @dataclass(frozen=True)
 class Timing:
     """How long a study measures. seconds: for all passes together. rounds: at the least. ceilings: seconds before the
@@ -107,11 +101,11 @@ def measured_passes(
         tell(f"building {name}")
         model = pass_timing.build(next(iter(fitting.values())), device, embedding)
         embedding = model.embedding.weight
-        benches |= {(name, i): pass_timing.PassTimer(model, result, device) for i, result in fitting.items()}
+        benches |= {(name, i): pass_timing.PassTimer(model, result.record, device) for i, result in fitting.items()}
     begin, done = time.perf_counter(), 0
     while done < timing.rounds or time.perf_counter() - begin < timing.seconds:
         for (name, _), bench in benches.items():
-            tell(f"round {done + 1}: {name} {bench.result.phase} B{bench.result.batch} T{bench.result.seq}")
+            tell(f"round {done + 1}: {name} {bench.record.phase} B{bench.record.batch} T{bench.record.seq}")
             bench.sample()
         sampler.sample(timing.between)
         done += 1
@@ -121,7 +115,9 @@ def measured_passes(
 def page(target: AnalysisTarget, plan: Plan, measured: Mapping[tuple[str, int], Measured], tell: Tell) -> Page:
     """Forward passes on a target, with the measurements there are, and the grid of predictions."""
     passes = [
-        pass_record(analyse(name, target, phase=p, batch=b, seq=t, dtype=plan.dtype), measured.get((name, i)))
+        structs.replace(
+            analyse(name, target, phase=p, batch=b, seq=t, dtype=plan.dtype).record, measured=measured.get((name, i))
+        )
         for name in plan.models
         for i, (p, b, t) in enumerate(plan.runs)
     ]

@@ -6,15 +6,13 @@ Times are seconds, sizes bytes, intervals [low, high]. Versioned like the regist
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from griffin_kernels import errors, records
 from griffin_kernels.records import DeviceRecord
 from roofline.ceilings import Ceiling
-from roofline.sweep import GridPoint
-from roofline.work import PartKind, Phase
+from roofline.pass_records import GridPoint, PassRecord
 
 STUDY_VERSION = 1
 """Version of the format."""
@@ -56,73 +54,6 @@ class FusionRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     unfused_launches: int
     fused_s: float
     unfused_s: float
-
-
-class PartRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of a pass, as ``times.PartTime.row`` gives it."""
-
-    kind: PartKind
-    layer: int | None
-    parameters: int
-    tensor_flops: int
-    vector_flops: int
-    special_ops: int
-    bytes: int
-    parameter_bytes: int
-    cache_bytes: int
-    run_bytes: int
-    launches: int
-    floor_s: float
-    bound: str
-    predicted_s: float
-
-
-class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A pass that was run. samples_s: whole passes, no timers inside. parts_s: median seconds of each part in order,
-    from passes with timers between parts; the timers cost what their sum exceeds the median by.
-    disturbed: other processes took the cores, so that the times are too long."""
-
-    samples_s: list[float]
-    median_s: float
-    interval_s: tuple[float, float]
-    parts_s: list[float]
-    disturbed: bool = False
-
-    @property
-    def timed_s(self) -> float:
-        """Sum over parts."""
-        return sum(self.parts_s)
-
-
-class PassRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One forward pass: sizes, prediction by part, and the measurement if it was run. graphed_s: without launches."""
-
-    model: str
-    phase: Phase
-    batch: int
-    seq: int
-    dtype: str
-    parameters: int
-    floor_s: float
-    predicted_s: float
-    graphed_s: float
-    tokens_per_s: float
-    regime: str
-    predicted_by_regime_s: dict[str, float]
-    weight_bytes: int
-    cache_bytes: int
-    activation_bytes: int
-    needed_bytes: int
-    device_bytes: int
-    fits: bool | None
-    largest_batch: int | None
-    parts: list[PartRow]
-    measured: Measured | None = None
-
-    @property
-    def error(self) -> float | None:
-        """Predicted over measured, minus 1; None if it was not run."""
-        return None if self.measured is None else self.predicted_s / self.measured.median_s - 1
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -168,7 +99,3 @@ def read(path: Path) -> Study:
 def encode(study: Study) -> bytes:
     """The file's bytes."""
     return msgspec.json.format(msgspec.json.encode(study), indent=1) + b"\n"
-
-
-def part_rows(rows: list[dict[str, Any]]) -> list[PartRow]:
-    return [PartRow(**row) for row in rows]

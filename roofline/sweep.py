@@ -9,7 +9,8 @@ import msgspec
 
 from griffin_kernels import errors
 from griffin_kernels.models.config import GriffinConfig
-from roofline.forward import Forward, analyse
+from roofline.forward import analyse
+from roofline.pass_records import GridPoint
 from roofline.target import AnalysisTarget
 from roofline.work import Phase
 
@@ -20,31 +21,6 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SEQS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 AXES = ("batch", "seq")
-
-
-class GridPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One pass of a sweep. Times in seconds, sizes in bytes; regime: a key of ``times.REGIMES``;
-    regime_share: of predicted_s."""
-
-    model: str
-    phase: Phase
-    batch: int
-    seq: int
-    floor_s: float
-    predicted_s: float
-    graphed_s: float
-    tokens_per_s: float
-    regime: str
-    regime_share: float
-    weight_bytes: int
-    cache_bytes: int
-    needed_bytes: int
-    fits: bool | None
-
-    @classmethod
-    def of(cls, result: Forward) -> GridPoint:
-        summary = result.summary()
-        return cls(**{name: summary[name] for name in cls.__struct_fields__})
 
 
 def sweep(
@@ -59,7 +35,7 @@ def sweep(
     """Every batch at every length, batches outermost. Raises as ``forward.analyse``."""
     lengths = tuple(seqs)
     return [
-        GridPoint.of(analyse(model, target, phase=phase, batch=batch, seq=seq, dtype=dtype))
+        analyse(model, target, phase=phase, batch=batch, seq=seq, dtype=dtype).record.point
         for batch in batches
         for seq in lengths
     ]

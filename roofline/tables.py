@@ -12,11 +12,12 @@ from rich.table import Table
 
 from griffin_kernels.datasheet import Datasheet
 from griffin_kernels.models.config import GriffinConfig
-from roofline.forward import Forward, gib
-from roofline.study_records import Measured, Study
-from roofline.sweep import GridPoint
+from roofline.pass_records import GridPoint, Parts, PassRecord
+from roofline.study_records import Study
+from roofline.target import AnalysisTarget
 from roofline.times import REGIMES
-from roofline.units import seconds_text
+from roofline.units import gib, seconds_text
+from roofline.work import LENGTH_IS
 
 SHORT = {"parameters": "P", "cache": "C", "activations": "A", "compute": "F", "special": "S", "launch": "L"}
 """Letters of the regime map."""
@@ -30,37 +31,32 @@ def si(value: float, unit: str = "") -> str:
     return f"{value:.3g} {unit}".rstrip()
 
 
-def show(console: Console, result: Forward, measured: Measured | None = None, *, layers: bool = False) -> None:
+def show(console: Console, record: PassRecord, target: AnalysisTarget, *, layers: bool = False) -> None:
     """A pass: headline, one row per kind of part (or per part), where the time goes, memory, what it rests on."""
-    what = "prefill of" if result.phase == "prefill" else "decode after"
     console.print(
-        f"[bold]{result.model}[/bold], {what} {result.seq} tokens, batch {result.batch}, {result.dtype}, "
-        f"on {result.target.name}",
+        f"[bold]{record.model}[/bold], {record.phase} {LENGTH_IS[record.phase]} {record.seq} tokens, "
+        f"batch {record.batch}, {record.dtype}, on {target.name}",
         highlight=False,
     )
     console.print(
-        f"predicted [bold]{seconds_text(result.latency_s)}[/bold], {si(result.tokens_per_s)} tokens/s, "
-        f"{result.regime}-bound ({REGIMES[result.regime]}: {result.predicted[result.regime] / result.latency_s:.0%}); "
-        f"{seconds_text(result.graphed_s)} without launches; floor {seconds_text(result.floor_s)}",
+        f"predicted [bold]{seconds_text(record.predicted_s)}[/bold], {si(record.tokens_per_s)} tokens/s, "
+        f"{record.regime}-bound ({REGIMES[record.regime]}: {record.regime_share:.0%}); "
+        f"{seconds_text(record.graphed_s)} without launches; floor {seconds_text(record.floor_s)}",
         highlight=False,
     )
-    if measured is not None:
+    if record.measured is not None:
+        low, high = map(seconds_text, record.measured.interval_s)
         console.print(
-            f"measured  [bold]{seconds_text(measured.median_s)}[/bold] [{seconds_text(measured.interval_s[0])}, "
-            f"{seconds_text(measured.interval_s[1])}], {si(result.tokens / measured.median_s)} tokens/s; "
-            f"the prediction is off by {result.latency_s / measured.median_s - 1:+.0%}",
+            f"measured  [bold]{seconds_text(record.seconds)}[/bold] [{low}, {high}], {si(record.rate)} tokens/s; "
+            f"the prediction is off by {record.error:+.0%}",
             highlight=False,
         )
-        if measured.disturbed:
+        if record.measured.disturbed:
             console.print("other processes took the cores: the measured times are too long", style="yellow")
-    console.print(parts_table(result, measured, layers=layers))
-    shares = ", ".join(
-        f"{name} {value / result.latency_s:.0%}"
-        for name, value in sorted(result.predicted.items(), key=lambda item: -item[1])
-        if value > 0.005 * result.latency_s
-    )
+    console.print(parts_table(record, layers=layers))
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in record.shares.items() if share > 0.005)
     console.print(f"time goes to: {shares}", highlight=False)
-    memory = result.memory
+    memory = record.memory
     style = "red" if memory.fits is False else ""
     console.print(
         f"memory: {memory.sentence()} (weights {gib(memory.weights)}, cache {gib(memory.cache)}, "
@@ -69,53 +65,39 @@ def show(console: Console, result: Forward, measured: Measured | None = None, *,
         style=style,
         highlight=False,
     )
-    for sentence in result.target.assumptions:
+    for sentence in target.assumptions:
         console.print(f"- {sentence}", style="dim", highlight=False)
 
 
-def parts_table(result: Forward, measured: Measured | None = None, *, layers: bool = False) -> Table:
+def parts_table(record: PassRecord, *, layers: bool = False) -> Table:
     """One row per kind of part, or per part, and the total."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("part")
     names = "layer" if layers else "count"
     names += ",parameters,FLOPs,bytes,bytes as run,launches,floor,bound,predicted,share"
-    for name in [*names.split(","), *(["measured", "predicted / measured"] if measured else [])]:
+    for name in [*names.split(","), *(["measured", "predicted / measured"] if record.measured else [])]:
         table.add_column(name, justify="right")
-    rows = [part.row() for part in result.parts] if layers else result.by_kind()
-    taken = measured_by_kind(result, measured)
-    if measured is not None:
-        for row, value in zip(rows, measured.parts_s if layers else taken.values(), strict=True):
-            row["measured_s"] = value
-    summed = ("parameters", "tensor_flops", "vector_flops", "bytes", "run_bytes", "launches", "floor_s", "predicted_s")
-    total = {name: sum(row[name] for row in rows) for name in (*summed, *(["measured_s"] if measured else []))}
-    for row in [*rows, {"kind": "total", "bound": "", **total}]:
-        place = row.get("layer" if layers else "count")
+    rows = record.timed if layers else record.kinds
+    total = Parts.of(rows)
+    for row in (*rows, total):
+        place = row.layer if layers else row.count
         cells = [
-            row["kind"].replace("_", " "),
-            "" if place is None else str(place),
-            si(row["parameters"]),
-            si(row["tensor_flops"] + row["vector_flops"]),
-            gib(row["bytes"]),
-            gib(row["run_bytes"]),
-            str(row["launches"]),
-            seconds_text(row["floor_s"]),
-            row["bound"],
-            seconds_text(row["predicted_s"]),
-            f"{row['predicted_s'] / result.latency_s:.0%}",
+            "total" if row is total else row.kind.replace("_", " "),
+            "" if place is None or row is total else str(place),
+            si(row.parameters),
+            si(row.flops),
+            gib(row.bytes),
+            gib(row.run_bytes),
+            str(row.launches),
+            seconds_text(row.floor_s),
+            "" if row is total else row.bound,
+            seconds_text(row.predicted_s),
+            f"{row.predicted_s / record.predicted_s:.0%}",
         ]
-        if measured:
-            cells += [seconds_text(row["measured_s"]), f"{row['predicted_s'] / row['measured_s']:.2f}"]
-        table.add_row(*cells, style="bold" if row["kind"] == "total" else "")
+        if row.measured_s is not None:
+            cells += [seconds_text(row.measured_s), f"{row.predicted_s / row.measured_s:.2f}"]
+        table.add_row(*cells, style="bold" if row is total else "")
     return table
-
-
-def measured_by_kind(result: Forward, measured: Measured | None) -> dict[str, float]:
-    """Measured seconds summed over the parts of a kind."""
-    taken: dict[str, float] = {}
-    if measured is not None:
-        for part, value in zip(result.parts, measured.parts_s, strict=True):
-            taken[part.part.kind] = taken.get(part.part.kind, 0.0) + value
-    return taken
 
 
 def show_sweep(console: Console, points: Sequence[GridPoint]) -> None:
@@ -177,17 +159,13 @@ def show_study(console: Console, found: Study) -> None:
         for name in ("phase", "batch", "seq", "predicted", "measured", "error", "tokens/s", "bound by"):
             table.add_column(name, justify="right")
         for row in page.passes:
-            tokens = row.batch * (row.seq if row.phase == "prefill" else 1)
             cells = [row.model, row.phase, str(row.batch), str(row.seq), seconds_text(row.predicted_s)]
             if row.measured is None:
-                cells += ["does not fit", "", si(tokens / row.predicted_s)]
+                cells += ["does not fit", ""]
             else:
                 mark = " (busy)" if row.measured.disturbed else ""
-                cells += [
-                    seconds_text(row.measured.median_s) + mark,
-                    f"{row.error:+.0%}",
-                    si(tokens / row.measured.median_s),
-                ]
+                cells += [seconds_text(row.seconds) + mark, f"{row.error:+.0%}"]
+            cells.append(si(row.rate))
             table.add_row(*cells, row.regime)
         console.print(table)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass
 
-from griffin_kernels.case import Cost, Pass
+from griffin_kernels.case import Pass
+from roofline.pass_records import PartRow
 from roofline.target import AnalysisTarget
 from roofline.work import Kernel, Part
 
@@ -45,61 +43,25 @@ class KernelTime:
     def predicted_s(self) -> float:
         return sum(self.predicted.values())
 
-
-@dataclass(frozen=True)
-class PartTime:
-    """A part of a pass on a device: sums over its kernels. Times in seconds, sizes in bytes."""
-
-    part: Part
-    kernels: tuple[KernelTime, ...] = field(repr=False)
-
-    @cached_property
-    def floor_s(self) -> float:
-        return sum(kernel.floor_s for kernel in self.kernels)
-
-    @cached_property
-    def predicted_s(self) -> float:
-        return sum(kernel.predicted_s for kernel in self.kernels)
-
-    @cached_property
-    def predicted(self) -> dict[str, float]:
-        """Predicted seconds by regime."""
-        return by_regime(kernel.predicted for kernel in self.kernels)
-
-    @cached_property
-    def bound(self) -> str:
-        """The ceiling that most of the floor is spent under."""
-        floors: Counter[str] = Counter()
-        for kernel in self.kernels:
-            floors[kernel.bound] += kernel.floor_s  # type: ignore[assignment]
-        return max(floors, key=lambda name: floors[name])
-
-    def cost(self) -> Cost:
-        return add(kernel.kernel.cost for kernel in self.kernels)
-
-    def run_bytes(self) -> int:
-        """Bytes that the composition of today moves."""
-        return sum(moved(kernel.kernel) for kernel in self.kernels)
-
-    def row(self) -> dict[str, Any]:
-        """One row of a table."""
-        cost = self.cost()
-        return {
-            "kind": self.part.kind,
-            "layer": self.part.layer,
-            "parameters": self.part.parameters,
-            "tensor_flops": cost.tensor_flops,
-            "vector_flops": cost.vector_flops,
-            "special_ops": cost.special_ops,
-            "bytes": cost.bytes_total,
-            "parameter_bytes": sum(k.kernel.parameter_bytes for k in self.kernels),
-            "cache_bytes": sum(k.kernel.cache_bytes for k in self.kernels),
-            "run_bytes": self.run_bytes(),
-            "launches": sum(k.kernel.launches for k in self.kernels),
-            "floor_s": self.floor_s,
-            "bound": self.bound,
-            "predicted_s": self.predicted_s,
-        }
+    def row(self, part: Part) -> PartRow:
+        """The kernel's share of a part's record; parameters are counted for the part alone."""
+        kernel, cost = self.kernel, self.kernel.cost
+        return PartRow(
+            kind=part.kind,
+            layer=part.layer,
+            parameters=0,
+            tensor_flops=cost.tensor_flops,
+            vector_flops=cost.vector_flops,
+            special_ops=cost.special_ops,
+            bytes=cost.bytes_total,
+            parameter_bytes=kernel.parameter_bytes,
+            cache_bytes=kernel.cache_bytes,
+            run_bytes=moved(kernel),
+            launches=kernel.launches,
+            floor_s=self.floor_s,
+            bound=self.bound,
+            predicted_s=self.predicted_s,
+        )
 
 
 class Timer:
@@ -178,18 +140,6 @@ def _by_regime(reached: dict[str, float], memory: dict[str, float]) -> dict[str,
 def moved(kernel: Kernel) -> int:
     """Bytes that a kernel's composition moves."""
     return sum(p.count * p.cost.bytes_total for p in kernel.passes) or kernel.cost.bytes_total
-
-
-def add(costs: Iterable[Cost]) -> Cost:
-    """The sum of costs."""
-    table = list(costs)
-    return Cost(
-        sum(c.bytes_read for c in table),
-        sum(c.bytes_written for c in table),
-        sum(c.tensor_flops for c in table),
-        sum(c.vector_flops for c in table),
-        sum(c.special_ops for c in table),
-    )
 
 
 def by_regime(tables: Iterable[dict[str, float]]) -> dict[str, float]:

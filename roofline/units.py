@@ -1,4 +1,4 @@
-"""Times as text, for terminals and messages."""
+"""Times and sizes as text, for terminals and messages."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def clock_text(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def gib(size: float) -> str:
+    """``3.21 GB``, decimal."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

@@ -29,6 +29,20 @@ from griffin_kernels.ops.recurrent_block_step import unfused as block_step_unfus
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
+LENGTH_IS: dict[Phase, str] = {"prefill": "of", "decode": "after"}
+"""What the length of a pass counts: the tokens that it is of, or those that it comes after."""
+
+
+def new_tokens(phase: Phase, seq: int) -> int:
+    """Tokens that a pass computes for each sequence."""
+    return seq if phase == "prefill" else 1
+
+
+def tokens_after(phase: Phase, seq: int) -> int:
+    """Tokens that each sequence has in the cache after the pass."""
+    return seq if phase == "prefill" else seq + 1
+
+
 PartKind = Literal["embedding", "recurrent", "local_attention", "global_attention", "mlp", "head"]
 
 
@@ -122,7 +136,7 @@ class _Shape:
 
     @property
     def time(self) -> int:
-        return self.seq if self.phase == "prefill" else 1
+        return new_tokens(self.phase, self.seq)
 
     @property
     def tokens(self) -> int:
@@ -271,7 +285,7 @@ def _attention(shape: _Shape, kind: BlockType) -> Iterable[Kernel]:
     yield _norm(shape, tokens)
     yield _matmul(shape, "qkv", tokens, d, heads + 2 * shared, bias=False)
     yield _rope(shape)
-    kept = config.cached_keys(kind, shape.seq if shape.phase == "prefill" else shape.seq + 1)
+    kept = config.cached_keys(kind, tokens_after(shape.phase, shape.seq))
     written = 2 * shape.batch * min(kept, shape.time) * shared * size
     if shape.phase == "prefill":
         window = config.window if kind == "local_attention" else shape.seq

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 import sys
 
@@ -45,7 +44,7 @@ def run(where, model="griffin-tiny", phase="prefill", batch=2, seq=40, dtype="fl
 
 
 def times_of(result):
-    return [time for part in result.parts for time in part.kernels]
+    return [time for times in result.kernels for time in times]
 
 
 def test_floor_is_the_longest_of_four_times_and_sums_up():
@@ -55,19 +54,21 @@ def test_floor_is_the_longest_of_four_times_and_sums_up():
         want = max(cost.bytes_total / 1e9, cost.tensor_flops / 1e10, cost.vector_flops / 5e9, cost.special_ops / 1e8)
         assert time.floor_s == pytest.approx(want)
         assert time.floors.get(time.bound, 0.0) == time.floor_s
-    assert result.floor_s == pytest.approx(sum(time.floor_s for time in times_of(result)))
+    assert result.record.floor_s == pytest.approx(sum(time.floor_s for time in times_of(result)))
     assert result.latency_s == pytest.approx(sum(time.predicted_s for time in times_of(result)))
-    assert result.latency_s == pytest.approx(sum(result.predicted.values()))
+    assert result.latency_s == pytest.approx(sum(result.record.predicted_by_regime_s.values()))
 
 
 def test_launches_are_added_on_a_cpu_and_hidden_on_a_gpu():
     here, gpu = run(target()), run(target(asynchronous=True))
-    assert here.predicted["launch"] == pytest.approx(1e-4 * sum(t.kernel.launches for t in times_of(here)))
+    assert here.record.predicted_by_regime_s["launch"] == pytest.approx(
+        1e-4 * sum(t.kernel.launches for t in times_of(here))
+    )
     for time in times_of(gpu):
         kernels = sum(seconds for name, seconds in time.predicted.items() if name != "launch")
         assert kernels + time.predicted["launch"] >= 1e-4 * time.kernel.launches * (1 - 1e-9)
     assert gpu.latency_s < here.latency_s
-    assert gpu.graphed_s <= here.graphed_s
+    assert gpu.record.graphed_s <= here.record.graphed_s
 
 
 def test_a_tuned_kernel_counts_at_its_share_of_the_floor():
@@ -117,7 +118,7 @@ def test_regimes_of_decode_with_fused_kernels_and_captured_launches(family):
     long = run(where, f"{family}-1b3", "decode", 128, 65536, "bfloat16")
     assert small.regime == "parameters"
     assert (long.regime == "cache") == (family == "mqa")
-    assert set(small.predicted) == set(REGIMES)
+    assert set(small.record.predicted_by_regime_s) == set(REGIMES)
 
 
 def test_memory_and_the_largest_batch():
@@ -139,10 +140,9 @@ def test_tables_agree():
     assert len(frame) == 2 * 12 + 2
     for name in ("floor_s", "predicted_s", "bytes", "launches"):
         assert frame[name].sum() == pytest.approx(kernels[name].sum())
-        assert sum(row[name] for row in result.by_kind()) == pytest.approx(frame[name].sum())
-    record = json.loads(json.dumps(result.record()))
-    assert record["predicted_s"] == result.latency_s and len(record["parts"]) == len(frame)
-    assert record["tokens_per_s"] == pytest.approx(2 * 128 / result.latency_s)
+        assert sum(getattr(row, name) for row in result.record.kinds) == pytest.approx(frame[name].sum())
+    assert result.record.predicted_s == result.latency_s and len(result.record.parts) == len(frame)
+    assert result.record.tokens_per_s == pytest.approx(2 * 128 / result.latency_s)
 
 
 def test_sweep_is_the_same_passes():
@@ -150,7 +150,7 @@ def test_sweep_is_the_same_passes():
     points = sweep.sweep("griffin-7b", where, phase="decode", dtype="bfloat16", batches=(1, 64), seqs=(128, 4096))
     assert [(p.batch, p.seq) for p in points] == [(1, 128), (1, 4096), (64, 128), (64, 4096)]
     alone = run(where, "griffin-7b", "decode", 64, 4096, "bfloat16")
-    assert points[-1] == sweep.GridPoint.of(alone)
+    assert points[-1] == alone.record.point
     assert list(sweep.frame(points)["batch"]) == [1, 1, 64, 64]
 
 
@@ -161,7 +161,7 @@ def test_every_preset_on_every_device(sku):
     for name in PRESETS:
         for phase in ("prefill", "decode"):
             result = run(where, name, phase, 1, 512, dtype)
-            assert 0 < result.floor_s <= result.latency_s
+            assert 0 < result.record.floor_s <= result.latency_s
             assert result.regime in REGIMES
 
 

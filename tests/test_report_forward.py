@@ -18,7 +18,8 @@ from reports.charts import forward_lines, forward_passes, forward_regimes
 from reports.forward_model import PageView
 from reports.forward_tab import forward_tab
 from roofline.forward import analyse
-from roofline.study_records import Measured, Page, PassRecord, Study
+from roofline.pass_records import Measured, PassRecord
+from roofline.study_records import Page, Study
 from tests import journals, studies
 
 
@@ -158,7 +159,7 @@ def test_predictions_decide_where_a_model_was_not_run(cpu: Page) -> None:
     contests = PageView(page, 0).contests
     assert len(contests) == 4 and not any(contest.measured for contest in contests)
     for contest in contests:
-        assert contest.ranked[0].record.predicted_s == min(v.record.predicted_s for v in contest.ranked)
+        assert contest.ranked[0].predicted_s == min(v.predicted_s for v in contest.ranked)
     assert "(predicted)" in shown(page)
 
 
@@ -217,9 +218,8 @@ def test_largest_batch_is_that_of_the_analysis(cpu: Page) -> None:
 @pytest.mark.parametrize("factor", [0.93, 1.7])
 def test_waterfall_adds_up(cpu: Page, factor: float) -> None:
     page = edited(cpu, measured=lambda p: took(p, p.predicted_s * factor))
-    view = PageView(page, 0).passes[0]
-    record = view.record
-    bars = {t["meta"]: t for t in figure(forward_passes.kinds(view))["data"] if t["type"] == "bar"}
+    record = PageView(page, 0).passes[0]
+    bars = {t["meta"]: t for t in figure(forward_passes.kinds(record))["data"] if t["type"] == "bar"}
     difference = "unexplained" if factor > 1 else "overestimate"
     assert set(bars) == {"floor", "above", difference}
     scale, _ = fmt.time_unit(max(record.predicted_s, record.predicted_s * factor))
@@ -235,20 +235,20 @@ def test_waterfall_adds_up(cpu: Page, factor: float) -> None:
 
 
 def test_sums_by_kind(cpu: Page) -> None:
-    view = PageView(cpu, 0).passes[-1]
-    counts = Counter(part.kind for part in view.record.parts)
-    assert [part.count for part in view.kinds] == list(counts.values())
+    found = PageView(cpu, 0).passes[-1]
+    counts = Counter(part.kind for part in found.parts)
+    assert [part.count for part in found.kinds] == list(counts.values())
     for name in ("parameters", "bytes", "run_bytes", "launches", "floor_s", "predicted_s"):
-        total = sum(getattr(part, name) for part in view.record.parts)
-        assert sum(getattr(part.row, name) for part in view.kinds) == pytest.approx(total)
-        assert getattr(view.total.row, name) == pytest.approx(total)
-    measured = view.record.measured
-    assert measured is not None and view.total.measured_s == measured.median_s
-    assert sum(part.measured_s or 0 for part in view.kinds) == pytest.approx(measured.timed_s)
-    assert view.timers_s == pytest.approx(measured.median_s - measured.timed_s)
+        total = sum(getattr(part, name) for part in found.parts)
+        assert sum(getattr(part, name) for part in found.kinds) == pytest.approx(total)
+        assert getattr(found.whole, name) == pytest.approx(total)
+    measured = found.measured
+    assert measured is not None and found.whole.measured_s == measured.median_s
+    assert sum(part.measured_s or 0 for part in found.kinds) == pytest.approx(sum(measured.parts_s))
+    assert measured.timers_s == pytest.approx(measured.median_s - sum(measured.parts_s))
     text = shown(cpu)
-    for part in view.kinds:
-        assert repr(part.row.predicted_s) in text and repr(part.unexplained_s) in text
+    for part in found.kinds:
+        assert repr(part.predicted_s) in text and repr(part.unexplained_s) in text
 
 
 def test_lines_are_the_grid_and_marks_the_measurements(cpu: Page) -> None:

@@ -11,7 +11,9 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -23,6 +25,8 @@ from reports.cli import app
 from roofline import store, study_records
 from roofline.ceilings import Ceiling
 from roofline.console import plain_errors
+from roofline.forward import analyse
+from roofline.target import of_sku
 
 CEILINGS = {
     "dram_copy": ("bytes_per_s", 2e10),
@@ -174,6 +178,18 @@ def test_study_is_recorded(measured_here, tmp_path, monkeypatch):
     assert store.load(store.default_path(devices.cpu())).ceilings == found.ceilings
     assert "tuned kernels by time lost" in done.output and "what fusing saves" in done.output
     assert "hawk-tiny" in done.output and str(path) in done.output.replace("\n", "")
+
+
+def test_a_recorded_study_reads_and_is_written_alike():
+    """The file is of version 1 as first released; its passes and grid have every field that an analysis fills."""
+    path = Path(__file__).parent / "data" / "study.json"
+    found, golden = study_records.read(path), json.loads(path.read_text())
+    assert json.loads(study_records.encode(found)) == golden and golden["schema_version"] == 1
+    made = analyse("griffin-tiny", of_sku("nvidia-h100-sxm"), phase="prefill", batch=1, seq=20, dtype="float32").record
+    (page,) = golden["pages"]
+    assert msgspec.to_builtins(made).keys() == page["passes"][0].keys()
+    assert msgspec.to_builtins(made.point).keys() == page["grid"][0].keys()
+    assert msgspec.to_builtins(made.parts)[0].keys() == page["passes"][0]["parts"][0].keys()
 
 
 def test_a_broken_study_is_one_sentence(tmp_path):

@@ -13,8 +13,8 @@ import plotly.graph_objects as go
 from reports import format as fmt
 from reports import forward_text as words
 from reports.charts.common import short, text, to_json
-from reports.forward_model import PageView, PassView
-from roofline.sweep import GridPoint
+from reports.forward_model import PageView
+from roofline.pass_records import GridPoint, PassRecord
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up")
 """Of models, filled where measured and open where predicted."""
@@ -43,7 +43,7 @@ def speed(view: PageView, axis: str, fixed: int) -> str | None:
                 anchor = 2 * row + column + 1
                 first = row == 0 and column == 0
                 shown[column].extend(value(p) for p in line)
-                shown[column].extend(v.seconds if column == 0 else v.tokens_per_s for v in runs)
+                shown[column].extend(v.seconds if column == 0 else v.rate for v in runs)
                 traces += _predicted(line, axis, value, model, place, anchor, first, _point_hover)
                 if runs:
                     traces.append(_measured(runs, axis, column, place, anchor))
@@ -178,19 +178,19 @@ def _predicted(
     return traces
 
 
-def _measured(runs: Sequence[PassView], axis: str, column: int, place: int, anchor: int) -> Any:
+def _measured(runs: Sequence[PassRecord], axis: str, column: int, place: int, anchor: int) -> Any:
     """Filled marks with 95 % intervals."""
     values, lows, highs = [], [], []
-    for view in runs:
-        assert view.record.measured is not None
-        low, high = view.record.measured.interval_s
-        middle = view.seconds if column == 0 else view.tokens_per_s
-        ends = (low, high) if column == 0 else (view.tokens / high, view.tokens / low)
+    for record in runs:
+        assert record.measured is not None
+        low, high = record.measured.interval_s
+        middle = record.seconds if column == 0 else record.rate
+        ends = (low, high) if column == 0 else (record.tokens / high, record.tokens / low)
         values.append(short(middle))
         lows.append(short(middle - ends[0]))
         highs.append(short(ends[1] - middle))
     return go.Scatter(
-        x=[view.record.batch if axis == "batch" else view.record.seq for view in runs],
+        x=[record.batch if axis == "batch" else record.seq for record in runs],
         y=values,
         mode="markers",
         name="measured",
@@ -199,7 +199,7 @@ def _measured(runs: Sequence[PassView], axis: str, column: int, place: int, anch
         showlegend=False,
         marker={"symbol": SYMBOLS[place % 4], "size": 11, "line": {"width": 1}},
         error_y={"type": "data", "symmetric": False, "array": highs, "arrayminus": lows, "thickness": 2, "width": 4},
-        hovertext=[_measured_hover(view) for view in runs],
+        hovertext=[_measured_hover(record) for record in runs],
         hoverinfo="text",
         **_axes(anchor),
     )
@@ -207,7 +207,7 @@ def _measured(runs: Sequence[PassView], axis: str, column: int, place: int, anch
 
 def _point_hover(point: GridPoint) -> str:
     return text(
-        f"{point.model}, {words.size(point.phase, point.batch, point.seq)}",
+        words.label(point),
         f"predicted {fmt.time(point.predicted_s)}, {fmt.decimal(point.tokens_per_s, 'tokens/s')}",
         f"bound by {words.regime(point.regime)}",
         "does not fit in memory" if point.fits is False else "",
@@ -216,21 +216,21 @@ def _point_hover(point: GridPoint) -> str:
 
 def _memory_hover(point: GridPoint) -> str:
     return text(
-        f"{point.model}, {words.size(point.phase, point.batch, point.seq)}",
+        words.label(point),
         f"cache {fmt.size(point.cache_bytes)}, weights {fmt.size(point.weight_bytes)}",
         f"needs {fmt.size(point.needed_bytes)} in all" + (": does not fit" if point.fits is False else ""),
     )
 
 
-def _measured_hover(view: PassView) -> str:
-    measured = view.record.measured
+def _measured_hover(record: PassRecord) -> str:
+    measured = record.measured
     assert measured is not None
     low, high = measured.interval_s
     return text(
-        view.label,
+        words.label(record),
         f"measured {fmt.time(measured.median_s)}, 95% {fmt.time(low)} to {fmt.time(high)}",
-        fmt.decimal(view.tokens_per_s, "tokens/s"),
-        f"predicted {fmt.time(view.record.predicted_s)}, off by {words.signed(view.record.error)}",
+        fmt.decimal(record.rate, "tokens/s"),
+        f"predicted {fmt.time(record.predicted_s)}, off by {words.signed(record.error)}",
     )
 
 

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from reports import format as fmt
 from reports import forward_text as words
 from reports.charts.common import short, text, to_json
-from reports.forward_model import PartView, PassView
+from roofline.pass_records import Parts, PassRecord
 
 ROW_PIXELS = 30
 LAYER_PIXELS = 17
@@ -29,54 +29,58 @@ NAMES = {
 HATCHES = {"floor": "", "above": "", "unexplained": "/", "overestimate": "x"}
 
 
-def kinds(view: PassView) -> str | None:
+def kinds(found: PassRecord) -> str | None:
     """The pass as a waterfall: kinds of layer one after the other, the whole pass below."""
-    if not view.parts:
+    if not found.parts:
         return None
-    found = view.kinds
+    parts = found.kinds
     starts, at = [], 0.0
-    for part in found:
+    for part in parts:
         starts.append(at)
         at += _length(part)
-    rows = [*found, view.total]
-    names = [f"{part.count} {chr(215)} {part.name}" if part.count > 1 else part.name for part in found]
-    scale, unit = fmt.time_unit(max(at, view.seconds))
-    end = max(at, view.seconds, view.total.row.predicted_s) / scale
-    traces = _bars(rows, [*starts, 0.0], scale)
-    traces.append(_labels(rows, [*starts, 0.0], scale, end))
-    layout = _layout([*names, "whole pass"], ROW_PIXELS, f"time ({unit})")
+    names = [words.part(part) for part in parts]
+    ticks = [
+        f"{part.count} {chr(215)} {name}" if part.count > 1 else name for part, name in zip(parts, names, strict=True)
+    ]
+    names, ticks, starts = [*names, "whole pass"], [*ticks, "whole pass"], [*starts, 0.0]
+    rows = [*parts, found.whole]
+    scale, unit = fmt.time_unit(max(at, found.seconds))
+    end = max(at, found.seconds, found.predicted_s) / scale
+    traces = [*_bars(rows, names, starts, scale), _labels(rows, starts, scale, end)]
+    layout = _layout(ticks, ROW_PIXELS, f"time ({unit})")
     layout["xaxis"]["range"] = [0, end * 1.3]
     return to_json(traces, layout)
 
 
-def layers(view: PassView) -> str | None:
+def layers(found: PassRecord) -> str | None:
     """Every part of every layer in order, all bars from zero."""
-    parts = [part for part in view.parts if part.row.layer is not None]
+    parts = [part for part in found.timed if part.layer is not None]
     if not parts:
         return None
     scale, unit = fmt.time_unit(max(_length(part) for part in parts))
-    layout = _layout([part.name for part in parts], LAYER_PIXELS, f"time ({unit})")
+    names = [words.part(part) for part in parts]
+    layout = _layout(names, LAYER_PIXELS, f"time ({unit})")
     layout["yaxis"]["tickfont"] = {"size": 11}
-    return to_json(_bars(parts, [0.0] * len(parts), scale), layout)
+    return to_json(_bars(parts, names, [0.0] * len(parts), scale), layout)
 
 
-def _length(part: PartView) -> float:
-    return part.row.predicted_s if part.measured_s is None else max(part.measured_s, 0.0)
+def _length(part: Parts) -> float:
+    return part.predicted_s if part.measured_s is None else max(part.measured_s, 0.0)
 
 
-def _bars(parts: Sequence[PartView], starts: Sequence[float], scale: float) -> list[Any]:
+def _bars(parts: Sequence[Parts], names: Sequence[str], starts: Sequence[float], scale: float) -> list[Any]:
     """Four bars a row: floor and above it up to what was predicted or measured, the smaller; then the difference."""
     pieces: dict[str, list[tuple[float, float]]] = {role: [] for role in NAMES}
     for part, start in zip(parts, starts, strict=True):
-        predicted = part.row.predicted_s
+        predicted = part.predicted_s
         measured = predicted if part.measured_s is None else part.measured_s
         solid = min(predicted, measured)
-        floor = min(part.row.floor_s, solid)
+        floor = min(part.floor_s, solid)
         pieces["floor"].append((start, floor))
         pieces["above"].append((start + floor, solid - floor))
         pieces["unexplained"].append((start + solid, max(0.0, measured - predicted)))
         pieces["overestimate"].append((start + solid, max(0.0, predicted - measured)))
-    hover = [_hover(part) for part in parts]
+    hover = [_hover(name, part) for name, part in zip(names, parts, strict=True)]
     rows = list(range(len(parts)))
     return [
         go.Bar(
@@ -96,12 +100,12 @@ def _bars(parts: Sequence[PartView], starts: Sequence[float], scale: float) -> l
     ]
 
 
-def _labels(parts: Sequence[PartView], starts: Sequence[float], scale: float, end: float) -> Any:
+def _labels(parts: Sequence[Parts], starts: Sequence[float], scale: float, end: float) -> Any:
     """Time, and in brackets what is unexplained of it: right of a bar, or left where there is more room."""
     xs, places, shown = [], [], []
     for part, start in zip(parts, starts, strict=True):
-        stop = start + max(part.row.predicted_s, part.measured_s or 0.0)
-        label = fmt.time(part.row.predicted_s if part.measured_s is None else part.measured_s)
+        stop = start + max(part.predicted_s, part.measured_s or 0.0)
+        label = fmt.time(part.predicted_s if part.measured_s is None else part.measured_s)
         if part.unexplained_s is not None:
             label += f" ({words.signed_time(part.unexplained_s)})"
         left = stop / scale > 0.7 * end and start / scale > 0.4 * end
@@ -114,15 +118,14 @@ def _labels(parts: Sequence[PartView], starts: Sequence[float], scale: float, en
     )  # fmt: skip
 
 
-def _hover(part: PartView) -> str:
-    row = part.row
+def _hover(name: str, part: Parts) -> str:
     return text(
-        part.name if part.count == 1 else f"{part.name}, {part.count} together",
-        f"floor {fmt.time(row.floor_s)} ({fmt.bound(row.bound)})",
-        f"predicted {fmt.time(row.predicted_s)}",
+        name if part.count == 1 else f"{name}, {part.count} together",
+        f"floor {fmt.time(part.floor_s)} ({fmt.bound(part.bound)})",
+        f"predicted {fmt.time(part.predicted_s)}",
         f"measured {fmt.time(part.measured_s)}" if part.measured_s is not None else "",
         f"unexplained {words.signed_time(part.unexplained_s)}" if part.measured_s is not None else "",
-        f"{fmt.decimal(part.flops, 'FLOP')}, {fmt.decimal(row.bytes)}, {row.launches} launches",
+        f"{fmt.decimal(part.flops, 'FLOP')}, {fmt.decimal(part.bytes)}, {part.launches} launches",
     )
 
 

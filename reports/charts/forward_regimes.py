@@ -11,7 +11,7 @@ from reports import format as fmt
 from reports import forward_text as words
 from reports.charts.common import text, to_json
 from reports.forward_model import PageView
-from roofline.sweep import GridPoint
+from roofline.pass_records import GridPoint
 from roofline.times import REGIMES
 from roofline.work import Phase
 
@@ -125,7 +125,7 @@ def _cells(
 def _hover(point: GridPoint) -> str:
     launches = 1 - point.graphed_s / point.predicted_s
     return text(
-        f"{point.model}, {words.size(point.phase, point.batch, point.seq)}",
+        words.label(point),
         f"{fmt.time(point.predicted_s)}, {fmt.decimal(point.tokens_per_s, 'tokens/s')}",
         f"bound by {words.regime(point.regime)}",
         f"floor {fmt.share(point.floor_s / point.predicted_s)} of the time, launches {fmt.share(launches)}",

@@ -17,7 +17,7 @@ from griffin_kernels import datasheet, dispatch
 from griffin_kernels import device as devices
 from griffin_kernels.models import PRESETS
 from roofline import study
-from roofline.study_records import PassRecord
+from roofline.pass_records import PassRecord
 from tuning.plan.planner import Options
 from tuning.run import Paths, tune
 from tuning.ui.progress import Display

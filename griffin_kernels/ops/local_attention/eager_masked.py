@@ -6,17 +6,9 @@ give neither. Work and memory grow with T * S, whatever the window.
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops.local_attention import _isolated, _masked
-from griffin_kernels.ops.local_attention.op import Call
-
-
-@_isolated.forward
-def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor | None]:
-    return _masked.attention(call)
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
@@ -29,8 +21,7 @@ VARIANT = Variant(
     op="local_attention",
     name="eager.masked",
     summary="scaled_dot_product_attention with a T x S mask",
-    run=run,
-    config=NoConfig,
+    run=_isolated.forward(lambda call, config: _masked.attention(call)),
     reject=reject,
     baseline=True,
 )

@@ -47,13 +47,14 @@ SOFTCAP = 4.0
 REFERENCE_ROWS = 128
 """Queries that the reference treats at a time: real shapes would need terabytes of scores otherwise."""
 
-
 Queries = Annotated[Tensor, TensorSpec("B T Hq d")]
+"""Queries, or what has their shape."""
 
 Keys = Annotated[Tensor, TensorSpec("B S Hkv d")]
+"""Keys or values."""
 
-# a position below 0, as some mark padding, counts as 0
 Documents = Annotated[Tensor | None, TensorSpec("B T", "int64", least=-LARGEST_INDEX)]
+"""Each query's position in its document. One below 0, as some mark padding, counts as 0: every query sees itself."""
 
 
 class Call(NamedTuple):
@@ -123,7 +124,6 @@ def document_starts(call: Any) -> Tensor | None:
     """int64 [B or 1, T]: the first key of each query's document, or None where all rows are one document."""
     starts, (time, keys) = None, (call.q.shape[1], call.k.shape[1])
     if call.segment_pos is not None:
-        # a position below 0, as some mark padding, counts as 0: every query sees itself
         own = torch.arange(keys - time, keys, device=call.segment_pos.device, dtype=torch.int64)
         starts = (own - call.segment_pos.clamp_min(0)).clamp_min_(0)
     if call.cu_seqlens is not None:

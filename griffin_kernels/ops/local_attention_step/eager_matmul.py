@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import NoConfig, Variant
+from griffin_kernels.contract import Variant
 from griffin_kernels.ops import _products
 from griffin_kernels.ops.local_attention.op import scale_of
 from griffin_kernels.ops.local_attention_step import _ring
@@ -41,6 +41,5 @@ VARIANT = Variant(
     name="eager.matmul",
     summary="two batched products by key head, softmax in float32",
     run=_ring.decoding(attend),
-    config=NoConfig,
     rank=lambda case, device: 10,
 )

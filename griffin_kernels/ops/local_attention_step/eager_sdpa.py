@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from griffin_kernels.contract import NoConfig, Variant
+from griffin_kernels.contract import Variant
 from griffin_kernels.ops.local_attention_step import _ring, _sdpa
 from griffin_kernels.ops.local_attention_step.op import Call
 
@@ -18,7 +18,6 @@ VARIANT = Variant(
     name="eager.sdpa",
     summary="scaled_dot_product_attention with enable_gqa and a mask",
     run=_ring.decoding(attend),
-    config=NoConfig,
     reject=_sdpa.reject,
     baseline=True,
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from griffin_kernels.contract import Case, NoConfig, Variant
+from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops.local_attention_step import _ring, _sdpa
 from griffin_kernels.ops.local_attention_step.op import Call
@@ -28,7 +28,6 @@ VARIANT = Variant(
     name="eager.sdpa_rows",
     summary="scaled_dot_product_attention, heads of a key head as its query positions",
     run=_ring.decoding(attend),
-    config=NoConfig,
     reject=_sdpa.reject,
     rank=rank,
 )

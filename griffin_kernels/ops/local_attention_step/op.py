@@ -29,8 +29,10 @@ from griffin_kernels.ops.local_attention import op as attention
 from griffin_kernels.ops.local_attention_step.cost import FLAGS, cost, make_case
 
 NewKey = Annotated[Tensor, TensorSpec("B Hkv d")]
+"""The new token's key or value."""
 
 Ring = Annotated[Tensor, TensorSpec("P W Hkv d")]
+"""Keys or values of the last W tokens of every row of a pool."""
 
 
 class Call(NamedTuple):

@@ -77,7 +77,7 @@ def tuning_tab(
         starts=report.journal.starts,
         end=report.journal.end,
         device=device_name(report),
-        device_kind=device_kind(report),
+        device_kind=fmt.device_kind(report.journal.run.device.validity),
         head=report.headline,
         forest=_forest(cases),
         ceilings=report.journal.ceilings,
@@ -96,13 +96,6 @@ def tuning_tab(
 def _facts(values: dict[str, Any]) -> dict[str, Any]:
     """Facts without those that are zero because they do not apply, as a CPU's warp size."""
     return {name: value for name, value in values.items() if isinstance(value, bool) or value != 0}
-
-
-def device_kind(report: model.Report) -> str:
-    """Architecture and size of the device: ``x86-64-avx512, 2 cores``."""
-    facts = report.journal.run.device.validity
-    unit = "cores" if facts.get("kind") == "cpu" else "units"
-    return ", ".join([str(facts["arch"])] * ("arch" in facts) + [f"{facts['units']} {unit}"] * ("units" in facts))
 
 
 def device_name(report: model.Report) -> str:

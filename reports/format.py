@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from griffin_kernels.case import Case, telling
+from roofline.units import PREFIXES, TIME_UNITS
 
 MISSING = "\u2013"
 """Shown where nothing was recorded."""
@@ -17,10 +18,6 @@ MISSING = "\u2013"
 THIN_SPACE = "\u202f"
 MINUS = "\u2212"
 TIMES = "\u00d7"
-
-TIME_UNITS: tuple[tuple[float, str], ...] = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
-
-RATE_PREFIXES: tuple[tuple[float, str], ...] = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 RATE_UNITS: Mapping[str, str] = {
     "bytes_per_s": "B/s",
@@ -116,7 +113,7 @@ def rate(value: float, unit: str) -> str:
     if unit in ("fraction", "ratio", "share"):
         return f"{significant(100 * value)}%"
     name = RATE_UNITS.get(unit, unit)
-    for scale, prefix in RATE_PREFIXES:
+    for scale, prefix in PREFIXES:
         if value >= scale and unit in RATE_UNITS:
             return f"{significant(value / scale)} {prefix}{name}"
     return f"{significant(value)} {name}".strip()
@@ -140,7 +137,7 @@ def size(count: int) -> str:
 
 def decimal(count: float, unit: str = "B") -> str:
     """A size or an amount in powers of 1000: ``47.2 MB``, ``1.24 GFLOP``."""
-    for scale, prefix in RATE_PREFIXES:
+    for scale, prefix in PREFIXES:
         if abs(count) >= scale:
             return f"{significant(count / scale)}{THIN_SPACE}{prefix}{unit}"
     return f"{significant(count) if count != int(count) else int(count)}{THIN_SPACE}{unit}"
@@ -157,6 +154,12 @@ def date(text: str) -> str:
     if len(clock) >= 8 and clock[8:] in ("Z", "+00:00"):
         return f"{day} {clock[:5]} UTC"
     return text
+
+
+def device_kind(facts: Mapping[str, Any]) -> str:
+    """Architecture and size of a device: ``x86-64-avx512, 2 cores``."""
+    unit = "cores" if facts.get("kind") == "cpu" else "units"
+    return ", ".join([str(facts["arch"])] * ("arch" in facts) + [f"{facts['units']} {unit}"] * ("units" in facts))
 
 
 def case(record: Case) -> str:

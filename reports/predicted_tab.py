@@ -14,10 +14,9 @@ from reports.static_tab import static_tab
 
 def predicted_tab(found: PredictedRegistry) -> Tab:
     """Predicted winners by op and case, and the candidates that each was chosen among."""
-    facts = found.device.validity
-    unit = "cores" if facts.get("kind") == "cpu" else "units"
-    kind = [str(facts["arch"])] * ("arch" in facts) + [f"{facts['units']} {unit}"] * ("units" in facts)
-    return Tab("predicted", "Predicted", render("predicted.html.j2", found=found, kind=", ".join(kind)))
+    return Tab(
+        "predicted", "Predicted", render("predicted.html.j2", found=found, kind=fmt.device_kind(found.device.validity))
+    )
 
 
 def write_predicted_report(registry: Path, out: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reports import format as fmt
 from reports import model
 from reports.charts import roofline, roofline_time
 from reports.page import Tab, figure, render
@@ -13,12 +14,10 @@ def roofline_tab(study: Study, report: model.Report) -> Tab:
     """The tab of a study's ceilings, kernels and fusion; ``report``: where its kernels' cases are found."""
     view = RooflineView(study, (case.anchor for case in report.cases))
     facts = study.device.validity
-    unit = "cores" if facts.get("kind") == "cpu" else "units"
-    kind = [str(facts["arch"])] * ("arch" in facts) + [f"{facts['units']} {unit}"] * ("units" in facts)
     body = render(
         "roofline.html.j2",
         view=view,
-        kind=", ".join(kind),
+        kind=fmt.device_kind(facts),
         elsewhere=facts != report.journal.run.device.validity,
         date=study.device.provenance.get("date"),
         roofline_figure=figure(roofline.roofline(view)),

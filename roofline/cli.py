@@ -12,7 +12,7 @@ from rich.console import Console
 
 from roofline import forward_cli
 from roofline.console import StatusLine, output, plain_errors
-from roofline.units import seconds_text
+from roofline.units import seconds_text, si
 
 if TYPE_CHECKING:
     from griffin_kernels.device import Device
@@ -133,10 +133,8 @@ def _rows(known: Ceilings, sheet: Ceilings | None, runs: Sequence[Sequence[Ceili
 
 
 def _told(value: float, unit: str) -> str:
-    from roofline import tables
-
     units = {"bytes_per_s": "B/s", "flops_per_s": "FLOP/s", "ops_per_s": "/s"}
-    return seconds_text(value) if unit == "s" else tables.si(value, units[unit])
+    return seconds_text(value) if unit == "s" else si(value, units[unit])
 
 
 def _show(device: Device, rows: Sequence[dict[str, Any]], path: Path, repeat: int) -> None:

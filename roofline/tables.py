@@ -16,19 +16,11 @@ from roofline.pass_records import GridPoint, Parts, PassRecord
 from roofline.study_records import Study
 from roofline.target import AnalysisTarget
 from roofline.times import REGIMES
-from roofline.units import gib, seconds_text
+from roofline.units import gib, seconds_text, si
 from roofline.work import LENGTH_IS
 
 SHORT = {"parameters": "P", "cache": "C", "activations": "A", "compute": "F", "special": "S", "launch": "L"}
 """Letters of the regime map."""
-
-
-def si(value: float, unit: str = "") -> str:
-    """``12.3 G``: three digits and a prefix of 1000s."""
-    for scale, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= scale:
-            return f"{value / scale:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}".rstrip()
 
 
 def show(console: Console, record: PassRecord, target: AnalysisTarget, *, layers: bool = False) -> None:

@@ -1,14 +1,22 @@
-"""Times and sizes as text, for terminals and messages."""
+"""Times, sizes and amounts as text: the units of every page, and the words of terminals and messages."""
 
 from __future__ import annotations
 
+TIME_UNITS: tuple[tuple[float, str], ...] = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+
+PREFIXES: tuple[tuple[float, str], ...] = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
 
 def seconds_text(seconds: float) -> str:
-    """``1.23 ms``: three digits and a unit."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"
+    """``1.23 ms``: three digits and a unit, in ASCII."""
+    scale, unit = next((u for u in TIME_UNITS if seconds >= u[0]), TIME_UNITS[-1])
+    return f"{seconds / scale:.3g} {unit.replace('µ', 'u')}"
+
+
+def si(value: float, unit: str = "") -> str:
+    """``12.3 G``: three digits and a prefix of 1000s."""
+    scale, prefix = next((p for p in PREFIXES if abs(value) >= p[0]), (1.0, ""))
+    return f"{value / scale:.3g} {prefix}{unit}".rstrip()
 
 
 def clock_text(seconds: float) -> str:

@@ -197,8 +197,9 @@ def _residual(shape: _Shape) -> Kernel:
 
 
 def _gelu(shape: _Shape, elements: int) -> Pass:
-    """tanh form: cube 2, two scales and a sum 3, tanh, one sum and two products 3."""
-    return Pass.elementwise(elements, shape.size, shape.size, vector=8, special=1)
+    return Pass.elementwise(
+        elements, shape.size, shape.size, vector=block_step.GELU_FLOPS, special=block_step.GELU_SPECIALS
+    )
 
 
 def _product(shape: _Shape, elements: int) -> Pass:
@@ -233,20 +234,20 @@ def _head(shape: _Shape) -> Iterable[Kernel]:
 
 def _mlp(shape: _Shape) -> Iterable[Kernel]:
     config, tokens = shape.config, shape.tokens
-    hidden = tokens * config.mlp_width
+    hidden, linears = tokens * config.mlp_width, config.linears("mlp")
     yield _norm(shape, tokens)
-    yield _matmul(shape, "up", tokens, config.width, 2 * config.mlp_width, bias=True)
+    yield _matmul(shape, "up", tokens, *linears["up"])
     yield _glue("gelu_gate", [_gelu(shape, hidden), _product(shape, hidden)])
-    yield _matmul(shape, "down", tokens, config.mlp_width, config.width, bias=True)
+    yield _matmul(shape, "down", tokens, *linears["down"])
     yield _residual(shape)
 
 
 def _recurrent(shape: _Shape) -> Iterable[Kernel]:
     config, tokens = shape.config, shape.tokens
-    d, r = config.width, config.lru_width
+    r, linears = config.lru_width, config.linears("recurrent")
     yield _norm(shape, tokens)
-    yield _matmul(shape, "linear_y", tokens, d, r, bias=True)
-    yield _matmul(shape, "linear_x", tokens, d, r, bias=True)
+    yield _matmul(shape, "linear_y", tokens, *linears["linear_y"])
+    yield _matmul(shape, "linear_x", tokens, *linears["linear_x"])
     state, taps = shape.batch * r * STATE_BYTES, (config.conv_width - 1) * shape.batch * r * shape.size
     if shape.phase == "decode":
         step_case = block_step.make_case(
@@ -275,15 +276,15 @@ def _recurrent(shape: _Shape) -> Iterable[Kernel]:
             case=case,
         )
         yield _glue("cache", [Pass(Cost(state, state)), Pass(Cost(taps, taps))])
-    yield _matmul(shape, "linear_out", tokens, r, d, bias=True)
+    yield _matmul(shape, "linear_out", tokens, *linears["linear_out"])
     yield _residual(shape)
 
 
 def _attention(shape: _Shape, kind: BlockType) -> Iterable[Kernel]:
     config, tokens, size = shape.config, shape.tokens, shape.size
-    d, heads, shared = config.width, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    shared, linears = config.num_kv_heads * config.head_dim, config.linears(kind)
     yield _norm(shape, tokens)
-    yield _matmul(shape, "qkv", tokens, d, heads + 2 * shared, bias=False)
+    yield _matmul(shape, "qkv", tokens, *linears["qkv"])
     yield _rope(shape)
     kept = config.cached_keys(kind, tokens_after(shape.phase, shape.seq))
     written = 2 * shape.batch * min(kept, shape.time) * shared * size
@@ -303,7 +304,7 @@ def _attention(shape: _Shape, kind: BlockType) -> Iterable[Kernel]:
         cost = attention_step.cost(case)
         cached = 2 * shape.batch * kept * shared * size
         yield Kernel("attention", cost, step_unfused.passes(case), cache_bytes=cached + written, case=case)
-    yield _matmul(shape, "output", tokens, heads, d, bias=True)
+    yield _matmul(shape, "output", tokens, *linears["out"])
     yield _residual(shape)
 
 

@@ -8,6 +8,7 @@ from itertools import cycle, islice
 from typing import Literal, get_args
 
 from griffin_kernels import errors
+from griffin_kernels.ops.recurrent_block import cost as block
 
 BlockType = Literal["recurrent", "local_attention", "global_attention"]
 """What mixes time in a residual block: convolution and RG-LRU; attention to a window; attention to everything."""
@@ -90,23 +91,30 @@ class GriffinConfig:
         """n: channels of one gate block."""
         return self.lru_width // self.gate_blocks
 
+    def linears(self, part: BlockType | Literal["mlp"]) -> dict[str, tuple[int, int, bool]]:
+        """(inputs, outputs, whether it has a bias) of the linear layers of a kind of time mixing, or of the MLP."""
+        d, r, h = self.width, self.lru_width, self.mlp_width
+        if part == "mlp":
+            return {"up": (d, 2 * h, True), "down": (h, d, True)}
+        if part == "recurrent":
+            return {"linear_x": (d, r, True), "linear_y": (d, r, True), "linear_out": (r, d, True)}
+        heads, shared = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return {"qkv": (d, heads + 2 * shared, False), "out": (heads, d, True)}
+
     def block_parameters(self, block_type: BlockType) -> dict[str, int]:
         """Parameters of one residual block by part: time mixing, MLP, the two norms."""
-        d, r, h = self.width, self.lru_width, self.mlp_width
+        mixing, mlp = (
+            sum(inputs * outputs + bias * outputs for inputs, outputs, bias in self.linears(part).values())
+            for part in (block_type, "mlp")
+        )
         if block_type == "recurrent":
-            # x and y branches, output; taps and their bias; two gates of gate_blocks n x n, their biases; a_param
-            linears = 2 * (d * r + r) + r * d + d
-            mixing = linears + (self.conv_width + 1) * r + 2 * (r * self.gate_block_width + r) + r
-        else:
-            # q, k, v without bias, output with
-            heads, shared = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-            mixing = d * heads + 2 * d * shared + heads * d + d
-        return {"mixing": mixing, "mlp": 2 * (d * h + h) + h * d + d, "norms": 2 * d}
+            mixing += block.weight_elements(block.make_case(1, 1, self.lru_width, self.gate_blocks, self.conv_width))
+        return {"mixing": mixing, "mlp": mlp, "norms": 2 * self.width}
 
     def parameters(self) -> int:
         """All parameters; the embedding, which is the output matrix too, counts once."""
         blocks = sum(sum(self.block_parameters(kind).values()) for kind in self.block_types)
-        return self.vocab_size * self.width + blocks + self.width
+        return self.embedding_parameters() + blocks + self.width
 
     def embedding_parameters(self) -> int:
         return self.vocab_size * self.width

@@ -112,8 +112,9 @@ class GatedMLP(nn.Module):
     def __init__(self, config: GriffinConfig, device: torch.device, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.out_variance = 2.0 / config.num_layers
-        self.up = linear(config.width, 2 * config.mlp_width, True, device, dtype)
-        self.down = linear(config.mlp_width, config.width, True, device, dtype)
+        sizes = config.linears("mlp")
+        self.up = linear(*sizes["up"], device, dtype)
+        self.down = linear(*sizes["down"], device, dtype)
 
     def reset_parameters(self) -> None:
         draw(self.up)
@@ -169,11 +170,12 @@ class RecurrentBlock(nn.Module):
     def __init__(self, config: GriffinConfig, device: torch.device, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.out_variance = 2.0 / config.num_layers
-        self.linear_x = linear(config.width, config.lru_width, True, device, dtype)
-        self.linear_y = linear(config.width, config.lru_width, True, device, dtype)
+        sizes = config.linears("recurrent")
+        self.linear_x = linear(*sizes["linear_x"], device, dtype)
+        self.linear_y = linear(*sizes["linear_y"], device, dtype)
         self.conv = TemporalConv1D(config, device, dtype)
         self.rg_lru = RGLRU(config, device, dtype)
-        self.linear_out = linear(config.lru_width, config.width, True, device, dtype)
+        self.linear_out = linear(*sizes["linear_out"], device, dtype)
 
     def reset_parameters(self) -> None:
         draw(self.linear_x)
@@ -213,9 +215,9 @@ class AttentionBlock(nn.Module):
         self.window = window
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.out_variance = 2.0 / config.num_layers
-        rows = (self.heads + 2 * self.kv_heads) * self.head_dim
-        self.qkv = linear(config.width, rows, False, device, dtype)
-        self.out = linear(self.heads * self.head_dim, config.width, True, device, dtype)
+        sizes = config.linears("global_attention" if window is None else "local_attention")
+        self.qkv = linear(*sizes["qkv"], device, dtype)
+        self.out = linear(*sizes["out"], device, dtype)
 
     def reset_parameters(self) -> None:
         draw(self.qkv)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from reports import format as fmt
-from reports.charts.common import text, to_json
+from reports.charts.common import LEGEND_ABOVE, text, to_json
 from reports.model import ErrorRow
 
 SERIES_SYMBOLS = ("circle", "diamond-open", "square", "triangle-up-open", "cross", "star-open")
@@ -49,9 +49,8 @@ def errors(rows: Sequence[ErrorRow]) -> str | None:
     layout = {
         "height": 96 + 32 * len(lanes),
         "margin": {"l": 10, "r": 10, "t": 40, "b": 48},
-        "hovermode": "closest",
         "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+        "legend": LEGEND_ABOVE,
         "xaxis": {
             "type": "log",
             "dtick": 1,

@@ -8,7 +8,7 @@ from collections import defaultdict
 from typing import Any
 
 from reports import format as fmt
-from reports.charts.common import SYMBOLS, log_ticks, points, spread, text, to_json, wrapped
+from reports.charts.common import LEGEND_ABOVE, SYMBOLS, log_axis, points, spread, text, to_json, wrapped
 from reports.model import CandidateView, CaseView
 from tuning.record.journal_records import BAD
 
@@ -100,29 +100,13 @@ def _candidates_layout(
     roof = case.roof_seconds
     low = min([*ends, *([roof] if roof else [])], default=1e-6) / 1.12
     high = max(ends, default=low * 10) * 1.12
-    values, texts = log_ticks(low, high)
     split = 1 - min(0.095 * len(strip), 0.45) if strip and ends else (0.0 if strip else 1.0)
     layout: dict[str, Any] = {
         "height": 96 + LANE_PIXELS * len(lanes),
         "margin": {"l": 10, "r": 10, "t": 44, "b": 48},
-        "hovermode": "closest",
-        "legend": {
-            "orientation": "h",
-            "x": 0,
-            "y": 1,
-            "yanchor": "bottom",
-            "itemsizing": "trace",
-            "traceorder": "reversed",
-        },
-        "xaxis": {
-            "type": "log",
-            "domain": [0, max(0.0, split - 0.02) if strip else 1],
-            "range": [math.log10(low), math.log10(high)],
-            "tickvals": values,
-            "ticktext": texts,
-            "title": {"text": "median time, log scale (left is faster)", "standoff": 8},
-            "visible": bool(ends),
-        },
+        "legend": LEGEND_ABOVE | {"itemsizing": "trace", "traceorder": "reversed"},
+        "xaxis": log_axis(low, high, "median time, log scale (left is faster)", fmt.time)
+        | {"domain": [0, max(0.0, split - 0.02) if strip else 1], "visible": bool(ends)},
         "yaxis": {
             "tickvals": list(range(len(lanes))),
             "ticktext": [html.escape(lane) for lane in reversed(lanes)],

@@ -14,8 +14,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from reports import format as fmt
-
 SYMBOLS = {
     "winner": "star",
     "baseline": "square",
@@ -76,12 +74,6 @@ def wrapped(text: str, width: int = 70) -> list[str]:
     return [line for line in lines if line]
 
 
-def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
-    """Times at 1, 2 and 5 of each decade with their units; only 1 and 3, or 1, where that is too many."""
-    values = log_places(low, high)
-    return values, [fmt.time(value).replace(".00", "").replace(".0", "") for value in values]
-
-
 def log_places(low: float, high: float, most: int = 6) -> list[float]:
     """At most about ``most`` round numbers from ``low`` to ``high``: 1, 2, 5 of each decade, or fewer of them."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -111,7 +103,7 @@ def bare(text: str) -> str:
 
 
 def to_json(traces: Sequence[Any], layout: dict[str, Any]) -> str:
-    figure = go.Figure(data=list(traces), layout={"template": {}, **layout})
+    figure = go.Figure(data=list(traces), layout={"template": {}, "hovermode": "closest", **layout})
     return str(figure.to_json(validate=True)).replace("<", "\\u003c")
 
 
@@ -127,6 +119,22 @@ def points(role: str, xs: list[float], ys: list[float], texts: list[str], **more
         marker={"symbol": SYMBOLS[role], "size": SIZES[role], "line": {"width": 2 if thin else 1}},
         **more,
     )
+
+
+LEGEND_ABOVE: dict[str, Any] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}
+"""Above the plot, from its left."""
+
+LEGEND_ON_TOP: dict[str, Any] = LEGEND_ABOVE | {"yref": "container", "yanchor": "top"}
+"""At the top of the figure, above titles of facets."""
+
+
+def facet_title(number: str, title: str, shift: int) -> dict[str, Any]:
+    """An annotation above the axes ``x<number>`` and ``y<number>``, at their left."""
+    return {
+        "name": "facet", "text": f"<b>{html.escape(title)}</b>", "showarrow": False, "yshift": shift,
+        "xref": f"x{number} domain", "x": 0, "xanchor": "left",
+        "yref": f"y{number} domain", "y": 1, "yanchor": "bottom",
+    }  # fmt: skip
 
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import plotly.graph_objects as go
 
 from reports import format as fmt
 from reports import forward_text as words
-from reports.charts.common import short, text, to_json
+from reports.charts.common import LEGEND_ON_TOP, bare, facet_title, short, text, to_json
 from reports.forward_model import PageView
 from roofline.pass_records import GridPoint, PassRecord
 
@@ -247,9 +246,8 @@ def _layout(rows: int, pixels: int = FACET_PIXELS) -> dict[str, Any]:
     return {
         "height": 64 + pixels * rows,
         "margin": {"l": 10, "r": 10, "t": 64, "b": 50},
-        "hovermode": "closest",
         "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top"},
+        "legend": LEGEND_ON_TOP,
         "annotations": [],
     }
 
@@ -296,13 +294,7 @@ def _facet(
 
 def _title(layout: dict[str, Any], anchor: int, title: str) -> None:
     number = "" if anchor == 1 else str(anchor)
-    layout["annotations"].append(
-        {
-            "name": "facet", "text": f"<b>{html.escape(title)}</b>", "showarrow": False, "yshift": 4,
-            "xref": f"x{number} domain", "x": 0, "xanchor": "left",
-            "yref": f"y{number} domain", "y": 1, "yanchor": "bottom",
-        }
-    )  # fmt: skip
+    layout["annotations"].append(facet_title(number, title, 4))
 
 
 def _ticks(low: float, high: float, base: float, write: Callable[[float], str]) -> tuple[list[float], list[str]]:
@@ -325,22 +317,17 @@ def between(low: float, high: float, write: Callable[[float], str]) -> tuple[lis
     return values, [write(value) for value in values]
 
 
-def _bare(label: str) -> str:
-    """Without zeros after the point."""
-    return re.sub(r"\.(\d*?)0+(?=\D|$)", lambda found: f".{found[1]}" if found[1] else "", label).strip()
-
-
 def time_label(value: float) -> str:
-    return _bare(fmt.time(value))
+    return bare(fmt.time(value))
 
 
 def _rate_label(value: float) -> str:
-    return _bare(fmt.decimal(value, ""))
+    return bare(fmt.decimal(value, "")).strip()
 
 
 def size_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     """Bytes at powers of 4, 1 KiB among them."""
-    return _ticks(low, high, 4, lambda value: _bare(fmt.size(round(value))))
+    return _ticks(low, high, 4, lambda value: bare(fmt.size(round(value))))
 
 
 def number_ticks(low: float, high: float) -> tuple[list[float], list[str]]:

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from reports import format as fmt
 from reports import forward_text as words
-from reports.charts.common import short, text, to_json
+from reports.charts.common import LEGEND_ABOVE, short, text, to_json
 from roofline.pass_records import Parts, PassRecord
 
 ROW_PIXELS = 30
@@ -133,10 +133,9 @@ def _layout(names: Sequence[str], pixels: int, title: str) -> dict[str, Any]:
     return {
         "height": 96 + pixels * len(names),
         "margin": {"l": 10, "r": 10, "t": 44, "b": 48},
-        "hovermode": "closest",
         "barmode": "overlay",
         "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+        "legend": LEGEND_ABOVE,
         "xaxis": {"rangemode": "tozero", "title": {"text": title, "standoff": 8}},
         "yaxis": {
             "tickvals": list(range(len(names))),

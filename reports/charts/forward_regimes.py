@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from reports import format as fmt
 from reports import forward_text as words
-from reports.charts.common import text, to_json
+from reports.charts.common import LEGEND_ON_TOP, facet_title, text, to_json
 from reports.forward_model import PageView
 from roofline.pass_records import GridPoint
 from roofline.times import REGIMES
@@ -38,11 +38,10 @@ def regimes(view: PageView, phase: Phase) -> str | None:
     layout: dict[str, Any] = {
         "height": 120 + CELL_PIXELS * len(rows),
         "margin": {"l": 10, "r": 10, "t": 68, "b": 50},
-        "hovermode": "closest",
         "barmode": "overlay",
         "bargap": 0,
         "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top"},
+        "legend": LEGEND_ON_TOP,
         "annotations": [],
     }
     gap, step = 0.02, 1 if len(columns) * len(models) <= 15 else 2
@@ -77,13 +76,7 @@ def regimes(view: PageView, phase: Phase) -> str | None:
             "fixedrange": True,
             **({"title": {"text": "batch", "standoff": 6}} if place == 0 else {}),
         }
-        layout["annotations"].append(
-            {
-                "name": "facet", "text": f"<b>{html.escape(model)}</b>", "xref": f"x{number} domain",
-                "yref": f"y{number} domain", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "yshift": 3,
-                "showarrow": False,
-            }
-        )  # fmt: skip
+        layout["annotations"].append(facet_title(number, model, 3))
     return to_json(traces, layout)
 
 

@@ -62,7 +62,6 @@ def race(case: CaseView) -> str | None:
     layout = {
         "height": 74 + 40 * len(rows),
         "margin": {"l": 10, "r": 10, "t": 10, "b": 48},
-        "hovermode": "closest",
         "xaxis": {
             "type": "log",
             "range": [math.log10(min(ratios)) - pad, math.log10(max(ratios)) + pad],

@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from reports import format as fmt
-from reports.charts.common import DASHES, log_axis, text, to_json
+from reports.charts.common import DASHES, LEGEND_ABOVE, log_axis, text, to_json
 from reports.roofline_model import KernelView, Roof, RooflineView, ceiling_rate, roof_name
 
 HEIGHT = 560
@@ -42,8 +42,7 @@ def roofline(view: RooflineView) -> str | None:
     layout: dict[str, Any] = {
         "height": HEIGHT,
         "margin": {"l": 10, "r": 215, "t": TOP, "b": BOTTOM},
-        "hovermode": "closest",
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "itemsizing": "constant"},
+        "legend": LEGEND_ABOVE | {"itemsizing": "constant"},
         "xaxis": log_axis(*xs, "operations per byte moved, log scale", fmt.significant, 9),
         "yaxis": log_axis(*ys, "operations per second, log scale", lambda v: fmt.rate(v, "ops_per_s"), 8)
         | {"automargin": True},

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from reports import format as fmt
-from reports.charts.common import line, log_axis, text, to_json
+from reports.charts.common import LEGEND_ABOVE, line, log_axis, text, to_json
 from reports.charts.roofline import kernel_text
 from reports.roofline_model import KernelView, RooflineView, ceiling_rate, roof_name
 
@@ -55,8 +55,7 @@ def times(view: RooflineView) -> str | None:
         {
             "height": 118 + LANE_PIXELS * len(shown),
             "margin": {"l": 10, "r": 10, "t": 44, "b": 56},
-            "hovermode": "closest",
-            "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+            "legend": LEGEND_ABOVE,
             "xaxis": log_axis(low, high, "time of one call, log scale", fmt.time, 8) | {"domain": [0, 0.68]},
             "xaxis2": _lost_axis(shown),
             "yaxis": {
@@ -237,9 +236,8 @@ def matmul_rows(view: RooflineView) -> str | None:
         {
             "height": 300,
             "margin": {"l": 10, "r": 10, "t": 30, "b": 56},
-            "hovermode": "closest",
             "showlegend": len(traces) > 1,
-            "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+            "legend": LEGEND_ABOVE,
             "xaxis": axis,
             "yaxis": log_axis(min(every) / 1.3, max(every) * 1.3, "", lambda v: fmt.rate(v, "flops_per_s"), 5)
             | {"automargin": True},

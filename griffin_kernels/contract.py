@@ -75,20 +75,6 @@ ROWS = ("B", "N", "P")
 """Dims that count rows of the batch: N unless sequences are packed, P unless states are kept in a pool."""
 
 
-_OLD = {"reverse": "bool", "window": "int", "softcap": "float?", "scale": "float?"}
-_OLD |= {"with_lse": "bool", "with_h": "bool"}
-
-
-def _old_style(function: Callable[..., Any]) -> Callable[..., Any]:  # SHIM
-    return lambda call: function(**call._asdict())
-
-
-def _is_old(function: Callable[..., Any]) -> bool:  # SHIM
-    import inspect
-
-    return next(iter(inspect.signature(function).parameters)) != "call"
-
-
 _OPTION_TYPES: dict[Any, str] = {bool: "bool", int: "int", float: "float", float | None: "float?"}
 """Types of options by annotation, as the schema of a ``torch.library`` operator writes them."""
 
@@ -130,6 +116,7 @@ class Op:
 
     name: str
     summary: str
+    call: Any
     outputs: Mapping[str, TensorSpec]
     reference: Callable[..., tuple[torch.Tensor | None, ...]]
     cases: tuple[BenchCase, ...]
@@ -137,33 +124,24 @@ class Op:
     cost: Callable[[Case], Cost]
     tolerance: Callable[[Case], Tolerance]
     case_of: Callable[..., Case]
-    call: Any = None
-    inputs: Mapping[str, TensorSpec] = field(default_factory=dict)
-    options: tuple[str, ...] = ()
-    option_types: Mapping[str, str] = field(default_factory=dict)
     check: Callable[..., None] | None = None
     exact_dims: tuple[str, ...] = ()
     free_dims: tuple[str, ...] = ()
     forward: str | None = None
     splits: tuple[tuple[str, ...], ...] = ()
     in_place: tuple[str, ...] = ()
+    inputs: Mapping[str, TensorSpec] = field(init=False)
+    option_types: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.call is None:  # SHIM: an op whose functions take its arguments one by one
-            import collections
-
-            names = [*self.inputs, *self.options]
-            defaults = [None if name in self.inputs else False for name in names]
-            object.__setattr__(self, "call", collections.namedtuple("Call", names, defaults=defaults))
-            object.__setattr__(self, "option_types", {name: _OLD[name] for name in self.options})
-            for name in ("reference", "case_of", "check"):
-                if (function := getattr(self, name)) is not None:
-                    object.__setattr__(self, name, _old_style(function))
-            return
         inputs, option_types = _arguments(self.call)
         object.__setattr__(self, "inputs", inputs)
         object.__setattr__(self, "option_types", option_types)
-        object.__setattr__(self, "options", tuple(option_types))
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the arguments that are no tensors."""
+        return tuple(self.option_types)
 
     @cached_property
     def indices(self) -> tuple[str, ...]:
@@ -247,20 +225,6 @@ class Adapter:
     call: Callable[..., Any]
     finish: Callable[[Any, Any], tuple[torch.Tensor | None, ...]]
 
-    def __post_init__(self) -> None:  # SHIM
-        def old(function: Any) -> bool:
-            code = getattr(function, "__code__", None)
-            return code is not None and "inputs" in code.co_varnames[: code.co_argcount]
-
-        def plain(call: Any) -> Any:
-            return call if isinstance(call, dict) else call._asdict()
-
-        prepare, finish = self.prepare, self.finish
-        if old(prepare):
-            object.__setattr__(self, "prepare", functools.wraps(prepare)(lambda call: prepare(plain(call))))
-        if old(finish):
-            object.__setattr__(self, "finish", lambda result, call: finish(result, plain(call)))
-
     def __call__(self, call: Any) -> tuple[torch.Tensor | None, ...]:
         """The op's outputs: all three in a row."""
         return self.finish(self.call(**self.prepare(call)), call)
@@ -324,8 +288,8 @@ class Variant:
     package: what else has to be installed, by the name that it is imported as; empty for the backend alone.
     slack: baselines only: multiples of the op's tolerance that it may be off by for 16-bit data, where that is what its
     carry has.
-    launches: Triton only, ``(call, outputs, config) -> list[Launch | Call]``; the same description is run on a GPU,
-    run in the interpreter and compiled for a GPU that is not there.
+    launches: Triton only, ``(call, outputs, config) -> list[Launch | TorchStep]``; the same description is run on a
+    GPU, run in the interpreter and compiled for a GPU that is not there.
     traffic: ``(case, config) -> bytes`` where a variant moves more than the ideal; None means ideal.
     """
 
@@ -352,16 +316,6 @@ class Variant:
             )
         if not self.baseline and (self.adapter is not None or self.slack != 1.0):
             raise errors.CatalogError(f"{self.key}: only a baseline has an adapter or slack")
-        if self.launches is not None and _is_old(self.launches):  # SHIM
-            launches = self.launches
-            ours = functools.wraps(launches)(lambda call, outputs, config: launches(call._asdict(), outputs, config))
-            del ours.__wrapped__
-            object.__setattr__(self, "launches", ours)
-        if self.run is not from_parts and _is_old(self.run):  # SHIM
-            old = self.run
-            run = functools.wraps(old)(lambda call, config: old(**call._asdict(), config=config))
-            del run.__wrapped__
-            object.__setattr__(self, "run", run)
         if self.run is from_parts:
             if self.launches is None and self.adapter is None:
                 raise errors.CatalogError(f"{self.key} has no run, no launches and no adapter")

@@ -1,14 +1,14 @@
 """A kernel launch as data: the same description is run on a GPU, run in the interpreter, and compiled for a GPU that
 is not there.
 
-A Triton variant gives ``launches(inputs, outputs, config) -> list[Launch | Call]``:
+A Triton variant gives ``launches(call, outputs, config) -> list[Launch | TorchStep]``:
 
 - ``inputs``: the arguments of ``run`` by name, without ``config``.
 - ``outputs``: output tensors by name, a dict. Those it lacks are allocated with ``torch.empty`` and put into it (None
   where the op gives None). Scratch is allocated by ``launches`` and lives as long as the list.
 - The list may be run again: every launch gives the same result each time the whole list runs (but for ops that work in
   place, which take the next step).
-- A ``Call`` is a step that PyTorch does between launches, such as a batched matrix product of a vendor's library.
+- A ``TorchStep`` is what PyTorch does between launches, such as a batched matrix product of a vendor's library.
 
 With tensors on torch's ``meta`` device nothing is allocated and nothing can run, but all of it can be compiled.
 ``run`` of such a variant is ``launches``, then ``run_all``. Nothing here imports Triton.
@@ -98,7 +98,7 @@ def _leaves(values: Iterable[Any]) -> Iterator[Any]:
 
 
 @dataclass(frozen=True)
-class Call:
+class TorchStep:
     """A step between launches that PyTorch does: ``function()`` writes tensors that are there before and after.
 
     It has to allocate through PyTorch only and read nothing back, so that a CUDA graph can hold it. name: in words.
@@ -108,7 +108,7 @@ class Call:
     function: Callable[[], Any]
 
 
-Step = Launch | Call
+Step = Launch | TorchStep
 
 _described_for: ContextVar[str] = ContextVar("described_for", default="")
 
@@ -139,7 +139,7 @@ def run_all(steps: Sequence[Step]) -> None:
     tensor = next(tensor for launch in launches for tensor in launch.tensors)
     with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext(), torch.no_grad():
         for before, step in enumerate(steps):
-            if isinstance(step, Call):
+            if isinstance(step, TorchStep):
                 step.function()
                 continue
             try:

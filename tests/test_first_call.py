@@ -102,7 +102,7 @@ def preferred(monkeypatch, op_name, before=0):
     def run(call, config):
         tries.append(1)
         tensor = next(value for value in call if isinstance(value, torch.Tensor))
-        fits = launch.Call("fits", lambda: None)
+        fits = launch.TorchStep("fits", lambda: None)
         launch.run_all([fits] * before + [launch.Launch(TooLarge(), (1,), {"x": tensor}, {})])
 
     run.__module__ = real.run.__module__

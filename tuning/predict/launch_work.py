@@ -2,7 +2,7 @@
 
 Bytes. A launch moves each tensor among its arguments once (twice where it is updated in place); dimensions of stride 0
 count once. Where the variant states its traffic, or the op is one launch and the ideal cost is its traffic, the steps
-are scaled to add up to that. A ``Call`` is run on tensors without memory, so its bytes and products are PyTorch's own.
+are scaled to add up to that. A ``TorchStep`` runs on tensors without memory: its bytes and products are PyTorch's own.
 
 Iterations. A launch handles ``tile`` elements per iteration. The elements are those of its largest tensor; a kernel
 that streams keys past queries (or the reverse) handles scores, of which there are as many as visible pairs, and more at
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from griffin_kernels import catalog
 from griffin_kernels.contract import Case, Op, Variant
-from griffin_kernels.launch import Call, Launch, Step
+from griffin_kernels.launch import Launch, Step, TorchStep
 from griffin_kernels.ops.local_attention.cost import visible_pairs
 from tuning.static.compile_key import compile_key
 
@@ -163,7 +163,7 @@ class _Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _call(call: Call, index: int) -> CallWork:
+def _call(call: TorchStep, index: int) -> CallWork:
     """Run a step on tensors without memory and count."""
     with _Counted() as counted:
         call.function()

@@ -6,15 +6,19 @@ import math
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Inputs, accumulator
+from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.device import Device
 from griffin_kernels.ops._triton import strides
 
 WIDE: dict[torch.dtype, Any] = {torch.float32: tl.float32, torch.float64: tl.float64}
 """Accumulator dtypes as Triton names them."""
+
+LOSES_CONSTANTS = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+"""Whether Triton forgets what is None or constant in a bundle that a function returns, as 3.6 does."""
 
 
 def row_stride(tensor: Tensor | None, dim: int) -> int:
@@ -46,23 +50,12 @@ def signed_step(tensor: Tensor | None, reverse: bool) -> Any:
     return -step if reverse else step
 
 
-def time_strides(name: str, tensor: Tensor, reverse: bool) -> dict[str, Any]:
-    """Parameters ``<NAME>_STEP``, signed by direction, and ``<NAME>_CHANNEL``, in elements."""
-    return {f"{name}_STEP": signed_step(tensor, reverse), f"{name}_CHANNEL": channel_stride(tensor)}
-
-
 def empty(outputs: dict[str, Any], name: str, like: Tensor, *shape: int, dtype: torch.dtype) -> Tensor:
     """The output ``name``, allocated contiguous on the device of ``like`` unless the caller gave it."""
     if outputs.get(name) is None:
         outputs[name] = torch.empty(shape, dtype=dtype, device=like.device)
     tensor: Tensor = outputs[name]
     return tensor
-
-
-def rows_of(inputs: Inputs, batch: int) -> int:
-    """N: rows of h0, that is batch entries or packed sequences."""
-    cu_seqlens = inputs["cu_seqlens"]
-    return batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
 
 
 def wide(dtype: torch.dtype) -> Any:
@@ -84,8 +77,10 @@ def load_bits(tensors: tuple[Tensor, ...], per_thread: int) -> int:
 
 def not_here(device: Device) -> str | None:
     """Why no Triton kernel runs on a device, if so."""
-    if device.kind in ("cuda", "hip", "interpreter"):
+    if device.kind == "interpreter":
         return None
+    if device.kind in ("cuda", "hip"):
+        return f"needs Triton 3.7 or newer, this is {triton.__version__}" if LOSES_CONSTANTS else None
     return f"Triton kernels need an NVIDIA or AMD GPU, this is a {device.kind.upper()} ({device.name})"
 
 

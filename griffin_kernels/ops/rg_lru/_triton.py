@@ -60,13 +60,13 @@ def parameters(call: Any, weights: bool) -> Parameters:
     return Parameters(*read)
 
 
-def products(call: Call) -> tuple[tuple[Tensor, Tensor], list[launch.Call]]:
+def products(call: Call) -> tuple[tuple[Tensor, Tensor], list[launch.TorchStep]]:
     """(x W_i and x W_r as [B,T,D] in the data's dtype, the steps that compute them)."""
     x = call.x
     z_i, z_r = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
     return (z_i, z_r), [
-        launch.Call("block-diagonal product z_i", product(x, call.input_gate_weight, z_i)),
-        launch.Call("block-diagonal product z_r", product(x, call.recurrence_gate_weight, z_r)),
+        launch.TorchStep("block-diagonal product z_i", product(x, call.input_gate_weight, z_i)),
+        launch.TorchStep("block-diagonal product z_r", product(x, call.recurrence_gate_weight, z_r)),
     ]
 
 

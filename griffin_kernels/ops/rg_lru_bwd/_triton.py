@@ -18,7 +18,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Call, Launch
+from griffin_kernels.launch import Launch, TorchStep
 from griffin_kernels.ops import _products
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.tensors import dense_state, rows, state
@@ -119,12 +119,12 @@ def sums(call: Any, outputs: dict[str, Any], partial: Tensor) -> Launch:
     )
 
 
-def side_by_side(call: Any) -> tuple[Tensor, Call]:
+def side_by_side(call: Any) -> tuple[Tensor, TorchStep]:
     """Scratch [H, n, 2 n] and the step that puts both gates' weights into it."""
     left, right = call.input_gate_weight, call.recurrence_gate_weight
     blocks, width, _ = left.shape
     both = torch.empty(blocks, width, 2 * width, dtype=left.dtype, device=left.device)
-    return both, Call("weights side by side", lambda: torch.cat([left, right], dim=2, out=both))
+    return both, TorchStep("weights side by side", lambda: torch.cat([left, right], dim=2, out=both))
 
 
 def blockwise(x: Tensor, blocks: int) -> Tensor:
@@ -132,12 +132,12 @@ def blockwise(x: Tensor, blocks: int) -> Tensor:
     return x.reshape(-1, blocks, x.shape[2] // blocks).transpose(0, 1)
 
 
-def gate_products(x: Tensor, both: Tensor) -> tuple[Tensor, Call]:
+def gate_products(x: Tensor, both: Tensor) -> tuple[Tensor, TorchStep]:
     """Scratch z [B*T, H, 2, n] and the step that fills it: x W_i and x W_r. both: [H, n, 2 n]."""
     blocks, width, _ = both.shape
     steps = x.shape[0] * x.shape[1]
     z = torch.empty(steps, blocks, 2, width, dtype=x.dtype, device=x.device)
-    return z, Call("gate products", lambda: torch.bmm(blockwise(x, blocks), both, out=pairs(z)))
+    return z, TorchStep("gate products", lambda: torch.bmm(blockwise(x, blocks), both, out=pairs(z)))
 
 
 def pairs(z: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def pairs(z: Tensor) -> Tensor:
     return z.flatten(2).transpose(0, 1)
 
 
-def products_of_gradients(call: Any, outputs: dict[str, Any], z: Tensor, both: Tensor) -> list[Call]:
+def products_of_gradients(call: Any, outputs: dict[str, Any], z: Tensor, both: Tensor) -> list[TorchStep]:
     """The steps dx += dz_i W_i^T + dz_r W_r^T and dW = x^T dz, z [B*T, H, 2, n] holding dz; allocates dW."""
     x, weight = call.x, call.input_gate_weight
     blocks, width, _ = weight.shape
@@ -161,7 +161,7 @@ def products_of_gradients(call: Any, outputs: dict[str, Any], z: Tensor, both: T
         into[0].copy_(found[..., :width])
         into[1].copy_(found[..., width:])
 
-    return [Call("dx through the gates", through_gates), Call("gradients of the weights", of_weights)]
+    return [TorchStep("dx through the gates", through_gates), TorchStep("gradients of the weights", of_weights)]
 
 
 def load_bits(call: Any, per_thread: int) -> int:

@@ -14,11 +14,15 @@ DIFFERENTIABLE = [name for name in catalog.ops() if name in {catalog.op(other).f
 STEPS = [name for name in catalog.ops() if catalog.op(name).in_place]
 
 
-def operator(name):
-    """The callable behind the public function, by the names of the op's inputs and options."""
+def in_order(name):
+    """The callable behind the public function, with the op's arguments in order."""
     module = importlib.import_module(f"griffin_kernels.functional.{name}")
-    in_order = module._step if name in STEPS else getattr(module, f"_{name}")
-    return lambda **given: in_order(*catalog.op(name).call(**given))
+    return module._step if name in STEPS else getattr(module, f"_{name}")
+
+
+def operator(name):
+    """Likewise, with the arguments by name."""
+    return lambda **given: in_order(name)(*catalog.op(name).call(**given))
 
 
 def small(name, count=1, wanted=()):

@@ -250,7 +250,7 @@ def test_what_later_cases_begin_with_is_compiled_when_a_case_has_nothing_left():
     decider = runs.Decider(HERE, Options().limits(), runs.History([]), None, Quiet(), 0.0)
     decider.begun.add((jobs[0].op.name, jobs[0].case.key))
     coming = list(decider.openings(jobs))
-    assert {case.op for case, _ in coming} == {"rg_lru", "temporal_conv1d"}
+    assert {planned.variant.op for _, planned in coming} == {"rg_lru", "temporal_conv1d"}
     for job in jobs[1:]:
         mine = [planned for case, planned in coming if case == job.case]
         assert mine[0] is job.default
@@ -263,7 +263,7 @@ def test_what_later_cases_begin_with_is_compiled_when_a_case_has_nothing_left():
 
 def test_a_real_kernel_is_compiled_and_one_that_cannot_be_is_named(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    case = next(c for c in OP.cases_tagged("bench") if c.dtype == "bfloat16")
+    case = next(c for c in OP.cases_tagged("bench") if c.dtype == "bfloat16").plain()
     variant = catalog.variant("linear_scan/triton.sequential")
     good, bad = Planned(variant, variant.config()), Planned(variant, variant.parse_config({"block_d": 96}))
     with CompilePool("sm_90", 1, limits) as pool:

@@ -13,7 +13,7 @@ import griffin_kernels
 from griffin_kernels import catalog, device, dispatch, errors, launch
 from griffin_kernels.contract import NoConfig
 from griffin_kernels.models import Griffin, preset
-from tests.calls import CPU, DIFFERENTIABLE, leaves, operator, small
+from tests.calls import CPU, DIFFERENTIABLE, in_order, leaves, operator, small
 
 X, A = torch.randn(1, 8, 4), torch.rand(1, 8, 4)
 
@@ -34,10 +34,11 @@ def here():
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_the_forward_call_speaks_for_both_directions(name):
-    given = leaves(catalog.op(name).make_inputs(small(name)[0], CPU, 0))
+    op = catalog.op(name)
+    call = op.call(**leaves(op.make_inputs(small(name)[0], CPU, 0)))
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        outputs, line = operator(name)(**given), here()
+        outputs, line = in_order(name)(*call), here()
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         outputs[0].sum().backward()
     ours = [warning for warning in seen if issubclass(warning.category, errors.UntunedWarning)]

@@ -101,11 +101,11 @@ def public() -> Iterator[tuple[str, Run]]:
 def run_public(op, call, inputs) -> list[Tensor]:
     given = {name: verify.copy_of(value) if isinstance(value, Tensor) else value for name, value in inputs.items()}
     if op.in_place:
-        outputs = call(*given.values())
+        outputs = call(*op.call(**given))
         return [*(outputs if isinstance(outputs, tuple) else (outputs,)), *(given[name] for name in op.in_place)]
     leaves = [t.requires_grad_() for t in given.values() if isinstance(t, Tensor) and t.is_floating_point()]
     with torch.enable_grad():
-        outputs = call(*given.values())
+        outputs = call(*op.call(**given))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         total = sum(out.double().sum() for out in outputs if out is not None and out.requires_grad)
         gradients = torch.autograd.grad(total, leaves, allow_unused=True)

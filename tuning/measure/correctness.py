@@ -59,7 +59,7 @@ def problems(op: Op, case: Case, device: Device) -> list[Problem]:
     found[-1] = dataclasses.replace(short, plantings=tuple(places))
     if any(WILD in other.data for other in op.cases) and len(found) > 1:
         # the same flags and inputs, so that no kernel is compiled for it
-        wild = dataclasses.replace(short.case, data=(*short.case.data, WILD))
+        wild = msgspec.structs.replace(short.case, data=(*short.case.data, WILD))
         inputs = op.make_inputs(wild, device.torch_device, len(found))
         found.append(Problem(wild, inputs, verify.reference_outputs(op, inputs)))
     return found

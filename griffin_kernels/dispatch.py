@@ -20,7 +20,7 @@ from torch import Tensor
 from griffin_kernels import catalog, errors, misses, specs
 from griffin_kernels import device as devices
 from griffin_kernels.case import USUAL_SIZE
-from griffin_kernels.contract import Case, Op, Variant, config_key
+from griffin_kernels.contract import BenchCase, Case, Op, Variant, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.records import RegistryFile
 from griffin_kernels.registry import Match, Registry, load_for
@@ -173,6 +173,8 @@ def _named(variant: str) -> list[Variant]:
 
 def _as_case(op: Op, case: Case | Mapping[str, Any], device: Device | None) -> tuple[Case, Device]:
     if isinstance(case, Case):
+        if isinstance(case, BenchCase) and case.op != op.name:
+            raise errors.ArgumentError(f"this case belongs to {case.op}, not to {op.name}")
         if set(case.dims) != set(op.cases[0].dims):
             raise errors.ArgumentError(f"no case of {op.name}, which has {', '.join(op.cases[0].dims)}: {case.key}")
         return case, device or devices.detect()

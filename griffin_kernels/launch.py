@@ -3,7 +3,7 @@ is not there.
 
 A Triton variant gives ``launches(call, outputs, config) -> list[Launch | TorchStep]``:
 
-- ``inputs``: the arguments of ``run`` by name, without ``config``.
+- ``call``: an instance of ``Op.call``, as ``run`` gets it.
 - ``outputs``: output tensors by name, a dict. Those it lacks are allocated with ``torch.empty`` and put into it (None
   where the op gives None). Scratch is allocated by ``launches`` and lives as long as the list.
 - The list may be run again: every launch gives the same result each time the whole list runs (but for ops that work in

@@ -112,6 +112,23 @@ def test_unknown_argument_of_explain_is_named():
         griffin_kernels.explain("linear_scan", {"y": X})
 
 
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        (CASE, "belongs to linear_scan, not to rg_lru"),
+        (CASE.plain(), "no case of rg_lru, which has B, T, D, H, n, N"),
+    ],
+)
+def test_case_of_another_op_is_refused(case, words):
+    with pytest.raises(errors.ArgumentError, match=words):
+        griffin_kernels.select("rg_lru", case)
+
+
+def test_case_of_another_op_of_the_same_sizes_is_refused():
+    with pytest.raises(errors.ArgumentError, match="belongs to linear_scan, not to linear_scan_bwd"):
+        griffin_kernels.select("linear_scan_bwd", CASE)
+
+
 def test_default_prefers_what_is_not_a_baseline():
     for op in catalog.ops().values():
         for case in op.cases_tagged("bench"):

@@ -102,12 +102,11 @@ class TargetSpace:
 
     def requests(self, candidates: Iterable[TargetCandidate]) -> Iterator[tuple[str, LaunchRequest]]:
         """(key, what to ask the compiler) for every launch of candidates."""
-        record = self.case
         for candidate in candidates:
             planned = candidate.planned
             values = config_dict(planned.config)
             for work in candidate.launches:
-                yield work.key, LaunchRequest(planned.variant.key, record, values, work.index, self.where.arch)
+                yield work.key, LaunchRequest(planned.variant.key, self.case, values, work.index, self.where.arch)
 
     def take_reports(self, reports: Reports) -> None:
         """Predict every candidate whose launches are all compiled, and drop those that failed or do not fit."""

@@ -6,7 +6,7 @@ x may have any strides of batch and time; a tensor whose channels are not contig
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +17,13 @@ from griffin_kernels.ops import _native, _threads
 from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.linear_scan.op import rows_of
-from griffin_kernels.ops.recurrent_block.op import Call as BlockCall
-from griffin_kernels.ops.recurrent_block_bwd.op import Call as BlockBackwardCall
 from griffin_kernels.ops.rg_lru import _numba, _numba_backward, _numba_tiles
 from griffin_kernels.ops.rg_lru.op import DECAY, Call, is_fresh
 from griffin_kernels.ops.rg_lru_bwd.op import Call as BackwardCall
+
+if TYPE_CHECKING:
+    from griffin_kernels.ops.recurrent_block.op import Call as BlockCall
+    from griffin_kernels.ops.recurrent_block_bwd.op import Call as BlockBackwardCall
 
 _FEW = 24
 """Rows up to which weights are used where they are: packing them would cost more than it saves."""

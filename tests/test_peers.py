@@ -122,7 +122,7 @@ def test_samples_call_what_is_theirs_alone(variant, monkeypatch):
 
     watched = dataclasses.replace(variant, adapter=Adapter(*map(counted, counts)))
     own = executor.InProcessExecutor(device.cpu())
-    own.load(op.name, executor.case.plain(), [])
+    own.load(op.name, case.plain(), [])
     monkeypatch.setattr(executor.timing, "MOST_COPIES", {"cpu": 3})
     with poison.outside():
         sample = own.sampler(Planned(watched, NoConfig()))

@@ -150,7 +150,7 @@ def prepare():
     everything = catalog.variants
     real = catalog.variant("linear_scan/eager.sequential")
 
-    def hang(**inputs):
+    def hang(call, config):
         with open(os.environ["GRIFFIN_TEST_CALLS"], "a") as calls:
             calls.write("called\n")
         time.sleep(3600)

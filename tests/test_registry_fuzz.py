@@ -196,7 +196,8 @@ def base(tmp_path, monkeypatch):
 def test_mutated_files_never_raise_never_choose_a_wrong_kernel_and_warn_once(base):
     generator = torch.Generator().manual_seed(0)
     x, a = torch.randn(SIZES, generator=generator), torch.rand(SIZES, generator=generator)
-    want = catalog.op("linear_scan").reference(x.double(), a.double(), None, None, None, False)[0]
+    op = catalog.op("linear_scan")
+    want = op.reference(op.call(x.double(), a.double()))[0]
     whole, outcomes = base.read_bytes(), Counter()
     for number in range(FILES):
         raw = mutated(whole, number)

@@ -19,10 +19,12 @@ LONGEST_CALL = 6
 
 
 def jit_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
-    """(where, function) of every ``triton.jit`` function of the ops."""
+    """(where, function) of every function of the ops that Triton compiles."""
     for file in sorted(OPS.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(d) for d in node.decorator_list):
+            if isinstance(node, ast.FunctionDef) and any(
+                ast.unparse(d).startswith(("triton.jit", "bundling")) for d in node.decorator_list
+            ):
                 yield f"{file.relative_to(OPS)}:{node.lineno} {node.name}", node
 
 

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -16,10 +15,6 @@ from griffin_kernels.ops._triton import strides
 
 WIDE: dict[torch.dtype, Any] = {torch.float32: tl.float32, torch.float64: tl.float64}
 """Accumulator dtypes as Triton names them."""
-
-LOSES_CONSTANTS = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
-"""Whether Triton forgets what is None or constant in a bundle that a function returns, as 3.6 does."""
-
 
 def row_stride(tensor: Tensor | None, dim: int) -> int:
     """Stride along ``dim`` in elements; 0 where there is nothing to step over, so that it cannot cause a recompile."""
@@ -77,10 +72,8 @@ def load_bits(tensors: tuple[Tensor, ...], per_thread: int) -> int:
 
 def not_here(device: Device) -> str | None:
     """Why no Triton kernel runs on a device, if so."""
-    if device.kind == "interpreter":
+    if device.kind in ("interpreter", "cuda", "hip"):
         return None
-    if device.kind in ("cuda", "hip"):
-        return f"needs Triton 3.7 or newer, this is {triton.__version__}" if LOSES_CONSTANTS else None
     return f"Triton kernels need an NVIDIA or AMD GPU, this is a {device.kind.upper()} ({device.name})"
 
 

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.host import channel_stride, row_stride, signed_step
 from griffin_kernels.ops._triton.strides import WIDE, constant, far, reach
 
@@ -83,14 +84,14 @@ def dense_state(tensor: Tensor | None) -> State | None:
     return None if tensor is None else State(tensor, constant(tensor.shape[1]), constant(1))
 
 
-@triton.jit
+@bundling
 def dense(pointer, row, D: tl.constexpr, SIGN: tl.constexpr):
     """The rows of a contiguous tensor [...,D] from ``row`` on, visited backwards where SIGN is -1."""
     STEP: tl.constexpr = SIGN * D
     return None if pointer is None else Rows(pointer + row * D, 0, STEP if D < WIDE else tl.cast(STEP, tl.int64), 1)
 
 
-@triton.jit
+@bundling
 def at(rows, batch, time, SIGN: tl.constexpr):
     """The rows of a batch entry from ``time`` on."""
     if rows is not None:
@@ -98,25 +99,25 @@ def at(rows, batch, time, SIGN: tl.constexpr):
     return None if rows is None else Rows(pointer, rows.batch, far(rows.step), rows.channel)
 
 
-@triton.jit
+@bundling
 def later(rows, steps):
     """The rows from ``steps`` steps later on; a compile-time constant takes rows that ``at`` or ``dense`` gave."""
     return None if rows is None else further(rows, far(steps) * rows.step)
 
 
-@triton.jit
+@bundling
 def further(rows, elements):
     """The rows from ``elements`` elements further on."""
     return Rows(rows.at + elements, rows.batch, rows.step, rows.channel)
 
 
-@triton.jit
+@bundling
 def marks_at(marks, time, SIGN: tl.constexpr):
     """The marks from ``time`` on."""
     return None if marks is None else marks_later(marks, SIGN * time)
 
 
-@triton.jit
+@bundling
 def marks_later(marks, steps):
     """The marks from ``steps`` steps later on."""
     return (
@@ -124,7 +125,7 @@ def marks_later(marks, steps):
     )
 
 
-@triton.jit
+@bundling
 def own_channels(place, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """(row, channels) of program ``place`` of rows * ceil(D / block_d), channels fastest."""
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D

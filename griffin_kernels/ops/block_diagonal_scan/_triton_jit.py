@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.strides import far, reach
 from griffin_kernels.ops._triton.tensors import Channels
 
@@ -48,7 +49,7 @@ class Blocks(NamedTuple):
     outputs: Any
 
 
-@triton.jit
+@bundling
 def own_blocks(place, tile, a):
     """(row, blocks) of program ``place`` of rows * ceil(H / held), blocks fastest."""
     GROUPS: tl.constexpr = (tile.blocks + tile.held - 1) // tile.held
@@ -58,7 +59,7 @@ def own_blocks(place, tile, a):
     return place // GROUPS, Blocks(vector_channels(first, tile), matrices, outputs)
 
 
-@triton.jit
+@bundling
 def vector_channels(first, tile):
     """Channels [held * n] of the blocks from ``first`` on."""
     N: tl.constexpr = tile.padded
@@ -72,7 +73,7 @@ def vector_channels(first, tile):
     return Channels(columns, inside, None if tile.blocks % tile.held == 0 and N == tile.size else inside)
 
 
-@triton.jit
+@bundling
 def matrix_channels(first, tile, BLOCK, ROW: tl.constexpr, COLUMN: tl.constexpr):
     """Elements [held * n * n] of the blocks from ``first`` on. BLOCK, ROW, COLUMN: strides of block, j and k."""
     N: tl.constexpr = tile.padded

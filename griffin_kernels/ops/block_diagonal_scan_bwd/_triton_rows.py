@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.tensors import (
     dense,
     later,
@@ -26,7 +27,7 @@ from griffin_kernels.ops.linear_scan_bwd import _triton_rows as plain
 from griffin_kernels.ops.linear_scan_bwd._triton_rows import Streams, streams_later
 
 
-@triton.jit
+@bundling
 def streams_at(given, batch, first, T, tile, SIGN: tl.constexpr):
     """The rows of a batch entry from time ``first`` on."""
     D: tl.constexpr = tile.blocks * tile.size

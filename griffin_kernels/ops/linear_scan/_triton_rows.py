@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.scan import AGAIN, beyond_one
 from griffin_kernels.ops._triton.tensors import (
     Channels,
@@ -37,14 +38,14 @@ class Streams(NamedTuple):
     h: Any
 
 
-@triton.jit
+@bundling
 def streams_at(given, batch, first, T, D: tl.constexpr, SIGN: tl.constexpr):
     """The rows of a batch entry from time ``first`` on."""
     x, a, reset = at(given.x, batch, first, SIGN), at(given.a, batch, first, SIGN), at(given.reset, batch, first, SIGN)
     return Streams(x, a, reset, dense(given.h, batch * T + first, D, SIGN))
 
 
-@triton.jit
+@bundling
 def streams_later(streams, steps):
     """The streams from ``steps`` steps later on."""
     x, a, reset, h = streams

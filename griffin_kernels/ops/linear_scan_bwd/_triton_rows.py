@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.scan import AGAIN, beyond_one
 from griffin_kernels.ops._triton.tensors import (
     Channels,
@@ -39,7 +40,7 @@ class Streams(NamedTuple):
     da: Any
 
 
-@triton.jit
+@bundling
 def streams_at(given, batch, first, T, D: tl.constexpr, SIGN: tl.constexpr):
     """The rows of a batch entry from time ``first`` on."""
     dh, a, h = at(given.dh, batch, first, SIGN), at(given.a, batch, first, SIGN), at(given.h, batch, first, SIGN)
@@ -47,7 +48,7 @@ def streams_at(given, batch, first, T, D: tl.constexpr, SIGN: tl.constexpr):
     return Streams(dh, a, h, at(given.reset, batch, first, SIGN), dx, da)
 
 
-@triton.jit
+@bundling
 def streams_later(streams, steps):
     """The streams from ``steps`` steps later on."""
     dh, a, h, reset, dx, da = streams

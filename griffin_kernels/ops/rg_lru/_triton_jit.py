@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.elementwise import (
     LARGEST_EXPONENT,
     LN_2,
@@ -74,7 +75,7 @@ class Gates(NamedTuple):
     decay_log2: Any
 
 
-@triton.jit
+@bundling
 def steps_at(steps, batch, time, T, D: tl.constexpr):
     """The steps of a batch entry from ``time`` on, all of them ``Rows``."""
     return Steps(
@@ -85,13 +86,13 @@ def steps_at(steps, batch, time, T, D: tl.constexpr):
     )
 
 
-@triton.jit
+@bundling
 def dense_rows(z_i, z_r, y, out, row, D: tl.constexpr):
     """All four from ``row`` on."""
     return dense(z_i, row, D, 1), dense(z_r, row, D, 1), dense(y, row, D, 1), dense(out, row, D, 1)
 
 
-@triton.jit
+@bundling
 def steps_later(steps, count):
     """The steps from ``count`` steps later on."""
     x, branch, positions = later(steps.x, count), later(steps.branch, count), later(steps.positions, count)
@@ -192,7 +193,7 @@ def one_minus_square(a, log2_a, FAST: tl.constexpr):
     return v
 
 
-@triton.jit
+@bundling
 def load_gates(parameters, channels):
     """The gates of a program's channels."""
     return Gates(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.elementwise import gelu
 from griffin_kernels.ops._triton.tensors import (
     load_flags,
@@ -42,19 +43,19 @@ class Tile(NamedTuple):
     leaves: Any
 
 
-@triton.jit
+@bundling
 def tile_rows(rows, channels, left, OTHER: tl.constexpr, BLOCK_T: tl.constexpr):
     """Rows of a tile, OTHER from ``left`` on; an empty tuple where there are none."""
     return () if rows is None else load_rows(rows, channels, left, OTHER, BLOCK_T, True)
 
 
-@triton.jit
+@bundling
 def tile_flags(flags, left, OTHER: tl.constexpr, BLOCK_T: tl.constexpr):
     """Flags of a tile, likewise."""
     return () if flags is None else load_flags(flags, left, OTHER, BLOCK_T, True)
 
 
-@triton.jit
+@bundling
 def load_tile(steps, marks, channels, left, BLOCK_T: tl.constexpr):
     """The tile at the first of ``left`` steps."""
     xs = tile_rows(steps.x, channels, left, 0.0, BLOCK_T)

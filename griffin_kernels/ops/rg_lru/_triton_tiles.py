@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.dot import dot
 from griffin_kernels.ops._triton.elementwise import gelu
 from griffin_kernels.ops._triton.strides import far, reach
@@ -252,13 +253,13 @@ def load_weight(weight, block, outputs, n: tl.constexpr, PART: tl.constexpr):
     return parts
 
 
-@triton.jit
+@bundling
 def slice_of(block, within, SIZE: tl.constexpr, shape):
     """The channels ``within`` a gate block, one of its slices of SIZE."""
     return Channels(block * shape.n + within, within < shape.n, None if shape.n % SIZE == 0 else within < shape.n)
 
 
-@triton.jit
+@bundling
 def own_block(place, parameters, D: tl.constexpr, shape):
     """(row, block) of program ``place`` of rows * H * ceil(n / block_n), a gate block's slices fastest."""
     SLICES: tl.constexpr = (shape.n + shape.block_n - 1) // shape.block_n

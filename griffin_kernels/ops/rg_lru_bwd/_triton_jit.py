@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.tensors import State, at, dense, later, store_state
 from griffin_kernels.ops.rg_lru.op import MAX_SQRT_GRADIENT
 
@@ -51,7 +52,7 @@ class Sums(NamedTuple):
     log_a: Any
 
 
-@triton.jit
+@bundling
 def steps_at(steps, batch, time, T, blocks_before, D: tl.constexpr):
     """The steps of a batch entry from ``time`` on, backwards, all of them ``Rows``; of z those of the input gate.
 
@@ -70,7 +71,7 @@ def steps_at(steps, batch, time, T, blocks_before, D: tl.constexpr):
     )
 
 
-@triton.jit
+@bundling
 def steps_later(steps, count):
     """The steps from ``count`` steps later on, as visited."""
     dy, x, y = later(steps.dy, count), later(steps.x, count), later(steps.y, count)

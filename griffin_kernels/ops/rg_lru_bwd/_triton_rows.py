@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.elementwise import LN_2, gelu_and_slope
 from griffin_kernels.ops._triton.tensors import (
     further,
@@ -44,7 +45,7 @@ class Tile(NamedTuple):
     leaves: Any
 
 
-@triton.jit
+@bundling
 def load_tile(steps, marks, channels, left, remaining, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr):
     """The tile at the first of ``left`` steps, of which later ones leave the carry as it is; remaining: see below."""
     return Tile(

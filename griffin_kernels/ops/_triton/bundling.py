@@ -1,0 +1,49 @@
+"""Functions of kernels that return a bundle, or None: ``@bundling`` in place of ``@triton.jit``.
+
+What is None or a compile-time constant in a bundle has to be so for the caller too. Triton 3.7 sees to that; in Triton
+3.6 constants that a function returns become tensors of one number, and None is an error. There the statements of such a
+function are compiled where it is called, in a scope of its own.
+"""
+
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import triton
+from triton import knobs
+from triton.language.core import base_value, constexpr
+from triton.runtime.jit import JITCallable
+
+KEEPS_CONSTANTS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7)
+"""Whether what a function returns keeps its constants."""
+
+
+class CompiledInPlace(JITCallable):  # type: ignore[misc]
+    """A device function of the form statements, return: compiled anew wherever it is called.
+
+    A JITCallable, so that Triton hashes its source for the kernels that call it. The compiler calls what is bound to a
+    value of its own, as methods of tensors are, and hands itself over as ``_generator``.
+    """
+
+    __self__ = constexpr(None)
+
+    def __call__(self, *args, _generator=None, **kwargs):
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values = {
+            name: value if isinstance(value, (base_value, JITCallable)) else constexpr(value)
+            for name, value in bound.arguments.items()
+        }
+        *statements, result = self.parse().body[0].body
+        scopes = _generator.lscope, _generator.local_defs, _generator.gscope
+        _generator.lscope, _generator.local_defs, _generator.gscope = values, {}, self.get_capture_scope()
+        try:
+            for statement in statements:
+                _generator.visit(statement)
+            return _generator.visit(result.value)
+        finally:
+            _generator.lscope, _generator.local_defs, _generator.gscope = scopes
+
+
+bundling = triton.jit if KEEPS_CONSTANTS or knobs.runtime.interpret else CompiledInPlace
+"""Decorator of a device function that returns a bundle, or None. It has one ``return``, its last statement."""

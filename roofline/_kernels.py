@@ -1,7 +1,5 @@
 """Triton kernels that keep one part of a GPU busy and nothing else: multiply-add units, special functions, L2."""
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 import triton

@@ -9,7 +9,6 @@ accumulator's dtype: float32, or float64 for float64.
 """
 
 # Python's types end where numba's begin.
-# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call"
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ steps. ``name`` below is the index of the first of them.
 """
 
 # Python's types end where numba's begin.
-# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call, misc"
 
 from __future__ import annotations
 

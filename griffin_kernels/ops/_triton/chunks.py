@@ -12,8 +12,6 @@ A product of gates beyond [-1, 1] may overflow where the state does not, or unde
 for it, and phase 2 goes through such a chunk step by step.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

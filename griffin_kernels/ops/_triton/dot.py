@@ -1,7 +1,5 @@
 """Matrix products of Triton tiles that the interpreter takes too: its own ``tl.dot`` reads bfloat16 as integers."""
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 import triton

@@ -1,7 +1,5 @@
 """Special functions of Triton kernels, float32: what the hardware gives, and gelu."""
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 import triton

@@ -6,9 +6,6 @@ in memory, and so are the row strides of adjacent rows, which makes row offsets 
 Bases are 64-bit.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 import triton

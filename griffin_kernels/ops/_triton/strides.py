@@ -6,8 +6,6 @@ length) and is an argument, or every length would be compiled anew; Triton then 
 it is a multiple of 16. Parameters of kernels that take either are not annotated.
 """
 
-# mypy: allow-untyped-defs
-
 from __future__ import annotations
 
 import functools

@@ -10,9 +10,6 @@ A constexpr in a bundle stays one until the bundle is assigned to a name; then i
 which Python's ``if`` and ``reach`` know nothing. What a loop moves has to be assigned before.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

@@ -9,8 +9,6 @@ Packed sequences cut the map where a sequence starts, as in _triton/chunks.py; `
 which chunks a reset or a start cuts, and is the reset of phase 2. A chunk whose P overflows is lost with it.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 import torch

@@ -6,8 +6,6 @@ load is 16 bytes wide whatever n is, and only then is it seen as [held, n] or [h
 within one thread, and sums over them need no other.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

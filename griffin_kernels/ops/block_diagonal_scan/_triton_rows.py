@@ -3,8 +3,6 @@
 As linear_scan/_triton_rows.py, with a matrix of every block in place of a gate of every channel.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 import triton

@@ -15,8 +15,6 @@ Source: as linear_scan/triton.chunked, with matrices in place of factors: Blello
 (1990), section 1.4.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

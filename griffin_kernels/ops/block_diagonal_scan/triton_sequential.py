@@ -14,8 +14,6 @@ of the state between threads (see triton.chunked).
 Source: the recurrence of linear_scan/triton.sequential, whose form this has, with a matrix in place of a factor.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ As linear_scan_bwd/_triton_rows.py, with matrices. The carry is c_i = m_i A_i^T 
 it; h_{i-1} is the next row that would be visited.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 import triton

@@ -12,8 +12,6 @@ threads: for n = 16 four shuffles per element of a, by count some 40% of what an
 Source: the chain rule on block_diagonal_scan.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

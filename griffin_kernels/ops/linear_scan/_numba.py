@@ -14,7 +14,6 @@ through such a chunk step by step. A chunk with a reset hands on its last, whate
 """
 
 # Python's types end where numba's begin.
-# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call"
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ Packed sequences come in two ways. Where a program owns one sequence, its span s
 time, ``Marks`` tell where sequences start and end.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

@@ -14,8 +14,6 @@ for triton.sequential.
 Source: Blelloch, "Prefix sums and their applications" (1990), section 1.4; arXiv 2208.04933 (S5), appendix H.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -13,9 +13,6 @@ bound by memory bandwidth up to a block of 8, by instruction issue beyond.
 Source: the block decomposition of semiseparable matrices of arXiv 2405.21060 (Mamba-2), section 6, with a state of one.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -14,8 +14,6 @@ Source: Blelloch, "Prefix sums and their applications" (1990), section 1.4; flas
 has the same three phases for blocks of 128 steps.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ large; by memory latency where N * D / block_d programs cannot fill the device (
 Source: the recurrence of arXiv 2402.19427, section 2.4; the paper's own kernel scans sequentially too (section 4.2).
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

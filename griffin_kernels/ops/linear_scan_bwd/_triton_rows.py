@@ -4,8 +4,6 @@ Steps are visited from the last to the first, so rows run against the forward pa
 c_i = m_i a_i g_i, what a step hands to the one before it; h_{i-1} is the next row that would be visited.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

@@ -10,8 +10,6 @@ multiplications, shuffles and exchanges between warps.
 Source: as linear_scan/triton.associative, by the chain rule.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -12,9 +12,6 @@ bound by memory bandwidth up to a block of 8, by instruction issue beyond.
 Source: as linear_scan/triton.blocked_diagonal, by the chain rule.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 from dataclasses import dataclass

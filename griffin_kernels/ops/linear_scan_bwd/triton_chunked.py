@@ -13,8 +13,6 @@ bound by latency here.
 Source: as linear_scan/triton.chunked, by the chain rule.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

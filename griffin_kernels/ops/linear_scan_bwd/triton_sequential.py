@@ -10,8 +10,6 @@ large; by memory latency where N * D / block_d programs cannot fill the device.
 Source: the chain rule on the recurrence of arXiv 2402.19427, section 2.4.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -12,7 +12,6 @@ tanh(s) = 1 - 2 / (2^s + 1) needs no further factor.
 """
 
 # Python's types end where numba's begin.
-# mypy: disable-error-code="no-any-return, untyped-decorator"
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ AVX512-BF16 for pairs of bfloat16, whose products both go to a float32.
 """
 
 # Python's types end where numba's begin.
-# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call, misc"
 
 from __future__ import annotations
 

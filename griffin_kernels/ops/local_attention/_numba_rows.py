@@ -5,7 +5,6 @@ pointer's type: float32, or uint16 for bfloat16. Scores are in base 2.
 """
 
 # Python's types end where numba's begin.
-# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call, misc"
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ not rounded, weights are. The gradient widens bfloat16 and multiplies in float32
 """
 
 # Python's types end where numba's begin.
-# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call, misc"
 
 from __future__ import annotations
 

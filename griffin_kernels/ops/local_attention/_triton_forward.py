@@ -3,9 +3,6 @@
 Softmax in powers of two: with c = scale log2(e), p = 2^(c q.k - m), where m is the largest exponent seen so far.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 import triton

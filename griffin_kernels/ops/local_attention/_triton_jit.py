@@ -11,9 +11,6 @@ tile 32-bit where they are constants that fit. T * G and S fit in 32 bits: tenso
 A bundle with constants or None is passed on as it is: what is assigned to a name or returned is a constant no more.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

@@ -13,8 +13,6 @@ Bytes: those of triton.flash_window and 8 ``parts`` per element of out. Bound by
 Source: the split over keys of Flash-Decoding (Dao et al., 2023), applied to tiles of queries.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

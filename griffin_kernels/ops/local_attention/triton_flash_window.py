@@ -10,8 +10,6 @@ Bytes: q once and out, k and v (1 + W G / BLOCK_M) times, most of that from the 
 Source: Dao, "FlashAttention-2" (2023), for the recurrence; FlashAttention-3's PackGQA for the packing of heads.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -4,9 +4,6 @@ Scores are recomputed in powers of two as in the forward pass: p = 2^(c q.k - ls
 Per-row numbers lie as [B, Hkv, T * G], in the order of packed rows, see local_attention/_triton_jit.py.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The kernels of the backward pass. Lanes are pairs of a batch entry and a key head, the fastest place in a grid."""
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

@@ -7,7 +7,6 @@ bfloat16 is widened a row at a time into a scratch that stays in the first-level
 """
 
 # Python's types end where numba's begin.
-# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call"
 
 from __future__ import annotations
 

@@ -5,9 +5,6 @@ softmax begins with, and writes them to their slot, which no program reads. So n
 Exponents in powers of two, as in local_attention/_triton_forward.py.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

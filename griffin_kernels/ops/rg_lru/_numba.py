@@ -8,7 +8,6 @@ Rows are steps counted through the batch: row = batch row * T + step. A sequence
 """
 
 # Python's types end where numba's begin.
-# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call"
 
 from __future__ import annotations
 

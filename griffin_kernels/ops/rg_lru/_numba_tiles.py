@@ -6,7 +6,6 @@ meet in the same cache sets.
 """
 
 # Python's types end where numba's begin.
-# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call"
 
 from __future__ import annotations
 

@@ -16,8 +16,6 @@ instruction; elsewhere, the interpreter included, fast takes the sigmoids of exa
 Source: arXiv 2402.19427, section 2.4 and appendix A; PTX ISA, tanh.approx, ex2.approx and rcp.approx, for the errors.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

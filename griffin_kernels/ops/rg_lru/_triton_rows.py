@@ -9,8 +9,6 @@ end. FRESH: a sequence's first step is a reset. At a reset the state before is r
 may be NaN.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

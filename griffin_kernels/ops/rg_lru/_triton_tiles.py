@@ -11,9 +11,6 @@ A cut is a step that takes nothing from the one before it. It is a select, not a
 a product of gates, which is never negative, CUT stands for a run with a cut.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment, misc"
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

@@ -29,7 +29,7 @@ def run(call: Call, config: NoConfig | None = None) -> tuple[Tensor, Tensor]:
     r = torch.sigmoid(z_r.flatten(2).to(wide))
     log_a = -DECAY * r * torch.nn.functional.softplus(a_param.to(wide))
     a = torch.exp(log_a)
-    multiplier: Tensor = ClippedSqrt.apply(-torch.expm1(2 * log_a))  # type: ignore[no-untyped-call]
+    multiplier: Tensor = ClippedSqrt.apply(-torch.expm1(2 * log_a))
     reset = resets(call)
     if reset is not None:
         multiplier = torch.where(reset[..., None], 1.0, multiplier)

@@ -141,7 +141,7 @@ def reference(call: Call) -> tuple[Tensor, Tensor]:
     i, r = gates(call)
     log_a = -DECAY * torch.logaddexp(call.a_param, torch.zeros_like(call.a_param)) * r
     a = torch.exp(log_a)
-    multiplier: Tensor = ClippedSqrt.apply(-torch.expm1(2 * log_a))  # type: ignore[no-untyped-call]
+    multiplier: Tensor = ClippedSqrt.apply(-torch.expm1(2 * log_a))
     reset = resets(call)
     if reset is not None:
         a = torch.where(reset[..., None], 0.0, a)

@@ -15,8 +15,6 @@ instruction issue, not far above the memory's time, where N * H * n / block_n pr
 Source: arXiv 2402.19427, section 2.4; the layout is our own.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

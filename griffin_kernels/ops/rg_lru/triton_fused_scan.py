@@ -15,8 +15,6 @@ latency where N * D / block_d programs cannot fill the device (see triton.fused_
 Source: arXiv 2402.19427, section 2.4; hawk-pytorch fuses the same part of the layer.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ z [B*T, H, 2, n] holds x W_i and x W_r of a step side by side, in the data's dty
 takes both gradients back to dx, and one gives both weights' gradients, so that each reads what it shares once.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 import math

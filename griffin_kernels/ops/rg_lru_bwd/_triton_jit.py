@@ -3,8 +3,6 @@
 Special functions per element, after the gates: one, since m and its derivative come from the same 1 / sqrt(v).
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

@@ -4,9 +4,6 @@ Steps are visited from the last to the first. The carry is c_t = a_t g_t, what a
 state before a step is the row of y that is visited next. Gates are recomputed from z, which their gradients replace.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

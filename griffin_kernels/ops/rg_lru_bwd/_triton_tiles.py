@@ -3,9 +3,6 @@
 A tile is [channels, steps], steps in backward order: step 0 is the sequence's last. Strides are signed accordingly.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 import triton

@@ -18,8 +18,6 @@ unrounded), the direct part of dx once more before dz W^T is added to it in floa
 Source: the chain rule on arXiv 2402.19427, section 2.4; partial sums in place of atomics for run-to-run determinism.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -15,8 +15,6 @@ functions: 3 and 5. Bound by memory bandwidth; one pass would be bound by latenc
 Source: Blelloch, "Prefix sums and their applications" (1990), section 1.4, and the chain rule on arXiv 2402.19427.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -5,9 +5,6 @@ the convolution where there is one (TAPS > 0). Only a program that owns the whol
 (ALONE): others would read it half moved.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 import triton

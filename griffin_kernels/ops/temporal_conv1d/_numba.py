@@ -12,7 +12,6 @@ Kernels are as in _native.py, their rows as in _native_rows.py; the pointer's ty
 """
 
 # Python's types end where numba's begin.
-# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call"
 
 from __future__ import annotations
 

@@ -4,9 +4,6 @@ Time is cut into pieces of SPAN steps, each of one sequence: a batch entry, or a
 sequence's first one; inputs -(K-1) .. -1 are the rows of its state.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

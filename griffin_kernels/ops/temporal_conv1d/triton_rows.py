@@ -13,9 +13,6 @@ per element, with positions 10.7 to 14.2, of the 35 that an H100 issues in the t
 Source: the register window of a direct FIR filter; Dao-AILab/causal-conv1d has the same in CUDA for K = 2 .. 4.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 from dataclasses import dataclass

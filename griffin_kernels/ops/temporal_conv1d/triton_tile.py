@@ -12,8 +12,6 @@ memory bandwidth, or by the rate of load instructions where K is large.
 Source: flash-linear-attention's Triton convolution has tiles with shifted loads too.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

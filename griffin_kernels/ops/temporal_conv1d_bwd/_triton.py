@@ -5,9 +5,6 @@ last to the first) and of the bias. A second launch adds them up in the order of
 calls give equal bits.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

@@ -15,9 +15,6 @@ the time of 6 bytes.
 Source: the chain rule on the sum in temporal_conv1d/op.py.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -12,9 +12,6 @@ for the sums of a piece. Bound by memory bandwidth, or by the rate of load instr
 Source: the chain rule on the sum in temporal_conv1d/op.py.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment, var-annotated, misc"
-
 from __future__ import annotations
 
 from dataclasses import dataclass

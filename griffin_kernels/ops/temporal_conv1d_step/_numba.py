@@ -4,7 +4,6 @@ One vector of channels at a time, taps innermost, so that every kept input is re
 """
 
 # Python's types end where numba's begin.
-# mypy: disable-error-code="no-any-return, untyped-decorator, no-untyped-call"
 
 from __future__ import annotations
 

@@ -3,9 +3,6 @@
 A kernel works on any shape of rows by channels: offsets of rows and of channels are given apart and broadcast.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple

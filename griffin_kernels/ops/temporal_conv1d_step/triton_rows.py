@@ -8,8 +8,6 @@ float32, or float64 for float64 data. Bound by its launch until B D is in the hu
 Source: the update kernels of causal-conv1d and flash-linear-attention have the same form.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

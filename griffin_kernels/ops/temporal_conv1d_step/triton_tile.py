@@ -7,8 +7,6 @@ rows shares them. A thread owns its rows' channels, as there; sums likewise. Bou
 every element of x.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, no-check-untyped-defs
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ What is None or a compile-time constant in a bundle has to be so for the caller 
 function are compiled where it is called, in a scope of its own.
 """
 
-# mypy: allow-untyped-defs
-
 from __future__ import annotations
 
 import triton

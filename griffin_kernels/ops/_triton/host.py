@@ -16,6 +16,7 @@ from griffin_kernels.ops._triton import strides
 WIDE: dict[torch.dtype, Any] = {torch.float32: tl.float32, torch.float64: tl.float64}
 """Accumulator dtypes as Triton names them."""
 
+
 def row_stride(tensor: Tensor | None, dim: int) -> int:
     """Stride along ``dim`` in elements; 0 where there is nothing to step over, so that it cannot cause a recompile."""
     return 0 if tensor is None or tensor.shape[dim] == 1 else tensor.stride(dim)

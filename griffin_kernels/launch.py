@@ -56,7 +56,8 @@ class Launch:
     args: tensors, numbers, None and NamedTuples of these by parameter name; what is ``tl.constexpr`` in a NamedTuple is
     a compile-time value. constexprs: compile-time values by parameter name, and strides, which are compile-time values
     unless they may follow from the call (see ops/_triton/strides.py).
-    rare: whether all programs return at once in a call whose data are finite.
+    rare: whether all programs return at once in a call whose data are finite. rarely: names of arguments that are read
+    only where data are unusual.
     tile: elements that one program handles per iteration of its main loop (per program where it has no loop); 0 where
     instructions per element mean nothing.
     """
@@ -70,6 +71,7 @@ class Launch:
     tile: int = 0
     claims: Claims = field(default_factory=Claims)
     rare: bool = False
+    rarely: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -79,8 +81,9 @@ class Launch:
 
     @property
     def tensors(self) -> Iterator[Tensor]:
-        """The tensors among the arguments, those in bundles too."""
-        return (value for value in _leaves(self.args.values()) if isinstance(value, Tensor))
+        """The tensors among the arguments but for the rarely read, those in bundles too."""
+        usual = (value for name, value in self.args.items() if name not in self.rarely)
+        return (value for value in _leaves(usual) if isinstance(value, Tensor))
 
     @property
     def options(self) -> dict[str, Any]:

@@ -357,6 +357,7 @@ def carry(
         num_warps=1,
         tile=CARRY_ROWS * CARRY_D,
         claims=Claims(spills=SPILLED.get(architecture(product), "")),
+        rarely=("x", "a"),
     )
 
 

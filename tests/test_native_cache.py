@@ -12,8 +12,8 @@ import pytest
 
 from griffin_kernels import contract
 from griffin_kernels.ops import _blas, _native
-from griffin_kernels.ops.block_diagonal_scan import _numba as block_diagonal_scan
-from griffin_kernels.ops.linear_scan import _numba as linear_scan
+from griffin_kernels.ops.block_diagonal_scan import _block_numba as block_diagonal_scan
+from griffin_kernels.ops.linear_scan import _scan_numba as linear_scan
 from griffin_kernels.ops.local_attention import _numba as local_attention
 from griffin_kernels.ops.local_attention import _numba_tiles as local_attention_tiles
 from griffin_kernels.ops.local_attention_step import _numba as local_attention_step

@@ -98,7 +98,7 @@ def test_source_hash_follows_what_a_variant_imports():
 
     importlib.import_module("griffin_kernels.ops.linear_scan_bwd.eager_chunked")
     found = _kernel_modules("griffin_kernels.ops.linear_scan_bwd.eager_chunked")
-    assert "griffin_kernels.ops.linear_scan._eager" in found
+    assert "griffin_kernels.ops.linear_scan._scan_eager" in found
     assert "griffin_kernels.ops.linear_scan.eager_chunked" in found
     assert not any(name.endswith((".op", ".cost")) for name in found)
 

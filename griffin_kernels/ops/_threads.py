@@ -1,9 +1,10 @@
 """Runs a compiled kernel on several CPU threads.
 
 A kernel is a C function of one pointer that shares its work out among however many threads call it (see
-linear_scan/_numba.py). The threads are those of the OpenMP library that torch itself uses: a second pool of threads,
-such as numba's, would spin on the cores while torch computes and the other way round. Where torch is built without
-OpenMP, or with one that lacks the GNU entry point, a pool of Python threads does the same: ctypes lets go of the GIL.
+linear_scan/_scan_numba.py). The threads are those of the OpenMP library that torch itself uses: a second pool of
+threads, such as numba's, would spin on the cores while torch computes and the other way round. Where torch is built
+without OpenMP, or with one that lacks the GNU entry point, a pool of Python threads does the same: ctypes lets go of
+the GIL.
 """
 
 from __future__ import annotations

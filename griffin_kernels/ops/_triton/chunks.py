@@ -270,7 +270,7 @@ def marked(
 
 
 def reduce(
-    source: Source, given: Tensor | None, reset: Tensor | None, marks: Marks | None, config: Any
+    source: ChunkedInputs, given: Tensor | None, reset: Tensor | None, marks: Marks | None, config: Any
 ) -> tuple[Tensor | None, list[Launch]]:
     """(states that leave the chunks [B,C-1,D] in the accumulator's dtype, launches); nothing for a single chunk.
 
@@ -313,7 +313,7 @@ def reduce(
     return result, [whole, carry(product, result, given if marks is None else None, cut, source)]
 
 
-class Source(NamedTuple):
+class ChunkedInputs(NamedTuple):
     """What phase 1 reads: x, a [B,T,D], and how; reverse: time is visited from its end."""
 
     x: Tensor
@@ -324,7 +324,11 @@ class Source(NamedTuple):
 
 
 def carry(
-    product: Tensor, result: Tensor, given: Tensor | None, cut: Tensor | None = None, source: Source | None = None
+    product: Tensor,
+    result: Tensor,
+    given: Tensor | None,
+    cut: Tensor | None = None,
+    source: ChunkedInputs | None = None,
 ) -> Launch:
     """Phase 2: result [B,C-1,D] becomes the states that leave the chunks. product, result: phase 1's; given: [B,D].
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._variants import through
-from griffin_kernels.ops.block_diagonal_scan import _eager
-from griffin_kernels.ops.linear_scan._eager import recorded, unless
+from griffin_kernels.ops.block_diagonal_scan import _block_eager
+from griffin_kernels.ops.linear_scan._scan_eager import recorded, unless
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Config:
 
 
 def core(x: Tensor, a: Tensor, cut: Tensor | None, chunk: int) -> Tensor:
-    """h [B,T,H,n] from x [B,T,H,n], a [B,T,H,n,n] and a zero state; see ``_eager`` for cut."""
+    """h [B,T,H,n] from x [B,T,H,n], a [B,T,H,n,n] and a zero state; see ``_block_eager`` for cut."""
     if recorded(x):
-        return _eager.sequential(x, a, cut)
+        return _block_eager.sequential(x, a, cut)
     batch, time, blocks, size = x.shape
     chunks = -(-time // chunk)
     whole = (chunks - 1) * chunk
@@ -52,11 +52,11 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None, chunk: int) -> Tensor:
     entering = [x.new_zeros(batch, blocks, size)]
     for k in range(chunks - 1):
         before = unless(None if stopped is None else stopped[:, k], entering[-1])
-        leaving = _eager.apply(maps[:, k, ..., :size], before) + maps[:, k, ..., size]
+        leaving = _block_eager.apply(maps[:, k, ..., :size], before) + maps[:, k, ..., size]
         if through[k]:
             state = entering[-1]
             for t in range(k * chunk, (k + 1) * chunk):
-                state = _eager.apply(a[:, t], unless(None if cut is None else cut[:, t], state)) + x[:, t]
+                state = _block_eager.apply(a[:, t], unless(None if cut is None else cut[:, t], state)) + x[:, t]
             leaving = torch.where(lost[:, k, :, None], state, leaving)
         entering.append(leaving)
     state = torch.stack(entering, dim=1)  # [B, chunks, H, n]
@@ -64,12 +64,12 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None, chunk: int) -> Tensor:
     for c in range(min(chunk, time)):
         step = a[:, c::chunk]  # the last chunk may have ended
         state = unless(None if cut is None else cut[:, c::chunk], state[:, : step.shape[1]])
-        state = _eager.apply(step, state) + x[:, c::chunk]
+        state = _block_eager.apply(step, state) + x[:, c::chunk]
         h[:, c::chunk] = state
     return h
 
 
-def core_of(config: Config) -> _eager.Core:
+def core_of(config: Config) -> _block_eager.Core:
     return functools.partial(core, chunk=config.chunk)
 
 
@@ -82,7 +82,7 @@ VARIANT = Variant(
     op="block_diagonal_scan",
     name="eager.chunked",
     summary="chunks of time side by side, joined by a scan of their ends",
-    run=through(_eager.forward, core_of),
+    run=through(_block_eager.forward, core_of),
     config=Config,
     axes={"chunk": (8, 16, 32, 64, 128)},
     rank=rank,

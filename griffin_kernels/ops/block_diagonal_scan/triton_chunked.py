@@ -26,13 +26,13 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops._triton.chunks import Source, entering_chunk, marked
+from griffin_kernels.ops._triton.chunks import ChunkedInputs, entering_chunk, marked
 from griffin_kernels.ops._triton.tensors import marks_at, store_state
-from griffin_kernels.ops.block_diagonal_scan import _triton, _triton_chunks, triton_sequential
-from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_vectors, own_blocks
-from griffin_kernels.ops.block_diagonal_scan._triton_rows import scan_rows
+from griffin_kernels.ops.block_diagonal_scan import _block_launches, _triton_block_chunks, triton_sequential
+from griffin_kernels.ops.block_diagonal_scan._triton_block_scan import scan_rows
+from griffin_kernels.ops.block_diagonal_scan._triton_blocks import as_vectors, own_blocks
 from griffin_kernels.ops.block_diagonal_scan.op import Call
-from griffin_kernels.ops.linear_scan._triton_rows import streams_at
+from griffin_kernels.ops.linear_scan._triton_scan import streams_at
 
 
 @dataclass(frozen=True)
@@ -79,36 +79,36 @@ def block_diagonal_scan_chunks(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    _, args, constexprs = _triton.scan_arguments(call, outputs)
+    _, args, constexprs = _block_launches.scan_arguments(call, outputs)
     batch, time, width = call.x.shape
     marks, begin = marked(
         args.pop("cu_seqlens"), call.h0, outputs["h_last"], time, width, call.reverse, constexprs["ACC"]
     )
-    source = Source(call.x, call.a, config.chunk, call.reverse, False)
-    result, before = _triton_chunks.reduce(source, call.h0, call.reset, marks)
+    source = ChunkedInputs(call.x, call.a, config.chunk, call.reverse, False)
+    result, before = _triton_block_chunks.reduce(source, call.h0, call.reset, marks)
     count = triton.cdiv(time, config.chunk)
     if marks is not None:
         args |= {"h0": None, "h_last": None}
     args |= {"marks": marks, "result": result, "chunks": count - 1}
     constexprs |= {"CHUNK": config.chunk}
-    scan = _triton.launch(block_diagonal_scan_chunks, batch * count, call.a, config, args, constexprs)
+    scan = _block_launches.launch(block_diagonal_scan_chunks, batch * count, call.a, config, args, constexprs)
     return [*begin, *before, scan]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.chunk % config.block_t:
         return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return _triton.unfit(case, device, config.block_a, config.num_warps) or _triton_chunks.unfit(case)
+    return _block_launches.unfit(case, device, config.block_a, config.num_warps) or _triton_block_chunks.unfit(case)
 
 
 def rank(case: Case, device: Device) -> int:
     """The default where one pass over time cannot keep the memory busy."""
-    return 40 if _triton.starves(case, device, triton_sequential.Config.block_t, streams=1) else 15
+    return 40 if _block_launches.starves(case, device, triton_sequential.Config.block_t, streams=1) else 15
 
 
 def traffic(case: Case, config: Config) -> int:
     """x and a read twice but for the last chunk, h written."""
-    return _triton_chunks.traffic(case, config.chunk, matrices=1, vectors=2)
+    return _triton_block_chunks.traffic(case, config.chunk, matrices=1, vectors=2)
 
 
 VARIANT = Variant(

@@ -27,11 +27,11 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, store_state
-from griffin_kernels.ops.block_diagonal_scan import _triton
-from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_vectors, own_blocks
-from griffin_kernels.ops.block_diagonal_scan._triton_rows import scan_rows
+from griffin_kernels.ops.block_diagonal_scan import _block_launches
+from griffin_kernels.ops.block_diagonal_scan._triton_block_scan import scan_rows
+from griffin_kernels.ops.block_diagonal_scan._triton_blocks import as_vectors, own_blocks
 from griffin_kernels.ops.block_diagonal_scan.op import Call
-from griffin_kernels.ops.linear_scan._triton_rows import streams_at
+from griffin_kernels.ops.linear_scan._triton_scan import streams_at
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ def block_diagonal_scan_sequential(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and group of blocks."""
-    count, args, constexprs = _triton.scan_arguments(call, outputs)
-    return [_triton.launch(block_diagonal_scan_sequential, count, call.a, config, args, constexprs)]
+    count, args, constexprs = _block_launches.scan_arguments(call, outputs)
+    return [_block_launches.launch(block_diagonal_scan_sequential, count, call.a, config, args, constexprs)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _triton.unfit(case, device, config.block_a, config.num_warps)
+    return _block_launches.unfit(case, device, config.block_a, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:
     """The default wherever its loads can keep the memory busy."""
-    return 20 if _triton.starves(case, device, Config.block_t, streams=1) else 30
+    return 20 if _block_launches.starves(case, device, Config.block_t, streams=1) else 30
 
 
 VARIANT = Variant(

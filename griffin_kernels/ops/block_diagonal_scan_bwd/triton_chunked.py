@@ -24,13 +24,13 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops._triton.chunks import Source, entering_chunk, marked
+from griffin_kernels.ops._triton.chunks import ChunkedInputs, entering_chunk, marked
 from griffin_kernels.ops._triton.tensors import load_state, marks_at, store_state
-from griffin_kernels.ops.block_diagonal_scan import _triton as forward
-from griffin_kernels.ops.block_diagonal_scan import _triton_chunks
-from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_vectors, own_blocks
-from griffin_kernels.ops.block_diagonal_scan_bwd import _triton, triton_sequential
-from griffin_kernels.ops.block_diagonal_scan_bwd._triton_rows import scan_rows, streams_at
+from griffin_kernels.ops.block_diagonal_scan import _block_launches as forward
+from griffin_kernels.ops.block_diagonal_scan import _triton_block_chunks
+from griffin_kernels.ops.block_diagonal_scan._triton_blocks import as_vectors, own_blocks
+from griffin_kernels.ops.block_diagonal_scan_bwd import _block_gradient_launches, triton_sequential
+from griffin_kernels.ops.block_diagonal_scan_bwd._triton_block_scan_gradient import scan_rows, streams_at
 from griffin_kernels.ops.block_diagonal_scan_bwd.op import Call
 
 
@@ -83,13 +83,13 @@ def block_diagonal_scan_bwd_chunks(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    _, args, constexprs = _triton.scan_arguments(call, outputs)
+    _, args, constexprs = _block_gradient_launches.scan_arguments(call, outputs)
     batch, time, width = call.dh.shape
     marks, begin = marked(
         args.pop("cu_seqlens"), call.dh_last, outputs["dh0"], time, width, not call.reverse, constexprs["ACC"]
     )
-    source = Source(call.dh, call.a, config.chunk, not call.reverse, True)
-    result, before = _triton_chunks.reduce(source, call.dh_last, call.reset, marks)
+    source = ChunkedInputs(call.dh, call.a, config.chunk, not call.reverse, True)
+    result, before = _triton_block_chunks.reduce(source, call.dh_last, call.reset, marks)
     count = triton.cdiv(time, config.chunk)
     if marks is not None:
         args |= {"dh_last": None, "dh0": None}
@@ -102,7 +102,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.chunk % config.block_t:
         return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return forward.unfit(case, device, config.block_a, config.num_warps) or _triton_chunks.unfit(case)
+    return forward.unfit(case, device, config.block_a, config.num_warps) or _triton_block_chunks.unfit(case)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -112,7 +112,7 @@ def rank(case: Case, device: Device) -> int:
 
 def traffic(case: Case, config: Config) -> int:
     """dh and a read twice but for one chunk, h read, dx and dA written."""
-    return _triton_chunks.traffic(case, config.chunk, matrices=2, vectors=3)
+    return _triton_block_chunks.traffic(case, config.chunk, matrices=2, vectors=3)
 
 
 VARIANT = Variant(

@@ -25,10 +25,10 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, store_state
-from griffin_kernels.ops.block_diagonal_scan import _triton as forward
-from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_vectors, own_blocks
-from griffin_kernels.ops.block_diagonal_scan_bwd import _triton
-from griffin_kernels.ops.block_diagonal_scan_bwd._triton_rows import scan_rows, streams_at
+from griffin_kernels.ops.block_diagonal_scan import _block_launches as forward
+from griffin_kernels.ops.block_diagonal_scan._triton_blocks import as_vectors, own_blocks
+from griffin_kernels.ops.block_diagonal_scan_bwd import _block_gradient_launches
+from griffin_kernels.ops.block_diagonal_scan_bwd._triton_block_scan_gradient import scan_rows, streams_at
 from griffin_kernels.ops.block_diagonal_scan_bwd.op import Call
 
 
@@ -58,7 +58,7 @@ def block_diagonal_scan_bwd_sequential(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and group of blocks."""
-    count, args, constexprs = _triton.scan_arguments(call, outputs)
+    count, args, constexprs = _block_gradient_launches.scan_arguments(call, outputs)
     return [forward.launch(block_diagonal_scan_bwd_sequential, count, call.a, config, args, constexprs)]
 
 

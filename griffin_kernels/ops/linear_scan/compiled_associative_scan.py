@@ -16,7 +16,7 @@ from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _compiled
 from griffin_kernels.ops._variants import through
-from griffin_kernels.ops.linear_scan import _eager
+from griffin_kernels.ops.linear_scan import _scan_eager
 
 Pair = tuple[Tensor, Tensor]
 
@@ -49,15 +49,15 @@ def _mode(x: Tensor) -> str:
 
 
 def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
-    """h [B,T,D] from x, a [B,T,D] and a zero state; see ``_eager`` for cut."""
+    """h [B,T,D] from x, a [B,T,D] and a zero state; see ``_scan_eager`` for cut."""
     if x.shape[1] == 1:  # the operator refuses a scan of one step
         return x.clone()
-    scan, gates = (whole, a) if cut is None else (in_parts, _eager.unless(cut, a))
+    scan, gates = (whole, a) if cut is None else (in_parts, _scan_eager.unless(cut, a))
     # every shape is compiled for itself: symbolic sizes take twice as long to compile
     return _compiled.compiled(scan, key=(x.shape, x.dtype), dynamic=False)(x.contiguous(), gates.contiguous())  # type: ignore[no-any-return]
 
 
-def core_of(config: NoConfig) -> _eager.Core:
+def core_of(config: NoConfig) -> _scan_eager.Core:
     return core
 
 
@@ -71,7 +71,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="compiled.associative_scan",
     summary="torch's associative_scan under torch.compile",
-    run=through(_eager.forward, core_of),
+    run=through(_scan_eager.forward, core_of),
     config=NoConfig,
     reject=reject,
     baseline=True,

@@ -3,8 +3,8 @@
     (A, X) o (a, x) = (A a, a X + x);   after pass k every pair covers 2^k steps
 
 Few launches, but every pass reads and writes everything: 5 log2(T) streams where one pass needs 3. Products of a
-underflow to zero, which is what they mean while |a| <= 1; see ``_eager.careful`` for other a. The scheme is that of
-Hillis and Steele, CACM 29(12), 1986.
+underflow to zero, which is what they mean while |a| <= 1; see ``_scan_eager.careful`` for other a. The scheme is that
+of Hillis and Steele, CACM 29(12), 1986.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._variants import through
-from griffin_kernels.ops.linear_scan import _eager
+from griffin_kernels.ops.linear_scan import _scan_eager
 
 
 def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
-    """h [B,T,D] from x, a [B,T,D] within [-1, 1] and a zero state; see ``_eager`` for cut."""
+    """h [B,T,D] from x, a [B,T,D] within [-1, 1] and a zero state; see ``_scan_eager`` for cut."""
     time = x.shape[1]
     values, products = x.clone(), a
     stopped = cut  # a cut lies in the last `span` steps
@@ -39,8 +39,8 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
     return values
 
 
-def core_of(config: NoConfig) -> _eager.Core:
-    return _eager.careful(core)
+def core_of(config: NoConfig) -> _scan_eager.Core:
+    return _scan_eager.careful(core)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -52,7 +52,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.associative",
     summary="recursive doubling over the whole tensor",
-    run=through(_eager.forward, core_of),
+    run=through(_scan_eager.forward, core_of),
     config=NoConfig,
     rank=rank,
 )

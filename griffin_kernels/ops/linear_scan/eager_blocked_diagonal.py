@@ -18,7 +18,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._variants import through
-from griffin_kernels.ops.linear_scan import _eager
+from griffin_kernels.ops.linear_scan import _scan_eager
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Config:
 
 
 def core(x: Tensor, a: Tensor, cut: Tensor | None, block: int) -> Tensor:
-    """h [B,T,D] from x, a [B,T,D] within [-1, 1] and a zero state; see ``_eager`` for cut."""
+    """h [B,T,D] from x, a [B,T,D] within [-1, 1] and a zero state; see ``_scan_eager`` for cut."""
     batch, time, width = x.shape
     pad = -time % block
     gates = torch.nn.functional.pad(a, (0, 0, 0, pad)).reshape(batch, -1, block, width)  # [B, K, L, D]
@@ -42,17 +42,17 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None, block: int) -> Tensor:
         reaches = reaches & (passed[..., :, None] == passed[..., None, :])
         stopped = passed > 0
     decay = matrix[..., 0, :] * gates[:, :, :1]  # [B, K, L, D]: what the state before the block is multiplied by
-    decay = _eager.unless(stopped, decay)
+    decay = _scan_eager.unless(stopped, decay)
     # a product with a matrix would add 0 * x_s of later steps, which is NaN where x_s is
     local = matrix.mul_(values[:, :, None]).masked_fill_(~reaches[..., None], 0.0).sum(3)
     carry = torch.zeros_like(local[:, 0, 0])
     carries = []
     for k in range(local.shape[1]):
         carries.append(carry)
-        entering = _eager.unless(None if stopped is None else stopped[:, k, -1], carry)
+        entering = _scan_eager.unless(None if stopped is None else stopped[:, k, -1], carry)
         carry = torch.addcmul(local[:, k, -1], decay[:, k, -1], entering)
     before = torch.stack(carries, dim=1)[:, :, None]  # [B, K, 1, D]
-    h = local + decay * (before if stopped is None else _eager.unless(stopped, before.expand_as(local)))
+    h = local + decay * (before if stopped is None else _scan_eager.unless(stopped, before.expand_as(local)))
     return h.reshape(batch, time + pad, width)[:, :time]
 
 
@@ -69,8 +69,8 @@ def transfer(gates: Tensor) -> Tensor:
     return torch.stack(rows, dim=2)
 
 
-def core_of(config: Config) -> _eager.Core:
-    return _eager.careful(functools.partial(core, block=config.block))
+def core_of(config: Config) -> _scan_eager.Core:
+    return _scan_eager.careful(functools.partial(core, block=config.block))
 
 
 def traffic(case: Case, config: Config) -> int:
@@ -88,7 +88,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.blocked_diagonal",
     summary="dense diagonal blocks of the transfer matrix, carry between them",
-    run=through(_eager.forward, core_of),
+    run=through(_scan_eager.forward, core_of),
     config=Config,
     axes={"block": (4, 8, 16)},
     rank=rank,

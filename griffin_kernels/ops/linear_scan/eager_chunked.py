@@ -18,7 +18,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._variants import through
-from griffin_kernels.ops.linear_scan import _eager
+from griffin_kernels.ops.linear_scan import _scan_eager
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Config:
 
 
 def core(x: Tensor, a: Tensor, cut: Tensor | None, chunk: int) -> Tensor:
-    """h [B,T,D] from x, a [B,T,D] within [-1, 1] and a zero state; see ``_eager`` for cut."""
+    """h [B,T,D] from x, a [B,T,D] within [-1, 1] and a zero state; see ``_scan_eager`` for cut."""
     batch, time, width = x.shape
     pad = -time % chunk
     # padded steps have x = 0 at the end of time, where nothing reads them
@@ -41,23 +41,23 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None, chunk: int) -> Tensor:
         stops = torch.nn.functional.pad(cut, (0, pad)).reshape(cut.shape[0], -1, chunk)
         stopped = stops.cumsum(2) > 0
     for t in range(1, chunk):
-        before = _eager.unless(None if stops is None else stops[:, :, t], local[:, :, t - 1])
+        before = _scan_eager.unless(None if stops is None else stops[:, :, t], local[:, :, t - 1])
         local[:, :, t].addcmul_(products[:, :, t], before)
         products[:, :, t] *= products[:, :, t - 1]
-    products = _eager.unless(stopped, products)
+    products = _scan_eager.unless(stopped, products)
     for k in range(1, local.shape[1]):
         # after this the chunk's last row is the true state; its other rows are fixed below
-        entering = _eager.unless(None if stopped is None else stopped[:, k, -1], local[:, k - 1, -1])
+        entering = _scan_eager.unless(None if stopped is None else stopped[:, k, -1], local[:, k - 1, -1])
         local[:, k, -1].addcmul_(products[:, k, -1], entering)
     entering = local[:, :-1, -1:]
     if stopped is not None:
-        entering = _eager.unless(stopped[:, 1:, :-1], entering.expand(-1, -1, chunk - 1, -1))
+        entering = _scan_eager.unless(stopped[:, 1:, :-1], entering.expand(-1, -1, chunk - 1, -1))
     local[:, 1:, :-1].addcmul_(products[:, 1:, :-1], entering)
     return local.reshape(batch, time + pad, width)[:, :time]
 
 
-def core_of(config: Config) -> _eager.Core:
-    return _eager.careful(functools.partial(core, chunk=config.chunk))
+def core_of(config: Config) -> _scan_eager.Core:
+    return _scan_eager.careful(functools.partial(core, chunk=config.chunk))
 
 
 def rank(case: Case, device: Device) -> int:
@@ -69,7 +69,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.chunked",
     summary="chunks of time side by side, joined by a scan of their ends",
-    run=through(_eager.forward, core_of),
+    run=through(_scan_eager.forward, core_of),
     config=Config,
     axes={"chunk": (16, 32, 64, 128)},
     rank=rank,

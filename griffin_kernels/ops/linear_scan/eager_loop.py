@@ -13,20 +13,20 @@ from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.ops._variants import through
-from griffin_kernels.ops.linear_scan import _eager
+from griffin_kernels.ops.linear_scan import _scan_eager
 
 
 def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
-    """h [B,T,D] from x, a [B,T,D] and a zero state; see ``_eager`` for cut."""
+    """h [B,T,D] from x, a [B,T,D] and a zero state; see ``_scan_eager`` for cut."""
     carry = torch.zeros_like(x[:, 0])
     states = []
     for t in range(x.shape[1]):
-        carry = a[:, t] * _eager.unless(None if cut is None else cut[:, t], carry) + x[:, t]
+        carry = a[:, t] * _scan_eager.unless(None if cut is None else cut[:, t], carry) + x[:, t]
         states.append(carry)
     return torch.stack(states, dim=1)
 
 
-def core_of(config: NoConfig) -> _eager.Core:
+def core_of(config: NoConfig) -> _scan_eager.Core:
     return core
 
 
@@ -34,7 +34,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.loop",
     summary="the published Python loop",
-    run=through(_eager.forward, core_of),
+    run=through(_scan_eager.forward, core_of),
     config=NoConfig,
     baseline=True,
 )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops.linear_scan import _numba_call, numba_sequential
+from griffin_kernels.ops.linear_scan import _scan_numba_call, numba_sequential
 from griffin_kernels.ops.linear_scan.numba_sequential import reject
 
 
@@ -48,7 +48,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="numba.chunked",
     summary="three phases in native code, threads over time too",
-    run=_numba_call.forward,
+    run=_scan_numba_call.forward,
     config=Config,
     axes={"block_d": (640, 4096), "ahead": (False, True), "chunk": (16, 64, 256, 1024)},
     reject=reject,

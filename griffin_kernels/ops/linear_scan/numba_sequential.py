@@ -15,7 +15,7 @@ from typing import Any
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._cpu import unfit_cpu
-from griffin_kernels.ops.linear_scan import _numba_call
+from griffin_kernels.ops.linear_scan import _scan_numba_call
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="numba.sequential",
     summary="one pass in native code, threads over channels and sequences",
-    run=_numba_call.forward,
+    run=_scan_numba_call.forward,
     config=Config,
     axes={"block_d": (128, 256, 640, 1280, 2048, 2560, 4096), "ahead": (False, True)},
     reject=reject,

@@ -1,11 +1,11 @@
-"""accelerated-scan's Triton kernel; see _peer.py."""
+"""accelerated-scan's Triton kernel; see _scan_peers.py."""
 
 from __future__ import annotations
 
-from griffin_kernels.ops.linear_scan import _peer
+from griffin_kernels.ops.linear_scan import _scan_peers
 
 MODULE = "accelerated_scan.scalar"
 
-VARIANT = _peer.time_last_variant(
-    "triton", MODULE, "Triton kernel", lambda case, device, config: _peer.problem(case, device)
+VARIANT = _scan_peers.time_last_variant(
+    "triton", MODULE, "Triton kernel", lambda case, device, config: _scan_peers.problem(case, device)
 )

@@ -28,8 +28,8 @@ from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import combine, combine_cut, last_row, span
 from griffin_kernels.ops._triton.tensors import Rows, load_state, own_channels, store_state, tile_offsets
-from griffin_kernels.ops.linear_scan import _triton
-from griffin_kernels.ops.linear_scan._triton_rows import scan_again, streams_at, streams_later
+from griffin_kernels.ops.linear_scan import _scan_launches
+from griffin_kernels.ops.linear_scan._triton_scan import scan_again, streams_at, streams_later
 from griffin_kernels.ops.linear_scan.op import Call
 
 
@@ -92,7 +92,7 @@ def linear_scan_associative(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _triton.scan_arguments(call, outputs)
+    rows, args, constexprs = _scan_launches.scan_arguments(call, outputs)
     per_thread = config.block_t * config.block_d // (32 * config.num_warps)
     bits = host.load_bits((call.x, call.a), per_thread)
     return [

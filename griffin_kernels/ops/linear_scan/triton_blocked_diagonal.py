@@ -34,8 +34,8 @@ from griffin_kernels.ops._triton.tensors import (
     store_row,
     store_state,
 )
-from griffin_kernels.ops.linear_scan import _triton
-from griffin_kernels.ops.linear_scan._triton_rows import scan_again, streams_at, streams_later
+from griffin_kernels.ops.linear_scan import _scan_launches
+from griffin_kernels.ops.linear_scan._triton_scan import scan_again, streams_at, streams_later
 from griffin_kernels.ops.linear_scan.op import Call
 
 
@@ -129,7 +129,7 @@ def linear_scan_blocked_diagonal(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _triton.scan_arguments(call, outputs)
+    rows, args, constexprs = _scan_launches.scan_arguments(call, outputs)
     return [
         Launch(
             kernel=linear_scan_blocked_diagonal,

@@ -28,8 +28,8 @@ from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import chunks, host
 from griffin_kernels.ops._triton.chunks import entering_chunk, own_chunk
 from griffin_kernels.ops._triton.tensors import marks_at, own_channels, store_state
-from griffin_kernels.ops.linear_scan import _triton
-from griffin_kernels.ops.linear_scan._triton_rows import scan_rows, streams_at
+from griffin_kernels.ops.linear_scan import _scan_launches
+from griffin_kernels.ops.linear_scan._triton_scan import scan_rows, streams_at
 from griffin_kernels.ops.linear_scan.op import Call
 
 
@@ -75,12 +75,12 @@ def linear_scan_chunks(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    _, args, constexprs = _triton.scan_arguments(call, outputs)
+    _, args, constexprs = _scan_launches.scan_arguments(call, outputs)
     batch, time, width = call.x.shape
     marks, begin = chunks.marked(
         args.pop("cu_seqlens"), call.h0, outputs["h_last"], time, width, call.reverse, constexprs["ACC"]
     )
-    source = chunks.Source(call.x, call.a, config.chunk, call.reverse, False)
+    source = chunks.ChunkedInputs(call.x, call.a, config.chunk, call.reverse, False)
     result, before = chunks.reduce(source, call.h0, call.reset, marks, config)
     count = triton.cdiv(time, config.chunk)
     if marks is not None:

@@ -25,8 +25,8 @@ from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, own_channels, store_state
-from griffin_kernels.ops.linear_scan import _triton
-from griffin_kernels.ops.linear_scan._triton_rows import scan_rows, streams_at
+from griffin_kernels.ops.linear_scan import _scan_launches
+from griffin_kernels.ops.linear_scan._triton_scan import scan_rows, streams_at
 from griffin_kernels.ops.linear_scan.op import Call
 
 
@@ -63,7 +63,7 @@ def linear_scan_sequential(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _triton.scan_arguments(call, outputs)
+    rows, args, constexprs = _scan_launches.scan_arguments(call, outputs)
     return [
         Launch(
             kernel=linear_scan_sequential,

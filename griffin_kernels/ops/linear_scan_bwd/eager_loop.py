@@ -6,8 +6,8 @@ Autograd through the published loop costs more than this: each step's slice of a
 from __future__ import annotations
 
 from griffin_kernels.ops._variants import backward_of, through
-from griffin_kernels.ops.linear_scan import _eager
+from griffin_kernels.ops.linear_scan import _scan_eager
 from griffin_kernels.ops.linear_scan.eager_loop import VARIANT as FORWARD
 from griffin_kernels.ops.linear_scan.eager_loop import core_of
 
-VARIANT = backward_of(FORWARD, through(_eager.backward, core_of))
+VARIANT = backward_of(FORWARD, through(_scan_eager.backward, core_of))

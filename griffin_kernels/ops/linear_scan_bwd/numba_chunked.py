@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from griffin_kernels.contract import Case
 from griffin_kernels.ops._variants import backward_of
-from griffin_kernels.ops.linear_scan import _numba_call
+from griffin_kernels.ops.linear_scan import _scan_numba_call
 from griffin_kernels.ops.linear_scan.numba_chunked import VARIANT as FORWARD
 from griffin_kernels.ops.linear_scan.numba_chunked import Config
 
@@ -19,4 +19,4 @@ def traffic(case: Case, config: Config) -> int:
     return streams * case["B"] * case["T"] * case["D"] * case.bytes_per_element()
 
 
-VARIANT = backward_of(FORWARD, _numba_call.backward, traffic=traffic)
+VARIANT = backward_of(FORWARD, _scan_numba_call.backward, traffic=traffic)

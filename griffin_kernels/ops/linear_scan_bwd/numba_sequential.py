@@ -6,7 +6,7 @@ Five streams: dh, a and h are read once, dx and da written once. The carry is wh
 from __future__ import annotations
 
 from griffin_kernels.ops._variants import backward_of
-from griffin_kernels.ops.linear_scan import _numba_call
+from griffin_kernels.ops.linear_scan import _scan_numba_call
 from griffin_kernels.ops.linear_scan.numba_sequential import VARIANT as FORWARD
 
-VARIANT = backward_of(FORWARD, _numba_call.backward)
+VARIANT = backward_of(FORWARD, _scan_numba_call.backward)

@@ -1,9 +1,9 @@
-"""The gradient of accelerated-scan's CUDA kernel of warps; see linear_scan/_peer.py."""
+"""The gradient of accelerated-scan's CUDA kernel of warps; see linear_scan/_scan_peers.py."""
 
 from __future__ import annotations
 
 from griffin_kernels.ops._peer import Saved
-from griffin_kernels.ops.linear_scan import _peer
+from griffin_kernels.ops.linear_scan import _scan_peers
 from griffin_kernels.ops.linear_scan import peer_accelerated_scan_warp as forward
 
-VARIANT = _peer.time_last_gradient(forward.VARIANT, forward.MODULE, lambda gates, states: Saved(states, gates))
+VARIANT = _scan_peers.time_last_gradient(forward.VARIANT, forward.MODULE, lambda gates, states: Saved(states, gates))

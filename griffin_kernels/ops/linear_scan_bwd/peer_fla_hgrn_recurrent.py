@@ -1,8 +1,8 @@
-"""The gradient of flash-linear-attention's recurrent HGRN kernel; see linear_scan/_peer.py."""
+"""The gradient of flash-linear-attention's recurrent HGRN kernel; see linear_scan/_scan_peers.py."""
 
 from __future__ import annotations
 
-from griffin_kernels.ops.linear_scan import _peer
+from griffin_kernels.ops.linear_scan import _scan_peers
 from griffin_kernels.ops.linear_scan import peer_fla_hgrn_recurrent as forward
 
-VARIANT = _peer.log_gate_gradient(forward.VARIANT, forward.MODULE, "FusedRecurrentHGRNFunction", cu_seqlens=None)
+VARIANT = _scan_peers.log_gate_gradient(forward.VARIANT, forward.MODULE, "FusedRecurrentHGRNFunction", cu_seqlens=None)

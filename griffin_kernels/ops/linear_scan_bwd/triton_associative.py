@@ -33,8 +33,8 @@ from griffin_kernels.ops._triton.tensors import (
     store_state,
     tile_offsets,
 )
-from griffin_kernels.ops.linear_scan_bwd import _triton
-from griffin_kernels.ops.linear_scan_bwd._triton_rows import scan_again, streams_at, streams_later
+from griffin_kernels.ops.linear_scan_bwd import _scan_gradient_launches
+from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import scan_again, streams_at, streams_later
 from griffin_kernels.ops.linear_scan_bwd.op import Call
 
 
@@ -118,7 +118,7 @@ def linear_scan_bwd_associative(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _triton.scan_arguments(call, outputs)
+    rows, args, constexprs = _scan_gradient_launches.scan_arguments(call, outputs)
     bits = host.load_bits((call.dh, call.a, call.h), config.block_t * config.block_d // (32 * config.num_warps))
     return [
         Launch(

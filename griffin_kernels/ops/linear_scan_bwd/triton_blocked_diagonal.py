@@ -34,8 +34,8 @@ from griffin_kernels.ops._triton.tensors import (
     store_row,
     store_state,
 )
-from griffin_kernels.ops.linear_scan_bwd import _triton
-from griffin_kernels.ops.linear_scan_bwd._triton_rows import scan_again, streams_at, streams_later
+from griffin_kernels.ops.linear_scan_bwd import _scan_gradient_launches
+from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import scan_again, streams_at, streams_later
 from griffin_kernels.ops.linear_scan_bwd.op import Call
 
 
@@ -53,7 +53,7 @@ class Config:
 def scan_blocks(
     streams, carry, most, before_first, channels, left, BLOCK: tl.constexpr, BLOCK_T: tl.constexpr, TAIL: tl.constexpr
 ):
-    """BLOCK_T steps, fewer in the tail. Streams are at the tile's first step.
+    """BLOCK_T steps, fewer in the tail. GradientStreams are at the tile's first step.
 
     The tail ends with the forward pass's first step, before which the state is before_first [block_d]. Gives the carry
     and the largest |a| so far, ``most``. A block with a reset goes row by row, as in the forward pass.
@@ -145,7 +145,7 @@ def linear_scan_bwd_blocked_diagonal(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _triton.scan_arguments(call, outputs)
+    rows, args, constexprs = _scan_gradient_launches.scan_arguments(call, outputs)
     return [
         Launch(
             kernel=linear_scan_bwd_blocked_diagonal,

@@ -27,8 +27,8 @@ from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import chunks, host
 from griffin_kernels.ops._triton.chunks import entering_chunk, own_chunk
 from griffin_kernels.ops._triton.tensors import load_state, marks_at, own_channels, store_state
-from griffin_kernels.ops.linear_scan_bwd import _triton
-from griffin_kernels.ops.linear_scan_bwd._triton_rows import scan_rows, streams_at
+from griffin_kernels.ops.linear_scan_bwd import _scan_gradient_launches
+from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import scan_rows, streams_at
 from griffin_kernels.ops.linear_scan_bwd.op import Call
 
 
@@ -78,12 +78,12 @@ def linear_scan_bwd_chunks(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    _, args, constexprs = _triton.scan_arguments(call, outputs)
+    _, args, constexprs = _scan_gradient_launches.scan_arguments(call, outputs)
     batch, time, width = call.a.shape
     marks, begin = chunks.marked(
         args.pop("cu_seqlens"), call.dh_last, outputs["dh0"], time, width, not call.reverse, constexprs["ACC"]
     )
-    source = chunks.Source(call.dh, call.a, config.chunk, not call.reverse, True)
+    source = chunks.ChunkedInputs(call.dh, call.a, config.chunk, not call.reverse, True)
     result, before = chunks.reduce(source, call.dh_last, call.reset, marks, config)
     count = triton.cdiv(time, config.chunk)
     if marks is not None:

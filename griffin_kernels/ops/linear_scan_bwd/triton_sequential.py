@@ -24,8 +24,8 @@ from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, own_channels, store_state
-from griffin_kernels.ops.linear_scan_bwd import _triton
-from griffin_kernels.ops.linear_scan_bwd._triton_rows import scan_rows, streams_at
+from griffin_kernels.ops.linear_scan_bwd import _scan_gradient_launches
+from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import scan_rows, streams_at
 from griffin_kernels.ops.linear_scan_bwd.op import Call
 
 
@@ -65,7 +65,7 @@ def linear_scan_bwd_sequential(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _triton.scan_arguments(call, outputs)
+    rows, args, constexprs = _scan_gradient_launches.scan_arguments(call, outputs)
     return [
         Launch(
             kernel=linear_scan_bwd_sequential,

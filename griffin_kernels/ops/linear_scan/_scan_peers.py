@@ -22,7 +22,7 @@ from griffin_kernels.contract import Adapter, Case, Inputs, Variant, from_parts
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _peer
 from griffin_kernels.ops._variants import backward_of
-from griffin_kernels.ops.linear_scan import _eager
+from griffin_kernels.ops.linear_scan import _scan_eager
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -42,7 +42,7 @@ def function(module: str, name: str) -> Any:
 def gates(given: Any) -> Tensor:
     """a [B,T,D], zero at resets."""
     a: Tensor = given.a
-    return _eager.unless(given.reset, a)
+    return _scan_eager.unless(given.reset, a)
 
 
 def time_last(values: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def upstream(given: Any) -> Tensor:
 def finish_gradients(dx: Tensor, da: Tensor, given: Any) -> tuple[Tensor, Tensor, None]:
     """dx and da [B,T,D] in the data's dtype; a gate at a reset has no gradient."""
     dtype = given.a.dtype
-    return dx.to(dtype), _eager.unless(given.reset, da.to(dtype)), None
+    return dx.to(dtype), _scan_eager.unless(given.reset, da.to(dtype)), None
 
 
 def time_last_variant(kind: str, module: str, words: str, reject: Callable[[Case, Device, Any], str | None]) -> Variant:

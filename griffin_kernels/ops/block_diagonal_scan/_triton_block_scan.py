@@ -1,6 +1,6 @@
 """Scan row by row in registers: what triton.sequential and the last phase of triton.chunked share.
 
-As linear_scan/_triton_rows.py, with a matrix of every block in place of a gate of every channel.
+As linear_scan/_triton_scan.py, with a matrix of every block in place of a gate of every channel.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton.tensors import load_flags, load_rows, load_state, marks_later, store_row, store_state
-from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_matrices
-from griffin_kernels.ops.linear_scan._triton_rows import streams_later
+from griffin_kernels.ops.block_diagonal_scan._triton_blocks import as_matrices
+from griffin_kernels.ops.linear_scan._triton_scan import streams_later
 
 
 @triton.jit

@@ -7,7 +7,7 @@ forward in time. Resets, packed sequences, h0 and direction are folded in before
     a sequence starts at t:        x_t := x_t + A_t h0,  cut_t
     reverse:                       flip time
 
-with cut as in ``linear_scan/_eager.py``: bool [B or 1, T] or None, no earlier state is used where it is True.
+with cut as in ``linear_scan/_scan_eager.py``: bool [B or 1, T] or None, no earlier state is used where it is True.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from griffin_kernels.contract import accumulator
 from griffin_kernels.ops.block_diagonal_scan.op import Call
 from griffin_kernels.ops.block_diagonal_scan_bwd.op import Call as BackwardCall
-from griffin_kernels.ops.linear_scan._eager import boundaries, cuts, previous, stops_at, unless
+from griffin_kernels.ops.linear_scan._scan_eager import boundaries, cuts, previous, stops_at, unless
 
 Core = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 

@@ -1,7 +1,7 @@
 """Backward scan row by row in registers: what triton.sequential and the last phase of triton.chunked share.
 
-As linear_scan_bwd/_triton_rows.py, with matrices. The carry is c_i = m_i A_i^T g_i, what a step hands to the one before
-it; h_{i-1} is the next row that would be visited.
+As linear_scan_bwd/_triton_scan_gradient.py, with matrices. The carry is c_i = m_i A_i^T g_i, what a step hands to the
+one before it; h_{i-1} is the next row that would be visited.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from griffin_kernels.ops._triton.tensors import (
     store_row,
     store_state,
 )
-from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_matrices
-from griffin_kernels.ops.linear_scan_bwd import _triton_rows as plain
-from griffin_kernels.ops.linear_scan_bwd._triton_rows import Streams, streams_later
+from griffin_kernels.ops.block_diagonal_scan._triton_blocks import as_matrices
+from griffin_kernels.ops.linear_scan_bwd import _triton_scan_gradient as plain
+from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import GradientStreams, streams_later
 
 
 @bundling
@@ -30,7 +30,7 @@ def streams_at(given, batch, first, T, tile, SIGN: tl.constexpr):
     """The rows of a batch entry from time ``first`` on."""
     D: tl.constexpr = tile.blocks * tile.size
     dh, a, h, reset, dx, _ = plain.streams_at(given, batch, first, T, D, SIGN)
-    return Streams(dh, a, h, reset, dx, dense(given.da, batch * T + first, D * tile.size, SIGN))
+    return GradientStreams(dh, a, h, reset, dx, dense(given.da, batch * T + first, D * tile.size, SIGN))
 
 
 @triton.jit

@@ -30,7 +30,7 @@ class Matrices(NamedTuple):
     column: Any
 
 
-class Tile(NamedTuple):
+class BlockSizes(NamedTuple):
     """Constants: H, n, n as a power of two, and how many blocks a program holds."""
 
     blocks: Any

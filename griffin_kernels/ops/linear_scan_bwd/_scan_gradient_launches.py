@@ -1,16 +1,15 @@
-"""Arguments that the Triton kernels of block_diagonal_scan_bwd share."""
+"""Arguments that the Triton kernels of linear_scan_bwd share."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from griffin_kernels.contract import accumulator
-from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.host import empty, wide
 from griffin_kernels.ops._triton.tensors import dense_state, rows, state
-from griffin_kernels.ops.block_diagonal_scan._triton import matrices
-from griffin_kernels.ops.block_diagonal_scan_bwd.op import Call
 from griffin_kernels.ops.linear_scan.op import rows_of
-from griffin_kernels.ops.linear_scan_bwd._triton_rows import Streams
+from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import GradientStreams
+from griffin_kernels.ops.linear_scan_bwd.op import Call
 
 
 def scan_arguments(call: Call, outputs: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
@@ -18,19 +17,20 @@ def scan_arguments(call: Call, outputs: dict[str, Any]) -> tuple[int, dict[str, 
 
     Steps are in backward order: the sign of every ``Rows.step`` is opposite to the forward pass's.
     """
-    dh, a, back = call.dh, call.a, not call.reverse
+    a, width = call.a, call.a.shape[2]
     count = rows_of(a.shape[0], call.cu_seqlens)
     if call.h0 is None:
         outputs["dh0"] = None
     else:
-        host.empty(outputs, "dh0", a, count, dh.shape[2], dtype=accumulator(a.dtype))
-    written = [host.empty(outputs, name, a, *like.shape, dtype=a.dtype) for name, like in (("dx", dh), ("da", a))]
+        empty(outputs, "dh0", a, count, width, dtype=accumulator(a.dtype))
+    read = [rows(tensor, not call.reverse) for tensor in (call.dh, a, call.h, call.reset)]
+    written = [empty(outputs, name, a, *a.shape, dtype=a.dtype) for name in ("dx", "da")]
     args = {
-        "given": Streams(rows(dh, back), matrices(a, back), rows(call.h, back), rows(call.reset, back), *written),
+        "given": GradientStreams(*read, *written),
         "dh_last": state(call.dh_last),
         "h0": state(call.h0),
         "cu_seqlens": call.cu_seqlens,
         "dh0": dense_state(outputs["dh0"]),
         "T": a.shape[1],
     }
-    return count, args, {"REVERSE": call.reverse, "ACC": host.wide(a.dtype)}
+    return count, args, {"D": width, "REVERSE": call.reverse, "ACC": wide(a.dtype)}

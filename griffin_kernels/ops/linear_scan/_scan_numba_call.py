@@ -1,4 +1,4 @@
-"""Calls the compiled kernels of _numba.py: outputs, addresses, threads. Shared by both ops and both algorithms.
+"""Calls the compiled kernels of _scan_numba.py: outputs, addresses, threads. Shared by both ops and both algorithms.
 
 The time and batch strides of x, a, h, dh and reset may be anything; a tensor whose channels are not contiguous is
 copied first.
@@ -17,11 +17,11 @@ from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops._native_rows import STREAM
-from griffin_kernels.ops.linear_scan import _numba
+from griffin_kernels.ops.linear_scan import _scan_numba
 from griffin_kernels.ops.linear_scan.op import Call, rows_of
 from griffin_kernels.ops.linear_scan_bwd.op import Call as BackwardCall
 
-_KERNELS = native.Family(_numba.Fields, _numba.FILES)
+_KERNELS = native.Family(_scan_numba.Fields, _scan_numba.FILES)
 
 
 def _slots(cu_seqlens: Tensor, chunk: int) -> Tensor:
@@ -42,7 +42,7 @@ def _scan(
     h: Tensor | None = None,
     h0: Tensor | None = None,
 ) -> None:
-    """Run a kernel, and the two phases before it where time is cut. x: x, or dh; others as in ``_numba.Fields``."""
+    """Run a kernel, and the two phases before it where time is cut. x: x, or dh; others as in ``Fields``."""
     batch, time, width = x.shape
     a, sequences = native.rows(call.a), final.shape[0]
     block, chunk = config.block_d, getattr(config, "chunk", None)
@@ -79,7 +79,7 @@ def _scan(
         offsets=address("cu_seqlens", offsets, 4 * (sequences + 1)),
         slots=address("chunk table", table, 8 * (sequences + 1)),
         backwards=backwards,
-        hints=(_numba.AHEAD if config.ahead else 0) | (STREAM if past else 0),
+        hints=(_scan_numba.AHEAD if config.ahead else 0) | (STREAM if past else 0),
         gradient=h is not None,
         initial=address("initial state", initial, row),
         final=address("final state", final, row),
@@ -91,7 +91,7 @@ def _scan(
     )
     threads = _threads.threads_for(slots * blocks, batch * time * width)
     if carries:
-        before = (_numba.reduce, threads), (_numba.carries, min(threads, sequences * blocks))
+        before = (_scan_numba.reduce, threads), (_scan_numba.carries, min(threads, sequences * blocks))
         _KERNELS.run(x.dtype, None, fields, *before, (kernel, threads))
     else:
         _KERNELS.run(x.dtype, None, fields, (kernel, threads))
@@ -102,7 +102,7 @@ def forward(call: Call, config: Any) -> tuple[Tensor, Tensor]:
     x, wide = native.rows(call.x), accumulator(call.x.dtype)
     h = memory.empty(x.shape, x.dtype)
     h_last = torch.empty((rows_of(x.shape[0], call.cu_seqlens), x.shape[2]), dtype=wide, device="cpu")
-    _scan(_numba.forward, call, x, native.wide(call.h0, wide), call.reverse, config, h_last, h)
+    _scan(_scan_numba.forward, call, x, native.wide(call.h0, wide), call.reverse, config, h_last, h)
     return h, h_last
 
 
@@ -112,5 +112,5 @@ def backward(call: BackwardCall, config: Any) -> tuple[Tensor, Tensor, Tensor | 
     dx, da = memory.empty(dh.shape, dtype), memory.empty(call.a.shape, dtype)
     dh0 = torch.empty((rows_of(dh.shape[0], call.cu_seqlens), dh.shape[2]), dtype=wide, device="cpu")
     h, h0, initial = native.rows(call.h), native.wide(call.h0, wide), native.wide(call.dh_last, wide)
-    _scan(_numba.backward, call, dh, initial, not call.reverse, config, dh0, dx, da, h=h, h0=h0)
+    _scan(_scan_numba.backward, call, dh, initial, not call.reverse, config, dh0, dx, da, h=h, h0=h0)
     return dx, da, None if h0 is None else dh0

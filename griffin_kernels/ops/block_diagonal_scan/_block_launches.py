@@ -14,9 +14,9 @@ from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.strides import constant
 from griffin_kernels.ops._triton.tensors import dense_state, rows, state
-from griffin_kernels.ops.block_diagonal_scan._triton_jit import Matrices, Tile
+from griffin_kernels.ops.block_diagonal_scan._triton_blocks import BlockSizes, Matrices
 from griffin_kernels.ops.block_diagonal_scan.op import Call
-from griffin_kernels.ops.linear_scan._triton_rows import Streams
+from griffin_kernels.ops.linear_scan._triton_scan import Streams
 from griffin_kernels.ops.linear_scan.op import rows_of
 
 
@@ -38,10 +38,10 @@ def matrices(a: Tensor, reverse: bool) -> Matrices:
     return Matrices(a, *steps, constant(1), host.known_stride(a, 2), constant(row), constant(column))
 
 
-def tile_of(a: Tensor, block_a: int) -> Tile:
+def tile_of(a: Tensor, block_a: int) -> BlockSizes:
     """The sizes of a and of a program's tile."""
     blocks, size = a.shape[2:4]
-    return Tile(*(constant(number) for number in (blocks, size, padded(size), blocks_in(block_a, size))))
+    return BlockSizes(*(constant(number) for number in (blocks, size, padded(size), blocks_in(block_a, size))))
 
 
 def scan_arguments(call: Call, outputs: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:

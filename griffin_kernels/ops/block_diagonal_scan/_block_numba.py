@@ -79,7 +79,7 @@ def _is_power(number: int) -> bool:
     return number & (number - 1) == 0
 
 
-class _Lanes(RowLanes):
+class _BlockLanes(RowLanes):
     """Lanes of whole blocks of ``number`` channels."""
 
     @staticmethod
@@ -100,7 +100,7 @@ class _Lanes(RowLanes):
         """One lane is a vector too: it is shuffled."""
         return ir.VectorType(scalar, self.count)
 
-    def matrices(self, part: int) -> _Lanes:
+    def matrices(self, part: int) -> _BlockLanes:
         """Vector ``part`` of the n vectors of these channels' matrices."""
         first = self.builder.mul(self.index, INT64(self.number))
         return replace(self, index=self.builder.add(first, INT64(part * self.count)))
@@ -149,11 +149,11 @@ class _Lanes(RowLanes):
         return total
 
 
-_row = row(_Lanes, (0, STREAM))
+_row = row(_BlockLanes, (0, STREAM))
 
 
 @_row
-def _forward_row(v: _Lanes, x: Any, a: Any, out: Any, carry: Any) -> None:
+def _forward_row(v: _BlockLanes, x: Any, a: Any, out: Any, carry: Any) -> None:
     state = v.read(carry)
     products = [v.multiply(v.matrices(i).load(a), v.spread(state, i)) for i in range(v.number)]
     value = v.add(v.sum_rows(products), v.load(x))
@@ -161,7 +161,7 @@ def _forward_row(v: _Lanes, x: Any, a: Any, out: Any, carry: Any) -> None:
     v.store(value, out)
 
 
-def _gradient(v: _Lanes, before: Any, dh: Any, a: Any, dx: Any, da: Any, carry: Any) -> None:
+def _gradient(v: _BlockLanes, before: Any, dh: Any, a: Any, dx: Any, da: Any, carry: Any) -> None:
     g = v.add(v.load(dh), v.read(carry))
     v.store(g, dx)
     products = []
@@ -173,17 +173,17 @@ def _gradient(v: _Lanes, before: Any, dh: Any, a: Any, dx: Any, da: Any, carry: 
 
 
 @_row
-def _backward_row(v: _Lanes, dh: Any, a: Any, before: Any, dx: Any, da: Any, carry: Any) -> None:
+def _backward_row(v: _BlockLanes, dh: Any, a: Any, before: Any, dx: Any, da: Any, carry: Any) -> None:
     _gradient(v, v.load(before), dh, a, dx, da, carry)
 
 
 @_row
-def _backward_first_row(v: _Lanes, dh: Any, a: Any, before: Any, dx: Any, da: Any, carry: Any) -> None:
+def _backward_first_row(v: _BlockLanes, dh: Any, a: Any, before: Any, dx: Any, da: Any, carry: Any) -> None:
     _gradient(v, v.read(before), dh, a, dx, da, carry)
 
 
 @_row
-def _backward_stop_row(v: _Lanes, dh: Any, dx: Any, da: Any, carry: Any) -> None:
+def _backward_stop_row(v: _BlockLanes, dh: Any, dx: Any, da: Any, carry: Any) -> None:
     # no state entered this step: neither a nor an earlier step has a gradient, whatever g is
     v.store(v.add(v.load(dh), v.read(carry)), dx)
     for i in range(v.number):
@@ -191,7 +191,7 @@ def _backward_stop_row(v: _Lanes, dh: Any, dx: Any, da: Any, carry: Any) -> None
     v.write(v.zero(), carry)
 
 
-_zero_row, _copy_row = row(_Lanes)(zero), row(_Lanes)(copy)
+_zero_row, _copy_row = row(_BlockLanes)(zero), row(_BlockLanes)(copy)
 
 
 @_njit

@@ -19,7 +19,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.launch import Launch, architecture
 from griffin_kernels.ops._triton import host
-from griffin_kernels.ops._triton.chunks import Maps, Source
+from griffin_kernels.ops._triton.chunks import ChunkedInputs, Maps
 from griffin_kernels.ops._triton.tensors import (
     Marks,
     State,
@@ -33,8 +33,8 @@ from griffin_kernels.ops._triton.tensors import (
     rows,
     store_state,
 )
-from griffin_kernels.ops.block_diagonal_scan import _triton, triton_sequential
-from griffin_kernels.ops.block_diagonal_scan._triton_jit import as_matrices, as_vectors, own_blocks
+from griffin_kernels.ops.block_diagonal_scan import _block_launches, triton_sequential
+from griffin_kernels.ops.block_diagonal_scan._triton_blocks import as_matrices, as_vectors, own_blocks
 from griffin_kernels.ops.block_diagonal_scan.op import Call
 
 BLOCK_A = 256
@@ -119,11 +119,11 @@ def block_diagonal_scan_reduce(
 
 def reduce_warps(size: int) -> int:
     """Warps of phase 1: one for every 1024 products of matrices in a step."""
-    return max(1, BLOCK_A * _triton.padded(size) // 1024)
+    return max(1, BLOCK_A * _block_launches.padded(size) // 1024)
 
 
 def reduce(
-    source: Source, given: Tensor | None, reset: Tensor | None, marks: Marks | None
+    source: ChunkedInputs, given: Tensor | None, reset: Tensor | None, marks: Marks | None
 ) -> tuple[Tensor | None, list[Launch]]:
     """(states that leave the chunks [B,C-1,D] in the accumulator's dtype, launches); nothing for a single chunk.
 
@@ -143,7 +143,7 @@ def reduce(
     last = torch.empty((batch, width), dtype=wide, device=x.device)
     args = {
         "x": rows(x, reverse),
-        "a": _triton.matrices(a, reverse),
+        "a": _block_launches.matrices(a, reverse),
         "reset": rows(reset, reverse),
         "marks": None if marks is None else marks._replace(leave=None, final=None),
         "maps": Maps(product, result, host.flags_of(cut)),
@@ -154,18 +154,20 @@ def reduce(
     # steps whose loads are in flight; four spill on sm_75
     ahead = 2 if architecture(x) == "sm_75" else 4
     config = triton_sequential.Config(ahead, BLOCK_A, reduce_warps(a.shape[3]))
-    whole = _triton.launch(block_diagonal_scan_reduce, batch * chunks, a, config, args, constexprs)
+    whole = _block_launches.launch(block_diagonal_scan_reduce, batch * chunks, a, config, args, constexprs)
     call = Call(result, product, given if marks is None else None, cut)
-    _, args, constexprs = _triton.scan_arguments(call, {"h": leaving, "h_last": last})
+    _, args, constexprs = _block_launches.scan_arguments(call, {"h": leaving, "h_last": last})
     return leaving, [
         whole,
-        _triton.launch(triton_sequential.block_diagonal_scan_sequential, batch, product, CARRY, args, constexprs),
+        _block_launches.launch(
+            triton_sequential.block_diagonal_scan_sequential, batch, product, CARRY, args, constexprs
+        ),
     ]
 
 
 def unfit(case: Case) -> str | None:
     """Why phase 1 cannot run, if so."""
-    if _triton.padded(case["n"]) ** 2 > BLOCK_A:
+    if _block_launches.padded(case["n"]) ** 2 > BLOCK_A:
         return f"blocks of n = {case['n']}: products of matrices are kept in registers up to n = 16"
     return None
 

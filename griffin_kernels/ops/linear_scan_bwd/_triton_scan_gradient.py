@@ -27,7 +27,7 @@ from griffin_kernels.ops._triton.tensors import (
 )
 
 
-class Streams(NamedTuple):
+class GradientStreams(NamedTuple):
     """What a scan reads and writes: Rows, but that dx and da are contiguous, as a kernel's arguments pointers."""
 
     dh: Any
@@ -43,14 +43,14 @@ def streams_at(given, batch, first, T, D: tl.constexpr, SIGN: tl.constexpr):
     """The rows of a batch entry from time ``first`` on."""
     dh, a, h = at(given.dh, batch, first, SIGN), at(given.a, batch, first, SIGN), at(given.h, batch, first, SIGN)
     dx, da = dense(given.dx, batch * T + first, D, SIGN), dense(given.da, batch * T + first, D, SIGN)
-    return Streams(dh, a, h, at(given.reset, batch, first, SIGN), dx, da)
+    return GradientStreams(dh, a, h, at(given.reset, batch, first, SIGN), dx, da)
 
 
 @bundling
 def streams_later(streams, steps):
     """The streams from ``steps`` steps later on."""
     dh, a, h, reset, dx, da = streams
-    return Streams(
+    return GradientStreams(
         later(dh, steps), later(a, steps), later(h, steps), later(reset, steps), later(dx, steps), later(da, steps)
     )
 
@@ -118,7 +118,7 @@ def scan_rows(streams, marks, h0, carry, before_first, channels, steps, remainin
 def scan_again(streams, dh_last, dh0, row, most, before_first, channels, steps, done):
     """Channels with products of no use again, row by row, if ``most`` [block_d], their largest |a|, says there are any.
 
-    Streams are ``done`` steps past step 0. Other threads have written the rows of dx and da.
+    GradientStreams are ``done`` steps past step 0. Other threads have written the rows of dx and da.
     """
     if tl.min((most <= 1.0).to(tl.int32), axis=0) == 0:  # NaN too, where a maximum keeps it
         tl.debug_barrier()

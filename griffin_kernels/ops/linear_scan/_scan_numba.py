@@ -106,7 +106,7 @@ class _ChunkLanes(RowLanes):
         return self.lost(self.builder.fsub(value, value))
 
 
-class _Lanes(RowLanes):
+class _HintedLanes(RowLanes):
     """Lanes that know one more hint."""
 
     def ahead(self, *addresses: Any) -> None:
@@ -120,11 +120,11 @@ class _Lanes(RowLanes):
                 self.builder.call(function, [line, INT32(0), INT32(3), INT32(1)])  # read, keep in L1, data
 
 
-_hinted_row = row(_Lanes, (0, STREAM, AHEAD, STREAM | AHEAD))
+_hinted_row = row(_HintedLanes, (0, STREAM, AHEAD, STREAM | AHEAD))
 
 
 @_hinted_row
-def _forward_row(v: _Lanes, x: Any, a: Any, out: Any, carry: Any, next_x: Any, next_a: Any) -> None:
+def _forward_row(v: _HintedLanes, x: Any, a: Any, out: Any, carry: Any, next_x: Any, next_a: Any) -> None:
     v.ahead(next_x, next_a)
     value = v.multiply_add(v.load(a), v.read(carry), v.load(x))
     v.write(value, carry)
@@ -147,7 +147,16 @@ def _gradient(v: RowLanes, before: Any, dh: Any, a: Any, dx: Any, da: Any, carry
 
 @_hinted_row
 def _backward_row(
-    v: _Lanes, dh: Any, a: Any, before: Any, dx: Any, da: Any, carry: Any, next_dh: Any, next_a: Any, next_before: Any
+    v: _HintedLanes,
+    dh: Any,
+    a: Any,
+    before: Any,
+    dx: Any,
+    da: Any,
+    carry: Any,
+    next_dh: Any,
+    next_a: Any,
+    next_before: Any,
 ) -> None:
     v.ahead(next_dh, next_a, next_before)
     _gradient(v, v.load(before), dh, a, dx, da, carry)

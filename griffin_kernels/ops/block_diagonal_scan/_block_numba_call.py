@@ -1,4 +1,4 @@
-"""Calls the compiled kernels of _numba.py: outputs, addresses, threads. Shared by both ops.
+"""Calls the compiled kernels of _block_numba.py: outputs, addresses, threads. Shared by both ops.
 
 The time and batch strides of x, h, dh, a and reset may be anything; a tensor whose channels, or whose matrices within a
 step, are not contiguous is copied first.
@@ -18,12 +18,12 @@ from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops._native import CACHE_LINE
-from griffin_kernels.ops.block_diagonal_scan import _numba
+from griffin_kernels.ops.block_diagonal_scan import _block_numba
 from griffin_kernels.ops.block_diagonal_scan.op import Call
 from griffin_kernels.ops.block_diagonal_scan_bwd.op import Call as BackwardCall
 from griffin_kernels.ops.linear_scan.op import rows_of
 
-_KERNELS = native.Family(_numba.Fields, _numba.FILES)
+_KERNELS = native.Family(_block_numba.Fields, _block_numba.FILES)
 
 
 def _group(width: int, size: int, sequences: int, block_d: int, itemsize: int) -> int:
@@ -45,7 +45,7 @@ def _scan(
     h: Tensor | None = None,
     h0: Tensor | None = None,
 ) -> None:
-    """Run a kernel. x: x, or dh; others as in ``_numba.Fields``."""
+    """Run a kernel. x: x, or dh; others as in ``_block_numba.Fields``."""
     batch, time, width = x.shape
     size, a = call.a.shape[-1], native.rows(call.a.flatten(2))
     group = _group(width, size, final.shape[0], config.block_d, x.element_size())
@@ -82,7 +82,7 @@ def forward(call: Call, config: Any) -> tuple[Tensor, Tensor]:
     x, wide = native.rows(call.x), accumulator(call.x.dtype)
     h = memory.empty(x.shape, x.dtype)
     h_last = torch.empty((rows_of(x.shape[0], call.cu_seqlens), x.shape[2]), dtype=wide, device="cpu")
-    _scan(_numba.forward, call, x, native.wide(call.h0, wide), call.reverse, config, h_last, h)
+    _scan(_block_numba.forward, call, x, native.wide(call.h0, wide), call.reverse, config, h_last, h)
     return h, h_last
 
 
@@ -92,5 +92,5 @@ def backward(call: BackwardCall, config: Any) -> tuple[Tensor, Tensor, Tensor | 
     dx, da = memory.empty(dh.shape, dtype), memory.empty(call.a.shape, dtype)
     dh0 = torch.empty((rows_of(dh.shape[0], call.cu_seqlens), dh.shape[2]), dtype=wide, device="cpu")
     h, h0, initial = native.rows(call.h), native.wide(call.h0, wide), native.wide(call.dh_last, wide)
-    _scan(_numba.backward, call, dh, initial, not call.reverse, config, dh0, dx, da, h=h, h0=h0)
+    _scan(_block_numba.backward, call, dh, initial, not call.reverse, config, dh0, dx, da, h=h, h0=h0)
     return dx, da, None if h0 is None else dh0

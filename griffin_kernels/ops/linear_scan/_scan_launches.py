@@ -7,7 +7,7 @@ from typing import Any
 from griffin_kernels.contract import accumulator
 from griffin_kernels.ops._triton.host import empty, wide
 from griffin_kernels.ops._triton.tensors import dense_state, rows, state
-from griffin_kernels.ops.linear_scan._triton_rows import Streams
+from griffin_kernels.ops.linear_scan._triton_scan import Streams
 from griffin_kernels.ops.linear_scan.op import Call, rows_of
 
 

@@ -1,8 +1,9 @@
-"""Functions of kernels that return a bundle, or None: ``@bundling`` in place of ``@triton.jit``.
+"""Functions of kernels that return a bundle or None, or loop over one: ``@bundling`` in place of ``@triton.jit``.
 
-What is None or a compile-time constant in a bundle has to be so for the caller too. Triton 3.7 sees to that; in Triton
-3.6 constants that a function returns become tensors of one number, and None is an error. There the statements of such a
-function are compiled where it is called, in a scope of its own.
+What is None or a compile-time constant in a bundle has to be so for the caller too. Triton 3.7 sees to that. In Triton
+3.6 constants that a function returns become tensors of one number, None is an error, and a loop may find None where its
+function was given a constant. There the statements of such a function are compiled where it is called, in a scope of
+its own.
 """
 
 from __future__ import annotations
@@ -44,4 +45,4 @@ class CompiledInPlace(JITCallable):  # type: ignore[misc]
 
 
 bundling = triton.jit if KEEPS_CONSTANTS or knobs.runtime.interpret else CompiledInPlace
-"""Decorator of a device function that returns a bundle, or None. It has one ``return``, its last statement."""
+"""Decorator of a device function that returns a bundle or None, or loops over one: it ends with its only ``return``."""

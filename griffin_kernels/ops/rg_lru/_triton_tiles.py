@@ -327,7 +327,7 @@ def gate_tile(
     return a, u, cut
 
 
-@triton.jit
+@bundling
 def scan_block(
     steps, marks, block, carry, before, count, D: tl.constexpr, FRESH: tl.constexpr, FAST: tl.constexpr, shape
 ):
@@ -354,7 +354,7 @@ def scan_block(
     return carry
 
 
-@triton.jit
+@bundling
 def reduce_block(steps, marks, block, before, count, D: tl.constexpr, FRESH: tl.constexpr, FAST: tl.constexpr, shape):
     """(P, S) [block_n] of ``count`` steps, after ``before``, as one map of the state that enters them, h -> P h + S."""
     order = steps_of_columns(shape.block_t)

@@ -20,7 +20,7 @@ from griffin_kernels.ops.local_attention_step import _numba as local_attention_s
 from griffin_kernels.ops.rg_lru import _numba as rg_lru
 from griffin_kernels.ops.rg_lru import _numba_backward as rg_lru_bwd
 from griffin_kernels.ops.rg_lru_step import _numba as rg_lru_step
-from griffin_kernels.ops.temporal_conv1d import _numba as temporal_conv1d
+from griffin_kernels.ops.temporal_conv1d import _conv_numba as temporal_conv1d
 
 MODULES = [
     block_diagonal_scan,

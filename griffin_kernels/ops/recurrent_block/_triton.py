@@ -22,7 +22,7 @@ from griffin_kernels.ops.rg_lru._triton import Branch
 from griffin_kernels.ops.rg_lru.cost import cost, make_case
 from griffin_kernels.ops.rg_lru.op import within
 from griffin_kernels.ops.temporal_conv1d import triton_rows
-from griffin_kernels.ops.temporal_conv1d._triton import too_many_taps
+from griffin_kernels.ops.temporal_conv1d._triton_conv import too_many_taps
 
 
 def steps(call: Call, outputs: dict[str, Any], config: Any, recurrent: Callable[..., Sequence[Step]]) -> list[Step]:

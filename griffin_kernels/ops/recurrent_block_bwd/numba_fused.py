@@ -27,7 +27,7 @@ from griffin_kernels.device import Device
 from griffin_kernels.ops.recurrent_block_bwd.op import Call, convolution, recurrence
 from griffin_kernels.ops.rg_lru import _numba_call
 from griffin_kernels.ops.rg_lru import numba_fused as lru
-from griffin_kernels.ops.temporal_conv1d import _numba_call as conv_call
+from griffin_kernels.ops.temporal_conv1d import _conv_numba_call as conv_call
 from griffin_kernels.ops.temporal_conv1d_bwd.numba_direct import VARIANT as CONVOLUTION
 
 _CONVOLUTION = CONVOLUTION.config()

@@ -26,8 +26,8 @@ from griffin_kernels.ops.rg_lru_step._numba_tiles import (
     product,
     rates,
 )
-from griffin_kernels.ops.temporal_conv1d_step import _numba as conv
-from griffin_kernels.ops.temporal_conv1d_step._numba import (
+from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba as conv
+from griffin_kernels.ops.temporal_conv1d_step._conv_step_numba import (
     first_kept,
     shift_only,
     slot_of,

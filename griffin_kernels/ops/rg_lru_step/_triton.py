@@ -19,8 +19,7 @@ from griffin_kernels.ops.rg_lru._triton_jit import Parameters
 from griffin_kernels.ops.rg_lru.op import gates_of
 from griffin_kernels.ops.rg_lru_step._triton_jit import step_by_dot, step_by_vector
 from griffin_kernels.ops.rg_lru_step.op import Call
-from griffin_kernels.ops.temporal_conv1d_step._triton import indices_of
-from griffin_kernels.ops.temporal_conv1d_step._triton_jit import Convolution
+from griffin_kernels.ops.temporal_conv1d_step._triton_conv_step import Convolution, indices_of
 
 WIDEST = 256
 """Channels of a gate block that a program can hold."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops.temporal_conv1d._packed import places, spread
+from griffin_kernels.ops.temporal_conv1d._conv_packed import places, spread
 from griffin_kernels.ops.temporal_conv1d.op import Call, kept, new_state
 
 DOCUMENTS = "conv1d reads across the documents of segment_pos"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
-from griffin_kernels.ops.temporal_conv1d._packed import places, spread
+from griffin_kernels.ops.temporal_conv1d._conv_packed import places, spread
 from griffin_kernels.ops.temporal_conv1d.op import Call, new_state
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._cpu import unfit_cpu
-from griffin_kernels.ops.temporal_conv1d import _numba_call
+from griffin_kernels.ops.temporal_conv1d import _conv_numba_call
 
 _MOST_TAPS = 16
 """More would live on the stack instead of in registers, in code that grows with their number."""
@@ -49,7 +49,7 @@ VARIANT = Variant(
     op="temporal_conv1d",
     name="numba.direct",
     summary="one pass in native code, taps in registers",
-    run=_numba_call.forward,
+    run=_conv_numba_call.forward,
     config=Config,
     axes={"block_t": (16, 64, 256), "block_d": (128, 640, 2560), "tile": (1, 2, 4, 8, 16)},
     reject=reject,

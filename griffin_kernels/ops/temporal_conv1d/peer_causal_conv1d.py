@@ -1,4 +1,4 @@
-"""causal-conv1d; see _peer.py. The state after a call with documents, which it does not give, is not timed."""
+"""causal-conv1d; see _conv_peer.py. The state after a call with documents, which it does not give, is not timed."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 
 from griffin_kernels.contract import Adapter, Case, Inputs, NoConfig, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops.temporal_conv1d import _peer
+from griffin_kernels.ops.temporal_conv1d import _conv_peer
 from griffin_kernels.ops.temporal_conv1d.op import new_state
 
 
 def prepare(given: Any) -> Inputs:
-    arguments = _peer.arguments(given)
+    arguments = _conv_peer.arguments(given)
     return arguments | {"bias": given.bias.contiguous(), "return_final_states": arguments["seq_idx"] is None}
 
 
 def call(**arguments: Any) -> Any:
-    return _peer.function("causal_conv1d_fn")(**arguments)
+    return _conv_peer.function("causal_conv1d_fn")(**arguments)
 
 
 def finish(results: Any, given: Any) -> tuple[Tensor | None, ...]:
@@ -33,7 +33,7 @@ ADAPTER = Adapter(prepare, call, finish)
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
-    return _peer.problem(case, device)
+    return _conv_peer.problem(case, device)
 
 
 VARIANT = Variant(
@@ -44,5 +44,5 @@ VARIANT = Variant(
     reject=reject,
     baseline=True,
     adapter=ADAPTER,
-    package=_peer.PACKAGE,
+    package=_conv_peer.PACKAGE,
 )

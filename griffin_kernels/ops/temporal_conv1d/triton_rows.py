@@ -24,8 +24,8 @@ import triton.language as tl
 from griffin_kernels.contract import Variant
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import Rows, at, load_flags, load_rows, load_state, own_channels, store_row
-from griffin_kernels.ops.temporal_conv1d import _triton
-from griffin_kernels.ops.temporal_conv1d._triton_jit import input_row, load_taps, piece_of, store_new_state
+from griffin_kernels.ops.temporal_conv1d import _triton_conv
+from griffin_kernels.ops.temporal_conv1d._triton_conv import input_row, load_taps, piece_of, store_new_state
 from griffin_kernels.ops.temporal_conv1d.op import Call
 
 
@@ -110,7 +110,7 @@ def temporal_conv1d_rows(
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per piece of time and block of channels."""
     blocks = {"SPAN": config.span, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d}
-    return [_triton.launch(temporal_conv1d_rows, call, outputs, config, blocks, config.block_d)]
+    return [_triton_conv.launch(temporal_conv1d_rows, call, outputs, config, blocks, config.block_d)]
 
 
 VARIANT = Variant(
@@ -119,7 +119,7 @@ VARIANT = Variant(
     summary="one pass, earlier inputs in registers, rows loaded ahead",
     config=Config,
     axes={"span": (32, 64, 128, 256), "block_t": (8, 16, 32), "block_d": (64, 128, 256), "num_warps": (1, 2)},
-    reject=_triton.unfit_rows,
+    reject=_triton_conv.unfit_rows,
     rank=lambda case, device: 30,
     launches=launches,
 )

@@ -23,8 +23,8 @@ import triton.language as tl
 from griffin_kernels.contract import Variant
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import dense, load_state, own_channels
-from griffin_kernels.ops.temporal_conv1d import _triton
-from griffin_kernels.ops.temporal_conv1d._triton_jit import load_reach, piece_of, rows_at, store_new_state, tile_at
+from griffin_kernels.ops.temporal_conv1d import _triton_conv
+from griffin_kernels.ops.temporal_conv1d._triton_conv import load_reach, piece_of, rows_at, store_new_state, tile_at
 from griffin_kernels.ops.temporal_conv1d.op import Call
 
 
@@ -123,7 +123,7 @@ def temporal_conv1d_tile(
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per tile."""
     blocks = {"SPAN": config.block_t, "BLOCK_D": config.block_d}
-    return [_triton.launch(temporal_conv1d_tile, call, outputs, config, blocks, config.block_t * config.block_d)]
+    return [_triton_conv.launch(temporal_conv1d_tile, call, outputs, config, blocks, config.block_t * config.block_d)]
 
 
 VARIANT = Variant(
@@ -132,7 +132,7 @@ VARIANT = Variant(
     summary="tiles of steps and channels, one shifted load per tap",
     config=Config,
     axes={"block_t": (8, 16, 32), "block_d": (64, 128), "num_warps": (1, 2, 4)},
-    reject=_triton.unfit_tile,
+    reject=_triton_conv.unfit_tile,
     rank=lambda case, device: 25,
     launches=launches,
 )

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops.temporal_conv1d._conv_packed import apart
 from griffin_kernels.ops.temporal_conv1d.eager_grouped import DOCUMENTS
-from griffin_kernels.ops.temporal_conv1d_bwd._packed import apart
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 

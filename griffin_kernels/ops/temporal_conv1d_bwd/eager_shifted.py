@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
+from griffin_kernels.ops.temporal_conv1d._conv_packed import apart
 from griffin_kernels.ops.temporal_conv1d.eager_shifted import masked
-from griffin_kernels.ops.temporal_conv1d_bwd._packed import apart
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call, through_state
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from griffin_kernels.ops._variants import backward_of
-from griffin_kernels.ops.temporal_conv1d import _numba_call
+from griffin_kernels.ops.temporal_conv1d import _conv_numba_call
 from griffin_kernels.ops.temporal_conv1d.numba_direct import VARIANT as FORWARD
 from griffin_kernels.ops.temporal_conv1d.numba_direct import Config as Forward
 
@@ -27,7 +27,7 @@ class Config(Forward):
 
 VARIANT = backward_of(
     FORWARD,
-    _numba_call.backward,
+    _conv_numba_call.backward,
     summary="one pass in native code, taps and sums in registers",
     config=Config,
     axes={"block_t": (64, 256, 1024), "block_d": (128, 640, 2560), "tile": (2, 4, 8, 16)},

@@ -1,4 +1,4 @@
-"""The gradient of causal-conv1d; see temporal_conv1d/_peer.py."""
+"""The gradient of causal-conv1d; see temporal_conv1d/_conv_peer.py."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from griffin_kernels.contract import Adapter, Inputs, NoConfig, Variant
 from griffin_kernels.ops._peer import Saved
-from griffin_kernels.ops.temporal_conv1d import _peer
+from griffin_kernels.ops.temporal_conv1d import _conv_peer
 from griffin_kernels.ops.temporal_conv1d.peer_causal_conv1d import VARIANT as FORWARD
 
 
 def prepare(given: Any) -> Inputs:
     """What the forward pass keeps. Its bias does not matter, but that there is one."""
-    arguments = _peer.arguments(given)
+    arguments = _conv_peer.arguments(given)
     with_state = arguments["seq_idx"] is None
     saved = Saved(
         arguments["x"],
@@ -26,12 +26,12 @@ def prepare(given: Any) -> Inputs:
         return_final_states=with_state,
         return_dinitial_states=arguments["initial_states"] is not None,
     )
-    upstream = (_peer.channels_last(given.dy), _peer.channels_last(given.dnew_state))
+    upstream = (_conv_peer.channels_last(given.dy), _conv_peer.channels_last(given.dnew_state))
     return {"saved": saved, "upstream": upstream if with_state else upstream[:1]}
 
 
 def call(saved: Saved, upstream: tuple[Tensor | None, ...]) -> Any:
-    return _peer.function("CausalConv1dFn").backward(saved, *upstream)
+    return _conv_peer.function("CausalConv1dFn").backward(saved, *upstream)
 
 
 def finish(gradients: Any, given: Any) -> tuple[Tensor | None, ...]:

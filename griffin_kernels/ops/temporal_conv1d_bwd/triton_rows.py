@@ -26,10 +26,10 @@ import triton.language as tl
 from griffin_kernels.contract import Variant
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import Rows, at, load_flags, load_rows, own_channels, store_row
-from griffin_kernels.ops.temporal_conv1d import _triton as forward
-from griffin_kernels.ops.temporal_conv1d._triton_jit import load_reach, load_row, load_taps, piece_of
-from griffin_kernels.ops.temporal_conv1d_bwd import _triton
-from griffin_kernels.ops.temporal_conv1d_bwd._triton import first_kept_step, state_rows, store_sums
+from griffin_kernels.ops.temporal_conv1d import _triton_conv as forward
+from griffin_kernels.ops.temporal_conv1d._triton_conv import load_reach, load_row, load_taps, piece_of
+from griffin_kernels.ops.temporal_conv1d_bwd import _triton_conv_gradient
+from griffin_kernels.ops.temporal_conv1d_bwd._triton_conv_gradient import first_kept_step, state_rows, store_sums
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 
@@ -163,7 +163,7 @@ def temporal_conv1d_bwd_rows(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per piece of time and block of channels, then the sum over the pieces."""
-    return _triton.launches(temporal_conv1d_bwd_rows, call, outputs, config, config.block_d)
+    return _triton_conv_gradient.launches(temporal_conv1d_bwd_rows, call, outputs, config, config.block_d)
 
 
 VARIANT = Variant(
@@ -175,5 +175,5 @@ VARIANT = Variant(
     reject=forward.unfit_rows,
     rank=lambda case, device: 30,
     launches=launches,
-    traffic=lambda case, config: _triton.traffic(case, config.span),
+    traffic=lambda case, config: _triton_conv_gradient.traffic(case, config.span),
 )

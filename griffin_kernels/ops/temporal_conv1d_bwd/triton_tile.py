@@ -23,10 +23,10 @@ import triton.language as tl
 from griffin_kernels.contract import Variant
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import dense, own_channels
-from griffin_kernels.ops.temporal_conv1d import _triton as forward
-from griffin_kernels.ops.temporal_conv1d._triton_jit import load_reach, load_taps, piece_of, rows_at, tile_at
-from griffin_kernels.ops.temporal_conv1d_bwd import _triton
-from griffin_kernels.ops.temporal_conv1d_bwd._triton import first_kept_step, state_rows, store_sums
+from griffin_kernels.ops.temporal_conv1d import _triton_conv as forward
+from griffin_kernels.ops.temporal_conv1d._triton_conv import load_reach, load_taps, piece_of, rows_at, tile_at
+from griffin_kernels.ops.temporal_conv1d_bwd import _triton_conv_gradient
+from griffin_kernels.ops.temporal_conv1d_bwd._triton_conv_gradient import first_kept_step, state_rows, store_sums
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 
@@ -143,7 +143,7 @@ def temporal_conv1d_bwd_tile(
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per piece of time and block of channels, then the sum over the pieces."""
     share = config.block_t * config.block_d
-    return _triton.launches(temporal_conv1d_bwd_tile, call, outputs, config, share)
+    return _triton_conv_gradient.launches(temporal_conv1d_bwd_tile, call, outputs, config, share)
 
 
 VARIANT = Variant(
@@ -155,5 +155,5 @@ VARIANT = Variant(
     reject=lambda case, device, config: forward.uneven(config) or forward.unfit_tile(case, device, config),
     rank=lambda case, device: 25,
     launches=launches,
-    traffic=lambda case, config: _triton.traffic(case, config.span),
+    traffic=lambda case, config: _triton_conv_gradient.traffic(case, config.span),
 )

@@ -21,7 +21,7 @@ from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops._native_call import rows
-from griffin_kernels.ops.temporal_conv1d_step import _numba
+from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba
 from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
@@ -45,7 +45,7 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor]:
     state_at, slot_step, row_step = strided("state", kept, size * state.shape[0] * (taps - 1) * width)
     weight_at, tap_step, _ = strided("weight", weight, size * taps * width)
     x_at, x_step, _ = strided("x", x, size * batch * width)
-    # in the order of _numba.FIELDS
+    # in the order of _conv_step_numba.FIELDS
     values = (
         0,
         batch * parts,
@@ -67,7 +67,7 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor]:
     )
     fields = array("q", values)
     threads = _threads.threads_for(batch * parts, batch * width * taps)
-    _threads.run(_numba.compiled(x.dtype), fields.buffer_info()[0], threads)
+    _threads.run(_conv_step_numba.compiled(x.dtype), fields.buffer_info()[0], threads)
     if kept is not state:
         state.copy_(kept)
     return y, state

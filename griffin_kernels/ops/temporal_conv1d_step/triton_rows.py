@@ -20,8 +20,8 @@ from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
-from griffin_kernels.ops.temporal_conv1d_step import _triton
-from griffin_kernels.ops.temporal_conv1d_step._triton_jit import step
+from griffin_kernels.ops.temporal_conv1d_step import _triton_conv_step
+from griffin_kernels.ops.temporal_conv1d_step._triton_conv_step import step
 from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
@@ -54,7 +54,7 @@ def temporal_conv1d_step_rows(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per batch row and block of channels."""
-    return [_triton.launch(temporal_conv1d_step_rows, call, outputs, config, 1)]
+    return [_triton_conv_step.launch(temporal_conv1d_step_rows, call, outputs, config, 1)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

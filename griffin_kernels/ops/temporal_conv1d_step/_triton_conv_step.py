@@ -1,4 +1,4 @@
-"""Device functions of the one-token Triton kernels: rows of a pool, the convolution's sum, the shift of what is kept.
+"""What the one-token Triton kernels share: rows of a pool, the convolution's sum, the shift of what is kept; a launch.
 
 A kernel works on any shape of rows by channels: offsets of rows and of channels are given apart and broadcast.
 """
@@ -9,8 +9,13 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton import host, tensors
+from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
 class Convolution(NamedTuple):
@@ -40,7 +45,7 @@ class Tokens(NamedTuple):
     position: Any
 
 
-@triton.jit
+@bundling
 def tokens_of(row, indices, B, P):
     """The tokens of batch rows ``row``.
 
@@ -111,3 +116,43 @@ def step(x, conv, indices, y, row, channel, B, P, D: tl.constexpr, TAPS: tl.cons
         keep(current, conv, tokens, channel, there, TAPS)
     total = tl.where(tokens.works, total, 0.0)
     tl.store(y + (tokens.row * D + channel), total.to(y.dtype.element_ty), mask=there & tokens.exists)
+
+
+def indices_of(positions: Tensor | None, slots: Tensor | None) -> Indices:
+    """The bundle of positions and slots."""
+    return Indices(positions, slots, host.known_stride(positions, 0), host.known_stride(slots, 0))
+
+
+def bundle(call: Call) -> Convolution:
+    """What a kernel needs of a call to convolve."""
+    return Convolution(call.weight.contiguous(), call.bias.contiguous(), tensors.rows(call.state))
+
+
+def launch(kernel: Any, call: Call, outputs: dict[str, Any], config: Any, block_b: int, **blocks: int) -> Launch:
+    """A program per ``block_b`` batch rows and block of channels; allocates y."""
+    x, weight, _, state, positions, slots = call
+    batch, width = x.shape
+    outputs["state"] = state
+    tile = block_b * config.block_d
+    return Launch(
+        kernel=kernel,
+        grid=(triton.cdiv(batch, block_b) * triton.cdiv(width, config.block_d),),
+        args={
+            "x": tensors.state(x),
+            "conv": bundle(call),
+            "indices": indices_of(positions, slots),
+            "y": host.empty(outputs, "y", x, batch, width, dtype=x.dtype),
+            "B": batch,
+            "P": state.shape[0],
+        },
+        constexprs={
+            "D": width,
+            "TAPS": weight.shape[0],
+            "ACC": host.wide(x.dtype),
+            "BLOCK_D": config.block_d,
+            **blocks,
+        },
+        num_warps=config.num_warps,
+        tile=tile,
+        claims=Claims(load_bits=host.load_bits((x, state), tile // (32 * config.num_warps))),
+    )

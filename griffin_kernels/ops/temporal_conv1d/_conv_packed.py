@@ -4,11 +4,13 @@ Before each sequence go the K-1 rows of its state, or zeros, so that no tap reac
 
     packed [1, T, D], state [N, K-1, D]   ->   state_0, sequence_0, state_1, sequence_1, ...   [1, T + N (K-1), D]
 
-What a convolution gives at the states' rows is dropped. No value is read on the host.
+What a convolution gives at the states' rows is dropped, so that its gradient there is zero; the gradients of the rows
+themselves are those of the states. No value is read on the host.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -45,3 +47,32 @@ def spread(tensor: Tensor, state: Tensor | None, where: Places) -> Tensor:
     if state is not None:
         out[0, where.states] = state
     return out
+
+
+def apart(
+    gradients: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None]],
+    dy: Tensor,
+    dnew_state: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    cu_seqlens: Tensor,
+    *positions: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """dx, dweight, dbias, dstate by ``gradients(dy, None, x, weight, None, *positions)`` of sequences set apart.
+
+    dnew_state: zero where the new state, a copy of the last K-1 rows of each sequence with its state, holds zeros in
+    place of inputs. positions: segment_pos, for forms that take it.
+    """
+    rows = weight.shape[0] - 1
+    where = places(cu_seqlens, x.shape[1], rows + 1)
+    moved = [None if p is None else spread(p, None, where) for p in positions]
+    inputs = spread(x, state, where)
+    dinputs, dweight, dbias, _ = gradients(spread(dy, None, where), None, inputs, weight, None, *moved)
+    if dnew_state is not None and rows:
+        # a sequence's last rows end where the next one's state begins, or all ends
+        ends = cu_seqlens[1:].long() + rows * torch.arange(1, cu_seqlens.shape[0], device=x.device, dtype=torch.int64)
+        last = ends[:, None] + torch.arange(-rows, 0, device=x.device, dtype=torch.int64)
+        dinputs[0, last] += dnew_state
+    dstate = None if state is None else dinputs[0, where.states]
+    return dinputs[:, where.steps], dweight, dbias, dstate

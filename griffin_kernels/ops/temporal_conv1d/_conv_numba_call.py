@@ -1,4 +1,4 @@
-"""Calls the compiled kernels of _numba.py: outputs, addresses, threads. Shared by both ops.
+"""Calls the compiled kernels of _conv_numba.py: outputs, addresses, threads. Shared by both ops.
 
 Strides of time and batch may be anything; a tensor whose channels are not contiguous is copied first.
 """
@@ -15,12 +15,12 @@ from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
-from griffin_kernels.ops.temporal_conv1d import _numba
+from griffin_kernels.ops.temporal_conv1d import _conv_numba
 from griffin_kernels.ops.temporal_conv1d.op import Call, new_state
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call as BackwardCall
 from griffin_kernels.ops.temporal_conv1d_bwd.op import through_state
 
-_KERNELS = native.Family(_numba.Fields, _numba.FILES)
+_KERNELS = native.Family(_conv_numba.Fields, _conv_numba.FILES)
 
 
 def groups_of(batch: int, time: int, chunk: int) -> tuple[int, int, int]:
@@ -85,7 +85,7 @@ def forward(call: Call, config: Any) -> tuple[Tensor, Tensor]:
     """temporal_conv1d in chunks of time, blocks of channels and tiles of steps."""
     x = native.rows(call.x)
     y = memory.empty(x.shape, x.dtype)
-    _run(_numba.forward, call._replace(x=x), config, y, bias=native.rows(call.bias))
+    _run(_conv_numba.forward, call._replace(x=x), config, y, bias=native.rows(call.bias))
     return y, new_state(call.x, call.state, call.segment_pos, call.cu_seqlens, call.weight.shape[0])
 
 
@@ -101,6 +101,6 @@ def backward(call: BackwardCall, config: Any) -> tuple[Tensor, Tensor, Tensor, T
     groups, _, _ = groups_of(batch, time, config.block_t)
     sums = torch.zeros((groups, taps + 1, width), dtype=accumulator(x.dtype), device="cpu")
     leaving, given = through_state(call), call._replace(x=x, state=state)
-    _run(_numba.backward, given, config, dx, dy=native.rows(call.dy), leaving=leaving, dstate=dstate, sums=sums)
+    _run(_conv_numba.backward, given, config, dx, dy=native.rows(call.dy), leaving=leaving, dstate=dstate, sums=sums)
     total = sums.sum(0).to(x.dtype)  # [K+1, D]
     return dx, total[:taps].clone(), total[taps].clone(), dstate

@@ -44,7 +44,7 @@ FIELDS = (
 _COUNTER = FIELDS.index("counter")
 
 
-class Row(NamedTuple):
+class TokenRow(NamedTuple):
     """Addresses of a row's first channel, strides in bytes; first: the oldest kept input that counts."""
 
     x: Any
@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
 
 def _row(sum_up: bool, shift: bool, wide: bool) -> Any:
-    """A numba function ``(data, channels, row)`` on one batch row; see Row for what ``row`` holds.
+    """A numba function ``(data, channels, row)`` on one batch row; see TokenRow for what ``row`` holds.
 
     sum_up: write y, as floats if ``wide``. shift: move the kept inputs a row up, those before ``first`` becoming 0.
     """
@@ -68,7 +68,7 @@ def _row(sum_up: bool, shift: bool, wide: bool) -> Any:
     def run(typing: Any, data: Any, channels: Any, row: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             channels = args[1]
-            row = Row(*(builder.extract_value(args[2], i) for i in range(len(Row._fields))))
+            row = TokenRow(*(builder.extract_value(args[2], i) for i in range(len(TokenRow._fields))))
             size = context.get_abi_sizeof(context.get_data_type(data.dtype))
             whole = builder.and_(channels, INT64(-lanes()))
             for start, end, count in ((INT64(0), whole, lanes()), (whole, channels, 1)):
@@ -83,7 +83,7 @@ def _row(sum_up: bool, shift: bool, wide: bool) -> Any:
 
         return types.void(data, channels, row), generate
 
-    def _channels(v: Lanes, row: Row, index: Any, offset: Any) -> None:
+    def _channels(v: Lanes, row: TokenRow, index: Any, offset: Any) -> None:
         b = v.builder
 
         def at(start: Any, step: Any, k: Any) -> Any:

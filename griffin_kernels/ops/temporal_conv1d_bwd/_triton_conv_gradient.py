@@ -17,8 +17,8 @@ from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.tensors import dense, rows, store_row
-from griffin_kernels.ops.temporal_conv1d import _triton as forward
-from griffin_kernels.ops.temporal_conv1d._triton_jit import load_reach, load_row
+from griffin_kernels.ops.temporal_conv1d import _triton_conv as forward
+from griffin_kernels.ops.temporal_conv1d._triton_conv import load_reach, load_row
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 REDUCE_ROWS = 32

@@ -14,9 +14,9 @@ from griffin_kernels import contract
 from griffin_kernels.ops import _blas, _native
 from griffin_kernels.ops.block_diagonal_scan import _block_numba as block_diagonal_scan
 from griffin_kernels.ops.linear_scan import _scan_numba as linear_scan
-from griffin_kernels.ops.local_attention import _numba as local_attention
-from griffin_kernels.ops.local_attention import _numba_tiles as local_attention_tiles
-from griffin_kernels.ops.local_attention_step import _numba as local_attention_step
+from griffin_kernels.ops.local_attention import _numba_blas as local_attention
+from griffin_kernels.ops.local_attention import _numba_register_tiles as local_attention_tiles
+from griffin_kernels.ops.local_attention_step import _numba_ring as local_attention_step
 from griffin_kernels.ops.rg_lru import _numba as rg_lru
 from griffin_kernels.ops.rg_lru import _numba_backward as rg_lru_bwd
 from griffin_kernels.ops.rg_lru_step import _numba as rg_lru_step

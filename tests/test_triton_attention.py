@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from griffin_kernels import catalog, device, launch, poison, verify
-from griffin_kernels.ops.local_attention import _triton
+from griffin_kernels.ops.local_attention import _flash
 from griffin_kernels.ops.local_attention.cost import make_case
 from griffin_kernels.ops.local_attention_step.cost import make_case as make_step
 
@@ -296,7 +296,7 @@ def test_defaults_follow_the_device_and_the_batch():
     assert best("local_attention", H100, 1, 32, 10, 1, 256, 2048, keys=2079) == "triton.flash_split"
     assert best("local_attention_bwd", H100, 1, 2048, 10, 1, 256, 2048) == "triton.flash_split"
     assert best("local_attention_bwd", H100, 8, 8192, 10, 1, 256, 2048) == "triton.flash_window"
-    assert _triton.forward_default(256, "bfloat16", "sm_90").block_m == 128
+    assert _flash.forward_default(256, "bfloat16", "sm_90").block_m == 128
     step = {batch: make_step(batch, 2048, 10, 1, 256, "bfloat16") for batch in (1, 512)}
     ranks = {b: max(STEP, key=lambda v: v.rank(case, H100)).name for b, case in step.items()}
     assert ranks == {1: "triton.split", 512: "triton.single"}

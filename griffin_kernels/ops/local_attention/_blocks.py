@@ -20,7 +20,7 @@ from griffin_kernels.ops.local_attention.op import document_starts
 
 
 @dataclass(frozen=True)
-class Block:
+class QueryBlock:
     """Queries start .. end - 1 and keys low .. high - 1."""
 
     start: int
@@ -29,12 +29,12 @@ class Block:
     high: int
 
 
-def blocks(call: Any, size: int) -> Iterator[Block]:
+def blocks(call: Any, size: int) -> Iterator[QueryBlock]:
     """All blocks of up to ``size`` queries of a call, in order."""
     time, earlier = call.q.shape[1], call.k.shape[1] - call.q.shape[1]
     for start in range(0, time, size):
         end = min(start + size, time)
-        yield Block(start, end, max(0, start + earlier - call.window + 1), end + earlier)
+        yield QueryBlock(start, end, max(0, start + earlier - call.window + 1), end + earlier)
 
 
 def by_key_head(keys: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def by_key_head(keys: Tensor) -> Tensor:
     return keys.to(wide).transpose(1, 2).reshape(-1, keys.shape[1], keys.shape[3])
 
 
-def rows_of(queries: Tensor, block: Block, shared: int) -> Tensor:
+def rows_of(queries: Tensor, block: QueryBlock, shared: int) -> Tensor:
     """Queries of a block: [B,T,Hq,d] -> [B * Hkv, t * G, d], a copy only where Hkv > 1 or strides are unusual."""
     batch, _, heads, d = queries.shape
     wide = queries.dtype if _products.has_unrounded(queries) else accumulator(queries.dtype)
@@ -58,7 +58,7 @@ def from_rows(rows: Tensor, batch: int, count: int) -> Tensor:
     return rows.reshape(batch, -1, count, rows.shape[1] // count, d).transpose(1, 2).reshape(batch, count, -1, d)
 
 
-def row_values(values: Tensor, block: Block, shared: int) -> Tensor:
+def row_values(values: Tensor, block: QueryBlock, shared: int) -> Tensor:
     """One number per query: [B,Hq,T] -> [B * Hkv, t * G, 1]."""
     batch, heads, _ = values.shape
     part = values[:, :, block.start : block.end].reshape(batch, shared, heads // shared, -1)
@@ -78,7 +78,7 @@ class Visibility:
         self.steps = torch.arange(call.k.shape[1], device=call.q.device, dtype=torch.int64)
         self.starts = document_starts(call)
 
-    def hide(self, scores: Tensor, block: Block, batch: int, fill: float) -> None:
+    def hide(self, scores: Tensor, block: QueryBlock, batch: int, fill: float) -> None:
         """Set scores [B * Hkv, t * G, k] that a query does not see to ``fill``, in place."""
         count, columns = block.end - block.start, block.high - block.low
         tile = scores.view(batch, -1, count, scores.shape[1] // count, columns)
@@ -91,7 +91,7 @@ class Visibility:
             hidden = hidden.reshape(-1, 1, count, 1, end - begin)  # [B or 1, 1, t, 1, k]
             tile[..., begin - block.low : end - block.low].masked_fill_(hidden, fill)
 
-    def _edges(self, block: Block) -> tuple[tuple[int, int], ...]:
+    def _edges(self, block: QueryBlock) -> tuple[tuple[int, int], ...]:
         """Ranges of keys of which some query of the block sees only a part: behind the last query's window, and after
         the first query. Documents may begin anywhere."""
         behind, after = max(block.high - self.window, block.low), block.high - (block.end - block.start) + 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.ops._buffers import address
-from griffin_kernels.ops.local_attention._numba_call import whole
+from griffin_kernels.ops.local_attention._numba_attention import whole
 from griffin_kernels.ops.local_attention._numba_products import PANEL
 
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton.dot import dot
-from griffin_kernels.ops.local_attention._triton_jit import (
+from griffin_kernels.ops.local_attention._triton_attention import (
     HIDDEN,
     LOG2E,
     cleared,

@@ -21,7 +21,7 @@ from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _blas
 from griffin_kernels.ops._cpu import unfit_cpu
-from griffin_kernels.ops.local_attention import _isolated, _numba, _numba_call
+from griffin_kernels.ops.local_attention import _isolated, _numba_attention, _numba_blas
 
 _MOST_STEP = 2**31 - 1
 """BLAS counts in 32 bits."""
@@ -48,7 +48,7 @@ def _laid_out(call: Any, gradient: bool) -> tuple[Any, dict[str, Any]]:
     k, v, size = _rows(call.k), _rows(call.v), 4 * call.k.numel()
     blas = _blas.found()
     assert blas is not None, "reject() lets no call come here without it"
-    fields = {"k": _numba_call.placed("k", k, size), "v": _numba_call.placed("v", v, size)}
+    fields = {"k": _numba_attention.placed("k", k, size), "v": _numba_attention.placed("v", v, size)}
     return (k, v), fields | {"sgemm": blas.sgemm, "set_threads": blas.set_threads}
 
 
@@ -56,7 +56,7 @@ def _numbers(pitch: int, d: int, wide: int, gradient: bool) -> int:
     return 2 * pitch + 3 * d + 2 if gradient else pitch + 2 * d + 2
 
 
-KERNELS = _numba_call.Kernels(_numba, _laid_out, _numbers, unit=1, rows=1, spare=16, scales_dk=True)
+KERNELS = _numba_attention.Kernels(_numba_blas, _laid_out, _numbers, unit=1, rows=1, spare=16, scales_dk=True)
 
 
 def reject(case: Case, device: Device, config: Any) -> str | None:
@@ -73,7 +73,7 @@ def rank(case: Case, device: Device) -> int:
 
 def traffic(case: Case, config: Config) -> int:
     """Bytes moved: each block reads its keys and values again; its scores stay in a cache."""
-    keys = 4 * _numba_call.keys_read(case, config)
+    keys = 4 * _numba_attention.keys_read(case, config)
     return case["B"] * (keys + 2 * case["T"] * case["Hq"] * case.bytes_per_element()) * case["d"]
 
 

@@ -20,7 +20,13 @@ import llvmlite.binding
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._cpu import has, unfit_cpu
-from griffin_kernels.ops.local_attention import _isolated, _numba_call, _numba_panels, _numba_tiles, numba_blocked
+from griffin_kernels.ops.local_attention import (
+    _isolated,
+    _numba_attention,
+    _numba_panels,
+    _numba_register_tiles,
+    numba_blocked,
+)
 from griffin_kernels.ops.local_attention._numba_products import PANEL, ROWS
 from griffin_kernels.ops.local_attention._numba_rows import LANES
 
@@ -39,8 +45,8 @@ def _numbers(pitch: int, d: int, wide: int, gradient: bool) -> int:
     return 2 * pitch + (3 * wide + 2 * 16 + 2 if gradient else wide + d + 3)
 
 
-KERNELS = _numba_call.Kernels(
-    _numba_tiles, _numba_panels.laid_out, _numbers, unit=PANEL, rows=ROWS, spare=LANES, scales_dk=False
+KERNELS = _numba_attention.Kernels(
+    _numba_register_tiles, _numba_panels.laid_out, _numbers, unit=PANEL, rows=ROWS, spare=LANES, scales_dk=False
 )
 
 
@@ -73,7 +79,7 @@ def rank(case: Case, device: Device) -> int:
 
 def traffic(case: Case, config: Config) -> int:
     """Bytes moved: keys and values into panels, which each block reads again; its scores stay in a cache."""
-    keys = 2 * 2 * case["S"] * case["Hkv"] + _numba_call.keys_read(case, config)
+    keys = 2 * 2 * case["S"] * case["Hkv"] + _numba_attention.keys_read(case, config)
     return case["B"] * (keys + 2 * case["T"] * case["Hq"]) * case["d"] * case.bytes_per_element()
 
 

@@ -24,9 +24,8 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops.local_attention import _triton
-from griffin_kernels.ops.local_attention._triton_forward import attend, sees_unsound
-from griffin_kernels.ops.local_attention._triton_jit import (
+from griffin_kernels.ops.local_attention import _flash
+from griffin_kernels.ops.local_attention._triton_attention import (
     Parts,
     inside_of,
     intact,
@@ -38,6 +37,7 @@ from griffin_kernels.ops.local_attention._triton_jit import (
     work_of,
     zeros,
 )
+from griffin_kernels.ops.local_attention._triton_forward import attend, sees_unsound
 from griffin_kernels.ops.local_attention.cost import cost
 from griffin_kernels.ops.local_attention.op import Call
 
@@ -50,7 +50,7 @@ class Config:
     """parts: programs that share the keys of a tile. block_m: rows, queries times heads of a key head, of a tile.
 
     block_n: keys per iteration. 0 in any field but parts: by head_dim, dtype and architecture, see
-    ``_triton.forward_default``.
+    ``_flash.forward_default``.
     """
 
     parts: int = 4
@@ -140,22 +140,22 @@ def local_attention_flash_join(parts, out, lse, T, batches, SIZES: tl.constexpr,
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """First keys (with documents only), the parts, then their join."""
     q, k, v = call.q, call.k, call.v
-    tiles = _triton.forward_tiles(q, config)
-    sizes = _triton.sizes_of(call, tiles)
+    tiles = _flash.forward_tiles(q, config)
+    sizes = _flash.sizes_of(call, tiles)
     rows, lanes = q.shape[1] * sizes.G, q.shape[0] * sizes.HKV
-    args, before = _triton.arguments(call)
-    out, lse = _triton.forward_outputs(call, outputs)
-    parts = _triton.empty_parts((config.parts, lanes, rows), q)
+    args, before = _flash.arguments(call)
+    out, lse = _flash.forward_outputs(call, outputs)
+    parts = _flash.empty_parts((config.parts, lanes, rows), q)
     return [
         *before,
-        *_triton.twice(
+        *_flash.twice(
             kernel=local_attention_flash_part,
             tiles=tiles,
             programs=triton.cdiv(rows, tiles.block_m) * config.parts * lanes,
             rows=tiles.block_m,
             args=args | {"parts": parts},
             constexprs={"SIZES": sizes, "PARTS": config.parts},
-            claims=_triton.claims((k, v), tiles),
+            claims=_flash.claims((k, v), tiles),
         ),
         Launch(
             kernel=local_attention_flash_join,
@@ -170,12 +170,12 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _triton.unfit(case, device) or _triton.too_large(case, device, config)
+    return _flash.unfit(case, device) or _flash.too_large(case, device, config)
 
 
 def rank(case: Case, device: Device) -> int:
     """The default where the tiles of triton.flash_window leave processors idle and there are keys to share."""
-    tiles = _triton.forward_default(case["d"], case.dtype, device.arch)
+    tiles = _flash.forward_default(case["d"], case.dtype, device.arch)
     group = case["Hq"] // case["Hkv"]
     programs = case["B"] * case["Hkv"] * -(-case["T"] * group // tiles.block_m)
     return 40 if 2 * programs < device.units and min(case["W"], case["S"]) >= 512 else 20

@@ -21,9 +21,9 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops.local_attention import _triton
+from griffin_kernels.ops.local_attention import _flash
+from griffin_kernels.ops.local_attention._triton_attention import intact, report, store_lse, store_rows, work_of
 from griffin_kernels.ops.local_attention._triton_forward import attend, sees_unsound
-from griffin_kernels.ops.local_attention._triton_jit import intact, report, store_lse, store_rows, work_of
 from griffin_kernels.ops.local_attention.op import Call
 
 
@@ -31,7 +31,7 @@ from griffin_kernels.ops.local_attention.op import Call
 class Config:
     """block_m: rows, queries times heads of a key head, per program. block_n: keys per iteration.
 
-    0 in any field: by head_dim, dtype and architecture, see ``_triton.forward_tiles``.
+    0 in any field: by head_dim, dtype and architecture, see ``_flash.forward_tiles``.
     """
 
     block_m: int = 0
@@ -66,23 +66,23 @@ def local_attention_flash(
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """First keys (with documents only), then one program per tile of rows, key head and batch entry."""
     q, k, v = call.q, call.k, call.v
-    tiles = _triton.forward_tiles(q, config)
-    sizes = _triton.sizes_of(call, tiles)
-    args, before = _triton.arguments(call)
-    out, lse = _triton.forward_outputs(call, outputs)
-    return before + _triton.twice(
+    tiles = _flash.forward_tiles(q, config)
+    sizes = _flash.sizes_of(call, tiles)
+    args, before = _flash.arguments(call)
+    out, lse = _flash.forward_outputs(call, outputs)
+    return before + _flash.twice(
         kernel=local_attention_flash,
         tiles=tiles,
         programs=triton.cdiv(q.shape[1] * sizes.G, tiles.block_m) * q.shape[0] * sizes.HKV,
         rows=tiles.block_m,
         args=args | {"out": out, "lse": lse},
         constexprs={"SIZES": sizes},
-        claims=_triton.claims((k, v), tiles),
+        claims=_flash.claims((k, v), tiles),
     )
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _triton.unfit(case, device) or _triton.too_large(case, device, config)
+    return _flash.unfit(case, device) or _flash.too_large(case, device, config)
 
 
 VARIANT = Variant(

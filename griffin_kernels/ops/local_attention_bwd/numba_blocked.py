@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from griffin_kernels.ops._variants import backward_of
-from griffin_kernels.ops.local_attention import _isolated, _numba_call, numba_blocked
+from griffin_kernels.ops.local_attention import _isolated, _numba_attention, numba_blocked
 
 
 @dataclass(frozen=True)
@@ -34,5 +34,5 @@ VARIANT = backward_of(
     summary="native code, analytic, blocks of queries against their keys, products by torch's BLAS",
     config=Config,
     axes={"rows": (64, 160, 320, 640), "keys": (256, 512, 1088), "part": (128, 256, 1024)},
-    traffic=_numba_call.gradient_traffic,
+    traffic=_numba_attention.gradient_traffic,
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from griffin_kernels.ops._variants import backward_of
-from griffin_kernels.ops.local_attention import _isolated, _numba_call, numba_tiled
+from griffin_kernels.ops.local_attention import _isolated, _numba_attention, numba_tiled
 from griffin_kernels.ops.local_attention_bwd import numba_blocked
 
 
@@ -30,5 +30,5 @@ VARIANT = backward_of(
     config=Config,
     axes={"rows": (80, 160, 320, 640), "keys": (256, 512, 1024), "part": (128, 256, 1024)},
     reject=numba_tiled.problem,
-    traffic=_numba_call.gradient_traffic,
+    traffic=_numba_attention.gradient_traffic,
 )

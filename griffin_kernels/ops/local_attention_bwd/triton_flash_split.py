@@ -17,8 +17,8 @@ from typing import Any
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops.local_attention import _triton as forward
-from griffin_kernels.ops.local_attention_bwd import _triton
+from griffin_kernels.ops.local_attention import _flash as forward
+from griffin_kernels.ops.local_attention_bwd import _flash_gradient
 from griffin_kernels.ops.local_attention_bwd.op import Call, cost
 
 
@@ -27,7 +27,8 @@ class Config:
     """parts: programs that share the rows of a tile of keys. resident: keys of a tile (for dk, dv).
 
     streamed: rows per iteration. rows: rows of a tile (for dq). rows_streamed: keys per iteration; rows_warps,
-    rows_stages: that kernel's. 0 in any field but parts: by head_dim, dtype and architecture, see ``_triton.default``.
+    rows_stages: that kernel's. 0 in any field but parts: by head_dim, dtype and architecture, see
+    ``_flash_gradient.default``.
     """
 
     parts: int = 8
@@ -42,16 +43,16 @@ class Config:
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    return _triton.launches(call, outputs, config, parts=config.parts)
+    return _flash_gradient.launches(call, outputs, config, parts=config.parts)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return forward.unfit(case, device) or _triton.too_large(case, device, config)
+    return forward.unfit(case, device) or _flash_gradient.too_large(case, device, config)
 
 
 def rank(case: Case, device: Device) -> int:
     """The default where tiles of keys alone leave processors idle and many rows see each."""
-    cut, _ = _triton.default(case["d"], case.dtype, device.arch)
+    cut, _ = _flash_gradient.default(case["d"], case.dtype, device.arch)
     programs = case["B"] * case["Hkv"] * -(-case["S"] // cut.resident)
     rows = min(case["W"], case["T"]) * (case["Hq"] // case["Hkv"])
     return 40 if programs < device.units and rows >= 1024 else 20
@@ -74,7 +75,7 @@ VARIANT = Variant(
         "num_warps": (4, 8),
         "num_stages": (1, 2),
     }
-    | _triton.ROWS_AXES,
+    | _flash_gradient.ROWS_AXES,
     reject=reject,
     rank=rank,
     launches=launches,

@@ -22,8 +22,8 @@ from typing import Any
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops.local_attention import _triton as forward
-from griffin_kernels.ops.local_attention_bwd import _triton
+from griffin_kernels.ops.local_attention import _flash as forward
+from griffin_kernels.ops.local_attention_bwd import _flash_gradient
 from griffin_kernels.ops.local_attention_bwd.op import Call
 
 
@@ -32,7 +32,7 @@ class Config:
     """resident: keys that a program owns (for dk, dv). streamed: rows per iteration.
 
     rows: rows that a program owns (for dq). rows_streamed: keys per iteration; rows_warps, rows_stages: that kernel's.
-    0 in any field: by head_dim, dtype and architecture, see ``_triton.default``.
+    0 in any field: by head_dim, dtype and architecture, see ``_flash_gradient.default``.
     """
 
     resident: int = 0
@@ -46,11 +46,11 @@ class Config:
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    return _triton.launches(call, outputs, config, parts=1)
+    return _flash_gradient.launches(call, outputs, config, parts=1)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return forward.unfit(case, device) or _triton.too_large(case, device, config)
+    return forward.unfit(case, device) or _flash_gradient.too_large(case, device, config)
 
 
 VARIANT = Variant(
@@ -59,7 +59,7 @@ VARIANT = Variant(
     summary="analytic within the window, a kernel for dk and dv, one for dq, deterministic",
     config=Config,
     axes={"resident": (32, 64, 128), "streamed": (64, 32), "num_warps": (4, 8), "num_stages": (1, 2)}
-    | _triton.ROWS_AXES,
+    | _flash_gradient.ROWS_AXES,
     reject=reject,
     rank=lambda case, device: 30,
     launches=launches,

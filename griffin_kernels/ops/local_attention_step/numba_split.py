@@ -23,12 +23,12 @@ from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops import _slots, _threads
 from griffin_kernels.ops._buffers import address
 from griffin_kernels.ops._cpu import unfit_cpu
-from griffin_kernels.ops.local_attention._numba_call import placed
+from griffin_kernels.ops.local_attention._numba_attention import placed
 from griffin_kernels.ops.local_attention.op import scale_of
-from griffin_kernels.ops.local_attention_step import _numba, _ring
+from griffin_kernels.ops.local_attention_step import _numba_ring, _ring
 from griffin_kernels.ops.local_attention_step.op import Call
 
-_KERNELS = native.Family(_numba.Fields, _numba.FILES)
+_KERNELS = native.Family(_numba_ring.Fields, _numba_ring.FILES)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor, Tensor]:
         v_new=address("v", new_v, size * batch * shared * d),
     )
     threads = _threads.threads_for(items, 2 * items * part * d)
-    _KERNELS.run(q.dtype, None, fields, (_numba.attend, threads))
+    _KERNELS.run(q.dtype, None, fields, (_numba_ring.attend, threads))
     largest, total = (tensor.view(-1, parts, group) for tensor in (largest, total))
     share = torch.exp(largest - largest.amax(1, keepdim=True))  # [B * Hkv, parts, G]
     summed = (partial.view(-1, parts, group, d) * share[..., None]).sum(1)

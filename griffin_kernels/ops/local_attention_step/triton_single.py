@@ -16,13 +16,13 @@ from typing import Any
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops.local_attention_step import _triton
+from griffin_kernels.ops.local_attention_step import _flash_decoding
 from griffin_kernels.ops.local_attention_step.op import Call
 
 
 @dataclass(frozen=True)
 class Config:
-    """block_n: slots per iteration. num_stages: iterations whose loads are under way; 0: see ``_triton.stages_of``."""
+    """block_n: slots per iteration. num_stages: iterations with loads under way; 0: ``_flash_decoding.stages_of``."""
 
     block_n: int = 32
     num_warps: int = 4
@@ -30,11 +30,11 @@ class Config:
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    return _triton.launches(call, outputs, config, parts=1)
+    return _flash_decoding.launches(call, outputs, config, parts=1)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _triton.unfit(case, device, config)
+    return _flash_decoding.unfit(case, device, config)
 
 
 def rank(case: Case, device: Device) -> int:

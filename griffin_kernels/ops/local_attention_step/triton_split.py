@@ -21,7 +21,7 @@ from typing import Any
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops.local_attention_step import _triton
+from griffin_kernels.ops.local_attention_step import _flash_decoding
 from griffin_kernels.ops.local_attention_step.cost import cost
 from griffin_kernels.ops.local_attention_step.op import Call
 
@@ -30,7 +30,7 @@ from griffin_kernels.ops.local_attention_step.op import Call
 class Config:
     """parts: programs that share a ring, fewer where it has not as many blocks. block_n: slots per iteration.
 
-    num_stages: iterations whose loads are under way; 0: see ``_triton.stages_of``.
+    num_stages: iterations whose loads are under way; 0: see ``_flash_decoding.stages_of``.
     """
 
     parts: int = 32
@@ -40,11 +40,11 @@ class Config:
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    return _triton.launches(call, outputs, config, parts=config.parts)
+    return _flash_decoding.launches(call, outputs, config, parts=config.parts)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _triton.unfit(case, device, config)
+    return _flash_decoding.unfit(case, device, config)
 
 
 def rank(case: Case, device: Device) -> int:

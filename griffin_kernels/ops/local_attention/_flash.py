@@ -18,8 +18,8 @@ from griffin_kernels.contract import Case, dtype_name
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton.host import channel_stride, known_stride, row_stride
-from griffin_kernels.ops.local_attention._triton_jit import Entries, Heads, Parts, Score, Sizes
-from griffin_kernels.ops.local_attention._triton_jit import first_keys as first_keys_kernel
+from griffin_kernels.ops.local_attention._triton_attention import Entries, Heads, Parts, Score, Sizes
+from griffin_kernels.ops.local_attention._triton_attention import first_keys as first_keys_kernel
 from griffin_kernels.ops.local_attention.op import Call
 
 LOG2E = math.log2(math.e)
@@ -165,7 +165,7 @@ def twice(
     constexprs: dict[str, Any],
     claims: Claims,
 ) -> list[Launch]:
-    """A launch, and one that does again what was broken by values that are not finite; see _triton_jit.py.
+    """A launch, and one that does again what was broken by values that are not finite; see _triton_attention.py.
 
     rows: of the sums of a program.
     """

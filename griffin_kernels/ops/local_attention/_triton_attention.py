@@ -113,7 +113,7 @@ class Lane(NamedTuple):
     shared: Any
 
 
-class Tile(NamedTuple):
+class PackedRows(NamedTuple):
     """The first of a program's packed rows, all of them [block_m], and channels [block_d]."""
 
     row: Any
@@ -180,7 +180,7 @@ def lane_of(place, SIZES: tl.constexpr):
 @triton.jit
 def tile_of(row, SIZES: tl.constexpr):
     """The tile from packed row ``row`` on."""
-    return Tile(row, row + tl.arange(0, SIZES.BLOCK_M), tl.arange(0, SIZES.BLOCK_D))
+    return PackedRows(row, row + tl.arange(0, SIZES.BLOCK_M), tl.arange(0, SIZES.BLOCK_D))
 
 
 @triton.jit

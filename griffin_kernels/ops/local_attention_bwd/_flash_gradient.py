@@ -16,12 +16,11 @@ from griffin_kernels.contract import Case, dtype_name
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton.host import known_stride, row_stride
-from griffin_kernels.ops.local_attention import _triton as forward
-from griffin_kernels.ops.local_attention._triton import Tiles, padded
-from griffin_kernels.ops.local_attention._triton_jit import Heads
-from griffin_kernels.ops.local_attention_bwd import _triton_kernels as kernels
-from griffin_kernels.ops.local_attention_bwd._triton_jit import Numbers
-from griffin_kernels.ops.local_attention_bwd._triton_kernels import KeyGradients
+from griffin_kernels.ops.local_attention import _flash as forward
+from griffin_kernels.ops.local_attention._flash import Tiles, padded
+from griffin_kernels.ops.local_attention._triton_attention import Heads
+from griffin_kernels.ops.local_attention_bwd import _triton_attention_bwd as kernels
+from griffin_kernels.ops.local_attention_bwd._triton_attention_bwd import KeyGradients, Numbers
 from griffin_kernels.ops.local_attention_bwd.op import Call
 
 DELTA_ROWS = 16

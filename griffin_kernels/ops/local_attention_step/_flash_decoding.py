@@ -16,10 +16,10 @@ from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton.host import channel_stride, known_stride, row_stride
-from griffin_kernels.ops.local_attention import _triton as attention
-from griffin_kernels.ops.local_attention._triton import padded
-from griffin_kernels.ops.local_attention._triton_jit import Heads, Parts, Score, Sizes
-from griffin_kernels.ops.local_attention_step import _triton_jit as kernels
+from griffin_kernels.ops.local_attention import _flash as attention
+from griffin_kernels.ops.local_attention._flash import padded
+from griffin_kernels.ops.local_attention._triton_attention import Heads, Parts, Score, Sizes
+from griffin_kernels.ops.local_attention_step import _triton_decoding as kernels
 from griffin_kernels.ops.local_attention_step.op import Call
 
 MOST_HEADS = 128

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from griffin_kernels.ops._triton.dot import dot
 from griffin_kernels.ops._triton.strides import far
-from griffin_kernels.ops.local_attention._triton_jit import HIDDEN, LOG2E, lane_of, of_head, offsets, tanh, zeros
+from griffin_kernels.ops.local_attention._triton_attention import HIDDEN, LOG2E, lane_of, of_head, offsets, tanh, zeros
 
 
 class Slots(NamedTuple):

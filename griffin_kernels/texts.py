@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import datetime
 
 
 def unmarked(raw: bytes) -> bytes:
@@ -13,3 +14,8 @@ def unmarked(raw: bytes) -> bytes:
 def encodable(text: str) -> str:
     r"""A text that any UTF-8 file can hold: what was no UTF-8 in the name of a file is shown as ``\udcff``."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def now() -> str:
+    """The time as files hold it: UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from griffin_kernels import errors
 from roofline import cli as roofline_cli
-from roofline.console import plain_errors
-from tuning.ui import predict_cli, registry_cli, replay_cli
+from roofline.console import line, plain_errors
+from tuning.ui import commands
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -133,10 +133,8 @@ def tune(
 
             options = extended(options, from_misses, _note)
         if target is not None:
-            from tuning.predict.predictor import run_target
-
             with terminal.interruptible():
-                run_target(console, target, options, out, constants, dry_run)
+                terminal.run_target(console, target, options, out, constants, dry_run)
             return
         if dry_run and as_json:
             raise errors.ArgumentError("--dry-run has no --json; leave one of them out")
@@ -161,7 +159,7 @@ def tune(
 
 
 def _note(text: str) -> None:
-    Console(stderr=True).print(f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    line(Console(stderr=True), f"note: {text}", "yellow")
 
 
 def _arguments() -> list[str]:
@@ -171,14 +169,11 @@ def _arguments() -> list[str]:
 
 
 # subcommands of `griffin tune`
-tune_app.command("show")(registry_cli.show)
-tune_app.command("diff")(registry_cli.diff)
-tune_app.command("merge")(registry_cli.merge)
-tune_app.command("export")(registry_cli.export)
-tune_app.command("doctor")(registry_cli.doctor)
-tune_app.command("predict")(predict_cli.predict)
-tune_app.command("calibrate")(predict_cli.calibrate)
-tune_app.command("replay")(replay_cli.replay)
+for command in (
+    commands.show, commands.diff, commands.merge, commands.export, commands.doctor, commands.predict,
+    commands.calibrate, commands.replay,
+):  # fmt: skip
+    tune_app.command(command.__name__)(command)
 
 
 @app.command()
@@ -199,7 +194,7 @@ def report(
         from griffin_kernels import device as devices
         from reports.build import write_report
         from tuning.record.journal import FILE_NAME
-        from tuning.run import Paths
+        from tuning.record.paths import Paths
 
         if out is not None and out.is_dir():
             out = out / "report.html"
@@ -208,7 +203,7 @@ def report(
             from reports.predicted_tab import write_predicted_report
 
             written = write_predicted_report(predicted, out or predicted.with_suffix(".html"))
-            Console().print(str(written), highlight=False, markup=False, soft_wrap=True)
+            line(Console(), str(written))
             return
         if folder is None:
             paths = Paths.choose(None, devices.detect())
@@ -220,7 +215,7 @@ def report(
             raise errors.ReportError(f"there is no journal at {paths.journal}; `griffin tune` makes one ({FILE_NAME})")
         registry = paths.registry if paths.registry.exists() else None
         written = write_report(paths.journal, out or paths.report, registry)
-        Console().print(str(written), highlight=False, markup=False, soft_wrap=True)
+        line(Console(), str(written))
 
 
 def _predicted(folder: Path | None) -> Path | None:
@@ -243,21 +238,12 @@ def explain(
         import griffin_kernels
         from griffin_kernels import catalog
         from griffin_kernels import device as devices
+        from tuning.plan import planner
 
         contract = catalog.op(op)
-        bench = contract.cases_tagged("bench")
-        found = [c for c in contract.cases if c.key == case] or [c for c in bench if case in c.key]
-        found = list({c.key: c for c in found}.values())  # a case may be meant for CPUs and for GPUs
-        if len(found) != 1:
-            keys = ", ".join(dict.fromkeys(c.key for c in found or bench))
-            problem = "several cases match" if found else "no case matches"
-            raise errors.ArgumentError(f"{problem} {case!r}: {keys}")
-        Console().print(
-            str(griffin_kernels.explain(op, found[0], devices.detect(device))),
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        named = next((c for c in contract.cases if c.key == case), None)
+        found = named or planner.one_case(case, contract.cases_tagged("bench"))
+        line(Console(), str(griffin_kernels.explain(op, found, devices.detect(device))))
 
 
 def main() -> None:

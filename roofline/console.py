@@ -8,11 +8,12 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from griffin_kernels import errors
 
@@ -24,6 +25,23 @@ def output() -> Console:
     """Standard output."""
     console = Console()
     return console if console.is_terminal else Console(width=PIPE_WIDTH)
+
+
+def line(console: Console, text: str, style: str = "") -> None:
+    """Print a text as it is, without markup or wrapping: names and paths in it may look like markup."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def table(words: Iterable[str], figures: Iterable[str] = (), more_words: Iterable[str] = (), **look: Any) -> Table:
+    """A table by its headings: columns of words that may fold, then of figures, then of words again."""
+    drawn = Table(**{"box": None, "pad_edge": False, "header_style": "bold", "title_justify": "left", **look})
+    for name in words:
+        drawn.add_column(name, overflow="fold")
+    for name in figures:
+        drawn.add_column(name, justify="right", no_wrap=True)
+    for name in more_words:
+        drawn.add_column(name, overflow="fold")
+    return drawn
 
 
 class StatusLine:
@@ -67,7 +85,7 @@ def plain_errors(console: Console | None = None) -> Iterator[None]:
     told = console or Console(stderr=True)
 
     def note(message: Warning | str, *where: Any, **more: Any) -> None:
-        told.print(f"note: {message}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        line(told, f"note: {message}", "yellow")
 
     forgiving()
     try:
@@ -75,15 +93,13 @@ def plain_errors(console: Console | None = None) -> Iterator[None]:
             warnings.showwarning = note
             yield
     except errors.GriffinKernelsError as error:
-        told.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        line(told, f"error: {error}", "red")
         raise typer.Exit(2) from None
     except BrokenPipeError:  # nobody reads any more, which is no error
         raise
     except OSError as error:
         place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        told.print(
-            f"error: {place}{error.strerror or error}", style="red", highlight=False, markup=False, soft_wrap=True
-        )
+        line(told, f"error: {place}{error.strerror or error}", "red")
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         told.print("interrupted", style="red", highlight=False)

@@ -21,7 +21,8 @@ from roofline.console import plain_errors
 from tuning.decide import decider, history
 from tuning.plan import planner
 from tuning.record import journal
-from tuning.run import Paths, tune
+from tuning.record.paths import Paths
+from tuning.run import tune
 from tuning.ui import terminal
 
 

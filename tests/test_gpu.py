@@ -14,7 +14,8 @@ from griffin_kernels.ops.linear_scan.cost import make_case
 from roofline import measure
 from tuning.measure import timing
 from tuning.plan.planner import Options
-from tuning.run import Paths, tune
+from tuning.record.paths import Paths
+from tuning.run import tune
 from tuning.static.requests import representative
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")]

@@ -18,7 +18,8 @@ from tuning.plan.budget import BUDGETS
 from tuning.plan.planner import Options
 from tuning.record import journal
 from tuning.record.journal_records import Candidate
-from tuning.run import Paths, tune
+from tuning.record.paths import Paths
+from tuning.run import tune
 from tuning.workers import messages, process
 from tuning.workers.limits import Limits
 from tuning.workers.messages import Load, Ready, Stage, Start

@@ -26,7 +26,8 @@ from tuning.plan.budget import BUDGETS
 from tuning.plan.planner import Options
 from tuning.record import journal
 from tuning.record.journal_records import Candidate, End, Race, Result, Run
-from tuning.run import Paths, tune
+from tuning.record.paths import Paths
+from tuning.run import tune
 from tuning.ui import terminal
 
 HERE = device.cpu()

@@ -17,7 +17,7 @@ from tests import small_tune
 from tests.small_tune import Quiet, records, run
 from tuning.record import journal
 from tuning.record.journal_records import Candidate, End, Race, Result, Run
-from tuning.run import Paths
+from tuning.record.paths import Paths
 
 HERE = device.cpu()
 OPTIONS = dataclasses.replace(small_tune.OPTIONS, ops=("linear_scan",))

@@ -17,7 +17,7 @@ from tuning import run
 from tuning.plan import planner
 from tuning.record import journal
 from tuning.record.journal_records import Candidate, End
-from tuning.run import Paths
+from tuning.record.paths import Paths
 
 HERE = device.cpu()
 
@@ -114,7 +114,7 @@ def test_home_that_cannot_be_written_is_named_before_any_work_and_out_helps(tmp_
 def test_clock_that_jumps_back_changes_nothing(tmp_path, monkeypatch):
     """Order in the journal is order of writing, times are of a clock that cannot jump."""
     moments = iter([f"20{year:02d}-01-01T00:00:00+00:00" for year in range(40, 0, -1)])
-    monkeypatch.setattr(run, "_now", lambda: next(moments))
+    monkeypatch.setattr(run, "now", lambda: next(moments))
     monkeypatch.setattr("time.time", lambda: 0.0)
     monkeypatch.setattr(catalog, "variants", catalog.variants)
     monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)

@@ -18,7 +18,7 @@ import pytest
 from griffin_kernels import device, registry
 from tuning.record import journal
 from tuning.record.journal_records import Candidate, End, Result
-from tuning.run import Paths
+from tuning.record.paths import Paths
 
 KILLS = int(os.environ.get("GRIFFIN_TEST_KILLS", "20"))
 SEED = int(os.environ.get("GRIFFIN_TEST_SEED", "240219427"))

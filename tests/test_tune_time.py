@@ -22,7 +22,8 @@ from tuning.plan.watch import Watch
 from tuning.predict import predictor
 from tuning.record import journal
 from tuning.record.journal_records import Candidate, CeilingRecord, Noise, Race, Result, Undecided
-from tuning.run import Paths, schedule_of, tune
+from tuning.record.paths import Paths
+from tuning.run import schedule_of, tune
 from tuning.static.targets import target
 from tuning.ui import terminal
 from tuning.ui.summary import undecided

@@ -9,7 +9,6 @@ import itertools
 import math
 import queue
 import shlex
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import platformdirs
 import torch
 
 from griffin_kernels import device as devices
@@ -26,6 +24,7 @@ from griffin_kernels import dispatch, errors, registry
 from griffin_kernels.contract import config_dict
 from griffin_kernels.device import Device
 from griffin_kernels.records import DeviceRecord, Entry
+from griffin_kernels.texts import now
 from roofline import measure
 from tuning.decide.decider import Decider, Lane
 from tuning.decide.history import History
@@ -37,50 +36,13 @@ from tuning.plan.schedule import STUDY_S, Schedule
 from tuning.plan.watch import Clock, Watch
 from tuning.record import journal
 from tuning.record.journal_records import JOURNAL_VERSION, CeilingRecord, End, Record, Run, Undecided
+from tuning.record.paths import Paths
 from tuning.workers import precompile
 from tuning.workers.compile_pool import CompilePool, processes_for
 from tuning.workers.executor import InProcessExecutor
 from tuning.workers.limits import Limits
 from tuning.workers.messages import FirstCall, Start
 from tuning.workers.process import Death, IsolatedExecutor
-
-
-@dataclass(frozen=True)
-class Paths:
-    """Where a run puts its results."""
-
-    journal: Path
-    registry: Path
-    report: Path
-
-    @classmethod
-    def choose(cls, out: Path | None, device: Device) -> Paths:
-        """Everything into ``out``; without it, the user's data folder."""
-        if out is not None:
-            return cls(out / journal.FILE_NAME, out / f"{device.slug}.json", out / "report.html")
-        folder = Path(platformdirs.user_data_dir("griffin-kernels", appauthor=False)) / "results" / device.slug
-        return cls(folder / journal.FILE_NAME, registry.default_path(device), folder / "report.html")
-
-    def is_users(self, device: Device) -> bool:
-        """Whether results go to the user's data folder, where dispatch looks."""
-        return self.registry == registry.default_path(device)
-
-    def prepare(self, device: Device) -> None:
-        """Make the folders and prove that they can be written and that the registry can be merged into.
-
-        Raises OutputFolderError or RegistryError before any work is done.
-        """
-        for folder in {self.journal.parent, self.registry.parent, self.report.parent}:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=folder) as probe:
-                    probe.write(b"\0")
-                    probe.flush()
-            except OSError as error:
-                text = f"results cannot be written to {folder}: {error.strerror}; choose another folder with --out"
-                raise errors.OutputFolderError(text) from None
-        if self.registry.exists():
-            registry.load_for(self.registry, device)
 
 
 @dataclass(frozen=True)
@@ -151,7 +113,7 @@ def tune(
             Run(
                 journal_version=JOURNAL_VERSION,
                 run_id=history.run.run_id if history.run else _run_id(),
-                date=_now(),
+                date=now(),
                 device=DeviceRecord(device.validity(), provenance),
                 command=command,
                 options=_plain(options),
@@ -177,7 +139,7 @@ def tune(
             raise problem
         seconds = watch.elapsed
         if not left and not (options.baselines and unfinished):
-            log.append(End(date=_now(), registry=str(paths.registry), seconds=seconds))
+            log.append(End(date=now(), registry=str(paths.registry), seconds=seconds))
     return Outcome(
         tuple(entries),
         paths,
@@ -395,10 +357,6 @@ def _resumed(started: Options, options: Options, run: Run | None) -> Options:
 
 def _run_id() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _plain(options: Options) -> dict[str, object]:

@@ -19,7 +19,8 @@ from griffin_kernels.models import PRESETS
 from roofline import study
 from roofline.pass_records import PassRecord
 from tuning.plan.planner import Options
-from tuning.run import Paths, tune
+from tuning.record.paths import Paths
+from tuning.run import tune
 from tuning.ui.progress import Display
 
 OPS = ("rg_lru", "temporal_conv1d", "local_attention", "local_attention_step")

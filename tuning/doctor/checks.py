@@ -5,6 +5,7 @@ from __future__ import annotations
 from griffin_kernels import device as devices
 from tuning.doctor import installation, machine, registries
 from tuning.doctor.finding import Finding
+from tuning.record.paths import Paths
 
 
 def examine(device: str = "") -> list[Finding]:
@@ -12,8 +13,6 @@ def examine(device: str = "") -> list[Finding]:
 
     Raises DeviceError where the device is not there.
     """
-    from tuning.run import Paths
-
     here = devices.detect(device or None)
     journal = Paths.choose(None, here).journal
     return [*installation.examine(), *machine.examine(), *registries.examine(here, journal)]

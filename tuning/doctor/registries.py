@@ -51,12 +51,11 @@ def registries(device: Device) -> Iterator[Finding]:
 
 def _states(path: Path, shown: list[show.Shown]) -> Iterator[Finding]:
     counts = Counter(row.state for row in shown)
-    told = ", ".join(f"{counts[state]} {state}" for state in ("used", "stale", "predicted", "unused") if counts[state])
     if not shown:
         yield Finding("note", "registry", f"{path} is empty", "griffin tune")
         return
     if len(shown) > counts["unused"]:
-        yield Finding("ok", "registry", f"{path}: {told}")
+        yield Finding("ok", "registry", f"{path}: {show.counted(shown)}")
     for state, level, words in (
         ("unused", "problem", "cannot be used"),
         ("stale", "note", "are stale: used, but measured with something else"),

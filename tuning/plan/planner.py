@@ -166,6 +166,16 @@ def bench_cases(op: Op, device: Device) -> list[BenchCase]:
     return [case for case in op.cases_tagged("bench") if case.where in where]
 
 
+def one_case(text: str, cases: Sequence[Case]) -> Case:
+    """The only case whose key is ``text``, or else holds it; ArgumentError lists what there is."""
+    by_key = {case.key: case for case in cases}  # a case may be meant for CPUs and for GPUs
+    found = [key for key in by_key if key == text] or [key for key in by_key if text in key]
+    if len(found) != 1:
+        problem = "several cases match" if found else "no case matches"
+        raise errors.ArgumentError(f"{problem} {text!r}: {', '.join(found or by_key)}")
+    return by_key[found[0]]
+
+
 def _wanted(case: Case, options: Options) -> bool:
     if options.dtypes and case.dtype not in options.dtypes:
         return False

@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
 
 from griffin_kernels import catalog, errors
+from griffin_kernels.case import Case
 from griffin_kernels.datasheet import find
 from tuning.predict import time_model
-from tuning.predict.launch_work import LaunchWork, Work
-from tuning.predict.target_space import described
+from tuning.predict.launch_work import Work
+from tuning.predict.target_space import Reports, compiled, described, requests
 from tuning.predict.time_model import ASSUMED, Constants, Machine
 from tuning.record import journal_records
 from tuning.static.recorded import StaticReport
 from tuning.workers.compile_farm import LaunchRequest
 
-Compile = Callable[[Mapping[str, LaunchRequest]], Mapping[str, StaticReport | str]]
+Compile = Callable[[Mapping[str, LaunchRequest]], Reports]
 """Reports by key of what to compile."""
 
 TOPS = (1, 5, 10)
@@ -54,16 +57,16 @@ class Sample:
     """A measured candidate: what its steps do, their machine code by key, and the median of its times."""
 
     op: str
-    case: str
-    name: str
-    dtype: str
+    case: Case
     steps: tuple[Work, ...]
     code: Mapping[str, StaticReport]
     measured_s: float
 
     def predict(self, where: Machine, constants: Constants) -> float:
         """Seconds that the model expects."""
-        return time_model.predict(self.steps, lambda work: self.code[work.key], where, self.dtype, constants).seconds
+        return time_model.predict(
+            self.steps, lambda work: self.code[work.key], where, self.case.dtype, constants
+        ).seconds
 
 
 class CaseFit(msgspec.Struct, frozen=True):
@@ -98,7 +101,7 @@ class Calibration(msgspec.Struct, frozen=True):
 
 
 def calibrate(
-    journal: Iterable[journal_records.Record], compiled: Compile, sku: str | None = None, constants: Constants = ASSUMED
+    journal: Iterable[journal_records.Record], compiler: Compile, sku: str | None = None, constants: Constants = ASSUMED
 ) -> Calibration:
     """Fit the constants to the Triton candidates that journals measured on one GPU.
 
@@ -106,7 +109,7 @@ def calibrate(
     """
     lines = list(journal)
     where = time_model.machine(sku or _sku(lines))
-    found, unused = samples(lines, where, compiled)
+    found, unused = samples(lines, where, compiler)
     if len(found) < 3:
         why = "; ".join(f"{count} {reason}" for reason, count in unused.items()) or "they hold no candidates"
         raise errors.JournalError(f"the journals have {len(found)} measured Triton candidates, 3 are needed: {why}")
@@ -140,16 +143,12 @@ def _sku(lines: Iterable[journal_records.Record]) -> str:
 
 
 def samples(
-    lines: Iterable[journal_records.Record], where: Machine, compiled: Compile
+    lines: Iterable[journal_records.Record], where: Machine, compiler: Compile
 ) -> tuple[list[Sample], dict[str, int]]:
     """(measured Triton candidates of the sources here, what could not be used: reason -> how often)."""
-    unused: dict[str, int] = {}
-
-    def skip(reason: str) -> None:
-        unused[reason] = unused.get(reason, 0) + 1
-
+    unused: Counter[str] = Counter()
     measured: list[tuple[journal_records.Candidate, list[Work]]] = []
-    requests: dict[str, LaunchRequest] = {}
+    wanted: dict[str, LaunchRequest] = {}
     newest = {line.key: line for line in lines if isinstance(line, journal_records.Candidate)}
     for line in newest.values():
         if not line.variant.startswith("triton.") or line.status not in ("ok", "slow") or not line.samples_s:
@@ -158,35 +157,23 @@ def samples(
             variant = catalog.variant(f"{line.op}/{line.variant}")
             config = variant.parse_config(line.config)
         except (errors.UnknownOpError, errors.UnknownVariantError, errors.ConfigError):
-            skip("are of kernels that are not here")
+            unused["are of kernels that are not here"] += 1
             continue
         if line.source_hash and line.source_hash != variant.source_hash:
-            skip("are of kernels that have changed since")
+            unused["are of kernels that have changed since"] += 1
             continue
-        case = line.case
-        steps = described(variant, catalog.op(line.op), case, config, where.arch)
+        steps = described(variant, catalog.op(line.op), line.case, config, where.arch)
         measured.append((line, steps))
-        for step in steps:
-            if isinstance(step, LaunchWork):
-                order = LaunchRequest(variant.key, case, line.config, step.index, where.arch)
-                requests.setdefault(step.key, order)
-    reports = compiled(requests)
+        wanted |= requests(variant, line.case, line.config, steps, where.arch)
+    reports = compiler(wanted)
     found = []
     for line, steps in measured:
-        code: dict[str, StaticReport] = {}
-        for step in steps:
-            if isinstance(step, LaunchWork):
-                report = reports.get(step.key)
-                if isinstance(report, StaticReport) and time_model.does_not_fit(step, report, where) is None:
-                    code[step.key] = report
-        if len(code) < len({step.key for step in steps if isinstance(step, LaunchWork)}):
-            skip("do not compile here, or do not fit the device by the model's account")
+        code = compiled(steps, reports, where)
+        if not isinstance(code, dict):
+            unused["do not compile here, or do not fit the device by the model's account"] += 1
             continue
-        case = line.case
-        name = f"{line.variant} {','.join(f'{k}={v}' for k, v in line.config.items())}".strip()
-        seconds = statistics.median(line.samples_s)
-        found.append(Sample(line.op, case.key, name, case.dtype, tuple(steps), code, seconds))
-    return found, unused
+        found.append(Sample(line.op, line.case, tuple(steps), code, statistics.median(line.samples_s)))
+    return found, dict(unused)
 
 
 def error(found: Sequence[Sample], where: Machine, constants: Constants) -> float:
@@ -216,23 +203,17 @@ def fit(found: Sequence[Sample], where: Machine, constants: Constants = ASSUMED)
 
 def fit_of_cases(found: Sequence[Sample], where: Machine, constants: Constants) -> list[CaseFit]:
     """Rank correlation and regret of the model at every op and case."""
-    groups: dict[tuple[str, str], list[Sample]] = {}
+    groups: defaultdict[tuple[str, str], list[Sample]] = defaultdict(list)
     for sample in found:
-        groups.setdefault((sample.op, sample.case), []).append(sample)
+        groups[sample.op, sample.case.key].append(sample)
     rows = []
     for (op, case), group in groups.items():
         expected = [sample.predict(where, constants) for sample in group]
         measured = [sample.measured_s for sample in group]
-        rows.append(
-            CaseFit(
-                op,
-                case,
-                len(group),
-                spearman(expected, measured) if len(group) >= 3 else None,
-                {top: regret(expected, measured, top) for top in TOPS},
-                statistics.median(e / m for e, m in zip(expected, measured, strict=True)),
-            )
-        )
+        ranks = spearman(expected, measured) if len(group) >= 3 else None
+        regrets = {top: regret(expected, measured, top) for top in TOPS}
+        off = statistics.median(e / m for e, m in zip(expected, measured, strict=True))
+        rows.append(CaseFit(op, case, len(group), ranks, regrets, off))
     return rows
 
 
@@ -244,23 +225,12 @@ def regret(expected: Sequence[float], measured: Sequence[float], top: int) -> fl
 
 def spearman(left: Sequence[float], right: Sequence[float]) -> float:
     """Spearman's rank correlation, equal values sharing their mean rank; 0 where one side has no order at all."""
-    if len(left) != len(right) or len(left) < 2:
-        raise ValueError(f"two series of the same length, 2 or more, have ranks to compare; {len(left)}, {len(right)}")
-    ranks = [_ranks(left), _ranks(right)]
-    if any(len(set(series)) == 1 for series in ranks):
+    if any(len(set(series)) == 1 for series in (left, right)):
         return 0.0
-    return statistics.correlation(*ranks)
+    return statistics.correlation(_ranks(left), _ranks(right))
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    order = sorted(range(len(values)), key=lambda index: values[index])
-    ranks = [0.0] * len(values)
-    start = 0
-    while start < len(order):
-        end = start
-        while end + 1 < len(order) and values[order[end + 1]] == values[order[start]]:
-            end += 1
-        for position in range(start, end + 1):
-            ranks[order[position]] = (start + end) / 2
-        start = end + 1
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: list[float] = (np.cumsum(count) - (count - 1) / 2)[place].tolist()
     return ranks

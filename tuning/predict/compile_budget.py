@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from rich.console import Console
 
-from roofline.console import StatusLine
+from roofline.console import StatusLine, line
 from roofline.units import clock_text
 from tuning.predict.estimated_code import EstimatedCode
 from tuning.predict.target_space import Reports, TargetSpace
@@ -52,27 +52,30 @@ def compile_rounds(
     Every case's best guess goes before the second best of any. Half way the estimates learn from what was compiled.
     """
     reports: dict[str, StaticReport | str] = {}
+
+    def compile_next(chosen: Sequence[TargetSpace], size: int, until: float | None) -> Sequence[str]:
+        """Compile the next candidates of some cases and predict them; the keys of what was wanted."""
+        wanted = _next(chosen, size, reports)
+        left = None if until is None else max(0.0, until - (time.monotonic() - began))
+        _compile(wanted, reports, left, console, jobs)
+        for space in spaces:
+            space.take_reports(reports)
+        return list(wanted)
+
     most = effort.per_case or max((len(space.candidates) for space in spaces), default=0)
     complete = True
     for size in (most - most // 2, most // 2):
-        wanted = _next(spaces, size, reports)
-        left = None if effort.until is None else max(0.0, effort.until - (time.monotonic() - began))
-        _run(wanted, reports, left, console, jobs)
-        complete = complete and all(key in reports for key in wanted)
+        wanted = compile_next(spaces, size, effort.until)
         estimates.learn(found for key in wanted if isinstance(found := reports.get(key), StaticReport))
         for space in spaces:
-            space.take_reports(reports)
             space.guess_again(estimates)
+        complete = all(key in reports for key in wanted)
         if not complete:
             break  # time is up
     for _ in range(effort.more):
-        rescue = _next([space for space in spaces if not _clean(space)], 1, reports)
-        left = effort.more_until - (time.monotonic() - began)
-        if not rescue or left <= 0:
+        flawed = [space for space in spaces if not _clean(space)]
+        if time.monotonic() - began >= effort.more_until or not compile_next(flawed, 1, effort.more_until):
             break
-        _run(rescue, reports, left, console, jobs)
-        for space in spaces:
-            space.take_reports(reports)
     return reports, complete
 
 
@@ -91,10 +94,10 @@ def _next(spaces: Sequence[TargetSpace], size: int, reports: Reports) -> dict[st
 def _clean(space: TargetSpace) -> bool:
     """Whether a candidate without spills is known."""
     best = next(iter(space.ranked()), None)
-    return best is not None and best.prediction is not None and not best.prediction.spill_bytes
+    return best is not None and not best.predicted.spill_bytes
 
 
-def _run(
+def _compile(
     wanted: Mapping[str, LaunchRequest],
     reports: dict[str, StaticReport | str],
     seconds: float | None,
@@ -106,24 +109,18 @@ def _run(
         return
     status, told, first = StatusLine(console), time.monotonic(), time.monotonic()
     done = 0
-    for key, report in compile_farm.compile_all(list(wanted.items()), jobs, seconds):
+    for done, (key, report) in enumerate(compile_farm.compile_all(list(wanted.items()), jobs, seconds), start=1):
         reports[key] = report
-        done += 1
         now = time.monotonic()
         left = (now - first) / done * (len(wanted) - done)
         if seconds is not None:
             left = min(left, max(0.0, seconds - (now - first)))
-        line = f"compiled {done} of {len(wanted)} kernels, about {clock_text(left)} left"
+        text = f"compiled {done} of {len(wanted)} kernels, about {clock_text(left)} left"
         if console.is_terminal:
-            status(line)
+            status(text)
         elif now - told > NOTE_EVERY_S:
             told = now
-            say(console, line)
+            line(console, text)
     status.clear()
     if done < len(wanted):
-        say(console, f"time is up: {done} of {len(wanted)} kernels compiled, the best guesses of each case first")
-
-
-def say(console: Console, text: str) -> None:
-    """Print a line without markup or wrapping."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+        line(console, f"time is up: {done} of {len(wanted)} kernels compiled, the best guesses of each case first")

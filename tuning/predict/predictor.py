@@ -9,34 +9,32 @@ entries replace them.
 
 from __future__ import annotations
 
-import datetime
 import functools
 import math
-import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import platformdirs
+import torch
 from rich.console import Console
-from rich.table import Table
 
 from griffin_kernels import datasheet, errors, registry, validity
-from griffin_kernels.contract import Case, config_dict, config_key
+from griffin_kernels.contract import Case, config_dict
 from griffin_kernels.device import Device
 from griffin_kernels.records import Entry
-from roofline.units import clock_text, seconds_text
+from griffin_kernels.texts import now
+from roofline.console import line
+from roofline.units import seconds_text
 from tuning.plan import planner
 from tuning.plan.planner import Options
 from tuning.predict import time_model
-from tuning.predict.compile_budget import EFFORTS, Effort, compile_rounds, say
+from tuning.predict.compile_budget import EFFORTS, Effort, compile_rounds
 from tuning.predict.estimated_code import EstimatedCode
 from tuning.predict.target_space import CandidateRecord, TargetCandidate, TargetSpace
 from tuning.predict.time_model import ASSUMED, Constants, Machine
+from tuning.record.paths import Paths
 from tuning.static import recorded
 from tuning.static.recorded import StaticReport
 from tuning.workers import compile_farm
@@ -83,13 +81,7 @@ class TargetOutcome:
 
 
 def tune_target(
-    sku: str,
-    options: Options,
-    out: Path | None,
-    console: Console,
-    *,
-    constants: Constants = ASSUMED,
-    jobs: int = 0,
+    sku: str, options: Options, out: Path | None, console: Console, *, constants: Constants = ASSUMED, jobs: int = 0
 ) -> TargetOutcome:
     """Predict the best kernels of a SKU and publish them as a registry.
 
@@ -102,75 +94,61 @@ def tune_target(
     where = time_model.machine(sku)
     if options.device:
         raise errors.ArgumentError(f"--device {options.device} and --target {sku} exclude each other")
-    effort = _effort(options.budget)
-    device = where.device
-    paths = _paths(out, device)
-    _prepare(paths, device)
-    planned = planner.make(options, device)
+    effort, device = _effort(options.budget), where.device
+    paths = Paths.choose(out, device)
+    paths.make_folders()
+    _refuse_other_sku(paths.registry, device)
     estimates = estimates_for(where)
-    spaces = [TargetSpace.of(job, where, constants, estimates) for job in planned]
+    spaces = [TargetSpace.of(job, where, constants, estimates) for job in planner.make(options, device)]
     count = sum(len(space.candidates) for space in spaces)
-    say(console, f"predicting {len(spaces)} cases on {where.sheet.name} ({where.arch}): {count} candidates")
+    line(console, f"predicting {len(spaces)} cases on {where.sheet.name} ({where.arch}): {count} candidates")
     reports, complete = compile_rounds(spaces, estimates, effort, began, console, jobs)
-    entries, missing = [], []
-    for space in spaces:
-        chosen = space.choose()
-        if chosen is None:
-            missing.append(f"{space.op.name} {space.case.key}: {_why_none(space)}")
-        else:
-            entries.append(_entry(space, chosen, sku))
-    seconds = time.monotonic() - began
-    text = PredictionsFile(
+    choices = [(space, space.choose()) for space in spaces]
+    entries = tuple(_entry(space, chosen, sku) for space, chosen in choices if chosen is not None)
+    missing = tuple(f"{space.op.name} {space.case.key}: {_why_none(space)}" for space, c in choices if c is None)
+    found = PredictionsFile(
         version=PREDICTIONS_VERSION,
         sku=sku,
         arch=where.arch,
-        date=_now(),
+        date=now(),
         triton=metadata.version("triton"),
         budget=options.budget,
         constants=constants,
-        seconds=seconds,
+        seconds=time.monotonic() - began,
         compiled=len(reports),
         complete=complete,
-        cases=[_recorded(space) for space in spaces],
+        cases=[
+            Predicted(
+                op=space.op.name,
+                case=space.case,
+                candidates=space.records(),
+                chosen=None if chosen is None else space.candidates.index(chosen),
+                unfit=space.unfit,
+            )
+            for space, chosen in choices
+        ],
     )
-    registry.write_atomically(paths[1], msgspec.json.format(msgspec.json.encode(text), indent=1) + b"\n")
+    name = "predictions.json" if out is None else f"{device.slug}.predictions.json"
+    predictions = paths.journal.with_name(name)
+    registry.write_atomically(predictions, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     if entries:
-        registry.publish(paths[0], device, entries, _provenance(sku, text))
-    for line in missing:
-        say(console, f"no kernel for {line}")
-    return TargetOutcome(paths[0], paths[1], tuple(entries), tuple(missing), seconds)
+        versions = {"torch": str(torch.__version__), "triton": found.triton}
+        facts = {"date": found.date, **versions, "predicted_for": sku, "constants": msgspec.to_builtins(constants)}
+        registry.publish(paths.registry, device, entries, facts)
+    for text in missing:
+        line(console, f"no kernel for {text}")
+    return TargetOutcome(paths.registry, predictions, entries, missing, found.seconds)
 
 
-def run_target(
-    console: Console, sku: str, options: Options, out: Path | None, constants: Path | None, dry_run: bool
-) -> None:
-    """What ``griffin tune --target`` does: the run, then a table and where the results are."""
-    known = time_model.load_constants(constants)
-    if dry_run:
-        effort = _effort(options.budget)
-        where = time_model.machine(sku)
-        jobs = planner.make(options, where.device)
-        most = f"at most {effort.per_case}" if effort.per_case else "all"
-        for job in jobs:
-            able = [p for p in job.candidates if p.variant.launches is not None and p.reason is None]
-            say(console, f"{job.op.name} {job.case.key}: {len(able)} candidates")
-        say(console, f"{len(jobs)} cases on {where.sheet.name}; of each, {most} candidates would be compiled")
-        return
-    outcome = tune_target(sku, options, out, console, constants=known)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("op", "case", "kernel"):
-        table.add_column(name, overflow="fold")
-    table.add_column("predicted", justify="right", no_wrap=True)
-    table.add_column("bound by")
-    for entry in outcome.entries:
-        config = ",".join(f"{name}={value}" for name, value in entry.config.items())
-        seconds = seconds_text(entry.predicted_s or 0.0)
-        table.add_row(entry.op, entry.case.key, f"{entry.variant} {config}", seconds, entry.bound)
-    console.print(table)
-    say(console, f"{len(outcome.entries)} entries in {clock_text(outcome.seconds)}; nothing was run, all are predicted")
-    if outcome.entries:
-        say(console, f"registry    {outcome.registry}")
-    say(console, f"predictions {outcome.predictions}")
+def show_target_plan(console: Console, sku: str, options: Options) -> None:
+    """Print what ``tune_target`` would compile; nothing is compiled or written."""
+    effort, where = _effort(options.budget), time_model.machine(sku)
+    jobs = planner.make(options, where.device)
+    for job in jobs:
+        able = [p for p in job.candidates if p.variant.launches is not None and p.reason is None]
+        line(console, f"{job.op.name} {job.case.key}: {len(able)} candidates")
+    most = f"at most {effort.per_case}" if effort.per_case else "all"
+    line(console, f"{len(jobs)} cases on {where.sheet.name}; of each, {most} candidates would be compiled")
 
 
 def expected(job: planner.Job, device: Device) -> dict[int, float]:
@@ -218,37 +196,17 @@ def _effort(budget: str) -> Effort:
     return EFFORTS[budget]
 
 
-def _paths(out: Path | None, device: Device) -> tuple[Path, Path]:
-    """(registry, predictions)."""
-    if out is not None:
-        return out / f"{device.slug}.json", out / f"{device.slug}.predictions.json"
-    folder = Path(platformdirs.user_data_dir("griffin-kernels", appauthor=False)) / "results" / device.slug
-    return registry.default_path(device), folder / "predictions.json"
-
-
-def _prepare(paths: Sequence[Path], device: Device) -> None:
-    """Make the folders, prove that they can be written and that the registry there is of this SKU."""
-    for folder in {path.parent for path in paths}:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as probe:
-                probe.write(b"\0")
-                probe.flush()
-        except OSError as error:
-            text = f"results cannot be written to {folder}: {error.strerror}; choose another folder with --out"
-            raise errors.OutputFolderError(text) from None
-    if paths[0].exists():
-        facts = registry.load(paths[0]).device.validity
+def _refuse_other_sku(path: Path, device: Device) -> None:
+    """RegistryError where there is a registry, and it is of another SKU."""
+    if path.exists():
+        facts = registry.load(path).device.validity
         if facts != device.validity() and not validity.same_sku(facts, device.validity()):
-            text = (
-                f"registry {paths[0]} is of another device ({validity.named(facts)}); choose another folder with --out"
-            )
-            raise errors.RegistryError(text)
+            what = f"registry {path} is of another device ({validity.named(facts)})"
+            raise errors.RegistryError(f"{what}; choose another folder with --out")
 
 
 def _entry(space: TargetSpace, chosen: TargetCandidate, sku: str) -> Entry:
-    assert chosen.prediction is not None
-    variant, found = chosen.planned.variant, chosen.prediction
+    variant, found = chosen.planned.variant, chosen.predicted
     return Entry(
         op=space.op.name,
         case=space.case,
@@ -256,7 +214,7 @@ def _entry(space: TargetSpace, chosen: TargetCandidate, sku: str) -> Entry:
         config=config_dict(chosen.planned.config),
         status="predicted",
         source_hash=variant.source_hash,
-        date=_now(),
+        date=now(),
         reason=reason(space, chosen, sku),
         candidates=len(space.candidates),
         bound=found.bound,
@@ -266,28 +224,23 @@ def _entry(space: TargetSpace, chosen: TargetCandidate, sku: str) -> Entry:
 
 def reason(space: TargetSpace, chosen: TargetCandidate, sku: str) -> str:
     """Why a candidate was chosen, in words."""
-    assert chosen.prediction is not None
-    ranked, found = space.ranked(), chosen.prediction
-    best = ranked[0]
-    parts = [f"predicted for {sku}, not measured: {seconds_text(found.seconds)}, bound by {found.bound}"]
-    main = found.main
+    ranked, found, default = space.ranked(), chosen.predicted, space.default
+    best, main = ranked[0], found.main
     spills = f"{found.spill_bytes} bytes spilled" if found.spill_bytes else "no spills"
     waiting = ", serialised products" if found.serialised else ""
-    parts.append(f"{main.registers} registers, {spills}{waiting}, {main.occupancy:.0%} occupancy")
-    if chosen is space.default and best is not chosen and best.prediction is not None:
-        ahead = found.seconds / best.prediction.seconds - 1
-        name = f"{best.planned.variant.name} [{config_key(best.planned.config)}]"
-        parts.append(f"the default, kept: {name} is predicted to be only {ahead:.1%} faster")
-    elif chosen is space.default:
+    parts = [
+        f"predicted for {sku}, not measured: {seconds_text(found.seconds)}, bound by {found.bound}",
+        f"{main.registers} registers, {spills}{waiting}, {main.occupancy:.0%} occupancy",
+    ]
+    if chosen is default and best is not chosen:
+        ahead = found.seconds / best.predicted.seconds - 1
+        parts.append(f"the default, kept: {best.name} is predicted to be only {ahead:.1%} faster")
+    elif chosen is default:
         parts.append("the default, predicted to be the fastest")
-    elif space.default is not None and space.default.prediction is not None:
-        default = space.default
-        assert default.prediction is not None
-        gain = default.prediction.seconds / found.seconds
-        name = f"{default.planned.variant.name} [{config_key(default.planned.config)}]"
+    elif default is not None and default.prediction is not None:
         flaw = "spills" if default.prediction.spill_bytes else "serialises its products"
         more = f" (which {flaw})" if default.prediction.flawed and not found.flawed else ""
-        parts.append(f"{gain:.2f}x the default {name}{more}")
+        parts.append(f"{default.prediction.seconds / found.seconds:.2f}x the default {default.name}{more}")
     parts.append(f"{len(ranked)} of {len(space.candidates)} candidates compiled")
     return "; ".join(parts)
 
@@ -297,34 +250,6 @@ def _why_none(space: TargetSpace) -> str:
     if not space.candidates:
         reasons = [f"{name}: {why}" for name, why in space.unfit.items()]
         return "; ".join(reasons) or "it has no Triton variant"
-    dropped = [c for c in space.candidates if c.status == "dropped"]
-    if dropped:
+    if dropped := space.with_status("dropped"):
         return f"{len(dropped)} candidates were dropped, the first because {dropped[0].reason}"
     return "time was up before a candidate was compiled"
-
-
-def _recorded(space: TargetSpace) -> Predicted:
-    chosen = space.choose()
-    return Predicted(
-        op=space.op.name,
-        case=space.case,
-        candidates=[CandidateRecord.of(candidate, space) for candidate in space.candidates],
-        chosen=None if chosen is None else space.candidates.index(chosen),
-        unfit=space.unfit,
-    )
-
-
-def _provenance(sku: str, found: PredictionsFile) -> dict[str, Any]:
-    import torch
-
-    return {
-        "date": found.date,
-        "torch": str(torch.__version__),
-        "triton": found.triton,
-        "predicted_for": sku,
-        "constants": msgspec.to_builtins(found.constants),
-    }
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

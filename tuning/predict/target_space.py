@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 
-from griffin_kernels.contract import Case, Op, Variant, config_dict
+from griffin_kernels.contract import Case, Op, Variant, config_dict, config_key
 from griffin_kernels.launch import described_for
 from tuning.plan.budget import INDIFFERENCE
 from tuning.plan.planner import Job, Planned
@@ -20,6 +21,53 @@ from tuning.static.recorded import StaticReport
 from tuning.workers.compile_farm import LaunchRequest
 
 Status = Literal["predicted", "guessed", "dropped"]
+
+Reports = Mapping[str, StaticReport | str]
+"""What compiling gave by key of a launch: a report, or why there is none."""
+
+
+def described(variant: Variant, op: Op, case: Case, config: object, arch: str, call: Any = None) -> list[Work]:
+    """What the steps of a candidate have to do on an architecture. call: on torch's meta device, made if absent."""
+    assert variant.launches is not None, f"{variant.key} has nothing to compile"
+    call = meta_call(op, case) if call is None else call
+    with described_for(arch):
+        return of_steps(variant, op, case, config, call, variant.launches(call, {}, config))
+
+
+def requests(
+    variant: Variant, case: Case, config: dict[str, Any], steps: Iterable[Work], arch: str
+) -> Iterator[tuple[str, LaunchRequest]]:
+    """(key, what to ask the compiler) for every launch among the steps of a candidate."""
+    for work in steps:
+        if isinstance(work, LaunchWork):
+            yield work.key, LaunchRequest(variant.key, case, config, work.index, arch)
+
+
+def compiled(steps: Iterable[Work], reports: Reports, where: Machine) -> dict[str, StaticReport] | str | None:
+    """The machine code of every launch by key; why one cannot run on the device; else None where some is missing."""
+    code: dict[str, StaticReport] = {}
+    launches = [step for step in steps if isinstance(step, LaunchWork)]
+    for work in launches:
+        report = reports.get(work.key)
+        if isinstance(report, StaticReport):
+            if (problem := does_not_fit(work, report, where)) is not None:
+                return problem
+            code[work.key] = report
+        elif report is not None:
+            return report
+    return code if all(work.key in code for work in launches) else None
+
+
+class CandidateRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate as ``griffin tune --target`` records it; the fields are those of ``TargetCandidate``."""
+
+    variant: str
+    config: dict[str, object]
+    status: Status
+    is_default: bool = False
+    guessed_s: float | None = None
+    prediction: Prediction | None = None
+    reason: str = ""
 
 
 @dataclass
@@ -37,12 +85,18 @@ class TargetCandidate:
     prediction: Prediction | None = None
 
     @property
+    def name(self) -> str:
+        return f"{self.planned.variant.name} [{config_key(self.planned.config)}]"
+
+    @property
     def launches(self) -> list[LaunchWork]:
         return [step for step in self.steps if isinstance(step, LaunchWork)]
 
-
-Reports = Mapping[str, StaticReport | str]
-"""What compiling gave by key of a launch: a report, or why there is none."""
+    @property
+    def predicted(self) -> Prediction:
+        """The prediction of a candidate that has one."""
+        assert self.prediction is not None, f"{self.name} was never compiled"
+        return self.prediction
 
 
 @dataclass
@@ -76,19 +130,25 @@ class TargetSpace:
                     found.default = candidate
         return found
 
+    def _predict(self, steps: Sequence[Work], code: Mapping[str, StaticReport]) -> Prediction:
+        return predict(steps, lambda work: code[work.key], self.where, self.case.dtype, self.constants)
+
     def _guess(self, steps: Sequence[Work], estimates: EstimatedCode) -> float:
-        code = {step.key: estimates(step) for step in steps if isinstance(step, LaunchWork)}
-        if any(does_not_fit(s, code[s.key], self.where) for s in steps if isinstance(s, LaunchWork)):
-            return float("inf")
-        found = predict(steps, lambda work: code[work.key], self.where, self.case.dtype, self.constants)
+        guessed = {step.key: estimates(step) for step in steps if isinstance(step, LaunchWork)}
+        code = compiled(steps, guessed, self.where)
+        if not isinstance(code, dict):
+            return math.inf
+        found = self._predict(steps, code)
         # a guess of spills is a guess of a bad kernel
         return found.seconds * (2.0 if found.spill_bytes else 1.0)
 
     def guess_again(self, estimates: EstimatedCode) -> None:
         """Guess those that were not compiled anew, after more was learnt."""
-        for candidate in self.candidates:
-            if candidate.status == "guessed":
-                candidate.guessed_s = self._guess(candidate.steps, estimates)
+        for candidate in self.with_status("guessed"):
+            candidate.guessed_s = self._guess(candidate.steps, estimates)
+
+    def with_status(self, status: Status) -> list[TargetCandidate]:
+        return [candidate for candidate in self.candidates if candidate.status == status]
 
     def order(self) -> list[TargetCandidate]:
         """What to compile next, in order: the default, the best guess of each variant, then all by their guess."""
@@ -103,87 +163,43 @@ class TargetSpace:
     def requests(self, candidates: Iterable[TargetCandidate]) -> Iterator[tuple[str, LaunchRequest]]:
         """(key, what to ask the compiler) for every launch of candidates."""
         for candidate in candidates:
-            planned = candidate.planned
-            values = config_dict(planned.config)
-            for work in candidate.launches:
-                yield work.key, LaunchRequest(planned.variant.key, self.case, values, work.index, self.where.arch)
+            variant, config = candidate.planned.variant, config_dict(candidate.planned.config)
+            yield from requests(variant, self.case, config, candidate.steps, self.where.arch)
 
     def take_reports(self, reports: Reports) -> None:
         """Predict every candidate whose launches are all compiled, and drop those that failed or do not fit."""
-        for candidate in self.candidates:
-            if candidate.status == "guessed":
-                self._take_reports(candidate, reports)
-
-    def _take_reports(self, candidate: TargetCandidate, reports: Reports) -> None:
-        code: dict[str, StaticReport] = {}
-        missing = False
-        for work in candidate.launches:
-            report = reports.get(work.key)
-            if report is None:
-                missing = True
-                continue
-            problem = report if isinstance(report, str) else does_not_fit(work, report, self.where)
-            if problem is not None or isinstance(report, str):
-                candidate.status, candidate.reason = "dropped", problem or ""
-                return
-            code[work.key] = report
-        if missing:
-            return
-        candidate.status = "predicted"
-        candidate.prediction = predict(
-            candidate.steps, lambda work: code[work.key], self.where, self.case.dtype, self.constants
-        )
+        for candidate in self.with_status("guessed"):
+            code = compiled(candidate.steps, reports, self.where)
+            if isinstance(code, str):
+                candidate.status, candidate.reason = "dropped", code
+            elif code is not None:
+                candidate.status, candidate.prediction = "predicted", self._predict(candidate.steps, code)
 
     def ranked(self) -> list[TargetCandidate]:
         """Those predicted from machine code, best first: without flaws before those with any, then by time."""
         found = [c for c in self.candidates if c.prediction is not None]
-        return sorted(found, key=_rank)
+        return sorted(found, key=lambda c: (c.predicted.flawed, c.predicted.seconds))
 
     def choose(self) -> TargetCandidate | None:
         """The best; the default where the best is not predicted to be clearly faster. None where nothing is known."""
-        ranked = self.ranked()
-        if not ranked:
-            return None
-        best, default = ranked[0], self.default
-        if default is not None and default.prediction is not None and best.prediction is not None:
-            clean = not default.prediction.flawed or best.prediction.flawed
-            if clean and default.prediction.seconds <= best.prediction.seconds * (1 + INDIFFERENCE):
+        best, default = next(iter(self.ranked()), None), self.default
+        if best is not None and default is not None and default.prediction is not None:
+            clean = not default.prediction.flawed or best.predicted.flawed
+            if clean and default.prediction.seconds <= best.predicted.seconds * (1 + INDIFFERENCE):
                 return default
         return best
 
-
-def _rank(candidate: TargetCandidate) -> tuple[bool, float]:
-    assert candidate.prediction is not None
-    return candidate.prediction.flawed, candidate.prediction.seconds
-
-
-def described(variant: Variant, op: Op, case: Case, config: object, arch: str, call: Any = None) -> list[Work]:
-    """What the steps of a candidate have to do on an architecture. call: on torch's meta device, made if absent."""
-    assert variant.launches is not None, f"{variant.key} has nothing to compile"
-    call = meta_call(op, case) if call is None else call
-    with described_for(arch):
-        return of_steps(variant, op, case, config, call, variant.launches(call, {}, config))
-
-
-class CandidateRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A candidate as ``griffin tune --target`` records it."""
-
-    variant: str
-    config: dict[str, object]
-    status: Status
-    is_default: bool = False
-    guessed_s: float | None = None
-    prediction: Prediction | None = None
-    reason: str = ""
-
-    @classmethod
-    def of(cls, candidate: TargetCandidate, space: TargetSpace) -> CandidateRecord:
-        return cls(
-            variant=candidate.planned.variant.name,
-            config=config_dict(candidate.planned.config),
-            status=candidate.status,
-            is_default=candidate is space.default,
-            guessed_s=candidate.guessed_s if candidate.guessed_s < float("inf") else None,
-            prediction=candidate.prediction,
-            reason=candidate.reason,
-        )
+    def records(self) -> list[CandidateRecord]:
+        """All candidates as they are recorded."""
+        return [
+            CandidateRecord(
+                variant=c.planned.variant.name,
+                config=config_dict(c.planned.config),
+                status=c.status,
+                is_default=c is self.default,
+                guessed_s=c.guessed_s if math.isfinite(c.guessed_s) else None,
+                prediction=c.prediction,
+                reason=c.reason,
+            )
+            for c in self.candidates
+        ]

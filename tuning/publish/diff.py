@@ -24,7 +24,6 @@ from typing import Literal
 import numpy as np
 
 from griffin_kernels import validity
-from griffin_kernels.contract import Case
 from griffin_kernels.records import Entry, RegistryFile
 from tuning.plan.budget import UNQUIET
 
@@ -51,7 +50,6 @@ class DiffRow:
 
     a: Entry
     b: Entry
-    case: Case
     verdict: Verdict
     winner: Winner
     why: str
@@ -73,10 +71,14 @@ class Diff:
     machine: float | None = None
 
     @property
+    def agreeing(self) -> int:
+        """Common entries whose winner is the same or tied."""
+        return sum(row.winner != "other" for row in self.rows)
+
+    @property
     def agreement(self) -> float | None:
-        """Share of common entries whose winner is the same or tied; None where nothing is common."""
-        agreeing = sum(row.winner != "other" for row in self.rows)
-        return agreeing / len(self.rows) if self.rows else None
+        """Share of ``agreeing`` in the common entries; None where nothing is common."""
+        return self.agreeing / len(self.rows) if self.rows else None
 
     def count(self, verdict: Verdict) -> int:
         return sum(row.verdict == verdict for row in self.rows)
@@ -157,14 +159,14 @@ def _timed(entry: Entry) -> bool:
 
 def _row(a: Entry, b: Entry, machine: float, unchanged: bool) -> DiffRow:
     """machine: what the machine makes, as a log."""
-    case, agreed = a.case, winner(a, b)
+    agreed = winner(a, b)
     if a == b and a.median_s is not None:
-        return DiffRow(a, b, case, "SAME", agreed, "one measurement", 1.0, (1.0, 1.0))
+        return DiffRow(a, b, "SAME", agreed, "one measurement", 1.0, (1.0, 1.0))
     for name, entry in (("first", a), ("second", b)):
         if entry.status == "predicted":
-            return DiffRow(a, b, case, "UNSURE", agreed, f"the {name} is predicted, not measured")
+            return DiffRow(a, b, "UNSURE", agreed, f"the {name} is predicted, not measured")
         if not _timed(entry):
-            return DiffRow(a, b, case, "UNSURE", agreed, f"the {name} has no time with an interval")
+            return DiffRow(a, b, "UNSURE", agreed, f"the {name} has no time with an interval")
     own = max(BETWEEN_RUNS, a.noise_floor or 0.0, b.noise_floor or 0.0)
     center, low, high = logs = log_interval(a, b)
     near = _distance(own)
@@ -180,7 +182,7 @@ def _row(a: Entry, b: Entry, machine: float, unchanged: bool) -> DiffRow:
     noise = max(own, math.expm1(min(machine, 700.0)))
     why = f"noise {noise:.1%}" + ("" if own <= UNQUIET else ", too much to call anything the same")
     ratio, least, most = map(_exp, logs)
-    return DiffRow(a, b, case, verdict, agreed, why, ratio, (least, most))
+    return DiffRow(a, b, verdict, agreed, why, ratio, (least, most))
 
 
 def _distance(floor: float) -> float:
@@ -196,12 +198,6 @@ def log_interval(a: Entry, b: Entry) -> tuple[float, float, float]:
     below = _sum(_log(b.median_s, b.interval_s[0]), _log(a.interval_s[1], a.median_s))
     above = _sum(_log(b.interval_s[1], b.median_s), _log(a.median_s, a.interval_s[0]))
     return center, center - below, center + above
-
-
-def ratio_interval(a: Entry, b: Entry) -> tuple[float, tuple[float, float]]:
-    """``log_interval`` as ratios."""
-    ratio, low, high = map(_exp, log_interval(a, b))
-    return ratio, (low, high)
 
 
 def _sum(x: float, y: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,6 @@ from tuning.publish import diff
 class Conflict:
     """One op and case for which registries name different kernels. kept, dropped: with the files they are from."""
 
-    op: str
-    case: str
     kept: tuple[Path, Entry]
     dropped: tuple[Path, Entry]
 
@@ -32,17 +31,10 @@ class Conflict:
         return diff.winner(self.kept[1], self.dropped[1]) == "tie"
 
 
-@dataclass(frozen=True)
-class Merged:
-    """The merged registry and every conflict in it."""
+def merge(files: Sequence[tuple[Path, RegistryFile]]) -> tuple[RegistryFile, list[Conflict]]:
+    """(the entries of all files, what they disagree on).
 
-    file: RegistryFile
-    conflicts: tuple[Conflict, ...]
-
-
-def merge(files: Sequence[tuple[Path, RegistryFile]]) -> Merged:
-    """Entries of all files. Measured goes before predicted, then newer before older, then later before earlier named.
-
+    Measured goes before predicted, then newer before older, then later before earlier named.
     Raises RegistryError where the files are not of one device.
     """
     first_path, first = files[0]
@@ -65,10 +57,10 @@ def merge(files: Sequence[tuple[Path, RegistryFile]]) -> Merged:
             kept, dropped = ((path, entry), earlier) if _rank(entry) >= _rank(earlier[1]) else (earlier, (path, entry))
             found[key] = kept
             if not diff.same_kernel(kept[1], dropped[1]):
-                conflicts.append(Conflict(*key, kept, dropped))
+                conflicts.append(Conflict(kept, dropped))
     entries = [entry for _, entry in found.values()]
     record = DeviceRecord(newest.device.validity, newest.device.provenance)
-    return Merged(RegistryFile(schema_version=SCHEMA_VERSION, device=record, entries=entries), tuple(conflicts))
+    return RegistryFile(schema_version=SCHEMA_VERSION, device=record, entries=entries), conflicts
 
 
 def _device(file: RegistryFile) -> str:
@@ -91,13 +83,13 @@ def _time(date: str) -> float:
 
 def rerace(conflicts: Sequence[Conflict]) -> tuple[list[str], list[str]]:
     """(commands that race the conflicts again, conflicts that none can): one command for each op."""
-    cases: dict[str, list[str]] = {}
+    cases: defaultdict[str, list[str]] = defaultdict(list)
     others = []
-    for conflict in conflicts:
-        bench = catalog.op(conflict.op).cases_tagged("bench") if conflict.op in catalog.ops() else ()
-        if any(case.key == conflict.case for case in bench):
-            cases.setdefault(conflict.op, []).append(conflict.case)
+    for op, key in ((conflict.kept[1].op, conflict.kept[1].case.key) for conflict in conflicts):
+        bench = catalog.op(op).cases_tagged("bench") if op in catalog.ops() else ()
+        if any(case.key == key for case in bench):
+            cases[op].append(key)
         else:
-            others.append(f"{conflict.op} {conflict.case}")
+            others.append(f"{op} {key}")
     commands = [shlex.join(["griffin", "tune", "--ops", op, "--cases", ",".join(keys)]) for op, keys in cases.items()]
     return commands, others

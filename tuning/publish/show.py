@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,12 @@ def first_source(device: Device) -> Path:
         text = f"there is no registry for {device.name}; `griffin tune` makes {registry.default_path(device)}"
         raise errors.RegistryError(text)
     return found[0]
+
+
+def counted(shown: Sequence[Shown]) -> str:
+    """``3 used, 1 stale``: how many entries there are of each state."""
+    counts = Counter(row.state for row in shown)
+    return ", ".join(f"{counts[state]} {state}" for state in ("used", "stale", "predicted", "unused") if counts[state])
 
 
 def entries(file: RegistryFile, device: Device) -> list[Shown]:

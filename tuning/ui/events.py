@@ -8,7 +8,6 @@ exit code 2.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import BinaryIO
 import msgspec
 
 from griffin_kernels.records import Entry
+from griffin_kernels.texts import now
 from roofline import stats
 from tuning.plan.eta import Estimate
 from tuning.record import journal_records
@@ -222,10 +222,6 @@ class Events(Tally):
 
     def note(self, text: str) -> None:
         self.write(NoteEvent(text))
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 @contextlib.contextmanager

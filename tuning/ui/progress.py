@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from griffin_kernels.records import Entry
 from roofline import stats
+from roofline.console import line
 from roofline.units import clock_text, seconds_text
 from tuning.decide.listener import Listener
 from tuning.plan.eta import Estimate, Place
@@ -79,7 +80,8 @@ class LaneStatus:
 class Tally:
     """A Listener that counts candidates: done, failed, still to come, and the time for them. Displays build on it.
 
-    ``estimate`` keeps the candidates to come by case, so that no more are done than there are in all.
+    ``estimate`` keeps the candidates to come by case, so that no more are done than there are in all. ``changed`` is
+    called after each change.
     """
 
     def __init__(self, estimate: Estimate | None = None, clock: Clock = time.monotonic) -> None:
@@ -128,9 +130,11 @@ class Tally:
 
     def job(self, op: str, case: str, *, lane: str = "") -> None:
         self.lanes[lane] = LaneStatus(op, case)
+        self.changed()
 
     def trying(self, variant: str, config: str, *, lane: str = "") -> None:
         self.lanes.setdefault(lane, LaneStatus()).trying = f"{variant} {config}".strip()
+        self.changed()
 
     def candidate(self, record: Candidate, *, lane: str = "") -> None:
         self.done += 1
@@ -145,18 +149,15 @@ class Tally:
     def undecided(self, record: Undecided, *, lane: str = "") -> None:
         self.closed(record.op, record.case.key)
 
-    def noise(self, record: Noise) -> None:
-        pass
-
-    def worker(self, text: str) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
+    def changed(self) -> None: ...
+    def noise(self, record: Noise) -> None: ...
+    def worker(self, text: str) -> None: ...
+    def note(self, text: str) -> None: ...
 
     def _count(self) -> None:
         self._seen = self.clock()
         self._left = self.estimate.left(self._seen - self.began)
+        self.changed()
 
 
 class Several:
@@ -165,49 +166,12 @@ class Several:
     def __init__(self, *others: Listener) -> None:
         self.others = others
 
-    def begin(self, already: int) -> None:
-        for other in self.others:
-            other.begin(already)
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def pass_on(*words: Any, **more: Any) -> None:
+            for other in self.others:
+                getattr(other, name)(*words, **more)
 
-    def expect(self, coming: Mapping[Place, int]) -> None:
-        for other in self.others:
-            other.expect(coming)
-
-    def job(self, op: str, case: str, *, lane: str = "") -> None:
-        for other in self.others:
-            other.job(op, case, lane=lane)
-
-    def trying(self, variant: str, config: str, *, lane: str = "") -> None:
-        for other in self.others:
-            other.trying(variant, config, lane=lane)
-
-    def candidate(self, record: Candidate, *, lane: str = "") -> None:
-        for other in self.others:
-            other.candidate(record, lane=lane)
-
-    def result(self, result: Result, *, lane: str = "") -> None:
-        for other in self.others:
-            other.result(result, lane=lane)
-
-    def closed(self, op: str, case: str) -> None:
-        for other in self.others:
-            other.closed(op, case)
-
-    def undecided(self, record: Undecided, *, lane: str = "") -> None:
-        for other in self.others:
-            other.undecided(record, lane=lane)
-
-    def noise(self, record: Noise) -> None:
-        for other in self.others:
-            other.noise(record)
-
-    def worker(self, text: str) -> None:
-        for other in self.others:
-            other.worker(text)
-
-    def note(self, text: str) -> None:
-        for other in self.others:
-            other.note(text)
+        return pass_on
 
 
 class Display(Tally):
@@ -218,35 +182,23 @@ class Display(Tally):
     """
 
     def __init__(
-        self,
-        console: Console,
-        estimate: Estimate | None = None,
-        *,
-        quiet: bool = False,
-        ticking: bool = False,
+        self, console: Console, estimate: Estimate | None = None, *, quiet: bool = False, ticking: bool = False,
         clock: Clock = time.monotonic,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(estimate, clock)
         self.console, self.quiet, self._begun = console, quiet, False
         self._is_live = console.is_terminal and not quiet
         self._live = Live(
-            console=console,
-            auto_refresh=ticking,
-            refresh_per_second=2,
-            transient=True,
-            get_renderable=self.picture,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
+            console=console, auto_refresh=ticking, refresh_per_second=2, transient=True, get_renderable=self.picture,
+            redirect_stdout=False, redirect_stderr=False,
+        )  # fmt: skip
 
     def __enter__(self) -> Display:
         if self._is_live:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._is_live:
             self._live.stop()
 
@@ -265,33 +217,20 @@ class Display(Tally):
         ]
         return Group(head, *rows)
 
-    def _draw(self) -> None:
+    def changed(self) -> None:
         if self._is_live:
             self._live.refresh()
-
-    def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, already: int) -> None:
         super().begin(already)
         self._begun = True
         if already and not self.quiet:
-            self._say(f"{already} of {self.total} candidates are in the journal already")
-        self._draw()
-
-    def job(self, op: str, case: str, *, lane: str = "") -> None:
-        super().job(op, case, lane=lane)
-        self._draw()
-
-    def trying(self, variant: str, config: str, *, lane: str = "") -> None:
-        super().trying(variant, config, lane=lane)
-        self._draw()
+            line(self.console, f"{already} of {self.total} candidates are in the journal already")
 
     def candidate(self, record: Candidate, *, lane: str = "") -> None:
         super().candidate(record, lane=lane)
         if record.status in BAD:
-            self._say(f"  {record.status}: {record.key}: {record.problem}")
-        self._draw()
+            line(self.console, f"  {record.status}: {record.key}: {record.problem}")
 
     def result(self, result: Result, *, lane: str = "") -> None:
         super().result(result, lane=lane)
@@ -300,29 +239,23 @@ class Display(Tally):
         failed = f", {self.failed} failed" if self.failed else ""
         on = f"{lane}  " if len(self.lanes) > 1 else ""
         where = "" if self._is_live else f"  [{self.done}/{self.total}, left {self.left_text}{failed}]"
-        self._say(f"{on}{result_text(result.entry)}{where}")
-        self._draw()
+        line(self.console, f"{on}{result_text(result.entry)}{where}")
 
     def undecided(self, record: Undecided, *, lane: str = "") -> None:
         super().undecided(record, lane=lane)
-        self._say(undecided_text(record))
-        self._draw()
-
-    def closed(self, op: str, case: str) -> None:
-        super().closed(op, case)
-        self._draw()
+        line(self.console, undecided_text(record))
 
     def noise(self, record: Noise) -> None:
         if not self.quiet:
-            self._say(noise_text(record))
+            line(self.console, noise_text(record))
 
     def worker(self, text: str) -> None:
-        self._say(f"  {' '.join(text.split())}")
+        line(self.console, f"  {' '.join(text.split())}")
 
     def note(self, text: str) -> None:
         # what is said before the work begins is preparation; later it is about something that went wrong
         if self._begun or not self.quiet:
-            self._say(text)
+            line(self.console, text)
 
 
 def noise_text(record: Noise) -> str:

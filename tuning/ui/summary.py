@@ -105,7 +105,7 @@ def summary_table(entries: Sequence[Entry], width: int = WIDE, open_cases: Seque
             "" if took is None else seconds_text(took),
             _speedup_cell(entry, wide),
             str(len(entry.ties)) if entry.ties else "",
-            f"{roof} {entry.bound or ''}".strip() if wide and roof else roof,
+            f"{roof} {entry.bound or ''}".strip() if wide else roof,
         )
         before = entry.op
     for record in open_cases:

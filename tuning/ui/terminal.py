@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rich.console import Console
-from rich.table import Table
 
 from griffin_kernels import device as devices
 from griffin_kernels import errors
 from griffin_kernels.device import Device
+from griffin_kernels.texts import now
 from roofline import tables
-from roofline.console import StatusLine
+from roofline.console import StatusLine, line, table
 from roofline.units import clock_text
 from tuning import device_study
 from tuning.decide.listener import Listener
@@ -29,15 +29,14 @@ from tuning.plan.eta import Estimate
 from tuning.plan.planner import Options
 from tuning.plan.schedule import Schedule
 from tuning.plan.watch import Clock
+from tuning.predict import predictor
+from tuning.predict.time_model import load_constants
 from tuning.record import journal
-from tuning.run import Outcome, Paths, jobs_of, lane_names, schedule_of, tune
+from tuning.record.paths import Paths
+from tuning.run import Outcome, jobs_of, lane_names, schedule_of, tune
 from tuning.ui import progress
-from tuning.ui.events import EndEvent, Events, InterruptedEvent, now
+from tuning.ui.events import EndEvent, Events, InterruptedEvent
 from tuning.ui.summary import Summary, summary_table
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def describe(device: Device) -> str:
@@ -56,29 +55,22 @@ def show_plan(console: Console, options: Options, out: Path | None = None) -> No
     jobs = jobs_of(options, device, paths)
     earlier = journal.read(paths.journal) if paths.journal.exists() else []
     schedule = schedule_of(jobs, device, options, earlier, len(lane_names(device, options)))
-    cases = Table(header_style="bold", pad_edge=False)
-    for name in ("op", "case", "default"):
-        cases.add_column(name, overflow="fold")
-    for name in ("candidates", "cannot run", "tries"):
-        cases.add_column(name, justify="right")
+    cases = table(["op", "case", "default"], ["candidates", "cannot run", "tries"])
     for job in jobs:
         refused = sum(p.reason is not None for p in job.candidates)
         default = job.default.variant.name if job.default else "none"
         slot, tries = schedule.slots[job.place], schedule.tries.get(job.place)
         tried = "no time" if tries is None else str(slot.certain + tries)
         cases.add_row(job.op.name, job.case.key, default, str(len(job.candidates) - refused), str(refused), tried)
-    _line(console, f"plan for {describe(device)}, budget {options.budget}")
+    line(console, f"plan for {describe(device)}, budget {options.budget}")
     console.print(cases)
-    ops = Table(header_style="bold", pad_edge=False)
-    ops.add_column("op", overflow="fold")
-    for name in ("cases", "tries", "minutes"):
-        ops.add_column(name, justify="right")
+    ops = table(["op"], ["cases", "tries", "minutes"])
     for row in schedule.rows():
         ops.add_row(row.op, str(row.cases), str(row.candidates), f"{row.seconds / 60:.1f}")
     console.print(ops)
     total = sum(p.reason is None for job in jobs for p in job.candidates)
-    _line(console, f"{len(jobs)} cases, {total} candidates; nothing was measured")
-    _line(console, planned_text(schedule))
+    line(console, f"{len(jobs)} cases, {total} candidates; nothing was measured")
+    line(console, planned_text(schedule))
 
 
 def planned_text(schedule: Schedule) -> str:
@@ -119,7 +111,7 @@ class RunOutput:
     def say(self, text: str) -> None:
         """Print a line that reports no problem."""
         if not self.quiet:
-            _line(self.console, text)
+            line(self.console, text)
 
 
 @contextlib.contextmanager
@@ -204,7 +196,7 @@ def _run(
         with _undisturbed():
             if events is not None:
                 events.write(InterruptedEvent(resume_command(out)))
-            _line(output.console, f"\nstopped; the journal holds what was measured. Go on with: {resume_command(out)}")
+            line(output.console, f"\nstopped; the journal holds what was measured. Go on with: {resume_command(out)}")
         return None
     with _undisturbed() if outcome.interrupted else contextlib.nullcontext():
         if events is not None and outcome.interrupted:
@@ -212,14 +204,30 @@ def _run(
         if outcome.entries or outcome.undecided:
             output.console.print(summary_table(outcome.entries, output.console.width, outcome.undecided))
         for text in Summary.of(journal.read(paths.journal)).lines():
-            _line(output.console, text)
-        _line(output.console, f"done in {clock_text(outcome.seconds)}")
+            line(output.console, text)
+        line(output.console, f"done in {clock_text(outcome.seconds)}")
         if (standing := standing_text(outcome, out)) is not None:
-            _line(output.console, standing)
-        _line(output.console, f"journal   {paths.journal}")
+            line(output.console, standing)
+        line(output.console, f"journal   {paths.journal}")
         if outcome.entries or not outcome.left:
-            _line(output.console, f"registry  {paths.registry}")
+            line(output.console, f"registry  {paths.registry}")
     return outcome
+
+
+def run_target(
+    console: Console, sku: str, options: Options, out: Path | None, constants: Path | None, dry_run: bool
+) -> None:
+    """Tune for a GPU that is not there, then print the table and where the results are."""
+    known = load_constants(constants)
+    if dry_run:
+        return predictor.show_target_plan(console, sku, options)
+    outcome = predictor.tune_target(sku, options, out, console, constants=known)
+    console.print(summary_table(outcome.entries, console.width))
+    count, took = len(outcome.entries), clock_text(outcome.seconds)
+    line(console, f"{count} entries in {took}; nothing was run, all are predicted")
+    if outcome.entries:
+        line(console, f"registry    {outcome.registry}")
+    line(console, f"predictions {outcome.predictions}")
 
 
 def standing_text(outcome: Outcome, out: Path | None) -> str | None:
@@ -251,22 +259,22 @@ def run_study(console: Console | RunOutput, outcome: Outcome) -> Path | None:
     output = console if isinstance(console, RunOutput) else RunOutput(console)
     device = devices.detect(outcome.options.device or None)
     try:
-        line = StatusLine(output.console)
+        status = StatusLine(output.console)
         with _quiet_third_parties():
-            path, found = device_study.run(device, outcome, (lambda text: None) if output.quiet else line)
-        line.clear()
+            path, found = device_study.run(device, outcome, (lambda text: None) if output.quiet else status)
+        status.clear()
     except KeyboardInterrupt:
-        _line(output.console, "\ninterrupted; the registry stands, the study of whole models was not made")
+        line(output.console, "\ninterrupted; the registry stands, the study of whole models was not made")
         return None
     if not output.quiet:
         tables.show_study(output.console, found)
-    _line(output.console, f"study     {path}")
+    line(output.console, f"study     {path}")
     return path
 
 
 def finish(output: RunOutput, outcome: Outcome, report: Path, study_file: Path | None) -> None:
     """Print the path of the report, and write the last event, with all paths."""
-    _line(output.console, f"report    {report}")
+    line(output.console, f"report    {report}")
     if output.events is None:
         return
     paths, counts = outcome.paths, Summary.of(journal.read(outcome.paths.journal)).statuses

@@ -19,7 +19,7 @@ from griffin_kernels.registry import write_atomically
 from griffin_kernels.texts import encodable
 from reports import format as fmt
 from reports import model
-from reports.charts import accuracy, candidates, race
+from reports.charts import tuning as charts
 from reports.forward_tab import forward_tab
 from reports.page import Tab, figure, page, render
 from reports.roofline_tab import roofline_tab
@@ -67,7 +67,7 @@ def tuning_tab(
     """The tuning report proper."""
     cases, rows = report.cases, report.error_rows
     drawn = {
-        case.anchor: {"candidates": figure(candidates.candidates(case)), "race": figure(race.race(case))}
+        case.anchor: {"candidates": figure(charts.candidates(case)), "race": figure(charts.race(case))}
         for case in cases
     }
     body = render(
@@ -82,7 +82,7 @@ def tuning_tab(
         forest=_forest(cases),
         ceilings=report.journal.ceilings,
         figures=drawn,
-        error_figures={op.name: figure(accuracy.errors([r for r in rows if r.op == op.name])) for op in report.ops},
+        error_figures={op.name: figure(charts.errors([r for r in rows if r.op == op.name])) for op in report.ops},
         device_facts=_facts(report.journal.run.device.validity),
         first_case=cases[0].anchor if cases else None,
         statuses=model.STATUSES,

@@ -103,8 +103,8 @@ class PageView:
         order = {name: place for place, name in enumerate(self.models)}
         self.passes = sorted(page.passes, key=lambda p: (PHASES.index(p.phase), p.seq, p.batch, order[p.model]))
         self.points = {(p.model, p.phase, p.batch, p.seq): p for p in page.grid}
-        self.batches = sorted({point.batch for point in page.grid})
-        self.seqs = sorted({point.seq for point in page.grid})
+        self.values = {axis: sorted({getattr(point, axis) for point in page.grid}) for axis in ("batch", "seq")}
+        self.batches, self.seqs = self.values.values()
         self.phases = [phase for phase in PHASES if any(point.phase == phase for point in page.grid)]
 
     def place(self, found: PassRecord) -> int:
@@ -185,28 +185,21 @@ class PageView:
 
     def line(self, model: str, phase: Phase, axis: str, fixed: int) -> list[GridPoint]:
         """Points along ``batch`` or ``seq`` while the other stays ``fixed``."""
-        found = (
-            self.point(model, phase, value, fixed) if axis == "batch" else self.point(model, phase, fixed, value)
-            for value in (self.batches if axis == "batch" else self.seqs)
-        )
-        return [point for point in found if point is not None]
+        places = [(value, fixed) if axis == "batch" else (fixed, value) for value in self.values[axis]]
+        return [point for place in places if (point := self.point(model, phase, *place)) is not None]
 
     def measured(self, model: str, phase: Phase, axis: str, fixed: int) -> list[PassRecord]:
         """Passes that were run on such a line."""
-        return [
-            record
-            for record in self.passes
-            if record.model == model
-            and record.phase == phase
-            and record.measured
-            and fixed == (record.seq if axis == "batch" else record.batch)
-        ]
+        other = "seq" if axis == "batch" else "batch"
+        wanted = [r for r in self.passes if (r.model, r.phase, getattr(r, other)) == (model, phase, fixed)]
+        return [record for record in wanted if record.measured]
 
     def common(self, axis: str) -> int:
         """The batch or length of the grid that most passes in detail have, the larger of equals; for first choices."""
-        known = self.batches if axis == "batch" else self.seqs
-        taken = [record.size[1 if axis == "batch" else 2] for record in self.passes]
-        return max(known, key=lambda value: (taken.count(value), value if value in taken else -value), default=0)
+        taken = [getattr(record, axis) for record in self.passes]
+        return max(
+            self.values[axis], key=lambda value: (taken.count(value), value if value in taken else -value), default=0
+        )
 
     @property
     def largest_studied(self) -> int:
@@ -243,7 +236,7 @@ def runs(points: Iterable[GridPoint], axis: str) -> list[RegimeRun]:
     """Stretches of one regime along a line."""
     found: list[RegimeRun] = []
     for point in points:
-        value = point.batch if axis == "batch" else point.seq
+        value = getattr(point, axis)
         fits = point.fits is not False
         if found and found[-1].regime == point.regime:
             found[-1] = RegimeRun(point.regime, found[-1].first, value, found[-1].fits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reports import format as fmt
 from reports import model
-from reports.charts import roofline, roofline_time
+from reports.charts import roofline
 from reports.page import Tab, figure, render
 from reports.roofline_model import ROOF_NAMES, ROOF_WORK, RooflineView, ceiling_rate, roof_name, roof_work
 from roofline.study_records import Study
@@ -21,9 +21,9 @@ def roofline_tab(study: Study, report: model.Report) -> Tab:
         elsewhere=facts != report.journal.run.device.validity,
         date=study.device.provenance.get("date"),
         roofline_figure=figure(roofline.roofline(view)),
-        times_figure=figure(roofline_time.times(view)),
-        rows_figure=figure(roofline_time.matmul_rows(view)),
-        shown=roofline_time.MOST,
+        times_figure=figure(roofline.times(view)),
+        rows_figure=figure(roofline.matmul_rows(view)),
+        shown=roofline.MOST,
         roof_name=roof_name,
         roof_work=roof_work,
         ceiling_rate=ceiling_rate,

@@ -345,7 +345,7 @@ def test_equal_studies_give_equal_tabs(cpu: Page, gpu: Page) -> None:
     ],
 )
 def test_ticks(low: float, high: float, labels: list[str] | None) -> None:
-    found, written = forward_lines.between(low, high, forward_lines.time_label)
+    found, written = forward_lines.time_ticks(low, high)
     assert all(low <= value <= high for value in found) and len(found) == len(written) >= 2
     if labels is not None:
         assert [plain(label) for label in written] == labels

@@ -17,7 +17,7 @@ from griffin_kernels import catalog
 from griffin_kernels.errors import ReportError
 from reports import format as fmt
 from reports.build import write_report
-from reports.charts import roofline, roofline_time
+from reports.charts import roofline
 from reports.roofline_model import CaseName, RooflineView
 from roofline.ceilings import Ceiling
 from roofline.study_records import KernelFloor, Study, encode
@@ -210,8 +210,8 @@ def test_scans_are_never_judged_by_the_matrix_peak(study: Study) -> None:
 
 
 def test_the_time_chart_holds_floors_and_losses(study: Study) -> None:
-    data = {trace.get("name"): trace for trace in traces(roofline_time.times(RooflineView(study)))}
-    bars = [trace for trace in traces(roofline_time.times(RooflineView(study))) if trace["type"] == "bar"]
+    data = {trace.get("name"): trace for trace in traces(roofline.times(RooflineView(study)))}
+    bars = [trace for trace in traces(roofline.times(RooflineView(study))) if trace["type"] == "bar"]
     assert values(bars[0]["x"]) == pytest.approx([kernel.lost_s for kernel in studies.by_loss(study)])
     assert values(data["measured"]["x"]) == pytest.approx([kernel.measured_s for kernel in studies.by_loss(study)])
     special = [k.floors_s["special"] for k in studies.by_loss(study) if "special" in k.floors_s]
@@ -225,8 +225,8 @@ def test_more_kernels_than_lanes(build: Callable[[Study], str], study: Study) ->
         for kernel in study.kernels
     ]
     found = msgspec.structs.replace(study, kernels=many)
-    measured = next(t for t in traces(roofline_time.times(RooflineView(found))) if t.get("name") == "measured")
-    assert len(values(measured["x"])) == roofline_time.MOST == 30
+    measured = next(t for t in traces(roofline.times(RooflineView(found))) if t.get("name") == "measured")
+    assert len(values(measured["x"])) == roofline.MOST == 30
     text = build(found)
     assert "The 30 kernels that lose most" in text and len(rows(text, "roofline-times-table")) == 44
 
@@ -253,7 +253,7 @@ def test_a_kernel_without_operations_has_no_place_on_the_roofline(study: Study) 
     still = msgspec.structs.replace(study.kernels[-2], tensor_flops=0, vector_flops=0, special_ops=0)
     view = RooflineView(msgspec.structs.replace(study, kernels=[still]))
     assert not [trace for trace in traces(roofline.roofline(view)) if "text" in trace]
-    assert roofline_time.times(view) is not None
+    assert roofline.times(view) is not None
 
 
 def test_another_device_is_told(build: Callable[[Study], str], study: Study) -> None:

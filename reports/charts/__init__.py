@@ -1,1 +1,1 @@
-"""The charts of a report, as plotly JSON: one module a chart."""
+"""The charts of a report, as plotly JSON."""

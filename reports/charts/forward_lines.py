@@ -7,11 +7,26 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
 from reports import format as fmt
 from reports import forward_text as words
-from reports.charts.common import LEGEND_ON_TOP, bare, facet_title, short, text, to_json
+from reports.charts.common import (
+    LEGEND_ON_TOP,
+    STEPS,
+    add_facet,
+    bare,
+    facet_axes,
+    framed,
+    log_places,
+    log_scale,
+    mark,
+    note,
+    scatter,
+    short,
+    text,
+    titled,
+    to_json,
+    whiskers,
+)
 from reports.forward_model import PageView
 from roofline.pass_records import GridPoint, PassRecord
 
@@ -21,10 +36,8 @@ SYMBOLS = ("circle", "diamond", "square", "triangle-up")
 FACET_PIXELS = 260
 AXIS_TITLES = {"batch": "batch (sequences)", "seq": "length (tokens; 1K = 1024)"}
 
-
-def series(place: int) -> str:
-    """Role of a model's line, by the model's place."""
-    return f"series{place % len(SYMBOLS)}"
+Ticks = tuple[list[float], list[str]]
+"""Places of ticks and what is written there."""
 
 
 def speed(view: PageView, axis: str, fixed: int) -> str | None:
@@ -33,24 +46,20 @@ def speed(view: PageView, axis: str, fixed: int) -> str | None:
         return None
     traces: list[Any] = []
     layout = _layout(len(view.phases))
-    for row, phase in enumerate(view.phases):
-        shown: tuple[list[float], list[float]] = ([], [])
-        for place, model in enumerate(view.models):
-            line = view.line(model, phase, axis, fixed)
-            runs = view.measured(model, phase, axis, fixed)
-            for column, value in enumerate((_latency, _rate)):
-                anchor = 2 * row + column + 1
-                first = row == 0 and column == 0
-                shown[column].extend(value(p) for p in line)
-                shown[column].extend(v.seconds if column == 0 else v.rate for v in runs)
-                traces += _predicted(line, axis, value, model, place, anchor, first, _point_hover)
-                if runs:
-                    traces.append(_measured(runs, axis, column, place, anchor))
-        for column, found in enumerate(shown):
-            what = f"{('latency', 'tokens/s')[column]}, {words.number_of('seq' if axis == 'batch' else 'batch', fixed)}"
-            ticks = between(*_ends(found), (time_label, _rate_label)[column])
-            _facet(layout, 2 * row + column + 1, _axis(view, axis), axis, found, ticks, len(view.phases))
-            _title(layout, 2 * row + column + 1, f"{words.PHASE_NAMES[phase]}: {what}")
+    where = words.number_of("seq" if axis == "batch" else "batch", fixed)
+    columns = (("latency", "predicted_s", "seconds", time_ticks), ("tokens/s", "tokens_per_s", "rate", rate_ticks))
+    facet = 0
+    for phase in view.phases:
+        for what, predicted, taken, ticks in columns:
+            facet += 1
+            shown: list[float] = []
+            for place, model in enumerate(view.models):
+                line, runs = view.line(model, phase, axis, fixed), view.measured(model, phase, axis, fixed)
+                shown += [getattr(p, predicted) for p in line] + [getattr(run, taken) for run in runs]
+                traces += _predicted(line, axis, predicted, model, place, facet, facet == 1, _point_hover)
+                traces += [_measured(runs, axis, taken, place, facet)] if runs else []
+            title = f"{words.PHASE_NAMES[phase]}: {what}, {where}"
+            _add_facet(layout, facet, title, view, axis, shown, ticks, rows=len(view.phases))
     return to_json(traces, layout)
 
 
@@ -63,145 +72,99 @@ def memory(view: PageView, batch: int) -> str | None:
     layout = _layout(1, FACET_PIXELS + 60)
     traces: list[Any] = []
     sizes: list[float] = [float(view.device_bytes)] if view.device_bytes else []
+    weights: set[int] = set()
     batches: list[float] = []
     for place, model in enumerate(view.models):
         line = view.line(model, phase, "seq", batch)
         sizes += [float(size) for p in line for size in (p.cache_bytes, p.weight_bytes) if size]
-        traces += _predicted(line, "seq", _cache, model, place, 1, True, _memory_hover, "cache")
+        weights |= {p.weight_bytes for p in line}
+        traces += _predicted(line, "seq", "cache_bytes", model, place, 1, True, _memory_hover, "cache")
         traces.append(
-            go.Scatter(
-                x=[p.seq for p in line], y=[p.weight_bytes for p in line], mode="lines", name="weights",
-                meta=series(place), line={"dash": "dash", "width": 1.5}, showlegend=False, xaxis="x", yaxis="y",
-                hovertext=[text(model, f"weights {fmt.size(p.weight_bytes)}") for p in line], hoverinfo="text",
+            scatter(
+                series(place), [p.seq for p in line], [p.weight_bytes for p in line],
+                [text(model, f"weights {fmt.size(p.weight_bytes)}") for p in line], "lines",
+                name="weights", line={"dash": "dash", "width": 1.5}, showlegend=False, **facet_axes(1),
             )
         )  # fmt: skip
-        fitting = [(seq, found) for seq in view.seqs if (found := view.largest_batch(model, seq))]
+        fitting = {seq: found for seq in view.seqs if (found := view.largest_batch(model, seq))}
         if columns == 2 and fitting:
-            batches += [float(found) for _, found in fitting]
-            told = [text(model, f"{words.work(phase, seq)}: batch {fmt.count(found)}") for seq, found in fitting]
+            batches += map(float, fitting.values())
             traces.append(
-                go.Scatter(
-                    x=[seq for seq, _ in fitting], y=[found for _, found in fitting], mode="lines+markers",
-                    name=html.escape(model), meta=series(place), showlegend=False, xaxis="x2", yaxis="y2",
-                    marker={"symbol": f"{SYMBOLS[place % 4]}-open", "size": 8, "line": {"width": 1.5}},
-                    line={"width": 2}, hoverinfo="text", hovertext=told,
+                scatter(
+                    series(place), fitting, fitting.values(),
+                    [text(model, f"{words.work(phase, s)}: batch {fmt.count(n)}") for s, n in fitting.items()],
+                    "lines+markers", name=html.escape(model), showlegend=False, **facet_axes(2),
+                    marker=mark(f"{SYMBOLS[place % 4]}-open", 8, 1.5), line={"width": 2},
                 )
             )  # fmt: skip
     sizes.append(3 * max(sizes))  # room for a label above the highest line
-    _facet(layout, 1, view.seqs, "seq", sizes, size_ticks(*_ends(sizes)), 1, columns)
-    _title(layout, 1, f"Cache at batch {fmt.count(batch)}, and weights (dashed)")
+    title = f"Cache at batch {fmt.count(batch)}, and weights (dashed)"
+    _add_facet(layout, 1, title, view, "seq", sizes, size_ticks, columns=columns)
+    left, right = {"x": 0, "xanchor": "left"}, {"x": 1, "xanchor": "right"}
     if columns == 2:
-        _facet(layout, 2, view.seqs, "seq", batches, number_ticks(*_ends(batches)), 1, columns)
-        _title(layout, 2, "Largest batch that fits")
-        layout["shapes"] = [
-            {"name": "roof", "type": "line", "xref": "x domain", "x0": 0, "x1": 1, "yref": "y",
-             "y0": view.device_bytes, "y1": view.device_bytes, "line": {"width": 2, "dash": "dash"}}
-        ]  # fmt: skip
-        layout["annotations"].append(
-            {"name": "roof", "text": f"memory of the device {fmt.size(view.device_bytes)}", "xref": "x domain",
-             "x": 1, "xanchor": "right", "yref": "y", "y": math.log10(view.device_bytes), "yanchor": "bottom",
-             "showarrow": False}
-        )  # fmt: skip
-    weights = {p.weight_bytes for model in view.models for p in view.line(model, phase, "seq", batch)}
-    layout["annotations"].append(
-        {"name": "label", "text": f"weights {' to '.join(map(fmt.size, sorted({min(weights), max(weights)})))}",
-         "xref": "x domain", "x": 0, "xanchor": "left", "yref": "y", "y": math.log10(max(weights)),
-         "yanchor": "bottom", "showarrow": False}
-    )  # fmt: skip
+        _add_facet(layout, 2, "Largest batch that fits", view, "seq", batches, number_ticks)
+        ends = {"x0": 0, "x1": 1, "y0": view.device_bytes, "y1": view.device_bytes, "xref": "x domain", "yref": "y"}
+        layout["shapes"] = [{"name": "roof", "type": "line", "line": {"width": 2, "dash": "dash"}} | ends]
+        label = f"memory of the device {fmt.size(view.device_bytes)}"
+        layout["annotations"].append(_level_note("roof", label, view.device_bytes, **right))
+    label = f"weights {' to '.join(map(fmt.size, sorted({min(weights), max(weights)})))}"
+    layout["annotations"].append(_level_note("label", label, max(weights), **left))
     return to_json(traces, layout)
 
 
-def _latency(point: GridPoint) -> float:
-    return point.predicted_s
+def _level_note(name: str, label: str, size: int, **where: Any) -> dict[str, Any]:
+    """A note above a size in the facet on the left."""
+    return note(name, label, xref="x domain", yref="y", y=math.log10(size), yanchor="bottom", **where)
 
 
-def _rate(point: GridPoint) -> float:
-    return point.tokens_per_s
-
-
-def _cache(point: GridPoint) -> float:
-    return float(point.cache_bytes)
-
-
-def _along(point: GridPoint, axis: str) -> int:
-    return point.batch if axis == "batch" else point.seq
-
-
-def _axis(view: PageView, axis: str) -> list[int]:
-    return view.batches if axis == "batch" else view.seqs
+def series(place: int) -> str:
+    """Role of a model's line, by the model's place."""
+    return f"series{place % len(SYMBOLS)}"
 
 
 def _predicted(
     line: Sequence[GridPoint],
     axis: str,
-    value: Callable[[GridPoint], float],
+    value: str,
     model: str,
     place: int,
-    anchor: int,
+    facet: int,
     legend: bool,
     hover: Callable[[GridPoint], str],
     name: str = "",
 ) -> list[Any]:
     """A line with open marks; beyond what fits in memory it goes on dotted and without marks."""
-    if not line:
-        return []
     cut = next((index for index, point in enumerate(line) if point.fits is False), len(line))
-    common = {"meta": series(place), "legendgroup": f"model{place}", "hoverinfo": "text"} | _axes(anchor)
-    solid, dotted = line[:cut], line[max(0, cut - 1) :] if cut < len(line) else []
-    traces = [
-        go.Scatter(
-            x=[_along(p, axis) for p in solid],
-            y=[short(value(p)) for p in solid],
-            mode="lines+markers",
-            name=html.escape(f"{model} {name}".strip()),
-            showlegend=legend,
-            hovertext=[hover(p) for p in solid],
-            marker={"symbol": f"{SYMBOLS[place % 4]}-open", "size": 7, "line": {"width": 1.5}},
-            line={"width": 2},
-            **common,
+    marker = mark(f"{SYMBOLS[place % 4]}-open", 7, 1.5)
+    pieces: list[tuple[Sequence[GridPoint], str, dict[str, Any]]] = []
+    if line:
+        solid = {"mode": "lines+markers", "marker": marker, "line": {"width": 2}, "showlegend": legend}
+        pieces.append((line[:cut], f"{model} {name}".strip(), solid))
+    if cut < len(line):
+        dotted = {"mode": "lines", "line": {"width": 2, "dash": "dot"}, "showlegend": False}
+        pieces.append((line[max(0, cut - 1) :], f"{model}, does not fit", dotted))
+    return [
+        scatter(
+            series(place), [getattr(p, axis) for p in piece], [short(getattr(p, value)) for p in piece],
+            [hover(p) for p in piece], name=html.escape(title), legendgroup=f"model{place}", **style,
+            **facet_axes(facet),
         )
-    ]
-    if dotted:
-        traces.append(
-            go.Scatter(
-                x=[_along(p, axis) for p in dotted],
-                y=[short(value(p)) for p in dotted],
-                mode="lines",
-                name=html.escape(f"{model}, does not fit"),
-                showlegend=False,
-                hovertext=[hover(p) for p in dotted],
-                line={"width": 2, "dash": "dot"},
-                **common,
-            )
-        )
-    return traces
+        for piece, title, style in pieces
+    ]  # fmt: skip
 
 
-def _measured(runs: Sequence[PassRecord], axis: str, column: int, place: int, anchor: int) -> Any:
-    """Filled marks with 95 % intervals."""
-    values, lows, highs = [], [], []
-    for record in runs:
-        assert record.measured is not None
-        low, high = record.measured.interval_s
-        middle = record.seconds if column == 0 else record.rate
-        ends = (low, high) if column == 0 else (record.tokens / high, record.tokens / low)
-        values.append(short(middle))
-        lows.append(short(middle - ends[0]))
-        highs.append(short(ends[1] - middle))
-    return go.Scatter(
-        x=[record.batch if axis == "batch" else record.seq for record in runs],
-        y=values,
-        mode="markers",
-        name="measured",
-        meta=series(place),
-        legendgroup=f"model{place}",
-        showlegend=False,
-        marker={"symbol": SYMBOLS[place % 4], "size": 11, "line": {"width": 1}},
-        error_y={"type": "data", "symmetric": False, "array": highs, "arrayminus": lows, "thickness": 2, "width": 4},
-        hovertext=[_measured_hover(record) for record in runs],
-        hoverinfo="text",
-        **_axes(anchor),
-    )
+def _measured(runs: Sequence[PassRecord], axis: str, taken: str, place: int, facet: int) -> Any:
+    """Filled marks with 95 % intervals. taken: ``seconds`` or ``rate``."""
+    middles = [getattr(run, taken) for run in runs]
+    ends = [run.measured.interval_s for run in runs if run.measured]
+    if taken == "rate":
+        ends = [(run.tokens / high, run.tokens / low) for run, (low, high) in zip(runs, ends, strict=True)]
+    error = whiskers(middles, ends, width=4)
+    return scatter(
+        series(place), [getattr(run, axis) for run in runs], map(short, middles), list(map(_measured_hover, runs)),
+        name="measured", legendgroup=f"model{place}", showlegend=False, marker=mark(SYMBOLS[place % 4], 11),
+        error_y=error | {side: list(map(short, error[side])) for side in ("array", "arrayminus")}, **facet_axes(facet),
+    )  # fmt: skip
 
 
 def _point_hover(point: GridPoint) -> str:
@@ -222,114 +185,69 @@ def _memory_hover(point: GridPoint) -> str:
 
 
 def _measured_hover(record: PassRecord) -> str:
-    measured = record.measured
-    assert measured is not None
-    low, high = measured.interval_s
+    assert record.measured is not None
+    low, high = record.measured.interval_s
     return text(
         words.label(record),
-        f"measured {fmt.time(measured.median_s)}, 95% {fmt.time(low)} to {fmt.time(high)}",
+        f"measured {fmt.time(record.seconds)}, 95% {fmt.time(low)} to {fmt.time(high)}",
         fmt.decimal(record.rate, "tokens/s"),
         f"predicted {fmt.time(record.predicted_s)}, off by {words.signed(record.error)}",
     )
 
 
-def _axes(anchor: int) -> dict[str, str]:
-    return {} if anchor == 1 else {"xaxis": f"x{anchor}", "yaxis": f"y{anchor}"}
-
-
-def _ends(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values, default=1.0), max(values, default=10.0)
-    return low / 1.3, high * 1.3
-
-
 def _layout(rows: int, pixels: int = FACET_PIXELS) -> dict[str, Any]:
-    return {
-        "height": 64 + pixels * rows,
-        "margin": {"l": 10, "r": 10, "t": 64, "b": 50},
-        "showlegend": True,
-        "legend": LEGEND_ON_TOP,
-        "annotations": [],
-    }
+    return framed(64 + pixels * rows, 64, 50) | {"showlegend": True, "legend": LEGEND_ON_TOP}
 
 
-def _facet(
+def _add_facet(
     layout: dict[str, Any],
-    anchor: int,
-    xs: Sequence[int],
+    facet: int,
+    title: str,
+    view: PageView,
     axis: str,
     values: Sequence[float],
-    ticks: tuple[list[float], list[str]],
-    rows: int,
+    ticks: Callable[[float, float], Ticks],
+    rows: int = 1,
     columns: int = 2,
 ) -> None:
-    """Axes number ``anchor``, counted along rows."""
-    row, column = divmod(anchor - 1, columns)
-    number = "" if anchor == 1 else str(anchor)
+    """Add axes number ``facet``, counted along rows, over an axis of the grid and a range that holds ``values``."""
+    row, column = divmod(facet - 1, columns)
     gap = 0.3 / rows if rows > 1 else 0.0
     tall = (1 - gap * (rows - 1)) / rows
     top = 1 - row * (tall + gap)
-    left, right = (0.0, 1.0) if columns == 1 else ((0.0, 0.44), (0.56, 1.0))[column]
-    low, high = _ends(values)
-    layout[f"xaxis{number}"] = {
-        "type": "log",
-        "domain": [left, right],
-        "anchor": f"y{number}",
-        "range": [math.log10(min(xs) / 1.25), math.log10(max(xs) * 1.25)],
-        "tickvals": list(xs),
-        "ticktext": [words.short_count(x) for x in xs] if axis == "seq" else [str(x) for x in xs],
-        "tickangle": 0,
-        "tickfont": {"size": 11},
-        "title": {"text": AXIS_TITLES[axis], "standoff": 6},
-    }
-    layout[f"yaxis{number}"] = {
-        "type": "log",
-        "domain": [max(0.0, top - tall), min(1.0, top)],
-        "anchor": f"x{number}",
-        "range": [math.log10(low), math.log10(high)],
-        "tickvals": ticks[0],
-        "ticktext": ticks[1],
-        "automargin": True,
-    }
+    wide = [0.0, 1.0] if columns == 1 else ([0.0, 0.44], [0.56, 1.0])[column]
+    xs = view.values[axis]
+    low, high = min(values, default=1.0) / 1.3, max(values, default=10.0) * 1.3
+    texts = [words.short_count(x) if axis == "seq" else str(x) for x in xs]
+    x = log_scale(min(xs) / 1.25, max(xs) * 1.25, xs, texts) | {"domain": wide} | titled(AXIS_TITLES[axis], 6)
+    y = log_scale(low, high, *ticks(low, high)) | {"domain": [max(0.0, top - tall), min(1.0, top)], "automargin": True}
+    add_facet(layout, facet, title, 4, x, y)
 
 
-def _title(layout: dict[str, Any], anchor: int, title: str) -> None:
-    number = "" if anchor == 1 else str(anchor)
-    layout["annotations"].append(facet_title(number, title, 4))
+def time_ticks(low: float, high: float) -> Ticks:
+    values = log_places(low, high, 7, STEPS)
+    return values, [bare(fmt.time(value)) for value in values]
 
 
-def _ticks(low: float, high: float, base: float, write: Callable[[float], str]) -> tuple[list[float], list[str]]:
+def rate_ticks(low: float, high: float) -> Ticks:
+    values = log_places(low, high, 7, STEPS)
+    return values, [bare(fmt.decimal(value, "")).strip() for value in values]
+
+
+def _powers(low: float, high: float, base: float) -> list[float]:
     """Powers of ``base`` within the ends, thinned to at most eight."""
     first, last = math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9)
-    step = max(1, -(-(last - first + 1) // 8))
-    values = [float(base) ** power for power in range(first, last + 1, step)]
-    return values, [write(value) for value in values]
+    return [float(base) ** power for power in range(first, last + 1, max(1, -(-(last - first + 1) // 8)))]
 
 
-def between(low: float, high: float, write: Callable[[float], str]) -> tuple[list[float], list[str]]:
-    """Round values within the ends, at most seven, as close as that allows."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    values: list[float] = []
-    for steps in ((1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        values = [step * 10.0**decade for decade in decades for step in steps]
-        values = [value for value in values if low <= value <= high]
-        if len(values) <= 7:
-            break
-    return values, [write(value) for value in values]
-
-
-def time_label(value: float) -> str:
-    return bare(fmt.time(value))
-
-
-def _rate_label(value: float) -> str:
-    return bare(fmt.decimal(value, "")).strip()
-
-
-def size_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+def size_ticks(low: float, high: float) -> Ticks:
     """Bytes at powers of 4, 1 KiB among them."""
-    return _ticks(low, high, 4, lambda value: bare(fmt.size(round(value))))
+    values = _powers(low, high, 4)
+    return values, [bare(fmt.size(round(value))) for value in values]
 
 
-def number_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+def number_ticks(low: float, high: float) -> Ticks:
     """Whole numbers at powers of 10, or of 2 where these are few."""
-    return _ticks(max(low, 1.0), high, 10 if high > 100 * max(low, 1.0) else 2, lambda value: fmt.count(round(value)))
+    low = max(low, 1.0)
+    values = _powers(low, high, 10 if high > 100 * low else 2)
+    return values, [fmt.count(round(value)) for value in values]

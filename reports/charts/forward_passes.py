@@ -7,6 +7,7 @@ measured than predicted, the bar ends at the prediction and the part that was no
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,19 +15,19 @@ import plotly.graph_objects as go
 
 from reports import format as fmt
 from reports import forward_text as words
-from reports.charts.common import LEGEND_ABOVE, short, text, to_json
+from reports.charts.common import LEGEND_ABOVE, framed, hover, lanes, scatter, short, text, titled, to_json
 from roofline.pass_records import Parts, PassRecord
 
 ROW_PIXELS = 30
 LAYER_PIXELS = 17
 
-NAMES = {
-    "floor": "floor: the least it can take",
-    "above": "predicted above the floor",
-    "unexplained": "measured, not predicted",
-    "overestimate": "predicted, not needed",
+PIECES = {
+    "floor": ("floor: the least it can take", ""),
+    "above": ("predicted above the floor", ""),
+    "unexplained": ("measured, not predicted", "/"),
+    "overestimate": ("predicted, not needed", "x"),
 }
-HATCHES = {"floor": "", "above": "", "unexplained": "/", "overestimate": "x"}
+"""Role of a piece of a bar -> its name in the legend, and its hatch."""
 
 
 def kinds(found: PassRecord) -> str | None:
@@ -34,16 +35,11 @@ def kinds(found: PassRecord) -> str | None:
     if not found.parts:
         return None
     parts = found.kinds
-    starts, at = [], 0.0
-    for part in parts:
-        starts.append(at)
-        at += _length(part)
-    names = [words.part(part) for part in parts]
-    ticks = [
-        f"{part.count} {chr(215)} {name}" if part.count > 1 else name for part, name in zip(parts, names, strict=True)
-    ]
-    names, ticks, starts = [*names, "whole pass"], [*ticks, "whole pass"], [*starts, 0.0]
-    rows = [*parts, found.whole]
+    *starts, at = itertools.accumulate(map(_length, parts), initial=0.0)
+    rows, starts = [*parts, found.whole], [*starts, 0.0]
+    names = [*map(words.part, parts), "whole pass"]
+    counts = [f"{part.count} {fmt.TIMES} " if part.count > 1 else "" for part in parts]
+    ticks = [count + name for count, name in zip([*counts, ""], names, strict=True)]
     scale, unit = fmt.time_unit(max(at, found.seconds))
     end = max(at, found.seconds, found.predicted_s) / scale
     traces = [*_bars(rows, names, starts, scale), _labels(rows, starts, scale, end)]
@@ -70,7 +66,7 @@ def _length(part: Parts) -> float:
 
 def _bars(parts: Sequence[Parts], names: Sequence[str], starts: Sequence[float], scale: float) -> list[Any]:
     """Four bars a row: floor and above it up to what was predicted or measured, the smaller; then the difference."""
-    pieces: dict[str, list[tuple[float, float]]] = {role: [] for role in NAMES}
+    pieces: dict[str, list[tuple[float, float]]] = {role: [] for role in PIECES}
     for part, start in zip(parts, starts, strict=True):
         predicted = part.predicted_s
         measured = predicted if part.measured_s is None else part.measured_s
@@ -80,20 +76,18 @@ def _bars(parts: Sequence[Parts], names: Sequence[str], starts: Sequence[float],
         pieces["above"].append((start + floor, solid - floor))
         pieces["unexplained"].append((start + solid, max(0.0, measured - predicted)))
         pieces["overestimate"].append((start + solid, max(0.0, predicted - measured)))
-    hover = [_hover(name, part) for name, part in zip(names, parts, strict=True)]
-    rows = list(range(len(parts)))
+    told = hover([_hover(name, part) for name, part in zip(names, parts, strict=True)])
     return [
         go.Bar(
             orientation="h",
-            y=rows,
+            y=list(range(len(parts))),
             x=[short(length / scale) for _, length in found],
             base=[short(start / scale) for start, _ in found],
             width=0.72,
-            name=NAMES[role],
+            name=PIECES[role][0],
             meta=role,
-            marker={"pattern": {"shape": HATCHES[role], "size": 6, "solidity": 0.45}, "line": {"width": 0}},
-            hovertext=hover,
-            hoverinfo="text",
+            marker={"pattern": {"shape": PIECES[role][1], "size": 6, "solidity": 0.45}, "line": {"width": 0}},
+            **told,
         )
         for role, found in pieces.items()
         if any(length > 0 for _, length in found)
@@ -112,10 +106,17 @@ def _labels(parts: Sequence[Parts], starts: Sequence[float], scale: float, end: 
         xs.append(short((start if left else stop) / scale))
         places.append("middle left" if left else "middle right")
         shown.append(f"\u2002{html.escape(label)}\u2002")
-    return go.Scatter(
-        x=xs, y=list(range(len(parts))), mode="text", text=shown, textposition=places,
-        meta="label", hoverinfo="skip", showlegend=False, cliponaxis=False,
-    )  # fmt: skip
+    return scatter(
+        "label",
+        xs,
+        range(len(parts)),
+        None,
+        "text",
+        text=shown,
+        textposition=places,
+        showlegend=False,
+        cliponaxis=False,
+    )
 
 
 def _hover(name: str, part: Parts) -> str:
@@ -130,19 +131,11 @@ def _hover(name: str, part: Parts) -> str:
 
 
 def _layout(names: Sequence[str], pixels: int, title: str) -> dict[str, Any]:
-    return {
-        "height": 96 + pixels * len(names),
-        "margin": {"l": 10, "r": 10, "t": 44, "b": 48},
+    rows = lanes([html.escape(name) for name in names], 0.6, automargin=True, showgrid=False)
+    return framed(96 + pixels * len(names), 44, 48) | {
         "barmode": "overlay",
         "showlegend": True,
         "legend": LEGEND_ABOVE,
-        "xaxis": {"rangemode": "tozero", "title": {"text": title, "standoff": 8}},
-        "yaxis": {
-            "tickvals": list(range(len(names))),
-            "ticktext": [html.escape(name) for name in names],
-            "range": [len(names) - 0.4, -0.6],
-            "automargin": True,
-            "zeroline": False,
-            "showgrid": False,
-        },
+        "xaxis": {"rangemode": "tozero"} | titled(title),
+        "yaxis": rows | {"range": rows["range"][::-1]},
     }

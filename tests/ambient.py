@@ -6,7 +6,6 @@ A process of its own, because a buffer of the wrong size ends in one that is kil
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from torch import Tensor
 
 import tests.conftest  # noqa: F401  # Triton's interpreter, before any kernel is imported
 from griffin_kernels import catalog, dispatch, verify
-from griffin_kernels.functional import _bridge
+from griffin_kernels.functional._bridge import registered
 from griffin_kernels.models import Griffin, preset
 from tests.everywhere import device_of, running
 
@@ -92,10 +91,8 @@ def public() -> Iterator[tuple[str, Run]]:
     for name, op in catalog.ops().items():
         if op.forward is not None:
             continue
-        module = importlib.import_module(f"griffin_kernels.functional.{name}")
-        call = next(v for v in vars(module).values() if isinstance(v, (_bridge.Differentiable, _bridge.InPlace)))
         inputs = op.make_inputs(op.cases_tagged("smoke")[0], torch.device("cpu"), 0)
-        yield f"{name}, public", lambda op=op, call=call, inputs=inputs: run_public(op, call, inputs)
+        yield f"{name}, public", lambda op=op, inputs=inputs: run_public(op, registered(op.name), inputs)
 
 
 def run_public(op, call, inputs) -> list[Tensor]:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 
 from griffin_kernels import catalog
 from griffin_kernels.contract import Inputs
+from griffin_kernels.functional._bridge import registered
 
 CPU = torch.device("cpu")
 DIFFERENTIABLE = [name for name in catalog.ops() if name in {catalog.op(other).forward for other in catalog.ops()}]
 STEPS = [name for name in catalog.ops() if catalog.op(name).in_place]
 
 
-def in_order(name):
-    """The callable behind the public function, with the op's arguments in order."""
-    module = importlib.import_module(f"griffin_kernels.functional.{name}")
-    return module._step if name in STEPS else getattr(module, f"_{name}")
-
-
 def operator(name):
-    """Likewise, with the arguments by name."""
-    return lambda **given: in_order(name)(*catalog.op(name).call(**given))
+    """The callable behind the public function, with the op's arguments by name."""
+    return lambda **given: registered(name)(*catalog.op(name).call(**given))
 
 
 def small(name, count=1, wanted=()):

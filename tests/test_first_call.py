@@ -12,8 +12,9 @@ import torch
 import griffin_kernels
 from griffin_kernels import catalog, device, dispatch, errors, launch
 from griffin_kernels.contract import NoConfig
+from griffin_kernels.functional._bridge import registered
 from griffin_kernels.models import Griffin, preset
-from tests.calls import CPU, DIFFERENTIABLE, in_order, leaves, operator, small
+from tests.calls import CPU, DIFFERENTIABLE, leaves, operator, small
 
 X, A = torch.randn(1, 8, 4), torch.rand(1, 8, 4)
 
@@ -38,7 +39,7 @@ def test_the_forward_call_speaks_for_both_directions(name):
     call = op.call(**leaves(op.make_inputs(small(name)[0], CPU, 0)))
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        outputs, line = in_order(name)(*call), here()
+        outputs, line = registered(name)(*call), here()
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         outputs[0].sum().backward()
     ours = [warning for warning in seen if issubclass(warning.category, errors.UntunedWarning)]

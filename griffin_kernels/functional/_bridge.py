@@ -1,4 +1,4 @@
-"""Makes a differentiable PyTorch operator out of a forward op and its backward op.
+"""Makes PyTorch operators out of the ops that users call, differentiable or in place.
 
 Two roads lead to the same kernels. Under torch.compile and other tracers the ``torch.library`` custom op is called,
 which they can see. A plain eager call goes past it, straight to dispatch or through an autograd.Function, because a
@@ -7,7 +7,9 @@ Python custom op costs about 10 us a call without gradients and 30 us with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,63 +63,74 @@ def check_tangents(op_name: str, args: Any) -> None:
                 _no_tangents(op_name)()
 
 
-def _schema(op: Op, outputs: int) -> str:
-    """The schema of a ``torch.library`` operator with the op's arguments and so many outputs."""
+def _schema(op: Op) -> str:
+    """The schema of a ``torch.library`` operator with the op's arguments, giving its new outputs."""
     letters = iter("abcdefgh")
     arguments = [
         f"Tensor{f'({next(letters)}!)' if name in op.in_place else ''}{'?' if spec.optional else ''} {name}"
         for name, spec in op.inputs.items()
     ]
     arguments += [f"{kind} {name}" for name, kind in op.option_types.items()]
-    returns = ", ".join(["Tensor"] * outputs)
-    return f"({', '.join(arguments)}) -> {returns if outputs == 1 else f'({returns})'}"
+    count = len(op.outputs) - len(op.in_place)
+    returns = "Tensor" if count == 1 else f"({', '.join(['Tensor'] * count)})"
+    return f"({', '.join(arguments)}) -> {returns}"
 
 
-def register(op_name: str) -> Any:
+def _new(op: Op) -> Callable[[Sequence[Any]], Any]:
+    """Picks from a call's outputs those that are no input changed in place: a tuple, or the only one."""
+    return operator.itemgetter(*[at for at, name in enumerate(op.outputs) if name not in op.in_place])
+
+
+def _register(op: Op) -> Any:
     """Register ``griffin_kernels::<op>`` with schema, implementation and fake implementation; returns the CustomOpDef.
 
     An output that is None comes back as a tensor without elements, since a schema's outputs are always there.
     """
-    op = catalog.op(op_name)
+    new = _new(op)
 
     def implementation(*args: Any) -> Any:
         if forward_ad._current_level >= 0:
-            check_tangents(op_name, args)
+            check_tangents(op.name, args)
         call = op.call(*args)
-        outputs = dispatch.call(op_name, call)
         data = specs.data_dtype(op, call)
-        filled = tuple(
-            call[0].new_empty(0, dtype=specs.expected_dtype(spec, data)) if out is None else out
-            for spec, out in zip(op.outputs.values(), outputs, strict=True)
+        return new(
+            [
+                call[0].new_empty(0, dtype=specs.expected_dtype(spec, data)) if out is None else out
+                for spec, out in zip(op.outputs.values(), dispatch.call(op.name, call), strict=True)
+            ]
         )
-        return filled[0] if len(filled) == 1 else filled
 
     def fake(*args: Any) -> Any:
-        outputs = specs.empty_outputs(op, op.call(*args))
-        return outputs[0] if len(outputs) == 1 else outputs
+        return new(specs.empty_outputs(op, op.call(*args)))
 
-    schema = _schema(op, len(op.outputs))
-    definition = torch.library.custom_op(f"{NAMESPACE}::{op_name}", implementation, mutates_args=(), schema=schema)
+    definition = torch.library.custom_op(
+        f"{NAMESPACE}::{op.name}", implementation, mutates_args=op.in_place, schema=_schema(op)
+    )
     definition.register_fake(fake)
-    definition.register_vmap(_no_batching(op_name))
+    definition.register_vmap(_no_batching(op.name))
     return definition
 
 
-class Differentiable:
-    """A forward op with its gradient ``<op>_bwd``, callable with the op's inputs and options in order.
+class _Operator:
+    """An op that is callable with its inputs and options in order, and gives its new outputs."""
+
+    def __init__(self, op: Op) -> None:
+        self.name, self.call, self.custom_op, self.new = op.name, op.call, _register(op), _new(op)
+
+
+class Differentiable(_Operator):
+    """A forward op with its gradient ``<op>_bwd``.
 
     What is kept for the gradient, and what of its results is a gradient of what, is told by names: an argument of the
     gradient is the forward pass's input, output or option of that name, or with a ``d`` before it what reaches an
     output; its results are inputs' names with a ``d`` before them.
     """
 
-    def __init__(self, op_name: str) -> None:
-        self.op_name = op_name
-        op, backward_op = catalog.op(op_name), catalog.op(f"{op_name}_bwd")
-        self.call = op.call
+    def __init__(self, op: Op) -> None:
+        super().__init__(op)
+        backward_op = catalog.op(f"{op.name}_bwd")
         fields, results = op.call._fields, tuple(op.outputs)
-        custom_backward = register(backward_op.name)
-        self.custom_op = register(op_name)
+        custom_backward = _register(backward_op)
         upstream = [name for name in backward_op.call._fields if name.removeprefix("d") in results and name[0] == "d"]
         kept = [name for name in backward_op.inputs if name not in upstream]
         options = [name for name in backward_op.options if name in fields]
@@ -132,14 +145,13 @@ class Differentiable:
             saved = dict(zip(kept, ctx.saved_tensors, strict=True))
             reached = {f"d{name}": gradient for name, gradient in zip(results, gradients, strict=True)}
             given = backward_op.call(**saved, **ctx.options, **{name: reached[name] for name in upstream})
-            found = dict(zip(backward_op.outputs, call_backward(backward_op, custom_backward, given), strict=True))
+            found = dict(zip(backward_op.outputs, _backward(backward_op, custom_backward, given), strict=True))
             return tuple(_gradient(found.get(f"d{name}"), name, saved) for name in fields)
 
         self.custom_op.register_autograd(backward, setup_context=setup_context)
 
         def forward(*args: Any) -> Any:
-            outputs = dispatch.call(op_name, op.call(*args))
-            return outputs[0] if len(outputs) == 1 else outputs
+            return self.new(dispatch.call(op.name, op.call(*args)))
 
         def forward_and_save(ctx: Any, *args: Any) -> Any:
             outputs = forward(*args)
@@ -150,21 +162,48 @@ class Differentiable:
         # functorch wants setup_context apart; with it apart torch inspects signatures at every call, some 40 us
         fast = {"forward": staticmethod(forward_and_save), "backward": once}
         apart = {"forward": staticmethod(forward), "setup_context": staticmethod(setup_context), "backward": once}
-        rules = {"jvp": staticmethod(_no_tangents(op_name)), "vmap": staticmethod(_no_batching(op_name))}
-        self.eager: Any = type(f"Eager_{op_name}", (torch.autograd.Function,), fast)
-        self.transformable: Any = type(f"Transformable_{op_name}", (torch.autograd.Function,), apart | rules)
+        rules = {"jvp": staticmethod(_no_tangents(op.name)), "vmap": staticmethod(_no_batching(op.name))}
+        self.saving: Any = type(f"Eager_{op.name}", (torch.autograd.Function,), fast)
+        self.transformable: Any = type(f"Transformable_{op.name}", (torch.autograd.Function,), apart | rules)
 
     def __call__(self, *args: Any) -> Any:
         if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
-            check_tangents(self.op_name, args)
+            check_tangents(self.name, args)
         if torch._C._functorch.peek_interpreter_stack() is not None and not torch.compiler.is_compiling():
             return self.transformable.apply(*args)  # functorch refuses custom ops whose gradient is Python
         if not is_plain(args):
             return self.custom_op(*args)
-        if torch.is_grad_enabled() and any([isinstance(arg, Tensor) and arg.requires_grad for arg in args]):
-            return self.eager.apply(*args)
-        outputs = dispatch.call(self.op_name, self.call(*args))
-        return outputs[0] if len(outputs) == 1 else outputs
+        if wants_gradient(args):
+            return self.saving.apply(*args)
+        return self.new(dispatch.call(self.name, self.call(*args)))
+
+
+class InPlace(_Operator):
+    """A one-token op that changes its states where they are.
+
+    It has no gradient: in grad mode, a tensor that requires one raises ArgumentError, which names the op to use.
+    """
+
+    def __call__(self, *args: Any) -> Any:
+        if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
+            check_tangents(self.name, args)
+        if torch.is_grad_enabled():
+            for name, value in zip(self.call._fields, args, strict=True):
+                if isinstance(value, Tensor) and value.requires_grad:
+                    raise errors.ArgumentError(
+                        f"{self.name}: {name} requires a gradient, and decoding has none: call it under "
+                        f"torch.no_grad(), or use {self.name.removesuffix('_step')}"
+                    )
+        if not is_plain(args):
+            return self.custom_op(*args)
+        return self.new(dispatch.call(self.name, self.call(*args)))
+
+
+@functools.cache
+def registered(op_name: str) -> Callable[..., Any]:
+    """The operator of an op that users call, registered with torch as ``griffin_kernels::<op>``."""
+    op = catalog.op(op_name)
+    return InPlace(op) if op.in_place else Differentiable(op)
 
 
 def _gradient(found: Tensor | None, name: str, saved: dict[str, Tensor | None]) -> Tensor | None:
@@ -175,50 +214,9 @@ def _gradient(found: Tensor | None, name: str, saved: dict[str, Tensor | None]) 
     return None if value is None else found.to(value.dtype)
 
 
-class InPlace:
-    """A one-token op that works on its states in place, callable with the op's inputs and options in order.
-
-    Gives the outputs that are new; the states are changed where they are. It has no gradient: in grad mode, a tensor
-    that requires one raises ArgumentError, which names ``instead``, the op to use.
-    """
-
-    def __init__(self, op_name: str, instead: str) -> None:
-        self.op = catalog.op(op_name)
-        self.instead = instead
-        op = self.op
-        self.fresh = [at for at, name in enumerate(op.outputs) if name not in op.in_place]
-
-        def implementation(*args: Any) -> Any:
-            if forward_ad._current_level >= 0:
-                check_tangents(op_name, args)
-            return self._new(dispatch.call(op_name, op.call(*args)))
-
-        def fake(*args: Any) -> Any:
-            return self._new(specs.empty_outputs(op, op.call(*args)))
-
-        self.custom_op: Any = torch.library.custom_op(
-            f"{NAMESPACE}::{op_name}", implementation, mutates_args=op.in_place, schema=_schema(op, len(self.fresh))
-        )
-        self.custom_op.register_fake(fake)
-        self.custom_op.register_vmap(_no_batching(op_name))
-
-    def _new(self, outputs: tuple[Tensor | None, ...]) -> Any:
-        new = tuple(outputs[at] for at in self.fresh)
-        return new[0] if len(new) == 1 else new
-
-    def __call__(self, *args: Any) -> Any:
-        if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
-            check_tangents(self.op.name, args)
-        if torch.is_grad_enabled():
-            for name, value in zip(self.op.call._fields, args, strict=True):
-                if isinstance(value, Tensor) and value.requires_grad:
-                    raise errors.ArgumentError(
-                        f"{self.op.name}: {name} requires a gradient, and decoding has none: call it under "
-                        f"torch.no_grad(), or use {self.instead}"
-                    )
-        if not is_plain(args):
-            return self.custom_op(*args)
-        return self._new(dispatch.call(self.op.name, self.op.call(*args)))
+def wants_gradient(args: Sequence[Any]) -> bool:
+    """Whether autograd will ask for a gradient of a call."""
+    return torch.is_grad_enabled() and any([isinstance(arg, Tensor) and arg.requires_grad for arg in args])
 
 
 def whole(index: Any) -> Any:
@@ -233,7 +231,7 @@ def _unwrapped(value: Any) -> Any:
     return value
 
 
-def call_backward(op: Op, custom_op: Any, call: Any) -> tuple[Tensor | None, ...]:
+def _backward(op: Op, custom_op: Any, call: Any) -> tuple[Tensor | None, ...]:
     """Run a backward op by whichever road the forward pass is on; absent outputs are None or without elements."""
     if forward_ad._current_level >= 0:
         check_tangents(op.name, call)

@@ -22,28 +22,22 @@ if TYPE_CHECKING:
     from griffin_kernels.models.griffin import Griffin as Griffin
 
 _HOMES = {
-    "Cache": "cache",
-    "Griffin": "griffin",
-    "config_from_deepmind": "checkpoint",
-    "config_from_transformers": "checkpoint",
-    "from_deepmind": "checkpoint",
-    "from_transformers": "checkpoint",
-    "load_transformers": "checkpoint",
-    "to_deepmind": "checkpoint",
-    "to_transformers": "checkpoint",
+    "cache": "Cache",
+    "griffin": "Griffin",
+    "checkpoint": "config_from_deepmind config_from_transformers from_deepmind from_transformers load_transformers "
+    "to_deepmind to_transformers",
 }
 
-__all__ = sorted(["PRESETS", "GriffinConfig", "preset", *_HOMES])
+__all__ = sorted(["PRESETS", "GriffinConfig", "preset", *" ".join(_HOMES.values()).split()])
 
 
 def __getattr__(name: str) -> object:
-    try:
-        home = _HOMES[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    return found
+    for home, names in _HOMES.items():
+        if name in names.split():
+            found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

@@ -12,11 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from griffin_kernels.functional.local_attention import local_attention
-from griffin_kernels.functional.local_attention_step import local_attention_step
-from griffin_kernels.functional.recurrent_block import recurrent_block
-from griffin_kernels.functional.recurrent_block_step import recurrent_block_step
-from griffin_kernels.functional.rg_lru import RGLRUWeights
+from griffin_kernels.functional.sequences import RGLRUWeights, local_attention, recurrent_block
+from griffin_kernels.functional.steps import local_attention_step, recurrent_block_step
 from griffin_kernels.models.cache import AttentionCache, LayerCache, RecurrentCache
 from griffin_kernels.models.config import BlockType, GriffinConfig
 

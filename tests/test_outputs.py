@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 
 import pytest
@@ -33,8 +32,11 @@ def gradients(outputs, inputs):
 def test_every_output_can_be_changed_in_place_while_training(variant):
     """Adding a constant changes no gradient. An output that the gradient needs is torch's to watch, as tanh's is."""
     op, call, ran = catalog.op(variant.op), operator(variant.op), 0
-    accepted = (c for c in small(variant.op, None) if variant.reject(c, device.cpu(), variant.config()) is None)
-    for case in itertools.islice(accepted, 2):
+    refusals = {case: variant.reject(case, device.cpu(), variant.config()) for case in small(variant.op, None)}
+    accepted = [case for case, reason in refusals.items() if reason is None]
+    if not accepted:
+        pytest.skip("; ".join(sorted(set(refusals.values()))))
+    for case in accepted[:2]:
         given = op.make_inputs(case, CPU, 0)
         with griffin_kernels.use(variant=variant.key):
             inputs = leaves(given)

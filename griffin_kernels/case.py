@@ -90,6 +90,11 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     def bytes_per_element(self) -> int:
         return DTYPE_BYTES[self.dtype]
 
+    @property
+    def half(self) -> bool:
+        """Whether data have 16 bits: sums and states are then wider than they are."""
+        return self.bytes_per_element() == 2
+
     def plain(self) -> Case:
         """What is looked up, recorded and told: the case without what a table says of it."""
         return self if type(self) is Case else Case(self.dims, self.dtype, self.flags, self.data)

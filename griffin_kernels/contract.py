@@ -47,6 +47,12 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def roundings(dtype: torch.dtype) -> tuple[float, float]:
+    """Relative errors of rounding in the accumulator of ``dtype`` and from it to ``dtype``; 0 if that is the same."""
+    wide = accumulator(dtype)
+    return torch.finfo(wide).eps / 2, 0.0 if wide == dtype else torch.finfo(dtype).eps / 2
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """A named tensor of an op.

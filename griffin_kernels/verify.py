@@ -150,7 +150,7 @@ def check(
             return Verdict((), f"changed its input {name}")
     if (problem := _sharing(op, inputs, got) or _extraordinary(op, got)) is not None:
         return Verdict((), problem)
-    slack = variant.slack if case.bytes_per_element() == 2 else 1.0
+    slack = variant.slack if case.half else 1.0
     return compare(op, case, got, want, tolerance_scaled(op.tolerance(case), slack))
 
 

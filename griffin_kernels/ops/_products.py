@@ -10,8 +10,7 @@ from griffin_kernels.contract import accumulator
 
 def has_unrounded(tensor: Tensor) -> bool:
     """Whether the device multiplies this half-precision data and can return the float32 sums."""
-    half = tensor.dtype in (torch.bfloat16, torch.float16)
-    return half and tensor.is_cuda and torch.version.hip is None
+    return tensor.dtype != accumulator(tensor.dtype) and tensor.is_cuda and torch.version.hip is None
 
 
 def unrounded(left: Tensor, right: Tensor) -> Tensor:

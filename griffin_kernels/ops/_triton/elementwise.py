@@ -5,12 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops import _gelu
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 # sigmoid(-42) = 6e-19 stands for all below it: two such denominators still multiply to a finite float32
 LARGEST_EXPONENT = tl.constexpr(60.0)
-GELU_SCALE = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
-GELU_CUBIC = tl.constexpr(0.044715)
+GELU_SCALE = tl.constexpr(_gelu.SCALE)
+GELU_CUBIC = tl.constexpr(_gelu.CUBIC)
 
 
 def for_nvidia(_semantic=None):

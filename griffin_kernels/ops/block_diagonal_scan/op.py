@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.case import DTYPE_BYTES
+from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name, roundings
 from griffin_kernels.ops._arguments import Offsets, Resets, Sequence, State
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.block_diagonal_scan.cost import cost, make_case
@@ -105,9 +106,9 @@ def tolerance(case: Case) -> Tolerance:
     # roundings. Blocks whose state is large have large errors in all their channels, small ones among them: the worst
     # element has 8 times the room of the norm. The output adds its own rounding.
     memory = min(case["T"], 1000) ** 0.5
-    unit = case["n"] ** 0.5 * torch.finfo(accumulator(case.torch_dtype)).eps / 2
-    rounding = torch.finfo(case.torch_dtype).eps / 2 if case.dtype in ("bfloat16", "float16") else 0.0
-    return Tolerance(rel_norm=4 * unit * memory + rounding, worst=32 * unit * memory + 2 * rounding)
+    unit, rounding = roundings(case.torch_dtype)
+    once = 4 * unit * case["n"] ** 0.5 * memory
+    return Tolerance(rel_norm=once + rounding, worst=8 * once + 2 * rounding)
 
 
 def case_of(call: Any, op: str = "block_diagonal_scan") -> Case:
@@ -124,7 +125,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     def case(*sizes: int, **facts: object) -> BenchCase:
         return make_case(*sizes, op=op, **facts)  # type: ignore[arg-type]
 
-    smoke = [case(2, 37, 6, 4, dtype=d, tag="smoke") for d in ("float32", "bfloat16", "float16", "float64")]
+    smoke = [case(2, 37, 6, 4, dtype=d, tag="smoke") for d in DTYPE_BYTES]
     smoke.append(case(2, 21, 3, 16, tag="smoke", data=("h0",)))
     edge = [
         case(1, 1, 1, 2, tag="edge", data=("h0",)),

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.case import DTYPE_BYTES
+from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name, roundings
 from griffin_kernels.ops._arguments import Offsets, Resets, Sequence, State
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan import wild
@@ -134,8 +135,7 @@ def tolerance(case: Case) -> Tolerance:
     # like 1000 u at worst. A chunked or tree order multiplies products of a too: twice the roundings.
     # The output adds its own rounding: 2^-9 bf16, 2^-12 fp16, relative to the element. Wild gates have exact answers.
     memory = min(case["T"], 1000) ** 0.5
-    unit = torch.finfo(accumulator(case.torch_dtype)).eps / 2
-    rounding = torch.finfo(case.torch_dtype).eps / 2 if case.dtype in ("bfloat16", "float16") else 0.0
+    unit, rounding = roundings(case.torch_dtype)
     return Tolerance(rel_norm=4 * unit * memory + rounding, worst=32 * unit * memory + 2 * rounding)
 
 
@@ -163,7 +163,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     def case(*sizes: int, **facts: object) -> BenchCase:
         return make_case(*sizes, op=op, **facts)  # type: ignore[arg-type]
 
-    smoke = [case(2, 37, 24, dtype=d, tag="smoke") for d in ("float32", "bfloat16", "float16", "float64")]
+    smoke = [case(2, 37, 24, dtype=d, tag="smoke") for d in DTYPE_BYTES]
     smoke.append(case(2, 37, 24, tag="smoke", data=("h0",)))
     edge = [
         case(1, 1, 1, tag="edge", data=("h0",)),

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
+from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import (
     LARGEST_INDEX,
     ROWS,
@@ -33,8 +34,8 @@ from griffin_kernels.contract import (
     Op,
     TensorSpec,
     Tolerance,
-    accumulator,
     dtype_name,
+    roundings,
 )
 from griffin_kernels.ops._arguments import Offsets
 from griffin_kernels.ops._inputs import Draws
@@ -224,8 +225,7 @@ def rounding(dtype: torch.dtype, d: int, keys: int) -> Tolerance:
     # A score is a sum of d products: its error, |s| sqrt(d) u with |s| near 4 in a row's heaviest keys, is the
     # relative error of a probability. Sums over W keys add sqrt(W) u. For data in half precision, probabilities and
     # the output are rounded to it. Errors of a row's keys are independent, so they shrink as the output itself does.
-    unit = torch.finfo(accumulator(dtype)).eps / 2
-    half = torch.finfo(dtype).eps / 2 if dtype in (torch.bfloat16, torch.float16) else 0.0
+    unit, half = roundings(dtype)
     sums = (4 * d**0.5 + keys**0.5 + 8) * unit
     return Tolerance(rel_norm=sums + 2 * half, worst=8 * sums + 6 * half)
 
@@ -258,8 +258,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
             data = tuple(item for item in data if item != "lse")
         return make_case(*sizes, op=op, data=data, **facts)  # type: ignore[arg-type]
 
-    dtypes = ("float32", "bfloat16", "float16", "float64")
-    smoke = [case(2, 75, 4, 1, 16, 20, dtype=d, tag="smoke", data=("lse",)) for d in dtypes]
+    smoke = [case(2, 75, 4, 1, 16, 20, dtype=d, tag="smoke", data=("lse",)) for d in DTYPE_BYTES]
     forward_only = [
         case(2, 75, 4, 1, 16, 20, tag="smoke"),
         case(1, 1, 1, 1, 1, 1, tag="edge", data=("lse",)),

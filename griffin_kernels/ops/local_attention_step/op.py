@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
+from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops._arguments import Slots
@@ -136,8 +137,7 @@ def case_of(call: Call) -> Case:
 
 
 def cases() -> tuple[BenchCase, ...]:
-    dtypes = ("float32", "bfloat16", "float16", "float64")
-    smoke = [make_case(2, 40, 4, 1, 16, dtype, tag="smoke") for dtype in dtypes]
+    smoke = [make_case(2, 40, 4, 1, 16, dtype, tag="smoke") for dtype in DTYPE_BYTES]
     edge = [
         make_case(1, 1, 1, 1, 1, tag="edge"),
         make_case(5, 33, 6, 2, 24, tag="edge", data=("early", "strided", "scale")),

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
 from griffin_kernels.ops.linear_scan.op import rows_of
@@ -113,10 +114,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     def case(*sizes: int, dtype: str = "float32", **facts: object) -> BenchCase:
         return make_case(*sizes, dtype=dtype, op=op, **facts)  # type: ignore[arg-type, misc]
 
-    smoke = [
-        case(2, 37, 24, 3, dtype=d, tag="smoke", data=("with_h",))
-        for d in ("float32", "bfloat16", "float16", "float64")
-    ]
+    smoke = [case(2, 37, 24, 3, dtype=d, tag="smoke", data=("with_h",)) for d in DTYPE_BYTES]
     both = ("state", "h0", "with_h")
     edge = [
         case(1, 1, 1, 1, tag="edge", data=both),

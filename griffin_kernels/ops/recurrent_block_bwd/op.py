@@ -16,6 +16,7 @@ from torch import Tensor
 
 from griffin_kernels import pieces
 from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.ops import _gelu
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.recurrent_block import op as forward
@@ -74,10 +75,9 @@ def reference(call: Call) -> tuple[Tensor | None, ...]:
 
 
 def gelu_and_slope(y: Tensor) -> tuple[Tensor, Tensor]:
-    """gelu's tanh form y (1 + t) / 2, t = tanh(sqrt(2 / pi) (y + 0.044715 y^3)), and its derivative."""
-    scale = (2 / torch.pi) ** 0.5
-    t = torch.tanh(scale * (y + 0.044715 * y**3))
-    inner = scale * (1 + 3 * 0.044715 * y**2)
+    """gelu's tanh form and its derivative."""
+    t = torch.tanh(_gelu.SCALE * (y + _gelu.CUBIC * y**3))
+    inner = _gelu.SCALE * (1 + 3 * _gelu.CUBIC * y**2)
     return 0.5 * y * (1 + t), 0.5 * (1 + t) + 0.5 * y * (1 - t**2) * inner
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numba
 
+from griffin_kernels.ops import _gelu
 from griffin_kernels.ops._native import (
     Strided,
     copy,
@@ -116,7 +117,7 @@ AT = places(Fields)
 ROW = 4 * STRIDE
 """Bytes from row to row of a block array."""
 
-FILES = (__file__, str(_numba_tiles.__file__))
+FILES = (__file__, str(_numba_tiles.__file__), str(_gelu.__file__))
 """Sources that the kernels are made from, besides _native.py."""
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from numba import types
 
+from griffin_kernels.ops import _gelu
 from griffin_kernels.ops._native import FLOAT, INT32, INT64, Lanes, intrinsic, lanes, loop, registers
 
 MAX_SQRT_GRADIENT = 1000.0
@@ -84,9 +85,8 @@ transposed_product = _product(1, STRIDE)
 # (2^f - 1) / f on [-1/2, 1/2], minimax: 1e-8 relative; evaluated in float32, 2^f - 1 is right to 1.3e-7
 _EXP2 = (0.69314718246, 0.24022649229, 0.055503573269, 0.0096182376146, 0.0013390735257, 0.00015403507859)
 _LOG2_E = 1.4426950216293335
-_GELU_SLOPE = 1.5957691216057308
-"""2 sqrt(2 / pi)."""
-_GELU_CUBIC = 0.044715 * _GELU_SLOPE
+_GELU_SLOPE = 2 * _gelu.SCALE
+_GELU_CUBIC = _gelu.CUBIC * _GELU_SLOPE
 _GELU_FLAT = 16.0
 """From here on gelu's slope is 1, on the other side 0, to the last bit; the cube of what is larger would overflow."""
 _ROUND = 12582912.0

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
+from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
 from griffin_kernels.ops._inputs import Draws
@@ -180,7 +181,7 @@ def gate_rounding(case: Case) -> float:
     # dtype give it; in float32 it carries sqrt(n) roundings. sigmoid passes on at most a quarter of |dz|, which
     # relative to sigmoid(z) is below |dz|.
     unit: float = torch.finfo(case.torch_dtype).eps / 2
-    return unit if case.dtype in ("bfloat16", "float16") else unit * case["n"] ** 0.5
+    return unit if case.half else unit * case["n"] ** 0.5
 
 
 def tolerance(case: Case) -> Tolerance:
@@ -216,7 +217,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     def case(*sizes: int, **facts: object) -> BenchCase:
         return make_case(*sizes, op=op, **facts)  # type: ignore[arg-type]
 
-    smoke = [case(2, 37, 24, 3, dtype=d, tag="smoke") for d in ("float32", "bfloat16", "float16", "float64")]
+    smoke = [case(2, 37, 24, 3, dtype=d, tag="smoke") for d in DTYPE_BYTES]
     edge = [
         case(1, 1, 1, 1, tag="edge", data=("h0",)),
         case(2, 67, 131, 1, tag="edge", data=("strided", "h0")),

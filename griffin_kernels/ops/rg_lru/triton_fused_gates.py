@@ -88,7 +88,7 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 def rank(case: Case, device: Device) -> int:
     """The default for 16-bit data where its programs fill the device."""
-    return 40 if case.bytes_per_element() == 2 and not _triton.underfills(case, device, VARIANT.config()) else 12
+    return 40 if case.half and not _triton.underfills(case, device, VARIANT.config()) else 12
 
 
 VARIANT = Variant(

@@ -126,7 +126,7 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 def rank(case: Case, device: Device) -> int:
     """The default for 16-bit data where one program per channel slice would leave units idle."""
-    return 50 if case.bytes_per_element() == 2 and _triton.underfills(case, device, VARIANT.config()) else 11
+    return 50 if case.half and _triton.underfills(case, device, VARIANT.config()) else 11
 
 
 def traffic(case: Case, config: Config) -> int:

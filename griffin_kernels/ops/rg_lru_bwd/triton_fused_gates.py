@@ -121,7 +121,7 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 def rank(case: Case, device: Device) -> int:
     """The default for 16-bit data where its programs, two to a multiprocessor at a time, fill the device twice over."""
     programs = case["N"] * case["H"] * triton.cdiv(case["n"], Config().block_n)
-    return 45 if case.bytes_per_element() == 2 and programs >= 4 * device.units else 12
+    return 45 if case.half and programs >= 4 * device.units else 12
 
 
 def traffic(case: Case, config: Config) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numba
 
-from griffin_kernels.ops import _native
+from griffin_kernels.ops import _gelu, _native
 from griffin_kernels.ops._native import Strided, data_bytes, field, int64_at, intrinsic, places, take, widen
 from griffin_kernels.ops.rg_lru import _numba_tiles as gates
 from griffin_kernels.ops.rg_lru.op import DECAY
@@ -69,7 +69,7 @@ class Fields(NamedTuple):
 
 AT = places(Fields)
 
-FILES = (__file__, str(tiles.__file__), str(gates.__file__), str(conv.__file__))
+FILES = (__file__, str(tiles.__file__), str(gates.__file__), str(_gelu.__file__), str(conv.__file__))
 """Sources that the kernel is made from, besides _native.py."""
 
 ROWS = 48

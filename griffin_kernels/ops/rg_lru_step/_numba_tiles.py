@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from numba import types
 
+from griffin_kernels.ops import _gelu
 from griffin_kernels.ops._native import FLOAT, INT64, Lanes, intrinsic, lanes, loop, registers
 from griffin_kernels.ops.rg_lru import _numba_tiles
 from griffin_kernels.ops.rg_lru._numba_tiles import _exp2, _gates, _sigmoid
@@ -167,10 +168,9 @@ def rates(v: Lanes, index: Any, a_param: Any, rate: Any, factor: Any) -> None:
     v.write(value, _float_at(v, rate, index))
 
 
-def _gelu(v: Lanes, y: Any) -> Any:
-    """0.5 y (1 + tanh(u)) = y sigmoid(2 u), u = sqrt(2 / pi) (y + 0.044715 y^3)."""
-    cubic = v.multiply_add(v.multiply(y, y), v.constant(0.044715), v.constant(1.0))
-    share, _ = _sigmoid(v, v.multiply(y, cubic, v.constant(2 * math.sqrt(2 / math.pi))))
+def _gelu_of(v: Lanes, y: Any) -> Any:
+    cubic = v.multiply_add(v.multiply(y, y), v.constant(_gelu.CUBIC), v.constant(1.0))
+    share, _ = _sigmoid(v, v.multiply(y, cubic, v.constant(2 * _gelu.SCALE)))
     return v.multiply(y, share)
 
 
@@ -190,7 +190,7 @@ def _advance(gated: bool, begins: bool) -> Any:
             gates = _gates(v, argument, v.read(_float_at(v, z_r, index)), v.read(_float_at(v, rate, index)))
             new = v.multiply_add(gates.a, v.read(state), v.multiply(gates.i, entering, gates.m))
         v.write(new, state)
-        result = v.multiply(new, _gelu(v, v.load(_data_at(v, y, index)))) if gated else new
+        result = v.multiply(new, _gelu_of(v, v.load(_data_at(v, y, index)))) if gated else new
         v.store(result, _data_at(v, out, index))
 
     return advance

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops._arguments import Channels, Slots, TokenPositions, Tokens
@@ -77,7 +78,7 @@ def case_of(call: Call) -> Case:
 
 def cases() -> tuple[BenchCase, ...]:
     both = ("positions", "slots")
-    smoke = [make_case(2, 24, 3, dtype, tag="smoke") for dtype in ("float32", "bfloat16", "float16", "float64")]
+    smoke = [make_case(2, 24, 3, dtype, tag="smoke") for dtype in DTYPE_BYTES]
     edge = [
         make_case(1, 1, 1, tag="edge"),
         make_case(3, 131, 1, tag="edge", data=("positions", "strided")),

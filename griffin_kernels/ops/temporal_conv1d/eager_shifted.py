@@ -58,11 +58,10 @@ def traffic(case: Case, config: NoConfig) -> int:
     Packed sequences are copied apart and y back together, in the data's dtype.
     """
     elements = case["B"] * case["T"] * case["D"]
-    halves = case.dtype in ("bfloat16", "float16")
     streams = 3 * case["K"] - 1 + (2 * (case["K"] - 1) if "segmented" in case.flags else 0)
     each = 8 if case.dtype == "float64" else 4
     packing = 4 * case.bytes_per_element() if "packed" in case.flags else 0
-    return elements * (streams * each + packing + (2 * (2 + 4) if halves else 0))
+    return elements * (streams * each + packing + (2 * (2 + 4) if case.half else 0))
 
 
 VARIANT = Variant(

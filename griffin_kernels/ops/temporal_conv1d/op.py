@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
-from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, accumulator, dtype_name
+from griffin_kernels.case import DTYPE_BYTES
+from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name, roundings
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan import op as scan
@@ -167,8 +168,7 @@ def tolerance(case: Case) -> Tolerance:
     # made of terms 4 times the rms that cancel, and at worst all roundings point one way: 4 (K+1) u.
     # The output adds its own rounding: 2^-9 bf16, 2^-12 fp16, relative to the element.
     terms = case["K"] + 1
-    unit = torch.finfo(accumulator(case.torch_dtype)).eps / 2
-    rounding = torch.finfo(case.torch_dtype).eps / 2 if case.dtype in ("bfloat16", "float16") else 0.0
+    unit, rounding = roundings(case.torch_dtype)
     return Tolerance(rel_norm=2 * unit * terms**0.5 + rounding, worst=4 * unit * terms + 2 * rounding)
 
 
@@ -188,7 +188,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     def case(*sizes: int, **facts: object) -> BenchCase:
         return make_case(*sizes, op=op, **facts)  # type: ignore[arg-type]
 
-    smoke = [case(2, 37, 24, tag="smoke", dtype=d) for d in ("float32", "bfloat16", "float16", "float64")]
+    smoke = [case(2, 37, 24, tag="smoke", dtype=d) for d in DTYPE_BYTES]
     smoke.append(case(2, 37, 24, tag="smoke", data=("state",)))
     edge = [
         case(1, 1, 1, tag="edge", data=("state",)),

@@ -74,7 +74,7 @@ def traffic(case: Case, config: NoConfig) -> int:
     streams = 7 * case["K"] - 1 + (2 * (case["K"] - 1) if "segmented" in case.flags else 0)
     each = 8 if case.dtype == "float64" else 4
     packing = 6 * case.bytes_per_element() if "packed" in case.flags else 0
-    return elements * (streams * each + packing + (3 * (2 + 4) if case.dtype in ("bfloat16", "float16") else 0))
+    return elements * (streams * each + packing + (3 * (2 + 4) if case.half else 0))
 
 
 VARIANT = Variant(

@@ -41,10 +41,10 @@ quick: $(VENV)/installed-dev
 	@$(BIN)/python -m tests.quick
 
 # what CI runs in a short form: 200 kills of a tune run instead of 20, the recorded table compiled for every target,
-# every configuration compiled for every target, 10,000 mutated registry files instead of 300, NaN and inf planted in
-# every input of every Triton variant, the oldest and the newest Triton that is allowed, what runs untuned on every target
+# ranks on every GPU, every configuration compiled for every target, 10,000 mutated registry files instead of 300, NaN
+# and inf planted in every input of every Triton variant, the oldest and the newest Triton that is allowed, what runs untuned on every target
 soak: $(VENV)/installed-dev
-	@GRIFFIN_TEST_TARGETS=all $(BIN)/python -m pytest -q -s tests/test_triton_compile.py $(ARGS)
+	@GRIFFIN_TEST_TARGETS=all $(BIN)/python -m pytest -q -s tests/test_triton_compile.py tests/test_rank.py $(ARGS)
 	@GRIFFIN_TEST_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_tune_killed.py -k kill_minus_nine $(ARGS)
 	@GRIFFIN_TEST_FUZZ=10000 $(BIN)/python -m pytest -q -s tests/test_registry_fuzz.py $(ARGS)
 	@GRIFFIN_TEST_PLANTS=all $(BIN)/python -m pytest -q tests/test_planted.py $(ARGS)

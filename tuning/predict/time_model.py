@@ -40,7 +40,7 @@ from pathlib import Path
 import msgspec
 
 from griffin_kernels import errors
-from griffin_kernels.datasheet import Datasheet, datasheet
+from griffin_kernels.datasheet import DRAM_LATENCY_S, Datasheet, datasheet
 from griffin_kernels.device import Device
 from griffin_kernels.texts import unmarked
 from roofline.target import ACHIEVED_DRAM, ACHIEVED_TENSOR
@@ -73,7 +73,7 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     launch_s: float = 2.5e-6
-    latency_s: float = 0.7e-6
+    latency_s: float = DRAM_LATENCY_S
     dram_reach: float = ACHIEVED_DRAM
     cache_reach: float = 0.4
     matrix_share: float = 0.7
@@ -88,8 +88,8 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 ASSUMED = Constants()
-"""launch_s: back-to-back kernels in a CUDA graph, 2 to 3 us. latency_s: about 0.5 us idle on A100 and H100, more under
-load. dram_reach: as measured on an A100. cache_reach: 5.5 to 7 TB/s of L2 reads on an H100. The others are guesses."""
+"""launch_s: back-to-back kernels in a CUDA graph, 2 to 3 us. dram_reach: as measured on an A100. cache_reach: 5.5 to 7
+TB/s of L2 reads on an H100. The others are guesses."""
 
 
 def load_constants(path: Path | None) -> Constants:

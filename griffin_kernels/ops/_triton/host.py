@@ -9,7 +9,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from griffin_kernels import datasheet
 from griffin_kernels.contract import Case, accumulator
+from griffin_kernels.datasheet import DRAM_LATENCY_S
 from griffin_kernels.device import Device
 from griffin_kernels.ops._triton import strides
 
@@ -106,13 +108,24 @@ def idle_channels(case: Case, block_d: int) -> str | None:
     return None
 
 
-def bytes_ahead(case: Case, block_t: int, streams: int) -> int:
-    """Bytes that one pass over time has in flight on the whole device: block_t rows of every channel and stream."""
-    return case["N"] * case["D"] * block_t * streams * case.bytes_per_element()
+def bytes_in_flight(device: Device) -> float:
+    """Loads that keep the memory busy: its bandwidth times its latency (Little's law).
+
+    18 KB per unit, as on an H100, where no datasheet tells.
+    """
+    sheet = datasheet.find(device.name)
+    return sheet.dram_bytes_per_s * DRAM_LATENCY_S if sheet is not None else 18 * 1024 * device.units
 
 
-def starves(case: Case, device: Device, streams: int) -> bool:
-    """Whether one pass over time has too few loads in flight to keep the memory busy, and time should be split."""
-    # an H100 needs about 18 KB in flight per SM to reach its bandwidth; half of that is where 10 B per element in three
-    # phases beat 6 B in one
-    return case["T"] >= 512 and bytes_ahead(case, 32, streams) < 9 * 1024 * device.units
+def load_share(case: Case, device: Device) -> float:
+    """One step of one stream of all rows and channels, as a share of ``bytes_in_flight``."""
+    step: int = case["N"] * case["D"] * case.bytes_per_element()
+    return step / bytes_in_flight(device)
+
+
+def starves(case: Case, device: Device, below: float) -> bool:
+    """Whether one pass over time has too few loads in flight to keep the memory busy, and time should be split.
+
+    below: the share (``load_share``) from which on one pass is the faster form in the static model.
+    """
+    return case["T"] >= 512 and load_share(case, device) < below

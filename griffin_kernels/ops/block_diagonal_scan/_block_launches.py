@@ -102,11 +102,10 @@ def unfit(case: Case, device: Device, block_a: int, num_warps: int) -> str | Non
     return None
 
 
-def starves(case: Case, device: Device, rows: int, streams: int) -> bool:
-    """Whether one pass over time has too few loads in flight to keep the memory busy, and time should be split.
+def splits(case: Case, device: Device, config: Any, below: float) -> bool:
+    """Whether one program per row and group of blocks leaves units without work, and time should be split.
 
-    rows: steps loaded ahead. streams: elements loaded per element of h besides the n of a.
+    below: the share of units with work up to which that is the faster form in the static model.
     """
-    # an H100 needs about 18 KB in flight per SM to reach its bandwidth; below half of that, reading a twice is cheaper
-    ahead = case["N"] * case["D"] * (case["n"] + streams) * rows * case.bytes_per_element()
-    return case["T"] >= 512 and ahead < 9 * 1024 * device.units
+    programs = case["N"] * -(-case["H"] // blocks_in(config.block_a, case["n"]))
+    return case["T"] >= 512 and programs < below * device.units

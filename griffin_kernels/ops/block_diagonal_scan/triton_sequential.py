@@ -69,7 +69,7 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 def rank(case: Case, device: Device) -> int:
     """The default wherever its loads can keep the memory busy."""
-    return 20 if _block_launches.starves(case, device, Config.block_t, streams=1) else 30
+    return 20 if _block_launches.splits(case, device, Config(), 0.4) else 30
 
 
 VARIANT = Variant(

@@ -107,7 +107,7 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 def rank(case: Case, device: Device) -> int:
     """The default where one pass over time cannot keep the memory busy."""
-    return 40 if forward.starves(case, device, triton_sequential.Config.block_t, streams=2) else 15
+    return 40 if forward.splits(case, device, triton_sequential.Config(), 0.65) else 15
 
 
 def traffic(case: Case, config: Config) -> int:

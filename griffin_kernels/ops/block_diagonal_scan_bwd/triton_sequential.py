@@ -68,7 +68,7 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 def rank(case: Case, device: Device) -> int:
     """The default wherever its loads can keep the memory busy."""
-    return 20 if forward.starves(case, device, Config.block_t, streams=2) else 30
+    return 20 if forward.splits(case, device, Config(), 0.65) else 30
 
 
 VARIANT = Variant(

@@ -105,7 +105,7 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 def rank(case: Case, device: Device) -> int:
     """The default where one pass over time cannot keep the memory busy."""
-    return 40 if host.starves(case, device, streams=2) else 15
+    return 40 if host.starves(case, device, below=0.0066) else 15
 
 
 def traffic(case: Case, config: Config) -> int:

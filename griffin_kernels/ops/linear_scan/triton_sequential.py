@@ -83,7 +83,7 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 def rank(case: Case, device: Device) -> int:
     """The default wherever its loads can keep the memory busy."""
-    return 20 if host.starves(case, device, streams=2) else 30
+    return 20 if host.starves(case, device, below=0.0066) else 30
 
 
 VARIANT = Variant(

@@ -51,11 +51,11 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 
 def rank(case: Case, device: Device) -> int:
-    """The default where tiles of keys alone leave processors idle and many rows see each."""
+    """The default where tiles of keys alone are few for the device's units and many rows see each."""
     cut, _ = _flash_gradient.default(case["d"], case.dtype, device.arch)
     programs = case["B"] * case["Hkv"] * -(-case["S"] // cut.resident)
     rows = min(case["W"], case["T"]) * (case["Hq"] // case["Hkv"])
-    return 40 if programs < device.units and rows >= 1024 else 20
+    return 40 if programs < 5 * device.units and rows >= 1024 else 20
 
 
 def traffic(case: Case, config: Config) -> int:

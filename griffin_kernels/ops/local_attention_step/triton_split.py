@@ -21,6 +21,7 @@ from typing import Any
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
+from griffin_kernels.ops._triton import host
 from griffin_kernels.ops.local_attention_step import _flash_decoding
 from griffin_kernels.ops.local_attention_step.cost import cost
 from griffin_kernels.ops.local_attention_step.op import Call
@@ -48,8 +49,9 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 
 def rank(case: Case, device: Device) -> int:
-    """The default where a program for each row and key head does not fill the device."""
-    return 40 if case["B"] * case["Hkv"] < 2 * device.units else 30
+    """The default where a tile of keys and values for each row and key head does not keep the memory busy."""
+    tiles = case["B"] * case["Hkv"] * 256 * case["d"]  # 64 keys and values of 16 bits, half as many of 32
+    return 40 if tiles < 1.35 * host.bytes_in_flight(device) else 30
 
 
 def traffic(case: Case, config: Config) -> int:

@@ -195,7 +195,7 @@ def claims(x: Tensor, n: int, block_t: int, config: Any) -> Claims:
     )
 
 
-def underfills(case: Case, device: Device, config: Any) -> bool:
-    """Whether one program per row, gate block and slice leaves units without work, and time should be split."""
+def fills(case: Case, device: Device, config: Any, least: float) -> bool:
+    """Whether one program per row, gate block and slice gives work to ``least`` of the units, or time is short."""
     programs = case["N"] * case["H"] * -(-case["n"] // config.block_n)
-    return case["T"] >= 256 and programs < device.units
+    return case["T"] < 256 or programs >= least * device.units

@@ -27,6 +27,7 @@ from griffin_kernels import launch
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
+from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.chunks import entering_chunk
 from griffin_kernels.ops._triton.tensors import State, marks_later, store_state
 from griffin_kernels.ops.rg_lru import _triton
@@ -125,8 +126,9 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 
 def rank(case: Case, device: Device) -> int:
-    """The default for 16-bit data where one program per channel slice would leave units idle."""
-    return 50 if case.half and _triton.underfills(case, device, VARIANT.config()) else 11
+    """The default for 16-bit data where one program per slice would leave most units of an NVIDIA device idle."""
+    fits = device.kind != "hip" and case["T"] >= 256 and host.load_share(case, device) >= 0.0016
+    return 48 if case.half and fits else 11
 
 
 def traffic(case: Case, config: Config) -> int:

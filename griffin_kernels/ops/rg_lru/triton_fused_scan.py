@@ -100,7 +100,7 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 def rank(case: Case, device: Device) -> int:
     """The default where its loads can keep the memory busy, unless the products can be fused too."""
-    return 25 if host.starves(case, device, streams=3) else 35
+    return 25 if host.starves(case, device, below=0.016) else 35
 
 
 def traffic(case: Case, config: Config) -> int:

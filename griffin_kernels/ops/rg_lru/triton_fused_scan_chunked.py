@@ -120,7 +120,7 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 def rank(case: Case, device: Device) -> int:
     """The default where one pass over time cannot keep the memory busy."""
-    return 45 if host.starves(case, device, streams=3) else 15
+    return 45 if host.starves(case, device, below=0.016) else 15
 
 
 def traffic(case: Case, config: Config) -> int:

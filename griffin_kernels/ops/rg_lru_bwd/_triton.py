@@ -179,13 +179,6 @@ def unfit(case: Case, device: Device, block_d: int, num_warps: int) -> str | Non
     return host.unfit(case, device, block_d, num_warps)
 
 
-def few_warps(case: Case, device: Device) -> bool:
-    """Whether one pass over time has too few warps, and time should be split."""
-    # 70 instructions per element are half of what an H100 can issue at its memory's bandwidth: it takes two warps of 64
-    # channels for each of the four schedulers of a multiprocessor to come near
-    return case["T"] >= 512 and case["N"] * case["D"] < 8 * 64 * device.units
-
-
 def traffic(case: Case, again: int = 0, rows: int = 0) -> int:
     """Bytes moved: products and scan, ``again`` elements read twice, ``rows`` rows of D float32 of scratch."""
     elements = case["B"] * case["T"] * case["D"]

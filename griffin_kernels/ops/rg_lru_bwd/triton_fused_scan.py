@@ -31,6 +31,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
+from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, own_channels, store_state
 from griffin_kernels.ops.linear_scan.op import rows_of
@@ -108,7 +109,7 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 def rank(case: Case, device: Device) -> int:
     """The default where there are channels enough to keep the device busy."""
-    return 20 if _triton.few_warps(case, device) else 30
+    return 20 if host.starves(case, device, below=0.03) else 30
 
 
 def traffic(case: Case, config: Config) -> int:

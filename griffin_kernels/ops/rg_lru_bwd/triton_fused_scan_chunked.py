@@ -28,6 +28,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch, Step
+from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.chunks import entering_chunk
 from griffin_kernels.ops._triton.tensors import State, load_state, marks_at, own_channels, store_state
 from griffin_kernels.ops.rg_lru._triton import in_chunks
@@ -136,7 +137,7 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 def rank(case: Case, device: Device) -> int:
     """The default where one pass over time cannot keep the device busy."""
-    return 40 if _triton.few_warps(case, device) else 15
+    return 40 if host.starves(case, device, below=0.03) else 15
 
 
 def traffic(case: Case, config: Config) -> int:

@@ -21,6 +21,7 @@ from griffin_kernels.ops.rg_lru import _numba as rg_lru
 from griffin_kernels.ops.rg_lru import _numba_backward as rg_lru_bwd
 from griffin_kernels.ops.rg_lru_step import _numba as rg_lru_step
 from griffin_kernels.ops.temporal_conv1d import _conv_numba as temporal_conv1d
+from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba as temporal_conv1d_step
 
 MODULES = [
     block_diagonal_scan,
@@ -32,6 +33,7 @@ MODULES = [
     rg_lru_bwd,
     rg_lru_step,
     temporal_conv1d,
+    temporal_conv1d_step,
 ]
 
 

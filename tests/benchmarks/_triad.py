@@ -50,6 +50,6 @@ def triad(x: Tensor, y: Tensor, z: Tensor, empty: Callable[..., Tensor] = torch.
     """p and q of contiguous x, y, z, in outputs from ``empty(shape, dtype=...)``."""
     p, q = empty(x.shape, dtype=x.dtype), empty(x.shape, dtype=x.dtype)
     fields = _Fields(*(tensor.data_ptr() for tensor in (x, y, z, p, q)), -(-x.numel() // _BLOCK), x.numel())
-    files = (__file__, str(_native_rows.__file__))
-    _native_call.Family(_Fields, files).run(x.dtype, None, fields, (_triad, torch.get_num_threads()))
+    family = _native_call.Family(_Fields, (__file__, str(_native_rows.__file__)))
+    family.run(x.dtype, None, family.fields(**fields._asdict()), (_triad, torch.get_num_threads()))
     return p, q

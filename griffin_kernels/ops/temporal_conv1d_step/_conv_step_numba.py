@@ -11,37 +11,36 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numba
-import torch
 from llvmlite import ir
 from numba import types
 
 from griffin_kernels.ops import _native
-from griffin_kernels.ops._native import INT64, Lanes, data_bytes, field, intrinsic, lanes, loop, take
+from griffin_kernels.ops._native import INT64, Lanes, Strided, data_bytes, field, intrinsic, lanes, loop, places, take
 
 _njit: Any = numba.njit
 
-FIELDS = (
-    "counter",  # next work item; the kernel advances it
-    "items",  # batch rows times parts, parts fastest
-    "parts",
-    "part",  # channels of a part
-    "width",  # D
-    "taps",  # K
-    "positions",  # int64 [B], or 0
-    "slots",  # int64 [B], or 0
-    "x",  # data [B, D]
-    "x_row",
-    "weight",  # data [K, D]
-    "weight_row",
-    "bias",  # data [D]
-    "state",  # data [P, K-1, D]
-    "state_slot",
-    "state_row",
-    "y",  # data [B, D] contiguous
-)
-"""Names of the integers. Addresses and strides in bytes; channels are contiguous."""
 
-_COUNTER = FIELDS.index("counter")
+class Fields(NamedTuple):
+    """Given to the kernel. Addresses in bytes, strides in elements; channels are contiguous."""
+
+    x: Strided  # data [B, D]
+    weight: Strided  # data [K, D]
+    state: Strided  # data [P, K-1, D]
+    items: int  # batch rows times parts, parts fastest
+    parts: int  # of the channels
+    part: int  # channels of a part
+    width: int  # D
+    taps: int  # K
+    positions: int  # int64 [B], or 0
+    slots: int  # int64 [B], or 0
+    bias: int  # data [D]
+    y: int  # data [B, D] contiguous
+
+
+AT = places(Fields)
+
+FILES = (__file__,)
+"""Sources that the kernel is made from, besides _native.py."""
 
 
 class TokenRow(NamedTuple):
@@ -165,26 +164,21 @@ def first_kept(positions: int, batch: int, taps: int) -> int:
 
 def step(data: Any) -> None:
     """y, and the state."""
-    size, parts, part = data_bytes(data), field(data, 2), field(data, 3)
-    width, taps, positions, slots = field(data, 4), field(data, 5), field(data, 6), field(data, 7)
-    item = take(data, _COUNTER)
-    while item < field(data, 1):
+    size, parts, part = data_bytes(data), field(data, AT.parts), field(data, AT.part)
+    width, taps, positions = field(data, AT.width), field(data, AT.taps), field(data, AT.positions)
+    item = take(data, 0)
+    while item < field(data, AT.items):
         batch, channel = item // parts, item % parts * part
         channels, offset = min(part, width - channel), channel * size
-        out = field(data, 16) + batch * width * size + offset
-        slot = slot_of(slots, batch)
+        out = field(data, AT.y) + batch * width * size + offset
+        slot = slot_of(field(data, AT.slots), batch)
         if slot < 0:
             zero_data(data, channels, out)
         else:
-            x = field(data, 8) + batch * field(data, 9) + offset
-            weight, bias = field(data, 10) + offset, field(data, 12) + offset
-            state = field(data, 13) + slot * field(data, 14) + offset
-            first = first_kept(positions, batch, taps)
-            row = (x, weight, field(data, 11), bias, state, field(data, 15), taps, first, out)
-            conv_and_shift(data, channels, row)
-        item = take(data, _COUNTER)
-
-
-def compiled(dtype: torch.dtype) -> Any:
-    """The kernel for data of ``dtype`` as a ctypes function of the address of its FIELDS."""
-    return _native.compiled(step, dtype, (__file__,))
+            x = field(data, AT.x) + batch * field(data, AT.x + 1) * size + offset
+            weight, weight_step = field(data, AT.weight) + offset, field(data, AT.weight + 1) * size
+            state, state_step = field(data, AT.state) + offset, field(data, AT.state + 2) * size
+            state += slot * field(data, AT.state + 1) * size
+            first, bias = first_kept(positions, batch, taps), field(data, AT.bias) + offset
+            conv_and_shift(data, channels, (x, weight, weight_step, bias, state, state_step, taps, first, out))
+        item = take(data, 0)

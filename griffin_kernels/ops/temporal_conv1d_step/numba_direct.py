@@ -9,20 +9,20 @@ is not.
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops._cpu import unfit_cpu
-from griffin_kernels.ops._native_call import rows
+from griffin_kernels.ops._native_call import Family, rows
+from griffin_kernels.ops._threads import threads_for
 from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba
 from griffin_kernels.ops.temporal_conv1d_step.op import Call
+
+_KERNELS = Family(_conv_step_numba.Fields, _conv_step_numba.FILES)
 
 
 @dataclass(frozen=True)
@@ -33,44 +33,33 @@ class Config:
 
 
 def run(call: Call, config: Config) -> tuple[Tensor, Tensor]:
-    x, weight, bias, state, positions, slots = call
-    batch, width = x.shape
-    taps, size = weight.shape[0], x.element_size()
+    x, weight, bias, pool, positions, slots = call
     x, weight, bias = rows(x), rows(weight), rows(bias)
+    state = rows(pool)  # a copy only where channels are not contiguous
     positions = None if positions is None else positions.contiguous()
     slots = None if slots is None else slots.contiguous()
-    kept = rows(state)  # a copy only where channels are not contiguous
-    y = torch.empty(batch, width, dtype=x.dtype, device="cpu")
+    (batch, width), taps, size = x.shape, weight.shape[0], x.itemsize
+    y = x.new_empty(batch, width)
     parts = -(-width // config.block_d)
-    state_at, slot_step, row_step = strided("state", kept, size * state.shape[0] * (taps - 1) * width)
-    weight_at, tap_step, _ = strided("weight", weight, size * taps * width)
-    x_at, x_step, _ = strided("x", x, size * batch * width)
-    # in the order of _conv_step_numba.FIELDS
-    values = (
-        0,
-        batch * parts,
-        parts,
-        config.block_d,
-        width,
-        taps,
-        address("positions", positions, 8 * batch),
-        address("slots", slots, 8 * batch),
-        x_at,
-        x_step * size,
-        weight_at,
-        tap_step * size,
-        address("bias", bias, size * width),
-        state_at,
-        slot_step * size,
-        row_step * size,
-        address("y", y, size * batch * width),
+    fields = _KERNELS.fields(
+        x=strided("x", x, size * batch * width),
+        weight=strided("weight", weight, size * taps * width),
+        state=strided("state", state, size * state.shape[0] * (taps - 1) * width),
+        items=batch * parts,
+        parts=parts,
+        part=config.block_d,
+        width=width,
+        taps=taps,
+        positions=address("positions", positions, 8 * batch),
+        slots=address("slots", slots, 8 * batch),
+        bias=address("bias", bias, size * width),
+        y=address("y", y, size * batch * width),
     )
-    fields = array("q", values)
-    threads = _threads.threads_for(batch * parts, batch * width * taps)
-    _threads.run(_conv_step_numba.compiled(x.dtype), fields.buffer_info()[0], threads)
-    if kept is not state:
-        state.copy_(kept)
-    return y, state
+    threads = threads_for(batch * parts, batch * width * taps)
+    _KERNELS.run(x.dtype, None, fields, (_conv_step_numba.step, threads))
+    if state is not pool:
+        pool.copy_(state)
+    return y, pool
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

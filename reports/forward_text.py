@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from reports import format as fmt
-from roofline.pass_records import PartRow, PassSummary
+from roofline.pass_records import Part, PassSummary
 from roofline.tables import SHORT
 from roofline.times import REGIMES
 from roofline.work import LENGTH_IS, Phase
@@ -107,7 +107,7 @@ def kind(name: str) -> str:
     return KIND_NAMES.get(name, name.replace("_", " "))
 
 
-def part(row: PartRow) -> str:
+def part(row: Part) -> str:
     """``7 recurrent block``, ``embedding``: layers are counted from 0."""
     return kind(row.kind) if row.layer is None else f"{row.layer} {kind(row.kind)}"
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from msgspec import structs, to_builtins
 from rich.console import Console
 
-from roofline import forward_cli
-from roofline.console import StatusLine, output, plain_errors
+from griffin_kernels import errors
+from griffin_kernels.datasheet import datasheet, find, skus
+from griffin_kernels.models.presets import PRESETS, preset
+from roofline import tables
+from roofline.console import DeviceOption, StatusLine, output, plain_errors, say
+from roofline.forward import BATCHES, SEQS, analyse, sweep
+from roofline.pass_records import PassRecord
+from roofline.target import AnalysisTarget, at_hand, of_sku
 from roofline.units import seconds_text, si
+from roofline.work import Phase, check
 
 if TYPE_CHECKING:
     from griffin_kernels.device import Device
@@ -26,20 +35,158 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _group() -> None:
-    """What the hardware allows: its ceilings, and what they make of a model."""
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Short names on the command line."""
 
 
-app.command()(forward_cli.forward)
-app.command("list")(forward_cli.names)
-app.command()(forward_cli.study)
+def _sizes(text: str | None, name: str, usual: Sequence[int]) -> Sequence[int]:
+    """``1,8,64`` -> (1, 8, 64), ``usual`` for None; ArgumentError for what is not a list of whole numbers."""
+    try:
+        return usual if text is None else tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise errors.ArgumentError(f"{name} is {text!r}, expected whole numbers such as 1,8,64") from None
+
+
+def _axes(text: str) -> set[str]:
+    """``batch,seq`` -> {"batch", "seq"}; ArgumentError for an axis that there is not."""
+    axes = {part.strip() for part in text.split(",") if part.strip()}
+    if not axes or axes - {"batch", "seq"}:
+        raise errors.ArgumentError(f"--sweep is {text!r}, expected batch, seq or batch,seq")
+    return axes
+
+
+def _finite(seconds: float) -> None:
+    """Raise ArgumentError for times that never end."""
+    if not math.isfinite(seconds):
+        raise errors.ArgumentError(f"--seconds is {seconds}, expected a finite number")
+
+
+def _target_named(name: str | None) -> tuple[AnalysisTarget, Device | None]:
+    """A SKU's target, or this machine's (``None``, ``cpu``, ``cuda``, ``cuda:1``) and its device."""
+    if name is not None and name != "cpu" and not name.startswith("cuda"):
+        return of_sku(name), None
+    from griffin_kernels import device as devices
+
+    device = devices.detect(name)
+    return at_hand(device), device
+
+
+@app.command()
+def forward(
+    model: Annotated[str, typer.Option(help="A preset, such as griffin-1b3, hawk-100m or recurrentgemma-2b.")],
+    phase: Annotated[str, typer.Option(help="prefill, or decode of one token.")] = "prefill",
+    batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
+    seq: Annotated[int, typer.Option(help="Tokens of the prompt; in decode, tokens in the cache already.")] = 2048,
+    dtype: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16. bf16 by default, fp32 on this machine's CPU.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="A SKU such as nvidia-h100-sxm; cpu or cuda; this machine by default.")
+    ] = None,
+    run: Annotated[bool, typer.Option("--measure", help="Run it on this machine as well, where it fits.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for --measure.")] = 4.0,
+    axes: Annotated[
+        str | None, typer.Option("--sweep", help="batch, seq or batch,seq: a map of what binds where.")
+    ] = None,
+    batches: Annotated[str | None, typer.Option(help="Batches of a sweep, comma-separated.")] = None,
+    seqs: Annotated[str | None, typer.Option(help="Lengths of a sweep, comma-separated.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="One row for each layer, not for each kind.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a row for each part or point.")] = False,
+) -> None:
+    """What a forward pass takes on a device: FLOPs, bytes, what binds, latency, tokens/s, memory."""
+    with plain_errors():
+        if as_json and as_csv:
+            raise errors.ArgumentError("--json and --csv exclude each other")
+        if run and axes:
+            raise errors.ArgumentError("--measure runs one pass; it cannot go with --sweep")
+        _finite(seconds)
+        preset(model)  # a wrong name should not wait for the device
+        target, here = _target_named(device)
+        if run and here is None:
+            raise errors.DeviceError(f"--measure runs on this machine, not on {device}; leave --device out")
+        number = DTYPES.get(dtype or "", dtype) or ("float32" if here and here.kind == "cpu" else "bfloat16")
+        check(phase, batch, seq, number)
+        if axes:
+            swept = _axes(axes)
+            rows = _sizes(batches, "--batches", BATCHES) if "batch" in swept else [batch]
+            columns = _sizes(seqs, "--seqs", SEQS) if "seq" in swept else [seq]
+            points = sweep(model, target, phase=cast(Phase, phase), dtype=number, batches=rows, seqs=columns)
+            if as_json:
+                typer.echo(json.dumps(to_builtins(points), indent=1))
+            elif as_csv:
+                typer.echo(tables.to_csv(to_builtins(points)), nl=False)
+            else:
+                tables.show_sweep(output(), points)
+            return
+        found = analyse(model, target, phase=cast(Phase, phase), batch=batch, seq=seq, dtype=number)
+        record = found.record
+        if run and here is not None:
+            from roofline import pass_timing
+
+            line = StatusLine(Console(stderr=True))
+            line(f"building {model}")
+            built = pass_timing.build(found, here)
+            line(f"running {model}")
+            record = structs.replace(record, measured=pass_timing.measure(built, record, here, seconds))
+            line.clear()
+        if as_json:
+            typer.echo(json.dumps(_plain(record, target), indent=1))
+        elif as_csv:
+            typer.echo(tables.to_csv(to_builtins(record.timed)), nl=False)
+        else:
+            tables.show(output(), record, target, layers=layers)
+
+
+@app.command("list")
+def names() -> None:
+    """List the models and devices that ``forward`` knows."""
+    with plain_errors():
+        tables.show_names(output(), PRESETS, [datasheet(sku) for sku in skus()])
+
+
+def _plain(record: PassRecord, target: AnalysisTarget) -> dict[str, Any]:
+    """Everything as plain values: what ``--json`` prints."""
+    whole = record.whole
+    summed = ("tensor_flops", "vector_flops", "special_ops", "bytes", "run_bytes", "launches")
+    told = to_builtins(record) | {name: getattr(whole, name) for name in summed}
+    told |= {"device": target.name, "regime_share": record.regime_share, "assumptions": target.assumptions}
+    told["parts"] = to_builtins(record.timed)
+    return {name: value for name, value in told.items() if (name, value) != ("measured", None)}
+
+
+@app.command()
+def study(
+    out: Annotated[Path | None, typer.Option(help="The JSON file; in the user's data folder by default.")] = None,
+    device: DeviceOption = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for all passes that are run.")] = 60.0,
+) -> None:
+    """Measure the ceilings, run the preset models, predict them for an H100 too, and record it all for the report."""
+    with plain_errors():
+        _finite(seconds)
+        from griffin_kernels import device as devices
+        from roofline import store
+        from roofline import study as studying
+
+        here = devices.detect(device)
+        path = out.expanduser() if out is not None else studying.default_path(here)
+        line = StatusLine(Console(stderr=True))
+        timing = studying.Timing(seconds=seconds)
+        facts, stored = devices.provenance(here), store.default_path(here)
+        before = store.earlier(stored, here, facts)
+        found = studying.study(here, studying.registered(here), earlier=before, timing=timing, tell=line)
+        line.clear()
+        store.save(stored, here, found.ceilings, facts)
+        studying.write(path, found)
+        tables.show_kernels(output(), found)
+        tables.show_study(output(), found)
+        say(f"study     {path}")
 
 
 @app.command()
 def measure(
     out: Annotated[Path | None, typer.Option(help="The JSON file. In the user's data folder by default.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<index>. The first GPU, else the CPU.")] = None,
+    device: DeviceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Measure so often, and print how far the runs are apart.")] = 1,
     seconds: Annotated[float | None, typer.Option(min=0.0, help="Time to spend on sampling. 20 by default.")] = None,
@@ -50,7 +197,7 @@ def measure(
     """Measure the ceilings of this device: DRAM, cache, matrix products, multiply-adds, exp, launching."""
     stderr = Console(stderr=True)
     with plain_errors(stderr):
-        forward_cli.finite(seconds or 0.0)
+        _finite(seconds or 0.0)
         from griffin_kernels import device as devices
         from roofline import measure as measuring
         from roofline import store
@@ -67,13 +214,14 @@ def measure(
                 runs.append(measuring.measure(here, line.progress, spent))
                 line.clear()
         except KeyboardInterrupt:
-            stderr.print("interrupted; nothing was written", style="red", highlight=False)
+            say("interrupted; nothing was written", stderr, "red")
             raise typer.Exit(130) from None
         kept: list[Ceiling] = []
         for index, found in enumerate(runs):
             kept = store.save(path, here, found, devices.provenance(here), fresh=fresh and index == 0)
         known = Ceilings(here.name, tuple(kept), here.last_level_cache_bytes)
-        rows = _rows(known, _datasheet(here), runs)
+        sheet = find(here.name)
+        rows = _rows(known, Ceilings.from_datasheet(sheet) if sheet else None, runs)
         slow = measuring.disturbed(runs[-1])
         if as_json:
             answer = {"path": str(path), "device": here.validity(), "disturbed": slow, "ceilings": rows}
@@ -82,15 +230,7 @@ def measure(
             _show(here, rows, path, repeat)
         if slow:
             text = f"other processes took the cores; measure again when they are done: {', '.join(slow)} are too low"
-            stderr.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-
-def _datasheet(device: Device) -> Ceilings | None:
-    from griffin_kernels import datasheet
-    from roofline.ceilings import Ceilings
-
-    sheet = datasheet.find(device.name)
-    return None if sheet is None else Ceilings.from_datasheet(sheet)
+            say(text, stderr, "yellow")
 
 
 def spread(values: Sequence[float]) -> float:
@@ -115,12 +255,8 @@ def _rows(known: Ceilings, sheet: Ceilings | None, runs: Sequence[Sequence[Ceili
         peak = stated(ceiling.name, sheet)
         values = [found.value for run in runs for found in run if found.name == ceiling.name]
         rows.append(
-            {
-                "name": ceiling.name,
-                "unit": ceiling.unit,
-                "value": ceiling.value,
-                "low": ceiling.low,
-                "high": ceiling.high,
+            {name: getattr(ceiling, name) for name in ("name", "unit", "value", "low", "high")}
+            | {
                 "samples": len(ceiling.samples),
                 "source": ceiling.source,
                 "datasheet": None if peak is None else peak.value,
@@ -138,11 +274,8 @@ def _told(value: float, unit: str) -> str:
 
 
 def _show(device: Device, rows: Sequence[dict[str, Any]], path: Path, repeat: int) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("ceiling", "measured", "95% interval", "datasheet", "of it", *(["spread"] if repeat > 1 else [])):
-        table.add_column(heading, justify="left" if heading == "ceiling" else "right", no_wrap=True)
+    headings = ("measured", "95% interval", "datasheet", "of it", *(["spread"] if repeat > 1 else []))
+    table = tables.grid(["ceiling"], headings, no_wrap=True)
     for row in rows:
         unit, ratio = row["unit"], row["ratio"]
         above = " (above the datasheet)" if ratio is not None and ratio > 1 else ""
@@ -154,7 +287,6 @@ def _show(device: Device, rows: Sequence[dict[str, Any]], path: Path, repeat: in
             "" if ratio is None else f"{ratio:.0%}{above}",
         ]
         table.add_row(*cells, *([f"{row['spread']:.1%}"] if repeat > 1 else []))
-    console = output()
-    console.print(f"{device.name}, {device.arch}, {device.units} units", highlight=False)
-    console.print(table, highlight=False)
-    console.print(f"ceilings  {path}", highlight=False, markup=False, soft_wrap=True)
+    say(f"{device.name}, {device.arch}, {device.units} units")
+    output().print(table, highlight=False)
+    say(f"ceilings  {path}")

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -42,6 +42,15 @@ def table(words: Iterable[str], figures: Iterable[str] = (), more_words: Iterabl
     for name in more_words:
         drawn.add_column(name, overflow="fold")
     return drawn
+
+
+def say(text: str, console: Console | None = None, style: str = "") -> None:
+    """Print a text as it is, in one line: on standard output if nothing else is said."""
+    (console or output()).print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<index>. The first GPU, else the CPU.")]
+"""The option of every command that takes a device of this machine."""
 
 
 class StatusLine:
@@ -102,5 +111,5 @@ def plain_errors(console: Console | None = None) -> Iterator[None]:
         line(told, f"error: {place}{error.strerror or error}", "red")
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        told.print("interrupted", style="red", highlight=False)
+        say("interrupted", told, "red")
         raise typer.Exit(130) from None

@@ -15,18 +15,21 @@ kernels are known to reach. Launches are added on a CPU and hidden behind kernel
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import structs
 
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.models.config import GriffinConfig
 from griffin_kernels.models.presets import preset
-from roofline.pass_records import Memory, PartRow, PassRecord, sums
+from roofline.pass_records import GridPoint, Memory, Part, PassRecord
 from roofline.target import AnalysisTarget
-from roofline.times import KernelTime, Timer, by_regime, moved
-from roofline.work import Part, Phase, forward_parts, new_tokens, tokens_after
+from roofline.times import KernelTime, Timer, by_regime
+from roofline.work import Phase, new_tokens, part_kernels, part_parameters, part_places, tokens_after
 
 if TYPE_CHECKING:
     import pandas
@@ -55,10 +58,8 @@ class Forward:
         return self.record.memory
 
     def frame(self) -> pandas.DataFrame:
-        """One row per part, in order; columns are the fields of ``PartRow``."""
-        import pandas
-
-        return pandas.DataFrame(msgspec.to_builtins(self.record.parts))
+        """One row per part, in order; columns are the fields of ``Part``."""
+        return frame(self.record.parts)
 
     def kernel_frame(self) -> pandas.DataFrame:
         """One row per kernel: part, layer, name, floor, bound, prediction, what it rests on."""
@@ -71,7 +72,7 @@ class Forward:
                 "kernel": time.kernel.name,
                 "case": time.kernel.case.key if time.kernel.case else None,
                 "bytes": time.kernel.cost.bytes_total,
-                "run_bytes": moved(time.kernel),
+                "run_bytes": time.kernel.run_bytes,
                 "launches": time.kernel.launches,
                 "floor_s": time.floor_s,
                 "bound": time.bound,
@@ -81,6 +82,13 @@ class Forward:
             for part, times in zip(self.record.parts, self.kernels, strict=True)
             for time in times
         )
+
+
+def frame(rows: Sequence[Part] | Sequence[GridPoint]) -> pandas.DataFrame:
+    """One row per part or point of a sweep."""
+    import pandas
+
+    return pandas.DataFrame([msgspec.to_builtins(row) for row in rows])
 
 
 def analyse(
@@ -95,22 +103,30 @@ def analyse(
 ) -> Forward:
     """Analyse one forward pass.
 
-    model: a preset's name, or a configuration (called ``name``). phase, batch, seq, dtype: as ``work.forward_parts``.
+    model: a preset's name, or a configuration (called ``name``). phase, batch, seq, dtype: as ``work.part_kernels``.
     Raises UnknownModelError, ArgumentError (sizes below 1, unknown phase) and DtypeError (one that the device lacks).
     A model that does not fit is analysed all the same: ``memory.fits`` and ``memory.sentence()`` say so.
     """
     config = preset(model) if isinstance(model, str) else model
-    parts = forward_parts(config, phase, batch, seq, dtype, gpu=target.asynchronous)
+    kernels = part_kernels(config, phase, batch, seq, dtype, gpu=target.asynchronous)
     target.check_dtype(dtype)
-    memory = memory_of(config, parts, target, phase, batch, seq, dtype)
+    size = DTYPE_BYTES[dtype]
+    tokens = batch * new_tokens(phase, seq)
+    live = max(k.cost.bytes_total - k.parameter_bytes - k.cache_bytes for found in kernels.values() for k in found)
+    memory = Memory(
+        weights=config.parameters() * size,
+        cache=batch * config.cache_bytes(tokens_after(phase, seq), size),
+        activations=live + tokens * config.width * size,  # of one kernel, with the residual stream beside it
+        device=target.memory_bytes,
+        batch=batch,
+    )
     timer = Timer(target, dtype, memory.weights)
-    kernels = tuple(timer.times(part.kernels) for part in parts)
-    alike = {id(times): _row(part, times) for part, times in zip(parts, kernels, strict=True)}
-    rows = [
-        msgspec.structs.replace(alike[id(times)], layer=part.layer) for part, times in zip(parts, kernels, strict=True)
-    ]
-    predicted_s = sum(row.predicted_s for row in rows)
-    predicted = by_regime(by_regime(time.predicted for time in times) for times in kernels)
+    times = {kind: tuple(map(timer.time, found)) for kind, found in kernels.items()}
+    sums = {kind: Part.of([time.part(kind) for time in found]) for kind, found in times.items()}
+    places, parameters = part_places(config), part_parameters(config)
+    parts = [structs.replace(sums[kind], layer=layer, count=1, parameters=parameters[kind]) for kind, layer in places]
+    predicted_s = sum(part.predicted_s for part in parts)
+    predicted = by_regime(by_regime(time.predicted for time in times[kind]) for kind, _ in places)
     record = PassRecord(
         model=model if isinstance(model, str) else name,
         phase=phase,
@@ -118,10 +134,10 @@ def analyse(
         seq=seq,
         dtype=dtype,
         parameters=config.parameters(),
-        floor_s=sum(row.floor_s for row in rows),
+        floor_s=sum(part.floor_s for part in parts),
         predicted_s=predicted_s,
         graphed_s=predicted_s - predicted["launch"],
-        tokens_per_s=batch * new_tokens(phase, seq) / predicted_s,
+        tokens_per_s=tokens / predicted_s,
         regime=max(predicted, key=lambda name: predicted[name]),
         predicted_by_regime_s=predicted,
         weight_bytes=memory.weights,
@@ -131,26 +147,26 @@ def analyse(
         device_bytes=memory.device,
         fits=memory.fits,
         largest_batch=memory.largest_batch,
-        parts=rows,
+        parts=parts,
     )
-    return Forward(record, config, target, kernels)
+    return Forward(record, config, target, tuple(times[kind] for kind, _ in places))
 
 
-def _row(part: Part, times: tuple[KernelTime, ...]) -> PartRow:
-    fields = sums([time.row(part) for time in times])
-    return PartRow(**fields | {"parameters": part.parameters})
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+SEQS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 
-def memory_of(
-    config: GriffinConfig, parts: list[Part], target: AnalysisTarget, phase: Phase, batch: int, seq: int, dtype: str
-) -> Memory:
-    """Weights, the cache after the pass, and the largest live set of one kernel with the residual stream beside it."""
-    size = DTYPE_BYTES[dtype]
-    live = max(k.cost.bytes_total - k.parameter_bytes - k.cache_bytes for part in parts for k in part.kernels)
-    return Memory(
-        weights=config.parameters() * size,
-        cache=batch * config.cache_bytes(tokens_after(phase, seq), size),
-        activations=live + batch * new_tokens(phase, seq) * config.width * size,
-        device=target.memory_bytes,
-        batch=batch,
-    )
+def sweep(
+    model: str | GriffinConfig,
+    target: AnalysisTarget,
+    *,
+    phase: Phase,
+    dtype: str,
+    batches: Iterable[int] = BATCHES,
+    seqs: Iterable[int] = SEQS,
+) -> list[GridPoint]:
+    """Every batch at every length, batches outermost: the regime map. Raises as ``analyse``."""
+    return [
+        analyse(model, target, phase=phase, batch=batch, seq=seq, dtype=dtype).record.point
+        for batch, seq in itertools.product(batches, seqs)
+    ]

@@ -16,11 +16,12 @@ from roofline.units import gib
 from roofline.work import PartKind, Phase, new_tokens
 
 
-class PartRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of a pass: sums over its kernels. bytes: the least; run_bytes: what the composition of today moves.
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A part of a pass, or ``count`` of them together: sums over its kernels.
 
-    parameter_bytes, cache_bytes: the shares of ``bytes`` that are weights, and states or keys and values.
-    bound: the ceiling that most of the floor is spent under.
+    bytes: the least; run_bytes: what the composition of today moves. parameter_bytes, cache_bytes: the shares of
+    ``bytes`` that are weights, and states or keys and values. bound: the ceiling that most of the floor is spent under.
+    measured_s: None where the pass was not run; a study keeps it in ``Measured``.
     """
 
     kind: PartKind
@@ -37,34 +38,23 @@ class PartRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     floor_s: float
     bound: str
     predicted_s: float
-
-    @property
-    def flops(self) -> int:
-        return self.tensor_flops + self.vector_flops
-
-
-def sums(rows: Sequence[PartRow]) -> dict[str, Any]:
-    """The fields of one PartRow for several: of the first's kind, without a layer."""
-    floors: Counter[str] = Counter()
-    for row in rows:
-        floors[row.bound] += row.floor_s  # type: ignore[assignment]
-    told = {"kind": rows[0].kind, "layer": None, "bound": max(floors, key=lambda name: floors[name])}
-    return {name: told[name] if name in told else sum(getattr(r, name) for r in rows) for name in ROW_FIELDS}
-
-
-ROW_FIELDS = PartRow.__struct_fields__
-
-
-class Parts(PartRow, frozen=True, kw_only=True, omit_defaults=True):
-    """A part beside its measured time, or the sum of several. measured_s: None if the pass was not run."""
-
     count: int = 1
     measured_s: float | None = None
 
     @classmethod
-    def of(cls, parts: Sequence[Parts]) -> Parts:
+    def of(cls, parts: Sequence[Part]) -> Part:
+        """Several as one: of the first's kind, without a layer."""
+        floors: Counter[str] = Counter()
+        for part in parts:
+            floors[part.bound] += part.floor_s  # type: ignore[assignment]
         timed = [part.measured_s for part in parts if part.measured_s is not None]
-        return cls(**sums(parts), count=sum(p.count for p in parts), measured_s=sum(timed) if timed else None)
+        told: dict[str, Any] = {"kind": parts[0].kind, "layer": None, "measured_s": sum(timed) if timed else None}
+        told["bound"] = max(floors, key=lambda name: floors[name])
+        return cls(**{n: told[n] if n in told else sum(getattr(p, n) for p in parts) for n in cls.__struct_fields__})
+
+    @property
+    def flops(self) -> int:
+        return self.tensor_flops + self.vector_flops
 
     @property
     def unexplained_s(self) -> float | None:
@@ -172,7 +162,7 @@ class PassRecord(PassSummary, frozen=True, kw_only=True, forbid_unknown_fields=T
     activation_bytes: int
     device_bytes: int
     largest_batch: int | None
-    parts: list[PartRow]
+    parts: list[Part]
     measured: Measured | None = None
 
     @property
@@ -206,27 +196,25 @@ class PassRecord(PassSummary, frozen=True, kw_only=True, forbid_unknown_fields=T
         return self.shares.get(self.regime, 0.0)
 
     @property
-    def timed(self) -> list[Parts]:
+    def timed(self) -> list[Part]:
         """Every part in order, with what it took."""
         taken = self.measured.parts_s if self.measured else [None] * len(self.parts)
-        return [
-            Parts(**msgspec.structs.asdict(row), measured_s=seconds)
-            for row, seconds in zip(self.parts, taken, strict=False)
-        ]
+        pairs = zip(self.parts, taken, strict=False)
+        return [msgspec.structs.replace(part, measured_s=seconds) for part, seconds in pairs]
 
     @property
-    def kinds(self) -> list[Parts]:
+    def kinds(self) -> list[Part]:
         """Parts summed by kind, in the order of their first."""
-        groups: dict[str, list[Parts]] = {}
+        groups: dict[str, list[Part]] = {}
         for part in self.timed:
             groups.setdefault(part.kind, []).append(part)
-        return [Parts.of(parts) for parts in groups.values()]
+        return [Part.of(parts) for parts in groups.values()]
 
     @property
-    def whole(self) -> Parts:
+    def whole(self) -> Part:
         """All parts; measured as a whole pass, without the timers between parts."""
         taken = self.measured.median_s if self.measured else None
-        return msgspec.structs.replace(Parts.of(self.timed), measured_s=taken)
+        return msgspec.structs.replace(Part.of(self.timed), measured_s=taken)
 
     @property
     def point(self) -> GridPoint:

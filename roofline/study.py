@@ -15,16 +15,14 @@ from griffin_kernels.device import Device, provenance
 from griffin_kernels.records import DeviceRecord, Entry
 from griffin_kernels.registry import load_for, sources, write_atomically
 from roofline import pass_timing, store
-from roofline.at_hand import at_hand
 from roofline.ceilings import Ceiling, Ceilings, best_of
 from roofline.floors import fusion_table, kernel_floors
-from roofline.forward import analyse
+from roofline.forward import analyse, sweep
 from roofline.measure import Sampler
 from roofline.pass_records import GridPoint, Measured
 from roofline.pass_timing import LEAST_CALM
 from roofline.study_records import STUDY_VERSION, Page, Study, encode
-from roofline.sweep import sweep
-from roofline.target import AnalysisTarget, of_sku
+from roofline.target import AnalysisTarget, at_hand, of_sku
 from roofline.work import PHASES, Phase
 
 Tell = Callable[[str], None]

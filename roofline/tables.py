@@ -12,7 +12,7 @@ from rich.table import Table
 
 from griffin_kernels.datasheet import Datasheet
 from griffin_kernels.models.config import GriffinConfig
-from roofline.pass_records import GridPoint, Parts, PassRecord
+from roofline.pass_records import GridPoint, Part, PassRecord
 from roofline.study_records import Study
 from roofline.target import AnalysisTarget
 from roofline.times import REGIMES
@@ -23,54 +23,57 @@ SHORT = {"parameters": "P", "cache": "C", "activations": "A", "compute": "F", "s
 """Letters of the regime map."""
 
 
+def grid(texts: Iterable[str], numbers: Iterable[str], title: str | None = None, **more: Any) -> Table:
+    """A table whose columns are texts, at the left, then numbers, at the right. more: of every column."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title=title)
+    for name in texts:
+        table.add_column(name, **more)
+    for name in numbers:
+        table.add_column(name, justify="right", **more)
+    return table
+
+
 def show(console: Console, record: PassRecord, target: AnalysisTarget, *, layers: bool = False) -> None:
     """A pass: headline, one row per kind of part (or per part), where the time goes, memory, what it rests on."""
-    console.print(
+    told = [
         f"[bold]{record.model}[/bold], {record.phase} {LENGTH_IS[record.phase]} {record.seq} tokens, "
         f"batch {record.batch}, {record.dtype}, on {target.name}",
-        highlight=False,
-    )
-    console.print(
         f"predicted [bold]{seconds_text(record.predicted_s)}[/bold], {si(record.tokens_per_s)} tokens/s, "
         f"{record.regime}-bound ({REGIMES[record.regime]}: {record.regime_share:.0%}); "
         f"{seconds_text(record.graphed_s)} without launches; floor {seconds_text(record.floor_s)}",
-        highlight=False,
-    )
+    ]
     if record.measured is not None:
         low, high = map(seconds_text, record.measured.interval_s)
-        console.print(
+        told.append(
             f"measured  [bold]{seconds_text(record.seconds)}[/bold] [{low}, {high}], {si(record.rate)} tokens/s; "
-            f"the prediction is off by {record.error:+.0%}",
-            highlight=False,
+            f"the prediction is off by {record.error:+.0%}"
         )
-        if record.measured.disturbed:
-            console.print("other processes took the cores: the measured times are too long", style="yellow")
+    for line in told:
+        console.print(line, highlight=False)
+    if record.measured is not None and record.measured.disturbed:
+        console.print("other processes took the cores: the measured times are too long", style="yellow")
     console.print(parts_table(record, layers=layers))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in record.shares.items() if share > 0.005)
     console.print(f"time goes to: {shares}", highlight=False)
     memory = record.memory
-    style = "red" if memory.fits is False else ""
-    console.print(
+    line = (
         f"memory: {memory.sentence()} (weights {gib(memory.weights)}, cache {gib(memory.cache)}, "
         f"activations {gib(memory.activations)})"
-        + (f"; largest batch at this length {memory.largest_batch}" if memory.largest_batch is not None else ""),
-        style=style,
-        highlight=False,
     )
+    if memory.largest_batch is not None:
+        line += f"; largest batch at this length {memory.largest_batch}"
+    console.print(line, style="red" if memory.fits is False else "", highlight=False)
     for sentence in target.assumptions:
         console.print(f"- {sentence}", style="dim", highlight=False)
 
 
 def parts_table(record: PassRecord, *, layers: bool = False) -> Table:
     """One row per kind of part, or per part, and the total."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("part")
-    names = "layer" if layers else "count"
-    names += ",parameters,FLOPs,bytes,bytes as run,launches,floor,bound,predicted,share"
-    for name in [*names.split(","), *(["measured", "predicted / measured"] if record.measured else [])]:
-        table.add_column(name, justify="right")
+    names = ["layer" if layers else "count", "parameters", "FLOPs", "bytes", "bytes as run", "launches", "floor"]
+    names += ["bound", "predicted", "share", *(["measured", "predicted / measured"] if record.measured else [])]
+    table = grid(["part"], names)
     rows = record.timed if layers else record.kinds
-    total = Parts.of(rows)
+    total = Part.of(rows)
     for row in (*rows, total):
         place = row.layer if layers else row.count
         cells = [
@@ -97,12 +100,7 @@ def show_sweep(console: Console, points: Sequence[GridPoint]) -> None:
     batches, seqs = sorted({p.batch for p in points}), sorted({p.seq for p in points})
     by_place = {(p.batch, p.seq): p for p in points}
     first = points[0]
-    table = Table(
-        box=None, pad_edge=False, header_style="bold", title=f"{first.model}, {first.phase}: predicted latency"
-    )
-    table.add_column("batch \\ seq", justify="right")
-    for seq in seqs:
-        table.add_column(str(seq), justify="right")
+    table = grid([], ["batch \\ seq", *map(str, seqs)], f"{first.model}, {first.phase}: predicted latency")
     for batch in batches:
         cells = []
         for seq in seqs:
@@ -118,19 +116,14 @@ def show_sweep(console: Console, points: Sequence[GridPoint]) -> None:
 
 def show_names(console: Console, models: Mapping[str, GriffinConfig], sheets: Iterable[Datasheet]) -> None:
     """Presets with their sizes, and devices with their peaks."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("model")
-    for name in ("parameters", "without embedding", "layers", "width", "lru width", "heads", "window"):
-        table.add_column(name, justify="right")
+    sizes_of = ("parameters", "without embedding", "layers", "width", "lru width", "heads", "window")
+    table = grid(["model"], sizes_of)
     for name, config in models.items():
         total = config.parameters()
         sizes = (config.num_layers, config.width, config.lru_width, config.num_heads, config.window)
         table.add_row(name, si(total), si(total - config.embedding_parameters()), *map(str, sizes))
     console.print(table)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("device")
-    for name in ("memory", "bandwidth", "bf16", "fp16", "fp32"):
-        table.add_column(name, justify="right")
+    table = grid(["device"], ("memory", "bandwidth", "bf16", "fp16", "fp32"))
     for sheet in sheets:
         peaks = [sheet.tensor_flops_per_s(dtype) for dtype in ("bfloat16", "float16", "float32")]
         told = ["-" if peak is None else si(peak, "FLOP/s") for peak in peaks]
@@ -144,12 +137,8 @@ def show_study(console: Console, found: Study) -> None:
     for page in found.pages:
         if not page.measured:
             continue
-        table = Table(
-            box=None, pad_edge=False, header_style="bold", title=f"forward passes on {page.device}, {page.dtype}"
-        )
-        table.add_column("model")
-        for name in ("phase", "batch", "seq", "predicted", "measured", "error", "tokens/s", "bound by"):
-            table.add_column(name, justify="right")
+        names = ("phase", "batch", "seq", "predicted", "measured", "error", "tokens/s", "bound by")
+        table = grid(["model"], names, f"forward passes on {page.device}, {page.dtype}")
         for row in page.passes:
             cells = [row.model, row.phase, str(row.batch), str(row.seq), seconds_text(row.predicted_s)]
             if row.measured is None:
@@ -164,28 +153,14 @@ def show_study(console: Console, found: Study) -> None:
 
 def show_kernels(console: Console, found: Study) -> None:
     """Tuned kernels against the ceilings, the one that loses most time first; then what fusing saves."""
-    table = Table(box=None, pad_edge=False, header_style="bold", title="tuned kernels by time lost")
-    for name in ("op", "case", "variant", "bound by"):
-        table.add_column(name, overflow="fold")
-    for name in ("floor", "measured", "share", "lost"):
-        table.add_column(name, justify="right")
+    names = ("op", "case", "variant", "bound by")
+    table = grid(names, ("floor", "measured", "share", "lost"), "tuned kernels by time lost", overflow="fold")
     for row in found.kernels:
-        times = (row.floors_s[row.bound], row.measured_s)
-        table.add_row(
-            row.op,
-            row.case,
-            row.variant,
-            row.bound,
-            *map(seconds_text, times),
-            f"{row.share:.0%}",
-            seconds_text(row.lost_s),
-        )
+        floor, measured, lost = map(seconds_text, (row.floors_s[row.bound], row.measured_s, row.lost_s))
+        table.add_row(row.op, row.case, row.variant, row.bound, floor, measured, f"{row.share:.0%}", lost)
     console.print(table)
-    table = Table(box=None, pad_edge=False, header_style="bold", title="what fusing saves, at the ceilings")
-    for name in ("op", "case"):
-        table.add_column(name, overflow="fold")
-    for name in ("bytes fused", "one by one", "ratio", "kernels", "time fused", "time one by one"):
-        table.add_column(name, justify="right")
+    columns = ("bytes fused", "one by one", "ratio", "kernels", "time fused", "time one by one")
+    table = grid(("op", "case"), columns, "what fusing saves, at the ceilings", overflow="fold")
     for line in found.fusion:
         table.add_row(
             line.what, line.case, gib(line.fused_bytes), gib(line.unfused_bytes),

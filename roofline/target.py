@@ -1,18 +1,22 @@
 """The device that an analysis is for: its ceilings, how much of them kernels reach, its memory. Needs no PyTorch.
 
-``of_sku`` is a device from its datasheet, there or not. ``roofline.at_hand`` makes the target of a device that is
-there, from ceilings measured on it and the kernels tuned for it.
+``of_sku`` is a device from its datasheet, there or not; ``at_hand``, which does need it, this machine's own, from
+ceilings measured on it and the kernels tuned for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES, BenchCase
 from griffin_kernels.datasheet import Datasheet, datasheet
 from roofline.ceilings import Ceilings
+
+if TYPE_CHECKING:
+    from griffin_kernels.device import Device
 
 ACHIEVED_TENSOR = 0.78
 """Share of the matrix peak that large products reach where nobody published a figure for the device: the median of
@@ -85,5 +89,48 @@ def of_datasheet(sheet: Datasheet) -> AnalysisTarget:
             f"peaks are those of the datasheet of {sheet.name}; nothing was measured on it",
             f"matrix products reach {tensor:.0%} of their peak ({reason})",
             f"memory traffic reaches {ACHIEVED_DRAM:.0%} of its peak (assumed, as measured on an A100)",
+        ),
+    )
+
+
+def tuned_by(device: Device, ceilings: Ceilings) -> Callable[[BenchCase], Tuned | None]:
+    """What the registry knows: the share of its floor that the nearest measured entry reached."""
+    from griffin_kernels import dispatch  # and with it torch
+    from roofline.floors import op_floors
+
+    def find(case: BenchCase) -> Tuned | None:
+        match = dispatch.select(case.op, case, device).match
+        if match is None or match.entry.median_s is None:
+            return None
+        known = match.entry.case
+        floor = max(op_floors(case.op, known, ceilings).values(), default=0.0)
+        if not floor:
+            return None
+        share = floor / match.entry.median_s
+        return Tuned(share, f"{match.variant.name}, measured at {share:.0%} of its floor ({known.key})")
+
+    return find
+
+
+def at_hand(device: Device, ceilings: Ceilings | None = None) -> AnalysisTarget:
+    """This machine's device as it was measured; DeviceError where its ceilings never were."""
+    from roofline import store
+
+    known = ceilings or store.load_for(device)
+    if known is None:
+        raise errors.DeviceError(
+            f"the ceilings of {device.name} have not been measured; `griffin roofline measure` takes half a minute"
+        )
+    return AnalysisTarget(
+        name=device.slug,
+        ceilings=known,
+        memory_bytes=device.memory_bytes,
+        asynchronous=device.kind != "cpu",
+        measured=True,
+        tuned=tuned_by(device, known),
+        assumptions=(
+            f"ceilings were measured on this {device.name}",
+            "tuned kernels reach the share of their floor that the nearest entry of the registry reached",
+            "everything else runs at the median rates sampled for the ceilings, one PyTorch kernel after the other",
         ),
     )

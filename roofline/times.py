@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from griffin_kernels.case import Pass
-from roofline.pass_records import PartRow
+from roofline.pass_records import Part
 from roofline.target import AnalysisTarget
-from roofline.work import Kernel, Part
+from roofline.work import Kernel, PartKind
 
 REGIMES = {
     "parameters": "reading the weights",
@@ -43,12 +43,12 @@ class KernelTime:
     def predicted_s(self) -> float:
         return sum(self.predicted.values())
 
-    def row(self, part: Part) -> PartRow:
-        """The kernel's share of a part's record; parameters are counted for the part alone."""
+    def part(self, kind: PartKind) -> Part:
+        """The kernel's share of a part; parameters are counted for the whole part alone."""
         kernel, cost = self.kernel, self.kernel.cost
-        return PartRow(
-            kind=part.kind,
-            layer=part.layer,
+        return Part(
+            kind=kind,
+            layer=None,
             parameters=0,
             tensor_flops=cost.tensor_flops,
             vector_flops=cost.vector_flops,
@@ -56,7 +56,7 @@ class KernelTime:
             bytes=cost.bytes_total,
             parameter_bytes=kernel.parameter_bytes,
             cache_bytes=kernel.cache_bytes,
-            run_bytes=moved(kernel),
+            run_bytes=kernel.run_bytes,
             launches=kernel.launches,
             floor_s=self.floor_s,
             bound=self.bound,
@@ -65,19 +65,11 @@ class KernelTime:
 
 
 class Timer:
-    """Times of kernels on a target; parts of a kind share their kernels, which are timed once."""
+    """Times of kernels on a target. weights: bytes of all weights of the model."""
 
     def __init__(self, target: AnalysisTarget, dtype: str, weights: int) -> None:
-        self.target = target
+        self.target, self.dtype, self.weights = target, dtype, weights
         self.usual = target.ceilings.usual
-        self.dtype = dtype
-        self.weights = weights
-        self.known: dict[int, tuple[KernelTime, ...]] = {}
-
-    def times(self, kernels: tuple[Kernel, ...]) -> tuple[KernelTime, ...]:
-        if id(kernels) not in self.known:
-            self.known[id(kernels)] = tuple(self.time(kernel) for kernel in kernels)
-        return self.known[id(kernels)]
 
     def time(self, kernel: Kernel) -> KernelTime:
         floors = self.target.ceilings.slow(kernel.cost, self.dtype, self._resident(kernel), launches=0)
@@ -135,11 +127,6 @@ def _by_regime(reached: dict[str, float], memory: dict[str, float]) -> dict[str,
     if binding in ("dram", "cache"):
         return {name: seconds * share for name, share in memory.items()}
     return {"special" if binding == "special" else "compute": seconds}
-
-
-def moved(kernel: Kernel) -> int:
-    """Bytes that a kernel's composition moves."""
-    return sum(p.count * p.cost.bytes_total for p in kernel.passes) or kernel.cost.bytes_total
 
 
 def by_regime(tables: Iterable[dict[str, float]]) -> dict[str, float]:

@@ -11,7 +11,7 @@ special operations. tests/test_work.py holds these counts against traces of the 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from griffin_kernels import errors
@@ -67,25 +67,33 @@ class Kernel:
     def launches(self) -> int:
         return sum(p.count for p in self.passes) or 1
 
+    @property
+    def run_bytes(self) -> int:
+        """Bytes that the composition moves."""
+        return sum(p.count * p.cost.bytes_total for p in self.passes) or self.cost.bytes_total
 
-@dataclass(frozen=True)
-class Part:
-    """A stretch of a pass that is timed as one: embedding, a block's time mixing, its MLP, or the output head.
 
-    layer: index of the block, None outside blocks. Norm and residual sum belong to the part that they lead into and
-    follow.
+def part_places(config: GriffinConfig) -> list[tuple[PartKind, int | None]]:
+    """Parts of a pass in order, stretches that are timed as one: kind, and index of the block; None outside blocks.
+
+    Norm and residual sum belong to the part that they lead into and follow.
     """
-
-    kind: PartKind
-    layer: int | None
-    parameters: int
-    kernels: tuple[Kernel, ...] = field(repr=False)
+    blocks = [(kind, layer) for layer, mixing in enumerate(config.block_types) for kind in (mixing, "mlp")]
+    return [("embedding", None), *blocks, ("head", None)]  # type: ignore[list-item]
 
 
-def forward_parts(
+def part_parameters(config: GriffinConfig) -> dict[PartKind, int]:
+    """Parameters of one part of each kind."""
+    counts = {kind: config.block_parameters(kind) for kind in dict.fromkeys(config.block_types)}
+    mixing: dict[PartKind, int] = {kind: count["mixing"] + config.width for kind, count in counts.items()}
+    mlp = next(iter(counts.values()))["mlp"] + config.width
+    return {"embedding": config.embedding_parameters(), **mixing, "mlp": mlp, "head": config.width}
+
+
+def part_kernels(
     config: GriffinConfig, phase: Phase, batch: int, seq: int, dtype: str, *, gpu: bool = False
-) -> list[Part]:
-    """The parts of one forward pass in order. gpu: PyTorch composes a few steps differently there.
+) -> dict[PartKind, tuple[Kernel, ...]]:
+    """The kernels of each kind of part in one forward pass. gpu: PyTorch composes a few steps differently there.
 
     prefill: ``batch`` sequences of ``seq`` tokens into an empty cache, logits of the last token only, as serving needs.
     decode: one token for each of ``batch`` sequences that have ``seq`` tokens in the cache already.
@@ -93,19 +101,11 @@ def forward_parts(
     """
     check(phase, batch, seq, dtype)
     shape = _Shape(config, phase, batch, seq, dtype, gpu)
-    embedding = Part("embedding", None, config.embedding_parameters(), tuple(_embedding(shape)))
-    head = Part("head", None, config.width, tuple(_head(shape)))
-    mixing = {
+    mixing: dict[PartKind, tuple[Kernel, ...]] = {
         kind: tuple(_recurrent(shape) if kind == "recurrent" else _attention(shape, kind))
         for kind in dict.fromkeys(config.block_types)
     }
-    mlp = tuple(_mlp(shape))
-    parts = [embedding]
-    for layer, kind in enumerate(config.block_types):
-        count = config.block_parameters(kind)
-        parts.append(Part(kind, layer, count["mixing"] + config.width, mixing[kind]))
-        parts.append(Part("mlp", layer, count["mlp"] + config.width, mlp))
-    return [*parts, head]
+    return {"embedding": tuple(_embedding(shape)), **mixing, "mlp": tuple(_mlp(shape)), "head": tuple(_head(shape))}
 
 
 LARGEST = 2**40
@@ -173,9 +173,10 @@ def _glue(name: str, passes: Iterable[Pass], parameter_bytes: int = 0) -> Kernel
 def _norm(shape: _Shape, tokens: int) -> Kernel:
     """RMSNorm in float32 with casts around it where the data is narrower; one kernel on a GPU, six on a CPU."""
     elements, size, width = tokens * shape.config.width, shape.size, shape.config.width
-    cast = () if size == 4 else (Pass.elementwise(elements, size, 4),)
-    back = () if size == 4 else (Pass.elementwise(elements, 4, size),)
-    weight = (*(() if size == 4 else (Pass.elementwise(width, size, 4),)), Pass.elementwise(width, 4, 4, vector=1))
+
+    def cast(count: int, read: int, written: int) -> list[Pass]:
+        return [Pass.elementwise(count, read, written)] if read != written else []
+
     # square, mean and two products an element; eps and rsqrt a token
     norm: tuple[Pass, ...]
     if shape.gpu:
@@ -188,22 +189,18 @@ def _norm(shape: _Shape, tokens: int) -> Kernel:
             Pass.elementwise(tokens, 4, 4, special=1),
             Pass.elementwise(elements, 4, 4, vector=1, count=2),
         )
-    return _glue("norm", (*weight, *cast, *norm, *back), parameter_bytes=width * size)
+    weight = [*cast(width, size, 4), Pass.elementwise(width, 4, 4, vector=1)]
+    passes = [*weight, *cast(elements, size, 4), *norm, *cast(elements, 4, size)]
+    return _glue("norm", passes, parameter_bytes=width * size)
+
+
+def _two_to_one(shape: _Shape, elements: int) -> Pass:
+    """A sum or product."""
+    return Pass.elementwise(elements, 2 * shape.size, shape.size, vector=1)
 
 
 def _residual(shape: _Shape) -> Kernel:
-    elements = shape.tokens * shape.config.width
-    return _glue("residual", [Pass.elementwise(elements, 2 * shape.size, shape.size, vector=1)])
-
-
-def _gelu(shape: _Shape, elements: int) -> Pass:
-    return Pass.elementwise(
-        elements, shape.size, shape.size, vector=block_step.GELU_FLOPS, special=block_step.GELU_SPECIALS
-    )
-
-
-def _product(shape: _Shape, elements: int) -> Pass:
-    return Pass.elementwise(elements, 2 * shape.size, shape.size, vector=1)
+    return _glue("residual", [_two_to_one(shape, shape.tokens * shape.config.width)])
 
 
 def _embedding(shape: _Shape) -> Iterable[Kernel]:
@@ -223,13 +220,9 @@ def _head(shape: _Shape) -> Iterable[Kernel]:
     yield _norm(shape, rows)
     yield _matmul(shape, "logits", rows, config.width, config.vocab_size, bias=False)
     if config.logits_softcap is not None:
-        elements = rows * config.vocab_size
-        passes = (
-            Pass.elementwise(elements, shape.size, shape.size, vector=1),
-            Pass.elementwise(elements, shape.size, shape.size, special=1),
-            Pass.elementwise(elements, shape.size, shape.size, vector=1),
-        )
-        yield _glue("softcap", passes)
+        elements, size = rows * config.vocab_size, shape.size
+        scale, tanh = (Pass.elementwise(elements, size, size, **work) for work in ({"vector": 1}, {"special": 1}))
+        yield _glue("softcap", [scale, tanh, scale])
 
 
 def _mlp(shape: _Shape) -> Iterable[Kernel]:
@@ -237,7 +230,9 @@ def _mlp(shape: _Shape) -> Iterable[Kernel]:
     hidden, linears = tokens * config.mlp_width, config.linears("mlp")
     yield _norm(shape, tokens)
     yield _matmul(shape, "up", tokens, *linears["up"])
-    yield _glue("gelu_gate", [_gelu(shape, hidden), _product(shape, hidden)])
+    gelu = {"vector": block_step.GELU_FLOPS, "special": block_step.GELU_SPECIALS}
+    passes = [Pass.elementwise(hidden, shape.size, shape.size, **gelu), _two_to_one(shape, hidden)]
+    yield _glue("gelu_gate", passes)
     yield _matmul(shape, "down", tokens, *linears["down"])
     yield _residual(shape)
 
@@ -250,31 +245,20 @@ def _recurrent(shape: _Shape) -> Iterable[Kernel]:
     yield _matmul(shape, "linear_x", tokens, *linears["linear_x"])
     state, taps = shape.batch * r * STATE_BYTES, (config.conv_width - 1) * shape.batch * r * shape.size
     if shape.phase == "decode":
-        step_case = block_step.make_case(
+        case = block_step.make_case(
             shape.batch, r, config.gate_blocks, config.conv_width, shape.dtype, data=("positions",)
         )
-        yield Kernel(
-            "recurrent_block",
-            block_step.cost(step_case),
-            block_step_unfused.passes(step_case),
-            parameter_bytes=block.weight_elements(step_case) * shape.size,
-            cache_bytes=2 * (state + taps),
-            case=step_case,
-        )
+        cost, passes, cached = block_step.cost(case), block_step_unfused.passes(case), 2 * (state + taps)
     else:
         case = block.make_case(
             shape.batch, shape.time, r, config.gate_blocks, config.conv_width, shape.dtype, ("segmented",)
         )
-        cost = block.cost(case)
-        yield Kernel(
-            "recurrent_block",
-            # the contract's cost leaves out the states, which are written for the tokens that follow
-            replace(cost, bytes_written=cost.bytes_written + state + taps),
-            block_unfused.passes(case),
-            parameter_bytes=block.weight_elements(case) * shape.size,
-            cache_bytes=state + taps,
-            case=case,
-        )
+        cost, passes, cached = block.cost(case), block_unfused.passes(case), state + taps
+        # the contract's cost leaves out the states, which are written for the tokens that follow
+        cost = replace(cost, bytes_written=cost.bytes_written + cached)
+    weights = block.weight_elements(case) * shape.size
+    yield Kernel("recurrent_block", cost, passes, parameter_bytes=weights, cache_bytes=cached, case=case)
+    if shape.phase == "prefill":
         yield _glue("cache", [Pass(Cost(state, state)), Pass(Cost(taps, taps))])
     yield _matmul(shape, "linear_out", tokens, *linears["linear_out"])
     yield _residual(shape)
@@ -310,27 +294,21 @@ def _attention(shape: _Shape, kind: BlockType) -> Iterable[Kernel]:
 
 def _slots(shape: _Shape, count: int) -> tuple[Pass, ...]:
     """Indices of the slots that ``count`` new keys of each row go to."""
-    index = shape.batch * count
-    return (
-        Pass.elementwise(count, 0, 8),
-        Pass.elementwise(shape.batch, 0, 8),
-        Pass.elementwise(index, 8, 8, count=2),
-    )
+    keys, rows = Pass.elementwise(count, 0, 8), Pass.elementwise(shape.batch, 0, 8)
+    return keys, rows, Pass.elementwise(shape.batch * count, 8, 8, count=2)
 
 
 def _rope_tables(shape: _Shape) -> Kernel:
     """Angles, cosines and sines of a quarter of a head, once for all layers."""
     quarter = shape.config.head_dim // 4
     angles = shape.tokens * quarter
-    return _glue(
-        "rope_tables",
-        [
-            Pass.elementwise(shape.time, 0, 8),
-            Pass.elementwise(quarter, 4, 4, count=4),
-            Pass.elementwise(angles, 4, 4, vector=1),
-            Pass.elementwise(angles, 4, 4, special=1, count=2),
-        ],
-    )
+    passes = [
+        Pass.elementwise(shape.time, 0, 8),
+        Pass.elementwise(quarter, 4, 4, count=4),
+        Pass.elementwise(angles, 4, 4, vector=1),
+        Pass.elementwise(angles, 4, 4, special=1, count=2),
+    ]
+    return _glue("rope_tables", passes)
 
 
 def _rope(shape: _Shape) -> Kernel:

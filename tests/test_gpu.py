@@ -118,9 +118,9 @@ def test_quick_tune_publishes(tmp_path):
 @pytest.mark.parametrize("model", ["hawk-tiny", "griffin-tiny", "mqa-tiny"])
 def test_forward_passes_are_timed_part_by_part(model, phase):
     from roofline import pass_timing
-    from roofline.at_hand import at_hand
     from roofline.ceilings import Ceilings
     from roofline.forward import analyse
+    from roofline.target import at_hand
 
     here = device.gpu(0)
     known = Ceilings(here.name, tuple(measure.measure(here, seconds=1.0)), here.last_level_cache_bytes)

@@ -15,14 +15,14 @@ from griffin_kernels.ops.linear_scan import cost as scan
 from griffin_kernels.ops.local_attention import cost as attention
 from griffin_kernels.ops.rg_lru import cost as rg_lru
 from roofline.target import of_sku
-from roofline.times import moved
-from roofline.work import Kernel, forward_parts
+from roofline.work import Kernel, part_kernels, part_parameters, part_places
 
 FAMILIES = ("hawk", "griffin", "mqa")
 
 
 def kernels(name, phase="prefill", batch=1, seq=64, dtype="bfloat16"):
-    return [kernel for part in forward_parts(preset(name), phase, batch, seq, dtype) for kernel in part.kernels]
+    by_kind = part_kernels(preset(name), phase, batch, seq, dtype)
+    return [kernel for kind, _ in part_places(preset(name)) for kernel in by_kind[kind]]
 
 
 def matmul_flops(found: list[Kernel]) -> int:
@@ -31,8 +31,8 @@ def matmul_flops(found: list[Kernel]) -> int:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_parameters_of_parts_are_all_parameters(name):
-    parts = forward_parts(preset(name), "decode", 1, 1, "float32")
-    assert sum(part.parameters for part in parts) == preset(name).parameters()
+    parameters = part_parameters(preset(name))
+    assert sum(parameters[kind] for kind, _ in part_places(preset(name))) == preset(name).parameters()
 
 
 @pytest.mark.parametrize("name", [n for n in PRESETS if not n.startswith("recurrentgemma")])
@@ -193,18 +193,18 @@ def traced(name, phase, batch, seq, dtype):
 def test_steps_between_tuned_operations_are_those_that_run(family, phase, dtype):
     name = f"{family}-tiny"
     rows = traced(name, phase, 2, 64, getattr(torch, dtype))
-    parts = forward_parts(preset(name), phase, 2, 64, dtype)
-    assert {row[0] for row in rows} == set(range(len(parts)))
+    places, found = part_places(preset(name)), part_kernels(preset(name), phase, 2, 64, dtype)
+    assert {row[0] for row in rows} == set(range(len(places)))
     inside = {"attention", "recurrent_block"}
-    for index, part in enumerate(parts):
+    for index, (kind, _) in enumerate(places):
         ran = [row for row in rows if row[0] == index and not row[1].startswith("griffin_kernels.")]
-        if part.kind == "embedding":
+        if kind == "embedding":
             # making the cache is there too, and the trace counts the whole matrix that a few rows are taken from
-            assert part.kernels[0].launches <= len(ran)
+            assert found[kind][0].launches <= len(ran)
             continue
-        told = [kernel for kernel in part.kernels if kernel.name not in inside]
+        told = [kernel for kernel in found[kind] if kernel.name not in inside]
         # the last block's part ends with the cache's count of tokens
         assert len(ran) - 1 <= sum(kernel.launches for kernel in told) <= len(ran)
         # the rest: factors that are broadcast, such as RoPE tables and the norm of a token, which are no streams
         moved_bytes = sum(row[2] for row in ran)
-        assert sum(moved(kernel) for kernel in told) == pytest.approx(moved_bytes, rel=0.05, abs=4096)
+        assert sum(kernel.run_bytes for kernel in told) == pytest.approx(moved_bytes, rel=0.05, abs=4096)

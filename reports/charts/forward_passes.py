@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from reports import format as fmt
 from reports import forward_text as words
 from reports.charts.common import LEGEND_ABOVE, framed, hover, lanes, scatter, short, text, titled, to_json
-from roofline.pass_records import Parts, PassRecord
+from roofline.pass_records import Part, PassRecord
 
 ROW_PIXELS = 30
 LAYER_PIXELS = 17
@@ -60,11 +60,11 @@ def layers(found: PassRecord) -> str | None:
     return to_json(_bars(parts, names, [0.0] * len(parts), scale), layout)
 
 
-def _length(part: Parts) -> float:
+def _length(part: Part) -> float:
     return part.predicted_s if part.measured_s is None else max(part.measured_s, 0.0)
 
 
-def _bars(parts: Sequence[Parts], names: Sequence[str], starts: Sequence[float], scale: float) -> list[Any]:
+def _bars(parts: Sequence[Part], names: Sequence[str], starts: Sequence[float], scale: float) -> list[Any]:
     """Four bars a row: floor and above it up to what was predicted or measured, the smaller; then the difference."""
     pieces: dict[str, list[tuple[float, float]]] = {role: [] for role in PIECES}
     for part, start in zip(parts, starts, strict=True):
@@ -94,7 +94,7 @@ def _bars(parts: Sequence[Parts], names: Sequence[str], starts: Sequence[float],
     ]
 
 
-def _labels(parts: Sequence[Parts], starts: Sequence[float], scale: float, end: float) -> Any:
+def _labels(parts: Sequence[Part], starts: Sequence[float], scale: float, end: float) -> Any:
     """Time, and in brackets what is unexplained of it: right of a bar, or left where there is more room."""
     xs, places, shown = [], [], []
     for part, start in zip(parts, starts, strict=True):
@@ -119,7 +119,7 @@ def _labels(parts: Sequence[Parts], starts: Sequence[float], scale: float, end: 
     )
 
 
-def _hover(name: str, part: Parts) -> str:
+def _hover(name: str, part: Part) -> str:
     return text(
         name if part.count == 1 else f"{name}, {part.count} together",
         f"floor {fmt.time(part.floor_s)} ({fmt.bound(part.bound)})",

@@ -61,14 +61,17 @@ def wide(dtype: torch.dtype) -> Any:
     return WIDE[accumulator(dtype)]
 
 
-def load_bits(tensors: tuple[Tensor, ...], per_thread: int) -> int:
-    """Width of a thread's load of ``per_thread`` neighbouring channels, as far as alignment lets it be that wide."""
+def load_bits(tensors: tuple[Tensor, ...], per_thread: int, dims: int = 2) -> int:
+    """Width of a thread's load of ``per_thread`` neighbouring channels, as far as alignment lets it be that wide.
+
+    dims: of each tensor, from the first on, along which kernels step.
+    """
     size = tensors[0].element_size()
     elements = min(16 // size, per_thread)
     for tensor in tensors:
         if channel_stride(tensor) != 1:
             return 8 * size
-        for number in (tensor.shape[-1], row_stride(tensor, 0), row_stride(tensor, 1), tensor.storage_offset()):
+        for number in (tensor.shape[-1], *(row_stride(tensor, dim) for dim in range(dims)), tensor.storage_offset()):
             elements = math.gcd(elements, number)
     return 8 * size * max(elements, 1)
 

@@ -17,6 +17,7 @@ from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case, dtype_name
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.host import channel_stride, known_stride, row_stride
 from griffin_kernels.ops.local_attention._triton_attention import Entries, Heads, Parts, Score, Sizes
 from griffin_kernels.ops.local_attention._triton_attention import first_keys as first_keys_kernel
@@ -36,17 +37,19 @@ LEAST_FACTOR = 1e-20
 
 @dataclass(frozen=True)
 class Tiles:
-    """How a kernel is cut: rows and keys of a tile, warps, buffers of loads."""
+    """block_m: rows, queries times heads of a key head, of a tile. block_n: keys per iteration.
 
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
+    0 in any field of a configuration: by head_dim, dtype and architecture, see ``forward_default``.
+    """
+
+    block_m: int = 0
+    block_n: int = 0
+    num_warps: int = 0
+    num_stages: int = 0
 
     def chosen(self, config: Any) -> Tiles:
         """Those fields of ``config`` that are not 0, in place of these."""
-        names = ("block_m", "block_n", "num_warps", "num_stages")
-        return replace(self, **{name: getattr(config, name) for name in names if getattr(config, name)})
+        return Tiles(**{name: getattr(config, name) or usual for name, usual in vars(self).items()})
 
 
 def padded(d: int) -> int:
@@ -182,25 +185,16 @@ def forward_outputs(call: Call, outputs: dict[str, Any]) -> tuple[Tensor, Tensor
     """out [B,T,Hq,d] and lse [B,Hq,T] or None, allocated contiguous unless the caller gave them."""
     q = call.q
     batch, time, heads, _ = q.shape
-    if outputs.get("out") is None:
-        outputs["out"] = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if call.with_lse and outputs.get("lse") is None:
-        outputs["lse"] = torch.empty((batch, heads, time), dtype=torch.float32, device=q.device)
-    elif not call.with_lse:
+    out = host.empty(outputs, "out", q, *q.shape, dtype=q.dtype)
+    if not call.with_lse:
         outputs["lse"] = None
-    return outputs["out"], outputs["lse"]
+        return out, None
+    return out, host.empty(outputs, "lse", q, batch, heads, time, dtype=torch.float32)
 
 
 def load_bits(tensors: tuple[Tensor, ...]) -> int:
-    """Width of a thread's load of neighbouring channels, as far as alignment lets it be that wide."""
-    size = tensors[0].element_size()
-    elements = 16 // size
-    for tensor in tensors:
-        if channel_stride(tensor) != 1:
-            return 8 * size
-        for number in (tensor.shape[3], *(row_stride(tensor, dim) for dim in range(3)), tensor.storage_offset()):
-            elements = math.gcd(elements, number)
-    return 8 * size * elements
+    """Width of a thread's load of neighbouring channels of [B,T,H,d], as far as alignment lets it be that wide."""
+    return host.load_bits(tensors, 16, dims=3)
 
 
 def claims(streamed: tuple[Tensor, ...], tiles: Tiles, spills: str = "") -> Claims:
@@ -212,8 +206,8 @@ def claims(streamed: tuple[Tensor, ...], tiles: Tiles, spills: str = "") -> Clai
 
 def unfit(case: Case, device: Device) -> str | None:
     """Why no Triton kernel of local attention runs this case, if so."""
-    if device.kind not in ("cuda", "hip", "interpreter"):
-        return f"Triton kernels need an NVIDIA or AMD GPU, this is a {device.kind.upper()} ({device.name})"
+    if reason := host.not_here(device):
+        return reason
     if case.dtype == "float64":
         return "has no float64 kernel: matrix products of Triton tiles are float32 at most"
     if case["d"] > 256:
@@ -221,9 +215,9 @@ def unfit(case: Case, device: Device) -> str | None:
     return None
 
 
-def too_large(case: Case, device: Device, config: Any) -> str | None:
-    """Why the tiles of a forward configuration do not suit the device, if so."""
-    if reason := no_products(device.arch, case.dtype):
+def reject(case: Case, device: Device, config: Any) -> str | None:
+    """Why no kernel of the forward pass runs this case with these tiles, if so."""
+    if reason := unfit(case, device) or no_products(device.arch, case.dtype):
         return reason
     tiles = forward_default(case["d"], case.dtype, device.arch).chosen(config)
     size = DTYPE_BYTES[case.dtype]

@@ -1,4 +1,4 @@
-"""Device code of the windowed flash kernels: rows of a tile, what they see, tiles of keys, scores.
+"""Device code of the windowed flash kernels: rows of a tile, what they see, tiles of keys, scores, online softmax.
 
 Query heads that share a key head are packed into the rows of a tile: row r of [T * G] is query r // G, head r % G of
 the G = Hq / Hkv heads, so a tile of keys is loaded once for all of them and a tile may begin within a query.
@@ -6,6 +6,7 @@ Isolation: weights of keys that a row of a masked tile does not see are 0, and s
 are not finite. That a program sees at its end by its sums, and leaves word in ``broken``. A second launch of the same
 kernel, AGAIN, does such a program's work with zeros for what is not finite. Sums of rows that see none of it then are
 as they should be, bit for bit; where a row does see some, NaN is written. Every other program returns at once.
+Softmax in powers of two: with c = scale log2(e), p = 2^(c q.k - m), where m is the largest exponent seen so far.
 Strides are constants where they follow from the model, see ops/_triton/strides.py; bases are 64-bit, offsets within a
 tile 32-bit where they are constants that fit. T * G and S fit in 32 bits: tensors that large fit in no memory.
 A bundle with constants or None is passed on as it is: what is assigned to a name or returned is a constant no more.
@@ -251,8 +252,9 @@ def inside_of(tile, T, SIZES: tl.constexpr):
 def store_rows(out, lane, tile, value, T, SIZES: tl.constexpr, where=True):
     """The tile's rows of a contiguous [B,T,Hq,D], as far as ``where``."""
     STEP: tl.constexpr = SIZES.HKV * SIZES.G * SIZES.D
+    inside = inside_of(tile, T, SIZES) & where
     pointers = row_pointers(Heads(out, tl.cast(T, tl.int64) * STEP, STEP, SIZES.D, 1), lane, tile, T, SIZES)
-    tl.store(pointers, value, mask=inside_of(tile, T, SIZES) & where)
+    tl.store(pointers, value, mask=inside)
 
 
 @triton.jit
@@ -373,3 +375,48 @@ def intact(broken, ROWS: tl.constexpr):
 def tanh(x):
     """By one exp2 and one division; infinite powers give 1. Absolute error of a few 2**-24."""
     return 1.0 - 2.0 / (tl.exp2(x * (2.0 * LOG2E)) + 1.0)
+
+
+@triton.jit
+def attend(q, k, v, work, score, SIZES: tl.constexpr, AGAIN: tl.constexpr):
+    """(sum [block_m, block_d], largest [block_m], total [block_m]), float32, of a program's rows and keys.
+
+    A row that sees none of these keys has a ``largest`` that any other outweighs, or -inf without keys.
+    """
+    queries = load_rows(q, work.lane, work.tile, work.view.T, SIZES)
+    if score.NEGATIVE:
+        queries = -queries
+    largest = tl.full(work.tile.rows.shape, float("-inf"), dtype=tl.float32)
+    total = tl.zeros(work.tile.rows.shape, dtype=tl.float32)
+    summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
+    for start in tl.range(work.span.low, work.span.high, SIZES.BLOCK_N):
+        keys = load_keys(k, work.lane, start, work.span.high, SIZES)
+        scores = dot(queries, tl.trans(keys))
+        if score.softcap is not None:
+            scores = tanh(scores * score.factor) * (score.softcap * LOG2E)
+        if (start < work.span.full_low) | (start + SIZES.BLOCK_N > work.span.full_high):
+            scores = tl.where(visible(work.sight, start, SIZES.BLOCK_N), scores, HIDDEN)
+        if score.softcap is not None:
+            top = tl.maximum(largest, tl.max(scores, axis=1))
+            weights = tl.exp2(scores - top[:, None])
+        else:
+            top = tl.maximum(largest, tl.max(scores, axis=1) * score.factor)
+            weights = tl.exp2(scores * score.factor - top[:, None])
+        rescale = tl.exp2(largest - top)
+        total = total * rescale + tl.sum(weights, axis=1)
+        largest = top
+        values = load_keys(v, work.lane, start, work.span.high, SIZES)
+        if AGAIN:
+            values = cleared(values)
+        summed = dot(weights.to(values.dtype), values, summed * rescale[:, None])
+    return summed, largest, total
+
+
+@triton.jit
+def sees_unsound(v, work, SIZES: tl.constexpr):
+    """bool [block_m, block_d]: whether a row sees a value that is not finite in a channel."""
+    count = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
+    for start in tl.range(work.span.low, work.span.high, SIZES.BLOCK_N):
+        values = load_keys(v, work.lane, start, work.span.high, SIZES)
+        count = unsound(visible(work.sight, start, SIZES.BLOCK_N), values, count)
+    return count > 0

@@ -27,17 +27,18 @@ from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops.local_attention import _flash
 from griffin_kernels.ops.local_attention._triton_attention import (
     Parts,
+    attend,
     inside_of,
     intact,
     lane_of,
     report,
+    sees_unsound,
     store_lse,
     store_rows,
     tile_of,
     work_of,
     zeros,
 )
-from griffin_kernels.ops.local_attention._triton_forward import attend, sees_unsound
 from griffin_kernels.ops.local_attention.cost import cost
 from griffin_kernels.ops.local_attention.op import Call
 
@@ -47,11 +48,7 @@ JOINED = 16
 
 @dataclass(frozen=True)
 class Config:
-    """parts: programs that share the keys of a tile. block_m: rows, queries times heads of a key head, of a tile.
-
-    block_n: keys per iteration. 0 in any field but parts: by head_dim, dtype and architecture, see
-    ``_flash.forward_default``.
-    """
+    """parts: programs that share the keys of a tile. The rest as in ``_flash.Tiles``."""
 
     parts: int = 4
     block_m: int = 0
@@ -102,12 +99,12 @@ def local_attention_flash_part(
     where = own.sums + (ahead[:, None] * SIZES.D + work.tile.columns[None, :])
     inside = inside_of(work.tile, T, SIZES)
     tl.store(where, summed, mask=inside)
-    if AGAIN:
-        unsound = sees_unsound(v, work, SIZES)
-        tl.store(where, float("nan"), mask=inside & unsound)
     there = work.tile.rows < T * SIZES.G
     tl.store(own.largest + ahead, largest, mask=there)
     tl.store(own.total + ahead, total, mask=there)
+    if AGAIN:
+        unsound = sees_unsound(v, work, SIZES)
+        tl.store(where, float("nan"), mask=inside & unsound)
 
 
 @triton.jit(do_not_specialize=["T", "batches"])
@@ -169,10 +166,6 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
     ]
 
 
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _flash.unfit(case, device) or _flash.too_large(case, device, config)
-
-
 def rank(case: Case, device: Device) -> int:
     """The default where the tiles of triton.flash_window leave processors idle and there are keys to share."""
     tiles = _flash.forward_default(case["d"], case.dtype, device.arch)
@@ -193,7 +186,7 @@ VARIANT = Variant(
     summary="the keys of a tile split over programs, parts joined by a second launch",
     config=Config,
     axes={"parts": (2, 4, 8), "block_m": (64, 128), "block_n": (64, 32), "num_warps": (4, 8), "num_stages": (2, 3)},
-    reject=reject,
+    reject=_flash.reject,
     rank=rank,
     launches=launches,
     traffic=traffic,

@@ -12,32 +12,24 @@ Source: Dao, "FlashAttention-2" (2023), for the recurrence; FlashAttention-3's P
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
+from griffin_kernels.contract import Variant
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops.local_attention import _flash
-from griffin_kernels.ops.local_attention._triton_attention import intact, report, store_lse, store_rows, work_of
-from griffin_kernels.ops.local_attention._triton_forward import attend, sees_unsound
+from griffin_kernels.ops.local_attention._triton_attention import (
+    attend,
+    intact,
+    report,
+    sees_unsound,
+    store_lse,
+    store_rows,
+    work_of,
+)
 from griffin_kernels.ops.local_attention.op import Call
-
-
-@dataclass(frozen=True)
-class Config:
-    """block_m: rows, queries times heads of a key head, per program. block_n: keys per iteration.
-
-    0 in any field: by head_dim, dtype and architecture, see ``_flash.forward_tiles``.
-    """
-
-    block_m: int = 0
-    block_n: int = 0
-    num_warps: int = 0
-    num_stages: int = 0
 
 
 @triton.jit(do_not_specialize=["T", "S", "window", "batches"])
@@ -56,14 +48,14 @@ def local_attention_flash(
     if not AGAIN:
         report(broken, summed)
     store_rows(out, work.lane, work.tile, summed / total[:, None], T, SIZES)
+    if lse is not None:
+        store_lse(lse, work.lane, work.tile, largest, total, T, SIZES)
     if AGAIN:
         unsound = sees_unsound(v, work, SIZES)
         store_rows(out, work.lane, work.tile, float("nan"), T, SIZES, unsound)
-    if lse is not None:
-        store_lse(lse, work.lane, work.tile, largest, total, T, SIZES)
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: _flash.Tiles) -> list[Launch]:
     """First keys (with documents only), then one program per tile of rows, key head and batch entry."""
     q, k, v = call.q, call.k, call.v
     tiles = _flash.forward_tiles(q, config)
@@ -81,17 +73,13 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
     )
 
 
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _flash.unfit(case, device) or _flash.too_large(case, device, config)
-
-
 VARIANT = Variant(
     op="local_attention",
     name="triton.flash_window",
     summary="flash attention within the window, heads of a key head packed into rows",
-    config=Config,
+    config=_flash.Tiles,
     axes={"block_m": (64, 128), "block_n": (128, 64, 32), "num_warps": (4, 8), "num_stages": (2, 3)},
-    reject=reject,
+    reject=_flash.reject,
     rank=lambda case, device: 30,
     launches=launches,
 )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -15,6 +14,7 @@ from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case, dtype_name
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.host import known_stride, row_stride
 from griffin_kernels.ops.local_attention import _flash as forward
 from griffin_kernels.ops.local_attention._flash import Tiles, padded
@@ -34,8 +34,7 @@ ROWS_AXES: dict[str, tuple[Any, ...]] = {"rows": (64, 128), "rows_streamed": (64
 """Of the kernel that finds dq, which are few: most time goes to dk and dv."""
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """resident: rows (for dq) or keys (for dk, dv) that a program keeps. streamed: keys or rows per iteration."""
 
     resident: int
@@ -43,9 +42,13 @@ class Cut:
     num_warps: int
     num_stages: int
 
+    def chosen(self, *fields: int) -> Cut:
+        """Those fields that are not 0, in place of these."""
+        return Cut(*(field or usual for field, usual in zip(fields, self, strict=True)))
+
     @property
     def of_queries(self) -> Tiles:
-        return Tiles(self.resident, self.streamed, self.num_warps, self.num_stages)
+        return Tiles(*self)
 
     @property
     def of_keys(self) -> Tiles:
@@ -66,18 +69,8 @@ def cuts(d: int, dtype: str, arch: str, config: Any) -> tuple[Cut, Cut]:
     """(of keys for dk and dv, of rows for dq): those fields of ``config`` that are not 0, in place of the default's."""
     keys, rows = default(d, dtype, arch)
     return (
-        Cut(
-            config.resident or keys.resident,
-            config.streamed or keys.streamed,
-            config.num_warps or keys.num_warps,
-            config.num_stages or keys.num_stages,
-        ),
-        Cut(
-            config.rows or rows.resident,
-            config.rows_streamed or rows.streamed,
-            config.rows_warps or rows.num_warps,
-            config.rows_stages or rows.num_stages,
-        ),
+        keys.chosen(config.resident, config.streamed, config.num_warps, config.num_stages),
+        rows.chosen(config.rows, config.rows_streamed, config.rows_warps, config.rows_stages),
     )
 
 
@@ -164,16 +157,14 @@ def launches(call: Call, outputs: dict[str, Any], config: Any, parts: int) -> li
 
 def gradients(call: Call, outputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv, allocated contiguous unless the caller gave them."""
-    for name in ("q", "k", "v"):
-        like = getattr(call, name)
-        if outputs.get(f"d{name}") is None:
-            outputs[f"d{name}"] = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    for name, like in (("dq", call.q), ("dk", call.k), ("dv", call.v)):
+        host.empty(outputs, name, like, *like.shape, dtype=like.dtype)
     return outputs["dq"], outputs["dk"], outputs["dv"]
 
 
-def too_large(case: Case, device: Device, config: Any) -> str | None:
-    """Why the tiles of a configuration do not suit the device, if so."""
-    if reason := no_products(device.arch, case.dtype):
+def reject(case: Case, device: Device, config: Any) -> str | None:
+    """Why no kernel of the backward pass runs this case with these tiles, if so."""
+    if reason := forward.unfit(case, device) or no_products(device.arch, case.dtype):
         return reason
     reasons = (_too_large(cut, case, device) for cut in cuts(case["d"], case.dtype, device.arch, config))
     return next((reason for reason in reasons if reason), None)

@@ -17,7 +17,6 @@ from typing import Any
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops.local_attention import _flash as forward
 from griffin_kernels.ops.local_attention_bwd import _flash_gradient
 from griffin_kernels.ops.local_attention_bwd.op import Call, cost
 
@@ -46,10 +45,6 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
     return _flash_gradient.launches(call, outputs, config, parts=config.parts)
 
 
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return forward.unfit(case, device) or _flash_gradient.too_large(case, device, config)
-
-
 def rank(case: Case, device: Device) -> int:
     """The default where tiles of keys alone are few for the device's units and many rows see each."""
     cut, _ = _flash_gradient.default(case["d"], case.dtype, device.arch)
@@ -76,7 +71,7 @@ VARIANT = Variant(
         "num_stages": (1, 2),
     }
     | _flash_gradient.ROWS_AXES,
-    reject=reject,
+    reject=_flash_gradient.reject,
     rank=rank,
     launches=launches,
     traffic=traffic,

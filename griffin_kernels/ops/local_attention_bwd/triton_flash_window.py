@@ -16,15 +16,11 @@ Source: Dao, "FlashAttention-2" (2023), algorithm 2, with its loop over keys spl
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Any
 
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
-from griffin_kernels.launch import Launch
-from griffin_kernels.ops.local_attention import _flash as forward
+from griffin_kernels.contract import Variant
 from griffin_kernels.ops.local_attention_bwd import _flash_gradient
-from griffin_kernels.ops.local_attention_bwd.op import Call
 
 
 @dataclass(frozen=True)
@@ -45,14 +41,6 @@ class Config:
     rows_stages: int = 0
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    return _flash_gradient.launches(call, outputs, config, parts=1)
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return forward.unfit(case, device) or _flash_gradient.too_large(case, device, config)
-
-
 VARIANT = Variant(
     op="local_attention_bwd",
     name="triton.flash_window",
@@ -60,7 +48,7 @@ VARIANT = Variant(
     config=Config,
     axes={"resident": (32, 64, 128), "streamed": (64, 32), "num_warps": (4, 8), "num_stages": (1, 2)}
     | _flash_gradient.ROWS_AXES,
-    reject=reject,
+    reject=_flash_gradient.reject,
     rank=lambda case, device: 30,
-    launches=launches,
+    launches=functools.partial(_flash_gradient.launches, parts=1),
 )

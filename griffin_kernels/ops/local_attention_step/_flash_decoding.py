@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,7 +14,7 @@ from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
-from griffin_kernels.ops._triton.host import channel_stride, known_stride, row_stride
+from griffin_kernels.ops._triton.host import channel_stride, empty, known_stride, row_stride
 from griffin_kernels.ops.local_attention import _flash as attention
 from griffin_kernels.ops.local_attention._flash import padded
 from griffin_kernels.ops.local_attention._triton_attention import Heads, Parts, Score, Sizes
@@ -34,12 +33,9 @@ def launches(call: Call, outputs: dict[str, Any], config: Any, parts: int) -> li
     group, lanes = heads // shared, batch * shared
     sizes = Sizes(group, shared, d, max(16, triton.next_power_of_2(group)), config.block_n, padded(d))
     parts = min(parts, triton.cdiv(k_cache.shape[1], config.block_n))
-    if outputs.get("out") is None:
-        outputs["out"] = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    result = empty(outputs, "out", q, *q.shape, dtype=q.dtype)
     outputs |= {"k_cache": k_cache, "v_cache": v_cache}
-    out = Parts(outputs["out"], None, None)
-    if parts > 1:
-        out = attention.empty_parts((lanes, parts, group), q)
+    out = attention.empty_parts((lanes, parts, group), q) if parts > 1 else Parts(result, None, None)
     scale = float(d**-0.5 if call.scale is None else call.scale)
     factor = scale * attention.LOG2E if softcap is None else scale / softcap
     arch = launch.architecture(q)
@@ -78,7 +74,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Any, parts: int) -> li
             Launch(
                 kernel=kernels.local_attention_step_join,
                 grid=(batch * heads,),
-                args={"parts": out, "out": outputs["out"]},
+                args={"parts": out, "out": result},
                 constexprs={"SIZES": sizes, "PARTS": parts, "BLOCK_P": triton.next_power_of_2(parts)},
                 num_warps=4,
                 tile=parts * padded(d),

@@ -2,7 +2,7 @@
 
 The new key and value never come from the ring: one program takes them from the arguments, as the state that its online
 softmax begins with, and writes them to their slot, which no program reads. So no order between programs matters.
-Exponents in powers of two, as in local_attention/_triton_forward.py.
+Exponents in powers of two, as in local_attention/_triton_attention.py.
 """
 
 from __future__ import annotations

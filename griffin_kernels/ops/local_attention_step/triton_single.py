@@ -10,14 +10,12 @@ Source: the online softmax of Milakov and Gimelshein (2018), as in local_attenti
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Any
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Launch
 from griffin_kernels.ops.local_attention_step import _flash_decoding
-from griffin_kernels.ops.local_attention_step.op import Call
 
 
 @dataclass(frozen=True)
@@ -27,14 +25,6 @@ class Config:
     block_n: int = 32
     num_warps: int = 4
     num_stages: int = 0
-
-
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    return _flash_decoding.launches(call, outputs, config, parts=1)
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _flash_decoding.unfit(case, device, config)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -48,7 +38,7 @@ VARIANT = Variant(
     summary="one launch, a program per row and key head",
     config=Config,
     axes={"block_n": (16, 32, 64), "num_warps": (2, 4, 8), "num_stages": (2, 3, 4)},
-    reject=reject,
+    reject=_flash_decoding.unfit,
     rank=rank,
-    launches=launches,
+    launches=functools.partial(_flash_decoding.launches, parts=1),
 )

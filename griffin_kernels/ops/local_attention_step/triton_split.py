@@ -44,10 +44,6 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
     return _flash_decoding.launches(call, outputs, config, parts=config.parts)
 
 
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _flash_decoding.unfit(case, device, config)
-
-
 def rank(case: Case, device: Device) -> int:
     """The default where a tile of keys and values for each row and key head does not keep the memory busy."""
     tiles = case["B"] * case["Hkv"] * 256 * case["d"]  # 64 keys and values of 16 bits, half as many of 32
@@ -66,7 +62,7 @@ VARIANT = Variant(
     summary="the ring in parts, heads of a key head as rows of a product, parts joined",
     config=Config,
     axes={"parts": (4, 8, 16, 32, 64), "block_n": (16, 32, 64), "num_warps": (2, 4), "num_stages": (2, 3)},
-    reject=reject,
+    reject=_flash_decoding.unfit,
     rank=rank,
     launches=launches,
     traffic=traffic,

@@ -200,15 +200,26 @@ def offsets(rows, columns, tensor, D: tl.constexpr):
 
 
 @triton.jit
-def load_keys(tensor, lane, start, end, SIZES: tl.constexpr):
-    """A lane's keys or values from ``start`` on as [block_n, block_d]; zeros from ``end`` on and beyond D channels."""
-    ahead = tl.arange(0, SIZES.BLOCK_N)
-    columns = tl.arange(0, SIZES.BLOCK_D)
-    inside = ahead[:, None] < end - start
+def in_channels(inside, columns, SIZES: tl.constexpr):
+    """``inside`` [rows, 1] and within D channels: [rows, block_d], or as it was where a tile is of all channels."""
     if SIZES.D != SIZES.BLOCK_D:
         inside = inside & (columns[None, :] < SIZES.D)
-    base = of_head(tensor, lane.batch, lane.shared) + tl.cast(start, tl.int64) * far(tensor.step)
-    return tl.load(base + offsets(ahead, columns, tensor, SIZES.D), mask=inside, other=0.0)
+    return inside
+
+
+@triton.jit
+def load_keys(tensor, batch, head, start, inside, SIZES: tl.constexpr):
+    """Keys or values from ``start`` on as [block_n, block_d]; zeros where not ``inside`` [block_n] and beyond D."""
+    columns = tl.arange(0, SIZES.BLOCK_D)
+    base = of_head(tensor, batch, head) + tl.cast(start, tl.int64) * far(tensor.step)
+    where = base + offsets(tl.arange(0, SIZES.BLOCK_N), columns, tensor, SIZES.D)
+    return tl.load(where, mask=in_channels(inside[:, None], columns, SIZES), other=0.0)
+
+
+@triton.jit
+def load_keys_before(tensor, lane, start, end, SIZES: tl.constexpr):
+    """A lane's keys or values from ``start`` on, zeros from ``end`` on; see ``load_keys``."""
+    return load_keys(tensor, lane.batch, lane.shared, start, tl.arange(0, SIZES.BLOCK_N) < end - start, SIZES)
 
 
 @triton.jit
@@ -242,10 +253,7 @@ def load_rows(tensor, lane, tile, T, SIZES: tl.constexpr):
 @triton.jit
 def inside_of(tile, T, SIZES: tl.constexpr):
     """bool [block_m, block_d] or [block_m, 1]: which elements of the tile there are."""
-    inside = (tile.rows < T * SIZES.G)[:, None]
-    if SIZES.D != SIZES.BLOCK_D:
-        inside = inside & (tile.columns[None, :] < SIZES.D)
-    return inside
+    return in_channels((tile.rows < T * SIZES.G)[:, None], tile.columns, SIZES)
 
 
 @triton.jit
@@ -390,7 +398,7 @@ def attend(q, k, v, work, score, SIZES: tl.constexpr, AGAIN: tl.constexpr):
     total = tl.zeros(work.tile.rows.shape, dtype=tl.float32)
     summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
     for start in tl.range(work.span.low, work.span.high, SIZES.BLOCK_N):
-        keys = load_keys(k, work.lane, start, work.span.high, SIZES)
+        keys = load_keys_before(k, work.lane, start, work.span.high, SIZES)
         scores = dot(queries, tl.trans(keys))
         if score.softcap is not None:
             scores = tanh(scores * score.factor) * (score.softcap * LOG2E)
@@ -405,7 +413,7 @@ def attend(q, k, v, work, score, SIZES: tl.constexpr, AGAIN: tl.constexpr):
         rescale = tl.exp2(largest - top)
         total = total * rescale + tl.sum(weights, axis=1)
         largest = top
-        values = load_keys(v, work.lane, start, work.span.high, SIZES)
+        values = load_keys_before(v, work.lane, start, work.span.high, SIZES)
         if AGAIN:
             values = cleared(values)
         summed = dot(weights.to(values.dtype), values, summed * rescale[:, None])
@@ -417,6 +425,6 @@ def sees_unsound(v, work, SIZES: tl.constexpr):
     """bool [block_m, block_d]: whether a row sees a value that is not finite in a channel."""
     count = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
     for start in tl.range(work.span.low, work.span.high, SIZES.BLOCK_N):
-        values = load_keys(v, work.lane, start, work.span.high, SIZES)
+        values = load_keys_before(v, work.lane, start, work.span.high, SIZES)
         count = unsound(visible(work.sight, start, SIZES.BLOCK_N), values, count)
     return count > 0

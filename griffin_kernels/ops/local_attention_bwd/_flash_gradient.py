@@ -95,12 +95,13 @@ def _default(d: int, dtype: str, arch: str) -> Cut:
     return Cut(64, 32, 8, 2) if forward.roomy(arch) else Cut(32, 32, 4, 2)
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Any, parts: int) -> list[Launch]:
-    """First keys (with documents only); delta; dk and dv, in ``parts`` sums of the rows that see them; dq."""
+def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
+    """First keys (with documents only); delta; dk and dv, in sums of parts of the rows that see them; dq."""
     dout, q, k, v, out, lse = call.dout, call.q, call.k, call.v, call.out, call.lse
     arch, dtype, d = launch.architecture(q), dtype_name(q.dtype), q.shape[3]
     of_keys, of_rows = cuts(d, dtype, arch, config)
     sizes = forward.sizes_of(call, of_keys.of_keys)
+    parts = getattr(config, "parts", 1)
     rows, lanes, wide = q.shape[1] * sizes.G, q.shape[0] * sizes.HKV, sizes.BLOCK_D
     usual = wide == 256 and of_keys == default(d, dtype, arch)[0]
     args, before = forward.arguments(call)

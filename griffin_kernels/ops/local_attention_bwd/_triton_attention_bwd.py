@@ -19,10 +19,11 @@ from griffin_kernels.ops.local_attention._triton_attention import (
     Span,
     View,
     cleared,
+    in_channels,
     intact,
     lane_of,
     load_first,
-    load_keys,
+    load_keys_before,
     load_rows,
     of_head,
     part_of,
@@ -94,8 +95,8 @@ def through_queries(q, k, v, dout, numbers, work, score, SIZES: tl.constexpr, AG
     delta = tl.load(numbers.delta + tile.rows, mask=there, other=0.0)
     summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
     for start in tl.range(span.low, span.high, SIZES.BLOCK_N):
-        keys = load_keys(k, lane, start, span.high, SIZES)
-        values = load_keys(v, lane, start, span.high, SIZES)
+        keys = load_keys_before(k, lane, start, span.high, SIZES)
+        values = load_keys_before(v, lane, start, span.high, SIZES)
         weights, slope = weights_of(dot(queries, tl.trans(keys)), powers[:, None], score)
         if (start < span.full_low) | (start + SIZES.BLOCK_N > span.full_high):
             weights = tl.where(visible(work.sight, start, SIZES.BLOCK_N), weights, 0.0)
@@ -136,8 +137,8 @@ def through_keys(
 
     numbers: of the lane.
     """
-    keys = load_keys(k, lane, start, view.S, SIZES)
-    values = load_keys(v, lane, start, view.S, SIZES)
+    keys = load_keys_before(k, lane, start, view.S, SIZES)
+    values = load_keys_before(v, lane, start, view.S, SIZES)
     if score.NEGATIVE:
         keys = -keys
     key = start + tl.arange(0, SIZES.BLOCK_N)
@@ -257,9 +258,7 @@ def local_attention_bwd_keys(
     if not AGAIN:
         report(broken, dk + dv)
     ahead, columns = tl.arange(0, SIZES.BLOCK_N), tl.arange(0, SIZES.BLOCK_D)
-    inside = (start + ahead < S)[:, None]
-    if SIZES.D != SIZES.BLOCK_D:
-        inside = inside & (columns[None, :] < SIZES.D)
+    inside = in_channels((start + ahead < S)[:, None], columns, SIZES)
     row = (part * tl.cast(batches, tl.int64) + lane.batch) * S + start
     base = (row * SIZES.HKV + lane.shared) * SIZES.D
     places = base + ahead[:, None] * (SIZES.HKV * SIZES.D) + columns[None, :]

@@ -12,13 +12,11 @@ Source: see triton.flash_window; the split is that of Flash-Decoding (Dao et al.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Launch
 from griffin_kernels.ops.local_attention_bwd import _flash_gradient
-from griffin_kernels.ops.local_attention_bwd.op import Call, cost
+from griffin_kernels.ops.local_attention_bwd.op import cost
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,6 @@ class Config:
     rows_streamed: int = 0
     rows_warps: int = 0
     rows_stages: int = 0
-
-
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    return _flash_gradient.launches(call, outputs, config, parts=config.parts)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -73,6 +67,6 @@ VARIANT = Variant(
     | _flash_gradient.ROWS_AXES,
     reject=_flash_gradient.reject,
     rank=rank,
-    launches=launches,
+    launches=_flash_gradient.launches,
     traffic=traffic,
 )

@@ -16,7 +16,6 @@ Source: Dao, "FlashAttention-2" (2023), algorithm 2, with its loop over keys spl
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 from griffin_kernels.contract import Variant
@@ -50,5 +49,5 @@ VARIANT = Variant(
     | _flash_gradient.ROWS_AXES,
     reject=_flash_gradient.reject,
     rank=lambda case, device: 30,
-    launches=functools.partial(_flash_gradient.launches, parts=1),
+    launches=_flash_gradient.launches,
 )

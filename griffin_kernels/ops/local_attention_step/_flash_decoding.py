@@ -25,14 +25,14 @@ MOST_HEADS = 128
 """Query heads of a key head: rows of a tile whose sums fit in registers."""
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Any, parts: int) -> list[Launch]:
-    """The ring in up to ``parts`` parts for every row and key head, and their join where there are several."""
+def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
+    """The ring in ``config.parts`` or one, for every row and key head, and their join where there are several."""
     q, k_cache, v_cache, slots, softcap = call.q, call.k_cache, call.v_cache, call.slots, call.softcap
     batch, heads, d = q.shape
     shared = k_cache.shape[2]
     group, lanes = heads // shared, batch * shared
     sizes = Sizes(group, shared, d, max(16, triton.next_power_of_2(group)), config.block_n, padded(d))
-    parts = min(parts, triton.cdiv(k_cache.shape[1], config.block_n))
+    parts = min(getattr(config, "parts", 1), triton.cdiv(k_cache.shape[1], config.block_n))
     result = empty(outputs, "out", q, *q.shape, dtype=q.dtype)
     outputs |= {"k_cache": k_cache, "v_cache": v_cache}
     out = attention.empty_parts((lanes, parts, group), q) if parts > 1 else Parts(result, None, None)

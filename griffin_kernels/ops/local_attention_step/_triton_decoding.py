@@ -14,7 +14,16 @@ import triton.language as tl
 
 from griffin_kernels.ops._triton.dot import dot
 from griffin_kernels.ops._triton.strides import far
-from griffin_kernels.ops.local_attention._triton_attention import HIDDEN, LOG2E, lane_of, of_head, offsets, tanh, zeros
+from griffin_kernels.ops.local_attention._triton_attention import (
+    HIDDEN,
+    LOG2E,
+    in_channels,
+    lane_of,
+    load_keys,
+    of_head,
+    tanh,
+    zeros,
+)
 
 
 class Slots(NamedTuple):
@@ -35,11 +44,10 @@ def exponents(scores, score):
 
 
 @triton.jit
-def load_slots(tensor, row, head, start, inside, SIZES: tl.constexpr):
-    """A row's slots from ``start`` on as [block_n, block_d], zeros where not ``inside``."""
-    where = offsets(tl.arange(0, SIZES.BLOCK_N), tl.arange(0, SIZES.BLOCK_D), tensor, SIZES.D)
-    base = of_head(tensor, row, head) + tl.cast(start, tl.int64) * far(tensor.step)
-    return tl.load(base + where, mask=inside, other=0.0)
+def put(new, cache, lane, row, slot, columns, SIZES: tl.constexpr):
+    """Write a lane's new key or value [block_d] into its slot of a row."""
+    into = of_head(cache, row, lane.shared) + tl.cast(slot, tl.int64) * far(cache.step)
+    tl.store(into + columns * cache.channel, new, mask=columns < SIZES.D)
 
 
 @triton.jit
@@ -50,8 +58,7 @@ def attend(q, k, v, k_cache, v_cache, lane, row, slots, score, SIZES: tl.constex
     """
     rows = tl.arange(0, SIZES.BLOCK_M)
     columns = tl.arange(0, SIZES.BLOCK_D)
-    channels = columns < SIZES.D
-    inside = (rows[:, None] < SIZES.G) & channels[None, :]
+    inside = (rows[:, None] < SIZES.G) & (columns[None, :] < SIZES.D)
     queries = of_head(q, lane.batch, lane.shared * SIZES.G)
     queries += rows[:, None] * far(q.head) + columns[None, :] * q.channel
     queries = tl.load(queries, mask=inside, other=0.0)
@@ -59,19 +66,11 @@ def attend(q, k, v, k_cache, v_cache, lane, row, slots, score, SIZES: tl.constex
     total = tl.zeros(rows.shape, dtype=tl.float32)
     summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
     if slots.first:
+        channels = columns < SIZES.D
         new_key = tl.load(of_head(k, lane.batch, lane.shared) + columns * k.channel, mask=channels, other=0.0)
         new_value = tl.load(of_head(v, lane.batch, lane.shared) + columns * v.channel, mask=channels, other=0.0)
-        slot = tl.cast(slots.new, tl.int64)
-        tl.store(
-            of_head(k_cache, row, lane.shared) + slot * far(k_cache.step) + columns * k_cache.channel,
-            new_key,
-            mask=channels,
-        )
-        tl.store(
-            of_head(v_cache, row, lane.shared) + slot * far(v_cache.step) + columns * v_cache.channel,
-            new_value,
-            mask=channels,
-        )
+        put(new_key, k_cache, lane, row, slots.new, columns, SIZES)
+        put(new_value, v_cache, lane, row, slots.new, columns, SIZES)
         products = queries.to(tl.float32) * new_key.to(tl.float32)[None, :]
         largest = exponents(tl.sum(products, axis=1), score)
         total = tl.full(rows.shape, 1.0, dtype=tl.float32)
@@ -79,10 +78,7 @@ def attend(q, k, v, k_cache, v_cache, lane, row, slots, score, SIZES: tl.constex
     for start in tl.range(slots.low, slots.high, SIZES.BLOCK_N):
         key = start + tl.arange(0, SIZES.BLOCK_N)
         there = (key < slots.high) & (key != slots.new)
-        loaded = there[:, None]
-        if SIZES.D != SIZES.BLOCK_D:
-            loaded = loaded & channels[None, :]
-        keys = load_slots(k_cache, row, lane.shared, start, loaded, SIZES)
+        keys = load_keys(k_cache, row, lane.shared, start, there, SIZES)
         scores = exponents(dot(queries, tl.trans(keys)), score)
         scores = tl.where(there[None, :], scores, HIDDEN)
         top = tl.maximum(largest, tl.max(scores, axis=1))
@@ -90,7 +86,7 @@ def attend(q, k, v, k_cache, v_cache, lane, row, slots, score, SIZES: tl.constex
         rescale = tl.exp2(largest - top)
         total = total * rescale + tl.sum(weights, axis=1)
         largest = top
-        values = load_slots(v_cache, row, lane.shared, start, loaded, SIZES)
+        values = load_keys(v_cache, row, lane.shared, start, there, SIZES)
         summed = dot(weights.to(values.dtype), values, summed * rescale[:, None])
     return summed, largest, total
 
@@ -144,10 +140,7 @@ def local_attention_step_join(parts, out, SIZES: tl.constexpr, PARTS: tl.constex
     # every part of a row that only pads has -inf and no sum
     weights = tl.exp2(most - tl.maximum(tl.max(most, axis=0), HIDDEN))
     count = tl.sum(weights * tl.load(parts.total + base, mask=there, other=0.0), axis=0)
-    if SIZES.D == SIZES.BLOCK_D:
-        inside = there[:, None]
-    else:
-        inside = there[:, None] & (columns[None, :] < SIZES.D)
+    inside = in_channels(there[:, None], columns, SIZES)
     tile = tl.load(parts.sums + (base[:, None] * SIZES.D + columns[None, :]), mask=inside, other=0.0)
     result = tl.sum(weights[:, None] * tile, axis=0) / tl.where(count > 0, count, 1.0)
     where = tl.cast(tl.program_id(0), tl.int64) * SIZES.D + columns

@@ -10,7 +10,6 @@ Source: the online softmax of Milakov and Gimelshein (2018), as in local_attenti
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 from griffin_kernels.contract import Case, Variant
@@ -40,5 +39,5 @@ VARIANT = Variant(
     axes={"block_n": (16, 32, 64), "num_warps": (2, 4, 8), "num_stages": (2, 3, 4)},
     reject=_flash_decoding.unfit,
     rank=rank,
-    launches=functools.partial(_flash_decoding.launches, parts=1),
+    launches=_flash_decoding.launches,
 )

@@ -16,15 +16,12 @@ Source: the split over keys of Flash-Decoding (Dao et al., 2023).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops.local_attention_step import _flash_decoding
 from griffin_kernels.ops.local_attention_step.cost import cost
-from griffin_kernels.ops.local_attention_step.op import Call
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,6 @@ class Config:
     block_n: int = 32
     num_warps: int = 4
     num_stages: int = 0
-
-
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    return _flash_decoding.launches(call, outputs, config, parts=config.parts)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -64,6 +57,6 @@ VARIANT = Variant(
     axes={"parts": (4, 8, 16, 32, 64), "block_n": (16, 32, 64), "num_warps": (2, 4), "num_stages": (2, 3)},
     reject=_flash_decoding.unfit,
     rank=rank,
-    launches=launches,
+    launches=_flash_decoding.launches,
     traffic=traffic,
 )

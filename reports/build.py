@@ -23,9 +23,8 @@ from reports.charts import tuning as charts
 from reports.forward_tab import forward_tab
 from reports.page import Tab, figure, page, render
 from reports.roofline_tab import roofline_tab
-from reports.sources import SourceFile, load, load_registry
+from reports.sources import SourceFile, beside, load, load_registry, load_study
 from reports.static_tab import static_tab
-from reports.studies import beside, load_study
 from tuning.plan.budget import INDIFFERENCE
 from tuning.static import recorded
 from tuning.static.recorded import Recorded

@@ -6,35 +6,30 @@ import contextlib
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from griffin_kernels import errors
 from roofline import cli as roofline_cli
-from roofline.console import line, plain_errors
+from roofline.console import DeviceOption, line, plain_errors
 from tuning.ui import commands
 
-HELP = {"help_option_names": ["-h", "--help"]}
+PLAIN: dict[str, Any] = {
+    "add_completion": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+    "pretty_exceptions_enable": False,
+}
 
 app = typer.Typer(
     name="griffin",
     help="Tuned kernels for Griffin and Hawk models: tune this machine, then read the report.",
     no_args_is_help=True,
-    add_completion=False,
-    context_settings=HELP,
-    pretty_exceptions_enable=False,
+    **PLAIN,
 )
 app.add_typer(roofline_cli.app)
-tune_app = typer.Typer(
-    name="tune",
-    add_completion=False,
-    context_settings=HELP,
-    pretty_exceptions_enable=False,
-    invoke_without_command=True,
-    no_args_is_help=False,
-)
+tune_app = typer.Typer(name="tune", invoke_without_command=True, **PLAIN)
 app.add_typer(tune_app)
 
 
@@ -57,7 +52,7 @@ def tune(
             help="quick, default (4 minutes on a small CPU, 20 on a large GPU, as planned) or thorough (everything)."
         ),
     ] = "default",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<index>. The first GPU, else the CPU.")] = None,
+    device: DeviceOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for journal, registry and report. The user's data folder by default.")
     ] = None,
@@ -110,7 +105,7 @@ def tune(
         return
     # a pipe has no width: tables for people who read logs
     console = Console(width=None if sys.stdout.isatty() else 140)
-    with plain_errors(Console(stderr=True)):
+    with plain_errors():
         from tuning import device_study
         from tuning.plan import planner
         from tuning.ui import events, terminal
@@ -131,7 +126,8 @@ def tune(
         if from_misses is not None:
             from tuning.plan.from_misses import extended
 
-            options = extended(options, from_misses, _note)
+            stderr = Console(stderr=True)
+            options = extended(options, from_misses, lambda text: line(stderr, f"note: {text}", "yellow"))
         if target is not None:
             with terminal.interruptible():
                 terminal.run_target(console, target, options, out, constants, dry_run)
@@ -156,10 +152,6 @@ def tune(
             published = outcome.paths.registry if outcome.paths.registry.exists() else None
             report = write_report(outcome.paths.journal, outcome.paths.report, published)
             terminal.finish(output, outcome, report, found)
-
-
-def _note(text: str) -> None:
-    line(Console(stderr=True), f"note: {text}", "yellow")
 
 
 def _arguments() -> list[str]:
@@ -190,7 +182,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the HTML report of a run, finished or not, or of what `griffin tune --target` predicted."""
-    with plain_errors(Console(stderr=True)):
+    with plain_errors():
         from griffin_kernels import device as devices
         from reports.build import write_report
         from tuning.record.journal import FILE_NAME
@@ -200,22 +192,18 @@ def report(
             out = out / "report.html"
         predicted = _predicted(folder)
         if predicted is not None:
-            from reports.predicted_tab import write_predicted_report
+            from reports.predicted import write_predicted_report
 
-            written = write_predicted_report(predicted, out or predicted.with_suffix(".html"))
-            line(Console(), str(written))
+            line(Console(), str(write_predicted_report(predicted, out or predicted.with_suffix(".html"))))
             return
-        if folder is None:
-            paths = Paths.choose(None, devices.detect())
-        elif folder.is_file():
+        if folder is not None and folder.is_file():
             paths = Paths(folder, folder.with_name("registry.json"), folder.with_suffix(".html"))
         else:
             paths = Paths.choose(folder, devices.detect())
         if not paths.journal.exists():
             raise errors.ReportError(f"there is no journal at {paths.journal}; `griffin tune` makes one ({FILE_NAME})")
         registry = paths.registry if paths.registry.exists() else None
-        written = write_report(paths.journal, out or paths.report, registry)
-        line(Console(), str(written))
+        line(Console(), str(write_report(paths.journal, out or paths.report, registry)))
 
 
 def _predicted(folder: Path | None) -> Path | None:
@@ -231,10 +219,10 @@ def _predicted(folder: Path | None) -> Path | None:
 def explain(
     op: Annotated[str, typer.Argument(help="An op, such as linear_scan.")],
     case: Annotated[str, typer.Argument(help="A bench case's key, or a part that only one has.")],
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<index>.")] = None,
+    device: DeviceOption = None,
 ) -> None:
     """Say which kernel a case runs on, and why."""
-    with plain_errors(Console(stderr=True)):
+    with plain_errors():
         import griffin_kernels
         from griffin_kernels import catalog
         from griffin_kernels import device as devices

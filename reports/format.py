@@ -26,6 +26,8 @@ RATE_UNITS: Mapping[str, str] = {
     "ops_per_s": "ops/s",
 }
 
+FACT_UNITS: Mapping[str, str] = {"_watts": "W", "_mhz": "MHz", "_gib": "GiB"}
+
 BOUND_NAMES: Mapping[str, str] = {
     "dram": "DRAM",
     "dram_copy": "DRAM copy",
@@ -65,10 +67,12 @@ def significant(value: float, digits: int = 3) -> str:
 
 def time_unit(seconds: float | None) -> tuple[float, str]:
     """(scale, name) of the unit in which a time has one to three digits before the point."""
-    for scale, name in TIME_UNITS:
-        if seconds and seconds >= scale:
-            return scale, name
-    return (1e-9, "ns") if seconds else (1e-6, "µs")
+    return _scaled(seconds, TIME_UNITS, TIME_UNITS[-1]) if seconds else (1e-6, "µs")
+
+
+def _scaled(value: float, units: Sequence[tuple[float, str]], least: tuple[float, str]) -> tuple[float, str]:
+    """(scale, name) of the largest unit that a value has one of, else the ``least``."""
+    return next((unit for unit in units if abs(value) >= unit[0]), least)
 
 
 def time(seconds: float | None) -> str:
@@ -112,11 +116,8 @@ def rate(value: float, unit: str) -> str:
         return time(value)
     if unit in ("fraction", "ratio", "share"):
         return f"{significant(100 * value)}%"
-    name = RATE_UNITS.get(unit, unit)
-    for scale, prefix in PREFIXES:
-        if value >= scale and unit in RATE_UNITS:
-            return f"{significant(value / scale)} {prefix}{name}"
-    return f"{significant(value)} {name}".strip()
+    scale, prefix = _scaled(value, PREFIXES, (1.0, "")) if unit in RATE_UNITS else (1.0, "")
+    return f"{significant(value / scale)} {prefix}{RATE_UNITS.get(unit, unit)}".strip()
 
 
 def duration(seconds: float) -> str:
@@ -129,18 +130,15 @@ def duration(seconds: float) -> str:
 
 def size(count: int) -> str:
     """Bytes: ``50 MiB``."""
-    for scale, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if count >= scale:
-            return f"{significant(count / scale)} {name}"
-    return f"{count} B"
+    scale, name = _scaled(count, ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")), (1, "B"))
+    return f"{count if scale == 1 else significant(count / scale)} {name}"
 
 
 def decimal(count: float, unit: str = "B") -> str:
     """A size or an amount in powers of 1000: ``47.2 MB``, ``1.24 GFLOP``."""
-    for scale, prefix in PREFIXES:
-        if abs(count) >= scale:
-            return f"{significant(count / scale)}{THIN_SPACE}{prefix}{unit}"
-    return f"{significant(count) if count != int(count) else int(count)}{THIN_SPACE}{unit}"
+    scale, prefix = _scaled(count, PREFIXES, (1.0, ""))
+    whole = scale == 1 and count == int(count)
+    return f"{int(count) if whole else significant(count / scale)}{THIN_SPACE}{prefix}{unit}"
 
 
 def count(value: int) -> str:
@@ -172,9 +170,19 @@ def marks(record: Case) -> list[str]:
     return [record.dtype, *record.flags, *record.data]
 
 
+def case_label(record: Case) -> str:
+    """Sizes and marks in one line."""
+    return " · ".join([case(record), *marks(record)])
+
+
 def config(values: Mapping[str, Any]) -> str:
     """``block_t=32 num_warps=4``; empty where there is nothing to tune."""
     return " ".join(f"{name}={value}" for name, value in values.items())
+
+
+def kernel(variant: str, values: Mapping[str, Any]) -> str:
+    """A variant and its configuration."""
+    return f"{variant} {config(values)}".strip()
 
 
 def bound(name: str | None) -> str:
@@ -184,8 +192,8 @@ def bound(name: str | None) -> str:
 
 def label(name: str) -> str:
     """A field's name in words: ``last_level_cache_bytes`` -> ``last level cache``."""
-    for unit in ("_bytes", "_watts", "_mhz", "_gib"):
-        name = name.removesuffix(unit)
+    for ending in ("_bytes", *FACT_UNITS):
+        name = name.removesuffix(ending)
     return name.replace("_", " ")
 
 
@@ -198,7 +206,7 @@ def fact(name: str, value: Any) -> str:
     if isinstance(value, int | float):
         if name.endswith("_bytes"):
             return size(int(value))
-        for ending, unit in (("_watts", "W"), ("_mhz", "MHz"), ("_gib", "GiB")):
+        for ending, unit in FACT_UNITS.items():
             if name.endswith(ending):
                 return f"{value:g} {unit}"
         return f"{value:g}" if isinstance(value, float) else str(value)

@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,10 +18,7 @@ from roofline import stats
 from tuning.measure.conditions import disturbed
 from tuning.plan.budget import INDIFFERENCE
 from tuning.record.journal_records import BAD, Candidate, Conditions, Noise, OutputError, Race, Result, Undecided
-from tuning.ui.summary import STATUSES as ALL
-
-STATUSES: tuple[str, ...] = ALL
-"""Every candidate status, from best to worst."""
+from tuning.ui.summary import STATUSES as STATUSES
 
 
 def compare(interval: tuple[float, float] | None, noise: float = 0.0) -> str | None:
@@ -57,14 +54,12 @@ class CandidateView:
 
     @property
     def label(self) -> str:
-        return f"{self.record.variant} {fmt.config(self.record.config)}".strip()
+        return fmt.kernel(self.record.variant, self.record.config)
 
     @property
     def spread(self) -> float | None:
         """Half the width of the interval over the median."""
-        if not self.median or self.interval is None:
-            return None
-        return (self.interval[1] - self.interval[0]) / 2 / self.median
+        return (self.interval[1] - self.interval[0]) / 2 / self.median if self.median and self.interval else None
 
     @property
     def rel_norm(self) -> float | None:
@@ -73,6 +68,12 @@ class CandidateView:
     @property
     def worst(self) -> float | None:
         return worst_of(e.worst for e in self.record.errors)
+
+
+def by_status(views: Iterable[CandidateView]) -> dict[str, int]:
+    """How many candidates have each status."""
+    found = Counter(view.record.status for view in views)
+    return {status: found[status] for status in STATUSES}
 
 
 def worst_of(figures: Iterable[float | None]) -> float | None:
@@ -97,7 +98,7 @@ class FinalistView:
 
     @property
     def label(self) -> str:
-        return f"{self.variant} {fmt.config(self.config)}".strip()
+        return fmt.kernel(self.variant, self.config)
 
     @property
     def ratio(self) -> float:
@@ -123,7 +124,7 @@ class CaseView:
 
     @property
     def label(self) -> str:
-        return " · ".join([fmt.case(self.case), *fmt.marks(self.case)])
+        return fmt.case_label(self.case)
 
     @property
     def entry(self) -> Entry | None:
@@ -145,9 +146,8 @@ class CaseView:
     @property
     def warm_share(self) -> float | None:
         """The winner's time with warm caches over that with cold ones."""
-        if self.entry is None or not self.entry.median_s or not self.entry.warm_median_s:
-            return None
-        return self.entry.warm_median_s / self.entry.median_s
+        cold, warm = (self.entry.median_s, self.entry.warm_median_s) if self.entry else (None, None)
+        return warm / cold if warm and cold else None
 
     @property
     def disturbed(self) -> str | None:
@@ -160,21 +160,15 @@ class CaseView:
         return conditions(self.race.before, self.race.after) if self.race else []
 
     @property
-    def winner(self) -> CandidateView | None:
-        return next((c for c in self.candidates if "winner" in c.roles), None)
-
-    @property
     def counts(self) -> dict[str, int]:
         """Candidates by status, those that occur."""
-        found: Counter[str] = Counter(c.record.status for c in self.candidates)
-        return {status: found[status] for status in STATUSES if found[status]}
+        return {status: count for status, count in by_status(self.candidates).items() if count}
 
     @property
     def roof_seconds(self) -> float | None:
         """Time at the ceiling that binds."""
-        if self.entry is None or self.entry.median_s is None or self.entry.share_of_bound is None:
-            return None
-        return self.entry.median_s * self.entry.share_of_bound
+        median, share = (self.entry.median_s, self.entry.share_of_bound) if self.entry else (None, None)
+        return None if median is None or share is None else median * share
 
     @property
     def unit(self) -> tuple[float, str]:
@@ -234,7 +228,7 @@ class Report:
     journal: JournalFile
     ops: tuple[OpView, ...]
     registry_only: tuple[Entry, ...] = ()
-    registry_notes: tuple[str, ...] = field(default=())
+    registry_notes: tuple[str, ...] = ()
 
     @property
     def cases(self) -> list[CaseView]:
@@ -280,25 +274,14 @@ class Report:
         rows = []
         for key, found in groups.items():
             right = [figure for record, figure in found if record.status != "wrong"]
-            rows.append(
-                ErrorRow(
-                    *key,
-                    rel_norm=worst_of(figure.rel_norm for figure in right),
-                    worst=worst_of(figure.worst for figure in right),
-                    right=len(right),
-                    wrong=len(found) - len(right),
-                )
-            )
+            worst = (worst_of(f.rel_norm for f in right), worst_of(f.worst for f in right))
+            rows.append(ErrorRow(*key, *worst, right=len(right), wrong=len(found) - len(right)))
         return rows
 
     @cached_property
     def status_counts(self) -> list[tuple[str, dict[str, int]]]:
         """Candidates by status for each op."""
-        table = []
-        for op in self.ops:
-            found: Counter[str] = Counter(c.record.status for case in op.cases for c in case.candidates)
-            table.append((op.name, {status: found[status] for status in STATUSES}))
-        return table
+        return [(op.name, by_status(c for case in op.cases for c in case.candidates)) for op in self.ops]
 
     @property
     def failures(self) -> list[CandidateView]:
@@ -352,12 +335,8 @@ def conditions(before: Conditions, after: Conditions) -> list[str]:
     """``clock 1980 to 1965 MHz`` and so on, of what is known; why clocks are held down."""
     found = []
     for name, where, unit, factor in MEASURES:
-        values = [getattr(moment, where) for moment in (before, after)]
-        figures = [
-            f"{value * factor:.3g}" if value * factor < 100 else f"{value * factor:.0f}"
-            for value in values
-            if value is not None
-        ]
+        known = [value * factor for moment in (before, after) if (value := getattr(moment, where)) is not None]
+        figures = [f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in known]
         if figures:
             found.append(f"{name} {' to '.join(dict.fromkeys(figures))} {unit}".strip())
     if held := list(dict.fromkeys([*before.throttle, *after.throttle])):
@@ -460,5 +439,5 @@ def _registry_note(decided: Result | None, entry: Entry | None) -> str | None:
     if entry is None:
         return "The registry has no entry for this case."
     if (entry.variant, entry.config) != (decided.entry.variant, decided.entry.config):
-        return f"The registry holds another choice: {entry.variant} {fmt.config(entry.config)}".strip() + "."
+        return f"The registry holds another choice: {fmt.kernel(entry.variant, entry.config)}."
     return None

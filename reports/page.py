@@ -17,6 +17,12 @@ from reports import format as fmt
 
 TEMPLATES = Path(__file__).parent / "templates"
 
+FILTERS = (
+    "bound", "brief", "count", "date", "decimal", "duration", "error", "fragment", "label", "plural", "rate", "ratio",
+    "share", "significant", "size", "time", "time_in", "why_predicted",
+)  # fmt: skip
+"""Functions of ``format`` that templates call by their own names."""
+
 
 @dataclass(frozen=True)
 class Tab:
@@ -49,31 +55,14 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {name: getattr(fmt, name) for name in FILTERS}
     environment.filters |= {
-        "bound": fmt.bound,
-        "brief": fmt.brief,
         "case_marks": fmt.marks,
         "case_text": fmt.case,
         "config_text": fmt.config,
-        "count": fmt.count,
-        "date": fmt.date,
-        "decimal": fmt.decimal,
-        "duration": fmt.duration,
-        "error": fmt.error,
         "fact": lambda value, name: fmt.fact(name, value),
-        "fragment": fmt.fragment,
-        "label": fmt.label,
         "percent_number": lambda value: f"{100 * value:.1f}",
-        "plural": fmt.plural,
-        "rate": fmt.rate,
-        "ratio": fmt.ratio,
         "raw": _raw,
-        "share": fmt.share,
-        "significant": fmt.significant,
-        "size": fmt.size,
-        "time": fmt.time,
-        "why_predicted": fmt.why_predicted,
-        "time_in": fmt.time_in,
     }
     return environment
 

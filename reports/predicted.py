@@ -1,7 +1,11 @@
-"""Reads what ``griffin tune --target`` leaves: a registry of predictions, and the candidates behind it."""
+"""The report of what ``griffin tune --target`` leaves: a registry of predictions, and the candidates behind it.
+
+It says on top that nothing was measured.
+"""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +18,10 @@ from griffin_kernels.errors import RegistryError, ReportError
 from griffin_kernels.records import DeviceRecord, Entry
 from griffin_kernels.texts import unmarked
 from reports import format as fmt
+from reports.build import replace, static_table
+from reports.page import Tab, page, render
 from reports.sources import SourceFile, load_registry, source
+from reports.static_tab import static_tab
 from tuning.predict.predictor import PREDICTIONS_VERSION, Predicted, PredictionsFile
 from tuning.predict.target_space import CandidateRecord
 
@@ -36,7 +43,7 @@ class PredictedChoice:
 
     @property
     def label(self) -> str:
-        return " · ".join([fmt.case(self.case), *fmt.marks(self.case)])
+        return fmt.case_label(self.case)
 
     @property
     def compiled(self) -> list[CandidateRecord]:
@@ -135,9 +142,7 @@ def load_prediction(path: Path) -> PredictedRegistry:
     registry_source, file, text = load_registry(path)
     beside = [path.with_name(path.stem + ENDING), path.with_name(ENDING[1:])]
     candidates = next((other for other in beside if other.exists()), None)
-    predictions, told_source = None, None
-    if candidates is not None:
-        predictions, told_source = _load_candidates(candidates)
+    predictions, told_source = _load_candidates(candidates) if candidates else (None, None)
     entries = {(e.op, e.case.key): e for e in file.entries if e.status == "predicted"}
     found = {(p.op, p.case.key): p for p in predictions.cases} if predictions else {}
     cases = {key: entry.case for key, entry in entries.items()} | {key: p.case for key, p in found.items()}
@@ -162,3 +167,27 @@ def _load_candidates(path: Path) -> tuple[PredictionsFile, SourceFile]:
         raise ReportError(f"{path} cannot be read: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ReportError(f"{path} is no file of predictions: {error}; predict again, or move it away") from None
+
+
+def predicted_tab(found: PredictedRegistry) -> Tab:
+    """Predicted winners by op and case, and the candidates that each was chosen among."""
+    return Tab(
+        "predicted", "Predicted", render("predicted.html.j2", found=found, kind=fmt.device_kind(found.device.validity))
+    )
+
+
+def write_predicted_report(registry: Path, out: Path) -> Path:
+    """Write the report of a registry of predictions to ``out`` and return ``out``; replaced in one step.
+
+    Raises RegistryError or ReportError where the registry or the candidates beside it cannot be used.
+    """
+    found = load_prediction(registry)
+    name = json.dumps(found.registry_source.name)
+    data = (
+        f'{{"format":"griffin-kernels prediction data 1","registry_file":{name},'
+        f'"sha256":"{found.registry_source.sha256}","registry":{found.registry_text.strip()}}}'
+    )
+    title = f"Predicted, not measured: {found.name}, {fmt.date(found.date)}"
+    tabs = [predicted_tab(found), static_tab(static_table(), str(found.device.validity.get("arch", "")))]
+    replace(out, page(title, tabs, data))
+    return out

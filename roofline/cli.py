@@ -12,11 +12,10 @@ import typer
 from msgspec import structs, to_builtins
 from rich.console import Console
 
-from griffin_kernels import errors
-from griffin_kernels.datasheet import datasheet, find, skus
+from griffin_kernels import datasheet, errors
 from griffin_kernels.models.presets import PRESETS, preset
 from roofline import tables
-from roofline.console import DeviceOption, StatusLine, output, plain_errors, say
+from roofline.console import DeviceOption, StatusLine, line, output, plain_errors, table
 from roofline.forward import BATCHES, SEQS, analyse, sweep
 from roofline.pass_records import PassRecord
 from roofline.target import AnalysisTarget, at_hand, of_sku
@@ -124,12 +123,12 @@ def forward(
         if run and here is not None:
             from roofline import pass_timing
 
-            line = StatusLine(Console(stderr=True))
-            line(f"building {model}")
+            status = StatusLine(Console(stderr=True))
+            status(f"building {model}")
             built = pass_timing.build(found, here)
-            line(f"running {model}")
+            status(f"running {model}")
             record = structs.replace(record, measured=pass_timing.measure(built, record, here, seconds))
-            line.clear()
+            status.clear()
         if as_json:
             typer.echo(json.dumps(_plain(record, target), indent=1))
         elif as_csv:
@@ -142,7 +141,7 @@ def forward(
 def names() -> None:
     """List the models and devices that ``forward`` knows."""
     with plain_errors():
-        tables.show_names(output(), PRESETS, [datasheet(sku) for sku in skus()])
+        tables.show_names(output(), PRESETS, [datasheet.datasheet(sku) for sku in datasheet.skus()])
 
 
 def _plain(record: PassRecord, target: AnalysisTarget) -> dict[str, Any]:
@@ -170,17 +169,17 @@ def study(
 
         here = devices.detect(device)
         path = out.expanduser() if out is not None else studying.default_path(here)
-        line = StatusLine(Console(stderr=True))
+        status = StatusLine(Console(stderr=True))
         timing = studying.Timing(seconds=seconds)
         facts, stored = devices.provenance(here), store.default_path(here)
         before = store.earlier(stored, here, facts)
-        found = studying.study(here, studying.registered(here), earlier=before, timing=timing, tell=line)
-        line.clear()
+        found = studying.study(here, studying.registered(here), earlier=before, timing=timing, tell=status)
+        status.clear()
         store.save(stored, here, found.ceilings, facts)
         studying.write(path, found)
         tables.show_kernels(output(), found)
         tables.show_study(output(), found)
-        say(f"study     {path}")
+        line(output(), f"study     {path}")
 
 
 @app.command()
@@ -210,17 +209,17 @@ def measure(
         runs: list[list[Ceiling]] = []
         try:
             for index in range(repeat):
-                line = StatusLine(stderr, f"{here.name}: " + (f"run {index + 1} of {repeat}, " if repeat > 1 else ""))
-                runs.append(measuring.measure(here, line.progress, spent))
-                line.clear()
+                status = StatusLine(stderr, f"{here.name}: " + (f"run {index + 1} of {repeat}, " if repeat > 1 else ""))
+                runs.append(measuring.measure(here, status.progress, spent))
+                status.clear()
         except KeyboardInterrupt:
-            say("interrupted; nothing was written", stderr, "red")
+            line(stderr, "interrupted; nothing was written", "red")
             raise typer.Exit(130) from None
         kept: list[Ceiling] = []
         for index, found in enumerate(runs):
             kept = store.save(path, here, found, devices.provenance(here), fresh=fresh and index == 0)
         known = Ceilings(here.name, tuple(kept), here.last_level_cache_bytes)
-        sheet = find(here.name)
+        sheet = datasheet.find(here.name)
         rows = _rows(known, Ceilings.from_datasheet(sheet) if sheet else None, runs)
         slow = measuring.disturbed(runs[-1])
         if as_json:
@@ -230,7 +229,7 @@ def measure(
             _show(here, rows, path, repeat)
         if slow:
             text = f"other processes took the cores; measure again when they are done: {', '.join(slow)} are too low"
-            say(text, stderr, "yellow")
+            line(stderr, text, "yellow")
 
 
 def spread(values: Sequence[float]) -> float:
@@ -275,7 +274,7 @@ def _told(value: float, unit: str) -> str:
 
 def _show(device: Device, rows: Sequence[dict[str, Any]], path: Path, repeat: int) -> None:
     headings = ("measured", "95% interval", "datasheet", "of it", *(["spread"] if repeat > 1 else []))
-    table = tables.grid(["ceiling"], headings, no_wrap=True)
+    shown = table(["ceiling"], headings)
     for row in rows:
         unit, ratio = row["unit"], row["ratio"]
         above = " (above the datasheet)" if ratio is not None and ratio > 1 else ""
@@ -286,7 +285,8 @@ def _show(device: Device, rows: Sequence[dict[str, Any]], path: Path, repeat: in
             "no peak known" if ratio is None else _told(row["datasheet"], unit),
             "" if ratio is None else f"{ratio:.0%}{above}",
         ]
-        table.add_row(*cells, *([f"{row['spread']:.1%}"] if repeat > 1 else []))
-    say(f"{device.name}, {device.arch}, {device.units} units")
-    output().print(table, highlight=False)
-    say(f"ceilings  {path}")
+        shown.add_row(*cells, *([f"{row['spread']:.1%}"] if repeat > 1 else []))
+    console = output()
+    line(console, f"{device.name}, {device.arch}, {device.units} units")
+    console.print(shown, highlight=False)
+    line(console, f"ceilings  {path}")

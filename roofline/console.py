@@ -44,11 +44,6 @@ def table(words: Iterable[str], figures: Iterable[str] = (), more_words: Iterabl
     return drawn
 
 
-def say(text: str, console: Console | None = None, style: str = "") -> None:
-    """Print a text as it is, in one line: on standard output if nothing else is said."""
-    (console or output()).print(text, style=style, highlight=False, markup=False, soft_wrap=True)
-
-
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:<index>. The first GPU, else the CPU.")]
 """The option of every command that takes a device of this machine."""
 
@@ -111,5 +106,5 @@ def plain_errors(console: Console | None = None) -> Iterator[None]:
         line(told, f"error: {place}{error.strerror or error}", "red")
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        say("interrupted", told, "red")
+        line(told, "interrupted", "red")
         raise typer.Exit(130) from None

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from griffin_kernels.datasheet import Datasheet
 from griffin_kernels.models.config import GriffinConfig
+from roofline.console import table
 from roofline.pass_records import GridPoint, Part, PassRecord
 from roofline.study_records import Study
 from roofline.target import AnalysisTarget
@@ -21,16 +22,6 @@ from roofline.work import LENGTH_IS
 
 SHORT = {"parameters": "P", "cache": "C", "activations": "A", "compute": "F", "special": "S", "launch": "L"}
 """Letters of the regime map."""
-
-
-def grid(texts: Iterable[str], numbers: Iterable[str], title: str | None = None, **more: Any) -> Table:
-    """A table whose columns are texts, at the left, then numbers, at the right. more: of every column."""
-    table = Table(box=None, pad_edge=False, header_style="bold", title=title)
-    for name in texts:
-        table.add_column(name, **more)
-    for name in numbers:
-        table.add_column(name, justify="right", **more)
-    return table
 
 
 def show(console: Console, record: PassRecord, target: AnalysisTarget, *, layers: bool = False) -> None:
@@ -71,7 +62,7 @@ def parts_table(record: PassRecord, *, layers: bool = False) -> Table:
     """One row per kind of part, or per part, and the total."""
     names = ["layer" if layers else "count", "parameters", "FLOPs", "bytes", "bytes as run", "launches", "floor"]
     names += ["bound", "predicted", "share", *(["measured", "predicted / measured"] if record.measured else [])]
-    table = grid(["part"], names)
+    shown = table(["part"], names)
     rows = record.timed if layers else record.kinds
     total = Part.of(rows)
     for row in (*rows, total):
@@ -91,8 +82,8 @@ def parts_table(record: PassRecord, *, layers: bool = False) -> Table:
         ]
         if row.measured_s is not None:
             cells += [seconds_text(row.measured_s), f"{row.predicted_s / row.measured_s:.2f}"]
-        table.add_row(*cells, style="bold" if row is total else "")
-    return table
+        shown.add_row(*cells, style="bold" if row is total else "")
+    return shown
 
 
 def show_sweep(console: Console, points: Sequence[GridPoint]) -> None:
@@ -100,15 +91,15 @@ def show_sweep(console: Console, points: Sequence[GridPoint]) -> None:
     batches, seqs = sorted({p.batch for p in points}), sorted({p.seq for p in points})
     by_place = {(p.batch, p.seq): p for p in points}
     first = points[0]
-    table = grid([], ["batch \\ seq", *map(str, seqs)], f"{first.model}, {first.phase}: predicted latency")
+    shown = table([], ["batch \\ seq", *map(str, seqs)], title=f"{first.model}, {first.phase}: predicted latency")
     for batch in batches:
         cells = []
         for seq in seqs:
             point = by_place[batch, seq]
             text = f"{seconds_text(point.predicted_s)} {SHORT[point.regime]}"
             cells.append(f"[red]{text} !{'[/red]'}" if point.fits is False else text)
-        table.add_row(str(batch), *cells)
-    console.print(table)
+        shown.add_row(str(batch), *cells)
+    console.print(shown)
     used = {p.regime for p in points}
     key = ", ".join(f"{SHORT[name]} {name} ({text})" for name, text in REGIMES.items() if name in used)
     console.print(f"bound by: {key}" + ("; ! does not fit" if any(p.fits is False for p in points) else ""))
@@ -117,19 +108,19 @@ def show_sweep(console: Console, points: Sequence[GridPoint]) -> None:
 def show_names(console: Console, models: Mapping[str, GriffinConfig], sheets: Iterable[Datasheet]) -> None:
     """Presets with their sizes, and devices with their peaks."""
     sizes_of = ("parameters", "without embedding", "layers", "width", "lru width", "heads", "window")
-    table = grid(["model"], sizes_of)
+    shown = table(["model"], sizes_of)
     for name, config in models.items():
         total = config.parameters()
         sizes = (config.num_layers, config.width, config.lru_width, config.num_heads, config.window)
-        table.add_row(name, si(total), si(total - config.embedding_parameters()), *map(str, sizes))
-    console.print(table)
-    table = grid(["device"], ("memory", "bandwidth", "bf16", "fp16", "fp32"))
+        shown.add_row(name, si(total), si(total - config.embedding_parameters()), *map(str, sizes))
+    console.print(shown)
+    shown = table(["device"], ("memory", "bandwidth", "bf16", "fp16", "fp32"))
     for sheet in sheets:
         peaks = [sheet.tensor_flops_per_s(dtype) for dtype in ("bfloat16", "float16", "float32")]
         told = ["-" if peak is None else si(peak, "FLOP/s") for peak in peaks]
-        table.add_row(sheet.sku, gib(sheet.memory_bytes), si(sheet.dram_bytes_per_s, "B/s"), *told)
+        shown.add_row(sheet.sku, gib(sheet.memory_bytes), si(sheet.dram_bytes_per_s, "B/s"), *told)
     console.print()
-    console.print(table)
+    console.print(shown)
 
 
 def show_study(console: Console, found: Study) -> None:
@@ -138,7 +129,7 @@ def show_study(console: Console, found: Study) -> None:
         if not page.measured:
             continue
         names = ("phase", "batch", "seq", "predicted", "measured", "error", "tokens/s", "bound by")
-        table = grid(["model"], names, f"forward passes on {page.device}, {page.dtype}")
+        shown = table(["model"], names, title=f"forward passes on {page.device}, {page.dtype}")
         for row in page.passes:
             cells = [row.model, row.phase, str(row.batch), str(row.seq), seconds_text(row.predicted_s)]
             if row.measured is None:
@@ -147,27 +138,27 @@ def show_study(console: Console, found: Study) -> None:
                 mark = " (busy)" if row.measured.disturbed else ""
                 cells += [seconds_text(row.seconds) + mark, f"{row.error:+.0%}"]
             cells.append(si(row.rate))
-            table.add_row(*cells, row.regime)
-        console.print(table)
+            shown.add_row(*cells, row.regime)
+        console.print(shown)
 
 
 def show_kernels(console: Console, found: Study) -> None:
     """Tuned kernels against the ceilings, the one that loses most time first; then what fusing saves."""
     names = ("op", "case", "variant", "bound by")
-    table = grid(names, ("floor", "measured", "share", "lost"), "tuned kernels by time lost", overflow="fold")
+    shown = table(names, ("floor", "measured", "share", "lost"), title="tuned kernels by time lost")
     for row in found.kernels:
         floor, measured, lost = map(seconds_text, (row.floors_s[row.bound], row.measured_s, row.lost_s))
-        table.add_row(row.op, row.case, row.variant, row.bound, floor, measured, f"{row.share:.0%}", lost)
-    console.print(table)
+        shown.add_row(row.op, row.case, row.variant, row.bound, floor, measured, f"{row.share:.0%}", lost)
+    console.print(shown)
     columns = ("bytes fused", "one by one", "ratio", "kernels", "time fused", "time one by one")
-    table = grid(("op", "case"), columns, "what fusing saves, at the ceilings", overflow="fold")
+    shown = table(("op", "case"), columns, title="what fusing saves, at the ceilings")
     for line in found.fusion:
-        table.add_row(
+        shown.add_row(
             line.what, line.case, gib(line.fused_bytes), gib(line.unfused_bytes),
             f"{line.unfused_bytes / line.fused_bytes:.1f}x", str(line.unfused_launches),
             seconds_text(line.fused_s), seconds_text(line.unfused_s),
         )  # fmt: skip
-    console.print(table)
+    console.print(shown)
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]]) -> str:

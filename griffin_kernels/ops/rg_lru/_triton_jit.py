@@ -77,25 +77,15 @@ class Gates(NamedTuple):
 def steps_at(steps, batch, time, T, D: tl.constexpr):
     """The steps of a batch entry from ``time`` on, all of them ``Rows``."""
     return Steps(
-        at(steps.x, batch, time, 1),
-        at(steps.branch, batch, time, 1),
-        at(steps.positions, batch, time, 1),
-        *dense_rows(steps.z_i, steps.z_r, steps.y, steps.out, batch * T + time, D),
+        *[at(rows, batch, time, 1) for rows in steps[:3]],
+        *[dense(tensor, batch * T + time, D, 1) for tensor in steps[3:]],
     )
-
-
-@bundling
-def dense_rows(z_i, z_r, y, out, row, D: tl.constexpr):
-    """All four from ``row`` on."""
-    return dense(z_i, row, D, 1), dense(z_r, row, D, 1), dense(y, row, D, 1), dense(out, row, D, 1)
 
 
 @bundling
 def steps_later(steps, count):
     """The steps from ``count`` steps later on."""
-    x, branch, positions = later(steps.x, count), later(steps.branch, count), later(steps.positions, count)
-    z_i, z_r = later(steps.z_i, count), later(steps.z_r, count)
-    return Steps(x, branch, positions, z_i, z_r, later(steps.y, count), later(steps.out, count))
+    return Steps(*[later(rows, count) for rows in steps])
 
 
 @triton.jit

@@ -48,9 +48,12 @@ def tile_rows(rows, channels, left, OTHER: tl.constexpr, BLOCK_T: tl.constexpr):
 
 
 @bundling
-def tile_flags(flags, left, OTHER: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Flags of a tile, likewise."""
-    return () if flags is None else load_flags(flags, left, OTHER, BLOCK_T, True)
+def tile_flags(positions, marks, left, BLOCK_T: tl.constexpr):
+    """(positions, marks that are entered, marks that are left) of a tile, likewise."""
+    where = () if positions is None else load_flags(positions, left, 1, BLOCK_T, True)
+    enters = () if marks is None else load_flags(marks.enter, left, -1, BLOCK_T, True)
+    leaves = () if marks is None else load_flags(marks.leave, left, -1, BLOCK_T, True)
+    return where, enters, leaves
 
 
 @bundling
@@ -60,9 +63,7 @@ def load_tile(steps, marks, channels, left, BLOCK_T: tl.constexpr):
     zs_i = tile_rows(steps.z_i, channels, left, 0.0, BLOCK_T)
     zs_r = tile_rows(steps.z_r, channels, left, float("-inf"), BLOCK_T)
     others = tile_rows(steps.branch, channels, left, 0.0, BLOCK_T)
-    where = tile_flags(steps.positions, left, 1, BLOCK_T)
-    enters = () if marks is None else tile_flags(marks.enter, left, -1, BLOCK_T)
-    leaves = () if marks is None else tile_flags(marks.leave, left, -1, BLOCK_T)
+    where, enters, leaves = tile_flags(steps.positions, marks, left, BLOCK_T)
     return Tile(xs, zs_i, zs_r, others, where, enters, leaves)
 
 

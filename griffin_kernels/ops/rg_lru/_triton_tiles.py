@@ -310,8 +310,8 @@ def gate_tile(
         if FRESH:
             m = tl.where(begins, 1.0, m)
     elif FRESH:
-        # apart, the compiler sees which registers cannot hold step 0
-        m = tl.where(((order == 0) & (before + begin == 0))[None, :], 1.0, m)
+        # apart, the compiler sees which registers cannot hold step 0; 64 bits would cost two registers a stage
+        m = tl.where(((order == 0) & (tl.cast(before, tl.int32) + begin == 0))[None, :], 1.0, m)
     u = m * i * own.to(tl.float32)
     if marks is not None:
         if marks.state is not None:
@@ -337,16 +337,18 @@ def scan_block(
     """
     channels = block.channels
     order = steps_of_columns(shape.block_t)
+    y, out = steps.y, steps.out  # moved in the loop: every stage of it would keep an offset
     for begin in tl.range(0, count, shape.block_t, num_stages=shape.stages):
         left = count - begin
         a, u, cut = gate_tile(steps, marks, block, order, begin, left, before, D, FRESH, FAST, shape)
         states, carry = scan_tile(a, u, cut, carry, shape.block_n, shape.block_t)
-        if steps.y is not None:
-            store_tile(later(steps.y, begin), states, channels, order, left, D)
-        if steps.out is not None:
+        if y is not None:
+            store_tile(y, states, channels, order, left, D)
+            y = later(y, shape.block_t)
+        if out is not None:
             branch = load_tile(later(steps.branch, begin), channels, order, left, D).to(tl.float32)
-            gated = states * gelu(branch, FAST)
-            store_tile(later(steps.out, begin), gated, channels, order, left, D)
+            store_tile(out, states * gelu(branch, FAST), channels, order, left, D)
+            out = later(out, shape.block_t)
         if marks is not None:
             ends = load_steps(later(marks.leave, begin), order, order < left, -1)
             last = state_at(marks.final, ends, channels)

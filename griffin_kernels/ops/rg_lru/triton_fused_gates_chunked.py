@@ -16,7 +16,6 @@ Source: Blelloch, "Prefix sums and their applications" (1990), section 1.4, on t
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,10 +90,6 @@ def rg_lru_gates_chunks(
             store_state(State(h_last, D, 1), batch, carry, block.channels, chunk == chunks)
 
 
-SPILLED = {"sm_100": "24 bytes a thread beside all 255 registers; no such GPU has run it yet"}
-"""By architecture: why that is accepted."""
-
-
 def launches(call: Call, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
     args, constexprs = _triton.arguments(call, outputs, branch)
@@ -102,7 +97,6 @@ def launches(call: Call, outputs: dict[str, Any], config: Config, branch: _trito
     blocks, n = call.input_gate_bias.shape
     block_t = _triton.tile_steps(n, x.element_size(), config, launch.architecture(x))
     args["shape"] = _triton.shape(n, block_t, config)
-    spills = SPILLED.get(launch.architecture(x), "")
 
     def phase(reduce: bool, chunks: int, more: dict[str, Any]) -> Launch:
         return Launch(
@@ -113,7 +107,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Config, branch: _trito
             num_warps=config.num_warps,
             num_stages=config.num_stages,
             tile=block_t * config.block_n,
-            claims=dataclasses.replace(_triton.claims(x, n, block_t, config), spills=spills),
+            claims=_triton.claims(x, n, block_t, config),
         )
 
     return _triton.in_chunks(call, call.h0, outputs["h_last"], config.chunk, phase)

@@ -58,24 +58,16 @@ def steps_at(steps, batch, time, T, blocks_before, D: tl.constexpr):
     """
     row = batch * T + time
     return Steps(
-        at(steps.dy, batch, time, -1),
-        at(steps.x, batch, time, -1),
-        at(steps.y, batch, time, -1),
-        at(steps.branch, batch, time, -1),
-        at(steps.positions, batch, time, -1),
+        *[at(rows, batch, time, -1) for rows in steps[:5]],
         dense(steps.z + blocks_before, row, 2 * D, -1),
-        dense(steps.dx, row, D, -1),
-        dense(steps.dbranch, row, D, -1),
+        *[dense(tensor, row, D, -1) for tensor in steps[6:]],
     )
 
 
 @bundling
 def steps_later(steps, count):
     """The steps from ``count`` steps later on, as visited."""
-    dy, x, y = later(steps.dy, count), later(steps.x, count), later(steps.y, count)
-    branch, positions = later(steps.branch, count), later(steps.positions, count)
-    z, dx, dbranch = later(steps.z, count), later(steps.dx, count), later(steps.dbranch, count)
-    return Steps(dy, x, y, branch, positions, z, dx, dbranch)
+    return Steps(*[later(rows, count) for rows in steps])
 
 
 @triton.jit

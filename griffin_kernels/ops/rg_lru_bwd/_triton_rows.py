@@ -45,17 +45,13 @@ class Tile(NamedTuple):
 @bundling
 def load_tile(steps, marks, channels, left, remaining, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr):
     """The tile at the first of ``left`` steps, of which later ones leave the carry as it is; remaining: see below."""
-    return Tile(
-        tile_rows(steps.dy, channels, left, 0.0, BLOCK_T),
-        tile_rows(steps.x, channels, left, 0.0, BLOCK_T),
-        tile_rows(later(steps.y, 1), channels, remaining - 1, 0.0, BLOCK_T),
-        tile_rows(steps.z, channels, left, 0.0, BLOCK_T),
-        tile_rows(further(steps.z, WIDTH), channels, left, float("-inf"), BLOCK_T),
-        tile_rows(steps.branch, channels, left, 0.0, BLOCK_T),
-        tile_flags(steps.positions, left, 1, BLOCK_T),
-        () if marks is None else tile_flags(marks.enter, left, -1, BLOCK_T),
-        () if marks is None else tile_flags(marks.leave, left, -1, BLOCK_T),
-    )
+    dys, xs = tile_rows(steps.dy, channels, left, 0.0, BLOCK_T), tile_rows(steps.x, channels, left, 0.0, BLOCK_T)
+    before = tile_rows(later(steps.y, 1), channels, remaining - 1, 0.0, BLOCK_T)
+    zs_i = tile_rows(steps.z, channels, left, 0.0, BLOCK_T)
+    zs_r = tile_rows(further(steps.z, WIDTH), channels, left, float("-inf"), BLOCK_T)
+    others = tile_rows(steps.branch, channels, left, 0.0, BLOCK_T)
+    where, enters, leaves = tile_flags(steps.positions, marks, left, BLOCK_T)
+    return Tile(dys, xs, before, zs_i, zs_r, others, where, enters, leaves)
 
 
 @triton.jit

@@ -17,9 +17,9 @@ from griffin_kernels.ops.linear_scan import _scan_numba as linear_scan
 from griffin_kernels.ops.local_attention import _numba_blas as local_attention
 from griffin_kernels.ops.local_attention import _numba_register_tiles as local_attention_tiles
 from griffin_kernels.ops.local_attention_step import _numba_ring as local_attention_step
-from griffin_kernels.ops.rg_lru import _numba as rg_lru
-from griffin_kernels.ops.rg_lru import _numba_backward as rg_lru_bwd
-from griffin_kernels.ops.rg_lru_step import _numba as rg_lru_step
+from griffin_kernels.ops.rg_lru import _lru_numba as rg_lru
+from griffin_kernels.ops.rg_lru import _lru_numba_gradient as rg_lru_bwd
+from griffin_kernels.ops.rg_lru_step import _lru_step_numba as rg_lru_step
 from griffin_kernels.ops.temporal_conv1d import _conv_numba as temporal_conv1d
 from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba as temporal_conv1d_step
 

@@ -210,7 +210,7 @@ def test_a_changed_helper_is_compiled_again(tmp_path):
         return done.stdout.strip()
 
     assert nonzero() == "True"
-    tiles = tmp_path / package.name / "ops" / "rg_lru" / "_numba_tiles.py"
+    tiles = tmp_path / package.name / "ops" / "rg_lru" / "_lru_numba_tiles.py"
     source = tiles.read_text()
     changed = source.replace("gates.m)\n        state =", "v.constant(0.0))\n        state =")
     assert changed != source

@@ -11,9 +11,9 @@ import triton.language as tl
 
 from griffin_kernels import catalog, device, launch, verify
 from griffin_kernels.ops.recurrent_block.cost import make_case as block_case
-from griffin_kernels.ops.rg_lru import _triton
-from griffin_kernels.ops.rg_lru._triton_jit import Gates, decay
-from griffin_kernels.ops.rg_lru._triton_jit import gates_of as gates
+from griffin_kernels.ops.rg_lru import _lru_launches as lru
+from griffin_kernels.ops.rg_lru._triton_lru import Gates, decay
+from griffin_kernels.ops.rg_lru._triton_lru import gates_of as gates
 from griffin_kernels.ops.rg_lru.cost import make_case
 
 WHERE = device.gpu(0) if torch.cuda.is_available() else device.INTERPRETER
@@ -75,12 +75,12 @@ def test_fast_gates_keep_the_tolerance_of_bfloat16(variant):
 @pytest.mark.parametrize("variant", WITH_PRODUCTS_INSIDE, ids=lambda v: v.key)
 def test_products_in_parts(variant):
     """80 channels are five parts of 16, and one slice of 64 outputs beside one of 16."""
-    assert (_triton.part(80), _triton.padded(80)) == (16, 80)
+    assert (lru.part(80), lru.padded(80)) == (16, 80)
     holds(variant, make_case(1, 20, 160, 2, "float16"), small_config(variant, block_n=64))
 
 
 def test_parts_pad_least():
-    assert [(n, _triton.part(n), _triton.padded(n)) for n in (8, 100, 131, 160, 250, 256)] == [
+    assert [(n, lru.part(n), lru.padded(n)) for n in (8, 100, 131, 160, 250, 256)] == [
         (8, 16, 16),
         (100, 16, 112),
         (131, 32, 160),

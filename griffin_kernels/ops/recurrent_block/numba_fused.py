@@ -20,7 +20,7 @@ from torch import Tensor
 
 from griffin_kernels import memory
 from griffin_kernels.ops.recurrent_block.op import Call
-from griffin_kernels.ops.rg_lru import _numba_call
+from griffin_kernels.ops.rg_lru import _lru_numba_call
 from griffin_kernels.ops.rg_lru.numba_fused import VARIANT as RG_LRU
 from griffin_kernels.ops.rg_lru.numba_fused import Config
 from griffin_kernels.ops.rg_lru.op import within
@@ -29,7 +29,7 @@ from griffin_kernels.ops.temporal_conv1d.op import new_state
 
 def run(call: Call, config: Config) -> tuple[Tensor | None, ...]:
     h = memory.empty(call.x.shape, call.x.dtype) if call.with_h else None
-    out, h_last = _numba_call.forward(within(call, call.x), config, _numba_call.Around(call, h))
+    out, h_last = _lru_numba_call.forward(within(call, call.x), config, _lru_numba_call.Around(call, h))
     kept = new_state(call.x, call.conv_state, call.segment_pos, call.cu_seqlens, call.conv_weight.shape[0])
     return out, kept, h_last, h
 

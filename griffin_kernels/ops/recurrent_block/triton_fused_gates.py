@@ -11,9 +11,7 @@ Source: arXiv 2402.19427, sections 2.3 and 2.4; see _triton for why the convolut
 
 from __future__ import annotations
 
-from griffin_kernels.ops.recurrent_block import _triton
+from griffin_kernels.ops.recurrent_block import _recurrent_launches as block
 from griffin_kernels.ops.rg_lru import triton_fused_gates as recurrent
 
-VARIANT = _triton.around(
-    recurrent.VARIANT, "a pass of the convolution, then products, gates, scan and gelu in one pass"
-)
+VARIANT = block.around(recurrent.VARIANT, "a pass of the convolution, then products, gates, scan and gelu in one pass")

@@ -11,9 +11,9 @@ Source: arXiv 2402.19427, sections 2.3 and 2.4.
 
 from __future__ import annotations
 
-from griffin_kernels.ops.recurrent_block import _triton
+from griffin_kernels.ops.recurrent_block import _recurrent_launches as block
 from griffin_kernels.ops.rg_lru import triton_fused_scan as recurrent
 
-VARIANT = _triton.around(
+VARIANT = block.around(
     recurrent.VARIANT, "a pass of the convolution, products by a matrix library, the rest in one pass"
 )

@@ -10,10 +10,10 @@ Source: arXiv 2402.19427, sections 2.3 and 2.4; Blelloch, "Prefix sums and their
 
 from __future__ import annotations
 
-from griffin_kernels.ops.recurrent_block import _triton
+from griffin_kernels.ops.recurrent_block import _recurrent_launches as block
 from griffin_kernels.ops.rg_lru import triton_fused_scan_chunked as recurrent
 
-VARIANT = _triton.around(
+VARIANT = block.around(
     recurrent.VARIANT,
     summary="fused_scan with time split over programs",
 )

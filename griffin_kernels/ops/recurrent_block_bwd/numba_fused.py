@@ -25,7 +25,7 @@ from griffin_kernels import memory
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops.recurrent_block_bwd.op import Call, convolution, recurrence
-from griffin_kernels.ops.rg_lru import _numba_call
+from griffin_kernels.ops.rg_lru import _lru_numba_call
 from griffin_kernels.ops.rg_lru import numba_fused as lru
 from griffin_kernels.ops.temporal_conv1d import _conv_numba_call as conv_call
 from griffin_kernels.ops.temporal_conv1d_bwd.numba_direct import VARIANT as CONVOLUTION
@@ -42,8 +42,8 @@ class Config:
 
 def run(call: Call, config: Config) -> tuple[Tensor | None, ...]:
     dy = memory.empty(call.y.shape, call.y.dtype)
-    around = _numba_call.Around(call, dy)
-    du, *dgates, dh0 = _numba_call.backward(recurrence(call, call.dout, call.x), config, around)
+    around = _lru_numba_call.Around(call, dy)
+    du, *dgates, dh0 = _lru_numba_call.backward(recurrence(call, call.dout, call.x), config, around)
     assert du is not None
     dx, dconv_weight, dconv_bias, dconv_state = conv_call.backward(convolution(call, du), _CONVOLUTION)
     return dx, dy, dconv_weight, dconv_bias, *dgates, dconv_state, dh0

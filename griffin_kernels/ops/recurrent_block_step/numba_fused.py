@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from griffin_kernels.ops.rg_lru_step import _numba_call
+from griffin_kernels.ops.rg_lru_step import _lru_step_numba_call
 from griffin_kernels.ops.rg_lru_step.numba_fused import VARIANT as RG_LRU
 
 VARIANT = dataclasses.replace(
     RG_LRU,
     op="recurrent_block_step",
     summary="convolution, gates, state and gelu in one pass in native code",
-    run=_numba_call.block,
+    run=_lru_step_numba_call.block,
 )

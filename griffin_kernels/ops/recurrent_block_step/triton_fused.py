@@ -21,9 +21,9 @@ from typing import Any
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops.recurrent_block_step import _triton
+from griffin_kernels.ops.recurrent_block_step import _recurrent_step_launches as block
 from griffin_kernels.ops.recurrent_block_step.op import Call
-from griffin_kernels.ops.rg_lru_step import _triton as lru
+from griffin_kernels.ops.rg_lru_step import _lru_step_launches as lru
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Config(lru.Dot):
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One launch, or two."""
-    return _triton.steps(lru.dot_launch, call, outputs, config)
+    return block.steps(lru.dot_launch, call, outputs, config)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

@@ -13,13 +13,13 @@ from torch import Tensor
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _compiled
-from griffin_kernels.ops.rg_lru import _gates
+from griffin_kernels.ops.rg_lru import _lru_eager
 from griffin_kernels.ops.rg_lru.op import Call
 
 
 def _forward(call: Call) -> tuple[Tensor, Tensor]:
-    i, _, log_a, _, m = _gates.terms(call)
-    return _gates.scan(m * i * call.x, torch.exp(log_a), call)
+    i, _, log_a, _, m = _lru_eager.terms(call)
+    return _lru_eager.scan(m * i * call.x, torch.exp(log_a), call)
 
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
-from griffin_kernels.ops.rg_lru import _gates
+from griffin_kernels.ops.rg_lru import _lru_eager
 from griffin_kernels.ops.rg_lru.op import Call
 
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
-    i, _, log_a, _, m = _gates.terms(call)
-    return _gates.scan(i.mul_(call.x).mul_(m), log_a.exp_(), call)
+    i, _, log_a, _, m = _lru_eager.terms(call)
+    return _lru_eager.scan(i.mul_(call.x).mul_(m), log_a.exp_(), call)
 
 
 def traffic(case: Case, config: NoConfig) -> int:

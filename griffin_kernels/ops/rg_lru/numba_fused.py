@@ -22,7 +22,7 @@ from typing import Any
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._cpu import unfit_cpu
-from griffin_kernels.ops.rg_lru import _numba_call
+from griffin_kernels.ops.rg_lru import _lru_numba_call
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ VARIANT = Variant(
     op="rg_lru",
     name="numba.fused",
     summary="products, gates and scan in one pass in native code",
-    run=_numba_call.forward,
+    run=_lru_numba_call.forward,
     config=Config,
     axes={"block_t": (24, 48, 96, 192), "block_d": (32, 64, 128, 256)},
     reject=reject,

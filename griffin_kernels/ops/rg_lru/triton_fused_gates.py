@@ -30,9 +30,9 @@ from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import State, load_state, store_state
 from griffin_kernels.ops.linear_scan.op import rows_of
-from griffin_kernels.ops.rg_lru import _triton
-from griffin_kernels.ops.rg_lru._triton_jit import steps_at
-from griffin_kernels.ops.rg_lru._triton_tiles import own_block, scan_block
+from griffin_kernels.ops.rg_lru import _lru_launches as lru
+from griffin_kernels.ops.rg_lru._triton_lru import steps_at
+from griffin_kernels.ops.rg_lru._triton_lru_tiles import own_block, scan_block
 from griffin_kernels.ops.rg_lru.op import Call
 
 
@@ -62,34 +62,34 @@ def rg_lru_gates(
     store_state(State(h_last, D, 1), row, carry, block.channels)
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Branch | None = None) -> list[Launch]:
     """One program per row of h0, gate block and slice of its output channels."""
-    args, constexprs = _triton.arguments(call, outputs, branch)
+    args, constexprs = lru.arguments(call, outputs, branch)
     x = call.x
     blocks, n = call.input_gate_bias.shape
-    block_t = _triton.tile_steps(n, x.element_size(), config, launch.architecture(x))
+    block_t = lru.tile_steps(n, x.element_size(), config, launch.architecture(x))
     return [
         Launch(
             kernel=rg_lru_gates,
             grid=(rows_of(x.shape[0], call.cu_seqlens) * blocks * triton.cdiv(n, config.block_n),),
-            args=args | {"cu_seqlens": call.cu_seqlens, "shape": _triton.shape(n, block_t, config)},
+            args=args | {"cu_seqlens": call.cu_seqlens, "shape": lru.shape(n, block_t, config)},
             constexprs=constexprs | {"FAST": config.fast},
             num_warps=config.num_warps,
             num_stages=config.num_stages,
             tile=block_t * config.block_n,
-            claims=_triton.claims(x, n, block_t, config),
+            claims=lru.claims(x, n, block_t, config),
         )
     ]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _triton.unfit_gates(case, device, config)
+    return lru.unfit_gates(case, device, config)
 
 
 def rank(case: Case, device: Device) -> int:
     """The default for 16-bit data where its programs fill half of an NVIDIA device, or more than one of AMD's."""
     least = 1.5 if device.kind == "hip" else 0.49
-    return 50 if case.half and _triton.fills(case, device, VARIANT.config(), least) else 12
+    return 50 if case.half and lru.fills(case, device, VARIANT.config(), least) else 12
 
 
 VARIANT = Variant(

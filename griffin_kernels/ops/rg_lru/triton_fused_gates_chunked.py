@@ -29,9 +29,9 @@ from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.chunks import entering_chunk
 from griffin_kernels.ops._triton.tensors import State, marks_later, store_state
-from griffin_kernels.ops.rg_lru import _triton
-from griffin_kernels.ops.rg_lru._triton_jit import own_chunk, steps_at
-from griffin_kernels.ops.rg_lru._triton_tiles import own_block, reduce_block, scan_block
+from griffin_kernels.ops.rg_lru import _lru_launches as lru
+from griffin_kernels.ops.rg_lru._triton_lru import own_chunk, steps_at
+from griffin_kernels.ops.rg_lru._triton_lru_tiles import own_block, reduce_block, scan_block
 from griffin_kernels.ops.rg_lru.op import Call
 
 
@@ -90,13 +90,13 @@ def rg_lru_gates_chunks(
             store_state(State(h_last, D, 1), batch, carry, block.channels, chunk == chunks)
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Branch | None = None) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    args, constexprs = _triton.arguments(call, outputs, branch)
+    args, constexprs = lru.arguments(call, outputs, branch)
     x = call.x
     blocks, n = call.input_gate_bias.shape
-    block_t = _triton.tile_steps(n, x.element_size(), config, launch.architecture(x))
-    args["shape"] = _triton.shape(n, block_t, config)
+    block_t = lru.tile_steps(n, x.element_size(), config, launch.architecture(x))
+    args["shape"] = lru.shape(n, block_t, config)
 
     def phase(reduce: bool, chunks: int, more: dict[str, Any]) -> Launch:
         return Launch(
@@ -107,16 +107,16 @@ def launches(call: Call, outputs: dict[str, Any], config: Config, branch: _trito
             num_warps=config.num_warps,
             num_stages=config.num_stages,
             tile=block_t * config.block_n,
-            claims=_triton.claims(x, n, block_t, config),
+            claims=lru.claims(x, n, block_t, config),
         )
 
-    return _triton.in_chunks(call, call.h0, outputs["h_last"], config.chunk, phase)
+    return lru.in_chunks(call, call.h0, outputs["h_last"], config.chunk, phase)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.block_t and config.chunk % config.block_t:
         return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return _triton.unfit_gates(case, device, config)
+    return lru.unfit_gates(case, device, config)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -130,7 +130,7 @@ def traffic(case: Case, config: Config) -> int:
     rows = case["B"] * case["D"]
     before = triton.cdiv(case["T"], config.chunk) - 1
     again: int = rows * before * config.chunk * case.bytes_per_element()
-    return _triton.traffic(case, streams=2, scratch=again + 6 * rows * before * 4)
+    return lru.traffic(case, streams=2, scratch=again + 6 * rows * before * 4)
 
 
 VARIANT = Variant(

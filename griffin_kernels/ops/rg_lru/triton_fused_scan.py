@@ -30,9 +30,9 @@ from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import State, load_state, own_channels, store_state
 from griffin_kernels.ops.linear_scan.op import rows_of
-from griffin_kernels.ops.rg_lru import _triton
-from griffin_kernels.ops.rg_lru._triton_jit import load_gates, steps_at
-from griffin_kernels.ops.rg_lru._triton_rows import scan_rows
+from griffin_kernels.ops.rg_lru import _lru_launches as lru
+from griffin_kernels.ops.rg_lru._triton_lru import load_gates, steps_at
+from griffin_kernels.ops.rg_lru._triton_lru_rows import scan_rows
 from griffin_kernels.ops.rg_lru.op import Call
 
 
@@ -71,10 +71,10 @@ def rg_lru_scan(
     store_state(State(h_last, D, 1), row, carry, channels)
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Step]:
+def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Branch | None = None) -> list[Step]:
     """Two products, then one program per row of h0 and block of channels."""
-    products, steps = _triton.products(call)
-    args, constexprs = _triton.arguments(call, outputs, branch, products)
+    products, steps = lru.products(call)
+    args, constexprs = lru.arguments(call, outputs, branch, products)
     x = call.x
     kernel = Launch(
         kernel=rg_lru_scan,
@@ -95,7 +95,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Config, branch: _trito
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _triton.unfit(case, device, config.fast) or host.unfit(case, device, config.block_d, config.num_warps)
+    return lru.unfit(case, device, config.fast) or host.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -105,7 +105,7 @@ def rank(case: Case, device: Device) -> int:
 
 def traffic(case: Case, config: Config) -> int:
     """Bytes moved: x for each product, both products out and in, x in, y out, the weights."""
-    return _triton.traffic(case, streams=8)
+    return lru.traffic(case, streams=8)
 
 
 VARIANT = Variant(

@@ -28,9 +28,9 @@ from griffin_kernels.launch import Claims, Launch, Step
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.chunks import entering_chunk
 from griffin_kernels.ops._triton.tensors import State, marks_later, own_channels, store_state
-from griffin_kernels.ops.rg_lru import _triton
-from griffin_kernels.ops.rg_lru._triton_jit import load_gates, own_chunk, steps_at
-from griffin_kernels.ops.rg_lru._triton_rows import reduce_rows, scan_rows
+from griffin_kernels.ops.rg_lru import _lru_launches as lru
+from griffin_kernels.ops.rg_lru._triton_lru import load_gates, own_chunk, steps_at
+from griffin_kernels.ops.rg_lru._triton_lru_rows import reduce_rows, scan_rows
 from griffin_kernels.ops.rg_lru.op import Call
 
 
@@ -85,10 +85,10 @@ def rg_lru_chunks(
             store_state(State(h_last, D, 1), batch, carry, channels, chunk == chunks)
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config, branch: _triton.Branch | None = None) -> list[Step]:
+def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Branch | None = None) -> list[Step]:
     """Two products, marks (packed only), reduce and carry (more than one chunk only), host."""
-    products, steps = _triton.products(call)
-    args, constexprs = _triton.arguments(call, outputs, branch, products)
+    products, steps = lru.products(call)
+    args, constexprs = lru.arguments(call, outputs, branch, products)
     x = call.x
 
     def phase(reduce: bool, chunks: int, more: dict[str, Any]) -> Launch:
@@ -109,13 +109,13 @@ def launches(call: Call, outputs: dict[str, Any], config: Config, branch: _trito
             claims=Claims(load_bits=host.load_bits((x, products[0]), config.block_d // (32 * config.num_warps))),
         )
 
-    return [*steps, *_triton.in_chunks(call, call.h0, outputs["h_last"], config.chunk, phase)]
+    return [*steps, *lru.in_chunks(call, call.h0, outputs["h_last"], config.chunk, phase)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.chunk % config.block_t:
         return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return _triton.unfit(case, device, config.fast) or host.unfit(case, device, config.block_d, config.num_warps)
+    return lru.unfit(case, device, config.fast) or host.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -128,7 +128,7 @@ def traffic(case: Case, config: Config) -> int:
     rows = case["B"] * case["D"]
     before = triton.cdiv(case["T"], config.chunk) - 1
     again: int = 3 * rows * before * config.chunk * case.bytes_per_element()
-    return _triton.traffic(case, streams=8, scratch=again + 6 * rows * before * 4)
+    return lru.traffic(case, streams=8, scratch=again + 6 * rows * before * 4)
 
 
 VARIANT = Variant(

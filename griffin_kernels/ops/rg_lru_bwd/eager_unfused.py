@@ -11,15 +11,15 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
 from griffin_kernels.ops import _products
-from griffin_kernels.ops.rg_lru import _gates
+from griffin_kernels.ops.rg_lru import _lru_eager
 from griffin_kernels.ops.rg_lru.op import DECAY, sqrt_derivative
 from griffin_kernels.ops.rg_lru_bwd.op import Call
 
 
 def scan_backward(a: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """The tuned linear_scan_bwd of this device; dh0 has no elements where h0 is None."""
-    reset = _gates.inner_resets(call.segment_pos)
-    dh_last, h0 = _gates.wide_state(call.dh_last, a), _gates.wide_state(call.h0, a)
+    reset = _lru_eager.inner_resets(call.segment_pos)
+    dh_last, h0 = _lru_eager.wide_state(call.dh_last, a), _lru_eager.wide_state(call.h0, a)
     dy, y = call.dy.to(a.dtype), call.y.to(a.dtype)
     g, da, dh0 = torch.ops.griffin_kernels.linear_scan_bwd(dy, dh_last, a, y, h0, reset, call.cu_seqlens, False)
     return g, da, dh0
@@ -30,23 +30,23 @@ def gradients(call: Call) -> tuple[Tensor, ...]:
     x = call.x
     wide = accumulator(x.dtype)
     blocks = call.input_gate_weight.shape[0]
-    i, r, log_a, v, m = _gates.terms(call)
+    i, r, log_a, v, m = _lru_eager.terms(call)
     a = log_a.exp_()
     g, da, dh0 = scan_backward(a, call)
     # d log a = a da - 2 a^2 dm dsqrt, dm = g i x
     gx = g * x
     dlog_a = (gx * i).mul_(sqrt_derivative(v)).mul_(a).mul_(-2.0).add_(da).mul_(a).mul_(r)
-    _gates.fill_at_resets(dlog_a, 0.0, call)
+    _lru_eager.fill_at_resets(dlog_a, 0.0, call)
     rate = -DECAY * torch.nn.functional.softplus(call.a_param.to(wide))
     da_param = dlog_a.sum((0, 1)).mul_(-DECAY).mul_(torch.sigmoid(call.a_param.to(wide)))
     dz_r = dlog_a.mul_(rate).mul_(1 - r)
     dz_i = gx.mul_(m).mul_(i).mul_(1 - i)
     dx = g.mul_(m).mul_(i)
     out = []
-    columns = _gates.blockwise(x, blocks).transpose(1, 2)  # [H, n, B*T]
+    columns = _lru_eager.blockwise(x, blocks).transpose(1, 2)  # [H, n, B*T]
     for dz, weight in ((dz_i, call.input_gate_weight), (dz_r, call.recurrence_gate_weight)):
-        rows = _gates.blockwise(dz.to(x.dtype), blocks)  # [H, B*T, n]
-        dx.add_(_gates.channelwise(_products.fastest(rows, weight.transpose(1, 2)), x))
+        rows = _lru_eager.blockwise(dz.to(x.dtype), blocks)  # [H, B*T, n]
+        dx.add_(_lru_eager.channelwise(_products.fastest(rows, weight.transpose(1, 2)), x))
         out += [_products.fastest(columns, rows).to(x.dtype), dz.sum((0, 1)).reshape(blocks, -1).to(x.dtype)]
     return (dx.to(x.dtype), da_param.to(x.dtype), *out, dh0)
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from griffin_kernels.ops._variants import backward_of
-from griffin_kernels.ops.rg_lru import _numba_call
+from griffin_kernels.ops.rg_lru import _lru_numba_call
 from griffin_kernels.ops.rg_lru.numba_fused import VARIANT as FORWARD
 
 
@@ -31,7 +31,7 @@ class Config:
 
 VARIANT = backward_of(
     FORWARD,
-    _numba_call.backward,
+    _lru_numba_call.backward,
     summary="all six products, gates and scan in one pass in native code",
     config=Config,
     axes={"block_t": (24, 48, 96, 192, 384)},

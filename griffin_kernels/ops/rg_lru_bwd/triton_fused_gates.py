@@ -36,11 +36,11 @@ from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, store_state
 from griffin_kernels.ops.linear_scan.op import rows_of
-from griffin_kernels.ops.rg_lru import _triton as forward
-from griffin_kernels.ops.rg_lru._triton_tiles import own_block
-from griffin_kernels.ops.rg_lru_bwd import _triton
-from griffin_kernels.ops.rg_lru_bwd._triton_jit import steps_at, store_sums
-from griffin_kernels.ops.rg_lru_bwd._triton_tiles import scan_block
+from griffin_kernels.ops.rg_lru import _lru_launches as forward
+from griffin_kernels.ops.rg_lru._triton_lru_tiles import own_block
+from griffin_kernels.ops.rg_lru_bwd import _lru_gradient_launches as lru
+from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import steps_at, store_sums
+from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient_tiles import scan_block
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def launches(call: Any, outputs: dict[str, Any], config: Config) -> list[Step]:
     x = call.x
     rows, width = rows_of(x.shape[0], call.cu_seqlens), x.shape[2]
     blocks, n = call.input_gate_bias.shape
-    both, weights = _triton.side_by_side(call)
+    both, weights = lru.side_by_side(call)
     z = torch.empty(x.shape[0] * x.shape[1], blocks, 2, n, dtype=x.dtype, device=x.device)
     partial = torch.empty(rows, 3, width, dtype=torch.float32, device=x.device)
-    args, constexprs = _triton.scan_arguments(call, outputs, z, partial, None, weights=True)
+    args, constexprs = lru.scan_arguments(call, outputs, z, partial, None, weights=True)
     backwards = Launch(
         kernel=rg_lru_bwd_gates,
         grid=(rows * blocks * triton.cdiv(n, config.block_n),),
@@ -90,8 +90,8 @@ def launches(call: Any, outputs: dict[str, Any], config: Config) -> list[Step]:
         tile=config.block_t * config.block_n,
         claims=forward.claims(x, n, config.block_t, config),
     )
-    after = _triton.products_of_gradients(call, outputs, z, both)
-    return [weights, backwards, _triton.sums(call, outputs, partial), *after]
+    after = lru.products_of_gradients(call, outputs, z, both)
+    return [weights, backwards, lru.sums(call, outputs, partial), *after]
 
 
 def shared_bytes(n: int, size: int, config: Config, arch: str) -> int:
@@ -129,7 +129,7 @@ def rank(case: Case, device: Device) -> int:
 def traffic(case: Case, config: Config) -> int:
     """Less than triton.fused_scan: z is not written and read, and x is not read for it."""
     elements = case["B"] * case["T"] * case["D"]
-    return _triton.traffic(case, again=-5 * elements, rows=6 * case["N"])
+    return lru.traffic(case, again=-5 * elements, rows=6 * case["N"])
 
 
 VARIANT = Variant(

@@ -35,10 +35,10 @@ from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, own_channels, store_state
 from griffin_kernels.ops.linear_scan.op import rows_of
-from griffin_kernels.ops.rg_lru._triton_jit import load_gates
-from griffin_kernels.ops.rg_lru_bwd import _triton
-from griffin_kernels.ops.rg_lru_bwd._triton_jit import steps_at, store_sums
-from griffin_kernels.ops.rg_lru_bwd._triton_rows import scan_rows
+from griffin_kernels.ops.rg_lru._triton_lru import load_gates
+from griffin_kernels.ops.rg_lru_bwd import _lru_gradient_launches as lru
+from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import steps_at, store_sums
+from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient_rows import scan_rows
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ def launches(call: Any, outputs: dict[str, Any], config: Config, branch: Tensor 
     """Gate products, the scan with one program per row of h0 and block of channels, sums, products of gradients."""
     x = call.x
     rows, width = rows_of(x.shape[0], call.cu_seqlens), x.shape[2]
-    both, weights = _triton.side_by_side(call)
-    z, products = _triton.gate_products(x, both)
+    both, weights = lru.side_by_side(call)
+    z, products = lru.gate_products(x, both)
     partial = torch.empty(rows, 3, width, dtype=torch.float32, device=x.device)
-    args, constexprs = _triton.scan_arguments(call, outputs, z, partial, branch)
+    args, constexprs = lru.scan_arguments(call, outputs, z, partial, branch)
     backwards = Launch(
         kernel=rg_lru_bwd_scan,
         grid=(rows * triton.cdiv(width, config.block_d),),
@@ -97,14 +97,14 @@ def launches(call: Any, outputs: dict[str, Any], config: Config, branch: Tensor 
         | {"WIDTH": z.shape[3], "AHEAD": x.element_size() == 2, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
         num_warps=config.num_warps,
         tile=config.block_t * config.block_d,
-        claims=Claims(load_bits=_triton.load_bits(call, config.block_d // (32 * config.num_warps))),
+        claims=Claims(load_bits=lru.load_bits(call, config.block_d // (32 * config.num_warps))),
     )
-    after = _triton.products_of_gradients(call, outputs, z, both)
-    return [weights, products, backwards, _triton.sums(call, outputs, partial), *after]
+    after = lru.products_of_gradients(call, outputs, z, both)
+    return [weights, products, backwards, lru.sums(call, outputs, partial), *after]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _triton.unfit(case, device, config.block_d, config.num_warps)
+    return lru.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -114,7 +114,7 @@ def rank(case: Case, device: Device) -> int:
 
 def traffic(case: Case, config: Config) -> int:
     """Three sums per row of h0 are written and read besides the products and the scan."""
-    return _triton.traffic(case, rows=6 * case["N"])
+    return lru.traffic(case, rows=6 * case["N"])
 
 
 VARIANT = Variant(

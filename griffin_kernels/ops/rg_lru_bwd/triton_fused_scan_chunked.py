@@ -31,11 +31,11 @@ from griffin_kernels.launch import Claims, Launch, Step
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.chunks import entering_chunk
 from griffin_kernels.ops._triton.tensors import State, load_state, marks_at, own_channels, store_state
-from griffin_kernels.ops.rg_lru._triton import in_chunks
-from griffin_kernels.ops.rg_lru._triton_jit import load_gates, own_chunk
-from griffin_kernels.ops.rg_lru_bwd import _triton
-from griffin_kernels.ops.rg_lru_bwd._triton_jit import steps_at, store_sums
-from griffin_kernels.ops.rg_lru_bwd._triton_rows import reduce_rows, scan_rows
+from griffin_kernels.ops.rg_lru._lru_launches import in_chunks
+from griffin_kernels.ops.rg_lru._triton_lru import load_gates, own_chunk
+from griffin_kernels.ops.rg_lru_bwd import _lru_gradient_launches as lru
+from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import steps_at, store_sums
+from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient_rows import reduce_rows, scan_rows
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,11 @@ def launches(call: Any, outputs: dict[str, Any], config: Config, branch: Tensor 
     """Gate products, marks (packed only), reduce and carry (more than one chunk only), scan, sums, products."""
     x = call.x
     batch, time, width = x.shape
-    both, weights = _triton.side_by_side(call)
-    z, products = _triton.gate_products(x, both)
+    both, weights = lru.side_by_side(call)
+    z, products = lru.gate_products(x, both)
     pieces = batch * triton.cdiv(time, config.chunk)
     partial = torch.empty(pieces, 3, width, dtype=torch.float32, device=x.device)
-    args, constexprs = _triton.scan_arguments(call, outputs, z, partial, branch)
+    args, constexprs = lru.scan_arguments(call, outputs, z, partial, branch)
 
     def phase(reduce: bool, chunks: int, more: dict[str, Any]) -> Launch:
         return Launch(
@@ -121,18 +121,18 @@ def launches(call: Any, outputs: dict[str, Any], config: Config, branch: Tensor 
             },
             num_warps=config.num_warps,
             tile=config.block_t * config.block_d,
-            claims=Claims(load_bits=_triton.load_bits(call, config.block_d // (32 * config.num_warps))),
+            claims=Claims(load_bits=lru.load_bits(call, config.block_d // (32 * config.num_warps))),
         )
 
     scan = in_chunks(call, call.dh_last, outputs["dh0"], config.chunk, phase, reverse=True)
-    after = _triton.products_of_gradients(call, outputs, z, both)
-    return [weights, products, *scan, _triton.sums(call, outputs, partial), *after]
+    after = lru.products_of_gradients(call, outputs, z, both)
+    return [weights, products, *scan, lru.sums(call, outputs, partial), *after]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.chunk % config.block_t:
         return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return _triton.unfit(case, device, config.block_d, config.num_warps)
+    return lru.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -144,7 +144,7 @@ def traffic(case: Case, config: Config) -> int:
     """dy and z_r read twice but for one chunk; per chunk and channel six float32 to pass carries on and six of sums."""
     chunks = triton.cdiv(case["T"], config.chunk)
     again = 2 * case["B"] * (chunks - 1) * config.chunk * case["D"]
-    return _triton.traffic(case, again, rows=6 * case["B"] * (2 * chunks - 1))
+    return lru.traffic(case, again, rows=6 * case["B"] * (2 * chunks - 1))
 
 
 VARIANT = Variant(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._cpu import unfit_cpu
-from griffin_kernels.ops.rg_lru_step import _numba_call
+from griffin_kernels.ops.rg_lru_step import _lru_step_numba_call
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ VARIANT = Variant(
     op="rg_lru_step",
     name="numba.fused",
     summary="gate products, gates and state in one pass in native code",
-    run=_numba_call.recurrence,
+    run=_lru_step_numba_call.recurrence,
     config=Config,
     axes={"block_d": (32, 64, 128, 256)},
     reject=reject,

@@ -20,22 +20,22 @@ from typing import Any
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops.rg_lru_step import _triton
+from griffin_kernels.ops.rg_lru_step import _lru_step_launches as lru
 from griffin_kernels.ops.rg_lru_step.op import Call
 
 
 @dataclass(frozen=True)
-class Config(_triton.Dot):
-    __doc__ = _triton.Dot.__doc__
+class Config(lru.Dot):
+    __doc__ = lru.Dot.__doc__
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One launch."""
-    return [_triton.dot_launch(call, outputs, "y", config)]
+    return [lru.dot_launch(call, outputs, "y", config)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _triton.dot_unfit(case, device, config)
+    return lru.dot_unfit(case, device, config)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -48,7 +48,7 @@ VARIANT = Variant(
     name="triton.fused",
     summary="one launch in place, gates by matrix instructions",
     config=Config,
-    axes=_triton.DOT_AXES,
+    axes=lru.DOT_AXES,
     reject=reject,
     rank=rank,
     launches=launches,

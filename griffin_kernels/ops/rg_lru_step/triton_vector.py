@@ -18,22 +18,22 @@ from typing import Any
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops.rg_lru_step import _triton
+from griffin_kernels.ops.rg_lru_step import _lru_step_launches as lru
 from griffin_kernels.ops.rg_lru_step.op import Call
 
 
 @dataclass(frozen=True)
-class Config(_triton.Vector):
-    __doc__ = _triton.Vector.__doc__
+class Config(lru.Vector):
+    __doc__ = lru.Vector.__doc__
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One launch."""
-    return [_triton.vector_launch(call, outputs, "y", config)]
+    return [lru.vector_launch(call, outputs, "y", config)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return _triton.vector_unfit(case, device, config)
+    return lru.vector_unfit(case, device, config)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -46,7 +46,7 @@ VARIANT = Variant(
     name="triton.vector",
     summary="one launch in place for a few rows, all weights in flight at once",
     config=Config,
-    axes=_triton.VECTOR_AXES,
+    axes=lru.VECTOR_AXES,
     reject=reject,
     rank=rank,
     launches=launches,

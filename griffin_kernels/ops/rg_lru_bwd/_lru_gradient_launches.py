@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels.contract import Case
@@ -21,48 +20,12 @@ from griffin_kernels.ops import _products
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.tensors import dense_state, rows, state
 from griffin_kernels.ops.linear_scan.op import rows_of
-from griffin_kernels.ops.rg_lru import _triton as forward
-from griffin_kernels.ops.rg_lru.op import DECAY as _DECAY
+from griffin_kernels.ops.rg_lru import _lru_launches as forward
 from griffin_kernels.ops.rg_lru.op import is_fresh
-from griffin_kernels.ops.rg_lru_bwd._triton_jit import Ends, Steps
+from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import Ends, GradientSteps, rg_lru_bwd_sums
 
 SUM_ROWS = 32
 SUM_D = 64
-DECAY = tl.constexpr(_DECAY)
-
-
-@triton.jit(do_not_specialize=["rows"])
-def rg_lru_bwd_sums(
-    partial,
-    a_param,
-    da_param,
-    dinput_gate_bias,
-    drecurrence_gate_bias,
-    rows,
-    D: tl.constexpr,
-    A_PARAM_CHANNEL: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """partial [rows, 3, D]: sums of dz_i, dz_r, r dlog_a -> the gradients [D]. Grid: 3 * blocks of D."""
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    which = tl.program_id(0) // BLOCKS
-    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
-    at = tl.arange(0, ROWS)
-    total = tl.zeros((ROWS, BLOCK_D), dtype=tl.float32)
-    for begin in range(0, rows, ROWS):
-        row = (begin + at).to(tl.int64) * 3 + which
-        mask = (begin + at < rows)[:, None] & inside[None, :]
-        total += tl.load(partial + (row * D)[:, None] + columns[None, :], mask=mask, other=0.0)
-    value = tl.sum(total, axis=0)
-    if which == 0:
-        tl.store(dinput_gate_bias + columns, value.to(dinput_gate_bias.dtype.element_ty), mask=inside)
-    elif which == 1:
-        tl.store(drecurrence_gate_bias + columns, value.to(drecurrence_gate_bias.dtype.element_ty), mask=inside)
-    else:
-        slope = tl.sigmoid(tl.load(a_param + columns * A_PARAM_CHANNEL, mask=inside, other=0.0).to(tl.float32))
-        tl.store(da_param + columns, (slope * value * -DECAY).to(da_param.dtype.element_ty), mask=inside)
 
 
 def scan_arguments(
@@ -84,7 +47,7 @@ def scan_arguments(
         dh0 = host.empty(outputs, "dh0", x, rows_of(batch, call.cu_seqlens), width, dtype=torch.float32)
     dy, y = rows(call.dy, True), rows(call.y, True)
     args = {
-        "steps": Steps(dy, rows(x, True), y, rows(branch, True), rows(positions, True), z, dx, dbranch),
+        "steps": GradientSteps(dy, rows(x, True), y, rows(branch, True), rows(positions, True), z, dx, dbranch),
         "parameters": forward.parameters(call, weights),
         "ends": Ends(state(call.dh_last), state(h0), dense_state(dh0)),
         "partial": partial,

@@ -13,7 +13,7 @@ import triton.language as tl
 from griffin_kernels.ops._triton.dot import dot
 from griffin_kernels.ops._triton.elementwise import gelu
 from griffin_kernels.ops._triton.tensors import Channels
-from griffin_kernels.ops.rg_lru._triton_jit import gates_of, load_gates
+from griffin_kernels.ops.rg_lru._triton_lru import gates_of, load_gates
 from griffin_kernels.ops.temporal_conv1d_step._triton_conv_step import convolve, keep, newest, tokens_of
 
 

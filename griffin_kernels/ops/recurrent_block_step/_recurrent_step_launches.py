@@ -7,7 +7,7 @@ from typing import Any
 
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops.recurrent_block_step.op import Call, convolution, recurrence
-from griffin_kernels.ops.rg_lru_step import _triton as lru
+from griffin_kernels.ops.rg_lru_step import _lru_step_launches as lru
 from griffin_kernels.ops.temporal_conv1d_step import _triton_conv_step as conv
 from griffin_kernels.ops.temporal_conv1d_step import triton_rows
 

@@ -1,7 +1,7 @@
 """Compiled code of numba.fused's gradient: how rg_lru_bwd, alone or within recurrent_block_bwd, is walked through.
 
 An item is a gate block of one or more whole batch rows. Blocks of steps are taken from the last to the first; see
-_numba.py for the rest.
+_lru_numba.py for the rest.
 """
 
 # Python's types end where numba's begin.
@@ -14,8 +14,8 @@ from typing import Any
 import numba
 
 from griffin_kernels.ops._native import copy, data_bytes, field, finish, take, vector, widen
-from griffin_kernels.ops.rg_lru import _numba
-from griffin_kernels.ops.rg_lru._numba import (
+from griffin_kernels.ops.rg_lru import _lru_numba
+from griffin_kernels.ops.rg_lru._lru_numba import (
     AT,
     ROW,
     convolve,
@@ -27,7 +27,7 @@ from griffin_kernels.ops.rg_lru._numba import (
     sequence_of,
     store,
 )
-from griffin_kernels.ops.rg_lru._numba_tiles import (
+from griffin_kernels.ops.rg_lru._lru_numba_tiles import (
     CHUNK,
     backward_reset,
     backward_run,
@@ -40,7 +40,7 @@ from griffin_kernels.ops.rg_lru._numba_tiles import (
 
 _njit: Any = numba.njit
 
-FILES = (*_numba.FILES, __file__)
+FILES = (*_lru_numba.FILES, __file__)
 """Sources that the kernels are made from, besides _native.py."""
 
 

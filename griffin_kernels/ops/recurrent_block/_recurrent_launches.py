@@ -18,7 +18,7 @@ from griffin_kernels.contract import Case, Variant, from_parts
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Step
 from griffin_kernels.ops.recurrent_block.op import Call, convolution
-from griffin_kernels.ops.rg_lru._triton import Branch
+from griffin_kernels.ops.rg_lru._lru_launches import Branch
 from griffin_kernels.ops.rg_lru.cost import cost, make_case
 from griffin_kernels.ops.rg_lru.op import within
 from griffin_kernels.ops.temporal_conv1d import triton_rows

@@ -1,4 +1,4 @@
-"""Calls the compiled kernels of _numba.py and _numba_backward.py: work items, scratch, addresses, threads.
+"""Calls the compiled kernels of _lru_numba.py and _lru_numba_gradient.py: work items, scratch, addresses, threads.
 
 x may have any strides of batch and time; a tensor whose channels are not contiguous is copied first.
 """
@@ -17,7 +17,7 @@ from griffin_kernels.ops import _native, _threads
 from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.linear_scan.op import rows_of
-from griffin_kernels.ops.rg_lru import _numba, _numba_backward, _numba_tiles
+from griffin_kernels.ops.rg_lru import _lru_numba, _lru_numba_gradient, _lru_numba_tiles
 from griffin_kernels.ops.rg_lru.op import DECAY, Call, is_fresh
 from griffin_kernels.ops.rg_lru_bwd.op import Call as BackwardCall
 
@@ -32,10 +32,10 @@ _ITEMS = 16
 _WORK = 64
 """Multiply-adds that cost as much as an element of a plain scan: what ``_threads`` counts in."""
 
-_FORWARD = native.Family(_numba.Fields, _numba.FILES)
-_BACKWARD = native.Family(_numba.Fields, _numba_backward.FILES)
-_ALONE = _numba.Block(*[0] * len(_numba.Block._fields))
-_FORWARD_ONLY = _numba.Backward(*[0] * len(_numba.Backward._fields))
+_FORWARD = native.Family(_lru_numba.Fields, _lru_numba.FILES)
+_BACKWARD = native.Family(_lru_numba.Fields, _lru_numba_gradient.FILES)
+_ALONE = _lru_numba.Surroundings(*[0] * len(_lru_numba.Surroundings._fields))
+_FORWARD_ONLY = _lru_numba.Backward(*[0] * len(_lru_numba.Backward._fields))
 
 
 def collapsible(tensor: Tensor, group: int) -> Tensor:
@@ -78,7 +78,7 @@ class Around(NamedTuple):
     call: BlockCall | BlockBackwardCall
     beside: Tensor | None
 
-    def fields(self, group: int) -> tuple[_numba.Block, tuple[Tensor | None, ...]]:
+    def fields(self, group: int) -> tuple[_lru_numba.Surroundings, tuple[Tensor | None, ...]]:
         """Its fields, and tensors to keep while they are used."""
         y, segment_pos, state = self.call.y, self.call.segment_pos, self.call.conv_state
         (batch, time, width), taps = y.shape, self.call.conv_weight.shape[0]
@@ -86,7 +86,7 @@ class Around(NamedTuple):
         kept = None if state is None else floats(state)
         positions = None if segment_pos is None else segment_pos.long().expand(batch, time).contiguous()
         branch, sequences = collapsible(y, group), 0 if state is None else state.shape[0]
-        fields = _numba.Block(
+        fields = _lru_numba.Surroundings(
             *strided("y", branch, y.nbytes),
             taps=taps,
             weight=address("conv_weight", weight, 4 * taps * width),
@@ -99,8 +99,8 @@ class Around(NamedTuple):
 
     def scratch(self, n: int, step: int) -> int:
         """Floats of scratch for the taps, and for the rows of x that a block of steps reads."""
-        taps, chunks = self.call.conv_weight.shape[0], -(-n // _numba_tiles.CHUNK)
-        return (taps + 1) * chunks * _numba_tiles.CHUNK + chunks * (step + taps - 1) * _numba_tiles.STRIDE
+        taps, chunks = self.call.conv_weight.shape[0], -(-n // _lru_numba_tiles.CHUNK)
+        return (taps + 1) * chunks * _lru_numba_tiles.CHUNK + chunks * (step + taps - 1) * _lru_numba_tiles.STRIDE
 
 
 def _run(
@@ -115,9 +115,9 @@ def _run(
     part: int,
     packing: bool,
     scratch: int,
-    backward: _numba.Backward | None = None,
+    backward: _lru_numba.Backward | None = None,
 ) -> None:
-    """Run a kernel on groups of batch rows and parts of gate blocks; others as in ``_numba.Fields``.
+    """Run a kernel on groups of batch rows and parts of gate blocks; others as in ``_lru_numba.Fields``.
 
     scratch: floats of a thread, without those of what is around. backward: the fields that it alone has.
     """
@@ -178,9 +178,9 @@ def forward(call: Call, config: Any, around: Around | None = None) -> tuple[Tens
     group = max(1, min(batch, config.block_t // time))
     step = min(config.block_t, group * time)
     packing = x.dtype != torch.float32 or n % v != 0 or group * time > _FEW
-    arrays = -(-n // _numba_tiles.CHUNK) + (1 if around is None else 2)
-    scratch = arrays * step * _numba_tiles.STRIDE + 2 * v * step + 4 * part + 2 * n * part
-    _run(_numba.forward, call, around, rate_of(call.a_param), state, out, group, step, part, packing, scratch)
+    arrays = -(-n // _lru_numba_tiles.CHUNK) + (1 if around is None else 2)
+    scratch = arrays * step * _lru_numba_tiles.STRIDE + 2 * v * step + 4 * part + 2 * n * part
+    _run(_lru_numba.forward, call, around, rate_of(call.a_param), state, out, group, step, part, packing, scratch)
     return out, state
 
 
@@ -202,7 +202,7 @@ def backward(call: BackwardCall, config: Any, around: Around | None = None) -> t
     if x.numel():
         dy, y, natural_rate = collapsible(call.dy, group), collapsible(call.y, group), rate.float()
         before = None if call.h0 is None else floats(call.h0)
-        own = _numba.Backward(
+        own = _lru_numba.Backward(
             *strided("y", y, x.nbytes),
             *strided("dy", dy, x.nbytes),
             dweight_i=address("dinput_gate_weight", dweights[0], 4 * groups * blocks * n * pitch),
@@ -213,9 +213,9 @@ def backward(call: BackwardCall, config: Any, around: Around | None = None) -> t
             sums=address("sums", sums, 4 * groups * 3 * width),
         )
         step, padded = min(config.block_t, group * time), -(-n // v) * v
-        arrays = 4 * -(-n // _numba_tiles.CHUNK)
-        scratch = arrays * step * _numba_tiles.STRIDE + 2 * v * step + 8 * padded + 2 * n * (padded + pitch)
-        kernel = _numba_backward.backward if around is None else _numba_backward.block_backward
+        arrays = 4 * -(-n // _lru_numba_tiles.CHUNK)
+        scratch = arrays * step * _lru_numba_tiles.STRIDE + 2 * v * step + 8 * padded + 2 * n * (padded + pitch)
+        kernel = _lru_numba_gradient.backward if around is None else _lru_numba_gradient.block_backward
         _run(kernel, call, around, rate, state, dx, group, step, n, True, scratch, own)
     through_r, through_z_i, through_z_r = sums.sum(0).unbind(0)
     a_param = call.a_param

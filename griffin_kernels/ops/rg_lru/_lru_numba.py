@@ -32,8 +32,8 @@ from griffin_kernels.ops._native import (
     vector,
     widen,
 )
-from griffin_kernels.ops.rg_lru import _numba_tiles
-from griffin_kernels.ops.rg_lru._numba_tiles import (
+from griffin_kernels.ops.rg_lru import _lru_numba_tiles
+from griffin_kernels.ops.rg_lru._lru_numba_tiles import (
     CHUNK,
     STRIDE,
     accumulate,
@@ -47,7 +47,7 @@ from griffin_kernels.ops.rg_lru._numba_tiles import (
 _njit: Any = numba.njit
 
 
-class Block(NamedTuple):
+class Surroundings(NamedTuple):
     """What recurrent_block has; zeros where there is none."""
 
     branch: int  # its y
@@ -84,7 +84,7 @@ class Fields(NamedTuple):
     Of two, the first is of the input gate, the second of the recurrence gate.
     """
 
-    block: Block
+    block: Surroundings
     backward: Backward
     x: Strided
     biases: tuple[int, int]  # float [D]
@@ -117,7 +117,7 @@ AT = places(Fields)
 ROW = 4 * STRIDE
 """Bytes from row to row of a block array."""
 
-FILES = (__file__, str(_numba_tiles.__file__), str(_gelu.__file__))
+FILES = (__file__, str(_lru_numba_tiles.__file__), str(_gelu.__file__))
 """Sources that the kernels are made from, besides _native.py."""
 
 

@@ -1,4 +1,4 @@
-"""Calls the compiled code of _numba.py: addresses, scratch, threads. Shared by rg_lru_step and recurrent_block_step.
+"""Calls the code of _lru_step_numba.py: addresses, scratch, threads. Of rg_lru_step and recurrent_block_step.
 
 Rows of x, y and the states may lie anywhere; a tensor whose channels are not contiguous is copied first, and a state
 copied back.
@@ -16,12 +16,12 @@ from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops._native import Strided
 from griffin_kernels.ops.recurrent_block_step.op import Call as BlockCall
-from griffin_kernels.ops.rg_lru._numba_call import plain
+from griffin_kernels.ops.rg_lru._lru_numba_call import plain
 from griffin_kernels.ops.rg_lru.op import gates_of
-from griffin_kernels.ops.rg_lru_step import _numba
+from griffin_kernels.ops.rg_lru_step import _lru_step_numba
 from griffin_kernels.ops.rg_lru_step.op import Call
 
-_KERNELS = native.Family(_numba.Fields, _numba.FILES)
+_KERNELS = native.Family(_lru_step_numba.Fields, _lru_step_numba.FILES)
 _ROWS_PER_READ = 4
 """Batch rows whose products take as long as reading the weights."""
 
@@ -58,7 +58,7 @@ def _run(
     conv_weight: int = 0,
     conv_bias: int = 0,
 ) -> Tensor:
-    """The token's output [B, D] in x's dtype; states are overwritten. Others as in ``_numba.Fields``."""
+    """The token's output [B, D] in x's dtype; states are overwritten. Others as in ``_lru_step_numba.Fields``."""
     x, h = native.rows(call.x), native.rows(call.h)
     a_param, *gates = [plain(tensor) for tensor in gates_of(call)]
     (batch, width), (blocks, n), size = x.shape, call.input_gate_bias.shape, x.itemsize
@@ -67,7 +67,7 @@ def _run(
     items = blocks * parts
     out = torch.empty(batch, width, dtype=x.dtype, device="cpu")
     threads = _threads.threads_for(items, 2 * n * width * max(1, batch // _ROWS_PER_READ))
-    scratch_bytes = -(-4 * _numba.scratch_floats(n, part, batch) // 4096) * 4096
+    scratch_bytes = -(-4 * _lru_step_numba.scratch_floats(n, part, batch) // 4096) * 4096
     scratch = torch.empty(threads * scratch_bytes, dtype=torch.uint8, device="cpu")
     finished = torch.zeros(blocks, dtype=torch.int64, device="cpu") if parts > 1 else None
     positions = None if call.positions is None else call.positions.contiguous()
@@ -96,7 +96,7 @@ def _run(
         scratch_bytes=scratch_bytes,
         finished=address("finished", finished, 8 * blocks),
     )
-    _KERNELS.run(x.dtype, None, fields, (_numba.step, threads))
+    _KERNELS.run(x.dtype, None, fields, (_lru_step_numba.step, threads))
     if h is not call.h:
         call.h.copy_(h)
     return out

@@ -1,4 +1,4 @@
-"""Gates and backward scan of one tile in the matrix units' registers; the layout is that of rg_lru/_triton_tiles.py.
+"""Gates and backward scan of one tile in the matrix units' registers; laid out as in _triton_lru_tiles.py.
 
 A tile is [channels, steps], steps in backward order: step 0 is the sequence's last. Strides are signed accordingly.
 """
@@ -10,8 +10,8 @@ import triton.language as tl
 
 from griffin_kernels.ops._triton.elementwise import LN_2
 from griffin_kernels.ops._triton.tensors import further, later
-from griffin_kernels.ops.rg_lru._triton_jit import gates_of
-from griffin_kernels.ops.rg_lru._triton_tiles import (
+from griffin_kernels.ops.rg_lru._triton_lru import gates_of
+from griffin_kernels.ops.rg_lru._triton_lru_tiles import (
     RUNS,
     apply,
     four,
@@ -25,7 +25,7 @@ from griffin_kernels.ops.rg_lru._triton_tiles import (
     unstack,
     unstack_cuts,
 )
-from griffin_kernels.ops.rg_lru_bwd._triton_jit import Sums, added, gradients, multiplier
+from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import Sums, added, gradients, multiplier
 
 
 @triton.jit

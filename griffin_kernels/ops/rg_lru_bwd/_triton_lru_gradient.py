@@ -12,13 +12,14 @@ import triton.language as tl
 
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.tensors import State, at, dense, later, store_state
-from griffin_kernels.ops.rg_lru.op import MAX_SQRT_GRADIENT
+from griffin_kernels.ops.rg_lru.op import DECAY, MAX_SQRT_GRADIENT
 
+SLOPE_OF_RATE = tl.constexpr(-DECAY)
 LARGEST_SLOPE = tl.constexpr(MAX_SQRT_GRADIENT)
 TINY = tl.constexpr(1e-37)
 
 
-class Steps(NamedTuple):
+class GradientSteps(NamedTuple):
     """What the scan reads and writes step by step, or None: ``Rows``, from the last step on, of dy, x, y, of the branch
     whose gelu the states were multiplied by, and of positions [B,T]; z [B*T,H,2,n], products in, gradients out; dx and
     dbranch [B,T,D]; the last three contiguous. With a branch dy is the product's gradient.
@@ -57,7 +58,7 @@ def steps_at(steps, batch, time, T, blocks_before, D: tl.constexpr):
     blocks_before: channels of the gate blocks before a channel's own, any shape that broadcasts with channels.
     """
     row = batch * T + time
-    return Steps(
+    return GradientSteps(
         *[at(rows, batch, time, -1) for rows in steps[:5]],
         dense(steps.z + blocks_before, row, 2 * D, -1),
         *[dense(tensor, row, D, -1) for tensor in steps[6:]],
@@ -67,7 +68,7 @@ def steps_at(steps, batch, time, T, blocks_before, D: tl.constexpr):
 @bundling
 def steps_later(steps, count):
     """The steps from ``count`` steps later on, as visited."""
-    return Steps(*[later(rows, count) for rows in steps])
+    return GradientSteps(*[later(rows, count) for rows in steps])
 
 
 @triton.jit
@@ -102,3 +103,37 @@ def gradients(g, passed, x, before, i, r, a, m, slope, rate):
     # a da - 2 a^2 (g i x) slope, da = g h_{t-1}
     r_dlog_a = r * (passed * (before - 2.0 * a * slope * (i * x)))
     return direct, Sums(dz_i, rate * (1.0 - r) * r_dlog_a, r_dlog_a)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def rg_lru_bwd_sums(
+    partial,
+    a_param,
+    da_param,
+    dinput_gate_bias,
+    drecurrence_gate_bias,
+    rows,
+    D: tl.constexpr,
+    A_PARAM_CHANNEL: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """partial [rows, 3, D]: sums of dz_i, dz_r, r dlog_a -> the gradients [D]. Grid: 3 * blocks of D."""
+    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    which = tl.program_id(0) // BLOCKS
+    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = columns < D
+    at = tl.arange(0, ROWS)
+    total = tl.zeros((ROWS, BLOCK_D), dtype=tl.float32)
+    for begin in range(0, rows, ROWS):
+        row = (begin + at).to(tl.int64) * 3 + which
+        mask = (begin + at < rows)[:, None] & inside[None, :]
+        total += tl.load(partial + (row * D)[:, None] + columns[None, :], mask=mask, other=0.0)
+    value = tl.sum(total, axis=0)
+    if which == 0:
+        tl.store(dinput_gate_bias + columns, value.to(dinput_gate_bias.dtype.element_ty), mask=inside)
+    elif which == 1:
+        tl.store(drecurrence_gate_bias + columns, value.to(drecurrence_gate_bias.dtype.element_ty), mask=inside)
+    else:
+        slope = tl.sigmoid(tl.load(a_param + columns * A_PARAM_CHANNEL, mask=inside, other=0.0).to(tl.float32))
+        tl.store(da_param + columns, (slope * value * SLOPE_OF_RATE).to(da_param.dtype.element_ty), mask=inside)

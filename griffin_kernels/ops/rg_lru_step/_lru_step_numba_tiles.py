@@ -17,8 +17,8 @@ from numba import types
 
 from griffin_kernels.ops import _gelu
 from griffin_kernels.ops._native import FLOAT, INT64, Lanes, intrinsic, lanes, loop, registers
-from griffin_kernels.ops.rg_lru import _numba_tiles
-from griffin_kernels.ops.rg_lru._numba_tiles import _exp2, _gates, _sigmoid
+from griffin_kernels.ops.rg_lru import _lru_numba_tiles
+from griffin_kernels.ops.rg_lru._lru_numba_tiles import _exp2, _gates, _sigmoid
 
 
 def _tiles() -> tuple[tuple[int, ...], int, int]:
@@ -118,8 +118,8 @@ def _softplus(v: Lanes, value: Any) -> Any:
     b = v.builder
     size = b.select(b.fcmp_ordered("<", value, v.constant(0.0)), value, b.fneg(value))
     log2 = v.at_least(v.multiply(size, v.constant(1 / math.log(2))), -126.0)
-    shifted = v.add(log2, v.constant(_numba_tiles._ROUND))
-    scale, rest = _exp2(v, shifted, v.subtract(log2, v.subtract(shifted, v.constant(_numba_tiles._ROUND))))
+    shifted = v.add(log2, v.constant(_lru_numba_tiles._ROUND))
+    scale, rest = _exp2(v, shifted, v.subtract(log2, v.subtract(shifted, v.constant(_lru_numba_tiles._ROUND))))
     w = v.multiply_add(scale, rest, scale)
     # log(1 + w) = 2 artanh(t), t = w / (2 + w), a series in t^2 <= 1/9
     t = v.divide(w, v.add(w, v.constant(2.0)))

@@ -26,10 +26,10 @@ from griffin_kernels.ops._triton.tensors import (
     store_row,
     store_state,
 )
-from griffin_kernels.ops.rg_lru._triton_jit import gates_of, steps_later
+from griffin_kernels.ops.rg_lru._triton_lru import gates_of, steps_later
 
 
-class Tile(NamedTuple):
+class TileOfSteps(NamedTuple):
     """Some steps of ``Steps`` and ``Marks``: per field a tuple of rows, or of the steps' flags."""
 
     x: Any
@@ -64,7 +64,7 @@ def load_tile(steps, marks, channels, left, BLOCK_T: tl.constexpr):
     zs_r = tile_rows(steps.z_r, channels, left, float("-inf"), BLOCK_T)
     others = tile_rows(steps.branch, channels, left, 0.0, BLOCK_T)
     where, enters, leaves = tile_flags(steps.positions, marks, left, BLOCK_T)
-    return Tile(xs, zs_i, zs_r, others, where, enters, leaves)
+    return TileOfSteps(xs, zs_i, zs_r, others, where, enters, leaves)
 
 
 @triton.jit

@@ -20,8 +20,8 @@ from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.strides import constant
 from griffin_kernels.ops._triton.tensors import rows, state
 from griffin_kernels.ops.linear_scan.op import rows_of
-from griffin_kernels.ops.rg_lru._triton_jit import Parameters, Steps
-from griffin_kernels.ops.rg_lru._triton_tiles import Shape
+from griffin_kernels.ops.rg_lru._triton_lru import Parameters, Steps
+from griffin_kernels.ops.rg_lru._triton_lru_tiles import Shape
 from griffin_kernels.ops.rg_lru.cost import cost
 from griffin_kernels.ops.rg_lru.op import GATES, Call, is_fresh
 

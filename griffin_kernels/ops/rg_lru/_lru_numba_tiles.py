@@ -119,7 +119,7 @@ def _sigmoid(v: Lanes, z: Any) -> tuple[Any, Any]:
     return value, v.multiply(power, value)
 
 
-class Gates(NamedTuple):
+class GateValues(NamedTuple):
     """i, 1 - i, r, 1 - r, a and m = sqrt(1 - a^2)."""
 
     i: Any
@@ -130,7 +130,7 @@ class Gates(NamedTuple):
     m: Any
 
 
-def _gates(v: Lanes, z_i: Any, z_r: Any, rate: Any) -> Gates:
+def _gates(v: Lanes, z_i: Any, z_r: Any, rate: Any) -> GateValues:
     """rate: log2 a = rate r, not above 0."""
     (i, not_i), (r, not_r) = _sigmoid(v, z_i), _sigmoid(v, z_r)
     log2_a = v.at_least(v.multiply(rate, r), -126.0)
@@ -140,7 +140,7 @@ def _gates(v: Lanes, z_i: Any, z_r: Any, rate: Any) -> Gates:
     # 1 - a = -expm1(log a), exact to its last bits near a = 1, and 1 - a^2 = (1 - a) (2 - (1 - a))
     missing = v.multiply_add(v.builder.fneg(scale), rest, v.subtract(v.constant(1.0), scale))
     squared = v.multiply(missing, v.subtract(v.constant(2.0), missing))
-    return Gates(i, not_i, r, not_r, a, v.sqrt(squared))
+    return GateValues(i, not_i, r, not_r, a, v.sqrt(squared))
 
 
 def _run(emit: Callable[..., None]) -> Any:

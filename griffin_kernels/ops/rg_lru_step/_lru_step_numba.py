@@ -15,10 +15,10 @@ import numba
 
 from griffin_kernels.ops import _gelu, _native
 from griffin_kernels.ops._native import Strided, data_bytes, field, int64_at, intrinsic, places, take, widen
-from griffin_kernels.ops.rg_lru import _numba_tiles as gates
+from griffin_kernels.ops.rg_lru import _lru_numba_tiles as gates
 from griffin_kernels.ops.rg_lru.op import DECAY
-from griffin_kernels.ops.rg_lru_step import _numba_tiles as tiles
-from griffin_kernels.ops.rg_lru_step._numba_tiles import (
+from griffin_kernels.ops.rg_lru_step import _lru_step_numba_tiles as tiles
+from griffin_kernels.ops.rg_lru_step._lru_step_numba_tiles import (
     advance,
     advance_gated,
     begin,

@@ -23,12 +23,12 @@ from griffin_kernels.ops._triton.tensors import (
     store_row,
     store_state,
 )
-from griffin_kernels.ops.rg_lru._triton_jit import gates_of
-from griffin_kernels.ops.rg_lru._triton_rows import tile_flags, tile_rows
-from griffin_kernels.ops.rg_lru_bwd._triton_jit import Sums, added, gradients, multiplier, steps_later
+from griffin_kernels.ops.rg_lru._triton_lru import gates_of
+from griffin_kernels.ops.rg_lru._triton_lru_rows import tile_flags, tile_rows
+from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import Sums, added, gradients, multiplier, steps_later
 
 
-class Tile(NamedTuple):
+class GradientTile(NamedTuple):
     """Some steps of ``Steps`` and ``Marks``: per field a tuple of rows, of y one step before, or of flags."""
 
     dy: Any
@@ -51,7 +51,7 @@ def load_tile(steps, marks, channels, left, remaining, WIDTH: tl.constexpr, BLOC
     zs_r = tile_rows(further(steps.z, WIDTH), channels, left, float("-inf"), BLOCK_T)
     others = tile_rows(steps.branch, channels, left, 0.0, BLOCK_T)
     where, enters, leaves = tile_flags(steps.positions, marks, left, BLOCK_T)
-    return Tile(dys, xs, before, zs_i, zs_r, others, where, enters, leaves)
+    return GradientTile(dys, xs, before, zs_i, zs_r, others, where, enters, leaves)
 
 
 @triton.jit

@@ -15,9 +15,9 @@ from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host, tensors
-from griffin_kernels.ops.rg_lru._triton_jit import Parameters
+from griffin_kernels.ops.rg_lru._triton_lru import Parameters
 from griffin_kernels.ops.rg_lru.op import gates_of
-from griffin_kernels.ops.rg_lru_step._triton_jit import step_by_dot, step_by_vector
+from griffin_kernels.ops.rg_lru_step._triton_lru_step import step_by_dot, step_by_vector
 from griffin_kernels.ops.rg_lru_step.op import Call
 from griffin_kernels.ops.temporal_conv1d_step._triton_conv_step import Convolution, indices_of
 

@@ -23,7 +23,7 @@ from griffin_kernels.ops._triton.dot import dot
 from griffin_kernels.ops._triton.elementwise import gelu
 from griffin_kernels.ops._triton.strides import far, reach
 from griffin_kernels.ops._triton.tensors import Channels, later
-from griffin_kernels.ops.rg_lru._triton_jit import Gates, gates_of, load_gates
+from griffin_kernels.ops.rg_lru._triton_lru import Gates, gates_of, load_gates
 
 RUNS = tl.constexpr(4)
 CUT = tl.constexpr(-1.0)
@@ -41,7 +41,7 @@ class Shape(NamedTuple):
     stages: Any
 
 
-class Block(NamedTuple):
+class GateBlock(NamedTuple):
     """A program's part of gate block ``number``: its channels, W^T of both gates as ``load_weight`` gives it, and gates
     as [block_n, 1].
     """
@@ -267,7 +267,7 @@ def own_block(place, parameters, D: tl.constexpr, shape):
     w_i = load_weight(parameters.weight_i, block, outputs, shape.n, shape.part)
     w_r = load_weight(parameters.weight_r, block, outputs, shape.n, shape.part)
     gates = Gates(bias_i[:, None], bias_r[:, None], decay_log2[:, None])
-    return place // (SLICES * (D // shape.n)), Block(block, channels, w_i, w_r, gates)
+    return place // (SLICES * (D // shape.n)), GateBlock(block, channels, w_i, w_r, gates)
 
 
 @triton.jit

@@ -47,7 +47,7 @@ def scan_arguments(
         dh0 = host.empty(outputs, "dh0", x, rows_of(batch, call.cu_seqlens), width, dtype=torch.float32)
     dy, y = rows(call.dy, True), rows(call.y, True)
     args = {
-        "steps": GradientSteps(dy, rows(x, True), y, rows(branch, True), rows(positions, True), z, dx, dbranch),
+        "steps": GradientSteps(dy, rows(x, True), y, rows(branch, True), rows(positions, True), dx, dbranch, z),
         "parameters": forward.parameters(call, weights),
         "ends": Ends(state(call.dh_last), state(h0), dense_state(dh0)),
         "partial": partial,

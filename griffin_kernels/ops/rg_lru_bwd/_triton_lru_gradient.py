@@ -21,8 +21,8 @@ TINY = tl.constexpr(1e-37)
 
 class GradientSteps(NamedTuple):
     """What the scan reads and writes step by step, or None: ``Rows``, from the last step on, of dy, x, y, of the branch
-    whose gelu the states were multiplied by, and of positions [B,T]; z [B*T,H,2,n], products in, gradients out; dx and
-    dbranch [B,T,D]; the last three contiguous. With a branch dy is the product's gradient.
+    whose gelu the states were multiplied by, and of positions [B,T]; dx and dbranch [B,T,D] and z [B*T,H,2,n], products
+    in, gradients out, contiguous. With a branch dy is the product's gradient.
     """
 
     dy: Any
@@ -30,9 +30,9 @@ class GradientSteps(NamedTuple):
     y: Any
     branch: Any
     positions: Any
-    z: Any
     dx: Any
     dbranch: Any
+    z: Any
 
 
 class Ends(NamedTuple):
@@ -60,8 +60,8 @@ def steps_at(steps, batch, time, T, blocks_before, D: tl.constexpr):
     row = batch * T + time
     return GradientSteps(
         *[at(rows, batch, time, -1) for rows in steps[:5]],
-        dense(steps.z + blocks_before, row, 2 * D, -1),
-        *[dense(tensor, row, D, -1) for tensor in steps[6:]],
+        *[dense(tensor, row, D, -1) for tensor in steps[5:7]],
+        z=dense(steps.z + blocks_before, row, 2 * D, -1),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.elementwise import LN_2
 from griffin_kernels.ops._triton.tensors import further, later
 from griffin_kernels.ops.rg_lru._triton_lru import gates_of
@@ -101,7 +102,7 @@ def backward_tile(steps, block, carry, before_first, order, begin, left, D: tl.c
     return direct, sums, carry
 
 
-@triton.jit
+@bundling
 def scan_block(steps, block, carry, before_first, count, D: tl.constexpr, FRESH: tl.constexpr, shape):
     """(carry [block_n], sums) after ``count`` steps from ``carry`` on, of which dx and z are written.
 

@@ -105,8 +105,8 @@ def keep(current, conv, tokens, channel, there, TAPS: tl.constexpr):
 
 
 @triton.jit
-def step(x, conv, indices, y, row, channel, B, P, D: tl.constexpr, TAPS: tl.constexpr, ACC: tl.constexpr):
-    """One token of the batch rows ``row`` by ``channel``."""
+def step(x, conv, indices, row, channel, B, P, D: tl.constexpr, TAPS: tl.constexpr, ACC: tl.constexpr):
+    """One token of the batch rows ``row`` by ``channel``. Gives y in ACC, 0 in rows that only pad."""
     tokens = tokens_of(row, indices, B, P)
     there = channel < D
     current = newest(x, tokens, channel, there)
@@ -114,8 +114,7 @@ def step(x, conv, indices, y, row, channel, B, P, D: tl.constexpr, TAPS: tl.cons
     # before y is stored: then nothing that is kept has to be read twice
     if TAPS > 1:
         keep(current, conv, tokens, channel, there, TAPS)
-    total = tl.where(tokens.works, total, 0.0)
-    tl.store(y + (tokens.row * D + channel), total.to(y.dtype.element_ty), mask=there & tokens.exists)
+    return tl.where(tokens.works, total, 0.0)
 
 
 def indices_of(positions: Tensor | None, slots: Tensor | None) -> Indices:

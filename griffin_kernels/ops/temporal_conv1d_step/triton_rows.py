@@ -48,8 +48,10 @@ def temporal_conv1d_step_rows(
 ):
     """x, y: [B,D]; positions, slots: [B]. Grid: B * ceil(D / block_d), channels fastest."""
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    row = tl.program_id(0) // BLOCKS
     channel = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    step(x, conv, indices, y, tl.program_id(0) // BLOCKS, channel, B, P, D, TAPS, ACC)
+    total = step(x, conv, indices, row, channel, B, P, D, TAPS, ACC)
+    tl.store(y + (row.to(tl.int64) * D + channel), total.to(y.dtype.element_ty), mask=channel < D)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:

@@ -51,7 +51,8 @@ def temporal_conv1d_step_tile(
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     row = ((tl.program_id(0) // BLOCKS) * BLOCK_B + tl.arange(0, BLOCK_B))[:, None]
     channel = ((tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
-    step(x, conv, indices, y, row, channel, B, P, D, TAPS, ACC)
+    total = step(x, conv, indices, row, channel, B, P, D, TAPS, ACC)
+    tl.store(y + (row.to(tl.int64) * D + channel), total.to(y.dtype.element_ty), mask=(channel < D) & (row < B))
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:

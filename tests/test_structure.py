@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,14 +19,56 @@ LONGEST_CALL = 6
 """Lines of a call within a kernel."""
 
 
-def jit_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+@functools.cache
+def nodes() -> list[tuple[Path, ast.AST]]:
+    """(file, node) of all syntax of the ops."""
+    return [(file, node) for file in sorted(OPS.rglob("*.py")) for node in ast.walk(ast.parse(file.read_text("utf-8")))]
+
+
+def jit_functions(decorators: tuple[str, ...] = ("triton.jit", "bundling")) -> Iterator[tuple[str, ast.FunctionDef]]:
     """(where, function) of every function of the ops that Triton compiles."""
-    for file in sorted(OPS.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef) and any(
-                ast.unparse(d).startswith(("triton.jit", "bundling")) for d in node.decorator_list
-            ):
-                yield f"{file.relative_to(OPS)}:{node.lineno} {node.name}", node
+    for file, node in nodes():
+        if isinstance(node, ast.FunctionDef) and any(
+            ast.unparse(d).startswith(decorators) for d in node.decorator_list
+        ):
+            yield f"{file.relative_to(OPS)}:{node.lineno} {node.name}", node
+
+
+def returns(function: ast.FunctionDef) -> list[ast.Return]:
+    return [node for node in ast.walk(function) if isinstance(node, ast.Return)]
+
+
+def given(value: ast.expr | None) -> Iterator[ast.expr | None]:
+    """What an expression may be, and what is in a tuple that it may be."""
+    if isinstance(value, ast.IfExp):
+        yield from (*given(value.body), *given(value.orelse))
+    elif isinstance(value, ast.Tuple):
+        yield from (inner for element in value.elts for inner in given(element))
+    else:
+        yield value
+
+
+def makes_bundles(function: ast.FunctionDef, makers: set[str]) -> bool:
+    """Whether a function returns None, or what one of ``makers`` gives."""
+    made = {
+        name.id
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and called(node.value) in makers
+        for target in node.targets
+        for name in ast.walk(target)
+        if isinstance(name, ast.Name)
+    }
+    return any(
+        (isinstance(value, ast.Constant) and value.value is None)
+        or (isinstance(value, ast.Call) and called(value) in makers)
+        or (isinstance(value, ast.Name) and value.id in made)
+        for node in returns(function)
+        for value in given(node.value)
+    )
+
+
+def called(call: ast.Call) -> str:
+    return ast.unparse(call.func).rpartition(".")[2]
 
 
 def test_there_are_kernels_to_look_at():
@@ -45,3 +88,26 @@ def test_no_call_in_a_kernel_spans_more_than_6_lines():
         if isinstance(call, ast.Call) and (call.end_lineno or call.lineno) - call.lineno >= LONGEST_CALL
     ]
     assert not long
+
+
+def test_what_returns_a_bundle_or_none_is_decorated_for_it():
+    classes = {n.name for _, n in nodes() if isinstance(n, ast.ClassDef) and "NamedTuple" in map(ast.unparse, n.bases)}
+    functions = {node.name for _, node in jit_functions(("bundling",))}
+    assert len(classes) > 10 and len(functions) > 10
+    plain = [where for where, node in jit_functions(("triton.jit",)) if makes_bundles(node, classes | functions)]
+    assert not plain
+
+
+def test_what_makes_a_bundle_returns_once_and_last():
+    several = [where for where, node in jit_functions(("bundling",)) if returns(node) != [node.body[-1]]]
+    assert not several
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["return None", "return Rows(x, 1)", "return None if x is None else later(x)", "y = later(x)\n return x, y"],
+)
+def test_a_bundle_that_is_returned_is_seen(source):
+    (function,) = ast.parse(f"def f(x):\n {source}").body
+    assert makes_bundles(function, {"Rows", "later"})
+    assert not makes_bundles(function, {"Other"}) or "None" in source

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.dot import dot
 from griffin_kernels.ops._triton.strides import far, reach
 
@@ -172,13 +173,13 @@ def first_keys(
     tl.store(first + row * T + query, start, mask=inside)
 
 
-@triton.jit
+@bundling
 def lane_of(place, SIZES: tl.constexpr):
     """The lane of program ``place`` of batch entries times key heads, these the faster."""
     return Lane(tl.cast(place // SIZES.HKV, tl.int64), tl.cast(place % SIZES.HKV, tl.int64))
 
 
-@triton.jit
+@bundling
 def tile_of(row, SIZES: tl.constexpr):
     """The tile from packed row ``row`` on."""
     return PackedRows(row, row + tl.arange(0, SIZES.BLOCK_M), tl.arange(0, SIZES.BLOCK_D))
@@ -279,7 +280,7 @@ def load_first(first, lane, query, mask=None, other=None):
     return tl.load(first.at + lane.batch * first.batch + query, mask=mask, other=other)
 
 
-@triton.jit
+@bundling
 def sight_of(first, lane, view, tile, SIZES: tl.constexpr):
     """The sight of a tile's rows."""
     query = tl.minimum(tile.rows // SIZES.G, view.T - 1)
@@ -291,7 +292,7 @@ def sight_of(first, lane, view, tile, SIZES: tl.constexpr):
     return Sight(own, start)
 
 
-@triton.jit
+@bundling
 def span_of(first, view, sight, tile, SIZES: tl.constexpr):
     """The span of keys: some row of a tile sees low .. high - 1, every row the full ones."""
     begin = tile.row // SIZES.G + (view.S - view.T)
@@ -305,18 +306,18 @@ def span_of(first, view, sight, tile, SIZES: tl.constexpr):
     return Span(low, full_low, begin + 1, end + 1)
 
 
-@triton.jit
+@bundling
 def part_of(span, part, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     """The span of one of PARTS that share a span in whole blocks."""
-    if PARTS == 1:
-        return span
-    else:
-        share = tl.cdiv(tl.maximum(span.high - span.low, 0), PARTS * BLOCK) * BLOCK
-        low = span.low + part * share
-        return Span(low, span.full_low, span.full_high, tl.minimum(span.high, low + share))
+    low, high = span.low, span.high
+    if PARTS > 1:
+        share = tl.cdiv(tl.maximum(high - low, 0), PARTS * BLOCK) * BLOCK
+        low += part * share
+        high = tl.minimum(high, low + share)
+    return Span(low, span.full_low, span.full_high, high)
 
 
-@triton.jit
+@bundling
 def work_of(first, T, S, window, batches, SIZES: tl.constexpr, PARTS: tl.constexpr):
     """The work of a program of a grid of tiles of [T * G] * PARTS * B * Hkv, the last tiles first."""
     lanes = batches * SIZES.HKV

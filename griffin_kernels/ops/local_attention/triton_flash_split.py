@@ -24,6 +24,7 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops.local_attention import _flash
 from griffin_kernels.ops.local_attention._triton_attention import (
     Parts,
@@ -57,7 +58,7 @@ class Config:
     num_stages: int = 0
 
 
-@triton.jit
+@bundling
 def of_part(parts, place, tile, T, SIZES: tl.constexpr):
     """The parts from a tile's first row on. place: among the lanes of all parts."""
     base = (tl.cast(place, tl.int64) * T) * SIZES.G + tile.row

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.dot import dot
 from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.local_attention._triton_attention import (
@@ -52,7 +53,7 @@ class KeyGradients(NamedTuple):
     dv: Any
 
 
-@triton.jit
+@bundling
 def numbers_of(numbers, lane, T, SIZES: tl.constexpr):
     """The numbers from a lane on."""
     rows = (lane.batch * SIZES.HKV + lane.shared) * T * SIZES.G
@@ -108,7 +109,7 @@ def through_queries(q, k, v, dout, numbers, work, score, SIZES: tl.constexpr, AG
     return summed
 
 
-@triton.jit
+@bundling
 def span_of_keys(first, lane, view, start, SIZES: tl.constexpr):
     """The span of packed rows that may see some key of the tile from ``start`` on, the full ones all of it."""
     CHUNK: tl.constexpr = 256

@@ -71,7 +71,7 @@ def steps_later(steps, count):
     return GradientSteps(*[later(rows, count) for rows in steps])
 
 
-@triton.jit
+@bundling
 def added(sums, more):
     """Both sums together."""
     return Sums(sums.z_i + more.z_i, sums.z_r + more.z_r, sums.log_a + more.log_a)
@@ -91,7 +91,7 @@ def multiplier(v):
     return v * inverse, tl.minimum(0.5 * inverse, LARGEST_SLOPE)
 
 
-@triton.jit
+@bundling
 def gradients(g, passed, x, before, i, r, a, m, slope, rate):
     """(part of dx that does not go through the gates, sums of the step alone), float32.
 

@@ -54,7 +54,7 @@ def load_tile(steps, marks, channels, left, remaining, WIDTH: tl.constexpr, BLOC
     return GradientTile(dys, xs, before, zs_i, zs_r, others, where, enters, leaves)
 
 
-@triton.jit
+@bundling
 def scan_rows(steps, marks, h0, gates, carry, before_first, channels, count, remaining, WIDTH: tl.constexpr,
               FRESH: tl.constexpr, AHEAD: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
     """(carry [block_d], sums) after ``count`` steps from ``carry`` on, of which dx, z and dbranch are written.

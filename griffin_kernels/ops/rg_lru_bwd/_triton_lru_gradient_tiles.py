@@ -64,7 +64,7 @@ def scan_tile(a, dy, cut, carry, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
     return stack(states, ROWS, BLOCK_T), apply(p[3], s[3], c3, cut)
 
 
-@triton.jit
+@bundling
 def backward_tile(steps, block, carry, before_first, order, begin, left, D: tl.constexpr, FRESH: tl.constexpr, shape):
     """(dx's direct part, its ``Sums``) [block_n, block_t] and the carry [block_n] after the tile at step ``begin``.
 

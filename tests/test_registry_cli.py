@@ -434,7 +434,7 @@ def test_export_needs_one_format_a_folder_for_t4_and_a_journal(tmp_path):
     assert "cannot be read" in refused("export", tmp_path, "--csv")
     path = journals.write(tmp_path / journal.FILE_NAME, journals.records())
     (tmp_path / "file").write_text("")
-    assert "cannot be made" in refused("export", path, "--t4", "--out", tmp_path / "file")
+    assert "results cannot be written to" in refused("export", path, "--t4", "--out", tmp_path / "file")
     assert "cannot be written" in refused("export", path, "--csv", "--out", tmp_path / "no" / "x.csv")
 
 

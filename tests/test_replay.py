@@ -20,7 +20,7 @@ from tests.small_tune import shrink
 from tuning.plan import planner
 from tuning.record.journal import Journal
 from tuning.record.journal_records import JOURNAL_VERSION, Candidate, Run
-from tuning.replay import convert, packed, record, simulate, strategy_table
+from tuning.replay import packed, record, simulate
 from tuning.replay.packed import PACK_VERSION, MeasuredPoint, Packed
 from tuning.search.strategies import DEFAULT, STRATEGIES
 
@@ -221,7 +221,7 @@ def journal_of(path, job, left_out=()):
 
 def test_pack_of_a_journal(tmp_path, small):
     job = planner.make(planner.Options(("linear_scan",), budget="thorough"), devices.cpu())[0]
-    found = convert.pack(journal_of(tmp_path / "journal.jsonl", job))
+    found = packed.pack(journal_of(tmp_path / "journal.jsonl", job))
     assert [p.name for p in found] == [f"linear_scan {job.case.key}"]
     able = [p for p in job.candidates if p.reason is None and not p.variant.baseline]
     whole = found[0]
@@ -235,7 +235,7 @@ def test_a_journal_that_is_not_whole_is_not_packed(tmp_path, small):
     job = planner.make(planner.Options(("linear_scan",), budget="thorough"), devices.cpu())[0]
     own = next(n for n, p in enumerate(reversed(job.candidates)) if not p.variant.baseline and p.reason is None)
     with pytest.raises(errors.JournalError, match="no case of which every candidate was tried"):
-        convert.pack(journal_of(tmp_path / "journal.jsonl", job, left_out=(own,)))
+        packed.pack(journal_of(tmp_path / "journal.jsonl", job, left_out=(own,)))
 
 
 def test_recorder_measures_every_point_and_goes_on_where_it_was(tmp_path, small, monkeypatch, capsys):
@@ -262,7 +262,7 @@ def test_recorder_answers_a_wrong_option_in_one_line(tmp_path, capsys):
 
 
 def test_table_has_a_row_for_each_strategy_and_budget():
-    rows = strategy_table.rows([made_up(sizes=16)], {n: STRATEGIES[n] for n in ("seeded", "random")}, seeds=2)
+    rows = simulate.rows([made_up(sizes=16)], [STRATEGIES[n] for n in ("seeded", "random")], seeds=2)
     assert [(row.strategy, list(row.after)) for row in rows] == [
         ("seeded", ["10", "25", "quarter"]),
         ("random", ["10", "25", "quarter"]),

@@ -183,8 +183,8 @@ def schedule_of(
     """The schedule of a run. earlier: the journal of an earlier run; one of another device is not used."""
     limit_s, budget = 60 * options.minutes or math.inf, options.limits()
     after_s = STUDY_S[options.budget] if options.whole else 0.0
-    same = next((r for r in earlier if isinstance(r, Run)), None)
-    known = earlier if same is not None and same.device.validity == device.validity() else ()
+    run = journal.first_run(earlier)
+    known = earlier if run is not None and run.device.validity == device.validity() else ()
     return Schedule(jobs, device, budget, limit_s=limit_s, lanes=lanes, after_s=after_s, earlier=known)
 
 

@@ -15,7 +15,6 @@ from tuning.doctor.finding import Finding
 from tuning.plan import planner
 from tuning.publish import show
 from tuning.record import journal
-from tuning.record.journal_records import Run
 
 
 def examine(device: Device, journal_path: Path) -> Iterator[Finding]:
@@ -79,7 +78,7 @@ def unfinished(path: Path) -> Iterator[Finding]:
         yield Finding("problem", "journal", str(error), f"move {path} away")
         return
     if journal.unfinished(records):
-        run = next((record for record in records if isinstance(record, Run)), None)
+        run = journal.first_run(records)
         began = f", begun {run.date}" if run else ""
         text = f"{path}: a run that was not finished{began}; nothing of it is published"
         yield Finding("note", "journal", text, "griffin tune --resume goes on with it")

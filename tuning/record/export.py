@@ -7,14 +7,15 @@ one kernel on one problem, so here one file for each op and case. Its times are 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from griffin_kernels import errors, registry
+from griffin_kernels import registry
 from roofline import stats, tables
+from tuning.record.journal import first_run
 from tuning.record.journal_records import Candidate, Race, Record, Result, Run
+from tuning.record.paths import make_folder
 
 T4_VERSION = "1.0.0"
 """Version of the T4 schemas that are followed."""
@@ -87,7 +88,7 @@ def t4(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
 
     Candidates that were skipped never ran and have no result.
     """
-    run = next((record for record in records if isinstance(record, Run)), None)
+    run = first_run(records)
     date = run.date if run else ""
     raced = _raced(records)
     documents: dict[str, dict[str, Any]] = {"metadata.json": _metadata(run)}
@@ -134,10 +135,7 @@ def _metadata(run: Run | None) -> dict[str, Any]:
 
 def write_t4(records: Sequence[Record], folder: Path) -> list[Path]:
     """Write T4 documents into a folder, which is made; returns the files. Raises OutputFolderError."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise errors.OutputFolderError(f"folder {folder} cannot be made: {error.strerror or error}") from None
+    make_folder(folder)
     paths = []
     for name, document in t4(records).items():
         paths.append(folder / name)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import filelock
@@ -103,6 +103,11 @@ def unfinished(records: list[Record]) -> bool:
     return bool(records) and not any(isinstance(record, End) for record in records)
 
 
+def first_run(records: Iterable[Record]) -> Run | None:
+    """How the run began; None where a journal has lost its first line."""
+    return next((record for record in records if isinstance(record, Run)), None)
+
+
 def encoded(record: Any) -> bytes:
     """A record as JSON. Names of files in it need not be UTF-8."""
     try:
@@ -170,16 +175,13 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 def set_aside(path: Path, records: list[Record]) -> Path:
     """Rename an old journal after its run, so that a new run starts an empty one. Returns the new name."""
-    run = next((record for record in records if isinstance(record, Run)), None)
-    name = f"journal-{run.run_id if run else 'unnamed'}.jsonl"
-    target = path.with_name(name)
+    run = first_run(records)
+    target = path.with_name(f"journal-{run.run_id if run else 'unnamed'}.jsonl")
     os.replace(path, target)
     return target

@@ -36,12 +36,7 @@ class Paths:
     def make_folders(self) -> None:
         """Make the folders and prove that they can be written; OutputFolderError where they cannot."""
         for folder in {self.journal.parent, self.registry.parent, self.report.parent}:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                prove_writable(folder)
-            except OSError as error:
-                text = f"results cannot be written to {folder}: {error.strerror}; choose another folder with --out"
-                raise errors.OutputFolderError(text) from None
+            make_folder(folder)
 
     def prepare(self, device: Device) -> None:
         """Make the folders and see that the registry can be merged into, before any work is done.
@@ -51,6 +46,18 @@ class Paths:
         self.make_folders()
         if self.registry.exists():
             registry.load_for(self.registry, device)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and prove that it can be written; OutputFolderError where it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        prove_writable(folder)
+    except OSError as error:
+        why = error.strerror or error
+        raise errors.OutputFolderError(
+            f"results cannot be written to {folder}: {why}; choose another folder with --out"
+        ) from None
 
 
 def prove_writable(folder: Path) -> None:

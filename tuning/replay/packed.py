@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +13,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from griffin_kernels import errors
+from griffin_kernels import catalog, errors, registry
+from griffin_kernels import device as devices
 from griffin_kernels.case import Case
+from griffin_kernels.device import Device
 from griffin_kernels.records import DeviceRecord, decode
 from roofline import stats
+from tuning.plan import planner
+from tuning.plan.planner import Job
+from tuning.record import journal
+from tuning.record.journal_records import Candidate, Run
+from tuning.record.paths import make_folder
 from tuning.search.space import Point, Space, axes_of
 
 PACK_VERSION = 1
@@ -67,6 +72,19 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     interleaved: bool
     points: list[MeasuredPoint]
     kind: Literal["replay"] = "replay"
+
+    @classmethod
+    def of(cls, job: Job, points: list[MeasuredPoint], **facts: Any) -> Packed:
+        """The packed journal of a job. points: of ``job.competitors``, in that order. facts: the other fields."""
+        return cls(
+            schema_version=PACK_VERSION,
+            op=job.op.name,
+            case=job.case,
+            source_hashes=source_hashes(job),
+            default=next((i for i, p in enumerate(job.competitors) if p is job.default), None),
+            points=points,
+            **facts,
+        )
 
     @property
     def name(self) -> str:
@@ -128,21 +146,14 @@ def file_name(op: str, case_key: str) -> str:
 
 
 def write(folder: Path, packed: Packed) -> Path:
-    """Write one file, in one rename, a line for each point. OutputFolderError where the folder cannot be written."""
+    """Write one file at once, a line for each point. OutputFolderError where the folder cannot be written."""
     whole = msgspec.to_builtins(packed)
     points = [json.dumps(_rounded(point), separators=(",", ":")) for point in whole.pop("points")]
     head = json.dumps(whole, indent=1).removesuffix("\n}")
     text = head + ',\n "points": [\n  ' + ",\n  ".join(points) + "\n ]\n}\n"
+    make_folder(folder)
     path = folder / file_name(packed.op, packed.case.key)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".unfinished")
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise errors.OutputFolderError(f"{path} cannot be written: {error.strerror}; choose another folder") from None
+    registry.write_atomically(path, text.encode())
     return path
 
 
@@ -183,13 +194,10 @@ def read_all(paths: Sequence[Path]) -> list[Packed]:
     """Packed journals of files and of all .json files in folders, in the order of their names."""
     found: list[Packed] = []
     for path in paths:
-        if path.is_dir():
-            inside = sorted(path.glob("*.json"))
-            if not inside:
-                raise errors.JournalError(f"there is no packed journal (*.json) in {path}")
-            found += map(read, inside)
-        else:
-            found.append(read(path))
+        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not files:
+            raise errors.JournalError(f"there is no packed journal (*.json) in {path}")
+        found += map(read, files)
     return found
 
 
@@ -199,6 +207,57 @@ def shipped() -> list[Packed]:
         return read_all([folder])
 
 
-def same_source(packed: Packed, source_hashes: Iterable[tuple[str, str]]) -> bool:
-    """Whether a packed journal was measured with this source, to the last variant."""
-    return packed.source_hashes == dict(source_hashes)
+def source_hashes(job: Job) -> dict[str, str]:
+    """Variant -> hash of its source as it is now, for all that a job's packed journal has."""
+    return {p.variant.name: p.variant.source_hash for p in job.competitors}
+
+
+def pack(path: Path) -> list[Packed]:
+    """A journal of ``griffin tune --budget thorough`` packed: every case that was tried to the end.
+
+    That is: every candidate of this package was tried, with its source as it is. JournalError where there is no case.
+    """
+    records = journal.read(path)
+    run = journal.first_run(records)
+    if run is None:
+        raise errors.JournalError(f"journal {path} does not begin with a run; it cannot be packed")
+    tried = {record.key: record for record in records if isinstance(record, Candidate) and record.status != "skipped"}
+    device = _device(run.device.validity)
+    ops = tuple(name for name in catalog.ops() if any(c.op == name for c in tried.values()))
+    jobs = planner.make(planner.Options(ops, budget="thorough"), device) if ops else []
+    packs = [_packed(run, job, device, tried) for job in jobs]
+    found = [packed for packed in packs if packed is not None and any(point.timed for point in packed.points)]
+    if not found:
+        raise errors.JournalError(
+            f"journal {path} has no case of which every candidate was tried with the source as it is now; "
+            "`griffin tune --budget thorough --strategy exhaustive` makes such a journal"
+        )
+    return found
+
+
+def _device(validity: Mapping[str, Any]) -> Device:
+    """The device of a journal: this one, or one with the same facts."""
+    for known in (devices.detect(), devices.cpu()):
+        if known.validity() == validity:
+            return known
+    kept = {k: v for k, v in validity.items() if k not in ("memory_gib", "mig")}
+    memory = validity.get("memory_gib", 0) * 2**30
+    try:
+        return Device(**kept, memory_bytes=memory, details=(("mig", validity.get("mig", False)),))
+    except TypeError as error:
+        raise errors.JournalError(f"the journal's device is not described as this package does: {error}") from None
+
+
+def _packed(run: Run, job: Job, device: Device, tried: Mapping[str, Candidate]) -> Packed | None:
+    """One case, its points in the order of the plan; None where a candidate is missing."""
+    found = [tried.get(p.key(job.case, device)) for p in job.competitors]
+    now = source_hashes(job)
+    points = [
+        msgspec.convert(c, MeasuredPoint, from_attributes=True)
+        for c in found
+        if c is not None and c.source_hash == now[c.variant]
+    ]
+    if not points or len(points) < len(found):
+        return None
+    source = f"journal of run {run.run_id}: {run.command}"
+    return Packed.of(job, points, device=run.device, date=run.date, source=source, interleaved=False)

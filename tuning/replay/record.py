@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import functools
 import random
 import sys
@@ -21,18 +20,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from rich.console import Console
+
 from griffin_kernels import device as devices
 from griffin_kernels import errors, verify
 from griffin_kernels.contract import config_dict
 from griffin_kernels.device import Device
 from griffin_kernels.records import DeviceRecord
+from griffin_kernels.texts import now
 from roofline import stats
+from roofline.console import StatusLine
 from tuning.measure import timing
 from tuning.plan import planner
 from tuning.plan.budget import SLOW_FACTOR
 from tuning.plan.planner import Job, Planned
 from tuning.replay import packed
-from tuning.replay.packed import PACK_VERSION, MeasuredPoint, Packed
+from tuning.replay.packed import MeasuredPoint, Packed
 
 CASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -84,11 +87,10 @@ class _Runner:
             self.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
     def measured(self) -> MeasuredPoint:
-        status = "failed" if self.problem else "ok"
         return MeasuredPoint(
             variant=self.planned.variant.name,
             config=config_dict(self.planned.config),
-            status=status,
+            status="failed" if self.problem else "ok",
             problem=self.problem,
             samples_s=self.samples,
             seconds_spent=self.first_s + sum(self.samples[:SPENT_SAMPLES]),
@@ -127,29 +129,21 @@ def exhaustive(job: Job, device: Device, seconds: float, say: Callable[[str], No
 
 def _near(live: Sequence[_Runner], seconds: Sequence[float | None], runners: Sequence[_Runner]) -> list[_Runner]:
     """Those of ``live`` within NEAR of the best, and the NEAREST in any case."""
-    by_runner = {id(r): s for r, s in zip(runners, seconds, strict=True)}
-    order = sorted(live, key=lambda r: by_runner[id(r)] or 0.0)
-    limit = NEAR * (by_runner[id(order[0])] or 0.0)
-    return [r for place, r in enumerate(order) if place < NEAREST or (by_runner[id(r)] or 0.0) <= limit]
+    by_runner = {id(r): s or 0.0 for r, s in zip(runners, seconds, strict=True)}
+    order = sorted(live, key=lambda r: by_runner[id(r)])
+    limit = NEAR * by_runner[id(order[0])]
+    return [r for place, r in enumerate(order) if place < NEAREST or by_runner[id(r)] <= limit]
 
 
 def _packed(job: Job, device: Device, runners: Sequence[_Runner]) -> Packed:
-    return Packed(
-        schema_version=PACK_VERSION,
-        op=job.op.name,
-        case=job.case,
+    return Packed.of(
+        job,
+        [r.measured() for r in runners],
         device=DeviceRecord(device.validity(), devices.provenance(device)),
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        date=now(),
         source="tuning.replay.record: every point timed in interleaved rounds on the device itself",
-        source_hashes=_hashes(job),
-        default=next((i for i, r in enumerate(runners) if r.planned is job.default), None),
         interleaved=True,
-        points=[r.measured() for r in runners],
     )
-
-
-def _hashes(job: Job) -> dict[str, str]:
-    return {p.variant.name: p.variant.source_hash for p in job.competitors}
 
 
 def done(path: Path, job: Job, device: Device) -> bool:
@@ -157,7 +151,7 @@ def done(path: Path, job: Job, device: Device) -> bool:
     if not path.exists():
         return False
     found = packed.read(path)
-    return packed.same_source(found, _hashes(job).items()) and found.device.validity == device.validity()
+    return found.source_hashes == packed.source_hashes(job) and found.device.validity == device.validity()
 
 
 def jobs_for(ops: Sequence[str], cases: Sequence[str], device: Device) -> list[Job]:
@@ -171,24 +165,25 @@ def jobs_for(ops: Sequence[str], cases: Sequence[str], device: Device) -> list[J
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record case after case; 2 after a wrong option, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
-        prog="python -m tuning.replay.record", description="Measures every point of a case for replay."
+        prog="python -m tuning.replay.record", description=(__doc__ or "").partition(":")[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for one file per case")
-    parser.add_argument("--ops", default="", help="ops, comma-separated; a chosen few by default")
-    parser.add_argument("--cases", default="", help="parts of the keys of cases, comma-separated")
+    parser.add_argument("--ops", type=_split, default=(), help="ops, comma-separated; a chosen few by default")
+    parser.add_argument("--cases", type=_split, default=(), help="parts of the keys of cases, comma-separated")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<index>")
     parser.add_argument("--seconds", type=float, default=60.0, help="per case, beyond the least that every point gets")
     parser.add_argument("--again", action="store_true", help="measure cases again that are there")
     given = parser.parse_args(arguments)
+    status = StatusLine(Console(stderr=True))
     try:
         device = devices.detect(given.device)
-        for job in jobs_for(_split(given.ops), _split(given.cases), device):
+        for job in jobs_for(given.ops, given.cases, device):
             path = given.out / packed.file_name(job.op.name, job.case.key)
             if not given.again and done(path, job, device):
                 print(f"{path.name}: there", flush=True)
                 continue
             began = time.monotonic()
-            found = exhaustive(job, device, given.seconds, _status)
+            found = exhaustive(job, device, given.seconds, status)
             packed.write(given.out, found)
             failed = sum(not point.timed for point in found.points)
             doubt = ": the machine was not quiet, measure it --again" if found.uncertainty > DOUBTFUL else ""
@@ -208,11 +203,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _status(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"{text:<60}", end="\r", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
-"""Simulates a strategy on a packed journal: which point it would have found, and at what cost."""
+"""Simulates strategies on packed journals: how far each gets, at what cost, and the table of both."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
+from rich.console import Console
 
 from griffin_kernels import errors
+from roofline.console import line, table
 from tuning.plan.budget import BUDGETS
 from tuning.replay.packed import Packed
 from tuning.search.strategies import Strategy
@@ -19,6 +24,12 @@ SAMPLES = BUDGETS["default"].least
 
 FINALISTS = BUDGETS["default"].finalists
 """Points that go into the final race, as in a default run: the best of them counts as found."""
+
+EVALUATIONS = (10, 25, 50)
+"""Evaluations after which a strategy is asked what it has found."""
+
+SEEDS = 5
+"""Searches with other random choices and short, noisy measurements."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,96 @@ def _observed(packed: Packed, index: int, seed: int | None) -> float | None:
     return float(np.median(samples[picks]))
 
 
-def quarter(packed: Packed) -> int:
-    """A quarter of a journal's points, rounded up."""
-    return math.ceil(len(packed.points) / 4)
+class Reached(msgspec.Struct, frozen=True, kw_only=True):
+    """What one strategy reached on one journal with so many evaluations, as shares of the optimum.
+
+    exact: with its own random choices and each point's median to see. mean, worst: over seeds, with other random
+    choices and the median of a few samples to see. cost_s: mean simulated seconds.
+    """
+
+    evaluations: int
+    exact: float
+    mean: float
+    worst: float
+    cost_s: float
+
+
+class StrategyRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One strategy on one journal. after: by evaluations, ``"10"``, ``"25"``, ``"50"`` and ``"quarter"`` of the points.
+
+    Budgets beyond the size of the space are left out. optimum_s: seconds of the fastest point; uncertainty: half the
+    width of its interval, as a share. everything_s: simulated seconds of trying every point.
+    """
+
+    strategy: str
+    journal: str
+    points: int
+    optimum_s: float
+    uncertainty: float
+    everything_s: float
+    after: dict[str, Reached]
+
+
+def rows(
+    journals: Sequence[Packed],
+    strategies: Sequence[Strategy],
+    seeds: int = SEEDS,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[StrategyRow]:
+    """A row for each journal and strategy."""
+    found: list[StrategyRow] = []
+    for journal in journals:
+        size = len(journal.points)
+        budgets = {str(n): n for n in EVALUATIONS if n < size} | {"quarter": math.ceil(size / 4)}
+        for strategy in strategies:
+            say(f"{journal.name}: {strategy.name}")
+            found.append(
+                StrategyRow(
+                    strategy=strategy.name,
+                    journal=journal.name,
+                    points=size,
+                    optimum_s=journal.optimum_s,
+                    uncertainty=journal.uncertainty,
+                    everything_s=sum(point.seconds_spent for point in journal.points),
+                    after={name: _reached(journal, strategy, n, seeds) for name, n in budgets.items()},
+                )
+            )
+    return found
+
+
+def _reached(journal: Packed, strategy: Strategy, evaluations: int, seeds: int) -> Reached:
+    exact = play(journal, strategy, evaluations)
+    others: list[Play] = [play(journal, strategy, evaluations, seed) for seed in range(seeds)] or [exact]
+    return Reached(
+        evaluations=evaluations,
+        exact=exact.reached,
+        mean=float(np.mean([p.reached for p in others])),
+        worst=min(p.reached for p in others),
+        cost_s=float(np.mean([p.cost_s for p in others])),
+    )
+
+
+def show(console: Console, found: Sequence[StrategyRow]) -> None:
+    """For each journal a table: strategy, per budget ``exact (mean, worst)``, cost of a quarter of the points."""
+    names = [*map(str, EVALUATIONS), "quarter"]
+    for journal, group in itertools.groupby(found, key=lambda row: row.journal):
+        own = list(group)
+        first = own[0]
+        size = f"{first.points} points, optimum +-{first.uncertainty:.1%}, all cost {first.everything_s:.2f} s"
+        line(console, f"{journal}: {size}", "bold")
+        drawn = table(["strategy"], [*(f"after {n}" for n in EVALUATIONS), "after 25%", "cost of 25%"])
+        for row in own:
+            cells = [_cell(row.after.get(name)) for name in names]
+            drawn.add_row(row.strategy, *cells, f"{row.after['quarter'].cost_s:.2f} s")
+        console.print(drawn)
+    line(console, LEGEND)
+
+
+def _cell(reached: Reached | None) -> str:
+    return "" if reached is None else f"{reached.exact:.1%} ({reached.mean:.0%}, {reached.worst:.0%})"
+
+
+LEGEND = (
+    "% of the exhaustive optimum: as recorded (mean, worst over seeds with short, noisy measurements). "
+    "Cost: simulated seconds."
+)

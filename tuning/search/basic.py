@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from tuning.search.space import Space
-
-Seen = Mapping[int, float | None]
+from tuning.search.space import Seen, Space
 
 
 def dice(space: Space, purpose: str) -> random.Random:
@@ -19,7 +19,11 @@ def dice(space: Space, purpose: str) -> random.Random:
     return random.Random(hashlib.sha256(f"{space.key}/{purpose}/{len(space)}".encode()).digest())
 
 
-def first_unseen(order: Sequence[int], seen: Seen) -> int | None:
+def shuffled(space: Space, purpose: str, points: Sequence[int]) -> list[int]:
+    return dice(space, purpose).sample(points, len(points))
+
+
+def first_unseen(order: Iterable[int], seen: Seen) -> int | None:
     """The first point of ``order`` that was not tried; None where all were."""
     return next((i for i in order if i not in seen), None)
 
@@ -30,68 +34,29 @@ def ranked(seen: Seen) -> list[int]:
     return [i for _, i in sorted(timed)]
 
 
-class Exhaustive:
-    """Every point: the seeds, then in the order of the space."""
+@dataclass
+class InOrder:
+    """Tries the seeds, then the points of an order. order: (space, seen, left) -> points, which may have been tried."""
 
-    name = "exhaustive"
-
-    def next(self, space: Space, seen: Seen, left: int) -> int | None:
-        return first_unseen([*space.seeds, *range(len(space))], seen) if left > 0 else None
-
-
-class Random:
-    """The seeds, then points in random order."""
-
-    name = "random"
+    name: str
+    order: Callable[[Space, Seen, int], Iterable[int]]
 
     def next(self, space: Space, seen: Seen, left: int) -> int | None:
-        order = dice(space, self.name).sample(range(len(space)), len(space))
-        return first_unseen([*space.seeds, *order], seen) if left > 0 else None
+        """See ``Strategy``."""
+        points = itertools.chain(space.seeds, self.order(space, seen, left)) if left > 0 else ()
+        return first_unseen(points, seen)
 
 
-class LatinHypercube:
-    """The seeds, then points spread over all variants and evenly along every axis."""
-
-    name = "lhs"
-
-    def next(self, space: Space, seen: Seen, left: int) -> int | None:
-        return first_unseen([*space.seeds, *spread(space, len(seen) + left)], seen) if left > 0 else None
-
-
-class Local:
-    """Steepest descent from the seeds: all neighbours of the best, and again; random restarts when none helps."""
-
-    name = "local"
-
-    def next(self, space: Space, seen: Seen, left: int) -> int | None:
-        if left <= 0:
-            return None
-        start = first_unseen(space.seeds, seen)
-        if start is not None:
-            return start
-        best = ranked(seen)[:1]
-        for centre in best:
-            around = space.neighbours(centre)
-            step = first_unseen(dice(space, f"step {centre}").sample(around, len(around)), seen)
-            if step is not None:
-                return step
-        # the best is a local optimum: go down from the last restart, and restart where that has arrived
-        for centre in _descents(space, seen):
-            step = first_unseen(space.neighbours(centre), seen)
-            if step is not None:
-                return step
-        order = dice(space, "restart").sample(range(len(space)), len(space))
-        return first_unseen(order, seen)
-
-
-def _descents(space: Space, seen: Seen) -> list[int]:
-    """Points that are faster than all their neighbours that were seen, the last one tried first."""
-    found = []
+def _downhill(space: Space, seen: Seen, left: int) -> Iterator[int]:
+    """All neighbours of the best, and again from there; random restarts when none helps."""
+    for best in ranked(seen)[:1]:
+        yield from shuffled(space, f"step {best}", space.neighbours(best))
+    # the best is a local optimum: go down from the last restart, and restart where that has arrived
     for i in reversed(list(seen)):
         here = seen[i]
         if here is not None and all((seen.get(n) or here) >= here for n in space.neighbours(i)):
-            found.append(i)
-    return found
+            yield from space.neighbours(i)
+    yield from shuffled(space, "restart", range(len(space)))
 
 
 @functools.lru_cache(maxsize=16)
@@ -142,3 +107,16 @@ def _hypercube(space: Space, variant: str, places: int, rng: random.Random) -> l
         away[taken] = np.inf
         taken.append(int(np.argmin(away)))
     return [members[i] for i in taken]
+
+
+EXHAUSTIVE = InOrder("exhaustive", lambda space, seen, left: range(len(space)))
+"""Every point, in the order of the space."""
+
+RANDOM = InOrder("random", lambda space, seen, left: shuffled(space, "random", range(len(space))))
+"""Points in random order."""
+
+LATIN_HYPERCUBE = InOrder("lhs", lambda space, seen, left: spread(space, len(seen) + left))
+"""Points spread over all variants and evenly along every axis."""
+
+LOCAL = InOrder("local", _downhill)
+"""Steepest descent from the seeds, with random restarts."""

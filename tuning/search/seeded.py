@@ -12,8 +12,8 @@ import functools
 
 import numpy as np
 
-from tuning.search.basic import Seen, first_unseen, ranked, spread
-from tuning.search.space import Space
+from tuning.search.basic import first_unseen, ranked, spread
+from tuning.search.space import Seen, Space
 from tuning.search.surrogate import Geometry, believe
 
 SAMPLE = 0.2

@@ -7,12 +7,17 @@ configuration cannot run; steps go along one axis at a time, over the holes.
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 Values = tuple[tuple[str, Any], ...]
 """A configuration as (field, value) in field order."""
+
+
+Seen = Mapping[int, float | None]
+"""Point of a space -> its seconds, in the order tried; None where it failed."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +54,16 @@ class Space:
     @functools.cached_property
     def members(self) -> Mapping[str, tuple[int, ...]]:
         """Variant -> its points, in the order of ``points``."""
-        found: dict[str, list[int]] = {}
+        found: defaultdict[str, list[int]] = defaultdict(list)
         for i, point in enumerate(self.points):
-            found.setdefault(point.variant, []).append(i)
+            found[point.variant].append(i)
         return {variant: tuple(indices) for variant, indices in found.items()}
 
     @functools.cached_property
     def ordered(self) -> Mapping[tuple[str, str], bool]:
         """(variant, field) -> whether its values have an order that a step can follow: they are numbers."""
         return {
-            (variant, field): all(isinstance(value, int | float) for value in values)
-            for variant, axes in self.axes.items()
-            for field, values in axes.items()
+            (variant, field): _numbers(values) for variant, axes in self.axes.items() for field, values in axes.items()
         }
 
     @functools.cached_property
@@ -120,15 +123,19 @@ def axes_of(points: Iterable[Point]) -> dict[str, dict[str, tuple[Any, ...]]]:
 
     Fields that have one value everywhere are no axes.
     """
-    seen: dict[str, dict[str, dict[Any, None]]] = {}
+    seen: defaultdict[str, defaultdict[str, dict[Any, None]]] = defaultdict(lambda: defaultdict(dict))
     for point in points:
         for field, value in point.config:
-            seen.setdefault(point.variant, {}).setdefault(field, {})[value] = None
-    found: dict[str, dict[str, tuple[Any, ...]]] = {}
-    for variant, fields in seen.items():
-        found[variant] = {}
-        for field, values in fields.items():
-            if len(values) > 1:
-                numbers = all(isinstance(value, int | float) for value in values)
-                found[variant][field] = tuple(sorted(values)) if numbers else tuple(values)
-    return found
+            seen[point.variant][field][value] = None
+    return {
+        variant: {
+            field: tuple(sorted(values) if _numbers(values) else values)
+            for field, values in fields.items()
+            if len(values) > 1
+        }
+        for variant, fields in seen.items()
+    }
+
+
+def _numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)

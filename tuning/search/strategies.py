@@ -6,14 +6,16 @@ it would have, and replay can ask any strategy about any state.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
-from typing import Any, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Protocol, runtime_checkable
 
 from griffin_kernels import errors
 from roofline import stats
-from tuning.search.space import Space
+from tuning.search.basic import EXHAUSTIVE, LATIN_HYPERCUBE, LOCAL, RANDOM
+from tuning.search.seeded import Seeded
+from tuning.search.space import Seen, Space
 
 ENTRY_POINTS = "griffin_kernels.strategies"
 """Group of entry points in which other packages offer strategies: an object, or a class without arguments."""
@@ -31,7 +33,7 @@ class Strategy(Protocol):
 
     name: str
 
-    def next(self, space: Space, seen: Mapping[int, float | None], left: int) -> int | None:
+    def next(self, space: Space, seen: Seen, left: int) -> int | None:
         """Index of the next point to try, one that was not seen; None: stop.
 
         seen: point -> seconds, in the order tried; None where it failed. left: evaluations left.
@@ -39,76 +41,43 @@ class Strategy(Protocol):
         ...
 
 
-class _Table(Mapping[str, Strategy]):
-    """Strategies of this package and of plug-ins. A plug-in is imported when it is asked for."""
-
-    def __init__(self) -> None:
-        self._loaded: dict[str, Strategy] = {}
-
-    @functools.cached_property
-    def _own(self) -> Mapping[str, type[Strategy]]:
-        from tuning.search import basic
-        from tuning.search.seeded import Seeded
-
-        kinds: tuple[Any, ...] = (
-            Seeded,
-            basic.Exhaustive,
-            basic.Random,
-            basic.LatinHypercube,
-            basic.Local,
-        )
-        return {kind.name: kind for kind in kinds}
-
-    @functools.cached_property
-    def _plugins(self) -> Mapping[str, metadata.EntryPoint]:
-        return {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS) if point.name not in self._own}
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self._own
-        yield from sorted(self._plugins)
-
-    def __len__(self) -> int:
-        return len(self._own) + len(self._plugins)
-
-    def __getitem__(self, name: str) -> Strategy:
-        if name not in self._loaded:
-            self._loaded[name] = self._own[name]() if name in self._own else _plugin(self._plugins[name])
-        return self._loaded[name]
+STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
+    {own.name: own for own in (Seeded(), EXHAUSTIVE, RANDOM, LATIN_HYPERCUBE, LOCAL)}
+)
+"""This package's strategies by name."""
 
 
-def _plugin(point: metadata.EntryPoint) -> Strategy:
-    """The strategy of an entry point; ArgumentError says what is wrong with it."""
+def _plugins() -> dict[str, metadata.EntryPoint]:
+    return {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS) if point.name not in STRATEGIES}
+
+
+def names() -> list[str]:
+    """The names of all strategies: this package's, then plug-ins."""
+    return [*STRATEGIES, *sorted(_plugins())]
+
+
+def named(name: str) -> Strategy:
+    """The strategy called ``name``; ArgumentError lists the names, or says what is wrong with a plug-in."""
+    if name in STRATEGIES:
+        return STRATEGIES[name]
+    point = _plugins().get(name)
+    if point is None:
+        raise errors.ArgumentError(f"no strategy {name!r}; there are {', '.join(names())}")
+    what = f"strategy {name!r} ({point.value})"
     try:
         found = point.load()
         found = found() if isinstance(found, type) else found
     except Exception as error:  # a plug-in may raise anything
         raise errors.ArgumentError(
-            f"strategy {point.name!r} ({point.value}) cannot be loaded: {type(error).__name__}: {error}; "
-            "repair or uninstall the package that offers it"
+            f"{what} cannot be loaded: {type(error).__name__}: {error}; repair or uninstall the package that offers it"
         ) from error
     if not isinstance(found, Strategy):
-        raise errors.ArgumentError(
-            f"strategy {point.name!r} ({point.value}) has no name or no next(space, seen, left); "
-            "it needs both (tuning.search.strategies.Strategy)"
-        )
+        needed = "it needs both (tuning.search.strategies.Strategy)"
+        raise errors.ArgumentError(f"{what} has no name or no next(space, seen, left); {needed}")
     return found
 
 
-STRATEGIES: Mapping[str, Strategy] = _Table()
-"""Every strategy by name: this package's, then plug-ins."""
-
-
-def named(name: str) -> Strategy:
-    """The strategy called ``name``; ArgumentError lists the names."""
-    try:
-        return STRATEGIES[name]
-    except KeyError:
-        raise errors.ArgumentError(f"no strategy {name!r}; there are {', '.join(STRATEGIES)}") from None
-
-
-def foresee(
-    strategy: Strategy, space: Space, seen: Mapping[int, float | None], left: int, pending: Collection[int] = ()
-) -> Iterator[int]:
+def foresee(strategy: Strategy, space: Space, seen: Seen, left: int, pending: Collection[int] = ()) -> Iterator[int]:
     """Points that a strategy would choose next if every time were as expected. Lazy; ``seen`` may change meanwhile.
 
     seen, left: as ``Strategy.next`` takes them. pending: points that are being tried. A point that was not seen counts
@@ -117,23 +86,19 @@ def foresee(
     """
     timed = [seconds for seconds in seen.values() if seconds is not None]
     usual = stats.median(timed) if timed else None
+    supposed = {**seen}
 
-    def supposed(index: int) -> float | None:
-        if usual is not None or not space.predicted_s:
-            return usual
-        return space.predicted_s[index]
+    def suppose(index: int) -> None:
+        supposed[index] = usual if usual is not None or not space.predicted_s else space.predicted_s[index]
 
-    return _foreseen(strategy, space, {**seen, **{i: supposed(i) for i in pending}}, left - len(pending), supposed)
+    def points() -> Iterator[int]:
+        for spare in range(left - len(pending), 0, -1):
+            index = strategy.next(space, supposed, spare)
+            if index is None:
+                return
+            yield index
+            suppose(index)
 
-
-def _foreseen(
-    strategy: Strategy,
-    space: Space,
-    seen: dict[int, float | None],
-    left: int,
-    supposed: Callable[[int], float | None],
-) -> Iterator[int]:
-    while left > 0 and (index := strategy.next(space, seen, left)) is not None:
-        yield index
-        seen[index] = supposed(index)
-        left -= 1
+    for index in pending:
+        suppose(index)
+    return points()

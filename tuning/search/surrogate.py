@@ -9,13 +9,13 @@ likelihood. Rasmussen and Williams, "Gaussian Processes for Machine Learning", s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuning.search.space import Space
+from tuning.search.space import Seen, Space
 
 Array = NDArray[np.float64]
 
@@ -95,7 +95,7 @@ def _standard(predicted: Sequence[float | None]) -> Array:
     return np.where(np.isnan(logs), 0.0, (logs - known.mean()) / spread)
 
 
-def believe(space: Space, geometry: Geometry, seen: Mapping[int, float | None]) -> Belief:
+def believe(space: Space, geometry: Geometry, seen: Seen) -> Belief:
     """The posterior over all points given those seen, of which at least one was timed.
 
     A failed point counts as very slow, so that its neighbours are avoided.

@@ -364,8 +364,8 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Judge search strategies on recorded exhaustive journals: % of the optimum after 10, 25, 50 evaluations, cost."""
-    from tuning.replay import convert, packed, strategy_table
-    from tuning.search.strategies import STRATEGIES, named
+    from tuning.replay import packed, simulate
+    from tuning.search import strategies as searching
 
     paths = [path.expanduser() for path in journals or ()]
     if pack:
@@ -374,14 +374,14 @@ def replay(
                 f"--pack takes a journal and a folder, it was given {len(paths)} paths: "
                 "griffin tune replay --pack JOURNAL OUT"
             )
-        for each in convert.pack(paths[0]):
+        for each in packed.pack(paths[0]):
             line(output(), f"{packed.write(paths[1], each)}  {len(each.points)} points")
         return
     found = packed.read_all(paths) if paths else packed.shipped()
-    names = [name.strip() for name in (strategies or "").split(",") if name.strip()] or list(STRATEGIES)
+    names = [name.strip() for name in (strategies or "").split(",") if name.strip()] or searching.names()
     status = StatusLine(Console(stderr=True))
-    rows = strategy_table.rows(found, {name: named(name) for name in names}, seeds, status)
+    rows = simulate.rows(found, [searching.named(name) for name in names], seeds, status)
     status.clear()
     if as_json:
         return _json(rows)
-    strategy_table.show(output(), rows)
+    simulate.show(output(), rows)

@@ -106,7 +106,6 @@ def tune(
     # a pipe has no width: tables for people who read logs
     console = Console(width=None if sys.stdout.isatty() else 140)
     with plain_errors():
-        from tuning import device_study
         from tuning.plan import planner
         from tuning.ui import events, terminal
 
@@ -145,7 +144,7 @@ def tune(
                 terminal.ignore_interrupts()
                 raise typer.Exit(130)
             found = None
-            if models or (models is None and device_study.wanted(outcome)):
+            if models or (models is None and outcome.whole):
                 found = terminal.run_study(output, outcome)
             from reports.build import write_report
 

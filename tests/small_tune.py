@@ -75,9 +75,8 @@ def main(folder: str, *flags: str) -> int:
     options = dataclasses.replace(OPTIONS, in_process=False)
     try:
         with plain_errors(Console(stderr=True)):
-            done = terminal.run(
-                Console(), options, Path(folder), "--resume" in flags, "griffin tune", prepare="tests.small_tune:shrink"
-            )
+            output, resume = terminal.RunOutput(Console()), "--resume" in flags
+            done = terminal.run(output, options, Path(folder), resume, "griffin tune", "tests.small_tune:shrink")
     except typer.Exit as ended:
         return ended.exit_code
     if done is None or done.interrupted:

@@ -213,7 +213,7 @@ def test_busy_machine_full_disk_and_read_only_home_are_told(monkeypatch):
     def refuse(**_):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(machine.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     assert "cannot be written: Read-only file system" in found(machine.folder(), "problem")[0]
 
 

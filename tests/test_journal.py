@@ -5,9 +5,11 @@ from __future__ import annotations
 import filelock
 import pytest
 
-from griffin_kernels import errors
+from griffin_kernels import device, errors
+from griffin_kernels.case import BenchCase, Case
+from tuning.plan import planner
 from tuning.record import journal
-from tuning.record.journal_records import CeilingRecord, End
+from tuning.record.journal_records import CeilingRecord, End, Undecided
 
 pytestmark = pytest.mark.unit
 
@@ -27,6 +29,18 @@ def test_what_is_appended_is_read_back(path):
         log.append(End(date="2026-01-01", registry="r.json", seconds=2.0))
     assert journal.read(path) == [ceiling(1.0), End(date="2026-01-01", registry="r.json", seconds=2.0)]
     assert not journal.unfinished(journal.read(path))
+
+
+def test_rows_of_an_ops_table_are_never_recorded(path):
+    """A case of a plan, which is what records hold, is an identity. Readers refuse a row of the table."""
+    jobs = planner.make(planner.Options(budget="thorough"), device.cpu())
+    assert {type(job.case) for job in jobs} == {Case}
+    row = jobs[0].op.cases[0]
+    assert type(row) is BenchCase
+    with journal.Journal(path) as log:
+        log.append(Undecided(op=row.op, case=row, why="", command=""))
+    with pytest.raises(errors.JournalError, match="unknown field"):
+        journal.read(path)
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))

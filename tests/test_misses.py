@@ -188,10 +188,8 @@ def test_missing_file_and_folder_are_named(tmp_path):
 def test_options_with_misses_survive_the_journal(path):
     import msgspec
 
-    from tuning.run import _plain
-
     options = Options(device="cpu", misses=from_misses.chosen(written(path, miss(100)), HERE).misses)
-    stored = msgspec.json.decode(msgspec.json.encode(_plain(options)))
+    stored = msgspec.json.decode(msgspec.json.encode(msgspec.to_builtins(options)))
     assert msgspec.convert(stored, Options) == options
     assert dataclasses.replace(options, misses=()) == Options(device="cpu")
 

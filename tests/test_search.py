@@ -15,7 +15,7 @@ from griffin_kernels.contract import config_dict
 from tuning.decide.case_search import space_of
 from tuning.plan import planner
 from tuning.replay import packed
-from tuning.search import basic, strategies
+from tuning.search import strategies
 from tuning.search.space import Point, Space, axes_of
 from tuning.search.strategies import STRATEGIES, foresee
 from tuning.search.strategies import named as named_strategy
@@ -225,7 +225,7 @@ def test_one_point_is_a_space(name):
 
 def test_latin_hypercube_hits_every_variant_and_every_value():
     space, _ = synthetic(2, variants=4)
-    first = basic.spread(space, 40)[:40]
+    first = strategies.spread(space, 40)[:40]
     assert {space.points[i].variant for i in first} == set(space.members)
     for variant, members in space.members.items():
         mine = [i for i in first if space.points[i].variant == variant]
@@ -234,7 +234,7 @@ def test_latin_hypercube_hits_every_variant_and_every_value():
         for field, values in space.axes[variant].items():
             hit = {dict(space.points[i].config)[field] for i in mine}
             assert len(hit) >= len(values) - 1, f"{variant} {field}: {hit} of {values}"
-    assert sorted(basic.spread(space, 40)) == list(range(len(space)))
+    assert sorted(strategies.spread(space, 40)) == list(range(len(space)))
 
 
 def test_default_on_spaces_of_gpu_size_that_were_made_up():

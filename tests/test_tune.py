@@ -398,9 +398,8 @@ def test_interrupt_stops_all_devices(tmp_path, two_lanes):
 
 
 def test_display_prints_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
-    outcome = terminal.run(
-        Console(force_terminal=False, width=200), small_tune.OPTIONS, tmp_path, False, "griffin tune"
-    )
+    output = terminal.RunOutput(Console(force_terminal=False, width=200))
+    outcome = terminal.run(output, small_tune.OPTIONS, tmp_path, False, "griffin tune")
     text = capsys.readouterr().out
     assert outcome is not None
     assert "\x1b[" not in text

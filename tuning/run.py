@@ -1,4 +1,4 @@
-"""One tuning run: plan, noise floor, every case decided on one device or several, journal, publish."""
+"""One tuning run: plan, noise floor, every case decided on one device or several, journal, publish, study."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import queue
 import shlex
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,10 @@ from griffin_kernels.contract import config_dict
 from griffin_kernels.device import Device
 from griffin_kernels.records import DeviceRecord, Entry
 from griffin_kernels.texts import now
-from roofline import measure
+from roofline import measure, store
+from roofline import study as studies
+from roofline.study import Timing
+from roofline.study_records import FILE_NAME, Study
 from tuning.decide.decider import Decider, Lane
 from tuning.decide.history import History
 from tuning.decide.listener import Listener
@@ -43,6 +46,13 @@ from tuning.workers.executor import InProcessExecutor
 from tuning.workers.limits import Limits
 from tuning.workers.messages import FirstCall, Start
 from tuning.workers.process import Death, IsolatedExecutor
+
+STUDY_TIMING: Mapping[str, Timing] = {
+    "quick": Timing(seconds=0.0, ceilings=3.0, between=1.0),
+    "default": Timing(seconds=15.0, ceilings=3.0, between=1.0),
+    "thorough": Timing(seconds=240.0, ceilings=20.0),
+}
+"""How long the study of a device measures, by budget."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,11 @@ class Outcome:
     def cases(self) -> int:
         """How many were planned."""
         return len(self.entries) + len(self.left) + len(self.undecided)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it covers all ops, cases and dtypes, as models need them: then a study follows."""
+        return self.options.whole and not self.left
 
 
 def tune(
@@ -104,19 +119,29 @@ def tune(
         provenance = devices.provenance(device)
         names = lane_names(device, options)
         watch = Watch(clock, 60 * options.minutes or math.inf)
-        decider = Decider(device, options.limits(), history, log, listener, 0.0, strategy=options.strategy)
-        decider.watch, decider.jobs = watch, {job.place: job for job in jobs}
-        decider.schedule = schedule_of(jobs, device, options, records, len(names))
-        decider.repeat = lambda job: repeating(job, options, paths, device, command)
-        decider.incumbents = incumbents
+        decider = Decider(
+            device,
+            options.limits(),
+            history,
+            log,
+            listener,
+            dram_bytes_per_s=0.0,
+            incumbents=incumbents,
+            strategy=options.strategy,
+            watch=watch,
+            schedule=schedule_of(jobs, device, options, records, len(names)),
+            jobs={job.place: job for job in jobs},
+            repeat=lambda job: repeating(job, options, paths, device, command),
+        )
+        began = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
         log.append(
             Run(
                 journal_version=JOURNAL_VERSION,
-                run_id=history.run.run_id if history.run else _run_id(),
+                run_id=history.run.run_id if history.run else f"{began}-{uuid.uuid4().hex[:6]}",
                 date=now(),
                 device=DeviceRecord(device.validity(), provenance),
                 command=command,
-                options=_plain(options),
+                options=msgspec.to_builtins(options),
                 planned=sum(map(decider.planned, jobs)),
                 resumed=go_on,
             )
@@ -167,14 +192,27 @@ def _work(
         decider.compile_pool.background(decider.openings(jobs))
     _precompile(decider, jobs, options, prepare)
     decider.dram_bytes_per_s = _memory_roof(device, history, log, listener)
-    _noise_floor(device, history, log, listener)
+    if history.noise is None:  # a kernel raced against itself, before anything is compared
+        log.append(found := noise.measure(device))
+        listener.noise(found)
     listener.expect({job.place: decider.coming(job) for job in jobs})
     listener.begin(sum(decider.known(job, p) is not None for job in jobs for p in job.candidates))
-    lanes = [
-        Lane(name if len(names) > 1 else "", stack.enter_context(_executor(name, device, options, listener, prepare)))
-        for name in names
-    ]
+    lanes = []
+    for name in names:
+        executor = _executor(name, device, options, listener, prepare)
+        stack.callback(executor.close)
+        lanes.append(Lane(name if len(names) > 1 else "", executor))
     decide_all(decider, jobs, lanes)
+
+
+def plan(options: Options, paths: Paths, device: Device) -> tuple[list[Job], list[Record], Schedule]:
+    """(what a run would tune, the journal of the run before, the schedule); nothing is measured.
+
+    Raises as ``jobs_of`` does, and JournalError where the journal is broken.
+    """
+    jobs = jobs_of(options, device, paths)
+    earlier = journal.read(paths.journal) if paths.journal.exists() else []
+    return jobs, earlier, schedule_of(jobs, device, options, earlier, len(lane_names(device, options)))
 
 
 def schedule_of(
@@ -254,7 +292,7 @@ def compile_pool_of(device: Device, options: Options, lanes: int) -> CompilePool
     processes = processes_for(device, lanes)
     if not processes or options.in_process:
         return None
-    return CompilePool(device.arch, processes, lambda: Limits(options.timeout, _bytes(options)))
+    return CompilePool(device.arch, processes, lambda: _limits(options))
 
 
 def _precompile(decider: Decider, jobs: Sequence[Job], options: Options, prepare: str) -> None:
@@ -273,41 +311,26 @@ def _precompile(decider: Decider, jobs: Sequence[Job], options: Options, prepare
 
     decider.listener.note(f"compiling the kernels of {sum(map(len, groups))} calls, where they are not on disk yet")
     start = Start("cpu", torch.get_num_threads(), prepare)
-    precompile.run(groups, start, lambda: Limits(options.timeout, _bytes(options)), hung)
+    precompile.run(groups, start, lambda: _limits(options), hung)
 
 
-@contextlib.contextmanager
 def _executor(
     name: str, device: Device, options: Options, listener: Listener, prepare: str
-) -> Iterator[InProcessExecutor | IsolatedExecutor]:
-    """The executor of a device, closed at the end."""
-    if options.in_process:
-        if prepare:
-            raise errors.ArgumentError("prepare is for workers, and there are none in process")
-        found: InProcessExecutor | IsolatedExecutor = InProcessExecutor(devices.detect(name))
-    else:
-        limits = Limits(options.timeout, _bytes(options))
-        found = IsolatedExecutor(name, torch.get_num_threads(), limits, listener.worker, prepare)
-    try:
-        yield found
-    finally:
-        found.close()
+) -> InProcessExecutor | IsolatedExecutor:
+    if not options.in_process:
+        return IsolatedExecutor(name, torch.get_num_threads(), _limits(options), listener.worker, prepare)
+    if prepare:
+        raise errors.ArgumentError("prepare is for workers, and there are none in process")
+    return InProcessExecutor(devices.detect(name))
 
 
-def _bytes(options: Options) -> int:
-    return int(options.memory_gib * 2**30)
+def _limits(options: Options) -> Limits:
+    return Limits(options.timeout, int(options.memory_gib * 2**30))
 
 
 def _published(path: Path, device: Device) -> registry.Registry | None:
     """The registry published for this device before, whose winners compete again; None without one."""
     return registry.Registry(device, [(str(path), registry.load_for(path, device))]) if path.exists() else None
-
-
-def _noise_floor(device: Device, history: History, log: journal.Journal, listener: Listener) -> None:
-    """Race a kernel against itself, once per journal, before anything is compared."""
-    if history.noise is None:
-        log.append(found := noise.measure(device))
-        listener.noise(found)
 
 
 def jobs_of(options: Options, device: Device, paths: Paths) -> list[Job]:
@@ -355,20 +378,29 @@ def _resumed(started: Options, options: Options, run: Run | None) -> Options:
     return started
 
 
-def _run_id() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
-
-
-def _plain(options: Options) -> dict[str, object]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(options).items()}
-
-
 def _memory_roof(device: Device, history: History, log: journal.Journal, listener: Listener) -> float:
     """The fastest measured DRAM stream in bytes per second, measured once per journal."""
     known = {name: c for name, c in history.ceilings.items() if name.startswith("dram_")}
     if not known:
         listener.note(f"measuring DRAM bandwidth of {device.name}")
         for c in measure.dram(device):
-            known[c.name] = CeilingRecord(name=c.name, value=c.value, low=c.low, high=c.high, unit=c.unit)
+            known[c.name] = msgspec.convert(c, CeilingRecord, from_attributes=True)
             log.append(known[c.name])
     return max(ceiling.value for ceiling in known.values())
+
+
+def study(device: Device, outcome: Outcome, tell: Callable[[str], None]) -> tuple[Path, Study]:
+    """Measure the ceilings, study the device with the registry of ``outcome``; returns the file, and what is in it.
+
+    Ceilings go to the user's data folder too, unless the run had a folder of its own. Raises OutputFolderError.
+    """
+    facts, stored, timing = devices.provenance(device), store.default_path(device), STUDY_TIMING[outcome.options.budget]
+    shared = outcome.paths.is_users(device)
+    before = store.earlier(stored, device, facts) if shared else []
+    with dispatch.use(registry=outcome.paths.registry):
+        found = studies.study(device, outcome.entries, earlier=before, timing=timing, tell=tell)
+    if shared:
+        store.save(stored, device, found.ceilings, facts)
+    path = outcome.paths.journal.with_name(FILE_NAME)
+    studies.write(path, found)
+    return path, found

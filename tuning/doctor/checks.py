@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from griffin_kernels import device as devices
-from tuning.doctor import installation, machine, registries
-from tuning.doctor.finding import Finding
+from tuning.doctor import Finding, installation, machine, registries
 from tuning.record.paths import Paths
 
 

@@ -13,7 +13,7 @@ from griffin_kernels import catalog, misses, registry
 from griffin_kernels import device as devices
 from griffin_kernels.validity import quoted
 from roofline import store
-from tuning.doctor.finding import Finding
+from tuning.doctor import Finding
 
 PACKAGE = "griffin-kernels"
 
@@ -125,19 +125,19 @@ def variables() -> Iterator[Finding]:
     given = {name: value for name, value in os.environ.items() if name.startswith("GRIFFIN_")}
     for name, value in sorted(given.items()):
         path = os.path.expanduser(value)
-        if name == misses.ENVIRONMENT_VARIABLE:
-            folder = os.path.dirname(path) or "."
-            target = path if os.path.exists(path) else folder
-            if value and (os.path.isdir(path) or not os.access(target, os.W_OK)):
-                fix = "name a file in a folder that can be written, or unset it"
-                yield Finding("problem", "variables", f"{name}={value} cannot be written", fix)
-                continue
-        elif name in read:
-            if value and not os.path.exists(path):
-                text = f"{name}={value} points to nothing"
-                yield Finding("problem", "variables", text, "correct it or unset it")
-                continue
-        elif not name.startswith("GRIFFIN_TEST_"):
+        if name not in read and not name.startswith("GRIFFIN_TEST_"):
             yield Finding("note", "variables", f"nothing reads {name}", f"read are {', '.join(read)}")
-            continue
-        yield Finding("ok", "variables", f"{name}={value}")
+        elif value and name == misses.ENVIRONMENT_VARIABLE and not _is_writable(path):
+            fix = "name a file in a folder that can be written, or unset it"
+            yield Finding("problem", "variables", f"{name}={value} cannot be written", fix)
+        elif value and name in read and name != misses.ENVIRONMENT_VARIABLE and not os.path.exists(path):
+            yield Finding("problem", "variables", f"{name}={value} points to nothing", "correct it or unset it")
+        else:
+            yield Finding("ok", "variables", f"{name}={value}")
+
+
+def _is_writable(path: str) -> bool:
+    """Whether a file can be written, or made."""
+    return not os.path.isdir(path) and os.access(
+        path if os.path.exists(path) else os.path.dirname(path) or ".", os.W_OK
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import torch
 from griffin_kernels import device as devices
 from griffin_kernels import errors, nvml
 from griffin_kernels.validity import quoted
-from tuning.doctor.finding import Finding
+from tuning.doctor import Finding
+from tuning.record.paths import prove_writable
 
 LEAST_FREE = 2**30
 """Bytes on a disk below which a run may not be able to finish its journal and report."""
@@ -52,11 +52,8 @@ def gpu() -> Iterator[Finding]:
     elif hidden is not None and os.environ[hidden] in ("", "-1", "NoDevFiles"):
         fix = f"unset {hidden} to use it"
         yield Finding("note", "GPU", f"{hidden}={os.environ[hidden]} hides the {card} GPU", fix)
-    elif not build:
-        what = f"there is an {card} GPU, but this torch ({torch.__version__}) is built for the CPU only"
-        yield Finding("problem", "GPU", what, f"install torch for {card} (pytorch.org)")
     elif build != card:
-        what = f"there is an {card} GPU, but this torch ({torch.__version__}) is built for {build}"
+        what = f"there is an {card} GPU, but this torch ({torch.__version__}) is built for {build or 'the CPU only'}"
         yield Finding("problem", "GPU", what, f"install torch for {card} (pytorch.org)")
     else:
         what = f"there is an {card} driver, but torch sees no GPU: {_reason()}"
@@ -111,17 +108,14 @@ def cores() -> Iterator[Finding]:
 
 def cpu_quota() -> float | None:
     """Cores' worth of time that the control group allows; None where it sets no limit or cannot be read."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        pass  # version 1 keeps it elsewhere
-    try:
-        base = Path("/sys/fs/cgroup/cpu")
-        limit, period = ((base / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period"))
-        return None if int(limit) <= 0 else int(limit) / int(period)
-    except (OSError, ValueError):
-        return None
+    folder = Path("/sys/fs/cgroup")
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # version 2, version 1
+        try:
+            limit, period = " ".join((folder / name).read_text(encoding="utf-8") for name in names).split()
+            return None if limit == "max" or int(limit) <= 0 else int(limit) / int(period)
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def load() -> Iterator[Finding]:
@@ -142,9 +136,7 @@ def folder() -> Iterator[Finding]:
     nearest = next((p for p in (path, *path.parents) if os.path.exists(p)), Path("/"))
     variable = "XDG_DATA_HOME" if platform.system() == "Linux" else "HOME"
     try:
-        with tempfile.TemporaryFile(dir=nearest) as probe:
-            probe.write(b"\0")
-            probe.flush()
+        prove_writable(nearest)
         free = shutil.disk_usage(nearest).free
     except OSError as error:
         text = f"the data folder {path} cannot be written: {error.strerror or error}"

@@ -11,7 +11,7 @@ import filelock
 
 from griffin_kernels import catalog, errors, registry
 from griffin_kernels.device import Device
-from tuning.doctor.finding import Finding
+from tuning.doctor import Finding
 from tuning.plan import planner
 from tuning.publish import show
 from tuning.record import journal

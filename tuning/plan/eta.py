@@ -8,7 +8,7 @@ at once are an overhead factor: the time that has passed over the seconds that c
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tuning.record.journal_records import Candidate, End, Record
@@ -24,44 +24,35 @@ EARLIER_S = 20.0
 
 
 @dataclass
-class _Mean:
+class _Total:
     count: int = 0
     seconds: float = 0.0
 
-    def add(self, seconds: float) -> None:
-        self.count += 1
-        self.seconds += seconds
-
-    @property
-    def value(self) -> float | None:
-        return self.seconds / self.count if self.count >= ENOUGH else None
-
 
 class Prices:
-    """Mean seconds of a candidate, by case, by op and over all."""
+    """Mean seconds of a candidate: of a case (by its place), of an op (by its name), of all (by an empty name)."""
 
-    def __init__(self) -> None:
-        self.cases: defaultdict[Place, _Mean] = defaultdict(_Mean)
-        self.ops: defaultdict[str, _Mean] = defaultdict(_Mean)
-        self.all = _Mean()
-
-    @classmethod
-    def of_run(cls, records: Sequence[Record]) -> Prices:
-        """Prices from the candidates of a journal."""
-        found = cls()
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        """records: a journal, with the candidates of which to begin."""
+        self.totals: defaultdict[Place | str, _Total] = defaultdict(_Total)
         for record in records:
             if isinstance(record, Candidate):
-                found.add(_place(record), record.seconds_spent)
-        return found
+                self.add(place_of(record), record.seconds_spent)
 
     def add(self, place: Place, seconds: float) -> None:
-        for mean in (self.cases[place], self.ops[place[0]], self.all):
-            mean.add(seconds)
+        for total in (self.totals[place], self.totals[place[0]], self.totals[""]):
+            total.count += 1
+            total.seconds += seconds
+
+    def mean(self, what: Place | str) -> float | None:
+        """None where fewer than ``ENOUGH`` candidates are known."""
+        total = self.totals[what]
+        return total.seconds / total.count if total.count >= ENOUGH else None
 
     def at(self, place: Place) -> float | None:
         """The price of a case, or of its op; None where neither is known."""
-        found = self.cases[place].value
-        return self.ops[place[0]].value if found is None else found
+        found = self.mean(place)
+        return self.mean(place[0]) if found is None else found
 
 
 class Estimate:
@@ -69,9 +60,9 @@ class Estimate:
 
     def __init__(self, earlier: Sequence[Record] = ()) -> None:
         self._open: dict[Place, int] = {}
-        self._now, self._before = Prices(), Prices.of_run(earlier)
+        self._now, self._before = Prices(), Prices(earlier)
         took = sum(record.seconds for record in earlier if isinstance(record, End))
-        spent = self._before.all.seconds
+        spent = self._before.totals[""].seconds
         self._usual_overhead = took / spent if took and spent else None
 
     @property
@@ -85,7 +76,7 @@ class Estimate:
 
     def candidate(self, record: Candidate) -> None:
         """A candidate is finished. One that was skipped takes no other's place."""
-        place = _place(record)
+        place = place_of(record)
         self._now.add(place, record.seconds_spent)
         if record.status != "skipped" and place in self._open:
             self._open[place] = max(0, self._open[place] - 1)
@@ -109,32 +100,30 @@ class Estimate:
 
     def _overhead(self, elapsed: float) -> float | None:
         """Seconds of the run per second of its candidates."""
-        spent = self._now.all.seconds
+        all_ = self._now.totals[""]
         if self._usual_overhead is not None:
-            return (elapsed + EARLIER_S * self._usual_overhead) / (spent + EARLIER_S)
-        return elapsed / spent if spent and self._now.all.count >= ENOUGH else None
+            return (elapsed + EARLIER_S * self._usual_overhead) / (all_.seconds + EARLIER_S)
+        return elapsed / all_.seconds if all_.seconds and all_.count >= ENOUGH else None
 
     def _price(self, place: Place) -> float | None:
-        now, before, op = self._now, self._before, place[0]
-        pace = self._pace()
-        earlier_case, earlier_op = before.cases[place].value, before.ops[op].value
-        for price in (
-            now.cases[place].value,
-            None if earlier_case is None else earlier_case * pace,
-            now.ops[op].value,
-            None if earlier_op is None else earlier_op * pace,
-        ):
-            if price is not None:
-                return price
-        return now.all.value
+        """The mean of the case, else of its op, now or at the pace of the earlier run; else of all."""
+        for what in (place, place[0]):
+            if (now := self._now.mean(what)) is not None:
+                return now
+            if (before := self._before.mean(what)) is not None:
+                return before * self._pace()
+        return self._now.mean("")
 
     def _pace(self) -> float:
         """How much longer candidates take now than in the earlier run, over the cases that both know."""
-        both = [p for p, mean in self._now.cases.items() if mean.value and self._before.cases[p].value]
-        mine = sum(self._now.cases[p].seconds for p in both)
-        theirs = sum((self._before.cases[p].value or 0.0) * self._now.cases[p].count for p in both)
+        mine = theirs = 0.0
+        for what, total in list(self._now.totals.items()):
+            before = self._before.mean(what) if isinstance(what, tuple) else None
+            if before and self._now.mean(what):
+                mine, theirs = mine + total.seconds, theirs + before * total.count
         return mine / theirs if theirs else 1.0
 
 
-def _place(record: Candidate) -> Place:
+def place_of(record: Candidate) -> Place:
+    """Op and key of the case that a record is about."""
     return record.op, record.case.key

@@ -58,7 +58,7 @@ def assumed(device: Device) -> Assumed:
 
 
 STUDY_S: Mapping[str, float] = MappingProxyType({"quick": 20.0, "default": 45.0, "thorough": 300.0})
-"""Seconds of the study that follows a whole run, by budget: what ``tuning.device_study.TIMING`` measures and more."""
+"""Seconds of the study that follows a whole run, by budget: what ``tuning.run.STUDY_TIMING`` measures and more."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,21 @@ class Slot:
     def seconds(self, tries: int) -> float:
         return self.fixed_s + tries * self.each_s
 
+    def tries_at(self, level: float) -> int:
+        """Tries at a level: so many above the least for each unit of weight."""
+        return self.most if math.isinf(level) else min(self.most, self.least + int(level * self.weight))
 
-def slot(job: Job, device: Device, budget: Budget, earlier: Prices | None = None) -> Slot:
+
+def slot(job: Job, device: Device, budget: Budget, earlier: Prices) -> Slot:
     """A case with its prices. earlier: prices of an earlier run."""
     prices = assumed(device)
-    place = (job.op.name, job.case.key)
-    baselines = [p for p in job.candidates if p.reason is None and p.variant.baseline]
-    told = None if earlier is None else earlier.at(place)
+    baselines = [p.variant for p in job.candidates if p.reason is None and p.variant.baseline]
+    told = earlier.at(job.place)
     each = prices.candidate + budget.seconds if told is None else told
-    slow = 0.0 if told is not None else prices.compiled * sum(_compiles(p) for p in baselines)
+    slow = prices.compiled * sum(map(compiles_itself, baselines)) if told is None else 0.0
     most = budget.tries(len(job.competitors))
     return Slot(
-        place=place,
+        place=job.place,
         fixed_s=prices.case + prices.race * budget.race_seconds + len(baselines) * each + slow,
         each_s=each,
         least=min(budget.hurried, most),
@@ -100,10 +103,6 @@ def slot(job: Job, device: Device, budget: Budget, earlier: Prices | None = None
         weight=WEIGHTS.get(job.op.name, 1.0),
         known=told is not None,
     )
-
-
-def _compiles(planned: Planned) -> bool:
-    return compiles_itself(planned.variant)
 
 
 def share(slots: Sequence[Slot], seconds: float, drop: bool) -> dict[Place, int]:
@@ -122,19 +121,14 @@ def share(slots: Sequence[Slot], seconds: float, drop: bool) -> dict[Place, int]
     if spare <= 0:
         return tries
     level = _level(kept, spare)
-    return {one.place: _at(one, level) for one in kept}
-
-
-def _at(one: Slot, level: float) -> int:
-    """Tries of a case at a level: so many above its least for each unit of its weight."""
-    return one.most if math.isinf(level) else min(one.most, one.least + int(level * one.weight))
+    return {one.place: one.tries_at(level) for one in kept}
 
 
 def _level(slots: Sequence[Slot], spare: float) -> float:
     """The highest level that ``spare`` seconds pay for."""
 
     def price(level: float) -> float:
-        return sum((_at(one, level) - one.least) * one.each_s for one in slots)
+        return sum((one.tries_at(level) - one.least) * one.each_s for one in slots)
 
     if price(math.inf) <= spare:
         return math.inf
@@ -174,18 +168,17 @@ class Schedule:
         earlier: Sequence[Record] = (),
     ) -> None:
         """limit_s: seconds that the user gave; else the budget's for this kind of device. earlier: a run before."""
-        priced = Prices.of_run(earlier) if earlier else None
-        planned = list(jobs)
+        priced, planned = Prices(earlier), list(jobs)
         self.slots = {one.place: one for one in (slot(job, device, budget, priced) for job in planned)}
-        self._compiles = any(_compiles(p) for job in planned for p in job.candidates if p.reason is None)
+        self._compiles = any(compiles_itself(p.variant) for job in planned for p in job.candidates if p.reason is None)
         self.drop = math.isfinite(limit_s)
-        self.start_s, self.lanes = assumed(device).start, lanes
+        self._assumed, self._budget = assumed(device), budget
+        self.start_s, self.lanes = self._assumed.start, lanes
         self.after_s = 0.0 if self.drop else after_s
         self.target_s = limit_s if self.drop else 60 * budget.minutes(device.kind)
         self._open = dict(self.slots)
         self._planned_s = self._took_s = 0.0
         self.tries = share(list(self.slots.values()), self._room(self.start_s), self.drop)
-        self._assumed = assumed(device), budget
 
     def _room(self, elapsed_s: float) -> float:
         """Seconds of cases, at the planned pace, that fit after ``elapsed_s`` seconds."""
@@ -222,7 +215,7 @@ class Schedule:
 
     def assumptions(self) -> str:
         """A sentence on what the estimate assumes."""
-        prices, budget = self._assumed
+        prices, budget = self._assumed, self._budget
         known = sum(one.known for one in self.slots.values())
         if known == len(self.slots):
             return "priced by the candidates of the run before"
@@ -236,7 +229,7 @@ class Schedule:
 
     def seconds_of(self, place: Place, planned: Planned) -> float:
         """What a candidate takes, at the pace of the run."""
-        slow = self._assumed[0].compiled if _compiles(planned) else 0.0
+        slow = self._assumed.compiled if compiles_itself(planned.variant) else 0.0
         return self.pace * (self.slots[place].each_s + slow)
 
     def begin(self, place: Place, watch: Watch) -> int | None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-
-import msgspec
+from typing import Any
 
 from tuning.predict.launch_work import LaunchWork
 from tuning.static.recorded import StaticReport
 
 BASE_REGISTERS = 16
 """Registers for addresses and counters, whatever the tile."""
+
+MOST_REGISTERS = 255
+"""Of a thread; what is above is spilled, four bytes each."""
 
 PLAIN_PER_ELEMENT = 15.0
 """Instructions per element of a kernel of which nothing is known: see the forms of linear_scan in the table."""
@@ -25,6 +27,9 @@ MIX = (
     *("async_copies", "global_loads", "global_stores", "shared_loads", "shared_stores", "matrix"),
     *("special", "shuffles", "barriers", "scalar", "local_memory", "multiply_adds"),
 )
+
+
+_NAMELESS: dict[str, Any] = dict.fromkeys(("op", "variant", "case", "config", "target"), "")
 
 
 class EstimatedCode:
@@ -57,43 +62,32 @@ class EstimatedCode:
     def __call__(self, work: LaunchWork) -> StaticReport:
         threads = work.num_warps * self.warp_size
         known = self._nearest(work)
+        found: dict[str, Any]
         if known is None or not known.instructions_per_element:
             each = max(1.0, work.tile / threads)
             loop = round(PLAIN_PER_ELEMENT * each)
             mix = dict.fromkeys(MIX, 0) | {"global_loads": max(1, round(each / 4)), "multiply_adds": round(2 * each)}
-            return _report(work, min(255, BASE_REGISTERS + round(2 * each)), 0, 0, loop, loop + 100, mix, {128: 1})
-        scale = work.tile / threads * known.instructions_per_element / known.loop_instructions
-        registers = BASE_REGISTERS + round(max(0, known.registers - BASE_REGISTERS) * scale)
-        per_warp = known.shared_bytes / known.num_warps * scale * work.num_warps
-        return _report(
-            work,
-            min(255, registers),
-            max(0, registers - 255) * 4,
-            round(per_warp),
-            max(1, round(known.loop_instructions * scale)),
-            max(2, round(known.instructions * scale)),
-            {name: round(count * scale) for name, count in known.mix.items()},
-            known.load_bits,
+            registers, shared_bytes = BASE_REGISTERS + round(2 * each), 0
+            found = {"loop_instructions": loop, "instructions": loop + 100, "mix": mix, "load_bits": {128: 1}}
+            spill_bytes = 0
+        else:
+            scale = work.tile / threads * known.instructions_per_element / known.loop_instructions
+            registers = BASE_REGISTERS + round(max(0, known.registers - BASE_REGISTERS) * scale)
+            shared_bytes = round(known.shared_bytes / known.num_warps * scale * work.num_warps)
+            spill_bytes = max(0, registers - MOST_REGISTERS) * 4
+            found = {
+                "loop_instructions": max(1, round(known.loop_instructions * scale)),
+                "instructions": max(2, round(known.instructions * scale)),
+                "mix": {name: round(count * scale) for name, count in known.mix.items()},
+                "load_bits": known.load_bits,
+            }
+        return StaticReport(
+            **_NAMELESS,
+            **found,
+            kernel=work.name,
+            num_warps=work.num_warps,
+            registers=min(MOST_REGISTERS, registers),
+            spill_bytes=spill_bytes,
+            shared_bytes=shared_bytes,
+            instructions_per_element=None,
         )
-
-
-def _report(
-    work: LaunchWork, registers: int, spill_bytes: int, shared_bytes: int, loop: int, whole: int, mix: dict[str, int],
-    load_bits: dict[int, int],
-) -> StaticReport:  # fmt: skip
-    return msgspec.convert(
-        {
-            **dict.fromkeys(("op", "variant", "case", "config", "target"), ""),
-            "kernel": work.name,
-            "registers": registers,
-            "spill_bytes": spill_bytes,
-            "shared_bytes": shared_bytes,
-            "num_warps": work.num_warps,
-            "instructions": whole,
-            "loop_instructions": loop,
-            "instructions_per_element": None,
-            "mix": mix,
-            "load_bits": load_bits,
-        },
-        StaticReport,
-    )

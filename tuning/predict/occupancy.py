@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from griffin_kernels import errors
 from griffin_kernels.architectures import KIB, SHARED_KIB
 
 
@@ -27,11 +26,6 @@ class ResidencyLimits:
     reserved_bytes: int
     issue: float
     warp_size: int = 32
-
-    @property
-    def schedulers(self) -> int:
-        """Parts of a unit that each own a quarter of its registers."""
-        return 4
 
 
 def _nvidia(arch: str, warps: int, blocks: int) -> ResidencyLimits:
@@ -69,6 +63,9 @@ reserved per block from sm_80 on; four schedulers, an instruction each per clock
 REGISTER_STEP = 8
 """Registers of a thread are given out in steps of this (NVIDIA: 256 per warp of 32; AMD: 8)."""
 
+SCHEDULERS = 4
+"""Parts of a unit, on all of these; each owns a quarter of its registers."""
+
 BLOCK_THREADS = 1024
 """Most threads of a block, on all of these."""
 
@@ -82,19 +79,15 @@ class Occupancy:
     share: float
 
 
-def limits(arch: str) -> ResidencyLimits:
-    """The limits of an architecture; DeviceError lists those that are known."""
-    if arch not in LIMITS:
-        raise errors.DeviceError(f"no kernel can be compiled for {arch}; known are {', '.join(LIMITS)}")
-    return LIMITS[arch]
-
-
 def occupancy(arch: str, registers: int, shared_bytes: int, num_warps: int) -> Occupancy:
-    """Blocks of ``num_warps`` warps with so many registers per thread and bytes of shared memory that fit a unit."""
-    have = limits(arch)
+    """Blocks of ``num_warps`` warps with so many registers per thread and bytes of shared memory that fit a unit.
+
+    arch: one of LIMITS.
+    """
+    have = LIMITS[arch]
     taken = REGISTER_STEP * -(-max(registers, 1) // REGISTER_STEP) * have.warp_size
-    # registers belong to schedulers: each has a quarter, and warps go round
-    warps_by_registers = have.schedulers * (have.registers // have.schedulers // taken)
+    # registers belong to schedulers, and warps go round
+    warps_by_registers = SCHEDULERS * (have.registers // SCHEDULERS // taken)
     counts = {
         "registers": warps_by_registers // num_warps,
         "warps": have.warps // num_warps,

@@ -45,7 +45,7 @@ from griffin_kernels.device import Device
 from griffin_kernels.texts import unmarked
 from roofline.target import ACHIEVED_DRAM, ACHIEVED_TENSOR
 from tuning.predict.launch_work import CallWork, LaunchWork, Work
-from tuning.predict.occupancy import LIMITS, ResidencyLimits, limits, occupancy
+from tuning.predict.occupancy import LIMITS, ResidencyLimits, occupancy
 from tuning.static.absent_device import device_of
 from tuning.static.recorded import StaticReport
 
@@ -143,7 +143,7 @@ def machine(sku: str) -> Machine:
     peak, achieved = sheet.tensor_flops_per_s("bfloat16"), sheet.achieved_bfloat16_tflops
     return Machine(
         sheet=sheet,
-        limits=limits(sheet.arch),
+        limits=LIMITS[sheet.arch],
         units=sheet.units,
         clock_hz=sheet.boost_clock_mhz * 1e6 if sheet.boost_clock_mhz else stated,
         vector_flops_per_s=sheet.vector_flops_per_s,
@@ -252,7 +252,7 @@ def _matrix_rate(where: Machine, dtype: str) -> float:
 
 def _launch(work: LaunchWork, code: StaticReport, where: Machine, dtype: str, constants: Constants) -> StepPrediction:
     held = occupancy(where.arch, code.registers, code.shared_bytes, work.num_warps)
-    lanes = work.num_warps * where.limits.warp_size
+    warp, clock, unit_flops_per_s = where.limits.warp_size, where.clock_hz, where.vector_flops_per_s / where.units
     # without a loop the main loop is the whole program
     loops = work.iterations if code.loop_instructions < code.instructions else 1.0
     busiest = math.ceil(work.programs / where.units)
@@ -264,21 +264,17 @@ def _launch(work: LaunchWork, code: StaticReport, where: Machine, dtype: str, co
 
     mix, outside = code.mix, code.instructions - code.loop_instructions
     loads = mix["global_loads"] + mix["async_copies"]
-    asked = loops * (loads * _load_bytes(code) + 4 * mix["local_memory"]) * lanes * work.programs
+    asked = loops * (loads * _load_bytes(code) + 4 * mix["local_memory"]) * (work.num_warps * warp) * work.programs
+    shared = mix["shared_loads"] + mix["shared_stores"] + mix["shuffles"]
+    issued = per_unit(max(mix["scalar"], code.loop_instructions - mix["scalar"]), outside)
     times = {
         "launch": constants.launch_s,
-        "dram": work.bytes_moved / (where.sheet.dram_bytes_per_s * constants.dram_reach),
-        "cache": asked / (L2_BYTES_PER_CLOCK * where.clock_hz * where.units * constants.cache_reach),
-        "vector": per_unit(mix["multiply_adds"])
-        * where.limits.warp_size
-        * 2
-        / (where.vector_flops_per_s / where.units),
-        "special": per_unit(mix["special"]) * where.limits.warp_size / (where.special_per_clock * where.clock_hz),
-        "shared": per_unit(mix["shared_loads"] + mix["shared_stores"] + mix["shuffles"])
-        * SHARED_CYCLES
-        / where.clock_hz,
-        "issue": per_unit(max(mix["scalar"], code.loop_instructions - mix["scalar"]), outside)
-        / (where.limits.issue * where.clock_hz * constants.issue_reach),
+        "dram": _dram(work, where, constants),
+        "cache": asked / (L2_BYTES_PER_CLOCK * clock * where.units * constants.cache_reach),
+        "vector": per_unit(mix["multiply_adds"]) * warp * 2 / unit_flops_per_s,
+        "special": per_unit(mix["special"]) * warp / (where.special_per_clock * clock),
+        "shared": per_unit(shared) * SHARED_CYCLES / clock,
+        "issue": issued / (where.limits.issue * clock * constants.issue_reach),
         "latency": math.ceil(waves) * _chain(work, code, loops, outside, where, constants),
     }
     if work.flops:
@@ -288,6 +284,10 @@ def _launch(work: LaunchWork, code: StaticReport, where: Machine, dtype: str, co
         work.name, _together(times), times, code.registers, code.spill_bytes, code.shared_bytes, held.share, held.limit,
         waves, code.waits, code.mix["matrix"], code.serialised,
     )  # fmt: skip
+
+
+def _dram(work: Work, where: Machine, constants: Constants) -> float:
+    return work.bytes_moved / (where.sheet.dram_bytes_per_s * constants.dram_reach)
 
 
 def _load_bytes(code: StaticReport) -> float:
@@ -311,10 +311,7 @@ def _chain(
 
 
 def _call(work: CallWork, where: Machine, dtype: str, constants: Constants) -> StepPrediction:
-    times = {
-        "launch": work.kernels * constants.launch_s,
-        "dram": work.bytes_moved / (where.sheet.dram_bytes_per_s * constants.dram_reach),
-    }
+    times = {"launch": work.kernels * constants.launch_s, "dram": _dram(work, where, constants)}
     if work.flops:
         tail = math.ceil(work.blocks / where.units) * where.units / work.blocks
         times["tensor"] = work.flops / _matrix_rate(where, dtype) * tail

@@ -8,6 +8,7 @@ likelihood. Rasmussen and Williams, "Gaussian Processes for Machine Learning", s
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,12 +96,15 @@ def _standard(predicted: Sequence[float | None]) -> Array:
     return np.where(np.isnan(logs), 0.0, (logs - known.mean()) / spread)
 
 
-def believe(space: Space, geometry: Geometry, seen: Seen) -> Belief:
+_geometry = functools.lru_cache(maxsize=16)(Geometry)
+
+
+def believe(space: Space, seen: Seen) -> Belief:
     """The posterior over all points given those seen, of which at least one was timed.
 
     A failed point counts as very slow, so that its neighbours are avoided.
     """
-    tried = list(seen)
+    tried, geometry = list(seen), _geometry(space)
     best = min(seconds for seconds in seen.values() if seconds is not None)
     y = np.array([WORST if s is None else min(WORST, math.log(s / best)) for s in seen.values()])
     prior = RANKED * np.minimum(geometry.variant, 3).astype(np.float64)

@@ -182,28 +182,11 @@ class Events(Tally):
     def candidate(self, record: journal_records.Candidate, *, lane: str = "") -> None:
         super().candidate(record, lane=lane)
         at = self.lanes[lane]
-        self.write(
-            CandidateEvent(
-                key=record.key,
-                op=record.op,
-                case=record.case.key,
-                variant=record.variant,
-                config=record.config,
-                baseline=record.baseline,
-                status=record.status,
-                stage=record.stage,
-                problem=record.problem,
-                median_s=stats.median(record.samples_s) if record.samples_s else None,
-                seconds_spent=record.seconds_spent,
-                lane=lane,
-                best_s=at.best_s,
-                speedup=at.speedup,
-                done=self.done,
-                total=self.total,
-                failed=self.failed,
-                left_s=self.left,
-            )
-        )
+        of_record = msgspec.structs.asdict(record) | {"case": record.case.key}
+        median = stats.median(record.samples_s) if record.samples_s else None
+        of_run = {"done": self.done, "total": self.total, "failed": self.failed, "left_s": self.left, "lane": lane}
+        facts = {"median_s": median, "best_s": at.best_s, "speedup": at.speedup}
+        self.write(msgspec.convert(of_record | facts | of_run, CandidateEvent))
 
     def result(self, result: journal_records.Result, *, lane: str = "") -> None:
         super().result(result, lane=lane)
@@ -211,11 +194,10 @@ class Events(Tally):
 
     def undecided(self, record: journal_records.Undecided, *, lane: str = "") -> None:
         super().undecided(record, lane=lane)
-        case = record.case.key
-        self.write(UndecidedEvent(record.op, case, record.why, record.command, lane))
+        self.write(UndecidedEvent(record.op, record.case.key, record.why, record.command, lane))
 
     def noise(self, record: journal_records.Noise) -> None:
-        self.write(NoiseEvent(record.what, record.rounds, record.low, record.high, record.floor))
+        self.write(msgspec.convert(record, NoiseEvent, from_attributes=True))
 
     def worker(self, text: str) -> None:
         self.write(WorkerEvent(text))

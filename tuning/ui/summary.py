@@ -14,7 +14,7 @@ from rich.text import Text
 from griffin_kernels.records import Entry
 from roofline.units import seconds_text
 from tuning.measure.conditions import disturbed
-from tuning.record.journal_records import BAD, Candidate, Noise, Race, Record, Result, Status, Undecided
+from tuning.record.journal_records import Candidate, Noise, Race, Record, Result, Status, Undecided
 from tuning.ui.progress import noise_text, undecided_text
 
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -48,10 +48,6 @@ class Summary:
             races=len(races),
             undecided=undecided(records),
         )
-
-    @property
-    def failed(self) -> int:
-        return sum(self.statuses.get(name, 0) for name in BAD)
 
     def lines(self) -> list[str]:
         """What to print, a line each."""

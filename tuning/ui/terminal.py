@@ -9,10 +9,11 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from types import FrameType
+from typing import Any, BinaryIO
 
 from rich.console import Console
 
@@ -23,8 +24,7 @@ from griffin_kernels.texts import now
 from roofline import tables
 from roofline.console import StatusLine, line, table
 from roofline.units import clock_text
-from tuning import device_study
-from tuning.decide.listener import Listener
+from tuning import run as runs
 from tuning.plan.eta import Estimate
 from tuning.plan.planner import Options
 from tuning.plan.schedule import Schedule
@@ -33,7 +33,7 @@ from tuning.predict import predictor
 from tuning.predict.time_model import load_constants
 from tuning.record import journal
 from tuning.record.paths import Paths
-from tuning.run import Outcome, jobs_of, lane_names, schedule_of, tune
+from tuning.run import Outcome, plan, tune
 from tuning.ui import progress
 from tuning.ui.events import EndEvent, Events, InterruptedEvent
 from tuning.ui.summary import Summary, summary_table
@@ -51,10 +51,7 @@ def describe(device: Device) -> str:
 def show_plan(console: Console, options: Options, out: Path | None = None) -> None:
     """Print what a run would try and how long it would take; nothing is measured or written."""
     device = devices.detect(options.device or None)
-    paths = Paths.choose(out, device)
-    jobs = jobs_of(options, device, paths)
-    earlier = journal.read(paths.journal) if paths.journal.exists() else []
-    schedule = schedule_of(jobs, device, options, earlier, len(lane_names(device, options)))
+    jobs, _, schedule = plan(options, Paths.choose(out, device), device)
     cases = table(["op", "case", "default"], ["candidates", "cannot run", "tries"])
     for job in jobs:
         refused = sum(p.reason is not None for p in job.candidates)
@@ -115,20 +112,25 @@ class RunOutput:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Make SIGTERM raise KeyboardInterrupt, as Ctrl-C does. Only in the main thread, which gets the signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+def _handling(handler: signal.Handlers | Callable[[int, FrameType | None], Any], *numbers: int) -> Iterator[None]:
+    """Handle signals so for a while. Only in the main thread, which gets the signals."""
+    own = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in numbers if own}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def interruptible() -> contextlib.AbstractContextManager[None]:
+    """Make SIGTERM raise KeyboardInterrupt, as Ctrl-C does."""
+    return _handling(signal.default_int_handler, signal.SIGTERM)
+
+
+def _undisturbed() -> contextlib.AbstractContextManager[None]:
+    """Ignore Ctrl-C and SIGTERM while the final sentences are printed."""
+    return _handling(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM)
 
 
 def ignore_interrupts() -> None:
@@ -137,23 +139,8 @@ def ignore_interrupts() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM while the final sentences are printed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
 def run(
-    console: Console | RunOutput,
+    output: RunOutput,
     options: Options,
     out: Path | None,
     resume: bool,
@@ -165,7 +152,6 @@ def run(
 
     Either way the command that resumes the run is printed. prepare, clock: as ``run.tune`` takes them.
     """
-    output = console if isinstance(console, RunOutput) else RunOutput(console)
     with interruptible():
         return _run(output, options, out, resume, command, prepare, clock)
 
@@ -176,22 +162,20 @@ def _run(
     device = devices.detect(options.device or None)
     paths = Paths.choose(out, device)
     paths.prepare(device)  # this and the next raise for a wrong option before anything is printed
-    jobs = jobs_of(options, device, paths)
+    _, earlier, schedule = plan(options, paths, device)
     output.say(f"tuning {describe(device)}")
     output.say(f"journal   {paths.journal}")
-    earlier = journal.read(paths.journal) if paths.journal.exists() else []
     if not (resume and journal.unfinished(earlier)):
-        output.say(planned_text(schedule_of(jobs, device, options, earlier, len(lane_names(device, options)))))
-    ticking = device.kind != "cpu"
-    display = progress.Display(output.console, Estimate(earlier), quiet=output.quiet, ticking=ticking, clock=clock)
-    told: list[Listener] = [display]
+        output.say(planned_text(schedule))
+    estimate, ticking = Estimate(earlier), device.kind != "cpu"
+    display = progress.Display(output.console, estimate, quiet=output.quiet, ticking=ticking, clock=clock)
     events = None
     if output.events is not None:
         events = Events(output.events, device.name, str(paths.journal), Estimate(earlier))
-        told.append(events)
+    listener = display if events is None else progress.Several(display, events)
     try:
         with _quiet_third_parties(), display:
-            outcome = tune(options, paths, progress.Several(*told), command, resume, prepare, clock)
+            outcome = tune(options, paths, listener, command, resume, prepare, clock)
     except KeyboardInterrupt:
         with _undisturbed():
             if events is not None:
@@ -251,17 +235,16 @@ def resume_command(out: Path | None) -> str:
     return shlex.join(["griffin", "tune", "--resume", *([] if out is None else ["--out", str(out)])])
 
 
-def run_study(console: Console | RunOutput, outcome: Outcome) -> Path | None:
+def run_study(output: RunOutput, outcome: Outcome) -> Path | None:
     """Study the tuned device and print the result. After Ctrl-C there is no study; the registry is kept.
 
     Returns the file of the study, None where it was interrupted.
     """
-    output = console if isinstance(console, RunOutput) else RunOutput(console)
     device = devices.detect(outcome.options.device or None)
     try:
         status = StatusLine(output.console)
         with _quiet_third_parties():
-            path, found = device_study.run(device, outcome, (lambda text: None) if output.quiet else status)
+            path, found = runs.study(device, outcome, (lambda text: None) if output.quiet else status)
         status.clear()
     except KeyboardInterrupt:
         line(output.console, "\ninterrupted; the registry stands, the study of whole models was not made")

@@ -128,9 +128,7 @@ def tune(
             stderr = Console(stderr=True)
             options = extended(options, from_misses, lambda text: line(stderr, f"note: {text}", "yellow"))
         if target is not None:
-            with terminal.interruptible():
-                terminal.run_target(console, target, options, out, constants, dry_run)
-            return
+            return terminal.run_target(console, target, options, out, constants, dry_run)
         if dry_run and as_json:
             raise errors.ArgumentError("--dry-run has no --json; leave one of them out")
         if dry_run:

@@ -129,13 +129,17 @@ def make(options: Options, device: Device) -> list[Job]:
         if name not in DTYPE_BYTES:
             raise errors.DtypeError(f"no dtype {name!r}; there are {', '.join(DTYPE_BYTES)}")
     chosen = [catalog.op(name) for name in options.ops or ops_by_weight()]
-    available = [(op, case) for op in chosen for case in _cases(op, device, options)]
-    explicit = bool(options.cases or options.dtypes)
+    # the recorded misses of an op where there are any to tune, else its bench cases
+    missed = [(op, miss.case) for op in chosen for miss in options.misses if miss.op == op.name]
+    bench = [(op, case) for op in chosen if not options.misses for case in bench_cases(op, device)]
+    available: list[tuple[Op, Case]] = [*missed, *bench]
+    take_all = bool(budget.thorough or options.cases or options.dtypes)
     jobs = [
         _job(op, case.plain(), device, slow=device.kind == "cpu" or budget.gpu_compiled)
         for op, case in available
-        if _wanted(case, options)
-        and (budget.thorough or explicit or not (isinstance(case, BenchCase) and case.thorough))
+        if case.dtype in (options.dtypes or [case.dtype])
+        and any(fnmatch.fnmatchcase(case.key, f"*{pattern}*") for pattern in options.cases or ["*"])
+        and (take_all or not (isinstance(case, BenchCase) and case.thorough))
     ]
     if not jobs:
         keys = ", ".join(dict.fromkeys(case.key for _, case in available))
@@ -153,13 +157,6 @@ def ops_by_weight() -> list[str]:
     return [*(name for name in WEIGHTS if name in names), *(name for name in names if name not in WEIGHTS)]
 
 
-def _cases(op: Op, device: Device, options: Options) -> Sequence[Case]:
-    """The recorded misses of an op where there are any to tune, else its bench cases."""
-    if options.misses:
-        return [miss.case for miss in options.misses if miss.op == op.name]
-    return bench_cases(op, device)
-
-
 def bench_cases(op: Op, device: Device) -> list[BenchCase]:
     """The op's bench cases that are meant for a kind of device."""
     where = ("any", "cpu") if device.kind == "cpu" else ("any", "gpu")
@@ -174,12 +171,6 @@ def one_case(text: str, cases: Sequence[Case]) -> Case:
         problem = "several cases match" if found else "no case matches"
         raise errors.ArgumentError(f"{problem} {text!r}: {', '.join(found or by_key)}")
     return by_key[found[0]]
-
-
-def _wanted(case: Case, options: Options) -> bool:
-    if options.dtypes and case.dtype not in options.dtypes:
-        return False
-    return not options.cases or any(fnmatch.fnmatchcase(case.key, f"*{pattern}*") for pattern in options.cases)
 
 
 def compiles_itself(variant: Variant) -> bool:

@@ -32,11 +32,7 @@ class Effort:
 
 
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
-    {
-        "quick": Effort(2, 150.0, 4, 200.0),
-        "default": Effort(6, 440.0, 8, 520.0),
-        "thorough": Effort(0, None),
-    }
+    {"quick": Effort(2, 150.0, 4, 200.0), "default": Effort(6, 440.0, 8, 520.0), "thorough": Effort(0, None)}
 )
 """Efforts by the name of the budget. The default ends within ten minutes on two cores, whatever they are."""
 
@@ -73,7 +69,7 @@ def compile_rounds(
         if not complete:
             break  # time is up
     for _ in range(effort.more):
-        flawed = [space for space in spaces if not _clean(space)]
+        flawed = [space for space in spaces if not any(c.predicted.spill_bytes == 0 for c in space.ranked()[:1])]
         if time.monotonic() - began >= effort.more_until or not compile_next(flawed, 1, effort.more_until):
             break
     return reports, complete
@@ -89,12 +85,6 @@ def _next(spaces: Sequence[TargetSpace], size: int, reports: Reports) -> dict[st
                 if key not in reports:
                     found.setdefault(key, order)
     return found
-
-
-def _clean(space: TargetSpace) -> bool:
-    """Whether a candidate without spills is known."""
-    best = next(iter(space.ranked()), None)
-    return best is not None and not best.predicted.spill_bytes
 
 
 def _compile(

@@ -88,11 +88,7 @@ def occupancy(arch: str, registers: int, shared_bytes: int, num_warps: int) -> O
     taken = REGISTER_STEP * -(-max(registers, 1) // REGISTER_STEP) * have.warp_size
     # registers belong to schedulers, and warps go round
     warps_by_registers = SCHEDULERS * (have.registers // SCHEDULERS // taken)
-    counts = {
-        "registers": warps_by_registers // num_warps,
-        "warps": have.warps // num_warps,
-        "blocks": have.blocks,
-    }
+    counts = {"registers": warps_by_registers // num_warps, "warps": have.warps // num_warps, "blocks": have.blocks}
     if shared_bytes:
         counts["shared memory"] = have.shared_bytes // (shared_bytes + have.reserved_bytes)
     if shared_bytes > have.block_shared_bytes:

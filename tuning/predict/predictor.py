@@ -36,7 +36,6 @@ from tuning.predict.target_space import CandidateRecord, TargetCandidate, Target
 from tuning.predict.time_model import ASSUMED, Constants, Machine
 from tuning.record.paths import Paths
 from tuning.static import recorded
-from tuning.static.recorded import StaticReport
 from tuning.workers import compile_farm
 
 PREDICTIONS_VERSION = 1
@@ -182,12 +181,10 @@ def compiled_space(
 
 def estimates_for(where: Machine) -> EstimatedCode:
     """Guessed machine code for a SKU, from the recorded table."""
-    return EstimatedCode(_table(), where.arch, where.limits.warp_size)
+    return EstimatedCode(_recorded().reports, where.arch, where.limits.warp_size)
 
 
-@functools.cache
-def _table() -> list[StaticReport]:
-    return recorded.load().reports
+_recorded = functools.cache(recorded.load)
 
 
 def _effort(budget: str) -> Effort:

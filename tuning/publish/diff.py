@@ -169,7 +169,7 @@ def _row(a: Entry, b: Entry, machine: float, unchanged: bool) -> DiffRow:
             return DiffRow(a, b, "UNSURE", agreed, f"the {name} has no time with an interval")
     own = max(BETWEEN_RUNS, a.noise_floor or 0.0, b.noise_floor or 0.0)
     center, low, high = logs = log_interval(a, b)
-    near = _distance(own)
+    near = -math.log1p(-own) if own < 1 else math.inf
     beyond = max(near, machine)
     as_ever = unchanged and abs(center) <= machine and max(center - low, high - center) <= machine
     verdict: Verdict = "UNSURE"
@@ -183,11 +183,6 @@ def _row(a: Entry, b: Entry, machine: float, unchanged: bool) -> DiffRow:
     why = f"noise {noise:.1%}" + ("" if own <= UNQUIET else ", too much to call anything the same")
     ratio, least, most = map(_exp, logs)
     return DiffRow(a, b, verdict, agreed, why, ratio, (least, most))
-
-
-def _distance(floor: float) -> float:
-    """How far from 1, as a log, a ratio may be for no reason where a noise floor is so large."""
-    return -math.log1p(-floor) if floor < 1 else math.inf
 
 
 def log_interval(a: Entry, b: Entry) -> tuple[float, float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,11 @@ def locate(path: Path, device: Device) -> Path:
     own = registry.within(path, device)
     if own.exists():
         return own
-    found = [file for file in sorted(path.glob("*.json")) if _is_registry(file)]
+    found = []
+    for file in sorted(path.glob("*.json")):
+        with contextlib.suppress(errors.RegistryError):
+            registry.load(file)
+            found.append(file)
     if len(found) == 1:
         return found[0]
     if not found:
@@ -45,14 +50,6 @@ def locate(path: Path, device: Device) -> Path:
         raise errors.RegistryError(text)
     names = ", ".join(file.name for file in found)
     raise errors.RegistryError(f"{path} holds several registries and none of {device.slug}; name one: {names}")
-
-
-def _is_registry(path: Path) -> bool:
-    try:
-        registry.load(path)
-    except errors.RegistryError:
-        return False
-    return True
 
 
 def first_source(device: Device) -> Path:
@@ -72,24 +69,27 @@ def counted(shown: Sequence[Shown]) -> str:
 
 def entries(file: RegistryFile, device: Device) -> list[Shown]:
     """Every entry of a registry with its state on a device, in the order of the file."""
-    how = validity.holds(file, device)
-    return [_shown(entry, file, device, how is None) for entry in file.entries]
+    foreign = validity.holds(file, device) is None
+    return [
+        Shown(entry, validity.quoted(entry.case.key, 120), *_state(entry, file, device, foreign))
+        for entry in file.entries
+    ]
 
 
-def _shown(entry: Entry, file: RegistryFile, device: Device, foreign: bool) -> Shown:
-    case = validity.quoted(entry.case.key, 120)
+def _state(entry: Entry, file: RegistryFile, device: Device, foreign: bool) -> tuple[str, str]:
+    """(state, why)."""
     try:
         if set(catalog.op(entry.op).cases[0].dims) != set(entry.case.dims):
             raise errors.RegistryError(f"{entry.op} has no case with these dimensions")
         validity.kernel(entry)
     except (errors.UnknownOpError, errors.RegistryError) as error:
-        return Shown(entry, case, "unused", str(error))
+        return "unused", str(error)
     if foreign:
-        return Shown(entry, case, "unused", f"of another device: {validity.named(file.device.validity)}")
+        return "unused", f"of another device: {validity.named(file.device.validity)}"
     if entry.status == "predicted":
-        return Shown(entry, case, "predicted", "never ran on this device")
+        return "predicted", "never ran on this device"
     differs = validity.stale(entry, file, device)
-    return Shown(entry, case, "stale" if differs else "used", ", ".join(differs))
+    return "stale" if differs else "used", ", ".join(differs)
 
 
 def plain(path: Path, file: RegistryFile, shown: list[Shown]) -> dict[str, Any]:

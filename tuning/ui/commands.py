@@ -350,8 +350,7 @@ def _compiled(requests: Mapping[str, LaunchRequest]) -> Mapping[str, StaticRepor
 @plain_errors()
 def replay(
     journals: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Packed journals or folders of them. The shipped ones by default."),
+        list[Path] | None, typer.Argument(help="Packed journals or folders of them. The shipped ones by default.")
     ] = None,
     pack: Annotated[
         bool,

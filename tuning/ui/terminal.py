@@ -123,9 +123,8 @@ def _handling(handler: signal.Handlers | Callable[[int, FrameType | None], Any],
             signal.signal(number, earlier)
 
 
-def interruptible() -> contextlib.AbstractContextManager[None]:
-    """Make SIGTERM raise KeyboardInterrupt, as Ctrl-C does."""
-    return _handling(signal.default_int_handler, signal.SIGTERM)
+_interruptible = _handling(signal.default_int_handler, signal.SIGTERM)
+"""Decorates what SIGTERM shall end as Ctrl-C does, with a KeyboardInterrupt."""
 
 
 def _undisturbed() -> contextlib.AbstractContextManager[None]:
@@ -139,6 +138,7 @@ def ignore_interrupts() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@_interruptible
 def run(
     output: RunOutput,
     options: Options,
@@ -152,13 +152,6 @@ def run(
 
     Either way the command that resumes the run is printed. prepare, clock: as ``run.tune`` takes them.
     """
-    with interruptible():
-        return _run(output, options, out, resume, command, prepare, clock)
-
-
-def _run(
-    output: RunOutput, options: Options, out: Path | None, resume: bool, command: str, prepare: str, clock: Clock
-) -> Outcome | None:
     device = devices.detect(options.device or None)
     paths = Paths.choose(out, device)
     paths.prepare(device)  # this and the next raise for a wrong option before anything is printed
@@ -198,6 +191,7 @@ def _run(
     return outcome
 
 
+@_interruptible
 def run_target(
     console: Console, sku: str, options: Options, out: Path | None, constants: Path | None, dry_run: bool
 ) -> None:

@@ -10,8 +10,6 @@ from roofline.tables import SHORT
 from roofline.times import REGIMES
 from roofline.work import LENGTH_IS, Phase
 
-PHASE_NAMES: dict[Phase, str] = {"prefill": "Prefill", "decode": "Decode"}
-
 PHASE_MEANINGS: dict[Phase, str] = {
     "prefill": "reads a whole prompt and gives the logits of its last token",
     "decode": "adds one token to every sequence, after a number of tokens that are cached already",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from reports import format as fmt
-from roofline.ceilings import Ceiling, Ceilings
+from roofline.ceilings import Ceiling, Ceilings, peak
 from roofline.study_records import FusionRow, KernelFloor, Study
 
 ROOF_NAMES: Mapping[str, str] = {
@@ -38,14 +38,6 @@ BEATEN: Mapping[str, str] = {
     "tensor": "the clock was probably higher, or the machine less busy, than when the ceiling was measured",
 }
 """Roof -> why a kernel may be faster than it."""
-
-PEAKS: Mapping[str, str] = {
-    "dram_copy": "dram",
-    "dram_triad": "dram",
-    "dram_read": "dram",
-    "special_exp": "special",
-}
-"""Measured ceiling -> the datasheet's name for it, where that is another one."""
 
 
 def roof_name(name: str) -> str:
@@ -197,14 +189,6 @@ class FusionView:
         return self.record.unfused_s / self.record.fused_s
 
 
-@dataclass(frozen=True)
-class Binding:
-    """A roof and how many kernels it binds."""
-
-    roof: str
-    count: int
-
-
 class RooflineView:
     """The whole tab. anchors: cases of the tuning tab."""
 
@@ -222,15 +206,15 @@ class RooflineView:
         ]
 
     @cached_property
-    def bindings(self) -> list[Binding]:
-        """Roofs by how many kernels they bind, the most first."""
+    def bindings(self) -> list[tuple[str, int]]:
+        """Roofs, and how many kernels each binds, the most first."""
         counted = Counter(kernel.record.bound for kernel in self.kernels)
-        return [Binding(roof, count) for roof, count in sorted(counted.items(), key=lambda item: (-item[1], item[0]))]
+        return sorted(counted.items(), key=lambda item: (-item[1], item[0]))
 
     @property
-    def most(self) -> list[Binding]:
+    def most(self) -> list[tuple[str, int]]:
         """The roof that binds most kernels, or those that share the first place."""
-        return [binding for binding in self.bindings if binding.count == self.bindings[0].count]
+        return [(roof, count) for roof, count in self.bindings if count == self.bindings[0][1]]
 
     @property
     def worst(self) -> KernelView | None:
@@ -255,16 +239,13 @@ class RooflineView:
     @cached_property
     def roofs(self) -> list[Roof]:
         """The lines that kernels are judged by, of those ceilings that were measured."""
-        found = []
-        for role in ("dram", "cache", "vector", "special"):
-            ceiling = self.ceilings.roof(role)
-            if ceiling is not None:
-                found.append(Roof(role, role, roof_name(role), ceiling, role in ("dram", "cache")))
-        for dtype in self.ceilings.tensor_flops_per_s:
-            ceiling = self.ceilings.roof("tensor", dtype)
-            if ceiling is not None:
-                found.append(Roof(f"tensor-{dtype}", "tensor", f"matrix {dtype}", ceiling, False))
-        return found
+        alone = [(role, role, roof_name(role), "float32") for role in ("dram", "cache", "vector", "special")]
+        by_dtype = [(f"tensor-{d}", "tensor", f"matrix {d}", d) for d in self.ceilings.tensor_flops_per_s]
+        return [
+            Roof(key, role, label, ceiling, role in ("dram", "cache"))
+            for key, role, label, dtype in (*alone, *by_dtype)
+            if (ceiling := self.ceilings.roof(role, dtype)) is not None
+        ]
 
     def roof_of(self, kernel: KernelView) -> str:
         """Key of the roof that a kernel is judged by."""
@@ -273,12 +254,8 @@ class RooflineView:
 
     @cached_property
     def ceiling_rows(self) -> list[CeilingRow]:
-        peaks = {c.name: c for c in self.study.datasheet if c.origin == "datasheet"}
-        return [
-            CeilingRow(c, peaks.get(PEAKS.get(c.name, c.name)))
-            for c in self.study.ceilings
-            if not c.name.startswith("matmul_rows_")
-        ]
+        shown = [c for c in self.study.ceilings if not c.name.startswith("matmul_rows_")]
+        return [CeilingRow(c, peak(c.name, self.study.datasheet)) for c in shown]
 
     @property
     def has_peaks(self) -> bool:

@@ -106,6 +106,13 @@ def best_of(earlier: Iterable[Ceiling], now: Iterable[Ceiling]) -> list[Ceiling]
     return kept
 
 
+def peak(name: str, stated: Iterable[Ceiling]) -> Ceiling | None:
+    """The datasheet's entry that a measured ceiling is held against, of those ``stated``; None where it has none."""
+    kind = name.partition("_")[0]
+    entry = kind if kind in ("dram", "special") else name
+    return next((ceiling for ceiling in stated if (ceiling.name, ceiling.origin) == (entry, "datasheet")), None)
+
+
 @dataclass(frozen=True)
 class Ceilings:
     """The ceilings that an analysis divides by. cache_bytes: the last-level cache, 0 where it is not known."""

@@ -15,6 +15,7 @@ from rich.console import Console
 from griffin_kernels import datasheet, errors
 from griffin_kernels.models.presets import PRESETS, preset
 from roofline import tables
+from roofline.ceilings import Ceiling, Ceilings, peak
 from roofline.console import DeviceOption, StatusLine, line, output, plain_errors, table
 from roofline.forward import BATCHES, SEQS, analyse, sweep
 from roofline.pass_records import PassRecord
@@ -24,7 +25,6 @@ from roofline.work import Phase, check
 
 if TYPE_CHECKING:
     from griffin_kernels.device import Device
-    from roofline.ceilings import Ceiling, Ceilings
 
 app = typer.Typer(
     name="roofline",
@@ -200,7 +200,6 @@ def measure(
         from griffin_kernels import device as devices
         from roofline import measure as measuring
         from roofline import store
-        from roofline.ceilings import Ceilings
 
         here = devices.detect(device)
         path = out.expanduser() if out is not None else store.default_path(here)
@@ -220,7 +219,7 @@ def measure(
             kept = store.save(path, here, found, devices.provenance(here), fresh=fresh and index == 0)
         known = Ceilings(here.name, tuple(kept), here.last_level_cache_bytes)
         sheet = datasheet.find(here.name)
-        rows = _rows(known, Ceilings.from_datasheet(sheet) if sheet else None, runs)
+        rows = _rows(known, Ceilings.from_datasheet(sheet).table if sheet else (), runs)
         slow = measuring.disturbed(runs[-1])
         if as_json:
             answer = {"path": str(path), "device": here.validity(), "disturbed": slow, "ceilings": rows}
@@ -237,29 +236,19 @@ def spread(values: Sequence[float]) -> float:
     return max(values) / min(values) - 1
 
 
-def stated(name: str, sheet: Ceilings | None) -> Ceiling | None:
-    """The datasheet's entry that a measured ceiling is to be held against; None where it has none."""
-    if sheet is None:
-        return None
-    by_prefix = {"dram_": "dram", "special_": "special"}
-    entry = next((peak for prefix, peak in by_prefix.items() if name.startswith(prefix)), name)
-    found = sheet.ceiling(entry)
-    return found if found is not None and found.origin == "datasheet" else None
-
-
-def _rows(known: Ceilings, sheet: Ceilings | None, runs: Sequence[Sequence[Ceiling]]) -> list[dict[str, Any]]:
+def _rows(known: Ceilings, stated: Sequence[Ceiling], runs: Sequence[Sequence[Ceiling]]) -> list[dict[str, Any]]:
     """One row per ceiling, as printed and as JSON. ratio: measured over datasheet, whatever it is."""
     rows = []
     for ceiling in known.table:
-        peak = stated(ceiling.name, sheet)
+        top = peak(ceiling.name, stated)
         values = [found.value for run in runs for found in run if found.name == ceiling.name]
         rows.append(
             {name: getattr(ceiling, name) for name in ("name", "unit", "value", "low", "high")}
             | {
                 "samples": len(ceiling.samples),
                 "source": ceiling.source,
-                "datasheet": None if peak is None else peak.value,
-                "ratio": None if peak is None else ceiling.value / peak.value,
+                "datasheet": None if top is None else top.value,
+                "ratio": None if top is None else ceiling.value / top.value,
                 "runs": values,
                 "spread": spread(values),
             }

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -59,13 +60,15 @@ DISTURBED = "; other processes took the cores meanwhile, so this is too low"
 Progress = Callable[[str, float], None]
 """Told what is being measured and which share of the time is over."""
 
+Value = TypeVar("Value")
+
 Sample = tuple[float, bool]
 """A value in the probe's unit, and whether nothing disturbed it."""
 
 
 def measure(device: Device, progress: Progress | None = None, seconds: float = SECONDS) -> list[Ceiling]:
     """Every ceiling of a device, by sampling for about ``seconds`` after a few seconds of preparation."""
-    return _measure(device, probes.everything(device), progress, seconds)
+    return _measure(device, None, progress, seconds)
 
 
 def dram(device: Device, seconds: float = DRAM_SECONDS) -> list[Ceiling]:
@@ -78,7 +81,7 @@ def disturbed(ceilings: Iterable[Ceiling]) -> list[str]:
     return [ceiling.name for ceiling in ceilings if ceiling.source.endswith(DISTURBED)]
 
 
-def _measure(device: Device, made: Iterable[Probe], progress: Progress | None, seconds: float) -> list[Ceiling]:
+def _measure(device: Device, made: Iterable[Probe] | None, progress: Progress | None, seconds: float) -> list[Ceiling]:
     sampler = Sampler(device, made, progress)
     sampler.sample(seconds, LONGEST)
     return sampler.ceilings()
@@ -141,11 +144,15 @@ def _visit(probe: Probe, device: Device) -> list[Sample]:
     samples: list[Sample] = []
     until = time.perf_counter() + VISIT_S
     while len(samples) < MOST_SAMPLES and (not samples or time.perf_counter() < until):
-        waited, began = waited_s(device), time.perf_counter()
-        value = probe.sample(device)
-        took = time.perf_counter() - began
-        samples.append((value, waited_s(device) - waited <= WAITED_SHARE * took))
+        samples.append(watched(functools.partial(probe.sample, device), device))
     return samples
+
+
+def watched(work: Callable[[], Value], device: Device) -> tuple[Value, bool]:
+    """The result of ``work``, and whether our threads had their cores meanwhile."""
+    waited, began = waited_s(device), time.perf_counter()
+    value = work()
+    return value, waited_s(device) - waited <= WAITED_SHARE * (time.perf_counter() - began)
 
 
 def waited_s(device: Device) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from griffin_kernels import errors
 from griffin_kernels.device import Device
 from griffin_kernels.models import Griffin
 from roofline.forward import Forward
-from roofline.measure import WAITED_SHARE, waited_s
+from roofline.measure import Value, watched
 from roofline.pass_records import Measured, PassRecord
 from roofline.stats import bootstrap_interval
 from roofline.work import new_tokens
@@ -25,12 +26,8 @@ LEAST_CALM = 3
 LONGEST = 2.0
 """Time at most, in units of what was asked for, while too few passes were undisturbed."""
 
-WARM_UP = 1
-
 SHORT_S = 0.2
 """A pass that takes longer is not run for the sake of warming up again."""
-
-Value = TypeVar("Value")
 
 
 def build(result: Forward, device: Device, embedding: torch.nn.Parameter | None = None) -> Griffin:
@@ -62,11 +59,11 @@ def refuse_misfit(record: PassRecord) -> None:
 
 def measure(model: Griffin, record: PassRecord, device: Device, seconds: float = 4.0) -> Measured:
     """Time the pass that ``record`` predicts, for about ``seconds``; longer while too few passes were undisturbed."""
-    bench = PassTimer(model, record, device)
+    timer = PassTimer(model, record, device)
     begin = time.perf_counter()
-    while bench.wanting(time.perf_counter() - begin, seconds):
-        bench.sample()
-    return bench.measured()
+    while timer.wanting(time.perf_counter() - begin, seconds):
+        timer.sample()
+    return timer.measured()
 
 
 class PassTimer:
@@ -82,16 +79,9 @@ class PassTimer:
         self.model, self.record, self.device = model, record, device
         self.whole: list[tuple[float, bool]] = []
         self.by_part: list[tuple[list[float], bool]] = []
-        self.latest_s = 0.0
         with torch.inference_mode():
             self.step = _step(model, record, device)
-        self.warm_up()
-
-    def warm_up(self) -> None:
-        """Run the pass without timing it."""
-        with torch.inference_mode():
-            for _ in range(WARM_UP):
-                self.latest_s = _timed(self.step, self.device)
+            self.latest_s = _timed(self.step, device)  # warms up
 
     def sample(self) -> None:
         """Time the pass, whole and by its parts; a short one after one that is not timed, as other passes may have run
@@ -99,12 +89,12 @@ class PassTimer:
         with torch.inference_mode():
             if self.latest_s < SHORT_S:
                 self.step()
-            parts, calm = _watched(lambda: _timed_parts(self.model, self.step, self.device), self.device)
+            parts, calm = watched(lambda: _timed_parts(self.model, self.step, self.device), self.device)
             self.by_part.append((parts, calm))
             if self.device.kind == "cpu":
                 self.whole.append((sum(parts), calm))
             else:
-                self.whole.append(_watched(lambda: _timed(self.step, self.device), self.device))
+                self.whole.append(watched(lambda: _timed(self.step, self.device), self.device))
         self.latest_s = self.whole[-1][0]
 
     def wanting(self, spent: float, seconds: float) -> bool:
@@ -123,13 +113,6 @@ class PassTimer:
         return Measured(
             samples_s=samples, median_s=median(samples), interval_s=(low, high), parts_s=parts, disturbed=disturbed
         )
-
-
-def _watched(work: Callable[[], Value], device: Device) -> tuple[Value, bool]:
-    """The result of ``work``, and whether our threads had their cores meanwhile."""
-    waited, began = waited_s(device), time.perf_counter()
-    value = work()
-    return value, waited_s(device) - waited <= WAITED_SHARE * (time.perf_counter() - began)
 
 
 def _undisturbed(samples: Sequence[tuple[Value, bool]]) -> tuple[list[Value], bool]:
@@ -172,46 +155,37 @@ def _timed(step: Callable[[], Any], device: Device) -> float:
     return time.perf_counter() - begin
 
 
-class _Clock:
-    """Marks between parts: host times on a CPU, events on a GPU."""
+def _timed_parts(model: Griffin, step: Callable[[], Any], device: Device) -> list[float]:
+    """Seconds of each part: a block's mixing begins at its first norm, its MLP at its second, the head at the last.
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self.marks: list[Any] = []
+    Between parts there are marks: host times on a CPU, events on a GPU.
+    """
+    marks: list[Any] = []
 
-    def mark(self, *_: Any) -> None:
-        if self.device.kind == "cpu":
-            self.marks.append(time.perf_counter())
+    def mark(*_: Any) -> None:
+        if device.kind == "cpu":
+            marks.append(time.perf_counter())
         else:
             make: Any = torch.cuda.Event
-            event = make(enable_timing=True)
-            event.record()
-            self.marks.append(event)
+            marks.append(make(enable_timing=True))
+            marks[-1].record()
 
-    def seconds(self) -> list[float]:
-        """Between neighbouring marks."""
-        if self.device.kind == "cpu":
-            return [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)]
-        torch.cuda.synchronize(self.device.torch_device)
-        return [a.elapsed_time(b) / 1e3 for a, b in zip(self.marks, self.marks[1:], strict=False)]
-
-
-def _timed_parts(model: Griffin, step: Callable[[], Any], device: Device) -> list[float]:
-    """Seconds of each part: a block's mixing begins at its first norm, its MLP at its second, the head at the last."""
-    clock = _Clock(device)
-    with _marked(model, clock):
-        clock.mark()
+    with _marked(model, mark):
+        mark()
         step()
         _synchronise(device)
-        clock.mark()
-    return clock.seconds()
+        mark()
+    _synchronise(device)
+    if device.kind == "cpu":
+        return [after - before for before, after in itertools.pairwise(marks)]
+    return [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(marks)]
 
 
 @contextlib.contextmanager
-def _marked(model: Griffin, clock: _Clock) -> Iterator[None]:
+def _marked(model: Griffin, mark: Callable[..., None]) -> Iterator[None]:
     blocks: Any = model.blocks
     norms = [norm for block in blocks for norm in (block.temporal_norm, block.channel_norm)]
-    handles = [norm.register_forward_pre_hook(clock.mark) for norm in (*norms, model.final_norm)]
+    handles = [norm.register_forward_pre_hook(mark) for norm in (*norms, model.final_norm)]
     try:
         yield
     finally:

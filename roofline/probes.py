@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,7 +155,7 @@ def dram(device: Device) -> Iterator[Probe]:
     if device.kind == "cpu":
         window = WINDOW_BYTES
     shape = (max(1, size // window), window // 4)
-    out, left, right = (torch.ones(shape, device=device.torch_device, dtype=torch.float32) for _ in range(3))
+    out, left, right = _ones(shape, device)
     total = torch.zeros((), device=device.torch_device, dtype=torch.float32)
 
     # one turn for all: what a probe of its own turn reads, another may have left in the cache
@@ -188,25 +188,25 @@ def cache(device: Device) -> Iterator[Probe]:
     if not count:
         return
     if device.kind == "cpu":
-        left, right, out = (torch.ones(count, dtype=torch.float32, device="cpu") for _ in range(3))
+        left, right, out = _ones(count, device)
         text = f"torch.add(a, b, alpha=s) on {12 * count >> 10} KiB in all, float32"
         yield Probe("cache_triad", "bytes_per_s", 12 * count, lambda: torch.add(left, right, alpha=0.5, out=out), text)
         return
     from roofline import _kernels
 
     blocks = max(1, count // _kernels.BLOCK)
-    left, right, out = (
-        torch.ones(blocks * _kernels.BLOCK, device=device.torch_device, dtype=torch.float32) for _ in range(3)
-    )
+    size = blocks * _kernels.BLOCK
+    left, right, out = _ones(size, device)
     kernel = _kernels.cache_triad[(blocks,)]
-    text = f"Triton triad past L1 on {12 * left.numel() >> 10} KiB in all, float32"
-    yield Probe(
-        "cache_triad",
-        "bytes_per_s",
-        12 * left.numel() * GPU_STEPS,
-        lambda: kernel(out, left, right, 0.5, GPU_STEPS, BLOCK=_kernels.BLOCK),
-        text,
-    )
+    work = functools.partial(kernel, out, left, right, 0.5, GPU_STEPS, BLOCK=_kernels.BLOCK)
+    text = f"Triton triad past L1 on {12 * size >> 10} KiB in all, float32"
+    yield Probe("cache_triad", "bytes_per_s", 12 * size * GPU_STEPS, work, text)
+
+
+def _ones(shape: int | tuple[int, ...], device: Device) -> tuple[Tensor, Tensor, Tensor]:
+    """Three buffers of float32, touched."""
+    out, left, right = (torch.ones(shape, device=device.torch_device, dtype=torch.float32) for _ in range(3))
+    return out, left, right
 
 
 def matmul_dtypes(device: Device) -> list[torch.dtype]:
@@ -236,46 +236,43 @@ def _random(shape: tuple[int, ...], dtype: torch.dtype, device: Device) -> Tenso
     return torch.randn(shape, generator=generator, device=device.torch_device, dtype=torch.float32).to(dtype)
 
 
-def _product(name: str, left: Tensor, weights: list[Tensor], out: Tensor, text: str) -> Probe:
-    turn = itertools.cycle([weight.t() for weight in weights])
-    amount = 2 * out.numel() * left.shape[1]
-    return Probe(name, "flops_per_s", amount, lambda: torch.mm(left, next(turn), out=out), text)
+def _products(
+    name: str, dtype: torch.dtype, rows: Iterable[int], weights: list[Tensor], text: str, device: Device
+) -> Iterator[Probe]:
+    """Products with weights [columns, inner] in turn. name: of ``rows``; text: what ``{}``, a weight's shape, is."""
+    columns, inner = weights[0].shape
+    for count in rows:
+        left = _random((count, inner), dtype, device)
+        out = torch.empty((count, columns), dtype=dtype, device=device.torch_device)
+        turn = itertools.cycle([weight.t() for weight in weights])
+        work = functools.partial(lambda left, turn, out: torch.mm(left, next(turn), out=out), left, turn, out)
+        source = f"torch.mm of {count}x{inner} and {text.format(f'{inner}x{columns}')}, {_name(dtype)}"
+        yield Probe(name.format(rows=count), "flops_per_s", 2 * out.numel() * inner, work, source)
 
 
 def matmul(device: Device) -> Iterator[Probe]:
     """Large products by dtype, several sizes of each; float32 as PyTorch does it by default, without tf32."""
     for dtype in matmul_dtypes(device):
         for rows, inner, columns in MATMUL_SIZES["cpu" if device.kind == "cpu" else "gpu"]:
-            left, weight = _random((rows, inner), dtype, device), _random((columns, inner), dtype, device)
-            out = torch.empty((rows, columns), dtype=dtype, device=device.torch_device)
-            text = f"torch.mm of {rows}x{inner} and {inner}x{columns}, {_name(dtype)}"
-            yield _product(f"matmul_{_name(dtype)}", left, [weight], out, text)
+            weights = [_random((columns, inner), dtype, device)]
+            yield from _products(f"matmul_{_name(dtype)}", dtype, [rows], weights, "{}", device)
 
 
 def matmul_rows(device: Device) -> Iterator[Probe]:
     """Products of few rows with weights that come from DRAM, as every step of decoding reads them."""
-    columns, inner = WEIGHT
     for dtype in matmul_dtypes(device):
         weight = _random(WEIGHT, dtype, device)
-        copies = 2 + 2 * device.last_level_cache_bytes // (weight.numel() * weight.element_size())
+        copies = 2 + 2 * device.last_level_cache_bytes // weight.nbytes
         weights = [weight, *(weight.clone() for _ in range(copies - 1))]
-        for rows in MATMUL_ROWS:
-            left = _random((rows, inner), dtype, device)
-            out = torch.empty((rows, columns), dtype=dtype, device=device.torch_device)
-            text = f"torch.mm of {rows}x{inner} and {copies} weights {inner}x{columns} in turn, {_name(dtype)}"
-            yield _product(f"matmul_rows_{_name(dtype)}_{rows}", left, weights, out, text)
+        text, name = f"{copies} weights {{}} in turn", f"matmul_rows_{_name(dtype)}_{{rows}}"
+        yield from _products(name, dtype, MATMUL_ROWS, weights, text, device)
 
 
 def matmul_wide(device: Device) -> Iterator[Probe]:
     """Products of few rows with one weight as large as an output matrix."""
-    columns, inner = WIDE_WEIGHT
     for dtype in matmul_dtypes(device):
-        weight = _random(WIDE_WEIGHT, dtype, device)
-        for rows in WIDE_ROWS:
-            left = _random((rows, inner), dtype, device)
-            out = torch.empty((rows, columns), dtype=dtype, device=device.torch_device)
-            text = f"torch.mm of {rows}x{inner} and one weight {inner}x{columns}, {_name(dtype)}"
-            yield _product(f"matmul_wide_{_name(dtype)}_{rows}", left, [weight], out, text)
+        weights = [_random(WIDE_WEIGHT, dtype, device)]
+        yield from _products(f"matmul_wide_{_name(dtype)}_{{rows}}", dtype, WIDE_ROWS, weights, "one weight {}", device)
 
 
 def vector(device: Device) -> Iterator[Probe]:
@@ -287,13 +284,7 @@ def vector(device: Device) -> Iterator[Probe]:
         text = f"{_fma.CHAINS} chains of {_fma.lanes(device)}-lane multiply-adds a thread"
         yield Probe("vector_float32", "flops_per_s", amount, work, text)
         return
-    from roofline import _kernels
-
-    out, grid = _chain_buffer(device)
-    kernel = _kernels.fma_chain[grid]
-    work = lambda: kernel(out, 0.5, 0.25, GPU_STEPS, LINKS=_kernels.LINKS, BLOCK=_kernels.BLOCK)  # noqa: E731
-    amount = 2 * out.numel() * GPU_STEPS * _kernels.LINKS
-    yield Probe("vector_float32", "flops_per_s", amount, work, "Triton chains of multiply-adds")
+    yield _chain(device, "vector_float32", "flops_per_s", GPU_STEPS, 2, "multiply-adds", "fma_chain", 0.5, 0.25)
 
 
 def special(device: Device) -> Iterator[Probe]:
@@ -305,20 +296,20 @@ def special(device: Device) -> Iterator[Probe]:
         text = f"torch.exp(x, out=) on {count} cached float32"
         yield Probe("special_exp", "ops_per_s", count, lambda: torch.exp(values, out=out), text)
         return
+    yield _chain(device, "special_exp", "ops_per_s", GPU_STEPS // 8, 1, "exp2", "exp_chain")
+
+
+def _chain(
+    device: Device, name: str, unit: Unit, steps: int, each: int, what: str, kernel: str, *constants: float
+) -> Probe:
+    """A Triton kernel of ``_kernels`` that works on registers alone. each: operations of a link."""
     from roofline import _kernels
 
-    out, grid = _chain_buffer(device)
-    kernel = _kernels.exp_chain[grid]
-    work = lambda: kernel(out, GPU_STEPS // 8, LINKS=_kernels.LINKS, BLOCK=_kernels.BLOCK)  # noqa: E731
-    amount = out.numel() * (GPU_STEPS // 8) * _kernels.LINKS
-    yield Probe("special_exp", "ops_per_s", amount, work, "Triton chains of exp2")
-
-
-def _chain_buffer(device: Device) -> tuple[Tensor, tuple[int]]:
-    from roofline import _kernels
-
-    grid = (16 * device.units,)  # 16 programs of 4 warps fill a unit
-    return torch.empty(grid[0] * _kernels.BLOCK, device=device.torch_device, dtype=torch.float32), grid
+    programs = 16 * device.units  # 16 programs of 4 warps fill a unit
+    out = torch.empty(programs * _kernels.BLOCK, device=device.torch_device, dtype=torch.float32)
+    run = getattr(_kernels, kernel)[(programs,)]
+    work = functools.partial(run, out, *constants, steps, LINKS=_kernels.LINKS, BLOCK=_kernels.BLOCK)
+    return Probe(name, unit, each * out.numel() * steps * _kernels.LINKS, work, f"Triton chains of {what}")
 
 
 def launch(device: Device) -> Iterator[Probe]:

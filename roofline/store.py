@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 ENVIRONMENT_VARIABLE = "GRIFFIN_KERNELS_CEILINGS"
 
 
-def default_path(device: Device) -> Path:
-    """The user's ceilings file for a device."""
-    return Path(platformdirs.user_data_dir("griffin-kernels", appauthor=False)) / "ceilings" / f"{device.slug}.json"
+def default_path(device: Device, folder: str = "ceilings") -> Path:
+    """The user's ceilings file for a device, or one of another folder."""
+    return Path(platformdirs.user_data_dir("griffin-kernels", appauthor=False)) / folder / f"{device.slug}.json"
 
 
 def shipped_path(device: Device) -> Path:

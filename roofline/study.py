@@ -61,10 +61,6 @@ PREDICTED_SKU = "nvidia-h100-sxm"
 """The device that a study adds a predicted page for."""
 
 
-def plan_for(device: Device) -> Plan:
-    return CPU_PLAN if device.kind == "cpu" else GPU_PLAN
-
-
 @dataclass(frozen=True)
 class Timing:
     """How long a study measures. seconds: for all passes together. rounds: at the least. ceilings: seconds before the
@@ -144,14 +140,14 @@ def study(
     timing: Timing | None = None,
     tell: Tell = print,
 ) -> Study:
-    """Study a device: its ceilings, ``entries`` of its registry, forward passes of ``plan_for(device)``.
+    """Study a device: its ceilings, ``entries`` of its registry, forward passes of its plan.
 
     earlier: ceilings that this device was seen to reach before, with the same software.
     The models are held in memory together. Dispatch decides which kernels run, so the registry that ``entries`` come
     from should be in use. Raises DeviceError where there is no memory for the probes.
     """
     times = timing or Timing()
-    plan = plan_for(device)
+    plan = CPU_PLAN if device.kind == "cpu" else GPU_PLAN
     sampler = Sampler(device, progress=lambda what, share: tell(f"ceilings: {what}"))
     sampler.sample(times.ceilings)
     measured = measured_passes(device, plan, sampler, times, tell)
@@ -175,14 +171,13 @@ def study(
 
 def default_path(device: Device) -> Path:
     """The user's study of a device."""
-    return store.default_path(device).parent.with_name("studies") / f"{device.slug}.json"
+    return store.default_path(device, "studies")
 
 
 def registered(device: Device) -> list[Entry]:
     """Entries of the user's registry for a device, or of the one that ships; the first source that there is."""
-    for path in sources(device):
-        return load_for(path, device).entries
-    return []
+    path = next(iter(sources(device)), None)
+    return load_for(path, device).entries if path else []
 
 
 def write(path: Path, found: Study) -> None:

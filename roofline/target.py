@@ -34,10 +34,6 @@ class Tuned:
     why: str
 
 
-def _untuned(case: BenchCase) -> Tuned | None:
-    return None
-
-
 @dataclass(frozen=True)
 class AnalysisTarget:
     """A device to analyse for.
@@ -54,7 +50,7 @@ class AnalysisTarget:
     asynchronous: bool
     measured: bool = False
     reach: Mapping[str, float] = field(default_factory=dict)
-    tuned: Callable[[BenchCase], Tuned | None] = _untuned
+    tuned: Callable[[BenchCase], Tuned | None] = lambda case: None
     assumptions: tuple[str, ...] = ()
 
     def check_dtype(self, dtype: str) -> None:

@@ -58,7 +58,7 @@ def speed(view: PageView, axis: str, fixed: int) -> str | None:
                 shown += [getattr(p, predicted) for p in line] + [getattr(run, taken) for run in runs]
                 traces += _predicted(line, axis, predicted, model, place, facet, facet == 1, _point_hover)
                 traces += [_measured(runs, axis, taken, place, facet)] if runs else []
-            title = f"{words.PHASE_NAMES[phase]}: {what}, {where}"
+            title = f"{words.capital(phase)}: {what}, {where}"
             _add_facet(layout, facet, title, view, axis, shown, ticks, rows=len(view.phases))
     return to_json(traces, layout)
 

@@ -17,8 +17,7 @@ from tuning.decide import decider, history
 from tuning.plan import planner
 from tuning.plan.budget import BUDGETS, UNQUIET
 from tuning.plan.planner import WEIGHTS, Options
-from tuning.plan.schedule import PRICES, share
-from tuning.plan.watch import Watch
+from tuning.plan.schedule import PRICES, Watch, share
 from tuning.predict import predictor
 from tuning.record import journal
 from tuning.record.journal_records import Candidate, CeilingRecord, Noise, Race, Result, Undecided

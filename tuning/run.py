@@ -35,8 +35,7 @@ from tuning.decide.listener import Listener
 from tuning.measure import noise
 from tuning.plan import planner
 from tuning.plan.planner import Job, Options
-from tuning.plan.schedule import STUDY_S, Schedule
-from tuning.plan.watch import Clock, Watch
+from tuning.plan.schedule import STUDY_S, Clock, Schedule, Watch
 from tuning.record import journal
 from tuning.record.journal_records import JOURNAL_VERSION, CeilingRecord, End, Record, Run, Undecided
 from tuning.record.paths import Paths

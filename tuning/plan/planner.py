@@ -153,8 +153,7 @@ def make(options: Options, device: Device) -> list[Job]:
 
 def ops_by_weight() -> list[str]:
     """Every op, the heaviest first."""
-    names = list(catalog.ops())
-    return [*(name for name in WEIGHTS if name in names), *(name for name in names if name not in WEIGHTS)]
+    return sorted(catalog.ops(), key=lambda name: [*WEIGHTS, name].index(name))
 
 
 def bench_cases(op: Op, device: Device) -> list[BenchCase]:
@@ -190,12 +189,8 @@ def _job(op: Op, case: Case, device: Device, slow: bool) -> Job:
             planned.append(Planned(variant, variant.config(), reason))
             continue
         planned += [Planned(variant, config) for config in accepted]
-    default = _default(planned, case, device)
+    able = [p for p in planned if p.reason is None and not p.variant.baseline and p.config == p.variant.config()]
+    default = max(able, key=lambda p: (p.variant.rank(case, device), p.variant.name), default=None)
     # default and baselines first: the others are cut off against their times
     planned.sort(key=lambda p: (p is not default, not p.variant.baseline, -p.variant.rank(case, device)))
     return Job(op, case, tuple(planned), default)
-
-
-def _default(planned: list[Planned], case: Case, device: Device) -> Planned | None:
-    able = [p for p in planned if p.reason is None and not p.variant.baseline and p.config == p.variant.config()]
-    return max(able, key=lambda p: (p.variant.rank(case, device), p.variant.name), default=None)

@@ -11,7 +11,8 @@ every case, with the times of the cases so far.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -19,11 +20,36 @@ from griffin_kernels.device import Device
 from tuning.plan.budget import Budget
 from tuning.plan.eta import Place, Prices
 from tuning.plan.planner import WEIGHTS, Job, Planned, compiles_itself
-from tuning.plan.watch import Watch
 from tuning.record.journal_records import Record
 
 PRIOR_S = 30.0
 """Seconds of planned work by which the planned pace counts beside the one seen."""
+
+
+Clock = Callable[[], float]
+"""A monotonic clock in seconds, for what the tuner itself does; kernels are timed by ``tuning.measure.timing``."""
+
+
+class Watch:
+    """Starts with the run. limit_s: seconds after which nothing new is begun; infinite for no limit."""
+
+    def __init__(self, clock: Clock = time.monotonic, limit_s: float = math.inf) -> None:
+        self.clock, self.limit_s = clock, limit_s
+        self.began = clock()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return self.clock() - self.began
+
+    @property
+    def left(self) -> float:
+        """Seconds until the limit, negative after it."""
+        return self.limit_s - self.elapsed
+
+    def over(self, reserve_s: float = 0.0) -> bool:
+        """Whether fewer than ``reserve_s`` seconds are left."""
+        return self.left <= reserve_s
 
 
 @dataclass(frozen=True)

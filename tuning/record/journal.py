@@ -7,7 +7,6 @@ again. Only one process may write a journal at a time.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -61,8 +60,9 @@ def read_bytes(path: Path) -> bytes:
 
 def parse(raw: bytes, path: Path) -> Parsed:
     """The journal in ``raw``, which was read from ``path``; JournalError names a line that is broken or too new."""
-    found = Parsed([], [], 0, False)
-    offset = 0
+    records: list[Record] = []
+    lines: list[str] = []
+    kept = offset = 0
     for number, line in enumerate(raw.splitlines(keepends=True), start=1):
         offset += len(line)
         if number == 1:
@@ -70,32 +70,27 @@ def parse(raw: bytes, path: Path) -> Parsed:
         if not line.strip():
             continue
         if not line.endswith(b"\n"):
-            return dataclasses.replace(found, torn=True)
+            return Parsed(records, lines, kept, torn=True)
         try:
             text = line.decode().strip()
-            _refuse_later(line, path)
-            record = _DECODER.decode(line)
+            header = msgspec.json.decode(line, type=_Header)
+            if header.kind == "run" and header.journal_version > JOURNAL_VERSION:
+                raise errors.JournalError(
+                    f"journal {path} has version {header.journal_version}, this package reads up to {JOURNAL_VERSION}; "
+                    "use the griffin-kernels that wrote it, or a later one"
+                )
+            records.append(_DECODER.decode(line))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             # a torn write can end in a newline when blocks reached the disk out of order; a record that is whole and
             # unknown is no torn write
             if offset == len(raw) and not isinstance(error, msgspec.ValidationError):
-                return dataclasses.replace(found, torn=True)
+                return Parsed(records, lines, kept, torn=True)
             raise errors.JournalError(
                 f"journal {path}, line {number} is broken: {error}; move it away to start anew"
             ) from None
-        found.records.append(record)
-        found.lines.append(text)
-        found = dataclasses.replace(found, kept=offset)
-    return found
-
-
-def _refuse_later(line: bytes, path: Path) -> None:
-    header = msgspec.json.decode(line, type=_Header)
-    if header.kind == "run" and header.journal_version > JOURNAL_VERSION:
-        raise errors.JournalError(
-            f"journal {path} has version {header.journal_version}, this package reads up to {JOURNAL_VERSION}; "
-            "use the griffin-kernels that wrote it, or a later one"
-        )
+        lines.append(text)
+        kept = offset
+    return Parsed(records, lines, kept, torn=False)
 
 
 def unfinished(records: list[Record]) -> bool:

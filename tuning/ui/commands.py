@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from griffin_kernels import errors
-from roofline.console import StatusLine, line, output, plain_errors, table
+from roofline.console import DeviceOption, StatusLine, line, output, plain_errors, table
 from roofline.units import seconds_text
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from tuning.static.recorded import StaticReport
     from tuning.workers.compile_farm import LaunchRequest
 
-DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:<index>: the device to judge for. The first GPU, else the CPU.")
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
 ConstantsOption = Annotated[
     Path | None, typer.Option(help="Constants of the model, as `griffin tune calibrate` writes them.")

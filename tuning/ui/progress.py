@@ -20,7 +20,7 @@ from roofline.console import line
 from roofline.units import clock_text, seconds_text
 from tuning.decide.listener import Listener
 from tuning.plan.eta import Estimate, Place
-from tuning.plan.watch import Clock
+from tuning.plan.schedule import Clock
 from tuning.record.journal_records import BAD, Candidate, Noise, Result, Undecided
 
 

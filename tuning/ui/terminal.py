@@ -27,8 +27,7 @@ from roofline.units import clock_text
 from tuning import run as runs
 from tuning.plan.eta import Estimate
 from tuning.plan.planner import Options
-from tuning.plan.schedule import Schedule
-from tuning.plan.watch import Clock
+from tuning.plan.schedule import Clock, Schedule
 from tuning.predict import predictor
 from tuning.predict.time_model import load_constants
 from tuning.record import journal

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from griffin_kernels.case import Case, telling
-from roofline.units import PREFIXES, TIME_UNITS
+from roofline.units import PREFIXES, TIME_UNITS, units_text
 
 MISSING = "\u2013"
 """Shown where nothing was recorded."""
@@ -156,8 +156,8 @@ def date(text: str) -> str:
 
 def device_kind(facts: Mapping[str, Any]) -> str:
     """Architecture and size of a device: ``x86-64-avx512, 2 cores``."""
-    unit = "cores" if facts.get("kind") == "cpu" else "units"
-    return ", ".join([str(facts["arch"])] * ("arch" in facts) + [f"{facts['units']} {unit}"] * ("units" in facts))
+    size = units_text(facts.get("units"), facts.get("kind"))
+    return ", ".join([str(facts["arch"])] * ("arch" in facts) + [size] * ("units" in facts))
 
 
 def case(record: Case) -> str:

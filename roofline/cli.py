@@ -20,7 +20,7 @@ from roofline.console import DeviceOption, StatusLine, line, output, plain_error
 from roofline.forward import BATCHES, SEQS, analyse, sweep
 from roofline.pass_records import PassRecord
 from roofline.target import AnalysisTarget, at_hand, of_sku
-from roofline.units import seconds_text, si
+from roofline.units import seconds_text, si, units_text
 from roofline.work import Phase, check
 
 if TYPE_CHECKING:
@@ -276,6 +276,6 @@ def _show(device: Device, rows: Sequence[dict[str, Any]], path: Path, repeat: in
         ]
         shown.add_row(*cells, *([f"{row['spread']:.1%}"] if repeat > 1 else []))
     console = output()
-    line(console, f"{device.name}, {device.arch}, {device.units} units")
+    line(console, f"{device.name}, {device.arch}, {units_text(device.units, device.kind)}")
     console.print(shown, highlight=False)
     line(console, f"ceilings  {path}")

@@ -29,3 +29,8 @@ def clock_text(seconds: float) -> str:
 def gib(size: float) -> str:
     """``3.21 GB``, decimal."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+
+
+def units_text(count: object, kind: object) -> str:
+    """``132 SMs``, ``304 CUs``, ``8 cores``: the units of a device, by its kind, in the words of its vendor."""
+    return f"{count} {'cores' if kind == 'cpu' else 'CUs' if kind == 'hip' else 'SMs'}"

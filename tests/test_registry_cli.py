@@ -319,7 +319,7 @@ def test_conflict_that_is_no_bench_case_is_named_for_what_it_is():
 def test_merge_refuses_what_does_not_belong_together(tmp_path):
     a, b = write(tmp_path / "a.json", entry()), write(tmp_path / "b.json", entry(), validity_facts={"units": 99})
     out = tmp_path / "out.json"
-    assert "99 units" in refused("merge", a, b, "--out", out)
+    assert "99 cores" in refused("merge", a, b, "--out", out)
     assert "at least two" in refused("merge", a, "--out", out)
     assert "is a folder" in refused("merge", a, a, "--out", tmp_path)
     out.write_text("something else")

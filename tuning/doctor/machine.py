@@ -14,6 +14,7 @@ import torch
 from griffin_kernels import device as devices
 from griffin_kernels import errors, nvml
 from griffin_kernels.validity import quoted
+from roofline.units import units_text
 from tuning.doctor import Finding
 from tuning.record.paths import prove_writable
 
@@ -40,8 +41,8 @@ def gpu() -> Iterator[Finding]:
             except (errors.DeviceError, RuntimeError) as error:
                 yield Finding("problem", "GPU", f"GPU {index} cannot be used: {quoted(error, 200)}", "see nvidia-smi")
                 continue
-            memory = f"{device.memory_bytes / 2**30:.0f} GiB"
-            yield Finding("ok", "GPU", f"{device.name} ({device.arch}, {device.units} units, {memory})")
+            size = f"{units_text(device.units, device.kind)}, {device.memory_bytes / 2**30:.0f} GiB"
+            yield Finding("ok", "GPU", f"{device.name} ({device.arch}, {size})")
             yield from gpu_users(index)
         return
     card = "NVIDIA" if os.path.exists("/proc/driver/nvidia/version") else "AMD" if os.path.exists("/dev/kfd") else ""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from griffin_kernels import catalog, errors, validity
 from griffin_kernels.records import SCHEMA_VERSION, DeviceRecord, Entry, RegistryFile
+from roofline.units import units_text
 from tuning.publish import diff
 
 
@@ -65,7 +66,7 @@ def merge(files: Sequence[tuple[Path, RegistryFile]]) -> tuple[RegistryFile, lis
 
 def _device(file: RegistryFile) -> str:
     facts = file.device.validity
-    return f"{validity.named(facts)}, {validity.quoted(facts.get('units', '?'))} units"
+    return f"{validity.named(facts)}, {units_text(validity.quoted(facts.get('units', '?')), facts.get('kind'))}"
 
 
 def _rank(entry: Entry) -> tuple[bool, float]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from griffin_kernels.records import Entry
+from roofline.console import table
 from roofline.units import seconds_text
 from tuning.measure.conditions import disturbed
 from tuning.record.journal_records import Candidate, Noise, Race, Record, Result, Status, Undecided
@@ -81,12 +82,12 @@ def summary_table(entries: Sequence[Entry], width: int = WIDE, open_cases: Seque
 
     open_cases: those for which nothing was published; they come last.
     """
-    table = Table(header_style="bold", pad_edge=False, box=box.SIMPLE_HEAD, show_edge=False)
     wide = width >= WIDE
-    for name in ("op", "case", "winner") if wide else ("op, case, winner",):
-        table.add_column(name, overflow="fold")
-    for name in ("time", "vs best baseline" if wide else "vs baseline", "tied with" if wide else "tied", "of roof"):
-        table.add_column(name, justify="right", no_wrap=wide or name in ("time", "vs baseline"))
+    if wide:
+        names, figures = ["op", "case", "winner"], ["time", "vs best baseline", "tied with", "of roof"]
+    else:
+        names, figures = ["op, case, winner"], ["time", "vs baseline", "tied", "of roof"]
+    drawn = table(names, figures, box=box.SIMPLE_HEAD, show_edge=False)
     before = ""
     for entry in entries:
         config = ",".join(f"{k}={v}" for k, v in entry.config.items())
@@ -96,7 +97,7 @@ def summary_table(entries: Sequence[Entry], width: int = WIDE, open_cases: Seque
             names = ["\n".join([f"{entry.op} {case}", f"  {entry.variant}", *([f"  {config}"] if config else [])])]
         took = entry.predicted_s if entry.status == "predicted" else entry.median_s
         roof = "" if entry.share_of_bound is None else f"{entry.share_of_bound:.0%}"
-        table.add_row(
+        drawn.add_row(
             *map(Text, names),
             "" if took is None else seconds_text(took),
             _speedup_cell(entry, wide),
@@ -108,8 +109,8 @@ def summary_table(entries: Sequence[Entry], width: int = WIDE, open_cases: Seque
         case = record.case.key
         why = "undecided" if record.noise_floor is None else f"undecided: noise floor {record.noise_floor:.0%}"
         names = [record.op, case, why] if wide else [f"{record.op} {case}\n  {why}"]
-        table.add_row(*map(Text, names), "", "not published", "", "")
-    return table
+        drawn.add_row(*map(Text, names), "", "not published", "", "")
+    return drawn
 
 
 def _speedup_cell(entry: Entry, wide: bool) -> str:
@@ -118,6 +119,5 @@ def _speedup_cell(entry: Entry, wide: bool) -> str:
     if entry.speedup is None or entry.speedup_interval is None:
         return "no baseline"
     low, high = entry.speedup_interval
-    return (
-        f"{entry.speedup:.2f}x ({low:.2f} to {high:.2f})" if wide else f"{entry.speedup:.2f}x\n{low:.2f} to {high:.2f}"
-    )
+    interval = f"{low:.2f} to {high:.2f}"
+    return f"{entry.speedup:.2f}x" + (f" ({interval})" if wide else f"\n{interval}")

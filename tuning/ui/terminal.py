@@ -23,7 +23,7 @@ from griffin_kernels.device import Device
 from griffin_kernels.texts import now
 from roofline import tables
 from roofline.console import StatusLine, line, table
-from roofline.units import clock_text
+from roofline.units import clock_text, units_text
 from tuning import run as runs
 from tuning.plan.eta import Estimate
 from tuning.plan.planner import Options
@@ -40,11 +40,9 @@ from tuning.ui.summary import Summary, summary_table
 
 def describe(device: Device) -> str:
     """One line on a device."""
-    unit = {"cpu": "cores", "hip": "CUs"}.get(device.kind, "SMs")
-    cache = (
-        f", last-level cache {device.last_level_cache_bytes / 2**20:.0f} MiB" if device.last_level_cache_bytes else ""
-    )
-    return f"{device.name} ({device.arch}, {device.units} {unit}{cache})"
+    size = device.last_level_cache_bytes
+    cache = f", last-level cache {size / 2**20:.0f} MiB" if size else ""
+    return f"{device.name} ({device.arch}, {units_text(device.units, device.kind)}{cache})"
 
 
 def show_plan(console: Console, options: Options, out: Path | None = None) -> None:

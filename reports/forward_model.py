@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
 
-from roofline.pass_records import GridPoint, PassRecord
+from roofline.pass_records import REGIMES, GridPoint, PassRecord
 from roofline.study_records import Page
-from roofline.times import REGIMES
 from roofline.work import PHASES, Phase
 
 Size = tuple[Phase, int, int]

@@ -8,9 +8,8 @@ from reports import forward_text as words
 from reports.charts import forward_lines, forward_passes, forward_regimes
 from reports.forward_model import PageView
 from reports.page import Figure, Tab, figure, render
-from roofline.pass_records import PassRecord
+from roofline.pass_records import REGIMES, PassRecord
 from roofline.study_records import Study
-from roofline.times import REGIMES
 from roofline.work import LENGTH_IS
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from reports import format as fmt
-from roofline.pass_records import Part, PassSummary
+from roofline.pass_records import REGIMES, Part, PassSummary
 from roofline.tables import SHORT
-from roofline.times import REGIMES
 from roofline.work import LENGTH_IS, Phase
 
 PHASE_MEANINGS: dict[Phase, str] = {

@@ -15,6 +15,16 @@ import msgspec
 from roofline.units import gib
 from roofline.work import PartKind, Phase, new_tokens
 
+REGIMES = {
+    "parameters": "reading the weights",
+    "cache": "reading and writing keys, values and states",
+    "activations": "moving activations through memory",
+    "compute": "matrix and vector arithmetic",
+    "special": "exp, tanh and their like",
+    "launch": "launching kernels",
+}
+"""What a pass can be bound by -> in words. The regime of a pass is where most of its predicted time goes."""
+
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A part of a pass, or ``count`` of them together: sums over its kernels.
@@ -116,7 +126,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 class PassSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One forward pass in brief. graphed_s: predicted seconds with nothing but kernels, what a captured CUDA graph
-    comes near to. regime: a key of ``times.REGIMES``, where most of the predicted time goes. fits: None if unknown."""
+    comes near to. regime: a key of REGIMES, where most of the predicted time goes. fits: None if unknown."""
 
     model: str
     phase: Phase

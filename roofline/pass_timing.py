@@ -35,8 +35,13 @@ def build(result: Forward, device: Device, embedding: torch.nn.Parameter | None 
 
     embedding: another model's table [vocab, width], to share where it is alike: most of a small model is its table.
     """
-    refuse_misfit(result.record)
-    dtype = getattr(torch, result.record.dtype)
+    record = result.record
+    if record.fits is False:
+        raise errors.DeviceError(
+            f"{record.model} at batch {record.batch} and {record.seq} tokens in {record.dtype} "
+            f"{record.memory.sentence()}; the largest batch that does is {record.largest_batch}"
+        )
+    dtype = getattr(torch, record.dtype)
     model = Griffin(result.config, device="meta", dtype=dtype)
     table = model.embedding.weight
     if embedding is not None and (embedding.shape, embedding.dtype) == (table.shape, table.dtype):
@@ -46,15 +51,6 @@ def build(result: Forward, device: Device, embedding: torch.nn.Parameter | None 
             part.to_empty(device=device.torch_device)
     model.reset_parameters()
     return model.eval().requires_grad_(False)
-
-
-def refuse_misfit(record: PassRecord) -> None:
-    """Raise DeviceError, with what is needed and what there is, for a pass that does not fit."""
-    if record.fits is False:
-        raise errors.DeviceError(
-            f"{record.model} at batch {record.batch} and {record.seq} tokens in {record.dtype} "
-            f"{record.memory.sentence()}; the largest batch that does is {record.largest_batch}"
-        )
 
 
 def measure(model: Griffin, record: PassRecord, device: Device, seconds: float = 4.0) -> Measured:

@@ -13,10 +13,9 @@ from rich.table import Table
 from griffin_kernels.datasheet import Datasheet
 from griffin_kernels.models.config import GriffinConfig
 from roofline.console import table
-from roofline.pass_records import GridPoint, Part, PassRecord
+from roofline.pass_records import REGIMES, GridPoint, Part, PassRecord
 from roofline.study_records import Study
 from roofline.target import AnalysisTarget
-from roofline.times import REGIMES
 from roofline.units import gib, seconds_text, si
 from roofline.work import LENGTH_IS
 

@@ -9,24 +9,7 @@ from typing import Any
 
 from reports import format as fmt
 from reports import forward_text as words
-from reports.charts.common import (
-    LEGEND_ON_TOP,
-    STEPS,
-    add_facet,
-    bare,
-    facet_axes,
-    framed,
-    log_places,
-    log_scale,
-    mark,
-    note,
-    scatter,
-    short,
-    text,
-    titled,
-    to_json,
-    whiskers,
-)
+from reports.charts import plot
 from reports.forward_model import PageView
 from roofline.pass_records import GridPoint, PassRecord
 
@@ -60,7 +43,7 @@ def speed(view: PageView, axis: str, fixed: int) -> str | None:
                 traces += [_measured(runs, axis, taken, place, facet)] if runs else []
             title = f"{words.capital(phase)}: {what}, {where}"
             _add_facet(layout, facet, title, view, axis, shown, ticks, rows=len(view.phases))
-    return to_json(traces, layout)
+    return plot.to_json(traces, layout)
 
 
 def memory(view: PageView, batch: int) -> str | None:
@@ -80,21 +63,21 @@ def memory(view: PageView, batch: int) -> str | None:
         weights |= {p.weight_bytes for p in line}
         traces += _predicted(line, "seq", "cache_bytes", model, place, 1, True, _memory_hover, "cache")
         traces.append(
-            scatter(
+            plot.scatter(
                 series(place), [p.seq for p in line], [p.weight_bytes for p in line],
-                [text(model, f"weights {fmt.size(p.weight_bytes)}") for p in line], "lines",
-                name="weights", line={"dash": "dash", "width": 1.5}, showlegend=False, **facet_axes(1),
+                [plot.text(model, f"weights {fmt.size(p.weight_bytes)}") for p in line], "lines",
+                name="weights", line={"dash": "dash", "width": 1.5}, showlegend=False, **plot.facet_axes(1),
             )
         )  # fmt: skip
         fitting = {seq: found for seq in view.seqs if (found := view.largest_batch(model, seq))}
         if columns == 2 and fitting:
             batches += map(float, fitting.values())
             traces.append(
-                scatter(
+                plot.scatter(
                     series(place), fitting, fitting.values(),
-                    [text(model, f"{words.work(phase, s)}: batch {fmt.count(n)}") for s, n in fitting.items()],
-                    "lines+markers", name=html.escape(model), showlegend=False, **facet_axes(2),
-                    marker=mark(f"{SYMBOLS[place % 4]}-open", 8, 1.5), line={"width": 2},
+                    [plot.text(model, f"{words.work(phase, s)}: batch {fmt.count(n)}") for s, n in fitting.items()],
+                    "lines+markers", name=html.escape(model), showlegend=False, **plot.facet_axes(2),
+                    marker=plot.mark(f"{SYMBOLS[place % 4]}-open", 8, 1.5), line={"width": 2},
                 )
             )  # fmt: skip
     sizes.append(3 * max(sizes))  # room for a label above the highest line
@@ -109,12 +92,12 @@ def memory(view: PageView, batch: int) -> str | None:
         layout["annotations"].append(_level_note("roof", label, view.device_bytes, **right))
     label = f"weights {' to '.join(map(fmt.size, sorted({min(weights), max(weights)})))}"
     layout["annotations"].append(_level_note("label", label, max(weights), **left))
-    return to_json(traces, layout)
+    return plot.to_json(traces, layout)
 
 
 def _level_note(name: str, label: str, size: int, **where: Any) -> dict[str, Any]:
     """A note above a size in the facet on the left."""
-    return note(name, label, xref="x domain", yref="y", y=math.log10(size), yanchor="bottom", **where)
+    return plot.note(name, label, xref="x domain", yref="y", y=math.log10(size), yanchor="bottom", **where)
 
 
 def series(place: int) -> str:
@@ -135,7 +118,7 @@ def _predicted(
 ) -> list[Any]:
     """A line with open marks; beyond what fits in memory it goes on dotted and without marks."""
     cut = next((index for index, point in enumerate(line) if point.fits is False), len(line))
-    marker = mark(f"{SYMBOLS[place % 4]}-open", 7, 1.5)
+    marker = plot.mark(f"{SYMBOLS[place % 4]}-open", 7, 1.5)
     pieces: list[tuple[Sequence[GridPoint], str, dict[str, Any]]] = []
     if line:
         solid = {"mode": "lines+markers", "marker": marker, "line": {"width": 2}, "showlegend": legend}
@@ -144,10 +127,10 @@ def _predicted(
         dotted = {"mode": "lines", "line": {"width": 2, "dash": "dot"}, "showlegend": False}
         pieces.append((line[max(0, cut - 1) :], f"{model}, does not fit", dotted))
     return [
-        scatter(
-            series(place), [getattr(p, axis) for p in piece], [short(getattr(p, value)) for p in piece],
+        plot.scatter(
+            series(place), [getattr(p, axis) for p in piece], [plot.short(getattr(p, value)) for p in piece],
             [hover(p) for p in piece], name=html.escape(title), legendgroup=f"model{place}", **style,
-            **facet_axes(facet),
+            **plot.facet_axes(facet),
         )
         for piece, title, style in pieces
     ]  # fmt: skip
@@ -159,16 +142,17 @@ def _measured(runs: Sequence[PassRecord], axis: str, taken: str, place: int, fac
     ends = [run.measured.interval_s for run in runs if run.measured]
     if taken == "rate":
         ends = [(run.tokens / high, run.tokens / low) for run, (low, high) in zip(runs, ends, strict=True)]
-    error = whiskers(middles, ends, width=4)
-    return scatter(
-        series(place), [getattr(run, axis) for run in runs], map(short, middles), list(map(_measured_hover, runs)),
-        name="measured", legendgroup=f"model{place}", showlegend=False, marker=mark(SYMBOLS[place % 4], 11),
-        error_y=error | {side: list(map(short, error[side])) for side in ("array", "arrayminus")}, **facet_axes(facet),
+    error = plot.whiskers(middles, ends, width=4)
+    error |= {side: list(map(plot.short, error[side])) for side in ("array", "arrayminus")}
+    return plot.scatter(
+        series(place), [getattr(run, axis) for run in runs], map(plot.short, middles), list(map(_measured_hover, runs)),
+        name="measured", legendgroup=f"model{place}", showlegend=False, marker=plot.mark(SYMBOLS[place % 4], 11),
+        error_y=error, **plot.facet_axes(facet),
     )  # fmt: skip
 
 
 def _point_hover(point: GridPoint) -> str:
-    return text(
+    return plot.text(
         words.label(point),
         f"predicted {fmt.time(point.predicted_s)}, {fmt.decimal(point.tokens_per_s, 'tokens/s')}",
         f"bound by {words.regime(point.regime)}",
@@ -177,7 +161,7 @@ def _point_hover(point: GridPoint) -> str:
 
 
 def _memory_hover(point: GridPoint) -> str:
-    return text(
+    return plot.text(
         words.label(point),
         f"cache {fmt.size(point.cache_bytes)}, weights {fmt.size(point.weight_bytes)}",
         f"needs {fmt.size(point.needed_bytes)} in all" + (": does not fit" if point.fits is False else ""),
@@ -187,7 +171,7 @@ def _memory_hover(point: GridPoint) -> str:
 def _measured_hover(record: PassRecord) -> str:
     assert record.measured is not None
     low, high = record.measured.interval_s
-    return text(
+    return plot.text(
         words.label(record),
         f"measured {fmt.time(record.seconds)}, 95% {fmt.time(low)} to {fmt.time(high)}",
         fmt.decimal(record.rate, "tokens/s"),
@@ -196,7 +180,7 @@ def _measured_hover(record: PassRecord) -> str:
 
 
 def _layout(rows: int, pixels: int = FACET_PIXELS) -> dict[str, Any]:
-    return framed(64 + pixels * rows, 64, 50) | {"showlegend": True, "legend": LEGEND_ON_TOP}
+    return plot.framed(64 + pixels * rows, 64, 50) | {"showlegend": True, "legend": plot.LEGEND_ON_TOP}
 
 
 def _add_facet(
@@ -219,19 +203,22 @@ def _add_facet(
     xs = view.values[axis]
     low, high = min(values, default=1.0) / 1.3, max(values, default=10.0) * 1.3
     texts = [words.short_count(x) if axis == "seq" else str(x) for x in xs]
-    x = log_scale(min(xs) / 1.25, max(xs) * 1.25, xs, texts) | {"domain": wide} | titled(AXIS_TITLES[axis], 6)
-    y = log_scale(low, high, *ticks(low, high)) | {"domain": [max(0.0, top - tall), min(1.0, top)], "automargin": True}
-    add_facet(layout, facet, title, 4, x, y)
+    x = plot.log_scale(min(xs) / 1.25, max(xs) * 1.25, xs, texts) | {"domain": wide} | plot.titled(AXIS_TITLES[axis], 6)
+    y = plot.log_scale(low, high, *ticks(low, high)) | {
+        "domain": [max(0.0, top - tall), min(1.0, top)],
+        "automargin": True,
+    }
+    plot.add_facet(layout, facet, title, 4, x, y)
 
 
 def time_ticks(low: float, high: float) -> Ticks:
-    values = log_places(low, high, 7, STEPS)
-    return values, [bare(fmt.time(value)) for value in values]
+    values = plot.log_places(low, high, 7, plot.STEPS)
+    return values, [plot.bare(fmt.time(value)) for value in values]
 
 
 def rate_ticks(low: float, high: float) -> Ticks:
-    values = log_places(low, high, 7, STEPS)
-    return values, [bare(fmt.decimal(value, "")).strip() for value in values]
+    values = plot.log_places(low, high, 7, plot.STEPS)
+    return values, [plot.bare(fmt.decimal(value, "")).strip() for value in values]
 
 
 def _powers(low: float, high: float, base: float) -> list[float]:
@@ -243,7 +230,7 @@ def _powers(low: float, high: float, base: float) -> list[float]:
 def size_ticks(low: float, high: float) -> Ticks:
     """Bytes at powers of 4, 1 KiB among them."""
     values = _powers(low, high, 4)
-    return values, [bare(fmt.size(round(value))) for value in values]
+    return values, [plot.bare(fmt.size(round(value))) for value in values]
 
 
 def number_ticks(low: float, high: float) -> Ticks:

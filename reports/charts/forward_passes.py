@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from reports import format as fmt
 from reports import forward_text as words
-from reports.charts.common import LEGEND_ABOVE, framed, hover, lanes, scatter, short, text, titled, to_json
+from reports.charts import plot
 from roofline.pass_records import Part, PassRecord
 
 ROW_PIXELS = 30
@@ -45,7 +45,7 @@ def kinds(found: PassRecord) -> str | None:
     traces = [*_bars(rows, names, starts, scale), _labels(rows, starts, scale, end)]
     layout = _layout(ticks, ROW_PIXELS, f"time ({unit})")
     layout["xaxis"]["range"] = [0, end * 1.3]
-    return to_json(traces, layout)
+    return plot.to_json(traces, layout)
 
 
 def layers(found: PassRecord) -> str | None:
@@ -57,7 +57,7 @@ def layers(found: PassRecord) -> str | None:
     names = [words.part(part) for part in parts]
     layout = _layout(names, LAYER_PIXELS, f"time ({unit})")
     layout["yaxis"]["tickfont"] = {"size": 11}
-    return to_json(_bars(parts, names, [0.0] * len(parts), scale), layout)
+    return plot.to_json(_bars(parts, names, [0.0] * len(parts), scale), layout)
 
 
 def _length(part: Part) -> float:
@@ -76,13 +76,13 @@ def _bars(parts: Sequence[Part], names: Sequence[str], starts: Sequence[float], 
         pieces["above"].append((start + floor, solid - floor))
         pieces["unexplained"].append((start + solid, max(0.0, measured - predicted)))
         pieces["overestimate"].append((start + solid, max(0.0, predicted - measured)))
-    told = hover([_hover(name, part) for name, part in zip(names, parts, strict=True)])
+    told = plot.hover([_hover(name, part) for name, part in zip(names, parts, strict=True)])
     return [
         go.Bar(
             orientation="h",
             y=list(range(len(parts))),
-            x=[short(length / scale) for _, length in found],
-            base=[short(start / scale) for start, _ in found],
+            x=[plot.short(length / scale) for _, length in found],
+            base=[plot.short(start / scale) for start, _ in found],
             width=0.72,
             name=PIECES[role][0],
             meta=role,
@@ -103,10 +103,10 @@ def _labels(parts: Sequence[Part], starts: Sequence[float], scale: float, end: f
         if part.unexplained_s is not None:
             label += f" ({words.signed_time(part.unexplained_s)})"
         left = stop / scale > 0.7 * end and start / scale > 0.4 * end
-        xs.append(short((start if left else stop) / scale))
+        xs.append(plot.short((start if left else stop) / scale))
         places.append("middle left" if left else "middle right")
         shown.append(f"\u2002{html.escape(label)}\u2002")
-    return scatter(
+    return plot.scatter(
         "label",
         xs,
         range(len(parts)),
@@ -120,7 +120,7 @@ def _labels(parts: Sequence[Part], starts: Sequence[float], scale: float, end: f
 
 
 def _hover(name: str, part: Part) -> str:
-    return text(
+    return plot.text(
         name if part.count == 1 else f"{name}, {part.count} together",
         f"floor {fmt.time(part.floor_s)} ({fmt.bound(part.bound)})",
         f"predicted {fmt.time(part.predicted_s)}",
@@ -131,11 +131,11 @@ def _hover(name: str, part: Part) -> str:
 
 
 def _layout(names: Sequence[str], pixels: int, title: str) -> dict[str, Any]:
-    rows = lanes([html.escape(name) for name in names], 0.6, automargin=True, showgrid=False)
-    return framed(96 + pixels * len(names), 44, 48) | {
+    rows = plot.lanes([html.escape(name) for name in names], 0.6, automargin=True, showgrid=False)
+    return plot.framed(96 + pixels * len(names), 44, 48) | {
         "barmode": "overlay",
         "showlegend": True,
-        "legend": LEGEND_ABOVE,
-        "xaxis": {"rangemode": "tozero"} | titled(title),
+        "legend": plot.LEGEND_ABOVE,
+        "xaxis": {"rangemode": "tozero"} | plot.titled(title),
         "yaxis": rows | {"range": rows["range"][::-1]},
     }

@@ -10,20 +10,9 @@ import plotly.graph_objects as go
 
 from reports import format as fmt
 from reports import forward_text as words
-from reports.charts.common import (
-    LEGEND_ON_TOP,
-    add_facet,
-    facet_axes,
-    framed,
-    hover,
-    lanes,
-    text,
-    titled,
-    to_json,
-)
+from reports.charts import plot
 from reports.forward_model import PageView
-from roofline.pass_records import GridPoint
-from roofline.times import REGIMES
+from roofline.pass_records import REGIMES, GridPoint
 from roofline.work import Phase
 
 CELL_PIXELS = 26
@@ -44,19 +33,21 @@ def regimes(view: PageView, phase: Phase) -> str | None:
             if found:
                 traces.append(_cells(name, found, view, facet, legend))
                 legend = False
-    layout = framed(120 + CELL_PIXELS * len(view.batches), 68, 50)
-    layout |= {"barmode": "overlay", "bargap": 0, "showlegend": True, "legend": LEGEND_ON_TOP}
+    layout = plot.framed(120 + CELL_PIXELS * len(view.batches), 68, 50)
+    layout |= {"barmode": "overlay", "bargap": 0, "showlegend": True, "legend": plot.LEGEND_ON_TOP}
     gap, step = 0.02, 1 if len(view.seqs) * len(models) <= 15 else 2
     wide = (1 - gap * (len(models) - 1)) / len(models)
-    x = lanes([words.short_count(seq) for seq in view.seqs], 0.5) | titled("length (tokens; 1K = 1024)", 6)
+    x = plot.lanes([words.short_count(seq) for seq in view.seqs], 0.5) | plot.titled("length (tokens; 1K = 1024)", 6)
     x |= {name: x[name][::step] for name in ("tickvals", "ticktext")}
-    y = lanes([str(batch) for batch in view.batches], 0.5, domain=[0, 1], tickfont={"size": 11}, automargin=True)
+    y = plot.lanes([str(batch) for batch in view.batches], 0.5, domain=[0, 1], tickfont={"size": 11}, automargin=True)
     still = {"showgrid": False, "fixedrange": True}
     for facet, model in enumerate(models, 1):
         left = (facet - 1) * (wide + gap)
-        named = {"showticklabels": facet == 1} | (titled("batch", 6) if facet == 1 else {})
-        add_facet(layout, facet, model, 3, x | still | {"domain": [left, min(1.0, left + wide)]}, y | still | named)
-    return to_json(traces, layout)
+        named = {"showticklabels": facet == 1} | (plot.titled("batch", 6) if facet == 1 else {})
+        plot.add_facet(
+            layout, facet, model, 3, x | still | {"domain": [left, min(1.0, left + wide)]}, y | still | named
+        )
+    return plot.to_json(traces, layout)
 
 
 def _cells(name: str, points: Sequence[GridPoint], view: PageView, facet: int, legend: bool) -> Any:
@@ -77,14 +68,14 @@ def _cells(name: str, points: Sequence[GridPoint], view: PageView, facet: int, l
         showlegend=legend,
         meta=f"regime-{name}" if name in REGIMES else "other",
         marker={"pattern": hatch | {"fillmode": "overlay"}, "line": {"width": 1}},
-        **hover([_hover(p) for p in points]),
-        **facet_axes(facet),
+        **plot.hover([_hover(p) for p in points]),
+        **plot.facet_axes(facet),
     )
 
 
 def _hover(point: GridPoint) -> str:
     launches = 1 - point.graphed_s / point.predicted_s
-    return text(
+    return plot.text(
         words.label(point),
         f"{fmt.time(point.predicted_s)}, {fmt.decimal(point.tokens_per_s, 'tokens/s')}",
         f"bound by {words.regime(point.regime)}",

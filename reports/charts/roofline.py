@@ -11,23 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from reports import format as fmt
-from reports.charts.common import (
-    DASHES,
-    LEGEND_ABOVE,
-    framed,
-    hover,
-    lanes,
-    log_axis,
-    log_scale,
-    mark,
-    note,
-    scatter,
-    text,
-    titled,
-    to_json,
-    two_lines,
-    whiskers,
-)
+from reports.charts import plot
 from reports.roofline_model import KernelView, Roof, RooflineView, ceiling_rate, roof_name
 from roofline.ceilings import Ceiling
 
@@ -82,14 +66,14 @@ def roofline(view: RooflineView) -> str | None:
     traces = [_line(roof, slanted, flat, xs, place) for place, roof in enumerate(view.roofs)]
     if shown:
         traces += [_gaps(shown), *_limits(shown, view), *_kernels(shown, view)]
-    layout: dict[str, Any] = framed(HEIGHT, TOP, BOTTOM, right=215) | {
-        "legend": LEGEND_ABOVE | {"itemsizing": "constant"},
-        "xaxis": log_axis(*xs, "operations per byte moved, log scale", fmt.significant, 9),
-        "yaxis": log_axis(*ys, "operations per second, log scale", lambda v: fmt.rate(v, "ops_per_s"), 8)
+    layout: dict[str, Any] = plot.framed(HEIGHT, TOP, BOTTOM, right=215) | {
+        "legend": plot.LEGEND_ABOVE | {"itemsizing": "constant"},
+        "xaxis": plot.log_axis(*xs, "operations per byte moved, log scale", fmt.significant, 9),
+        "yaxis": plot.log_axis(*ys, "operations per second, log scale", lambda v: fmt.rate(v, "ops_per_s"), 8)
         | {"automargin": True},
         "annotations": _labels(view.roofs, xs, ys),
     }
-    return to_json(traces, layout)
+    return plot.to_json(traces, layout)
 
 
 def _line(roof: Roof, slanted: Sequence[float], flat: Sequence[float], xs: tuple[float, float], place: int) -> Any:
@@ -100,10 +84,10 @@ def _line(roof: Roof, slanted: Sequence[float], flat: Sequence[float], xs: tuple
     else:
         left = max([left, *([roof.value / max(slanted)] if slanted else [])])
     steps = [left * (max(right, left * 1.01) / left) ** (i / STEPS) for i in range(STEPS + 1)]
-    told = text(f"{roof.label}: {roof.rate}", ceiling_interval(roof.ceiling), roof.ceiling.source)
-    return scatter(
+    told = plot.text(f"{roof.label}: {roof.rate}", ceiling_interval(roof.ceiling), roof.ceiling.source)
+    return plot.scatter(
         roof.role, steps, [roof.value * x if roof.slanted else roof.value for x in steps], [told] * len(steps), "lines",
-        name=f"roof {html.escape(roof.key)}", showlegend=False, line={"width": 2, "dash": DASHES[place % len(DASHES)]},
+        name=f"roof {html.escape(roof.key)}", showlegend=False, line={"width": 2, "dash": plot.dash(place)},
     )  # fmt: skip
 
 
@@ -111,7 +95,7 @@ def _gaps(kernels: Sequence[KernelView]) -> Any:
     """A thin line from each kernel to its own limit."""
     xs = [x for kernel in kernels for x in (kernel.intensity, kernel.intensity, None)]
     ys = [y for kernel in kernels for y in (kernel.reached, kernel.limit, None)]
-    return scatter("soft", xs, ys, None, "lines", showlegend=False, line={"width": 1})
+    return plot.scatter("soft", xs, ys, None, "lines", showlegend=False, line={"width": 1})
 
 
 def _by(kernels: Sequence[KernelView], name: str) -> dict[str, list[KernelView]]:
@@ -125,12 +109,12 @@ def _by(kernels: Sequence[KernelView], name: str) -> dict[str, list[KernelView]]
 def _limits(kernels: Sequence[KernelView], view: RooflineView) -> list[Any]:
     """A short bar where each kernel would be at its floor, in the colour of the roof that binds it."""
     return [
-        scatter(
+        plot.scatter(
             bound,
             [kernel.intensity for kernel in found],
             [kernel.limit for kernel in found],
             [
-                text(
+                plot.text(
                     f"limit of {kernel.rank} {kernel.label}: {fmt.rate(kernel.limit, 'ops_per_s')}",
                     f"if it took its floor of {fmt.time(kernel.floor_s)} under {roof_name(bound)}",
                 )
@@ -138,7 +122,7 @@ def _limits(kernels: Sequence[KernelView], view: RooflineView) -> list[Any]:
             ],
             showlegend=False,
             customdata=[[None, f"roof {html.escape(view.roof_of(kernel))}"] for kernel in found],
-            marker=mark("line-ew", 15, 3),
+            marker=plot.mark("line-ew", 15, 3),
         )
         for bound, found in _by(kernels, "bound").items()
     ]
@@ -148,7 +132,7 @@ def _kernels(kernels: Sequence[KernelView], view: RooflineView) -> list[Any]:
     """One series an op, each with its own shape; numbered as in the tables."""
     in_order = sorted(kernels, key=lambda kernel: (kernel.record.op, kernel.rank))
     return [
-        scatter(
+        plot.scatter(
             "measured",
             [kernel.intensity for kernel in found],
             [kernel.reached for kernel in found],
@@ -158,7 +142,7 @@ def _kernels(kernels: Sequence[KernelView], view: RooflineView) -> list[Any]:
             text=[str(kernel.rank) for kernel in found],
             textposition=["middle right" if kernel.rank % 2 else "middle left" for kernel in found],
             customdata=[[kernel.goal, f"roof {html.escape(view.roof_of(kernel))}"] for kernel in found],
-            marker=mark(OP_SYMBOLS[place % len(OP_SYMBOLS)], 11),
+            marker=plot.mark(OP_SYMBOLS[place % len(OP_SYMBOLS)], 11),
         )
         for place, (op, found) in enumerate(_by(in_order, "op").items())
     ]
@@ -167,7 +151,7 @@ def _kernels(kernels: Sequence[KernelView], view: RooflineView) -> list[Any]:
 def kernel_text(kernel: KernelView) -> str:
     """What pointing at a kernel tells."""
     record = kernel.record
-    return text(
+    return plot.text(
         f"{kernel.rank} {kernel.label}",
         record.variant,
         f"{fmt.time(record.measured_s)}, {fmt.share(record.share)} of the floor of {fmt.time(kernel.floor_s)}",
@@ -200,7 +184,7 @@ def _labels(roofs: Sequence[Roof], xs: tuple[float, float], ys: tuple[float, flo
 
 
 def _label(roof: Roof, **where: Any) -> dict[str, Any]:
-    return note(roof.role, html.escape(f"{roof.label} {roof.rate}"), **where)
+    return plot.note(roof.role, html.escape(f"{roof.label} {roof.rate}"), **where)
 
 
 def times(view: RooflineView) -> str | None:
@@ -215,22 +199,22 @@ def times(view: RooflineView) -> str | None:
     # room for the percentage of the slowest
     high = max(ends) * (max(ends) / low) ** 0.14
     heights = range(len(shown), 0, -1)
-    names = [two_lines(f"{k.rank} {k.record.op}", str(k.name).replace(" · ", " "), CASE_CHARACTERS) for k in shown]
-    layout = framed(118 + LANE_PIXELS * len(shown), 44, 56) | {
-        "legend": LEGEND_ABOVE,
-        "xaxis": log_axis(low, high, "time of one call, log scale", fmt.time, 8) | {"domain": [0, 0.68]},
+    names = [plot.two_lines(f"{k.rank} {k.record.op}", str(k.name).replace(" · ", " "), CASE_CHARACTERS) for k in shown]
+    layout = plot.framed(118 + LANE_PIXELS * len(shown), 44, 56) | {
+        "legend": plot.LEGEND_ABOVE,
+        "xaxis": plot.log_axis(low, high, "time of one call, log scale", fmt.time, 8) | {"domain": [0, 0.68]},
         "xaxis2": _lost_axis(shown),
-        "yaxis": lanes(names, 0, automargin=True) | {"tickvals": list(heights), "range": [0.4, len(shown) + 0.6]},
+        "yaxis": plot.lanes(names, 0, automargin=True) | {"tickvals": list(heights), "range": [0.4, len(shown) + 0.6]},
     }
     floors = [_floor(roof, found) for roof in view.floors if (found := _above(low, roof, shown, heights))]
-    return to_json([_reach(shown, heights), *floors, *_measured(shown, heights), _lost(shown, heights)], layout)
+    return plot.to_json([_reach(shown, heights), *floors, *_measured(shown, heights), _lost(shown, heights)], layout)
 
 
 def _reach(shown: Sequence[KernelView], heights: Sequence[int]) -> Any:
     """A thick line from the floor to the measured time."""
     xs = [x for k in shown for x in (min(k.floor_s, k.record.measured_s), k.record.measured_s, None)]
     ys = [y for height in heights for y in (height, height, None)]
-    return scatter("lost", xs, ys, None, "lines", name="lost", line={"width": 9})
+    return plot.scatter("lost", xs, ys, None, "lines", name="lost", line={"width": 9})
 
 
 def _above(
@@ -246,11 +230,13 @@ def _floor(roof: str, found: Sequence[tuple[KernelView, int, float]]) -> Any:
     symbol = FLOOR_SYMBOLS.get(roof, "circle")
     binds = [kernel.record.bound == roof for kernel, *_ in found]
     told = [
-        text(f"{k.rank} {k.label}", f"{fmt.time(floor)} under {roof_name(roof)}" + (": this one binds" if best else ""))
+        plot.text(
+            f"{k.rank} {k.label}", f"{fmt.time(floor)} under {roof_name(roof)}" + (": this one binds" if best else "")
+        )
         for (k, _, floor), best in zip(found, binds, strict=True)
     ]
-    marker = mark([symbol if best else f"{symbol}-open" for best in binds], [13 if best else 8 for best in binds])
-    return scatter(
+    marker = plot.mark([symbol if best else f"{symbol}-open" for best in binds], [13 if best else 8 for best in binds])
+    return plot.scatter(
         roof, [floor for *_, floor in found], [height for _, height, _ in found], told,
         name=f"floor: {html.escape(roof_name(roof))}", marker=marker | {"opacity": 1},
     )  # fmt: skip
@@ -260,12 +246,12 @@ def _measured(shown: Sequence[KernelView], heights: Sequence[int]) -> list[Any]:
     """The measured time with its interval; right of it and of the floor, floor over measured time."""
     times = [k.record.measured_s for k in shown]
     return [
-        scatter(
+        plot.scatter(
             "measured", times, heights, [kernel_text(k) for k in shown], name="measured",
             customdata=[[k.goal, None] for k in shown], marker={"symbol": "line-ns", "size": 15, "line": {"width": 3}},
-            error_x=whiskers(times, [k.record.interval_s for k in shown]),
+            error_x=plot.whiskers(times, [k.record.interval_s for k in shown]),
         ),
-        scatter(
+        plot.scatter(
             "measured", [max(k.record.measured_s, k.floor_s) for k in shown], heights, None, "text",
             text=[f"\u2002{fmt.share(k.record.share)}" for k in shown], textposition="middle right", showlegend=False,
         ),
@@ -286,7 +272,7 @@ def _lost(shown: Sequence[KernelView], heights: Sequence[int]) -> Any:
         textposition="outside",
         cliponaxis=False,
         marker={"line": {"width": 0}},
-        **hover([text(f"{k.rank} {k.label}", f"loses {fmt.time(k.record.lost_s)} a call") for k in shown]),
+        **plot.hover([plot.text(f"{k.rank} {k.label}", f"loses {fmt.time(k.record.lost_s)} a call") for k in shown]),
     )
 
 
@@ -297,7 +283,7 @@ def _lost_axis(shown: Sequence[KernelView]) -> dict[str, Any]:
     step = next(s * step for s in (0.2, 0.5, 1, 2, 5) if most / scale / (s * step) <= 2.4)
     ticks = [i * step for i in range(int(most / scale / step) + 1)]
     named = {"tickvals": [tick * scale for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks]}
-    return {"domain": [0.74, 1], "range": [0, most * 1.7]} | named | titled(f"time lost a call ({unit})")
+    return {"domain": [0.74, 1], "range": [0, most * 1.7]} | named | plot.titled(f"time lost a call ({unit})")
 
 
 def matmul_rows(view: RooflineView) -> str | None:
@@ -311,25 +297,26 @@ def matmul_rows(view: RooflineView) -> str | None:
         values = [c.value for c in found]
         told = [f"{fmt.plural(n, 'row')}, {dtype}: {ceiling_rate(c, c.value)}" for n, c in curve]
         traces.append(
-            scatter(
+            plot.scatter(
                 f"series{place % 8}", rows, values,
-                [text(head, ceiling_interval(c)) for head, c in zip(told, found, strict=True)], "lines+markers",
-                name=html.escape(dtype), line={"dash": DASHES[place % len(DASHES)], "width": 2},
-                marker=mark(LINE_SYMBOLS[place % len(LINE_SYMBOLS)], 7),
-                error_y=whiskers(values, [(c.low, c.high) for c in found], width=4),
+                [plot.text(head, ceiling_interval(c)) for head, c in zip(told, found, strict=True)], "lines+markers",
+                name=html.escape(dtype), line={"dash": plot.dash(place), "width": 2},
+                marker=plot.mark(LINE_SYMBOLS[place % len(LINE_SYMBOLS)], 7),
+                error_y=plot.whiskers(values, [(c.low, c.high) for c in found], width=4),
             )
         )  # fmt: skip
     ends = [end for curve in curves.values() for _, c in curve for end in (c.low, c.high)]
     ticks = sorted({rows for curve in curves.values() for rows, _ in curve})
-    title = titled("rows (tokens that share one pass over the weights), log scale")
-    layout = framed(300, 30, 56) | {
+    title = plot.titled("rows (tokens that share one pass over the weights), log scale")
+    layout = plot.framed(300, 30, 56) | {
         "showlegend": len(traces) > 1,
-        "legend": LEGEND_ABOVE,
-        "xaxis": log_scale(ticks[0] / 1.25, ticks[-1] * 1.25, ticks, [fmt.count(value) for value in ticks]) | title,
-        "yaxis": log_axis(min(ends) / 1.3, max(ends) * 1.3, "", lambda v: fmt.rate(v, "flops_per_s"), 5)
+        "legend": plot.LEGEND_ABOVE,
+        "xaxis": plot.log_scale(ticks[0] / 1.25, ticks[-1] * 1.25, ticks, [fmt.count(value) for value in ticks])
+        | title,
+        "yaxis": plot.log_axis(min(ends) / 1.3, max(ends) * 1.3, "", lambda v: fmt.rate(v, "flops_per_s"), 5)
         | {"automargin": True},
     }
-    return to_json(traces, layout)
+    return plot.to_json(traces, layout)
 
 
 def ceiling_interval(ceiling: Ceiling) -> str:

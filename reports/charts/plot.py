@@ -1,4 +1,4 @@
-"""What all charts share: marks by role, plotly JSON without colours, escaped texts.
+"""What charts are drawn with: marks by role, plotly JSON without colours, escaped texts.
 
 Every trace carries its role in ``meta``, and every shape and annotation in ``name``; the page colours them by role, so
 one figure serves light, dark and print. Shape and place say the same as colour. Texts are escaped: plotly reads HTML.
@@ -188,5 +188,6 @@ def add_facet(layout: dict[str, Any], facet: int, title: str, shift: int, x: dic
     layout.setdefault("annotations", []).append(note("facet", f"<b>{html.escape(title)}</b>", **left, **above))
 
 
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-"""By place of a series: what distinguishes it beside its colour."""
+def dash(place: int) -> str:
+    """What distinguishes a series beside its colour, by its place."""
+    return ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")[place % 6]

@@ -16,7 +16,7 @@ from griffin_kernels import catalog, device, dispatch, misses, registry, validit
 from griffin_kernels.ops.linear_scan.cost import make_case
 from griffin_kernels.records import Entry
 from reports.cli import app
-from tuning.doctor import checks, installation, machine, registries
+from tuning.doctor import examine, installation, machine, registries
 from tuning.record.journal_records import JOURNAL_VERSION
 
 pytestmark = pytest.mark.unit
@@ -362,6 +362,6 @@ def test_command_changes_nothing_and_names_a_device_that_is_not_there(data):
 def test_every_finding_but_the_good_ones_says_what_to_do(monkeypatch):
     publish(entry(source_hash="0"), torch="1.0")
     monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 9.0, 9.0))
-    for finding in checks.examine("cpu"):
+    for finding in examine("cpu"):
         assert finding.what and "\n" not in finding.what
         assert finding.level == "ok" or finding.fix, finding

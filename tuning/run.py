@@ -107,8 +107,7 @@ def tune(
     go_on = bool(records) if options.baselines else resume and unfinished
     history = History(records if go_on else [])
     if go_on:
-        started = _started(history, options, device, paths.journal)
-        options = options if options.baselines else _resumed(started, options, history.run)
+        options = _resumed(history.run, options, device, paths.journal)
     incumbents = _published(paths.registry, device)
     jobs = jobs_of(options, device, paths)
     if records and not go_on:
@@ -354,25 +353,25 @@ def jobs_of(options: Options, device: Device, paths: Paths) -> list[Job]:
     return found
 
 
-def _started(history: History, options: Options, device: Device, path: Path) -> Options:
-    """The options that an earlier run was started with; JournalError where it was on another device."""
-    if history.run is None:
+def _resumed(run: Run | None, options: Options, device: Device, path: Path) -> Options:
+    """The options that an earlier run was started with; those given, where they only race baselines in its journal.
+
+    JournalError where it was on another device, or the options given are others.
+    """
+    if run is None:
         raise errors.JournalError(f"journal {path} does not begin with a run; move it away to start anew")
-    if history.run.device.validity != device.validity():
-        name = history.run.device.validity.get("name")
+    if run.device.validity != device.validity():
+        name = run.device.validity.get("name")
         raise errors.JournalError(
             f"journal {path} is of another device ({name}), this is {device.name}; use another --out"
         )
-    minutes = options.minutes  # a run may go on for as long as it is given now
-    return dataclasses.replace(msgspec.convert(history.run.options, Options, strict=False), minutes=minutes)
-
-
-def _resumed(started: Options, options: Options, run: Run | None) -> Options:
-    """The options that an interrupted run was started with; JournalError where ``options`` are others."""
+    if options.baselines:
+        return options
+    # a run may go on for as long as it is given now
+    started = dataclasses.replace(msgspec.convert(run.options, Options, strict=False), minutes=options.minutes)
     if options not in (Options(device=options.device, minutes=options.minutes), started):
-        command = "" if run is None else f" ({run.command})"
         raise errors.JournalError(
-            f"--resume goes on with the options the run was started with{command}; leave the others out"
+            f"--resume goes on with the options the run was started with ({run.command}); leave the others out"
         )
     return started
 

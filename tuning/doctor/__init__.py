@@ -12,3 +12,17 @@ class Finding:
     area: str
     what: str
     fix: str = ""
+
+
+def examine(device: str = "") -> list[Finding]:
+    """All findings, in the order in which a person would ask. device: whose registry; this machine's by default.
+
+    Every check runs, whatever the others find, and nothing is changed. DeviceError where the device is not there.
+    """
+    from griffin_kernels import device as devices
+    from tuning.doctor import installation, machine, registries
+    from tuning.record.paths import Paths
+
+    here = devices.detect(device or None)
+    journal = Paths.choose(None, here).journal
+    return [*installation.examine(), *machine.examine(), *registries.examine(here, journal)]

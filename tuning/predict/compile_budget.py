@@ -53,7 +53,7 @@ def compile_rounds(
         """Compile the next candidates of some cases and predict them; the keys of what was wanted."""
         wanted = _next(chosen, size, reports)
         left = None if until is None else max(0.0, until - (time.monotonic() - began))
-        _compile(wanted, reports, left, console, jobs)
+        reports.update(compile_told(wanted, console, jobs, left))
         for space in spaces:
             space.take_reports(reports)
         return list(wanted)
@@ -87,30 +87,28 @@ def _next(spaces: Sequence[TargetSpace], size: int, reports: Reports) -> dict[st
     return found
 
 
-def _compile(
-    wanted: Mapping[str, LaunchRequest],
-    reports: dict[str, StaticReport | str],
-    seconds: float | None,
-    console: Console,
-    jobs: int,
-) -> None:
-    """Compile ``wanted`` into ``reports``, and say how far it is."""
+def compile_told(
+    wanted: Mapping[str, LaunchRequest], console: Console, jobs: int = 0, seconds: float | None = None
+) -> dict[str, StaticReport | str]:
+    """Compile within ``seconds``, and say how far it is. jobs: processes, one per usable core for 0."""
+    reports: dict[str, StaticReport | str] = {}
     if not wanted:
-        return
+        return reports
     status, told, first = StatusLine(console), time.monotonic(), time.monotonic()
-    done = 0
-    for done, (key, report) in enumerate(compile_farm.compile_all(list(wanted.items()), jobs, seconds), start=1):
+    for key, report in compile_farm.compile_all(list(wanted.items()), jobs, seconds):
         reports[key] = report
         now = time.monotonic()
-        left = (now - first) / done * (len(wanted) - done)
+        left = (now - first) / len(reports) * (len(wanted) - len(reports))
         if seconds is not None:
             left = min(left, max(0.0, seconds - (now - first)))
-        text = f"compiled {done} of {len(wanted)} kernels, about {clock_text(left)} left"
+        text = f"compiled {len(reports)} of {len(wanted)} kernels, about {clock_text(left)} left"
         if console.is_terminal:
             status(text)
         elif now - told > NOTE_EVERY_S:
             told = now
             line(console, text)
     status.clear()
-    if done < len(wanted):
-        line(console, f"time is up: {done} of {len(wanted)} kernels compiled, the best guesses of each case first")
+    if len(reports) < len(wanted):
+        done = f"{len(reports)} of {len(wanted)} kernels compiled"
+        line(console, f"time is up: {done}, the best guesses of each case first")
+    return reports

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from tuning.predict.target_space import TargetSpace
     from tuning.publish.diff import Diff
     from tuning.publish.merge import Conflict
-    from tuning.static.recorded import StaticReport
-    from tuning.workers.compile_farm import LaunchRequest
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
 ConstantsOption = Annotated[
@@ -211,9 +210,9 @@ def export(
 @plain_errors()
 def doctor(device: DeviceOption = None, as_json: JsonOption = False) -> None:
     """Say what is wrong with this installation, machine and registry, and what to do. Leaves with 1 if anything is."""
-    from tuning.doctor import checks
+    from tuning.doctor import examine
 
-    found = checks.examine(device or "")
+    found = examine(device or "")
     problems = sum(finding.level == "problem" for finding in found)
     if as_json:
         _json({"problems": problems, "findings": found})
@@ -300,10 +299,12 @@ def calibrate(
     from griffin_kernels.registry import write_atomically
     from tuning.predict import calibrate as calibrating
     from tuning.predict import time_model
+    from tuning.predict.compile_budget import compile_told
     from tuning.record import journal
 
     lines = [record for path in journals for record in journal.read(path)]
-    found = calibrating.calibrate(lines, _compiled, target, time_model.load_constants(constants))
+    compiler = functools.partial(compile_told, console=Console(stderr=True))
+    found = calibrating.calibrate(lines, compiler, target, time_model.load_constants(constants))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, msgspec.json.format(msgspec.json.encode(found.constants), indent=1) + b"\n")
@@ -329,19 +330,6 @@ def _show_fits(console: Console, title: str, rows: list[CaseFit]) -> None:
         regrets = [f"{row.regret[top]:.1%}" for top in sorted(row.regret)]
         drawn.add_row(row.op, row.case, str(row.candidates), ranks, *regrets, f"{row.off:.2f}")
     console.print(drawn)
-
-
-def _compiled(requests: Mapping[str, LaunchRequest]) -> Mapping[str, StaticReport | str]:
-    """Compile on all cores, with a line that says how far it is."""
-    from tuning.workers import compile_farm
-
-    status = StatusLine(Console(stderr=True))
-    reports: dict[str, StaticReport | str] = {}
-    for key, report in compile_farm.compile_all(list(requests.items())):
-        reports[key] = report
-        status.progress("compiling", len(reports) / len(requests))
-    status.clear()
-    return reports
 
 
 @plain_errors()

@@ -11,7 +11,7 @@ from griffin_kernels.device import Device
 from tuning.plan.budget import Budget
 from tuning.plan.planner import Job, Planned
 from tuning.predict import predictor
-from tuning.search.space import Point, Space, axes_of
+from tuning.search.space import Point, Seen, Space, axes_of
 from tuning.search.strategies import DEFAULT, foresee, named
 
 OPENING = 16
@@ -20,9 +20,6 @@ OPENING = 16
 STATIC_SEEDS = 8
 """Points that a static model likes best and that are tried first (8 to 16 keep 96% to 99% of the optimum:
 nvMatmulHeuristics on H100 and B200)."""
-
-Seen = Mapping[int, float | None]
-"""Point of the space -> its seconds, in the order tried; None where it failed."""
 
 
 class CaseSearch:

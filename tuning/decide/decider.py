@@ -24,11 +24,10 @@ from tuning.decide.listener import Listener
 from tuning.measure import rounds
 from tuning.measure.sequential_test import PATIENCE
 from tuning.plan.budget import HOPELESS_ELSEWHERE, HOPELESS_FACTOR, UNQUIET, Budget
-from tuning.plan.eta import Place
 from tuning.plan.planner import Job, Planned
 from tuning.plan.schedule import Schedule, Watch
 from tuning.record import journal
-from tuning.record.journal_records import Candidate, Race, Record, Result, Undecided
+from tuning.record.journal_records import Candidate, Place, Race, Record, Result, Undecided
 from tuning.workers.compile_pool import CompilePool, Upcoming
 from tuning.workers.messages import Broken
 from tuning.workers.process import Death, Executor

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from griffin_kernels.records import Entry
 from tuning.plan.budget import UNQUIET
-from tuning.plan.eta import Place
 from tuning.plan.planner import Job
-from tuning.record.journal_records import Candidate, CeilingRecord, Noise, Record, Result, Run
+from tuning.record.journal_records import Candidate, CeilingRecord, Noise, Place, Record, Result, Run, place_of
 
 
 class History:
@@ -45,8 +43,3 @@ class History:
         known = {record.variant for record in tried}
         every = all(p.variant.name in known for p in job.candidates if p.reason is None and p.variant.baseline)
         return result if same and every and winner is not None and winner.status == "ok" else None
-
-
-def place_of(record: Candidate | Entry) -> Place:
-    """Op and key of the case that a record or an entry is about."""
-    return record.op, record.case.key

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from tuning.plan.eta import Place
-from tuning.record.journal_records import Candidate, Noise, Result, Undecided
+from tuning.record.journal_records import Candidate, Noise, Place, Result, Undecided
 
 
 class Listener(Protocol):

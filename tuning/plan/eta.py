@@ -11,10 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tuning.record.journal_records import Candidate, End, Record
-
-Place = tuple[str, str]
-"""Op and key of a case."""
+from tuning.record.journal_records import Candidate, End, Place, Record, place_of
 
 ENOUGH = 3
 """Candidates of a case, an op or a run from which its mean is believed."""
@@ -122,8 +119,3 @@ class Estimate:
             if before and self._now.mean(what):
                 mine, theirs = mine + total.seconds, theirs + before * total.count
         return mine / theirs if theirs else 1.0
-
-
-def place_of(record: Candidate) -> Place:
-    """Op and key of the case that a record is about."""
-    return record.op, record.case.key

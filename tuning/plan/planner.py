@@ -15,6 +15,7 @@ from griffin_kernels.contract import BenchCase, Case, Op, Variant, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.misses import Miss
 from tuning.plan.budget import BUDGETS, LONGEST_S, Budget
+from tuning.record.journal_records import Place
 from tuning.search.strategies import named
 
 WEIGHTS: Mapping[str, float] = MappingProxyType(
@@ -107,7 +108,7 @@ class Job:
     default: Planned | None
 
     @property
-    def place(self) -> tuple[str, str]:
+    def place(self) -> Place:
         """Op and key of the case."""
         return self.op.name, self.case.key
 

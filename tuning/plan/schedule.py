@@ -18,9 +18,9 @@ from types import MappingProxyType
 
 from griffin_kernels.device import Device
 from tuning.plan.budget import Budget
-from tuning.plan.eta import Place, Prices
+from tuning.plan.eta import Prices
 from tuning.plan.planner import WEIGHTS, Job, Planned, compiles_itself
-from tuning.record.journal_records import Record
+from tuning.record.journal_records import Place, Record
 
 PRIOR_S = 30.0
 """Seconds of planned work by which the planned pace counts beside the one seen."""

@@ -26,6 +26,7 @@ import numpy as np
 from griffin_kernels import validity
 from griffin_kernels.records import Entry, RegistryFile
 from tuning.plan.budget import UNQUIET
+from tuning.record.journal_records import Place, place_of
 
 BETWEEN_RUNS = 0.03
 """What one kernel differs by between two runs on a machine where nothing has changed: 1 to 3% (Helion, pull 3523)."""
@@ -128,8 +129,8 @@ def _unchanged(one: Entry, other: Entry, a: RegistryFile, b: RegistryFile) -> bo
     return not validity.differing(one.variant, before, now)
 
 
-def _by_case(file: RegistryFile) -> dict[tuple[str, str], Entry]:
-    return {(entry.op, entry.case.key): entry for entry in file.entries}
+def _by_case(file: RegistryFile) -> dict[Place, Entry]:
+    return {place_of(entry): entry for entry in file.entries}
 
 
 def same_kernel(a: Entry, b: Entry) -> bool:

@@ -17,6 +17,7 @@ from griffin_kernels import catalog, errors, validity
 from griffin_kernels.records import SCHEMA_VERSION, DeviceRecord, Entry, RegistryFile
 from roofline.units import units_text
 from tuning.publish import diff
+from tuning.record.journal_records import Place, place_of
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ def merge(files: Sequence[tuple[Path, RegistryFile]]) -> tuple[RegistryFile, lis
                 "only registries of exactly the same device can be merged"
             )
     newest = max((file for _, file in files), key=lambda file: _time(str(file.device.provenance.get("date", ""))))
-    found: dict[tuple[str, str], tuple[Path, Entry]] = {}
+    found: dict[Place, tuple[Path, Entry]] = {}
     conflicts: list[Conflict] = []
     for path, file in files:
         for raw in file.entries:
             entry = validity.under(raw, file.device.provenance, newest.device.provenance)
-            key = (entry.op, entry.case.key)
+            key = place_of(entry)
             if (earlier := found.get(key)) is None:
                 found[key] = (path, entry)
                 continue
@@ -86,7 +87,7 @@ def rerace(conflicts: Sequence[Conflict]) -> tuple[list[str], list[str]]:
     """(commands that race the conflicts again, conflicts that none can): one command for each op."""
     cases: defaultdict[str, list[str]] = defaultdict(list)
     others = []
-    for op, key in ((conflict.kept[1].op, conflict.kept[1].case.key) for conflict in conflicts):
+    for op, key in (place_of(conflict.kept[1]) for conflict in conflicts):
         bench = catalog.op(op).cases_tagged("bench") if op in catalog.ops() else ()
         if any(case.key == key for case in bench):
             cases[op].append(key)

@@ -14,7 +14,7 @@ from typing import Any
 from griffin_kernels import registry
 from roofline import stats, tables
 from tuning.record.journal import first_run
-from tuning.record.journal_records import Candidate, Race, Record, Result, Run
+from tuning.record.journal_records import Candidate, Race, Record, Result, Run, place_of
 from tuning.record.paths import make_folder
 
 T4_VERSION = "1.0.0"
@@ -47,9 +47,7 @@ def to_csv(records: Sequence[Record]) -> str:
     """One line for each candidate. Times in seconds; low_s and high_s are the 95% interval of the median."""
     raced = _raced(records)
     # of two decisions on a case the last counts
-    results = (r for r in records if isinstance(r, Result))
-    decided = {(r.entry.op, r.entry.case.key): r.winner_key for r in results}
-    winners = set(decided.values())
+    winners = set({place_of(r.entry): r.winner_key for r in records if isinstance(r, Result)}.values())
     candidates = _latest(records)
     dims = list(dict.fromkeys(name for c in candidates for name in c.case.dims))
     rows = []

@@ -17,6 +17,10 @@ JOURNAL_VERSION = 4
 4: cases that a run left undecided."""
 
 
+Place = tuple[str, str]
+"""Op and key of a case."""
+
+
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="kind"):
     """First line of a journal, and again at every resume. planned: keys of all candidates, in order of work."""
 
@@ -178,3 +182,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="kind"
 
 
 Record = Run | CeilingRecord | Noise | Candidate | Race | Result | Undecided | End
+
+
+def place_of(record: Candidate | Race | Undecided | Entry) -> Place:
+    """The case that a record or an entry is about."""
+    return record.op, record.case.key

@@ -19,9 +19,9 @@ from roofline import stats
 from roofline.console import line
 from roofline.units import clock_text, seconds_text
 from tuning.decide.listener import Listener
-from tuning.plan.eta import Estimate, Place
+from tuning.plan.eta import Estimate
 from tuning.plan.schedule import Clock
-from tuning.record.journal_records import BAD, Candidate, Noise, Result, Undecided
+from tuning.record.journal_records import BAD, Candidate, Noise, Place, Result, Undecided
 
 
 def result_text(entry: Entry) -> str:

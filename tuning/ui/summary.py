@@ -15,7 +15,7 @@ from griffin_kernels.records import Entry
 from roofline.console import table
 from roofline.units import seconds_text
 from tuning.measure.conditions import disturbed
-from tuning.record.journal_records import Candidate, Noise, Race, Record, Result, Status, Undecided
+from tuning.record.journal_records import Candidate, Noise, Place, Race, Record, Result, Status, Undecided, place_of
 from tuning.ui.progress import noise_text, undecided_text
 
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -40,7 +40,7 @@ class Summary:
         """The facts of a journal. Of a candidate or race that was repeated the last record counts."""
         last = {record.key: record.status for record in records if isinstance(record, Candidate)}
         counts = Counter(last.values())
-        races = {(r.op, r.case.key): r for r in records if isinstance(r, Race)}
+        races = {place_of(r): r for r in records if isinstance(r, Race)}
         words = {f"{op} {case}": disturbed(race.before, race.after) for (op, case), race in races.items()}
         return cls(
             statuses={name: counts[name] for name in STATUSES if counts[name]},
@@ -65,11 +65,10 @@ class Summary:
 
 def undecided(records: Sequence[Record]) -> tuple[Undecided, ...]:
     """Cases that a journal leaves undecided, by the last record of each case."""
-    last: dict[tuple[str, str], Result | Undecided] = {}
+    last: dict[Place, Result | Undecided] = {}
     for record in records:
         if isinstance(record, Result | Undecided):
-            entry = record.entry if isinstance(record, Result) else record
-            last[entry.op, entry.case.key] = record
+            last[place_of(record.entry if isinstance(record, Result) else record)] = record
     return tuple(record for record in last.values() if isinstance(record, Undecided))
 
 

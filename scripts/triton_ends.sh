@@ -1,6 +1,6 @@
 #!/usr/bin/env sh
-# Triton kernels under the oldest and the newest Triton that pyproject.toml allows: the cache keys of compiling ahead, and
-# under the oldest the table of variants in the interpreter.
+# Triton kernels under the oldest and the newest Triton that pyproject.toml allows: the IR of every launch, the cache keys
+# of compiling ahead, and under the oldest the table of variants in the interpreter.
 # Usage: scripts/triton_ends.sh [python of an environment with the test tools]
 # Each Triton is installed into a folder of its own, in front of the environment's. The oldest gets NumPy below 2.4, which
 # its interpreter needs ("only 0-dimensional arrays can be converted").
@@ -23,6 +23,7 @@ check() { # folder, tests, then what is installed there
     shift 2
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$into" "$@"
     PYTHONPATH="$into:$PWD" "$python" -c 'import numpy, triton; print("Triton", triton.__version__, "NumPy", numpy.__version__)'
+    PYTHONPATH="$into:$PWD" "$python" -m tests.kernel_ir sm_90 gfx942
     PYTHONPATH="$into:$PWD" "$python" -m pytest -q -p no:cacheprovider $tests -k "triton or tritons_cache"
 }
 check oldest "tests/test_indices.py tests/test_ahead.py tests/test_variants.py" "triton==$oldest.*" "numpy<2.4"

@@ -1,8 +1,8 @@
 """What a launch compiles to depends on, as a digest: kernels with equal digests have equal machine code.
 
-That is the syntax of the kernel and of every ``triton.jit`` function that it calls, the constants that they read, the
-kinds of the arguments, compile-time values, options and target. Docstrings, comments and the place of a function in its
-file do not count, nor does the code that makes the launch.
+That is the syntax of the kernel and of every function under ``triton.jit`` or ``bundling`` that it calls, the constants
+that they read, the kinds of the arguments, compile-time values, options and target. Docstrings, comments and the place
+of a function in its file do not count, nor does the code that makes the launch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from triton.language.core import constexpr
-from triton.runtime.jit import JITFunction
+from triton.runtime.jit import JITCallable, JITFunction
 
 from griffin_kernels.launch import Launch
 from tuning.static.compile_key import compile_key
@@ -32,14 +32,14 @@ def digest(launch: Launch, target: Target) -> str:
 def syntax(kernel: JITFunction) -> str:
     """Digest of a kernel, of the functions that it calls and of the constants that they read."""
     found: dict[str, str] = {}
-    waiting = [kernel]
+    waiting: list[JITCallable] = [kernel]
     seen = {id(kernel)}
     while waiting:
         function = waiting.pop()
         body = _body(function)
         found[function.__name__] = found.get(function.__name__, "") + ast.dump(body) + _told(function)
         for name, value in _references(body, function.__globals__):
-            if isinstance(value, JITFunction):
+            if isinstance(value, JITCallable):
                 if id(value) not in seen:
                     seen.add(id(value))
                     waiting.append(value)

@@ -8,13 +8,26 @@ its own.
 
 from __future__ import annotations
 
+import inspect
+
 import triton
 from triton import knobs
+from triton.language import core
 from triton.language.core import base_value, constexpr
 from triton.runtime.jit import JITCallable
 
 KEEPS_CONSTANTS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7)
 """Whether what a function returns keeps its constants."""
+
+
+if not KEEPS_CONSTANTS:
+    _types_of = core._type_for_tuple_values
+
+    def _types_with_none(values, fields=None):
+        """Types of a tuple's members. Triton 3.6 asks for them where a bundle is compared with None, bare None too."""
+        return _types_of([constexpr(None) if value is None else value for value in values], fields)
+
+    core._type_for_tuple_values = _types_with_none
 
 
 class CompiledInPlace(JITCallable):  # type: ignore[misc]
@@ -26,8 +39,13 @@ class CompiledInPlace(JITCallable):  # type: ignore[misc]
 
     __self__ = constexpr(None)
 
+    def __init__(self, fn):
+        super().__init__(fn)
+        self.taken = inspect.signature(fn)
+        self.signature = inspect.signature(self.__call__)  # Triton 3.7 looks for _generator here, 3.6 in the method
+
     def __call__(self, *args, _generator=None, **kwargs):
-        bound = self.signature.bind(*args, **kwargs)
+        bound = self.taken.bind(*args, **kwargs)
         bound.apply_defaults()
         values = {
             name: value if isinstance(value, (base_value, JITCallable)) else constexpr(value)

@@ -66,7 +66,7 @@ def rows(tensor: Tensor | None, reverse: bool = False) -> Rows | None:
     """The bundle of a tensor [B,T,D] or [B,T], of bool as bytes; reverse: steps are visited from the last."""
     if tensor is None:
         return None
-    channel = None if tensor.ndim == 2 else constant(channel_stride(tensor))
+    channel = constant(0 if tensor.ndim == 2 else channel_stride(tensor))
     plain = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
     return Rows(plain, row_stride(tensor, 0), signed_step(tensor, reverse), channel)
 

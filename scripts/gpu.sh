@@ -141,7 +141,7 @@ fi
 if wanted tests; then
     step tests 100 "$PYTHON" -m pytest -q "${parallel[@]}" tests/test_gpu.py tests/test_variants.py \
         tests/test_triton_scan.py tests/test_triton_rg_lru.py tests/test_triton_rg_lru_bwd.py \
-        tests/test_triton_attention.py tests/test_planted.py tests/test_linear_scan.py tests/test_steps.py \
+        tests/test_triton_attention.py tests/test_planted.py tests/test_public.py tests/test_steps.py \
         tests/test_models.py
 fi
 if wanted report; then

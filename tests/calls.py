@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 
-from griffin_kernels import catalog
+import griffin_kernels
+from griffin_kernels import RGLRUWeights, catalog
 from griffin_kernels.contract import Inputs
 from griffin_kernels.functional._bridge import registered
 
@@ -16,6 +19,19 @@ STEPS = [name for name in catalog.ops() if catalog.op(name).in_place]
 def operator(name):
     """The callable behind the public function, with the op's arguments by name."""
     return lambda **given: registered(name)(*catalog.op(name).call(**given))
+
+
+PARAMETERS = {
+    name: tuple(inspect.signature(getattr(griffin_kernels, name)).parameters) for name in DIFFERENTIABLE + STEPS
+}
+
+
+def public(name, given):
+    """A call of the public function, by the op's names; a tuple of its results."""
+    if "weights" in PARAMETERS[name]:
+        given = given | {"weights": RGLRUWeights(**{gate: given[gate] for gate in RGLRUWeights._fields})}
+    outputs = getattr(griffin_kernels, name)(**{k: v for k, v in given.items() if k in PARAMETERS[name]})
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def small(name, count=1, wanted=()):
@@ -31,3 +47,8 @@ def leaves(inputs: Inputs) -> Inputs:
         name: value.clone().requires_grad_() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
         for name, value in inputs.items()
     }
+
+
+def copies(inputs: Inputs) -> Inputs:
+    """The same inputs with memory of their own and no gradients."""
+    return {name: v.detach().clone() if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}

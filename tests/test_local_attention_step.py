@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.library import opcheck
 
 import griffin_kernels
-import griffin_kernels.functional  # registers torch.ops.griffin_kernels
-from griffin_kernels import catalog, errors, verify
+from griffin_kernels import catalog, verify
 from griffin_kernels.ops.local_attention_step.cost import make_case
 
 OP = catalog.op("local_attention_step")
@@ -157,85 +155,3 @@ def test_extreme_scores(variant, scale):
     want = verify.reference_outputs(OP, inputs)[0]
     out = catalog.variant(variant).on(inputs, catalog.variant(variant).config())[0]
     torch.testing.assert_close(out, want.float())
-
-
-@pytest.mark.parametrize(
-    "case", [*OP.cases_tagged("smoke", "edge")[:6], OP.cases_tagged("edge")[-2]], ids=lambda case: case.key
-)
-def test_opcheck(case):
-    inputs = OP.make_inputs(case, CPU, 0)
-    opcheck(torch.ops.griffin_kernels.local_attention_step.default, tuple(inputs.values()))
-
-
-def test_compiles_fullgraph_and_updates_the_ring():
-    def model(q, k, v, k_ring, v_ring, positions):
-        return griffin_kernels.local_attention_step(q.tanh(), k, v, k_ring, v_ring, positions).sum(2)
-
-    compiled = torch.compile(model, fullgraph=True)
-    q, k, v = sequence(torch.float32)
-    for start in (0, 11):
-        mine, theirs = rings(k), rings(k)
-        args = (q[:, 0], k[:, 0], v[:, 0])
-        positions = torch.tensor([start, start + 1, 2])
-        torch.testing.assert_close(compiled(*args, *mine, positions), model(*args, *theirs, positions))
-        for one, other in zip(mine, theirs, strict=True):
-            assert torch.equal(one, other)
-
-
-def test_empty_batch_gives_empty_output():
-    q, k, v = sequence(batch=0, steps=1)
-    out = griffin_kernels.local_attention_step(q[:, 0], k[:, 0], v[:, 0], *rings(k), torch.zeros(0, dtype=torch.int64))
-    assert out.shape == (0, 4, 8)
-
-
-@pytest.mark.parametrize("name", ["q", "k", "v", "k_cache", "v_cache"])
-def test_a_gradient_is_refused_and_nothing_written(name):
-    q, k, v = sequence(steps=1)
-    given = {"q": q[:, 0], "k": k[:, 0], "v": v[:, 0], **dict(zip(("k_cache", "v_cache"), rings(k), strict=True))}
-    given[name] = given[name].clone().requires_grad_()
-    positions = torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(errors.ArgumentError, match=f"{name} requires a gradient.*torch.no_grad"):
-        griffin_kernels.local_attention_step(*given.values(), positions)
-    assert (given["k_cache"] == 50).all()
-    with torch.no_grad():
-        out = griffin_kernels.local_attention_step(*given.values(), positions)
-    assert not out.requires_grad
-
-
-Q, K = torch.randn(2, 4, 8), torch.randn(2, 2, 8)
-RING, AT = torch.full((2, 5, 2, 8), 50.0), torch.zeros(2, dtype=torch.int64)
-BAD = {
-    "heads that do not divide": ((Q[:, :3], K, K, RING, RING, AT), {}, errors.ShapeError, "q has 3 heads and k_cache"),
-    "k of other heads": (
-        (Q, Q, K, RING, RING, AT), {}, errors.ShapeError, r"v has shape \[2, 2, 8\], expected \[B=2, Hkv=4"
-    ),
-    "v with a time axis": ((Q, K, K[:, None], RING, RING, AT), {}, errors.ShapeError, "v has shape"),
-    "rings of two sizes": ((Q, K, K, RING[:1], RING, AT), {}, errors.ShapeError, "v_cache has shape"),
-    "rings of other rows": (
-        (Q, K, K, RING[:1], RING[:1], AT), {}, errors.ShapeError, "k_cache has 1 rows, the batch has 2; pass slots"
-    ),
-    "a slot beyond the rings": (
-        (Q, K, K, RING, RING, AT), {"slots": torch.tensor([0, 2])}, errors.ArgumentError, "slots has 2"
-    ),
-    "a slot twice": ((Q, K, K, RING, RING, AT), {"slots": torch.tensor([1, 1])}, errors.ArgumentError, "twice"),
-    "slots of another batch": (
-        (Q, K, K, RING, RING, AT), {"slots": torch.tensor([1])}, errors.ShapeError, "slots has shape"
-    ),
-    "rings of two lengths": ((Q, K, K, RING, RING[:, :4], AT), {}, errors.ShapeError, "v_cache has shape"),
-    "a ring without slots": ((Q, K, K, RING[:, :0], RING[:, :0], AT), {}, errors.ShapeError, "k_cache has 0 slots"),
-    "positions of two dimensions": ((Q, K, K, RING, RING, AT[None]), {}, errors.ShapeError, "positions has shape"),
-    "positions as floats": ((Q, K, K, RING, RING, AT.float()), {}, errors.DtypeError, "positions is float32"),
-    "a position as a number": ((Q, K, K, RING, RING, 3), {}, errors.ArgumentError, "positions is a int"),
-    "a ring of another dtype": ((Q, K, K, RING, RING.half(), AT), {}, errors.DtypeError, "v_cache is float16"),
-    "a ring elsewhere": ((Q, K, K, RING.to("meta"), RING, AT), {}, errors.DeviceMismatchError, "k_cache is on meta"),
-    "softcap of zero": ((Q, K, K, RING, RING, AT), {"softcap": 0.0}, errors.ArgumentError, "softcap is 0.0"),
-    "endless scale": ((Q, K, K, RING, RING, AT), {"scale": float("inf")}, errors.ArgumentError, "scale is inf"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", BAD)
-def test_bad_argument_is_named_and_nothing_written(what):
-    args, options, error, message = BAD[what]
-    with pytest.raises(error, match=message):
-        griffin_kernels.local_attention_step(*args, **options)
-    assert (RING == 50).all()

@@ -82,3 +82,21 @@ def test_reset_is_a_gate_of_zero(batch, time, width, seed):
     zeroed, end = griffin_kernels.linear_scan(x, a.masked_fill(reset[..., None], 0.0), h0=h0)
     same(h, zeroed)
     same(last, end)
+
+
+def test_gradient_from_h_last_alone_and_h0_of_data_dtype():
+    x = torch.randn(2, 7, 3, dtype=torch.bfloat16)
+    h0 = torch.randn(2, 3, dtype=torch.bfloat16, requires_grad=True)
+    a = torch.full_like(x, 0.5)
+    griffin_kernels.linear_scan(x, a, h0=h0)[1].sum().backward()
+    assert h0.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(h0.grad, torch.full_like(h0, 0.5**7))
+
+
+def test_nan_in_a_propagates_and_stays_in_its_channel():
+    x, a = torch.randn(1, 6, 4), torch.rand(1, 6, 4)
+    a[0, 2, 1] = float("nan")
+    h, h_last = griffin_kernels.linear_scan(x, a)
+    assert h[0, 2:, 1].isnan().all()
+    assert h_last[0, 1].isnan()
+    assert h.isnan().sum() == 4

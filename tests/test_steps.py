@@ -1,4 +1,4 @@
-"""Decoding in place: steps one after the other are the whole sequence, pools of states, padding, bad input, tracing."""
+"""Decoding in place: steps one after the other are the whole sequence, pools of states, padding."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.library import opcheck
 
 import griffin_kernels
-import griffin_kernels.functional  # registers torch.ops.griffin_kernels
-from griffin_kernels import RGLRUWeights, catalog, errors, verify
+from griffin_kernels import catalog, verify
 from griffin_kernels.contract import config_dict
 from griffin_kernels.ops.recurrent_block_step.cost import make_case
 from griffin_kernels.ops.rg_lru_step.cost import make_case as lru_case
+from tests import calls
 from tuning.static.requests import Request, compilable
 from tuning.static.targets import target
 from tuning.static.worker import compile_all
@@ -21,7 +20,6 @@ from tuning.static.worker import compile_all
 OPS = ("temporal_conv1d_step", "rg_lru_step", "recurrent_block_step")
 STATES = {"temporal_conv1d_step": ("state",), "rg_lru_step": ("h",), "recurrent_block_step": ("conv_state", "h")}
 CPU = torch.device("cpu")
-GATES = ("a_param", "input_gate_weight", "input_gate_bias", "recurrence_gate_weight", "recurrence_gate_bias")
 
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
 each_op = pytest.mark.parametrize("op", OPS)
@@ -60,40 +58,14 @@ def positions_of(batch, steps, seed):
 
 def whole(op, given, positions):
     """(output [B,T,D], states) of the public op for a whole sequence, in float64."""
-    given = {name: value.double() for name, value in given.items()}
-    if op == "temporal_conv1d_step":
-        y, state = griffin_kernels.temporal_conv1d(
-            given["x"], given["weight"], given["bias"], state=given["state"], segment_pos=positions
-        )
-        return y, (state,)
-    weights = RGLRUWeights(**{name: given[name] for name in GATES})
-    if op == "rg_lru_step":
-        y, h = griffin_kernels.rg_lru(given["x"], weights, h0=given["h"], segment_pos=positions)
-        return y, (h,)
-    out, state, h = griffin_kernels.recurrent_block(
-        given["x"],
-        given["y"],
-        given["conv_weight"],
-        given["conv_bias"],
-        weights,
-        conv_state=given["conv_state"],
-        h0=given["h"],
-        segment_pos=positions,
-    )
-    return out, (state, h)
+    exact = {"h0" if name == "h" else name: value.double() for name, value in given.items()}
+    out, *states = calls.public(op.removesuffix("_step"), exact | {"segment_pos": positions})
+    return out, tuple(states)
 
 
 def public(op, given, **index):
     """One token by the public function."""
-    if op == "temporal_conv1d_step":
-        return griffin_kernels.temporal_conv1d_step(given["x"], given["weight"], given["bias"], given["state"], **index)
-    weights = RGLRUWeights(**{name: given[name] for name in GATES})
-    if op == "rg_lru_step":
-        return griffin_kernels.rg_lru_step(given["x"], weights, given["h"], **index)
-    convolution = (given["conv_weight"], given["conv_bias"])
-    return griffin_kernels.recurrent_block_step(
-        given["x"], given["y"], *convolution, weights, given["conv_state"], given["h"], **index
-    )
+    return calls.public(op, given | index)[0]
 
 
 def one_step(variant, given, positions=None, slots=None, **changes):
@@ -216,102 +188,6 @@ def token_of(op, batch=3, blocks=2, n=5, taps=4, dtype=torch.float32, pool=None)
         for name in STATES[op]:
             given[name] = torch.zeros(pool, *given[name].shape[1:], dtype=given[name].dtype)
     return given | {name: given[name][:, 0] for name in {"x", "y"} & set(given)}
-
-
-def refused(op, given, error, words, **index):
-    """The call raises ``error`` with ``words`` in it, and leaves the states as they were."""
-    before = {name: given[name].clone() for name in STATES[op] if given[name].device == CPU}
-    with pytest.raises(error, match=words):
-        public(op, given, **index)
-    for name, state in before.items():
-        assert torch.equal(given[name], state)
-
-
-@each_op
-def test_wrong_slots(op):
-    given = token_of(op, pool=4)
-    public(op, given, slots=torch.tensor([3, 0, 1]))  # from here on the signature is known
-    refused(op, given, errors.ArgumentError, "slots has 4", slots=torch.tensor([0, 4, 1]))
-    refused(op, given, errors.ArgumentError, "slots names a row twice", slots=torch.tensor([0, 1, 1]))
-    refused(op, given, errors.ShapeError, "slots has shape", slots=torch.tensor([0, 1]))
-    refused(op, given, errors.DtypeError, "slots is float32", slots=torch.zeros(3))
-    refused(op, given, errors.ShapeError, "pass slots")
-
-
-@each_op
-def test_wrong_positions(op):
-    given = token_of(op)
-    refused(op, given, errors.ShapeError, "positions has shape", positions=torch.zeros(2, dtype=torch.int64))
-    refused(op, given, errors.DtypeError, "positions is float32", positions=torch.zeros(3))
-
-
-@each_op
-def test_wrong_states(op):
-    name = STATES[op][-1]
-    given = token_of(op)
-    refused(op, given | {name: given[name].to(torch.float16)}, errors.DtypeError, f"{name} is float16")
-    refused(op, given | {name: given[name][..., 1:]}, errors.ShapeError, f"{name} has shape")
-    refused(op, given | {name: given[name].to("meta")}, errors.DeviceMismatchError, f"{name} is on meta")
-
-
-def test_states_of_different_pools():
-    given = token_of("recurrent_block_step")
-    given["h"] = torch.zeros(5, 10)
-    refused("recurrent_block_step", given, errors.ShapeError, "h has", slots=torch.tensor([0, 1, 2]))
-
-
-@each_op
-def test_what_requires_a_gradient_is_refused(op):
-    given = token_of(op)
-    leaf = given | {"x": given["x"].requires_grad_()}
-    refused(op, leaf, errors.ArgumentError, "x requires a gradient")
-    with torch.no_grad():
-        public(op, leaf)
-
-
-@pytest.mark.parametrize("op", OPS[1:])
-def test_weights_of_another_type_are_refused(op):
-    given = token_of(op)
-    convolution = () if op == "rg_lru_step" else (given["y"], given["conv_weight"], given["conv_bias"])
-    with pytest.raises(errors.ArgumentError, match="weights is a tuple"):
-        getattr(griffin_kernels, op)(given["x"], *convolution, (1,), *(given[name] for name in STATES[op]))
-
-
-@each_op
-@pytest.mark.parametrize("pool", [0, 3])
-def test_no_rows(op, pool):
-    given = token_of(op, batch=0, pool=pool)
-    slots = None if pool == 0 else torch.zeros(0, dtype=torch.int64)
-    assert public(op, given, slots=slots).shape == (0, 10)
-    for name in STATES[op]:
-        assert given[name].shape[0] == pool and not given[name].any()
-
-
-def opcheck_cases():
-    picked = [(op, case) for op in OPS for case in catalog.op(op).cases_tagged("smoke", "edge") if case["D"] > 1]
-    return [(op, case) for op, case in picked if case.dtype == "float32" and case["D"] < 100]
-
-
-@pytest.mark.parametrize(("op", "case"), opcheck_cases(), ids=lambda value: getattr(value, "key", value))
-def test_opcheck(op, case):
-    inputs = catalog.op(op).make_inputs(case, CPU, 0)
-    opcheck(getattr(torch.ops.griffin_kernels, op).default, catalog.op(op).call(**inputs))
-
-
-@each_op
-def test_compiles_fullgraph_and_updates_the_states(op):
-    index = {"positions": torch.tensor([0, 5, 1]), "slots": torch.tensor([3, 0, -1])}
-
-    def model(given):
-        return public(op, given | {"x": given["x"].tanh()}, **index) * 2
-
-    mine, theirs = token_of(op, pool=5), token_of(op, pool=5)
-    compiled = torch.compile(model, fullgraph=True)
-    for _ in range(2):
-        torch.testing.assert_close(compiled(mine), model(theirs))
-        for name in STATES[op]:
-            assert torch.equal(mine[name], theirs[name])
-            assert theirs[name].any()
 
 
 @each_op

@@ -1,0 +1,482 @@
+"""The public operations as one table: gradients, opcheck, torch.compile, empty and bad input, of every op alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import griffin_kernels
+from griffin_kernels import catalog, pieces, verify
+from griffin_kernels.contract import Case
+from griffin_kernels.errors import ArgumentError, DeviceMismatchError, DtypeError, ShapeError
+from tests.calls import CPU, DIFFERENTIABLE, PARAMETERS, STEPS, copies, leaves, public
+
+pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
+
+ROWS = {
+    "linear_scan": "B2-T{}-D6-{}~h0",
+    "block_diagonal_scan": "B2-T{}-D12-H3-n4-{}~h0",
+    "block_diagonal_scan, blocks of one": "B2-T{}-D3-H3-n1-{}~h0",
+    "rg_lru": "B2-T{}-D8-H2-n4-{}+segmented~h0",
+    "temporal_conv1d": "B2-T{}-D8-K4-{}~state",
+    "temporal_conv1d, documents": "B2-T{}-D8-K4-{}+segmented~state",
+    "recurrent_block": "B2-T{}-D8-K4-H2-n4-{}+segmented~state~h0",
+    "local_attention": "B2-T{}-Hq4-Hkv2-d8-W5-{}+softcap",
+    "local_attention, documents": "B2-T{}-Hq4-Hkv2-d8-W5-{}+segmented",
+    "rg_lru_step": "B3-D8-H2-n4-P5-{1}~positions~slots",
+    "temporal_conv1d_step": "B3-D8-K4-P5-{1}~positions~slots",
+    "recurrent_block_step": "B3-D8-K4-H2-n4-P5-{1}~positions~slots",
+    "local_attention_step": "B3-W5-Hq4-Hkv2-d8-P5-{1}~early~slots",
+}
+"""A small call of every public op by label: its case, but for the number of steps and the dtype."""
+
+SEQUENCES = [label for label in ROWS if "_step" not in label]
+STATES = {"h_last": "h0", "new_state": "state", "new_conv_state": "conv_state"}
+"""Outputs that are a later value of an input."""
+
+
+def op_of(label):
+    return catalog.op(label.partition(",")[0])
+
+
+def row(label, steps=6, dtype="float32"):
+    """Inputs of a row by name."""
+    op = op_of(label)
+    return op.make_inputs(Case.parse(op.name, ROWS[label].format(steps, dtype), tuple(op.cases[0].dims)), CPU, 0)
+
+
+def floats(inputs):
+    return {name: v for name, v in inputs.items() if isinstance(v, torch.Tensor) and v.requires_grad}
+
+
+def call_cases(name):
+    """Smoke and edge cases of a forward op; of attention those of its gradient, which are fewer.
+
+    Random gradients leave the floats on their way through wild gates: linear_scan_bwd's wild cases bring their own.
+    """
+    op = catalog.op("local_attention_bwd" if name == "local_attention" else name)
+    return [case for case in op.cases_tagged("smoke", "edge") if "wild" not in case.data]
+
+
+DERIVED = pytest.mark.parametrize(
+    ("name", "case"),
+    [(name, case) for name in DIFFERENTIABLE for case in call_cases(name)],
+    ids=lambda value: getattr(value, "key", value),
+)
+
+
+@DERIVED
+def test_backward_reference_is_autograd_of_the_forward_reference(name, case):
+    op, backward = catalog.op(name), catalog.op(f"{name}_bwd")
+    inputs = leaves(verify.to_float64(op.make_inputs(case, CPU, 0))) | {
+        option: True for option in op.options if option.startswith("with_")
+    }
+    outputs = dict(zip(op.outputs, op.reference(op.call(**inputs)), strict=True))
+    upstream = {f"d{k}": torch.randn_like(v) for k, v in outputs.items() if f"d{k}" in backward.inputs}
+    wanted = floats(inputs)
+    targets = [outputs[k.removeprefix("d")] for k in upstream]
+    want = torch.autograd.grad(targets, list(wanted.values()), list(upstream.values()), allow_unused=True)
+    known = copies(outputs) | copies(inputs) | upstream
+    got = backward.reference(backward.call(**{k: known[k] for k in backward.call._fields}))
+    found = dict(zip(backward.outputs, got, strict=True))
+    assert {k for k, v in found.items() if v is not None} == {f"d{k}" for k in wanted}
+    bound = {"rg_lru": 1e-10, "recurrent_block": 1e-10, "local_attention": 1e-11}.get(name, 1e-12)
+    for argument, theirs in zip(wanted, want, strict=True):
+        mine = found[f"d{argument}"]
+        theirs = torch.zeros_like(mine) if theirs is None else theirs
+        torch.testing.assert_close(mine, theirs, rtol=bound, atol=bound, msg=lambda text, n=argument: f"{n}: {text}")
+
+
+@DERIVED
+def test_gradients_match_float64_autograd(name, case):
+    op = catalog.op(name)
+    inputs = op.make_inputs(case, CPU, 0)
+    exact = leaves(verify.to_float64(inputs))
+    inputs = leaves(inputs)
+    targets = public(name, inputs)
+    upstream = [torch.randn_like(target) for target in targets]
+    got = torch.autograd.grad(targets, list(floats(inputs).values()), upstream)
+    references = op.reference(op.call(**exact))[: len(targets)]
+    want = torch.autograd.grad(
+        references, list(floats(exact).values()), [u.double() for u in upstream], allow_unused=True
+    )
+    tolerance = catalog.op(f"{name}_bwd").tolerance(case)
+    # a recurrence's gradient multiplies by h as returned, which is rounded to the data's dtype: one more rounding than
+    # the contract of the backward op, whose reference is given the rounded h
+    extra = 0.0 if name in ("temporal_conv1d", "local_attention") else torch.finfo(case.torch_dtype).eps
+    for argument, mine, theirs in zip(floats(inputs), got, want, strict=True):
+        error = verify.error_of(argument, mine, mine.new_zeros(mine.shape).double() if theirs is None else theirs)
+        assert error.rel_norm <= tolerance.rel_norm + extra, error
+        assert error.worst <= tolerance.worst + 2 * extra, error
+
+
+@pytest.mark.parametrize("label", SEQUENCES)
+def test_gradient_of_one_argument_alone(label):
+    inputs = row(label, 5, "float64")
+    for name in floats(leaves(inputs)):
+        given = inputs | {name: inputs[name].clone().requires_grad_()}
+        function, fast = lambda _, given=given: public(op_of(label).name, given), label != "linear_scan"
+        assert torch.autograd.gradcheck(function, (given[name],), fast_mode=fast)
+
+
+@pytest.mark.parametrize("label", SEQUENCES)
+def test_functorch_gradient(label):
+    name, inputs = op_of(label).name, row(label)
+    first = next(iter(inputs))
+    gradient = torch.func.grad(lambda value: public(name, inputs | {first: value})[0].sum())(inputs[first])
+    leaf = inputs[first].clone().requires_grad_()
+    public(name, inputs | {first: leaf})[0].sum().backward()
+    torch.testing.assert_close(gradient, leaf.grad)
+
+
+def opchecked():
+    """(op, case) for every public op and gradient; of the dearer ones a few, plain, packed or strided."""
+    for name in DIFFERENTIABLE:
+        cases, every = call_cases(name), catalog.op(name).cases_tagged("smoke", "edge")
+        some = {
+            "linear_scan": (cases, every[::4]),
+            "block_diagonal_scan": (every[::3], every[::4]),
+            "temporal_conv1d": ([every[at] for at in (0, 4, 9, -5, -3, -1)],) * 2,
+            "local_attention": (
+                [c for c in cases if c is cases[0] or "packed" in c.flags or c["T"] < c.dims.get("S", 0)],
+            )
+            * 2,
+        }.get(name, ((*every[:1], *every[-2:]),) * 2)
+        yield from ((op, case) for op, picked in zip((name, f"{name}_bwd"), some, strict=True) for case in picked)
+    for name in STEPS:
+        cases = catalog.op(name).cases_tagged("smoke", "edge")
+        small = (*cases[:6], catalog.op(name).cases_tagged("edge")[-2])
+        if name != "local_attention_step":
+            small = [case for case in cases if case.dtype == "float32" and 1 < case["D"] < 100]
+        yield from ((name, case) for case in small)
+
+
+@pytest.mark.parametrize(("name", "case"), list(opchecked()), ids=lambda value: getattr(value, "key", value))
+def test_opcheck(name, case):
+    op = catalog.op(name)
+    inputs = op.make_inputs(case, CPU, 0)
+    operator = getattr(torch.ops.griffin_kernels, name).default
+    options = [option for option in op.options if option.startswith("with_")]
+    if name not in DIFFERENTIABLE or options:  # what is kept for the gradient is not asked for
+        opcheck(operator, op.call(**inputs | dict.fromkeys(options, False)))
+    if name in DIFFERENTIABLE:
+        opcheck(operator, op.call(**leaves(inputs) | dict.fromkeys(options, True)))
+
+
+STATIC = ["linear_scan", "block_diagonal_scan", "block_diagonal_scan, blocks of one"]
+
+
+@pytest.mark.parametrize(
+    ("label", "dynamic"), [*((label, True) for label in SEQUENCES), *((label, False) for label in STATIC)]
+)
+def test_compiles_fullgraph_forward_and_backward(label, dynamic):
+    name = op_of(label).name
+    first = next(iter(op_of(label).inputs))
+
+    def model(inputs):
+        outputs = public(name, inputs | {first: inputs[first].tanh()})
+        return outputs[0].square().sum() + sum(out.sum() for out in outputs[1:])
+
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic)
+    for steps in (5, 12):
+        inputs = row(label, steps)
+        torch.testing.assert_close(compiled(inputs), model(inputs))
+        gradients = []
+        for run in (model, compiled):
+            given = leaves(inputs)
+            gradients.append(torch.autograd.grad(run(given), list(floats(given).values())))
+        for mine, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_compiles_fullgraph_and_updates_the_states(name):
+    first, *_ = catalog.op(name).inputs
+
+    def model(inputs):
+        return public(name, inputs | {first: inputs[first].tanh()})[0] * 2
+
+    mine, theirs = row(name), row(name)
+    compiled = torch.compile(model, fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(mine), model(theirs))
+        for state in catalog.op(name).in_place:
+            assert torch.equal(mine[state], theirs[state])
+            assert not torch.equal(mine[state], row(name)[state])
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_meta_tensors_give_shapes(name):
+    op, inputs = catalog.op(name), row(name, dtype="bfloat16")
+    on_meta = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    given = op.call(**on_meta)
+    found = getattr(torch.ops.griffin_kernels, name)(*given)
+    for mine, theirs in zip(found, public(name, inputs), strict=False):
+        assert (mine.shape, mine.dtype, mine.device.type) == (theirs.shape, theirs.dtype, "meta")
+
+
+@pytest.mark.parametrize("label", [label for label in SEQUENCES if "segmented" in ROWS[label]])
+def test_int32_positions_are_taken(label):
+    name, inputs = op_of(label).name, row(label)
+    for mine, theirs in zip(
+        public(name, inputs | {"segment_pos": inputs["segment_pos"].int()}), public(name, inputs), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(2, 0), (0, 5), (0, 0)])
+@pytest.mark.parametrize("label", SEQUENCES)
+def test_empty_input_gives_empty_output_and_the_state_back(label, batch, steps):
+    op, cut = op_of(label), {"B": slice(batch), "N": slice(batch), "T": slice(steps), "S": slice(steps)}
+    inputs = leaves(pieces.piece(op, row(label, dtype="float64"), cut))
+    outputs = dict(zip(op.outputs, public(op.name, inputs), strict=False))
+    first, *_ = outputs.values()
+    assert first.shape[:2] == (batch, steps) and first.numel() == 0
+    for name in outputs.keys() & STATES:
+        state = inputs[STATES[name]]
+        assert torch.equal(outputs[name], state)
+        assert outputs[name].data_ptr() != state.data_ptr() or batch == 0
+    wanted = floats(inputs)
+    gradients = torch.autograd.grad(sum(out.sum() for out in outputs.values()), list(wanted.values()))
+    for (name, value), gradient in zip(wanted.items(), gradients, strict=True):
+        assert gradient.shape == value.shape
+        assert (gradient == (1.0 if name in STATES.values() else 0.0)).all(), name
+
+
+@pytest.mark.parametrize("pool", [0, 5])
+@pytest.mark.parametrize("name", STEPS)
+def test_no_rows(name, pool):
+    op = catalog.op(name)
+    inputs = pieces.piece(op, row(name), {"B": slice(0), "P": slice(pool)}) | ({} if pool else {"slots": None})
+    before = copies(inputs)
+    assert public(name, inputs)[0].shape[0] == 0
+    assert all(torch.equal(inputs[state], before[state]) for state in op.in_place)
+
+
+def refuses(name, inputs, changes, error, message):
+    """The call raises ``error`` in one line with ``message`` in it, and writes nothing."""
+    given = inputs | changes
+    before = copies(given)
+    with pytest.raises(error, match=message) as caught:
+        public(name, given)
+    assert "\n" not in str(caught.value)
+    for state in catalog.op(name).in_place:
+        assert (
+            not isinstance(given[state], torch.Tensor)
+            or given[state].is_meta
+            or torch.equal(given[state], before[state])
+        )
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE + STEPS)
+def test_every_argument_that_is_no_such_tensor_is_named(name):
+    op, inputs = catalog.op(name), row(name)
+    if "cu_seqlens" in inputs:
+        inputs["cu_seqlens"] = None
+    first, *_ = op.inputs
+    for argument, spec in op.inputs.items():
+        refuses(name, inputs, {argument: 0.5}, ArgumentError, f"{argument} is a float, expected a tensor")
+        if not spec.optional:
+            refuses(name, inputs, {argument: None}, ArgumentError, f"{argument} is None, expected a tensor")
+        if (value := inputs[argument]) is None:
+            continue
+        refuses(
+            name,
+            inputs,
+            {argument: value[None]},
+            ShapeError,
+            rf"{argument} has shape \[1, .*expected \[{spec.names[0]}",
+        )
+        wrong = torch.int32 if argument == first else torch.float16
+        expected = "one of float32" if argument == first else value.dtype
+        words = f"{argument} is {str(wrong)[6:]}, expected {str(expected).removeprefix('torch.')}"
+        refuses(name, inputs, {argument: value.to(wrong)}, DtypeError, words)
+        if argument != first:
+            words = f"{argument} is on meta, the first argument on cpu"
+            refuses(name, inputs, {argument: value.to("meta")}, DeviceMismatchError, words)
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMETERS if "weights" in PARAMETERS[name]])
+def test_weights_of_another_type_are_refused(name):
+    given = {k: v for k, v in row(name).items() if k in PARAMETERS[name]}
+    for weights in ({}, (1,)):
+        with pytest.raises(ArgumentError, match=f"weights is a {type(weights).__name__}, expected RGLRUWeights"):
+            getattr(griffin_kernels, name)(**given, weights=weights)
+
+
+def offsets(*values, dtype=torch.int32):
+    return torch.tensor(values, dtype=dtype)
+
+
+def gates_of_one_block(given):
+    return {name: value[:1] for name, value in given.items() if "gate" in name}
+
+
+SCAN = {
+    "a of another length": (lambda i: {"a": i["a"][:, :4]}, ShapeError, r"a has shape \[2, 4, .*expected \[B=2, T=6"),
+    "h0 of another batch": (lambda i: {"h0": i["h0"][:1]}, ShapeError, r"h0 has shape \[1, .*expected \[N=2"),
+    "reset of floats": (lambda i: {"reset": i["x"][..., 0]}, DtypeError, "reset is float32, expected bool"),
+    "reset of another length": (
+        lambda i: {"reset": torch.ones(2, 4, dtype=torch.bool)}, ShapeError, r"reset has shape \[2, 4\]"
+    ),
+    "offsets of int64": (
+        lambda i: {"x": i["x"][:1], "a": i["a"][:1], "h0": None, "cu_seqlens": offsets(0, 6, dtype=torch.int64)},
+        DtypeError, "cu_seqlens is int64, expected int32",
+    ),
+}  # fmt: skip
+GATED = {
+    "blocks that do not fill x": (gates_of_one_block, ShapeError, "make 4 channels; x has 8"),
+    "state of another batch": (
+        lambda i: {"h0": torch.ones(3, 8)}, ShapeError, r"h0 has shape \[3, 8\], expected \[N=2"
+    ),
+}  # fmt: skip
+STEP = {
+    "positions of another batch": (lambda i: {"positions": i["positions"][:2]}, ShapeError, "positions has shape"),
+    "a slot beyond the pool": (lambda i: {"slots": torch.tensor([0, 5, 1])}, ArgumentError, "slots has 5"),
+    "a slot twice": (lambda i: {"slots": torch.tensor([0, 1, 1])}, ArgumentError, "slots names a row twice"),
+    "slots of another batch": (lambda i: {"slots": torch.tensor([0, 1])}, ShapeError, "slots has shape"),
+    "a pool without slots": (lambda i: {"slots": None}, ShapeError, "has 5 rows, the batch has 3; pass slots"),
+}
+ATTENTION = {
+    "softcap of zero": (lambda i: {"softcap": 0.0}, ArgumentError, "softcap is 0.0, expected a finite number"),
+    "endless scale": (lambda i: {"scale": float("inf")}, ArgumentError, "scale is inf"),
+}
+BAD = {
+    "linear_scan": SCAN,
+    "block_diagonal_scan": SCAN | {
+        "blocks that do not make up D": (
+            lambda i: {"a": i["a"][:, :, :2]}, ShapeError, "a has 2 blocks of 4 .*but D is 12"
+        ),
+        "blocks of one, too few": (
+            lambda i: {"a": i["a"][..., :1, :1]}, ShapeError, "a has 3 blocks of 1 .*but D is 12"
+        ),
+        "a not square": (
+            lambda i: {"a": i["a"][..., :1]}, ShapeError, r"a has shape \[2, 6, 3, 4, 1\], expected \[B=2, T=6, H"
+        ),
+        "a without blocks": (
+            lambda i: {"a": i["a"][:, :, 0]}, ShapeError, r"a has shape \[2, 6, 4, 4\], expected \[B=2, T=6"
+        ),
+    },
+    "rg_lru": GATED | {
+        "an odd width": (lambda i: {"x": torch.randn(2, 6, 9)}, ShapeError, "x has shape|a_param has shape"),
+    },
+    "temporal_conv1d": {
+        "no taps": (
+            lambda i: {"weight": i["weight"][:0], "state": None}, ShapeError,
+            r"weight has shape \[0, 8\], expected \[K, D\] with",
+        ),
+        "weight of torch's conv1d": (
+            lambda i: {"weight": torch.randn(8, 1, 4)}, ShapeError,
+            r"weight has shape \[8, 1, 4\], expected \[K, D=8\]",
+        ),
+        "bias of another width": (
+            lambda i: {"bias": i["bias"][1:]}, ShapeError, r"bias has shape \[7\], expected \[D=8\]"
+        ),
+        "state of K rows": (
+            lambda i: {"state": torch.randn(2, 4, 8)}, ShapeError,
+            r"state has shape \[2, 4, 8\], expected \[N=2, K-1=3, D=8\]",
+        ),
+        "state of another batch": (lambda i: {"state": i["state"][:1]}, ShapeError, r"state has shape \[1, 3, 8\]"),
+        "positions of one row": (
+            lambda i: {"segment_pos": torch.arange(6)}, ShapeError,
+            r"segment_pos has shape \[6\], expected \[B=2, T=6\]",
+        ),
+    },
+    "recurrent_block": GATED | {
+        "branches of two lengths": (lambda i: {"y": i["y"][:, 1:]}, ShapeError, r"y has shape \[2, 5, 8\], expected"),
+        "taps of another width": (
+            lambda i: {"conv_weight": torch.randn(4, 9)}, ShapeError, r"conv_weight has shape \[4, 9\]"
+        ),
+        "no taps": (
+            lambda i: {"conv_weight": torch.randn(0, 8), "conv_state": None}, ShapeError,
+            "conv_weight|weight has shape",
+        ),
+        "inputs kept of another batch": (
+            lambda i: {"conv_state": torch.ones(3, 3, 8)}, ShapeError, "conv_state has shape"
+        ),
+    },
+    "local_attention": ATTENTION | {
+        "heads that do not divide": (lambda i: {"q": i["q"][:, :, :3]}, ShapeError, "q has 3 heads and k has 2"),
+        "v of other heads": (
+            lambda i: {"v": i["q"]}, ShapeError, r"v has shape \[2, 6, 4, 8\], expected \[B=2, S=6, Hkv=2"
+        ),
+        "k of another width": (lambda i: {"k": i["k"][..., :4]}, ShapeError, "k has shape"),
+        "fewer keys than queries": (
+            lambda i: {"k": i["k"][:, :5], "v": i["v"][:, :5]}, ShapeError, "k has 5 keys for the 6 queries of q"
+        ),
+        "as many keys as values": (
+            lambda i: {"q": i["q"][:, :4], "v": i["v"][:, :5]}, ShapeError, r"v has shape .* expected \[B=2, S=6"
+        ),
+        "positions of the keys": (
+            lambda i: {"q": i["q"][:, :4], "segment_pos": offsets(0).long().expand(2, 6)}, ShapeError, r"\[B=2, T=4\]"
+        ),
+        "packed, with carried keys": (
+            lambda i: {"q": i["q"][:1, :4], "k": i["k"][:1], "v": i["v"][:1], "cu_seqlens": offsets(0, 4)}, ShapeError,
+            "k has 6 keys for the 4 queries of q: with cu_seqlens",
+        ),
+        "no window": (lambda i: {"window": 0}, ArgumentError, "window is 0, expected at least 1"),
+    },
+    "rg_lru_step": STEP | {
+        "a state of another width": (lambda i: {"h": i["h"][..., 1:]}, ShapeError, "h has shape"),
+    },
+    "temporal_conv1d_step": STEP | {
+        "a state of another width": (lambda i: {"state": i["state"][..., 1:]}, ShapeError, "state has shape"),
+    },
+    "recurrent_block_step": STEP | {
+        "a state of another width": (lambda i: {"h": i["h"][..., 1:]}, ShapeError, "h has shape"),
+        "states of two pools": (lambda i: {"h": i["h"][:4]}, ShapeError, "h has"),
+    },
+    "local_attention_step": STEP | ATTENTION | {
+        "heads that do not divide": (lambda i: {"q": i["q"][:, :3]}, ShapeError, "q has 3 heads and k_cache"),
+        "k of other heads": (
+            lambda i: {"k": i["q"]}, ShapeError, r"v has shape \[3, 2, 8\], expected \[B=3, Hkv=4"
+        ),
+        "rings of two sizes": (lambda i: {"k_cache": i["k_cache"][:1]}, ShapeError, "v_cache has shape"),
+        "rings of two lengths": (lambda i: {"v_cache": i["v_cache"][:, :4]}, ShapeError, "v_cache has shape"),
+        "a ring without slots": (
+            lambda i: {"k_cache": i["k_cache"][:, :0], "v_cache": i["v_cache"][:, :0]}, ShapeError,
+            "k_cache has 0 slots",
+        ),
+    },
+}  # fmt: skip
+"""By op: what is wrong, how it changes a good call, the error and its words."""
+
+
+@pytest.mark.parametrize(("name", "what"), [(name, what) for name in BAD for what in BAD[name]])
+def test_bad_argument_is_named(name, what):
+    changes, error, message = BAD[name][what]
+    inputs = row(name)
+    public(name, copies(inputs))  # from here on the signature is known
+    refuses(name, inputs, changes(inputs), error, message)
+
+
+OFFSETS = {
+    (1, 6): "from 0 to T=6",
+    (0, 5): "from 0 to T=6",
+    (0, 4, 2, 6): "must not decrease",
+    (0,): r"N\+1 >= 2",
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_bad_offsets_are_named_on_every_call(name):
+    op = catalog.op(name)
+    inputs = row(name) | dict.fromkeys((*STATES.values(), "segment_pos"))
+    refuses(name, inputs, {"cu_seqlens": offsets(0, 6)}, ShapeError, "batch 1, x has batch 2")
+    inputs = pieces.piece(op, {k: v for k, v in inputs.items() if k in op.call._fields}, {"B": slice(1)})
+    for wrong, message in OFFSETS.items():
+        public(name, inputs | {"cu_seqlens": torch.linspace(0, 6, max(2, len(wrong))).int()})
+        refuses(name, inputs, {"cu_seqlens": offsets(*wrong)}, ArgumentError, message)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_what_requires_a_gradient_is_refused(name):
+    inputs = row(name)
+    for argument in floats(leaves(inputs)):
+        leaf = {argument: inputs[argument].clone().requires_grad_()}
+        words = f"{argument} requires a gradient.*torch.no_grad.*use {name.removesuffix('_step')}"
+        refuses(name, inputs, leaf, ArgumentError, words)
+        with torch.no_grad():
+            assert not public(name, copies(inputs) | leaf)[0].requires_grad

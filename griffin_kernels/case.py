@@ -163,3 +163,6 @@ class Tolerance:
 
     rel_norm: float
     worst: float
+
+    def times(self, factor: float) -> Tolerance:
+        return Tolerance(self.rel_norm * factor, self.worst * factor)

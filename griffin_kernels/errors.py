@@ -25,18 +25,19 @@ class DeviceMismatchError(GriffinKernelsError, ValueError):
     """Tensors of one call live on different devices."""
 
 
-class UnknownOpError(GriffinKernelsError, KeyError):
+class UnknownNameError(GriffinKernelsError, KeyError):
+    """There is nothing of that name; the message lists what there is."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnknownOpError(UnknownNameError):
     """No op of that name is in the catalogue."""
 
-    def __str__(self) -> str:
-        return str(self.args[0])
 
-
-class UnknownVariantError(GriffinKernelsError, KeyError):
+class UnknownVariantError(UnknownNameError):
     """No variant of that name is in the catalogue."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class ConfigError(GriffinKernelsError, ValueError):
@@ -126,18 +127,12 @@ class DeviceError(GriffinKernelsError, RuntimeError):
     """The requested device is not there or is not known."""
 
 
-class UnknownModelError(GriffinKernelsError, KeyError):
+class UnknownModelError(UnknownNameError):
     """No model preset has that name."""
 
-    def __str__(self) -> str:
-        return str(self.args[0])
 
-
-class UnknownDevice(DeviceError, KeyError):
+class UnknownDevice(UnknownNameError, DeviceError):
     """No datasheet of that SKU ships with the package; the message lists the near ones."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class DatasheetError(GriffinKernelsError, ValueError):

@@ -43,12 +43,12 @@ def reference(
     kept = torch.device("cpu") if where.type == "cuda" and results > KEPT * memory else where
     places = cuts(op, inputs, parts(op, inputs, dtype, memory))
     if places == [{}]:
-        return tuple(None if out is None else out.to(kept) for out in op.reference(op.call(**in_dtype(inputs, dtype))))
+        return tuple(None if out is None else out.to(kept) for out in op.reference(op.call(**in_dtype(dtype, inputs))))
     sizes = sizes_of(op, inputs)
     found: list[Tensor | None] = [None] * len(op.outputs)
     with torch.no_grad():
         for place in places:
-            outputs = op.reference(op.call(**in_dtype(piece(op, inputs, place), dtype)))
+            outputs = op.reference(op.call(**in_dtype(dtype, piece(op, inputs, place))))
             for index, (spec, out) in enumerate(zip(op.outputs.values(), outputs, strict=True)):
                 if out is not None:
                     found[index] = _joined(found[index], out, spec, place, sizes, kept)
@@ -94,7 +94,7 @@ def piece(op: Op, inputs: Inputs, place: Mapping[str, slice]) -> Inputs:
     return found
 
 
-def in_dtype(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+def in_dtype(dtype: torch.dtype, inputs: Inputs) -> Inputs:
     """The same arguments with every floating tensor in ``dtype``."""
     return {
         name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

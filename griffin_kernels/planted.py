@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from griffin_kernels import catalog, verify
+from griffin_kernels import catalog, pieces, verify
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Variant
 
 STEPS = ("T", "S", "W")
@@ -85,7 +85,7 @@ def _consistent(op: Op, inputs: Inputs, given: Inputs, planted: list[str]) -> In
     if not set(names) <= given.keys() | options.keys():
         return given  # the gradient does not need all that the forward pass does
     calls = [
-        verify.reference_outputs(first, options | {name: call[name] for name in names if name in call})
+        pieces.reference(first, options | {name: call[name] for name in names if name in call})
         for call in (inputs, given)
     ]
     for name, before, after in zip(first.outputs, *calls, strict=True):
@@ -130,10 +130,10 @@ def plantings(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) ->
     An output without rows and steps, a weight's gradient, is a sum over all of them: one that is lost in some elements
     may be lost in all. So it is with the taps of a convolution, some of which do not count a sequence's last steps.
     """
-    clean = verify.reference_outputs(op, inputs)
+    clean = pieces.reference(op, inputs)
     found = []
     for plant in plants(op, inputs, seed, most):
-        outputs = verify.reference_outputs(op, plant.inputs)
+        outputs = pieces.reference(op, plant.inputs)
         pairs = list(zip(clean, outputs, strict=True))
         affected = tuple(
             None if a is None or b is None else _spread(spec, ~same(a, b))

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import json
 import math
 import os
 import stat
@@ -39,9 +37,6 @@ ENVIRONMENT_VARIABLE = "GRIFFIN_KERNELS_REGISTRY"
 
 MAX_FACTOR = 4
 """Largest ratio of any one dimension at which an entry still speaks for a case."""
-
-MAX_DISTANCE = math.log2(MAX_FACTOR)
-"""The same as a log2 ratio."""
 
 MOST_BYTES = 64 * 2**20
 """A larger file is no registry, and is not read. An entry takes about a kilobyte."""
@@ -329,14 +324,3 @@ def load_for(path: Path, device: Device) -> RegistryFile:
             f"this is {device.name}, {device.arch}"
         )
     return file
-
-
-@functools.cache
-def schema() -> dict[str, Any]:
-    """JSON Schema of a registry file, as shipped in ``registry.schema.json``."""
-    return msgspec.json.schema(RegistryFile)
-
-
-def schema_text() -> str:
-    """The text of ``registry.schema.json``."""
-    return json.dumps(schema(), indent=1, sort_keys=True) + "\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -42,19 +41,6 @@ class Verdict:
     @property
     def worst(self) -> float:
         return max((e.worst for e in self.errors), default=0.0)
-
-
-def to_float64(inputs: Inputs) -> Inputs:
-    """The same arguments with every floating tensor in float64."""
-    return pieces.in_dtype(inputs, torch.float64)
-
-
-def reference_outputs(op: Op, inputs: Inputs) -> tuple[Tensor | None, ...]:
-    """The op's reference in float64 on the given (already rounded) inputs, in pieces where memory asks for them.
-
-    Outputs that take much of a GPU's memory are kept on the host.
-    """
-    return pieces.reference(op, inputs)
 
 
 def blocks_of(tensor: Tensor, like: Tensor) -> tuple[Tensor, ...]:
@@ -137,7 +123,7 @@ def check(
 
     Inputs must come back unchanged. Those that the op works on in place are copied first, and given back by the run.
     """
-    want = reference_outputs(op, inputs) if want is None else want
+    want = pieces.reference(op, inputs) if want is None else want
     inputs = inputs | {name: copy_of(inputs[name]) for name in op.in_place}
     before = _snapshot(inputs)
     with poison.poisoned():
@@ -150,8 +136,7 @@ def check(
             return Verdict((), f"changed its input {name}")
     if (problem := _sharing(op, inputs, got) or _extraordinary(op, got)) is not None:
         return Verdict((), problem)
-    slack = variant.slack if case.half else 1.0
-    return compare(op, case, got, want, tolerance_scaled(op.tolerance(case), slack))
+    return compare(op, case, got, want, op.tolerance(case).times(variant.slack if case.half else 1.0))
 
 
 def _sharing(op: Op, inputs: Inputs, got: tuple[Tensor | None, ...]) -> str | None:
@@ -186,8 +171,3 @@ def _extraordinary(op: Op, got: tuple[Tensor | None, ...]) -> str | None:
         if held != needed:
             return f"its output {name} holds {held} bytes of memory, expected {needed}"
     return None
-
-
-def tolerance_scaled(tolerance: Tolerance, factor: float) -> Tolerance:
-    """A tolerance with both figures multiplied, for compositions of several ops."""
-    return dataclasses.replace(tolerance, rel_norm=tolerance.rel_norm * factor, worst=tolerance.worst * factor)

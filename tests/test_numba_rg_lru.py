@@ -13,7 +13,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from griffin_kernels import catalog, device, dispatch, verify
+from griffin_kernels import catalog, device, dispatch, pieces, verify
 from griffin_kernels.contract import Inputs
 from griffin_kernels.ops import _native, _native_call, _threads
 from griffin_kernels.ops.rg_lru.cost import make_case
@@ -142,7 +142,7 @@ def test_gates_far_from_zero(size):
     inputs = plain(input_gate_bias=signs[0].reshape(2, 16), recurrence_gate_bias=signs[1].reshape(2, 16))
     inputs["a_param"] = torch.full((32,), 3.0)  # an open r gives a = exp(-24)
     y, h_last = forward(inputs)
-    want, want_last = verify.reference_outputs(catalog.op("rg_lru"), inputs)
+    want, want_last = pieces.reference(catalog.op("rg_lru"), inputs)
     torch.testing.assert_close(y.double(), want, rtol=2e-6, atol=1e-7)
     torch.testing.assert_close(h_last.double(), want_last, rtol=2e-6, atol=1e-7)
 
@@ -150,7 +150,7 @@ def test_gates_far_from_zero(size):
 def test_decay_beyond_the_smallest_float():
     inputs = plain(a_param=torch.linspace(-100, 200, 32))
     y, _ = forward(inputs)
-    want, _ = verify.reference_outputs(catalog.op("rg_lru"), inputs)
+    want, _ = pieces.reference(catalog.op("rg_lru"), inputs)
     torch.testing.assert_close(y.double(), want, rtol=2e-6, atol=1e-7)
 
 
@@ -158,7 +158,7 @@ def test_subnormal_inputs_survive():
     inputs = plain(3)
     inputs["x"] = torch.full_like(inputs["x"], 1e-41)
     y, _ = forward(inputs)
-    want, _ = verify.reference_outputs(catalog.op("rg_lru"), inputs)
+    want, _ = pieces.reference(catalog.op("rg_lru"), inputs)
     torch.testing.assert_close(y.double(), want, rtol=0, atol=1e-44)
     assert (y != 0).any()
 
@@ -168,7 +168,7 @@ def test_non_finite_input_stays_in_its_gate_block_and_flows_forward(bad):
     inputs = plain(40)
     inputs["x"][0, 20, 5] = bad
     y, h_last = forward(inputs, block_t=12)
-    want, want_last = verify.reference_outputs(catalog.op("rg_lru"), inputs)
+    want, want_last = pieces.reference(catalog.op("rg_lru"), inputs)
     # a gate that is shut by an infinite argument is tiny here and zero there: infinity instead of NaN
     assert torch.equal(y.isfinite(), want.isfinite())
     assert torch.equal(h_last.isfinite(), want_last.isfinite())

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from griffin_kernels import catalog, pieces, verify
+from griffin_kernels import catalog, pieces
 from griffin_kernels.contract import ROWS
 from griffin_kernels.ops.rg_lru import op as rg_lru
 from tuning.static.describe import meta_call
@@ -70,7 +70,7 @@ def test_pieces_give_what_the_whole_gives(op):
     counts = []
     for case in small(op):
         inputs = op.make_inputs(case, CPU, 0)
-        whole = op.reference(op.call(**verify.to_float64(inputs)))
+        whole = op.reference(op.call(**pieces.in_dtype(torch.float64, inputs)))
         counts.append(len(pieces.cuts(op, inputs, 7)))
         got = pieces.reference(op, inputs, memory_bytes=in_memory(op, inputs, 7))
         for name, mine, theirs in zip(op.outputs, got, whole, strict=True):

@@ -69,7 +69,7 @@ DERIVED = pytest.mark.parametrize(
 @DERIVED
 def test_backward_reference_is_autograd_of_the_forward_reference(name, case):
     op, backward = catalog.op(name), catalog.op(f"{name}_bwd")
-    inputs = leaves(verify.to_float64(op.make_inputs(case, CPU, 0))) | {
+    inputs = leaves(pieces.in_dtype(torch.float64, op.make_inputs(case, CPU, 0))) | {
         option: True for option in op.options if option.startswith("with_")
     }
     outputs = dict(zip(op.outputs, op.reference(op.call(**inputs)), strict=True))
@@ -92,7 +92,7 @@ def test_backward_reference_is_autograd_of_the_forward_reference(name, case):
 def test_gradients_match_float64_autograd(name, case):
     op = catalog.op(name)
     inputs = op.make_inputs(case, CPU, 0)
-    exact = leaves(verify.to_float64(inputs))
+    exact = leaves(pieces.in_dtype(torch.float64, inputs))
     inputs = leaves(inputs)
     targets = public(name, inputs)
     upstream = [torch.randn_like(target) for target in targets]

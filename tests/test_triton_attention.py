@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from griffin_kernels import catalog, device, launch, poison, verify
+from griffin_kernels import catalog, device, launch, pieces, poison, verify
 from griffin_kernels.ops.local_attention import _flash
 from griffin_kernels.ops.local_attention.cost import make_case
 from griffin_kernels.ops.local_attention_step.cost import make_case as make_step
@@ -115,7 +115,7 @@ def test_tiles_outside_are_not_visited(variant, flags):
     if flags:
         inputs["segment_pos"] = torch.arange(4, 12, device=WHERE.torch_device)[None]
         low = 200 - 8 - 4
-    want = verify.reference_outputs(catalog.op("local_attention"), inputs)
+    want = pieces.reference(catalog.op("local_attention"), inputs)
     for name in ("k", "v"):
         inputs[name][:, :low] = torch.nan
     got = variant.on(inputs, small(variant))
@@ -133,7 +133,7 @@ def test_hidden_keys_of_a_visited_tile_may_be_nan(variant):
     case = case_for(variant, 1, 40, 2, 1, 16, 5)
     op = catalog.op("local_attention")
     inputs = op.make_inputs(case, WHERE.torch_device, 0)
-    want = verify.reference_outputs(op, inputs)
+    want = pieces.reference(op, inputs)
     part = {name: inputs[name][:, 20:] for name in ("q", "k", "v")}
     before = {name: inputs[name][:, :20].clone() for name in ("k", "v")}
     before["k"][:, :16] = torch.nan
@@ -174,15 +174,15 @@ def test_other_scales(variant, scale, flags):
     if op.forward:
         plain = {name: inputs[name] for name in (*forward.inputs, *op.options)}
         inputs["out"], inputs["lse"] = (
-            x.float() for x in forward.reference(forward.call(**verify.to_float64(plain), with_lse=True))
+            x.float() for x in forward.reference(forward.call(**pieces.in_dtype(torch.float64, plain), with_lse=True))
         )
         if scale == 30.0 and not flags:
             return  # every weight is 0 or 1 to rounding: dq and dk are rounding errors alone
-    want = verify.reference_outputs(op, inputs)
+    want = pieces.reference(op, inputs)
     got = variant.on(inputs, small(variant))
     # an error of a score grows with the scale, by 30 sqrt(d) against the usual 1
     factor = 120.0 if scale == 30.0 else 1.0
-    verdict = verify.compare(op, case, got, want, verify.tolerance_scaled(op.tolerance(case), factor))
+    verdict = verify.compare(op, case, got, want, op.tolerance(case).times(factor))
     assert verdict.ok, verdict.problem
 
 
@@ -231,7 +231,7 @@ def test_rows_further_apart_than_32_bits_reach(variant):
         memory = torch.empty(2**31 + 64, dtype=torch.bfloat16, device=WHERE.torch_device)
         inputs[name] = memory.as_strided(values.shape, (0, 2**30, 16, 1)).copy_(values)
     got = variant.on(inputs, variant.config())
-    verdict = verify.compare(op, case, got, verify.reference_outputs(op, inputs), op.tolerance(case))
+    verdict = verify.compare(op, case, got, pieces.reference(op, inputs), op.tolerance(case))
     assert verdict.ok, verdict.problem
 
 
@@ -254,7 +254,7 @@ def test_the_slot_to_be_written_is_not_read(variant):
     op = catalog.op(variant.op)
     case = make_step(2, 33, 4, 1, 16, tag="edge")
     inputs = op.make_inputs(case, WHERE.torch_device, 0)
-    want = verify.reference_outputs(op, inputs)
+    want = pieces.reference(op, inputs)
     for row, place in enumerate(inputs["positions"].tolist()):
         for name in ("k_cache", "v_cache"):
             inputs[name][row, place % 33] = torch.nan

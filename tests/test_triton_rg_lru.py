@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from griffin_kernels import catalog, device, launch, verify
+from griffin_kernels import catalog, device, launch, pieces, verify
 from griffin_kernels.ops.recurrent_block.cost import make_case as block_case
 from griffin_kernels.ops.rg_lru import _lru_launches as lru
 from griffin_kernels.ops.rg_lru._triton_lru import Gates, decay
@@ -98,7 +98,7 @@ def test_rows_further_apart_than_32_bits_reach(variant):
     memory = torch.empty(2**31 + 4, dtype=torch.bfloat16, device=WHERE.torch_device)
     inputs["x"] = memory.as_strided((1, 3, 4), (0, 2**30, 1)).copy_(inputs["x"])
     got = variant.on(inputs, variant.config())
-    verdict = verify.compare(OP, case, got, verify.reference_outputs(OP, inputs), OP.tolerance(case))
+    verdict = verify.compare(OP, case, got, pieces.reference(OP, inputs), OP.tolerance(case))
     assert verdict.ok, verdict.problem
 
 
@@ -160,8 +160,8 @@ def test_fast_gates_are_far_below_the_rounding_of_bfloat16_near_one():
 def test_a_tanh_off_by_its_bound_stays_within_bfloat16_tolerance():
     """What the interpreter cannot run, a tanh with a relative error of 2^-11, put into the reference by hand."""
     case = make_case(2, 256, 32, 2, "bfloat16")
-    inputs = verify.to_float64(OP.make_inputs(case, torch.device("cpu"), 0))
-    want = verify.reference_outputs(OP, inputs)
+    inputs = pieces.in_dtype(torch.float64, OP.make_inputs(case, torch.device("cpu"), 0))
+    want = pieces.reference(OP, inputs)
     generator = torch.Generator().manual_seed(1)
 
     def sigmoid(z):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Literal, get_args
 
@@ -143,8 +143,3 @@ class GriffinConfig:
 def repeat(pattern: tuple[BlockType, ...], layers: int) -> tuple[BlockType, ...]:
     """The first ``layers`` of a repeated pattern."""
     return tuple(islice(cycle(pattern), layers))
-
-
-def with_family(config: GriffinConfig, family: str) -> GriffinConfig:
-    """The same sizes with another family's blocks."""
-    return replace(config, block_types=repeat(PATTERNS[family], config.num_layers))

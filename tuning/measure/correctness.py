@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 from torch import Tensor
 
-from griffin_kernels import planted, verify
+from griffin_kernels import pieces, planted, verify
 from griffin_kernels.contract import Case, Inputs, Op
 from griffin_kernels.device import Device
 from tuning.plan.planner import Planned
@@ -53,7 +53,7 @@ def problems(op: Op, case: Case, device: Device) -> list[Problem]:
     found = []
     for seed, problem in enumerate(cases(case)):
         inputs = op.make_inputs(problem, device.torch_device, seed)
-        found.append(Problem(problem, inputs, verify.reference_outputs(op, inputs)))
+        found.append(Problem(problem, inputs, pieces.reference(op, inputs)))
     short = found[-1]
     places = planted.plantings(op, short.inputs, zlib.crc32(case.key.encode()), PLANTS)
     found[-1] = dataclasses.replace(short, plantings=tuple(places))
@@ -61,7 +61,7 @@ def problems(op: Op, case: Case, device: Device) -> list[Problem]:
         # the same flags and inputs, so that no kernel is compiled for it
         wild = msgspec.structs.replace(short.case, data=(*short.case.data, WILD))
         inputs = op.make_inputs(wild, device.torch_device, len(found))
-        found.append(Problem(wild, inputs, verify.reference_outputs(op, inputs)))
+        found.append(Problem(wild, inputs, pieces.reference(op, inputs)))
     return found
 
 

@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from griffin_kernels.contract import Variant
+from griffin_kernels.contract import Variant, from_parts
 
 
-def backward_of(forward: Variant, run: Callable[..., Any], **facts: Any) -> Variant:
+def backward_of(forward: Variant, run: Callable[..., Any] = from_parts, **facts: Any) -> Variant:
     """The variant of the same name of the op's gradient: summary, configurations, rank and refusals are ``forward``'s.
 
-    run: of the gradient. facts: what is its own; its traffic is the ideal unless they say otherwise.
+    run: of the gradient, where that is not its launches or adapter. facts: what is its own; its traffic is the ideal
+    unless they say otherwise.
     """
     usual: dict[str, Any] = {"op": f"{forward.op}_bwd", "run": run, "traffic": None}
     return dataclasses.replace(forward, **usual | facts)

@@ -14,6 +14,7 @@ for it, and phase 2 goes through such a chunk step by step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -245,6 +246,16 @@ def entering_chunk(result, state, batch, chunk, chunks, channels, D: tl.constexp
     return carry
 
 
+class ChunkedInputs(NamedTuple):
+    """What phase 1 reads: x, a [B,T,D], and how; reverse: time is visited from its end."""
+
+    x: Tensor
+    a: Tensor
+    chunk: int
+    reverse: bool
+    backward: bool
+
+
 def marked(
     cu_seqlens: Tensor | None,
     given: Tensor | None,
@@ -285,42 +296,18 @@ def reduce(
     cut = None
     if reset is not None or marks is not None:
         cut = torch.empty((batch, chunks), dtype=torch.int32, device=x.device)
-    whole = Launch(
-        kernel=linear_scan_reduce,
-        grid=(batch * chunks * triton.cdiv(width, config.block_d),),
-        args={
-            "x": rows(x, reverse),
-            "a": rows(a, reverse),
-            "reset": rows(reset, reverse),
-            "marks": None if marks is None else marks._replace(leave=None, final=None),
-            "maps": Maps(product, result, cut),
-            "T": time,
-            "chunks": chunks,
-        },
-        constexprs={
-            "D": width,
-            "REVERSE": reverse,
-            "BACKWARD": backward,
-            "ACC": host.wide(x.dtype),
-            "CHUNK": chunk,
-            "BLOCK_T": config.block_t,
-            "BLOCK_D": config.block_d,
-        },
-        num_warps=config.num_warps,
-        tile=config.block_t * config.block_d,
-        claims=Claims(load_bits=host.load_bits((x, a), config.block_d // (32 * config.num_warps))),
-    )
+    args = {
+        "x": rows(x, reverse),
+        "a": rows(a, reverse),
+        "reset": rows(reset, reverse),
+        "marks": None if marks is None else marks._replace(leave=None, final=None),
+        "maps": Maps(product, result, cut),
+        "T": time,
+        "chunks": chunks,
+    }
+    constexprs = {"REVERSE": reverse, "BACKWARD": backward, "ACC": host.wide(x.dtype), "CHUNK": chunk}
+    whole = host.channel_launch(linear_scan_reduce, batch * chunks, (x, a), config, args, constexprs)
     return result, [whole, carry(product, result, given if marks is None else None, cut, source)]
-
-
-class ChunkedInputs(NamedTuple):
-    """What phase 1 reads: x, a [B,T,D], and how; reverse: time is visited from its end."""
-
-    x: Tensor
-    a: Tensor
-    chunk: int
-    reverse: bool
-    backward: bool
 
 
 def carry(
@@ -363,6 +350,30 @@ def carry(
         claims=Claims(spills=SPILLED.get(architecture(product), "")),
         rarely=("x", "a"),
     )
+
+
+def phases_before(
+    reduce: Callable[..., Any],
+    source: ChunkedInputs,
+    call: Any,
+    outputs: dict[str, Any],
+    args: dict[str, Any],
+    ends: tuple[str, str],
+) -> tuple[list[Launch], dict[str, Any]]:
+    """(marks (packed only), reduce and carry (more than one chunk only); arguments of phase 3).
+
+    reduce: phases 1 and 2. args: of a kernel that does the whole scan, which names the states that enter and leave time
+    as ``ends`` says, as ``call`` and ``outputs`` do.
+    """
+    entering, leaving = ends
+    given = getattr(call, entering)
+    time, width = source.x.shape[1:]
+    acc = host.wide(source.x.dtype)
+    marks, begin = marked(args.pop("cu_seqlens"), given, outputs[leaving], time, width, source.reverse, acc)
+    result, steps = reduce(source, given, call.reset, marks)
+    if marks is not None:  # they have these
+        args |= dict.fromkeys(ends)
+    return [*begin, *steps], args | {"marks": marks, "result": result, "chunks": triton.cdiv(time, source.chunk) - 1}
 
 
 def traffic(case: Case, chunk: int, streams: int) -> int:

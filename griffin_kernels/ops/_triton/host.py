@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from griffin_kernels import datasheet
 from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.datasheet import DRAM_LATENCY_S
 from griffin_kernels.device import Device
+from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import strides
 
 WIDE: dict[torch.dtype, Any] = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -74,6 +76,30 @@ def load_bits(tensors: tuple[Tensor, ...], per_thread: int, dims: int = 2) -> in
         for number in (tensor.shape[-1], *(row_stride(tensor, dim) for dim in range(dims)), tensor.storage_offset()):
             elements = math.gcd(elements, number)
     return 8 * size * max(elements, 1)
+
+
+def channel_launch(
+    kernel: Any,
+    programs: int,
+    inputs: tuple[Tensor, ...],
+    config: Any,
+    args: dict[str, Any],
+    constexprs: dict[str, Any],
+) -> Launch:
+    """The launch of ``programs`` programs for every block of channels of inputs [B,T,D], which it loads.
+
+    config: block_t, block_d and num_warps; a kernel has the first two, and D, besides ``constexprs``.
+    """
+    width = inputs[0].shape[2]
+    return Launch(
+        kernel=kernel,
+        grid=(programs * triton.cdiv(width, config.block_d),),
+        args=args,
+        constexprs=constexprs | {"D": width, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
+        num_warps=config.num_warps,
+        tile=config.block_t * config.block_d,
+        claims=Claims(load_bits=load_bits(inputs, config.block_d // (32 * config.num_warps))),
+    )
 
 
 def not_here(device: Device) -> str | None:

@@ -8,16 +8,12 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from griffin_kernels.contract import Case, accumulator
+from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.strides import constant
-from griffin_kernels.ops._triton.tensors import dense_state, rows, state
 from griffin_kernels.ops.block_diagonal_scan._triton_blocks import BlockSizes, Matrices
-from griffin_kernels.ops.block_diagonal_scan.op import Call
-from griffin_kernels.ops.linear_scan._triton_scan import Streams
-from griffin_kernels.ops.linear_scan.op import rows_of
 
 
 def padded(size: int) -> int:
@@ -42,22 +38,6 @@ def tile_of(a: Tensor, block_a: int) -> BlockSizes:
     """The sizes of a and of a program's tile."""
     blocks, size = a.shape[2:4]
     return BlockSizes(*(constant(number) for number in (blocks, size, padded(size), blocks_in(block_a, size))))
-
-
-def scan_arguments(call: Call, outputs: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    """(N, arguments, constexprs) of a kernel that does the whole forward scan; allocates h and h_last."""
-    x, a, h0, reset, cu_seqlens, reverse = call
-    count = rows_of(x.shape[0], cu_seqlens)
-    h_last = host.empty(outputs, "h_last", x, count, x.shape[2], dtype=accumulator(x.dtype))
-    h = host.empty(outputs, "h", x, *x.shape, dtype=x.dtype)
-    args = {
-        "given": Streams(rows(x, reverse), matrices(a, reverse), rows(reset, reverse), h),
-        "h0": state(h0),
-        "cu_seqlens": cu_seqlens,
-        "h_last": dense_state(h_last),
-        "T": x.shape[1],
-    }
-    return count, args, {"REVERSE": reverse, "ACC": host.wide(x.dtype)}
 
 
 def launch(kernel: Any, programs: int, a: Tensor, config: Any, args: dict[str, Any], constexprs: Any) -> Launch:

@@ -34,8 +34,10 @@ from griffin_kernels.ops._triton.tensors import (
     store_state,
 )
 from griffin_kernels.ops.block_diagonal_scan import _block_launches, triton_sequential
-from griffin_kernels.ops.block_diagonal_scan._triton_blocks import as_matrices, as_vectors, own_blocks
+from griffin_kernels.ops.block_diagonal_scan._triton_blocks import as_vectors, own_blocks
 from griffin_kernels.ops.block_diagonal_scan.op import Call
+from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments
+from griffin_kernels.ops.linear_scan._triton_scan import as_matrices
 
 BLOCK_A = 256
 """Elements of a that a program of phase 1 or 2 takes of one step; phase 1 multiplies them by n each."""
@@ -156,7 +158,7 @@ def reduce(
     config = triton_sequential.Config(ahead, BLOCK_A, reduce_warps(a.shape[3]))
     whole = _block_launches.launch(block_diagonal_scan_reduce, batch * chunks, a, config, args, constexprs)
     call = Call(result, product, given if marks is None else None, cut)
-    _, args, constexprs = _block_launches.scan_arguments(call, {"h": leaving, "h_last": last})
+    _, args, constexprs = scan_arguments(call, {"h": leaving, "h_last": last}, _block_launches.matrices)
     return leaving, [
         whole,
         _block_launches.launch(

@@ -16,6 +16,7 @@ import triton.language as tl
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.strides import far, reach
 from griffin_kernels.ops._triton.tensors import Channels
+from griffin_kernels.ops.linear_scan._triton_scan import Blocks
 
 
 class Matrices(NamedTuple):
@@ -37,14 +38,6 @@ class BlockSizes(NamedTuple):
     size: Any
     padded: Any
     held: Any
-
-
-class Blocks(NamedTuple):
-    """What a program owns: channels of vectors; elements of matrices, where a has them, and where an output has."""
-
-    vectors: Any
-    matrices: Any
-    outputs: Any
 
 
 @bundling
@@ -91,9 +84,3 @@ def matrix_channels(first, tile, BLOCK, ROW: tl.constexpr, COLUMN: tl.constexpr)
 def as_vectors(flat, tile):
     """[held * n] as [held, n]."""
     return tl.reshape(flat, (tile.held, tile.padded))
-
-
-@triton.jit
-def as_matrices(flat, vectors):
-    """[held * n * n] as [held, n, n] in the dtype of vectors [held, n]."""
-    return tl.reshape(flat, (vectors.shape[0], vectors.shape[1], vectors.shape[1])).to(vectors.dtype)

@@ -26,13 +26,13 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops._triton.chunks import ChunkedInputs, entering_chunk, marked
+from griffin_kernels.ops._triton.chunks import ChunkedInputs, entering_chunk, own_chunk, phases_before
 from griffin_kernels.ops._triton.tensors import marks_at, store_state
 from griffin_kernels.ops.block_diagonal_scan import _block_launches, _triton_block_chunks, triton_sequential
-from griffin_kernels.ops.block_diagonal_scan._triton_block_scan import scan_rows
 from griffin_kernels.ops.block_diagonal_scan._triton_blocks import as_vectors, own_blocks
 from griffin_kernels.ops.block_diagonal_scan.op import Call
-from griffin_kernels.ops.linear_scan._triton_scan import streams_at
+from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments
+from griffin_kernels.ops.linear_scan._triton_scan import scan_rows, streams_at
 
 
 @dataclass(frozen=True)
@@ -67,32 +67,21 @@ def block_diagonal_scan_chunks(
     SIGN: tl.constexpr = -1 if REVERSE else 1
     D: tl.constexpr = tile.blocks * tile.size
     piece, own = own_blocks(tl.num_programs(0) - 1 - tl.program_id(0), tile, given.a)
-    batch = tl.cast(piece // (chunks + 1), tl.int64)
-    chunk = tl.cast(piece % (chunks + 1), tl.int64)
-    begin = chunk * CHUNK
+    batch, chunk, begin, steps = own_chunk(piece, chunks + 1, T, CHUNK)
     first = T - 1 - begin if REVERSE else begin
     streams, marks = streams_at(given, batch, first, T, D, SIGN), marks_at(marks, first, SIGN)
     carry = as_vectors(entering_chunk(result, h0, batch, chunk, chunks, own.vectors, D, ACC), tile)
-    carry = scan_rows(streams, marks, carry, own, tl.cast(tl.minimum(T - begin, CHUNK), tl.int32), BLOCK_T)
+    carry = scan_rows(streams, marks, carry, own, steps, BLOCK_T)
     store_state(h_last, batch, tl.reshape(carry, own.vectors.columns.shape), own.vectors, chunk == chunks)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    _, args, constexprs = _block_launches.scan_arguments(call, outputs)
-    batch, time, width = call.x.shape
-    marks, begin = marked(
-        args.pop("cu_seqlens"), call.h0, outputs["h_last"], time, width, call.reverse, constexprs["ACC"]
-    )
+    _, args, constexprs = scan_arguments(call, outputs, _block_launches.matrices)
     source = ChunkedInputs(call.x, call.a, config.chunk, call.reverse, False)
-    result, before = _triton_block_chunks.reduce(source, call.h0, call.reset, marks)
-    count = triton.cdiv(time, config.chunk)
-    if marks is not None:
-        args |= {"h0": None, "h_last": None}
-    args |= {"marks": marks, "result": result, "chunks": count - 1}
-    constexprs |= {"CHUNK": config.chunk}
-    scan = _block_launches.launch(block_diagonal_scan_chunks, batch * count, call.a, config, args, constexprs)
-    return [*begin, *before, scan]
+    before, args = phases_before(_triton_block_chunks.reduce, source, call, outputs, args, ("h0", "h_last"))
+    programs, constexprs = call.x.shape[0] * (args["chunks"] + 1), constexprs | {"CHUNK": config.chunk}
+    return [*before, _block_launches.launch(block_diagonal_scan_chunks, programs, call.a, config, args, constexprs)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

@@ -28,10 +28,10 @@ from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, store_state
 from griffin_kernels.ops.block_diagonal_scan import _block_launches
-from griffin_kernels.ops.block_diagonal_scan._triton_block_scan import scan_rows
 from griffin_kernels.ops.block_diagonal_scan._triton_blocks import as_vectors, own_blocks
 from griffin_kernels.ops.block_diagonal_scan.op import Call
-from griffin_kernels.ops.linear_scan._triton_scan import streams_at
+from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments
+from griffin_kernels.ops.linear_scan._triton_scan import scan_rows, streams_at
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def block_diagonal_scan_sequential(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and group of blocks."""
-    count, args, constexprs = _block_launches.scan_arguments(call, outputs)
+    count, args, constexprs = scan_arguments(call, outputs, _block_launches.matrices)
     return [_block_launches.launch(block_diagonal_scan_sequential, count, call.a, config, args, constexprs)]
 
 

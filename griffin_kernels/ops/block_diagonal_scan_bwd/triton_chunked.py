@@ -21,27 +21,26 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Variant
+from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops._triton.chunks import ChunkedInputs, entering_chunk, marked
+from griffin_kernels.ops._triton.chunks import ChunkedInputs, entering_chunk, own_chunk, phases_before
 from griffin_kernels.ops._triton.tensors import load_state, marks_at, store_state
-from griffin_kernels.ops.block_diagonal_scan import _block_launches as forward
-from griffin_kernels.ops.block_diagonal_scan import _triton_block_chunks
+from griffin_kernels.ops._variants import backward_of
+from griffin_kernels.ops.block_diagonal_scan import _block_launches, _triton_block_chunks
+from griffin_kernels.ops.block_diagonal_scan import triton_chunked as forward
 from griffin_kernels.ops.block_diagonal_scan._triton_blocks import as_vectors, own_blocks
-from griffin_kernels.ops.block_diagonal_scan_bwd import _block_gradient_launches, triton_sequential
-from griffin_kernels.ops.block_diagonal_scan_bwd._triton_block_scan_gradient import scan_rows, streams_at
+from griffin_kernels.ops.block_diagonal_scan_bwd import triton_sequential
 from griffin_kernels.ops.block_diagonal_scan_bwd.op import Call
+from griffin_kernels.ops.linear_scan_bwd._gradient_launches import gradient_arguments
+from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import scan_rows, streams_at
 
 
 @dataclass(frozen=True)
-class Config:
-    """chunk: steps per program. block_t: steps loaded ahead. block_a: elements of a per step and program of phase 3."""
+class Config(forward.Config):
+    """Fewer steps ahead than in the forward pass, of more streams."""
 
-    chunk: int = 64
     block_t: int = 8
-    block_a: int = 256
-    num_warps: int = 1
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -67,15 +66,12 @@ def block_diagonal_scan_bwd_chunks(
     SIGN: tl.constexpr = 1 if REVERSE else -1
     D: tl.constexpr = tile.blocks * tile.size
     piece, own = own_blocks(tl.num_programs(0) - 1 - tl.program_id(0), tile, given.a)
-    batch = tl.cast(piece // (chunks + 1), tl.int64)
-    chunk = tl.cast(piece % (chunks + 1), tl.int64)
-    begin = chunk * CHUNK
+    batch, chunk, begin, steps = own_chunk(piece, chunks + 1, T, CHUNK)
     first = begin if REVERSE else T - 1 - begin
-    streams = streams_at(given, batch, first, T, tile, SIGN)
+    streams = streams_at(given, batch, first, T, D, SIGN, tile.size)
     carry = as_vectors(entering_chunk(result, dh_last, batch, chunk, chunks, own.vectors, D, ACC), tile)
     before_first = load_state(h0 if marks is None else None, batch, own.vectors, ACC, chunk == chunks)
     marks = marks_at(marks, first, SIGN)
-    steps = tl.cast(tl.minimum(T - begin, CHUNK), tl.int32)
     remaining = tl.cast(T - begin, tl.int32)
     carry = scan_rows(streams, marks, h0, carry, before_first, own, steps, remaining, BLOCK_T)
     store_state(dh0, batch, tl.reshape(carry, before_first.shape), own.vectors, chunk == chunks)
@@ -83,31 +79,16 @@ def block_diagonal_scan_bwd_chunks(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    _, args, constexprs = _block_gradient_launches.scan_arguments(call, outputs)
-    batch, time, width = call.dh.shape
-    marks, begin = marked(
-        args.pop("cu_seqlens"), call.dh_last, outputs["dh0"], time, width, not call.reverse, constexprs["ACC"]
-    )
+    _, args, constexprs = gradient_arguments(call, outputs, _block_launches.matrices)
     source = ChunkedInputs(call.dh, call.a, config.chunk, not call.reverse, True)
-    result, before = _triton_block_chunks.reduce(source, call.dh_last, call.reset, marks)
-    count = triton.cdiv(time, config.chunk)
-    if marks is not None:
-        args |= {"dh_last": None, "dh0": None}
-    args |= {"marks": marks, "result": result, "chunks": count - 1}
-    constexprs |= {"CHUNK": config.chunk}
-    scan = forward.launch(block_diagonal_scan_bwd_chunks, batch * count, call.a, config, args, constexprs)
-    return [*begin, *before, scan]
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    if config.chunk % config.block_t:
-        return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return forward.unfit(case, device, config.block_a, config.num_warps) or _triton_block_chunks.unfit(case)
+    before, args = phases_before(_triton_block_chunks.reduce, source, call, outputs, args, ("dh_last", "dh0"))
+    programs, constexprs = call.dh.shape[0] * (args["chunks"] + 1), constexprs | {"CHUNK": config.chunk}
+    return [*before, _block_launches.launch(block_diagonal_scan_bwd_chunks, programs, call.a, config, args, constexprs)]
 
 
 def rank(case: Case, device: Device) -> int:
     """The default where one pass over time cannot keep the memory busy."""
-    return 40 if forward.splits(case, device, triton_sequential.Config(), 0.65) else 15
+    return 40 if _block_launches.splits(case, device, triton_sequential.Config(), 0.65) else 15
 
 
 def traffic(case: Case, config: Config) -> int:
@@ -115,13 +96,10 @@ def traffic(case: Case, config: Config) -> int:
     return _triton_block_chunks.traffic(case, config.chunk, matrices=2, vectors=3)
 
 
-VARIANT = Variant(
-    op="block_diagonal_scan_bwd",
-    name="triton.chunked",
-    summary="time split over programs: reduce chunks, carry, scan",
+VARIANT = backward_of(
+    forward.VARIANT,
     config=Config,
-    axes={"chunk": (32, 64, 128, 256), "block_t": (4, 8), "block_a": (256, 512), "num_warps": (1, 2)},
-    reject=reject,
+    axes={**forward.VARIANT.axes, "block_t": (4, 8)},
     rank=rank,
     launches=launches,
     traffic=traffic,

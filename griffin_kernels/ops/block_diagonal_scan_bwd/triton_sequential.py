@@ -20,25 +20,25 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Variant
+from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, store_state
-from griffin_kernels.ops.block_diagonal_scan import _block_launches as forward
+from griffin_kernels.ops._variants import backward_of
+from griffin_kernels.ops.block_diagonal_scan import _block_launches
+from griffin_kernels.ops.block_diagonal_scan import triton_sequential as forward
 from griffin_kernels.ops.block_diagonal_scan._triton_blocks import as_vectors, own_blocks
-from griffin_kernels.ops.block_diagonal_scan_bwd import _block_gradient_launches
-from griffin_kernels.ops.block_diagonal_scan_bwd._triton_block_scan_gradient import scan_rows, streams_at
 from griffin_kernels.ops.block_diagonal_scan_bwd.op import Call
+from griffin_kernels.ops.linear_scan_bwd._gradient_launches import gradient_arguments
+from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import scan_rows, streams_at
 
 
 @dataclass(frozen=True)
-class Config:
-    """block_t: steps loaded ahead. block_a: elements of a that a program takes of one step, whole blocks."""
+class Config(forward.Config):
+    """Fewer steps ahead than in the forward pass, of more streams."""
 
     block_t: int = 8
-    block_a: int = 256
-    num_warps: int = 1
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -49,7 +49,7 @@ def block_diagonal_scan_bwd_sequential(
     SIGN: tl.constexpr = 1 if REVERSE else -1
     row, own = own_blocks(tl.program_id(0), tile, given.a)
     batch, first, steps = span(row, cu_seqlens, T, not REVERSE)
-    streams = streams_at(given, batch, first, T, tile, SIGN)
+    streams = streams_at(given, batch, first, T, tile.blocks * tile.size, SIGN, tile.size)
     carry = as_vectors(load_state(dh_last, row, own.vectors, ACC), tile)
     before_first = load_state(h0, row, own.vectors, ACC)  # [held * n]
     carry = scan_rows(streams, None, None, carry, before_first, own, steps, steps, BLOCK_T)
@@ -58,26 +58,15 @@ def block_diagonal_scan_bwd_sequential(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and group of blocks."""
-    count, args, constexprs = _block_gradient_launches.scan_arguments(call, outputs)
-    return [forward.launch(block_diagonal_scan_bwd_sequential, count, call.a, config, args, constexprs)]
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return forward.unfit(case, device, config.block_a, config.num_warps)
+    count, args, constexprs = gradient_arguments(call, outputs, _block_launches.matrices)
+    return [_block_launches.launch(block_diagonal_scan_bwd_sequential, count, call.a, config, args, constexprs)]
 
 
 def rank(case: Case, device: Device) -> int:
     """The default wherever its loads can keep the memory busy."""
-    return 20 if forward.splits(case, device, Config(), 0.65) else 30
+    return 20 if _block_launches.splits(case, device, Config(), 0.65) else 30
 
 
-VARIANT = Variant(
-    op="block_diagonal_scan_bwd",
-    name="triton.sequential",
-    summary="one pass, states in registers, steps loaded ahead",
-    config=Config,
-    axes={"block_t": (4, 8, 16), "block_a": (256, 512, 1024), "num_warps": (1, 2, 4)},
-    reject=reject,
-    rank=rank,
-    launches=launches,
+VARIANT = backward_of(
+    forward.VARIANT, config=Config, axes={**forward.VARIANT.axes, "block_t": (4, 8, 16)}, rank=rank, launches=launches
 )

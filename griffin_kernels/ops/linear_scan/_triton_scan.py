@@ -1,5 +1,8 @@
 """Scan row by row in registers: what all Triton forms share, for whole sequences, for pieces, for channels done again.
 
+A step of a is a gate for every channel, of a carry [block_d], or the matrices of blocks, of a carry [held, n]; those
+are flat in memory, vectors [held * n] and matrices [held * n * n].
+
 Packed sequences come in two ways. Where a program owns one sequence, its span says all. Where programs own pieces of
 time, ``Marks`` tell where sequences start and end.
 """
@@ -36,6 +39,14 @@ class Streams(NamedTuple):
     h: Any
 
 
+class Blocks(NamedTuple):
+    """What a program owns: channels of vectors; elements of matrices, where a has them, and where an output has."""
+
+    vectors: Any
+    matrices: Any
+    outputs: Any
+
+
 @bundling
 def streams_at(given, batch, first, T, D: tl.constexpr, SIGN: tl.constexpr):
     """The rows of a batch entry from time ``first`` on."""
@@ -50,41 +61,67 @@ def streams_later(streams, steps):
     return Streams(later(x, steps), later(a, steps), later(reset, steps), later(h, steps))
 
 
+@bundling
+def alike(channels):
+    """A scan of gates: what a program owns of x, it owns of a."""
+    return Blocks(channels, channels, channels)
+
+
 @triton.jit
-def scan_tile(streams, marks, carry, channels, left, BLOCK_T: tl.constexpr, TAIL: tl.constexpr):
+def as_matrices(flat, vectors):
+    """[held * n * n] as [held, n, n] in the dtype of vectors [held, n]."""
+    return tl.reshape(flat, (vectors.shape[0], vectors.shape[1], vectors.shape[1])).to(vectors.dtype)
+
+
+@triton.jit
+def through_step(a, state):
+    """A step's gates times a state [block_d], or its matrices times a state [held, n]."""
+    if len(state.shape) == 1:
+        after = a.to(state.dtype) * state
+    else:
+        after = tl.sum(as_matrices(a, state) * state[:, None, :], axis=2)
+    return after
+
+
+@triton.jit
+def scan_tile(streams, marks, carry, own, left, BLOCK_T: tl.constexpr, TAIL: tl.constexpr):
     """BLOCK_T steps, fewer in the tail; streams are at the tile's first step. Gives the carry."""
     ACC: tl.constexpr = carry.dtype
-    xs = load_rows(streams.x, channels, left, 0.0, BLOCK_T, TAIL)
-    gates = load_rows(streams.a, channels, left, 1.0, BLOCK_T, TAIL)
+    GATES: tl.constexpr = len(carry.shape) == 1
+    xs = load_rows(streams.x, own.vectors, left, 0.0, BLOCK_T, TAIL)
+    steps = load_rows(streams.a, own.matrices, left, 1.0 if GATES else 0.0, BLOCK_T, TAIL)
     resets = load_flags(streams.reset, left, 0, BLOCK_T, TAIL)
     if marks is not None:
         enters = load_flags(marks.enter, left, -1, BLOCK_T, TAIL)
         leaves = load_flags(marks.leave, left, -1, BLOCK_T, TAIL)
     for u in tl.static_range(BLOCK_T):
         if marks is not None:
-            start = load_state(marks.state, enters[u], channels, ACC, enters[u] >= 0)
-            carry = tl.where(enters[u] >= 0, start, carry)
+            start = load_state(marks.state, enters[u], own.vectors, ACC, enters[u] >= 0)
+            carry = tl.where(enters[u] >= 0, tl.reshape(start, carry.shape), carry)
         if streams.reset is not None:
             carry = tl.where(resets[u] != 0, 0.0, carry)
-        carry = gates[u].to(ACC) * carry + xs[u].to(ACC)
-        store_row(streams.h, u, carry, channels, left, TAIL)
+        after = through_step(steps[u], carry) + tl.reshape(xs[u].to(ACC), carry.shape)
+        flat = tl.reshape(after, xs[u].shape)
+        store_row(streams.h, u, flat, own.vectors, left, TAIL)
         if marks is not None:
-            store_state(marks.final, leaves[u], carry, channels, leaves[u] >= 0)
+            store_state(marks.final, leaves[u], flat, own.vectors, leaves[u] >= 0)
+        # steps after the end must not change what the last one left; gates are 1 there
+        carry = after if GATES or not TAIL else tl.where(u < left, after, carry)
     return carry
 
 
 @triton.jit
-def scan_rows(streams, marks, carry, channels, steps, BLOCK_T: tl.constexpr):
-    """``steps`` steps from ``carry`` [block_d]; streams are at step 0 of the span. Gives the last carry."""
+def scan_rows(streams, marks, carry, own, steps, BLOCK_T: tl.constexpr):
+    """``steps`` steps from a carry; streams are at step 0 of the span. Gives the last carry."""
     full = steps // BLOCK_T
     for _ in range(full):
-        carry = scan_tile(streams, marks, carry, channels, BLOCK_T, BLOCK_T, False)
+        carry = scan_tile(streams, marks, carry, own, BLOCK_T, BLOCK_T, False)
         streams = streams_later(streams, BLOCK_T)
         if marks is not None:
             marks = marks_later(marks, BLOCK_T)
     left = steps - full * BLOCK_T
     if left > 0:
-        carry = scan_tile(streams, marks, carry, channels, left, BLOCK_T, True)
+        carry = scan_tile(streams, marks, carry, own, left, BLOCK_T, True)
     return carry
 
 
@@ -99,5 +136,5 @@ def scan_again(streams, h0, h_last, row, most, channels, steps, done):
         back = streams_later(streams, -done)
         wild = beyond_one(back.a, channels, steps, most.dtype)
         again = Channels(channels.columns, wild, wild)
-        carry = scan_rows(back, None, load_state(h0, row, again, most.dtype), again, steps, AGAIN)
+        carry = scan_rows(back, None, load_state(h0, row, again, most.dtype), alike(again), steps, AGAIN)
         store_state(h_last, row, carry, again)

@@ -24,11 +24,11 @@ import triton.language as tl
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import combine, combine_cut, last_row, span
 from griffin_kernels.ops._triton.tensors import Rows, load_state, own_channels, store_state, tile_offsets
-from griffin_kernels.ops.linear_scan import _scan_launches
+from griffin_kernels.ops.linear_scan._scan_launches import pipelined, scan_arguments
 from griffin_kernels.ops.linear_scan._triton_scan import scan_again, streams_at, streams_later
 from griffin_kernels.ops.linear_scan.op import Call
 
@@ -92,22 +92,10 @@ def linear_scan_associative(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _scan_launches.scan_arguments(call, outputs)
-    per_thread = config.block_t * config.block_d // (32 * config.num_warps)
-    bits = host.load_bits((call.x, call.a), per_thread)
-    return [
-        Launch(
-            kernel=linear_scan_associative,
-            grid=(rows * triton.cdiv(call.x.shape[2], config.block_d),),
-            args=args,
-            constexprs=constexprs | {"BLOCK_T": config.block_t, "BLOCK_D": config.block_d, "STAGES": config.num_stages},
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            tile=config.block_t * config.block_d,
-            # copies below 4 bytes per thread cannot be asynchronous
-            claims=Claims(load_bits=bits, async_copies=config.num_stages > 1 and bits >= 32),
-        )
-    ]
+    count, args, constexprs = scan_arguments(call, outputs)
+    inputs, constexprs = (call.x, call.a), constexprs | {"STAGES": config.num_stages}
+    launch = host.channel_launch(linear_scan_associative, count, inputs, config, args, constexprs)
+    return [pipelined(launch, inputs, config)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

@@ -23,7 +23,7 @@ import triton.language as tl
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import grow, span
 from griffin_kernels.ops._triton.tensors import (
@@ -34,7 +34,7 @@ from griffin_kernels.ops._triton.tensors import (
     store_row,
     store_state,
 )
-from griffin_kernels.ops.linear_scan import _scan_launches
+from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments
 from griffin_kernels.ops.linear_scan._triton_scan import scan_again, streams_at, streams_later
 from griffin_kernels.ops.linear_scan.op import Call
 
@@ -129,18 +129,9 @@ def linear_scan_blocked_diagonal(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _scan_launches.scan_arguments(call, outputs)
-    return [
-        Launch(
-            kernel=linear_scan_blocked_diagonal,
-            grid=(rows * triton.cdiv(call.x.shape[2], config.block_d),),
-            args=args,
-            constexprs=constexprs | {"BLOCK": config.block, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
-            num_warps=config.num_warps,
-            tile=config.block_t * config.block_d,
-            claims=Claims(load_bits=host.load_bits((call.x, call.a), config.block_d // (32 * config.num_warps))),
-        )
-    ]
+    count, args, constexprs = scan_arguments(call, outputs)
+    constexprs |= {"BLOCK": config.block}
+    return [host.channel_launch(linear_scan_blocked_diagonal, count, (call.x, call.a), config, args, constexprs)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

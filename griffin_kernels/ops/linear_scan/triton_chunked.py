@@ -16,6 +16,7 @@ has the same three phases for blocks of 128 steps.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,12 @@ import triton.language as tl
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import chunks, host
 from griffin_kernels.ops._triton.chunks import entering_chunk, own_chunk
 from griffin_kernels.ops._triton.tensors import marks_at, own_channels, store_state
-from griffin_kernels.ops.linear_scan import _scan_launches
-from griffin_kernels.ops.linear_scan._triton_scan import scan_rows, streams_at
+from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments
+from griffin_kernels.ops.linear_scan._triton_scan import alike, scan_rows, streams_at
 from griffin_kernels.ops.linear_scan.op import Call
 
 
@@ -69,32 +70,18 @@ def linear_scan_chunks(
     first = T - 1 - begin if REVERSE else begin
     streams, marks = streams_at(given, batch, first, T, D, SIGN), marks_at(marks, first, SIGN)
     carry = entering_chunk(result, h0, batch, chunk, chunks, channels, D, ACC)
-    carry = scan_rows(streams, marks, carry, channels, steps, BLOCK_T)
+    carry = scan_rows(streams, marks, carry, alike(channels), steps, BLOCK_T)
     store_state(h_last, batch, carry, channels, chunk == chunks)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    _, args, constexprs = _scan_launches.scan_arguments(call, outputs)
-    batch, time, width = call.x.shape
-    marks, begin = chunks.marked(
-        args.pop("cu_seqlens"), call.h0, outputs["h_last"], time, width, call.reverse, constexprs["ACC"]
-    )
+    _, args, constexprs = scan_arguments(call, outputs)
     source = chunks.ChunkedInputs(call.x, call.a, config.chunk, call.reverse, False)
-    result, before = chunks.reduce(source, call.h0, call.reset, marks, config)
-    count = triton.cdiv(time, config.chunk)
-    if marks is not None:
-        args |= {"h0": None, "h_last": None}
-    scan = Launch(
-        kernel=linear_scan_chunks,
-        grid=(batch * count * triton.cdiv(width, config.block_d),),
-        args=args | {"marks": marks, "result": result, "chunks": count - 1},
-        constexprs=constexprs | {"CHUNK": config.chunk, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
-        num_warps=config.num_warps,
-        tile=config.block_t * config.block_d,
-        claims=Claims(load_bits=host.load_bits((call.x, call.a), config.block_d // (32 * config.num_warps))),
-    )
-    return [*begin, *before, scan]
+    reduce = functools.partial(chunks.reduce, config=config)
+    before, args = chunks.phases_before(reduce, source, call, outputs, args, ("h0", "h_last"))
+    programs, constexprs = call.x.shape[0] * (args["chunks"] + 1), constexprs | {"CHUNK": config.chunk}
+    return [*before, host.channel_launch(linear_scan_chunks, programs, source[:2], config, args, constexprs)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

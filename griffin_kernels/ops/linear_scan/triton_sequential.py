@@ -21,12 +21,12 @@ import triton.language as tl
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, own_channels, store_state
-from griffin_kernels.ops.linear_scan import _scan_launches
-from griffin_kernels.ops.linear_scan._triton_scan import scan_rows, streams_at
+from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments
+from griffin_kernels.ops.linear_scan._triton_scan import alike, scan_rows, streams_at
 from griffin_kernels.ops.linear_scan.op import Call
 
 
@@ -57,24 +57,14 @@ def linear_scan_sequential(
     row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
     streams = streams_at(given, batch, first, T, D, SIGN)
-    carry = scan_rows(streams, None, load_state(h0, row, channels, ACC), channels, steps, BLOCK_T)
+    carry = scan_rows(streams, None, load_state(h0, row, channels, ACC), alike(channels), steps, BLOCK_T)
     store_state(h_last, row, carry, channels)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _scan_launches.scan_arguments(call, outputs)
-    return [
-        Launch(
-            kernel=linear_scan_sequential,
-            grid=(rows * triton.cdiv(call.x.shape[2], config.block_d),),
-            args=args,
-            constexprs=constexprs | {"BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
-            num_warps=config.num_warps,
-            tile=config.block_t * config.block_d,
-            claims=Claims(load_bits=host.load_bits((call.x, call.a), config.block_d // (32 * config.num_warps))),
-        )
-    ]
+    count, args, constexprs = scan_arguments(call, outputs)
+    return [host.channel_launch(linear_scan_sequential, count, (call.x, call.a), config, args, constexprs)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

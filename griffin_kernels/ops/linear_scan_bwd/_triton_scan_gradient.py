@@ -1,7 +1,8 @@
 """Backward scan row by row in registers: what all Triton forms share.
 
 Steps are visited from the last to the first, so rows run against the forward pass. The carry is
-c_i = m_i a_i g_i, what a step hands to the one before it; h_{i-1} is the next row that would be visited.
+c_i = m_i a_i g_i, what a step hands to the one before it; h_{i-1} is the next row that would be visited. Matrices in
+place of gates are as in linear_scan/_triton_scan.py: c_i = m_i A_i^T g_i.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from griffin_kernels.ops._triton.tensors import (
     store_row,
     store_state,
 )
+from griffin_kernels.ops.linear_scan._triton_scan import alike, as_matrices
 
 
 class GradientStreams(NamedTuple):
@@ -39,10 +41,10 @@ class GradientStreams(NamedTuple):
 
 
 @bundling
-def streams_at(given, batch, first, T, D: tl.constexpr, SIGN: tl.constexpr):
-    """The rows of a batch entry from time ``first`` on."""
+def streams_at(given, batch, first, T, D: tl.constexpr, SIGN: tl.constexpr, N: tl.constexpr = 1):
+    """The rows of a batch entry from time ``first`` on. N: elements of a step of a for each channel."""
     dh, a, h = at(given.dh, batch, first, SIGN), at(given.a, batch, first, SIGN), at(given.h, batch, first, SIGN)
-    dx, da = dense(given.dx, batch * T + first, D, SIGN), dense(given.da, batch * T + first, D, SIGN)
+    dx, da = dense(given.dx, batch * T + first, D, SIGN), dense(given.da, batch * T + first, D * N, SIGN)
     return GradientStreams(dh, a, h, at(given.reset, batch, first, SIGN), dx, da)
 
 
@@ -56,61 +58,82 @@ def streams_later(streams, steps):
 
 
 @triton.jit
-def scan_tile(
-    streams, marks, h0, carry, before_first, channels, left, ahead, BLOCK_T: tl.constexpr, TAIL: tl.constexpr
-):
+def back_through_step(a, g):
+    """A step's gates times a gradient [block_d], or its matrices transposed times a gradient [held, n]."""
+    if len(g.shape) == 1:
+        before = a.to(g.dtype) * g
+    else:
+        before = tl.sum(as_matrices(a, g) * g[:, :, None], axis=1)
+    return before
+
+
+@triton.jit
+def outer(g, before):
+    """The gradient of a step's gates or matrices, from those of its state and the state before it [held * n]."""
+    if len(g.shape) == 1:
+        product = g * before
+    else:
+        product = g[:, :, None] * tl.reshape(before, g.shape)[:, None, :]
+    return product
+
+
+@triton.jit
+def scan_tile(streams, marks, h0, carry, before_first, own, left, ahead, BLOCK_T: tl.constexpr, TAIL: tl.constexpr):
     """BLOCK_T steps, fewer in the tail; streams are at the tile's first step. Gives the carry.
 
-    before_first [block_d]: the state before the whole sequence. ahead: rows of h that follow the tile's first step.
+    before_first: the state before the whole sequence, flat. ahead: rows of h that follow the tile's first step.
     h0: the states before the sequences of ``marks``.
     """
     ACC: tl.constexpr = carry.dtype
-    gradients = load_rows(streams.dh, channels, left, 0.0, BLOCK_T, TAIL)
-    gates = load_rows(streams.a, channels, left, 1.0, BLOCK_T, TAIL)
-    states = load_rows(later(streams.h, 1), channels, ahead, 0.0, BLOCK_T, TAIL)
+    GATES: tl.constexpr = len(carry.shape) == 1
+    gradients = load_rows(streams.dh, own.vectors, left, 0.0, BLOCK_T, TAIL)
+    steps = load_rows(streams.a, own.matrices, left, 1.0 if GATES else 0.0, BLOCK_T, TAIL)
+    states = load_rows(later(streams.h, 1), own.vectors, ahead, 0.0, BLOCK_T, TAIL)
     resets = load_flags(streams.reset, left, 0, BLOCK_T, TAIL)
     if marks is not None:
         enters = load_flags(marks.enter, left, -1, BLOCK_T, TAIL)
         leaves = load_flags(marks.leave, left, -1, BLOCK_T, TAIL)
     for u in tl.static_range(BLOCK_T):
         if marks is not None:
-            start = load_state(marks.state, enters[u], channels, ACC, enters[u] >= 0)
-            carry = tl.where(enters[u] >= 0, start, carry)
-        g = gradients[u].to(ACC) + carry
+            start = load_state(marks.state, enters[u], own.vectors, ACC, enters[u] >= 0)
+            carry = tl.where(enters[u] >= 0, tl.reshape(start, carry.shape), carry)
+        g = tl.reshape(gradients[u].to(ACC), carry.shape) + carry
         before = states[u].to(ACC)
         if TAIL:
             before = tl.where(u == ahead, before_first, before)
         if marks is not None:
-            start = load_state(h0, leaves[u], channels, ACC, leaves[u] >= 0)
+            start = load_state(h0, leaves[u], own.vectors, ACC, leaves[u] >= 0)
             before = tl.where(leaves[u] >= 0, start, before)
-        carry = gates[u].to(ACC) * g
+        after = back_through_step(steps[u], g)
         if streams.reset is not None:
-            carry = tl.where(resets[u] != 0, 0.0, carry)
+            after = tl.where(resets[u] != 0, 0.0, after)
             before = tl.where(resets[u] != 0, 0.0, before)
-        store_row(streams.dx, u, g, channels, left, TAIL)
-        store_row(streams.da, u, g * before, channels, left, TAIL)
+        store_row(streams.dx, u, tl.reshape(g, before.shape), own.vectors, left, TAIL)
+        store_row(streams.da, u, tl.reshape(outer(g, before), steps[u].shape), own.outputs, left, TAIL)
         if marks is not None:
-            store_state(marks.final, leaves[u], carry, channels, leaves[u] >= 0)
+            store_state(marks.final, leaves[u], tl.reshape(after, before.shape), own.vectors, leaves[u] >= 0)
+        # steps after the end must not change what the last one left; gates are 1 there
+        carry = after if GATES or not TAIL else tl.where(u < left, after, carry)
     return carry
 
 
 @triton.jit
-def scan_rows(streams, marks, h0, carry, before_first, channels, steps, remaining, BLOCK_T: tl.constexpr):
-    """``steps`` steps from ``carry`` [block_d]; streams are at the step visited first. Gives the last carry.
+def scan_rows(streams, marks, h0, carry, before_first, own, steps, remaining, BLOCK_T: tl.constexpr):
+    """``steps`` steps from a carry; streams are at the step visited first. Gives the last carry.
 
     remaining: steps to the forward pass's first one, at least ``steps``. Its h_{i-1} is not in h, so that step belongs
     to the masked tail. The rest as in scan_tile.
     """
     full = tl.maximum(tl.minimum(steps, remaining - 1), 0) // BLOCK_T
     for _ in range(full):
-        carry = scan_tile(streams, marks, h0, carry, before_first, channels, BLOCK_T, BLOCK_T, BLOCK_T, False)
+        carry = scan_tile(streams, marks, h0, carry, before_first, own, BLOCK_T, BLOCK_T, BLOCK_T, False)
         streams = streams_later(streams, BLOCK_T)
         if marks is not None:
             marks = marks_later(marks, BLOCK_T)
     left = steps - full * BLOCK_T
     if left > 0:
         ahead = remaining - 1 - full * BLOCK_T
-        carry = scan_tile(streams, marks, h0, carry, before_first, channels, left, ahead, BLOCK_T, True)
+        carry = scan_tile(streams, marks, h0, carry, before_first, own, left, ahead, BLOCK_T, True)
     return carry
 
 
@@ -126,5 +149,5 @@ def scan_again(streams, dh_last, dh0, row, most, before_first, channels, steps, 
         wild = beyond_one(back.a, channels, steps, most.dtype)
         again = Channels(channels.columns, wild, wild)
         carry = load_state(dh_last, row, again, most.dtype)
-        carry = scan_rows(back, None, None, carry, before_first, again, steps, steps, AGAIN)
+        carry = scan_rows(back, None, None, carry, before_first, alike(again), steps, steps, AGAIN)
         store_state(dh0, row, carry, again)

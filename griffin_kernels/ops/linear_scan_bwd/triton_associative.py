@@ -12,16 +12,12 @@ Source: as linear_scan/triton.associative, by the chain rule.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import triton
 import triton.language as tl
 
-from griffin_kernels import launch
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.launch import Launch, architecture
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import combine, combine_cut, last_row, span
 from griffin_kernels.ops._triton.tensors import (
@@ -33,19 +29,12 @@ from griffin_kernels.ops._triton.tensors import (
     store_state,
     tile_offsets,
 )
-from griffin_kernels.ops.linear_scan_bwd import _scan_gradient_launches
+from griffin_kernels.ops._variants import backward_of
+from griffin_kernels.ops.linear_scan import triton_associative as forward
+from griffin_kernels.ops.linear_scan._scan_launches import pipelined
+from griffin_kernels.ops.linear_scan_bwd._gradient_launches import gradient_arguments
 from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import scan_again, streams_at, streams_later
 from griffin_kernels.ops.linear_scan_bwd.op import Call
-
-
-@dataclass(frozen=True)
-class Config:
-    """block_t, block_d: steps and channels of a tile. num_stages: tiles in flight, the one in work included."""
-
-    block_t: int = 16
-    block_d: int = 64
-    num_warps: int = 1
-    num_stages: int = 3
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -116,45 +105,15 @@ def linear_scan_bwd_associative(
     scan_again(streams, dh_last, dh0, row, most, before_first, channels, steps, done)
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _scan_gradient_launches.scan_arguments(call, outputs)
-    bits = host.load_bits((call.dh, call.a, call.h), config.block_t * config.block_d // (32 * config.num_warps))
-    return [
-        Launch(
-            kernel=linear_scan_bwd_associative,
-            grid=(rows * triton.cdiv(call.a.shape[2], config.block_d),),
-            args=args,
-            constexprs=constexprs | {"BLOCK_T": config.block_t, "BLOCK_D": config.block_d, "STAGES": config.num_stages},
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            tile=config.block_t * config.block_d,
-            # copies below 4 bytes per thread cannot be asynchronous
-            claims=Claims(
-                load_bits=bits,
-                async_copies=config.num_stages > 1 and bits >= 32,
-                spills="8 bytes a thread, none of them in the loop" if launch.architecture(call.a) == "sm_100" else "",
-            ),
-        )
-    ]
+    count, args, constexprs = gradient_arguments(call, outputs)
+    inputs, constexprs = (call.dh, call.a, call.h), constexprs | {"STAGES": config.num_stages}
+    launch = host.channel_launch(linear_scan_bwd_associative, count, inputs, config, args, constexprs)
+    spills = "8 bytes a thread, none of them in the loop" if architecture(call.a) == "sm_100" else ""
+    return [pipelined(launch, inputs, config, spills)]
 
 
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return host.not_here(device) or host.idle_channels(case, config.block_d)
-
-
-def rank(case: Case, device: Device) -> int:
-    """Never the default among Triton's scans: more instructions for the same bytes."""
-    return 12
-
-
-VARIANT = Variant(
-    op="linear_scan_bwd",
-    name="triton.associative",
-    summary="tree scan of (gate, gradient) pairs over pipelined tiles",
-    config=Config,
-    axes={"block_t": (16, 32), "block_d": (64, 128, 256), "num_warps": (1, 2, 4), "num_stages": (2, 3, 4)},
-    reject=reject,
-    rank=rank,
-    launches=launches,
+VARIANT = backward_of(
+    forward.VARIANT, summary="tree scan of (gate, gradient) pairs over pipelined tiles", launches=launches
 )

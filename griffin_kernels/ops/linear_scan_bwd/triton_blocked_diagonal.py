@@ -20,9 +20,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import grow, span
 from griffin_kernels.ops._triton.tensors import (
@@ -34,19 +32,18 @@ from griffin_kernels.ops._triton.tensors import (
     store_row,
     store_state,
 )
-from griffin_kernels.ops.linear_scan_bwd import _scan_gradient_launches
+from griffin_kernels.ops._variants import backward_of
+from griffin_kernels.ops.linear_scan import triton_blocked_diagonal as forward
+from griffin_kernels.ops.linear_scan_bwd._gradient_launches import gradient_arguments
 from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import scan_again, streams_at, streams_later
 from griffin_kernels.ops.linear_scan_bwd.op import Call
 
 
 @dataclass(frozen=True)
-class Config:
-    """block: rows of a diagonal block. block_t: rows loaded ahead, a multiple of it. block_d: channels per program."""
+class Config(forward.Config):
+    """Fewer rows ahead than in the forward pass, of more streams."""
 
-    block: int = 8
     block_t: int = 16
-    block_d: int = 64
-    num_warps: int = 1
 
 
 @triton.jit
@@ -145,40 +142,9 @@ def linear_scan_bwd_blocked_diagonal(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _scan_gradient_launches.scan_arguments(call, outputs)
-    return [
-        Launch(
-            kernel=linear_scan_bwd_blocked_diagonal,
-            grid=(rows * triton.cdiv(call.a.shape[2], config.block_d),),
-            args=args,
-            constexprs=constexprs | {"BLOCK": config.block, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
-            num_warps=config.num_warps,
-            tile=config.block_t * config.block_d,
-            claims=Claims(
-                load_bits=host.load_bits((call.dh, call.a, call.h), config.block_d // (32 * config.num_warps))
-            ),
-        )
-    ]
+    count, args, constexprs = gradient_arguments(call, outputs)
+    inputs, constexprs = (call.dh, call.a, call.h), constexprs | {"BLOCK": config.block}
+    return [host.channel_launch(linear_scan_bwd_blocked_diagonal, count, inputs, config, args, constexprs)]
 
 
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    if config.block_t % config.block:
-        return f"block_t={config.block_t} is not a multiple of block={config.block}"
-    return host.unfit(case, device, config.block_d, config.num_warps)
-
-
-def rank(case: Case, device: Device) -> int:
-    """Not the default until measured to be faster than triton.sequential somewhere."""
-    return 14
-
-
-VARIANT = Variant(
-    op="linear_scan_bwd",
-    name="triton.blocked_diagonal",
-    summary="diagonal blocks of the transfer matrix applied densely, the rest through the carry",
-    config=Config,
-    axes={"block": (4, 8, 16), "block_t": (16, 32), "block_d": (64, 128, 256), "num_warps": (1, 2, 4)},
-    reject=reject,
-    rank=rank,
-    launches=launches,
-)
+VARIANT = backward_of(forward.VARIANT, config=Config, launches=launches)

@@ -15,31 +15,32 @@ Source: as linear_scan/triton.chunked, by the chain rule.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Variant
+from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import chunks, host
 from griffin_kernels.ops._triton.chunks import entering_chunk, own_chunk
 from griffin_kernels.ops._triton.tensors import load_state, marks_at, own_channels, store_state
-from griffin_kernels.ops.linear_scan_bwd import _scan_gradient_launches
+from griffin_kernels.ops._variants import backward_of
+from griffin_kernels.ops.linear_scan import triton_chunked as forward
+from griffin_kernels.ops.linear_scan._triton_scan import alike
+from griffin_kernels.ops.linear_scan_bwd._gradient_launches import gradient_arguments
 from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import scan_rows, streams_at
 from griffin_kernels.ops.linear_scan_bwd.op import Call
 
 
 @dataclass(frozen=True)
-class Config:
-    """chunk: steps per program. block_t: rows loaded ahead. block_d: channels per program."""
+class Config(forward.Config):
+    """Fewer rows ahead than in the forward pass, of more streams."""
 
-    chunk: int = 128
     block_t: int = 16
-    block_d: int = 64
-    num_warps: int = 1
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -72,38 +73,19 @@ def linear_scan_bwd_chunks(
     before_first = load_state(h0 if marks is None else None, batch, channels, ACC, chunk == chunks)
     marks = marks_at(marks, first, SIGN)
     remaining = tl.cast(T - begin, tl.int32)
-    carry = scan_rows(streams, marks, h0, carry, before_first, channels, steps, remaining, BLOCK_T)
+    carry = scan_rows(streams, marks, h0, carry, before_first, alike(channels), steps, remaining, BLOCK_T)
     store_state(dh0, batch, carry, channels, chunk == chunks)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    _, args, constexprs = _scan_gradient_launches.scan_arguments(call, outputs)
-    batch, time, width = call.a.shape
-    marks, begin = chunks.marked(
-        args.pop("cu_seqlens"), call.dh_last, outputs["dh0"], time, width, not call.reverse, constexprs["ACC"]
-    )
+    _, args, constexprs = gradient_arguments(call, outputs)
     source = chunks.ChunkedInputs(call.dh, call.a, config.chunk, not call.reverse, True)
-    result, before = chunks.reduce(source, call.dh_last, call.reset, marks, config)
-    count = triton.cdiv(time, config.chunk)
-    if marks is not None:
-        args |= {"dh_last": None, "dh0": None}
-    scan = Launch(
-        kernel=linear_scan_bwd_chunks,
-        grid=(batch * count * triton.cdiv(width, config.block_d),),
-        args=args | {"marks": marks, "result": result, "chunks": count - 1},
-        constexprs=constexprs | {"CHUNK": config.chunk, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
-        num_warps=config.num_warps,
-        tile=config.block_t * config.block_d,
-        claims=Claims(load_bits=host.load_bits((call.dh, call.a, call.h), config.block_d // (32 * config.num_warps))),
-    )
-    return [*begin, *before, scan]
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    if config.chunk % config.block_t:
-        return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return host.unfit(case, device, config.block_d, config.num_warps)
+    reduce = functools.partial(chunks.reduce, config=config)
+    before, args = chunks.phases_before(reduce, source, call, outputs, args, ("dh_last", "dh0"))
+    programs, constexprs = call.a.shape[0] * (args["chunks"] + 1), constexprs | {"CHUNK": config.chunk}
+    inputs = call.dh, call.a, call.h
+    return [*before, host.channel_launch(linear_scan_bwd_chunks, programs, inputs, config, args, constexprs)]
 
 
 def rank(case: Case, device: Device) -> int:
@@ -116,13 +98,10 @@ def traffic(case: Case, config: Config) -> int:
     return chunks.traffic(case, config.chunk, streams=5)
 
 
-VARIANT = Variant(
-    op="linear_scan_bwd",
-    name="triton.chunked",
-    summary="time split over programs: reduce chunks, carry, scan",
+VARIANT = backward_of(
+    forward.VARIANT,
     config=Config,
-    axes={"chunk": (32, 64, 128, 256, 512), "block_t": (8, 16), "block_d": (64, 128, 256), "num_warps": (1, 2)},
-    reject=reject,
+    axes={**forward.VARIANT.axes, "block_t": (8, 16)},
     rank=rank,
     launches=launches,
     traffic=traffic,

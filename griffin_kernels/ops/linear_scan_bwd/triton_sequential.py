@@ -18,24 +18,25 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Variant
+from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, own_channels, store_state
-from griffin_kernels.ops.linear_scan_bwd import _scan_gradient_launches
+from griffin_kernels.ops._variants import backward_of
+from griffin_kernels.ops.linear_scan import triton_sequential as forward
+from griffin_kernels.ops.linear_scan._triton_scan import alike
+from griffin_kernels.ops.linear_scan_bwd._gradient_launches import gradient_arguments
 from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import scan_rows, streams_at
 from griffin_kernels.ops.linear_scan_bwd.op import Call
 
 
 @dataclass(frozen=True)
-class Config:
-    """block_t: rows loaded ahead. block_d: channels per program; block_d / (32 num_warps) is a thread's share."""
+class Config(forward.Config):
+    """Fewer rows ahead than in the forward pass, of more streams."""
 
     block_t: int = 16
-    block_d: int = 64
-    num_warps: int = 1
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -59,30 +60,15 @@ def linear_scan_bwd_sequential(
     streams = streams_at(given, batch, first, T, D, SIGN)
     carry = load_state(dh_last, row, channels, ACC)  # [block_d]
     before_first = load_state(h0, row, channels, ACC)  # [block_d]
-    carry = scan_rows(streams, None, None, carry, before_first, channels, steps, steps, BLOCK_T)
+    carry = scan_rows(streams, None, None, carry, before_first, alike(channels), steps, steps, BLOCK_T)
     store_state(dh0, row, carry, channels)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    rows, args, constexprs = _scan_gradient_launches.scan_arguments(call, outputs)
-    return [
-        Launch(
-            kernel=linear_scan_bwd_sequential,
-            grid=(rows * triton.cdiv(call.a.shape[2], config.block_d),),
-            args=args,
-            constexprs=constexprs | {"BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
-            num_warps=config.num_warps,
-            tile=config.block_t * config.block_d,
-            claims=Claims(
-                load_bits=host.load_bits((call.dh, call.a, call.h), config.block_d // (32 * config.num_warps))
-            ),
-        )
-    ]
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return host.unfit(case, device, config.block_d, config.num_warps)
+    count, args, constexprs = gradient_arguments(call, outputs)
+    inputs = call.dh, call.a, call.h
+    return [host.channel_launch(linear_scan_bwd_sequential, count, inputs, config, args, constexprs)]
 
 
 def rank(case: Case, device: Device) -> int:
@@ -90,13 +76,6 @@ def rank(case: Case, device: Device) -> int:
     return 20 if host.starves(case, device, below=0.0099) else 30
 
 
-VARIANT = Variant(
-    op="linear_scan_bwd",
-    name="triton.sequential",
-    summary="one pass, carry in registers, rows loaded ahead",
-    config=Config,
-    axes={"block_t": (8, 16, 32), "block_d": (32, 64, 128, 256), "num_warps": (1, 2, 4)},
-    reject=reject,
-    rank=rank,
-    launches=launches,
+VARIANT = backward_of(
+    forward.VARIANT, config=Config, axes={**forward.VARIANT.axes, "block_t": (8, 16, 32)}, rank=rank, launches=launches
 )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from griffin_kernels.ops._variants import backward_of, through
-from griffin_kernels.ops.block_diagonal_scan import _block_eager
-from griffin_kernels.ops.block_diagonal_scan.eager_loop import VARIANT as FORWARD
-from griffin_kernels.ops.block_diagonal_scan.eager_loop import core_of
+from griffin_kernels.ops.block_diagonal_scan import _block_eager, eager_loop
 
-VARIANT = backward_of(FORWARD, through(_block_eager.backward, core_of))
+VARIANT = _block_eager.gradient_of(eager_loop)

@@ -14,13 +14,13 @@ zero, so that no NaN or infinity crosses.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import accumulator
-from griffin_kernels.ops.linear_scan.op import Call
-from griffin_kernels.ops.linear_scan_bwd.op import Call as BackwardCall
+from griffin_kernels.contract import Variant, accumulator
+from griffin_kernels.ops._variants import backward_of, through
 
 Core = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -90,7 +90,21 @@ def _within_one(gates: Tensor) -> bool:
     return not bool(((gates.abs() > 1) & gates.isfinite()).any())
 
 
-def forward(core: Core, call: Call) -> tuple[Tensor, Tensor]:
+class Products(NamedTuple):
+    """What a scan multiplies a by: here gates by states, in block_diagonal_scan matrices.
+
+    times: ``(a, states) -> states``. transposed: of a. outer: ``(gradients, states, dtype) -> gradient of a``.
+    """
+
+    times: Callable[[Tensor, Tensor], Tensor]
+    transposed: Callable[[Tensor], Tensor]
+    outer: Callable[[Tensor, Tensor, torch.dtype], Tensor]
+
+
+GATES = Products(torch.mul, lambda a: a, lambda g, before, dtype: (g * before).to(dtype))
+
+
+def forward(core: Core, call: Any, products: Products = GATES) -> tuple[Tensor, Tensor]:
     """linear_scan through ``core``. Returns h [B,T,D] and h_last [B or N, D]."""
     x, a, h0, reset, cu_seqlens, reverse = call
     wide = accumulator(x.dtype)
@@ -100,7 +114,7 @@ def forward(core: Core, call: Call) -> tuple[Tensor, Tensor]:
         if h0 is not None:
             at = x.shape[1] - 1 if reverse else 0
             values = values.clone()
-            values[:, at] += gate[:, at] * unless(stops_at(reset, at), h0.to(wide))
+            values[:, at] += products.times(gate[:, at], unless(stops_at(reset, at), h0.to(wide)))
         h = directed(core, values, gate, cut, reverse)
         h_last = h[:, 0 if reverse else -1].clone()
     else:
@@ -108,7 +122,8 @@ def forward(core: Core, call: Call) -> tuple[Tensor, Tensor]:
         if h0 is not None:
             values = values.clone()
             starts = first[nonempty]
-            values[:, starts] += gate[:, starts] * unless(stops_at(reset, starts), h0[None, nonempty].to(wide))
+            entering = unless(stops_at(reset, starts), h0[None, nonempty].to(wide))
+            values[:, starts] += products.times(gate[:, starts], entering)
         h = directed(core, values, gate, cut, reverse)
         # a sequence without steps ends where it began
         h_last = h.new_zeros(nonempty.shape[0], x.shape[2]) if h0 is None else h0.to(wide, copy=True)
@@ -150,15 +165,15 @@ def previous(h: Tensor, h0: Tensor | None, cu_seqlens: Tensor | None, reverse: b
     return before
 
 
-def backward(core: Core, call: BackwardCall) -> tuple[Tensor, Tensor, Tensor | None]:
-    """linear_scan_bwd through ``core``: a scan in the other direction whose gate is a, one step later.
+def backward(core: Core, call: Any, products: Products = GATES) -> tuple[Tensor, Tensor, Tensor | None]:
+    """linear_scan_bwd through ``core``: a scan in the other direction whose gate is a, transposed, one step later.
 
-    Returns dx, da [B,T,D] and dh0 [B or N, D], or None where there was no h0.
+    Returns dx [B,T,D], da like a and dh0 [B or N, D], or None where there was no h0.
     """
     dh, dh_last, a, h, h0, reset, cu_seqlens, reverse = call
     wide = accumulator(a.dtype)
     cut = cuts(reset, cu_seqlens, a.shape[1], reverse)
-    gate = a.to(wide)
+    gate = products.transposed(a.to(wide))
     incoming = dh.to(wide)
     if dh_last is not None:
         incoming = incoming.clone()
@@ -169,14 +184,19 @@ def backward(core: Core, call: BackwardCall) -> tuple[Tensor, Tensor, Tensor | N
             incoming[0, last[nonempty]] += dh_last[nonempty].to(wide)
     ended = None if cut is None else handed_back(cut, reverse)
     g = directed(core, incoming, handed_back(unless(cut, gate), reverse), ended, not reverse)  # [B, T, D]
-    da = unless(reset, g * previous(h, h0, cu_seqlens, reverse))
+    da = unless(reset, products.outer(g, previous(h, h0, cu_seqlens, reverse), a.dtype))
     dh0 = None
     if h0 is not None and cu_seqlens is None:
         at = a.shape[1] - 1 if reverse else 0
-        dh0 = unless(stops_at(reset, at), gate[:, at] * g[:, at])
+        dh0 = unless(stops_at(reset, at), products.times(gate[:, at], g[:, at]))
     elif h0 is not None and cu_seqlens is not None:
         first, _, nonempty = boundaries(cu_seqlens, reverse)
         dh0 = torch.zeros(h0.shape, dtype=wide, device=a.device) if dh_last is None else dh_last.to(wide, copy=True)
         starts = first[nonempty]
-        dh0[nonempty] = unless(stops_at(reset, starts), gate[:, starts] * g[:, starts])[0]
-    return g.to(a.dtype).contiguous(), da.to(a.dtype), dh0
+        dh0[nonempty] = unless(stops_at(reset, starts), products.times(gate[:, starts], g[:, starts]))[0]
+    return g.to(a.dtype).contiguous(), da, dh0
+
+
+def gradient_of(form: Any) -> Variant:
+    """The variant of linear_scan_bwd that has the core of a form of linear_scan, a module."""
+    return backward_of(form.VARIANT, through(backward, form.core_of))

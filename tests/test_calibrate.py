@@ -14,7 +14,7 @@ from tests.launches import H100
 from tuning.plan import planner
 from tuning.plan.planner import Options
 from tuning.predict import calibrate, predictor, time_model
-from tuning.predict.target_space import TargetSpace
+from tuning.predict.target_space import TargetSpace, launches_of
 from tuning.predict.time_model import Constants, machine
 from tuning.record import journal_records
 from tuning.static.recorded import StaticReport
@@ -69,7 +69,7 @@ def synthetic() -> tuple[list[journal_records.Record], calibrate.Compile]:
         for candidate in space.candidates[::20]:
             if not math.isfinite(candidate.guessed_s):
                 continue
-            code |= {work.key: estimates(work) for work in candidate.launches}
+            code |= {work.key: estimates(work) for work in launches_of(candidate.steps)}
             truth = time_model.predict(
                 candidate.steps, lambda work, code=code: code[work.key], where, job.case.dtype, TRUE
             )

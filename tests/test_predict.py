@@ -22,7 +22,8 @@ from tests.launches import H100, MI300X, ROOT, report, steps_of
 from tuning.plan import planner
 from tuning.plan.planner import Options
 from tuning.predict import predictor
-from tuning.predict.target_space import TargetSpace
+from tuning.predict.compile_budget import Effort
+from tuning.predict.target_space import TargetSpace, launches_of
 from tuning.predict.time_model import ASSUMED, machine
 from tuning.static.recorded import StaticReport
 
@@ -46,7 +47,7 @@ def with_code(space: TargetSpace, **code: StaticReport | str) -> TargetSpace:
     for candidate in again.candidates:
         found = code.get(candidate.planned.variant.name.replace(".", "_"))
         if found is not None:
-            for work in candidate.launches:
+            for work in launches_of(candidate.steps):
                 fits = found if isinstance(found, str) else msgspec.structs.replace(found, num_warps=work.num_warps)
                 reports[work.key] = fits
     again.take_reports(reports)
@@ -165,7 +166,7 @@ def test_target_that_cannot_be_is_refused_before_any_work(tmp_path):
 
 
 def test_without_time_nothing_is_published_and_every_case_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(predictor, "EFFORTS", {"quick": predictor.Effort(1, 0.0)})
+    monkeypatch.setattr(predictor, "EFFORTS", {"quick": Effort(1, 0.0)})
     told = io.StringIO()
     options = Options(ops=("temporal_conv1d_step",), budget="quick")
     outcome = predictor.tune_target(H100, options, tmp_path, Console(file=told, width=200))

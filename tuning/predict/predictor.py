@@ -30,7 +30,7 @@ from roofline.units import seconds_text
 from tuning.plan import planner
 from tuning.plan.planner import Options
 from tuning.predict import time_model
-from tuning.predict.compile_budget import EFFORTS, Effort, compile_rounds
+from tuning.predict.compile_budget import EFFORTS, compile_rounds
 from tuning.predict.estimated_code import EstimatedCode
 from tuning.predict.target_space import CandidateRecord, TargetCandidate, TargetSpace
 from tuning.predict.time_model import ASSUMED, Constants, Machine
@@ -93,7 +93,8 @@ def tune_target(
     where = time_model.machine(sku)
     if options.device:
         raise errors.ArgumentError(f"--device {options.device} and --target {sku} exclude each other")
-    effort, device = _effort(options.budget), where.device
+    options.limits()  # an unknown budget is refused first
+    effort, device = EFFORTS[options.budget], where.device
     paths = Paths.choose(out, device)
     paths.make_folders()
     _refuse_other_sku(paths.registry, device)
@@ -141,12 +142,13 @@ def tune_target(
 
 def show_target_plan(console: Console, sku: str, options: Options) -> None:
     """Print what ``tune_target`` would compile; nothing is compiled or written."""
-    effort, where = _effort(options.budget), time_model.machine(sku)
+    where = time_model.machine(sku)
     jobs = planner.make(options, where.device)
     for job in jobs:
         able = [p for p in job.candidates if p.variant.launches is not None and p.reason is None]
         line(console, f"{job.op.name} {job.case.key}: {len(able)} candidates")
-    most = f"at most {effort.per_case}" if effort.per_case else "all"
+    per_case = EFFORTS[options.budget].per_case
+    most = f"at most {per_case}" if per_case else "all"
     line(console, f"{len(jobs)} cases on {where.sheet.name}; of each, {most} candidates would be compiled")
 
 
@@ -185,12 +187,6 @@ def estimates_for(where: Machine) -> EstimatedCode:
 
 
 _recorded = functools.cache(recorded.load)
-
-
-def _effort(budget: str) -> Effort:
-    if budget not in EFFORTS:
-        raise errors.ArgumentError(f"no budget {budget!r}; there are {', '.join(EFFORTS)}")
-    return EFFORTS[budget]
 
 
 def _refuse_other_sku(path: Path, device: Device) -> None:

@@ -34,20 +34,22 @@ def described(variant: Variant, op: Op, case: Case, config: object, arch: str, c
         return of_steps(variant, op, case, config, call, variant.launches(call, {}, config))
 
 
+def launches_of(steps: Iterable[Work]) -> list[LaunchWork]:
+    return [step for step in steps if isinstance(step, LaunchWork)]
+
+
 def requests(
     variant: Variant, case: Case, config: dict[str, Any], steps: Iterable[Work], arch: str
 ) -> Iterator[tuple[str, LaunchRequest]]:
     """(key, what to ask the compiler) for every launch among the steps of a candidate."""
-    for work in steps:
-        if isinstance(work, LaunchWork):
-            yield work.key, LaunchRequest(variant.key, case, config, work.index, arch)
+    for work in launches_of(steps):
+        yield work.key, LaunchRequest(variant.key, case, config, work.index, arch)
 
 
 def compiled(steps: Iterable[Work], reports: Reports, where: Machine) -> dict[str, StaticReport] | str | None:
     """The machine code of every launch by key; why one cannot run on the device; else None where some is missing."""
     code: dict[str, StaticReport] = {}
-    launches = [step for step in steps if isinstance(step, LaunchWork)]
-    for work in launches:
+    for work in launches_of(steps):
         report = reports.get(work.key)
         if isinstance(report, StaticReport):
             if (problem := does_not_fit(work, report, where)) is not None:
@@ -55,7 +57,7 @@ def compiled(steps: Iterable[Work], reports: Reports, where: Machine) -> dict[st
             code[work.key] = report
         elif report is not None:
             return report
-    return code if all(work.key in code for work in launches) else None
+    return code if all(work.key in code for work in launches_of(steps)) else None
 
 
 class CandidateRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,10 +89,6 @@ class TargetCandidate:
     @property
     def name(self) -> str:
         return f"{self.planned.variant.name} [{config_key(self.planned.config)}]"
-
-    @property
-    def launches(self) -> list[LaunchWork]:
-        return [step for step in self.steps if isinstance(step, LaunchWork)]
 
     @property
     def predicted(self) -> Prediction:
@@ -134,8 +132,7 @@ class TargetSpace:
         return predict(steps, lambda work: code[work.key], self.where, self.case.dtype, self.constants)
 
     def _guess(self, steps: Sequence[Work], estimates: EstimatedCode) -> float:
-        guessed = {step.key: estimates(step) for step in steps if isinstance(step, LaunchWork)}
-        code = compiled(steps, guessed, self.where)
+        code = compiled(steps, {work.key: estimates(work) for work in launches_of(steps)}, self.where)
         if not isinstance(code, dict):
             return math.inf
         found = self._predict(steps, code)

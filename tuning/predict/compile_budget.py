@@ -69,8 +69,8 @@ def compile_rounds(
         if not complete:
             break  # time is up
     for _ in range(effort.more):
-        flawed = [space for space in spaces if not any(c.predicted.spill_bytes == 0 for c in space.ranked()[:1])]
-        if time.monotonic() - began >= effort.more_until or not compile_next(flawed, 1, effort.more_until):
+        spilling = [space for space in spaces if not (best := space.ranked()[:1]) or best[0].predicted.spill_bytes]
+        if time.monotonic() - began >= effort.more_until or not compile_next(spilling, 1, effort.more_until):
             break
     return reports, complete
 

@@ -103,11 +103,11 @@ def arguments(call: Any) -> tuple[dict[str, Any], list[Launch]]:
     return args, before
 
 
-def sizes_of(call: Any, tiles: Tiles) -> Sizes:
+def sizes_of(call: Any, tiles: Tiles, parts: int = 1) -> Sizes:
     """The compile-time sizes of a call."""
     q, k = call.q, call.k
     d = q.shape[3]
-    return Sizes(q.shape[2] // k.shape[2], k.shape[2], d, tiles.block_m, tiles.block_n, padded(d))
+    return Sizes(q.shape[2] // k.shape[2], k.shape[2], d, tiles.block_m, tiles.block_n, padded(d), parts)
 
 
 def empty_parts(sizes: tuple[int, ...], q: Tensor) -> Parts:

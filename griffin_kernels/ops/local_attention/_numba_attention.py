@@ -17,8 +17,7 @@ from griffin_kernels.case import Case
 from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
-from griffin_kernels.ops.local_attention._numba_fields import Fields, Headed
-from griffin_kernels.ops.local_attention._numba_rows import LANES
+from griffin_kernels.ops.local_attention._numba_rows import LANES, Fields, Headed
 from griffin_kernels.ops.local_attention.op import Call, first_keys, near, scale_of
 from griffin_kernels.ops.local_attention_bwd.op import Call as BackwardCall
 

@@ -2,14 +2,14 @@
 
 A block's scores, for a tile of keys at a time, are a product of torch's BLAS, called here by one thread for itself.
 What comes between the products happens a row of scores at a time, in the first-level cache. Keys and values are
-float32. See _numba_fields.py.
+float32. See _numba_rows.py.
 """
 
 # Python's types end where numba's begin.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 from llvmlite import ir
@@ -17,9 +17,16 @@ from numba import types
 from numba.core import cgutils
 
 from griffin_kernels.ops._native import FLOAT, INT8, INT32, INT64, intrinsic, take
-from griffin_kernels.ops.local_attention import _numba_fields, _numba_rows
-from griffin_kernels.ops.local_attention._numba_fields import (
+from griffin_kernels.ops.local_attention import _numba_rows
+from griffin_kernels.ops.local_attention._numba_rows import (
+    _HIDDEN,
     AT,
+    LANES,
+    _address,
+    _clear,
+    _floats,
+    _longs,
+    _read_row,
     at,
     clear_unseen,
     first_of,
@@ -31,41 +38,32 @@ from griffin_kernels.ops.local_attention._numba_fields import (
     write_dq,
     write_weighted,
 )
-from griffin_kernels.ops.local_attention._numba_rows import (
-    _HIDDEN,
-    LANES,
-    _address,
-    _clear,
-    _floats,
-    _longs,
-    _read_row,
-)
 
 _njit: Any = numba.njit
 _f32: Any = numba.float32
 
-FILES = (__file__, str(_numba_fields.__file__), str(_numba_rows.__file__))
+FILES = (__file__, str(_numba_rows.__file__))
 """Sources that the kernels are made from, besides _native.py."""
 
 
+AS_THEY_LIE, B_TRANSPOSED, A_TRANSPOSED = 0, 1, 2
+"""Layouts of a product's factors: b [columns, inner] or a [inner, rows] in memory is used transposed."""
+
+
+class Matrix(NamedTuple):
+    """float32 rows: the address of the first, and elements from one to the next."""
+
+    at: int
+    step: int
+
+
 @intrinsic
-def _call_sgemm(
-    typing: Any,
-    function: Any,
-    flags: Any,
-    m: Any,
-    n: Any,
-    k: Any,
-    alpha: Any,
-    a: Any,
-    lda: Any,
-    b: Any,
-    ldb: Any,
-    beta: Any,
-    c: Any,
-    ldc: Any,
-) -> Any:
-    """Fortran's SGEMM, all of whose arguments are pointers. flags: 1, transpose a; 2, transpose b."""
+def _multiply(typing: Any, sgemm: Any, layout: Any, sizes: Any, alpha: Any, a: Any, b: Any, beta: Any, out: Any) -> Any:
+    """out [rows, columns] = beta out + alpha a [rows, inner] @ b [inner, columns]. sizes: rows, columns, inner.
+
+    By Fortran's SGEMM at an address, all of whose arguments are pointers. Its matrices are ours transposed, and so is
+    their product.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         def pointer(value: Any) -> Any:
@@ -73,24 +71,23 @@ def _call_sgemm(
             builder.store(value, slot)
             return slot
 
-        def letter(bit: int) -> Any:
-            is_set = builder.icmp_signed("!=", builder.and_(args[1], ir.Constant(INT64, bit)), ir.Constant(INT64, 0))
+        def letter(layout: int) -> Any:
+            is_set = builder.icmp_signed("==", args[1], INT64(layout))
             return pointer(builder.select(is_set, ir.Constant(INT8, ord("T")), ir.Constant(INT8, ord("N"))))
 
-        def size(index: int) -> Any:
-            return pointer(builder.trunc(args[index], INT32))
+        def matrix(packed: Any) -> Any:
+            at, step = cgutils.unpack_tuple(builder, packed, 2)
+            return builder.inttoptr(at, FLOAT.as_pointer()), pointer(builder.trunc(step, INT32))
 
-        def matrix(index: int) -> Any:
-            return builder.inttoptr(args[index], FLOAT.as_pointer())
-
-        values = [letter(1), letter(2), size(2), size(3), size(4), pointer(args[5]), matrix(6), size(7), matrix(8)]
-        values += [size(9), pointer(args[10]), matrix(11), size(12)]
+        rows, columns, inner = (pointer(builder.trunc(n, INT32)) for n in cgutils.unpack_tuple(builder, args[2], 3))
+        values = [letter(B_TRANSPOSED), letter(A_TRANSPOSED), columns, rows, inner, pointer(args[3])]
+        values += [*matrix(args[5]), *matrix(args[4]), pointer(args[6]), *matrix(args[7])]
         kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
         builder.call(builder.inttoptr(args[0], kind.as_pointer()), values)
         return context.get_dummy_value()
 
     i, f = types.int64, types.float32
-    return types.void(i, i, i, i, i, f, i, i, i, i, f, i, i), generate
+    return types.void(i, i, types.UniTuple(i, 3), f, a, b, f, out), generate
 
 
 @intrinsic
@@ -110,45 +107,9 @@ def _set_threads(f: Any, count: int) -> int:
 
 
 @_njit
-def _times_transposed(
-    f: Any, a: int, rows: int, a_step: int, b: int, columns: int, b_step: int, inner: int, out: int, step: int
-) -> None:
-    """out [rows, columns] = a [rows, inner] @ b [columns, inner]^T. Addresses, and elements from a row to the next."""
-    # Fortran's matrices are ours transposed, and so is their product
-    _call_sgemm(f[AT.sgemm], 1, columns, rows, inner, _f32(1), b, b_step, a, a_step, _f32(0), out, step)
-
-
-@_njit
-def _times(
-    f: Any,
-    alpha: float,
-    a: int,
-    rows: int,
-    a_step: int,
-    b: int,
-    columns: int,
-    b_step: int,
-    inner: int,
-    beta: float,
-    out: int,
-    step: int,
-) -> None:
-    """out [rows, columns] = beta out + alpha a [rows, inner] @ b [inner, columns]."""
-    _call_sgemm(f[AT.sgemm], 0, columns, rows, inner, alpha, b, b_step, a, a_step, beta, out, step)
-
-
-@_njit
-def _add_transposed_times(
-    f: Any, alpha: float, a: int, rows: int, a_step: int, b: int, columns: int, inner: int, out: int
-) -> None:
-    """out [rows, columns] += alpha a [inner, rows]^T @ b [inner, columns]."""
-    _call_sgemm(f[AT.sgemm], 2, columns, rows, inner, alpha, b, columns, a, a_step, _f32(1), out, columns)
-
-
-@_njit
-def _rows_from(f: Any, tensor: int, batch: int, begin: int, head: int) -> int:
-    """Address of the keys or values from ``begin`` on that a query head reads."""
-    return f[tensor] + 4 * at(f, tensor, batch, begin, head // f[AT.group])
+def _rows_from(f: Any, tensor: int, batch: int, begin: int, head: int) -> Matrix:
+    """The keys or values from ``begin`` on that a query head reads."""
+    return Matrix(f[tensor] + 4 * at(f, tensor, batch, begin, head // f[AT.group]), f[tensor + 2])
 
 
 @_njit
@@ -163,10 +124,11 @@ def attend(data: Any) -> None:
     f = _longs(_address(data), 0)
     block, time, group, d, pitch = f[AT.block], f[AT.time], f[AT.group], f[AT.d], f[AT.pitch]
     most, earlier = block * group, f[AT.keys] - time
-    before = _set_threads(f, 1)
+    before, sgemm = _set_threads(f, 1), f[AT.sgemm]
     queries = f[AT.scratch] + 4 * take(data, AT.places) * f[AT.scratch_place]  # [rows, d]
     weighted = queries + 4 * most * d  # [rows, d]
     scores = weighted + 4 * most * d  # [rows, pitch]
+    of_p = Matrix(scores, pitch)
     largest = _floats(scores + 4 * most * pitch, 0)  # [rows]
     total = _floats(scores + 4 * most * pitch, most)  # [rows]
     item = take(data, 0)
@@ -185,14 +147,14 @@ def attend(data: Any) -> None:
         for begin in range(low, high, tile):
             width = min(tile, high - begin)
             k, v = _rows_from(f, AT.k, batch, begin, head), _rows_from(f, AT.v, batch, begin, head)
-            _times_transposed(f, queries, rows, d, k, width, f[AT.k + 2], d, scores, pitch)
+            _multiply(sgemm, B_TRANSPOSED, (rows, width, d), _f32(1), Matrix(queries, d), k, _f32(0), of_p)
             whole = (width + LANES - 1) // LANES * LANES
             for r in range(rows):
                 t, values = r // group, _floats(scores, r * pitch)
                 seen, after = max(first[t] - begin, 0), min(max(own + t + 1 - begin, 0), width)
                 weigh(f, values, seen, after, whole, r, largest, total, _floats(weighted, r * d))
             beta = _f32(1) if begin > low else _f32(0)
-            _times(f, _f32(1), scores, rows, pitch, v, d, f[AT.v + 2], width, beta, weighted, d)
+            _multiply(sgemm, AS_THEY_LIE, (rows, d, width), _f32(1), of_p, v, beta, Matrix(weighted, d))
         for r in range(rows):
             row = _floats(weighted, r * d)
             write_weighted(data, f, batch, start + r // group, head + r % group, row, largest[r], total[r])
@@ -206,12 +168,13 @@ def gradient(data: Any) -> None:
     block, time, group, d, pitch = f[AT.block], f[AT.time], f[AT.group], f[AT.d], f[AT.pitch]
     most, earlier = block * group, f[AT.keys] - time
     factors = _floats(f[AT.factors], 0)
-    before = _set_threads(f, 1)
+    before, sgemm = _set_threads(f, 1), f[AT.sgemm]
     queries = f[AT.scratch] + 4 * take(data, AT.places) * f[AT.scratch_place]  # [rows, d]
     upstream = queries + 4 * most * d  # [rows, d]
     slopes = upstream + 4 * most * d  # [rows, d]
     scores = slopes + 4 * most * d  # [rows, pitch]
     products = scores + 4 * most * pitch  # [rows, pitch]
+    of_q, of_dout, of_p, of_ds = Matrix(queries, d), Matrix(upstream, d), Matrix(scores, pitch), Matrix(products, pitch)
     delta = _floats(products + 4 * most * pitch, 0)  # [rows]
     lse = _floats(products + 4 * most * pitch, most)  # [rows]
     item = take(data, 0)
@@ -236,8 +199,8 @@ def gradient(data: Any) -> None:
             for begin in range(low, high, tile):
                 width = min(tile, high - begin)
                 k, v = _rows_from(f, AT.k, batch, begin, head), _rows_from(f, AT.v, batch, begin, head)
-                _times_transposed(f, queries, rows, d, k, width, f[AT.k + 2], d, scores, pitch)
-                _times_transposed(f, upstream, rows, d, v, width, f[AT.v + 2], d, products, pitch)
+                _multiply(sgemm, B_TRANSPOSED, (rows, width, d), _f32(1), of_q, k, _f32(0), of_p)
+                _multiply(sgemm, B_TRANSPOSED, (rows, width, d), _f32(1), of_dout, v, _f32(0), of_ds)
                 whole = (width + LANES - 1) // LANES * LANES
                 for r in range(rows):
                     t, p, ds = r // group, _floats(scores, r * pitch), _floats(products, r * pitch)
@@ -245,10 +208,11 @@ def gradient(data: Any) -> None:
                     seen, after = min(max(first[t] - begin, 0), width), max(own + t + 1 - begin, 0)
                     clear_unseen(p, ds, seen, after, width)
                 beta = _f32(1) if begin > low else _f32(0)
-                _times(f, factors[2], products, rows, pitch, k, d, f[AT.k + 2], width, beta, slopes, d)
+                _multiply(sgemm, AS_THEY_LIE, (rows, d, width), factors[2], of_ds, k, beta, Matrix(slopes, d))
                 share = shares + 4 * (begin - base) * d
-                _add_transposed_times(f, factors[3], products, width, pitch, queries, d, rows, f[AT.dk] + share)
-                _add_transposed_times(f, _f32(1), scores, width, pitch, upstream, d, rows, f[AT.dv] + share)
+                dk, dv = Matrix(f[AT.dk] + share, d), Matrix(f[AT.dv] + share, d)
+                _multiply(sgemm, A_TRANSPOSED, (width, d, rows), factors[3], of_ds, of_q, _f32(1), dk)
+                _multiply(sgemm, A_TRANSPOSED, (width, d, rows), _f32(1), of_p, of_dout, _f32(1), dv)
             for r in range(rows):
                 write_dq(data, f, batch, start + r // group, head + r % group, _floats(slopes, r * d), _f32(1))
         item = take(data, 0)

@@ -4,7 +4,7 @@ Every product is made of tiles of ROWS rows by PANEL columns that stay in regist
 row of PANEL values is loaded, and each of ROWS values multiplies it. What is loaded as rows lies in panels: [n, inner,
 PANEL], so that the steps of a tile are read from front to back. A tile is left out where no query of it sees a key of
 it, and its inner dimension is cut to what they see, so that almost nothing is computed in vain. In between, softmax or
-its gradient is done a row of scores at a time, in the first-level cache. See _numba_fields.py.
+its gradient is done a row of scores at a time, in the first-level cache. See _numba_rows.py.
 
 The forward products of bfloat16 multiply pairs of its values and add both to a float32 (AVX512-BF16): a panel's step
 then holds two steps of the inner dimension, side by side, in the same four bytes that one float32 takes. Scores are
@@ -20,9 +20,21 @@ from typing import Any
 import numba
 
 from griffin_kernels.ops._native import take
-from griffin_kernels.ops.local_attention import _numba_fields, _numba_products, _numba_rows
-from griffin_kernels.ops.local_attention._numba_fields import (
+from griffin_kernels.ops.local_attention import _numba_products, _numba_rows
+from griffin_kernels.ops.local_attention._numba_products import PANEL, ROWS, add_tile, set_tile
+from griffin_kernels.ops.local_attention._numba_rows import (
+    _HIDDEN,
     AT,
+    LANES,
+    _address,
+    _clear,
+    _floats,
+    _is_half,
+    _longs,
+    _read_row,
+    _scale,
+    _shorts,
+    _write_row,
     at,
     clear_unseen,
     first_of,
@@ -34,25 +46,11 @@ from griffin_kernels.ops.local_attention._numba_fields import (
     write_dq,
     write_weighted,
 )
-from griffin_kernels.ops.local_attention._numba_products import PANEL, ROWS, add_tile, set_tile
-from griffin_kernels.ops.local_attention._numba_rows import (
-    _HIDDEN,
-    LANES,
-    _address,
-    _clear,
-    _floats,
-    _is_half,
-    _longs,
-    _read_row,
-    _scale,
-    _shorts,
-    _write_row,
-)
 
 _njit: Any = numba.njit
 _f32: Any = numba.float32
 
-FILES = (__file__, *(str(module.__file__) for module in (_numba_fields, _numba_products, _numba_rows)))
+FILES = (__file__, *(str(module.__file__) for module in (_numba_products, _numba_rows)))
 """Sources that the kernels are made from, besides _native.py."""
 
 

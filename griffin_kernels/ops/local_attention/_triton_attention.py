@@ -63,7 +63,10 @@ class Score(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Query heads of a key head, key heads, channels; a tile's rows, its keys, and its channels, a power of two."""
+    """Query heads of a key head, key heads, channels; a tile's rows, its keys, and its channels, a power of two.
+
+    PARTS: programs that share the keys, or the rows, of a tile.
+    """
 
     G: int
     HKV: int
@@ -71,6 +74,7 @@ class Sizes(NamedTuple):
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_D: int
+    PARTS: int = 1
 
 
 class Parts(NamedTuple):
@@ -307,27 +311,28 @@ def span_of(first, view, sight, tile, SIZES: tl.constexpr):
 
 
 @bundling
-def part_of(span, part, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+def part_of(span, part, BLOCK: tl.constexpr, SIZES: tl.constexpr):
     """The span of one of PARTS that share a span in whole blocks."""
     low, high = span.low, span.high
-    if PARTS > 1:
-        share = tl.cdiv(tl.maximum(high - low, 0), PARTS * BLOCK) * BLOCK
+    if SIZES.PARTS > 1:
+        share = tl.cdiv(tl.maximum(high - low, 0), SIZES.PARTS * BLOCK) * BLOCK
         low += part * share
         high = tl.minimum(high, low + share)
     return Span(low, span.full_low, span.full_high, high)
 
 
 @bundling
-def work_of(first, T, S, window, batches, SIZES: tl.constexpr, PARTS: tl.constexpr):
+def work_of(first, T, S, window, batches, SIZES: tl.constexpr):
     """The work of a program of a grid of tiles of [T * G] * PARTS * B * Hkv, the last tiles first."""
     lanes = batches * SIZES.HKV
-    row = (tl.num_programs(0) - 1 - tl.program_id(0)) // (lanes * PARTS) * SIZES.BLOCK_M
+    row = (tl.num_programs(0) - 1 - tl.program_id(0)) // (lanes * SIZES.PARTS) * SIZES.BLOCK_M
     lane = lane_of(tl.program_id(0) % lanes, SIZES)
     tile = tile_of(row, SIZES)
     view = View(T, S, window)
     sight = sight_of(first, lane, view, tile, SIZES)
     span = span_of(first, view, sight, tile, SIZES)
-    return Work(lane, tile, view, sight, part_of(span, tl.program_id(0) // lanes % PARTS, PARTS, SIZES.BLOCK_N))
+    part = tl.program_id(0) // lanes % SIZES.PARTS
+    return Work(lane, tile, view, sight, part_of(span, part, SIZES.BLOCK_N, SIZES))
 
 
 @triton.jit

@@ -1,17 +1,107 @@
-"""torch.nn.attention.flex_attention, compiled: PyTorch's own kernel for masks given as code.
+"""torch.nn.attention.flex_attention, compiled, with this op's window, documents and softcap.
 
-Skips blocks of 128 x 128 scores that no query sees. Source: torch.nn.attention.flex_attention; see _flex.py.
+Skips blocks of 128 x 128 scores that no query sees. Compiled once per shape. The block mask is built once too where it
+depends on the window alone; with documents it is built for every batch, from a T x S mask, and serves all layers: it is
+not timed. Source: torch.nn.attention.flex_attention.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
-from griffin_kernels.contract import Adapter, Case, NoConfig, Variant
+from griffin_kernels.contract import Adapter, Case, Inputs, NoConfig, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops.local_attention import _flex, _isolated
-from griffin_kernels.ops.local_attention.op import Call
+from griffin_kernels.ops import _compiled
+from griffin_kernels.ops.local_attention import _isolated
+from griffin_kernels.ops.local_attention.op import Call, first_keys, near
+
+Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, score_mod: Any, scale: float | None, with_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    gqa = q.shape[1] != k.shape[1]
+    if not with_lse:
+        out = flex_attention(q, k, v, score_mod=score_mod, block_mask=mask, scale=scale, enable_gqa=gqa)
+        return out, None
+    out, aux = flex_attention(
+        q, k, v, score_mod=score_mod, block_mask=mask, scale=scale, enable_gqa=gqa, return_aux=AuxRequest(lse=True)
+    )
+    return out, aux.lse
+
+
+@functools.lru_cache(maxsize=64)
+def _window_mask(time: int, keys: int, window: int, device: torch.device) -> BlockMask:
+    earlier = keys - time
+
+    def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query + earlier) & (query + earlier - key < window)
+
+    return create_block_mask(visible, None, None, time, keys, device=str(device))
+
+
+@functools.lru_cache(maxsize=64)
+def _document_predicate(batch: int, time: int, keys: int, device: torch.device) -> tuple[Tensor, Predicate]:
+    """A buffer for the first visible key of each query, and the predicate that reads it."""
+    first = torch.zeros(batch, time, dtype=torch.int64, device=device)
+    earlier = keys - time
+
+    def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query + earlier) & (key >= first[b, query])
+
+    return first, visible
+
+
+@functools.lru_cache(maxsize=64)
+def _softcap(cap: float) -> Callable[..., Tensor]:
+    def bend(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return cap * torch.tanh(score / cap)
+
+    return bend
+
+
+def prepare(call: Call) -> Inputs:
+    """The arguments of ``call``: the compiled function for calls of this kind and its own, heads before time.
+
+    Gradients are recorded where q requires them.
+    """
+    q, k, v, segment_pos, cu_seqlens, window, softcap, scale, with_lse = call = near(call)
+    (batch, time), keys = q.shape[:2], k.shape[1]
+    documents = segment_pos is not None or cu_seqlens is not None
+    if not documents:
+        mask = _window_mask(time, keys, window, q.device)
+    else:
+        first, visible = _document_predicate(batch, time, keys, q.device)
+        first.copy_(first_keys(call))
+        mask = create_block_mask(visible, batch, None, time, keys, device=str(q.device))
+    training = torch.is_grad_enabled() and q.requires_grad
+    key = (q.shape, k.shape, q.dtype, q.device, window, softcap, scale, documents, with_lse, training)
+    heads_first = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    bend = None if softcap is None else _softcap(softcap)
+    attend = _compiled.compiled(_attend, key, dynamic=False)
+    return {"attend": attend, "arguments": (*heads_first, mask, bend, scale, with_lse)}
+
+
+def call(attend: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
+    """out [B,Hq,T,d] and lse [B,Hq,T] or None of q [B,Hq,T,d] and k, v [B,Hkv,S,d]."""
+    found: tuple[Tensor, Tensor | None] = attend(*arguments)
+    return found
+
+
+def problem(case: Case, device: Device) -> str | None:
+    """What flex_attention cannot do in either direction."""
+    if case.dtype == "float64":
+        return "flex_attention has no float64 kernels"
+    if device.kind in ("cuda", "hip") and case["d"] < 16:
+        return f"flex_attention needs head_dim 16 or more on a GPU, it is {case['d']}"
+    return _compiled.problem(device)
 
 
 def finish(results: tuple[Tensor, Tensor | None], call: Call) -> tuple[Tensor | None, ...]:
@@ -20,14 +110,14 @@ def finish(results: tuple[Tensor, Tensor | None], call: Call) -> tuple[Tensor | 
     return out.transpose(1, 2), lse
 
 
-ADAPTER = Adapter(_flex.prepare, torch.no_grad()(_flex.call), finish)
+ADAPTER = Adapter(prepare, torch.no_grad()(call), finish)
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
     """On a CPU it gives no lse."""
     if device.kind == "cpu" and "lse" in case.data:
         return "flex_attention on a CPU does not return the log-sum-exp, which the backward pass needs"
-    return _flex.problem(case, device)
+    return problem(case, device)
 
 
 VARIANT = Variant(

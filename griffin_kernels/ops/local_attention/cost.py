@@ -25,20 +25,27 @@ def keys_within_reach(case: Case) -> int:
     return min(case["S"], case["T"] + case["W"] - 1)
 
 
+def attending(case: Case, pairs: int) -> dict[str, int]:
+    """Operations of attention, of two products and a softmax, to ``pairs`` of a query and a key."""
+    # per pair: scale 1, maximum 1, difference 1, sum 1; softcap 2 more
+    capped = "softcap" in case.flags
+    return {
+        "tensor_flops": 4 * pairs * case["d"],
+        "vector_flops": (6 if capped else 4) * pairs,
+        "special_ops": (2 if capped else 1) * pairs,
+    }
+
+
 def cost(case: Case) -> Cost:
     """Read q, k, v within reach, write out (and lse); two products and a softmax over the pairs within the window."""
     pairs = case["B"] * case["Hq"] * visible_pairs(case)
     queries = case["B"] * case["T"] * case["Hq"]
     keys = case["B"] * keys_within_reach(case) * case["Hkv"]
     size = case.bytes_per_element()
-    capped = "softcap" in case.flags
-    # per pair: scale 1, maximum 1, difference 1, sum 1; softcap 2 more
     return Cost(
         bytes_read=(queries + 2 * keys) * case["d"] * size + index_bytes(case),
         bytes_written=queries * case["d"] * size + (4 * queries if "lse" in case.data else 0),
-        tensor_flops=4 * pairs * case["d"],
-        vector_flops=(6 if capped else 4) * pairs,
-        special_ops=(2 if capped else 1) * pairs,
+        **attending(case, pairs),
     )
 
 

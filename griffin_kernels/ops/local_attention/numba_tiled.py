@@ -16,14 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import llvmlite.binding
+import torch
+from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops._buffers import address
 from griffin_kernels.ops._cpu import has, unfit_cpu
 from griffin_kernels.ops.local_attention import (
     _isolated,
     _numba_attention,
-    _numba_panels,
     _numba_register_tiles,
     numba_blocked,
 )
@@ -41,12 +43,53 @@ class Config(numba_blocked.Config):
     keys: int = 512
 
 
+def _by_head(keys: Tensor, rows: int, columns: int) -> Tensor:
+    """[B,S,Hkv,d] -> [B * Hkv, rows, columns], zeros beyond S and d."""
+    batch, count, shared, d = keys.shape
+    padded = keys.new_zeros(batch, shared, rows, columns)
+    padded[:, :, :count, :d] = keys.transpose(1, 2)
+    return padded.view(-1, rows, columns)
+
+
+def _across(keys: Tensor, pairs: bool) -> Tensor:
+    """[B,S,Hkv,d] -> panels of keys, d down: [B * Hkv, S / PANEL, d, PANEL], pairs along d."""
+    pair = 2 if pairs else 1
+    rows, columns = _numba_attention.whole(keys.shape[1], PANEL), _numba_attention.whole(keys.shape[3], pair)
+    tiles = _by_head(keys, rows, columns).view(-1, rows // PANEL, PANEL, columns // pair, pair)
+    return tiles.transpose(2, 3).contiguous()
+
+
+def _down(keys: Tensor, pairs: bool) -> Tensor:
+    """[B,S,Hkv,d] -> panels of d, keys down: [B * Hkv, d / PANEL, S, PANEL], pairs along keys."""
+    pair = 2 if pairs else 1
+    rows, columns = _numba_attention.whole(keys.shape[1], PANEL), _numba_attention.whole(keys.shape[3], PANEL)
+    tiles = _by_head(keys, rows, columns).view(-1, rows // pair, pair, columns // PANEL, PANEL)
+    return tiles.permute(0, 3, 1, 4, 2).contiguous()
+
+
+def _laid_out(call: Any, gradient: bool) -> tuple[Any, dict[str, Any]]:
+    """Panels of a call's keys and values, and their fields; the gradient's are float32."""
+    (batch, keys, shared, d), pairs = call.k.shape, call.q.dtype == torch.bfloat16 and not gradient
+    k, v = (call.k.float(), call.v.float()) if gradient else (call.k, call.v)
+    kept = [_across(k, pairs), _across(v, pairs) if gradient else _down(v, pairs)]
+    each = (2 if pairs else 4) * batch * shared * _numba_attention.whole(keys, PANEL)  # bytes of a column
+    size, other = each * _numba_attention.whole(d, 2 if pairs else 1), each * _numba_attention.whole(d, PANEL)
+    fields: dict[str, Any] = {
+        "k": (address("k", kept[0], size), 0, 0, 0),
+        "v": (address("v", kept[1], size if gradient else other), 0, 0, 0),
+    }
+    if gradient:
+        kept.append(_down(k, False))
+        fields["k_down"] = address("k", kept[2], other)
+    return kept, fields
+
+
 def _numbers(pitch: int, d: int, wide: int, gradient: bool) -> int:
     return 2 * pitch + (3 * wide + 2 * 16 + 2 if gradient else wide + d + 3)
 
 
 KERNELS = _numba_attention.Kernels(
-    _numba_register_tiles, _numba_panels.laid_out, _numbers, unit=PANEL, rows=ROWS, spare=LANES, scales_dk=False
+    _numba_register_tiles, _laid_out, _numbers, unit=PANEL, rows=ROWS, spare=LANES, scales_dk=False
 )
 
 

@@ -67,20 +67,7 @@ def of_part(parts, place, tile, T, SIZES: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "S", "window", "batches"])
 def local_attention_flash_part(
-    q,
-    k,
-    v,
-    first,
-    parts,
-    broken,
-    T,
-    S,
-    window,
-    batches,
-    score,
-    SIZES: tl.constexpr,
-    AGAIN: tl.constexpr,
-    PARTS: tl.constexpr,
+    q, k, v, first, parts, broken, T, S, window, batches, score, SIZES: tl.constexpr, AGAIN: tl.constexpr
 ):
     """q: [B,T,Hq,D]; k, v: [B,S,Hkv,D]; first: int32 [B or 1,T]; broken: int8 [programs, BLOCK_M].
 
@@ -89,12 +76,12 @@ def local_attention_flash_part(
     if AGAIN:
         if intact(broken, SIZES.BLOCK_M):
             return
-    work = work_of(first, T, S, window, batches, SIZES, PARTS)
+    work = work_of(first, T, S, window, batches, SIZES)
     summed, largest, total = attend(q, k, v, work, score, SIZES, AGAIN)
     if not AGAIN:
         report(broken, summed)
     lanes = batches * SIZES.HKV
-    place = tl.program_id(0) // lanes % PARTS * lanes + tl.program_id(0) % lanes
+    place = tl.program_id(0) // lanes % SIZES.PARTS * lanes + tl.program_id(0) % lanes
     own = of_part(parts, place, work.tile, T, SIZES)
     ahead = tl.arange(0, SIZES.BLOCK_M)
     where = own.sums + (ahead[:, None] * SIZES.D + work.tile.columns[None, :])
@@ -109,7 +96,7 @@ def local_attention_flash_part(
 
 
 @triton.jit(do_not_specialize=["T", "batches"])
-def local_attention_flash_join(parts, out, lse, T, batches, SIZES: tl.constexpr, PARTS: tl.constexpr):
+def local_attention_flash_join(parts, out, lse, T, batches, SIZES: tl.constexpr):
     """out [B,T,Hq,D] and lse [B,Hq,T] from the parts. Grid: tiles of [T * G] * B * Hkv."""
     lanes = batches * SIZES.HKV
     place = tl.program_id(0) % lanes
@@ -119,6 +106,7 @@ def local_attention_flash_join(parts, out, lse, T, batches, SIZES: tl.constexpr,
     there = tile.rows < T * SIZES.G
     inside = inside_of(tile, T, SIZES)
     most = tl.full(tile.rows.shape, float("-inf"), dtype=tl.float32)
+    PARTS: tl.constexpr = SIZES.PARTS
     for part in tl.static_range(PARTS):
         own = of_part(parts, part * lanes + place, tile, T, SIZES)
         most = tl.maximum(most, tl.load(own.largest + ahead, mask=there, other=0.0))
@@ -139,7 +127,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
     """First keys (with documents only), the parts, then their join."""
     q, k, v = call.q, call.k, call.v
     tiles = _flash.forward_tiles(q, config)
-    sizes = _flash.sizes_of(call, tiles)
+    sizes = _flash.sizes_of(call, tiles, config.parts)
     rows, lanes = q.shape[1] * sizes.G, q.shape[0] * sizes.HKV
     args, before = _flash.arguments(call)
     out, lse = _flash.forward_outputs(call, outputs)
@@ -152,14 +140,14 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
             programs=triton.cdiv(rows, tiles.block_m) * config.parts * lanes,
             rows=tiles.block_m,
             args=args | {"parts": parts},
-            constexprs={"SIZES": sizes, "PARTS": config.parts},
+            constexprs={"SIZES": sizes},
             claims=_flash.claims((k, v), tiles),
         ),
         Launch(
             kernel=local_attention_flash_join,
             grid=(triton.cdiv(rows, JOINED) * lanes,),
             args={"parts": parts, "out": out, "lse": lse, "T": q.shape[1], "batches": q.shape[0]},
-            constexprs={"SIZES": sizes._replace(BLOCK_M=JOINED, BLOCK_N=0), "PARTS": config.parts},
+            constexprs={"SIZES": sizes._replace(BLOCK_M=JOINED, BLOCK_N=0)},
             num_warps=4,
             tile=JOINED * sizes.BLOCK_D,
             claims=Claims(load_bits=128 if sizes.D % 32 == 0 else 32),

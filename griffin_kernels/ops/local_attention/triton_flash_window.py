@@ -38,12 +38,12 @@ def local_attention_flash(
 ):
     """q, out: [B,T,Hq,D]; k, v: [B,S,Hkv,D]; first: int32 [B or 1,T]; lse: [B,Hq,T]; broken: int8 [programs, BLOCK_M].
 
-    Grid: that of ``work_of`` with one part.
+    Grid: that of ``work_of``.
     """
     if AGAIN:
         if intact(broken, SIZES.BLOCK_M):
             return
-    work = work_of(first, T, S, window, batches, SIZES, 1)
+    work = work_of(first, T, S, window, batches, SIZES)
     summed, largest, total = attend(q, k, v, work, score, SIZES, AGAIN)
     if not AGAIN:
         report(broken, summed)

@@ -100,8 +100,8 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     dout, q, k, v, out, lse = call.dout, call.q, call.k, call.v, call.out, call.lse
     arch, dtype, d = launch.architecture(q), dtype_name(q.dtype), q.shape[3]
     of_keys, of_rows = cuts(d, dtype, arch, config)
-    sizes = forward.sizes_of(call, of_keys.of_keys)
     parts = getattr(config, "parts", 1)
+    sizes = forward.sizes_of(call, of_keys.of_keys, parts)
     rows, lanes, wide = q.shape[1] * sizes.G, q.shape[0] * sizes.HKV, sizes.BLOCK_D
     usual = wide == 256 and of_keys == default(d, dtype, arch)[0]
     args, before = forward.arguments(call)
@@ -121,7 +121,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
             "T": q.shape[1],
             "batches": q.shape[0],
         },
-        constexprs={"SIZES": sizes._replace(BLOCK_M=DELTA_ROWS, BLOCK_N=0)},
+        constexprs={"SIZES": sizes._replace(BLOCK_M=DELTA_ROWS, BLOCK_N=0, PARTS=1)},
         num_warps=4,
         tile=DELTA_ROWS * wide,
         claims=Claims(load_bits=min(forward.load_bits((dout, out)), 4 * wide * dout.element_size())),
@@ -133,7 +133,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
         programs=triton.cdiv(k.shape[1], of_keys.resident) * parts * lanes,
         rows=of_keys.resident,
         args=args | {"grads": partial},
-        constexprs={"SIZES": sizes, "PARTS": parts},
+        constexprs={"SIZES": sizes},
         claims=forward.claims((q, dout), of_keys.of_keys, spills=SPILLED.get(arch, "") if usual else ""),
     )
     join = Launch(

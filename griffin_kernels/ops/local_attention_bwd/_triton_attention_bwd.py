@@ -210,11 +210,11 @@ def local_attention_bwd_delta(dout, out, lse, numbers, T, batches, SIZES: tl.con
 def local_attention_bwd_queries(
     q, k, v, dout, first, numbers, dq, broken, T, S, window, batches, score, SIZES: tl.constexpr, AGAIN: tl.constexpr
 ):
-    """dq [B,T,Hq,D]; q, k, v, first, broken as in the forward pass. Grid: that of ``work_of`` with one part."""
+    """dq [B,T,Hq,D]; q, k, v, first, broken as in the forward pass. Grid: that of ``work_of``."""
     if AGAIN:
         if intact(broken, SIZES.BLOCK_M):
             return
-    work = work_of(first, T, S, window, batches, SIZES, 1)
+    work = work_of(first, T, S, window, batches, SIZES)
     own = numbers_of(numbers, work.lane, T, SIZES)
     summed = through_queries(q, k, v, dout, own, work, score, SIZES, AGAIN)
     if not AGAIN:
@@ -224,22 +224,7 @@ def local_attention_bwd_queries(
 
 @triton.jit(do_not_specialize=["T", "S", "window", "batches"])
 def local_attention_bwd_keys(
-    q,
-    k,
-    v,
-    dout,
-    first,
-    numbers,
-    grads,
-    broken,
-    T,
-    S,
-    window,
-    batches,
-    score,
-    SIZES: tl.constexpr,
-    AGAIN: tl.constexpr,
-    PARTS: tl.constexpr,
+    q, k, v, dout, first, numbers, grads, broken, T, S, window, batches, score, SIZES: tl.constexpr, AGAIN: tl.constexpr
 ):
     """grads: every part has the sum over its share of the rows that see a tile of keys; broken: [programs, BLOCK_N].
 
@@ -249,11 +234,11 @@ def local_attention_bwd_keys(
         if intact(broken, SIZES.BLOCK_N):
             return
     lanes = batches * SIZES.HKV
-    part = tl.program_id(0) // lanes % PARTS
-    start = tl.program_id(0) // (lanes * PARTS) * SIZES.BLOCK_N
+    part = tl.program_id(0) // lanes % SIZES.PARTS
+    start = tl.program_id(0) // (lanes * SIZES.PARTS) * SIZES.BLOCK_N
     lane = lane_of(tl.program_id(0) % lanes, SIZES)
     view = View(T, S, window)
-    span = part_of(span_of_keys(first, lane, view, start, SIZES), part, PARTS, SIZES.BLOCK_M)
+    span = part_of(span_of_keys(first, lane, view, start, SIZES), part, SIZES.BLOCK_M, SIZES)
     own = numbers_of(numbers, lane, T, SIZES)
     dk, dv = through_keys(q, k, v, dout, first, own, lane, start, view, span, score, SIZES, AGAIN)
     if not AGAIN:

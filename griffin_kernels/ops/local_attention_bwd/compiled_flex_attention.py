@@ -1,14 +1,16 @@
-"""Autograd through compiled flex_attention; see local_attention/_flex.py. GPUs only. The forward pass is not timed."""
+"""Autograd through compiled flex_attention, on GPUs only. The forward pass is not timed."""
 
 from __future__ import annotations
 
 import torch
 import torch._functorch.config as functorch
 
-from griffin_kernels.contract import Adapter, Case, Inputs, NoConfig, Variant
+from griffin_kernels.contract import Adapter, Case, Inputs, NoConfig
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _autograd
-from griffin_kernels.ops.local_attention import _flex, _isolated
+from griffin_kernels.ops._variants import backward_of
+from griffin_kernels.ops.local_attention import _isolated
+from griffin_kernels.ops.local_attention import compiled_flex_attention as flex
 from griffin_kernels.ops.local_attention_bwd.op import Call, recorded
 
 
@@ -17,7 +19,7 @@ def prepare(call: Call) -> Inputs:
     forward, leaves = recorded(call)
     # a graph that is gone back several times must not give its buffers away in the first pass
     with torch.enable_grad(), functorch.patch(donated_buffer=False):
-        out, _ = _flex.call(**_flex.prepare(forward))
+        out, _ = flex.call(**flex.prepare(forward))
     return _autograd.recorded([(out, call.dout.transpose(1, 2))], leaves)
 
 
@@ -28,15 +30,13 @@ def reject(case: Case, device: Device, config: NoConfig) -> str | None:
     """A CPU has the forward pass only."""
     if device.kind == "cpu":
         return "flex_attention has no backward pass on a CPU"
-    return _flex.problem(case, device)
+    return flex.problem(case, device)
 
 
-VARIANT = Variant(
-    op="local_attention_bwd",
-    name="compiled.flex_attention",
+VARIANT = backward_of(
+    flex.VARIANT,
+    _isolated.backward(lambda call, config: ADAPTER(call)),
     summary="autograd through compiled flex_attention, without its forward pass",
-    run=_isolated.backward(lambda call, config: ADAPTER(call)),
     reject=reject,
-    baseline=True,
     adapter=ADAPTER,
 )

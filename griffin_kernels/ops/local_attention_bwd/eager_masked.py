@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from griffin_kernels.contract import Adapter, Case, Inputs, NoConfig, Variant
+from griffin_kernels.contract import Adapter, Case, Inputs, NoConfig
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _autograd
-from griffin_kernels.ops.local_attention import _isolated, _masked
+from griffin_kernels.ops._variants import backward_of
+from griffin_kernels.ops.local_attention import _isolated, eager_masked
 from griffin_kernels.ops.local_attention_bwd.op import Call, recorded
 
 
@@ -15,7 +16,7 @@ def prepare(call: Call) -> Inputs:
     """The graph of the forward pass."""
     forward, leaves = recorded(call)
     with torch.enable_grad():
-        out, _ = _masked.attention(forward)
+        out, _ = eager_masked.attention(forward)
     return _autograd.recorded([(out, call.dout)], leaves)
 
 
@@ -24,15 +25,13 @@ ADAPTER = Adapter(prepare, _autograd.gradients, lambda gradients, call: gradient
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
     """T x S scores have to fit where they are written out; else only the mask."""
-    return _masked.out_of_memory(case, device, score_tensors=5 if "softcap" in case.flags else 0)
+    return eager_masked.out_of_memory(case, device, score_tensors=5 if "softcap" in case.flags else 0)
 
 
-VARIANT = Variant(
-    op="local_attention_bwd",
-    name="eager.masked",
+VARIANT = backward_of(
+    eager_masked.VARIANT,
+    _isolated.backward(lambda call, config: ADAPTER(call)),
     summary="autograd through scaled_dot_product_attention with a T x S mask, without its forward pass",
-    run=_isolated.backward(lambda call, config: ADAPTER(call)),
     reject=reject,
-    baseline=True,
     adapter=ADAPTER,
 )

@@ -31,8 +31,8 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     batch, heads, d = q.shape
     shared = k_cache.shape[2]
     group, lanes = heads // shared, batch * shared
-    sizes = Sizes(group, shared, d, max(16, triton.next_power_of_2(group)), config.block_n, padded(d))
     parts = min(getattr(config, "parts", 1), triton.cdiv(k_cache.shape[1], config.block_n))
+    sizes = Sizes(group, shared, d, max(16, triton.next_power_of_2(group)), config.block_n, padded(d), parts)
     result = empty(outputs, "out", q, *q.shape, dtype=q.dtype)
     outputs |= {"k_cache": k_cache, "v_cache": v_cache}
     out = attention.empty_parts((lanes, parts, group), q) if parts > 1 else Parts(result, None, None)
@@ -58,7 +58,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
                 "W": k_cache.shape[1],
                 "score": Score(scale, factor, softcap, tl.constexpr(False)),
             },
-            constexprs={"SIZES": sizes, "PARTS": parts},
+            constexprs={"SIZES": sizes},
             num_warps=config.num_warps,
             num_stages=stages,
             tile=config.block_n * padded(d),
@@ -75,7 +75,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
                 kernel=kernels.local_attention_step_join,
                 grid=(batch * heads,),
                 args={"parts": out, "out": result},
-                constexprs={"SIZES": sizes, "PARTS": parts, "BLOCK_P": triton.next_power_of_2(parts)},
+                constexprs={"SIZES": sizes, "BLOCK_P": triton.next_power_of_2(parts)},
                 num_warps=4,
                 tile=parts * padded(d),
             )

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numba
 
 from griffin_kernels.ops._native import places, take
-from griffin_kernels.ops.local_attention import _numba_fields, _numba_rows
-from griffin_kernels.ops.local_attention._numba_fields import Headed, at
+from griffin_kernels.ops.local_attention import _numba_rows
 from griffin_kernels.ops.local_attention._numba_rows import (
     _LARGEST,
     _SUM,
+    Headed,
     _address,
     _dot,
     _floats,
@@ -28,6 +28,7 @@ from griffin_kernels.ops.local_attention._numba_rows import (
     _longs,
     _shorts,
     _sum,
+    at,
 )
 
 _njit: Any = numba.njit
@@ -62,7 +63,7 @@ class Fields(NamedTuple):
 
 AT = places(Fields)
 
-FILES = (__file__, str(_numba_fields.__file__), str(_numba_rows.__file__))
+FILES = (__file__, str(_numba_rows.__file__))
 """Sources that the kernel is made from, besides _native.py."""
 
 

@@ -92,16 +92,14 @@ def attend(q, k, v, k_cache, v_cache, lane, row, slots, score, SIZES: tl.constex
 
 
 @triton.jit(do_not_specialize=["P", "W"])
-def local_attention_step_part(
-    q, k, v, k_cache, v_cache, positions, slots, out, P, W, score, SIZES: tl.constexpr, PARTS: tl.constexpr
-):
+def local_attention_step_part(q, k, v, k_cache, v_cache, positions, slots, out, P, W, score, SIZES: tl.constexpr):
     """q: [B,Hq,D]; k, v: [B,Hkv,D]; k_cache, v_cache: [P,W,Hkv,D], changed; positions, slots: int64 [B].
 
     PARTS = 1: out.sums is [B,Hq,D]. Else out has sums [B,Hkv,PARTS,G,D], largest, total [B,Hkv,PARTS,G], for the join.
     Grid: PARTS * Hkv * B, the parts of a row and head next to each other.
     """
-    part = tl.program_id(0) % PARTS
-    lane = lane_of(tl.program_id(0) // PARTS, SIZES)
+    part = tl.program_id(0) % SIZES.PARTS
+    lane = lane_of(tl.program_id(0) // SIZES.PARTS, SIZES)
     place = tl.load(positions.at + lane.batch * positions.batch)
     row = lane.batch
     if slots is not None:
@@ -109,13 +107,13 @@ def local_attention_step_part(
     real = (row >= 0) & (row < P) & (place >= 0)  # else nothing is touched and the output is 0
     new = tl.where(real, place % W, 0).to(tl.int32)
     written = tl.where(real, tl.minimum(place, W), 0).to(tl.int32)  # slots 0 .. written - 1, all but the new one
-    share = tl.cdiv(W, PARTS * SIZES.BLOCK_N) * SIZES.BLOCK_N
+    share = tl.cdiv(W, SIZES.PARTS * SIZES.BLOCK_N) * SIZES.BLOCK_N
     own = Slots((part == 0) & real, new, part * share, tl.minimum(written, (part + 1) * share))
     summed, largest, total = attend(q, k, v, k_cache, v_cache, lane, tl.maximum(row, 0), own, score, SIZES)
     rows = tl.arange(0, SIZES.BLOCK_M)
     columns = tl.arange(0, SIZES.BLOCK_D)
     inside = (rows[:, None] < SIZES.G) & (columns[None, :] < SIZES.D)
-    if PARTS == 1:
+    if SIZES.PARTS == 1:
         # a row that only pads has seen nothing: 0 / 1
         result = summed / tl.where(real, total, 1.0)[:, None]
         head = lane.batch * (SIZES.HKV * SIZES.G) + lane.shared * SIZES.G + rows[:, None]
@@ -128,14 +126,14 @@ def local_attention_step_part(
 
 
 @triton.jit
-def local_attention_step_join(parts, out, SIZES: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr):
+def local_attention_step_join(parts, out, SIZES: tl.constexpr, BLOCK_P: tl.constexpr):
     """out [B,Hq,D] from sums [B*Hkv,PARTS,G,D], largest, total [B*Hkv,PARTS,G]. Grid: B * Hq."""
     lane = tl.cast(tl.program_id(0) // SIZES.G, tl.int64)
     head = tl.program_id(0) % SIZES.G
     part = tl.arange(0, BLOCK_P)
     columns = tl.arange(0, SIZES.BLOCK_D)
-    there = part < PARTS
-    base = lane * (PARTS * SIZES.G) + part * SIZES.G + head
+    there = part < SIZES.PARTS
+    base = lane * (SIZES.PARTS * SIZES.G) + part * SIZES.G + head
     most = tl.load(parts.largest + base, mask=there, other=float("-inf"))
     # every part of a row that only pads has -inf and no sum
     weights = tl.exp2(most - tl.maximum(tl.max(most, axis=0), HIDDEN))

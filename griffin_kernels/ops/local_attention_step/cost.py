@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from griffin_kernels.case import BenchCase, Case, Cost
+from griffin_kernels.ops.local_attention.cost import attending
 
 FLAGS = ("softcap",)
 """Properties of a call that look-up matches exactly."""
@@ -17,14 +18,10 @@ def cost(case: Case) -> Cost:
     queries = case["B"] * case["Hq"] * case["d"]
     new = 2 * case["B"] * case["Hkv"] * case["d"]
     size = case.bytes_per_element()
-    capped = "softcap" in case.flags
-    # per pair: scale 1, maximum 1, difference 1, sum 1; softcap 2 more
     return Cost(
         bytes_read=(queries + case["W"] * new) * size + 8 * case["B"] * (2 if "slots" in case.data else 1),
         bytes_written=(queries + new) * size,
-        tensor_flops=4 * pairs * case["d"],
-        vector_flops=(6 if capped else 4) * pairs,
-        special_ops=(2 if capped else 1) * pairs,
+        **attending(case, pairs),
     )
 
 

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops.local_attention_step import _ring, _sdpa
+from griffin_kernels.ops.local_attention_step import _ring, eager_sdpa
 from griffin_kernels.ops.local_attention_step.op import Call
 
 
 def attend(call: Call, keys: Tensor, values: Tensor) -> Tensor:
     batch, _, d = call.q.shape
-    return _sdpa.attention(call, keys, values, call.q.reshape(batch, keys.shape[2], -1, d))  # [B, Hkv, G, d]
+    return eager_sdpa.attention(call, keys, values, call.q.reshape(batch, keys.shape[2], -1, d))  # [B, Hkv, G, d]
 
 
 def rank(case: Case, device: Device) -> int:
@@ -28,6 +28,6 @@ VARIANT = Variant(
     name="eager.sdpa_rows",
     summary="scaled_dot_product_attention, heads of a key head as its query positions",
     run=_ring.decoding(attend),
-    reject=_sdpa.reject,
+    reject=eager_sdpa.reject,
     rank=rank,
 )

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from griffin_kernels import memory
-from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
@@ -21,7 +19,7 @@ from griffin_kernels.ops._native import CACHE_LINE
 from griffin_kernels.ops.block_diagonal_scan import _block_numba
 from griffin_kernels.ops.block_diagonal_scan.op import Call
 from griffin_kernels.ops.block_diagonal_scan_bwd.op import Call as BackwardCall
-from griffin_kernels.ops.linear_scan.op import rows_of
+from griffin_kernels.ops.linear_scan import _scan_numba_call
 
 _KERNELS = native.Family(_block_numba.Fields, _block_numba.FILES)
 
@@ -79,18 +77,9 @@ def _scan(
 
 def forward(call: Call, config: Any) -> tuple[Tensor, Tensor]:
     """block_diagonal_scan by groups of at most about ``block_d`` channels."""
-    x, wide = native.rows(call.x), accumulator(call.x.dtype)
-    h = memory.empty(x.shape, x.dtype)
-    h_last = torch.empty((rows_of(x.shape[0], call.cu_seqlens), x.shape[2]), dtype=wide, device="cpu")
-    _scan(_block_numba.forward, call, x, native.wide(call.h0, wide), call.reverse, config, h_last, h)
-    return h, h_last
+    return _scan_numba_call.forward(call, config, _scan, _block_numba)
 
 
 def backward(call: BackwardCall, config: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """block_diagonal_scan_bwd, likewise; the carry that leaves the first step is the gradient of h0."""
-    dh, dtype, wide = native.rows(call.dh), call.a.dtype, accumulator(call.a.dtype)
-    dx, da = memory.empty(dh.shape, dtype), memory.empty(call.a.shape, dtype)
-    dh0 = torch.empty((rows_of(dh.shape[0], call.cu_seqlens), dh.shape[2]), dtype=wide, device="cpu")
-    h, h0, initial = native.rows(call.h), native.wide(call.h0, wide), native.wide(call.dh_last, wide)
-    _scan(_block_numba.backward, call, dh, initial, not call.reverse, config, dh0, dx, da, h=h, h0=h0)
-    return dx, da, None if h0 is None else dh0
+    """block_diagonal_scan_bwd, likewise."""
+    return _scan_numba_call.backward(call, config, _scan, _block_numba)

@@ -51,22 +51,12 @@ def check_blocks(a: Tensor, width: int) -> None:
 
 def reference(call: Call) -> tuple[Tensor, Tensor]:
     """The recurrence as written, one step at a time. Returns h [B,T,D] and h_last [B or N, D]."""
-    x, a, h0, reset, cu_seqlens, reverse = call
-    batch, time, width = x.shape
-    packed = cu_seqlens is not None
-    rows = plain.rows_of(batch, cu_seqlens)
-    # a sequence without steps ends where it began
-    start = x.new_zeros(rows, width) if h0 is None else h0
-    last = [start[row : row + 1] for row in range(rows)] if packed else [start]
-    h: list[Tensor] = [x.new_empty(0)] * time
-    for t, row, _ in plain.steps(time, cu_seqlens, reverse):
-        before = last[row if packed else 0]  # [B, D]
-        if reset is not None:
-            before = torch.where(reset[:, t, None], 0.0, before)
-        vectors = before.reshape(batch, a.shape[2], a.shape[3])
-        h[t] = torch.einsum("bhjk,bhk->bhj", a[:, t], vectors).reshape(batch, width) + x[:, t]
-        last[row if packed else 0] = h[t]
-    return torch.stack(h, dim=1) if time else torch.empty_like(x), torch.cat(last)
+    return plain.recurrence(call, lambda a, h: blockwise("bhjk,bhk->bhj", a, h))
+
+
+def blockwise(products: str, a: Tensor, states: Tensor) -> Tensor:
+    """Matrices [B,H,n,n] times the vectors that states [B,D] are made of; products: as ``torch.einsum`` has them."""
+    return torch.einsum(products, a, states.reshape(a.shape[:-1])).reshape(states.shape)
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:

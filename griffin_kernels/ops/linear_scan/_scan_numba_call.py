@@ -6,6 +6,7 @@ copied first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,8 +19,7 @@ from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops._native_rows import STREAM
 from griffin_kernels.ops.linear_scan import _scan_numba
-from griffin_kernels.ops.linear_scan.op import Call, rows_of
-from griffin_kernels.ops.linear_scan_bwd.op import Call as BackwardCall
+from griffin_kernels.ops.linear_scan.op import rows_of
 
 _KERNELS = native.Family(_scan_numba.Fields, _scan_numba.FILES)
 
@@ -97,20 +97,27 @@ def _scan(
         _KERNELS.run(x.dtype, None, fields, (kernel, threads))
 
 
-def forward(call: Call, config: Any) -> tuple[Tensor, Tensor]:
-    """linear_scan by blocks of ``block_d`` channels and, where the configuration has one, chunks of that many steps."""
+def forward(
+    call: Any, config: Any, scan: Callable[..., None] = _scan, code: Any = _scan_numba
+) -> tuple[Tensor, Tensor]:
+    """linear_scan by blocks of ``block_d`` channels and, where the configuration has one, chunks of that many steps.
+
+    scan, code: what runs the kernels ``forward`` and ``backward`` of a module.
+    """
     x, wide = native.rows(call.x), accumulator(call.x.dtype)
     h = memory.empty(x.shape, x.dtype)
     h_last = torch.empty((rows_of(x.shape[0], call.cu_seqlens), x.shape[2]), dtype=wide, device="cpu")
-    _scan(_scan_numba.forward, call, x, native.wide(call.h0, wide), call.reverse, config, h_last, h)
+    scan(code.forward, call, x, native.wide(call.h0, wide), call.reverse, config, h_last, h)
     return h, h_last
 
 
-def backward(call: BackwardCall, config: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+def backward(
+    call: Any, config: Any, scan: Callable[..., None] = _scan, code: Any = _scan_numba
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """linear_scan_bwd, likewise; the carry that leaves the first step is the gradient of h0."""
     dh, dtype, wide = native.rows(call.dh), call.a.dtype, accumulator(call.a.dtype)
     dx, da = memory.empty(dh.shape, dtype), memory.empty(call.a.shape, dtype)
     dh0 = torch.empty((rows_of(dh.shape[0], call.cu_seqlens), dh.shape[2]), dtype=wide, device="cpu")
     h, h0, initial = native.rows(call.h), native.wide(call.h0, wide), native.wide(call.dh_last, wide)
-    _scan(_scan_numba.backward, call, dh, initial, not call.reverse, config, dh0, dx, da, h=h, h0=h0)
+    scan(code.backward, call, dh, initial, not call.reverse, config, dh0, dx, da, h=h, h0=h0)
     return dx, da, None if h0 is None else dh0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -68,26 +68,26 @@ def steps(time: int, cu_seqlens: Tensor | None, reverse: bool) -> Iterator[tuple
 
 def reference(call: Call) -> tuple[Tensor, Tensor]:
     """The recurrence as written, one step at a time. Returns h [B,T,D] and h_last [B or N, D]."""
+    return recurrence(call, torch.mul)
+
+
+def recurrence(call: Any, times: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """``reference`` of a scan whose step is ``times(a_t, h)`` plus x_t, with h [B,D]."""
     x, a, h0, reset, cu_seqlens, reverse = call
     batch, time, width = x.shape
+    packed = cu_seqlens is not None
     rows = rows_of(batch, cu_seqlens)
-    # last: [B or N, D]; a sequence without steps ends where it began
-    last = [
-        x.new_zeros(batch, width) if cu_seqlens is None else x.new_zeros(width)
-        for _ in range(1 if cu_seqlens is None else rows)
-    ]
-    if h0 is not None:
-        last = [h0] if cu_seqlens is None else list(h0)
+    # a sequence without steps ends where it began
+    start = x.new_zeros(rows, width) if h0 is None else h0
+    last = [start[row : row + 1] for row in range(rows)] if packed else [start]
     h: list[Tensor] = [x.new_empty(0)] * time
     for t, row, _ in steps(time, cu_seqlens, reverse):
-        before = last[row if cu_seqlens is not None else 0]
+        before = last[row if packed else 0]  # [B, D]
         if reset is not None:
             before = torch.where(reset[:, t, None], 0.0, before)
-        after = a[:, t] * before + x[:, t]
-        h[t] = after
-        last[row if cu_seqlens is not None else 0] = after if cu_seqlens is None else after[0]
-    out = torch.stack(h, dim=1) if time else torch.empty_like(x)
-    return out, last[0] if cu_seqlens is None else torch.stack(last)
+        h[t] = times(a[:, t], before) + x[:, t]
+        last[row if packed else 0] = h[t]
+    return torch.stack(h, dim=1) if time else torch.empty_like(x), torch.cat(last)
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:

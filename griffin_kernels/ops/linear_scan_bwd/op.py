@@ -12,7 +12,8 @@ which the forward pass visits time. h is the forward output in the data's dtype.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,35 +39,43 @@ class Call(NamedTuple):
     reverse: bool = False
 
 
+Product = Callable[[Tensor, Tensor], Tensor]
+
+
 def reference(call: Call) -> tuple[Tensor, Tensor, Tensor | None]:
     """The equations above, one step at a time from the last to the first."""
+    return recurrence(call, torch.mul, torch.mul)
+
+
+def recurrence(call: Any, back: Product, outer: Product) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``reference`` of a scan whose step hands back ``back(a_t, g_t)``; dA_t is ``outer(g_t, h_{t-1})``."""
     dh, dh_last, a, h, h0, reset, cu_seqlens, reverse = call
     batch, time, width = dh.shape
-    packed = cu_seqlens is not None
     dx, da = torch.empty_like(dh), torch.empty_like(a)
     rows = forward.rows_of(batch, cu_seqlens)
     carry = dh.new_zeros(rows, width) if dh_last is None else dh_last.clone()
     order = list(forward.steps(time, cu_seqlens, reverse))
     for index in range(time - 1, -1, -1):
         t, row, first = order[index]
-        where = slice(row, row + 1) if packed else slice(None)
+        where = slice(None) if cu_seqlens is None else slice(row, row + 1)
         g = dh[:, t] + carry[where]  # [B, D]
         if first:
             before = torch.zeros_like(g) if h0 is None else h0[where]
         else:
             before = h[:, order[index - 1][0]]
-        stop = torch.tensor(False, dtype=torch.bool, device=g.device) if reset is None else reset[:, t, None]
-        dx[:, t] = g
-        da[:, t] = g * torch.where(stop, 0.0, before)
-        carry[where] = torch.where(stop, 0.0, a[:, t] * g)
+        handed = back(a[:, t], g)
+        if reset is not None:
+            before, handed = (torch.where(reset[:, t, None], 0.0, value) for value in (before, handed))
+        dx[:, t], da[:, t] = g, outer(g, before)
+        carry[where] = handed
     return dx, da, None if h0 is None else carry
 
 
-def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
-    """Forward inputs, the forward output by the reference in the accumulator's dtype, and random gradients."""
-    inputs = forward.make_inputs(case, device, seed)
+def make_inputs(case: Case, device: torch.device, seed: int, op: Op = forward.OP) -> Inputs:
+    """Inputs of ``op``, its output by the reference in the accumulator's dtype, and random gradients."""
+    inputs = op.make_inputs(case, device, seed)
     wide = accumulator(case.torch_dtype)
-    h, h_last = pieces.reference(forward.OP, inputs, wide)
+    h, h_last = pieces.reference(op, inputs, wide)
     assert h is not None and h_last is not None
     draw = Draws(case, device, seed + 1)
     dh = draw.data(draw.normal(*h.shape))
@@ -87,10 +96,10 @@ def cost(case: Case) -> Cost:
     return Cost(bytes_read=3 * elements * size, bytes_written=2 * elements * size, vector_flops=3 * elements)
 
 
-def tolerance(case: Case) -> Tolerance:
-    """As for the forward scan; da adds one product and its own rounding."""
+def tolerance(case: Case, op: Op = forward.OP) -> Tolerance:
+    """As for the forward scan ``op``; da adds one product and its own rounding."""
     # h arrives already rounded to the data's dtype, for the reference too, so it adds no error of its own.
-    one_way = forward.tolerance(case)
+    one_way = op.tolerance(case)
     return Tolerance(rel_norm=1.5 * one_way.rel_norm, worst=2 * one_way.worst)
 
 

@@ -11,6 +11,7 @@ kernel -> keys.
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import json
 import sys
@@ -27,11 +28,12 @@ from griffin_kernels.contract import Case, Inputs, TensorSpec, Variant, config_d
 from griffin_kernels.launch import Launch, described_for
 from griffin_kernels.specs import size_of
 from tuning.measure import correctness
+from tuning.static.compile_request import CompileRequest
 from tuning.static.describe import meta_call
 from tuning.static.requests import compilable
 from tuning.static.targets import target
-from tuning.workers import server
-from tuning.workers.messages import Compile, Ready
+from tuning.workers.messages import Compiled
+from tuning.workers.server import Server
 
 KEYS: list[str] = []
 
@@ -69,9 +71,9 @@ def noted(work: Callable[[], None]) -> set[str]:
 
 def compile_ahead(variant: Variant, case: Case, arch: str) -> None:
     """What a process does that compiles before a candidate's turn."""
-    request = Compile(variant.key, case.plain(), config_dict(variant.config()), arch)
-    answer = server._compile(request)
-    assert answer == Ready(), answer
+    request = CompileRequest(variant.key, case.plain(), config_dict(variant.config()), arch, until="cached")
+    answer = Server(io.BytesIO()).answer(request)
+    assert answer == Compiled(), answer
 
 
 def launch(variant: Variant, case: Case, arch: str) -> None:

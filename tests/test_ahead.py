@@ -26,10 +26,10 @@ from tuning.plan.planner import Options, Planned
 from tuning.record import journal
 from tuning.record.journal_records import Candidate
 from tuning.static.requests import compilable
-from tuning.workers import compile_pool, messages
+from tuning.workers import compile_pool, messages, process
 from tuning.workers.compile_pool import CompilePool, processes_for
 from tuning.workers.limits import FLOOR_S, LEARNED_FROM, Limits
-from tuning.workers.messages import Ready, Stage
+from tuning.workers.messages import Compiled, Stage
 from tuning.workers.process import Death
 
 GIB = 2**30
@@ -61,7 +61,7 @@ def candidates(*numbers):
     return [(CASE, Planned(VARIANT, Numbered(n))) for n in numbers]
 
 
-class FakeWorker:
+class FakeProcess:
     """Compiles nothing, when ``free`` is set; remembers what it was asked for."""
 
     asked: ClassVar[list[int]] = []
@@ -69,13 +69,16 @@ class FakeWorker:
     replies: ClassVar[dict] = {}
     free: ClassVar[threading.Event] = threading.Event()
 
+    def __init__(self, compiles):
+        assert compiles
+
     def ask(self, request, limit, memory_bytes):
         self.asked.append(request.config["n"])
-        self.limits_s.append(limit(Stage("")))
+        self.limits_s.append(limit(Stage("compile")))
         while not self.free.wait(0.01):
             if self.killed:
                 return Death("crashed", Stage(""), "was killed")
-        return self.replies.get(request.config["n"], Ready())
+        return self.replies.get(request.config["n"], Compiled())
 
     killed = False
 
@@ -87,12 +90,12 @@ class FakeWorker:
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(FakeWorker, "asked", [])
-    monkeypatch.setattr(FakeWorker, "limits_s", [])
-    monkeypatch.setattr(FakeWorker, "replies", {})
-    monkeypatch.setattr(FakeWorker, "free", threading.Event())
-    monkeypatch.setattr(compile_pool, "Worker", FakeWorker)
-    return FakeWorker
+    monkeypatch.setattr(FakeProcess, "asked", [])
+    monkeypatch.setattr(FakeProcess, "limits_s", [])
+    monkeypatch.setattr(FakeProcess, "replies", {})
+    monkeypatch.setattr(FakeProcess, "free", threading.Event())
+    monkeypatch.setattr(process, "Process", FakeProcess)
+    return FakeProcess
 
 
 def until(condition):
@@ -104,7 +107,7 @@ def until(condition):
 
 def test_who_waits_comes_first_then_what_lanes_expect_in_turn_then_what_comes_later(fake):
     with CompilePool("sm_90", 1, limits) as pool:
-        pool.background(iter(candidates(0, 1, 9)))
+        pool.prefetch(None, iter(candidates(0, 1, 9)))
         until(lambda: fake.asked == [0])
         pool.prefetch("cuda:0", iter(candidates(2, 3)))
         pool.prefetch("cuda:1", iter(candidates(4, 3, 5)))
@@ -151,8 +154,8 @@ def test_what_cannot_be_compiled_is_known_whoever_asked_for_it(fake, reply, stat
 
 @pytest.mark.parametrize(("kills", "fails"), [(1, False), (2, False), (3, True)])
 def test_process_that_somebody_else_kills_is_no_candidates_failure_at_once(fake, monkeypatch, kills, fails):
-    left = iter([Death("crashed", Stage(""), "its process was asked to end (SIGTERM)", foreign=True)] * kills)
-    monkeypatch.setattr(fake, "ask", lambda self, *words: next(left, Ready()))
+    left = iter([Death("crashed", Stage("compile"), "its process was asked to end (SIGTERM)", foreign=True)] * kills)
+    monkeypatch.setattr(fake, "ask", lambda self, *words: next(left, Compiled()))
     with CompilePool("sm_90", 1, limits) as pool:
         assert (pool.problem(*candidates(1)[0]) is not None) == fails
 
@@ -176,7 +179,7 @@ def test_a_guess_that_raises_ends_that_guessing_alone(fake):
     with CompilePool("sm_90", 1, limits) as pool:
         pool.prefetch("", broken())
         until(lambda: fake.asked == [1])
-        pool.background(iter(candidates(2)))
+        pool.prefetch(None, iter(candidates(2)))
         until(lambda: fake.asked == [1, 2])
         assert pool.problem(*candidates(3)[0]) is None
 
@@ -201,7 +204,7 @@ def test_closing_ends_who_waits(fake):
         assert ended == ["the run is being stopped"] * 2, "what is killed in the end is no candidate's failure"
         with pytest.raises(errors.WorkerError, match="being stopped"):
             pool.problem(*candidates(3)[0])
-    assert not any(thread.is_alive() for thread in pool._threads)
+    assert not any(thread.is_alive() for thread in pool._threads._threads)
 
 
 @pytest.mark.parametrize("strategy", ["seeded", "exhaustive"])
@@ -247,7 +250,8 @@ def test_a_run_has_most_candidates_compiled_before_their_turn(tmp_path, monkeypa
 def test_what_later_cases_begin_with_is_compiled_when_a_case_has_nothing_left():
     jobs = planner.make(Options(ops=("linear_scan", "rg_lru", "temporal_conv1d")), HERE)
     jobs = [next(job for job in jobs if job.op.name == name) for name in ("linear_scan", "rg_lru", "temporal_conv1d")]
-    decider = runs.Decider(HERE, Options().limits(), runs.History([]), None, Quiet(), 0.0)
+    schedule = runs.schedule_of(jobs, HERE, Options(), [])
+    decider = runs.Decider(HERE, Options().limits(), runs.History([]), None, Quiet(), schedule)
     decider.begun.add((jobs[0].op.name, jobs[0].case.key))
     coming = list(decider.openings(jobs))
     assert {planned.variant.op for _, planned in coming} == {"rg_lru", "temporal_conv1d"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import time
@@ -21,14 +22,15 @@ from tuning.record.journal_records import Candidate
 from tuning.record.paths import Paths
 from tuning.run import tune
 from tuning.workers import messages, process
+from tuning.workers.isolated import IsolatedExecutor
 from tuning.workers.limits import Limits
-from tuning.workers.messages import Load, Ready, Stage, Start
-from tuning.workers.process import IsolatedExecutor, Worker
+from tuning.workers.messages import Load, Ready, Stage, Start, Try
 
 LIMIT_S = 6.0
 """What a stage may take here: a hang costs so much."""
 
 QUICK = BUDGETS["quick"]
+SEQUENTIAL = Try(f"{OP}/eager.sequential", {}, QUICK, None, patient=True)
 GIB = 2**30
 
 
@@ -56,7 +58,7 @@ class Listener:
 def isolated():
     limits = Limits(longest_s=LIMIT_S, memory_bytes=3 * GIB // 2)
     found = IsolatedExecutor("cpu", 1, limits, prepare="tests.hostile:prepare")
-    found.load(OP, CASE.plain(), [])
+    found.load(Load(OP, CASE.plain(), []))
     yield found
     found.close()
 
@@ -91,7 +93,7 @@ def test_tune_survives_them_all(tmp_path, monkeypatch):
 
 def test_orphan_of_a_candidate_dies_with_its_worker(isolated):
     before = _sleepers()
-    isolated.attempt(f"{OP}/eager.orphans", {}, QUICK, None, patient=True)
+    isolated.attempt(Try(f"{OP}/eager.orphans", {}, QUICK, None, patient=True))
     deadline = time.monotonic() + 10
     while (left := _sleepers() - before) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -112,9 +114,9 @@ def _command(pid):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_worker_that_somebody_else_kills_costs_no_candidate(isolated, how):
-    isolated.attempt(f"{OP}/eager.sequential", {}, QUICK, None, patient=True)
-    os.kill(isolated._worker._process.pid, how)
-    answer = isolated.attempt(f"{OP}/eager.sequential", {}, QUICK, None, patient=True)
+    isolated.attempt(SEQUENTIAL)
+    os.kill(isolated._worker._process._process.pid, how)
+    answer = isolated.attempt(SEQUENTIAL)
     assert answer.status == "ok"
 
 
@@ -133,6 +135,9 @@ def test_candidate_is_blamed_for_three_kills_in_its_own_work(monkeypatch, stages
     deaths, tries = iter(stages), []
 
     class Killed:
+        def __init__(self, compiles):
+            pass
+
         def ask(self, request, limit, memory_bytes):
             if not isinstance(request, messages.Try):
                 return messages.Ready()
@@ -147,9 +152,9 @@ def test_candidate_is_blamed_for_three_kills_in_its_own_work(monkeypatch, stages
 
         kill = close
 
-    monkeypatch.setattr(process, "Worker", Killed)
+    monkeypatch.setattr(process, "Process", Killed)
     with contextlib.closing(IsolatedExecutor("cpu", 1, Limits())) as executor:
-        assert executor.attempt(f"{OP}/eager.sequential", {}, QUICK, None, patient=True).status == status
+        assert executor.attempt(SEQUENTIAL).status == status
     assert len(tries) == asked
 
 
@@ -159,8 +164,8 @@ def test_worker_dies_with_its_parent(tmp_path):
 
     code = (
         "import os, time\n"
-        "from tuning.workers.process import Worker\n"
-        "worker = Worker()\n"
+        "from tuning.workers.process import Process\n"
+        "worker = Process()\n"
         "print(worker._process.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -180,27 +185,27 @@ def test_worker_dies_with_its_parent(tmp_path):
 
 def test_worker_that_cannot_start_is_one_sentence():
     found = IsolatedExecutor("cpu", 1, Limits(5.0, 3 * GIB), prepare="tests.no_such_module:prepare")
-    found.load(OP, CASE.plain(), [])
+    found.load(Load(OP, CASE.plain(), []))
     with pytest.raises(errors.WorkerError, match=r"cannot be made ready.*no_such_module"):
-        found.attempt(f"{OP}/eager.sequential", {}, QUICK, None, patient=True)
+        found.attempt(SEQUENTIAL)
     found.close()
 
 
 def test_limits_are_learned_and_bounded():
     limits = Limits(longest_s=60.0, memory_bytes=1)
-    limits.begin(QUICK)
-    assert limits.seconds(Stage("compile")) == 60.0
+    seconds = functools.partial(limits.seconds, SEQUENTIAL)
+    assert seconds(Stage("compile")) == 60.0
     for _ in range(5):
-        assert limits.seconds(Stage("check", seconds=0.1)) == 10.0
-    assert limits.seconds(Stage("compile")) == 30.0  # the floor: four times 0.1 s would punish a busy machine
+        assert seconds(Stage("check", seconds=0.1)) == 10.0
+    assert seconds(Stage("compile")) == 30.0  # the floor: four times 0.1 s would punish a busy machine
     for _ in range(20):
-        limits.seconds(Stage("check", seconds=14.0))
-    assert limits.seconds(Stage("compile")) == 56.0
-    assert limits.seconds(Stage("time", seconds=100.0)) == 60.0
+        seconds(Stage("check", seconds=14.0))
+    assert seconds(Stage("compile")) == 56.0
+    assert seconds(Stage("time", seconds=100.0)) == 60.0
 
 
 def test_a_plain_worker_loads_a_case():
-    worker = Worker()
+    worker = process.Process()
     try:
         for request in (Start("cpu", 1), Load(OP, CASE.plain(), [])):
             assert worker.ask(request, lambda stage: 60.0, 4 * GIB) == Ready()

@@ -16,6 +16,7 @@ from griffin_kernels.device import Device
 from tuning.plan import planner
 from tuning.plan.planner import Planned
 from tuning.workers import executor
+from tuning.workers.messages import Load
 
 STAND_INS = Path(__file__).parent / "peers"
 H100 = Device("cuda", "NVIDIA H100 80GB HBM3", "sm_90", 132, 80 * 2**30, 50 * 2**20, 32)
@@ -122,7 +123,7 @@ def test_samples_call_what_is_theirs_alone(variant, monkeypatch):
 
     watched = dataclasses.replace(variant, adapter=Adapter(*map(counted, counts)))
     own = executor.InProcessExecutor(device.cpu())
-    own.load(op.name, case.plain(), [])
+    own.load(Load(op.name, case.plain(), []))
     monkeypatch.setattr(executor.timing, "MOST_COPIES", {"cpu": 3})
     with poison.outside():
         sample = own.sampler(Planned(watched, NoConfig()))

@@ -16,9 +16,10 @@ from tuning import run as runs
 from tuning.plan import planner
 from tuning.record import journal
 from tuning.record.journal_records import Candidate
-from tuning.workers import messages, precompile
+from tuning.static.compile_request import CompileRequest
+from tuning.workers import messages, precompile, process
 from tuning.workers.limits import Limits
-from tuning.workers.messages import FirstCall, Ready, Stage, Start
+from tuning.workers.messages import Compiled, Ready, Stage, Start
 from tuning.workers.process import Death
 
 HERE = device.cpu()
@@ -84,21 +85,23 @@ def test_what_was_tried_before_is_left_out():
     assert precompile.first_calls(JOBS, lambda job, planned: True) == []
 
 
-class FakeWorker:
+class FakeProcess:
     """Answers as ``replies`` says by variant; remembers what all of them were asked."""
 
     replies: ClassVar[dict] = {}
     asked: ClassVar[list] = []
     made: ClassVar[list] = []
 
-    def __init__(self):
+    def __init__(self, compiles=False):
+        assert not compiles
         self.killed = threading.Event()
         self.closed = False
         self.made.append(self)
 
     def ask(self, request, limit, memory_bytes):
         self.asked.append(request)
-        reply = self.replies.get(getattr(request, "variant", "start"), Ready())
+        usual = Ready() if isinstance(request, Start) else Compiled()
+        reply = self.replies.get(getattr(request, "variant", "start"), usual)
         return reply(self) if callable(reply) else reply
 
     def kill(self):
@@ -111,16 +114,16 @@ class FakeWorker:
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(FakeWorker, "replies", {})
-    monkeypatch.setattr(FakeWorker, "asked", [])
-    monkeypatch.setattr(FakeWorker, "made", [])
-    monkeypatch.setattr(precompile, "Worker", FakeWorker)
-    return FakeWorker
+    monkeypatch.setattr(FakeProcess, "replies", {})
+    monkeypatch.setattr(FakeProcess, "asked", [])
+    monkeypatch.setattr(FakeProcess, "made", [])
+    monkeypatch.setattr(process, "Process", FakeProcess)
+    return FakeProcess
 
 
 def groups_of(*sizes):
     case = JOBS[0].case.plain()
-    return [[FirstCall(f"op/v{i}", case, {"call": n}) for n in range(size)] for i, size in enumerate(sizes)]
+    return [[CompileRequest(f"op/v{i}", case, {"call": n}) for n in range(size)] for i, size in enumerate(sizes)]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 9])
@@ -129,9 +132,9 @@ def test_a_process_that_dies_costs_the_rest_of_its_group_only(fake, processes):
     fake.replies["op/v0"] = Death("crashed", Stage("", 0), "died of SIGSEGV")
     fake.replies["op/v1"] = messages.Broken("ValueError: no")
     precompile.run(groups, START, limits, nobody, processes)
-    calls = [request for request in fake.asked if isinstance(request, FirstCall)]
+    calls = [request for request in fake.asked if isinstance(request, CompileRequest)]
     assert sorted(map(repr, calls)) == sorted(map(repr, [groups[0][0], *groups[1], *groups[2]]))
-    assert all(worker.closed for worker in fake.made)
+    assert all(made.closed for made in fake.made)
     assert len(fake.made) <= 1 + min(processes, 3)
 
 
@@ -188,38 +191,40 @@ def test_a_candidate_that_hangs_before_its_turn_has_had_it(tmp_path, monkeypatch
     assert [entry.variant for entry in outcome.entries if entry.op == "linear_scan"] == ["eager.sequential"]
 
 
-def test_processes_that_cannot_begin_are_left_to_the_run_to_report(fake):
+def test_processes_that_cannot_begin_end_the_run_in_one_sentence(fake):
     fake.replies["start"] = messages.Broken("ImportError: no module")
-    precompile.run(groups_of(2, 2, 2), START, limits, nobody, 2)
-    assert fake.asked == [START, START]
-    assert all(worker.closed for worker in fake.made)
+    with pytest.raises(errors.WorkerError, match="cannot be made ready: ImportError: no module"):
+        precompile.run(groups_of(2, 2, 2), START, limits, nobody, 2)
+    assert set(fake.asked) == {START} and len(fake.asked) <= 3
+    assert all(made.closed for made in fake.made)
 
 
 def test_what_still_runs_is_killed_when_the_phase_is_broken_off(fake, monkeypatch):
-    def hang(worker):
-        assert worker.killed.wait(60.0)
+    def hang(fake_process):
+        assert fake_process.killed.wait(60.0)
         return Death("crashed", Stage("", 0), "was killed")
 
     fake.replies["op/v0"] = fake.replies["op/v1"] = hang
 
-    def second_fails():
+    def second_fails(compiles):
         if fake.made:
             raise errors.WorkerError("no worker process can be started: out of processes")
-        return FakeWorker()
+        return FakeProcess()
 
-    monkeypatch.setattr(precompile, "Worker", second_fails)
+    monkeypatch.setattr(process, "Process", second_fails)
     with pytest.raises(errors.WorkerError, match="out of processes"):
         precompile.run(groups_of(2, 2), START, limits, nobody, 2)
     assert len(fake.made) == 1
     assert fake.made[0].closed
-    assert len([request for request in fake.asked if isinstance(request, FirstCall)]) == 1
+    assert len([request for request in fake.asked if isinstance(request, CompileRequest)]) == 1
 
 
 def test_kernels_are_on_disk_afterwards(monkeypatch, tmp_path):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     variants = [catalog.variant(f"{op}/numba.{name}") for op, name in (("linear_scan", "sequential"), OTHER)]
     groups = [
-        [FirstCall(v.key, catalog.op(v.op).cases_tagged("smoke")[0].plain(), config_dict(v.config()))] for v in variants
+        [CompileRequest(v.key, catalog.op(v.op).cases_tagged("smoke")[0].plain(), config_dict(v.config()))]
+        for v in variants
     ]
     precompile.run(groups, START, limits, nobody, 2)
     kept = {path.parent.name.rpartition("_")[0] for path in tmp_path.rglob("*.nbi")}

@@ -214,7 +214,7 @@ def compilers_of(home: Path) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if b"tuning.workers.compile_server" in (process / "cmdline").read_bytes():
+            if b"tuning.workers.server" in (process / "cmdline").read_bytes():
                 found += [int(process.name)] * (str(home).encode() in (process / "environ").read_bytes())
         except OSError:
             continue  # it has ended, or is not ours

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from griffin_kernels import catalog
-from griffin_kernels.contract import NoConfig, Variant
+from griffin_kernels.contract import NoConfig
 from griffin_kernels.records import Tie
 from roofline import stats
 from tests import recorded_noise
 from tuning.decide import verdict
 from tuning.measure import noise, rounds, sequential_test
-from tuning.measure.rounds import Finalist
+from tuning.measure.finalist import Finalist
 from tuning.measure.sequential_test import InterimLooks, PairedComparisons
 from tuning.plan.budget import BUDGETS, INDIFFERENCE
 from tuning.plan.planner import Planned
@@ -26,7 +26,7 @@ from tuning.record.journal_records import Candidate, Race
 
 OP = catalog.op("linear_scan")
 CASE = OP.cases_tagged("smoke")[0]
-RUN = catalog.variant("linear_scan/eager.sequential").run
+VARIANT = catalog.variant("linear_scan/eager.sequential")
 RACES = 50
 
 
@@ -44,12 +44,11 @@ OWN, DEFAULT, BASELINE, INCUMBENT = Made(), Made(default=True), Made(baseline=Tr
 
 
 def finalist(index: int, kind: Made) -> Finalist:
-    variant = Variant("linear_scan", f"eager.v{index}", "made up", RUN, NoConfig, baseline=kind.baseline)
     record = Candidate(
-        key=f"v{index}", op=OP.name, variant=variant.name, case=CASE.plain(), config={},
+        key=f"v{index}", op=OP.name, variant=f"eager.v{index}", case=CASE.plain(), config={},
         baseline=kind.baseline, is_default=kind.default, status="ok", samples_s=[kind.first_s] * 3,
     )  # fmt: skip
-    return Finalist(Planned(variant, NoConfig()), record, kind.incumbent, index)
+    return Finalist(record, kind.incumbent, index)
 
 
 def made(columns, kinds, noise_floor=0.0):
@@ -141,7 +140,7 @@ def test_reason_of_a_level_winner_names_what_it_is_tied_with():
 def test_finalists_hold_the_default_the_incumbent_the_fastest_and_one_baseline():
     def candidate(name, seconds, baseline=False, status="ok"):
         made = finalist(0, Made(baseline=baseline, first_s=seconds))
-        return made.planned, msgspec.structs.replace(made.record, key=name, status=status)
+        return Planned(VARIANT, NoConfig()), msgspec.structs.replace(made.record, key=name, status=status)
 
     done = [
         candidate("default", 9.0),
@@ -334,7 +333,7 @@ def test_surprise_against_the_registry_is_of_the_speedup_where_the_baseline_is_t
 def test_races_that_agree_are_joined():
     field, first = made([[1.0] * 15, [0.8] * 15], [DEFAULT, OWN])
     _, second = made([[1.0] * 11, [0.7] * 11], [DEFAULT, OWN], 0.02)
-    result = verdict.decide_of_two(OP, CASE, field, first, second, 1e9, 2)
+    result = verdict.decide(OP, CASE, field, first, 1e9, 2, second)
     assert result.winner_key == "v1"
     assert result.entry.reason.endswith("two races agree")
     assert result.entry.median_s == 0.8
@@ -348,7 +347,7 @@ def test_races_that_agree_are_joined():
 def test_races_that_differ_are_a_tie(kinds, winner):
     field, first = made([[1.0] * 15, [0.8] * 15, [0.9] * 15], kinds)
     _, second = made([[1.0] * 15, [0.9] * 15, [0.8] * 15], kinds)
-    result = verdict.decide_of_two(OP, CASE, field, first, second, 1e9, 3)
+    result = verdict.decide(OP, CASE, field, first, 1e9, 3, second)
     assert result.winner_key == winner
     assert result.entry.reason.startswith("tie: ")
     assert "two races had different winners (eager.v1 and eager.v2)" in result.entry.reason

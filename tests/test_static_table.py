@@ -139,7 +139,7 @@ def test_only_what_has_changed_is_compiled_again(compiling, tmp_path):
         ops, target = ("rg_lru", "recurrent_block"), given["target"]
         variants = [v for v in compilable() if v.op in ops]
         asked = [r for v in variants for r in requests_for(v, representative(catalog.op(v.op).cases), [target])]
-        words = lambda requests: [[r.variant, r.case] for r in requests]
+        words = lambda requests: [[r.variant, r.case.key] for r in requests]
         missing = {name: words(again.divide(asked, Path(path))[0]) for name, path in given["paths"].items()}
         print(json.dumps([words(asked), missing]))
         """,

@@ -13,7 +13,8 @@ from griffin_kernels.contract import config_dict
 from griffin_kernels.ops.recurrent_block_step.cost import make_case
 from griffin_kernels.ops.rg_lru_step.cost import make_case as lru_case
 from tests import calls
-from tuning.static.requests import Request, compilable
+from tuning.static.compile_request import CompileRequest
+from tuning.static.requests import compilable
 from tuning.static.targets import target
 from tuning.static.worker import compile_all
 
@@ -148,7 +149,7 @@ def test_triton_compiles_with_and_without_positions_and_slots():
                 case.data in ((), ("positions", "slots")) and case.dtype in ("float32", "bfloat16") and case["D"] > 1
             )
             if wanted and variant.reject(case, target("sm_90").device, config) is None:
-                asked.append(Request(variant.key, case.key, config_dict(config), "sm_90"))
+                asked.append(CompileRequest(variant.key, case.plain(), config_dict(config), "sm_90"))
     assert {request.variant for request in asked} == {v.key for op in OPS for v in compilable(op)}
     answers = compile_all(asked)
     assert not answers.failures, "\n\n".join(f"{f.request}: {f.reason}" for f in answers.failures)

@@ -15,9 +15,10 @@ from griffin_kernels import catalog
 from griffin_kernels.contract import Case, config_dict
 from tuning.static import recorded, table, worker
 from tuning.static.code import Instruction, main_loop
+from tuning.static.compile_request import CompileRequest
 from tuning.static.defaults import choices, gpus
 from tuning.static.nvidia import load_widths, parse_sass, parse_warnings
-from tuning.static.requests import Request, compilable, representative, requests_for
+from tuning.static.requests import compilable, representative, requests_for
 from tuning.static.targets import CHECKED, target
 
 
@@ -42,7 +43,7 @@ sources (tests/test_static_table.py)."""
 ALL = os.environ.get("GRIFFIN_TEST_TARGETS") == "all"
 
 
-def some(asked: list[Request]) -> list[Request]:
+def some(asked: list[CompileRequest]) -> list[CompileRequest]:
     """Every variant for every target: where it has several cases, the first for one target, the next for the other."""
     found = []
     for _, group in itertools.groupby(asked, key=lambda request: request.variant):
@@ -93,7 +94,7 @@ def test_defaults_keep_their_claims_and_are_as_recorded():
     # a load of a warp brings 128 bytes in one go: 4 per thread at least, wherever channels are neighbours
     nvidia = [r for r in answers.reports if r.target.startswith("sm_") and r.load_bits]
     assert not [(r.kernel, r.load_bits) for r in nvidia if max(r.load_bits) < 32]
-    places = {(request.variant, request.case, request.target) for request in asked}
+    places = {(request.variant, request.case.key, request.target) for request in asked}
     known = by_name(r for r in recorded.load().reports if (f"{r.op}/{r.variant}", r.case, r.target) in places)
     fresh = by_name(answers.reports)
     assert set(fresh) == set(known), "`make static` records the table anew"
@@ -130,7 +131,9 @@ def test_serialised_products_are_seen_in_both_the_log_and_the_code():
         c for c in catalog.op("local_attention_bwd").cases_tagged("bench") if "d256" in c.key and c.where == "gpu"
     )
     config = {"resident": 64, "streamed": 32, "num_warps": 8, "num_stages": 2}
-    answers = worker.compile_all([Request("local_attention_bwd/triton.flash_window", case.key, config, "sm_90")])
+    answers = worker.compile_all(
+        [CompileRequest("local_attention_bwd/triton.flash_window", case.plain(), config, "sm_90")]
+    )
     products = [r for r in answers.reports if r.mix["matrix"]]
     assert products and all(r.serialised == (2 * r.waits > r.mix["matrix"]) for r in products)
     assert all(any("waits for" in claim for claim in r.broken) == r.serialised for r in products)
@@ -139,7 +142,7 @@ def test_serialised_products_are_seen_in_both_the_log_and_the_code():
 def test_awkward_cases_compile():
     """As far as Triton goes, up to LLVM; `make soak` makes machine code of them."""
     asked = [
-        msgspec.structs.replace(request, lowered=not ALL)
+        msgspec.structs.replace(request, until="report" if ALL else "lowered")
         for variant in compilable()
         for request in requests_for(variant, awkward(catalog.op(variant.op).cases), ["sm_90"])
     ]
@@ -153,7 +156,7 @@ def test_eight_channels_per_thread_load_128_bits():
     for variant in compilable():
         case = representative(catalog.op(variant.op).cases)[0]
         if case.dtype == "bfloat16" and (config := widest(variant)) is not None:
-            asked.append(Request(variant.key, case.key, config_dict(config), "sm_90"))
+            asked.append(CompileRequest(variant.key, case.plain(), config_dict(config), "sm_90"))
     answers = worker.compile_all(asked)
     assert not answers.failures
     # the carry of chunked scans reads rows of float32 with a block of its own

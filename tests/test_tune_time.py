@@ -39,11 +39,12 @@ class Stub:
         self.raced, self.tried = Counter(), []
         self.stop_at = None
 
-    def load(self, op, case, entries):
-        self.op, self.case = op, case
+    def load(self, request):
+        self.op, self.case = request.op, request.case
         self.clock.now += self.pace * PRICES["gpu"].case
 
-    def attempt(self, variant, config, budget, best_s, patient):
+    def attempt(self, request):
+        variant, config, budget = request.variant, request.config, request.budget
         if self.stop_at is not None and len(self.tried) == self.stop_at:
             raise KeyboardInterrupt
         self.tried.append((self.op, self.case.key, variant))
@@ -52,7 +53,8 @@ class Stub:
         took = 1e-3 + 1e-5 * (sum(map(ord, f"{variant}{config}")) % 50)
         return Tried("ok", samples_s=[took] * 3)
 
-    def race(self, field, budget):
+    def race(self, request):
+        field, budget = request.field, request.budget
         place = (self.op, self.case.key)
         self.raced[place] += 1
         self.clock.now += self.pace * PRICES["gpu"].race * budget.race_seconds

@@ -39,12 +39,14 @@ from tuning.plan.schedule import STUDY_S, Clock, Schedule, Watch
 from tuning.record import journal
 from tuning.record.journal_records import JOURNAL_VERSION, CeilingRecord, End, Record, Run, Undecided
 from tuning.record.paths import Paths
+from tuning.static.compile_request import CompileRequest
 from tuning.workers import precompile
 from tuning.workers.compile_pool import CompilePool, processes_for
 from tuning.workers.executor import InProcessExecutor
+from tuning.workers.isolated import IsolatedExecutor
 from tuning.workers.limits import Limits
-from tuning.workers.messages import FirstCall, Start
-from tuning.workers.process import Death, IsolatedExecutor
+from tuning.workers.messages import Start
+from tuning.workers.process import Death
 
 STUDY_TIMING: Mapping[str, Timing] = {
     "quick": Timing(seconds=0.0, ceilings=3.0, between=1.0),
@@ -123,7 +125,6 @@ def tune(
             history,
             log,
             listener,
-            dram_bytes_per_s=0.0,
             incumbents=incumbents,
             strategy=options.strategy,
             watch=watch,
@@ -187,7 +188,7 @@ def _work(
     pool = compile_pool_of(device, options, len(names))
     if pool is not None:
         decider.compile_pool = stack.enter_context(pool)
-        decider.compile_pool.background(decider.openings(jobs))
+        decider.compile_pool.prefetch(None, decider.openings(jobs))
     _precompile(decider, jobs, options, prepare)
     decider.dram_bytes_per_s = _memory_roof(device, history, log, listener)
     if history.noise is None:  # a kernel raced against itself, before anything is compared
@@ -301,7 +302,7 @@ def _precompile(decider: Decider, jobs: Sequence[Job], options: Options, prepare
     if len(groups) < 2:
         return  # no sooner than in its turn
 
-    def hung(request: FirstCall, death: Death) -> None:
+    def hung(request: CompileRequest, death: Death) -> None:
         for job in jobs:
             for planned in job.candidates if job.case == request.case else ():
                 if (planned.variant.key, config_dict(planned.config)) == (request.variant, request.config):

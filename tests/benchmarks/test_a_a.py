@@ -12,13 +12,11 @@ import pytest
 import torch
 
 from griffin_kernels import catalog, device
-from griffin_kernels.contract import NoConfig, Variant
 from roofline import stats
 from tuning.decide import verdict
 from tuning.measure import noise, rounds, timing
-from tuning.measure.rounds import Finalist
+from tuning.measure.finalist import Finalist
 from tuning.plan.budget import BUDGETS
-from tuning.plan.planner import Planned
 from tuning.record.journal_records import Candidate
 
 RACES = 50
@@ -59,12 +57,11 @@ def tuned(kernel, make, share, number):
     field, samplers = [], []
     for name, part in (("whole", 1.0), ("part", share)):
         sample = timing.sampler(lambda given, kernel=kernel, part=part: kernel(part, **given), rotation, HERE)
-        variant = Variant(op.name, f"eager.{name}", "planted", stream, NoConfig)
         record = Candidate(
-            key=name, op=op.name, variant=variant.name, case=case.plain(), config={}, baseline=False,
+            key=name, op=op.name, variant=f"eager.{name}", case=case.plain(), config={}, baseline=False,
             is_default=name == "whole", status="ok", samples_s=[sample() for _ in range(5)],
         )  # fmt: skip
-        field.append(Finalist(Planned(variant, NoConfig()), record, place=len(field)))
+        field.append(Finalist(record, place=len(field)))
         samplers.append(sample)
     heat = rounds.run(op, case, field, samplers, BUDGET)
     ratio = stats.median([part / whole for whole, part in heat.rounds_s])

@@ -84,13 +84,9 @@ def space_of(
     """
     planned = job.competitors
     points = tuple(Point(p.variant.name, tuple(config_dict(p.config).items())) for p in planned)
-    place = {point: i for i, point in enumerate(points)}
     seeds = [i for i, p in enumerate(planned) if p is job.default]
     for variant, config in incumbents:
-        found = next(
-            (i for point, i in place.items() if point.variant == variant and dict(point.config) == config), None
-        )
-        seeds += [] if found is None else [found]
+        seeds += [i for i, point in enumerate(points) if (point.variant, dict(point.config)) == (variant, config)]
     seconds = tuple(predicted(p) for p in planned) if predicted is not None else ()
     known = [(s, i) for i, s in enumerate(seconds) if s is not None]
     seeds += [i for _, i in sorted(known)[:STATIC_SEEDS]]

@@ -21,7 +21,7 @@ from tuning.decide import verdict
 from tuning.decide.case_search import CaseSearch
 from tuning.decide.history import History
 from tuning.decide.listener import Listener
-from tuning.measure import rounds
+from tuning.measure.finalist import Finalist
 from tuning.measure.sequential_test import PATIENCE
 from tuning.plan.budget import HOPELESS_ELSEWHERE, HOPELESS_FACTOR, UNQUIET, Budget
 from tuning.plan.planner import Job, Planned
@@ -29,8 +29,10 @@ from tuning.plan.schedule import Schedule, Watch
 from tuning.record import journal
 from tuning.record.journal_records import Candidate, Place, Race, Record, Result, Undecided
 from tuning.workers.compile_pool import CompilePool, Upcoming
-from tuning.workers.messages import Broken
-from tuning.workers.process import Death, Executor
+from tuning.workers.executor import InProcessExecutor
+from tuning.workers.isolated import IsolatedExecutor
+from tuning.workers.messages import Broken, Load, RunRace, Tried, Try
+from tuning.workers.process import Death
 
 Done = list[tuple[Planned, Candidate]]
 
@@ -40,7 +42,7 @@ class Lane:
     """One device that works through cases. name: as ``device.detect`` takes it; empty where there is only one."""
 
     name: str
-    executor: Executor
+    executor: InProcessExecutor | IsolatedExecutor
 
 
 class Hopeless(NamedTuple):
@@ -67,9 +69,9 @@ class Decider:
     """Decides the cases of a run and holds what they share. Lanes call ``decide`` from threads of their own.
 
     incumbents: entries of this device as published before. strategy: by name; empty for the one that suits it.
-    watch, schedule: the time of the run, and how many tries each case gets; without a schedule the budget says.
-    jobs: all cases of the run. repeat: the command that tunes a case again. decided, left, undecided: cases by how
-    they ended so far; for those left there was no time, for the undecided nothing can be published.
+    watch, schedule: the time of the run, and how many tries each case gets.
+    jobs: all cases of the run. repeat: the command that tunes a case again. decided, undecided: cases by how
+    they ended so far; for the undecided nothing can be published.
     """
 
     device: Device
@@ -77,16 +79,15 @@ class Decider:
     history: History
     log: journal.Journal
     listener: Listener
-    dram_bytes_per_s: float
+    schedule: Schedule
+    dram_bytes_per_s: float = 0.0
     incumbents: registry.Registry | None = None
     strategy: str = ""
     compile_pool: CompilePool | None = None
     watch: Watch = field(default_factory=Watch)
-    schedule: Schedule | None = None
     jobs: Mapping[Place, Job] = field(default_factory=dict)
     repeat: Callable[[Job], str] = lambda job: "griffin tune"
     decided: dict[Place, Result] = field(default_factory=dict)
-    left: dict[Place, None] = field(default_factory=dict)
     undecided: dict[Place, Undecided] = field(default_factory=dict)
     behind: dict[tuple[str, tuple[str, ...]], tuple[float, str]] = field(default_factory=dict)
     searches: dict[Place, CaseSearch] = field(default_factory=dict)
@@ -102,14 +103,9 @@ class Decider:
         """How many candidates of a case will be tried that are not in the journal, at most."""
         if self.tries(job) == 0 or self.history.decided(job) is not None:
             return 0
-        known = [(p, self.known(job, p)) for p in job.candidates]
-        certain = sum(record is None for p, record in known if p.reason is not None or p.variant.baseline)
-        tried = sum(
-            record is not None and record.status != "skipped"
-            for p, record in known
-            if p.reason is None and not p.variant.baseline
-        )
-        return certain + max(0, self.tries(job) - tried)
+        certain = sum(self.known(job, p) is None for p in job.candidates if p.reason is not None or p.variant.baseline)
+        searched = [record for p in job.competitors if (record := self.known(job, p)) is not None]
+        return certain + max(0, self.tries(job) - sum(record.status != "skipped" for record in searched))
 
     def planned(self, job: Job) -> int:
         """How many candidates of a case will be in the journal, at most."""
@@ -122,8 +118,6 @@ class Decider:
 
     def tries(self, job: Job) -> int:
         """How many candidates of a case search may try; 0 where there is no time for the case."""
-        if self.schedule is None:
-            return self.budget.tries(len(job.competitors))
         return self.schedule.tries.get(job.place, 0)
 
     @property
@@ -166,12 +160,16 @@ class Decider:
 
     def give_up(self, job: Job, planned: Planned, death: Death) -> None:
         """Record a candidate whose process died in precompilation. It is not tried again."""
-        replace = msgspec.structs.replace
-        record = replace(self.blank(job, planned), status=death.status, stage="compile", problem=death.problem)
+        record = self.failed(self.blank(job, planned), "compile", death)
+        self.history.candidates[record.key] = record
+
+    def failed(self, record: Candidate, stage: str, why: Death | Broken) -> Candidate:
+        """Record that a candidate failed, and note it."""
+        record = msgspec.structs.replace(record, status=why.status, stage=stage, problem=why.problem)
         with self.lock:
             self.append(record)
-            self.history.candidates[record.key] = record
             self.listener.note(f"  {record.status}: {record.key}: {record.problem}")
+        return record
 
     def append(self, record: Record) -> None:
         """Write to the journal; lanes take turns."""
@@ -189,37 +187,31 @@ class Decider:
                 return self._again(job, earlier)
             allowed = self._begin(job)
             if allowed is None:
-                self._leave(job)
                 return None
             self.listener.job(job.op.name, job.case.key, lane=lane.name)
         began = self.watch.clock()
         self.search(job).allow(allowed)
         case = _Case(self, job, lane, entries)
         try:
-            result = case.race_and_decide(case.try_candidates())
+            case.try_candidates()
+            result = case.race_and_decide()
         except Late:
             with self.lock:
-                self._leave(job)
+                self.listener.closed(*job.place)
             return None
         except Aborted as reason:
             with self.lock:
-                record = Undecided(
-                    op=job.op.name,
-                    case=job.case,
-                    why=str(reason),
-                    command=self.repeat(job),
-                    noise_floor=reason.noise,
-                )
-                self.append(record)
-                self.undecided[job.place] = record
-                self.listener.undecided(record, lane=lane.name)
+                why, command = str(reason), self.repeat(job)
+                left = Undecided(op=job.op.name, case=job.case, why=why, command=command, noise_floor=reason.noise)
+                self.append(left)
+                self.undecided[job.place] = left
+                self.listener.undecided(left, lane=lane.name)
             return None
         with self.lock:
-            self.decided[job.place] = (
-                result  # first: what the journal has, an interrupt must not keep from the registry
-            )
+            # first: what the journal has, an interrupt must not keep from the registry
+            self.decided[job.place] = result
             self.append(result)
-            if self.schedule is not None and not case.resumed:
+            if not case.resumed:
                 self.schedule.done(job.place, case.tried, self.watch.clock() - began)
             self.listener.result(result, lane=lane.name)
         return result
@@ -229,8 +221,7 @@ class Decider:
         best = min((stats.median(r.samples_s) for r in self.history.tried(job) if r.status == "ok"), default=None)
         for record in self.history.tried(job):
             self.fell_behind(job, record, best)
-        if self.schedule is not None:
-            self.schedule.skip(job.place)
+        self.schedule.skip(job.place)
         self.decided[job.place] = result
         self.listener.closed(*job.place)
         return result
@@ -244,21 +235,16 @@ class Decider:
 
     def _begin(self, job: Job) -> int | None:
         """How many tries a case that begins now gets; None where it has no time. The schedule is made anew."""
-        if self.schedule is None:
-            return None if self.watch.over() else self.tries(job)
         before = dict(self.schedule.tries)
         allowed = None if self.watch.over(self.reserve_s) else self.schedule.begin(job.place, self.watch)
         if allowed is None:
             self.schedule.skip(job.place)
+            self.listener.closed(*job.place)
             return None
         now = self.schedule.tries
         changed = [place for place in self.jobs if before.get(place) != now.get(place)]
         self.listener.expect({place: self.coming(self.jobs[place]) for place in changed})
         return allowed
-
-    def _leave(self, job: Job) -> None:
-        self.left[job.place] = None
-        self.listener.closed(*job.place)
 
 
 class _Case:
@@ -267,6 +253,7 @@ class _Case:
     def __init__(self, run: Decider, job: Job, lane: Lane, entries: Sequence[Entry]) -> None:
         self.run, self.job, self.lane, self.entries = run, job, lane, list(entries)
         self.resumed = bool(run.history.tried(job))
+        self.done: Done = []
         self.tried = 0
         self._loaded = False
         self.best_s: float | None = None
@@ -274,60 +261,59 @@ class _Case:
         self.search = run.search(job)
         self.incumbent = next((p for p in self.search.points if _is(p, self.known_entry)), None)
 
-    def try_candidates(self) -> Done:
-        """Records of the candidates in the order tried: what cannot run, the default, baselines, then search's.
+    def try_candidates(self) -> None:
+        """Try candidates, in this order: what cannot run, the default, baselines, then search's.
 
         Search ends when the time is up. Raises Late where that is before the default and the baselines are tried.
         """
-        done: Done = []
         search = self.search
         for planned in self.job.candidates:
             if planned.reason is not None:
-                self._take(done, planned, None)
-        self._expect(search.opening(), done)
+                self._take(planned)
+        self._expect(search.opening())
         seen: dict[int, float | None] = {}
         for planned in search.certain:
-            if self._late(planned) and self.run.known(self.job, planned) is None:
+            if self._late(planned):
                 raise Late
-            record = self._take(done, planned, None)
+            record = self._take(planned)
             if not planned.variant.baseline:
                 seen[search.points.index(planned)] = _figure(record)
         if not self.run.budget.searches:  # what an earlier search found competes as it did
             for at, planned in enumerate(search.points):
                 if at not in seen and self.run.known(self.job, planned) is not None:
-                    seen[at] = _figure(self._take(done, planned, None))
+                    seen[at] = _figure(self._take(planned))
         self.tried = len(seen)
         while (index := search.next(seen, self.tried)) is not None:
             planned = search.points[index]
-            if self._late(planned) and self.run.known(self.job, planned) is None:
+            if self._late(planned):
                 break
-            hopeless = self._hopeless(planned, done)
-            self._expect(search.coming(seen, self.tried, (index,)), done)
-            record = self._take(done, planned, hopeless)
+            hopeless = self._hopeless(planned)
+            self._expect(search.coming(seen, self.tried, (index,)))
+            record = self._take(planned, hopeless)
             if hopeless is not None and record.status == "skipped":
                 # not counted as tried, but search is told how far behind its like was
                 seen[index] = hopeless.seconds
             else:
                 seen[index], self.tried = _figure(record), self.tried + 1
-        self._expect(iter(()), done)
-        return done
+        self._expect(iter(()))
 
     def _late(self, planned: Planned) -> bool:
-        """Whether the time that is left is needed for the race, so that no further candidate may be tried."""
-        schedule = self.run.schedule
-        takes = 0.0 if schedule is None else schedule.seconds_of(self.job.place, planned)
+        """Whether the time that is left is needed for the race, so that a candidate may not be tried any more."""
+        if self.run.known(self.job, planned) is not None:
+            return False
+        takes = self.run.schedule.seconds_of(self.job.place, planned)
         return self.run.watch.over(self.run.reserve_s + takes)
 
-    def _expect(self, coming: Iterator[Planned], done: Done) -> None:
+    def _expect(self, coming: Iterator[Planned]) -> None:
         """Have the candidates that will probably be tried next compiled, while the present one is timed."""
 
         def worthwhile(planned: Planned) -> bool:
-            return self.run.known(self.job, planned) is None and self._hopeless(planned, done) is None
+            return self.run.known(self.job, planned) is None and self._hopeless(planned) is None
 
         if self.run.compile_pool is not None:
             self.run.compile_pool.prefetch(self.lane.name, ((self.job.case, p) for p in coming if worthwhile(p)))
 
-    def _take(self, done: Done, planned: Planned, hopeless: Hopeless | None) -> Candidate:
+    def _take(self, planned: Planned, hopeless: Hopeless | None = None) -> Candidate:
         """The record of a candidate, from the journal or made now."""
         record = self.run.known(self.job, planned)
         if record is None:
@@ -341,7 +327,7 @@ class _Case:
             with self.run.lock:
                 self.run.append(record)
                 self.run.listener.candidate(record, lane=self.lane.name)
-        done.append((planned, record))
+        self.done.append((planned, record))
         if record.status == "ok":
             figure = stats.median(record.samples_s)
             self.best_s = figure if self.best_s is None else min(self.best_s, figure)
@@ -350,37 +336,29 @@ class _Case:
 
     def _try(self, planned: Planned, blank: Candidate) -> Candidate:
         began = self.run.watch.clock()
-        answer = self.run.compile_pool.problem(self.job.case, planned) if self.run.compile_pool is not None else None
+        pool = self.run.compile_pool
+        answer: Tried | Broken | None = None if pool is None else pool.problem(self.job.case, planned)
         if answer is None:
             self._load()
             patient = blank.is_default or blank.baseline or planned is self.incumbent
-            attempt = self.lane.executor.attempt(
-                planned.variant.key, blank.config, self.run.budget, self.best_s, patient
-            )
-            if isinstance(attempt, Broken):
-                raise Aborted(f"its inputs cannot be made: {attempt.problem}")
-            answer = attempt
-        return msgspec.structs.replace(
-            blank,
-            status=answer.status,
-            stage=answer.stage,
-            problem=answer.problem,
-            errors=answer.errors,
-            samples_s=answer.samples_s,
-            seconds_spent=self.run.watch.clock() - began,
-        )
+            request = Try(planned.variant.key, blank.config, self.run.budget, self.best_s, patient)
+            answer = self.lane.executor.attempt(request)
+            if isinstance(answer, Broken):
+                raise Aborted(f"its inputs cannot be made: {answer.problem}")
+        found = {name: getattr(answer, name) for name in ("status", "stage", "problem", "errors", "samples_s")}
+        return msgspec.structs.replace(blank, **found, seconds_spent=self.run.watch.clock() - began)
 
     def _load(self) -> None:
         if not self._loaded:
-            self.lane.executor.load(self.job.op.name, self.job.case, self.entries)
+            self.lane.executor.load(Load(self.job.op.name, self.job.case, self.entries))
             self._loaded = True
 
-    def _hopeless(self, planned: Planned, done: Done) -> Hopeless | None:
+    def _hopeless(self, planned: Planned) -> Hopeless | None:
         """Why a candidate is not worth trying: its variant was far behind here, or very far at another case."""
         if self.best_s is None or self.run.budget.thorough or planned is self.incumbent:
             return None
         name = planned.variant.name
-        first = next((r for p, r in done if p.variant is planned.variant and r.samples_s), None)
+        first = next((r for p, r in self.done if p.variant is planned.variant and r.samples_s), None)
         if first is not None:
             behind = stats.median(first.samples_s) / self.best_s
             text = f"{name} was {behind:.0f} times slower with another configuration"
@@ -389,48 +367,38 @@ class _Case:
         text = f"{name} was {behind:.0f} times slower than the best at {where}"
         return None if behind <= HOPELESS_ELSEWHERE else Hopeless(text, behind * self.best_s)
 
-    def race_and_decide(self, done: Done) -> Result:
+    def race_and_decide(self) -> Result:
         """Race the best and decide. A race that is too noisy, or surprises, is run again once."""
         job, run = self.job, self.run
         while True:
-            field = verdict.finalists(done, job.default, run.budget.finalists, self.incumbent)
-            if not any(not f.planned.variant.baseline for f in field):
+            field = verdict.finalists(self.done, job.default, run.budget.finalists, self.incumbent)
+            if all(f.record.baseline for f in field):
                 raise Aborted("no candidate passed")
             heat = self._race(field)
             if isinstance(heat, Race):
                 break
-            done = self._without(done, field, heat)
+            broke = run.failed(field[heat.index].record, "race", heat)
+            self.done = [(p, broke if r.key == broke.key else r) for p, r in self.done]
         run.append(heat)
-        tried = sum(record.status not in ("rejected", "skipped") for _, record in done)
+        tried = sum(record.status not in ("rejected", "skipped") for _, record in self.done)
         if heat.noise_floor > UNQUIET and not run.watch.over():
             heat = self._repeated(field, f"its noise floor was {heat.noise_floor:.0%}")
-        if heat.noise_floor > UNQUIET:
-            raise _too_noisy(heat.noise_floor)
+        _quiet(heat)
         result = verdict.decide(job.op, job.case, field, heat, run.dram_bytes_per_s, tried)
         if not heat.confirms and (why := verdict.surprise(field, heat, result.entry, self.known_entry)) is not None:
             second = self._repeated(field, why)
-            if second.noise_floor > UNQUIET:
-                raise _too_noisy(second.noise_floor)
-            result = verdict.decide_of_two(job.op, job.case, field, heat, second, run.dram_bytes_per_s, tried)
+            _quiet(second)
+            result = verdict.decide(job.op, job.case, field, heat, run.dram_bytes_per_s, tried, second)
         return result
 
-    def _race(self, field: Sequence[rounds.Finalist]) -> Race | Broken:
+    def _race(self, field: list[Finalist]) -> Race | Broken:
         self._load()
-        answer = self.lane.executor.race(field, self.run.budget)
+        answer = self.lane.executor.race(RunRace(field, self.run.budget))
         if isinstance(answer, Broken) and not 0 <= answer.index < len(field):
             raise Aborted(f"its race cannot be run: {answer.problem}")
         return answer if isinstance(answer, Broken) else answer.race
 
-    def _without(self, done: Done, field: Sequence[rounds.Finalist], broken: Broken) -> Done:
-        """The candidates, with the record of the finalist that broke the race changed to say so."""
-        culprit = field[broken.index].record
-        record = msgspec.structs.replace(culprit, status=broken.status, stage="race", problem=broken.problem)
-        with self.run.lock:
-            self.run.append(record)
-            self.run.listener.note(f"  {record.status}: {record.key}: {record.problem}")
-        return [(p, record if r.key == record.key else r) for p, r in done]
-
-    def _repeated(self, field: Sequence[rounds.Finalist], why: str) -> Race:
+    def _repeated(self, field: list[Finalist], why: str) -> Race:
         """The race run again, in a worker that has run nothing."""
         self.lane.executor.renew()
         second = self._race(field)
@@ -441,9 +409,12 @@ class _Case:
         return second
 
 
-def _too_noisy(floor: float) -> Aborted:
-    text = f"its races had a noise floor of {floor:.0%}, and above {UNQUIET:.0%} nothing is published"
-    return Aborted(text, floor)
+def _quiet(heat: Race) -> None:
+    """Raise Aborted where a race is too noisy to be published."""
+    if (floor := heat.noise_floor) > UNQUIET:
+        raise Aborted(
+            f"its races had a noise floor of {floor:.0%}, and above {UNQUIET:.0%} nothing is published", floor
+        )
 
 
 def _figure(record: Candidate) -> float | None:

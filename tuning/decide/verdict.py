@@ -5,14 +5,15 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from griffin_kernels.contract import Case, Op, config_dict
+from griffin_kernels.contract import Case, Op
 from griffin_kernels.records import Entry, Tie
 from roofline import stats
-from tuning.measure.rounds import Finalist, champion_of, comparisons_of, incumbent_of
+from tuning.measure.finalist import Finalist
+from tuning.measure.rounds import comparisons_of
 from tuning.measure.sequential_test import PairedComparisons
 from tuning.plan.planner import Planned
 from tuning.record.journal_records import Candidate, Race, Result
@@ -26,37 +27,93 @@ def finalists(
 ) -> list[Finalist]:
     """The finalists in order: the default, the incumbent, the ``most`` fastest candidates, the fastest baseline."""
     usable = sorted(
-        (Finalist(p, r, p is incumbent, place) for place, (p, r) in enumerate(done) if r.status == "ok"),
+        (Finalist(r, p is incumbent, place) for place, (p, r) in enumerate(done) if r.status == "ok"),
         key=lambda finalist: stats.median(finalist.record.samples_s),
     )
-    own = [f for f in usable if not f.planned.variant.baseline]
-    baselines = [f for f in usable if f.planned.variant.baseline]
-    first = [f for f in own if f.planned is default]
+    own = [f for f in usable if not f.record.baseline]
+    baselines = [f for f in usable if f.record.baseline]
+    first = [f for f in own if done[f.place][0] is default]
     holders = [*first, *(f for f in own if f.incumbent and f not in first)]
     return [*holders, *(f for f in own[:most] if f not in holders), *baselines[:1]]
 
 
-def decide(op: Op, case: Case, field: Sequence[Finalist], race: Race, dram_bytes_per_s: float, tried: int) -> Result:
-    """The winner of a race as a registry entry.
+def decide(
+    op: Op,
+    case: Case,
+    field: Sequence[Finalist],
+    race: Race,
+    dram_bytes_per_s: float,
+    tried: int,
+    second: Race | None = None,
+) -> Result:
+    """The winner of a race, or of two races of the same finalists, as a registry entry.
 
     The default (else the incumbent) keeps its place unless another's gain over it, at the lower end of its interval,
     exceeds both the indifference zone and the noise floor. Of the others within the indifference zone of the fastest
-    the one that was tried first wins. dram_bytes_per_s: the measured ceiling. tried: candidates that ran.
+    the one that was tried first wins. Two races with the same winner are decided on the samples of both; with different
+    winners it is a tie, and without a default or incumbent whichever of the two was tried first wins.
+    dram_bytes_per_s: the measured ceiling. tried: candidates that ran.
     """
+    winners = [comparisons_of(field, each).winner() for each in (race, second) if each is not None]
+    if second is not None:
+        race = _joined(race, second)
     comparisons = comparisons_of(field, race)
-    winner = _winner(field, comparisons)
-    reason, ties = _reason(field, comparisons, winner), comparisons.ties(winner)
-    return _result(op, case, field, race, comparisons, (winner, reason, ties), dram_bytes_per_s, tried)
+    champion = comparisons.champion
+    if len(set(winners)) == 1:
+        winner = winners[0]
+        reason = _reason(field, comparisons, winner) + "; two races agree" * (second is not None)
+    else:
+        winner = min(winners, key=lambda i: field[i].place) if champion is None else champion
+        names = " and ".join(field[i].name for i in winners)
+        reason = f"tie: {field[winner].name} kept, two races had different winners ({names})"
+    ties = sorted({*comparisons.ties(winner), *winners} - {winner})
+    times, best = comparisons.columns[winner], field[winner].record
+    baseline = next((i for i, f in enumerate(field) if f.record.baseline), None)
+    slow, fast = ([], []) if baseline is None else race.pairs(baseline, winner)
+    median = stats.median(times)
+    entry = Entry(
+        op=op.name,
+        case=case,
+        variant=best.variant,
+        config=best.config,
+        status="measured",
+        source_hash=best.source_hash,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        reason=reason,
+        candidates=tried,
+        median_s=median,
+        interval_s=stats.bootstrap_interval(times),
+        baseline=None if baseline is None else field[baseline].record.variant,
+        baseline_median_s=stats.median(slow) if slow else None,
+        speedup=stats.median([s / f for s, f in zip(slow, fast, strict=True)]) if slow else None,
+        speedup_interval=stats.paired_ratio_interval(slow, fast) if slow else None,
+        bound="dram",
+        share_of_bound=op.cost(case).bytes_total / dram_bytes_per_s / median,
+        error_rel_norm=max((e.rel_norm for e in best.errors if e.rel_norm is not None), default=0.0),
+        error_worst=max((e.worst for e in best.errors if e.worst is not None), default=0.0),
+        samples_digest=digest(times),
+        warm_median_s=stats.median(race.warm_s[winner]) if race.warm_s else None,
+        noise_floor=race.noise_floor,
+        ties=[Tie(field[i].record.variant, field[i].record.config) for i in ties],
+    )
+    baseline_key = None if baseline is None else field[baseline].record.key
+    return Result(entry=entry, winner_key=best.key, baseline_key=baseline_key)
 
 
-def _winner(field: Sequence[Finalist], comparisons: PairedComparisons) -> int:
-    preference = sorted(comparisons.own, key=lambda i: field[i].place)
-    return comparisons.winner(champion_of(field), preference, incumbent_of(field))
+def _joined(first: Race, second: Race) -> Race:
+    return msgspec.structs.replace(
+        second,
+        rounds_s=[*first.rounds_s, *second.rounds_s],
+        again_s=[*first.again_s, *second.again_s],
+        warm_s=[[*a, *b] for a, b in zip(first.warm_s, second.warm_s, strict=False)],
+        noise_floor=max(first.noise_floor, second.noise_floor),
+        tail=min(first.tail, second.tail) / 2,
+    )
 
 
 def _reason(field: Sequence[Finalist], comparisons: PairedComparisons, winner: int) -> str:
     """Why a finalist won, in words."""
-    champion, best = champion_of(field), comparisons.fastest
+    champion, best = comparisons.champion, comparisons.fastest
     level = "" if winner == best else f"; tied with {field[best].name}"
     if champion is None:
         return f"fastest; the default cannot run this case{level}"
@@ -69,56 +126,6 @@ def _reason(field: Sequence[Finalist], comparisons: PairedComparisons, winner: i
         proven = f"at least {low:.1%}" if low > -1 else "in too few rounds for a proof"
         return f"tie: {kept} kept, the fastest was {likely:.1%} ahead, {proven}, {needed}"
     return f"{likely:.0%} faster than {kept}, at least {low:.1%}, {needed}{level}"
-
-
-def _result(
-    op: Op,
-    case: Case,
-    field: Sequence[Finalist],
-    race: Race,
-    comparisons: PairedComparisons,
-    verdict: tuple[int, str, Sequence[int]],
-    dram_bytes_per_s: float,
-    tried: int,
-) -> Result:
-    """The registry entry of a verdict: (winner, reason, ties)."""
-    winner, reason, ties = verdict
-    times = comparisons.columns[winner]
-    median = stats.median(times)
-    baseline = next((i for i, f in enumerate(field) if f.planned.variant.baseline), None)
-    slow, fast = ([], []) if baseline is None else race.pairs(baseline, winner)
-    best = field[winner]
-    errors = best.record.errors
-    entry = Entry(
-        op=op.name,
-        case=case,
-        variant=best.planned.variant.name,
-        config=config_dict(best.planned.config),
-        status="measured",
-        source_hash=best.planned.variant.source_hash,
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        reason=reason,
-        candidates=tried,
-        median_s=median,
-        interval_s=stats.bootstrap_interval(times),
-        baseline=None if baseline is None else field[baseline].planned.variant.name,
-        baseline_median_s=stats.median(slow) if slow else None,
-        speedup=stats.median([s / f for s, f in zip(slow, fast, strict=True)]) if slow else None,
-        speedup_interval=stats.paired_ratio_interval(slow, fast) if slow else None,
-        bound="dram",
-        share_of_bound=op.cost(case).bytes_total / dram_bytes_per_s / median,
-        error_rel_norm=max((e.rel_norm for e in errors if e.rel_norm is not None), default=0.0),
-        error_worst=max((e.worst for e in errors if e.worst is not None), default=0.0),
-        samples_digest=digest(times),
-        warm_median_s=stats.median(race.warm_s[winner]) if race.warm_s else None,
-        noise_floor=race.noise_floor,
-        ties=[Tie(field[i].planned.variant.name, config_dict(field[i].planned.config)) for i in ties],
-    )
-    return Result(
-        entry=entry,
-        winner_key=best.record.key,
-        baseline_key=None if baseline is None else field[baseline].record.key,
-    )
 
 
 def surprise(field: Sequence[Finalist], race: Race, entry: Entry, known: Entry | None = None) -> str | None:
@@ -140,54 +147,18 @@ def surprise(field: Sequence[Finalist], race: Race, entry: Entry, known: Entry |
         return f"{name} was {first - 1:.0%} {word} in the race than when it was first timed"
     if known is None or not _is(field[winner], known):
         return None
-    for before, after, what in _figures(known, entry):
-        if not 1 / allowed <= after / before <= allowed:
-            return f"{name} has {what} {after:.3g}, the registry had {before:.3g}"
+    if known.speedup and entry.speedup and known.baseline == entry.baseline:
+        before, after, what = known.speedup, entry.speedup, f"a speedup over {entry.baseline} of"
+    elif known.median_s and entry.median_s:
+        before, after, what = known.median_s, entry.median_s, "a median in seconds of"
+    else:
         return None
-    return None
+    alike = 1 / allowed <= after / before <= allowed
+    return None if alike else f"{name} has {what} {after:.3g}, the registry had {before:.3g}"
 
 
 def _is(finalist: Finalist, entry: Entry) -> bool:
-    planned = finalist.planned
-    return (planned.variant.name, config_dict(planned.config)) == (entry.variant, entry.config)
-
-
-def _figures(known: Entry, entry: Entry) -> Iterator[tuple[float, float, str]]:
-    """(before, now, name) of figures that two entries of one kernel can be compared by, the best figure first."""
-    if known.speedup and entry.speedup and known.baseline == entry.baseline:
-        yield known.speedup, entry.speedup, f"a speedup over {entry.baseline} of"
-    if known.median_s and entry.median_s:
-        yield known.median_s, entry.median_s, "a median in seconds of"
-
-
-def decide_of_two(
-    op: Op, case: Case, field: Sequence[Finalist], first: Race, second: Race, dram_bytes_per_s: float, tried: int
-) -> Result:
-    """The decision of two races of the same finalists.
-
-    Where both have the same winner, it wins on the samples of both. Where they differ it is a tie: the default (else
-    the incumbent, else whichever of the two winners was tried first) keeps its place. The digest is over both.
-    """
-    winners = [_winner(field, comparisons_of(field, race)) for race in (first, second)]
-    joint = msgspec.structs.replace(
-        second,
-        rounds_s=[*first.rounds_s, *second.rounds_s],
-        again_s=[*first.again_s, *second.again_s],
-        warm_s=[[*a, *b] for a, b in zip(first.warm_s, second.warm_s, strict=False)],
-        noise_floor=max(first.noise_floor, second.noise_floor),
-        tail=min(first.tail, second.tail) / 2,
-    )
-    comparisons = comparisons_of(field, joint)
-    if winners[0] == winners[1]:
-        winner = winners[0]
-        reason = f"{_reason(field, comparisons, winner)}; two races agree"
-    else:
-        champion = champion_of(field)
-        winner = min(winners, key=lambda i: field[i].place) if champion is None else champion
-        names = " and ".join(field[i].name for i in winners)
-        reason = f"tie: {field[winner].name} kept, two races had different winners ({names})"
-    ties = sorted({*comparisons.ties(winner), *winners} - {winner})
-    return _result(op, case, field, joint, comparisons, (winner, reason, ties), dram_bytes_per_s, tried)
+    return (finalist.record.variant, finalist.record.config) == (entry.variant, entry.config)
 
 
 def digest(samples: Sequence[float]) -> str:

@@ -5,6 +5,7 @@ A figure that the machine does not report is None: virtual machines have no temp
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import statistics
@@ -53,7 +54,11 @@ FALLEN = 0.9
 def read(device: Device) -> Conditions:
     """The state of ``device`` now. Steal is since the last call in this process, None at the first."""
     told = {"cuda": _nvidia, "hip": _amd}.get(device.kind, _cpu)(device)
-    return Conditions(**told, load=_load(), steal=_steal())
+    try:
+        load = os.getloadavg()[0] / devices.machine_cores()
+    except (OSError, AttributeError):
+        load = None
+    return Conditions(**told, load=load, steal=_steal())
 
 
 def disturbed(before: Conditions, after: Conditions) -> str | None:
@@ -104,10 +109,10 @@ def _amd(device: Device) -> dict[str, Any]:
     address = f"{domain:04x}:{bus:02x}:{slot:02x}.0"
     for folder in sorted((ROOT / "sys/bus/pci/devices" / address / "hwmon").glob("hwmon*")):
         return {
-            "clock_mhz": _first(_numbers(folder, "freq1_input"), 1e6),
+            "clock_mhz": next(_numbers(folder, 1e6, "freq1_input"), None),
             # junction before edge: the driver throttles by it, and data-centre cards have no other
-            "temperature_c": _first(_numbers(folder, "temp2_input", "temp1_input"), 1e3),
-            "power_w": _first(_numbers(folder, "power1_average", "power1_input"), 1e6),
+            "temperature_c": next(_numbers(folder, 1e3, "temp2_input", "temp1_input"), None),
+            "power_w": next(_numbers(folder, 1e6, "power1_average", "power1_input"), None),
         }
     return {}
 
@@ -120,7 +125,7 @@ def _cpu_clock() -> float | None:
     """Mean over the cores that this process may use. A hypervisor may show the same figure for ever."""
     cores = devices.cores()
     folder = ROOT / "sys/devices/system/cpu"
-    found = [n / 1e3 for core in cores for n in _numbers(folder / f"cpu{core}/cpufreq", "scaling_cur_freq")]
+    found = [mhz for core in cores for mhz in _numbers(folder / f"cpu{core}/cpufreq", 1e3, "scaling_cur_freq")]
     if not found:
         lines = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _text(ROOT / "proc/cpuinfo"), re.MULTILINE)
         found = [float(line) for i, line in enumerate(lines) if i in cores]
@@ -129,19 +134,12 @@ def _cpu_clock() -> float | None:
 
 def _cpu_temperature() -> float | None:
     """The hottest sensor of a CPU, by hwmon or by thermal zone."""
-    found = []
+    found: list[float] = []
     for folder, name, value in (("hwmon/hwmon*", "name", "temp1_input"), ("thermal/thermal_zone*", "type", "temp")):
         for sensor in (ROOT / "sys/class").glob(folder):
             if _text(sensor / name).strip() in CPU_SENSORS:
-                found += [n / 1e3 for n in _numbers(sensor, value)]
+                found += _numbers(sensor, 1e3, value)
     return max(found, default=None)
-
-
-def _load() -> float | None:
-    try:
-        return os.getloadavg()[0] / devices.machine_cores()
-    except (OSError, AttributeError):
-        return None
 
 
 _last: tuple[int, int] | None = None
@@ -160,16 +158,11 @@ def _steal() -> float | None:
     return max(0.0, (_last[0] - earlier[0]) / (_last[1] - earlier[1]))
 
 
-def _numbers(folder: Path, *names: str) -> Iterator[float]:
+def _numbers(folder: Path, scale: float, *names: str) -> Iterator[float]:
+    """Of the files that hold one."""
     for name in names:
-        try:
-            yield float(_text(folder / name))
-        except ValueError:
-            continue
-
-
-def _first(numbers: Iterator[float], scale: float) -> float | None:
-    return next((number / scale for number in numbers), None)
+        with contextlib.suppress(ValueError):
+            yield float(_text(folder / name)) / scale
 
 
 def _text(path: Path) -> str:

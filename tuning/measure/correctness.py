@@ -50,40 +50,25 @@ def cases(case: Case) -> list[Case]:
 
 def problems(op: Op, case: Case, device: Device) -> list[Problem]:
     """The full problem (seed 0) and, for longer cases, the short one (seed 1), which may come in a wild form too."""
-    found = []
-    for seed, problem in enumerate(cases(case)):
-        inputs = op.make_inputs(problem, device.torch_device, seed)
-        found.append(Problem(problem, inputs, pieces.reference(op, inputs)))
-    short = found[-1]
-    places = planted.plantings(op, short.inputs, zlib.crc32(case.key.encode()), PLANTS)
-    found[-1] = dataclasses.replace(short, plantings=tuple(places))
-    if any(WILD in other.data for other in op.cases) and len(found) > 1:
+    forms = cases(case)
+    short = len(forms) - 1
+    if any(WILD in other.data for other in op.cases) and short:
         # the same flags and inputs, so that no kernel is compiled for it
-        wild = msgspec.structs.replace(short.case, data=(*short.case.data, WILD))
-        inputs = op.make_inputs(wild, device.torch_device, len(found))
-        found.append(Problem(wild, inputs, pieces.reference(op, inputs)))
+        forms.append(msgspec.structs.replace(forms[short], data=(*forms[short].data, WILD)))
+    found = []
+    for seed, form in enumerate(forms):
+        inputs = op.make_inputs(form, device.torch_device, seed)
+        places = planted.plantings(op, inputs, zlib.crc32(case.key.encode()), PLANTS) if seed == short else ()
+        found.append(Problem(form, inputs, pieces.reference(op, inputs), tuple(places)))
     return found
 
 
-def check(op: Op, planned: Planned, device: Device, given: list[Problem], skip: int = 0) -> verify.Verdict:
-    """Check a candidate: the first problem that it fails, or its errors on the first problem that it was run on.
-
-    given: problems, the full one first. skip: how many of them were run before; the candidate passes if that is all.
-    """
-    verdicts = [verify.Verdict((), None)]
-    for problem in given[skip:]:
-        if problem is not given[0]:
-            if planned.variant.backend == "compiled":
-                continue
-            if planned.variant.reject(problem.case, device, planned.config) is not None:
-                continue
-        verdict = verify.check(op, planned.variant, problem.case, planned.config, problem.inputs, problem.want)
-        if not verdict.ok:
-            return dataclasses.replace(verdict, problem=f"{problem.case.key}: {verdict.problem}")
-        if problem.plantings and not planned.variant.baseline:  # which nothing published ever names
-            places = list(problem.plantings)
-            leak = planted.check(op, planned.variant, problem.case, planned.config, problem.inputs, places)
-            if leak is not None:
-                return dataclasses.replace(verdict, problem=leak)
-        verdicts.append(verdict)
-    return verdicts[min(1, len(verdicts) - 1)]
+def check(op: Op, planned: Planned, problem: Problem) -> verify.Verdict:
+    """Check a candidate on one problem, and that planted values reach no output that does not depend on them."""
+    where = (op, planned.variant, problem.case, planned.config, problem.inputs)
+    verdict = verify.check(*where, problem.want)
+    if not verdict.ok:
+        return dataclasses.replace(verdict, problem=f"{problem.case.key}: {verdict.problem}")
+    if problem.plantings and not planned.variant.baseline:  # which nothing published ever names
+        return dataclasses.replace(verdict, problem=planted.check(*where, list(problem.plantings)))
+    return verdict

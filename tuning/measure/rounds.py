@@ -10,16 +10,15 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from griffin_kernels.contract import Case, Op, config_key
+from griffin_kernels.contract import Case, Op
 from roofline import stats
 from tuning.measure import sequential_test
+from tuning.measure.finalist import Finalist
 from tuning.measure.sequential_test import InterimLooks, PairedComparisons
 from tuning.measure.timing import Sampler
 from tuning.plan.budget import Budget
-from tuning.plan.planner import Planned
-from tuning.record.journal_records import Candidate, Race
+from tuning.record.journal_records import Race
 
 FAR_BEHIND = 2.0
 """A baseline this much slower than every finalist of ours is far behind."""
@@ -33,20 +32,6 @@ WARM_SHARE = 0.15
 """Warm samples of each finalist, and the share of the race's time that they may take."""
 
 
-@dataclass(frozen=True)
-class Finalist:
-    """A candidate in a race. record: of its first timing. incumbent: the published winner. place: in order of trial."""
-
-    planned: Planned
-    record: Candidate
-    incumbent: bool = False
-    place: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.planned.variant.name} [{config_key(self.planned.config)}]".removesuffix(" [default]")
-
-
 def run(
     op: Op,
     case: Case,
@@ -55,7 +40,7 @@ def run(
     budget: Budget,
     *,
     warm: Sequence[Callable[[], Sampler] | None] = (),
-    announce: Callable[[int], None] | None = None,
+    announce: Callable[[int], None] = lambda index: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Race:
     """Time the finalists in rounds until it is clear who wins, or ``budget.race_seconds`` are over.
@@ -70,7 +55,6 @@ def run(
     far = _far_behind(field, first_s)
     per_round = first_s[0] + sum(s / EVERY if i in far else s for i, s in enumerate(first_s))
     interim = InterimLooks.plan(budget.rounds, int(budget.race_seconds / per_round))
-    tell = announce or (lambda index: None)
     began, most_s = clock(), sequential_test.PATIENCE * budget.race_seconds
     rounds_s: list[list[float | None]] = []
     again_s: list[float] = []
@@ -93,7 +77,7 @@ def run(
         for index in order.sample([*range(len(field)), -1], len(field) + 1):
             if index in out:
                 continue
-            tell(max(index, 0))
+            announce(max(index, 0))
             times[index] = samplers[max(index, 0)]()
         rounds_s.append([times.get(i) for i in range(len(field))])
         again_s.append(times[-1])
@@ -102,22 +86,20 @@ def run(
             break
         if count in interim.after:
             comparisons = comparisons_of(field, heat([]))
-            if comparisons.clear() or (
-                count == interim.fair and not sequential_test.promising(comparisons, champion_of(field))
-            ):
+            if comparisons.clear() or (count == interim.fair and not comparisons.promising()):
                 break
-    return heat(_warm(warm, tell, WARM_SHARE * budget.race_seconds, clock))
+    return heat(_warm(warm, announce, WARM_SHARE * budget.race_seconds, clock))
 
 
 def _far_behind(field: Sequence[Finalist], first_s: Sequence[float]) -> frozenset[int]:
     """Indices of baselines whose first timing was far slower than that of every finalist of ours."""
-    slowest = max(s for f, s in zip(field, first_s, strict=True) if not f.planned.variant.baseline)
-    return frozenset(i for i, f in enumerate(field) if f.planned.variant.baseline and first_s[i] > FAR_BEHIND * slowest)
+    slowest = max(s for f, s in zip(field, first_s, strict=True) if not f.record.baseline)
+    return frozenset(i for i, f in enumerate(field) if f.record.baseline and first_s[i] > FAR_BEHIND * slowest)
 
 
 def _warm(
     warm: Sequence[Callable[[], Sampler] | None],
-    tell: Callable[[int], None],
+    announce: Callable[[int], None],
     seconds: float,
     clock: Callable[[], float],
 ) -> list[list[float]]:
@@ -125,30 +107,25 @@ def _warm(
     found: list[list[float]] = [[] for _ in warm]
     asked = [(index, make) for index, make in enumerate(warm) if make is not None]
     for index, make in asked:
-        tell(index)
+        announce(index)
         began, sampler = clock(), make()
         while len(found[index]) < LEAST_WARM or (
             len(found[index]) < WARM_SAMPLES and clock() - began < seconds / len(asked)
         ):
-            tell(index)
+            announce(index)
             found[index].append(sampler())
     return found
 
 
 def comparisons_of(field: Sequence[Finalist], race: Race) -> PairedComparisons:
     """Paired comparisons of all finalists of a race."""
-    columns = tuple(tuple(race.times(i)) for i in range(len(field)))
-    own = tuple(i for i, f in enumerate(field) if not f.planned.variant.baseline)
-    return PairedComparisons(columns, own, race.noise_floor, race.tail)
-
-
-def champion_of(field: Sequence[Finalist]) -> int | None:
-    """The finalist that wins unless beaten: the default; without a default the incumbent; None without either."""
-    if field[0].record.is_default:
-        return 0
-    return incumbent_of(field)
-
-
-def incumbent_of(field: Sequence[Finalist]) -> int | None:
-    """The finalist that is the case's winner so far; None where it is not in the race."""
-    return next((i for i, f in enumerate(field) if f.incumbent), None)
+    incumbent = next((i for i, f in enumerate(field) if f.incumbent), None)
+    return PairedComparisons(
+        columns=tuple(tuple(race.times(i)) for i in range(len(field))),
+        own=tuple(i for i, f in enumerate(field) if not f.record.baseline),
+        noise=race.noise_floor,
+        tail=race.tail,
+        places=tuple(f.place for f in field),
+        champion=0 if field[0].record.is_default else incumbent,
+        incumbent=incumbent,
+    )

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from roofline import stats
 from tuning.plan.budget import INDIFFERENCE
@@ -64,17 +63,18 @@ class PairedComparisons:
     """Comparisons of the finalists of a race in pairs. columns: samples of each finalist, round by round.
 
     own: indices of finalists that may win, which baselines may not. noise: the noise floor of the race. tail:
-    probability of an error.
+    probability of an error. places: of the finalists in the order of trial. champion: the finalist that wins unless
+    beaten: the default, without one the incumbent. incumbent: the case's winner so far. None where not in the race.
     """
 
     columns: tuple[tuple[float, ...], ...]
     own: tuple[int, ...]
     noise: float
     tail: float
-
-    @functools.cached_property
-    def _compared(self) -> dict[tuple[int, int], tuple[float, float, float]]:
-        return {}
+    places: tuple[int, ...] = ()
+    champion: int | None = None
+    incumbent: int | None = None
+    _compared: dict[tuple[int, int], tuple[float, float, float]] = field(default_factory=dict, init=False)
 
     @property
     def margin(self) -> float:
@@ -108,27 +108,25 @@ class PairedComparisons:
         best = self.fastest
         return all(self.beats(best, i) or self.compare(i, best)[2] <= ENOUGH for i in self.own if i != best)
 
-    def winner(self, champion: int | None, preference: Sequence[int], incumbent: int | None = None) -> int:
+    def winner(self) -> int:
         """The finalist that wins: the champion, unless the fastest certainly beats it.
 
         A beaten champion is replaced by the incumbent, unless the fastest certainly beats that too, or else by the
-        first in ``preference`` of those within the indifference zone of the fastest. Whoever replaces the champion must
-        certainly beat it.
+        first tried of those within the indifference zone of the fastest. Whoever replaces the champion must certainly
+        beat it.
         """
         best = self.fastest
-        if champion is not None and not self.beats(best, champion):
-            return champion
-        able = [i for i in self.own if champion is None or i == best or self.beats(i, champion)]
-        if incumbent is not None and incumbent in able and not self.beats(best, incumbent):
-            return incumbent
-        level = [i for i in able if self.gain(i, best) <= INDIFFERENCE]
-        return min(level, key=preference.index)
+        if self.champion is not None and not self.beats(best, self.champion):
+            return self.champion
+        able = [i for i in self.own if self.champion is None or i == best or self.beats(i, self.champion)]
+        if self.incumbent is not None and self.incumbent in able and not self.beats(best, self.incumbent):
+            return self.incumbent
+        return min((i for i in able if self.gain(i, best) <= INDIFFERENCE), key=lambda i: self.places[i])
 
     def ties(self, winner: int) -> list[int]:
         """Our own finalists that the winner does not certainly beat."""
         return [i for i in self.own if i != winner and not self.beats(winner, i)]
 
-
-def promising(comparisons: PairedComparisons, champion: int | None) -> bool:
-    """Whether further rounds of an unclear race may yet dethrone the champion, or there is no champion."""
-    return champion is None or comparisons.gain(champion, comparisons.fastest) > PROMISING
+    def promising(self) -> bool:
+        """Whether further rounds of an unclear race may yet dethrone the champion, or there is no champion."""
+        return self.champion is None or self.gain(self.champion, self.fastest) > PROMISING

@@ -163,15 +163,14 @@ def _gpu_sampler(run: Callable[..., Any], take: Take, device: Device, before: Ca
     one = _capture(run, take(1), where)
     if one is None:
         return eager
-    call_s = min(timed(one.replay) for _ in range(3))
+    call_s = min(timed(*one) for _ in range(3))
     if call_s >= GRAPH_BELOW_S:
-        return functools.partial(timed, one.replay)
-    calls = _calls(GRAPH_S, call_s)
-    several = _capture(run, _different(take(calls)), where)
+        return functools.partial(timed, *one)
+    several = _capture(run, _different(take(_calls(GRAPH_S, call_s))), where)
     if several is None:
-        return functools.partial(timed, one.replay)
-    graph, count = several, several.calls
-    return lambda: timed(graph.replay, count)
+        return functools.partial(timed, *one)
+    replay, count = several
+    return functools.partial(timed, replay, count)
 
 
 def _different(given: list[Any]) -> list[Any]:
@@ -182,21 +181,12 @@ def _different(given: list[Any]) -> list[Any]:
     return given[:again]
 
 
-class _Graph:
-    """A captured sequence of calls. It holds its inputs: a graph only knows addresses."""
-
-    def __init__(self, graph: Any, given: list[Any]) -> None:
-        self.graph, self.given, self.calls = graph, given, len(given)
-
-    def replay(self) -> None:
-        self.graph.replay()
-
-
-def _capture(run: Callable[..., Any], given: list[Any], where: torch.device) -> _Graph | None:
-    """The calls as a CUDA graph; None where the kernel asks the device something meanwhile, which a graph cannot.
+def _capture(run: Callable[..., Any], given: list[Any], where: torch.device) -> tuple[Callable[[], object], int] | None:
+    """(replay, calls) of a CUDA graph; None where the kernel asks the device something meanwhile, which a graph cannot.
 
     Such a kernel is timed with its launches and its wait: it cannot be had without. The outputs are kept until all are
-    captured, or every call would write the same memory, of which a cache holds back what DRAM should have had.
+    captured, or every call would write the same memory, of which a cache holds back what DRAM should have had. The
+    inputs are held as long as the graph, which only knows addresses.
     """
     graph, outputs = torch.cuda.CUDAGraph(), []
     with torch.cuda.device(where):
@@ -209,7 +199,7 @@ def _capture(run: Callable[..., Any], given: list[Any], where: torch.device) -> 
                 raise
             torch.cuda.synchronize()
             return None
-    return _Graph(graph, given)
+    return lambda held=given: graph.replay(), len(given)
 
 
 @functools.cache

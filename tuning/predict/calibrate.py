@@ -25,10 +25,10 @@ from tuning.predict.launch_work import Work
 from tuning.predict.target_space import Reports, compiled, described, requests
 from tuning.predict.time_model import ASSUMED, Constants, Machine
 from tuning.record import journal_records
+from tuning.static.compile_request import CompileRequest
 from tuning.static.recorded import StaticReport
-from tuning.workers.compile_farm import LaunchRequest
 
-Compile = Callable[[Mapping[str, LaunchRequest]], Reports]
+Compile = Callable[[Mapping[str, CompileRequest]], Reports]
 """Reports by key of what to compile."""
 
 TOPS = (1, 5, 10)
@@ -148,7 +148,7 @@ def samples(
     """(measured Triton candidates of the sources here, what could not be used: reason -> how often)."""
     unused: Counter[str] = Counter()
     measured: list[tuple[journal_records.Candidate, list[Work]]] = []
-    wanted: dict[str, LaunchRequest] = {}
+    wanted: dict[str, CompileRequest] = {}
     newest = {line.key: line for line in lines if isinstance(line, journal_records.Candidate)}
     for line in newest.values():
         if not line.variant.startswith("triton.") or line.status not in ("ok", "slow") or not line.samples_s:

@@ -13,9 +13,9 @@ from roofline.console import StatusLine, line
 from roofline.units import clock_text
 from tuning.predict.estimated_code import EstimatedCode
 from tuning.predict.target_space import Reports, TargetSpace
+from tuning.static.compile_request import CompileRequest
 from tuning.static.recorded import StaticReport
 from tuning.workers import compile_farm
-from tuning.workers.compile_farm import LaunchRequest
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def compile_rounds(
     return reports, complete
 
 
-def _next(spaces: Sequence[TargetSpace], size: int, reports: Reports) -> dict[str, LaunchRequest]:
+def _next(spaces: Sequence[TargetSpace], size: int, reports: Reports) -> dict[str, CompileRequest]:
     """The next ``size`` candidates of every case, the first of each before the second of any."""
     ordered = [(space, space.order()) for space in spaces]
-    found: dict[str, LaunchRequest] = {}
+    found: dict[str, CompileRequest] = {}
     for rank in range(size):
         for space, candidates in ordered:
             for key, order in space.requests(candidates[rank : rank + 1]):
@@ -88,7 +88,7 @@ def _next(spaces: Sequence[TargetSpace], size: int, reports: Reports) -> dict[st
 
 
 def compile_told(
-    wanted: Mapping[str, LaunchRequest], console: Console, jobs: int = 0, seconds: float | None = None
+    wanted: Mapping[str, CompileRequest], console: Console, jobs: int = 0, seconds: float | None = None
 ) -> dict[str, StaticReport | str]:
     """Compile within ``seconds``, and say how far it is. jobs: processes, one per usable core for 0."""
     reports: dict[str, StaticReport | str] = {}

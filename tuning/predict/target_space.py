@@ -16,9 +16,9 @@ from tuning.plan.planner import Job, Planned
 from tuning.predict.estimated_code import EstimatedCode
 from tuning.predict.launch_work import LaunchWork, Work, of_steps
 from tuning.predict.time_model import Constants, Machine, Prediction, does_not_fit, predict
+from tuning.static.compile_request import CompileRequest
 from tuning.static.describe import meta_call
 from tuning.static.recorded import StaticReport
-from tuning.workers.compile_farm import LaunchRequest
 
 Status = Literal["predicted", "guessed", "dropped"]
 
@@ -40,10 +40,10 @@ def launches_of(steps: Iterable[Work]) -> list[LaunchWork]:
 
 def requests(
     variant: Variant, case: Case, config: dict[str, Any], steps: Iterable[Work], arch: str
-) -> Iterator[tuple[str, LaunchRequest]]:
+) -> Iterator[tuple[str, CompileRequest]]:
     """(key, what to ask the compiler) for every launch among the steps of a candidate."""
     for work in launches_of(steps):
-        yield work.key, LaunchRequest(variant.key, case, config, work.index, arch)
+        yield work.key, CompileRequest(variant.key, case, config, arch, work.index)
 
 
 def compiled(steps: Iterable[Work], reports: Reports, where: Machine) -> dict[str, StaticReport] | str | None:
@@ -157,7 +157,7 @@ class TargetSpace:
         ordered = [*default, *first_of.values(), *by_guess]
         return list({id(candidate): candidate for candidate in ordered if candidate.status == "guessed"}.values())
 
-    def requests(self, candidates: Iterable[TargetCandidate]) -> Iterator[tuple[str, LaunchRequest]]:
+    def requests(self, candidates: Iterable[TargetCandidate]) -> Iterator[tuple[str, CompileRequest]]:
         """(key, what to ask the compiler) for every launch of candidates."""
         for candidate in candidates:
             variant, config = candidate.planned.variant, config_dict(candidate.planned.config)

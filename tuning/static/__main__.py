@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 os.environ.pop("TRITON_INTERPRET", None)  # before anything imports a kernel
@@ -17,16 +16,17 @@ import msgspec
 import typer
 
 from griffin_kernels import catalog, errors
-from griffin_kernels import device as devices
 from roofline.console import plain_errors
-from tuning.static import again, defaults, recorded, table
-from tuning.static.requests import Answers, Failure, Request, answer_all, compilable, representative, requests_for
+from tuning.static import again, defaults, recorded, table, worker
+from tuning.static.compile_request import CompileRequest
+from tuning.static.requests import compilable, representative, requests_for
 from tuning.static.targets import CHECKED
 
 SAVED_EVERY = 64
 """Requests after which the table is saved: a minute or two of compiling."""
 
 
+@plain_errors()
 def main(
     op: Annotated[str | None, typer.Option(help="only this op")] = None,
     variant: Annotated[str | None, typer.Option(help="only this variant, by key or name")] = None,
@@ -35,23 +35,39 @@ def main(
     untuned: Annotated[
         bool, typer.Option("--defaults", help="what runs untuned on the GPUs of the datasheets: shared memory only")
     ] = False,
-    requests: Annotated[str | None, typer.Option(help="a JSON file of requests; - reads standard input")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
     jobs: Annotated[int, typer.Option(help="processes that compile; 0 for one per core")] = 0,
     save: Annotated[bool, typer.Option("--save", help="record the table where reports find it")] = False,
 ) -> None:
     """Compile and report."""
-    with plain_errors():
-        if untuned:
-            _show_defaults(targets.split(","))
-        else:
-            _run(op, variant, targets, every, requests, as_json, jobs or len(devices.cores()), save)
+    names = [name.strip() for name in targets.split(",")]
+    if untuned:
+        return _show_defaults(names)
+    if save and (op or variant or every or targets != ",".join(CHECKED)):
+        raise errors.ArgumentError("--save records the whole table, so it takes no choice of what to compile")
+    asked = [
+        request
+        for found in compilable(op, variant)
+        for request in requests_for(found, representative(catalog.op(found.op).cases), names, every)
+    ]
+    if not asked:
+        print("nothing to compile: no Triton variant fits", file=sys.stderr)
+        raise typer.Exit(1)
+    answers = _record(asked, jobs) if save else worker.compile_all(asked, jobs)
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode(answers) + b"\n")
+    else:
+        table.show(answers.reports)
+        for failure in answers.failures:
+            print(f"{failure.request.variant} {failure.request.case.key} {failure.request.target}: {failure.reason}")
+    if answers.failures or any(report.broken for report in answers.reports):
+        raise typer.Exit(1)
 
 
 def _show_defaults(targets: list[str]) -> None:
-    broken = 0
+    broken = False
     for found in defaults.defaults(targets):
-        broken += bool(found.problem)
+        broken |= bool(found.problem)
         print(
             f"{found.gpu}: {found.op}/{found.variant} {found.case} {found.kernel} needs {found.shared_bytes} bytes",
             *[found.problem] * bool(found.problem), sep="; ", flush=True,
@@ -60,58 +76,19 @@ def _show_defaults(targets: list[str]) -> None:
         raise typer.Exit(1)
 
 
-def _run(
-    op: str | None,
-    variant: str | None,
-    targets: str,
-    every: bool,
-    requests: str | None,
-    as_json: bool,
-    jobs: int,
-    save: bool,
-) -> None:
-    if requests is not None:
-        text = sys.stdin.buffer.read() if requests == "-" else Path(requests).read_bytes()
-        asked = msgspec.json.decode(text, type=list[Request])
-    else:
-        names = [name.strip() for name in targets.split(",")]
-        asked = [
-            request
-            for found in compilable(op, variant)
-            for request in requests_for(found, representative(catalog.op(found.op).cases), names, every)
-        ]
-    if save and (op or variant or every or requests or targets != ",".join(CHECKED)):
-        raise errors.ArgumentError("--save records the whole table, so it takes no choice of what to compile")
-    if not asked:
-        print("nothing to compile: no Triton variant fits", file=sys.stderr)
-        raise typer.Exit(1)
-    if save:
-        answers = _record(asked, jobs)
-    else:
-        answers = answer_all(asked, jobs)
-    if as_json:
-        sys.stdout.buffer.write(msgspec.json.encode(answers) + b"\n")
-    else:
-        table.show(answers.reports)
-        for failure in answers.failures:
-            print(f"{failure.request.variant} {failure.request.case} {failure.request.target}: {failure.reason}")
-    if answers.failures or any(report.broken for report in answers.reports):
-        raise typer.Exit(1)
-
-
-def _record(asked: Sequence[Request], jobs: int) -> Answers:
+def _record(asked: Sequence[CompileRequest], jobs: int) -> worker.Answers:
     """Compile what is not recorded, and record it in steps: an interrupted run goes on where it was."""
     missing, reports = again.divide(asked)
-    failures: list[Failure] = []
+    found = worker.Answers(reports, [])
     print(f"{len(reports)} kernels are as recorded, {len(missing)} requests to compile", file=sys.stderr)
     for at in range(0, max(1, len(missing)), SAVED_EVERY):
-        answers = answer_all(missing[at : at + SAVED_EVERY], jobs)
-        reports += answers.reports
-        failures += answers.failures
-        recorded.save(again.table_of(reports))
+        answers = worker.compile_all(missing[at : at + SAVED_EVERY], jobs)
+        found.reports += answers.reports
+        found.failures += answers.failures
+        recorded.save(again.table_of(found.reports))
         done = min(at + SAVED_EVERY, len(missing))
-        print(f"{done} of {len(missing)} requests: {len(reports)} kernels in {recorded.FILE}", file=sys.stderr)
-    return Answers(reports, failures)
+        print(f"{done} of {len(missing)} requests: {len(found.reports)} kernels in {recorded.FILE}", file=sys.stderr)
+    return found
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ import msgspec
 
 from griffin_kernels import architectures, catalog
 from griffin_kernels.contract import config_key
-from griffin_kernels.launch import Launch
 from tuning.static import amd, code, compiling, nvidia, recorded, report, targets
+from tuning.static.compile_request import CompileRequest
 from tuning.static.kernel_digest import digest
 from tuning.static.recorded import Recorded, StaticReport
-from tuning.static.requests import Request, launches_of
+from tuning.static.requests import launches_of
 from tuning.static.targets import target
 
 READERS = (amd, architectures, code, compiling, nvidia, report, targets)
@@ -33,16 +33,11 @@ def readers() -> str:
     return found.hexdigest()[:16]
 
 
-def digests(request: Request) -> tuple[str, ...]:
-    """One for each launch of a request; see kernel_digest. Made once in a process."""
-    return _digests(msgspec.json.encode(request))
-
-
-@functools.cache
-def _digests(encoded: bytes) -> tuple[str, ...]:
-    request = msgspec.json.decode(encoded, type=Request)
-    where = target(request.target)
-    return tuple(digest(step, where) for step in launches_of(request, where) if isinstance(step, Launch))
+def digests(request: CompileRequest) -> list[str]:
+    """One for each launch of a request; see kernel_digest."""
+    where, variant = target(request.target), catalog.variant(request.variant)
+    launches = launches_of(variant, request.case, variant.parse_config(request.config), request.target)
+    return [digest(launch, where) for _, launch in launches]
 
 
 def table_of(reports: Iterable[StaticReport]) -> Recorded:
@@ -52,22 +47,24 @@ def table_of(reports: Iterable[StaticReport]) -> Recorded:
     return Recorded(metadata.version("triton"), {v.key: v.source_hash for v in variants}, found, readers())
 
 
-def divide(asked: Sequence[Request], path: Path = recorded.FILE) -> tuple[list[Request], list[StaticReport]]:
+def divide(
+    asked: Sequence[CompileRequest], path: Path = recorded.FILE
+) -> tuple[list[CompileRequest], list[StaticReport]]:
     """(requests to compile, reports on the others as recorded). All are to be compiled where no table can be read."""
     known: dict[str, StaticReport] = {}
     with contextlib.suppress(OSError, msgspec.DecodeError):
         table = recorded.load(path)
         if (table.triton, table.readers) == (metadata.version("triton"), readers()):
             known = {found.code: found for found in table.reports}
-    compile_these: list[Request] = []
+    compile_these: list[CompileRequest] = []
     kept: list[StaticReport] = []
     for request in asked:
-        wanted = digests(request) if known else ()
+        wanted = digests(request) if known else []
         if not wanted or not known.keys() >= set(wanted):
             compile_these.append(request)
             continue
         op, _, variant = request.variant.partition("/")
         config = config_key(catalog.variant(request.variant).parse_config(request.config))
-        facts = {"op": op, "variant": variant, "case": request.case, "config": config}
+        facts = {"op": op, "variant": variant, "case": request.case.key, "config": config}
         kept += [msgspec.structs.replace(known[each], **facts) for each in wanted]
     return compile_these, kept

@@ -6,27 +6,24 @@ memory that Triton allots to each different one. Nothing is compiled to machine 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import msgspec
 
 from griffin_kernels import catalog, dispatch
 from griffin_kernels.contract import BenchCase
 from griffin_kernels.datasheet import datasheet, skus
-from griffin_kernels.launch import Launch, described_for
 from griffin_kernels.registry import Registry
 from tuning.static import recorded
 from tuning.static.absent_device import device_of
 from tuning.static.compile_key import compile_key
 from tuning.static.compiling import shared_bytes
-from tuning.static.describe import meta_call
+from tuning.static.requests import launches_of
 from tuning.static.targets import target
 
 SMALL = 16 * 1024
-"""Bytes of shared memory that every architecture has several times: a kernel that needs less in the recorded table, for
-all its architectures, keeps no tiles there and is not looked at again."""
+"""Bytes of shared memory that every architecture has several times: a kernel that needs no more in the recorded table,
+for all its architectures, keeps no tiles there and is not looked at again."""
 
 
 class Default(msgspec.Struct, frozen=True):
@@ -59,16 +56,15 @@ def choices(sku: str) -> Iterator[tuple[BenchCase, dispatch.Choice]]:
 
 def defaults(targets: Iterable[str]) -> Iterator[Default]:
     """Every different kernel with tiles in shared memory that runs untuned on GPUs of these architectures."""
+    reports = recorded.load().reports
+    small = {r.kernel for r in reports} - {r.kernel for r in reports if r.shared_bytes > SMALL}
     known: set[str] = set()
-    small = _small()
     for sku in gpus(targets):
         where = target(datasheet(sku).arch)
         for case, choice in list(choices(sku)):
             if choice.variant.launches is None:
                 continue
-            with described_for(where.name):
-                steps = choice.variant.launches(_call(case), {}, choice.config)
-            for launch in (step for step in steps if isinstance(step, Launch)):
+            for _, launch in launches_of(choice.variant, case, choice.config, where.name):
                 key = f"{where.name} {compile_key(launch)}"
                 if key in known or launch.name in small:
                     continue
@@ -77,16 +73,3 @@ def defaults(targets: Iterable[str]) -> Iterator[Default]:
                 fits = limit is None or needed <= limit
                 problem = "" if fits else f"{where.name} has {limit} bytes of shared memory for a block"
                 yield Default(case.op, choice.variant.name, case.key, sku, launch.name, needed, problem)
-
-
-def _small() -> set[str]:
-    """Kernels of the recorded table that need little shared memory everywhere."""
-    most: dict[str, int] = {}
-    for report in recorded.load().reports:
-        most[report.kernel] = max(most.get(report.kernel, 0), report.shared_bytes)
-    return {kernel for kernel, needed in most.items() if needed <= SMALL}
-
-
-@functools.lru_cache(maxsize=512)
-def _call(case: BenchCase) -> Any:
-    return meta_call(catalog.op(case.op), case)

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import msgspec
 
-from griffin_kernels.registry import write_atomically
-
 FILE = Path(str(resources.files("tuning.static"))) / "recorded.json"
 
 
@@ -76,6 +74,8 @@ class Recorded(msgspec.Struct, frozen=True):
 
 def save(found: Recorded, path: Path = FILE) -> None:
     """Write the file in one step: a line for each kernel, in order, so that a change is readable as a difference."""
+    from griffin_kernels.registry import write_atomically  # imports torch, which whoever reads the file does without
+
     ordered = sorted(found.reports, key=lambda r: (r.op, r.variant, r.case, r.kernel, r.target))
     sources = dict(sorted(found.sources.items()))
     head = msgspec.json.encode({"triton": found.triton, "readers": found.readers, "sources": sources})

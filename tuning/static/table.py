@@ -10,41 +10,35 @@ from rich.table import Table
 
 from tuning.static.recorded import StaticReport
 
-COLUMNS = (
-    *("op", "variant", "case", "kernel", "target", "registers", "spills B", "shared B"),
-    *("instr/elt", "special/elt", "loop", "loads by bits", "matrix", "waits", "async", "shuffles"),
-    *("warnings of ptxas", "broken claims"),
-)
 
-
-def row(report: StaticReport) -> list[str]:
-    """One report in the order of COLUMNS."""
+def row(report: StaticReport) -> dict[str, str]:
+    """One report by column."""
     each, special = report.instructions_per_element, report.specials_per_element
-    return [
-        report.op,
-        report.variant,
-        report.case,
-        report.kernel,
-        report.target,
-        str(report.registers),
-        str(report.spill_bytes),
-        str(report.shared_bytes),
-        "-" if each is None else f"{each:.1f}",
-        "-" if special is None else f"{special:.1f}",
-        str(report.loop_instructions),
-        " ".join(f"{count}x{bits}" for bits, count in report.load_bits.items()),
-        str(report.mix["matrix"]),
-        str(report.waits),
-        str(report.mix["async_copies"]),
-        str(report.mix["shuffles"]),
-        "; ".join(report.warnings),
-        "; ".join(report.broken),
-    ]
+    return {
+        **{name: getattr(report, name) for name in ("op", "variant", "case", "kernel", "target")},
+        "registers": str(report.registers),
+        "spills B": str(report.spill_bytes),
+        "shared B": str(report.shared_bytes),
+        "instr/elt": "-" if each is None else f"{each:.1f}",
+        "special/elt": "-" if special is None else f"{special:.1f}",
+        "loop": str(report.loop_instructions),
+        "loads by bits": " ".join(f"{count}x{bits}" for bits, count in report.load_bits.items()),
+        "matrix": str(report.mix["matrix"]),
+        "waits": str(report.waits),
+        "async": str(report.mix["async_copies"]),
+        "shuffles": str(report.mix["shuffles"]),
+        "warnings of ptxas": "; ".join(report.warnings),
+        "broken claims": "; ".join(report.broken),
+    }
 
 
 def show(reports: Iterable[StaticReport]) -> None:
     """Print one row per kernel and target; red where a claim is broken."""
-    shown = Table(*COLUMNS)
+    shown = Table()
     for report in reports:
-        shown.add_row(*row(report), style="red" if report.broken else None)
+        cells = row(report)
+        if not shown.columns:
+            for name in cells:
+                shown.add_column(name)
+        shown.add_row(*cells.values(), style="red" if report.broken else None)
     Console(width=None if sys.stdout.isatty() else 240).print(shown)

@@ -1,40 +1,41 @@
-"""Compiles in a process of its own, where TRITON_INTERPRET is not set.
-
-That variable changes what ``triton.jit`` makes of a kernel at import, so a process that runs kernels in the interpreter
-cannot compile them.
-"""
+"""Compiles requests in worker processes, where TRITON_INTERPRET is not set: a process that has it cannot compile."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import msgspec
 
-from tuning.static.requests import Answers, Request
+from tuning.static.compile_request import CompileRequest
+from tuning.static.recorded import StaticReport
+from tuning.workers import compile_farm
 
-MODULE = "tuning.static"
+TIMEOUT_S = 1800.0
+"""Seconds for one request, however many launches and architectures it has."""
 
 
-def compile_all(requests: Sequence[Request], timeout: float = 1800.0) -> Answers:
-    """Compile every request in one subprocess; ``timeout`` in seconds.
+class Failure(msgspec.Struct, frozen=True):
+    """A request that could not be compiled, with the compiler's words."""
 
-    Raises subprocess.TimeoutExpired, or RuntimeError with the process's own words where it gave no answer.
-    """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", MODULE, "--requests", "-", "--json"],
-        input=msgspec.json.encode(list(requests)),
-        capture_output=True,
-        env=environment,
-        timeout=timeout,
-        check=False,
-    )
-    try:
-        return msgspec.json.decode(done.stdout, type=Answers)
-    except msgspec.DecodeError:
-        raise RuntimeError(
-            f"the compiling process ended with {done.returncode}: {done.stderr.decode()[-4000:]}"
-        ) from None
+    request: CompileRequest
+    reason: str
+
+
+class Answers(msgspec.Struct):
+    """Reports in the order of the requests, one per launch, and what could not be compiled."""
+
+    reports: list[StaticReport]
+    failures: list[Failure]
+
+
+def compile_all(requests: Sequence[CompileRequest], jobs: int = 0) -> Answers:
+    """Compile every request. jobs: processes, one per usable core for 0."""
+    reports: list[tuple[int, StaticReport]] = []
+    failures: list[tuple[int, str]] = []
+    for index, found in compile_farm.compile_all(list(enumerate(requests)), jobs, timeout=TIMEOUT_S):
+        if isinstance(found, str):
+            failures.append((index, found))
+        else:
+            reports.append((index, found))
+    reports.sort(key=lambda pair: pair[0])
+    return Answers([report for _, report in reports], [Failure(requests[i], reason) for i, reason in sorted(failures)])

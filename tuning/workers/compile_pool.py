@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from griffin_kernels import device as devices
@@ -20,9 +20,10 @@ from griffin_kernels import errors
 from griffin_kernels.contract import Case, config_dict, config_key
 from griffin_kernels.device import Device
 from tuning.plan.planner import Planned
+from tuning.static.compile_request import CompileRequest
 from tuning.workers.limits import Limits
-from tuning.workers.messages import Broken, Compile, Stage, Tried
-from tuning.workers.process import TRIES, Death, Worker
+from tuning.workers.messages import Broken, Tried
+from tuning.workers.process import Death, Worker
 
 MOST_PROCESSES = 16
 
@@ -39,9 +40,8 @@ def processes_for(device: Device, lanes: int) -> int:
 
 @dataclass(eq=False)
 class _Task:
-    request: Compile
+    request: CompileRequest
     done: Future[Tried | None] = field(default_factory=Future)
-    deaths: int = 0
 
 
 class CompilePool:
@@ -49,30 +49,26 @@ class CompilePool:
 
     def __init__(self, arch: str, processes: int, limits: Callable[[], Limits] = Limits) -> None:
         """arch: ``sm_90``, ``gfx942``. limits: made once per process."""
-        self._arch, self._limits = arch, limits
+        self._arch = arch
         self._tasks: dict[tuple[str, str, str], _Task] = {}
         self._awaited: deque[_Task] = deque()
-        self._coming: dict[str, Upcoming] = {}
-        self._later: Upcoming = iter(())
+        self._coming: dict[str | None, Upcoming] = {}
         self._changes = 0
         self._changed = threading.Condition()
         self._guessing = threading.Lock()
         self._stopped = False
-        self._workers: set[Worker] = set()
-        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(processes)]
-        for thread in self._threads:
-            thread.start()
+        self._workers = [Worker(limits(), compiles=True) for _ in range(processes)]
+        self._threads = ThreadPoolExecutor(processes)
+        for worker in self._workers:
+            self._threads.submit(self._serve, worker)
 
-    def prefetch(self, lane: str, coming: Upcoming) -> None:
-        """Set what a lane will probably try next, in place of what was set before."""
+    def prefetch(self, lane: str | None, coming: Upcoming) -> None:
+        """Set what a lane will probably try next, in place of what was set before.
+
+        lane: None for what is compiled when every lane's candidates are done.
+        """
         with self._changed:
             self._coming[lane] = coming
-            self._change()
-
-    def background(self, coming: Upcoming) -> None:
-        """Set what is compiled when every lane's candidates are done."""
-        with self._changed:
-            self._later = coming
             self._change()
 
     def problem(self, case: Case, planned: Planned) -> Tried | None:
@@ -96,11 +92,11 @@ class CompilePool:
         """Stop at once: what is being compiled is given up. Also from another thread than those that wait."""
         with self._changed:
             self._stopped = True
-            for worker in self._workers:
-                worker.kill()
             for task in self._tasks.values():
                 task.done.cancel()
             self._change()
+        for worker in self._workers:
+            worker.stop()
 
     def _change(self) -> None:
         self._changes += 1
@@ -111,7 +107,8 @@ class CompilePool:
         key = (planned.variant.key, case.key, config_key(planned.config))
         new = key not in self._tasks
         if new:
-            request = Compile(planned.variant.key, case, config_dict(planned.config), self._arch)
+            config = config_dict(planned.config)
+            request = CompileRequest(planned.variant.key, case, config, self._arch, until="cached")
             self._tasks[key] = _Task(request)
             if self._stopped:
                 self._tasks[key].done.cancel()
@@ -142,14 +139,14 @@ class CompilePool:
         """The next candidate that is expected, by each lane in turn and then later; None where there is none."""
         with self._guessing:
             with self._changed:
-                sources = [*self._coming.items(), (None, self._later)]
+                sources = sorted(self._coming.items(), key=lambda source: source[0] is None)
             for lane, coming in sources:
                 try:
                     found = next(coming, None)
                 except Exception:  # of a strategy, say: the lane asks it the same, and says what is wrong
                     found = None
                 with self._changed:
-                    if lane is not None and self._coming.get(lane) is coming:
+                    if self._coming.get(lane) is coming:
                         del self._coming[lane]
                         if found is not None:
                             self._coming[lane] = coming  # behind the others
@@ -157,48 +154,19 @@ class CompilePool:
                     return found
             return None
 
-    def _serve(self) -> None:
-        """One thread: takes tasks and has its process compile them."""
-        worker: Worker | None = None
-        limits = self._limits()
-        again: _Task | None = None
-        while (task := again or self._take()) is not None:
-            again = None
+    def _serve(self, worker: Worker) -> None:
+        """One thread: takes tasks and has its worker compile them."""
+        while (task := self._take()) is not None:
+            began = time.monotonic()
             try:
-                worker = worker or self._started()
-                began = time.monotonic()
-                answer = worker.ask(task.request, lambda stage: limits.seconds(Stage("compile")), limits.memory_bytes)
+                answer = worker.ask(task.request)
             except errors.WorkerError as error:
                 task.done.set_exception(error)
                 continue
-            if isinstance(answer, Death):
-                self._drop(worker)
-                worker = None
-                task.deaths += 1
-                if self._stopped:
-                    task.done.set_exception(errors.WorkerError("the run is being stopped"))
-                    continue
-                if answer.foreign and task.deaths < TRIES:
-                    again = task  # whoever killed it may not have meant this candidate
-                    continue
             bad = answer if isinstance(answer, Death | Broken) else None
             if bad is None:
-                limits.learn(time.monotonic() - began)
+                worker.limits.learn(time.monotonic() - began)
             task.done.set_result(None if bad is None else Tried(bad.status, "compile", bad.problem))
-        if worker is not None:
-            self._drop(worker)
-
-    def _started(self) -> Worker:
-        worker = Worker()
-        with self._changed:
-            self._workers.add(worker)
-            if self._stopped:
-                worker.kill()
-        return worker
-
-    def _drop(self, worker: Worker) -> None:
-        with self._changed:
-            self._workers.discard(worker)
         worker.close()
 
     def __enter__(self) -> CompilePool:
@@ -206,5 +174,4 @@ class CompilePool:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-        for thread in self._threads:
-            thread.join(5.0)
+        self._threads.shutdown()

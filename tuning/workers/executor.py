@@ -18,15 +18,14 @@ import msgspec
 import torch
 
 from griffin_kernels import catalog, dispatch, registry, verify
-from griffin_kernels.contract import Case, Op
 from griffin_kernels.device import Device
 from griffin_kernels.records import SCHEMA_VERSION, DeviceRecord, Entry, RegistryFile
 from tuning.measure import conditions, correctness, rounds, timing
-from tuning.measure.rounds import Finalist
-from tuning.plan.budget import SLOW_FACTOR, Budget
+from tuning.plan.budget import SLOW_FACTOR
 from tuning.plan.planner import Planned
 from tuning.record.journal_records import OutputError, Status
-from tuning.workers.messages import Broken, Raced, Ready, Stage, Tried
+from tuning.static.compile_request import CompileRequest
+from tuning.workers.messages import Broken, Compiled, Load, Raced, RunRace, Stage, Tried, Try
 
 STICKY = re.compile(
     r"illegal memory access|illegal address|misaligned address|illegal instruction|device-side assert|"
@@ -60,12 +59,11 @@ class InProcessExecutor:
         self.device, self.tell = device, tell
         self._overlay = contextlib.ExitStack()
 
-    def load(self, op: str, case: Case, entries: Sequence[Entry]) -> None:
+    def load(self, request: Load) -> None:
         """Take up a case. Inputs and reference are made when the first candidate needs them."""
         self.close()
-        self.op: Op = catalog.op(op)
-        self.case = case
-        self._overlay.enter_context(self._tuned(entries))
+        self.op, self.case = catalog.op(request.op), request.case
+        self._overlay.enter_context(self._tuned(request.entries))
 
     def renew(self) -> None:
         """Does nothing: there is only this process."""
@@ -98,12 +96,9 @@ class InProcessExecutor:
         own = {name: verify.copy_of(inputs[name]) for name in self.op.in_place}
         return timing.copies({**inputs, **own}, self.device, self.op.call)
 
-    def attempt(
-        self, variant: str, config: dict[str, Any], budget: Budget, best_s: float | None, patient: bool
-    ) -> Tried | Broken:
+    def attempt(self, request: Try) -> Tried | Broken:
         """Check one candidate and, where it is right, time it. Broken: the case's own inputs cannot be made."""
-        found = catalog.variant(variant)
-        planned = Planned(found, found.parse_config(config))
+        planned = _planned(request.variant, request.config)
         stage = "compile"
 
         def enter(name: str, seconds: float = 0.0) -> None:
@@ -118,19 +113,21 @@ class InProcessExecutor:
         try:
             enter("compile")
             began = time.monotonic()
-            verdict = correctness.check(self.op, planned, self.device, problems[:1])
-            self._synchronize()
+            verdict = self._check(planned, problems[0])
             if verdict.ok and len(problems) > 1:
                 enter("check", time.monotonic() - began)
-                second = correctness.check(self.op, planned, self.device, problems, skip=1)
-                self._synchronize()
-                verdict = verdict if second.ok else second
+            for problem in problems[1:]:
+                # another shape would be compiled again by torch.compile, and may be refused
+                refused = planned.variant.reject(problem.case, self.device, planned.config) is not None
+                if verdict.ok and planned.variant.backend != "compiled" and not refused:
+                    second = self._check(planned, problem)
+                    verdict = verdict if second.ok else second
             errors = [OutputError(e.output, e.rel_norm, e.worst) for e in verdict.errors]
             if not verdict.ok:
                 # a kernel that writes what is wrong may have written where it should not
                 return Tried("wrong", stage, verdict.problem, errors, tainted=True)
             enter("time", time.monotonic() - began)
-            samples, cut_off = sample(self.sampler(planned), budget, best_s, patient)
+            samples, cut_off = sample(self.sampler(planned), request)
             self._synchronize()
         except Exception as error:  # whatever a kernel raises is that kernel's result
             status = status_of(error)
@@ -139,18 +136,23 @@ class InProcessExecutor:
             return Tried("slow", stage, f"more than {SLOW_FACTOR:g} times slower than the best so far", errors, samples)
         return Tried("ok", "", None, errors, samples)
 
-    def first_call(self, variant: str, case: Case, config: dict[str, Any]) -> Ready | Broken:
+    def _check(self, planned: Planned, problem: correctness.Problem) -> verify.Verdict:
+        verdict = correctness.check(self.op, planned, problem)
+        self._synchronize()
+        return verdict
+
+    def first_call(self, request: CompileRequest) -> Compiled | Broken:
         """Call a variant once on inputs of its own, with nothing tuned yet for what it calls."""
-        found = catalog.variant(variant)
+        planned = _planned(request.variant, request.config)
         try:
-            inputs = catalog.op(found.op).make_inputs(case, self.device.torch_device, 0)
+            inputs = catalog.op(planned.variant.op).make_inputs(request.case, self.device.torch_device, 0)
             self.tell(Stage("compile"))
             with self._tuned([]):
-                found.on(inputs, found.parse_config(config))
+                planned.variant.on(inputs, planned.config)
             self._synchronize()
         except Exception as error:  # whatever a kernel, or making its inputs, raises
             return Broken(in_one_line(error), status_of(error))
-        return Ready()
+        return Compiled()
 
     def sampler(self, planned: Planned) -> timing.Sampler:
         """Times calls with cold caches; of a baseline behind an adapter what is its own work."""
@@ -165,7 +167,7 @@ class InProcessExecutor:
         run = functools.partial(planned.variant.run, config=planned.config)
         return timing.warm_sampler(run, self.rotation, self.device)
 
-    def race(self, field: Sequence[Finalist], budget: Budget) -> Raced | Broken:
+    def race(self, request: RunRace) -> Raced | Broken:
         """Race finalists; where one raises, Broken tells which."""
         at = -1
 
@@ -178,13 +180,13 @@ class InProcessExecutor:
         try:
             cold: list[timing.Sampler] = []
             warm: list[Callable[[], timing.Sampler] | None] = []
-            for index, finalist in enumerate(field):
+            for index, finalist in enumerate(request.field):
                 announce(index)
-                cold.append(self.sampler(finalist.planned))
-                own = not finalist.planned.variant.baseline
-                warm.append(functools.partial(self.warm_sampler, finalist.planned) if own else None)
+                planned = _planned(f"{self.op.name}/{finalist.record.variant}", finalist.record.config)
+                cold.append(self.sampler(planned))
+                warm.append(None if finalist.record.baseline else functools.partial(self.warm_sampler, planned))
             before = conditions.read(self.device)
-            run = rounds.run(self.op, self.case, field, cold, budget, warm=warm, announce=announce)
+            run = rounds.run(self.op, self.case, request.field, cold, request.budget, warm=warm, announce=announce)
             self._synchronize()
             run = msgspec.structs.replace(run, before=before, after=conditions.read(self.device))
         except Exception as error:  # as above
@@ -197,12 +199,18 @@ class InProcessExecutor:
             torch.cuda.synchronize(self.device.torch_device)
 
 
-def sample(sampler: timing.Sampler, budget: Budget, best_s: float | None, patient: bool) -> tuple[list[float], bool]:
+def _planned(variant_key: str, config: dict[str, Any]) -> Planned:
+    variant = catalog.variant(variant_key)
+    return Planned(variant, variant.parse_config(config))
+
+
+def sample(sampler: timing.Sampler, request: Try) -> tuple[list[float], bool]:
     """(samples, cut off): samples until the budget is used, or two if those are hopeless."""
     samples: list[float] = []
+    budget, best_s = request.budget, request.best_s
     deadline = time.monotonic() + budget.seconds
     while len(samples) < budget.least or (len(samples) < budget.most and time.monotonic() < deadline):
         samples.append(sampler())
-        if len(samples) == 2 and not patient and best_s is not None and min(samples) > SLOW_FACTOR * best_s:
+        if len(samples) == 2 and not request.patient and best_s is not None and min(samples) > SLOW_FACTOR * best_s:
             return samples, True
     return samples, False

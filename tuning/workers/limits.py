@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from roofline import stats
-from tuning.plan.budget import LONGEST_S, Budget
+from tuning.plan.budget import LONGEST_S
 from tuning.plan.free_memory import memory_allowed
-from tuning.record.journal_records import Candidate
-from tuning.workers.messages import Stage
+from tuning.workers.messages import Request, RunRace, Stage, Try
 
 LEARNED_FROM = 5
 """Compilations after which the limit of a compilation follows from them."""
@@ -33,33 +30,24 @@ class Limits:
         self.longest_s = longest_s
         self.memory_bytes = memory_bytes or memory_allowed()
         self._compiled: list[float] = []
-        self._budget: Budget | None = None
-        self._field: Sequence[Candidate] = ()
 
-    def begin(self, budget: Budget, field: Sequence[Candidate] = ()) -> None:
-        """Say what the worker is asked next: to try a candidate, or to race those in ``field``."""
-        self._budget, self._field = budget, field
-
-    def seconds(self, stage: Stage) -> float:
-        """The limit of a stage that begins now."""
+    def seconds(self, request: Request, stage: Stage) -> float:
+        """The limit of a stage of a request that begins now."""
         if stage.name == "compile":
-            return self._compile_s()
-        if stage.name == "check":
+            if len(self._compiled) < LEARNED_FROM:
+                return self.longest_s
+            wanted = max(3 * FLOOR_S, 4 * float(np.quantile(self._compiled, 0.9)))
+        elif stage.name == "check":
             self.learn(stage.seconds)  # its compilation has ended
-            return min(self.longest_s, max(FLOOR_S, 10 * stage.seconds))
-        if stage.name == "time" and self._budget is not None:
-            calls = self._budget.least + 2
-            return min(self.longest_s, max(FLOOR_S, 3 * self._budget.seconds + 3 * calls * stage.seconds))
-        if stage.name == "race" and stage.index >= 0:
-            return min(self.longest_s, max(FLOOR_S, 200 * stats.median(self._field[stage.index].samples_s)))
-        return SETUP_S
+            wanted = 10 * stage.seconds
+        elif stage.name == "time" and isinstance(request, Try):
+            wanted = 3 * request.budget.seconds + 3 * (request.budget.least + 2) * stage.seconds
+        elif stage.name == "race" and isinstance(request, RunRace) and stage.index >= 0:
+            wanted = 200 * stats.median(request.field[stage.index].record.samples_s)
+        else:
+            return SETUP_S
+        return min(self.longest_s, max(FLOOR_S, wanted))
 
     def learn(self, seconds: float) -> None:
         """Take note of how long a compilation took. The limit of later ones follows from these."""
         self._compiled.append(seconds)
-
-    def _compile_s(self) -> float:
-        if len(self._compiled) < LEARNED_FROM:
-            return self.longest_s
-        usual = float(np.quantile(self._compiled, 0.9))
-        return min(self.longest_s, max(3 * FLOOR_S, 4 * usual))

@@ -14,8 +14,11 @@ import msgspec
 
 from griffin_kernels.case import Case
 from griffin_kernels.records import Entry
+from tuning.measure.finalist import Finalist
 from tuning.plan.budget import Budget
-from tuning.record.journal_records import Candidate, OutputError, Race, Status
+from tuning.record.journal_records import OutputError, Race, Status
+from tuning.static.compile_request import CompileRequest
+from tuning.static.recorded import StaticReport
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
@@ -44,39 +47,14 @@ class Try(msgspec.Struct, frozen=True, tag="try"):
     patient: bool
 
 
-class Contender(msgspec.Struct, frozen=True):
-    """A ``rounds.Finalist``, with its variant and configuration by name only."""
-
-    record: Candidate
-    incumbent: bool
-    place: int
-
-
 class RunRace(msgspec.Struct, frozen=True, tag="run"):
     """Race finalists on the loaded case."""
 
-    field: list[Contender]
+    field: list[Finalist]
     budget: Budget
 
 
-class Compile(msgspec.Struct, frozen=True, tag="compile"):
-    """Compile every launch of a candidate into Triton's cache, for the architecture of a device."""
-
-    variant: str
-    case: Case
-    config: dict[str, Any]
-    arch: str
-
-
-class FirstCall(msgspec.Struct, frozen=True, tag="first"):
-    """Call a variant once, for what it compiles then and keeps on disk."""
-
-    variant: str
-    case: Case
-    config: dict[str, Any]
-
-
-Request = Start | Load | Try | RunRace | Compile | FirstCall
+Request = Start | Load | Try | RunRace | CompileRequest
 
 
 class Stage(msgspec.Struct, frozen=True, tag="stage"):
@@ -91,7 +69,7 @@ class Stage(msgspec.Struct, frozen=True, tag="stage"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The worker has started, or the case is loaded, or all is compiled, or the call is made."""
+    """The worker has started, or the case is loaded."""
 
 
 class Tried(msgspec.Struct, frozen=True, tag="tried"):
@@ -108,6 +86,12 @@ class Tried(msgspec.Struct, frozen=True, tag="tried"):
     tainted: bool = False
 
 
+class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
+    """A CompileRequest is done, and what it was to report."""
+
+    reports: list[StaticReport] = []
+
+
 class Raced(msgspec.Struct, frozen=True, tag="raced"):
     """The race, run to its end."""
 
@@ -115,14 +99,14 @@ class Raced(msgspec.Struct, frozen=True, tag="raced"):
 
 
 class Broken(msgspec.Struct, frozen=True, tag="broken"):
-    """An exception that no candidate's trial explains: while a case was loaded, or while finalist ``index`` ran."""
+    """An exception: a compiler's, or one that no candidate's trial explains, while finalist ``index`` ran if any."""
 
     problem: str
     status: Status = "failed"
     index: int = -1
 
 
-Answer = Ready | Tried | Raced | Broken
+Answer = Ready | Tried | Compiled | Raced | Broken
 Reply = Stage | Answer
 
 _HEAD = struct.Struct("<I")
@@ -131,13 +115,13 @@ _REPLIES: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
 def packed(message: Request | Reply) -> bytes:
-    """A message as it goes through a pipe."""
+    """A message as it goes through a channel."""
     body = msgspec.msgpack.encode(message)
     return _HEAD.pack(len(body)) + body
 
 
 def requests(stream: BinaryIO) -> Iterator[Request]:
-    """Requests until the other end of the pipe is closed."""
+    """Requests until the other end of the channel is closed."""
     while len(head := stream.read(_HEAD.size)) == _HEAD.size:
         yield _REQUESTS.decode(stream.read(_HEAD.unpack(head)[0]))
 

@@ -1,7 +1,7 @@
-"""Worker processes as the tuner drives them: started, sent requests, killed at their limits, and replaced.
+"""Worker processes: started, sent requests, killed at their limits, and replaced.
 
-A candidate that crashes its process, exits, loops for ever, exhausts the memory or loses the GPU's context costs a new
-process, and never the run.
+What crashes its process, exits, loops for ever, exhausts the memory or loses the GPU's context costs a new process, and
+never the run. The tuner, the static stage and everything that compiles drive their processes through this module.
 """
 
 from __future__ import annotations
@@ -10,38 +10,25 @@ import contextlib
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TypeVar
 
 from griffin_kernels import errors
-from griffin_kernels.case import Case
-from griffin_kernels.records import Entry
-from tuning.measure.rounds import Finalist
-from tuning.plan.budget import Budget
 from tuning.record.journal_records import Status
 from tuning.workers.limits import Limits
-from tuning.workers.messages import (
-    Answer,
-    Broken,
-    Contender,
-    Load,
-    Raced,
-    Ready,
-    Request,
-    RunRace,
-    Stage,
-    Start,
-    Tried,
-    Try,
-    packed,
-    take,
-)
+from tuning.workers.messages import Answer, Ready, Request, Stage, packed, take
+
+SERVER = "tuning.workers.server"
+"""The module that a worker process runs."""
 
 WATCH_S = 0.1
 """How often the memory of a busy worker is looked at."""
@@ -53,8 +40,8 @@ STARTS = 3
 """Starts of a worker that is killed from outside before it is ready."""
 
 TRIES = 3
-"""Kills from outside during a candidate's own work after which the candidate counts as their cause. Deaths before it
-(at the start, in making inputs or the reference) do not count."""
+"""Kills from outside during a request's own work after which the request counts as their cause. Deaths before it (at
+the start, in making inputs or the reference) do not count."""
 
 PROCESSES = 9
 """Processes that one request is sent to, at most."""
@@ -65,10 +52,12 @@ ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 TAIL_BYTES = 4096
 """How much of what a worker prints is kept, to quote where it dies."""
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Death:
-    """How a worker ended without an answer. foreign: a signal from outside killed it, not the tuner or a fault."""
+    """How a process ended without an answer. foreign: a signal from outside killed it, not the tuner or a fault."""
 
     status: Status
     stage: Stage
@@ -76,28 +65,29 @@ class Death:
     foreign: bool = False
 
 
-class Worker:
-    """One worker process."""
+class Process:
+    """One process, which lives as long as the thread that started it. compiles: it imports kernels to be compiled.
 
-    def __init__(self) -> None:
-        questions, self._questions = os.pipe()
-        self._answers, answers = os.pipe()
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tuning.workers.server", str(questions), str(answers), str(os.getpid())],
-                pass_fds=(questions, answers),
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-        except OSError as error:
-            os.close(self._questions)
-            os.close(self._answers)
-            raise errors.WorkerError(f"no worker process can be started: {error.strerror}") from None
-        finally:
-            os.close(questions)
-            os.close(answers)
+    TRITON_INTERPRET changes what ``triton.jit`` makes of a kernel at import, so what compiles must not have it.
+    """
+
+    def __init__(self, compiles: bool = False) -> None:
+        hidden = ("TRITON_INTERPRET",) if compiles else ()
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", SERVER, str(theirs.fileno()), str(os.getpid())],
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # Ctrl-C is for the asking process, which ends this one
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    env={name: value for name, value in os.environ.items() if name not in hidden},
+                )
+            except OSError as error:
+                self._channel.close()
+                raise errors.WorkerError(f"no worker process can be started: {error.strerror}") from None
         self._received = bytearray()
         self._tail = b""
         self._drain = threading.Thread(target=self._read_output, daemon=True)
@@ -112,14 +102,11 @@ class Worker:
     def ask(self, request: Request, limit: Callable[[Stage], float], memory_bytes: int) -> Answer | Death:
         """Send a request and wait for its answer. limit: seconds for a stage. memory_bytes: resident, at most."""
         stage, allowed = Stage(""), limit(Stage(""))
-        try:
-            with open(self._questions, "wb", closefd=False) as pipe:
-                pipe.write(packed(request))
-        except BrokenPipeError:
-            return self._dead(stage)
         deadline = time.monotonic() + allowed
+        with contextlib.suppress(ConnectionError):
+            self._channel.sendall(packed(request))
         with selectors.DefaultSelector() as selector:
-            selector.register(self._answers, selectors.EVENT_READ)
+            selector.register(self._channel, selectors.EVENT_READ)
             while True:
                 while (reply := take(self._received)) is not None:
                     if not isinstance(reply, Stage):
@@ -127,20 +114,22 @@ class Worker:
                     stage, allowed = reply, limit(reply)
                     deadline = time.monotonic() + allowed
                 if selector.select(min(WATCH_S, max(0.0, deadline - time.monotonic()))):
-                    if not (chunk := os.read(self._answers, 2**20)):
+                    before = len(self._received)
+                    with contextlib.suppress(ConnectionError):
+                        self._received += self._channel.recv(2**20)
+                    if len(self._received) == before:
                         return self._dead(stage)
-                    self._received += chunk
-                elif self._process.poll() is not None:  # a child that it left behind may hold the pipe open
+                elif self._process.poll() is not None:  # a child that it left behind may hold the channel open
                     return self._dead(stage)
                 elif time.monotonic() >= deadline:
                     self.kill()
-                    return Death("timeout", stage, f"was killed after {allowed:.3g} s without an answer")
-                elif (used := self.resident_bytes()) > memory_bytes:
+                    return Death("timeout", stage, f"was killed after {round(allowed, 1):g} s without an answer")
+                elif (used := self._resident_bytes()) > memory_bytes:
                     self.kill()
                     text = f"was killed when it held {used / 2**30:.1f} GiB; {memory_bytes / 2**30:.1f} are allowed"
                     return Death("memory", stage, text)
 
-    def resident_bytes(self) -> int:
+    def _resident_bytes(self) -> int:
         """Resident memory; 0 where the system does not tell."""
         try:
             pages = int(Path(f"/proc/{self._process.pid}/statm").read_text(encoding="utf-8").split()[1])
@@ -149,7 +138,7 @@ class Worker:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def _dead(self, stage: Stage) -> Death:
-        """The Death of a process that closed its pipe."""
+        """The Death of a process that closed its channel."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(DEATH_S)  # an interpreter that ends has much to put away
         code = self._process.poll()
@@ -158,7 +147,7 @@ class Worker:
         said = " ".join(self._tail.decode(errors="replace").split())[-300:]
         quoted = f"; its last words: {said}" if said else ""
         if code is None:
-            return Death("crashed", stage, f"closed its pipe without an answer{quoted}")
+            return Death("crashed", stage, f"closed its channel without an answer{quoted}")
         if code >= 0:
             return Death("crashed", stage, f"ended its process with status {code} and without an answer{quoted}")
         name = signal.Signals(-code).name
@@ -170,7 +159,7 @@ class Worker:
         return Death("crashed", stage, f"its process died of {name}{quoted}")
 
     def kill(self) -> None:
-        """End the process and its group. WorkerError where even that does not help: its device hangs."""
+        """End the process and its group, from any thread. WorkerError where that does not help: its device hangs."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         try:
@@ -182,143 +171,139 @@ class Worker:
             ) from None
 
     def close(self) -> None:
-        """Kill, and give the pipes back."""
+        """Kill, and give the channel back."""
         try:
             self.kill()
         finally:
             self._drain.join(1.0)
-            for descriptor in (self._questions, self._answers):
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
-            self._questions = self._answers = -1
+            self._channel.close()
             if self._process.stdout is not None and not self._drain.is_alive():
                 self._process.stdout.close()
 
 
-class Executor(Protocol):
-    """The interface through which the tuner runs candidates, one case at a time."""
+class Worker:
+    """A process that is started when needed and replaced when it dies. One thread at a time may ask.
 
-    def load(self, op: str, case: Case, entries: Sequence[Entry]) -> None:
-        """Take up a case. entries: what the run has decided so far, for ops that call other ops."""
-
-    def attempt(
-        self, variant: str, config: dict[str, Any], budget: Budget, best_s: float | None, patient: bool
-    ) -> Tried | Broken:
-        """Check and time a candidate. Broken: the case's own inputs cannot be made."""
-
-    def race(self, field: Sequence[Finalist], budget: Budget) -> Raced | Broken:
-        """Race finalists; Broken names the one that spoiled it."""
-
-    def renew(self) -> None:
-        """Start anew in a process that has run nothing."""
-
-    def close(self) -> None:
-        """Give everything up."""
-
-
-class IsolatedExecutor:
-    """An Executor in a worker process, which is started when needed and replaced when it dies.
-
-    device: as ``device.detect`` takes it. tell: called with a sentence when a worker is lost.
+    limits: of every stage. greeting: what a process is told before any other request, each answered with Ready; it may
+    be changed, and a process that lives is told what is new in it. lost: told of every Death. compiles: see Process.
     """
 
     def __init__(
         self,
-        device: str,
-        threads: int,
         limits: Limits,
-        tell: Callable[[str], None] = lambda text: None,
-        prepare: str = "",
+        greeting: Sequence[Request] = (),
+        lost: Callable[[Death], None] = lambda death: None,
+        compiles: bool = False,
     ) -> None:
-        self._start = Start(device, threads, prepare)
-        self._limits, self._tell = limits, tell
-        self._worker: Worker | None = None
-        self._case: Load | None = None
-        self._loaded = self._closed = False
-        self._busy = threading.RLock()
+        self.limits, self.greeting, self._lost, self._compiles = limits, greeting, lost, compiles
+        self._process: Process | None = None
+        self._told: list[Request] = []
+        self._starting = threading.Lock()
+        self._asking = threading.RLock()
+        self._stopped = False
 
-    def load(self, op: str, case: Case, entries: Sequence[Entry]) -> None:
-        self._case = Load(op, case, list(entries))
-        self._loaded = False
+    def ask(self, request: Request, limit: Callable[[Stage], float] | None = None) -> Answer | Death:
+        """The answer to a request, or how the process ended that had it. limit: seconds of a stage, if not by limits.
 
-    def _ready(self) -> Worker:
-        """A worker with the case loaded. WorkerError where none can be had."""
+        Where somebody else killed the process, who may not have meant this request, another process gets it.
+        WorkerError where no process can be had, or after ``stop``.
+        """
+        with self._asking:
+            tries = 0
+            for _ in range(PROCESSES):
+                self._greet()
+                answer = self._say(request, limit or partial(self.limits.seconds, request))
+                if not isinstance(answer, Death):
+                    break
+                tries += bool(answer.stage.name)
+                if not answer.foreign or tries == TRIES:
+                    break
+            return answer
+
+    def _greet(self) -> None:
+        """Have a process that was told the whole greeting."""
         for _ in range(STARTS):
-            if self._closed:
-                raise errors.WorkerError("the run is being stopped")
-            if self._worker is None:
-                self._worker, self._loaded = Worker(), False
-                answer = self._say(self._start)
-                if isinstance(answer, Ready) and self._case is not None:
-                    answer = self._say(self._case)
-            else:
-                answer = Ready() if self._loaded or self._case is None else self._say(self._case)
+            answer: Answer | Death = Ready()
+            for request in self.greeting:
+                if not any(request is known for known in self._told):
+                    answer = self._say(request, partial(self.limits.seconds, request))
+                    if not isinstance(answer, Ready):
+                        break
+                    self._told.append(request)
             if isinstance(answer, Ready):
-                self._loaded = True
-                return self._worker
-            self._drop("")
+                return
+            self.replace()
             if not isinstance(answer, Death) or not answer.foreign:
                 break
         raise errors.WorkerError(f"a worker cannot be made ready: {getattr(answer, 'problem', answer)}")
 
-    def _say(self, request: Request) -> Answer | Death:
-        assert self._worker is not None
-        return self._worker.ask(request, self._limits.seconds, self._limits.memory_bytes)
-
-    def _drop(self, why: str) -> None:
-        if self._worker is not None:
-            worker, self._worker = self._worker, None
-            worker.close()
-            if why:
-                self._tell(f"the worker is replaced: {why}")
-
-    def _ask(self, request: Try | RunRace) -> Answer | Death:
-        with self._busy:
-            tries = 0
-            for _ in range(PROCESSES):
-                self._ready()
-                answer = self._say(request)
-                if self._closed:
-                    raise errors.WorkerError("the run is being stopped")
-                if not isinstance(answer, Death):
-                    break
-                self._drop(answer.problem)
-                tries += bool(answer.stage.name)
-                if not answer.foreign or tries == TRIES:
-                    break  # else whoever killed it may not have meant this candidate: it gets another process
-            return answer
-
-    def attempt(
-        self, variant: str, config: dict[str, Any], budget: Budget, best_s: float | None, patient: bool
-    ) -> Tried | Broken:
-        self._limits.begin(budget)
-        answer = self._ask(Try(variant, config, budget, best_s, patient))
+    def _say(self, request: Request, limit: Callable[[Stage], float]) -> Answer | Death:
+        with self._starting:
+            self._go_on()
+            if self._process is None:
+                self._process, self._told = Process(self._compiles), []
+            process = self._process
+        answer = process.ask(request, limit, self.limits.memory_bytes)
+        self._go_on()
         if isinstance(answer, Death):
-            return Tried(answer.status, answer.stage.name or "load", answer.problem)
-        if not isinstance(answer, Tried | Broken):
-            raise errors.WorkerError(f"a worker answered {type(answer).__name__} where a candidate was tried")
-        if isinstance(answer, Tried) and answer.tainted:
-            self._drop(f"{variant}: {answer.problem}")
+            self.replace()
+            self._lost(answer)
         return answer
 
-    def race(self, field: Sequence[Finalist], budget: Budget) -> Raced | Broken:
-        self._limits.begin(budget, [f.record for f in field])
-        answer = self._ask(RunRace([Contender(f.record, f.incumbent, f.place) for f in field], budget))
-        if isinstance(answer, Death):
-            return Broken(answer.problem, answer.status, answer.stage.index)
-        if isinstance(answer, Broken) and answer.status != "failed":
-            self._drop(answer.problem)
-        if not isinstance(answer, Raced | Broken):
-            raise errors.WorkerError(f"a worker answered {type(answer).__name__} where a race was run")
-        return answer
+    def _go_on(self) -> None:
+        if self._stopped:
+            raise errors.WorkerError("the run is being stopped")
 
-    def renew(self) -> None:
-        self._drop("")
+    def replace(self) -> None:
+        """End the process; the next request gets another."""
+        with self._asking:
+            process, self._process, self._told = self._process, None, []
+            if process is not None:
+                process.close()
+
+    def stop(self) -> None:
+        """End the process for good, from any thread: whoever waits for an answer gets a WorkerError."""
+        with self._starting:
+            self._stopped = True
+            process = self._process
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
-        """Also from another thread than the one that waits for an answer, which then raises WorkerError."""
-        self._closed = True
-        if (worker := self._worker) is not None:
-            worker.kill()
-        with self._busy:
-            self._drop("")
+        """Stop, and give everything up when nobody asks any more."""
+        self.stop()
+        self.replace()
+
+
+def ask_all(
+    groups: Iterable[Sequence[T]], workers: Sequence[Worker], ask: Callable[[Worker, T], Answer | Death | None]
+) -> Iterator[tuple[T, Answer | Death]]:
+    """(item, answer) of all groups of items, each group when it is done; groups are begun in the order given.
+
+    A group is asked of one process; the items after one that it dies of, or that ``ask`` answers with None, are left
+    out. Closing the iterator, as an interrupt does, kills the processes. Raises what ``ask`` raises.
+    """
+    mine, free = threading.local(), iter(workers)
+
+    def begin() -> None:  # a process dies with the thread that started it: each thread has a worker of its own
+        mine.worker = next(free)
+
+    def serve(group: Sequence[T]) -> list[tuple[T, Answer | Death]]:
+        found = []
+        for item in group:
+            if (answer := ask(mine.worker, item)) is not None:
+                found.append((item, answer))
+            if answer is None or isinstance(answer, Death):
+                break
+        return found
+
+    pool = ThreadPoolExecutor(max(1, len(workers)), initializer=begin)
+    try:
+        for done in as_completed([pool.submit(serve, group) for group in groups]):
+            yield from done.result()
+    finally:
+        for worker in workers:
+            worker.stop()
+        pool.shutdown(cancel_futures=True)
+        for worker in workers:
+            worker.close()

@@ -1,4 +1,4 @@
-"""``python -m tuning.workers.server FD_IN FD_OUT PARENT``: runs candidates, and may be killed at any moment.
+"""``python -m tuning.workers.server FD PARENT``: runs candidates, and may be killed at any moment.
 
 It leads a session of its own, dies with its parent, leaves no core dump, and is the first that the kernel picks when
 memory runs out. Where it can hold an address-space limit (no GPU maps the whole of one), memory that is asked for and
@@ -9,34 +9,35 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import os
 import resource
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
+import msgspec
+
+from tuning.static.compile_request import CompileRequest
 from tuning.workers.messages import (
     Broken,
-    Compile,
-    Contender,
-    FirstCall,
+    Compiled,
     Load,
     Ready,
     Reply,
     Request,
     RunRace,
+    Stage,
     Start,
     Try,
     packed,
     requests,
 )
 
-if TYPE_CHECKING:
-    from tuning.measure.rounds import Finalist
-
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+ADDR_NO_RANDOMIZE = 0x0040000  # linux/personality.h
 
 
 def die_with(parent: int) -> None:
@@ -59,6 +60,18 @@ def limit_damage(address_space: bool) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (room if hard == resource.RLIM_INFINITY else min(room, hard), hard))
 
 
+@functools.cache
+def compile_the_same_every_time() -> None:
+    """Have processes that this one begins laid out alike, where Linux lets it.
+
+    What ptxas makes of equal PTX follows from where its memory lies: rg_lru_gates_chunks on sm_90 has 123 registers in
+    some of its runs and 126 in others.
+    """
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        library.personality(library.personality(0xFFFFFFFF) | ADDR_NO_RANDOMIZE)
+
+
 class Server:
     """Answers requests one after the other."""
 
@@ -69,31 +82,26 @@ class Server:
         self._out.write(packed(reply))
         self._out.flush()
 
-    def answer(self, request: Request) -> None:
-        """Do what is asked; the last thing said is the answer."""
+    def answer(self, request: Request) -> Reply:
+        """Do what is asked."""
         match request:
-            case Start():
-                try:
-                    self._start(request)
-                except Exception as error:  # whatever importing and preparing raise
-                    self.say(Broken(f"{type(error).__name__}: {error}"))
-            case Compile():
-                self.say(_compile(request))
-            case FirstCall():
-                self.say(self.bench.first_call(request.variant, request.case, request.config))
-            case Load():
-                try:
-                    self.bench.load(request.op, request.case, request.entries)
-                except Exception as error:  # whatever making inputs raises
-                    self.say(Broken(f"{type(error).__name__}: {error}"))
-                else:
-                    self.say(Ready())
             case Try():
-                self.say(
-                    self.bench.attempt(request.variant, request.config, request.budget, request.best_s, request.patient)
-                )
+                return self.executor.attempt(request)
             case RunRace():
-                self.say(self.bench.race([_finalist(contender) for contender in request.field], request.budget))
+                return self.executor.race(request)
+            case CompileRequest(target=""):
+                return self.executor.first_call(request)
+        try:
+            match request:
+                case CompileRequest():
+                    return self._compile(request)
+                case Start():
+                    self._start(request)
+                case Load():
+                    self.executor.load(request)
+        except Exception as error:  # whatever importing, preparing and compilers raise
+            return Broken(f"{type(error).__name__}: {' '.join(str(error).split())[-500:]}")
+        return Ready()
 
     def _start(self, request: Start) -> None:
         import gc
@@ -117,59 +125,37 @@ class Server:
         limit_damage(address_space=device.kind == "cpu")
         with poison.poisoned():
             pass  # torch imports its compiler for it: seconds that would count as the first candidate's
-        self.bench = InProcessExecutor(device, self.say)
+        self.executor = InProcessExecutor(device, self.say)
         gc.freeze()  # what is imported stays: looking through it after every case costs a quarter of a second
-        self.say(Ready())
+
+    def _compile(self, request: CompileRequest) -> Compiled:
+        from griffin_kernels import catalog
+        from tuning.measure import correctness
+        from tuning.static.requests import compiled
+        from tuning.static.targets import target
+
+        compile_the_same_every_time()
+        self.say(Stage("compile"))
+        if request.until != "cached":
+            return Compiled(compiled(request))
+        variant, device = catalog.variant(request.variant), target(request.target).device
+        for case in correctness.cases(request.case):
+            # the correctness check leaves out what the variant refuses
+            if variant.reject(case, device, variant.parse_config(request.config)) is None:
+                compiled(msgspec.structs.replace(request, case=case))
+        return Compiled()
 
 
-def _finalist(contender: Contender) -> Finalist:
-    """A finalist with its variant, as this process has it."""
-    from griffin_kernels import catalog
-    from tuning.measure.rounds import Finalist
-    from tuning.plan.planner import Planned
-
-    record = contender.record
-    variant = catalog.variant(f"{record.op}/{record.variant}")
-    return Finalist(Planned(variant, variant.parse_config(record.config)), record, contender.incumbent, contender.place)
-
-
-def _compile(request: Compile) -> Reply:
-    """Fill Triton's cache with every launch of a candidate: of the case, and of its short form where that differs."""
-    from griffin_kernels import catalog
-    from griffin_kernels.launch import Launch, described_for
-    from tuning.measure import correctness
-    from tuning.static.compiling import compile_launch
-    from tuning.static.describe import meta_call
-    from tuning.static.targets import target
-    from tuning.workers.executor import in_one_line
-
-    variant = catalog.variant(request.variant)
-    if variant.launches is None:
-        return Ready()
-    goal, config = target(request.arch), variant.parse_config(request.config)
-    try:
-        with described_for(request.arch):
-            for case in correctness.cases(request.case):
-                if variant.reject(case, goal.device, config) is not None:
-                    continue  # the correctness check leaves it out too
-                for step in variant.launches(meta_call(catalog.op(variant.op), case), {}, config):
-                    if isinstance(step, Launch):
-                        compile_launch(step, goal)
-    except Exception as error:  # the compiler raises whatever it likes
-        return Broken(in_one_line(error))
-    return Ready()
-
-
-def main(read_end: int, write_end: int, parent: int) -> None:
-    """Serve until the other end of the pipe is closed."""
+def main(descriptor: int, parent: int) -> None:
+    """Serve until the other end of the channel is closed."""
     die_with(parent)
     limit_damage(address_space=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the tuner's to handle
-    with open(read_end, "rb") as questions, open(write_end, "wb") as answers:
+    with open(descriptor, "rb") as questions, open(descriptor, "wb", closefd=False) as answers:
         server = Server(answers)
         for request in requests(questions):
-            server.answer(request)
+            server.say(server.answer(request))
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))
+    main(*map(int, sys.argv[1:3]))

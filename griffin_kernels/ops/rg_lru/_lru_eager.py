@@ -14,14 +14,9 @@ from torch import Tensor
 
 from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _products
-from griffin_kernels.ops.rg_lru.op import DECAY, Call, is_fresh, resets
+from griffin_kernels.ops.rg_lru.op import DECAY, Call, blockwise, is_fresh, resets
 
 importlib.import_module("griffin_kernels.functional")  # registers the scan; by name, since kernels import nothing above
-
-
-def blockwise(x: Tensor, blocks: int) -> Tensor:
-    """[B,T,D] -> [H, B*T, n], a view where x's strides allow one."""
-    return x.reshape(-1, blocks, x.shape[2] // blocks).transpose(0, 1)
 
 
 def channelwise(values: Tensor, like: Tensor) -> Tensor:

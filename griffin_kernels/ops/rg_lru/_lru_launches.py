@@ -23,7 +23,7 @@ from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru._triton_lru import Parameters, Steps
 from griffin_kernels.ops.rg_lru._triton_lru_tiles import Shape
 from griffin_kernels.ops.rg_lru.cost import cost
-from griffin_kernels.ops.rg_lru.op import GATES, Call, is_fresh
+from griffin_kernels.ops.rg_lru.op import GATES, Call, blockwise, is_fresh
 
 
 class Branch(NamedTuple):
@@ -34,7 +34,7 @@ class Branch(NamedTuple):
 
 
 def arguments(
-    call: Call, outputs: dict[str, Any], branch: Branch | None, products: tuple[Tensor, Tensor] | None = None
+    call: Call, outputs: dict[str, Any], config: Any, branch: Branch | None, products: tuple[Tensor, ...] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arguments, constexprs) of every kernel here; allocates what they write. products: x W_i and x W_r if given."""
     x = call.x
@@ -51,7 +51,7 @@ def arguments(
         "h_last": host.empty(outputs, "h_last", x, rows_of(batch, call.cu_seqlens), width, dtype=torch.float32),
         "T": time,
     }
-    return args, {"D": width, "FRESH": is_fresh(call.h0, call.segment_pos)}
+    return args, {"D": width, "FRESH": is_fresh(call.h0, call.segment_pos), "FAST": config.fast}
 
 
 def parameters(call: Any, weights: bool) -> Parameters:
@@ -68,6 +68,39 @@ def products(call: Call) -> tuple[tuple[Tensor, Tensor], list[launch.TorchStep]]
         launch.TorchStep("block-diagonal product z_i", product(x, call.input_gate_weight, z_i)),
         launch.TorchStep("block-diagonal product z_r", product(x, call.recurrence_gate_weight, z_r)),
     ]
+
+
+def by_rows(
+    kernel: Any, programs: int, args: dict[str, Any], constexprs: dict[str, Any], config: Any, load_bits: int
+) -> Launch:
+    """A launch whose programs own ``block_d`` channels and visit ``block_t`` rows at a time."""
+    return Launch(
+        kernel=kernel,
+        grid=(programs * triton.cdiv(constexprs["D"], config.block_d),),
+        args=args,
+        constexprs=constexprs | {"BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
+        num_warps=config.num_warps,
+        tile=config.block_t * config.block_d,
+        claims=Claims(load_bits=load_bits),
+    )
+
+
+def by_gates(
+    kernel: Any, programs: int, call: Any, args: dict[str, Any], constexprs: dict[str, Any], config: Any
+) -> Launch:
+    """A launch with the gate products inside, whose programs own ``block_n`` channels of a gate block."""
+    x, (blocks, n) = call.x, call.input_gate_bias.shape
+    block_t = tile_steps(n, x.element_size(), config, launch.architecture(x))
+    return Launch(
+        kernel=kernel,
+        grid=(programs * blocks * triton.cdiv(n, config.block_n),),
+        args=args | {"shape": Shape(*map(constant, (n, part(n), config.block_n, block_t, config.num_stages)))},
+        constexprs=constexprs,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        tile=block_t * config.block_n,
+        claims=claims(x, n, block_t, config),
+    )
 
 
 def in_chunks(
@@ -96,33 +129,47 @@ def in_chunks(
 
 def product(x: Tensor, weight: Tensor, out: Tensor) -> Callable[[], Tensor]:
     """Writes x [B,T,D] times the blocks of weight [H,n,n] into out, contiguous [B,T,D]."""
-    blocks, n = weight.shape[:2]
+    blocks = weight.shape[0]
 
     def run() -> Tensor:
-        # [H, B*T, n] both; a matrix product can write rows that lie D apart, so nothing is transposed in memory
-        left = x.reshape(-1, blocks, n).transpose(0, 1)
-        return torch.bmm(left, weight, out=out.view(-1, blocks, n).transpose(0, 1))
+        # a matrix product can write rows that lie D apart, so nothing is transposed in memory
+        return torch.bmm(blockwise(x, blocks), weight, out=blockwise(out, blocks))
 
     return run
 
 
-def unfit(case: Case, device: Device, fast: bool) -> str | None:
-    """Why no kernel of this op runs, or not this fast, if so."""
+def unfit(case: Case, device: Device, config: Any) -> str | None:
+    """Why no kernel of this op or its gradient runs, or not this fast, if so."""
     if reason := host.not_here(device):
         return reason
     if case.dtype == "float64":
         return "gates and state are float32 here, float64 data wants more (eager.unfused takes it)"
-    if fast and case.dtype != "bfloat16":
+    if getattr(config, "fast", False) and case.dtype != "bfloat16":
         return f"fast gates are off by up to 2^-11, which only bfloat16's rounding hides, not {case.dtype}'s"
     return None
 
 
-def traffic(case: Case, streams: int, scratch: int = 0) -> int:
-    """Bytes moved: ``streams`` data elements per element, the weights and indices once, ``scratch`` bytes besides."""
-    ideal = cost(case)
-    size = case.bytes_per_element()
-    elements: int = case["B"] * case["T"] * case["D"]
-    return ideal.bytes_total + (streams - 2) * elements * size + scratch
+def unfit_rows(case: Case, device: Device, config: Any) -> str | None:
+    """Why a kernel whose threads own channels cannot run, or would only waste them."""
+    return unfit(case, device, config) or host.unfit(case, device, config.block_d, config.num_warps)
+
+
+def uneven(config: Any) -> str | None:
+    """Why chunks cannot be cut into tiles, if so; block_t is 0 where the device decides."""
+    if config.block_t and config.chunk % config.block_t:
+        return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
+    return None
+
+
+def traffic(case: Case, streams: int, chunk: int = 0, again: int = 0) -> int:
+    """Bytes moved: ``streams`` data elements per element, the weights and indices once.
+
+    chunk: steps of a chunk where time is split: ``again`` streams of all chunks but the last, and scratch rows.
+    """
+    size, rows = case.bytes_per_element(), case["B"] * case["D"]
+    before = triton.cdiv(case["T"], chunk) - 1 if chunk else 0
+    elements: int = rows * (case["T"] * (streams - 2) + before * chunk * again)
+    return cost(case).bytes_total + elements * size + 6 * rows * before * 4
 
 
 def part(n: int) -> int:
@@ -138,37 +185,33 @@ def padded(n: int) -> int:
     return -(-n // part(n)) * part(n)
 
 
-def shared_bytes(n: int, size: int, block_n: int, block_t: int, num_stages: int, arch: str) -> int:
-    """Shared memory of a kernel with the products inside, at most: num_stages tiles of x; on NVIDIA of its own channels
-    once more and of a branch, and both gates' weights too.
+def shared_bytes(n: int, size: int, config: Any, block_t: int, arch: str, backward: bool = False) -> int:
+    """Shared memory of a kernel with the products inside, at most: num_stages tiles of all inputs; on NVIDIA both
+    gates' weights too, and forward of its own channels once more and of a branch.
     """
-    if arch.startswith("gfx"):
-        return size * num_stages * padded(n) * block_t + SCRATCH
-    return size * (2 * padded(n) * block_n + num_stages * (padded(n) + 2 * block_n) * block_t) + SCRATCH
-
-
-def fits(n: int, size: int, config: Any, block_t: int, arch: str) -> bool:
-    """Whether shared memory holds what such a kernel keeps there; it does where nothing is known."""
-    return over_shared(shared_bytes(n, size, config.block_n, block_t, config.num_stages, arch), arch) is None
+    amd = arch.startswith("gfx")
+    own, weights = 3 if backward else 0 if amd else 2, 0 if amd else 2 * padded(n) * config.block_n
+    return size * (weights + config.num_stages * (padded(n) + own * config.block_n) * block_t) + SCRATCH
 
 
 def tile_steps(n: int, size: int, config: Any, arch: str) -> int:
     """Steps of a tile: config's, or for 0 as many, up to 32, as fit the architecture. They spill on gfx90a."""
     block_t: int = config.block_t
-    return block_t or (32 if arch != "gfx90a" and fits(n, size, config, 32, arch) else 16)
+    wide = arch != "gfx90a" and over_shared(shared_bytes(n, size, config, 32, arch), arch) is None
+    return block_t or (32 if wide else 16)
 
 
-def unfit_gates(case: Case, device: Device, config: Any) -> str | None:
+def unfit_gates(case: Case, device: Device, config: Any, backward: bool = False) -> str | None:
     """Why a kernel with the gate products inside cannot run, if so."""
-    if reason := unfit(case, device, config.fast):
+    if reason := unfit(case, device, config):
         return reason
     n, size = case["n"], case.bytes_per_element()
     if n < 4:
         return f"gate blocks of {n} channels use at most {n} of 16 rows of a matrix instruction"
     if n > 256:
         return f"both gates' weights for {n} input channels do not stay in shared memory; those for 256 do"
-    if case.dtype == "float32" and device.kind != "interpreter":
-        # NVIDIA has no matrix instruction for them, AMD's leave too few registers for the tile
+    # NVIDIA has no matrix instruction for them, AMD's leave too few registers for the forward's tile
+    if case.dtype == "float32" and (device.kind == "cuda" or (device.kind == "hip" and not backward)):
         return (
             "float32 products inside would round to TF32 or spill registers; triton.fused_scan leaves them to a library"
         )
@@ -177,12 +220,7 @@ def unfit_gates(case: Case, device: Device, config: Any) -> str | None:
     if config.block_n > 64 and config.block_n >= 2 * n:
         return f"block_n={config.block_n} is at least twice the {n} channels of a gate block"
     block_t = tile_steps(n, size, config, device.arch)
-    return over_shared(shared_bytes(n, size, config.block_n, block_t, config.num_stages, device.arch), device.arch)
-
-
-def shape(n: int, block_t: int, config: Any) -> Shape:
-    """Sizes of a kernel with the products inside."""
-    return Shape(*map(constant, (n, part(n), config.block_n, block_t, config.num_stages)))
+    return over_shared(shared_bytes(n, size, config, block_t, device.arch, backward), device.arch)
 
 
 def claims(x: Tensor, n: int, block_t: int, config: Any) -> Claims:

@@ -89,6 +89,11 @@ def check_blocks(x: Tensor, input_gate_bias: Tensor) -> None:
         )
 
 
+def blockwise(x: Tensor, blocks: int) -> Tensor:
+    """[B,T,D] -> [H, B*T, n], a view where x's strides allow one."""
+    return x.reshape(-1, blocks, x.shape[2] // blocks).transpose(0, 1)
+
+
 def is_fresh(h0: Tensor | None, segment_pos: Tensor | None) -> bool:
     """Whether the first step of each sequence, and no other, is a reset."""
     return h0 is None and segment_pos is None

@@ -23,7 +23,6 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
@@ -64,26 +63,9 @@ def rg_lru_gates(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Branch | None = None) -> list[Launch]:
     """One program per row of h0, gate block and slice of its output channels."""
-    args, constexprs = lru.arguments(call, outputs, branch)
-    x = call.x
-    blocks, n = call.input_gate_bias.shape
-    block_t = lru.tile_steps(n, x.element_size(), config, launch.architecture(x))
-    return [
-        Launch(
-            kernel=rg_lru_gates,
-            grid=(rows_of(x.shape[0], call.cu_seqlens) * blocks * triton.cdiv(n, config.block_n),),
-            args=args | {"cu_seqlens": call.cu_seqlens, "shape": lru.shape(n, block_t, config)},
-            constexprs=constexprs | {"FAST": config.fast},
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            tile=block_t * config.block_n,
-            claims=lru.claims(x, n, block_t, config),
-        )
-    ]
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return lru.unfit_gates(case, device, config)
+    args, constexprs = lru.arguments(call, outputs, config, branch)
+    args["cu_seqlens"] = call.cu_seqlens
+    return [lru.by_gates(rg_lru_gates, rows_of(call.x.shape[0], call.cu_seqlens), call, args, constexprs, config)]
 
 
 def rank(case: Case, device: Device) -> int:
@@ -104,7 +86,7 @@ VARIANT = Variant(
         "num_stages": (2, 3),
         "fast": (False, True),
     },
-    reject=reject,
+    reject=lru.unfit_gates,
     rank=rank,
     launches=launches,
 )

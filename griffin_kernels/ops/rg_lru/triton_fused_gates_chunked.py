@@ -22,7 +22,6 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels import launch
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
@@ -92,31 +91,17 @@ def rg_lru_gates_chunks(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Branch | None = None) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    args, constexprs = lru.arguments(call, outputs, branch)
-    x = call.x
-    blocks, n = call.input_gate_bias.shape
-    block_t = lru.tile_steps(n, x.element_size(), config, launch.architecture(x))
-    args["shape"] = lru.shape(n, block_t, config)
+    args, constexprs = lru.arguments(call, outputs, config, branch)
+    constexprs["CHUNK"] = config.chunk
 
     def phase(reduce: bool, chunks: int, more: dict[str, Any]) -> Launch:
-        return Launch(
-            kernel=rg_lru_gates_chunks,
-            grid=(chunks * blocks * triton.cdiv(n, config.block_n),),
-            args=args | more,
-            constexprs=constexprs | {"FAST": config.fast, "REDUCE": reduce, "CHUNK": config.chunk},
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            tile=block_t * config.block_n,
-            claims=lru.claims(x, n, block_t, config),
-        )
+        return lru.by_gates(rg_lru_gates_chunks, chunks, call, args | more, constexprs | {"REDUCE": reduce}, config)
 
     return lru.in_chunks(call, call.h0, outputs["h_last"], config.chunk, phase)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    if config.block_t and config.chunk % config.block_t:
-        return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return lru.unfit_gates(case, device, config)
+    return lru.uneven(config) or lru.unfit_gates(case, device, config)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -127,10 +112,7 @@ def rank(case: Case, device: Device) -> int:
 
 def traffic(case: Case, config: Config) -> int:
     """Bytes of the one-pass form, x of all chunks but the last once more, scratch rows."""
-    rows = case["B"] * case["D"]
-    before = triton.cdiv(case["T"], config.chunk) - 1
-    again: int = rows * before * config.chunk * case.bytes_per_element()
-    return lru.traffic(case, streams=2, scratch=again + 6 * rows * before * 4)
+    return lru.traffic(case, streams=2, chunk=config.chunk, again=1)
 
 
 VARIANT = Variant(

@@ -25,7 +25,7 @@ import triton.language as tl
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch, Step
+from griffin_kernels.launch import Step
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import State, load_state, own_channels, store_state
@@ -73,29 +73,11 @@ def rg_lru_scan(
 
 def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Branch | None = None) -> list[Step]:
     """Two products, then one program per row of h0 and block of channels."""
-    products, steps = lru.products(call)
-    args, constexprs = lru.arguments(call, outputs, branch, products)
-    x = call.x
-    kernel = Launch(
-        kernel=rg_lru_scan,
-        grid=(rows_of(x.shape[0], call.cu_seqlens) * triton.cdiv(x.shape[2], config.block_d),),
-        args=args | {"cu_seqlens": call.cu_seqlens},
-        constexprs=constexprs
-        | {
-            "FAST": config.fast,
-            "AHEAD": x.element_size() == 2,
-            "BLOCK_T": config.block_t,
-            "BLOCK_D": config.block_d,
-        },
-        num_warps=config.num_warps,
-        tile=config.block_t * config.block_d,
-        claims=Claims(load_bits=host.load_bits((x, products[0]), config.block_d // (32 * config.num_warps))),
-    )
-    return [*steps, kernel]
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return lru.unfit(case, device, config.fast) or host.unfit(case, device, config.block_d, config.num_warps)
+    x, (products, steps) = call.x, lru.products(call)
+    args, constexprs = lru.arguments(call, outputs, config, branch, products)
+    args["cu_seqlens"], constexprs["AHEAD"] = call.cu_seqlens, x.element_size() == 2
+    bits = host.load_bits((x, products[0]), config.block_d // (32 * config.num_warps))
+    return [*steps, lru.by_rows(rg_lru_scan, rows_of(x.shape[0], call.cu_seqlens), args, constexprs, config, bits)]
 
 
 def rank(case: Case, device: Device) -> int:
@@ -113,13 +95,8 @@ VARIANT = Variant(
     name="triton.fused_scan",
     summary="gate products by a matrix library, the rest in one pass with the scan",
     config=Config,
-    axes={
-        "block_t": (8, 16, 32),
-        "block_d": (32, 64, 128, 256),
-        "num_warps": (1, 2, 4),
-        "fast": (False, True),
-    },
-    reject=reject,
+    axes={"block_t": (8, 16, 32), "block_d": (32, 64, 128, 256), "num_warps": (1, 2, 4), "fast": (False, True)},
+    reject=lru.unfit_rows,
     rank=rank,
     launches=launches,
     traffic=traffic,

@@ -24,7 +24,7 @@ import triton.language as tl
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch, Step
+from griffin_kernels.launch import Launch, Step
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.chunks import entering_chunk
 from griffin_kernels.ops._triton.tensors import State, marks_later, own_channels, store_state
@@ -86,36 +86,20 @@ def rg_lru_chunks(
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Branch | None = None) -> list[Step]:
-    """Two products, marks (packed only), reduce and carry (more than one chunk only), host."""
+    """Two products, marks (packed only), reduce and carry (more than one chunk only), scan."""
     products, steps = lru.products(call)
-    args, constexprs = lru.arguments(call, outputs, branch, products)
-    x = call.x
+    args, constexprs = lru.arguments(call, outputs, config, branch, products)
+    constexprs["CHUNK"] = config.chunk
+    bits = host.load_bits((call.x, products[0]), config.block_d // (32 * config.num_warps))
 
     def phase(reduce: bool, chunks: int, more: dict[str, Any]) -> Launch:
-        return Launch(
-            kernel=rg_lru_chunks,
-            grid=(chunks * triton.cdiv(x.shape[2], config.block_d),),
-            args=args | more,
-            constexprs=constexprs
-            | {
-                "FAST": config.fast,
-                "REDUCE": reduce,
-                "CHUNK": config.chunk,
-                "BLOCK_T": config.block_t,
-                "BLOCK_D": config.block_d,
-            },
-            num_warps=config.num_warps,
-            tile=config.block_t * config.block_d,
-            claims=Claims(load_bits=host.load_bits((x, products[0]), config.block_d // (32 * config.num_warps))),
-        )
+        return lru.by_rows(rg_lru_chunks, chunks, args | more, constexprs | {"REDUCE": reduce}, config, bits)
 
     return [*steps, *lru.in_chunks(call, call.h0, outputs["h_last"], config.chunk, phase)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    if config.chunk % config.block_t:
-        return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return lru.unfit(case, device, config.fast) or host.unfit(case, device, config.block_d, config.num_warps)
+    return lru.uneven(config) or lru.unfit_rows(case, device, config)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -125,10 +109,7 @@ def rank(case: Case, device: Device) -> int:
 
 def traffic(case: Case, config: Config) -> int:
     """Bytes of the one-pass form, the three streams of all chunks but the last once more, scratch rows."""
-    rows = case["B"] * case["D"]
-    before = triton.cdiv(case["T"], config.chunk) - 1
-    again: int = 3 * rows * before * config.chunk * case.bytes_per_element()
-    return lru.traffic(case, streams=8, scratch=again + 6 * rows * before * 4)
+    return lru.traffic(case, streams=8, chunk=config.chunk, again=3)
 
 
 VARIANT = Variant(

@@ -7,6 +7,7 @@ takes both gradients back to dx, and one gives both weights' gradients, so that 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,14 +15,13 @@ import triton
 from torch import Tensor
 
 from griffin_kernels.contract import Case
-from griffin_kernels.device import Device
-from griffin_kernels.launch import Launch, TorchStep
+from griffin_kernels.launch import Launch, Step, TorchStep
 from griffin_kernels.ops import _products
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.tensors import dense_state, rows, state
 from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru import _lru_launches as forward
-from griffin_kernels.ops.rg_lru.op import is_fresh
+from griffin_kernels.ops.rg_lru.op import blockwise, is_fresh
 from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import Ends, GradientSteps, rg_lru_bwd_sums
 
 SUM_ROWS = 32
@@ -29,13 +29,13 @@ SUM_D = 64
 
 
 def scan_arguments(
-    call: Any, outputs: dict[str, Any], z: Tensor, partial: Tensor, branch: Tensor | None, weights: bool = False
+    call: Any, outputs: dict[str, Any], z: Tensor, partial: Tensor, branch: Tensor | None, inside: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arguments, constexprs) of a kernel that goes back over time; allocates dx, dh0 and, with a branch, dbranch.
 
     branch [B,T,D], where a recurrent block has one: y times gelu(branch) is then what dy is the gradient of.
 
-    z [B*T, H, 2, n]; partial [programs over time, 3, D] float32. weights: whether the kernel reads the gates' weights.
+    z [B*T, H, 2, n]; partial [programs over time, 3, D] float32. inside: whether the gate products are the kernel's.
     """
     x, h0, positions = call.x, call.h0, call.segment_pos
     batch, time, width = x.shape
@@ -48,12 +48,13 @@ def scan_arguments(
     dy, y = rows(call.dy, True), rows(call.y, True)
     args = {
         "steps": GradientSteps(dy, rows(x, True), y, rows(branch, True), rows(positions, True), dx, dbranch, z),
-        "parameters": forward.parameters(call, weights),
+        "parameters": forward.parameters(call, weights=inside),
         "ends": Ends(state(call.dh_last), state(h0), dense_state(dh0)),
         "partial": partial,
         "T": time,
     }
-    return args, {"D": width, "FRESH": is_fresh(h0, positions)}
+    constexprs = {"D": width, "FRESH": is_fresh(h0, positions)}
+    return args, constexprs if inside else constexprs | {"WIDTH": z.shape[3]}
 
 
 def sums(call: Any, outputs: dict[str, Any], partial: Tensor) -> Launch:
@@ -80,25 +81,29 @@ def sums(call: Any, outputs: dict[str, Any], partial: Tensor) -> Launch:
     )
 
 
-def side_by_side(call: Any) -> tuple[Tensor, TorchStep]:
-    """Scratch [H, n, 2 n] and the step that puts both gates' weights into it."""
-    left, right = call.input_gate_weight, call.recurrence_gate_weight
+def launches(
+    call: Any,
+    outputs: dict[str, Any],
+    programs: int,
+    scan: Callable[[dict[str, Any], dict[str, Any]], list[Launch]],
+    branch: Tensor | None = None,
+    inside: bool = False,
+) -> list[Step]:
+    """Gate products unless they are ``inside`` the scan, the scan, sums over time, products of gradients.
+
+    scan: launches from their arguments and constexprs. programs: those over time, for the sums.
+    """
+    x, (left, right) = call.x, (call.input_gate_weight, call.recurrence_gate_weight)
     blocks, width, _ = left.shape
     both = torch.empty(blocks, width, 2 * width, dtype=left.dtype, device=left.device)
-    return both, TorchStep("weights side by side", lambda: torch.cat([left, right], dim=2, out=both))
-
-
-def blockwise(x: Tensor, blocks: int) -> Tensor:
-    """[B,T,D] -> [H, B*T, n], a view where x's strides allow one."""
-    return x.reshape(-1, blocks, x.shape[2] // blocks).transpose(0, 1)
-
-
-def gate_products(x: Tensor, both: Tensor) -> tuple[Tensor, TorchStep]:
-    """Scratch z [B*T, H, 2, n] and the step that fills it: x W_i and x W_r. both: [H, n, 2 n]."""
-    blocks, width, _ = both.shape
-    steps = x.shape[0] * x.shape[1]
-    z = torch.empty(steps, blocks, 2, width, dtype=x.dtype, device=x.device)
-    return z, TorchStep("gate products", lambda: torch.bmm(blockwise(x, blocks), both, out=pairs(z)))
+    z = torch.empty(x.shape[0] * x.shape[1], blocks, 2, width, dtype=x.dtype, device=x.device)
+    partial = torch.empty(programs, 3, x.shape[2], dtype=torch.float32, device=x.device)
+    args, constexprs = scan_arguments(call, outputs, z, partial, branch, inside)
+    steps: list[Step] = [TorchStep("weights side by side", lambda: torch.cat([left, right], dim=2, out=both))]
+    if not inside:
+        steps.append(TorchStep("gate products", lambda: torch.bmm(blockwise(x, blocks), both, out=pairs(z))))
+    after = scan(args, constexprs)
+    return [*steps, *after, sums(call, outputs, partial), *products_of_gradients(call, outputs, z, both)]
 
 
 def pairs(z: Tensor) -> Tensor:
@@ -125,21 +130,15 @@ def products_of_gradients(call: Any, outputs: dict[str, Any], z: Tensor, both: T
     return [TorchStep("dx through the gates", through_gates), TorchStep("gradients of the weights", of_weights)]
 
 
-def load_bits(call: Any, per_thread: int) -> int:
-    """Width of a thread's load of ``per_thread`` neighbouring channels of dy, x, y and z."""
+def load_bits(call: Any, config: Any) -> int:
+    """Width of a thread's load of its share of neighbouring channels of dy, x, y and z."""
+    per_thread = config.block_d // (32 * config.num_warps)
     x = call.x
     size = x.element_size()
     widest = host.load_bits((call.dy, x, call.y), per_thread)
     block_width = call.input_gate_bias.shape[1]
     of_z: int = 8 * size * math.gcd(16 // size, per_thread, block_width)
     return min(widest, of_z)
-
-
-def unfit(case: Case, device: Device, block_d: int, num_warps: int) -> str | None:
-    """Why a kernel whose threads own channels cannot run, or would only waste them."""
-    if case.dtype == "float64":
-        return "gates are computed in float32, float64 data would lose precision"
-    return host.unfit(case, device, block_d, num_warps)
 
 
 def traffic(case: Case, again: int = 0, rows: int = 0) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
 from griffin_kernels.ops import _products
 from griffin_kernels.ops.rg_lru import _lru_eager
-from griffin_kernels.ops.rg_lru.op import DECAY, sqrt_derivative
+from griffin_kernels.ops.rg_lru.op import DECAY, blockwise, sqrt_derivative
 from griffin_kernels.ops.rg_lru_bwd.op import Call
 
 
@@ -43,9 +43,9 @@ def gradients(call: Call) -> tuple[Tensor, ...]:
     dz_i = gx.mul_(m).mul_(i).mul_(1 - i)
     dx = g.mul_(m).mul_(i)
     out = []
-    columns = _lru_eager.blockwise(x, blocks).transpose(1, 2)  # [H, n, B*T]
+    columns = blockwise(x, blocks).transpose(1, 2)  # [H, n, B*T]
     for dz, weight in ((dz_i, call.input_gate_weight), (dz_r, call.recurrence_gate_weight)):
-        rows = _lru_eager.blockwise(dz.to(x.dtype), blocks)  # [H, B*T, n]
+        rows = blockwise(dz.to(x.dtype), blocks)  # [H, B*T, n]
         dx.add_(_lru_eager.channelwise(_products.fastest(rows, weight.transpose(1, 2)), x))
         out += [_products.fastest(columns, rows).to(x.dtype), dz.sum((0, 1)).reshape(blocks, -1).to(x.dtype)]
     return (dx.to(x.dtype), da_param.to(x.dtype), *out, dh0)

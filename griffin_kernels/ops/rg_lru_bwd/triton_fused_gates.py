@@ -24,11 +24,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
-from griffin_kernels.architectures import SCRATCH, no_products, over_shared
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch, Step
@@ -73,50 +71,17 @@ def rg_lru_bwd_gates(steps, parameters, ends, cu_seqlens, partial, T, D: tl.cons
 
 def launches(call: Any, outputs: dict[str, Any], config: Config) -> list[Step]:
     """The pass with one program per row of h0, gate block and slice of its channels; sums; products of gradients."""
-    x = call.x
-    rows, width = rows_of(x.shape[0], call.cu_seqlens), x.shape[2]
-    blocks, n = call.input_gate_bias.shape
-    both, weights = lru.side_by_side(call)
-    z = torch.empty(x.shape[0] * x.shape[1], blocks, 2, n, dtype=x.dtype, device=x.device)
-    partial = torch.empty(rows, 3, width, dtype=torch.float32, device=x.device)
-    args, constexprs = lru.scan_arguments(call, outputs, z, partial, None, weights=True)
-    backwards = Launch(
-        kernel=rg_lru_bwd_gates,
-        grid=(rows * blocks * triton.cdiv(n, config.block_n),),
-        args=args | {"cu_seqlens": call.cu_seqlens, "shape": forward.shape(n, config.block_t, config)},
-        constexprs=constexprs,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        tile=config.block_t * config.block_n,
-        claims=forward.claims(x, n, config.block_t, config),
-    )
-    after = lru.products_of_gradients(call, outputs, z, both)
-    return [weights, backwards, lru.sums(call, outputs, partial), *after]
+    rows = rows_of(call.x.shape[0], call.cu_seqlens)
 
+    def scan(args: dict[str, Any], constexprs: dict[str, Any]) -> list[Launch]:
+        args["cu_seqlens"] = call.cu_seqlens
+        return [forward.by_gates(rg_lru_bwd_gates, rows, call, args, constexprs, config)]
 
-def shared_bytes(n: int, size: int, config: Config, arch: str) -> int:
-    """Shared memory at most: num_stages tiles of all inputs; on NVIDIA both gates' weights too."""
-    tiles = size * config.num_stages * (forward.padded(n) + 3 * config.block_n) * config.block_t + SCRATCH
-    return tiles if arch.startswith("gfx") else tiles + size * 2 * forward.padded(n) * config.block_n
+    return lru.launches(call, outputs, rows, scan, inside=True)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    if reason := forward.unfit(case, device, False):
-        return reason
-    n, size = case["n"], case.bytes_per_element()
-    if n < 4:
-        return f"gate blocks of {n} channels use at most {n} of 16 rows of a matrix instruction"
-    if n > 256:
-        return f"both gates' weights for {n} input channels do not stay in shared memory; those for 256 do"
-    if case.dtype == "float32" and device.kind == "cuda":
-        return (
-            "float32 products have no matrix instruction that does not round to TF32; triton.fused_scan calls a library"
-        )
-    if reason := no_products(device.arch, case.dtype):
-        return reason
-    if config.block_n > 64 and config.block_n >= 2 * n:
-        return f"block_n={config.block_n} is at least twice the {n} channels of a gate block"
-    return over_shared(shared_bytes(n, size, config, device.arch), device.arch)
+    return forward.unfit_gates(case, device, config, backward=True)
 
 
 def rank(case: Case, device: Device) -> int:

@@ -23,18 +23,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch, Step
+from griffin_kernels.launch import Launch, Step
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, own_channels, store_state
 from griffin_kernels.ops.linear_scan.op import rows_of
+from griffin_kernels.ops.rg_lru._lru_launches import by_rows, unfit_rows
 from griffin_kernels.ops.rg_lru._triton_lru import load_gates
 from griffin_kernels.ops.rg_lru_bwd import _lru_gradient_launches as lru
 from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import steps_at, store_sums
@@ -82,29 +82,14 @@ def rg_lru_bwd_scan(
 
 def launches(call: Any, outputs: dict[str, Any], config: Config, branch: Tensor | None = None) -> list[Step]:
     """Gate products, the scan with one program per row of h0 and block of channels, sums, products of gradients."""
-    x = call.x
-    rows, width = rows_of(x.shape[0], call.cu_seqlens), x.shape[2]
-    both, weights = lru.side_by_side(call)
-    z, products = lru.gate_products(x, both)
-    partial = torch.empty(rows, 3, width, dtype=torch.float32, device=x.device)
-    args, constexprs = lru.scan_arguments(call, outputs, z, partial, branch)
-    backwards = Launch(
-        kernel=rg_lru_bwd_scan,
-        grid=(rows * triton.cdiv(width, config.block_d),),
-        args=args | {"cu_seqlens": call.cu_seqlens},
+    rows = rows_of(call.x.shape[0], call.cu_seqlens)
+
+    def scan(args: dict[str, Any], constexprs: dict[str, Any]) -> list[Launch]:
         # float32 rows of two tiles would not fit in registers
-        constexprs=constexprs
-        | {"WIDTH": z.shape[3], "AHEAD": x.element_size() == 2, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
-        num_warps=config.num_warps,
-        tile=config.block_t * config.block_d,
-        claims=Claims(load_bits=lru.load_bits(call, config.block_d // (32 * config.num_warps))),
-    )
-    after = lru.products_of_gradients(call, outputs, z, both)
-    return [weights, products, backwards, lru.sums(call, outputs, partial), *after]
+        args["cu_seqlens"], constexprs["AHEAD"] = call.cu_seqlens, call.x.element_size() == 2
+        return [by_rows(rg_lru_bwd_scan, rows, args, constexprs, config, lru.load_bits(call, config))]
 
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return lru.unfit(case, device, config.block_d, config.num_warps)
+    return lru.launches(call, outputs, rows, scan, branch)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -123,7 +108,7 @@ VARIANT = Variant(
     summary="all but the products in one pass from the last step, rows loaded ahead",
     config=Config,
     axes={"block_t": (4, 8, 16), "block_d": (32, 64, 128, 256), "num_warps": (1, 2, 4)},
-    reject=reject,
+    reject=unfit_rows,
     rank=rank,
     launches=launches,
     traffic=traffic,

@@ -20,18 +20,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Claims, Launch, Step
+from griffin_kernels.launch import Launch, Step
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.chunks import entering_chunk
 from griffin_kernels.ops._triton.tensors import State, load_state, marks_at, own_channels, store_state
-from griffin_kernels.ops.rg_lru._lru_launches import in_chunks
+from griffin_kernels.ops.rg_lru._lru_launches import by_rows, in_chunks, uneven, unfit_rows
 from griffin_kernels.ops.rg_lru._triton_lru import load_gates, own_chunk
 from griffin_kernels.ops.rg_lru_bwd import _lru_gradient_launches as lru
 from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import steps_at, store_sums
@@ -98,41 +97,22 @@ def rg_lru_bwd_chunks(
 
 def launches(call: Any, outputs: dict[str, Any], config: Config, branch: Tensor | None = None) -> list[Step]:
     """Gate products, marks (packed only), reduce and carry (more than one chunk only), scan, sums, products."""
-    x = call.x
-    batch, time, width = x.shape
-    both, weights = lru.side_by_side(call)
-    z, products = lru.gate_products(x, both)
-    pieces = batch * triton.cdiv(time, config.chunk)
-    partial = torch.empty(pieces, 3, width, dtype=torch.float32, device=x.device)
-    args, constexprs = lru.scan_arguments(call, outputs, z, partial, branch)
+    bits = lru.load_bits(call, config)
 
-    def phase(reduce: bool, chunks: int, more: dict[str, Any]) -> Launch:
-        return Launch(
-            kernel=rg_lru_bwd_chunks,
-            grid=(chunks * triton.cdiv(width, config.block_d),),
-            args=args | more,
-            constexprs=constexprs
-            | {
-                "WIDTH": z.shape[3],
-                "REDUCE": reduce,
-                "CHUNK": config.chunk,
-                "BLOCK_T": config.block_t,
-                "BLOCK_D": config.block_d,
-            },
-            num_warps=config.num_warps,
-            tile=config.block_t * config.block_d,
-            claims=Claims(load_bits=lru.load_bits(call, config.block_d // (32 * config.num_warps))),
-        )
+    def scan(args: dict[str, Any], constexprs: dict[str, Any]) -> list[Launch]:
+        constexprs["CHUNK"] = config.chunk
 
-    scan = in_chunks(call, call.dh_last, outputs["dh0"], config.chunk, phase, reverse=True)
-    after = lru.products_of_gradients(call, outputs, z, both)
-    return [weights, products, *scan, lru.sums(call, outputs, partial), *after]
+        def phase(reduce: bool, chunks: int, more: dict[str, Any]) -> Launch:
+            return by_rows(rg_lru_bwd_chunks, chunks, args | more, constexprs | {"REDUCE": reduce}, config, bits)
+
+        return in_chunks(call, call.dh_last, outputs["dh0"], config.chunk, phase, reverse=True)
+
+    pieces = call.x.shape[0] * triton.cdiv(call.x.shape[1], config.chunk)
+    return lru.launches(call, outputs, pieces, scan, branch)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    if config.chunk % config.block_t:
-        return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return lru.unfit(case, device, config.block_d, config.num_warps)
+    return uneven(config) or unfit_rows(case, device, config)
 
 
 def rank(case: Case, device: Device) -> int:

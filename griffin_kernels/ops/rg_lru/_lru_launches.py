@@ -168,8 +168,9 @@ def traffic(case: Case, streams: int, chunk: int = 0, again: int = 0) -> int:
     """
     size, rows = case.bytes_per_element(), case["B"] * case["D"]
     before = triton.cdiv(case["T"], chunk) - 1 if chunk else 0
-    elements: int = rows * (case["T"] * (streams - 2) + before * chunk * again)
-    return cost(case).bytes_total + elements * size + 6 * rows * before * 4
+    elements = rows * (case["T"] * (streams - 2) + before * chunk * again)
+    total: int = cost(case).bytes_total + elements * size + 6 * rows * before * 4
+    return total
 
 
 def part(n: int) -> int:

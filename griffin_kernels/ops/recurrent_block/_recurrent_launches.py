@@ -36,36 +36,39 @@ def steps(call: Call, outputs: dict[str, Any], config: Any, recurrent: Callable[
     return [*first, *then]
 
 
-def lru_case(case: Case) -> Case:
-    """The rg_lru within."""
-    sizes = (case["B"], case["T"], case["D"], case["H"])
-    return make_case(*sizes, case.dtype, case.flags, rows=case["N"], data=case.data)
+def around(
+    lru: Variant,
+    summary: str,
+    launches: Callable[..., list[Step]] = steps,
+    op: str = "recurrent_block",
+    streams: int = 3,
+) -> Variant:
+    """``op`` around a Triton variant of rg_lru or its gradient, with its name, configurations and rank.
 
-
-def around(lru: Variant, summary: str) -> Variant:
-    """The recurrent block whose second part is a Triton variant of rg_lru, with its name, configurations and rank."""
-    assert lru.launches is not None
+    launches: ``(call, outputs, config, recurrent)``. streams: elements moved besides what ``lru`` moves: the
+    convolution's x and u, and y.
+    """
     recurrent = lru.launches
 
-    def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Step]:
-        return steps(call, outputs, config, recurrent)
+    def inner(case: Case) -> Case:
+        sizes = (case["B"], case["T"], case["D"], case["H"])
+        return make_case(*sizes, case.dtype, case.flags, rows=case["N"], op=lru.op, data=case.data)
 
     def reject(case: Case, device: Device, config: Any) -> str | None:
-        return too_many_taps(case) or lru.reject(lru_case(case), device, config)
+        return too_many_taps(case) or lru.reject(inner(case), device, config)
 
     def traffic(case: Case, config: Any) -> int:
-        """Bytes of both passes: the convolution's x and u, what rg_lru moves with u for its x, and y."""
         stream: int = case["B"] * case["T"] * case["D"] * case.bytes_per_element()
-        inner = lru_case(case)
-        return 3 * stream + (cost(inner).bytes_total if lru.traffic is None else lru.traffic(inner, config))
+        within = inner(case)
+        return streams * stream + (cost(within).bytes_total if lru.traffic is None else lru.traffic(within, config))
 
     return dataclasses.replace(
         lru,
-        op="recurrent_block",
+        op=op,
         summary=summary,
         run=from_parts,
         reject=reject,
-        rank=lambda case, device: lru.rank(lru_case(case), device),
-        launches=launches,
+        rank=lambda case, device: lru.rank(inner(case), device),
+        launches=lambda call, outputs, config: launches(call, outputs, config, recurrent),
         traffic=traffic,
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
+from griffin_kernels.contract import Variant, from_parts
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops.recurrent_block_step.op import Call, convolution, recurrence
 from griffin_kernels.ops.rg_lru_step import _lru_step_launches as lru
@@ -24,3 +27,9 @@ def steps(make: Callable[..., Launch], call: Call, outputs: dict[str, Any], conf
     between: dict[str, Any] = {}
     launches = triton_rows.launches(first, between, triton_rows.Config())
     return [*launches, make(recurrence(call, between["y"]), outputs, "out", config, call.y)]
+
+
+def around(lru: Variant, make: Callable[..., Launch], **facts: Any) -> Variant:
+    """The block's variant by the launch of one of rg_lru_step's. facts: what is its own."""
+    launches = functools.partial(steps, make)
+    return dataclasses.replace(lru, op="recurrent_block_step", run=from_parts, launches=launches, **facts)

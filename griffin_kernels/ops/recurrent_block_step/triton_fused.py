@@ -16,46 +16,24 @@ Numerics: u is rounded to the data's dtype where it is multiplied; in one launch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
-from griffin_kernels.launch import Launch
-from griffin_kernels.ops.recurrent_block_step import _recurrent_step_launches as block
-from griffin_kernels.ops.recurrent_block_step.op import Call
-from griffin_kernels.ops.rg_lru_step import _lru_step_launches as lru
+from griffin_kernels.ops.recurrent_block_step._recurrent_step_launches import around
+from griffin_kernels.ops.rg_lru_step import triton_fused
+from griffin_kernels.ops.rg_lru_step._lru_step_launches import Dot, dot_launch
 
 
 @dataclass(frozen=True)
-class Config(lru.Dot):
-    __doc__ = lru.Dot.__doc__
+class Config(Dot):
+    __doc__ = Dot.__doc__
 
     block_n: int = 256
     block_k: int = 32
     num_warps: int = 8
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    """One launch, or two."""
-    return block.steps(lru.dot_launch, call, outputs, config)
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return lru.dot_unfit(case, device, config)
-
-
-def rank(case: Case, device: Device) -> int:
-    """The default where the batch fills a good part of an instruction."""
-    return 30 if case["B"] > 4 else 20
-
-
-VARIANT = Variant(
-    op="recurrent_block_step",
-    name="triton.fused",
+VARIANT = around(
+    triton_fused.VARIANT,
+    dot_launch,
     summary="one launch in place where a program owns a gate block, gates by matrix instructions",
     config=Config,
-    axes=lru.DOT_AXES,
-    reject=reject,
-    rank=rank,
-    launches=launches,
 )

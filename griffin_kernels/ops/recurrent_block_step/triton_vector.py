@@ -12,43 +12,12 @@ Numerics: products and sums in float32, as gates and state; between two launches
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from griffin_kernels.ops.recurrent_block_step._recurrent_step_launches import around
+from griffin_kernels.ops.rg_lru_step import triton_vector
+from griffin_kernels.ops.rg_lru_step._lru_step_launches import vector_launch
 
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
-from griffin_kernels.launch import Launch
-from griffin_kernels.ops.recurrent_block_step import _recurrent_step_launches as block
-from griffin_kernels.ops.recurrent_block_step.op import Call
-from griffin_kernels.ops.rg_lru_step import _lru_step_launches as lru
-
-
-@dataclass(frozen=True)
-class Config(lru.Vector):
-    __doc__ = lru.Vector.__doc__
-
-
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    """The convolution, then the gates; one launch where a program owns a gate block."""
-    return block.steps(lru.vector_launch, call, outputs, config)
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return lru.vector_unfit(case, device, config)
-
-
-def rank(case: Case, device: Device) -> int:
-    """The default for a few rows."""
-    return 25
-
-
-VARIANT = Variant(
-    op="recurrent_block_step",
-    name="triton.vector",
+VARIANT = around(
+    triton_vector.VARIANT,
+    vector_launch,
     summary="for a few rows: the convolution, then gates with all weights in flight at once",
-    config=Config,
-    axes=lru.VECTOR_AXES,
-    reject=reject,
-    rank=rank,
-    launches=launches,
 )

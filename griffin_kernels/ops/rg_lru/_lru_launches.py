@@ -192,14 +192,15 @@ def shared_bytes(n: int, size: int, config: Any, block_t: int, arch: str, backwa
     """
     amd = arch.startswith("gfx")
     own, weights = 3 if backward else 0 if amd else 2, 0 if amd else 2 * padded(n) * config.block_n
-    return size * (weights + config.num_stages * (padded(n) + own * config.block_n) * block_t) + SCRATCH
+    total: int = size * (weights + config.num_stages * (padded(n) + own * config.block_n) * block_t) + SCRATCH
+    return total
 
 
 def tile_steps(n: int, size: int, config: Any, arch: str) -> int:
     """Steps of a tile: config's, or for 0 as many, up to 32, as fit the architecture. They spill on gfx90a."""
-    block_t: int = config.block_t
     wide = arch != "gfx90a" and over_shared(shared_bytes(n, size, config, 32, arch), arch) is None
-    return block_t or (32 if wide else 16)
+    steps: int = config.block_t or (32 if wide else 16)
+    return steps
 
 
 def unfit_gates(case: Case, device: Device, config: Any, backward: bool = False) -> str | None:

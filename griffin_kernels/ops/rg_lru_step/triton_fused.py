@@ -14,42 +14,16 @@ Source: arXiv 2402.19427, section 2.4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
-from griffin_kernels.launch import Launch
+from griffin_kernels.contract import Variant
 from griffin_kernels.ops.rg_lru_step import _lru_step_launches as lru
-from griffin_kernels.ops.rg_lru_step.op import Call
-
-
-@dataclass(frozen=True)
-class Config(lru.Dot):
-    __doc__ = lru.Dot.__doc__
-
-
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    """One launch."""
-    return [lru.dot_launch(call, outputs, "y", config)]
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return lru.dot_unfit(case, device, config)
-
-
-def rank(case: Case, device: Device) -> int:
-    """The default where the batch fills a good part of an instruction."""
-    return 30 if case["B"] > 4 else 20
-
 
 VARIANT = Variant(
     op="rg_lru_step",
     name="triton.fused",
     summary="one launch in place, gates by matrix instructions",
-    config=Config,
+    config=lru.Dot,
     axes=lru.DOT_AXES,
-    reject=reject,
-    rank=rank,
-    launches=launches,
+    reject=lru.dot_unfit,
+    rank=lambda case, device: 30 if case["B"] > 4 else 20,  # the default where a batch fills much of an instruction
+    launches=lambda call, outputs, config: [lru.dot_launch(call, outputs, "y", config)],
 )

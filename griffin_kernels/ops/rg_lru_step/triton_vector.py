@@ -12,42 +12,16 @@ Numerics: products and sums in float32, as gates and state. Source: arXiv 2402.1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
-from griffin_kernels.launch import Launch
+from griffin_kernels.contract import Variant
 from griffin_kernels.ops.rg_lru_step import _lru_step_launches as lru
-from griffin_kernels.ops.rg_lru_step.op import Call
-
-
-@dataclass(frozen=True)
-class Config(lru.Vector):
-    __doc__ = lru.Vector.__doc__
-
-
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    """One launch."""
-    return [lru.vector_launch(call, outputs, "y", config)]
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return lru.vector_unfit(case, device, config)
-
-
-def rank(case: Case, device: Device) -> int:
-    """The default for a few rows."""
-    return 25
-
 
 VARIANT = Variant(
     op="rg_lru_step",
     name="triton.vector",
     summary="one launch in place for a few rows, all weights in flight at once",
-    config=Config,
+    config=lru.Vector,
     axes=lru.VECTOR_AXES,
-    reject=reject,
-    rank=rank,
-    launches=launches,
+    reject=lru.vector_unfit,
+    rank=lambda case, device: 25,
+    launches=lambda call, outputs, config: [lru.vector_launch(call, outputs, "y", config)],
 )

@@ -234,16 +234,21 @@ def _nearness(match: Match) -> str:
     return f"tuned for {match.entry.case.key}, within a factor {2**match.distance:.3g} per size"
 
 
-def _default(op: Op, case: Case, device: Device) -> Choice:
-    """The variant of highest rank among those that accept the case; baselines only where nothing else does."""
-    able = []
-    reasons = dict(catalog.unavailable(op.name))
+def _able(op: Op, case: Case, device: Device) -> tuple[list[Variant], dict[str, str]]:
+    """The variants that accept a case with their default configuration, and why the others do not, by name."""
+    able, reasons = [], dict(catalog.unavailable(op.name))
     for variant in catalog.variants(op.name).values():
         reason = _refusal(variant, case, device, variant.config())
         if reason is None:
             able.append(variant)
         else:
             reasons[variant.name] = reason
+    return able, reasons
+
+
+def _default(op: Op, case: Case, device: Device) -> Choice:
+    """The variant of highest rank among those that accept the case; baselines only where nothing else does."""
+    able, reasons = _able(op, case, device)
     if not able:
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise errors.NoVariantError(f"nothing can run {op.name} {case.key} on {device.name}: {listed}")
@@ -256,14 +261,8 @@ def explain(op: str, case: Case | Mapping[str, Any], device: Device | None = Non
     contract = catalog.op(op)
     found, where = _as_case(contract, case, device)
     choice = _choose(contract, found, where)
-    rejected = dict(catalog.unavailable(op))
-    others = []
-    for variant in catalog.variants(op).values():
-        reason = _refusal(variant, found, where, variant.config())
-        if reason is not None:
-            rejected[variant.name] = reason
-        elif variant is not choice.variant:
-            others.append(variant.name)
+    able, rejected = _able(contract, found, where)
+    others = [variant.name for variant in able if variant is not choice.variant]
     return Explanation(op, found, where, choice, rejected, tuple(others))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from griffin_kernels import errors
 from griffin_kernels.models.config import PATTERNS, GriffinConfig, repeat
@@ -25,53 +26,25 @@ _PAPER = {
 }
 
 
-def _paper(family: str, width: int, lru_width: int, layers: int, heads: int) -> GriffinConfig:
+def _sized(family: str, width: int, lru_width: int, layers: int, heads: int, **others: Any) -> GriffinConfig:
+    """The paper's proportions but for ``others``."""
+    sizes = {"vocab_size": 256_000, "head_dim": 128, "gate_blocks": 16} | others
+    blocks = repeat(PATTERNS[family], layers)
     return GriffinConfig(
-        vocab_size=256_000,
-        width=width,
-        mlp_width=3 * width,
-        block_types=repeat(PATTERNS[family], layers),
-        num_heads=heads,
-        head_dim=128,
-        lru_width=lru_width,
-        gate_blocks=16,
+        width=width, mlp_width=3 * width, block_types=blocks, num_heads=heads, lru_width=lru_width, **sizes
     )
 
 
-def _tiny(family: str) -> GriffinConfig:
-    return GriffinConfig(
-        vocab_size=256,
-        width=64,
-        mlp_width=192,
-        block_types=repeat(PATTERNS[family], 3),
-        num_heads=4,
-        head_dim=16,
-        lru_width=96,
-        gate_blocks=4,
-        window=16,
-    )
-
-
-def _recurrentgemma(width: int, layers: int, heads: int) -> GriffinConfig:
-    return GriffinConfig(
-        vocab_size=256_000,
-        width=width,
-        mlp_width=3 * width,
-        block_types=repeat(PATTERNS["griffin"], layers),
-        num_heads=heads,
-        head_dim=256,
-        lru_width=width,
-        gate_blocks=heads,
-        window=2048,
-        scale_embeddings=True,
-        logits_softcap=30.0,
-    )
-
+_TINY = {"vocab_size": 256, "head_dim": 16, "gate_blocks": 4, "window": 16}
+_GEMMA = {"head_dim": 256, "window": 2048, "scale_embeddings": True, "logits_softcap": 30.0}
 
 PRESETS: Mapping[str, GriffinConfig] = MappingProxyType(
-    {f"{family}-tiny": _tiny(family) for family in PATTERNS}
-    | {f"{family}-{size}": _paper(family, *sizes) for size, sizes in _PAPER.items() for family in PATTERNS}
-    | {"recurrentgemma-2b": _recurrentgemma(2560, 26, 10), "recurrentgemma-9b": _recurrentgemma(4096, 38, 16)}
+    {f"{family}-tiny": _sized(family, 64, 96, 3, 4, **_TINY) for family in PATTERNS}
+    | {f"{family}-{size}": _sized(family, *sizes) for size, sizes in _PAPER.items() for family in PATTERNS}
+    | {
+        "recurrentgemma-2b": _sized("griffin", 2560, 2560, 26, 10, gate_blocks=10, **_GEMMA),
+        "recurrentgemma-9b": _sized("griffin", 4096, 4096, 38, 16, gate_blocks=16, **_GEMMA),
+    }
 )
 """Every preset by name, small ones first."""
 

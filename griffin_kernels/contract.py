@@ -236,14 +236,6 @@ class Adapter:
         return self.finish(self.call(**self.prepare(call)), call)
 
 
-def _no_reason(case: Case, device: Device, config: Any) -> str | None:
-    return None
-
-
-def _rank_zero(case: Case, device: Device) -> int:
-    return 0
-
-
 def from_parts(call: Any, config: Any) -> tuple[torch.Tensor | None, ...]:
     """Stands for ``run`` where a variant is its launches or its adapter: it gets one of its own that runs these."""
     raise errors.CatalogError("a variant without launches and without an adapter needs a run of its own")
@@ -305,9 +297,9 @@ class Variant:
     run: Callable[..., tuple[torch.Tensor | None, ...]] = from_parts
     config: type = NoConfig
     axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    reject: Callable[[Case, Device, Any], str | None] = _no_reason
+    reject: Callable[[Case, Device, Any], str | None] = lambda case, device, config: None
     baseline: bool = False
-    rank: Callable[[Case, Device], int] = _rank_zero
+    rank: Callable[[Case, Device], int] = lambda case, device: 0
     adapter: Adapter | None = None
     package: str = ""
     slack: float = 1.0

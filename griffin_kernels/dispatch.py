@@ -212,8 +212,9 @@ def _choose(op: Op, case: Case, device: Device) -> Choice:
                 return Choice(variant, config, "use", "asked for by use()")
     for match in _registry(device).matches(op, case):
         if _refusal(match.variant, case, device, match.config) is None:
-            near = "tuned for this case" if match.distance == 0 else _nearness(match)
-            return Choice(match.variant, match.config, "registry", near, match)
+            near = f"tuned for {match.entry.case.key}, within a factor {2**match.distance:.3g} per size"
+            reason = near if match.distance else "tuned for this case"
+            return Choice(match.variant, match.config, "registry", reason, match)
     return _default(op, case, device)
 
 
@@ -228,10 +229,6 @@ def _footprint(variant: Variant, case: Case, device: Device, config: Any) -> Any
     lengths = {"B", "T", *USUAL_SIZE}
     sizes = tuple((name, size) for name, size in case.dims.items() if name not in lengths)
     return variant.key, config, sizes, case.dtype, case.flags, device
-
-
-def _nearness(match: Match) -> str:
-    return f"tuned for {match.entry.case.key}, within a factor {2**match.distance:.3g} per size"
 
 
 def _able(op: Op, case: Case, device: Device) -> tuple[list[Variant], dict[str, str]]:

@@ -37,7 +37,7 @@ def reference(
     memory_bytes: of the device, which is asked where this is None. Outputs are in ``dtype``, on the inputs' device,
     or on the CPU where they take more than a share of its memory. Not differentiable where it comes in pieces.
     """
-    where = _device_of(inputs)
+    where = next((v.device for v in inputs.values() if isinstance(v, Tensor)), torch.device("cpu"))
     memory = _memory_of(where) if memory_bytes is None else memory_bytes
     _, results = _bytes(op, inputs, dtype)
     kept = torch.device("cpu") if where.type == "cuda" and results > KEPT * memory else where
@@ -120,10 +120,6 @@ def _bytes(op: Op, inputs: Inputs, dtype: torch.dtype) -> tuple[int, int]:
     given = sum(v.numel() * (dtype if v.is_floating_point() else v.dtype).itemsize for _, _, v in _tensors(op, inputs))
     shapes = ([size_of(dim, sizes) or 0 for dim in spec.names] for spec in op.outputs.values())
     return given, sum(map(math.prod, shapes)) * dtype.itemsize
-
-
-def _device_of(inputs: Inputs) -> torch.device:
-    return next((v.device for v in inputs.values() if isinstance(v, Tensor)), torch.device("cpu"))
 
 
 def _memory_of(where: torch.device) -> int:

@@ -120,8 +120,6 @@ class Planting:
 
     plant: Plant
     affected: tuple[Tensor | None, ...]
-    lost: tuple[Tensor | None, ...]
-    """Likewise, True where the result is NaN."""
 
 
 def plantings(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) -> list[Planting]:
@@ -134,12 +132,11 @@ def plantings(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) ->
     found = []
     for plant in plants(op, inputs, seed, most):
         outputs = pieces.reference(op, plant.inputs)
-        pairs = list(zip(clean, outputs, strict=True))
         affected = tuple(
             None if a is None or b is None else _spread(spec, ~same(a, b))
-            for spec, (a, b) in zip(op.outputs.values(), pairs, strict=True)
+            for spec, a, b in zip(op.outputs.values(), clean, outputs, strict=True)
         )
-        found.append(Planting(plant, affected, tuple(None if b is None else b.isnan() for b in outputs)))
+        found.append(Planting(plant, affected))
     return found
 
 

@@ -15,17 +15,12 @@ _OUTSIDE: list[Settings] = []
 """What was set where ``poisoned`` was entered, innermost last. torch's settings are the whole process's."""
 
 
-def _settings() -> Settings:
-    settings: Any = torch.utils.deterministic  # a module with a property, which type checkers do not see
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    return torch.are_deterministic_algorithms_enabled(), warn_only, settings.fill_uninitialized_memory
-
-
 @contextlib.contextmanager
 def _set(deterministic: bool, warn_only: bool, fill: bool) -> Iterator[Settings]:
     """Other settings for a while; gives the ones from before."""
-    settings: Any = torch.utils.deterministic
-    before = _settings()
+    settings: Any = torch.utils.deterministic  # a module with a property, which type checkers do not see
+    was_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), was_warn_only, settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
     settings.fill_uninitialized_memory = fill
     try:

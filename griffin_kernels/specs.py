@@ -24,12 +24,6 @@ def expected_dtype(spec: TensorSpec, data: torch.dtype) -> torch.dtype:
     return getattr(torch, spec.dtype)  # type: ignore[no-any-return]
 
 
-def _allowed_dtypes(spec: TensorSpec, data: torch.dtype) -> tuple[torch.dtype, ...]:
-    if spec.dtype == "state":
-        return (data, accumulator(data))
-    return (expected_dtype(spec, data),)
-
-
 def size_of(dim: str, sizes: Mapping[str, int]) -> int | None:
     """Size of a dim such as ``T``, ``3``, ``N+1`` or ``K-1``; None where its name is not bound yet."""
     for sign in "+-":
@@ -82,7 +76,7 @@ def bind(op: Op, call: Any) -> Sizes:
             if dtype_name(data) not in DTYPE_BYTES:
                 known = ", ".join(DTYPE_BYTES)
                 raise errors.DtypeError(f"{op.name}: {name} is {dtype_name(data)}, expected one of {known}")
-        allowed = _allowed_dtypes(spec, data)
+        allowed = (*([data] if spec.dtype == "state" else []), expected_dtype(spec, data))
         if value.dtype not in allowed:
             want = " or ".join(dict.fromkeys(map(dtype_name, allowed)))
             raise errors.DtypeError(f"{op.name}: {name} is {dtype_name(value.dtype)}, expected {want}")

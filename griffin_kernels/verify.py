@@ -107,10 +107,6 @@ def _same(value: Tensor, before: Tensor) -> bool:
     return all(torch.equal(mine.nan_to_num(), theirs.nan_to_num()) for mine, theirs in pairs)
 
 
-def _snapshot(inputs: Inputs) -> Inputs:
-    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
-
-
 def check(
     op: Op,
     variant: Variant,
@@ -125,7 +121,7 @@ def check(
     """
     want = pieces.reference(op, inputs) if want is None else want
     inputs = inputs | {name: copy_of(inputs[name]) for name in op.in_place}
-    before = _snapshot(inputs)
+    before = {name: value.clone() for name, value in inputs.items() if isinstance(value, Tensor)}
     with poison.poisoned():
         got = variant.on(inputs, config)
     for name, value in inputs.items():

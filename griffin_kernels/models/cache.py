@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from griffin_kernels import errors
 from griffin_kernels.models.config import GriffinConfig
@@ -69,7 +70,8 @@ class AttentionCache:
         """Make room for positions below ``tokens`` where slots are not reused."""
         if not self.wraps and tokens > self.slots:
             slots = -(-max(tokens, 2 * self.slots) // GROWTH) * GROWTH
-            self.keys, self.values = (_grown(tensor, slots) for tensor in (self.keys, self.values))
+            more = (0, 0, 0, 0, 0, slots - self.slots)
+            self.keys, self.values = (functional.pad(ring, more) for ring in (self.keys, self.values))
 
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
@@ -82,12 +84,6 @@ class AttentionCache:
 
 
 LayerCache = RecurrentCache | AttentionCache
-
-
-def _grown(ring: Tensor, slots: int) -> Tensor:
-    larger = ring.new_zeros(ring.shape[0], slots, *ring.shape[2:])
-    larger[:, : ring.shape[1]] = ring
-    return larger
 
 
 class Cache:

@@ -310,17 +310,12 @@ def load_transformers(
         model = model.state_dict()
     if config is None:
         raise errors.ArgumentError("config is None, expected a GriffinConfig beside a state dict")
-    return _filled(config, from_transformers(model, config), device, dtype)
-
-
-def _filled(
-    config: GriffinConfig, tensors: StateDict, device: torch.device | str | None, dtype: torch.dtype | None
-) -> Griffin:
+    tensors = from_transformers(model, config)
     embedding = tensors["embedding.weight"]
-    model = Griffin(config, device="meta", dtype=dtype or embedding.dtype)
-    model.to_empty(device=device or embedding.device)
-    model.load_state_dict(tensors)
-    return model
+    filled = Griffin(config, device="meta", dtype=dtype or embedding.dtype)
+    filled.to_empty(device=device or embedding.device)
+    filled.load_state_dict(tensors)
+    return filled
 
 
 def read_folder(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
@@ -45,6 +46,17 @@ class Piece(NamedTuple):
     length: Any
     begin: Any
     end: Any
+
+
+class Sizes(NamedTuple):
+    """What a kernel is compiled for: channels, taps, accumulator; steps of a piece; steps and channels of a tile."""
+
+    D: int
+    TAPS: int
+    ACC: Any
+    SPAN: int
+    BLOCK_T: int
+    BLOCK_D: int
 
 
 @bundling
@@ -134,46 +146,56 @@ def store_new_state(x, state, positions, new_state, piece, channels, D: tl.const
             store_row(dense(new_state, piece.row * (TAPS - 1), D, 1), j, value, channels, 0, False)
 
 
-def shared_arguments(call: Any, span: int) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    """(pieces of time in all, arguments, constexprs) that both directions take; see ``piece_of``."""
-    x, weight, cu_seqlens = call.x, call.weight, call.cu_seqlens
-    batch, time, width = x.shape
-    parts = -(-time // span) if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    count = batch * parts if cu_seqlens is None else time // span + parts
+def pieces_of(call: Any, span: int) -> tuple[int, int]:
+    """(pieces of time in all, pieces of a batch entry or packed sequences); see ``piece_of``."""
+    batch, time, _ = call.x.shape
+    if call.cu_seqlens is None:
+        parts = -(-time // span)
+        return batch * parts, parts
+    parts = call.cu_seqlens.shape[0] - 1
+    return time // span + parts, parts
+
+
+def launch(kernel: Any, call: Any, config: Any, span: int, share: int, loads: tuple[Tensor, ...], **own: Any) -> Launch:
+    """A kernel of either direction, a program per piece of ``span`` steps and block of channels.
+
+    share: elements of a load by a program of one warp. loads: the tensors of that. own: arguments of this kernel alone.
+    """
+    x, weight = call.x, call.weight
+    count, parts = pieces_of(call, span)
     args = {
         "x": rows(x),
         "weight": State(weight, constant(host.row_stride(weight, 0)), constant(host.channel_stride(weight))),
         "state": rows(call.state),
         "positions": rows(call.segment_pos),
-        "cu_seqlens": cu_seqlens,
-        "T": time,
+        "cu_seqlens": call.cu_seqlens,
+        "T": x.shape[1],
         "parts": parts,
     }
-    return count, args, {"D": width, "TAPS": weight.shape[0], "ACC": host.wide(x.dtype)}
-
-
-def launch(kernel: Any, call: Call, outputs: dict[str, Any], config: Any, blocks: dict[str, int], share: int) -> Launch:
-    """A forward kernel, a program per piece of SPAN steps and block of channels; allocates y and the new state.
-
-    blocks: SPAN and BLOCK_D, and what else the kernel takes. share: elements of a load by a program of one warp.
-    """
-    x, bias = call.x, call.bias
-    count, args, constexprs = shared_arguments(call, blocks["SPAN"])
-    kept = (x.shape[0] if call.cu_seqlens is None else args["parts"], constexprs["TAPS"] - 1, x.shape[2])
-    args |= {
-        "bias": State(bias, constant(0), constant(host.channel_stride(bias))),
-        "y": host.empty(outputs, "y", x, *x.shape, dtype=x.dtype),
-        "new_state": host.empty(outputs, "new_state", x, *kept, dtype=x.dtype),
-    }
+    sizes = Sizes(x.shape[2], weight.shape[0], host.wide(x.dtype), span, config.block_t, config.block_d)
     return Launch(
         kernel=kernel,
-        grid=(count * triton.cdiv(x.shape[2], config.block_d),),
-        args=args,
-        constexprs=constexprs | blocks,
+        grid=(count * triton.cdiv(sizes.D, config.block_d),),
+        args=args | own,
+        constexprs={"SIZES": sizes},
         num_warps=config.num_warps,
         tile=config.block_t * config.block_d,
-        claims=Claims(load_bits=host.load_bits((x,), share // (32 * config.num_warps))),
+        claims=Claims(load_bits=host.load_bits(loads, share // (32 * config.num_warps))),
     )
+
+
+def forward(kernel: Any, call: Call, outputs: dict[str, Any], config: Any, span: int, share: int) -> list[Launch]:
+    """The launch of a forward kernel; allocates y and the new state. Others as in ``launch``."""
+    x, bias = call.x, call.bias
+    sequences = x.shape[0] if call.cu_seqlens is None else call.cu_seqlens.shape[0] - 1
+    own = {
+        "bias": State(bias, constant(0), constant(host.channel_stride(bias))),
+        "y": host.empty(outputs, "y", x, *x.shape, dtype=x.dtype),
+        "new_state": host.empty(
+            outputs, "new_state", x, sequences, call.weight.shape[0] - 1, x.shape[2], dtype=x.dtype
+        ),
+    }
+    return [launch(kernel, call, config, span, share, (x,), **own)]
 
 
 MOST_TAPS = 16

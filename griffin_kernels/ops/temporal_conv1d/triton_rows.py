@@ -64,53 +64,37 @@ def conv_tile(
 
 
 @triton.jit(do_not_specialize=["T", "parts"])
-def temporal_conv1d_rows(
-    x,
-    weight,
-    bias,
-    state,
-    positions,
-    cu_seqlens,
-    y,
-    new_state,
-    T,
-    parts,
-    D: tl.constexpr,
-    TAPS: tl.constexpr,
-    ACC: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def temporal_conv1d_rows(x, weight, bias, state, positions, cu_seqlens, y, new_state, T, parts, SIZES: tl.constexpr):
     """x, y: [B,T,D]; weight [K,D]; bias [D]; state, new_state: [N,K-1,D]; positions [B,T].
 
     Grid: pieces of time * ceil(D / block_d), channels fastest.
     """
-    place, channels = own_channels(tl.program_id(0), D, BLOCK_D)
-    piece = piece_of(place, cu_seqlens, T, parts, SPAN)
+    TAPS: tl.constexpr = SIZES.TAPS
+    BLOCK_T: tl.constexpr = SIZES.BLOCK_T
+    place, channels = own_channels(tl.program_id(0), SIZES.D, SIZES.BLOCK_D)
+    piece = piece_of(place, cu_seqlens, T, parts, SIZES.SPAN)
     batch, time = piece.batch, piece.first + piece.begin
-    taps = load_taps(weight, channels, TAPS, ACC)
-    constant = load_state(bias, 0, channels, ACC)
+    taps = load_taps(weight, channels, TAPS, SIZES.ACC)
+    constant = load_state(bias, 0, channels, SIZES.ACC)
     before = ()
     for k in tl.static_range(1, TAPS):
         earlier = input_row(x, state, piece, piece.begin - k, channels, TAPS, piece.begin < piece.end)
-        before += (earlier.to(ACC),)
+        before += (earlier.to(SIZES.ACC),)
     steps = tl.cast(piece.end - piece.begin, tl.int32)
     full = tl.maximum(steps, 0) // BLOCK_T
-    out = Rows(y, tl.cast(T, tl.int64) * D, D, 1)
+    out = Rows(y, tl.cast(T, tl.int64) * SIZES.D, SIZES.D, 1)
     for _ in range(full):
         before = conv_tile(x, positions, out, batch, time, before, taps, constant, channels, BLOCK_T, BLOCK_T, False)
         time += BLOCK_T
     left = steps - full * BLOCK_T
     if left > 0:
         conv_tile(x, positions, out, batch, time, before, taps, constant, channels, left, BLOCK_T, True)
-    store_new_state(x, state, positions, new_state, piece, channels, D, TAPS)
+    store_new_state(x, state, positions, new_state, piece, channels, SIZES.D, TAPS)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per piece of time and block of channels."""
-    blocks = {"SPAN": config.span, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d}
-    return [_triton_conv.launch(temporal_conv1d_rows, call, outputs, config, blocks, config.block_d)]
+    return _triton_conv.forward(temporal_conv1d_rows, call, outputs, config, config.span, config.block_d)
 
 
 VARIANT = Variant(

@@ -38,22 +38,11 @@ class Config:
 
 
 @triton.jit
-def conv_tile(
-    x,
-    state,
-    positions,
-    y,
-    weight,
-    bias,
-    piece,
-    channels,
-    D: tl.constexpr,
-    TAPS: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    ENDS: tl.constexpr,
-):
+def conv_tile(x, state, positions, y, weight, bias, piece, channels, SIZES: tl.constexpr, ENDS: tl.constexpr):
     """The BLOCK_T steps of a piece, the first of which y is at. ENDS: some taps or steps are outside the sequence."""
+    TAPS: tl.constexpr = SIZES.TAPS
+    ACC: tl.constexpr = SIZES.ACC
+    BLOCK_T: tl.constexpr = SIZES.BLOCK_T
     rows = tl.arange(0, BLOCK_T)
     t = piece.begin + rows
     inside = channels.inside[None, :]
@@ -64,7 +53,7 @@ def conv_tile(
     if positions is not None:
         reach = load_reach(positions, piece, t, t < piece.length, 0)
     for k in tl.static_range(TAPS):
-        inputs = tile_at(x, piece.batch, time, rows - k, channels, D, BLOCK_T + TAPS)
+        inputs = tile_at(x, piece.batch, time, rows - k, channels, SIZES.D, BLOCK_T + TAPS)
         if ENDS:
             value = tl.load(inputs, mask=there & (t >= k)[:, None], other=0.0)
         elif channels.mask is not None:
@@ -78,7 +67,7 @@ def conv_tile(
         if positions is not None and k > 0:
             value = tl.where((reach >= k)[:, None], value, 0.0)
         total += load_state(weight, TAPS - 1 - k, channels, ACC)[None, :] * value
-    outputs = tile_at(y, 0, 0, rows, channels, D, BLOCK_T)
+    outputs = tile_at(y, 0, 0, rows, channels, SIZES.D, BLOCK_T)
     total = total.to(outputs.dtype.element_ty)
     if ENDS:
         tl.store(outputs, total, mask=there)
@@ -89,41 +78,26 @@ def conv_tile(
 
 
 @triton.jit(do_not_specialize=["T", "parts"])
-def temporal_conv1d_tile(
-    x,
-    weight,
-    bias,
-    state,
-    positions,
-    cu_seqlens,
-    y,
-    new_state,
-    T,
-    parts,
-    D: tl.constexpr,
-    TAPS: tl.constexpr,
-    ACC: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def temporal_conv1d_tile(x, weight, bias, state, positions, cu_seqlens, y, new_state, T, parts, SIZES: tl.constexpr):
     """x, y: [B,T,D]; weight [K,D]; bias [D]; state, new_state: [N,K-1,D]; positions [B,T].
 
     Grid: pieces of SPAN steps * ceil(D / block_d), channels fastest.
     """
-    place, channels = own_channels(tl.program_id(0), D, BLOCK_D)
-    piece = piece_of(place, cu_seqlens, T, parts, SPAN)
-    first = piece.batch * T + piece.first + piece.begin
-    if (piece.begin >= TAPS - 1) & (piece.begin + SPAN <= piece.length):
-        conv_tile(x, None, positions, dense(y, first, D, 1), weight, bias, piece, channels, D, TAPS, ACC, SPAN, False)
+    D: tl.constexpr = SIZES.D
+    place, channels = own_channels(tl.program_id(0), D, SIZES.BLOCK_D)
+    piece = piece_of(place, cu_seqlens, T, parts, SIZES.SPAN)
+    out = dense(y, piece.batch * T + piece.first + piece.begin, D, 1)
+    if (piece.begin >= SIZES.TAPS - 1) & (piece.begin + SIZES.SPAN <= piece.length):
+        conv_tile(x, None, positions, out, weight, bias, piece, channels, SIZES, False)
     elif piece.begin < piece.length:
-        conv_tile(x, state, positions, dense(y, first, D, 1), weight, bias, piece, channels, D, TAPS, ACC, SPAN, True)
-    store_new_state(x, state, positions, new_state, piece, channels, D, TAPS)
+        conv_tile(x, state, positions, out, weight, bias, piece, channels, SIZES, True)
+    store_new_state(x, state, positions, new_state, piece, channels, D, SIZES.TAPS)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """One program per tile."""
-    blocks = {"SPAN": config.block_t, "BLOCK_D": config.block_d}
-    return [_triton_conv.launch(temporal_conv1d_tile, call, outputs, config, blocks, config.block_t * config.block_d)]
+    share = config.block_t * config.block_d
+    return _triton_conv.forward(temporal_conv1d_tile, call, outputs, config, config.block_t, share)
 
 
 VARIANT = Variant(

@@ -14,11 +14,10 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.contract import Case, accumulator
-from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.tensors import dense, rows, store_row
-from griffin_kernels.ops.temporal_conv1d import _triton_conv as forward
-from griffin_kernels.ops.temporal_conv1d._triton_conv import load_reach, load_row
+from griffin_kernels.ops.temporal_conv1d._triton_conv import Sizes, launch, load_reach, load_row, pieces_of
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 REDUCE_ROWS = 32
@@ -80,24 +79,21 @@ def store_sums(sums, partial, place, channels, D: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["pieces"])
-def temporal_conv1d_bwd_reduce(
-    partial,
-    dweight,
-    dbias,
-    pieces,
-    D: tl.constexpr,
-    TAPS: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """partial [pieces,K+1,D] -> dweight [K,D], dbias [D]. Grid: (K+1) * ceil(D / BLOCK_D)."""
+def temporal_conv1d_bwd_reduce(partial, dweight, dbias, pieces, SIZES: tl.constexpr):
+    """partial [pieces,K+1,D] -> dweight [K,D], dbias [D]. Grid: (K+1) * ceil(D / block_d).
+
+    BLOCK_T: rows that are added at a time.
+    """
+    D: tl.constexpr = SIZES.D
+    TAPS: tl.constexpr = SIZES.TAPS
+    ROWS: tl.constexpr = SIZES.BLOCK_T
+    BLOCK_D: tl.constexpr = SIZES.BLOCK_D
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     k = tl.program_id(0) // BLOCKS
     columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < D
     rows = tl.arange(0, ROWS)
-    total = tl.zeros((ROWS, BLOCK_D), dtype=ACC)
+    total = tl.zeros((ROWS, BLOCK_D), dtype=SIZES.ACC)
     for first in range(0, pieces, ROWS):
         place = (first + rows)[:, None]
         row = partial + place.to(tl.int64) * ((TAPS + 1) * D) + k * D + columns[None, :]
@@ -115,26 +111,14 @@ def launches(kernel: Any, call: Call, outputs: dict[str, Any], config: Any, shar
     share: elements of a load by a program of one warp.
     """
     x, dy, state = call.x, call.dy, call.state
-    count, args, constexprs = forward.shared_arguments(call, config.span)
-    width, taps = constexprs["D"], constexprs["TAPS"]
+    count, _ = pieces_of(call, config.span)
+    taps, width = call.weight.shape
     dx = host.empty(outputs, "dx", x, *x.shape, dtype=x.dtype)
     outputs["dstate"] = None if state is None else host.empty(outputs, "dstate", x, *state.shape, dtype=x.dtype)
     partial = torch.empty((count, taps + 1, width), dtype=accumulator(x.dtype), device=x.device)
-    args |= {
-        "dy": rows(dy),
-        "dnew_state": rows(call.dnew_state),
-        "gradients": Gradients(dx, outputs["dstate"], partial),
-    }
-    blocks = {"SPAN": config.span, "BLOCK_T": config.block_t, "BLOCK_D": config.block_d}
-    pieces = Launch(
-        kernel=kernel,
-        grid=(count * triton.cdiv(width, config.block_d),),
-        args=args,
-        constexprs=constexprs | blocks,
-        num_warps=config.num_warps,
-        tile=config.block_t * config.block_d,
-        claims=Claims(load_bits=host.load_bits((dy, x), share // (32 * config.num_warps))),
-    )
+    gradients = Gradients(dx, outputs["dstate"], partial)
+    own = {"dy": rows(dy), "dnew_state": rows(call.dnew_state), "gradients": gradients}
+    pieces = launch(kernel, call, config, config.span, share, (dy, x), **own)
     reduce = Launch(
         kernel=temporal_conv1d_bwd_reduce,
         grid=((taps + 1) * triton.cdiv(width, REDUCE_D),),
@@ -144,7 +128,7 @@ def launches(kernel: Any, call: Call, outputs: dict[str, Any], config: Any, shar
             "dbias": host.empty(outputs, "dbias", x, width, dtype=x.dtype),
             "pieces": count,
         },
-        constexprs=constexprs | {"ROWS": REDUCE_ROWS, "BLOCK_D": REDUCE_D},
+        constexprs={"SIZES": Sizes(width, taps, host.wide(x.dtype), 0, REDUCE_ROWS, REDUCE_D)},
         num_warps=4,
         tile=REDUCE_ROWS * REDUCE_D,
     )

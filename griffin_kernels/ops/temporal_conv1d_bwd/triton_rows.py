@@ -100,31 +100,20 @@ def conv_tile(
 
 @triton.jit(do_not_specialize=["T", "parts"])
 def temporal_conv1d_bwd_rows(
-    dy,
-    dnew_state,
-    x,
-    weight,
-    state,
-    positions,
-    cu_seqlens,
-    gradients,
-    T,
-    parts,
-    D: tl.constexpr,
-    TAPS: tl.constexpr,
-    ACC: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    dy, dnew_state, x, weight, state, positions, cu_seqlens, gradients, T, parts, SIZES: tl.constexpr
 ):
     """dy, x: [B,T,D]; weight [K,D]; dnew_state, state: [N,K-1,D]; positions [B,T].
 
     Grid: pieces of time * ceil(D / block_d), channels fastest.
     """
+    D: tl.constexpr = SIZES.D
+    TAPS: tl.constexpr = SIZES.TAPS
+    BLOCK_T: tl.constexpr = SIZES.BLOCK_T
+    BLOCK_D: tl.constexpr = SIZES.BLOCK_D
     place, channels = own_channels(tl.program_id(0), D, BLOCK_D)
-    piece = piece_of(place, cu_seqlens, T, parts, SPAN)
+    piece = piece_of(place, cu_seqlens, T, parts, SIZES.SPAN)
     begin, end, length = piece.begin, piece.end, piece.length
-    taps = load_taps(weight, channels, TAPS, ACC)
+    taps = load_taps(weight, channels, TAPS, SIZES.ACC)
     kept = first_kept_step(positions, piece, TAPS)
     # the masked tile holds all steps of the piece that the new state holds too
     steps = tl.cast(tl.maximum(end - begin, 0), tl.int32)
@@ -136,12 +125,12 @@ def temporal_conv1d_bwd_rows(
     top = end
     if left > 0:
         top = t + (BLOCK_T + TAPS - 1)
-    sums = (tl.zeros((BLOCK_D,), dtype=ACC), tl.zeros((BLOCK_D,), dtype=ACC))
+    sums = (tl.zeros((BLOCK_D,), dtype=SIZES.ACC), tl.zeros((BLOCK_D,), dtype=SIZES.ACC))
     window = ()
     reaches = ()
     for k in tl.static_range(TAPS - 1):
-        sums += (tl.zeros((BLOCK_D,), dtype=ACC),)
-        window += (load_row(dy, piece.batch, piece.first + (top + k), channels, top + k < length).to(ACC),)
+        sums += (tl.zeros((BLOCK_D,), dtype=SIZES.ACC),)
+        window += (load_row(dy, piece.batch, piece.first + (top + k), channels, top + k < length).to(SIZES.ACC),)
         if positions is not None:
             reaches += (load_reach(positions, piece, top + k, top + k < length, 0),)
     dx = Rows(gradients.x, tl.cast(T, tl.int64) * D, D, 1)

@@ -94,35 +94,24 @@ def conv_tile(
 
 @triton.jit(do_not_specialize=["T", "parts"])
 def temporal_conv1d_bwd_tile(
-    dy,
-    dnew_state,
-    x,
-    weight,
-    state,
-    positions,
-    cu_seqlens,
-    gradients,
-    T,
-    parts,
-    D: tl.constexpr,
-    TAPS: tl.constexpr,
-    ACC: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    dy, dnew_state, x, weight, state, positions, cu_seqlens, gradients, T, parts, SIZES: tl.constexpr
 ):
     """dy, x: [B,T,D]; weight [K,D]; dnew_state, state: [N,K-1,D]; positions [B,T].
 
     Grid: pieces of time * ceil(D / block_d), channels fastest.
     """
+    D: tl.constexpr = SIZES.D
+    TAPS: tl.constexpr = SIZES.TAPS
+    BLOCK_T: tl.constexpr = SIZES.BLOCK_T
+    BLOCK_D: tl.constexpr = SIZES.BLOCK_D
     place, channels = own_channels(tl.program_id(0), D, BLOCK_D)
-    piece = piece_of(place, cu_seqlens, T, parts, SPAN)
+    piece = piece_of(place, cu_seqlens, T, parts, SIZES.SPAN)
     begin, end, length = piece.begin, piece.end, piece.length
-    taps = load_taps(weight, channels, TAPS, ACC)
+    taps = load_taps(weight, channels, TAPS, SIZES.ACC)
     kept = first_kept_step(positions, piece, TAPS)
     tiles = ()
     for _ in tl.static_range(TAPS + 1):
-        tiles += (tl.zeros((BLOCK_T, BLOCK_D), dtype=ACC),)
+        tiles += (tl.zeros((BLOCK_T, BLOCK_D), dtype=SIZES.ACC),)
     steps = tl.cast(tl.maximum(end - begin, 0), tl.int32)
     dx = gradients.x + (piece.batch * T + piece.first) * D
     for ahead in range(0, steps, BLOCK_T):

@@ -210,12 +210,8 @@ def _forward_steps(
     data: Any, batch: int, row: int, start: int, begin: int, end: int, channel: int, channels: int
 ) -> None:
     """Steps begin .. end of the sequence that starts at step ``start``, with row ``row`` of the state before it."""
-    furthest, size, most, stream = (
-        known_number(data) - 1,
-        data_bytes(data),
-        field(data, AT.rows),
-        field(data, AT.stream),
-    )
+    furthest, size = known_number(data) - 1, data_bytes(data)
+    most, stream = field(data, AT.rows), field(data, AT.stream)
     x, x_step = input_at(data, AT.x, batch, channel)
     state, state_step = input_at(data, AT.state, row, channel)
     fresh, segmented = field(data, AT.state) == 0, field(data, AT.positions) != 0
@@ -282,22 +278,16 @@ def _backward_steps(
     sums: int,
 ) -> None:
     """Steps begin .. end of the sequence of ``time`` steps from step ``start`` on; its state too if begin is 0."""
-    furthest, size, most, stream = (
-        known_number(data) - 1,
-        data_bytes(data),
-        field(data, AT.rows),
-        field(data, AT.stream),
-    )
+    furthest, size = known_number(data) - 1, data_bytes(data)
+    most, stream = field(data, AT.rows), field(data, AT.stream)
     width, segmented = field(data, AT.width), field(data, AT.positions) != 0
     x, x_step = input_at(data, AT.x, batch, channel)
     state, state_step = input_at(data, AT.state, row, channel)
     dy, dy_step = input_at(data, AT.dy, batch, channel)
     leaving, leaving_step = input_at(data, AT.leaving, row, channel)
     weight, weight_step = field(data, AT.weight) + channel * size, field(data, AT.weight + 1) * size
-    out, dstate = (
-        _output(data, AT.out, batch, field(data, AT.time), channel),
-        _output(data, AT.dstate, row, furthest, channel),
-    )
+    out = _output(data, AT.out, batch, field(data, AT.time), channel)
+    dstate = _output(data, AT.dstate, row, furthest, channel)
     step, sums_step, every = width * size, width * wide_bytes(data), (1 << (furthest + 1)) - 1
     x += start * x_step
     dy += start * dy_step
@@ -325,18 +315,10 @@ def _backward_steps(
 
 def forward(data: Any) -> None:
     """y."""
-    blocks, block, width, time = (
-        field(data, AT.blocks),
-        field(data, AT.block),
-        field(data, AT.width),
-        field(data, AT.time),
-    )
-    chunk, chunks, span, slots = (
-        field(data, AT.chunk),
-        field(data, AT.chunks),
-        field(data, AT.span),
-        field(data, AT.slots),
-    )
+    blocks, block = field(data, AT.blocks), field(data, AT.block)
+    width, time = field(data, AT.width), field(data, AT.time)
+    chunk, chunks = field(data, AT.chunk), field(data, AT.chunks)
+    span, slots = field(data, AT.span), field(data, AT.slots)
     item = take(data, 0)
     while item < field(data, AT.items):
         first, channel = item // blocks * span, item % blocks * block
@@ -349,18 +331,10 @@ def forward(data: Any) -> None:
 
 def backward(data: Any) -> None:
     """dx, dstate, and the sums of every group."""
-    blocks, block, width, time = (
-        field(data, AT.blocks),
-        field(data, AT.block),
-        field(data, AT.width),
-        field(data, AT.time),
-    )
-    chunk, chunks, span, slots = (
-        field(data, AT.chunk),
-        field(data, AT.chunks),
-        field(data, AT.span),
-        field(data, AT.slots),
-    )
+    blocks, block = field(data, AT.blocks), field(data, AT.block)
+    width, time = field(data, AT.width), field(data, AT.time)
+    chunk, chunks = field(data, AT.chunk), field(data, AT.chunks)
+    span, slots = field(data, AT.span), field(data, AT.slots)
     item = take(data, 0)
     while item < field(data, AT.items):
         group, channel = item // blocks, item % blocks * block

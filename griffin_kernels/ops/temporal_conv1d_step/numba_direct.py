@@ -67,11 +67,6 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
     return unfit_cpu(case, device, config, float64=False)
 
 
-def rank(case: Case, device: Device) -> int:
-    """Above every eager variant."""
-    return 20
-
-
 VARIANT = Variant(
     op="temporal_conv1d_step",
     name="numba.direct",
@@ -80,5 +75,5 @@ VARIANT = Variant(
     config=Config,
     axes={"block_d": (128, 640, 2560)},
     reject=reject,
-    rank=rank,
+    rank=lambda case, device: 20,
 )

@@ -14,7 +14,6 @@ from torch import Tensor
 from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
-from griffin_kernels.ops._native import Strided
 from griffin_kernels.ops.recurrent_block_step.op import Call as BlockCall
 from griffin_kernels.ops.rg_lru._lru_numba_call import plain
 from griffin_kernels.ops.rg_lru.op import gates_of
@@ -33,17 +32,8 @@ def recurrence(call: Call, config: Any) -> tuple[Tensor, Tensor]:
 
 def block(call: BlockCall, config: Any) -> tuple[Tensor, Tensor, Tensor]:
     """recurrent_block_step: a convolution before the gates, and the product with gelu(y)."""
-    weight, bias, kept = plain(call.conv_weight), plain(call.conv_bias), native.rows(call.conv_state)
-    y, (taps, width), size = native.rows(call.y), weight.shape, weight.itemsize
-    out = _run(
-        call,
-        config,
-        strided("y", y, size * y.shape[0] * width),
-        strided("conv_state", kept, size * call.h.shape[0] * (taps - 1) * width),
-        taps,
-        address("conv_weight", weight, size * taps * width),
-        address("conv_bias", bias, size * width),
-    )
+    kept = native.rows(call.conv_state)
+    out = _run(call, config, native.rows(call.y), kept, plain(call.conv_weight), plain(call.conv_bias))
     if kept is not call.conv_state:
         call.conv_state.copy_(kept)
     return out, call.conv_state, call.h
@@ -52,16 +42,17 @@ def block(call: BlockCall, config: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _run(
     call: Any,
     config: Any,
-    y: Strided = native.NOWHERE,
-    state: Strided = native.NOWHERE,
-    taps: int = 0,
-    conv_weight: int = 0,
-    conv_bias: int = 0,
+    y: Tensor | None = None,
+    kept: Tensor | None = None,
+    conv_weight: Tensor | None = None,
+    conv_bias: Tensor | None = None,
 ) -> Tensor:
-    """The token's output [B, D] in x's dtype; states are overwritten. Others as in ``_lru_step_numba.Fields``."""
+    """The token's output [B, D] in x's dtype; states are overwritten. With a block: its y, its convolution's state."""
     x, h = native.rows(call.x), native.rows(call.h)
-    a_param, *gates = [plain(tensor) for tensor in gates_of(call)]
+    # what is plain already costs no call
+    a_param, *gates = [t if t.is_contiguous() and not t.is_neg() else plain(t) for t in gates_of(call)]
     (batch, width), (blocks, n), size = x.shape, call.input_gate_bias.shape, x.itemsize
+    pool, taps = h.shape[0], 0 if conv_weight is None else conv_weight.shape[0]
     part = min(config.block_d, n)
     parts = -(-n // part)
     items = blocks * parts
@@ -74,9 +65,9 @@ def _run(
     slots = None if call.slots is None else call.slots.contiguous()
     fields = _KERNELS.fields(
         x=strided("x", x, size * batch * width),
-        y=y,
-        h=strided("h", h, 4 * h.shape[0] * width),
-        state=state,
+        y=strided("y", y, size * batch * width),
+        h=strided("h", h, 4 * pool * width),
+        state=strided("conv_state", kept, size * pool * (taps - 1) * width),
         gates=tuple([address("gates", gate, size * width * (n if gate.dim() == 3 else 1)) for gate in gates]),
         workers=0,
         items=items,
@@ -90,8 +81,8 @@ def _run(
         out=address("output", out, size * batch * width),
         a_param=address("a_param", a_param, size * width),
         taps=taps,
-        conv_weight=conv_weight,
-        conv_bias=conv_bias,
+        conv_weight=address("conv_weight", conv_weight, size * taps * width),
+        conv_bias=address("conv_bias", conv_bias, size * width),
         scratch=address("scratch", scratch, threads * scratch_bytes),
         scratch_bytes=scratch_bytes,
         finished=address("finished", finished, 8 * blocks),

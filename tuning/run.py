@@ -29,7 +29,7 @@ from roofline import measure, store
 from roofline import study as studies
 from roofline.study import Timing
 from roofline.study_records import FILE_NAME, Study
-from tuning.decide.decider import Decider, Lane
+from tuning.decide.decider import Decider, DeviceLane
 from tuning.decide.history import History
 from tuning.decide.listener import Listener
 from tuning.measure import noise
@@ -200,7 +200,7 @@ def _work(
     for name in names:
         executor = _executor(name, device, options, listener, prepare)
         stack.callback(executor.close)
-        lanes.append(Lane(name if len(names) > 1 else "", executor))
+        lanes.append(DeviceLane(name if len(names) > 1 else "", executor))
     decide_all(decider, jobs, lanes)
 
 
@@ -236,7 +236,7 @@ def repeating(job: Job, options: Options, paths: Paths, device: Device, command:
     return shlex.join(words)
 
 
-def decide_all(decider: Decider, jobs: Sequence[Job], lanes: Sequence[Lane]) -> None:
+def decide_all(decider: Decider, jobs: Sequence[Job], lanes: Sequence[DeviceLane]) -> None:
     """Decide all jobs, in their order. An op's cases are shared out among the lanes; the next op begins when all of
     them are decided, since it may call this one.
     """
@@ -249,7 +249,7 @@ def decide_all(decider: Decider, jobs: Sequence[Job], lanes: Sequence[Lane]) -> 
         for job in jobs:
             decider.decide(job, lanes[0], known())
         return
-    free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+    free: queue.SimpleQueue[DeviceLane] = queue.SimpleQueue()
     for lane in lanes:
         free.put(lane)
 

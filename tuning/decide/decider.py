@@ -38,7 +38,7 @@ Done = list[tuple[Planned, Candidate]]
 
 
 @dataclass(frozen=True)
-class Lane:
+class DeviceLane:
     """One device that works through cases. name: as ``device.detect`` takes it; empty where there is only one."""
 
     name: str
@@ -176,7 +176,7 @@ class Decider:
         with self.lock:
             self.log.append(record)
 
-    def decide(self, job: Job, lane: Lane, entries: Sequence[Entry]) -> Result | None:
+    def decide(self, job: Job, lane: DeviceLane, entries: Sequence[Entry]) -> Result | None:
         """Decide a case and record it; None where no candidate can be published, or there is no time for the case.
 
         entries: decisions of this run so far, for variants that call other ops.
@@ -250,7 +250,7 @@ class Decider:
 class _Case:
     """The work on one case. resumed: an earlier run tried some candidates. tried: points that search has tried."""
 
-    def __init__(self, run: Decider, job: Job, lane: Lane, entries: Sequence[Entry]) -> None:
+    def __init__(self, run: Decider, job: Job, lane: DeviceLane, entries: Sequence[Entry]) -> None:
         self.run, self.job, self.lane, self.entries = run, job, lane, list(entries)
         self.resumed = bool(run.history.tried(job))
         self.done: Done = []

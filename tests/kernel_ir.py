@@ -42,16 +42,15 @@ def main(names: list[str]) -> int:
         cases = catalog.op(variant.op).cases
         chosen = [*representative(cases), *(case for case in cases if case.tag == "edge")]
         for request in requests_for(variant, chosen, names):
-            goal = target(request.target)
-            for launch in launches_of(request, goal):
-                if not isinstance(launch, Launch):
-                    continue
+            config = variant.parse_config(request.config)
+            for _, launch in launches_of(variant, request.case, config, request.target):
                 launches += 1
                 try:
-                    ir_of(launch, goal)
+                    ir_of(launch, target(request.target))
                 except Exception as error:
                     failures += 1
-                    print(f"{variant.key} {request.case} {request.target} {launch.name}: {_cause(error)}", flush=True)
+                    at = f"{variant.key} {request.case.key} {request.target} {launch.name}"
+                    print(f"{at}: {_cause(error)}", flush=True)
     print(f"IR of {launches} launches for {', '.join(names)}: {failures} failed")
     return 1 if failures or not launches else 0
 

@@ -65,14 +65,15 @@ def linear_scan_mark(
     """Marks one packed sequence per program; a sequence without steps hands its state [N,D] on to final [N,D]."""
     row = tl.program_id(0)
     _, first, steps = span(row, cu_seqlens, T, REVERSE)
+    given, final = marks.state, marks.final  # Triton 3.6 forgets constants of arguments in branches and loops
     if steps > 0:
         last = first + 1 - steps if REVERSE else first - 1 + steps
         tl.store(marks.enter.at + first, row)
         tl.store(marks.leave.at + last, row)
-    elif marks.final is not None:
+    elif final is not None:
         for block in range((D + BLOCK_D - 1) // BLOCK_D):
             channels = own_channels(block, D, BLOCK_D)[1]
-            store_state(marks.final, row, load_state(marks.state, row, channels, ACC), channels)
+            store_state(final, row, load_state(given, row, channels, ACC), channels)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])

@@ -44,10 +44,10 @@ quick: $(VENV)/installed-dev
 # ranks on every GPU, every configuration compiled for every target, 10,000 mutated registry files instead of 300, NaN
 # and inf planted in every input of every Triton variant, the oldest and the newest Triton that is allowed, what runs untuned on every target
 soak: $(VENV)/installed-dev
-	@GRIFFIN_TEST_TARGETS=all $(BIN)/python -m pytest -q -s tests/test_triton_compile.py tests/test_rank.py $(ARGS)
-	@GRIFFIN_TEST_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_tune_killed.py -k kill_minus_nine $(ARGS)
-	@GRIFFIN_TEST_FUZZ=10000 $(BIN)/python -m pytest -q -s tests/test_registry_fuzz.py $(ARGS)
-	@GRIFFIN_TEST_PLANTS=all $(BIN)/python -m pytest -q tests/test_planted.py $(ARGS)
+	@GRIFFIN_TEST_TARGETS=all $(BIN)/python -m pytest -q -s tests/tuning/test_triton_compile.py tests/tuning/test_rank.py $(ARGS)
+	@GRIFFIN_TEST_KILLS=200 $(BIN)/python -m pytest -q -s tests/tuning/test_tune_killed.py -k kill_minus_nine $(ARGS)
+	@GRIFFIN_TEST_FUZZ=10000 $(BIN)/python -m pytest -q -s tests/griffin_kernels/test_registry_fuzz.py $(ARGS)
+	@GRIFFIN_TEST_PLANTS=all $(BIN)/python -m pytest -q tests/griffin_kernels/ops/test_planted.py $(ARGS)
 	@sh scripts/triton_ends.sh $(BIN)/python
 	@$(BIN)/python -m tuning.static --all-configs
 

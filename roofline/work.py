@@ -5,7 +5,7 @@ writes its outputs once, and *glue* (norms, activations, residual sums, rotary e
 kernel would keep it in registers. ``passes`` are the kernels that run today, each through memory.
 
 Counted: 2 operations per multiply-add; float32 elementwise operations as vector work; exp, tanh, rsqrt and the like as
-special operations. tests/test_work.py holds these counts against traces of the modules themselves.
+special operations. tests/roofline/test_work.py holds these counts against traces of the modules themselves.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ wanted() {
 
 echo "$name, results into $OUT"
 if wanted subset; then
-    step subset 30 "$PYTHON" -m pytest -q "${parallel[@]}" tests/test_gpu_subset.py
+    step subset 30 "$PYTHON" -m pytest -q "${parallel[@]}" tests/griffin_kernels/test_gpu_subset.py
 fi
 if wanted ceilings; then
     step ceilings 50 "$PYTHON" -m reports roofline measure --device cuda --repeat 3 --out "$OUT/ceilings.json"
@@ -133,16 +133,15 @@ fi
 if wanted sanitizer; then
     if command -v compute-sanitizer >/dev/null; then
         step sanitizer 50 compute-sanitizer --error-exitcode 1 \
-            "$PYTHON" -m pytest -q tests/test_variants.py -k "triton and T67"
+            "$PYTHON" -m pytest -q tests/griffin_kernels/ops/test_variants.py -k "triton and T67"
     else
         echo "compute-sanitizer is not installed: memory errors were not looked for" | tee "$OUT/sanitizer.log"
     fi
 fi
 if wanted tests; then
-    step tests 100 "$PYTHON" -m pytest -q "${parallel[@]}" tests/test_gpu.py tests/test_variants.py \
-        tests/test_triton_scan.py tests/test_triton_rg_lru.py tests/test_triton_rg_lru_bwd.py \
-        tests/test_triton_attention.py tests/test_planted.py tests/test_public.py tests/test_steps.py \
-        tests/test_models.py
+    kernels=tests/griffin_kernels/ops
+    step tests 100 "$PYTHON" -m pytest -q "${parallel[@]}" tests/test_gpu.py tests/griffin_kernels/test_{public,models}.py \
+        $kernels/test_variants.py $kernels/test_triton_{scan,rg_lru,rg_lru_bwd,attention}.py $kernels/test_{planted,steps}.py
 fi
 if wanted report; then
     LIMIT=$((SECONDS + 120))

@@ -26,7 +26,8 @@ check() { # folder, tests, then what is installed there
     PYTHONPATH="$into:$PWD" "$python" -m tests.kernel_ir sm_90 gfx942
     PYTHONPATH="$into:$PWD" "$python" -m pytest -q -p no:cacheprovider $tests -k "triton or tritons_cache"
 }
-check oldest "tests/test_indices.py tests/test_ahead.py tests/test_variants.py" "triton==$oldest.*" "numpy<2.4"
+kernels=tests/griffin_kernels/ops
+check oldest "$kernels/test_indices.py $kernels/test_variants.py tests/tuning/test_ahead.py" "triton==$oldest.*" "numpy<2.4"
 # the interpreter of Triton 3.9 takes the conjunction of a scalar and a block of booleans for int32, and refuses it as a
 # mask; compiled code is not concerned
-check newest tests/test_ahead.py "triton>=$oldest,<$above"
+check newest tests/tuning/test_ahead.py "triton>=$oldest,<$above"

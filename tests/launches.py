@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import msgspec
 
@@ -19,7 +18,6 @@ from tuning.static.describe import meta_call
 from tuning.static.recorded import StaticReport
 
 H100, MI300X = "nvidia-h100-sxm", "amd-mi300x"
-ROOT = Path(__file__).parent.parent
 
 
 def report(**facts: object) -> StaticReport:

@@ -15,10 +15,10 @@ from playwright.sync_api import sync_playwright
 
 from griffin_kernels.records import DeviceRecord
 from reports.build import write_report
-from tests import journals
+from tests import ROOT, journals
 from tests.browsing import ARGUMENTS
 
-PICTURE = Path(__file__).parent.parent / "docs" / "report.png"
+PICTURE = ROOT / "docs" / "report.png"
 SIZE = {"width": 1100, "height": 640}
 
 

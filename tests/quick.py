@@ -22,7 +22,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 OPS = ROOT / "griffin_kernels" / "ops"
 BRANCHES = ("main", "origin/main")
 SMOKE_S = 15
@@ -129,7 +130,7 @@ def main() -> int:
     steps = [[ruff, "check", *python], [ruff, "format", "--check", *python]] if python else []
     tests = [str(path.relative_to(ROOT)) for path in unit_files()]
     if any("griffin_kernels/ops/" in name for name in python):
-        tests.append("tests/test_variants.py")
+        tests.append("tests/griffin_kernels/ops/test_variants.py")
     steps.append([sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "tests.quick", *tests])
     failed = [step for step in steps if subprocess.run(step, cwd=ROOT, check=False).returncode != 0]
     for step in failed:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 
+from tests import ROOT
+
 pytestmark = pytest.mark.unit
 
-ROOT = Path(__file__).parent.parent
 FOLDERS = ("griffin_kernels", "tuning", "roofline", "reports")
 SUBPROCESS = ("run", "Popen", "check_output", "check_call")
 

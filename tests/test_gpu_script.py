@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
 
 STAND_IN = """#!/bin/sh
 if [ "$1" = -c ]; then echo "$GPU"; exit; fi
@@ -64,7 +63,9 @@ def test_every_step_runs_and_tune_takes_the_options(script):
     assert status == 0, text
     what = [line.split()[2 if line.startswith("-m reports") else 1] for line in asked]
     assert what == ["pytest", "roofline", "tune", "tune", "roofline", "pytest", "report"]
-    assert "tests/test_gpu_subset.py" in asked[0] and not any("test_triton_compile" in line for line in asked)
+    assert "tests/griffin_kernels/test_gpu_subset.py" in asked[0] and not any(
+        "test_triton_compile" in line for line in asked
+    )
     tune, peers = (line for line in asked if " tune " in line)
     assert "--resume" in tune
     assert tune.endswith("--budget quick")

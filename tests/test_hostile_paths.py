@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import typing
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -16,8 +15,8 @@ from typer.testing import CliRunner
 from griffin_kernels import datasheet, device, registry
 from griffin_kernels.misses import Miss
 from reports.cli import app
-from tests import journals, predictions
-from tests.test_registry_cli import BENCH, entry, file
+from tests import ROOT, journals, predictions
+from tests.tuning.test_registry_cli import BENCH, entry, file
 from tuning.plan import from_misses
 from tuning.record import journal
 from tuning.record.journal_records import End, Run
@@ -186,7 +185,7 @@ def test_in_a_c_locale_with_output_that_encodes_nothing_but_ascii(good, tmp_path
     )
     done = subprocess.run(
         [sys.executable, "-c", code, ascii([[str(word) for word in line] for line in words])],
-        cwd=Path(__file__).parent.parent, capture_output=True, timeout=300, check=False,
+        cwd=ROOT, capture_output=True, timeout=300, check=False,
         env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     text = done.stdout.decode("ascii")

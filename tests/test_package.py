@@ -12,8 +12,8 @@ import pytest
 
 from griffin_kernels import catalog, errors
 from griffin_kernels.contract import NoConfig, Variant
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
 

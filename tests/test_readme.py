@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from griffin_kernels import catalog, datasheet
 from griffin_kernels.models.presets import PRESETS
 from reports.cli import app
+from tests import ROOT
 
 pytestmark = pytest.mark.unit
 
-ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKS = re.compile(r"(<!-- table: .*? -->\n)(.*)(<!-- end of table -->)", re.DOTALL)

@@ -10,14 +10,13 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from griffin_kernels import catalog, device, errors
 from griffin_kernels.contract import NoConfig, Variant
-from tests import small_tune
+from tests import ROOT, small_tune
 from tests.small_tune import Quiet
 from tuning import run as runs
 from tuning.plan import planner
@@ -281,7 +280,7 @@ def test_a_launch_finds_what_was_compiled_before_in_tritons_cache(target):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.cache_keys", target],
-        cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True, timeout=600, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)

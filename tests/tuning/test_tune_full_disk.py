@@ -7,11 +7,11 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from griffin_kernels import catalog, device, registry
+from tests import ROOT
 from tests import small_tune as small
 from tuning import run
 from tuning.plan import planner
@@ -44,7 +44,7 @@ def small_tune(folder, *flags, before=None):
 def command(module, *words, before=None, **environment):
     return subprocess.run(
         [sys.executable, "-m", module, *words],
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
         capture_output=True,
         text=True,

@@ -20,15 +20,13 @@ from griffin_kernels import catalog
 from griffin_kernels.case import Case
 from griffin_kernels.records import Tie
 from reports.cli import app
-from tests import journals, small_tune
+from tests import ROOT, journals, small_tune
 from tuning.plan import planner
 from tuning.plan.eta import Estimate
 from tuning.record.journal_records import BAD, Candidate, Conditions, End, Noise, Race, Result
 from tuning.ui import events, terminal
 from tuning.ui.progress import Display, Several, Tally, result_text
 from tuning.ui.summary import STATUSES, Summary, summary_table
-
-ROOT = Path(__file__).parent.parent
 
 NOISE = Noise(what="torch.add", seconds=1e-3, rounds=41, low=0.99, high=1.018, floor=0.018)
 

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -27,6 +26,7 @@ from roofline.ceilings import Ceiling
 from roofline.console import plain_errors
 from roofline.forward import analyse
 from roofline.target import of_sku
+from tests import ROOT
 
 CEILINGS = {
     "dram_copy": ("bytes_per_s", 2e10),
@@ -182,7 +182,7 @@ def test_study_is_recorded(measured_here, tmp_path, monkeypatch):
 
 def test_a_recorded_study_reads_and_is_written_alike():
     """The file is of version 1 as first released; its passes and grid have every field that an analysis fills."""
-    path = Path(__file__).parent / "data" / "study.json"
+    path = ROOT / "tests" / "data" / "study.json"
     found, golden = study_records.read(path), json.loads(path.read_text())
     assert json.loads(study_records.encode(found)) == golden and golden["schema_version"] == 1
     made = analyse("griffin-tiny", of_sku("nvidia-h100-sxm"), phase="prefill", batch=1, seq=20, dtype="float32").record

@@ -18,7 +18,7 @@ from griffin_kernels import catalog
 from griffin_kernels.errors import ReportError
 from reports import build, static_tab
 from reports.build import write_report
-from tests import journals
+from tests import ROOT, journals
 from tests.browsing import opened
 from tuning.static import recorded
 from tuning.static.requests import compilable, representative, requests_for
@@ -94,7 +94,7 @@ def compiling():
         program = f"import json, sys\ngiven = json.load(sys.stdin)\n{textwrap.dedent(code)}"
         done = subprocess.run(
             [sys.executable, "-c", program], input=json.dumps(given), capture_output=True, text=True, env=environment,
-            cwd=Path(__file__).parents[1], check=False,
+            cwd=ROOT, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy
 import pytest
 import torch
 
 import griffin_kernels
 from griffin_kernels import RGLRUWeights, catalog
+from tests import ROOT
 from tests.everywhere import running
 
-DATA = Path(__file__).parent / "data"
+DATA = ROOT / "tests" / "data"
 NAMES = {  # ours -> the published module's
     "a_param": "a_param",
     "input_gate_weight": "input_gate.w",

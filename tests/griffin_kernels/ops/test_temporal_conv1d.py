@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import numpy
 import pytest
@@ -14,12 +13,13 @@ from hypothesis import strategies as st
 import griffin_kernels
 from griffin_kernels import catalog, device, errors
 from griffin_kernels.ops.temporal_conv1d.cost import cost, make_case
+from tests import ROOT
 
 OP = catalog.op("temporal_conv1d")
 BACKWARD = catalog.op("temporal_conv1d_bwd")
 CPU = torch.device("cpu")
 FLOATS = ("x", "weight", "bias", "state")
-DATA = Path(__file__).parent / "data"
+DATA = ROOT / "tests" / "data"
 
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
 

@@ -105,7 +105,7 @@ def append_many(path, worker):
 
 def test_lines_of_many_processes_stay_whole(path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_misses"])
+    context.set_forkserver_preload(["tests.griffin_kernels.test_misses"])
     workers = [context.Process(target=append_many, args=(str(path), i)) for i in range(8)]
     for worker in workers:
         worker.start()

@@ -182,7 +182,7 @@ def test_a_candidate_that_hangs_before_its_turn_has_had_it(tmp_path, monkeypatch
     prepare()
     options = planner.Options(ops=("linear_scan", OTHER[0]), budget="quick", device="cpu", timeout=8.0)
     paths = runs.Paths.choose(tmp_path, HERE)
-    outcome = runs.tune(options, paths, Notes(), prepare="tests.test_precompile:prepare")
+    outcome = runs.tune(options, paths, Notes(), prepare="tests.tuning.test_precompile:prepare")
     found = [r for r in journal.read(paths.journal) if isinstance(r, Candidate) and r.variant == "numba.sleeps"]
     assert [(r.status, r.stage) for r in found] == [("timeout", "compile")]
     assert "was killed after 8 s" in found[0].problem

@@ -12,7 +12,7 @@ import torch
 from griffin_kernels import errors
 from griffin_kernels.models import Griffin, preset
 from griffin_kernels.ops import _buffers
-from tests.test_allocations import ROOT, calls_of
+from tests.griffin_kernels.ops.test_allocations import ROOT, calls_of
 
 DEFAULTS = ("default dtype float64", "default device meta")
 ALL = (

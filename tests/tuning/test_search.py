@@ -302,9 +302,9 @@ def plugins(monkeypatch):
     offered = [
         metadata.EntryPoint(name, value, strategies.ENTRY_POINTS)
         for name, value in (
-            ("backwards", "tests.test_search:Backwards"),
+            ("backwards", "tests.tuning.test_search:Backwards"),
             ("broken", "tests.no_such_module:Strategy"),
-            ("empty", "tests.test_search:NOT_ONE"),
+            ("empty", "tests.tuning.test_search:NOT_ONE"),
         )
     ]
     monkeypatch.setattr(

@@ -26,9 +26,9 @@ from reports.cli import app
 from roofline import _fma, _kernels, cli, measure, probes, store
 from roofline.ceilings import CEILINGS_VERSION, Ceiling, Ceilings, CeilingsFile, best_of
 from roofline.probes import Probe
+from tests import ROOT
 
 HERE = device.cpu()
-ROOT = Path(__file__).parent.parent
 
 
 def ceiling(name, value, unit="flops_per_s", **facts):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import numpy
 import pytest
@@ -11,9 +10,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from griffin_kernels import catalog, models
+from tests import ROOT
 from tests.everywhere import running, runs_somewhere
 
-DATA = Path(__file__).parent / "data"
+DATA = ROOT / "tests" / "data"
 
 # Their numbers are float32: each of some ten roundings a layer, over 3 or 5 layers, moves the largest element by up to
 # 2^-24 times a sum's root length, 8 to 14 here: 5 * 10 * 14 * 2^-24 = 4e-5 at worst, a tenth of it where signs differ.

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 import torch
 
 from griffin_kernels import device
 from roofline import measure, probes
+from tests import ROOT
 from tests.fake_gpu import BANDWIDTH, LAUNCH_S, fake_gpu
 from tuning.measure import conditions, timing
 from tuning.workers import compile_farm, compile_pool, precompile
 
-ROOT = Path(__file__).parent.parent
 PACKAGES = ("griffin_kernels", "tuning", "roofline", "reports", "tests")
 
 

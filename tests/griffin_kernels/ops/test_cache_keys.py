@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+from tests import ROOT
 from tests.cache_keys import LAYOUTS
 from tuning.static.requests import compilable
 
@@ -28,7 +28,7 @@ def test_kernels_are_compiled_for_a_handful_of_kinds_of_calls():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.cache_keys", "sm_90", "layouts"],
-        cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True, timeout=600, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)

@@ -38,7 +38,7 @@ def widest(variant) -> object | None:
 
 SHORT = ("sm_90", "gfx942")
 """Targets compiled for here, in turn; `make soak` compiles all for all. The recorded table holds all of these very
-sources (tests/test_static_table.py)."""
+sources (tests/tuning/test_static_table.py)."""
 
 ALL = os.environ.get("GRIFFIN_TEST_TARGETS") == "all"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,12 +12,13 @@ import torch
 from griffin_kernels import catalog, device, errors, poison, verify
 from griffin_kernels.contract import Adapter, NoConfig, Variant
 from griffin_kernels.device import Device
+from tests import ROOT
 from tuning.plan import planner
 from tuning.plan.planner import Planned
 from tuning.workers import executor
 from tuning.workers.messages import Load
 
-STAND_INS = Path(__file__).parent / "peers"
+STAND_INS = ROOT / "tests" / "peers"
 H100 = Device("cuda", "NVIDIA H100 80GB HBM3", "sm_90", 132, 80 * 2**30, 50 * 2**20, 32)
 
 

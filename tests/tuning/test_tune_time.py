@@ -11,7 +11,7 @@ from rich.console import Console
 
 from griffin_kernels import catalog, device, registry
 from tests.small_tune import Quiet
-from tests.test_progress import Clock
+from tests.tuning.test_progress import Clock
 from tuning import run as runs
 from tuning.decide import decider, history
 from tuning.plan import planner

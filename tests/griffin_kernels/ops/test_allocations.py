@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 import torch
 from torch.utils import _device
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 PACKAGES = ("griffin_kernels", "tuning", "roofline", "reports")
 
 FACTORIES = {

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from griffin_kernels import device, registry
+from tests import ROOT
 from tuning.record import journal
 from tuning.record.journal_records import Candidate, End, Result
 from tuning.record.paths import Paths
@@ -30,7 +31,7 @@ def start(folder, *flags):
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "XDG_DATA_HOME": str(folder / "data")}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.small_tune", str(folder), *flags],
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

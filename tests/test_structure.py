@@ -1,19 +1,29 @@
-"""What keeps kernels readable: few parameters, short calls. Arguments that belong together travel in a bundle."""
+"""What keeps sources readable: in kernels few parameters and short calls, everywhere one name for one thing.
+
+Arguments that belong together travel in a bundle.
+"""
 
 from __future__ import annotations
 
 import ast
+import collections
 import functools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import griffin_kernels
+from tests import ROOT
 
 pytestmark = pytest.mark.unit
 
 OPS = Path(griffin_kernels.__file__).parent / "ops"
+PACKAGES = ("griffin_kernels", "tuning", "roofline", "reports")
+OF_EVERY_OP = {"op.py", "cost.py", "unfused.py"}
+OF_EVERY_FAMILY = {"Call", "Config", "Fields"}
+"""What an op, a variant and a family of native functions each has one of."""
 MOST_PARAMETERS = 16
 LONGEST_CALL = 6
 """Lines of a call within a kernel."""
@@ -111,3 +121,26 @@ def test_a_bundle_that_is_returned_is_seen(source):
     (function,) = ast.parse(f"def f(x):\n {source}").body
     assert makes_bundles(function, {"Rows", "later"})
     assert not makes_bundles(function, {"Other"}) or "None" in source
+
+
+def test_no_two_modules_share_a_name():
+    """But for what every op has, and variants, whose files are named as the variants are."""
+    found = collections.Counter(
+        path.name
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if not re.match(r"(eager|compiled|numba|triton|peer)_", path.name)
+        if path.name not in OF_EVERY_OP | {"__init__.py", "__main__.py", "cli.py"}
+    )
+    assert len(found) > 100 and not [name for name, count in found.items() if count > 1]
+
+
+def test_no_class_is_defined_twice():
+    found = collections.Counter(
+        node.name
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef) and node.name not in OF_EVERY_FAMILY
+    )
+    assert len(found) > 100 and not [name for name, count in found.items() if count > 1]

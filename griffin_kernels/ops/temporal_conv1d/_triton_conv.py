@@ -48,7 +48,7 @@ class Piece(NamedTuple):
     end: Any
 
 
-class Sizes(NamedTuple):
+class ConvSizes(NamedTuple):
     """What a kernel is compiled for: channels, taps, accumulator; steps of a piece; steps and channels of a tile."""
 
     D: int
@@ -172,7 +172,7 @@ def launch(kernel: Any, call: Any, config: Any, span: int, share: int, loads: tu
         "T": x.shape[1],
         "parts": parts,
     }
-    sizes = Sizes(x.shape[2], weight.shape[0], host.wide(x.dtype), span, config.block_t, config.block_d)
+    sizes = ConvSizes(x.shape[2], weight.shape[0], host.wide(x.dtype), span, config.block_t, config.block_d)
     return Launch(
         kernel=kernel,
         grid=(count * triton.cdiv(sizes.D, config.block_d),),

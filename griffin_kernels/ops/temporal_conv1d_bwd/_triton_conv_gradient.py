@@ -17,7 +17,7 @@ from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.tensors import dense, rows, store_row
-from griffin_kernels.ops.temporal_conv1d._triton_conv import Sizes, launch, load_reach, load_row, pieces_of
+from griffin_kernels.ops.temporal_conv1d._triton_conv import ConvSizes, launch, load_reach, load_row, pieces_of
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 REDUCE_ROWS = 32
@@ -128,7 +128,7 @@ def launches(kernel: Any, call: Call, outputs: dict[str, Any], config: Any, shar
             "dbias": host.empty(outputs, "dbias", x, width, dtype=x.dtype),
             "pieces": count,
         },
-        constexprs={"SIZES": Sizes(width, taps, host.wide(x.dtype), 0, REDUCE_ROWS, REDUCE_D)},
+        constexprs={"SIZES": ConvSizes(width, taps, host.wide(x.dtype), 0, REDUCE_ROWS, REDUCE_D)},
         num_warps=4,
         tile=REDUCE_ROWS * REDUCE_D,
     )

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from griffin_kernels import errors, registry
 from griffin_kernels.datasheet import datasheet
-from tests.launches import H100, MI300X, ROOT, report, steps_of
+from tests import ROOT
+from tests.launches import H100, MI300X, report, steps_of
 from tuning.plan import planner
 from tuning.plan.planner import Options
 from tuning.predict import predictor

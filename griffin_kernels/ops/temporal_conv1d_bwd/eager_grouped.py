@@ -63,4 +63,5 @@ VARIANT = Variant(
     config=NoConfig,
     reject=reject,
     baseline=True,
+    slack=2.0,  # without AVX-512 PyTorch rounds these sums to bfloat16 more than once: 2.4 roundings were seen
 )

@@ -118,7 +118,7 @@ def test_products_inside_need_shared_memory_and_matrix_instructions():
 
 
 def test_default_follows_the_size_of_the_problem():
-    """Few programs: time is split. float32: no matrix instructions."""
+    """Few loads in flight: time is split. float32: no matrix instructions."""
 
     def default(*sizes, dtype="bfloat16"):
         case = make_case(*sizes, dtype, op=OP.name)
@@ -126,7 +126,7 @@ def test_default_follows_the_size_of_the_problem():
         return max(able, key=lambda v: v.rank(case, DEVICE)).name
 
     assert default(1, 2048, 2560, 10) == "triton.fused_scan_chunked"
-    assert default(8, 2048, 2560, 10) == "triton.fused_scan_chunked"
+    assert default(8, 2048, 2560, 10) == "triton.fused_gates"
     assert default(32, 2048, 2560, 10) == "triton.fused_gates"
     assert default(8, 2048, 2560, 10, dtype="float32") == "triton.fused_scan_chunked"
     assert default(64, 2048, 2560, 10, dtype="float32") == "triton.fused_scan"

@@ -128,5 +128,5 @@ def test_default_follows_the_size_of_the_problem():
     assert default(1, 2048, 2560, 10) == "triton.fused_scan_chunked"
     assert default(8, 2048, 2560, 10) == "triton.fused_gates"
     assert default(32, 2048, 2560, 10) == "triton.fused_gates"
-    assert default(8, 2048, 2560, 10, dtype="float32") == "triton.fused_scan_chunked"
+    assert default(1, 2048, 2560, 10, dtype="float32") == "triton.fused_scan_chunked"
     assert default(64, 2048, 2560, 10, dtype="float32") == "triton.fused_scan"

@@ -73,5 +73,5 @@ def ratios(op: str, sku: str) -> Iterator[tuple[str, float]]:
 def test_the_default_is_the_static_models_choice(op):
     found = [pair for sku in gpus(TARGETS) for pair in ratios(op, sku)]
     far = [(what, ratio) for what, ratio in found if ratio > CLOSE]
-    assert len(far) <= 0.08 * len(found), far
+    assert len(far) <= 0.06 * len(found), far
     assert max((ratio for _, ratio in far), default=1.0) < 1.5, far

@@ -160,7 +160,9 @@ def rank(case: Case, device: Device) -> int:
     tiles = _flash.forward_default(case["d"], case.dtype, device.arch)
     group = case["Hq"] // case["Hkv"]
     programs = case["B"] * case["Hkv"] * -(-case["T"] * group // tiles.block_m)
-    return 40 if 2 * programs < device.units and min(case["W"], case["S"]) >= 512 else 20
+    # queries with as many keys before them as the window holds have twice the work of those that begin a sequence
+    idle = programs < (1.25 if case["S"] - case["T"] >= case["W"] - 1 else 0.5) * device.units
+    return 40 if idle and min(case["W"], case["S"]) >= 512 else 20
 
 
 def traffic(case: Case, config: Config) -> int:

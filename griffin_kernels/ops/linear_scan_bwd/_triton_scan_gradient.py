@@ -108,9 +108,8 @@ def scan_tile(streams, marks, h0, carry, before_first, own, left, ahead, BLOCK_T
         if streams.reset is not None:
             after = tl.where(resets[u] != 0, 0.0, after)
             before = tl.where(resets[u] != 0, 0.0, before)
-        product = tl.reshape(outer(g, before), steps[u].shape)
         store_row(streams.dx, u, tl.reshape(g, before.shape), own.vectors, left, TAIL)
-        store_row(streams.da, u, product, own.outputs, left, TAIL)
+        store_row(streams.da, u, tl.reshape(outer(g, before), steps[u].shape), own.outputs, left, TAIL)
         if marks is not None:
             store_state(marks.final, leaves[u], tl.reshape(after, before.shape), own.vectors, leaves[u] >= 0)
         # steps after the end must not change what the last one left; gates are 1 there

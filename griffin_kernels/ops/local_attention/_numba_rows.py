@@ -144,8 +144,8 @@ def _bend(values: Any, cap: float, count: int) -> None:
 
 @_njit
 def _hide(values: Any, begin: int, end: int, width: int) -> None:
-    """Scores outside begin .. end - 1 of ``width`` do not count."""
-    for i in range(begin):
+    """Scores outside begin .. end - 1 of ``width`` do not count; ``begin`` may lie beyond them."""
+    for i in range(min(begin, width)):
         values[i] = _f32(_HIDDEN)
     for i in range(end, width):
         values[i] = _f32(_HIDDEN)

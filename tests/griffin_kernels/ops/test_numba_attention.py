@@ -113,6 +113,19 @@ def test_documents_that_end_with_a_block_or_a_tile(key, flags):
     assert found.ok, found.problem
 
 
+@FORWARD
+@pytest.mark.parametrize("cut", [100, 150, 200, 215])
+def test_a_document_that_begins_tiles_after_the_block_s_first_key(key, cut):
+    """The last rows of a block see nothing of its first tiles, and nothing is written beyond those rows."""
+    case = make_case(1, 256, 2, 1, 8, 250, flags=("segmented",), data=("lse",))
+    inputs = catalog.op("local_attention").make_inputs(case, CPU, 0)
+    steps = torch.arange(256)
+    inputs["segment_pos"] = torch.where(steps < cut, steps, steps - cut)[None]
+    for rows in (48, 160, 480):
+        found = verdict(key, case, inputs, rows=rows, keys=64)
+        assert found.ok, found.problem
+
+
 @BOTH
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_threads_do_not_change_a_bit(key, dtype, monkeypatch):

@@ -66,8 +66,7 @@ def tune(
         Path | None, typer.Option(help="Tune the cases in a file that GRIFFIN_KERNELS_RECORD_MISSES recorded.")
     ] = None,
     minutes: Annotated[
-        float,
-        typer.Option(help="End after these minutes: heavy ops first, publish what is decided; --resume goes on."),
+        float, typer.Option(help="End after these minutes: heavy ops first, publish what is decided; --resume goes on.")
     ] = 0.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, if there is one.")] = False,
     baselines: Annotated[
@@ -174,8 +173,7 @@ def report(
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="The HTML file, or a folder for it. report.html beside the journal by default."),
+        Path | None, typer.Option(help="The HTML file, or a folder for it. report.html beside the journal by default.")
     ] = None,
 ) -> None:
     """Write the HTML report of a run, finished or not, or of what `griffin tune --target` predicted."""

@@ -35,9 +35,7 @@ def median(samples: Sequence[float] | NDArray[np.float64]) -> float:
 
 
 def bootstrap_interval(
-    samples: Sequence[float] | NDArray[np.float64],
-    statistic: Callable[..., Any] = np.median,
-    seed: int = 0,
+    samples: Sequence[float] | NDArray[np.float64], statistic: Callable[..., Any] = np.median, seed: int = 0
 ) -> tuple[float, float]:
     """(low, high) of ``statistic`` over resamples with replacement, by percentiles.
 

@@ -162,10 +162,7 @@ def study(
         datasheet=list(Ceilings.from_datasheet(sheet).table) if sheet else [],
         kernels=kernel_floors(tuned, here),
         fusion=fusion_table(cases, here),
-        pages=[
-            page(at_hand(device, here), plan, measured, tell),
-            page(of_sku(PREDICTED_SKU), GPU_PLAN, {}, tell),
-        ],
+        pages=[page(at_hand(device, here), plan, measured, tell), page(of_sku(PREDICTED_SKU), GPU_PLAN, {}, tell)],
     )
 
 

@@ -6,11 +6,7 @@ Nothing is measured again and no kernel is imported. Equal inputs give equal byt
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -19,82 +15,11 @@ from griffin_kernels.registry import write_atomically
 from griffin_kernels.texts import encodable
 from reports import format as fmt
 from reports import model
-from reports.charts import tuning as charts
-from reports.forward_tab import forward_tab
-from reports.page import Tab, figure, page, render
-from reports.roofline_tab import roofline_tab
-from reports.sources import SourceFile, beside, load, load_registry, load_study
-from reports.static_tab import static_tab
-from tuning.plan.budget import INDIFFERENCE
+from reports.page import page
+from reports.sources import beside, load, load_registry, load_study
+from reports.tabs import forward_tab, roofline_tab, static_tab, tuning_tab
 from tuning.static import recorded
 from tuning.static.recorded import Recorded
-
-
-@dataclass(frozen=True)
-class ForestRow:
-    """Places of one speedup in a small picture 120 wide; all rows share one log scale."""
-
-    one: float
-    low: float
-    high: float
-    point: float
-
-
-def _forest(cases: Sequence[model.CaseView]) -> dict[str, ForestRow]:
-    """Where each speedup and its interval lie, from the smallest to the largest of all rows and 1x."""
-    found = {
-        case.anchor: (*case.entry.speedup_interval, case.entry.speedup)
-        for case in cases
-        if case.entry and case.entry.speedup and case.entry.speedup_interval and min(case.entry.speedup_interval) > 0
-    }
-    values = [math.log(value) for row in found.values() for value in row]
-    left, right = min([0.0, *values]), max([0.0, *values])
-    width = max(right - left, 0.1)
-
-    def place(value: float) -> float:
-        return round(6 + 108 * (math.log(value) - left) / width, 1)
-
-    return {
-        anchor: ForestRow(place(1.0), place(low), place(high), place(point))
-        for anchor, (low, high, point) in found.items()
-    }
-
-
-def tuning_tab(
-    report: model.Report, registry_source: SourceFile | None = None, study_source: SourceFile | None = None
-) -> Tab:
-    """The tuning report proper."""
-    cases, rows = report.cases, report.error_rows
-    drawn = {
-        case.anchor: {"candidates": figure(charts.candidates(case)), "race": figure(charts.race(case))}
-        for case in cases
-    }
-    body = render(
-        "tuning.html.j2",
-        report=report,
-        device=device_name(report),
-        device_kind=fmt.device_kind(report.journal.run.device.validity),
-        forest=_forest(cases),
-        figures=drawn,
-        error_figures={op.name: figure(charts.errors([r for r in rows if r.op == op.name])) for op in report.ops},
-        device_facts=_facts(report.journal.run.device.validity),
-        first_case=cases[0].anchor if cases else None,
-        statuses=model.STATUSES,
-        indifference=INDIFFERENCE,
-        registry_source=registry_source,
-        study_source=study_source,
-    )
-    return Tab("tuning", "Tuning", body)
-
-
-def _facts(values: dict[str, Any]) -> dict[str, Any]:
-    """Facts without those that are zero because they do not apply, as a CPU's warp size."""
-    return {name: value for name, value in values.items() if isinstance(value, bool) or value != 0}
-
-
-def device_name(report: model.Report) -> str:
-    """The device as the driver or the operating system reports it."""
-    return str(report.journal.run.device.validity.get("name") or "unnamed device")
 
 
 def write_report(journal: Path, out: Path, registry: Path | None = None, study: Path | None = None) -> Path:
@@ -115,7 +40,7 @@ def write_report(journal: Path, out: Path, registry: Path | None = None, study: 
         f'{{"format":"griffin-kernels report data 1","journal":{name},"sha256":"{loaded.source.sha256}",'
         f'"records":[{",".join(loaded.lines)}],"registry":{registry_text.strip()},"study":{study_text}}}'
     )
-    title = f"Tuning report: {device_name(report)}, {fmt.date(loaded.run.date)}"
+    title = f"Tuning report: {report.device}, {fmt.date(loaded.run.date)}"
     tabs = [tuning_tab(report, registry_source, study_source)]
     if found is not None:
         tabs += [roofline_tab(found, report), forward_tab(found)]

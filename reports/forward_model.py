@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
 
-from roofline.pass_records import REGIMES, GridPoint, PassRecord
-from roofline.study_records import Page
+from roofline.study_records import REGIMES, GridPoint, Page, PassRecord
 from roofline.work import PHASES, Phase
 
 Size = tuple[Phase, int, int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from reports import format as fmt
-from roofline.pass_records import REGIMES, Part, PassSummary
+from roofline.study_records import REGIMES, Part, PassSummary
 from roofline.tables import SHORT
 from roofline.work import LENGTH_IS, Phase
 

@@ -231,6 +231,11 @@ class Report:
     registry_notes: tuple[str, ...] = ()
 
     @property
+    def device(self) -> str:
+        """The device as the driver or the operating system reports it."""
+        return str(self.journal.run.device.validity.get("name") or "unnamed device")
+
+    @property
     def cases(self) -> list[CaseView]:
         return [case for op in self.ops for case in op.cases]
 

@@ -21,7 +21,7 @@ from reports import format as fmt
 from reports.build import replace, static_table
 from reports.page import Tab, page, render
 from reports.sources import SourceFile, load_registry, source
-from reports.static_tab import static_tab
+from reports.tabs import static_tab
 from tuning.predict.predictor import PREDICTIONS_VERSION, Predicted, PredictionsFile
 from tuning.predict.target_space import CandidateRecord
 

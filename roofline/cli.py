@@ -18,7 +18,7 @@ from roofline import tables
 from roofline.ceilings import Ceiling, Ceilings, peak
 from roofline.console import DeviceOption, StatusLine, line, output, plain_errors, table
 from roofline.forward import BATCHES, SEQS, analyse, sweep
-from roofline.pass_records import PassRecord
+from roofline.study_records import PassRecord
 from roofline.target import AnalysisTarget, at_hand, of_sku
 from roofline.units import seconds_text, si, units_text
 from roofline.work import Phase, check

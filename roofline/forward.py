@@ -26,7 +26,7 @@ from msgspec import structs
 from griffin_kernels.case import DTYPE_BYTES, Pass
 from griffin_kernels.models.config import GriffinConfig
 from griffin_kernels.models.presets import preset
-from roofline.pass_records import REGIMES, GridPoint, Memory, Part, PassRecord
+from roofline.study_records import REGIMES, GridPoint, Memory, Part, PassRecord
 from roofline.target import AnalysisTarget
 from roofline.work import Kernel, PartKind, Phase, new_tokens, part_kernels, part_parameters, part_places, tokens_after
 

@@ -16,8 +16,8 @@ from griffin_kernels.device import Device
 from griffin_kernels.models import Griffin
 from roofline.forward import Forward
 from roofline.measure import Value, watched
-from roofline.pass_records import Measured, PassRecord
 from roofline.stats import bootstrap_interval
+from roofline.study_records import Measured, PassRecord
 from roofline.work import new_tokens
 
 LEAST_CALM = 3

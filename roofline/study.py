@@ -19,9 +19,8 @@ from roofline.ceilings import Ceiling, Ceilings, best_of
 from roofline.floors import fusion_table, kernel_floors
 from roofline.forward import analyse, sweep
 from roofline.measure import Sampler
-from roofline.pass_records import GridPoint, Measured
 from roofline.pass_timing import LEAST_CALM
-from roofline.study_records import STUDY_VERSION, Page, Study, encode
+from roofline.study_records import STUDY_VERSION, GridPoint, Measured, Page, Study, encode
 from roofline.target import AnalysisTarget, at_hand, of_sku
 from roofline.work import PHASES, Phase
 

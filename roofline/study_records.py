@@ -1,23 +1,245 @@
 """What a roofline study records: one JSON file that tables and the report are made from. Needs no PyTorch.
 
-Times are seconds, sizes bytes, intervals [low, high]. Versioned like the registry: a reader refuses a later version.
+Times are seconds, sizes bytes, intervals [low, high]. What follows from a record's fields is a property of it.
+Versioned like the registry: a reader refuses a later version.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from griffin_kernels import errors, records
 from griffin_kernels.records import DeviceRecord
 from roofline.ceilings import Ceiling
-from roofline.pass_records import GridPoint, PassRecord
+from roofline.units import gib
+from roofline.work import PartKind, Phase, new_tokens
 
 STUDY_VERSION = 1
 """Version of the format."""
 
 FILE_NAME = "roofline.json"
+
+REGIMES = {
+    "parameters": "reading the weights",
+    "cache": "reading and writing keys, values and states",
+    "activations": "moving activations through memory",
+    "compute": "matrix and vector arithmetic",
+    "special": "exp, tanh and their like",
+    "launch": "launching kernels",
+}
+"""What a pass can be bound by -> in words. The regime of a pass is where most of its predicted time goes."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A part of a pass, or ``count`` of them together: sums over its kernels.
+
+    bytes: the least; run_bytes: what the composition of today moves. parameter_bytes, cache_bytes: the shares of
+    ``bytes`` that are weights, and states or keys and values. bound: the ceiling that most of the floor is spent under.
+    measured_s: None where the pass was not run; a study keeps it in ``Measured``.
+    """
+
+    kind: PartKind
+    layer: int | None
+    parameters: int
+    tensor_flops: int
+    vector_flops: int
+    special_ops: int
+    bytes: int
+    parameter_bytes: int
+    cache_bytes: int
+    run_bytes: int
+    launches: int
+    floor_s: float
+    bound: str
+    predicted_s: float
+    count: int = 1
+    measured_s: float | None = None
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> Part:
+        """Several as one: of the first's kind, without a layer."""
+        floors: Counter[str] = Counter()
+        for part in parts:
+            floors[part.bound] += part.floor_s  # type: ignore[assignment]
+        timed = [part.measured_s for part in parts if part.measured_s is not None]
+        told: dict[str, Any] = {"kind": parts[0].kind, "layer": None, "measured_s": sum(timed) if timed else None}
+        told["bound"] = max(floors, key=lambda name: floors[name])
+        return cls(**{n: told[n] if n in told else sum(getattr(p, n) for p in parts) for n in cls.__struct_fields__})
+
+    @property
+    def flops(self) -> int:
+        return self.tensor_flops + self.vector_flops
+
+    @property
+    def unexplained_s(self) -> float | None:
+        """Measured time that is not predicted, of either sign."""
+        return None if self.measured_s is None else self.measured_s - self.predicted_s
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a pass of ``batch`` sequences keeps in device memory, in bytes. device: 0 if unknown."""
+
+    weights: int
+    cache: int
+    activations: int
+    device: int
+    batch: int
+
+    @property
+    def needed(self) -> int:
+        return self.weights + self.cache + self.activations
+
+    @property
+    def fits(self) -> bool | None:
+        """None where the device's memory is not known."""
+        return None if not self.device else self.needed <= self.device
+
+    @property
+    def largest_batch(self) -> int | None:
+        """The largest batch that fits at this length, 0 if not even one sequence does. None if not known."""
+        if not self.device:
+            return None
+        each = -(-(self.cache + self.activations) // self.batch)
+        return max(0, (self.device - self.weights) // max(each, 1))
+
+    def sentence(self) -> str:
+        """Whether it fits, in words."""
+        needs = f"needs {gib(self.needed)}"
+        if self.fits is None:
+            return f"{needs}; the device's memory is not known"
+        return f"{needs}, the device has {gib(self.device)}" + ("" if self.fits else ": it does not fit")
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A pass that was run. samples_s: whole passes, no timers inside. parts_s: median seconds of each part in order,
+    from passes with timers between parts; the timers cost what their sum exceeds the median by.
+    disturbed: other processes took the cores, so that the times are too long."""
+
+    samples_s: list[float]
+    median_s: float
+    interval_s: tuple[float, float]
+    parts_s: list[float]
+    disturbed: bool = False
+
+    @property
+    def timers_s(self) -> float:
+        """The whole pass less the sum of its parts: what timers between parts cost, with its sign."""
+        return self.median_s - sum(self.parts_s)
+
+
+class PassSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One forward pass in brief. graphed_s: predicted seconds with nothing but kernels, what a captured CUDA graph
+    comes near to. regime: a key of REGIMES, where most of the predicted time goes. fits: None if unknown."""
+
+    model: str
+    phase: Phase
+    batch: int
+    seq: int
+    floor_s: float
+    predicted_s: float
+    graphed_s: float
+    tokens_per_s: float
+    regime: str
+    weight_bytes: int
+    cache_bytes: int
+    needed_bytes: int
+    fits: bool | None
+
+    @property
+    def size(self) -> tuple[Phase, int, int]:
+        return self.phase, self.batch, self.seq
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the pass computes."""
+        return self.batch * new_tokens(self.phase, self.seq)
+
+    def memory_on(self, device_bytes: int) -> Memory:
+        """Memory of the pass on a device that has so much."""
+        activations = self.needed_bytes - self.weight_bytes - self.cache_bytes
+        return Memory(self.weight_bytes, self.cache_bytes, activations, device_bytes, self.batch)
+
+
+class GridPoint(PassSummary, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One pass of a sweep. regime_share: of predicted_s."""
+
+    regime_share: float
+
+
+class PassRecord(PassSummary, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One forward pass: sizes, prediction by part, and the measurement if it was run."""
+
+    dtype: str
+    parameters: int
+    predicted_by_regime_s: dict[str, float]
+    activation_bytes: int
+    device_bytes: int
+    largest_batch: int | None
+    parts: list[Part]
+    measured: Measured | None = None
+
+    @property
+    def memory(self) -> Memory:
+        return self.memory_on(self.device_bytes)
+
+    @property
+    def seconds(self) -> float:
+        """Measured, or predicted where it was not run."""
+        return self.measured.median_s if self.measured else self.predicted_s
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second, measured or predicted as ``seconds``."""
+        return self.tokens / self.seconds
+
+    @property
+    def error(self) -> float | None:
+        """Predicted over measured, minus 1; None if it was not run."""
+        return None if self.measured is None else self.predicted_s / self.measured.median_s - 1
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the predicted time by regime, the largest first."""
+        found = {name: seconds / self.predicted_s for name, seconds in self.predicted_by_regime_s.items()}
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    @property
+    def regime_share(self) -> float:
+        """Of the predicted time that goes to what binds."""
+        return self.shares.get(self.regime, 0.0)
+
+    @property
+    def timed(self) -> list[Part]:
+        """Every part in order, with what it took."""
+        taken = self.measured.parts_s if self.measured else [None] * len(self.parts)
+        pairs = zip(self.parts, taken, strict=False)
+        return [msgspec.structs.replace(part, measured_s=seconds) for part, seconds in pairs]
+
+    @property
+    def kinds(self) -> list[Part]:
+        """Parts summed by kind, in the order of their first."""
+        groups: dict[str, list[Part]] = {}
+        for part in self.timed:
+            groups.setdefault(part.kind, []).append(part)
+        return [Part.of(parts) for parts in groups.values()]
+
+    @property
+    def whole(self) -> Part:
+        """All parts; measured as a whole pass, without the timers between parts."""
+        taken = self.measured.median_s if self.measured else None
+        return msgspec.structs.replace(Part.of(self.timed), measured_s=taken)
+
+    @property
+    def point(self) -> GridPoint:
+        """The pass as a sweep keeps it."""
+        return GridPoint(**{name: getattr(self, name) for name in GridPoint.__struct_fields__})
 
 
 class KernelFloor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,8 +13,7 @@ from rich.table import Table
 from griffin_kernels.datasheet import Datasheet
 from griffin_kernels.models.config import GriffinConfig
 from roofline.console import table
-from roofline.pass_records import REGIMES, GridPoint, Part, PassRecord
-from roofline.study_records import Study
+from roofline.study_records import REGIMES, GridPoint, Part, PassRecord, Study
 from roofline.target import AnalysisTarget
 from roofline.units import gib, seconds_text, si
 from roofline.work import LENGTH_IS

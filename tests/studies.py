@@ -22,9 +22,8 @@ from griffin_kernels.records import DeviceRecord, Entry
 from roofline import study as studying
 from roofline.ceilings import Ceiling, Ceilings, Unit
 from roofline.floors import fusion_table, kernel_floors, op_floors
-from roofline.pass_records import Measured, PassRecord
 from roofline.stats import bootstrap_interval
-from roofline.study_records import STUDY_VERSION, KernelFloor, Page, Study, encode
+from roofline.study_records import STUDY_VERSION, KernelFloor, Measured, Page, PassRecord, Study, encode
 from roofline.target import AnalysisTarget, Tuned, of_sku
 from tests import journals
 from tuning.record.journal_records import Candidate, Race, Record, Result, Run

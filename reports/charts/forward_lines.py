@@ -11,7 +11,7 @@ from reports import format as fmt
 from reports import forward_text as words
 from reports.charts import plot
 from reports.forward_model import PageView
-from roofline.pass_records import GridPoint, PassRecord
+from roofline.study_records import GridPoint, PassRecord
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up")
 """Of models, filled where measured and open where predicted."""

@@ -17,7 +17,7 @@ from griffin_kernels import datasheet, dispatch
 from griffin_kernels import device as devices
 from griffin_kernels.models import PRESETS
 from roofline import study
-from roofline.pass_records import PassRecord
+from roofline.study_records import PassRecord
 from tuning.plan.planner import Options
 from tuning.record.paths import Paths
 from tuning.run import tune

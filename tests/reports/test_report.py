@@ -16,7 +16,8 @@ from griffin_kernels.case import Case
 from griffin_kernels.errors import GriffinKernelsError, JournalError, RegistryError, ReportError
 from reports import format as fmt
 from reports import model
-from reports.build import Tab, page, write_report
+from reports.build import write_report
+from reports.page import Tab, page
 from reports.sources import load
 from tests import journals
 from tuning.plan.budget import INDIFFERENCE

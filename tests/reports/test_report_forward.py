@@ -14,12 +14,11 @@ import pytest
 
 from reports import format as fmt
 from reports import forward_text as words
-from reports.charts import forward_lines, forward_passes, forward_regimes
+from reports.charts import forward_lines, forward_passes
 from reports.forward_model import PageView
-from reports.forward_tab import forward_tab
+from reports.tabs import forward_tab
 from roofline.forward import analyse
-from roofline.pass_records import Measured, PassRecord
-from roofline.study_records import Page, Study
+from roofline.study_records import Measured, Page, PassRecord, Study
 from tests import journals, studies
 
 
@@ -181,7 +180,7 @@ def test_one_model(cpu: Page) -> None:
     text = sentences(shown(page))
     assert "Prefill: hawk-100m alone, nothing to compare with." in text
     assert "★" not in text and "as long" not in text and "not matched" not in text and "mqa" not in text
-    drawn = figure(forward_regimes.regimes(PageView(page, 0), "decode"))
+    drawn = figure(forward_passes.regimes(PageView(page, 0), "decode"))
     assert {trace.get("xaxis", "x") for trace in drawn["data"]} == {"x"}
 
 
@@ -193,7 +192,7 @@ def test_nothing_fits(cpu: Page) -> None:
     assert "Does not fit: hawk-100m, griffin-100m and mqa-100m." in text and "★" not in text
     assert shown(page).count("does not fit</span>") == 12
     view = PageView(page, 0)
-    for trace in figure(forward_regimes.regimes(view, "prefill"))["data"]:
+    for trace in figure(forward_passes.regimes(view, "prefill"))["data"]:
         assert set(trace["marker"]["pattern"]["shape"]) == {"/"}
     lines = [t for t in figure(forward_lines.speed(view, "seq", 1))["data"] if t["mode"] == "lines"]
     assert len(lines) == 12 and all(trace["line"]["dash"] == "dot" for trace in lines)
@@ -271,7 +270,7 @@ def test_lines_are_the_grid_and_marks_the_measurements(cpu: Page) -> None:
 def test_regime_map_is_the_grid(gpu: Page) -> None:
     view = PageView(gpu, 0)
     for phase in ("prefill", "decode"):
-        drawn = figure(forward_regimes.regimes(view, phase))["data"]
+        drawn = figure(forward_passes.regimes(view, phase))["data"]
         letters = {
             (trace.get("xaxis", "x"), x, base): trace["text"][0]
             for trace in drawn

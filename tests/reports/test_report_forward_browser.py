@@ -10,10 +10,10 @@ import pytest
 from markupsafe import Markup
 from playwright.sync_api import Browser, Locator
 
-from reports.charts.forward_regimes import regimes
+from reports.charts.forward_passes import regimes
 from reports.forward_model import PageView
-from reports.forward_tab import forward_tab
 from reports.page import Tab, page
+from reports.tabs import forward_tab
 from roofline.study_records import Study, encode
 from tests import journals, studies
 from tests.browsing import Watched, opened, wait_until

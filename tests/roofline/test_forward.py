@@ -13,7 +13,7 @@ from griffin_kernels.case import Cost
 from griffin_kernels.models import PRESETS, preset
 from roofline.ceilings import Ceiling, Ceilings
 from roofline.forward import analyse, frame, sweep
-from roofline.pass_records import REGIMES
+from roofline.study_records import REGIMES
 from roofline.target import AnalysisTarget, Tuned, of_datasheet, of_sku
 
 pytestmark = pytest.mark.unit

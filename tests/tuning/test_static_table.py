@@ -16,7 +16,7 @@ from playwright.sync_api import Browser
 
 from griffin_kernels import catalog
 from griffin_kernels.errors import ReportError
-from reports import build, static_tab
+from reports import build, tabs
 from reports.build import write_report
 from tests import ROOT, journals
 from tests.browsing import opened
@@ -49,7 +49,7 @@ def test_nothing_recorded_breaks_a_claim():
 
 def test_every_case_is_read_back_from_its_key():
     for report in recorded.load().reports:
-        case = static_tab._case(report)
+        case = tabs.case_named(report)
         assert case is not None and case.key == report.case
 
 
@@ -221,9 +221,9 @@ def test_gpu_code_tab_says_what_is_serialised():
         recorded.load().reports[0], waits=48, warnings=("C7515: wgmma.mma_async instructions are serialized due to X",)
     )
     found = msgspec.structs.replace(recorded.load(), reports=[one])
-    body = static_tab.static_tab(found).body
+    body = tabs.static_tab(found).body
     assert "1 serialises its products" in body and "C7515: wgmma.mma_async" in body and ">48<" in body
-    assert "None serialises its products" in static_tab.static_tab(recorded.load()).body
+    assert "None serialises its products" in tabs.static_tab(recorded.load()).body
 
 
 def test_a_broken_table_is_one_sentence(tmp_path, monkeypatch):

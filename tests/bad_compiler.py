@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import time
+from multiprocessing.connection import Connection
 
-from tuning.workers.messages import Broken, packed, requests
+from tuning.workers.messages import Broken, requests, send
 
 if __name__ == "__main__":
-    with open(int(sys.argv[1]), "rb") as questions, open(int(sys.argv[1]), "wb", closefd=False) as answers:
-        for request in requests(questions):
-            what = request.config["what"]
-            if what == "hang":
-                time.sleep(600)
-            if what == "abort":
-                os.abort()
-            if what == "leave":
-                sys.exit(3)
-            answers.write(packed(Broken(what)))
-            answers.flush()
+    channel = Connection(int(sys.argv[1]))
+    for request in requests(channel):
+        what = request.config["what"]
+        if what == "hang":
+            time.sleep(600)
+        if what == "abort":
+            os.abort()
+        if what == "leave":
+            sys.exit(3)
+        send(channel, Broken(what))

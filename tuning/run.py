@@ -40,13 +40,11 @@ from tuning.record import journal
 from tuning.record.journal_records import JOURNAL_VERSION, CeilingRecord, End, Record, Run, Undecided
 from tuning.record.paths import Paths
 from tuning.static.compile_request import CompileRequest
-from tuning.workers import precompile
+from tuning.workers import compile_farm
 from tuning.workers.compile_pool import CompilePool, processes_for
 from tuning.workers.executor import InProcessExecutor
-from tuning.workers.isolated import IsolatedExecutor
-from tuning.workers.limits import Limits
 from tuning.workers.messages import Start
-from tuning.workers.process import Death
+from tuning.workers.process import Death, IsolatedExecutor, Limits
 
 STUDY_TIMING: Mapping[str, Timing] = {
     "quick": Timing(seconds=0.0, ceilings=3.0, between=1.0),
@@ -298,7 +296,7 @@ def _precompile(decider: Decider, jobs: Sequence[Job], options: Options, prepare
     """Have a CPU's kernels compiled on all its cores before the machine must be quiet."""
     if decider.device.kind != "cpu" or options.in_process:
         return
-    groups = precompile.first_calls(jobs, lambda job, planned: decider.known(job, planned) is not None)
+    groups = compile_farm.first_calls(jobs, lambda job, planned: decider.known(job, planned) is not None)
     if len(groups) < 2:
         return  # no sooner than in its turn
 
@@ -310,14 +308,15 @@ def _precompile(decider: Decider, jobs: Sequence[Job], options: Options, prepare
 
     decider.listener.note(f"compiling the kernels of {sum(map(len, groups))} calls, where they are not on disk yet")
     start = Start("cpu", torch.get_num_threads(), prepare)
-    precompile.run(groups, start, lambda: _limits(options), hung)
+    compile_farm.make_calls(groups, start, lambda: _limits(options), hung)
 
 
 def _executor(
     name: str, device: Device, options: Options, listener: Listener, prepare: str
 ) -> InProcessExecutor | IsolatedExecutor:
     if not options.in_process:
-        return IsolatedExecutor(name, torch.get_num_threads(), _limits(options), listener.worker, prepare)
+        start = Start(name, torch.get_num_threads(), prepare)
+        return IsolatedExecutor(_limits(options), [start], listener.worker)
     if prepare:
         raise errors.ArgumentError("prepare is for workers, and there are none in process")
     return InProcessExecutor(devices.detect(name))

@@ -27,9 +27,8 @@ from tuning.record.journal_records import Candidate
 from tuning.static.requests import compilable
 from tuning.workers import compile_pool, messages, process
 from tuning.workers.compile_pool import CompilePool, processes_for
-from tuning.workers.limits import FLOOR_S, LEARNED_FROM, Limits
 from tuning.workers.messages import Compiled, Stage
-from tuning.workers.process import Death
+from tuning.workers.process import FLOOR_S, LEARNED_FROM, Death, Limits
 
 GIB = 2**30
 HERE = device.cpu()

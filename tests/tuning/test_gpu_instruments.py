@@ -12,7 +12,7 @@ from roofline import measure, probes
 from tests import ROOT
 from tests.fake_gpu import BANDWIDTH, LAUNCH_S, fake_gpu
 from tuning.measure import conditions, timing
-from tuning.workers import compile_farm, compile_pool, precompile
+from tuning.workers import compile_farm, compile_pool
 
 PACKAGES = ("griffin_kernels", "tuning", "roofline", "reports", "tests")
 
@@ -94,7 +94,7 @@ def test_cores_are_those_of_the_affinity_mask(monkeypatch):
 
 
 def test_nobody_else_counts_cores_or_opens_nvml():
-    assert compile_pool.devices is precompile.devices is compile_farm.devices is device
+    assert compile_pool.devices is compile_farm.devices is device
     found = []
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):

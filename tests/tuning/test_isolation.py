@@ -22,9 +22,8 @@ from tuning.record.journal_records import Candidate
 from tuning.record.paths import Paths
 from tuning.run import tune
 from tuning.workers import messages, process
-from tuning.workers.isolated import IsolatedExecutor
-from tuning.workers.limits import Limits
 from tuning.workers.messages import Load, Ready, Stage, Start, Try
+from tuning.workers.process import IsolatedExecutor, Limits
 
 LIMIT_S = 6.0
 """What a stage may take here: a hang costs so much."""
@@ -57,7 +56,7 @@ class Listener:
 @pytest.fixture(scope="module")
 def isolated():
     limits = Limits(longest_s=LIMIT_S, memory_bytes=3 * GIB // 2)
-    found = IsolatedExecutor("cpu", 1, limits, prepare="tests.hostile:prepare")
+    found = IsolatedExecutor(limits, [Start("cpu", 1, "tests.hostile:prepare")])
     found.load(Load(OP, CASE.plain(), []))
     yield found
     found.close()
@@ -115,7 +114,7 @@ def _command(pid):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_worker_that_somebody_else_kills_costs_no_candidate(isolated, how):
     isolated.attempt(SEQUENTIAL)
-    os.kill(isolated._worker._process._process.pid, how)
+    os.kill(isolated._process._process.pid, how)
     answer = isolated.attempt(SEQUENTIAL)
     assert answer.status == "ok"
 
@@ -153,7 +152,7 @@ def test_candidate_is_blamed_for_three_kills_in_its_own_work(monkeypatch, stages
         kill = close
 
     monkeypatch.setattr(process, "Process", Killed)
-    with contextlib.closing(IsolatedExecutor("cpu", 1, Limits())) as executor:
+    with contextlib.closing(IsolatedExecutor(Limits(), [Start("cpu", 1)])) as executor:
         assert executor.attempt(SEQUENTIAL).status == status
     assert len(tries) == asked
 
@@ -184,7 +183,7 @@ def test_worker_dies_with_its_parent(tmp_path):
 
 
 def test_worker_that_cannot_start_is_one_sentence():
-    found = IsolatedExecutor("cpu", 1, Limits(5.0, 3 * GIB), prepare="tests.no_such_module:prepare")
+    found = IsolatedExecutor(Limits(5.0, 3 * GIB), [Start("cpu", 1, "tests.no_such_module:prepare")])
     found.load(Load(OP, CASE.plain(), []))
     with pytest.raises(errors.WorkerError, match=r"cannot be made ready.*no_such_module"):
         found.attempt(SEQUENTIAL)

@@ -17,10 +17,9 @@ from tuning.plan import planner
 from tuning.record import journal
 from tuning.record.journal_records import Candidate
 from tuning.static.compile_request import CompileRequest
-from tuning.workers import messages, precompile, process
-from tuning.workers.limits import Limits
+from tuning.workers import compile_farm, messages, process
 from tuning.workers.messages import Compiled, Ready, Stage, Start
-from tuning.workers.process import Death
+from tuning.workers.process import Death, Limits
 
 HERE = device.cpu()
 JOBS = planner.make(planner.Options(), HERE)
@@ -51,14 +50,14 @@ def test_every_compiling_variant_that_can_run_is_called_once_per_case():
         for planned in job.candidates
         if planned.reason is None and planned.variant.backend in ("compiled", "numba")
     }
-    calls = calls_of(precompile.first_calls(JOBS, none_known))
+    calls = calls_of(compile_farm.first_calls(JOBS, none_known))
     called = Counter((call.variant, call.case.key) for call in calls)
     assert set(called) == able
     assert set(called.values()) == {1}
 
 
 def test_kernels_that_an_op_shares_are_compiled_by_one_process_and_the_slowest_compiler_begins():
-    groups = [[catalog.variant(call.variant) for call in group] for group in precompile.first_calls(JOBS, none_known)]
+    groups = [[catalog.variant(call.variant) for call in group] for group in compile_farm.first_calls(JOBS, none_known)]
     kinds = [{(variant.op, variant.backend) for variant in group} for group in groups]
     assert all(len(kind) == 1 for kind in kinds)
     assert len(set.union(*kinds)) == len(groups)
@@ -68,21 +67,21 @@ def test_kernels_that_an_op_shares_are_compiled_by_one_process_and_the_slowest_c
 
 
 def test_the_default_configuration_is_called_where_it_fits():
-    for call in calls_of(precompile.first_calls(JOBS, none_known)):
+    for call in calls_of(compile_farm.first_calls(JOBS, none_known)):
         variant = catalog.variant(call.variant)
         if variant.reject(call.case, HERE, variant.config()) is None:
             assert variant.parse_config(call.config) == variant.config()
 
 
 def test_what_was_tried_before_is_left_out():
-    first = calls_of(precompile.first_calls(JOBS, none_known))[0]
+    first = calls_of(compile_farm.first_calls(JOBS, none_known))[0]
 
     def known(job, planned):
         return (planned.variant.key, job.case.plain()) == (first.variant, first.case)
 
-    rest = calls_of(precompile.first_calls(JOBS, known))
-    assert sorted(map(repr, [*rest, first])) == sorted(map(repr, calls_of(precompile.first_calls(JOBS, none_known))))
-    assert precompile.first_calls(JOBS, lambda job, planned: True) == []
+    rest = calls_of(compile_farm.first_calls(JOBS, known))
+    assert sorted(map(repr, [*rest, first])) == sorted(map(repr, calls_of(compile_farm.first_calls(JOBS, none_known))))
+    assert compile_farm.first_calls(JOBS, lambda job, planned: True) == []
 
 
 class FakeProcess:
@@ -131,7 +130,7 @@ def test_a_process_that_dies_costs_the_rest_of_its_group_only(fake, processes):
     groups = groups_of(3, 2, 1)
     fake.replies["op/v0"] = Death("crashed", Stage("", 0), "died of SIGSEGV")
     fake.replies["op/v1"] = messages.Broken("ValueError: no")
-    precompile.run(groups, START, limits, nobody, processes)
+    compile_farm.make_calls(groups, START, limits, nobody, processes)
     calls = [request for request in fake.asked if isinstance(request, CompileRequest)]
     assert sorted(map(repr, calls)) == sorted(map(repr, [groups[0][0], *groups[1], *groups[2]]))
     assert all(made.closed for made in fake.made)
@@ -144,7 +143,7 @@ def test_calls_that_hang_are_reported_and_others_that_die_are_not(fake):
     fake.replies["op/v1"] = Death("timeout", Stage(""), "its inputs took for ever")
     fake.replies["op/v2"] = Death("memory", Stage("compile"), "was killed when it held 9 GiB")
     told = []
-    precompile.run(groups, START, limits, lambda *what: told.append(what), 2)
+    compile_farm.make_calls(groups, START, limits, lambda *what: told.append(what), 2)
     assert told == [(groups[0][0], fake.replies["op/v0"])]
 
 
@@ -194,7 +193,7 @@ def test_a_candidate_that_hangs_before_its_turn_has_had_it(tmp_path, monkeypatch
 def test_processes_that_cannot_begin_end_the_run_in_one_sentence(fake):
     fake.replies["start"] = messages.Broken("ImportError: no module")
     with pytest.raises(errors.WorkerError, match="cannot be made ready: ImportError: no module"):
-        precompile.run(groups_of(2, 2, 2), START, limits, nobody, 2)
+        compile_farm.make_calls(groups_of(2, 2, 2), START, limits, nobody, 2)
     assert set(fake.asked) == {START} and len(fake.asked) <= 3
     assert all(made.closed for made in fake.made)
 
@@ -213,7 +212,7 @@ def test_what_still_runs_is_killed_when_the_phase_is_broken_off(fake, monkeypatc
 
     monkeypatch.setattr(process, "Process", second_fails)
     with pytest.raises(errors.WorkerError, match="out of processes"):
-        precompile.run(groups_of(2, 2), START, limits, nobody, 2)
+        compile_farm.make_calls(groups_of(2, 2), START, limits, nobody, 2)
     assert len(fake.made) == 1
     assert fake.made[0].closed
     assert len([request for request in fake.asked if isinstance(request, CompileRequest)]) == 1
@@ -226,7 +225,7 @@ def test_kernels_are_on_disk_afterwards(monkeypatch, tmp_path):
         [CompileRequest(v.key, catalog.op(v.op).cases_tagged("smoke")[0].plain(), config_dict(v.config()))]
         for v in variants
     ]
-    precompile.run(groups, START, limits, nobody, 2)
+    compile_farm.make_calls(groups, START, limits, nobody, 2)
     kept = {path.parent.name.rpartition("_")[0] for path in tmp_path.rglob("*.nbi")}
     assert {"linear_scan", OTHER[0]} <= kept
 
@@ -246,7 +245,7 @@ def test_a_run_begins_with_it_where_it_saves_time(tmp_path, monkeypatch, changes
         raise Reached
 
     seen = []
-    monkeypatch.setattr(precompile, "run", lambda groups, start, limits, hung: seen.append(groups))
+    monkeypatch.setattr(compile_farm, "make_calls", lambda groups, start, limits, hung: seen.append(groups))
     monkeypatch.setattr(runs, "_memory_roof", stop)
     options = planner.Options(**{"ops": ("linear_scan",), "budget": "quick", "device": "cpu", **changes})
     with pytest.raises(Reached):

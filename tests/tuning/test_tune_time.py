@@ -64,7 +64,7 @@ class Stub:
         return Raced(Race(op=self.op, case=self.case, keys=keys, rounds_s=rounds, again_s=[r[0] for r in rounds],
                           noise_floor=floor))  # fmt: skip
 
-    def renew(self):
+    def replace(self):
         pass
 
     def close(self):

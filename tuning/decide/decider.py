@@ -30,9 +30,8 @@ from tuning.record import journal
 from tuning.record.journal_records import Candidate, Place, Race, Record, Result, Undecided
 from tuning.workers.compile_pool import CompilePool, Upcoming
 from tuning.workers.executor import InProcessExecutor
-from tuning.workers.isolated import IsolatedExecutor
 from tuning.workers.messages import Broken, Load, RunRace, Tried, Try
-from tuning.workers.process import Death
+from tuning.workers.process import Death, IsolatedExecutor
 
 Done = list[tuple[Planned, Candidate]]
 
@@ -400,7 +399,7 @@ class _Case:
 
     def _repeated(self, field: list[Finalist], why: str) -> Race:
         """The race run again, in a worker that has run nothing."""
-        self.lane.executor.renew()
+        self.lane.executor.replace()
         second = self._race(field)
         if isinstance(second, Broken):
             raise Aborted(f"{why}, and the race could not be repeated: {second.problem}")

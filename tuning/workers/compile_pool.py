@@ -3,7 +3,7 @@
 The process that times a kernel finds it compiled in Triton's cache. Which candidate comes next depends on the times, so
 it is predicted: each lane says what it will probably try, and an idle process compiles the likeliest candidate that is
 not compiled yet. A wrong prediction costs an idle core's time. A compiler that crashes, hangs or exceeds the memory
-limit costs its candidate. On a CPU compiling would disturb the timings: see ``tuning.workers.precompile``.
+limit costs its candidate. On a CPU compiling would disturb the timings: see ``tuning.workers.compile_farm``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from griffin_kernels.contract import Case, config_dict, config_key
 from griffin_kernels.device import Device
 from tuning.plan.planner import Planned
 from tuning.static.compile_request import CompileRequest
-from tuning.workers.limits import Limits
 from tuning.workers.messages import Broken, Tried
-from tuning.workers.process import Death, Worker
+from tuning.workers.process import Death, Limits, Worker
 
 MOST_PROCESSES = 16
 

@@ -65,7 +65,7 @@ class InProcessExecutor:
         self.op, self.case = catalog.op(request.op), request.case
         self._overlay.enter_context(self._tuned(request.entries))
 
-    def renew(self) -> None:
+    def replace(self) -> None:
         """Does nothing: there is only this process."""
 
     def close(self) -> None:

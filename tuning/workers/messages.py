@@ -1,4 +1,4 @@
-"""The protocol between the tuner and its workers: typed messages, each a length and MessagePack.
+"""The protocol between the tuner and its workers: typed messages in MessagePack.
 
 The tuner sends one request at a time. The worker reports every stage that it begins, so that the tuner knows how long
 to wait and which stage failed, and then answers.
@@ -6,9 +6,10 @@ to wait and which stage failed, and then answers.
 
 from __future__ import annotations
 
-import struct
+import contextlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from multiprocessing.connection import Connection
+from typing import Any
 
 import msgspec
 
@@ -109,30 +110,22 @@ class Broken(msgspec.Struct, frozen=True, tag="broken"):
 Answer = Ready | Tried | Compiled | Raced | Broken
 Reply = Stage | Answer
 
-_HEAD = struct.Struct("<I")
 _REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _REPLIES: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
-def packed(message: Request | Reply) -> bytes:
-    """A message as it goes through a channel."""
-    body = msgspec.msgpack.encode(message)
-    return _HEAD.pack(len(body)) + body
+def send(channel: Connection, message: Request | Reply) -> None:
+    """Send a message through a channel."""
+    channel.send_bytes(msgspec.msgpack.encode(message))
 
 
-def requests(stream: BinaryIO) -> Iterator[Request]:
+def requests(channel: Connection) -> Iterator[Request]:
     """Requests until the other end of the channel is closed."""
-    while len(head := stream.read(_HEAD.size)) == _HEAD.size:
-        yield _REQUESTS.decode(stream.read(_HEAD.unpack(head)[0]))
+    with contextlib.suppress(EOFError):
+        while True:
+            yield _REQUESTS.decode(channel.recv_bytes())
 
 
-def take(received: bytearray) -> Reply | None:
-    """The first whole reply among received bytes, which it is cut off from; None while it is incomplete."""
-    if len(received) < _HEAD.size:
-        return None
-    end = _HEAD.size + _HEAD.unpack(received[: _HEAD.size])[0]
-    if len(received) < end:
-        return None
-    reply = _REPLIES.decode(bytes(received[_HEAD.size : end]))
-    del received[:end]
-    return reply
+def receive(channel: Connection) -> Reply:
+    """The next reply; EOFError or OSError where the other end of the channel is closed."""
+    return _REPLIES.decode(channel.recv_bytes())

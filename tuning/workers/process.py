@@ -1,4 +1,4 @@
-"""Worker processes: started, sent requests, killed at their limits, and replaced.
+"""Worker processes: started, sent requests, killed at their limits of time and memory, and replaced.
 
 What crashes its process, exits, loops for ever, exhausts the memory or loses the GPU's context costs a new process, and
 never the run. The tuner, the static stage and everything that compiles drive their processes through this module.
@@ -7,25 +7,27 @@ never the run. The tuner, the static stage and everything that compiles drive th
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
-import selectors
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+
+import numpy as np
 
 from griffin_kernels import errors
+from roofline import stats
+from tuning.plan.budget import LONGEST_S
+from tuning.plan.free_memory import memory_allowed
 from tuning.record.journal_records import Status
-from tuning.workers.limits import Limits
-from tuning.workers.messages import Answer, Ready, Request, Stage, packed, take
+from tuning.workers import messages
+from tuning.workers.messages import Answer, Broken, Load, Raced, Ready, Request, RunRace, Stage, Tried, Try
 
 SERVER = "tuning.workers.server"
 """The module that a worker process runs."""
@@ -52,7 +54,48 @@ ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 TAIL_BYTES = 4096
 """How much of what a worker prints is kept, to quote where it dies."""
 
-T = TypeVar("T")
+LEARNED_FROM = 5
+"""Compilations after which the limit of a compilation follows from them."""
+
+FLOOR_S = 10.0
+"""The shortest learned limit in seconds: a busy machine is slow."""
+
+SETUP_S = 600.0
+"""Seconds for starting a process and for making inputs and their float64 reference."""
+
+
+class Limits:
+    """Seconds for each stage, learned from the run, and bytes, beyond which the worker of a candidate is killed.
+
+    longest_s: of any stage of a candidate. memory_bytes: resident memory of a worker; by default a share of what is
+    free.
+    """
+
+    def __init__(self, longest_s: float = LONGEST_S, memory_bytes: int = 0) -> None:
+        self.longest_s = longest_s
+        self.memory_bytes = memory_bytes or memory_allowed()
+        self._compiled: list[float] = []
+
+    def seconds(self, request: Request, stage: Stage) -> float:
+        """The limit of a stage of a request that begins now."""
+        if stage.name == "compile":
+            if len(self._compiled) < LEARNED_FROM:
+                return self.longest_s
+            wanted = max(3 * FLOOR_S, 4 * float(np.quantile(self._compiled, 0.9)))
+        elif stage.name == "check":
+            self.learn(stage.seconds)  # its compilation has ended
+            wanted = 10 * stage.seconds
+        elif stage.name == "time" and isinstance(request, Try):
+            wanted = 3 * request.budget.seconds + 3 * (request.budget.least + 2) * stage.seconds
+        elif stage.name == "race" and isinstance(request, RunRace) and stage.index >= 0:
+            wanted = 200 * stats.median(request.field[stage.index].record.samples_s)
+        else:
+            return SETUP_S
+        return min(self.longest_s, max(FLOOR_S, wanted))
+
+    def learn(self, seconds: float) -> None:
+        """Take note of how long a compilation took. The limit of later ones follows from these."""
+        self._compiled.append(seconds)
 
 
 @dataclass(frozen=True)
@@ -73,7 +116,7 @@ class Process:
 
     def __init__(self, compiles: bool = False) -> None:
         hidden = ("TRITON_INTERPRET",) if compiles else ()
-        self._channel, theirs = socket.socketpair()
+        self._channel, theirs = multiprocessing.Pipe()
         with theirs:
             try:
                 self._process = subprocess.Popen(
@@ -88,7 +131,6 @@ class Process:
             except OSError as error:
                 self._channel.close()
                 raise errors.WorkerError(f"no worker process can be started: {error.strerror}") from None
-        self._received = bytearray()
         self._tail = b""
         self._drain = threading.Thread(target=self._read_output, daemon=True)
         self._drain.start()
@@ -104,30 +146,26 @@ class Process:
         stage, allowed = Stage(""), limit(Stage(""))
         deadline = time.monotonic() + allowed
         with contextlib.suppress(ConnectionError):
-            self._channel.sendall(packed(request))
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._channel, selectors.EVENT_READ)
-            while True:
-                while (reply := take(self._received)) is not None:
-                    if not isinstance(reply, Stage):
-                        return reply
-                    stage, allowed = reply, limit(reply)
-                    deadline = time.monotonic() + allowed
-                if selector.select(min(WATCH_S, max(0.0, deadline - time.monotonic()))):
-                    before = len(self._received)
-                    with contextlib.suppress(ConnectionError):
-                        self._received += self._channel.recv(2**20)
-                    if len(self._received) == before:
-                        return self._dead(stage)
-                elif self._process.poll() is not None:  # a child that it left behind may hold the channel open
+            messages.send(self._channel, request)
+        while True:
+            if self._channel.poll(min(WATCH_S, max(0.0, deadline - time.monotonic()))):
+                try:
+                    reply = messages.receive(self._channel)
+                except (EOFError, OSError):
                     return self._dead(stage)
-                elif time.monotonic() >= deadline:
-                    self.kill()
-                    return Death("timeout", stage, f"was killed after {round(allowed, 1):g} s without an answer")
-                elif (used := self._resident_bytes()) > memory_bytes:
-                    self.kill()
-                    text = f"was killed when it held {used / 2**30:.1f} GiB; {memory_bytes / 2**30:.1f} are allowed"
-                    return Death("memory", stage, text)
+                if not isinstance(reply, Stage):
+                    return reply
+                stage, allowed = reply, limit(reply)
+                deadline = time.monotonic() + allowed
+            elif self._process.poll() is not None:  # a child that it left behind may hold the channel open
+                return self._dead(stage)
+            elif time.monotonic() >= deadline:
+                self.kill()
+                return Death("timeout", stage, f"was killed after {round(allowed, 1):g} s without an answer")
+            elif (used := self._resident_bytes()) > memory_bytes:
+                self.kill()
+                text = f"was killed when it held {used / 2**30:.1f} GiB; {memory_bytes / 2**30:.1f} are allowed"
+                return Death("memory", stage, text)
 
     def _resident_bytes(self) -> int:
         """Resident memory; 0 where the system does not tell."""
@@ -185,17 +223,18 @@ class Worker:
     """A process that is started when needed and replaced when it dies. One thread at a time may ask.
 
     limits: of every stage. greeting: what a process is told before any other request, each answered with Ready; it may
-    be changed, and a process that lives is told what is new in it. lost: told of every Death. compiles: see Process.
+    be changed, and a process that lives is told what is new in it. tell: called with a sentence when a process is lost.
+    compiles: see Process.
     """
 
     def __init__(
         self,
         limits: Limits,
         greeting: Sequence[Request] = (),
-        lost: Callable[[Death], None] = lambda death: None,
+        tell: Callable[[str], None] = lambda text: None,
         compiles: bool = False,
     ) -> None:
-        self.limits, self.greeting, self._lost, self._compiles = limits, greeting, lost, compiles
+        self.limits, self.greeting, self._tell, self._compiles = limits, greeting, tell, compiles
         self._process: Process | None = None
         self._told: list[Request] = []
         self._starting = threading.Lock()
@@ -246,8 +285,7 @@ class Worker:
         answer = process.ask(request, limit, self.limits.memory_bytes)
         self._go_on()
         if isinstance(answer, Death):
-            self.replace()
-            self._lost(answer)
+            self.lose(answer.problem)
         return answer
 
     def _go_on(self) -> None:
@@ -260,6 +298,11 @@ class Worker:
             process, self._process, self._told = self._process, None, []
             if process is not None:
                 process.close()
+
+    def lose(self, why: str | None) -> None:
+        """Replace the process, and say why."""
+        self.replace()
+        self._tell(f"the worker is replaced: {why}")
 
     def stop(self) -> None:
         """End the process for good, from any thread: whoever waits for an answer gets a WorkerError."""
@@ -275,35 +318,29 @@ class Worker:
         self.replace()
 
 
-def ask_all(
-    groups: Iterable[Sequence[T]], workers: Sequence[Worker], ask: Callable[[Worker, T], Answer | Death | None]
-) -> Iterator[tuple[T, Answer | Death]]:
-    """(item, answer) of all groups of items, each group when it is done; groups are begun in the order given.
+class IsolatedExecutor(Worker):
+    """Runs the candidates of one case at a time as InProcessExecutor does, in a process that is replaced when it dies.
 
-    A group is asked of one process; the items after one that it dies of, or that ``ask`` answers with None, are left
-    out. Closing the iterator, as an interrupt does, kills the processes. Raises what ``ask`` raises.
+    greeting: a Start.
     """
-    mine, free = threading.local(), iter(workers)
 
-    def begin() -> None:  # a process dies with the thread that started it: each thread has a worker of its own
-        mine.worker = next(free)
+    def load(self, request: Load) -> None:
+        self.greeting = [self.greeting[0], request]
 
-    def serve(group: Sequence[T]) -> list[tuple[T, Answer | Death]]:
-        found = []
-        for item in group:
-            if (answer := ask(mine.worker, item)) is not None:
-                found.append((item, answer))
-            if answer is None or isinstance(answer, Death):
-                break
-        return found
+    def attempt(self, request: Try) -> Tried | Broken:
+        answer = self.ask(request)
+        if isinstance(answer, Death):
+            return Tried(answer.status, answer.stage.name or "load", answer.problem)
+        assert isinstance(answer, Tried | Broken), answer
+        if isinstance(answer, Tried) and answer.tainted:
+            self.lose(f"{request.variant}: {answer.problem}")
+        return answer
 
-    pool = ThreadPoolExecutor(max(1, len(workers)), initializer=begin)
-    try:
-        for done in as_completed([pool.submit(serve, group) for group in groups]):
-            yield from done.result()
-    finally:
-        for worker in workers:
-            worker.stop()
-        pool.shutdown(cancel_futures=True)
-        for worker in workers:
-            worker.close()
+    def race(self, request: RunRace) -> Raced | Broken:
+        answer = self.ask(request)
+        if isinstance(answer, Death):
+            return Broken(answer.problem, answer.status, answer.stage.index)
+        assert isinstance(answer, Raced | Broken), answer
+        if isinstance(answer, Broken) and answer.status != "failed":
+            self.lose(answer.problem)
+        return answer

@@ -10,42 +10,26 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
 import importlib
 import os
 import resource
 import signal
 import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
 from tuning.static.compile_request import CompileRequest
-from tuning.workers.messages import (
-    Broken,
-    Compiled,
-    Load,
-    Ready,
-    Reply,
-    Request,
-    RunRace,
-    Stage,
-    Start,
-    Try,
-    packed,
-    requests,
-)
+from tuning.workers import messages
+from tuning.workers.messages import Broken, Compiled, Load, Ready, Reply, Request, RunRace, Stage, Start, Try
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ADDR_NO_RANDOMIZE = 0x0040000  # linux/personality.h
-
-
-def die_with(parent: int) -> None:
-    """Be killed by the kernel when the parent is; end at once if it is gone already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def limit_damage(address_space: bool) -> None:
@@ -73,14 +57,10 @@ def compile_the_same_every_time() -> None:
 
 
 class Server:
-    """Answers requests one after the other."""
+    """Answers requests one after the other. say: called with every stage as it begins."""
 
-    def __init__(self, out: BinaryIO) -> None:
-        self._out = out
-
-    def say(self, reply: Reply) -> None:
-        self._out.write(packed(reply))
-        self._out.flush()
+    def __init__(self, say: Callable[[Reply], None]) -> None:
+        self.say = say
 
     def answer(self, request: Request) -> Reply:
         """Do what is asked."""
@@ -104,9 +84,6 @@ class Server:
         return Ready()
 
     def _start(self, request: Start) -> None:
-        import gc
-        import warnings
-
         import torch
 
         from griffin_kernels import device as devices
@@ -148,13 +125,16 @@ class Server:
 
 def main(descriptor: int, parent: int) -> None:
     """Serve until the other end of the channel is closed."""
-    die_with(parent)
+    if sys.platform == "linux":  # the kernel kills this process when it kills the parent
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # which is gone already
+        os._exit(1)
     limit_damage(address_space=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the tuner's to handle
-    with open(descriptor, "rb") as questions, open(descriptor, "wb", closefd=False) as answers:
-        server = Server(answers)
-        for request in requests(questions):
-            server.say(server.answer(request))
+    channel = Connection(descriptor)
+    server = Server(partial(messages.send, channel))
+    for request in messages.requests(channel):
+        server.say(server.answer(request))
 
 
 if __name__ == "__main__":

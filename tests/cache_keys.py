@@ -27,8 +27,8 @@ from griffin_kernels.contract import Case, Inputs, TensorSpec, Variant, config_d
 from griffin_kernels.launch import Launch, described_for
 from griffin_kernels.specs import size_of
 from tuning.measure import correctness
-from tuning.static.compile_request import CompileRequest
 from tuning.static.describe import meta_call
+from tuning.static.recorded import CompileRequest
 from tuning.static.requests import compilable
 from tuning.static.targets import target
 from tuning.workers.messages import Compiled

@@ -39,7 +39,7 @@ from tuning.plan.schedule import STUDY_S, Clock, Schedule, Watch
 from tuning.record import journal
 from tuning.record.journal_records import JOURNAL_VERSION, CeilingRecord, End, Record, Run, Undecided
 from tuning.record.paths import Paths
-from tuning.static.compile_request import CompileRequest
+from tuning.static.recorded import CompileRequest
 from tuning.workers import compile_farm
 from tuning.workers.compile_pool import CompilePool, processes_for
 from tuning.workers.executor import InProcessExecutor

@@ -16,7 +16,7 @@ from tuning import run as runs
 from tuning.plan import planner
 from tuning.record import journal
 from tuning.record.journal_records import Candidate
-from tuning.static.compile_request import CompileRequest
+from tuning.static.recorded import CompileRequest
 from tuning.workers import compile_farm, messages, process
 from tuning.workers.messages import Compiled, Ready, Stage, Start
 from tuning.workers.process import Death, Limits

@@ -19,8 +19,8 @@ from tuning.predict import time_model
 from tuning.predict.launch_work import Work
 from tuning.predict.predictor import estimates_for
 from tuning.predict.target_space import described
-from tuning.static.absent_device import device_of
 from tuning.static.defaults import gpus
+from tuning.static.describe import device_of
 from tuning.static.targets import CHECKED
 
 SHORT_S = 10e-6

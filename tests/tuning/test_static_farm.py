@@ -7,7 +7,7 @@ import time
 import pytest
 
 from griffin_kernels.case import Case
-from tuning.static.compile_request import CompileRequest
+from tuning.static.recorded import CompileRequest
 from tuning.workers import compile_farm, process
 
 

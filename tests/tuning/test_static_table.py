@@ -106,11 +106,11 @@ def test_every_kernel_is_recorded_with_the_digest_that_it_has_now(compiling):
     """So that a table whose kernels have all been compiled is never compiled again."""
     found = compiling("""
         from griffin_kernels import catalog
-        from tuning.static import again
+        from tuning.static import table
         from tuning.static.requests import compilable, representative, requests_for
         targets = ["sm_75", "sm_90", "gfx942"]
         asked = [r for v in compilable() for r in requests_for(v, representative(catalog.op(v.op).cases), targets)]
-        missing, kept = again.divide(asked)
+        missing, kept = table.divide(asked)
         print(json.dumps([len(asked), len(missing), len(kept)]))
     """)
     held = [r for r in recorded.load().reports if r.target in ("sm_75", "sm_90", "gfx942")]
@@ -134,13 +134,13 @@ def test_only_what_has_changed_is_compiled_again(compiling, tmp_path):
         """
         from pathlib import Path
         from griffin_kernels import catalog
-        from tuning.static import again
+        from tuning.static import table
         from tuning.static.requests import compilable, representative, requests_for
         ops, target = ("rg_lru", "recurrent_block"), given["target"]
         variants = [v for v in compilable() if v.op in ops]
         asked = [r for v in variants for r in requests_for(v, representative(catalog.op(v.op).cases), [target])]
         words = lambda requests: [[r.variant, r.case.key] for r in requests]
-        missing = {name: words(again.divide(asked, Path(path))[0]) for name, path in given["paths"].items()}
+        missing = {name: words(table.divide(asked, Path(path))[0]) for name, path in given["paths"].items()}
         print(json.dumps([words(asked), missing]))
         """,
         target=changed.target,

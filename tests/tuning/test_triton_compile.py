@@ -13,11 +13,11 @@ import pytest
 
 from griffin_kernels import catalog
 from griffin_kernels.contract import Case, config_dict
-from tuning.static import recorded, table, worker
+from tuning.static import recorded, table
 from tuning.static.code import Instruction, main_loop
-from tuning.static.compile_request import CompileRequest
 from tuning.static.defaults import choices, gpus
 from tuning.static.nvidia import load_widths, parse_sass, parse_warnings
+from tuning.static.recorded import CompileRequest
 from tuning.static.requests import compilable, representative, requests_for
 from tuning.static.targets import CHECKED, target
 
@@ -84,7 +84,7 @@ def test_defaults_keep_their_claims_and_are_as_recorded():
         for request in requests_for(variant, representative(catalog.op(variant.op).cases), targets)
     ]
     asked = asked if ALL else some(asked)
-    answers = worker.compile_all(asked)
+    answers = table.compile_all(asked)
     table.show(answers.reports)
     assert not answers.failures, "\n\n".join(f"{f.request}: {f.reason}" for f in answers.failures)
     assert not [(r.variant, r.case, r.kernel, r.target, r.broken) for r in answers.reports if r.broken]
@@ -131,7 +131,7 @@ def test_serialised_products_are_seen_in_both_the_log_and_the_code():
         c for c in catalog.op("local_attention_bwd").cases_tagged("bench") if "d256" in c.key and c.where == "gpu"
     )
     config = {"resident": 64, "streamed": 32, "num_warps": 8, "num_stages": 2}
-    answers = worker.compile_all(
+    answers = table.compile_all(
         [CompileRequest("local_attention_bwd/triton.flash_window", case.plain(), config, "sm_90")]
     )
     products = [r for r in answers.reports if r.mix["matrix"]]
@@ -146,7 +146,7 @@ def test_awkward_cases_compile():
         for variant in compilable()
         for request in requests_for(variant, awkward(catalog.op(variant.op).cases), ["sm_90"])
     ]
-    answers = worker.compile_all(asked)
+    answers = table.compile_all(asked)
     assert not answers.failures, "\n\n".join(f"{f.request}: {f.reason}" for f in answers.failures)
 
 
@@ -157,7 +157,7 @@ def test_eight_channels_per_thread_load_128_bits():
         case = representative(catalog.op(variant.op).cases)[0]
         if case.dtype == "bfloat16" and (config := widest(variant)) is not None:
             asked.append(CompileRequest(variant.key, case.plain(), config_dict(config), "sm_90"))
-    answers = worker.compile_all(asked)
+    answers = table.compile_all(asked)
     assert not answers.failures
     # the carry of chunked scans reads rows of float32 with a block of its own
     widths = {(r.op, r.variant): 0 for r in answers.reports}

@@ -25,8 +25,7 @@ from tuning.predict.launch_work import Work
 from tuning.predict.target_space import Reports, compiled, described, requests
 from tuning.predict.time_model import ASSUMED, Constants, Machine
 from tuning.record import journal_records
-from tuning.static.compile_request import CompileRequest
-from tuning.static.recorded import StaticReport
+from tuning.static.recorded import CompileRequest, StaticReport
 
 Compile = Callable[[Mapping[str, CompileRequest]], Reports]
 """Reports by key of what to compile."""

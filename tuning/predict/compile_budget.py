@@ -13,8 +13,7 @@ from roofline.console import StatusLine, line
 from roofline.units import clock_text
 from tuning.predict.estimated_code import EstimatedCode
 from tuning.predict.target_space import Reports, TargetSpace
-from tuning.static.compile_request import CompileRequest
-from tuning.static.recorded import StaticReport
+from tuning.static.recorded import CompileRequest, StaticReport
 from tuning.workers import compile_farm
 
 

@@ -24,7 +24,7 @@ from griffin_kernels import catalog
 from griffin_kernels.contract import Case, Op, Variant
 from griffin_kernels.launch import Launch, Step, TorchStep
 from griffin_kernels.ops.local_attention.cost import visible_pairs
-from tuning.static.compile_key import compile_key
+from tuning.static.describe import compile_key
 
 DOTS: Mapping[str, int] = {"local_attention_bwd_keys": 4, "local_attention_bwd_queries": 3}
 """Products per tile of scores by kernel (scores and dP again, then one for each gradient); 2 where it is not listed."""

@@ -16,9 +16,8 @@ from tuning.plan.planner import Job, Planned
 from tuning.predict.estimated_code import EstimatedCode
 from tuning.predict.launch_work import LaunchWork, Work, of_steps
 from tuning.predict.time_model import Constants, Machine, Prediction, does_not_fit, predict
-from tuning.static.compile_request import CompileRequest
 from tuning.static.describe import meta_call
-from tuning.static.recorded import StaticReport
+from tuning.static.recorded import CompileRequest, StaticReport
 
 Status = Literal["predicted", "guessed", "dropped"]
 

@@ -46,7 +46,7 @@ from griffin_kernels.texts import unmarked
 from roofline.target import ACHIEVED_DRAM, ACHIEVED_TENSOR
 from tuning.predict.launch_work import CallWork, LaunchWork, Work
 from tuning.predict.occupancy import LIMITS, ResidencyLimits, occupancy
-from tuning.static.absent_device import device_of
+from tuning.static.describe import device_of
 from tuning.static.recorded import StaticReport
 
 SHARPNESS = 4.0

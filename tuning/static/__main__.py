@@ -17,8 +17,8 @@ import typer
 
 from griffin_kernels import catalog, errors
 from roofline.console import plain_errors
-from tuning.static import again, defaults, recorded, table, worker
-from tuning.static.compile_request import CompileRequest
+from tuning.static import defaults, recorded, table
+from tuning.static.recorded import CompileRequest
 from tuning.static.requests import compilable, representative, requests_for
 from tuning.static.targets import CHECKED
 
@@ -42,7 +42,12 @@ def main(
     """Compile and report."""
     names = [name.strip() for name in targets.split(",")]
     if untuned:
-        return _show_defaults(names)
+        broken = False
+        for kernel in defaults.defaults(names):
+            broken |= bool(kernel.problem)
+            needs = f"{kernel.op}/{kernel.variant} {kernel.case} {kernel.kernel} needs {kernel.shared_bytes} bytes"
+            print("; ".join(filter(None, (f"{kernel.gpu}: {needs}", kernel.problem))), flush=True)
+        raise typer.Exit(int(broken))
     if save and (op or variant or every or targets != ",".join(CHECKED)):
         raise errors.ArgumentError("--save records the whole table, so it takes no choice of what to compile")
     asked = [
@@ -53,7 +58,7 @@ def main(
     if not asked:
         print("nothing to compile: no Triton variant fits", file=sys.stderr)
         raise typer.Exit(1)
-    answers = _record(asked, jobs) if save else worker.compile_all(asked, jobs)
+    answers = _record(asked, jobs) if save else table.compile_all(asked, jobs)
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(answers) + b"\n")
     else:
@@ -64,28 +69,16 @@ def main(
         raise typer.Exit(1)
 
 
-def _show_defaults(targets: list[str]) -> None:
-    broken = False
-    for found in defaults.defaults(targets):
-        broken |= bool(found.problem)
-        print(
-            f"{found.gpu}: {found.op}/{found.variant} {found.case} {found.kernel} needs {found.shared_bytes} bytes",
-            *[found.problem] * bool(found.problem), sep="; ", flush=True,
-        )  # fmt: skip
-    if broken:
-        raise typer.Exit(1)
-
-
-def _record(asked: Sequence[CompileRequest], jobs: int) -> worker.Answers:
+def _record(asked: Sequence[CompileRequest], jobs: int) -> table.Answers:
     """Compile what is not recorded, and record it in steps: an interrupted run goes on where it was."""
-    missing, reports = again.divide(asked)
-    found = worker.Answers(reports, [])
+    missing, reports = table.divide(asked)
+    found = table.Answers(reports, [])
     print(f"{len(reports)} kernels are as recorded, {len(missing)} requests to compile", file=sys.stderr)
     for at in range(0, max(1, len(missing)), SAVED_EVERY):
-        answers = worker.compile_all(missing[at : at + SAVED_EVERY], jobs)
+        answers = table.compile_all(missing[at : at + SAVED_EVERY], jobs)
         found.reports += answers.reports
         found.failures += answers.failures
-        recorded.save(again.table_of(found.reports))
+        table.record(found.reports)
         done = min(at + SAVED_EVERY, len(missing))
         print(f"{done} of {len(missing)} requests: {len(found.reports)} kernels in {recorded.FILE}", file=sys.stderr)
     return found

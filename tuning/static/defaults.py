@@ -15,9 +15,8 @@ from griffin_kernels.contract import BenchCase
 from griffin_kernels.datasheet import datasheet, skus
 from griffin_kernels.registry import Registry
 from tuning.static import recorded
-from tuning.static.absent_device import device_of
-from tuning.static.compile_key import compile_key
 from tuning.static.compiling import shared_bytes
+from tuning.static.describe import compile_key, device_of
 from tuning.static.requests import launches_of
 from tuning.static.targets import target
 

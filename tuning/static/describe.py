@@ -1,4 +1,4 @@
-"""A case as tensors without memory, so that a case larger than this machine can be compiled."""
+"""What stands for a GPU that is not there, a case that needs no memory, and machine code that is not compiled yet."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ import msgspec
 import torch
 from torch import Tensor
 
+from griffin_kernels import errors
 from griffin_kernels.contract import BenchCase, Case, Op
+from griffin_kernels.datasheet import Datasheet
+from griffin_kernels.device import Device
+from griffin_kernels.launch import Launch
 from griffin_kernels.specs import size_of
+from tuning.static.targets import target
 
 _SHORT = 16
+"""Steps of the twin of a long case."""
 
 
 def meta_call(op: Op, case: Case) -> Any:
@@ -35,3 +41,46 @@ def meta_call(op: Op, case: Case) -> Any:
         shape = [have if want is None else want for want, have in zip(sizes, value.shape, strict=True)]
         inputs[name] = torch.empty(shape, dtype=value.dtype, device="meta")
     return op.call(**inputs)
+
+
+def device_of(sheet: Datasheet) -> Device:
+    """The Device of a GPU that is not there: what the driver would report, as far as the datasheet knows.
+
+    Raises DeviceError where Triton does not compile for the architecture, or the datasheet lacks what identifies a GPU.
+    """
+    if sheet.units is None or not sheet.driver_names:
+        raise errors.DeviceError(f"the datasheet of {sheet.sku} has no units or no driver_names")
+    where = target(sheet.arch)
+    return Device(
+        kind=where.backend,
+        name=sheet.driver_names[0],
+        arch=sheet.arch,
+        units=sheet.units,
+        memory_bytes=sheet.memory_bytes,
+        last_level_cache_bytes=round((sheet.l2_mb or 0) * 2**20),
+        warp_size=where.warp_size,
+    )
+
+
+def compile_key(launch: Launch) -> str:
+    """Equal where Triton compiles one kernel for all: dtypes, compile-time values, what it specialises numbers for."""
+
+    def kind(value: Any) -> str:
+        if isinstance(value, Tensor):
+            # Triton asks whether base addresses are multiples of 16 bytes; these count as aligned
+            return str(value.dtype)
+        if isinstance(value, bool) or value is None:
+            return str(value)
+        if isinstance(value, int):
+            return "1" if value == 1 else f"i{32 if -(2**31) <= value < 2**31 else 64}{'d' * (value % 16 == 0)}"
+        if isinstance(value, tuple):
+            return f"{type(value).__name__}({','.join(map(kind, value))})"
+        return str(value) if type(value).__name__ == "constexpr" else type(value).__name__
+
+    constant = {name for name, wanted in launch.kernel.fn.__annotations__.items() if "constexpr" in str(wanted)}
+    args = ",".join(f"{name}:{kind(value)}" for name, value in launch.args.items())
+    fixed = ",".join(
+        f"{name}={value}" if name in constant or type(value).__name__ == "constexpr" else f"{name}:{kind(value)}"
+        for name, value in launch.constexprs.items()
+    )
+    return f"{launch.name}({args})[{fixed}]x{launch.num_warps}s{launch.num_stages}"

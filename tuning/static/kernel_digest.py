@@ -18,7 +18,7 @@ from triton.language.core import constexpr
 from triton.runtime.jit import JITCallable, JITFunction
 
 from griffin_kernels.launch import Launch
-from tuning.static.compile_key import compile_key
+from tuning.static.describe import compile_key
 from tuning.static.targets import Target
 
 

@@ -1,4 +1,4 @@
-"""The static table as data: what a compiled kernel costs, and the file that holds all of them.
+"""The static table as data: what is to be compiled, what it costs then, and the file that holds all of that.
 
 ``python -m tuning.static --save`` (``make static``) writes the file into the package, so that a report can show it
 without a compiler, and a test holds it against the sources: a kernel that has changed since is found. Nothing here
@@ -9,10 +9,30 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 
+from griffin_kernels.case import Case
+
 FILE = Path(str(resources.files("tuning.static"))) / "recorded.json"
+
+
+class CompileRequest(msgspec.Struct, frozen=True, tag="compile"):
+    """One candidate that is to be compiled: variant key, case, configuration values, name of the target.
+
+    target: empty for this machine: the variant is called once, for what it compiles then and keeps on disk.
+    step: which of the candidate's steps; None for all.
+    until: a ``report`` on the machine code, or ``cached`` machine code (of the short form that a candidate is checked
+    on, too), or ``lowered`` to LLVM by Triton's own stages, which takes a fraction of the time.
+    """
+
+    variant: str
+    case: Case
+    config: dict[str, Any]
+    target: str = ""
+    step: int | None = None
+    until: Literal["report", "cached", "lowered"] = "report"
 
 
 class StaticReport(msgspec.Struct, frozen=True):

@@ -11,11 +11,10 @@ import msgspec
 from griffin_kernels import catalog, errors
 from griffin_kernels.contract import BenchCase, Case, Variant, config_dict
 from griffin_kernels.launch import Launch, Step, described_for
-from tuning.static.compile_request import CompileRequest
 from tuning.static.compiling import compile_launch, shared_bytes
 from tuning.static.describe import meta_call
 from tuning.static.kernel_digest import digest
-from tuning.static.recorded import StaticReport
+from tuning.static.recorded import CompileRequest, StaticReport
 from tuning.static.report import analyse
 from tuning.static.targets import target
 

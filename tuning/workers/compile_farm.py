@@ -18,8 +18,7 @@ from typing import TypeVar
 from griffin_kernels import device as devices
 from griffin_kernels.contract import config_dict
 from tuning.plan.planner import Job, Planned
-from tuning.static.compile_request import CompileRequest
-from tuning.static.recorded import StaticReport
+from tuning.static.recorded import CompileRequest, StaticReport
 from tuning.workers.messages import Answer, Broken, Compiled, Start
 from tuning.workers.process import Death, Limits, Worker
 

@@ -20,7 +20,7 @@ from griffin_kernels import errors
 from griffin_kernels.contract import Case, config_dict, config_key
 from griffin_kernels.device import Device
 from tuning.plan.planner import Planned
-from tuning.static.compile_request import CompileRequest
+from tuning.static.recorded import CompileRequest
 from tuning.workers.messages import Broken, Tried
 from tuning.workers.process import Death, Limits, Worker
 

@@ -24,7 +24,7 @@ from tuning.measure import conditions, correctness, rounds, timing
 from tuning.plan.budget import SLOW_FACTOR
 from tuning.plan.planner import Planned
 from tuning.record.journal_records import OutputError, Status
-from tuning.static.compile_request import CompileRequest
+from tuning.static.recorded import CompileRequest
 from tuning.workers.messages import Broken, Compiled, Load, Raced, RunRace, Stage, Tried, Try
 
 STICKY = re.compile(

@@ -18,8 +18,7 @@ from griffin_kernels.records import Entry
 from tuning.measure.finalist import Finalist
 from tuning.plan.budget import Budget
 from tuning.record.journal_records import OutputError, Race, Status
-from tuning.static.compile_request import CompileRequest
-from tuning.static.recorded import StaticReport
+from tuning.static.recorded import CompileRequest, StaticReport
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from tuning.static.compile_request import CompileRequest
+from tuning.static.recorded import CompileRequest
 from tuning.workers import messages
 from tuning.workers.messages import Broken, Compiled, Load, Ready, Reply, Request, RunRace, Stage, Start, Try
 

@@ -13,10 +13,10 @@ from griffin_kernels.contract import config_dict
 from griffin_kernels.ops.recurrent_block_step.cost import make_case
 from griffin_kernels.ops.rg_lru_step.cost import make_case as lru_case
 from tests import calls
-from tuning.static.compile_request import CompileRequest
+from tuning.static.recorded import CompileRequest
 from tuning.static.requests import compilable
+from tuning.static.table import compile_all
 from tuning.static.targets import target
-from tuning.static.worker import compile_all
 
 OPS = ("temporal_conv1d_step", "rg_lru_step", "recurrent_block_step")
 STATES = {"temporal_conv1d_step": ("state",), "rg_lru_step": ("h",), "recurrent_block_step": ("conv_state", "h")}

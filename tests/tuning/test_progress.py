@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import operator
 import re
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from tuning.plan import planner
 from tuning.plan.eta import Estimate
 from tuning.record.journal_records import BAD, Candidate, Conditions, End, Noise, Race, Result
 from tuning.ui import events, terminal
-from tuning.ui.progress import Display, Several, Tally, result_text
+from tuning.ui.progress import Display, result_text
 from tuning.ui.summary import STATUSES, Summary, summary_table
 
 NOISE = Noise(what="torch.add", seconds=1e-3, rounds=41, low=0.99, high=1.018, floor=0.018)
@@ -72,6 +74,11 @@ def tell(listener, case=CASE):
     listener.closed("rg_lru", "B1")
     listener.note("rg_lru: no candidate passed")
     listener.result(result(), lane="cpu")
+
+
+def silent(*args, **facts):
+    """A display whose words nobody reads."""
+    return Display(Console(file=io.StringIO()), *args, **facts)
 
 
 def lines(**facts):
@@ -149,7 +156,7 @@ PLANNED = {("cheap", SMALL.key): 20, ("dear", CASE.key): 20}
 def test_estimate_knows_from_the_run_before_that_later_ops_take_longer(pace):
     """Cheap candidates come first: their mean says 2 s where 90 or 180 are left."""
     clock = Clock()
-    tally = Tally(Estimate(earlier(3.0)), clock)
+    tally = silent(Estimate(earlier(3.0)), clock=clock)
     tally.expect(PLANNED)
     tally.begin(0)
     tally.job("cheap", SMALL.key)
@@ -163,7 +170,7 @@ def test_estimate_knows_from_the_run_before_that_later_ops_take_longer(pace):
 
 def test_estimate_without_an_earlier_run_prices_each_op():
     clock = Clock()
-    tally = Tally(clock=clock)
+    tally = silent(clock=clock)
     tally.expect(PLANNED)
     tally.begin(0)
     assert tally.left is None and tally.left_text == "?"
@@ -179,7 +186,7 @@ def test_estimate_without_an_earlier_run_prices_each_op():
 
 def test_estimate_of_a_case_of_which_nothing_is_known_is_the_mean():
     clock = Clock()
-    tally = Tally(clock=clock)
+    tally = silent(clock=clock)
     tally.expect({("linear_scan", CASE.key): 4, ("rg_lru", "B1"): 4})
     tally.begin(2)
     for _ in range(4):
@@ -217,13 +224,13 @@ def test_never_are_more_candidates_done_than_in_all(already, coming, told):
 
 
 def read(stream: bytes):
-    decoder = msgspec.json.Decoder(events.Event)
+    decoder = msgspec.json.Decoder(functools.reduce(operator.or_, events.Event.__subclasses__()))
     return [decoder.decode(line) for line in stream.splitlines()]
 
 
 def test_events_hold_what_happened_and_how_far_it_is():
     stream = io.BytesIO()
-    tell(Several(Tally(), events.Events(stream, "cpu", "journal.jsonl")))
+    tell(silent(events=events.Events(stream, "cpu", "journal.jsonl")))
     found = read(stream.getvalue())
     kinds = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
     assert kinds == ["noise", "begin", "job", *["candidate"] * 4, "worker", "note", "result"]
@@ -238,7 +245,7 @@ def test_run_goes_on_when_nobody_reads_its_events(capsys):
         def write(self, data):
             raise BrokenPipeError(32, "Broken pipe")
 
-    tell(events.Events(Closed(), "cpu", "journal.jsonl"))
+    tell(silent(events=events.Events(Closed(), "cpu", "journal.jsonl")))
     assert capsys.readouterr().err == "note: events cannot be written any more: Broken pipe; the run goes on\n"
 
 
@@ -247,7 +254,7 @@ def test_nothing_but_events_reaches_standard_output():
         "import os, sys\nfrom tuning.ui import events\n"
         "with events.own_output() as stream:\n"
         "    print('python'); os.system('echo child'); os.write(1, b'native\\n')\n"
-        "    events.Events(stream, '', '').note('said')\n"
+        "    events.Events(stream).write(events.NoteEvent('said'))\n"
         "print('after')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -338,7 +345,7 @@ def test_command_prints_events_alone_with_json(small, tmp_path):
     assert done.exit_code == 0, done.output
     found = read(done.stdout_bytes)
     assert [type(e).__name__ for e in found if not isinstance(e, events.CandidateEvent)][-3:] == [
-        "CaseEvent",
+        "JobEvent",
         "ResultEvent",
         "EndEvent",
     ]

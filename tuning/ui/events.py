@@ -17,15 +17,15 @@ from typing import BinaryIO
 import msgspec
 
 from griffin_kernels.records import Entry
-from griffin_kernels.texts import now
-from roofline import stats
-from tuning.plan.eta import Estimate
 from tuning.record import journal_records
 from tuning.record.journal import encoded
-from tuning.ui.progress import Tally
 
 
-class BeginEvent(msgspec.Struct, frozen=True, tag="begin", tag_field="event"):
+class Event(msgspec.Struct, frozen=True, tag_field="event", tag=lambda name: name.removesuffix("Event").lower()):
+    """What the classes below are."""
+
+
+class BeginEvent(Event, frozen=True):
     """The run begins. total: candidates, at most. already: candidates in the journal of an interrupted run."""
 
     date: str
@@ -35,7 +35,7 @@ class BeginEvent(msgspec.Struct, frozen=True, tag="begin", tag_field="event"):
     already: int
 
 
-class CaseEvent(msgspec.Struct, frozen=True, tag="job", tag_field="event"):
+class JobEvent(Event, frozen=True):
     """A case is begun. lane: the device that it runs on."""
 
     op: str
@@ -43,7 +43,7 @@ class CaseEvent(msgspec.Struct, frozen=True, tag="job", tag_field="event"):
     lane: str
 
 
-class CandidateEvent(msgspec.Struct, frozen=True, tag="candidate", tag_field="event"):
+class CandidateEvent(Event, frozen=True):
     """A candidate is finished; see ``journal_records.Candidate``.
 
     best_s: of the case so far. speedup: of that over the best baseline so far.
@@ -70,7 +70,7 @@ class CandidateEvent(msgspec.Struct, frozen=True, tag="candidate", tag_field="ev
     left_s: float | None
 
 
-class ResultEvent(msgspec.Struct, frozen=True, tag="result", tag_field="event"):
+class ResultEvent(Event, frozen=True):
     """A case is decided: the entry that the registry gets."""
 
     entry: Entry
@@ -78,7 +78,7 @@ class ResultEvent(msgspec.Struct, frozen=True, tag="result", tag_field="event"):
     left_s: float | None
 
 
-class NoiseEvent(msgspec.Struct, frozen=True, tag="noise", tag_field="event"):
+class NoiseEvent(Event, frozen=True):
     """The A/A test; see ``journal_records.Noise``."""
 
     what: str
@@ -88,19 +88,19 @@ class NoiseEvent(msgspec.Struct, frozen=True, tag="noise", tag_field="event"):
     floor: float
 
 
-class WorkerEvent(msgspec.Struct, frozen=True, tag="worker", tag_field="event"):
+class WorkerEvent(Event, frozen=True):
     """A worker process was lost or replaced."""
 
     text: str
 
 
-class NoteEvent(msgspec.Struct, frozen=True, tag="note", tag_field="event"):
+class NoteEvent(Event, frozen=True):
     """A message for a person."""
 
     text: str
 
 
-class UndecidedEvent(msgspec.Struct, frozen=True, tag="undecided", tag_field="event"):
+class UndecidedEvent(Event, frozen=True):
     """Nothing is published for a case; see ``journal_records.Undecided``."""
 
     op: str
@@ -110,7 +110,7 @@ class UndecidedEvent(msgspec.Struct, frozen=True, tag="undecided", tag_field="ev
     lane: str
 
 
-class InterruptedEvent(msgspec.Struct, frozen=True, tag="interrupted", tag_field="event"):
+class InterruptedEvent(Event, frozen=True):
     """The run was stopped by a signal. entries: cases published. left: cases not decided. resume: the command."""
 
     resume: str
@@ -118,7 +118,7 @@ class InterruptedEvent(msgspec.Struct, frozen=True, tag="interrupted", tag_field
     left: int = 0
 
 
-class EndEvent(msgspec.Struct, frozen=True, tag="end", tag_field="event"):
+class EndEvent(Event, frozen=True):
     """The run is finished. statuses: candidates by status. study: a path; None where no study was made.
 
     left: cases that there was no time for. undecided: cases for which nothing could be published.
@@ -136,74 +136,24 @@ class EndEvent(msgspec.Struct, frozen=True, tag="end", tag_field="event"):
     undecided: int = 0
 
 
-Event = (
-    BeginEvent
-    | CaseEvent
-    | CandidateEvent
-    | ResultEvent
-    | UndecidedEvent
-    | NoiseEvent
-    | WorkerEvent
-    | NoteEvent
-    | InterruptedEvent
-    | EndEvent
-)
+class Events:
+    """Writes events to a stream; without one they are dropped. device, journal: what a BeginEvent names."""
 
-
-class Events(Tally):
-    """A Listener that writes events to a stream."""
-
-    def __init__(self, stream: BinaryIO, device: str, journal: str, estimate: Estimate | None = None) -> None:
-        super().__init__(estimate)
-        self.stream, self.device, self.journal = stream, device, journal
-        self.lost = False
+    def __init__(self, stream: BinaryIO | None = None, device: str = "", journal: str = "") -> None:
+        self._stream, self.device, self.journal = stream, device, journal
         self._lock = threading.Lock()
 
     def write(self, event: Event) -> None:
         """One line. Once nobody reads any more the rest is dropped, and the run goes on."""
         with self._lock:
-            if self.lost:
+            if self._stream is None:
                 return
             try:
-                self.stream.write(encoded(event) + b"\n")
-                self.stream.flush()
+                self._stream.write(encoded(event) + b"\n")
+                self._stream.flush()
             except OSError as error:
-                self.lost = True
+                self._stream = None
                 print(f"note: events cannot be written any more: {error.strerror}; the run goes on", file=sys.stderr)
-
-    def begin(self, already: int) -> None:
-        super().begin(already)
-        self.write(BeginEvent(now(), self.device, self.journal, self.total, already))
-
-    def job(self, op: str, case: str, *, lane: str = "") -> None:
-        super().job(op, case, lane=lane)
-        self.write(CaseEvent(op, case, lane))
-
-    def candidate(self, record: journal_records.Candidate, *, lane: str = "") -> None:
-        super().candidate(record, lane=lane)
-        at = self.lanes[lane]
-        of_record = msgspec.structs.asdict(record) | {"case": record.case.key}
-        median = stats.median(record.samples_s) if record.samples_s else None
-        of_run = {"done": self.done, "total": self.total, "failed": self.failed, "left_s": self.left, "lane": lane}
-        facts = {"median_s": median, "best_s": at.best_s, "speedup": at.speedup}
-        self.write(msgspec.convert(of_record | facts | of_run, CandidateEvent))
-
-    def result(self, result: journal_records.Result, *, lane: str = "") -> None:
-        super().result(result, lane=lane)
-        self.write(ResultEvent(result.entry, lane, self.left))
-
-    def undecided(self, record: journal_records.Undecided, *, lane: str = "") -> None:
-        super().undecided(record, lane=lane)
-        self.write(UndecidedEvent(record.op, record.case.key, record.why, record.command, lane))
-
-    def noise(self, record: journal_records.Noise) -> None:
-        self.write(msgspec.convert(record, NoiseEvent, from_attributes=True))
-
-    def worker(self, text: str) -> None:
-        self.write(WorkerEvent(text))
-
-    def note(self, text: str) -> None:
-        self.write(NoteEvent(text))
 
 
 @contextlib.contextmanager

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -15,13 +14,24 @@ from rich.table import Table
 from rich.text import Text
 
 from griffin_kernels.records import Entry
+from griffin_kernels.texts import now
 from roofline import stats
 from roofline.console import line
 from roofline.units import clock_text, seconds_text
-from tuning.decide.listener import Listener
 from tuning.plan.eta import Estimate
 from tuning.plan.schedule import Clock
-from tuning.record.journal_records import BAD, Candidate, Noise, Place, Result, Undecided
+from tuning.record.journal_records import BAD, Candidate, Noise, Place, Result, Undecided, place_of
+from tuning.ui.events import (
+    BeginEvent,
+    CandidateEvent,
+    Events,
+    JobEvent,
+    NoiseEvent,
+    NoteEvent,
+    ResultEvent,
+    UndecidedEvent,
+    WorkerEvent,
+)  # fmt: skip
 
 
 def result_text(entry: Entry) -> str:
@@ -77,34 +87,36 @@ class LaneStatus:
         return " · ".join(filter(None, (f"{self.op} {self.case}", self.trying, best)))
 
 
-class Tally:
-    """A Listener that counts candidates: done, failed, still to come, and the time for them. Displays build on it.
+class Display:
+    """A Listener that counts, draws, prints and writes events. Use as a context manager.
 
-    ``estimate`` keeps the candidates to come by case, so that no more are done than there are in all. ``changed`` is
-    called after each change.
+    It counts candidates that are done, failed and still to come, and the time for them. ``estimate`` keeps the
+    candidates to come by case, so that no more are done than there are in all.
+    quiet: print only problems. ticking: a thread draws the clock twice a second. Without it nothing is drawn between
+    events, so that the display takes no time of a CPU that is being measured.
     """
 
-    def __init__(self, estimate: Estimate | None = None, clock: Clock = time.monotonic) -> None:
-        self.estimate, self.clock = estimate or Estimate(), clock
-        self.already = self.done = 0
-        self.statuses: Counter[str] = Counter()
+    def __init__(
+        self, console: Console, estimate: Estimate | None = None, *, quiet: bool = False, ticking: bool = False,
+        clock: Clock = time.monotonic, events: Events | None = None,
+    ) -> None:  # fmt: skip
+        self.console, self.estimate, self.quiet, self.clock = console, estimate or Estimate(), quiet, clock
+        self.events = events or Events()
+        self.done = self.failed = 0
         self.lanes: dict[str, LaneStatus] = {}
         self.began = self._seen = clock()
         self._left: float | None = None
+        self._begun = False
+        self._is_live = console.is_terminal and not quiet
+        self._live = Live(
+            console=console, auto_refresh=ticking, refresh_per_second=2, transient=True, get_renderable=self.picture,
+            redirect_stdout=False, redirect_stderr=False,
+        )  # fmt: skip
 
     @property
     def total(self) -> int:
         """Candidates that are done or will come, at most."""
         return self.done + self.estimate.coming
-
-    @property
-    def failed(self) -> int:
-        """Candidates with a status in ``BAD``."""
-        return sum(self.statuses[name] for name in BAD)
-
-    @property
-    def elapsed(self) -> float:
-        return self.clock() - self.began
 
     @property
     def left(self) -> float | None:
@@ -114,84 +126,6 @@ class Tally:
     @property
     def left_text(self) -> str:
         return "?" if self.left is None else clock_text(self.left)
-
-    def begin(self, already: int) -> None:
-        self.already = self.done = already
-        self.began = self.clock()
-        self._count()
-
-    def expect(self, coming: Mapping[Place, int]) -> None:
-        self.estimate.expect(coming)
-        self._count()
-
-    def closed(self, op: str, case: str) -> None:
-        self.estimate.closed((op, case))
-        self._count()
-
-    def job(self, op: str, case: str, *, lane: str = "") -> None:
-        self.lanes[lane] = LaneStatus(op, case)
-        self.changed()
-
-    def trying(self, variant: str, config: str, *, lane: str = "") -> None:
-        self.lanes.setdefault(lane, LaneStatus()).trying = f"{variant} {config}".strip()
-        self.changed()
-
-    def candidate(self, record: Candidate, *, lane: str = "") -> None:
-        self.done += 1
-        self.statuses[record.status] += 1
-        self.lanes.setdefault(lane, LaneStatus()).take(record)
-        self.estimate.candidate(record)
-        self._count()
-
-    def result(self, result: Result, *, lane: str = "") -> None:
-        self.closed(result.entry.op, result.entry.case.key)
-
-    def undecided(self, record: Undecided, *, lane: str = "") -> None:
-        self.closed(record.op, record.case.key)
-
-    def changed(self) -> None: ...
-    def noise(self, record: Noise) -> None: ...
-    def worker(self, text: str) -> None: ...
-    def note(self, text: str) -> None: ...
-
-    def _count(self) -> None:
-        self._seen = self.clock()
-        self._left = self.estimate.left(self._seen - self.began)
-        self.changed()
-
-
-class Several:
-    """A Listener that passes everything on to several others."""
-
-    def __init__(self, *others: Listener) -> None:
-        self.others = others
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        def pass_on(*words: Any, **more: Any) -> None:
-            for other in self.others:
-                getattr(other, name)(*words, **more)
-
-        return pass_on
-
-
-class Display(Tally):
-    """A Listener that draws and prints. Use as a context manager.
-
-    quiet: print only problems. ticking: a thread draws the clock twice a second. Without it nothing is drawn between
-    events, so that the display takes no time of a CPU that is being measured.
-    """
-
-    def __init__(
-        self, console: Console, estimate: Estimate | None = None, *, quiet: bool = False, ticking: bool = False,
-        clock: Clock = time.monotonic,
-    ) -> None:  # fmt: skip
-        super().__init__(estimate, clock)
-        self.console, self.quiet, self._begun = console, quiet, False
-        self._is_live = console.is_terminal and not quiet
-        self._live = Live(
-            console=console, auto_refresh=ticking, refresh_per_second=2, transient=True, get_renderable=self.picture,
-            redirect_stdout=False, redirect_stderr=False,
-        )  # fmt: skip
 
     def __enter__(self) -> Display:
         if self._is_live:
@@ -207,7 +141,7 @@ class Display(Tally):
         figures = [f"{self.done}/{self.total}"]
         if self.failed:
             figures.append(f"{self.failed} failed")
-        figures += [clock_text(self.elapsed), f"left {self.left_text}"]
+        figures += [clock_text(self.clock() - self.began), f"left {self.left_text}"]
         head = Table.grid(padding=(0, 1))
         head.add_row(ProgressBar(total=max(self.total, 1), completed=self.done, width=24), Text(" · ".join(figures)))
         rows = [
@@ -217,23 +151,56 @@ class Display(Tally):
         ]
         return Group(head, *rows)
 
-    def changed(self) -> None:
+    def _refresh(self) -> None:
         if self._is_live:
             self._live.refresh()
 
+    def _count(self) -> None:
+        self._seen = self.clock()
+        self._left = self.estimate.left(self._seen - self.began)
+        self._refresh()
+
     def begin(self, already: int) -> None:
-        super().begin(already)
-        self._begun = True
+        self._begun, self.done, self.began = True, already, self.clock()
+        self._count()
+        self.events.write(BeginEvent(now(), self.events.device, self.events.journal, self.total, already))
         if already and not self.quiet:
             line(self.console, f"{already} of {self.total} candidates are in the journal already")
 
+    def expect(self, coming: Mapping[Place, int]) -> None:
+        self.estimate.expect(coming)
+        self._count()
+
+    def closed(self, op: str, case: str) -> None:
+        self.estimate.closed((op, case))
+        self._count()
+
+    def job(self, op: str, case: str, *, lane: str = "") -> None:
+        self.lanes[lane] = LaneStatus(op, case)
+        self._refresh()
+        self.events.write(JobEvent(op, case, lane))
+
+    def trying(self, variant: str, config: str, *, lane: str = "") -> None:
+        self.lanes.setdefault(lane, LaneStatus()).trying = f"{variant} {config}".strip()
+        self._refresh()
+
     def candidate(self, record: Candidate, *, lane: str = "") -> None:
-        super().candidate(record, lane=lane)
+        self.done += 1
+        self.failed += record.status in BAD
+        at = self.lanes.setdefault(lane, LaneStatus())
+        at.take(record)
+        self.estimate.candidate(record)
+        self._count()
+        median = stats.median(record.samples_s) if record.samples_s else None
+        of_case = {"case": record.case.key, "median_s": median, "best_s": at.best_s, "speedup": at.speedup}
+        of_run = {"done": self.done, "total": self.total, "failed": self.failed, "left_s": self.left, "lane": lane}
+        self.events.write(msgspec.convert(msgspec.structs.asdict(record) | of_case | of_run, CandidateEvent))
         if record.status in BAD:
             line(self.console, f"  {record.status}: {record.key}: {record.problem}")
 
     def result(self, result: Result, *, lane: str = "") -> None:
-        super().result(result, lane=lane)
+        self.closed(*place_of(result.entry))
+        self.events.write(ResultEvent(result.entry, lane, self.left))
         if self.quiet:
             return
         failed = f", {self.failed} failed" if self.failed else ""
@@ -242,17 +209,21 @@ class Display(Tally):
         line(self.console, f"{on}{result_text(result.entry)}{where}")
 
     def undecided(self, record: Undecided, *, lane: str = "") -> None:
-        super().undecided(record, lane=lane)
+        self.closed(*place_of(record))
+        self.events.write(UndecidedEvent(record.op, record.case.key, record.why, record.command, lane))
         line(self.console, undecided_text(record))
 
     def noise(self, record: Noise) -> None:
+        self.events.write(msgspec.convert(record, NoiseEvent, from_attributes=True))
         if not self.quiet:
             line(self.console, noise_text(record))
 
     def worker(self, text: str) -> None:
+        self.events.write(WorkerEvent(text))
         line(self.console, f"  {' '.join(text.split())}")
 
     def note(self, text: str) -> None:
+        self.events.write(NoteEvent(text))
         # what is said before the work begins is preparation; later it is about something that went wrong
         if self._begun or not self.quiet:
             line(self.console, text)

@@ -33,8 +33,8 @@ from tuning.predict.time_model import load_constants
 from tuning.record import journal
 from tuning.record.paths import Paths
 from tuning.run import Outcome, plan, tune
-from tuning.ui import progress
 from tuning.ui.events import EndEvent, Events, InterruptedEvent
+from tuning.ui.progress import Display
 from tuning.ui.summary import Summary, summary_table
 
 
@@ -70,27 +70,22 @@ def show_plan(console: Console, options: Options, out: Path | None = None) -> No
 def planned_text(schedule: Schedule) -> str:
     """A sentence on the time that a run is planned to take, and on what that assumes."""
     left = f"; {schedule.left_out} cases do not fit and are left for --resume" if schedule.left_out else ""
+    minutes = max(1, math.ceil(schedule.seconds / 60 - 0.1))
+    took = f"{minutes} minute{'' if minutes == 1 else 's'}"
+    if schedule.seconds >= 5400:
+        took = f"{schedule.seconds / 3600:.1f} hours"
     return (
-        f"planned to end in about {minutes_text(schedule.seconds)}: {len(schedule.tries)} cases, "
+        f"planned to end in about {took}: {len(schedule.tries)} cases, "
         f"{schedule.candidates} candidates tried ({schedule.assumptions()}){left}"
     )
-
-
-def minutes_text(seconds: float) -> str:
-    """``4 minutes``, ``1.5 hours``."""
-    if seconds >= 5400:
-        return f"{seconds / 3600:.1f} hours"
-    minutes = max(1, math.ceil(seconds / 60 - 0.1))
-    return f"{minutes} minute{'' if minutes == 1 else 's'}"
 
 
 @contextlib.contextmanager
 def _quiet_third_parties() -> Iterator[None]:
     """Hide deprecation warnings from inside torch and numba, and dispatch's warning of untuned ops."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", errors.UntunedWarning)
+        for kind in (DeprecationWarning, FutureWarning, errors.UntunedWarning):
+            warnings.simplefilter("ignore", kind)
         yield
 
 
@@ -157,23 +152,20 @@ def run(
     output.say(f"journal   {paths.journal}")
     if not (resume and journal.unfinished(earlier)):
         output.say(planned_text(schedule))
-    estimate, ticking = Estimate(earlier), device.kind != "cpu"
-    display = progress.Display(output.console, estimate, quiet=output.quiet, ticking=ticking, clock=clock)
-    events = None
-    if output.events is not None:
-        events = Events(output.events, device.name, str(paths.journal), Estimate(earlier))
-    listener = display if events is None else progress.Several(display, events)
+    events, ticking = Events(output.events, device.name, str(paths.journal)), device.kind != "cpu"
+    display = Display(
+        output.console, Estimate(earlier), quiet=output.quiet, ticking=ticking, clock=clock, events=events
+    )
     try:
         with _quiet_third_parties(), display:
-            outcome = tune(options, paths, listener, command, resume, prepare, clock)
+            outcome = tune(options, paths, display, command, resume, prepare, clock)
     except KeyboardInterrupt:
         with _undisturbed():
-            if events is not None:
-                events.write(InterruptedEvent(resume_command(out)))
+            events.write(InterruptedEvent(resume_command(out)))
             line(output.console, f"\nstopped; the journal holds what was measured. Go on with: {resume_command(out)}")
         return None
     with _undisturbed() if outcome.interrupted else contextlib.nullcontext():
-        if events is not None and outcome.interrupted:
+        if outcome.interrupted:
             events.write(InterruptedEvent(resume_command(out), len(outcome.entries), len(outcome.left)))
         if outcome.entries or outcome.undecided:
             output.console.print(summary_table(outcome.entries, output.console.width, outcome.undecided))
@@ -249,8 +241,6 @@ def run_study(output: RunOutput, outcome: Outcome) -> Path | None:
 def finish(output: RunOutput, outcome: Outcome, report: Path, study_file: Path | None) -> None:
     """Print the path of the report, and write the last event, with all paths."""
     line(output.console, f"report    {report}")
-    if output.events is None:
-        return
     paths, counts = outcome.paths, Summary.of(journal.read(outcome.paths.journal)).statuses
     end = EndEvent(
         date=now(),
@@ -264,4 +254,4 @@ def finish(output: RunOutput, outcome: Outcome, report: Path, study_file: Path |
         report=str(report),
         study=None if study_file is None else str(study_file),
     )
-    Events(output.events, "", str(paths.journal)).write(end)
+    Events(output.events).write(end)

@@ -17,16 +17,15 @@ verdict is the other's opposite: a noise floor of f may mean a factor of 1 - f a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from griffin_kernels import validity
-from griffin_kernels.records import Entry, RegistryFile
+from griffin_kernels.records import Entry, RegistryFile, Tie
 from tuning.plan.budget import UNQUIET
-from tuning.record.journal_records import Place, place_of
+from tuning.record.journal_records import place_of
 
 BETWEEN_RUNS = 0.03
 """What one kernel differs by between two runs on a machine where nothing has changed: 1 to 3% (Helion, pull 3523)."""
@@ -87,38 +86,32 @@ class Diff:
 
 def diff(a: RegistryFile, b: RegistryFile) -> Diff:
     """``b`` held against ``a``."""
-    left, right = _by_case(a), _by_case(b)
+    left, right = ({place_of(entry): entry for entry in file.entries} for file in (a, b))
     both = [(left[key], right[key]) for key in sorted(left.keys() & right.keys())]
+    same = [_unchanged(one, other, a, b) for one, other in both]
     notes = []
     if a.device.validity != b.device.validity:
         notes.append("these are different devices: ratios compare the machines, not the kernels")
-    far, count = _machine(a, b, both)
-    machine = None if far is None else math.expm1(min(far, 700.0))
-    if machine is not None:
+    sizes = [
+        abs(log_interval(one, other)[0])
+        for (one, other), unchanged in zip(both, same, strict=True)
+        if unchanged and one != other and _timed(one) and _timed(other)
+    ]
+    far, machine = 0.0, None
+    if len(sizes) >= UNCHANGED:
+        far = float(np.quantile(sizes, MACHINE_SHARE))
+        machine = math.expm1(min(far, 700.0))
         notes.append(
-            f"{count} kernels did not change, nor did what they depend on; 19 in 20 of them differ by up to "
+            f"{len(sizes)} kernels did not change, nor did what they depend on; 19 in 20 of them differ by up to "
             f"{machine:.0%}, which is the machine's doing, and smaller differences do not count"
         )
     return Diff(
-        rows=tuple(_row(one, other, far or 0.0, _unchanged(one, other, a, b)) for one, other in both),
+        rows=tuple(_row(*pair, far, unchanged) for pair, unchanged in zip(both, same, strict=True)),
         only_a=tuple(left[key] for key in sorted(left.keys() - right.keys())),
         only_b=tuple(right[key] for key in sorted(right.keys() - left.keys())),
         notes=tuple(notes),
         machine=machine,
     )
-
-
-def _machine(a: RegistryFile, b: RegistryFile, both: Sequence[tuple[Entry, Entry]]) -> tuple[float | None, int]:
-    """(by how much kernels that did not change differ, as a log, and how many there are); None where too few tell."""
-    sizes = [
-        abs(math.log(other.median_s) - math.log(one.median_s))
-        for one, other in both
-        if _timed(one) and _timed(other) and one != other and _unchanged(one, other, a, b)
-        if one.median_s and other.median_s
-    ]
-    if len(sizes) < UNCHANGED:
-        return None, len(sizes)
-    return float(np.quantile(sizes, MACHINE_SHARE)), len(sizes)
 
 
 def _unchanged(one: Entry, other: Entry, a: RegistryFile, b: RegistryFile) -> bool:
@@ -129,12 +122,8 @@ def _unchanged(one: Entry, other: Entry, a: RegistryFile, b: RegistryFile) -> bo
     return not validity.differing(one.variant, before, now)
 
 
-def _by_case(file: RegistryFile) -> dict[Place, Entry]:
-    return {place_of(entry): entry for entry in file.entries}
-
-
-def same_kernel(a: Entry, b: Entry) -> bool:
-    """True if two entries run the same variant with the same configuration."""
+def same_kernel(a: Entry, b: Entry | Tie) -> bool:
+    """True if two entries, or an entry and what it is tied with, run the same variant with the same configuration."""
     return a.variant == b.variant and a.config == b.config
 
 
@@ -142,10 +131,7 @@ def winner(a: Entry, b: Entry) -> Winner:
     """How the winners of two entries agree."""
     if same_kernel(a, b):
         return "same"
-    tied = [(b, a.ties), (a, b.ties)]
-    if any(e.variant == tie.variant and e.config == tie.config for e, ties in tied for tie in ties):
-        return "tie"
-    return "other"
+    return "tie" if any(same_kernel(e, tie) for e, ties in ((b, a.ties), (a, b.ties)) for tie in ties) else "other"
 
 
 def _timed(entry: Entry) -> bool:
@@ -182,27 +168,17 @@ def _row(a: Entry, b: Entry, machine: float, unchanged: bool) -> DiffRow:
         verdict = "SLOWER"
     noise = max(own, math.expm1(min(machine, 700.0)))
     why = f"noise {noise:.1%}" + ("" if own <= UNQUIET else ", too much to call anything the same")
-    ratio, least, most = map(_exp, logs)
+    # times out of a file may be as far apart as floats go
+    ratio, least, most = (math.exp(max(-700.0, min(log, 700.0))) for log in logs)
     return DiffRow(a, b, verdict, agreed, why, ratio, (least, most))
 
 
 def log_interval(a: Entry, b: Entry) -> tuple[float, float, float]:
     """Log of the time in b over the time in a, and its 95% interval from the two medians', taken as independent."""
     assert a.median_s and b.median_s and a.interval_s and b.interval_s
-    center = math.log(b.median_s) - math.log(a.median_s)
-    # distances of the ends from the medians, as logs, add like standard deviations
-    below = _sum(_log(b.median_s, b.interval_s[0]), _log(a.interval_s[1], a.median_s))
-    above = _sum(_log(b.interval_s[1], b.median_s), _log(a.median_s, a.interval_s[0]))
-    return center, center - below, center + above
-
-
-def _sum(x: float, y: float) -> float:
-    return math.hypot(max(x, y), min(x, y))  # in one order: the last bit is the same either way round
-
-
-def _exp(value: float) -> float:
-    return math.exp(max(-700.0, min(value, 700.0)))  # times out of a file may be as far apart as floats go
-
-
-def _log(larger: float, smaller: float) -> float:
-    return max(0.0, math.log(larger) - math.log(smaller))
+    at, low, high = map(math.log, (a.median_s, *a.interval_s))
+    other, least, most = map(math.log, (b.median_s, *b.interval_s))
+    # distances of the ends from the medians add like standard deviations; sorted, for the last bit either way round
+    below = math.hypot(*sorted((max(0.0, other - least), max(0.0, high - at))))
+    above = math.hypot(*sorted((max(0.0, most - other), max(0.0, at - low))))
+    return other - at, other - at - below, other - at + above

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from griffin_kernels import catalog, errors, validity
-from griffin_kernels.records import SCHEMA_VERSION, DeviceRecord, Entry, RegistryFile
+from griffin_kernels.records import SCHEMA_VERSION, Entry, RegistryFile
 from roofline.units import units_text
 from tuning.publish import diff
 from tuning.record.journal_records import Place, place_of
@@ -56,22 +56,19 @@ def merge(files: Sequence[tuple[Path, RegistryFile]]) -> tuple[RegistryFile, lis
             if (earlier := found.get(key)) is None:
                 found[key] = (path, entry)
                 continue
-            kept, dropped = ((path, entry), earlier) if _rank(entry) >= _rank(earlier[1]) else (earlier, (path, entry))
+            dropped, kept = sorted(
+                (earlier, (path, entry)), key=lambda f: (f[1].status == "measured", _time(f[1].date))
+            )
             found[key] = kept
             if not diff.same_kernel(kept[1], dropped[1]):
                 conflicts.append(Conflict(kept, dropped))
     entries = [entry for _, entry in found.values()]
-    record = DeviceRecord(newest.device.validity, newest.device.provenance)
-    return RegistryFile(schema_version=SCHEMA_VERSION, device=record, entries=entries), conflicts
+    return RegistryFile(schema_version=SCHEMA_VERSION, device=newest.device, entries=entries), conflicts
 
 
 def _device(file: RegistryFile) -> str:
     facts = file.device.validity
     return f"{validity.named(facts)}, {units_text(validity.quoted(facts.get('units', '?')), facts.get('kind'))}"
-
-
-def _rank(entry: Entry) -> tuple[bool, float]:
-    return entry.status == "measured", _time(entry.date)
 
 
 def _time(date: str) -> float:

@@ -26,12 +26,17 @@ class Shown:
     why: str
 
 
-def locate(path: Path, device: Device) -> Path:
-    """The registry file that a user means by ``path``: the file, or the one in a folder.
+def locate(path: Path | None, device: Device) -> Path:
+    """The registry file that a user means by ``path``: the file, or the one in a folder, or for None dispatch's first.
 
     A folder may hold several devices: this device's file is taken, else the only registry that there is. Raises
     RegistryError.
     """
+    if path is None:
+        if sources := registry.sources(device):
+            return sources[0]
+        text = f"there is no registry for {device.name}; `griffin tune` makes {registry.default_path(device)}"
+        raise errors.RegistryError(text)
     path = path.expanduser()
     if not path.is_dir():
         return path
@@ -46,19 +51,11 @@ def locate(path: Path, device: Device) -> Path:
     if len(found) == 1:
         return found[0]
     if not found:
-        text = f"no registry in folder {path}; `griffin tune --out {path}` makes one, or name a file"
-        raise errors.RegistryError(text)
+        raise errors.RegistryError(
+            f"no registry in folder {path}; `griffin tune --out {path}` makes one, or name a file"
+        )
     names = ", ".join(file.name for file in found)
     raise errors.RegistryError(f"{path} holds several registries and none of {device.slug}; name one: {names}")
-
-
-def first_source(device: Device) -> Path:
-    """The registry that dispatch asks first on a device; RegistryError where there is none."""
-    found = registry.sources(device)
-    if not found:
-        text = f"there is no registry for {device.name}; `griffin tune` makes {registry.default_path(device)}"
-        raise errors.RegistryError(text)
-    return found[0]
 
 
 def counted(shown: Sequence[Shown]) -> str:
@@ -69,14 +66,10 @@ def counted(shown: Sequence[Shown]) -> str:
 
 def entries(file: RegistryFile, device: Device) -> list[Shown]:
     """Every entry of a registry with its state on a device, in the order of the file."""
-    foreign = validity.holds(file, device) is None
-    return [
-        Shown(entry, validity.quoted(entry.case.key, 120), *_state(entry, file, device, foreign))
-        for entry in file.entries
-    ]
+    return [Shown(entry, validity.quoted(entry.case.key, 120), *_state(entry, file, device)) for entry in file.entries]
 
 
-def _state(entry: Entry, file: RegistryFile, device: Device, foreign: bool) -> tuple[str, str]:
+def _state(entry: Entry, file: RegistryFile, device: Device) -> tuple[str, str]:
     """(state, why)."""
     try:
         if set(catalog.op(entry.op).cases[0].dims) != set(entry.case.dims):
@@ -84,7 +77,7 @@ def _state(entry: Entry, file: RegistryFile, device: Device, foreign: bool) -> t
         validity.kernel(entry)
     except (errors.UnknownOpError, errors.RegistryError) as error:
         return "unused", str(error)
-    if foreign:
+    if validity.holds(file, device) is None:
         return "unused", f"of another device: {validity.named(file.device.validity)}"
     if entry.status == "predicted":
         return "predicted", "never ran on this device"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from tuning.predict.calibrate import CaseFit
     from tuning.predict.target_space import TargetSpace
     from tuning.publish.diff import Diff
-    from tuning.publish.merge import Conflict
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
 ConstantsOption = Annotated[
@@ -32,11 +30,6 @@ ConstantsOption = Annotated[
 
 def _json(value: Any) -> None:
     typer.echo(json.dumps(msgspec.to_builtins(value), indent=1))
-
-
-def _cells(texts: Iterable[str]) -> list[Text]:
-    """Cells of a table as they are: a name out of a file may look like markup."""
-    return list(map(Text, texts))
 
 
 def _kernel(entry: Entry) -> str:
@@ -60,7 +53,7 @@ def show(
     from tuning.publish import show as showing
 
     here = devices.detect(device)
-    found = showing.first_source(here) if path is None else showing.locate(path, here)
+    found = showing.locate(path, here)
     file = registry.load(found)
     rows = showing.entries(file, here)
     if as_json:
@@ -75,7 +68,7 @@ def show(
         state = f"{row.state}: {row.why}" if row.why else row.state
         cells = [entry.op, row.case, _kernel(entry), seconds_text(time) if time is not None else "", interval]
         cells += ["" if entry.speedup is None else f"{entry.speedup:.2f}", state, entry.date[:10]]
-        drawn.add_row(*_cells(map(validity.quoted, cells)))
+        drawn.add_row(*map(Text, map(validity.quoted, cells)))
     console.print(drawn)
     line(console, f"{len(rows)} entries: {showing.counted(rows)}" if rows else "no entries")
     if ops := dict.fromkeys(row.entry.op for row in rows if row.state == "stale"):
@@ -116,7 +109,8 @@ def _show_diff(console: Console, found: Diff, a: Path, b: Path) -> None:
         interval = "" if row.interval is None else f"{row.interval[0]:.3f} - {row.interval[1]:.3f}"
         other = "same" if row.winner == "same" else f"{_kernel(row.b)}{' (tied)' if row.winner == 'tie' else ''}"
         ratio = row.why if row.ratio is None else f"{row.ratio:.3f}"
-        drawn.add_row(*_cells((row.a.op, row.a.case.key, row.verdict, ratio, interval, _kernel(row.a), other)))
+        cells = (row.a.op, row.a.case.key, row.verdict, ratio, interval, _kernel(row.a), other)
+        drawn.add_row(*map(Text, cells))  # as they are: a name out of a file may look like markup
     if found.rows:
         console.print(drawn)
     for name, entries in (("A", found.only_a), ("B", found.only_b)):
@@ -157,7 +151,11 @@ def merge(
         registry.write(out, file)
     console = output()
     for conflict in conflicts:
-        line(console, _conflict(conflict))
+        (path, kept), (other, dropped) = conflict.kept, conflict.dropped
+        why = "measured, not predicted" if kept.status != dropped.status else f"of {kept.date}, not {dropped.date}"
+        tied = " (tied)" if conflict.tied else ""
+        over = f"{_kernel(kept)} of {path} kept over {_kernel(dropped)} of {other}"
+        line(console, f"{kept.op} {kept.case.key}: {over}{tied}: {why}")
     line(console, f"{len(file.entries)} entries, {len(conflicts)} disagreement{'' if len(conflicts) == 1 else 's'}")
     line(console, f"registry  {out}")
     if rerace:
@@ -166,14 +164,6 @@ def merge(
             line(console, command)
         for name in others:
             line(console, f"note: {name} is no bench case; record it as a miss and tune --from-misses", "yellow")
-
-
-def _conflict(conflict: Conflict) -> str:
-    (path, kept), (other, dropped) = conflict.kept, conflict.dropped
-    why = "measured, not predicted" if kept.status != dropped.status else f"of {kept.date}, not {dropped.date}"
-    tied = " (tied)" if conflict.tied else ""
-    over = f"{_kernel(kept)} of {path} kept over {_kernel(dropped)} of {other}"
-    return f"{kept.op} {kept.case.key}: {over}{tied}: {why}"
 
 
 @plain_errors()

@@ -20,9 +20,15 @@ def examine(device: str = "") -> list[Finding]:
     Every check runs, whatever the others find, and nothing is changed. DeviceError where the device is not there.
     """
     from griffin_kernels import device as devices
+    from griffin_kernels import registry
     from tuning.doctor import installation, machine, registries
     from tuning.record.paths import Paths
 
     here = devices.detect(device or None)
     journal = Paths.choose(None, here).journal
-    return [*installation.examine(), *machine.examine(), *registries.examine(here, journal)]
+    installed = [*installation.versions(), *installation.backends(), installation.compiler()]
+    installed += [*installation.numba_cache(), *installation.variables()]
+    around = [*machine.gpu(), *machine.cores(), *machine.load(), *machine.folder()]
+    own = [*registries.registries(here), *registries.unfinished(journal)]
+    locks = [*registries.lock(registry.default_path(here)), *registries.lock(journal)]
+    return [*installed, *around, *own, *locks]

@@ -17,17 +17,6 @@ from tuning.doctor import Finding
 
 PACKAGE = "griffin-kernels"
 
-WATCHED = ("torch", "triton", "numba")
-"""Libraries whose version decides what kernels do."""
-
-
-def examine() -> Iterator[Finding]:
-    yield from versions()
-    yield from backends()
-    yield compiler()
-    yield from numba_cache()
-    yield from variables()
-
 
 def versions() -> Iterator[Finding]:
     """Python and the libraries against what the package says it needs."""
@@ -39,7 +28,7 @@ def versions() -> Iterator[Finding]:
         yield Finding("problem", "versions", f"{PACKAGE} is not installed, it only happens to be importable", fix)
         return
     yield _version("Python", platform.python_version(), python, "make a virtual environment with such a Python")
-    for name in WATCHED:
+    for name in ("torch", "triton", "numba"):  # their versions decide what kernels do
         need = next((need for need in needs if re.match(rf"{name}\b", need)), "")
         wanted, _, condition = need.partition(";")
         if "Linux" in condition and platform.system() != "Linux":

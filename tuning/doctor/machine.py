@@ -18,19 +18,6 @@ from roofline.units import units_text
 from tuning.doctor import Finding
 from tuning.record.paths import prove_writable
 
-LEAST_FREE = 2**30
-"""Bytes on a disk below which a run may not be able to finish its journal and report."""
-
-BUSY = 0.25
-"""Load per core of other processes from which timings suffer."""
-
-
-def examine() -> Iterator[Finding]:
-    yield from gpu()
-    yield from cores()
-    yield from load()
-    yield from folder()
-
 
 def gpu() -> Iterator[Finding]:
     """The GPUs that torch can use, or why there is none."""
@@ -125,7 +112,7 @@ def load() -> Iterator[Finding]:
         return
     wanted, units = os.getloadavg()[0], devices.cpu().units
     text = f"{wanted:.1f} processes wanted a core in the last minute, there are {units}"
-    if wanted > BUSY * units:
+    if wanted > units / 4:  # from so many on timings suffer
         yield Finding("note", "load", text, "timings of the CPU are steadier when nothing else runs (see top)")
     else:
         yield Finding("ok", "load", text)
@@ -145,7 +132,7 @@ def folder() -> Iterator[Finding]:
         yield Finding("problem", "data folder", text, fix)
         return
     text = f"{path}, {free / 2**30:.3g} GiB free"
-    if free < LEAST_FREE:
+    if free < 2**30:
         yield Finding("problem", "data folder", text, "make room: a journal and a report take some hundred megabytes")
     else:
         yield Finding("ok", "data folder", text)

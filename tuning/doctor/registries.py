@@ -17,13 +17,6 @@ from tuning.publish import show
 from tuning.record import journal
 
 
-def examine(device: Device, journal_path: Path) -> Iterator[Finding]:
-    yield from registries(device)
-    yield from unfinished(journal_path)
-    for path in (registry.default_path(device), journal_path):
-        yield from lock(path)
-
-
 def registries(device: Device) -> Iterator[Finding]:
     """Every registry that dispatch consults on a device."""
     found = registry.sources(device)

@@ -33,9 +33,6 @@ BETWEEN_RUNS = 0.03
 UNCHANGED = 5
 """So many unchanged kernels at least tell what the machine did between two runs."""
 
-MACHINE_SHARE = 0.95
-"""Share of them that the machine's differences are to cover."""
-
 Verdict = Literal["SAME", "FASTER", "SLOWER", "UNSURE"]
 Winner = Literal["same", "tie", "other"]
 
@@ -99,7 +96,7 @@ def diff(a: RegistryFile, b: RegistryFile) -> Diff:
     ]
     far, machine = 0.0, None
     if len(sizes) >= UNCHANGED:
-        far = float(np.quantile(sizes, MACHINE_SHARE))
+        far = float(np.quantile(sizes, 19 / 20))
         machine = math.expm1(min(far, 700.0))
         notes.append(
             f"{len(sizes)} kernels did not change, nor did what they depend on; 19 in 20 of them differ by up to "

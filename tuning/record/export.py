@@ -14,7 +14,7 @@ from typing import Any
 from griffin_kernels import registry
 from roofline import stats, tables
 from tuning.record.journal import first_run
-from tuning.record.journal_records import Candidate, Race, Record, Result, Run, place_of
+from tuning.record.journal_records import Candidate, Race, Record, Result, place_of
 from tuning.record.paths import make_folder
 
 T4_VERSION = "1.0.0"
@@ -86,49 +86,41 @@ def t4(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
 
     Candidates that were skipped never ran and have no result.
     """
-    run = first_run(records)
-    date = run.date if run else ""
-    raced = _raced(records)
-    documents: dict[str, dict[str, Any]] = {"metadata.json": _metadata(run)}
+    run, raced = first_run(records), _raced(records)
+    metadata: dict[str, Any] = {}
+    if run is not None:
+        facts = run.device.provenance
+        packages = [f"{name}=={facts[name]}" for name in ("torch", "triton", "numba") if name in facts]
+        system = str(facts.get("system", "unknown"))
+        metadata = {
+            "hardware": {"hardware_description": [run.device.validity], "operating_system": system},
+            "environment": {"device_query": facts, "requirements": packages},
+        }
+    documents: dict[str, dict[str, Any]] = {"metadata.json": {"schema_version": T4_VERSION, "metadata": metadata}}
     for c in _latest(records):
         if c.status == "skipped":
             continue
         name = f"{c.op}--{c.case.key}.json"
         document = documents.setdefault(name, {"schema_version": T4_VERSION, "results": []})
-        document["results"].append(_result(c, date, raced.get(c.key, [])))
+        died = "compile" if c.stage == "compile" else "runtime"
+        # the journal has no finer account of the rest: compiling, checking and waiting together
+        rest = max(0.0, c.seconds_spent - sum(c.samples_s))
+        document["results"].append(
+            {
+                "timestamp": run.date if run else "",
+                "configuration": {"variant": c.variant, **c.config},
+                "objectives": ["time"],
+                "times": {"runtimes": [1e3 * sample for sample in c.samples_s], "framework": 1e3 * rest},
+                "invalidity": _INVALIDITY.get(c.status, died),
+                "correctness": 1.0 if c.status in ("ok", "slow") else 0.0,
+                "measurements": [
+                    {"name": name, "value": 1e3 * stats.median(samples), "unit": "ms"}
+                    for name, samples in (("time", c.samples_s), ("race_time", raced.get(c.key)))
+                    if samples
+                ],
+            }
+        )
     return documents
-
-
-def _result(c: Candidate, date: str, race: Sequence[float]) -> dict[str, Any]:
-    died = "compile" if c.stage == "compile" else "runtime"
-    measurements = [("time", c.samples_s), ("race_time", race)]
-    return {
-        "timestamp": date,
-        "configuration": {"variant": c.variant, **c.config},
-        "objectives": ["time"],
-        "times": {
-            "runtimes": [1e3 * sample for sample in c.samples_s],
-            # the journal has no finer account: compiling, checking and waiting together
-            "framework": 1e3 * max(0.0, c.seconds_spent - sum(c.samples_s)),
-        },
-        "invalidity": _INVALIDITY.get(c.status, died),
-        "correctness": 1.0 if c.status in ("ok", "slow") else 0.0,
-        "measurements": [
-            {"name": name, "value": 1e3 * stats.median(samples), "unit": "ms"}
-            for name, samples in measurements
-            if samples
-        ],
-    }
-
-
-def _metadata(run: Run | None) -> dict[str, Any]:
-    if run is None:
-        return {"schema_version": T4_VERSION, "metadata": {}}
-    facts = run.device.provenance
-    packages = [f"{name}=={facts[name]}" for name in ("torch", "triton", "numba") if name in facts]
-    hardware = {"hardware_description": [run.device.validity], "operating_system": str(facts.get("system", "unknown"))}
-    environment = {"device_query": facts, "requirements": packages}
-    return {"schema_version": T4_VERSION, "metadata": {"hardware": hardware, "environment": environment}}
 
 
 def write_t4(records: Sequence[Record], folder: Path) -> list[Path]:

@@ -119,7 +119,7 @@ def _encodable(value: Any) -> Any:
     return [_encodable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-class Journal:
+class Journal(contextlib.AbstractContextManager["Journal"]):
     """An open journal. ``append`` returns after the record is on the disk."""
 
     def __init__(self, path: Path) -> None:
@@ -161,17 +161,11 @@ class Journal:
                 "make room and run `griffin tune --resume`"
             ) from None
 
-    def close(self) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
             self._file.close()
         finally:
             self._lock.release()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def set_aside(path: Path, records: list[Record]) -> Path:

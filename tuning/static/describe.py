@@ -16,9 +16,6 @@ from griffin_kernels.launch import Launch
 from griffin_kernels.specs import size_of
 from tuning.static.targets import target
 
-_SHORT = 16
-"""Steps of the twin of a long case."""
-
 
 def meta_call(op: Op, case: Case) -> Any:
     """The call of ``case`` on torch's meta device.
@@ -27,7 +24,7 @@ def meta_call(op: Op, case: Case) -> Any:
     tensors are there, their dtypes, and the plain options. Other cases are small, and keep their strides.
     """
     short = not isinstance(case, BenchCase) or case.tag == "bench"
-    dims = {name: min(size, _SHORT) if short and name in ("T", "S") else size for name, size in case.dims.items()}
+    dims = {name: min(size, 16) if short and name in ("T", "S") else size for name, size in case.dims.items()}
     inputs = op.make_inputs(msgspec.structs.replace(case, dims=dims), torch.device("cpu"), 0)
     for name, spec in op.inputs.items():
         value = inputs[name]

@@ -21,6 +21,9 @@ from griffin_kernels.launch import Launch
 from tuning.static.describe import compile_key
 from tuning.static.targets import Target
 
+TOLD = ("noinline", "do_not_specialize", "do_not_specialize_on_alignment", "debug")
+"""What a decorator may be told of a function."""
+
 
 def digest(launch: Launch, target: Target) -> str:
     """16 hex digits. What is claimed of the launch counts too, since its report says which claims are broken."""
@@ -32,12 +35,16 @@ def digest(launch: Launch, target: Target) -> str:
 def syntax(kernel: JITFunction) -> str:
     """Digest of a kernel, of the functions that it calls and of the constants that they read."""
     found: dict[str, str] = {}
-    waiting: list[JITCallable] = [kernel]
+    waiting: list[Any] = [kernel]
     seen = {id(kernel)}
     while waiting:
         function = waiting.pop()
-        body = _body(function)
-        found[function.__name__] = found.get(function.__name__, "") + ast.dump(body) + _told(function)
+        (body,) = ast.parse(function.src).body
+        assert isinstance(body, ast.FunctionDef)
+        if ast.get_docstring(body, clean=False) is not None:
+            body.body = body.body[1:]
+        told = repr([getattr(function, name, None) for name in TOLD])
+        found[function.__name__] = found.get(function.__name__, "") + ast.dump(body) + told
         for name, value in _references(body, function.__globals__):
             if isinstance(value, JITCallable):
                 if id(value) not in seen:
@@ -46,21 +53,6 @@ def syntax(kernel: JITFunction) -> str:
             elif isinstance(value, constexpr):
                 found[f"{function.__name__}.{name}"] = repr(value.value)
     return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()
-
-
-def _told(function: Any) -> str:
-    """What the decorator was told."""
-    names = ("noinline", "do_not_specialize", "do_not_specialize_on_alignment", "debug")
-    return repr([getattr(function, name, None) for name in names])
-
-
-def _body(function: Any) -> ast.FunctionDef:
-    """The syntax of a function without its docstring."""
-    (body,) = ast.parse(function.src).body
-    assert isinstance(body, ast.FunctionDef)
-    if ast.get_docstring(body, clean=False) is not None:
-        body.body = body.body[1:]
-    return body
 
 
 def _references(body: ast.FunctionDef, names: dict[str, Any]) -> Iterator[tuple[str, Any]]:

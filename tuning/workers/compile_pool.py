@@ -8,6 +8,7 @@ limit costs its candidate. On a CPU compiling would disturb the timings: see ``t
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -24,17 +25,15 @@ from tuning.static.recorded import CompileRequest
 from tuning.workers.messages import Broken, Tried
 from tuning.workers.process import Death, Limits, Worker
 
-MOST_PROCESSES = 16
-
 Upcoming = Iterator[tuple[Case, Planned]]
 """Candidates in the order in which they will probably be tried, computed lazily."""
 
 
 def processes_for(device: Device, lanes: int) -> int:
-    """How many cores may compile: those that no lane needs; none where the CPU itself is timed."""
+    """How many cores may compile: those that no lane needs, and at most 16; none where the CPU itself is timed."""
     if device.kind == "cpu":
         return 0
-    return max(1, min(MOST_PROCESSES, len(devices.cores()) - 1 - lanes))
+    return max(1, min(16, len(devices.cores()) - 1 - lanes))
 
 
 @dataclass(eq=False)
@@ -43,7 +42,7 @@ class _Task:
     done: Future[Tried | None] = field(default_factory=Future)
 
 
-class CompilePool:
+class CompilePool(contextlib.AbstractContextManager["CompilePool"]):
     """A pool of compiling processes. Use as a context manager."""
 
     def __init__(self, arch: str, processes: int, limits: Callable[[], Limits] = Limits) -> None:
@@ -167,9 +166,6 @@ class CompilePool:
                 worker.limits.learn(time.monotonic() - began)
             task.done.set_result(None if bad is None else Tried(bad.status, "compile", bad.problem))
         worker.close()
-
-    def __enter__(self) -> CompilePool:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

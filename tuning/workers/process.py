@@ -32,14 +32,8 @@ from tuning.workers.messages import Answer, Broken, Load, Raced, Ready, Request,
 SERVER = "tuning.workers.server"
 """The module that a worker process runs."""
 
-WATCH_S = 0.1
-"""How often the memory of a busy worker is looked at."""
-
 DEATH_S = 10.0
 """How long a killed worker may take to be gone."""
-
-STARTS = 3
-"""Starts of a worker that is killed from outside before it is ready."""
 
 TRIES = 3
 """Kills from outside during a request's own work after which the request counts as their cause. Deaths before it (at
@@ -51,17 +45,11 @@ PROCESSES = 9
 ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals by which a system or a person ends a group of processes. No kernel of ours sends them."""
 
-TAIL_BYTES = 4096
-"""How much of what a worker prints is kept, to quote where it dies."""
-
 LEARNED_FROM = 5
 """Compilations after which the limit of a compilation follows from them."""
 
 FLOOR_S = 10.0
 """The shortest learned limit in seconds: a busy machine is slow."""
-
-SETUP_S = 600.0
-"""Seconds for starting a process and for making inputs and their float64 reference."""
 
 
 class Limits:
@@ -90,7 +78,7 @@ class Limits:
         elif stage.name == "race" and isinstance(request, RunRace) and stage.index >= 0:
             wanted = 200 * stats.median(request.field[stage.index].record.samples_s)
         else:
-            return SETUP_S
+            return 600.0  # for starting a process, and for making inputs and their float64 reference
         return min(self.longest_s, max(FLOOR_S, wanted))
 
     def learn(self, seconds: float) -> None:
@@ -139,7 +127,7 @@ class Process:
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
         while chunk := os.read(descriptor, 2**16):
-            self._tail = (self._tail + chunk)[-TAIL_BYTES:]
+            self._tail = (self._tail + chunk)[-4096:]  # is quoted where it dies
 
     def ask(self, request: Request, limit: Callable[[Stage], float], memory_bytes: int) -> Answer | Death:
         """Send a request and wait for its answer. limit: seconds for a stage. memory_bytes: resident, at most."""
@@ -148,7 +136,7 @@ class Process:
         with contextlib.suppress(ConnectionError):
             messages.send(self._channel, request)
         while True:
-            if self._channel.poll(min(WATCH_S, max(0.0, deadline - time.monotonic()))):
+            if self._channel.poll(min(0.1, max(0.0, deadline - time.monotonic()))):  # memory is looked at so often
                 try:
                     reply = messages.receive(self._channel)
                 except (EOFError, OSError):
@@ -261,7 +249,7 @@ class Worker:
 
     def _greet(self) -> None:
         """Have a process that was told the whole greeting."""
-        for _ in range(STARTS):
+        for _ in range(3):  # starts of a process that is killed from outside before it is ready
             answer: Answer | Death = Ready()
             for request in self.greeting:
                 if not any(request is known for known in self._told):

@@ -36,7 +36,6 @@ VARIANT = Variant(
     name="eager.composed",
     summary="the tuned convolution, the tuned RG-LRU, gelu and a product",
     run=run,
-    config=NoConfig,
     rank=lambda case, device: 10,
     traffic=traffic,
 )

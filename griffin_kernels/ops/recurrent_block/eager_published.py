@@ -27,6 +27,5 @@ VARIANT = Variant(
     name="eager.published",
     summary="the published code: a Python loop over time",
     run=run,
-    config=NoConfig,
     baseline=True,
 )

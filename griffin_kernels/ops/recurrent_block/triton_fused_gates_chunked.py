@@ -13,7 +13,4 @@ from __future__ import annotations
 from griffin_kernels.ops.recurrent_block import _recurrent_launches as block
 from griffin_kernels.ops.rg_lru import triton_fused_gates_chunked as recurrent
 
-VARIANT = block.around(
-    recurrent.VARIANT,
-    summary="fused_gates with time split over programs",
-)
+VARIANT = block.around(recurrent.VARIANT, summary="fused_gates with time split over programs")

@@ -39,7 +39,6 @@ VARIANT = Variant(
     name="eager.composed",
     summary="the tuned gradients of RG-LRU and convolution, gelu's in PyTorch",
     run=run,
-    config=NoConfig,
     rank=lambda case, device: 10,
     traffic=traffic,
 )

@@ -43,7 +43,6 @@ VARIANT = Variant(
     op="recurrent_block_bwd",
     name="eager.published",
     summary="autograd through the published loop, without its forward pass",
-    config=NoConfig,
     baseline=True,
     adapter=ADAPTER,
 )

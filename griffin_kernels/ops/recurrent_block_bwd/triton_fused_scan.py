@@ -21,6 +21,5 @@ from griffin_kernels.ops.recurrent_block_bwd import _recurrent_gradient_launches
 from griffin_kernels.ops.rg_lru_bwd import triton_fused_scan as recurrent
 
 VARIANT = block.around(
-    recurrent.VARIANT,
-    summary="convolutions by rows; gelu's gradient inside RG-LRU's one backward pass",
+    recurrent.VARIANT, summary="convolutions by rows; gelu's gradient inside RG-LRU's one backward pass"
 )

@@ -32,6 +32,5 @@ VARIANT = Variant(
     name="eager.composed",
     summary="the tuned one-token convolution and RG-LRU, gelu and a product",
     run=run,
-    config=NoConfig,
     rank=lambda case, device: 10,
 )

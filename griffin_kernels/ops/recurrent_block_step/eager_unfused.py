@@ -27,6 +27,5 @@ VARIANT = Variant(
     name="eager.unfused",
     summary="convolution, RG-LRU and gelu one after the other in PyTorch",
     run=run,
-    config=NoConfig,
     baseline=True,
 )

@@ -119,11 +119,7 @@ OP = Op(
     name="recurrent_block_step",
     summary="one token of recurrent_block, both states kept in place",
     call=Call,
-    outputs={
-        "out": TensorSpec("B D"),
-        "conv_state": TensorSpec("P K-1 D"),
-        "h": TensorSpec("P D", "accumulator"),
-    },
+    outputs={"out": TensorSpec("B D"), "conv_state": TensorSpec("P K-1 D"), "h": TensorSpec("P D", "accumulator")},
     reference=reference,
     cases=cases(),
     make_inputs=make_inputs,

@@ -266,16 +266,7 @@ def _backward_slot(data: Any, batch: int, begin: int, end: int, channel: int, ch
 
 @_njit
 def _backward_steps(
-    data: Any,
-    batch: int,
-    row: int,
-    start: int,
-    time: int,
-    begin: int,
-    end: int,
-    channel: int,
-    channels: int,
-    sums: int,
+    data: Any, batch: int, row: int, start: int, time: int, begin: int, end: int, channel: int, channels: int, sums: int
 ) -> None:
     """Steps begin .. end of the sequence of ``time`` steps from step ``start`` on; its state too if begin is 0."""
     furthest, size = known_number(data) - 1, data_bytes(data)

@@ -18,16 +18,7 @@ from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.strides import constant
-from griffin_kernels.ops._triton.tensors import (
-    State,
-    at,
-    dense,
-    later,
-    load_state,
-    rows,
-    store_row,
-    tile_offsets,
-)
+from griffin_kernels.ops._triton.tensors import State, at, dense, later, load_state, rows, store_row, tile_offsets
 from griffin_kernels.ops.temporal_conv1d.op import Call
 
 SEQUENCES = tl.constexpr(128)

@@ -57,7 +57,6 @@ VARIANT = Variant(
     name="eager.grouped",
     summary="torch's conv1d with a group per channel",
     run=run,
-    config=NoConfig,
     reject=reject,
     baseline=True,
 )

@@ -69,7 +69,6 @@ VARIANT = Variant(
     name="eager.shifted",
     summary="one shifted multiply-add per tap",
     run=run,
-    config=NoConfig,
     rank=lambda case, device: 10,
     traffic=traffic,
 )

@@ -40,7 +40,6 @@ VARIANT = Variant(
     op="temporal_conv1d",
     name="peer.causal_conv1d",
     summary="the causal-conv1d package",
-    config=NoConfig,
     reject=reject,
     baseline=True,
     adapter=ADAPTER,

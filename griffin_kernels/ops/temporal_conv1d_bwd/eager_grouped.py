@@ -62,7 +62,6 @@ VARIANT = Variant(
     name="eager.grouped",
     summary="autograd of torch's conv1d with a group per channel",
     run=run,
-    config=NoConfig,
     reject=reject,
     baseline=True,
 )

@@ -23,12 +23,7 @@ def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor, Tensor, Tensor | 
 
 
 def shifted(
-    dy: Tensor,
-    incoming: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    state: Tensor | None,
-    segment_pos: Tensor | None,
+    dy: Tensor, incoming: Tensor | None, x: Tensor, weight: Tensor, state: Tensor | None, segment_pos: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of sequences that are not packed. incoming: of the new state, zero where that holds zeros."""
     wide = accumulator(x.dtype)
@@ -82,7 +77,6 @@ VARIANT = Variant(
     name="eager.shifted",
     summary="one shifted multiply-add and one summed product per tap",
     run=run,
-    config=NoConfig,
     rank=lambda case, device: 10,
     traffic=traffic,
 )

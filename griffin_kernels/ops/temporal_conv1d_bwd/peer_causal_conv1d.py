@@ -52,7 +52,6 @@ VARIANT = Variant(
     op="temporal_conv1d_bwd",
     name=FORWARD.name,
     summary=FORWARD.summary,
-    config=NoConfig,
     reject=FORWARD.reject,
     baseline=True,
     adapter=ADAPTER,

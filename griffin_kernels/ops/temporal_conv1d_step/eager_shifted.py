@@ -33,6 +33,5 @@ VARIANT = Variant(
     name="eager.shifted",
     summary="a weighted sum over the kept inputs, then the state shifted",
     run=run,
-    config=NoConfig,
     baseline=True,
 )

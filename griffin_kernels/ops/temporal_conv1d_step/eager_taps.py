@@ -34,6 +34,5 @@ VARIANT = Variant(
     name="eager.taps",
     summary="one multiply-add per tap, then the state shifted",
     run=run,
-    config=NoConfig,
     rank=lambda case, device: 10,
 )

@@ -35,16 +35,7 @@ class Config:
 
 @triton.jit(do_not_specialize=["B", "P"])
 def temporal_conv1d_step_rows(
-    x,
-    conv,
-    indices,
-    y,
-    B,
-    P,
-    D: tl.constexpr,
-    TAPS: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    x, conv, indices, y, B, P, D: tl.constexpr, TAPS: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """x, y: [B,D]; positions, slots: [B]. Grid: B * ceil(D / block_d), channels fastest."""
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D

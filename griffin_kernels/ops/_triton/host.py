@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,9 +18,6 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import strides
 
-WIDE: dict[torch.dtype, Any] = {torch.float32: tl.float32, torch.float64: tl.float64}
-"""Accumulator dtypes as Triton names them."""
-
 
 def row_stride(tensor: Tensor | None, dim: int) -> int:
     """Stride along ``dim`` in elements; 0 where there is nothing to step over, so that it cannot cause a recompile."""
@@ -29,11 +27,6 @@ def row_stride(tensor: Tensor | None, dim: int) -> int:
 def channel_stride(tensor: Tensor | None) -> int:
     """Stride along the last dimension in elements; 1 where it does not matter."""
     return 1 if tensor is None or tensor.shape[-1] == 1 else tensor.stride(-1)
-
-
-def flags_of(reset: Tensor | None) -> Tensor | None:
-    """reset [B,T] bool as bytes, the same memory."""
-    return None if reset is None else reset.view(torch.uint8)
 
 
 def known_stride(tensor: Tensor | None, dim: int) -> Any:
@@ -60,10 +53,10 @@ def empty(outputs: dict[str, Any], name: str, like: Tensor, *shape: int, dtype: 
 
 def wide(dtype: torch.dtype) -> Any:
     """The accumulator of ``dtype`` as Triton names it."""
-    return WIDE[accumulator(dtype)]
+    return tl.float64 if accumulator(dtype) == torch.float64 else tl.float32
 
 
-def load_bits(tensors: tuple[Tensor, ...], per_thread: int, dims: int = 2) -> int:
+def load_bits(tensors: Sequence[Tensor], per_thread: int, dims: int = 2) -> int:
     """Width of a thread's load of ``per_thread`` neighbouring channels, as far as alignment lets it be that wide.
 
     dims: of each tensor, from the first on, along which kernels step.
@@ -79,12 +72,7 @@ def load_bits(tensors: tuple[Tensor, ...], per_thread: int, dims: int = 2) -> in
 
 
 def channel_launch(
-    kernel: Any,
-    programs: int,
-    inputs: tuple[Tensor, ...],
-    config: Any,
-    args: dict[str, Any],
-    constexprs: dict[str, Any],
+    kernel: Any, programs: int, inputs: Sequence[Tensor], config: Any, args: dict[str, Any], constexprs: dict[str, Any]
 ) -> Launch:
     """The launch of ``programs`` programs for every block of channels of inputs [B,T,D], which it loads.
 
@@ -109,25 +97,16 @@ def not_here(device: Device) -> str | None:
     return f"Triton kernels need an NVIDIA or AMD GPU, this is a {device.kind.upper()} ({device.name})"
 
 
-def idle_threads(block_d: int, num_warps: int, device: Device) -> str | None:
-    """Why a block of channels is too narrow for its warps, if so."""
+def unfit(case: Case, device: Device, block_d: int, num_warps: int, rows: int | None = None) -> str | None:
+    """Why a kernel cannot run, or would only waste threads. They own channels, or elements of a tile of ``rows``."""
+    if reason := not_here(device) or idle_channels(case, block_d):
+        return reason
     threads = num_warps * (device.warp_size or 32)
-    if block_d < threads:
+    if rows is None and block_d < threads:
         return f"block_d={block_d} leaves threads without a channel: {num_warps} warps here are {threads} threads"
+    if rows is not None and rows * block_d < threads:
+        return f"a tile of {rows} x {block_d} leaves threads without an element: there are {threads}"
     return None
-
-
-def idle_tile(block_t: int, block_d: int, num_warps: int, device: Device) -> str | None:
-    """Why a tile has too few elements for its warps, if so."""
-    threads = num_warps * (device.warp_size or 32)
-    if block_t * block_d < threads:
-        return f"a tile of {block_t} x {block_d} leaves threads without an element: there are {threads}"
-    return None
-
-
-def unfit(case: Case, device: Device, block_d: int, num_warps: int) -> str | None:
-    """Why a kernel whose threads own channels cannot run, or would only waste them."""
-    return not_here(device) or idle_channels(case, block_d) or idle_threads(block_d, num_warps, device)
 
 
 def idle_channels(case: Case, block_d: int) -> str | None:

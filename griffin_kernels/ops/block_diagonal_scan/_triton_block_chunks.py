@@ -148,7 +148,7 @@ def reduce(
         "a": _block_launches.matrices(a, reverse),
         "reset": rows(reset, reverse),
         "marks": None if marks is None else marks._replace(leave=None, final=None),
-        "maps": Maps(product, result, host.flags_of(cut)),
+        "maps": Maps(product, result, None if cut is None else cut.view(torch.uint8)),
         "T": time,
         "chunks": chunks,
     }

@@ -5,16 +5,14 @@ Reached as ``torch.ops.griffin_kernels.*``, as in recurrent_block's eager.compos
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, NoConfig, Variant
+from griffin_kernels.contract import Case, NoConfig
+from griffin_kernels.ops._variants import backward_of
+from griffin_kernels.ops.recurrent_block import eager_composed
 from griffin_kernels.ops.recurrent_block import op as forward
 from griffin_kernels.ops.recurrent_block_bwd.op import Call, convolution, recurrence
-
-importlib.import_module("griffin_kernels.functional")  # registers the pieces; kernels import nothing above
 
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor | None, ...]:
@@ -34,11 +32,9 @@ def traffic(case: Case, config: NoConfig) -> int:
     return 18 * case["B"] * case["T"] * case["D"] * case.bytes_per_element()
 
 
-VARIANT = Variant(
-    op="recurrent_block_bwd",
-    name="eager.composed",
+VARIANT = backward_of(
+    eager_composed.VARIANT,
+    run,
     summary="the tuned gradients of RG-LRU and convolution, gelu's in PyTorch",
-    run=run,
-    rank=lambda case, device: 10,
     traffic=traffic,
 )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Adapter, Inputs, NoConfig, Variant, accumulator
+from griffin_kernels.contract import Adapter, Inputs, accumulator
 from griffin_kernels.ops import _autograd
+from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.recurrent_block import op as forward
+from griffin_kernels.ops.recurrent_block.eager_published import VARIANT as FORWARD
 from griffin_kernels.ops.recurrent_block_bwd.op import Call
 from griffin_kernels.ops.rg_lru import eager_published as lru
 from griffin_kernels.ops.rg_lru.op import within
@@ -36,13 +38,8 @@ def finish(gradients: tuple[Tensor, ...], call: Call) -> tuple[Tensor | None, ..
     return (*found, dconv_state, dh0)
 
 
-ADAPTER = Adapter(prepare, _autograd.gradients, finish)
-
-
-VARIANT = Variant(
-    op="recurrent_block_bwd",
-    name="eager.published",
+VARIANT = backward_of(
+    FORWARD,
     summary="autograd through the published loop, without its forward pass",
-    baseline=True,
-    adapter=ADAPTER,
+    adapter=Adapter(prepare, _autograd.gradients, finish),
 )

@@ -25,7 +25,7 @@ def steps(make: Callable[..., Launch], call: Call, outputs: dict[str, Any], conf
     if call.conv_weight.shape[0] == 1 or lru.parts(call.input_gate_bias.shape[1], config.block_n) == 1:
         return [make(recurrence(call, call.x), outputs, "out", config, call.y, conv.bundle(first))]
     between: dict[str, Any] = {}
-    launches = triton_rows.launches(first, between, triton_rows.Config())
+    launches = conv.launches(first, between, triton_rows.Config())
     return [*launches, make(recurrence(call, between["y"]), outputs, "out", config, call.y)]
 
 

@@ -200,23 +200,12 @@ def too_many_taps(case: Case) -> str | None:
     return None
 
 
-def uneven(config: Any) -> str | None:
-    """Why a span is no whole number of tiles, if so."""
-    if config.span % config.block_t:
+def unfit(case: Case, device: Device, config: Any, tile: bool = False) -> str | None:
+    """Why a kernel cannot run, or would only waste its threads, which own channels or share a ``tile``.
+
+    A span, where it has one, is a whole number of tiles.
+    """
+    if getattr(config, "span", 0) % config.block_t:
         return f"span={config.span} is not a multiple of block_t={config.block_t}"
-    return None
-
-
-def unfit_rows(case: Case, device: Device, config: Any) -> str | None:
-    """Why a kernel whose threads own channels cannot run, or would only waste them."""
-    return uneven(config) or too_many_taps(case) or host.unfit(case, device, config.block_d, config.num_warps)
-
-
-def unfit_tile(case: Case, device: Device, config: Any) -> str | None:
-    """Why a kernel whose threads share a tile cannot run, or would only waste them."""
-    return (
-        too_many_taps(case)
-        or host.idle_tile(config.block_t, config.block_d, config.num_warps, device)
-        or host.not_here(device)
-        or host.idle_channels(case, config.block_d)
-    )
+    rows = config.block_t if tile else None
+    return too_many_taps(case) or host.unfit(case, device, config.block_d, config.num_warps, rows)

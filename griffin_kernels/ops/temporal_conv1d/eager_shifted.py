@@ -52,16 +52,17 @@ def shifted(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor | None, segme
     return y.to(x.dtype)
 
 
-def traffic(case: Case, config: NoConfig) -> int:
+def traffic(case: Case, config: NoConfig, per_tap: int = 3, tensors: int = 2) -> int:
     """Bytes moved: three streams per tap, two more to mask one, and two to widen and round the halves.
 
-    Packed sequences are copied apart and y back together, in the data's dtype.
+    Packed sequences are copied apart and y back together, in the data's dtype. The gradient has seven streams per tap,
+    and three tensors where there are x and y here.
     """
     elements = case["B"] * case["T"] * case["D"]
-    streams = 3 * case["K"] - 1 + (2 * (case["K"] - 1) if "segmented" in case.flags else 0)
+    streams = per_tap * case["K"] - 1 + (2 * (case["K"] - 1) if "segmented" in case.flags else 0)
     each = 8 if case.dtype == "float64" else 4
-    packing = 4 * case.bytes_per_element() if "packed" in case.flags else 0
-    return elements * (streams * each + packing + (2 * (2 + 4) if case.half else 0))
+    packing = 2 * tensors * case.bytes_per_element() if "packed" in case.flags else 0
+    return elements * (streams * each + packing + (tensors * (2 + 4) if case.half else 0))
 
 
 VARIANT = Variant(

@@ -14,6 +14,7 @@ Source: flash-linear-attention's Triton convolution has tiles with shifted loads
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +107,7 @@ VARIANT = Variant(
     summary="tiles of steps and channels, one shifted load per tap",
     config=Config,
     axes={"block_t": (8, 16, 32), "block_d": (64, 128), "num_warps": (1, 2, 4)},
-    reject=_triton_conv.unfit_tile,
+    reject=functools.partial(_triton_conv.unfit, tile=True),
     rank=lambda case, device: 25,
     launches=launches,
 )

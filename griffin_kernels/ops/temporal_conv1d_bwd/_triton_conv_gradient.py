@@ -72,10 +72,13 @@ def state_rows(dy, positions, leaving, state, dstate, piece, kept, sums, taps, c
 
 
 @triton.jit
-def store_sums(sums, partial, place, channels, D: tl.constexpr):
-    """The tuple of K+1 sums [block_d] of one piece, to its rows of partial [pieces,K+1,D]."""
+def end_piece(dy, positions, leaving, state, gradients, place, piece, kept, sums, taps, channels, D: tl.constexpr):
+    """The state's rows, by the piece that begins a sequence, and the K+1 sums [block_d] of piece ``place``, stored."""
+    if state is not None and len(taps) > 1:
+        if piece.begin == 0:
+            sums = state_rows(dy, positions, leaving, state, gradients.state, piece, kept, sums, taps, channels, D)
     for k in tl.static_range(len(sums)):
-        store_row(dense(partial, tl.cast(place, tl.int64) * len(sums), D, 1), k, sums[k], channels, 0, False)
+        store_row(dense(gradients.partial, tl.cast(place, tl.int64) * len(sums), D, 1), k, sums[k], channels, 0, False)
 
 
 @triton.jit(do_not_specialize=["pieces"])

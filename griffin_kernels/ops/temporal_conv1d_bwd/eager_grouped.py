@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, NoConfig, Variant
+from griffin_kernels.contract import Case, NoConfig
 from griffin_kernels.device import Device
+from griffin_kernels.ops._variants import backward_of
+from griffin_kernels.ops.temporal_conv1d import eager_grouped as forward
 from griffin_kernels.ops.temporal_conv1d._conv_packed import apart
-from griffin_kernels.ops.temporal_conv1d.eager_grouped import DOCUMENTS
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 
@@ -30,18 +31,10 @@ def grouped(
     if state is None:
         # conv1d pads both ends; what it makes of the far one is cut off, and has no gradient
         grad = torch.nn.functional.pad(grad, (0, rows))
+    operands, padding = (grad, inputs.transpose(1, 2), weight.t()[:, None]), [rows if state is None else 0]
+    # bias sizes, stride, padding, dilation, transposed, output padding, groups, what is wanted
     dinputs, dweight, dbias = torch.ops.aten.convolution_backward(
-        grad,
-        inputs.transpose(1, 2),
-        weight.t()[:, None],
-        [width],
-        [1],
-        [rows if state is None else 0],
-        [1],
-        False,
-        [0],
-        width,
-        [True, True, True],
+        *operands, [width], [1], padding, [1], False, [0], width, [True, True, True]
     )
     dinputs = dinputs.transpose(1, 2).contiguous()
     held = min(rows, inputs.shape[1])
@@ -54,14 +47,9 @@ def grouped(
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
     if device.kind == "cpu" and case.dtype == "bfloat16" and "avx512" not in device.arch:
         return "without AVX-512 PyTorch rounds the gradient's sums to bfloat16 more than once: 2.4 roundings were seen"
-    return DOCUMENTS if "segmented" in case.flags else None
+    return forward.DOCUMENTS if "segmented" in case.flags else None
 
 
-VARIANT = Variant(
-    op="temporal_conv1d_bwd",
-    name="eager.grouped",
-    summary="autograd of torch's conv1d with a group per channel",
-    run=run,
-    reject=reject,
-    baseline=True,
+VARIANT = backward_of(
+    forward.VARIANT, run, summary="autograd of torch's conv1d with a group per channel", reject=reject
 )

@@ -5,12 +5,15 @@ Each tap reads dy twice and x once, reads and writes dx, and writes and reads a 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
+from griffin_kernels.contract import NoConfig, accumulator
+from griffin_kernels.ops._variants import backward_of
+from griffin_kernels.ops.temporal_conv1d import eager_shifted as forward
 from griffin_kernels.ops.temporal_conv1d._conv_packed import apart
-from griffin_kernels.ops.temporal_conv1d.eager_shifted import masked
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call, through_state
 
 
@@ -37,12 +40,12 @@ def shifted(
         inside, tap = min(k, time), w[taps - 1 - k]
         total = torch.zeros_like(tap)
         if k < time:
-            here = masked(grad[:, k:], segment_pos, k, k)
+            here = forward.masked(grad[:, k:], segment_pos, k, k)
             dx[:, : time - k].addcmul_(here, tap)
             total = (here * inputs[:, : time - k]).sum((0, 1))
         if before is not None and dbefore is not None:
             rows = slice(taps - 1 - k, taps - 1 - k + inside)
-            here = masked(grad[:, :inside], segment_pos, k, 0)
+            here = forward.masked(grad[:, :inside], segment_pos, k, 0)
             dbefore[:, rows].addcmul_(here, tap)
             total = total + (here * before[:, rows]).sum((0, 1))
         sums.append(total)
@@ -51,32 +54,13 @@ def shifted(
         dx[:, time - inside :] += incoming[:, taps - 1 - inside :]
         if dbefore is not None:
             dbefore[:, inside:] += incoming[:, : taps - 1 - inside]
-    dweight = torch.stack(sums[::-1])
-    return (
-        dx.to(x.dtype),
-        dweight.to(x.dtype),
-        grad.sum((0, 1)).to(x.dtype),
-        None if dbefore is None else dbefore.to(x.dtype),
-    )
+    dstate = None if dbefore is None else dbefore.to(x.dtype)
+    return dx.to(x.dtype), torch.stack(sums[::-1]).to(x.dtype), grad.sum((0, 1)).to(x.dtype), dstate
 
 
-def traffic(case: Case, config: NoConfig) -> int:
-    """Bytes moved: seven streams per tap, two more to mask one, and six to widen and round the halves.
-
-    Packed sequences are copied apart and dx back together, in the data's dtype.
-    """
-    elements = case["B"] * case["T"] * case["D"]
-    streams = 7 * case["K"] - 1 + (2 * (case["K"] - 1) if "segmented" in case.flags else 0)
-    each = 8 if case.dtype == "float64" else 4
-    packing = 6 * case.bytes_per_element() if "packed" in case.flags else 0
-    return elements * (streams * each + packing + (3 * (2 + 4) if case.half else 0))
-
-
-VARIANT = Variant(
-    op="temporal_conv1d_bwd",
-    name="eager.shifted",
+VARIANT = backward_of(
+    forward.VARIANT,
+    run,
     summary="one shifted multiply-add and one summed product per tap",
-    run=run,
-    rank=lambda case, device: 10,
-    traffic=traffic,
+    traffic=functools.partial(forward.traffic, per_tap=7, tensors=3),
 )

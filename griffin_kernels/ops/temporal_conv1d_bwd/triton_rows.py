@@ -23,13 +23,13 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Variant
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import Rows, at, load_flags, load_rows, own_channels, store_row
-from griffin_kernels.ops.temporal_conv1d import _triton_conv as forward
+from griffin_kernels.ops._variants import backward_of
+from griffin_kernels.ops.temporal_conv1d import triton_rows as forward
 from griffin_kernels.ops.temporal_conv1d._triton_conv import load_reach, load_row, load_taps, piece_of
 from griffin_kernels.ops.temporal_conv1d_bwd import _triton_conv_gradient
-from griffin_kernels.ops.temporal_conv1d_bwd._triton_conv_gradient import first_kept_step, state_rows, store_sums
+from griffin_kernels.ops.temporal_conv1d_bwd._triton_conv_gradient import end_piece, first_kept_step
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 
@@ -44,35 +44,20 @@ class Config:
 
 
 @triton.jit
-def conv_tile(
-    x,
-    dy,
-    positions,
-    leaving,
-    dx,
-    piece,
-    begin,
-    left,
-    kept,
-    window,
-    reaches,
-    sums,
-    taps,
-    channels,
-    ROWS: tl.constexpr,
-    ENDING: tl.constexpr,
-):
-    """ROWS steps from ``begin`` on, the last first. Gives window, reaches and sums for the tile below.
+def conv_tile(x, dy, positions, leaving, dx, piece, begin, left, kept, carried, taps, channels, ROWS: tl.constexpr):
+    """ROWS steps from ``begin`` on, the last first. Gives what is carried to the tile below: sums, window and reaches.
 
-    window: dy of the K-1 steps that follow, with the positions ``reaches``. ENDING: ``left`` of the steps are the
-    piece's; the sequence's new state holds its steps from ``kept`` on.
+    window: dy of the K-1 steps that follow, with the positions ``reaches``. left: steps that are the piece's, where not
+    all are; the sequence's new state holds its steps from ``kept`` on.
     """
+    ENDING: tl.constexpr = left is not None
     ACC: tl.constexpr = taps[0].dtype
     TAPS: tl.constexpr = len(taps)
     batch, time = piece.batch, piece.first + begin
     beyond, kept = tl.cast(piece.length - begin, tl.int32), tl.cast(kept - begin, tl.int32)
     gradients = load_rows(at(dy, batch, time, 1), channels, beyond, 0.0, ROWS, ENDING)
     values = load_rows(at(x, batch, time, 1), channels, left, 0.0, ROWS, ENDING)
+    sums, window, reaches = carried
     known = load_flags(at(positions, batch, time, 1), beyond, 0, ROWS, ENDING)
     for u in tl.static_range(ROWS - 1, -1, -1):
         following = (gradients[u].to(ACC),)
@@ -94,8 +79,8 @@ def conv_tile(
             grown += (sums[k] + gradient * value,)
         grown += (sums[TAPS] + (tl.where(u < left, following[0], 0.0) if ENDING else following[0]),)
         store_row(at(dx, batch, time, 1), u, total, channels, left, ENDING)
-        window, reaches, sums = following[: TAPS - 1], reached[: len(reaches)], grown
-    return window, reaches, sums
+        sums, window, reaches = grown, following[: TAPS - 1], reached[: len(reaches)]
+    return sums, window, reaches
 
 
 @triton.jit(do_not_specialize=["T", "parts"])
@@ -134,20 +119,14 @@ def temporal_conv1d_bwd_rows(
         if positions is not None:
             reaches += (load_reach(positions, piece, top + k, top + k < length, 0),)
     dx = Rows(gradients.x, tl.cast(T, tl.int64) * D, D, 1)
+    carried = sums, window, reaches
     if left > 0:
         ROWS: tl.constexpr = BLOCK_T + TAPS - 1
-        window, reaches, sums = conv_tile(
-            x, dy, positions, dnew_state, dx, piece, t, left, kept, window, reaches, sums, taps, channels, ROWS, True
-        )
+        carried = conv_tile(x, dy, positions, dnew_state, dx, piece, t, left, kept, carried, taps, channels, ROWS)
     for _ in range(full):
         t -= BLOCK_T
-        window, reaches, sums = conv_tile(
-            x, dy, positions, None, dx, piece, t, BLOCK_T, 0, window, reaches, sums, taps, channels, BLOCK_T, False
-        )
-    if state is not None and TAPS > 1:
-        if begin == 0:
-            sums = state_rows(dy, positions, dnew_state, state, gradients.state, piece, kept, sums, taps, channels, D)
-    store_sums(sums, gradients.partial, place, channels, D)
+        carried = conv_tile(x, dy, positions, None, dx, piece, t, None, 0, carried, taps, channels, BLOCK_T)
+    end_piece(dy, positions, dnew_state, state, gradients, place, piece, kept, carried[0], taps, channels, D)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
@@ -155,14 +134,11 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
     return _triton_conv_gradient.launches(temporal_conv1d_bwd_rows, call, outputs, config, config.block_d)
 
 
-VARIANT = Variant(
-    op="temporal_conv1d_bwd",
-    name="triton.rows",
+VARIANT = backward_of(
+    forward.VARIANT,
     summary="one pass, later gradients and sums in registers, rows loaded ahead",
     config=Config,
     axes={"span": (32, 64, 128, 256, 512), "block_t": (4, 8, 16), "block_d": (64, 128, 256), "num_warps": (1, 2)},
-    reject=forward.unfit_rows,
-    rank=lambda case, device: 30,
     launches=launches,
     traffic=lambda case, config: _triton_conv_gradient.traffic(case, config.span),
 )

@@ -20,13 +20,13 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Variant
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import dense, own_channels
-from griffin_kernels.ops.temporal_conv1d import _triton_conv as forward
+from griffin_kernels.ops._variants import backward_of
+from griffin_kernels.ops.temporal_conv1d import triton_tile as forward
 from griffin_kernels.ops.temporal_conv1d._triton_conv import load_reach, load_taps, piece_of, rows_at, tile_at
 from griffin_kernels.ops.temporal_conv1d_bwd import _triton_conv_gradient
-from griffin_kernels.ops.temporal_conv1d_bwd._triton_conv_gradient import first_kept_step, state_rows, store_sums
+from griffin_kernels.ops.temporal_conv1d_bwd._triton_conv_gradient import end_piece, first_kept_step
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 
@@ -42,27 +42,16 @@ class Config:
 
 @triton.jit
 def conv_tile(
-    x,
-    dy,
-    positions,
-    leaving,
-    dx,
-    piece,
-    begin,
-    kept,
-    sums,
-    taps,
-    channels,
-    D: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    ENDS: tl.constexpr,
+    x, dy, positions, leaving, dx, piece, begin, kept, sums, taps, channels, SIZES: tl.constexpr, ENDS: tl.constexpr
 ):
     """BLOCK_T steps from ``begin`` on, dx at the sequence's first. Gives the K+1 sums, [block_t, block_d].
 
     ENDS: the piece ends, or the sequence does K-1 steps later; its new state holds the steps from ``kept`` on.
     """
-    ACC: tl.constexpr = taps[0].dtype
-    TAPS: tl.constexpr = len(taps)
+    D: tl.constexpr = SIZES.D
+    TAPS: tl.constexpr = SIZES.TAPS
+    ACC: tl.constexpr = SIZES.ACC
+    BLOCK_T: tl.constexpr = SIZES.BLOCK_T
     rows = tl.arange(0, BLOCK_T)
     s = begin + rows
     batch, time = piece.batch, piece.first + begin
@@ -117,16 +106,13 @@ def temporal_conv1d_bwd_tile(
     for ahead in range(0, steps, BLOCK_T):
         t = begin + ahead
         if (t + BLOCK_T <= end) & (t + (BLOCK_T + TAPS - 1) <= length):
-            tiles = conv_tile(x, dy, positions, None, dx, piece, t, kept, tiles, taps, channels, D, BLOCK_T, False)
+            tiles = conv_tile(x, dy, positions, None, dx, piece, t, kept, tiles, taps, channels, SIZES, False)
         else:
-            tiles = conv_tile(x, dy, positions, dnew_state, dx, piece, t, kept, tiles, taps, channels, D, BLOCK_T, True)
+            tiles = conv_tile(x, dy, positions, dnew_state, dx, piece, t, kept, tiles, taps, channels, SIZES, True)
     sums = ()
     for k in tl.static_range(TAPS + 1):
         sums += (tl.sum(tiles[k], axis=0),)
-    if state is not None and TAPS > 1:
-        if begin == 0:
-            sums = state_rows(dy, positions, dnew_state, state, gradients.state, piece, kept, sums, taps, channels, D)
-    store_sums(sums, gradients.partial, place, channels, D)
+    end_piece(dy, positions, dnew_state, state, gradients, place, piece, kept, sums, taps, channels, D)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
@@ -135,14 +121,11 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
     return _triton_conv_gradient.launches(temporal_conv1d_bwd_tile, call, outputs, config, share)
 
 
-VARIANT = Variant(
-    op="temporal_conv1d_bwd",
-    name="triton.tile",
+VARIANT = backward_of(
+    forward.VARIANT,
     summary="tiles of steps and channels, one shifted load of dy per tap",
     config=Config,
     axes={"span": (64, 128, 256, 512), "block_t": (8, 16), "block_d": (64, 128), "num_warps": (4, 8)},
-    reject=lambda case, device, config: forward.uneven(config) or forward.unfit_tile(case, device, config),
-    rank=lambda case, device: 25,
     launches=launches,
     traffic=lambda case, config: _triton_conv_gradient.traffic(case, config.span),
 )

@@ -26,6 +26,16 @@ class Convolution(NamedTuple):
     state: Any
 
 
+class StepSizes(NamedTuple):
+    """What the kernel is compiled for: channels, taps, accumulator; batch rows and channels of a program."""
+
+    D: int
+    TAPS: int
+    ACC: Any
+    BLOCK_B: int
+    BLOCK_D: int
+
+
 class Indices(NamedTuple):
     """positions, slots: [B] int64 or None, and their strides in elements."""
 
@@ -104,17 +114,30 @@ def keep(current, conv, tokens, channel, there, TAPS: tl.constexpr):
         tl.store(kept + tap * far(conv.state.step), rows[tap].to(kept.dtype.element_ty), mask=there & tokens.works)
 
 
-@triton.jit
-def step(x, conv, indices, row, channel, B, P, D: tl.constexpr, TAPS: tl.constexpr, ACC: tl.constexpr):
-    """One token of the batch rows ``row`` by ``channel``. Gives y in ACC, 0 in rows that only pad."""
+@triton.jit(do_not_specialize=["B", "P"])
+def temporal_conv1d_step(x, conv, indices, y, B, P, SIZES: tl.constexpr):
+    """x, y: [B,D]; positions, slots: [B]. y is 0 in rows that only pad.
+
+    Grid: ceil(B / block_b) * ceil(D / block_d), channels fastest.
+    """
+    D: tl.constexpr = SIZES.D
+    TAPS: tl.constexpr = SIZES.TAPS
+    BLOCKS: tl.constexpr = (D + SIZES.BLOCK_D - 1) // SIZES.BLOCK_D
+    TILE: tl.constexpr = SIZES.BLOCK_B > 1
+    row = tl.program_id(0) // BLOCKS
+    row = (row * SIZES.BLOCK_B + tl.arange(0, SIZES.BLOCK_B))[:, None] if TILE else row
+    channel = (tl.program_id(0) % BLOCKS) * SIZES.BLOCK_D + tl.arange(0, SIZES.BLOCK_D)
+    channel = channel[None, :] if TILE else channel
     tokens = tokens_of(row, indices, B, P)
     there = channel < D
     current = newest(x, tokens, channel, there)
-    total = convolve(current, conv, tokens, channel, there, D, TAPS, ACC)
+    total = convolve(current, conv, tokens, channel, there, D, TAPS, SIZES.ACC)
     # before y is stored: then nothing that is kept has to be read twice
     if TAPS > 1:
         keep(current, conv, tokens, channel, there, TAPS)
-    return tl.where(tokens.works, total, 0.0)
+    total = tl.where(tokens.works, total, 0.0)
+    out = y + (tokens.row * D + channel)
+    tl.store(out, total.to(y.dtype.element_ty), mask=there & tokens.exists if TILE else there)
 
 
 def indices_of(positions: Tensor | None, slots: Tensor | None) -> Indices:
@@ -127,31 +150,28 @@ def bundle(call: Call) -> Convolution:
     return Convolution(call.weight.contiguous(), call.bias.contiguous(), tensors.rows(call.state))
 
 
-def launch(kernel: Any, call: Call, outputs: dict[str, Any], config: Any, block_b: int, **blocks: int) -> Launch:
-    """A program per ``block_b`` batch rows and block of channels; allocates y."""
+def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
+    """A program per ``block_b`` batch rows, or one, and block of channels; allocates y."""
     x, weight, _, state, positions, slots = call
-    batch, width = x.shape
+    sizes = StepSizes(x.shape[1], weight.shape[0], host.wide(x.dtype), getattr(config, "block_b", 1), config.block_d)
     outputs["state"] = state
-    tile = block_b * config.block_d
-    return Launch(
-        kernel=kernel,
-        grid=(triton.cdiv(batch, block_b) * triton.cdiv(width, config.block_d),),
-        args={
-            "x": tensors.state(x),
-            "conv": bundle(call),
-            "indices": indices_of(positions, slots),
-            "y": host.empty(outputs, "y", x, batch, width, dtype=x.dtype),
-            "B": batch,
-            "P": state.shape[0],
-        },
-        constexprs={
-            "D": width,
-            "TAPS": weight.shape[0],
-            "ACC": host.wide(x.dtype),
-            "BLOCK_D": config.block_d,
-            **blocks,
-        },
-        num_warps=config.num_warps,
-        tile=tile,
-        claims=Claims(load_bits=host.load_bits((x, state), tile // (32 * config.num_warps))),
-    )
+    tile = sizes.BLOCK_B * sizes.BLOCK_D
+    args = {
+        "x": tensors.state(x),
+        "conv": bundle(call),
+        "indices": indices_of(positions, slots),
+        "y": host.empty(outputs, "y", x, *x.shape, dtype=x.dtype),
+        "B": x.shape[0],
+        "P": state.shape[0],
+    }
+    return [
+        Launch(
+            kernel=temporal_conv1d_step,
+            grid=(triton.cdiv(x.shape[0], sizes.BLOCK_B) * triton.cdiv(sizes.D, sizes.BLOCK_D),),
+            args=args,
+            constexprs={"SIZES": sizes},
+            num_warps=config.num_warps,
+            tile=tile,
+            claims=Claims(load_bits=host.load_bits((x, state), tile // (32 * config.num_warps))),
+        )
+    ]

@@ -54,6 +54,13 @@ class RowLanes(Lanes):
     index: Any  # of the first lane
     hints: int
 
+    HINTS = -1  # those that change anything, together
+
+    @classmethod
+    def of_data(cls, data: Any) -> type[RowLanes]:
+        """What has the lanes of a kernel's pointer, by its type."""
+        return cls
+
     @staticmethod
     def widths(element: Any, number: int) -> tuple[int, int]:
         """Channels of a vector, a cache line of data, and how many at a time what is left of a row goes."""
@@ -90,8 +97,9 @@ def row(lanes: type[RowLanes] = RowLanes, hints: tuple[int, ...] = (0,)) -> Call
     def decorated(emit: Callable[..., None]) -> Any:
         @intrinsic
         def run(typing: Any, data: Any, hint: Any, channels: Any, numbers: Any) -> Any:
-            element, number = element_of(data), number_of(data)
-            vector, single = lanes.widths(element, number)
+            element, number, kind = element_of(data), number_of(data), lanes.of_data(data)
+            vector, single = kind.widths(element, number)
+            values = list(dict.fromkeys(value & kind.HINTS for value in hints))
 
             def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
                 _, hint, channels, packed = args
@@ -99,16 +107,16 @@ def row(lanes: type[RowLanes] = RowLanes, hints: tuple[int, ...] = (0,)) -> Call
 
                 def part(start: Any, end: Any, count: int, hint: int) -> None:
                     def body(index: Any) -> Sequence[Any]:
-                        emit(lanes(builder, count, element, number=number, index=index, hints=hint), *unpacked)
+                        emit(kind(builder, count, element, number=number, index=index, hints=hint), *unpacked)
                         return ()
 
                     loop(builder, start, end, count, body)
 
-                whole = lanes.whole(builder, channels, vector)
-                blocks = [builder.append_basic_block(f"hint.{value}") for value in hints]
+                whole = kind.whole(builder, channels, vector)
+                blocks = [builder.append_basic_block(f"hint.{value}") for value in values]
                 done = builder.append_basic_block("hint.end")
                 switch = builder.switch(hint, blocks[0])
-                for value, block in zip(hints, blocks, strict=True):
+                for value, block in zip(values, blocks, strict=True):
                     if block is not blocks[0]:
                         switch.add_case(INT64(value), block)
                     builder.position_at_end(block)

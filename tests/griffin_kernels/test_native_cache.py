@@ -12,7 +12,6 @@ import pytest
 
 from griffin_kernels import contract
 from griffin_kernels.ops import _blas, _native
-from griffin_kernels.ops.block_diagonal_scan import _block_numba as block_diagonal_scan
 from griffin_kernels.ops.linear_scan import _scan_numba as linear_scan
 from griffin_kernels.ops.local_attention import _numba_blas as local_attention
 from griffin_kernels.ops.local_attention import _numba_register_tiles as local_attention_tiles
@@ -24,7 +23,6 @@ from griffin_kernels.ops.temporal_conv1d import _conv_numba as temporal_conv1d
 from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba as temporal_conv1d_step
 
 MODULES = [
-    block_diagonal_scan,
     linear_scan,
     local_attention,
     local_attention_step,

@@ -5,8 +5,8 @@
 The state of a group stays in the first-level cache while time goes by a row at a time, so each element of x and a is
 read once and h written once: n + 2 data elements per element of h, nearly all of them a, in long contiguous runs. Bound
 by DRAM as soon as there are as many groups as cores. One multiply and one addition per element of a, in vectors of
-float32 (float64); the sum over a matrix's row is a tree of additions and constant shuffles (see _block_numba.py);
-bfloat16 and float16 are converted in registers.
+float32 (float64); the sum over a matrix's row is a tree of additions and constant shuffles (see _scan_lanes.py of
+linear_scan); bfloat16 and float16 are converted in registers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._cpu import unfit_cpu
-from griffin_kernels.ops.block_diagonal_scan import _block_numba_call
+from griffin_kernels.ops.linear_scan import _scan_numba_call
 
 MOST = 32
 """The largest n: a kernel is written out for all n * n elements of a block."""
@@ -47,7 +47,7 @@ VARIANT = Variant(
     op="block_diagonal_scan",
     name="numba.sequential",
     summary="one pass in native code, threads over groups of blocks and sequences",
-    run=_block_numba_call.forward,
+    run=_scan_numba_call.forward,
     config=Config,
     axes={"block_d": (64, 320, 640, 1280, 2560)},
     reject=reject,

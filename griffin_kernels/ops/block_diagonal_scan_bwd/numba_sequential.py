@@ -7,7 +7,7 @@ column needs fewer shuffles than the one over its row: for n = 16 none.
 from __future__ import annotations
 
 from griffin_kernels.ops._variants import backward_of
-from griffin_kernels.ops.block_diagonal_scan import _block_numba_call
 from griffin_kernels.ops.block_diagonal_scan.numba_sequential import VARIANT as FORWARD
+from griffin_kernels.ops.linear_scan import _scan_numba_call
 
-VARIANT = backward_of(FORWARD, _block_numba_call.backward)
+VARIANT = backward_of(FORWARD, _scan_numba_call.backward)

@@ -1,8 +1,9 @@
-"""The compiled code of the numba variants: linear_scan and its gradient, by rows of channels.
+"""The compiled code of the numba variants: linear_scan, block_diagonal_scan and their gradients, by rows of channels.
 
-A row is what one time step holds of one block of channels: contiguous, so that it is read, combined with the carry and
-written a vector at a time. The carry of a block, in the accumulator's dtype, stays in the first-level cache for a whole
-sequence. Kernels are as in _native.py, their rows as in _native_rows.py.
+A row is what one time step holds of one block of channels: contiguous, and so are the matrices of its channels, so that
+it is read, combined with the carry and written a vector at a time. The carry of a block, in the accumulator's dtype,
+stays in the first-level cache for a whole sequence. Kernels are as in _native.py, their rows as in _native_rows.py,
+gates and matrices as in _scan_lanes.py; the pointer's type holds the size n of matrices.
 
     forward:   c_t = a_t c_{t-1} + x_t              h_t = c_t
     backward:  g_t = dh_t + c_{t+1}                 dx_t = g_t, da_t = g_t h_{t-1}, c_t = a_t g_t
@@ -10,7 +11,7 @@ sequence. Kernels are as in _native.py, their rows as in _native_rows.py.
 With time cut into chunks, ``reduce`` finds what each chunk does to its carry, c -> product * c + last; ``carries`` runs
 that over the chunks, in order; forward or backward then starts every chunk from its own carry. A product of gates
 beyond [-1, 1] may overflow where the carry does not, or underflow and grow again: it becomes NaN, and ``carries`` goes
-through such a chunk step by step. A chunk with a reset hands on its last, whatever entered it.
+through such a chunk step by step. A chunk with a reset hands on its last, whatever entered it. Only gates are chunked.
 """
 
 # Python's types end where numba's begin.
@@ -21,32 +22,22 @@ import math
 from typing import Any, NamedTuple
 
 import numba
-from llvmlite import ir
 
 from griffin_kernels.ops import _native_rows
-from griffin_kernels.ops._native import (
-    INT8,
-    INT32,
-    Strided,
-    data_bytes,
-    field,
-    finish,
-    int32_at,
-    int64_at,
-    places,
-    take,
-)
+from griffin_kernels.ops._native import Strided, data_bytes, field, finish, int32_at, int64_at, places, take
 from griffin_kernels.ops._native_rows import (
     STREAM,
-    RowLanes,
     bounds,
     copy,
     input_at,
     is_set,
+    known_number,
     row,
     wide_bytes,
     zero,
 )
+from griffin_kernels.ops.linear_scan import _scan_lanes
+from griffin_kernels.ops.linear_scan._scan_lanes import AHEAD, ScanLanes
 
 _njit: Any = numba.njit
 
@@ -55,12 +46,12 @@ class Fields(NamedTuple):
     """Given to a kernel. Addresses in bytes, strides in elements. Data unless said otherwise; wide: accumulator."""
 
     reset: Strided  # bool [B, T], or 0
-    a: Strided
+    a: Strided  # [B, T, D * n], contiguous within a step; n = 1 of gates
     x: Strided  # x, or dh
     h: Strided  # read by the gradient
     items: int  # slots * blocks; a slot is one chunk of one sequence
     blocks: int  # blocks of channels
-    block: int  # channels in a block
+    block: int  # channels in a block, a multiple of n
     width: int  # D
     time: int  # T
     sequences: int  # N
@@ -77,113 +68,107 @@ class Fields(NamedTuple):
     products: int  # wide [slots, D], with carries
     before: int  # wide [N, D]: h0, for the gradient, or 0
     out: int  # h, or dx; [B, T, D] contiguous
-    da: int  # [B, T, D] contiguous
+    da: int  # [B, T, D * n] contiguous
 
 
 AT = places(Fields)
 
-FILES = (__file__, str(_native_rows.__file__))
+FILES = (__file__, str(_native_rows.__file__), str(_scan_lanes.__file__))
 """Sources that the kernels are made from, besides _native.py."""
 
-AHEAD = 2
-"""Hint: ask for the next row of the inputs early."""
+
+class _Part(NamedTuple):
+    """What a work item is of: one slot, that is one chunk of one sequence, and one block of channels."""
+
+    slot: int
+    sequence: int
+    last: bool  # chunk of its sequence
+    batch: int
+    first: int  # step of the chunk as visited
+    sign: int  # of the next step: 1 or -1
+    steps: int
+    channel: int
+    channels: int
 
 
-class _ChunkLanes(RowLanes):
-    """Lanes that know when a product is of no use."""
-
-    def grown(self, product: Any, gate: Any) -> Any:
-        """The product with one more gate, NaN from the first gate beyond [-1, 1] on."""
-        beyond = self.builder.fcmp_ordered(">", self._call("fabs", gate), self.constant(1.0))
-        return self.builder.select(beyond, self.constant(math.nan), self.multiply(gate, product))
-
-    def lost(self, value: Any) -> Any:
-        """Where a value is NaN."""
-        return self.builder.fcmp_unordered("uno", value, value)
-
-    def endless(self, value: Any) -> Any:
-        """Where a value is infinite or NaN."""
-        return self.lost(self.builder.fsub(value, value))
-
-
-class _HintedLanes(RowLanes):
-    """Lanes that know one more hint."""
-
-    def ahead(self, *addresses: Any) -> None:
-        """With the hint, ask for the cache line of data at these channels of other rows; anywhere is safe."""
-        if self.hints & AHEAD:
-            kinds = [INT8.as_pointer(), INT32, INT32, INT32]
-            module, name = self.builder.module, "llvm.prefetch.p0"
-            function = module.globals.get(name) or ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
-            for address in addresses:
-                line = self.builder.bitcast(self.data_at(address), kinds[0])
-                self.builder.call(function, [line, INT32(0), INT32(3), INT32(1)])  # read, keep in L1, data
-
-
-_hinted_row = row(_HintedLanes, (0, STREAM, AHEAD, STREAM | AHEAD))
+_row, _hinted_row = row(ScanLanes), row(ScanLanes, (0, STREAM, AHEAD, STREAM | AHEAD))
 
 
 @_hinted_row
-def _forward_row(v: _HintedLanes, x: Any, a: Any, out: Any, carry: Any, next_x: Any, next_a: Any) -> None:
+def _forward_row(v: ScanLanes, x: Any, a: Any, out: Any, carry: Any, next_x: Any, next_a: Any) -> None:
     v.ahead(next_x, next_a)
-    value = v.multiply_add(v.load(a), v.read(carry), v.load(x))
+    value = v.step(a, v.read(carry), v.load(x))
     v.write(value, carry)
     v.store(value, out)
 
 
-@row(_ChunkLanes)
-def _forward_reduce_row(v: _ChunkLanes, x: Any, a: Any, product: Any, last: Any) -> None:
-    gate = v.load(a)
-    v.write(v.multiply_add(gate, v.read(last), v.load(x)), last)
-    v.write(v.grown(v.read(product), gate), product)
-
-
-def _gradient(v: RowLanes, before: Any, dh: Any, a: Any, dx: Any, da: Any, carry: Any) -> None:
+def _gradient(v: ScanLanes, before: Any, dh: Any, a: Any, dx: Any, da: Any, carry: Any) -> None:
     g = v.add(v.load(dh), v.read(carry))
-    v.write(v.multiply(v.load(a), g), carry)
+    products = []
+    for i in range(v.number):
+        repeated = v.repeat(g, i)
+        products.append(v.multiply(v.matrices(i).load(a), repeated))
+        v.matrices(i).store(v.multiply(repeated, v.spread(before, i)), da)
+    v.write(v.sum_columns(products), carry)
     v.store(g, dx)
-    v.store(v.multiply(g, before), da)
 
 
 @_hinted_row
-def _backward_row(
-    v: _HintedLanes,
-    dh: Any,
-    a: Any,
-    before: Any,
-    dx: Any,
-    da: Any,
-    carry: Any,
-    next_dh: Any,
-    next_a: Any,
-    next_before: Any,
-) -> None:
-    v.ahead(next_dh, next_a, next_before)
+def _backward_row(v: ScanLanes, before: Any, dh: Any, a: Any, dx: Any, da: Any, carry: Any, *ahead: Any) -> None:
+    v.ahead(*ahead)
     _gradient(v, v.load(before), dh, a, dx, da, carry)
 
 
-@row()
-def _backward_first_row(v: RowLanes, dh: Any, a: Any, before: Any, dx: Any, da: Any, carry: Any) -> None:
+@_row
+def _backward_first_row(v: ScanLanes, before: Any, dh: Any, a: Any, dx: Any, da: Any, carry: Any) -> None:
     _gradient(v, v.read(before), dh, a, dx, da, carry)
 
 
-@row()
-def _backward_stop_row(v: RowLanes, dh: Any, dx: Any, da: Any, carry: Any) -> None:
+@_row
+def _backward_stop_row(v: ScanLanes, dh: Any, dx: Any, da: Any, carry: Any) -> None:
     # no state entered this step: neither a nor an earlier step has a gradient, whatever g is
     v.store(v.add(v.load(dh), v.read(carry)), dx)
-    v.store(v.zero(), da)
+    for i in range(v.number):
+        v.matrices(i).store(v.zero(), da)
     v.write(v.zero(), carry)
 
 
-@row(_ChunkLanes)
-def _backward_reduce_row(v: _ChunkLanes, dh: Any, a: Any, product: Any, last: Any) -> None:
-    gate = v.load(a)
-    v.write(v.multiply(gate, v.add(v.load(dh), v.read(last))), last)
-    v.write(v.grown(v.read(product), gate), product)
+def _forward_after(v: ScanLanes, x: Any, a: Any, carry: Any) -> Any:
+    return v.step(a, carry, v.load(x))
 
 
-@row(_ChunkLanes)
-def _carry_row(v: _ChunkLanes, product: Any, last: Any, carry: Any) -> None:
+def _backward_after(v: ScanLanes, dh: Any, a: Any, carry: Any) -> Any:
+    return v.multiply(v.load(a), v.add(v.load(dh), carry))
+
+
+def _reduce_row(after: Any) -> Any:
+    """One step of a chunk's product and of what it makes of a zero carry."""
+
+    @_row
+    def reduced(v: ScanLanes, x: Any, a: Any, product: Any, last: Any) -> None:
+        v.write(after(v, x, a, v.read(last)), last)
+        v.write(v.grown(v.read(product), v.load(a)), product)
+
+    return reduced
+
+
+def _walk_row(after: Any) -> Any:
+    """One step of the carry where the chunk's product is NaN."""
+
+    @_row
+    def walked(v: ScanLanes, x: Any, a: Any, product: Any, carry: Any) -> None:
+        state = v.read(carry)
+        v.write(v.builder.select(v.lost(v.read(product)), after(v, x, a, state), state), carry)
+
+    return walked
+
+
+_forward_reduce_row, _backward_reduce_row = _reduce_row(_forward_after), _reduce_row(_backward_after)
+_forward_walk_row, _backward_walk_row = _walk_row(_forward_after), _walk_row(_backward_after)
+
+
+@_row
+def _carry_row(v: ScanLanes, product: Any, last: Any, carry: Any) -> None:
     # last: what the chunk makes of a zero carry, replaced by the carry that enters it
     entering, factor, own = v.read(carry), v.read(product), v.read(last)
     walk = v.builder.or_(v.lost(factor), v.endless(own))
@@ -192,29 +177,15 @@ def _carry_row(v: _ChunkLanes, product: Any, last: Any, carry: Any) -> None:
     v.write(entering, last)
 
 
-@row()
-def _swap_row(v: RowLanes, last: Any, carry: Any) -> None:
+@_row
+def _swap_row(v: ScanLanes, last: Any, carry: Any) -> None:
     entering = v.read(carry)
     v.write(v.read(last), carry)
     v.write(entering, last)
 
 
-@row(_ChunkLanes)
-def _forward_walk_row(v: _ChunkLanes, x: Any, a: Any, product: Any, carry: Any) -> None:
-    state = v.read(carry)
-    after = v.multiply_add(v.load(a), state, v.load(x))
-    v.write(v.builder.select(v.lost(v.read(product)), after, state), carry)
-
-
-@row(_ChunkLanes)
-def _backward_walk_row(v: _ChunkLanes, dh: Any, a: Any, product: Any, carry: Any) -> None:
-    state = v.read(carry)
-    after = v.multiply(v.load(a), v.add(v.load(dh), state))
-    v.write(v.builder.select(v.lost(v.read(product)), after, state), carry)
-
-
-@row()
-def _one_row(v: RowLanes, target: Any) -> None:
+@_row
+def _one_row(v: ScanLanes, target: Any) -> None:
     v.write(v.constant(1.0), target)
 
 
@@ -222,28 +193,37 @@ _zero_row, _copy_row = row()(zero), row()(copy)
 
 
 @_njit(error_model="numpy")
-def _locate(data: Any, slot: int) -> tuple[int, int, int]:
-    """(sequence, which of its chunks, how many it has) of a slot."""
+def _part(data: Any, item: int) -> _Part:
+    """The part that a work item of ``forward``, ``backward`` and ``reduce`` is of."""
+    blocks, block, chunk = field(data, AT.blocks), field(data, AT.block), field(data, AT.chunk)
+    slot, channel = item // blocks, item % blocks * block
     table = field(data, AT.slots)
     if table == 0:
         chunks = field(data, AT.chunks)
-        return slot // chunks, slot % chunks, chunks
-    low, high = 0, field(data, AT.sequences)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if int64_at(table, middle) <= slot:
-            low = middle
-        else:
-            high = middle
-    first = int64_at(table, low)
-    return low, slot - first, int64_at(table, low + 1) - first
+        sequence, place = slot // chunks, slot % chunks
+    else:
+        sequence, high = 0, field(data, AT.sequences)
+        while high - sequence > 1:
+            middle = (sequence + high) // 2
+            if int64_at(table, middle) <= slot:
+                sequence = middle
+            else:
+                high = middle
+        chunks = int64_at(table, sequence + 1) - int64_at(table, sequence)
+        place = slot - int64_at(table, sequence)
+    batch, begin, end = bounds(field(data, AT.offsets), field(data, AT.time), sequence)
+    sign = -1 if field(data, AT.backwards) else 1
+    first = (begin if sign == 1 else end - 1) + sign * place * chunk
+    steps = min(chunk, end - begin - place * chunk)
+    channels = min(block, field(data, AT.width) - channel)
+    return _Part(slot, sequence, place == chunks - 1, batch, first, sign, steps, channel, channels)
 
 
 @_njit
-def _output(data: Any, name: int, batch: int, channel: int) -> int:
-    """Address of an output [B, T, D] in one batch row, from ``channel`` on."""
-    width = field(data, AT.width)
-    return field(data, name) + (batch * field(data, AT.time) * width + channel) * data_bytes(data)
+def _output(data: Any, name: int, part: _Part, size: int) -> tuple[int, int]:
+    """(address, bytes per step) of an output of ``size`` elements for each channel, from the part's channels on."""
+    step = field(data, AT.width) * size * data_bytes(data)
+    return field(data, name) + part.batch * field(data, AT.time) * step + part.channel * size * data_bytes(data), step
 
 
 @_njit
@@ -253,125 +233,108 @@ def _wide(data: Any, name: int, row: int, channel: int) -> int:
 
 
 @_njit
-def _start(data: Any, sequence: int, channel: int, channels: int, carry: int) -> None:
-    """Set the carry that enters a sequence."""
+def _started(data: Any, part: _Part) -> int:
+    """Address of a sequence's running carry, set to what enters the sequence."""
+    carry = _wide(data, AT.final, part.sequence, part.channel)
     if field(data, AT.initial) == 0:
-        _zero_row(data, 0, channels, (carry,))
+        _zero_row(data, 0, part.channels, (carry,))
     else:
-        _copy_row(data, 0, channels, (_wide(data, AT.initial, sequence, channel), carry))
+        _copy_row(data, 0, part.channels, (_wide(data, AT.initial, part.sequence, part.channel), carry))
+    return carry
 
 
 @_njit
-def _carry(data: Any, slot: int, sequence: int, last: bool, channel: int, channels: int) -> int:
+def _carry(data: Any, part: _Part) -> int:
     """Address of the running carry of a slot, which holds what enters the slot."""
     if field(data, AT.carries) == 0:
-        carry = _wide(data, AT.final, sequence, channel)
-        _start(data, sequence, channel, channels, carry)
-        return carry
-    if last:
-        return _wide(data, AT.final, sequence, channel)
-    return _wide(data, AT.carries, slot, channel)
+        return _started(data, part)
+    if part.last:
+        return _wide(data, AT.final, part.sequence, part.channel)
+    return _wide(data, AT.carries, part.slot, part.channel)
 
 
 def forward(data: Any) -> None:
     """h and the running carries."""
-    blocks, block, width = field(data, AT.blocks), field(data, AT.block), field(data, AT.width)
-    chunk, backwards, hints = field(data, AT.chunk), field(data, AT.backwards), field(data, AT.hints)
-    out_step = width * data_bytes(data)
+    hints, size = field(data, AT.hints), known_number(data)
     item = take(data, 0)
     while item < field(data, AT.items):
-        slot, channel = item // blocks, item % blocks * block
-        channels = min(block, width - channel)
-        sequence, part, parts = _locate(data, slot)
-        batch, begin, end = bounds(field(data, AT.offsets), field(data, AT.time), sequence)
-        carry = _carry(data, slot, sequence, part == parts - 1, channel, channels)
-        x, x_step = input_at(data, AT.x, batch, channel)
-        a, a_step = input_at(data, AT.a, batch, channel)
-        out = _output(data, AT.out, batch, channel)
-        for k in range(part * chunk, min((part + 1) * chunk, end - begin)):
-            t = end - 1 - k if backwards else begin + k
-            later = t - 1 if backwards else t + 1
-            if is_set(data, AT.reset, batch, t):
-                _zero_row(data, 0, channels, (carry,))
+        part = _part(data, item)
+        carry = _carry(data, part)
+        x, x_step = input_at(data, AT.x, part.batch, part.channel)
+        a, a_step = input_at(data, AT.a, part.batch, part.channel * size)
+        out, out_step = _output(data, AT.out, part, 1)
+        for k in range(part.steps):
+            t = part.first + k * part.sign
+            later = t + part.sign
+            if is_set(data, AT.reset, part.batch, t):
+                _zero_row(data, 0, part.channels, (carry,))
             rows = (x + t * x_step, a + t * a_step, out + t * out_step, carry, x + later * x_step, a + later * a_step)
-            _forward_row(data, hints, channels, rows)
+            _forward_row(data, hints, part.channels, rows)
         item = take(data, 0)
     finish(data)
 
 
 def backward(data: Any) -> None:
     """dx, da and the running carries."""
-    blocks, block, width = field(data, AT.blocks), field(data, AT.block), field(data, AT.width)
-    chunk, backwards, hints = field(data, AT.chunk), field(data, AT.backwards), field(data, AT.hints)
-    out_step = width * data_bytes(data)
+    hints, size = field(data, AT.hints), known_number(data)
     item = take(data, 0)
     while item < field(data, AT.items):
-        slot, channel = item // blocks, item % blocks * block
-        channels = min(block, width - channel)
-        sequence, part, parts = _locate(data, slot)
-        batch, begin, end = bounds(field(data, AT.offsets), field(data, AT.time), sequence)
-        carry = _carry(data, slot, sequence, part == parts - 1, channel, channels)
-        dh, dh_step = input_at(data, AT.x, batch, channel)
-        a, a_step = input_at(data, AT.a, batch, channel)
-        h, h_step = input_at(data, AT.h, batch, channel)
-        dx, da = _output(data, AT.out, batch, channel), _output(data, AT.da, batch, channel)
-        for k in range(part * chunk, min((part + 1) * chunk, end - begin)):
-            t = end - 1 - k if backwards else begin + k
-            later = t - 1 if backwards else t + 1
-            dh_row, a_row, dx_row, da_row = dh + t * dh_step, a + t * a_step, dx + t * out_step, da + t * out_step
-            first = k == end - begin - 1  # in the order of the forward pass
-            if is_set(data, AT.reset, batch, t) or (first and field(data, AT.before) == 0):
-                _backward_stop_row(data, 0, channels, (dh_row, dx_row, da_row, carry))
+        part = _part(data, item)
+        carry = _carry(data, part)
+        dh, dh_step = input_at(data, AT.x, part.batch, part.channel)
+        a, a_step = input_at(data, AT.a, part.batch, part.channel * size)
+        h, h_step = input_at(data, AT.h, part.batch, part.channel)
+        (dx, dx_step), (da, da_step) = _output(data, AT.out, part, 1), _output(data, AT.da, part, size)
+        for k in range(part.steps):
+            t = part.first + k * part.sign
+            later = t + part.sign
+            dh_row, a_row, dx_row, da_row = dh + t * dh_step, a + t * a_step, dx + t * dx_step, da + t * da_step
+            first = part.last and k == part.steps - 1  # in the order of the forward pass
+            if is_set(data, AT.reset, part.batch, t) or (first and field(data, AT.before) == 0):
+                _backward_stop_row(data, 0, part.channels, (dh_row, dx_row, da_row, carry))
             elif first:
-                before = _wide(data, AT.before, sequence, channel)
-                _backward_first_row(data, 0, channels, (dh_row, a_row, before, dx_row, da_row, carry))
+                before = _wide(data, AT.before, part.sequence, part.channel)
+                _backward_first_row(data, 0, part.channels, (before, dh_row, a_row, dx_row, da_row, carry))
             else:
-                before, step = h + later * h_step, later - t
-                ahead = (dh_row + step * dh_step, a_row + step * a_step, before + step * h_step)
-                _backward_row(data, hints, channels, (dh_row, a_row, before, dx_row, da_row, carry, *ahead))
+                before = h + later * h_step
+                ahead = (dh + later * dh_step, a + later * a_step, before + part.sign * h_step)
+                _backward_row(data, hints, part.channels, (before, dh_row, a_row, dx_row, da_row, carry, *ahead))
         item = take(data, 0)
     finish(data)
 
 
 def reduce(data: Any) -> None:
     """products and carries: what each chunk but a sequence's last does to the carry that enters it."""
-    blocks, block, width = field(data, AT.blocks), field(data, AT.block), field(data, AT.width)
-    chunk, backwards, gradient = field(data, AT.chunk), field(data, AT.backwards), field(data, AT.gradient)
+    gradient = field(data, AT.gradient)
     item = take(data, 0)
     while item < field(data, AT.items):
-        slot, channel = item // blocks, item % blocks * block
-        channels = min(block, width - channel)
-        sequence, part, parts = _locate(data, slot)
-        if part < parts - 1:
-            batch, begin, end = bounds(field(data, AT.offsets), field(data, AT.time), sequence)
-            product, last = _wide(data, AT.products, slot, channel), _wide(data, AT.carries, slot, channel)
-            _one_row(data, 0, channels, (product,))
-            _zero_row(data, 0, channels, (last,))
-            x, x_step = input_at(data, AT.x, batch, channel)
-            a, a_step = input_at(data, AT.a, batch, channel)
-            for k in range(part * chunk, (part + 1) * chunk):
-                t = end - 1 - k if backwards else begin + k
-                reset = is_set(data, AT.reset, batch, t)
+        part = _part(data, item)
+        if not part.last:
+            product = _wide(data, AT.products, part.slot, part.channel)
+            last = _wide(data, AT.carries, part.slot, part.channel)
+            _one_row(data, 0, part.channels, (product,))
+            _zero_row(data, 0, part.channels, (last,))
+            x, x_step = input_at(data, AT.x, part.batch, part.channel)
+            a, a_step = input_at(data, AT.a, part.batch, part.channel)
+            for k in range(part.steps):
+                t = part.first + k * part.sign
+                reset = is_set(data, AT.reset, part.batch, t)
                 if reset:
-                    _zero_row(data, 0, channels, (product,))
-                    _zero_row(data, 0, channels, (last,))
+                    _zero_row(data, 0, part.channels, (product,))
+                    _zero_row(data, 0, part.channels, (last,))
+                rows = (x + t * x_step, a + t * a_step, product, last)
                 if not gradient:
-                    _forward_reduce_row(data, 0, channels, (x + t * x_step, a + t * a_step, product, last))
+                    _forward_reduce_row(data, 0, part.channels, rows)
                 elif not reset:
-                    _backward_reduce_row(data, 0, channels, (x + t * x_step, a + t * a_step, product, last))
+                    _backward_reduce_row(data, 0, part.channels, rows)
         item = take(data, 0)
 
 
 @_njit
-def _any_reset(data: Any, sequence: int, part: int) -> bool:
-    """Whether a whole chunk has a reset."""
-    if field(data, AT.reset) == 0:
-        return False
-    batch, begin, end = bounds(field(data, AT.offsets), field(data, AT.time), sequence)
-    chunk, backwards = field(data, AT.chunk), field(data, AT.backwards)
-    first = end - (part + 1) * chunk if backwards else begin + part * chunk
-    for t in range(first, first + chunk):
-        if is_set(data, AT.reset, batch, t):
+def _any_reset(data: Any, part: _Part) -> bool:
+    """Whether a chunk has a reset."""
+    for k in range(part.steps):
+        if is_set(data, AT.reset, part.batch, part.first + k * part.sign):
             return True
     return False
 
@@ -390,38 +353,37 @@ def _any_lost(data: Any, product: int, channels: int) -> bool:
 
 
 @_njit
-def _walk(data: Any, sequence: int, part: int, channel: int, channels: int, product: int, carry: int) -> None:
+def _walk(data: Any, part: _Part, product: int, carry: int) -> None:
     """The carry through a chunk without resets, step by step where its product is NaN."""
-    batch, begin, end = bounds(field(data, AT.offsets), field(data, AT.time), sequence)
-    chunk, backwards, gradient = field(data, AT.chunk), field(data, AT.backwards), field(data, AT.gradient)
-    x, x_step = input_at(data, AT.x, batch, channel)
-    a, a_step = input_at(data, AT.a, batch, channel)
-    for k in range(part * chunk, (part + 1) * chunk):
-        t = end - 1 - k if backwards else begin + k
-        if gradient:
-            _backward_walk_row(data, 0, channels, (x + t * x_step, a + t * a_step, product, carry))
+    x, x_step = input_at(data, AT.x, part.batch, part.channel)
+    a, a_step = input_at(data, AT.a, part.batch, part.channel)
+    for k in range(part.steps):
+        t = part.first + k * part.sign
+        rows = (x + t * x_step, a + t * a_step, product, carry)
+        if field(data, AT.gradient):
+            _backward_walk_row(data, 0, part.channels, rows)
         else:
-            _forward_walk_row(data, 0, channels, (x + t * x_step, a + t * a_step, product, carry))
+            _forward_walk_row(data, 0, part.channels, rows)
 
 
 def carries(data: Any) -> None:
     """The carry that enters every chunk, from ``reduce``; one item per sequence and block."""
-    blocks, block, width = field(data, AT.blocks), field(data, AT.block), field(data, AT.width)
-    table, chunks = field(data, AT.slots), field(data, AT.chunks)
+    blocks, table, chunks = field(data, AT.blocks), field(data, AT.slots), field(data, AT.chunks)
     item = take(data, 0)
     while item < field(data, AT.sequences) * blocks:
-        sequence, channel = item // blocks, item % blocks * block
-        channels = min(block, width - channel)
-        carry = _wide(data, AT.final, sequence, channel)
-        _start(data, sequence, channel, channels, carry)
-        start = sequence * chunks if table == 0 else int64_at(table, sequence)
-        end = start + chunks if table == 0 else int64_at(table, sequence + 1)
-        for slot in range(start, end - 1):
-            product, last = _wide(data, AT.products, slot, channel), _wide(data, AT.carries, slot, channel)
-            if _any_reset(data, sequence, slot - start):
-                _swap_row(data, 0, channels, (last, carry))
-                continue
-            _carry_row(data, 0, channels, (product, last, carry))
-            if _any_lost(data, product, channels):
-                _walk(data, sequence, slot - start, channel, channels, product, carry)
+        sequence = item // blocks
+        slot = sequence * chunks if table == 0 else int64_at(table, sequence)
+        part = _part(data, slot * blocks + item % blocks)
+        carry = _started(data, part)
+        while not part.last:
+            product = _wide(data, AT.products, slot, part.channel)
+            last = _wide(data, AT.carries, slot, part.channel)
+            if _any_reset(data, part):
+                _swap_row(data, 0, part.channels, (last, carry))
+            else:
+                _carry_row(data, 0, part.channels, (product, last, carry))
+                if _any_lost(data, product, part.channels):
+                    _walk(data, part, product, carry)
+            slot += 1
+            part = _part(data, slot * blocks + item % blocks)
         item = take(data, 0)

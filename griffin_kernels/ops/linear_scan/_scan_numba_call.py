@@ -1,12 +1,12 @@
-"""Calls the compiled kernels of _scan_numba.py: outputs, addresses, threads. Shared by both ops and both algorithms.
+"""Calls the compiled kernels of _scan_numba.py: outputs, addresses, threads. Shared by all numba scans.
 
-The time and batch strides of x, a, h, dh and reset may be anything; a tensor whose channels are not contiguous is
-copied first.
+The time and batch strides of x, a, h, dh and reset may be anything; a tensor whose channels, or whose matrices within a
+step, are not contiguous is copied first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
+from griffin_kernels.ops._native import CACHE_LINE
 from griffin_kernels.ops._native_rows import STREAM
-from griffin_kernels.ops.linear_scan import _scan_numba
+from griffin_kernels.ops.linear_scan import _scan_lanes, _scan_numba
 from griffin_kernels.ops.linear_scan.op import rows_of
 
 _KERNELS = native.Family(_scan_numba.Fields, _scan_numba.FILES)
@@ -28,6 +29,13 @@ def _slots(cu_seqlens: Tensor, chunk: int) -> Tensor:
     """int64 [N+1]: where each packed sequence's chunks begin; a sequence has at least one."""
     counts = (cu_seqlens.diff().long() + chunk - 1).div(chunk, rounding_mode="floor").clamp(min=1)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _block(width: int, size: int, sequences: int, block_d: int, itemsize: int) -> int:
+    """Channels of a work item of matrices: at most about ``block_d``, and so few that no thread is without one."""
+    grain = math.lcm(size, CACHE_LINE // itemsize)
+    share = -(-width * sequences // torch.get_num_threads())
+    return min(-(-min(block_d, share) // grain) * grain, width)
 
 
 def _scan(
@@ -44,8 +52,12 @@ def _scan(
 ) -> None:
     """Run a kernel, and the two phases before it where time is cut. x: x, or dh; others as in ``Fields``."""
     batch, time, width = x.shape
-    a, sequences = native.rows(call.a), final.shape[0]
-    block, chunk = config.block_d, getattr(config, "chunk", None)
+    sequences, chunk = final.shape[0], getattr(config, "chunk", None)
+    if call.a.ndim == 3:
+        number, size, a, block = None, 1, native.rows(call.a), config.block_d
+    else:
+        number = size = call.a.shape[-1]
+        a, block = native.rows(call.a.flatten(2)), _block(width, size, sequences, config.block_d, x.itemsize)
     blocks = -(-width // block)
     steps, row = x.nbytes, final.nbytes  # bytes of [B,T,D] and of [N,D] in the accumulator's dtype
     offsets = None if call.cu_seqlens is None else call.cu_seqlens.contiguous()
@@ -62,10 +74,10 @@ def _scan(
         ends = torch.empty((2, slots, width), dtype=final.dtype, device="cpu")
         carries = address("carries", ends, 2 * final.itemsize * slots * width)
         products = carries + ends.nbytes // 2
-    past = steps * len(outputs) >= native.STREAMED and native.in_lines(block, *outputs)
+    past = sum(output.nbytes for output in outputs) >= native.STREAMED and native.in_lines(block, *outputs)
     fields = _KERNELS.fields(
         reset=strided("reset", call.reset, batch * time),
-        a=strided("a", a, steps),
+        a=strided("a", a, steps * size),
         x=strided("x", x, steps),
         h=strided("h", h, steps),
         items=slots * blocks,
@@ -79,7 +91,7 @@ def _scan(
         offsets=address("cu_seqlens", offsets, 4 * (sequences + 1)),
         slots=address("chunk table", table, 8 * (sequences + 1)),
         backwards=backwards,
-        hints=(_scan_numba.AHEAD if config.ahead else 0) | (STREAM if past else 0),
+        hints=(_scan_lanes.AHEAD if getattr(config, "ahead", False) else 0) | (STREAM if past else 0),
         gradient=h is not None,
         initial=address("initial state", initial, row),
         final=address("final state", final, row),
@@ -87,37 +99,30 @@ def _scan(
         products=products,
         before=address("h0", h0, row),
         out=address("output", outputs[0], steps),
-        da=0 if h is None else address("output", outputs[1], steps),
+        da=0 if h is None else address("output", outputs[1], steps * size),
     )
-    threads = _threads.threads_for(slots * blocks, batch * time * width)
-    if carries:
-        before = (_scan_numba.reduce, threads), (_scan_numba.carries, min(threads, sequences * blocks))
-        _KERNELS.run(x.dtype, None, fields, *before, (kernel, threads))
-    else:
-        _KERNELS.run(x.dtype, None, fields, (kernel, threads))
+    threads = _threads.threads_for(slots * blocks, batch * time * width * size)
+    before = ((_scan_numba.reduce, threads), (_scan_numba.carries, min(threads, sequences * blocks))) if carries else ()
+    _KERNELS.run(x.dtype, number, fields, *before, (kernel, threads))
 
 
-def forward(
-    call: Any, config: Any, scan: Callable[..., None] = _scan, code: Any = _scan_numba
-) -> tuple[Tensor, Tensor]:
-    """linear_scan by blocks of ``block_d`` channels and, where the configuration has one, chunks of that many steps.
+def forward(call: Any, config: Any) -> tuple[Tensor, Tensor]:
+    """linear_scan or block_diagonal_scan by blocks of ``block_d`` channels, of matrices at most about so many.
 
-    scan, code: what runs the kernels ``forward`` and ``backward`` of a module.
+    Where the configuration has ``chunk``, by chunks of that many steps too.
     """
     x, wide = native.rows(call.x), accumulator(call.x.dtype)
     h = memory.empty(x.shape, x.dtype)
     h_last = torch.empty((rows_of(x.shape[0], call.cu_seqlens), x.shape[2]), dtype=wide, device="cpu")
-    scan(code.forward, call, x, native.wide(call.h0, wide), call.reverse, config, h_last, h)
+    _scan(_scan_numba.forward, call, x, native.wide(call.h0, wide), call.reverse, config, h_last, h)
     return h, h_last
 
 
-def backward(
-    call: Any, config: Any, scan: Callable[..., None] = _scan, code: Any = _scan_numba
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """linear_scan_bwd, likewise; the carry that leaves the first step is the gradient of h0."""
+def backward(call: Any, config: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradient, likewise; the carry that leaves the first step is the gradient of h0."""
     dh, dtype, wide = native.rows(call.dh), call.a.dtype, accumulator(call.a.dtype)
     dx, da = memory.empty(dh.shape, dtype), memory.empty(call.a.shape, dtype)
     dh0 = torch.empty((rows_of(dh.shape[0], call.cu_seqlens), dh.shape[2]), dtype=wide, device="cpu")
     h, h0, initial = native.rows(call.h), native.wide(call.h0, wide), native.wide(call.dh_last, wide)
-    scan(code.backward, call, dh, initial, not call.reverse, config, dh0, dx, da, h=h, h0=h0)
+    _scan(_scan_numba.backward, call, dh, initial, not call.reverse, config, dh0, dx, da, h=h, h0=h0)
     return dx, da, None if h0 is None else dh0

@@ -14,7 +14,6 @@ for it, and phase 2 goes through such a chunk step by step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.launch import Claims, Launch, architecture
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
@@ -37,8 +35,6 @@ from griffin_kernels.ops._triton.tensors import (
     load_flags,
     load_rows,
     load_state,
-    marks_at,
-    marks_later,
     own_channels,
     rows,
     state,
@@ -74,71 +70,6 @@ def linear_scan_mark(
         for block in range((D + BLOCK_D - 1) // BLOCK_D):
             channels = own_channels(block, D, BLOCK_D)[1]
             store_state(final, row, load_state(given, row, channels, ACC), channels)
-
-
-@triton.jit(do_not_specialize=["T", "chunks"])
-def linear_scan_reduce(
-    x,
-    a,
-    reset,
-    marks,
-    maps,
-    T,
-    chunks,
-    D: tl.constexpr,
-    REVERSE: tl.constexpr,
-    BACKWARD: tl.constexpr,
-    ACC: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """(P, S) of one whole chunk: x, a [B,T,D] -> maps. REVERSE: time is visited backwards."""
-    SIGN: tl.constexpr = -1 if REVERSE else 1
-    piece, channels = own_channels(tl.program_id(0), D, BLOCK_D)
-    batch = tl.cast(piece // chunks, tl.int64)
-    begin = tl.cast(piece % chunks, tl.int64) * CHUNK
-    first = T - 1 - begin if REVERSE else begin
-    x, a, reset = at(x, batch, first, SIGN), at(a, batch, first, SIGN), at(reset, batch, first, SIGN)
-    marks = marks_at(marks, first, SIGN)
-    p = tl.full((BLOCK_D,), 1.0, dtype=ACC)
-    s = tl.zeros((BLOCK_D,), dtype=ACC)
-    most = tl.zeros((BLOCK_D,), dtype=ACC)  # the largest |a|
-    stopped = 0
-    for _ in range(CHUNK // BLOCK_T):
-        xs = load_rows(x, channels, BLOCK_T, 0.0, BLOCK_T, False)
-        gates = load_rows(a, channels, BLOCK_T, 1.0, BLOCK_T, False)
-        resets = load_flags(reset, BLOCK_T, 0, BLOCK_T, False)
-        if marks is not None:
-            enters = load_flags(marks.enter, BLOCK_T, -1, BLOCK_T, False)
-        for u in tl.static_range(BLOCK_T):
-            gate = gates[u].to(ACC)
-            if marks is not None:
-                starts = enters[u] >= 0
-                p = tl.where(starts, 0.0, p)
-                s = tl.where(starts, load_state(marks.state, enters[u], channels, ACC, starts), s)
-                stopped |= starts.to(tl.int32)
-            if reset is not None:
-                stop = resets[u] != 0
-                stopped |= stop.to(tl.int32)
-                if not BACKWARD:
-                    p = tl.where(stop, 0.0, p)
-                    s = tl.where(stop, 0.0, s)
-            most = tl.maximum(most, tl.abs(gate))
-            p = gate * p
-            s = gate * (s + xs[u].to(ACC)) if BACKWARD else gate * s + xs[u].to(ACC)
-            if reset is not None and BACKWARD:
-                p = tl.where(stop, 0.0, p)
-                s = tl.where(stop, 0.0, s)
-        x, a = later(x, BLOCK_T), later(a, BLOCK_T)
-        if reset is not None:
-            reset = later(reset, BLOCK_T)
-        if marks is not None:
-            marks = marks_later(marks, BLOCK_T)
-    store_state(State(maps.product, D, 1), piece, tl.where(most <= 1.0, p, float("nan")), channels)
-    store_state(State(maps.result, D, 1), piece, s, channels)
-    if maps.cut is not None:
-        tl.store(maps.cut + piece, stopped)  # every block of channels the same
 
 
 @triton.jit
@@ -281,36 +212,6 @@ def marked(
     return marks, [launch]
 
 
-def reduce(
-    source: ChunkedInputs, given: Tensor | None, reset: Tensor | None, marks: Marks | None, config: Any
-) -> tuple[Tensor | None, list[Launch]]:
-    """(states that leave the chunks [B,C-1,D] in the accumulator's dtype, launches); nothing for a single chunk.
-
-    given: the state that enters time [B,D]; with marks it is theirs that counts. config: block_t, block_d, num_warps.
-    """
-    x, a, chunk, reverse, backward = source
-    batch, time, width = x.shape
-    chunks = triton.cdiv(time, chunk) - 1
-    if chunks == 0:
-        return None, []
-    product, result = torch.empty((2, batch, chunks, width), dtype=accumulator(x.dtype), device=x.device)
-    cut = None
-    if reset is not None or marks is not None:
-        cut = torch.empty((batch, chunks), dtype=torch.int32, device=x.device)
-    args = {
-        "x": rows(x, reverse),
-        "a": rows(a, reverse),
-        "reset": rows(reset, reverse),
-        "marks": None if marks is None else marks._replace(leave=None, final=None),
-        "maps": Maps(product, result, cut),
-        "T": time,
-        "chunks": chunks,
-    }
-    constexprs = {"REVERSE": reverse, "BACKWARD": backward, "ACC": host.wide(x.dtype), "CHUNK": chunk}
-    whole = host.channel_launch(linear_scan_reduce, batch * chunks, (x, a), config, args, constexprs)
-    return result, [whole, carry(product, result, given if marks is None else None, cut, source)]
-
-
 def carry(
     product: Tensor,
     result: Tensor,
@@ -351,38 +252,3 @@ def carry(
         claims=Claims(spills=SPILLED.get(architecture(product), "")),
         rarely=("x", "a"),
     )
-
-
-def phases_before(
-    reduce: Callable[..., Any],
-    source: ChunkedInputs,
-    call: Any,
-    outputs: dict[str, Any],
-    args: dict[str, Any],
-    ends: tuple[str, str],
-) -> tuple[list[Launch], dict[str, Any]]:
-    """(marks (packed only), reduce and carry (more than one chunk only); arguments of phase 3).
-
-    reduce: phases 1 and 2. args: of a kernel that does the whole scan, which names the states that enter and leave time
-    as ``ends`` says, as ``call`` and ``outputs`` do.
-    """
-    entering, leaving = ends
-    given = getattr(call, entering)
-    time, width = source.x.shape[1:]
-    acc = host.wide(source.x.dtype)
-    marks, begin = marked(args.pop("cu_seqlens"), given, outputs[leaving], time, width, source.reverse, acc)
-    result, steps = reduce(source, given, call.reset, marks)
-    if marks is not None:  # they have these
-        args |= dict.fromkeys(ends)
-    return [*begin, *steps], args | {"marks": marks, "result": result, "chunks": triton.cdiv(time, source.chunk) - 1}
-
-
-def traffic(case: Case, chunk: int, streams: int) -> int:
-    """Bytes moved when nothing of what phase 1 read is still in cache: ``streams`` in phase 3, two more in phase 1."""
-    rows = case["B"] * case["D"]
-    before = triton.cdiv(case["T"], chunk) - 1
-    size = case.bytes_per_element()
-    # phase 1 writes P and S, phase 2 reads both and writes one, phase 3 reads that one
-    scratch = 6 * rows * before * accumulator(case.torch_dtype).itemsize
-    total: int = rows * size * (streams * case["T"] + 2 * before * chunk) + scratch
-    return total

@@ -17,21 +17,11 @@ Source: the recurrence of linear_scan/triton.sequential, whose form this has, wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import triton
-import triton.language as tl
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Launch
-from griffin_kernels.ops._triton.scan import span
-from griffin_kernels.ops._triton.tensors import load_state, store_state
 from griffin_kernels.ops.block_diagonal_scan import _block_launches
-from griffin_kernels.ops.block_diagonal_scan._triton_blocks import as_vectors, own_blocks
-from griffin_kernels.ops.block_diagonal_scan.op import Call
-from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments
-from griffin_kernels.ops.linear_scan._triton_scan import scan_rows, streams_at
+from griffin_kernels.ops.linear_scan.triton_sequential import launches
 
 
 @dataclass(frozen=True)
@@ -41,26 +31,6 @@ class Config:
     block_t: int = 16
     block_a: int = 256
     num_warps: int = 1
-
-
-@triton.jit(do_not_specialize=["T"])
-def block_diagonal_scan_sequential(
-    given, h0, cu_seqlens, h_last, T, tile, REVERSE: tl.constexpr, ACC: tl.constexpr, BLOCK_T: tl.constexpr
-):
-    """given: x, h [B,T,D], a [B,T,H,n,n], reset [B,T]; h0, h_last: [N,D]. Grid: N * ceil(H / held)."""
-    SIGN: tl.constexpr = -1 if REVERSE else 1
-    row, own = own_blocks(tl.program_id(0), tile, given.a)
-    batch, first, steps = span(row, cu_seqlens, T, REVERSE)
-    streams = streams_at(given, batch, first, T, tile.blocks * tile.size, SIGN)
-    carry = as_vectors(load_state(h0, row, own.vectors, ACC), tile)
-    carry = scan_rows(streams, None, carry, own, steps, BLOCK_T)
-    store_state(h_last, row, tl.reshape(carry, own.vectors.columns.shape), own.vectors)
-
-
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    """One program per row of h0 and group of blocks."""
-    count, args, constexprs = scan_arguments(call, outputs, _block_launches.matrices)
-    return [_block_launches.launch(block_diagonal_scan_sequential, count, call.a, config, args, constexprs)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

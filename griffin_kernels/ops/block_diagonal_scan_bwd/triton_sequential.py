@@ -15,23 +15,13 @@ Source: the chain rule on block_diagonal_scan.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import triton
-import triton.language as tl
 
 from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
-from griffin_kernels.launch import Launch
-from griffin_kernels.ops._triton.scan import span
-from griffin_kernels.ops._triton.tensors import load_state, store_state
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.block_diagonal_scan import _block_launches
 from griffin_kernels.ops.block_diagonal_scan import triton_sequential as forward
-from griffin_kernels.ops.block_diagonal_scan._triton_blocks import as_vectors, own_blocks
-from griffin_kernels.ops.block_diagonal_scan_bwd.op import Call
-from griffin_kernels.ops.linear_scan_bwd._gradient_launches import gradient_arguments
-from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import scan_rows, streams_at
+from griffin_kernels.ops.linear_scan_bwd.triton_sequential import launches
 
 
 @dataclass(frozen=True)
@@ -39,27 +29,6 @@ class Config(forward.Config):
     """Fewer steps ahead than in the forward pass, of more streams."""
 
     block_t: int = 8
-
-
-@triton.jit(do_not_specialize=["T"])
-def block_diagonal_scan_bwd_sequential(
-    given, dh_last, h0, cu_seqlens, dh0, T, tile, REVERSE: tl.constexpr, ACC: tl.constexpr, BLOCK_T: tl.constexpr
-):
-    """given: dh, h, dx [B,T,D], a, da [B,T,H,n,n], reset; dh_last, h0, dh0: [N,D]. Grid: N * ceil(H / held)."""
-    SIGN: tl.constexpr = 1 if REVERSE else -1
-    row, own = own_blocks(tl.program_id(0), tile, given.a)
-    batch, first, steps = span(row, cu_seqlens, T, not REVERSE)
-    streams = streams_at(given, batch, first, T, tile.blocks * tile.size, SIGN, tile.size)
-    carry = as_vectors(load_state(dh_last, row, own.vectors, ACC), tile)
-    before_first = load_state(h0, row, own.vectors, ACC)  # [held * n]
-    carry = scan_rows(streams, None, None, carry, before_first, own, steps, steps, BLOCK_T)
-    store_state(dh0, row, tl.reshape(carry, before_first.shape), own.vectors)
-
-
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    """One program per row of h0 and group of blocks."""
-    count, args, constexprs = gradient_arguments(call, outputs, _block_launches.matrices)
-    return [_block_launches.launch(block_diagonal_scan_bwd_sequential, count, call.a, config, args, constexprs)]
 
 
 def rank(case: Case, device: Device) -> int:

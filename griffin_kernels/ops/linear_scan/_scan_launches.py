@@ -3,38 +3,99 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
 from typing import Any
 
+import triton
 from torch import Tensor
 
 from griffin_kernels.contract import accumulator
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.strides import constant
 from griffin_kernels.ops._triton.tensors import dense_state, rows, state
-from griffin_kernels.ops.linear_scan._triton_scan import Streams
+from griffin_kernels.ops.linear_scan._triton_scan import Matrices, Streams, Tile
 from griffin_kernels.ops.linear_scan.op import rows_of
 
 Arguments = tuple[int, dict[str, Any], dict[str, Any]]
 
 
-def scan_arguments(call: Any, outputs: dict[str, Any], bundle: Callable[..., Any] = rows) -> Arguments:
-    """(N, arguments, constexprs) of a kernel that does the whole forward scan; allocates h and h_last.
-
-    bundle: of a, and whether time is visited from its end.
-    """
+def scan_arguments(call: Any, outputs: dict[str, Any]) -> Arguments:
+    """(N, arguments, constexprs) of a kernel that does the whole forward scan; allocates h and h_last."""
     x, a, h0, reset, cu_seqlens, reverse = call
     count = rows_of(x.shape[0], cu_seqlens)
     h_last = host.empty(outputs, "h_last", x, count, x.shape[2], dtype=accumulator(x.dtype))
     h = host.empty(outputs, "h", x, *x.shape, dtype=x.dtype)
     args = {
-        "given": Streams(rows(x, reverse), bundle(a, reverse), rows(reset, reverse), h),
+        "given": Streams(rows(x, reverse), steps_of(a, reverse), rows(reset, reverse), h),
         "h0": state(h0),
         "cu_seqlens": cu_seqlens,
         "h_last": dense_state(h_last),
         "T": x.shape[1],
     }
     return count, args, {"REVERSE": reverse, "ACC": host.wide(x.dtype)}
+
+
+def steps_of(a: Tensor, reverse: bool) -> Any:
+    """The bundle of gates [B,T,D] or matrices [B,T,H,n,n]; reverse: time is visited from its end."""
+    if a.ndim == 3:
+        return rows(a, reverse)
+    row, column = (a.stride(3), a.stride(4)) if a.shape[4] > 1 else (1, 1)
+    steps = host.row_stride(a, 0), host.signed_step(a, reverse)
+    return Matrices(a, *steps, constant(1), host.known_stride(a, 2), constant(row), constant(column))
+
+
+def padded(size: int) -> int:
+    """The power of two from n on: what a block is in registers."""
+    power: int = triton.next_power_of_2(size)
+    return power
+
+
+def blocks_in(block_a: int, size: int) -> int:
+    """Blocks of a program whose tile has ``block_a`` elements of a in a step."""
+    return max(1, block_a // padded(size) ** 2)
+
+
+def scan_launch(
+    kernel: Any,
+    programs: int,
+    inputs: tuple[Tensor, ...],
+    config: Any,
+    args: dict[str, Any],
+    constexprs: dict[str, Any],
+) -> Launch:
+    """The launch of ``programs`` programs for every block of channels of inputs, or for every group of matrices.
+
+    inputs: x, or dh; a; others that are loaded. config: block_t, block_d, or block_a of matrices, num_warps.
+    """
+    a = inputs[1]
+    if a.ndim == 3:
+        blocks, size, held, in_registers = a.shape[2], 1, config.block_d, None
+        load_bits = host.load_bits(inputs, held // (32 * config.num_warps))
+    else:
+        (blocks, size), in_registers = a.shape[2:4], padded(a.shape[3])
+        held, load_bits = blocks_in(config.block_a, size), _load_bits(a, config.block_a, config.num_warps)
+    tile = Tile(constant(blocks), constant(size), in_registers and constant(in_registers), constant(held))
+    return Launch(
+        kernel=kernel,
+        grid=(programs * triton.cdiv(blocks, held),),
+        args=args | {"tile": tile},
+        constexprs=constexprs | {"BLOCK_T": config.block_t},
+        num_warps=config.num_warps,
+        tile=config.block_t * held * size,
+        claims=Claims(load_bits=load_bits),
+    )
+
+
+def _load_bits(a: Tensor, block_a: int, num_warps: int) -> int:
+    """Width of a thread's load of matrices, as far as alignment lets it be that wide."""
+    itemsize, size = a.element_size(), a.shape[4]
+    if a[0, 0].stride() != (size * size, size, 1) or size != padded(size):
+        return 8 * itemsize
+    elements = min(16 // itemsize, block_a // (32 * num_warps))
+    steps = (host.row_stride(a, 0), host.row_stride(a, 1))
+    aligned = (blocks_in(block_a, size) * size * size, *steps, a.storage_offset())
+    return 8 * itemsize * max(1, math.gcd(elements, *aligned))
 
 
 def pipelined(launch: Launch, inputs: tuple[Tensor, ...], config: Any, spills: str = "") -> Launch:

@@ -1,7 +1,9 @@
 """Scan row by row in registers: what all Triton forms share, for whole sequences, for pieces, for channels done again.
 
-A step of a is a gate for every channel, of a carry [block_d], or the matrices of blocks, of a carry [held, n]; those
-are flat in memory, vectors [held * n] and matrices [held * n * n].
+A step of a is a gate for every channel, of a carry [block_d], or the matrices of the ``held`` blocks of a program, of a
+carry [held, n], n padded to a power of two. Those are loaded flat, vectors [held * n] and matrices [held * n * n],
+because that is how memory has them: a thread's load is 16 bytes wide whatever n is. Only then is it seen as [held, n] or
+[held, n, n]. Small blocks then lie within one thread, and sums over them need no other.
 
 Packed sequences come in two ways. Where a program owns one sequence, its span says all. Where programs own pieces of
 time, ``Marks`` tell where sequences start and end.
@@ -16,6 +18,7 @@ import triton.language as tl
 
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.scan import AGAIN, beyond_one
+from griffin_kernels.ops._triton.strides import far, reach
 from griffin_kernels.ops._triton.tensors import (
     Channels,
     at,
@@ -25,6 +28,7 @@ from griffin_kernels.ops._triton.tensors import (
     load_rows,
     load_state,
     marks_later,
+    own_channels,
     store_row,
     store_state,
 )
@@ -37,6 +41,27 @@ class Streams(NamedTuple):
     a: Any
     reset: Any
     h: Any
+
+
+class Matrices(NamedTuple):
+    """[B,T,H,n,n]: as Rows, and the strides of blocks, rows and columns in elements."""
+
+    at: Any
+    batch: Any
+    step: Any
+    channel: Any
+    block: Any
+    row: Any
+    column: Any
+
+
+class Tile(NamedTuple):
+    """Constants: H, n, n as a power of two, and how many blocks a program holds; of gates D, 1, None, block_d."""
+
+    blocks: Any
+    size: Any
+    padded: Any
+    held: Any
 
 
 class Blocks(NamedTuple):
@@ -67,6 +92,63 @@ def alike(channels):
     return Blocks(channels, channels, channels)
 
 
+@bundling
+def own_part(place, tile, a):
+    """(row, Blocks) of program ``place`` of rows * ceil(blocks / held), blocks fastest."""
+    return own_gates(place, tile) if tile.padded is None else own_blocks(place, tile, a)
+
+
+@bundling
+def own_gates(place, tile):
+    row, channels = own_channels(place, tile.blocks, tile.held)
+    return row, alike(channels)
+
+
+@bundling
+def own_blocks(place, tile, a):
+    GROUPS: tl.constexpr = (tile.blocks + tile.held - 1) // tile.held
+    first = (place % GROUPS) * tile.held
+    matrices = matrix_channels(first, tile, far(a.block), a.row, a.column)
+    outputs = matrix_channels(first, tile, tile.size * tile.size, tile.size, 1)
+    return place // GROUPS, Blocks(vector_channels(first, tile), matrices, outputs)
+
+
+@bundling
+def vector_channels(first, tile):
+    """Channels [held * n] of the blocks from ``first`` on."""
+    N: tl.constexpr = tile.padded
+    lanes = tl.arange(0, tile.held * N)
+    if tile.size == N:
+        columns = first * N + lanes
+        inside = columns < tile.blocks * N
+    else:
+        columns = (first + lanes // N) * tile.size + lanes % N
+        inside = (first + lanes // N < tile.blocks) & (lanes % N < tile.size)
+    return Channels(columns, inside, None if tile.blocks % tile.held == 0 and N == tile.size else inside)
+
+
+@bundling
+def matrix_channels(first, tile, BLOCK, ROW: tl.constexpr, COLUMN: tl.constexpr):
+    """Elements [held * n * n] of the blocks from ``first`` on. BLOCK, ROW, COLUMN: strides of block, j and k."""
+    N: tl.constexpr = tile.padded
+    flat = tl.arange(0, tile.held * N * N)
+    if tile.size == N:
+        inside = first * (N * N) + flat < tile.blocks * N * N
+    else:
+        inside = (first + flat // (N * N) < tile.blocks) & (flat // N % N < tile.size) & (flat % N < tile.size)
+    if tile.size == N and COLUMN == 1 and ROW == N and reach(BLOCK) == N * N:
+        offsets = first * (N * N) + flat
+    else:
+        offsets = (first + flat // (N * N)) * BLOCK + flat // N % N * ROW + flat % N * COLUMN
+    return Channels(offsets, inside, None if tile.blocks % tile.held == 0 and N == tile.size else inside)
+
+
+@triton.jit
+def as_carry(flat, tile):
+    """[held * n] as [held, n]; of gates as it is."""
+    return flat if tile.padded is None else tl.reshape(flat, (tile.held, tile.padded))
+
+
 @triton.jit
 def as_matrices(flat, vectors):
     """[held * n * n] as [held, n, n] in the dtype of vectors [held, n]."""
@@ -81,6 +163,16 @@ def through_step(a, state):
     else:
         after = tl.sum(as_matrices(a, state) * state[:, None, :], axis=2)
     return after
+
+
+@triton.jit
+def back_through_step(a, g):
+    """A step's gates times a gradient [block_d], or its matrices transposed times a gradient [held, n]."""
+    if len(g.shape) == 1:
+        before = a.to(g.dtype) * g
+    else:
+        before = tl.sum(as_matrices(a, g) * g[:, :, None], axis=1)
+    return before
 
 
 @triton.jit

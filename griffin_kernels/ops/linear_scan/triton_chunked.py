@@ -16,7 +16,6 @@ has the same three phases for blocks of 128 steps.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +25,12 @@ import triton.language as tl
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops._triton import chunks, host
-from griffin_kernels.ops._triton.chunks import entering_chunk, own_chunk
-from griffin_kernels.ops._triton.tensors import marks_at, own_channels, store_state
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.chunks import ChunkedInputs, entering_chunk, own_chunk
+from griffin_kernels.ops._triton.tensors import marks_at, store_state
+from griffin_kernels.ops.linear_scan import _triton_scan_chunks
 from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments
-from griffin_kernels.ops.linear_scan._triton_scan import alike, scan_rows, streams_at
-from griffin_kernels.ops.linear_scan.op import Call
+from griffin_kernels.ops.linear_scan._triton_scan import as_carry, own_part, scan_rows, streams_at
 
 
 @dataclass(frozen=True)
@@ -53,35 +52,31 @@ def linear_scan_chunks(
     h_last,
     T,
     chunks,
-    D: tl.constexpr,
+    tile,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
 ):
-    """Phase 3. result: [B,chunks,D] states that leave all chunks but the last. Grid: B * (chunks+1) * blocks of D.
+    """Phase 3. result: [B,chunks,D] states that leave all chunks but the last. Grid: B * (chunks+1) * groups of blocks.
 
     h0, h_last: None with marks, which have them.
     """
     SIGN: tl.constexpr = -1 if REVERSE else 1
-    piece, channels = own_channels(tl.num_programs(0) - 1 - tl.program_id(0), D, BLOCK_D)
+    D: tl.constexpr = tile.blocks * tile.size
+    piece, own = own_part(tl.num_programs(0) - 1 - tl.program_id(0), tile, given.a)
     batch, chunk, begin, steps = own_chunk(piece, chunks + 1, T, CHUNK)
     first = T - 1 - begin if REVERSE else begin
     streams, marks = streams_at(given, batch, first, T, D, SIGN), marks_at(marks, first, SIGN)
-    carry = entering_chunk(result, h0, batch, chunk, chunks, channels, D, ACC)
-    carry = scan_rows(streams, marks, carry, alike(channels), steps, BLOCK_T)
-    store_state(h_last, batch, carry, channels, chunk == chunks)
+    carry = as_carry(entering_chunk(result, h0, batch, chunk, chunks, own.vectors, D, ACC), tile)
+    carry = scan_rows(streams, marks, carry, own, steps, BLOCK_T)
+    store_state(h_last, batch, tl.reshape(carry, own.vectors.columns.shape), own.vectors, chunk == chunks)
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Any, outputs: dict[str, Any], config: Any) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    _, args, constexprs = scan_arguments(call, outputs)
-    source = chunks.ChunkedInputs(call.x, call.a, config.chunk, call.reverse, False)
-    reduce = functools.partial(chunks.reduce, config=config)
-    before, args = chunks.phases_before(reduce, source, call, outputs, args, ("h0", "h_last"))
-    programs, constexprs = call.x.shape[0] * (args["chunks"] + 1), constexprs | {"CHUNK": config.chunk}
-    return [*before, host.channel_launch(linear_scan_chunks, programs, source[:2], config, args, constexprs)]
+    source = ChunkedInputs(call.x, call.a, config.chunk, call.reverse, False)
+    return _triton_scan_chunks.phases(linear_scan_chunks, source, call, outputs, scan_arguments(call, outputs), config)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
@@ -95,9 +90,9 @@ def rank(case: Case, device: Device) -> int:
     return 40 if host.starves(case, device, below=0.0066) else 15
 
 
-def traffic(case: Case, config: Config) -> int:
-    """x and a read twice but for the last chunk, h written, two accumulators per chunk and channel passed on."""
-    return chunks.traffic(case, config.chunk, streams=3)
+def traffic(case: Case, config: Any) -> int:
+    """x and a read twice but for the last chunk, h written, P and S of chunks passed on."""
+    return _triton_scan_chunks.traffic(case, config.chunk, matrices=1, vectors=2)
 
 
 VARIANT = Variant(

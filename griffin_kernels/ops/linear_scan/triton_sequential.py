@@ -24,10 +24,9 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
-from griffin_kernels.ops._triton.tensors import load_state, own_channels, store_state
-from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments
-from griffin_kernels.ops.linear_scan._triton_scan import alike, scan_rows, streams_at
-from griffin_kernels.ops.linear_scan.op import Call
+from griffin_kernels.ops._triton.tensors import load_state, store_state
+from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments, scan_launch
+from griffin_kernels.ops.linear_scan._triton_scan import as_carry, own_part, scan_rows, streams_at
 
 
 @dataclass(frozen=True)
@@ -41,30 +40,22 @@ class Config:
 
 @triton.jit(do_not_specialize=["T"])
 def linear_scan_sequential(
-    given,
-    h0,
-    cu_seqlens,
-    h_last,
-    T,
-    D: tl.constexpr,
-    REVERSE: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    given, h0, cu_seqlens, h_last, T, tile, REVERSE: tl.constexpr, ACC: tl.constexpr, BLOCK_T: tl.constexpr
 ):
-    """given: x, a, h [B,T,D], reset [B,T]; h0, h_last: [N,D]. Grid: N * ceil(D / block_d), channels fastest."""
+    """given: x, h [B,T,D], a [B,T,D] or [B,T,H,n,n], reset [B,T]; h0, h_last: [N,D]. Grid: N * ceil(blocks / held)."""
     SIGN: tl.constexpr = -1 if REVERSE else 1
-    row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
+    row, own = own_part(tl.program_id(0), tile, given.a)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
-    streams = streams_at(given, batch, first, T, D, SIGN)
-    carry = scan_rows(streams, None, load_state(h0, row, channels, ACC), alike(channels), steps, BLOCK_T)
-    store_state(h_last, row, carry, channels)
+    streams = streams_at(given, batch, first, T, tile.blocks * tile.size, SIGN)
+    carry = as_carry(load_state(h0, row, own.vectors, ACC), tile)
+    carry = scan_rows(streams, None, carry, own, steps, BLOCK_T)
+    store_state(h_last, row, tl.reshape(carry, own.vectors.columns.shape), own.vectors)
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    """One program per row of h0 and block of channels."""
+def launches(call: Any, outputs: dict[str, Any], config: Any) -> list[Launch]:
+    """One program per row of h0 and block of channels, or group of matrices."""
     count, args, constexprs = scan_arguments(call, outputs)
-    return [host.channel_launch(linear_scan_sequential, count, (call.x, call.a), config, args, constexprs)]
+    return [scan_launch(linear_scan_sequential, count, call[:2], config, args, constexprs)]
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

@@ -26,7 +26,7 @@ from griffin_kernels.ops._triton.tensors import (
     store_row,
     store_state,
 )
-from griffin_kernels.ops.linear_scan._triton_scan import alike, as_matrices
+from griffin_kernels.ops.linear_scan._triton_scan import alike, back_through_step
 
 
 class GradientStreams(NamedTuple):
@@ -55,16 +55,6 @@ def streams_later(streams, steps):
     return GradientStreams(
         later(dh, steps), later(a, steps), later(h, steps), later(reset, steps), later(dx, steps), later(da, steps)
     )
-
-
-@triton.jit
-def back_through_step(a, g):
-    """A step's gates times a gradient [block_d], or its matrices transposed times a gradient [held, n]."""
-    if len(g.shape) == 1:
-        before = a.to(g.dtype) * g
-    else:
-        before = tl.sum(as_matrices(a, g) * g[:, :, None], axis=1)
-    return before
 
 
 @triton.jit

@@ -15,7 +15,6 @@ Source: as linear_scan/triton.chunked, by the chain rule.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +24,15 @@ import triton.language as tl
 from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
-from griffin_kernels.ops._triton import chunks, host
-from griffin_kernels.ops._triton.chunks import entering_chunk, own_chunk
-from griffin_kernels.ops._triton.tensors import load_state, marks_at, own_channels, store_state
+from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.chunks import ChunkedInputs, entering_chunk, own_chunk
+from griffin_kernels.ops._triton.tensors import load_state, marks_at, store_state
 from griffin_kernels.ops._variants import backward_of
+from griffin_kernels.ops.linear_scan import _triton_scan_chunks
 from griffin_kernels.ops.linear_scan import triton_chunked as forward
-from griffin_kernels.ops.linear_scan._triton_scan import alike
+from griffin_kernels.ops.linear_scan._triton_scan import as_carry, own_part
 from griffin_kernels.ops.linear_scan_bwd._gradient_launches import gradient_arguments
 from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import scan_rows, streams_at
-from griffin_kernels.ops.linear_scan_bwd.op import Call
 
 
 @dataclass(frozen=True)
@@ -53,39 +52,36 @@ def linear_scan_bwd_chunks(
     dh0,
     T,
     chunks,
-    D: tl.constexpr,
+    tile,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
 ):
-    """Phase 3. result: [B,chunks,D] states that leave all chunks but the last. Grid: B * (chunks+1) * blocks of D.
+    """Phase 3. result: [B,chunks,D] states that leave all chunks but the last. Grid: B * (chunks+1) * groups of blocks.
 
     dh_last, dh0: None with marks, which have them.
     """
     SIGN: tl.constexpr = 1 if REVERSE else -1
-    piece, channels = own_channels(tl.num_programs(0) - 1 - tl.program_id(0), D, BLOCK_D)
+    D: tl.constexpr = tile.blocks * tile.size
+    piece, own = own_part(tl.num_programs(0) - 1 - tl.program_id(0), tile, given.a)
     batch, chunk, begin, steps = own_chunk(piece, chunks + 1, T, CHUNK)
     first = begin if REVERSE else T - 1 - begin
-    streams = streams_at(given, batch, first, T, D, SIGN)
-    carry = entering_chunk(result, dh_last, batch, chunk, chunks, channels, D, ACC)
-    before_first = load_state(h0 if marks is None else None, batch, channels, ACC, chunk == chunks)
+    streams = streams_at(given, batch, first, T, D, SIGN, tile.size)
+    carry = as_carry(entering_chunk(result, dh_last, batch, chunk, chunks, own.vectors, D, ACC), tile)
+    before_first = load_state(h0 if marks is None else None, batch, own.vectors, ACC, chunk == chunks)
     marks = marks_at(marks, first, SIGN)
     remaining = tl.cast(T - begin, tl.int32)
-    carry = scan_rows(streams, marks, h0, carry, before_first, alike(channels), steps, remaining, BLOCK_T)
-    store_state(dh0, batch, carry, channels, chunk == chunks)
+    carry = scan_rows(streams, marks, h0, carry, before_first, own, steps, remaining, BLOCK_T)
+    store_state(dh0, batch, tl.reshape(carry, before_first.shape), own.vectors, chunk == chunks)
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
+def launches(call: Any, outputs: dict[str, Any], config: Any) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    _, args, constexprs = gradient_arguments(call, outputs)
-    source = chunks.ChunkedInputs(call.dh, call.a, config.chunk, not call.reverse, True)
-    reduce = functools.partial(chunks.reduce, config=config)
-    before, args = chunks.phases_before(reduce, source, call, outputs, args, ("dh_last", "dh0"))
-    programs, constexprs = call.a.shape[0] * (args["chunks"] + 1), constexprs | {"CHUNK": config.chunk}
-    inputs = call.dh, call.a, call.h
-    return [*before, host.channel_launch(linear_scan_bwd_chunks, programs, inputs, config, args, constexprs)]
+    source = ChunkedInputs(call.dh, call.a, config.chunk, not call.reverse, True)
+    return _triton_scan_chunks.phases(
+        linear_scan_bwd_chunks, source, call, outputs, gradient_arguments(call, outputs), config
+    )
 
 
 def rank(case: Case, device: Device) -> int:
@@ -93,9 +89,9 @@ def rank(case: Case, device: Device) -> int:
     return 40 if host.starves(case, device, below=0.0099) else 15
 
 
-def traffic(case: Case, config: Config) -> int:
-    """dh and a read twice but for one chunk; two accumulators per chunk and channel passed on."""
-    return chunks.traffic(case, config.chunk, streams=5)
+def traffic(case: Case, config: Any) -> int:
+    """dh and a read twice but for one chunk, h read, dx and da written, P and S of chunks passed on."""
+    return _triton_scan_chunks.traffic(case, config.chunk, matrices=2, vectors=3)
 
 
 VARIANT = backward_of(

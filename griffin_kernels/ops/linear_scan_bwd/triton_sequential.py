@@ -23,13 +23,13 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
-from griffin_kernels.ops._triton.tensors import load_state, own_channels, store_state
+from griffin_kernels.ops._triton.tensors import load_state, store_state
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.linear_scan import triton_sequential as forward
-from griffin_kernels.ops.linear_scan._triton_scan import alike
+from griffin_kernels.ops.linear_scan._scan_launches import scan_launch
+from griffin_kernels.ops.linear_scan._triton_scan import as_carry, own_part
 from griffin_kernels.ops.linear_scan_bwd._gradient_launches import gradient_arguments
 from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import scan_rows, streams_at
-from griffin_kernels.ops.linear_scan_bwd.op import Call
 
 
 @dataclass(frozen=True)
@@ -41,34 +41,26 @@ class Config(forward.Config):
 
 @triton.jit(do_not_specialize=["T"])
 def linear_scan_bwd_sequential(
-    given,
-    dh_last,
-    h0,
-    cu_seqlens,
-    dh0,
-    T,
-    D: tl.constexpr,
-    REVERSE: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    given, dh_last, h0, cu_seqlens, dh0, T, tile, REVERSE: tl.constexpr, ACC: tl.constexpr, BLOCK_T: tl.constexpr
 ):
-    """given: dh, a, h, dx, da [B,T,D], reset [B,T]; dh_last, h0, dh0: [N,D]. Grid: N * ceil(D / block_d)."""
+    """given: dh, h, dx [B,T,D], a, da [B,T,D] or [B,T,H,n,n], reset [B,T]; dh_last, h0, dh0: [N,D].
+
+    Grid: N * ceil(blocks / held).
+    """
     SIGN: tl.constexpr = 1 if REVERSE else -1
-    row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
+    row, own = own_part(tl.program_id(0), tile, given.a)
     batch, first, steps = span(row, cu_seqlens, T, not REVERSE)
-    streams = streams_at(given, batch, first, T, D, SIGN)
-    carry = load_state(dh_last, row, channels, ACC)  # [block_d]
-    before_first = load_state(h0, row, channels, ACC)  # [block_d]
-    carry = scan_rows(streams, None, None, carry, before_first, alike(channels), steps, steps, BLOCK_T)
-    store_state(dh0, row, carry, channels)
+    streams = streams_at(given, batch, first, T, tile.blocks * tile.size, SIGN, tile.size)
+    carry = as_carry(load_state(dh_last, row, own.vectors, ACC), tile)
+    before_first = load_state(h0, row, own.vectors, ACC)  # [held * n]
+    carry = scan_rows(streams, None, None, carry, before_first, own, steps, steps, BLOCK_T)
+    store_state(dh0, row, tl.reshape(carry, before_first.shape), own.vectors)
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    """One program per row of h0 and block of channels."""
+def launches(call: Any, outputs: dict[str, Any], config: Any) -> list[Launch]:
+    """One program per row of h0 and block of channels, or group of matrices."""
     count, args, constexprs = gradient_arguments(call, outputs)
-    inputs = call.dh, call.a, call.h
-    return [host.channel_launch(linear_scan_bwd_sequential, count, inputs, config, args, constexprs)]
+    return [scan_launch(linear_scan_bwd_sequential, count, (call.dh, call.a, call.h), config, args, constexprs)]
 
 
 def rank(case: Case, device: Device) -> int:

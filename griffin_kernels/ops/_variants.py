@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +20,6 @@ def backward_of(forward: Variant, run: Callable[..., Any] = from_parts, **facts:
     return dataclasses.replace(forward, **usual | facts)
 
 
-def through(scan: Callable[..., Any], core_of: Callable[[Any], Any]) -> Callable[..., Any]:
-    """``run`` of a scan that is ``scan(core, call)`` with the core that ``core_of`` gives for a configuration."""
-
-    def run(call: Any, config: Any) -> Any:
-        return scan(core_of(config), call)
-
-    return run
+def through(scan: Callable[..., Any], core: Callable[..., Any]) -> Callable[..., Any]:
+    """``run`` of a scan that is ``scan(core, call)`` with the configuration as the core's last argument."""
+    return lambda call, config: scan(functools.partial(core, config=config), call)

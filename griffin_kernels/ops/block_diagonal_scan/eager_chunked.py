@@ -13,17 +13,17 @@ product overflowed, which waits for a GPU; a call that a CUDA graph records goes
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Variant
+from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._variants import through
-from griffin_kernels.ops.block_diagonal_scan import _block_eager
-from griffin_kernels.ops.linear_scan._scan_eager import recorded, unless
+from griffin_kernels.ops.block_diagonal_scan import eager_sequential
+from griffin_kernels.ops.linear_scan import _scan_eager
+from griffin_kernels.ops.linear_scan._scan_eager import apply, recorded, unless
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Config:
     chunk: int = 32
 
 
-def core(x: Tensor, a: Tensor, cut: Tensor | None, chunk: int) -> Tensor:
-    """h [B,T,H,n] from x [B,T,H,n], a [B,T,H,n,n] and a zero state; see ``_block_eager`` for cut."""
+def core(x: Tensor, a: Tensor, cut: Tensor | None, config: Config) -> Tensor:
+    """h [B,T,H,n] from x [B,T,H,n], a [B,T,H,n,n] and a zero state; see ``_scan_eager`` for cut."""
     if recorded(x):
-        return _block_eager.sequential(x, a, cut)
-    batch, time, blocks, size = x.shape
+        return eager_sequential.core(x, a, cut, NoConfig())
+    (batch, time, blocks, size), chunk = x.shape, config.chunk
     chunks = -(-time // chunk)
     whole = (chunks - 1) * chunk
     maps = torch.zeros(batch, chunks - 1, blocks, size, size + 1, dtype=x.dtype, device=x.device)
@@ -52,11 +52,11 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None, chunk: int) -> Tensor:
     entering = [x.new_zeros(batch, blocks, size)]
     for k in range(chunks - 1):
         before = unless(None if stopped is None else stopped[:, k], entering[-1])
-        leaving = _block_eager.apply(maps[:, k, ..., :size], before) + maps[:, k, ..., size]
+        leaving = apply(maps[:, k, ..., :size], before) + maps[:, k, ..., size]
         if through[k]:
             state = entering[-1]
             for t in range(k * chunk, (k + 1) * chunk):
-                state = _block_eager.apply(a[:, t], unless(None if cut is None else cut[:, t], state)) + x[:, t]
+                state = apply(a[:, t], unless(None if cut is None else cut[:, t], state)) + x[:, t]
             leaving = torch.where(lost[:, k, :, None], state, leaving)
         entering.append(leaving)
     state = torch.stack(entering, dim=1)  # [B, chunks, H, n]
@@ -64,13 +64,9 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None, chunk: int) -> Tensor:
     for c in range(min(chunk, time)):
         step = a[:, c::chunk]  # the last chunk may have ended
         state = unless(None if cut is None else cut[:, c::chunk], state[:, : step.shape[1]])
-        state = _block_eager.apply(step, state) + x[:, c::chunk]
+        state = apply(step, state) + x[:, c::chunk]
         h[:, c::chunk] = state
     return h
-
-
-def core_of(config: Config) -> _block_eager.Core:
-    return functools.partial(core, chunk=config.chunk)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -82,7 +78,7 @@ VARIANT = Variant(
     op="block_diagonal_scan",
     name="eager.chunked",
     summary="chunks of time side by side, joined by a scan of their ends",
-    run=through(_block_eager.forward, core_of),
+    run=through(_scan_eager.forward, core),
     config=Config,
     axes={"chunk": (8, 16, 32, 64, 128)},
     rank=rank,

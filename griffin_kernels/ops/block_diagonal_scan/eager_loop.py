@@ -12,12 +12,12 @@ from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.ops._variants import through
-from griffin_kernels.ops.block_diagonal_scan import _block_eager
+from griffin_kernels.ops.linear_scan import _scan_eager
 from griffin_kernels.ops.linear_scan._scan_eager import unless
 
 
-def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
-    """h [B,T,H,n] from x [B,T,H,n], a [B,T,H,n,n] and a zero state; see ``_block_eager`` for cut."""
+def core(x: Tensor, a: Tensor, cut: Tensor | None, config: NoConfig) -> Tensor:
+    """h [B,T,H,n] from x [B,T,H,n], a [B,T,H,n,n] and a zero state; see ``_scan_eager`` for cut."""
     carry = x[:, 0]
     states = [carry]
     for t in range(1, x.shape[1]):
@@ -27,15 +27,11 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
     return torch.stack(states, dim=1)
 
 
-def core_of(config: NoConfig) -> _block_eager.Core:
-    return core
-
-
 VARIANT = Variant(
     op="block_diagonal_scan",
     name="eager.loop",
     summary="the Python loop a user writes first",
-    run=through(_block_eager.forward, core_of),
+    run=through(_scan_eager.forward, core),
     config=NoConfig,
     baseline=True,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from griffin_kernels.ops.block_diagonal_scan import _block_eager, eager_loop
+from griffin_kernels.ops.block_diagonal_scan import eager_loop
+from griffin_kernels.ops.linear_scan import _scan_eager
 
-VARIANT = _block_eager.gradient_of(eager_loop)
+VARIANT = _scan_eager.gradient_of(eager_loop)

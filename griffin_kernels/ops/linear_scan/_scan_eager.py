@@ -1,7 +1,8 @@
 """What the eager variants share: reduce every form of the scan to one plain scan, and the backward to a forward.
 
-A *core* is ``core(x, a, cut) -> h`` for x, a [B, T, D] in the accumulator's dtype, from a zero state, forward in time.
-Resets, packed sequences, h0 and direction are folded in before it:
+A *core* is ``core(x, a, cut, config) -> h`` for x, a [B, T, D], or for x [B, T, H, n] and matrices a [B, T, H, n, n], in
+the accumulator's dtype, from a zero state, forward in time. config: of the variant; ``through`` binds it. Resets, packed
+sequences, h0 and direction are folded in before it, with A_t h0 in place of a_t h0 for matrices:
 
     reset at t:                    cut_t
     a sequence starts at t:        x_t := x_t + a_t * h0,  cut_t
@@ -53,7 +54,7 @@ def stops_at(reset: Tensor | None, at: Tensor | int) -> Tensor | None:
     return None if reset is None else reset[:, at]
 
 
-def sequential(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
+def sequential(x: Tensor, a: Tensor, cut: Tensor | None, config: Any = None) -> Tensor:
     """The core that is right for every a: h [B,T,D], one fused multiply-add per step."""
     h = torch.empty_like(x, memory_format=torch.contiguous_format)
     carry = x[:, 0]
@@ -64,13 +65,13 @@ def sequential(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
     return h
 
 
-def careful(core: Core) -> Core:
+def careful(core: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``core``, which multiplies gates with each other, for gates of any size: step by step where one exceeds 1.
 
     A product of such gates may overflow where the state does not, or underflow and grow again. On a GPU the look at the
     gates waits for the device; a call that a CUDA graph records cannot wait, and goes step by step.
     """
-    return lambda x, a, cut: (core if _within_one(a) else sequential)(x, a, cut)
+    return lambda x, a, cut, config: (core if _within_one(a) else sequential)(x, a, cut, config)
 
 
 def recorded(tensor: Tensor) -> bool:
@@ -91,7 +92,7 @@ def _within_one(gates: Tensor) -> bool:
 
 
 class Products(NamedTuple):
-    """What a scan multiplies a by: here gates by states, in block_diagonal_scan matrices.
+    """What a scan multiplies a by: gates by states, or matrices.
 
     times: ``(a, states) -> states``. transposed: of a. outer: ``(gradients, states, dtype) -> gradient of a``.
     """
@@ -104,9 +105,28 @@ class Products(NamedTuple):
 GATES = Products(torch.mul, lambda a: a, lambda g, before, dtype: (g * before).to(dtype))
 
 
-def forward(core: Core, call: Any, products: Products = GATES) -> tuple[Tensor, Tensor]:
-    """linear_scan through ``core``. Returns h [B,T,D] and h_last [B or N, D]."""
+def apply(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """[..., H, n, n] times [..., H, n] or [..., H * n]; shaped as the vectors."""
+    return torch.matmul(matrices, vectors.reshape(*matrices.shape[:-1], 1)).reshape(vectors.shape)
+
+
+def products_of(a: Tensor) -> Products:
+    """Those of gates [B,T,D], or of matrices [B,T,H,n,n]."""
+    if a.ndim == 3:
+        return GATES
+
+    def outer(g: Tensor, before: Tensor, dtype: torch.dtype) -> Tensor:
+        rows, columns = g.reshape(a.shape[:-1]), before.reshape(a.shape[:-1])
+        out = torch.empty(a.shape, dtype=dtype, device=g.device)
+        return torch.mul(rows[..., :, None], columns[..., None, :], out=out)
+
+    return Products(apply, lambda matrices: matrices.mT, outer)
+
+
+def forward(core: Core, call: Any) -> tuple[Tensor, Tensor]:
+    """linear_scan, or block_diagonal_scan, through ``core``. Returns h [B,T,D] and h_last [B or N, D]."""
     x, a, h0, reset, cu_seqlens, reverse = call
+    products = products_of(a)
     wide = accumulator(x.dtype)
     gate, values = a.to(wide), x.to(wide)
     cut = cuts(reset, cu_seqlens, x.shape[1], reverse)
@@ -132,10 +152,11 @@ def forward(core: Core, call: Any, products: Products = GATES) -> tuple[Tensor, 
 
 
 def directed(core: Core, x: Tensor, a: Tensor, cut: Tensor | None, reverse: bool) -> Tensor:
-    """``core`` in either direction of time."""
+    """``core`` in either direction of time, on x and h [B,T,D]."""
+    vectors = x.reshape(a.shape[:4])
     if not reverse:
-        return core(x, a, cut)
-    return core(x.flip(1), a.flip(1), None if cut is None else cut.flip(1)).flip(1)
+        return core(vectors, a, cut).reshape(x.shape)
+    return core(vectors.flip(1), a.flip(1), None if cut is None else cut.flip(1)).flip(1).reshape(x.shape)
 
 
 def handed_back(values: Tensor, reverse: bool) -> Tensor:
@@ -165,13 +186,13 @@ def previous(h: Tensor, h0: Tensor | None, cu_seqlens: Tensor | None, reverse: b
     return before
 
 
-def backward(core: Core, call: Any, products: Products = GATES) -> tuple[Tensor, Tensor, Tensor | None]:
-    """linear_scan_bwd through ``core``: a scan in the other direction whose gate is a, transposed, one step later.
+def backward(core: Core, call: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradient through ``core``: a scan in the other direction whose gate is a, transposed, one step later.
 
     Returns dx [B,T,D], da like a and dh0 [B or N, D], or None where there was no h0.
     """
     dh, dh_last, a, h, h0, reset, cu_seqlens, reverse = call
-    wide = accumulator(a.dtype)
+    wide, products = accumulator(a.dtype), products_of(a)
     cut = cuts(reset, cu_seqlens, a.shape[1], reverse)
     gate = products.transposed(a.to(wide))
     incoming = dh.to(wide)
@@ -198,5 +219,5 @@ def backward(core: Core, call: Any, products: Products = GATES) -> tuple[Tensor,
 
 
 def gradient_of(form: Any) -> Variant:
-    """The variant of linear_scan_bwd that has the core of a form of linear_scan, a module."""
-    return backward_of(form.VARIANT, through(backward, form.core_of))
+    """The variant of the gradient that has the core of a form of a scan, a module."""
+    return backward_of(form.VARIANT, through(backward, form.core))

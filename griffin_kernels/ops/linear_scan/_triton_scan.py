@@ -2,8 +2,8 @@
 
 A step of a is a gate for every channel, of a carry [block_d], or the matrices of the ``held`` blocks of a program, of a
 carry [held, n], n padded to a power of two. Those are loaded flat, vectors [held * n] and matrices [held * n * n],
-because that is how memory has them: a thread's load is 16 bytes wide whatever n is. Only then is it seen as [held, n] or
-[held, n, n]. Small blocks then lie within one thread, and sums over them need no other.
+because that is how memory has them: a thread's load is 16 bytes wide whatever n is. Only then is it seen as [held, n],
+or [held, n, n]. Small blocks then lie within one thread, and sums over them need no other.
 
 Packed sequences come in two ways. Where a program owns one sequence, its span says all. Where programs own pieces of
 time, ``Marks`` tell where sequences start and end.

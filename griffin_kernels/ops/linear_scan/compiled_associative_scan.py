@@ -48,17 +48,13 @@ def _mode(x: Tensor) -> str:
     return "generic" if x.device.type == "cpu" else "pointwise"
 
 
-def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
+def core(x: Tensor, a: Tensor, cut: Tensor | None, config: NoConfig) -> Tensor:
     """h [B,T,D] from x, a [B,T,D] and a zero state; see ``_scan_eager`` for cut."""
     if x.shape[1] == 1:  # the operator refuses a scan of one step
         return x.clone()
     scan, gates = (whole, a) if cut is None else (in_parts, _scan_eager.unless(cut, a))
     # every shape is compiled for itself: symbolic sizes take twice as long to compile
     return _compiled.compiled(scan, key=(x.shape, x.dtype), dynamic=False)(x.contiguous(), gates.contiguous())  # type: ignore[no-any-return]
-
-
-def core_of(config: NoConfig) -> _scan_eager.Core:
-    return core
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
@@ -71,7 +67,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="compiled.associative_scan",
     summary="torch's associative_scan under torch.compile",
-    run=through(_scan_eager.forward, core_of),
+    run=through(_scan_eager.forward, core),
     config=NoConfig,
     reject=reject,
     baseline=True,

@@ -17,7 +17,8 @@ from griffin_kernels.ops._variants import through
 from griffin_kernels.ops.linear_scan import _scan_eager
 
 
-def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
+@_scan_eager.careful
+def core(x: Tensor, a: Tensor, cut: Tensor | None, config: NoConfig) -> Tensor:
     """h [B,T,D] from x, a [B,T,D] within [-1, 1] and a zero state; see ``_scan_eager`` for cut."""
     time = x.shape[1]
     values, products = x.clone(), a
@@ -39,10 +40,6 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
     return values
 
 
-def core_of(config: NoConfig) -> _scan_eager.Core:
-    return _scan_eager.careful(core)
-
-
 def rank(case: Case, device: Device) -> int:
     """Behind the chunked form, which moves fewer bytes."""
     return 4
@@ -52,7 +49,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.associative",
     summary="recursive doubling over the whole tensor",
-    run=through(_scan_eager.forward, core_of),
+    run=through(_scan_eager.forward, core),
     config=NoConfig,
     rank=rank,
 )

@@ -9,7 +9,6 @@ Dense blocks cost L times the traffic of a scan: only short blocks can pay, and 
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +27,10 @@ class Config:
     block: int = 8
 
 
-def core(x: Tensor, a: Tensor, cut: Tensor | None, block: int) -> Tensor:
+@_scan_eager.careful
+def core(x: Tensor, a: Tensor, cut: Tensor | None, config: Config) -> Tensor:
     """h [B,T,D] from x, a [B,T,D] within [-1, 1] and a zero state; see ``_scan_eager`` for cut."""
-    batch, time, width = x.shape
+    (batch, time, width), block = x.shape, config.block
     pad = -time % block
     gates = torch.nn.functional.pad(a, (0, 0, 0, pad)).reshape(batch, -1, block, width)  # [B, K, L, D]
     values = torch.nn.functional.pad(x, (0, 0, 0, pad)).reshape(batch, -1, block, width)
@@ -69,10 +69,6 @@ def transfer(gates: Tensor) -> Tensor:
     return torch.stack(rows, dim=2)
 
 
-def core_of(config: Config) -> _scan_eager.Core:
-    return _scan_eager.careful(functools.partial(core, block=config.block))
-
-
 def traffic(case: Case, config: Config) -> int:
     """Bytes: the matrix is written once and read once beside the scan's own three streams."""
     elements = case["B"] * case["T"] * case["D"]
@@ -88,7 +84,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.blocked_diagonal",
     summary="dense diagonal blocks of the transfer matrix, carry between them",
-    run=through(_scan_eager.forward, core_of),
+    run=through(_scan_eager.forward, core),
     config=Config,
     axes={"block": (4, 8, 16)},
     rank=rank,

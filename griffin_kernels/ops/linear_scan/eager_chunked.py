@@ -9,7 +9,6 @@ chunk + T/chunk launches instead of T, each on B * T/chunk * D elements; about 9
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +27,10 @@ class Config:
     chunk: int = 64
 
 
-def core(x: Tensor, a: Tensor, cut: Tensor | None, chunk: int) -> Tensor:
+@_scan_eager.careful
+def core(x: Tensor, a: Tensor, cut: Tensor | None, config: Config) -> Tensor:
     """h [B,T,D] from x, a [B,T,D] within [-1, 1] and a zero state; see ``_scan_eager`` for cut."""
-    batch, time, width = x.shape
+    (batch, time, width), chunk = x.shape, config.chunk
     pad = -time % chunk
     # padded steps have x = 0 at the end of time, where nothing reads them
     local = torch.nn.functional.pad(x, (0, 0, 0, pad)).reshape(batch, -1, chunk, width)  # [B, K, chunk, D]
@@ -56,10 +56,6 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None, chunk: int) -> Tensor:
     return local.reshape(batch, time + pad, width)[:, :time]
 
 
-def core_of(config: Config) -> _scan_eager.Core:
-    return _scan_eager.careful(functools.partial(core, chunk=config.chunk))
-
-
 def rank(case: Case, device: Device) -> int:
     """The default among the eager forms for all but short sequences."""
     return 9 if case["T"] > 64 else 3
@@ -69,7 +65,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.chunked",
     summary="chunks of time side by side, joined by a scan of their ends",
-    run=through(_scan_eager.forward, core_of),
+    run=through(_scan_eager.forward, core),
     config=Config,
     axes={"chunk": (16, 32, 64, 128)},
     rank=rank,

@@ -16,7 +16,7 @@ from griffin_kernels.ops._variants import through
 from griffin_kernels.ops.linear_scan import _scan_eager
 
 
-def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
+def core(x: Tensor, a: Tensor, cut: Tensor | None, config: NoConfig) -> Tensor:
     """h [B,T,D] from x, a [B,T,D] and a zero state; see ``_scan_eager`` for cut."""
     carry = torch.zeros_like(x[:, 0])
     states = []
@@ -26,15 +26,11 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None) -> Tensor:
     return torch.stack(states, dim=1)
 
 
-def core_of(config: NoConfig) -> _scan_eager.Core:
-    return core
-
-
 VARIANT = Variant(
     op="linear_scan",
     name="eager.loop",
     summary="the published Python loop",
-    run=through(_scan_eager.forward, core_of),
+    run=through(_scan_eager.forward, core),
     config=NoConfig,
     baseline=True,
 )

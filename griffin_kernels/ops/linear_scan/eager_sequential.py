@@ -13,9 +13,7 @@ from griffin_kernels.device import Device
 from griffin_kernels.ops._variants import through
 from griffin_kernels.ops.linear_scan import _scan_eager
 
-
-def core_of(config: NoConfig) -> _scan_eager.Core:
-    return _scan_eager.sequential
+core = _scan_eager.sequential
 
 
 def rank(case: Case, device: Device) -> int:
@@ -27,7 +25,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.sequential",
     summary="one fused multiply-add per step",
-    run=through(_scan_eager.forward, core_of),
+    run=through(_scan_eager.forward, core),
     config=NoConfig,
     rank=rank,
 )

@@ -66,7 +66,7 @@ def too_large(*blocks):
     """A problem of launches with so wide a block."""
 
     def problem(step):
-        if step.constexprs["BLOCK_D"] in blocks:
+        if step.args["tile"].held.value in blocks:
             raise OutOfResources(86016, 65536, "shared memory")
 
     return problem

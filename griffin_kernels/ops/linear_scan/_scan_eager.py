@@ -1,8 +1,8 @@
 """What the eager variants share: reduce every form of the scan to one plain scan, and the backward to a forward.
 
-A *core* is ``core(x, a, cut, config) -> h`` for x, a [B, T, D], or for x [B, T, H, n] and matrices a [B, T, H, n, n], in
-the accumulator's dtype, from a zero state, forward in time. config: of the variant; ``through`` binds it. Resets, packed
-sequences, h0 and direction are folded in before it, with A_t h0 in place of a_t h0 for matrices:
+A *core* is ``core(x, a, cut, config) -> h`` for x, a [B, T, D], or for x [B, T, H, n] and matrices a [B, T, H, n, n],
+in the accumulator's dtype, from a zero state, forward in time. config: of the variant; ``through`` binds it. Resets,
+packed sequences, h0 and direction are folded in before it, with A_t h0 in place of a_t h0 for matrices:
 
     reset at t:                    cut_t
     a sequence starts at t:        x_t := x_t + a_t * h0,  cut_t

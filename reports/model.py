@@ -18,7 +18,7 @@ from roofline import stats
 from tuning.measure.conditions import disturbed
 from tuning.plan.budget import INDIFFERENCE
 from tuning.record.journal_records import BAD, Candidate, Conditions, Noise, OutputError, Race, Result, Undecided
-from tuning.ui.summary import STATUSES as STATUSES
+from tuning.ui.progress import STATUSES as STATUSES
 
 
 def compare(interval: tuple[float, float] | None, noise: float = 0.0) -> str | None:

@@ -16,9 +16,8 @@ from griffin_kernels.records import RegistryFile
 from griffin_kernels.registry import decode
 from griffin_kernels.texts import unmarked
 from roofline.study_records import FILE_NAME, Study, read
-from tuning.record.journal import parse, read_bytes
+from tuning.record.journal import parse, read_bytes, undecided
 from tuning.record.journal_records import Candidate, CeilingRecord, End, Race, Record, Result, Run, Undecided
-from tuning.ui.summary import undecided
 
 R = TypeVar("R")
 

@@ -27,8 +27,7 @@ from tuning.plan import planner
 from tuning.plan.eta import Estimate
 from tuning.record.journal_records import BAD, Candidate, Conditions, End, Noise, Race, Result
 from tuning.ui import events, terminal
-from tuning.ui.progress import Display, result_text
-from tuning.ui.summary import STATUSES, Summary, summary_table
+from tuning.ui.progress import STATUSES, Display, Summary, result_text, summary_table
 
 NOISE = Noise(what="torch.add", seconds=1e-3, rounds=41, low=0.99, high=1.018, floor=0.018)
 
@@ -230,7 +229,7 @@ def read(stream: bytes):
 
 def test_events_hold_what_happened_and_how_far_it_is():
     stream = io.BytesIO()
-    tell(silent(events=events.Events(stream, "cpu", "journal.jsonl")))
+    tell(silent(to=events.Events(stream, "cpu", "journal.jsonl")))
     found = read(stream.getvalue())
     kinds = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
     assert kinds == ["noise", "begin", "job", *["candidate"] * 4, "worker", "note", "result"]
@@ -245,7 +244,7 @@ def test_run_goes_on_when_nobody_reads_its_events(capsys):
         def write(self, data):
             raise BrokenPipeError(32, "Broken pipe")
 
-    tell(silent(events=events.Events(Closed(), "cpu", "journal.jsonl")))
+    tell(silent(to=events.Events(Closed(), "cpu", "journal.jsonl")))
     assert capsys.readouterr().err == "note: events cannot be written any more: Broken pipe; the run goes on\n"
 
 

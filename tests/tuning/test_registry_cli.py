@@ -20,7 +20,7 @@ from griffin_kernels.records import DeviceRecord, Entry, RegistryFile, Tie
 from reports.cli import app
 from tests import journals
 from tuning.plan.budget import UNQUIET
-from tuning.publish import diff, merge, show
+from tuning.publish import diff, show
 from tuning.record import export, journal
 from tuning.record.journal_records import Candidate, Result
 
@@ -293,10 +293,10 @@ def test_newest_measurement_is_kept_and_every_disagreement_reported(tmp_path):
 def test_measurement_goes_before_a_newer_prediction_and_agreement_is_no_conflict():
     path = registry.Path("x")
     measured, foreseen = entry(date="2026-01-01"), entry(variant="eager.loop", status="predicted", date="2027-01-01")
-    merged, conflicts = merge.merge([(path, file(measured)), (path, file(foreseen))])
+    merged, conflicts = diff.merge([(path, file(measured)), (path, file(foreseen))])
     assert merged.entries == [measured] and len(conflicts) == 1
     again = entry(2.0, date="2026-03-01")
-    merged, conflicts = merge.merge([(path, file(again)), (path, file(measured)), (path, file(entry(date="no date")))])
+    merged, conflicts = diff.merge([(path, file(again)), (path, file(measured)), (path, file(entry(date="no date")))])
     assert merged.entries == [again] and conflicts == []
 
 
@@ -304,7 +304,7 @@ def test_entries_keep_their_provenance_in_a_merged_file(monkeypatch):
     monkeypatch.setattr(validity, "_here", lambda device: {"torch": "2"})
     path = registry.Path("x")
     old = file(entry(case=sized(64)), torch="1", date="2026-01-01")
-    merged = merge.merge([(path, file(entry(), torch="2", date="2026-02-01")), (path, old)])[0]
+    merged = diff.merge([(path, file(entry(), torch="2", date="2026-02-01")), (path, old)])[0]
     told = {e.case.dims["T"]: validity.stale(e, merged, HERE) for e in merged.entries}
     assert told == {BENCH["T"]: (), 64: ("torch 1 (now 2)",)}
 
@@ -312,7 +312,7 @@ def test_entries_keep_their_provenance_in_a_merged_file(monkeypatch):
 def test_conflict_that_is_no_bench_case_is_named_for_what_it_is():
     path = registry.Path("x")
     pair = [entry(case=sized(777)), entry(case=sized(777), variant="eager.associative")]
-    commands, others = merge.rerace(merge.merge([(path, file(one)) for one in pair])[1])
+    commands, others = diff.rerace(diff.merge([(path, file(one)) for one in pair])[1])
     assert commands == [] and others[0].startswith("linear_scan B1-T777")
 
 

@@ -25,7 +25,6 @@ from tuning.record.paths import Paths
 from tuning.run import schedule_of, tune
 from tuning.static.targets import target
 from tuning.ui import terminal
-from tuning.ui.summary import undecided
 from tuning.workers.messages import Broken, Raced, Tried
 
 H100 = dataclasses.replace(target("sm_90").device, name="NVIDIA H100 80GB HBM3", units=132, memory_bytes=80 * 2**30)
@@ -321,7 +320,7 @@ def test_resume_races_again_what_a_noisy_race_left_open_and_trusts_no_noisy_resu
     assert stopped.interrupted and len(stopped.undecided) == 1
     again, stub, _, _ = h100(resume=True)
     assert len(again.entries) == again.cases and stub.raced[jobs[0].place] == 1
-    assert undecided(journal.read(paths.journal)) == ()
+    assert journal.undecided(journal.read(paths.journal)) == ()
 
 
 def test_result_of_an_earlier_version_with_a_noisy_race_is_not_published(h100):

@@ -21,13 +21,13 @@ def examine(device: str = "") -> list[Finding]:
     """
     from griffin_kernels import device as devices
     from griffin_kernels import registry
-    from tuning.doctor import installation, machine, registries
+    from tuning.doctor import machine, registries
     from tuning.record.paths import Paths
 
     here = devices.detect(device or None)
     journal = Paths.choose(None, here).journal
-    installed = [*installation.versions(), *installation.backends(), installation.compiler()]
-    installed += [*installation.numba_cache(), *installation.variables()]
+    installed = [*machine.versions(), *machine.backends(), machine.compiler()]
+    installed += [*machine.numba_cache(), *machine.variables()]
     around = [*machine.gpu(), *machine.cores(), *machine.load(), *machine.folder()]
     own = [*registries.registries(here), *registries.unfinished(journal)]
     locks = [*registries.lock(registry.default_path(here)), *registries.lock(journal)]

@@ -34,31 +34,26 @@ def registries(device: Device) -> Iterator[Finding]:
             continue
         shown = show.entries(file, device)
         covered |= {row.entry.op for row in shown if row.state != "unused"}
-        yield from _states(path, shown)
+        counts = Counter(row.state for row in shown)
+        if not shown:
+            yield Finding("note", "registry", f"{path} is empty", "griffin tune")
+        elif len(shown) > counts["unused"]:
+            yield Finding("ok", "registry", f"{path}: {show.counted(shown)}")
+        for state, level, words in (
+            ("unused", "problem", "cannot be used"),
+            ("stale", "note", "are stale: used, but measured with something else"),
+            ("predicted", "note", "were predicted and never ran here"),
+        ):
+            rows = [row for row in shown if row.state == state]
+            if rows:
+                ops = ",".join(dict.fromkeys(row.entry.op for row in rows if row.entry.op in catalog.ops()))
+                reasons = "; ".join(reason for reason, _ in Counter(row.why for row in rows).most_common(2))
+                fix = f"griffin tune --ops {ops}" if ops else "griffin tune"
+                yield Finding(level, "registry", f"{len(rows)} entries of {path} {words} ({reasons})", fix)  # type: ignore[arg-type]
     missing = [op.name for op in catalog.ops().values() if op.name not in covered and planner.bench_cases(op, device)]
     if missing:
         text = f"no entry for {', '.join(missing)}: default kernels are used"
         yield Finding("note", "registry", text, f"griffin tune --ops {','.join(missing)}")
-
-
-def _states(path: Path, shown: list[show.Shown]) -> Iterator[Finding]:
-    counts = Counter(row.state for row in shown)
-    if not shown:
-        yield Finding("note", "registry", f"{path} is empty", "griffin tune")
-        return
-    if len(shown) > counts["unused"]:
-        yield Finding("ok", "registry", f"{path}: {show.counted(shown)}")
-    for state, level, words in (
-        ("unused", "problem", "cannot be used"),
-        ("stale", "note", "are stale: used, but measured with something else"),
-        ("predicted", "note", "were predicted and never ran here"),
-    ):
-        rows = [row for row in shown if row.state == state]
-        if rows:
-            ops = ",".join(dict.fromkeys(row.entry.op for row in rows if row.entry.op in catalog.ops()))
-            reasons = "; ".join(reason for reason, _ in Counter(row.why for row in rows).most_common(2))
-            fix = f"griffin tune --ops {ops}" if ops else "griffin tune"
-            yield Finding(level, "registry", f"{len(rows)} entries of {path} {words} ({reasons})", fix)  # type: ignore[arg-type]
 
 
 def unfinished(path: Path) -> Iterator[Finding]:

@@ -7,9 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from griffin_kernels import catalog, errors, registry, validity
 from griffin_kernels.device import Device
@@ -83,11 +80,3 @@ def _state(entry: Entry, file: RegistryFile, device: Device) -> tuple[str, str]:
         return "predicted", "never ran on this device"
     differs = validity.stale(entry, file, device)
     return "stale" if differs else "used", ", ".join(differs)
-
-
-def plain(path: Path, file: RegistryFile, shown: list[Shown]) -> dict[str, Any]:
-    """A registry with the states of its entries as plain JSON values."""
-    facts: dict[str, Any] = msgspec.to_builtins(file)
-    for entry, row in zip(facts["entries"], shown, strict=True):
-        entry |= {"key": row.case, "state": row.state, "why": row.why}
-    return {"path": str(path), **facts}

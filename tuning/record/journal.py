@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import msgspec
 
 from griffin_kernels import errors, registry
 from griffin_kernels.texts import encodable, unmarked
-from tuning.record.journal_records import JOURNAL_VERSION, End, Record, Run
+from tuning.record.journal_records import JOURNAL_VERSION, End, Place, Record, Result, Run, Undecided, place_of
 
 FILE_NAME = "journal.jsonl"
 
@@ -101,6 +101,15 @@ def unfinished(records: list[Record]) -> bool:
 def first_run(records: Iterable[Record]) -> Run | None:
     """How the run began; None where a journal has lost its first line."""
     return next((record for record in records if isinstance(record, Run)), None)
+
+
+def undecided(records: Sequence[Record]) -> tuple[Undecided, ...]:
+    """Cases that a journal leaves undecided, by the last record of each case."""
+    last: dict[Place, Result | Undecided] = {}
+    for record in records:
+        if isinstance(record, Result | Undecided):
+            last[place_of(record.entry if isinstance(record, Result) else record)] = record
+    return tuple(record for record in last.values() if isinstance(record, Undecided))
 
 
 def encoded(record: Any) -> bytes:

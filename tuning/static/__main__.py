@@ -43,10 +43,9 @@ def main(
     names = [name.strip() for name in targets.split(",")]
     if untuned:
         broken = False
-        for kernel in defaults.defaults(names):
-            broken |= bool(kernel.problem)
-            needs = f"{kernel.op}/{kernel.variant} {kernel.case} {kernel.kernel} needs {kernel.shared_bytes} bytes"
-            print("; ".join(filter(None, (f"{kernel.gpu}: {needs}", kernel.problem))), flush=True)
+        for kernel, problem in defaults.defaults(names):
+            broken |= bool(problem)
+            print(f"{kernel}; {problem}" if problem else kernel, flush=True)
         raise typer.Exit(int(broken))
     if save and (op or variant or every or targets != ",".join(CHECKED)):
         raise errors.ArgumentError("--save records the whole table, so it takes no choice of what to compile")

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import msgspec
-
 from griffin_kernels import catalog, dispatch
 from griffin_kernels.contract import BenchCase
 from griffin_kernels.datasheet import datasheet, skus
@@ -23,18 +21,6 @@ from tuning.static.targets import target
 SMALL = 16 * 1024
 """Bytes of shared memory that every architecture has several times: a kernel that needs no more in the recorded table,
 for all its architectures, keeps no tiles there and is not looked at again."""
-
-
-class Default(msgspec.Struct, frozen=True):
-    """One kernel of an untuned op on the first GPU that runs it. problem: why it cannot start; empty where it can."""
-
-    op: str
-    variant: str
-    case: str
-    gpu: str
-    kernel: str
-    shared_bytes: int
-    problem: str
 
 
 def gpus(targets: Iterable[str]) -> list[str]:
@@ -53,8 +39,11 @@ def choices(sku: str) -> Iterator[tuple[BenchCase, dispatch.Choice]]:
                     yield case, dispatch.select(op.name, case, device)
 
 
-def defaults(targets: Iterable[str]) -> Iterator[Default]:
-    """Every different kernel with tiles in shared memory that runs untuned on GPUs of these architectures."""
+def defaults(targets: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(kernel and what it needs, why it cannot start if it cannot) of all with tiles that run untuned on these GPUs.
+
+    Each different kernel once, of the first GPU that runs it.
+    """
     reports = recorded.load().reports
     small = {r.kernel for r in reports} - {r.kernel for r in reports if r.shared_bytes > SMALL}
     known: set[str] = set()
@@ -71,4 +60,5 @@ def defaults(targets: Iterable[str]) -> Iterator[Default]:
                 needed, limit = shared_bytes(launch, where), where.shared_limit_bytes
                 fits = limit is None or needed <= limit
                 problem = "" if fits else f"{where.name} has {limit} bytes of shared memory for a block"
-                yield Default(case.op, choice.variant.name, case.key, sku, launch.name, needed, problem)
+                name = f"{sku}: {case.op}/{choice.variant.name} {case.key} {launch.name}"
+                yield f"{name} needs {needed} bytes", problem

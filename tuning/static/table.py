@@ -26,9 +26,6 @@ from tuning.workers import compile_farm
 READERS = (amd, architectures, code, compiling, nvidia, report, targets)
 """Modules that make a report out of a launch."""
 
-TIMEOUT_S = 1800.0
-"""Seconds for one request, however many launches and architectures it has."""
-
 
 @functools.cache
 def readers() -> str:
@@ -87,9 +84,9 @@ class Answers(msgspec.Struct):
 def compile_all(requests: Sequence[CompileRequest], jobs: int = 0) -> Answers:
     """Compile every request in processes without TRITON_INTERPRET, as one that has it cannot compile.
 
-    jobs: processes, one per usable core for 0.
+    jobs: processes, one per usable core for 0. One request may take half an hour, however many launches it has.
     """
-    found = list(compile_farm.compile_all(list(enumerate(requests)), jobs, timeout=TIMEOUT_S))
+    found = list(compile_farm.compile_all(list(enumerate(requests)), jobs, timeout=1800.0))
     found.sort(key=lambda pair: pair[0])
     failures = [Failure(requests[index], why) for index, why in found if isinstance(why, str)]
     return Answers([report for _, report in found if isinstance(report, StaticReport)], failures)
@@ -99,7 +96,8 @@ def show(reports: Iterable[StaticReport]) -> None:
     """Print one row per kernel and target; red where a claim is broken."""
     shown = Table()
     for each in reports:
-        per_element, special = each.instructions_per_element, each.specials_per_element
+        per_element, loop = each.instructions_per_element, each.loop_instructions
+        special = None if per_element is None or not loop else per_element * each.mix["special"] / loop
         cells = {
             **{name: getattr(each, name) for name in ("op", "variant", "case", "kernel", "target")},
             "registers": str(each.registers),
@@ -107,7 +105,7 @@ def show(reports: Iterable[StaticReport]) -> None:
             "shared B": str(each.shared_bytes),
             "instr/elt": "-" if per_element is None else f"{per_element:.1f}",
             "special/elt": "-" if special is None else f"{special:.1f}",
-            "loop": str(each.loop_instructions),
+            "loop": str(loop),
             "loads by bits": " ".join(f"{count}x{bits}" for bits, count in each.load_bits.items()),
             "matrix": str(each.mix["matrix"]),
             "waits": str(each.waits),

@@ -57,7 +57,10 @@ def show(
     file = registry.load(found)
     rows = showing.entries(file, here)
     if as_json:
-        return _json(showing.plain(found, file, rows))
+        facts = msgspec.to_builtins(file)
+        for entry, row in zip(facts["entries"], rows, strict=True):
+            entry |= {"key": row.case, "state": row.state, "why": row.why}
+        return _json({"path": str(found), **facts})
     console = output()
     line(console, f"{found}, of {validity.named(file.device.validity)}")
     drawn = table(["op", "case", "kernel"], ["time", "interval", "x baseline"], ["state", "date"])
@@ -134,7 +137,7 @@ def merge(
     """Make one registry of several: of each op and case the newest measurement. Disagreements are listed."""
     from griffin_kernels import device as devices
     from griffin_kernels import registry
-    from tuning.publish import merge as merging
+    from tuning.publish import diff as differing
     from tuning.publish import show as showing
 
     if len(registries) < 2:
@@ -147,19 +150,19 @@ def merge(
     if out.exists() and not any(out.samefile(path) for path in paths if path.exists()):
         raise errors.ArgumentError(f"--out {out} exists and is not merged; merge it too, or name a new file")
     with registry.locked(out):
-        file, conflicts = merging.merge([(path, registry.load(path)) for path in paths])
+        file, conflicts = differing.merge([(path, registry.load(path)) for path in paths])
         registry.write(out, file)
     console = output()
     for conflict in conflicts:
-        (path, kept), (other, dropped) = conflict.kept, conflict.dropped
+        (path, kept), (other, dropped) = conflict
         why = "measured, not predicted" if kept.status != dropped.status else f"of {kept.date}, not {dropped.date}"
-        tied = " (tied)" if conflict.tied else ""
+        tied = " (tied)" if differing.winner(kept, dropped) == "tie" else ""
         over = f"{_kernel(kept)} of {path} kept over {_kernel(dropped)} of {other}"
         line(console, f"{kept.op} {kept.case.key}: {over}{tied}: {why}")
     line(console, f"{len(file.entries)} entries, {len(conflicts)} disagreement{'' if len(conflicts) == 1 else 's'}")
     line(console, f"registry  {out}")
     if rerace:
-        commands, others = merging.rerace(conflicts)
+        commands, others = differing.rerace(conflicts)
         for command in commands:
             line(console, command)
         for name in others:

@@ -1,12 +1,19 @@
-"""The progress display of a run: live on a terminal; elsewhere a line for each case and each failure."""
+"""The progress display of a run, and its summary.
+
+The display is live on a terminal; elsewhere it is a line for each case and each failure. The summary has the table of
+winners, candidates by status, the noise floor and disturbances.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import msgspec
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -16,22 +23,14 @@ from rich.text import Text
 from griffin_kernels.records import Entry
 from griffin_kernels.texts import now
 from roofline import stats
-from roofline.console import line
+from roofline.console import line, table
 from roofline.units import clock_text, seconds_text
+from tuning.measure.conditions import disturbed
 from tuning.plan.eta import Estimate
 from tuning.plan.schedule import Clock
-from tuning.record.journal_records import BAD, Candidate, Noise, Place, Result, Undecided, place_of
-from tuning.ui.events import (
-    BeginEvent,
-    CandidateEvent,
-    Events,
-    JobEvent,
-    NoiseEvent,
-    NoteEvent,
-    ResultEvent,
-    UndecidedEvent,
-    WorkerEvent,
-)  # fmt: skip
+from tuning.record.journal import undecided
+from tuning.record.journal_records import BAD, Candidate, Noise, Place, Race, Record, Result, Status, Undecided
+from tuning.ui import events
 
 
 def result_text(entry: Entry) -> str:
@@ -92,16 +91,16 @@ class Display:
 
     It counts candidates that are done, failed and still to come, and the time for them. ``estimate`` keeps the
     candidates to come by case, so that no more are done than there are in all.
-    quiet: print only problems. ticking: a thread draws the clock twice a second. Without it nothing is drawn between
-    events, so that the display takes no time of a CPU that is being measured.
+    to: where events go, if anywhere. quiet: print only problems. ticking: a thread draws the clock twice a second.
+    Without it nothing is drawn between events, so that the display takes no time of a CPU that is being measured.
     """
 
     def __init__(
         self, console: Console, estimate: Estimate | None = None, *, quiet: bool = False, ticking: bool = False,
-        clock: Clock = time.monotonic, events: Events | None = None,
+        clock: Clock = time.monotonic, to: events.Events | None = None,
     ) -> None:  # fmt: skip
         self.console, self.estimate, self.quiet, self.clock = console, estimate or Estimate(), quiet, clock
-        self.events = events or Events()
+        self.events = to or events.Events()
         self.done = self.failed = 0
         self.lanes: dict[str, LaneStatus] = {}
         self.began = self._seen = clock()
@@ -163,7 +162,7 @@ class Display:
     def begin(self, already: int) -> None:
         self._begun, self.done, self.began = True, already, self.clock()
         self._count()
-        self.events.write(BeginEvent(now(), self.events.device, self.events.journal, self.total, already))
+        self.events.write(events.BeginEvent(now(), self.events.device, self.events.journal, self.total, already))
         if already and not self.quiet:
             line(self.console, f"{already} of {self.total} candidates are in the journal already")
 
@@ -178,7 +177,7 @@ class Display:
     def job(self, op: str, case: str, *, lane: str = "") -> None:
         self.lanes[lane] = LaneStatus(op, case)
         self._refresh()
-        self.events.write(JobEvent(op, case, lane))
+        self.events.write(events.JobEvent(op, case, lane))
 
     def trying(self, variant: str, config: str, *, lane: str = "") -> None:
         self.lanes.setdefault(lane, LaneStatus()).trying = f"{variant} {config}".strip()
@@ -194,13 +193,13 @@ class Display:
         median = stats.median(record.samples_s) if record.samples_s else None
         of_case = {"case": record.case.key, "median_s": median, "best_s": at.best_s, "speedup": at.speedup}
         of_run = {"done": self.done, "total": self.total, "failed": self.failed, "left_s": self.left, "lane": lane}
-        self.events.write(msgspec.convert(msgspec.structs.asdict(record) | of_case | of_run, CandidateEvent))
+        self.events.write(msgspec.convert(msgspec.structs.asdict(record) | of_case | of_run, events.CandidateEvent))
         if record.status in BAD:
             line(self.console, f"  {record.status}: {record.key}: {record.problem}")
 
     def result(self, result: Result, *, lane: str = "") -> None:
-        self.closed(*place_of(result.entry))
-        self.events.write(ResultEvent(result.entry, lane, self.left))
+        self.closed(result.entry.op, result.entry.case.key)
+        self.events.write(events.ResultEvent(result.entry, lane, self.left))
         if self.quiet:
             return
         failed = f", {self.failed} failed" if self.failed else ""
@@ -209,21 +208,21 @@ class Display:
         line(self.console, f"{on}{result_text(result.entry)}{where}")
 
     def undecided(self, record: Undecided, *, lane: str = "") -> None:
-        self.closed(*place_of(record))
-        self.events.write(UndecidedEvent(record.op, record.case.key, record.why, record.command, lane))
+        self.closed(record.op, record.case.key)
+        self.events.write(events.UndecidedEvent(record.op, record.case.key, record.why, record.command, lane))
         line(self.console, undecided_text(record))
 
     def noise(self, record: Noise) -> None:
-        self.events.write(msgspec.convert(record, NoiseEvent, from_attributes=True))
+        self.events.write(msgspec.convert(record, events.NoiseEvent, from_attributes=True))
         if not self.quiet:
             line(self.console, noise_text(record))
 
     def worker(self, text: str) -> None:
-        self.events.write(WorkerEvent(text))
+        self.events.write(events.WorkerEvent(text))
         line(self.console, f"  {' '.join(text.split())}")
 
     def note(self, text: str) -> None:
-        self.events.write(NoteEvent(text))
+        self.events.write(events.NoteEvent(text))
         # what is said before the work begins is preparation; later it is about something that went wrong
         if self._begun or not self.quiet:
             line(self.console, text)
@@ -232,3 +231,98 @@ class Display:
 def noise_text(record: Noise) -> str:
     """``noise floor 1.8% (A/A of torch.add on 96 MiB, 41 rounds)``."""
     return f"noise floor {record.floor:.1%} (A/A of {record.what}, {record.rounds} rounds)"
+
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+"""Every status of a candidate, from best to worst."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Facts of a run, from its journal. statuses: candidates, those that occur. disturbed: races by what it was.
+
+    undecided: cases for which nothing was published.
+    """
+
+    statuses: Mapping[str, int]
+    noise: Noise | None
+    disturbed: Mapping[str, str]
+    races: int
+    undecided: tuple[Undecided, ...] = ()
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Summary:
+        """The facts of a journal. Of a candidate or race that was repeated the last record counts."""
+        last = {record.key: record.status for record in records if isinstance(record, Candidate)}
+        counts = Counter(last.values())
+        races = {(r.op, r.case.key): r for r in records if isinstance(r, Race)}
+        words = {f"{op} {case}": disturbed(race.before, race.after) for (op, case), race in races.items()}
+        return cls(
+            statuses={name: counts[name] for name in STATUSES if counts[name]},
+            noise=next((r for r in reversed(records) if isinstance(r, Noise)), None),
+            disturbed={race: text for race, text in words.items() if text},
+            races=len(races),
+            undecided=undecided(records),
+        )
+
+    def lines(self) -> list[str]:
+        """What to print, a line each."""
+        total = sum(self.statuses.values())
+        counts = ", ".join(f"{count} {name}" for name, count in self.statuses.items())
+        found = [f"{total} candidates: {counts}" if counts else "no candidates"]
+        if self.noise is not None:
+            found.append(noise_text(self.noise))
+        if self.disturbed:
+            race, words = next(iter(self.disturbed.items()))
+            found.append(f"{len(self.disturbed)} of {self.races} races were disturbed; {race}: {words}")
+        return [*found, *map(undecided_text, self.undecided)]
+
+
+WIDE = 120
+"""Columns from which the final table has a line for each entry; below, names and figures share fewer columns."""
+
+
+def summary_table(entries: Sequence[Entry], width: int = WIDE, open_cases: Sequence[Undecided] = ()) -> Table:
+    """Op, case, winner, time, speedup over the best baseline with its interval, ties, share of the roof.
+
+    open_cases: those for which nothing was published; they come last.
+    """
+    wide = width >= WIDE
+    if wide:
+        names, figures = ["op", "case", "winner"], ["time", "vs best baseline", "tied with", "of roof"]
+    else:
+        names, figures = ["op, case, winner"], ["time", "vs baseline", "tied", "of roof"]
+    drawn = table(names, figures, box=box.SIMPLE_HEAD, show_edge=False)
+    before = ""
+    for entry in entries:
+        config = ",".join(f"{k}={v}" for k, v in entry.config.items())
+        case, winner = entry.case.key, f"{entry.variant} {config}".strip()
+        names = ["" if entry.op == before else entry.op, case, winner]
+        if not wide:
+            names = ["\n".join([f"{entry.op} {case}", f"  {entry.variant}", *([f"  {config}"] if config else [])])]
+        took = entry.predicted_s if entry.status == "predicted" else entry.median_s
+        roof = "" if entry.share_of_bound is None else f"{entry.share_of_bound:.0%}"
+        drawn.add_row(
+            *map(Text, names),
+            "" if took is None else seconds_text(took),
+            _speedup_cell(entry, wide),
+            str(len(entry.ties)) if entry.ties else "",
+            f"{roof} {entry.bound or ''}".strip() if wide else roof,
+        )
+        before = entry.op
+    for record in open_cases:
+        case = record.case.key
+        why = "undecided" if record.noise_floor is None else f"undecided: noise floor {record.noise_floor:.0%}"
+        names = [record.op, case, why] if wide else [f"{record.op} {case}\n  {why}"]
+        drawn.add_row(*map(Text, names), "", "not published", "", "")
+    return drawn
+
+
+def _speedup_cell(entry: Entry, wide: bool) -> str:
+    if entry.status == "predicted":
+        return "predicted only"
+    if entry.speedup is None or entry.speedup_interval is None:
+        return "no baseline"
+    low, high = entry.speedup_interval
+    interval = f"{low:.2f} to {high:.2f}"
+    return f"{entry.speedup:.2f}x" + (f" ({interval})" if wide else f"\n{interval}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
 
+import msgspec
 from rich.console import Console
 
 from griffin_kernels import device as devices
@@ -34,8 +35,7 @@ from tuning.record import journal
 from tuning.record.paths import Paths
 from tuning.run import Outcome, plan, tune
 from tuning.ui.events import EndEvent, Events, InterruptedEvent
-from tuning.ui.progress import Display
-from tuning.ui.summary import Summary, summary_table
+from tuning.ui.progress import Display, Summary, summary_table
 
 
 def describe(device: Device) -> str:
@@ -153,9 +153,7 @@ def run(
     if not (resume and journal.unfinished(earlier)):
         output.say(planned_text(schedule))
     events, ticking = Events(output.events, device.name, str(paths.journal)), device.kind != "cpu"
-    display = Display(
-        output.console, Estimate(earlier), quiet=output.quiet, ticking=ticking, clock=clock, events=events
-    )
+    display = Display(output.console, Estimate(earlier), quiet=output.quiet, ticking=ticking, clock=clock, to=events)
     try:
         with _quiet_third_parties(), display:
             outcome = tune(options, paths, display, command, resume, prepare, clock)
@@ -241,17 +239,9 @@ def run_study(output: RunOutput, outcome: Outcome) -> Path | None:
 def finish(output: RunOutput, outcome: Outcome, report: Path, study_file: Path | None) -> None:
     """Print the path of the report, and write the last event, with all paths."""
     line(output.console, f"report    {report}")
-    paths, counts = outcome.paths, Summary.of(journal.read(outcome.paths.journal)).statuses
-    end = EndEvent(
-        date=now(),
-        seconds=outcome.seconds,
-        statuses=dict(counts),
-        entries=len(outcome.entries),
-        left=len(outcome.left),
-        undecided=len(outcome.undecided),
-        journal=str(paths.journal),
-        registry=str(paths.registry),
-        report=str(report),
-        study=None if study_file is None else str(study_file),
-    )
-    Events(output.events).write(end)
+    paths, statuses = outcome.paths, Summary.of(journal.read(outcome.paths.journal)).statuses
+    of_run = {"date": now(), "seconds": outcome.seconds, "statuses": dict(statuses)}
+    of_cases = {"entries": len(outcome.entries), "left": len(outcome.left), "undecided": len(outcome.undecided)}
+    files = {"journal": paths.journal, "registry": paths.registry, "report": report, "study": study_file}
+    named = {name: None if path is None else str(path) for name, path in files.items()}
+    Events(output.events).write(msgspec.convert(of_run | of_cases | named, EndEvent))

@@ -24,9 +24,6 @@ from tuning.workers.process import Death, Limits, Worker
 
 T = TypeVar("T")
 
-COMPILE_TIMEOUT_S = 120.0
-"""Seconds after which a compilation is given up; the slowest of the catalogue take 10 to 20."""
-
 GRACE_S = 20.0
 """Seconds that compilations which were begun in time may take beyond it; then they count as not begun."""
 
@@ -72,13 +69,13 @@ def compile_all(
     requests: Sequence[tuple[T, CompileRequest]],
     jobs: int = 0,
     seconds: float | None = None,
-    timeout: float = COMPILE_TIMEOUT_S,
+    timeout: float = 120.0,
 ) -> Iterator[tuple[T, StaticReport | str]]:
     """Every report, or the reason why a request has none, as they come; requests are begun in the order given.
 
     requests: key and what to compile. jobs: processes, one per usable core for 0. seconds: none is begun after so many,
-    and what takes longer by GRACE_S is left out. timeout: seconds for one. Closing the iterator (an interrupt does)
-    kills the processes.
+    and what takes longer by GRACE_S is left out. timeout: seconds for one; the slowest of the catalogue take 10 to 20.
+    Closing the iterator (an interrupt does) kills the processes.
     """
     began = time.monotonic()
     late = began + (float("inf") if seconds is None else seconds)

@@ -37,25 +37,19 @@ STICKY = re.compile(
 
 NO_MEMORY = re.compile(r"out of memory|(can.t|cannot|unable to) allocate|bad_alloc", re.IGNORECASE)
 
-Tell = Callable[[Stage], None]
 
-
-def in_one_line(error: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}".rstrip(": ")
-
-
-def status_of(error: BaseException) -> Status:
-    """The status of a candidate that raised an exception."""
+def broken(error: BaseException, index: int = -1) -> Broken:
+    """An exception in one line, and the status of a candidate that raised it. index: of the finalist, if one did."""
+    status: Status = "crashed" if STICKY.search(str(error)) else "failed"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(str(error)):
-        return "memory"
-    return "crashed" if STICKY.search(str(error)) else "failed"
+        status = "memory"
+    return Broken(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}".rstrip(": "), status, index)
 
 
 class InProcessExecutor:
     """Runs candidates in this process. tell: called with every stage as it begins."""
 
-    def __init__(self, device: Device, tell: Tell = lambda stage: None) -> None:
+    def __init__(self, device: Device, tell: Callable[[Stage], None] = lambda stage: None) -> None:
         self.device, self.tell = device, tell
         self._overlay = contextlib.ExitStack()
 
@@ -109,7 +103,7 @@ class InProcessExecutor:
         try:
             problems = self.problems
         except Exception as error:  # whatever making inputs raises is not the candidate's fault
-            return Broken(in_one_line(error), status_of(error))
+            return broken(error)
         try:
             enter("compile")
             began = time.monotonic()
@@ -130,8 +124,8 @@ class InProcessExecutor:
             samples, cut_off = sample(self.sampler(planned), request)
             self._synchronize()
         except Exception as error:  # whatever a kernel raises is that kernel's result
-            status = status_of(error)
-            return Tried(status, stage, in_one_line(error), tainted=status != "failed")
+            bad = broken(error)
+            return Tried(bad.status, stage, bad.problem, tainted=bad.status != "failed")
         if cut_off:
             return Tried("slow", stage, f"more than {SLOW_FACTOR:g} times slower than the best so far", errors, samples)
         return Tried("ok", "", None, errors, samples)
@@ -151,7 +145,7 @@ class InProcessExecutor:
                 planned.variant.on(inputs, planned.config)
             self._synchronize()
         except Exception as error:  # whatever a kernel, or making its inputs, raises
-            return Broken(in_one_line(error), status_of(error))
+            return broken(error)
         return Compiled()
 
     def sampler(self, planned: Planned) -> timing.Sampler:
@@ -190,7 +184,7 @@ class InProcessExecutor:
             self._synchronize()
             run = msgspec.structs.replace(run, before=before, after=conditions.read(self.device))
         except Exception as error:  # as above
-            return Broken(in_one_line(error), status_of(error), at)
+            return broken(error, at)
         return Raced(run)
 
     def _synchronize(self) -> None:

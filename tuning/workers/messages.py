@@ -110,7 +110,7 @@ Answer = Ready | Tried | Compiled | Raced | Broken
 Reply = Stage | Answer
 
 _REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
-_REPLIES: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+REPLIES: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
 def send(channel: Connection, message: Request | Reply) -> None:
@@ -123,8 +123,3 @@ def requests(channel: Connection) -> Iterator[Request]:
     with contextlib.suppress(EOFError):
         while True:
             yield _REQUESTS.decode(channel.recv_bytes())
-
-
-def receive(channel: Connection) -> Reply:
-    """The next reply; EOFError or OSError where the other end of the channel is closed."""
-    return _REPLIES.decode(channel.recv_bytes())

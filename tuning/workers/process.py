@@ -42,9 +42,6 @@ the start, in making inputs or the reference) do not count."""
 PROCESSES = 9
 """Processes that one request is sent to, at most."""
 
-ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals by which a system or a person ends a group of processes. No kernel of ours sends them."""
-
 LEARNED_FROM = 5
 """Compilations after which the limit of a compilation follows from them."""
 
@@ -138,7 +135,7 @@ class Process:
         while True:
             if self._channel.poll(min(0.1, max(0.0, deadline - time.monotonic()))):  # memory is looked at so often
                 try:
-                    reply = messages.receive(self._channel)
+                    reply = messages.REPLIES.decode(self._channel.recv_bytes())
                 except (EOFError, OSError):
                     return self._dead(stage)
                 if not isinstance(reply, Stage):
@@ -180,7 +177,8 @@ class Process:
         if -code == signal.SIGKILL:
             text = "its process was killed (SIGKILL) by itself, another process, or the system for want of memory"
             return Death("crashed", stage, text, foreign=True)
-        if -code in ENDINGS:
+        # by these a system or a person ends a group of processes; no kernel of ours sends them
+        if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             return Death("crashed", stage, f"its process was asked to end ({name})", foreign=True)
         return Death("crashed", stage, f"its process died of {name}{quoted}")
 

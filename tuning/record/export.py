@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from griffin_kernels import registry
 from roofline import stats, tables
 from tuning.record.journal import first_run
 from tuning.record.journal_records import Candidate, Race, Record, Result, place_of
-from tuning.record.paths import make_folder
 
 T4_VERSION = "1.0.0"
 """Version of the T4 schemas that are followed."""
@@ -121,13 +118,3 @@ def t4(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
             }
         )
     return documents
-
-
-def write_t4(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write T4 documents into a folder, which is made; returns the files. Raises OutputFolderError."""
-    make_folder(folder)
-    paths = []
-    for name, document in t4(records).items():
-        paths.append(folder / name)
-        registry.write_atomically(paths[-1], json.dumps(document, indent=1).encode() + b"\n")
-    return paths

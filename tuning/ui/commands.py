@@ -19,7 +19,6 @@ from roofline.units import seconds_text
 if TYPE_CHECKING:
     from griffin_kernels.records import Entry
     from tuning.predict.calibrate import CaseFit
-    from tuning.predict.target_space import TargetSpace
     from tuning.publish.diff import Diff
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
@@ -183,7 +182,7 @@ def export(
     from griffin_kernels import registry
     from tuning.record import export as exporting
     from tuning.record import journal as journals
-    from tuning.record.paths import Paths
+    from tuning.record.paths import Paths, make_folder
 
     if csv == t4:
         raise errors.ArgumentError("export needs one of --csv and --t4")
@@ -194,7 +193,11 @@ def export(
     if out is None:
         typer.echo(exporting.to_csv(records), nl=False)
     elif t4:
-        line(output(), f"{len(exporting.write_t4(records, out.expanduser()))} files in {out}")
+        make_folder(out.expanduser())
+        documents = exporting.t4(records)
+        for name, document in documents.items():
+            registry.write_atomically(out.expanduser() / name, json.dumps(document, indent=1).encode() + b"\n")
+        line(output(), f"{len(documents)} files in {out}")
     else:
         registry.write_atomically(out.expanduser(), exporting.to_csv(records).encode())
         line(output(), str(out))
@@ -237,16 +240,13 @@ def predict(
     from tuning.predict import time_model
 
     device = time_model.machine(target).device
-    chosen = planner.one_case(case, planner.bench_cases(catalog.op(op), device)).key
-    jobs = planner.make(planner.Options(ops=(op,), cases=(chosen,), budget="thorough"), device)
-    job = next(job for job in jobs if job.case.key == chosen)
+    key = planner.one_case(case, planner.bench_cases(catalog.op(op), device)).key
+    jobs = planner.make(planner.Options(ops=(op,), cases=(key,), budget="thorough"), device)
+    job = next(job for job in jobs if job.case.key == key)
     found = predicting.compiled_space(job, target, time_model.load_constants(constants), most=most)
     if as_json:
         return _json(found.records())
-    _show_space(output(), found, target)
-
-
-def _show_space(console: Console, found: TargetSpace, target: str) -> None:
+    console = output()
     drawn = table(
         ["candidate", "bound", "limited by"],
         ["predicted", "registers", "spills B", "waits", "shared B", "occupancy", "waves"],

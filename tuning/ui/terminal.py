@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import shlex
 import signal
@@ -119,9 +120,8 @@ _interruptible = _handling(signal.default_int_handler, signal.SIGTERM)
 """Decorates what SIGTERM shall end as Ctrl-C does, with a KeyboardInterrupt."""
 
 
-def _undisturbed() -> contextlib.AbstractContextManager[None]:
-    """Ignore Ctrl-C and SIGTERM while the final sentences are printed."""
-    return _handling(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM)
+_undisturbed = functools.partial(_handling, signal.SIG_IGN, signal.SIGINT, signal.SIGTERM)
+"""Ignores Ctrl-C and SIGTERM while the final sentences are printed."""
 
 
 def ignore_interrupts() -> None:

@@ -247,27 +247,18 @@ def predict(
     if as_json:
         return _json(found.records())
     console = output()
-    drawn = table(
-        ["candidate", "bound", "limited by"],
-        ["predicted", "registers", "spills B", "waits", "shared B", "occupancy", "waves"],
-    )
+    headings = ["predicted", "registers", "spills B", "waits", "shared B", "occupancy", "waves"]
+    drawn = table(["candidate", "bound", "limited by"], headings)
     chosen = found.choose()
     for candidate in found.ranked():
         prediction, main = candidate.predicted, candidate.predicted.main
         marks = [mark for mark, on in (("chosen", candidate is chosen), ("default", candidate is found.default)) if on]
-        drawn.add_row(
-            Text(candidate.name + (f"  ({', '.join(marks)})" if marks else "")),
-            prediction.bound,
-            main.limit,
-            seconds_text(prediction.seconds),
-            str(main.registers),
-            str(prediction.spill_bytes),
-            f"{main.waits} of {main.products}" if main.waits else "-",
-            str(main.shared_bytes),
-            f"{main.occupancy:.0%}",
-            f"{main.waves:.2f}",
-            style="bold" if candidate is chosen else "red" if prediction.flawed else None,
-        )
+        name = candidate.name + (f"  ({', '.join(marks)})" if marks else "")
+        waits = f"{main.waits} of {main.products}" if main.waits else "-"
+        figures = [seconds_text(prediction.seconds), str(main.registers), str(prediction.spill_bytes), waits]
+        figures += [str(main.shared_bytes), f"{main.occupancy:.0%}", f"{main.waves:.2f}"]
+        style = "bold" if candidate is chosen else "red" if prediction.flawed else None
+        drawn.add_row(Text(name), prediction.bound, main.limit, *figures, style=style)
     line(console, f"{found.op.name} {found.case.key} on {target} ({found.where.arch}); nothing was run")
     console.print(drawn)
     for candidate in found.with_status("dropped"):

@@ -73,6 +73,12 @@ class StaticReport(msgspec.Struct, frozen=True):
         """Whether products that could be under way together wait for each other."""
         return any("serialized" in warning for warning in self.warnings)
 
+    @property
+    def specials_per_element(self) -> float | None:
+        """Special functions that the main loop issues per element."""
+        each, loop = self.instructions_per_element, self.loop_instructions
+        return None if each is None or not loop else each * self.mix["special"] / loop
+
 
 class Recorded(msgspec.Struct, frozen=True):
     """triton: its version. sources: source hash by variant key. reports: default configurations at bench cases.

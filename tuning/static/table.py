@@ -96,8 +96,7 @@ def show(reports: Iterable[StaticReport]) -> None:
     """Print one row per kernel and target; red where a claim is broken."""
     shown = Table()
     for each in reports:
-        per_element, loop = each.instructions_per_element, each.loop_instructions
-        special = None if per_element is None or not loop else per_element * each.mix["special"] / loop
+        per_element, special = each.instructions_per_element, each.specials_per_element
         cells = {
             **{name: getattr(each, name) for name in ("op", "variant", "case", "kernel", "target")},
             "registers": str(each.registers),
@@ -105,7 +104,7 @@ def show(reports: Iterable[StaticReport]) -> None:
             "shared B": str(each.shared_bytes),
             "instr/elt": "-" if per_element is None else f"{per_element:.1f}",
             "special/elt": "-" if special is None else f"{special:.1f}",
-            "loop": str(loop),
+            "loop": str(each.loop_instructions),
             "loads by bits": " ".join(f"{count}x{bits}" for bits, count in each.load_bits.items()),
             "matrix": str(each.mix["matrix"]),
             "waits": str(each.waits),

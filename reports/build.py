@@ -16,8 +16,9 @@ from griffin_kernels.texts import encodable
 from reports import format as fmt
 from reports import model
 from reports.page import page
-from reports.sources import beside, load, load_registry, load_study
+from reports.sources import load, load_registry, load_study
 from reports.tabs import forward_tab, roofline_tab, static_tab, tuning_tab
+from roofline.study_records import FILE_NAME
 from tuning.static import recorded
 from tuning.static.recorded import Recorded
 
@@ -32,7 +33,8 @@ def write_report(journal: Path, out: Path, registry: Path | None = None, study: 
     """
     loaded = load(journal)
     registry_source, registry_file, registry_text = load_registry(registry) if registry else (None, None, "null")
-    study = study or beside(journal)
+    if study is None and journal.with_name(FILE_NAME).exists():
+        study = journal.with_name(FILE_NAME)
     study_source, found, study_text = load_study(study) if study else (None, None, "null")
     report = model.build(loaded, registry_file)
     name = json.dumps(loaded.source.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from statistics import median
 
 from roofline.study_records import REGIMES, GridPoint, Page, PassRecord
@@ -41,10 +42,8 @@ class Contest:
     @property
     def bound(self) -> list[tuple[str, list[PassRecord]]]:
         """(regime, the models that it binds)."""
-        found: dict[str, list[PassRecord]] = {}
-        for record in self.ranked:
-            found.setdefault(record.regime, []).append(record)
-        return list(found.items())
+        regimes = dict.fromkeys(record.regime for record in self.ranked)
+        return [(name, [record for record in self.ranked if record.regime == name]) for name in regimes]
 
 
 def contest(size: Size, records: Sequence[PassRecord]) -> Contest:
@@ -95,11 +94,9 @@ class PageView:
         self.page = page
         self.index = index
         self.id = f"forward-{index}"
-        self.models = list(
-            dict.fromkeys([*page.models, *(p.model for p in page.passes), *(p.model for p in page.grid)])
-        )
-        order = {name: place for place, name in enumerate(self.models)}
-        self.passes = sorted(page.passes, key=lambda p: (PHASES.index(p.phase), p.seq, p.batch, order[p.model]))
+        self.models = list(dict.fromkeys([*page.models, *(p.model for p in [*page.passes, *page.grid])]))
+        order = self.models.index
+        self.passes = sorted(page.passes, key=lambda p: (PHASES.index(p.phase), p.seq, p.batch, order(p.model)))
         self.points = {(p.model, p.phase, p.batch, p.seq): p for p in page.grid}
         self.values = {axis: sorted({getattr(point, axis) for point in page.grid}) for axis in ("batch", "seq")}
         self.batches, self.seqs = self.values.values()
@@ -120,34 +117,24 @@ class PageView:
 
     @cached_property
     def contests(self) -> list[Contest]:
-        groups: dict[Size, list[PassRecord]] = {}
-        for record in self.passes:
-            groups.setdefault(record.size, []).append(record)
-        return [contest(size, records) for size, records in groups.items()]
+        return [contest(size, list(records)) for size, records in groupby(self.passes, key=lambda p: p.size)]
 
     @property
     def accuracy(self) -> Accuracy | None:
         """None where nothing was run."""
         errors = [(abs(error), record) for record in self.passes if (error := record.error) is not None]
-        if not errors:
-            return None
-        worst = max(errors, key=lambda item: item[0])[1]
-        return Accuracy(len(errors), median(error for error, _ in errors), worst)
+        worst = max(errors, key=lambda item: item[0], default=None)
+        return worst and Accuracy(len(errors), median(error for error, _ in errors), worst[1])
 
     @property
     def winners(self) -> list[tuple[Phase, list[str], float]]:
         """(phase, models that are fastest at one of its sizes, largest lead over the slowest)."""
-        found: dict[Phase, list[Contest]] = {}
-        for contest in self.contests:
-            found.setdefault(contest.size[0], []).append(contest)
-        return [
-            (
-                phase,
-                list(dict.fromkeys(c.ranked[0].model for c in contests if c.ranked)),
-                max((c.ratio for c in contests if c.ranked), default=1.0),
-            )
-            for phase, contests in found.items()
-        ]
+        found: list[tuple[Phase, list[str], float]] = []
+        for phase, contests in groupby(self.contests, key=lambda c: c.size[0]):
+            held = [c for c in contests if c.ranked]
+            fastest = list(dict.fromkeys(c.ranked[0].model for c in held))
+            found.append((phase, fastest, max((c.ratio for c in held), default=1.0)))
+        return found
 
     @property
     def fastest(self) -> set[int]:
@@ -232,12 +219,7 @@ class PageView:
 
 def runs(points: Iterable[GridPoint], axis: str) -> list[RegimeRun]:
     """Stretches of one regime along a line."""
-    found: list[RegimeRun] = []
-    for point in points:
-        value = getattr(point, axis)
-        fits = point.fits is not False
-        if found and found[-1].regime == point.regime:
-            found[-1] = RegimeRun(point.regime, found[-1].first, value, found[-1].fits)
-        else:
-            found.append(RegimeRun(point.regime, value, value, fits))
-    return found
+    stretches = [list(found) for _, found in groupby(points, key=lambda point: point.regime)]
+    return [
+        RegimeRun(s[0].regime, getattr(s[0], axis), getattr(s[-1], axis), s[0].fits is not False) for s in stretches
+    ]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from reports import format as fmt
 from roofline.study_records import REGIMES, Part, PassSummary
 from roofline.tables import SHORT
-from roofline.work import LENGTH_IS, Phase
+from roofline.work import LENGTH_IS, PartKind, Phase
 
 PHASE_MEANINGS: dict[Phase, str] = {
     "prefill": "reads a whole prompt and gives the logits of its last token",
     "decode": "adds one token to every sequence, after a number of tokens that are cached already",
 }
 
-KIND_NAMES = {
+KIND_NAMES: dict[PartKind, str] = {
     "embedding": "embedding",
     "recurrent": "recurrent block",
     "local_attention": "local attention",
@@ -40,20 +40,16 @@ def interval(low: float, high: float) -> str:
     return f"{fmt.time_in(low, scale)} to {fmt.time_in(high, scale)}{fmt.THIN_SPACE}{unit}"
 
 
-def signed(value: float | None) -> str:
-    """A relative difference: ``+4.2%``."""
+def signed(value: float | None, text: Callable[[float], str] = fmt.share) -> str:
+    """A relative difference: ``+4.2%``; or another, whose size ``text`` writes."""
     if value is None:
         return fmt.MISSING
-    sign = "+" if value > 0 else fmt.MINUS if value < 0 else ""
-    return sign + fmt.share(abs(value))
+    return ("+" if value > 0 else fmt.MINUS if value < 0 else "") + text(abs(value))
 
 
 def signed_time(seconds: float | None) -> str:
     """A difference of times: ``+1.20 ms``."""
-    if seconds is None:
-        return fmt.MISSING
-    sign = "+" if seconds > 0 else fmt.MINUS if seconds < 0 else ""
-    return sign + (fmt.time(abs(seconds)) if seconds else "0")
+    return "0" if seconds == 0 else signed(seconds, fmt.time)
 
 
 def work(phase: Phase, seq: int) -> str:
@@ -100,13 +96,10 @@ def key(names: Iterable[str]) -> str:
     return ", ".join(f"{letter(name)} {regime(name)}" for name in names)
 
 
-def kind(name: str) -> str:
-    return KIND_NAMES.get(name, name.replace("_", " "))
-
-
 def part(row: Part) -> str:
     """``7 recurrent block``, ``embedding``: layers are counted from 0."""
-    return kind(row.kind) if row.layer is None else f"{row.layer} {kind(row.kind)}"
+    name = KIND_NAMES[row.kind]
+    return name if row.layer is None else f"{row.layer} {name}"
 
 
 def listed(names: list[str]) -> str:

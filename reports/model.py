@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -72,7 +72,7 @@ class CandidateView:
 
 def by_status(views: Iterable[CandidateView]) -> dict[str, int]:
     """How many candidates have each status."""
-    found = Counter(view.record.status for view in views)
+    found: Counter[str] = Counter(view.record.status for view in views)
     return {status: found[status] for status in STATUSES}
 
 
@@ -173,15 +173,8 @@ class CaseView:
     @property
     def unit(self) -> tuple[float, str]:
         """One unit for all times of the case."""
-        reference = self.entry.median_s if self.entry and self.entry.median_s else None
         fastest = min((c.median for c in self.candidates if c.median), default=None)
-        return fmt.time_unit(reference or fastest)
-
-
-@dataclass(frozen=True)
-class OpView:
-    name: str
-    cases: tuple[CaseView, ...]
+        return fmt.time_unit((self.entry and self.entry.median_s) or fastest)
 
 
 @dataclass(frozen=True)
@@ -223,10 +216,10 @@ class Headline:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a tuning report shows."""
+    """Everything that a tuning report shows. ops: the cases of each."""
 
     journal: JournalFile
-    ops: tuple[OpView, ...]
+    ops: Mapping[str, Sequence[CaseView]]
     registry_only: tuple[Entry, ...] = ()
     registry_notes: tuple[str, ...] = ()
 
@@ -237,7 +230,7 @@ class Report:
 
     @property
     def cases(self) -> list[CaseView]:
-        return [case for op in self.ops for case in op.cases]
+        return [case for cases in self.ops.values() for case in cases]
 
     @property
     def planned(self) -> int:
@@ -286,7 +279,7 @@ class Report:
     @cached_property
     def status_counts(self) -> list[tuple[str, dict[str, int]]]:
         """Candidates by status for each op."""
-        return [(op.name, by_status(c for case in op.cases for c in case.candidates)) for op in self.ops]
+        return [(op, by_status(c for case in cases for c in case.candidates)) for op, cases in self.ops.items()]
 
     @property
     def failures(self) -> list[CandidateView]:
@@ -356,16 +349,10 @@ def _candidate_views(found: Sequence[Candidate], result: Result | None) -> tuple
     views = []
     for record in found:
         held = {"winner": record.key == winner_key, "baseline": record.baseline, "default": record.is_default}
+        roles = tuple(role for role, holds in held.items() if holds)
         median = medians.get(record.key)
-        views.append(
-            CandidateView(
-                record=record,
-                roles=tuple(role for role, holds in held.items() if holds),
-                median=median,
-                interval=stats.bootstrap_interval(record.samples_s) if record.samples_s else None,
-                ratio=median / best if median is not None and best else None,
-            )
-        )
+        interval = stats.bootstrap_interval(record.samples_s) if record.samples_s else None
+        views.append(CandidateView(record, roles, median, interval, median / best if median and best else None))
     return tuple(
         sorted(views, key=lambda v: (v.median is None, v.median or 0.0, STATUSES.index(v.record.status), v.record.key))
     )
@@ -426,14 +413,12 @@ def build(journal: JournalFile, registry: RegistryFile | None = None) -> Report:
                 undecided=left.get(key),
             )
         )
-    notes = []
-    if registry and registry.device.validity != journal.run.device.validity:
-        notes.append("The registry was made for another device than this journal.")
+    other = registry is not None and registry.device.validity != journal.run.device.validity
     return Report(
         journal=journal,
-        ops=tuple(OpView(name, tuple(views)) for name, views in by_op.items()),
+        ops=by_op,
         registry_only=tuple(entry for key, entry in entries.items() if key not in cases),
-        registry_notes=tuple(notes),
+        registry_notes=("The registry was made for another device than this journal.",) if other else (),
     )
 
 

@@ -15,7 +15,7 @@ from griffin_kernels.errors import RegistryError, ReportError
 from griffin_kernels.records import RegistryFile
 from griffin_kernels.registry import decode
 from griffin_kernels.texts import unmarked
-from roofline.study_records import FILE_NAME, Study, read
+from roofline.study_records import Study, read
 from tuning.record.journal import parse, read_bytes, undecided
 from tuning.record.journal_records import Candidate, CeilingRecord, End, Race, Record, Result, Run, Undecided
 
@@ -60,10 +60,8 @@ class JournalFile:
     @property
     def end(self) -> End | None:
         """The end of the last run; None while it is unfinished."""
-        for record in reversed(self.records):
-            if isinstance(record, End | Run):
-                return record if isinstance(record, End) else None
-        return None
+        last = next((record for record in reversed(self.records) if isinstance(record, End | Run)), None)
+        return last if isinstance(last, End) else None
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -109,9 +107,8 @@ def load(path: Path) -> JournalFile:
         raise ReportError(f"{path} does not begin with a run record; it is not a journal, or its start was cut off")
     for race in (r for r in found.records if isinstance(r, Race)):
         if any(len(row) != len(race.keys) for row in race.rounds_s):
-            raise ReportError(
-                f"{path}: a race of {race.op} has rounds that do not match its {len(race.keys)} finalists"
-            )
+            found_in = f"{path}: a race of {race.op}"
+            raise ReportError(f"{found_in} has rounds that do not match its {len(race.keys)} finalists")
     return JournalFile(source(path, data), tuple(found.records), tuple(found.lines), found.torn)
 
 
@@ -122,12 +119,6 @@ def load_registry(path: Path) -> tuple[SourceFile, RegistryFile, str]:
     except OSError as error:
         raise RegistryError(f"registry {path} cannot be read: {error.strerror}") from None
     return source(path, data), decode(data, path), unmarked(data).decode()
-
-
-def beside(journal: Path) -> Path | None:
-    """The study that lies in the journal's folder, if there is one."""
-    path = journal.with_name(FILE_NAME)
-    return path if path.exists() else None
 
 
 def load_study(path: Path) -> tuple[SourceFile, Study, str]:

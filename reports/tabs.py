@@ -48,7 +48,7 @@ def tuning_tab(
         device_kind=fmt.device_kind(facts),
         forest=_forest(cases),
         figures={c.anchor: {"candidates": figure(tuning.candidates(c)), "race": figure(tuning.race(c))} for c in cases},
-        error_figures={op.name: figure(tuning.errors([r for r in rows if r.op == op.name])) for op in report.ops},
+        error_figures={op: figure(tuning.errors([r for r in rows if r.op == op])) for op in report.ops},
         # without those that are zero because they do not apply, as a CPU's warp size
         device_facts={name: value for name, value in facts.items() if isinstance(value, bool) or value != 0},
         first_case=cases[0].anchor if cases else None,

@@ -109,17 +109,8 @@ def _labels(parts: Sequence[Part], starts: Sequence[float], scale: float, end: f
         xs.append(plot.short((start if left else stop) / scale))
         places.append("middle left" if left else "middle right")
         shown.append(f"\u2002{html.escape(label)}\u2002")
-    return plot.scatter(
-        "label",
-        xs,
-        range(len(parts)),
-        None,
-        "text",
-        text=shown,
-        textposition=places,
-        showlegend=False,
-        cliponaxis=False,
-    )
+    how: dict[str, Any] = {"textposition": places, "showlegend": False, "cliponaxis": False}
+    return plot.scatter("label", xs, range(len(parts)), None, "text", text=shown, **how)
 
 
 def _hover(name: str, part: Part) -> str:

@@ -36,12 +36,8 @@ LANE_PIXELS = 38
 CASE_CHARACTERS = 44
 
 FLOOR_SYMBOLS = {
-    "dram": "triangle-up",
-    "cache": "triangle-down",
-    "tensor": "square",
-    "vector": "diamond",
-    "special": "cross",
-}
+    "dram": "triangle-up", "cache": "triangle-down", "tensor": "square", "vector": "diamond", "special": "cross",
+}  # fmt: skip
 
 LINE_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
@@ -65,7 +61,12 @@ def roofline(view: RooflineView) -> str | None:
     ys = min([*rates, *starts, *ends]) / 3, max([*rates, *ends]) * 2.5
     traces = [_line(roof, slanted, flat, xs, place) for place, roof in enumerate(view.roofs)]
     if shown:
-        traces += [_gaps(shown), *_limits(shown, view), *_kernels(shown, view)]
+        # a thin line from each kernel to its own limit
+        gaps = plot.scatter(
+            "soft", [x for k in shown for x in (k.intensity, k.intensity, None)],
+            [y for k in shown for y in (k.reached, k.limit, None)], None, "lines", showlegend=False, line={"width": 1},
+        )  # fmt: skip
+        traces += [gaps, *_limits(shown, view), *_kernels(shown, view)]
     layout: dict[str, Any] = plot.framed(HEIGHT, TOP, BOTTOM, right=215) | {
         "legend": plot.LEGEND_ABOVE | {"itemsizing": "constant"},
         "xaxis": plot.log_axis(*xs, "operations per byte moved, log scale", fmt.significant, 9),
@@ -91,13 +92,6 @@ def _line(roof: Roof, slanted: Sequence[float], flat: Sequence[float], xs: tuple
     )  # fmt: skip
 
 
-def _gaps(kernels: Sequence[KernelView]) -> Any:
-    """A thin line from each kernel to its own limit."""
-    xs = [x for kernel in kernels for x in (kernel.intensity, kernel.intensity, None)]
-    ys = [y for kernel in kernels for y in (kernel.reached, kernel.limit, None)]
-    return plot.scatter("soft", xs, ys, None, "lines", showlegend=False, line={"width": 1})
-
-
 def _by(kernels: Sequence[KernelView], name: str) -> dict[str, list[KernelView]]:
     """Kernels by a field of their record."""
     groups: defaultdict[str, list[KernelView]] = defaultdict(list)
@@ -108,24 +102,19 @@ def _by(kernels: Sequence[KernelView], name: str) -> dict[str, list[KernelView]]
 
 def _limits(kernels: Sequence[KernelView], view: RooflineView) -> list[Any]:
     """A short bar where each kernel would be at its floor, in the colour of the roof that binds it."""
+
+    def told(k: KernelView) -> str:
+        limit = f"limit of {k.rank} {k.label}: {fmt.rate(k.limit, 'ops_per_s')}"
+        return plot.text(limit, f"if it took its floor of {fmt.time(k.floor_s)} under {roof_name(k.record.bound)}")
+
     return [
         plot.scatter(
-            bound,
-            [kernel.intensity for kernel in found],
-            [kernel.limit for kernel in found],
-            [
-                plot.text(
-                    f"limit of {kernel.rank} {kernel.label}: {fmt.rate(kernel.limit, 'ops_per_s')}",
-                    f"if it took its floor of {fmt.time(kernel.floor_s)} under {roof_name(bound)}",
-                )
-                for kernel in found
-            ],
-            showlegend=False,
-            customdata=[[None, f"roof {html.escape(view.roof_of(kernel))}"] for kernel in found],
+            bound, [k.intensity for k in found], [k.limit for k in found], list(map(told, found)), showlegend=False,
+            customdata=[[None, f"roof {html.escape(view.roof_of(k))}"] for k in found],
             marker=plot.mark("line-ew", 15, 3),
         )
         for bound, found in _by(kernels, "bound").items()
-    ]
+    ]  # fmt: skip
 
 
 def _kernels(kernels: Sequence[KernelView], view: RooflineView) -> list[Any]:
@@ -133,19 +122,14 @@ def _kernels(kernels: Sequence[KernelView], view: RooflineView) -> list[Any]:
     in_order = sorted(kernels, key=lambda kernel: (kernel.record.op, kernel.rank))
     return [
         plot.scatter(
-            "measured",
-            [kernel.intensity for kernel in found],
-            [kernel.reached for kernel in found],
-            [kernel_text(kernel) for kernel in found],
-            "markers+text",
-            name=html.escape(op),
-            text=[str(kernel.rank) for kernel in found],
-            textposition=["middle right" if kernel.rank % 2 else "middle left" for kernel in found],
-            customdata=[[kernel.goal, f"roof {html.escape(view.roof_of(kernel))}"] for kernel in found],
+            "measured", [k.intensity for k in found], [k.reached for k in found], list(map(kernel_text, found)),
+            "markers+text", name=html.escape(op), text=[str(k.rank) for k in found],
+            textposition=["middle right" if k.rank % 2 else "middle left" for k in found],
+            customdata=[[k.goal, f"roof {html.escape(view.roof_of(k))}"] for k in found],
             marker=plot.mark(OP_SYMBOLS[place % len(OP_SYMBOLS)], 11),
         )
         for place, (op, found) in enumerate(_by(in_order, "op").items())
-    ]
+    ]  # fmt: skip
 
 
 def kernel_text(kernel: KernelView) -> str:
@@ -206,27 +190,20 @@ def times(view: RooflineView) -> str | None:
         "xaxis2": _lost_axis(shown),
         "yaxis": plot.lanes(names, 0, automargin=True) | {"tickvals": list(heights), "range": [0.4, len(shown) + 0.6]},
     }
-    floors = [_floor(roof, found) for roof in view.floors if (found := _above(low, roof, shown, heights))]
-    return plot.to_json([_reach(shown, heights), *floors, *_measured(shown, heights), _lost(shown, heights)], layout)
-
-
-def _reach(shown: Sequence[KernelView], heights: Sequence[int]) -> Any:
-    """A thick line from the floor to the measured time."""
-    xs = [x for k in shown for x in (min(k.floor_s, k.record.measured_s), k.record.measured_s, None)]
+    # a thick line from the floor to the measured time
+    lost = [x for k in shown for x in (min(k.floor_s, k.record.measured_s), k.record.measured_s, None)]
     ys = [y for height in heights for y in (height, height, None)]
-    return plot.scatter("lost", xs, ys, None, "lines", name="lost", line={"width": 9})
-
-
-def _above(
-    low: float, roof: str, shown: Sequence[KernelView], heights: Sequence[int]
-) -> list[tuple[KernelView, int, float]]:
-    """Kernels with a floor under a roof that the axis reaches: their heights and that floor."""
-    floors = [(k, height, k.record.floors_s.get(roof, 0.0)) for k, height in zip(shown, heights, strict=True)]
-    return [found for found in floors if found[2] >= low]
+    traces = [plot.scatter("lost", lost, ys, None, "lines", name="lost", line={"width": 9})]
+    for roof in view.floors:
+        # the floors that the axis reaches
+        floors = [(k, height, k.record.floors_s.get(roof, 0.0)) for k, height in zip(shown, heights, strict=True)]
+        if found := [place for place in floors if place[2] >= low]:
+            traces.append(_floor(roof, found))
+    return plot.to_json([*traces, *_measured(shown, heights), _lost(shown, heights)], layout)
 
 
 def _floor(roof: str, found: Sequence[tuple[KernelView, int, float]]) -> Any:
-    """A mark for the floor under a roof: filled where it binds."""
+    """Marks of kernels, at their heights, for their floors under a roof: filled where it binds."""
     symbol = FLOOR_SYMBOLS.get(roof, "circle")
     binds = [kernel.record.bound == roof for kernel, *_ in found]
     told = [

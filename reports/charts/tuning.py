@@ -13,13 +13,7 @@ from reports.charts import plot
 from reports.model import CandidateView, CaseView, ErrorRow
 from tuning.record.journal_records import BAD
 
-LEGEND = {
-    "slow": "slow, cut off",
-    "other": "candidate",
-    "baseline": "baseline",
-    "default": "default",
-    "winner": "winner",
-}
+LEGEND = {"slow": "slow, cut off", "other": "candidate"} | {name: name for name in ("baseline", "default", "winner")}
 """Role of a timed candidate -> its name in the legend, in the order of drawing."""
 
 UNTIMED = (*BAD, "rejected", "skipped", "slow", "ok")
@@ -137,17 +131,14 @@ def race(case: CaseView) -> str | None:
     named = {"tickvals": ticks, "ticktext": [f"{t:g}\u00d7" for t in ticks]}
     ends = {"type": "log", "range": [math.log10(low) - pad, math.log10(high) + pad]}
     title = plot.titled("time over the winner's time in the same round, log scale")
+    parts = (finalist.label.partition(" ") for finalist in rows)
+    labels = [plot.two_lines(variant, config, CONFIG_CHARACTERS) for variant, _, config in parts]
     layout = plot.framed(74 + 40 * len(rows), 10, 48) | {
         "xaxis": ends | title | (named if high / low > 1.6 else {"ticksuffix": "\u00d7"}),
-        "yaxis": plot.lanes([_lane_label(finalist.label) for finalist in rows], 0.5, automargin=True),
+        "yaxis": plot.lanes(labels, 0.5, automargin=True),
         "shapes": [plot.upright("one", 1, 1.5, "dot")],
     }
     return plot.to_json(traces, layout)
-
-
-def _lane_label(label: str) -> str:
-    variant, _, config = label.partition(" ")
-    return plot.two_lines(variant, config, CONFIG_CHARACTERS)
 
 
 def errors(rows: Sequence[ErrorRow]) -> str | None:

@@ -172,18 +172,12 @@ class Ceilings:
         found = [self._named[entry] for entry in entries if entry in self._named]
         return max(found, key=lambda ceiling: ceiling.value, default=None)
 
-    def _value(self, name: str) -> float | None:
-        found: Ceiling | None = self.roof(name)
+    def value(self, name: str) -> float | None:
+        """The figure of a roof: bytes/s of ``dram`` and ``cache`` (the last level; on a GPU its L2); FLOP/s of
+        ``vector`` (float32 outside matrix units, a multiply-add counted as 2); results/s of ``special`` (exp and its
+        like); seconds of a ``launch`` (an operator called from Python: dispatch on a CPU, a kernel launch on a GPU)."""
+        found = self.roof(name)
         return None if found is None else found.value
-
-    @property
-    def dram_bytes_per_s(self) -> float | None:
-        return self._value("dram")
-
-    @property
-    def cache_bytes_per_s(self) -> float | None:
-        """Of the last-level cache; on a GPU its L2."""
-        return self._value("cache")
 
     @property
     def tensor_flops_per_s(self) -> dict[str, float]:
@@ -196,11 +190,6 @@ class Ceilings:
         """FLOP/s of matrix products by dtype and rows, with weights that come from DRAM; empty if not measured."""
         return self._curves("matmul_rows_")
 
-    @property
-    def matmul_wide(self) -> dict[str, dict[int, float]]:
-        """The same with one weight far larger than the last-level cache, as an output matrix is."""
-        return self._curves("matmul_wide_")
-
     def _curves(self, prefix: str) -> dict[str, dict[int, float]]:
         curves: dict[str, dict[int, float]] = {}
         for ceiling in self.table:
@@ -212,10 +201,10 @@ class Ceilings:
     def matmul_flops_per_s(self, rows: int, dtype: str, weight_bytes: int = 0) -> float | None:
         """FLOP/s of a product of ``rows`` rows: on straight lines in log-log between the measured rows.
 
-        A weight of more than twice the last-level cache takes the curve of wide ones, if there is one. Beyond either
-        end the nearest is taken; without a curve, the large product's.
+        A weight of more than twice the last-level cache, as an output matrix is, takes the curve of wide ones, if there
+        is one. Beyond either end the nearest is taken; without a curve, the large product's.
         """
-        curve = self.matmul_wide.get(dtype) if weight_bytes > 2 * self.cache_bytes else None
+        curve = self._curves("matmul_wide_").get(dtype) if weight_bytes > 2 * self.cache_bytes else None
         curve = curve or self.matmul_rows.get(dtype)
         if not curve:
             return self.tensor_flops_per_s.get(dtype)
@@ -227,21 +216,6 @@ class Ceilings:
         share = math.log(rows / left) / math.log(right / left)
         return curve[left] * math.pow(curve[right] / curve[left], share)
 
-    @property
-    def vector_flops_per_s(self) -> float | None:
-        """Float32 outside matrix units, a multiply-add counted as 2."""
-        return self._value("vector")
-
-    @property
-    def special_ops_per_s(self) -> float | None:
-        """Results of exp and its like."""
-        return self._value("special")
-
-    @property
-    def launch_s(self) -> float | None:
-        """Of one operator called from Python: dispatch on a CPU, a kernel launch on a GPU."""
-        return self._value("launch")
-
     def slow(
         self, cost: Cost, dtype: str, working_set_bytes: float | None = None, launches: int = 1
     ) -> dict[str, float]:
@@ -252,18 +226,10 @@ class Ceilings:
         last-level cache over CACHE_SHARE and its rate is known; without it everything comes from DRAM.
         """
         cached = working_set_bytes is not None and 0 <= working_set_bytes * CACHE_SHARE <= self.cache_bytes
-        memory = "cache" if cached and self.cache_bytes_per_s else "dram"
-        work: Iterable[tuple[str, int]] = (
-            (memory, cost.bytes_total),
-            ("tensor", cost.tensor_flops),
-            ("vector", cost.vector_flops),
-            ("special", cost.special_ops),
-        )
-        seconds = {}
-        for name, amount in work:
-            roof = self.roof(name, dtype)
-            if amount and roof is not None:
-                seconds[name] = amount / roof.value
-        if launches and self.launch_s is not None:
-            seconds["launch"] = launches * self.launch_s
-        return seconds
+        memory = "cache" if cached and self.value("cache") else "dram"
+        work = {memory: cost.bytes_total, "tensor": cost.tensor_flops, "vector": cost.vector_flops}
+        work["special"] = cost.special_ops
+        roofs = {name: self.roof(name, dtype) for name, amount in work.items() if amount}
+        seconds = {name: work[name] / roof.value for name, roof in roofs.items() if roof is not None}
+        launch = self.value("launch")
+        return seconds | ({"launch": launches * launch} if launches and launch is not None else {})

@@ -46,28 +46,10 @@ def _sizes(text: str | None, name: str, usual: Sequence[int]) -> Sequence[int]:
         raise errors.ArgumentError(f"{name} is {text!r}, expected whole numbers such as 1,8,64") from None
 
 
-def _axes(text: str) -> set[str]:
-    """``batch,seq`` -> {"batch", "seq"}; ArgumentError for an axis that there is not."""
-    axes = {part.strip() for part in text.split(",") if part.strip()}
-    if not axes or axes - {"batch", "seq"}:
-        raise errors.ArgumentError(f"--sweep is {text!r}, expected batch, seq or batch,seq")
-    return axes
-
-
 def _finite(seconds: float) -> None:
     """Raise ArgumentError for times that never end."""
     if not math.isfinite(seconds):
         raise errors.ArgumentError(f"--seconds is {seconds}, expected a finite number")
-
-
-def _target_named(name: str | None) -> tuple[AnalysisTarget, Device | None]:
-    """A SKU's target, or this machine's (``None``, ``cpu``, ``cuda``, ``cuda:1``) and its device."""
-    if name is not None and name != "cpu" and not name.startswith("cuda"):
-        return of_sku(name), None
-    from griffin_kernels import device as devices
-
-    device = devices.detect(name)
-    return at_hand(device), device
 
 
 @app.command()
@@ -101,13 +83,20 @@ def forward(
             raise errors.ArgumentError("--measure runs one pass; it cannot go with --sweep")
         _finite(seconds)
         preset(model)  # a wrong name should not wait for the device
-        target, here = _target_named(device)
+        here: Device | None = None
+        if device is None or device == "cpu" or device.startswith("cuda"):
+            from griffin_kernels import device as devices
+
+            here = devices.detect(device)
+        target = of_sku(device or "") if here is None else at_hand(here)
         if run and here is None:
             raise errors.DeviceError(f"--measure runs on this machine, not on {device}; leave --device out")
         number = DTYPES.get(dtype or "", dtype) or ("float32" if here and here.kind == "cpu" else "bfloat16")
         check(phase, batch, seq, number)
         if axes:
-            swept = _axes(axes)
+            swept = {part.strip() for part in axes.split(",") if part.strip()}
+            if not swept or swept - {"batch", "seq"}:
+                raise errors.ArgumentError(f"--sweep is {axes!r}, expected batch, seq or batch,seq")
             rows = _sizes(batches, "--batches", BATCHES) if "batch" in swept else [batch]
             columns = _sizes(seqs, "--seqs", SEQS) if "seq" in swept else [seq]
             points = sweep(model, target, phase=cast(Phase, phase), dtype=number, batches=rows, seqs=columns)
@@ -164,19 +153,17 @@ def study(
     with plain_errors():
         _finite(seconds)
         from griffin_kernels import device as devices
+        from griffin_kernels.registry import load_for, sources
         from roofline import store
         from roofline import study as studying
 
         here = devices.detect(device)
-        path = out.expanduser() if out is not None else studying.default_path(here)
+        path = out.expanduser() if out is not None else store.default_path(here, "studies")
+        # of the user's registry, or of the one that ships: the first source that there is
+        entries = next((load_for(source, here).entries for source in sources(here)), [])
         status = StatusLine(Console(stderr=True))
-        timing = studying.Timing(seconds=seconds)
-        facts, stored = devices.provenance(here), store.default_path(here)
-        before = store.earlier(stored, here, facts)
-        found = studying.study(here, studying.registered(here), earlier=before, timing=timing, tell=status)
+        found = studying.write(path, here, entries, studying.Timing(seconds=seconds), status)
         status.clear()
-        store.save(stored, here, found.ceilings, facts)
-        studying.write(path, found)
         tables.show_kernels(output(), found)
         tables.show_study(output(), found)
         line(output(), f"study     {path}")
@@ -220,7 +207,7 @@ def measure(
         known = Ceilings(here.name, tuple(kept), here.last_level_cache_bytes)
         sheet = datasheet.find(here.name)
         rows = _rows(known, Ceilings.from_datasheet(sheet).table if sheet else (), runs)
-        slow = measuring.disturbed(runs[-1])
+        slow = [found.name for found in runs[-1] if found.source.endswith(measuring.DISTURBED)]
         if as_json:
             answer = {"path": str(path), "device": here.validity(), "disturbed": slow, "ceilings": rows}
             typer.echo(json.dumps(answer, indent=1))
@@ -242,17 +229,10 @@ def _rows(known: Ceilings, stated: Sequence[Ceiling], runs: Sequence[Sequence[Ce
     for ceiling in known.table:
         top = peak(ceiling.name, stated)
         values = [found.value for run in runs for found in run if found.name == ceiling.name]
-        rows.append(
-            {name: getattr(ceiling, name) for name in ("name", "unit", "value", "low", "high")}
-            | {
-                "samples": len(ceiling.samples),
-                "source": ceiling.source,
-                "datasheet": None if top is None else top.value,
-                "ratio": None if top is None else ceiling.value / top.value,
-                "runs": values,
-                "spread": spread(values),
-            }
-        )
+        row = {name: getattr(ceiling, name) for name in ("name", "unit", "value", "low", "high")}
+        row |= {"samples": len(ceiling.samples), "source": ceiling.source, "datasheet": top.value if top else None}
+        row |= {"ratio": ceiling.value / top.value if top else None, "runs": values, "spread": spread(values)}
+        rows.append(row)
     return rows
 
 

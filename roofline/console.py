@@ -35,12 +35,10 @@ def line(console: Console, text: str, style: str = "") -> None:
 def table(words: Iterable[str], figures: Iterable[str] = (), more_words: Iterable[str] = (), **look: Any) -> Table:
     """A table by its headings: columns of words that may fold, then of figures, then of words again."""
     drawn = Table(**{"box": None, "pad_edge": False, "header_style": "bold", "title_justify": "left", **look})
-    for name in words:
-        drawn.add_column(name, overflow="fold")
-    for name in figures:
-        drawn.add_column(name, justify="right", no_wrap=True)
-    for name in more_words:
-        drawn.add_column(name, overflow="fold")
+    word: dict[str, Any] = {"overflow": "fold"}
+    for names, how in ((words, word), (figures, {"justify": "right", "no_wrap": True}), (more_words, word)):
+        for name in names:
+            drawn.add_column(name, **how)
     return drawn
 
 
@@ -73,25 +71,21 @@ class StatusLine:
             self.console.print(" " * 79, end="\r")
 
 
-def forgiving() -> None:
-    """What standard output and error cannot encode is printed as an escape: file names need not be UTF-8."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 @contextlib.contextmanager
 def plain_errors(console: Console | None = None) -> Iterator[None]:
     """Errors of the package and of files in one line on standard error, exit code 2; an interrupt leaves with 130.
 
-    Warnings are one line too, without the place in the code that a user did not write.
+    Warnings are one line too, without the place in the code that a user did not write. What standard output and error
+    cannot encode is printed as an escape: file names need not be UTF-8.
     """
     told = console or Console(stderr=True)
 
     def note(message: Warning | str, *where: Any, **more: Any) -> None:
         line(told, f"note: {message}", "yellow")
 
-    forgiving()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = note

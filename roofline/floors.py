@@ -32,20 +32,12 @@ def kernel_floors(entries: Iterable[Entry], ceilings: Ceilings) -> list[KernelFl
         bound = max(floors, key=lambda name: floors[name])
         cost = catalog.op(entry.op).cost(entry.case)
         floor = KernelFloor(
-            op=entry.op,
-            case=entry.case.key,
-            variant=entry.variant,
-            measured_s=entry.median_s,
-            interval_s=entry.interval_s,
-            floors_s=floors,
-            bound=bound,
-            share=floors[bound] / entry.median_s,
-            lost_s=max(0.0, entry.median_s - floors[bound]),
-            bytes=cost.bytes_total,
-            tensor_flops=cost.tensor_flops,
-            vector_flops=cost.vector_flops,
+            op=entry.op, case=entry.case.key, variant=entry.variant,
+            measured_s=entry.median_s, interval_s=entry.interval_s, floors_s=floors, bound=bound,
+            share=floors[bound] / entry.median_s, lost_s=max(0.0, entry.median_s - floors[bound]),
+            bytes=cost.bytes_total, tensor_flops=cost.tensor_flops, vector_flops=cost.vector_flops,
             special_ops=cost.special_ops,
-        )
+        )  # fmt: skip
         found.append(floor)
     return sorted(found, key=lambda floor: -floor.lost_s)
 

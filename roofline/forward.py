@@ -60,21 +60,12 @@ class KernelTime:
         """The kernel's share of a part; parameters are counted for the whole part alone."""
         kernel, cost = self.kernel, self.kernel.cost
         return Part(
-            kind=kind,
-            layer=None,
-            parameters=0,
-            tensor_flops=cost.tensor_flops,
-            vector_flops=cost.vector_flops,
-            special_ops=cost.special_ops,
-            bytes=cost.bytes_total,
-            parameter_bytes=kernel.parameter_bytes,
-            cache_bytes=kernel.cache_bytes,
-            run_bytes=kernel.run_bytes,
-            launches=kernel.launches,
-            floor_s=self.floor_s,
-            bound=self.bound,
-            predicted_s=self.predicted_s,
-        )
+            kind=kind, layer=None, parameters=0,
+            tensor_flops=cost.tensor_flops, vector_flops=cost.vector_flops, special_ops=cost.special_ops,
+            bytes=cost.bytes_total, parameter_bytes=kernel.parameter_bytes, cache_bytes=kernel.cache_bytes,
+            run_bytes=kernel.run_bytes, launches=kernel.launches,
+            floor_s=self.floor_s, bound=self.bound, predicted_s=self.predicted_s,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,19 +99,10 @@ class Forward:
         import pandas
 
         return pandas.DataFrame(
-            {
-                "kind": part.kind,
-                "layer": part.layer,
-                "kernel": time.kernel.name,
-                "case": time.kernel.case.key if time.kernel.case else None,
-                "bytes": time.kernel.cost.bytes_total,
-                "run_bytes": time.kernel.run_bytes,
-                "launches": time.kernel.launches,
-                "floor_s": time.floor_s,
-                "bound": time.bound,
-                "predicted_s": time.predicted_s,
-                "how": time.how,
-            }
+            {"kind": part.kind, "layer": part.layer, "kernel": time.kernel.name}
+            | {"case": time.kernel.case.key if time.kernel.case else None, "bytes": time.kernel.cost.bytes_total}
+            | {name: getattr(time.kernel, name) for name in ("run_bytes", "launches")}
+            | {name: getattr(time, name) for name in ("floor_s", "bound", "predicted_s", "how")}
             for part, times in zip(self.record.parts, self.kernels, strict=True)
             for time in times
         )
@@ -170,27 +152,14 @@ def analyse(
     predicted_s = sum(part.predicted_s for part in parts)
     predicted = by_regime(by_regime(time.predicted for time in times[kind]) for kind, _ in places)
     record = PassRecord(
-        model=model if isinstance(model, str) else name,
-        phase=phase,
-        batch=batch,
-        seq=seq,
-        dtype=dtype,
-        parameters=config.parameters(),
-        floor_s=sum(part.floor_s for part in parts),
-        predicted_s=predicted_s,
-        graphed_s=predicted_s - predicted["launch"],
-        tokens_per_s=tokens / predicted_s,
+        model=model if isinstance(model, str) else name, parameters=config.parameters(), parts=parts,
+        phase=phase, batch=batch, seq=seq, dtype=dtype,
+        floor_s=sum(part.floor_s for part in parts), predicted_s=predicted_s, predicted_by_regime_s=predicted,
+        graphed_s=predicted_s - predicted["launch"], tokens_per_s=tokens / predicted_s,
         regime=max(predicted, key=lambda name: predicted[name]),
-        predicted_by_regime_s=predicted,
-        weight_bytes=memory.weights,
-        cache_bytes=memory.cache,
-        activation_bytes=memory.activations,
-        needed_bytes=memory.needed,
-        device_bytes=memory.device,
-        fits=memory.fits,
-        largest_batch=memory.largest_batch,
-        parts=parts,
-    )
+        weight_bytes=memory.weights, cache_bytes=memory.cache, activation_bytes=memory.activations,
+        needed_bytes=memory.needed, device_bytes=memory.device, fits=memory.fits, largest_batch=memory.largest_batch,
+    )  # fmt: skip
     return Forward(record, config, target, tuple(times[kind] for kind, _ in places))
 
 
@@ -262,7 +231,7 @@ class Timer:
 
     def _launched(self, times: dict[str, float]) -> dict[str, float]:
         """Add one launch: its whole time on a CPU, on a GPU what the kernel does not hide."""
-        launch = self.usual.launch_s or 0.0
+        launch = self.usual.value("launch") or 0.0
         if self.target.asynchronous:
             launch = max(0.0, launch - sum(times.values()))
         return times | {"launch": launch}
@@ -280,8 +249,5 @@ def _by_regime(reached: dict[str, float], memory: dict[str, float]) -> dict[str,
 
 
 def by_regime(tables: Iterable[dict[str, float]]) -> dict[str, float]:
-    total: dict[str, float] = dict.fromkeys(REGIMES, 0.0)
-    for table in tables:
-        for name, seconds in table.items():
-            total[name] += seconds
-    return total
+    found = list(tables)
+    return {name: sum((table.get(name, 0.0) for table in found), 0.0) for name in REGIMES}

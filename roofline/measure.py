@@ -66,25 +66,18 @@ Sample = tuple[float, bool]
 """A value in the probe's unit, and whether nothing disturbed it."""
 
 
-def measure(device: Device, progress: Progress | None = None, seconds: float = SECONDS) -> list[Ceiling]:
-    """Every ceiling of a device, by sampling for about ``seconds`` after a few seconds of preparation."""
-    return _measure(device, None, progress, seconds)
+def measure(
+    device: Device, progress: Progress | None = None, seconds: float = SECONDS, made: Iterable[Probe] | None = None
+) -> list[Ceiling]:
+    """Every ceiling of a device, or of the probes ``made``, by sampling for about ``seconds`` after preparation."""
+    sampler = Sampler(device, made, progress)
+    sampler.sample(seconds, LONGEST)
+    return sampler.ceilings()
 
 
 def dram(device: Device, seconds: float = DRAM_SECONDS) -> list[Ceiling]:
     """The DRAM ceilings alone: copy, triad and read."""
-    return _measure(device, probes.dram(device), None, seconds)
-
-
-def disturbed(ceilings: Iterable[Ceiling]) -> list[str]:
-    """Names of the ceilings that were measured while other processes took the cores."""
-    return [ceiling.name for ceiling in ceilings if ceiling.source.endswith(DISTURBED)]
-
-
-def _measure(device: Device, made: Iterable[Probe] | None, progress: Progress | None, seconds: float) -> list[Ceiling]:
-    sampler = Sampler(device, made, progress)
-    sampler.sample(seconds, LONGEST)
-    return sampler.ceilings()
+    return measure(device, seconds=seconds, made=probes.dram(device))
 
 
 class Sampler:
@@ -180,12 +173,6 @@ def estimate(probe: Probe, samples: Sequence[Sample]) -> Ceiling:
     value = float(np.quantile(values, rank))
     low, high = bootstrap_interval(values, functools.partial(np.quantile, q=rank))
     return Ceiling(
-        name=probe.name,
-        unit=probe.unit,
-        value=value,
-        low=min(low, value),
-        high=max(high, value),
-        origin="measured",
-        source=source,
-        samples=[float(f"{v:.4g}") for v in values],
-    )
+        name=probe.name, unit=probe.unit, value=value, low=min(low, value), high=max(high, value),
+        origin="measured", source=source, samples=[float(f"{v:.4g}") for v in values],
+    )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -166,7 +166,11 @@ def _timed_parts(model: Griffin, step: Callable[[], Any], device: Device) -> lis
             marks.append(make(enable_timing=True))
             marks[-1].record()
 
-    with _marked(model, mark):
+    blocks: Any = model.blocks
+    norms = [norm for block in blocks for norm in (block.temporal_norm, block.channel_norm)]
+    with contextlib.ExitStack() as hooks:
+        for norm in (*norms, model.final_norm):
+            hooks.callback(norm.register_forward_pre_hook(mark).remove)
         mark()
         step()
         _synchronise(device)
@@ -175,15 +179,3 @@ def _timed_parts(model: Griffin, step: Callable[[], Any], device: Device) -> lis
     if device.kind == "cpu":
         return [after - before for before, after in itertools.pairwise(marks)]
     return [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(marks)]
-
-
-@contextlib.contextmanager
-def _marked(model: Griffin, mark: Callable[..., None]) -> Iterator[None]:
-    blocks: Any = model.blocks
-    norms = [norm for block in blocks for norm in (block.temporal_norm, block.channel_norm)]
-    handles = [norm.register_forward_pre_hook(mark) for norm in (*norms, model.final_norm)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

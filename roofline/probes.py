@@ -212,7 +212,8 @@ def _ones(shape: int | tuple[int, ...], device: Device) -> tuple[Tensor, Tensor,
 def matmul_dtypes(device: Device) -> list[torch.dtype]:
     """Dtypes that the device multiplies in its own units; others work by conversion, at no rate of their own."""
     if device.kind != "cpu":
-        return [torch.float32, torch.float16, *([torch.bfloat16] if _gpu_bfloat16() else [])]
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return [torch.float32, torch.float16, *([torch.bfloat16] if native else [])]
     found = [torch.float32]
     backends: Any = torch.backends
     if backends.mkldnn.is_available():
@@ -220,10 +221,6 @@ def matmul_dtypes(device: Device) -> list[torch.dtype]:
         found += [torch.bfloat16] if asks._is_mkldnn_bf16_supported() else []
         found += [torch.float16] if asks._is_mkldnn_fp16_supported() else []
     return found
-
-
-def _gpu_bfloat16() -> bool:
-    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -19,8 +19,10 @@ LEVEL = 0.95
 RESAMPLES = 2000
 """Bootstrap replicates per interval: enough for two stable digits of the ends."""
 
+Samples = Sequence[float] | NDArray[np.float64]
 
-def _checked(samples: Sequence[float] | NDArray[np.float64], name: str = "samples") -> NDArray[np.float64]:
+
+def _checked(samples: Samples, name: str = "samples") -> NDArray[np.float64]:
     values = np.asarray(samples, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"{name} must be a non-empty list of numbers, it has shape {list(values.shape)}")
@@ -29,13 +31,13 @@ def _checked(samples: Sequence[float] | NDArray[np.float64], name: str = "sample
     return values
 
 
-def median(samples: Sequence[float] | NDArray[np.float64]) -> float:
+def median(samples: Samples) -> float:
     """The middle sample, or the mean of the middle two."""
     return float(np.median(_checked(samples)))
 
 
 def bootstrap_interval(
-    samples: Sequence[float] | NDArray[np.float64], statistic: Callable[..., Any] = np.median, seed: int = 0
+    samples: Samples, statistic: Callable[..., Any] = np.median, seed: int = 0
 ) -> tuple[float, float]:
     """(low, high) of ``statistic`` over resamples with replacement, by percentiles.
 
@@ -50,9 +52,7 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def paired_ratio_interval(
-    a: Sequence[float] | NDArray[np.float64], b: Sequence[float] | NDArray[np.float64], seed: int = 0
-) -> tuple[float, float]:
+def paired_ratio_interval(a: Samples, b: Samples, seed: int = 0) -> tuple[float, float]:
     """(low, high) of the median of a_i / b_i, where a_i and b_i were measured in the same round.
 
     Pairs share what drifts (clocks, temperature, neighbours), so their ratio is steadier than a ratio of medians.
@@ -65,9 +65,7 @@ def paired_ratio_interval(
     return bootstrap_interval(top / bottom, seed=seed)
 
 
-def noise_floor(
-    a: Sequence[float] | NDArray[np.float64], b: Sequence[float] | NDArray[np.float64]
-) -> tuple[float, float, float]:
+def noise_floor(a: Samples, b: Samples) -> tuple[float, float, float]:
     """(low, high, floor) of the ratio of two samplings of the same thing: floor is the larger distance from 1."""
     low, high = paired_ratio_interval(a, b)
     return low, high, max(abs(1 - low), abs(high - 1))
@@ -83,14 +81,10 @@ def signed_rank_interval(samples: Sequence[float] | NDArray[np.float64], tail: f
     values = _checked(samples)
     rows, columns = np.triu_indices(values.size)
     walsh = np.sort((values[rows] + values[columns]) / 2)
-    rank = _signed_rank(values.size, tail)
+    # the largest rank that the sum of positive ranks is below with a probability of at most ``tail``
+    rank = int(np.searchsorted(_signed_rank_below(values.size), tail, side="right"))
     low, high = (walsh[rank - 1], walsh[-rank]) if rank else (-math.inf, math.inf)
     return float(low), float(np.median(walsh)), float(high)
-
-
-def _signed_rank(count: int, tail: float) -> int:
-    """The largest k for which the sum of positive ranks is below k with a probability of at most ``tail``."""
-    return int(np.searchsorted(_signed_rank_below(count), tail, side="right"))
 
 
 @functools.lru_cache(maxsize=64)

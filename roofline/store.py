@@ -132,9 +132,5 @@ def earlier(path: Path, device: Device, provenance: dict[str, Any]) -> list[Ceil
     """The ceilings of a file that were measured with the same software; empty if there is no such file."""
     if not path.exists():
         return []
-    file = load_of(path, device)
-    return file.ceilings if _software(file.device.provenance) == _software(provenance) else []
-
-
-def _software(provenance: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in provenance.items() if name != "date"}
+    file, whenever = load_of(path, device), {"date": None}
+    return file.ceilings if file.device.provenance | whenever == provenance | whenever else []

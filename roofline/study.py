@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch.nn import Parameter
 from griffin_kernels import catalog, datasheet
 from griffin_kernels.device import Device, provenance
 from griffin_kernels.records import DeviceRecord, Entry
-from griffin_kernels.registry import load_for, sources, write_atomically
+from griffin_kernels.registry import write_atomically
 from roofline import pass_timing, store
 from roofline.ceilings import Ceiling, Ceilings, best_of
 from roofline.floors import fusion_table, kernel_floors
@@ -107,37 +108,26 @@ def measured_passes(
 
 def page(target: AnalysisTarget, plan: Plan, measured: Mapping[tuple[str, int], Measured], tell: Tell) -> Page:
     """Forward passes on a target, with the measurements there are, and the grid of predictions."""
-    passes = [
-        structs.replace(
-            analyse(name, target, phase=p, batch=b, seq=t, dtype=plan.dtype).record, measured=measured.get((name, i))
-        )
-        for name in plan.models
-        for i, (p, b, t) in enumerate(plan.runs)
-    ]
+    passes = []
+    for name, (i, (p, b, t)) in itertools.product(plan.models, enumerate(plan.runs)):
+        record = analyse(name, target, phase=p, batch=b, seq=t, dtype=plan.dtype).record
+        passes.append(structs.replace(record, measured=measured.get((name, i))))
     tell(f"sweeping {', '.join(plan.models)} on {target.name}")
     grid: list[GridPoint] = []
-    for name in plan.models:
-        for phase in PHASES:
-            grid += sweep(name, target, phase=phase, dtype=plan.dtype, batches=plan.batches, seqs=plan.seqs)
+    for name, phase in itertools.product(plan.models, PHASES):
+        grid += sweep(name, target, phase=phase, dtype=plan.dtype, batches=plan.batches, seqs=plan.seqs)
     return Page(
-        device=target.name,
-        measured=target.measured,
-        dtype=plan.dtype,
-        models=list(plan.models),
-        assumptions=list(target.assumptions),
-        ceilings=list(target.ceilings.table),
-        passes=passes,
-        grid=grid,
-    )
+        device=target.name, measured=target.measured, dtype=plan.dtype, models=list(plan.models),
+        assumptions=list(target.assumptions), ceilings=list(target.ceilings.table), passes=passes, grid=grid,
+    )  # fmt: skip
 
 
 def study(
     device: Device,
-    entries: Iterable[Entry],
-    *,
-    earlier: Sequence[Ceiling] = (),
+    entries: Sequence[Entry],
     timing: Timing | None = None,
     tell: Tell = print,
+    earlier: Sequence[Ceiling] = (),
 ) -> Study:
     """Study a device: its ceilings, ``entries`` of its registry, forward passes of its plan.
 
@@ -152,31 +142,30 @@ def study(
     measured = measured_passes(device, plan, sampler, times, tell)
     here = Ceilings(device.name, tuple(best_of(earlier, sampler.ceilings())), device.last_level_cache_bytes)
     sheet = datasheet.find(device.name)
-    tuned = list(entries)
-    cases = [(entry.op, entry.case) for entry in tuned if not catalog.op(entry.op).forward]
+    cases = [(entry.op, entry.case) for entry in entries if not catalog.op(entry.op).forward]
     return Study(
         schema_version=STUDY_VERSION,
         device=DeviceRecord(device.validity(), provenance(device)),
         ceilings=list(here.table),
         datasheet=list(Ceilings.from_datasheet(sheet).table) if sheet else [],
-        kernels=kernel_floors(tuned, here),
+        kernels=kernel_floors(entries, here),
         fusion=fusion_table(cases, here),
         pages=[page(at_hand(device, here), plan, measured, tell), page(of_sku(PREDICTED_SKU), GPU_PLAN, {}, tell)],
     )
 
 
-def default_path(device: Device) -> Path:
-    """The user's study of a device."""
-    return store.default_path(device, "studies")
+def write(
+    path: Path, device: Device, entries: Sequence[Entry], timing: Timing, tell: Tell, *, shared: bool = True
+) -> Study:
+    """Study a device as ``study`` does, and write the file, all or nothing.
 
-
-def registered(device: Device) -> list[Entry]:
-    """Entries of the user's registry for a device, or of the one that ships; the first source that there is."""
-    path = next(iter(sources(device)), None)
-    return load_for(path, device).entries if path else []
-
-
-def write(path: Path, found: Study) -> None:
-    """Write a study, all or nothing."""
+    shared: ceilings begin with those in the user's data folder, and go there too. Raises OutputFolderError.
+    """
+    facts, stored = provenance(device), store.default_path(device)
+    before = store.earlier(stored, device, facts) if shared else []
+    found = study(device, entries, earlier=before, timing=timing, tell=tell)
+    if shared:
+        store.save(stored, device, found.ceilings, facts)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, encode(found))
+    return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES, BenchCase
-from griffin_kernels.datasheet import Datasheet, datasheet
+from griffin_kernels.datasheet import datasheet
 from roofline.ceilings import Ceilings
 
 if TYPE_CHECKING:
@@ -63,12 +63,8 @@ class AnalysisTarget:
 
 
 def of_sku(sku: str) -> AnalysisTarget:
-    """A device by its datasheet; raises UnknownDevice naming the near ones."""
-    return of_datasheet(datasheet(sku))
-
-
-def of_datasheet(sheet: Datasheet) -> AnalysisTarget:
-    """The target that a datasheet describes; every assumption is listed."""
+    """A device by its datasheet, every assumption listed; raises UnknownDevice naming the near ones."""
+    sheet = datasheet(sku)
     peak, achieved = sheet.tensor_flops_per_s("bfloat16"), sheet.achieved_bfloat16_tflops
     if peak and achieved:
         tensor = achieved * 1e12 / peak

@@ -211,7 +211,16 @@ def _embedding(shape: _Shape) -> Iterable[Kernel]:
     if shape.config.scale_embeddings:
         yield _glue("scale", [Pass.elementwise(elements, shape.size, shape.size, vector=1)])
     if set(shape.config.block_types) != {"recurrent"}:
-        yield _rope_tables(shape)
+        # angles, cosines and sines of a quarter of a head, once for all layers
+        quarter = shape.config.head_dim // 4
+        angles = shape.tokens * quarter
+        passes = [
+            Pass.elementwise(shape.time, 0, 8),
+            Pass.elementwise(quarter, 4, 4, count=4),
+            Pass.elementwise(angles, 4, 4, vector=1),
+            Pass.elementwise(angles, 4, 4, special=1, count=2),
+        ]
+        yield _glue("rope_tables", passes)
 
 
 def _head(shape: _Shape) -> Iterable[Kernel]:
@@ -279,7 +288,11 @@ def _attention(shape: _Shape, kind: BlockType) -> Iterable[Kernel]:
             min(window, shape.seq), shape.dtype,
         )  # fmt: skip
         yield Kernel("attention", attention.cost(case), attention_unfused.passes(case), case=case)
-        passes = (*_slots(shape, min(kept, shape.time)), Pass(Cost(written // 2, written // 2), 2))
+        # indices of the slots that new keys of each row go to, then keys and values
+        count = min(kept, shape.time)
+        keys, rows = Pass.elementwise(count, 0, 8), Pass.elementwise(shape.batch, 0, 8)
+        slots = Pass.elementwise(shape.batch * count, 8, 8, count=2)
+        passes = (keys, rows, slots, Pass(Cost(written // 2, written // 2), 2))
         yield Kernel("cache", Cost(written, written), passes, cache_bytes=written)
     else:
         case = attention_step.make_case(
@@ -290,25 +303,6 @@ def _attention(shape: _Shape, kind: BlockType) -> Iterable[Kernel]:
         yield Kernel("attention", cost, step_unfused.passes(case), cache_bytes=cached + written, case=case)
     yield _matmul(shape, "output", tokens, *linears["out"])
     yield _residual(shape)
-
-
-def _slots(shape: _Shape, count: int) -> tuple[Pass, ...]:
-    """Indices of the slots that ``count`` new keys of each row go to."""
-    keys, rows = Pass.elementwise(count, 0, 8), Pass.elementwise(shape.batch, 0, 8)
-    return keys, rows, Pass.elementwise(shape.batch * count, 8, 8, count=2)
-
-
-def _rope_tables(shape: _Shape) -> Kernel:
-    """Angles, cosines and sines of a quarter of a head, once for all layers."""
-    quarter = shape.config.head_dim // 4
-    angles = shape.tokens * quarter
-    passes = [
-        Pass.elementwise(shape.time, 0, 8),
-        Pass.elementwise(quarter, 4, 4, count=4),
-        Pass.elementwise(angles, 4, 4, vector=1),
-        Pass.elementwise(angles, 4, 4, special=1, count=2),
-    ]
-    return _glue("rope_tables", passes)
 
 
 def _rope(shape: _Shape) -> Kernel:

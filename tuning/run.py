@@ -25,7 +25,7 @@ from griffin_kernels.contract import config_dict
 from griffin_kernels.device import Device
 from griffin_kernels.records import DeviceRecord, Entry
 from griffin_kernels.texts import now
-from roofline import measure, store
+from roofline import measure
 from roofline import study as studies
 from roofline.study import Timing
 from roofline.study_records import FILE_NAME, Study
@@ -392,13 +392,7 @@ def study(device: Device, outcome: Outcome, tell: Callable[[str], None]) -> tupl
 
     Ceilings go to the user's data folder too, unless the run had a folder of its own. Raises OutputFolderError.
     """
-    facts, stored, timing = devices.provenance(device), store.default_path(device), STUDY_TIMING[outcome.options.budget]
+    path, timing = outcome.paths.journal.with_name(FILE_NAME), STUDY_TIMING[outcome.options.budget]
     shared = outcome.paths.is_users(device)
-    before = store.earlier(stored, device, facts) if shared else []
     with dispatch.use(registry=outcome.paths.registry):
-        found = studies.study(device, outcome.entries, earlier=before, timing=timing, tell=tell)
-    if shared:
-        store.save(stored, device, found.ceilings, facts)
-    path = outcome.paths.journal.with_name(FILE_NAME)
-    studies.write(path, found)
-    return path, found
+        return path, studies.write(path, device, outcome.entries, timing, tell, shared=shared)

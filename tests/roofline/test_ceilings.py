@@ -97,10 +97,9 @@ def other_device():
 
 
 def test_roof_is_the_entry_that_reaches_most():
-    assert (KNOWN.dram_bytes_per_s, KNOWN.roof("dram").name) == (2e9, "dram_read")
-    assert KNOWN.cache_bytes_per_s == 8e9
+    assert (KNOWN.value("dram"), KNOWN.roof("dram").name) == (2e9, "dram_read")
     assert KNOWN.tensor_flops_per_s == {"float32": 4e9}
-    assert (KNOWN.vector_flops_per_s, KNOWN.special_ops_per_s, KNOWN.launch_s) == (5e9, 1e8, 1e-6)
+    assert [KNOWN.value(name) for name in ("cache", "vector", "special", "launch")] == [8e9, 5e9, 1e8, 1e-6]
     assert KNOWN.ceiling("dram_copy").value == 1e9
     assert KNOWN.roof("tensor", "bfloat16") is None
 
@@ -139,10 +138,10 @@ def test_datasheet_gives_what_it_states_and_an_assumed_launch():
     known = Ceilings.from_datasheet(
         sheet(fp32_tflops=67, units=132, boost_clock_mhz=1000, special_per_unit_per_clock=16)
     )
-    assert known.dram_bytes_per_s == pytest.approx(3.35e12)
+    assert known.value("dram") == pytest.approx(3.35e12)
     assert known.tensor_flops_per_s == pytest.approx({"float32": 67e12, "bfloat16": 989e12})
-    assert known.vector_flops_per_s == pytest.approx(67e12)
-    assert known.special_ops_per_s == pytest.approx(132 * 16 * 1e9)
+    assert known.value("vector") == pytest.approx(67e12)
+    assert known.value("special") == pytest.approx(132 * 16 * 1e9)
     assert {c.origin for c in known.table if c.name != "launch"} == {"datasheet"}
     assert {c.source for c in known.table if c.name != "launch"} == {"datasheet maker-chip-1"}
     launch = known.roof("launch")
@@ -152,7 +151,7 @@ def test_datasheet_gives_what_it_states_and_an_assumed_launch():
 
 def test_what_a_datasheet_lacks_is_not_known():
     known = Ceilings.from_datasheet(sheet())
-    assert (known.vector_flops_per_s, known.special_ops_per_s, known.cache_bytes_per_s) == (None, None, None)
+    assert [known.value(name) for name in ("vector", "special", "cache")] == [None] * 3
     assert known.tensor_flops_per_s == pytest.approx({"bfloat16": 989e12})
     assert set(known.slow(Cost(8, 8, 8, 8, 8), "float16")) == {"dram", "launch"}
 

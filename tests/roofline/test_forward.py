@@ -14,7 +14,7 @@ from griffin_kernels.models import PRESETS, preset
 from roofline.ceilings import Ceiling, Ceilings
 from roofline.forward import analyse, frame, sweep
 from roofline.study_records import REGIMES
-from roofline.target import AnalysisTarget, Tuned, of_datasheet, of_sku
+from roofline.target import AnalysisTarget, Tuned, of_sku
 
 pytestmark = pytest.mark.unit
 
@@ -190,10 +190,8 @@ def test_a_dtype_that_a_gpu_lacks():
 def test_assumptions_name_what_is_assumed():
     published = " ".join(of_sku("nvidia-h100-sxm").assumptions)
     assert "795 TFLOP/s" in published and "nothing was measured" in published
-    sheet = next(
-        datasheet.datasheet(s) for s in datasheet.skus() if not datasheet.datasheet(s).achieved_bfloat16_tflops
-    )
-    assert "median of five GPUs" in " ".join(of_datasheet(sheet).assumptions)
+    sku = next(s for s in datasheet.skus() if not datasheet.datasheet(s).achieved_bfloat16_tflops)
+    assert "median of five GPUs" in " ".join(of_sku(sku).assumptions)
 
 
 @pytest.mark.process

@@ -1,6 +1,7 @@
-"""Builds a report: one HTML file that needs nothing else, from a journal, a registry and a roofline study alone.
+"""Builds a report: one HTML file that needs nothing else, from recorded files alone.
 
-Nothing is measured again and no kernel is imported. Equal inputs give equal bytes.
+That is a journal, a registry and a roofline study, or a registry of predictions. Nothing is measured again and no kernel
+is imported. Equal inputs give equal bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from griffin_kernels.registry import write_atomically
 from griffin_kernels.texts import encodable
 from reports import format as fmt
 from reports import model
-from reports.page import page
+from reports.page import Tab, page, render
+from reports.predicted import load_prediction
 from reports.sources import load, load_registry, load_study
 from reports.tabs import forward_tab, roofline_tab, static_tab, tuning_tab
 from roofline.study_records import FILE_NAME
@@ -47,6 +49,27 @@ def write_report(journal: Path, out: Path, registry: Path | None = None, study: 
     if found is not None:
         tabs += [roofline_tab(found, report), forward_tab(found)]
     tabs.append(static_tab(static_table()))
+    replace(out, page(title, tabs, data))
+    return out
+
+
+def write_predicted_report(registry: Path, out: Path) -> Path:
+    """Write the report of a registry of predictions to ``out`` and return ``out``; replaced in one step.
+
+    It says on top that nothing was measured. Raises RegistryError or ReportError where the registry or the candidates
+    beside it cannot be used.
+    """
+    found = load_prediction(registry)
+    name = json.dumps(found.registry_source.name)
+    data = (
+        f'{{"format":"griffin-kernels prediction data 1","registry_file":{name},'
+        f'"sha256":"{found.registry_source.sha256}","registry":{found.registry_text.strip()}}}'
+    )
+    title = f"Predicted, not measured: {found.name}, {fmt.date(found.date)}"
+    validity = found.device.validity
+    # predicted winners by op and case, and the candidates that each was chosen among
+    body = render("predicted.html.j2", found=found, kind=fmt.device_kind(validity))
+    tabs = [Tab("predicted", "Predicted", body), static_tab(static_table(), str(validity.get("arch", "")))]
     replace(out, page(title, tabs, data))
     return out
 

@@ -109,18 +109,10 @@ def tune(
         from tuning.ui import events, terminal
 
         options = planner.Options(
-            ops=_split(ops),
-            cases=_split(cases),
-            dtypes=_split(dtypes),
-            budget=budget,
-            device=device or "",
-            strategy=strategy or "",
-            timeout=timeout,
-            memory_gib=memory,
-            in_process=in_process,
-            minutes=minutes,
-            baselines=baselines,
-        )
+            ops=_split(ops), cases=_split(cases), dtypes=_split(dtypes), budget=budget, minutes=minutes,
+            device=device or "", strategy=strategy or "", timeout=timeout, memory_gib=memory,
+            in_process=in_process, baselines=baselines,
+        )  # fmt: skip
         if from_misses is not None:
             from tuning.plan.from_misses import extended
 
@@ -133,27 +125,22 @@ def tune(
         if dry_run:
             terminal.show_plan(console, options, out)
             return
-        command = shlex.join(["griffin", "tune", *(a for a in _arguments() if a != "--resume")])
+        # the words after ``griffin tune`` or ``tune``
+        words = sys.argv[2:] if sys.argv[1:2] == ["tune"] else sys.argv[1:]
+        command = shlex.join(["griffin", "tune", *(word for word in words if word != "--resume")])
         with events.own_output() if as_json else contextlib.nullcontext() as stream:
             output = terminal.RunOutput(Console(stderr=True) if as_json else console, quiet, stream)
             outcome = terminal.run(output, options, out, resume, command)
             if outcome is None or outcome.interrupted:
                 terminal.ignore_interrupts()
                 raise typer.Exit(130)
-            found = None
-            if models or (models is None and outcome.whole):
-                found = terminal.run_study(output, outcome)
+            studied = models or (models is None and outcome.whole)
+            found = terminal.run_study(output, outcome) if studied else None
             from reports.build import write_report
 
             published = outcome.paths.registry if outcome.paths.registry.exists() else None
             report = write_report(outcome.paths.journal, outcome.paths.report, published)
             terminal.finish(output, outcome, report, found)
-
-
-def _arguments() -> list[str]:
-    """The words after ``griffin tune`` or ``tune``."""
-    words = sys.argv[1:]
-    return words[1:] if words[:1] == ["tune"] else words
 
 
 # subcommands of `griffin tune`
@@ -179,16 +166,16 @@ def report(
     """Write the HTML report of a run, finished or not, or of what `griffin tune --target` predicted."""
     with plain_errors():
         from griffin_kernels import device as devices
-        from reports.build import write_report
+        from reports.build import write_predicted_report, write_report
+        from reports.predicted import registry_in
         from tuning.record.journal import FILE_NAME
         from tuning.record.paths import Paths
 
         if out is not None and out.is_dir():
             out = out / "report.html"
-        predicted = _predicted(folder)
-        if predicted is not None:
-            from reports.predicted import write_predicted_report
-
+        # a registry of predictions, or a journal
+        journal = folder is None or folder.suffix == ".jsonl" or (folder / FILE_NAME).exists()
+        if folder is not None and not journal and folder.exists() and (predicted := registry_in(folder)) is not None:
             line(Console(), str(write_predicted_report(predicted, out or predicted.with_suffix(".html"))))
             return
         if folder is not None and folder.is_file():
@@ -199,15 +186,6 @@ def report(
             raise errors.ReportError(f"there is no journal at {paths.journal}; `griffin tune` makes one ({FILE_NAME})")
         registry = paths.registry if paths.registry.exists() else None
         line(Console(), str(write_report(paths.journal, out or paths.report, registry)))
-
-
-def _predicted(folder: Path | None) -> Path | None:
-    """The registry of predictions that a report is asked for; None where a journal is meant."""
-    if folder is None or folder.suffix == ".jsonl" or not folder.exists() or (folder / "journal.jsonl").exists():
-        return None
-    from reports.predicted import registry_in
-
-    return registry_in(folder)
 
 
 @app.command()

@@ -14,14 +14,7 @@ PHASE_MEANINGS: dict[Phase, str] = {
     "decode": "adds one token to every sequence, after a number of tokens that are cached already",
 }
 
-KIND_NAMES: dict[PartKind, str] = {
-    "embedding": "embedding",
-    "recurrent": "recurrent block",
-    "local_attention": "local attention",
-    "global_attention": "global attention",
-    "mlp": "MLP",
-    "head": "output head",
-}
+KIND_NAMES: dict[PartKind, str] = {"recurrent": "recurrent block", "mlp": "MLP", "head": "output head"}
 
 
 def short_count(number: int) -> str:
@@ -98,7 +91,7 @@ def key(names: Iterable[str]) -> str:
 
 def part(row: Part) -> str:
     """``7 recurrent block``, ``embedding``: layers are counted from 0."""
-    name = KIND_NAMES[row.kind]
+    name = KIND_NAMES.get(row.kind, row.kind.replace("_", " "))
     return name if row.layer is None else f"{row.layer} {name}"
 
 

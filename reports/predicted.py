@@ -1,11 +1,8 @@
-"""The report of what ``griffin tune --target`` leaves: a registry of predictions, and the candidates behind it.
-
-It says on top that nothing was measured.
-"""
+"""What ``griffin tune --target`` leaves, as a report shows it: a registry of predictions, the candidates behind it."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +15,7 @@ from griffin_kernels.errors import RegistryError, ReportError
 from griffin_kernels.records import DeviceRecord, Entry
 from griffin_kernels.texts import unmarked
 from reports import format as fmt
-from reports.build import replace, static_table
-from reports.page import Tab, page, render
 from reports.sources import SourceFile, load_registry, source
-from reports.tabs import static_tab
 from tuning.predict.predictor import PREDICTIONS_VERSION, Predicted, PredictionsFile
 from tuning.predict.target_space import CandidateRecord
 
@@ -94,8 +88,7 @@ class PredictedRegistry:
     @property
     def bounds(self) -> list[tuple[str, int]]:
         """How many winners each limit binds, the most first."""
-        found = Counter(choice.entry.bound or "unknown" for choice in self.choices if choice.entry)
-        return found.most_common()
+        return Counter(choice.entry.bound or "unknown" for choice in self.choices if choice.entry).most_common()
 
     @property
     def not_default(self) -> int | None:
@@ -122,19 +115,14 @@ def registry_in(folder: Path) -> Path | None:
     ReportError where there are several.
     """
     found = [folder] if folder.is_file() else sorted(p for p in folder.glob("*.json") if not p.name.endswith(ENDING))
-    registries = [path for path in found if _is_predicted(path)]
+    registries = []
+    for path in found:
+        with contextlib.suppress(RegistryError):
+            registries += [path] if any(e.status == "predicted" for e in load_registry(path)[1].entries) else []
     if len(registries) > 1:
         names = ", ".join(path.name for path in registries)
         raise ReportError(f"{folder} holds several registries of predictions: {names}; name one of them")
     return registries[0] if registries else None
-
-
-def _is_predicted(path: Path) -> bool:
-    try:
-        _, file, _ = load_registry(path)
-    except RegistryError:
-        return False
-    return any(entry.status == "predicted" for entry in file.entries)
 
 
 def load_prediction(path: Path) -> PredictedRegistry:
@@ -167,27 +155,3 @@ def _load_candidates(path: Path) -> tuple[PredictionsFile, SourceFile]:
         raise ReportError(f"{path} cannot be read: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ReportError(f"{path} is no file of predictions: {error}; predict again, or move it away") from None
-
-
-def predicted_tab(found: PredictedRegistry) -> Tab:
-    """Predicted winners by op and case, and the candidates that each was chosen among."""
-    return Tab(
-        "predicted", "Predicted", render("predicted.html.j2", found=found, kind=fmt.device_kind(found.device.validity))
-    )
-
-
-def write_predicted_report(registry: Path, out: Path) -> Path:
-    """Write the report of a registry of predictions to ``out`` and return ``out``; replaced in one step.
-
-    Raises RegistryError or ReportError where the registry or the candidates beside it cannot be used.
-    """
-    found = load_prediction(registry)
-    name = json.dumps(found.registry_source.name)
-    data = (
-        f'{{"format":"griffin-kernels prediction data 1","registry_file":{name},'
-        f'"sha256":"{found.registry_source.sha256}","registry":{found.registry_text.strip()}}}'
-    )
-    title = f"Predicted, not measured: {found.name}, {fmt.date(found.date)}"
-    tabs = [predicted_tab(found), static_tab(static_table(), str(found.device.validity.get("arch", "")))]
-    replace(out, page(title, tabs, data))
-    return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,25 +12,15 @@ from reports import format as fmt
 from roofline.ceilings import Ceiling, Ceilings, peak
 from roofline.study_records import FusionRow, KernelFloor, Study
 
-ROOF_NAMES: Mapping[str, str] = {
-    "dram": "DRAM",
-    "cache": "cache",
-    "tensor": "matrix products",
-    "vector": "vector arithmetic",
-    "special": "special functions",
-    "launch": "launches",
+ROOFS: Mapping[str, tuple[str, str]] = {
+    "dram": ("DRAM", "moving data to and from main memory (DRAM)"),
+    "cache": ("cache", "moving data to and from the last-level cache"),
+    "tensor": ("matrix products", "matrix products"),
+    "vector": ("vector arithmetic", "vector arithmetic (float32 sums and products outside of matrix products)"),
+    "special": ("special functions", "special functions (exp, sigmoid, sqrt and their like)"),
+    "launch": ("launches", "launching kernels"),
 }
-"""Roof -> its name in a table."""
-
-ROOF_WORK: Mapping[str, str] = {
-    "dram": "moving data to and from main memory (DRAM)",
-    "cache": "moving data to and from the last-level cache",
-    "tensor": "matrix products",
-    "vector": "vector arithmetic (float32 sums and products outside of matrix products)",
-    "special": "special functions (exp, sigmoid, sqrt and their like)",
-    "launch": "launching kernels",
-}
-"""Roof -> the work that it limits, in words."""
+"""Roof -> its name in a table, and the work that it limits, in words."""
 
 BEATEN: Mapping[str, str] = {
     "dram": "part of the data probably stayed in the cache",
@@ -41,11 +31,11 @@ BEATEN: Mapping[str, str] = {
 
 
 def roof_name(name: str) -> str:
-    return ROOF_NAMES.get(name, fmt.bound(name))
+    return ROOFS[name][0] if name in ROOFS else fmt.bound(name)
 
 
 def roof_work(name: str) -> str:
-    return ROOF_WORK.get(name, roof_name(name))
+    return ROOFS[name][1] if name in ROOFS else fmt.bound(name)
 
 
 @dataclass(frozen=True)
@@ -153,42 +143,6 @@ def ceiling_rate(ceiling: Ceiling, value: float) -> str:
     return fmt.rate(value, ceiling.unit)
 
 
-@dataclass(frozen=True)
-class CeilingRow:
-    """A measured ceiling beside the datasheet's."""
-
-    ceiling: Ceiling
-    peak: Ceiling | None
-
-    @property
-    def ratio(self) -> float | None:
-        return self.ceiling.value / self.peak.value if self.peak else None
-
-    @property
-    def name(self) -> str:
-        kind, _, rest = self.ceiling.name.partition("_")
-        return f"matrix product {rest}" if kind == "matmul" else fmt.bound(self.ceiling.name)
-
-
-@dataclass(frozen=True)
-class FusionView:
-    """One row of what fusing saves."""
-
-    record: FusionRow
-
-    @cached_property
-    def name(self) -> CaseName:
-        return CaseName.of(self.record.case)
-
-    @property
-    def bytes_ratio(self) -> float:
-        return self.record.unfused_bytes / self.record.fused_bytes
-
-    @property
-    def time_ratio(self) -> float:
-        return self.record.unfused_s / self.record.fused_s
-
-
 class RooflineView:
     """The whole tab. anchors: cases of the tuning tab."""
 
@@ -232,9 +186,9 @@ class RooflineView:
 
     @property
     def floors(self) -> list[str]:
-        """The roofs that some kernel has a floor under, in the order of ROOF_NAMES."""
+        """The roofs that some kernel has a floor under, in the order of ROOFS."""
         used = {name for kernel in self.kernels for name in kernel.record.floors_s}
-        return [*(name for name in ROOF_NAMES if name in used), *sorted(used - set(ROOF_NAMES))]
+        return [*(name for name in ROOFS if name in used), *sorted(used - set(ROOFS))]
 
     @cached_property
     def roofs(self) -> list[Roof]:
@@ -253,9 +207,14 @@ class RooflineView:
         return f"tensor-{kernel.name.dtype}" if bound == "tensor" else bound
 
     @cached_property
-    def ceiling_rows(self) -> list[CeilingRow]:
-        shown = [c for c in self.study.ceilings if not c.name.startswith("matmul_rows_")]
-        return [CeilingRow(c, peak(c.name, self.study.datasheet)) for c in shown]
+    def ceiling_rows(self) -> list[tuple[str, Ceiling, Ceiling | None]]:
+        """Measured ceilings with their names in words, beside the datasheet's."""
+        rows = []
+        for c in self.study.ceilings:
+            kind, _, rest = c.name.partition("_")
+            name = f"matrix product {rest}" if kind == "matmul" else fmt.bound(c.name)
+            rows += [] if c.name.startswith("matmul_rows_") else [(name, c, peak(c.name, self.study.datasheet))]
+        return rows
 
     @property
     def has_peaks(self) -> bool:
@@ -270,6 +229,7 @@ class RooflineView:
         }
 
     @property
-    def fusion(self) -> Sequence[FusionView]:
-        """What fusing saves, the largest ratio of bytes first."""
-        return sorted(map(FusionView, self.study.fusion), key=lambda row: -row.bytes_ratio)
+    def fusion(self) -> list[tuple[FusionRow, CaseName]]:
+        """What fusing saves, with its case, the largest ratio of bytes first."""
+        rows = sorted(self.study.fusion, key=lambda row: -row.unfused_bytes / row.fused_bytes)
+        return [(row, CaseName.of(row.case)) for row in rows]

@@ -14,7 +14,7 @@ from reports import model
 from reports.charts import forward_lines, forward_passes, roofline, tuning
 from reports.forward_model import PageView
 from reports.page import Tab, figure, render
-from reports.roofline_model import ROOF_NAMES, ROOF_WORK, RooflineView, ceiling_rate, roof_name, roof_work
+from reports.roofline_model import ROOFS, RooflineView, ceiling_rate, roof_name, roof_work
 from reports.sources import SourceFile
 from roofline.study_records import REGIMES, Study
 from roofline.work import LENGTH_IS
@@ -44,7 +44,6 @@ def tuning_tab(
     body = render(
         "tuning.html.j2",
         report=report,
-        device=report.device,
         device_kind=fmt.device_kind(facts),
         forest=_forest(cases),
         figures={c.anchor: {"candidates": figure(tuning.candidates(c)), "race": figure(tuning.race(c))} for c in cases},
@@ -83,20 +82,12 @@ def roofline_tab(study: Study, report: model.Report) -> Tab:
     view = RooflineView(study, (case.anchor for case in report.cases))
     facts = study.device.validity
     body = render(
-        "roofline.html.j2",
-        view=view,
-        kind=fmt.device_kind(facts),
-        elsewhere=facts != report.journal.run.device.validity,
-        date=study.device.provenance.get("date"),
-        roofline_figure=figure(roofline.roofline(view)),
-        times_figure=figure(roofline.times(view)),
-        rows_figure=figure(roofline.matmul_rows(view)),
-        shown=roofline.MOST,
-        roof_name=roof_name,
-        roof_work=roof_work,
-        ceiling_rate=ceiling_rate,
-        definitions=[(ROOF_NAMES[name], ROOF_WORK[name]) for name in ROOF_NAMES],
-    )
+        "roofline.html.j2", view=view, kind=fmt.device_kind(facts),
+        elsewhere=facts != report.journal.run.device.validity, date=study.device.provenance.get("date"),
+        roofline_figure=figure(roofline.roofline(view)), times_figure=figure(roofline.times(view)),
+        rows_figure=figure(roofline.matmul_rows(view)), shown=roofline.MOST,
+        roof_name=roof_name, roof_work=roof_work, ceiling_rate=ceiling_rate, definitions=ROOFS.values(),
+    )  # fmt: skip
     return Tab("roofline", "Roofline", body)
 
 

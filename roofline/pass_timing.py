@@ -57,9 +57,12 @@ def measure(model: Griffin, record: PassRecord, device: Device, seconds: float =
     """Time the pass that ``record`` predicts, for about ``seconds``; longer while too few passes were undisturbed."""
     timer = PassTimer(model, record, device)
     begin = time.perf_counter()
-    while timer.wanting(time.perf_counter() - begin, seconds):
+    while True:
         timer.sample()
-    return timer.measured()
+        spent, calm = time.perf_counter() - begin, sum(calm for _, calm in timer.whole)
+        # a busy machine gets more time to be calm for a moment
+        if len(timer.whole) >= LEAST_CALM and spent >= seconds and (calm >= LEAST_CALM or spent >= LONGEST * seconds):
+            return timer.measured()
 
 
 class PassTimer:
@@ -92,12 +95,6 @@ class PassTimer:
             else:
                 self.whole.append(watched(lambda: _timed(self.step, self.device), self.device))
         self.latest_s = self.whole[-1][0]
-
-    def wanting(self, spent: float, seconds: float) -> bool:
-        """Whether more samples are needed; a busy machine gets more time to be calm for a moment."""
-        calm = sum(calm for _, calm in self.whole)
-        enough = len(self.whole) >= LEAST_CALM and spent >= seconds
-        return not enough or (calm < LEAST_CALM and spent < LONGEST * seconds)
 
     def measured(self) -> Measured:
         """What the samples so far come to."""

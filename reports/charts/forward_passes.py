@@ -82,19 +82,14 @@ def _bars(parts: Sequence[Part], names: Sequence[str], starts: Sequence[float], 
     told = plot.hover([_hover(name, part) for name, part in zip(names, parts, strict=True)])
     return [
         go.Bar(
-            orientation="h",
-            y=list(range(len(parts))),
+            orientation="h", width=0.72, y=list(range(len(parts))),
             x=[plot.short(length / scale) for _, length in found],
-            base=[plot.short(start / scale) for start, _ in found],
-            width=0.72,
-            name=PIECES[role][0],
-            meta=role,
-            marker={"pattern": {"shape": PIECES[role][1], "size": 6, "solidity": 0.45}, "line": {"width": 0}},
-            **told,
+            base=[plot.short(start / scale) for start, _ in found], name=PIECES[role][0], meta=role,
+            marker={"pattern": {"shape": PIECES[role][1], "size": 6, "solidity": 0.45}, "line": {"width": 0}}, **told,
         )
         for role, found in pieces.items()
         if any(length > 0 for _, length in found)
-    ]
+    ]  # fmt: skip
 
 
 def _labels(parts: Sequence[Part], starts: Sequence[float], scale: float, end: float) -> Any:
@@ -175,22 +170,14 @@ def _cells(name: str, points: Sequence[GridPoint], view: PageView, facet: int, l
     letter = words.letter(name)
     hatch = {"shape": ["/" if p.fits is False else "" for p in points], "size": 9, "solidity": 0.15}
     return go.Bar(
-        x=[view.seqs.index(p.seq) for p in points],
-        base=[view.batches.index(p.batch) - 0.5 for p in points],
-        y=[1] * len(points),
-        width=1,
-        text=[letter] * len(points),
-        textposition="inside",
-        insidetextanchor="middle",
-        textangle=0,
-        name=html.escape(f"{letter} {name}"),
-        legendgroup=name,
-        showlegend=legend,
+        x=[view.seqs.index(p.seq) for p in points], base=[view.batches.index(p.batch) - 0.5 for p in points],
+        y=[1] * len(points), width=1,
+        text=[letter] * len(points), textposition="inside", insidetextanchor="middle", textangle=0,
+        name=html.escape(f"{letter} {name}"), legendgroup=name, showlegend=legend,
         meta=f"regime-{name}" if name in REGIMES else "other",
         marker={"pattern": hatch | {"fillmode": "overlay"}, "line": {"width": 1}},
-        **plot.hover([_cell_hover(p) for p in points]),
-        **plot.facet_axes(facet),
-    )
+        **plot.hover([_cell_hover(p) for p in points]), **plot.facet_axes(facet),
+    )  # fmt: skip
 
 
 def _cell_hover(point: GridPoint) -> str:

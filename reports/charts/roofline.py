@@ -238,19 +238,11 @@ def _measured(shown: Sequence[KernelView], heights: Sequence[int]) -> list[Any]:
 def _lost(shown: Sequence[KernelView], heights: Sequence[int]) -> Any:
     """Bars of the time lost, to one linear scale."""
     return go.Bar(
-        x=[k.record.lost_s for k in shown],
-        y=list(heights),
-        orientation="h",
-        width=0.5,
-        meta="lost",
-        xaxis="x2",
-        showlegend=False,
+        x=[k.record.lost_s for k in shown], y=list(heights), orientation="h", width=0.5, meta="lost", xaxis="x2",
+        showlegend=False, cliponaxis=False, marker={"line": {"width": 0}}, textposition="outside",
         text=[fmt.time(k.record.lost_s) if k.record.lost_s else "none" for k in shown],
-        textposition="outside",
-        cliponaxis=False,
-        marker={"line": {"width": 0}},
         **plot.hover([plot.text(f"{k.rank} {k.label}", f"loses {fmt.time(k.record.lost_s)} a call") for k in shown]),
-    )
+    )  # fmt: skip
 
 
 def _lost_axis(shown: Sequence[KernelView]) -> dict[str, Any]:

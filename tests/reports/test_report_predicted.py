@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from griffin_kernels.errors import RegistryError, ReportError
 from reports import format as fmt
+from reports.build import write_predicted_report
 from reports.cli import app
-from reports.predicted import load_prediction, registry_in, write_predicted_report
+from reports.predicted import load_prediction, registry_in
 from tests import journals, predictions
 from tests.browsing import Watched, wait_until
 

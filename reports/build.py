@@ -1,7 +1,7 @@
 """Builds a report: one HTML file that needs nothing else, from recorded files alone.
 
-That is a journal, a registry and a roofline study, or a registry of predictions. Nothing is measured again and no kernel
-is imported. Equal inputs give equal bytes.
+That is a journal, a registry and a roofline study, or a registry of predictions. Nothing is measured again and no
+kernel is imported. Equal inputs give equal bytes.
 """
 
 from __future__ import annotations

@@ -42,20 +42,14 @@ def tuning_tab(
     """The tuning report proper."""
     cases, rows, facts = report.cases, report.error_rows, report.journal.run.device.validity
     body = render(
-        "tuning.html.j2",
-        report=report,
-        device_kind=fmt.device_kind(facts),
-        forest=_forest(cases),
+        "tuning.html.j2", report=report, device_kind=fmt.device_kind(facts), forest=_forest(cases),
         figures={c.anchor: {"candidates": figure(tuning.candidates(c)), "race": figure(tuning.race(c))} for c in cases},
         error_figures={op: figure(tuning.errors([r for r in rows if r.op == op])) for op in report.ops},
         # without those that are zero because they do not apply, as a CPU's warp size
         device_facts={name: value for name, value in facts.items() if isinstance(value, bool) or value != 0},
-        first_case=cases[0].anchor if cases else None,
-        statuses=model.STATUSES,
-        indifference=INDIFFERENCE,
-        registry_source=registry_source,
-        study_source=study_source,
-    )
+        first_case=cases[0].anchor if cases else None, statuses=model.STATUSES, indifference=INDIFFERENCE,
+        registry_source=registry_source, study_source=study_source,
+    )  # fmt: skip
     return Tab("tuning", "Tuning", body)
 
 
@@ -69,12 +63,11 @@ def _forest(cases: Sequence[model.CaseView]) -> dict[str, dict[str, float]]:
     values = [math.log(value) for row in found.values() for value in row.values()]
     left, right = min([0.0, *values]), max([0.0, *values])
     width = max(right - left, 0.1)
-    return {
-        anchor: {
-            name: round(6 + 108 * (math.log(value) - left) / width, 1) for name, value in ({"one": 1.0} | row).items()
-        }
-        for anchor, row in found.items()
-    }
+
+    def place(value: float) -> float:
+        return round(6 + 108 * (math.log(value) - left) / width, 1)
+
+    return {a: {"one": place(1.0)} | {n: place(value) for n, value in row.items()} for a, row in found.items()}
 
 
 def roofline_tab(study: Study, report: model.Report) -> Tab:
@@ -131,27 +124,19 @@ def static_tab(found: Recorded, first: str = "sm_90") -> Tab:
     first: the architecture that is shown first, if it is there.
     """
     names = sorted({r.target for r in found.reports}, key=lambda name: [*TARGETS, name].index(name))
-    # widest: bits per thread of the widest global load; 0 where only tensor memory accelerators load
-    pages = {
-        name: [
-            {"record": r, "case": case_named(r), "widest": max(r.load_bits, default=0)}
-            for r in found.reports
-            if r.target == name
-        ]
-        for name in names
-    }
+    pages: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for r in found.reports:
+        # widest: bits per thread of the widest global load; 0 where only tensor memory accelerators load
+        pages[r.target].append({"record": r, "case": case_named(r), "widest": max(r.load_bits, default=0)})
     body = render(
-        "static.html.j2",
-        found=found,
-        pages=pages,
-        gpus=TARGETS,
+        "static.html.j2", found=found, pages=pages, gpus=TARGETS,
         first=first if first in pages else next(iter(pages), None),
         kernels={(r.op, r.variant, r.kernel) for r in found.reports},
         variants={(r.op, r.variant) for r in found.reports},
         spilling=[r for r in found.reports if r.spill_bytes],
         serialised=[r for r in found.reports if r.serialised],
         broken=[r for r in found.reports if r.broken],
-    )
+    )  # fmt: skip
     return Tab("gpu-code", "GPU code", body)
 
 

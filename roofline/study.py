@@ -144,14 +144,11 @@ def study(
     sheet = datasheet.find(device.name)
     cases = [(entry.op, entry.case) for entry in entries if not catalog.op(entry.op).forward]
     return Study(
-        schema_version=STUDY_VERSION,
-        device=DeviceRecord(device.validity(), provenance(device)),
-        ceilings=list(here.table),
-        datasheet=list(Ceilings.from_datasheet(sheet).table) if sheet else [],
-        kernels=kernel_floors(entries, here),
-        fusion=fusion_table(cases, here),
+        schema_version=STUDY_VERSION, device=DeviceRecord(device.validity(), provenance(device)),
+        ceilings=list(here.table), datasheet=list(Ceilings.from_datasheet(sheet).table) if sheet else [],
+        kernels=kernel_floors(entries, here), fusion=fusion_table(cases, here),
         pages=[page(at_hand(device, here), plan, measured, tell), page(of_sku(PREDICTED_SKU), GPU_PLAN, {}, tell)],
-    )
+    )  # fmt: skip
 
 
 def write(

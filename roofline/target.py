@@ -85,41 +85,37 @@ def of_sku(sku: str) -> AnalysisTarget:
     )
 
 
-def tuned_by(device: Device, ceilings: Ceilings) -> Callable[[BenchCase], Tuned | None]:
-    """What the registry knows: the share of its floor that the nearest measured entry reached."""
-    from griffin_kernels import dispatch  # and with it torch
-    from roofline.floors import op_floors
-
-    def find(case: BenchCase) -> Tuned | None:
-        match = dispatch.select(case.op, case, device).match
-        if match is None or match.entry.median_s is None:
-            return None
-        known = match.entry.case
-        floor = max(op_floors(case.op, known, ceilings).values(), default=0.0)
-        if not floor:
-            return None
-        share = floor / match.entry.median_s
-        return Tuned(share, f"{match.variant.name}, measured at {share:.0%} of its floor ({known.key})")
-
-    return find
-
-
 def at_hand(device: Device, ceilings: Ceilings | None = None) -> AnalysisTarget:
     """This machine's device as it was measured; DeviceError where its ceilings never were."""
+    from griffin_kernels import dispatch  # and with it torch
     from roofline import store
+    from roofline.floors import op_floors
 
     known = ceilings or store.load_for(device)
     if known is None:
         raise errors.DeviceError(
             f"the ceilings of {device.name} have not been measured; `griffin roofline measure` takes half a minute"
         )
+
+    def tuned(case: BenchCase) -> Tuned | None:
+        """What the registry knows: the share of its floor that the nearest measured entry reached."""
+        match = dispatch.select(case.op, case, device).match
+        if match is None or match.entry.median_s is None:
+            return None
+        near = match.entry.case
+        floor = max(op_floors(case.op, near, known).values(), default=0.0)
+        if not floor:
+            return None
+        share = floor / match.entry.median_s
+        return Tuned(share, f"{match.variant.name}, measured at {share:.0%} of its floor ({near.key})")
+
     return AnalysisTarget(
         name=device.slug,
         ceilings=known,
         memory_bytes=device.memory_bytes,
         asynchronous=device.kind != "cpu",
         measured=True,
-        tuned=tuned_by(device, known),
+        tuned=tuned,
         assumptions=(
             f"ceilings were measured on this {device.name}",
             "tuned kernels reach the share of their floor that the nearest entry of the registry reached",

@@ -150,23 +150,20 @@ def errors(rows: Sequence[ErrorRow]) -> str | None:
     groups: defaultdict[str, list[ErrorRow]] = defaultdict(list)
     for row in shown:
         groups[f"{row.dtype} {row.output}"].append(row)
+
+    def told(row: ErrorRow) -> str:
+        what = f"{row.op}/{row.variant}, {row.dtype}, output {row.output}"
+        return plot.text(what, f"relative norm {fmt.error(row.rel_norm)}, worst element {fmt.error(row.worst)}")
+
     traces = [
         plot.scatter(
-            f"series{index % 4}",
-            [row.rel_norm for row in found],
+            f"series{index % 4}", [row.rel_norm for row in found],
             [variants.index(row.variant) + 0.16 * (index - (len(groups) - 1) / 2) for row in found],
-            [
-                plot.text(
-                    f"{row.op}/{row.variant}, {row.dtype}, output {row.output}",
-                    f"relative norm {fmt.error(row.rel_norm)}, worst element {fmt.error(row.worst)}",
-                )
-                for row in found
-            ],
-            name=html.escape(series),
+            list(map(told, found)), name=html.escape(series),
             marker=plot.mark(SERIES_SYMBOLS[index % len(SERIES_SYMBOLS)], 9),
         )
         for index, (series, found) in enumerate(groups.items())
-    ]
+    ]  # fmt: skip
     title = plot.titled("relative norm of the error against float64, log scale (left is better)")
     layout = plot.framed(96 + 32 * len(variants), 40, 48) | {
         "showlegend": True,

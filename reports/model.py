@@ -307,15 +307,12 @@ class Report:
         order = {status: place for place, status in enumerate((*BAD, "rejected", "skipped", "slow"))}
         rows = [
             Reason(
-                status=status,
-                text=found[0].problem or "no reason was recorded",
-                count=len(found),
-                alike=len({record.problem for record in found}),
+                status=status, text=found[0].problem or "no reason was recorded", example=found[0].key,
+                count=len(found), alike=len({record.problem for record in found}),
                 variants=tuple(dict.fromkeys(f"{record.op}/{record.variant}" for record in found)),
-                example=found[0].key,
             )
             for (status, _), found in groups.items()
-        ]
+        ]  # fmt: skip
         return sorted(rows, key=lambda row: (order[row.status], -row.count))
 
 
@@ -369,19 +366,13 @@ def _finalists(race: Race, result: Result | None, found: dict[str, Candidate]) -
         if not times:
             return ()
         low, high = stats.paired_ratio_interval(times, best)
-        finalists.append(
-            FinalistView(
-                variant=record.variant if record else key,
-                config=record.config if record else {},
-                key=key,
-                is_winner=place == winner,
-                is_baseline=bool(record and record.baseline),
-                median=stats.median(times),
-                ratios=tuple(mine / its for mine, its in zip(times, best, strict=True)),
-                interval=(low, high),
-                word=compare((1 / high, 1 / low), race.noise_floor) or "",
-            )
-        )
+        finalist = FinalistView(
+            key=key, variant=record.variant if record else key, config=record.config if record else {},
+            is_winner=place == winner, is_baseline=bool(record and record.baseline), median=stats.median(times),
+            ratios=tuple(mine / its for mine, its in zip(times, best, strict=True)), interval=(low, high),
+            word=compare((1 / high, 1 / low), race.noise_floor) or "",
+        )  # fmt: skip
+        finalists.append(finalist)
     return tuple(sorted(finalists, key=lambda finalist: (not finalist.is_winner, finalist.ratio, finalist.key)))
 
 
@@ -401,18 +392,12 @@ def build(journal: JournalFile, registry: RegistryFile | None = None) -> Report:
     left = journal.undecided
     for key, case in cases.items():
         race, decided = races.get(key), results.get(key)
-        by_op[key[0]].append(
-            CaseView(
-                op=key[0],
-                case=case,
-                candidates=_candidate_views(groups[key], decided),
-                result=decided,
-                finalists=_finalists(race, decided, {c.key: c for c in groups[key]}) if race else (),
-                race=race,
-                registry_note=_registry_note(decided, entries.get(key)) if registry else None,
-                undecided=left.get(key),
-            )
-        )
+        view = CaseView(
+            op=key[0], case=case, candidates=_candidate_views(groups[key], decided), result=decided, race=race,
+            finalists=_finalists(race, decided, {c.key: c for c in groups[key]}) if race else (),
+            registry_note=_registry_note(decided, entries.get(key)) if registry else None, undecided=left.get(key),
+        )  # fmt: skip
+        by_op[key[0]].append(view)
     other = registry is not None and registry.device.validity != journal.run.device.validity
     return Report(
         journal=journal,

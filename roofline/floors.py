@@ -55,13 +55,10 @@ def fusion_table(cases: Iterable[tuple[str, Case]], ceilings: Ceilings) -> list[
             for p in passes
         ]
         row = FusionRow(
-            what=op,
-            case=case.key,
-            fused_bytes=catalog.op(op).cost(case).bytes_total,
-            unfused_bytes=sum(p.count * p.cost.bytes_total for p in passes),
+            what=op, case=case.key, fused_bytes=catalog.op(op).cost(case).bytes_total,
+            unfused_bytes=sum(p.count * p.cost.bytes_total for p in passes), unfused_s=sum(one_by_one),
             unfused_launches=sum(p.count for p in passes),
             fused_s=max(op_floors(op, case, ceilings).values(), default=0.0),
-            unfused_s=sum(one_by_one),
-        )
+        )  # fmt: skip
         rows.append(row)
     return rows

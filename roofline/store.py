@@ -121,9 +121,8 @@ def save(
     prepare(path, device)
     with registry.locked(path):
         kept = list(ceilings) if fresh else best_of(earlier(path, device, provenance), ceilings)
-        file = CeilingsFile(
-            schema_version=CEILINGS_VERSION, device=DeviceRecord(device.validity(), provenance), ceilings=kept
-        )
+        record = DeviceRecord(device.validity(), provenance)
+        file = CeilingsFile(schema_version=CEILINGS_VERSION, device=record, ceilings=kept)
         registry.write_atomically(path, msgspec.json.format(msgspec.json.encode(file), indent=1) + b"\n")
     return kept
 

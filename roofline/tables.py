@@ -45,10 +45,8 @@ def show(console: Console, record: PassRecord, target: AnalysisTarget, *, layers
     shares = ", ".join(f"{name} {share:.0%}" for name, share in record.shares.items() if share > 0.005)
     console.print(f"time goes to: {shares}", highlight=False)
     memory = record.memory
-    line = (
-        f"memory: {memory.sentence()} (weights {gib(memory.weights)}, cache {gib(memory.cache)}, "
-        f"activations {gib(memory.activations)})"
-    )
+    held = f"weights {gib(memory.weights)}, cache {gib(memory.cache)}, activations {gib(memory.activations)}"
+    line = f"memory: {memory.sentence()} ({held})"
     if memory.largest_batch is not None:
         line += f"; largest batch at this length {memory.largest_batch}"
     console.print(line, style="red" if memory.fits is False else "", highlight=False)
@@ -68,16 +66,10 @@ def parts_table(record: PassRecord, *, layers: bool = False) -> Table:
         cells = [
             "total" if row is total else row.kind.replace("_", " "),
             "" if place is None or row is total else str(place),
-            si(row.parameters),
-            si(row.flops),
-            gib(row.bytes),
-            gib(row.run_bytes),
-            str(row.launches),
-            seconds_text(row.floor_s),
-            "" if row is total else row.bound,
-            seconds_text(row.predicted_s),
+            si(row.parameters), si(row.flops), gib(row.bytes), gib(row.run_bytes), str(row.launches),
+            seconds_text(row.floor_s), "" if row is total else row.bound, seconds_text(row.predicted_s),
             f"{row.predicted_s / record.predicted_s:.0%}",
-        ]
+        ]  # fmt: skip
         if row.measured_s is not None:
             cells += [seconds_text(row.measured_s), f"{row.predicted_s / row.measured_s:.2f}"]
         shown.add_row(*cells, style="bold" if row is total else "")

@@ -72,17 +72,14 @@ def of_sku(sku: str) -> AnalysisTarget:
     else:
         tensor, reason = ACHIEVED_TENSOR, "assumed, the median of five GPUs with published measurements"
     return AnalysisTarget(
-        name=sheet.sku,
-        ceilings=Ceilings.from_datasheet(sheet),
-        memory_bytes=sheet.memory_bytes,
-        asynchronous=True,
+        name=sheet.sku, ceilings=Ceilings.from_datasheet(sheet), memory_bytes=sheet.memory_bytes, asynchronous=True,
         reach={"tensor": tensor, "dram": ACHIEVED_DRAM, "cache": ACHIEVED_DRAM},
         assumptions=(
             f"peaks are those of the datasheet of {sheet.name}; nothing was measured on it",
             f"matrix products reach {tensor:.0%} of their peak ({reason})",
             f"memory traffic reaches {ACHIEVED_DRAM:.0%} of its peak (assumed, as measured on an A100)",
         ),
-    )
+    )  # fmt: skip
 
 
 def at_hand(device: Device, ceilings: Ceilings | None = None) -> AnalysisTarget:
@@ -110,15 +107,11 @@ def at_hand(device: Device, ceilings: Ceilings | None = None) -> AnalysisTarget:
         return Tuned(share, f"{match.variant.name}, measured at {share:.0%} of its floor ({near.key})")
 
     return AnalysisTarget(
-        name=device.slug,
-        ceilings=known,
-        memory_bytes=device.memory_bytes,
-        asynchronous=device.kind != "cpu",
-        measured=True,
-        tuned=tuned,
+        name=device.slug, ceilings=known, memory_bytes=device.memory_bytes, asynchronous=device.kind != "cpu",
+        measured=True, tuned=tuned,
         assumptions=(
             f"ceilings were measured on this {device.name}",
             "tuned kernels reach the share of their floor that the nearest entry of the registry reached",
             "everything else runs at the median rates sampled for the ceilings, one PyTorch kernel after the other",
         ),
-    )
+    )  # fmt: skip

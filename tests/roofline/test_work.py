@@ -98,7 +98,7 @@ def test_scan_intensity_of_the_paper():
     assert intensity == 0.75
     # far below what TPU-v3's vector unit needs, 4.2 operations a byte: memory binds
     tpu = of_sku("google-tpu-v3").ceilings
-    assert tpu.vector_flops_per_s / tpu.dram_bytes_per_s == pytest.approx(4.2, rel=0.02)
+    assert tpu.value("vector") / tpu.value("dram") == pytest.approx(4.2, rel=0.02)
     plain = scan.cost(scan.make_case(8, 2048, 1024, "bfloat16"))
     assert plain.vector_flops / plain.bytes_total == pytest.approx(2 / 6)
 

@@ -22,23 +22,28 @@ from torch import Tensor
 
 from griffin_kernels.contract import Variant, accumulator
 from griffin_kernels.ops._variants import backward_of, through
+from griffin_kernels.ops.linear_scan.op import rows_of
 
 Core = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def boundaries(cu_seqlens: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(first [N], last [N], nonempty [N]): where each packed sequence begins and ends in visiting order."""
-    starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
-    first, last = (ends - 1, starts) if reverse else (starts, ends - 1)
-    return first, last, ends > starts
+def ends(cu_seqlens: Tensor | None, time: int, reverse: bool) -> tuple[Any, Any, Any]:
+    """What takes, of [N,...], the rows with steps, and of [B,T,...], their first and last steps in visiting order."""
+    if cu_seqlens is None:
+        first, last = (time - 1, 0) if reverse else (0, time - 1)
+        return slice(None), (slice(None), first), (slice(None), last)
+    starts, stops = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+    nonempty = stops > starts
+    begin, end = starts[nonempty], stops[nonempty] - 1
+    return (nonempty, (0, end), (0, begin)) if reverse else (nonempty, (0, begin), (0, end))
 
 
 def cuts(reset: Tensor | None, cu_seqlens: Tensor | None, time: int, reverse: bool) -> Tensor | None:
     """bool [B or 1, T], True where no earlier state enters a step; None where all steps follow each other."""
     if cu_seqlens is None:
         return reset
-    first, _, nonempty = boundaries(cu_seqlens, reverse)
-    starts = torch.zeros(1, time, dtype=torch.bool, device=cu_seqlens.device).index_fill_(1, first[nonempty], True)
+    starts = torch.zeros(1, time, dtype=torch.bool, device=cu_seqlens.device)
+    starts[ends(cu_seqlens, time, reverse)[1]] = True
     return starts if reset is None else starts | reset
 
 
@@ -47,11 +52,6 @@ def unless(stop: Tensor | None, value: Tensor) -> Tensor:
     return (
         value if stop is None else value.masked_fill(stop.reshape(*stop.shape, *[1] * (value.dim() - stop.dim())), 0.0)
     )
-
-
-def stops_at(reset: Tensor | None, at: Tensor | int) -> Tensor | None:
-    """Where a sequence's first step resets: [B], or [1, N] for a tensor of steps."""
-    return None if reset is None else reset[:, at]
 
 
 def sequential(x: Tensor, a: Tensor, cut: Tensor | None, config: Any = None) -> Tensor:
@@ -130,24 +130,15 @@ def forward(core: Core, call: Any) -> tuple[Tensor, Tensor]:
     wide = accumulator(x.dtype)
     gate, values = a.to(wide), x.to(wide)
     cut = cuts(reset, cu_seqlens, x.shape[1], reverse)
-    if cu_seqlens is None:
-        if h0 is not None:
-            at = x.shape[1] - 1 if reverse else 0
-            values = values.clone()
-            values[:, at] += products.times(gate[:, at], unless(stops_at(reset, at), h0.to(wide)))
-        h = directed(core, values, gate, cut, reverse)
-        h_last = h[:, 0 if reverse else -1].clone()
-    else:
-        first, last, nonempty = boundaries(cu_seqlens, reverse)
-        if h0 is not None:
-            values = values.clone()
-            starts = first[nonempty]
-            entering = unless(stops_at(reset, starts), h0[None, nonempty].to(wide))
-            values[:, starts] += products.times(gate[:, starts], entering)
-        h = directed(core, values, gate, cut, reverse)
-        # a sequence without steps ends where it began
-        h_last = h.new_zeros(nonempty.shape[0], x.shape[2]) if h0 is None else h0.to(wide, copy=True)
-        h_last[nonempty] = h[0, last[nonempty]]
+    rows, first, last = ends(cu_seqlens, x.shape[1], reverse)
+    if h0 is not None:
+        values = values.clone()
+        stops = None if reset is None else reset[first]
+        values[first] += products.times(gate[first], unless(stops, h0[rows].to(wide)))
+    h = directed(core, values, gate, cut, reverse)
+    # a sequence without steps ends where it began
+    h_last = h.new_zeros(rows_of(x.shape[0], cu_seqlens), x.shape[2]) if h0 is None else h0.to(wide, copy=True)
+    h_last[rows] = h[last]
     return h.to(x.dtype).contiguous(), h_last
 
 
@@ -177,12 +168,8 @@ def previous(h: Tensor, h0: Tensor | None, cu_seqlens: Tensor | None, reverse: b
         before[:, :-1] = h[:, 1:]
     else:
         before[:, 1:] = h[:, :-1]
-    if cu_seqlens is None:
-        if h0 is not None:
-            before[:, -1 if reverse else 0] = h0.to(wide)
-    else:
-        first, _, nonempty = boundaries(cu_seqlens, reverse)
-        before[0, first[nonempty]] = 0.0 if h0 is None else h0[nonempty].to(wide)
+    rows, first, _ = ends(cu_seqlens, h.shape[1], reverse)
+    before[first] = 0.0 if h0 is None else h0[rows].to(wide)
     return before
 
 
@@ -194,27 +181,20 @@ def backward(core: Core, call: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     dh, dh_last, a, h, h0, reset, cu_seqlens, reverse = call
     wide, products = accumulator(a.dtype), products_of(a)
     cut = cuts(reset, cu_seqlens, a.shape[1], reverse)
+    rows, first, last = ends(cu_seqlens, a.shape[1], reverse)
     gate = products.transposed(a.to(wide))
     incoming = dh.to(wide)
     if dh_last is not None:
         incoming = incoming.clone()
-        if cu_seqlens is None:
-            incoming[:, 0 if reverse else -1] += dh_last.to(wide)
-        else:
-            _, last, nonempty = boundaries(cu_seqlens, reverse)
-            incoming[0, last[nonempty]] += dh_last[nonempty].to(wide)
+        incoming[last] += dh_last[rows].to(wide)
     ended = None if cut is None else handed_back(cut, reverse)
     g = directed(core, incoming, handed_back(unless(cut, gate), reverse), ended, not reverse)  # [B, T, D]
     da = unless(reset, products.outer(g, previous(h, h0, cu_seqlens, reverse), a.dtype))
     dh0 = None
-    if h0 is not None and cu_seqlens is None:
-        at = a.shape[1] - 1 if reverse else 0
-        dh0 = unless(stops_at(reset, at), products.times(gate[:, at], g[:, at]))
-    elif h0 is not None and cu_seqlens is not None:
-        first, _, nonempty = boundaries(cu_seqlens, reverse)
+    if h0 is not None:
         dh0 = torch.zeros(h0.shape, dtype=wide, device=a.device) if dh_last is None else dh_last.to(wide, copy=True)
-        starts = first[nonempty]
-        dh0[nonempty] = unless(stops_at(reset, starts), products.times(gate[:, starts], g[:, starts]))[0]
+        stops = None if reset is None else reset[first]
+        dh0[rows] = unless(stops, products.times(gate[first], g[first]))
     return g.to(a.dtype).contiguous(), da, dh0
 
 

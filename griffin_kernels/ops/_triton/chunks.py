@@ -189,17 +189,12 @@ class ChunkedInputs(NamedTuple):
 
 
 def marked(
-    cu_seqlens: Tensor | None,
-    given: Tensor | None,
-    final: Tensor | None,
-    time: int,
-    width: int,
-    reverse: bool,
-    acc: Any,
+    x: Tensor, cu_seqlens: Tensor | None, given: Tensor | None, final: Tensor | None, reverse: bool
 ) -> tuple[Marks | None, list[Launch]]:
-    """(marks, launches that fill them); nothing where there are no packed sequences. given: [N,D], as final."""
+    """(marks, launches that fill them); nothing where x [B,T,D] is not of packed sequences. given: [N,D], as final."""
     if cu_seqlens is None:
         return None, []
+    time, width = x.shape[1:]
     sign = tl.constexpr(-1 if reverse else 1)
     enter, leave = torch.full((2, time), -1, dtype=torch.int32, device=cu_seqlens.device)
     marks = Marks(Rows(enter, 0, sign, None), Rows(leave, 0, sign, None), state(given), dense_state(final))
@@ -207,7 +202,7 @@ def marked(
         kernel=linear_scan_mark,
         grid=(cu_seqlens.shape[0] - 1,),
         args={"cu_seqlens": cu_seqlens, "marks": marks, "T": time},
-        constexprs={"D": width, "REVERSE": reverse, "ACC": acc, "BLOCK_D": 128},
+        constexprs={"D": width, "REVERSE": reverse, "ACC": host.wide(x.dtype), "BLOCK_D": 128},
     )
     return marks, [launch]
 

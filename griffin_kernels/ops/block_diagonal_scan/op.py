@@ -37,16 +37,10 @@ class Call(NamedTuple):
 
 def check(call: Any) -> None:
     """What the tensor specs cannot express: the blocks make up D, and the layout of packed sequences."""
-    check_blocks(call.a, width=call[0].shape[2])
-    if call.cu_seqlens is not None:
-        plain.check_cu_seqlens(call.cu_seqlens, batch=call[0].shape[0], total=call[0].shape[1])
-
-
-def check_blocks(a: Tensor, width: int) -> None:
-    """Raise ShapeError unless the blocks of a [B,T,H,n,n] make up ``width`` channels."""
-    blocks, size = a.shape[2], a.shape[3]
+    (blocks, size), width = call.a.shape[2:4], call[0].shape[2]
     if blocks * size != width:
         raise errors.ShapeError(f"a has {blocks} blocks of {size} channels, H * n = {blocks * size}, but D is {width}")
+    plain.check(call)
 
 
 def reference(call: Call) -> tuple[Tensor, Tensor]:
@@ -66,7 +60,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     so that long products neither vanish nor grow.
     """
     draw = Draws(case, device, seed)
-    batch, time, width, blocks, size, rows = (case[dim] for dim in ("B", "T", "D", "H", "n", "N"))
+    batch, time, width, blocks, size = (case[dim] for dim in ("B", "T", "D", "H", "n"))
     x = draw.normal(batch, time, width)
     u, v = torch.nn.functional.normalize(draw.normal(2, batch, time, blocks, size), dim=-1)
     low, high = (0.999, 1.0) if "near_one" in case.data else (0.9, 0.999)
@@ -78,14 +72,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         - 2 * v[..., :, None] * v[..., None, :]
         + across
     )
-    return {
-        "x": draw.placed(x),
-        "a": draw.placed(shrink * a),
-        "h0": draw.wide(draw.normal(rows, width)) if "h0" in case.data else None,
-        "reset": (draw.uniform(batch, time) < 0.15).to(device) if "reset" in case.flags else None,
-        "cu_seqlens": draw.offsets() if "packed" in case.flags else None,
-        "reverse": "reverse" in case.flags,
-    }
+    return {"x": draw.placed(x), "a": draw.placed(shrink * a)} | plain.states_and_flags(draw)
 
 
 def tolerance(case: Case) -> Tolerance:

@@ -25,17 +25,7 @@ import numba
 
 from griffin_kernels.ops import _native_rows
 from griffin_kernels.ops._native import Strided, data_bytes, field, finish, int32_at, int64_at, places, take
-from griffin_kernels.ops._native_rows import (
-    STREAM,
-    bounds,
-    copy,
-    input_at,
-    is_set,
-    known_number,
-    row,
-    wide_bytes,
-    zero,
-)
+from griffin_kernels.ops._native_rows import STREAM, bounds, copy, input_at, is_set, known_number, row, wide_bytes, zero
 from griffin_kernels.ops.linear_scan import _scan_lanes
 from griffin_kernels.ops.linear_scan._scan_lanes import AHEAD, ScanLanes
 

@@ -205,12 +205,12 @@ def phases(
     and leave time.
     """
     x, a, chunk, reverse, backward = source
-    batch, time, width = x.shape
+    batch, time, _ = x.shape
     chunks = triton.cdiv(time, chunk) - 1
     _, args, constexprs = arguments
     ends = entering, leaving = ("dh_last", "dh0") if backward else ("h0", "h_last")
     given = getattr(call, entering)
-    marks, steps = marked(args.pop("cu_seqlens"), given, outputs[leaving], time, width, reverse, constexprs["ACC"])
+    marks, steps = marked(x, args.pop("cu_seqlens"), given, outputs[leaving], reverse)
     result, before = reduce(source, given, call.reset, marks, config)
     if marks is not None:
         args |= dict.fromkeys(ends)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from griffin_kernels.contract import Case, NoConfig, Variant
-from griffin_kernels.device import Device
+from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.ops._variants import through
 from griffin_kernels.ops.linear_scan import _scan_eager
 
@@ -40,16 +39,11 @@ def core(x: Tensor, a: Tensor, cut: Tensor | None, config: NoConfig) -> Tensor:
     return values
 
 
-def rank(case: Case, device: Device) -> int:
-    """Behind the chunked form, which moves fewer bytes."""
-    return 4
-
-
 VARIANT = Variant(
     op="linear_scan",
     name="eager.associative",
     summary="recursive doubling over the whole tensor",
     run=through(_scan_eager.forward, core),
     config=NoConfig,
-    rank=rank,
+    rank=lambda case, device: 4,  # behind the chunked form, which moves fewer bytes
 )

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
 from griffin_kernels.ops._variants import through
 from griffin_kernels.ops.linear_scan import _scan_eager
 
@@ -75,11 +74,6 @@ def traffic(case: Case, config: Config) -> int:
     return elements * (2 * config.block * 4 + 3 * case.bytes_per_element())
 
 
-def rank(case: Case, device: Device) -> int:
-    """Never the default."""
-    return 1
-
-
 VARIANT = Variant(
     op="linear_scan",
     name="eager.blocked_diagonal",
@@ -87,6 +81,6 @@ VARIANT = Variant(
     run=through(_scan_eager.forward, core),
     config=Config,
     axes={"block": (4, 8, 16)},
-    rank=rank,
+    rank=lambda case, device: 1,  # never the default
     traffic=traffic,
 )

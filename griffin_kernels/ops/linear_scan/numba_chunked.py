@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.linear_scan import _scan_numba_call, numba_sequential
-from griffin_kernels.ops.linear_scan.numba_sequential import reject
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ VARIANT = Variant(
     run=_scan_numba_call.forward,
     config=Config,
     axes={"block_d": (640, 4096), "ahead": (False, True), "chunk": (16, 64, 256, 1024)},
-    reject=reject,
+    reject=unfit_cpu,
     rank=rank,
     traffic=traffic,
 )

@@ -10,10 +10,8 @@ read once and written once: bound by DRAM as soon as there are as many blocks as
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
+from griffin_kernels.contract import Variant
 from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.linear_scan import _scan_numba_call
 
@@ -28,16 +26,6 @@ class Config:
     ahead: bool = True
 
 
-def reject(case: Case, device: Device, config: Any) -> str | None:
-    """Shared by all numba variants of both ops."""
-    return unfit_cpu(case, device, config)
-
-
-def rank(case: Case, device: Device) -> int:
-    """Above every eager variant."""
-    return 20
-
-
 VARIANT = Variant(
     op="linear_scan",
     name="numba.sequential",
@@ -45,6 +33,6 @@ VARIANT = Variant(
     run=_scan_numba_call.forward,
     config=Config,
     axes={"block_d": (128, 256, 640, 1280, 2048, 2560, 4096), "ahead": (False, True)},
-    reject=reject,
-    rank=rank,
+    reject=unfit_cpu,
+    rank=lambda case, device: 20,  # above every eager variant
 )

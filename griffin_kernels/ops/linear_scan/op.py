@@ -29,10 +29,10 @@ class Call(NamedTuple):
     reverse: bool = False
 
 
-def check(call: Call) -> None:
+def check(call: Any) -> None:
     """What the tensor specs cannot express: the layout of packed sequences."""
     if call.cu_seqlens is not None:
-        check_cu_seqlens(call.cu_seqlens, batch=call.x.shape[0], total=call.x.shape[1])
+        check_cu_seqlens(call.cu_seqlens, batch=call[0].shape[0], total=call[0].shape[1])
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, batch: int, total: int) -> None:
@@ -93,23 +93,32 @@ def recurrence(call: Any, times: Callable[[Tensor, Tensor], Tensor]) -> tuple[Te
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Standard normal x; a in [0.9, 0.999], where RG-LRU is initialised, or as the case's ``data`` says."""
     draw = Draws(case, device, seed)
-    batch, time, width, rows = case["B"], case["T"], case["D"], case["N"]
+    batch, time, width = case["B"], case["T"], case["D"]
     x = draw.normal(batch, time, width)
     a = draw.uniform(batch, time, width) * 0.099 + 0.9
     if "signed" in case.data:
         a = torch.where(draw.uniform(batch, time, width) < 0.5, -a, a)
     if "zeros" in case.data:
         a = torch.where(draw.uniform(batch, time, width) < 0.2, 0.0, a)
-    h0 = draw.wide(draw.normal(rows, width)) if "h0" in case.data else None
-    reset = (draw.uniform(batch, time) < 0.15).to(device) if "reset" in case.flags else None
-    cu_seqlens = draw.offsets() if "packed" in case.flags else None
+    given = states_and_flags(draw)
     if "wild" in case.data:
         drawn = wild.gates_and_inputs(case.torch_dtype, batch, time, width, draw.generator)
         a, x = (in_time(case, values) for values in drawn)
-        starts, _ = visits(case, cu_seqlens)
-        h0 = None if h0 is None else draw.wide(wild.initial(case.torch_dtype, time, width, starts))
-    placed = {"x": draw.placed(x), "a": draw.placed(a)}
-    return placed | {"h0": h0, "reset": reset, "cu_seqlens": cu_seqlens, "reverse": "reverse" in case.flags}
+        if given["h0"] is not None:
+            starts, _ = visits(case, given["cu_seqlens"])
+            given["h0"] = draw.wide(wild.initial(case.torch_dtype, time, width, starts))
+    return {"x": draw.placed(x), "a": draw.placed(a)} | given
+
+
+def states_and_flags(draw: Draws) -> dict[str, Any]:
+    """Inputs of a scan besides x and a, as the case's data and flags ask for."""
+    case = draw.case
+    return {
+        "h0": draw.wide(draw.normal(case["N"], case["D"])) if "h0" in case.data else None,
+        "reset": (draw.uniform(case["B"], case["T"]) < 0.15).to(draw.device) if "reset" in case.flags else None,
+        "cu_seqlens": draw.offsets() if "packed" in case.flags else None,
+        "reverse": "reverse" in case.flags,
+    }
 
 
 def in_time(case: Case, values: Tensor) -> Tensor:

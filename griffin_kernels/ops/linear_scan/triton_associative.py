@@ -102,11 +102,6 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
     return host.not_here(device) or host.idle_channels(case, config.block_d)
 
 
-def rank(case: Case, device: Device) -> int:
-    """Never the default among Triton's scans: more instructions for the same bytes."""
-    return 12
-
-
 VARIANT = Variant(
     op="linear_scan",
     name="triton.associative",
@@ -114,6 +109,6 @@ VARIANT = Variant(
     config=Config,
     axes={"block_t": (16, 32), "block_d": (64, 128, 256), "num_warps": (1, 2, 4), "num_stages": (2, 3, 4)},
     reject=reject,
-    rank=rank,
+    rank=lambda case, device: 12,  # never the default of Triton's scans: more instructions for the same bytes
     launches=launches,
 )

@@ -1,4 +1,4 @@
-"""Backward scan row by row in registers: what all Triton forms share.
+"""Backward scan row by row in registers: what all Triton forms share, and their hosts.
 
 Steps are visited from the last to the first, so rows run against the forward pass. The carry is
 c_i = m_i a_i g_i, what a step hands to the one before it; h_{i-1} is the next row that would be visited. Matrices in
@@ -12,21 +12,28 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from griffin_kernels.contract import accumulator
+from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.scan import AGAIN, beyond_one
 from griffin_kernels.ops._triton.tensors import (
     Channels,
     at,
     dense,
+    dense_state,
     later,
     load_flags,
     load_rows,
     load_state,
     marks_later,
+    rows,
+    state,
     store_row,
     store_state,
 )
+from griffin_kernels.ops.linear_scan._scan_launches import Arguments, steps_of
 from griffin_kernels.ops.linear_scan._triton_scan import alike, back_through_step
+from griffin_kernels.ops.linear_scan.op import rows_of
 
 
 class GradientStreams(NamedTuple):
@@ -141,3 +148,26 @@ def scan_again(streams, dh_last, dh0, row, most, before_first, channels, steps, 
         carry = load_state(dh_last, row, again, most.dtype)
         carry = scan_rows(back, None, None, carry, before_first, alike(again), steps, steps, AGAIN)
         store_state(dh0, row, carry, again)
+
+
+def gradient_arguments(call: Any, outputs: dict[str, Any]) -> Arguments:
+    """(N, arguments, constexprs) of a kernel that does the whole backward scan; allocates dx, da, dh0.
+
+    Steps are in backward order: the sign of every ``Rows.step`` is opposite to the forward pass's.
+    """
+    dh, dh_last, a, h, h0, reset, cu_seqlens, reverse = call
+    count, back = rows_of(a.shape[0], cu_seqlens), not reverse
+    if h0 is None:
+        outputs["dh0"] = None
+    else:
+        host.empty(outputs, "dh0", a, count, dh.shape[2], dtype=accumulator(a.dtype))
+    written = [host.empty(outputs, name, a, *like.shape, dtype=a.dtype) for name, like in (("dx", dh), ("da", a))]
+    args = {
+        "given": GradientStreams(rows(dh, back), steps_of(a, back), rows(h, back), rows(reset, back), *written),
+        "dh_last": state(dh_last),
+        "h0": state(h0),
+        "cu_seqlens": cu_seqlens,
+        "dh0": dense_state(outputs["dh0"]),
+        "T": a.shape[1],
+    }
+    return count, args, {"REVERSE": reverse, "ACC": host.wide(a.dtype)}

@@ -34,8 +34,12 @@ from griffin_kernels.ops._triton.tensors import (
 )
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.linear_scan import triton_blocked_diagonal as forward
-from griffin_kernels.ops.linear_scan_bwd._gradient_launches import gradient_arguments
-from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import scan_again, streams_at, streams_later
+from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import (
+    gradient_arguments,
+    scan_again,
+    streams_at,
+    streams_later,
+)
 from griffin_kernels.ops.linear_scan_bwd.op import Call
 
 

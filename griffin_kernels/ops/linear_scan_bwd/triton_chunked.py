@@ -31,8 +31,7 @@ from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.linear_scan import _triton_scan_chunks
 from griffin_kernels.ops.linear_scan import triton_chunked as forward
 from griffin_kernels.ops.linear_scan._triton_scan import as_carry, own_part
-from griffin_kernels.ops.linear_scan_bwd._gradient_launches import gradient_arguments
-from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import scan_rows, streams_at
+from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import gradient_arguments, scan_rows, streams_at
 
 
 @dataclass(frozen=True)

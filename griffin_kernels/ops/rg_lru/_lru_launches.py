@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels import launch
@@ -117,7 +116,7 @@ def in_chunks(
     launch that reduces, or that scans, by its chunks of all batch entries and arguments besides those of any kernel.
     """
     batch, time, width = call.x.shape
-    marks, steps = split.marked(call.cu_seqlens, given, final, time, width, reverse, tl.float32)
+    marks, steps = split.marked(call.x, call.cu_seqlens, given, final, reverse)
     chunks = triton.cdiv(time, chunk) - 1
     args = {"marks": marks, "product": None, "result": None, "chunks": chunks}
     if chunks:

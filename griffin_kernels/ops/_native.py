@@ -270,32 +270,32 @@ def copy(v: Lanes, source: Any, target: Any) -> None:
     v.write(v.read(_at(v, source, 4)), _at(v, target, 4))
 
 
-def _integer_at(kind: Any) -> Any:
-    """A numba function ``(address, index) -> int64`` that reads an array of ``kind``."""
+def _integer_at(kind: Any, add: int = 0) -> Any:
+    """A numba function ``(array, index) -> int64`` of an array of ``kind``, given by address or as a pointer.
+
+    It reads an integer or, with ``add``, adds that and gives what it was: no other thread gets the same.
+    """
 
     @intrinsic
-    def read(typing: Any, address: Any, index: Any) -> Any:
+    def integer(typing: Any, array: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            array = builder.inttoptr(args[0], kind.as_pointer())
-            value = builder.load(builder.gep(array, [args[1]]))
+            pointer = builder.bitcast if isinstance(array, types.CPointer) else builder.inttoptr
+            place = builder.gep(pointer(args[0], kind.as_pointer()), [args[1]])
+            if add:
+                return builder.atomic_rmw("add", place, INT64(add), "monotonic")
+            value = builder.load(place)
             return value if kind is INT64 else builder.sext(value, INT64)
 
-        return types.int64(types.int64, types.int64), generate
+        return types.int64(array, types.int64), generate
 
-    return read
+    return integer
 
 
 int8_at, int32_at, int64_at = _integer_at(INT8), _integer_at(INT32), _integer_at(INT64)
-
-
-@intrinsic
-def field(typing: Any, data: Any, index: Any) -> Any:
-    """One of the integers that the kernel is given."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.gep(builder.bitcast(args[0], INT64.as_pointer()), [args[1]]))
-
-    return types.int64(data, types.int64), generate
+field = int64_at
+"""One of the integers that a kernel is given, by its pointer."""
+take = _integer_at(INT64, add=1)
+"""Takes a work item: counts one of these integers up."""
 
 
 Strided = tuple[int, int, int]
@@ -317,17 +317,6 @@ def places(family: type, first: int = 1) -> Any:
     begins = itertools.accumulate([breadth(kind) or 1 for kind in kinds[:-1]], initial=first)
     named = [hasattr(kind, "_fields") for kind in kinds]
     return family(*[places(k, at) if deep else at for k, at, deep in zip(kinds, begins, named, strict=True)])
-
-
-@intrinsic
-def take(typing: Any, data: Any, index: Any) -> Any:
-    """Add 1 to an integer and give what it was: no other thread gets the same."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        counter = builder.gep(builder.bitcast(args[0], INT64.as_pointer()), [args[1]])
-        return builder.atomic_rmw("add", counter, INT64(1), "monotonic")
-
-    return types.int64(data, types.int64), generate
 
 
 @intrinsic

@@ -1,4 +1,4 @@
-"""Variants that follow from others: a gradient that goes about it as its forward pass does."""
+"""Ops and variants that follow from others: a gradient that goes about it as its forward pass does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from griffin_kernels.contract import Variant, from_parts
+from griffin_kernels.contract import Op, Variant, from_parts
+
+
+def gradient_of(forward: Any, **own: Any) -> Op:
+    """The op of the gradient of the one in module ``forward``, whose table of cases and dims it has.
+
+    own: everything else, ``check`` included, which may be the forward's.
+    """
+    op: Op = forward.OP
+    name = f"{op.name}_bwd"
+    usual = {"cases": forward.cases(name), "case_of": functools.partial(forward.case_of, op=name), "check": None}
+    return dataclasses.replace(op, name=name, forward=op.name, **usual | own)
 
 
 def backward_of(forward: Variant, run: Callable[..., Any] = from_parts, **facts: Any) -> Variant:

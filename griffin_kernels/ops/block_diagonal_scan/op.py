@@ -8,6 +8,7 @@ of its block. n = 1 is linear_scan.
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -98,10 +99,7 @@ def case_of(call: Any, op: str = "block_diagonal_scan") -> Case:
 
 def cases(op: str) -> tuple[BenchCase, ...]:
     """The table of cases, shared by block_diagonal_scan and its backward."""
-
-    def case(*sizes: int, **facts: object) -> BenchCase:
-        return make_case(*sizes, op=op, **facts)  # type: ignore[arg-type]
-
+    case = functools.partial(make_case, op=op)
     smoke = [case(2, 37, 6, 4, dtype=d, tag="smoke") for d in DTYPE_BYTES]
     smoke.append(case(2, 21, 3, 16, tag="smoke", data=("h0",)))
     edge = [

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import ROWS, Case, Cost, Op, TensorSpec
+from griffin_kernels.contract import Case, Cost, TensorSpec
 from griffin_kernels.ops._arguments import Offsets, Resets, Sequence, State
+from griffin_kernels.ops._variants import gradient_of
 from griffin_kernels.ops.block_diagonal_scan import op as forward
 from griffin_kernels.ops.linear_scan_bwd import op as plain
 
@@ -57,8 +58,8 @@ def cost(case: Case) -> Cost:
     )
 
 
-OP = Op(
-    name="block_diagonal_scan_bwd",
+OP = gradient_of(
+    forward,
     summary="dx, dA, dh0 of block_diagonal_scan: a scan in the opposite direction with A transposed",
     call=Call,
     outputs={
@@ -67,14 +68,8 @@ OP = Op(
         "dh0": TensorSpec("N D", "accumulator", optional=True),
     },
     reference=reference,
-    cases=forward.cases("block_diagonal_scan_bwd"),
     make_inputs=functools.partial(plain.make_inputs, op=forward.OP),
     cost=cost,
     tolerance=functools.partial(plain.tolerance, op=forward.OP),
-    case_of=functools.partial(forward.case_of, op="block_diagonal_scan_bwd"),
-    splits=(ROWS, ("H", "D")),
-    exact_dims=("n",),
-    free_dims=("N", "H"),
     check=forward.check,
-    forward="block_diagonal_scan",
 )

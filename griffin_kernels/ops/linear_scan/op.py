@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -168,10 +169,7 @@ def rows_of(batch: int, cu_seqlens: Tensor | None) -> int:
 
 def cases(op: str) -> tuple[BenchCase, ...]:
     """The table of cases, shared by linear_scan and its backward."""
-
-    def case(*sizes: int, **facts: object) -> BenchCase:
-        return make_case(*sizes, op=op, **facts)  # type: ignore[arg-type]
-
+    case = functools.partial(make_case, op=op)
     smoke = [case(2, 37, 24, dtype=d, tag="smoke") for d in DTYPE_BYTES]
     smoke.append(case(2, 37, 24, tag="smoke", data=("h0",)))
     edge = [

@@ -11,7 +11,6 @@ which the forward pass visits time. h is the forward output in the data's dtype.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,9 +18,10 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import pieces
-from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops._arguments import Offsets, Resets, Sequence, State
 from griffin_kernels.ops._inputs import Draws
+from griffin_kernels.ops._variants import gradient_of
 from griffin_kernels.ops.linear_scan import op as forward
 from griffin_kernels.ops.linear_scan import wild
 
@@ -103,8 +103,8 @@ def tolerance(case: Case, op: Op = forward.OP) -> Tolerance:
     return Tolerance(rel_norm=1.5 * one_way.rel_norm, worst=2 * one_way.worst)
 
 
-OP = Op(
-    name="linear_scan_bwd",
+OP = gradient_of(
+    forward,
     summary="dx, da, dh0 of linear_scan: a scan in the opposite direction",
     call=Call,
     outputs={
@@ -113,12 +113,7 @@ OP = Op(
         "dh0": TensorSpec("N D", "accumulator", optional=True),
     },
     reference=reference,
-    cases=forward.cases("linear_scan_bwd"),
     make_inputs=make_inputs,
     cost=cost,
     tolerance=tolerance,
-    case_of=functools.partial(forward.case_of, op="linear_scan_bwd"),
-    splits=(ROWS, ("D",)),
-    free_dims=("N",),
-    forward="linear_scan",
 )

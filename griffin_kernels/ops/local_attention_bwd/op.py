@@ -11,16 +11,16 @@ dk and dv also sum over the query heads that share a key head.
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from griffin_kernels import pieces
-from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.contract import Case, Cost, Inputs, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops._arguments import Offsets
 from griffin_kernels.ops._inputs import Draws
+from griffin_kernels.ops._variants import gradient_of
 from griffin_kernels.ops.local_attention import op as forward
 from griffin_kernels.ops.local_attention.cost import keys_within_reach, visible_pairs
 from griffin_kernels.ops.local_attention.op import Documents, Keys, Queries
@@ -109,8 +109,8 @@ def tolerance(case: Case) -> Tolerance:
     return Tolerance(rel_norm=3 * one_way.rel_norm, worst=4 * one_way.worst)
 
 
-OP = Op(
-    name="local_attention_bwd",
+OP = gradient_of(
+    forward,
     summary="dq, dk, dv of local_attention from its output and lse, scores recomputed",
     call=Call,
     outputs={
@@ -119,14 +119,8 @@ OP = Op(
         "dv": TensorSpec("B S Hkv d"),
     },
     reference=reference,
-    cases=forward.cases("local_attention_bwd"),
     make_inputs=make_inputs,
     cost=cost,
     tolerance=tolerance,
-    case_of=functools.partial(forward.case_of, op="local_attention_bwd"),
-    splits=(ROWS, ("Hkv", "Hq")),
-    exact_dims=("Hkv", "d"),
-    free_dims=("N",),
     check=forward.check,
-    forward="local_attention",
 )

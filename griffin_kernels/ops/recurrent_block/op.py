@@ -11,6 +11,7 @@ h [B,T,D] is wanted by the backward pass only: None unless ``with_h``.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -110,10 +111,7 @@ def case_of(call: Any, op: str = "recurrent_block") -> Case:
 
 def cases(op: str) -> tuple[BenchCase, ...]:
     """The table of cases, shared by recurrent_block and its backward; one decoded token has an op of its own."""
-
-    def case(*sizes: int, dtype: str = "float32", **facts: object) -> BenchCase:
-        return make_case(*sizes, dtype=dtype, op=op, **facts)  # type: ignore[arg-type, misc]
-
+    case = functools.partial(make_case, op=op)
     smoke = [case(2, 37, 24, 3, dtype=d, tag="smoke", data=("with_h",)) for d in DTYPE_BYTES]
     both = ("state", "h0", "with_h")
     edge = [

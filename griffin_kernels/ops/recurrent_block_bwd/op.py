@@ -8,17 +8,17 @@ h is rg_lru's output in the data's dtype; the convolution and the gates are reco
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from griffin_kernels import pieces
-from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.contract import Case, Cost, Inputs, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops import _gelu
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
 from griffin_kernels.ops._inputs import Draws
+from griffin_kernels.ops._variants import gradient_of
 from griffin_kernels.ops.recurrent_block import op as forward
 from griffin_kernels.ops.recurrent_block.cost import weight_elements
 from griffin_kernels.ops.recurrent_block_step.cost import GELU_FLOPS, GELU_SPECIALS
@@ -125,8 +125,8 @@ def tolerance(case: Case) -> Tolerance:
     )
 
 
-OP = Op(
-    name="recurrent_block_bwd",
+OP = gradient_of(
+    forward,
     summary="the gradients of recurrent_block, convolution and gates recomputed",
     call=Call,
     outputs={
@@ -137,13 +137,7 @@ OP = Op(
         "dh0": TensorSpec("N D", "accumulator", optional=True),
     },
     reference=reference,
-    cases=forward.cases("recurrent_block_bwd"),
     make_inputs=make_inputs,
     cost=cost,
     tolerance=tolerance,
-    case_of=functools.partial(forward.case_of, op="recurrent_block_bwd"),
-    splits=(ROWS, ("H", "D")),
-    exact_dims=("K",),
-    free_dims=("n", "N"),
-    forward="recurrent_block",
 )

@@ -19,6 +19,7 @@ The square root's gradient is clipped at 1000: d sqrt(v) = dv / sqrt(max(4 v, 1e
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
@@ -218,10 +219,7 @@ def flags_of(call: Any) -> list[str]:
 
 def cases(op: str) -> tuple[BenchCase, ...]:
     """The table of cases, shared by rg_lru and its backward."""
-
-    def case(*sizes: int, **facts: object) -> BenchCase:
-        return make_case(*sizes, op=op, **facts)  # type: ignore[arg-type]
-
+    case = functools.partial(make_case, op=op)
     smoke = [case(2, 37, 24, 3, dtype=d, tag="smoke") for d in DTYPE_BYTES]
     edge = [
         case(1, 1, 1, 1, tag="edge", data=("h0",)),
@@ -250,8 +248,8 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     for width, blocks, source in ((2560, 10, rg2b), (4096, 16, rg9b)):
         for batch in (1, 8):
             for time in (2048, 8192):
-                facts = {"where": "gpu", "dtype": "bfloat16", "source": source}
-                bench.append(case(batch, time, width, blocks, thorough=width == 4096, **facts))
+                facts: dict[str, Any] = {"dtype": "bfloat16", "source": source, "thorough": width == 4096}
+                bench.append(case(batch, time, width, blocks, where="gpu", **facts))
     bench.append(case(8, 2048, 2560, 16, where="gpu", dtype="bfloat16", source=paper))
     bench.append(case(8, 2048, 2560, 10, where="gpu", dtype="float32", source=rg2b, thorough=True))
     bench.append(

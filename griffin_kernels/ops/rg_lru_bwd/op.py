@@ -12,16 +12,16 @@ backward gives it, and da_t = g_t h_{t-1}), v = 1 - a^2, m = sqrt(v), and no gra
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from griffin_kernels import pieces
-from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.contract import Case, Cost, Inputs, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
 from griffin_kernels.ops._inputs import Draws
+from griffin_kernels.ops._variants import gradient_of
 from griffin_kernels.ops.linear_scan_bwd import op as scan_bwd
 from griffin_kernels.ops.rg_lru import op as forward
 from griffin_kernels.ops.rg_lru.cost import index_bytes
@@ -119,8 +119,8 @@ def tolerance(case: Case) -> Tolerance:
     return Tolerance(rel_norm=1.5 * one_way.rel_norm + 2 * gate, worst=2 * one_way.worst + 16 * gate)
 
 
-OP = Op(
-    name="rg_lru_bwd",
+OP = gradient_of(
+    forward,
     summary="dx, the gradients of all gate parameters, and dh0 of rg_lru, gates recomputed",
     call=Call,
     outputs={
@@ -129,12 +129,7 @@ OP = Op(
         "dh0": TensorSpec("N D", "accumulator", optional=True),
     },
     reference=reference,
-    cases=forward.cases("rg_lru_bwd"),
     make_inputs=make_inputs,
     cost=cost,
     tolerance=tolerance,
-    case_of=functools.partial(forward.case_of, op="rg_lru_bwd"),
-    splits=(ROWS, ("H", "D")),
-    free_dims=("n", "N"),
-    forward="rg_lru",
 )

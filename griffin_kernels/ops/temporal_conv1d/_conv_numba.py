@@ -191,25 +191,13 @@ def _first_sequence(data: Any, t: int) -> int:
 
 
 @_njit
-def _forward_slot(data: Any, batch: int, begin: int, end: int, channel: int, channels: int) -> None:
-    """Steps begin .. end of a batch row."""
-    if field(data, AT.offsets) == 0:
-        _forward_steps(data, batch, batch, 0, begin, end, channel, channels)
-        return
-    row = _first_sequence(data, begin)
-    while row < field(data, AT.sequences):
-        start, stop = int64_at(field(data, AT.offsets), row), int64_at(field(data, AT.offsets), row + 1)
-        if start >= end:
-            break
-        _forward_steps(data, 0, row, start, max(begin - start, 0), min(end, stop) - start, channel, channels)
-        row += 1
-
-
-@_njit
 def _forward_steps(
-    data: Any, batch: int, row: int, start: int, begin: int, end: int, channel: int, channels: int
+    data: Any, batch: int, row: int, start: int, time: int, begin: int, end: int, channel: int, channels: int, sums: int
 ) -> None:
-    """Steps begin .. end of the sequence that starts at step ``start``, with row ``row`` of the state before it."""
+    """Steps begin .. end of the sequence that starts at step ``start``, with row ``row`` of the state before it.
+
+    Arguments are those of ``_backward_steps``, which needs ``time`` and ``sums`` too.
+    """
     furthest, size = known_number(data) - 1, data_bytes(data)
     most, stream = field(data, AT.rows), field(data, AT.stream)
     x, x_step = input_at(data, AT.x, batch, channel)
@@ -245,23 +233,6 @@ def _used(data: Any, batch: int, start: int, time: int, s: int) -> int:
         if 0 <= s + k < time and (k == 0 or _reach(data, batch, start + s + k) >= k):
             used |= 1 << k
     return used
-
-
-@_njit
-def _backward_slot(data: Any, batch: int, begin: int, end: int, channel: int, channels: int, sums: int) -> None:
-    """Steps begin .. end of a batch row, and the states of the sequences that start among them."""
-    time = field(data, AT.time)
-    if field(data, AT.offsets) == 0:
-        _backward_steps(data, batch, batch, 0, time, begin, end, channel, channels, sums)
-        return
-    row = _first_sequence(data, begin)
-    while row < field(data, AT.sequences):
-        start, stop = int64_at(field(data, AT.offsets), row), int64_at(field(data, AT.offsets), row + 1)
-        if start >= end and not start == end == time:
-            break
-        first, last = max(begin - start, 0), min(end, stop) - start
-        _backward_steps(data, 0, row, start, stop - start, first, last, channel, channels, sums)
-        row += 1
 
 
 @_njit
@@ -304,35 +275,51 @@ def _backward_steps(
         s += rows
 
 
+def _items(steps: Any) -> Any:
+    """A numba function of the pointer that takes work items and runs ``steps`` on every sequence of their slots."""
+
+    @_njit
+    def slot(data: Any, batch: int, begin: int, end: int, channel: int, channels: int, sums: int) -> None:
+        time, offsets = field(data, AT.time), field(data, AT.offsets)
+        if offsets == 0:
+            steps(data, batch, batch, 0, time, begin, end, channel, channels, sums)
+            return
+        row = _first_sequence(data, begin)
+        while row < field(data, AT.sequences):
+            start, stop = int64_at(offsets, row), int64_at(offsets, row + 1)
+            if start >= end and not start == end == time:
+                break
+            first, last = max(begin - start, 0), min(end, stop) - start
+            steps(data, 0, row, start, stop - start, first, last, channel, channels, sums)
+            row += 1
+
+    @_njit
+    def items(data: Any) -> None:
+        blocks, block = field(data, AT.blocks), field(data, AT.block)
+        width, time = field(data, AT.width), field(data, AT.time)
+        chunk, chunks = field(data, AT.chunk), field(data, AT.chunks)
+        span, slots = field(data, AT.span), field(data, AT.slots)
+        item = take(data, 0)
+        while item < field(data, AT.items):
+            group, channel = item // blocks, item % blocks * block
+            sums = field(data, AT.sums) + (group * (known_number(data) + 1) * width + channel) * wide_bytes(data)
+            for at in range(group * span, min((group + 1) * span, slots)):
+                begin = at % chunks * chunk
+                slot(data, at // chunks, begin, min(begin + chunk, time), channel, min(block, width - channel), sums)
+            item = take(data, 0)
+        finish(data)
+
+    return items
+
+
+_forward, _backward = _items(_forward_steps), _items(_backward_steps)
+
+
 def forward(data: Any) -> None:
     """y."""
-    blocks, block = field(data, AT.blocks), field(data, AT.block)
-    width, time = field(data, AT.width), field(data, AT.time)
-    chunk, chunks = field(data, AT.chunk), field(data, AT.chunks)
-    span, slots = field(data, AT.span), field(data, AT.slots)
-    item = take(data, 0)
-    while item < field(data, AT.items):
-        first, channel = item // blocks * span, item % blocks * block
-        for slot in range(first, min(first + span, slots)):
-            begin = slot % chunks * chunk
-            _forward_slot(data, slot // chunks, begin, min(begin + chunk, time), channel, min(block, width - channel))
-        item = take(data, 0)
-    finish(data)
+    _forward(data)
 
 
 def backward(data: Any) -> None:
     """dx, dstate, and the sums of every group."""
-    blocks, block = field(data, AT.blocks), field(data, AT.block)
-    width, time = field(data, AT.width), field(data, AT.time)
-    chunk, chunks = field(data, AT.chunk), field(data, AT.chunks)
-    span, slots = field(data, AT.span), field(data, AT.slots)
-    item = take(data, 0)
-    while item < field(data, AT.items):
-        group, channel = item // blocks, item % blocks * block
-        channels = min(block, width - channel)
-        sums = field(data, AT.sums) + (group * (known_number(data) + 1) * width + channel) * wide_bytes(data)
-        for slot in range(group * span, min((group + 1) * span, slots)):
-            begin = slot % chunks * chunk
-            _backward_slot(data, slot // chunks, begin, min(begin + chunk, time), channel, channels, sums)
-        item = take(data, 0)
-    finish(data)
+    _backward(data)

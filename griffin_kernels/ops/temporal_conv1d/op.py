@@ -16,6 +16,7 @@ passes through unchanged.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Annotated, Any, NamedTuple
 
@@ -184,10 +185,7 @@ def case_of(call: Any, op: str = "temporal_conv1d") -> Case:
 
 def cases(op: str) -> tuple[BenchCase, ...]:
     """The table of cases, shared by temporal_conv1d and its backward; one decoded token has an op of its own."""
-
-    def case(*sizes: int, **facts: object) -> BenchCase:
-        return make_case(*sizes, op=op, **facts)  # type: ignore[arg-type]
-
+    case = functools.partial(make_case, op=op)
     smoke = [case(2, 37, 24, tag="smoke", dtype=d) for d in DTYPE_BYTES]
     smoke.append(case(2, 37, 24, tag="smoke", data=("state",)))
     edge = [
@@ -224,9 +222,9 @@ def cases(op: str) -> tuple[BenchCase, ...]:
             slow = backward and (batch, time) != (8, 2048)
             source = f"{rg2b}; {paper}" if time == 2048 else rg2b
             bench.append(case(batch, time, 2560, where="gpu", dtype="bfloat16", source=source, thorough=slow))
-    documents = {"flags": ("segmented",), "source": f"{paper}, documents"}
+    documents: dict[str, Any] = {"flags": ("segmented",), "source": f"{paper}, documents"}
     bench.append(case(8, 2048, 2560, where="gpu", dtype="bfloat16", **documents, thorough=backward))
-    packed = {"flags": ("packed",), "data": ("state",), "source": f"{rg2b}, 16 prompts packed"}
+    packed: dict[str, Any] = {"flags": ("packed",), "data": ("state",), "source": f"{rg2b}, 16 prompts packed"}
     bench.append(case(1, 16384, 2560, rows=16, where="gpu", dtype="bfloat16", **packed, thorough=True))
     bench.append(case(8, 2048, 4096, where="gpu", dtype="bfloat16", source=rg9b, thorough=True))
     bench.append(case(8, 2048, 2560, where="gpu", source=rg2b, thorough=True))

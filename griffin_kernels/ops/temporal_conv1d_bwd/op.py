@@ -10,15 +10,15 @@ through the new state:
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import ROWS, Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.contract import Case, Cost, Inputs, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops._arguments import Offsets, Positions, Sequence
 from griffin_kernels.ops._inputs import Draws
+from griffin_kernels.ops._variants import gradient_of
 from griffin_kernels.ops.temporal_conv1d import op as forward
 from griffin_kernels.ops.temporal_conv1d.cost import index_bytes, state_elements, weight_elements
 
@@ -113,8 +113,8 @@ def tolerance(case: Case) -> Tolerance:
     return Tolerance(one_way.rel_norm + 2 * summing, one_way.worst + 16 * summing)
 
 
-OP = Op(
-    name="temporal_conv1d_bwd",
+OP = gradient_of(
+    forward,
     summary="dx, dweight, dbias and dstate of temporal_conv1d",
     call=Call,
     outputs={
@@ -124,14 +124,8 @@ OP = Op(
         "dstate": TensorSpec("N K-1 D", optional=True),
     },
     reference=reference,
-    cases=forward.cases("temporal_conv1d_bwd"),
     make_inputs=make_inputs,
     cost=cost,
     tolerance=tolerance,
-    case_of=functools.partial(forward.case_of, op="temporal_conv1d_bwd"),
-    splits=(ROWS, ("D",)),
-    exact_dims=("K",),
-    free_dims=("N",),
     check=forward.check,
-    forward="temporal_conv1d",
 )

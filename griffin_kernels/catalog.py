@@ -23,11 +23,7 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
 """Backend -> the distribution it needs. A peer is another project's kernel; ``Variant.package`` is what it needs."""
 
 PEERS: Mapping[str, str] = MappingProxyType(
-    {
-        "accelerated_scan": "accelerated-scan",
-        "causal_conv1d": "causal-conv1d",
-        "fla": "flash-linear-attention",
-    }
+    {"accelerated_scan": "accelerated-scan", "causal_conv1d": "causal-conv1d", "fla": "flash-linear-attention"}
 )
 """Packages of peers, as they are imported -> as they are installed."""
 

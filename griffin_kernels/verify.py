@@ -108,12 +108,7 @@ def _same(value: Tensor, before: Tensor) -> bool:
 
 
 def check(
-    op: Op,
-    variant: Variant,
-    case: Case,
-    config: Any,
-    inputs: Inputs,
-    want: tuple[Tensor | None, ...] | None = None,
+    op: Op, variant: Variant, case: Case, config: Any, inputs: Inputs, want: tuple[Tensor | None, ...] | None = None
 ) -> Verdict:
     """Run a variant once on poisoned memory (torch.compile's own buffers are not) and hold it against the reference.
 

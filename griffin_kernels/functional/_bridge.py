@@ -20,34 +20,25 @@ from torch.nn import Parameter
 from griffin_kernels import catalog, dispatch, errors, specs
 from griffin_kernels.contract import Op
 
-NAMESPACE = "griffin_kernels"
-
 _functorch: Any = torch._C._functorch
 
+_TANGENTS = (
+    "forward-mode derivatives (jvp, jacfwd, linearize, dual numbers): "
+    "use reverse mode (backward, torch.func.grad or vjp)"
+)
+_BATCHING = (
+    "vmap, nor for what is made of it (jacrev, jacfwd, hessian, is_grads_batched=True): "
+    "put the mapped dimension into the batch, or loop over it"
+)
 
-def _no_rule(op_name: str, transform: str, instead: str) -> Callable[..., Any]:
-    """A rule of a transform of torch that only says that there is none."""
+
+def _no_rule(op_name: str, transform: str) -> Callable[..., Any]:
+    """A rule of a transform of torch that only says that there is none, and what to use instead."""
 
     def rule(*_: Any, **__: Any) -> Any:
-        raise errors.TransformError(f"{op_name} has no rule for {transform}: {instead}")
+        raise errors.TransformError(f"{op_name} has no rule for {transform}")
 
     return rule
-
-
-def _no_tangents(op_name: str) -> Callable[..., Any]:
-    return _no_rule(
-        op_name,
-        "forward-mode derivatives (jvp, jacfwd, linearize, dual numbers)",
-        "use reverse mode (backward, torch.func.grad or vjp)",
-    )
-
-
-def _no_batching(op_name: str) -> Callable[..., Any]:
-    return _no_rule(
-        op_name,
-        "vmap, nor for what is made of it (jacrev, jacfwd, hessian, is_grads_batched=True)",
-        "put the mapped dimension into the batch, or loop over it",
-    )
 
 
 def check_tangents(op_name: str, args: Any) -> None:
@@ -60,7 +51,7 @@ def check_tangents(op_name: str, args: Any) -> None:
     ):
         for value in args:
             if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:  # type: ignore[no-untyped-call]
-                _no_tangents(op_name)()
+                _no_rule(op_name, _TANGENTS)()
 
 
 def _schema(op: Op) -> str:
@@ -76,49 +67,40 @@ def _schema(op: Op) -> str:
     return f"({', '.join(arguments)}) -> {returns}"
 
 
-def _new(op: Op) -> Callable[[Sequence[Any]], Any]:
-    """Picks from a call's outputs those that are no input changed in place: a tuple, or the only one."""
-    return operator.itemgetter(*[at for at, name in enumerate(op.outputs) if name not in op.in_place])
+class Operator:
+    """An op that is registered with torch as ``griffin_kernels::<op>``, with schema, implementation and fake one.
 
-
-def _register(op: Op) -> Any:
-    """Register ``griffin_kernels::<op>`` with schema, implementation and fake implementation; returns the CustomOpDef.
-
-    An output that is None comes back as a tensor without elements, since a schema's outputs are always there.
+    new: picks from a call's outputs those that are no input changed in place: a tuple, or the only one. An output that
+    is None comes back from torch as a tensor without elements, since a schema's outputs are always there.
     """
-    new = _new(op)
-
-    def implementation(*args: Any) -> Any:
-        if forward_ad._current_level >= 0:
-            check_tangents(op.name, args)
-        call = op.call(*args)
-        data = specs.data_dtype(op, call)
-        return new(
-            [
-                call[0].new_empty(0, dtype=specs.expected_dtype(spec, data)) if out is None else out
-                for spec, out in zip(op.outputs.values(), dispatch.call(op.name, call), strict=True)
-            ]
-        )
-
-    def fake(*args: Any) -> Any:
-        return new(specs.empty_outputs(op, op.call(*args)))
-
-    definition = torch.library.custom_op(
-        f"{NAMESPACE}::{op.name}", implementation, mutates_args=op.in_place, schema=_schema(op)
-    )
-    definition.register_fake(fake)
-    definition.register_vmap(_no_batching(op.name))
-    return definition
-
-
-class _Operator:
-    """An op that is callable with its inputs and options in order, and gives its new outputs."""
 
     def __init__(self, op: Op) -> None:
-        self.name, self.call, self.custom_op, self.new = op.name, op.call, _register(op), _new(op)
+        self.name, self.call = op.name, op.call
+        new = self.new = operator.itemgetter(*[at for at, name in enumerate(op.outputs) if name not in op.in_place])
+
+        def implementation(*args: Any) -> Any:
+            if forward_ad._current_level >= 0:
+                check_tangents(op.name, args)
+            call = op.call(*args)
+            data = specs.data_dtype(op, call)
+            return new(
+                [
+                    call[0].new_empty(0, dtype=specs.expected_dtype(spec, data)) if out is None else out
+                    for spec, out in zip(op.outputs.values(), dispatch.call(op.name, call), strict=True)
+                ]
+            )
+
+        name, schema = f"griffin_kernels::{op.name}", _schema(op)
+        self.custom_op = torch.library.custom_op(name, implementation, mutates_args=op.in_place, schema=schema)
+        self.custom_op.register_fake(lambda *args: new(specs.empty_outputs(op, op.call(*args))))
+        self.custom_op.register_vmap(_no_rule(op.name, _BATCHING))
+
+    def run(self, *args: Any) -> Any:
+        """The tuned kernel, past torch's dispatcher."""
+        return self.new(dispatch.call(self.name, self.call(*args)))
 
 
-class Differentiable(_Operator):
+class Differentiable(Operator):
     """A forward op with its gradient ``<op>_bwd``.
 
     What is kept for the gradient, and what of its results is a gradient of what, is told by names: an argument of the
@@ -130,7 +112,7 @@ class Differentiable(_Operator):
         super().__init__(op)
         backward_op = catalog.op(f"{op.name}_bwd")
         fields, results = op.call._fields, tuple(op.outputs)
-        custom_backward = _register(backward_op)
+        backward_operator = Operator(backward_op)
         upstream = [name for name in backward_op.call._fields if name.removeprefix("d") in results and name[0] == "d"]
         kept = [name for name in backward_op.inputs if name not in upstream]
         options = [name for name in backward_op.options if name in fields]
@@ -145,40 +127,40 @@ class Differentiable(_Operator):
             saved = dict(zip(kept, ctx.saved_tensors, strict=True))
             reached = {f"d{name}": gradient for name, gradient in zip(results, gradients, strict=True)}
             given = backward_op.call(**saved, **ctx.options, **{name: reached[name] for name in upstream})
-            found = dict(zip(backward_op.outputs, _backward(backward_op, custom_backward, given), strict=True))
-            return tuple(_gradient(found.get(f"d{name}"), name, saved) for name in fields)
+            found = dict(zip(backward_op.outputs, _backward(backward_operator, given), strict=True))
+            for name, value in saved.items():  # autograd takes a gradient in the dtype of its input
+                if (mine := found.get(f"d{name}")) is not None:
+                    found[f"d{name}"] = None if value is None else mine.to(value.dtype)
+            return tuple([found.get(f"d{name}") for name in fields])
 
         self.custom_op.register_autograd(backward, setup_context=setup_context)
 
-        def forward(*args: Any) -> Any:
-            return self.new(dispatch.call(op.name, op.call(*args)))
-
         def forward_and_save(ctx: Any, *args: Any) -> Any:
-            outputs = forward(*args)
+            outputs = self.run(*args)
             setup_context(ctx, args, outputs)
             return outputs
 
         once = staticmethod(torch.autograd.function.once_differentiable(backward))
         # functorch wants setup_context apart; with it apart torch inspects signatures at every call, some 40 us
         fast = {"forward": staticmethod(forward_and_save), "backward": once}
-        apart = {"forward": staticmethod(forward), "setup_context": staticmethod(setup_context), "backward": once}
-        rules = {"jvp": staticmethod(_no_tangents(op.name)), "vmap": staticmethod(_no_batching(op.name))}
+        apart = {"forward": staticmethod(self.run), "setup_context": staticmethod(setup_context), "backward": once}
+        rules = {"jvp": staticmethod(_no_rule(op.name, _TANGENTS)), "vmap": staticmethod(_no_rule(op.name, _BATCHING))}
         self.saving: Any = type(f"Eager_{op.name}", (torch.autograd.Function,), fast)
         self.transformable: Any = type(f"Transformable_{op.name}", (torch.autograd.Function,), apart | rules)
 
     def __call__(self, *args: Any) -> Any:
         if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
             check_tangents(self.name, args)
-        if torch._C._functorch.peek_interpreter_stack() is not None and not torch.compiler.is_compiling():
+        if _functorch.peek_interpreter_stack() is not None and not torch.compiler.is_compiling():
             return self.transformable.apply(*args)  # functorch refuses custom ops whose gradient is Python
         if not is_plain(args):
             return self.custom_op(*args)
         if wants_gradient(args):
             return self.saving.apply(*args)
-        return self.new(dispatch.call(self.name, self.call(*args)))
+        return self.run(*args)
 
 
-class InPlace(_Operator):
+class InPlace(Operator):
     """A one-token op that changes its states where they are.
 
     It has no gradient: in grad mode, a tensor that requires one raises ArgumentError, which names the op to use.
@@ -194,9 +176,7 @@ class InPlace(_Operator):
                         f"{self.name}: {name} requires a gradient, and decoding has none: call it under "
                         f"torch.no_grad(), or use {self.name.removesuffix('_step')}"
                     )
-        if not is_plain(args):
-            return self.custom_op(*args)
-        return self.new(dispatch.call(self.name, self.call(*args)))
+        return self.run(*args) if is_plain(args) else self.custom_op(*args)
 
 
 @functools.cache
@@ -204,14 +184,6 @@ def registered(op_name: str) -> Callable[..., Any]:
     """The operator of an op that users call, registered with torch as ``griffin_kernels::<op>``."""
     op = catalog.op(op_name)
     return InPlace(op) if op.in_place else Differentiable(op)
-
-
-def _gradient(found: Tensor | None, name: str, saved: dict[str, Tensor | None]) -> Tensor | None:
-    """The gradient of the input ``name`` as autograd takes it: in that input's dtype, None where there was no input."""
-    if found is None or name not in saved:
-        return found
-    value = saved[name]
-    return None if value is None else found.to(value.dtype)
 
 
 def wants_gradient(args: Sequence[Any]) -> bool:
@@ -231,7 +203,7 @@ def _unwrapped(value: Any) -> Any:
     return value
 
 
-def _backward(op: Op, custom_op: Any, call: Any) -> tuple[Tensor | None, ...]:
+def _backward(op: Operator, call: Any) -> tuple[Tensor | None, ...]:
     """Run a backward op by whichever road the forward pass is on; absent outputs are None or without elements."""
     if forward_ad._current_level >= 0:
         check_tangents(op.name, call)
@@ -241,25 +213,17 @@ def _backward(op: Op, custom_op: Any, call: Any) -> tuple[Tensor | None, ...]:
         except RuntimeError:
             # looked at only now, as asking takes as long as a small call: both kinds pass for plain tensors
             if any([isinstance(value, Tensor) and _functorch.is_legacy_batchedtensor(value) for value in call]):
-                _no_batching(op.name)()
+                _no_rule(op.name, _BATCHING)()
             unwrapped = op.call(*map(_unwrapped, call))
             if all([mine is given for mine, given in zip(unwrapped, call, strict=True)]):
                 raise
         return dispatch.call(op.name, unwrapped)
-    outputs = custom_op(*call)
+    outputs = op.custom_op(*call)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def is_plain(args: tuple[Any, ...]) -> bool:
     """True for ordinary tensors outside any tracer, mode or transform."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    ):
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or _functorch.peek_interpreter_stack():
         return False
-    for arg in args:
-        kind = type(arg)
-        if kind is not Tensor and kind is not Parameter and isinstance(arg, Tensor):
-            return False
-    return True
+    return not any([type(arg) not in (Tensor, Parameter) and isinstance(arg, Tensor) for arg in args])

@@ -38,9 +38,6 @@ class RecurrentCache:
         self.state.copy_(state)
         self.conv.copy_(conv)
 
-    def nbytes(self) -> int:
-        return self.state.nbytes + self.conv.nbytes
-
 
 @dataclass
 class AttentionCache:
@@ -72,9 +69,6 @@ class AttentionCache:
             slots = -(-max(tokens, 2 * self.slots) // GROWTH) * GROWTH
             more = (0, 0, 0, 0, 0, slots - self.slots)
             self.keys, self.values = (functional.pad(ring, more) for ring in (self.keys, self.values))
-
-    def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
 
     def _rows_and_slots(self, last: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Indices [B, 1] and [B, count] of the slots of the ``count`` tokens that end with position ``last`` [B]."""
@@ -147,7 +141,7 @@ class Cache:
         """
         total = 0
         for layer in self.layers:
-            size = layer.nbytes()
+            size = sum(tensor.nbytes for tensor in vars(layer).values() if isinstance(tensor, Tensor))
             if used and isinstance(layer, AttentionCache) and layer.slots:
                 size = size // layer.slots * min(self.tokens, layer.slots)
             total += size

@@ -7,8 +7,9 @@ Two layouts: transformers' ``RecurrentGemmaForCausalLM``, and the PyTorch code o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,112 +36,71 @@ class Rule:
     split: Callable[[Tensor], tuple[Tensor, ...]]
 
 
-def _same(name: str) -> Rule:
-    return Rule((name,), lambda tensor: tensor, lambda tensor: (tensor,))
-
-
-def _stacked(names: tuple[str, ...], rows: list[int]) -> Rule:
-    """Ours has their rows one below the other."""
-    return Rule(names, lambda *parts: torch.cat(parts), lambda tensor: torch.split(tensor, rows))
-
-
-def _taps(name: str) -> Rule:
-    """Theirs is nn.Conv1d's weight [R, 1, K], ours [K, R]; both put the present token last."""
-    return Rule((name,), lambda tensor: tensor[:, 0].T, lambda tensor: (tensor.T[:, None],))
-
-
-def _pair_matrix(name: str) -> Rule:
-    """Theirs is [2, inputs, outputs], ours [2 * outputs, inputs]."""
-    return Rule(
-        (name,),
-        lambda tensor: tensor.transpose(1, 2).flatten(0, 1),
-        lambda tensor: (tensor.view(2, -1, tensor.shape[1]).transpose(1, 2),),
-    )
-
-
-def _pair_bias(name: str) -> Rule:
-    """Theirs is [2, 1, 1, outputs], ours [2 * outputs]."""
-    return Rule((name,), lambda tensor: tensor.flatten(), lambda tensor: (tensor.view(2, 1, 1, -1),))
+RENAMED: Mapping[Layout, Mapping[str, str]] = {
+    "transformers": {
+        "embedding": "model.embed_tokens",
+        "final_norm": "model.final_norm",
+        "blocks": "model.layers",
+        "temporal_norm": "temporal_pre_norm",
+        "channel_norm": "channel_pre_norm",
+        "mixing.qkv": "mixing.{}_proj",
+        "mixing.out": "mixing.o_proj",
+        "mixing": "temporal_block",
+        "conv": "conv_1d",
+        "a_param": "recurrent_param",
+        "recurrence_gate": "recurrent_gate",
+        "mlp.up": "mlp_block.{}_proj",
+        "mlp.down": "mlp_block.down_proj",
+    },
+    "deepmind": {
+        "embedding.weight": "embedder.input_embedding",
+        "norm.weight": "norm.scale",
+        "temporal_norm": "temporal_pre_norm",
+        "channel_norm": "channel_pre_norm",
+        "mixing.qkv": "attention_block.proj_{}",
+        "mixing.out": "attention_block.proj_final",
+        "mixing": "recurrent_block",
+        "conv.weight": "conv_1d.w",
+        "conv.bias": "conv_1d.b",
+        "recurrence_gate": "a_gate",
+        "gate_weight": "gate.w",
+        "gate_bias": "gate.b",
+        "mlp.up.weight": "mlp_block.ffw_up.w",
+        "mlp.up.bias": "mlp_block.ffw_up.b",
+        "mlp.down": "mlp_block.ffw_down",
+    },
+}
+"""Parts of our names -> of theirs, to be replaced in this order; ``{}`` stands for each of the several they have."""
 
 
 def _rules(config: GriffinConfig, layout: Layout) -> dict[str, Rule]:
     """One rule for each of our parameters, in the order of the module."""
-    table = dict(_transformers(config) if layout == "transformers" else _deepmind(config))
     if "global_attention" in config.block_types:
         raise errors.ArgumentError("config: the published layouts have no global attention")
-    return table
-
-
-def _both(prefix: str, ours: str, names: Mapping[str, str]) -> Iterator[tuple[str, Rule]]:
-    for mine, their in names.items():
-        yield f"{ours}.{mine}", _same(f"{prefix}.{their}")
-
-
-def _transformers(config: GriffinConfig) -> Iterator[tuple[str, Rule]]:
-    yield "embedding.weight", _same("model.embed_tokens.weight")
-    linears = [f"linear_{which}.{part}" for which in "xy" for part in ("weight", "bias")]
-    linears += ["linear_out.weight", "linear_out.bias"]
-    recurrent = {name: name for name in linears} | {
-        "conv.bias": "conv_1d.bias",
-        "rg_lru.a_param": "rg_lru.recurrent_param",
-        "rg_lru.input_gate_weight": "rg_lru.input_gate_weight",
-        "rg_lru.recurrence_gate_weight": "rg_lru.recurrent_gate_weight",
-        "rg_lru.input_gate_bias": "rg_lru.input_gate_bias",
-        "rg_lru.recurrence_gate_bias": "rg_lru.recurrent_gate_bias",
-    }
-    for index, kind in enumerate(config.block_types):
-        ours, layer = f"blocks.{index}", f"model.layers.{index}"
-        mixing = f"{layer}.temporal_block"
-        yield f"{ours}.temporal_norm.weight", _same(f"{layer}.temporal_pre_norm.weight")
-        if kind == "recurrent":
-            yield from _both(mixing, f"{ours}.mixing", recurrent)
-            yield f"{ours}.mixing.conv.weight", _taps(f"{mixing}.conv_1d.weight")
-        else:
-            names = tuple(f"{mixing}.{which}_proj.weight" for which in "qkv")
-            yield f"{ours}.mixing.qkv.weight", _stacked(names, _qkv_rows(config))
-            yield from _both(mixing, f"{ours}.mixing", {f"out.{part}": f"o_proj.{part}" for part in ("weight", "bias")})
-        yield f"{ours}.channel_norm.weight", _same(f"{layer}.channel_pre_norm.weight")
-        for part in ("weight", "bias"):
-            names = tuple(f"{layer}.mlp_block.{which}_proj.{part}" for which in ("gate", "up"))
-            yield f"{ours}.mlp.up.{part}", _stacked(names, [config.mlp_width] * 2)
-            yield f"{ours}.mlp.down.{part}", _same(f"{layer}.mlp_block.down_proj.{part}")
-    yield "final_norm.weight", _same("model.final_norm.weight")
-
-
-def _deepmind(config: GriffinConfig) -> Iterator[tuple[str, Rule]]:
-    yield "embedding.weight", _same("embedder.input_embedding")
-    recurrent = {
-        f"linear_{which}.{part}": f"linear_{which}.{part}" for which in ("x", "y", "out") for part in ("weight", "bias")
-    } | {
-        "conv.weight": "conv_1d.w",
-        "conv.bias": "conv_1d.b",
-        "rg_lru.a_param": "rg_lru.a_param",
-        "rg_lru.input_gate_weight": "rg_lru.input_gate.w",
-        "rg_lru.recurrence_gate_weight": "rg_lru.a_gate.w",
-        "rg_lru.input_gate_bias": "rg_lru.input_gate.b",
-        "rg_lru.recurrence_gate_bias": "rg_lru.a_gate.b",
-    }
-    for index, kind in enumerate(config.block_types):
-        block = f"blocks.{index}"
-        yield f"{block}.temporal_norm.weight", _same(f"{block}.temporal_pre_norm.scale")
-        if kind == "recurrent":
-            yield from _both(f"{block}.recurrent_block", f"{block}.mixing", recurrent)
-        else:
-            theirs = f"{block}.attention_block"
-            names = tuple(f"{theirs}.proj_{which}.weight" for which in "qkv")
-            yield f"{block}.mixing.qkv.weight", _stacked(names, _qkv_rows(config))
-            out = {f"out.{part}": f"proj_final.{part}" for part in ("weight", "bias")}
-            yield from _both(theirs, f"{block}.mixing", out)
-        yield f"{block}.channel_norm.weight", _same(f"{block}.channel_pre_norm.scale")
-        yield f"{block}.mlp.up.weight", _pair_matrix(f"{block}.mlp_block.ffw_up.w")
-        yield f"{block}.mlp.up.bias", _pair_bias(f"{block}.mlp_block.ffw_up.b")
-        for part in ("weight", "bias"):
-            yield f"{block}.mlp.down.{part}", _same(f"{block}.mlp_block.ffw_down.{part}")
-    yield "final_norm.weight", _same("final_norm.scale")
-
-
-def _qkv_rows(config: GriffinConfig) -> list[int]:
-    return [heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+    kv_rows = config.num_kv_heads * config.head_dim
+    qkv_rows = [config.num_heads * config.head_dim, kv_rows, kv_rows]
+    rules = {}
+    for mine in Griffin(config, device="meta").state_dict():
+        their = mine
+        for ours, name in RENAMED[layout].items():
+            their = their.replace(ours, name)
+        rule = Rule((their,), lambda tensor: tensor, lambda tensor: (tensor,))
+        if "{}" in their:  # ours has their rows one below the other
+            which, rows = ("qkv", qkv_rows) if "qkv" in mine else (("gate", "up"), [config.mlp_width] * 2)
+            split = partial(torch.split, split_size_or_sections=rows)
+            rule = Rule(tuple(map(their.format, which)), lambda *parts: torch.cat(parts), split)
+        elif their.endswith("conv_1d.weight"):  # nn.Conv1d's, [R, 1, K], ours [K, R]; both put the present token last
+            rule = Rule((their,), lambda tensor: tensor[:, 0].T, lambda tensor: (tensor.T[:, None],))
+        elif their.endswith("ffw_up.w"):  # [2, inputs, outputs], ours [2 * outputs, inputs]
+            rule = Rule(
+                (their,),
+                lambda tensor: tensor.transpose(1, 2).flatten(0, 1),
+                lambda tensor: (tensor.view(2, -1, tensor.shape[1]).transpose(1, 2),),
+            )
+        elif their.endswith("ffw_up.b"):  # [2, 1, 1, outputs], ours [2 * outputs]
+            rule = Rule((their,), lambda tensor: tensor.flatten(), lambda tensor: (tensor.view(2, 1, 1, -1),))
+        rules[mine] = rule
+    return rules
 
 
 def _listed(names: list[str]) -> str:
@@ -150,8 +110,7 @@ def _listed(names: list[str]) -> str:
 
 def _check(state_dict: StateDict, rules: Mapping[str, Rule], config: GriffinConfig) -> None:
     """Raise for keys that are missing or unexpected, then for tensors of the wrong shape."""
-    with torch.device("meta"):
-        ours = Griffin(config).state_dict()
+    ours = Griffin(config, device="meta").state_dict()
     expected = {
         name: part.shape
         for mine, rule in rules.items()
@@ -197,10 +156,7 @@ def from_transformers(state_dict: StateDict, config: GriffinConfig) -> dict[str,
     given = dict(state_dict)
     head, embedding = given.pop("lm_head.weight", None), given.get("model.embed_tokens.weight")
     if head is not None and embedding is not None and head is not embedding:
-        tied = head.data_ptr() == embedding.data_ptr() or (
-            head.shape == embedding.shape and torch.equal(head, embedding)
-        )
-        if not tied:
+        if head.data_ptr() != embedding.data_ptr() and not torch.equal(head, embedding):
             raise errors.ArgumentError(
                 "lm_head.weight differs from model.embed_tokens.weight, to which it must be tied"
             )

@@ -70,9 +70,8 @@ class GriffinConfig:
         if self.num_heads % self.num_kv_heads:
             raise errors.ArgumentError(f"num_kv_heads is {self.num_kv_heads}, which does not divide {self.num_heads=}")
         if self.head_dim % 4:
-            raise errors.ArgumentError(
-                f"head_dim is {self.head_dim}, expected a multiple of 4: RoPE turns half in pairs"
-            )
+            expected = "expected a multiple of 4: RoPE turns half in pairs"
+            raise errors.ArgumentError(f"head_dim is {self.head_dim}, {expected}")
 
     @property
     def num_layers(self) -> int:
@@ -128,10 +127,8 @@ class GriffinConfig:
     def block_cache_bytes(self, block_type: BlockType, tokens: int, bytes_per_element: int) -> dict[str, int]:
         """Bytes that one block keeps for one sequence of ``tokens``: state and convolution, or keys and values."""
         if block_type == "recurrent":
-            return {
-                "state": STATE_BYTES * self.lru_width,
-                "conv": bytes_per_element * (self.conv_width - 1) * self.lru_width,
-            }
+            taps = (self.conv_width - 1) * self.lru_width
+            return {"state": STATE_BYTES * self.lru_width, "conv": bytes_per_element * taps}
         keys = self.cached_keys(block_type, tokens)
         return {"kv": 2 * keys * self.num_kv_heads * self.head_dim * bytes_per_element}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from griffin_kernels import errors
 from griffin_kernels.functional import _bridge
 from griffin_kernels.models.cache import Cache
 from griffin_kernels.models.config import GriffinConfig
-from griffin_kernels.models.layers import Place, ResidualBlock, RMSNorm, rope_tables
+from griffin_kernels.models.layers import RGLRU, Place, ResidualBlock, RMSNorm, TemporalConv1D, rope_tables
 
 
 class Griffin(nn.Module):
@@ -32,19 +31,15 @@ class Griffin(nn.Module):
     """
 
     def __init__(
-        self,
-        config: GriffinConfig,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, config: GriffinConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        device = torch.device(device) if device is not None else torch.get_default_device()
+        factory = {"device": torch.get_default_device() if device is None else torch.device(device), "dtype": dtype}
         self.config = config
         sizes = (config.vocab_size, config.width)
-        self.embedding = nn.utils.skip_init(nn.Embedding, *sizes, device=device, dtype=dtype)  # type: ignore[no-untyped-call]
-        self.blocks = nn.ModuleList(ResidualBlock(config, kind, device, dtype) for kind in config.block_types)
-        self.final_norm = RMSNorm(config.width, config.norm_eps, device, dtype)
+        self.embedding = nn.utils.skip_init(nn.Embedding, *sizes, **factory)  # type: ignore[no-untyped-call]
+        self.blocks = nn.ModuleList(ResidualBlock(config, kind, factory) for kind in config.block_types)
+        self.final_norm = RMSNorm(config.width, config.norm_eps, factory)
         # both published codes round it so, whatever the dtype
         self.embedding_scale = float(torch.tensor(math.sqrt(config.width), dtype=torch.bfloat16, device="cpu"))
         self.has_attention = any(kind != "recurrent" for kind in config.block_types)
@@ -54,9 +49,16 @@ class Griffin(nn.Module):
     def reset_parameters(self) -> None:
         """Draw every parameter anew."""
         nn.init.normal_(self.embedding.weight, std=self.config.width**-0.5)
-        for block in self.blocks:
-            cast(ResidualBlock, block).reset_parameters()
-        self.final_norm.reset_parameters()
+        for name, part in self.named_modules():
+            if isinstance(part, nn.Linear):
+                last = name.endswith((".linear_out", ".out", ".down"))
+                nn.init.normal_(
+                    part.weight, std=((2 / self.config.num_layers if last else 1) / part.in_features) ** 0.5
+                )
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+            elif isinstance(part, RMSNorm | TemporalConv1D | RGLRU):
+                part.reset_parameters()
 
     def init_cache(self, batch: int, *, tokens: int = 0) -> Cache:
         """An empty cache for ``batch`` rows, each before position 0, on the model's device and in its dtype.
@@ -197,12 +199,7 @@ class Griffin(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self,
-        tokens: Tensor,
-        max_new_tokens: int,
-        *,
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
+        self, tokens: Tensor, max_new_tokens: int, *, temperature: float = 0.0, generator: torch.Generator | None = None
     ) -> Tensor:
         """``tokens`` [B, T], T >= 1, followed by ``max_new_tokens`` more: [B, T + max_new_tokens], in tokens' dtype.
 

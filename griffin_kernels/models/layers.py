@@ -6,14 +6,20 @@ R is lru_width, H gate_blocks, n = R / H; Hq query heads and Hkv key heads of d 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, cast
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from griffin_kernels.functional.sequences import RGLRUWeights, local_attention, recurrent_block
-from griffin_kernels.functional.steps import local_attention_step, recurrent_block_step
+from griffin_kernels.functional import (
+    RGLRUWeights,
+    local_attention,
+    local_attention_step,
+    recurrent_block,
+    recurrent_block_step,
+)
 from griffin_kernels.models.cache import AttentionCache, LayerCache, RecurrentCache
 from griffin_kernels.models.config import BlockType, GriffinConfig
 
@@ -22,6 +28,10 @@ MIN_RADIUS, MAX_RADIUS = 0.9, 0.999
 
 CONV_VARIANCE = 0.01
 """Variance of a convolution's taps times their number, at initialisation."""
+
+
+Factory = dict[str, Any]
+"""device and dtype of parameters, as torch's layers take them."""
 
 
 class Place(NamedTuple):
@@ -43,17 +53,10 @@ class Place(NamedTuple):
     sin: Tensor | None = None
 
 
-def linear(inputs: int, outputs: int, bias: bool, device: torch.device, dtype: torch.dtype | None) -> nn.Linear:
-    """An nn.Linear whose weights are not drawn yet."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=device, dtype=dtype)  # type: ignore[no-untyped-call]
-    return cast(nn.Linear, layer)
-
-
-def draw(layer: nn.Linear, variance: float = 1.0) -> None:
-    """Weights normal with the given variance over the number of inputs (LeCun), bias zero."""
-    nn.init.normal_(layer.weight, std=math.sqrt(variance / layer.in_features))
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+def linears(config: GriffinConfig, part: BlockType | Literal["mlp"], factory: Factory) -> Iterator[nn.Linear]:
+    """The linear layers of a kind of time mixing, or of the MLP, whose weights are not drawn yet."""
+    for inputs, outputs, bias in config.linears(part).values():
+        yield nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, **factory)  # type: ignore[no-untyped-call]
 
 
 def rope_tables(segment_pos: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -85,10 +88,10 @@ class RMSNorm(nn.Module):
     The weight is an offset from 1, as both published checkpoints store it.
     """
 
-    def __init__(self, width: int, eps: float, device: torch.device, dtype: torch.dtype | None) -> None:
+    def __init__(self, width: int, eps: float, factory: Factory) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.zeros(width, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.zeros(width, **factory))
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -106,16 +109,9 @@ class GatedMLP(nn.Module):
     ``up.weight``: [2 mlp_width, width], the gate's rows first.
     """
 
-    def __init__(self, config: GriffinConfig, device: torch.device, dtype: torch.dtype | None) -> None:
+    def __init__(self, config: GriffinConfig, factory: Factory) -> None:
         super().__init__()
-        self.out_variance = 2.0 / config.num_layers
-        sizes = config.linears("mlp")
-        self.up = linear(*sizes["up"], device, dtype)
-        self.down = linear(*sizes["down"], device, dtype)
-
-    def reset_parameters(self) -> None:
-        draw(self.up)
-        draw(self.down, self.out_variance)
+        self.up, self.down = linears(config, "mlp", factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., width]; the result has its shape and dtype."""
@@ -126,10 +122,10 @@ class GatedMLP(nn.Module):
 class TemporalConv1D(nn.Module):
     """Causal depthwise convolution. weight: [K, R], the last row for the present token. bias: [R]."""
 
-    def __init__(self, config: GriffinConfig, device: torch.device, dtype: torch.dtype | None) -> None:
+    def __init__(self, config: GriffinConfig, factory: Factory) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.conv_width, config.lru_width, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(config.lru_width, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(config.conv_width, config.lru_width, **factory))
+        self.bias = nn.Parameter(torch.empty(config.lru_width, **factory))
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=math.sqrt(CONV_VARIANCE / self.weight.shape[0]))
@@ -139,12 +135,12 @@ class TemporalConv1D(nn.Module):
 class RGLRU(nn.Module):
     """The RG-LRU with its parameters, named as in RGLRUWeights."""
 
-    def __init__(self, config: GriffinConfig, device: torch.device, dtype: torch.dtype | None) -> None:
+    def __init__(self, config: GriffinConfig, factory: Factory) -> None:
         super().__init__()
         heads, n = config.gate_blocks, config.gate_block_width
         shapes = RGLRUWeights((config.lru_width,), (heads, n, n), (heads, n, n), (heads, n), (heads, n))  # type: ignore[arg-type]
         for name, shape in shapes._asdict().items():
-            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, **factory)))
 
     @property
     def weights(self) -> RGLRUWeights:
@@ -164,22 +160,12 @@ class RGLRU(nn.Module):
 class RecurrentBlock(nn.Module):
     """out(rg_lru(conv(x W_x)) * gelu(x W_y)): Griffin's and Hawk's recurrent block."""
 
-    def __init__(self, config: GriffinConfig, device: torch.device, dtype: torch.dtype | None) -> None:
+    def __init__(self, config: GriffinConfig, factory: Factory) -> None:
         super().__init__()
-        self.out_variance = 2.0 / config.num_layers
-        sizes = config.linears("recurrent")
-        self.linear_x = linear(*sizes["linear_x"], device, dtype)
-        self.linear_y = linear(*sizes["linear_y"], device, dtype)
-        self.conv = TemporalConv1D(config, device, dtype)
-        self.rg_lru = RGLRU(config, device, dtype)
-        self.linear_out = linear(*sizes["linear_out"], device, dtype)
-
-    def reset_parameters(self) -> None:
-        draw(self.linear_x)
-        draw(self.linear_y)
-        self.conv.reset_parameters()
-        self.rg_lru.reset_parameters()
-        draw(self.linear_out, self.out_variance)
+        self.linear_x, self.linear_y, linear_out = linears(config, "recurrent", factory)
+        self.conv = TemporalConv1D(config, factory)
+        self.rg_lru = RGLRU(config, factory)
+        self.linear_out = linear_out
 
     def forward(self, x: Tensor, place: Place, cache: LayerCache | None) -> Tensor:
         """x: [B, T, width]; the result has its shape and dtype. The cache is updated in place."""
@@ -205,20 +191,11 @@ class AttentionBlock(nn.Module):
     ``qkv.weight``: [(Hq + 2 Hkv) d, width]: rows of the queries, the keys, the values.
     """
 
-    def __init__(
-        self, config: GriffinConfig, window: int | None, device: torch.device, dtype: torch.dtype | None
-    ) -> None:
+    def __init__(self, config: GriffinConfig, window: int | None, factory: Factory) -> None:
         super().__init__()
         self.window = window
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.out_variance = 2.0 / config.num_layers
-        sizes = config.linears("global_attention" if window is None else "local_attention")
-        self.qkv = linear(*sizes["qkv"], device, dtype)
-        self.out = linear(*sizes["out"], device, dtype)
-
-    def reset_parameters(self) -> None:
-        draw(self.qkv)
-        draw(self.out, self.out_variance)
+        self.qkv, self.out = linears(config, "local_attention", factory)
 
     def forward(self, x: Tensor, place: Place, cache: LayerCache | None) -> Tensor:
         """x: [B, T, width]; the result has its shape and dtype. The cache is updated in place."""
@@ -250,20 +227,16 @@ class AttentionBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """x + mixing(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: GriffinConfig, kind: BlockType, device: torch.device, dtype: torch.dtype | None) -> None:
+    def __init__(self, config: GriffinConfig, kind: BlockType, factory: Factory) -> None:
         super().__init__()
-        self.temporal_norm = RMSNorm(config.width, config.norm_eps, device, dtype)
+        self.temporal_norm = RMSNorm(config.width, config.norm_eps, factory)
         self.mixing: RecurrentBlock | AttentionBlock
         if kind == "recurrent":
-            self.mixing = RecurrentBlock(config, device, dtype)
+            self.mixing = RecurrentBlock(config, factory)
         else:
-            self.mixing = AttentionBlock(config, config.window if kind == "local_attention" else None, device, dtype)
-        self.channel_norm = RMSNorm(config.width, config.norm_eps, device, dtype)
-        self.mlp = GatedMLP(config, device, dtype)
-
-    def reset_parameters(self) -> None:
-        for part in (self.temporal_norm, self.mixing, self.channel_norm, self.mlp):
-            part.reset_parameters()
+            self.mixing = AttentionBlock(config, config.window if kind == "local_attention" else None, factory)
+        self.channel_norm = RMSNorm(config.width, config.norm_eps, factory)
+        self.mlp = GatedMLP(config, factory)
 
     def forward(self, x: Tensor, place: Place, cache: LayerCache | None) -> Tensor:
         """x: [B, T, width]; the result has its shape and dtype. The cache is updated in place."""

@@ -241,11 +241,6 @@ def from_parts(call: Any, config: Any) -> tuple[torch.Tensor | None, ...]:
     raise errors.CatalogError("a variant without launches and without an adapter needs a run of its own")
 
 
-def _op_of(variant: Variant) -> Op:
-    op: Op = importlib.import_module(f"griffin_kernels.ops.{variant.op}.op").OP
-    return op
-
-
 def _runner(variant: Variant) -> Callable[..., tuple[torch.Tensor | None, ...]]:
     """``run`` of a variant that is its adapter, or makes launches, runs them, and gives the op's outputs in order."""
     if (adapter := variant.adapter) is not None:
@@ -263,8 +258,7 @@ def _runner(variant: Variant) -> Callable[..., tuple[torch.Tensor | None, ...]]:
         outputs |= {name: getattr(call, name) for name in op.in_place}
         return tuple(outputs[name] for name in op.outputs)
 
-    op = _op_of(variant)
-    assert variant.launches is not None
+    op = variant.contract
     run.__module__ = variant.launches.__module__
     return run
 
@@ -323,7 +317,12 @@ class Variant:
 
     def on(self, inputs: Inputs, config: Any) -> tuple[torch.Tensor | None, ...]:
         """``run`` on arguments by name."""
-        return self.run(_op_of(self).call(**inputs), config)
+        return self.run(self.contract.call(**inputs), config)
+
+    @cached_property
+    def contract(self) -> Op:
+        found: Op = importlib.import_module(f"griffin_kernels.ops.{self.op}.op").OP
+        return found
 
     @property
     def key(self) -> str:
@@ -361,13 +360,6 @@ class Variant:
     def configs(self, case: Case, device: Device) -> list[Any]:
         """Configurations that can run ``case`` on ``device``, the default first where it can."""
         return [c for c in self.all_configs() if self.reject(case, device, c) is None]
-
-    def corner_configs(self, case: Case, device: Device) -> list[Any]:
-        """The default, all axes at their first value, all at their last: what tests run, where accepted."""
-        corners = [self.config()]
-        for end in (0, -1):
-            corners.append(self.config(**{name: values[end] for name, values in self.axes.items()}))
-        return [c for c in dict.fromkeys(corners) if self.reject(case, device, c) is None]
 
     def parse_config(self, values: Mapping[str, Any]) -> Any:
         """A Config from plain JSON values; unknown fields and wrong types raise ConfigError."""

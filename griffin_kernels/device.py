@@ -7,19 +7,23 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import os
 import platform
 import re
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from griffin_kernels import errors, nvml
+from griffin_kernels import errors
+from griffin_kernels.texts import now
+
+NvmlHandle = Callable[[], Any]
+"""Gives NVML's handle of the GPU; raises NVMLError where NVML does not know it."""
 
 
 @dataclass(frozen=True)
@@ -200,21 +204,32 @@ def detect(where: torch.device | str | None = None) -> Device:
     raise errors.DeviceError(f"device type {where.type!r} has no kernels; 'cpu' and 'cuda' (NVIDIA or AMD) work")
 
 
-def _nvidia_provenance(index: int) -> dict[str, Any]:
-    """Driver, power limit and clock through NVML; beside what it tells, why it does not tell the rest."""
+def ask_nvml(index: int, questions: Mapping[str, Callable[[NvmlHandle], Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """(answers, refusals in NVML's words) about one GPU, by name; every question is in one of them.
+
+    What a driver refuses is one answer missing, and no more than that: a virtual machine may hide the power limit, and
+    a MIG slice its clocks, while everything else is told. index: as torch counts.
+    """
     import pynvml
 
-    answers, refusals = nvml.ask(
-        index,
-        {
-            "driver": lambda gpu: pynvml.nvmlSystemGetDriverVersion(),
-            "power_limit_watts": lambda gpu: pynvml.nvmlDeviceGetPowerManagementLimit(gpu()) / 1000,
-            "max_sm_clock_mhz": lambda gpu: pynvml.nvmlDeviceGetMaxClockInfo(gpu(), pynvml.NVML_CLOCK_SM),
-        },
-    )
-    if refusals:
-        answers["nvml"] = "unavailable: " + "; ".join(f"{name} ({why})" for name, why in refusals.items())
-    return answers
+    @functools.cache
+    def handle() -> Any:
+        # NVML counts physical GPUs, torch counts visible ones: match them by UUID
+        uuid = str(torch.cuda.get_device_properties(index).uuid)
+        return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
+
+    answers: dict[str, Any] = {}
+    refusals: dict[str, str] = {}
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return {}, dict.fromkeys(questions, str(error))
+    for name, question in questions.items():
+        try:
+            answers[name] = question(handle)
+        except pynvml.NVMLError as error:
+            refusals[name] = str(error)
+    return answers, refusals
 
 
 def _version(package: str) -> str:
@@ -229,7 +244,7 @@ def _version(package: str) -> str:
 def provenance(device: Device) -> dict[str, Any]:
     """Facts recorded beside measurements: versions, driver, power limit, threads, details, date (UTC)."""
     facts: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": now(),
         "python": ".".join(map(str, sys.version_info[:3])),
         "torch": str(torch.__version__),
         "triton": _version("triton"),
@@ -239,7 +254,17 @@ def provenance(device: Device) -> dict[str, Any]:
     if device.kind == "cpu":
         facts["threads"] = torch.get_num_threads()
     if device.kind == "cuda":
-        facts |= {"cuda": torch.version.cuda, **_nvidia_provenance(dict(device.details).get("index", 0))}
+        import pynvml
+
+        questions: dict[str, Callable[[NvmlHandle], Any]] = {
+            "driver": lambda gpu: pynvml.nvmlSystemGetDriverVersion(),
+            "power_limit_watts": lambda gpu: pynvml.nvmlDeviceGetPowerManagementLimit(gpu()) / 1000,
+            "max_sm_clock_mhz": lambda gpu: pynvml.nvmlDeviceGetMaxClockInfo(gpu(), pynvml.NVML_CLOCK_SM),
+        }
+        answers, refusals = ask_nvml(dict(device.details).get("index", 0), questions)
+        facts |= {"cuda": torch.version.cuda, **answers}
+        if refusals:
+            facts["nvml"] = "unavailable: " + "; ".join(f"{name} ({why})" for name, why in refusals.items())
     if device.kind == "hip":
         facts["rocm"] = torch.version.hip
     return facts | {name: list(v) if isinstance(v, tuple) else v for name, v in device.details}

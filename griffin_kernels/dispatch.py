@@ -24,7 +24,6 @@ from griffin_kernels.contract import BenchCase, Case, Op, Variant, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.records import RegistryFile
 from griffin_kernels.registry import Match, Registry, load_for
-from griffin_kernels.warning import warn
 
 Run = Callable[..., tuple[Tensor | None, ...]]
 
@@ -359,7 +358,7 @@ def _give_up(op: Op, case: Case, device: Device, choice: Choice, error: errors.O
         _STATE.warned.add(key)
     if not told:
         text = f"{key} [{config_key(choice.config)}] cannot run {case.key} on {device.name}: {error}"
-        warn(f"{text}; using {instead} from now on", errors.FallbackWarning)
+        errors.warn(f"{text}; using {instead} from now on", errors.FallbackWarning)
 
 
 def _gradient(op: Op, case: Case, device: Device) -> list[tuple[Op, Case, Choice]]:
@@ -392,14 +391,14 @@ def _warn(chosen: list[tuple[Op, Case, Choice]], device: Device) -> None:
         text += (
             f"using {' and '.join(choice.variant.name for _, _, choice in new)}; `griffin tune` measures this machine"
         )
-        warn(text, errors.UntunedWarning)
+        errors.warn(text, errors.UntunedWarning)
     for op, _, choice in chosen:
         if (caveat := choice.caveat()) and choice.match is not None:
             category, words = caveat
             if category.__name__ not in _STATE.warned and not passed_over:
                 _STATE.warned.add(category.__name__)
                 text = f"{op.name} in registry {choice.match.source} is {words} (`griffin tune show` lists all)"
-                warn(text, category)
+                errors.warn(text, category)
 
 
 def _run_empty(op: Op, given: Any) -> tuple[Tensor | None, ...]:

@@ -4,6 +4,14 @@ Messages say what was wrong and what would work. Classes that report a bad argum
 built-in exception that plain PyTorch code would raise, so existing ``except ValueError`` keeps working.
 """
 
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from types import FrameType
+
 
 class GriffinKernelsError(Exception):
     """Base of all errors raised by this package."""
@@ -141,3 +149,25 @@ class DatasheetError(GriffinKernelsError, ValueError):
 
 class ReportError(GriffinKernelsError, ValueError):
     """A report cannot be built from what is in the folder."""
+
+
+def _inside() -> tuple[str, ...]:
+    """How the names of files begin that are not the user's: this package, torch, code that torch has made."""
+    folders = [str(Path(__file__).parent) + os.sep]
+    if (torch := sys.modules.get("torch")) is not None:
+        folders.append(str(Path(str(torch.__file__)).parent) + os.sep)
+    if (inductor := sys.modules.get("torch._inductor.runtime.cache_dir_utils")) is not None:
+        folders.append(inductor.cache_dir() + os.sep)
+    return (*folders, "<eval_with_key>")
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """``warnings.warn`` at the line of the user's code that led here, however many layers of torch lie between.
+
+    That is the innermost frame of a user's code; where there is none, as on a thread of autograd's, the outermost one.
+    """
+    frame: FrameType = sys._getframe()
+    inside, depth = _inside(), 1
+    while frame.f_code.co_filename.startswith(inside) and frame.f_back is not None:
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, category, stacklevel=depth)

@@ -148,15 +148,9 @@ def run_all(steps: Sequence[Step]) -> None:
             try:
                 step.kernel[step.grid](**step.args, **step.constexprs, **step.options)
             except Exception as error:
-                if (found := _out_of_resources(error)) is None:
+                from triton.runtime.errors import OutOfResources
+
+                if not isinstance(error, OutOfResources):
                     raise
-                raise errors.OutOfResourcesError(f"{step.name} does not fit: {found}", before) from error
-
-
-def _out_of_resources(error: Exception) -> str | None:
-    """What the device has too little of, where that is what Triton's error says."""
-    from triton.runtime.errors import OutOfResources
-
-    if not isinstance(error, OutOfResources):
-        return None
-    return f"it needs {error.required} of {error.name}, the device has {error.limit}"
+                lacks = f"it needs {error.required} of {error.name}, the device has {error.limit}"
+                raise errors.OutOfResourcesError(f"{step.name} does not fit: {lacks}", before) from error

@@ -6,7 +6,6 @@ one line of JSON in one write, so that any number of processes can share a file.
 
 from __future__ import annotations
 
-import datetime
 import errno
 import os
 import threading
@@ -16,7 +15,7 @@ import msgspec
 from griffin_kernels import errors
 from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
-from griffin_kernels.warning import warn
+from griffin_kernels.texts import now
 
 ENVIRONMENT_VARIABLE = "GRIFFIN_KERNELS_RECORD_MISSES"
 
@@ -52,14 +51,13 @@ def record(op: str, case: Case, device: Device) -> None:
         if key in _SEEN or path in _CLOSED or len(_SEEN) >= MOST:
             return
         _SEEN.add(key)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     try:
-        append(path, Miss(op=op, case=case.plain(), device=device.slug, date=now))
+        append(path, Miss(op=op, case=case.plain(), device=device.slug, date=now()))
     except OSError as error:
         with _LOCK:
             _CLOSED.add(path)
         text = f"untuned cases cannot be recorded in {path} ({ENVIRONMENT_VARIABLE}): {error.strerror or error}"
-        warn(text, errors.MissWarning)
+        errors.warn(text, errors.MissWarning)
 
 
 def append(path: str, miss: Miss) -> None:

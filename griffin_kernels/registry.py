@@ -31,7 +31,6 @@ from griffin_kernels import datasheet, errors, records, validity
 from griffin_kernels.contract import Case, Op, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.records import SCHEMA_VERSION, DeviceRecord, Entry, RegistryFile
-from griffin_kernels.warning import warn
 
 ENVIRONMENT_VARIABLE = "GRIFFIN_KERNELS_REGISTRY"
 
@@ -282,7 +281,7 @@ class Registry:
         self.passed_over.add(op)
         if source not in self._told:
             self._told.add(source)
-            warn(text, errors.RegistryWarning)
+            errors.warn(text, errors.RegistryWarning)
 
     def _entries(self, op: Op) -> list[Match]:
         """Matches at distance 0 of an op's entries whose kernel is still the one that was measured."""

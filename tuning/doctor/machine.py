@@ -18,7 +18,7 @@ from pathlib import Path
 import platformdirs
 import torch
 
-from griffin_kernels import catalog, errors, misses, nvml, registry
+from griffin_kernels import catalog, errors, misses, registry
 from griffin_kernels import device as devices
 from griffin_kernels.validity import quoted
 from roofline import store
@@ -178,7 +178,9 @@ def gpu_users(index: int) -> Iterator[Finding]:
         return
     import pynvml
 
-    answers, refused = nvml.ask(index, {"users": lambda gpu: pynvml.nvmlDeviceGetComputeRunningProcesses(gpu())})
+    answers, refused = devices.ask_nvml(
+        index, {"users": lambda gpu: pynvml.nvmlDeviceGetComputeRunningProcesses(gpu())}
+    )
     if refused:
         yield Finding("note", "GPU", f"NVML does not answer ({refused['users']}): clocks and other users are not seen")
         return

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from griffin_kernels import device as devices
-from griffin_kernels import nvml
 from griffin_kernels.device import Device
 from tuning.record.journal_records import Conditions
 
@@ -79,13 +78,13 @@ def _nvidia(device: Device) -> dict[str, Any]:
     """What NVML says of the device."""
     import pynvml
 
-    def held_down(gpu: nvml.Handle) -> Any:
+    def held_down(gpu: devices.NvmlHandle) -> Any:
         try:
             return pynvml.nvmlDeviceGetCurrentClocksEventReasons(gpu())
         except pynvml.NVMLError:  # what it was called before driver 535
             return pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu())
 
-    told, _ = nvml.ask(
+    told, _ = devices.ask_nvml(
         device.torch_device.index,
         {
             "clock_mhz": lambda gpu: float(pynvml.nvmlDeviceGetClockInfo(gpu(), pynvml.NVML_CLOCK_SM)),

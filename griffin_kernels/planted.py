@@ -8,9 +8,7 @@ would spoil its neighbours.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,49 +24,62 @@ VALUES = (math.nan, math.inf, -math.inf)
 
 
 @dataclass(frozen=True)
-class Plant:
-    """Inputs with a value planted. places: index tuples by input name; words: ``nan in x[1, 17]``."""
+class Planting:
+    """Inputs with a value planted, and what the reference says of it.
+
+    places: index tuples by input name; words: ``nan in x[1, 17]``. affected: per output, bool, True where an element
+    depends on the place.
+    """
 
     inputs: Inputs
     places: dict[str, tuple[int | slice, ...]]
     value: float
+    affected: tuple[Tensor | None, ...]
 
     @property
     def words(self) -> str:
-        named = [f"{name}[{', '.join(map(_index, place))}]" for name, place in self.places.items()]
+        named = [
+            f"{name}[{', '.join(':' if isinstance(at, slice) else str(at) for at in place)}]"
+            for name, place in self.places.items()
+        ]
         return f"{self.value} in {', '.join(named)}"
 
 
-def _index(at: int | slice) -> str:
-    return ":" if isinstance(at, slice) else str(at)
-
-
-def plants(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) -> Iterator[Plant]:
+def plantings(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) -> list[Planting]:
     """A NaN in one step of all inputs that run over time, then NaN, inf or -inf in one place of each input alone.
 
     Weights are left alone, since every row depends on them. The places follow from ``seed``, and so does which inputs
-    come first: that matters where there are to be at ``most`` so many plants.
+    come first: that matters where there are to be at ``most`` so many. The reach is that of the reference in float64.
+    An output without rows and steps, a weight's gradient, is a sum over all of them: one that is lost in some elements
+    may be lost in all. So it is with the taps of a convolution, some of which do not count a sequence's last steps.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
-
-    def draw(size: int) -> int:
-        return int(torch.randint(size, (), generator=generator, dtype=torch.int64, device="cpu"))
-
-    specs = {name: spec for name, spec in op.inputs.items() if _may_be_planted(spec, inputs[name])}
+    data = {name for name, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point() and v.numel()}
+    specs = {name: spec for name, spec in op.inputs.items() if name in data and set(ROWS) & set(spec.names)}
     over_time = [name for name, spec in specs.items() if {"T", "S"} & set(spec.names)]
     groups = [over_time] if len(over_time) > 1 else []
     alone = [[name] for name in specs]
     turn = seed % max(len(alone), 1)
     groups += alone[turn:] + alone[:turn]
+    clean = pieces.reference(op, inputs)
+    found = []
     for count, names in enumerate(groups[:most]):
-        row, back = draw(2**30), draw(2**30)
+        row, back = (int(torch.randint(2**30, (), generator=generator, device="cpu")) for _ in range(2))
         places = {name: _place(specs[name], inputs[name], row, back) for name in names}
         value = VALUES[0] if len(names) > 1 else VALUES[(count + seed) % len(VALUES)]
         given = dict(inputs)
         for name, place in places.items():
             given[name] = verify.copy_of(inputs[name])
             given[name][place] = value
-        yield Plant(_consistent(op, inputs, given, names), places, value)
+        given = _consistent(op, inputs, given, names)
+        affected: list[Tensor | None] = []
+        for spec, before, after in zip(op.outputs.values(), clean, pieces.reference(op, given), strict=True):
+            reached = None if before is None or after is None else ~same(before, after)
+            if reached is not None and not {*ROWS, *STEPS} & set(spec.names):
+                reached = reached.any().expand(reached.shape)
+            affected.append(reached)
+        found.append(Planting(given, places, value, tuple(affected)))
+    return found
 
 
 def _consistent(op: Op, inputs: Inputs, given: Inputs, planted: list[str]) -> Inputs:
@@ -97,54 +108,12 @@ def _consistent(op: Op, inputs: Inputs, given: Inputs, planted: list[str]) -> In
     return given
 
 
-def _may_be_planted(spec: TensorSpec, value: object) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.is_floating_point()
-        and value.numel() > 0
-        and bool(set(ROWS) & set(spec.names))
-    )
-
-
 def _place(spec: TensorSpec, tensor: Tensor, row: int, back: int) -> tuple[int | slice, ...]:
     """One row and one step, counted from the end, since keys that were carried come before the first step."""
     return tuple(
         row % size if name in ROWS else size - 1 - back % size if name in STEPS else slice(None)
         for name, size in zip(spec.names, tensor.shape, strict=True)
     )
-
-
-@dataclass(frozen=True)
-class Planting:
-    """A plant and what the reference says of it: per output, bool, True where an element depends on the place."""
-
-    plant: Plant
-    affected: tuple[Tensor | None, ...]
-
-
-def plantings(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) -> list[Planting]:
-    """Every plant of ``plants`` with its reach, from the reference in float64.
-
-    An output without rows and steps, a weight's gradient, is a sum over all of them: one that is lost in some elements
-    may be lost in all. So it is with the taps of a convolution, some of which do not count a sequence's last steps.
-    """
-    clean = pieces.reference(op, inputs)
-    found = []
-    for plant in plants(op, inputs, seed, most):
-        outputs = pieces.reference(op, plant.inputs)
-        affected = tuple(
-            None if a is None or b is None else _spread(spec, ~same(a, b))
-            for spec, a, b in zip(op.outputs.values(), clean, outputs, strict=True)
-        )
-        found.append(Planting(plant, affected))
-    return found
-
-
-def _spread(spec: TensorSpec, affected: Tensor) -> Tensor:
-    """The same where an output has rows or steps; else all of it where any of it is affected."""
-    if {*ROWS, *STEPS} & set(spec.names):
-        return affected
-    return affected.any().expand(affected.shape)
 
 
 def same(first: Tensor, second: Tensor) -> Tensor:
@@ -161,21 +130,19 @@ def check(
 
     planted: ``plantings(op, inputs)``, for callers that check several variants on the same inputs.
     """
-    run = functools.partial(_run, op, variant, config)
+
+    def run(given: Inputs) -> tuple[Tensor | None, ...]:
+        outputs = variant.on(given | {name: verify.copy_of(given[name]) for name in op.in_place}, config)
+        return tuple(None if out is None else out.detach() for out in outputs)
+
     clean = run(inputs)
     for planting in plantings(op, inputs) if planted is None else planted:
-        outputs = run(planting.plant.inputs)
+        outputs = run(planting.inputs)
         for name, before, after, affected in zip(op.outputs, clean, outputs, planting.affected, strict=True):
             if before is None or after is None or affected is None:
                 continue
             leaks = ~same(before, after) & ~affected.to(before.device)
             if bool(leaks.any()):
                 where = leaks.nonzero()[0].tolist()
-                return f"{planting.plant.words} changes {name}{where}, which does not depend on it ({case.key})"
+                return f"{planting.words} changes {name}{where}, which does not depend on it ({case.key})"
     return None
-
-
-def _run(op: Op, variant: Variant, config: object, inputs: Inputs) -> tuple[Tensor | None, ...]:
-    given = inputs | {name: verify.copy_of(inputs[name]) for name in op.in_place}
-    outputs = variant.on(given, config)
-    return tuple(None if out is None else out.detach() for out in outputs)

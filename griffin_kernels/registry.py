@@ -213,9 +213,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
         if isinstance(error, OSError):
-            raise errors.OutputFolderError(
-                f"{path} cannot be written: {error.strerror}; the old file is as it was"
-            ) from None
+            text = f"{path} cannot be written: {error.strerror}; the old file is as it was"
+            raise errors.OutputFolderError(text) from None
         raise
 
 
@@ -264,16 +263,12 @@ class Registry:
     @classmethod
     def open(cls, device: Device) -> Registry:
         """The registry of a device from all sources; each unusable file gives one RegistryWarning."""
-        files = []
-        broken = []
+        opened = cls(device, [])
         for path in sources(device):
             try:
-                files.append((str(path), load_for(path, device)))
+                opened.files.append((str(path), load_for(path, device)))
             except errors.RegistryError as error:
-                broken.append((str(path), str(error)))
-        opened = cls(device, files)
-        for source, problem in broken:
-            opened._tell(source, "*", f"{problem}. It is not used.")
+                opened._tell(str(path), "*", f"{error}. It is not used.")
         return opened
 
     def _tell(self, source: str, op: str, text: str) -> None:
@@ -306,11 +301,11 @@ class Registry:
     def matches(self, op: Op, case: Case) -> list[Match]:
         """Entries that may serve a case: measured ones first, of these the best source first, then the nearest."""
         order = {source: place for place, (source, _) in reversed(list(enumerate(self.files)))}
-        found = []
-        for known in self._entries(op):
-            far = distance(op, case, known.entry.case)
-            if far is not None:
-                found.append(dataclasses.replace(known, distance=far))
+        found = (
+            dataclasses.replace(known, distance=far)
+            for known in self._entries(op)
+            if (far := distance(op, case, known.entry.case)) is not None
+        )
         return sorted(found, key=lambda m: (m.entry.status == "predicted", order[m.source], m.distance))
 
 

@@ -111,8 +111,8 @@ def test_references_keep_documents_rows_and_steps_apart(op):
         inputs = op.make_inputs(case, torch.device("cpu"), seed)
         numbers = documents(op, inputs)
         for planting in planted.plantings(op, inputs, seed):
-            for name, place in planting.plant.places.items():
-                if numbers is None or not {"T", "S"} & set(op.inputs[name].names) or len(planting.plant.places) > 1:
+            for name, place in planting.places.items():
+                if numbers is None or not {"T", "S"} & set(op.inputs[name].names) or len(planting.places) > 1:
                     continue
                 spec = op.inputs[name].names
                 row = place[spec.index("B")]
@@ -130,6 +130,6 @@ def test_references_keep_documents_rows_and_steps_apart(op):
                     names = op.outputs[output].names
                     others = [at for at, dim in enumerate(names) if dim not in ("B", "T")]
                     reached = affected.amax(others) if others else affected
-                    assert not (reached & ~allowed).any(), (planting.plant.words, output, case.key)
+                    assert not (reached & ~allowed).any(), (planting.words, output, case.key)
                     seen += int(reached.sum())
     assert seen or "T" not in {dim for spec in op.inputs.values() for dim in spec.names}

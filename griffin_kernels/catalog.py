@@ -50,23 +50,16 @@ def op(name: str) -> Op:
         raise errors.UnknownOpError(f"no op {name!r}; there are {', '.join(ops())}") from None
 
 
-def _files(op_name: str) -> dict[str, Path]:
-    """Variant name -> file; ``triton_chunked.py`` holds ``triton.chunked``."""
-    files = {}
-    for path in sorted((_OPS_FOLDER / op_name).glob("*.py")):
-        backend, separator, algorithm = path.stem.partition("_")
-        if separator and backend in BACKENDS:
-            files[f"{backend}.{algorithm}"] = path
-    return files
-
-
 @functools.cache
 def _load(op_name: str) -> tuple[Mapping[str, Variant], Mapping[str, str]]:
     op(op_name)
     found: dict[str, Variant] = {}
     missing: dict[str, str] = {}
-    for name, path in _files(op_name).items():
-        needed = BACKENDS[name.split(".", 1)[0]]
+    for path in sorted((_OPS_FOLDER / op_name).glob("*_*.py")):
+        backend, _, algorithm = path.stem.partition("_")  # ``triton_chunked.py`` holds ``triton.chunked``
+        if backend not in BACKENDS:
+            continue
+        name, needed = f"{backend}.{algorithm}", BACKENDS[backend]
         try:
             module = importlib.import_module(f"griffin_kernels.ops.{op_name}.{path.stem}")
         except ModuleNotFoundError as error:
@@ -76,9 +69,8 @@ def _load(op_name: str) -> tuple[Mapping[str, Variant], Mapping[str, str]]:
             continue
         variant: Variant = module.VARIANT
         if (variant.op, variant.name) != (op_name, name):
-            raise errors.CatalogError(
-                f"{path.name} in ops/{op_name} describes {variant.key}, expected {op_name}/{name}"
-            )
+            text = f"{path.name} in ops/{op_name} describes {variant.key}, expected {op_name}/{name}"
+            raise errors.CatalogError(text)
         if variant.package and importlib.util.find_spec(variant.package) is None:
             missing[name] = f"{PEERS.get(variant.package, variant.package)} is not installed"
             continue

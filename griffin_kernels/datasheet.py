@@ -118,11 +118,6 @@ class Datasheet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return None if size is None else round(size * 2**20)
 
     @property
-    def link_bytes_per_s_per_direction(self) -> float | None:
-        """Bandwidth to other accelerators in one direction, bytes per second; None if unknown or there is none."""
-        return None if self.link_gb_per_s is None else self.link_gb_per_s / 2 * 1e9
-
-    @property
     def vector_flops_per_s(self) -> float | None:
         """Peak of the vector units in float32, FLOP per second: the roof of scans and elementwise work."""
         return None if self.fp32_tflops is None else self.fp32_tflops * 1e12
@@ -149,11 +144,6 @@ class Datasheet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             return None
         peak: float | None = getattr(self.tensor_tflops, dtype)
         return None if peak is None else peak * 1e12
-
-    def ridge(self, dtype: str) -> float | None:
-        """FLOP per byte of memory traffic from which a matrix product in ``dtype`` is bound by arithmetic."""
-        peak = self.tensor_flops_per_s(dtype)
-        return None if peak is None else peak / self.dram_bytes_per_s
 
 
 def load(path: Path) -> Datasheet:

@@ -84,26 +84,6 @@ def _read(path: str) -> str:
         return ""
 
 
-def _cpu_name() -> str:
-    match = re.search(r"^(?:model name|Hardware|cpu model)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
-    return match.group(1).strip() if match else platform.processor() or platform.machine()
-
-
-def _cpu_isa() -> tuple[str, ...]:
-    """Vector extensions, weakest first, of those that change which kernel wins."""
-    flags = set(re.findall(r"[\w.]+", _read("/proc/cpuinfo").lower()))
-    known = ("sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "sve2")
-    return tuple(name for name in known if name in flags)
-
-
-def _cpu_arch(isa: tuple[str, ...]) -> str:
-    machine = platform.machine().lower().replace("_", "-")
-    for level in ("avx512f", "avx2", "avx", "sve2", "sve", "asimd"):
-        if level in isa:
-            return f"{machine}-{level.removesuffix('f')}"
-    return f"{machine}-baseline"
-
-
 def _cache_bytes() -> dict[str, int]:
     """Cache size by level of one instance (``l1d``, ``l2``, ``l3``), from sysfs; empty where that is not there."""
     sizes: dict[str, int] = {}
@@ -139,14 +119,21 @@ def _ram_bytes() -> int:
 @functools.cache
 def cpu() -> Device:
     """This machine's CPU."""
-    isa = _cpu_isa()
+    facts = _read("/proc/cpuinfo")
+    flags = set(re.findall(r"[\w.]+", facts.lower()))
+    # vector extensions that change which kernel wins, weakest first
+    known = ("sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "sve2")
+    isa = tuple(name for name in known if name in flags)
+    levels = [level for level in ("avx512f", "avx2", "avx", "sve2", "sve", "asimd") if level in isa]
+    level = levels[0].removesuffix("f") if levels else "baseline"
+    name = re.search(r"^(?:model name|Hardware|cpu model)\s*:\s*(.+)$", facts, re.MULTILINE)
     caches = _cache_bytes()
     nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
-    sockets = len(set(re.findall(r"^physical id\s*:\s*(\d+)", _read("/proc/cpuinfo"), re.MULTILINE))) or 1
+    sockets = len(set(re.findall(r"^physical id\s*:\s*(\d+)", facts, re.MULTILINE))) or 1
     return Device(
         kind="cpu",
-        name=_cpu_name(),
-        arch=_cpu_arch(isa),
+        name=name[1].strip() if name else platform.processor() or platform.machine(),
+        arch=f"{platform.machine().lower().replace('_', '-')}-{level}",
         units=len(cores()),
         memory_bytes=_ram_bytes(),
         last_level_cache_bytes=caches.get("l3", caches.get("l2", 0)),
@@ -196,11 +183,10 @@ def detect(where: torch.device | str | None = None) -> Device:
     if where.type == "cpu":
         return cpu()
     if where.type == "cuda":
-        return gpu(
-            where.index
-            if where.index is not None
-            else (torch.cuda.current_device() if torch.cuda.is_available() else 0)
-        )
+        index: int | None = where.index
+        if index is None:
+            index = torch.cuda.current_device() if torch.cuda.is_available() else 0
+        return gpu(index)
     raise errors.DeviceError(f"device type {where.type!r} has no kernels; 'cpu' and 'cuda' (NVIDIA or AMD) work")
 
 

@@ -137,20 +137,15 @@ def use(
     """
     if config is not None and variant is None:
         raise errors.ArgumentError("use: config needs a variant to belong to")
-    parsed = None
-    if variant is not None:
-        named = _named(variant)
-        parsed = None if config is None else named[0].parse_config(config)
-    opened: Registry | None = None
-    if isinstance(registry, Registry):
-        opened = registry
-    elif isinstance(registry, RegistryFile):
-        opened = Registry(devices.detect(), [("given registry", registry)])
-    elif registry is not None:
+    named = [] if variant is None else _named(variant)
+    parsed = None if config is None else named[0].parse_config(config)
+    if isinstance(registry, RegistryFile):
+        registry = Registry(devices.detect(), [("given registry", registry)])
+    elif isinstance(registry, str | Path):
         device = devices.detect()
-        opened = Registry(device, [(str(registry), load_for(Path(registry), device))])
+        registry = Registry(device, [(str(registry), load_for(Path(registry), device))])
     with _STATE.lock:
-        _STATE.overrides.append(override := _Override(variant, parsed, opened))
+        _STATE.overrides.append(override := _Override(variant, parsed, registry))
         _STATE.chosen.clear()
     try:
         yield
@@ -364,8 +359,7 @@ def _give_up(op: Op, case: Case, device: Device, choice: Choice, error: errors.O
 def _gradient(op: Op, case: Case, device: Device) -> list[tuple[Op, Case, Choice]]:
     """The op's gradient and the kernel that would run it: a case of it has the sizes and flags of the forward op's."""
     found = []
-    for name in catalog.ops():
-        backward = catalog.op(name)
+    for backward in catalog.ops().values():
         if backward.forward == op.name:
             with contextlib.suppress(errors.NoVariantError, errors.RejectedError):  # the backward pass will say so
                 found.append((backward, case, _choose(backward, case, device)))

@@ -38,10 +38,11 @@ def reference(
     or on the CPU where they take more than a share of its memory. Not differentiable where it comes in pieces.
     """
     where = next((v.device for v in inputs.values() if isinstance(v, Tensor)), torch.device("cpu"))
-    memory = _memory_of(where) if memory_bytes is None else memory_bytes
+    if memory_bytes is None:  # torch's meta device has none of its own
+        memory_bytes = devices.detect(where).memory_bytes if where.type in ("cpu", "cuda") else 0
     _, results = _bytes(op, inputs, dtype)
-    kept = torch.device("cpu") if where.type == "cuda" and results > KEPT * memory else where
-    places = cuts(op, inputs, parts(op, inputs, dtype, memory))
+    kept = torch.device("cpu") if where.type == "cuda" and results > KEPT * memory_bytes else where
+    places = cuts(op, inputs, parts(op, inputs, dtype, memory_bytes))
     if places == [{}]:
         return tuple(None if out is None else out.to(kept) for out in op.reference(op.call(**in_dtype(dtype, inputs))))
     sizes = sizes_of(op, inputs)
@@ -50,8 +51,12 @@ def reference(
         for place in places:
             outputs = op.reference(op.call(**in_dtype(dtype, piece(op, inputs, place))))
             for index, (spec, out) in enumerate(zip(op.outputs.values(), outputs, strict=True)):
-                if out is not None:
-                    found[index] = _joined(found[index], out, spec, place, sizes, kept)
+                if out is None:
+                    continue
+                if (joined := found[index]) is None:
+                    shape = [sizes[d] if d in place else size for d, size in zip(spec.names, out.shape, strict=True)]
+                    found[index] = joined = torch.zeros(shape, dtype=out.dtype, device=kept)
+                joined[_at(spec, place)].add_(out.to(kept))  # a sum where pieces share a place
             del outputs, out
     return tuple(found)
 
@@ -88,10 +93,11 @@ def _part(dims: list[str], sizes: Mapping[str, int], index: int, count: int) -> 
 
 def piece(op: Op, inputs: Inputs, place: Mapping[str, slice]) -> Inputs:
     """The part of a call's inputs at ``place``: views."""
-    found = dict(inputs)
-    for name, spec, value in _tensors(op, inputs):
-        found[name] = value[_index(spec, place)]
-    return found
+    return inputs | {name: value[_at(spec, place)] for name, spec, value in _tensors(op, inputs)}
+
+
+def _at(spec: TensorSpec, place: Mapping[str, slice]) -> tuple[slice, ...]:
+    return tuple(place.get(dim, slice(None)) for dim in spec.names)
 
 
 def in_dtype(dtype: torch.dtype, inputs: Inputs) -> Inputs:
@@ -122,32 +128,7 @@ def _bytes(op: Op, inputs: Inputs, dtype: torch.dtype) -> tuple[int, int]:
     return given, sum(map(math.prod, shapes)) * dtype.itemsize
 
 
-def _memory_of(where: torch.device) -> int:
-    """Bytes of a device's memory; 0 where it has none of its own, as torch's meta device."""
-    return devices.detect(where).memory_bytes if where.type in ("cpu", "cuda") else 0
-
-
 def _tensors(op: Op, inputs: Inputs) -> Iterator[tuple[str, TensorSpec, Tensor]]:
     for name, spec in op.inputs.items():
         if isinstance(value := inputs.get(name), Tensor):
             yield name, spec, value
-
-
-def _index(spec: TensorSpec, place: Mapping[str, slice]) -> tuple[slice, ...]:
-    return tuple(place.get(dim, slice(None)) for dim in spec.names)
-
-
-def _joined(
-    found: Tensor | None,
-    out: Tensor,
-    spec: TensorSpec,
-    place: Mapping[str, slice],
-    sizes: Mapping[str, int],
-    kept: torch.device,
-) -> Tensor:
-    """``found``, zeros at first, with one piece's output added in its place: a sum where pieces share a place."""
-    if found is None:
-        shape = [sizes[dim] if dim in place else size for dim, size in zip(spec.names, out.shape, strict=True)]
-        found = torch.zeros(shape, dtype=out.dtype, device=kept)
-    found[_index(spec, place)].add_(out.to(kept))
-    return found

@@ -54,35 +54,24 @@ def default_path(device: Device) -> Path:
     return user_folder() / f"{device.slug}.json"
 
 
-def slugs(device: Device) -> list[str]:
-    """Names of a device's registry files: its own slug, then those of other names that drivers give to its SKU."""
-    found = [device.slug]
-    if device.kind in ("cuda", "hip") and (sheet := datasheet.find(device.name)) is not None:
-        found += [dataclasses.replace(device, name=name).slug for name in sheet.driver_names]
-    return list(dict.fromkeys(found))
-
-
 def within(folder: Path, device: Device) -> Path:
-    """A device's registry file in a folder; the path of its own where there is none."""
-    paths = [folder / f"{slug}.json" for slug in slugs(device)]
+    """A device's registry file in a folder, of its own name or another that drivers give to its SKU; else its own."""
+    slugs = [device.slug]
+    if device.kind in ("cuda", "hip") and (sheet := datasheet.find(device.name)) is not None:
+        slugs += [dataclasses.replace(device, name=name).slug for name in sheet.driver_names]
+    paths = [folder / f"{slug}.json" for slug in slugs]
     # os.path answers False where pathlib raises PermissionError
     return next((path for path in paths if os.path.exists(path)), paths[0])
 
 
-def named_path(device: Device) -> Path | None:
-    """The file that ``GRIFFIN_KERNELS_REGISTRY`` names, in the folder if it names one; None where it is not set."""
-    text = os.environ.get(ENVIRONMENT_VARIABLE)
-    if not text:
-        return None
-    path = Path(os.path.expanduser(text))
-    return within(path, device) if os.path.isdir(path) and path.suffix != ".json" else path
-
-
 def sources(device: Device) -> list[Path]:
     """Registry files to consult for a device, in order; those that do not exist are left out, bar a named one."""
-    named = named_path(device)
     found = [within(folder, device) for folder in (user_folder(), Path(__file__).parent / "tuned")]
-    return [*([named] if named is not None else []), *(path for path in found if os.path.exists(path))]
+    found = [path for path in found if os.path.exists(path)]
+    if not (text := os.environ.get(ENVIRONMENT_VARIABLE)):
+        return found
+    named = Path(os.path.expanduser(text))
+    return [within(named, device) if os.path.isdir(named) and named.suffix != ".json" else named, *found]
 
 
 def load(path: Path) -> RegistryFile:

@@ -125,34 +125,28 @@ def check(
                 return Verdict((), f"does not give back the {name} that it is to change in place")
         elif isinstance(value, Tensor) and not _same(value, before[name]):
             return Verdict((), f"changed its input {name}")
-    if (problem := _sharing(op, inputs, got) or _extraordinary(op, got)) is not None:
+    if (problem := _extraordinary(op, inputs, got)) is not None:
         return Verdict((), problem)
     return compare(op, case, got, want, op.tolerance(case).times(variant.slack if case.half else 1.0))
 
 
-def _sharing(op: Op, inputs: Inputs, got: tuple[Tensor | None, ...]) -> str | None:
-    """What is wrong where an output lies in the memory of another tensor: torch.compile forbids that of operators."""
+def _extraordinary(op: Op, inputs: Inputs, got: tuple[Tensor | None, ...]) -> str | None:
+    """What is wrong where an output is no ordinary tensor: contiguous, no view, its memory its own and as large as it.
+
+    torch.compile forbids operators whose outputs lie in the memory of another tensor. Views come to harm when they are
+    changed in place: autograd refuses those that a Function gives with other outputs.
+    """
     owners = {
         value.untyped_storage().data_ptr(): name
         for name, value in inputs.items()
         if isinstance(value, Tensor) and value.numel() and name not in op.in_place
     }
-    for name, value in zip(op.outputs, got, strict=False):
-        if value is None or not value.numel():
-            continue
-        owner = owners.setdefault(value.untyped_storage().data_ptr(), name)
-        if owner != name:
+    present = [(name, value) for name, value in zip(op.outputs, got, strict=False) if value is not None]
+    for name, value in present:
+        if value.numel() and (owner := owners.setdefault(value.untyped_storage().data_ptr(), name)) != name:
             return f"its output {name} lies in the memory of {owner}"
-    return None
-
-
-def _extraordinary(op: Op, got: tuple[Tensor | None, ...]) -> str | None:
-    """What is wrong where an output is no ordinary tensor: contiguous, no view, its memory as large as it is.
-
-    Views come to harm when they are changed in place: autograd refuses those that a Function gives with other outputs.
-    """
-    for name, value in zip(op.outputs, got, strict=False):
-        if value is None or name in op.in_place:
+    for name, value in present:
+        if name in op.in_place:
             continue
         if value._is_view():
             return f"its output {name} is a view of another tensor"

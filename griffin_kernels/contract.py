@@ -85,19 +85,6 @@ _OPTION_TYPES: dict[Any, str] = {bool: "bool", int: "int", float: "float", float
 """Types of options by annotation, as the schema of a ``torch.library`` operator writes them."""
 
 
-def _arguments(call: type) -> tuple[dict[str, TensorSpec], dict[str, str]]:
-    """(tensors, types of options) by name, from the annotated fields of a Call."""
-    tensors: dict[str, TensorSpec] = {}
-    options: dict[str, str] = {}
-    for name, hint in typing.get_type_hints(call, include_extras=True).items():
-        if typing.get_origin(hint) is typing.Annotated:
-            kind, spec = typing.get_args(hint)
-            tensors[name] = dataclasses.replace(spec, optional=type(None) in typing.get_args(kind))
-        else:
-            options[name] = _OPTION_TYPES[hint]
-    return tensors, options
-
-
 @dataclass(frozen=True)
 class Op:
     """An operation as data. See ``ops/<op>/op.py`` for instances.
@@ -140,7 +127,14 @@ class Op:
     option_types: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        inputs, option_types = _arguments(self.call)
+        inputs: dict[str, TensorSpec] = {}
+        option_types: dict[str, str] = {}
+        for name, hint in typing.get_type_hints(self.call, include_extras=True).items():
+            if typing.get_origin(hint) is typing.Annotated:
+                kind, spec = typing.get_args(hint)
+                inputs[name] = dataclasses.replace(spec, optional=type(None) in typing.get_args(kind))
+            else:
+                option_types[name] = _OPTION_TYPES[hint]
         object.__setattr__(self, "inputs", inputs)
         object.__setattr__(self, "option_types", option_types)
 
@@ -303,9 +297,8 @@ class Variant:
     def __post_init__(self) -> None:
         fields = {f.name for f in dataclasses.fields(self.config)}
         if unknown := set(self.axes) - fields:
-            raise errors.CatalogError(
-                f"{self.key}: axes {sorted(unknown)} are not fields of its Config {sorted(fields)}"
-            )
+            text = f"{self.key}: axes {sorted(unknown)} are not fields of its Config {sorted(fields)}"
+            raise errors.CatalogError(text)
         if not self.baseline and (self.adapter is not None or self.slack != 1.0):
             raise errors.CatalogError(f"{self.key}: only a baseline has an adapter or slack")
         if self.run is from_parts:

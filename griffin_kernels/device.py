@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,6 @@ def machine_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _ram_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 0
-
-
 @functools.cache
 def cpu() -> Device:
     """This machine's CPU."""
@@ -129,21 +123,21 @@ def cpu() -> Device:
     name = re.search(r"^(?:model name|Hardware|cpu model)\s*:\s*(.+)$", facts, re.MULTILINE)
     caches = _cache_bytes()
     nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
+    try:
+        ram_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        ram_bytes = 0
     sockets = len(set(re.findall(r"^physical id\s*:\s*(\d+)", facts, re.MULTILINE))) or 1
+    details = {"isa": isa, "sockets": sockets, "numa_nodes": nodes}
+    details |= {"l1d_bytes": caches.get("l1d", 0), "l2_bytes": caches.get("l2", 0)}
     return Device(
         kind="cpu",
         name=name[1].strip() if name else platform.processor() or platform.machine(),
         arch=f"{platform.machine().lower().replace('_', '-')}-{level}",
         units=len(cores()),
-        memory_bytes=_ram_bytes(),
+        memory_bytes=ram_bytes,
         last_level_cache_bytes=caches.get("l3", caches.get("l2", 0)),
-        details=(
-            ("isa", isa),
-            ("sockets", sockets),
-            ("numa_nodes", nodes),
-            ("l1d_bytes", caches.get("l1d", 0)),
-            ("l2_bytes", caches.get("l2", 0)),
-        ),
+        details=tuple(details.items()),
     )
 
 
@@ -218,25 +212,19 @@ def ask_nvml(index: int, questions: Mapping[str, Callable[[NvmlHandle], Any]]) -
     return answers, refusals
 
 
-def _version(package: str) -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def provenance(device: Device) -> dict[str, Any]:
     """Facts recorded beside measurements: versions, driver, power limit, threads, details, date (UTC)."""
     facts: dict[str, Any] = {
         "date": now(),
         "python": ".".join(map(str, sys.version_info[:3])),
         "torch": str(torch.__version__),
-        "triton": _version("triton"),
-        "numba": _version("numba"),
-        "system": f"{platform.system()} {platform.release()}",
     }
+    for package in ("triton", "numba"):
+        try:
+            facts[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    facts["system"] = f"{platform.system()} {platform.release()}"
     if device.kind == "cpu":
         facts["threads"] = torch.get_num_threads()
     if device.kind == "cuda":

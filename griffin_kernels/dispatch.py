@@ -27,9 +27,6 @@ from griffin_kernels.registry import Match, Registry, load_for
 
 Run = Callable[..., tuple[Tensor | None, ...]]
 
-MOST_SIGNATURES = 2**16
-"""Signatures remembered; past it they are forgotten and chosen again, so varying lengths cannot fill the memory."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -165,23 +162,20 @@ def _named(variant: str) -> list[Variant]:
     return found
 
 
-def _as_case(op: Op, case: Case | Mapping[str, Any], device: Device | None) -> tuple[Case, Device]:
+def _as_case(name: str, case: Case | Mapping[str, Any], device: Device | None) -> tuple[Op, Case, Device]:
+    op = catalog.op(name)
     if isinstance(case, Case):
         if isinstance(case, BenchCase) and case.op != op.name:
             raise errors.ArgumentError(f"this case belongs to {case.op}, not to {op.name}")
         if set(case.dims) != set(op.cases[0].dims):
             raise errors.ArgumentError(f"no case of {op.name}, which has {', '.join(op.cases[0].dims)}: {case.key}")
-        return case, device or devices.detect()
-    given = complete(op, case)
+        return op, case, device or devices.detect()
+    fields = op.call._fields
+    if unknown := set(case) - set(fields):
+        raise errors.ArgumentError(f"{op.name} has no argument {sorted(unknown)}; it has {list(fields)}")
+    given = op.call(**dict.fromkeys(fields) | op.call._field_defaults | dict(case))
     specs.bind(op, given)
-    return op.case_of(given), device or devices.detect(given[0].device)
-
-
-def complete(op: Op, arguments: Mapping[str, Any]) -> Any:
-    """The op's call from some of its arguments; absent ones have their default, or are None."""
-    if unknown := set(arguments) - set(op.call._fields):
-        raise errors.ArgumentError(f"{op.name} has no argument {sorted(unknown)}; it has {list(op.call._fields)}")
-    return op.call(**dict.fromkeys(op.call._fields) | op.call._field_defaults | dict(arguments))
+    return op, op.case_of(given), device or devices.detect(given[0].device)
 
 
 def select(op: str, case: Case | Mapping[str, Any], device: Device | None = None) -> Choice:
@@ -190,8 +184,7 @@ def select(op: str, case: Case | Mapping[str, Any], device: Device | None = None
     case: a Case, or the arguments of a call by name, ``{"x": x, "a": a}``. device: where; else that of the tensors,
     or this machine's. Raises NoVariantError with every reason where nothing can run it.
     """
-    contract = catalog.op(op)
-    return _choose(contract, *_as_case(contract, case, device))
+    return _choose(*_as_case(op, case, device))
 
 
 def _choose(op: Op, case: Case, device: Device) -> Choice:
@@ -209,7 +202,13 @@ def _choose(op: Op, case: Case, device: Device) -> Choice:
             near = f"tuned for {match.entry.case.key}, within a factor {2**match.distance:.3g} per size"
             reason = near if match.distance else "tuned for this case"
             return Choice(match.variant, match.config, "registry", reason, match)
-    return _default(op, case, device)
+    # the variant of highest rank among those that accept the case; baselines only where nothing else does
+    able, reasons = _able(op, case, device)
+    if not able:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise errors.NoVariantError(f"nothing can run {op.name} {case.key} on {device.name}: {listed}")
+    best = max(able, key=lambda variant: (not variant.baseline, variant.rank(case, device), variant.name))
+    return Choice(best, best.config(), "default", "not tuned near this case: the default by rank")
 
 
 def _refusal(variant: Variant, case: Case, device: Device, config: Any) -> str | None:
@@ -237,20 +236,9 @@ def _able(op: Op, case: Case, device: Device) -> tuple[list[Variant], dict[str, 
     return able, reasons
 
 
-def _default(op: Op, case: Case, device: Device) -> Choice:
-    """The variant of highest rank among those that accept the case; baselines only where nothing else does."""
-    able, reasons = _able(op, case, device)
-    if not able:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise errors.NoVariantError(f"nothing can run {op.name} {case.key} on {device.name}: {listed}")
-    best = max(able, key=lambda variant: (not variant.baseline, variant.rank(case, device), variant.name))
-    return Choice(best, best.config(), "default", "not tuned near this case: the default by rank")
-
-
 def explain(op: str, case: Case | Mapping[str, Any], device: Device | None = None) -> Explanation:
     """What ``select`` chooses and why: the entry, its distance, what else could run and what was rejected."""
-    contract = catalog.op(op)
-    found, where = _as_case(contract, case, device)
+    contract, found, where = _as_case(op, case, device)
     choice = _choose(contract, found, where)
     able, rejected = _able(contract, found, where)
     others = [variant.name for variant in able if variant is not choice.variant]
@@ -268,7 +256,7 @@ def call(op_name: str, given: Any) -> tuple[Tensor | None, ...]:
     if run is None:
         run = _resolve(op_name, given)
         with _STATE.lock:
-            if len(_STATE.chosen) >= MOST_SIGNATURES:
+            if len(_STATE.chosen) >= 2**16:  # varying lengths must not fill the memory
                 _STATE.chosen.clear()
             _STATE.chosen[key] = run
     kind = given[0].device.type
@@ -309,7 +297,7 @@ def _bound(op: Op, given: Any, sizes: specs.Sizes) -> Run:
     with _STATE.lock:
         choice = _choose(op, case, device)
         if op.forward is None:  # a gradient's kernel is spoken of where the user calls, not on a thread of autograd's
-            _warn([(op, case, choice), *(_gradient(op, case, device) if training else ())], device)
+            _warn(case, [choice, *(_gradient(op, case, device) if training else ())], device)
     if choice.origin == "default":
         misses.record(op.name, case, device)
     compiles = choice.variant.launches is not None or choice.variant.backend == "compiled"
@@ -356,43 +344,34 @@ def _give_up(op: Op, case: Case, device: Device, choice: Choice, error: errors.O
         errors.warn(f"{text}; using {instead} from now on", errors.FallbackWarning)
 
 
-def _gradient(op: Op, case: Case, device: Device) -> list[tuple[Op, Case, Choice]]:
-    """The op's gradient and the kernel that would run it: a case of it has the sizes and flags of the forward op's."""
-    found = []
-    for backward in catalog.ops().values():
-        if backward.forward == op.name:
-            with contextlib.suppress(errors.NoVariantError, errors.RejectedError):  # the backward pass will say so
-                found.append((backward, case, _choose(backward, case, device)))
-    return found
+def _gradient(op: Op, case: Case, device: Device) -> list[Choice]:
+    """The kernel that would run the op's gradient: a case of it has the sizes and flags of the forward op's."""
+    with contextlib.suppress(errors.NoVariantError, errors.RejectedError):  # the backward pass will say so
+        return [_choose(other, case, device) for other in catalog.ops().values() if other.forward == op.name]
+    return []
 
 
-def _warn(chosen: list[tuple[Op, Case, Choice]], device: Device) -> None:
+def _warn(case: Case, chosen: list[Choice], device: Device) -> None:
     """Say once per op that it is untuned, and once per process that an entry is stale or predicted.
 
-    chosen: a call's op and, where it needs one, its gradient's. Who was already told of this registry that something in
+    chosen: for a call and, where it needs one, its gradient. Who was already told of this registry that something in
     it is passed over is not told more.
     """
     passed_over = _registry(device).passed_over
-    new = [
-        (op, case, choice)
-        for op, case, choice in chosen
-        if choice.origin == "default" and op.name not in _STATE.warned and not passed_over & {op.name, "*"}
-    ]
+    untuned = {choice.variant.op: choice.variant.name for choice in chosen if choice.origin == "default"}
+    new = {op: name for op, name in untuned.items() if op not in _STATE.warned and not passed_over & {op, "*"}}
     if new:
-        _STATE.warned.update(op.name for op, _, _ in new)
-        names = " and ".join(op.name for op, _, _ in new)
-        text = f"{names} {'is' if len(new) == 1 else 'are'} not tuned near {new[0][1].key} on {device.name}: "
-        text += (
-            f"using {' and '.join(choice.variant.name for _, _, choice in new)}; `griffin tune` measures this machine"
-        )
+        _STATE.warned.update(new)
+        text = f"{' and '.join(new)} {'is' if len(new) == 1 else 'are'} not tuned near {case.key} on {device.name}: "
+        text += f"using {' and '.join(new.values())}; `griffin tune` measures this machine"
         errors.warn(text, errors.UntunedWarning)
-    for op, _, choice in chosen:
+    for choice in chosen:
         if (caveat := choice.caveat()) and choice.match is not None:
             category, words = caveat
             if category.__name__ not in _STATE.warned and not passed_over:
                 _STATE.warned.add(category.__name__)
-                text = f"{op.name} in registry {choice.match.source} is {words} (`griffin tune show` lists all)"
-                errors.warn(text, category)
+                where = f"{choice.variant.op} in registry {choice.match.source}"
+                errors.warn(f"{where} is {words} (`griffin tune show` lists all)", category)
 
 
 def _run_empty(op: Op, given: Any) -> tuple[Tensor | None, ...]:

@@ -151,23 +151,19 @@ class ReportError(GriffinKernelsError, ValueError):
     """A report cannot be built from what is in the folder."""
 
 
-def _inside() -> tuple[str, ...]:
-    """How the names of files begin that are not the user's: this package, torch, code that torch has made."""
-    folders = [str(Path(__file__).parent) + os.sep]
-    if (torch := sys.modules.get("torch")) is not None:
-        folders.append(str(Path(str(torch.__file__)).parent) + os.sep)
-    if (inductor := sys.modules.get("torch._inductor.runtime.cache_dir_utils")) is not None:
-        folders.append(inductor.cache_dir() + os.sep)
-    return (*folders, "<eval_with_key>")
-
-
 def warn(message: str, category: type[Warning]) -> None:
     """``warnings.warn`` at the line of the user's code that led here, however many layers of torch lie between.
 
     That is the innermost frame of a user's code; where there is none, as on a thread of autograd's, the outermost one.
     """
+    # not the user's: this package, torch, code that torch has made
+    inside = [str(Path(__file__).parent) + os.sep, "<eval_with_key>"]
+    if (torch := sys.modules.get("torch")) is not None:
+        inside.append(str(Path(str(torch.__file__)).parent) + os.sep)
+    if (inductor := sys.modules.get("torch._inductor.runtime.cache_dir_utils")) is not None:
+        inside.append(inductor.cache_dir() + os.sep)
     frame: FrameType = sys._getframe()
-    inside, depth = _inside(), 1
-    while frame.f_code.co_filename.startswith(inside) and frame.f_back is not None:
+    depth = 1
+    while frame.f_code.co_filename.startswith(tuple(inside)) and frame.f_back is not None:
         frame, depth = frame.f_back, depth + 1
     warnings.warn(message, category, stacklevel=depth)

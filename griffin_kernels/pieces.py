@@ -79,16 +79,12 @@ def cuts(op: Op, inputs: Inputs, wanted: int) -> list[Mapping[str, slice]]:
         counted = [dim for dim in dims if dim in sizes]
         count = min(wanted, sizes[counted[0]]) if counted else 0
         if count > 1:
-            axes.append([_part(counted, sizes, index, count) for index in range(count)])
+            first = sizes[counted[0]]
+            ratios = {dim: sizes[dim] // first for dim in counted}  # those that are cut together are multiples of it
+            ends = itertools.pairwise(index * first // count for index in range(count + 1))
+            axes.append([{dim: slice(low * n, high * n) for dim, n in ratios.items()} for low, high in ends])
             wanted = -(-wanted // count)
     return [{name: at for axis in choice for name, at in axis.items()} for choice in itertools.product(*axes)]
-
-
-def _part(dims: list[str], sizes: Mapping[str, int], index: int, count: int) -> dict[str, slice]:
-    """The part ``index`` of ``count`` along dims that are cut together: all are multiples of the first."""
-    first = sizes[dims[0]]
-    begin, end = index * first // count, (index + 1) * first // count
-    return {dim: slice(begin * (sizes[dim] // first), end * (sizes[dim] // first)) for dim in dims}
 
 
 def piece(op: Op, inputs: Inputs, place: Mapping[str, slice]) -> Inputs:

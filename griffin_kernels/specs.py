@@ -82,7 +82,11 @@ def bind(op: Op, call: Any) -> Sizes:
             raise errors.DtypeError(f"{op.name}: {name} is {dtype_name(value.dtype)}, expected {want}")
         if value.device != device:
             raise errors.DeviceMismatchError(f"{op.name}: {name} is on {value.device}, the first argument on {device}")
-        _bind_shape(op, name, spec, value, sizes)
+        before, dims = dict(sizes), spec.names
+        fits = value.dim() == len(dims) and all([_bind_dim(*at, sizes) for at in zip(dims, value.shape, strict=True)])
+        if not fits or min(sizes.values()) < 0:
+            expected = f"expected [{_listed(spec, before)}]"
+            raise errors.ShapeError(f"{op.name}: {name} has shape {list(value.shape)}, {expected}")
         if "B" in sizes and cu_seqlens is None:
             sizes.setdefault("N", sizes["B"])
     return sizes
@@ -112,14 +116,6 @@ def _listed(spec: TensorSpec, sizes: Mapping[str, int]) -> str:
         known = size_of(dim, sizes)
         parts.append(dim if known is None or dim.isdigit() else f"{dim}={known}")
     return ", ".join(parts)
-
-
-def _bind_shape(op: Op, name: str, spec: TensorSpec, value: Tensor, sizes: Sizes) -> None:
-    before = dict(sizes)
-    fits = value.dim() == len(spec.names)
-    fits = fits and all([_bind_dim(dim, size, sizes) for dim, size in zip(spec.names, value.shape, strict=True)])
-    if not fits or min(sizes.values()) < 0:
-        raise errors.ShapeError(f"{op.name}: {name} has shape {list(value.shape)}, expected [{_listed(spec, before)}]")
 
 
 def empty_outputs(op: Op, call: Any) -> tuple[Tensor, ...]:

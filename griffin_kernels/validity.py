@@ -25,13 +25,8 @@ from griffin_kernels.records import Entry, RegistryFile
 DEVICE_FACTS: Mapping[str, str] = {"driver": "driver", "rocm": "ROCm", "power_limit_watts": "power limit (W)"}
 """Provenance that every kernel on a device depends on, and what people call it."""
 
-BACKEND_FACTS: Mapping[str, tuple[str, ...]] = {
-    "eager": ("torch",),
-    "compiled": ("torch",),
-    "triton": ("torch", "triton"),
-    "numba": ("torch", "numba"),
-}
-"""Libraries that a backend's kernels depend on. All call PyTorch for matrix products or allocation."""
+BACKEND_FACTS: Mapping[str, tuple[str, ...]] = {"triton": ("torch", "triton"), "numba": ("torch", "numba")}
+"""Libraries that a backend's kernels depend on: PyTorch, which all call for matrix products or allocation, and more."""
 
 FACTS = (*DEVICE_FACTS, "torch", "triton", "numba")
 """Provenance whose difference makes an entry stale."""

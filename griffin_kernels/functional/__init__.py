@@ -26,7 +26,7 @@ _temporal_conv1d_step: Callable[..., Tensor] = registered("temporal_conv1d_step"
 _recurrent_block_step: Callable[..., Tensor] = registered("recurrent_block_step")
 _local_attention_step: Callable[..., Tensor] = registered("local_attention_step")
 
-SHARED = {
+_SHARED = {
     "h0": "[B, D], the state before the first step, in x's dtype or float32; zeros if None.",
     "reset": "bool [B, T]; where True the state before that step counts as 0.",
     "reverse": "run from the last step to the first; h0 enters at the end, h_last is the state at the start.",
@@ -40,34 +40,34 @@ SHARED = {
 }
 """What arguments are in every function that has them and does not say it itself."""
 
-EMPTY = "T = 0 and B = 0 give empty outputs, and the states come back as they were given."
-EMPTY_STEP = """B = 0 gives an empty output. It reads no value on the host and allocates nothing of varying size, so
+_EMPTY = "T = 0 and B = 0 give empty outputs, and the states come back as they were given."
+_EMPTY_STEP = """B = 0 gives an empty output. It reads no value on the host and allocates nothing of varying size, so
 that it can be captured in a CUDA graph; works under torch.compile."""
-NO_GRADIENT = """, and leaves states as they were. It has no gradient: in grad mode, tensors that require one raise
+_NO_GRADIENT = """, and leaves states as they were. It has no gradient: in grad mode, tensors that require one raise
 ArgumentError"""
 
-Function = TypeVar("Function", bound=Callable[..., object])
+_Function = TypeVar("_Function", bound=Callable[..., object])
 
 
-def _documented(*measured: tuple[float, float, float]) -> Callable[[Function], Function]:
+def _documented(*measured: tuple[float, float, float]) -> Callable[[_Function], _Function]:
     """Completes a docstring by what many functions share: arguments before what it returns, the rest at the end.
 
     measured: errors of results and, where there are any, of gradients, in float32, bfloat16 and float16.
     """
 
-    def completed(function: Function) -> Function:
+    def completed(function: _Function) -> _Function:
         steps = len(measured) == 1
         own, _, returns = (inspect.getdoc(function) or "").partition("\n\nReturns ")
-        shared = [name for name in inspect.signature(function).parameters if name in SHARED and f"{name}:" not in own]
+        shared = [name for name in inspect.signature(function).parameters if name in _SHARED and f"{name}:" not in own]
         by_dtype = ["float32 {:.0e}, bfloat16 {:.0e}, float16 {:.0e}".format(*kind) for kind in measured]
         common = (
-            EMPTY_STEP if steps else EMPTY,
+            _EMPTY_STEP if steps else _EMPTY,
             "Error against float64, the worst variant on normal inputs, as norm of the error over norm of the result: "
             f"{'; of gradients '.join(by_dtype)}.",
             "Raises ShapeError, DtypeError, DeviceMismatchError or ArgumentError naming the argument at fault"
-            f"{NO_GRADIENT if steps else ''}.",
+            f"{_NO_GRADIENT if steps else ''}.",
         )
-        arguments = [textwrap.fill(f"{name}: {SHARED[name]}", 116, subsequent_indent=" " * 4) for name in shared]
+        arguments = [textwrap.fill(f"{name}: {_SHARED[name]}", 116, subsequent_indent=" " * 4) for name in shared]
         wrapped = "\n\n".join(textwrap.fill(text, 116) for text in common)
         function.__doc__ = "\n".join([own, *arguments]) + f"\n\nReturns {returns}\n\n{wrapped}"
         return function
@@ -110,7 +110,6 @@ def linear_scan(
     """The gated linear recurrence h_t = a_t * h_{t-1} + x_t, per channel.
 
     Source: RG-LRU's recurrence, arXiv 2402.19427, equation 4, without its gates.
-
     x, a: [B, T, D], float32, bfloat16, float16 or float64, the same dtype; any strides. a may have any sign and size;
         forms that cut time are slower where |a| > 1, since they then go step by step.
 
@@ -171,7 +170,6 @@ def rg_lru(
         h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t
 
     Source: arXiv 2402.19427, section 2.4; resets and clipping after google-deepmind/recurrentgemma.
-
     x: [B, T, D], float32, bfloat16, float16 or float64; any strides. weights: RGLRUWeights in the same dtype.
     h0: [B, D], the state before the first step, in x's dtype or float32; None for a fresh sequence.
     segment_pos: int64 or int32 [B, T], each token's position in its document. Where it is 0 a document begins: the
@@ -206,7 +204,6 @@ def temporal_conv1d(
         y_t = bias + sum_k weight[K-1-k] x_{t-k},   k = 0 .. K-1
 
     Source: arXiv 2402.19427, section 2.3; orientation and document mask after google-deepmind/recurrentgemma.
-
     x: [B, T, D], float32, bfloat16, float16 or float64; any strides. All other tensors but indices: same dtype.
     weight: [K, D], K >= 1 taps; the last row multiplies the current input. bias: [D].
     state: [B, K-1, D], the inputs before x, oldest first; zeros if None.
@@ -242,7 +239,6 @@ def recurrent_block(
         u = temporal_conv1d(x),   h = rg_lru(u),   out = h * gelu(y)          gelu in its tanh form
 
     Source: arXiv 2402.19427, sections 2.3 and 2.4; resets and clipping after google-deepmind/recurrentgemma.
-
     x, y: [B, T, D], the two branches, float32, bfloat16, float16 or float64, any strides; all weights in that dtype.
     conv_state: [B, K-1, D] in x's dtype, the inputs before x, oldest first; zeros if None. h0: [B, D] in x's dtype or
         float32, the state before the first step; None for a fresh sequence, with which the RG-LRU begins.
@@ -302,7 +298,6 @@ def rg_lru_step(
     """One token of ``rg_lru``; the state ``h`` is changed in place.
 
     Source: arXiv 2402.19427, section 2.4.
-
     x: [B, D], float32, bfloat16, float16 or float64; any strides. weights: RGLRUWeights in the same dtype.
     h: [P, D], float32 (float64 for float64).
     positions: int64 or int32 [B], each token's position in its document. At 0 a document begins: h counts as 0 and
@@ -329,7 +324,6 @@ def temporal_conv1d_step(
     """One token of ``temporal_conv1d``; the last K-1 inputs are kept in ``state``, which is changed in place.
 
     Source: arXiv 2402.19427, section 2.3.
-
     x: [B, D], float32, bfloat16, float16 or float64; any strides. All other tensors but indices: same dtype.
     weight: [K, D]. bias: [D]. state: [P, K-1, D], the inputs before x, oldest first.
     positions: int64 or int32 [B], each token's position in its document. Tap k > 0 counts only where k <= position, and
@@ -360,7 +354,6 @@ def recurrent_block_step(
         out = rg_lru_step(temporal_conv1d_step(x)) * gelu(y)
 
     Source: arXiv 2402.19427, sections 2.3 and 2.4.
-
     x, y: [B, D], the two branches, float32, bfloat16, float16 or float64, any strides; all weights in that dtype.
     conv_state: [P, K-1, D] in x's dtype, oldest input first. h: [P, D], float32 (float64 for float64).
     positions: int64 or int32 [B], each token's position in its document: 0 begins a new one, which reads neither state.

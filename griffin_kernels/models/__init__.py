@@ -12,13 +12,7 @@ from griffin_kernels.models.presets import preset as preset
 
 if TYPE_CHECKING:
     from griffin_kernels.models.cache import Cache as Cache
-    from griffin_kernels.models.checkpoint import config_from_deepmind as config_from_deepmind
-    from griffin_kernels.models.checkpoint import config_from_transformers as config_from_transformers
-    from griffin_kernels.models.checkpoint import from_deepmind as from_deepmind
-    from griffin_kernels.models.checkpoint import from_transformers as from_transformers
-    from griffin_kernels.models.checkpoint import load_transformers as load_transformers
-    from griffin_kernels.models.checkpoint import to_deepmind as to_deepmind
-    from griffin_kernels.models.checkpoint import to_transformers as to_transformers
+    from griffin_kernels.models.checkpoint import *  # noqa: F403
     from griffin_kernels.models.griffin import Griffin as Griffin
 
 _HOMES = {

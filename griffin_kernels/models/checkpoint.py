@@ -23,9 +23,6 @@ from griffin_kernels.models.griffin import Griffin
 Layout = Literal["transformers", "deepmind"]
 StateDict = Mapping[str, Tensor]
 
-SHOWN = 6
-"""Keys at fault that an error message lists."""
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -104,12 +101,13 @@ def _rules(config: GriffinConfig, layout: Layout) -> dict[str, Rule]:
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    """At most six names, and how many more there are."""
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def _check(state_dict: StateDict, rules: Mapping[str, Rule], config: GriffinConfig) -> None:
-    """Raise for keys that are missing or unexpected, then for tensors of the wrong shape."""
+def _to_ours(state_dict: StateDict, config: GriffinConfig, layout: Layout) -> dict[str, Tensor]:
+    """Raises for keys that are missing or unexpected, then for tensors of the wrong shape."""
+    rules = _rules(config, layout)
     ours = Griffin(config, device="meta").state_dict()
     expected = {
         name: part.shape
@@ -129,11 +127,6 @@ def _check(state_dict: StateDict, rules: Mapping[str, Rule], config: GriffinConf
     ]
     if misshapen:
         raise errors.ShapeError(f"the state dict does not fit the configuration: {_listed(misshapen)}")
-
-
-def _to_ours(state_dict: StateDict, config: GriffinConfig, layout: Layout) -> dict[str, Tensor]:
-    rules = _rules(config, layout)
-    _check(state_dict, rules, config)
     return {mine: rule.join(*[state_dict[name] for name in rule.theirs]) for mine, rule in rules.items()}
 
 
@@ -274,10 +267,8 @@ def load_transformers(
     return filled
 
 
-def read_folder(
-    folder: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> Griffin:
-    """See ``Griffin.from_pretrained``."""
+def read_folder(folder: str | Path) -> tuple[StateDict, GriffinConfig]:
+    """The tensors and the configuration that a folder as transformers writes it holds."""
     try:
         from safetensors.torch import load_file
     except ImportError:
@@ -298,7 +289,7 @@ def read_folder(
             tensors |= load_file(file)
         except Exception as error:  # safetensors' own class, and OSError
             raise errors.ArgumentError(f"{file} cannot be read as safetensors: {error}") from None
-    return load_transformers(tensors, config, device=device, dtype=dtype)
+    return tensors, config
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -179,23 +179,17 @@ class Griffin(nn.Module):
             wrong = low if low < 0 else high
             raise errors.ArgumentError(f"tokens: id {wrong}, expected 0 to {self.config.vocab_size - 1}")
         if segment_pos is not None:
-            self._check_positions(segment_pos, cache, return_cache)
-
-    def _check_positions(self, segment_pos: Tensor, cache: Cache | None, return_cache: bool) -> None:
-        follows = segment_pos[:, 1:] == segment_pos[:, :-1] + 1
-        if not bool(((segment_pos[:, 1:] == 0) | follows).all()) or int(segment_pos.min()) < 0:
-            raise errors.ArgumentError("segment_pos: each entry must be 0 or one more than the entry before it")
-        first = segment_pos[:, 0]
-        if cache is not None and not bool(((first == 0) | (first == cache.positions)).all()):
-            ends = cache.positions.tolist()
-            raise errors.ArgumentError(
-                f"segment_pos: rows begin at {first.tolist()}, expected 0 or where the cache ends, {ends}"
-            )
-        if cache is None and return_cache and self.has_attention and bool(first.any()):
-            raise errors.ArgumentError(
-                f"segment_pos: rows begin at {first.tolist()}, but there is no cache with the keys before; "
-                "pass return_cache=False for the logits alone"
-            )
+            follows = segment_pos[:, 1:] == segment_pos[:, :-1] + 1
+            if not bool(((segment_pos[:, 1:] == 0) | follows).all()) or int(segment_pos.min()) < 0:
+                raise errors.ArgumentError("segment_pos: each entry must be 0 or one more than the entry before it")
+            first = segment_pos[:, 0]
+            begin = f"segment_pos: rows begin at {first.tolist()}"
+            if cache is not None and not bool(((first == 0) | (first == cache.positions)).all()):
+                ends = cache.positions.tolist()
+                raise errors.ArgumentError(f"{begin}, expected 0 or where the cache ends, {ends}")
+            if cache is None and return_cache and self.has_attention and bool(first.any()):
+                without = "pass return_cache=False for the logits alone"
+                raise errors.ArgumentError(f"{begin}, but there is no cache with the keys before; {without}")
 
     @torch.no_grad()
     def generate(
@@ -233,6 +227,6 @@ class Griffin(nn.Module):
         device, dtype: of the parameters; the CPU and the embedding's dtype if None. Raises ArgumentError or ShapeError
         naming the file or the parameters at fault.
         """
-        from griffin_kernels.models.checkpoint import read_folder
+        from griffin_kernels.models.checkpoint import load_transformers, read_folder
 
-        return read_folder(folder, device=device, dtype=dtype)
+        return load_transformers(*read_folder(folder), device=device, dtype=dtype)

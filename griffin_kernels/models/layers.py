@@ -26,9 +26,6 @@ from griffin_kernels.models.config import BlockType, GriffinConfig
 MIN_RADIUS, MAX_RADIUS = 0.9, 0.999
 """a_param is drawn so that exp(-softplus(a_param))^2 is uniform between the squares of these."""
 
-CONV_VARIANCE = 0.01
-"""Variance of a convolution's taps times their number, at initialisation."""
-
 
 Factory = dict[str, Any]
 """device and dtype of parameters, as torch's layers take them."""
@@ -128,7 +125,7 @@ class TemporalConv1D(nn.Module):
         self.bias = nn.Parameter(torch.empty(config.lru_width, **factory))
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=math.sqrt(CONV_VARIANCE / self.weight.shape[0]))
+        nn.init.normal_(self.weight, std=math.sqrt(0.01 / self.weight.shape[0]))  # as published
         nn.init.zeros_(self.bias)
 
 
@@ -204,13 +201,11 @@ class AttentionBlock(nn.Module):
         qkv = self.qkv(x).unflatten(2, (-1, self.head_dim))
         rotated = rope(qkv[:, :, : -self.kv_heads], place.cos, place.sin)
         q, k, v = rotated[:, :, : self.heads], rotated[:, :, self.heads :], qkv[:, :, -self.kv_heads :]
-        return self.out(self._attend(q, k, v, place, cache).flatten(2))  # type: ignore[no-any-return]
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, place: Place, cache: AttentionCache | None) -> Tensor:
         training = torch.is_grad_enabled() and q.requires_grad
         if cache is not None and place.update and q.shape[1] == 1 and not training:  # the step has no gradient
             rings = (cache.keys, cache.values)
-            return local_attention_step(q[:, 0], k[:, 0], v[:, 0], *rings, place.segment_pos[:, 0])[:, None]
+            out = local_attention_step(q[:, 0], k[:, 0], v[:, 0], *rings, place.segment_pos[:, 0])
+            return self.out(out[:, None].flatten(2))  # type: ignore[no-any-return]
         keys, values = k, v
         reach = place.bound_before if self.window is None else self.window - 1
         past = min(place.tokens_before, reach)
@@ -221,7 +216,7 @@ class AttentionBlock(nn.Module):
         out = local_attention(q, keys, values, window=window, segment_pos=place.documents)
         if cache is not None and place.update:
             cache.write(k, v, place.segment_pos[:, -1])
-        return out
+        return self.out(out.flatten(2))  # type: ignore[no-any-return]
 
 
 class ResidualBlock(nn.Module):

@@ -19,8 +19,7 @@ from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.strides import constant
 from griffin_kernels.ops._triton.tensors import rows, state
 from griffin_kernels.ops.linear_scan.op import rows_of
-from griffin_kernels.ops.rg_lru._triton_lru import Parameters, Steps
-from griffin_kernels.ops.rg_lru._triton_lru_tiles import Shape
+from griffin_kernels.ops.rg_lru._triton_lru import Parameters, Shape, Steps
 from griffin_kernels.ops.rg_lru.cost import cost
 from griffin_kernels.ops.rg_lru.op import GATES, Call, blockwise, is_fresh
 
@@ -34,8 +33,8 @@ class Branch(NamedTuple):
 
 def arguments(
     call: Call, outputs: dict[str, Any], config: Any, branch: Branch | None, products: tuple[Tensor, ...] | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(arguments, constexprs) of every kernel here; allocates what they write. products: x W_i and x W_r if given."""
+) -> dict[str, Any]:
+    """Arguments of every kernel here; allocates what they write. products: x W_i and x W_r if given."""
     x = call.x
     batch, time, width = x.shape
     other, with_h = branch or (None, True)
@@ -43,14 +42,25 @@ def arguments(
     for name, wanted in (("out", branch is not None), ("y", with_h)):
         if wanted:
             written[name] = host.empty(outputs, name, x, batch, time, width, dtype=x.dtype)
-    args = {
+    return {
         "steps": Steps(rows(x), rows(other), rows(call.segment_pos), *(products or (None, None)), **written),
         "parameters": parameters(call, weights=products is None),
         "h0": state(call.h0),
         "h_last": host.empty(outputs, "h_last", x, rows_of(batch, call.cu_seqlens), width, dtype=torch.float32),
         "T": time,
+        "shape": shape_of(call, config),
     }
-    return args, {"D": width, "FRESH": is_fresh(call.h0, call.segment_pos), "FAST": config.fast}
+
+
+def shape_of(call: Any, config: Any) -> Shape:
+    """What a kernel knows when it is compiled, but for its tiles."""
+    facts = (
+        call.x.shape[2],
+        is_fresh(call.h0, call.segment_pos),
+        getattr(config, "fast", None),
+        getattr(config, "chunk", None),
+    )
+    return Shape(*map(constant, facts))
 
 
 def parameters(call: Any, weights: bool) -> Parameters:
@@ -60,45 +70,52 @@ def parameters(call: Any, weights: bool) -> Parameters:
 
 
 def products(call: Call) -> tuple[tuple[Tensor, Tensor], list[launch.TorchStep]]:
-    """(x W_i and x W_r as [B,T,D] in the data's dtype, the steps that compute them)."""
-    x = call.x
+    """(x W_i and x W_r as contiguous [B,T,D] in the data's dtype, the steps that compute them)."""
+    x, blocks = call.x, call.input_gate_bias.shape[0]
     z_i, z_r = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
+
+    def step(name: str, weight: Tensor, out: Tensor) -> launch.TorchStep:
+        # a matrix product can write rows that lie D apart, so nothing is transposed in memory
+        return launch.TorchStep(name, lambda: torch.bmm(blockwise(x, blocks), weight, out=blockwise(out, blocks)))
+
     return (z_i, z_r), [
-        launch.TorchStep("block-diagonal product z_i", product(x, call.input_gate_weight, z_i)),
-        launch.TorchStep("block-diagonal product z_r", product(x, call.recurrence_gate_weight, z_r)),
+        step("block-diagonal product z_i", call.input_gate_weight, z_i),
+        step("block-diagonal product z_r", call.recurrence_gate_weight, z_r),
     ]
 
 
-def by_rows(
-    kernel: Any, programs: int, args: dict[str, Any], constexprs: dict[str, Any], config: Any, load_bits: int
-) -> Launch:
+def by_rows(kernel: Any, args: dict[str, Any], config: Any, load_bits: int, programs: int, **constexprs: Any) -> Launch:
     """A launch whose programs own ``block_d`` channels and visit ``block_t`` rows at a time."""
+    shape = args["shape"]._replace(block_t=constant(config.block_t), block_n=constant(config.block_d))
     return Launch(
         kernel=kernel,
-        grid=(programs * triton.cdiv(constexprs["D"], config.block_d),),
-        args=args,
-        constexprs=constexprs | {"BLOCK_T": config.block_t, "BLOCK_D": config.block_d},
+        grid=(programs * triton.cdiv(shape.width.value, config.block_d),),
+        args=args | {"shape": shape},
+        constexprs=constexprs,
         num_warps=config.num_warps,
         tile=config.block_t * config.block_d,
         claims=Claims(load_bits=load_bits),
     )
 
 
-def by_gates(
-    kernel: Any, programs: int, call: Any, args: dict[str, Any], constexprs: dict[str, Any], config: Any
-) -> Launch:
+def by_gates(kernel: Any, call: Any, args: dict[str, Any], config: Any, programs: int, **constexprs: Any) -> Launch:
     """A launch with the gate products inside, whose programs own ``block_n`` channels of a gate block."""
     x, (blocks, n) = call.x, call.input_gate_bias.shape
     block_t = tile_steps(n, x.element_size(), config, launch.architecture(x))
+    sizes = {"n": n, "part": part(n), "block_n": config.block_n, "block_t": block_t, "stages": config.num_stages}
+    shape = args["shape"]._replace(**{name: constant(size) for name, size in sizes.items()})
+    # matrix instructions for 16-bit data that fills them; asynchronous copies of x where channels are neighbours
+    bits = host.load_bits((x,), min(8, part(n) * block_t // (32 * config.num_warps)))
+    matrix = x.element_size() == 2 and config.block_n >= 16 * config.num_warps
     return Launch(
         kernel=kernel,
         grid=(programs * blocks * triton.cdiv(n, config.block_n),),
-        args=args | {"shape": Shape(*map(constant, (n, part(n), config.block_n, block_t, config.num_stages)))},
+        args=args | {"shape": shape},
         constexprs=constexprs,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         tile=block_t * config.block_n,
-        claims=claims(x, n, block_t, config),
+        claims=Claims(load_bits=bits, async_copies=config.num_stages > 1 and bits >= 32, matrix=matrix),
     )
 
 
@@ -106,39 +123,32 @@ def in_chunks(
     call: Any,
     given: Tensor | None,
     final: Tensor | None,
-    chunk: int,
-    phase: Callable[[bool, int, dict[str, Any]], Launch],
+    args: dict[str, Any],
+    phase: Callable[..., Launch],
     reverse: bool = False,
 ) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan.
 
     given, final: the states [N,D] that time, visited backwards if ``reverse``, starts from and ends with. phase: the
-    launch that reduces, or that scans, by its chunks of all batch entries and arguments besides those of any kernel.
+    launch that reduces, or that scans, by its arguments, its chunks of all batch entries, and REDUCE.
     """
     batch, time, width = call.x.shape
     marks, steps = split.marked(call.x, call.cu_seqlens, given, final, reverse)
-    chunks = triton.cdiv(time, chunk) - 1
-    args = {"marks": marks, "product": None, "result": None, "chunks": chunks}
+    chunks = triton.cdiv(time, args["shape"].chunk.value) - 1
+    args |= {"marks": marks, "product": None, "result": None, "chunks": chunks}
     if chunks:
         product, result = torch.empty((2, batch, chunks, width), dtype=torch.float32, device=call.x.device)
         args |= {"product": product, "result": result}
-        steps += [phase(True, batch * chunks, args), split.carry(product, result, given if marks is None else None)]
-    return [*steps, phase(False, batch * (chunks + 1), args)]
-
-
-def product(x: Tensor, weight: Tensor, out: Tensor) -> Callable[[], Tensor]:
-    """Writes x [B,T,D] times the blocks of weight [H,n,n] into out, contiguous [B,T,D]."""
-    blocks = weight.shape[0]
-
-    def run() -> Tensor:
-        # a matrix product can write rows that lie D apart, so nothing is transposed in memory
-        return torch.bmm(blockwise(x, blocks), weight, out=blockwise(out, blocks))
-
-    return run
+        reduce = phase(args=args, programs=batch * chunks, REDUCE=True)
+        steps += [reduce, split.carry(product, result, given if marks is None else None)]
+    return [*steps, phase(args=args, programs=batch * (chunks + 1), REDUCE=False)]
 
 
 def unfit(case: Case, device: Device, config: Any) -> str | None:
     """Why no kernel of this op or its gradient runs, or not this fast, if so."""
+    # block_t is 0 where the device decides
+    if config.block_t and (chunk := getattr(config, "chunk", 0)) % config.block_t:
+        return f"chunk={chunk} is not a multiple of block_t={config.block_t}"
     if reason := host.not_here(device):
         return reason
     if case.dtype == "float64":
@@ -151,13 +161,6 @@ def unfit(case: Case, device: Device, config: Any) -> str | None:
 def unfit_rows(case: Case, device: Device, config: Any) -> str | None:
     """Why a kernel whose threads own channels cannot run, or would only waste them."""
     return unfit(case, device, config) or host.unfit(case, device, config.block_d, config.num_warps)
-
-
-def uneven(config: Any) -> str | None:
-    """Why chunks cannot be cut into tiles, if so; block_t is 0 where the device decides."""
-    if config.block_t and config.chunk % config.block_t:
-        return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return None
 
 
 def traffic(case: Case, streams: int, chunk: int = 0, again: int = 0) -> int:
@@ -222,19 +225,3 @@ def unfit_gates(case: Case, device: Device, config: Any, backward: bool = False)
         return f"block_n={config.block_n} is at least twice the {n} channels of a gate block"
     block_t = tile_steps(n, size, config, device.arch)
     return over_shared(shared_bytes(n, size, config, block_t, device.arch, backward), device.arch)
-
-
-def claims(x: Tensor, n: int, block_t: int, config: Any) -> Claims:
-    """Matrix instructions for 16-bit data that fills them; asynchronous copies of x where channels are neighbours."""
-    bits = host.load_bits((x,), min(8, part(n) * block_t // (32 * config.num_warps)))
-    return Claims(
-        load_bits=bits,
-        async_copies=config.num_stages > 1 and bits >= 32,
-        matrix=x.element_size() == 2 and config.block_n >= 16 * config.num_warps,
-    )
-
-
-def fills(case: Case, device: Device, config: Any, least: float) -> bool:
-    """Whether one program per row, gate block and slice gives work to ``least`` of the units, or time is short."""
-    programs = case["N"] * case["H"] * -(-case["n"] // config.block_n)
-    return case["T"] < 256 or programs >= least * device.units

@@ -1,4 +1,4 @@
-"""Device functions that rg_lru's Triton kernels share, forward and backward: gates, decay, multiplier.
+"""Device functions that rg_lru's Triton kernels share, forward and backward: gates, decay, multiplier; rows of a scan.
 
     i = sigmoid(z_i + b_i),  r = sigmoid(z_r + b_r),  log a = -8 softplus(a_param) r
     v = 1 - a^2 = -expm1(2 log a),  m = sqrt(v)
@@ -14,6 +14,15 @@ element costs on NVIDIA, from the two sums of products to i, a and m, as compile
 Exact needs 5 rather than 7 special functions because one reciprocal serves both sigmoids. Only NVIDIA has a tanh
 instruction; elsewhere, the interpreter included, fast takes the sigmoids of exact.
 Source: arXiv 2402.19427, section 2.4 and appendix A; PTX ISA, tanh.approx, ex2.approx and rcp.approx, for the errors.
+
+The fused scans go row by row in registers. A tile is ``block_t`` rows of x and of both gates' products, loaded before
+the first is used; with ``ahead`` the tile after it is in flight while one is worked on, because a row here takes some
+fifty instructions and not two as in a scan alone. Rows past the end read products of minus infinity and an x of 0,
+which leave a state as it is.
+
+Packed sequences come in two ways, as in linear_scan: a program owns one, or ``Marks`` tell where sequences start and
+end. At a reset the state before is replaced by 0, not multiplied by it: it
+may be NaN.
 """
 
 from __future__ import annotations
@@ -23,6 +32,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton import tensors
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.elementwise import (
     LARGEST_EXPONENT,
@@ -30,15 +40,35 @@ from griffin_kernels.ops._triton.elementwise import (
     LOG2_E,
     exp2,
     for_nvidia,
+    gelu,
     reciprocal,
     tanh_approx,
 )
-from griffin_kernels.ops._triton.tensors import at, dense, later
 from griffin_kernels.ops.rg_lru.op import DECAY
 
 DECAY_LOG2 = tl.constexpr(-DECAY * 1.4426950408889634)
 # 1 - a^2 is off by up to 2^-21 through a's own error; less this margin it is below the true value
 MARGIN = tl.constexpr(2.0**-20)
+
+
+class Shape(NamedTuple):
+    """Compile-time sizes and facts; those that a kernel does not use are None.
+
+    width: D. fresh: a sequence's first step is a reset. fast: see above. chunk: steps of a program that has a part of
+    time. block_t, block_n: steps and channels of a tile. ahead: see above. n: a gate block's channels, of which
+    products sum over ``part`` at a time. stages: tiles of x in shared memory.
+    """
+
+    width: Any
+    fresh: Any
+    fast: Any = None
+    chunk: Any = None
+    block_t: Any = None
+    block_n: Any = None
+    ahead: Any = None
+    n: Any = None
+    part: Any = None
+    stages: Any = None
 
 
 class Steps(NamedTuple):
@@ -77,15 +107,15 @@ class Gates(NamedTuple):
 def steps_at(steps, batch, time, T, D: tl.constexpr):
     """The steps of a batch entry from ``time`` on, all of them ``Rows``."""
     return Steps(
-        *[at(rows, batch, time, 1) for rows in steps[:3]],
-        *[dense(tensor, batch * T + time, D, 1) for tensor in steps[3:]],
+        *[tensors.at(rows, batch, time, 1) for rows in steps[:3]],
+        *[tensors.dense(tensor, batch * T + time, D, 1) for tensor in steps[3:]],
     )
 
 
 @bundling
 def steps_later(steps, count):
     """The steps from ``count`` steps later on."""
-    return Steps(*[later(rows, count) for rows in steps])
+    return Steps(*[tensors.later(rows, count) for rows in steps])
 
 
 @triton.jit
@@ -197,3 +227,117 @@ def gates_of(z_i, z_r, gates, FAST: tl.constexpr):
     y_i = argument(z_i, gates.bias_i, FAST)
     y_r = argument(z_r, gates.bias_r, FAST)
     return scaled_gates(y_i, y_r, gates.decay_log2, FAST)
+
+
+class TileOfSteps(NamedTuple):
+    """Some steps and ``Marks``: per field a tuple of rows, or of flags. Backward only: dy, and y of one step before."""
+
+    dy: Any
+    x: Any
+    y: Any
+    z_i: Any
+    z_r: Any
+    branch: Any
+    positions: Any
+    enters: Any
+    leaves: Any
+
+
+@bundling
+def tile_rows(rows, channels, left, OTHER: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Rows of a tile, OTHER from ``left`` on; an empty tuple where there are none."""
+    return () if rows is None else tensors.load_rows(rows, channels, left, OTHER, BLOCK_T, True)
+
+
+@bundling
+def tile_flags(positions, marks, left, BLOCK_T: tl.constexpr):
+    """(positions, marks that are entered, marks that are left) of a tile, likewise."""
+    where = () if positions is None else tensors.load_flags(positions, left, 1, BLOCK_T, True)
+    enters = () if marks is None else tensors.load_flags(marks.enter, left, -1, BLOCK_T, True)
+    leaves = () if marks is None else tensors.load_flags(marks.leave, left, -1, BLOCK_T, True)
+    return where, enters, leaves
+
+
+@bundling
+def load_tile(steps, marks, channels, left, BLOCK_T: tl.constexpr):
+    """The tile at the first of ``left`` steps."""
+    xs = tile_rows(steps.x, channels, left, 0.0, BLOCK_T)
+    zs_i = tile_rows(steps.z_i, channels, left, 0.0, BLOCK_T)
+    zs_r = tile_rows(steps.z_r, channels, left, float("-inf"), BLOCK_T)
+    others = tile_rows(steps.branch, channels, left, 0.0, BLOCK_T)
+    where, enters, leaves = tile_flags(steps.positions, marks, left, BLOCK_T)
+    return TileOfSteps((), xs, (), zs_i, zs_r, others, where, enters, leaves)
+
+
+@triton.jit
+def step(tile, u: tl.constexpr, begin, steps, marks, gates, shape):
+    """(a, m i x) of row u; at a reset m is 1, a is what it is. ``begin``: steps before the tile, of the sequence or,
+    with ``marks``, of any."""
+    i, _, a, _, m = gates_of(tile.z_i[u].to(tl.float32), tile.z_r[u].to(tl.float32), gates, shape.fast)
+    if steps.positions is not None:
+        m = tl.where(tile.positions[u] == 0, 1.0, m)
+    elif shape.fresh:
+        if marks is not None:
+            m = tl.where(tile.enters[u] >= 0, 1.0, m)
+        elif u == 0:
+            m = tl.where(begin == 0, 1.0, m)
+    return a, m * i * tile.x[u].to(tl.float32)
+
+
+@triton.jit
+def scan_rows(steps, marks, gates, carry, channels, before, count, shape):
+    """The carry [block_d] after ``count`` steps from ``carry`` on, which y and out get; ``before`` come earlier."""
+    if shape.ahead:
+        ahead = load_tile(steps, marks, channels, count, shape.block_t)
+    for begin in range(0, count, shape.block_t):
+        left = count - begin
+        y, out = steps.y, steps.out
+        if shape.ahead:
+            tile = ahead
+        else:
+            tile = load_tile(steps, marks, channels, left, shape.block_t)
+        steps = steps_later(steps, shape.block_t)
+        if marks is not None:
+            marks = tensors.marks_later(marks, shape.block_t)
+        if shape.ahead:
+            ahead = load_tile(steps, marks, channels, left - shape.block_t, shape.block_t)
+        for u in tl.static_range(shape.block_t):
+            if marks is not None:
+                start = tensors.load_state(marks.state, tile.enters[u], channels, tl.float32, tile.enters[u] >= 0)
+                carry = tl.where(tile.enters[u] >= 0, start, carry)
+            if steps.positions is not None:
+                carry = tl.where(tile.positions[u] == 0, 0.0, carry)
+            a, value = step(tile, u, before + begin, steps, marks, gates, shape)
+            carry = a * carry + value
+            if y is not None:
+                tensors.store_row(y, u, carry, channels, left, True)
+            if out is not None:
+                gated = carry * gelu(tile.branch[u].to(tl.float32), shape.fast)
+                tensors.store_row(out, u, gated, channels, left, True)
+            if marks is not None:
+                tensors.store_state(marks.final, tile.leaves[u], carry, channels, tile.leaves[u] >= 0)
+    return carry
+
+
+@triton.jit
+def reduce_rows(steps, marks, gates, channels, before, count, shape):
+    """(P, S) [block_d] of ``count`` steps, after ``before``, as one map of the state that enters them, h -> P h + S."""
+    p = tl.full(channels.columns.shape, 1.0, dtype=tl.float32)
+    s = tl.zeros(channels.columns.shape, dtype=tl.float32)
+    for begin in range(0, count, shape.block_t):
+        tile = load_tile(steps, marks, channels, count - begin, shape.block_t)
+        for u in tl.static_range(shape.block_t):
+            if marks is not None:
+                start = tensors.load_state(marks.state, tile.enters[u], channels, tl.float32, tile.enters[u] >= 0)
+                p = tl.where(tile.enters[u] >= 0, 0.0, p)
+                s = tl.where(tile.enters[u] >= 0, start, s)
+            if steps.positions is not None:
+                p = tl.where(tile.positions[u] == 0, 0.0, p)
+                s = tl.where(tile.positions[u] == 0, 0.0, s)
+            a, value = step(tile, u, before + begin, steps, marks, gates, shape)
+            p = a * p
+            s = a * s + value
+        steps = steps_later(steps, shape.block_t)
+        if marks is not None:
+            marks = tensors.marks_later(marks, shape.block_t)
+    return p, s

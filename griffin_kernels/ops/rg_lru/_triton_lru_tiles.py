@@ -29,18 +29,6 @@ RUNS = tl.constexpr(4)
 CUT = tl.constexpr(-1.0)
 
 
-class Shape(NamedTuple):
-    """Compile-time sizes: a gate block's channels n, of which products sum over ``part`` at a time; channels block_n
-    and steps block_t of a tile; tiles of x in shared memory.
-    """
-
-    n: Any
-    part: Any
-    block_n: Any
-    block_t: Any
-    stages: Any
-
-
 class GateBlock(NamedTuple):
     """A program's part of gate block ``number``: its channels, W^T of both gates as ``load_weight`` gives it, and gates
     as [block_n, 1].
@@ -257,36 +245,34 @@ def slice_of(block, within, SIZE: tl.constexpr, shape):
 
 
 @bundling
-def own_block(place, parameters, D: tl.constexpr, shape):
+def own_block(place, parameters, shape):
     """(row, block) of program ``place`` of rows * H * ceil(n / block_n), a gate block's slices fastest."""
     SLICES: tl.constexpr = (shape.n + shape.block_n - 1) // shape.block_n
-    block = place // SLICES % (D // shape.n)
+    block = place // SLICES % (shape.width // shape.n)
     outputs = place % SLICES * shape.block_n + tl.arange(0, shape.block_n)
     channels = slice_of(block, outputs, shape.block_n, shape)
     bias_i, bias_r, decay_log2 = load_gates(parameters, channels)
     w_i = load_weight(parameters.weight_i, block, outputs, shape.n, shape.part)
     w_r = load_weight(parameters.weight_r, block, outputs, shape.n, shape.part)
     gates = Gates(bias_i[:, None], bias_r[:, None], decay_log2[:, None])
-    return place // (SLICES * (D // shape.n)), GateBlock(block, channels, w_i, w_r, gates)
+    return place // (SLICES * (shape.width // shape.n)), GateBlock(block, channels, w_i, w_r, gates)
 
 
 @triton.jit
-def gate_products(x, block, order, left, D: tl.constexpr, shape):
+def gate_products(x, block, order, left, shape):
     """x W_i and x W_r [block_n, block_t] of a tile, float32."""
     z_i = tl.zeros((shape.block_n, shape.block_t), dtype=tl.float32)
     z_r = tl.zeros((shape.block_n, shape.block_t), dtype=tl.float32)
     for k in tl.static_range((shape.n + shape.part - 1) // shape.part):
         inputs = slice_of(block.number, tl.arange(0, shape.part) + k * shape.part, shape.part, shape)
-        part = load_tile(x, inputs, order, left, D)
+        part = load_tile(x, inputs, order, left, shape.width)
         z_i = dot(block.w_i[k], part, z_i)
         z_r = dot(block.w_r[k], part, z_r)
     return z_i, z_r
 
 
 @triton.jit
-def gate_tile(
-    steps, marks, block, order, begin, left, before, D: tl.constexpr, FRESH: tl.constexpr, FAST: tl.constexpr, shape
-):
+def gate_tile(steps, marks, block, order, begin, left, before, shape):
     """(a, u) [block_n, block_t] of h = a h + u, and where it is cut: a tuple of bool [1, block_t], or an empty one.
 
     The tile is at step ``begin`` of ``steps`` and ``marks``, of which ``left`` are to come. ``before``: steps before
@@ -295,9 +281,9 @@ def gate_tile(
     """
     channels = block.channels
     here = order < left
-    z_i, z_r = gate_products(later(steps.x, begin), block, order, left, D, shape)
-    own = load_tile(later(steps.x, begin), channels, order, left, D)
-    i, _, a, _, m = gates_of(z_i, tl.where(here[None, :], z_r, float("-inf")), block.gates, FAST)
+    z_i, z_r = gate_products(later(steps.x, begin), block, order, left, shape)
+    own = load_tile(later(steps.x, begin), channels, order, left, shape.width)
+    i, _, a, _, m = gates_of(z_i, tl.where(here[None, :], z_r, float("-inf")), block.gates, shape.fast)
     cut = ()
     if steps.positions is not None:
         where = load_steps(later(steps.positions, begin), order, here, 1)
@@ -307,9 +293,9 @@ def gate_tile(
     if marks is not None:
         starts = load_steps(later(marks.enter, begin), order, here, -1)
         begins = (starts >= 0)[None, :]
-        if FRESH:
+        if shape.fresh:
             m = tl.where(begins, 1.0, m)
-    elif FRESH:
+    elif shape.fresh:
         # apart, the compiler sees which registers cannot hold step 0; 64 bits would cost two registers a stage
         m = tl.where(((order == 0) & (tl.cast(before, tl.int32) + begin == 0))[None, :], 1.0, m)
     u = m * i * own.to(tl.float32)
@@ -328,9 +314,7 @@ def gate_tile(
 
 
 @bundling
-def scan_block(
-    steps, marks, block, carry, before, count, D: tl.constexpr, FRESH: tl.constexpr, FAST: tl.constexpr, shape
-):
+def scan_block(steps, marks, block, carry, before, count, shape):
     """The carry [block_n] after ``count`` steps from ``carry`` on, which y and out get; ``before`` come earlier.
 
     steps: at the first of them, straight from ``steps_at``: under a name their constant strides would be lost.
@@ -340,14 +324,14 @@ def scan_block(
     y, out = steps.y, steps.out  # moved in the loop: every stage of it would keep an offset
     for begin in tl.range(0, count, shape.block_t, num_stages=shape.stages):
         left = count - begin
-        a, u, cut = gate_tile(steps, marks, block, order, begin, left, before, D, FRESH, FAST, shape)
+        a, u, cut = gate_tile(steps, marks, block, order, begin, left, before, shape)
         states, carry = scan_tile(a, u, cut, carry, shape.block_n, shape.block_t)
         if y is not None:
-            store_tile(y, states, channels, order, left, D)
+            store_tile(y, states, channels, order, left, shape.width)
             y = later(y, shape.block_t)
         if out is not None:
-            branch = load_tile(later(steps.branch, begin), channels, order, left, D).to(tl.float32)
-            store_tile(out, states * gelu(branch, FAST), channels, order, left, D)
+            branch = load_tile(later(steps.branch, begin), channels, order, left, shape.width).to(tl.float32)
+            store_tile(out, states * gelu(branch, shape.fast), channels, order, left, shape.width)
             out = later(out, shape.block_t)
         if marks is not None:
             ends = load_steps(later(marks.leave, begin), order, order < left, -1)
@@ -357,12 +341,12 @@ def scan_block(
 
 
 @bundling
-def reduce_block(steps, marks, block, before, count, D: tl.constexpr, FRESH: tl.constexpr, FAST: tl.constexpr, shape):
+def reduce_block(steps, marks, block, before, count, shape):
     """(P, S) [block_n] of ``count`` steps, after ``before``, as one map of the state that enters them, h -> P h + S."""
     order = steps_of_columns(shape.block_t)
     p = tl.full((shape.block_n,), 1.0, dtype=tl.float32)
     s = tl.zeros((shape.block_n,), dtype=tl.float32)
     for begin in tl.range(0, count, shape.block_t, num_stages=shape.stages):
-        a, u, cut = gate_tile(steps, marks, block, order, begin, count - begin, before, D, FRESH, FAST, shape)
+        a, u, cut = gate_tile(steps, marks, block, order, begin, count - begin, before, shape)
         p, s = reduce_tile(a, u, cut, p, s, shape.block_n, shape.block_t)
     return p, s

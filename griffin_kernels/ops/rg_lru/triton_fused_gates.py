@@ -50,28 +50,29 @@ class Config:
 
 
 @triton.jit(do_not_specialize=["T"])
-def rg_lru_gates(
-    steps, parameters, h0, cu_seqlens, h_last, T, D: tl.constexpr, FRESH: tl.constexpr, FAST: tl.constexpr, shape
-):
+def rg_lru_gates(steps, parameters, h0, cu_seqlens, h_last, T, shape):
     """steps: [B,T,D]; h0, h_last: [N,D]. Grid: N * H * ceil(n / block_n)."""
-    row, block = own_block(tl.program_id(0), parameters, D, shape)
+    row, block = own_block(tl.program_id(0), parameters, shape)
     batch, first, count = span(row, cu_seqlens, T, False)
     carry = load_state(h0, row, block.channels, tl.float32)
-    carry = scan_block(steps_at(steps, batch, first, T, D), None, block, carry, 0, count, D, FRESH, FAST, shape)
-    store_state(State(h_last, D, 1), row, carry, block.channels)
+    carry = scan_block(steps_at(steps, batch, first, T, shape.width), None, block, carry, 0, count, shape)
+    store_state(State(h_last, shape.width, 1), row, carry, block.channels)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Branch | None = None) -> list[Launch]:
     """One program per row of h0, gate block and slice of its output channels."""
-    args, constexprs = lru.arguments(call, outputs, config, branch)
-    args["cu_seqlens"] = call.cu_seqlens
-    return [lru.by_gates(rg_lru_gates, rows_of(call.x.shape[0], call.cu_seqlens), call, args, constexprs, config)]
+    args = lru.arguments(call, outputs, config, branch) | {"cu_seqlens": call.cu_seqlens}
+    return [lru.by_gates(rg_lru_gates, call, args, config, rows_of(call.x.shape[0], call.cu_seqlens))]
 
 
 def rank(case: Case, device: Device) -> int:
-    """The default for 16-bit data where its programs fill half of an NVIDIA device, or more than one of AMD's."""
-    least = 1.5 if device.kind == "hip" else 0.49
-    return 50 if case.half and lru.fills(case, device, VARIANT.config(), least) else 12
+    """The default for 16-bit data where its programs fill half of an NVIDIA device, or more than one of AMD's.
+
+    Of one program per row, gate block and slice; or where time is short.
+    """
+    programs = case["N"] * case["H"] * -(-case["n"] // Config.block_n)
+    fills = programs >= (1.5 if device.kind == "hip" else 0.49) * device.units
+    return 50 if case.half and (fills or case["T"] < 256) else 12
 
 
 VARIANT = Variant(

@@ -16,6 +16,7 @@ Source: Blelloch, "Prefix sums and their applications" (1990), section 1.4, on t
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,69 +51,37 @@ class Config:
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def rg_lru_gates_chunks(
-    steps,
-    parameters,
-    h0,
-    marks,
-    product,
-    result,
-    h_last,
-    T,
-    chunks,
-    D: tl.constexpr,
-    FRESH: tl.constexpr,
-    FAST: tl.constexpr,
-    REDUCE: tl.constexpr,
-    CHUNK: tl.constexpr,
-    shape,
-):
+def rg_lru_gates_chunks(steps, parameters, h0, marks, product, result, h_last, T, chunks, REDUCE: tl.constexpr, shape):
     """One chunk. REDUCE: (P, S) into product, result [B,chunks,D]. Else result holds the states that leave all chunks
     but the last, and y, out and h_last are written. Grid: B * (chunks, or chunks + 1) * H * ceil(n / block_n).
     """
     place = tl.program_id(0) if REDUCE else tl.num_programs(0) - 1 - tl.program_id(0)
-    piece, block = own_block(place, parameters, D, shape)
-    batch, chunk, first, count = own_chunk(piece, chunks, T, REDUCE, CHUNK)
+    piece, block = own_block(place, parameters, shape)
+    batch, chunk, first, count = own_chunk(piece, chunks, T, REDUCE, shape.chunk)
     marks = marks_later(marks, first)
     if REDUCE:
-        p, s = reduce_block(steps_at(steps, batch, first, T, D), marks, block, first, count, D, FRESH, FAST, shape)
-        store_state(State(product, D, 1), batch * chunks + chunk, p, block.channels)
-        store_state(State(result, D, 1), batch * chunks + chunk, s, block.channels)
+        p, s = reduce_block(steps_at(steps, batch, first, T, shape.width), marks, block, first, count, shape)
+        store_state(State(product, shape.width, 1), batch * chunks + chunk, p, block.channels)
+        store_state(State(result, shape.width, 1), batch * chunks + chunk, s, block.channels)
     else:
-        carry = entering_chunk(
-            result, h0 if marks is None else None, batch, chunk, chunks, block.channels, D, tl.float32
-        )
-        carry = scan_block(
-            steps_at(steps, batch, first, T, D), marks, block, carry, first, count, D, FRESH, FAST, shape
-        )
+        given = h0 if marks is None else None
+        carry = entering_chunk(result, given, batch, chunk, chunks, block.channels, shape.width, tl.float32)
+        carry = scan_block(steps_at(steps, batch, first, T, shape.width), marks, block, carry, first, count, shape)
         if marks is None:
-            store_state(State(h_last, D, 1), batch, carry, block.channels, chunk == chunks)
+            store_state(State(h_last, shape.width, 1), batch, carry, block.channels, chunk == chunks)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Branch | None = None) -> list[Launch]:
     """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    args, constexprs = lru.arguments(call, outputs, config, branch)
-    constexprs["CHUNK"] = config.chunk
-
-    def phase(reduce: bool, chunks: int, more: dict[str, Any]) -> Launch:
-        return lru.by_gates(rg_lru_gates_chunks, chunks, call, args | more, constexprs | {"REDUCE": reduce}, config)
-
-    return lru.in_chunks(call, call.h0, outputs["h_last"], config.chunk, phase)
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return lru.uneven(config) or lru.unfit_gates(case, device, config)
+    args = lru.arguments(call, outputs, config, branch)
+    phase = functools.partial(lru.by_gates, rg_lru_gates_chunks, call, config=config)
+    return lru.in_chunks(call, call.h0, outputs["h_last"], args, phase)
 
 
 def rank(case: Case, device: Device) -> int:
     """The default for 16-bit data where one program per slice would leave most units of an NVIDIA device idle."""
     fits = device.kind != "hip" and case["T"] >= 256 and host.load_share(case, device) >= 0.0016
     return 48 if case.half and fits else 11
-
-
-def traffic(case: Case, config: Config) -> int:
-    """Bytes of the one-pass form, x of all chunks but the last once more, scratch rows."""
-    return lru.traffic(case, streams=2, chunk=config.chunk, again=1)
 
 
 VARIANT = Variant(
@@ -127,8 +96,9 @@ VARIANT = Variant(
         "num_stages": (2, 3),
         "fast": (False, True),
     },
-    reject=reject,
+    reject=lru.unfit_gates,
     rank=rank,
     launches=launches,
-    traffic=traffic,
+    # the one-pass form's, x of all chunks but the last once more, scratch rows
+    traffic=lambda case, config: lru.traffic(case, streams=2, chunk=config.chunk, again=1),
 )

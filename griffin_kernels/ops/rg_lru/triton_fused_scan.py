@@ -23,16 +23,15 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
+from griffin_kernels.contract import Variant
 from griffin_kernels.launch import Step
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
+from griffin_kernels.ops._triton.strides import constant
 from griffin_kernels.ops._triton.tensors import State, load_state, own_channels, store_state
 from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru import _lru_launches as lru
-from griffin_kernels.ops.rg_lru._triton_lru import load_gates, steps_at
-from griffin_kernels.ops.rg_lru._triton_lru_rows import scan_rows
+from griffin_kernels.ops.rg_lru._triton_lru import load_gates, scan_rows, steps_at
 from griffin_kernels.ops.rg_lru.op import Call
 
 
@@ -47,47 +46,24 @@ class Config:
 
 
 @triton.jit(do_not_specialize=["T"])
-def rg_lru_scan(
-    steps,
-    parameters,
-    h0,
-    cu_seqlens,
-    h_last,
-    T,
-    D: tl.constexpr,
-    FRESH: tl.constexpr,
-    FAST: tl.constexpr,
-    AHEAD: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def rg_lru_scan(steps, parameters, h0, cu_seqlens, h_last, T, shape):
     """steps: [B,T,D]; h0, h_last: [N,D]. Grid: N * ceil(D / block_d)."""
-    row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
+    row, channels = own_channels(tl.program_id(0), shape.width, shape.block_n)
     batch, first, count = span(row, cu_seqlens, T, False)
     carry = load_state(h0, row, channels, tl.float32)
-    steps = steps_at(steps, batch, first, T, D)
+    steps = steps_at(steps, batch, first, T, shape.width)
     gates = load_gates(parameters, channels)
-    carry = scan_rows(steps, None, gates, carry, channels, 0, count, FRESH, FAST, AHEAD, BLOCK_T)
-    store_state(State(h_last, D, 1), row, carry, channels)
+    carry = scan_rows(steps, None, gates, carry, channels, 0, count, shape)
+    store_state(State(h_last, shape.width, 1), row, carry, channels)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Branch | None = None) -> list[Step]:
     """Two products, then one program per row of h0 and block of channels."""
     x, (products, steps) = call.x, lru.products(call)
-    args, constexprs = lru.arguments(call, outputs, config, branch, products)
-    args["cu_seqlens"], constexprs["AHEAD"] = call.cu_seqlens, x.element_size() == 2
+    args = lru.arguments(call, outputs, config, branch, products) | {"cu_seqlens": call.cu_seqlens}
+    args["shape"] = args["shape"]._replace(ahead=constant(x.element_size() == 2))
     bits = host.load_bits((x, products[0]), config.block_d // (32 * config.num_warps))
-    return [*steps, lru.by_rows(rg_lru_scan, rows_of(x.shape[0], call.cu_seqlens), args, constexprs, config, bits)]
-
-
-def rank(case: Case, device: Device) -> int:
-    """The default where its loads can keep the memory busy, unless the products can be fused too."""
-    return 25 if host.starves(case, device, below=0.016) else 35
-
-
-def traffic(case: Case, config: Config) -> int:
-    """Bytes moved: x for each product, both products out and in, x in, y out, the weights."""
-    return lru.traffic(case, streams=8)
+    return [*steps, lru.by_rows(rg_lru_scan, args, config, bits, rows_of(x.shape[0], call.cu_seqlens))]
 
 
 VARIANT = Variant(
@@ -97,7 +73,9 @@ VARIANT = Variant(
     config=Config,
     axes={"block_t": (8, 16, 32), "block_d": (32, 64, 128, 256), "num_warps": (1, 2, 4), "fast": (False, True)},
     reject=lru.unfit_rows,
-    rank=rank,
+    # the default where its loads can keep the memory busy, unless the products can be fused too
+    rank=lambda case, device: 25 if host.starves(case, device, below=0.016) else 35,
     launches=launches,
-    traffic=traffic,
+    # x for each product, both products out and in, x in, y out, the weights
+    traffic=lambda case, config: lru.traffic(case, streams=8),
 )

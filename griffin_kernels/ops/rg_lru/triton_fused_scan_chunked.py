@@ -16,21 +16,20 @@ Source: Blelloch, "Prefix sums and their applications" (1990), section 1.4, on t
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
-from griffin_kernels.launch import Launch, Step
+from griffin_kernels.contract import Variant
+from griffin_kernels.launch import Step
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.chunks import entering_chunk
 from griffin_kernels.ops._triton.tensors import State, marks_later, own_channels, store_state
 from griffin_kernels.ops.rg_lru import _lru_launches as lru
-from griffin_kernels.ops.rg_lru._triton_lru import load_gates, own_chunk, steps_at
-from griffin_kernels.ops.rg_lru._triton_lru_rows import reduce_rows, scan_rows
+from griffin_kernels.ops.rg_lru._triton_lru import load_gates, own_chunk, reduce_rows, scan_rows, steps_at
 from griffin_kernels.ops.rg_lru.op import Call
 
 
@@ -46,70 +45,36 @@ class Config:
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def rg_lru_chunks(
-    steps,
-    parameters,
-    h0,
-    marks,
-    product,
-    result,
-    h_last,
-    T,
-    chunks,
-    D: tl.constexpr,
-    FRESH: tl.constexpr,
-    FAST: tl.constexpr,
-    REDUCE: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def rg_lru_chunks(steps, parameters, h0, marks, product, result, h_last, T, chunks, REDUCE: tl.constexpr, shape):
     """One chunk. REDUCE: (P, S) into product, result [B,chunks,D]. Else result holds the states that leave all chunks
     but the last, and y, out and h_last are written. Grid: B * (chunks, or chunks + 1) * blocks of D.
     """
     place = tl.program_id(0) if REDUCE else tl.num_programs(0) - 1 - tl.program_id(0)
-    piece, channels = own_channels(place, D, BLOCK_D)
-    batch, chunk, first, count = own_chunk(piece, chunks, T, REDUCE, CHUNK)
-    steps = steps_at(steps, batch, first, T, D)
+    piece, channels = own_channels(place, shape.width, shape.block_n)
+    batch, chunk, first, count = own_chunk(piece, chunks, T, REDUCE, shape.chunk)
+    steps = steps_at(steps, batch, first, T, shape.width)
     marks = marks_later(marks, first)
     gates = load_gates(parameters, channels)
     if REDUCE:
-        p, s = reduce_rows(steps, marks, gates, channels, first, count, FRESH, FAST, BLOCK_T)
-        store_state(State(product, D, 1), batch * chunks + chunk, p, channels)
-        store_state(State(result, D, 1), batch * chunks + chunk, s, channels)
+        p, s = reduce_rows(steps, marks, gates, channels, first, count, shape)
+        store_state(State(product, shape.width, 1), batch * chunks + chunk, p, channels)
+        store_state(State(result, shape.width, 1), batch * chunks + chunk, s, channels)
     else:
-        carry = entering_chunk(result, h0 if marks is None else None, batch, chunk, chunks, channels, D, tl.float32)
+        given = h0 if marks is None else None
+        carry = entering_chunk(result, given, batch, chunk, chunks, channels, shape.width, tl.float32)
         # nothing ahead: enough programs have loads in flight
-        carry = scan_rows(steps, marks, gates, carry, channels, first, count, FRESH, FAST, False, BLOCK_T)
+        carry = scan_rows(steps, marks, gates, carry, channels, first, count, shape)
         if marks is None:
-            store_state(State(h_last, D, 1), batch, carry, channels, chunk == chunks)
+            store_state(State(h_last, shape.width, 1), batch, carry, channels, chunk == chunks)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Branch | None = None) -> list[Step]:
     """Two products, marks (packed only), reduce and carry (more than one chunk only), scan."""
     products, steps = lru.products(call)
-    args, constexprs = lru.arguments(call, outputs, config, branch, products)
-    constexprs["CHUNK"] = config.chunk
+    args = lru.arguments(call, outputs, config, branch, products)
     bits = host.load_bits((call.x, products[0]), config.block_d // (32 * config.num_warps))
-
-    def phase(reduce: bool, chunks: int, more: dict[str, Any]) -> Launch:
-        return lru.by_rows(rg_lru_chunks, chunks, args | more, constexprs | {"REDUCE": reduce}, config, bits)
-
-    return [*steps, *lru.in_chunks(call, call.h0, outputs["h_last"], config.chunk, phase)]
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return lru.uneven(config) or lru.unfit_rows(case, device, config)
-
-
-def rank(case: Case, device: Device) -> int:
-    """The default where one pass over time cannot keep the memory busy."""
-    return 45 if host.starves(case, device, below=0.016) else 15
-
-
-def traffic(case: Case, config: Config) -> int:
-    """Bytes of the one-pass form, the three streams of all chunks but the last once more, scratch rows."""
-    return lru.traffic(case, streams=8, chunk=config.chunk, again=3)
+    phase = functools.partial(lru.by_rows, rg_lru_chunks, config=config, load_bits=bits)
+    return [*steps, *lru.in_chunks(call, call.h0, outputs["h_last"], args, phase)]
 
 
 VARIANT = Variant(
@@ -124,8 +89,10 @@ VARIANT = Variant(
         "num_warps": (1, 2),
         "fast": (False, True),
     },
-    reject=reject,
-    rank=rank,
+    reject=lru.unfit_rows,
+    # the default where one pass over time cannot keep the memory busy
+    rank=lambda case, device: 45 if host.starves(case, device, below=0.016) else 15,
     launches=launches,
-    traffic=traffic,
+    # the one-pass form's, the three streams of all chunks but the last once more, scratch rows
+    traffic=lambda case, config: lru.traffic(case, streams=8, chunk=config.chunk, again=3),
 )

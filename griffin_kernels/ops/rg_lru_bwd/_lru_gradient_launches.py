@@ -18,43 +18,15 @@ from griffin_kernels.contract import Case
 from griffin_kernels.launch import Launch, Step, TorchStep
 from griffin_kernels.ops import _products
 from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.strides import constant
 from griffin_kernels.ops._triton.tensors import dense_state, rows, state
 from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru import _lru_launches as forward
-from griffin_kernels.ops.rg_lru.op import blockwise, is_fresh
+from griffin_kernels.ops.rg_lru.op import blockwise
 from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import Ends, GradientSteps, rg_lru_bwd_sums
 
 SUM_ROWS = 32
 SUM_D = 64
-
-
-def scan_arguments(
-    call: Any, outputs: dict[str, Any], z: Tensor, partial: Tensor, branch: Tensor | None, inside: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(arguments, constexprs) of a kernel that goes back over time; allocates dx, dh0 and, with a branch, dbranch.
-
-    branch [B,T,D], where a recurrent block has one: y times gelu(branch) is then what dy is the gradient of.
-
-    z [B*T, H, 2, n]; partial [programs over time, 3, D] float32. inside: whether the gate products are the kernel's.
-    """
-    x, h0, positions = call.x, call.h0, call.segment_pos
-    batch, time, width = x.shape
-    dx = host.empty(outputs, "dx", x, batch, time, width, dtype=x.dtype)
-    dbranch = None if branch is None else host.empty(outputs, "dbranch", x, batch, time, width, dtype=x.dtype)
-    if h0 is None:
-        outputs["dh0"] = dh0 = None
-    else:
-        dh0 = host.empty(outputs, "dh0", x, rows_of(batch, call.cu_seqlens), width, dtype=torch.float32)
-    dy, y = rows(call.dy, True), rows(call.y, True)
-    args = {
-        "steps": GradientSteps(dy, rows(x, True), y, rows(branch, True), rows(positions, True), dx, dbranch, z),
-        "parameters": forward.parameters(call, weights=inside),
-        "ends": Ends(state(call.dh_last), state(h0), dense_state(dh0)),
-        "partial": partial,
-        "T": time,
-    }
-    constexprs = {"D": width, "FRESH": is_fresh(h0, positions)}
-    return args, constexprs if inside else constexprs | {"WIDTH": z.shape[3]}
 
 
 def sums(call: Any, outputs: dict[str, Any], partial: Tensor) -> Launch:
@@ -84,25 +56,42 @@ def sums(call: Any, outputs: dict[str, Any], partial: Tensor) -> Launch:
 def launches(
     call: Any,
     outputs: dict[str, Any],
+    config: Any,
     programs: int,
-    scan: Callable[[dict[str, Any], dict[str, Any]], list[Launch]],
+    scan: Callable[[dict[str, Any]], list[Launch]],
     branch: Tensor | None = None,
     inside: bool = False,
 ) -> list[Step]:
     """Gate products unless they are ``inside`` the scan, the scan, sums over time, products of gradients.
 
-    scan: launches from their arguments and constexprs. programs: those over time, for the sums.
+    scan: launches of a kernel that goes back over time, from its arguments. programs: those over time, for the sums.
+    branch [B,T,D], where a recurrent block has one: y times gelu(branch) is then what dy is the gradient of.
     """
-    x, (left, right) = call.x, (call.input_gate_weight, call.recurrence_gate_weight)
-    blocks, width, _ = left.shape
-    both = torch.empty(blocks, width, 2 * width, dtype=left.dtype, device=left.device)
-    z = torch.empty(x.shape[0] * x.shape[1], blocks, 2, width, dtype=x.dtype, device=x.device)
-    partial = torch.empty(programs, 3, x.shape[2], dtype=torch.float32, device=x.device)
-    args, constexprs = scan_arguments(call, outputs, z, partial, branch, inside)
+    x, h0, positions = call.x, call.h0, call.segment_pos
+    (batch, time, width), (left, right) = x.shape, (call.input_gate_weight, call.recurrence_gate_weight)
+    blocks, n, _ = left.shape
+    both = torch.empty(blocks, n, 2 * n, dtype=left.dtype, device=left.device)
+    z = torch.empty(batch * time, blocks, 2, n, dtype=x.dtype, device=x.device)
+    partial = torch.empty(programs, 3, width, dtype=torch.float32, device=x.device)
+    dx = host.empty(outputs, "dx", x, batch, time, width, dtype=x.dtype)
+    dbranch = None if branch is None else host.empty(outputs, "dbranch", x, batch, time, width, dtype=x.dtype)
+    if h0 is None:
+        outputs["dh0"] = dh0 = None
+    else:
+        dh0 = host.empty(outputs, "dh0", x, rows_of(batch, call.cu_seqlens), width, dtype=torch.float32)
+    dy, y = rows(call.dy, True), rows(call.y, True)
+    args = {
+        "steps": GradientSteps(dy, rows(x, True), y, rows(branch, True), rows(positions, True), dx, dbranch, z),
+        "parameters": forward.parameters(call, weights=inside),
+        "ends": Ends(state(call.dh_last), state(h0), dense_state(dh0)),
+        "partial": partial,
+        "T": time,
+        "shape": forward.shape_of(call, config)._replace(n=constant(n)),
+    }
     steps: list[Step] = [TorchStep("weights side by side", lambda: torch.cat([left, right], dim=2, out=both))]
     if not inside:
         steps.append(TorchStep("gate products", lambda: torch.bmm(blockwise(x, blocks), both, out=pairs(z))))
-    after = scan(args, constexprs)
+    after = scan(args)
     return [*steps, *after, sums(call, outputs, partial), *products_of_gradients(call, outputs, z, both)]
 
 

@@ -1,6 +1,10 @@
 """Device functions of rg_lru_bwd that its Triton kernels share: what they visit, the equations of op.py.
 
 Special functions per element, after the gates: one, since m and its derivative come from the same 1 / sqrt(v).
+
+The fused scans, one pass or split over programs, go row by row in registers. Steps are visited from the last to the
+first. The carry is c_t = a_t g_t, what a step hands to the one before it. The state before a step is the row of y that
+is visited next. Gates are recomputed from z, which their gradients replace.
 """
 
 from __future__ import annotations
@@ -10,8 +14,10 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton import tensors
 from griffin_kernels.ops._triton.bundling import bundling
-from griffin_kernels.ops._triton.tensors import State, at, dense, later, store_state
+from griffin_kernels.ops._triton.elementwise import LN_2, gelu_and_slope
+from griffin_kernels.ops.rg_lru._triton_lru import TileOfSteps, gates_of, tile_flags, tile_rows
 from griffin_kernels.ops.rg_lru.op import DECAY, MAX_SQRT_GRADIENT
 
 SLOPE_OF_RATE = tl.constexpr(-DECAY)
@@ -59,16 +65,16 @@ def steps_at(steps, batch, time, T, blocks_before, D: tl.constexpr):
     """
     row = batch * T + time
     return GradientSteps(
-        *[at(rows, batch, time, -1) for rows in steps[:5]],
-        *[dense(tensor, row, D, -1) for tensor in steps[5:7]],
-        z=dense(steps.z + blocks_before, row, 2 * D, -1),
+        *[tensors.at(rows, batch, time, -1) for rows in steps[:5]],
+        *[tensors.dense(tensor, row, D, -1) for tensor in steps[5:7]],
+        z=tensors.dense(steps.z + blocks_before, row, 2 * D, -1),
     )
 
 
 @bundling
 def steps_later(steps, count):
     """The steps from ``count`` steps later on, as visited."""
-    return GradientSteps(*[later(rows, count) for rows in steps])
+    return GradientSteps(*[tensors.later(rows, count) for rows in steps])
 
 
 @bundling
@@ -81,7 +87,7 @@ def added(sums, more):
 def store_sums(partial, row, sums, channels, D: tl.constexpr):
     """Row ``row`` of partial [rows,3,D], for rg_lru_bwd_sums."""
     for k in tl.static_range(3):
-        store_state(State(partial + k * D, 3 * D, 1), row, sums[k], channels)
+        tensors.store_state(tensors.State(partial + k * D, 3 * D, 1), row, sums[k], channels)
 
 
 @triton.jit
@@ -103,6 +109,125 @@ def gradients(g, passed, x, before, i, r, a, m, slope, rate):
     # a da - 2 a^2 (g i x) slope, da = g h_{t-1}
     r_dlog_a = r * (passed * (before - 2.0 * a * slope * (i * x)))
     return direct, Sums(dz_i, rate * (1.0 - r) * r_dlog_a, r_dlog_a)
+
+
+@bundling
+def load_tile(steps, marks, channels, left, remaining, shape):
+    """The tile at the first of ``left`` steps, of which later ones leave the carry as it is; remaining: see below."""
+    dys, xs = (
+        tile_rows(steps.dy, channels, left, 0.0, shape.block_t),
+        tile_rows(steps.x, channels, left, 0.0, shape.block_t),
+    )
+    before = tile_rows(tensors.later(steps.y, 1), channels, remaining - 1, 0.0, shape.block_t)
+    zs_i = tile_rows(steps.z, channels, left, 0.0, shape.block_t)
+    zs_r = tile_rows(tensors.further(steps.z, shape.n), channels, left, float("-inf"), shape.block_t)
+    others = tile_rows(steps.branch, channels, left, 0.0, shape.block_t)
+    where, enters, leaves = tile_flags(steps.positions, marks, left, shape.block_t)
+    return TileOfSteps(dys, xs, before, zs_i, zs_r, others, where, enters, leaves)
+
+
+@bundling
+def scan_rows(steps, marks, h0, gates, carry, before_first, channels, count, remaining, shape):
+    """(carry [block_d], sums) after ``count`` steps from ``carry`` on, of which dx, z and dbranch are written.
+
+    remaining: steps to the first one of the sequence, at least ``count``; the state before that one is before_first
+    [block_d]. With ``marks`` h0 [N,D] holds the states before first steps.
+    """
+    rate = gates.decay_log2 * LN_2
+    sums = Sums(tl.zeros_like(carry), tl.zeros_like(carry), tl.zeros_like(carry))
+    if steps.branch is not None:
+        current = tensors.load_rows(steps.y, channels, count, 0.0, 1, True)[0]
+    if shape.ahead:
+        ahead = load_tile(steps, marks, channels, count, remaining, shape)
+    for begin in range(0, count, shape.block_t):
+        left = count - begin
+        z, dx, dbranch = steps.z, steps.dx, steps.dbranch
+        if shape.ahead:
+            tile = ahead
+        else:
+            tile = load_tile(steps, marks, channels, left, remaining - begin, shape)
+        steps = steps_later(steps, shape.block_t)
+        if marks is not None:
+            marks = tensors.marks_later(marks, shape.block_t)
+        if shape.ahead:
+            ahead = load_tile(steps, marks, channels, left - shape.block_t, remaining - begin - shape.block_t, shape)
+        for u in tl.static_range(shape.block_t):
+            first = u == remaining - 1 - begin
+            before = tile.y[u].to(tl.float32)
+            if marks is not None:
+                starts = tile.enters[u] >= 0
+                carry = tl.where(
+                    starts, tensors.load_state(marks.state, tile.enters[u], channels, tl.float32, starts), carry
+                )
+                first = tile.leaves[u] >= 0
+                before = tl.where(first, tensors.load_state(h0, tile.leaves[u], channels, tl.float32, first), before)
+            elif not shape.fresh:
+                before = tl.where(first, before_first, before)
+            i, r, a, v, _ = gates_of(tile.z_i[u].to(tl.float32), tile.z_r[u].to(tl.float32), gates, False)
+            m, slope = multiplier(v)
+            # a select rather than a gate of 0, which would let NaN pass
+            if steps.positions is not None:
+                before = tl.where(tile.positions[u] == 0, 0.0, before)
+                m = tl.where(tile.positions[u] == 0, 1.0, m)
+            elif shape.fresh:
+                m = tl.where(first, 1.0, m)
+            upstream = tile.dy[u].to(tl.float32)
+            if steps.branch is not None:
+                gelu, steepness = gelu_and_slope(tile.branch[u].to(tl.float32))
+                tensors.store_row(dbranch, u, upstream * current.to(tl.float32) * steepness, channels, left, True)
+                upstream *= gelu
+                current = tile.y[u]
+            g = upstream + carry
+            carry = a * g
+            if steps.positions is not None:
+                carry = tl.where(tile.positions[u] == 0, 0.0, carry)
+            elif shape.fresh:
+                carry = tl.where(first, 0.0, carry)
+            direct, more = gradients(g, carry, tile.x[u].to(tl.float32), before, i, r, a, m, slope, rate)
+            sums = added(sums, more)
+            tensors.store_row(dx, u, direct, channels, left, True)
+            tensors.store_row(z, u, more.z_i, channels, left, True)
+            tensors.store_row(tensors.further(z, shape.n), u, more.z_r, channels, left, True)
+            if marks is not None:
+                if marks.final is not None:
+                    tensors.store_state(marks.final, tile.leaves[u], carry, channels, first)
+    return carry, sums
+
+
+@triton.jit
+def reduce_rows(steps, marks, gates, channels, count, shape):
+    """(P, S) [block_d] of ``count`` steps, a multiple of block_t, as one map c -> P c + S of what is handed to them."""
+    p = tl.full(channels.columns.shape, 1.0, dtype=tl.float32)
+    s = tl.zeros(channels.columns.shape, dtype=tl.float32)
+    for begin in range(0, count, shape.block_t):
+        dys = tensors.load_rows(tensors.later(steps.dy, begin), channels, shape.block_t, 0.0, shape.block_t, False)
+        zs_r = tensors.load_rows(
+            tensors.later(tensors.further(steps.z, shape.n), begin), channels, shape.block_t, 0.0, shape.block_t, False
+        )
+        if steps.branch is not None:
+            others = tensors.load_rows(
+                tensors.later(steps.branch, begin), channels, shape.block_t, 0.0, shape.block_t, False
+            )
+        where = tensors.load_flags(tensors.later(steps.positions, begin), shape.block_t, 1, shape.block_t, False)
+        if marks is not None:
+            enters = tensors.load_flags(tensors.later(marks.enter, begin), shape.block_t, -1, shape.block_t, False)
+        for u in tl.static_range(shape.block_t):
+            if marks is not None:
+                starts = enters[u] >= 0
+                p = tl.where(starts, 0.0, p)
+                s = tl.where(starts, tensors.load_state(marks.state, enters[u], channels, tl.float32, starts), s)
+            a = tl.exp2(gates.decay_log2 * tl.sigmoid(zs_r[u].to(tl.float32) + gates.bias_r))
+            # no gradient passes a packed sequence's first step anyway: the next one visited starts from dh_last
+            upstream = dys[u].to(tl.float32)
+            if steps.branch is not None:
+                gelu, _ = gelu_and_slope(others[u].to(tl.float32))
+                upstream *= gelu
+            p = a * p
+            s = a * (s + upstream)
+            if steps.positions is not None:
+                p = tl.where(where[u] == 0, 0.0, p)
+                s = tl.where(where[u] == 0, 0.0, s)
+    return p, s
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -65,19 +65,19 @@ def scan_tile(a, dy, cut, carry, ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
 
 
 @bundling
-def backward_tile(steps, block, carry, before_first, order, begin, left, D: tl.constexpr, FRESH: tl.constexpr, shape):
+def backward_tile(steps, block, carry, before_first, order, begin, left, shape):
     """(dx's direct part, its ``Sums``) [block_n, block_t] and the carry [block_n] after the tile at step ``begin``.
 
     left: steps from there to the sequence's first one, that one included; the state before it is before_first
-    [block_n], or 0 where that is None, and with FRESH it is a reset. Past it every result is 0.
+    [block_n], or 0 where that is None, and with ``fresh`` it is a reset. Past it every result is 0.
     """
     channels = block.channels
     here = (order < left)[None, :]
     first = (order == left - 1)[None, :]
-    z_i, z_r = gate_products(later(steps.x, begin), block, order, left, D, shape)
-    own = load_tile(later(steps.x, begin), channels, order, left, D).to(tl.float32)
-    upstream = load_tile(later(steps.dy, begin), channels, order, left, D).to(tl.float32)
-    before = load_tile(later(steps.y, begin + 1), channels, order, left - 1, D).to(tl.float32)
+    z_i, z_r = gate_products(later(steps.x, begin), block, order, left, shape)
+    own = load_tile(later(steps.x, begin), channels, order, left, shape.width).to(tl.float32)
+    upstream = load_tile(later(steps.dy, begin), channels, order, left, shape.width).to(tl.float32)
+    before = load_tile(later(steps.y, begin + 1), channels, order, left - 1, shape.width).to(tl.float32)
     if before_first is not None:
         before = tl.where(first, before_first[:, None], before)
     i, r, a, v, _ = gates_of(z_i, tl.where(here, z_r, float("-inf")), block.gates, False)
@@ -88,13 +88,13 @@ def backward_tile(steps, block, carry, before_first, order, begin, left, D: tl.c
         before = tl.where(resets, 0.0, before)
         m = tl.where(resets, 1.0, m)
         cut = (resets,)
-    elif FRESH:
+    elif shape.fresh:
         m = tl.where(first, 1.0, m)
     g, carry = scan_tile(a, upstream, cut, carry, shape.block_n, shape.block_t)
     passed = a * g
     if steps.positions is not None:
         passed = tl.where(resets, 0.0, passed)
-    elif FRESH:
+    elif shape.fresh:
         # no tile comes after the first step's: the scan needs no cut there
         passed = tl.where((order >= left - 1)[None, :], 0.0, passed)
     rate = block.gates.decay_log2 * LN_2
@@ -103,7 +103,7 @@ def backward_tile(steps, block, carry, before_first, order, begin, left, D: tl.c
 
 
 @bundling
-def scan_block(steps, block, carry, before_first, count, D: tl.constexpr, FRESH: tl.constexpr, shape):
+def scan_block(steps, block, carry, before_first, count, shape):
     """(carry [block_n], sums) after ``count`` steps from ``carry`` on, of which dx and z are written.
 
     steps: as ``steps_at`` gives them, which under a name of their own would lose constant strides.
@@ -113,9 +113,9 @@ def scan_block(steps, block, carry, before_first, count, D: tl.constexpr, FRESH:
     order = steps_of_columns(shape.block_t)
     for begin in tl.range(0, count, shape.block_t, num_stages=shape.stages):
         left = count - begin
-        direct, more, carry = backward_tile(steps, block, carry, before_first, order, begin, left, D, FRESH, shape)
-        store_tile(later(steps.dx, begin), direct, channels, order, left, D)
-        store_tile(later(steps.z, begin), more.z_i, channels, order, left, D)
-        store_tile(later(further(steps.z, shape.n), begin), more.z_r, channels, order, left, D)
+        direct, more, carry = backward_tile(steps, block, carry, before_first, order, begin, left, shape)
+        store_tile(later(steps.dx, begin), direct, channels, order, left, shape.width)
+        store_tile(later(steps.z, begin), more.z_i, channels, order, left, shape.width)
+        store_tile(later(further(steps.z, shape.n), begin), more.z_r, channels, order, left, shape.width)
         sums = added(sums, Sums(tl.sum(more.z_i, axis=1), tl.sum(more.z_r, axis=1), tl.sum(more.log_a, axis=1)))
     return carry, sums

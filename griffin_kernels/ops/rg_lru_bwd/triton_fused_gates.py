@@ -21,6 +21,7 @@ Source: the chain rule on arXiv 2402.19427, section 2.4; the layout is our own.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,9 +53,9 @@ class Config:
 
 
 @triton.jit(do_not_specialize=["T"])
-def rg_lru_bwd_gates(steps, parameters, ends, cu_seqlens, partial, T, D: tl.constexpr, FRESH: tl.constexpr, shape):
+def rg_lru_bwd_gates(steps, parameters, ends, cu_seqlens, partial, T, shape):
     """steps: [B,T,D]; ends: [N,D]; partial: [N,3,D]. Grid: N * H * ceil(n / block_n), output channels fastest."""
-    row, block = own_block(tl.program_id(0), parameters, D, shape)
+    row, block = own_block(tl.program_id(0), parameters, shape)
     batch, last, count = span(row, cu_seqlens, T, True)
     carry = load_state(ends.dh_last, row, block.channels, tl.float32)
     before_first = None
@@ -62,9 +63,9 @@ def rg_lru_bwd_gates(steps, parameters, ends, cu_seqlens, partial, T, D: tl.cons
         before_first = load_state(ends.h0, row, block.channels, tl.float32)
     blocks_before = tl.cast(block.number, tl.int64) * shape.n
     carry, sums = scan_block(
-        steps_at(steps, batch, last, T, blocks_before, D), block, carry, before_first, count, D, FRESH, shape
+        steps_at(steps, batch, last, T, blocks_before, shape.width), block, carry, before_first, count, shape
     )
-    store_sums(partial, row, sums, block.channels, D)
+    store_sums(partial, row, sums, block.channels, shape.width)
     if ends.dh0 is not None:
         store_state(ends.dh0, row, carry, block.channels)
 
@@ -73,15 +74,10 @@ def launches(call: Any, outputs: dict[str, Any], config: Config) -> list[Step]:
     """The pass with one program per row of h0, gate block and slice of its channels; sums; products of gradients."""
     rows = rows_of(call.x.shape[0], call.cu_seqlens)
 
-    def scan(args: dict[str, Any], constexprs: dict[str, Any]) -> list[Launch]:
-        args["cu_seqlens"] = call.cu_seqlens
-        return [forward.by_gates(rg_lru_bwd_gates, rows, call, args, constexprs, config)]
+    def scan(args: dict[str, Any]) -> list[Launch]:
+        return [forward.by_gates(rg_lru_bwd_gates, call, args | {"cu_seqlens": call.cu_seqlens}, config, rows)]
 
-    return lru.launches(call, outputs, rows, scan, inside=True)
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return forward.unfit_gates(case, device, config, backward=True)
+    return lru.launches(call, outputs, config, rows, scan, inside=True)
 
 
 def rank(case: Case, device: Device) -> int:
@@ -103,7 +99,7 @@ VARIANT = Variant(
     summary="gate products on matrix units, gates and backward scan in one pass; two products after it",
     config=Config,
     axes={"block_t": (16, 32, 64), "block_n": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3)},
-    reject=reject,
+    reject=functools.partial(forward.unfit_gates, backward=True),
     rank=rank,
     launches=launches,
     traffic=traffic,

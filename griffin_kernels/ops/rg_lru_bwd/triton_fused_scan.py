@@ -27,18 +27,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
+from griffin_kernels.contract import Variant
 from griffin_kernels.launch import Launch, Step
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
+from griffin_kernels.ops._triton.strides import constant
 from griffin_kernels.ops._triton.tensors import load_state, own_channels, store_state
 from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru._lru_launches import by_rows, unfit_rows
 from griffin_kernels.ops.rg_lru._triton_lru import load_gates
 from griffin_kernels.ops.rg_lru_bwd import _lru_gradient_launches as lru
-from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import steps_at, store_sums
-from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient_rows import scan_rows
+from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import scan_rows, steps_at, store_sums
 
 
 @dataclass(frozen=True)
@@ -51,55 +50,31 @@ class Config:
 
 
 @triton.jit(do_not_specialize=["T"])
-def rg_lru_bwd_scan(
-    steps,
-    parameters,
-    ends,
-    cu_seqlens,
-    partial,
-    T,
-    D: tl.constexpr,
-    WIDTH: tl.constexpr,
-    FRESH: tl.constexpr,
-    AHEAD: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def rg_lru_bwd_scan(steps, parameters, ends, cu_seqlens, partial, T, shape):
     """steps: [B,T,D]; ends: [N,D]; partial: [N,3,D]. Grid: N * ceil(D / block_d)."""
-    row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
+    row, channels = own_channels(tl.program_id(0), shape.width, shape.block_n)
     batch, first, count = span(row, cu_seqlens, T, True)
     carry = load_state(ends.dh_last, row, channels, tl.float32)
     before_first = load_state(ends.h0, row, channels, tl.float32)
-    steps = steps_at(steps, batch, first, T, channels.columns // WIDTH * WIDTH, D)
+    steps = steps_at(steps, batch, first, T, channels.columns // shape.n * shape.n, shape.width)
     gates = load_gates(parameters, channels)
-    carry, sums = scan_rows(
-        steps, None, None, gates, carry, before_first, channels, count, count, WIDTH, FRESH, AHEAD, BLOCK_T
-    )
-    store_sums(partial, row, sums, channels, D)
+    carry, sums = scan_rows(steps, None, None, gates, carry, before_first, channels, count, count, shape)
+    store_sums(partial, row, sums, channels, shape.width)
     if ends.dh0 is not None:
         store_state(ends.dh0, row, carry, channels)
 
 
 def launches(call: Any, outputs: dict[str, Any], config: Config, branch: Tensor | None = None) -> list[Step]:
     """Gate products, the scan with one program per row of h0 and block of channels, sums, products of gradients."""
-    rows = rows_of(call.x.shape[0], call.cu_seqlens)
+    rows, x = rows_of(call.x.shape[0], call.cu_seqlens), call.x
 
-    def scan(args: dict[str, Any], constexprs: dict[str, Any]) -> list[Launch]:
+    def scan(args: dict[str, Any]) -> list[Launch]:
         # float32 rows of two tiles would not fit in registers
-        args["cu_seqlens"], constexprs["AHEAD"] = call.cu_seqlens, call.x.element_size() == 2
-        return [by_rows(rg_lru_bwd_scan, rows, args, constexprs, config, lru.load_bits(call, config))]
+        shape = args["shape"]._replace(ahead=constant(x.element_size() == 2))
+        args |= {"cu_seqlens": call.cu_seqlens, "shape": shape}
+        return [by_rows(rg_lru_bwd_scan, args, config, lru.load_bits(call, config), rows)]
 
-    return lru.launches(call, outputs, rows, scan, branch)
-
-
-def rank(case: Case, device: Device) -> int:
-    """The default where there are channels enough to keep the device busy."""
-    return 20 if host.starves(case, device, below=0.03) else 30
-
-
-def traffic(case: Case, config: Config) -> int:
-    """Three sums per row of h0 are written and read besides the products and the scan."""
-    return lru.traffic(case, rows=6 * case["N"])
+    return lru.launches(call, outputs, config, rows, scan, branch)
 
 
 VARIANT = Variant(
@@ -109,7 +84,9 @@ VARIANT = Variant(
     config=Config,
     axes={"block_t": (4, 8, 16), "block_d": (32, 64, 128, 256), "num_warps": (1, 2, 4)},
     reject=unfit_rows,
-    rank=rank,
+    # the default where there are channels enough to keep the device busy
+    rank=lambda case, device: 20 if host.starves(case, device, below=0.03) else 30,
     launches=launches,
-    traffic=traffic,
+    # three sums per row of h0 are written and read besides the products and the scan
+    traffic=lambda case, config: lru.traffic(case, rows=6 * case["N"]),
 )

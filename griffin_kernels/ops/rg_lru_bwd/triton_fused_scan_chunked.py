@@ -17,6 +17,7 @@ Source: Blelloch, "Prefix sums and their applications" (1990), section 1.4, and 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,16 +26,14 @@ import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch, Step
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.chunks import entering_chunk
 from griffin_kernels.ops._triton.tensors import State, load_state, marks_at, own_channels, store_state
-from griffin_kernels.ops.rg_lru._lru_launches import by_rows, in_chunks, uneven, unfit_rows
+from griffin_kernels.ops.rg_lru._lru_launches import by_rows, in_chunks, unfit_rows
 from griffin_kernels.ops.rg_lru._triton_lru import load_gates, own_chunk
 from griffin_kernels.ops.rg_lru_bwd import _lru_gradient_launches as lru
-from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import steps_at, store_sums
-from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient_rows import reduce_rows, scan_rows
+from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import reduce_rows, scan_rows, steps_at, store_sums
 
 
 @dataclass(frozen=True)
@@ -48,76 +47,43 @@ class Config:
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def rg_lru_bwd_chunks(
-    steps,
-    parameters,
-    ends,
-    marks,
-    product,
-    result,
-    partial,
-    T,
-    chunks,
-    D: tl.constexpr,
-    WIDTH: tl.constexpr,
-    FRESH: tl.constexpr,
-    REDUCE: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def rg_lru_bwd_chunks(steps, parameters, ends, marks, product, result, partial, T, chunks, REDUCE: tl.constexpr, shape):
     """One chunk, counted from the end of time. REDUCE: (P, S) into product, result [B,chunks,D]. Else result holds what
     leaves all chunks but the last visited, and dx, z, dh0 and partial [B*(chunks+1),3,D] are written.
 
     Grid: B * (chunks, or chunks + 1) * blocks of D.
     """
     place = tl.program_id(0) if REDUCE else tl.num_programs(0) - 1 - tl.program_id(0)
-    piece, channels = own_channels(place, D, BLOCK_D)
-    batch, chunk, begin, count = own_chunk(piece, chunks, T, REDUCE, CHUNK)
+    piece, channels = own_channels(place, shape.width, shape.block_n)
+    batch, chunk, begin, count = own_chunk(piece, chunks, T, REDUCE, shape.chunk)
     first = T - 1 - begin
-    steps = steps_at(steps, batch, first, T, channels.columns // WIDTH * WIDTH, D)
+    steps = steps_at(steps, batch, first, T, channels.columns // shape.n * shape.n, shape.width)
     marks = marks_at(marks, first, -1)
     gates = load_gates(parameters, channels)
     if REDUCE:
-        p, s = reduce_rows(steps, marks, gates, channels, CHUNK, WIDTH, BLOCK_T)
-        store_state(State(product, D, 1), batch * chunks + chunk, p, channels)
-        store_state(State(result, D, 1), batch * chunks + chunk, s, channels)
+        p, s = reduce_rows(steps, marks, gates, channels, shape.chunk, shape)
+        store_state(State(product, shape.width, 1), batch * chunks + chunk, p, channels)
+        store_state(State(result, shape.width, 1), batch * chunks + chunk, s, channels)
     else:
         given = ends.dh_last if marks is None else None
-        carry = entering_chunk(result, given, batch, chunk, chunks, channels, D, tl.float32)
+        carry = entering_chunk(result, given, batch, chunk, chunks, channels, shape.width, tl.float32)
         before_first = load_state(ends.h0, batch, channels, tl.float32, chunk == chunks)
         remaining = tl.cast(first + 1, tl.int32)
-        carry, sums = scan_rows(
-            steps, marks, ends.h0, gates, carry, before_first, channels, count, remaining, WIDTH, FRESH, False, BLOCK_T
-        )
-        store_sums(partial, piece, sums, channels, D)
+        carry, sums = scan_rows(steps, marks, ends.h0, gates, carry, before_first, channels, count, remaining, shape)
+        store_sums(partial, piece, sums, channels, shape.width)
         if ends.dh0 is not None and marks is None:
             store_state(ends.dh0, batch, carry, channels, chunk == chunks)
 
 
 def launches(call: Any, outputs: dict[str, Any], config: Config, branch: Tensor | None = None) -> list[Step]:
     """Gate products, marks (packed only), reduce and carry (more than one chunk only), scan, sums, products."""
-    bits = lru.load_bits(call, config)
+    phase = functools.partial(by_rows, rg_lru_bwd_chunks, config=config, load_bits=lru.load_bits(call, config))
 
-    def scan(args: dict[str, Any], constexprs: dict[str, Any]) -> list[Launch]:
-        constexprs["CHUNK"] = config.chunk
-
-        def phase(reduce: bool, chunks: int, more: dict[str, Any]) -> Launch:
-            return by_rows(rg_lru_bwd_chunks, chunks, args | more, constexprs | {"REDUCE": reduce}, config, bits)
-
-        return in_chunks(call, call.dh_last, outputs["dh0"], config.chunk, phase, reverse=True)
+    def scan(args: dict[str, Any]) -> list[Launch]:
+        return in_chunks(call, call.dh_last, outputs["dh0"], args, phase, reverse=True)
 
     pieces = call.x.shape[0] * triton.cdiv(call.x.shape[1], config.chunk)
-    return lru.launches(call, outputs, pieces, scan, branch)
-
-
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return uneven(config) or unfit_rows(case, device, config)
-
-
-def rank(case: Case, device: Device) -> int:
-    """The default where one pass over time cannot keep the device busy."""
-    return 40 if host.starves(case, device, below=0.03) else 15
+    return lru.launches(call, outputs, config, pieces, scan, branch)
 
 
 def traffic(case: Case, config: Config) -> int:
@@ -133,8 +99,9 @@ VARIANT = Variant(
     summary="triton.fused_scan with time split over programs: reduce chunks, carry, scan",
     config=Config,
     axes={"chunk": (32, 64, 128, 256), "block_t": (4, 8, 16), "block_d": (64, 128, 256), "num_warps": (1, 2)},
-    reject=reject,
-    rank=rank,
+    reject=unfit_rows,
+    # the default where one pass over time cannot keep the device busy
+    rank=lambda case, device: 40 if host.starves(case, device, below=0.03) else 15,
     launches=launches,
     traffic=traffic,
 )

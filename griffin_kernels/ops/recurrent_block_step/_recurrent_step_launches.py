@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any
 
 from griffin_kernels.contract import Variant, from_parts
@@ -15,7 +13,7 @@ from griffin_kernels.ops.temporal_conv1d_step import _triton_conv_step as conv
 from griffin_kernels.ops.temporal_conv1d_step import triton_rows
 
 
-def steps(make: Callable[..., Launch], call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
+def steps(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     """One launch where a program owns a gate block, or nothing is kept; else the convolution first.
 
     Programs that share a block all read what the convolution keeps, and none of them may move it.
@@ -23,13 +21,12 @@ def steps(make: Callable[..., Launch], call: Call, outputs: dict[str, Any], conf
     outputs["conv_state"] = call.conv_state
     first = convolution(call)
     if call.conv_weight.shape[0] == 1 or lru.parts(call.input_gate_bias.shape[1], config.block_n) == 1:
-        return [make(recurrence(call, call.x), outputs, "out", config, call.y, conv.bundle(first))]
+        return [config.launch(recurrence(call, call.x), outputs, "out", call.y, conv.bundle(first))]
     between: dict[str, Any] = {}
     launches = conv.launches(first, between, triton_rows.Config())
-    return [*launches, make(recurrence(call, between["y"]), outputs, "out", config, call.y)]
+    return [*launches, config.launch(recurrence(call, between["y"]), outputs, "out", call.y)]
 
 
-def around(lru: Variant, make: Callable[..., Launch], **facts: Any) -> Variant:
+def around(lru: Variant, **facts: Any) -> Variant:
     """The block's variant by the launch of one of rg_lru_step's. facts: what is its own."""
-    launches = functools.partial(steps, make)
-    return dataclasses.replace(lru, op="recurrent_block_step", run=from_parts, launches=launches, **facts)
+    return dataclasses.replace(lru, op="recurrent_block_step", run=from_parts, launches=steps, **facts)

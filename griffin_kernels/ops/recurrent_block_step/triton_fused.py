@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from griffin_kernels.ops.recurrent_block_step._recurrent_step_launches import around
 from griffin_kernels.ops.rg_lru_step import triton_fused
-from griffin_kernels.ops.rg_lru_step._lru_step_launches import Dot, dot_launch
+from griffin_kernels.ops.rg_lru_step._lru_step_launches import Dot
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ class Config(Dot):
 
 VARIANT = around(
     triton_fused.VARIANT,
-    dot_launch,
     summary="one launch in place where a program owns a gate block, gates by matrix instructions",
     config=Config,
 )

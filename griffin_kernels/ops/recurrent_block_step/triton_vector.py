@@ -14,10 +14,8 @@ from __future__ import annotations
 
 from griffin_kernels.ops.recurrent_block_step._recurrent_step_launches import around
 from griffin_kernels.ops.rg_lru_step import triton_vector
-from griffin_kernels.ops.rg_lru_step._lru_step_launches import vector_launch
 
 VARIANT = around(
     triton_vector.VARIANT,
-    vector_launch,
     summary="for a few rows: the convolution, then gates with all weights in flight at once",
 )

@@ -15,14 +15,20 @@ from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host, tensors
+from griffin_kernels.ops._triton.strides import constant
 from griffin_kernels.ops.rg_lru._triton_lru import Parameters
 from griffin_kernels.ops.rg_lru.op import gates_of
-from griffin_kernels.ops.rg_lru_step._triton_lru_step import step_by_dot, step_by_vector
+from griffin_kernels.ops.rg_lru_step._triton_lru_step import StepShape, step_by_dot, step_by_vector
 from griffin_kernels.ops.rg_lru_step.op import Call
 from griffin_kernels.ops.temporal_conv1d_step._triton_conv_step import Convolution, indices_of
 
 WIDEST = 256
 """Channels of a gate block that a program can hold."""
+
+
+def columns(n: int, block_n: int) -> int:
+    """Columns of a tile for gate blocks of n channels; a tile of a product has 16 at least."""
+    return min(block_n, max(16, 1 << (n - 1).bit_length()))
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,16 @@ class Dot:
     num_warps: int = 4
     num_stages: int = 4
 
+    def launch(self, call: Call, *around: Any) -> Launch:
+        """Gates by matrix instructions, then state and output; see ``described``."""
+        n, arch = call.input_gate_bias.shape[1], launch.architecture(call.x)
+        tensor_cores = call.x.element_size() == 2 and arch not in WITHOUT_PRODUCTS
+        block_n = columns(n, self.block_n)
+        # what is no operand of a matrix instruction is multiplied in float32, and takes the registers of that
+        block_k = columns(n, max(16, self.block_k if tensor_cores else self.block_k // 2))
+        tiles = (block_n, block_k, self.block_b, stages(self, block_n, arch))
+        return described(step_by_dot, call, self, tiles, tensor_cores and block_n >= 64, *around)
+
 
 @dataclass(frozen=True)
 class Vector:
@@ -45,6 +61,12 @@ class Vector:
     block_n: int = 32
     rows: int = 1
     num_warps: int = 4
+
+    def launch(self, call: Call, *around: Any) -> Launch:
+        """Likewise with gates by multiplying and adding."""
+        n = call.input_gate_bias.shape[1]
+        tiles = (columns(n, self.block_n), triton.next_power_of_2(n), self.rows, 1)
+        return described(step_by_vector, call, self, tiles, False, *around)
 
 
 DOT_AXES: dict[str, tuple[Any, ...]] = {
@@ -62,70 +84,34 @@ def parts(n: int, block_n: int) -> int:
     return -(-n // block_n)
 
 
-def columns(n: int, block_n: int) -> int:
-    """Columns of a tile for gate blocks of n channels; a tile of a product has 16 at least."""
-    return min(block_n, max(16, 1 << (n - 1).bit_length()))
-
-
-def dot_launch(
-    call: Call,
-    outputs: dict[str, Any],
-    output: str,
-    config: Dot,
-    branch: Tensor | None = None,
-    conv: Convolution | None = None,
-) -> Launch:
-    """Gates by matrix instructions, state and ``output``, times gelu(branch) [B,D]. conv: of x, before."""
-    n = call.input_gate_bias.shape[1]
-    arch = launch.architecture(call.x)
-    tensor_cores = call.x.element_size() == 2 and arch not in WITHOUT_PRODUCTS
-    block_n = columns(n, config.block_n)
-    # what is no operand of a matrix instruction is multiplied in float32, and takes the registers of that
-    block_k = columns(n, max(16, config.block_k if tensor_cores else config.block_k // 2))
-    in_flight = stages(config, block_n, arch)
-    blocks = {"BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_B": config.block_b, "STAGES": in_flight}
-    return described(step_by_dot, call, outputs, output, config, branch, conv, blocks, matrix=tensor_cores)
-
-
-def vector_launch(
-    call: Call,
-    outputs: dict[str, Any],
-    output: str,
-    config: Vector,
-    branch: Tensor | None = None,
-    conv: Convolution | None = None,
-) -> Launch:
-    """Likewise with gates by multiplying and adding."""
-    n = call.input_gate_bias.shape[1]
-    block_k = triton.next_power_of_2(n)
-    blocks = {"BLOCK_N": columns(n, config.block_n), "BLOCK_K": block_k, "BLOCK_B": config.rows}
-    return described(step_by_vector, call, outputs, output, config, branch, conv, blocks)
-
-
 def described(
     kernel: Any,
     call: Call,
+    config: Dot | Vector,
+    tiles: tuple[int, int, int, int],
+    matrix: bool,
     outputs: dict[str, Any],
     output: str,
-    config: Dot | Vector,
-    branch: Tensor | None,
-    conv: Convolution | None,
-    blocks: dict[str, int],
-    matrix: bool = False,
+    branch: Tensor | None = None,
+    conv: Convolution | None = None,
 ) -> Launch:
-    """A launch of either kernel."""
+    """A launch of either kernel: the state and ``output``, times gelu(branch) [B,D].
+
+    tiles: as in ``StepShape``. conv: of x, before.
+    """
     x, h = call.x, call.h
     batch, width = x.shape
     gate_blocks, n = call.input_gate_bias.shape
     parameters = Parameters(*[value.contiguous() for value in gates_of(call)])
     outputs["h"] = h
-    tile = blocks["BLOCK_N"] * blocks["BLOCK_K"]
+    shape = StepShape(*map(constant, (width, n, 0 if conv is None else conv.weight.shape[0], *tiles)))
+    tile = tiles[0] * tiles[1]
     size, start = x.element_size(), parameters.weight_i.storage_offset()
     # host.load_bits of contiguous weights, in less of a launch's time
     bits = 8 * size * math.gcd(16 // size, tile // (32 * config.num_warps), n, start)
     return Launch(
         kernel=kernel,
-        grid=(gate_blocks * parts(n, config.block_n), triton.cdiv(batch, blocks["BLOCK_B"])),
+        grid=(gate_blocks * parts(n, config.block_n), triton.cdiv(batch, tiles[2])),
         args={
             "x": tensors.state(x),
             "y": tensors.state(branch),
@@ -136,12 +122,13 @@ def described(
             "out": host.empty(outputs, output, x, batch, width, dtype=x.dtype),
             "B": batch,
             "P": h.shape[0],
+            "shape": shape,
         },
-        constexprs={"D": width, "N": n, "TAPS": 0 if conv is None else conv.weight.shape[0], **blocks},
+        constexprs={},
         num_warps=config.num_warps,
-        num_stages=blocks.get("STAGES", 1),
+        num_stages=tiles[3],
         tile=0 if kernel is step_by_dot else tile,
-        claims=Claims(load_bits=bits, matrix=matrix and blocks["BLOCK_N"] >= 64),
+        claims=Claims(load_bits=bits, matrix=matrix),
     )
 
 

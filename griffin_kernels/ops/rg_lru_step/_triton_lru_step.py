@@ -7,6 +7,8 @@ the convolution where there is one (TAPS > 0). Only a program that owns the whol
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -17,11 +19,25 @@ from griffin_kernels.ops.rg_lru._triton_lru import gates_of, load_gates
 from griffin_kernels.ops.temporal_conv1d_step._triton_conv_step import convolve, keep, newest, tokens_of
 
 
+class StepShape(NamedTuple):
+    """Compile-time sizes: D channels, n of a gate block, K taps, or 0; outputs, inputs and batch rows of a program's
+    tiles; tiles of both weights in flight.
+    """
+
+    width: Any
+    n: Any
+    taps: Any
+    block_n: Any
+    block_k: Any
+    block_b: Any
+    stages: Any
+
+
 @triton.jit
-def own_columns(N: tl.constexpr, BLOCK_N: tl.constexpr):
+def own_columns(shape):
     """(gate block, its output channels [block_n]) of the program."""
-    PARTS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    return tl.program_id(0) // PARTS, (tl.program_id(0) % PARTS) * BLOCK_N + tl.arange(0, BLOCK_N)
+    PARTS: tl.constexpr = (shape.n + shape.block_n - 1) // shape.block_n
+    return tl.program_id(0) // PARTS, (tl.program_id(0) % PARTS) * shape.block_n + tl.arange(0, shape.block_n)
 
 
 @triton.jit
@@ -39,30 +55,30 @@ def load_weights(parameters, block, k, column, N: tl.constexpr, FILLED: tl.const
 
 
 @triton.jit
-def enter(x, conv, tokens, channel, there, D: tl.constexpr, TAPS: tl.constexpr):
+def enter(x, conv, tokens, channel, there, shape):
     """What the gates see of channels by rows, float32: x or its convolution. channel: any shape that broadcasts.
 
     there: channels that exist.
     """
     current = newest(x, tokens, channel, there)
-    if TAPS == 0:
+    if shape.taps == 0:
         u = current.to(tl.float32)
     else:
-        u = convolve(current, conv, tokens, channel, there, D, TAPS, tl.float32)
+        u = convolve(current, conv, tokens, channel, there, shape.width, shape.taps, tl.float32)
     return u
 
 
 @triton.jit
-def finish(z_i, z_r, x, y, conv, parameters, h, out, tokens, channel, there, D: tl.constexpr, TAPS: tl.constexpr,
-           ALONE: tl.constexpr):  # fmt: skip
+def finish(z_i, z_r, x, y, conv, parameters, h, out, tokens, first, column, shape):
     """From the products, channels by rows in float32, to the states and the output.
 
-    ALONE: no other program reads what the convolution keeps of these channels, and it moves.
+    Where no other program reads what the convolution keeps of these channels, it moves. first: channel of the block.
     """
+    channel, there = first + column, column < shape.n
     inside = there & tokens.works
-    u = enter(x, conv, tokens, channel, there, D, TAPS)
-    if TAPS > 1 and ALONE:
-        keep(newest(x, tokens, channel, there), conv, tokens, channel, there, TAPS)
+    u = enter(x, conv, tokens, channel, there, shape)
+    if shape.taps > 1 and shape.n <= shape.block_n:
+        keep(newest(x, tokens, channel, there), conv, tokens, channel, there, shape.taps)
     i, _, a, _, m = gates_of(z_i, z_r, load_gates(parameters, Channels(channel, there, None)), False)
     goes_on = inside
     if tokens.position is not None:
@@ -76,73 +92,41 @@ def finish(z_i, z_r, x, y, conv, parameters, h, out, tokens, channel, there, D: 
         branch = tl.load(y.at + (tokens.row * y.row + channel * y.channel), mask=inside, other=0.0)
         new *= gelu(branch.to(tl.float32), False)
     new = tl.where(tokens.works, new, 0.0)
-    tl.store(out + (tokens.row * D + channel), new.to(out.dtype.element_ty), mask=there & tokens.exists)
+    tl.store(out + (tokens.row * shape.width + channel), new.to(out.dtype.element_ty), mask=there & tokens.exists)
 
 
 @triton.jit(do_not_specialize=["B", "P"])
-def step_by_dot(
-    x,
-    y,
-    conv,
-    parameters,
-    h,
-    indices,
-    out,
-    B,
-    P,
-    D: tl.constexpr,
-    N: tl.constexpr,
-    TAPS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+def step_by_dot(x, y, conv, parameters, h, indices, out, B, P, shape):
     """x, y, out: [B,D]; h: [P,D]. Tiles are channels by rows: the matrix instructions' long side is the channels'.
 
     Grid: H * ceil(n / block_n), ceil(B / block_b).
     """
-    block, column = own_columns(N, BLOCK_N)
-    first = block * N
-    tokens = tokens_of((tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B))[None, :], indices, B, P)
-    z_i = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
-    z_r = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
-    for start in tl.range(0, N, BLOCK_K, num_stages=STAGES):
-        k = start + tl.arange(0, BLOCK_K)
-        w_i, w_r = load_weights(parameters, block, k, column, N, N % BLOCK_K == 0 and N % BLOCK_N == 0)
-        u = enter(x, conv, tokens, first + k[:, None], k[:, None] < N, D, TAPS).to(w_i.dtype)
+    block, column = own_columns(shape)
+    first = block * shape.n
+    tokens = tokens_of((tl.program_id(1) * shape.block_b + tl.arange(0, shape.block_b))[None, :], indices, B, P)
+    z_i = tl.zeros((shape.block_n, shape.block_b), tl.float32)
+    z_r = tl.zeros((shape.block_n, shape.block_b), tl.float32)
+    FILLED: tl.constexpr = shape.n % shape.block_k == 0 and shape.n % shape.block_n == 0
+    for start in tl.range(0, shape.n, shape.block_k, num_stages=shape.stages):
+        k = start + tl.arange(0, shape.block_k)
+        w_i, w_r = load_weights(parameters, block, k, column, shape.n, FILLED)
+        u = enter(x, conv, tokens, first + k[:, None], k[:, None] < shape.n, shape).to(w_i.dtype)
         z_i = dot(tl.trans(w_i), u, z_i)
         z_r = dot(tl.trans(w_r), u, z_r)
-    column = column[:, None]
-    finish(z_i, z_r, x, y, conv, parameters, h, out, tokens, first + column, column < N, D, TAPS, N <= BLOCK_N)
+    finish(z_i, z_r, x, y, conv, parameters, h, out, tokens, first, column[:, None], shape)
 
 
 @triton.jit(do_not_specialize=["B", "P"])
-def step_by_vector(
-    x,
-    y,
-    conv,
-    parameters,
-    h,
-    indices,
-    out,
-    B,
-    P,
-    D: tl.constexpr,
-    N: tl.constexpr,
-    TAPS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-):
-    """As ``step_by_dot``, one batch row after the other; BLOCK_K >= n. Same grid."""
-    block, column = own_columns(N, BLOCK_N)
-    first = block * N
-    k = tl.arange(0, BLOCK_K)
-    w_i, w_r = load_weights(parameters, block, k, column, N, N == BLOCK_K and N % BLOCK_N == 0)
-    for r in tl.static_range(BLOCK_B):
-        tokens = tokens_of(tl.program_id(1) * BLOCK_B + r, indices, B, P)
-        seen = enter(x, conv, tokens, first + k, k < N, D, TAPS)[:, None]
+def step_by_vector(x, y, conv, parameters, h, indices, out, B, P, shape):
+    """As ``step_by_dot``, one batch row after the other; block_k >= n. Same grid."""
+    block, column = own_columns(shape)
+    first = block * shape.n
+    k = tl.arange(0, shape.block_k)
+    FILLED: tl.constexpr = shape.n == shape.block_k and shape.n % shape.block_n == 0
+    w_i, w_r = load_weights(parameters, block, k, column, shape.n, FILLED)
+    for r in tl.static_range(shape.block_b):
+        tokens = tokens_of(tl.program_id(1) * shape.block_b + r, indices, B, P)
+        seen = enter(x, conv, tokens, first + k, k < shape.n, shape)[:, None]
         z_i = tl.sum(seen * w_i.to(tl.float32), 0)
         z_r = tl.sum(seen * w_r.to(tl.float32), 0)
-        finish(z_i, z_r, x, y, conv, parameters, h, out, tokens, first + column, column < N, D, TAPS, N <= BLOCK_N)
+        finish(z_i, z_r, x, y, conv, parameters, h, out, tokens, first, column, shape)

@@ -25,5 +25,5 @@ VARIANT = Variant(
     axes=lru.DOT_AXES,
     reject=lru.dot_unfit,
     rank=lambda case, device: 30 if case["B"] > 4 else 20,  # the default where a batch fills much of an instruction
-    launches=lambda call, outputs, config: [lru.dot_launch(call, outputs, "y", config)],
+    launches=lambda call, outputs, config: [config.launch(call, outputs, "y")],
 )

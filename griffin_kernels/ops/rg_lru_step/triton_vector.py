@@ -23,5 +23,5 @@ VARIANT = Variant(
     axes=lru.VECTOR_AXES,
     reject=lru.vector_unfit,
     rank=lambda case, device: 25,
-    launches=lambda call, outputs, config: [lru.vector_launch(call, outputs, "y", config)],
+    launches=lambda call, outputs, config: [config.launch(call, outputs, "y")],
 )

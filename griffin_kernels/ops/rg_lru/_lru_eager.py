@@ -7,7 +7,7 @@ that these variants use whichever scan is fastest on the device without importin
 from __future__ import annotations
 
 import importlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,23 +42,13 @@ def one_minus_exp(exponent: Tensor) -> Tensor:
     return torch.where(exponent > -0.5, -exponent * series, 1.0 - exponent.exp())
 
 
-class Terms(NamedTuple):
-    """i, r, log_a, v = 1 - a^2 and the multiplier m, each [B,T,D] in the accumulator's dtype."""
-
-    i: Tensor
-    r: Tensor
-    log_a: Tensor
-    v: Tensor
-    m: Tensor
-
-
-def terms(call: Any) -> Terms:
-    """Everything that the gates give; m is 1 at a reset."""
+def terms(call: Any) -> tuple[Tensor, ...]:
+    """i, r, log a, v = 1 - a^2 and the multiplier m, each [B,T,D] in the accumulator's dtype; m is 1 at a reset."""
     i = gate(call.x, call.input_gate_weight, call.input_gate_bias)
     r = gate(call.x, call.recurrence_gate_weight, call.recurrence_gate_bias)
     log_a = r * (-DECAY * torch.nn.functional.softplus(call.a_param.to(r.dtype)))
     v = one_minus_exp(2 * log_a)
-    return Terms(i, r, log_a, v, fill_at_resets(v.sqrt(), 1.0, call))
+    return i, r, log_a, v, fill_at_resets(v.sqrt(), 1.0, call)
 
 
 def fill_at_resets(values: Tensor, value: float, call: Any) -> Tensor:

@@ -15,34 +15,10 @@ from typing import Any, NamedTuple
 
 import numba
 
-from griffin_kernels.ops import _gelu
-from griffin_kernels.ops._native import (
-    Strided,
-    copy,
-    data_bytes,
-    field,
-    finish,
-    int8_at,
-    int32_at,
-    int64_at,
-    narrow,
-    narrow_past_caches,
-    places,
-    take,
-    vector,
-    widen,
-)
-from griffin_kernels.ops.rg_lru import _lru_numba_tiles
-from griffin_kernels.ops.rg_lru._lru_numba_tiles import (
-    CHUNK,
-    STRIDE,
-    accumulate,
-    fill,
-    forward_reset,
-    forward_run,
-    gelu_times,
-    product,
-)
+from griffin_kernels.ops import _gelu, _native
+from griffin_kernels.ops._native import copy, data_bytes, field, finish, take, vector, widen
+from griffin_kernels.ops.rg_lru import _lru_numba_tiles as tiles
+from griffin_kernels.ops.rg_lru._lru_numba_tiles import CHUNK, STRIDE
 
 _njit: Any = numba.njit
 
@@ -86,7 +62,7 @@ class Fields(NamedTuple):
 
     block: Surroundings
     backward: Backward
-    x: Strided
+    x: _native.Strided
     biases: tuple[int, int]  # float [D]
     weights: tuple[int, int]  # [H, n, n] contiguous
     workers: int  # threads that have begun; they advance it
@@ -112,12 +88,12 @@ class Fields(NamedTuple):
     out: int  # y, or dx: [B, T, D] contiguous
 
 
-AT = places(Fields)
+AT = _native.places(Fields)
 
 ROW = 4 * STRIDE
 """Bytes from row to row of a block array."""
 
-FILES = (__file__, str(_lru_numba_tiles.__file__), str(_gelu.__file__))
+FILES = (__file__, str(tiles.__file__), str(_gelu.__file__))
 """Sources that the kernels are made from, besides _native.py."""
 
 
@@ -131,11 +107,11 @@ def sequence_of(data: Any, row: int) -> tuple[int, int, int]:
     low, high = 0, field(data, AT.sequences)
     while high - low > 1:
         middle = (low + high) // 2
-        if int32_at(offsets, middle) <= row:
+        if _native.int32_at(offsets, middle) <= row:
             low = middle
         else:
             high = middle
-    return low, int32_at(offsets, low), int32_at(offsets, low + 1)
+    return low, _native.int32_at(offsets, low), _native.int32_at(offsets, low + 1)
 
 
 @_njit
@@ -143,7 +119,7 @@ def is_reset(data: Any, row: int, begin: int) -> bool:
     """begin: the first row of its sequence."""
     reset = field(data, AT.reset)
     if reset != 0:
-        return int8_at(reset, row) != 0
+        return _native.int8_at(reset, row) != 0
     return row == begin and field(data, AT.fresh) != 0
 
 
@@ -175,9 +151,9 @@ def store(data: Any, name: int, row: int, rows: int, channel: int, channels: int
         count = min(CHUNK, channels - chunk * CHUNK)
         start, place = source + chunk * whole, target + chunk * CHUNK * size
         if field(data, AT.stream) != 0:
-            narrow_past_caches(data, rows, count, start, ROW, place, pitch)
+            _native.narrow_past_caches(data, rows, count, start, ROW, place, pitch)
         else:
-            narrow(data, rows, count, start, ROW, place, pitch)
+            _native.narrow(data, rows, count, start, ROW, place, pitch)
 
 
 @_njit
@@ -195,7 +171,7 @@ def multiply(data: Any, rows: int, x: int, left: int, right: int, pitch: int, z:
     n, whole = field(data, AT.n), field(data, AT.step) * ROW
     for chunk in range((n + CHUNK - 1) // CHUNK):
         depth = min(CHUNK, n - chunk * CHUNK)
-        product(rows, depth, x + chunk * whole, left, right, pitch, z, 8 * vector())
+        tiles.product(rows, depth, x + chunk * whole, left, right, pitch, z, 8 * vector())
         left += CHUNK * pitch
         right += CHUNK * pitch
 
@@ -218,11 +194,11 @@ def _forward_panel(
             numbers = (z + past * panel, x + past * ROW, y + past * ROW, rate, carry)
             run = 1
             if is_reset(data, at, begin):
-                forward_reset(run, numbers)
+                tiles.forward_reset(run, numbers)
             else:
                 while at + run < stop and not is_reset(data, at + run, begin):
                     run += 1
-                forward_run(run, numbers)
+                tiles.forward_run(run, numbers)
             at += run
         if stop == after:
             copy(data, 1, count, carry, 0, state, 0)
@@ -248,15 +224,15 @@ def convolve(data: Any, which: int, row: int, rows: int, channel: int, history: 
             while at < min(after, row + rows):
                 reach, past = furthest, (at - row) * ROW
                 if positions != 0:
-                    reach = min(reach, int64_at(positions, at))
+                    reach = min(reach, _native.int64_at(positions, at))
                 for k in range(max(reach, 0) + 1):
                     weight = weights + (furthest - k) * long + start * 4
                     if k <= at - begin:
-                        accumulate((count + v - 1) // v, (weight, x + past - k * ROW, out + past))
+                        tiles.accumulate((count + v - 1) // v, (weight, x + past - k * ROW, out + past))
                     elif states != 0:
                         place = weights + (furthest + 1) * long
                         copy(data, 1, count, state + (at - k) * width * 4, 0, place, 0)
-                        accumulate((count + v - 1) // v, (weight, place, out + past))
+                        tiles.accumulate((count + v - 1) // v, (weight, place, out + past))
                 at += 1
 
 
@@ -304,7 +280,7 @@ def forward(data: Any) -> None:
                 load(data, AT.x, which, row, rows, block * n, n, x, whole)
             for column in range(0, channels, v):
                 own = x + (first + column) // CHUNK * whole + (first + column) % CHUNK * 4
-                fill(rows, (z, bias_i + 4 * column, bias_r + 4 * column))
+                tiles.fill(rows, (z, bias_i + 4 * column, bias_r + 4 * column))
                 left, right, pitch = weight_i + 4 * column, weight_r + 4 * column, 4 * n
                 if field(data, AT.packing) != 0:
                     left, pitch = panels + column * n * 8, 8 * v
@@ -314,7 +290,7 @@ def forward(data: Any) -> None:
                 at = 4 * column
                 _forward_panel(data, row, rows, channel + column, count, z, own, y + at, rate + at, carry + at)
                 if field(data, AT.block.taps) != 0:
-                    gelu_times(rows, (y + at, branch + at))
+                    tiles.gelu_times(rows, (y + at, branch + at))
             store(data, AT.out, row, rows, channel, channels, y if field(data, AT.block.taps) == 0 else branch, whole)
             if field(data, AT.block.beside) != 0:
                 store(data, AT.block.beside, row, rows, channel, channels, y, whole)

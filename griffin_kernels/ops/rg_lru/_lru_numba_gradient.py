@@ -14,33 +14,14 @@ from typing import Any
 import numba
 
 from griffin_kernels.ops._native import copy, data_bytes, field, finish, take, vector, widen
-from griffin_kernels.ops.rg_lru import _lru_numba
-from griffin_kernels.ops.rg_lru._lru_numba import (
-    AT,
-    ROW,
-    convolve,
-    is_reset,
-    load,
-    multiply,
-    pack,
-    scratch,
-    sequence_of,
-    store,
-)
-from griffin_kernels.ops.rg_lru._lru_numba_tiles import (
-    CHUNK,
-    backward_reset,
-    backward_run,
-    fill,
-    gelu_backward,
-    product,
-    transposed_product,
-    zero,
-)
+from griffin_kernels.ops.rg_lru import _lru_numba as forward
+from griffin_kernels.ops.rg_lru import _lru_numba_tiles as tiles
+from griffin_kernels.ops.rg_lru._lru_numba import AT, ROW, load, multiply, pack, store
+from griffin_kernels.ops.rg_lru._lru_numba_tiles import CHUNK
 
 _njit: Any = numba.njit
 
-FILES = (*_lru_numba.FILES, __file__)
+FILES = (*forward.FILES, __file__)
 """Sources that the kernels are made from, besides _native.py."""
 
 
@@ -70,7 +51,7 @@ def _backward_panel(
     rate, natural_rate, carry, sums, sums_step = constants
     end = row + rows
     while end > row:
-        sequence, begin, after = sequence_of(data, end - 1)
+        sequence, begin, after = forward.sequence_of(data, end - 1)
         own = (sequence * width + channel) * 4
         if end == after:
             copy(data, 1, count, field(data, AT.state) + own, 0, carry, 0)
@@ -78,20 +59,20 @@ def _backward_panel(
         if stop == begin:
             place = before + (begin - row) * ROW
             if field(data, AT.backward.before) == 0:
-                zero(1, (place,))
+                tiles.zero(1, (place,))
             else:
                 copy(data, 1, count, field(data, AT.backward.before) + own, 0, place, 0)
         while end > stop:
-            run, reset = 1, is_reset(data, end - 1, begin)
-            while not reset and end - run > stop and not is_reset(data, end - run - 1, begin):
+            run, reset = 1, forward.is_reset(data, end - 1, begin)
+            while not reset and end - run > stop and not forward.is_reset(data, end - run - 1, begin):
                 run += 1
             end -= run
             past = (end - row) * ROW
             numbers = (z + (end - row) * panel, x + past, dy + past, before + past, dz_i + past)
             if reset:
-                backward_reset(run, (*numbers, rate, natural_rate, carry, sums, sums_step))
+                tiles.backward_reset(run, (*numbers, rate, natural_rate, carry, sums, sums_step))
             else:
-                backward_run(run, (*numbers, rate, natural_rate, carry, sums, sums_step))
+                tiles.backward_run(run, (*numbers, rate, natural_rate, carry, sums, sums_step))
         if stop == begin:
             copy(data, 1, count, carry, 0, field(data, AT.state) + own, 0)
 
@@ -107,7 +88,7 @@ def _products(data: Any, rows: int, x: int, dx: int, dz: tuple[int, int], transp
         for side in range(2):
             for chunk in range(chunks):
                 depth = min(CHUNK, n - chunk * CHUNK)
-                product(rows, depth, dz[side] + chunk * whole, panel, panel + 4 * v, 8 * v, dx + at, ROW)
+                tiles.product(rows, depth, dz[side] + chunk * whole, panel, panel + 4 * v, 8 * v, dx + at, ROW)
                 panel += depth * 8 * v
     for side in range(2):
         dweight = field(data, AT.backward.dweight_i + side) + own
@@ -116,7 +97,7 @@ def _products(data: Any, rows: int, x: int, dx: int, dz: tuple[int, int], transp
             for chunk in range(chunks):
                 c = dweight + (chunk * CHUNK * pitch + column) * 4
                 channels = min(CHUNK, n - chunk * CHUNK)
-                transposed_product(channels, rows, x + chunk * whole, b, b + 4 * v, ROW, c, 4 * pitch)
+                tiles.transposed_product(channels, rows, x + chunk * whole, b, b + 4 * v, ROW, c, 4 * pitch)
 
 
 @_njit
@@ -131,9 +112,9 @@ def _around(
     load(data, AT.backward.y, which, row, rows, channel, n, room, whole)
     for column in range(0, n, vector()):
         at = column // CHUNK * whole + column % CHUNK * 4
-        gelu_backward(rows, (dout + at, room + at, u + at))
+        tiles.gelu_backward(rows, (dout + at, room + at, u + at))
     store(data, AT.block.beside, row, rows, channel, n, u, whole)
-    convolve(data, which, row, rows, channel, history, taps, u)
+    forward.convolve(data, which, row, rows, channel, history, taps, u)
 
 
 def _kernel(name: str, around: bool) -> Callable[[Any], None]:
@@ -147,7 +128,7 @@ def _kernel(name: str, around: bool) -> Callable[[Any], None]:
         n, step, size, v = field(data, AT.n), field(data, AT.step), data_bytes(data), vector()
         width, group, blocks = field(data, AT.blocks) * n, field(data, AT.group), field(data, AT.blocks)
         whole, padded = (n + CHUNK - 1) // CHUNK * step * ROW, (n + v - 1) // v * v * 4
-        x = scratch(data)
+        x = forward.scratch(data)
         dy = x + whole
         before = dy + whole
         dz_i = before + whole
@@ -171,7 +152,7 @@ def _kernel(name: str, around: bool) -> Callable[[Any], None]:
             given = (AT.rate, rate), (AT.backward.rate, natural_rate), (AT.biases, bias_i), (AT.biases + 1, bias_r)
             for name, target in given:
                 copy(data, 1, n, field(data, name) + 4 * channel, 0, target, 0)
-            zero(3 * padded // (4 * v), (sums,))
+            tiles.zero(3 * padded // (4 * v), (sums,))
             matrix = block * n * n * size
             weight_i, weight_r = field(data, AT.weights) + matrix, field(data, AT.weights + 1) + matrix
             pack(data, weight_i, n, panels)
@@ -196,7 +177,7 @@ def _kernel(name: str, around: bool) -> Callable[[Any], None]:
                 load(data, AT.backward.y, which, row - 1 + skipped, rows - skipped, channel, n, place, step * ROW)
                 for column in range(0, n, v):
                     at, panel = column // CHUNK * step * ROW + column % CHUNK * 4, panels + column * n * 8
-                    fill(rows, (z, bias_i + 4 * column, bias_r + 4 * column))
+                    tiles.fill(rows, (z, bias_i + 4 * column, bias_r + 4 * column))
                     multiply(data, rows, x, panel, panel + 4 * v, 8 * v, z)
                     arrays, past = (x + at, dy + at, before + at, dz_i + at), 4 * column
                     constants = (rate + past, natural_rate + past, carry + past, sums + past, padded)

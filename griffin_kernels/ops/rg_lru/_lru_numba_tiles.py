@@ -270,23 +270,16 @@ def forward_reset(v: Lanes, rows: Any, z: Any, x: Any, y: Any, rate: Any, carry:
 
 
 @_run
-def backward_run(
-    v: Lanes,
-    rows: Any,
-    z: Any,
-    x: Any,
-    dy: Any,  # replaced by g m i, the part of dx that goes through no gate
-    before: Any,  # h of the step before; replaced by dz_r
-    dz_i: Any,
-    rate: Any,
-    natural_rate: Any,  # log a = natural_rate r
-    carry: Any,
-    sums: Any,  # vectors of r d log a, dz_i and dz_r
-    sums_step: Any,
-) -> None:
-    """Gradients of the gates' arguments from the last row to the first; the equations are rg_lru_bwd's."""
+def backward_run(v: Lanes, rows: Any, *numbers: Any) -> None:
+    """Gradients of the gates' arguments from the last row to the first; the equations are rg_lru_bwd's.
+
+    numbers: z, x, dy, before, dz_i, rate, natural_rate, carry, sums, sums_step. dy is replaced by g m i, the part of dx
+    that goes through no gate; before, h of the step before, by dz_r. log a = natural_rate r. sums: vectors of
+    r d log a, dz_i and dz_r.
+    """
+    z, x, dy, before, dz_i, rate, natural_rate, carry, *sums = numbers
     slope, natural_slope = v.read(rate), v.read(natural_rate)
-    places = _sums(v, sums, sums_step)
+    places = _sums(v, *sums)
 
     def step(index: Any, carry: Any, *totals: Any) -> Sequence[Any]:
         row = v.builder.sub(v.builder.sub(rows, INT64(1)), index)
@@ -317,21 +310,9 @@ def backward_run(
 
 
 @_run
-def backward_reset(
-    v: Lanes,
-    rows: Any,
-    z: Any,
-    x: Any,
-    dy: Any,
-    before: Any,
-    dz_i: Any,
-    rate: Any,
-    natural_rate: Any,
-    carry: Any,
-    sums: Any,
-    sums_step: Any,
-) -> None:
+def backward_reset(v: Lanes, rows: Any, *numbers: Any) -> None:
     """As ``backward_run`` for one row that is a reset: nothing reaches a, m or an earlier step."""
+    z, x, dy, before, dz_i, _, _, carry, *sums = numbers
     i, not_i = _sigmoid(v, v.read(z))
     g = v.add(v.read(dy), v.read(carry))
     dz = v.multiply(g, v.read(x), i, not_i)
@@ -339,7 +320,7 @@ def backward_reset(
     v.write(v.constant(0.0), before)
     v.write(dz, dz_i)
     v.write(v.constant(0.0), carry)
-    place = _sums(v, sums, sums_step)[1]
+    place = _sums(v, *sums)[1]
     v.write(v.add(v.read(place), dz), place)
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, NoConfig, Variant
-from griffin_kernels.device import Device
+from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.ops import _compiled
 from griffin_kernels.ops.rg_lru import _lru_eager
 from griffin_kernels.ops.rg_lru.op import Call
@@ -29,17 +28,12 @@ def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
     return y, h_last
 
 
-def reject(case: Case, device: Device, config: NoConfig) -> str | None:
-    """A CPU needs a C++ compiler."""
-    return _compiled.problem(device)
-
-
 VARIANT = Variant(
     op="rg_lru",
     name="compiled.unfused",
     summary="torch.compile of gate products, elementwise steps and the tuned scan",
     run=run,
     config=NoConfig,
-    reject=reject,
+    reject=lambda case, device, config: _compiled.problem(device),  # a CPU needs a C++ compiler
     baseline=True,
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from griffin_kernels.contract import Case, NoConfig, Variant
+from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.ops.rg_lru import _lru_eager
 from griffin_kernels.ops.rg_lru.op import Call
 
@@ -21,12 +21,6 @@ def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
     return _lru_eager.scan(i.mul_(call.x).mul_(m), log_a.exp_(), call)
 
 
-def traffic(case: Case, config: NoConfig) -> int:
-    """Bytes moved: x for each product, arguments out, some eight float32 passes of two or three streams, the scan."""
-    elements = case["B"] * case["T"] * case["D"]
-    return elements * (7 * case.bytes_per_element() + 24 * 4)
-
-
 VARIANT = Variant(
     op="rg_lru",
     name="eager.unfused",
@@ -34,5 +28,6 @@ VARIANT = Variant(
     run=run,
     config=NoConfig,
     rank=lambda case, device: 10,
-    traffic=traffic,
+    # x for each product, arguments out, some eight float32 passes of two or three streams, the scan
+    traffic=lambda case, config: case["B"] * case["T"] * case["D"] * (7 * case.bytes_per_element() + 24 * 4),
 )

@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, NoConfig, Variant
-from griffin_kernels.device import Device
+from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.ops import _compiled
 from griffin_kernels.ops.rg_lru_bwd.eager_unfused import gradients
 from griffin_kernels.ops.rg_lru_bwd.op import Call
@@ -24,17 +23,12 @@ def run(call: Call, config: NoConfig) -> tuple[Tensor | None, ...]:
     return (*found, None if call.h0 is None else dh0)
 
 
-def reject(case: Case, device: Device, config: NoConfig) -> str | None:
-    """A CPU needs a C++ compiler."""
-    return _compiled.problem(device)
-
-
 VARIANT = Variant(
     op="rg_lru_bwd",
     name="compiled.unfused",
     summary="torch.compile of the analytic gradient and the tuned scan's backward",
     run=run,
     config=NoConfig,
-    reject=reject,
+    reject=lambda case, device, config: _compiled.problem(device),  # a CPU needs a C++ compiler
     baseline=True,
 )

@@ -9,20 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
+from griffin_kernels.contract import NoConfig, Variant, accumulator
 from griffin_kernels.ops import _products
 from griffin_kernels.ops.rg_lru import _lru_eager
 from griffin_kernels.ops.rg_lru.op import DECAY, blockwise, sqrt_derivative
 from griffin_kernels.ops.rg_lru_bwd.op import Call
-
-
-def scan_backward(a: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
-    """The tuned linear_scan_bwd of this device; dh0 has no elements where h0 is None."""
-    reset = _lru_eager.inner_resets(call.segment_pos)
-    dh_last, h0 = _lru_eager.wide_state(call.dh_last, a), _lru_eager.wide_state(call.h0, a)
-    dy, y = call.dy.to(a.dtype), call.y.to(a.dtype)
-    g, da, dh0 = torch.ops.griffin_kernels.linear_scan_bwd(dy, dh_last, a, y, h0, reset, call.cu_seqlens, False)
-    return g, da, dh0
 
 
 def gradients(call: Call) -> tuple[Tensor, ...]:
@@ -32,7 +23,11 @@ def gradients(call: Call) -> tuple[Tensor, ...]:
     blocks = call.input_gate_weight.shape[0]
     i, r, log_a, v, m = _lru_eager.terms(call)
     a = log_a.exp_()
-    g, da, dh0 = scan_backward(a, call)
+    reset = _lru_eager.inner_resets(call.segment_pos)
+    dh_last, h0 = _lru_eager.wide_state(call.dh_last, a), _lru_eager.wide_state(call.h0, a)
+    dy, y = call.dy.to(wide), call.y.to(wide)
+    # the tuned one of this device
+    g, da, dh0 = torch.ops.griffin_kernels.linear_scan_bwd(dy, dh_last, a, y, h0, reset, call.cu_seqlens, False)
     # d log a = a da - 2 a^2 dm dsqrt, dm = g i x
     gx = g * x
     dlog_a = (gx * i).mul_(sqrt_derivative(v)).mul_(a).mul_(-2.0).add_(da).mul_(a).mul_(r)
@@ -56,12 +51,6 @@ def run(call: Call, config: NoConfig) -> tuple[Tensor | None, ...]:
     return (*found, None if call.h0 is None else dh0)
 
 
-def traffic(case: Case, config: NoConfig) -> int:
-    """Bytes moved: four products and the scan's five streams, some twenty float32 passes of two or three streams."""
-    elements = case["B"] * case["T"] * case["D"]
-    return elements * (14 * case.bytes_per_element() + 55 * 4)
-
-
 VARIANT = Variant(
     op="rg_lru_bwd",
     name="eager.unfused",
@@ -69,5 +58,6 @@ VARIANT = Variant(
     run=run,
     config=NoConfig,
     rank=lambda case, device: 10,
-    traffic=traffic,
+    # four products and the scan's five streams, some twenty float32 passes of two or three streams
+    traffic=lambda case, config: case["B"] * case["T"] * case["D"] * (14 * case.bytes_per_element() + 55 * 4),
 )

@@ -3,39 +3,29 @@
 An item is some output channels of one gate block, for all batch rows. What enters the gates, a block's channels after
 the convolution, is computed anew for each of its items; whoever finishes a block's last item moves its kept inputs, so
 that no thread sees them move.
+
+Inner loops are emitted as vectors. A product keeps some batch rows by some vectors of columns in registers and walks
+down the weights, which are read where they lie, in the data's dtype: several vectors of columns at a time are whole
+cache lines, and a row of weights is read once for up to six batch rows.
 """
 
 # Python's types end where numba's begin.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numba
+from numba import types
 
 from griffin_kernels.ops import _gelu, _native
-from griffin_kernels.ops._native import Strided, data_bytes, field, int64_at, intrinsic, places, take, widen
+from griffin_kernels.ops._native import FLOAT, INT64, Lanes, data_bytes, field, intrinsic, take, widen
 from griffin_kernels.ops.rg_lru import _lru_numba_tiles as gates
 from griffin_kernels.ops.rg_lru.op import DECAY
-from griffin_kernels.ops.rg_lru_step import _lru_step_numba_tiles as tiles
-from griffin_kernels.ops.rg_lru_step._lru_step_numba_tiles import (
-    advance,
-    advance_gated,
-    begin,
-    begin_gated,
-    product,
-    rates,
-)
 from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba as conv
-from griffin_kernels.ops.temporal_conv1d_step._conv_step_numba import (
-    first_kept,
-    shift_only,
-    slot_of,
-    wide_conv,
-    wide_conv_and_shift,
-    zero_data,
-    zero_floats,
-)
+from griffin_kernels.ops.temporal_conv1d_step._conv_step_numba import slot_of
 
 _njit: Any = numba.njit
 
@@ -43,10 +33,10 @@ _njit: Any = numba.njit
 class Fields(NamedTuple):
     """Given to the kernel. Addresses in bytes, strides in elements; channels are contiguous."""
 
-    x: Strided  # data [B, D]
-    y: Strided  # data [B, D], or 0: the output is the state
-    h: Strided  # float [P, D]
-    state: Strided  # data [P, K-1, D], or 0
+    x: _native.Strided  # data [B, D]
+    y: _native.Strided  # data [B, D], or 0: the output is the state
+    h: _native.Strided  # float [P, D]
+    state: _native.Strided  # data [P, K-1, D], or 0
     gates: tuple[int, int, int, int]  # data [H, n, n] and [D] of the input gate, then of the recurrence gate
     workers: int  # threads that have begun; they advance it
     items: int  # gate blocks times parts, parts fastest
@@ -67,9 +57,9 @@ class Fields(NamedTuple):
     finished: int  # int64 [H]: items of a block that are done, or 0
 
 
-AT = places(Fields)
+AT = _native.places(Fields)
 
-FILES = (__file__, str(tiles.__file__), str(gates.__file__), str(_gelu.__file__), str(conv.__file__))
+FILES = (__file__, str(gates.__file__), str(_gelu.__file__), str(conv.__file__))
 """Sources that the kernel is made from, besides _native.py."""
 
 ROWS = 48
@@ -81,14 +71,192 @@ PAD = 16
 _FACTOR = -DECAY * 1.4426950408889634
 
 
+def _tiles() -> tuple[tuple[int, ...], int, int]:
+    """(batch rows of a tile, largest first; vectors of columns of a tile; the same for one row alone)."""
+    return ((6, 4, 2, 1), 4, 16) if _native.registers() == 32 else ((4, 2, 1), 2, 8)
+
+
+class Product(NamedTuple):
+    """Z = A W + bias for batch rows A [rows, depth] floats, W [depth, columns] data, bias [columns] data, Z floats.
+
+    Addresses; steps are bytes from row to row.
+    """
+
+    rows: Any
+    depth: Any
+    columns: Any
+    a: Any
+    a_step: Any
+    w: Any
+    w_step: Any
+    bias: Any
+    z: Any
+    z_step: Any
+
+
+@intrinsic
+def product(typing: Any, data: Any, numbers: Any) -> Any:
+    """``(data, numbers)``: see Product for what ``numbers`` holds."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        p = Product(*(builder.extract_value(args[1], i) for i in range(len(Product._fields))))
+        heights, many, alone = _tiles()
+        with builder.if_else(builder.icmp_signed("==", p.rows, INT64(1))) as (one, more):
+            with one:
+                _columns(builder, data.dtype, p, (alone, many, 1), (1,))
+            with more:
+                _columns(builder, data.dtype, p, (many, 1), heights)
+        return context.get_dummy_value()
+
+    return types.void(data, numbers), generate
+
+
+def _columns(builder: Any, element: Any, p: Product, vectors: Sequence[int], heights: Sequence[int]) -> None:
+    """All columns: tiles of so many vectors, the widest first, then single columns."""
+    done = INT64(0)
+    for count, step in (*((_native.lanes(), v) for v in vectors), (1, 1)):
+        v = Lanes(builder, count, element)
+        left = builder.sub(p.columns, done)
+        end = builder.add(done, builder.sub(left, builder.srem(left, INT64(count * step))))
+
+        def body(column: Any, v: Lanes = v, step: int = step) -> Sequence[Any]:
+            _rows(v, p, column, step, heights)
+            return ()
+
+        _native.loop(builder, done, end, count * step, body)
+        done = end
+
+
+def _rows(v: Lanes, p: Product, column: Any, vectors: int, heights: Sequence[int]) -> None:
+    """All batch rows of some vectors of columns."""
+    b, size = v.builder, 4 if v.element is types.float32 else 2
+    offset, done = b.mul(column, INT64(size)), INT64(0)
+    w, bias = b.add(p.w, offset), b.add(p.bias, offset)
+    z = b.add(p.z, b.mul(column, INT64(4)))
+    for height in heights:
+
+        def body(first: Any, height: int = height) -> Sequence[Any]:
+            begins = [v.load(b.add(bias, INT64(size * v.count * c))) for c in range(vectors)]
+            start = b.add(p.a, b.mul(first, p.a_step))
+
+            def step(k: Any, w: Any, *sums: Any) -> Sequence[Any]:
+                place = b.add(start, b.mul(k, INT64(4)))
+                weights = [v.load(b.add(w, INT64(size * v.count * c))) for c in range(vectors)]
+                results = []
+                for r in range(height):
+                    at = b.add(place, b.mul(p.a_step, INT64(r)))
+                    factor = v.broadcast(b.load(b.inttoptr(at, FLOAT.as_pointer()), align=4))
+                    for c in range(vectors):
+                        results.append(v.multiply_add(factor, weights[c], sums[r * vectors + c]))
+                return b.add(w, p.w_step), *results
+
+            _, *sums = _native.loop(b, INT64(0), p.depth, 1, step, (w, *begins * height))
+            for r in range(height):
+                target = b.add(z, b.mul(b.add(first, INT64(r)), p.z_step))
+                for c in range(vectors):
+                    v.write(sums[r * vectors + c], b.add(target, INT64(4 * v.count * c)))
+            return ()
+
+        left = b.sub(p.rows, done)
+        end = b.add(done, b.sub(left, b.srem(left, INT64(height))))
+        _native.loop(b, done, end, height, body)
+        done = end
+
+
+def _softplus(v: Lanes, value: Any) -> Any:
+    """log(1 + exp(value)), with its relative accuracy kept where exp(value) is far below 1."""
+    b = v.builder
+    size = b.select(b.fcmp_ordered("<", value, v.constant(0.0)), value, b.fneg(value))
+    log2 = v.at_least(v.multiply(size, v.constant(1 / math.log(2))), -126.0)
+    shifted = v.add(log2, v.constant(gates._ROUND))
+    scale, rest = gates._exp2(v, shifted, v.subtract(log2, v.subtract(shifted, v.constant(gates._ROUND))))
+    w = v.multiply_add(scale, rest, scale)
+    # log(1 + w) = 2 artanh(t), t = w / (2 + w), a series in t^2 <= 1/9
+    t = v.divide(w, v.add(w, v.constant(2.0)))
+    square = v.multiply(t, t)
+    series = v.constant(1 / 15)
+    for odd in (13, 11, 9, 7, 5, 3, 1):
+        series = v.multiply_add(series, square, v.constant(1 / odd))
+    return v.multiply_add(v.multiply(v.constant(2.0), t), series, v.at_least(value, 0.0))
+
+
+def _per_channel(emit: Any) -> Any:
+    """A numba function ``(data, channels, numbers)`` that emits ``emit(lanes, index, *numbers)`` for every vector."""
+
+    @intrinsic
+    def run(typing: Any, data: Any, channels: Any, numbers: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            unpacked = [builder.extract_value(args[2], i) for i in range(len(numbers))]
+            whole = builder.and_(args[1], INT64(-_native.lanes()))
+            for start, end, count in ((INT64(0), whole, _native.lanes()), (whole, args[1], 1)):
+                v = Lanes(builder, count, data.dtype)
+
+                def piece(index: Any, v: Lanes = v) -> Sequence[Any]:
+                    emit(v, index, *unpacked)
+                    return ()
+
+                _native.loop(builder, start, end, count, piece)
+            return context.get_dummy_value()
+
+        return types.void(data, channels, numbers), generate
+
+    return run
+
+
+def _float_at(v: Lanes, start: Any, index: Any) -> Any:
+    return v.builder.add(start, v.builder.mul(index, INT64(4)))
+
+
+def _data_at(v: Lanes, start: Any, index: Any) -> Any:
+    return v.builder.add(start, v.builder.mul(index, INT64(4 if v.element is types.float32 else 2)))
+
+
+@_per_channel
+def rates(v: Lanes, index: Any, a_param: Any, rate: Any, factor: Any) -> None:
+    """rate = factor softplus(a_param): log2 a = rate r. a_param: data; rate: floats."""
+    value = v.multiply(_softplus(v, v.load(_data_at(v, a_param, index))), v.broadcast(factor))
+    v.write(value, _float_at(v, rate, index))
+
+
+def _gelu_of(v: Lanes, y: Any) -> Any:
+    cubic = v.multiply_add(v.multiply(y, y), v.constant(_gelu.CUBIC), v.constant(1.0))
+    share, _ = gates._sigmoid(v, v.multiply(y, cubic, v.constant(2 * _gelu.SCALE)))
+    return v.multiply(y, share)
+
+
+def _advancing(gated: bool, begins: bool) -> Any:
+    """The state of one batch row and the output.
+
+    gated: the output is the state times gelu(y). begins: a document begins: the state before counts as 0, m as 1.
+    """
+
+    @_per_channel
+    def advance(v: Lanes, index: Any, u: Any, z_i: Any, z_r: Any, rate: Any, h: Any, y: Any, out: Any) -> None:
+        entering, state = v.read(_float_at(v, u, index)), _float_at(v, h, index)
+        argument = v.read(_float_at(v, z_i, index))
+        if begins:
+            new = v.multiply(gates._sigmoid(v, argument)[0], entering)
+        else:
+            found = gates._gates(v, argument, v.read(_float_at(v, z_r, index)), v.read(_float_at(v, rate, index)))
+            new = v.multiply_add(found.a, v.read(state), v.multiply(found.i, entering, found.m))
+        v.write(new, state)
+        result = v.multiply(new, _gelu_of(v, v.load(_data_at(v, y, index)))) if gated else new
+        v.store(result, _data_at(v, out, index))
+
+    return advance
+
+
+advance, begin = _advancing(False, False), _advancing(False, True)
+advance_gated, begin_gated = _advancing(True, False), _advancing(True, True)
+
+
 @intrinsic
 def _finish(typing: Any, data: Any, address: Any) -> Any:
     """Add 1 to the integer at an address, after all that this thread has read, and give what it was."""
-    from numba import types
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[1], _native.INT64.as_pointer())
-        return builder.atomic_rmw("add", pointer, _native.INT64(1), "acq_rel")
+        pointer = builder.inttoptr(args[1], INT64.as_pointer())
+        return builder.atomic_rmw("add", pointer, INT64(1), "acq_rel")
 
     return types.int64(data, types.int64), generate
 
@@ -96,9 +264,7 @@ def _finish(typing: Any, data: Any, address: Any) -> Any:
 @intrinsic
 def _factor(typing: Any) -> Any:
     """_FACTOR as float32."""
-    from numba import types
-
-    return types.float32(), lambda context, builder, signature, args: _native.FLOAT(_FACTOR)
+    return types.float32(), lambda context, builder, signature, args: FLOAT(_FACTOR)
 
 
 @_njit
@@ -113,7 +279,7 @@ def _enter(data: Any, row: int, channel: int, shift: int, u: int) -> None:
     size, n, taps = data_bytes(data), field(data, AT.n), field(data, AT.taps)
     x, slot = _row(data, AT.x, row, channel, size), slot_of(field(data, AT.slots), row)
     if slot < 0:
-        zero_floats(data, n, u)
+        conv.zero_floats(data, n, u)
     elif taps == 0:
         widen(data, 1, n, x, 0, u, 0)
     else:
@@ -125,13 +291,13 @@ def _enter(data: Any, row: int, channel: int, shift: int, u: int) -> None:
             _row(data, AT.state, slot, channel, size),
             field(data, AT.state + 2) * size,
             taps,
-            first_kept(field(data, AT.positions), row, taps),
+            conv.first_kept(field(data, AT.positions), row, taps),
             u,
         )
         if shift:
-            wide_conv_and_shift(data, n, numbers)
+            conv.wide_conv_and_shift(data, n, numbers)
         else:
-            wide_conv(data, n, numbers)
+            conv.wide_conv(data, n, numbers)
 
 
 @_njit
@@ -142,8 +308,10 @@ def _shift(data: Any, channel: int) -> None:
         slot = slot_of(field(data, AT.slots), row)
         if slot >= 0:
             x, state = _row(data, AT.x, row, channel, size), _row(data, AT.state, slot, channel, size)
-            first = first_kept(field(data, AT.positions), row, taps)
-            shift_only(data, field(data, AT.n), (x, 0, 0, 0, state, field(data, AT.state + 2) * size, taps, first, 0))
+            first = conv.first_kept(field(data, AT.positions), row, taps)
+            conv.shift_only(
+                data, field(data, AT.n), (x, 0, 0, 0, state, field(data, AT.state + 2) * size, taps, first, 0)
+            )
 
 
 @_njit
@@ -153,10 +321,10 @@ def _advance(data: Any, row: int, channel: int, channels: int, u: int, z_i: int,
     out = field(data, AT.out) + (row * field(data, AT.width) + channel) * size
     slot = slot_of(field(data, AT.slots), row)
     if slot < 0:
-        zero_data(data, channels, out)
+        conv.zero_data(data, channels, out)
         return
     h = _row(data, AT.h, slot, channel, 4)
-    begins = positions != 0 and int64_at(positions, row) == 0
+    begins = positions != 0 and _native.int64_at(positions, row) == 0
     if field(data, AT.y) == 0:
         numbers = (u, z_i, z_r, rate, h, 0, out)
         if begins:

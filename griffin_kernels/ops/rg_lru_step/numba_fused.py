@@ -13,10 +13,10 @@ Numerics: everything in float32, as in rg_lru's numba.fused; bfloat16 and float1
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
+from griffin_kernels.contract import Variant
 from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.rg_lru_step import _lru_step_numba_call
 
@@ -28,15 +28,6 @@ class Config:
     block_d: int = 256
 
 
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    return unfit_cpu(case, device, config, float64=False)
-
-
-def rank(case: Case, device: Device) -> int:
-    """Above every eager variant."""
-    return 20
-
-
 VARIANT = Variant(
     op="rg_lru_step",
     name="numba.fused",
@@ -44,6 +35,6 @@ VARIANT = Variant(
     run=_lru_step_numba_call.recurrence,
     config=Config,
     axes={"block_d": (32, 64, 128, 256)},
-    reject=reject,
-    rank=rank,
+    reject=functools.partial(unfit_cpu, float64=False),
+    rank=lambda case, device: 20,  # above every eager variant
 )

@@ -67,6 +67,6 @@ VARIANT = Variant(
     config=Config,
     axes={"block_t": (24, 48, 96, 192, 384)},
     reject=reject,
-    rank=lru.rank,
+    rank=lru.VARIANT.rank,
     traffic=traffic,
 )

@@ -23,10 +23,7 @@ from griffin_kernels.ops._triton.tensors import dense_state, rows, state
 from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru import _lru_launches as forward
 from griffin_kernels.ops.rg_lru.op import blockwise
-from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import Ends, GradientSteps, rg_lru_bwd_sums
-
-SUM_ROWS = 32
-SUM_D = 64
+from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import SUM_D, Ends, GradientSteps, rg_lru_bwd_sums
 
 
 def sums(call: Any, outputs: dict[str, Any], partial: Tensor) -> Launch:
@@ -35,7 +32,7 @@ def sums(call: Any, outputs: dict[str, Any], partial: Tensor) -> Launch:
     width = a_param.shape[0]
     return Launch(
         kernel=rg_lru_bwd_sums,
-        grid=(3 * triton.cdiv(width, SUM_D),),
+        grid=(3 * triton.cdiv(width, SUM_D.value),),
         args={
             "partial": partial,
             "a_param": a_param,
@@ -44,12 +41,7 @@ def sums(call: Any, outputs: dict[str, Any], partial: Tensor) -> Launch:
             "drecurrence_gate_bias": host.empty(outputs, "drecurrence_gate_bias", bias, *bias.shape, dtype=bias.dtype),
             "rows": partial.shape[0],
         },
-        constexprs={
-            "D": width,
-            "A_PARAM_CHANNEL": host.channel_stride(a_param),
-            "ROWS": SUM_ROWS,
-            "BLOCK_D": SUM_D,
-        },
+        constexprs={"D": width, "STRIDE": host.channel_stride(a_param)},
     )
 
 
@@ -91,8 +83,19 @@ def launches(
     steps: list[Step] = [TorchStep("weights side by side", lambda: torch.cat([left, right], dim=2, out=both))]
     if not inside:
         steps.append(TorchStep("gate products", lambda: torch.bmm(blockwise(x, blocks), both, out=pairs(z))))
-    after = scan(args)
-    return [*steps, *after, sums(call, outputs, partial), *products_of_gradients(call, outputs, z, both)]
+    steps += [*scan(args), sums(call, outputs, partial)]
+    names = ("dinput_gate_weight", "drecurrence_gate_weight")
+    dweights = [host.empty(outputs, name, left, *left.shape, dtype=left.dtype) for name in names]
+
+    def through_gates() -> None:  # z holds dz now
+        blockwise(dx, blocks).baddbmm_(pairs(z), both.transpose(1, 2))
+
+    def of_weights() -> None:
+        found = _products.fastest(blockwise(x, blocks).transpose(1, 2), pairs(z))  # [H, n, 2 n]
+        for dweight, gradient in zip(dweights, found.split(n, dim=2), strict=True):
+            dweight.copy_(gradient)
+
+    return [*steps, TorchStep("dx through the gates", through_gates), TorchStep("gradients of the weights", of_weights)]
 
 
 def pairs(z: Tensor) -> Tensor:
@@ -100,34 +103,11 @@ def pairs(z: Tensor) -> Tensor:
     return z.flatten(2).transpose(0, 1)
 
 
-def products_of_gradients(call: Any, outputs: dict[str, Any], z: Tensor, both: Tensor) -> list[TorchStep]:
-    """The steps dx += dz_i W_i^T + dz_r W_r^T and dW = x^T dz, z [B*T, H, 2, n] holding dz; allocates dW."""
-    x, weight = call.x, call.input_gate_weight
-    blocks, width, _ = weight.shape
-    dx: Tensor = outputs["dx"]
-    names = ("dinput_gate_weight", "drecurrence_gate_weight")
-    into = [host.empty(outputs, name, weight, *weight.shape, dtype=weight.dtype) for name in names]
-
-    def through_gates() -> None:
-        blockwise(dx, blocks).baddbmm_(pairs(z), both.transpose(1, 2))
-
-    def of_weights() -> None:
-        found = _products.fastest(blockwise(x, blocks).transpose(1, 2), pairs(z))  # [H, n, 2 n]
-        into[0].copy_(found[..., :width])
-        into[1].copy_(found[..., width:])
-
-    return [TorchStep("dx through the gates", through_gates), TorchStep("gradients of the weights", of_weights)]
-
-
 def load_bits(call: Any, config: Any) -> int:
     """Width of a thread's load of its share of neighbouring channels of dy, x, y and z."""
-    per_thread = config.block_d // (32 * config.num_warps)
-    x = call.x
-    size = x.element_size()
-    widest = host.load_bits((call.dy, x, call.y), per_thread)
-    block_width = call.input_gate_bias.shape[1]
-    of_z: int = 8 * size * math.gcd(16 // size, per_thread, block_width)
-    return min(widest, of_z)
+    size, per_thread = call.x.element_size(), config.block_d // (32 * config.num_warps)
+    of_z: int = 8 * size * math.gcd(16 // size, per_thread, call.input_gate_bias.shape[1])
+    return min(host.load_bits((call.dy, call.x, call.y), per_thread), of_z)
 
 
 def traffic(case: Case, again: int = 0, rows: int = 0) -> int:

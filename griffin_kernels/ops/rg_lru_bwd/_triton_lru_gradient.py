@@ -28,6 +28,9 @@ from griffin_kernels.ops.rg_lru.op import DECAY, MAX_SQRT_GRADIENT
 SLOPE_OF_RATE = tl.constexpr(-DECAY)
 LARGEST_SLOPE = tl.constexpr(MAX_SQRT_GRADIENT)
 TINY = tl.constexpr(1e-37)
+# of a tile of rg_lru_bwd_sums
+SUM_ROWS = tl.constexpr(32)
+SUM_D = tl.constexpr(64)
 
 
 class GradientSteps(NamedTuple):
@@ -331,25 +334,19 @@ def scan_block(steps, block, carry, before_first, count, shape):
 
 @triton.jit(do_not_specialize=["rows"])
 def rg_lru_bwd_sums(
-    partial,
-    a_param,
-    da_param,
-    dinput_gate_bias,
-    drecurrence_gate_bias,
-    rows,
-    D: tl.constexpr,
-    A_PARAM_CHANNEL: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    partial, a_param, da_param, dinput_gate_bias, drecurrence_gate_bias, rows, D: tl.constexpr, STRIDE: tl.constexpr
 ):
-    """partial [rows, 3, D]: sums of dz_i, dz_r, r dlog_a -> the gradients [D]. Grid: 3 * blocks of D."""
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    """partial [rows, 3, D]: sums of dz_i, dz_r, r dlog_a -> the gradients [D]. Grid: 3 * blocks of D.
+
+    STRIDE: elements from channel to channel of a_param.
+    """
+    BLOCKS: tl.constexpr = (D + SUM_D - 1) // SUM_D
     which = tl.program_id(0) // BLOCKS
-    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
+    columns = (tl.program_id(0) % BLOCKS) * SUM_D + tl.arange(0, SUM_D)
     inside = columns < D
-    at = tl.arange(0, ROWS)
-    total = tl.zeros((ROWS, BLOCK_D), dtype=tl.float32)
-    for begin in range(0, rows, ROWS):
+    at = tl.arange(0, SUM_ROWS)
+    total = tl.zeros((SUM_ROWS, SUM_D), dtype=tl.float32)
+    for begin in range(0, rows, SUM_ROWS):
         row = (begin + at).to(tl.int64) * 3 + which
         mask = (begin + at < rows)[:, None] & inside[None, :]
         total += tl.load(partial + (row * D)[:, None] + columns[None, :], mask=mask, other=0.0)
@@ -359,5 +356,5 @@ def rg_lru_bwd_sums(
     elif which == 1:
         tl.store(drecurrence_gate_bias + columns, value.to(drecurrence_gate_bias.dtype.element_ty), mask=inside)
     else:
-        slope = tl.sigmoid(tl.load(a_param + columns * A_PARAM_CHANNEL, mask=inside, other=0.0).to(tl.float32))
+        slope = tl.sigmoid(tl.load(a_param + columns * STRIDE, mask=inside, other=0.0).to(tl.float32))
         tl.store(da_param + columns, (slope * value * SLOPE_OF_RATE).to(da_param.dtype.element_ty), mask=inside)

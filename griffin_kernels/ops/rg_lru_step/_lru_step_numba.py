@@ -67,9 +67,6 @@ ROWS = 48
 PAD = 16
 """Floats between rows of what enters the gates, which else would meet in the same cache sets."""
 
-# log2 a = _FACTOR softplus(a_param) r
-_FACTOR = -DECAY * 1.4426950408889634
-
 
 def _tiles() -> tuple[tuple[int, ...], int, int]:
     """(batch rows of a tile, largest first; vectors of columns of a tile; the same for one row alone)."""
@@ -212,9 +209,9 @@ def _data_at(v: Lanes, start: Any, index: Any) -> Any:
 
 
 @_per_channel
-def rates(v: Lanes, index: Any, a_param: Any, rate: Any, factor: Any) -> None:
-    """rate = factor softplus(a_param): log2 a = rate r. a_param: data; rate: floats."""
-    value = v.multiply(_softplus(v, v.load(_data_at(v, a_param, index))), v.broadcast(factor))
+def rates(v: Lanes, index: Any, a_param: Any, rate: Any) -> None:
+    """log2 a = rate r. a_param: data; rate: floats."""
+    value = v.multiply(_softplus(v, v.load(_data_at(v, a_param, index))), v.constant(-DECAY * 1.4426950408889634))
     v.write(value, _float_at(v, rate, index))
 
 
@@ -259,12 +256,6 @@ def _finish(typing: Any, data: Any, address: Any) -> Any:
         return builder.atomic_rmw("add", pointer, INT64(1), "acq_rel")
 
     return types.int64(data, types.int64), generate
-
-
-@intrinsic
-def _factor(typing: Any) -> Any:
-    """_FACTOR as float32."""
-    return types.float32(), lambda context, builder, signature, args: FLOAT(_FACTOR)
 
 
 @_njit
@@ -325,18 +316,16 @@ def _advance(data: Any, row: int, channel: int, channels: int, u: int, z_i: int,
         return
     h = _row(data, AT.h, slot, channel, 4)
     begins = positions != 0 and _native.int64_at(positions, row) == 0
-    if field(data, AT.y) == 0:
-        numbers = (u, z_i, z_r, rate, h, 0, out)
-        if begins:
-            begin(data, channels, numbers)
-        else:
-            advance(data, channels, numbers)
+    gated = field(data, AT.y) != 0
+    numbers = (u, z_i, z_r, rate, h, _row(data, AT.y, row, channel, size), out)
+    if begins and gated:
+        begin_gated(data, channels, numbers)
+    elif begins:
+        begin(data, channels, numbers)
+    elif gated:
+        advance_gated(data, channels, numbers)
     else:
-        gated = (u, z_i, z_r, rate, h, _row(data, AT.y, row, channel, size), out)
-        if begins:
-            begin_gated(data, channels, gated)
-        else:
-            advance_gated(data, channels, gated)
+        advance(data, channels, numbers)
 
 
 def step(data: Any) -> None:
@@ -353,7 +342,7 @@ def step(data: Any) -> None:
         block, first = item // parts, item % parts * part
         channels, channel = min(part, n - first), block * n + first
         weight = (block * n * n + first) * size
-        rates(data, channels, (field(data, AT.a_param) + channel * size, rate, _factor()))
+        rates(data, channels, (field(data, AT.a_param) + channel * size, rate))
         for top in range(0, batch, ROWS):
             rows = min(ROWS, batch - top)
             for row in range(rows):

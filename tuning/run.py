@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import itertools
@@ -13,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +32,10 @@ from roofline.study_records import FILE_NAME, Study
 from tuning.decide.decider import Decider, DeviceLane
 from tuning.decide.history import History
 from tuning.decide.listener import Listener
-from tuning.measure import noise
+from tuning.measure import rounds
 from tuning.plan import planner
 from tuning.plan.planner import Job, Options
-from tuning.plan.schedule import STUDY_S, Clock, Schedule, Watch
+from tuning.plan.schedule import Clock, Schedule, Watch
 from tuning.record import journal
 from tuning.record.journal_records import JOURNAL_VERSION, CeilingRecord, End, Record, Run, Undecided
 from tuning.record.paths import Paths
@@ -112,7 +112,7 @@ def tune(
     jobs = jobs_of(options, device, paths)
     if records and not go_on:
         journal.set_aside(paths.journal, records)
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         log = stack.enter_context(journal.Journal(paths.journal))
         provenance = devices.provenance(device)
         names = lane_names(device, options)
@@ -126,7 +126,7 @@ def tune(
             incumbents=incumbents,
             strategy=options.strategy,
             watch=watch,
-            schedule=schedule_of(jobs, device, options, records, len(names)),
+            schedule=Schedule(jobs, device, options, records, len(names)),
             jobs={job.place: job for job in jobs},
             repeat=lambda job: repeating(job, options, paths, device, command),
         )
@@ -153,7 +153,8 @@ def tune(
         decided = earlier | decider.decided
         entries = [decided[job.place].entry for job in jobs if job.place in decided]
         undecided = [decider.undecided[job.place] for job in jobs if job.place in decider.undecided]
-        left = [job for job in jobs if job.place not in decided and job.place not in decider.undecided]
+        ended = decided.keys() | decider.undecided.keys()
+        left = tuple(" ".join(job.place) for job in jobs if job.place not in ended)
         if entries or not left:
             registry.publish(paths.registry, device, entries, provenance)
             dispatch.refresh()
@@ -162,24 +163,12 @@ def tune(
         seconds = watch.elapsed
         if not left and not (options.baselines and unfinished):
             log.append(End(date=now(), registry=str(paths.registry), seconds=seconds))
-    return Outcome(
-        tuple(entries),
-        paths,
-        seconds,
-        options,
-        tuple(" ".join(job.place) for job in left),
-        tuple(undecided),
-        isinstance(problem, KeyboardInterrupt),
-    )
+    interrupted = isinstance(problem, KeyboardInterrupt)
+    return Outcome(tuple(entries), paths, seconds, options, left, tuple(undecided), interrupted)
 
 
 def _work(
-    decider: Decider,
-    jobs: Sequence[Job],
-    options: Options,
-    names: Sequence[str],
-    prepare: str,
-    stack: contextlib.ExitStack,
+    decider: Decider, jobs: Sequence[Job], options: Options, names: Sequence[str], prepare: str, stack: ExitStack
 ) -> None:
     """Precompile, then measure DRAM bandwidth, noise floor and all cases. stack: closes what is opened here."""
     device, history, log, listener = decider.device, decider.history, decider.log, decider.listener
@@ -188,15 +177,28 @@ def _work(
         decider.compile_pool = stack.enter_context(pool)
         decider.compile_pool.prefetch(None, decider.openings(jobs))
     _precompile(decider, jobs, options, prepare)
-    decider.dram_bytes_per_s = _memory_roof(device, history, log, listener)
+    roofs = {name: c for name, c in history.ceilings.items() if name.startswith("dram_")}
+    if not roofs:  # once per journal
+        listener.note(f"measuring DRAM bandwidth of {device.name}")
+        for c in measure.dram(device):
+            roofs[c.name] = msgspec.convert(c, CeilingRecord, from_attributes=True)
+            log.append(roofs[c.name])
+    decider.dram_bytes_per_s = max(roof.value for roof in roofs.values())
     if history.noise is None:  # a kernel raced against itself, before anything is compared
-        log.append(found := noise.measure(device))
+        log.append(found := rounds.machine_noise(device))
         listener.noise(found)
     listener.expect({job.place: decider.coming(job) for job in jobs})
     listener.begin(sum(decider.known(job, p) is not None for job in jobs for p in job.candidates))
     lanes = []
     for name in names:
-        executor = _executor(name, device, options, listener, prepare)
+        executor: InProcessExecutor | IsolatedExecutor
+        if not options.in_process:
+            start = Start(name, torch.get_num_threads(), prepare)
+            executor = IsolatedExecutor(_limits(options), [start], listener.worker)
+        elif prepare:
+            raise errors.ArgumentError("prepare is for workers, and there are none in process")
+        else:
+            executor = InProcessExecutor(devices.detect(name))
         stack.callback(executor.close)
         lanes.append(DeviceLane(name if len(names) > 1 else "", executor))
     decide_all(decider, jobs, lanes)
@@ -209,18 +211,7 @@ def plan(options: Options, paths: Paths, device: Device) -> tuple[list[Job], lis
     """
     jobs = jobs_of(options, device, paths)
     earlier = journal.read(paths.journal) if paths.journal.exists() else []
-    return jobs, earlier, schedule_of(jobs, device, options, earlier, len(lane_names(device, options)))
-
-
-def schedule_of(
-    jobs: Sequence[Job], device: Device, options: Options, earlier: Sequence[Record], lanes: int = 1
-) -> Schedule:
-    """The schedule of a run. earlier: the journal of an earlier run; one of another device is not used."""
-    limit_s, budget = 60 * options.minutes or math.inf, options.limits()
-    after_s = STUDY_S[options.budget] if options.whole else 0.0
-    run = journal.first_run(earlier)
-    known = earlier if run is not None and run.device.validity == device.validity() else ()
-    return Schedule(jobs, device, budget, limit_s=limit_s, lanes=lanes, after_s=after_s, earlier=known)
+    return jobs, earlier, Schedule(jobs, device, options, earlier, len(lane_names(device, options)))
 
 
 def repeating(job: Job, options: Options, paths: Paths, device: Device, command: str) -> str:
@@ -304,22 +295,12 @@ def _precompile(decider: Decider, jobs: Sequence[Job], options: Options, prepare
         for job in jobs:
             for planned in job.candidates if job.case == request.case else ():
                 if (planned.variant.key, config_dict(planned.config)) == (request.variant, request.config):
-                    decider.give_up(job, planned, death)
+                    record = decider.failed(decider.blank(job, planned), "compile", death)
+                    decider.history.candidates[record.key] = record  # it is not tried again
 
     decider.listener.note(f"compiling the kernels of {sum(map(len, groups))} calls, where they are not on disk yet")
     start = Start("cpu", torch.get_num_threads(), prepare)
     compile_farm.make_calls(groups, start, lambda: _limits(options), hung)
-
-
-def _executor(
-    name: str, device: Device, options: Options, listener: Listener, prepare: str
-) -> InProcessExecutor | IsolatedExecutor:
-    if not options.in_process:
-        start = Start(name, torch.get_num_threads(), prepare)
-        return IsolatedExecutor(_limits(options), [start], listener.worker)
-    if prepare:
-        raise errors.ArgumentError("prepare is for workers, and there are none in process")
-    return InProcessExecutor(devices.detect(name))
 
 
 def _limits(options: Options) -> Limits:
@@ -374,17 +355,6 @@ def _resumed(run: Run | None, options: Options, device: Device, path: Path) -> O
             f"--resume goes on with the options the run was started with ({run.command}); leave the others out"
         )
     return started
-
-
-def _memory_roof(device: Device, history: History, log: journal.Journal, listener: Listener) -> float:
-    """The fastest measured DRAM stream in bytes per second, measured once per journal."""
-    known = {name: c for name, c in history.ceilings.items() if name.startswith("dram_")}
-    if not known:
-        listener.note(f"measuring DRAM bandwidth of {device.name}")
-        for c in measure.dram(device):
-            known[c.name] = msgspec.convert(c, CeilingRecord, from_attributes=True)
-            log.append(known[c.name])
-    return max(ceiling.value for ceiling in known.values())
 
 
 def study(device: Device, outcome: Outcome, tell: Callable[[str], None]) -> tuple[Path, Study]:

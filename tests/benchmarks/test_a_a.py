@@ -14,10 +14,9 @@ import torch
 from griffin_kernels import catalog, device
 from roofline import stats
 from tuning.decide import verdict
-from tuning.measure import noise, rounds, timing
-from tuning.measure.finalist import Finalist
+from tuning.measure import rounds, timing
 from tuning.plan.budget import BUDGETS
-from tuning.record.journal_records import Candidate
+from tuning.record.journal_records import Candidate, Finalist
 
 RACES = 50
 BUDGET = BUDGETS["default"]
@@ -65,14 +64,14 @@ def tuned(kernel, make, share, number):
         samplers.append(sample)
     heat = rounds.run(op, case, field, samplers, BUDGET)
     ratio = stats.median([part / whole for whole, part in heat.rounds_s])
-    return verdict.decide(op, case, field, heat, 1e9, 2), len(heat.rounds_s), ratio
+    return verdict.decide(op, field, heat, 1e9, 2), len(heat.rounds_s), ratio
 
 
 @pytest.mark.parametrize("share", [1.0, 0.95], ids=["equal", "a twentieth less"])
 @pytest.mark.parametrize("name", list(KERNELS))
 def test_fifty_races(name, share):
     kernel, make = KERNELS[name]
-    floor = noise.measure(HERE)
+    floor = rounds.machine_noise(HERE)
     found = [tuned(kernel, make, share, number) for number in range(RACES)]
     declared = sum(result.winner_key == "part" for result, _, _ in found)
     floors = [result.entry.noise_floor for result, _, _ in found]

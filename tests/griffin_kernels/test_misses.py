@@ -119,9 +119,9 @@ def test_lines_of_many_processes_stay_whole(path):
 
 def test_recorded_call_becomes_a_job_of_its_own(path):
     scan(300, 48)
-    found = from_misses.chosen(path, HERE)
-    assert found.notes == ()
-    (job,) = planner.make(Options(device="cpu", misses=found.misses), HERE)
+    misses, notes = from_misses.chosen(path, HERE)
+    assert notes == []
+    (job,) = planner.make(Options(device="cpu", misses=misses), HERE)
     assert (job.op.name, job.case.key, job.default is not None) == ("linear_scan", "B1-T300-D48-float32", True)
     made = job.op.make_inputs(job.case, torch.device("cpu"), 0)
     assert job.op.case_of(job.op.call(**made)).key == job.case.key
@@ -137,9 +137,9 @@ def test_every_op_can_make_what_a_call_of_it_records():
 
 def test_sizes_within_a_factor_of_two_are_tuned_once_at_the_most_frequent(path):
     written(path, miss(100), miss(150), miss(150), miss(190), miss(400))
-    found = from_misses.chosen(path, HERE)
-    assert [m.case.dims["T"] for m in found.misses] == [150, 400]
-    assert "2 of linear_scan, left out: within a factor of 2" in found.notes[0]
+    misses, notes = from_misses.chosen(path, HERE)
+    assert [m.case.dims["T"] for m in misses] == [150, 400]
+    assert "2 of linear_scan, left out: within a factor of 2" in notes[0]
 
 
 BAD = {
@@ -165,9 +165,9 @@ def test_line_that_cannot_be_tuned_is_named_and_the_others_are_used(path, kind):
         file.write(bad.encode() + b"\n" if isinstance(bad, str) else b"")
     if not isinstance(bad, str):
         written(path, bad)
-    found = from_misses.chosen(path, HERE)
-    assert [m.case.dims["T"] for m in found.misses] == [500]
-    (note,) = found.notes
+    misses, notes = from_misses.chosen(path, HERE)
+    assert [m.case.dims["T"] for m in misses] == [500]
+    (note,) = notes
     assert said in note and (kind == "elsewhere" or "line 2" in note)
 
 
@@ -188,7 +188,7 @@ def test_missing_file_and_folder_are_named(tmp_path):
 def test_options_with_misses_survive_the_journal(path):
     import msgspec
 
-    options = Options(device="cpu", misses=from_misses.chosen(written(path, miss(100)), HERE).misses)
+    options = Options(device="cpu", misses=from_misses.chosen(written(path, miss(100)), HERE)[0])
     stored = msgspec.json.decode(msgspec.json.encode(msgspec.to_builtins(options)))
     assert msgspec.convert(stored, Options) == options
     assert dataclasses.replace(options, misses=()) == Options(device="cpu")

@@ -248,7 +248,7 @@ def test_a_run_has_most_candidates_compiled_before_their_turn(tmp_path, monkeypa
 def test_what_later_cases_begin_with_is_compiled_when_a_case_has_nothing_left():
     jobs = planner.make(Options(ops=("linear_scan", "rg_lru", "temporal_conv1d")), HERE)
     jobs = [next(job for job in jobs if job.op.name == name) for name in ("linear_scan", "rg_lru", "temporal_conv1d")]
-    schedule = runs.schedule_of(jobs, HERE, Options(), [])
+    schedule = runs.Schedule(jobs, HERE, Options(), [])
     decider = runs.Decider(HERE, Options().limits(), runs.History([]), None, Quiet(), schedule)
     decider.begun.add((jobs[0].op.name, jobs[0].case.key))
     coming = list(decider.openings(jobs))

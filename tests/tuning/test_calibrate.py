@@ -56,7 +56,7 @@ def synthetic() -> tuple[list[journal_records.Record], calibrate.Compile]:
     """A journal of an H100 on which the model with the constants TRUE holds exactly, and the code of its kernels."""
     where = machine(H100)
     jobs = planner.make(Options(ops=KNOWN_OPS, cases=KNOWN_CASES, budget="thorough"), where.device)
-    estimates = predictor.estimates_for(where)
+    estimates = predictor.EstimatedCode(where)
     facts = DeviceRecord(where.device.validity(), {})
     lines: list[journal_records.Record] = [
         journal_records.Run(
@@ -65,7 +65,7 @@ def synthetic() -> tuple[list[journal_records.Record], calibrate.Compile]:
     ]  # fmt: skip
     code: dict[str, StaticReport] = {}
     for job in jobs:
-        space = TargetSpace.of(job, where, TRUE, estimates)
+        space = TargetSpace(job, where, TRUE, estimates)
         for candidate in space.candidates[::20]:
             if not math.isfinite(candidate.guessed_s):
                 continue

@@ -19,7 +19,7 @@ from tests.fake_gpu import BANDWIDTH, LAUNCH_S, fake_gpu
 from tests.small_tune import Quiet
 from tuning import run as runs
 from tuning.decide import decider, history
-from tuning.measure import noise, timing
+from tuning.measure import rounds, timing
 from tuning.plan import planner
 from tuning.plan.planner import Options
 from tuning.record import journal
@@ -45,7 +45,7 @@ def gpu(monkeypatch, tmp_path):
         monkeypatch.setattr(planner, "bench_cases", lambda op, device: CASES)
         monkeypatch.setattr(decider, "UNQUIET", math.inf)
         monkeypatch.setattr(history, "UNQUIET", math.inf)
-        monkeypatch.setattr(noise, "LEAST_BYTES", 2**12)
+        monkeypatch.setattr(rounds, "SELF_BYTES", 2**12)
         monkeypatch.setattr(timing, "MOST_COPIES", {"cuda": 2})
         monkeypatch.setattr(timing, "MOST_CALLS", 2)
         monkeypatch.setattr(runs.measure, "dram", functools.partial(measure.dram, seconds=0.02))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
@@ -23,7 +24,6 @@ from tests.launches import H100, MI300X, report, steps_of
 from tuning.plan import planner
 from tuning.plan.planner import Options
 from tuning.predict import predictor
-from tuning.predict.compile_budget import Effort
 from tuning.predict.target_space import TargetSpace, launches_of
 from tuning.predict.time_model import ASSUMED, machine
 from tuning.static.recorded import StaticReport
@@ -36,12 +36,13 @@ def scans() -> list[TargetSpace]:
     """Candidate spaces of linear_scan on an H100, nothing compiled."""
     where = machine(H100)
     jobs = planner.make(Options(ops=("linear_scan",), cases=("B8-T2048-D2560-bfloat16",)), where.device)
-    return [TargetSpace.of(job, where, ASSUMED, predictor.estimates_for(where)) for job in jobs]
+    return [TargetSpace(job, where, ASSUMED, predictor.EstimatedCode(where)) for job in jobs]
 
 
 def with_code(space: TargetSpace, **code: StaticReport | str) -> TargetSpace:
     """A copy whose candidates of the variants named (dots as underscores) are compiled to ``code``."""
-    again = dataclasses.replace(space, candidates=[dataclasses.replace(c) for c in space.candidates])
+    again = copy.copy(space)
+    again.candidates = [dataclasses.replace(c) for c in space.candidates]
     if space.default is not None:
         again.default = again.candidates[space.candidates.index(space.default)]
     reports = {}
@@ -65,7 +66,7 @@ def test_the_default_goes_first_and_every_variant_is_tried(scans):
 
 def test_guesses_learn_from_what_was_compiled():
     where = machine(H100)
-    estimates = predictor.estimates_for(where)
+    estimates = predictor.EstimatedCode(where)
     (work,) = steps_of("linear_scan/triton.sequential", "B8-T2048-D2560-bf", block_t=64, block_d=32, num_warps=1)
     before = estimates(work)
     compiled = report(kernel=work.name, target="sm_90", registers=99, loop_instructions=640, instructions=700)
@@ -119,7 +120,7 @@ def test_predictions_for_a_search_need_no_compiler():
     began = time.monotonic()
     found = predictor.expected(job, real)
     assert time.monotonic() - began < 30  # a compiler would be started for each
-    space = TargetSpace.of(job, machine(H100), ASSUMED, predictor.estimates_for(machine(H100)))
+    space = TargetSpace(job, machine(H100), ASSUMED, predictor.EstimatedCode(machine(H100)))
     told = {id(c.planned): c.guessed_s for c in space.candidates if c.guessed_s < float("inf")}
     assert found == told and len(found) > 100
     for stranger in ("no GPU", datasheet("nvidia-v100-32gb-sxm2").driver_names[0]):
@@ -167,7 +168,7 @@ def test_target_that_cannot_be_is_refused_before_any_work(tmp_path):
 
 
 def test_without_time_nothing_is_published_and_every_case_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(predictor, "EFFORTS", {"quick": Effort(1, 0.0)})
+    monkeypatch.setattr(predictor, "EFFORTS", {"quick": predictor.Effort(1, 0.0)})
     told = io.StringIO()
     options = Options(ops=("temporal_conv1d_step",), budget="quick")
     outcome = predictor.tune_target(H100, options, tmp_path, Console(file=told, width=200))

@@ -24,7 +24,7 @@ from griffin_kernels.records import Tie
 from reports.cli import app
 from tests import ROOT, journals, small_tune
 from tuning.plan import planner
-from tuning.plan.eta import Estimate
+from tuning.plan.schedule import Estimate
 from tuning.record.journal_records import BAD, Candidate, Conditions, End, Noise, Race, Result
 from tuning.ui import events, terminal
 from tuning.ui.progress import STATUSES, Display, Summary, result_text, summary_table

@@ -17,12 +17,11 @@ from griffin_kernels.records import Tie
 from roofline import stats
 from tests import recorded_noise
 from tuning.decide import verdict
-from tuning.measure import noise, rounds, sequential_test
-from tuning.measure.finalist import Finalist
-from tuning.measure.sequential_test import InterimLooks, PairedComparisons
+from tuning.measure import rounds
+from tuning.measure.rounds import InterimLooks, PairedComparisons
 from tuning.plan.budget import BUDGETS, INDIFFERENCE
 from tuning.plan.planner import Planned
-from tuning.record.journal_records import Candidate, Race
+from tuning.record.journal_records import Candidate, Finalist, Race
 
 OP = catalog.op("linear_scan")
 CASE = OP.cases_tagged("smoke")[0]
@@ -62,7 +61,7 @@ def made(columns, kinds, noise_floor=0.0):
 
 def decide(columns, kinds, noise_floor=0.0):
     field, heat = made(columns, kinds, noise_floor)
-    return verdict.decide(OP, CASE, field, heat, 1e9, len(field))
+    return verdict.decide(OP, field, heat, 1e9, len(field))
 
 
 def wobbling(seconds, seed, count=31, width=0.01):
@@ -167,7 +166,7 @@ def simulate(machine, seconds, kinds=None, budget=BUDGETS["default"], **more):
     field = [finalist(i, dataclasses.replace(kind, first_s=seconds[i])) for i, kind in enumerate(kinds)]
     samplers = [machine.sampler(s) for s in seconds]
     heat = rounds.run(OP, CASE, field, samplers, budget, clock=machine.clock, **more)
-    return verdict.decide(OP, CASE, field, heat, 1e9, len(field)), heat
+    return verdict.decide(OP, field, heat, 1e9, len(field)), heat
 
 
 def replaced(name, gain, seconds=2e-3, budget=BUDGETS["default"]):
@@ -228,11 +227,11 @@ def test_two_runs_in_a_row_agree_or_call_it_a_tie():
 def test_clear_race_ends_early_and_an_unclear_one_has_its_time():
     machine = recorded_noise.Machine(recorded_noise.series("quiet"), 0)
     _, clear = simulate(machine, [2e-3, 1e-3])
-    assert len(clear.rounds_s) == sequential_test.INTERIM_ROUNDS[0]
+    assert len(clear.rounds_s) == rounds.INTERIM_ROUNDS[0]
     began = machine.now
     budget = BUDGETS["default"]
     _, unclear = simulate(machine, [2e-3, 2e-3])
-    assert len(unclear.rounds_s) > 5 * sequential_test.INTERIM_ROUNDS[0]
+    assert len(unclear.rounds_s) > 5 * rounds.INTERIM_ROUNDS[0]
     assert machine.now - began < 1.5 * budget.race_seconds
     _, short = simulate(machine, [2.0, 1.9], budget=BUDGETS["quick"])
     assert len(short.rounds_s) == BUDGETS["quick"].rounds
@@ -241,7 +240,7 @@ def test_clear_race_ends_early_and_an_unclear_one_has_its_time():
 def test_slow_kernels_have_as_many_rounds_as_a_proof_takes():
     machine = recorded_noise.Machine(np.ones(10), 0)
     result, heat = simulate(machine, [10.0, 5.0, 9.0])
-    assert sequential_test.LEAST <= len(heat.rounds_s) <= 2 * sequential_test.LEAST
+    assert rounds.LEAST <= len(heat.rounds_s) <= 2 * rounds.LEAST
     assert result.winner_key == "v1"
 
 
@@ -280,24 +279,24 @@ def test_baseline_far_behind_sits_out_most_rounds_and_is_compared_within_those_i
 def test_warm_median_is_the_winners():
     field, heat = made([[1.0] * 15, [0.5] * 15], [DEFAULT, OWN])
     heat = msgspec.structs.replace(heat, warm_s=[[0.9, 0.8, 0.7], [0.4, 0.3, 0.2]])
-    assert verdict.decide(OP, CASE, field, heat, 1e9, 2).entry.warm_median_s == 0.3
+    assert verdict.decide(OP, field, heat, 1e9, 2).entry.warm_median_s == 0.3
 
 
 @pytest.mark.parametrize("most", [7, 61, 321, 641])
 @pytest.mark.parametrize("affordable", [0, 1, 10, 30, 100, 1000])
 def test_looks_grow_end_within_the_budget_and_share_the_level(most, affordable):
-    interim = InterimLooks.plan(most, affordable)
+    interim = InterimLooks(most, affordable)
     assert list(interim.after) == sorted(set(interim.after))
     assert interim.fair in interim.after
     assert interim.after[-1] <= most
-    assert sum(interim.tail(n) for n in interim.after) == pytest.approx(sequential_test.TAIL)
+    assert sum(interim.tail(n) for n in interim.after) == pytest.approx(rounds.TAIL)
     assert interim.tail(1) == interim.tail(interim.after[0])
 
 
 def test_clear_means_that_every_rival_is_behind_or_level():
     def comparisons(*seconds, width=0.002):
         columns = tuple(tuple(wobbling(s, i, 41, width)) for i, s in enumerate(seconds))
-        return PairedComparisons(columns, tuple(range(len(seconds))), 0.0, sequential_test.TAIL)
+        return PairedComparisons(columns, tuple(range(len(seconds))), 0.0, rounds.TAIL)
 
     assert comparisons(1.0, 0.8).clear()
     assert comparisons(1.0, 1.0).clear()
@@ -309,7 +308,7 @@ def test_clear_means_that_every_rival_is_behind_or_level():
 def test_surprise_is_a_change_of_standing_and_not_of_the_machine():
     field, heat = made([[2.0] * 15, [1.0] * 15, [4.0] * 15], [DEFAULT, Made(first_s=0.5), BASELINE])
     field = [finalist(0, Made(default=True, first_s=1.0)), field[1], finalist(2, Made(baseline=True, first_s=2.0))]
-    entry = verdict.decide(OP, CASE, field, heat, 1e9, 3).entry
+    entry = verdict.decide(OP, field, heat, 1e9, 3).entry
     assert entry.variant == "eager.v1"
     assert verdict.surprise(field, heat, entry) is None
     field[1] = finalist(1, Made(first_s=0.9))
@@ -320,7 +319,7 @@ def test_surprise_is_a_change_of_standing_and_not_of_the_machine():
 
 def test_surprise_against_the_registry_is_of_the_speedup_where_the_baseline_is_the_same():
     field, heat = made([[1.0] * 15, [0.5] * 15, [2.0] * 15], [DEFAULT, Made(first_s=0.5), Made(True, first_s=2.0)])
-    entry = verdict.decide(OP, CASE, field, heat, 1e9, 3).entry
+    entry = verdict.decide(OP, field, heat, 1e9, 3).entry
     replace = msgspec.structs.replace
     assert verdict.surprise(field, heat, entry, replace(entry, median_s=5.0)) is None
     text = "eager.v1 has a speedup over eager.v2 of 4, the registry had 3"
@@ -333,7 +332,7 @@ def test_surprise_against_the_registry_is_of_the_speedup_where_the_baseline_is_t
 def test_races_that_agree_are_joined():
     field, first = made([[1.0] * 15, [0.8] * 15], [DEFAULT, OWN])
     _, second = made([[1.0] * 11, [0.7] * 11], [DEFAULT, OWN], 0.02)
-    result = verdict.decide(OP, CASE, field, first, 1e9, 2, second)
+    result = verdict.decide(OP, field, first, 1e9, 2, second)
     assert result.winner_key == "v1"
     assert result.entry.reason.endswith("two races agree")
     assert result.entry.median_s == 0.8
@@ -347,7 +346,7 @@ def test_races_that_agree_are_joined():
 def test_races_that_differ_are_a_tie(kinds, winner):
     field, first = made([[1.0] * 15, [0.8] * 15, [0.9] * 15], kinds)
     _, second = made([[1.0] * 15, [0.9] * 15, [0.8] * 15], kinds)
-    result = verdict.decide(OP, CASE, field, first, 1e9, 3, second)
+    result = verdict.decide(OP, field, first, 1e9, 3, second)
     assert result.winner_key == winner
     assert result.entry.reason.startswith("tie: ")
     assert "two races had different winners (eager.v1 and eager.v2)" in result.entry.reason
@@ -357,13 +356,13 @@ def test_races_that_differ_are_a_tie(kinds, winner):
 def test_noise_of_a_machine_against_itself():
     machine = recorded_noise.Machine(recorded_noise.series("quiet"), 5)
     pair = [machine.sampler(1e-3), machine.sampler(1e-3)]
-    times = noise.against_itself(pair, 41, 1.0, machine.clock)
+    times = rounds.against_itself(pair, 41, 1.0, machine.clock)
     assert [len(column) for column in times] == [41, 41]
     low, high, floor = stats.noise_floor(*times)
     assert low <= 1 <= high
     assert floor == max(1 - low, high - 1) > 0
-    times = noise.against_itself(pair, 41, 0.0, machine.clock)
-    assert len(times[0]) == noise.LEAST_ROUNDS
+    times = rounds.against_itself(pair, 41, 0.0, machine.clock)
+    assert len(times[0]) == rounds.SELF_ROUNDS
 
 
 def test_signed_rank_interval_is_that_of_the_tables():

@@ -17,8 +17,7 @@ from griffin_kernels.contract import BenchCase, Variant
 from griffin_kernels.device import Device
 from tuning.predict import time_model
 from tuning.predict.launch_work import Work
-from tuning.predict.predictor import estimates_for
-from tuning.predict.target_space import described
+from tuning.predict.target_space import EstimatedCode, described
 from tuning.static.defaults import gpus
 from tuning.static.describe import device_of
 from tuning.static.targets import CHECKED
@@ -53,7 +52,7 @@ def able(case: BenchCase, device: Device) -> list[Variant]:
 def ratios(op: str, sku: str) -> Iterator[tuple[str, float]]:
     """(case, default and best; predicted time of the default over the best's) of every case on a GPU."""
     where, device = time_model.machine(sku), device_of(datasheet.datasheet(sku))
-    code = estimates_for(where)
+    code = EstimatedCode(where)
     for case in catalog.op(op).cases_tagged("bench"):
         looked_at = case.where != "cpu" and case.dims.get("T", 0) <= LONGEST
         variants = able(case, device) if looked_at else []

@@ -16,7 +16,7 @@ from tuning.decide.case_search import space_of
 from tuning.plan import planner
 from tuning.replay import packed
 from tuning.search import strategies
-from tuning.search.space import Point, Space, axes_of
+from tuning.search.space import Point, Space
 from tuning.search.strategies import STRATEGIES, foresee
 from tuning.search.strategies import named as named_strategy
 
@@ -58,7 +58,7 @@ def synthetic(seed: int, variants: int = 3, told: float | None = None) -> tuple[
     timed = sorted((s, i) for i, s in enumerate(seconds) if s is not None)
     default = timed[len(timed) // 2][1]
     model = tuple(None if s is None or told is None else s * math.exp(rng.gauss(0, told)) for s in seconds)
-    return Space(tuple(points), axes_of(points), (default,), model if told else (), f"synthetic/{seed}"), seconds
+    return Space(tuple(points), (default,), model if told else (), f"synthetic/{seed}"), seconds
 
 
 def run(space: Space, seconds: list[float | None], name: str, evaluations: int) -> list[int]:
@@ -84,7 +84,7 @@ def grid(*, hole: tuple[int, bool, str] | None = None) -> Space:
     whole = itertools.product((16, 4, 64), (False, True), ("x", "y", "z"))
     points = [Point("eager.a", (("size", s), ("flag", f), ("kind", k))) for s, f, k in whole if (s, f, k) != hole]
     points.append(Point("eager.b", ()))
-    return Space(tuple(points), axes_of(points), (0,), key="grid")
+    return Space(tuple(points), (0,), key="grid")
 
 
 def named(space: Space, indices: list[int]) -> set[tuple[object, ...]]:
@@ -117,7 +117,7 @@ def test_a_default_off_the_grid_has_neighbours():
     points = [Point("v", (("a", a), ("b", b))) for a in (1, 2, 4) for b in (1, 2, 4)] + [
         Point("v", (("a", 3), ("b", 3)))
     ]
-    space = Space(tuple(points), axes_of(points), (9,))
+    space = Space(tuple(points), (9,))
     assert named(space, space.neighbours(9)) == {(2, 2), (2, 4), (4, 2), (4, 4)}
 
 
@@ -144,7 +144,7 @@ def test_seeds_of_a_job_in_order(job):
     known = [(able[i].variant.name, config_dict(able[i].config)) for i in (7, 3)]
     gone = ("numba.sequential", {"block_d": 3})
     order = {id(p): 1e-3 * ((i * 7) % len(able) + 1) for i, p in enumerate(able)}
-    space = space_of(job, devices.cpu(), incumbents=[known[0], gone, known[1]], predicted=lambda p: order[id(p)])
+    space = space_of(job, devices.cpu(), incumbents=[known[0], gone, known[1]], predicted=order)
     fastest = sorted(range(len(able)), key=lambda i: order[id(able[i])])[:8]
     default = able.index(job.default)
     assert space.seeds == tuple(dict.fromkeys([default, 7, 3, *fastest]))
@@ -219,7 +219,7 @@ def test_where_everything_fails_the_search_still_ends(name):
 
 @pytest.mark.parametrize("name", list(STRATEGIES))
 def test_one_point_is_a_space(name):
-    space = Space((Point("eager.b", ()),), {}, (), key="one")
+    space = Space((Point("eager.b", ()),), (), key="one")
     assert run(space, [1.0], name, 5) == [0]
 
 
@@ -266,7 +266,7 @@ def test_predictions_of_a_static_model_help():
 
 def test_a_variant_far_behind_gets_few_points():
     points = [Point(v, (("a", a), ("b", b))) for v in ("good", "bad") for a in range(6) for b in range(6)]
-    space = Space(tuple(points), axes_of(points), (0,), key="behind")
+    space = Space(tuple(points), (0,), key="behind")
     seconds: list[float | None] = [
         (1 if p.variant == "good" else 9) * (1 + 0.1 * abs(dict(p.config)["a"] - 4)) for p in points
     ]

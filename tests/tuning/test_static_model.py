@@ -11,9 +11,8 @@ from griffin_kernels.architectures import SHARED_KIB
 from tests.launches import H100, MI300X, launch, report, seconds, steps_of, tensors
 from tuning.predict import time_model
 from tuning.predict.launch_work import CallWork, LaunchWork
-from tuning.predict.occupancy import LIMITS, occupancy
 from tuning.predict.target_space import described
-from tuning.predict.time_model import ASSUMED, machine
+from tuning.predict.time_model import ASSUMED, LIMITS, machine, occupancy
 from tuning.static import recorded
 
 pytestmark = pytest.mark.unit

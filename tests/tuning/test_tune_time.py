@@ -17,12 +17,12 @@ from tuning.decide import decider, history
 from tuning.plan import planner
 from tuning.plan.budget import BUDGETS, UNQUIET
 from tuning.plan.planner import WEIGHTS, Options
-from tuning.plan.schedule import PRICES, Watch, share
+from tuning.plan.schedule import PRICES, Schedule, Watch, share
 from tuning.predict import predictor
 from tuning.record import journal
 from tuning.record.journal_records import Candidate, CeilingRecord, Noise, Race, Result, Undecided
 from tuning.record.paths import Paths
-from tuning.run import schedule_of, tune
+from tuning.run import tune
 from tuning.static.targets import target
 from tuning.ui import terminal
 from tuning.workers.messages import Broken, Raced, Tried
@@ -85,7 +85,7 @@ def h100(monkeypatch, tmp_path):
     roof = CeilingRecord(name="dram_copy", value=3e12, low=3e12, high=3e12, unit="bytes_per_s")
     monkeypatch.setattr(runs.measure, "dram", lambda device: [roof])
     quiet = Noise(what="torch.add", seconds=1e-3, rounds=41, low=0.99, high=1.01, floor=0.01)
-    monkeypatch.setattr(runs.noise, "measure", lambda device: quiet)
+    monkeypatch.setattr(runs.rounds, "machine_noise", lambda device: quiet)
     clock, made, begun = Clock(), [], []
     monkeypatch.setattr(runs, "InProcessExecutor", lambda device: made[-1])
 
@@ -122,7 +122,7 @@ def test_plan_of_a_default_run_on_an_h100_ends_in_20_minutes_and_of_a_quick_one_
     for budget, minutes in (("default", 20), ("quick", 8)):
         options = Options(budget=budget)
         jobs = planner.make(options, H100)
-        schedule = schedule_of(jobs, H100, options, [])
+        schedule = Schedule(jobs, H100, options, [])
         assert schedule.left_out == 0 and len(schedule.tries) == len(jobs) > 70
         assert 0.85 * 60 * minutes < schedule.seconds <= 60 * minutes
         assert f"planned to end in about {minutes} minutes: {len(jobs)} cases" in terminal.planned_text(schedule)
@@ -130,14 +130,14 @@ def test_plan_of_a_default_run_on_an_h100_ends_in_20_minutes_and_of_a_quick_one_
             schedule.start_s + schedule.after_s + sum(row.seconds for row in schedule.rows())
         )
         assert sum(row.cases for row in schedule.rows()) == len(jobs)
-    thorough = schedule_of(planner.make(Options(budget="thorough"), H100), H100, Options(budget="thorough"), [])
+    thorough = Schedule(planner.make(Options(budget="thorough"), H100), H100, Options(budget="thorough"), [])
     assert all(thorough.tries[place] == slot.most for place, slot in thorough.slots.items()), "it takes what it takes"
 
 
 def test_a_cpu_has_the_candidates_that_its_budget_gives():
     here = device.cpu()
     jobs = planner.make(Options(), here)
-    schedule = schedule_of(jobs, here, Options(), [])
+    schedule = Schedule(jobs, here, Options(), [])
     assert [schedule.tries[j.place] for j in jobs] == [BUDGETS["default"].tries(len(j.competitors)) for j in jobs]
 
 
@@ -147,7 +147,7 @@ def test_heavy_ops_come_first_and_share_a_short_time():
     options = Options(minutes=8)
     jobs = planner.make(options, H100)
     assert list(dict.fromkeys(job.op.name for job in jobs)) == planner.ops_by_weight()
-    slots = list(schedule_of(jobs, H100, options, []).slots.values())
+    slots = list(Schedule(jobs, H100, options, []).slots.values())
     for seconds in (0, 60, 480, 1800, 1e6):
         tries = share(slots, seconds, True)
         assert sum(s.seconds(tries[s.place]) for s in slots if s.place in tries) <= seconds
@@ -248,11 +248,11 @@ def test_prices_of_an_earlier_run_take_the_place_of_what_is_assumed(h100):
     options = Options(ops=FEW, minutes=3)
     jobs = planner.make(options, H100)
     earlier = journal.read(paths.journal)
-    schedule = schedule_of(jobs, H100, options, earlier)
+    schedule = Schedule(jobs, H100, options, earlier)
     assert "priced by" in schedule.assumptions()
     first = schedule.slots[jobs[0].place]
-    assert first.each_s < 0.8 * schedule_of(jobs, H100, options, []).slots[jobs[0].place].each_s
-    assert schedule.candidates > schedule_of(jobs, H100, options, []).candidates
+    assert first.each_s < 0.8 * Schedule(jobs, H100, options, []).slots[jobs[0].place].each_s
+    assert schedule.candidates > Schedule(jobs, H100, options, []).candidates
 
 
 def test_dry_run_estimates_minutes_for_each_op_and_in_all(h100, capsys):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from griffin_kernels import registry
 from griffin_kernels.contract import config_dict
 from griffin_kernels.device import Device
 from tuning.plan.budget import Budget
 from tuning.plan.planner import Job, Planned
 from tuning.predict import predictor
-from tuning.search.space import Point, Seen, Space, axes_of
+from tuning.search.space import Point, Seen, Space
 from tuning.search.strategies import DEFAULT, foresee, named
 
 OPENING = 16
@@ -26,24 +27,23 @@ class CaseSearch:
     """Which candidates of a job are tried, and in which order. It keeps no state: callers say what was tried.
 
     certain: the default and the baselines, which are tried first. points: what search chooses among, by their index in
-    ``space``; the default is one of them. allowed: how many points may be tried.
+    ``space``; the default is one of them. allowed: how many points may be tried. entry: what is published of this very
+    case. incumbent: the point that it names.
     """
 
     def __init__(
-        self,
-        job: Job,
-        device: Device,
-        budget: Budget,
-        strategy: str = "",
-        near: Sequence[tuple[str, Mapping[str, Any]]] = (),
+        self, job: Job, device: Device, budget: Budget, strategy: str = "", published: registry.Registry | None = None
     ) -> None:
-        """strategy: by name; empty for the one that suits. near: variants and configurations to try early."""
+        """strategy: by name; empty for the one that suits. published: entries of the device, tried early."""
         self.job = job
         self.certain = [p for p in job.candidates if p.reason is None and (p is job.default or p.variant.baseline)]
         self.points = job.competitors
-        expected = None if device.kind == "cpu" else predictor.expected(job, device)
-        told = None if expected is None else lambda planned: expected.get(id(planned))
-        self.space = space_of(job, device, incumbents=near, predicted=told)
+        matches = [] if published is None else published.matches(job.op, job.case)
+        near = [(m.variant.name, config_dict(m.config)) for m in matches]
+        self.entry = next((m.entry for m in matches if m.distance == 0 and m.entry.status == "measured"), None)
+        held = None if self.entry is None else (self.entry.variant, self.entry.config)
+        self.incumbent = next((p for p in self.points if (p.variant.name, config_dict(p.config)) == held), None)
+        self.space = space_of(job, device, near, None if device.kind == "cpu" else predictor.expected(job, device))
         self._named = strategy
         self.allow(budget.tries(len(self.points)))
 
@@ -71,29 +71,20 @@ class CaseSearch:
 
 
 def space_of(
-    job: Job,
-    device: Device,
-    *,
-    incumbents: Sequence[tuple[str, Mapping[str, Any]]] = (),
-    predicted: Callable[[Planned], float | None] | None = None,
+    job: Job, device: Device, incumbents: Sequence[tuple[str, Any]] = (), predicted: Mapping[int, float] | None = None
 ) -> Space:
     """The space of a job; point i is ``job.competitors[i]``.
 
     incumbents: (variant, config) of what is in use now and of the nearest devices' winners, in that order; those that
-    this package no longer has, or that cannot run here, are left out. predicted: seconds by a static model.
+    this package no longer has, or that cannot run here, are left out. predicted: seconds by a static model, by the id
+    of a candidate.
     """
     planned = job.competitors
     points = tuple(Point(p.variant.name, tuple(config_dict(p.config).items())) for p in planned)
     seeds = [i for i, p in enumerate(planned) if p is job.default]
     for variant, config in incumbents:
         seeds += [i for i, point in enumerate(points) if (point.variant, dict(point.config)) == (variant, config)]
-    seconds = tuple(predicted(p) for p in planned) if predicted is not None else ()
+    seconds = tuple(predicted.get(id(p)) for p in planned) if predicted is not None else ()
     known = [(s, i) for i, s in enumerate(seconds) if s is not None]
     seeds += [i for _, i in sorted(known)[:STATIC_SEEDS]]
-    return Space(
-        points=points,
-        axes=axes_of(points),
-        seeds=tuple(dict.fromkeys(seeds)),
-        predicted_s=seconds,
-        key=f"{job.op.name}/{job.case.key}/{device.slug}",
-    )
+    return Space(points, tuple(dict.fromkeys(seeds)), seconds, f"{job.op.name}/{job.case.key}/{device.slug}")

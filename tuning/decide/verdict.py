@@ -9,14 +9,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from griffin_kernels.contract import Case, Op
+from griffin_kernels.contract import Op
 from griffin_kernels.records import Entry, Tie
 from roofline import stats
-from tuning.measure.finalist import Finalist
-from tuning.measure.rounds import comparisons_of
-from tuning.measure.sequential_test import PairedComparisons
+from tuning.measure.rounds import PairedComparisons, comparisons_of
 from tuning.plan.planner import Planned
-from tuning.record.journal_records import Candidate, Race, Result
+from tuning.record.journal_records import Candidate, Finalist, Race, Result
 
 SURPRISE = 0.10
 """Share by which a race must differ from what was known to be run again."""
@@ -38,13 +36,7 @@ def finalists(
 
 
 def decide(
-    op: Op,
-    case: Case,
-    field: Sequence[Finalist],
-    race: Race,
-    dram_bytes_per_s: float,
-    tried: int,
-    second: Race | None = None,
+    op: Op, field: Sequence[Finalist], race: Race, dram_bytes_per_s: float, tried: int, second: Race | None = None
 ) -> Result:
     """The winner of a race, or of two races of the same finalists, as a registry entry.
 
@@ -56,7 +48,14 @@ def decide(
     """
     winners = [comparisons_of(field, each).winner() for each in (race, second) if each is not None]
     if second is not None:
-        race = _joined(race, second)
+        race = msgspec.structs.replace(
+            second,
+            rounds_s=[*race.rounds_s, *second.rounds_s],
+            again_s=[*race.again_s, *second.again_s],
+            warm_s=[[*a, *b] for a, b in zip(race.warm_s, second.warm_s, strict=False)],
+            noise_floor=max(race.noise_floor, second.noise_floor),
+            tail=min(race.tail, second.tail) / 2,
+        )
     comparisons = comparisons_of(field, race)
     champion = comparisons.champion
     if len(set(winners)) == 1:
@@ -73,7 +72,7 @@ def decide(
     median = stats.median(times)
     entry = Entry(
         op=op.name,
-        case=case,
+        case=race.case,
         variant=best.variant,
         config=best.config,
         status="measured",
@@ -88,7 +87,7 @@ def decide(
         speedup=stats.median([s / f for s, f in zip(slow, fast, strict=True)]) if slow else None,
         speedup_interval=stats.paired_ratio_interval(slow, fast) if slow else None,
         bound="dram",
-        share_of_bound=op.cost(case).bytes_total / dram_bytes_per_s / median,
+        share_of_bound=op.cost(race.case).bytes_total / dram_bytes_per_s / median,
         error_rel_norm=max((e.rel_norm for e in best.errors if e.rel_norm is not None), default=0.0),
         error_worst=max((e.worst for e in best.errors if e.worst is not None), default=0.0),
         samples_digest=digest(times),
@@ -98,17 +97,6 @@ def decide(
     )
     baseline_key = None if baseline is None else field[baseline].record.key
     return Result(entry=entry, winner_key=best.key, baseline_key=baseline_key)
-
-
-def _joined(first: Race, second: Race) -> Race:
-    return msgspec.structs.replace(
-        second,
-        rounds_s=[*first.rounds_s, *second.rounds_s],
-        again_s=[*first.again_s, *second.again_s],
-        warm_s=[[*a, *b] for a, b in zip(first.warm_s, second.warm_s, strict=False)],
-        noise_floor=max(first.noise_floor, second.noise_floor),
-        tail=min(first.tail, second.tail) / 2,
-    )
 
 
 def _reason(field: Sequence[Finalist], comparisons: PairedComparisons, winner: int) -> str:
@@ -136,7 +124,8 @@ def surprise(field: Sequence[Finalist], race: Race, entry: Entry, known: Entry |
     configuration: in its speedup where both had the same baseline, else in its time.
     """
     medians = [stats.median(race.times(i)) for i in range(len(field))]
-    winner = next(i for i, f in enumerate(field) if _is(f, entry))
+    of = (entry.variant, entry.config)
+    winner = next(i for i, f in enumerate(field) if (f.record.variant, f.record.config) == of)
     drift = stats.median([m / stats.median(f.record.samples_s) for m, f in zip(medians, field, strict=True)])
     now = medians[winner] / drift
     low, high = stats.bootstrap_interval(field[winner].record.samples_s)
@@ -145,7 +134,7 @@ def surprise(field: Sequence[Finalist], race: Race, entry: Entry, known: Entry |
     if not low / allowed <= now <= high * allowed:
         word, first = ("faster", low / now) if now < low else ("slower", now / high)
         return f"{name} was {first - 1:.0%} {word} in the race than when it was first timed"
-    if known is None or not _is(field[winner], known):
+    if known is None or (known.variant, known.config) != of:
         return None
     if known.speedup and entry.speedup and known.baseline == entry.baseline:
         before, after, what = known.speedup, entry.speedup, f"a speedup over {entry.baseline} of"
@@ -155,10 +144,6 @@ def surprise(field: Sequence[Finalist], race: Race, entry: Entry, known: Entry |
         return None
     alike = 1 / allowed <= after / before <= allowed
     return None if alike else f"{name} has {what} {after:.3g}, the registry had {before:.3g}"
-
-
-def _is(finalist: Finalist, entry: Entry) -> bool:
-    return (finalist.record.variant, finalist.record.config) == (entry.variant, entry.config)
 
 
 def digest(samples: Sequence[float]) -> str:

@@ -117,28 +117,21 @@ def _amd(device: Device) -> dict[str, Any]:
 
 
 def _cpu(device: Device) -> dict[str, Any]:
-    return {"clock_mhz": _cpu_clock(), "temperature_c": _cpu_temperature()}
+    """Mean clock of the cores that this process may use, and the hottest sensor by hwmon or by thermal zone.
 
-
-def _cpu_clock() -> float | None:
-    """Mean over the cores that this process may use. A hypervisor may show the same figure for ever."""
-    cores = devices.cores()
-    folder = ROOT / "sys/devices/system/cpu"
-    found = [mhz for core in cores for mhz in _numbers(folder / f"cpu{core}/cpufreq", 1e3, "scaling_cur_freq")]
-    if not found:
+    A hypervisor may show the same clock for ever.
+    """
+    cores, folder = devices.cores(), ROOT / "sys/devices/system/cpu"
+    clocks = [mhz for core in cores for mhz in _numbers(folder / f"cpu{core}/cpufreq", 1e3, "scaling_cur_freq")]
+    if not clocks:
         lines = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _text(ROOT / "proc/cpuinfo"), re.MULTILINE)
-        found = [float(line) for i, line in enumerate(lines) if i in cores]
-    return statistics.fmean(found) if found else None
-
-
-def _cpu_temperature() -> float | None:
-    """The hottest sensor of a CPU, by hwmon or by thermal zone."""
-    found: list[float] = []
-    for folder, name, value in (("hwmon/hwmon*", "name", "temp1_input"), ("thermal/thermal_zone*", "type", "temp")):
-        for sensor in (ROOT / "sys/class").glob(folder):
+        clocks = [float(line) for i, line in enumerate(lines) if i in cores]
+    hot: list[float] = []
+    for pattern, name, value in (("hwmon/hwmon*", "name", "temp1_input"), ("thermal/thermal_zone*", "type", "temp")):
+        for sensor in (ROOT / "sys/class").glob(pattern):
             if _text(sensor / name).strip() in CPU_SENSORS:
-                found += _numbers(sensor, 1e3, value)
-    return max(found, default=None)
+                hot += _numbers(sensor, 1e3, value)
+    return {"clock_mhz": statistics.fmean(clocks) if clocks else None, "temperature_c": max(hot, default=None)}
 
 
 _last: tuple[int, int] | None = None

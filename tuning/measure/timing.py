@@ -80,30 +80,22 @@ def copies(inputs: Inputs, device: Device, call: Callable[..., Any] = dict) -> R
     """``call`` of the inputs and of as many clones as exceed twice the last-level cache, or of ``MOST_COPIES``."""
     wanted = -(-cold_bytes(device) // max(1, bytes_of(inputs)))
     count = min(MOST_COPIES.get(device.kind, MOST_CALLS), max(1, wanted))
-    return Rotation([call(**inputs), *(call(**{k: clone(v) for k, v in inputs.items()}) for _ in range(count - 1))])
-
-
-def clone(value: Any) -> Any:
-    """A copy of a tensor with the same strides; anything else as it is."""
-    return value.clone(memory_format=torch.preserve_format) if isinstance(value, Tensor) else value
+    # with the same strides
+    clones = ({k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()} for _ in range(count - 1))
+    return Rotation([call(**inputs), *(call(**each) for each in clones)])
 
 
 def sampler(run: Callable[..., Any], inputs: Sequence[Any], device: Device) -> Sampler:
     """A function that times one call of ``run(inputs)`` with cold caches, after warm-up calls."""
     rotation = inputs if isinstance(inputs, Rotation) else Rotation(inputs)
-    if device.kind == "cpu":
-        return _cpu_sampler(run, rotation.take, device)
-    return _gpu_sampler(run, rotation.take, device, functools.partial(_sweep, device))
+    return _sampler(run, rotation.take, device, functools.partial(_sweep, device))
 
 
 def warm_sampler(run: Callable[..., Any], inputs: Sequence[Any], device: Device) -> Sampler:
     """As ``sampler``, with the first inputs in every call. Caches are warm where its samples follow each other."""
     first = inputs[0]
-    take: Take = lambda count: [first] * count  # noqa: E731
-    if device.kind == "cpu":
-        return _cpu_sampler(run, take, device)
-    # launching is hidden by an untimed call
-    return _gpu_sampler(run, take, device, before=lambda: run(first))
+    # a GPU hides launching by an untimed call
+    return _sampler(run, lambda count: [first] * count, device, lambda: run(first))
 
 
 Take = Callable[[int], list[Any]]
@@ -137,7 +129,10 @@ def _calls(wanted_s: float, call_s: float) -> int:
     return min(MOST_CALLS, max(1, math.ceil(wanted_s / max(call_s, 1e-9))))
 
 
-def _gpu_sampler(run: Callable[..., Any], take: Take, device: Device, before: Callable[[], object]) -> Sampler:
+def _sampler(run: Callable[..., Any], take: Take, device: Device, before: Callable[[], object]) -> Sampler:
+    """before: a GPU's work ahead of every sample."""
+    if device.kind == "cpu":
+        return _cpu_sampler(run, take, device)
     where = device.torch_device
 
     def timed(work: Callable[[], object], calls: int = 1) -> float:

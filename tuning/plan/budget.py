@@ -1,12 +1,13 @@
-"""How much a run may try and measure."""
+"""How much a run may try and measure, and the memory that it may use."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from pathlib import Path
 
 EXHAUSTIVE = 300
 """Candidates of a case up to which a thorough run tries them all."""
@@ -21,8 +22,8 @@ class Budget:
     times. rounds: most interleaved rounds of the final race; race_seconds: its time at most, beyond 5 rounds.
     finalists: candidates in the race besides the default and the best baseline.
     hurried: tries at least where time is short. gpu_minutes: what a run on a GPU is planned for, where there are ten
-    times as many candidates as on a CPU. gpu_compiled: whether it has the baselines of torch.compile and of other
-    projects, whose compiling nothing can do ahead.
+    times as many candidates as on a CPU, which has no limit. gpu_compiled: whether it has the baselines of
+    torch.compile and of other projects, whose compiling nothing can do ahead.
     """
 
     share: float
@@ -39,18 +40,10 @@ class Budget:
     gpu_minutes: float
     gpu_compiled: bool
 
-    def minutes(self, kind: str) -> float:
-        """Minutes that a run on a kind of device is planned for; infinite where it has no limit."""
-        return math.inf if kind == "cpu" else self.gpu_minutes
-
     @property
     def searches(self) -> bool:
         """Whether search tries candidates beyond published entries, defaults and baselines."""
         return self.share > 0
-
-    def without_search(self) -> Budget:
-        """This budget for published entries and defaults alone, against all baselines."""
-        return dataclasses.replace(self, share=0.0, least_tries=2, most_tries=2, hurried=2, gpu_compiled=True)
 
     def tries(self, points: int) -> int:
         """How many of a case's candidates search may try; baselines do not count."""
@@ -59,13 +52,11 @@ class Budget:
         return min(points, self.most_tries, max(self.least_tries, math.ceil(self.share * points)))
 
 
-BUDGETS: Mapping[str, Budget] = MappingProxyType(
-    {
-        "quick": Budget(0.1, 4, 8, False, 0.03, 3, 5, 7, 0.5, 2, 2, 8.0, False),
-        "default": Budget(0.25, 6, 60, False, 0.12, 3, 9, 641, 2.0, 3, 4, 20.0, True),
-        "thorough": Budget(0.25, 75, 600, True, 0.5, 7, 51, 1281, 20.0, 5, 8, math.inf, True),
-    }
-)
+BUDGETS: Mapping[str, Budget] = {
+    "quick": Budget(0.1, 4, 8, False, 0.03, 3, 5, 7, 0.5, 2, 2, 8.0, False),
+    "default": Budget(0.25, 6, 60, False, 0.12, 3, 9, 641, 2.0, 3, 4, 20.0, True),
+    "thorough": Budget(0.25, 75, 600, True, 0.5, 7, 51, 1281, 20.0, 5, 8, math.inf, True),
+}
 """Budgets by their name on the command line."""
 
 LONGEST_S = 120.0
@@ -85,3 +76,19 @@ UNQUIET = 0.20
 
 INDIFFERENCE = 0.01
 """The default is replaced only for a gain above this and above the measured noise floor."""
+
+MEMORY_SHARE = 0.8
+"""Of the memory that is free when a case is taken up."""
+
+
+def memory_allowed() -> int:
+    """A share of the memory that this machine, or its control group (version 2), has free; else no limit."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):  # there is no such group, or its limit is "max"
+        names = ("memory.max", "memory.current")
+        most, used = (int((Path("/sys/fs/cgroup") / name).read_text(encoding="utf-8")) for name in names)
+        found.append(max(0, most - used))
+    with contextlib.suppress(OSError):
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
+        found += [int(kib) * 1024 for kib in re.findall(r"^MemAvailable:\s*(\d+)", text, re.MULTILINE)]
+    return int(MEMORY_SHARE * min(found)) if found else 2**62

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -18,12 +17,11 @@ import torch
 from griffin_kernels import catalog, errors, registry, specs
 from griffin_kernels import device as devices
 from griffin_kernels.case import DTYPE_BYTES, USUAL_SIZE
-from griffin_kernels.contract import Case, Op
 from griffin_kernels.device import Device
 from griffin_kernels.misses import ENVIRONMENT_VARIABLE, Miss
 from griffin_kernels.texts import unmarked
 from griffin_kernels.validity import quoted
-from tuning.plan.free_memory import memory_allowed
+from tuning.plan.budget import memory_allowed
 from tuning.plan.planner import Options
 
 NEAR = 1.0
@@ -35,16 +33,8 @@ TRIED_BYTES = 512 * 2**20
 _DECODER = msgspec.json.Decoder(Miss)
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """misses: to be tuned, the most frequent first. notes: one sentence on each line or group that is left out."""
-
-    misses: tuple[Miss, ...]
-    notes: tuple[str, ...]
-
-
-def chosen(path: Path, device: Device) -> Chosen:
-    """The recorded cases of a device that tuning can make.
+def chosen(path: Path, device: Device) -> tuple[tuple[Miss, ...], list[str]]:
+    """(recorded cases of a device that tuning can make, the most frequent first; a sentence on each that is left out).
 
     Raises JournalError where the file cannot be read, ArgumentError where nothing in it can be tuned here.
     """
@@ -68,7 +58,11 @@ def chosen(path: Path, device: Device) -> Chosen:
         number, miss = first[key]
         if problem := unmakeable(miss):
             notes.append(f"{path}, line {number}: {quoted(' '.join(key), 200)} is left out: {problem}")
-        elif any(_near(miss, other) for other in kept):
+        elif any(
+            (far := registry.distance(catalog.op(miss.op), miss.case, other.case)) is not None and far <= NEAR
+            for other in kept
+            if miss.op == other.op
+        ):
             near[miss.op] += 1
         else:
             kept.append(miss)
@@ -78,7 +72,7 @@ def chosen(path: Path, device: Device) -> Chosen:
     if not kept:
         why = f": {notes[0]}" if notes else f"; {ENVIRONMENT_VARIABLE}={path} records them while a model runs"
         raise errors.ArgumentError(f"{path} holds no case to tune here{why}")
-    return Chosen(tuple(kept), tuple(notes))
+    return tuple(kept), notes
 
 
 def _lines(path: Path, notes: list[str]) -> Iterator[tuple[int, Miss]]:
@@ -120,11 +114,7 @@ def unmakeable(miss: Miss) -> str | None:
     flags = {flag for case in op.cases for flag in case.flags}
     if unknown := set(miss.case.flags) - flags:
         return f"no flag {quoted(min(unknown))}; {op.name} has {', '.join(sorted(flags)) or 'none'}"
-    return _untried(op, _fillable(miss).case)
-
-
-def _untried(op: Op, case: Case) -> str | None:
-    """Why ``make_inputs`` fails for a case whose names are all known, found by calling it; None where it works."""
+    case = _fillable(miss).case
     needed = op.cost(case).bytes_total
     if needed > TRIED_BYTES:
         room = memory_allowed()
@@ -145,17 +135,10 @@ def _untried(op: Op, case: Case) -> str | None:
     return None
 
 
-def _near(miss: Miss, other: Miss) -> bool:
-    if miss.op != other.op:
-        return False
-    far = registry.distance(catalog.op(miss.op), miss.case, other.case)
-    return far is not None and far <= NEAR
-
-
 def extended(options: Options, path: Path, tell: Callable[[str], None]) -> Options:
     """``options`` with the misses recorded at ``path``; what is left out of them is told, a sentence each."""
     device = devices.detect(options.device or None)
-    found = chosen(path.expanduser(), device)
-    for note in found.notes:
+    misses, notes = chosen(path.expanduser(), device)
+    for note in notes:
         tell(note)
-    return dataclasses.replace(options, misses=found.misses)
+    return dataclasses.replace(options, misses=misses)

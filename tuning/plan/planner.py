@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from griffin_kernels import catalog, errors
@@ -18,24 +18,22 @@ from tuning.plan.budget import BUDGETS, LONGEST_S, Budget
 from tuning.record.journal_records import Place
 from tuning.search.strategies import named
 
-WEIGHTS: Mapping[str, float] = MappingProxyType(
-    {
-        "linear_scan": 3.0,
-        "linear_scan_bwd": 3.0,
-        "rg_lru": 3.0,
-        "rg_lru_bwd": 3.0,
-        "local_attention": 3.0,
-        "local_attention_bwd": 3.0,
-        "temporal_conv1d": 2.0,
-        "recurrent_block": 3.0,
-        "temporal_conv1d_bwd": 1.0,
-        "recurrent_block_bwd": 2.0,
-        "rg_lru_step": 2.0,
-        "temporal_conv1d_step": 1.0,
-        "recurrent_block_step": 2.0,
-        "local_attention_step": 2.0,
-    }
-)
+WEIGHTS: Mapping[str, float] = {
+    "linear_scan": 3.0,
+    "linear_scan_bwd": 3.0,
+    "rg_lru": 3.0,
+    "rg_lru_bwd": 3.0,
+    "local_attention": 3.0,
+    "local_attention_bwd": 3.0,
+    "temporal_conv1d": 2.0,
+    "recurrent_block": 3.0,
+    "temporal_conv1d_bwd": 1.0,
+    "recurrent_block_bwd": 2.0,
+    "rg_lru_step": 2.0,
+    "temporal_conv1d_step": 1.0,
+    "recurrent_block_step": 2.0,
+    "local_attention_step": 2.0,
+}
 """The order in which ops are tuned, heaviest first, and how much of a short time each gets; others follow by name, with
 1. An op comes after those that its variants call."""
 
@@ -78,11 +76,12 @@ class Options:
         return not (self.ops or self.cases or self.dtypes or self.misses or self.baselines)
 
     def limits(self) -> Budget:
-        """The budget by name; ArgumentError lists the names."""
+        """The budget by name, without a search where baselines are raced; ArgumentError lists the names."""
         if self.budget not in BUDGETS:
             raise errors.ArgumentError(f"no budget {self.budget!r}; there are {', '.join(BUDGETS)}")
         budget = BUDGETS[self.budget]
-        return budget.without_search() if self.baselines else budget
+        few: dict[str, Any] = {"share": 0.0, "least_tries": 2, "most_tries": 2, "hurried": 2, "gpu_compiled": True}
+        return dataclasses.replace(budget, **few) if self.baselines else budget
 
 
 @dataclass(frozen=True)
@@ -184,12 +183,9 @@ def _job(op: Op, case: Case, device: Device, slow: bool) -> Job:
     for variant in catalog.variants(op.name).values():
         if variant.baseline and compiles_itself(variant) and not slow:
             continue
-        accepted = variant.configs(case, device)
-        if not accepted:
-            reason = variant.reject(case, device, variant.config())
-            planned.append(Planned(variant, variant.config(), reason))
-            continue
-        planned += [Planned(variant, config) for config in accepted]
+        planned += [Planned(variant, config) for config in variant.configs(case, device)] or [
+            Planned(variant, variant.config(), variant.reject(case, device, variant.config()))
+        ]
     able = [p for p in planned if p.reason is None and not p.variant.baseline and p.config == p.variant.config()]
     default = max(able, key=lambda p: (p.variant.rank(case, device), p.variant.name), default=None)
     # default and baselines first: the others are cut off against their times

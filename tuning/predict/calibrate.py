@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
-import numpy as np
+import pandas as pd
 
 from griffin_kernels import catalog, errors
 from griffin_kernels.case import Case
@@ -113,16 +113,8 @@ def calibrate(
         why = "; ".join(f"{count} {reason}" for reason, count in unused.items()) or "they hold no candidates"
         raise errors.JournalError(f"the journals have {len(found)} measured Triton candidates, 3 are needed: {why}")
     fitted = fit(found, where, constants)
-    return Calibration(
-        sku=where.sheet.sku,
-        samples=len(found),
-        constants=fitted,
-        error_before=error(found, where, constants),
-        error_after=error(found, where, fitted),
-        before=fit_of_cases(found, where, constants),
-        after=fit_of_cases(found, where, fitted),
-        unused=unused,
-    )
+    old, new = ((error(found, where, each), fit_of_cases(found, where, each)) for each in (constants, fitted))
+    return Calibration(where.sheet.sku, len(found), fitted, old[0], new[0], old[1], new[1], unused)
 
 
 def _sku(lines: Iterable[journal_records.Record]) -> str:
@@ -224,12 +216,5 @@ def regret(expected: Sequence[float], measured: Sequence[float], top: int) -> fl
 
 def spearman(left: Sequence[float], right: Sequence[float]) -> float:
     """Spearman's rank correlation, equal values sharing their mean rank; 0 where one side has no order at all."""
-    if any(len(set(series)) == 1 for series in (left, right)):
-        return 0.0
-    return statistics.correlation(_ranks(left), _ranks(right))
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: list[float] = (np.cumsum(count) - (count - 1) / 2)[place].tolist()
-    return ranks
+    found = float(pd.DataFrame({"left": left, "right": right}).corr("spearman").iloc[0, 1])
+    return 0.0 if math.isnan(found) else found

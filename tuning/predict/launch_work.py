@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from griffin_kernels import catalog
 from griffin_kernels.contract import Case, Op, Variant
-from griffin_kernels.launch import Launch, Step, TorchStep
+from griffin_kernels.launch import Launch, Step
 from griffin_kernels.ops.local_attention.cost import visible_pairs
 from tuning.static.describe import compile_key
 
@@ -71,10 +71,15 @@ Work = LaunchWork | CallWork
 def of_steps(variant: Variant, op: Op, case: Case, config: Any, call: Any, steps: Sequence[Step]) -> list[Work]:
     """What every step of a candidate has to do; tensors on torch's meta device are enough."""
     again = {_place(value) for name in op.in_place if isinstance(value := getattr(call, name), Tensor)}
-    found: list[Work] = [
-        _launch(step, index, op, case, again) if isinstance(step, Launch) else _call(step, index)
-        for index, step in enumerate(steps)
-    ]
+    found: list[Work] = []
+    for index, step in enumerate(steps):
+        if isinstance(step, Launch):
+            found.append(_launch(step, index, op, case, again))
+            continue
+        with _Counted() as counted:  # on tensors without memory
+            step.function()
+        moved, flops, kernels = float(counted.bytes), float(counted.flops), max(1, counted.kernels)
+        found.append(CallWork(step.name, index, moved, flops, kernels, counted.blocks))
     total = variant.traffic(case, config) if variant.traffic is not None else None
     if total is None and len(found) == 1:
         total = op.cost(case).bytes_total
@@ -96,12 +101,14 @@ def _bytes(tensor: Tensor) -> int:
 
 def _launch(launch: Launch, index: int, op: Op, case: Case, in_place: set[tuple[Any, ...]]) -> LaunchWork:
     tensors = {_place(tensor): tensor for tensor in launch.tensors}
-    moved = sum(_bytes(tensor) * (2 if place in in_place else 1) for place, tensor in tensors.items())
+    moved = float(sum(_bytes(tensor) * (2 if place in in_place else 1) for place, tensor in tensors.items()))
     programs = math.prod(launch.grid)
-    streams = "AGAIN" in launch.constexprs  # as the windowed flash kernels alone do
     flops = 0.0
-    if streams:
-        elements = _scores(launch, case)
+    if "AGAIN" in launch.constexprs:  # it streams, as the windowed flash kernels alone do
+        # visible pairs, and what else lies in the tiles that hold any
+        pairs, sizes = visible_pairs(case), launch.constexprs["SIZES"]
+        edges = 1.0 + (sizes.BLOCK_M / sizes.G + sizes.BLOCK_N) / max(1.0, pairs / case["T"])
+        elements = float(case["B"] * case["Hq"] * pairs * edges)
         if launch.claims.matrix:
             flops = 2.0 * case["d"] * DOTS.get(launch.name, 2) * elements
     else:
@@ -112,27 +119,10 @@ def _launch(launch: Launch, index: int, op: Op, case: Case, in_place: set[tuple[
         if launch.claims.matrix:
             flops = float((catalog.op(op.forward) if op.forward else op).cost(case).tensor_flops)
     iterations = max(1.0, elements / (programs * launch.tile)) if launch.tile and programs else 1.0
-    return LaunchWork(
-        name=launch.name,
-        index=index,
-        key=compile_key(launch),
-        programs=1 if launch.rare else programs,
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
-        tile=launch.tile,
-        iterations=0.0 if launch.rare else iterations,
-        bytes_moved=0.0 if launch.rare else float(moved),
-        flops=flops,
-    )
-
-
-def _scores(launch: Launch, case: Case) -> float:
-    """Scores that a kernel computes: visible pairs, and what else lies in the tiles that hold any."""
-    pairs = visible_pairs(case)
-    keys_per_query = pairs / case["T"]
-    sizes = launch.constexprs["SIZES"]
-    edges: float = 1.0 + (sizes.BLOCK_M / sizes.G + sizes.BLOCK_N) / max(1.0, keys_per_query)
-    return case["B"] * case["Hq"] * pairs * edges
+    if launch.rare:
+        programs, iterations, moved = 1, 0.0, 0.0
+    key, warps, stages = compile_key(launch), launch.num_warps, launch.num_stages
+    return LaunchWork(launch.name, index, key, programs, warps, stages, launch.tile, iterations, moved, flops)
 
 
 PRODUCTS: Mapping[str, int] = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "addmm_": 1, "baddbmm_": 1}
@@ -161,12 +151,3 @@ class _Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.flops += 2 * outputs[0].numel() * args[PRODUCTS[name]].shape[-1]
             self.blocks = max(self.blocks, blocks)
         return result
-
-
-def _call(call: TorchStep, index: int) -> CallWork:
-    """Run a step on tensors without memory and count."""
-    with _Counted() as counted:
-        call.function()
-    return CallWork(
-        call.name, index, float(counted.bytes), float(counted.flops), max(1, counted.kernels), counted.blocks
-    )

@@ -9,12 +9,12 @@ entries replace them.
 
 from __future__ import annotations
 
-import functools
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -25,24 +25,45 @@ from griffin_kernels.contract import Case, config_dict
 from griffin_kernels.device import Device
 from griffin_kernels.records import Entry
 from griffin_kernels.texts import now
-from roofline.console import line
-from roofline.units import seconds_text
+from roofline.console import StatusLine, line
+from roofline.units import clock_text, seconds_text
 from tuning.plan import planner
 from tuning.plan.planner import Options
 from tuning.predict import time_model
-from tuning.predict.compile_budget import EFFORTS, compile_rounds
-from tuning.predict.estimated_code import EstimatedCode
-from tuning.predict.target_space import CandidateRecord, TargetCandidate, TargetSpace
-from tuning.predict.time_model import ASSUMED, Constants, Machine
+from tuning.predict.target_space import CandidateRecord, EstimatedCode, Reports, TargetCandidate, TargetSpace
+from tuning.predict.time_model import ASSUMED, Constants
 from tuning.record.paths import Paths
-from tuning.static import recorded
+from tuning.static.recorded import CompileRequest, StaticReport
 from tuning.workers import compile_farm
+
+
+class Effort(NamedTuple):
+    """How much is compiled. per_case: candidates of a case, 0 for all. more: further ones where others spill or fail.
+
+    until, more_until: seconds of the run after which no candidate of per_case, and none of more, is begun.
+    """
+
+    per_case: int
+    until: float | None
+    more: int = 0
+    more_until: float = 0.0
+
+
+EFFORTS: Mapping[str, Effort] = {
+    "quick": Effort(2, 150.0, 4, 200.0),
+    "default": Effort(6, 440.0, 8, 520.0),
+    "thorough": Effort(0, None),
+}
+"""Efforts by the name of the budget. The default ends within ten minutes on two cores, whatever they are."""
+
+NOTE_EVERY_S = 15.0
+"""Seconds between lines about progress where there is no terminal."""
 
 PREDICTIONS_VERSION = 1
 """Version of the file of predictions."""
 
 
-class Predicted(msgspec.Struct, frozen=True, kw_only=True):
+class Predicted(msgspec.Struct, frozen=True):
     """One op and case: every candidate, and which was chosen (an index; None where no variant can run)."""
 
     op: str
@@ -68,8 +89,7 @@ class PredictionsFile(msgspec.Struct, frozen=True, kw_only=True):
     cases: list[Predicted]
 
 
-@dataclass(frozen=True)
-class TargetOutcome:
+class TargetOutcome(NamedTuple):
     """What a run leaves. missing: ops and cases without an entry, in words."""
 
     registry: Path
@@ -97,9 +117,13 @@ def tune_target(
     effort, device = EFFORTS[options.budget], where.device
     paths = Paths.choose(out, device)
     paths.make_folders()
-    _refuse_other_sku(paths.registry, device)
-    estimates = estimates_for(where)
-    spaces = [TargetSpace.of(job, where, constants, estimates) for job in planner.make(options, device)]
+    if paths.registry.exists():
+        facts = registry.load(paths.registry).device.validity
+        if facts != device.validity() and not validity.same_sku(facts, device.validity()):
+            what = f"registry {paths.registry} is of another device ({validity.named(facts)})"
+            raise errors.RegistryError(f"{what}; choose another folder with --out")
+    estimates = EstimatedCode(where)
+    spaces = [TargetSpace(job, where, constants, estimates) for job in planner.make(options, device)]
     count = sum(len(space.candidates) for space in spaces)
     line(console, f"predicting {len(spaces)} cases on {where.sheet.name} ({where.arch}): {count} candidates")
     reports, complete = compile_rounds(spaces, estimates, effort, began, console, jobs)
@@ -118,14 +142,8 @@ def tune_target(
         compiled=len(reports),
         complete=complete,
         cases=[
-            Predicted(
-                op=space.op.name,
-                case=space.case,
-                candidates=space.records(),
-                chosen=None if chosen is None else space.candidates.index(chosen),
-                unfit=space.unfit,
-            )
-            for space, chosen in choices
+            Predicted(s.op.name, s.case, s.records(), None if c is None else s.candidates.index(c), s.unfit)
+            for s, c in choices
         ],
     )
     name = "predictions.json" if out is None else f"{device.slug}.predictions.json"
@@ -138,6 +156,74 @@ def tune_target(
     for text in missing:
         line(console, f"no kernel for {text}")
     return TargetOutcome(paths.registry, predictions, entries, missing, found.seconds)
+
+
+def compile_rounds(
+    spaces: Sequence[TargetSpace], estimates: EstimatedCode, effort: Effort, began: float, console: Console, jobs: int
+) -> tuple[Reports, bool]:
+    """(reports by key, whether all that was meant to be compiled was); every candidate that can be is predicted.
+
+    Every case's best guess goes before the second best of any. Half way the estimates learn from what was compiled.
+    """
+    reports: dict[str, StaticReport | str] = {}
+
+    def compile_next(chosen: Sequence[TargetSpace], size: int, until: float | None) -> Sequence[str]:
+        """Compile the next candidates of some cases and predict them; the keys of what was wanted."""
+        ordered = [(space, space.order()) for space in chosen]
+        wanted: dict[str, CompileRequest] = {}
+        for rank in range(size):
+            for space, candidates in ordered:
+                for key, order in space.requests(candidates[rank : rank + 1]):
+                    if key not in reports:
+                        wanted.setdefault(key, order)
+        left = None if until is None else max(0.0, until - (time.monotonic() - began))
+        reports.update(compile_told(wanted, console, jobs, left))
+        for space in spaces:
+            space.take_reports(reports)
+        return list(wanted)
+
+    most = effort.per_case or max((len(space.candidates) for space in spaces), default=0)
+    complete = True
+    for size in (most - most // 2, most // 2):
+        wanted = compile_next(spaces, size, effort.until)
+        estimates.learn(found for key in wanted if isinstance(found := reports.get(key), StaticReport))
+        for space in spaces:
+            space.guess_again(estimates)
+        complete = all(key in reports for key in wanted)
+        if not complete:
+            break  # time is up
+    for _ in range(effort.more):
+        spilling = [space for space in spaces if not (best := space.ranked()[:1]) or best[0].predicted.spill_bytes]
+        if time.monotonic() - began >= effort.more_until or not compile_next(spilling, 1, effort.more_until):
+            break
+    return reports, complete
+
+
+def compile_told(
+    wanted: Mapping[str, CompileRequest], console: Console, jobs: int = 0, seconds: float | None = None
+) -> dict[str, StaticReport | str]:
+    """Compile within ``seconds``, and say how far it is. jobs: processes, one per usable core for 0."""
+    reports: dict[str, StaticReport | str] = {}
+    if not wanted:
+        return reports
+    status, told, first = StatusLine(console), time.monotonic(), time.monotonic()
+    for key, report in compile_farm.compile_all(list(wanted.items()), jobs, seconds):
+        reports[key] = report
+        now = time.monotonic()
+        left = (now - first) / len(reports) * (len(wanted) - len(reports))
+        if seconds is not None:
+            left = min(left, max(0.0, seconds - (now - first)))
+        text = f"compiled {len(reports)} of {len(wanted)} kernels, about {clock_text(left)} left"
+        if console.is_terminal:
+            status(text)
+        elif now - told > NOTE_EVERY_S:
+            told = now
+            line(console, text)
+    status.clear()
+    if len(reports) < len(wanted):
+        done = f"{len(reports)} of {len(wanted)} kernels compiled"
+        line(console, f"time is up: {done}, the best guesses of each case first")
+    return reports
 
 
 def show_target_plan(console: Console, sku: str, options: Options) -> None:
@@ -159,13 +245,13 @@ def expected(job: planner.Job, device: Device) -> dict[int, float]:
     nothing of, or does not expect to fit; empty where the device has no datasheet.
     """
     sheet = datasheet.find(device.name)
-    try:
-        where = None if sheet is None else time_model.machine(sheet.sku)
-    except errors.DeviceError:  # of a kind that Triton does not compile for
-        where = None
-    if where is None:
+    if sheet is None:
         return {}
-    found = TargetSpace.of(job, where, ASSUMED, estimates_for(where))
+    try:
+        where = time_model.machine(sheet.sku)
+    except errors.DeviceError:  # of a kind that Triton does not compile for
+        return {}
+    found = TargetSpace(job, where, ASSUMED, EstimatedCode(where))
     return {id(c.planned): c.guessed_s for c in found.candidates if math.isfinite(c.guessed_s)}
 
 
@@ -174,28 +260,11 @@ def compiled_space(
 ) -> TargetSpace:
     """The candidates of one job on a SKU, the ``most`` best estimates compiled (all for 0) and predicted."""
     where = time_model.machine(sku)
-    found = TargetSpace.of(job, where, constants, estimates_for(where))
+    found = TargetSpace(job, where, constants, EstimatedCode(where))
     candidates = found.order()
     requests = dict(found.requests(candidates[:most] if most else candidates))
     found.take_reports(dict(compile_farm.compile_all(list(requests.items()), jobs)))
     return found
-
-
-def estimates_for(where: Machine) -> EstimatedCode:
-    """Guessed machine code for a SKU, from the recorded table."""
-    return EstimatedCode(_recorded().reports, where.arch, where.limits.warp_size)
-
-
-_recorded = functools.cache(recorded.load)
-
-
-def _refuse_other_sku(path: Path, device: Device) -> None:
-    """RegistryError where there is a registry, and it is of another SKU."""
-    if path.exists():
-        facts = registry.load(path).device.validity
-        if facts != device.validity() and not validity.same_sku(facts, device.validity()):
-            what = f"registry {path} is of another device ({validity.named(facts)})"
-            raise errors.RegistryError(f"{what}; choose another folder with --out")
 
 
 def _entry(space: TargetSpace, chosen: TargetCandidate, sku: str) -> Entry:

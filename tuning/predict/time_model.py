@@ -36,18 +36,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from griffin_kernels import errors
+from griffin_kernels.architectures import KIB, SHARED_KIB
 from griffin_kernels.datasheet import DRAM_LATENCY_S, Datasheet, datasheet
 from griffin_kernels.device import Device
 from griffin_kernels.texts import unmarked
 from roofline.target import ACHIEVED_DRAM, ACHIEVED_TENSOR
 from tuning.predict.launch_work import CallWork, LaunchWork, Work
-from tuning.predict.occupancy import LIMITS, ResidencyLimits, occupancy
 from tuning.static.describe import device_of
 from tuning.static.recorded import StaticReport
+
+Code = Callable[[LaunchWork], StaticReport]
+"""The machine code of a launch."""
 
 SHARPNESS = 4.0
 """Exponent of the smooth maximum: two equal limits give 1.19 of one."""
@@ -106,6 +110,99 @@ def load_constants(path: Path | None) -> Constants:
 
 
 @dataclass(frozen=True)
+class ResidencyLimits:
+    """What one SM or CU has for the blocks that it holds.
+
+    warps: warps (AMD: waves). blocks: thread blocks. registers: 32-bit registers, of all threads together.
+    shared_bytes: shared memory (LDS), and block_shared_bytes of it for one block at most. reserved_bytes: shared memory
+    that each block takes besides its own. issue: instructions of a warp that start per clock, all schedulers together.
+    warp_size: threads.
+    """
+
+    warps: int
+    blocks: int
+    registers: int
+    shared_bytes: int
+    block_shared_bytes: int
+    reserved_bytes: int
+    issue: float
+    warp_size: int = 32
+
+
+def _nvidia(arch: str, warps: int, blocks: int) -> ResidencyLimits:
+    # a unit has what one block may use and, from sm_80 on, 1 KiB besides, which every block takes for the system
+    block, reserved = SHARED_KIB[arch] * KIB, 0 if arch == "sm_75" else KIB
+    return ResidencyLimits(warps, blocks, 65536, block + reserved, block, reserved, issue=4.0)
+
+
+def _cdna(arch: str) -> ResidencyLimits:
+    shared = SHARED_KIB[arch] * KIB
+    # 4 SIMDs of 512 registers x 64 lanes; each starts a vector instruction of 64 threads every 4 clocks, and beside it
+    # one of each other kind, of other waves (ROCm Compute Profiler's documentation, pipeline descriptions, scheduler)
+    return ResidencyLimits(32, 32, 4 * 512 * 64, shared, shared, 0, issue=1.0, warp_size=64)
+
+
+LIMITS: Mapping[str, ResidencyLimits] = {
+    "sm_75": _nvidia("sm_75", 32, 16),
+    "sm_80": _nvidia("sm_80", 64, 32),
+    "sm_86": _nvidia("sm_86", 48, 16),
+    "sm_87": _nvidia("sm_87", 48, 16),
+    "sm_89": _nvidia("sm_89", 48, 24),
+    "sm_90": _nvidia("sm_90", 64, 32),
+    "sm_100": _nvidia("sm_100", 64, 32),
+    "sm_103": _nvidia("sm_103", 64, 32),
+    "sm_120": _nvidia("sm_120", 48, 24),
+    "sm_121": _nvidia("sm_121", 48, 24),
+    "gfx90a": _cdna("gfx90a"),
+    "gfx942": _cdna("gfx942"),
+    "gfx950": _cdna("gfx950"),
+}
+"""NVIDIA: CUDA C++ Programming Guide 13, "technical specifications per compute capability"; 1 KiB of shared memory is
+reserved per block from sm_80 on; four schedulers, an instruction each per clock. AMD: instruction set guides of CDNA 2,
+3 and 4, and the LLVM AMDGPU guide (8 waves per SIMD, registers in steps of 8)."""
+
+REGISTER_STEP = 8
+"""Registers of a thread are given out in steps of this (NVIDIA: 256 per warp of 32; AMD: 8)."""
+
+SCHEDULERS = 4
+"""Parts of a unit, on all of these; each owns a quarter of its registers."""
+
+BLOCK_THREADS = 1024
+"""Most threads of a block, on all of these."""
+
+
+class Occupancy(NamedTuple):
+    """blocks: of a kernel that one SM or CU holds at once, 0 where one does not fit. limit: what stops more.
+
+    share: of its warps.
+    """
+
+    blocks: int
+    limit: str
+    share: float
+
+
+def occupancy(arch: str, registers: int, shared_bytes: int, num_warps: int) -> Occupancy:
+    """Blocks of ``num_warps`` warps with so many registers per thread and bytes of shared memory that fit a unit.
+
+    arch: one of LIMITS.
+    """
+    have = LIMITS[arch]
+    taken = REGISTER_STEP * -(-max(registers, 1) // REGISTER_STEP) * have.warp_size
+    # registers belong to schedulers, and warps go round
+    warps_by_registers = SCHEDULERS * (have.registers // SCHEDULERS // taken)
+    counts = {"registers": warps_by_registers // num_warps, "warps": have.warps // num_warps, "blocks": have.blocks}
+    if shared_bytes:
+        counts["shared memory"] = have.shared_bytes // (shared_bytes + have.reserved_bytes)
+    if shared_bytes > have.block_shared_bytes:
+        counts["shared memory"] = 0
+    if num_warps * have.warp_size > BLOCK_THREADS:
+        counts["threads of a block"] = 0
+    limit = min(counts, key=lambda name: counts[name])
+    return Occupancy(counts[limit], limit, counts[limit] * num_warps / have.warps)
+
+
+@dataclass(frozen=True)
 class Machine:
     """A SKU as the model sees it. tensor_reach: share of the matrix peak that published products reach."""
 
@@ -141,15 +238,11 @@ def machine(sku: str) -> Machine:
     # two operations for each multiply-add: the clock that the float32 peak is stated at
     stated = sheet.vector_flops_per_s / (sheet.units * 2 * VECTOR_LANES.get(sheet.arch, 128))
     peak, achieved = sheet.tensor_flops_per_s("bfloat16"), sheet.achieved_bfloat16_tflops
-    return Machine(
-        sheet=sheet,
-        limits=LIMITS[sheet.arch],
-        units=sheet.units,
-        clock_hz=sheet.boost_clock_mhz * 1e6 if sheet.boost_clock_mhz else stated,
-        vector_flops_per_s=sheet.vector_flops_per_s,
-        special_per_clock=sheet.special_per_unit_per_clock or SPECIAL_PER_CLOCK,
-        tensor_reach=achieved * 1e12 / peak if achieved and peak else ACHIEVED_TENSOR,
-    )
+    clock_hz = sheet.boost_clock_mhz * 1e6 if sheet.boost_clock_mhz else stated
+    special, reach = sheet.special_per_unit_per_clock or SPECIAL_PER_CLOCK, ACHIEVED_TENSOR
+    if achieved and peak:
+        reach = achieved * 1e12 / peak
+    return Machine(sheet, LIMITS[sheet.arch], sheet.units, clock_hz, sheet.vector_flops_per_s, special, reach)
 
 
 class StepPrediction(msgspec.Struct, frozen=True):
@@ -202,10 +295,6 @@ class Prediction(msgspec.Struct, frozen=True):
         return max(launches, key=lambda step: step.seconds)
 
 
-Code = Callable[[LaunchWork], StaticReport]
-"""The machine code of a launch."""
-
-
 def does_not_fit(work: LaunchWork, code: StaticReport, where: Machine) -> str | None:
     """Why a launch cannot start on the device, if so."""
     held = occupancy(where.arch, code.registers, code.shared_bytes, work.num_warps)
@@ -221,12 +310,7 @@ def predict(
     steps: Sequence[Work], code: Code, where: Machine, dtype: str, constants: Constants = ASSUMED
 ) -> Prediction:
     """Predicted time of a candidate whose launches fit the device (``does_not_fit``)."""
-    found = [
-        _launch(step, code(step), where, dtype, constants)
-        if isinstance(step, LaunchWork)
-        else _call(step, where, dtype, constants)
-        for step in steps
-    ]
+    found = [_step(step, code, where, dtype, constants) for step in steps]
     shares: dict[str, float] = {}
     for step in found:
         binding = max(step.limits_s, key=lambda name: step.limits_s[name])
@@ -244,13 +328,18 @@ def _together(times: Mapping[str, float]) -> float:
     return times["launch"] + longest * math.pow(power, 1 / SHARPNESS)
 
 
-def _matrix_rate(where: Machine, dtype: str) -> float:
-    """FLOP/s that published products reach in a dtype; the vector rate where the device has no units for it."""
+def _step(work: Work, code_of: Code, where: Machine, dtype: str, constants: Constants) -> StepPrediction:
+    dram_s = work.bytes_moved / (where.sheet.dram_bytes_per_s * constants.dram_reach)
     peak = where.sheet.tensor_flops_per_s(dtype)
-    return where.vector_flops_per_s if peak is None else peak * where.tensor_reach
-
-
-def _launch(work: LaunchWork, code: StaticReport, where: Machine, dtype: str, constants: Constants) -> StepPrediction:
+    # what published products reach in the dtype; the vector rate where the device has no units for it
+    flops_per_s = where.vector_flops_per_s if peak is None else peak * where.tensor_reach
+    if isinstance(work, CallWork):
+        times = {"launch": work.kernels * constants.launch_s, "dram": dram_s}
+        if work.flops:
+            tail = math.ceil(work.blocks / where.units) * where.units / work.blocks
+            times["tensor"] = work.flops / flops_per_s * tail
+        return StepPrediction(work.name, _together(times), times)
+    code = code_of(work)
     held = occupancy(where.arch, code.registers, code.shared_bytes, work.num_warps)
     warp, clock, unit_flops_per_s = where.limits.warp_size, where.clock_hz, where.vector_flops_per_s / where.units
     # without a loop the main loop is the whole program
@@ -264,55 +353,35 @@ def _launch(work: LaunchWork, code: StaticReport, where: Machine, dtype: str, co
 
     mix, outside = code.mix, code.instructions - code.loop_instructions
     loads = mix["global_loads"] + mix["async_copies"]
-    asked = loops * (loads * _load_bytes(code) + 4 * mix["local_memory"]) * (work.num_warps * warp) * work.programs
+    widths = sum(code.load_bits.values())
+    # mean bytes that a thread loads at once
+    load_bytes = sum(bits * n for bits, n in code.load_bits.items()) / (8 * widths) if widths else 16.0
+    asked = loops * (loads * load_bytes + 4 * mix["local_memory"]) * (work.num_warps * warp) * work.programs
     shared = mix["shared_loads"] + mix["shared_stores"] + mix["shuffles"]
     issued = per_unit(max(mix["scalar"], code.loop_instructions - mix["scalar"]), outside)
+    # one program alone on a unit
+    per_instruction = constants.dependent_cycles / clock
+    waiting = constants.latency_s if loads else 0.0
+    working = code.loop_instructions * per_instruction
+    if mix["async_copies"] and work.num_stages > 1:
+        iteration = max(waiting / (work.num_stages - 1), working)
+    else:
+        iteration = waiting + working
+    chain = loops * iteration + outside * per_instruction + constants.latency_s
     times = {
         "launch": constants.launch_s,
-        "dram": _dram(work, where, constants),
+        "dram": dram_s,
         "cache": asked / (L2_BYTES_PER_CLOCK * clock * where.units * constants.cache_reach),
         "vector": per_unit(mix["multiply_adds"]) * warp * 2 / unit_flops_per_s,
         "special": per_unit(mix["special"]) * warp / (where.special_per_clock * clock),
         "shared": per_unit(shared) * SHARED_CYCLES / clock,
         "issue": issued / (where.limits.issue * clock * constants.issue_reach),
-        "latency": math.ceil(waves) * _chain(work, code, loops, outside, where, constants),
+        "latency": math.ceil(waves) * chain,
     }
     if work.flops:
         tail = busiest * where.units / work.programs
-        times["tensor"] = work.flops / (_matrix_rate(where, dtype) * constants.matrix_share) * tail
+        times["tensor"] = work.flops / (flops_per_s * constants.matrix_share) * tail
     return StepPrediction(
         work.name, _together(times), times, code.registers, code.spill_bytes, code.shared_bytes, held.share, held.limit,
-        waves, code.waits, code.mix["matrix"], code.serialised,
+        waves, code.waits, mix["matrix"], code.serialised,
     )  # fmt: skip
-
-
-def _dram(work: Work, where: Machine, constants: Constants) -> float:
-    return work.bytes_moved / (where.sheet.dram_bytes_per_s * constants.dram_reach)
-
-
-def _load_bytes(code: StaticReport) -> float:
-    """Mean bytes that a thread loads at once."""
-    count = sum(code.load_bits.values())
-    return sum(bits * n for bits, n in code.load_bits.items()) / (8 * count) if count else 16.0
-
-
-def _chain(
-    work: LaunchWork, code: StaticReport, loops: float, outside: int, where: Machine, constants: Constants
-) -> float:
-    """Seconds of one program alone on a unit."""
-    per_instruction = constants.dependent_cycles / where.clock_hz
-    waiting = constants.latency_s if code.mix["global_loads"] + code.mix["async_copies"] else 0.0
-    working = code.loop_instructions * per_instruction
-    if code.mix["async_copies"] and work.num_stages > 1:
-        iteration = max(waiting / (work.num_stages - 1), working)
-    else:
-        iteration = waiting + working
-    return loops * iteration + outside * per_instruction + constants.latency_s
-
-
-def _call(work: CallWork, where: Machine, dtype: str, constants: Constants) -> StepPrediction:
-    times = {"launch": work.kernels * constants.launch_s, "dram": _dram(work, where, constants)}
-    if work.flops:
-        tail = math.ceil(work.blocks / where.units) * where.units / work.blocks
-        times["tensor"] = work.flops / _matrix_rate(where, dtype) * tail
-    return StepPrediction(work.name, _together(times), times)

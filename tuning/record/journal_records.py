@@ -118,6 +118,19 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate", tag_
     stage: str = ""
 
 
+class Finalist(msgspec.Struct, frozen=True):
+    """A candidate in a race. record: of its first timing. incumbent: the published winner. place: in order of trial."""
+
+    record: Candidate
+    incumbent: bool = False
+    place: int = 0
+
+    @property
+    def name(self) -> str:
+        values = ",".join(f"{name}={value}" for name, value in self.record.config.items())
+        return f"{self.record.variant} [{values}]".removesuffix(" []")
+
+
 class Race(msgspec.Struct, frozen=True, kw_only=True, tag="race", tag_field="kind"):
     """Interleaved rounds of the finalists of one case: rounds_s[i][j] is finalist j in round i, None where it sat out,
     as a baseline far behind does in most rounds.

@@ -22,9 +22,9 @@ from roofline import stats
 from tuning.plan import planner
 from tuning.plan.planner import Job
 from tuning.record import journal
-from tuning.record.journal_records import Candidate, Run
+from tuning.record.journal_records import Candidate
 from tuning.record.paths import make_folder
-from tuning.search.space import Point, Space, axes_of
+from tuning.search.space import Point, Space
 
 PACK_VERSION = 1
 DIGITS = 4
@@ -96,7 +96,7 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """The search space; the default is its only seed, so that no strategy is told more than a new machine knows."""
         points = tuple(Point(m.variant, tuple(m.config.items())) for m in self.points)
         seeds = () if self.default is None else (self.default,)
-        return Space(points, axes_of(points), seeds, key=f"{self.op}/{self.case.key}")
+        return Space(points, seeds, key=f"{self.op}/{self.case.key}")
 
     @functools.cached_property
     def drift(self) -> NDArray[np.float64]:
@@ -146,23 +146,20 @@ def file_name(op: str, case_key: str) -> str:
 
 
 def write(folder: Path, packed: Packed) -> Path:
-    """Write one file at once, a line for each point. OutputFolderError where the folder cannot be written."""
-    whole = msgspec.to_builtins(packed)
-    points = [json.dumps(_rounded(point), separators=(",", ":")) for point in whole.pop("points")]
+    """Write one file at once, a line for each point, times to DIGITS digits. OutputFolderError where that cannot be."""
+    whole, points = msgspec.to_builtins(packed), []
+    for point in whole.pop("points"):
+        times = [float(f"{s:.{DIGITS - 1}e}") for s in point["samples_s"]]
+        kept = point | {"samples_s": times, "seconds_spent": float(f"{point['seconds_spent']:.3e}")}
+        if kept["problem"] is None:
+            del kept["problem"]
+        points.append(json.dumps(kept, separators=(",", ":")))
     head = json.dumps(whole, indent=1).removesuffix("\n}")
     text = head + ',\n "points": [\n  ' + ",\n  ".join(points) + "\n ]\n}\n"
     make_folder(folder)
     path = folder / file_name(packed.op, packed.case.key)
     registry.write_atomically(path, text.encode())
     return path
-
-
-def _rounded(point: dict[str, Any]) -> dict[str, Any]:
-    """A point without fields that say nothing, its times to DIGITS digits."""
-    kept = {k: v for k, v in point.items() if not (k == "problem" and v is None)}
-    kept["samples_s"] = [float(f"{s:.{DIGITS - 1}e}") for s in point["samples_s"]]
-    kept["seconds_spent"] = float(f"{point['seconds_spent']:.3e}")
-    return kept
 
 
 def read(path: Path) -> Packed:
@@ -225,8 +222,17 @@ def pack(path: Path) -> list[Packed]:
     device = _device(run.device.validity)
     ops = tuple(name for name in catalog.ops() if any(c.op == name for c in tried.values()))
     jobs = planner.make(planner.Options(ops, budget="thorough"), device) if ops else []
-    packs = [_packed(run, job, device, tried) for job in jobs]
-    found = [packed for packed in packs if packed is not None and any(point.timed for point in packed.points)]
+    found = []
+    for job in jobs:
+        now, done = source_hashes(job), [tried.get(p.key(job.case, device)) for p in job.competitors]
+        points = [
+            msgspec.convert(c, MeasuredPoint, from_attributes=True)
+            for c in done
+            if c is not None and c.source_hash == now[c.variant]
+        ]
+        if len(points) == len(done) and any(point.timed for point in points):
+            source = f"journal of run {run.run_id}: {run.command}"
+            found.append(Packed.of(job, points, device=run.device, date=run.date, source=source, interleaved=False))
     if not found:
         raise errors.JournalError(
             f"journal {path} has no case of which every candidate was tried with the source as it is now; "
@@ -246,18 +252,3 @@ def _device(validity: Mapping[str, Any]) -> Device:
         return Device(**kept, memory_bytes=memory, details=(("mig", validity.get("mig", False)),))
     except TypeError as error:
         raise errors.JournalError(f"the journal's device is not described as this package does: {error}") from None
-
-
-def _packed(run: Run, job: Job, device: Device, tried: Mapping[str, Candidate]) -> Packed | None:
-    """One case, its points in the order of the plan; None where a candidate is missing."""
-    found = [tried.get(p.key(job.case, device)) for p in job.competitors]
-    now = source_hashes(job)
-    points = [
-        msgspec.convert(c, MeasuredPoint, from_attributes=True)
-        for c in found
-        if c is not None and c.source_hash == now[c.variant]
-    ]
-    if not points or len(points) < len(found):
-        return None
-    source = f"journal of run {run.run_id}: {run.command}"
-    return Packed.of(job, points, device=run.device, date=run.date, source=source, interleaved=False)

@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from rich.console import Console
 
@@ -37,16 +36,14 @@ from tuning.plan.planner import Job, Planned
 from tuning.replay import packed
 from tuning.replay.packed import MeasuredPoint, Packed
 
-CASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "linear_scan": ("B1-T2048-D2560-float32", "B1-T2048-D2560-bfloat16", "B8-T512-D2560-float32"),
-        "linear_scan_bwd": ("B1-T2048-D2560-float32", "B1-T2048-D4096-float32"),
-        "local_attention": ("B1-T1024-Hq6-Hkv1-d128-W1024-float32", "B1-T2048-Hq10-Hkv1-d256-W512-float32"),
-        "local_attention_bwd": ("B1-T1024-Hq6-Hkv1-d128-W1024-float32",),
-        "temporal_conv1d": ("B1-T2048-D2560-K4-float32", "B1-T1024-D1024-K4-float32"),
-        "temporal_conv1d_bwd": ("B1-T2048-D2560-K4-float32",),
-    }
-)
+CASES: Mapping[str, tuple[str, ...]] = {
+    "linear_scan": ("B1-T2048-D2560-float32", "B1-T2048-D2560-bfloat16", "B8-T512-D2560-float32"),
+    "linear_scan_bwd": ("B1-T2048-D2560-float32", "B1-T2048-D4096-float32"),
+    "local_attention": ("B1-T1024-Hq6-Hkv1-d128-W1024-float32", "B1-T2048-Hq10-Hkv1-d256-W512-float32"),
+    "local_attention_bwd": ("B1-T1024-Hq6-Hkv1-d128-W1024-float32",),
+    "temporal_conv1d": ("B1-T2048-D2560-K4-float32", "B1-T1024-D1024-K4-float32"),
+    "temporal_conv1d_bwd": ("B1-T2048-D2560-K4-float32",),
+}
 """What is recorded where nothing is asked for: cases with enough points on a CPU for a search to make a difference."""
 
 SLOW_SAMPLES, LEAST, MOST = 3, 11, 101
@@ -120,19 +117,15 @@ def exhaustive(job: Job, device: Device, seconds: float, say: Callable[[str], No
             best = min(stats.median(r.samples) for r in live)
             live = [r for r in live if min(r.samples) <= SLOW_FACTOR * best]
         elif number == LEAST:
-            live = _near(live, _packed(job, device, runners).seconds, runners)
+            medians = _packed(job, device, runners).seconds
+            known = {id(r): s or 0.0 for r, s in zip(runners, medians, strict=True)}
+            live.sort(key=lambda r: known[id(r)])
+            limit = NEAR * known[id(live[0])]
+            live = [r for place, r in enumerate(live) if place < NEAREST or known[id(r)] <= limit]
         elif number > LEAST and number % 10 == 0:
             if time.monotonic() - began > seconds or _packed(job, device, runners).uncertainty < KNOWN:
                 break
     return _packed(job, device, runners)
-
-
-def _near(live: Sequence[_Runner], seconds: Sequence[float | None], runners: Sequence[_Runner]) -> list[_Runner]:
-    """Those of ``live`` within NEAR of the best, and the NEAREST in any case."""
-    by_runner = {id(r): s or 0.0 for r, s in zip(runners, seconds, strict=True)}
-    order = sorted(live, key=lambda r: by_runner[id(r)])
-    limit = NEAR * by_runner[id(order[0])]
-    return [r for place, r in enumerate(order) if place < NEAREST or by_runner[id(r)] <= limit]
 
 
 def _packed(job: Job, device: Device, runners: Sequence[_Runner]) -> Packed:
@@ -144,14 +137,6 @@ def _packed(job: Job, device: Device, runners: Sequence[_Runner]) -> Packed:
         source="tuning.replay.record: every point timed in interleaved rounds on the device itself",
         interleaved=True,
     )
-
-
-def done(path: Path, job: Job, device: Device) -> bool:
-    """Whether a file holds this case, measured on this device with this source. JournalError where it is broken."""
-    if not path.exists():
-        return False
-    found = packed.read(path)
-    return found.source_hashes == packed.source_hashes(job) and found.device.validity == device.validity()
 
 
 def jobs_for(ops: Sequence[str], cases: Sequence[str], device: Device) -> list[Job]:
@@ -179,9 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = devices.detect(given.device)
         for job in jobs_for(given.ops, given.cases, device):
             path = given.out / packed.file_name(job.op.name, job.case.key)
-            if not given.again and done(path, job, device):
-                print(f"{path.name}: there", flush=True)
-                continue
+            if not given.again and path.exists():
+                there = packed.read(path)
+                if there.source_hashes == packed.source_hashes(job) and there.device.validity == device.validity():
+                    print(f"{path.name}: there", flush=True)
+                    continue
             began = time.monotonic()
             found = exhaustive(job, device, given.seconds, status)
             packed.write(given.out, found)

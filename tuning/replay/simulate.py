@@ -7,7 +7,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -32,8 +32,7 @@ SEEDS = 5
 """Searches with other random choices and short, noisy measurements."""
 
 
-@dataclass(frozen=True)
-class Play:
+class Play(NamedTuple):
     """One search. tried: points in order; reached: optimum over the best finalist's seconds, 1 is all there is.
 
     cost_s: simulated seconds: what the tuner that made the journal spent on the points that were tried.
@@ -76,7 +75,7 @@ def _observed(packed: Packed, index: int, seed: int | None) -> float | None:
     return float(np.median(samples[picks]))
 
 
-class Reached(msgspec.Struct, frozen=True, kw_only=True):
+class Reached(msgspec.Struct, frozen=True):
     """What one strategy reached on one journal with so many evaluations, as shares of the optimum.
 
     exact: with its own random choices and each point's median to see. mean, worst: over seeds, with other random
@@ -90,7 +89,7 @@ class Reached(msgspec.Struct, frozen=True, kw_only=True):
     cost_s: float
 
 
-class StrategyRow(msgspec.Struct, frozen=True, kw_only=True):
+class StrategyRow(msgspec.Struct, frozen=True):
     """One strategy on one journal. after: by evaluations, ``"10"``, ``"25"``, ``"50"`` and ``"quarter"`` of the points.
 
     Budgets beyond the size of the space are left out. optimum_s: seconds of the fastest point; uncertainty: half the
@@ -117,32 +116,20 @@ def rows(
     for journal in journals:
         size = len(journal.points)
         budgets = {str(n): n for n in EVALUATIONS if n < size} | {"quarter": math.ceil(size / 4)}
+        everything_s = sum(point.seconds_spent for point in journal.points)
+        facts = (journal.name, size, journal.optimum_s, journal.uncertainty, everything_s)
         for strategy in strategies:
             say(f"{journal.name}: {strategy.name}")
-            found.append(
-                StrategyRow(
-                    strategy=strategy.name,
-                    journal=journal.name,
-                    points=size,
-                    optimum_s=journal.optimum_s,
-                    uncertainty=journal.uncertainty,
-                    everything_s=sum(point.seconds_spent for point in journal.points),
-                    after={name: _reached(journal, strategy, n, seeds) for name, n in budgets.items()},
-                )
-            )
+            after = {name: _reached(journal, strategy, n, seeds) for name, n in budgets.items()}
+            found.append(StrategyRow(strategy.name, *facts, after))
     return found
 
 
 def _reached(journal: Packed, strategy: Strategy, evaluations: int, seeds: int) -> Reached:
     exact = play(journal, strategy, evaluations)
     others: list[Play] = [play(journal, strategy, evaluations, seed) for seed in range(seeds)] or [exact]
-    return Reached(
-        evaluations=evaluations,
-        exact=exact.reached,
-        mean=float(np.mean([p.reached for p in others])),
-        worst=min(p.reached for p in others),
-        cost_s=float(np.mean([p.cost_s for p in others])),
-    )
+    reached, costs = [p.reached for p in others], [p.cost_s for p in others]
+    return Reached(evaluations, exact.reached, float(np.mean(reached)), min(reached), float(np.mean(costs)))
 
 
 def show(console: Console, found: Sequence[StrategyRow]) -> None:
@@ -155,17 +142,9 @@ def show(console: Console, found: Sequence[StrategyRow]) -> None:
         line(console, f"{journal}: {size}", "bold")
         drawn = table(["strategy"], [*(f"after {n}" for n in EVALUATIONS), "after 25%", "cost of 25%"])
         for row in own:
-            cells = [_cell(row.after.get(name)) for name in names]
+            shares = [row.after.get(name) for name in names]
+            cells = [f"{r.exact:.1%} ({r.mean:.0%}, {r.worst:.0%})" if r is not None else "" for r in shares]
             drawn.add_row(row.strategy, *cells, f"{row.after['quarter'].cost_s:.2f} s")
         console.print(drawn)
-    line(console, LEGEND)
-
-
-def _cell(reached: Reached | None) -> str:
-    return "" if reached is None else f"{reached.exact:.1%} ({reached.mean:.0%}, {reached.worst:.0%})"
-
-
-LEGEND = (
-    "% of the exhaustive optimum: as recorded (mean, worst over seeds with short, noisy measurements). "
-    "Cost: simulated seconds."
-)
+    shown = "as recorded (mean, worst over seeds with short, noisy measurements)"
+    line(console, f"% of the exhaustive optimum: {shown}. Cost: simulated seconds.")

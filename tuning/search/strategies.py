@@ -20,15 +20,13 @@ import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from griffin_kernels import errors
 from roofline import stats
-from tuning.search.space import Seen, Space
-from tuning.search.surrogate import believe
+from tuning.search.space import Seen, Space, believe, improvement
 
 ENTRY_POINTS = "griffin_kernels.strategies"
 """Group of entry points in which other packages offer strategies: an object, or a class without arguments."""
@@ -174,29 +172,27 @@ class Seeded:
         best = ranked(seen)
         if len(seen) < sample or not best:
             return first_unseen(spread(space, max(1, sample - len(space.seeds))), seen)
-        belief = believe(space, seen)
+        mean, deviation = believe(space, seen)
         if len(seen) % POLISH_EVERY == 0:
             for centre in best[:CENTRES]:
                 around = [i for i in space.neighbours(centre) if i not in seen]
                 if around:
-                    return min(around, key=lambda i: (belief.mean[i], i))
-        promise = belief.improvement()
+                    return min(around, key=lambda i: (mean[i], i))
+        promise = improvement(mean, deviation)
         promise[list(seen)] = -np.inf
         return int(np.argmax(np.round(promise, 9)))  # rounded: the last bits differ from machine to machine
 
 
-STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
-    {
-        own.name: own
-        for own in (
-            Seeded(),
-            InOrder("exhaustive", lambda space, seen, left: range(len(space))),
-            InOrder("random", lambda space, seen, left: shuffled(space, "random", range(len(space)))),
-            InOrder("lhs", lambda space, seen, left: spread(space, len(seen) + left)),
-            InOrder("local", _downhill),
-        )
-    }
-)
+STRATEGIES: Mapping[str, Strategy] = {
+    own.name: own
+    for own in (
+        Seeded(),
+        InOrder("exhaustive", lambda space, seen, left: range(len(space))),
+        InOrder("random", lambda space, seen, left: shuffled(space, "random", range(len(space)))),
+        InOrder("lhs", lambda space, seen, left: spread(space, len(seen) + left)),
+        InOrder("local", _downhill),
+    )
+}
 """This package's strategies by name: the default; every point in the order of the space; points in random order; points
 spread over all variants and evenly along every axis; steepest descent with random restarts."""
 

@@ -283,7 +283,7 @@ def calibrate(
     from griffin_kernels.registry import write_atomically
     from tuning.predict import calibrate as calibrating
     from tuning.predict import time_model
-    from tuning.predict.compile_budget import compile_told
+    from tuning.predict.predictor import compile_told
     from tuning.record import journal
 
     lines = [record for path in journals for record in journal.read(path)]

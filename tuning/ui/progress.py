@@ -26,8 +26,7 @@ from roofline import stats
 from roofline.console import line, table
 from roofline.units import clock_text, seconds_text
 from tuning.measure.conditions import disturbed
-from tuning.plan.eta import Estimate
-from tuning.plan.schedule import Clock
+from tuning.plan.schedule import Clock, Estimate
 from tuning.record.journal import undecided
 from tuning.record.journal_records import BAD, Candidate, Noise, Place, Race, Record, Result, Status, Undecided
 from tuning.ui import events

@@ -27,9 +27,8 @@ from roofline import tables
 from roofline.console import StatusLine, line, table
 from roofline.units import clock_text, units_text
 from tuning import run as runs
-from tuning.plan.eta import Estimate
 from tuning.plan.planner import Options
-from tuning.plan.schedule import Clock, Schedule
+from tuning.plan.schedule import Clock, Estimate, Schedule
 from tuning.predict import predictor
 from tuning.predict.time_model import load_constants
 from tuning.record import journal

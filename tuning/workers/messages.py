@@ -15,9 +15,8 @@ import msgspec
 
 from griffin_kernels.case import Case
 from griffin_kernels.records import Entry
-from tuning.measure.finalist import Finalist
 from tuning.plan.budget import Budget
-from tuning.record.journal_records import OutputError, Race, Status
+from tuning.record.journal_records import Finalist, OutputError, Race, Status
 from tuning.static.recorded import CompileRequest, StaticReport
 
 

@@ -23,8 +23,7 @@ import numpy as np
 
 from griffin_kernels import errors
 from roofline import stats
-from tuning.plan.budget import LONGEST_S
-from tuning.plan.free_memory import memory_allowed
+from tuning.plan.budget import LONGEST_S, memory_allowed
 from tuning.record.journal_records import Status
 from tuning.workers import messages
 from tuning.workers.messages import Answer, Broken, Load, Raced, Ready, Request, RunRace, Stage, Tried, Try

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from griffin_kernels.case import BenchCase, Case, Cost
 
-FLAGS = ("reset", "packed", "reverse")
-"""Properties of a call that look-up matches exactly. h0 is not one: it costs one row."""
-
 
 def cost(case: Case) -> Cost:
     """Read x and n elements of a for each of them, write h; n multiply-adds per element.

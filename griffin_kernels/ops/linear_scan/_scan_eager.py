@@ -160,19 +160,6 @@ def handed_back(values: Tensor, reverse: bool) -> Tensor:
     return shifted
 
 
-def previous(h: Tensor, h0: Tensor | None, cu_seqlens: Tensor | None, reverse: bool) -> Tensor:
-    """The state before each step [B,T,D] in the accumulator's dtype, resets not counted."""
-    wide = accumulator(h.dtype)
-    before = torch.zeros(h.shape, dtype=wide, device=h.device)
-    if reverse:
-        before[:, :-1] = h[:, 1:]
-    else:
-        before[:, 1:] = h[:, :-1]
-    rows, first, _ = ends(cu_seqlens, h.shape[1], reverse)
-    before[first] = 0.0 if h0 is None else h0[rows].to(wide)
-    return before
-
-
 def backward(core: Core, call: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """The gradient through ``core``: a scan in the other direction whose gate is a, transposed, one step later.
 
@@ -189,7 +176,9 @@ def backward(core: Core, call: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         incoming[last] += dh_last[rows].to(wide)
     ended = None if cut is None else handed_back(cut, reverse)
     g = directed(core, incoming, handed_back(unless(cut, gate), reverse), ended, not reverse)  # [B, T, D]
-    da = unless(reset, products.outer(g, previous(h, h0, cu_seqlens, reverse), a.dtype))
+    before = handed_back(h, not reverse).to(wide)
+    before[first] = 0.0 if h0 is None else h0[rows].to(wide)
+    da = unless(reset, products.outer(g, before, a.dtype))
     dh0 = None
     if h0 is not None:
         dh0 = torch.zeros(h0.shape, dtype=wide, device=a.device) if dh_last is None else dh_last.to(wide, copy=True)

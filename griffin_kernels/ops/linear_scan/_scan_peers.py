@@ -11,6 +11,7 @@ Source: github.com/fla-org/flash-linear-attention at bc3b101, fla/ops/hgrn/chunk
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -126,14 +127,11 @@ def log_gate_variant(kind: str, module: str, name: str, words: str) -> Variant:
         h, h_last = results
         return h, h_last.float()
 
-    def reject(case: Case, device: Device, config: Any) -> str | None:
-        return problem(case, device, amd=True, positive=True)
-
     return Variant(
         op="linear_scan",
         name=f"peer.fla_hgrn_{kind}",
         summary=f"flash-linear-attention's {words}",
-        reject=reject,
+        reject=functools.partial(problem, amd=True, positive=True),
         baseline=True,
         adapter=Adapter(prepare, call, finish),
         package="fla",
@@ -160,7 +158,7 @@ def log_gate_gradient(forward: Variant, module: str, name: str, **facts: Any) ->
     return backward_of(forward, from_parts, adapter=Adapter(prepare, call, finish))
 
 
-def problem(case: Case, device: Device, *, amd: bool = False, positive: bool = False) -> str | None:
+def problem(case: Case, device: Device, config: Any, *, amd: bool = False, positive: bool = False) -> str | None:
     """Why a plain scan of rows cannot be what is asked for. positive: gates are taken as logarithms."""
     if (reason := _peer.problem(case, device, DTYPES, amd=amd)) is not None:
         return reason
@@ -173,10 +171,10 @@ def problem(case: Case, device: Device, *, amd: bool = False, positive: bool = F
     return "takes the logarithm of gates" if positive and {"signed", "zeros"} & set(case.data) else None
 
 
-def warp_problem(case: Case, device: Device) -> str | None:
+def warp_problem(case: Case, device: Device, config: Any) -> str | None:
     """Why accelerated-scan's warp form cannot run."""
     least, most = WARP_STEPS
     steps = case["T"]
     if steps & (steps - 1) or not least <= steps <= most:
         return f"needs a power of two of steps, {least} to {most}, and not {steps}"
-    return problem(case, device)
+    return problem(case, device, config)

@@ -6,6 +6,4 @@ from griffin_kernels.ops.linear_scan import _scan_peers
 
 MODULE = "accelerated_scan.scalar"
 
-VARIANT = _scan_peers.time_last_variant(
-    "triton", MODULE, "Triton kernel", lambda case, device, config: _scan_peers.problem(case, device)
-)
+VARIANT = _scan_peers.time_last_variant("triton", MODULE, "Triton kernel", _scan_peers.problem)

@@ -6,6 +6,4 @@ from griffin_kernels.ops.linear_scan import _scan_peers
 
 MODULE = "accelerated_scan.warp"
 
-VARIANT = _scan_peers.time_last_variant(
-    "warp", MODULE, "CUDA kernel of warps", lambda case, device, config: _scan_peers.warp_problem(case, device)
-)
+VARIANT = _scan_peers.time_last_variant("warp", MODULE, "CUDA kernel of warps", _scan_peers.warp_problem)

@@ -186,11 +186,6 @@ class PageView:
             self.values[axis], key=lambda value: (taken.count(value), value if value in taken else -value), default=0
         )
 
-    @property
-    def largest_studied(self) -> int:
-        """The largest batch of the grid that a pass in detail has, else 0."""
-        return max({record.batch for record in self.passes} & set(self.batches), default=0)
-
     def largest_batch(self, model: str, seq: int) -> int | None:
         """The largest batch that fits at a length: weights once, the rest for each sequence. None if not known."""
         points = [p for phase in self.memory_phases for p in self.line(model, phase, "batch", seq)][:1]

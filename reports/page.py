@@ -41,20 +41,12 @@ class Figure:
     height: int
 
 
-def _raw(value: float | None) -> str:
-    """A number for sorting and CSV; empty where there is none."""
-    return "" if value is None else repr(float(value))
-
-
 @functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters |= {name: getattr(fmt, name) for name in FILTERS}
     environment.filters |= {
         "case_marks": fmt.marks,
@@ -62,7 +54,8 @@ def _environment() -> jinja2.Environment:
         "config_text": fmt.config,
         "fact": lambda value, name: fmt.fact(name, value),
         "percent_number": lambda value: f"{100 * value:.1f}",
-        "raw": _raw,
+        # a number for sorting and CSV; empty where there is none
+        "raw": lambda value: "" if value is None else repr(float(value)),
     }
     return environment
 

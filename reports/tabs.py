@@ -94,6 +94,8 @@ def forward_tab(study: Study) -> Tab:
 def _charts(view: PageView) -> dict[str, Any]:
     """The charts of a device, by name. first: the pass whose waterfall is shown at first."""
     accuracy, batch = view.accuracy, view.common("batch")
+    # or the largest of the grid that a pass in detail has
+    studied = max([batch, *({record.batch for record in view.passes} & set(view.batches))])
 
     def picks(axis: str, name: str, draw: Callable[[int], str | None], chosen: int) -> list[dict[str, Any]]:
         """Charts that a select box shows one of, for each value of ``axis``. id: of the panel."""
@@ -111,9 +113,7 @@ def _charts(view: PageView) -> dict[str, Any]:
         "first": accuracy.worst if accuracy else next(iter(view.passes), None),
         "over_seq": picks("batch", "at-batch", lambda value: forward_lines.speed(view, "seq", value), batch),
         "over_batch": picks("seq", "at-length", lambda v: forward_lines.speed(view, "batch", v), view.common("seq")),
-        "memory": picks(
-            "batch", "memory-batch", lambda v: forward_lines.memory(view, v), max(batch, view.largest_studied)
-        ),
+        "memory": picks("batch", "memory-batch", lambda value: forward_lines.memory(view, value), studied),
         "regimes": {phase: drawn for phase, drawn in maps.items() if drawn is not None},
     }
 

@@ -17,14 +17,11 @@ from rich.table import Table
 
 from griffin_kernels import errors
 
-PIPE_WIDTH = 160
-"""Columns where there is no terminal to ask: tables for people who read logs."""
-
 
 def output() -> Console:
-    """Standard output."""
+    """Standard output; 160 columns where there is no terminal to ask: tables for people who read logs."""
     console = Console()
-    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+    return console if console.is_terminal else Console(width=160)
 
 
 def line(console: Console, text: str, style: str = "") -> None:

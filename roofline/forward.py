@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import structs
 
+from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES, Pass
 from griffin_kernels.models.config import GriffinConfig
 from griffin_kernels.models.presets import preset
@@ -133,7 +134,11 @@ def analyse(
     """
     config = preset(model) if isinstance(model, str) else model
     kernels = part_kernels(config, phase, batch, seq, dtype, gpu=target.asynchronous)
-    target.check_dtype(dtype)
+    # matrix products that the device has, and somebody measured
+    peaks = [known for known in target.ceilings.tensor_flops_per_s if known in DTYPE_BYTES]
+    if dtype not in peaks:
+        had = ", ".join(peaks) or "none"
+        raise errors.DtypeError(f"{target.name} has no known matrix peak in {dtype}; it has {had}")
     size = DTYPE_BYTES[dtype]
     tokens = batch * new_tokens(phase, seq)
     live = max(k.cost.bytes_total - k.parameter_bytes - k.cache_bytes for found in kernels.values() for k in found)

@@ -123,11 +123,7 @@ def page(target: AnalysisTarget, plan: Plan, measured: Mapping[tuple[str, int], 
 
 
 def study(
-    device: Device,
-    entries: Sequence[Entry],
-    timing: Timing | None = None,
-    tell: Tell = print,
-    earlier: Sequence[Ceiling] = (),
+    device: Device, entries: Sequence[Entry], tell: Tell, timing: Timing = Timing(), earlier: Sequence[Ceiling] = ()
 ) -> Study:
     """Study a device: its ceilings, ``entries`` of its registry, forward passes of its plan.
 
@@ -135,11 +131,10 @@ def study(
     The models are held in memory together. Dispatch decides which kernels run, so the registry that ``entries`` come
     from should be in use. Raises DeviceError where there is no memory for the probes.
     """
-    times = timing or Timing()
     plan = CPU_PLAN if device.kind == "cpu" else GPU_PLAN
     sampler = Sampler(device, progress=lambda what, share: tell(f"ceilings: {what}"))
-    sampler.sample(times.ceilings)
-    measured = measured_passes(device, plan, sampler, times, tell)
+    sampler.sample(timing.ceilings)
+    measured = measured_passes(device, plan, sampler, timing, tell)
     here = Ceilings(device.name, tuple(best_of(earlier, sampler.ceilings())), device.last_level_cache_bytes)
     sheet = datasheet.find(device.name)
     cases = [(entry.op, entry.case) for entry in entries if not catalog.op(entry.op).forward]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from griffin_kernels import errors
-from griffin_kernels.case import DTYPE_BYTES, BenchCase
+from griffin_kernels.case import BenchCase
 from griffin_kernels.datasheet import datasheet
 from roofline.ceilings import Ceilings
 
@@ -52,14 +52,6 @@ class AnalysisTarget:
     reach: Mapping[str, float] = field(default_factory=dict)
     tuned: Callable[[BenchCase], Tuned | None] = lambda case: None
     assumptions: tuple[str, ...] = ()
-
-    def check_dtype(self, dtype: str) -> None:
-        """Raise DtypeError where the device has no matrix products in ``dtype``, or none that anybody measured."""
-        known = [name for name in self.ceilings.tensor_flops_per_s if name in DTYPE_BYTES]
-        if dtype not in known:
-            raise errors.DtypeError(
-                f"{self.name} has no known matrix peak in {dtype}; it has {', '.join(known) or 'none'}"
-            )
 
 
 def of_sku(sku: str) -> AnalysisTarget:

@@ -150,23 +150,16 @@ class _Shape:
 def _matmul(shape: _Shape, name: str, rows: int, inner: int, columns: int, bias: bool) -> Kernel:
     """[rows, inner] @ [inner, columns] + bias."""
     weights = (inner * columns + (columns if bias else 0)) * shape.size
-    cost = Cost(
-        bytes_read=rows * inner * shape.size + weights,
-        bytes_written=rows * columns * shape.size,
-        tensor_flops=2 * rows * inner * columns,
-    )
+    read, written = rows * inner * shape.size + weights, rows * columns * shape.size
+    cost = Cost(read, written, tensor_flops=2 * rows * inner * columns)
     return Kernel(name, cost, parameter_bytes=weights, rows=rows)
 
 
 def _glue(name: str, passes: Iterable[Pass], parameter_bytes: int = 0) -> Kernel:
     """Elementwise steps: their arithmetic is needed, their traffic is not."""
     run = tuple(passes)
-    least = Cost(
-        bytes_read=parameter_bytes,
-        bytes_written=0,
-        vector_flops=sum(p.count * p.cost.vector_flops for p in run),
-        special_ops=sum(p.count * p.cost.special_ops for p in run),
-    )
+    flops, specials = (sum(p.count * getattr(p.cost, kind) for p in run) for kind in ("vector_flops", "special_ops"))
+    least = Cost(parameter_bytes, 0, vector_flops=flops, special_ops=specials)
     return Kernel(name, least, run, parameter_bytes=parameter_bytes)
 
 

@@ -106,7 +106,7 @@ def test_scan_intensity_of_the_paper():
 def test_linear_layers_are_compute_bound_from_136_rows_on_a_tpu_v3():
     # 2 N D^2 operations over 2 (D^2 + 2 N D) bytes in bfloat16: N D / (D + 2 N) must exceed 136 operations a byte
     ceilings = of_sku("google-tpu-v3").ceilings
-    ridge = ceilings.tensor_flops_per_s["bfloat16"] / ceilings.dram_bytes_per_s
+    ridge = ceilings.tensor_flops_per_s["bfloat16"] / ceilings.value("dram")
     assert ridge == pytest.approx(136, rel=0.01)
     config = preset("griffin-7b")
 

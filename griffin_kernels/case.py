@@ -56,8 +56,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     def torch_dtype(self) -> torch.dtype:
         import torch
 
-        found: torch.dtype = getattr(torch, self.dtype)
-        return found
+        return getattr(torch, self.dtype)  # type: ignore[no-any-return]
 
     @cached_property
     def key(self) -> str:

@@ -164,12 +164,11 @@ def _kernel_modules(module: str) -> set[str]:
         name = waiting.pop()
         found.add(name)
         for node in ast.walk(ast.parse(_source(name))):
+            named: list[str] = []
             if isinstance(node, ast.ImportFrom) and node.module:
                 named = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
                 named = [alias.name for alias in node.names]
-            else:
-                continue
             waiting += [
                 n
                 for n in named
@@ -314,8 +313,7 @@ class Variant:
 
     @cached_property
     def contract(self) -> Op:
-        found: Op = importlib.import_module(f"griffin_kernels.ops.{self.op}.op").OP
-        return found
+        return importlib.import_module(f"griffin_kernels.ops.{self.op}.op").OP  # type: ignore[no-any-return]
 
     @property
     def key(self) -> str:

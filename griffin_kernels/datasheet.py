@@ -170,9 +170,8 @@ def datasheet(sku: str) -> Datasheet:
     if sku not in skus():
         near = _near(sku)
         hint = f"near ones are {', '.join(near)}" if near else "none is near"
-        raise errors.UnknownDevice(
-            f"no datasheet for device {sku!r}; {hint}; `griffin roofline list` shows all {len(skus())}"
-        )
+        listed = f"`griffin roofline list` shows all {len(skus())}"
+        raise errors.UnknownDevice(f"no datasheet for device {sku!r}; {hint}; {listed}")
     return _cached(sku)
 
 

@@ -31,7 +31,7 @@ NvmlHandle = Callable[[], Any]
 class Device:
     """One device that kernels run on.
 
-    kind: ``cpu``, ``cuda`` (NVIDIA), ``hip`` (AMD), or ``interpreter`` (Triton's interpreter; tests only).
+    kind: ``cpu``, ``cuda`` (NVIDIA), ``hip`` (AMD), or ``interpreter`` (Triton's, with TRITON_INTERPRET=1; tests only).
     name: as the driver or the operating system reports it. arch: ``sm_90``, ``gfx942``, ``x86-64-avx512``.
     units: SMs, CUs or usable CPU cores. memory_bytes: device memory; on a CPU the machine's RAM.
     last_level_cache_bytes: L2 of a GPU, L3 (else L2) of a CPU; 0 if unknown. warp_size: 0 on a CPU.
@@ -72,10 +72,6 @@ class Device:
         facts["memory_gib"] = 0 if self.kind == "cpu" else memory
         facts["mig"] = bool(dict(self.details).get("mig", False))
         return facts
-
-
-INTERPRETER = Device("interpreter", "Triton interpreter", "python", 1, 0, 0, warp_size=32)
-"""The device that variants see when tests run Triton kernels on the CPU with TRITON_INTERPRET=1."""
 
 
 def _read(path: str) -> str:

@@ -331,11 +331,8 @@ def _give_up(op: Op, case: Case, device: Device, choice: Choice, error: errors.O
         _STATE.too_large[_footprint(choice.variant, case, device, choice.config)] = str(error)
         _STATE.chosen.clear()
         if op.in_place and error.before:
-            raise errors.OutOfResourcesError(
-                f"{op.name}: {key} changed states before a launch failed, so this token is lost: {error}; "
-                "the next call runs another variant",
-                error.before,
-            ) from error
+            lost = f"{op.name}: {key} changed states before a launch failed, so this token is lost: {error}"
+            raise errors.OutOfResourcesError(f"{lost}; the next call runs another variant", error.before) from error
         instead = _choose(op, case, device).variant.name
         told = key in _STATE.warned
         _STATE.warned.add(key)

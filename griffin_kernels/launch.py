@@ -76,8 +76,7 @@ class Launch:
     @property
     def name(self) -> str:
         """The kernel's name as written in its source."""
-        name: str = self.kernel.__name__
-        return name
+        return str(self.kernel.__name__)
 
     @property
     def tensors(self) -> Iterator[Tensor]:

@@ -30,8 +30,6 @@ _HUGE = 2 * _HUGE_PAGE
 """Bytes from which a tensor is put on huge pages."""
 _POOLED = 2**19
 """Bytes from which a tensor comes from the pool: malloc keeps smaller ones itself."""
-_SLACK = 1.25
-"""A block may be this much larger than what is put into it."""
 
 
 class _Pool:
@@ -46,7 +44,7 @@ class _Pool:
         huge = size >= _HUGE
         wanted = size + _HUGE_PAGE if huge else size
         with self.lock:
-            fitting = [block for block in self.idle if wanted <= len(block) <= _SLACK * wanted]
+            fitting = [block for block in self.idle if wanted <= len(block) <= 1.25 * wanted]  # hardly larger
             if fitting:
                 block = min(fitting, key=len)
                 self.idle.remove(block)

@@ -19,9 +19,6 @@ from griffin_kernels.texts import now
 
 ENVIRONMENT_VARIABLE = "GRIFFIN_KERNELS_RECORD_MISSES"
 
-MOST = 2**16
-"""Cases that one process records; a file of so many says all there is to say."""
-
 
 class Miss(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One line: a case that ran untuned. device: its slug, as registry files are named. date: of recording, UTC."""
@@ -48,7 +45,7 @@ def record(op: str, case: Case, device: Device) -> None:
         return
     key = (path, op, case.key, device.slug)
     with _LOCK:
-        if key in _SEEN or path in _CLOSED or len(_SEEN) >= MOST:
+        if key in _SEEN or path in _CLOSED or len(_SEEN) >= 2**16:  # so many say all there is to say
             return
         _SEEN.add(key)
     try:

@@ -78,11 +78,9 @@ def load(path: Path) -> RegistryFile:
     """Read and validate one registry file; RegistryError says in one sentence what is wrong with it."""
     try:
         facts = os.stat(path)
-        if stat.S_ISDIR(facts.st_mode):
-            raise errors.RegistryError(f"registry {path} is a directory, expected a JSON file")
-        # a pipe would be waited for, a device may never end
-        if not stat.S_ISREG(facts.st_mode):
-            raise errors.RegistryError(f"registry {path} is not a regular file, expected a JSON file")
+        if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for, a device may never end
+            kind = "a directory" if stat.S_ISDIR(facts.st_mode) else "not a regular file"
+            raise errors.RegistryError(f"registry {path} is {kind}, expected a JSON file")
         if facts.st_size > MOST_BYTES:
             size = f"{facts.st_size / 2**20:.0f} MiB"
             raise errors.RegistryError(f"registry {path} has {size}, more than any registry; move it away")
@@ -145,10 +143,7 @@ def _common_device(
         return record
     if foreseen and validity.same_sku(facts, record.validity):
         return existing.device
-    raise errors.RegistryError(
-        f"registry {path} is of another device ({validity.named(facts)}), "
-        f"this is {device.name}, {device.arch}; publish to another file"
-    )
+    raise errors.RegistryError(f"{_foreign(path, existing, device)}; publish to another file")
 
 
 @contextlib.contextmanager
@@ -302,8 +297,10 @@ def load_for(path: Path, device: Device) -> RegistryFile:
     """Load a registry that must hold for ``device``: measured on it, or predicted for its SKU; else RegistryError."""
     file = load(path)
     if validity.holds(file, device) is None:
-        raise errors.RegistryError(
-            f"registry {path} is of another device ({validity.named(file.device.validity)}), "
-            f"this is {device.name}, {device.arch}"
-        )
+        raise errors.RegistryError(_foreign(path, file, device))
     return file
+
+
+def _foreign(path: Path, file: RegistryFile, device: Device) -> str:
+    other = validity.named(file.device.validity)
+    return f"registry {path} is of another device ({other}), this is {device.name}, {device.arch}"

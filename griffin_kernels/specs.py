@@ -46,8 +46,7 @@ def _bind_dim(dim: str, value: int, sizes: Sizes) -> bool:
 def data_dtype(op: Op, call: Any) -> torch.dtype:
     """The dtype of a call's data: that of its first data tensor."""
     first = next(name for name, spec in op.inputs.items() if spec.dtype == "data")
-    dtype: torch.dtype = getattr(call, first).dtype
-    return dtype
+    return getattr(call, first).dtype  # type: ignore[no-any-return]
 
 
 def bind(op: Op, call: Any) -> Sizes:

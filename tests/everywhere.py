@@ -13,17 +13,20 @@ from griffin_kernels import catalog, device, dispatch
 from griffin_kernels.contract import Variant
 from griffin_kernels.device import Device
 
+INTERPRETER = Device("interpreter", "Triton interpreter", "python", 1, 0, 0, warp_size=32)
+"""The device that variants see when tests run Triton kernels on the CPU with TRITON_INTERPRET=1."""
+
 
 def device_of(backend: str) -> Device:
     """The device on which tests run variants of a backend."""
     if torch.cuda.is_available() and backend != "numba":
         return device.gpu(0)
-    return device.INTERPRETER if backend == "triton" else device.cpu()
+    return INTERPRETER if backend == "triton" else device.cpu()
 
 
 def runs_somewhere(variant: Variant) -> bool:
     """False for a variant that refuses every small case where tests run (flex_attention has no backward on a CPU)."""
-    where = device.INTERPRETER if variant.backend == "triton" else device.cpu()
+    where = INTERPRETER if variant.backend == "triton" else device.cpu()
     cases = catalog.op(variant.op).cases_tagged("smoke", "edge")
     return any(variant.reject(case, where, variant.config()) is None for case in cases)
 
@@ -31,7 +34,7 @@ def runs_somewhere(variant: Variant) -> bool:
 @contextlib.contextmanager
 def running(variant: Variant) -> Iterator[None]:
     """Public calls on CPU tensors run this variant of its op; Triton's then take the interpreter for their device."""
-    where = device.INTERPRETER if variant.backend == "triton" else device.cpu()
+    where = INTERPRETER if variant.backend == "triton" else device.cpu()
     with mock.patch.object(dispatch.devices, "detect", lambda *_: where):
         griffin_kernels.refresh()
         try:

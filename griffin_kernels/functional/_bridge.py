@@ -172,10 +172,9 @@ class InPlace(Operator):
         if torch.is_grad_enabled():
             for name, value in zip(self.call._fields, args, strict=True):
                 if isinstance(value, Tensor) and value.requires_grad:
-                    raise errors.ArgumentError(
-                        f"{self.name}: {name} requires a gradient, and decoding has none: call it under "
-                        f"torch.no_grad(), or use {self.name.removesuffix('_step')}"
-                    )
+                    text = f"{self.name}: {name} requires a gradient, and decoding has none"
+                    instead = f"call it under torch.no_grad(), or use {self.name.removesuffix('_step')}"
+                    raise errors.ArgumentError(f"{text}: {instead}")
         return self.run(*args) if is_plain(args) else self.custom_op(*args)
 
 
@@ -196,13 +195,6 @@ def whole(index: Any) -> Any:
     return index.long() if isinstance(index, Tensor) and index.dtype == torch.int32 else index
 
 
-def _unwrapped(value: Any) -> Any:
-    """The tensor within what torch.func wrapped in a forward pass that is over, as the function of vjp keeps it."""
-    if isinstance(value, Tensor) and _functorch.is_functorch_wrapped_tensor(value):
-        return _functorch.unwrap_if_dead(value)
-    return value
-
-
 def _backward(op: Operator, call: Any) -> tuple[Tensor | None, ...]:
     """Run a backward op by whichever road the forward pass is on; absent outputs are None or without elements."""
     if forward_ad._current_level >= 0:
@@ -214,7 +206,11 @@ def _backward(op: Operator, call: Any) -> tuple[Tensor | None, ...]:
             # looked at only now, as asking takes as long as a small call: both kinds pass for plain tensors
             if any([isinstance(value, Tensor) and _functorch.is_legacy_batchedtensor(value) for value in call]):
                 _no_rule(op.name, _BATCHING)()
-            unwrapped = op.call(*map(_unwrapped, call))
+            # what torch.func wrapped in a forward pass that is over, as the function of vjp keeps it
+            wrapped = [isinstance(v, Tensor) and _functorch.is_functorch_wrapped_tensor(v) for v in call]
+            unwrapped = op.call(
+                *[_functorch.unwrap_if_dead(v) if dead else v for v, dead in zip(call, wrapped, strict=True)]
+            )
             if all([mine is given for mine, given in zip(unwrapped, call, strict=True)]):
                 raise
         return dispatch.call(op.name, unwrapped)

@@ -182,18 +182,11 @@ def config_from_transformers(config: Any) -> GriffinConfig:
     """
     given = config if isinstance(config, Mapping) else config.to_dict()
     rope = given.get("rope_parameters") or {}
-    fixed = {
-        "model_type": ("recurrent_gemma",),
-        "hidden_activation": ("gelu_pytorch_tanh",),
-        "attention_bias": (False,),
-        "tie_word_embeddings": (True,),
-        "partial_rotary_factor": (0.5,),
-        "rope_type": ("default",),
-    }
-    for name, allowed in fixed.items():
-        value = given.get(name, rope.get(name, allowed[0]))
-        if value not in allowed:
-            raise errors.ArgumentError(f"config: {name} is {value!r}, expected {allowed[0]!r}")
+    kinds = {"model_type": "recurrent_gemma", "hidden_activation": "gelu_pytorch_tanh", "rope_type": "default"}
+    fixed = kinds | {"attention_bias": False, "tie_word_embeddings": True, "partial_rotary_factor": 0.5}
+    for name, only in fixed.items():
+        if (value := given.get(name, rope.get(name, only))) != only:
+            raise errors.ArgumentError(f"config: {name} is {value!r}, expected {only!r}")
     try:
         width, heads = given["hidden_size"], given["num_attention_heads"]
         pattern = tuple("local_attention" if kind == "attention" else kind for kind in given["block_types"])

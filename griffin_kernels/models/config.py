@@ -9,11 +9,10 @@ from typing import Literal, get_args
 
 from griffin_kernels import errors
 from griffin_kernels.ops.recurrent_block import cost as block
+from griffin_kernels.ops.rg_lru_step.cost import STATE_BYTES as STATE_BYTES
 
 BlockType = Literal["recurrent", "local_attention", "global_attention"]
 """What mixes time in a residual block: convolution and RG-LRU; attention to a window; attention to everything."""
-
-BLOCK_TYPES: tuple[BlockType, ...] = get_args(BlockType)
 
 PATTERNS: Mapping[str, tuple[BlockType, ...]] = {
     "hawk": ("recurrent",),
@@ -21,9 +20,6 @@ PATTERNS: Mapping[str, tuple[BlockType, ...]] = {
     "mqa": ("global_attention",),
 }
 """Model family -> the blocks that it repeats (arXiv 2402.19427, section 2.3)."""
-
-STATE_BYTES = 4
-"""Bytes per element of a recurrent state, which is float32 whatever the model's dtype."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +59,8 @@ class GriffinConfig:
                 raise errors.ArgumentError(f"{name} is {getattr(self, name)}, expected at least 1")
         if not self.block_types:
             raise errors.ArgumentError("block_types is empty, expected one block type for each layer")
-        if unknown := sorted(set(self.block_types) - set(BLOCK_TYPES)):
-            raise errors.ArgumentError(f"no block type {unknown[0]!r}; there are {', '.join(BLOCK_TYPES)}")
+        if unknown := sorted(set(self.block_types) - set(get_args(BlockType))):
+            raise errors.ArgumentError(f"no block type {unknown[0]!r}; there are {', '.join(get_args(BlockType))}")
         if self.lru_width % self.gate_blocks:
             raise errors.ArgumentError(f"gate_blocks is {self.gate_blocks}, which does not divide {self.lru_width=}")
         if self.num_heads % self.num_kv_heads:

@@ -18,6 +18,7 @@ from griffin_kernels import catalog, device, memory, poison, verify
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.ops import _native_call, _threads
 from griffin_kernels.ops.linear_scan.cost import make_case
+from tests.everywhere import INTERPRETER
 
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 ALGORITHMS = pytest.mark.parametrize("algorithm", ["sequential", "chunked"])
@@ -211,7 +212,7 @@ def test_default_on_a_cpu_and_rejected_elsewhere():
         case = make_case(1, 4096, 2560, op=op_name)
         best = untuned(case, device.cpu())
         assert best.backend == "numba"
-        assert best.reject(case, device.INTERPRETER, best.config()) == "needs a CPU"
+        assert best.reject(case, INTERPRETER, best.config()) == "needs a CPU"
     many_cores = device.Device("cpu", "test", "x86-64-avx2", 16, 0, 0, details=(("isa", ("f16c",)),))
     assert untuned(make_case(1, 2**16, 64), many_cores).name == "numba.chunked"
     assert untuned(make_case(8, 512, 2560), many_cores).name == "numba.sequential"

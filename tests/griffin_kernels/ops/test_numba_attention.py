@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from griffin_kernels import catalog, device, verify
 from griffin_kernels.ops import _blas, _threads
 from griffin_kernels.ops.local_attention.cost import make_case
+from tests.everywhere import INTERPRETER
 
 CPU = torch.device("cpu")
 
@@ -254,7 +255,7 @@ def test_what_they_reject(op_name, monkeypatch):
     for variant in (blocked, tiled):
         assert "at least 1" in variant.reject(case, cpu, variant.config(rows=0))
         assert "float64" in variant.reject(wide, cpu, variant.config())
-        assert "CPU" in variant.reject(case, device.INTERPRETER, variant.config())
+        assert "CPU" in variant.reject(case, INTERPRETER, variant.config())
     assert tiled.reject(case, cpu, tiled.config()) is None
     assert "AVX-512" in tiled.reject(case, older, tiled.config())
     forward = op_name == "local_attention"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from griffin_kernels import catalog, device, dispatch, pieces, verify
 from griffin_kernels.ops import _native_call, _threads
 from griffin_kernels.ops.recurrent_block.cost import make_case
+from tests.everywhere import INTERPRETER
 
 OP = catalog.op("recurrent_block_bwd")
 FORWARD = catalog.op("recurrent_block")
@@ -158,7 +159,7 @@ def test_default_on_a_cpu_and_rejected_elsewhere():
     able = [v for v in catalog.variants(OP.name).values() if v.reject(case, device.cpu(), v.config()) is None]
     best = max(able, key=lambda v: v.rank(case, device.cpu()))
     assert best is VARIANT
-    assert VARIANT.reject(case, device.INTERPRETER, VARIANT.config()) == "needs a CPU"
+    assert VARIANT.reject(case, INTERPRETER, VARIANT.config()) == "needs a CPU"
     exact = case_of(1, 8, 16, 2, dtype="float64")
     assert VARIANT.reject(exact, device.cpu(), VARIANT.config()) == "computes in float32"
     many = case_of(1, 8, 16, 2, 17)

@@ -17,6 +17,7 @@ from griffin_kernels import catalog, device, dispatch, pieces, verify
 from griffin_kernels.contract import Inputs
 from griffin_kernels.ops import _native, _native_call, _threads
 from griffin_kernels.ops.rg_lru.cost import make_case
+from tests.everywhere import INTERPRETER
 
 OPS = pytest.mark.parametrize("op_name", ["rg_lru", "rg_lru_bwd"])
 CPU = torch.device("cpu")
@@ -224,7 +225,7 @@ def test_default_on_a_cpu_and_rejected_elsewhere(op_name):
     able = [v for v in catalog.variants(op_name).values() if v.reject(case, device.cpu(), v.config()) is None]
     best = max(able, key=lambda v: v.rank(case, device.cpu()))
     assert best.name == "numba.fused"
-    assert best.reject(case, device.INTERPRETER, best.config()) == "needs a CPU"
+    assert best.reject(case, INTERPRETER, best.config()) == "needs a CPU"
     exact = make_case(1, 8, 16, 2, "float64", op=op_name)
     assert best.reject(exact, device.cpu(), best.config()) == "computes in float32"
     assert dispatch.select(op_name, exact, device.cpu()).variant.backend == "eager"

@@ -13,6 +13,7 @@ from griffin_kernels import catalog, device, errors, poison, verify
 from griffin_kernels.contract import Adapter, NoConfig, Variant
 from griffin_kernels.device import Device
 from tests import ROOT
+from tests.everywhere import INTERPRETER
 from tuning.plan import planner
 from tuning.plan.planner import Planned
 from tuning.workers import executor
@@ -56,7 +57,7 @@ def test_every_peer_is_a_baseline_behind_an_adapter_and_wants_a_gpu(peers):
         assert variant.baseline and variant.adapter is not None and variant.package in catalog.PEERS
         case = catalog.op(variant.op).cases_tagged("bench")[0]
         assert "needs an NVIDIA GPU" in str(variant.reject(case, device.cpu(), NoConfig()))
-        assert "needs an NVIDIA GPU" in str(variant.reject(case, device.INTERPRETER, NoConfig()))
+        assert "needs an NVIDIA GPU" in str(variant.reject(case, INTERPRETER, NoConfig()))
 
 
 def test_every_peer_runs_a_bench_case_of_each_of_its_ops_on_a_gpu(peers):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from griffin_kernels import catalog, device, dispatch, verify
 from griffin_kernels.ops import _native_call, _threads
 from griffin_kernels.ops.temporal_conv1d.cost import make_case
+from tests.everywhere import INTERPRETER
 
 OPS = pytest.mark.parametrize("op_name", ["temporal_conv1d", "temporal_conv1d_bwd"])
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -131,4 +132,4 @@ def test_default_on_a_cpu_and_rejected_elsewhere(op_name):
     able = [v for v in catalog.variants(op_name).values() if v.reject(case, device.cpu(), v.config()) is None]
     best = max(able, key=lambda v: v.rank(case, device.cpu()))
     assert best.name == "numba.direct"
-    assert best.reject(case, device.INTERPRETER, best.config()) == "needs a CPU"
+    assert best.reject(case, INTERPRETER, best.config()) == "needs a CPU"

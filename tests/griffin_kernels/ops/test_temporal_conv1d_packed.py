@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import griffin_kernels
 from griffin_kernels import catalog, device, errors, verify
 from griffin_kernels.ops.temporal_conv1d.cost import cost, make_case
+from tests.everywhere import INTERPRETER
 
 OP = catalog.op("temporal_conv1d")
 BACKWARD = catalog.op("temporal_conv1d_bwd")
@@ -164,7 +165,7 @@ def test_native_chunks_however_they_are_cut(op_name, lengths, block_t, tile, wid
 def test_sequences_that_end_where_pieces_do(key, lengths):
     """Triton's pieces of time have 32 steps here: sequences of just that, one less, one more, and none."""
     variant = catalog.variant(key)
-    where = device.INTERPRETER if variant.backend == "triton" else device.cpu()
+    where = INTERPRETER if variant.backend == "triton" else device.cpu()
     if variant.backend == "triton" and torch.cuda.is_available():
         where = device.gpu(0)
     op, target = catalog.op(variant.op), where.torch_device

@@ -12,8 +12,9 @@ from griffin_kernels import catalog, device, launch, pieces, poison, verify
 from griffin_kernels.ops.local_attention import _flash
 from griffin_kernels.ops.local_attention.cost import make_case
 from griffin_kernels.ops.local_attention_step.cost import make_case as make_step
+from tests.everywhere import INTERPRETER
 
-WHERE = device.gpu(0) if torch.cuda.is_available() else device.INTERPRETER
+WHERE = device.gpu(0) if torch.cuda.is_available() else INTERPRETER
 FORWARD = [v for v in catalog.variants("local_attention").values() if v.launches is not None]
 BACKWARD = [v for v in catalog.variants("local_attention_bwd").values() if v.launches is not None]
 STEP = [v for v in catalog.variants("local_attention_step").values() if v.launches is not None]

@@ -15,8 +15,9 @@ from griffin_kernels.ops.rg_lru import _lru_launches as lru
 from griffin_kernels.ops.rg_lru._triton_lru import Gates, decay
 from griffin_kernels.ops.rg_lru._triton_lru import gates_of as gates
 from griffin_kernels.ops.rg_lru.cost import make_case
+from tests.everywhere import INTERPRETER
 
-WHERE = device.gpu(0) if torch.cuda.is_available() else device.INTERPRETER
+WHERE = device.gpu(0) if torch.cuda.is_available() else INTERPRETER
 H100 = device.Device("cuda", "NVIDIA H100", "sm_90", 132, 80 * 2**30, 50 * 2**20, warp_size=32)
 OP = catalog.op("rg_lru")
 TABLE = catalog.variants("rg_lru")
@@ -182,7 +183,7 @@ def test_a_tanh_off_by_its_bound_stays_within_bfloat16_tolerance():
 def test_refusals_say_why(variant):
     case = make_case(1, 64, 24, 3, "bfloat16")
     assert "GPU" in variant.reject(case, device.cpu(), variant.config())
-    assert variant.reject(case, device.INTERPRETER, variant.config()) is None
+    assert variant.reject(case, INTERPRETER, variant.config()) is None
     assert "float64" in variant.reject(make_case(1, 64, 24, 3, "float64"), H100, variant.config())
     fast = dataclasses.replace(variant.config(), fast=True)
     assert "2^-11" in variant.reject(make_case(1, 64, 24, 3, "float16"), H100, fast)

@@ -8,8 +8,9 @@ import torch
 from griffin_kernels import catalog, device, launch, pieces, verify
 from griffin_kernels.device import Device
 from griffin_kernels.ops.rg_lru.cost import make_case
+from tests.everywhere import INTERPRETER
 
-WHERE = device.gpu(0) if torch.cuda.is_available() else device.INTERPRETER
+WHERE = device.gpu(0) if torch.cuda.is_available() else INTERPRETER
 OP = catalog.op("rg_lru_bwd")
 VARIANTS = [variant for variant in catalog.variants(OP.name).values() if variant.launches is not None]
 CHUNKED = catalog.variant("rg_lru_bwd/triton.fused_scan_chunked")
@@ -93,11 +94,11 @@ def test_rows_further_apart_than_32_bits_reach(variant):
 def test_refusals_say_why(variant):
     case = make_case(1, 64, 24, 3, op=OP.name)
     assert "GPU" in variant.reject(case, device.cpu(), variant.config())
-    assert variant.reject(case, device.INTERPRETER, variant.config()) is None
+    assert variant.reject(case, INTERPRETER, variant.config()) is None
     double = make_case(1, 64, 24, 3, "float64", op=OP.name)
-    assert "float64" in variant.reject(double, device.INTERPRETER, variant.config())
+    assert "float64" in variant.reject(double, INTERPRETER, variant.config())
     name, count = ("block_d", "24 channels") if "block_d" in variant.axes else ("block_n", "8 channels")
-    assert count in variant.reject(case, device.INTERPRETER, variant.config(**{name: 128}))
+    assert count in variant.reject(case, INTERPRETER, variant.config(**{name: 128}))
 
 
 def test_chunks_hold_whole_tiles():
@@ -114,7 +115,7 @@ def test_products_inside_need_shared_memory_and_matrix_instructions():
     assert "512 input channels" in gates.reject(
         make_case(8, 2048, 2560, 5, "bfloat16", op=OP.name), DEVICE, gates.config()
     )
-    assert "1 channels" in gates.reject(make_case(1, 64, 24, 24, op=OP.name), device.INTERPRETER, gates.config())
+    assert "1 channels" in gates.reject(make_case(1, 64, 24, 24, op=OP.name), INTERPRETER, gates.config())
 
 
 def test_default_follows_the_size_of_the_problem():

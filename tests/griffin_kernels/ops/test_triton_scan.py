@@ -7,8 +7,9 @@ import torch
 
 from griffin_kernels import catalog, device, launch, pieces, verify
 from griffin_kernels.ops.linear_scan.cost import make_case
+from tests.everywhere import INTERPRETER
 
-WHERE = device.gpu(0) if torch.cuda.is_available() else device.INTERPRETER
+WHERE = device.gpu(0) if torch.cuda.is_available() else INTERPRETER
 SCANS = [
     variant
     for op in ("linear_scan", "linear_scan_bwd")
@@ -72,9 +73,9 @@ def test_rows_further_apart_than_32_bits_reach(variant):
 def test_refusals_say_why(variant):
     case = make_case(1, 64, 24, op=variant.op)
     assert "GPU" in variant.reject(case, device.cpu(), variant.config())
-    assert variant.reject(case, device.INTERPRETER, variant.config()) is None
+    assert variant.reject(case, INTERPRETER, variant.config()) is None
     wide = variant.config(**{"block_d": 256})
-    assert "24 channels" in variant.reject(case, device.INTERPRETER, wide)
+    assert "24 channels" in variant.reject(case, INTERPRETER, wide)
 
 
 def test_default_follows_the_width_of_the_problem():

@@ -124,8 +124,8 @@ def linear_scan_reduce(
             if GATES:
                 most = tl.maximum(most, tl.abs(steps[u].to(ACC)))
             value = tl.reshape(xs[u].to(ACC), s.shape)
-            p = extended(p, steps[u], s, BACKWARD)
             s = back_through_step(steps[u], s + value) if BACKWARD else through_step(steps[u], s) + value
+            p = extended(p, steps[u], s, BACKWARD)
             if reset is not None and BACKWARD:
                 p = tl.where(stop, 0.0, p)
                 s = tl.where(stop, 0.0, s)

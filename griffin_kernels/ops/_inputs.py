@@ -55,9 +55,8 @@ class Draws:
         """
         time = self.case["T"]
         shape = (self.case["N"] - 1,)
-        cuts = (
-            torch.randint(0, time + 1, shape, generator=self.generator, dtype=torch.int64, device="cpu").sort().values
-        )
+        drawn = torch.randint(0, time + 1, shape, generator=self.generator, dtype=torch.int64, device="cpu")
+        cuts = drawn.sort().values
         if "empty_sequence" in self.case.data:
             cuts[-1] = time
             if first_too:

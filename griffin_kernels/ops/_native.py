@@ -204,16 +204,20 @@ def loop(
     return out
 
 
-def _mover(emit: Callable[[Lanes, Any, Any], None]) -> Any:
-    """``(data, rows, count, source, source_step, target, target_step)``: emit(lanes, source, target) over rows.
+def _mover(read: Callable[..., Any], write: Callable[..., None]) -> Any:
+    """``(data, rows, count, source, source_step, target, target_step)``: rows that are read and written by ``Lanes``.
 
-    source and target: address of a first row; steps: bytes from row to row. The data side's elements are the data's.
+    source and target: address of a first row; steps: bytes from row to row. ``Lanes.load`` reads data and all but
+    ``Lanes.write`` writes it, where the others are of floats.
     """
 
     @intrinsic
     def move(
         typing: Any, data: Any, rows: Any, count: Any, source: Any, source_step: Any, target: Any, target_step: Any
     ) -> Any:
+        size = INT64(BYTES[data.dtype])
+        from_size, to_size = size if read is Lanes.load else INT64(4), INT64(4) if write is Lanes.write else size
+
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             _, rows, count, source, source_step, target, target_step = args
             whole = builder.and_(count, INT64(-lanes()))
@@ -222,7 +226,8 @@ def _mover(emit: Callable[[Lanes, Any, Any], None]) -> Any:
                 for start, end, step in ((INT64(0), whole, lanes()), (whole, count, 1)):
 
                     def piece(index: Any, v: Lanes = Lanes(builder, step, data.dtype)) -> Sequence[Any]:
-                        emit(v, (source, index), (target, index))
+                        value = read(v, builder.add(source, builder.mul(index, from_size)))
+                        write(v, value, builder.add(target, builder.mul(index, to_size)))
                         return ()
 
                     loop(builder, start, end, step, piece)
@@ -241,33 +246,10 @@ def _mover(emit: Callable[[Lanes, Any, Any], None]) -> Any:
     return moved
 
 
-def _at(v: Lanes, place: Any, size: int) -> Any:
-    address, index = place
-    return v.builder.add(address, v.builder.mul(index, INT64(size)))
-
-
-@_mover
-def widen(v: Lanes, source: Any, target: Any) -> None:
-    """Rows of data to rows of floats."""
-    v.write(v.load(_at(v, source, BYTES[v.element])), _at(v, target, 4))
-
-
-@_mover
-def narrow(v: Lanes, source: Any, target: Any) -> None:
-    """Rows of floats to rows of data."""
-    v.store(v.read(_at(v, source, 4)), _at(v, target, BYTES[v.element]))
-
-
-@_mover
-def narrow_past_caches(v: Lanes, source: Any, target: Any) -> None:
-    """As ``narrow``; whole vectors of the target must begin on a multiple of their size."""
-    v.store(v.read(_at(v, source, 4)), _at(v, target, BYTES[v.element]), stream=v.count > 1)
-
-
-@_mover
-def copy(v: Lanes, source: Any, target: Any) -> None:
-    """Rows of floats to rows of floats."""
-    v.write(v.read(_at(v, source, 4)), _at(v, target, 4))
+widen, narrow, copy = _mover(Lanes.load, Lanes.write), _mover(Lanes.read, Lanes.store), _mover(Lanes.read, Lanes.write)
+"""Rows of data to rows of floats, of floats to data, of floats to floats."""
+narrow_past_caches = _mover(Lanes.read, lambda v, value, target: v.store(value, target, stream=v.count > 1))
+"""As ``narrow``; whole vectors of the target must begin on a multiple of their size."""
 
 
 def _integer_at(kind: Any, add: int = 0) -> Any:

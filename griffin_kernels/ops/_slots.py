@@ -6,8 +6,6 @@ a row that only pads the batch to the size of a captured CUDA graph: it reads an
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -49,7 +47,11 @@ def updated(state: Tensor, slots: Tensor | None, new: Tensor) -> Tensor:
         return new
     if slots.shape[0] == 0:
         return state
-    owner = _owner(state, slots)
+    # which row of the batch owns a row of the pool, -1 for none; rows that only pad share one more
+    owner = torch.full((state.shape[0] + 1,), -1, dtype=torch.int64, device=state.device)
+    batch = torch.arange(slots.shape[0], device=state.device, dtype=torch.int64)
+    owner[torch.where(slots < 0, state.shape[0], slots)] = batch
+    owner = owner[:-1]
     mine = owner.reshape(-1, *[1] * (state.dim() - 1)) >= 0
     return torch.where(mine, new[owner.clamp_min(0)], state)
 
@@ -78,19 +80,9 @@ def make(batch: int, pool: int, generator: torch.Generator) -> Tensor:
     return slots
 
 
-def _owner(state: Tensor, slots: Tensor) -> Tensor:
-    """int64 [P]: which row of the batch owns a row of the pool, -1 for none."""
-    pool = state.shape[0]
-    owner = torch.full((pool + 1,), -1, dtype=torch.int64, device=state.device)
-    owner[torch.where(slots < 0, pool, slots)] = torch.arange(slots.shape[0], device=state.device, dtype=torch.int64)
-    return owner[:pool]
-
-
 def spread(state: Tensor, pool: int, slots: Tensor | None, generator: torch.Generator) -> Tensor:
     """Inputs for tests: ``state`` [B, ...] laid into a pool of random rows at its slots."""
     if slots is None:
         return state
-    filled: Any = torch.randn(pool, *state.shape[1:], generator=generator, dtype=torch.float32, device="cpu").to(
-        state.device, state.dtype
-    )
-    return updated(filled, slots, state)
+    filled = torch.randn(pool, *state.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
+    return updated(filled.to(state.device, state.dtype), slots, state)

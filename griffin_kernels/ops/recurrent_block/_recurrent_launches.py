@@ -15,11 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from griffin_kernels.contract import Case, Variant, from_parts
-from griffin_kernels.device import Device
 from griffin_kernels.launch import Step
 from griffin_kernels.ops.recurrent_block.op import Call, convolution
 from griffin_kernels.ops.rg_lru._lru_launches import Branch
-from griffin_kernels.ops.rg_lru.cost import cost, make_case
+from griffin_kernels.ops.rg_lru.cost import cost
 from griffin_kernels.ops.rg_lru.op import within
 from griffin_kernels.ops.temporal_conv1d import triton_rows
 from griffin_kernels.ops.temporal_conv1d._triton_conv import too_many_taps
@@ -36,39 +35,26 @@ def steps(call: Call, outputs: dict[str, Any], config: Any, recurrent: Callable[
     return [*first, *then]
 
 
-def around(
-    lru: Variant,
-    summary: str,
-    launches: Callable[..., list[Step]] = steps,
-    op: str = "recurrent_block",
-    streams: int = 3,
-) -> Variant:
-    """``op`` around a Triton variant of rg_lru or its gradient, with its name, configurations and rank.
+def around(lru: Variant, summary: str, launches: Callable[..., list[Step]] = steps) -> Variant:
+    """The block around a Triton variant of rg_lru or its gradient, with its name, configurations and rank.
 
-    launches: ``(call, outputs, config, recurrent)``. streams: elements moved besides what ``lru`` moves: the
-    convolution's x and u, and y.
+    launches: ``(call, outputs, config, recurrent)``; a gradient's ``recurrent`` takes a branch.
     """
     recurrent = lru.launches
-
-    def inner(case: Case) -> Case:
-        sizes = (case["B"], case["T"], case["D"], case["H"])
-        return make_case(*sizes, case.dtype, case.flags, rows=case["N"], op=lru.op, data=case.data)
-
-    def reject(case: Case, device: Device, config: Any) -> str | None:
-        return too_many_taps(case) or lru.reject(inner(case), device, config)
+    # moved besides what ``lru`` moves: the convolution's x and u, and y; or the branch and its gradient, two of the
+    # convolution and three of its gradient
+    streams = 7 if lru.op.endswith("_bwd") else 3
 
     def traffic(case: Case, config: Any) -> int:
         stream: int = case["B"] * case["T"] * case["D"] * case.bytes_per_element()
-        within = inner(case)
-        return streams * stream + (cost(within).bytes_total if lru.traffic is None else lru.traffic(within, config))
+        return streams * stream + (cost(case).bytes_total if lru.traffic is None else lru.traffic(case, config))
 
     return dataclasses.replace(
         lru,
-        op=op,
+        op=lru.op.replace("rg_lru", "recurrent_block"),
         summary=summary,
         run=from_parts,
-        reject=reject,
-        rank=lambda case, device: lru.rank(inner(case), device),
+        reject=lambda case, device, config: too_many_taps(case) or lru.reject(case, device, config),
         launches=lambda call, outputs, config: launches(call, outputs, config, recurrent),
         traffic=traffic,
     )

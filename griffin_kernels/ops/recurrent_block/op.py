@@ -22,9 +22,7 @@ from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSp
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
 from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.recurrent_block.cost import cost, make_case
-from griffin_kernels.ops.rg_lru import cost as lru_cost
 from griffin_kernels.ops.rg_lru import op as lru
-from griffin_kernels.ops.temporal_conv1d import cost as conv_cost
 from griffin_kernels.ops.temporal_conv1d import op as conv
 
 
@@ -73,12 +71,8 @@ def reference(call: Call) -> tuple[Tensor | None, ...]:
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Those of temporal_conv1d and rg_lru, and a standard normal second branch."""
-    sizes = (case["B"], case["T"], case["D"])
-    facts: dict[str, Any] = {"rows": case["N"], "data": case.data}
-    conv_case = conv_cost.make_case(*sizes, case["K"], case.dtype, case.flags, **facts)
-    first = conv.make_inputs(conv_case, device, seed)
-    second = lru.make_inputs(lru_cost.make_case(*sizes, case["H"], case.dtype, case.flags, **facts), device, seed)
-    other = conv.make_inputs(conv_case, device, seed + 1)["x"]
+    first, second = conv.make_inputs(case, device, seed), lru.make_inputs(case, device, seed)
+    other = conv.make_inputs(case, device, seed + 1)["x"]
     rest = {name: second[name] for name in (*lru.GATES, "h0", "segment_pos", "cu_seqlens")}
     around = {f"conv_{name}": first[name] for name in ("weight", "bias", "state")}
     return {"x": first["x"], "y": other, **around, **rest, "with_h": "with_h" in case.data}
@@ -91,9 +85,7 @@ def tolerance(case: Case) -> Tolerance:
     # out = h gelu(y): the norm's relative error stays; gelu and the product add four roundings of the accumulator's
     # unit and one of the output. A single element's error grows with |gelu(y)|, 4 at most here, while out's rms
     # shrinks by gelu's, 0.65 for a standard normal y: a factor of 6 in the worst element.
-    sizes = (case["B"], case["T"], case["D"])
-    convolved = conv.tolerance(conv_cost.make_case(*sizes, case["K"], case.dtype))
-    recurrent = lru.tolerance(lru_cost.make_case(*sizes, case["H"], case.dtype, case.flags, rows=case["N"]))
+    convolved, recurrent = conv.tolerance(case), lru.tolerance(case)
     unit = torch.finfo(torch.float32).eps / 2
     rounding = torch.finfo(case.torch_dtype).eps / 2
     return Tolerance(

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from griffin_kernels.contract import Variant
 from griffin_kernels.launch import Step
-from griffin_kernels.ops.recurrent_block import _recurrent_launches
 from griffin_kernels.ops.recurrent_block import op as forward
 from griffin_kernels.ops.recurrent_block_bwd.op import Call, convolution, recurrence
 from griffin_kernels.ops.rg_lru.op import GATES
@@ -31,11 +29,3 @@ def launches(call: Call, outputs: dict[str, Any], config: Any, recurrent: Callab
     outputs |= {"dx": conv_outputs["dx"], "dy": through.pop("dbranch"), **through}
     outputs |= {f"dconv_{name}": conv_outputs[f"d{name}"] for name in taps}
     return steps
-
-
-def around(lru: Variant, summary: str) -> Variant:
-    """The gradient around a Triton variant of rg_lru_bwd that takes a branch: its name, configurations and rank.
-
-    Streams besides: the branch and its gradient, two of the convolution and three of its gradient.
-    """
-    return _recurrent_launches.around(lru, summary, launches, "recurrent_block_bwd", streams=7)

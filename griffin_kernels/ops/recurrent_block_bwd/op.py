@@ -25,7 +25,6 @@ from griffin_kernels.ops.recurrent_block_step.cost import GELU_FLOPS, GELU_SPECI
 from griffin_kernels.ops.rg_lru import cost as lru_cost
 from griffin_kernels.ops.rg_lru import op as lru
 from griffin_kernels.ops.rg_lru_bwd import op as lru_bwd
-from griffin_kernels.ops.temporal_conv1d import cost as conv_cost
 from griffin_kernels.ops.temporal_conv1d import op as conv
 from griffin_kernels.ops.temporal_conv1d_bwd import op as conv_bwd
 
@@ -115,9 +114,7 @@ def tolerance(case: Case) -> Tolerance:
     # u enters with the convolution's error as in the forward (3 e_u); dh is rounded once where it goes through memory,
     # and the convolution's gradient sums K of du with its own rounding. dy has gelu's slope, at most 1.13, and h's
     # rounding. A worst element may meet gelu(y) = 4, as in the forward, where dout G has an rms of 0.65.
-    sizes = (case["B"], case["T"], case["D"])
-    convolved = conv.tolerance(conv_cost.make_case(*sizes, case["K"], case.dtype))
-    recurrent = lru_bwd.tolerance(lru_cost.make_case(*sizes, case["H"], case.dtype, case.flags, rows=case["N"]))
+    convolved, recurrent = conv.tolerance(case), lru_bwd.tolerance(case)
     rounding = torch.finfo(case.torch_dtype).eps / 2
     return Tolerance(
         rel_norm=recurrent.rel_norm + 4 * convolved.rel_norm + 2 * rounding,

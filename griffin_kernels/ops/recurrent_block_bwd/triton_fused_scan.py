@@ -17,9 +17,10 @@ Source: the chain rule on arXiv 2402.19427, sections 2.3 and 2.4.
 
 from __future__ import annotations
 
-from griffin_kernels.ops.recurrent_block_bwd import _recurrent_gradient_launches as block
+from griffin_kernels.ops.recurrent_block import _recurrent_launches as block
+from griffin_kernels.ops.recurrent_block_bwd._recurrent_gradient_launches import launches
 from griffin_kernels.ops.rg_lru_bwd import triton_fused_scan as recurrent
 
 VARIANT = block.around(
-    recurrent.VARIANT, summary="convolutions by rows; gelu's gradient inside RG-LRU's one backward pass"
+    recurrent.VARIANT, "convolutions by rows; gelu's gradient inside RG-LRU's one backward pass", launches
 )

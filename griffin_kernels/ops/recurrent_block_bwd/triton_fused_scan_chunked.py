@@ -14,7 +14,10 @@ Source: as rg_lru_bwd/triton.fused_scan_chunked, and arXiv 2402.19427, section 2
 
 from __future__ import annotations
 
-from griffin_kernels.ops.recurrent_block_bwd import _recurrent_gradient_launches as block
+from griffin_kernels.ops.recurrent_block import _recurrent_launches as block
+from griffin_kernels.ops.recurrent_block_bwd._recurrent_gradient_launches import launches
 from griffin_kernels.ops.rg_lru_bwd import triton_fused_scan_chunked as recurrent
 
-VARIANT = block.around(recurrent.VARIANT, "triton.fused_scan with time split over programs: reduce chunks, carry, scan")
+VARIANT = block.around(
+    recurrent.VARIANT, "triton.fused_scan with time split over programs: reduce chunks, carry, scan", launches
+)

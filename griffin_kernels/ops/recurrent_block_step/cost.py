@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from griffin_kernels.case import BenchCase, Case, Cost
 from griffin_kernels.ops.rg_lru_step.cost import STATE_BYTES, weight_elements
 from griffin_kernels.ops.temporal_conv1d_step.cost import index_bytes
@@ -32,16 +34,9 @@ def cost(case: Case) -> Cost:
 
 
 def make_case(
-    batch: int,
-    width: int,
-    blocks: int,
-    taps: int = 4,
-    dtype: str = "float32",
-    *,
-    pool: int | None = None,
-    **facts: object,
+    batch: int, width: int, blocks: int, taps: int = 4, dtype: str = "float32", pool: int | None = None, **facts: Any
 ) -> BenchCase:
     """A case from sizes: K taps, H blocks of width n = D / H; P states, of which a batch of B works on B."""
     sizes = (batch, width, taps, blocks, width // max(blocks, 1), batch if pool is None else pool)
     dims = tuple(zip(("B", "D", "K", "H", "n", "P"), sizes, strict=True))
-    return BenchCase(dict(dims), dtype, op="recurrent_block_step", **facts)  # type: ignore[arg-type]
+    return BenchCase(dict(dims), dtype, op="recurrent_block_step", **facts)

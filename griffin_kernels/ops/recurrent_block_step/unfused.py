@@ -37,12 +37,8 @@ def passes(case: Case) -> tuple[Pass, ...]:
         step(1, vector=0, special=1, count=2),  # sigmoid
         Pass.elementwise(width, 4, 4, vector=1, special=1),  # softplus
         Pass.elementwise(width, 4, 4, vector=1),
-        step(1),  # log a
-        step(1, vector=0, special=1),  # a
-        step(1),  # 2 log a
-        step(1, vector=0, special=1),  # expm1
-        step(1),  # negation
-        step(1, vector=0, special=1),  # sqrt
+        step(1, count=3),  # log a, 2 log a, negation
+        step(1, vector=0, special=1, count=3),  # a, expm1, sqrt
         Pass.elementwise(case["B"], 8, 1, vector=1),
         step(1, count=2),  # a and the multiplier where a document begins
         Pass.elementwise(channels, 4 + size, 4, vector=1),  # i x

@@ -29,22 +29,13 @@ def groups_of(batch: int, time: int, chunk: int) -> tuple[int, int, int]:
     return -(-batch * chunks // span), span, chunks
 
 
-def _run(
-    kernel: Any,
-    call: Any,
-    config: Any,
-    out: Tensor,
-    *,
-    bias: Tensor | None = None,
-    dy: Tensor | None = None,
-    leaving: Tensor | None = None,
-    dstate: Tensor | None = None,
-    sums: Tensor | None = None,
-) -> None:
-    """Run a kernel. call: of either op, x with contiguous channels. leaving: what reaches x through the new state."""
+def _run(kernel: Any, call: Any, config: Any, out: Tensor, **own: Tensor | None) -> None:
+    """Run a kernel. call: of either op, x with contiguous channels. out: y, or dx.
+
+    own: bias; or dy, leaving (what reaches x through the new state), dstate and sums.
+    """
     x, weight, segment_pos = call.x, native.rows(call.weight), call.segment_pos
-    state = None if call.state is None else native.rows(call.state)
-    leaving = None if leaving is None else native.rows(leaving)
+    state, leaving = (None if rows is None else native.rows(rows) for rows in (call.state, own.get("leaving")))
     (batch, time, width), taps, size = x.shape, weight.shape[0], x.itemsize
     chunk, block = config.block_t, config.block_d
     groups, span, chunks = groups_of(batch, time, chunk)
@@ -57,7 +48,7 @@ def _run(
         state=strided("state", state, states),
         weight=strided("weight", weight, size * taps * width)[:2],
         positions=strided("segment_pos", segment_pos, 8 * batch * time),
-        dy=strided("dy", dy, x.nbytes),
+        dy=strided("dy", own.get("dy"), x.nbytes),
         leaving=strided("dnew_state", leaving, states),
         items=groups * blocks,
         slots=batch * chunks,
@@ -70,12 +61,12 @@ def _run(
         width=width,
         time=time,
         stream=x.nbytes >= native.STREAMED and native.in_lines(block, out),
-        bias=address("bias", bias, size * width),
+        bias=address("bias", own.get("bias"), size * width),
         offsets=address("cu_seqlens", offsets, 8 * (sequences + 1)),
         sequences=0 if offsets is None else sequences,
         out=address("output", out, x.nbytes),
-        dstate=address("dstate", dstate, states),
-        sums=address("sums", sums, accumulator(x.dtype).itemsize * groups * (taps + 1) * width),
+        dstate=address("dstate", own.get("dstate"), states),
+        sums=address("sums", own.get("sums"), accumulator(x.dtype).itemsize * groups * (taps + 1) * width),
     )
     threads = _threads.threads_for(groups * blocks, batch * time * width)
     _KERNELS.run(x.dtype, taps, fields, (kernel, threads))

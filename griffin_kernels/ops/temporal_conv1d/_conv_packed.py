@@ -11,10 +11,13 @@ themselves are those of the states. No value is read on the host.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""dx, dweight, dbias, dstate."""
 
 
 class Places(NamedTuple):
@@ -22,11 +25,6 @@ class Places(NamedTuple):
 
     steps: Tensor
     states: Tensor
-
-    @property
-    def length(self) -> int:
-        """T + N (K-1)."""
-        return self.steps.numel() + self.states.numel()
 
 
 def places(cu_seqlens: Tensor, time: int, taps: int) -> Places:
@@ -42,7 +40,7 @@ def places(cu_seqlens: Tensor, time: int, taps: int) -> Places:
 
 def spread(tensor: Tensor, state: Tensor | None, where: Places) -> Tensor:
     """tensor [1, T, ...] and, between the sequences, the rows of state [N, K-1, ...], or zeros."""
-    out = tensor.new_zeros(1, where.length, *tensor.shape[2:])
+    out = tensor.new_zeros(1, where.steps.numel() + where.states.numel(), *tensor.shape[2:])
     out[0, where.steps] = tensor[0]
     if state is not None:
         out[0, where.states] = state
@@ -50,25 +48,18 @@ def spread(tensor: Tensor, state: Tensor | None, where: Places) -> Tensor:
 
 
 def apart(
-    gradients: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None]],
-    dy: Tensor,
-    dnew_state: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    state: Tensor | None,
-    cu_seqlens: Tensor,
-    *positions: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """dx, dweight, dbias, dstate by ``gradients(dy, None, x, weight, None, *positions)`` of sequences set apart.
+    gradients: Callable[..., Gradients], call: Any, dnew_state: Tensor | None, *positions: Tensor | None
+) -> Gradients:
+    """Those of a call by ``gradients(dy, None, x, weight, None, *positions)`` of sequences set apart.
 
     dnew_state: zero where the new state, a copy of the last K-1 rows of each sequence with its state, holds zeros in
     place of inputs. positions: segment_pos, for forms that take it.
     """
-    rows = weight.shape[0] - 1
+    x, state, cu_seqlens, rows = call.x, call.state, call.cu_seqlens, call.weight.shape[0] - 1
     where = places(cu_seqlens, x.shape[1], rows + 1)
     moved = [None if p is None else spread(p, None, where) for p in positions]
     inputs = spread(x, state, where)
-    dinputs, dweight, dbias, _ = gradients(spread(dy, None, where), None, inputs, weight, None, *moved)
+    dinputs, dweight, dbias, _ = gradients(spread(call.dy, None, where), None, inputs, call.weight, None, *moved)
     if dnew_state is not None and rows:
         # a sequence's last rows end where the next one's state begins, or all ends
         ends = cu_seqlens[1:].long() + rows * torch.arange(1, cu_seqlens.shape[0], device=x.device, dtype=torch.int64)

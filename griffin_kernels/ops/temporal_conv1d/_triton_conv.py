@@ -6,6 +6,7 @@ sequence's first one; inputs -(K-1) .. -1 are the rows of its state.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import triton
@@ -19,6 +20,7 @@ from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.strides import constant
 from griffin_kernels.ops._triton.tensors import State, at, dense, later, load_state, rows, store_row, tile_offsets
+from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.temporal_conv1d.op import Call
 
 SEQUENCES = tl.constexpr(128)
@@ -147,12 +149,19 @@ def pieces_of(call: Any, span: int) -> tuple[int, int]:
     return time // span + parts, parts
 
 
-def launch(kernel: Any, call: Any, config: Any, span: int, share: int, loads: tuple[Tensor, ...], **own: Any) -> Launch:
-    """A kernel of either direction, a program per piece of ``span`` steps and block of channels.
+def span_of(config: Any) -> int:
+    """Steps of a piece: a tile where configurations have no ``span``."""
+    span: int = getattr(config, "span", config.block_t)
+    return span
 
-    share: elements of a load by a program of one warp. loads: the tensors of that. own: arguments of this kernel alone.
+
+def launch(kernel: Any, call: Any, config: Any, tile: bool, loads: tuple[Tensor, ...], **own: Any) -> Launch:
+    """A kernel of either direction, a program per piece of time and block of channels.
+
+    tile: a program loads a tile at a time, not a row. loads: the tensors of that. own: arguments of this kernel alone.
     """
-    x, weight = call.x, call.weight
+    x, weight, span = call.x, call.weight, span_of(config)
+    share = config.block_d * (config.block_t if tile else 1)
     count, parts = pieces_of(call, span)
     args = {
         "x": rows(x),
@@ -175,18 +184,21 @@ def launch(kernel: Any, call: Any, config: Any, span: int, share: int, loads: tu
     )
 
 
-def forward(kernel: Any, call: Call, outputs: dict[str, Any], config: Any, span: int, share: int) -> list[Launch]:
-    """The launch of a forward kernel; allocates y and the new state. Others as in ``launch``."""
-    x, bias = call.x, call.bias
-    sequences = x.shape[0] if call.cu_seqlens is None else call.cu_seqlens.shape[0] - 1
-    own = {
-        "bias": State(bias, constant(0), constant(host.channel_stride(bias))),
-        "y": host.empty(outputs, "y", x, *x.shape, dtype=x.dtype),
-        "new_state": host.empty(
-            outputs, "new_state", x, sequences, call.weight.shape[0] - 1, x.shape[2], dtype=x.dtype
-        ),
-    }
-    return [launch(kernel, call, config, span, share, (x,), **own)]
+def forward(kernel: Any, tile: bool = False) -> Callable[[Call, dict[str, Any], Any], list[Launch]]:
+    """``launches`` of a forward kernel, which allocate y and the new state. tile: as in ``launch``."""
+
+    def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
+        x, bias, kept = call.x, call.bias, call.weight.shape[0] - 1
+        own = {
+            "bias": State(bias, constant(0), constant(host.channel_stride(bias))),
+            "y": host.empty(outputs, "y", x, *x.shape, dtype=x.dtype),
+            "new_state": host.empty(
+                outputs, "new_state", x, rows_of(x.shape[0], call.cu_seqlens), kept, x.shape[2], dtype=x.dtype
+            ),
+        }
+        return [launch(kernel, call, config, tile, (x,), **own)]
+
+    return launches
 
 
 MOST_TAPS = 16
@@ -195,17 +207,15 @@ MOST_TAPS = 16
 
 def too_many_taps(case: Case) -> str | None:
     """Why taps cannot be unrolled, if so."""
-    if case["K"] > MOST_TAPS:
-        return f"{case['K']} taps are more than the {MOST_TAPS} that are unrolled"
-    return None
+    return f"{case['K']} taps are more than the {MOST_TAPS} that are unrolled" if case["K"] > MOST_TAPS else None
 
 
 def unfit(case: Case, device: Device, config: Any, tile: bool = False) -> str | None:
     """Why a kernel cannot run, or would only waste its threads, which own channels or share a ``tile``.
 
-    A span, where it has one, is a whole number of tiles.
+    A piece of time is a whole number of tiles.
     """
-    if getattr(config, "span", 0) % config.block_t:
+    if span_of(config) % config.block_t:
         return f"span={config.span} is not a multiple of block_t={config.block_t}"
     rows = config.block_t if tile else None
     return too_many_taps(case) or host.unfit(case, device, config.block_d, config.num_warps, rows)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from griffin_kernels.case import BenchCase, Case, Cost
 
 FLAGS = ("segmented", "packed")
@@ -39,17 +42,9 @@ def index_bytes(case: Case) -> int:
 
 
 def make_case(
-    batch: int,
-    time: int,
-    width: int,
-    taps: int = 4,
-    dtype: str = "float32",
-    flags: list[str] | tuple[str, ...] = (),
-    *,
-    rows: int | None = None,
-    op: str = "temporal_conv1d",
-    **facts: object,
+    batch: int, time: int, width: int, taps: int = 4, dtype: str = "float32", flags: Sequence[str] = (), **facts: Any
 ) -> BenchCase:
-    """A case from sizes. K, the taps, is 4 in every published model; N is the batch or the number of sequences."""
-    sizes = (("B", batch), ("T", time), ("D", width), ("K", taps), ("N", batch if rows is None else rows))
-    return BenchCase(dict(sizes), dtype, tuple(flags), op=op, **facts)  # type: ignore[arg-type]
+    """A case from sizes. K, the taps, is 4 in every published model; N is the batch, or ``rows`` packed sequences."""
+    facts.setdefault("op", "temporal_conv1d")
+    sizes = {"B": batch, "T": time, "D": width, "K": taps, "N": facts.pop("rows", batch)}
+    return BenchCase(sizes, dtype, tuple(flags), **facts)

@@ -33,11 +33,8 @@ class Config:
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
     """Shared with the backward op."""
-    if reason := unfit_cpu(case, device, config):
-        return reason
-    if case["K"] > _MOST_TAPS:
-        return f"{case['K']} taps are more than the {_MOST_TAPS} it keeps in registers"
-    return None
+    many = f"{case['K']} taps are more than the {_MOST_TAPS} it keeps in registers" if case["K"] > _MOST_TAPS else None
+    return unfit_cpu(case, device, config) or many
 
 
 VARIANT = Variant(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -94,11 +95,9 @@ def _new_state_packed(x: Tensor, state: Tensor | None, cu_seqlens: Tensor, rows:
     starts, ends = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
     count = starts.shape[0]
     if rows == 0 or x.shape[1] == 0:
-        return (
-            x.new_zeros(count, rows, x.shape[2])
-            if state is None
-            else state.clone(memory_format=torch.contiguous_format)
-        )
+        if state is None:
+            return x.new_zeros(count, rows, x.shape[2])
+        return state.clone(memory_format=torch.contiguous_format)
     steps = torch.arange(rows, device=x.device, dtype=torch.int64)
     at = ends - rows + steps  # [N, rows], in x where a sequence reaches that far back
     new = x[0, at.clamp(min=0)]
@@ -116,11 +115,8 @@ def reference(call: Call) -> tuple[Tensor, Tensor]:
     """
     x, weight, bias, state, segment_pos, cu_seqlens = call
     if cu_seqlens is not None:
-        pieces = [
-            reference(Call(x[:, at], weight, bias, row_of(state, row), row_of(segment_pos, 0, at)))
-            for row, at in sequences(cu_seqlens)
-        ]
-        return torch.cat([y for y, _ in pieces], dim=1), torch.cat([after for _, after in pieces])
+        ys, states = zip(*map(reference, sequences(call)), strict=True)
+        return torch.cat(ys, dim=1), torch.cat(states)
     batch, time, width = x.shape
     taps = weight.shape[0]
     before = x.new_zeros(batch, taps - 1, width) if state is None else state
@@ -138,14 +134,13 @@ def reference(call: Call) -> tuple[Tensor, Tensor]:
     return y, after
 
 
-def sequences(cu_seqlens: Tensor) -> list[tuple[int, slice]]:
-    """(row of the state, steps) of every packed sequence."""
-    return [(row, slice(*bounds)) for row, bounds in enumerate(itertools.pairwise(cu_seqlens.tolist()))]
-
-
-def row_of(tensor: Tensor | None, row: int, steps: slice = slice(None)) -> Tensor | None:
-    """One row [1, ...] of a tensor that may be absent, some steps of it."""
-    return None if tensor is None else tensor[row : row + 1, steps]
+def sequences(call: Any) -> Iterator[Any]:
+    """A call of either op on packed sequences as calls on one after the other."""
+    given = {name: tensor for name, tensor in call._asdict().items() if tensor is not None}
+    for row, (start, end) in enumerate(itertools.pairwise(call.cu_seqlens.tolist())):
+        rows = {name: given[name][row : row + 1] for name in ("state", "dnew_state") if name in given}
+        steps = {name: given[name][:, start:end] for name in ("x", "dy", "segment_pos") if name in given}
+        yield call._replace(**rows, **steps, cu_seqlens=None)
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:

@@ -16,17 +16,14 @@ Source: the register window of a direct FIR filter; Dao-AILab/causal-conv1d has 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import triton
 import triton.language as tl
 
 from griffin_kernels.contract import Variant
-from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import Rows, at, load_flags, load_rows, load_state, own_channels, store_row
 from griffin_kernels.ops.temporal_conv1d import _triton_conv
 from griffin_kernels.ops.temporal_conv1d._triton_conv import input_row, load_taps, piece_of, store_new_state
-from griffin_kernels.ops.temporal_conv1d.op import Call
 
 
 @dataclass(frozen=True)
@@ -92,10 +89,7 @@ def temporal_conv1d_rows(x, weight, bias, state, positions, cu_seqlens, y, new_s
     store_new_state(x, state, positions, new_state, piece, channels, SIZES.D, TAPS)
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    """One program per piece of time and block of channels."""
-    return _triton_conv.forward(temporal_conv1d_rows, call, outputs, config, config.span, config.block_d)
-
+launches = _triton_conv.forward(temporal_conv1d_rows)
 
 VARIANT = Variant(
     op="temporal_conv1d",

@@ -16,17 +16,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import triton
 import triton.language as tl
 
 from griffin_kernels.contract import Variant
-from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import dense, load_state, own_channels
 from griffin_kernels.ops.temporal_conv1d import _triton_conv
 from griffin_kernels.ops.temporal_conv1d._triton_conv import load_reach, piece_of, rows_at, store_new_state, tile_at
-from griffin_kernels.ops.temporal_conv1d.op import Call
 
 
 @dataclass(frozen=True)
@@ -95,12 +92,6 @@ def temporal_conv1d_tile(x, weight, bias, state, positions, cu_seqlens, y, new_s
     store_new_state(x, state, positions, new_state, piece, channels, D, SIZES.TAPS)
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    """One program per tile."""
-    share = config.block_t * config.block_d
-    return _triton_conv.forward(temporal_conv1d_tile, call, outputs, config, config.block_t, share)
-
-
 VARIANT = Variant(
     op="temporal_conv1d",
     name="triton.tile",
@@ -109,5 +100,5 @@ VARIANT = Variant(
     axes={"block_t": (8, 16, 32), "block_d": (64, 128), "num_warps": (1, 2, 4)},
     reject=functools.partial(_triton_conv.unfit, tile=True),
     rank=lambda case, device: 25,
-    launches=launches,
+    launches=_triton_conv.forward(temporal_conv1d_tile, tile=True),
 )

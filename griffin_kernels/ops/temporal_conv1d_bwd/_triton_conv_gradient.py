@@ -7,6 +7,7 @@ calls give equal bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ import triton.language as tl
 from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
-from griffin_kernels.ops._triton.tensors import dense, rows, store_row
+from griffin_kernels.ops._triton.tensors import dense, own_channels, rows, store_row
 from griffin_kernels.ops.temporal_conv1d._triton_conv import ConvSizes, launch, load_reach, load_row, pieces_of
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
@@ -90,13 +91,10 @@ def temporal_conv1d_bwd_reduce(partial, dweight, dbias, pieces, SIZES: tl.conste
     D: tl.constexpr = SIZES.D
     TAPS: tl.constexpr = SIZES.TAPS
     ROWS: tl.constexpr = SIZES.BLOCK_T
-    BLOCK_D: tl.constexpr = SIZES.BLOCK_D
-    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    k = tl.program_id(0) // BLOCKS
-    columns = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
+    k, channels = own_channels(tl.program_id(0), D, SIZES.BLOCK_D)
+    columns, inside = channels.columns, channels.inside
     rows = tl.arange(0, ROWS)
-    total = tl.zeros((ROWS, BLOCK_D), dtype=SIZES.ACC)
+    total = tl.zeros((ROWS, SIZES.BLOCK_D), dtype=SIZES.ACC)
     for first in range(0, pieces, ROWS):
         place = (first + rows)[:, None]
         row = partial + place.to(tl.int64) * ((TAPS + 1) * D) + k * D + columns[None, :]
@@ -108,38 +106,39 @@ def temporal_conv1d_bwd_reduce(partial, dweight, dbias, pieces, SIZES: tl.conste
         tl.store(dbias + columns, value.to(dbias.dtype.element_ty), mask=inside)
 
 
-def launches(kernel: Any, call: Call, outputs: dict[str, Any], config: Any, share: int) -> list[Launch]:
-    """A kernel, a program per piece of time and block of channels, and the sum over the pieces; allocates all outputs.
+def backward(kernel: Any, tile: bool = False) -> Callable[[Call, dict[str, Any], Any], list[Launch]]:
+    """``launches`` of a kernel and of the sum over its pieces, which allocate all outputs. tile: as in ``launch``."""
 
-    share: elements of a load by a program of one warp.
-    """
-    x, dy, state = call.x, call.dy, call.state
-    count, _ = pieces_of(call, config.span)
-    taps, width = call.weight.shape
-    dx = host.empty(outputs, "dx", x, *x.shape, dtype=x.dtype)
-    outputs["dstate"] = None if state is None else host.empty(outputs, "dstate", x, *state.shape, dtype=x.dtype)
-    partial = torch.empty((count, taps + 1, width), dtype=accumulator(x.dtype), device=x.device)
-    gradients = Gradients(dx, outputs["dstate"], partial)
-    own = {"dy": rows(dy), "dnew_state": rows(call.dnew_state), "gradients": gradients}
-    pieces = launch(kernel, call, config, config.span, share, (dy, x), **own)
-    reduce = Launch(
-        kernel=temporal_conv1d_bwd_reduce,
-        grid=((taps + 1) * triton.cdiv(width, REDUCE_D),),
-        args={
-            "partial": partial,
-            "dweight": host.empty(outputs, "dweight", x, taps, width, dtype=x.dtype),
-            "dbias": host.empty(outputs, "dbias", x, width, dtype=x.dtype),
-            "pieces": count,
-        },
-        constexprs={"SIZES": ConvSizes(width, taps, host.wide(x.dtype), 0, REDUCE_ROWS, REDUCE_D)},
-        num_warps=4,
-        tile=REDUCE_ROWS * REDUCE_D,
-    )
-    return [pieces, reduce]
+    def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
+        x, dy, state = call.x, call.dy, call.state
+        count, _ = pieces_of(call, config.span)
+        taps, width = call.weight.shape
+        dx = host.empty(outputs, "dx", x, *x.shape, dtype=x.dtype)
+        outputs["dstate"] = None if state is None else host.empty(outputs, "dstate", x, *state.shape, dtype=x.dtype)
+        partial = torch.empty((count, taps + 1, width), dtype=accumulator(x.dtype), device=x.device)
+        gradients = Gradients(dx, outputs["dstate"], partial)
+        own = {"dy": rows(dy), "dnew_state": rows(call.dnew_state), "gradients": gradients}
+        pieces = launch(kernel, call, config, tile, (dy, x), **own)
+        reduce = Launch(
+            kernel=temporal_conv1d_bwd_reduce,
+            grid=((taps + 1) * triton.cdiv(width, REDUCE_D),),
+            args={
+                "partial": partial,
+                "dweight": host.empty(outputs, "dweight", x, taps, width, dtype=x.dtype),
+                "dbias": host.empty(outputs, "dbias", x, width, dtype=x.dtype),
+                "pieces": count,
+            },
+            constexprs={"SIZES": ConvSizes(width, taps, host.wide(x.dtype), 0, REDUCE_ROWS, REDUCE_D)},
+            num_warps=4,
+            tile=REDUCE_ROWS * REDUCE_D,
+        )
+        return [pieces, reduce]
+
+    return launches
 
 
-def traffic(case: Case, span: int) -> int:
+def traffic(case: Case, config: Any) -> int:
     """Bytes moved: dy and x read, dx written, K+1 sums per piece written and read."""
-    pieces = case["B"] * -(-case["T"] // span) + (case["N"] if "packed" in case.flags else 0)
+    pieces: int = case["B"] * -(-case["T"] // config.span) + (case["N"] if "packed" in case.flags else 0)
     sums = 2 * pieces * (case["K"] + 1) * case["D"] * accumulator(case.torch_dtype).itemsize
     return 3 * case["B"] * case["T"] * case["D"] * case.bytes_per_element() + sums

@@ -9,20 +9,18 @@ from griffin_kernels.contract import Case, NoConfig
 from griffin_kernels.device import Device
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.temporal_conv1d import eager_grouped as forward
-from griffin_kernels.ops.temporal_conv1d._conv_packed import apart
+from griffin_kernels.ops.temporal_conv1d._conv_packed import Gradients, apart
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 
-def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def run(call: Call, config: NoConfig) -> Gradients:
     dy, dnew_state, x, weight, state, _, cu_seqlens = call
     if cu_seqlens is None:
         return grouped(dy, dnew_state, x, weight, state)
-    return apart(grouped, dy, dnew_state, x, weight, state, cu_seqlens)
+    return apart(grouped, call, dnew_state)
 
 
-def grouped(
-    dy: Tensor, dnew_state: Tensor | None, x: Tensor, weight: Tensor, state: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def grouped(dy: Tensor, dnew_state: Tensor | None, x: Tensor, weight: Tensor, state: Tensor | None) -> Gradients:
     """Gradients of one document per batch row."""
     _, time, width = x.shape
     rows = weight.shape[0] - 1

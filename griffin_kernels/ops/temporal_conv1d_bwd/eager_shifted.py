@@ -13,21 +13,21 @@ from torch import Tensor
 from griffin_kernels.contract import NoConfig, accumulator
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.temporal_conv1d import eager_shifted as forward
-from griffin_kernels.ops.temporal_conv1d._conv_packed import apart
+from griffin_kernels.ops.temporal_conv1d._conv_packed import Gradients, apart
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call, through_state
 
 
-def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def run(call: Call, config: NoConfig) -> Gradients:
     dy, _, x, weight, state, segment_pos, cu_seqlens = call
     incoming = through_state(call)
     if cu_seqlens is None:
         return shifted(dy, incoming, x, weight, state, segment_pos)
-    return apart(shifted, dy, incoming, x, weight, state, cu_seqlens, segment_pos)
+    return apart(shifted, call, incoming, segment_pos)
 
 
 def shifted(
     dy: Tensor, incoming: Tensor | None, x: Tensor, weight: Tensor, state: Tensor | None, segment_pos: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+) -> Gradients:
     """Gradients of sequences that are not packed. incoming: of the new state, zero where that holds zeros."""
     wide = accumulator(x.dtype)
     time, taps = x.shape[1], weight.shape[0]

@@ -45,22 +45,9 @@ def through_state(call: Call) -> Tensor | None:
 
 def reference(call: Call) -> tuple[Tensor | None, ...]:
     """The equations at the top of this file, tap by tap; packed sequences one by one."""
-    dy, dnew_state, x, weight, state, segment_pos, cu_seqlens = call
+    dy, _, x, weight, state, segment_pos, cu_seqlens = call
     if cu_seqlens is not None:
-        pieces = [
-            reference(
-                Call(
-                    dy[:, at],
-                    forward.row_of(dnew_state, row),
-                    x[:, at],
-                    weight,
-                    forward.row_of(state, row),
-                    forward.row_of(segment_pos, 0, at),
-                )
-            )
-            for row, at in forward.sequences(cu_seqlens)
-        ]
-        dxs, dweights, dbiases, dstates = zip(*pieces, strict=True)
+        dxs, dweights, dbiases, dstates = zip(*map(reference, forward.sequences(call)), strict=True)
         return torch.cat(dxs, dim=1), sum(dweights), sum(dbiases), None if state is None else torch.cat(dstates)
     batch, time, width = x.shape
     taps = weight.shape[0]

@@ -18,19 +18,16 @@ Source: the chain rule on the sum in temporal_conv1d/op.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import triton
 import triton.language as tl
 
-from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import Rows, at, load_flags, load_rows, own_channels, store_row
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.temporal_conv1d import triton_rows as forward
 from griffin_kernels.ops.temporal_conv1d._triton_conv import load_reach, load_row, load_taps, piece_of
 from griffin_kernels.ops.temporal_conv1d_bwd import _triton_conv_gradient
 from griffin_kernels.ops.temporal_conv1d_bwd._triton_conv_gradient import end_piece, first_kept_step
-from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 
 @dataclass(frozen=True)
@@ -129,10 +126,7 @@ def temporal_conv1d_bwd_rows(
     end_piece(dy, positions, dnew_state, state, gradients, place, piece, kept, carried[0], taps, channels, D)
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    """One program per piece of time and block of channels, then the sum over the pieces."""
-    return _triton_conv_gradient.launches(temporal_conv1d_bwd_rows, call, outputs, config, config.block_d)
-
+launches = _triton_conv_gradient.backward(temporal_conv1d_bwd_rows)
 
 VARIANT = backward_of(
     forward.VARIANT,
@@ -140,5 +134,5 @@ VARIANT = backward_of(
     config=Config,
     axes={"span": (32, 64, 128, 256, 512), "block_t": (4, 8, 16), "block_d": (64, 128, 256), "num_warps": (1, 2)},
     launches=launches,
-    traffic=lambda case, config: _triton_conv_gradient.traffic(case, config.span),
+    traffic=_triton_conv_gradient.traffic,
 )

@@ -15,19 +15,16 @@ Source: the chain rule on the sum in temporal_conv1d/op.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import triton
 import triton.language as tl
 
-from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton.tensors import dense, own_channels
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.temporal_conv1d import triton_tile as forward
 from griffin_kernels.ops.temporal_conv1d._triton_conv import load_reach, load_taps, piece_of, rows_at, tile_at
 from griffin_kernels.ops.temporal_conv1d_bwd import _triton_conv_gradient
 from griffin_kernels.ops.temporal_conv1d_bwd._triton_conv_gradient import end_piece, first_kept_step
-from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 
 @dataclass(frozen=True)
@@ -115,17 +112,11 @@ def temporal_conv1d_bwd_tile(
     end_piece(dy, positions, dnew_state, state, gradients, place, piece, kept, sums, taps, channels, D)
 
 
-def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    """One program per piece of time and block of channels, then the sum over the pieces."""
-    share = config.block_t * config.block_d
-    return _triton_conv_gradient.launches(temporal_conv1d_bwd_tile, call, outputs, config, share)
-
-
 VARIANT = backward_of(
     forward.VARIANT,
     summary="tiles of steps and channels, one shifted load of dy per tap",
     config=Config,
     axes={"span": (64, 128, 256, 512), "block_t": (8, 16), "block_d": (64, 128), "num_warps": (4, 8)},
-    launches=launches,
-    traffic=lambda case, config: _triton_conv_gradient.traffic(case, config.span),
+    launches=_triton_conv_gradient.backward(temporal_conv1d_bwd_tile, tile=True),
+    traffic=_triton_conv_gradient.traffic,
 )

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
+from griffin_kernels.contract import Variant
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops._native_call import Family, rows
@@ -62,11 +61,6 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor]:
     return y, pool
 
 
-def reject(case: Case, device: Device, config: Config) -> str | None:
-    """Shared with the other native one-token kernels, but for block_d."""
-    return unfit_cpu(case, device, config, float64=False)
-
-
 VARIANT = Variant(
     op="temporal_conv1d_step",
     name="numba.direct",
@@ -74,6 +68,6 @@ VARIANT = Variant(
     run=run,
     config=Config,
     axes={"block_d": (128, 640, 2560)},
-    reject=reject,
+    reject=lambda case, device, config: unfit_cpu(case, device, config, float64=False),
     rank=lambda case, device: 20,
 )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.case import DTYPE_BYTES
-from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
+from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, dtype_name
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops._arguments import Channels, Slots, TokenPositions, Tokens
 from griffin_kernels.ops._inputs import Draws
@@ -60,11 +60,6 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     return {"x": full["x"][:, 0], "weight": full["weight"], "bias": full["bias"], "state": state, **rows}
 
 
-def tolerance(case: Case) -> Tolerance:
-    """That of temporal_conv1d, whose sum is the same."""
-    return conv.tolerance(case)
-
-
 def case_of(call: Call) -> Case:
     """The case that a real call is."""
     batch, width = call.x.shape
@@ -101,7 +96,7 @@ OP = Op(
     cases=cases(),
     make_inputs=make_inputs,
     cost=cost,
-    tolerance=tolerance,
+    tolerance=conv.tolerance,
     case_of=case_of,
     splits=(ROWS, ("D",)),
     exact_dims=("K",),

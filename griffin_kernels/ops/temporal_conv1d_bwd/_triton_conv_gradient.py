@@ -91,10 +91,11 @@ def temporal_conv1d_bwd_reduce(partial, dweight, dbias, pieces, SIZES: tl.conste
     D: tl.constexpr = SIZES.D
     TAPS: tl.constexpr = SIZES.TAPS
     ROWS: tl.constexpr = SIZES.BLOCK_T
-    k, channels = own_channels(tl.program_id(0), D, SIZES.BLOCK_D)
+    BLOCK_D: tl.constexpr = SIZES.BLOCK_D
+    k, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     columns, inside = channels.columns, channels.inside
     rows = tl.arange(0, ROWS)
-    total = tl.zeros((ROWS, SIZES.BLOCK_D), dtype=SIZES.ACC)
+    total = tl.zeros((ROWS, BLOCK_D), dtype=SIZES.ACC)
     for first in range(0, pieces, ROWS):
         place = (first + rows)[:, None]
         row = partial + place.to(tl.int64) * ((TAPS + 1) * D) + k * D + columns[None, :]

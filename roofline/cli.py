@@ -162,7 +162,7 @@ def study(
         # of the user's registry, or of the one that ships: the first source that there is
         entries = next((load_for(source, here).entries for source in sources(here)), [])
         status = StatusLine(Console(stderr=True))
-        found = studying.write(path, here, entries, studying.Timing(seconds=seconds), status)
+        found = studying.record(path, here, entries, studying.Timing(seconds=seconds), status)
         status.clear()
         tables.show_kernels(output(), found)
         tables.show_study(output(), found)

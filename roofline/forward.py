@@ -155,7 +155,7 @@ def analyse(
     places, parameters = part_places(config), part_parameters(config)
     parts = [structs.replace(sums[kind], layer=layer, count=1, parameters=parameters[kind]) for kind, layer in places]
     predicted_s = sum(part.predicted_s for part in parts)
-    predicted = by_regime(by_regime(time.predicted for time in times[kind]) for kind, _ in places)
+    predicted = _added(_added(time.predicted for time in times[kind]) for kind, _ in places)
     record = PassRecord(
         model=model if isinstance(model, str) else name, parameters=config.parameters(), parts=parts,
         phase=phase, batch=batch, seq=seq, dtype=dtype,
@@ -202,7 +202,7 @@ class Timer:
             return KernelTime(kernel, floors, self._split(kernel, floors, seconds), tuned.why)
         if kernel.passes:
             parts = [self._pass(p) for p in kernel.passes]
-            return KernelTime(kernel, floors, by_regime(parts), f"{kernel.launches} PyTorch kernels at the usual rates")
+            return KernelTime(kernel, floors, _added(parts), f"{kernel.launches} PyTorch kernels at the usual rates")
         reached = self._reached(self.usual.slow(kernel.cost, self.dtype, self._resident(kernel), launches=0))
         how = "one kernel at the usual rates"
         if kernel.rows and self.dtype in self.usual.matmul_rows:
@@ -223,7 +223,7 @@ class Timer:
     def _pass(self, step: Pass) -> dict[str, float]:
         """Seconds by regime of one pass of a composition, run ``count`` times."""
         reached = self._reached(self.usual.slow(step.cost, self.dtype, step.cost.bytes_total, launches=0))
-        one = self._launched(_by_regime(reached, {"activations": 1.0}))
+        one = self._launched(_longest(reached, {"activations": 1.0}))
         return {name: seconds * step.count for name, seconds in one.items()}
 
     def _split(self, kernel: Kernel, floors: dict[str, float], seconds: float) -> dict[str, float]:
@@ -232,7 +232,7 @@ class Timer:
         shares = {"parameters": kernel.parameter_bytes / total, "cache": kernel.cache_bytes / total}
         shares["activations"] = max(0.0, 1.0 - sum(shares.values()))
         binding = max(floors, key=lambda name: floors[name], default=None)
-        return {} if binding is None else _by_regime({binding: seconds}, shares)
+        return {} if binding is None else _longest({binding: seconds}, shares)
 
     def _launched(self, times: dict[str, float]) -> dict[str, float]:
         """Add one launch: its whole time on a CPU, on a GPU what the kernel does not hide."""
@@ -242,7 +242,7 @@ class Timer:
         return times | {"launch": launch}
 
 
-def _by_regime(reached: dict[str, float], memory: dict[str, float]) -> dict[str, float]:
+def _longest(reached: dict[str, float], memory: dict[str, float]) -> dict[str, float]:
     """The longest of the times by ceiling, under its regime."""
     if not reached:
         return {}
@@ -253,6 +253,7 @@ def _by_regime(reached: dict[str, float], memory: dict[str, float]) -> dict[str,
     return {"special" if binding == "special" else "compute": seconds}
 
 
-def by_regime(tables: Iterable[dict[str, float]]) -> dict[str, float]:
+def _added(tables: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Seconds by regime of several together; 0 for a regime that none has."""
     found = list(tables)
     return {name: sum((table.get(name, 0.0) for table in found), 0.0) for name in REGIMES}

@@ -146,7 +146,7 @@ def study(
     )  # fmt: skip
 
 
-def write(
+def record(
     path: Path, device: Device, entries: Sequence[Entry], timing: Timing, tell: Tell, *, shared: bool = True
 ) -> Study:
     """Study a device as ``study`` does, and write the file, all or nothing.

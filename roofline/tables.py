@@ -115,9 +115,7 @@ def show_names(console: Console, models: Mapping[str, GriffinConfig], sheets: It
 
 def show_study(console: Console, found: Study) -> None:
     """Passes that were run, predicted against measured."""
-    for page in found.pages:
-        if not page.measured:
-            continue
+    for page in (page for page in found.pages if page.measured):
         names = ("phase", "batch", "seq", "predicted", "measured", "error", "tokens/s", "bound by")
         shown = table(["model"], names, title=f"forward passes on {page.device}, {page.dtype}")
         for row in page.passes:

@@ -365,4 +365,4 @@ def study(device: Device, outcome: Outcome, tell: Callable[[str], None]) -> tupl
     path, timing = outcome.paths.journal.with_name(FILE_NAME), STUDY_TIMING[outcome.options.budget]
     shared = outcome.paths.is_users(device)
     with dispatch.use(registry=outcome.paths.registry):
-        return path, studies.write(path, device, outcome.entries, timing, tell, shared=shared)
+        return path, studies.record(path, device, outcome.entries, timing, tell, shared=shared)

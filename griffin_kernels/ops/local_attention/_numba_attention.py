@@ -24,8 +24,9 @@ from griffin_kernels.ops.local_attention_bwd.op import Call as BackwardCall
 LOG2_E = math.log2(math.e)
 _ITEMS = 4
 """Work items, at least, if there are as many queries: so that a few long rows still have work for several threads."""
-_ABSENT = dict.fromkeys(("sgemm", "set_threads", "k_down", "dq", "part", "reach", "dk", "dv"), 0)
-"""Fields that not every kernel has, besides dout."""
+_ABSENT: dict[str, Any] = dict.fromkeys(("sgemm", "set_threads", "pairs", "dq", "part", "reach", "dk", "dv"), 0)
+_ABSENT |= dict.fromkeys(("dout", "k_down"), (0, 0, 0, 0))
+"""Fields that not every kernel has."""
 
 
 def whole(count: int, unit: int) -> int:
@@ -67,34 +68,25 @@ class Kernels:
     """The kernels of a module, ``attend`` and ``gradient``, and how what they work on lies.
 
     laid_out: ``(call within reach, whether for the gradient) -> tensors to be kept, fields``: keys and values.
-    numbers: ``(pitch, d, d in whole units, whether for the gradient)`` -> float32 numbers in scratch for a block's row.
     unit: keys and channels lie in whole multiples of it. rows: so do the rows of a block.
     spare: float32 numbers between rows of scores, which must not all fall on the same lines of a cache.
-    scales_dk: whether ``gradient`` multiplies its shares of dk with their factor.
+    scales: whether products multiply with the gradients' factors; else dq gets its own when it is written, dk when its
+    shares are joined.
     """
 
     module: Any
     laid_out: Callable[[Any, bool], tuple[Any, dict[str, Any]]]
-    numbers: Callable[[int, int, int, bool], int]
     unit: int
     rows: int
     spare: int
-    scales_dk: bool
+    scales: bool
 
     @cached_property
     def _family(self) -> native.Family:
         return native.Family(Fields, self.module.FILES)
 
     def _run(
-        self,
-        call: Any,
-        config: Any,
-        out: Tensor,
-        lse: Tensor | None,
-        block: int,
-        piece: int,
-        dout: Headed = (0, 0, 0, 0),
-        **gradient: int,
+        self, call: Any, config: Any, out: Tensor, lse: Tensor | None, block: int, piece: int, **gradient: Any
     ) -> None:
         """Run ``attend``, or ``gradient`` with fields of its own.
 
@@ -105,20 +97,23 @@ class Kernels:
         items, tile = batch * shared * pieces, whole(min(config.keys, keys), self.unit)
         pitch = whole(tile, LANES) + self.spare
         threads = _threads.threads_for(items, batch * heads * time * min(call.window, keys) * d // 8)
-        place = whole(whole(block * group, self.rows) * self.numbers(pitch, d, wide, bool(gradient)), 16)
+        # of a row: two of scores, three of channels, two numbers; attend takes less
+        place = whole(whole(block * group, self.rows) * (2 * pitch + 3 * wide + 2 * 16 + 2), 16)
         scratch = memory.empty((threads, place), torch.float32)
         first = first_keys(call).contiguous()
         factor, of_rows = scale_of(call), LOG2_E if cap is None else 2 * LOG2_E / cap
-        factors = array("f", (factor * of_rows, (cap or 0.0) * LOG2_E, factor, factor_of_dk(cap)))
+        of_gradients = (factor, factor_of_dk(cap), 1.0) if self.scales else (1.0, 1.0, factor)
+        factors = array("f", (factor * of_rows, (cap or 0.0) * LOG2_E, *of_gradients))
         _kept, laid_out = self.laid_out(call, bool(gradient))
         fields = self._family.fields(
             q=placed("q", call.q, call.q.nbytes),
             out=placed("out", out, call.q.nbytes),
-            dout=dout,
             places=0,
             items=items,
             pieces=pieces,
             block=block,
+            unit=self.unit,
+            rows=self.rows,
             time=time,
             keys=keys,
             padded=whole(keys, self.unit),
@@ -188,7 +183,7 @@ class Kernels:
                 within[:, :, base : base + length].add_(share[:, :, index, :length, :d], alpha=factor)
             return summed.to(like.dtype)
 
-        dk = joined(shares[0], call.k, 1.0 if self.scales_dk else factor_of_dk(call.softcap))
+        dk = joined(shares[0], call.k, 1.0 if self.scales else factor_of_dk(call.softcap))
         return dq.to(call.q.dtype), dk, joined(shares[1], call.v, 1.0)
 
 

@@ -3,8 +3,7 @@
 Every product is made of tiles of ROWS rows by PANEL columns that stay in registers: per step of the inner dimension a
 row of PANEL values is loaded, and each of ROWS values multiplies it. What is loaded as rows lies in panels: [n, inner,
 PANEL], so that the steps of a tile are read from front to back. A tile is left out where no query of it sees a key of
-it, and its inner dimension is cut to what they see, so that almost nothing is computed in vain. In between, softmax or
-its gradient is done a row of scores at a time, in the first-level cache. See _numba_rows.py.
+it, and its inner dimension is cut to what they see, so that almost nothing is computed in vain. See _numba_loops.py.
 
 The forward products of bfloat16 multiply pairs of its values and add both to a float32 (AVX512-BF16): a panel's step
 then holds two steps of the inner dimension, side by side, in the same four bytes that one float32 takes. Scores are
@@ -15,234 +14,189 @@ not rounded, weights are. The gradient widens bfloat16 and multiplies in float32
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
+from llvmlite import ir
+from numba import types
 
-from griffin_kernels.ops._native import take
-from griffin_kernels.ops.local_attention import _numba_products, _numba_rows
-from griffin_kernels.ops.local_attention._numba_products import PANEL, ROWS, add_tile, set_tile
-from griffin_kernels.ops.local_attention._numba_rows import (
-    _HIDDEN,
-    AT,
-    LANES,
-    _address,
-    _clear,
-    _floats,
-    _is_half,
-    _longs,
-    _read_row,
-    _scale,
-    _shorts,
-    _write_row,
-    at,
-    clear_unseen,
-    first_of,
-    firsts,
-    located,
-    read_gradient,
-    slope,
-    weigh,
-    write_dq,
-    write_weighted,
-)
+from griffin_kernels.ops._native import FLOAT, INT32, INT64, intrinsic
+from griffin_kernels.ops.local_attention import _numba_loops
+from griffin_kernels.ops.local_attention._numba_loops import Seen
+from griffin_kernels.ops.local_attention._numba_rows import AT, first_of, floats, is_half
 
 _njit: Any = numba.njit
-_f32: Any = numba.float32
 
-FILES = (__file__, *(str(module.__file__) for module in (_numba_products, _numba_rows)))
+FILES = (__file__, *_numba_loops.FILES)
 """Sources that the kernels are made from, besides _native.py."""
 
+ROWS = 8
+"""Rows of a tile: 16 sums of 16 in registers, enough to hide the latency of an addition."""
+
+PANEL = 32
+"""Columns of a tile."""
+
+
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite does not name."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+_VECTOR = ir.VectorType(FLOAT, 16)
+_PAIRS = ir.VectorType(_BFloat(), 32)
+
+
+def _multiplier(builder: Any, half: bool) -> tuple[Any, Callable[[Any, Any, Any], Any]]:
+    """The type of a vector of factors, and a function (sums, factors, factors) -> sums."""
+    name = "llvm.x86.avx512bf16.dpbf16ps.512" if half else "llvm.fma.v16f32"
+    factors = _PAIRS if half else _VECTOR
+    kind = ir.FunctionType(_VECTOR, [_VECTOR, factors, factors] if half else [_VECTOR, _VECTOR, _VECTOR])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    if half:
+        return factors, lambda sums, one, two: builder.call(function, [sums, one, two])
+    return factors, lambda sums, one, two: builder.call(function, [one, two, sums])
+
+
+def _emit_tile(builder: Any, half: bool, add: bool, args: Any) -> None:
+    a, a_row, a_step, b, b_step, steps, out, out_row = args
+    factors, multiplied = _multiplier(builder, half)
+    scalar = INT32 if half else FLOAT
+    splat = ir.VectorType(scalar, 16)
+    rows, halves = range(ROWS), range(PANEL // 16)
+
+    def at(address: Any, kind: Any) -> Any:
+        return builder.inttoptr(address, kind.as_pointer())
+
+    places = [
+        [builder.add(builder.add(out, builder.mul(out_row, INT64(r))), INT64(64 * n)) for n in halves] for r in rows
+    ]
+    left = [builder.add(a, builder.mul(a_row, INT64(r))) for r in rows]
+    none = ir.Constant(_VECTOR, [0.0] * 16)
+    start = [[builder.load(at(places[r][n], _VECTOR), align=4) if add else none for n in halves] for r in rows]
+    before, loop, after = builder.block, builder.append_basic_block("steps"), builder.append_basic_block("steps.end")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    step = builder.phi(INT64)
+    step.add_incoming(INT64(0), before)
+    sums = [[builder.phi(_VECTOR) for _ in halves] for _ in rows]
+    b_at, a_at = builder.add(b, builder.mul(b_step, step)), builder.mul(a_step, step)
+    right = [builder.load(at(builder.add(b_at, INT64(64 * n)), factors), align=4) for n in halves]
+    following = builder.add(step, INT64(1))
+    step.add_incoming(following, loop)
+    undefined = ir.Constant(splat, ir.Undefined)
+    found = []
+    for r in rows:
+        one = builder.load(at(builder.add(left[r], a_at), scalar), align=4)
+        one = builder.insert_element(undefined, one, INT32(0))
+        one = builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(INT32, 16), [0] * 16))
+        found.append([multiplied(sums[r][n], builder.bitcast(one, factors), right[n]) for n in halves])
+        for n in halves:
+            sums[r][n].add_incoming(start[r][n], before)
+            sums[r][n].add_incoming(found[r][n], loop)
+    builder.cbranch(builder.icmp_signed("<", following, steps), loop, after)
+    builder.position_at_end(after)
+    for r in rows:
+        for n in halves:
+            builder.store(found[r][n], at(places[r][n], _VECTOR), align=4)
+
+
+def _tile_function(add: bool) -> Any:
+    """A numba function ``(data, a, a_row, a_step, b, b_step, steps, out, out_row)``.
+
+    out [ROWS, PANEL] = (out +) a [ROWS, steps] @ b [steps, PANEL]: addresses, and bytes from a row or step to the
+    next. steps is at least 1. Steps are of pairs of bfloat16 where that is data's dtype.
+    """
+
+    @intrinsic
+    def tile(
+        typing: Any, data: Any, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, steps: Any, out: Any, out_row: Any
+    ) -> Any:
+        half = data.dtype is types.uint16
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _emit_tile(builder, half, add, args[1:])
+            return context.get_dummy_value()
+
+        return types.void(data, *[types.int64] * 8), generate
+
+    return tile
+
+
+set_tile, add_tile = _tile_function(add=False), _tile_function(add=True)
+
 
 @_njit
-def _copy_row(address: int, index: int, target: int, count: int) -> None:
-    """``count`` bfloat16 as they are, and a zero where they are odd."""
-    source, out = _shorts(address, index), _shorts(target, 0)
-    for j in range(count):
-        out[j] = source[j]
-    if count % 2:
-        out[count] = numba.uint16(0)
-
-
-Seen = tuple[int, int, int, int, int]
-"""Of a block and a tile of keys: rows, queries, the key index of the first query, the first key, how many keys."""
-
-
-@_njit
-def _sight(f: Any, first: Any, row: int, seen: Seen) -> tuple[int, int]:
-    """Keys begin .. end - 1 that rows near ``row`` see, from the beginning of a panel; none where end is lower."""
-    _, count, own, begin, width = seen
+def _sight(f: Any, seen: Seen, row: int) -> tuple[int, int]:
+    """Of rows near ``row``, from the beginning of a panel."""
     group, start = f[AT.group], row // ROWS * ROWS
-    end = min((start + ROWS - 1) // group + 1, count)
-    low = max(first_of(first, start // group, end) - begin, 0)
-    return low // PANEL * PANEL, min(own + end - begin, width)
+    end = min((start + ROWS - 1) // group + 1, seen.count)
+    low = max(first_of(seen.first, start // group, end) - seen.begin, 0)
+    return low // PANEL * PANEL, min(seen.own + end - seen.begin, seen.width)
 
 
 @_njit
-def _rounded_up(count: int, unit: int) -> int:
-    return (count + unit - 1) // unit * unit
-
-
-@_njit
-def _multiply_across(
-    data: Any, f: Any, first: Any, seen: Seen, a: int, a_row: int, panels: int, steps: int, out: int
-) -> None:
-    """out [rows, width] = a [rows, steps] @ panels, where some query sees some key."""
-    pitch, (rows, _, _, begin, width) = f[AT.pitch], seen
-    for column in range(0, width, PANEL):
-        panel = panels + 4 * (begin + column) * steps
-        for r in range(0, rows, ROWS):
-            low, high = _sight(f, first, r, seen)
+def _across(data: Any, f: Any, seen: Seen, a: int, step: int, tensor: int, out: int) -> None:
+    """Where some query sees some key."""
+    pitch, steps = f[AT.pitch], (f[AT.d] + 1) // 2 if is_half(data) else f[AT.d]
+    for column in range(0, seen.width, PANEL):
+        panel = f[tensor] + 4 * (seen.row * f[AT.padded] + seen.begin + column) * steps
+        for r in range(0, seen.rows, ROWS):
+            low, high = _sight(f, seen, r)
             if low <= column < high:
                 to = out + 4 * (r * pitch + column)
-                set_tile(data, a + r * a_row, a_row, 4, panel, 4 * PANEL, steps, to, 4 * pitch)
+                set_tile(data, a + 4 * r * step, 4 * step, 4, panel, 4 * PANEL, steps, to, 4 * pitch)
 
 
 @_njit
-def _multiply_down(data: Any, f: Any, first: Any, seen: Seen, a: int, size: int, panels: int, out: int) -> None:
-    """out [rows, wide] += a [rows, width] @ panels, for the keys that some query sees.
-
-    size: bytes of an element of a; two of them are a step.
-    """
-    pitch, wide, (rows, _, _, begin, _) = f[AT.pitch], f[AT.wide], seen
-    for r in range(0, rows, ROWS):
-        low, high = _sight(f, first, r, seen)
+def _down(data: Any, f: Any, seen: Seen, a: int, tensor: int, alpha: float, beta: float, out: int) -> None:
+    """For the keys that some query sees. Two elements of two bytes are a step."""
+    pitch, wide, padded, size = f[AT.pitch], f[AT.wide], f[AT.padded], 2 if is_half(data) else 4
+    for r in range(0, seen.rows, ROWS):
+        low, high = _sight(f, seen, r)
         if low < high:
             left, steps = a + size * (r * pitch + low), ((high - low) * size + 3) // 4
             for column in range(0, wide, PANEL):
-                panel = panels + size * (column * f[AT.padded] + (begin + low) * PANEL)
+                panel = f[tensor] + size * ((seen.row * wide + column) * padded + (seen.begin + low) * PANEL)
                 add_tile(data, left, size * pitch, 4, panel, 4 * PANEL, steps, out + 4 * (r * wide + column), 4 * wide)
 
 
-def attend(data: Any) -> None:
-    """out and lse; a block is an item."""
-    f = _longs(_address(data), 0)
-    block, time, group, d, pitch, wide = f[AT.block], f[AT.time], f[AT.group], f[AT.d], f[AT.pitch], f[AT.wide]
-    half = _is_half(data)
-    size = 2 if half else 4
-    steps = (d * size + 3) // 4  # of d
-    most, earlier = _rounded_up(block * group, ROWS), f[AT.keys] - time
-    factor = _floats(f[AT.factors], 0)[0]
-    queries = f[AT.scratch] + 4 * take(data, AT.places) * f[AT.scratch_place]  # [rows, steps]
-    weighted = queries + 4 * most * steps  # [rows, wide]
-    scores = weighted + 4 * most * wide  # [rows, pitch]
-    weights = scores + 4 * most * pitch if half else scores  # [rows, pitch]
-    largest = _floats(scores + 8 * most * pitch, 0)  # [rows]
-    total = _floats(scores + 8 * most * pitch, most)  # [rows]
-    item = take(data, 0)
-    while item < f[AT.items]:
-        row, piece, batch, head = located(f, item)
-        start = piece * block
-        count, own = min(block, time - start), earlier + start
-        rows = count * group
-        for r in range(rows):
-            index = at(f, AT.q, batch, start + r // group, head + r % group)
-            if half:
-                _copy_row(f[AT.q], index, queries + 4 * r * steps, d)
-            else:
-                _read_row(data, f[AT.q], index, queries + 4 * r * steps, factor, d)
-            largest[r], total[r] = _f32(_HIDDEN), _f32(0)
-        _clear(_floats(queries, 0), rows * steps, _rounded_up(rows, ROWS) * steps)
-        _clear(_floats(weighted, 0), 0, _rounded_up(rows, ROWS) * wide)
-        k, v = f[AT.k] + 4 * row * f[AT.padded] * steps, f[AT.v] + size * row * f[AT.padded] * wide
-        first, high = firsts(f, batch, start), own + count
-        low = first_of(first, 0, count) // PANEL * PANEL
-        for begin in range(low, high, f[AT.tile]):
-            width = min(f[AT.tile], high - begin)
-            tile = (rows, count, own, begin, width)
-            _multiply_across(data, f, first, tile, queries, 4 * steps, k, steps, scores)
-            for r in range(rows):
-                near, far = _sight(f, first, r, tile)
-                if near >= far:
-                    continue
-                t, whole, values = r // group, _rounded_up(far - near, LANES), _floats(scores, r * pitch + near)
-                if half:
-                    _scale(values, factor, whole)
-                seen, after = max(first[t] - begin - near, 0), min(max(own + t + 1 - begin - near, 0), far - near)
-                weigh(f, values, seen, after, whole, r, largest, total, _floats(weighted, r * wide))
-                if half:
-                    _write_row(data, weights, r * pitch + near, values, _f32(1), whole)
-            _multiply_down(data, f, first, tile, weights, size, v, weighted)
-        for r in range(rows):
-            values = _floats(weighted, r * wide)
-            write_weighted(data, f, batch, start + r // group, head + r % group, values, largest[r], total[r])
-        item = take(data, 0)
-
-
 @_njit
-def _add_transposed(f: Any, first: Any, seen: Seen, a: int, b: int, b_row: int, out: int) -> None:
-    """out [width, wide] += a [rows, width]^T @ b [rows, wide], for queries that see some key."""
-    _, count, own, begin, width = seen
+def _transposed(f: Any, seen: Seen, a: int, b: int, step: int, alpha: float, out: int) -> None:
+    """For queries that see some key."""
     pitch, wide, group = f[AT.pitch], f[AT.wide], f[AT.group]
-    for key in range(0, width, ROWS):
-        start, end = max(begin + key - own, 0), count
-        while end > start and first[end - 1] >= begin + key + ROWS:
+    for key in range(0, seen.width, ROWS):
+        start, end = max(seen.begin + key - seen.own, 0), seen.count
+        while end > start and seen.first[end - 1] >= seen.begin + key + ROWS:
             end -= 1
         if start < end:
             left, steps = a + 4 * (start * group * pitch + key), (end - start) * group
             for column in range(0, wide, PANEL):
-                right = b + start * group * b_row + 4 * column
-                to = out + 4 * (key * wide + column)
-                add_tile(_floats(a, 0), left, 4, 4 * pitch, right, b_row, steps, to, 4 * wide)
+                right, to = b + 4 * (start * group * step + column), out + 4 * (key * wide + column)
+                add_tile(floats(a, 0), left, 4, 4 * pitch, right, 4 * step, steps, to, 4 * wide)
+
+
+@_njit
+def _tile_of(f: Any, span: int) -> int:
+    return f[AT.tile]
+
+
+_attend, _gradient = _numba_loops.loops(_across, _down, _transposed, _sight, _tile_of)
+
+
+def attend(data: Any) -> None:
+    """See _numba_loops.py."""
+    _attend(data)
 
 
 def gradient(data: Any) -> None:
-    """dq, and every item's share of dk and dv; a part of the queries is an item. Products are of float32."""
-    f = _longs(_address(data), 0)
-    block, time, group, d, pitch, wide = f[AT.block], f[AT.time], f[AT.group], f[AT.d], f[AT.pitch], f[AT.wide]
-    most, earlier = _rounded_up(block * group, ROWS), f[AT.keys] - time
-    # rows of a power of two would fall on few lines of the first-level cache
-    step = wide + 16
-    size = 4 * step
-    queries = f[AT.scratch] + 4 * take(data, AT.places) * f[AT.scratch_place]  # [rows, step]
-    upstream = queries + 4 * most * step  # [rows, step]
-    slopes = upstream + 4 * most * step  # [rows, wide]
-    scores = slopes + 4 * most * wide  # [rows, pitch]
-    products = scores + 4 * most * pitch  # [rows, pitch]
-    delta = _floats(products + 4 * most * pitch, 0)  # [rows]
-    lse = _floats(products + 4 * most * pitch, most)  # [rows]
-    wide_data = _floats(queries, 0)
-    # channels beyond d, and rows beyond a block's
-    _clear(wide_data, 0, 2 * most * step)
-    item = take(data, 0)
-    while item < f[AT.items]:
-        row, piece, batch, head = located(f, item)
-        # the last parts may see the most keys: those first
-        piece = f[AT.pieces] - 1 - piece
-        part = piece * f[AT.part]
-        base = max(0, earlier + part - (f[AT.window] - 1)) // PANEL * PANEL
-        shares = 4 * (row * f[AT.pieces] + piece) * f[AT.reach] * wide
-        _clear(_floats(f[AT.dk] + shares, 0), 0, f[AT.reach] * wide)
-        _clear(_floats(f[AT.dv] + shares, 0), 0, f[AT.reach] * wide)
-        keys = 4 * row * f[AT.padded]
-        k_across, v_across, k_down = f[AT.k] + keys * d, f[AT.v] + keys * d, f[AT.k_down] + keys * wide
-        for start in range(part, min(part + f[AT.part], time), block):
-            count, own = min(block, time - start), earlier + start
-            rows = count * group
-            for r in range(rows):
-                t, g, place = start + r // group, head + r % group, r * size
-                delta[r], lse[r] = read_gradient(data, f, batch, t, g, upstream + place, queries + place)
-            _clear(_floats(slopes, 0), 0, most * wide)
-            first, high = firsts(f, batch, start), own + count
-            low = first_of(first, 0, count) // PANEL * PANEL
-            for begin in range(low, high, f[AT.tile]):
-                width = min(f[AT.tile], high - begin)
-                tile = (rows, count, own, begin, width)
-                _multiply_across(wide_data, f, first, tile, queries, size, k_across, d, scores)
-                _multiply_across(wide_data, f, first, tile, upstream, size, v_across, d, products)
-                for r in range(rows):
-                    near, far = _sight(f, first, r, tile)
-                    t, p, ds = r // group, _floats(scores, r * pitch), _floats(products, r * pitch)
-                    if near < far:
-                        p_seen, ds_seen = _floats(scores, r * pitch + near), _floats(products, r * pitch + near)
-                        slope(f, p_seen, ds_seen, lse[r], delta[r], _rounded_up(far - near, LANES))
-                    every = _rounded_up(width, PANEL)
-                    clear_unseen(p, ds, min(max(first[t] - begin, 0), every), max(own + t + 1 - begin, 0), every)
-                _multiply_down(wide_data, f, first, tile, products, 4, k_down, slopes)
-                share = shares + 4 * (begin - base) * wide
-                _add_transposed(f, first, tile, products, queries, size, f[AT.dk] + share)
-                _add_transposed(f, first, tile, scores, upstream, size, f[AT.dv] + share)
-            for r in range(rows):
-                t, g, values = start + r // group, head + r % group, _floats(slopes, r * wide)
-                write_dq(data, f, batch, t, g, values, _floats(f[AT.factors], 2)[0])
-        item = take(data, 0)
+    """See _numba_loops.py."""
+    _gradient(data)

@@ -1,4 +1,4 @@
-"""What the compiled kernels of numba.blocked and numba.tiled share: their fields, and what they do to a query's row.
+"""What the kernels of numba.blocked and numba.tiled work with: their fields, and what is done to a query's row.
 
 Kernels are C functions of one pointer, to a block of 64-bit integers (addresses, strides, sizes; see Fields). Work
 items are taken from a shared counter in that block by however many threads call it; every item is the work of one
@@ -31,10 +31,10 @@ _f32: Any = numba.float32
 LANES = 64
 """Rows of scores are treated in whole multiples of this many."""
 
-_SUM = {"reassoc", "contract", "nsz"}
-_LARGEST = {"reassoc", "nnan", "nsz"}
+SUMS = {"reassoc", "contract", "nsz"}
+MAXIMA = {"reassoc", "nnan", "nsz"}
 
-_HIDDEN = -3e38
+HIDDEN = -3e38
 """A score that does not count: its power is 0."""
 _LN2 = 0.6931471805599453
 
@@ -53,21 +53,21 @@ def _array_at(kind: Any) -> Any:
     return at
 
 
-_floats, _ints, _shorts, _longs = (_array_at(k) for k in (types.float32, types.int32, types.uint16, types.int64))
+floats, ints, shorts, longs = (_array_at(k) for k in (types.float32, types.int32, types.uint16, types.int64))
 
 
 @intrinsic
-def _address(typing: Any, data: Any) -> Any:
-    """The address that a pointer holds."""
+def fields_of(typing: Any, data: Any) -> Any:
+    """The integers that a kernel is given."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(args[0], INT64)
+        return builder.bitcast(args[0], INT64.as_pointer())
 
-    return types.int64(data), generate
+    return types.CPointer(types.int64)(data), generate
 
 
 @intrinsic
-def _is_half(typing: Any, data: Any) -> Any:
+def is_half(typing: Any, data: Any) -> Any:
     """Whether data is bfloat16; known when compiled."""
     half = int(data.dtype is types.uint16)
     return types.boolean(data), lambda context, builder, signature, args: ir.Constant(ir.IntType(1), half)
@@ -84,25 +84,25 @@ def _times_power(typing: Any, value: Any, shifted: Any) -> Any:
     return types.float32(types.float32, types.float32), generate
 
 
-@_njit(fastmath=_SUM)
-def _dot(p: Any, q: Any, count: int) -> float:
+@_njit(fastmath=SUMS)
+def dot(p: Any, q: Any, count: int) -> float:
     total = _f32(0)
     for i in range(count):
         total += p[i] * q[i]
     return total
 
 
-@_njit(fastmath=_SUM)
-def _sum(values: Any, count: int) -> float:
+@_njit(fastmath=SUMS)
+def sum_of(values: Any, count: int) -> float:
     total = _f32(0)
     for i in range(count):
         total += values[i]
     return total
 
 
-@_njit(fastmath=_LARGEST)
-def _largest(values: Any, count: int) -> float:
-    largest = _f32(_HIDDEN)
+@_njit(fastmath=MAXIMA)
+def largest_of(values: Any, count: int) -> float:
+    largest = _f32(HIDDEN)
     for i in range(count):
         largest = max(largest, values[i])
     return largest
@@ -146,9 +146,9 @@ def _bend(values: Any, cap: float, count: int) -> None:
 def _hide(values: Any, begin: int, end: int, width: int) -> None:
     """Scores outside begin .. end - 1 of ``width`` do not count; ``begin`` may lie beyond them."""
     for i in range(min(begin, width)):
-        values[i] = _f32(_HIDDEN)
+        values[i] = _f32(HIDDEN)
     for i in range(end, width):
-        values[i] = _f32(_HIDDEN)
+        values[i] = _f32(HIDDEN)
 
 
 @_njit(fastmath={"contract"})
@@ -170,32 +170,42 @@ def _bent_slopes(scores: Any, products: Any, lse: float, delta: float, per_cap: 
 
 
 @_njit
-def _clear(values: Any, begin: int, end: int) -> None:
+def clear(values: Any, begin: int, end: int) -> None:
     for i in range(begin, end):
         values[i] = _f32(0)
 
 
 @_njit
-def _scale(values: Any, factor: float, count: int) -> None:
+def scale(values: Any, factor: float, count: int) -> None:
     for i in range(count):
         values[i] *= factor
 
 
 @_njit
-def _read_row(data: Any, address: int, index: int, target: int, factor: float, count: int) -> None:
+def read_row(data: Any, address: int, index: int, target: int, factor: float, count: int) -> None:
     """target = factor times ``count`` data elements from ``index``."""
-    out = _floats(target, 0)
-    if _is_half(data):
+    out = floats(target, 0)
+    if is_half(data):
         # bfloat16 is the upper half of a float32
-        source, bits = _shorts(address, index), _ints(target, 0)
+        source, bits = shorts(address, index), ints(target, 0)
         for j in range(count):
             bits[j] = numba.int32(source[j]) << numba.int32(16)
         for j in range(count):
             out[j] *= factor
     else:
-        row = _floats(address, index)
+        row = floats(address, index)
         for j in range(count):
             out[j] = factor * row[j]
+
+
+@_njit
+def copy_row(address: int, index: int, target: int, count: int) -> None:
+    """``count`` bfloat16 as they are, and a zero where they are odd."""
+    source, out = shorts(address, index), shorts(target, 0)
+    for j in range(count):
+        out[j] = source[j]
+    if count % 2:
+        out[count] = numba.uint16(0)
 
 
 @intrinsic
@@ -209,14 +219,14 @@ def _rounded(typing: Any, value: Any) -> Any:
 
 
 @_njit
-def _write_row(data: Any, address: int, index: int, source: Any, factor: float, count: int) -> None:
+def write_row(data: Any, address: int, index: int, source: Any, factor: float, count: int) -> None:
     """Data elements from ``index`` = factor source."""
-    if _is_half(data):
-        halves = _shorts(address, index)
+    if is_half(data):
+        halves = shorts(address, index)
         for j in range(count):
             halves[j] = _rounded(factor * source[j])
     else:
-        row = _floats(address, index)
+        row = floats(address, index)
         for j in range(count):
             row[j] = factor * source[j]
 
@@ -228,20 +238,23 @@ Headed = tuple[int, int, int, int]
 class Fields(NamedTuple):
     """Given to a kernel. Addresses in bytes, strides in elements; channels of q, out, dout and dq are contiguous.
 
-    wide, padded: d and S; of numba.tiled in whole panels. k, v: float32 rows; of numba.tiled addresses of panels, from
-    numba_tiled.py: across, [B, Hkv, padded / PANEL, d, PANEL], or pairs along d; down, [B, Hkv, wide / PANEL, padded,
-    PANEL], or pairs along keys. What is of one variant, or of the gradient, is 0 for others.
+    wide, padded: d and S; of numba.tiled in whole panels. k, v, k_down: float32 rows; of numba.tiled addresses of
+    panels, from numba_tiled.py: across, [B, Hkv, padded / PANEL, d, PANEL], or pairs along d; down, [B, Hkv,
+    wide / PANEL, padded, PANEL], or pairs along keys. What is of one variant, or of the gradient, is 0 for others.
     """
 
     q: Headed
     out: Headed
     k: Headed  # numba.tiled: across
     v: Headed  # numba.tiled: down; for the gradient across
+    k_down: Headed  # of the gradient: k, or of numba.tiled k down
     dout: Headed  # of the gradient
     places: int  # next place in scratch; every thread takes one
     items: int  # B * Hkv * pieces, in that order
     pieces: int  # of time: blocks, or for the gradient parts, of which the last begin first
     block: int  # queries in a block
+    unit: int  # keys of a tile and channels lie in whole multiples of it
+    rows: int  # and the rows of a block of this
     time: int  # T
     keys: int  # S
     padded: int
@@ -257,11 +270,11 @@ class Fields(NamedTuple):
     lse: int  # float32 [B, Hq, T], or 0
     scratch: int  # float32 [threads, scratch_place]
     scratch_place: int
-    factors: int  # float32: of q's rows; softcap log2(e); of dq; of dk, whose queries have that of q already
+    factors: int  # float32: of q's rows; softcap log2(e); of products for dq, for dk; of dq when written
     capped: int  # 1: scores are bent
     sgemm: int  # numba.blocked: Blas.sgemm
     set_threads: int  # numba.blocked: Blas.set_threads
-    k_down: int  # numba.tiled, of the gradient
+    pairs: int  # numba.tiled: 1 where q and weights are multiplied as pairs of bfloat16
     dq: int  # of the gradient, from here on; contiguous, as q
     part: int  # queries of an item, a multiple of block
     reach: int  # keys that they see, at most; in whole panels from the beginning of one
@@ -279,6 +292,11 @@ def at(f: Any, tensor: int, batch: int, t: int, head: int) -> int:
 
 
 @_njit
+def rounded_up(count: int, unit: int) -> int:
+    return (count + unit - 1) // unit * unit
+
+
+@_njit
 def located(f: Any, item: int) -> tuple[int, int, int, int]:
     """(row of B * Hkv, piece of time, batch row, first query head) of an item."""
     row = item // f[AT.pieces]
@@ -288,7 +306,7 @@ def located(f: Any, item: int) -> tuple[int, int, int, int]:
 @_njit
 def firsts(f: Any, batch: int, start: int) -> Any:
     """The first keys that the queries from ``start`` on see."""
-    return _longs(f[AT.first], batch * f[AT.first_batch] + start)
+    return longs(f[AT.first], batch * f[AT.first_batch] + start)
 
 
 @_njit
@@ -301,32 +319,33 @@ def first_of(first: Any, begin: int, end: int) -> int:
 
 
 @_njit
-def weigh(f: Any, values: Any, seen: int, after: int, whole: int, r: int, largest: Any, total: Any, out: Any) -> None:
-    """A row of ``whole`` scores becomes weights, those outside seen .. after - 1 zero; what came before is scaled down.
+def weigh(f: Any, values: Any, seen: int, after: int, count: int, r: int, largest: Any, total: Any, out: Any) -> None:
+    """A row of ``count`` scores becomes weights, those outside seen .. after - 1 zero; what came before is scaled down.
 
     largest, total: of every row so far, this being row r. out: weighted values of the row so far.
     """
+    whole = rounded_up(count, LANES)
     if f[AT.capped]:
-        _bend(values, _floats(f[AT.factors], 1)[0], whole)
-    _hide(values, seen, after, whole)
-    top = max(largest[r], _largest(values, whole))
+        _bend(values, floats(f[AT.factors], 1)[0], whole)
+    _hide(values, max(seen, 0), min(max(after, 0), count), whole)
+    top = max(largest[r], largest_of(values, whole))
     # weights of a row that has seen nothing yet are 0
-    shift = max(top, _f32(0.5 * _HIDDEN))
+    shift = max(top, _f32(0.5 * HIDDEN))
     _powers(values, shift, whole)
     if total[r] > 0:
         shrunk = _power(largest[r] - shift)
         total[r] *= shrunk
-        _scale(out, shrunk, f[AT.wide])
-    total[r] += _sum(values, whole)
+        scale(out, shrunk, f[AT.wide])
+    total[r] += sum_of(values, whole)
     largest[r] = top
 
 
 @_njit
 def write_weighted(data: Any, f: Any, batch: int, t: int, head: int, row: Any, largest: float, total: float) -> None:
     """out and lse of a query."""
-    _write_row(data, f[AT.out], at(f, AT.out, batch, t, head), row, _f32(1) / total, f[AT.d])
+    write_row(data, f[AT.out], at(f, AT.out, batch, t, head), row, _f32(1) / total, f[AT.d])
     if f[AT.lse]:
-        lse = _floats(f[AT.lse], (batch * f[AT.shared] * f[AT.group] + head) * f[AT.time] + t)
+        lse = floats(f[AT.lse], (batch * f[AT.shared] * f[AT.group] + head) * f[AT.time] + t)
         lse[0] = _f32(_LN2) * largest + math.log(total)
 
 
@@ -334,20 +353,21 @@ def write_weighted(data: Any, f: Any, batch: int, t: int, head: int, row: Any, l
 def read_gradient(data: Any, f: Any, batch: int, t: int, head: int, upstream: int, query: int) -> tuple[float, float]:
     """dout to ``upstream`` and q, scaled, to ``query``; delta, and lse in base 2."""
     d = f[AT.d]
-    _read_row(data, f[AT.dout], at(f, AT.dout, batch, t, head), upstream, _f32(1), d)
+    read_row(data, f[AT.dout], at(f, AT.dout, batch, t, head), upstream, _f32(1), d)
     # the query's place holds out for a moment
-    _read_row(data, f[AT.out], at(f, AT.out, batch, t, head), query, _f32(1), d)
-    delta = _dot(_floats(upstream, 0), _floats(query, 0), d)
-    _read_row(data, f[AT.q], at(f, AT.q, batch, t, head), query, _floats(f[AT.factors], 0)[0], d)
-    lse = _floats(f[AT.lse], (batch * f[AT.shared] * f[AT.group] + head) * f[AT.time] + t)[0]
+    read_row(data, f[AT.out], at(f, AT.out, batch, t, head), query, _f32(1), d)
+    delta = dot(floats(upstream, 0), floats(query, 0), d)
+    read_row(data, f[AT.q], at(f, AT.q, batch, t, head), query, floats(f[AT.factors], 0)[0], d)
+    lse = floats(f[AT.lse], (batch * f[AT.shared] * f[AT.group] + head) * f[AT.time] + t)[0]
     return delta, _f32(1 / _LN2) * lse
 
 
 @_njit
-def slope(f: Any, scores: Any, products: Any, lse: float, delta: float, whole: int) -> None:
+def slope(f: Any, scores: Any, products: Any, lse: float, delta: float, count: int) -> None:
     """A row of scores becomes weights, and one of products of dout and v the scores' gradient."""
+    whole = rounded_up(count, LANES)
     if f[AT.capped]:
-        cap = _floats(f[AT.factors], 1)[0]
+        cap = floats(f[AT.factors], 1)[0]
         _bend(scores, cap, whole)
         _bent_slopes(scores, products, lse, delta, _f32(1) / cap, whole)
     else:
@@ -355,16 +375,14 @@ def slope(f: Any, scores: Any, products: Any, lse: float, delta: float, whole: i
 
 
 @_njit
-def clear_unseen(scores: Any, products: Any, seen: int, after: int, width: int) -> None:
-    """Zeros outside seen .. after - 1 of ``width``."""
-    _clear(scores, 0, seen)
-    _clear(products, 0, seen)
-    _clear(scores, after, width)
-    _clear(products, after, width)
+def clear_unseen(values: Any, seen: int, after: int, count: int) -> None:
+    """Zeros outside seen .. after - 1 of ``count``."""
+    clear(values, 0, min(max(seen, 0), count))
+    clear(values, max(after, 0), count)
 
 
 @_njit
-def write_dq(data: Any, f: Any, batch: int, t: int, head: int, row: Any, factor: float) -> None:
+def write_dq(data: Any, f: Any, batch: int, t: int, head: int, row: Any) -> None:
     """dq of a query."""
     index = ((batch * f[AT.time] + t) * f[AT.shared] * f[AT.group] + head) * f[AT.d]
-    _write_row(data, f[AT.dq], index, row, factor, f[AT.d])
+    write_row(data, f[AT.dq], index, row, floats(f[AT.factors], 4)[0], f[AT.d])

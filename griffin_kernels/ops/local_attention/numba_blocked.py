@@ -48,15 +48,12 @@ def _laid_out(call: Any, gradient: bool) -> tuple[Any, dict[str, Any]]:
     k, v, size = _rows(call.k), _rows(call.v), 4 * call.k.numel()
     blas = _blas.found()
     assert blas is not None, "reject() lets no call come here without it"
-    fields = {"k": _numba_attention.placed("k", k, size), "v": _numba_attention.placed("v", v, size)}
+    rows = _numba_attention.placed("k", k, size)
+    fields = {"k": rows, "k_down": rows, "v": _numba_attention.placed("v", v, size)}
     return (k, v), fields | {"sgemm": blas.sgemm, "set_threads": blas.set_threads}
 
 
-def _numbers(pitch: int, d: int, wide: int, gradient: bool) -> int:
-    return 2 * pitch + 3 * d + 2 if gradient else pitch + 2 * d + 2
-
-
-KERNELS = _numba_attention.Kernels(_numba_blas, _laid_out, _numbers, unit=1, rows=1, spare=16, scales_dk=True)
+KERNELS = _numba_attention.Kernels(_numba_blas, _laid_out, unit=1, rows=1, spare=16, scales=True)
 
 
 def reject(case: Case, device: Device, config: Any) -> str | None:

@@ -23,13 +23,8 @@ from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._buffers import address
 from griffin_kernels.ops._cpu import has, unfit_cpu
-from griffin_kernels.ops.local_attention import (
-    _isolated,
-    _numba_attention,
-    _numba_register_tiles,
-    numba_blocked,
-)
-from griffin_kernels.ops.local_attention._numba_products import PANEL, ROWS
+from griffin_kernels.ops.local_attention import _isolated, _numba_attention, _numba_register_tiles, numba_blocked
+from griffin_kernels.ops.local_attention._numba_register_tiles import PANEL, ROWS
 from griffin_kernels.ops.local_attention._numba_rows import LANES
 
 _OLDEST_LLVM = 19
@@ -71,26 +66,16 @@ def _laid_out(call: Any, gradient: bool) -> tuple[Any, dict[str, Any]]:
     """Panels of a call's keys and values, and their fields; the gradient's are float32."""
     (batch, keys, shared, d), pairs = call.k.shape, call.q.dtype == torch.bfloat16 and not gradient
     k, v = (call.k.float(), call.v.float()) if gradient else (call.k, call.v)
-    kept = [_across(k, pairs), _across(v, pairs) if gradient else _down(v, pairs)]
     each = (2 if pairs else 4) * batch * shared * _numba_attention.whole(keys, PANEL)  # bytes of a column
     size, other = each * _numba_attention.whole(d, 2 if pairs else 1), each * _numba_attention.whole(d, PANEL)
-    fields: dict[str, Any] = {
-        "k": (address("k", kept[0], size), 0, 0, 0),
-        "v": (address("v", kept[1], size if gradient else other), 0, 0, 0),
-    }
+    laid = {"k": (_across(k, pairs), size), "v": (_across(v, pairs), size) if gradient else (_down(v, pairs), other)}
     if gradient:
-        kept.append(_down(k, False))
-        fields["k_down"] = address("k", kept[2], other)
-    return kept, fields
+        laid["k_down"] = _down(k, False), other
+    fields = {name: (address(name, panels, count), 0, 0, 0) for name, (panels, count) in laid.items()}
+    return laid, fields | {"pairs": int(pairs)}
 
 
-def _numbers(pitch: int, d: int, wide: int, gradient: bool) -> int:
-    return 2 * pitch + (3 * wide + 2 * 16 + 2 if gradient else wide + d + 3)
-
-
-KERNELS = _numba_attention.Kernels(
-    _numba_register_tiles, _laid_out, _numbers, unit=PANEL, rows=ROWS, spare=LANES, scales_dk=False
-)
+KERNELS = _numba_attention.Kernels(_numba_register_tiles, _laid_out, unit=PANEL, rows=ROWS, spare=LANES, scales=False)
 
 
 def problem(case: Case, device: Device, config: Any) -> str | None:

@@ -17,18 +17,18 @@ import numba
 from griffin_kernels.ops._native import places, take
 from griffin_kernels.ops.local_attention import _numba_rows
 from griffin_kernels.ops.local_attention._numba_rows import (
-    _LARGEST,
-    _SUM,
+    MAXIMA,
+    SUMS,
     Headed,
-    _address,
-    _dot,
-    _floats,
-    _ints,
-    _is_half,
-    _longs,
-    _shorts,
-    _sum,
     at,
+    dot,
+    fields_of,
+    floats,
+    ints,
+    is_half,
+    longs,
+    shorts,
+    sum_of,
 )
 
 _njit: Any = numba.njit
@@ -67,14 +67,14 @@ FILES = (__file__, str(_numba_rows.__file__))
 """Sources that the kernel is made from, besides _native.py."""
 
 
-@_njit(fastmath=_SUM)
+@_njit(fastmath=SUMS)
 def _add_rows(out: Any, a: Any, b: Any, c: Any, e: Any, wa: float, wb: float, wc: float, we: float, count: int) -> None:
     """out += wa a + wb b + wc c + we e."""
     for j in range(count):
         out[j] += wa * a[j] + wb * b[j] + wc * c[j] + we * e[j]
 
 
-@_njit(fastmath=_LARGEST)
+@_njit(fastmath=MAXIMA)
 def _largest(values: Any, count: int) -> float:
     largest = values[0]
     for i in range(count):
@@ -118,39 +118,39 @@ def _widen(source: Any, target: Any, count: int) -> None:
 @_njit
 def _row(data: Any, address: int, index: int, scratch: int, slot: int, count: int) -> Any:
     """A row of ``count`` data elements as float32: where it lies, or widened into row ``slot`` of the scratch."""
-    if _is_half(data):
-        _widen(_shorts(address, index), _ints(scratch, slot * count), count)
-        return _floats(scratch, slot * count)
-    return _floats(address, index)
+    if is_half(data):
+        _widen(shorts(address, index), ints(scratch, slot * count), count)
+        return floats(scratch, slot * count)
+    return floats(address, index)
 
 
 @_njit
 def _copy(data: Any, source: int, i: int, target: int, j: int, count: int) -> None:
     """``count`` data elements from element i of one array to element j of another."""
-    if _is_half(data):
-        shorts, into = _shorts(source, i), _shorts(target, j)
+    if is_half(data):
+        halves, into_halves = shorts(source, i), shorts(target, j)
         for n in range(count):
-            into[n] = shorts[n]
+            into_halves[n] = halves[n]
     else:
-        words, floats = _ints(source, i), _ints(target, j)
+        words, into = ints(source, i), ints(target, j)
         for n in range(count):
-            floats[n] = words[n]
+            into[n] = words[n]
 
 
 def attend(data: Any) -> None:
     """Put the new token into its slot; weighted values, largest score and sum of weights of every item."""
-    f = _longs(_address(data), 0)
+    f = fields_of(data)
     parts, part, window, shared = f[AT.parts], f[AT.part], f[AT.window], f[AT.shared]
     group, d, k_step, v_step = f[AT.group], f[AT.d], f[AT.k + 2], f[AT.v + 2]
     item = take(data, 0)
     while item < f[AT.items]:
         head = item // parts
         batch, key_head, begin = head // shared, head % shared, item % parts * part
-        position = _longs(f[AT.positions], batch)[0]
-        ring = _longs(f[AT.rings], batch)[0] if f[AT.rings] else batch
+        position = longs(f[AT.positions], batch)[0]
+        ring = longs(f[AT.rings], batch)[0] if f[AT.rings] else batch
         count = min(position + 1, window, begin + part) - begin if ring >= 0 else 0
-        out = _floats(f[AT.out], item * group * d)
-        largest, total = _floats(f[AT.largest], item * group), _floats(f[AT.total], item * group)
+        out = floats(f[AT.out], item * group * d)
+        largest, total = floats(f[AT.largest], item * group), floats(f[AT.total], item * group)
         for j in range(group * d):
             out[j] = _f32(0)
         if count > 0:
@@ -166,18 +166,18 @@ def attend(data: Any) -> None:
             for i in range(count):
                 row = _row(data, f[AT.k], k + i * k_step, rows, 0, d)
                 for g in range(group):
-                    _floats(scratch, g * part + i)[0] = _dot(_floats(f[AT.q], (head * group + g) * d), row, d)
+                    floats(scratch, g * part + i)[0] = dot(floats(f[AT.q], (head * group + g) * d), row, d)
             for g in range(group):
-                scores = _floats(scratch, g * part)
+                scores = floats(scratch, g * part)
                 if f[AT.capped]:
-                    cap = _floats(f[AT.softcap], 0)[0]
+                    cap = floats(f[AT.softcap], 0)[0]
                     # tanh(x) = 1 - 2 / (exp(2 x) + 1)
-                    _exp(scores, _ints(powers, 0), _floats(powers, 0), _f32(2) / cap, _f32(0), count)
+                    _exp(scores, ints(powers, 0), floats(powers, 0), _f32(2) / cap, _f32(0), count)
                     for i in range(count):
                         scores[i] = cap - _f32(2) * cap / (scores[i] + _f32(1))
                 top = _largest(scores, count)
-                _exp(scores, _ints(powers, 0), _floats(powers, 0), _f32(1), top, count)
-                largest[g], total[g] = top, _sum(scores, count)
+                _exp(scores, ints(powers, 0), floats(powers, 0), _f32(1), top, count)
+                largest[g], total[g] = top, sum_of(scores, count)
             for i in range(0, count, 4):
                 # past the end: the last row again, with no weight
                 last = count - 1
@@ -186,11 +186,11 @@ def attend(data: Any) -> None:
                 c = _row(data, f[AT.v], v + min(i + 2, last) * v_step, rows, 2, d)
                 e = _row(data, f[AT.v], v + min(i + 3, last) * v_step, rows, 3, d)
                 for g in range(group):
-                    w = _floats(scratch, g * part + i)
+                    w = floats(scratch, g * part + i)
                     wb = w[1] if i + 1 < count else _f32(0)
                     wc = w[2] if i + 2 < count else _f32(0)
                     we = w[3] if i + 3 < count else _f32(0)
-                    _add_rows(_floats(f[AT.out], (item * group + g) * d), a, b, c, e, w[0], wb, wc, we, d)
+                    _add_rows(floats(f[AT.out], (item * group + g) * d), a, b, c, e, w[0], wb, wc, we, d)
         else:
             for g in range(group):
                 largest[g], total[g] = _f32(-3e38), _f32(0)

@@ -1,0 +1,167 @@
+"""The loops of numba.blocked and numba.tiled: items, blocks of queries, tiles of keys, rows of scores between products.
+
+What multiplies are compiled functions of either variant. tensor: the field of its keys or values.
+
+sight: ``(f, seen, row)`` -> keys begin .. end - 1 of a tile that a row may see, none where end is lower.
+tile_of: ``(f, span)`` -> keys in each tile of so many.
+across: ``(data, f, seen, a, step, tensor, out)``, out [rows, width] = a [rows, d] @ tensor^T.
+down: ``(data, f, seen, a, tensor, alpha, beta, out)``, out [rows, wide] = beta out + alpha a [rows, width] @ tensor.
+transposed: ``(f, seen, a, b, step, alpha, out)``, out [width, wide] += alpha a [rows, width]^T @ b [rows, d].
+step: float32 numbers from row to row of queries. alpha: only where the variant ``scales``, see _numba_attention.py.
+beta: 0 where out is 0 anyway, else 1.
+"""
+
+# Python's types end where numba's begin.
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numba
+
+from griffin_kernels.ops._native import take
+from griffin_kernels.ops.local_attention import _numba_rows as vectors
+from griffin_kernels.ops.local_attention._numba_rows import AT, fields_of, floats, rounded_up
+
+_njit: Any = numba.njit
+_f32: Any = numba.float32
+
+FILES = (__file__, str(vectors.__file__))
+"""Sources that the loops are made from, besides _native.py."""
+
+
+class Seen(NamedTuple):
+    """A block and a tile of keys."""
+
+    first: Any  # the first key that each query sees
+    row: int  # of B * Hkv
+    rows: int
+    count: int  # queries
+    own: int  # the key index of the first query
+    begin: int  # the first key
+    width: int  # keys
+
+
+def loops(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> tuple[Any, Any]:
+    """The compiled functions ``(data) -> None`` of local_attention and of its gradient."""
+
+    @_njit
+    def attend(data: Any) -> None:
+        """out and lse; a block is an item."""
+        f = fields_of(data)
+        block, time, group, d, pitch, wide = f[AT.block], f[AT.time], f[AT.group], f[AT.d], f[AT.pitch], f[AT.wide]
+        most, earlier, pairs = rounded_up(block * group, f[AT.rows]), f[AT.keys] - time, f[AT.pairs]
+        factor = floats(f[AT.factors], 0)[0]
+        step = (d + 1) // 2 if pairs else d
+        queries = f[AT.scratch] + 4 * take(data, AT.places) * f[AT.scratch_place]  # [rows, step]
+        weighted = queries + 4 * most * step  # [rows, wide]
+        scores = weighted + 4 * most * wide  # [rows, pitch]
+        weights = scores + 4 * most * pitch if pairs else scores  # [rows, pitch]
+        largest = floats(weights + 4 * most * pitch, 0)  # [rows]
+        total = floats(weights + 4 * most * pitch, most)  # [rows]
+        item = take(data, 0)
+        while item < f[AT.items]:
+            row, piece, batch, head = vectors.located(f, item)
+            start = piece * block
+            count, own = min(block, time - start), earlier + start
+            rows, high = count * group, own + count
+            for r in range(rows):
+                index, place = vectors.at(f, AT.q, batch, start + r // group, head + r % group), queries + 4 * r * step
+                if pairs:
+                    vectors.copy_row(f[AT.q], index, place, d)
+                else:
+                    vectors.read_row(data, f[AT.q], index, place, factor, d)
+                largest[r], total[r] = _f32(vectors.HIDDEN), _f32(0)
+            vectors.clear(floats(queries, 0), rows * step, rounded_up(rows, f[AT.rows]) * step)
+            vectors.clear(floats(weighted, 0), 0, rounded_up(rows, f[AT.rows]) * wide)
+            first = vectors.firsts(f, batch, start)
+            low = vectors.first_of(first, 0, count) // f[AT.unit] * f[AT.unit]
+            tile = tile_of(f, high - low)
+            for begin in range(low, high, tile):
+                seen = Seen(first, row, rows, count, own, begin, min(tile, high - begin))
+                across(data, f, seen, queries, step, AT.k, scores)
+                for r in range(rows):
+                    near, far = sight(f, seen, r)
+                    if near < far:
+                        t, values, near_key = r // group, floats(scores, r * pitch + near), begin + near
+                        if pairs:
+                            vectors.scale(values, factor, rounded_up(far - near, vectors.LANES))
+                        out, since, until = floats(weighted, r * wide), first[t] - near_key, own + t + 1 - near_key
+                        vectors.weigh(f, values, since, until, far - near, r, largest, total, out)
+                        if pairs:
+                            whole = rounded_up(far - near, vectors.LANES)
+                            vectors.write_row(data, weights, r * pitch + near, values, _f32(1), whole)
+                down(data, f, seen, weights, AT.v, _f32(1), _f32(begin > low), weighted)
+            for r in range(rows):
+                t, values = start + r // group, floats(weighted, r * wide)
+                vectors.write_weighted(data, f, batch, t, head + r % group, values, largest[r], total[r])
+            item = take(data, 0)
+
+    @_njit
+    def gradient(data: Any) -> None:
+        """dq, and every item's share of dk and dv; a part of the queries is an item. Products are of float32."""
+        f = fields_of(data)
+        block, time, group, unit, pitch, wide = (
+            f[AT.block],
+            f[AT.time],
+            f[AT.group],
+            f[AT.unit],
+            f[AT.pitch],
+            f[AT.wide],
+        )
+        most, earlier = rounded_up(block * group, f[AT.rows]), f[AT.keys] - time
+        factors = floats(f[AT.factors], 0)
+        # rows of a power of two would fall on few lines of the first-level cache
+        step = wide + 16
+        queries = f[AT.scratch] + 4 * take(data, AT.places) * f[AT.scratch_place]  # [rows, step]
+        upstream = queries + 4 * most * step  # [rows, step]
+        slopes = upstream + 4 * most * step  # [rows, wide]
+        scores = slopes + 4 * most * wide  # [rows, pitch]
+        changes = scores + 4 * most * pitch  # [rows, pitch]
+        delta = floats(changes + 4 * most * pitch, 0)  # [rows]
+        lse = floats(changes + 4 * most * pitch, most)  # [rows]
+        wide_data = floats(queries, 0)
+        # channels beyond d, and rows beyond a block's
+        vectors.clear(wide_data, 0, 2 * most * step)
+        item = take(data, 0)
+        while item < f[AT.items]:
+            row, piece, batch, head = vectors.located(f, item)
+            # the last parts may see the most keys: those first
+            piece = f[AT.pieces] - 1 - piece
+            part = piece * f[AT.part]
+            base = max(0, earlier + part - (f[AT.window] - 1)) // unit * unit
+            shares = 4 * (row * f[AT.pieces] + piece) * f[AT.reach] * wide
+            vectors.clear(floats(f[AT.dk] + shares, 0), 0, f[AT.reach] * wide)
+            vectors.clear(floats(f[AT.dv] + shares, 0), 0, f[AT.reach] * wide)
+            for start in range(part, min(part + f[AT.part], time), block):
+                count, own = min(block, time - start), earlier + start
+                rows, high = count * group, own + count
+                for r in range(rows):
+                    t, g, place = start + r // group, head + r % group, 4 * r * step
+                    delta[r], lse[r] = vectors.read_gradient(data, f, batch, t, g, upstream + place, queries + place)
+                vectors.clear(floats(slopes, 0), 0, most * wide)
+                first = vectors.firsts(f, batch, start)
+                low = vectors.first_of(first, 0, count) // unit * unit
+                tile = tile_of(f, high - low)
+                for begin in range(low, high, tile):
+                    width = min(tile, high - begin)
+                    seen, every = Seen(first, row, rows, count, own, begin, width), rounded_up(width, unit)
+                    across(wide_data, f, seen, queries, step, AT.k, scores)
+                    across(wide_data, f, seen, upstream, step, AT.v, changes)
+                    for r in range(rows):
+                        (near, far), t = sight(f, seen, r), r // group
+                        if near < far:
+                            p, ds = floats(scores, r * pitch + near), floats(changes, r * pitch + near)
+                            vectors.slope(f, p, ds, lse[r], delta[r], far - near)
+                        since, until = first[t] - begin, own + t + 1 - begin
+                        vectors.clear_unseen(floats(scores, r * pitch), since, until, every)
+                        vectors.clear_unseen(floats(changes, r * pitch), since, until, every)
+                    down(wide_data, f, seen, changes, AT.k_down, factors[2], _f32(begin > low), slopes)
+                    share = shares + 4 * (begin - base) * wide
+                    transposed(f, seen, changes, queries, step, factors[3], f[AT.dk] + share)
+                    transposed(f, seen, scores, upstream, step, _f32(1), f[AT.dv] + share)
+                for r in range(rows):
+                    vectors.write_dq(data, f, batch, start + r // group, head + r % group, floats(slopes, r * wide))
+            item = take(data, 0)
+
+    return attend, gradient

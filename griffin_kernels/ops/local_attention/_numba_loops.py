@@ -36,7 +36,7 @@ class Seen(NamedTuple):
     first: Any  # the first key that each query sees
     row: int  # of B * Hkv
     rows: int
-    count: int  # queries
+    queries: int
     own: int  # the key index of the first query
     begin: int  # the first key
     width: int  # keys

@@ -8,7 +8,6 @@ from typing import Any
 from griffin_kernels.contract import Variant, from_parts
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops.recurrent_block_step.op import Call, convolution, recurrence
-from griffin_kernels.ops.rg_lru_step import _lru_step_launches as lru
 from griffin_kernels.ops.temporal_conv1d_step import _triton_conv_step as conv
 from griffin_kernels.ops.temporal_conv1d_step import triton_rows
 
@@ -20,7 +19,7 @@ def steps(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     """
     outputs["conv_state"] = call.conv_state
     first = convolution(call)
-    if call.conv_weight.shape[0] == 1 or lru.parts(call.input_gate_bias.shape[1], config.block_n) == 1:
+    if call.conv_weight.shape[0] == 1 or call.input_gate_bias.shape[1] <= config.block_n:
         return [config.launch(recurrence(call, call.x), outputs, "out", call.y, conv.bundle(first))]
     between: dict[str, Any] = {}
     launches = conv.launches(first, between, triton_rows.Config())

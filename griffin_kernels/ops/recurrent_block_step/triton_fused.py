@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from griffin_kernels.ops.recurrent_block_step._recurrent_step_launches import around
 from griffin_kernels.ops.rg_lru_step import triton_fused
-from griffin_kernels.ops.rg_lru_step._lru_step_launches import Dot
+from griffin_kernels.ops.rg_lru_step._triton_lru_step import Dot
 
 
 @dataclass(frozen=True)

@@ -54,13 +54,8 @@ def arguments(
 
 def shape_of(call: Any, config: Any) -> Shape:
     """What a kernel knows when it is compiled, but for its tiles."""
-    facts = (
-        call.x.shape[2],
-        is_fresh(call.h0, call.segment_pos),
-        getattr(config, "fast", None),
-        getattr(config, "chunk", None),
-    )
-    return Shape(*map(constant, facts))
+    of_config = (getattr(config, name, None) for name in ("fast", "chunk"))
+    return Shape(*map(constant, (call.x.shape[2], is_fresh(call.h0, call.segment_pos), *of_config)))
 
 
 def parameters(call: Any, weights: bool) -> Parameters:

@@ -128,8 +128,12 @@ def own_chunk(piece, chunks, T, REDUCE: tl.constexpr, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def softplus(p):
-    """log(1 + exp(p)) in float32, with its relative accuracy kept where exp(p) is far below 1."""
+def decay(a_param):
+    """log2 a = decay(a_param) r, once per channel, <= 0. a_param: any floating dtype; gives float32.
+
+    Of softplus(p) = log(1 + exp(p)) the relative accuracy is kept where exp(p) is far below 1.
+    """
+    p = a_param.to(tl.float32)
     w = tl.exp(-tl.abs(p))
     # log(1 + w) = 2 artanh(w / (2 + w)), a series in t^2 <= 1/9
     t = w / (2.0 + w)
@@ -142,49 +146,7 @@ def softplus(p):
     series = series * s + 1.0 / 5.0
     series = series * s + 1.0 / 3.0
     series = series * s + 1.0
-    return tl.maximum(p, 0.0) + 2.0 * t * series
-
-
-@triton.jit
-def decay(a_param):
-    """log2 a = decay(a_param) r, once per channel. a_param: any floating dtype; gives float32, <= 0."""
-    return softplus(a_param.to(tl.float32)) * DECAY_LOG2
-
-
-@triton.jit
-def argument(product, bias, FAST: tl.constexpr):
-    """What ``scaled_gates`` takes for the gate sigmoid(product + bias), by one multiply-add per element."""
-    if FAST and for_nvidia():
-        y = product * 0.5 + bias * 0.5
-    else:
-        y = product * -LOG2_E + bias * -LOG2_E
-    return y
-
-
-@triton.jit
-def scaled_gates(y_i, y_r, decay_log2, FAST: tl.constexpr):
-    """(i, r, a, v, m) from ``argument`` of both gates and ``decay(a_param)``; all float32, same shape.
-
-    What is not used is not computed: a caller that takes i, a and m pays for no more. No reset is applied.
-    """
-    if FAST and for_nvidia():
-        # sigmoid(z) = (tanh(z / 2) + 1) / 2
-        t_r = tanh_approx(y_r)
-        i = 0.5 * tanh_approx(y_i) + 0.5
-        r = 0.5 * t_r + 0.5
-        half = 0.5 * decay_log2
-        log2_a = half * t_r + half
-    else:
-        # 1 / p = q / (p q)
-        p = 1.0 + exp2(tl.minimum(y_i, LARGEST_EXPONENT))
-        q = 1.0 + exp2(tl.minimum(y_r, LARGEST_EXPONENT))
-        both = reciprocal(p * q)
-        i = q * both
-        r = p * both
-        log2_a = decay_log2 * r
-    a = exp2(log2_a)
-    v = one_minus_square(a, log2_a, FAST)
-    return i, r, a, v, tl.sqrt(v)
+    return (tl.maximum(p, 0.0) + 2.0 * t * series) * DECAY_LOG2
 
 
 @triton.jit
@@ -223,10 +185,33 @@ def load_gates(parameters, channels):
 
 @triton.jit
 def gates_of(z_i, z_r, gates, FAST: tl.constexpr):
-    """``scaled_gates`` of products x W_i and x W_r, float32."""
-    y_i = argument(z_i, gates.bias_i, FAST)
-    y_r = argument(z_r, gates.bias_r, FAST)
-    return scaled_gates(y_i, y_r, gates.decay_log2, FAST)
+    """(i, r, a, v, m) from products x W_i and x W_r; all float32, same shape.
+
+    What is not used is not computed: a caller that takes i, a and m pays for no more. No reset is applied. Arguments
+    of the gates are one multiply-add per element.
+    """
+    if FAST and for_nvidia():
+        # sigmoid(z) = (tanh(z / 2) + 1) / 2
+        y_i = z_i * 0.5 + gates.bias_i * 0.5
+        y_r = z_r * 0.5 + gates.bias_r * 0.5
+        t_r = tanh_approx(y_r)
+        i = 0.5 * tanh_approx(y_i) + 0.5
+        r = 0.5 * t_r + 0.5
+        half = 0.5 * gates.decay_log2
+        log2_a = half * t_r + half
+    else:
+        y_i = z_i * -LOG2_E + gates.bias_i * -LOG2_E
+        y_r = z_r * -LOG2_E + gates.bias_r * -LOG2_E
+        # 1 / p = q / (p q)
+        p = 1.0 + exp2(tl.minimum(y_i, LARGEST_EXPONENT))
+        q = 1.0 + exp2(tl.minimum(y_r, LARGEST_EXPONENT))
+        both = reciprocal(p * q)
+        i = q * both
+        r = p * both
+        log2_a = gates.decay_log2 * r
+    a = exp2(log2_a)
+    v = one_minus_square(a, log2_a, FAST)
+    return i, r, a, v, tl.sqrt(v)
 
 
 class TileOfSteps(NamedTuple):

@@ -13,7 +13,7 @@ Numerics: products and sums in float32, as gates and state. Source: arXiv 2402.1
 from __future__ import annotations
 
 from griffin_kernels.contract import Variant
-from griffin_kernels.ops.rg_lru_step import _lru_step_launches as lru
+from griffin_kernels.ops.rg_lru_step import _triton_lru_step as lru
 
 VARIANT = Variant(
     op="rg_lru_step",

@@ -107,7 +107,6 @@ def _run(
     kernel: Any,
     call: Any,
     around: Around | None,
-    rate: Tensor,
     state: Tensor,
     out: Tensor,
     group: int,
@@ -127,7 +126,7 @@ def _run(
     x = collapsible(call.x, group)
     weights = plain(call.input_gate_weight), plain(call.recurrence_gate_weight)
     biases = floats(call.input_gate_bias), floats(call.recurrence_gate_bias)
-    rate = (rate / math.log(2)).float()
+    rate = (rate_of(call.a_param) / math.log(2)).float()
     reset = None if call.segment_pos is None else (call.segment_pos == 0).contiguous()
     offsets = None if call.cu_seqlens is None else call.cu_seqlens.contiguous()
     block, _held = (_ALONE, ()) if around is None else around.fields(group)
@@ -180,7 +179,7 @@ def forward(call: Call, config: Any, around: Around | None = None) -> tuple[Tens
     packing = x.dtype != torch.float32 or n % v != 0 or group * time > _FEW
     arrays = -(-n // _lru_numba_tiles.CHUNK) + (1 if around is None else 2)
     scratch = arrays * step * _lru_numba_tiles.STRIDE + 2 * v * step + 4 * part + 2 * n * part
-    _run(_lru_numba.forward, call, around, rate_of(call.a_param), state, out, group, step, part, packing, scratch)
+    _run(_lru_numba.forward, call, around, state, out, group, step, part, packing, scratch)
     return out, state
 
 
@@ -197,10 +196,10 @@ def backward(call: BackwardCall, config: Any, around: Around | None = None) -> t
     group = max(-(-batch // wanted), min(batch, config.block_t // max(time, 1)), 1)
     groups = -(-batch // group)
     dweights = [memory.empty((groups, blocks, n, pitch), torch.float32).zero_() for _ in range(2)]
-    dx, state, rate = memory.empty(x.shape, x.dtype), carry_of(call, call.dh_last), rate_of(call.a_param)
+    dx, state = memory.empty(x.shape, x.dtype), carry_of(call, call.dh_last)
     sums = torch.zeros((groups, 3, width), dtype=torch.float32, device="cpu")
     if x.numel():
-        dy, y, natural_rate = collapsible(call.dy, group), collapsible(call.y, group), rate.float()
+        dy, y, natural_rate = collapsible(call.dy, group), collapsible(call.y, group), rate_of(call.a_param).float()
         before = None if call.h0 is None else floats(call.h0)
         own = _lru_numba.Backward(
             *strided("y", y, x.nbytes),
@@ -216,7 +215,7 @@ def backward(call: BackwardCall, config: Any, around: Around | None = None) -> t
         arrays = 4 * -(-n // _lru_numba_tiles.CHUNK)
         scratch = arrays * step * _lru_numba_tiles.STRIDE + 2 * v * step + 8 * padded + 2 * n * (padded + pitch)
         kernel = _lru_numba_gradient.backward if around is None else _lru_numba_gradient.block_backward
-        _run(kernel, call, around, rate, state, dx, group, step, n, True, scratch, own)
+        _run(kernel, call, around, state, dx, group, step, n, True, scratch, own)
     through_r, through_z_i, through_z_r = sums.sum(0).unbind(0)
     a_param = call.a_param
     da_param = (through_r * torch.sigmoid(a_param.float())).mul_(-DECAY).to(a_param.dtype)

@@ -158,6 +158,19 @@ def _run(emit: Callable[..., None]) -> Any:
     return run
 
 
+def _every_row(emit: Callable[..., None]) -> Any:
+    """As ``_run``, of ``emit(lanes, row, *numbers)`` for each of the rows."""
+
+    def rows_of(v: Lanes, rows: Any, *numbers: Any) -> None:
+        def step(row: Any) -> Sequence[Any]:
+            emit(v, row, *numbers)
+            return ()
+
+        loop(v.builder, INT64(0), rows, 1, step)
+
+    return _run(rows_of)
+
+
 def _panel_row(v: Lanes, start: Any, row: Any) -> tuple[Any, Any]:
     """Addresses of both vectors of a panel's row."""
     left = v.builder.add(start, v.builder.mul(row, INT64(8 * v.count)))
@@ -181,66 +194,46 @@ def fill(v: Lanes, rows: Any, z: Any, left: Any, right: Any) -> None:
     loop(v.builder, INT64(0), rows, 1, step)
 
 
-@_run
-def zero(v: Lanes, rows: Any, target: Any) -> None:
-    """``rows`` vectors, one after the other."""
-
-    def step(row: Any) -> Sequence[Any]:
-        v.write(v.constant(0.0), v.builder.add(target, v.builder.mul(row, INT64(4 * v.count))))
-        return ()
-
-    loop(v.builder, INT64(0), rows, 1, step)
+@_every_row
+def zero(v: Lanes, row: Any, target: Any) -> None:
+    """Vectors, one after the other."""
+    v.write(v.constant(0.0), v.builder.add(target, v.builder.mul(row, INT64(4 * v.count))))
 
 
-@_run
-def accumulate(v: Lanes, vectors: Any, weight: Any, source: Any, target: Any) -> None:
+@_every_row
+def accumulate(v: Lanes, row: Any, weight: Any, source: Any, target: Any) -> None:
     """target += weight * source, over neighbouring vectors."""
-
-    def step(index: Any) -> Sequence[Any]:
-        offset = v.builder.mul(index, INT64(4 * v.count))
-        left, right, total = (v.read(v.builder.add(place, offset)) for place in (weight, source, target))
-        v.write(v.multiply_add(left, right, total), v.builder.add(target, offset))
-        return ()
-
-    loop(v.builder, INT64(0), vectors, 1, step)
+    offset = v.builder.mul(row, INT64(4 * v.count))
+    left, right, total = (v.read(v.builder.add(place, offset)) for place in (weight, source, target))
+    v.write(v.multiply_add(left, right, total), v.builder.add(target, offset))
 
 
-@_run
-def gelu_times(v: Lanes, rows: Any, h: Any, y: Any) -> None:
+@_every_row
+def gelu_times(v: Lanes, row: Any, h: Any, y: Any) -> None:
     """y = h gelu(y), in the tanh form: y sigmoid(2 sqrt(2 / pi) (y + 0.044715 y^3)); block arrays."""
-
-    def step(row: Any) -> Sequence[Any]:
-        place = _array_row(v, y, row)
-        value = v.read(place)
-        cubic = v.multiply_add(v.multiply(value, value), v.constant(_GELU_CUBIC), v.constant(_GELU_SLOPE))
-        gate, _ = _sigmoid(v, v.multiply(value, cubic))
-        v.write(v.multiply(value, gate, v.read(_array_row(v, h, row))), place)
-        return ()
-
-    loop(v.builder, INT64(0), rows, 1, step)
+    place = _array_row(v, y, row)
+    value = v.read(place)
+    cubic = v.multiply_add(v.multiply(value, value), v.constant(_GELU_CUBIC), v.constant(_GELU_SLOPE))
+    gate, _ = _sigmoid(v, v.multiply(value, cubic))
+    v.write(v.multiply(value, gate, v.read(_array_row(v, h, row))), place)
 
 
-@_run
-def gelu_backward(v: Lanes, rows: Any, dout: Any, h: Any, y: Any) -> None:
+@_every_row
+def gelu_backward(v: Lanes, row: Any, dout: Any, h: Any, y: Any) -> None:
     """dout = dout gelu(y), y = dout h gelu'(y): the gradients of h and y where out = h gelu(y); block arrays.
 
     With z = 2 sqrt(2 / pi) (y + 0.044715 y^3) and s = sigmoid(z): gelu = y s, gelu' = s + y s (1 - s) dz/dy.
     """
-
-    def step(row: Any) -> Sequence[Any]:
-        places = [_array_row(v, start, row) for start in (dout, h, y)]
-        gradient, state, value = (v.read(place) for place in places)
-        bounded = v.at_most(v.at_least(value, -_GELU_FLAT), _GELU_FLAT)
-        square = v.multiply(bounded, bounded)
-        cubic = v.multiply_add(square, v.constant(_GELU_CUBIC), v.constant(_GELU_SLOPE))
-        gate, rest = _sigmoid(v, v.multiply(bounded, cubic))
-        inner = v.multiply_add(square, v.constant(3 * _GELU_CUBIC), v.constant(_GELU_SLOPE))
-        slope = v.multiply_add(v.multiply(bounded, inner, rest), gate, gate)
-        v.write(v.multiply(gradient, value, gate), places[0])
-        v.write(v.multiply(gradient, state, slope), places[2])
-        return ()
-
-    loop(v.builder, INT64(0), rows, 1, step)
+    places = [_array_row(v, start, row) for start in (dout, h, y)]
+    gradient, state, value = (v.read(place) for place in places)
+    bounded = v.at_most(v.at_least(value, -_GELU_FLAT), _GELU_FLAT)
+    square = v.multiply(bounded, bounded)
+    cubic = v.multiply_add(square, v.constant(_GELU_CUBIC), v.constant(_GELU_SLOPE))
+    gate, rest = _sigmoid(v, v.multiply(bounded, cubic))
+    inner = v.multiply_add(square, v.constant(3 * _GELU_CUBIC), v.constant(_GELU_SLOPE))
+    slope = v.multiply_add(v.multiply(bounded, inner, rest), gate, gate)
+    v.write(v.multiply(gradient, value, gate), places[0])
+    v.write(v.multiply(gradient, state, slope), places[2])
 
 
 @_run

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,16 +111,12 @@ class Space:
             (variant, field): _numbers(values) for variant, axes in self.axes.items() for field, values in axes.items()
         }
 
-    @functools.cached_property
-    def neighbours(self) -> Callable[[int], list[int]]:
+    def neighbours(self, index: int) -> list[int]:
         """Points of the same variant that differ on one axis: by one step where it has an order, else by any value.
 
         A step goes over configurations that cannot run. A point that has no such neighbour (a default off the grid)
         has the nearest points of its variant.
         """
-        return functools.cache(self._neighbours)
-
-    def _neighbours(self, index: int) -> list[int]:
         point = self.points[index]
         found: list[int] = []
         for field, value in point.config:
@@ -136,11 +132,10 @@ class Space:
                 configs = (tuple((n, other if n == field else old) for n, old in point.config) for other in way)
                 made = (Point(point.variant, config) for config in configs)
                 found += [self.index[one] for one in made if one in self.index][:1]
-        return found or self._nearest(index)
-
-    def _nearest(self, index: int) -> list[int]:
-        """The points of the same variant at the least distance on its axes."""
-        others = [i for i in self.members[self.points[index].variant] if i != index]
+        if found:
+            return found
+        # the points of the same variant at the least distance on its axes
+        others = [i for i in self.members[point.variant] if i != index]
         away = {i: sum((a - b) ** 2 for a, b in zip(self.place(i), self.place(index), strict=True)) for i in others}
         return [i for i in others if away[i] <= min(away.values()) * (1 + 1e-9)]
 
@@ -180,7 +175,12 @@ class Geometry:
                 column = fields.index(field)
                 self.place[list(members), column] = [space.place(i)[axis] for i in members]
                 self.category[list(members), column] = not space.ordered[variant, field]
-        self.predicted = _standard(space.predicted_s) if any(space.predicted_s) else np.zeros(len(space))
+        self.predicted = np.zeros(len(space))
+        if any(space.predicted_s):
+            # logarithms with mean 0 and deviation 1; 0 where there is no prediction
+            logs = np.array([math.log(p) if p else math.nan for p in space.predicted_s])
+            known = logs[~np.isnan(logs)]
+            self.predicted = np.where(np.isnan(logs), 0.0, (logs - known.mean()) / (float(known.std()) or 1.0))
 
     def likeness(self, rows: Sequence[int], columns: Sequence[int], length: float) -> tuple[Array, ...]:
         """(same variant, mean likeness over axes, likeness on all axes, product of predictions): [rows, columns]."""
@@ -196,14 +196,6 @@ class Geometry:
             axes += both
         single = same * np.where(axes > 0, single / np.maximum(axes, 1), 1.0)
         return same, single, same * product, np.outer(self.predicted[rows], self.predicted[columns])
-
-
-def _standard(predicted: Sequence[float | None]) -> Array:
-    """Logarithms of predicted seconds with mean 0 and deviation 1; 0 where there is no prediction."""
-    logs = np.array([math.log(p) if p else math.nan for p in predicted])
-    known = logs[~np.isnan(logs)]
-    spread = float(known.std()) or 1.0
-    return np.where(np.isnan(logs), 0.0, (logs - known.mean()) / spread)
 
 
 _geometry = functools.lru_cache(maxsize=16)(Geometry)

@@ -259,7 +259,6 @@ class _Case:
 
     def _expect(self, coming: Iterator[Planned]) -> None:
         """Have the candidates that will probably be tried next compiled, while the present one is timed."""
-
         if self.run.compile_pool is not None:
             worthwhile = (p for p in coming if self.run.known(self.job, p) is None and self._hopeless(p) is None)
             self.run.compile_pool.prefetch(self.lane.name, ((self.job.case, p) for p in worthwhile))

@@ -61,15 +61,11 @@ def _version(name: str, found: str, wanted: str, fix: str) -> Finding:
 
 def _meets(version: str, bound: str) -> bool:
     """Whether ``2.13.0+cpu`` meets ``>=2.11`` or ``<3.14``; other kinds of bounds are met."""
-    sign, limit = bound[:2].rstrip("0123456789"), bound.lstrip("<>=!~ ")
-    have, need = _numbers(version), _numbers(limit)
-    if sign == ">=":
+    numbers = (re.findall(r"\d+", text.partition("+")[0])[:3] for text in (version, bound))
+    have, need = (list(map(int, found)) for found in numbers)
+    if bound.startswith(">="):
         return have >= need
-    return have[: len(need)] < need if sign == "<" else True
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
+    return have[: len(need)] < need if re.match(r"<\d", bound) else True
 
 
 def backends() -> Iterator[Finding]:

@@ -81,11 +81,8 @@ class InProcessExecutor:
 
     @functools.cached_property
     def rotation(self) -> timing.Rotation:
-        inputs = (
-            self.problems[0].inputs
-            if "problems" in self.__dict__
-            else self.op.make_inputs(self.case, self.device.torch_device, 0)
-        )
+        made = self.problems[0].inputs if "problems" in self.__dict__ else None
+        inputs = made or self.op.make_inputs(self.case, self.device.torch_device, 0)
         # what the op changes in place is copied: the problem's own tensors are what later candidates are checked on
         own = {name: verify.copy_of(inputs[name]) for name in self.op.in_place}
         return timing.copies({**inputs, **own}, self.device, self.op.call)

@@ -196,15 +196,6 @@ def of_head(tensor, batch, head):
 
 
 @triton.jit
-def offsets(rows, columns, tensor, D: tl.constexpr):
-    """Offsets [rows, columns] in elements of rows within a tile; 64-bit only where these and D columns need it."""
-    if rows.shape[0] * reach(tensor.step) + D * tensor.channel >= 2**31:
-        rows = rows.to(tl.int64)
-        columns = columns.to(tl.int64)
-    return rows[:, None] * far(tensor.step) + columns[None, :] * tensor.channel
-
-
-@triton.jit
 def in_channels(inside, columns, SIZES: tl.constexpr):
     """``inside`` [rows, 1] and within D channels: [rows, block_d], or as it was where a tile is of all channels."""
     if SIZES.D != SIZES.BLOCK_D:
@@ -217,7 +208,12 @@ def load_keys(tensor, batch, head, start, inside, SIZES: tl.constexpr):
     """Keys or values from ``start`` on as [block_n, block_d]; zeros where not ``inside`` [block_n] and beyond D."""
     columns = tl.arange(0, SIZES.BLOCK_D)
     base = of_head(tensor, batch, head) + tl.cast(start, tl.int64) * far(tensor.step)
-    where = base + offsets(tl.arange(0, SIZES.BLOCK_N), columns, tensor, SIZES.D)
+    rows = tl.arange(0, SIZES.BLOCK_N)
+    channels = columns
+    if SIZES.BLOCK_N * reach(tensor.step) + SIZES.D * tensor.channel >= 2**31:  # only then offsets are 64-bit
+        rows = rows.to(tl.int64)
+        channels = channels.to(tl.int64)
+    where = base + (rows[:, None] * far(tensor.step) + channels[None, :] * tensor.channel)
     return tl.load(where, mask=in_channels(inside[:, None], columns, SIZES), other=0.0)
 
 

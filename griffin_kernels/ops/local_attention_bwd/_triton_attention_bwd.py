@@ -61,13 +61,6 @@ def numbers_of(numbers, lane, T, SIZES: tl.constexpr):
 
 
 @triton.jit
-def load_lse(lse, lane, tile, T, SIZES: tl.constexpr):
-    """lse [block_m] of a lane's rows of a tile."""
-    where = (tile.rows % SIZES.G) * far(lse.head) + (tile.rows // SIZES.G).to(tl.int64) * far(lse.step)
-    return tl.load(of_head(lse, lane.batch, lane.shared * SIZES.G) + where, mask=tile.rows < T * SIZES.G)
-
-
-@triton.jit
 def weights_of(scores, powers, score):
     """(weights, slope) of raw scores q.k: p above, and the derivative of the softcap, 1 where there is none.
 
@@ -81,32 +74,6 @@ def weights_of(scores, powers, score):
         weights = tl.exp2(scores * score.factor - powers)
         slope = 1.0
     return weights, slope
-
-
-@triton.jit
-def through_queries(q, k, v, dout, numbers, work, score, SIZES: tl.constexpr, AGAIN: tl.constexpr):
-    """sum of ds_k k_k, float32 [block_m, block_d], of a program's rows and keys. numbers: of the lane."""
-    lane, tile, span = work.lane, work.tile, work.span
-    upstream = load_rows(dout, lane, tile, work.view.T, SIZES)
-    queries = load_rows(q, lane, tile, work.view.T, SIZES)
-    if score.NEGATIVE:
-        queries = -queries
-    there = tile.rows < work.view.T * SIZES.G
-    powers = tl.load(numbers.powers + tile.rows, mask=there, other=0.0)
-    delta = tl.load(numbers.delta + tile.rows, mask=there, other=0.0)
-    summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
-    for start in tl.range(span.low, span.high, SIZES.BLOCK_N):
-        keys = load_keys_before(k, lane, start, span.high, SIZES)
-        values = load_keys_before(v, lane, start, span.high, SIZES)
-        weights, slope = weights_of(dot(queries, tl.trans(keys)), powers[:, None], score)
-        if (start < span.full_low) | (start + SIZES.BLOCK_N > span.full_high):
-            weights = tl.where(visible(work.sight, start, SIZES.BLOCK_N), weights, 0.0)
-        change = weights * slope * (dot(upstream, tl.trans(values)) - delta[:, None])
-        if AGAIN:
-            change = tl.where(visible(work.sight, start, SIZES.BLOCK_N), change, 0.0)
-            keys = cleared(keys)  # what is not finite in a visible key is so in its weight
-        summed = dot(change.to(keys.dtype), keys, summed)
-    return summed
 
 
 @bundling
@@ -131,42 +98,6 @@ def span_of_keys(first, lane, view, start, SIZES: tl.constexpr):
 
 
 @triton.jit
-def through_keys(
-    q, k, v, dout, first, numbers, lane, start, view, span, score, SIZES: tl.constexpr, AGAIN: tl.constexpr
-):
-    """(sum of ds_t q_t, sum of p_t dout_t), float32 [block_n, block_d], over a span of rows, of keys from ``start`` on.
-
-    numbers: of the lane.
-    """
-    keys = load_keys_before(k, lane, start, view.S, SIZES)
-    values = load_keys_before(v, lane, start, view.S, SIZES)
-    if score.NEGATIVE:
-        keys = -keys
-    key = start + tl.arange(0, SIZES.BLOCK_N)
-    to_keys = zeros(SIZES.BLOCK_N, SIZES.BLOCK_D)
-    to_values = zeros(SIZES.BLOCK_N, SIZES.BLOCK_D)
-    for row in tl.range(span.low, span.high, SIZES.BLOCK_M):
-        tile = tile_of(row, SIZES)
-        queries = load_rows(q, lane, tile, view.T, SIZES)
-        upstream = load_rows(dout, lane, tile, view.T, SIZES)
-        power = tl.load(numbers.powers + tile.rows, mask=tile.rows < span.high, other=0.0)
-        less = tl.load(numbers.delta + tile.rows, mask=tile.rows < span.high, other=0.0)
-        weights, slope = weights_of(dot(keys, tl.trans(queries)), power[None, :], score)
-        if (row < span.full_low) | (row + SIZES.BLOCK_M > span.full_high):
-            weights = tl.where(seen(key, tile.rows, first, lane, view, span.high, SIZES), weights, 0.0)
-        usable = upstream
-        if AGAIN:
-            usable = cleared(upstream)
-        to_values = dot(weights.to(usable.dtype), usable, to_values)
-        change = weights * slope * (dot(values, tl.trans(upstream)) - less[None, :])
-        if AGAIN:
-            change = tl.where(seen(key, tile.rows, first, lane, view, span.high, SIZES), change, 0.0)
-            queries = cleared(queries)  # what is not finite in a visible query is so in its weights
-        to_keys = dot(change.to(queries.dtype), queries, to_keys)
-    return to_keys, to_values
-
-
-@triton.jit
 def seen(key, rows, first, lane, view, high, SIZES: tl.constexpr):
     """bool [block_n, block_m]: which packed rows below ``high`` see which keys."""
     query = tl.minimum(rows // SIZES.G, view.T - 1)
@@ -179,18 +110,6 @@ def seen(key, rows, first, lane, view, high, SIZES: tl.constexpr):
     return visible
 
 
-@triton.jit
-def seen_by_unsound(dout, first, lane, start, view, span, SIZES: tl.constexpr):
-    """bool [block_n, block_d]: whether a key is seen by a row whose dout is not finite in a channel."""
-    key = start + tl.arange(0, SIZES.BLOCK_N)
-    count = zeros(SIZES.BLOCK_N, SIZES.BLOCK_D)
-    for row in tl.range(span.low, span.high, SIZES.BLOCK_M):
-        tile = tile_of(row, SIZES)
-        upstream = load_rows(dout, lane, tile, view.T, SIZES)
-        count = unsound(seen(key, tile.rows, first, lane, view, span.high, SIZES), upstream, count)
-    return count > 0
-
-
 @triton.jit(do_not_specialize=["T", "batches"])
 def local_attention_bwd_delta(dout, out, lse, numbers, T, batches, SIZES: tl.constexpr):
     """numbers from dout, out: [B,T,Hq,D] and lse: [B,Hq,T]. Grid: tiles of [T * G] * B * Hkv."""
@@ -199,8 +118,9 @@ def local_attention_bwd_delta(dout, out, lse, numbers, T, batches, SIZES: tl.con
     tile = tile_of(tl.program_id(0) // lanes * SIZES.BLOCK_M, SIZES)
     upstream = load_rows(dout, lane, tile, T, SIZES)
     result = load_rows(out, lane, tile, T, SIZES)
-    value = load_lse(lse, lane, tile, T, SIZES)
     there = tile.rows < T * SIZES.G
+    where = (tile.rows % SIZES.G) * far(lse.head) + (tile.rows // SIZES.G).to(tl.int64) * far(lse.step)
+    value = tl.load(of_head(lse, lane.batch, lane.shared * SIZES.G) + where, mask=there)
     own = numbers_of(numbers, lane, T, SIZES)
     tl.store(own.delta + tile.rows, tl.sum(upstream.to(tl.float32) * result.to(tl.float32), axis=1), mask=there)
     tl.store(own.powers + tile.rows, value * LOG2E, mask=there)
@@ -215,11 +135,30 @@ def local_attention_bwd_queries(
         if intact(broken, SIZES.BLOCK_M):
             return
     work = work_of(first, T, S, window, batches, SIZES)
-    own = numbers_of(numbers, work.lane, T, SIZES)
-    summed = through_queries(q, k, v, dout, own, work, score, SIZES, AGAIN)
+    lane, tile, span = work.lane, work.tile, work.span
+    own = numbers_of(numbers, lane, T, SIZES)
+    upstream = load_rows(dout, lane, tile, T, SIZES)
+    queries = load_rows(q, lane, tile, T, SIZES)
+    if score.NEGATIVE:
+        queries = -queries
+    there = tile.rows < T * SIZES.G
+    powers = tl.load(own.powers + tile.rows, mask=there, other=0.0)
+    delta = tl.load(own.delta + tile.rows, mask=there, other=0.0)
+    summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
+    for start in tl.range(span.low, span.high, SIZES.BLOCK_N):
+        keys = load_keys_before(k, lane, start, span.high, SIZES)
+        values = load_keys_before(v, lane, start, span.high, SIZES)
+        weights, slope = weights_of(dot(queries, tl.trans(keys)), powers[:, None], score)
+        if (start < span.full_low) | (start + SIZES.BLOCK_N > span.full_high):
+            weights = tl.where(visible(work.sight, start, SIZES.BLOCK_N), weights, 0.0)
+        change = weights * slope * (dot(upstream, tl.trans(values)) - delta[:, None])
+        if AGAIN:
+            change = tl.where(visible(work.sight, start, SIZES.BLOCK_N), change, 0.0)
+            keys = cleared(keys)  # what is not finite in a visible key is so in its weight
+        summed = dot(change.to(keys.dtype), keys, summed)
     if not AGAIN:
         report(broken, summed)
-    store_rows(dq, work.lane, work.tile, summed * score.scale, T, SIZES)
+    store_rows(dq, lane, tile, summed * score.scale, T, SIZES)
 
 
 @triton.jit(do_not_specialize=["T", "S", "window", "batches"])
@@ -240,19 +179,48 @@ def local_attention_bwd_keys(
     view = View(T, S, window)
     span = part_of(span_of_keys(first, lane, view, start, SIZES), part, SIZES.BLOCK_M, SIZES)
     own = numbers_of(numbers, lane, T, SIZES)
-    dk, dv = through_keys(q, k, v, dout, first, own, lane, start, view, span, score, SIZES, AGAIN)
+    ahead, columns = tl.arange(0, SIZES.BLOCK_N), tl.arange(0, SIZES.BLOCK_D)
+    key = start + ahead
+    keys = load_keys_before(k, lane, start, view.S, SIZES)
+    values = load_keys_before(v, lane, start, view.S, SIZES)
+    if score.NEGATIVE:
+        keys = -keys
+    dk = zeros(SIZES.BLOCK_N, SIZES.BLOCK_D)
+    dv = zeros(SIZES.BLOCK_N, SIZES.BLOCK_D)
+    for row in tl.range(span.low, span.high, SIZES.BLOCK_M):
+        tile = tile_of(row, SIZES)
+        queries = load_rows(q, lane, tile, view.T, SIZES)
+        upstream = load_rows(dout, lane, tile, view.T, SIZES)
+        power = tl.load(own.powers + tile.rows, mask=tile.rows < span.high, other=0.0)
+        less = tl.load(own.delta + tile.rows, mask=tile.rows < span.high, other=0.0)
+        weights, slope = weights_of(dot(keys, tl.trans(queries)), power[None, :], score)
+        if (row < span.full_low) | (row + SIZES.BLOCK_M > span.full_high):
+            weights = tl.where(seen(key, tile.rows, first, lane, view, span.high, SIZES), weights, 0.0)
+        usable = upstream
+        if AGAIN:
+            usable = cleared(upstream)
+        dv = dot(weights.to(usable.dtype), usable, dv)
+        change = weights * slope * (dot(values, tl.trans(upstream)) - less[None, :])
+        if AGAIN:
+            change = tl.where(seen(key, tile.rows, first, lane, view, span.high, SIZES), change, 0.0)
+            queries = cleared(queries)  # what is not finite in a visible query is so in its weights
+        dk = dot(change.to(queries.dtype), queries, dk)
     if not AGAIN:
         report(broken, dk + dv)
-    ahead, columns = tl.arange(0, SIZES.BLOCK_N), tl.arange(0, SIZES.BLOCK_D)
-    inside = in_channels((start + ahead < S)[:, None], columns, SIZES)
-    row = (part * tl.cast(batches, tl.int64) + lane.batch) * S + start
-    base = (row * SIZES.HKV + lane.shared) * SIZES.D
+    inside = in_channels((key < S)[:, None], columns, SIZES)
+    base = (part * tl.cast(batches, tl.int64) + lane.batch) * S + start
+    base = (base * SIZES.HKV + lane.shared) * SIZES.D
     places = base + ahead[:, None] * (SIZES.HKV * SIZES.D) + columns[None, :]
     tl.store(grads.dk + places, dk * score.scale, mask=inside)
     tl.store(grads.dv + places, dv, mask=inside)
     if AGAIN:
-        unsound = seen_by_unsound(dout, first, lane, start, view, span, SIZES)
-        tl.store(grads.dv + places, float("nan"), mask=inside & unsound)
+        # keys seen by a row whose dout is not finite in a channel
+        count = zeros(SIZES.BLOCK_N, SIZES.BLOCK_D)
+        for row in tl.range(span.low, span.high, SIZES.BLOCK_M):
+            tile = tile_of(row, SIZES)
+            upstream = load_rows(dout, lane, tile, T, SIZES)
+            count = unsound(seen(key, tile.rows, first, lane, view, span.high, SIZES), upstream, count)
+        tl.store(grads.dv + places, float("nan"), mask=inside & (count > 0))
 
 
 @triton.jit

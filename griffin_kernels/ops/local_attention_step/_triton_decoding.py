@@ -7,8 +7,6 @@ Exponents in powers of two, as in local_attention/_triton_attention.py.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
@@ -26,15 +24,6 @@ from griffin_kernels.ops.local_attention._triton_attention import (
 )
 
 
-class Slots(NamedTuple):
-    """What a program attends to: slots low .. high - 1 of a row but the new token's, and that too where it is first."""
-
-    first: Any
-    new: Any
-    low: Any
-    high: Any
-
-
 @triton.jit
 def exponents(scores, score):
     """What 2 is raised to for raw scores q.k."""
@@ -48,47 +37,6 @@ def put(new, cache, lane, row, slot, columns, SIZES: tl.constexpr):
     """Write a lane's new key or value [block_d] into its slot of a row."""
     into = of_head(cache, row, lane.shared) + tl.cast(slot, tl.int64) * far(cache.step)
     tl.store(into + columns * cache.channel, new, mask=columns < SIZES.D)
-
-
-@triton.jit
-def attend(q, k, v, k_cache, v_cache, lane, row, slots, score, SIZES: tl.constexpr):
-    """(sum [block_g, block_d], largest [block_g], total [block_g]), float32, over a program's slots of a row.
-
-    The first program writes the new key and value.
-    """
-    rows = tl.arange(0, SIZES.BLOCK_M)
-    columns = tl.arange(0, SIZES.BLOCK_D)
-    inside = (rows[:, None] < SIZES.G) & (columns[None, :] < SIZES.D)
-    queries = of_head(q, lane.batch, lane.shared * SIZES.G)
-    queries += rows[:, None] * far(q.head) + columns[None, :] * q.channel
-    queries = tl.load(queries, mask=inside, other=0.0)
-    largest = tl.full(rows.shape, float("-inf"), dtype=tl.float32)
-    total = tl.zeros(rows.shape, dtype=tl.float32)
-    summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
-    if slots.first:
-        channels = columns < SIZES.D
-        new_key = tl.load(of_head(k, lane.batch, lane.shared) + columns * k.channel, mask=channels, other=0.0)
-        new_value = tl.load(of_head(v, lane.batch, lane.shared) + columns * v.channel, mask=channels, other=0.0)
-        put(new_key, k_cache, lane, row, slots.new, columns, SIZES)
-        put(new_value, v_cache, lane, row, slots.new, columns, SIZES)
-        products = queries.to(tl.float32) * new_key.to(tl.float32)[None, :]
-        largest = exponents(tl.sum(products, axis=1), score)
-        total = tl.full(rows.shape, 1.0, dtype=tl.float32)
-        summed = summed + new_value.to(tl.float32)[None, :]
-    for start in tl.range(slots.low, slots.high, SIZES.BLOCK_N):
-        key = start + tl.arange(0, SIZES.BLOCK_N)
-        there = (key < slots.high) & (key != slots.new)
-        keys = load_keys(k_cache, row, lane.shared, start, there, SIZES)
-        scores = exponents(dot(queries, tl.trans(keys)), score)
-        scores = tl.where(there[None, :], scores, HIDDEN)
-        top = tl.maximum(largest, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - top[:, None])
-        rescale = tl.exp2(largest - top)
-        total = total * rescale + tl.sum(weights, axis=1)
-        largest = top
-        values = load_keys(v_cache, row, lane.shared, start, there, SIZES)
-        summed = dot(weights.to(values.dtype), values, summed * rescale[:, None])
-    return summed, largest, total
 
 
 @triton.jit(do_not_specialize=["P", "W"])
@@ -108,11 +56,40 @@ def local_attention_step_part(q, k, v, k_cache, v_cache, positions, slots, out, 
     new = tl.where(real, place % W, 0).to(tl.int32)
     written = tl.where(real, tl.minimum(place, W), 0).to(tl.int32)  # slots 0 .. written - 1, all but the new one
     share = tl.cdiv(W, SIZES.PARTS * SIZES.BLOCK_N) * SIZES.BLOCK_N
-    own = Slots((part == 0) & real, new, part * share, tl.minimum(written, (part + 1) * share))
-    summed, largest, total = attend(q, k, v, k_cache, v_cache, lane, tl.maximum(row, 0), own, score, SIZES)
+    low, high = part * share, tl.minimum(written, (part + 1) * share)
+    row = tl.maximum(row, 0)
     rows = tl.arange(0, SIZES.BLOCK_M)
     columns = tl.arange(0, SIZES.BLOCK_D)
     inside = (rows[:, None] < SIZES.G) & (columns[None, :] < SIZES.D)
+    queries = of_head(q, lane.batch, lane.shared * SIZES.G)
+    queries += rows[:, None] * far(q.head) + columns[None, :] * q.channel
+    queries = tl.load(queries, mask=inside, other=0.0)
+    largest = tl.full(rows.shape, float("-inf"), dtype=tl.float32)
+    total = tl.zeros(rows.shape, dtype=tl.float32)
+    summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
+    if (part == 0) & real:
+        channels = columns < SIZES.D
+        new_key = tl.load(of_head(k, lane.batch, lane.shared) + columns * k.channel, mask=channels, other=0.0)
+        new_value = tl.load(of_head(v, lane.batch, lane.shared) + columns * v.channel, mask=channels, other=0.0)
+        put(new_key, k_cache, lane, row, new, columns, SIZES)
+        put(new_value, v_cache, lane, row, new, columns, SIZES)
+        products = queries.to(tl.float32) * new_key.to(tl.float32)[None, :]
+        largest = exponents(tl.sum(products, axis=1), score)
+        total = tl.full(rows.shape, 1.0, dtype=tl.float32)
+        summed = summed + new_value.to(tl.float32)[None, :]
+    for start in tl.range(low, high, SIZES.BLOCK_N):
+        key = start + tl.arange(0, SIZES.BLOCK_N)
+        there = (key < high) & (key != new)
+        keys = load_keys(k_cache, row, lane.shared, start, there, SIZES)
+        scores = exponents(dot(queries, tl.trans(keys)), score)
+        scores = tl.where(there[None, :], scores, HIDDEN)
+        top = tl.maximum(largest, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - top[:, None])
+        rescale = tl.exp2(largest - top)
+        total = total * rescale + tl.sum(weights, axis=1)
+        largest = top
+        values = load_keys(v_cache, row, lane.shared, start, there, SIZES)
+        summed = dot(weights.to(values.dtype), values, summed * rescale[:, None])
     if SIZES.PARTS == 1:
         # a row that only pads has seen nothing: 0 / 1
         result = summed / tl.where(real, total, 1.0)[:, None]

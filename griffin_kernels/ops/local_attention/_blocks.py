@@ -58,18 +58,6 @@ def from_rows(rows: Tensor, batch: int, count: int) -> Tensor:
     return rows.reshape(batch, -1, count, rows.shape[1] // count, d).transpose(1, 2).reshape(batch, count, -1, d)
 
 
-def row_values(values: Tensor, block: QueryBlock, shared: int) -> Tensor:
-    """One number per query: [B,Hq,T] -> [B * Hkv, t * G, 1]."""
-    batch, heads, _ = values.shape
-    part = values[:, :, block.start : block.end].reshape(batch, shared, heads // shared, -1)
-    return part.transpose(2, 3).reshape(batch * shared, -1, 1)
-
-
-def to_values(rows: Tensor, batch: int, count: int) -> Tensor:
-    """The inverse: [B * Hkv, t * G, 1] -> [B, Hq, t]."""
-    return rows.reshape(batch, -1, count, rows.shape[1] // count).transpose(2, 3).reshape(batch, -1, count)
-
-
 class Visibility:
     """Which scores of a block are hidden; the same for every block of a size unless there are documents."""
 

@@ -52,6 +52,13 @@ class Tiles:
         return Tiles(**{name: getattr(config, name) or usual for name, usual in vars(self).items()})
 
 
+@dataclass(frozen=True)
+class Parted:
+    """parts: programs that share the keys of a tile, or the rows that see one, or a ring."""
+
+    parts: int = 4
+
+
 def padded(d: int) -> int:
     """Channels of a tile: a power of two, 16 or more as matrix units take them; those beyond d are masked."""
     return max(16, 1 << (d - 1).bit_length())

@@ -28,13 +28,9 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, score_mod: Any, scale: float | None, with_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     gqa = q.shape[1] != k.shape[1]
-    if not with_lse:
-        out = flex_attention(q, k, v, score_mod=score_mod, block_mask=mask, scale=scale, enable_gqa=gqa)
-        return out, None
-    out, aux = flex_attention(
-        q, k, v, score_mod=score_mod, block_mask=mask, scale=scale, enable_gqa=gqa, return_aux=AuxRequest(lse=True)
-    )
-    return out, aux.lse
+    options = {"return_aux": AuxRequest(lse=True)} if with_lse else {}
+    found = flex_attention(q, k, v, score_mod=score_mod, block_mask=mask, scale=scale, enable_gqa=gqa, **options)
+    return (found[0], found[1].lse) if with_lse else (found, None)
 
 
 @functools.lru_cache(maxsize=64)

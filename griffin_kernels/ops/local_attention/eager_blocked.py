@@ -45,7 +45,8 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor | None]:
         part = _products.unrounded(weights.to(values.dtype), values[:, block.low : block.high]).div_(total)
         out[:, block.start : block.end] = _blocks.from_rows(part, batch, count)
         if lse is not None:
-            lse[:, :, block.start : block.end] = _blocks.to_values(total.log_().add_(largest), batch, count)
+            of_block = _blocks.from_rows(total.log_().add_(largest), batch, count)  # [B, t, Hq, 1]
+            lse[:, :, block.start : block.end] = of_block[..., 0].transpose(1, 2)
     return out, lse
 
 

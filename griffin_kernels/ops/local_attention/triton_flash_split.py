@@ -48,14 +48,8 @@ JOINED = 16
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(_flash.Tiles, _flash.Parted):
     """parts: programs that share the keys of a tile. The rest as in ``_flash.Tiles``."""
-
-    parts: int = 4
-    block_m: int = 0
-    block_n: int = 0
-    num_warps: int = 0
-    num_stages: int = 0
 
 
 @bundling

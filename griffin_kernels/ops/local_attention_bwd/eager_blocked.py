@@ -35,7 +35,7 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor, Tensor]:
         scores = _products.unrounded(rows, keys[:, reach].transpose(1, 2)).mul_(factor)
         scores = _blocks.capped(scores, softcap)
         bend = None if softcap is None else (scores / softcap).square_().neg_().add_(1.0)
-        weights = scores.sub_(_blocks.row_values(lse, block, shared)).exp_()
+        weights = scores.sub_(_blocks.rows_of(lse.mT[..., None], block, shared)).exp_()
         visibility.hide(weights, block, batch, 0.0)
         delta = (upstream.to(wide) * _blocks.rows_of(out, block, shared)).sum(2, keepdim=True)
         dv[:, reach] += _products.unrounded(weights.to(upstream.dtype).transpose(1, 2), upstream)

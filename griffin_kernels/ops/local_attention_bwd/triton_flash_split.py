@@ -15,28 +15,16 @@ from dataclasses import dataclass
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops.local_attention_bwd import _flash_gradient
+from griffin_kernels.ops.local_attention._flash import Parted
+from griffin_kernels.ops.local_attention_bwd import _flash_gradient, triton_flash_window
 from griffin_kernels.ops.local_attention_bwd.op import cost
 
 
 @dataclass(frozen=True)
-class Config:
-    """parts: programs that share the rows of a tile of keys. resident: keys of a tile (for dk, dv).
-
-    streamed: rows per iteration. rows: rows of a tile (for dq). rows_streamed: keys per iteration; rows_warps,
-    rows_stages: that kernel's. 0 in any field but parts: by head_dim, dtype and architecture, see
-    ``_flash_gradient.default``.
-    """
+class Config(triton_flash_window.Config, Parted):
+    """parts: programs that share the rows of a tile of keys. The rest as in triton.flash_window."""
 
     parts: int = 8
-    resident: int = 0
-    streamed: int = 0
-    num_warps: int = 0
-    num_stages: int = 0
-    rows: int = 0
-    rows_streamed: int = 0
-    rows_warps: int = 0
-    rows_stages: int = 0
 
 
 def rank(case: Case, device: Device) -> int:

@@ -20,21 +20,16 @@ from dataclasses import dataclass
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._triton import host
-from griffin_kernels.ops.local_attention_step import _flash_decoding
+from griffin_kernels.ops.local_attention._flash import Parted
+from griffin_kernels.ops.local_attention_step import _flash_decoding, triton_single
 from griffin_kernels.ops.local_attention_step.cost import cost
 
 
 @dataclass(frozen=True)
-class Config:
-    """parts: programs that share a ring, fewer where it has not as many blocks. block_n: slots per iteration.
-
-    num_stages: iterations whose loads are under way; 0: see ``_flash_decoding.stages_of``.
-    """
+class Config(triton_single.Config, Parted):
+    """parts: programs that share a ring, fewer where it has not as many blocks. The rest as in triton.single."""
 
     parts: int = 32
-    block_n: int = 32
-    num_warps: int = 4
-    num_stages: int = 0
 
 
 def rank(case: Case, device: Device) -> int:

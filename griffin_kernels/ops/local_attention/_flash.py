@@ -31,6 +31,9 @@ TENSOR_MEMORY = frozenset({"sm_100", "sm_103"})
 WARP_GROUPS = TENSOR_MEMORY | {"sm_90"}
 """Where whole warp groups multiply tiles that lie in shared memory."""
 
+FIRST_KEYS = 256
+"""Queries per program of the kernel that finds first keys."""
+
 LEAST_FACTOR = 1e-20
 """In place of a scale of 0: scores vanish times it, and hidden keys, at -1e30, stay hidden."""
 
@@ -143,42 +146,21 @@ def first_keys(call: Any) -> tuple[Entries | None, list[Launch]]:
     rows = 1 if segment_pos is None else q.shape[0]
     count = 1 if cu_seqlens is None else cu_seqlens.shape[0] - 1
     first = torch.empty((rows, time), dtype=torch.int32, device=q.device)
-    block = 256
-    found = Launch(
-        kernel=first_keys_kernel,
-        grid=(triton.cdiv(time, block), rows),
-        args={
-            "segment_pos": segment_pos,
-            "cu_seqlens": cu_seqlens,
-            "first": first,
-            "T": time,
-            "S": keys,
-            "count": count,
-            "steps": (count - 1).bit_length(),
-            "window": min(call.window, keys),
-            "pos_batch": row_stride(segment_pos, 0),
-            "POS_STEP": known_stride(segment_pos, 1),
-        },
-        constexprs={"BLOCK": block},
-        num_warps=2,
-        tile=block,
-    )
-    return entries(first), [found]
+    args = {"segment_pos": segment_pos, "cu_seqlens": cu_seqlens, "first": first, "T": time, "S": keys, "count": count}
+    args |= {"steps": (count - 1).bit_length(), "window": min(call.window, keys)}
+    args |= {"pos_batch": row_stride(segment_pos, 0), "POS_STEP": known_stride(segment_pos, 1)}
+    grid, block = (triton.cdiv(time, FIRST_KEYS), rows), {"BLOCK": FIRST_KEYS}
+    return entries(first), [Launch(first_keys_kernel, grid, args, block, num_warps=2, tile=FIRST_KEYS)]
 
 
 def twice(
-    kernel: Any,
-    tiles: Tiles,
-    programs: int,
-    rows: int,
-    args: dict[str, Any],
-    constexprs: dict[str, Any],
-    claims: Claims,
+    kernel: Any, tiles: Tiles, sizes: Sizes, programs: int, rows: int, args: dict[str, Any], claims: Claims
 ) -> list[Launch]:
     """A launch, and one that does again what was broken by values that are not finite; see _triton_attention.py.
 
     rows: of the sums of a program.
     """
+    constexprs: dict[str, Any] = {"SIZES": sizes}
     args = args | {"broken": torch.empty((programs, rows), dtype=torch.int8, device=args["q"].at.device)}
     warps, tile = tiles.num_warps, tiles.block_m * tiles.block_n
     first = Launch(kernel, (programs,), args, constexprs | {"AGAIN": False}, warps, tiles.num_stages, tile, claims)

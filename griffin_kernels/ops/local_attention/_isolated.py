@@ -63,10 +63,6 @@ class KeyRanges:
     first: Tensor
     earlier: int
 
-    @staticmethod
-    def of(call: Any) -> KeyRanges:
-        return KeyRanges(first_keys(call), call.k.shape[1] - call.q.shape[1])
-
     def _index(self, index: Tensor, like: Tensor) -> Tensor:
         """[B or 1, T] -> [B,T,...] for ``like`` [B,.,...]."""
         wide = index.reshape(*index.shape, *[1] * (like.dim() - 2))
@@ -119,14 +115,14 @@ def _isolating(results: Callable[..., Any], run: Callable[..., Any]) -> Callable
 
 
 def _forward(call: Call, out: Tensor, lse: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    sight, group = KeyRanges.of(call), call.q.shape[2] // call.k.shape[2]
+    sight, group = KeyRanges(first_keys(call), call.k.shape[1] - call.q.shape[1]), call.q.shape[2] // call.k.shape[2]
     lost = spoiled(call.q) | of_query_heads(sight.sees(spoiled(call.k)), group)  # [B,T,Hq]
     values = of_query_heads(sight.sees(~call.v.isfinite()), group)
     return nan_where(out, lost[..., None] | values), None if lse is None else nan_where(lse, lost.transpose(1, 2))
 
 
 def _backward(call: BackwardCall, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    sight, shared = KeyRanges.of(call), call.k.shape[2]
+    sight, shared = KeyRanges(first_keys(call), call.k.shape[1] - call.q.shape[1]), call.k.shape[2]
     group = call.q.shape[2] // shared
     keys, values = spoiled(call.k), spoiled(call.v)  # [B,S,Hkv]
     weights = spoiled(call.q) | ~call.lse.isfinite().transpose(1, 2)  # [B,T,Hq]: of a query's weights

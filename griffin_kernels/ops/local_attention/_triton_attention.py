@@ -138,19 +138,7 @@ class Work(NamedTuple):
 
 
 @triton.jit(do_not_specialize=["T", "S", "count", "steps", "window"])
-def first_keys(
-    segment_pos,
-    cu_seqlens,
-    first,
-    T,
-    S,
-    count,
-    steps,
-    window,
-    pos_batch,
-    POS_STEP,
-    BLOCK: tl.constexpr,
-):
+def first_keys(segment_pos, cu_seqlens, first, T, S, count, steps, window, pos_batch, POS_STEP, BLOCK: tl.constexpr):
     """The first key that each query sees: first [B or 1, T] int32. Grid: (ceil(T / block), B or 1).
 
     count: sequences in cu_seqlens [count + 1]. steps: halvings that find one of them.

@@ -28,8 +28,8 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, score_mod: Any, scale: float | None, with_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     gqa = q.shape[1] != k.shape[1]
-    options = {"return_aux": AuxRequest(lse=True)} if with_lse else {}
-    found = flex_attention(q, k, v, score_mod=score_mod, block_mask=mask, scale=scale, enable_gqa=gqa, **options)
+    options: dict[str, Any] = {"return_aux": AuxRequest(lse=True)} if with_lse else {}
+    found: Any = flex_attention(q, k, v, score_mod=score_mod, block_mask=mask, scale=scale, enable_gqa=gqa, **options)
     return (found[0], found[1].lse) if with_lse else (found, None)
 
 

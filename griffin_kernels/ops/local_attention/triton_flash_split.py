@@ -131,10 +131,10 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
         *_flash.twice(
             kernel=local_attention_flash_part,
             tiles=tiles,
+            sizes=sizes,
             programs=triton.cdiv(rows, tiles.block_m) * config.parts * lanes,
             rows=tiles.block_m,
             args=args | {"parts": parts},
-            constexprs={"SIZES": sizes},
             claims=_flash.claims((k, v), tiles),
         ),
         Launch(

@@ -65,10 +65,10 @@ def launches(call: Call, outputs: dict[str, Any], config: _flash.Tiles) -> list[
     return before + _flash.twice(
         kernel=local_attention_flash,
         tiles=tiles,
+        sizes=sizes,
         programs=triton.cdiv(q.shape[1] * sizes.G, tiles.block_m) * q.shape[0] * sizes.HKV,
         rows=tiles.block_m,
         args=args | {"out": out, "lse": lse},
-        constexprs={"SIZES": sizes},
         claims=_flash.claims((k, v), tiles),
     )
 

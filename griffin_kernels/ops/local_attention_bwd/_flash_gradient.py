@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from torch import Tensor
 
 from griffin_kernels import launch
 from griffin_kernels.architectures import SCRATCH, no_products, over_shared
@@ -106,7 +105,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     usual = wide == 256 and of_keys == default(d, dtype, arch)[0]
     args, before = forward.arguments(call)
     numbers = Numbers(*(torch.empty(lanes * rows, dtype=torch.float32, device=q.device) for _ in "dp"))
-    dq, dk, dv = gradients(call, outputs)
+    dq, dk, dv = (host.empty(outputs, f"d{n}", x, *x.shape, dtype=x.dtype) for n, x in (("q", q), ("k", k), ("v", v)))
     grads = partial = KeyGradients(dk, dv)
     if parts > 1:
         partial = KeyGradients(*(torch.empty((parts, *k.shape), dtype=torch.float32, device=q.device) for _ in "kv"))
@@ -130,10 +129,10 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     to_keys = forward.twice(
         kernel=kernels.local_attention_bwd_keys,
         tiles=of_keys.of_keys,
+        sizes=sizes,
         programs=triton.cdiv(k.shape[1], of_keys.resident) * parts * lanes,
         rows=of_keys.resident,
         args=args | {"grads": partial},
-        constexprs={"SIZES": sizes},
         claims=forward.claims((q, dout), of_keys.of_keys, spills=SPILLED.get(arch, "") if usual else ""),
     )
     join = Launch(
@@ -147,20 +146,13 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     to_queries = forward.twice(
         kernel=kernels.local_attention_bwd_queries,
         tiles=of_rows.of_queries,
+        sizes=forward.sizes_of(call, of_rows.of_queries),
         programs=triton.cdiv(rows, of_rows.resident) * lanes,
         rows=of_rows.resident,
         args=args | {"dq": dq},
-        constexprs={"SIZES": forward.sizes_of(call, of_rows.of_queries)},
         claims=forward.claims((k, v), of_rows.of_queries),
     )
     return [*before, delta, *to_keys, *([join] if parts > 1 else []), *to_queries]
-
-
-def gradients(call: Call, outputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv, allocated contiguous unless the caller gave them."""
-    for name, like in (("dq", call.q), ("dk", call.k), ("dv", call.v)):
-        host.empty(outputs, name, like, *like.shape, dtype=like.dtype)
-    return outputs["dq"], outputs["dk"], outputs["dv"]
 
 
 def reject(case: Case, device: Device, config: Any) -> str | None:

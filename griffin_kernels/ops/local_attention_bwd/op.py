@@ -113,11 +113,7 @@ OP = gradient_of(
     forward,
     summary="dq, dk, dv of local_attention from its output and lse, scores recomputed",
     call=Call,
-    outputs={
-        "dq": TensorSpec("B T Hq d"),
-        "dk": TensorSpec("B S Hkv d"),
-        "dv": TensorSpec("B S Hkv d"),
-    },
+    outputs={"dq": TensorSpec("B T Hq d"), "dk": TensorSpec("B S Hkv d"), "dv": TensorSpec("B S Hkv d")},
     reference=reference,
     make_inputs=make_inputs,
     cost=cost,

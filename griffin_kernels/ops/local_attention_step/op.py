@@ -169,11 +169,7 @@ OP = Op(
     name="local_attention_step",
     summary="one new token per row into a ring of the last W keys, in place, and its attention to the ring",
     call=Call,
-    outputs={
-        "out": TensorSpec("B Hq d"),
-        "k_cache": TensorSpec("P W Hkv d"),
-        "v_cache": TensorSpec("P W Hkv d"),
-    },
+    outputs={"out": TensorSpec("B Hq d"), "k_cache": TensorSpec("P W Hkv d"), "v_cache": TensorSpec("P W Hkv d")},
     reference=reference,
     cases=cases(),
     make_inputs=make_inputs,

@@ -252,9 +252,8 @@ def _recurrent(shape: _Shape) -> Iterable[Kernel]:
         )
         cost, passes, cached = block_step.cost(case), block_step_unfused.passes(case), 2 * (state + taps)
     else:
-        case = block.make_case(
-            shape.batch, shape.time, r, config.gate_blocks, config.conv_width, shape.dtype, ("segmented",)
-        )
+        sizes = (shape.batch, shape.time, r, config.gate_blocks, config.conv_width)
+        case = block.make_case(*sizes, shape.dtype, flags=("segmented",))
         cost, passes, cached = block.cost(case), block_unfused.passes(case), state + taps
         # the contract's cost leaves out the states, which are written for the tokens that follow
         cost = replace(cost, bytes_written=cost.bytes_written + cached)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from griffin_kernels.case import BenchCase, Case, Cost
 from griffin_kernels.ops.recurrent_block_step.cost import GELU_FLOPS, GELU_SPECIALS
 from griffin_kernels.ops.rg_lru.cost import FLAGS as FLAGS
@@ -27,19 +29,10 @@ def cost(case: Case) -> Cost:
 
 
 def make_case(
-    batch: int,
-    time: int,
-    width: int,
-    blocks: int,
-    taps: int = 4,
-    dtype: str = "float32",
-    flags: list[str] | tuple[str, ...] = (),
-    *,
-    rows: int | None = None,
-    op: str = "recurrent_block",
-    **facts: object,
+    batch: int, time: int, width: int, blocks: int, taps: int = 4, dtype: str = "float32", **facts: Any
 ) -> BenchCase:
-    """A case from sizes. K taps, H blocks of width n = D / H; N is the batch or the number of packed sequences."""
-    sizes = (batch, time, width, taps, blocks, width // max(blocks, 1), batch if rows is None else rows)
-    dims = tuple(zip(("B", "T", "D", "K", "H", "n", "N"), sizes, strict=True))
-    return BenchCase(dict(dims), dtype, tuple(flags), op=op, **facts)  # type: ignore[arg-type]
+    """A case from sizes. K taps, H blocks of width n = D / H; N is the batch, or ``rows`` packed sequences."""
+    facts.setdefault("op", "recurrent_block")
+    sizes = (batch, time, width, taps, blocks, width // max(blocks, 1), facts.pop("rows", batch))
+    dims = dict(zip(("B", "T", "D", "K", "H", "n", "N"), sizes, strict=True))
+    return BenchCase(dims, dtype, tuple(facts.pop("flags", ())), **facts)

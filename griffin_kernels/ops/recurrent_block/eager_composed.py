@@ -11,7 +11,7 @@ import importlib
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, NoConfig, Variant
+from griffin_kernels.contract import NoConfig, Variant
 from griffin_kernels.ops.recurrent_block.op import Call, convolution
 from griffin_kernels.ops.rg_lru.op import within
 
@@ -26,16 +26,12 @@ def run(call: Call, config: NoConfig) -> tuple[Tensor | None, ...]:
     return out, new_conv_state, h_last, h if call.with_h else None
 
 
-def traffic(case: Case, config: NoConfig) -> int:
-    """Bytes moved: two streams each for convolution, RG-LRU and gelu, three for the product."""
-    return 9 * case["B"] * case["T"] * case["D"] * case.bytes_per_element()
-
-
 VARIANT = Variant(
     op="recurrent_block",
     name="eager.composed",
     summary="the tuned convolution, the tuned RG-LRU, gelu and a product",
     run=run,
     rank=lambda case, device: 10,
-    traffic=traffic,
+    # two streams each for convolution, RG-LRU and gelu, three for the product
+    traffic=lambda case, config: 9 * case["B"] * case["T"] * case["D"] * case.bytes_per_element(),
 )

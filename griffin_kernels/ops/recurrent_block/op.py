@@ -98,7 +98,8 @@ def case_of(call: Any, op: str = "recurrent_block") -> Case:
     """The case that a real call is, of recurrent_block or of its backward."""
     (batch, time, width), dtype = call.x.shape, dtype_name(call.x.dtype)
     blocks, taps, rows = call.input_gate_bias.shape[0], call.conv_weight.shape[0], rows_of(batch, call.cu_seqlens)
-    return make_case(batch, time, width, blocks, taps, dtype, lru.flags_of(call), rows=rows, op=op, tag="call")
+    flags = lru.flags_of(call)
+    return make_case(batch, time, width, blocks, taps, dtype, flags=flags, rows=rows, op=op, tag="call")
 
 
 def cases(op: str) -> tuple[BenchCase, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, NoConfig
+from griffin_kernels.contract import NoConfig
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.recurrent_block import eager_composed
 from griffin_kernels.ops.recurrent_block import op as forward
@@ -27,14 +27,10 @@ def run(call: Call, config: NoConfig) -> tuple[Tensor | None, ...]:
     return dx, dy, dconv_weight, dconv_bias, *dgates, *given
 
 
-def traffic(case: Case, config: NoConfig) -> int:
-    """Bytes moved: convolution 2, gelu 3, its gradient 3 and 3, RG-LRU's gradient 4, the convolution's 3 streams."""
-    return 18 * case["B"] * case["T"] * case["D"] * case.bytes_per_element()
-
-
 VARIANT = backward_of(
     eager_composed.VARIANT,
     run,
     summary="the tuned gradients of RG-LRU and convolution, gelu's in PyTorch",
-    traffic=traffic,
+    # streams: convolution 2, gelu 3, its gradient 3 and 3, RG-LRU's gradient 4, the convolution's 3
+    traffic=lambda case, config: 18 * case["B"] * case["T"] * case["D"] * case.bytes_per_element(),
 )

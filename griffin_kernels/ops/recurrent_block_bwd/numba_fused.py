@@ -54,11 +54,6 @@ def reject(case: Case, device: Device, config: Any) -> str | None:
     return lru.reject(case, device, config) or CONVOLUTION.reject(case, device, _CONVOLUTION)
 
 
-def traffic(case: Case, config: Config) -> int:
-    """Bytes moved: x, y, dout, h, dy and du; du, x and dx."""
-    return 9 * case["B"] * case["T"] * case["D"] * case.bytes_per_element()
-
-
 VARIANT = Variant(
     op="recurrent_block_bwd",
     name="numba.fused",
@@ -68,5 +63,6 @@ VARIANT = Variant(
     axes={"block_t": (24, 48, 96, 192, 384)},
     reject=reject,
     rank=lru.VARIANT.rank,
-    traffic=traffic,
+    # x, y, dout, h, dy and du; du, x and dx
+    traffic=lambda case, config: 9 * case["B"] * case["T"] * case["D"] * case.bytes_per_element(),
 )

@@ -19,9 +19,6 @@ from griffin_kernels.device import Device
 from griffin_kernels.ops import _peer
 from griffin_kernels.ops.temporal_conv1d.op import new_state
 
-CHANNELS = 8
-"""Channels come in vectors of so many."""
-
 
 def function(name: str) -> Any:
     """What the package's interface calls ``name``."""
@@ -76,8 +73,9 @@ def reject(case: Case, device: Device, config: NoConfig) -> str | None:
         return reason
     if case["K"] not in (2, 3, 4):
         return f"has 2 to 4 taps, and not {case['K']}"
-    if case["D"] % CHANNELS or case["T"] == 1:  # one step does not tell which of its strides is that of channels
-        return f"needs channels in multiples of {CHANNELS} and more than one step"
+    # channels come in vectors; one step does not tell which of its strides is that of channels
+    if case["D"] % 8 or case["T"] == 1:
+        return "needs channels in multiples of 8 and more than one step"
     return "takes no state together with documents" if case.flags and "state" in case.data else None
 
 

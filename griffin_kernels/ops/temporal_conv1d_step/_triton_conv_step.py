@@ -15,6 +15,7 @@ from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host, tensors
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops.temporal_conv1d._triton_conv import ConvSizes
 from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
@@ -24,16 +25,6 @@ class Convolution(NamedTuple):
     weight: Any
     bias: Any
     state: Any
-
-
-class StepSizes(NamedTuple):
-    """What the kernel is compiled for: channels, taps, accumulator; batch rows and channels of a program."""
-
-    D: int
-    TAPS: int
-    ACC: Any
-    BLOCK_B: int
-    BLOCK_D: int
 
 
 class Indices(NamedTuple):
@@ -118,14 +109,14 @@ def keep(current, conv, tokens, channel, there, TAPS: tl.constexpr):
 def temporal_conv1d_step(x, conv, indices, y, B, P, SIZES: tl.constexpr):
     """x, y: [B,D]; positions, slots: [B]. y is 0 in rows that only pad.
 
-    Grid: ceil(B / block_b) * ceil(D / block_d), channels fastest.
+    Grid: ceil(B / block_b) * ceil(D / block_d), channels fastest. BLOCK_T: batch rows of a program.
     """
     D: tl.constexpr = SIZES.D
     TAPS: tl.constexpr = SIZES.TAPS
     BLOCKS: tl.constexpr = (D + SIZES.BLOCK_D - 1) // SIZES.BLOCK_D
-    TILE: tl.constexpr = SIZES.BLOCK_B > 1
+    TILE: tl.constexpr = SIZES.BLOCK_T > 1
     row = tl.program_id(0) // BLOCKS
-    row = (row * SIZES.BLOCK_B + tl.arange(0, SIZES.BLOCK_B))[:, None] if TILE else row
+    row = (row * SIZES.BLOCK_T + tl.arange(0, SIZES.BLOCK_T))[:, None] if TILE else row
     channel = (tl.program_id(0) % BLOCKS) * SIZES.BLOCK_D + tl.arange(0, SIZES.BLOCK_D)
     channel = channel[None, :] if TILE else channel
     tokens = tokens_of(row, indices, B, P)
@@ -153,9 +144,10 @@ def bundle(call: Call) -> Convolution:
 def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     """A program per ``block_b`` batch rows, or one, and block of channels; allocates y."""
     x, weight, _, state, positions, slots = call
-    sizes = StepSizes(x.shape[1], weight.shape[0], host.wide(x.dtype), getattr(config, "block_b", 1), config.block_d)
+    block_b = getattr(config, "block_b", 1)
+    sizes = ConvSizes(x.shape[1], weight.shape[0], host.wide(x.dtype), 1, block_b, config.block_d)
     outputs["state"] = state
-    tile = sizes.BLOCK_B * sizes.BLOCK_D
+    tile = block_b * sizes.BLOCK_D
     args = {
         "x": tensors.state(x),
         "conv": bundle(call),
@@ -167,7 +159,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     return [
         Launch(
             kernel=temporal_conv1d_step,
-            grid=(triton.cdiv(x.shape[0], sizes.BLOCK_B) * triton.cdiv(sizes.D, sizes.BLOCK_D),),
+            grid=(triton.cdiv(x.shape[0], block_b) * triton.cdiv(sizes.D, sizes.BLOCK_D),),
             args=args,
             constexprs={"SIZES": sizes},
             num_warps=config.num_warps,

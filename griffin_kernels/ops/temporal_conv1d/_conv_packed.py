@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None]
+ConvGradients = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """dx, dweight, dbias, dstate."""
 
 
@@ -48,8 +48,8 @@ def spread(tensor: Tensor, state: Tensor | None, where: Places) -> Tensor:
 
 
 def apart(
-    gradients: Callable[..., Gradients], call: Any, dnew_state: Tensor | None, *positions: Tensor | None
-) -> Gradients:
+    gradients: Callable[..., ConvGradients], call: Any, dnew_state: Tensor | None, *positions: Tensor | None
+) -> ConvGradients:
     """Those of a call by ``gradients(dy, None, x, weight, None, *positions)`` of sequences set apart.
 
     dnew_state: zero where the new state, a copy of the last K-1 rows of each sequence with its state, holds zeros in

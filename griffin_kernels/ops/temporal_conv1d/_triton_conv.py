@@ -149,18 +149,12 @@ def pieces_of(call: Any, span: int) -> tuple[int, int]:
     return time // span + parts, parts
 
 
-def span_of(config: Any) -> int:
-    """Steps of a piece: a tile where configurations have no ``span``."""
-    span: int = getattr(config, "span", config.block_t)
-    return span
-
-
 def launch(kernel: Any, call: Any, config: Any, tile: bool, loads: tuple[Tensor, ...], **own: Any) -> Launch:
     """A kernel of either direction, a program per piece of time and block of channels.
 
     tile: a program loads a tile at a time, not a row. loads: the tensors of that. own: arguments of this kernel alone.
     """
-    x, weight, span = call.x, call.weight, span_of(config)
+    x, weight, span = call.x, call.weight, getattr(config, "span", config.block_t)
     share = config.block_d * (config.block_t if tile else 1)
     count, parts = pieces_of(call, span)
     args = {
@@ -213,9 +207,9 @@ def too_many_taps(case: Case) -> str | None:
 def unfit(case: Case, device: Device, config: Any, tile: bool = False) -> str | None:
     """Why a kernel cannot run, or would only waste its threads, which own channels or share a ``tile``.
 
-    A piece of time is a whole number of tiles.
+    A piece of time is a whole number of tiles, one where there is no ``span``.
     """
-    if span_of(config) % config.block_t:
+    if getattr(config, "span", 0) % config.block_t:
         return f"span={config.span} is not a multiple of block_t={config.block_t}"
     rows = config.block_t if tile else None
     return too_many_taps(case) or host.unfit(case, device, config.block_d, config.num_warps, rows)

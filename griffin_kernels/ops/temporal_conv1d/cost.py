@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from griffin_kernels.case import BenchCase, Case, Cost
-
-FLAGS = ("segmented", "packed")
-"""Properties of a call that look-up matches exactly: segment_pos is given, cu_seqlens is given.
-
-A state is not one: it costs K-1 rows.
-"""
+from griffin_kernels.ops.rg_lru.cost import FLAGS as FLAGS  # a state is none: it costs K-1 rows
+from griffin_kernels.ops.rg_lru.cost import index_bytes
 
 
 def cost(case: Case) -> Cost:
@@ -33,12 +29,6 @@ def weight_elements(case: Case) -> int:
 def state_elements(case: Case) -> int:
     """Of the state that is passed in, which is what one decoded token mostly reads."""
     return case["N"] * (case["K"] - 1) * case["D"] if "state" in case.data else 0
-
-
-def index_bytes(case: Case) -> int:
-    """Of segment_pos and cu_seqlens."""
-    positions = 8 * case["B"] * case["T"] if "segmented" in case.flags else 0
-    return positions + (4 * (case["N"] + 1) if "packed" in case.flags else 0)
 
 
 def make_case(

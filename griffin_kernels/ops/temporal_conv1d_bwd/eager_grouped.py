@@ -9,19 +9,19 @@ from griffin_kernels.contract import Case, NoConfig
 from griffin_kernels.device import Device
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.temporal_conv1d import eager_grouped as forward
-from griffin_kernels.ops.temporal_conv1d._conv_packed import Gradients, apart
+from griffin_kernels.ops.temporal_conv1d._conv_packed import ConvGradients, apart
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
 
 
-def run(call: Call, config: NoConfig) -> Gradients:
+def run(call: Call, config: NoConfig) -> ConvGradients:
     dy, dnew_state, x, weight, state, _, cu_seqlens = call
     if cu_seqlens is None:
         return grouped(dy, dnew_state, x, weight, state)
     return apart(grouped, call, dnew_state)
 
 
-def grouped(dy: Tensor, dnew_state: Tensor | None, x: Tensor, weight: Tensor, state: Tensor | None) -> Gradients:
-    """Gradients of one document per batch row."""
+def grouped(dy: Tensor, dnew_state: Tensor | None, x: Tensor, weight: Tensor, state: Tensor | None) -> ConvGradients:
+    """ConvGradients of one document per batch row."""
     _, time, width = x.shape
     rows = weight.shape[0] - 1
     inputs = x if state is None else torch.cat([state, x], dim=1)

@@ -13,11 +13,11 @@ from torch import Tensor
 from griffin_kernels.contract import NoConfig, accumulator
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.temporal_conv1d import eager_shifted as forward
-from griffin_kernels.ops.temporal_conv1d._conv_packed import Gradients, apart
+from griffin_kernels.ops.temporal_conv1d._conv_packed import ConvGradients, apart
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call, through_state
 
 
-def run(call: Call, config: NoConfig) -> Gradients:
+def run(call: Call, config: NoConfig) -> ConvGradients:
     dy, _, x, weight, state, segment_pos, cu_seqlens = call
     incoming = through_state(call)
     if cu_seqlens is None:
@@ -27,8 +27,8 @@ def run(call: Call, config: NoConfig) -> Gradients:
 
 def shifted(
     dy: Tensor, incoming: Tensor | None, x: Tensor, weight: Tensor, state: Tensor | None, segment_pos: Tensor | None
-) -> Gradients:
-    """Gradients of sequences that are not packed. incoming: of the new state, zero where that holds zeros."""
+) -> ConvGradients:
+    """ConvGradients of sequences that are not packed. incoming: of the new state, zero where that holds zeros."""
     wide = accumulator(x.dtype)
     time, taps = x.shape[1], weight.shape[0]
     grad, inputs, w = dy.to(wide), x.to(wide), weight.to(wide)

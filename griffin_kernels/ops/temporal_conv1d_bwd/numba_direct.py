@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.temporal_conv1d import _conv_numba_call
-from griffin_kernels.ops.temporal_conv1d.numba_direct import VARIANT as FORWARD
-from griffin_kernels.ops.temporal_conv1d.numba_direct import Config as Forward
+from griffin_kernels.ops.temporal_conv1d import numba_direct as forward
 
 
 @dataclass(frozen=True)
-class Config(Forward):
+class Config(forward.Config):
     """As in the forward op; a tile loads and stores the sums once."""
 
     block_t: int = 256
@@ -26,7 +25,7 @@ class Config(Forward):
 
 
 VARIANT = backward_of(
-    FORWARD,
+    forward.VARIANT,
     _conv_numba_call.backward,
     summary="one pass in native code, taps and sums in registers",
     config=Config,

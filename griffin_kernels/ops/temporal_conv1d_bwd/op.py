@@ -19,8 +19,9 @@ from griffin_kernels.contract import Case, Cost, Inputs, TensorSpec, Tolerance, 
 from griffin_kernels.ops._arguments import Offsets, Positions, Sequence
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops._variants import gradient_of
+from griffin_kernels.ops.rg_lru.cost import index_bytes
 from griffin_kernels.ops.temporal_conv1d import op as forward
-from griffin_kernels.ops.temporal_conv1d.cost import index_bytes, state_elements, weight_elements
+from griffin_kernels.ops.temporal_conv1d.cost import state_elements, weight_elements
 
 
 class Call(NamedTuple):

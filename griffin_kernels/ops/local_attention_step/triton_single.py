@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops.local_attention_step import _flash_decoding
+from griffin_kernels.ops.local_attention_step import _triton_decoding
 
 
 @dataclass(frozen=True)
 class Config:
-    """block_n: slots per iteration. num_stages: iterations with loads under way; 0: ``_flash_decoding.stages_of``."""
+    """block_n: slots per iteration. num_stages: iterations with loads under way; 0: ``_triton_decoding.stages_of``."""
 
     block_n: int = 32
     num_warps: int = 4
@@ -37,7 +37,7 @@ VARIANT = Variant(
     summary="one launch, a program per row and key head",
     config=Config,
     axes={"block_n": (16, 32, 64), "num_warps": (2, 4, 8), "num_stages": (2, 3, 4)},
-    reject=_flash_decoding.unfit,
+    reject=_triton_decoding.unfit,
     rank=rank,
-    launches=_flash_decoding.launches,
+    launches=_triton_decoding.launches,
 )

@@ -21,7 +21,7 @@ from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops.local_attention._flash import Parted
-from griffin_kernels.ops.local_attention_step import _flash_decoding, triton_single
+from griffin_kernels.ops.local_attention_step import _triton_decoding, triton_single
 from griffin_kernels.ops.local_attention_step.cost import cost
 
 
@@ -50,8 +50,8 @@ VARIANT = Variant(
     summary="the ring in parts, heads of a key head as rows of a product, parts joined",
     config=Config,
     axes={"parts": (4, 8, 16, 32, 64), "block_n": (16, 32, 64), "num_warps": (2, 4), "num_stages": (2, 3)},
-    reject=_flash_decoding.unfit,
+    reject=_triton_decoding.unfit,
     rank=rank,
-    launches=_flash_decoding.launches,
+    launches=_triton_decoding.launches,
     traffic=traffic,
 )

@@ -109,23 +109,18 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     grads = partial = KeyGradients(dk, dv)
     if parts > 1:
         partial = KeyGradients(*(torch.empty((parts, *k.shape), dtype=torch.float32, device=q.device) for _ in "kv"))
+    given = {"dout": forward.heads(dout), "numbers": numbers}
+    by_row = Heads(lse, row_stride(lse, 0), known_stride(lse, 2), row_stride(lse, 1), None)
     delta = Launch(
         kernel=kernels.local_attention_bwd_delta,
         grid=(triton.cdiv(rows, DELTA_ROWS) * lanes,),
-        args={
-            "dout": forward.heads(dout),
-            "out": forward.heads(out),
-            "lse": Heads(lse, row_stride(lse, 0), known_stride(lse, 2), row_stride(lse, 1), None),
-            "numbers": numbers,
-            "T": q.shape[1],
-            "batches": q.shape[0],
-        },
+        args=given | {"out": forward.heads(out), "lse": by_row, "T": q.shape[1], "batches": q.shape[0]},
         constexprs={"SIZES": sizes._replace(BLOCK_M=DELTA_ROWS, BLOCK_N=0, PARTS=1)},
         num_warps=4,
         tile=DELTA_ROWS * wide,
         claims=Claims(load_bits=min(forward.load_bits((dout, out)), 4 * wide * dout.element_size())),
     )
-    args |= {"dout": forward.heads(dout), "numbers": numbers}
+    args |= given
     to_keys = forward.twice(
         kernel=kernels.local_attention_bwd_keys,
         tiles=of_keys.of_keys,

@@ -158,23 +158,18 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     arch = launch.architecture(q)
     stages = stages_of(config, amd=arch.startswith("gfx"))
     bits = attention.load_bits((k_cache, v_cache))
+    args: dict[str, Any] = {"q": token(q), "k": token(call.k), "v": token(call.v)}
+    args |= {"k_cache": attention.heads(k_cache), "v_cache": attention.heads(v_cache), "out": out}
+    args |= {"slots": None if slots is None else attention.entries(slots), "P": k_cache.shape[0], "W": k_cache.shape[1]}
+    args |= {
+        "positions": attention.entries(call.positions),
+        "score": Score(scale, factor, softcap, tl.constexpr(False)),
+    }
     found = [
         Launch(
             kernel=local_attention_step_part,
             grid=(lanes * parts,),
-            args={
-                "q": token(q),
-                "k": token(call.k),
-                "v": token(call.v),
-                "k_cache": attention.heads(k_cache),
-                "v_cache": attention.heads(v_cache),
-                "positions": attention.entries(call.positions),
-                "slots": None if slots is None else attention.entries(slots),
-                "out": out,
-                "P": k_cache.shape[0],
-                "W": k_cache.shape[1],
-                "score": Score(scale, factor, softcap, tl.constexpr(False)),
-            },
+            args=args,
             constexprs={"SIZES": sizes},
             num_warps=config.num_warps,
             num_stages=stages,

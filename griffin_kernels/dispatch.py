@@ -260,7 +260,7 @@ def call(op_name: str, given: Any) -> tuple[Tensor | None, ...]:
                 _STATE.chosen.clear()
             _STATE.chosen[key] = run
     kind = given[0].device.type
-    if torch.is_autocast_enabled(kind):
+    if kind != "meta" and torch.is_autocast_enabled(kind):
         # an op's dtypes are those of its inputs: what torch would cast inside it is no concern of the caller's
         with torch.autocast(kind, enabled=False):
             return run(given)
@@ -291,6 +291,8 @@ def _bound(op: Op, given: Any, sizes: specs.Sizes) -> Run:
     """The kernel for a call that has passed its checks."""
     if 0 in [sizes[dim] for dim in ("B", "T") if dim in sizes]:
         return functools.partial(_run_empty, op)
+    if given[0].device.type == "meta":
+        return functools.partial(_run_meta, op)
     device = devices.detect(given[0].device)
     case = op.case_of(given)
     training = any(isinstance(value, Tensor) and value.requires_grad for value in given)
@@ -380,3 +382,9 @@ def _run_empty(op: Op, given: Any) -> tuple[Tensor | None, ...]:
         None if out is None else out.detach().to(specs.expected_dtype(spec, data), copy=True)
         for spec, out in zip(op.outputs.values(), outputs, strict=True)
     )
+
+
+def _run_meta(op: Op, given: Any) -> tuple[Tensor | None, ...]:
+    """Outputs without memory; states that the op changes are given back as they are."""
+    outputs = zip(op.outputs, specs.empty_outputs(op, given), strict=True)
+    return tuple(getattr(given, name) if name in op.in_place else out for name, out in outputs)

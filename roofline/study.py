@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from msgspec import structs
 from torch.nn import Parameter
@@ -94,7 +95,7 @@ def measured_passes(
         room -= max(result.memory.weights + result.memory.cache for result in fitting.values())
         tell(f"building {name}")
         model = pass_timing.build(next(iter(fitting.values())), device, embedding)
-        embedding = model.embedding.weight
+        embedding = cast(Parameter, model.embedding.weight)
         benches |= {(name, i): pass_timing.PassTimer(model, result.record, device) for i, result in fitting.items()}
     begin, done = time.perf_counter(), 0
     while done < timing.rounds or time.perf_counter() - begin < timing.seconds:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,16 +20,14 @@ from torch.nn import Parameter
 
 from griffin_kernels import catalog, dispatch, errors, specs
 from griffin_kernels.contract import Op
+from griffin_kernels.functional import _derivatives, _flops
+from griffin_kernels.functional._batching import batching_rule
 
 _functorch: Any = torch._C._functorch
 
 _TANGENTS = (
     "forward-mode derivatives (jvp, jacfwd, linearize, dual numbers): "
     "use reverse mode (backward, torch.func.grad or vjp)"
-)
-_BATCHING = (
-    "vmap, nor for what is made of it (jacrev, jacfwd, hessian, is_grads_batched=True): "
-    "put the mapped dimension into the batch, or loop over it"
 )
 
 
@@ -41,17 +40,27 @@ def _no_rule(op_name: str, transform: str) -> Callable[..., Any]:
     return rule
 
 
-def check_tangents(op_name: str, args: Any) -> None:
-    """Raise TransformError for dual numbers, whose tangents a kernel would lose. There has to be a dual level."""
+def has_tangents(args: Any) -> bool:
+    """Whether any argument is a dual number. There has to be a dual level."""
     # an operator's implementation is called below autograd, where torch would not look for tangents
     keys = torch._C.DispatchKey
     with (
         torch._C._SetExcludeDispatchKeyGuard(keys.AutogradFunctionality, False),
         torch._C._SetExcludeDispatchKeyGuard(keys.ADInplaceOrView, False),
     ):
-        for value in args:
-            if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:  # type: ignore[no-untyped-call]
-                _no_rule(op_name, _TANGENTS)()
+        return any([isinstance(value, Tensor) and _is_dual(value) for value in args])
+
+
+def _is_dual(value: Tensor) -> bool:
+    while _functorch.is_batchedtensor(value):  # vmap has no rule for unpacking
+        value = _functorch.get_unwrapped(value)
+    return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def check_tangents(op_name: str, args: Any) -> None:
+    """Raise TransformError for dual numbers, whose tangents a kernel would lose. There has to be a dual level."""
+    if has_tangents(args):
+        _no_rule(op_name, _TANGENTS)()
 
 
 def _schema(op: Op) -> str:
@@ -93,14 +102,125 @@ class Operator:
         name, schema = f"griffin_kernels::{op.name}", _schema(op)
         self.custom_op = torch.library.custom_op(name, implementation, mutates_args=op.in_place, schema=schema)
         self.custom_op.register_fake(lambda *args: new(specs.empty_outputs(op, op.call(*args))))
-        self.custom_op.register_vmap(_no_rule(op.name, _BATCHING))
+        self.custom_op.register_vmap(batching_rule(op, self.custom_op))
 
     def run(self, *args: Any) -> Any:
         """The tuned kernel, past torch's dispatcher."""
         return self.new(dispatch.call(self.name, self.call(*args)))
 
+    def traced(self, *args: Any) -> Any:
+        """The custom op, which modes, tracers and DTensors see."""
+        if not torch.compiler.is_compiling():
+            _flops.know(self.name)
+            if "torch.distributed.tensor" in sys.modules:
+                _know_sharding(self.name)
+        return self.custom_op(*args)
 
-class Differentiable(Operator):
+    def __call__(self, *args: Any) -> Any:
+        return self.traced(*args)
+
+
+@functools.cache
+def _know_sharding(op_name: str) -> None:
+    """Register an op's sharding rules; where no DTensor exists, torch's module of them is not loaded for this."""
+    from griffin_kernels.functional import _sharding
+
+    _sharding.register(catalog.op(op_name), getattr(torch.ops.griffin_kernels, op_name).default)
+
+
+def _keep(save: Callable[..., None], ctx: Any, values: Sequence[Any]) -> None:
+    """Keep values of any kind on the context of an autograd.Function, tensors by ``save``."""
+    save(*[value for value in values if isinstance(value, Tensor)])
+    ctx.others = [None if isinstance(value, Tensor) else (value,) for value in values]
+
+
+def _kept(ctx: Any) -> list[Any]:
+    """What ``_keep`` kept."""
+    tensors = iter(ctx.saved_tensors)
+    return [next(tensors) if other is None else other[0] for other in ctx.others]
+
+
+def _function(kind: str, op: Op, methods: dict[str, Any]) -> Any:
+    """An autograd.Function of static methods."""
+    return type(f"{kind}_{op.name}", (torch.autograd.Function,), {k: staticmethod(m) for k, m in methods.items()})
+
+
+class Recorded(Operator):
+    """An op that autograd records: as a custom op, in an eager call, and within the transforms of torch.func.
+
+    setup_context, backward: as of a torch.autograd.Function with setup_context apart. once: backward has no derivative.
+    tangents: ``(op, call, first output, tangents by name) -> tangents of the outputs``; without it forward mode raises.
+    """
+
+    def record(self, op: Op, setup_context: Any, backward: Any, *, once: bool, tangents: Any = None) -> None:
+        """Give the op its derivatives."""
+        self.custom_op.register_autograd(backward, setup_context=setup_context)
+        self.has_forward_mode = tangents is not None
+
+        def forward_and_save(ctx: Any, *args: Any) -> Any:
+            outputs = self.run(*args)
+            setup_context(ctx, args, outputs)
+            return outputs
+
+        def setup_both(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            setup_context(ctx, inputs, output)
+            if tangents is not None:
+                _keep(ctx.save_for_forward, ctx, (*inputs, output[0]))
+
+        def jvp(ctx: Any, *moved: Any) -> Any:
+            *inputs, first = _kept(ctx)
+            return tangents(self, op.call(*inputs), first, op.call(*moved))
+
+        pulled = torch.autograd.function.once_differentiable(backward) if once else backward
+        # functorch wants setup_context apart; with it apart torch inspects signatures at every call, some 40 us
+        self.saving = _function("Eager", op, {"forward": forward_and_save, "backward": pulled})
+        apart = {"forward": self.run, "setup_context": setup_both, "backward": pulled}
+        apart |= {"jvp": jvp if tangents else _no_rule(op.name, _TANGENTS), "vmap": batching_rule(op, self)}
+        self.transformable = _function("Transformable", op, apart)
+
+    def __call__(self, *args: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            dual = forward_ad._current_level >= 0 and has_tangents(args)
+            if dual and not self.has_forward_mode:
+                _no_rule(self.name, _TANGENTS)()
+            if dual or _functorch.peek_interpreter_stack() is not None:
+                return self.transformable.apply(*args)  # functorch refuses custom ops whose gradient is Python
+        if not is_plain(args):
+            return self.traced(*args)
+        if wants_gradient(args):
+            return self.saving.apply(*args)
+        return self.run(*args)
+
+
+class Gradient(Recorded):
+    """A gradient op that has a gradient itself: that of ``composed``, the same gradient made of the forward op."""
+
+    def __init__(self, op: Op, composed: Callable[[Any], tuple[Tensor | None, ...]]) -> None:
+        super().__init__(op)
+        fields = op.call._fields
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            _keep(ctx.save_for_backward, ctx, inputs)
+
+        def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+            call = op.call(*_kept(ctx))
+            moving = [k for k, v in zip(fields, call, strict=True) if isinstance(v, Tensor) and v.is_floating_point()]
+
+            def results(*values: Tensor) -> list[Tensor]:
+                moved = composed(call._replace(**dict(zip(moving, values, strict=True))))
+                return [out for out in moved if out is not None]
+
+            pulled: Any = torch.func.vjp(results, *[getattr(call, name) for name in moving])
+            outputs, pull = pulled
+            # dh0, the last of the outputs, may be absent
+            given = [torch.zeros_like(o) if g is None else g for o, g in zip(outputs, gradients, strict=False)]
+            found = dict(zip(moving, pull(given), strict=True))
+            return tuple([found.get(name) for name in fields])
+
+        self.record(op, setup_context, backward, once=False)
+
+
+class Differentiable(Recorded):
     """A forward op with its gradient ``<op>_bwd``.
 
     What is kept for the gradient, and what of its results is a gradient of what, is told by names: an argument of the
@@ -112,20 +232,35 @@ class Differentiable(Operator):
         super().__init__(op)
         backward_op = catalog.op(f"{op.name}_bwd")
         fields, results = op.call._fields, tuple(op.outputs)
-        backward_operator = Operator(backward_op)
+        rules = _derivatives.RULES.get(op.name)
+        if rules is None:
+            backward_operator = Operator(backward_op)
+        else:
+            backward_operator = Gradient(backward_op, functools.partial(rules.gradient, self))
         upstream = [name for name in backward_op.call._fields if name.removeprefix("d") in results and name[0] == "d"]
         kept = [name for name in backward_op.inputs if name not in upstream]
         options = [name for name in backward_op.options if name in fields]
+        # zeros where nothing reaches an output that the gradient does not take as None: like what is kept of that shape
+        known_as = backward_op.inputs
+        zeros = {
+            name: next(other for other in kept if known_as[other] == known_as[name])
+            for name in upstream
+            if not known_as[name].optional
+        }
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             outputs = output if isinstance(output, tuple) else (output,)
             known = dict(zip(results, outputs, strict=True)) | dict(zip(fields, inputs, strict=True))
             ctx.save_for_backward(*[known[name] for name in kept])
             ctx.options = {name: known[name] for name in options}
+            ctx.set_materialize_grads(False)  # torch would make plain zeros for DTensors too
 
         def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
             saved = dict(zip(kept, ctx.saved_tensors, strict=True))
             reached = {f"d{name}": gradient for name, gradient in zip(results, gradients, strict=True)}
+            for name, like in zeros.items():
+                if reached[name] is None:
+                    reached[name] = torch.zeros_like(saved[like])
             given = backward_op.call(**saved, **ctx.options, **{name: reached[name] for name in upstream})
             found = dict(zip(backward_op.outputs, _backward(backward_operator, given), strict=True))
             for name, value in saved.items():  # autograd takes a gradient in the dtype of its input
@@ -133,31 +268,7 @@ class Differentiable(Operator):
                     found[f"d{name}"] = None if value is None else mine.to(value.dtype)
             return tuple([found.get(f"d{name}") for name in fields])
 
-        self.custom_op.register_autograd(backward, setup_context=setup_context)
-
-        def forward_and_save(ctx: Any, *args: Any) -> Any:
-            outputs = self.run(*args)
-            setup_context(ctx, args, outputs)
-            return outputs
-
-        once = staticmethod(torch.autograd.function.once_differentiable(backward))
-        # functorch wants setup_context apart; with it apart torch inspects signatures at every call, some 40 us
-        fast = {"forward": staticmethod(forward_and_save), "backward": once}
-        apart = {"forward": staticmethod(self.run), "setup_context": staticmethod(setup_context), "backward": once}
-        rules = {"jvp": staticmethod(_no_rule(op.name, _TANGENTS)), "vmap": staticmethod(_no_rule(op.name, _BATCHING))}
-        self.saving: Any = type(f"Eager_{op.name}", (torch.autograd.Function,), fast)
-        self.transformable: Any = type(f"Transformable_{op.name}", (torch.autograd.Function,), apart | rules)
-
-    def __call__(self, *args: Any) -> Any:
-        if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
-            check_tangents(self.name, args)
-        if _functorch.peek_interpreter_stack() is not None and not torch.compiler.is_compiling():
-            return self.transformable.apply(*args)  # functorch refuses custom ops whose gradient is Python
-        if not is_plain(args):
-            return self.custom_op(*args)
-        if wants_gradient(args):
-            return self.saving.apply(*args)
-        return self.run(*args)
+        self.record(op, setup_context, backward, once=rules is None, tangents=rules and rules.tangents)
 
 
 class InPlace(Operator):
@@ -175,7 +286,7 @@ class InPlace(Operator):
                     text = f"{self.name}: {name} requires a gradient, and decoding has none"
                     instead = f"call it under torch.no_grad(), or use {self.name.removesuffix('_step')}"
                     raise errors.ArgumentError(f"{text}: {instead}")
-        return self.run(*args) if is_plain(args) else self.custom_op(*args)
+        return self.run(*args) if is_plain(args) else self.traced(*args)
 
 
 @functools.cache
@@ -199,22 +310,25 @@ def _backward(op: Operator, call: Any) -> tuple[Tensor | None, ...]:
     """Run a backward op by whichever road the forward pass is on; absent outputs are None or without elements."""
     if forward_ad._current_level >= 0:
         check_tangents(op.name, call)
-    if is_plain(call):
+    outputs: Any
+    if is_plain(call) and not (isinstance(op, Gradient) and wants_gradient(call)):
         try:
             return dispatch.call(op.name, call)
         except RuntimeError:
             # looked at only now, as asking takes as long as a small call: both kinds pass for plain tensors
             if any([isinstance(value, Tensor) and _functorch.is_legacy_batchedtensor(value) for value in call]):
-                _no_rule(op.name, _BATCHING)()
-            # what torch.func wrapped in a forward pass that is over, as the function of vjp keeps it
-            wrapped = [isinstance(v, Tensor) and _functorch.is_functorch_wrapped_tensor(v) for v in call]
-            unwrapped = op.call(
-                *[_functorch.unwrap_if_dead(v) if dead else v for v, dead in zip(call, wrapped, strict=True)]
-            )
-            if all([mine is given for mine, given in zip(unwrapped, call, strict=True)]):
-                raise
-        return dispatch.call(op.name, unwrapped)
-    outputs = op.custom_op(*call)
+                outputs = op.custom_op(*call)  # torch calls it once per entry
+            else:
+                # what torch.func wrapped in a forward pass that is over, as the function of vjp keeps it
+                wrapped = [isinstance(v, Tensor) and _functorch.is_functorch_wrapped_tensor(v) for v in call]
+                unwrapped = op.call(
+                    *[_functorch.unwrap_if_dead(v) if dead else v for v, dead in zip(call, wrapped, strict=True)]
+                )
+                if all([mine is given for mine, given in zip(unwrapped, call, strict=True)]):
+                    raise
+                return dispatch.call(op.name, unwrapped)
+    else:
+        outputs = op(*call)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 

@@ -13,7 +13,7 @@ from griffin_kernels import errors
 from griffin_kernels.functional import _bridge
 from griffin_kernels.models.cache import Cache
 from griffin_kernels.models.config import GriffinConfig
-from griffin_kernels.models.layers import RGLRU, Place, ResidualBlock, RMSNorm, TemporalConv1D, rope_tables
+from griffin_kernels.models.layers import RGLRU, Place, ResidualBlock, RMSNorm, TemporalConv1D, rope_tables, undrawn
 
 
 class Griffin(nn.Module):
@@ -37,7 +37,7 @@ class Griffin(nn.Module):
         factory = {"device": torch.get_default_device() if device is None else torch.device(device), "dtype": dtype}
         self.config = config
         sizes = (config.vocab_size, config.width)
-        self.embedding = nn.utils.skip_init(nn.Embedding, *sizes, **factory)  # type: ignore[no-untyped-call]
+        self.embedding = undrawn(nn.Embedding, *sizes, factory=factory)
         self.blocks = nn.ModuleList(ResidualBlock(config, kind, factory) for kind in config.block_types)
         self.final_norm = RMSNorm(config.width, config.norm_eps, factory)
         # both published codes round it so, whatever the dtype

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +50,21 @@ class Place(NamedTuple):
     sin: Tensor | None = None
 
 
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def undrawn(module: type[Layer], *sizes: int, factory: Factory, **options: bool) -> Layer:
+    """A layer whose weights are not drawn yet; unlike torch's ``skip_init`` it can be made under FakeTensorMode."""
+    layer = module(*sizes, **options, **factory | {"device": "meta"})
+    for name, parameter in list(layer.named_parameters()):
+        setattr(layer, name, nn.Parameter(torch.empty_like(parameter, device=factory["device"])))
+    return layer
+
+
 def linears(config: GriffinConfig, part: BlockType | Literal["mlp"], factory: Factory) -> Iterator[nn.Linear]:
     """The linear layers of a kind of time mixing, or of the MLP, whose weights are not drawn yet."""
     for inputs, outputs, bias in config.linears(part).values():
-        yield nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, **factory)  # type: ignore[no-untyped-call]
+        yield undrawn(nn.Linear, inputs, outputs, bias=bias, factory=factory)
 
 
 def rope_tables(segment_pos: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,136 @@
+"""Derivatives of the scans made of the scans themselves: tangents, and a gradient that has gradients.
+
+    h_t = m_t A_t h_{t-1} + x_t                                       A_t: gates, or the matrices of blocks
+    tangent:   h'_t = m_t A_t h'_{t-1} + (x'_t + m_t A'_t h_{t-1})    the same scan of other inputs
+    gradient:  g_t = dh_t + m_{t+1} A_{t+1}^T g_{t+1}                 the scan in the opposite direction
+               dx_t = g_t,  dA_t = m_t g_t h_{t-1}^T,  dh0 = m_0 A_0^T g_0
+
+m_t is 0 where the state was reset. 16-bit data is widened to float32 here. Slower than the kernels of the gradient,
+which these replace only where a derivative of the gradient is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.contract import accumulator
+
+Scan = Callable[..., tuple[Tensor, Tensor]]
+"""(x, a, h0, reset, cu_seqlens, reverse) -> (h, h_last), differentiable."""
+
+
+def _times(a: Tensor, h: Tensor, transposed: bool = False) -> Tensor:
+    """A h of each step, or A^T h: a [..., D] or [..., H, n, n], h [..., D]."""
+    if a.dim() == h.dim():
+        return a * h
+    blocks = h.reshape(a.shape[:-1])
+    found: Tensor = torch.einsum("...kj,...k->...j" if transposed else "...jk,...k->...j", a, blocks)
+    return found.flatten(-2)
+
+
+def _outer(g: Tensor, h: Tensor, a: Tensor) -> Tensor:
+    """dA of each step: g h, or the matrices g h^T of a's blocks."""
+    if a.dim() == h.dim():
+        return g * h
+    shape = a.shape[:-1]
+    return g.reshape(shape)[..., :, None] * h.reshape(shape)[..., None, :]
+
+
+def _ends(cu_seqlens: Tensor, time: int, first: bool) -> tuple[Tensor, Tensor]:
+    """(step of each packed sequence where it begins or ends, whether it has steps); for none, a step that exists."""
+    starts, stops = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+    steps = starts if first else stops - 1
+    return steps.clamp(0, max(time - 1, 0)), stops > starts
+
+
+def _is_end(call: Any, time: int, first: bool) -> Tensor:
+    """bool [T]: steps that are the first in time of a sequence, or the last."""
+    device = call.a.device
+    if call.cu_seqlens is None or not time:
+        return torch.arange(time, device=device) == (0 if first else time - 1)
+    steps, present = _ends(call.cu_seqlens, time, first)
+    return torch.zeros(time, dtype=torch.int64, device=device).index_add(0, steps, present.long()) > 0
+
+
+def _kept(value: Tensor, reset: Tensor | None) -> Tensor:
+    """[B,T,D], 0 where a reset cuts the step off."""
+    return value if reset is None else torch.where(reset[..., None], 0.0, value)
+
+
+def _entering(call: Any, h: Tensor) -> Tensor:
+    """m_t h_{t-1} [B,T,D]: what each step was given, in the order in which the scan goes."""
+    time = h.shape[1]
+    before = torch.roll(h, -1 if call.reverse else 1, 1)
+    starts = _is_end(call, time, first=not call.reverse)
+    initial = h.new_zeros(1, 1, 1) if call.h0 is None else _spread(call, call.h0.to(h.dtype), time, not call.reverse)
+    return _kept(torch.where(starts[:, None], initial, before), call.reset)
+
+
+def _spread(call: Any, rows: Tensor, time: int, first: bool) -> Tensor:
+    """[N,D] of the sequences as [B,T,D] or [B,1,D]: right at the first, or last, step of each."""
+    if call.cu_seqlens is None:
+        return rows[:, None]
+    steps, present = _ends(call.cu_seqlens, time, first)
+    spread = rows.new_zeros(time, rows.shape[1])
+    return spread.index_add(0, steps, torch.where(present[:, None], rows, 0.0))[None] if time else spread[None]
+
+
+def _picked(call: Any, values: Tensor, first: bool, absent: Tensor) -> Tensor:
+    """[N,D]: a [B,T,D] at the first, or last, step of each sequence; ``absent`` [N,D] where it has no steps."""
+    time = values.shape[1]
+    if not time:
+        return absent
+    if call.cu_seqlens is None:
+        return values[:, 0 if first else time - 1]
+    steps, present = _ends(call.cu_seqlens, time, first)
+    return torch.where(present[:, None], values[0, steps], absent)
+
+
+def tangents(scan: Scan, call: Any, h: Tensor, moved: Any) -> tuple[Tensor, Tensor]:
+    """Tangents of h [B,T,D] and h_last [N,D] of a scan's ``call``; ``moved``: those of x, a and h0, None for none."""
+    wide = accumulator(call.x.dtype)
+    a, states = call.a.to(wide), h.to(wide)
+    inputs = torch.zeros_like(states) if moved.x is None else moved.x.to(wide)
+    if moved.a is not None:
+        inputs = inputs + _times(moved.a.to(wide), _entering(call, states))
+    initial = None if moved.h0 is None else moved.h0.to(wide)
+    along, last = scan(inputs, a, initial, call.reset, call.cu_seqlens, call.reverse)
+    return along.to(h.dtype), last
+
+
+def gradient(scan: Scan, call: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """dx, dA and dh0 of the gradient's ``call``, differentiable; dh0 is None without an h0."""
+    wide = accumulator(call.a.dtype)
+    a, dh, time = call.a.to(wide), call.dh.to(wide), call.a.shape[1]
+    matrices = a.dim() > dh.dim()
+    # the gate of the step after, which at a sequence's last step is the way of dh_last into it
+    after, ends = torch.roll(a, 1 if call.reverse else -1, 1), _is_end(call, time, first=call.reverse)
+    shape = (time, *[1] * (a.dim() - 2))
+    one = torch.eye(a.shape[-1], dtype=wide, device=a.device) if matrices else a.new_ones(())
+    after = torch.where(ends.view(shape), one, after.transpose(-1, -2) if matrices else after)
+    reset = call.reset
+    if reset is not None:
+        reset = torch.roll(reset, 1 if call.reverse else -1, 1) & ~ends
+    last = None if call.dh_last is None else call.dh_last.to(wide)
+    g, _ = scan(dh, after, last, reset, call.cu_seqlens, not call.reverse)
+    da = _outer(g, _entering(call, call.h.to(wide)), a)
+    dh0 = None
+    if call.h0 is not None:
+        absent = torch.zeros_like(call.h0, dtype=wide) if last is None else last
+        dh0 = _picked(call, _kept(_times(a, g, transposed=True), call.reset), not call.reverse, absent)
+    return g.to(call.dh.dtype), da.to(call.a.dtype), dh0
+
+
+class Rules(NamedTuple):
+    """How an op's derivatives are made of the op."""
+
+    tangents: Callable[[Any, Any, Tensor, Any], tuple[Tensor, ...]]
+    gradient: Callable[[Any, Any], tuple[Tensor | None, ...]]
+
+
+RULES = dict.fromkeys(("linear_scan", "block_diagonal_scan"), Rules(tangents, gradient))
+"""Ops with tangents and with a gradient that has gradients; the others have a gradient alone."""

@@ -145,7 +145,7 @@ def _function(kind: str, op: Op, methods: dict[str, Any]) -> Any:
     return type(f"{kind}_{op.name}", (torch.autograd.Function,), {k: staticmethod(m) for k, m in methods.items()})
 
 
-class Recorded(Operator):
+class WithGradient(Operator):
     """An op that autograd records: as a custom op, in an eager call, and within the transforms of torch.func.
 
     setup_context, backward: as of a torch.autograd.Function with setup_context apart. once: backward has no derivative.
@@ -192,7 +192,7 @@ class Recorded(Operator):
         return self.run(*args)
 
 
-class Gradient(Recorded):
+class Gradient(WithGradient):
     """A gradient op that has a gradient itself: that of ``composed``, the same gradient made of the forward op."""
 
     def __init__(self, op: Op, composed: Callable[[Any], tuple[Tensor | None, ...]]) -> None:
@@ -220,7 +220,7 @@ class Gradient(Recorded):
         self.record(op, setup_context, backward, once=False)
 
 
-class Differentiable(Recorded):
+class Differentiable(WithGradient):
     """A forward op with its gradient ``<op>_bwd``.
 
     What is kept for the gradient, and what of its results is a gradient of what, is told by names: an argument of the

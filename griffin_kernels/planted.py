@@ -64,7 +64,7 @@ def plantings(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) ->
     clean = pieces.reference(op, inputs)
     found = []
     for count, names in enumerate(groups[:most]):
-        row, back = (int(torch.randint(2**30, (), generator=generator, device="cpu")) for _ in range(2))
+        row, back = torch.randint(2**30, (2,), generator=generator, dtype=torch.int64, device="cpu").tolist()
         places = {name: _place(specs[name], inputs[name], row, back) for name in names}
         value = VALUES[0] if len(names) > 1 else VALUES[(count + seed) % len(VALUES)]
         given = dict(inputs)

@@ -51,7 +51,7 @@ def _is_end(call: Any, time: int, first: bool) -> Tensor:
     """bool [T]: steps that are the first in time of a sequence, or the last."""
     device = call.a.device
     if call.cu_seqlens is None or not time:
-        return torch.arange(time, device=device) == (0 if first else time - 1)
+        return torch.arange(time, dtype=torch.int64, device=device) == (0 if first else time - 1)
     steps, present = _ends(call.cu_seqlens, time, first)
     return torch.zeros(time, dtype=torch.int64, device=device).index_add(0, steps, present.long()) > 0
 

@@ -59,8 +59,9 @@ class TensorSpec:
 
     dims: names separated by spaces, ``"B T D"``; the same name means the same size in every tensor of a call.
     A name may be an integer literal or ``name-1`` / ``name+1``.
-    dtype: ``"data"`` (the case's dtype), ``"state"`` (data or float32), ``"accumulator"`` (float32, or float64
-    for float64 data), or a torch dtype's name such as ``"int32"`` and ``"bool"``.
+    dtype: ``"data"`` (the case's dtype), ``"accumulator"`` (float32, or float64 for float64 data), ``"state"`` and
+    ``"parameter"`` (either of them, whatever other tensors have; the gradient of a parameter has the parameter's), or a
+    torch dtype's name such as ``"int32"`` and ``"bool"``.
     least: the smallest value that a tensor of whole numbers may hold; None where the op's own ``check`` says.
     """
 

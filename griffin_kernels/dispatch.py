@@ -379,8 +379,10 @@ def _run_empty(op: Op, given: Any) -> tuple[Tensor | None, ...]:
     with torch.no_grad():
         outputs = op.reference(given)
     return tuple(
-        None if out is None else out.detach().to(specs.expected_dtype(spec, data), copy=True)
-        for spec, out in zip(op.outputs.values(), outputs, strict=True)
+        None
+        if out is None
+        else out.detach().to(specs.expected_dtype(spec, data, specs.parameter_dtype(op, given, name)), copy=True)
+        for (name, spec), out in zip(op.outputs.items(), outputs, strict=True)
     )
 
 

@@ -15,10 +15,16 @@ from griffin_kernels.contract import LARGEST_INDEX, Op, TensorSpec, accumulator,
 Sizes = dict[str, int]
 
 
-def expected_dtype(spec: TensorSpec, data: torch.dtype) -> torch.dtype:
-    """The dtype of an output of ``spec`` for data of dtype ``data``."""
+EITHER = ("state", "parameter")
+"""Dtypes of specs that data and accumulators both have."""
+
+
+def expected_dtype(spec: TensorSpec, data: torch.dtype, parameters: torch.dtype | None = None) -> torch.dtype:
+    """The dtype of an output of ``spec`` for data of dtype ``data``; parameters: theirs, where it is another."""
     if spec.dtype == "data":
         return data
+    if spec.dtype == "parameter":
+        return parameters or data
     if spec.dtype in ("accumulator", "state"):
         return accumulator(data)
     return getattr(torch, spec.dtype)  # type: ignore[no-any-return]
@@ -49,6 +55,13 @@ def data_dtype(op: Op, call: Any) -> torch.dtype:
     return getattr(call, first).dtype  # type: ignore[no-any-return]
 
 
+def parameter_dtype(op: Op, call: Any, gradient: str) -> torch.dtype | None:
+    """The dtype of the parameter whose gradient an output is, by its name; of the first one, where it is not given."""
+    parameters = {name: getattr(call, name) for name, spec in op.inputs.items() if spec.dtype == "parameter"}
+    found = parameters.get(gradient.removeprefix("d"), next(iter(parameters.values()), None))
+    return None if found is None else found.dtype
+
+
 def bind(op: Op, call: Any) -> Sizes:
     """Sizes of all named dims of a call.
 
@@ -75,7 +88,7 @@ def bind(op: Op, call: Any) -> Sizes:
             if dtype_name(data) not in DTYPE_BYTES:
                 known = ", ".join(DTYPE_BYTES)
                 raise errors.DtypeError(f"{op.name}: {name} is {dtype_name(data)}, expected one of {known}")
-        allowed = (*([data] if spec.dtype == "state" else []), expected_dtype(spec, data))
+        allowed = (data, accumulator(data)) if spec.dtype in EITHER else (expected_dtype(spec, data),)
         if value.dtype not in allowed:
             want = " or ".join(dict.fromkeys(map(dtype_name, allowed)))
             raise errors.DtypeError(f"{op.name}: {name} is {dtype_name(value.dtype)}, expected {want}")
@@ -129,5 +142,5 @@ def empty_outputs(op: Op, call: Any) -> tuple[Tensor, ...]:
         belongs_to, asked = getattr(call, name.removeprefix("d"), None), getattr(call, f"with_{name}", False)
         absent = spec.optional and belongs_to is None and not asked
         shape = [0] if absent else [size_of(dim, sizes) for dim in spec.names]
-        outputs.append(call[0].new_empty(shape, dtype=expected_dtype(spec, data)))
+        outputs.append(call[0].new_empty(shape, dtype=expected_dtype(spec, data, parameter_dtype(op, call, name))))
     return tuple(outputs)

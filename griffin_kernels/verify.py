@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import pieces, poison
-from griffin_kernels.contract import Case, Inputs, Op, Tolerance, Variant
+from griffin_kernels.contract import Case, Inputs, Op, Tolerance, Variant, accumulator
 from griffin_kernels.specs import expected_dtype
 
 
@@ -80,8 +80,9 @@ def compare(
             continue
         if mine.shape != theirs.shape:
             return Verdict(tuple(found), f"{name} has shape {list(mine.shape)}, expected {list(theirs.shape)}")
-        if mine.dtype != expected_dtype(spec, case.torch_dtype):
-            return Verdict(tuple(found), f"{name} is {mine.dtype}, expected {expected_dtype(spec, case.torch_dtype)}")
+        wide = accumulator(case.torch_dtype) if "wide_parameters" in case.data else None
+        if mine.dtype != (dtype := expected_dtype(spec, case.torch_dtype, wide)):
+            return Verdict(tuple(found), f"{name} is {mine.dtype}, expected {dtype}")
         error = error_of(name, mine, theirs)
         found.append(error)
         if not (error.rel_norm <= tolerance.rel_norm and error.worst <= tolerance.worst):

@@ -11,7 +11,7 @@ from griffin_kernels.contract import TensorSpec
 Sequence = Annotated[Tensor, TensorSpec("B T D")]
 """Data of every step and channel."""
 
-Channels = Annotated[Tensor, TensorSpec("D")]
+Channels = Annotated[Tensor, TensorSpec("D", "parameter")]
 """A parameter of every channel."""
 
 State = Annotated[Tensor | None, TensorSpec("N D", "state")]

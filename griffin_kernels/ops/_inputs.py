@@ -34,13 +34,17 @@ class Draws:
         """In the accumulator's dtype, on the case's device."""
         return values.to(self.device, accumulator(self.case.torch_dtype))
 
-    def placed(self, values: Tensor, dims: int = 3) -> Tensor:
-        """As ``data``; laid out as the case's ``strided`` asks for, where there are at least so many dimensions.
+    def parameter(self, values: Tensor) -> Tensor:
+        """In the dtype that the case's parameters have, on its device."""
+        return self.wide(values) if "wide_parameters" in self.case.data else self.data(values)
+
+    def placed(self, values: Tensor, dims: int = 3, parameter: bool = False) -> Tensor:
+        """As ``data`` or ``parameter``, laid out as the case's ``strided`` asks for where there are so many dimensions.
 
         That is every second element of a buffer whose outer dimensions are swapped: no stride is 1, batch is not
         outermost, and what lies between is nobody's.
         """
-        values = self.data(values)
+        values = self.parameter(values) if parameter else self.data(values)
         if "strided" not in self.case.data or values.dim() < dims:
             return values
         outer = min(1, values.dim() - 2)

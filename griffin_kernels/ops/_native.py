@@ -215,7 +215,8 @@ def _mover(read: Callable[..., Any], write: Callable[..., None]) -> Any:
     def move(
         typing: Any, data: Any, rows: Any, count: Any, source: Any, source_step: Any, target: Any, target_step: Any
     ) -> Any:
-        size = INT64(BYTES[data.dtype])
+        element = element_of(data)
+        size = INT64(BYTES[element])
         from_size, to_size = size if read is Lanes.load else INT64(4), INT64(4) if write is Lanes.write else size
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -225,7 +226,7 @@ def _mover(read: Callable[..., Any], write: Callable[..., None]) -> Any:
             def row(_: Any, source: Any, target: Any) -> Sequence[Any]:
                 for start, end, step in ((INT64(0), whole, lanes()), (whole, count, 1)):
 
-                    def piece(index: Any, v: Lanes = Lanes(builder, step, data.dtype)) -> Sequence[Any]:
+                    def piece(index: Any, v: Lanes = Lanes(builder, step, element)) -> Sequence[Any]:
                         value = read(v, builder.add(source, builder.mul(index, from_size)))
                         write(v, value, builder.add(target, builder.mul(index, to_size)))
                         return ()
@@ -328,7 +329,16 @@ def known(value: Callable[[Any], int]) -> Any:
     return number
 
 
+def parameters_of(data: Any) -> Any:
+    """The type of parameters' elements: the data's, or where the pointer's type holds ``WIDE`` float."""
+    return types.float32 if isinstance(data.dtype, types.UniTuple) and data.dtype.count == WIDE else data.dtype
+
+
+WIDE = 2
+"""Number in the type of the pointer of a one-token kernel, where its parameters are floats beside 16-bit data."""
+
 data_bytes = known(lambda data: BYTES[element_of(data)])  # of one data element
+parameter_bytes = known(lambda data: BYTES[parameters_of(data)])  # of one element of a parameter
 
 
 @intrinsic

@@ -106,6 +106,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     """The table of cases, shared by recurrent_block and its backward; one decoded token has an op of its own."""
     case = functools.partial(make_case, op=op)
     smoke = [case(2, 37, 24, 3, dtype=d, tag="smoke", data=("with_h",)) for d in DTYPE_BYTES]
+    smoke.append(case(2, 37, 24, 3, dtype="bfloat16", tag="smoke", data=("with_h", "wide_parameters")))
     both = ("state", "h0", "with_h")
     edge = [
         case(1, 1, 1, 1, tag="edge", data=both),

@@ -222,5 +222,6 @@ def backward(call: BackwardCall, config: Any, around: Around | None = None) -> t
     dweight_i, dweight_r = (
         ordinary((total[0] if groups == 1 else total.sum(0))[..., :n].to(x.dtype)) for total in dweights
     )
-    dbias_i, dbias_r = (total.reshape(blocks, n).to(x.dtype, copy=True) for total in (through_z_i, through_z_r))
+    of_biases = (through_z_i, call.input_gate_bias), (through_z_r, call.recurrence_gate_bias)
+    dbias_i, dbias_r = (total.reshape(blocks, n).to(bias.dtype, copy=True) for total, bias in of_biases)
     return dx, da_param, dweight_i, dbias_i, dweight_r, dbias_r, None if call.h0 is None else state

@@ -37,7 +37,7 @@ from griffin_kernels.ops.rg_lru.cost import FLAGS, cost, make_case
 
 Weight = Annotated[Tensor, TensorSpec("H n n")]
 """Of a gate: products of its blocks' channels."""
-Bias = Annotated[Tensor, TensorSpec("H n")]
+Bias = Annotated[Tensor, TensorSpec("H n", "parameter")]
 """Of a gate."""
 
 
@@ -160,7 +160,8 @@ def reference(call: Call) -> tuple[Tensor, Tensor]:
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Standard normal x, gates and a_param as the published code initialises them, small biases.
 
-    With ``near_one`` in the case's data, a_param reaches down to -30: 1 - a^2 goes far below the clipping threshold.
+    With ``wide_parameters`` in the case's data, a_param and the biases are float32. With ``near_one``, a_param reaches
+    down to -30: 1 - a^2 goes far below the clipping threshold.
     """
     draw = Draws(case, device, seed)
     batch, time, width, rows, blocks, n = (case[name] for name in ("B", "T", "D", "N", "H", "n"))
@@ -170,11 +171,11 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         a_param = -30 + 26 * draw.uniform(width)
     return {
         "x": draw.placed(draw.normal(batch, time, width)),
-        "a_param": draw.data(a_param),
+        "a_param": draw.parameter(a_param),
         "input_gate_weight": draw.placed(draw.normal(blocks, n, n) * n**-0.5),
-        "input_gate_bias": draw.data(draw.normal(blocks, n) * 0.3),
+        "input_gate_bias": draw.parameter(draw.normal(blocks, n) * 0.3),
         "recurrence_gate_weight": draw.placed(draw.normal(blocks, n, n) * n**-0.5),
-        "recurrence_gate_bias": draw.data(draw.normal(blocks, n) * 0.3),
+        "recurrence_gate_bias": draw.parameter(draw.normal(blocks, n) * 0.3),
         "h0": draw.wide(draw.normal(rows, width)) if "h0" in case.data else None,
         "cu_seqlens": draw.offsets() if "packed" in case.flags else None,
         "segment_pos": draw.positions(time) if "segmented" in case.flags else None,
@@ -221,6 +222,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     """The table of cases, shared by rg_lru and its backward."""
     case = functools.partial(make_case, op=op)
     smoke = [case(2, 37, 24, 3, dtype=d, tag="smoke") for d in DTYPE_BYTES]
+    smoke.append(case(2, 37, 24, 3, dtype="bfloat16", tag="smoke", data=("wide_parameters",)))
     edge = [
         case(1, 1, 1, 1, tag="edge", data=("h0",)),
         case(2, 67, 131, 1, tag="edge", data=("strided", "h0")),

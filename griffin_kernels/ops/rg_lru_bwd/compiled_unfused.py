@@ -17,7 +17,7 @@ from griffin_kernels.ops.rg_lru_bwd.op import Call
 
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor | None, ...]:
-    key = _compiled.kind_of(call.x, call.input_gate_bias, call.dh_last, call.h0, call.segment_pos, call.cu_seqlens)
+    key = _compiled.kind_of(*call)
     with torch.no_grad():
         *found, dh0 = _compiled.compiled(gradients, key, dynamic=False)(call)
     return (*found, None if call.h0 is None else dh0)

@@ -39,11 +39,15 @@ def gradients(call: Call) -> tuple[Tensor, ...]:
     dx = g.mul_(m).mul_(i)
     out = []
     columns = blockwise(x, blocks).transpose(1, 2)  # [H, n, B*T]
-    for dz, weight in ((dz_i, call.input_gate_weight), (dz_r, call.recurrence_gate_weight)):
+    gates = (
+        (dz_i, call.input_gate_weight, call.input_gate_bias),
+        (dz_r, call.recurrence_gate_weight, call.recurrence_gate_bias),
+    )
+    for dz, weight, bias in gates:
         rows = blockwise(dz.to(x.dtype), blocks)  # [H, B*T, n]
         dx.add_(_lru_eager.channelwise(_products.fastest(rows, weight.transpose(1, 2)), x))
-        out += [_products.fastest(columns, rows).to(x.dtype), dz.sum((0, 1)).reshape(blocks, -1).to(x.dtype)]
-    return (dx.to(x.dtype), da_param.to(x.dtype), *out, dh0)
+        out += [_products.fastest(columns, rows).to(x.dtype), dz.sum((0, 1)).reshape(blocks, -1).to(bias.dtype)]
+    return (dx.to(x.dtype), da_param.to(call.a_param.dtype), *out, dh0)
 
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor | None, ...]:

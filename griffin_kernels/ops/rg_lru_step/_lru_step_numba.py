@@ -21,7 +21,7 @@ import numba
 from numba import types
 
 from griffin_kernels.ops import _gelu, _native
-from griffin_kernels.ops._native import FLOAT, INT64, Lanes, data_bytes, field, intrinsic, take, widen
+from griffin_kernels.ops._native import FLOAT, INT64, Lanes, data_bytes, field, intrinsic, parameter_bytes, take, widen
 from griffin_kernels.ops.rg_lru import _lru_numba_tiles as gates
 from griffin_kernels.ops.rg_lru.op import DECAY
 from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba as conv
@@ -37,7 +37,7 @@ class Fields(NamedTuple):
     y: _native.Strided  # data [B, D], or 0: the output is the state
     h: _native.Strided  # float [P, D]
     state: _native.Strided  # data [P, K-1, D], or 0
-    gates: tuple[int, int, int, int]  # data [H, n, n] and [D] of the input gate, then of the recurrence gate
+    gates: tuple[int, int, int, int]  # data [H, n, n], parameters [D] of the input gate, then of the recurrence gate
     workers: int  # threads that have begun; they advance it
     items: int  # gate blocks times parts, parts fastest
     parts: int  # of a gate block's channels
@@ -48,10 +48,10 @@ class Fields(NamedTuple):
     positions: int  # int64 [B], or 0
     slots: int  # int64 [B], or 0
     out: int  # data [B, D] contiguous
-    a_param: int  # data [D]
+    a_param: int  # parameters [D]
     taps: int  # K, or 0: no convolution, the gates see x
-    conv_weight: int  # data [K, D]
-    conv_bias: int  # data [D]
+    conv_weight: int  # parameters [K, D]
+    conv_bias: int  # parameters [D]
     scratch: int
     scratch_bytes: int  # of each worker
     finished: int  # int64 [H]: items of a block that are done, or 0
@@ -74,9 +74,9 @@ def _tiles() -> tuple[tuple[int, ...], int, int]:
 
 
 class Product(NamedTuple):
-    """Z = A W + bias for batch rows A [rows, depth] floats, W [depth, columns] data, bias [columns] data, Z floats.
+    """Z = A W + bias for batch rows A [rows, depth] floats, W [depth, columns] data, bias [columns] parameters.
 
-    Addresses; steps are bytes from row to row.
+    Z is floats. Addresses; steps are bytes from row to row.
     """
 
     rows: Any
@@ -100,40 +100,40 @@ def product(typing: Any, data: Any, numbers: Any) -> Any:
         heights, many, alone = _tiles()
         with builder.if_else(builder.icmp_signed("==", p.rows, INT64(1))) as (one, more):
             with one:
-                _columns(builder, data.dtype, p, (alone, many, 1), (1,))
+                _columns(builder, data, p, (alone, many, 1), (1,))
             with more:
-                _columns(builder, data.dtype, p, (many, 1), heights)
+                _columns(builder, data, p, (many, 1), heights)
         return context.get_dummy_value()
 
     return types.void(data, numbers), generate
 
 
-def _columns(builder: Any, element: Any, p: Product, vectors: Sequence[int], heights: Sequence[int]) -> None:
+def _columns(builder: Any, data: Any, p: Product, vectors: Sequence[int], heights: Sequence[int]) -> None:
     """All columns: tiles of so many vectors, the widest first, then single columns."""
     done = INT64(0)
     for count, step in (*((_native.lanes(), v) for v in vectors), (1, 1)):
-        v = Lanes(builder, count, element)
+        v, own = Lanes(builder, count, _native.element_of(data)), Lanes(builder, count, _native.parameters_of(data))
         left = builder.sub(p.columns, done)
         end = builder.add(done, builder.sub(left, builder.srem(left, INT64(count * step))))
 
-        def body(column: Any, v: Lanes = v, step: int = step) -> Sequence[Any]:
-            _rows(v, p, column, step, heights)
+        def body(column: Any, v: Lanes = v, own: Lanes = own, step: int = step) -> Sequence[Any]:
+            _rows(v, own, p, column, step, heights)
             return ()
 
         _native.loop(builder, done, end, count * step, body)
         done = end
 
 
-def _rows(v: Lanes, p: Product, column: Any, vectors: int, heights: Sequence[int]) -> None:
-    """All batch rows of some vectors of columns."""
-    b, size = v.builder, 4 if v.element is types.float32 else 2
+def _rows(v: Lanes, own: Lanes, p: Product, column: Any, vectors: int, heights: Sequence[int]) -> None:
+    """All batch rows of some vectors of columns; own: lanes of parameters."""
+    b, size, own_size = v.builder, _native.BYTES[v.element], _native.BYTES[own.element]
     offset, done = b.mul(column, INT64(size)), INT64(0)
-    w, bias = b.add(p.w, offset), b.add(p.bias, offset)
+    w, bias = b.add(p.w, offset), b.add(p.bias, offset if own_size == size else b.mul(column, INT64(own_size)))
     z = b.add(p.z, b.mul(column, INT64(4)))
     for height in heights:
 
         def body(first: Any, height: int = height) -> Sequence[Any]:
-            begins = [v.load(b.add(bias, INT64(size * v.count * c))) for c in range(vectors)]
+            begins = [own.load(b.add(bias, INT64(own_size * v.count * c))) for c in range(vectors)]
             start = b.add(p.a, b.mul(first, p.a_step))
 
             def step(k: Any, w: Any, *sums: Any) -> Sequence[Any]:
@@ -177,8 +177,11 @@ def _softplus(v: Lanes, value: Any) -> Any:
     return v.multiply_add(v.multiply(v.constant(2.0), t), series, v.at_least(value, 0.0))
 
 
-def _per_channel(emit: Any) -> Any:
-    """A numba function ``(data, channels, numbers)`` that emits ``emit(lanes, index, *numbers)`` for every vector."""
+def _per_channel(emit: Any, element: Any = _native.element_of) -> Any:
+    """A numba function ``(data, channels, numbers)`` that emits ``emit(lanes, index, *numbers)`` for every vector.
+
+    element: of the lanes, from the type of the pointer.
+    """
 
     @intrinsic
     def run(typing: Any, data: Any, channels: Any, numbers: Any) -> Any:
@@ -186,7 +189,7 @@ def _per_channel(emit: Any) -> Any:
             unpacked = [builder.extract_value(args[2], i) for i in range(len(numbers))]
             whole = builder.and_(args[1], INT64(-_native.lanes()))
             for start, end, count in ((INT64(0), whole, _native.lanes()), (whole, args[1], 1)):
-                v = Lanes(builder, count, data.dtype)
+                v = Lanes(builder, count, element(data))
 
                 def piece(index: Any, v: Lanes = v) -> Sequence[Any]:
                     emit(v, index, *unpacked)
@@ -205,14 +208,16 @@ def _float_at(v: Lanes, start: Any, index: Any) -> Any:
 
 
 def _data_at(v: Lanes, start: Any, index: Any) -> Any:
-    return v.builder.add(start, v.builder.mul(index, INT64(4 if v.element is types.float32 else 2)))
+    return v.builder.add(start, v.builder.mul(index, INT64(_native.BYTES[v.element])))
 
 
-@_per_channel
-def rates(v: Lanes, index: Any, a_param: Any, rate: Any) -> None:
-    """log2 a = rate r. a_param: data; rate: floats."""
+def _rates(v: Lanes, index: Any, a_param: Any, rate: Any) -> None:
+    """log2 a = rate r. a_param: parameters; rate: floats."""
     value = v.multiply(_softplus(v, v.load(_data_at(v, a_param, index))), v.constant(-DECAY * 1.4426950408889634))
     v.write(value, _float_at(v, rate, index))
+
+
+rates = _per_channel(_rates, _native.parameters_of)
 
 
 def _gelu_of(v: Lanes, y: Any) -> Any:
@@ -267,7 +272,7 @@ def _row(data: Any, name: int, row: int, channel: int, size: int) -> int:
 @_njit
 def _enter(data: Any, row: int, channel: int, shift: int, u: int) -> None:
     """What a batch row's gate block sees, as floats: x, or its convolution. shift: move the kept inputs too."""
-    size, n, taps = data_bytes(data), field(data, AT.n), field(data, AT.taps)
+    size, own, n, taps = data_bytes(data), parameter_bytes(data), field(data, AT.n), field(data, AT.taps)
     x, slot = _row(data, AT.x, row, channel, size), slot_of(field(data, AT.slots), row)
     if slot < 0:
         conv.zero_floats(data, n, u)
@@ -276,9 +281,9 @@ def _enter(data: Any, row: int, channel: int, shift: int, u: int) -> None:
     else:
         numbers = (
             x,
-            field(data, AT.conv_weight) + channel * size,
-            field(data, AT.width) * size,
-            field(data, AT.conv_bias) + channel * size,
+            field(data, AT.conv_weight) + channel * own,
+            field(data, AT.width) * own,
+            field(data, AT.conv_bias) + channel * own,
             _row(data, AT.state, slot, channel, size),
             field(data, AT.state + 2) * size,
             taps,
@@ -342,7 +347,7 @@ def step(data: Any) -> None:
         block, first = item // parts, item % parts * part
         channels, channel = min(part, n - first), block * n + first
         weight = (block * n * n + first) * size
-        rates(data, channels, (field(data, AT.a_param) + channel * size, rate))
+        rates(data, channels, (field(data, AT.a_param) + channel * parameter_bytes(data), rate))
         for top in range(0, batch, ROWS):
             rows = min(ROWS, batch - top)
             for row in range(rows):
@@ -350,7 +355,7 @@ def step(data: Any) -> None:
             common = (rows, n, channels, u, u_step)
             for gate in range(2):
                 own = AT.gates + 2 * gate
-                w, bias = field(data, own) + weight, field(data, own + 1) + channel * size
+                w, bias = field(data, own) + weight, field(data, own + 1) + channel * parameter_bytes(data)
                 z = z_r if gate else z_i
                 product(data, (*common, w, n * size, bias, z, z_step))
             for row in range(rows):

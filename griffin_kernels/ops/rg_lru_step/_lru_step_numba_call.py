@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from griffin_kernels.ops import _native, _threads
 from griffin_kernels.ops import _native_call as native
-from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.recurrent_block_step.op import Call as BlockCall
 from griffin_kernels.ops.rg_lru._lru_numba_call import plain
@@ -33,7 +33,7 @@ def recurrence(call: Call, config: Any) -> tuple[Tensor, Tensor]:
 def block(call: BlockCall, config: Any) -> tuple[Tensor, Tensor, Tensor]:
     """recurrent_block_step: a convolution before the gates, and the product with gelu(y)."""
     kept = native.rows(call.conv_state)
-    out = _run(call, config, native.rows(call.y), kept, plain(call.conv_weight), plain(call.conv_bias))
+    out = _run(call, config, native.rows(call.y), kept, call.conv_weight, call.conv_bias)
     if kept is not call.conv_state:
         call.conv_state.copy_(kept)
     return out, call.conv_state, call.h
@@ -49,9 +49,22 @@ def _run(
 ) -> Tensor:
     """The token's output [B, D] in x's dtype; states are overwritten. With a block: its y, its convolution's state."""
     x, h = native.rows(call.x), native.rows(call.h)
+    a_param, input_weight, input_bias, recurrence_weight, recurrence_bias = gates_of(call)
+    vectors, dtype, wide = [a_param, input_bias, recurrence_bias], x.dtype, None
+    if conv_weight is not None and conv_bias is not None:
+        vectors += [conv_weight, conv_bias]
+    for parameter in vectors:
+        if parameter.dtype is not dtype:
+            wide = _native.WIDE
+    if wide:
+        vectors = [parameter.float() for parameter in vectors]
     # what is plain already costs no call
-    a_param, *gates = [t if t.is_contiguous() and not t.is_neg() else plain(t) for t in gates_of(call)]
-    (batch, width), (blocks, n), size = x.shape, call.input_gate_bias.shape, x.itemsize
+    tensors = [
+        t if t.is_contiguous() and not t.is_neg() else plain(t) for t in (input_weight, recurrence_weight, *vectors)
+    ]
+    input_weight, recurrence_weight, a_param, input_bias, recurrence_bias, *convolution = tensors
+    conv_weight, conv_bias = convolution or (None, None)
+    (batch, width), (blocks, n), size, own = x.shape, input_bias.shape, x.itemsize, a_param.itemsize
     pool, taps = h.shape[0], 0 if conv_weight is None else conv_weight.shape[0]
     part = min(config.block_d, n)
     parts = -(-n // part)
@@ -68,7 +81,12 @@ def _run(
         y=strided("y", y, size * batch * width),
         h=strided("h", h, 4 * pool * width),
         state=strided("conv_state", kept, size * pool * (taps - 1) * width),
-        gates=tuple([address("gates", gate, size * width * (n if gate.dim() == 3 else 1)) for gate in gates]),
+        gates=(
+            address("input_gate_weight", input_weight, size * width * n),
+            address("input_gate_bias", input_bias, own * width),
+            address("recurrence_gate_weight", recurrence_weight, size * width * n),
+            address("recurrence_gate_bias", recurrence_bias, own * width),
+        ),
         workers=0,
         items=items,
         parts=parts,
@@ -79,15 +97,15 @@ def _run(
         positions=address("positions", positions, 8 * batch),
         slots=address("slots", slots, 8 * batch),
         out=address("output", out, size * batch * width),
-        a_param=address("a_param", a_param, size * width),
+        a_param=address("a_param", a_param, own * width),
         taps=taps,
-        conv_weight=address("conv_weight", conv_weight, size * taps * width),
-        conv_bias=address("conv_bias", conv_bias, size * width),
+        conv_weight=address("conv_weight", conv_weight, own * taps * width),
+        conv_bias=address("conv_bias", conv_bias, own * width),
         scratch=address("scratch", scratch, threads * scratch_bytes),
         scratch_bytes=scratch_bytes,
         finished=address("finished", finished, 8 * blocks),
     )
-    _KERNELS.run(x.dtype, None, fields, (_lru_step_numba.step, threads))
+    _KERNELS.run(dtype, wide, fields, (_lru_step_numba.step, threads))
     if h is not call.h:
         call.h.copy_(h)
     return out

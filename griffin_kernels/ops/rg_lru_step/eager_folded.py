@@ -23,7 +23,7 @@ def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
     blocks = x.reshape(x.shape[0], *input_bias.shape).transpose(0, 1)  # [H, B, n]
 
     def gate(weight: Tensor, bias: Tensor) -> Tensor:
-        z = torch.baddbmm(bias[:, None], blocks, weight)
+        z = torch.baddbmm(bias[:, None].to(x.dtype), blocks, weight)
         return z.transpose(0, 1).reshape(x.shape).to(wide).sigmoid_()
 
     u = gate(input_weight, input_bias).mul_(x)

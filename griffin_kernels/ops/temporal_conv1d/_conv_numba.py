@@ -32,7 +32,7 @@ class Fields(NamedTuple):
 
     x: Strided
     state: Strided  # or 0
-    weight: tuple[int, int]  # address, stride of taps
+    weight: tuple[int, int]  # wide: address, stride of taps
     positions: Strided  # int64 [B, T], or 0
     dy: Strided  # backward only
     leaving: Strided  # backward only: gradient of the new state, or 0
@@ -47,7 +47,7 @@ class Fields(NamedTuple):
     width: int  # D
     time: int  # T
     stream: int  # 1: write y, or dx, past the caches; their rows and blocks must begin on a cache line
-    bias: int  # forward only
+    bias: int  # wide; forward only
     offsets: int  # int64 [sequences+1] of packed sequences, or 0
     sequences: int
     out: int  # y, or dx: [B, T, D] contiguous
@@ -72,7 +72,7 @@ def _load_if(v: RowLanes, condition: Any, address: Any, readable: Any) -> Any:
 
 def _weights(v: RowLanes, weight: Any, weight_step: Any) -> list[Any]:
     """w_0 .. w_{K-1}: what multiplies the input of this step, of the step before, ..."""
-    rows = [v.load(v.builder.add(weight, v.builder.mul(weight_step, INT64(j)))) for j in range(v.number)]
+    rows = [v.read(v.builder.add(weight, v.builder.mul(weight_step, INT64(j)))) for j in range(v.number)]
     return rows[::-1]
 
 
@@ -93,7 +93,7 @@ def _forward_tile(
     bias: Any,
 ) -> None:
     b = v.builder
-    w, constant = _weights(v, weight, weight_step), v.load(bias)
+    w, constant = _weights(v, weight, weight_step), v.read(bias)
     earlier = []
     for k in range(1, v.number):
         back = INT64(k)
@@ -203,8 +203,9 @@ def _forward_steps(
     x, x_step = input_at(data, AT.x, batch, channel)
     state, state_step = input_at(data, AT.state, row, channel)
     fresh, segmented = field(data, AT.state) == 0, field(data, AT.positions) != 0
-    weight, weight_step = field(data, AT.weight) + channel * size, field(data, AT.weight + 1) * size
-    bias = field(data, AT.bias) + channel * size
+    wide = wide_bytes(data)
+    weight, weight_step = field(data, AT.weight) + channel * wide, field(data, AT.weight + 1) * wide
+    bias = field(data, AT.bias) + channel * wide
     out, out_step = _output(data, AT.out, batch, field(data, AT.time), channel), field(data, AT.width) * size
     x += start * x_step
     out += start * out_step
@@ -247,10 +248,11 @@ def _backward_steps(
     state, state_step = input_at(data, AT.state, row, channel)
     dy, dy_step = input_at(data, AT.dy, batch, channel)
     leaving, leaving_step = input_at(data, AT.leaving, row, channel)
-    weight, weight_step = field(data, AT.weight) + channel * size, field(data, AT.weight + 1) * size
+    wide = wide_bytes(data)
+    weight, weight_step = field(data, AT.weight) + channel * wide, field(data, AT.weight + 1) * wide
     out = _output(data, AT.out, batch, field(data, AT.time), channel)
     dstate = _output(data, AT.dstate, row, furthest, channel)
-    step, sums_step, every = width * size, width * wide_bytes(data), (1 << (furthest + 1)) - 1
+    step, sums_step, every = width * size, width * wide, (1 << (furthest + 1)) - 1
     x += start * x_step
     dy += start * dy_step
     out += start * step

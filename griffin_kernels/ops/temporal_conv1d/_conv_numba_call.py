@@ -34,7 +34,8 @@ def _run(kernel: Any, call: Any, config: Any, out: Tensor, **own: Tensor | None)
 
     own: bias; or dy, leaving (what reaches x through the new state), dstate and sums.
     """
-    x, weight, segment_pos = call.x, native.rows(call.weight), call.segment_pos
+    wide = accumulator(call.x.dtype)
+    x, weight, segment_pos = call.x, native.rows(call.weight.to(wide)), call.segment_pos
     state, leaving = (None if rows is None else native.rows(rows) for rows in (call.state, own.get("leaving")))
     (batch, time, width), taps, size = x.shape, weight.shape[0], x.itemsize
     chunk, block = config.block_t, config.block_d
@@ -46,7 +47,7 @@ def _run(kernel: Any, call: Any, config: Any, out: Tensor, **own: Tensor | None)
     fields = _KERNELS.fields(
         x=strided("x", x, x.nbytes),
         state=strided("state", state, states),
-        weight=strided("weight", weight, size * taps * width)[:2],
+        weight=strided("weight", weight, wide.itemsize * taps * width)[:2],
         positions=strided("segment_pos", segment_pos, 8 * batch * time),
         dy=strided("dy", own.get("dy"), x.nbytes),
         leaving=strided("dnew_state", leaving, states),
@@ -61,12 +62,12 @@ def _run(kernel: Any, call: Any, config: Any, out: Tensor, **own: Tensor | None)
         width=width,
         time=time,
         stream=x.nbytes >= native.STREAMED and native.in_lines(block, out),
-        bias=address("bias", own.get("bias"), size * width),
+        bias=address("bias", own.get("bias"), wide.itemsize * width),
         offsets=address("cu_seqlens", offsets, 8 * (sequences + 1)),
         sequences=0 if offsets is None else sequences,
         out=address("output", out, x.nbytes),
         dstate=address("dstate", own.get("dstate"), states),
-        sums=address("sums", own.get("sums"), accumulator(x.dtype).itemsize * groups * (taps + 1) * width),
+        sums=address("sums", own.get("sums"), wide.itemsize * groups * (taps + 1) * width),
     )
     threads = _threads.threads_for(groups * blocks, batch * time * width)
     _KERNELS.run(x.dtype, taps, fields, (kernel, threads))
@@ -76,7 +77,7 @@ def forward(call: Call, config: Any) -> tuple[Tensor, Tensor]:
     """temporal_conv1d in chunks of time, blocks of channels and tiles of steps."""
     x = native.rows(call.x)
     y = memory.empty(x.shape, x.dtype)
-    _run(_conv_numba.forward, call._replace(x=x), config, y, bias=native.rows(call.bias))
+    _run(_conv_numba.forward, call._replace(x=x), config, y, bias=native.rows(call.bias.to(accumulator(x.dtype))))
     return y, new_state(call.x, call.state, call.segment_pos, call.cu_seqlens, call.weight.shape[0])
 
 
@@ -93,5 +94,5 @@ def backward(call: BackwardCall, config: Any) -> tuple[Tensor, Tensor, Tensor, T
     sums = torch.zeros((groups, taps + 1, width), dtype=accumulator(x.dtype), device="cpu")
     leaving, given = through_state(call), call._replace(x=x, state=state)
     _run(_conv_numba.backward, given, config, dx, dy=native.rows(call.dy), leaving=leaving, dstate=dstate, sums=sums)
-    total = sums.sum(0).to(x.dtype)  # [K+1, D]
+    total = sums.sum(0).to(call.weight.dtype)  # [K+1, D]
     return dx, total[:taps].clone(), total[taps].clone(), dstate

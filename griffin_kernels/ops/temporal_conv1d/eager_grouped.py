@@ -36,14 +36,15 @@ def grouped(x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None) -> T
     """y of one document that follows ``before`` [B,K-1,D], or zeros."""
     _, time, width = x.shape
     inputs = x if before is None else torch.cat([before, x], dim=1)
+    dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), bias.dtype)
     y = torch.nn.functional.conv1d(
-        inputs.transpose(1, 2),
-        weight.t()[:, None],  # [D, 1, K]
-        bias,
+        inputs.transpose(1, 2).to(dtype),
+        weight.t()[:, None].to(dtype),  # [D, 1, K]
+        bias.to(dtype),
         padding=weight.shape[0] - 1 if before is None else 0,
         groups=width,
     )
-    return y[..., :time].transpose(1, 2).contiguous()
+    return y[..., :time].transpose(1, 2).to(x.dtype).contiguous()
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:

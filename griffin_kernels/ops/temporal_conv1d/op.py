@@ -32,7 +32,7 @@ from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan import op as scan
 from griffin_kernels.ops.temporal_conv1d.cost import FLAGS, cost, make_case
 
-Taps = Annotated[Tensor, TensorSpec("K D")]
+Taps = Annotated[Tensor, TensorSpec("K D", "parameter")]
 ConvState = Annotated[Tensor | None, TensorSpec("N K-1 D")]
 
 
@@ -149,8 +149,8 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     batch, time, width, taps, rows = (case[name] for name in ("B", "T", "D", "K", "N"))
     return {
         "x": draw.placed(draw.normal(batch, time, width)),
-        "weight": draw.placed(draw.normal(taps, width) * taps**-0.5, dims=2),
-        "bias": draw.data(draw.normal(width) * 0.3),
+        "weight": draw.placed(draw.normal(taps, width) * taps**-0.5, dims=2, parameter=True),
+        "bias": draw.parameter(draw.normal(width) * 0.3),
         "state": draw.placed(draw.normal(rows, taps - 1, width)) if "state" in case.data else None,
         "segment_pos": draw.positions(time) if "segmented" in case.flags else None,
         "cu_seqlens": draw.offsets(first_too=True) if "packed" in case.flags else None,
@@ -183,6 +183,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     case = functools.partial(make_case, op=op)
     smoke = [case(2, 37, 24, tag="smoke", dtype=d) for d in DTYPE_BYTES]
     smoke.append(case(2, 37, 24, tag="smoke", data=("state",)))
+    smoke.append(case(2, 37, 24, tag="smoke", dtype="bfloat16", data=("wide_parameters",)))
     edge = [
         case(1, 1, 1, tag="edge", data=("state",)),
         case(1, 2, 3, tag="edge"),

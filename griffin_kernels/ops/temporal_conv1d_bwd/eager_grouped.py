@@ -24,22 +24,28 @@ def grouped(dy: Tensor, dnew_state: Tensor | None, x: Tensor, weight: Tensor, st
     """ConvGradients of one document per batch row."""
     _, time, width = x.shape
     rows = weight.shape[0] - 1
-    inputs = x if state is None else torch.cat([state, x], dim=1)
-    grad = dy.transpose(1, 2)
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    inputs = (x if state is None else torch.cat([state, x], dim=1)).to(dtype)
+    grad = dy.transpose(1, 2).to(dtype)
     if state is None:
         # conv1d pads both ends; what it makes of the far one is cut off, and has no gradient
         grad = torch.nn.functional.pad(grad, (0, rows))
-    operands, padding = (grad, inputs.transpose(1, 2), weight.t()[:, None]), [rows if state is None else 0]
+    operands, padding = (grad, inputs.transpose(1, 2), weight.t()[:, None].to(dtype)), [rows if state is None else 0]
     # bias sizes, stride, padding, dilation, transposed, output padding, groups, what is wanted
     dinputs, dweight, dbias = torch.ops.aten.convolution_backward(
         *operands, [width], [1], padding, [1], False, [0], width, [True, True, True]
     )
-    dinputs = dinputs.transpose(1, 2).contiguous()
+    dinputs = dinputs.transpose(1, 2).to(x.dtype).contiguous()
     held = min(rows, inputs.shape[1])
     if dnew_state is not None and held:
         dinputs[:, inputs.shape[1] - held :] += dnew_state[:, rows - held :]
     dstate = None if state is None else dinputs[:, :rows].clone()
-    return dinputs[:, inputs.shape[1] - time :].contiguous(), dweight[:, 0].t().contiguous(), dbias, dstate
+    return (
+        dinputs[:, inputs.shape[1] - time :].contiguous(),
+        dweight[:, 0].t().to(weight.dtype).contiguous(),
+        dbias.to(weight.dtype),
+        dstate,
+    )
 
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:

@@ -55,7 +55,7 @@ def shifted(
         if dbefore is not None:
             dbefore[:, inside:] += incoming[:, : taps - 1 - inside]
     dstate = None if dbefore is None else dbefore.to(x.dtype)
-    return dx.to(x.dtype), torch.stack(sums[::-1]).to(x.dtype), grad.sum((0, 1)).to(x.dtype), dstate
+    return dx.to(x.dtype), torch.stack(sums[::-1]).to(weight.dtype), grad.sum((0, 1)).to(weight.dtype), dstate
 
 
 VARIANT = backward_of(

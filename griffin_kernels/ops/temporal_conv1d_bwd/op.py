@@ -107,8 +107,8 @@ OP = gradient_of(
     call=Call,
     outputs={
         "dx": TensorSpec("B T D"),
-        "dweight": TensorSpec("K D"),
-        "dbias": TensorSpec("D"),
+        "dweight": TensorSpec("K D", "parameter"),
+        "dbias": TensorSpec("D", "parameter"),
         "dstate": TensorSpec("N K-1 D", optional=True),
     },
     reference=reference,

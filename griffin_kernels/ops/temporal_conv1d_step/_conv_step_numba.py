@@ -24,7 +24,7 @@ class Fields(NamedTuple):
     """Given to the kernel. Addresses in bytes, strides in elements; channels are contiguous."""
 
     x: Strided  # data [B, D]
-    weight: Strided  # data [K, D]
+    weight: Strided  # parameters [K, D]
     state: Strided  # data [P, K-1, D]
     items: int  # batch rows times parts, parts fastest
     parts: int  # of the channels
@@ -33,7 +33,7 @@ class Fields(NamedTuple):
     taps: int  # K
     positions: int  # int64 [B], or 0
     slots: int  # int64 [B], or 0
-    bias: int  # data [D]
+    bias: int  # parameters [D]
     y: int  # data [B, D] contiguous
 
 
@@ -68,13 +68,15 @@ def _row(sum_up: bool, shift: bool, wide: bool) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             channels = args[1]
             row = TokenRow(*(builder.extract_value(args[2], i) for i in range(len(TokenRow._fields))))
-            size = context.get_abi_sizeof(context.get_data_type(data.dtype))
             whole = builder.and_(channels, INT64(-lanes()))
             for start, end, count in ((INT64(0), whole, lanes()), (whole, channels, 1)):
-                v = Lanes(builder, count, data.dtype)
+                kinds = (
+                    Lanes(builder, count, _native.element_of(data)),
+                    Lanes(builder, count, _native.parameters_of(data)),
+                )
 
-                def piece(index: Any, v: Lanes = v) -> Sequence[Any]:
-                    _channels(v, row, index, builder.mul(index, INT64(size)))
+                def piece(index: Any, kinds: tuple[Lanes, Lanes] = kinds) -> Sequence[Any]:
+                    _channels(*kinds, row, index)
                     return ()
 
                 loop(builder, start, end, count, piece)
@@ -82,11 +84,15 @@ def _row(sum_up: bool, shift: bool, wide: bool) -> Any:
 
         return types.void(data, channels, row), generate
 
-    def _channels(v: Lanes, row: TokenRow, index: Any, offset: Any) -> None:
-        b = v.builder
+    def _channels(v: Lanes, parameters: Lanes, row: TokenRow, index: Any) -> None:
+        b, offset = v.builder, v.builder.mul(index, INT64(_native.BYTES[v.element]))
+        own = offset if parameters.element is v.element else b.mul(index, INT64(4))
 
         def at(start: Any, step: Any, k: Any) -> Any:
             return b.add(b.add(start, b.mul(k, step)), offset)
+
+        def weight(k: Any) -> Any:
+            return parameters.load(b.add(b.add(row.weight, b.mul(k, row.weight_step)), own))
 
         last = b.sub(row.taps, INT64(1))
         x = v.load(b.add(row.x, offset))
@@ -99,12 +105,12 @@ def _row(sum_up: bool, shift: bool, wide: bool) -> Any:
             loop(b, INT64(0), b.sub(row.first, INT64(1)), 1, clear)
         total = v.constant(0.0)
         if sum_up:
-            total = v.multiply_add(x, v.load(at(row.weight, row.weight_step, last)), v.load(b.add(row.bias, offset)))
+            total = v.multiply_add(x, weight(last), parameters.load(b.add(row.bias, own)))
 
         def tap(k: Any, total: Any) -> Sequence[Any]:
             kept = v.load(at(row.state, row.state_step, k))
             if sum_up:
-                total = v.multiply_add(kept, v.load(at(row.weight, row.weight_step, k)), total)
+                total = v.multiply_add(kept, weight(k), total)
             if shift:
                 with b.if_then(b.icmp_signed(">", k, INT64(0))):
                     v.store(kept, at(row.state, row.state_step, b.sub(k, INT64(1))))
@@ -135,7 +141,7 @@ def _fill(wide: bool) -> Any:
     def run(typing: Any, data: Any, channels: Any, target: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             _, channels, target = args
-            size = 4 if wide else context.get_abi_sizeof(context.get_data_type(data.dtype))
+            size = 4 if wide else _native.BYTES[_native.element_of(data)]
             zero = ir.Constant(_native.INT8, 0)
             memset = builder.module.declare_intrinsic("llvm.memset", [_native.INT8.as_pointer(), INT64], None)
             pointer = builder.inttoptr(target, _native.INT8.as_pointer())
@@ -176,9 +182,10 @@ def step(data: Any) -> None:
             zero_data(data, channels, out)
         else:
             x = field(data, AT.x) + batch * field(data, AT.x + 1) * size + offset
-            weight, weight_step = field(data, AT.weight) + offset, field(data, AT.weight + 1) * size
+            own = _native.parameter_bytes(data)
+            weight, weight_step = field(data, AT.weight) + channel * own, field(data, AT.weight + 1) * own
             state, state_step = field(data, AT.state) + offset, field(data, AT.state + 2) * size
             state += slot * field(data, AT.state + 1) * size
-            first, bias = first_kept(positions, batch, taps), field(data, AT.bias) + offset
+            first, bias = first_kept(positions, batch, taps), field(data, AT.bias) + channel * own
             conv_and_shift(data, channels, (x, weight, weight_step, bias, state, state_step, taps, first, out))
         item = take(data, 0)

@@ -16,6 +16,7 @@ from torch import Tensor
 from griffin_kernels.contract import Variant
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops._cpu import unfit_cpu
+from griffin_kernels.ops._native import WIDE
 from griffin_kernels.ops._native_call import Family, rows
 from griffin_kernels.ops._threads import threads_for
 from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba
@@ -33,16 +34,19 @@ class Config:
 
 def run(call: Call, config: Config) -> tuple[Tensor, Tensor]:
     x, weight, bias, pool, positions, slots = call
+    wide = WIDE if (weight.dtype, bias.dtype) != (x.dtype, x.dtype) else None
+    if wide:
+        weight, bias = weight.float(), bias.float()
     x, weight, bias = rows(x), rows(weight), rows(bias)
     state = rows(pool)  # a copy only where channels are not contiguous
     positions = None if positions is None else positions.contiguous()
     slots = None if slots is None else slots.contiguous()
-    (batch, width), taps, size = x.shape, weight.shape[0], x.itemsize
+    (batch, width), taps, size, own = x.shape, weight.shape[0], x.itemsize, weight.itemsize
     y = x.new_empty(batch, width)
     parts = -(-width // config.block_d)
     fields = _KERNELS.fields(
         x=strided("x", x, size * batch * width),
-        weight=strided("weight", weight, size * taps * width),
+        weight=strided("weight", weight, own * taps * width),
         state=strided("state", state, size * state.shape[0] * (taps - 1) * width),
         items=batch * parts,
         parts=parts,
@@ -51,11 +55,11 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor]:
         taps=taps,
         positions=address("positions", positions, 8 * batch),
         slots=address("slots", slots, 8 * batch),
-        bias=address("bias", bias, size * width),
+        bias=address("bias", bias, own * width),
         y=address("y", y, size * batch * width),
     )
     threads = threads_for(batch * parts, batch * width * taps)
-    _KERNELS.run(x.dtype, None, fields, (_conv_step_numba.step, threads))
+    _KERNELS.run(x.dtype, wide, fields, (_conv_step_numba.step, threads))
     if state is not pool:
         pool.copy_(state)
     return y, pool

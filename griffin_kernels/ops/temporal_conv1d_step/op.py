@@ -69,6 +69,7 @@ def case_of(call: Call) -> Case:
 def cases() -> tuple[BenchCase, ...]:
     both = ("positions", "slots")
     smoke = [make_case(2, 24, dtype=dtype, tag="smoke") for dtype in DTYPE_BYTES]
+    smoke.append(make_case(2, 24, dtype="bfloat16", tag="smoke", data=("wide_parameters",)))
     edge = [
         make_case(1, 1, 1, tag="edge"),
         make_case(5, 33, 7, tag="edge", data=("positions", "strided")),

@@ -8,11 +8,13 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from griffin_kernels import errors
+from griffin_kernels.contract import accumulator
 from griffin_kernels.functional._bridge import registered, wants_gradient, whole
 
 _linear_scan: Callable[..., tuple[Tensor, Tensor]] = registered("linear_scan")
@@ -76,8 +78,9 @@ def _documented(*measured: tuple[float, float, float]) -> Callable[[_Function], 
 
 
 class RGLRUWeights(NamedTuple):
-    """Parameters of an RG-LRU with H gate blocks of width n = D / H, all in the dtype of x.
+    """Parameters of an RG-LRU with H gate blocks of width n = D / H, of any float dtype, each of its own.
 
+    Matrices are multiplied in x's dtype, to which they are rounded. The others are used as they are: in float32.
     a_param: [D], minus the paper's Lambda: log a = -8 softplus(a_param) r.
     input_gate_weight, recurrence_gate_weight: [H, n, n], y_hj = sum_i x_hi W_hij. Their biases: [H, n].
     """
@@ -89,12 +92,49 @@ class RGLRUWeights(NamedTuple):
     recurrence_gate_bias: Tensor
 
 
-def _checked(op_name: str, weights: RGLRUWeights) -> tuple[Tensor, ...]:
-    """The five parameters in the order of the ops' inputs; ArgumentError where they are not RGLRUWeights."""
+def _checked(op_name: str, weights: RGLRUWeights, x: Tensor) -> tuple[Tensor, ...]:
+    """The five parameters in the order of the ops' inputs, in dtypes that go with x's.
+
+    ArgumentError where they are not RGLRUWeights.
+    """
     if not isinstance(weights, RGLRUWeights):
         raise errors.ArgumentError(f"{op_name}: weights is a {type(weights).__name__}, expected RGLRUWeights")
     a_param, input_weight, recurrence_weight, input_bias, recurrence_bias = weights
+    dtype = getattr(x, "dtype", None)
+    if any([getattr(tensor, "dtype", dtype) is not dtype for tensor in weights]):
+        input_weight, recurrence_weight = _in(dtype, input_weight, recurrence_weight)
+        a_param, input_bias, recurrence_bias = _beside(x, a_param, input_bias, recurrence_bias)
     return a_param, input_weight, input_bias, recurrence_weight, recurrence_bias
+
+
+def _in(dtype: torch.dtype | None, *tensors: Any) -> tuple[Any, ...]:
+    """Tensors of floats in a dtype; all as they are where it is None."""
+    return tuple(
+        value.to(dtype) if dtype is not None and isinstance(value, Tensor) and value.is_floating_point() else value
+        for value in tensors
+    )
+
+
+def _beside(x: Any, *parameters: Any) -> tuple[Any, ...]:
+    """Parameters that an op takes beside data like x: in x's dtype, or else in its accumulator's."""
+    if not isinstance(x, Tensor):
+        return parameters
+    wide = accumulator(x.dtype)
+    return tuple(
+        parameter if getattr(parameter, "dtype", wide) in (x.dtype, wide) else _in(wide, parameter)[0]
+        for parameter in parameters
+    )
+
+
+def _autocast(x: Any, kept: Any = None) -> torch.dtype | None:
+    """What data like x is cast to under torch.autocast, as nn.Linear casts it; None where it stays as it is.
+
+    kept: a step's state of data, whose dtype the data then gets.
+    """
+    kind = x.device.type if isinstance(x, Tensor) else "meta"
+    if kind == "meta" or not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(kind) if kept is None else kept.dtype
 
 
 @_documented((2e-7, 5e-3, 3e-4), (2e-7, 5e-3, 3e-4))
@@ -170,7 +210,7 @@ def rg_lru(
         h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t
 
     Source: arXiv 2402.19427, section 2.4; resets and clipping after google-deepmind/recurrentgemma.
-    x: [B, T, D], float32, bfloat16, float16 or float64; any strides. weights: RGLRUWeights in the same dtype.
+    x: [B, T, D], float32, bfloat16, float16 or float64; any strides. weights: RGLRUWeights.
     h0: [B, D], the state before the first step, in x's dtype or float32; None for a fresh sequence.
     segment_pos: int64 or int32 [B, T], each token's position in its document. Where it is 0 a document begins: the
         earlier state counts as 0 and sqrt(1 - a^2) as 1. Without it nothing begins after the first step, and that does
@@ -186,7 +226,8 @@ def rg_lru(
     for float64 data); y is rounded once. In the gradient, what reaches the gates is rounded to x's dtype before its
     products with weights and x, whose sums are float32; y stands for h as returned.
     """
-    return _rg_lru(x, *_checked("rg_lru", weights), h0, whole(segment_pos), cu_seqlens)
+    (x,) = _in(_autocast(x), x)
+    return _rg_lru(x, *_checked("rg_lru", weights, x), h0, whole(segment_pos), cu_seqlens)
 
 
 @_documented((7e-8, 5e-3, 3e-4), (3e-7, 5e-3, 5e-4))
@@ -204,9 +245,9 @@ def temporal_conv1d(
         y_t = bias + sum_k weight[K-1-k] x_{t-k},   k = 0 .. K-1
 
     Source: arXiv 2402.19427, section 2.3; orientation and document mask after google-deepmind/recurrentgemma.
-    x: [B, T, D], float32, bfloat16, float16 or float64; any strides. All other tensors but indices: same dtype.
-    weight: [K, D], K >= 1 taps; the last row multiplies the current input. bias: [D].
-    state: [B, K-1, D], the inputs before x, oldest first; zeros if None.
+    x: [B, T, D], float32, bfloat16, float16 or float64; any strides.
+    weight: [K, D], K >= 1 taps; the last row multiplies the current input. bias: [D]. Either of any float dtype.
+    state: [B, K-1, D] in x's dtype, the inputs before x, oldest first; zeros if None.
     segment_pos: int64 or int32 [B, T], each token's position in its document. Tap k > 0 counts only where
         k <= segment_pos[t], in the state too: no document reads another. Without it, x is one document that goes on
         from state.
@@ -218,7 +259,8 @@ def temporal_conv1d(
     Numerics: taps are multiplied and summed in float32 (float64 for float64 data), y is rounded once; so are the
     gradients, whose sums over batch and time are float32.
     """
-    return _temporal_conv1d(x, weight, bias, state, whole(segment_pos), cu_seqlens)
+    x, state = _in(_autocast(x), x, state)
+    return _temporal_conv1d(x, *_beside(x, weight, bias), state, whole(segment_pos), cu_seqlens)
 
 
 @_documented((2e-7, 9e-3, 8e-4), (4e-7, 2e-2, 9e-4))
@@ -239,7 +281,8 @@ def recurrent_block(
         u = temporal_conv1d(x),   h = rg_lru(u),   out = h * gelu(y)          gelu in its tanh form
 
     Source: arXiv 2402.19427, sections 2.3 and 2.4; resets and clipping after google-deepmind/recurrentgemma.
-    x, y: [B, T, D], the two branches, float32, bfloat16, float16 or float64, any strides; all weights in that dtype.
+    x, y: [B, T, D], the two branches, float32, bfloat16, float16 or float64, any strides. Weights of
+        any float dtype.
     conv_state: [B, K-1, D] in x's dtype, the inputs before x, oldest first; zeros if None. h0: [B, D] in x's dtype or
         float32, the state before the first step; None for a fresh sequence, with which the RG-LRU begins.
     segment_pos: int64 or int32 [B, T], each token's position in its document: no document sees inputs or the state of
@@ -253,8 +296,9 @@ def recurrent_block(
     Numerics: as temporal_conv1d and rg_lru; in bfloat16 and float16 the convolution's output is rounded before the
     gate products, h too where pieces run one by one, and gelu is float32 in fused forms.
     """
-    gates = _checked("recurrent_block", weights)
-    tensors = (x, y, conv_weight, conv_bias, *gates, conv_state, h0, whole(segment_pos), cu_seqlens)
+    x, y, conv_state = _in(_autocast(x), x, y, conv_state)
+    parameters = (*_beside(x, conv_weight, conv_bias), *_checked("recurrent_block", weights, x))
+    tensors = (x, y, *parameters, conv_state, h0, whole(segment_pos), cu_seqlens)
     return _recurrent_block(*tensors, wants_gradient(tensors))[:3]
 
 
@@ -287,6 +331,7 @@ def local_attention(
     round softmax's weights before their product with v, and in the gradient those of the scores before theirs with
     q and k, as matrix units take them; out and gradients are rounded once.
     """
+    q, k, v = _in(_autocast(q), q, k, v)
     training = wants_gradient((q, k, v))
     return _local_attention(q, k, v, whole(segment_pos), cu_seqlens, window, softcap, scale, training)[0]
 
@@ -298,7 +343,7 @@ def rg_lru_step(
     """One token of ``rg_lru``; the state ``h`` is changed in place.
 
     Source: arXiv 2402.19427, section 2.4.
-    x: [B, D], float32, bfloat16, float16 or float64; any strides. weights: RGLRUWeights in the same dtype.
+    x: [B, D], float32, bfloat16, float16 or float64; any strides. weights: RGLRUWeights.
     h: [P, D], float32 (float64 for float64).
     positions: int64 or int32 [B], each token's position in its document. At 0 a document begins: h counts as 0 and
         sqrt(1 - a^2) as 1. None: every document goes on.
@@ -308,7 +353,8 @@ def rg_lru_step(
     Numerics: gate products are summed in float32; eager code rounds the gates' arguments to x's dtype, fused
     kernels do not. All else, h included, is float32 (float64 for float64 data); y is h rounded once.
     """
-    return _rg_lru_step(x, *_checked("rg_lru_step", weights), h, whole(positions), whole(slots))
+    (x,) = _in(_autocast(x), x)
+    return _rg_lru_step(x, *_checked("rg_lru_step", weights, x), h, whole(positions), whole(slots))
 
 
 @_documented((7e-8, 2e-3, 4e-4))
@@ -324,8 +370,8 @@ def temporal_conv1d_step(
     """One token of ``temporal_conv1d``; the last K-1 inputs are kept in ``state``, which is changed in place.
 
     Source: arXiv 2402.19427, section 2.3.
-    x: [B, D], float32, bfloat16, float16 or float64; any strides. All other tensors but indices: same dtype.
-    weight: [K, D]. bias: [D]. state: [P, K-1, D], the inputs before x, oldest first.
+    x: [B, D], float32, bfloat16, float16 or float64; any strides.
+    weight: [K, D], bias: [D], of any float dtype. state: [P, K-1, D] in x's dtype, the inputs before x, oldest first.
     positions: int64 or int32 [B], each token's position in its document. Tap k > 0 counts only where k <= position, and
         inputs of an earlier document become zeros in the state. None: every document goes on.
 
@@ -333,7 +379,8 @@ def temporal_conv1d_step(
 
     Numerics: taps are multiplied and summed in float32 (float64 for float64 data); y is rounded once.
     """
-    return _temporal_conv1d_step(x, weight, bias, state, whole(positions), whole(slots))
+    (x,) = _in(_autocast(x, state), x)
+    return _temporal_conv1d_step(x, *_beside(x, weight, bias), state, whole(positions), whole(slots))
 
 
 @_documented((1e-7, 5e-3, 4e-4))
@@ -354,7 +401,8 @@ def recurrent_block_step(
         out = rg_lru_step(temporal_conv1d_step(x)) * gelu(y)
 
     Source: arXiv 2402.19427, sections 2.3 and 2.4.
-    x, y: [B, D], the two branches, float32, bfloat16, float16 or float64, any strides; all weights in that dtype.
+    x, y: [B, D], the two branches, float32, bfloat16, float16 or float64, any strides. Weights of
+        any float dtype.
     conv_state: [P, K-1, D] in x's dtype, oldest input first. h: [P, D], float32 (float64 for float64).
     positions: int64 or int32 [B], each token's position in its document: 0 begins a new one, which reads neither state.
         None: every document goes on.
@@ -364,8 +412,9 @@ def recurrent_block_step(
     Numerics: as temporal_conv1d_step and rg_lru_step; the convolution's output may be rounded to x's dtype before
     the gate products. gelu is float32 in fused kernels; out is rounded once.
     """
-    gates = _checked("recurrent_block_step", weights)
-    return _recurrent_block_step(x, y, conv_weight, conv_bias, *gates, conv_state, h, whole(positions), whole(slots))
+    x, y = _in(_autocast(x, conv_state), x, y)
+    parameters = (*_beside(x, conv_weight, conv_bias), *_checked("recurrent_block_step", weights, x))
+    return _recurrent_block_step(x, y, *parameters, conv_state, h, whole(positions), whole(slots))
 
 
 @_documented((4e-7, 5e-3, 4e-4))
@@ -398,4 +447,5 @@ def local_attention_step(
     Numerics: scores, softmax and sums are float32 (float64 for float64 data); bfloat16 and float16 may round
     softmax's weights before their product with v, and round out once.
     """
+    q, k, v = _in(_autocast(q, k_cache), q, k, v)
     return _local_attention_step(q, k, v, k_cache, v_cache, whole(positions), whole(slots), softcap, scale)

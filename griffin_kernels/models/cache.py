@@ -60,8 +60,8 @@ class AttentionCache:
         """Store k, v [B, T, Hkv, d], whose last token is at position ``last`` [B] of its document."""
         count = min(k.shape[1], self.slots)
         at = self._rows_and_slots(last, count)  # count <= C: no slot twice
-        self.keys.index_put_(at, k[:, -count:].detach())
-        self.values.index_put_(at, v[:, -count:].detach())
+        self.keys.index_put_(at, k[:, -count:].detach().to(self.keys.dtype))
+        self.values.index_put_(at, v[:, -count:].detach().to(self.values.dtype))
 
     def reserve(self, tokens: int) -> None:
         """Make room for positions below ``tokens`` where slots are not reused."""

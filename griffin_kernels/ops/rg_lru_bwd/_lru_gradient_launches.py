@@ -28,17 +28,21 @@ from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import SUM_D, Ends, Gra
 
 def sums(call: Any, outputs: dict[str, Any], partial: Tensor) -> Launch:
     """The launch that adds up partial [rows, 3, D] into da_param and the biases' gradients, in a fixed order."""
-    a_param, bias = call.a_param, call.input_gate_bias
-    width = a_param.shape[0]
+    a_param, width = call.a_param, call.a_param.shape[0]
+
+    def like(name: str) -> Tensor:
+        parameter = getattr(call, name)
+        return host.empty(outputs, f"d{name}", parameter, *parameter.shape, dtype=parameter.dtype)
+
     return Launch(
         kernel=rg_lru_bwd_sums,
         grid=(3 * triton.cdiv(width, SUM_D.value),),
         args={
             "partial": partial,
             "a_param": a_param,
-            "da_param": host.empty(outputs, "da_param", a_param, width, dtype=a_param.dtype),
-            "dinput_gate_bias": host.empty(outputs, "dinput_gate_bias", bias, *bias.shape, dtype=bias.dtype),
-            "drecurrence_gate_bias": host.empty(outputs, "drecurrence_gate_bias", bias, *bias.shape, dtype=bias.dtype),
+            "da_param": like("a_param"),
+            "dinput_gate_bias": like("input_gate_bias"),
+            "drecurrence_gate_bias": like("recurrence_gate_bias"),
             "rows": partial.shape[0],
         },
         constexprs={"D": width, "STRIDE": host.channel_stride(a_param)},

@@ -10,8 +10,6 @@ an earlier document, or zeros.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,12 +21,14 @@ GROWTH = 64
 """A ring of global attention has a multiple of this many slots."""
 
 
-@dataclass
+# no dataclasses: FSDP's mixed precision would hand blocks copies of them, with states rounded to its dtype
+
+
 class RecurrentCache:
     """Of a recurrent block. state: [B, R], float32 (float64 for a float64 model). conv: [B, K-1, R], oldest first."""
 
-    state: Tensor
-    conv: Tensor
+    def __init__(self, state: Tensor, conv: Tensor) -> None:
+        self.state, self.conv = state, conv
 
     def update(self, state: Tensor, conv: Tensor) -> None:
         """Overwrite both in place, so that a captured CUDA graph finds them where they were."""
@@ -39,13 +39,11 @@ class RecurrentCache:
         self.conv.copy_(conv)
 
 
-@dataclass
 class AttentionCache:
     """Of an attention block. keys, values: [B, C, Hkv, d], slot p mod C for position p. wraps: C is the window."""
 
-    keys: Tensor
-    values: Tensor
-    wraps: bool
+    def __init__(self, keys: Tensor, values: Tensor, wraps: bool) -> None:
+        self.keys, self.values, self.wraps = keys, values, wraps
 
     @property
     def slots(self) -> int:

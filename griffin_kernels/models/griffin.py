@@ -137,10 +137,10 @@ class Griffin(nn.Module):
         documents = None if segment_pos is None and cache is None else positions
         place = Place(positions, documents, update=update)
         if cache is not None:
-            place = place._replace(before=cache.positions, tokens_before=cache.tokens, bound_before=cache.bound)
+            place.before, place.tokens_before, place.bound_before = cache.positions, cache.tokens, cache.bound
         if self.has_attention:
             tables = rope_tables(positions, self.config.head_dim, self.config.rope_base, self.embedding.weight.dtype)
-            place = place._replace(cos=tables[0], sin=tables[1])
+            place.cos, place.sin = tables
         return place, bound
 
     def _logits(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,8 @@ Factory = dict[str, Any]
 """device and dtype of parameters, as torch's layers take them."""
 
 
-class Place(NamedTuple):
-    """Where the tokens of a call stand; the same for every layer.
+class Place:
+    """Where the tokens of a call stand; the same for every layer. No tuple, in which FSDP would round cos and sin.
 
     segment_pos: int64 [B, T]. documents: segment_pos where a document can begin inside the call or a cache goes before
     it, else None: one document from its first token. before: int64 [B], the cache's positions before the call, or None.
@@ -40,14 +40,14 @@ class Place(NamedTuple):
     cos, sin: [B, T, 1, d / 4], RoPE's; None without attention.
     """
 
-    segment_pos: Tensor
-    documents: Tensor | None
     before: Tensor | None = None
     tokens_before: int = 0
     bound_before: int = 0
-    update: bool = False
     cos: Tensor | None = None
     sin: Tensor | None = None
+
+    def __init__(self, segment_pos: Tensor, documents: Tensor | None, update: bool) -> None:
+        self.segment_pos, self.documents, self.update = segment_pos, documents, update
 
 
 Layer = TypeVar("Layer", bound=nn.Module)

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from griffin_kernels import catalog
 from griffin_kernels.contract import accumulator
 from griffin_kernels.models import Griffin, preset
-from tests.calls import CPU, DIFFERENTIABLE, STEPS, copies, leaves, public
+from tests.calls import CPU, DIFFERENTIABLE, STEPS, copies, leaves, public, small
 
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
 
@@ -150,3 +150,12 @@ def test_decoding_under_autocast(model):
     bound = (10 * len(model.blocks)) ** 0.5 * UNIT
     assert (found.double() - whole.double()).norm() <= bound * whole.double().norm()
     assert accumulator(torch.bfloat16) == cache.layers[0].state.dtype
+
+
+@pytest.mark.parametrize("name", ["linear_scan", "block_diagonal_scan"])
+def test_scans_keep_their_dtype_under_autocast(name):
+    given = catalog.op(name).make_inputs(small(name)[0], CPU, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = public(name, copies(given))
+    for mine, want in zip(found, public(name, copies(given)), strict=True):
+        torch.testing.assert_close(mine, want, rtol=0, atol=0)

@@ -289,7 +289,8 @@ def test_every_argument_that_is_no_such_tensor_is_named(name):
             ShapeError,
             rf"{argument} has shape \[1, .*expected \[{spec.names[0]}",
         )
-        wrong = torch.int32 if argument == first else torch.float16
+        weight = spec.dtype == "parameter" or argument.endswith("gate_weight")  # of any float dtype
+        wrong = torch.int32 if argument == first or weight else torch.float16
         expected = "one of float32" if argument == first else value.dtype
         words = f"{argument} is {str(wrong)[6:]}, expected {str(expected).removeprefix('torch.')}"
         refuses(name, inputs, {argument: value.to(wrong)}, DtypeError, words)

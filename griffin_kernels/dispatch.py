@@ -259,8 +259,7 @@ def call(op_name: str, given: Any) -> tuple[Tensor | None, ...]:
             if len(_STATE.chosen) >= 2**16:  # varying lengths must not fill the memory
                 _STATE.chosen.clear()
             _STATE.chosen[key] = run
-    kind = given[0].device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
+    if torch._C._is_any_autocast_enabled() and (kind := given[0].device.type) != "meta":
         # an op's dtypes are those of its inputs: what torch would cast inside it is no concern of the caller's
         with torch.autocast(kind, enabled=False):
             return run(given)

@@ -92,7 +92,7 @@ class RGLRUWeights(NamedTuple):
     recurrence_gate_bias: Tensor
 
 
-def _checked(op_name: str, weights: RGLRUWeights, x: Tensor) -> tuple[Tensor, ...]:
+def _checked(op_name: str, weights: RGLRUWeights, x: Any) -> tuple[Any, ...]:
     """The five parameters in the order of the ops' inputs, in dtypes that go with x's.
 
     ArgumentError where they are not RGLRUWeights.
@@ -100,30 +100,37 @@ def _checked(op_name: str, weights: RGLRUWeights, x: Tensor) -> tuple[Tensor, ..
     if not isinstance(weights, RGLRUWeights):
         raise errors.ArgumentError(f"{op_name}: weights is a {type(weights).__name__}, expected RGLRUWeights")
     a_param, input_weight, recurrence_weight, input_bias, recurrence_bias = weights
-    dtype = getattr(x, "dtype", None)
-    if any([getattr(tensor, "dtype", dtype) is not dtype for tensor in weights]):
-        input_weight, recurrence_weight = _in(dtype, input_weight, recurrence_weight)
+    try:
+        # the usual case, which should cost no more than a look
+        alike = x.dtype is a_param.dtype is input_weight.dtype is recurrence_weight.dtype is input_bias.dtype
+        alike = alike and x.dtype is recurrence_bias.dtype
+    except AttributeError:  # no tensor: for the op's own checks
+        alike = True
+    if not alike:
+        input_weight, recurrence_weight = _in(x.dtype, input_weight, recurrence_weight)
         a_param, input_bias, recurrence_bias = _beside(x, a_param, input_bias, recurrence_bias)
     return a_param, input_weight, input_bias, recurrence_weight, recurrence_bias
 
 
-def _in(dtype: torch.dtype | None, *tensors: Any) -> tuple[Any, ...]:
-    """Tensors of floats in a dtype; all as they are where it is None."""
+def _in(dtype: torch.dtype, *tensors: Any) -> tuple[Any, ...]:
+    """Tensors of floats in a dtype."""
     return tuple(
-        value.to(dtype) if dtype is not None and isinstance(value, Tensor) and value.is_floating_point() else value
-        for value in tensors
+        value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value for value in tensors
     )
 
 
 def _beside(x: Any, *parameters: Any) -> tuple[Any, ...]:
     """Parameters that an op takes beside data like x: in x's dtype, or else in its accumulator's."""
-    if not isinstance(x, Tensor):
+    try:
+        for parameter in parameters:
+            if parameter.dtype is not x.dtype:
+                break
+        else:
+            return parameters
+    except AttributeError:
         return parameters
     wide = accumulator(x.dtype)
-    return tuple(
-        parameter if getattr(parameter, "dtype", wide) in (x.dtype, wide) else _in(wide, parameter)[0]
-        for parameter in parameters
-    )
+    return tuple(p if getattr(p, "dtype", wide) in (x.dtype, wide) else _in(wide, p)[0] for p in parameters)
 
 
 def _autocast(x: Any, kept: Any = None) -> torch.dtype | None:
@@ -131,8 +138,10 @@ def _autocast(x: Any, kept: Any = None) -> torch.dtype | None:
 
     kept: a step's state of data, whose dtype the data then gets.
     """
-    kind = x.device.type if isinstance(x, Tensor) else "meta"
-    if kind == "meta" or not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+    if not torch._C._is_any_autocast_enabled() or not isinstance(x, Tensor) or x.dtype == torch.float64:
+        return None
+    kind = x.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind) if kept is None else kept.dtype
 
@@ -226,7 +235,8 @@ def rg_lru(
     for float64 data); y is rounded once. In the gradient, what reaches the gates is rounded to x's dtype before its
     products with weights and x, whose sums are float32; y stands for h as returned.
     """
-    (x,) = _in(_autocast(x), x)
+    if (dtype := _autocast(x)) is not None:
+        (x,) = _in(dtype, x)
     return _rg_lru(x, *_checked("rg_lru", weights, x), h0, whole(segment_pos), cu_seqlens)
 
 
@@ -259,7 +269,8 @@ def temporal_conv1d(
     Numerics: taps are multiplied and summed in float32 (float64 for float64 data), y is rounded once; so are the
     gradients, whose sums over batch and time are float32.
     """
-    x, state = _in(_autocast(x), x, state)
+    if (dtype := _autocast(x)) is not None:
+        x, state = _in(dtype, x, state)
     return _temporal_conv1d(x, *_beside(x, weight, bias), state, whole(segment_pos), cu_seqlens)
 
 
@@ -296,7 +307,8 @@ def recurrent_block(
     Numerics: as temporal_conv1d and rg_lru; in bfloat16 and float16 the convolution's output is rounded before the
     gate products, h too where pieces run one by one, and gelu is float32 in fused forms.
     """
-    x, y, conv_state = _in(_autocast(x), x, y, conv_state)
+    if (dtype := _autocast(x)) is not None:
+        x, y, conv_state = _in(dtype, x, y, conv_state)
     parameters = (*_beside(x, conv_weight, conv_bias), *_checked("recurrent_block", weights, x))
     tensors = (x, y, *parameters, conv_state, h0, whole(segment_pos), cu_seqlens)
     return _recurrent_block(*tensors, wants_gradient(tensors))[:3]
@@ -331,7 +343,8 @@ def local_attention(
     round softmax's weights before their product with v, and in the gradient those of the scores before theirs with
     q and k, as matrix units take them; out and gradients are rounded once.
     """
-    q, k, v = _in(_autocast(q), q, k, v)
+    if (dtype := _autocast(q)) is not None:
+        q, k, v = _in(dtype, q, k, v)
     training = wants_gradient((q, k, v))
     return _local_attention(q, k, v, whole(segment_pos), cu_seqlens, window, softcap, scale, training)[0]
 
@@ -353,7 +366,8 @@ def rg_lru_step(
     Numerics: gate products are summed in float32; eager code rounds the gates' arguments to x's dtype, fused
     kernels do not. All else, h included, is float32 (float64 for float64 data); y is h rounded once.
     """
-    (x,) = _in(_autocast(x), x)
+    if (dtype := _autocast(x)) is not None:
+        (x,) = _in(dtype, x)
     return _rg_lru_step(x, *_checked("rg_lru_step", weights, x), h, whole(positions), whole(slots))
 
 
@@ -379,7 +393,8 @@ def temporal_conv1d_step(
 
     Numerics: taps are multiplied and summed in float32 (float64 for float64 data); y is rounded once.
     """
-    (x,) = _in(_autocast(x, state), x)
+    if (dtype := _autocast(x, state)) is not None:
+        (x,) = _in(dtype, x)
     return _temporal_conv1d_step(x, *_beside(x, weight, bias), state, whole(positions), whole(slots))
 
 
@@ -412,7 +427,8 @@ def recurrent_block_step(
     Numerics: as temporal_conv1d_step and rg_lru_step; the convolution's output may be rounded to x's dtype before
     the gate products. gelu is float32 in fused kernels; out is rounded once.
     """
-    x, y = _in(_autocast(x, conv_state), x, y)
+    if (dtype := _autocast(x, conv_state)) is not None:
+        x, y = _in(dtype, x, y)
     parameters = (*_beside(x, conv_weight, conv_bias), *_checked("recurrent_block_step", weights, x))
     return _recurrent_block_step(x, y, *parameters, conv_state, h, whole(positions), whole(slots))
 
@@ -447,5 +463,6 @@ def local_attention_step(
     Numerics: scores, softmax and sums are float32 (float64 for float64 data); bfloat16 and float16 may round
     softmax's weights before their product with v, and round out once.
     """
-    q, k, v = _in(_autocast(q, k_cache), q, k, v)
+    if (dtype := _autocast(q, k_cache)) is not None:
+        q, k, v = _in(dtype, q, k, v)
     return _local_attention_step(q, k, v, k_cache, v_cache, whole(positions), whole(slots), softcap, scale)

@@ -28,7 +28,7 @@ def call(saved: Saved, upstream: tuple[Tensor | None, ...]) -> Any:
 
 def finish(gradients: Any, given: Any) -> tuple[Tensor | None, ...]:
     dx, dweight, dbias, _, dstate, *_ = gradients
-    dtype, dstate = given.x.dtype, None if given.state is None else dstate.transpose(1, 2)
+    dtype, dstate = given.weight.dtype, None if given.state is None else dstate.transpose(1, 2)
     return dx.transpose(1, 2), dweight.t().to(dtype), dbias.to(dtype), dstate
 
 

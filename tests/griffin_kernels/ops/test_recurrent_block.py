@@ -15,7 +15,7 @@ from tests.calls import public
 
 OP = catalog.op("recurrent_block")
 CPU = torch.device("cpu")
-FLOATS = [name for name, spec in OP.inputs.items() if spec.dtype in ("data", "state")]
+FLOATS = [name for name, spec in OP.inputs.items() if spec.dtype in ("data", "state", "parameter")]
 
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
 

@@ -137,7 +137,7 @@ def test_decode_is_memory_bound_up_to_a_batch_near_128():
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_matrix_flops_equal_those_that_torch_counts(name, phase):
-    # torch's counter sees matrix products and passes over custom operators, so it counts just what has rows
+    # what torch has formulas for, and not this package, are the matrix products: just what has rows
     config = preset(name)
     model = Griffin(config, device="meta", dtype=torch.bfloat16)
     counter = FlopCounterMode(display=False)
@@ -149,7 +149,10 @@ def test_matrix_flops_equal_those_that_torch_counts(name, phase):
             model(
                 torch.zeros(2, 8 if cache is None else 1, dtype=torch.int64, device="meta"), cache=cache, last_only=True
             )
-    assert counter.get_total_flops() == matmul_flops(kernels(name, phase, batch=2, seq=8))
+    found = counter.get_flop_counts()["Global"]
+    own = sum(flops for op, flops in found.items() if "griffin_kernels" in str(op))
+    assert own > 0
+    assert sum(found.values()) - own == matmul_flops(kernels(name, phase, batch=2, seq=8))
 
 
 class Trace(TorchDispatchMode):

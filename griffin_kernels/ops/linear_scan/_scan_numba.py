@@ -94,13 +94,10 @@ def _forward_row(v: ScanLanes, x: Any, a: Any, out: Any, carry: Any, next_x: Any
 
 def _gradient(v: ScanLanes, before: Any, dh: Any, a: Any, dx: Any, da: Any, carry: Any) -> None:
     g = v.add(v.load(dh), v.read(carry))
-    products = []
-    for i in range(v.number):
-        repeated = v.repeat(g, i)
-        products.append(v.multiply(v.matrices(i).load(a), repeated))
-        v.matrices(i).store(v.multiply(repeated, v.spread(before, i)), da)
-    v.write(v.sum_columns(products), carry)
+    v.write(v.sum_columns([v.multiply(v.matrices(i).load(a), v.repeat(g, i)) for i in range(v.number)]), carry)
     v.store(g, dx)
+    for i in range(v.number):
+        v.matrices(i).store(v.multiply(v.repeat(g, i), v.spread(before, i)), da)
 
 
 @_hinted_row

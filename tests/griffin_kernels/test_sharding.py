@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -120,6 +121,7 @@ def on_two_processes(what, folder):
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", command, what, str(rank), str(folder)],
             cwd=ROOT,
+            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},  # a host's name may not be known where tests run
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -130,6 +130,12 @@ def _listed(spec: TensorSpec, sizes: Mapping[str, int]) -> str:
     return ", ".join(parts)
 
 
+def is_absent(name: str, spec: TensorSpec, call: Any) -> bool:
+    """Whether a call has no such output: the input that it belongs to (dh0) is None, nor is it asked for (with_lse)."""
+    belongs_to, asked = getattr(call, name.removeprefix("d"), None), getattr(call, f"with_{name}", False)
+    return spec.optional and belongs_to is None and not asked
+
+
 def empty_outputs(op: Op, call: Any) -> tuple[Tensor, ...]:
     """Uninitialised outputs of a call, by shape and dtype alone; those that may be absent have no elements.
 
@@ -138,9 +144,6 @@ def empty_outputs(op: Op, call: Any) -> tuple[Tensor, ...]:
     sizes, data = bind(op, call), data_dtype(op, call)
     outputs = []
     for name, spec in op.outputs.items():
-        # an optional output is there when the input that it belongs to is (dh0), or when it is asked for (with_lse)
-        belongs_to, asked = getattr(call, name.removeprefix("d"), None), getattr(call, f"with_{name}", False)
-        absent = spec.optional and belongs_to is None and not asked
-        shape = [0] if absent else [size_of(dim, sizes) for dim in spec.names]
+        shape = [0] if is_absent(name, spec, call) else [size_of(dim, sizes) for dim in spec.names]
         outputs.append(call[0].new_empty(shape, dtype=expected_dtype(spec, data, parameter_dtype(op, call, name))))
     return tuple(outputs)

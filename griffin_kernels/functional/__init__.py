@@ -143,7 +143,7 @@ def _autocast(x: Any, kept: Any = None) -> torch.dtype | None:
     kind = x.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return None
-    return torch.get_autocast_dtype(kind) if kept is None else kept.dtype
+    return kept.dtype if isinstance(kept, Tensor) and kept.is_floating_point() else torch.get_autocast_dtype(kind)
 
 
 @_documented((2e-7, 5e-3, 3e-4), (2e-7, 5e-3, 3e-4))

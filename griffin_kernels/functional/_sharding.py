@@ -14,6 +14,7 @@ from torch.distributed.tensor import Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 
 from griffin_kernels.contract import ROWS, Op, TensorSpec
+from griffin_kernels.specs import is_absent
 
 Rule = tuple[list[Placement], list[Placement | None]]
 """Placements of the outputs, and of the inputs they come from."""
@@ -24,38 +25,36 @@ def _cut(spec: TensorSpec, split: Sequence[str]) -> Shard | None:
     return next((Shard(spec.names.index(dim)) for dim in split if dim in spec.names), None)
 
 
-def _rule(op: Op, given: dict[str, Any], split: Sequence[str]) -> Rule:
+def _rule(op: Op, call: Any, split: Sequence[str]) -> Rule:
     inputs: list[Placement | None] = [
-        None if given[name] is None or name not in op.inputs else _cut(op.inputs[name], split) or Replicate()
-        for name in op.call._fields
+        None if value is None or name not in op.inputs else _cut(op.inputs[name], split) or Replicate()
+        for name, value in zip(op.call._fields, call, strict=True)
     ]
     outputs: list[Placement] = [
-        Replicate() if spec.optional and _is_absent(name, given) else _cut(spec, split) or Partial()
+        Replicate() if is_absent(name, spec, call) else _cut(spec, split) or Partial()
         for name, spec in op.outputs.items()
         if name not in op.in_place
     ]
     return outputs, inputs
 
 
-def _is_absent(name: str, given: dict[str, Any]) -> bool:
-    return given.get(name.removeprefix("d")) is None and not given.get(f"with_{name}", False)
-
-
 def rules(op: Op, args: Sequence[Any]) -> list[Rule]:
     """What a call may be cut along; ``args`` have a shape and a mesh where they are tensors."""
-    given = dict(zip(op.call._fields, args, strict=True))
-    whole = _rule(op, given, ())
+    call = op.call(*args)
+    whole = _rule(op, call, ())
     found: list[Rule] = [([Replicate()] * len(whole[0]), whole[1])]
     ranks = args[0].mesh.size()
-    shared = any(given.get(name) is not None for name in ("cu_seqlens", "slots"))  # rows that index one another
+    shared = any(
+        getattr(call, name, None) is not None for name in ("cu_seqlens", "slots")
+    )  # rows that index one another
     for split in op.splits:
         sizes = [
-            given[name].shape[spec.names.index(split[0])]
-            for name, spec in op.inputs.items()
-            if given[name] is not None and split[0] in spec.names
+            value.shape[spec.names.index(split[0])]
+            for spec, value in zip(op.inputs.values(), call, strict=False)  # options follow the tensors
+            if value is not None and split[0] in spec.names
         ]
         if sizes and sizes[0] % ranks == 0 and not (split == ROWS and shared):
-            found.append(_rule(op, given, split))
+            found.append(_rule(op, call, split))
     return found
 
 

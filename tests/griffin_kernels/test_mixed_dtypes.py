@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from griffin_kernels import catalog
 from griffin_kernels.contract import accumulator
+from griffin_kernels.errors import ArgumentError, DtypeError
 from griffin_kernels.models import Griffin, preset
 from tests.calls import CPU, DIFFERENTIABLE, STEPS, copies, leaves, public, small
 
@@ -159,3 +160,10 @@ def test_scans_keep_their_dtype_under_autocast(name):
         found = public(name, copies(given))
     for mine, want in zip(found, public(name, copies(given)), strict=True):
         torch.testing.assert_close(mine, want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("wrong", [None, [1.0], torch.zeros(1, dtype=torch.int32)], ids=["none", "list", "int32"])
+def test_a_step_s_wrong_state_is_named_under_autocast(wrong):
+    given = inputs_of("temporal_conv1d_step", torch.float32, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises((ArgumentError, DtypeError), match=r"state (is|has)"):
+        public("temporal_conv1d_step", given | {"state": wrong})

@@ -6,7 +6,8 @@
                dx_t = g_t,  dA_t = m_t g_t h_{t-1}^T,  dh0 = m_0 A_0^T g_0
 
 m_t is 0 where the state was reset. 16-bit data is widened to float32 here. Slower than the kernels of the gradient,
-which these replace only where a derivative of the gradient is asked for.
+which these replace only where a derivative of the gradient is asked for. The eager variants have the same equations
+with writes into parts of tensors, which vmap refuses where the parts are mapped and the tensor is not; these have none.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _is_end(call: Any, time: int, first: bool) -> Tensor:
     return torch.zeros(time, dtype=torch.int64, device=device).index_add(0, steps, present.long()) > 0
 
 
-def _kept(value: Tensor, reset: Tensor | None) -> Tensor:
+def _unless_reset(value: Tensor, reset: Tensor | None) -> Tensor:
     """[B,T,D], 0 where a reset cuts the step off."""
     return value if reset is None else torch.where(reset[..., None], 0.0, value)
 
@@ -67,7 +68,7 @@ def _entering(call: Any, h: Tensor) -> Tensor:
     before = torch.roll(h, -1 if call.reverse else 1, 1)
     starts = _is_end(call, time, first=not call.reverse)
     initial = h.new_zeros(1, 1, 1) if call.h0 is None else _spread(call, call.h0.to(h.dtype), time, not call.reverse)
-    return _kept(torch.where(starts[:, None], initial, before), call.reset)
+    return _unless_reset(torch.where(starts[:, None], initial, before), call.reset)
 
 
 def _spread(call: Any, rows: Tensor, time: int, first: bool) -> Tensor:
@@ -121,7 +122,7 @@ def gradient(scan: Scan, call: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     dh0 = None
     if call.h0 is not None:
         absent = torch.zeros_like(call.h0, dtype=wide) if last is None else last
-        dh0 = _picked(call, _kept(_times(a, g, transposed=True), call.reset), not call.reverse, absent)
+        dh0 = _picked(call, _unless_reset(_times(a, g, transposed=True), call.reset), not call.reverse, absent)
     return g.to(call.dh.dtype), da.to(call.a.dtype), dh0
 
 

@@ -101,7 +101,8 @@ class Op:
     case_of: ``(call) -> Case`` for a real call.
     check: ``(call) -> None``; raises what the specs cannot express.
     exact_dims: dimensions that look-up never approximates. free_dims: those it ignores, because they follow from
-    others or hardly matter. forward: for a backward op, the op it belongs to.
+    others or hardly matter. minor_flags: flags that hardly change which kernel is right: where nothing is tuned for a
+    case with them, what is tuned for one without speaks for it. forward: for a backward op, the op it belongs to.
     splits: dims along which a call falls into independent ones: each a dim and those that are cut with it, of which it
     is the coarsest (a gate block and its channels). An output with none of them is a sum over the parts.
     in_place: inputs that ``run`` overwrites, each an output of the same name too: ``run`` gives back the very tensor.
@@ -121,6 +122,7 @@ class Op:
     check: Callable[..., None] | None = None
     exact_dims: tuple[str, ...] = ()
     free_dims: tuple[str, ...] = ()
+    minor_flags: tuple[str, ...] = ()
     forward: str | None = None
     splits: tuple[tuple[str, ...], ...] = ()
     in_place: tuple[str, ...] = ()

@@ -204,7 +204,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @dataclass(frozen=True)
 class Match:
-    """A registry entry that may serve a case. distance: largest |log2 ratio| of the dims; 0 is exact.
+    """A registry entry that may serve a case. distance: largest |log2 ratio| of the dims, or minor flags; 0 is exact.
 
     stale: what differs from when it was measured, ``torch 2.11.0 (now 2.13.0)``; empty where it is fresh.
     """
@@ -218,10 +218,14 @@ class Match:
 
 
 def distance(op: Op, wanted: Case, known: Case) -> float | None:
-    """How far an entry's sizes are from a case's; None where it cannot speak for it."""
-    if wanted.dtype != known.dtype or set(wanted.flags) != set(known.flags) or set(wanted.dims) != set(known.dims):
+    """How far an entry's sizes are from a case's; None where it cannot speak for it.
+
+    A minor flag that only one of them has counts as a factor of two in a size.
+    """
+    other = set(wanted.flags) ^ set(known.flags)
+    if wanted.dtype != known.dtype or other - set(op.minor_flags) or set(wanted.dims) != set(known.dims):
         return None
-    far = 0.0
+    far = float(len(other))
     for name, size in wanted.dims.items():
         if name in op.free_dims or size == known.dims[name]:
             continue

@@ -1,0 +1,83 @@
+"""The public attention: of sequences, and of one token to a ring of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from griffin_kernels.functional._bridge import registered, wants_gradient, whole
+from griffin_kernels.functional._common import autocast, documented, in_dtype
+
+_local_attention: Callable[..., tuple[Tensor, Tensor]] = registered("local_attention")
+_local_attention_step: Callable[..., Tensor] = registered("local_attention_step")
+
+
+@documented((3e-7, 6e-3, 4e-4), (6e-7, 9e-3, 6e-4))
+def local_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int,
+    segment_pos: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Causal softmax attention of every query to the last ``window`` keys of its own document.
+
+    q: [B, T, Hq, d]; k, v: [B, S, Hkv, d], S >= T, Hq a multiple of Hkv (1: multi-query attention); float32, bfloat16,
+        float16 or float64, the same dtype; any strides. Query head h reads key head h // (Hq / Hkv).
+        The queries belong to the last T of the S keys: to go on with a sequence, put the keys and values kept from
+        earlier calls (the last window - 1 are enough) before the new ones. Of packed sequences, S must be T.
+    window: a query sees its own key and the window - 1 before it. DeepMind's published mask lets one more through.
+    segment_pos: int64 or int32 [B, T], each query's position in its document, rising by one from token to token. A
+        query at position p sees at most the last p + 1 keys: none from before its document, kept keys included.
+        Without it, all S keys are of one document.
+
+    Returns [B, T, Hq, d] in q's dtype. Differentiable once in q, k and v.
+
+    Numerics: scores, softmax and sums are float32 (float64 for float64 data). In bfloat16 and float16 most variants
+    round softmax's weights before their product with v, and in the gradient those of the scores before theirs with
+    q and k, as matrix units take them; out and gradients are rounded once.
+    """
+    if (dtype := autocast(q)) is not None:
+        q, k, v = in_dtype(dtype, q, k, v)
+    training = wants_gradient((q, k, v))
+    return _local_attention(q, k, v, whole(segment_pos), cu_seqlens, window, softcap, scale, training)[0]
+
+
+@documented((4e-7, 5e-3, 4e-4))
+def local_attention_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    *,
+    slots: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention of one new token per row to the last W keys of its document, kept in a ring. Changes the ring in place.
+
+    The new key and value are written to slot ``positions % W`` of each row, over those that have just left the window;
+    then the token attends to W keys, its own included, as ``local_attention`` with ``window=W`` gives it.
+
+    q: [B, Hq, d]; k, v: [B, Hkv, d], the new token's, Hq a multiple of Hkv; float32, bfloat16, float16 or float64, the
+        same dtype; any strides. Query head h reads key head h // (Hq / Hkv).
+    k_cache, v_cache: [P, W, Hkv, d] in that dtype, any strides; W is the window. The key of position p is in slot p % W
+        of its row. Slots above a row's position are not seen; they may hold anything finite (zeros, an earlier
+        document).
+    positions: int64 or int32 [B], each token's position in its document, 0 or above: 0 begins a new document.
+
+    Returns [B, Hq, d] in q's dtype.
+
+    Numerics: scores, softmax and sums are float32 (float64 for float64 data); bfloat16 and float16 may round
+    softmax's weights before their product with v, and round out once.
+    """
+    if (dtype := autocast(q, k_cache)) is not None:
+        q, k, v = in_dtype(dtype, q, k, v)
+    return _local_attention_step(q, k, v, k_cache, v_cache, whole(positions), whole(slots), softcap, scale)

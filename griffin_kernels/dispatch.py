@@ -20,7 +20,7 @@ from torch import Tensor
 from griffin_kernels import catalog, errors, misses, specs
 from griffin_kernels import device as devices
 from griffin_kernels.case import USUAL_SIZE
-from griffin_kernels.contract import BenchCase, Case, Op, Variant, config_key
+from griffin_kernels.contract import BenchCase, Case, Op, TensorSpec, Variant, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.records import RegistryFile
 from griffin_kernels.registry import Match, Registry, load_for
@@ -278,12 +278,35 @@ def _resolve(op_name: str, given: Any) -> Run:
     indices = [getattr(given, name) for name in op.indices]
     if all(index is None or index.device.type != "cpu" for index in indices):
         return run
+    packed = getattr(given, "cu_seqlens", None) is not None
 
     def checked(given: Any) -> tuple[Tensor | None, ...]:
         specs.check_values(op, given)
+        if packed and (total := int(given.cu_seqlens[-1])) < sizes["T"]:
+            return _without_padding(op, given, total, sizes)
         return run(given)
 
     return checked
+
+
+def _without_padding(op: Op, given: Any, total: int, sizes: specs.Sizes) -> tuple[Tensor | None, ...]:
+    """A packed call whose sequences end at step ``total`` of T: what follows is not read, and outputs there are 0."""
+    cut = [dim for dim in ("T", "Ta", "S") if sizes.get(dim) == sizes["T"]]
+
+    def along(spec: TensorSpec) -> int | None:
+        return next((at for at, dim in enumerate(spec.names) if dim in cut), None)
+
+    parts = {}
+    for name, spec in op.inputs.items():
+        if (value := getattr(given, name)) is not None and (at := along(spec)) is not None:
+            parts[name] = value.narrow(at, 0, total)
+    outputs = list(call(op.name, given._replace(**parts)))
+    for place, (spec, out) in enumerate(zip(op.outputs.values(), outputs, strict=True)):
+        if out is not None and (at := along(spec)) is not None:
+            padded = out.new_zeros(*out.shape[:at], sizes["T"], *out.shape[at + 1 :])
+            padded.narrow(at, 0, total).copy_(out)
+            outputs[place] = padded
+    return tuple(outputs)
 
 
 def _bound(op: Op, given: Any, sizes: specs.Sizes) -> Run:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from griffin_kernels.functional._bridge import registered, wants_gradient, whole
+from griffin_kernels.functional._bridge import offsets, registered, wants_gradient, whole
 from griffin_kernels.functional._common import autocast, documented, in_dtype
 
 _local_attention: Callable[..., tuple[Tensor, Tensor]] = registered("local_attention")
@@ -45,7 +45,7 @@ def local_attention(
     if (dtype := autocast(q)) is not None:
         q, k, v = in_dtype(dtype, q, k, v)
     training = wants_gradient((q, k, v))
-    return _local_attention(q, k, v, whole(segment_pos), cu_seqlens, window, softcap, scale, training)[0]
+    return _local_attention(q, k, v, whole(segment_pos), offsets(cu_seqlens), window, softcap, scale, training)[0]
 
 
 @documented((4e-7, 5e-3, 4e-4))

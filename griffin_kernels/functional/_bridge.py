@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from griffin_kernels import catalog, dispatch, errors, specs
-from griffin_kernels.contract import Op
+from griffin_kernels.contract import LARGEST_INDEX, Op
 from griffin_kernels.functional import _derivatives, _flops
 from griffin_kernels.functional._batching import batching_rule
 
@@ -304,6 +304,13 @@ def wants_gradient(args: Sequence[Any]) -> bool:
 def whole(index: Any) -> Any:
     """Positions and slots as int64; whatever else comes is for the op's own checks."""
     return index.long() if isinstance(index, Tensor) and index.dtype == torch.int32 else index
+
+
+def offsets(index: Any) -> Any:
+    """Offsets of packed sequences as int32; whatever else comes is for the op's own checks."""
+    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+        return index
+    return index.clamp(-1, LARGEST_INDEX).int()  # what does not fit stays wrong
 
 
 def _backward(op: Operator, call: Any) -> tuple[Tensor | None, ...]:

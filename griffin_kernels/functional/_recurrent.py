@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from griffin_kernels.functional._bridge import registered, wants_gradient, whole
+from griffin_kernels.functional._bridge import offsets, registered, wants_gradient, whole
 from griffin_kernels.functional._common import RGLRUWeights, autocast, beside, checked, documented, in_dtype
 
 _rg_lru: Callable[..., tuple[Tensor, Tensor]] = registered("rg_lru")
@@ -50,7 +50,7 @@ def rg_lru(
     """
     if (dtype := autocast(x)) is not None:
         (x,) = in_dtype(dtype, x)
-    return _rg_lru(x, *checked("rg_lru", weights, x), h0, whole(segment_pos), cu_seqlens)
+    return _rg_lru(x, *checked("rg_lru", weights, x), h0, whole(segment_pos), offsets(cu_seqlens))
 
 
 @documented((7e-8, 5e-3, 3e-4), (3e-7, 5e-3, 5e-4))
@@ -84,7 +84,7 @@ def temporal_conv1d(
     """
     if (dtype := autocast(x)) is not None:
         x, state = in_dtype(dtype, x, state)
-    return _temporal_conv1d(x, *beside(x, weight, bias), state, whole(segment_pos), cu_seqlens)
+    return _temporal_conv1d(x, *beside(x, weight, bias), state, whole(segment_pos), offsets(cu_seqlens))
 
 
 @documented((2e-7, 9e-3, 8e-4), (4e-7, 2e-2, 9e-4))
@@ -123,7 +123,7 @@ def recurrent_block(
     if (dtype := autocast(x)) is not None:
         x, y, conv_state = in_dtype(dtype, x, y, conv_state)
     parameters = (*beside(x, conv_weight, conv_bias), *checked("recurrent_block", weights, x))
-    tensors = (x, y, *parameters, conv_state, h0, whole(segment_pos), cu_seqlens)
+    tensors = (x, y, *parameters, conv_state, h0, whole(segment_pos), offsets(cu_seqlens))
     return _recurrent_block(*tensors, wants_gradient(tensors))[:3]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from griffin_kernels.functional._bridge import registered
+from griffin_kernels.functional._bridge import offsets, registered
 from griffin_kernels.functional._common import documented
 
 _linear_scan: Callable[..., tuple[Tensor, Tensor]] = registered("linear_scan")
@@ -36,7 +36,7 @@ def linear_scan(
     Numerics: products, sums and the carry are float32 (float64 for float64 data) in every variant. bfloat16 and
     float16 are rounded once, when h is written, and dx and da when they are.
     """
-    return _linear_scan(x, a, h0, reset, cu_seqlens, reverse)
+    return _linear_scan(x, a, h0, reset, offsets(cu_seqlens), reverse)
 
 
 @documented((4e-7, 5e-3, 3e-4), (4e-7, 5e-3, 3e-4))
@@ -68,4 +68,4 @@ def block_diagonal_scan(
     """
     if isinstance(x, Tensor) and isinstance(a, Tensor) and a.shape == (*x.shape, 1, 1):
         return linear_scan(x, a[..., 0, 0], h0=h0, reset=reset, cu_seqlens=cu_seqlens, reverse=reverse)
-    return _block_diagonal_scan(x, a, h0, reset, cu_seqlens, reverse)
+    return _block_diagonal_scan(x, a, h0, reset, offsets(cu_seqlens), reverse)

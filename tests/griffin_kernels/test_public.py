@@ -322,9 +322,9 @@ SCAN = {
     "reset of another length": (
         lambda i: {"reset": torch.ones(2, 4, dtype=torch.bool)}, ShapeError, r"reset has shape \[2, 4\]"
     ),
-    "offsets of int64": (
-        lambda i: {"x": i["x"][:1], "a": i["a"][:1], "h0": None, "cu_seqlens": offsets(0, 6, dtype=torch.int64)},
-        DtypeError, "cu_seqlens is int64, expected int32",
+    "offsets of int16": (
+        lambda i: {"x": i["x"][:1], "a": i["a"][:1], "h0": None, "cu_seqlens": offsets(0, 6, dtype=torch.int16)},
+        DtypeError, "cu_seqlens is int16, expected int32",
     ),
 }  # fmt: skip
 GATED = {
@@ -454,8 +454,8 @@ def test_bad_argument_is_named(name, what):
 
 
 OFFSETS = {
-    (1, 6): "from 0 to T=6",
-    (0, 5): "from 0 to T=6",
+    (1, 6): "from 0 to T=6 at most",
+    (0, 7): "from 0 to T=6 at most",
     (0, 4, 2, 6): "must not decrease",
     (0,): r"N\+1 >= 2",
 }

@@ -37,7 +37,7 @@ def check(call: Any) -> None:
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, batch: int, total: int) -> None:
-    """Raise ShapeError or ArgumentError unless ``cu_seqlens`` [N+1] splits a batch of one of ``total`` steps.
+    """Raise ShapeError or ArgumentError unless ``cu_seqlens`` [N+1] splits the first steps of ``total``, batch of one.
 
     The values are read only on the CPU: reading them on a GPU would wait for the device at every call.
     """
@@ -48,9 +48,9 @@ def check_cu_seqlens(cu_seqlens: Tensor, batch: int, total: int) -> None:
     if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
         return
     offsets = cu_seqlens.tolist()
-    if offsets[0] != 0 or offsets[-1] != total:
+    if offsets[0] != 0 or offsets[-1] > total:
         raise errors.ArgumentError(
-            f"cu_seqlens must run from 0 to T={total}, it runs from {offsets[0]} to {offsets[-1]}"
+            f"cu_seqlens must run from 0 to T={total} at most, it runs from {offsets[0]} to {offsets[-1]}"
         )
     if any(later < earlier for earlier, later in itertools.pairwise(offsets)):
         raise errors.ArgumentError(

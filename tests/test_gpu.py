@@ -67,10 +67,10 @@ def test_captured_in_a_cuda_graph_and_replayed_on_new_data():
     torch.testing.assert_close(h, griffin_kernels.linear_scan(x, a)[0])
 
 
-@pytest.mark.parametrize("op_name", [name for name in OPS if name.endswith("_step")])
+@pytest.mark.parametrize("op_name", [name for name in OPS if catalog.op(name).in_place])
 def test_steps_replayed_from_a_cuda_graph_advance_the_states(op_name):
     op, where = catalog.op(op_name), device.gpu(0)
-    case = next(c for c in op.cases_tagged("edge") if "slots" in c.data and c.dtype == "bfloat16")
+    case = next(c for c in op.cases_tagged("edge") if {"slots", "every_token"} & {*c.data} and c.dtype == "bfloat16")
     for variant in triton_variants(op_name):
         inputs = op.make_inputs(case, where.torch_device, 0)
         kept = {name: verify.copy_of(inputs[name]) for name in op.in_place}

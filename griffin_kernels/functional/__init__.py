@@ -1,11 +1,13 @@
 """The public operations. Importing this registers ``torch.ops.griffin_kernels.*``, all of them.
 
-Those on whole sequences are differentiable; those on one token of decoding change states in place.
+Those on whole sequences are differentiable; those that decode or extend change states in place.
 """
 
 from griffin_kernels.functional._attention import local_attention as local_attention
 from griffin_kernels.functional._attention import local_attention_step as local_attention_step
 from griffin_kernels.functional._common import RGLRUWeights as RGLRUWeights
+from griffin_kernels.functional._extend import last_tokens as last_tokens
+from griffin_kernels.functional._extend import rg_lru_extend as rg_lru_extend
 from griffin_kernels.functional._recurrent import recurrent_block as recurrent_block
 from griffin_kernels.functional._recurrent import recurrent_block_step as recurrent_block_step
 from griffin_kernels.functional._recurrent import rg_lru as rg_lru

@@ -272,7 +272,7 @@ class Differentiable(WithGradient):
 
 
 class InPlace(Operator):
-    """A one-token op that changes its states where they are.
+    """An op that changes its states where they are.
 
     It has no gradient: in grad mode, a tensor that requires one raises ArgumentError, which names the op to use.
     """
@@ -283,8 +283,9 @@ class InPlace(Operator):
         if torch.is_grad_enabled():
             for name, value in zip(self.call._fields, args, strict=True):
                 if isinstance(value, Tensor) and value.requires_grad:
-                    text = f"{self.name}: {name} requires a gradient, and decoding has none"
-                    instead = f"call it under torch.no_grad(), or use {self.name.removesuffix('_step')}"
+                    text = f"{self.name}: {name} requires a gradient, and a call that changes states in place has none"
+                    sequence = self.name.removesuffix("_step").removesuffix("_extend")
+                    instead = f"call it under torch.no_grad(), or use {sequence}"
                     raise errors.ArgumentError(f"{text}: {instead}")
         return self.run(*args) if is_plain(args) else self.traced(*args)
 

@@ -34,3 +34,9 @@ Slots = Annotated[Tensor | None, TensorSpec("B", "int64")]
 
 Offsets = Annotated[Tensor | None, TensorSpec("N+1", "int32")]
 """Where packed sequences begin, and the end of the last one."""
+
+Starts = Annotated[Tensor, TensorSpec("N", "int64")]
+"""The row of a pool that each sequence starts from; see ``ops/_keep.py``."""
+
+Keep = Annotated[Tensor, TensorSpec("B T", "int64")]
+"""The row of a pool that the state after each step is written to; see ``ops/_keep.py``."""

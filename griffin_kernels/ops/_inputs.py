@@ -52,6 +52,15 @@ class Draws:
         view = values.new_full((*shape[:-1], 2 * shape[-1]), math.nan).transpose(0, outer)[..., ::2]
         return view.copy_(values)
 
+    def pool(self, *shape: int, wide: bool = True) -> Tensor:
+        """Standard normal states, of the accumulator's dtype if ``wide``; with ``strided`` rows lie apart, as in pages."""
+        values = self.normal(*shape)
+        values = self.wide(values) if wide else self.data(values)
+        if "strided" not in self.case.data:
+            return values
+        pages = values.new_full((shape[0], math.prod(shape[1:]) + 24), math.nan)
+        return pages[:, 8:-16].view(shape).copy_(values)
+
     def offsets(self, *, first_too: bool = False) -> Tensor:
         """int32 [N+1]: N packed sequences of random lengths.
 

@@ -249,6 +249,8 @@ def _mover(read: Callable[..., Any], write: Callable[..., None]) -> Any:
 
 widen, narrow, copy = _mover(Lanes.load, Lanes.write), _mover(Lanes.read, Lanes.store), _mover(Lanes.read, Lanes.write)
 """Rows of data to rows of floats, of floats to data, of floats to floats."""
+copy_data = _mover(Lanes.load, Lanes.store)
+"""Rows of data to rows of data."""
 narrow_past_caches = _mover(Lanes.read, lambda v, value, target: v.store(value, target, stream=v.count > 1))
 """As ``narrow``; whole vectors of the target must begin on a multiple of their size."""
 

@@ -28,11 +28,11 @@ def inputs_of(name, data, weights):
     """Inputs of the smoke case with data and weights in dtypes of their own; states are as they were."""
     case = next(c for c in catalog.op(name).cases_tagged("smoke") if c.dtype == "float32")
     given = catalog.op(name).make_inputs(case, CPU, 0)
-    states = {key for key, spec in catalog.op(name).inputs.items() if spec.dtype == "state"}
+    states = {key for key, spec in catalog.op(name).inputs.items() if spec.dtype in ("state", "accumulator")}
     cast = {
         key: value.to(weights if is_weight(key) else data)
         for key, value in given.items()
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and key not in states and key != "h"
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and key not in states
     }
     return given | cast
 
@@ -71,7 +71,7 @@ def test_autocast_is_a_cast(name):
         kept = {
             key: value.bfloat16()
             for key, value in given.items()
-            if key in ("state", "conv_state", "k_cache", "v_cache")
+            if key in catalog.op(name).in_place and catalog.op(name).inputs[key].dtype == "data"
         }
         given |= kept
     half = inputs_of(name, torch.bfloat16, torch.float32)

@@ -28,10 +28,11 @@ ROWS = {
     "temporal_conv1d_step": "B3-D8-K4-P5-{1}~positions~slots",
     "recurrent_block_step": "B3-D8-K4-H2-n4-P5-{1}~positions~slots",
     "local_attention_step": "B3-W5-Hq4-Hkv2-d8-P5-{1}~early~slots",
+    "rg_lru_extend": "B3-T{}-D8-H2-n4-P7-{}+segmented~checkpoints",
 }
 """A small call of every public op by label: its case, but for the number of steps and the dtype."""
 
-SEQUENCES = [label for label in ROWS if "_step" not in label]
+SEQUENCES = [label for label in ROWS if not catalog.op(label.partition(",")[0]).in_place]
 STATES = {"h_last": "h0", "new_state": "state", "new_conv_state": "conv_state"}
 """Outputs that are a later value of an input."""
 
@@ -249,7 +250,9 @@ def test_empty_input_gives_empty_output_and_the_state_back(label, batch, steps):
 @pytest.mark.parametrize("name", STEPS)
 def test_no_rows(name, pool):
     op = catalog.op(name)
-    inputs = pieces.piece(op, row(name), {"B": slice(0), "P": slice(pool)}) | ({} if pool else {"slots": None})
+    inputs = pieces.piece(op, row(name), {"B": slice(0), "N": slice(0), "P": slice(pool)})
+    if not pool and op.inputs["slots"].optional:
+        inputs["slots"] = None
     before = copies(inputs)
     assert public(name, inputs)[0].shape[0] == 0
     assert all(torch.equal(inputs[state], before[state]) for state in op.in_place)
@@ -315,6 +318,12 @@ def gates_of_one_block(given):
     return {name: value[:1] for name, value in given.items() if "gate" in name}
 
 
+def one_kept(given, row, sequence):
+    keep = torch.full_like(given["keep"], -1)
+    keep[sequence, -1] = row
+    return keep
+
+
 SCAN = {
     "a of another length": (lambda i: {"a": i["a"][:, :4]}, ShapeError, r"a has shape \[2, 4, .*expected \[B=2, T=6"),
     "h0 of another batch": (lambda i: {"h0": i["h0"][:1]}, ShapeError, r"h0 has shape \[1, .*expected \[N=2"),
@@ -339,6 +348,17 @@ STEP = {
     "a slot twice": (lambda i: {"slots": torch.tensor([0, 1, 1])}, ArgumentError, "slots names a row twice"),
     "slots of another batch": (lambda i: {"slots": torch.tensor([0, 1])}, ShapeError, "slots has shape"),
     "a pool without slots": (lambda i: {"slots": None}, ShapeError, "has 5 rows, the batch has 3; pass slots"),
+}
+EXTEND = {
+    "a slot beyond the pool": (lambda i: {"slots": torch.tensor([0, 7, 1])}, ArgumentError, "slots has 7, but"),
+    "a row to keep beyond the pool": (lambda i: {"keep": i["keep"].clamp_min(9)}, ArgumentError, "keep has 9, but"),
+    "a row twice": (lambda i: {"keep": i["keep"].clamp_min(0)}, ArgumentError, "keep names row 0 twice"),
+    "another sequence's row": (
+        lambda i: {"slots": torch.tensor([0, 1, 2]), "keep": one_kept(i, row=2, sequence=1)}, ArgumentError,
+        "keep has row 2 in sequence 1, but sequence 2 starts from it",
+    ),
+    "slots of another batch": (lambda i: {"slots": torch.tensor([0, 1])}, ShapeError, "slots has shape"),
+    "keep of another length": (lambda i: {"keep": i["keep"][:, 1:]}, ShapeError, "keep has shape"),
 }
 ATTENTION = {
     "softcap of zero": (lambda i: {"softcap": 0.0}, ArgumentError, "softcap is 0.0, expected a finite number"),
@@ -429,6 +449,10 @@ BAD = {
         "a state of another width": (lambda i: {"h": i["h"][..., 1:]}, ShapeError, "h has shape"),
         "states of two pools": (lambda i: {"h": i["h"][:4]}, ShapeError, "h has"),
     },
+    "rg_lru_extend": EXTEND | {
+        "states of another width": (lambda i: {"states": i["states"][..., 1:]}, ShapeError, "states has shape"),
+        "blocks that do not fill x": (gates_of_one_block, ShapeError, "make 4 channels; x has 8"),
+    },
     "local_attention_step": STEP | ATTENTION | {
         "heads that do not divide": (lambda i: {"q": i["q"][:, :3]}, ShapeError, "q has 3 heads and k_cache"),
         "k of other heads": (
@@ -477,7 +501,8 @@ def test_what_requires_a_gradient_is_refused(name):
     inputs = row(name)
     for argument in floats(leaves(inputs)):
         leaf = {argument: inputs[argument].clone().requires_grad_()}
-        words = f"{argument} requires a gradient.*torch.no_grad.*use {name.removesuffix('_step')}"
+        sequence = name.removesuffix("_step").removesuffix("_extend")
+        words = f"{argument} requires a gradient.*torch.no_grad.*use {sequence}$"
         refuses(name, inputs, leaf, ArgumentError, words)
         with torch.no_grad():
             assert not public(name, copies(inputs) | leaf)[0].requires_grad

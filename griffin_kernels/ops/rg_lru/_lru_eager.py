@@ -67,9 +67,17 @@ def inner_resets(segment_pos: Tensor | None) -> Tensor | None:
 
 def scan(x: Tensor, a: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     """The tuned linear_scan of this device. Returns y in the call's dtype and h_last."""
-    reset = inner_resets(call.segment_pos)
-    h, h_last = torch.ops.griffin_kernels.linear_scan(x, a, wide_state(call.h0, x), reset, call.cu_seqlens, False)
+    h, h_last = wide_scan(x, a, call)
     return h.to(call.x.dtype), h_last
+
+
+def wide_scan(x: Tensor, a: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """As ``scan``, with y in the accumulator's dtype."""
+    reset = inner_resets(call.segment_pos)
+    found: tuple[Tensor, Tensor] = torch.ops.griffin_kernels.linear_scan(
+        x, a, wide_state(call.h0, x), reset, call.cu_seqlens, False
+    )
+    return found
 
 
 def wide_state(h0: Tensor | None, like: Tensor) -> Tensor | None:

@@ -65,6 +65,7 @@ class Fields(NamedTuple):
     x: _native.Strided
     biases: tuple[int, int]  # float [D]
     weights: tuple[int, int]  # [H, n, n] contiguous
+    pool: _native.Strided  # float [P, D], where states are kept, or 0
     workers: int  # threads that have begun; they advance it
     items: int  # groups of batch rows, times gate blocks, times parts
     blocks: int  # H
@@ -85,6 +86,7 @@ class Fields(NamedTuple):
     scratch_bytes: int  # of each worker
     rate: int  # float [D]: log2 a = rate r
     state: int  # float [N, D]: the carry that enters a sequence, replaced by what leaves; gradients in the backward
+    keep: int  # int64 [B*T]: the row of the pool that the state after a row goes to, or a negative one; or 0
     out: int  # y, or dx: [B, T, D] contiguous
 
 
@@ -177,6 +179,16 @@ def multiply(data: Any, rows: int, x: int, left: int, right: int, pitch: int, z:
 
 
 @_njit
+def _keep(data: Any, row: int, rows: int, channel: int, count: int, y: int) -> None:
+    """Copy those states of a run that are kept into the pool. y: a block array's row."""
+    for step in range(rows):
+        target = _native.int64_at(field(data, AT.keep), row + step)
+        if target >= 0:
+            place = field(data, AT.pool) + (target * field(data, AT.pool + 1) + channel) * 4
+            copy(data, 1, count, y + step * ROW, 0, place, 0)
+
+
+@_njit
 def _forward_panel(
     data: Any, row: int, rows: int, channel: int, count: int, z: int, x: int, y: int, rate: int, carry: int
 ) -> None:
@@ -199,6 +211,8 @@ def _forward_panel(
                 while at + run < stop and not is_reset(data, at + run, begin):
                     run += 1
                 tiles.forward_run(run, numbers)
+            if field(data, AT.keep) != 0:
+                _keep(data, at, run, channel, count, y + past * ROW)
             at += run
         if stop == after:
             copy(data, 1, count, carry, 0, state, 0)

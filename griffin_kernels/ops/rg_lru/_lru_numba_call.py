@@ -103,6 +103,13 @@ class Around(NamedTuple):
         return (taps + 1) * chunks * _lru_numba_tiles.CHUNK + chunks * (step + taps - 1) * _lru_numba_tiles.STRIDE
 
 
+class Kept(NamedTuple):
+    """Where states go: keep int64 [B, T], rows of states [P, D], float32 whose channels are contiguous."""
+
+    keep: Tensor
+    states: Tensor
+
+
 def _run(
     kernel: Any,
     call: Any,
@@ -115,6 +122,7 @@ def _run(
     packing: bool,
     scratch: int,
     backward: _lru_numba.Backward | None = None,
+    kept: Kept | None = None,
 ) -> None:
     """Run a kernel on groups of batch rows and parts of gate blocks; others as in ``_lru_numba.Fields``.
 
@@ -129,6 +137,7 @@ def _run(
     rate = (rate_of(call.a_param) / math.log(2)).float()
     reset = None if call.segment_pos is None else (call.segment_pos == 0).contiguous()
     offsets = None if call.cu_seqlens is None else call.cu_seqlens.contiguous()
+    keep, pool = (None, None) if kept is None else (kept.keep.contiguous(), kept.states)
     block, _held = (_ALONE, ()) if around is None else around.fields(group)
     scratch += 0 if around is None else around.scratch(n, step)
     threads = _threads.threads_for(items, (2 if backward is None else 6) * batch * time * width * n // _WORK)
@@ -141,6 +150,7 @@ def _run(
         x=strided("x", x, x.nbytes),
         biases=tuple([address("gate biases", bias, 4 * width) for bias in biases]),
         weights=tuple([address("gate weights", weight, x.itemsize * width * n) for weight in weights]),
+        pool=strided("states", pool, 0 if pool is None else 4 * pool.shape[0] * width),
         workers=0,
         items=items,
         blocks=blocks,
@@ -161,12 +171,15 @@ def _run(
         scratch_bytes=size,
         rate=address("decay", rate, 4 * width),
         state=address("state", state, 4 * sequences * width),
+        keep=address("keep", keep, 8 * batch * time),
         out=address("output", out, x.nbytes),
     )
     family.run(x.dtype, None, fields, (kernel, threads))
 
 
-def forward(call: Call, config: Any, around: Around | None = None) -> tuple[Tensor, Tensor]:
+def forward(
+    call: Call, config: Any, around: Around | None = None, kept: Kept | None = None
+) -> tuple[Tensor, Tensor]:
     """rg_lru by blocks of ``block_t`` steps; an item has up to ``block_d`` channels of one gate block."""
     x, n, v = call.x, call.input_gate_bias.shape[1], _native.lanes()
     out, state = memory.empty(x.shape, x.dtype), carry_of(call, call.h0)
@@ -179,7 +192,7 @@ def forward(call: Call, config: Any, around: Around | None = None) -> tuple[Tens
     packing = x.dtype != torch.float32 or n % v != 0 or group * time > _FEW
     arrays = -(-n // _lru_numba_tiles.CHUNK) + (1 if around is None else 2)
     scratch = arrays * step * _lru_numba_tiles.STRIDE + 2 * v * step + 4 * part + 2 * n * part
-    _run(_lru_numba.forward, call, around, state, out, group, step, part, packing, scratch)
+    _run(_lru_numba.forward, call, around, state, out, group, step, part, packing, scratch, kept=kept)
     return out, state
 
 

@@ -1,0 +1,65 @@
+"""The public operations that continue sequences whose states lie in a pool: serving, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from griffin_kernels.functional._bridge import registered, whole
+from griffin_kernels.functional._common import RGLRUWeights, autocast, checked, documented, in_dtype
+
+_rg_lru_extend: Callable[..., Tensor] = registered("rg_lru_extend")
+
+
+@documented((2e-7, 5e-3, 6e-4))
+def rg_lru_extend(
+    x: Tensor,
+    weights: RGLRUWeights,
+    states: Tensor,
+    slots: Tensor,
+    keep: Tensor,
+    *,
+    segment_pos: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """``rg_lru`` on sequences whose states are rows of a pool; ``states`` is changed in place.
+
+        h_{-1} = states[slots[n]],   y = h = rg_lru(x, h0=h_{-1}),   states[keep[b, t]] = h_t
+
+    Source: arXiv 2402.19427, section 2.4.
+    x: [B, T, D], float32, bfloat16, float16 or float64; any strides. weights: RGLRUWeights.
+    slots: int64 or int32 [N], the row of ``states`` that each sequence starts from; N is B, or the sequences that
+        cu_seqlens packs. Negative: the sequence has no state, it is fresh. On a GPU the values of slots and keep are
+        not checked, as that would wait for the device: there a row of P or more counts as negative.
+    segment_pos: int64 or int32 [B, T], each token's position in its document. At 0 a document begins: the state before
+        counts as 0 and sqrt(1 - a^2) as 1. Without it that is so at the first step of each sequence without a state.
+
+    Returns y [B, T, D] in x's dtype. Gates' exponentials and states are float32 or better.
+
+    Numerics: as rg_lru. A kept state is y before it is rounded.
+    """
+    if (dtype := autocast(x)) is not None:
+        (x,) = in_dtype(dtype, x)
+    rows = whole(slots), whole(keep)
+    return _rg_lru_extend(x, *checked("rg_lru_extend", weights, x), states, *rows, whole(segment_pos), cu_seqlens)
+
+
+def last_tokens(slots: Tensor, steps: int, cu_seqlens: Tensor | None = None) -> Tensor:
+    """``keep`` for a call that keeps each sequence's last state, and no other: the usual prefill.
+
+    slots: int64 or int32 [N], the row for each sequence; negative where none is kept. steps: T, all steps of the call.
+    cu_seqlens: as in the call; a sequence without steps keeps nothing.
+
+    Returns int64 [B, T] on the device of slots, whose values are not read on the host. B is N, or 1 with cu_seqlens.
+    """
+    rows = 1 if cu_seqlens is not None else slots.shape[0]
+    # a column more, for sequences without steps
+    keep = slots.new_full((rows, steps + 1), -1, dtype=torch.int64)
+    if cu_seqlens is None:
+        keep[:, steps - 1 if steps else 0] = slots.long()
+        return keep[:, :steps].contiguous() if steps else keep[:, :0]
+    offsets = cu_seqlens.to(slots.device, torch.int64)
+    keep[0, torch.where(offsets.diff() > 0, offsets[1:] - 1, steps)] = slots.long()
+    return keep[:, :steps].contiguous()

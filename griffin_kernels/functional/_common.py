@@ -27,8 +27,8 @@ SHARED = {
     " if None. A negative one marks a row that only pads: no state is touched and its output is 0. On a GPU values are "
     "not checked, as that would wait for the device: there a slot of P or more pads too.",
     "states": "[P, D], float32 (float64 for float64), the pool; rows may lie apart, as in an engine's pages.",
-    "keep": "int64 or int32 [B, T], the row that the state after each token is written to; negative: it is not kept. Two "
-    "tokens cannot be kept in one row, nor one in the row that another sequence starts from. last_tokens makes it.",
+    "keep": "int64 or int32 [B, T], the row that the state after each token is written to; negative: it is not kept. "
+    "Two tokens cannot be kept in one row, nor one in a row that another sequence starts from. last_tokens makes it.",
 }
 """What arguments are in every function that has them and does not say it itself."""
 

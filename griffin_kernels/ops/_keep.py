@@ -1,4 +1,4 @@
-"""States of sequences in a pool: the row ``slots[n]`` that sequence n starts from, and ``keep[b,t]``, where a state goes.
+"""States of sequences in a pool: row ``slots[n]``, which sequence n starts from, and ``keep[b,t]``, where states go.
 
 A serving engine keeps the states of many sequences in one buffer. A call goes on with some of them for some tokens, and
 says for every token whether the state after it is kept, and in which row:
@@ -27,6 +27,7 @@ from griffin_kernels import errors
 from griffin_kernels.contract import Case
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops.rg_lru_extend.cost import CHECKPOINT
+
 
 def check(call: Any, **pools: Tensor) -> None:
     """Raise what is wrong with the rows of pools [P, ...] that a call names: sizes, and on a CPU the rows."""
@@ -110,9 +111,7 @@ def make(case: Case, offsets: Tensor | None, generator: torch.Generator) -> tupl
     """
     batch, time, count = case["B"], case["T"], case["N"]
     free = torch.randperm(case["P"], generator=generator, dtype=torch.int64, device="cpu").tolist()
-    slots = [
-        free.pop() if "fresh" not in case.data and n < max(count - 2, 1) and free else -1 for n in range(count)
-    ]
+    slots = [free.pop() if "fresh" not in case.data and n < max(count - 2, 1) and free else -1 for n in range(count)]
     bounds = list(range(0, batch * time + 1, time)) if offsets is None and time else [0] * (count + 1)
     bounds = bounds if offsets is None else offsets.tolist()
     keep = [-1] * (batch * time)
@@ -126,4 +125,3 @@ def make(case: Case, offsets: Tensor | None, generator: torch.Generator) -> tupl
         for at in kept:
             keep[at] = slots[n] if at == home and slots[n] >= 0 else free.pop() if free else -1
     return torch.tensor(slots, dtype=torch.int64), torch.tensor(keep, dtype=torch.int64).reshape(batch, time)
-

@@ -354,7 +354,8 @@ EXTEND = {
     "a row to keep beyond the pool": (lambda i: {"keep": i["keep"].clamp_min(9)}, ArgumentError, "keep has 9, but"),
     "a row twice": (lambda i: {"keep": i["keep"].clamp_min(0)}, ArgumentError, "keep names row 0 twice"),
     "another sequence's row": (
-        lambda i: {"slots": torch.tensor([0, 1, 2]), "keep": one_kept(i, row=2, sequence=1)}, ArgumentError,
+        lambda i: {"slots": torch.tensor([0, 1, 2]), "keep": one_kept(i, row=2, sequence=1)},
+        ArgumentError,
         "keep has row 2 in sequence 1, but sequence 2 starts from it",
     ),
     "slots of another batch": (lambda i: {"slots": torch.tensor([0, 1])}, ShapeError, "slots has shape"),

@@ -177,9 +177,7 @@ def _run(
     family.run(x.dtype, None, fields, (kernel, threads))
 
 
-def forward(
-    call: Call, config: Any, around: Around | None = None, kept: Kept | None = None
-) -> tuple[Tensor, Tensor]:
+def forward(call: Call, config: Any, around: Around | None = None, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
     """rg_lru by blocks of ``block_t`` steps; an item has up to ``block_d`` channels of one gate block."""
     x, n, v = call.x, call.input_gate_bias.shape[1], _native.lanes()
     out, state = memory.empty(x.shape, x.dtype), carry_of(call, call.h0)

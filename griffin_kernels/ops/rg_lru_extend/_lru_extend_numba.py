@@ -2,8 +2,8 @@
 
 Alone, or between a convolution and a gelu. Rows are tokens counted through the batch, row = batch row * T + step. An
 item is some output channels of one gate block, for all rows: weights are read once for up to ``ROWS`` of them, where
-they lie, in the data's dtype. Only an item touches its channels of the pool, sequence after sequence, and reads what one
-starts from before it writes.
+they lie, in the data's dtype. Only an item touches its channels of the pool, sequence after sequence, and it reads what
+one starts from before it writes.
 """
 
 # Python's types end where numba's begin.
@@ -82,13 +82,16 @@ def _step(data: Any, name: int, row: int, channel: int) -> int:
     """Address of a channel of an input [B, T, D] at a row."""
     batch, step = row // field(data, AT.time), row % field(data, AT.time)
     place = batch * field(data, name + 1) + step * field(data, name + 2) + channel
-    return field(data, name) + place * data_bytes(data)
+    address: int = field(data, name) + place * data_bytes(data)
+    return address
 
 
 @_njit
 def _pooled(data: Any, name: int, row: int, step: int, channel: int, size: int) -> int:
     """Address of a channel of a row of a pool."""
-    return field(data, name) + (row * field(data, name + 1) + step * field(data, name + 2) + channel) * size
+    place = row * field(data, name + 1) + step * field(data, name + 2) + channel
+    address: int = field(data, name) + place * size
+    return address
 
 
 @_njit

@@ -178,7 +178,8 @@ def test_a_prefix_is_read_again(variant):
         equal(pool[: LENGTH // 5], states[name][0, 4::5])
     shared = {k: v[:, 15:20].expand(3, 5, WIDTH) for k, v in tokens.items()}
     before = {k: v.clone() for k, v in pools.items()}
-    out = extend(variant, shared, parameters, pools, [2, 2, 2], griffin_kernels.last_tokens(torch.tensor([7, -1, 8]), 5))
+    keep = griffin_kernels.last_tokens(torch.tensor([7, -1, 8]), 5)
+    out = extend(variant, shared, parameters, pools, [2, 2, 2], keep)
     for row in range(3):
         equal(out[row], want[0, 15:20])
     for name, pool in pools.items():

@@ -53,7 +53,7 @@ class Draws:
         return view.copy_(values)
 
     def pool(self, *shape: int, wide: bool = True) -> Tensor:
-        """Standard normal states, in the accumulator's dtype if ``wide``; with ``strided`` rows lie apart, as in pages."""
+        """Standard normal states, in the accumulator's dtype if ``wide``; ``strided`` rows lie apart, as in pages."""
         values = self.normal(*shape)
         values = self.wide(values) if wide else self.data(values)
         if "strided" not in self.case.data:

@@ -75,6 +75,13 @@ class TensorSpec:
         return tuple(self.dims.split())
 
 
+@dataclass(frozen=True)
+class Destination:
+    """The argument of a call that is a tensor for one of its outputs, by name, to be written into and given back."""
+
+    output: str
+
+
 LARGEST_INDEX = 2**31 - 1
 """The largest position: it fits in int32, which callers may use, and leaves kernels room to add to it."""
 
@@ -92,6 +99,7 @@ class Op:
 
     call: the NamedTuple of its arguments, the only list of them. A tensor is ``Annotated`` with its TensorSpec, and is
     optional where its type says so; what follows the tensors are options. ``inputs`` and ``option_types`` are derived.
+    A last field ``out``, Annotated with a Destination, is neither: ``destination`` names the output that it is for.
     outputs: tensors by name, in order.
     reference: ``(call) -> tuple of outputs``; plain PyTorch, obviously right, run in float64. An output is None
     where an optional input that it belongs to is None.
@@ -128,16 +136,20 @@ class Op:
     in_place: tuple[str, ...] = ()
     inputs: Mapping[str, TensorSpec] = field(init=False)
     option_types: Mapping[str, str] = field(init=False)
+    destination: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         inputs: dict[str, TensorSpec] = {}
         option_types: dict[str, str] = {}
         for name, hint in typing.get_type_hints(self.call, include_extras=True).items():
-            if typing.get_origin(hint) is typing.Annotated:
-                kind, spec = typing.get_args(hint)
-                inputs[name] = dataclasses.replace(spec, optional=type(None) in typing.get_args(kind))
-            else:
+            if typing.get_origin(hint) is not typing.Annotated:
                 option_types[name] = _OPTION_TYPES[hint]
+                continue
+            kind, spec = typing.get_args(hint)
+            if isinstance(spec, Destination):
+                object.__setattr__(self, "destination", spec.output)
+            else:
+                inputs[name] = dataclasses.replace(spec, optional=type(None) in typing.get_args(kind))
         object.__setattr__(self, "inputs", inputs)
         object.__setattr__(self, "option_types", option_types)
 
@@ -145,6 +157,11 @@ class Op:
     def options(self) -> tuple[str, ...]:
         """Names of the arguments that are no tensors."""
         return tuple(self.option_types)
+
+    @cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of the inputs and options, in order: the arguments of a ``torch.library`` operator."""
+        return (*self.inputs, *self.option_types)
 
     @cached_property
     def indices(self) -> tuple[str, ...]:
@@ -197,13 +214,18 @@ def ordinary(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(memory, 0, tensor.size(), tensor.stride())
 
 
-def _with_ordinary_outputs(run: Callable[..., tuple[torch.Tensor | None, ...]]) -> Callable[..., Any]:
-    """``run``, whose outputs are ordinary tensors but for those that it changes in place and gives back."""
+def _with_ordinary_outputs(run: Callable[..., tuple[torch.Tensor | None, ...]], op: str) -> Callable[..., Any]:
+    """``run``, whose outputs are ordinary tensors but for ``out`` and those that it changes in place and gives back."""
 
     @functools.wraps(run)
     def ordinarily(call: Any, config: Any) -> tuple[torch.Tensor | None, ...]:
         kept = {id(value) for value in call if isinstance(value, torch.Tensor)}
-        return tuple(out if out is None or id(out) in kept else ordinary(out) for out in run(call, config))
+        found = run(call, config)
+        if getattr(call, "out", None) is not None:
+            contract = importlib.import_module(f"griffin_kernels.ops.{op}.op").OP
+            named = zip(contract.outputs, found, strict=True)
+            found = tuple(call.out.copy_(out) if name == contract.destination else out for name, out in named)
+        return tuple(out if out is None or id(out) in kept else ordinary(out) for out in found)
 
     return ordinarily
 
@@ -249,12 +271,13 @@ def _runner(variant: Variant) -> Callable[..., tuple[torch.Tensor | None, ...]]:
 
     def run(call: Any, config: Any) -> tuple[torch.Tensor | None, ...]:
         assert variant.launches is not None
-        outputs: dict[str, Any] = {}
+        outputs: dict[str, Any] = {} if destination is None or call.out is None else {destination: call.out}
         launch.run_all(variant.launches(call, outputs, config))
         outputs |= {name: getattr(call, name) for name in op.in_place}
         return tuple(outputs[name] for name in op.outputs)
 
     op = variant.contract
+    destination = op.destination
     run.__module__ = variant.launches.__module__
     return run
 
@@ -266,8 +289,9 @@ class Variant:
     name: ``<backend>.<algorithm>``; the file is ``<backend>_<algorithm>.py``.
     run: ``(call, config) -> tuple of outputs``; left out where it is the launches, or the adapter. Allocates
     every output with ``torch.empty`` and friends, takes any strides, and changes no input but those of ``Op.in_place``,
-    which it writes and gives back. Outputs are ordinary tensors: no two share memory, nor does one with an input, and
-    none is a view. What PyTorch's own operations give is made so here.
+    which it writes and gives back, as it does ``call.out`` where an op has that and it is given. Outputs are ordinary
+    tensors: no two share memory, nor does one with an input, and none is a view. What PyTorch's own operations give is
+    made so here, and is copied into ``call.out``.
     config: frozen dataclass whose defaults are the documented default. axes: values the tuner may try per field.
     reject: ``(case, device, config) -> reason | None``: why this cannot run, in words a user can act on.
     baseline: what a user would otherwise run; every report compares with it.
@@ -308,7 +332,7 @@ class Variant:
                 raise errors.CatalogError(f"{self.key} has no run, no launches and no adapter")
             object.__setattr__(self, "run", _runner(self))
         if self.backend in ("eager", "compiled", "peer"):
-            object.__setattr__(self, "run", _with_ordinary_outputs(self.run))
+            object.__setattr__(self, "run", _with_ordinary_outputs(self.run, self.op))
 
     def on(self, inputs: Inputs, config: Any) -> tuple[torch.Tensor | None, ...]:
         """``run`` on arguments by name."""

@@ -267,20 +267,27 @@ def call(op_name: str, given: Any) -> tuple[Tensor | None, ...]:
 
 
 def _resolve(op_name: str, given: Any) -> Run:
-    """Check a call seen for the first time, and bind its kernel. Calls that have indices on the CPU are all checked.
+    """Check a call seen for the first time, and bind its kernel.
 
-    A signature tells the shape of positions, offsets and slots, not their values.
+    A signature tells the shape of positions, offsets and slots, not their values, nor where ``out`` lies: calls that
+    have such indices on the CPU, or ``out``, are all checked.
     """
     op = catalog.op(op_name)
     sizes = specs.bind(op, given)
+    specs.check_destination(op, given, sizes)
+    into = op.destination is not None and given.out is not None
+    if into:
+        specs.check_apart(op, given)
     specs.check_values(op, given)
     run = _bound(op, given, sizes)
     indices = [getattr(given, name) for name in op.indices]
-    if all(index is None or index.device.type != "cpu" for index in indices):
+    if not into and all(index is None or index.device.type != "cpu" for index in indices):
         return run
     packed = getattr(given, "cu_seqlens", None) is not None
 
     def checked(given: Any) -> tuple[Tensor | None, ...]:
+        if into:
+            specs.check_apart(op, given)
         specs.check_values(op, given)
         if packed and (total := int(given.cu_seqlens[-1])) < sizes["T"]:
             return _without_padding(op, given, total, sizes)
@@ -398,6 +405,8 @@ def _warn(case: Case, chosen: list[Choice], device: Device) -> None:
 def _run_empty(op: Op, given: Any) -> tuple[Tensor | None, ...]:
     """Outputs of a problem without steps: the reference's answer, in the dtypes of the contract."""
     data = specs.data_dtype(op, given)
+    if op.destination is not None and given.out is not None:
+        return tuple(given.out if name == op.destination else getattr(given, name) for name in op.outputs)
     with torch.no_grad():
         outputs = op.reference(given)
     return tuple(
@@ -410,5 +419,8 @@ def _run_empty(op: Op, given: Any) -> tuple[Tensor | None, ...]:
 
 def _run_meta(op: Op, given: Any) -> tuple[Tensor | None, ...]:
     """Outputs without memory; states that the op changes are given back as they are."""
-    outputs = zip(op.outputs, specs.empty_outputs(op, given), strict=True)
-    return tuple(getattr(given, name) if name in op.in_place else out for name, out in outputs)
+    made = dict(zip(op.outputs, specs.empty_outputs(op, given), strict=True))
+    made |= {name: getattr(given, name) for name in op.in_place}
+    if op.destination is not None and given.out is not None:
+        made[op.destination] = given.out
+    return tuple(made.values())

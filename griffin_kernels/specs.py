@@ -15,6 +15,8 @@ from griffin_kernels.contract import LARGEST_INDEX, Op, TensorSpec, accumulator,
 Sizes = dict[str, int]
 
 
+_is_alias_of: Any = torch._C._is_alias_of  # type: ignore[attr-defined]
+
 EITHER = ("state", "parameter")
 """Dtypes of specs that data and accumulators both have."""
 
@@ -120,6 +122,61 @@ def check_values(op: Op, call: Any) -> None:
                 raise errors.ArgumentError(f"{op.name}: {name} has {wrong}, expected {least} to {LARGEST_INDEX}")
     if op.check is not None:
         op.check(call)
+
+
+def check_destination(op: Op, call: Any, sizes: Mapping[str, int]) -> None:
+    """Raise what is wrong with the tensor that a call gives for an output, if it gives one: by shape, dtype, device."""
+    if op.destination is None or call.out is None:
+        return
+    out, spec = call.out, op.outputs[op.destination]
+    if not isinstance(out, Tensor):
+        raise errors.ArgumentError(
+            f"{op.name}: out is a {type(out).__name__}, expected a tensor [{_listed(spec, sizes)}]"
+        )
+    shape, dtype = [size_of(dim, sizes) for dim in spec.names], expected_dtype(spec, data_dtype(op, call))
+    if list(out.shape) != shape:
+        raise errors.ShapeError(f"{op.name}: out has shape {list(out.shape)}, expected [{_listed(spec, sizes)}]")
+    if out.dtype != dtype:
+        raise errors.DtypeError(f"{op.name}: out is {dtype_name(out.dtype)}, expected {dtype_name(dtype)}")
+    if out.device != call[0].device:
+        text = f"{op.name}: out is on {out.device}, the first argument on {call[0].device}"
+        raise errors.DeviceMismatchError(text)
+
+
+def check_apart(op: Op, call: Any) -> None:
+    """Raise ArgumentError where ``out`` lies in the memory of an input, or some of its elements in one place."""
+    out = call.out
+    if any([size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)]):
+        raise errors.ArgumentError(f"{op.name}: out has several elements in one place: give it memory for each")
+    for name in op.inputs:
+        value = getattr(call, name)
+        if value is not None and _is_alias_of(out, value) and overlap(out, value):
+            raise errors.ArgumentError(f"{op.name}: out overlaps {name} in memory: give it memory of its own")
+
+
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one storage may share memory: columns of one buffer side by side do not.
+
+    Rows whose gaps are not alike count as sharing where the spans of the tensors meet.
+    """
+    starts = [t.storage_offset() * t.itemsize for t in (a, b)]
+    if not a.numel() or not b.numel():
+        return False
+    spans, rows = [_span(t) for t in (a, b)], [_span(t[0]) if t.dim() else t.itemsize for t in (a, b)]
+    if starts[0] + spans[0] <= starts[1] or starts[1] + spans[1] <= starts[0]:
+        return False
+    steps = {t.stride(0) * t.itemsize for t in (a, b) if t.dim() and t.shape[0] > 1}
+    if len(steps) != 1:
+        return True
+    step = steps.pop()
+    between = (starts[1] - starts[0]) % step if step else 0
+    return not (between >= rows[0] and between + rows[1] <= step)
+
+
+def _span(tensor: Tensor) -> int:
+    """Bytes from a tensor's first element to the end of its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.itemsize
 
 
 def _listed(spec: TensorSpec, sizes: Mapping[str, int]) -> str:

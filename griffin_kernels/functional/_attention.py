@@ -58,6 +58,7 @@ def local_attention_step(
     positions: Tensor,
     *,
     slots: Tensor | None = None,
+    pad_slot: int = -1,
     softcap: float | None = None,
     scale: float | None = None,
 ) -> Tensor:
@@ -80,4 +81,4 @@ def local_attention_step(
     """
     if (dtype := autocast(q, k_cache)) is not None:
         q, k, v = in_dtype(dtype, q, k, v)
-    return _local_attention_step(q, k, v, k_cache, v_cache, whole(positions), whole(slots), softcap, scale)
+    return _local_attention_step(q, k, v, k_cache, v_cache, whole(positions), whole(slots), softcap, scale, pad_slot)

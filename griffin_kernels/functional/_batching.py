@@ -27,7 +27,7 @@ def folds(op: Op, in_dims: Sequence[int | None], args: Sequence[Any]) -> bool:
     """Whether a mapped dimension of a call can become part of its batch."""
     if op.in_place:  # states are written where they are
         return False
-    given = dict(zip(op.call._fields, zip(args, in_dims, strict=True), strict=True))
+    given = dict(zip(op.arguments, zip(args, in_dims, strict=True), strict=True))
     mapped = [spec for name, spec in op.inputs.items() if given[name][1] is not None]
     packed = given.get("cu_seqlens", (None, None))[0] is not None
     return not packed and all(map(_has_rows, mapped)) and all(map(_has_rows, op.outputs.values()))
@@ -53,11 +53,11 @@ def batching_rule(op: Op, call: Callable[..., Any]) -> Rule:
 
     Raises TransformError where entries would change a state that they share.
     """
-    specs = [op.inputs.get(name) for name in op.call._fields]
+    specs = [op.inputs.get(name) for name in op.arguments]
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         size = info.batch_size
-        for name, dim in zip(op.call._fields, in_dims, strict=True):
+        for name, dim in zip(op.arguments, in_dims, strict=True):
             if name in op.in_place and dim is None:
                 raise errors.TransformError(
                     f"{op.name}: vmap maps over another argument but not over {name}, which each entry would change"

@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from griffin_kernels import catalog, dispatch, errors, specs
-from griffin_kernels.contract import LARGEST_INDEX, Op
+from griffin_kernels.contract import LARGEST_INDEX, Op, dtype_name
 from griffin_kernels.functional import _derivatives, _flops
 from griffin_kernels.functional._batching import batching_rule
 
@@ -79,12 +79,13 @@ def _schema(op: Op) -> str:
 class Operator:
     """An op that is registered with torch as ``griffin_kernels::<op>``, with schema, implementation and fake one.
 
+    count: how many of a call's fields are its arguments, all but ``out``.
     new: picks from a call's outputs those that are no input changed in place: a tuple, or the only one. An output that
     is None comes back from torch as a tensor without elements, since a schema's outputs are always there.
     """
 
     def __init__(self, op: Op) -> None:
-        self.name, self.call = op.name, op.call
+        self.name, self.call, self.count = op.name, op.call, len(op.arguments)
         new = self.new = operator.itemgetter(*[at for at, name in enumerate(op.outputs) if name not in op.in_place])
 
         def implementation(*args: Any) -> Any:
@@ -287,7 +288,24 @@ class InPlace(Operator):
                     sequence = self.name.removesuffix("_step").removesuffix("_extend")
                     instead = f"call it under torch.no_grad(), or use {sequence}"
                     raise errors.ArgumentError(f"{text}: {instead}")
-        return self.run(*args) if is_plain(args) else self.traced(*args)
+        if is_plain(args):
+            return self.run(*args)
+        new = self.traced(*args[: self.count])
+        into = [out for out in args[self.count :] if out is not None]
+        return _written(self.name, into[0], new) if into else new
+
+
+def _written(op_name: str, out: Any, new: Tensor) -> Tensor:
+    """``out``, with what a traced step gave copied into it: an operator's outputs may not be its inputs."""
+    if not isinstance(out, Tensor):
+        raise errors.ArgumentError(f"{op_name}: out is a {type(out).__name__}, expected a tensor {list(new.shape)}")
+    if out.shape != new.shape:
+        raise errors.ShapeError(f"{op_name}: out has shape {list(out.shape)}, expected {list(new.shape)}")
+    if out.dtype != new.dtype:
+        raise errors.DtypeError(f"{op_name}: out is {dtype_name(out.dtype)}, expected {dtype_name(new.dtype)}")
+    if out.device != new.device:
+        raise errors.DeviceMismatchError(f"{op_name}: out is on {out.device}, the first argument on {new.device}")
+    return out.copy_(new)
 
 
 @functools.cache

@@ -29,6 +29,14 @@ SHARED = {
     "states": "[P, D], float32 (float64 for float64), the pool; rows may lie apart, as in an engine's pages.",
     "keep": "int64 or int32 [B, T], the row that the state after each token is written to; negative: it is not kept. "
     "Two tokens cannot be kept in one row, nor one in a row that another sequence starts from. last_tokens makes it.",
+    "pad_slot": "a slot that marks such a row besides the negative ones: 0 for engines that reserve row 0 of the pool. "
+    "Any number of rows may have it.",
+    "dst_slots": "int64 or int32 [B], which of the P rows each new state is written to. ``slots`` then only says where "
+    "the old one is read, which stays as it is; rows of the batch may share it. No two may write one row, nor one that "
+    "another of them reads: on a GPU, where that is not checked, what comes of it is undefined. None: where the old "
+    "one was. Where it is negative or pad_slot, the new state is not kept.",
+    "out": "a tensor like the result, any strides, which is written and returned; it may not overlap an argument. With "
+    "int64 indices and weights in x's dtype a kernel then allocates nothing.",
 }
 """What arguments are in every function that has them and does not say it itself."""
 

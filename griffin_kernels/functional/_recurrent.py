@@ -129,7 +129,15 @@ def recurrent_block(
 
 @documented((9e-8, 4e-3, 3e-4))
 def rg_lru_step(
-    x: Tensor, weights: RGLRUWeights, h: Tensor, *, positions: Tensor | None = None, slots: Tensor | None = None
+    x: Tensor,
+    weights: RGLRUWeights,
+    h: Tensor,
+    *,
+    positions: Tensor | None = None,
+    slots: Tensor | None = None,
+    dst_slots: Tensor | None = None,
+    pad_slot: int = -1,
+    out: Tensor | None = None,
 ) -> Tensor:
     """One token of ``rg_lru``; the state ``h`` is changed in place.
 
@@ -146,7 +154,8 @@ def rg_lru_step(
     """
     if (dtype := autocast(x)) is not None:
         (x,) = in_dtype(dtype, x)
-    return _rg_lru_step(x, *checked("rg_lru_step", weights, x), h, whole(positions), whole(slots))
+    rows = whole(positions), whole(slots), whole(dst_slots), pad_slot
+    return _rg_lru_step(x, *checked("rg_lru_step", weights, x), h, *rows, out)
 
 
 @documented((7e-8, 2e-3, 4e-4))
@@ -158,6 +167,9 @@ def temporal_conv1d_step(
     *,
     positions: Tensor | None = None,
     slots: Tensor | None = None,
+    dst_slots: Tensor | None = None,
+    pad_slot: int = -1,
+    out: Tensor | None = None,
 ) -> Tensor:
     """One token of ``temporal_conv1d``; the last K-1 inputs are kept in ``state``, which is changed in place.
 
@@ -173,7 +185,8 @@ def temporal_conv1d_step(
     """
     if (dtype := autocast(x, state)) is not None:
         (x,) = in_dtype(dtype, x)
-    return _temporal_conv1d_step(x, *beside(x, weight, bias), state, whole(positions), whole(slots))
+    rows = whole(positions), whole(slots), whole(dst_slots), pad_slot
+    return _temporal_conv1d_step(x, *beside(x, weight, bias), state, *rows, out)
 
 
 @documented((1e-7, 5e-3, 4e-4))
@@ -188,6 +201,9 @@ def recurrent_block_step(
     *,
     positions: Tensor | None = None,
     slots: Tensor | None = None,
+    dst_slots: Tensor | None = None,
+    pad_slot: int = -1,
+    out: Tensor | None = None,
 ) -> Tensor:
     """One token of ``recurrent_block``: convolution, RG-LRU and gelu gate; both states are changed in place.
 
@@ -208,4 +224,5 @@ def recurrent_block_step(
     if (dtype := autocast(x, conv_state)) is not None:
         x, y = in_dtype(dtype, x, y)
     parameters = (*beside(x, conv_weight, conv_bias), *checked("recurrent_block_step", weights, x))
-    return _recurrent_block_step(x, y, *parameters, conv_state, h, whole(positions), whole(slots))
+    rows = whole(positions), whole(slots), whole(dst_slots), pad_slot
+    return _recurrent_block_step(x, y, *parameters, conv_state, h, *rows, out)

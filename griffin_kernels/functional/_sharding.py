@@ -28,7 +28,7 @@ def _cut(spec: TensorSpec, split: Sequence[str]) -> Shard | None:
 def _rule(op: Op, call: Any, split: Sequence[str]) -> Rule:
     inputs: list[Placement | None] = [
         None if value is None or name not in op.inputs else _cut(op.inputs[name], split) or Replicate()
-        for name, value in zip(op.call._fields, call, strict=True)
+        for name, value in zip(op.arguments, call, strict=False)  # ``out`` is no argument
     ]
     outputs: list[Placement] = [
         Replicate() if is_absent(name, spec, call) else _cut(spec, split) or Partial()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from griffin_kernels.contract import TensorSpec
+from griffin_kernels.contract import Destination, TensorSpec
 
 Sequence = Annotated[Tensor, TensorSpec("B T D")]
 """Data of every step and channel."""
@@ -30,7 +30,10 @@ TokenPositions = Annotated[Tensor | None, TensorSpec("B", "int64", least=0)]
 """The token's position in the document of each row."""
 
 Slots = Annotated[Tensor | None, TensorSpec("B", "int64")]
-"""Which row of a pool of states belongs to each row; see ``ops/_slots.py``."""
+"""Which row of a pool of states belongs to each row, and which its new state is for; see ``ops/_slots.py``."""
+
+Token = Annotated[Tensor | None, Destination("y")]
+"""Where the output y is written."""
 
 Offsets = Annotated[Tensor | None, TensorSpec("N+1", "int32")]
 """Where packed sequences begin, and the end of the last one."""

@@ -89,8 +89,28 @@ class Draws:
         return torch.tensor(rows, dtype=torch.int64, device=self.device).reshape(self.case["B"], steps)
 
     def decoding(self) -> Inputs:
-        """Positions from 0 on, so that some documents have just begun, and slots; each where the case's data ask."""
+        """Positions from 0 on, so that some documents have just begun, and slots; each where the case's data ask.
+
+        pad_zero: row 0 of the pool pads. dst_slots: new states go to other rows than the old ones came from.
+        """
         batch, data = self.case["B"], self.case.data
-        slots = _slots.make(batch, self.case["P"], self.generator).to(self.device) if "slots" in data else None
+        pool, pad = self.case["P"], 0 if "pad_zero" in data else -1
+        slots = _slots.make(batch, pool, self.generator, pad) if "slots" in data else None
+        others = _slots.make_others(slots, pool, pad) if slots is not None and "dst_slots" in data else None
         positions = torch.arange(batch, device=self.device, dtype=torch.int64) if "positions" in data else None
-        return {"positions": positions, "slots": slots}
+        found: Inputs = {"positions": positions, "slots": slots, "dst_slots": others}
+        return {name: None if v is None else v.to(self.device) for name, v in found.items()} | {"pad_slot": pad}
+
+    def pool(self, state: Tensor, slots: Tensor | None) -> Tensor:
+        """``state`` [B, ...] in a pool of P rows at its slots; each in a page of its own where the case's data ask.
+
+        A page is longer than the row, as where an engine keeps another state beside it; the rest of it is NaN.
+        """
+        if slots is not None:
+            filled = self.normal(self.case["P"], *state.shape[1:]).to(state.device, state.dtype)
+            state = _slots.updated(filled, slots, state)
+        if "paged" not in self.case.data:
+            return state
+        row, whole = math.prod(state.shape[1:]), 8 * math.prod(state.shape[1:])
+        pages = state.new_full((state.shape[0], whole), math.nan)
+        return pages[:, row : 2 * row].view(state.shape).copy_(state)

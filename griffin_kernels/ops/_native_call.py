@@ -51,6 +51,21 @@ def rows(tensor: Tensor) -> Tensor:
     return tensor.resolve_neg().contiguous()
 
 
+def target(given: Tensor | None, like: Tensor) -> Tensor:
+    """What a kernel writes a token's output like [B, D] into: the tensor given, or a new one.
+
+    A new one too where the channels of what is given are not contiguous; ``delivered`` then copies it.
+    """
+    if given is not None and (given.stride(-1) == 1 or given.shape[-1] == 1) and not given.is_neg():
+        return given
+    return torch.empty(like.shape, dtype=like.dtype, device="cpu")
+
+
+def delivered(written: Tensor, given: Tensor | None) -> Tensor:
+    """The output of a call: the tensor given for it, or what was written."""
+    return written if given is None or given is written else given.copy_(written)
+
+
 def wide(state: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A state [N, D] contiguous in the accumulator's dtype."""
     return None if state is None else state.to(dtype).resolve_neg().contiguous()

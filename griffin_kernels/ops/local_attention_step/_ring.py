@@ -15,7 +15,8 @@ from griffin_kernels.ops.local_attention_step.op import Call
 
 def put(call: Call) -> None:
     """Put k, v [B,Hkv,d] into their slots of the rings [P,W,Hkv,d], in place. Waits for no device."""
-    _, k, v, k_cache, v_cache, positions, slots, _, _ = call
+    _, k, v, k_cache, v_cache, positions, *_ = call
+    slots, _ = _slots.of(call, k_cache.shape[0])
     rows, at = torch.arange(k.shape[0], device=k.device, dtype=torch.int64), positions % k_cache.shape[1]
     if slots is None:
         k_cache.index_put_((rows, at), k)
@@ -45,12 +46,13 @@ def decoding(attend: Callable[[Call, Tensor, Tensor], Tensor]) -> Callable[..., 
 
     def run(call: Call, config: Any) -> tuple[Tensor, Tensor, Tensor]:
         put(call)
-        rings = [_slots.rows(cache, call.slots) for cache in (call.k_cache, call.v_cache)]
+        slots, _ = _slots.of(call, call.k_cache.shape[0])
+        rings = [_slots.rows(cache, slots) for cache in (call.k_cache, call.v_cache)]
         out = attend(call, *rings) if call.q.device.type == "cpu" else None
         if out is None or not finite(out):
             empty = hidden(rings[0], call.positions)[:, :, None, None]
             out = attend(call, *(_without(ring, empty) for ring in rings))
-        return _slots.silence(out.reshape(call.q.shape).to(call.q.dtype), call.slots), call.k_cache, call.v_cache
+        return _slots.silence(out.reshape(call.q.shape).to(call.q.dtype), slots), call.k_cache, call.v_cache
 
     return run
 

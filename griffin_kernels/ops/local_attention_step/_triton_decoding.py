@@ -60,7 +60,7 @@ def put(new, cache, lane, row, slot, columns, SIZES: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["P", "W"])
-def local_attention_step_part(q, k, v, k_cache, v_cache, positions, slots, out, P, W, score, SIZES: tl.constexpr):
+def local_attention_step_part(q, k, v, k_cache, v_cache, positions, slots, out, P, W, score, pad, SIZES: tl.constexpr):
     """q: [B,Hq,D]; k, v: [B,Hkv,D]; k_cache, v_cache: [P,W,Hkv,D], changed; positions, slots: int64 [B].
 
     PARTS = 1: out.sums is [B,Hq,D]. Else out has sums [B,Hkv,PARTS,G,D], largest, total [B,Hkv,PARTS,G], for the join.
@@ -73,6 +73,8 @@ def local_attention_step_part(q, k, v, k_cache, v_cache, positions, slots, out, 
     if slots is not None:
         row = tl.load(slots.at + lane.batch * slots.batch)
     real = (row >= 0) & (row < P) & (place >= 0)  # else nothing is touched and the output is 0
+    if pad is not None:
+        real = real & (row != pad)
     new = tl.where(real, place % W, 0).to(tl.int32)
     written = tl.where(real, tl.minimum(place, W), 0).to(tl.int32)  # slots 0 .. written - 1, all but the new one
     share = tl.cdiv(W, SIZES.PARTS * SIZES.BLOCK_N) * SIZES.BLOCK_N
@@ -164,6 +166,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     args |= {
         "positions": attention.entries(call.positions),
         "score": Score(scale, factor, softcap, tl.constexpr(False)),
+        "pad": call.pad_slot if call.pad_slot >= 0 else None,
     }
     found = [
         Launch(

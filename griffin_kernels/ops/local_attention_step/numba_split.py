@@ -39,7 +39,8 @@ class Config:
 
 
 def run(call: Call, config: Config) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v, k_cache, v_cache, positions, slots, softcap, _ = call
+    q, k, v, k_cache, v_cache, positions, _, softcap, *_ = call
+    slots, _ = _slots.of(call, k_cache.shape[0])
     batch, heads, d = q.shape
     window, shared = k_cache.shape[1:3]
     group, part = heads // shared, min(config.part, window)

@@ -48,6 +48,7 @@ class Call(NamedTuple):
     slots: Slots = None
     softcap: float | None = None
     scale: float | None = None
+    pad_slot: int = -1
 
 
 def check(call: Call) -> None:
@@ -57,12 +58,13 @@ def check(call: Call) -> None:
         raise errors.ShapeError("k_cache has 0 slots, expected at least 1: the new token's own key is in it")
     attention.check_heads(call.q.shape[1], shared, "k_cache")
     attention.check_scores(call)
-    _slots.check(call.q.shape[0], call.slots, k_cache=call.k_cache, v_cache=call.v_cache)
+    _slots.check(call, k_cache=call.k_cache, v_cache=call.v_cache)
 
 
 def reference(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """out [B,Hq,d], and the rings [P,W,Hkv,d] afterwards."""
-    q, k, v, k_cache, v_cache, positions, slots, _, _ = call
+    q, k, v, k_cache, v_cache, positions, *_ = call
+    slots, _ = _slots.of(call, k_cache.shape[0])
     batch, heads, width = q.shape
     window, shared = k_cache.shape[1:3]
     at = (torch.arange(batch, device=q.device, dtype=torch.int64), positions % window)
@@ -103,11 +105,12 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     )
     if "early" in case.data:
         positions = torch.linspace(0, window, batch, dtype=torch.float32, device="cpu").long()
-    slots = _slots.make(batch, pool, draw.generator) if "slots" in case.data else None
+    pad = 0 if "pad_zero" in case.data else -1
+    slots = _slots.make(batch, pool, draw.generator, pad) if "slots" in case.data else None
     k_cache, v_cache = rings(), rings()
     for row, place in enumerate(positions.tolist()):
         ring = row if slots is None else int(slots[row])
-        if ring >= 0:
+        if ring >= 0 and ring != pad:
             for cache in (k_cache, v_cache):
                 cache[ring, place:] = 1000.0  # what the new token is about to overwrite too
     return {
@@ -120,6 +123,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         "slots": None if slots is None else slots.to(device),
         "softcap": attention.SOFTCAP if "softcap" in case.flags else None,
         "scale": 0.7 * d**-0.5 if "scale" in case.data else None,
+        "pad_slot": pad,
     }
 
 
@@ -149,6 +153,7 @@ def cases() -> tuple[BenchCase, ...]:
         make_case(1, 1100, 7, 1, 64, tag="edge", flags=FLAGS),
         make_case(4, 33, 6, 2, 24, pool=7, tag="edge", data=("early", "slots", "strided")),
         make_case(3, 40, 10, 1, 32, "bfloat16", pool=3, tag="edge", flags=FLAGS, data=("slots",)),
+        make_case(8, 33, 6, 2, 24, pool=9, tag="edge", data=("early", "slots", "pad_zero")),
     ]
     rg2b = "RecurrentGemma-2B: 10 heads of 256, one key head, window 2048"
     g1b = "Griffin 1.3B: 16 heads of 128, one key head, window 1024"

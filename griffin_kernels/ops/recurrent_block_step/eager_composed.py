@@ -20,11 +20,11 @@ importlib.import_module("griffin_kernels.functional")  # registers the pieces; k
 
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor, Tensor]:
-    ops = torch.ops.griffin_kernels
-    u = ops.temporal_conv1d_step(*convolution(call))
-    state = ops.rg_lru_step(*recurrence(call, u))
+    ops = torch.ops.griffin_kernels  # without ``out``, a call's last field
+    u = ops.temporal_conv1d_step(*convolution(call)[:-1])
+    state = ops.rg_lru_step(*recurrence(call, u)[:-1])
     out = torch.nn.functional.gelu(call.y, approximate="tanh").mul_(state)
-    return _slots.silence(out, call.slots), call.conv_state, call.h
+    return _slots.silence(out, _slots.of(call, call.h.shape[0]).read), call.conv_state, call.h
 
 
 VARIANT = Variant(

@@ -19,7 +19,7 @@ def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor, Tensor]:
     u, _ = conv.run(convolution(call), config)
     state, _ = lru.run(recurrence(call, u), config)
     out = state * torch.nn.functional.gelu(call.y, approximate="tanh")
-    return _slots.silence(out, call.slots), call.conv_state, call.h
+    return _slots.silence(out, _slots.of(call, call.h.shape[0]).read), call.conv_state, call.h
 
 
 VARIANT = Variant(

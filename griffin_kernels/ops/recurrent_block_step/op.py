@@ -8,13 +8,13 @@ gelu in its tanh form. What recurrent_block gives for T = 1; the pieces' own fil
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from griffin_kernels.case import DTYPE_BYTES
-from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
+from griffin_kernels.contract import ROWS, BenchCase, Case, Destination, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
 from griffin_kernels.ops._arguments import Channels, Slots, TokenPositions, Tokens
 from griffin_kernels.ops._inputs import Draws
@@ -43,31 +43,39 @@ class Call(NamedTuple):
     h: lru_step.States
     positions: TokenPositions = None
     slots: Slots = None
+    dst_slots: Slots = None
+    pad_slot: int = -1
+    out: Annotated[Tensor | None, Destination("out")] = None
+
+
+def rows_of(call: Any) -> tuple[Any, ...]:
+    """What a step's call says of its rows, for that of a piece."""
+    return call.positions, call.slots, call.dst_slots, call.pad_slot
 
 
 def convolution(call: Call) -> conv_step.Call:
     """The step of the convolution in a call."""
-    rows = call.positions, call.slots
-    return conv_step.Call(call.x, call.conv_weight, call.conv_bias, call.conv_state, *rows)
+    return conv_step.Call(call.x, call.conv_weight, call.conv_bias, call.conv_state, *rows_of(call))
 
 
 def recurrence(call: Call, u: Tensor) -> lru_step.Call:
     """The step of the RG-LRU in a call, of the convolution's output."""
-    return lru_step.Call(u, *lru.gates_of(call), call.h, call.positions, call.slots)
+    return lru_step.Call(u, *lru.gates_of(call), call.h, *rows_of(call))
 
 
 def check(call: Call) -> None:
     """What the tensor specs cannot express: taps, blocks that fill the width, a state for every row."""
     conv.check_call(call.x, call.conv_weight, None)
     lru.check_blocks(call.x, call.input_gate_bias)
-    _slots.check(call.x.shape[0], call.slots, conv_state=call.conv_state, h=call.h)
+    _slots.check(call, conv_state=call.conv_state, h=call.h)
 
 
 def reference(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """out [B,D], the inputs [P,K-1,D] and the states [P,D] kept afterwards."""
     u, conv_after = conv_step.reference(convolution(call))
     state, after = lru_step.reference(recurrence(call, u))
-    return _slots.silence(state * torch.nn.functional.gelu(call.y, approximate="tanh"), call.slots), conv_after, after
+    out, at = state * torch.nn.functional.gelu(call.y, approximate="tanh"), _slots.of(call, call.h.shape[0])
+    return _slots.silence(out, at.read), conv_after, after
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
@@ -76,7 +84,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     sizes, data = (case["B"], 1, case["D"], case["H"], case["K"]), ("state", "h0", *case.data)
     full = block.make_inputs(block_case(*sizes, case.dtype, data=data), device, seed)
     rows = draw.decoding()
-    kept, h = (_slots.spread(full[name], case["P"], rows["slots"], draw.generator) for name in ("conv_state", "h0"))
+    kept, h = (draw.pool(full[name], rows["slots"]) for name in ("conv_state", "h0"))
     weights = {name: full[name] for name in block.WEIGHTS}
     return {"x": full["x"][:, 0], "y": full["y"][:, 0], **weights, "conv_state": kept, "h": h, **rows}
 
@@ -102,6 +110,9 @@ def cases() -> tuple[BenchCase, ...]:
         make_case(5, 40, 4, pool=9, tag="edge", data=both),
         make_case(18, 48, 3, 3, "bfloat16", pool=20, tag="edge", data=both),
         make_case(4, 40, 4, 4, "float64", pool=11, tag="edge", data=("slots",)),
+        make_case(9, 40, 4, pool=12, tag="edge", data=(*both, "pad_zero", "paged")),
+        make_case(5, 72, 1, pool=12, tag="edge", data=(*both, "dst_slots")),
+        make_case(8, 48, 3, 3, "bfloat16", pool=13, tag="edge", data=("slots", "pad_zero", "dst_slots", "paged")),
     ]
     rg2b, rg9b = "RecurrentGemma-2B, 10 blocks of 256, 4 taps", "RecurrentGemma-9B, 16 blocks of 256, 4 taps"
     small = "Hawk and Griffin 100M, 16 blocks of 64, 4 taps"

@@ -25,7 +25,7 @@ from griffin_kernels.ops._native import FLOAT, INT64, Lanes, data_bytes, field, 
 from griffin_kernels.ops.rg_lru import _lru_numba_tiles as gates
 from griffin_kernels.ops.rg_lru.op import DECAY
 from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba as conv
-from griffin_kernels.ops.temporal_conv1d_step._conv_step_numba import slot_of
+from griffin_kernels.ops.temporal_conv1d_step._conv_step_numba import slot_of, target_of
 
 _njit: Any = numba.njit
 
@@ -47,7 +47,10 @@ class Fields(NamedTuple):
     width: int  # D
     positions: int  # int64 [B], or 0
     slots: int  # int64 [B], or 0
-    out: int  # data [B, D] contiguous
+    dst_slots: int  # int64 [B], or 0: new states go where the old ones were
+    pad_slot: int  # of rows that only pad, besides all that are negative
+    out: int  # data [B, D]
+    out_step: int  # elements from row to row
     a_param: int  # parameters [D]
     taps: int  # K, or 0: no convolution, the gates see x
     conv_weight: int  # parameters [K, D]
@@ -233,7 +236,8 @@ def _advancing(gated: bool, begins: bool) -> Any:
     """
 
     @_per_channel
-    def advance(v: Lanes, index: Any, u: Any, z_i: Any, z_r: Any, rate: Any, h: Any, y: Any, out: Any) -> None:
+    def advance(v: Lanes, index: Any, *at: Any) -> None:
+        u, z_i, z_r, rate, h, into, y, out = at
         entering, state = v.read(_float_at(v, u, index)), _float_at(v, h, index)
         argument = v.read(_float_at(v, z_i, index))
         if begins:
@@ -241,7 +245,7 @@ def _advancing(gated: bool, begins: bool) -> Any:
         else:
             found = gates._gates(v, argument, v.read(_float_at(v, z_r, index)), v.read(_float_at(v, rate, index)))
             new = v.multiply_add(found.a, v.read(state), v.multiply(found.i, entering, found.m))
-        v.write(new, state)
+        v.write(new, _float_at(v, into, index))
         result = v.multiply(new, _gelu_of(v, v.load(_data_at(v, y, index)))) if gated else new
         v.store(result, _data_at(v, out, index))
 
@@ -270,27 +274,41 @@ def _row(data: Any, name: int, row: int, channel: int, size: int) -> int:
 
 
 @_njit
+def _slot(data: Any, row: int) -> int:
+    """The row of the pool that a batch row works on; negative for none."""
+    return slot_of(field(data, AT.slots), row, field(data, AT.pad_slot))
+
+
+@_njit
+def _target(data: Any, row: int, slot: int) -> int:
+    """The row of the pool for its new state; negative for none."""
+    return target_of(field(data, AT.dst_slots), row, field(data, AT.pad_slot), slot)
+
+
+@_njit
 def _enter(data: Any, row: int, channel: int, shift: int, u: int) -> None:
     """What a batch row's gate block sees, as floats: x, or its convolution. shift: move the kept inputs too."""
     size, own, n, taps = data_bytes(data), parameter_bytes(data), field(data, AT.n), field(data, AT.taps)
-    x, slot = _row(data, AT.x, row, channel, size), slot_of(field(data, AT.slots), row)
+    x, slot = _row(data, AT.x, row, channel, size), _slot(data, row)
     if slot < 0:
         conv.zero_floats(data, n, u)
     elif taps == 0:
         widen(data, 1, n, x, 0, u, 0)
     else:
+        target = _target(data, row, slot)
         numbers = (
             x,
             field(data, AT.conv_weight) + channel * own,
             field(data, AT.width) * own,
             field(data, AT.conv_bias) + channel * own,
             _row(data, AT.state, slot, channel, size),
+            _row(data, AT.state, target, channel, size),
             field(data, AT.state + 2) * size,
             taps,
             conv.first_kept(field(data, AT.positions), row, taps),
             u,
         )
-        if shift:
+        if shift and target >= 0:
             conv.wide_conv_and_shift(data, n, numbers)
         else:
             conv.wide_conv(data, n, numbers)
@@ -301,28 +319,30 @@ def _shift(data: Any, channel: int) -> None:
     """Move the kept inputs of a gate block, in every batch row."""
     size, taps = data_bytes(data), field(data, AT.taps)
     for row in range(field(data, AT.batch)):
-        slot = slot_of(field(data, AT.slots), row)
-        if slot >= 0:
+        slot = _slot(data, row)
+        target = _target(data, row, slot)
+        if slot >= 0 and target >= 0:
             x, state = _row(data, AT.x, row, channel, size), _row(data, AT.state, slot, channel, size)
+            into, step = _row(data, AT.state, target, channel, size), field(data, AT.state + 2) * size
             first = conv.first_kept(field(data, AT.positions), row, taps)
-            conv.shift_only(
-                data, field(data, AT.n), (x, 0, 0, 0, state, field(data, AT.state + 2) * size, taps, first, 0)
-            )
+            conv.shift_only(data, field(data, AT.n), (x, 0, 0, 0, state, into, step, taps, first, 0))
 
 
 @_njit
 def _advance(data: Any, row: int, channel: int, channels: int, u: int, z_i: int, z_r: int, rate: int) -> None:
     """One batch row's state and output, for some channels."""
     size, positions = data_bytes(data), field(data, AT.positions)
-    out = field(data, AT.out) + (row * field(data, AT.width) + channel) * size
-    slot = slot_of(field(data, AT.slots), row)
+    out = field(data, AT.out) + (row * field(data, AT.out_step) + channel) * size
+    slot = _slot(data, row)
     if slot < 0:
         conv.zero_data(data, channels, out)
         return
-    h = _row(data, AT.h, slot, channel, 4)
+    h, target = _row(data, AT.h, slot, channel, 4), _target(data, row, slot)
+    # a state that is kept nowhere goes over what has been read by then
+    into = z_i if target < 0 else _row(data, AT.h, target, channel, 4)
     begins = positions != 0 and _native.int64_at(positions, row) == 0
     gated = field(data, AT.y) != 0
-    numbers = (u, z_i, z_r, rate, h, _row(data, AT.y, row, channel, size), out)
+    numbers = (u, z_i, z_r, rate, h, into, _row(data, AT.y, row, channel, size), out)
     if begins and gated:
         begin_gated(data, channels, numbers)
     elif begins:

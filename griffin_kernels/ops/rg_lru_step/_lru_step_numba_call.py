@@ -6,6 +6,7 @@ copied back.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from griffin_kernels.ops.rg_lru_step import _lru_step_numba
 from griffin_kernels.ops.rg_lru_step.op import Call
 
 _KERNELS = native.Family(_lru_step_numba.Fields, _lru_step_numba.FILES)
+_KEPT = threading.local()
+"""What calls that are given ``out`` work in."""
 _ROWS_PER_READ = 4
 """Batch rows whose products take as long as reading the weights."""
 
@@ -37,6 +40,16 @@ def block(call: BlockCall, config: Any) -> tuple[Tensor, Tensor, Tensor]:
     if kept is not call.conv_state:
         call.conv_state.copy_(kept)
     return out, call.conv_state, call.h
+
+
+def _buffer(name: str, size: int, dtype: torch.dtype, again: bool) -> Tensor:
+    """Memory [size] for one call; again: that of this thread's last such call, so that nothing is allocated."""
+    kept: Tensor | None = getattr(_KEPT, name, None) if again else None
+    if kept is None or kept.shape[0] < size:
+        kept = torch.empty(size, dtype=dtype, device="cpu")
+        if again:
+            setattr(_KEPT, name, kept)
+    return kept if kept.shape[0] == size else kept[:size]
 
 
 def _run(
@@ -69,13 +82,15 @@ def _run(
     part = min(config.block_d, n)
     parts = -(-n // part)
     items = blocks * parts
-    out = torch.empty(batch, width, dtype=x.dtype, device="cpu")
+    given = call.out
+    out = native.target(given, x)
     threads = _threads.threads_for(items, 2 * n * width * max(1, batch // _ROWS_PER_READ))
     scratch_bytes = -(-4 * _lru_step_numba.scratch_floats(n, part, batch) // 4096) * 4096
-    scratch = torch.empty(threads * scratch_bytes, dtype=torch.uint8, device="cpu")
-    finished = torch.zeros(blocks, dtype=torch.int64, device="cpu") if parts > 1 else None
+    scratch = _buffer("scratch", threads * scratch_bytes, torch.uint8, given is not None)
+    finished = _buffer("finished", blocks, torch.int64, given is not None).zero_() if parts > 1 else None
     positions = None if call.positions is None else call.positions.contiguous()
     slots = None if call.slots is None else call.slots.contiguous()
+    dst_slots = None if call.dst_slots is None else call.dst_slots.contiguous()
     fields = _KERNELS.fields(
         x=strided("x", x, size * batch * width),
         y=strided("y", y, size * batch * width),
@@ -96,7 +111,10 @@ def _run(
         width=width,
         positions=address("positions", positions, 8 * batch),
         slots=address("slots", slots, 8 * batch),
+        dst_slots=address("dst_slots", dst_slots, 8 * batch),
+        pad_slot=call.pad_slot,
         out=address("output", out, size * batch * width),
+        out_step=width if given is None else out.stride(0),
         a_param=address("a_param", a_param, own * width),
         taps=taps,
         conv_weight=address("conv_weight", conv_weight, own * taps * width),
@@ -108,4 +126,4 @@ def _run(
     _KERNELS.run(dtype, wide, fields, (_lru_step_numba.step, threads))
     if h is not call.h:
         call.h.copy_(h)
-    return out
+    return native.delivered(out, given)

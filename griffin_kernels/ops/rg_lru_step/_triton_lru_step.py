@@ -101,12 +101,14 @@ def finish(z_i, z_r, x, y, conv, parameters, h, out, tokens, first, column, shap
     state = h.at + (tokens.slot * h.row + channel * h.channel)
     new = a * tl.load(state, mask=goes_on, other=0.0) + m * i * u
     tl.debug_barrier()  # a layout may have several threads read an element, and none may read it after the store
-    tl.store(state, new, mask=inside)
+    into = h.at + (tokens.target * h.row + channel * h.channel)
+    tl.store(into, new, mask=there & tokens.keeps)
     if y is not None:
         branch = tl.load(y.at + (tokens.row * y.row + channel * y.channel), mask=inside, other=0.0)
         new *= gelu(branch.to(tl.float32), False)
     new = tl.where(tokens.works, new, 0.0)
-    tl.store(out + (tokens.row * shape.width + channel), new.to(out.dtype.element_ty), mask=there & tokens.exists)
+    place = out.at + (tokens.row * out.row + channel * out.channel)
+    tl.store(place, new.to(place.dtype.element_ty), mask=there & tokens.exists)
 
 
 @triton.jit(do_not_specialize=["B", "P"])
@@ -235,8 +237,8 @@ def described(
             "conv": conv,
             "parameters": parameters,
             "h": tensors.state(h),
-            "indices": conv_step.indices_of(call.positions, call.slots),
-            "out": host.empty(outputs, output, x, batch, width, dtype=x.dtype),
+            "indices": conv_step.indices_of(call),
+            "out": conv_step.output(outputs, output, x),
             "B": batch,
             "P": h.shape[0],
             "shape": shape,

@@ -18,8 +18,8 @@ from griffin_kernels.ops.rg_lru_step.op import Call
 
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
-    x, a_param, input_weight, input_bias, recurrence_weight, recurrence_bias, h, positions, slots = call
-    wide = accumulator(x.dtype)
+    x, a_param, input_weight, input_bias, recurrence_weight, recurrence_bias, h, positions, *_ = call
+    wide, at = accumulator(x.dtype), _slots.of(call, h.shape[0])
     blocks = x.reshape(x.shape[0], *input_bias.shape).transpose(0, 1)  # [H, B, n]
 
     def gate(weight: Tensor, bias: Tensor) -> Tensor:
@@ -30,14 +30,14 @@ def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
     rate = torch.nn.functional.softplus(a_param.to(wide)).mul_(-DECAY)
     log_a = gate(recurrence_weight, recurrence_bias).mul_(rate)
     m = torch.expm1(2 * log_a).neg_().sqrt_()
-    a, before = log_a.exp_(), _slots.rows(h, slots)
+    a, before = log_a.exp_(), _slots.rows(h, at.read)
     if positions is not None:
         begins = (positions == 0)[:, None]
         m.masked_fill_(begins, 1.0)
         before = before.masked_fill(begins, 0.0)
     new = u.mul_(m).addcmul_(a, before)
-    _slots.write(h, slots, new)
-    return _slots.silence(new.to(x.dtype), slots), h
+    _slots.write(h, at.written, new)
+    return _slots.silence(new.to(x.dtype), at.read), h
 
 
 VARIANT = Variant(

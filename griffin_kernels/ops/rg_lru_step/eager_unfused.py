@@ -24,19 +24,19 @@ def gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
-    h, positions, slots = call.h, call.positions, call.slots
+    h, positions, at = call.h, call.positions, _slots.of(call, call.h.shape[0])
     i = gate(call.x, call.input_gate_weight, call.input_gate_bias)
     r = gate(call.x, call.recurrence_gate_weight, call.recurrence_gate_bias)
     log_a = r * (-DECAY * torch.nn.functional.softplus(call.a_param.to(r.dtype)))
     a, m = torch.exp(log_a), (2 * log_a).expm1_().neg_().sqrt_()
-    before = _slots.rows(h, slots)
+    before = _slots.rows(h, at.read)
     if positions is not None:
         # whatever was left there is not read, NaN included
         begins = (positions == 0)[:, None]
         before, m = before.masked_fill(begins, 0.0), m.masked_fill_(begins, 1.0)
     new = torch.addcmul(i.mul_(call.x).mul_(m), a, before)
-    _slots.write(h, slots, new)
-    return _slots.silence(new.to(call.x.dtype), slots), h
+    _slots.write(h, at.written, new)
+    return _slots.silence(new.to(call.x.dtype), at.read), h
 
 
 VARIANT = Variant(

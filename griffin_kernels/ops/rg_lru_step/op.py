@@ -18,7 +18,7 @@ from torch import Tensor
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
-from griffin_kernels.ops._arguments import Channels, Slots, TokenPositions, Tokens
+from griffin_kernels.ops._arguments import Channels, Slots, Token, TokenPositions, Tokens
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.rg_lru import cost as lru_cost
 from griffin_kernels.ops.rg_lru import op as lru
@@ -39,20 +39,23 @@ class Call(NamedTuple):
     h: States
     positions: TokenPositions = None
     slots: Slots = None
+    dst_slots: Slots = None
+    pad_slot: int = -1
+    out: Token = None
 
 
 def check(call: Call) -> None:
     """What the tensor specs cannot express: blocks fill the width, and every row has a state."""
     lru.check_blocks(call.x, call.input_gate_bias)
-    _slots.check(call.x.shape[0], call.slots, h=call.h)
+    _slots.check(call, h=call.h)
 
 
 def reference(call: Call) -> tuple[Tensor, Tensor]:
     """y [B,D] and the states [P,D] afterwards."""
-    slots, segment_pos = call.slots, None if call.positions is None else call.positions[:, None]
-    h0 = _slots.rows(call.h, slots)
+    at, segment_pos = _slots.of(call, call.h.shape[0]), None if call.positions is None else call.positions[:, None]
+    h0 = _slots.rows(call.h, at.read)
     y, new = lru.reference(lru.Call(call.x[:, None], *lru.gates_of(call), h0, segment_pos))
-    return _slots.silence(y[:, 0], slots), _slots.updated(call.h, slots, new)
+    return _slots.silence(y[:, 0], at.read), _slots.updated(call.h, at.written, new)
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
@@ -61,7 +64,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     one = lru_cost.make_case(case["B"], 1, case["D"], case["H"], case.dtype, data=("h0", *case.data))
     full = lru.make_inputs(one, device, seed)
     rows = draw.decoding()
-    h = _slots.spread(full["h0"], case["P"], rows["slots"], draw.generator)
+    h = draw.pool(full["h0"], rows["slots"])
     return {"x": full["x"][:, 0], **{name: full[name] for name in lru.GATES}, "h": h, **rows}
 
 
@@ -87,6 +90,9 @@ def cases() -> tuple[BenchCase, ...]:
         make_case(18, 48, 3, "bfloat16", pool=20, tag="edge", data=both),
         make_case(3, 24, 24, tag="edge", data=("near_one", "positions")),
         make_case(4, 40, 4, "float64", pool=11, tag="edge", data=("slots",)),
+        make_case(9, 40, 4, pool=12, tag="edge", data=(*both, "pad_zero", "paged")),
+        make_case(5, 72, 1, pool=12, tag="edge", data=(*both, "dst_slots")),
+        make_case(8, 48, 3, "bfloat16", pool=13, tag="edge", data=("slots", "pad_zero", "dst_slots", "paged")),
     ]
     rg2b, small = "RecurrentGemma-2B, 10 blocks of 256", "Hawk and Griffin 100M, 16 blocks of 64"
     decode: dict[str, Any] = {"data": ("positions",)}

@@ -33,8 +33,11 @@ class Fields(NamedTuple):
     taps: int  # K
     positions: int  # int64 [B], or 0
     slots: int  # int64 [B], or 0
+    dst_slots: int  # int64 [B], or 0: new states go where the old ones were
+    pad_slot: int  # of rows that only pad, besides all that are negative
     bias: int  # parameters [D]
-    y: int  # data [B, D] contiguous
+    y: int  # data [B, D]
+    y_step: int  # elements from row to row
 
 
 AT = places(Fields)
@@ -51,6 +54,7 @@ class TokenRow(NamedTuple):
     weight_step: Any
     bias: Any
     state: Any
+    into: Any  # the state afterwards
     state_step: Any
     taps: Any
     first: Any
@@ -60,7 +64,7 @@ class TokenRow(NamedTuple):
 def _row(sum_up: bool, shift: bool, wide: bool) -> Any:
     """A numba function ``(data, channels, row)`` on one batch row; see TokenRow for what ``row`` holds.
 
-    sum_up: write y, as floats if ``wide``. shift: move the kept inputs a row up, those before ``first`` becoming 0.
+    sum_up: write y, as floats if ``wide``. shift: put the kept inputs a row up, those before ``first`` becoming 0.
     """
 
     @intrinsic
@@ -99,7 +103,7 @@ def _row(sum_up: bool, shift: bool, wide: bool) -> Any:
         if shift:
 
             def clear(k: Any) -> Sequence[Any]:
-                v.store(v.constant(0.0), at(row.state, row.state_step, k))
+                v.store(v.constant(0.0), at(row.into, row.state_step, k))
                 return ()
 
             loop(b, INT64(0), b.sub(row.first, INT64(1)), 1, clear)
@@ -113,13 +117,13 @@ def _row(sum_up: bool, shift: bool, wide: bool) -> Any:
                 total = v.multiply_add(kept, weight(k), total)
             if shift:
                 with b.if_then(b.icmp_signed(">", k, INT64(0))):
-                    v.store(kept, at(row.state, row.state_step, b.sub(k, INT64(1))))
+                    v.store(kept, at(row.into, row.state_step, b.sub(k, INT64(1))))
             return (total,)
 
         (total,) = loop(b, row.first, last, 1, tap, (total,))
         if shift:
             with b.if_then(b.icmp_signed(">", last, INT64(0))):
-                v.store(x, at(row.state, row.state_step, b.sub(last, INT64(1))))
+                v.store(x, at(row.into, row.state_step, b.sub(last, INT64(1))))
         if sum_up and wide:
             v.write(total, b.add(row.out, b.mul(index, INT64(4))))
         elif sum_up:
@@ -128,6 +132,7 @@ def _row(sum_up: bool, shift: bool, wide: bool) -> Any:
     return run
 
 
+conv_only = _row(sum_up=True, shift=False, wide=False)
 conv_and_shift = _row(sum_up=True, shift=True, wide=False)
 wide_conv = _row(sum_up=True, shift=False, wide=True)
 wide_conv_and_shift = _row(sum_up=True, shift=True, wide=True)
@@ -157,9 +162,18 @@ zero_data, zero_floats = _fill(wide=False), _fill(wide=True)
 
 
 @_njit
-def slot_of(slots: int, batch: int) -> int:
+def slot_of(slots: int, batch: int, pad_slot: int) -> int:
     """The row of the pool that a batch row works on; negative for one that only pads."""
-    return _native.int64_at(slots, batch) if slots != 0 else batch
+    if slots == 0:
+        return batch
+    slot = _native.int64_at(slots, batch)
+    return -1 if slot == pad_slot else slot
+
+
+@_njit
+def target_of(dst_slots: int, batch: int, pad_slot: int, slot: int) -> int:
+    """The row of the pool for the new state of a batch row that works on row ``slot``; negative for none."""
+    return slot_of(dst_slots, batch, pad_slot) if dst_slots != 0 else slot
 
 
 @_njit
@@ -176,16 +190,22 @@ def step(data: Any) -> None:
     while item < field(data, AT.items):
         batch, channel = item // parts, item % parts * part
         channels, offset = min(part, width - channel), channel * size
-        out = field(data, AT.y) + batch * width * size + offset
-        slot = slot_of(field(data, AT.slots), batch)
+        out = field(data, AT.y) + batch * field(data, AT.y_step) * size + offset
+        pad_slot = field(data, AT.pad_slot)
+        slot = slot_of(field(data, AT.slots), batch, pad_slot)
         if slot < 0:
             zero_data(data, channels, out)
         else:
             x = field(data, AT.x) + batch * field(data, AT.x + 1) * size + offset
             own = _native.parameter_bytes(data)
             weight, weight_step = field(data, AT.weight) + channel * own, field(data, AT.weight + 1) * own
-            state, state_step = field(data, AT.state) + offset, field(data, AT.state + 2) * size
-            state += slot * field(data, AT.state + 1) * size
+            states, state_step = field(data, AT.state) + offset, field(data, AT.state + 2) * size
+            target, row_step = target_of(field(data, AT.dst_slots), batch, pad_slot, slot), field(data, AT.state + 1)
+            state, into = states + slot * row_step * size, states + target * row_step * size
             first, bias = first_kept(positions, batch, taps), field(data, AT.bias) + channel * own
-            conv_and_shift(data, channels, (x, weight, weight_step, bias, state, state_step, taps, first, out))
+            row = (x, weight, weight_step, bias, state, into, state_step, taps, first, out)
+            if target < 0:
+                conv_only(data, channels, row)
+            else:
+                conv_and_shift(data, channels, row)
         item = take(data, 0)

@@ -14,7 +14,7 @@ from torch import Tensor
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host, tensors
 from griffin_kernels.ops._triton.bundling import bundling
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops._triton.strides import constant, far
 from griffin_kernels.ops.temporal_conv1d._triton_conv import ConvSizes
 from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
@@ -28,22 +28,33 @@ class Convolution(NamedTuple):
 
 
 class Indices(NamedTuple):
-    """positions, slots: [B] int64 or None, and their strides in elements."""
+    """positions, slots, others: [B] int64 or None, and their strides in elements. pad: a slot that pads, or None.
+
+    others: rows of the pool that new states are for, where they are not the old ones'.
+    """
 
     positions: Any
     slots: Any
+    others: Any
     position_step: Any
     slot_step: Any
+    other_step: Any
+    pad: Any
 
 
 class Tokens(NamedTuple):
-    """Rows of the batch, any shape. row: int64. exists: row < B. slot: row of the pool. works: does not only pad."""
+    """Rows of the batch, any shape. row: int64. exists: row < B. slot: row of the pool. works: does not only pad.
+
+    target: row of the pool for the new state. keeps: works and has one.
+    """
 
     row: Any
     exists: Any
     slot: Any
     works: Any
     position: Any
+    target: Any
+    keeps: Any
 
 
 @bundling
@@ -57,9 +68,17 @@ def tokens_of(row, indices, B, P):
     if indices.slots is not None:
         slot = tl.load(indices.slots + row * far(indices.slot_step), mask=exists, other=-1).to(tl.int64)
         works = exists & (slot >= 0) & (slot < P)
+        if indices.pad is not None:
+            works = works & (slot != indices.pad)
+    target, keeps = slot, works
+    if indices.others is not None:
+        target = tl.load(indices.others + row * far(indices.other_step), mask=exists, other=-1).to(tl.int64)
+        keeps = works & (target >= 0) & (target < P)
+        if indices.pad is not None:
+            keeps = keeps & (target != indices.pad)
     if indices.positions is not None:
         position = tl.load(indices.positions + row * far(indices.position_step), mask=exists, other=0)
-    return Tokens(row.to(tl.int64), exists, slot, works, position)
+    return Tokens(row.to(tl.int64), exists, slot, works, position, target, keeps)
 
 
 @triton.jit
@@ -100,9 +119,9 @@ def keep(current, conv, tokens, channel, there, TAPS: tl.constexpr):
         rows += (load_kept(conv, tokens, channel, there, tap, TAPS),)
     rows += (current,)
     tl.debug_barrier()
-    kept = conv.state.at + (tokens.slot * conv.state.batch + channel * conv.state.channel)
+    kept = conv.state.at + (tokens.target * conv.state.batch + channel * conv.state.channel)
     for tap in tl.static_range(TAPS - 1):
-        tl.store(kept + tap * far(conv.state.step), rows[tap].to(kept.dtype.element_ty), mask=there & tokens.works)
+        tl.store(kept + tap * far(conv.state.step), rows[tap].to(kept.dtype.element_ty), mask=there & tokens.keeps)
 
 
 @triton.jit(do_not_specialize=["B", "P"])
@@ -127,13 +146,23 @@ def temporal_conv1d_step(x, conv, indices, y, B, P, SIZES: tl.constexpr):
     if TAPS > 1:
         keep(current, conv, tokens, channel, there, TAPS)
     total = tl.where(tokens.works, total, 0.0)
-    out = y + (tokens.row * D + channel)
-    tl.store(out, total.to(y.dtype.element_ty), mask=there & tokens.exists if TILE else there)
+    out = y.at + (tokens.row * y.row + channel * y.channel)
+    tl.store(out, total.to(out.dtype.element_ty), mask=there & tokens.exists if TILE else there)
 
 
-def indices_of(positions: Tensor | None, slots: Tensor | None) -> Indices:
-    """The bundle of positions and slots."""
-    return Indices(positions, slots, host.known_stride(positions, 0), host.known_stride(slots, 0))
+def indices_of(call: Any) -> Indices:
+    """The bundle of a step's positions and slots."""
+    positions, step = call.positions, host.known_stride
+    slots, others, pad = call.slots, call.dst_slots, call.pad_slot if call.pad_slot >= 0 else None
+    return Indices(positions, slots, others, step(positions, 0), step(slots, 0), step(others, 0), pad)
+
+
+def output(outputs: dict[str, Any], name: str, x: Tensor) -> tensors.State:
+    """The bundle of a token's output like x [B,D]: what was given for it, or what is allocated now."""
+    given = outputs.get(name)
+    if given is None or given.is_contiguous():
+        return tensors.State(host.empty(outputs, name, x, *x.shape, dtype=x.dtype), constant(x.shape[1]), constant(1))
+    return tensors.State(given, host.row_stride(given, 0), constant(host.channel_stride(given)))
 
 
 def bundle(call: Call) -> Convolution:
@@ -143,7 +172,7 @@ def bundle(call: Call) -> Convolution:
 
 def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     """A program per ``block_b`` batch rows, or one, and block of channels; allocates y."""
-    x, weight, _, state, positions, slots = call
+    x, weight, state = call.x, call.weight, call.state
     block_b = getattr(config, "block_b", 1)
     sizes = ConvSizes(x.shape[1], weight.shape[0], host.wide(x.dtype), 1, block_b, config.block_d)
     outputs["state"] = state
@@ -151,8 +180,8 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     args = {
         "x": tensors.state(x),
         "conv": bundle(call),
-        "indices": indices_of(positions, slots),
-        "y": host.empty(outputs, "y", x, *x.shape, dtype=x.dtype),
+        "indices": indices_of(call),
+        "y": output(outputs, "y", x),
         "B": x.shape[0],
         "P": state.shape[0],
     }

@@ -22,7 +22,7 @@ def cost(case: Case) -> Cost:
 
 def index_bytes(case: Case) -> int:
     """Of positions and slots."""
-    return 8 * case["B"] * sum(name in case.data for name in ("positions", "slots"))
+    return 8 * case["B"] * sum(name in case.data for name in ("positions", "slots", "dst_slots"))
 
 
 def make_case(

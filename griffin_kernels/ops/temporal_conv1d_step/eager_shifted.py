@@ -17,15 +17,15 @@ from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
-    x, weight, bias, state, positions, slots = call
-    wide = accumulator(x.dtype)
-    inputs = torch.cat([_slots.rows(state, slots), x[:, None]], dim=1)  # [B, K, D]
+    x, weight, bias, state, positions, *_ = call
+    wide, at = accumulator(x.dtype), _slots.of(call, state.shape[0])
+    inputs = torch.cat([_slots.rows(state, at.read), x[:, None]], dim=1)  # [B, K, D]
     if positions is not None:
         age = torch.arange(inputs.shape[1] - 1, -1, -1, device=x.device, dtype=torch.int64)
         inputs = inputs.masked_fill((age > positions[:, None])[..., None], 0.0)
     y = (inputs.to(wide) * weight.to(wide)).sum(1).add_(bias)
-    _slots.write(state, slots, inputs[:, 1:])
-    return _slots.silence(y.to(x.dtype), slots), state
+    _slots.write(state, at.written, inputs[:, 1:])
+    return _slots.silence(y.to(x.dtype), at.read), state
 
 
 VARIANT = Variant(

@@ -16,17 +16,17 @@ from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
-    x, weight, bias, state, positions, slots = call
-    wide, taps = accumulator(x.dtype), weight.shape[0]
-    w, kept = weight.to(wide), _slots.rows(state, slots)  # [B, K-1, D]
+    x, weight, bias, state, positions, *_ = call
+    wide, taps, at = accumulator(x.dtype), weight.shape[0], _slots.of(call, state.shape[0])
+    w, kept = weight.to(wide), _slots.rows(state, at.read)  # [B, K-1, D]
     if positions is not None:
         age = torch.arange(taps - 1, 0, -1, device=x.device, dtype=torch.int64)
         kept = kept.masked_fill((age > positions[:, None])[..., None], 0.0)
     y = torch.addcmul(bias.to(wide), x.to(wide), w[-1])
     for row in range(taps - 1):
         y.addcmul_(kept[:, row].to(wide), w[row])
-    _slots.write(state, slots, torch.cat([kept[:, 1:], x[:, None]], dim=1)[:, : taps - 1])
-    return _slots.silence(y.to(x.dtype), slots), state
+    _slots.write(state, at.written, torch.cat([kept[:, 1:], x[:, None]], dim=1)[:, : taps - 1])
+    return _slots.silence(y.to(x.dtype), at.read), state
 
 
 VARIANT = Variant(

@@ -3,8 +3,8 @@
     y = bias + weight[K-1] x + sum_k weight[k] state[k];   state[k-1] = state[k];   state[K-2] = x
 
 A thread takes ``block_d`` channels of a batch row. Sums are float32 in a register; bfloat16 and float16 are widened
-when read, and rounded once. Nothing is allocated but y. Bound by the call where the batch is small, by memory where it
-is not.
+when read, and rounded once. Nothing is allocated but y, if that is not given. Bound by the call where the batch is
+small, by memory where it is not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from griffin_kernels.contract import Variant
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops._native import WIDE
-from griffin_kernels.ops._native_call import Family, rows
+from griffin_kernels.ops._native_call import Family, delivered, rows, target
 from griffin_kernels.ops._threads import threads_for
 from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba
 from griffin_kernels.ops.temporal_conv1d_step.op import Call
@@ -33,7 +33,7 @@ class Config:
 
 
 def run(call: Call, config: Config) -> tuple[Tensor, Tensor]:
-    x, weight, bias, pool, positions, slots = call
+    x, weight, bias, pool, positions, slots, dst_slots, pad_slot, given = call
     wide = WIDE if (weight.dtype, bias.dtype) != (x.dtype, x.dtype) else None
     if wide:
         weight, bias = weight.float(), bias.float()
@@ -41,8 +41,9 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor]:
     state = rows(pool)  # a copy only where channels are not contiguous
     positions = None if positions is None else positions.contiguous()
     slots = None if slots is None else slots.contiguous()
+    dst_slots = None if dst_slots is None else dst_slots.contiguous()
     (batch, width), taps, size, own = x.shape, weight.shape[0], x.itemsize, weight.itemsize
-    y = x.new_empty(batch, width)
+    y = target(given, x)
     parts = -(-width // config.block_d)
     fields = _KERNELS.fields(
         x=strided("x", x, size * batch * width),
@@ -55,14 +56,17 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor]:
         taps=taps,
         positions=address("positions", positions, 8 * batch),
         slots=address("slots", slots, 8 * batch),
+        dst_slots=address("dst_slots", dst_slots, 8 * batch),
+        pad_slot=pad_slot,
         bias=address("bias", bias, own * width),
         y=address("y", y, size * batch * width),
+        y_step=width if given is None else y.stride(0),
     )
     threads = threads_for(batch * parts, batch * width * taps)
     _KERNELS.run(x.dtype, wide, fields, (_conv_step_numba.step, threads))
     if state is not pool:
         pool.copy_(state)
-    return y, pool
+    return delivered(y, given), pool
 
 
 VARIANT = Variant(

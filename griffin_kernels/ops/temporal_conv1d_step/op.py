@@ -17,7 +17,7 @@ from torch import Tensor
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, dtype_name
 from griffin_kernels.ops import _slots
-from griffin_kernels.ops._arguments import Channels, Slots, TokenPositions, Tokens
+from griffin_kernels.ops._arguments import Channels, Slots, Token, TokenPositions, Tokens
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.temporal_conv1d import cost as conv_cost
 from griffin_kernels.ops.temporal_conv1d import op as conv
@@ -35,20 +35,23 @@ class Call(NamedTuple):
     state: States
     positions: TokenPositions = None
     slots: Slots = None
+    dst_slots: Slots = None
+    pad_slot: int = -1
+    out: Token = None
 
 
 def check(call: Call) -> None:
     """What the tensor specs cannot express: there is a tap, and every row has a state."""
     conv.check_call(call.x, call.weight, None)
-    _slots.check(call.x.shape[0], call.slots, state=call.state)
+    _slots.check(call, state=call.state)
 
 
 def reference(call: Call) -> tuple[Tensor, Tensor]:
     """y [B,D] and the states [P,K-1,D] afterwards."""
-    x, weight, bias, state, positions, slots = call
-    segment_pos = None if positions is None else positions[:, None]
-    y, new = conv.reference(conv.Call(x[:, None], weight, bias, _slots.rows(state, slots), segment_pos))
-    return _slots.silence(y[:, 0], slots), _slots.updated(state, slots, new)
+    x, weight, bias, state, positions, *_ = call
+    at, segment_pos = _slots.of(call, state.shape[0]), None if positions is None else positions[:, None]
+    y, new = conv.reference(conv.Call(x[:, None], weight, bias, _slots.rows(state, at.read), segment_pos))
+    return _slots.silence(y[:, 0], at.read), _slots.updated(state, at.written, new)
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
@@ -56,7 +59,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     draw = Draws(case, device, seed + 1)
     one = conv_cost.make_case(case["B"], 1, case["D"], case["K"], case.dtype, data=("state", *case.data))
     full, rows = conv.make_inputs(one, device, seed), draw.decoding()
-    state = _slots.spread(full["state"], case["P"], rows["slots"], draw.generator)
+    state = draw.pool(full["state"], rows["slots"])
     return {"x": full["x"][:, 0], "weight": full["weight"], "bias": full["bias"], "state": state, **rows}
 
 
@@ -76,6 +79,9 @@ def cases() -> tuple[BenchCase, ...]:
         make_case(4, 131, pool=9, tag="edge", data=both),
         make_case(6, 40, 3, "bfloat16", pool=6, tag="edge", data=both),
         make_case(4, 40, 4, "float64", pool=11, tag="edge", data=("slots",)),
+        make_case(9, 40, pool=12, tag="edge", data=(*both, "pad_zero", "paged")),
+        make_case(5, 72, pool=12, tag="edge", data=(*both, "dst_slots")),
+        make_case(8, 48, 1, "bfloat16", pool=13, tag="edge", data=("slots", "pad_zero", "dst_slots", "paged")),
     ]
     rg2b, small = "RecurrentGemma-2B, lru_width 2560, 4 taps", "Hawk and Griffin 100M, lru_width 1024, 4 taps"
     decode: dict[str, Any] = {"data": ("positions",)}

@@ -26,11 +26,12 @@ SHORT_STEPS = 37
 def planted_cases(op_name: str, slow: bool = False):
     """Of an op's small cases one for each combination of flags and data, float32 where there is one.
 
-    slow: one for each combination of flags, and no longer than SHORT_STEPS.
+    slow: one for each combination of flags and of kinds of slots, and no longer than SHORT_STEPS.
     """
     found = {}
     for case in catalog.op(op_name).cases_tagged("smoke", "edge"):
-        kind = (case.flags, *(() if slow else ("h0" in case.data, "strided" in case.data)))
+        told = ("pad_zero", "dst_slots") if slow else ("h0", "strided", "slots", "pad_zero", "dst_slots")
+        kind = (case.flags, *(name in case.data for name in told))
         if case.dims.get("T", 2) > 1 and (
             kind not in found or (found[kind].dtype != "float32" and case.dtype == "float32")
         ):

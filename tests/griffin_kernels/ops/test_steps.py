@@ -41,7 +41,7 @@ def sequence(op, batch, steps, blocks, n, taps, dtype, seed=0):
         inputs[name] = torch.randn(batch, steps, width, generator=generator)
     if op == "temporal_conv1d_step":
         inputs |= {name: inputs[f"conv_{name}"] for name in ("weight", "bias", "state")}
-    names = [name for name in catalog.op(op).inputs if name not in ("positions", "slots")]
+    names = [name for name in catalog.op(op).inputs if name not in catalog.op(op).indices]
     return {name: inputs[name].to(dtype) for name in names}
 
 
@@ -145,11 +145,13 @@ def test_triton_compiles_with_and_without_positions_and_slots():
         changes = {"block_d": 64, "num_warps": 1} if variant.op == "temporal_conv1d_step" else {}
         config = variant.config(**changes)
         for case in catalog.op(variant.op).cases_tagged("smoke", "edge"):
-            wanted = (
-                case.data in ((), ("positions", "slots")) and case.dtype in ("float32", "bfloat16") and case["D"] > 1
-            )
-            if wanted and variant.reject(case, target("sm_90").device, config) is None:
-                asked.append(CompileRequest(variant.key, case.plain(), config_dict(config), "sm_90"))
+            rows = set(case.data) & {"pad_zero", "dst_slots"}
+            plain = case.data in ((), ("positions", "slots"))
+            if not (rows or plain) or case.dtype not in ("float32", "bfloat16") or case["D"] == 1:
+                continue
+            for arch in ("sm_80", "sm_90", "gfx942") if rows else ("sm_90",):
+                if variant.reject(case, target(arch).device, config) is None:
+                    asked.append(CompileRequest(variant.key, case.plain(), config_dict(config), arch))
     assert {request.variant for request in asked} == {v.key for op in OPS for v in compilable(op)}
     answers = compile_all(asked)
     assert not answers.failures, "\n\n".join(f"{f.request}: {f.reason}" for f in answers.failures)

@@ -101,7 +101,7 @@ class Draws:
         found: Inputs = {"positions": positions, "slots": slots, "dst_slots": others}
         return {name: None if v is None else v.to(self.device) for name, v in found.items()} | {"pad_slot": pad}
 
-    def pool(self, state: Tensor, slots: Tensor | None) -> Tensor:
+    def pooled(self, state: Tensor, slots: Tensor | None) -> Tensor:
         """``state`` [B, ...] in a pool of P rows at its slots; each in a page of its own where the case's data ask.
 
         A page is longer than the row, as where an engine keeps another state beside it; the rest of it is NaN.

@@ -84,7 +84,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     sizes, data = (case["B"], 1, case["D"], case["H"], case["K"]), ("state", "h0", *case.data)
     full = block.make_inputs(block_case(*sizes, case.dtype, data=data), device, seed)
     rows = draw.decoding()
-    kept, h = (draw.pool(full[name], rows["slots"]) for name in ("conv_state", "h0"))
+    kept, h = (draw.pooled(full[name], rows["slots"]) for name in ("conv_state", "h0"))
     weights = {name: full[name] for name in block.WEIGHTS}
     return {"x": full["x"][:, 0], "y": full["y"][:, 0], **weights, "conv_state": kept, "h": h, **rows}
 

@@ -123,7 +123,7 @@ def _enter(data: Any, sequence: int, begin: int, row: int, channel: int, u: int,
     first = conv.first_kept(field(data, AT.positions), row, taps)
     weight = field(data, AT.conv_weight) + channel * own
     bias = field(data, AT.conv_bias) + channel * own
-    conv.wide_conv(data, n, (x, weight, field(data, AT.width) * own, bias, kept, n * size, taps, first, u))
+    conv.wide_conv(data, n, (x, weight, field(data, AT.width) * own, bias, kept, kept, n * size, taps, first, u))
     target = _native.int64_at(field(data, AT.keep), row)
     if keeps and target >= 0:
         for k in range(taps - 1):
@@ -152,7 +152,7 @@ def _advance(
     gated = field(data, AT.y) != 0
     out = field(data, AT.out) + (row * field(data, AT.width) + channel) * size
     u, z_i, z_r, rate = inputs
-    numbers = (u, z_i, z_r, rate, carry, _step(data, AT.y, row, channel), out)
+    numbers = (u, z_i, z_r, rate, carry, carry, _step(data, AT.y, row, channel), out)
     if begins and gated:
         token.begin_gated(data, channels, numbers)
     elif begins:

@@ -64,7 +64,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     one = lru_cost.make_case(case["B"], 1, case["D"], case["H"], case.dtype, data=("h0", *case.data))
     full = lru.make_inputs(one, device, seed)
     rows = draw.decoding()
-    h = draw.pool(full["h0"], rows["slots"])
+    h = draw.pooled(full["h0"], rows["slots"])
     return {"x": full["x"][:, 0], **{name: full[name] for name in lru.GATES}, "h": h, **rows}
 
 

@@ -59,7 +59,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     draw = Draws(case, device, seed + 1)
     one = conv_cost.make_case(case["B"], 1, case["D"], case["K"], case.dtype, data=("state", *case.data))
     full, rows = conv.make_inputs(one, device, seed), draw.decoding()
-    state = draw.pool(full["state"], rows["slots"])
+    state = draw.pooled(full["state"], rows["slots"])
     return {"x": full["x"][:, 0], "weight": full["weight"], "bias": full["bias"], "state": state, **rows}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from griffin_kernels import errors
 
 
-class Rows(NamedTuple):
+class PoolRows(NamedTuple):
     """Rows of the pool by row of the batch, int64 [B]: that old states are read from, that new ones are written to.
 
     Negative for none. None: row b.
@@ -26,14 +26,14 @@ class Rows(NamedTuple):
     written: Tensor | None
 
 
-def of(call: Any, pool: int) -> Rows:
+def of(call: Any, pool: int) -> PoolRows:
     """The rows of a call, by its ``slots``, ``pad_slot`` and perhaps ``dst_slots``. Waits for no device."""
     if call.slots is None:
-        return Rows(None, None)
+        return PoolRows(None, None)
     read = _marked(call.slots, call.pad_slot, pool)
     if (others := getattr(call, "dst_slots", None)) is None:
-        return Rows(read, read)
-    return Rows(read, torch.where(read < 0, read, _marked(others, call.pad_slot, pool)))
+        return PoolRows(read, read)
+    return PoolRows(read, torch.where(read < 0, read, _marked(others, call.pad_slot, pool)))
 
 
 def _marked(slots: Tensor, pad_slot: int, pool: int) -> Tensor:

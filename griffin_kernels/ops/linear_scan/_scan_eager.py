@@ -1,8 +1,9 @@
 """What the eager variants share: reduce every form of the scan to one plain scan, and the backward to a forward.
 
-A *core* is ``core(x, a, cut, config) -> h`` for x, a [B, T, D], or for x [B, T, H, n] and matrices a [B, T, H, n, n],
-in the accumulator's dtype, from a zero state, forward in time. config: of the variant; ``through`` binds it. Resets,
-packed sequences, h0 and direction are folded in before it, with A_t h0 in place of a_t h0 for matrices:
+A *core* is ``core(x, a, cut, config) -> h`` for x, a [B, T, D], for x [B, T, H, n] and matrices a [B, T, H, n, n], or
+for complex numbers x, a [B, T, D, 2], in the accumulator's dtype, from a zero state, forward in time. config: of the
+variant; ``through`` binds it. Resets, packed sequences, h0 and direction are folded in before it, with A_t h0 in place
+of a_t h0 for matrices. Outside of it complex x and states are flat, [B, T, 2 D], two channels for each number:
 
     reset at t:                    cut_t
     a sequence starts at t:        x_t := x_t + a_t * h0,  cut_t
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Variant, accumulator
 from griffin_kernels.ops._variants import backward_of, through
-from griffin_kernels.ops.linear_scan.op import rows_of
+from griffin_kernels.ops.linear_scan.op import MODULUS, rows_of
 
 Core = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -85,6 +86,8 @@ def _within_one(gates: Tensor) -> bool:
         return False
     if gates.numel() == 0:
         return True
+    if gates.is_complex():
+        return not bool(((gates.abs() > MODULUS) & gates.isfinite()).any())
     low, high = torch.aminmax(gates)
     if bool(torch.maximum(high, -low) <= 1):
         return True
@@ -110,10 +113,41 @@ def apply(matrices: Tensor, vectors: Tensor) -> Tensor:
     return torch.matmul(matrices, vectors.reshape(*matrices.shape[:-1], 1)).reshape(vectors.shape)
 
 
+def numbers(pairs: Tensor) -> Tensor:
+    """Complex numbers [..., D] of pairs [..., D, 2]: a view, where strides allow one."""
+    even = not any(number % 2 for number in (pairs.storage_offset(), *pairs.stride()[:-1]))
+    if not even or pairs.stride(-1) != 1:
+        pairs = pairs.clone(memory_format=torch.contiguous_format)
+    return torch.view_as_complex(pairs)
+
+
+def _flat_numbers(flat: Tensor) -> Tensor:
+    """Complex numbers [..., D] of channels [..., 2 D]."""
+    return numbers(flat.unflatten(-1, (flat.shape[-1] // 2, 2)))
+
+
+def _complex_outer(g: Tensor, before: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.view_as_real(_flat_numbers(g) * _flat_numbers(before).conj()).to(dtype)
+
+
+COMPLEX = Products(
+    lambda a, states: torch.view_as_real(numbers(a) * _flat_numbers(states)).flatten(-2),
+    lambda a: torch.stack((a[..., 0], -a[..., 1]), dim=-1),  # the conjugate
+    _complex_outer,
+)
+
+
+def on_numbers(core: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A core of gates, which takes complex tensors too, for pairs."""
+    return lambda x, a, cut, config: torch.view_as_real(core(numbers(x), numbers(a), cut, config))
+
+
 def products_of(a: Tensor) -> Products:
-    """Those of gates [B,T,D], or of matrices [B,T,H,n,n]."""
+    """Those of gates [B,T,D], of matrices [B,T,H,n,n], or of complex gates [B,T,D,2]."""
     if a.ndim == 3:
         return GATES
+    if a.ndim == 4:
+        return COMPLEX
 
     def outer(g: Tensor, before: Tensor, dtype: torch.dtype) -> Tensor:
         rows, columns = g.reshape(a.shape[:-1]), before.reshape(a.shape[:-1])

@@ -1,4 +1,4 @@
-"""Vectors of the numba scans' rows: what a step makes of a state and of its gradient, for gates and for matrices.
+"""Vectors of the numba scans' rows: what a step makes of a state and of its gradient, for gates of every kind.
 
 Where a kernel's pointer holds a number n, a step has a matrix for every block of n channels. A vector of V channels
 holds V / n whole blocks, whose matrices are the next n vectors of V elements of a: element f of them belongs to row
@@ -11,6 +11,10 @@ f // n, entry f % n of it. So a row needs no gathers:
 where element f of spread(h) is h[f // n^2 * n + f % n] and of repeat(g) is g[f // n]: constant shuffles of one vector.
 The sums are trees of log2(n) levels. n is known when a kernel is compiled; where it is no power of two, V = n and a
 row's sum goes element by element. A gate is its own spread, repeat and sum.
+
+Where that number is ``PAIRS``, channels 2 k and 2 k + 1 are the real and the imaginary part of a complex number, of a
+and of the state alike: h := x + real(a) * h + imaginary(a) * swapped(h) * (-1, 1), and what is handed back has the
+conjugate of a.
 """
 
 # Python's types end where numba's begin.
@@ -28,9 +32,14 @@ from numba import types
 
 from griffin_kernels.ops._native import INT8, INT32, INT64
 from griffin_kernels.ops._native_rows import STREAM, RowLanes
+from griffin_kernels.ops.linear_scan.op import MODULUS
 
 AHEAD = 2
 """Hint: ask for the next row of the inputs early."""
+
+
+PAIRS = 0
+"""In place of the size of matrices: complex gates."""
 
 
 def _is_power(number: int) -> bool:
@@ -43,7 +52,9 @@ class ScanLanes(RowLanes):
 
     @classmethod
     def of_data(cls, data: Any) -> type[RowLanes]:
-        return _BlockLanes if isinstance(data.dtype, types.UniTuple) else cls
+        if not isinstance(data.dtype, types.UniTuple):
+            return cls
+        return _PairLanes if data.dtype.count == PAIRS else _BlockLanes
 
     def ahead(self, *addresses: Any) -> None:
         """With the hint, ask for the cache line of data at these channels of other rows; anywhere is safe."""
@@ -68,25 +79,41 @@ class ScanLanes(RowLanes):
         """Where a value is infinite or NaN."""
         return self.lost(self.builder.fsub(value, value))
 
+    def one(self) -> Any:
+        """The gate that changes nothing."""
+        return self.constant(1.0)
+
+    def conjugate(self, gate: Any) -> Any:
+        """The gate that a gradient goes through."""
+        return gate
+
+    def through(self, gate: Any, state: Any, x: Any) -> Any:
+        """A gate times a state, plus x."""
+        return self.multiply_add(gate, state, x)
+
     def step(self, a: Any, state: Any, x: Any) -> Any:
         """a times a state, plus x. a: the address of the step's gates or matrices."""
-        return self.multiply_add(self.load(a), state, x)
+        return self.through(self.load(a), state, x)
+
+    def back(self, a: Any, g: Any) -> Any:
+        """What a step hands back of a gradient. a: the address of its gates or matrices."""
+        return self.multiply(self.load(a), g)
+
+    def outer(self, g: Any, before: Any, part: int) -> Any:
+        """Vector ``part`` of the gradient of a, from those of the state and the state before."""
+        return self.multiply(g, before)
+
+    @property
+    def parts(self) -> int:
+        """Vectors of a for a vector of channels."""
+        return max(1, self.number)
 
     def matrices(self, part: int) -> Any:
         """Vector ``part`` of the n vectors of these channels' matrices; of gates there is one."""
         return self
 
-    def spread(self, value: Any, part: int) -> Any:
-        """For each element of vector ``part`` of the matrices: the value of its column's channel."""
-        return value
-
-    def repeat(self, value: Any, part: int) -> Any:
-        """For each element of vector ``part`` of the matrices: the value of its row's channel."""
-        return value
-
-    def sum_columns(self, vectors: list[Any]) -> Any:
-        """Element [j, k] of every block summed over j, for channel k."""
-        return vectors[0]
+    def _shuffled(self, first: Any, second: Any, lanes: list[int]) -> Any:
+        return self.builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(INT32, len(lanes)), lanes))
 
 
 class _BlockLanes(ScanLanes):
@@ -116,17 +143,16 @@ class _BlockLanes(ScanLanes):
         first = self.builder.mul(self.index, INT64(self.number))
         return replace(self, index=self.builder.add(first, INT64(part * self.count)))
 
-    def _shuffled(self, first: Any, second: Any, lanes: list[int]) -> Any:
-        return self.builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(INT32, len(lanes)), lanes))
-
     def _placed(self, value: Any, part: int, lane: Callable[[int], int]) -> Any:
         elements = range(part * self.count, (part + 1) * self.count)
         return self._shuffled(value, value, [lane(f) for f in elements])
 
     def spread(self, value: Any, part: int) -> Any:
+        """For each element of vector ``part`` of the matrices: the value of its column's channel."""
         return self._placed(value, part, lambda f: f // self.number**2 * self.number + f % self.number)
 
     def repeat(self, value: Any, part: int) -> Any:
+        """For each element of vector ``part`` of the matrices: the value of its row's channel."""
         return self._placed(value, part, lambda f: f // self.number)
 
     def _fold(self, vectors: list[Any], unit: int) -> Any:
@@ -143,8 +169,12 @@ class _BlockLanes(ScanLanes):
             vectors = [self.add(self._shuffled(u, v, even), self._shuffled(u, v, odd)) for u, v in couples]
         return vectors[0]
 
-    def sum_columns(self, vectors: list[Any]) -> Any:
-        return self._fold(vectors, self.number)
+    def back(self, a: Any, g: Any) -> Any:
+        products = [self.multiply(self.matrices(i).load(a), self.repeat(g, i)) for i in range(self.number)]
+        return self._fold(products, self.number)  # element [j, k] of every block summed over j, for channel k
+
+    def outer(self, g: Any, before: Any, part: int) -> Any:
+        return self.multiply(self.repeat(g, part), self.spread(before, part))
 
     def step(self, a: Any, state: Any, x: Any) -> Any:
         products = [self.multiply(self.matrices(i).load(a), self.spread(state, i)) for i in range(self.number)]
@@ -159,3 +189,51 @@ class _BlockLanes(ScanLanes):
             entries = [self.builder.extract_element(vector, INT32(k)) for k in range(self.number)]
             total = self.builder.insert_element(total, functools.reduce(self.builder.fadd, entries), INT32(j))
         return total
+
+
+class _PairLanes(ScanLanes):
+    """Lanes of complex numbers, real and imaginary parts in turns."""
+
+    @staticmethod
+    def widths(element: Any, number: int) -> tuple[int, int]:
+        return RowLanes.widths(element, number)[0], 2
+
+    def _alternating(self, real: float, imaginary: float) -> Any:
+        return ir.Constant(self.of(self.wide), [real, imaginary] * (self.count // 2))
+
+    def _each(self, value: Any, real: int, imaginary: int) -> Any:
+        """Of every number, its part ``real`` (0 or 1) in the first lane and ``imaginary`` in the second."""
+        lanes = [pair + at for pair in range(0, self.count, 2) for at in (real, imaginary)]
+        return self._shuffled(value, value, lanes)
+
+    def _turned(self, p: Any, q: Any, conjugate: bool) -> tuple[Any, Any]:
+        """The factors of what the imaginary part of p, or of its conjugate, adds to the product with q."""
+        signs = self._alternating(1.0, -1.0) if conjugate else self._alternating(-1.0, 1.0)
+        return self.multiply(self._each(p, 1, 1), signs), self._each(q, 1, 0)
+
+    def one(self) -> Any:
+        return self._alternating(1.0, 0.0)
+
+    def conjugate(self, gate: Any) -> Any:
+        return self.multiply(gate, self._alternating(1.0, -1.0))
+
+    def through(self, gate: Any, state: Any, x: Any) -> Any:
+        return self.multiply_add(*self._turned(gate, state, False), self.multiply_add(self._each(gate, 0, 0), state, x))
+
+    def _conjugate_times(self, p: Any, q: Any) -> Any:
+        return self.multiply_add(*self._turned(p, q, True), self.multiply(self._each(p, 0, 0), q))
+
+    def back(self, a: Any, g: Any) -> Any:
+        return self._conjugate_times(self.load(a), g)
+
+    def outer(self, g: Any, before: Any, part: int) -> Any:
+        return self._conjugate_times(before, g)
+
+    def grown(self, product: Any, gate: Any) -> Any:
+        squares = self.multiply(gate, gate)
+        beyond = self.builder.fcmp_ordered(">", self.add(squares, self._each(squares, 1, 0)), self.constant(MODULUS**2))
+        return self.builder.select(beyond, self.constant(math.nan), self.through(gate, product, self.zero()))
+
+    def lost(self, value: Any) -> Any:
+        """Where either part is NaN."""
+        return self.builder.fcmp_unordered("uno", value, self._each(value, 1, 0))

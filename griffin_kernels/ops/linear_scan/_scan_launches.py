@@ -1,4 +1,4 @@
-"""What the hosts of the Triton scans share, of gates and of matrices."""
+"""What the hosts of the Triton scans share, of gates of every kind."""
 
 from __future__ import annotations
 
@@ -37,12 +37,17 @@ def scan_arguments(call: Any, outputs: dict[str, Any]) -> Arguments:
 
 
 def steps_of(a: Tensor, reverse: bool) -> Any:
-    """The bundle of gates [B,T,D] or matrices [B,T,H,n,n]; reverse: time is visited from its end."""
-    if a.ndim == 3:
-        return rows(a, reverse)
+    """The bundle of gates [B,T,D], matrices [B,T,H,n,n] or complex gates [B,T,D,2]; reverse: from the end of time."""
+    if a.ndim < 5:
+        return rows(in_channels(a), reverse)
     row, column = (a.stride(3), a.stride(4)) if a.shape[4] > 1 else (1, 1)
     steps = host.row_stride(a, 0), host.signed_step(a, reverse)
     return Matrices(a, *steps, constant(1), host.known_stride(a, 2), constant(row), constant(column))
+
+
+def in_channels(tensor: Tensor) -> Tensor:
+    """Complex gates [B,T,D,2] with two channels for each; others as they are."""
+    return tensor.flatten(2) if tensor.ndim == 4 else tensor
 
 
 def padded(size: int) -> int:
@@ -64,18 +69,21 @@ def scan_launch(
     args: dict[str, Any],
     constexprs: dict[str, Any],
 ) -> Launch:
-    """The launch of ``programs`` programs for every block of channels of inputs, or for every group of matrices.
+    """The launch of ``programs`` programs for every block of channels of inputs, or every group of matrices or numbers.
 
     inputs: x, or dh; a; others that are loaded. config: block_t, block_d, or block_a of matrices, num_warps.
     """
     a = inputs[1]
-    if a.ndim == 3:
-        blocks, size, held, in_registers = a.shape[2], 1, config.block_d, None
-        load_bits = host.load_bits(inputs, held // (32 * config.num_warps))
+    each = 1
+    if a.ndim < 5:
+        blocks, held = a.shape[2], config.block_d
+        size, in_registers = (1, None) if a.ndim == 3 else (2, 2)
+        load_bits = host.load_bits([*map(in_channels, inputs)], held * size // (32 * config.num_warps))
     else:
         (blocks, size), in_registers = a.shape[2:4], padded(a.shape[3])
-        held, load_bits = blocks_in(config.block_a, size), _load_bits(a, config.block_a, config.num_warps)
-    tile = Tile(constant(blocks), constant(size), in_registers and constant(in_registers), constant(held))
+        each, held, load_bits = size, blocks_in(config.block_a, size), _load_bits(a, config.block_a, config.num_warps)
+    in_registers = in_registers and constant(in_registers)
+    tile = Tile(constant(blocks), constant(size), in_registers, constant(held), constant(each))
     return Launch(
         kernel=kernel,
         grid=(programs * triton.cdiv(blocks, held),),

@@ -1,9 +1,10 @@
-"""The compiled code of the numba variants: linear_scan, block_diagonal_scan and their gradients, by rows of channels.
+"""The compiled code of the numba variants: linear_scan, block_diagonal_scan, complex_scan and their gradients, by rows.
 
 A row is what one time step holds of one block of channels: contiguous, and so are the matrices of its channels, so that
 it is read, combined with the carry and written a vector at a time. The carry of a block, in the accumulator's dtype,
 stays in the first-level cache for a whole sequence. Kernels are as in _native.py, their rows as in _native_rows.py,
-gates and matrices as in _scan_lanes.py; the pointer's type holds the size n of matrices.
+gates, matrices and complex gates as in _scan_lanes.py; the pointer's type holds which of them, and the size n of
+matrices. Complex numbers are pairs of channels; for them da_t = g_t conj(h_{t-1}) and c_t = conj(a_t) g_t.
 
     forward:   c_t = a_t c_{t-1} + x_t              h_t = c_t
     backward:  g_t = dh_t + c_{t+1}                 dx_t = g_t, da_t = g_t h_{t-1}, c_t = a_t g_t
@@ -11,7 +12,7 @@ gates and matrices as in _scan_lanes.py; the pointer's type holds the size n of 
 With time cut into chunks, ``reduce`` finds what each chunk does to its carry, c -> product * c + last; ``carries`` runs
 that over the chunks, in order; forward or backward then starts every chunk from its own carry. A product of gates
 beyond [-1, 1] may overflow where the carry does not, or underflow and grow again: it becomes NaN, and ``carries`` goes
-through such a chunk step by step. A chunk with a reset hands on its last, whatever entered it. Only gates are chunked.
+through such a chunk step by step. A chunk with a reset hands on its last, whatever entered it. Matrices are not cut so.
 """
 
 # Python's types end where numba's begin.
@@ -24,8 +25,8 @@ from typing import Any, NamedTuple
 import numba
 
 from griffin_kernels.ops import _native_rows
-from griffin_kernels.ops._native import Strided, data_bytes, field, finish, int32_at, int64_at, places, take
-from griffin_kernels.ops._native_rows import STREAM, bounds, copy, input_at, is_set, known_number, row, wide_bytes, zero
+from griffin_kernels.ops._native import Strided, data_bytes, field, finish, int32_at, int64_at, known, places, take
+from griffin_kernels.ops._native_rows import STREAM, bounds, copy, input_at, is_set, number_of, row, wide_bytes, zero
 from griffin_kernels.ops.linear_scan import _scan_lanes
 from griffin_kernels.ops.linear_scan._scan_lanes import AHEAD, ScanLanes
 
@@ -81,6 +82,7 @@ class _Part(NamedTuple):
     channels: int
 
 
+_known_size = known(lambda data: max(1, number_of(data)))  # elements of a for each channel
 _row, _hinted_row = row(ScanLanes), row(ScanLanes, (0, STREAM, AHEAD, STREAM | AHEAD))
 
 
@@ -94,10 +96,10 @@ def _forward_row(v: ScanLanes, x: Any, a: Any, out: Any, carry: Any, next_x: Any
 
 def _gradient(v: ScanLanes, before: Any, dh: Any, a: Any, dx: Any, da: Any, carry: Any) -> None:
     g = v.add(v.load(dh), v.read(carry))
-    v.write(v.sum_columns([v.multiply(v.matrices(i).load(a), v.repeat(g, i)) for i in range(v.number)]), carry)
+    v.write(v.back(a, g), carry)
     v.store(g, dx)
-    for i in range(v.number):
-        v.matrices(i).store(v.multiply(v.repeat(g, i), v.spread(before, i)), da)
+    for i in range(v.parts):
+        v.matrices(i).store(v.outer(g, before, i), da)
 
 
 @_hinted_row
@@ -115,7 +117,7 @@ def _backward_first_row(v: ScanLanes, before: Any, dh: Any, a: Any, dx: Any, da:
 def _backward_stop_row(v: ScanLanes, dh: Any, dx: Any, da: Any, carry: Any) -> None:
     # no state entered this step: neither a nor an earlier step has a gradient, whatever g is
     v.store(v.add(v.load(dh), v.read(carry)), dx)
-    for i in range(v.number):
+    for i in range(v.parts):
         v.matrices(i).store(v.zero(), da)
     v.write(v.zero(), carry)
 
@@ -125,16 +127,16 @@ def _forward_after(v: ScanLanes, x: Any, a: Any, carry: Any) -> Any:
 
 
 def _backward_after(v: ScanLanes, dh: Any, a: Any, carry: Any) -> Any:
-    return v.multiply(v.load(a), v.add(v.load(dh), carry))
+    return v.back(a, v.add(v.load(dh), carry))
 
 
-def _reduce_row(after: Any) -> Any:
+def _reduce_row(after: Any, gradient: bool) -> Any:
     """One step of a chunk's product and of what it makes of a zero carry."""
 
     @_row
     def reduced(v: ScanLanes, x: Any, a: Any, product: Any, last: Any) -> None:
         v.write(after(v, x, a, v.read(last)), last)
-        v.write(v.grown(v.read(product), v.load(a)), product)
+        v.write(v.grown(v.read(product), v.conjugate(v.load(a)) if gradient else v.load(a)), product)
 
     return reduced
 
@@ -150,7 +152,7 @@ def _walk_row(after: Any) -> Any:
     return walked
 
 
-_forward_reduce_row, _backward_reduce_row = _reduce_row(_forward_after), _reduce_row(_backward_after)
+_forward_reduce_row, _backward_reduce_row = _reduce_row(_forward_after, False), _reduce_row(_backward_after, True)
 _forward_walk_row, _backward_walk_row = _walk_row(_forward_after), _walk_row(_backward_after)
 
 
@@ -159,7 +161,7 @@ def _carry_row(v: ScanLanes, product: Any, last: Any, carry: Any) -> None:
     # last: what the chunk makes of a zero carry, replaced by the carry that enters it
     entering, factor, own = v.read(carry), v.read(product), v.read(last)
     walk = v.builder.or_(v.lost(factor), v.endless(own))
-    v.write(v.builder.select(walk, entering, v.multiply_add(factor, entering, own)), carry)
+    v.write(v.builder.select(walk, entering, v.through(factor, entering, own)), carry)
     v.write(v.builder.select(walk, v.constant(math.nan), factor), product)
     v.write(entering, last)
 
@@ -173,7 +175,7 @@ def _swap_row(v: ScanLanes, last: Any, carry: Any) -> None:
 
 @_row
 def _one_row(v: ScanLanes, target: Any) -> None:
-    v.write(v.constant(1.0), target)
+    v.write(v.one(), target)
 
 
 _zero_row, _copy_row = row()(zero), row()(copy)
@@ -242,7 +244,7 @@ def _carry(data: Any, part: _Part) -> int:
 
 def forward(data: Any) -> None:
     """h and the running carries."""
-    hints, size = field(data, AT.hints), known_number(data)
+    hints, size = field(data, AT.hints), _known_size(data)
     item = take(data, 0)
     while item < field(data, AT.items):
         part = _part(data, item)
@@ -263,7 +265,7 @@ def forward(data: Any) -> None:
 
 def backward(data: Any) -> None:
     """dx, da and the running carries."""
-    hints, size = field(data, AT.hints), known_number(data)
+    hints, size = field(data, AT.hints), _known_size(data)
     item = take(data, 0)
     while item < field(data, AT.items):
         part = _part(data, item)

@@ -55,6 +55,8 @@ def _scan(
     sequences, chunk = final.shape[0], getattr(config, "chunk", None)
     if call.a.ndim == 3:
         number, size, a, block = None, 1, native.rows(call.a), config.block_d
+    elif call.a.ndim == 4:  # pairs of channels
+        number, size, a, block = _scan_lanes.PAIRS, 1, native.rows(call.a.flatten(2)), 2 * config.block_d
     else:
         number = size = call.a.shape[-1]
         a, block = native.rows(call.a.flatten(2)), _block(width, size, sequences, config.block_d, x.itemsize)
@@ -107,7 +109,7 @@ def _scan(
 
 
 def forward(call: Any, config: Any) -> tuple[Tensor, Tensor]:
-    """linear_scan or block_diagonal_scan by blocks of ``block_d`` channels, of matrices at most about so many.
+    """A scan by blocks of ``block_d`` channels, of matrices at most about so many.
 
     Where the configuration has ``chunk``, by chunks of that many steps too.
     """

@@ -1,7 +1,8 @@
 """Scan row by row in registers: what all Triton forms share, for whole sequences, for pieces, for channels done again.
 
 A step of a is a gate for every channel, of a carry [block_d], or the matrices of the ``held`` blocks of a program, of a
-carry [held, n], n padded to a power of two. Those are loaded flat, vectors [held * n] and matrices [held * n * n],
+carry [held, n], n padded to a power of two, or ``held`` complex gates, of a carry [held, 2], whose a has no more
+elements than the carry. Those are loaded flat, vectors [held * n] and matrices [held * n * n],
 because that is how memory has them: a thread's load is 16 bytes wide whatever n is. Only then is it seen as [held, n],
 or [held, n, n]. Small blocks then lie within one thread, and sums over them need no other.
 
@@ -56,12 +57,16 @@ class Matrices(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Constants: H, n, n as a power of two, and how many blocks a program holds; of gates D, 1, None, block_d."""
+    """Constants: H, n, n as a power of two, how many blocks a program holds, and elements of a for each channel.
+
+    Of gates D, 1, None, block_d, 1; of complex gates D, 2, 2, block_d, 1.
+    """
 
     blocks: Any
     size: Any
     padded: Any
     held: Any
+    each: Any
 
 
 class Blocks(NamedTuple):
@@ -95,13 +100,23 @@ def alike(channels):
 @bundling
 def own_part(place, tile, a):
     """(row, Blocks) of program ``place`` of rows * ceil(blocks / held), blocks fastest."""
-    return own_gates(place, tile) if tile.padded is None else own_blocks(place, tile, a)
+    return (
+        own_gates(place, tile)
+        if tile.padded is None
+        else (own_numbers(place, tile) if tile.each == 1 else own_blocks(place, tile, a))
+    )
 
 
 @bundling
 def own_gates(place, tile):
     row, channels = own_channels(place, tile.blocks, tile.held)
     return row, alike(channels)
+
+
+@bundling
+def own_numbers(place, tile):
+    GROUPS: tl.constexpr = (tile.blocks + tile.held - 1) // tile.held
+    return place // GROUPS, alike(vector_channels((place % GROUPS) * tile.held, tile))
 
 
 @bundling
@@ -156,10 +171,22 @@ def as_matrices(flat, vectors):
 
 
 @triton.jit
+def complex_product(p, q, CONJUGATE: tl.constexpr):
+    """p, flat or [held, 2], or its conjugate, times q [held, 2]."""
+    p_real, p_imaginary = tl.split(tl.reshape(p, q.shape).to(q.dtype))
+    q_real, q_imaginary = tl.split(q)
+    if CONJUGATE:
+        p_imaginary = -p_imaginary
+    return tl.join(p_real * q_real - p_imaginary * q_imaginary, p_real * q_imaginary + p_imaginary * q_real)
+
+
+@triton.jit
 def through_step(a, state):
-    """A step's gates times a state [block_d], or its matrices times a state [held, n]."""
+    """A step's gates times a state [block_d], matrices times a state [held, n], or complex gates times [held, 2]."""
     if len(state.shape) == 1:
         after = a.to(state.dtype) * state
+    elif a.shape[0] == state.shape[0] * state.shape[1]:
+        after = complex_product(a, state, False)
     else:
         after = tl.sum(as_matrices(a, state) * state[:, None, :], axis=2)
     return after
@@ -167,9 +194,11 @@ def through_step(a, state):
 
 @triton.jit
 def back_through_step(a, g):
-    """A step's gates times a gradient [block_d], or its matrices transposed times a gradient [held, n]."""
+    """As ``through_step`` for a gradient, of matrices transposed, of the conjugates of complex gates."""
     if len(g.shape) == 1:
         before = a.to(g.dtype) * g
+    elif a.shape[0] == g.shape[0] * g.shape[1]:
+        before = complex_product(a, g, True)
     else:
         before = tl.sum(as_matrices(a, g) * g[:, :, None], axis=1)
     return before

@@ -18,6 +18,9 @@ from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan import wild
 from griffin_kernels.ops.linear_scan.cost import FLAGS, cost, make_case
 
+MODULUS = 1 + 2.0**-17
+"""Complex gates with |a| up to this count as within 1: rounding puts them there, and a million leave no dtype."""
+
 
 class Call(NamedTuple):
     """The arguments of linear_scan; see ``functional/linear_scan.py``."""

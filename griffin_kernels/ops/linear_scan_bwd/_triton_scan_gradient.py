@@ -32,7 +32,7 @@ from griffin_kernels.ops._triton.tensors import (
     store_state,
 )
 from griffin_kernels.ops.linear_scan._scan_launches import Arguments, steps_of
-from griffin_kernels.ops.linear_scan._triton_scan import alike, back_through_step
+from griffin_kernels.ops.linear_scan._triton_scan import alike, back_through_step, complex_product
 from griffin_kernels.ops.linear_scan.op import rows_of
 
 
@@ -65,10 +65,12 @@ def streams_later(streams, steps):
 
 
 @triton.jit
-def outer(g, before):
-    """The gradient of a step's gates or matrices, from those of its state and the state before it [held * n]."""
+def outer(g, before, a):
+    """The gradient of a step's ``a``, from those of its state and the state before it [held * n]."""
     if len(g.shape) == 1:
         product = g * before
+    elif a.shape[0] == before.shape[0]:
+        product = complex_product(before, g, True)
     else:
         product = g[:, :, None] * tl.reshape(before, g.shape)[:, None, :]
     return product
@@ -106,7 +108,7 @@ def scan_tile(streams, marks, h0, carry, before_first, own, left, ahead, BLOCK_T
             after = tl.where(resets[u] != 0, 0.0, after)
             before = tl.where(resets[u] != 0, 0.0, before)
         store_row(streams.dx, u, tl.reshape(g, before.shape), own.vectors, left, TAIL)
-        store_row(streams.da, u, tl.reshape(outer(g, before), steps[u].shape), own.outputs, left, TAIL)
+        store_row(streams.da, u, tl.reshape(outer(g, before, steps[u]), steps[u].shape), own.outputs, left, TAIL)
         if marks is not None:
             store_state(marks.final, leaves[u], tl.reshape(after, before.shape), own.vectors, leaves[u] >= 0)
         # steps after the end must not change what the last one left; gates are 1 there

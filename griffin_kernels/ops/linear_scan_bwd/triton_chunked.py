@@ -66,7 +66,7 @@ def linear_scan_bwd_chunks(
     piece, own = own_part(tl.num_programs(0) - 1 - tl.program_id(0), tile, given.a)
     batch, chunk, begin, steps = own_chunk(piece, chunks + 1, T, CHUNK)
     first = begin if REVERSE else T - 1 - begin
-    streams = streams_at(given, batch, first, T, D, SIGN, tile.size)
+    streams = streams_at(given, batch, first, T, D, SIGN, tile.each)
     carry = as_carry(entering_chunk(result, dh_last, batch, chunk, chunks, own.vectors, D, ACC), tile)
     before_first = load_state(h0 if marks is None else None, batch, own.vectors, ACC, chunk == chunks)
     marks = marks_at(marks, first, SIGN)

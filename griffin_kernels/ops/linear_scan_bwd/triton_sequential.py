@@ -49,7 +49,7 @@ def linear_scan_bwd_sequential(
     SIGN: tl.constexpr = 1 if REVERSE else -1
     row, own = own_part(tl.program_id(0), tile, given.a)
     batch, first, steps = span(row, cu_seqlens, T, not REVERSE)
-    streams = streams_at(given, batch, first, T, tile.blocks * tile.size, SIGN, tile.size)
+    streams = streams_at(given, batch, first, T, tile.blocks * tile.size, SIGN, tile.each)
     carry = as_carry(load_state(dh_last, row, own.vectors, ACC), tile)
     before_first = load_state(h0, row, own.vectors, ACC)  # [held * n]
     carry = scan_rows(streams, None, None, carry, before_first, own, steps, steps, BLOCK_T)

@@ -6,6 +6,8 @@ Those on whole sequences are differentiable; those that decode or extend change 
 from griffin_kernels.functional._attention import local_attention as local_attention
 from griffin_kernels.functional._attention import local_attention_step as local_attention_step
 from griffin_kernels.functional._common import RGLRUWeights as RGLRUWeights
+from griffin_kernels.functional._complex import complex_rg_lru as complex_rg_lru
+from griffin_kernels.functional._complex import complex_scan as complex_scan
 from griffin_kernels.functional._extend import last_tokens as last_tokens
 from griffin_kernels.functional._extend import rg_lru_extend as rg_lru_extend
 from griffin_kernels.functional._recurrent import recurrent_block as recurrent_block

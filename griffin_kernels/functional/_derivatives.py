@@ -1,11 +1,12 @@
 """Derivatives of the scans made of the scans themselves: tangents, and a gradient that has gradients.
 
-    h_t = m_t A_t h_{t-1} + x_t                                       A_t: gates, or the matrices of blocks
+    h_t = m_t A_t h_{t-1} + x_t                            A_t: gates, the matrices of blocks, or complex gates
     tangent:   h'_t = m_t A_t h'_{t-1} + (x'_t + m_t A'_t h_{t-1})    the same scan of other inputs
     gradient:  g_t = dh_t + m_{t+1} A_{t+1}^T g_{t+1}                 the scan in the opposite direction
                dx_t = g_t,  dA_t = m_t g_t h_{t-1}^T,  dh0 = m_0 A_0^T g_0
 
-m_t is 0 where the state was reset. 16-bit data is widened to float32 here. Slower than the kernels of the gradient,
+m_t is 0 where the state was reset; the transpose of a complex gate is its conjugate. Complex numbers are two channels
+each here, but for a [B,T,D,2]. 16-bit data is widened to float32 here. Slower than the kernels of the gradient,
 which these replace only where a derivative of the gradient is asked for. The eager variants have the same equations
 with writes into parts of tensors, which vmap refuses where the parts are mapped and the tensor is not; these have none.
 """
@@ -19,26 +20,47 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import accumulator
+from griffin_kernels.ops.complex_scan.op import flat, paired, product
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
 """(x, a, h0, reset, cu_seqlens, reverse) -> (h, h_last), differentiable."""
 
 
 def _times(a: Tensor, h: Tensor, transposed: bool = False) -> Tensor:
-    """A h of each step, or A^T h: a [..., D] or [..., H, n, n], h [..., D]."""
+    """A h of each step, or A^T h: a [..., D], [..., H, n, n] or [..., D/2, 2], h [..., D]."""
     if a.dim() == h.dim():
         return a * h
+    if a.dim() == h.dim() + 1:
+        return product(a, paired(h), conjugate=transposed).flatten(-2)
     blocks = h.reshape(a.shape[:-1])
     found: Tensor = torch.einsum("...kj,...k->...j" if transposed else "...jk,...k->...j", a, blocks)
     return found.flatten(-2)
 
 
 def _outer(g: Tensor, h: Tensor, a: Tensor) -> Tensor:
-    """dA of each step: g h, or the matrices g h^T of a's blocks."""
+    """dA of each step: g h, the matrices g h^T of a's blocks, or g conj(h)."""
     if a.dim() == h.dim():
         return g * h
+    if a.dim() == h.dim() + 1:
+        return product(paired(h), paired(g), conjugate=True)
     shape = a.shape[:-1]
     return g.reshape(shape)[..., :, None] * h.reshape(shape)[..., None, :]
+
+
+def _one(a: Tensor) -> Tensor:
+    """What changes nothing in place of a step of a [B,T,...]."""
+    if a.dim() == 3:
+        return a.new_ones(())
+    one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    return one[0] if a.dim() == 4 else one
+
+
+def _transposed(a: Tensor) -> Tensor:
+    """a [B,T,...] as its gradient goes through it."""
+    if a.dim() == 4:
+        real, imaginary = a.unbind(-1)
+        return torch.stack((real, -imaginary), dim=-1)
+    return a.transpose(-1, -2) if a.dim() == 5 else a
 
 
 def _ends(cu_seqlens: Tensor, time: int, first: bool) -> tuple[Tensor, Tensor]:
@@ -107,12 +129,9 @@ def gradient(scan: Scan, call: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """dx, dA and dh0 of the gradient's ``call``, differentiable; dh0 is None without an h0."""
     wide = accumulator(call.a.dtype)
     a, dh, time = call.a.to(wide), call.dh.to(wide), call.a.shape[1]
-    matrices = a.dim() > dh.dim()
     # the gate of the step after, which at a sequence's last step is the way of dh_last into it
     after, ends = torch.roll(a, 1 if call.reverse else -1, 1), _is_end(call, time, first=call.reverse)
-    shape = (time, *[1] * (a.dim() - 2))
-    one = torch.eye(a.shape[-1], dtype=wide, device=a.device) if matrices else a.new_ones(())
-    after = torch.where(ends.view(shape), one, after.transpose(-1, -2) if matrices else after)
+    after = torch.where(ends.view(time, *[1] * (a.dim() - 2)), _one(a), _transposed(after))
     reset = call.reset
     if reset is not None:
         reset = torch.roll(reset, 1 if call.reverse else -1, 1) & ~ends
@@ -133,5 +152,26 @@ class Rules(NamedTuple):
     gradient: Callable[[Any, Any], tuple[Tensor | None, ...]]
 
 
+def _on_channels(scan: Scan) -> Scan:
+    """complex_scan with two channels for each number of x, h0 and what it gives."""
+
+    def scanned(x: Tensor, a: Tensor, h0: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+        h, last = scan(paired(x), a, None if h0 is None else paired(h0), *rest)
+        return h.flatten(-2), last.flatten(-2)
+
+    return scanned
+
+
+def _complex_tangents(scan: Scan, call: Any, h: Tensor, moved: Any) -> tuple[Tensor, Tensor]:
+    along, last = tangents(_on_channels(scan), flat(call), h.flatten(-2), flat(moved))
+    return paired(along), paired(last)
+
+
+def _complex_gradient(scan: Scan, call: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    dx, da, dh0 = gradient(_on_channels(scan), flat(call))
+    return paired(dx), da, None if dh0 is None else paired(dh0)
+
+
 RULES = dict.fromkeys(("linear_scan", "block_diagonal_scan"), Rules(tangents, gradient))
+RULES["complex_scan"] = Rules(_complex_tangents, _complex_gradient)
 """Ops with tangents and with a gradient that has gradients; the others have a gradient alone."""

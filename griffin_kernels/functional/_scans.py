@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from griffin_kernels.functional import _complex
 from griffin_kernels.functional._bridge import offsets, registered
 from griffin_kernels.functional._common import documented
 
@@ -27,7 +28,8 @@ def linear_scan(
 
     Source: RG-LRU's recurrence, arXiv 2402.19427, equation 4, without its gates.
     x, a: [B, T, D], float32, bfloat16, float16 or float64, the same dtype; any strides. a may have any sign and size;
-        forms that cut time are slower where |a| > 1, since they then go step by step.
+        forms that cut time are slower where |a| > 1, since they then go step by step. Complex x, a and h0, complex64 or
+        complex128 alike, give complex h and h_last; see complex_scan.
 
     Returns h [B, T, D] in x's dtype and h_last [B, D], the last state in float32 (float64 for float64). The carry is
     kept in float32 or better throughout. Differentiable in x, a and h0, from h and h_last; gradients of a use h as
@@ -36,6 +38,8 @@ def linear_scan(
     Numerics: products, sums and the carry are float32 (float64 for float64 data) in every variant. bfloat16 and
     float16 are rounded once, when h is written, and dx and da when they are.
     """
+    if isinstance(x, Tensor) and x.is_complex():
+        return _complex.of_numbers(x, a, h0, reset, cu_seqlens, reverse)
     return _linear_scan(x, a, h0, reset, offsets(cu_seqlens), reverse)
 
 

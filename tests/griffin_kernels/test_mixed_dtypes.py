@@ -153,7 +153,7 @@ def test_decoding_under_autocast(model):
     assert accumulator(torch.bfloat16) == cache.layers[0].state.dtype
 
 
-@pytest.mark.parametrize("name", ["linear_scan", "block_diagonal_scan"])
+@pytest.mark.parametrize("name", ["linear_scan", "block_diagonal_scan", "complex_scan"])
 def test_scans_keep_their_dtype_under_autocast(name):
     given = catalog.op(name).make_inputs(small(name)[0], CPU, 0)
     with torch.autocast("cpu", torch.bfloat16):

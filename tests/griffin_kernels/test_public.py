@@ -18,6 +18,7 @@ ROWS = {
     "linear_scan": "B2-T{}-D6-{}~h0",
     "block_diagonal_scan": "B2-T{}-D12-H3-n4-{}~h0",
     "block_diagonal_scan, blocks of one": "B2-T{}-D3-H3-n1-{}~h0",
+    "complex_scan": "B2-T{}-D3-{}~h0",
     "rg_lru": "B2-T{}-D8-H2-n4-{}+segmented~h0",
     "temporal_conv1d": "B2-T{}-D8-K4-{}~state",
     "temporal_conv1d, documents": "B2-T{}-D8-K4-{}+segmented~state",
@@ -138,6 +139,7 @@ def opchecked():
         some = {
             "linear_scan": (cases, every[::4]),
             "block_diagonal_scan": (every[::3], every[::4]),
+            "complex_scan": (every[::4], every[::5]),
             "temporal_conv1d": ([every[at] for at in (0, 4, 9, -5, -3, -1)],) * 2,
             "local_attention": (
                 [c for c in cases if c is cases[0] or "packed" in c.flags or c["T"] < c.dims.get("S", 0)],
@@ -380,6 +382,17 @@ BAD = {
         ),
         "a without blocks": (
             lambda i: {"a": i["a"][:, :, 0]}, ShapeError, r"a has shape \[2, 6, 4, 4\], expected \[B=2, T=6"
+        ),
+    },
+    "complex_scan": SCAN | {
+        "pairs side by side": (
+            lambda i: {"x": i["x"].flatten(2)}, ShapeError, r"x has shape \[2, 6, 6\], expected \[B, T, D, 2\]"
+        ),
+        "a of real numbers": (
+            lambda i: {"a": i["a"][..., :1]}, ShapeError, r"a has shape .*expected \[B=2, T=6, D=3, 2\]"
+        ),
+        "h0 of another width": (
+            lambda i: {"h0": i["h0"][:, 1:]}, ShapeError, r"h0 has shape \[2, 2, 2\], expected \[N=2, D=3, 2\]"
         ),
     },
     "rg_lru": GATED | {

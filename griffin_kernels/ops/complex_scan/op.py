@@ -43,7 +43,8 @@ class Call(NamedTuple):
 
 def product(p: Tensor, q: Tensor, conjugate: bool = False) -> Tensor:
     """Pairs p times pairs q; of the conjugate of p, if so."""
-    (a, b), (c, d) = p.unbind(-1), q.unbind(-1)
+    a, b = p.unbind(-1)
+    c, d = q.unbind(-1)
     b = -b if conjugate else b
     return torch.stack((a * c - b * d, a * d + b * c), dim=-1)
 
@@ -56,7 +57,8 @@ def flat(call: Any) -> Any:
 
 def paired(flat_numbers: Tensor) -> Tensor:
     """[..., 2 D] as [..., D, 2]."""
-    return flat_numbers.unflatten(-1, (flat_numbers.shape[-1] // 2, 2))
+    pairs: Tensor = flat_numbers.unflatten(-1, (flat_numbers.shape[-1] // 2, 2))
+    return pairs
 
 
 def reference(call: Call) -> tuple[Tensor, Tensor]:
@@ -79,7 +81,11 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     draw = Draws(case, device, seed)
     shape = case["B"], case["T"], case["D"]
     x = draw.normal(*shape, 2)
-    radius = torch.ones(shape, device="cpu") if "circle" in case.data else draw.uniform(*shape) * 0.099 + 0.9
+    radius = (
+        torch.ones(shape, dtype=torch.float32, device="cpu")
+        if "circle" in case.data
+        else draw.uniform(*shape) * 0.099 + 0.9
+    )
     a = torch.view_as_real(torch.polar(radius, draw.uniform(*shape) * (2 * torch.pi)))
     if "zeros" in case.data:
         a = torch.where(draw.uniform(*shape, 1) < 0.2, 0.0, a)

@@ -47,10 +47,9 @@ def complex_scan(
     if isinstance(x, Tensor) and isinstance(a, Tensor):
         if a.shape != x.shape and _stands_for(a, x):
             a = a.expand_as(x)
-        wide = accumulator(x.dtype)
-        if x.dtype != wide == a.dtype:
-            states = h0.to(wide) if isinstance(h0, Tensor) and h0.dtype == x.dtype else h0
-            h, last = _complex_scan(x.to(wide), a, states, reset, offsets(cu_seqlens), reverse)
+        if x.dtype in (torch.bfloat16, torch.float16) and a.dtype == torch.float32:
+            states = h0.float() if isinstance(h0, Tensor) and h0.dtype == x.dtype else h0
+            h, last = _complex_scan(x.float(), a, states, reset, offsets(cu_seqlens), reverse)
             return h.to(x.dtype), last
     return _complex_scan(x, a, h0, reset, offsets(cu_seqlens), reverse)
 

@@ -139,7 +139,7 @@ def opchecked():
         some = {
             "linear_scan": (cases, every[::4]),
             "block_diagonal_scan": (every[::3], every[::4]),
-            "complex_scan": (every[::4], every[::5]),
+            "complex_scan": (cases[::4], every[::5]),
             "temporal_conv1d": ([every[at] for at in (0, 4, 9, -5, -3, -1)],) * 2,
             "local_attention": (
                 [c for c in cases if c is cases[0] or "packed" in c.flags or c["T"] < c.dims.get("S", 0)],

@@ -89,7 +89,7 @@ ROWS = ("B", "N", "P")
 """Dims that count rows of the batch: N unless sequences are packed, P unless states are kept in a pool."""
 
 
-_OPTION_TYPES: dict[Any, str] = {bool: "bool", int: "int", float: "float", float | None: "float?"}
+_OPTION_TYPES: dict[Any, str] = {bool: "bool", int: "int", float: "float", float | None: "float?", str | None: "str?"}
 """Types of options by annotation, as the schema of a ``torch.library`` operator writes them."""
 
 

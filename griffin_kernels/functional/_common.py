@@ -118,10 +118,10 @@ def in_dtype(dtype: torch.dtype, *tensors: Any) -> tuple[Any, ...]:
 
 
 def beside(x: Any, *parameters: Any) -> tuple[Any, ...]:
-    """Parameters that an op takes beside data like x: in x's dtype, or else in its accumulator's."""
+    """Parameters that an op takes beside data like x: in x's dtype, or else in its accumulator's. None stays None."""
     try:
         for parameter in parameters:
-            if parameter.dtype is not x.dtype:
+            if parameter is not None and parameter.dtype is not x.dtype:
                 break
         else:
             return parameters

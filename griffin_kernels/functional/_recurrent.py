@@ -8,6 +8,7 @@ from torch import Tensor
 
 from griffin_kernels.functional._bridge import offsets, registered, wants_gradient, whole
 from griffin_kernels.functional._common import RGLRUWeights, autocast, beside, checked, documented, in_dtype
+from griffin_kernels.ops import _activation
 
 _rg_lru: Callable[..., tuple[Tensor, Tensor]] = registered("rg_lru")
 _temporal_conv1d: Callable[..., tuple[Tensor, Tensor]] = registered("temporal_conv1d")
@@ -57,34 +58,41 @@ def rg_lru(
 def temporal_conv1d(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None = None,
     *,
     state: Tensor | None = None,
     segment_pos: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    activation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The causal convolution over time, one filter per channel, that precedes the RG-LRU in Griffin and Hawk.
 
-        y_t = bias + sum_k weight[K-1-k] x_{t-k},   k = 0 .. K-1
+        y_t = act(bias + sum_k weight[K-1-k] x_{t-k}),   k = 0 .. K-1
 
     Source: arXiv 2402.19427, section 2.3; orientation and document mask after google-deepmind/recurrentgemma.
     x: [B, T, D], float32, bfloat16, float16 or float64; any strides.
-    weight: [K, D], K >= 1 taps; the last row multiplies the current input. bias: [D]. Either of any float dtype.
-    state: [B, K-1, D] in x's dtype, the inputs before x, oldest first; zeros if None.
+    weight: [K, D], K >= 1 taps; the last row multiplies the current input. bias: [D], nothing if None. Either of any
+        float dtype.
+    state: [B, K-1, D] in x's dtype, the inputs before x, oldest first; zeros if None. Of a longer one pass the last K-1
+        rows, ``longer[:, longer.shape[1] - (K - 1):]``, which is a view: any strides will do.
     segment_pos: int64 or int32 [B, T], each token's position in its document. Tap k > 0 counts only where
         k <= segment_pos[t], in the state too: no document reads another. Without it, x is one document that goes on
         from state.
+    activation: None, "silu", or "gelu" in its tanh form, of the sum before it is rounded. Sibling models have one here,
+        Griffin and Hawk none.
 
     Returns y [B, T, D] and the new state [B, K-1, D] for the tokens that follow, both in x's dtype: the last K-1 inputs
     of (state, x), with zeros in place of those before the last token's document, so that a caller may decode on without
     positions. Differentiable in x, weight, bias and state, from y and the new state.
 
     Numerics: taps are multiplied and summed in float32 (float64 for float64 data), y is rounded once; so are the
-    gradients, whose sums over batch and time are float32.
+    gradients, whose sums over batch and time are float32. An activation is float32 too; its gradient does the sums
+    again, and keeps nothing for it.
     """
     if (dtype := autocast(x)) is not None:
         x, state = in_dtype(dtype, x, state)
-    return _temporal_conv1d(x, *beside(x, weight, bias), state, whole(segment_pos), offsets(cu_seqlens))
+    _activation.check(activation)
+    return _temporal_conv1d(x, *beside(x, weight, bias), state, whole(segment_pos), offsets(cu_seqlens), activation)
 
 
 @documented((2e-7, 9e-3, 8e-4), (4e-7, 2e-2, 9e-4))

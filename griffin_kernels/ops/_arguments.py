@@ -14,6 +14,9 @@ Sequence = Annotated[Tensor, TensorSpec("B T D")]
 Channels = Annotated[Tensor, TensorSpec("D", "parameter")]
 """A parameter of every channel."""
 
+OptionalChannels = Annotated[Tensor | None, TensorSpec("D", "parameter")]
+"""The same where it may be left out."""
+
 State = Annotated[Tensor | None, TensorSpec("N D", "state")]
 """A recurrence's state before the first step, or the gradient of the last one."""
 

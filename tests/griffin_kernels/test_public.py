@@ -22,6 +22,8 @@ ROWS = {
     "rg_lru": "B2-T{}-D8-H2-n4-{}+segmented~h0",
     "temporal_conv1d": "B2-T{}-D8-K4-{}~state",
     "temporal_conv1d, documents": "B2-T{}-D8-K4-{}+segmented~state",
+    "temporal_conv1d, silu": "B2-T{}-D8-K4-{}+silu~state",
+    "temporal_conv1d, gelu without a bias": "B2-T{}-D8-K4-{}+gelu~state~no_bias",
     "recurrent_block": "B2-T{}-D8-K4-H2-n4-{}+segmented~state~h0",
     "local_attention": "B2-T{}-Hq4-Hkv2-d8-W5-{}+softcap",
     "local_attention, documents": "B2-T{}-Hq4-Hkv2-d8-W5-{}+segmented",
@@ -419,6 +421,13 @@ BAD = {
             lambda i: {"segment_pos": torch.arange(6)}, ShapeError,
             r"segment_pos has shape \[6\], expected \[B=2, T=6\]",
         ),
+        "an activation of another kind": (
+            lambda i: {"activation": "relu"}, ArgumentError, "activation is 'relu', expected None, 'silu' or 'gelu'"
+        ),
+        "an activation that is a module": (
+            lambda i: {"activation": torch.nn.SiLU()}, ArgumentError, r"activation is SiLU\(\), expected None"
+        ),
+        "activations in a list": (lambda i: {"activation": ["silu"]}, ArgumentError, r"activation is \['silu'\]"),
     },
     "recurrent_block": GATED | {
         "branches of two lengths": (lambda i: {"y": i["y"][:, 1:]}, ShapeError, r"y has shape \[2, 5, 8\], expected"),

@@ -22,8 +22,9 @@ def prepare(call: Call) -> Inputs:
     leaves = _autograd.leaves(call, ("x", "y", *forward.WEIGHTS), ("conv_state", "h0"))
     given = call._replace(**leaves)
     with torch.enable_grad():
-        x, weight, bias, *rest = forward.convolution(given)
-        u, kept = conv.reference(conv.Call(x.to(wide), weight.to(wide), bias.to(wide), *rest))
+        convolved = forward.convolution(given)
+        widened = {name: getattr(convolved, name).to(wide) for name in ("x", "weight", "bias")}
+        u, kept = conv.reference(convolved._replace(**widened))
         states, h_last = lru.run(within(given, u.to(call.x.dtype)))
         out = torch.nn.functional.gelu(given.y, approximate="tanh") * states
     targets = [(out, call.dout), (kept, call.dnew_conv_state), (h_last, call.dh_last)]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from griffin_kernels import pieces
 from griffin_kernels.contract import Case, Cost, Inputs, TensorSpec, Tolerance, accumulator
-from griffin_kernels.ops import _gelu
+from griffin_kernels.ops._activation import gelu_and_slope
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops._variants import gradient_of
@@ -60,7 +60,7 @@ def recurrence(call: Call, dh: Tensor, u: Tensor) -> lru_bwd.Call:
 def convolution(call: Call, du: Tensor) -> conv_bwd.Call:
     """The convolution's gradient in a call, of what reaches its output."""
     state = call.conv_state, call.segment_pos, call.cu_seqlens
-    return conv_bwd.Call(du, call.dnew_conv_state, call.x, call.conv_weight, *state)
+    return conv_bwd.Call(du, call.dnew_conv_state, call.x, call.conv_weight, call.conv_bias, *state)
 
 
 def reference(call: Call) -> tuple[Tensor | None, ...]:
@@ -71,13 +71,6 @@ def reference(call: Call) -> tuple[Tensor | None, ...]:
     assert du is not None
     dx, dconv_weight, dconv_bias, dconv_state = conv_bwd.reference(convolution(call, du))
     return dx, call.dout * call.h * slope, dconv_weight, dconv_bias, *dgates, dconv_state, dh0
-
-
-def gelu_and_slope(y: Tensor) -> tuple[Tensor, Tensor]:
-    """gelu's tanh form and its derivative."""
-    t = torch.tanh(_gelu.SCALE * (y + _gelu.CUBIC * y**3))
-    inner = _gelu.SCALE * (1 + 3 * _gelu.CUBIC * y**2)
-    return 0.5 * y * (1 + t), 0.5 * (1 + t) + 0.5 * y * (1 - t**2) * inner
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:

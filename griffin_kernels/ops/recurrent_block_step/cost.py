@@ -6,13 +6,12 @@ from typing import Any
 
 from griffin_kernels.case import BenchCase, Case, Cost
 from griffin_kernels.ops.rg_lru_step.cost import STATE_BYTES, weight_elements
+from griffin_kernels.ops.temporal_conv1d.cost import GELU_FLOPS as GELU_FLOPS
+from griffin_kernels.ops.temporal_conv1d.cost import GELU_SPECIALS as GELU_SPECIALS
 from griffin_kernels.ops.temporal_conv1d_step.cost import index_bytes
 
 FLAGS: tuple[str, ...] = ()
 """Positions and slots are read, but change nothing that look-up should tell apart."""
-
-GELU_FLOPS, GELU_SPECIALS = 8, 1
-"""Of gelu's tanh form: a cube 2, two scales and a sum 3, one sum and two products 3; the tanh."""
 
 
 def cost(case: Case) -> Cost:

@@ -7,20 +7,22 @@ the state, are tiles of one step.
 
 Kernels are as in _native.py, their rows as in _native_rows.py; the pointer's type holds K.
 
-    forward:   y_t = bias + sum_k w_k x_{t-k}
+    forward:   y_t = act(bias + sum_k w_k x_{t-k})
     backward:  dx_s = sum_k w_k dy_{s+k},  dw_k += dy_{s+k} x_s,  dbias += dy_s            w_k: weight[K-1-k]
+
+There is a kernel for each activation; the gradients of those that do something are in _conv_numba_active.py.
 """
 
 # Python's types end where numba's begin.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numba
 
-from griffin_kernels.ops import _native_rows
+from griffin_kernels.ops import _native_activations, _native_rows
 from griffin_kernels.ops._native import INT64, Strided, data_bytes, field, finish, int64_at, loop, places, take
 from griffin_kernels.ops._native_rows import STREAM, RowLanes, input_at, known_number, row, wide_bytes
 
@@ -47,7 +49,7 @@ class Fields(NamedTuple):
     width: int  # D
     time: int  # T
     stream: int  # 1: write y, or dx, past the caches; their rows and blocks must begin on a cache line
-    bias: int  # wide; forward only
+    bias: int  # wide, or 0
     offsets: int  # int64 [sequences+1] of packed sequences, or 0
     sequences: int
     out: int  # y, or dx: [B, T, D] contiguous
@@ -57,62 +59,87 @@ class Fields(NamedTuple):
 
 AT = places(Fields)
 
-FILES = (__file__, str(_native_rows.__file__))
+FILES = (__file__, str(_native_rows.__file__), *_native_activations.FILES)
 """Sources that the kernels are made from, besides _native.py."""
 
 
-_tile = row(RowLanes, (0, STREAM))
+def named(name: str) -> Callable[[Any], Any]:
+    """Decorator of a function of which there are several: numba's own, under a name that no other of them has.
+
+    Compiled code is called after the qualified name of its function, and how many were compiled before: two of one name
+    that come from the cache on disk would be taken for each other.
+    """
+
+    def decorated(function: Any) -> Any:
+        function.__qualname__ = name
+        return _njit(function)
+
+    return decorated
+
+
+tile_of_steps = row(RowLanes, (0, STREAM))
 """Of a number of steps, a column of lanes at a time."""
 
 
-def _load_if(v: RowLanes, condition: Any, address: Any, readable: Any) -> Any:
+def load_if(v: RowLanes, condition: Any, address: Any, readable: Any) -> Any:
     """Data where the condition holds, else zeros; ``readable`` is an address that may always be read."""
     return v.builder.select(condition, v.load(v.builder.select(condition, address, readable)), v.zero())
 
 
-def _weights(v: RowLanes, weight: Any, weight_step: Any) -> list[Any]:
+def constant_of(v: RowLanes, bias: Any, readable: Any) -> Any:
+    """The bias, or zeros without one; ``readable`` is an address of as many floats that may always be read."""
+    there = v.builder.icmp_signed("!=", bias, INT64(0))
+    return v.builder.select(there, v.read(v.builder.select(there, bias, readable)), v.zero())
+
+
+def weights_of(v: RowLanes, weight: Any, weight_step: Any) -> list[Any]:
     """w_0 .. w_{K-1}: what multiplies the input of this step, of the step before, ..."""
     rows = [v.read(v.builder.add(weight, v.builder.mul(weight_step, INT64(j)))) for j in range(v.number)]
     return rows[::-1]
 
 
-@_tile
-def _forward_tile(
-    v: RowLanes,
-    rows: Any,
-    x: Any,
-    x_step: Any,
-    state: Any,  # where the row of this step would be if the state went on
-    state_step: Any,
-    inside: Any,  # how many steps back x begins
-    reach: Any,  # how many steps back a tap counts
-    out: Any,
-    out_step: Any,
-    weight: Any,
-    weight_step: Any,
-    bias: Any,
-) -> None:
-    b = v.builder
-    w, constant = _weights(v, weight, weight_step), v.read(bias)
-    earlier = []
-    for k in range(1, v.number):
-        back = INT64(k)
-        in_x = b.icmp_signed("<=", back, inside)
-        row = b.select(in_x, b.sub(x, b.mul(x_step, back)), b.sub(state, b.mul(state_step, back)))
-        earlier.append(_load_if(v, b.icmp_signed("<=", back, reach), row, x))
+def _forward_tile(activation: str | None) -> Any:
+    """A numba function of a tile's steps; see ``emit`` for its numbers."""
 
-    def step(r: Any, *before: Any) -> Sequence[Any]:
-        inputs = [v.load(b.add(x, b.mul(x_step, r))), *before]
-        total = constant
-        for tap, value in zip(w, inputs, strict=True):
-            total = v.multiply_add(tap, value, total)
-        v.store(total, b.add(out, b.mul(out_step, r)))
-        return inputs[:-1]
+    @tile_of_steps
+    def emit(
+        v: RowLanes,
+        rows: Any,
+        x: Any,
+        x_step: Any,
+        state: Any,  # where the row of this step would be if the state went on
+        state_step: Any,
+        inside: Any,  # how many steps back x begins
+        reach: Any,  # how many steps back a tap counts
+        out: Any,
+        out_step: Any,
+        weight: Any,
+        weight_step: Any,
+        bias: Any,  # or 0
+    ) -> None:
+        b = v.builder
+        w, constant = weights_of(v, weight, weight_step), constant_of(v, bias, weight)
+        earlier = []
+        for k in range(1, v.number):
+            back = INT64(k)
+            in_x = b.icmp_signed("<=", back, inside)
+            row = b.select(in_x, b.sub(x, b.mul(x_step, back)), b.sub(state, b.mul(state_step, back)))
+            earlier.append(load_if(v, b.icmp_signed("<=", back, reach), row, x))
 
-    loop(b, INT64(0), rows, 1, step, earlier)
+        def step(r: Any, *before: Any) -> Sequence[Any]:
+            inputs = [v.load(b.add(x, b.mul(x_step, r))), *before]
+            total = constant
+            for tap, value in zip(w, inputs, strict=True):
+                total = v.multiply_add(tap, value, total)
+            v.store(_native_activations.activated(v, activation, total), b.add(out, b.mul(out_step, r)))
+            return inputs[:-1]
+
+        loop(b, INT64(0), rows, 1, step, earlier)
+
+    return emit
 
 
-@_tile
+@tile_of_steps
 def _backward_tile(
     v: RowLanes,
     rows: Any,
@@ -130,22 +157,22 @@ def _backward_tile(
     sums_step: Any,
 ) -> None:
     b, taps = v.builder, v.number
-    w = _weights(v, weight, weight_step)
+    w = weights_of(v, weight, weight_step)
     total_rows = [b.add(sums, b.mul(sums_step, INT64(j))) for j in (*range(taps - 1, -1, -1), taps)]
     totals = [v.read(row) for row in total_rows]  # of w_0 .. w_{K-1}, then of the bias
-    through = _load_if(v, b.icmp_signed("!=", leaving, INT64(0)), leaving, x)
+    through = load_if(v, b.icmp_signed("!=", leaving, INT64(0)), leaving, x)
 
     def later(k: int) -> tuple[Any, Any]:
         used_here = b.icmp_signed("!=", b.and_(used, INT64(1 << k)), INT64(0))
         return used_here, b.add(dy, b.mul(dy_step, INT64(k)))
 
-    first = [_load_if(v, *later(k), x) for k in range(taps - 1)]
+    first = [load_if(v, *later(k), x) for k in range(taps - 1)]
     furthest_used, furthest = later(taps - 1)
 
     def step(r: Any, *carried: Any) -> Sequence[Any]:
         totals, known = carried[: taps + 1], carried[taps + 1 :]
         at, readable = b.add(furthest, b.mul(dy_step, r)), b.add(x, b.mul(x_step, r))
-        gradients = [*known, _load_if(v, furthest_used, at, readable)]
+        gradients = [*known, load_if(v, furthest_used, at, readable)]
         value, result = v.load(readable), through
         for tap, gradient in zip(w, gradients, strict=True):
             result = v.multiply_add(tap, gradient, result)
@@ -159,13 +186,13 @@ def _backward_tile(
 
 
 @_njit
-def _output(data: Any, name: int, batch: int, rows: int, channel: int) -> int:
+def output_at(data: Any, name: int, batch: int, rows: int, channel: int) -> int:
     """Address of an output [B, rows, D] in one batch row, from ``channel`` on."""
     return field(data, name) + (batch * rows * field(data, AT.width) + channel) * data_bytes(data)
 
 
 @_njit
-def _reach(data: Any, batch: int, t: int) -> int:
+def reach_of(data: Any, batch: int, t: int) -> int:
     """How many steps back a tap of step t counts, as positions have it."""
     positions, furthest = field(data, AT.positions), known_number(data) - 1
     if positions == 0:
@@ -191,47 +218,69 @@ def _first_sequence(data: Any, t: int) -> int:
 
 
 @_njit
-def _forward_steps(
-    data: Any, batch: int, row: int, start: int, time: int, begin: int, end: int, channel: int, channels: int, sums: int
-) -> None:
-    """Steps begin .. end of the sequence that starts at step ``start``, with row ``row`` of the state before it.
+def bias_at(data: Any, channel: int) -> int:
+    """Address of the bias from ``channel`` on; 0 without one."""
+    bias = field(data, AT.bias)
+    return bias + channel * wide_bytes(data) if bias != 0 else 0
 
-    Arguments are those of ``_backward_steps``, which needs ``time`` and ``sums`` too.
+
+def _forward_steps(activation: str | None) -> Any:
+    """A numba function of steps begin .. end of the sequence that starts at step ``start``.
+
+    Row ``row`` of the state comes before it. Arguments are those of ``_backward_steps``, which needs ``time`` and
+    ``sums`` too.
     """
-    furthest, size = known_number(data) - 1, data_bytes(data)
-    most, stream = field(data, AT.rows), field(data, AT.stream)
-    x, x_step = input_at(data, AT.x, batch, channel)
-    state, state_step = input_at(data, AT.state, row, channel)
-    fresh, segmented = field(data, AT.state) == 0, field(data, AT.positions) != 0
-    wide = wide_bytes(data)
-    weight, weight_step = field(data, AT.weight) + channel * wide, field(data, AT.weight + 1) * wide
-    bias = field(data, AT.bias) + channel * wide
-    out, out_step = _output(data, AT.out, batch, field(data, AT.time), channel), field(data, AT.width) * size
-    x += start * x_step
-    out += start * out_step
-    t = begin
-    while t < end:
-        reach, rows = _reach(data, batch, start + t), 1
-        if fresh:
-            reach = min(reach, t)
-        if t >= furthest and reach == furthest:
-            longest = min(most, end - t)
-            if not segmented:
-                rows = longest
-            while rows < longest and _reach(data, batch, start + t + rows) == furthest:
-                rows += 1
-        earlier = (x + t * x_step, x_step, state + (furthest + t) * state_step, state_step, t, reach)
-        numbers = (rows, *earlier, out + t * out_step, out_step, weight, weight_step, bias)
-        _forward_tile(data, stream, channels, numbers)
-        t += rows
+    tile = _forward_tile(activation)
+
+    @named(f"forward_{activation}_steps")
+    def steps(
+        data: Any,
+        batch: int,
+        row: int,
+        start: int,
+        time: int,
+        begin: int,
+        end: int,
+        channel: int,
+        channels: int,
+        sums: int,
+    ) -> None:
+        furthest, size = known_number(data) - 1, data_bytes(data)
+        most, stream = field(data, AT.rows), field(data, AT.stream)
+        x, x_step = input_at(data, AT.x, batch, channel)
+        state, state_step = input_at(data, AT.state, row, channel)
+        fresh, segmented = field(data, AT.state) == 0, field(data, AT.positions) != 0
+        wide = wide_bytes(data)
+        weight, weight_step = field(data, AT.weight) + channel * wide, field(data, AT.weight + 1) * wide
+        bias = bias_at(data, channel)
+        out, out_step = output_at(data, AT.out, batch, field(data, AT.time), channel), field(data, AT.width) * size
+        x += start * x_step
+        out += start * out_step
+        t = begin
+        while t < end:
+            reach, rows = reach_of(data, batch, start + t), 1
+            if fresh:
+                reach = min(reach, t)
+            if t >= furthest and reach == furthest:
+                longest = min(most, end - t)
+                if not segmented:
+                    rows = longest
+                while rows < longest and reach_of(data, batch, start + t + rows) == furthest:
+                    rows += 1
+            earlier = (x + t * x_step, x_step, state + (furthest + t) * state_step, state_step, t, reach)
+            numbers = (rows, *earlier, out + t * out_step, out_step, weight, weight_step, bias)
+            tile(data, stream, channels, numbers)
+            t += rows
+
+    return steps
 
 
 @_njit
-def _used(data: Any, batch: int, start: int, time: int, s: int) -> int:
+def used_of(data: Any, batch: int, start: int, time: int, s: int) -> int:
     """Bit k: step s + k of a sequence of ``time`` steps exists, and its tap k, which reads step s, counts."""
     used = 0
     for k in range(known_number(data)):
-        if 0 <= s + k < time and (k == 0 or _reach(data, batch, start + s + k) >= k):
+        if 0 <= s + k < time and (k == 0 or reach_of(data, batch, start + s + k) >= k):
             used |= 1 << k
     return used
 
@@ -250,8 +299,8 @@ def _backward_steps(
     leaving, leaving_step = input_at(data, AT.leaving, row, channel)
     wide = wide_bytes(data)
     weight, weight_step = field(data, AT.weight) + channel * wide, field(data, AT.weight + 1) * wide
-    out = _output(data, AT.out, batch, field(data, AT.time), channel)
-    dstate = _output(data, AT.dstate, row, furthest, channel)
+    out = output_at(data, AT.out, batch, field(data, AT.time), channel)
+    dstate = output_at(data, AT.dstate, row, furthest, channel)
     step, sums_step, every = width * size, width * wide, (1 << (furthest + 1)) - 1
     x += start * x_step
     dy += start * dy_step
@@ -260,14 +309,14 @@ def _backward_steps(
     if begin == 0 and field(data, AT.state) != 0:
         s = -furthest
     while s < end:
-        used, rows = _used(data, batch, start, time, s), 1
+        used, rows = used_of(data, batch, start, time, s), 1
         place = s - (time - furthest)  # in the new state
         left = leaving + place * leaving_step if place >= 0 and field(data, AT.leaving) != 0 else 0
         if s >= 0 and used == every:
             longest = min(most, end - s)
             if not segmented:
                 rows = min(longest, time - furthest - s)
-            while rows < longest and _used(data, batch, start, time, s + rows) == every:
+            while rows < longest and used_of(data, batch, start, time, s + rows) == every:
                 rows += 1
         source, target, past = x + s * x_step, out + s * step, stream
         if s < 0:
@@ -277,10 +326,10 @@ def _backward_steps(
         s += rows
 
 
-def _items(steps: Any) -> Any:
+def items_of(steps: Any) -> Any:
     """A numba function of the pointer that takes work items and runs ``steps`` on every sequence of their slots."""
 
-    @_njit
+    @named(f"{steps.py_func.__qualname__}_of_slot")
     def slot(data: Any, batch: int, begin: int, end: int, channel: int, channels: int, sums: int) -> None:
         time, offsets = field(data, AT.time), field(data, AT.offsets)
         if offsets == 0:
@@ -295,7 +344,7 @@ def _items(steps: Any) -> Any:
             steps(data, 0, row, start, stop - start, first, last, channel, channels, sums)
             row += 1
 
-    @_njit
+    @named(f"{steps.py_func.__qualname__}_of_items")
     def items(data: Any) -> None:
         blocks, block = field(data, AT.blocks), field(data, AT.block)
         width, time = field(data, AT.width), field(data, AT.time)
@@ -314,7 +363,8 @@ def _items(steps: Any) -> Any:
     return items
 
 
-_forward, _backward = _items(_forward_steps), _items(_backward_steps)
+_forward, _backward = items_of(_forward_steps(None)), items_of(_backward_steps)
+_forward_silu, _forward_gelu = items_of(_forward_steps("silu")), items_of(_forward_steps("gelu"))
 
 
 def forward(data: Any) -> None:
@@ -322,6 +372,20 @@ def forward(data: Any) -> None:
     _forward(data)
 
 
+def forward_silu(data: Any) -> None:
+    """silu of the sums."""
+    _forward_silu(data)
+
+
+def forward_gelu(data: Any) -> None:
+    """gelu of the sums."""
+    _forward_gelu(data)
+
+
 def backward(data: Any) -> None:
     """dx, dstate, and the sums of every group."""
     _backward(data)
+
+
+FORWARD = {None: forward, "silu": forward_silu, "gelu": forward_gelu}
+"""Kernels by activation."""

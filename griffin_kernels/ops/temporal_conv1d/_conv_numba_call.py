@@ -15,12 +15,12 @@ from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
-from griffin_kernels.ops.temporal_conv1d import _conv_numba
+from griffin_kernels.ops.temporal_conv1d import _conv_numba, _conv_numba_active
 from griffin_kernels.ops.temporal_conv1d.op import Call, new_state
 from griffin_kernels.ops.temporal_conv1d_bwd.op import Call as BackwardCall
 from griffin_kernels.ops.temporal_conv1d_bwd.op import through_state
 
-_KERNELS = native.Family(_conv_numba.Fields, _conv_numba.FILES)
+_KERNELS = native.Family(_conv_numba.Fields, _conv_numba_active.FILES)
 
 
 def groups_of(batch: int, time: int, chunk: int) -> tuple[int, int, int]:
@@ -32,9 +32,10 @@ def groups_of(batch: int, time: int, chunk: int) -> tuple[int, int, int]:
 def _run(kernel: Any, call: Any, config: Any, out: Tensor, **own: Tensor | None) -> None:
     """Run a kernel. call: of either op, x with contiguous channels. out: y, or dx.
 
-    own: bias; or dy, leaving (what reaches x through the new state), dstate and sums.
+    own: dy, leaving (what reaches x through the new state), dstate and sums.
     """
     wide = accumulator(call.x.dtype)
+    bias = None if call.bias is None else native.rows(call.bias.to(wide))
     x, weight, segment_pos = call.x, native.rows(call.weight.to(wide)), call.segment_pos
     state, leaving = (None if rows is None else native.rows(rows) for rows in (call.state, own.get("leaving")))
     (batch, time, width), taps, size = x.shape, weight.shape[0], x.itemsize
@@ -62,7 +63,7 @@ def _run(kernel: Any, call: Any, config: Any, out: Tensor, **own: Tensor | None)
         width=width,
         time=time,
         stream=x.nbytes >= native.STREAMED and native.in_lines(block, out),
-        bias=address("bias", own.get("bias"), wide.itemsize * width),
+        bias=address("bias", bias, wide.itemsize * width),
         offsets=address("cu_seqlens", offsets, 8 * (sequences + 1)),
         sequences=0 if offsets is None else sequences,
         out=address("output", out, x.nbytes),
@@ -77,11 +78,11 @@ def forward(call: Call, config: Any) -> tuple[Tensor, Tensor]:
     """temporal_conv1d in chunks of time, blocks of channels and tiles of steps."""
     x = native.rows(call.x)
     y = memory.empty(x.shape, x.dtype)
-    _run(_conv_numba.forward, call._replace(x=x), config, y, bias=native.rows(call.bias.to(accumulator(x.dtype))))
+    _run(_conv_numba.FORWARD[call.activation], call._replace(x=x), config, y)
     return y, new_state(call.x, call.state, call.segment_pos, call.cu_seqlens, call.weight.shape[0])
 
 
-def backward(call: BackwardCall, config: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def backward(call: BackwardCall, config: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """temporal_conv1d_bwd, likewise."""
     x, state, taps = native.rows(call.x), call.state, call.weight.shape[0]
     batch, time, width = x.shape
@@ -92,7 +93,9 @@ def backward(call: BackwardCall, config: Any) -> tuple[Tensor, Tensor, Tensor, T
     dstate = None if state is None else torch.empty(state.shape, dtype=x.dtype, device="cpu")
     groups, _, _ = groups_of(batch, time, config.block_t)
     sums = torch.zeros((groups, taps + 1, width), dtype=accumulator(x.dtype), device="cpu")
-    leaving, given = through_state(call), call._replace(x=x, state=state)
-    _run(_conv_numba.backward, given, config, dx, dy=native.rows(call.dy), leaving=leaving, dstate=dstate, sums=sums)
-    total = sums.sum(0).to(call.weight.dtype)  # [K+1, D]
-    return dx, total[:taps].clone(), total[taps].clone(), dstate
+    kernel, given = _conv_numba_active.BACKWARD[call.activation], call._replace(x=x, state=state)
+    own = {"dy": native.rows(call.dy), "leaving": through_state(call), "dstate": dstate, "sums": sums}
+    _run(kernel, given, config, dx, **own)
+    total = sums.sum(0)  # [K+1, D]
+    dbias = None if call.bias is None else total[taps].to(call.bias.dtype, copy=True)
+    return dx, total[:taps].to(call.weight.dtype, copy=True), dbias, dstate

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-ConvGradients = tuple[Tensor, Tensor, Tensor, Tensor | None]
-"""dx, dweight, dbias, dstate."""
+ConvGradients = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""dx, dweight, dbias, dstate; no dbias without a bias."""
 
 
 class Places(NamedTuple):
@@ -50,7 +50,7 @@ def spread(tensor: Tensor, state: Tensor | None, where: Places) -> Tensor:
 def apart(
     gradients: Callable[..., ConvGradients], call: Any, dnew_state: Tensor | None, *positions: Tensor | None
 ) -> ConvGradients:
-    """Those of a call by ``gradients(dy, None, x, weight, None, *positions)`` of sequences set apart.
+    """Those of a call by ``gradients(dy, None, x, weight, bias, None, *positions)`` of sequences set apart.
 
     dnew_state: zero where the new state, a copy of the last K-1 rows of each sequence with its state, holds zeros in
     place of inputs. positions: segment_pos, for forms that take it.
@@ -58,8 +58,8 @@ def apart(
     x, state, cu_seqlens, rows = call.x, call.state, call.cu_seqlens, call.weight.shape[0] - 1
     where = places(cu_seqlens, x.shape[1], rows + 1)
     moved = [None if p is None else spread(p, None, where) for p in positions]
-    inputs = spread(x, state, where)
-    dinputs, dweight, dbias, _ = gradients(spread(call.dy, None, where), None, inputs, call.weight, None, *moved)
+    inputs, upstream = spread(x, state, where), (spread(call.dy, None, where), None)
+    dinputs, dweight, dbias, _ = gradients(*upstream, inputs, call.weight, call.bias, None, *moved)
     if dnew_state is not None and rows:
         # a sequence's last rows end where the next one's state begins, or all ends
         ends = cu_seqlens[1:].long() + rows * torch.arange(1, cu_seqlens.shape[0], device=x.device, dtype=torch.int64)

@@ -16,6 +16,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops import _activation
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.strides import constant
@@ -42,7 +43,10 @@ class Piece(NamedTuple):
 
 
 class ConvSizes(NamedTuple):
-    """What a kernel is compiled for: channels, taps, accumulator; steps of a piece; steps and channels of a tile."""
+    """What a kernel is compiled for: channels, taps, accumulator; steps of a piece; steps and channels of a tile.
+
+    ACTIVATION: its code, 0 for none.
+    """
 
     D: int
     TAPS: int
@@ -50,6 +54,7 @@ class ConvSizes(NamedTuple):
     SPAN: int
     BLOCK_T: int
     BLOCK_D: int
+    ACTIVATION: int = 0
 
 
 @bundling
@@ -139,6 +144,12 @@ def store_new_state(x, state, positions, new_state, piece, channels, D: tl.const
             store_row(dense(new_state, piece.row * (TAPS - 1), D, 1), j, value, channels, 0, False)
 
 
+def bias_of(call: Any) -> State | None:
+    """The bundle of a call's bias."""
+    bias = call.bias
+    return None if bias is None else State(bias, constant(0), constant(host.channel_stride(bias)))
+
+
 def pieces_of(call: Any, span: int) -> tuple[int, int]:
     """(pieces of time in all, pieces of a batch entry or packed sequences); see ``piece_of``."""
     batch, time, _ = call.x.shape
@@ -166,7 +177,8 @@ def launch(kernel: Any, call: Any, config: Any, tile: bool, loads: tuple[Tensor,
         "T": x.shape[1],
         "parts": parts,
     }
-    sizes = ConvSizes(x.shape[2], weight.shape[0], host.wide(x.dtype), span, config.block_t, config.block_d)
+    code = _activation.CODES[call.activation]
+    sizes = ConvSizes(x.shape[2], weight.shape[0], host.wide(x.dtype), span, config.block_t, config.block_d, code)
     return Launch(
         kernel=kernel,
         grid=(count * triton.cdiv(sizes.D, config.block_d),),
@@ -182,9 +194,9 @@ def forward(kernel: Any, tile: bool = False) -> Callable[[Call, dict[str, Any], 
     """``launches`` of a forward kernel, which allocate y and the new state. tile: as in ``launch``."""
 
     def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
-        x, bias, kept = call.x, call.bias, call.weight.shape[0] - 1
+        x, kept = call.x, call.weight.shape[0] - 1
         own = {
-            "bias": State(bias, constant(0), constant(host.channel_stride(bias))),
+            "bias": bias_of(call),
             "y": host.empty(outputs, "y", x, *x.shape, dtype=x.dtype),
             "new_state": host.empty(
                 outputs, "new_state", x, rows_of(x.shape[0], call.cu_seqlens), kept, x.shape[2], dtype=x.dtype

@@ -6,19 +6,32 @@ from collections.abc import Sequence
 from typing import Any
 
 from griffin_kernels.case import BenchCase, Case, Cost
-from griffin_kernels.ops.rg_lru.cost import FLAGS as FLAGS  # a state is none: it costs K-1 rows
+from griffin_kernels.ops.rg_lru.cost import FLAGS as DOCUMENTS
 from griffin_kernels.ops.rg_lru.cost import index_bytes
+
+FLAGS = (*DOCUMENTS, "silu", "gelu")
+"""Properties of a call that look-up tells apart. A state is none: it costs K-1 rows."""
 
 
 def cost(case: Case) -> Cost:
-    """Read x, weights and state, write y and the new state; K multiply-adds per element."""
+    """Read x, weights and state, write y and the new state; K multiply-adds per element, and the activation."""
     elements = case["B"] * case["T"] * case["D"]
     size = case.bytes_per_element()
     return Cost(
         bytes_read=(elements + weight_elements(case) + state_elements(case)) * size + index_bytes(case),
         bytes_written=(elements + case["N"] * (case["K"] - 1) * case["D"]) * size,
-        vector_flops=2 * case["K"] * elements,
+        vector_flops=2 * case["K"] * elements + activation_flops(case) * elements,
+        special_ops=elements if activation_flops(case) else 0,
     )
+
+
+GELU_FLOPS, GELU_SPECIALS = 8, 1
+"""Of gelu's tanh form: a cube 2, two scales and a sum 3, one sum and two products 3; the tanh."""
+
+
+def activation_flops(case: Case) -> int:
+    """Vector operations of the activation of one element, besides its special function: silu's product with that."""
+    return 1 if "silu" in case.flags else GELU_FLOPS if "gelu" in case.flags else 0
 
 
 def weight_elements(case: Case) -> int:

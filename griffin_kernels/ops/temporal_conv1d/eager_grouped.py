@@ -2,17 +2,20 @@
 
 Channels move before time and back, and a state is put before x; conv1d itself pads the zeros. It knows nothing of
 documents, but a single token sees only one: what its state holds of another is zeroed. Packed sequences are copied
-apart first.
+apart first. An activation is a call of its own, of sums that have been rounded.
 Source: transformers' RecurrentGemma, which pads K-1 zeros on both sides and cuts the result.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops import _activation
 from griffin_kernels.ops.temporal_conv1d._conv_packed import places, spread
 from griffin_kernels.ops.temporal_conv1d.op import Call, kept, new_state
 
@@ -20,27 +23,31 @@ DOCUMENTS = "conv1d reads across the documents of segment_pos"
 
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
-    x, weight, bias, state, segment_pos, cu_seqlens = call
-    rows = weight.shape[0] - 1
-    after = new_state(x, state, segment_pos, cu_seqlens, rows + 1)
+    after = new_state(call.x, call.state, call.segment_pos, call.cu_seqlens, call.weight.shape[0])
+    return _activation.apply(call.activation, sums(call)), after
+
+
+def sums(call: Call) -> Tensor:
+    """[B,T,D] in x's dtype, as torch's own function gives them."""
+    x, weight, bias, state, segment_pos, cu_seqlens, _ = call
+    taps, before = weight.shape[0], state
     if cu_seqlens is not None:
-        where = places(cu_seqlens, x.shape[1], rows + 1)
-        return grouped(spread(x, state, where), weight, bias, None)[:, where.steps], after
-    before = state
+        where = places(cu_seqlens, x.shape[1], taps)
+        return grouped(spread(x, state, where), weight, bias, None)[:, where.steps]
     if before is not None and segment_pos is not None:
-        before = before.masked_fill(~kept(segment_pos - 1, rows + 1)[..., None], 0.0)
-    return grouped(x, weight, bias, before), after
+        before = before.masked_fill(~kept(segment_pos - 1, taps)[..., None], 0.0)
+    return grouped(x, weight, bias, before)
 
 
-def grouped(x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None) -> Tensor:
-    """y of one document that follows ``before`` [B,K-1,D], or zeros."""
+def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor | None) -> Tensor:
+    """The sums of one document that follows ``before`` [B,K-1,D], or zeros."""
     _, time, width = x.shape
     inputs = x if before is None else torch.cat([before, x], dim=1)
-    dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), bias.dtype)
+    dtype = functools.reduce(torch.promote_types, [t.dtype for t in (x, weight, bias) if t is not None])
     y = torch.nn.functional.conv1d(
         inputs.transpose(1, 2).to(dtype),
         weight.t()[:, None].to(dtype),  # [D, 1, K]
-        bias.to(dtype),
+        None if bias is None else bias.to(dtype),
         padding=weight.shape[0] - 1 if before is None else 0,
         groups=width,
     )

@@ -8,11 +8,15 @@ instead of 2, and a masked copy of x per tap with segment_pos. Packed sequences 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
+from griffin_kernels.ops import _activation
 from griffin_kernels.ops.temporal_conv1d._conv_packed import places, spread
+from griffin_kernels.ops.temporal_conv1d.cost import activation_flops
 from griffin_kernels.ops.temporal_conv1d.op import Call, new_state
 
 
@@ -25,23 +29,28 @@ def masked(earlier: Tensor, segment_pos: Tensor | None, k: int, start: int) -> T
 
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
-    x, weight, bias, state, segment_pos, cu_seqlens = call
-    taps = weight.shape[0]
-    after = new_state(x, state, segment_pos, cu_seqlens, taps)
+    after = new_state(call.x, call.state, call.segment_pos, call.cu_seqlens, call.weight.shape[0])
+    return sums(call, lambda z: _activation.apply(call.activation, z).to(call.x.dtype)), after
+
+
+def sums(call: Call, made: Callable[[Tensor], Tensor] = lambda z: z) -> Tensor:
+    """[B,T,D]: what ``made`` makes of the wide sums of a call, packed or not."""
+    x, weight, bias, state, segment_pos, cu_seqlens, _ = call
     if cu_seqlens is None:
-        return shifted(x, weight, bias, state, segment_pos), after
-    where = places(cu_seqlens, x.shape[1], taps)
+        return made(shifted(x, weight, bias, state, segment_pos))
+    where = places(cu_seqlens, x.shape[1], weight.shape[0])
     positions = None if segment_pos is None else spread(segment_pos, None, where)
-    return shifted(spread(x, state, where), weight, bias, None, positions)[:, where.steps], after
+    return made(shifted(spread(x, state, where), weight, bias, None, positions))[:, where.steps]
 
 
-def shifted(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor | None, segment_pos: Tensor | None) -> Tensor:
-    """y of sequences that are not packed."""
+def shifted(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, segment_pos: Tensor | None) -> Tensor:
+    """The wide sums of sequences that are not packed."""
     wide = accumulator(x.dtype)
     time, taps = x.shape[1], weight.shape[0]
     inputs, w = x.to(wide), weight.to(wide)
     before = None if state is None else state.to(wide)
-    y = torch.addcmul(bias.to(wide), inputs, w[-1]).contiguous()  # [B, T, D]
+    y = inputs * w[-1] if bias is None else torch.addcmul(bias.to(wide), inputs, w[-1])
+    y = y.contiguous()  # [B, T, D]
     for k in range(1, taps):
         inside = min(k, time)  # steps whose tap k lies before x
         if k < time:
@@ -49,17 +58,19 @@ def shifted(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor | None, segme
         if before is not None:
             rows = before[:, taps - 1 - k : taps - 1 - k + inside]
             y[:, :inside].addcmul_(masked(rows, segment_pos, k, 0), w[taps - 1 - k])
-    return y.to(x.dtype)
+    return y
 
 
 def traffic(case: Case, config: NoConfig, per_tap: int = 3, tensors: int = 2) -> int:
     """Bytes moved: three streams per tap, two more to mask one, and two to widen and round the halves.
 
     Packed sequences are copied apart and y back together, in the data's dtype. The gradient has seven streams per tap,
-    and three tensors where there are x and y here.
+    and three tensors where there are x and y here. An activation has two streams; what its gradient does again is not
+    counted.
     """
     elements = case["B"] * case["T"] * case["D"]
     streams = per_tap * case["K"] - 1 + (2 * (case["K"] - 1) if "segmented" in case.flags else 0)
+    streams += 2 if activation_flops(case) else 0
     each = 8 if case.dtype == "float64" else 4
     packing = 2 * tensors * case.bytes_per_element() if "packed" in case.flags else 0
     return elements * (streams * each + packing + (tensors * (2 + 4) if case.half else 0))

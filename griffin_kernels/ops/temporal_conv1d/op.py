@@ -1,7 +1,8 @@
 """temporal_conv1d: the causal depthwise convolution before the RG-LRU. The contract.
 
-    y_t = bias + sum_k weight[K-1-k] x_{t-k},   k = 0 .. K-1
+    y_t = act(bias + sum_k weight[K-1-k] x_{t-k}),   k = 0 .. K-1
 
+act is silu, gelu in its tanh form or nothing; it is taken of the sum before that is rounded. Without a bias that is 0.
 Inputs before x are the state, its oldest row first, or zeros. With segment_pos, tap k > 0 counts only where
 k <= segment_pos[t]: an earlier document is never read.
 
@@ -27,7 +28,8 @@ from torch import Tensor
 from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name, roundings
-from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence
+from griffin_kernels.ops import _activation
+from griffin_kernels.ops._arguments import Offsets, OptionalChannels, Positions, Sequence
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan import op as scan
 from griffin_kernels.ops.temporal_conv1d.cost import FLAGS, cost, make_case
@@ -41,15 +43,17 @@ class Call(NamedTuple):
 
     x: Sequence
     weight: Taps
-    bias: Channels
+    bias: OptionalChannels
     state: ConvState = None
     segment_pos: Positions = None
     cu_seqlens: Offsets = None
+    activation: str | None = None
 
 
 def check(call: Any) -> None:
-    """What the tensor specs cannot express: there is a tap, packed sequences fill time."""
+    """What the tensor specs cannot express: there is a tap, packed sequences fill time, there is such an activation."""
     check_call(call.x, call.weight, call.cu_seqlens)
+    _activation.check(call.activation)
 
 
 def check_call(x: Tensor, weight: Tensor, cu_seqlens: Tensor | None) -> None:
@@ -113,7 +117,7 @@ def reference(call: Call) -> tuple[Tensor, Tensor]:
 
     Returns y [B,T,D] and the new state [B or N,K-1,D].
     """
-    x, weight, bias, state, segment_pos, cu_seqlens = call
+    x, weight, bias, state, segment_pos, cu_seqlens, activation = call
     if cu_seqlens is not None:
         ys, states = zip(*map(reference, sequences(call)), strict=True)
         return torch.cat(ys, dim=1), torch.cat(states)
@@ -121,7 +125,7 @@ def reference(call: Call) -> tuple[Tensor, Tensor]:
     taps = weight.shape[0]
     before = x.new_zeros(batch, taps - 1, width) if state is None else state
     inputs = torch.cat([before, x], dim=1)  # [B, K-1+T, D]
-    y = bias.expand(x.shape)
+    y = x.new_zeros(()).expand(x.shape) if bias is None else bias.expand(x.shape)
     for k in range(taps):
         term = weight[taps - 1 - k] * inputs[:, taps - 1 - k : taps - 1 - k + time]
         if segment_pos is not None and k > 0:
@@ -131,7 +135,7 @@ def reference(call: Call) -> tuple[Tensor, Tensor]:
     after = inputs[:, time:]
     if segment_pos is not None and time:
         after = torch.where(kept(segment_pos, taps)[..., None], after, 0.0)
-    return y, after
+    return _activation.apply(activation, y), after
 
 
 def sequences(call: Any) -> Iterator[Any]:
@@ -150,10 +154,11 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     return {
         "x": draw.placed(draw.normal(batch, time, width)),
         "weight": draw.placed(draw.normal(taps, width) * taps**-0.5, dims=2, parameter=True),
-        "bias": draw.parameter(draw.normal(width) * 0.3),
+        "bias": None if "no_bias" in case.data else draw.parameter(draw.normal(width) * 0.3),
         "state": draw.placed(draw.normal(rows, taps - 1, width)) if "state" in case.data else None,
         "segment_pos": draw.positions(time) if "segmented" in case.flags else None,
         "cu_seqlens": draw.offsets(first_too=True) if "packed" in case.flags else None,
+        "activation": next((name for name in _activation.NAMES if name in case.flags), None),
     }
 
 
@@ -165,15 +170,21 @@ def tolerance(case: Case) -> Tolerance:
     # The output adds its own rounding: 2^-9 bf16, 2^-12 fp16, relative to the element.
     terms = case["K"] + 1
     unit, rounding = roundings(case.torch_dtype)
-    return Tolerance(rel_norm=2 * unit * terms**0.5 + rounding, worst=4 * unit * terms + 2 * rounding)
+    summed = Tolerance(rel_norm=2 * unit * terms**0.5, worst=4 * unit * terms)
+    if any(name in case.flags for name in _activation.NAMES):
+        # An activation's slope is at most 1.13, and of a sum with an rms of 1 it gives one of 0.6: twice the sum's
+        # error. Its own is 4 units, of an exponential and a reciprocal in hardware that are right to 2^-22 each; where
+        # its slope is taken, 1 - s cancels and z multiplies that, which is 4 more at z = 4.
+        summed = Tolerance(2 * summed.rel_norm + 8 * unit, 2 * summed.worst + 16 * unit)
+    return Tolerance(summed.rel_norm + rounding, summed.worst + 2 * rounding)
 
 
 def case_of(call: Any, op: str = "temporal_conv1d") -> Case:
     """The case that a real call is, of temporal_conv1d or of its backward."""
     batch, time, width = call.x.shape
     rows = scan.rows_of(batch, call.cu_seqlens)
-    present = {"segmented": call.segment_pos is not None, "packed": call.cu_seqlens is not None}
-    flags = [flag for flag in FLAGS if present[flag]]
+    present = {"segmented": call.segment_pos is not None, "packed": call.cu_seqlens is not None, call.activation: True}
+    flags = [flag for flag in FLAGS if present.get(flag)]
     taps = call.weight.shape[0]
     return make_case(batch, time, width, taps, dtype_name(call.x.dtype), flags, rows=rows, op=op, tag="call")
 
@@ -184,6 +195,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     smoke = [case(2, 37, 24, tag="smoke", dtype=d) for d in DTYPE_BYTES]
     smoke.append(case(2, 37, 24, tag="smoke", data=("state",)))
     smoke.append(case(2, 37, 24, tag="smoke", dtype="bfloat16", data=("wide_parameters",)))
+    smoke.append(case(2, 37, 24, tag="smoke", flags=("silu",), data=("state",)))
     edge = [
         case(1, 1, 1, tag="edge", data=("state",)),
         case(1, 2, 3, tag="edge"),
@@ -201,6 +213,13 @@ def cases(op: str) -> tuple[BenchCase, ...]:
         case(1, 77, 40, rows=5, tag="edge", flags=("packed",), data=("state", "empty_sequence"), dtype="bfloat16"),
         case(1, 5, 33, 7, rows=4, tag="edge", flags=("packed",), data=("state",), dtype="float64"),
         case(1, 61, 70, rows=3, tag="edge", flags=("segmented", "packed"), data=("state", "strided")),
+        case(2, 37, 24, tag="edge", data=("no_bias",)),
+        case(1, 1, 5, tag="edge", flags=("silu",), data=("state",)),
+        case(2, 19, 33, 7, tag="edge", flags=("segmented", "silu"), data=("state", "strided")),
+        case(1, 77, 40, rows=5, tag="edge", flags=("packed", "silu"), data=("state", "empty_sequence", "no_bias")),
+        case(1, 61, 70, 3, rows=3, tag="edge", flags=("segmented", "packed", "gelu"), data=("state",), dtype="float64"),
+        case(3, 29, 40, tag="edge", flags=("gelu",), data=("strided",), dtype="bfloat16"),
+        case(2, 37, 131, 1, tag="edge", flags=("segmented", "gelu"), data=("no_bias",), dtype="float16"),
     ]
     rg2b, rg9b = "RecurrentGemma-2B, lru_width 2560, 4 taps", "RecurrentGemma-9B, lru_width 4096, 4 taps"
     paper = "Hawk and Griffin 1.3B, D_RNN 2560, 4 taps, trained at T 2048"
@@ -229,7 +248,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
 
 OP = Op(
     name="temporal_conv1d",
-    summary="y_t = bias + sum_k weight[K-1-k] * x_{t-k}, per channel, within a document",
+    summary="y_t = act(bias + sum_k weight[K-1-k] * x_{t-k}), per channel, within a document",
     call=Call,
     outputs={"y": TensorSpec("B T D"), "new_state": TensorSpec("N K-1 D")},
     reference=reference,
@@ -241,5 +260,6 @@ OP = Op(
     splits=(ROWS, ("D",)),
     exact_dims=("K",),
     free_dims=("N",),
+    minor_flags=_activation.NAMES,
     check=check,
 )

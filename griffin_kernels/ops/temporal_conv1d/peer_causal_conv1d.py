@@ -53,7 +53,8 @@ def arguments(given: Any) -> Inputs:
 
 def prepare(given: Any) -> Inputs:
     found = arguments(given)
-    return found | {"bias": given.bias.contiguous(), "return_final_states": found["seq_idx"] is None}
+    bias = None if given.bias is None else given.bias.contiguous()
+    return found | {"bias": bias, "return_final_states": found["seq_idx"] is None, "activation": given.activation}
 
 
 def call(**arguments: Any) -> Any:
@@ -73,10 +74,13 @@ def reject(case: Case, device: Device, config: NoConfig) -> str | None:
         return reason
     if case["K"] not in (2, 3, 4):
         return f"has 2 to 4 taps, and not {case['K']}"
+    if "gelu" in case.flags:
+        return "knows silu, and not gelu"
     # channels come in vectors; one step does not tell which of its strides is that of channels
     if case["D"] % 8 or case["T"] == 1:
         return "needs channels in multiples of 8 and more than one step"
-    return "takes no state together with documents" if case.flags and "state" in case.data else None
+    documents = {"segmented", "packed"} & set(case.flags)
+    return "takes no state together with documents" if documents and "state" in case.data else None
 
 
 VARIANT = Variant(

@@ -1,6 +1,6 @@
 """One pass over a piece of time, the K-1 inputs before a step in registers, ``block_t`` rows loaded ahead.
 
-    y_t = bias + sum_k weight[K-1-k] x_{t-k}
+    y_t = act(bias + sum_k weight[K-1-k] x_{t-k})
 
 A program owns ``block_d`` channels of ``span`` steps of one batch entry or packed sequence. It issues the loads of
 block_t rows before it uses the first, widens each row once and keeps the last K-1 widened; only what precedes the piece
@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.contract import Variant
+from griffin_kernels.ops._triton.activations import activated
 from griffin_kernels.ops._triton.tensors import Rows, at, load_flags, load_rows, load_state, own_channels, store_row
 from griffin_kernels.ops.temporal_conv1d import _triton_conv
 from griffin_kernels.ops.temporal_conv1d._triton_conv import input_row, load_taps, piece_of, store_new_state
@@ -38,12 +39,13 @@ class Config:
 
 @triton.jit
 def conv_tile(
-    x, positions, y, batch, time, before, taps, bias, channels, left, BLOCK_T: tl.constexpr, TAIL: tl.constexpr
+    x, positions, y, batch, time, before, taps, bias, channels, left, SIZES: tl.constexpr, TAIL: tl.constexpr
 ):
-    """BLOCK_T steps from ``time`` on, fewer in the tail, after the K-1 inputs ``before``, latest first.
+    """The steps of a tile from ``time`` on, fewer in the tail, after the K-1 inputs ``before``, latest first.
 
     Gives those of the next tile.
     """
+    BLOCK_T: tl.constexpr = SIZES.BLOCK_T
     rows = load_rows(at(x, batch, time, 1), channels, left, 0.0, BLOCK_T, TAIL)
     reach = load_flags(at(positions, batch, time, 1), left, 0, BLOCK_T, TAIL)
     for u in tl.static_range(BLOCK_T):
@@ -55,6 +57,7 @@ def conv_tile(
             if positions is not None:
                 earlier = tl.where(reach[u] >= k, earlier, 0.0)
             total += taps[k] * earlier
+        total = activated(total, SIZES.ACTIVATION)
         store_row(at(y, batch, time, 1), u, total, channels, left, TAIL)
         before = window[: len(before)]
     return before
@@ -62,7 +65,7 @@ def conv_tile(
 
 @triton.jit(do_not_specialize=["T", "parts"])
 def temporal_conv1d_rows(x, weight, bias, state, positions, cu_seqlens, y, new_state, T, parts, SIZES: tl.constexpr):
-    """x, y: [B,T,D]; weight [K,D]; bias [D]; state, new_state: [N,K-1,D]; positions [B,T].
+    """x, y: [B,T,D]; weight [K,D]; bias [D] or None; state, new_state: [N,K-1,D]; positions [B,T].
 
     Grid: pieces of time * ceil(D / block_d), channels fastest.
     """
@@ -81,11 +84,11 @@ def temporal_conv1d_rows(x, weight, bias, state, positions, cu_seqlens, y, new_s
     full = tl.maximum(steps, 0) // BLOCK_T
     out = Rows(y, tl.cast(T, tl.int64) * SIZES.D, SIZES.D, 1)
     for _ in range(full):
-        before = conv_tile(x, positions, out, batch, time, before, taps, constant, channels, BLOCK_T, BLOCK_T, False)
+        before = conv_tile(x, positions, out, batch, time, before, taps, constant, channels, BLOCK_T, SIZES, False)
         time += BLOCK_T
     left = steps - full * BLOCK_T
     if left > 0:
-        conv_tile(x, positions, out, batch, time, before, taps, constant, channels, left, BLOCK_T, True)
+        conv_tile(x, positions, out, batch, time, before, taps, constant, channels, left, SIZES, True)
     store_new_state(x, state, positions, new_state, piece, channels, SIZES.D, TAPS)
 
 

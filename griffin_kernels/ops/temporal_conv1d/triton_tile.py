@@ -1,6 +1,6 @@
 """A tile of steps and channels per program, loaded once per tap at K shifted places.
 
-    y_t = bias + sum_k weight[K-1-k] x_{t-k}
+    y_t = act(bias + sum_k weight[K-1-k] x_{t-k})
 
 No step waits for another, and all threads of a tile may share few channels: many more programs than triton.rows, for
 short or narrow problems. The first tap's load brings a tile from memory; the K-1 shifted ones ask for the same rows
@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.contract import Variant
+from griffin_kernels.ops._triton.activations import activated
 from griffin_kernels.ops._triton.tensors import dense, load_state, own_channels
 from griffin_kernels.ops.temporal_conv1d import _triton_conv
 from griffin_kernels.ops.temporal_conv1d._triton_conv import load_reach, piece_of, rows_at, store_new_state, tile_at
@@ -66,7 +67,7 @@ def conv_tile(x, state, positions, y, weight, bias, piece, channels, SIZES: tl.c
             value = tl.where((reach >= k)[:, None], value, 0.0)
         total += load_state(weight, TAPS - 1 - k, channels, ACC)[None, :] * value
     outputs = tile_at(y, 0, 0, rows, channels, SIZES.D, BLOCK_T)
-    total = total.to(outputs.dtype.element_ty)
+    total = activated(total, SIZES.ACTIVATION).to(outputs.dtype.element_ty)
     if ENDS:
         tl.store(outputs, total, mask=there)
     elif channels.mask is not None:
@@ -77,7 +78,7 @@ def conv_tile(x, state, positions, y, weight, bias, piece, channels, SIZES: tl.c
 
 @triton.jit(do_not_specialize=["T", "parts"])
 def temporal_conv1d_tile(x, weight, bias, state, positions, cu_seqlens, y, new_state, T, parts, SIZES: tl.constexpr):
-    """x, y: [B,T,D]; weight [K,D]; bias [D]; state, new_state: [N,K-1,D]; positions [B,T].
+    """x, y: [B,T,D]; weight [K,D]; bias [D] or None; state, new_state: [N,K-1,D]; positions [B,T].
 
     Grid: pieces of SPAN steps * ceil(D / block_d), channels fastest.
     """

@@ -7,21 +7,25 @@ from torch import Tensor
 
 from griffin_kernels.contract import Case, NoConfig
 from griffin_kernels.device import Device
+from griffin_kernels.ops import _activation
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.temporal_conv1d import eager_grouped as forward
 from griffin_kernels.ops.temporal_conv1d._conv_packed import ConvGradients, apart
-from griffin_kernels.ops.temporal_conv1d_bwd.op import Call
+from griffin_kernels.ops.temporal_conv1d_bwd.op import Call, convolution
 
 
 def run(call: Call, config: NoConfig) -> ConvGradients:
-    dy, dnew_state, x, weight, state, _, cu_seqlens = call
-    if cu_seqlens is None:
-        return grouped(dy, dnew_state, x, weight, state)
-    return apart(grouped, call, dnew_state)
+    if (activation := call.activation) is not None:
+        call = call._replace(dy=_activation.through(activation, call.dy, forward.sums(convolution(call))))
+    if call.cu_seqlens is None:
+        return grouped(call.dy, call.dnew_state, call.x, call.weight, call.bias, call.state)
+    return apart(grouped, call, call.dnew_state)
 
 
-def grouped(dy: Tensor, dnew_state: Tensor | None, x: Tensor, weight: Tensor, state: Tensor | None) -> ConvGradients:
-    """ConvGradients of one document per batch row."""
+def grouped(
+    dy: Tensor, dnew_state: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None
+) -> ConvGradients:
+    """ConvGradients of one document per batch row. bias: for its dtype."""
     _, time, width = x.shape
     rows = weight.shape[0] - 1
     dtype = torch.promote_types(x.dtype, weight.dtype)
@@ -33,7 +37,7 @@ def grouped(dy: Tensor, dnew_state: Tensor | None, x: Tensor, weight: Tensor, st
     operands, padding = (grad, inputs.transpose(1, 2), weight.t()[:, None].to(dtype)), [rows if state is None else 0]
     # bias sizes, stride, padding, dilation, transposed, output padding, groups, what is wanted
     dinputs, dweight, dbias = torch.ops.aten.convolution_backward(
-        *operands, [width], [1], padding, [1], False, [0], width, [True, True, True]
+        *operands, [width], [1], padding, [1], False, [0], width, [True, True, bias is not None]
     )
     dinputs = dinputs.transpose(1, 2).to(x.dtype).contiguous()
     held = min(rows, inputs.shape[1])
@@ -43,7 +47,7 @@ def grouped(dy: Tensor, dnew_state: Tensor | None, x: Tensor, weight: Tensor, st
     return (
         dinputs[:, inputs.shape[1] - time :].contiguous(),
         dweight[:, 0].t().to(weight.dtype).contiguous(),
-        dbias.to(weight.dtype),
+        None if bias is None else dbias.to(bias.dtype),
         dstate,
     )
 

@@ -11,24 +11,35 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, accumulator
+from griffin_kernels.ops import _activation
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.temporal_conv1d import eager_shifted as forward
 from griffin_kernels.ops.temporal_conv1d._conv_packed import ConvGradients, apart
-from griffin_kernels.ops.temporal_conv1d_bwd.op import Call, through_state
+from griffin_kernels.ops.temporal_conv1d_bwd.op import Call, convolution, through_state
 
 
 def run(call: Call, config: NoConfig) -> ConvGradients:
-    dy, _, x, weight, state, segment_pos, cu_seqlens = call
+    if call.activation is not None:
+        grad = call.dy.to(accumulator(call.x.dtype))
+        call = call._replace(dy=_activation.through(call.activation, grad, forward.sums(convolution(call))))
     incoming = through_state(call)
-    if cu_seqlens is None:
-        return shifted(dy, incoming, x, weight, state, segment_pos)
-    return apart(shifted, call, incoming, segment_pos)
+    if call.cu_seqlens is None:
+        return shifted(call.dy, incoming, call.x, call.weight, call.bias, call.state, call.segment_pos)
+    return apart(shifted, call, incoming, call.segment_pos)
 
 
 def shifted(
-    dy: Tensor, incoming: Tensor | None, x: Tensor, weight: Tensor, state: Tensor | None, segment_pos: Tensor | None
+    dy: Tensor,
+    incoming: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    segment_pos: Tensor | None,
 ) -> ConvGradients:
-    """ConvGradients of sequences that are not packed. incoming: of the new state, zero where that holds zeros."""
+    """ConvGradients of sequences that are not packed. dy: of the sums. incoming: of the new state, zero where that
+    holds zeros. bias: for its dtype.
+    """
     wide = accumulator(x.dtype)
     time, taps = x.shape[1], weight.shape[0]
     grad, inputs, w = dy.to(wide), x.to(wide), weight.to(wide)
@@ -55,7 +66,8 @@ def shifted(
         if dbefore is not None:
             dbefore[:, inside:] += incoming[:, : taps - 1 - inside]
     dstate = None if dbefore is None else dbefore.to(x.dtype)
-    return dx.to(x.dtype), torch.stack(sums[::-1]).to(weight.dtype), grad.sum((0, 1)).to(weight.dtype), dstate
+    dbias = None if bias is None else grad.sum((0, 1)).to(bias.dtype)
+    return dx.to(x.dtype), torch.stack(sums[::-1]).to(weight.dtype), dbias, dstate
 
 
 VARIANT = backward_of(

@@ -3,9 +3,10 @@
 With x_s for s < 0 the state's rows, m_tk = 1 where tap k of step t counts, and e the gradient that reaches an input
 through the new state:
 
-    dx_s = e_s + sum_k weight[K-1-k] m_{s+k,k} dy_{s+k}          s >= -(K-1); dstate is dx before time 0
-    dweight[K-1-k] = sum over batch and t of m_tk dy_t x_{t-k}
-    dbias = sum over batch and t of dy_t
+    g_t = dy_t act'(z_t)                                        z_t: the sum, done again; g is dy without an activation
+    dx_s = e_s + sum_k weight[K-1-k] m_{s+k,k} g_{s+k}           s >= -(K-1); dstate is dx before time 0
+    dweight[K-1-k] = sum over batch and t of m_tk g_t x_{t-k}
+    dbias = sum over batch and t of g_t                         None without a bias
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import Case, Cost, Inputs, TensorSpec, Tolerance, accumulator
-from griffin_kernels.ops._arguments import Offsets, Positions, Sequence
+from griffin_kernels.ops import _activation
+from griffin_kernels.ops._arguments import Offsets, OptionalChannels, Positions, Sequence
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops._variants import gradient_of
 from griffin_kernels.ops.rg_lru.cost import index_bytes
 from griffin_kernels.ops.temporal_conv1d import op as forward
-from griffin_kernels.ops.temporal_conv1d.cost import state_elements, weight_elements
+from griffin_kernels.ops.temporal_conv1d.cost import activation_flops, state_elements, weight_elements
 
 
 class Call(NamedTuple):
@@ -31,9 +33,16 @@ class Call(NamedTuple):
     dnew_state: forward.ConvState
     x: Sequence
     weight: forward.Taps
+    bias: OptionalChannels
     state: forward.ConvState = None
     segment_pos: Positions = None
     cu_seqlens: Offsets = None
+    activation: str | None = None
+
+
+def convolution(call: Call) -> forward.Call:
+    """The convolution whose gradient a call is, without its activation."""
+    return forward.Call(call.x, call.weight, call.bias, call.state, call.segment_pos, call.cu_seqlens)
 
 
 def through_state(call: Call) -> Tensor | None:
@@ -46,10 +55,13 @@ def through_state(call: Call) -> Tensor | None:
 
 def reference(call: Call) -> tuple[Tensor | None, ...]:
     """The equations at the top of this file, tap by tap; packed sequences one by one."""
-    dy, _, x, weight, state, segment_pos, cu_seqlens = call
+    dy, _, x, weight, bias, state, segment_pos, cu_seqlens, activation = call
     if cu_seqlens is not None:
         dxs, dweights, dbiases, dstates = zip(*map(reference, forward.sequences(call)), strict=True)
-        return torch.cat(dxs, dim=1), sum(dweights), sum(dbiases), None if state is None else torch.cat(dstates)
+        dbias = None if bias is None else sum(dbiases)
+        return torch.cat(dxs, dim=1), sum(dweights), dbias, None if state is None else torch.cat(dstates)
+    if activation is not None:
+        dy = _activation.through(activation, dy, forward.reference(convolution(call))[0])
     batch, time, width = x.shape
     taps = weight.shape[0]
     before = x.new_zeros(batch, taps - 1, width) if state is None else state
@@ -65,13 +77,12 @@ def reference(call: Call) -> tuple[Tensor | None, ...]:
         dinputs[:, at] += weight[taps - 1 - k] * here
         dweight[taps - 1 - k] = (here * inputs[:, at]).sum((0, 1))
     dstate = None if state is None else dinputs[:, : taps - 1]
-    return dinputs[:, taps - 1 :], dweight, dy.sum((0, 1)), dstate
+    return dinputs[:, taps - 1 :], dweight, None if bias is None else dy.sum((0, 1)), dstate
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
-    """Forward inputs without the bias, and standard normal gradients; that of the new state comes with a state."""
+    """Forward inputs and standard normal gradients; that of the new state comes with a state."""
     inputs = forward.make_inputs(case, device, seed)
-    del inputs["bias"]
     draw = Draws(case, device, seed + 1)
     dy = draw.data(draw.normal(case["B"], case["T"], case["D"]))
     after = draw.data(draw.normal(case["N"], case["K"] - 1, case["D"])) if "state" in case.data else None
@@ -79,14 +90,20 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
 
 
 def cost(case: Case) -> Cost:
-    """Read dy, x and the weights, write dx and the weights' gradients; 2 K multiply-adds and a sum per element."""
+    """Read dy, x and the weights, write dx and the weights' gradients; 2 K multiply-adds and a sum per element.
+
+    With an activation the bias is read too, and the convolution done again with the slope of each of its sums.
+    """
     elements = case["B"] * case["T"] * case["D"]
     size = case.bytes_per_element()
     weights, state = weight_elements(case), state_elements(case)
+    active = activation_flops(case) > 0
+    again = 2 * case["K"] + activation_flops(case) + 5 if active else 0  # the slope 4, its product 1
     return Cost(
-        bytes_read=(2 * elements + weights - case["D"] + 2 * state) * size + index_bytes(case),
+        bytes_read=(2 * elements + weights - (0 if active else case["D"]) + 2 * state) * size + index_bytes(case),
         bytes_written=(elements + weights + state) * size,
-        vector_flops=(4 * case["K"] + 1) * elements,
+        vector_flops=(4 * case["K"] + 1 + again) * elements,
+        special_ops=elements if active else 0,
     )
 
 
@@ -108,7 +125,7 @@ OP = gradient_of(
     outputs={
         "dx": TensorSpec("B T D"),
         "dweight": TensorSpec("K D", "parameter"),
-        "dbias": TensorSpec("D", "parameter"),
+        "dbias": TensorSpec("D", "parameter", optional=True),
         "dstate": TensorSpec("N K-1 D", optional=True),
     },
     reference=reference,

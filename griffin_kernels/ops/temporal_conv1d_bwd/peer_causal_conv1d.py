@@ -13,11 +13,11 @@ from griffin_kernels.ops.temporal_conv1d import peer_causal_conv1d as forward
 
 
 def prepare(given: Any) -> Inputs:
-    """What the forward pass keeps. Its bias does not matter, but that there is one."""
+    """What the forward pass keeps."""
     x, weight, documents, state = forward.arguments(given).values()
-    kept = (x, weight, weight.new_zeros(weight.shape[0]), documents, state)
+    kept = (x, weight, None if given.bias is None else given.bias.contiguous(), documents, state)
     wanted = {"return_final_states": documents is None, "return_dinitial_states": state is not None}
-    saved = Saved(*kept, activation=False, **wanted)
+    saved = Saved(*kept, activation=given.activation is not None, **wanted)
     upstream = (forward.channels_last(given.dy), forward.channels_last(given.dnew_state))
     return {"saved": saved, "upstream": upstream if documents is None else upstream[:1]}
 
@@ -28,8 +28,9 @@ def call(saved: Saved, upstream: tuple[Tensor | None, ...]) -> Any:
 
 def finish(gradients: Any, given: Any) -> tuple[Tensor | None, ...]:
     dx, dweight, dbias, _, dstate, *_ = gradients
-    dtype, dstate = given.weight.dtype, None if given.state is None else dstate.transpose(1, 2)
-    return dx.transpose(1, 2), dweight.t().to(dtype), dbias.to(dtype), dstate
+    dstate = None if given.state is None else dstate.transpose(1, 2)
+    dbias = None if given.bias is None else dbias.to(given.bias.dtype)
+    return dx.transpose(1, 2), dweight.t().to(given.weight.dtype), dbias, dstate
 
 
 VARIANT = backward_of(forward.VARIANT, adapter=Adapter(prepare, call, finish))

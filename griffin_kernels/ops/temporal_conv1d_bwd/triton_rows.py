@@ -1,6 +1,9 @@
 """One pass from the last step to the first, the K-1 later gradients in registers, ``block_t`` rows loaded ahead.
 
-    dx_s = sum_k weight[K-1-k] dy_{s+k},  dweight[K-1-k] += dy_{s+k} x_s,  dbias += dy_s
+    dx_s = sum_k weight[K-1-k] g_{s+k},  dweight[K-1-k] += g_{s+k} x_s,  dbias += g_s
+
+g is dy, or with an activation dy times its slope at the sum, which is done again from the inputs of the tile and of the
+K-1 steps before it.
 
 The mirror of temporal_conv1d/triton.rows. A program owns ``block_d`` channels of ``span`` steps of one batch entry or
 packed sequence and goes down in time, so that dy_{s+1} .. dy_{s+K-1} are what it has just read; it keeps them widened,
@@ -25,9 +28,15 @@ import triton.language as tl
 from griffin_kernels.ops._triton.tensors import Rows, at, load_flags, load_rows, own_channels, store_row
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.temporal_conv1d import triton_rows as forward
-from griffin_kernels.ops.temporal_conv1d._triton_conv import load_reach, load_row, load_taps, piece_of
+from griffin_kernels.ops.temporal_conv1d._triton_conv import input_row, load_reach, load_row, load_taps, piece_of
 from griffin_kernels.ops.temporal_conv1d_bwd import _triton_conv_gradient
-from griffin_kernels.ops.temporal_conv1d_bwd._triton_conv_gradient import end_piece, first_kept_step
+from griffin_kernels.ops.temporal_conv1d_bwd._triton_conv_gradient import (
+    end_piece,
+    first_kept_step,
+    forward_again,
+    of_sum,
+    sum_gradient,
+)
 
 
 @dataclass(frozen=True)
@@ -41,27 +50,50 @@ class Config:
 
 
 @triton.jit
-def conv_tile(x, dy, positions, leaving, dx, piece, begin, left, kept, carried, taps, channels, ROWS: tl.constexpr):
-    """ROWS steps from ``begin`` on, the last first. Gives what is carried to the tile below: sums, window and reaches.
+def conv_tile(
+    x, dy, positions, leaving, dx, again, piece, begin, left, kept, carried, taps, channels, SIZES: tl.constexpr
+):
+    """The steps of a tile from ``begin`` on, the last first. Gives what is carried to the tile below: sums, window and
+    reaches.
 
-    window: dy of the K-1 steps that follow, with the positions ``reaches``. left: steps that are the piece's, where not
-    all are; the sequence's new state holds its steps from ``kept`` on.
+    window: what reaches the sums of the K-1 steps that follow, with the positions ``reaches``. left: steps that are the
+    piece's, where not all are; the tile then has K-1 more, and the sequence's new state holds its steps from ``kept``
+    on. again: None without an activation.
     """
     ENDING: tl.constexpr = left is not None
     ACC: tl.constexpr = taps[0].dtype
     TAPS: tl.constexpr = len(taps)
+    ROWS: tl.constexpr = SIZES.BLOCK_T + (TAPS - 1 if ENDING else 0)
     batch, time = piece.batch, piece.first + begin
     beyond, kept = tl.cast(piece.length - begin, tl.int32), tl.cast(kept - begin, tl.int32)
     gradients = load_rows(at(dy, batch, time, 1), channels, beyond, 0.0, ROWS, ENDING)
-    values = load_rows(at(x, batch, time, 1), channels, left, 0.0, ROWS, ENDING)
+    known_left = left if again is None else beyond  # slopes want the inputs of all steps that follow
+    values = load_rows(at(x, batch, time, 1), channels, known_left, 0.0, ROWS, ENDING)
+    past = ()
+    if again is not None:
+        for k in tl.static_range(1, TAPS):
+            past += (input_row(x, again.state, piece, begin - k, channels, TAPS),)
     sums, window, reaches = carried
     known = load_flags(at(positions, batch, time, 1), beyond, 0, ROWS, ENDING)
     for u in tl.static_range(ROWS - 1, -1, -1):
-        following = (gradients[u].to(ACC),)
+        current = gradients[u].to(ACC)
+        value = values[u].to(ACC)
+        if again is not None:
+            inputs = ()
+            for k in tl.static_range(TAPS):
+                inputs += (values[u - k],) if k <= u else (past[k - u - 1],)
+            reach = TAPS
+            if positions is not None:
+                reach = known[u]
+            current = of_sum(current, inputs, reach, taps, again.bias, SIZES.ACTIVATION)
+            if ENDING:
+                # a select: beyond the end are rows of others, or none
+                current = tl.where(u < beyond, current, 0.0)
+                value = tl.where(u < left, value, 0.0)
+        following = (current,)
         following += window
         reached = (known[u],)
         reached += reaches
-        value = values[u].to(ACC)
         through = 0.0
         if ENDING and leaving is not None and TAPS > 1:
             row = load_row(leaving, piece.row, u - beyond + TAPS - 1, channels, (u < left) & (u >= kept))
@@ -82,9 +114,11 @@ def conv_tile(x, dy, positions, leaving, dx, piece, begin, left, kept, carried, 
 
 @triton.jit(do_not_specialize=["T", "parts"])
 def temporal_conv1d_bwd_rows(
-    dy, dnew_state, x, weight, state, positions, cu_seqlens, gradients, T, parts, SIZES: tl.constexpr
+    dy, dnew_state, x, weight, bias, state, positions, cu_seqlens, gradients, T, parts, SIZES: tl.constexpr
 ):
-    """dy, x: [B,T,D]; weight [K,D]; dnew_state, state: [N,K-1,D]; positions [B,T].
+    """dy, x: [B,T,D]; weight [K,D]; bias [D], None unless slopes want it; positions [B,T].
+
+    dnew_state, state: [N,K-1,D].
 
     Grid: pieces of time * ceil(D / block_d), channels fastest.
     """
@@ -96,6 +130,7 @@ def temporal_conv1d_bwd_rows(
     piece = piece_of(place, cu_seqlens, T, parts, SIZES.SPAN)
     begin, end, length = piece.begin, piece.end, piece.length
     taps = load_taps(weight, channels, TAPS, SIZES.ACC)
+    again = forward_again(state, bias, channels, SIZES)
     kept = first_kept_step(positions, piece, TAPS)
     # the masked tile holds all steps of the piece that the new state holds too
     steps = tl.cast(tl.maximum(end - begin, 0), tl.int32)
@@ -112,18 +147,20 @@ def temporal_conv1d_bwd_rows(
     reaches = ()
     for k in tl.static_range(TAPS - 1):
         sums += (tl.zeros((BLOCK_D,), dtype=SIZES.ACC),)
-        window += (load_row(dy, piece.batch, piece.first + (top + k), channels, top + k < length).to(SIZES.ACC),)
+        window += (sum_gradient(dy, x, positions, again, piece, top + k, taps, channels, SIZES.ACTIVATION),)
         if positions is not None:
             reaches += (load_reach(positions, piece, top + k, top + k < length, 0),)
     dx = Rows(gradients.x, tl.cast(T, tl.int64) * D, D, 1)
     carried = sums, window, reaches
     if left > 0:
-        ROWS: tl.constexpr = BLOCK_T + TAPS - 1
-        carried = conv_tile(x, dy, positions, dnew_state, dx, piece, t, left, kept, carried, taps, channels, ROWS)
+        carried = conv_tile(
+            x, dy, positions, dnew_state, dx, again, piece, t, left, kept, carried, taps, channels, SIZES
+        )
     for _ in range(full):
         t -= BLOCK_T
-        carried = conv_tile(x, dy, positions, None, dx, piece, t, None, 0, carried, taps, channels, BLOCK_T)
-    end_piece(dy, positions, dnew_state, state, gradients, place, piece, kept, carried[0], taps, channels, D)
+        carried = conv_tile(x, dy, positions, None, dx, again, piece, t, None, 0, carried, taps, channels, SIZES)
+    sums = carried[0]
+    end_piece(dy, x, positions, dnew_state, state, again, gradients, place, piece, kept, sums, taps, channels, SIZES)
 
 
 launches = _triton_conv_gradient.backward(temporal_conv1d_bwd_rows)

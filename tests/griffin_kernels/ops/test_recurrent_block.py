@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import griffin_kernels
 from griffin_kernels import RGLRUWeights, catalog
+from griffin_kernels.ops._activation import gelu_and_slope
 from griffin_kernels.ops.recurrent_block.cost import make_case
-from griffin_kernels.ops.recurrent_block_bwd.op import gelu_and_slope
 from tests.calls import public
 
 OP = catalog.op("recurrent_block")

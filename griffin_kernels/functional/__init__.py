@@ -13,6 +13,7 @@ from griffin_kernels.functional._extend import rg_lru_extend as rg_lru_extend
 from griffin_kernels.functional._recurrent import recurrent_block as recurrent_block
 from griffin_kernels.functional._recurrent import recurrent_block_step as recurrent_block_step
 from griffin_kernels.functional._recurrent import rg_lru as rg_lru
+from griffin_kernels.functional._recurrent import rg_lru_gated as rg_lru_gated
 from griffin_kernels.functional._recurrent import rg_lru_step as rg_lru_step
 from griffin_kernels.functional._recurrent import temporal_conv1d as temporal_conv1d
 from griffin_kernels.functional._recurrent import temporal_conv1d_step as temporal_conv1d_step

@@ -9,8 +9,10 @@ from torch import Tensor
 from griffin_kernels.functional._bridge import offsets, registered, wants_gradient, whole
 from griffin_kernels.functional._common import RGLRUWeights, autocast, beside, checked, documented, in_dtype
 from griffin_kernels.ops import _activation
+from griffin_kernels.ops.rg_lru.op import DECAY
 
 _rg_lru: Callable[..., tuple[Tensor, Tensor]] = registered("rg_lru")
+_rg_lru_gated: Callable[..., tuple[Tensor, Tensor]] = registered("rg_lru_gated")
 _temporal_conv1d: Callable[..., tuple[Tensor, Tensor]] = registered("temporal_conv1d")
 _recurrent_block: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = registered("recurrent_block")
 _rg_lru_step: Callable[..., Tensor] = registered("rg_lru_step")
@@ -52,6 +54,46 @@ def rg_lru(
     if (dtype := autocast(x)) is not None:
         (x,) = in_dtype(dtype, x)
     return _rg_lru(x, *checked("rg_lru", weights, x), h0, whole(segment_pos), offsets(cu_seqlens))
+
+
+@documented((2e-7, 5e-3, 3e-4), (4e-7, 5e-3, 4e-4))
+def rg_lru_gated(
+    x: Tensor,
+    input_gate: Tensor,
+    recurrence_gate: Tensor,
+    a_param: Tensor,
+    *,
+    c: float = DECAY,
+    h0: Tensor | None = None,
+    segment_pos: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The RG-LRU from its gates' pre-activations: what ``rg_lru`` computes after its gate products.
+
+        i = sigmoid(input_gate),  r = sigmoid(recurrence_gate),  log a = -c softplus(a_param) r
+        h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t
+
+    For gates of dense layers, or made of something else than x. ``rg_lru`` is for block-diagonal gates of x: it
+    multiplies and scans in one pass where it can.
+    Source: arXiv 2402.19427, section 2.4.
+    x, input_gate, recurrence_gate: [B, T, D], float32, bfloat16, float16 or float64, the same dtype; any strides, so
+        that both gates may be halves of one layer's output. a_param: [D], of any float dtype, used in float32.
+    c: above 0; 8 in the paper.
+    h0: [B, D], the state before the first step, in x's dtype or float32; None for a fresh sequence.
+    segment_pos: int64 or int32 [B, T], each token's position in its document: at 0 a document begins. See rg_lru.
+
+    Returns y = h [B, T, D] in x's dtype and h_last [B, D], the last state in float32 (float64 for float64).
+    Differentiable in x, both gates, a_param and h0, from y and h_last; the square root's derivative is clipped at 1000,
+    as published.
+
+    Numerics: everything between inputs and results is float32 (float64 for float64 data), 1 - a^2 in a form that does
+    not cancel near a = 1; y is rounded once, and so are the gradients. That of a_param is summed in float32 in an order
+    that does not vary from run to run; y stands for h as returned.
+    """
+    if (dtype := autocast(x)) is not None:
+        x, input_gate, recurrence_gate = in_dtype(dtype, x, input_gate, recurrence_gate)
+    (parameter,) = beside(x, a_param)
+    return _rg_lru_gated(x, input_gate, recurrence_gate, parameter, h0, whole(segment_pos), offsets(cu_seqlens), c)
 
 
 @documented((7e-8, 5e-3, 3e-4), (3e-7, 5e-3, 5e-4))

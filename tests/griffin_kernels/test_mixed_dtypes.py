@@ -21,7 +21,7 @@ UNIT = torch.finfo(torch.bfloat16).eps / 2
 
 
 def is_weight(name):
-    return name in WEIGHTS or "gate" in name
+    return name in WEIGHTS or name.endswith(("gate_weight", "gate_bias"))
 
 
 def inputs_of(name, data, weights):

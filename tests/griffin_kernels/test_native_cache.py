@@ -19,6 +19,7 @@ from griffin_kernels.ops.local_attention_step import _numba_ring as local_attent
 from griffin_kernels.ops.rg_lru import _lru_numba as rg_lru
 from griffin_kernels.ops.rg_lru import _lru_numba_gradient as rg_lru_bwd
 from griffin_kernels.ops.rg_lru_extend import _lru_extend_numba as rg_lru_extend
+from griffin_kernels.ops.rg_lru_gated import _gated_numba as rg_lru_gated
 from griffin_kernels.ops.rg_lru_step import _lru_step_numba as rg_lru_step
 from griffin_kernels.ops.temporal_conv1d import _conv_numba as temporal_conv1d
 from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba as temporal_conv1d_step
@@ -31,6 +32,7 @@ MODULES = [
     rg_lru,
     rg_lru_bwd,
     rg_lru_extend,
+    rg_lru_gated,
     rg_lru_step,
     temporal_conv1d,
     temporal_conv1d_step,

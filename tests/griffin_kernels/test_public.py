@@ -20,6 +20,7 @@ ROWS = {
     "block_diagonal_scan, blocks of one": "B2-T{}-D3-H3-n1-{}~h0",
     "complex_scan": "B2-T{}-D3-{}~h0",
     "rg_lru": "B2-T{}-D8-H2-n4-{}+segmented~h0",
+    "rg_lru_gated": "B2-T{}-D8-{}+segmented~h0~c",
     "temporal_conv1d": "B2-T{}-D8-K4-{}~state",
     "temporal_conv1d, documents": "B2-T{}-D8-K4-{}+segmented~state",
     "temporal_conv1d, silu": "B2-T{}-D8-K4-{}+silu~state",
@@ -399,6 +400,21 @@ BAD = {
     },
     "rg_lru": GATED | {
         "an odd width": (lambda i: {"x": torch.randn(2, 6, 9)}, ShapeError, "x has shape|a_param has shape"),
+    },
+    "rg_lru_gated": {
+        "gates of another width": (
+            lambda i: {"input_gate": i["input_gate"][..., :4]}, ShapeError,
+            r"input_gate has shape \[2, 6, 4\], expected \[B=2, T=6, D=8\]",
+        ),
+        "one gate of float64": (
+            lambda i: {"recurrence_gate": i["recurrence_gate"].double()}, DtypeError,
+            "recurrence_gate is float64, expected float32",
+        ),
+        "a state of another batch": (
+            lambda i: {"h0": torch.ones(3, 8)}, ShapeError, r"h0 has shape \[3, 8\], expected \[N=2"
+        ),
+        "no decay": (lambda i: {"c": 0.0}, ArgumentError, "c is 0.0, expected a finite number above 0"),
+        "a decay of NaN": (lambda i: {"c": float("nan")}, ArgumentError, "c is nan, expected a finite number above 0"),
     },
     "temporal_conv1d": {
         "no taps": (

@@ -23,6 +23,8 @@ WEIGHTS: Mapping[str, float] = {
     "linear_scan_bwd": 3.0,
     "rg_lru": 3.0,
     "rg_lru_bwd": 3.0,
+    "rg_lru_gated": 1.0,
+    "rg_lru_gated_bwd": 1.0,
     "local_attention": 3.0,
     "local_attention_bwd": 3.0,
     "temporal_conv1d": 2.0,

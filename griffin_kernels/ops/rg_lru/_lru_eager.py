@@ -14,7 +14,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _products
-from griffin_kernels.ops.rg_lru.op import DECAY, Call, blockwise, is_fresh, resets
+from griffin_kernels.ops.rg_lru.op import DECAY, blockwise, is_fresh, resets
 
 importlib.import_module("griffin_kernels.functional")  # registers the scan; by name, since kernels import nothing above
 
@@ -46,7 +46,12 @@ def terms(call: Any) -> tuple[Tensor, ...]:
     """i, r, log a, v = 1 - a^2 and the multiplier m, each [B,T,D] in the accumulator's dtype; m is 1 at a reset."""
     i = gate(call.x, call.input_gate_weight, call.input_gate_bias)
     r = gate(call.x, call.recurrence_gate_weight, call.recurrence_gate_bias)
-    log_a = r * (-DECAY * torch.nn.functional.softplus(call.a_param.to(r.dtype)))
+    return terms_of(call, i, r, DECAY)
+
+
+def terms_of(call: Any, i: Tensor, r: Tensor, c: float) -> tuple[Tensor, ...]:
+    """As ``terms``, by the gates, with log a = -c softplus(a_param) r."""
+    log_a = r * (-c * torch.nn.functional.softplus(call.a_param.to(r.dtype)))
     v = one_minus_exp(2 * log_a)
     return i, r, log_a, v, fill_at_resets(v.sqrt(), 1.0, call)
 
@@ -65,13 +70,13 @@ def inner_resets(segment_pos: Tensor | None) -> Tensor | None:
     return None if segment_pos is None else segment_pos == 0
 
 
-def scan(x: Tensor, a: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+def scan(x: Tensor, a: Tensor, call: Any) -> tuple[Tensor, Tensor]:
     """The tuned linear_scan of this device. Returns y in the call's dtype and h_last."""
     h, h_last = wide_scan(x, a, call)
     return h.to(call.x.dtype), h_last
 
 
-def wide_scan(x: Tensor, a: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+def wide_scan(x: Tensor, a: Tensor, call: Any) -> tuple[Tensor, Tensor]:
     """As ``scan``, with y in the accumulator's dtype."""
     reset = inner_resets(call.segment_pos)
     found: tuple[Tensor, Tensor] = torch.ops.griffin_kernels.linear_scan(

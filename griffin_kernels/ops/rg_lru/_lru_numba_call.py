@@ -64,9 +64,9 @@ def carry_of(call: Any, state: Tensor | None) -> Tensor:
     return torch.zeros((rows_of(call.x.shape[0], call.cu_seqlens), call.x.shape[2]), dtype=torch.float32, device="cpu")
 
 
-def rate_of(a_param: Tensor) -> Tensor:
-    """float64 [D]: log a = rate r."""
-    return -DECAY * torch.nn.functional.softplus(a_param.double())
+def rate_of(a_param: Tensor, c: float = DECAY) -> Tensor:
+    """float64 [D]: log a = -c softplus(a_param) r = rate r."""
+    return -c * torch.nn.functional.softplus(a_param.double())
 
 
 class Around(NamedTuple):

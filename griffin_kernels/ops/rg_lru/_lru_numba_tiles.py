@@ -107,7 +107,7 @@ def _exp2(v: Lanes, shifted: Any, fraction: Any) -> tuple[Any, Any]:
     return scale, v.multiply(value, fraction)
 
 
-def _sigmoid(v: Lanes, z: Any) -> tuple[Any, Any]:
+def sigmoid(v: Lanes, z: Any) -> tuple[Any, Any]:
     """sigmoid(z), and 1 - sigmoid(z) without cancellation; NaN stays NaN."""
     z = v.at_most(v.at_least(z, -87.0), 87.0)
     slope = v.constant(-_LOG2_E)
@@ -130,9 +130,9 @@ class GateValues(NamedTuple):
     m: Any
 
 
-def _gates(v: Lanes, z_i: Any, z_r: Any, rate: Any) -> GateValues:
+def gates_of(v: Lanes, z_i: Any, z_r: Any, rate: Any) -> GateValues:
     """rate: log2 a = rate r, not above 0."""
-    (i, not_i), (r, not_r) = _sigmoid(v, z_i), _sigmoid(v, z_r)
+    (i, not_i), (r, not_r) = sigmoid(v, z_i), sigmoid(v, z_r)
     log2_a = v.at_least(v.multiply(rate, r), -126.0)
     shifted = v.add(log2_a, v.constant(_ROUND))
     scale, rest = _exp2(v, shifted, v.subtract(log2_a, v.subtract(shifted, v.constant(_ROUND))))
@@ -141,6 +141,40 @@ def _gates(v: Lanes, z_i: Any, z_r: Any, rate: Any) -> GateValues:
     missing = v.multiply_add(v.builder.fneg(scale), rest, v.subtract(v.constant(1.0), scale))
     squared = v.multiply(missing, v.subtract(v.constant(2.0), missing))
     return GateValues(i, not_i, r, not_r, a, v.sqrt(squared))
+
+
+def advanced(v: Lanes, gates: GateValues, x: Any, state: Any) -> Any:
+    """The state after a step that is no reset."""
+    return v.multiply_add(gates.a, state, v.multiply(gates.i, x, gates.m))
+
+
+class StepGradient(NamedTuple):
+    """Of one step: g m i, the part of dx that goes through no gate; dz_i, dz_r; r d log a."""
+
+    direct: Any
+    z_i: Any
+    z_r: Any
+    log_a: Any
+
+
+def gradient_of(v: Lanes, gates: GateValues, g: Any, x: Any, before: Any, natural_slope: Any) -> StepGradient:
+    """The equations of rg_lru_bwd. g: what reaches the state; before: the state that the step was given; log a =
+    natural_slope r."""
+    through_m = v.multiply(g, x)
+    dm = v.multiply(through_m, gates.i)
+    dlog_i = v.multiply(dm, gates.m)
+    # dm times the derivative of m by log a is -a^2 dm / m, clipped where 1 / (2 m) is
+    bounded = v.at_least(gates.m, 0.5 / MAX_SQRT_GRADIENT)
+    inner = v.multiply(gates.a, v.divide(dm, bounded))
+    inner = v.subtract(v.multiply(g, before), inner)
+    dlog_r = v.multiply(gates.a, inner, gates.r)
+    dz_i, dz_r = v.multiply(dlog_i, gates.not_i), v.multiply(dlog_r, natural_slope, gates.not_r)
+    return StepGradient(v.multiply(g, gates.m, gates.i), dz_i, dz_r, dlog_r)
+
+
+def gradient_of_reset(v: Lanes, i: Any, not_i: Any, g: Any, x: Any) -> tuple[Any, Any]:
+    """(part of dx that goes through no gate, dz_i) of a step that is a reset."""
+    return v.multiply(g, i), v.multiply(g, x, i, not_i)
 
 
 def _run(emit: Callable[..., None]) -> Any:
@@ -214,7 +248,7 @@ def gelu_times(v: Lanes, row: Any, h: Any, y: Any) -> None:
     place = _array_row(v, y, row)
     value = v.read(place)
     cubic = v.multiply_add(v.multiply(value, value), v.constant(_GELU_CUBIC), v.constant(_GELU_SLOPE))
-    gate, _ = _sigmoid(v, v.multiply(value, cubic))
+    gate, _ = sigmoid(v, v.multiply(value, cubic))
     v.write(v.multiply(value, gate, v.read(_array_row(v, h, row))), place)
 
 
@@ -229,7 +263,7 @@ def gelu_backward(v: Lanes, row: Any, dout: Any, h: Any, y: Any) -> None:
     bounded = v.at_most(v.at_least(value, -_GELU_FLAT), _GELU_FLAT)
     square = v.multiply(bounded, bounded)
     cubic = v.multiply_add(square, v.constant(_GELU_CUBIC), v.constant(_GELU_SLOPE))
-    gate, rest = _sigmoid(v, v.multiply(bounded, cubic))
+    gate, rest = sigmoid(v, v.multiply(bounded, cubic))
     inner = v.multiply_add(square, v.constant(3 * _GELU_CUBIC), v.constant(_GELU_SLOPE))
     slope = v.multiply_add(v.multiply(bounded, inner, rest), gate, gate)
     v.write(v.multiply(gradient, value, gate), places[0])
@@ -243,9 +277,8 @@ def forward_run(v: Lanes, rows: Any, z: Any, x: Any, y: Any, rate: Any, carry: A
 
     def step(row: Any, state: Any) -> Sequence[Any]:
         z_i, z_r = (v.read(address) for address in _panel_row(v, z, row))
-        gates = _gates(v, z_i, z_r, slope)
-        entering = v.multiply(gates.i, v.read(_array_row(v, x, row)), gates.m)
-        state = v.multiply_add(gates.a, state, entering)
+        gates = gates_of(v, z_i, z_r, slope)
+        state = advanced(v, gates, v.read(_array_row(v, x, row)), state)
         v.write(state, _array_row(v, y, row))
         return (state,)
 
@@ -256,7 +289,7 @@ def forward_run(v: Lanes, rows: Any, z: Any, x: Any, y: Any, rate: Any, carry: A
 @_run
 def forward_reset(v: Lanes, rows: Any, z: Any, x: Any, y: Any, rate: Any, carry: Any) -> None:
     """As ``forward_run`` for one row that is a reset: a counts as 0, m as 1."""
-    i, _ = _sigmoid(v, v.read(z))
+    i, _ = sigmoid(v, v.read(z))
     state = v.multiply(i, v.read(x))
     v.write(state, y)
     v.write(state, carry)
@@ -277,22 +310,14 @@ def backward_run(v: Lanes, rows: Any, *numbers: Any) -> None:
     def step(index: Any, carry: Any, *totals: Any) -> Sequence[Any]:
         row = v.builder.sub(v.builder.sub(rows, INT64(1)), index)
         z_i, z_r = (v.read(address) for address in _panel_row(v, z, row))
-        gates = _gates(v, z_i, z_r, slope)
+        gates = gates_of(v, z_i, z_r, slope)
         dy_row, before_row = _array_row(v, dy, row), _array_row(v, before, row)
         g = v.add(v.read(dy_row), carry)
-        through_m = v.multiply(g, v.read(_array_row(v, x, row)))
-        dm = v.multiply(through_m, gates.i)
-        dlog_i = v.multiply(dm, gates.m)
-        # dm times the derivative of m by log a is -a^2 dm / m, clipped where 1 / (2 m) is
-        bounded = v.at_least(gates.m, 0.5 / MAX_SQRT_GRADIENT)
-        inner = v.multiply(gates.a, v.divide(dm, bounded))
-        inner = v.subtract(v.multiply(g, v.read(before_row)), inner)
-        dlog_r = v.multiply(gates.a, inner, gates.r)
-        dz = v.multiply(dlog_i, gates.not_i), v.multiply(dlog_r, natural_slope, gates.not_r)
-        v.write(v.multiply(g, gates.m, gates.i), dy_row)
-        v.write(dz[0], _array_row(v, dz_i, row))
-        v.write(dz[1], before_row)
-        new = [v.add(total, value) for total, value in zip(totals, (dlog_r, *dz), strict=True)]
+        own = gradient_of(v, gates, g, v.read(_array_row(v, x, row)), v.read(before_row), natural_slope)
+        v.write(own.direct, dy_row)
+        v.write(own.z_i, _array_row(v, dz_i, row))
+        v.write(own.z_r, before_row)
+        new = [v.add(total, value) for total, value in zip(totals, (own.log_a, own.z_i, own.z_r), strict=True)]
         return v.multiply(gates.a, g), *new
 
     zeros = [v.constant(0.0)] * 3
@@ -306,10 +331,10 @@ def backward_run(v: Lanes, rows: Any, *numbers: Any) -> None:
 def backward_reset(v: Lanes, rows: Any, *numbers: Any) -> None:
     """As ``backward_run`` for one row that is a reset: nothing reaches a, m or an earlier step."""
     z, x, dy, before, dz_i, _, _, carry, *sums = numbers
-    i, not_i = _sigmoid(v, v.read(z))
+    i, not_i = sigmoid(v, v.read(z))
     g = v.add(v.read(dy), v.read(carry))
-    dz = v.multiply(g, v.read(x), i, not_i)
-    v.write(v.multiply(g, i), dy)
+    direct, dz = gradient_of_reset(v, i, not_i, g, v.read(x))
+    v.write(direct, dy)
     v.write(v.constant(0.0), before)
     v.write(dz, dz_i)
     v.write(v.constant(0.0), carry)

@@ -145,8 +145,12 @@ def gates(call: Any) -> tuple[Tensor, Tensor]:
 
 def reference(call: Call) -> tuple[Tensor, Tensor]:
     """The equations at the top of this file. Returns y [B,T,D] and h_last [B or N, D]. Differentiable."""
-    i, r = gates(call)
-    log_a = -DECAY * torch.logaddexp(call.a_param, torch.zeros_like(call.a_param)) * r
+    return recurrence(call, *gates(call), DECAY)
+
+
+def recurrence(call: Any, i: Tensor, r: Tensor, c: float) -> tuple[Tensor, Tensor]:
+    """y and h_last of a call's x by gates i and r [B,T,D], with log a = -c softplus(a_param) r."""
+    log_a = -c * torch.logaddexp(call.a_param, torch.zeros_like(call.a_param)) * r
     a = torch.exp(log_a)
     multiplier: Tensor = ClippedSqrt.apply(-torch.expm1(2 * log_a))
     reset = resets(call)
@@ -165,10 +169,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """
     draw = Draws(case, device, seed)
     batch, time, width, rows, blocks, n = (case[name] for name in ("B", "T", "D", "N", "H", "n"))
-    radius = 0.9 + 0.099 * draw.uniform(width)
-    a_param = torch.log(torch.expm1(-torch.log(radius)))
-    if "near_one" in case.data:
-        a_param = -30 + 26 * draw.uniform(width)
+    a_param = draw_a_param(draw)
     return {
         "x": draw.placed(draw.normal(batch, time, width)),
         "a_param": draw.parameter(a_param),
@@ -180,6 +181,15 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         "cu_seqlens": draw.offsets() if "packed" in case.flags else None,
         "segment_pos": draw.positions(time) if "segmented" in case.flags else None,
     }
+
+
+def draw_a_param(draw: Draws) -> Tensor:
+    """float32 [D] on the CPU: as the published code initialises it, or from -30 up with ``near_one``."""
+    width = draw.case["D"]
+    radius = 0.9 + 0.099 * draw.uniform(width)
+    if "near_one" in draw.case.data:
+        return -30 + 26 * draw.uniform(width)
+    return torch.log(torch.expm1(-torch.log(radius)))
 
 
 def gate_rounding(case: Case) -> float:

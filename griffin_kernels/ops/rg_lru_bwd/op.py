@@ -12,7 +12,7 @@ backward gives it, and da_t = g_t h_{t-1}), v = 1 - a^2, m = sqrt(v), and no gra
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,11 +46,30 @@ class Call(NamedTuple):
 
 def reference(call: Call) -> tuple[Tensor | None, ...]:
     """The equations at the top of this file, in their order."""
+    blocks = call.x.reshape(*call.x.shape[:2], *call.input_gate_bias.shape)  # [B, T, H, n]
+    direct, *dz, da_param, dh0 = to_gates(call, *forward.gates(call), forward.DECAY)
+    dz_i, dz_r = (gradient.reshape(blocks.shape) for gradient in dz)
+    through_gates = torch.einsum("bthj,hkj->bthk", dz_i, call.input_gate_weight)
+    through_gates = through_gates + torch.einsum("bthj,hkj->bthk", dz_r, call.recurrence_gate_weight)
+    return (
+        direct + through_gates.flatten(2),
+        da_param,
+        torch.einsum("bthk,bthj->hkj", blocks, dz_i),
+        dz_i.sum((0, 1)),
+        torch.einsum("bthk,bthj->hkj", blocks, dz_r),
+        dz_r.sum((0, 1)),
+        dh0,
+    )
+
+
+def to_gates(call: Any, i: Tensor, r: Tensor, c: float) -> tuple[Any, ...]:
+    """The part of dx that goes through no gate, dz_i, dz_r, da_param and dh0, by gates i and r [B,T,D].
+
+    log a = -c softplus(a_param) r.
+    """
     x = call.x
-    blocks = x.reshape(*x.shape[:2], *call.input_gate_bias.shape)  # [B, T, H, n]
-    i, r = forward.gates(call)
     softplus = torch.logaddexp(call.a_param, torch.zeros_like(call.a_param))
-    log_a = -forward.DECAY * softplus * r
+    log_a = -c * softplus * r
     a, v = torch.exp(log_a), -torch.expm1(2 * log_a)
     m = torch.sqrt(v)
     reset = forward.resets(call)
@@ -65,20 +84,10 @@ def reference(call: Call) -> tuple[Tensor | None, ...]:
     dlog_a = a * da - 2 * a**2 * dv
     if reset is not None:
         dlog_a = torch.where(reset[..., None], 0.0, dlog_a)
-    dz_i = (g * m * x * i * (1 - i)).reshape(blocks.shape)
-    dz_r = (-forward.DECAY * softplus * dlog_a * r * (1 - r)).reshape(blocks.shape)
-    da_param = torch.sigmoid(call.a_param) * (-forward.DECAY * r * dlog_a).sum((0, 1))
-    through_gates = torch.einsum("bthj,hkj->bthk", dz_i, call.input_gate_weight)
-    through_gates = through_gates + torch.einsum("bthj,hkj->bthk", dz_r, call.recurrence_gate_weight)
-    return (
-        g * m * i + through_gates.flatten(2),
-        da_param,
-        torch.einsum("bthk,bthj->hkj", blocks, dz_i),
-        dz_i.sum((0, 1)),
-        torch.einsum("bthk,bthj->hkj", blocks, dz_r),
-        dz_r.sum((0, 1)),
-        dh0,
-    )
+    dz_i = g * m * x * i * (1 - i)
+    dz_r = -c * softplus * dlog_a * r * (1 - r)
+    da_param = torch.sigmoid(call.a_param) * (-c * r * dlog_a).sum((0, 1))
+    return g * m * i, dz_i, dz_r, da_param, dh0
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:

@@ -225,7 +225,7 @@ rates = _per_channel(_rates, _native.parameters_of)
 
 def _gelu_of(v: Lanes, y: Any) -> Any:
     cubic = v.multiply_add(v.multiply(y, y), v.constant(_gelu.CUBIC), v.constant(1.0))
-    share, _ = gates._sigmoid(v, v.multiply(y, cubic, v.constant(2 * _gelu.SCALE)))
+    share, _ = gates.sigmoid(v, v.multiply(y, cubic, v.constant(2 * _gelu.SCALE)))
     return v.multiply(y, share)
 
 
@@ -241,9 +241,9 @@ def _advancing(gated: bool, begins: bool) -> Any:
         entering, state = v.read(_float_at(v, u, index)), _float_at(v, h, index)
         argument = v.read(_float_at(v, z_i, index))
         if begins:
-            new = v.multiply(gates._sigmoid(v, argument)[0], entering)
+            new = v.multiply(gates.sigmoid(v, argument)[0], entering)
         else:
-            found = gates._gates(v, argument, v.read(_float_at(v, z_r, index)), v.read(_float_at(v, rate, index)))
+            found = gates.gates_of(v, argument, v.read(_float_at(v, z_r, index)), v.read(_float_at(v, rate, index)))
             new = v.multiply_add(found.a, v.read(state), v.multiply(found.i, entering, found.m))
         v.write(new, _float_at(v, into, index))
         result = v.multiply(new, _gelu_of(v, v.load(_data_at(v, y, index)))) if gated else new

@@ -25,7 +25,7 @@ _FLAT = {"silu": 87.0, "gelu": 16.0}
 def _sigmoid(v: Lanes, z: Any) -> tuple[Any, Any]:
     """sigmoid(z) and 1 - sigmoid(z), in the accumulator's dtype."""
     if v.wide is not DOUBLE:
-        return gates._sigmoid(v, z)
+        return gates.sigmoid(v, z)
     power = v._call("exp", v.builder.fneg(v.at_most(v.at_least(z, -700.0), 700.0)))
     value = v.divide(v.constant(1.0), v.add(power, v.constant(1.0)))
     return value, v.multiply(power, value)

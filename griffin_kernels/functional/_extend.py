@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from griffin_kernels.functional._bridge import registered, whole
+from griffin_kernels.functional._bridge import offsets, registered, whole
 from griffin_kernels.functional._common import RGLRUWeights, autocast, checked, documented, in_dtype
 
 _rg_lru_extend: Callable[..., Tensor] = registered("rg_lru_extend")
@@ -43,7 +43,9 @@ def rg_lru_extend(
     if (dtype := autocast(x)) is not None:
         (x,) = in_dtype(dtype, x)
     rows = whole(slots), whole(keep)
-    return _rg_lru_extend(x, *checked("rg_lru_extend", weights, x), states, *rows, whole(segment_pos), cu_seqlens)
+    return _rg_lru_extend(
+        x, *checked("rg_lru_extend", weights, x), states, *rows, whole(segment_pos), offsets(cu_seqlens)
+    )
 
 
 def last_tokens(slots: Tensor, steps: int, cu_seqlens: Tensor | None = None) -> Tensor:

@@ -38,6 +38,9 @@ def check(call: Any, **pools: Tensor) -> None:
     if call.slots.device.type != "cpu":
         return
     slots, keep = call.slots.tolist(), call.keep.flatten().tolist()
+    ends = None if call.cu_seqlens is None else call.cu_seqlens.tolist()[1:]
+    if ends is not None:
+        keep = keep[: ends[-1]]  # the rest only pads
     for name, values in (("slots", slots), ("keep", keep)):
         if (largest := max(values, default=-1)) >= size:
             raise errors.ArgumentError(f"{name} has {largest}, but {first} has only rows 0 to {size - 1}")
@@ -48,7 +51,6 @@ def check(call: Any, **pools: Tensor) -> None:
     shared = kept.keys() & set(slots)
     if not shared:
         return
-    ends = None if call.cu_seqlens is None else call.cu_seqlens.tolist()[1:]
     time = call.keep.shape[1]
     for sequence, row in enumerate(slots):
         if row in shared:

@@ -35,6 +35,17 @@ def arguments(
     call: Call, outputs: dict[str, Any], config: Any, branch: Branch | None, products: tuple[Tensor, ...] | None = None
 ) -> dict[str, Any]:
     """Arguments of every kernel here; allocates what they write. products: x W_i and x W_r if given."""
+    args = scanning(call, outputs, config, branch, products)
+    batch, _, width = call.x.shape
+    count = rows_of(batch, call.cu_seqlens)
+    h_last = host.empty(outputs, "h_last", call.x, count, width, dtype=torch.float32)
+    return args | {"h0": state(call.h0), "h_last": h_last}
+
+
+def scanning(
+    call: Call, outputs: dict[str, Any], config: Any, branch: Branch | None, products: tuple[Tensor, ...] | None = None
+) -> dict[str, Any]:
+    """As ``arguments``, without states."""
     x = call.x
     batch, time, width = x.shape
     other, with_h = branch or (None, True)
@@ -45,8 +56,6 @@ def arguments(
     return {
         "steps": Steps(rows(x), rows(other), rows(call.segment_pos), *(products or (None, None)), **written),
         "parameters": parameters(call, weights=products is None),
-        "h0": state(call.h0),
-        "h_last": host.empty(outputs, "h_last", x, rows_of(batch, call.cu_seqlens), width, dtype=torch.float32),
         "T": time,
         "shape": shape_of(call, config),
     }

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops._triton import tensors
+from griffin_kernels.ops._triton import pools, tensors
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.elementwise import (
     LARGEST_EXPONENT,
@@ -270,8 +270,13 @@ def step(tile, u: tl.constexpr, begin, steps, marks, gates, shape):
 
 
 @triton.jit
-def scan_rows(steps, marks, gates, carry, channels, before, count, shape):
-    """The carry [block_d] after ``count`` steps from ``carry`` on, which y and out get; ``before`` come earlier."""
+def scan_rows(steps, marks, gates, carry, channels, before, count, shape, kept=None):
+    """The carry [block_d] after ``count`` steps from ``carry`` on, which y and out get; ``before`` come earlier.
+
+    kept: at the first step; where carries are kept.
+    """
+    if kept is not None:
+        places = kept.places  # what a loop moves
     if shape.ahead:
         ahead = load_tile(steps, marks, channels, count, shape.block_t)
     for begin in range(0, count, shape.block_t):
@@ -286,6 +291,9 @@ def scan_rows(steps, marks, gates, carry, channels, before, count, shape):
             marks = tensors.marks_later(marks, shape.block_t)
         if shape.ahead:
             ahead = load_tile(steps, marks, channels, left - shape.block_t, shape.block_t)
+        if kept is not None:
+            targets = tensors.load_flags(places, left, -1, shape.block_t, True)
+            places = tensors.later(places, shape.block_t)
         for u in tl.static_range(shape.block_t):
             if marks is not None:
                 start = tensors.load_state(marks.state, tile.enters[u], channels, tl.float32, tile.enters[u] >= 0)
@@ -301,6 +309,8 @@ def scan_rows(steps, marks, gates, carry, channels, before, count, shape):
                 tensors.store_row(out, u, gated, channels, left, True)
             if marks is not None:
                 tensors.store_state(marks.final, tile.leaves[u], carry, channels, tile.leaves[u] >= 0)
+            if kept is not None:
+                tensors.store_state(kept.states, targets[u], carry, channels, pools.has(kept, targets[u]))
     return carry
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton import pools
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.dot import dot
 from griffin_kernels.ops._triton.elementwise import gelu
@@ -314,9 +315,10 @@ def gate_tile(steps, marks, block, order, begin, left, before, shape):
 
 
 @bundling
-def scan_block(steps, marks, block, carry, before, count, shape):
+def scan_block(steps, marks, block, carry, before, count, shape, kept=None):
     """The carry [block_n] after ``count`` steps from ``carry`` on, which y and out get; ``before`` come earlier.
 
+    kept: at the first step; where states are kept.
     steps: at the first of them, straight from ``steps_at``: under a name their constant strides would be lost.
     """
     channels = block.channels
@@ -337,6 +339,10 @@ def scan_block(steps, marks, block, carry, before, count, shape):
             ends = load_steps(later(marks.leave, begin), order, order < left, -1)
             last = state_at(marks.final, ends, channels)
             tl.store(last, states, mask=(ends >= 0)[None, :] & channels.inside[:, None])
+        if kept is not None:
+            targets = load_steps(later(kept.places, begin), order, order < left, -1)
+            rows = state_at(kept.states, targets, channels)
+            tl.store(rows, states, mask=pools.has(kept, targets)[None, :] & channels.inside[:, None])
     return carry
 
 

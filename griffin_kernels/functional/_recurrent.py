@@ -212,20 +212,23 @@ def rg_lru_step(
 def temporal_conv1d_step(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     state: Tensor,
     *,
     positions: Tensor | None = None,
     slots: Tensor | None = None,
     dst_slots: Tensor | None = None,
     pad_slot: int = -1,
+    activation: str | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """One token of ``temporal_conv1d``; the last K-1 inputs are kept in ``state``, which is changed in place.
 
     Source: arXiv 2402.19427, section 2.3.
     x: [B, D], float32, bfloat16, float16 or float64; any strides.
-    weight: [K, D], bias: [D], of any float dtype. state: [P, K-1, D] in x's dtype, the inputs before x, oldest first.
+    weight: [K, D], bias: [D] or None, of any float dtype.
+    state: [P, K-1, D] in x's dtype, the inputs before x, oldest first. Of a longer one pass the last K-1 rows, a view.
+    activation: None, "silu", or "gelu" in its tanh form, of the sum before it is rounded.
     positions: int64 or int32 [B], each token's position in its document. Tap k > 0 counts only where k <= position, and
         inputs of an earlier document become zeros in the state. None: every document goes on.
 
@@ -235,7 +238,8 @@ def temporal_conv1d_step(
     """
     if (dtype := autocast(x, state)) is not None:
         (x,) = in_dtype(dtype, x)
-    rows = whole(positions), whole(slots), whole(dst_slots), pad_slot
+    _activation.check(activation)
+    rows = whole(positions), whole(slots), whole(dst_slots), pad_slot, activation
     return _temporal_conv1d_step(x, *beside(x, weight, bias), state, *rows, out)
 
 

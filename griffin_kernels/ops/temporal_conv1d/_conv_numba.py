@@ -17,13 +17,14 @@ There is a kernel for each activation; the gradients of those that do something 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numba
 
 from griffin_kernels.ops import _native_activations, _native_rows
 from griffin_kernels.ops._native import INT64, Strided, data_bytes, field, finish, int64_at, loop, places, take
+from griffin_kernels.ops._native_names import named
 from griffin_kernels.ops._native_rows import STREAM, RowLanes, input_at, known_number, row, wide_bytes
 
 _njit: Any = numba.njit
@@ -61,20 +62,6 @@ AT = places(Fields)
 
 FILES = (__file__, str(_native_rows.__file__), *_native_activations.FILES)
 """Sources that the kernels are made from, besides _native.py."""
-
-
-def named(name: str) -> Callable[[Any], Any]:
-    """Decorator of a function of which there are several: numba's own, under a name that no other of them has.
-
-    Compiled code is called after the qualified name of its function, and how many were compiled before: two of one name
-    that come from the cache on disk would be taken for each other.
-    """
-
-    def decorated(function: Any) -> Any:
-        function.__qualname__ = name
-        return _njit(function)
-
-    return decorated
 
 
 tile_of_steps = row(RowLanes, (0, STREAM))

@@ -18,6 +18,7 @@ import numba
 
 from griffin_kernels.ops import _native_activations
 from griffin_kernels.ops._native import INT64, data_bytes, field, loop
+from griffin_kernels.ops._native_names import named
 from griffin_kernels.ops._native_rows import RowLanes, input_at, known_number, wide_bytes
 from griffin_kernels.ops.temporal_conv1d import _conv_numba
 from griffin_kernels.ops.temporal_conv1d._conv_numba import (
@@ -26,7 +27,6 @@ from griffin_kernels.ops.temporal_conv1d._conv_numba import (
     constant_of,
     items_of,
     load_if,
-    named,
     output_at,
     reach_of,
     tile_of_steps,

@@ -14,8 +14,9 @@ import numba
 from llvmlite import ir
 from numba import types
 
-from griffin_kernels.ops import _native
+from griffin_kernels.ops import _native, _native_activations
 from griffin_kernels.ops._native import INT64, Lanes, Strided, data_bytes, field, intrinsic, lanes, loop, places, take
+from griffin_kernels.ops._native_names import named
 
 _njit: Any = numba.njit
 
@@ -35,14 +36,14 @@ class Fields(NamedTuple):
     slots: int  # int64 [B], or 0
     dst_slots: int  # int64 [B], or 0: new states go where the old ones were
     pad_slot: int  # of rows that only pad, besides all that are negative
-    bias: int  # parameters [D]
+    bias: int  # parameters [D], or 0
     y: int  # data [B, D]
     y_step: int  # elements from row to row
 
 
 AT = places(Fields)
 
-FILES = (__file__,)
+FILES = (__file__, *_native_activations.FILES)
 """Sources that the kernel is made from, besides _native.py."""
 
 
@@ -61,10 +62,11 @@ class TokenRow(NamedTuple):
     out: Any
 
 
-def _row(sum_up: bool, shift: bool, wide: bool) -> Any:
+def _row(sum_up: bool, shift: bool, wide: bool, activation: str | None = None) -> Any:
     """A numba function ``(data, channels, row)`` on one batch row; see TokenRow for what ``row`` holds.
 
     sum_up: write y, as floats if ``wide``. shift: put the kept inputs a row up, those before ``first`` becoming 0.
+    What is wide has a bias and no activation.
     """
 
     @intrinsic
@@ -109,7 +111,13 @@ def _row(sum_up: bool, shift: bool, wide: bool) -> Any:
             loop(b, INT64(0), b.sub(row.first, INT64(1)), 1, clear)
         total = v.constant(0.0)
         if sum_up:
-            total = v.multiply_add(x, weight(last), parameters.load(b.add(row.bias, own)))
+            if wide:
+                constant = parameters.load(b.add(row.bias, own))
+            else:
+                there = b.icmp_signed("!=", row.bias, INT64(0))
+                loaded = parameters.load(b.add(b.select(there, row.bias, row.weight), own))
+                constant = b.select(there, loaded, v.constant(0.0))
+            total = v.multiply_add(x, weight(last), constant)
 
         def tap(k: Any, total: Any) -> Sequence[Any]:
             kept = v.load(at(row.state, row.state_step, k))
@@ -127,13 +135,11 @@ def _row(sum_up: bool, shift: bool, wide: bool) -> Any:
         if sum_up and wide:
             v.write(total, b.add(row.out, b.mul(index, INT64(4))))
         elif sum_up:
-            v.store(total, b.add(row.out, offset))
+            v.store(_native_activations.activated(v, activation, total), b.add(row.out, offset))
 
     return run
 
 
-conv_only = _row(sum_up=True, shift=False, wide=False)
-conv_and_shift = _row(sum_up=True, shift=True, wide=False)
 wide_conv = _row(sum_up=True, shift=False, wide=True)
 wide_conv_and_shift = _row(sum_up=True, shift=True, wide=True)
 shift_only = _row(sum_up=False, shift=True, wide=False)
@@ -182,30 +188,64 @@ def first_kept(positions: int, batch: int, taps: int) -> int:
     return max(0, taps - 1 - _native.int64_at(positions, batch)) if positions != 0 else 0
 
 
+def _step(activation: str | None) -> Any:
+    """A numba function of the pointer that gives y, and the state."""
+    conv_only = _row(sum_up=True, shift=False, wide=False, activation=activation)
+    conv_and_shift = _row(sum_up=True, shift=True, wide=False, activation=activation)
+
+    @named(f"conv_{activation}_step")
+    def each(data: Any) -> None:
+        size, parts, part = data_bytes(data), field(data, AT.parts), field(data, AT.part)
+        width, taps, positions = field(data, AT.width), field(data, AT.taps), field(data, AT.positions)
+        item = take(data, 0)
+        while item < field(data, AT.items):
+            batch, channel = item // parts, item % parts * part
+            channels, offset = min(part, width - channel), channel * size
+            out = field(data, AT.y) + batch * field(data, AT.y_step) * size + offset
+            pad_slot = field(data, AT.pad_slot)
+            slot = slot_of(field(data, AT.slots), batch, pad_slot)
+            if slot < 0:
+                zero_data(data, channels, out)
+            else:
+                x = field(data, AT.x) + batch * field(data, AT.x + 1) * size + offset
+                own = _native.parameter_bytes(data)
+                weight, weight_step = field(data, AT.weight) + channel * own, field(data, AT.weight + 1) * own
+                states, state_step = field(data, AT.state) + offset, field(data, AT.state + 2) * size
+                target, row_step = (
+                    target_of(field(data, AT.dst_slots), batch, pad_slot, slot),
+                    field(data, AT.state + 1),
+                )
+                state, into = states + slot * row_step * size, states + target * row_step * size
+                first, bias = first_kept(positions, batch, taps), field(data, AT.bias)
+                if bias != 0:
+                    bias += channel * own
+                row = (x, weight, weight_step, bias, state, into, state_step, taps, first, out)
+                if target < 0:
+                    conv_only(data, channels, row)
+                else:
+                    conv_and_shift(data, channels, row)
+            item = take(data, 0)
+
+    return each
+
+
+_plain, _silu, _gelu = _step(None), _step("silu"), _step("gelu")
+
+
 def step(data: Any) -> None:
     """y, and the state."""
-    size, parts, part = data_bytes(data), field(data, AT.parts), field(data, AT.part)
-    width, taps, positions = field(data, AT.width), field(data, AT.taps), field(data, AT.positions)
-    item = take(data, 0)
-    while item < field(data, AT.items):
-        batch, channel = item // parts, item % parts * part
-        channels, offset = min(part, width - channel), channel * size
-        out = field(data, AT.y) + batch * field(data, AT.y_step) * size + offset
-        pad_slot = field(data, AT.pad_slot)
-        slot = slot_of(field(data, AT.slots), batch, pad_slot)
-        if slot < 0:
-            zero_data(data, channels, out)
-        else:
-            x = field(data, AT.x) + batch * field(data, AT.x + 1) * size + offset
-            own = _native.parameter_bytes(data)
-            weight, weight_step = field(data, AT.weight) + channel * own, field(data, AT.weight + 1) * own
-            states, state_step = field(data, AT.state) + offset, field(data, AT.state + 2) * size
-            target, row_step = target_of(field(data, AT.dst_slots), batch, pad_slot, slot), field(data, AT.state + 1)
-            state, into = states + slot * row_step * size, states + target * row_step * size
-            first, bias = first_kept(positions, batch, taps), field(data, AT.bias) + channel * own
-            row = (x, weight, weight_step, bias, state, into, state_step, taps, first, out)
-            if target < 0:
-                conv_only(data, channels, row)
-            else:
-                conv_and_shift(data, channels, row)
-        item = take(data, 0)
+    _plain(data)
+
+
+def step_silu(data: Any) -> None:
+    """silu of the sums, and the state."""
+    _silu(data)
+
+
+def step_gelu(data: Any) -> None:
+    """gelu of the sums, and the state."""
+    _gelu(data)
+
+
+STEP = {None: step, "silu": step_silu, "gelu": step_gelu}
+"""Kernels by activation."""

@@ -12,7 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from griffin_kernels.launch import Claims, Launch
+from griffin_kernels.ops import _activation
 from griffin_kernels.ops._triton import host, tensors
+from griffin_kernels.ops._triton.activations import activated
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.strides import constant, far
 from griffin_kernels.ops.temporal_conv1d._triton_conv import ConvSizes
@@ -20,7 +22,7 @@ from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
 class Convolution(NamedTuple):
-    """weight: [K,D], bias: [D], contiguous. state: rows of [P,K-1,D], the inputs that are kept."""
+    """weight: [K,D], bias: [D] or None, contiguous. state: rows of [P,K-1,D], the inputs that are kept."""
 
     weight: Any
     bias: Any
@@ -100,8 +102,9 @@ def load_kept(conv, tokens, channel, there, TAP: tl.constexpr, TAPS: tl.constexp
 @triton.jit
 def convolve(current, conv, tokens, channel, there, D: tl.constexpr, TAPS: tl.constexpr, ACC: tl.constexpr):
     """y in ACC. current: the newest input."""
-    total = tl.load(conv.bias + channel, mask=there, other=0.0).to(ACC)
-    total += tl.load(conv.weight + (TAPS - 1) * D + channel, mask=there, other=0.0).to(ACC) * current.to(ACC)
+    total = tl.load(conv.weight + (TAPS - 1) * D + channel, mask=there, other=0.0).to(ACC) * current.to(ACC)
+    if conv.bias is not None:
+        total += tl.load(conv.bias + channel, mask=there, other=0.0).to(ACC)
     for tap in tl.static_range(TAPS - 1):
         value = load_kept(conv, tokens, channel, there, tap, TAPS).to(ACC)
         total += tl.load(conv.weight + tap * D + channel, mask=there, other=0.0).to(ACC) * value
@@ -145,7 +148,7 @@ def temporal_conv1d_step(x, conv, indices, y, B, P, SIZES: tl.constexpr):
     # before y is stored: then nothing that is kept has to be read twice
     if TAPS > 1:
         keep(current, conv, tokens, channel, there, TAPS)
-    total = tl.where(tokens.works, total, 0.0)
+    total = tl.where(tokens.works, activated(total, SIZES.ACTIVATION), 0.0)
     out = y.at + (tokens.row * y.row + channel * y.channel)
     tl.store(out, total.to(out.dtype.element_ty), mask=there & tokens.exists if TILE else there)
 
@@ -167,14 +170,16 @@ def output(outputs: dict[str, Any], name: str, x: Tensor) -> tensors.State:
 
 def bundle(call: Call) -> Convolution:
     """What a kernel needs of a call to convolve."""
-    return Convolution(call.weight.contiguous(), call.bias.contiguous(), tensors.rows(call.state))
+    bias = None if call.bias is None else call.bias.contiguous()
+    return Convolution(call.weight.contiguous(), bias, tensors.rows(call.state))
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     """A program per ``block_b`` batch rows, or one, and block of channels; allocates y."""
     x, weight, state = call.x, call.weight, call.state
     block_b = getattr(config, "block_b", 1)
-    sizes = ConvSizes(x.shape[1], weight.shape[0], host.wide(x.dtype), 1, block_b, config.block_d)
+    code = _activation.CODES[call.activation]
+    sizes = ConvSizes(x.shape[1], weight.shape[0], host.wide(x.dtype), 1, block_b, config.block_d, code)
     outputs["state"] = state
     tile = block_b * sizes.BLOCK_D
     args = {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from griffin_kernels.case import BenchCase, Case, Cost
+from griffin_kernels.ops.temporal_conv1d.cost import activation_flops
 
-FLAGS: tuple[str, ...] = ()
+FLAGS = ("silu", "gelu")
 """Positions and slots are read, but change nothing that look-up should tell apart."""
 
 
@@ -16,7 +17,8 @@ def cost(case: Case) -> Cost:
     return Cost(
         bytes_read=(channels + taps + (case["K"] + 1) * case["D"]) * size + index_bytes(case),
         bytes_written=(channels + taps) * size,
-        vector_flops=2 * case["K"] * channels,
+        vector_flops=(2 * case["K"] + activation_flops(case)) * channels,
+        special_ops=channels if activation_flops(case) else 0,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant, accumulator
-from griffin_kernels.ops import _slots
+from griffin_kernels.ops import _activation, _slots
 from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
@@ -23,7 +23,8 @@ def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
     if positions is not None:
         age = torch.arange(inputs.shape[1] - 1, -1, -1, device=x.device, dtype=torch.int64)
         inputs = inputs.masked_fill((age > positions[:, None])[..., None], 0.0)
-    y = (inputs.to(wide) * weight.to(wide)).sum(1).add_(bias)
+    y = (inputs.to(wide) * weight.to(wide)).sum(1)
+    y = _activation.apply(call.activation, y if bias is None else y.add_(bias))
     _slots.write(state, at.written, inputs[:, 1:])
     return _slots.silence(y.to(x.dtype), at.read), state
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant, accumulator
-from griffin_kernels.ops import _slots
+from griffin_kernels.ops import _activation, _slots
 from griffin_kernels.ops.temporal_conv1d_step.op import Call
 
 
@@ -22,9 +22,10 @@ def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
     if positions is not None:
         age = torch.arange(taps - 1, 0, -1, device=x.device, dtype=torch.int64)
         kept = kept.masked_fill((age > positions[:, None])[..., None], 0.0)
-    y = torch.addcmul(bias.to(wide), x.to(wide), w[-1])
+    y = x.to(wide) * w[-1] if bias is None else torch.addcmul(bias.to(wide), x.to(wide), w[-1])
     for row in range(taps - 1):
         y.addcmul_(kept[:, row].to(wide), w[row])
+    y = _activation.apply(call.activation, y)
     _slots.write(state, at.written, torch.cat([kept[:, 1:], x[:, None]], dim=1)[:, : taps - 1])
     return _slots.silence(y.to(x.dtype), at.read), state
 

@@ -33,11 +33,11 @@ class Config:
 
 
 def run(call: Call, config: Config) -> tuple[Tensor, Tensor]:
-    x, weight, bias, pool, positions, slots, dst_slots, pad_slot, given = call
-    wide = WIDE if (weight.dtype, bias.dtype) != (x.dtype, x.dtype) else None
+    x, weight, bias, pool, positions, slots, dst_slots, pad_slot, activation, given = call
+    wide = WIDE if weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype) else None
     if wide:
-        weight, bias = weight.float(), bias.float()
-    x, weight, bias = rows(x), rows(weight), rows(bias)
+        weight, bias = weight.float(), None if bias is None else bias.float()
+    x, weight, bias = rows(x), rows(weight), None if bias is None else rows(bias)
     state = rows(pool)  # a copy only where channels are not contiguous
     positions = None if positions is None else positions.contiguous()
     slots = None if slots is None else slots.contiguous()
@@ -63,7 +63,7 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor]:
         y_step=width if given is None else y.stride(0),
     )
     threads = threads_for(batch * parts, batch * width * taps)
-    _KERNELS.run(x.dtype, wide, fields, (_conv_step_numba.step, threads))
+    _KERNELS.run(x.dtype, wide, fields, (_conv_step_numba.STEP[activation], threads))
     if state is not pool:
         pool.copy_(state)
     return delivered(y, given), pool

@@ -483,6 +483,9 @@ BAD = {
         "a state of another width": (lambda i: {"h": i["h"][..., 1:]}, ShapeError, "h has shape"),
     },
     "temporal_conv1d_step": STEP | {
+        "an activation of another kind": (
+            lambda i: {"activation": "relu"}, ArgumentError, "activation is 'relu', expected None, 'silu' or 'gelu'"
+        ),
         "a state of another width": (lambda i: {"state": i["state"][..., 1:]}, ShapeError, "state has shape"),
     },
     "recurrent_block_step": STEP | {

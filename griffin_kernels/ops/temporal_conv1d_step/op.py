@@ -70,12 +70,9 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
 
 def case_of(call: Call) -> Case:
     """The case that a real call is."""
-    (batch, width), taps, flags = (
-        call.x.shape,
-        call.weight.shape[0],
-        [flag for flag in FLAGS if flag == call.activation],
-    )
-    facts: dict[str, Any] = {"flags": tuple(flags), "pool": call.state.shape[0], "tag": "call"}
+    (batch, width), taps = call.x.shape, call.weight.shape[0]
+    flags = tuple(flag for flag in FLAGS if flag == call.activation)
+    facts: dict[str, Any] = {"flags": flags, "pool": call.state.shape[0], "tag": "call"}
     return make_case(batch, width, taps, dtype_name(call.x.dtype), **facts)
 
 

@@ -123,7 +123,7 @@ def state_rows(dy, x, positions, leaving, state, dstate, again, piece, kept, sum
                 if positions is not None:
                     counts &= load_reach(positions, piece, j, counts, 0) >= k
                 if again is not None:
-                    gradient = tl.where(counts, early[j], 0.0)
+                    gradient = tl.where(counts, early[i + k - (TAPS - 1)], 0.0)
                 else:
                     gradient = load_row(dy, piece.batch, piece.first + j, channels, counts).to(ACC)
                 total += taps[k] * gradient

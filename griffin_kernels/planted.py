@@ -17,7 +17,7 @@ from torch import Tensor
 from griffin_kernels import catalog, pieces, verify
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Variant
 
-STEPS = ("T", "S", "W")
+STEPS = ("T", "S", "W", "R")
 """Dimensions along which time runs: steps, keys, slots of a ring."""
 
 VALUES = (math.nan, math.inf, -math.inf)

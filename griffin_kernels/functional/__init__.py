@@ -4,6 +4,7 @@ Those on whole sequences are differentiable; those that decode or extend change 
 """
 
 from griffin_kernels.functional._attention import local_attention as local_attention
+from griffin_kernels.functional._attention import local_attention_extend as local_attention_extend
 from griffin_kernels.functional._attention import local_attention_step as local_attention_step
 from griffin_kernels.functional._common import RGLRUWeights as RGLRUWeights
 from griffin_kernels.functional._complex import complex_rg_lru as complex_rg_lru

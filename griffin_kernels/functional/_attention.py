@@ -1,16 +1,19 @@
-"""The public attention: of sequences, and of one token to a ring of keys."""
+"""The public attention: of sequences, and of one or a few new tokens to a ring of keys."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+from griffin_kernels import errors
 from griffin_kernels.functional._bridge import offsets, registered, wants_gradient, whole
 from griffin_kernels.functional._common import autocast, documented, in_dtype
 
 _local_attention: Callable[..., tuple[Tensor, Tensor]] = registered("local_attention")
 _local_attention_step: Callable[..., Tensor] = registered("local_attention_step")
+_local_attention_extend: Callable[..., Tensor] = registered("local_attention_extend")
 
 
 @documented((3e-7, 6e-3, 4e-4), (6e-7, 9e-3, 6e-4))
@@ -57,6 +60,7 @@ def local_attention_step(
     v_cache: Tensor,
     positions: Tensor,
     *,
+    window: int | None = None,
     slots: Tensor | None = None,
     pad_slot: int = -1,
     softcap: float | None = None,
@@ -70,9 +74,10 @@ def local_attention_step(
     q: [B, Hq, d]; k, v: [B, Hkv, d], the new token's, Hq a multiple of Hkv; float32, bfloat16, float16 or float64, the
         same dtype; any strides. Query head h reads key head h // (Hq / Hkv).
     k_cache, v_cache: [P, W, Hkv, d] in that dtype, any strides; W is the window. The key of position p is in slot p % W
-        of its row. Slots above a row's position are not seen; they may hold anything finite (zeros, an earlier
-        document).
+        of its row. Slots above a row's position are not seen; they may hold anything (an earlier document, NaN).
     positions: int64 or int32 [B], each token's position in its document, 0 or above: 0 begins a new document.
+    window: of rings that have room for more keys than that, as ``local_attention_extend`` needs it, whose call for one
+        token this then is; None where the whole ring is the window.
 
     Returns [B, Hq, d] in q's dtype.
 
@@ -81,4 +86,80 @@ def local_attention_step(
     """
     if (dtype := autocast(q, k_cache)) is not None:
         q, k, v = in_dtype(dtype, q, k, v)
+    if window is not None and (k_cache.dim() < 2 or window != k_cache.shape[1]):
+        out = _local_attention_extend(
+            q[:, None], k[:, None], v[:, None], k_cache, v_cache, whole(positions), whole(slots), None, window, softcap,
+            scale, pad_slot,
+        )  # fmt: skip
+        return out[:, 0]
     return _local_attention_step(q, k, v, k_cache, v_cache, whole(positions), whole(slots), softcap, scale, pad_slot)
+
+
+@documented((4e-7, 5e-3, 4e-4))
+def local_attention_extend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    *,
+    window: int,
+    lengths: Tensor | None = None,
+    slots: Tensor | None = None,
+    pad_slot: int = -1,
+    softcap: float | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention of a few new tokens per row to the last ``window`` keys of its document, kept in a ring.
+
+    For guessed tokens that are verified at once, and for prefills in chunks. It gives what as many calls of
+    ``local_attention_step`` would; rows of a batch may stand at different positions. Changes the rings in place. A
+    later call may begin at any position of this one's tokens, as after the rejection of the others.
+
+    q: [B, T, Hq, d]; k, v: [B, T, Hkv, d], of the new tokens, Hq a multiple of Hkv; float32, bfloat16, float16 or
+        float64, the same dtype; any strides. Query head h reads key head h // (Hq / Hkv).
+    k_cache, v_cache: [P, R, Hkv, d] in that dtype, any strides, R at least window + T - 1, so that rejected tokens have
+        overwritten nothing that is still seen. The key of position p is in slot p % R of its row. Slots of positions
+        that no token sees may hold anything (rejected tokens, an earlier document, NaN).
+    positions: int64 or int32 [B], the position in its document of each row's first token, 0 or above; or [B, T], of
+        every token, rising by one from token to token. A document that begins within a call's tokens is not one row:
+        give it a call of its own.
+    window: a token sees its own key and the window - 1 before it.
+    lengths: int64 or int32 [B], how many of its T tokens are real in each row, 0 to T; all if None. Those after them
+        only pad: they are written nowhere and give 0. On a GPU values are not checked, but cut to 0 to T.
+
+    Returns [B, T, Hq, d] in q's dtype.
+
+    Numerics: scores, softmax and sums are float32 (float64 for float64 data); bfloat16 and float16 may round
+    softmax's weights before their product with v, and round out once.
+    """
+    if (dtype := autocast(q, k_cache)) is not None:
+        q, k, v = in_dtype(dtype, q, k, v)
+    positions, lengths = whole(positions), whole(lengths)
+    if isinstance(positions, Tensor) and positions.dim() == 2:
+        positions = _first_positions(positions, q.shape[1], lengths)
+    return _local_attention_extend(
+        q, k, v, k_cache, v_cache, positions, whole(slots), lengths, window, softcap, scale, pad_slot
+    )
+
+
+def _first_positions(positions: Tensor, time: int, lengths: Tensor | None) -> Tensor:
+    """[B] of positions [B, T]. Those of real tokens rise by one, which is checked on a CPU."""
+    batch, count = positions.shape
+    if count != time:
+        text = f"local_attention_extend: positions has shape [{batch}, {count}], expected [B] or [B, T={time}]"
+        raise errors.ShapeError(text)
+    if time == 0:
+        return positions.new_zeros(batch)
+    if positions.device.type == "cpu" and not torch.compiler.is_compiling():
+        steps = torch.arange(time, dtype=torch.int64, device="cpu")
+        wrong = positions - positions[:, :1] != steps
+        if lengths is not None:
+            wrong &= steps < lengths[:, None]
+        if wrong.any():
+            raise errors.ArgumentError(
+                "local_attention_extend: positions do not rise by one from token to token; a document that begins "
+                "within a row's tokens needs a call of its own"
+            )
+    return positions[:, 0]

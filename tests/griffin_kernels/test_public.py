@@ -33,6 +33,7 @@ ROWS = {
     "recurrent_block_step": "B3-D8-K4-H2-n4-P5-{1}~positions~slots",
     "local_attention_step": "B3-W5-Hq4-Hkv2-d8-P5-{1}~early~slots",
     "rg_lru_extend": "B3-T{}-D8-H2-n4-P7-{}+segmented~checkpoints",
+    "local_attention_extend": "B3-T{}-W5-Hq4-Hkv2-d8-P5-{}~early~slots~lengths",
 }
 """A small call of every public op by label: its case, but for the number of steps and the dtype."""
 
@@ -153,7 +154,7 @@ def opchecked():
     for name in STEPS:
         cases = catalog.op(name).cases_tagged("smoke", "edge")
         small = (*cases[:6], catalog.op(name).cases_tagged("edge")[-2])
-        if name != "local_attention_step":
+        if not name.startswith("local_attention"):
             small = [case for case in cases if case.dtype == "float32" and 1 < case["D"] < 100]
         yield from ((name, case) for case in small)
 
@@ -506,6 +507,36 @@ BAD = {
         "a ring without slots": (
             lambda i: {"k_cache": i["k_cache"][:, :0], "v_cache": i["v_cache"][:, :0]}, ShapeError,
             "k_cache has 0 slots",
+        ),
+        "a window beyond the ring": (
+            lambda i: {"window": 6}, ShapeError, r"k_cache has 5 slots, expected window \+ tokens - 1 = 6 or more"
+        ),
+    },
+    "local_attention_extend": STEP | ATTENTION | {
+        "heads that do not divide": (lambda i: {"q": i["q"][:, :, :3]}, ShapeError, "q has 3 heads and k_cache"),
+        "k of other heads": (
+            lambda i: {"k": i["q"]}, ShapeError, r"v has shape \[3, 6, 2, 8\], expected \[B=3, T=6, Hkv=4"
+        ),
+        "k of fewer tokens": (lambda i: {"k": i["k"][:, 1:]}, ShapeError, r"k has shape \[3, 5, 2, 8\]"),
+        "rings of two sizes": (lambda i: {"k_cache": i["k_cache"][:1]}, ShapeError, "v_cache has shape"),
+        "a ring without room": (
+            lambda i: {"k_cache": i["k_cache"][:, 1:], "v_cache": i["v_cache"][:, 1:]}, ShapeError,
+            r"k_cache has 9 slots, expected window \+ tokens - 1 = 10 or more: in fewer, new keys",
+        ),
+        "no window": (lambda i: {"window": 0}, ArgumentError, "window is 0, expected at least 1"),
+        "more real tokens than tokens": (
+            lambda i: {"lengths": torch.tensor([0, 7, 1])}, ArgumentError, "lengths has 7, expected 0 to T=6"
+        ),
+        "fewer tokens than none": (
+            lambda i: {"lengths": torch.tensor([0, -1, 1])}, ArgumentError, "lengths has -1, expected 0 to T=6"
+        ),
+        "positions of other tokens": (
+            lambda i: {"positions": i["positions"][:, None].expand(-1, 4)}, ShapeError,
+            r"positions has shape \[3, 4\], expected \[B\] or \[B, T=6\]",
+        ),
+        "a document within a row": (
+            lambda i: {"positions": torch.tensor([[4, 5, 6, 0, 1, 2]] * 3), "lengths": None}, ArgumentError,
+            "positions do not rise by one .* needs a call of its own",
         ),
     },
 }  # fmt: skip

@@ -81,8 +81,7 @@ def check(call: Any) -> None:
     check_heads(call.q.shape[2], call.k.shape[2], "k")
     if keys < time:
         raise errors.ShapeError(f"k has {keys} keys for the {time} queries of q: expected one for each query or more")
-    if call.window < 1:
-        raise errors.ArgumentError(f"window is {call.window}, expected at least 1 (a query sees itself)")
+    check_window(call.window)
     check_scores(call)
     if call.cu_seqlens is not None:
         if keys > time:
@@ -91,6 +90,12 @@ def check(call: Any) -> None:
                 "(packed sequences do not go on from earlier keys)"
             )
         check_cu_seqlens(call.cu_seqlens, batch=call.q.shape[0], total=time)
+
+
+def check_window(window: int) -> None:
+    """Raise ArgumentError for a window of no key."""
+    if window < 1:
+        raise errors.ArgumentError(f"window is {window}, expected at least 1 (a query sees itself)")
 
 
 def check_heads(heads: int, shared: int, keys: str) -> None:

@@ -75,7 +75,7 @@ def _add_rows(out: Any, a: Any, b: Any, c: Any, e: Any, wa: float, wb: float, wc
 
 
 @_njit(fastmath=MAXIMA)
-def _largest(values: Any, count: int) -> float:
+def largest_score(values: Any, count: int) -> float:
     largest = values[0]
     for i in range(count):
         largest = max(largest, values[i])
@@ -83,7 +83,7 @@ def _largest(values: Any, count: int) -> float:
 
 
 @_njit(fastmath={"contract"})
-def _exp(values: Any, powers: Any, as_floats: Any, factor: float, less: float, count: int) -> None:
+def exp_of(values: Any, powers: Any, as_floats: Any, factor: float, less: float, count: int) -> None:
     """values = exp(factor (values - less)) in place. ``powers``, ``as_floats``: one scratch, as integers and as floats.
 
     2^n e^r with |r| <= log(2) / 2; the polynomial for e^r is that of Cephes. Below -87 it counts as -87, e^-87 being
@@ -116,6 +116,12 @@ def _widen(source: Any, target: Any, count: int) -> None:
 
 
 @_njit
+def widen_row(source: int, index: int, target: int, count: int) -> None:
+    """``count`` bfloat16 from element ``index`` to a row of float32; both given by address."""
+    _widen(shorts(source, index), ints(target, 0), count)
+
+
+@_njit
 def _row(data: Any, address: int, index: int, scratch: int, slot: int, count: int) -> Any:
     """A row of ``count`` data elements as float32: where it lies, or widened into row ``slot`` of the scratch."""
     if is_half(data):
@@ -125,7 +131,7 @@ def _row(data: Any, address: int, index: int, scratch: int, slot: int, count: in
 
 
 @_njit
-def _copy(data: Any, source: int, i: int, target: int, j: int, count: int) -> None:
+def copy_elements(data: Any, source: int, i: int, target: int, j: int, count: int) -> None:
     """``count`` data elements from element i of one array to element j of another."""
     if is_half(data):
         halves, into_halves = shorts(source, i), shorts(target, j)
@@ -161,8 +167,8 @@ def attend(data: Any) -> None:
             new = position % window - begin
             if 0 <= new < count:
                 # no other item reads this slot
-                _copy(data, f[AT.k_new], head * d, f[AT.k], k + new * k_step, d)
-                _copy(data, f[AT.v_new], head * d, f[AT.v], v + new * v_step, d)
+                copy_elements(data, f[AT.k_new], head * d, f[AT.k], k + new * k_step, d)
+                copy_elements(data, f[AT.v_new], head * d, f[AT.v], v + new * v_step, d)
             for i in range(count):
                 row = _row(data, f[AT.k], k + i * k_step, rows, 0, d)
                 for g in range(group):
@@ -172,11 +178,11 @@ def attend(data: Any) -> None:
                 if f[AT.capped]:
                     cap = floats(f[AT.softcap], 0)[0]
                     # tanh(x) = 1 - 2 / (exp(2 x) + 1)
-                    _exp(scores, ints(powers, 0), floats(powers, 0), _f32(2) / cap, _f32(0), count)
+                    exp_of(scores, ints(powers, 0), floats(powers, 0), _f32(2) / cap, _f32(0), count)
                     for i in range(count):
                         scores[i] = cap - _f32(2) * cap / (scores[i] + _f32(1))
-                top = _largest(scores, count)
-                _exp(scores, ints(powers, 0), floats(powers, 0), _f32(1), top, count)
+                top = largest_score(scores, count)
+                exp_of(scores, ints(powers, 0), floats(powers, 0), _f32(1), top, count)
                 largest[g], total[g] = top, sum_of(scores, count)
             for i in range(0, count, 4):
                 # past the end: the last row again, with no weight

@@ -112,6 +112,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
         case(1, 1, 1, 1, tag="edge", data=both),
         case(1, 2, 40, 4, 7, tag="edge", data=("state", "with_h")),
         case(2, 67, 131, 1, tag="edge", data=("strided", *both)),
+        case(2, 45, 64, 2, tag="edge", data=both, dtype="bfloat16"),
         case(2, 50, 40, 4, tag="edge", flags=("segmented",), data=both),
         case(2, 50, 40, 4, dtype="bfloat16", tag="edge", flags=("segmented",), data=("strided", *both)),
         case(1, 97, 40, 4, rows=4, tag="edge", flags=("packed",), data=("with_h",)),

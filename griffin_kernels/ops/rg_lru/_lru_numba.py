@@ -17,6 +17,7 @@ import numba
 
 from griffin_kernels.ops import _gelu, _native
 from griffin_kernels.ops._native import copy, data_bytes, field, finish, take, vector, widen
+from griffin_kernels.ops.rg_lru import _lru_numba_amx as amx
 from griffin_kernels.ops.rg_lru import _lru_numba_tiles as tiles
 from griffin_kernels.ops.rg_lru._lru_numba_tiles import CHUNK, STRIDE
 
@@ -84,6 +85,7 @@ class Fields(NamedTuple):
     fresh: int  # 1: a sequence's first row is a reset
     scratch: int  # floats
     scratch_bytes: int  # of each worker
+    unit: int  # where in the scratch the matrix unit has its room, in bytes; 0: it is not used
     rate: int  # float [D]: log2 a = rate r
     state: int  # float [N, D]: the carry that enters a sequence, replaced by what leaves; gradients in the backward
     keep: int  # int64 [B*T]: the row of the pool that the state after a row goes to, or a negative one; or 0
@@ -95,7 +97,7 @@ AT = _native.places(Fields)
 ROW = 4 * STRIDE
 """Bytes from row to row of a block array."""
 
-FILES = (__file__, str(tiles.__file__), str(_gelu.__file__))
+FILES = (__file__, str(tiles.__file__), str(amx.__file__), str(_gelu.__file__))
 """Sources that the kernels are made from, besides _native.py."""
 
 
@@ -189,6 +191,21 @@ def _keep(data: Any, row: int, rows: int, channel: int, count: int, y: int) -> N
 
 
 @_njit
+def on_unit(data: Any) -> bool:
+    """Whether products run on the matrix unit."""
+    return amx.present(data) != 0 and field(data, AT.unit) != 0
+
+
+@_njit
+def rounded(data: Any, rows: int, source: int, target: int) -> None:
+    """Block arrays of n channels as rows of data [rows, n]."""
+    n = field(data, AT.n)
+    for chunk in range((n + CHUNK - 1) // CHUNK):
+        start, count = source + chunk * field(data, AT.step) * ROW, min(CHUNK, n - chunk * CHUNK)
+        _native.narrow(data, rows, count, start, ROW, target + chunk * CHUNK * data_bytes(data), n * data_bytes(data))
+
+
+@_njit
 def _forward_panel(
     data: Any, row: int, rows: int, channel: int, count: int, z: int, x: int, y: int, rate: int, carry: int
 ) -> None:
@@ -268,6 +285,9 @@ def forward(data: Any) -> None:
     taps = branch + whole
     long = (n + CHUNK - 1) // CHUNK * CHUNK * 4
     history = taps + (field(data, AT.block.taps) + 1) * long  # a row more: one of the state
+    unit, room = x + field(data, AT.unit), amx.room(n, step)
+    if on_unit(data):
+        amx.configure(unit)
     item = take(data, 0)
     while item < field(data, AT.items):
         per_group = field(data, AT.blocks) * field(data, AT.parts)
@@ -279,7 +299,10 @@ def forward(data: Any) -> None:
         copy(data, 1, channels, field(data, AT.biases + 1) + 4 * channel, 0, bias_r, 0)
         weight_i = field(data, AT.weights) + (block * n * n + first) * size
         weight_r = field(data, AT.weights + 1) + (block * n * n + first) * size
-        if field(data, AT.packing) != 0:
+        if on_unit(data):
+            amx.pack(weight_i, n, channels, unit + room.panels)
+            amx.pack(weight_r, n, channels, unit + room.panels + amx.TILE)
+        elif field(data, AT.packing) != 0:
             pack(data, weight_i, channels, panels)
             pack(data, weight_r, channels, panels + 4 * v)
         for tap in range(field(data, AT.block.taps)):
@@ -292,6 +315,8 @@ def forward(data: Any) -> None:
                 load(data, AT.block.branch, which, row, rows, channel, channels, branch, whole)
             else:
                 load(data, AT.x, which, row, rows, block * n, n, x, whole)
+            if on_unit(data):
+                rounded(data, rows, x, unit + room.rows)
             for column in range(0, channels, v):
                 own = x + (first + column) // CHUNK * whole + (first + column) % CHUNK * 4
                 tiles.fill(rows, (z, bias_i + 4 * column, bias_r + 4 * column))
@@ -299,7 +324,11 @@ def forward(data: Any) -> None:
                 if field(data, AT.packing) != 0:
                     left, pitch = panels + column * n * 8, 8 * v
                     right = left + 4 * v
-                multiply(data, rows, x, left, right, pitch, z)
+                if on_unit(data):
+                    panel, deep = unit + room.panels + column * n * 4, n // amx.BLOCK
+                    amx.product((rows + 31) // amx.BLOCK, deep, unit + room.rows, 2 * n, panel, z, 8 * v)
+                else:
+                    multiply(data, rows, x, left, right, pitch, z)
                 count = min(v, channels - column)
                 at = 4 * column
                 _forward_panel(data, row, rows, channel + column, count, z, own, y + at, rate + at, carry + at)
@@ -310,4 +339,6 @@ def forward(data: Any) -> None:
                 store(data, AT.block.beside, row, rows, channel, channels, y, whole)
             row += rows
         item = take(data, 0)
+    if on_unit(data):
+        amx.release()
     finish(data)

@@ -17,7 +17,7 @@ from griffin_kernels.ops import _native, _threads
 from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.linear_scan.op import rows_of
-from griffin_kernels.ops.rg_lru import _lru_numba, _lru_numba_gradient, _lru_numba_tiles
+from griffin_kernels.ops.rg_lru import _lru_numba, _lru_numba_amx, _lru_numba_gradient, _lru_numba_tiles
 from griffin_kernels.ops.rg_lru.op import DECAY, Call, is_fresh
 from griffin_kernels.ops.rg_lru_bwd.op import Call as BackwardCall
 
@@ -67,6 +67,13 @@ def carry_of(call: Any, state: Tensor | None) -> Tensor:
 def rate_of(a_param: Tensor, c: float = DECAY) -> Tensor:
     """float64 [D]: log a = -c softplus(a_param) r = rate r."""
     return -c * torch.nn.functional.softplus(a_param.double())
+
+
+def steps_at_a_time(call: Any, config: Any, group: int) -> int:
+    """Rows of a block: whole tiles where they are multiplied on the matrix unit."""
+    steps: int = min(config.block_t, group * call.x.shape[1])
+    unit = _lru_numba_amx.multiplies(call.x.dtype, call.input_gate_bias.shape[1])
+    return -(-steps // _lru_numba_amx.BLOCK) * _lru_numba_amx.BLOCK if unit else steps
 
 
 class Around(NamedTuple):
@@ -140,6 +147,10 @@ def _run(
     keep, pool = (None, None) if kept is None else (kept.keep.contiguous(), kept.states)
     block, _held = (_ALONE, ()) if around is None else around.fields(group)
     scratch += 0 if around is None else around.scratch(n, step)
+    unit = 0
+    if _lru_numba_amx.multiplies(x.dtype, n):
+        unit = -(-4 * scratch // native.CACHE_LINE) * native.CACHE_LINE
+        scratch = unit // 4 + _lru_numba_amx.room(n, step).bytes // 4
     threads = _threads.threads_for(items, (2 if backward is None else 6) * batch * time * width * n // _WORK)
     size = -(-4 * scratch // 4096) * 4096
     room = memory.empty((threads * size // 4,), torch.float32)
@@ -169,6 +180,7 @@ def _run(
         fresh=is_fresh(call.h0, call.segment_pos),
         scratch=address("scratch", room, threads * size),
         scratch_bytes=size,
+        unit=unit,
         rate=address("decay", rate, 4 * width),
         state=address("state", state, 4 * sequences * width),
         keep=address("keep", keep, 8 * batch * time),
@@ -186,7 +198,7 @@ def forward(call: Call, config: Any, around: Around | None = None, kept: Kept | 
     batch, time, _ = x.shape
     part = min(config.block_d, -(-n // v) * v)
     group = max(1, min(batch, config.block_t // time))
-    step = min(config.block_t, group * time)
+    step = steps_at_a_time(call, config, group)
     packing = x.dtype != torch.float32 or n % v != 0 or group * time > _FEW
     arrays = -(-n // _lru_numba_tiles.CHUNK) + (1 if around is None else 2)
     scratch = arrays * step * _lru_numba_tiles.STRIDE + 2 * v * step + 4 * part + 2 * n * part
@@ -222,7 +234,7 @@ def backward(call: BackwardCall, config: Any, around: Around | None = None) -> t
             before=address("h0", before, 4 * state.shape[0] * width),
             sums=address("sums", sums, 4 * groups * 3 * width),
         )
-        step, padded = min(config.block_t, group * time), -(-n // v) * v
+        step, padded = steps_at_a_time(call, config, group), -(-n // v) * v
         arrays = 4 * -(-n // _lru_numba_tiles.CHUNK)
         scratch = arrays * step * _lru_numba_tiles.STRIDE + 2 * v * step + 8 * padded + 2 * n * (padded + pitch)
         kernel = _lru_numba_gradient.backward if around is None else _lru_numba_gradient.block_backward

@@ -15,6 +15,7 @@ import numba
 
 from griffin_kernels.ops._native import copy, data_bytes, field, finish, take, vector, widen
 from griffin_kernels.ops.rg_lru import _lru_numba as forward
+from griffin_kernels.ops.rg_lru import _lru_numba_amx as amx
 from griffin_kernels.ops.rg_lru import _lru_numba_tiles as tiles
 from griffin_kernels.ops.rg_lru._lru_numba import AT, ROW, load, multiply, pack, store
 from griffin_kernels.ops.rg_lru._lru_numba_tiles import CHUNK
@@ -101,6 +102,23 @@ def _products(data: Any, rows: int, x: int, dx: int, dz: tuple[int, int], transp
 
 
 @_njit
+def _unit_products(data: Any, rows: int, dx: int, dz: tuple[int, int], own: int, unit: int) -> None:
+    """As ``_products`` on the matrix unit. Rows of x are there; those after the last one count as 0."""
+    n, step = field(data, AT.n), field(data, AT.step)
+    room, blocks = amx.room(n, step), (rows + 31) // amx.BLOCK
+    missing = (blocks * amx.BLOCK - rows) * n // 32  # vectors of 64 bytes
+    tiles.zero(missing, (unit + room.rows + rows * 2 * n,))
+    amx.transpose(n, blocks, unit + room.rows, unit + room.pairs, unit + room.columns, step)
+    for side in range(2):
+        source = unit + room.dz[side]
+        forward.rounded(data, rows, dz[side], source)
+        tiles.zero(missing, (source + rows * 2 * n,))
+        amx.through_weights(rows, n, source, unit + room.transposed + side * 2 * n * n, dx, step)
+        target = field(data, AT.backward.dweight_i + side) + own
+        amx.over_rows(n, blocks, unit + room.columns, source, unit + room.pairs, step, target)
+
+
+@_njit
 def _around(
     data: Any, which: int, row: int, rows: int, channel: int, arrays: tuple[int, int, int], taps: int, history: int
 ) -> None:
@@ -145,6 +163,9 @@ def _kernel(name: str, around: bool) -> Callable[[Any], None]:
         taps = transposed + 8 * n * field(data, AT.backward.pitch)
         long = (n + CHUNK - 1) // CHUNK * CHUNK * 4
         history = taps + (field(data, AT.block.taps) + 1) * long  # a row more: one of the state
+        unit, room = x + field(data, AT.unit), amx.room(n, step)
+        if forward.on_unit(data):
+            amx.configure(unit)
         item = take(data, 0)
         while item < field(data, AT.items):
             which, block = item // blocks, item % blocks
@@ -155,10 +176,16 @@ def _kernel(name: str, around: bool) -> Callable[[Any], None]:
             tiles.zero(3 * padded // (4 * v), (sums,))
             matrix = block * n * n * size
             weight_i, weight_r = field(data, AT.weights) + matrix, field(data, AT.weights + 1) + matrix
-            pack(data, weight_i, n, panels)
-            pack(data, weight_r, n, panels + 4 * v)
-            _pack_transposed(data, weight_i, transposed)
-            _pack_transposed(data, weight_r, transposed + n * 8 * v)
+            if forward.on_unit(data):
+                amx.pack(weight_i, n, n, unit + room.panels)
+                amx.pack(weight_r, n, n, unit + room.panels + amx.TILE)
+                amx.pack_transposed(weight_i, n, unit + room.transposed)
+                amx.pack_transposed(weight_r, n, unit + room.transposed + 2 * n * n)
+            else:
+                pack(data, weight_i, n, panels)
+                pack(data, weight_r, n, panels + 4 * v)
+                _pack_transposed(data, weight_i, transposed)
+                _pack_transposed(data, weight_r, transposed + n * 8 * v)
             for tap in range(field(data, AT.block.taps) if around else 0):
                 copy(data, 1, n, field(data, AT.block.weight) + (tap * width + channel) * 4, 0, taps + tap * long, 0)
             own = item * n * field(data, AT.backward.pitch) * 4
@@ -175,19 +202,30 @@ def _kernel(name: str, around: bool) -> Callable[[Any], None]:
                 skipped = 1 if row == first else 0
                 place = before + skipped * ROW
                 load(data, AT.backward.y, which, row - 1 + skipped, rows - skipped, channel, n, place, step * ROW)
+                if forward.on_unit(data):
+                    forward.rounded(data, rows, x, unit + room.rows)
                 for column in range(0, n, v):
                     at, panel = column // CHUNK * step * ROW + column % CHUNK * 4, panels + column * n * 8
                     tiles.fill(rows, (z, bias_i + 4 * column, bias_r + 4 * column))
-                    multiply(data, rows, x, panel, panel + 4 * v, 8 * v, z)
+                    if forward.on_unit(data):
+                        panel, deep = unit + room.panels + column * n * 4, n // amx.BLOCK
+                        amx.product((rows + 31) // amx.BLOCK, deep, unit + room.rows, 2 * n, panel, z, 8 * v)
+                    else:
+                        multiply(data, rows, x, panel, panel + 4 * v, 8 * v, z)
                     arrays, past = (x + at, dy + at, before + at, dz_i + at), 4 * column
                     constants = (rate + past, natural_rate + past, carry + past, sums + past, padded)
                     count = min(v, n - column)
                     _backward_panel(data, row, rows, channel + column, count, z, arrays, constants)
-                _products(data, rows, x, dy, (dz_i, before), transposed, own)
+                if forward.on_unit(data):
+                    _unit_products(data, rows, dy, (dz_i, before), own, unit)
+                else:
+                    _products(data, rows, x, dy, (dz_i, before), transposed, own)
                 store(data, AT.out, row, rows, channel, n, dy, step * ROW)
                 end = row
             copy(data, 3, n, sums, padded, field(data, AT.backward.sums) + (which * 3 * width + channel) * 4, width * 4)
             item = take(data, 0)
+        if forward.on_unit(data):
+            amx.release()
         finish(data)
 
     # names the kernel in numba's cache

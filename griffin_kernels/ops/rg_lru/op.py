@@ -236,6 +236,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     edge = [
         case(1, 1, 1, 1, tag="edge", data=("h0",)),
         case(2, 67, 131, 1, tag="edge", data=("strided", "h0")),
+        case(2, 45, 64, 2, tag="edge", data=("h0",), dtype="bfloat16"),
         case(3, 50, 24, 3, tag="edge", data=("near_one", "h0")),
         case(2, 67, 24, 24, tag="edge", flags=("segmented",), data=("h0",)),
         case(2, 50, 40, 4, tag="edge", flags=("segmented",), dtype="bfloat16", data=("strided",)),

@@ -8,9 +8,9 @@ Six products of a gate's size and nothing else of weight: gates are recomputed, 
 steps stay in the second-level cache in float32. Memory sees x, dy and y read once and dx written once: 16 bytes per
 element in float32, 8 in bfloat16.
 
-Numerics: float32, dz is not rounded before its products. 1 - sigmoid(z) is exp(-z) sigmoid(z), exact to its last bits.
-Sums over time (weights, biases, a_param) are sums of blocks of steps, added in order: the same for any number of
-threads.
+Numerics: float32; dz is not rounded before its products, but on a matrix unit, which takes bfloat16. 1 - sigmoid(z) is
+exp(-z) sigmoid(z), exact to its last bits. Sums over time (weights, biases, a_param) are sums of blocks of steps, added
+in order: the same for any number of threads.
 """
 
 from __future__ import annotations

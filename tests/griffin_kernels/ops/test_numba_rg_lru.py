@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from griffin_kernels import catalog, device, dispatch, pieces, verify
 from griffin_kernels.contract import Inputs
 from griffin_kernels.ops import _native, _native_call, _threads
+from griffin_kernels.ops.rg_lru import _lru_numba_amx
 from griffin_kernels.ops.rg_lru.cost import make_case
 from tests.everywhere import INTERPRETER
 
@@ -36,6 +38,45 @@ def forward(inputs: Inputs, **config: int):
 
 def plain(time=6, width=32, blocks=2, **changes):
     return catalog.op("rg_lru").make_inputs(make_case(1, time, width, blocks), CPU, 0) | changes
+
+
+MATRICES = [
+    make_case(2, 37, 64, 2, dtype="bfloat16"),
+    make_case(3, 7, 160, 1, dtype="bfloat16", data=("h0", "strided")),
+    make_case(1, 70, 288, 1, dtype="bfloat16", data=("h0",)),  # a block wider than an array
+    make_case(1, 97, 128, 2, rows=4, dtype="bfloat16", flags=("segmented", "packed"), data=("empty_sequence",)),
+]
+
+
+@pytest.mark.parametrize("granted", [True, False])
+@pytest.mark.parametrize("case", MATRICES, ids=lambda case: case.key)
+@OPS
+def test_bfloat16_with_and_without_the_matrix_unit(op_name, case, granted, monkeypatch):
+    """Refused by the operating system, or where there is none: vectors then do the same work."""
+    if not granted:
+        monkeypatch.setattr(_lru_numba_amx, "granted", lambda: False)
+    case = msgspec.structs.replace(case, op=op_name)
+    for config in ({}, {"block_t": 24}, {"block_t": 192}):
+        found = verdict(case, **config)
+        assert found.ok, found.problem
+
+
+def test_the_matrix_unit_is_used_where_there_is_one():
+    """Its sums are made in another order than those of vectors, which shows in some of float32's last bits."""
+    inputs = catalog.op("rg_lru").make_inputs(make_case(1, 64, 256, 1, dtype="bfloat16"), CPU, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_lru_numba_amx, "granted", lambda: False)
+        _, by_vectors = forward(inputs)
+    _, found = forward(inputs)
+    assert torch.equal(found, by_vectors) == (not _lru_numba_amx.granted())
+    torch.testing.assert_close(found, by_vectors, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_finite_stays_in_its_rows_of_the_matrix_unit():
+    inputs = catalog.op("rg_lru").make_inputs(make_case(3, 40, 64, 2, dtype="bfloat16"), CPU, 0)
+    clean, _ = forward(inputs)
+    spoilt, _ = forward(inputs | {"x": inputs["x"].index_fill(0, torch.tensor([1]), torch.nan)})
+    assert torch.equal(spoilt[[0, 2]], clean[[0, 2]]) and spoilt[1].isnan().all()
 
 
 @OPS

@@ -52,7 +52,8 @@ def granted() -> bool:
     """Whether this process may use the unit, which it asks the kernel for."""
     if not compiles() or sys.platform != "linux":
         return False
-    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0
+    refused: int = ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA)
+    return refused == 0
 
 
 def multiplies(dtype: torch.dtype, n: int) -> bool:

@@ -149,7 +149,7 @@ def _run(
     scratch += 0 if around is None else around.scratch(n, step)
     unit = 0
     if _lru_numba_amx.multiplies(x.dtype, n):
-        unit = -(-4 * scratch // native.CACHE_LINE) * native.CACHE_LINE
+        unit = -(-4 * scratch // _native.CACHE_LINE) * _native.CACHE_LINE
         scratch = unit // 4 + _lru_numba_amx.room(n, step).bytes // 4
     threads = _threads.threads_for(items, (2 if backward is None else 6) * batch * time * width * n // _WORK)
     size = -(-4 * scratch // 4096) * 4096

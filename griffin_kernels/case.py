@@ -94,6 +94,11 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         """Whether data have 16 bits: sums and states are then wider than they are."""
         return self.bytes_per_element() == 2
 
+    @property
+    def wide_parameters(self) -> bool:
+        """Whether parameters have the accumulator's dtype in place of the data's."""
+        return "wide" in self.flags or "wide_parameters" in self.data
+
     def plain(self) -> Case:
         """What is looked up, recorded and told: the case without what a table says of it."""
         return self if type(self) is Case else Case(self.dims, self.dtype, self.flags, self.data)

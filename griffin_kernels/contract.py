@@ -63,12 +63,14 @@ class TensorSpec:
     ``"parameter"`` (either of them, whatever other tensors have; the gradient of a parameter has the parameter's), or a
     torch dtype's name such as ``"int32"`` and ``"bool"``.
     least: the smallest value that a tensor of whole numbers may hold; None where the op's own ``check`` says.
+    when: the option that an optional input of a gradient is for: without it none is kept for the gradient.
     """
 
     dims: str
     dtype: str = "data"
     optional: bool = False
     least: int | None = None
+    when: str = ""
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -85,8 +87,9 @@ class Destination:
 LARGEST_INDEX = 2**31 - 1
 """The largest position: it fits in int32, which callers may use, and leaves kernels room to add to it."""
 
-ROWS = ("B", "N", "P")
-"""Dims that count rows of the batch: N unless sequences are packed, P unless states are kept in a pool."""
+ROWS = ("B", "N", "P", "Ba")
+"""Dims that count rows of the batch: N unless sequences are packed, P unless states are kept in a pool, Ba unless all
+rows share one."""
 
 
 _OPTION_TYPES: dict[Any, str] = {bool: "bool", int: "int", float: "float", float | None: "float?", str | None: "str?"}

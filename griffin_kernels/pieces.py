@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import device as devices
+from griffin_kernels import specs
 from griffin_kernels.contract import ROWS, Inputs, Op, TensorSpec
-from griffin_kernels.specs import size_of
 
 WORKSPACE = 6
 """Bytes that a reference has in use at its peak, at most, per byte of the inputs and outputs of its piece in the
@@ -76,7 +76,7 @@ def cuts(op: Op, inputs: Inputs, wanted: int) -> list[Mapping[str, slice]]:
     for dims in op.splits:
         if dims == ROWS and any(inputs.get(name) is not None for name in ("cu_seqlens", "slots")):
             continue  # which rows of the states belong to which of the batch is in these tensors
-        counted = [dim for dim in dims if dim in sizes]
+        counted = [dim for dim in specs.cut_dims(dims, sizes) if dim in sizes]
         count = min(wanted, sizes[counted[0]]) if counted else 0
         if count > 1:
             first = sizes[counted[0]]
@@ -120,7 +120,7 @@ def _bytes(op: Op, inputs: Inputs, dtype: torch.dtype) -> tuple[int, int]:
     """(of the inputs, of the outputs at most), floating tensors in ``dtype``."""
     sizes = sizes_of(op, inputs)
     given = sum(v.numel() * (dtype if v.is_floating_point() else v.dtype).itemsize for _, _, v in _tensors(op, inputs))
-    shapes = ([size_of(dim, sizes) or 0 for dim in spec.names] for spec in op.outputs.values())
+    shapes = ([specs.size_of(dim, sizes) or 0 for dim in spec.names] for spec in op.outputs.values())
     return given, sum(map(math.prod, shapes)) * dtype.itemsize
 
 

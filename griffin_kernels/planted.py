@@ -17,8 +17,8 @@ from torch import Tensor
 from griffin_kernels import catalog, pieces, verify
 from griffin_kernels.contract import ROWS, Case, Inputs, Op, TensorSpec, Variant
 
-STEPS = ("T", "S", "W", "R")
-"""Dimensions along which time runs: steps, keys, slots of a ring."""
+STEPS = ("T", "S", "W", "R", "Ta")
+"""Dimensions along which time runs: steps, keys, slots of a ring, steps of what may be the same in all of them."""
 
 VALUES = (math.nan, math.inf, -math.inf)
 
@@ -56,7 +56,7 @@ def plantings(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) ->
     generator = torch.Generator("cpu").manual_seed(seed)
     data = {name for name, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point() and v.numel()}
     specs = {name: spec for name, spec in op.inputs.items() if name in data and set(ROWS) & set(spec.names)}
-    over_time = [name for name, spec in specs.items() if {"T", "S"} & set(spec.names)]
+    over_time = [name for name, spec in specs.items() if _runs_over_time(spec, inputs[name])]
     groups = [over_time] if len(over_time) > 1 else []
     alone = [[name] for name in specs]
     turn = seed % max(len(alone), 1)
@@ -93,7 +93,8 @@ def _consistent(op: Op, inputs: Inputs, given: Inputs, planted: list[str]) -> In
     first = catalog.op(op.forward)
     names = (*first.inputs, *first.options)
     options = {name: True for name in first.options if name.startswith("with_")}
-    if not set(names) <= given.keys() | options.keys():
+    needed = {name for name, spec in first.inputs.items() if not spec.optional}
+    if not set(names) <= given.keys() | options.keys() or any(given[name] is None for name in needed):
         return given  # the gradient does not need all that the forward pass does
     calls = [
         pieces.reference(first, options | {name: call[name] for name in names if name in call})
@@ -106,6 +107,13 @@ def _consistent(op: Op, inputs: Inputs, given: Inputs, planted: list[str]) -> In
             copy[changed] = after[changed].to(copy.dtype)
             given[name] = copy
     return given
+
+
+def _runs_over_time(spec: TensorSpec, tensor: Tensor) -> bool:
+    """Whether a tensor has a row for every step, or for every key."""
+    return any(
+        name in ("T", "S") or (name == "Ta" and size > 1) for name, size in zip(spec.names, tensor.shape, strict=True)
+    )
 
 
 def _place(spec: TensorSpec, tensor: Tensor, row: int, back: int) -> tuple[int | slice, ...]:

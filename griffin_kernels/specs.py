@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,12 @@ def _bind_dim(dim: str, value: int, sizes: Sizes) -> bool:
     name = dim.partition("+")[0].partition("-")[0]
     sizes[name] = value - ((size_of(dim, {name: 0})) or 0)
     return True
+
+
+def cut_dims(split: Sequence[str], sizes: Mapping[str, int]) -> list[str]:
+    """Of dims that are cut together, those with as many parts as the first has: not the batch of what rows share."""
+    first = sizes.get(split[0], 0)
+    return [dim for dim in split if sizes.get(dim, first) >= first]
 
 
 def data_dtype(op: Op, call: Any) -> torch.dtype:

@@ -80,7 +80,7 @@ def compare(
             continue
         if mine.shape != theirs.shape:
             return Verdict(tuple(found), f"{name} has shape {list(mine.shape)}, expected {list(theirs.shape)}")
-        wide = accumulator(case.torch_dtype) if "wide_parameters" in case.data else None
+        wide = accumulator(case.torch_dtype) if case.wide_parameters else None
         if mine.dtype != (dtype := expected_dtype(spec, case.torch_dtype, wide)):
             return Verdict(tuple(found), f"{name} is {mine.dtype}, expected {dtype}")
         error = error_of(name, mine, theirs)

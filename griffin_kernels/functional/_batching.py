@@ -30,7 +30,14 @@ def folds(op: Op, in_dims: Sequence[int | None], args: Sequence[Any]) -> bool:
     given = dict(zip(op.arguments, zip(args, in_dims, strict=True), strict=True))
     mapped = [spec for name, spec in op.inputs.items() if given[name][1] is not None]
     packed = given.get("cu_seqlens", (None, None))[0] is not None
-    return not packed and all(map(_has_rows, mapped)) and all(map(_has_rows, op.outputs.values()))
+    if packed or not all(map(_has_rows, mapped)) or not all(map(_has_rows, op.outputs.values())):
+        return False
+    rows: dict[str, int] = {}
+    for name, spec in op.inputs.items():
+        value, dim = given[name]
+        if value is not None and _has_rows(spec):
+            rows[spec.names[0]] = value.shape[1 if dim == 0 else 0]
+    return rows.get("Ba", rows.get("B")) == rows.get("B")  # what all rows share stays one for each entry
 
 
 def _folded(spec: TensorSpec | None, value: Any, dim: int | None, size: int) -> Any:

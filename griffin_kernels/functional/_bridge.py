@@ -238,6 +238,7 @@ class Differentiable(WithGradient):
             backward_operator = Operator(backward_op)
         else:
             backward_operator = Gradient(backward_op, functools.partial(rules.gradient, self))
+        apart = {f"d{output}": rule for output, rule in rules.apart.items()} if rules else {}
         upstream = [name for name in backward_op.call._fields if name.removeprefix("d") in results and name[0] == "d"]
         kept = [name for name in backward_op.inputs if name not in upstream]
         options = [name for name in backward_op.options if name in fields]
@@ -252,7 +253,9 @@ class Differentiable(WithGradient):
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             outputs = output if isinstance(output, tuple) else (output,)
             known = dict(zip(results, outputs, strict=True)) | dict(zip(fields, inputs, strict=True))
-            ctx.save_for_backward(*[known[name] for name in kept])
+            # what only an option needs stays with those calls that have it
+            needed = [not (when := backward_op.inputs[name].when) or known[when] for name in kept]
+            ctx.save_for_backward(*[known[name] if need else None for name, need in zip(kept, needed, strict=True)])
             ctx.options = {name: known[name] for name in options}
             ctx.set_materialize_grads(False)  # torch would make plain zeros for DTensors too
 
@@ -264,8 +267,16 @@ class Differentiable(WithGradient):
                     reached[name] = torch.zeros_like(saved[like])
             given = backward_op.call(**saved, **ctx.options, **{name: reached[name] for name in upstream})
             found = dict(zip(backward_op.outputs, _backward(backward_operator, given), strict=True))
+            for output, (name, rule) in apart.items():
+                gradient = reached[output]
+                if gradient is not None and gradient.numel():
+                    mine = found[f"d{name}"]
+                    assert mine is not None
+                    found[f"d{name}"] = mine + rule(
+                        self, functools.partial(_backward, backward_operator), given, gradient
+                    )
             for name, value in saved.items():  # autograd takes a gradient in the dtype of its input
-                if (mine := found.get(f"d{name}")) is not None:
+                if not known_as[name].when and (mine := found.get(f"d{name}")) is not None:
                     found[f"d{name}"] = None if value is None else mine.to(value.dtype)
             return tuple([found.get(f"d{name}") for name in fields])
 

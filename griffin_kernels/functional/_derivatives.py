@@ -13,7 +13,8 @@ with writes into parts of tensors, which vmap refuses where the parts are mapped
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +22,18 @@ from torch import Tensor
 
 from griffin_kernels.contract import accumulator
 from griffin_kernels.ops.complex_scan.op import flat, paired, product
+from griffin_kernels.ops.linear_scan.op import gates_and_shares, through_options
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
 """(x, a, h0, reset, cu_seqlens, reverse) -> (h, h_last), differentiable."""
+
+
+def _gates(call: Any, wide: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Gates or matrices of every step, and what a convex scan multiplies x by, in the accumulator's dtype."""
+    if call.a.dim() > call[0].dim():
+        return call.a.to(wide), None
+    a, share = gates_and_shares(call._replace(a=call.a.to(wide)))
+    return a.expand(call[0].shape), share
 
 
 def _times(a: Tensor, h: Tensor, transposed: bool = False) -> Tensor:
@@ -113,22 +123,39 @@ def _picked(call: Any, values: Tensor, first: bool, absent: Tensor) -> Tensor:
     return torch.where(present[:, None], values[0, steps], absent)
 
 
-def tangents(scan: Scan, call: Any, h: Tensor, moved: Any) -> tuple[Tensor, Tensor]:
-    """Tangents of h [B,T,D] and h_last [N,D] of a scan's ``call``; ``moved``: those of x, a and h0, None for none."""
+def tangents(scan: Scan, call: Any, h: Tensor, moved: Any) -> tuple[Any, ...]:
+    """Tangents of h [B,T,D] and h_last [N,D] of a scan's ``call``, and of a_prod where it has options.
+
+    moved: those of x, a and h0, None for none.
+    """
     wide = accumulator(call.x.dtype)
-    a, states = call.a.to(wide), h.to(wide)
+    states, (a, share) = h.to(wide), _gates(call, wide)
     inputs = torch.zeros_like(states) if moved.x is None else moved.x.to(wide)
-    if moved.a is not None:
-        inputs = inputs + _times(moved.a.to(wide), _entering(call, states))
+    inputs = inputs if share is None else inputs * share
+    gates = None if moved.a is None else moved.a.to(wide)
+    if gates is not None:
+        gates = a * gates if getattr(call, "log_a", False) else gates
+        inputs = inputs + _times(gates, _entering(call, states))
+        inputs = inputs if share is None else inputs - gates * call.x.to(wide)
     initial = None if moved.h0 is None else moved.h0.to(wide)
-    along, last = scan(inputs, a, initial, call.reset, call.cu_seqlens, call.reverse)
-    return along.to(h.dtype), last
+    where = (call.reset, call.cu_seqlens, call.reverse)
+    along, last = scan(inputs, a, initial, *where)
+    found = along.to(h.dtype), last
+    if not hasattr(call, "with_a_prod"):
+        return found
+    if not call.with_a_prod:
+        return *found, None
+    if gates is None:
+        return *found, torch.zeros_like(last)
+    nothing, alone = torch.zeros_like(states), call._replace(h0=torch.ones_like(last))
+    products, _ = scan(nothing, a, alone.h0, *where)
+    return *found, scan(_times(gates, _entering(alone, products)), a, None, *where)[1]
 
 
 def gradient(scan: Scan, call: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """dx, dA and dh0 of the gradient's ``call``, differentiable; dh0 is None without an h0."""
-    wide = accumulator(call.a.dtype)
-    a, dh, time = call.a.to(wide), call.dh.to(wide), call.a.shape[1]
+    wide = accumulator(call.dh.dtype)
+    dh, time, (a, share) = call.dh.to(wide), call.dh.shape[1], _gates(call, wide)
     # the gate of the step after, which at a sequence's last step is the way of dh_last into it
     after, ends = torch.roll(a, 1 if call.reverse else -1, 1), _is_end(call, time, first=call.reverse)
     after = torch.where(ends.view(time, *[1] * (a.dim() - 2)), _one(a), _transposed(after))
@@ -137,19 +164,58 @@ def gradient(scan: Scan, call: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         reset = torch.roll(reset, 1 if call.reverse else -1, 1) & ~ends
     last = None if call.dh_last is None else call.dh_last.to(wide)
     g, _ = scan(dh, after, last, reset, call.cu_seqlens, not call.reverse)
-    da = _outer(g, _entering(call, call.h.to(wide)), a)
+    dx, da = g, _outer(g, _entering(call, call.h.to(wide)), a)
+    if a.dim() == dh.dim():
+        dx, da = through_options(call, a, share, g, da)
     dh0 = None
     if call.h0 is not None:
         absent = torch.zeros_like(call.h0, dtype=wide) if last is None else last
         dh0 = _picked(call, _unless_reset(_times(a, g, transposed=True), call.reset), not call.reverse, absent)
-    return g.to(call.dh.dtype), da.to(call.a.dtype), dh0
+    return dx.to(call.dh.dtype), da.to(call.a.dtype), dh0
+
+
+def of_product(scan: Any, backward: Callable[..., Any], call: Any, da_prod: Tensor) -> Tensor:
+    """What reaches a of a gradient's ``call`` from a_prod: that is the last state of the scan with x = 0 and h0 = 1.
+
+    So it holds where gates are 0. backward: runs a call of the gradient.
+    """
+    wide = accumulator(call.dh.dtype)
+    # like h and not like what reaches a_prod, over which vmap may map while nothing else is
+    nothing, one = torch.zeros_like(call.h, dtype=wide), call.h.new_ones(da_prod.shape, dtype=wide)
+    a = call.a.to(wide)
+    products, *_ = scan(*scan.call(nothing, a, one, call.reset, call.cu_seqlens, call.reverse, call.log_a))
+    alone = call._replace(dh=nothing, dh_last=da_prod, a=a, h=products, h0=one, x=None, convex=False)
+    found: Tensor = backward(alone)[1]
+    return found
 
 
 class Rules(NamedTuple):
-    """How an op's derivatives are made of the op."""
+    """How an op's derivatives are made of the op.
 
-    tangents: Callable[[Any, Any, Tensor, Any], tuple[Tensor, ...]]
+    apart: of outputs that the gradient op does not know: the input that they depend on, and the rule of its gradient.
+    """
+
+    tangents: Callable[[Any, Any, Tensor, Any], tuple[Tensor | None, ...]]
     gradient: Callable[[Any, Any], tuple[Tensor | None, ...]]
+    apart: Mapping[str, tuple[str, Callable[..., Tensor]]] = MappingProxyType({})
+
+
+def _without_options(scan: Any) -> Scan:
+    """linear_scan of its first six arguments, and only h and h_last of what it gives."""
+
+    def scanned(*args: Any) -> tuple[Tensor, Tensor]:
+        h, h_last, _ = scan(*scan.call(*args))
+        return h, h_last
+
+    return scanned
+
+
+def _linear_tangents(scan: Any, call: Any, h: Tensor, moved: Any) -> tuple[Tensor | None, ...]:
+    return tangents(_without_options(scan), call, h, moved)
+
+
+def _linear_gradient(scan: Any, call: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    return gradient(_without_options(scan), call)
 
 
 def _on_channels(scan: Scan) -> Scan:
@@ -172,6 +238,9 @@ def _complex_gradient(scan: Scan, call: Any) -> tuple[Tensor, Tensor, Tensor | N
     return paired(dx), da, None if dh0 is None else paired(dh0)
 
 
-RULES = dict.fromkeys(("linear_scan", "block_diagonal_scan"), Rules(tangents, gradient))
-RULES["complex_scan"] = Rules(_complex_tangents, _complex_gradient)
+RULES = {
+    "linear_scan": Rules(_linear_tangents, _linear_gradient, {"a_prod": ("a", of_product)}),
+    "block_diagonal_scan": Rules(tangents, gradient),
+    "complex_scan": Rules(_complex_tangents, _complex_gradient),
+}
 """Ops with tangents and with a gradient that has gradients; the others have a gradient alone."""

@@ -3,44 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
+from griffin_kernels import errors
 from griffin_kernels.functional import _complex
 from griffin_kernels.functional._bridge import offsets, registered
-from griffin_kernels.functional._common import documented
+from griffin_kernels.functional._common import autocast, beside, documented, in_dtype
 
-_linear_scan: Callable[..., tuple[Tensor, Tensor]] = registered("linear_scan")
+_linear_scan: Callable[..., tuple[Tensor, Tensor, Tensor | None]] = registered("linear_scan")
 _block_diagonal_scan: Callable[..., tuple[Tensor, Tensor]] = registered("block_diagonal_scan")
 
 
 @documented((2e-7, 5e-3, 3e-4), (2e-7, 5e-3, 3e-4))
 def linear_scan(
     x: Tensor,
-    a: Tensor,
+    a: Tensor | None = None,
     *,
+    log_a: Tensor | None = None,
     h0: Tensor | None = None,
     reset: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     reverse: bool = False,
-) -> tuple[Tensor, Tensor]:
+    convex: bool = False,
+    return_a_prod: bool = False,
+) -> tuple[Tensor, ...]:
     """The gated linear recurrence h_t = a_t * h_{t-1} + x_t, per channel.
 
     Source: RG-LRU's recurrence, arXiv 2402.19427, equation 4, without its gates.
-    x, a: [B, T, D], float32, bfloat16, float16 or float64, the same dtype; any strides. a may have any sign and size;
-        forms that cut time are slower where |a| > 1, since they then go step by step. Complex x, a and h0, complex64 or
-        complex128 alike, give complex h and h_last; see complex_scan.
+    x: [B, T, D], float32, bfloat16, float16 or float64; any strides. Under autocast it is cast as nn.Linear casts it.
+        Complex x, a and h0, complex64 or complex128 alike, give complex h and h_last without options; see complex_scan.
+    a: [B, T, D], or the same gate at all steps: [D], [1, 1, D], or [B, 1, D] where rows differ. In x's dtype or
+        float32, in which any other is used. It may have any sign and size; forms that cut time are slower where
+        |a| > 1, since they then go step by step.
+    log_a: in place of a, its logarithm: a = exp(log_a) in float32, and the gradient is that of log_a. Minus infinity
+        is a gate of 0.
+    convex: h_t = a_t * h_{t-1} + (1 - a_t) * x_t, as in SRU, QRNN, minGRU and HGRN; 1 - a is -expm1(log_a) of log_a.
+    return_a_prod: give the product of each sequence's gates too.
 
-    Returns h [B, T, D] in x's dtype and h_last [B, D], the last state in float32 (float64 for float64). The carry is
-    kept in float32 or better throughout. Differentiable in x, a and h0, from h and h_last; gradients of a use h as
-    returned, rounded to its dtype.
+    Returns h [B, T, D] in x's dtype and h_last [B, D], the last state in float32 (float64 for float64); with
+    return_a_prod also a_prod [B, D] like h_last: what h_last is to h0, 0 where a reset lies between, 1 without steps.
+    The carry is kept in float32 or better throughout. Differentiable in x, a or log_a, and h0, from all of them;
+    gradients of a use h as returned, rounded to its dtype, and those of a gate of many steps are summed in float32.
 
     Numerics: products, sums and the carry are float32 (float64 for float64 data) in every variant. bfloat16 and
     float16 are rounded once, when h is written, and dx and da when they are.
     """
+    gates: Any = log_a if a is None else a
+    if (a is None) == (log_a is None):
+        found = "neither a nor log_a is" if gates is None else "a and log_a are both"
+        raise errors.ArgumentError(f"linear_scan: {found} given, expected one of them")
     if isinstance(x, Tensor) and x.is_complex():
-        return _complex.of_numbers(x, a, h0, reset, cu_seqlens, reverse)
-    return _linear_scan(x, a, h0, reset, offsets(cu_seqlens), reverse)
+        options = {"log_a": a is None, "convex": convex, "return_a_prod": return_a_prod}
+        if given := [name for name, value in options.items() if value]:
+            raise errors.ArgumentError(f"linear_scan: {given[0]} has no form for complex x, expected a alone")
+        return _complex.of_numbers(x, gates, h0, reset, cu_seqlens, reverse)
+    dtype = autocast(x)
+    if dtype is not None:
+        (x,) = in_dtype(dtype, x)
+    (gates,) = beside(x, gates)
+    if isinstance(gates, Tensor) and gates.dim() == 1:
+        gates = gates[None, None]
+    h, h_last, a_prod = _linear_scan(
+        x, gates, h0, reset, offsets(cu_seqlens), reverse, a is None, convex, return_a_prod
+    )
+    return (h, h_last, a_prod) if return_a_prod and a_prod is not None else (h, h_last)
 
 
 @documented((4e-7, 5e-3, 3e-4), (4e-7, 5e-3, 3e-4))
@@ -71,5 +99,6 @@ def block_diagonal_scan(
     caller to keep singular values at or below 1.
     """
     if isinstance(x, Tensor) and isinstance(a, Tensor) and a.shape == (*x.shape, 1, 1):
-        return linear_scan(x, a[..., 0, 0], h0=h0, reset=reset, cu_seqlens=cu_seqlens, reverse=reverse)
+        h, h_last, _ = _linear_scan(x, a[..., 0, 0], h0, reset, offsets(cu_seqlens), reverse, False, False, False)
+        return h, h_last
     return _block_diagonal_scan(x, a, h0, reset, offsets(cu_seqlens), reverse)

@@ -14,7 +14,7 @@ from torch.distributed.tensor import Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 
 from griffin_kernels.contract import ROWS, Op, TensorSpec
-from griffin_kernels.specs import is_absent
+from griffin_kernels.specs import cut_dims, is_absent
 
 Rule = tuple[list[Placement], list[Placement | None]]
 """Placements of the outputs, and of the inputs they come from."""
@@ -47,14 +47,15 @@ def rules(op: Op, args: Sequence[Any]) -> list[Rule]:
     shared = any(
         getattr(call, name, None) is not None for name in ("cu_seqlens", "slots")
     )  # rows that index one another
+    sizes = {
+        dim: size
+        for spec, value in zip(op.inputs.values(), call, strict=False)  # options follow the tensors
+        if value is not None
+        for dim, size in zip(spec.names, value.shape, strict=True)
+    }
     for split in op.splits:
-        sizes = [
-            value.shape[spec.names.index(split[0])]
-            for spec, value in zip(op.inputs.values(), call, strict=False)  # options follow the tensors
-            if value is not None and split[0] in spec.names
-        ]
-        if sizes and sizes[0] % ranks == 0 and not (split == ROWS and shared):
-            found.append(_rule(op, call, split))
+        if split[0] in sizes and sizes[split[0]] % ranks == 0 and not (split == ROWS and shared):
+            found.append(_rule(op, call, cut_dims(split, sizes)))
     return found
 
 

@@ -11,6 +11,9 @@ from griffin_kernels.contract import Destination, TensorSpec
 Sequence = Annotated[Tensor, TensorSpec("B T D")]
 """Data of every step and channel."""
 
+Gates = Annotated[Tensor, TensorSpec("Ba Ta D", "parameter")]
+"""Gates of every step and channel; Ta is 1 where all steps have the same, and Ba where all rows have those."""
+
 Channels = Annotated[Tensor, TensorSpec("D", "parameter")]
 """A parameter of every channel."""
 

@@ -36,7 +36,7 @@ class Draws:
 
     def parameter(self, values: Tensor) -> Tensor:
         """In the dtype that the case's parameters have, on its device."""
-        return self.wide(values) if "wide_parameters" in self.case.data else self.data(values)
+        return self.wide(values) if self.case.wide_parameters else self.data(values)
 
     def placed(self, values: Tensor, dims: int = 3, parameter: bool = False) -> Tensor:
         """As ``data`` or ``parameter``, laid out as the case's ``strided`` asks for where there are so many dimensions.

@@ -238,6 +238,7 @@ def test_int32_positions_are_taken(label):
 @pytest.mark.parametrize("label", SEQUENCES)
 def test_empty_input_gives_empty_output_and_the_state_back(label, batch, steps):
     op, cut = op_of(label), {"B": slice(batch), "N": slice(batch), "T": slice(steps), "S": slice(steps)}
+    cut |= {"Ba": cut["B"], "Ta": cut["T"]}
     inputs = leaves(pieces.piece(op, row(label, dtype="float64"), cut))
     outputs = dict(zip(op.outputs, public(op.name, inputs), strict=False))
     first, *_ = outputs.values()

@@ -86,7 +86,8 @@ def test_vmap_is_a_loop(name, case, which):
         one = copies({k: draw[k] if k in names else draws[0][k] for k in given})
         wanted = results(name, one)
         for mine, want in zip(found, wanted, strict=True):
-            torch.testing.assert_close(mine[entry], want, rtol=1e-4, atol=1e-5)
+            # products of wild gates are not finite
+            torch.testing.assert_close(mine[entry], want, rtol=1e-4, atol=1e-5, equal_nan=True)
         for state in op.in_place:
             torch.testing.assert_close(given[state][entry], one[state], rtol=1e-4, atol=1e-5)
 

@@ -5,6 +5,7 @@ for complex numbers x, a [B, T, D, 2], in the accumulator's dtype, from a zero s
 variant; ``through`` binds it. Resets, packed sequences, h0 and direction are folded in before it, with A_t h0 in place
 of a_t h0 for matrices. Outside of it complex x and states are flat, [B, T, 2 D], two channels for each number:
 
+    log_a, convex, constant gates: a := exp(a), x := (1 - a) x, a spread over time
     reset at t:                    cut_t
     a sequence starts at t:        x_t := x_t + a_t * h0,  cut_t
     reverse:                       flip time
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import Variant, accumulator
 from griffin_kernels.ops._variants import backward_of, through
-from griffin_kernels.ops.linear_scan.op import MODULUS, rows_of
+from griffin_kernels.ops.linear_scan.op import MODULUS, gates_and_shares, is_constant, rows_of, through_options
 
 Core = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -157,12 +158,26 @@ def products_of(a: Tensor) -> Products:
     return Products(apply, lambda matrices: matrices.mT, outer)
 
 
+def gated(call: Any) -> tuple[Tensor, Tensor | None]:
+    """Gates [B,T,D] or matrices in the accumulator's dtype, and what a convex scan multiplies x by, or None."""
+    a = call.a.to(accumulator(call[0].dtype))
+    if a.ndim > 3:
+        return a, None
+    gate, share = gates_and_shares(call._replace(a=a))
+    return gate.expand(call[0].shape), share
+
+
 def forward(core: Core, call: Any) -> tuple[Tensor, Tensor]:
-    """linear_scan, or block_diagonal_scan, through ``core``. Returns h [B,T,D] and h_last [B or N, D]."""
-    x, a, h0, reset, cu_seqlens, reverse = call
-    products = products_of(a)
+    """block_diagonal_scan, or linear_scan without its product, through ``core``.
+
+    Returns h [B,T,D] and h_last [B or N, D].
+    """
+    x, _, h0, reset, cu_seqlens, reverse = call[:6]
+    products = products_of(call.a)
     wide = accumulator(x.dtype)
-    gate, values = a.to(wide), x.to(wide)
+    values, (gate, share) = x.to(wide), gated(call)
+    if share is not None:
+        values = values * share
     cut = cuts(reset, cu_seqlens, x.shape[1], reverse)
     rows, first, last = ends(cu_seqlens, x.shape[1], reverse)
     if h0 is not None:
@@ -174,6 +189,15 @@ def forward(core: Core, call: Any) -> tuple[Tensor, Tensor]:
     h_last = h.new_zeros(rows_of(x.shape[0], cu_seqlens), x.shape[2]) if h0 is None else h0.to(wide, copy=True)
     h_last[rows] = h[last]
     return h.to(x.dtype).contiguous(), h_last
+
+
+def forward_and_product(core: Core, call: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """linear_scan through ``core``, which runs twice where the product of the gates is asked for."""
+    h, h_last = forward(core, call)
+    if not call.with_a_prod:
+        return h, h_last, None
+    nothing = torch.zeros_like(call.x, dtype=h_last.dtype)
+    return h, h_last, forward(core, call._replace(x=nothing, h0=torch.ones_like(h_last), convex=False))[1]
 
 
 def directed(core: Core, x: Tensor, a: Tensor, cut: Tensor | None, reverse: bool) -> Tensor:
@@ -197,13 +221,16 @@ def handed_back(values: Tensor, reverse: bool) -> Tensor:
 def backward(core: Core, call: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """The gradient through ``core``: a scan in the other direction whose gate is a, transposed, one step later.
 
+    Takes the call of linear_scan's gradient, or of block_diagonal_scan's.
+
     Returns dx [B,T,D], da like a and dh0 [B or N, D], or None where there was no h0.
     """
-    dh, dh_last, a, h, h0, reset, cu_seqlens, reverse = call
-    wide, products = accumulator(a.dtype), products_of(a)
-    cut = cuts(reset, cu_seqlens, a.shape[1], reverse)
-    rows, first, last = ends(cu_seqlens, a.shape[1], reverse)
-    gate = products.transposed(a.to(wide))
+    dh, dh_last, a, h, h0, reset, cu_seqlens = call[:7]
+    reverse, wide, products = call.reverse, accumulator(dh.dtype), products_of(a)
+    cut = cuts(reset, cu_seqlens, dh.shape[1], reverse)
+    rows, first, last = ends(cu_seqlens, dh.shape[1], reverse)
+    factors, share = gated(call)
+    gate = products.transposed(factors)
     incoming = dh.to(wide)
     if dh_last is not None:
         incoming = incoming.clone()
@@ -212,13 +239,17 @@ def backward(core: Core, call: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     g = directed(core, incoming, handed_back(unless(cut, gate), reverse), ended, not reverse)  # [B, T, D]
     before = handed_back(h, not reverse).to(wide)
     before[first] = 0.0 if h0 is None else h0[rows].to(wide)
-    da = unless(reset, products.outer(g, before, a.dtype))
+    plain = a.ndim > 3 or not (call.log_a or call.convex or is_constant(call))
+    da = unless(reset, products.outer(g, before, a.dtype if plain else wide))
     dh0 = None
     if h0 is not None:
         dh0 = torch.zeros(h0.shape, dtype=wide, device=a.device) if dh_last is None else dh_last.to(wide, copy=True)
         stops = None if reset is None else reset[first]
         dh0[rows] = unless(stops, products.times(gate[first], g[first]))
-    return g.to(a.dtype).contiguous(), da, dh0
+    dx = g
+    if not plain:
+        dx, da = through_options(call, factors, share, g, da)
+    return dx.to(dh.dtype).contiguous(), da.to(a.dtype), dh0
 
 
 def gradient_of(form: Any) -> Variant:

@@ -22,7 +22,8 @@ Arguments = tuple[int, dict[str, Any], dict[str, Any]]
 
 def scan_arguments(call: Any, outputs: dict[str, Any]) -> Arguments:
     """(N, arguments, constexprs) of a kernel that does the whole forward scan; allocates h and h_last."""
-    x, a, h0, reset, cu_seqlens, reverse = call
+    x, a, h0, reset, cu_seqlens, reverse = call[:6]
+    outputs["a_prod"] = None
     count = rows_of(x.shape[0], cu_seqlens)
     h_last = host.empty(outputs, "h_last", x, count, x.shape[2], dtype=accumulator(x.dtype))
     h = host.empty(outputs, "h", x, *x.shape, dtype=x.dtype)

@@ -69,7 +69,7 @@ def upstream(given: Any) -> Tensor:
 
 def finish_gradients(dx: Tensor, da: Tensor, given: Any) -> tuple[Tensor, Tensor, None]:
     """dx and da [B,T,D] in the data's dtype; a gate at a reset has no gradient."""
-    dtype = given.a.dtype
+    dtype = given.dh.dtype
     return dx.to(dtype), _scan_eager.unless(given.reset, da.to(dtype)), None
 
 
@@ -82,8 +82,8 @@ def time_last_variant(kind: str, module: str, words: str, reject: Callable[[Case
     def call(gates: Tensor, tokens: Tensor) -> Any:
         return function(module, "scan")(gates, tokens)
 
-    def finish(h: Tensor, given: Any) -> tuple[Tensor, Tensor]:
-        return h.transpose(1, 2).contiguous(), h[..., -1].to(torch.float32, copy=True)
+    def finish(h: Tensor, given: Any) -> tuple[Tensor, Tensor, None]:
+        return h.transpose(1, 2).contiguous(), h[..., -1].to(torch.float32, copy=True), None
 
     return Variant(
         op="linear_scan",
@@ -123,9 +123,9 @@ def log_gate_variant(kind: str, module: str, name: str, words: str) -> Variant:
     def call(x: Tensor, g: Tensor) -> Any:
         return function(module, name)(x, g, output_final_state=True)
 
-    def finish(results: Any, given: Any) -> tuple[Tensor, Tensor]:
+    def finish(results: Any, given: Any) -> tuple[Tensor, Tensor, None]:
         h, h_last = results
-        return h, h_last.float()
+        return h, h_last.float(), None
 
     return Variant(
         op="linear_scan",

@@ -43,7 +43,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.associative",
     summary="recursive doubling over the whole tensor",
-    run=through(_scan_eager.forward, core),
+    run=through(_scan_eager.forward_and_product, core),
     config=NoConfig,
     rank=lambda case, device: 4,  # behind the chunked form, which moves fewer bytes
 )

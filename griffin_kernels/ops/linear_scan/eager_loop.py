@@ -30,7 +30,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.loop",
     summary="the published Python loop",
-    run=through(_scan_eager.forward, core),
+    run=through(_scan_eager.forward_and_product, core),
     config=NoConfig,
     baseline=True,
 )

@@ -25,7 +25,7 @@ VARIANT = Variant(
     op="linear_scan",
     name="eager.sequential",
     summary="one fused multiply-add per step",
-    run=through(_scan_eager.forward, core),
+    run=through(_scan_eager.forward_and_product, core),
     config=NoConfig,
     rank=rank,
 )

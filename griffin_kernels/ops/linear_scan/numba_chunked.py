@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
-from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.linear_scan import _scan_numba_call, numba_sequential
 
 
@@ -48,10 +47,10 @@ VARIANT = Variant(
     op="linear_scan",
     name="numba.chunked",
     summary="three phases in native code, threads over time too",
-    run=_scan_numba_call.forward,
+    run=_scan_numba_call.gates,
     config=Config,
     axes={"block_d": (640, 4096), "ahead": (False, True), "chunk": (16, 64, 256, 1024)},
-    reject=unfit_cpu,
+    reject=numba_sequential.reject,
     rank=rank,
     traffic=traffic,
 )

@@ -29,6 +29,7 @@ from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import combine, combine_cut, last_row, span
 from griffin_kernels.ops._triton.tensors import Rows, load_state, own_channels, store_state, tile_offsets
 from griffin_kernels.ops.linear_scan._scan_launches import pipelined, scan_arguments
+from griffin_kernels.ops.linear_scan._scan_options import lacks
 from griffin_kernels.ops.linear_scan._triton_scan import scan_again, streams_at, streams_later
 from griffin_kernels.ops.linear_scan.op import Call
 
@@ -99,7 +100,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return host.not_here(device) or host.idle_channels(case, config.block_d)
+    return lacks(case) or host.not_here(device) or host.idle_channels(case, config.block_d)
 
 
 VARIANT = Variant(

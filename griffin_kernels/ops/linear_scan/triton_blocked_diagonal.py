@@ -28,6 +28,7 @@ from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import grow, span
 from griffin_kernels.ops._triton.tensors import load_flags, load_rows, load_state, own_channels, store_row, store_state
 from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments
+from griffin_kernels.ops.linear_scan._scan_options import lacks
 from griffin_kernels.ops.linear_scan._triton_scan import scan_again, streams_at, streams_later
 from griffin_kernels.ops.linear_scan.op import Call
 
@@ -130,7 +131,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.block_t % config.block:
         return f"block_t={config.block_t} is not a multiple of block={config.block}"
-    return host.unfit(case, device, config.block_d, config.num_warps)
+    return lacks(case) or host.unfit(case, device, config.block_d, config.num_warps)
 
 
 VARIANT = Variant(

@@ -30,6 +30,7 @@ from griffin_kernels.ops._triton.chunks import ChunkedInputs, entering_chunk, ow
 from griffin_kernels.ops._triton.tensors import marks_at, store_state
 from griffin_kernels.ops.linear_scan import _triton_scan_chunks
 from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments
+from griffin_kernels.ops.linear_scan._scan_options import lacks
 from griffin_kernels.ops.linear_scan._triton_scan import as_carry, own_part, scan_rows, streams_at
 
 
@@ -82,7 +83,7 @@ def launches(call: Any, outputs: dict[str, Any], config: Any) -> list[Launch]:
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.chunk % config.block_t:
         return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return host.unfit(case, device, config.block_d, config.num_warps)
+    return lacks(case) or host.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:

@@ -26,6 +26,7 @@ from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, store_state
 from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments, scan_launch
+from griffin_kernels.ops.linear_scan._scan_options import lacks
 from griffin_kernels.ops.linear_scan._triton_scan import as_carry, own_part, scan_rows, streams_at
 
 
@@ -59,7 +60,7 @@ def launches(call: Any, outputs: dict[str, Any], config: Any) -> list[Launch]:
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return host.unfit(case, device, config.block_d, config.num_warps)
+    return lacks(case) or host.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:

@@ -157,8 +157,8 @@ def gradient_arguments(call: Any, outputs: dict[str, Any]) -> Arguments:
 
     Steps are in backward order: the sign of every ``Rows.step`` is opposite to the forward pass's.
     """
-    dh, dh_last, a, h, h0, reset, cu_seqlens, reverse = call
-    count, back = rows_of(a.shape[0], cu_seqlens), not reverse
+    dh, dh_last, a, h, h0, reset, cu_seqlens = call[:7]
+    count, reverse, back = rows_of(a.shape[0], cu_seqlens), call.reverse, not call.reverse
     if h0 is None:
         outputs["dh0"] = None
     else:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _products
+from griffin_kernels.ops.linear_scan import op as linear
 from griffin_kernels.ops.rg_lru.op import DECAY, blockwise, is_fresh, resets
 
 importlib.import_module("griffin_kernels.functional")  # registers the scan; by name, since kernels import nothing above
@@ -79,10 +80,9 @@ def scan(x: Tensor, a: Tensor, call: Any) -> tuple[Tensor, Tensor]:
 def wide_scan(x: Tensor, a: Tensor, call: Any) -> tuple[Tensor, Tensor]:
     """As ``scan``, with y in the accumulator's dtype."""
     reset = inner_resets(call.segment_pos)
-    found: tuple[Tensor, Tensor] = torch.ops.griffin_kernels.linear_scan(
-        x, a, wide_state(call.h0, x), reset, call.cu_seqlens, False
-    )
-    return found
+    scanned = linear.Call(x, a, wide_state(call.h0, x), reset, call.cu_seqlens)
+    h, h_last, _ = torch.ops.griffin_kernels.linear_scan(*scanned)
+    return h, h_last
 
 
 def wide_state(h0: Tensor | None, like: Tensor) -> Tensor | None:

@@ -158,7 +158,7 @@ def recurrence(call: Any, i: Tensor, r: Tensor, c: float) -> tuple[Tensor, Tenso
         a = torch.where(reset[..., None], 0.0, a)
         multiplier = torch.where(reset[..., None], 1.0, multiplier)
         reset = reset.expand(call.x.shape[:2])
-    return scan.reference(scan.Call(multiplier * i * call.x, a, call.h0, reset, call.cu_seqlens))
+    return scan.reference(scan.Call(multiplier * i * call.x, a, call.h0, reset, call.cu_seqlens))[:2]
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:

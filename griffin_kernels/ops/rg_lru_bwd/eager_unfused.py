@@ -13,6 +13,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant, accumulator
 from griffin_kernels.ops import _products
+from griffin_kernels.ops.linear_scan_bwd import op as scan_bwd
 from griffin_kernels.ops.rg_lru import _lru_eager
 from griffin_kernels.ops.rg_lru.op import DECAY, blockwise, sqrt_derivative
 from griffin_kernels.ops.rg_lru_bwd.op import Call
@@ -48,7 +49,8 @@ def to_gates(call: Any, terms: tuple[Tensor, ...], c: float) -> tuple[Tensor, ..
     dh_last, h0 = _lru_eager.wide_state(call.dh_last, a), _lru_eager.wide_state(call.h0, a)
     dy, y = call.dy.to(wide), call.y.to(wide)
     # the tuned one of this device
-    g, da, dh0 = torch.ops.griffin_kernels.linear_scan_bwd(dy, dh_last, a, y, h0, reset, call.cu_seqlens, False)
+    scanned = scan_bwd.Call(dy, dh_last, a, y, h0, reset, call.cu_seqlens)
+    g, da, dh0 = torch.ops.griffin_kernels.linear_scan_bwd(*scanned)
     # d log a = a da - 2 a^2 dm dsqrt, dm = g i x
     gx = g * x
     dlog_a = (gx * i).mul_(sqrt_derivative(v)).mul_(a).mul_(-2.0).add_(da).mul_(a).mul_(r)

@@ -11,6 +11,7 @@ import griffin_kernels
 from griffin_kernels import catalog, device, dispatch, memory
 from griffin_kernels.contract import Case, Inputs, Variant
 from griffin_kernels.ops.linear_scan.cost import make_case
+from griffin_kernels.ops.linear_scan.op import Call
 from tests.benchmarks._compare import race, show
 from tests.benchmarks._triad import triad
 
@@ -145,7 +146,7 @@ def test_cost_of_dispatch():
             "variant": thousand(caller(choice.variant, inputs, choice.config)),
             "public": thousand(lambda: griffin_kernels.linear_scan(x, a)),
             "public, recording a gradient": thousand(lambda: griffin_kernels.linear_scan(leaf, a)),
-            "custom op": thousand(lambda: torch.ops.griffin_kernels.linear_scan(x, a, None, None, None, False)),
+            "custom op": thousand(lambda: torch.ops.griffin_kernels.linear_scan(*Call(x, a))),
         }
     )
     show("1000 calls, B1-T4-D64: ms are us per call", rows)

@@ -113,9 +113,11 @@ def test_references_keep_documents_rows_and_steps_apart(op):
         numbers = documents(op, inputs)
         for planting in planted.plantings(op, inputs, seed):
             for name, place in planting.places.items():
-                if numbers is None or not {"T", "S"} & set(op.inputs[name].names) or len(planting.places) > 1:
-                    continue
                 spec = op.inputs[name].names
+                if "Ta" in spec and numbers is not None and inputs[name].shape[:2] == numbers.shape:
+                    spec = ("B", "T", *spec[2:])
+                if numbers is None or not {"T", "S"} & set(spec) or len(planting.places) > 1:
+                    continue
                 row = place[spec.index("B")]
                 if "S" in spec:
                     step = place[spec.index("S")] - (inputs[name].shape[spec.index("S")] - numbers.shape[1])

@@ -20,7 +20,7 @@ from torch import Tensor
 from griffin_kernels import catalog, errors, misses, specs
 from griffin_kernels import device as devices
 from griffin_kernels.case import USUAL_SIZE
-from griffin_kernels.contract import BenchCase, Case, Op, TensorSpec, Variant, config_key
+from griffin_kernels.contract import BenchCase, Case, Op, TensorSpec, Variant, config_key, dtype_name
 from griffin_kernels.device import Device
 from griffin_kernels.records import RegistryFile
 from griffin_kernels.registry import Match, Registry, load_for
@@ -53,7 +53,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a case runs on the kernel it runs on. ``str()`` gives the text; rejected maps variants to reasons."""
+    """Why a case runs on the kernel it runs on. ``str()`` gives the text; rejected maps variants to reasons.
+
+    casts: a sentence for each weight of a call that is cast before it.
+    """
 
     op: str
     case: Case
@@ -61,6 +64,7 @@ class Explanation:
     choice: Choice
     rejected: Mapping[str, str]
     others: tuple[str, ...]
+    casts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -71,6 +75,7 @@ class Explanation:
             lines.append(f"  from {match.source}, {match.entry.status} on {match.entry.date}: {match.entry.reason}")
         if caveat := self.choice.caveat():
             lines.append(f"  {caveat[1]}")
+        lines += [f"  {cast}" for cast in self.casts]
         if self.others:
             lines.append(f"  could also run: {', '.join(self.others)}")
         lines += [f"  rejected {name}: {reason}" for name, reason in self.rejected.items()]
@@ -174,6 +179,7 @@ def _as_case(name: str, case: Case | Mapping[str, Any], device: Device | None) -
     if unknown := set(case) - set(fields):
         raise errors.ArgumentError(f"{op.name} has no argument {sorted(unknown)}; it has {list(fields)}")
     given = op.call(**dict.fromkeys(fields) | op.call._field_defaults | dict(case))
+    given = given._replace(**{name: getattr(given, name).to(dtype) for name, dtype in specs.casts(op, given).items()})
     specs.bind(op, given)
     return op, op.case_of(given), device or devices.detect(given[0].device)
 
@@ -237,12 +243,30 @@ def _able(op: Op, case: Case, device: Device) -> tuple[list[Variant], dict[str, 
 
 
 def explain(op: str, case: Case | Mapping[str, Any], device: Device | None = None) -> Explanation:
-    """What ``select`` chooses and why: the entry, its distance, what else could run and what was rejected."""
+    """What ``select`` chooses and why: the entry, its distance, what else could run and what was rejected.
+
+    Of a call it also says which weights the public function casts first, and what that moves.
+    """
     contract, found, where = _as_case(op, case, device)
     choice = _choose(contract, found, where)
     able, rejected = _able(contract, found, where)
     others = [variant.name for variant in able if variant is not choice.variant]
-    return Explanation(op, found, where, choice, rejected, tuple(others))
+    cast = () if isinstance(case, Case) else _casts(contract, case)
+    return Explanation(op, found, where, choice, rejected, tuple(others), cast)
+
+
+def _casts(op: Op, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """In words, the weights of a call that are cast before it."""
+    given = op.call(**dict.fromkeys(op.call._fields) | dict(arguments))
+    words = []
+    for name, dtype in specs.casts(op, given).items():
+        weight = getattr(given, name)
+        into, moved = dtype_name(dtype), weight.numel() * (weight.itemsize + dtype.itemsize)
+        text = (
+            f"{name} is cast from {dtype_name(weight.dtype)} to {into} at every call, which moves {moved / 1e6:.3g} MB"
+        )
+        words.append(f"{text}; a copy kept in {into} saves that")
+    return tuple(words)
 
 
 def call(op_name: str, given: Any) -> tuple[Tensor | None, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES
-from griffin_kernels.contract import LARGEST_INDEX, Op, TensorSpec, accumulator, dtype_name
+from griffin_kernels.contract import LARGEST_INDEX, ROWS, Op, TensorSpec, accumulator, dtype_name
 
 Sizes = dict[str, int]
 
@@ -110,6 +110,25 @@ def bind(op: Op, call: Any) -> Sizes:
         if "B" in sizes and cu_seqlens is None:
             sizes.setdefault("N", sizes["B"])
     return sizes
+
+
+def casts(op: Op, call: Any) -> dict[str, torch.dtype]:
+    """Weights by name that are not in a dtype which the op takes beside its data, and what they are cast to first.
+
+    Weights are floats without rows and steps. That is what the public functions do at every call.
+    """
+    if not isinstance(call[0], Tensor):
+        return {}
+    data = data_dtype(op, call)
+    allowed = {"data": (data,), "parameter": (accumulator(data), data)}
+    found = {}
+    for name, spec in op.inputs.items():
+        value = getattr(call, name)
+        if not isinstance(value, Tensor) or not value.is_floating_point() or {*ROWS, "T", "S"} & set(spec.names):
+            continue
+        if value.dtype not in (taken := allowed.get(spec.dtype, (value.dtype,))):
+            found[name] = taken[0]
+    return found
 
 
 def check_values(op: Op, call: Any) -> None:

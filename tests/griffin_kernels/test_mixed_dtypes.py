@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+import griffin_kernels
 from griffin_kernels import catalog
 from griffin_kernels.contract import accumulator
 from griffin_kernels.errors import ArgumentError, DtypeError
@@ -167,3 +168,23 @@ def test_a_step_s_wrong_state_is_named_under_autocast(wrong):
     given = inputs_of("temporal_conv1d_step", torch.float32, torch.float32)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises((ArgumentError, DtypeError), match=r"state (is|has)"):
         public("temporal_conv1d_step", given | {"state": wrong})
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_explain_says_what_casts_move(name):
+    """Of float32 weights beside bfloat16 data the gates' matrices are cast; the others are read as they are."""
+    given = inputs_of(name, torch.bfloat16, torch.float32)
+    found = griffin_kernels.explain(name, given)
+    matrices = [key for key in given if key in MATRICES]
+    assert [words.split()[0] for words in found.casts] == matrices
+    for key, words in zip(matrices, found.casts, strict=True):
+        megabytes = f"{given[key].numel() * 6 / 1e6:.3g}"
+        start = f"{key} is cast from float32 to bfloat16 at every call, which moves {megabytes} MB"
+        assert words.startswith(start) and words in str(found)
+    assert griffin_kernels.select(name, given).variant is found.choice.variant
+    assert not griffin_kernels.explain(name, inputs_of(name, torch.bfloat16, torch.bfloat16)).casts
+
+
+def test_explain_without_data_names_what_is_missing():
+    with pytest.raises(ArgumentError, match="x is None"):
+        griffin_kernels.explain("rg_lru", {})

@@ -30,10 +30,9 @@ def public(name, given):
     """A call of the public function, by the op's names; a tuple of its results."""
     if "weights" in PARAMETERS[name]:
         given = given | {"weights": RGLRUWeights(**{gate: given[gate] for gate in RGLRUWeights._fields})}
+    if isinstance(given.get("log_a"), bool):  # the op's option; the function has an argument for each
+        given = given | {"log_a": given["a"] if given["log_a"] else None, "a": None if given["log_a"] else given["a"]}
     if name == "linear_scan":
-        if given.get("log_a"):
-            given = given | {"a": None, "log_a": given["a"]}
-        given = given | {"log_a": None} if given.get("log_a") is False else given
         given = given | {"return_a_prod": given.get("with_a_prod", False)}
     outputs = getattr(griffin_kernels, name)(**{k: v for k, v in given.items() if k in PARAMETERS[name]})
     return outputs if isinstance(outputs, tuple) else (outputs,)

@@ -20,3 +20,4 @@ from griffin_kernels.functional._recurrent import temporal_conv1d as temporal_co
 from griffin_kernels.functional._recurrent import temporal_conv1d_step as temporal_conv1d_step
 from griffin_kernels.functional._scans import block_diagonal_scan as block_diagonal_scan
 from griffin_kernels.functional._scans import linear_scan as linear_scan
+from griffin_kernels.functional._scans import linear_scan_step as linear_scan_step

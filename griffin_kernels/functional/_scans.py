@@ -9,11 +9,12 @@ from torch import Tensor
 
 from griffin_kernels import errors
 from griffin_kernels.functional import _complex
-from griffin_kernels.functional._bridge import offsets, registered
+from griffin_kernels.functional._bridge import offsets, registered, whole
 from griffin_kernels.functional._common import autocast, beside, documented, in_dtype
 
 _linear_scan: Callable[..., tuple[Tensor, Tensor, Tensor | None]] = registered("linear_scan")
 _block_diagonal_scan: Callable[..., tuple[Tensor, Tensor]] = registered("block_diagonal_scan")
+_linear_scan_step: Callable[..., Tensor] = registered("linear_scan_step")
 
 
 @documented((2e-7, 5e-3, 3e-4), (2e-7, 5e-3, 3e-4))
@@ -102,3 +103,35 @@ def block_diagonal_scan(
         h, h_last, _ = _linear_scan(x, a[..., 0, 0], h0, reset, offsets(cu_seqlens), reverse, False, False, False)
         return h, h_last
     return _block_diagonal_scan(x, a, h0, reset, offsets(cu_seqlens), reverse)
+
+
+@documented((1e-7, 2e-3, 3e-4))
+def linear_scan_step(
+    x: Tensor,
+    a: Tensor | None = None,
+    h: Tensor | None = None,
+    *,
+    log_a: Tensor | None = None,
+    reset: Tensor | None = None,
+    slots: Tensor | None = None,
+    dst_slots: Tensor | None = None,
+    pad_slot: int = -1,
+    out: Tensor | None = None,
+) -> Tensor:
+    """One token of ``linear_scan``, h = a h + x; the state ``h`` is changed in place.
+
+    x: [B, D], float32, bfloat16, float16 or float64; any strides. h: [P, D], float32 (float64 for float64).
+    a: [B, D], in x's dtype or float32, in which any other is used; of any sign and size.
+    log_a: in place of a, its logarithm: a = exp(log_a) in float32 (float64 for float64).
+    reset: bool [B]; where True a sequence begins: the state becomes x, and neither a nor h is read.
+
+    Returns y [B, D], the new states rounded to x's dtype. The state is float32 or better.
+
+    Numerics: product, sum and exponential are float32 (float64 for float64 data); y is h rounded once.
+    """
+    if log_a is not None and a is not None:
+        raise errors.ArgumentError("linear_scan_step: a and log_a are both given, expected one of them")
+    if (dtype := autocast(x)) is not None:
+        (x,) = in_dtype(dtype, x)
+    (gates,), rows = beside(x, a if log_a is None else log_a), (whole(slots), whole(dst_slots))
+    return _linear_scan_step(x, gates, h, reset, *rows, log_a is not None, pad_slot, out)

@@ -13,6 +13,7 @@ import pytest
 from griffin_kernels import contract
 from griffin_kernels.ops import _blas, _native
 from griffin_kernels.ops.linear_scan import _scan_numba as linear_scan
+from griffin_kernels.ops.linear_scan_step import _scan_step_numba as linear_scan_step
 from griffin_kernels.ops.local_attention import _numba_blas as local_attention
 from griffin_kernels.ops.local_attention import _numba_register_tiles as local_attention_tiles
 from griffin_kernels.ops.local_attention_extend import _numba_ring_tokens as local_attention_extend
@@ -27,6 +28,7 @@ from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba as tempora
 
 MODULES = [
     linear_scan,
+    linear_scan_step,
     local_attention,
     local_attention_extend,
     local_attention_step,

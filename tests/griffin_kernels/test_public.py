@@ -31,6 +31,7 @@ ROWS = {
     "rg_lru_step": "B3-D8-H2-n4-P5-{1}~positions~slots",
     "temporal_conv1d_step": "B3-D8-K4-P5-{1}~positions~slots",
     "recurrent_block_step": "B3-D8-K4-H2-n4-P5-{1}~positions~slots",
+    "linear_scan_step": "B3-D8-P5-{1}~reset~slots",
     "local_attention_step": "B3-W5-Hq4-Hkv2-d8-P5-{1}~early~slots",
     "rg_lru_extend": "B3-T{}-D8-H2-n4-P7-{}+segmented~checkpoints",
     "local_attention_extend": "B3-T{}-W5-Hq4-Hkv2-d8-P5-{}~early~slots~lengths",
@@ -356,7 +357,48 @@ STEP = {
     "a slot twice": (lambda i: {"slots": torch.tensor([0, 1, 1])}, ArgumentError, "slots names a row twice"),
     "slots of another batch": (lambda i: {"slots": torch.tensor([0, 1])}, ShapeError, "slots has shape"),
     "a pool without slots": (lambda i: {"slots": None}, ShapeError, "has 5 rows, the batch has 3; pass slots"),
-}
+    "a padding slot without slots": (
+        lambda i: {"slots": None, "pad_slot": 0}, ArgumentError, "pad_slot is 0 without slots"
+    ),
+    "a slot twice that is not the padding one": (
+        lambda i: {"slots": torch.tensor([0, 1, 1]), "pad_slot": 0}, ArgumentError, "slots names a row twice"
+    ),
+}  # fmt: skip
+TOKEN = STEP | {
+    "a place without slots": (
+        lambda i: {"slots": None, "dst_slots": torch.tensor([0, 1, 2])}, ArgumentError, "dst_slots is given without"
+    ),
+    "a place twice": (
+        lambda i: {"dst_slots": torch.tensor([0, 0, 0])}, ArgumentError, "dst_slots names a row twice"
+    ),
+    "a place beyond the pool": (lambda i: {"dst_slots": torch.tensor([0, 5, 1])}, ArgumentError, "dst_slots has 5"),
+    "a place that another row reads": (
+        lambda i: {"dst_slots": i["slots"][[1, 0, 2]]}, ArgumentError, "whose state another row of the batch reads"
+    ),
+    "places of another batch": (lambda i: {"dst_slots": torch.tensor([0, 1])}, ShapeError, "dst_slots has shape"),
+    "out that is no tensor": (lambda i: {"out": 0.5}, ArgumentError, "out is a float, expected a tensor"),
+    "out of another shape": (
+        lambda i: {"out": torch.empty(3, 9)}, ShapeError, r"out has shape \[3, 9\], expected \[B=3, D=8\]"
+    ),
+    "out of another dtype": (
+        lambda i: {"out": torch.empty(3, 8, dtype=torch.float64)}, DtypeError, "out is float64, expected float32"
+    ),
+    "out elsewhere": (
+        lambda i: {"out": torch.empty(3, 8, device="meta")}, DeviceMismatchError, "out is on meta, the first"
+    ),
+    "out in x's memory": (lambda i: {"out": i["x"]}, ArgumentError, "out overlaps x in memory"),
+    "out in one place": (
+        lambda i: {"out": torch.zeros(1, 8).expand(3, 8)}, ArgumentError, "out has several elements in one place"
+    ),
+}  # fmt: skip
+HELD = {
+    "a state of another width": (lambda i: {"h": i["h"][..., 1:]}, ShapeError, "h has shape"),
+    "a pool of the data's dtype": (lambda i: {"h": i["h"].bfloat16()}, DtypeError, "h is bfloat16, expected float32"),
+    "rows of a pool in one place": (
+        lambda i: {"h": i["h"][:1].expand(5, 8)}, ArgumentError, "h has all of its rows in one place"
+    ),
+    "out in the pool's memory": (lambda i: {"out": i["h"][1:4]}, ArgumentError, "out overlaps h in memory"),
+}  # fmt: skip
 EXTEND = {
     "a slot beyond the pool": (lambda i: {"slots": torch.tensor([0, 7, 1])}, ArgumentError, "slots has 7, but"),
     "a row to keep beyond the pool": (lambda i: {"keep": i["keep"].clamp_min(9)}, ArgumentError, "keep has 9, but"),
@@ -481,17 +523,20 @@ BAD = {
         ),
         "no window": (lambda i: {"window": 0}, ArgumentError, "window is 0, expected at least 1"),
     },
-    "rg_lru_step": STEP | {
-        "a state of another width": (lambda i: {"h": i["h"][..., 1:]}, ShapeError, "h has shape"),
+    "rg_lru_step": TOKEN | HELD,
+    "linear_scan_step": {what: bad for what, bad in TOKEN.items() if "positions" not in what} | HELD | {
+        "a of another width": (lambda i: {"a": i["a"][:, 1:]}, ShapeError, "a has shape"),
+        "resets of every channel": (
+            lambda i: {"reset": i["x"] > 0}, ShapeError, r"reset has shape \[3, 8\], expected \[B=3\]"
+        ),
     },
-    "temporal_conv1d_step": STEP | {
+    "temporal_conv1d_step": TOKEN | {
         "an activation of another kind": (
             lambda i: {"activation": "relu"}, ArgumentError, "activation is 'relu', expected None, 'silu' or 'gelu'"
         ),
         "a state of another width": (lambda i: {"state": i["state"][..., 1:]}, ShapeError, "state has shape"),
     },
-    "recurrent_block_step": STEP | {
-        "a state of another width": (lambda i: {"h": i["h"][..., 1:]}, ShapeError, "h has shape"),
+    "recurrent_block_step": TOKEN | HELD | {
         "states of two pools": (lambda i: {"h": i["h"][:4]}, ShapeError, "h has"),
     },
     "rg_lru_extend": EXTEND | {

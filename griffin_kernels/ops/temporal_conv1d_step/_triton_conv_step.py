@@ -155,7 +155,7 @@ def temporal_conv1d_step(x, conv, indices, y, B, P, SIZES: tl.constexpr):
 
 def indices_of(call: Any) -> Indices:
     """The bundle of a step's positions and slots."""
-    positions, step = call.positions, host.known_stride
+    positions, step = getattr(call, "positions", None), host.known_stride
     slots, others, pad = call.slots, call.dst_slots, call.pad_slot if call.pad_slot >= 0 else None
     return Indices(positions, slots, others, step(positions, 0), step(slots, 0), step(others, 0), pad)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numba
 from numba import types
 
-from griffin_kernels.ops import _gelu, _native
+from griffin_kernels.ops import _native
 from griffin_kernels.ops._native import INT32, INT64, Lanes, Strided, data_bytes, field, intrinsic, lanes, loop, take
 from griffin_kernels.ops.rg_lru import _lru_numba_tiles as gates
 from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba as conv
@@ -38,7 +38,7 @@ class Fields(NamedTuple):
 
 AT = _native.places(Fields)
 
-FILES = (__file__, str(gates.__file__), str(_gelu.__file__), str(conv.__file__))
+FILES = (__file__, *conv.FILES)
 """Sources that the kernel is made from, besides _native.py."""
 
 _LOG2_E = 1.4426950216293335

@@ -58,7 +58,8 @@ class Fields(NamedTuple):
 AT = _native.places(Fields)
 
 FILES = (
-    *(str(module.__file__) for module in (gates, _gelu, conv, token, _native_rows)),
+    *(str(module.__file__) for module in (gates, _gelu, token, _native_rows)),
+    *conv.FILES,
     __file__,
 )
 """Sources that the kernel is made from, besides _native.py."""

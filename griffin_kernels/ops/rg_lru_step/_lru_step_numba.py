@@ -62,7 +62,7 @@ class Fields(NamedTuple):
 
 AT = _native.places(Fields)
 
-FILES = (__file__, str(gates.__file__), str(_gelu.__file__), str(conv.__file__))
+FILES = (__file__, *conv.FILES)
 """Sources that the kernel is made from, besides _native.py."""
 
 ROWS = 48

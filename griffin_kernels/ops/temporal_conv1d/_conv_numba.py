@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numba
 
-from griffin_kernels.ops import _native_activations, _native_rows
+from griffin_kernels.ops import _native_activations, _native_names, _native_rows
 from griffin_kernels.ops._native import INT64, Strided, data_bytes, field, finish, int64_at, loop, places, take
 from griffin_kernels.ops._native_names import named
 from griffin_kernels.ops._native_rows import STREAM, RowLanes, input_at, known_number, row, wide_bytes
@@ -60,7 +60,7 @@ class Fields(NamedTuple):
 
 AT = places(Fields)
 
-FILES = (__file__, str(_native_rows.__file__), *_native_activations.FILES)
+FILES = (__file__, str(_native_rows.__file__), str(_native_names.__file__), *_native_activations.FILES)
 """Sources that the kernels are made from, besides _native.py."""
 
 

@@ -14,7 +14,7 @@ import numba
 from llvmlite import ir
 from numba import types
 
-from griffin_kernels.ops import _native, _native_activations
+from griffin_kernels.ops import _native, _native_activations, _native_names
 from griffin_kernels.ops._native import INT64, Lanes, Strided, data_bytes, field, intrinsic, lanes, loop, places, take
 from griffin_kernels.ops._native_names import named
 
@@ -43,7 +43,7 @@ class Fields(NamedTuple):
 
 AT = places(Fields)
 
-FILES = (__file__, *_native_activations.FILES)
+FILES = (__file__, str(_native_names.__file__), *_native_activations.FILES)
 """Sources that the kernel is made from, besides _native.py."""
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.functional._bridge import offsets, registered, whole
-from griffin_kernels.functional._common import RGLRUWeights, autocast, checked, documented, in_dtype
+from griffin_kernels.functional._common import RGLRUWeights, autocast, beside, checked, documented, in_dtype
 
 _rg_lru_extend: Callable[..., Tensor] = registered("rg_lru_extend")
+_recurrent_block_extend: Callable[..., Tensor] = registered("recurrent_block_extend")
 
 
 @documented((2e-7, 5e-3, 6e-4))
@@ -46,6 +47,48 @@ def rg_lru_extend(
     return _rg_lru_extend(
         x, *checked("rg_lru_extend", weights, x), states, *rows, whole(segment_pos), offsets(cu_seqlens)
     )
+
+
+@documented((2e-7, 9e-3, 8e-4))
+def recurrent_block_extend(
+    x: Tensor,
+    y: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    weights: RGLRUWeights,
+    conv_states: Tensor,
+    states: Tensor,
+    slots: Tensor,
+    keep: Tensor,
+    *,
+    segment_pos: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """``recurrent_block`` on sequences whose states are rows of two pools; both are changed in place.
+
+        u = temporal_conv1d(x, state=conv_states[slots[n]]),   h = rg_lru(u, h0=states[slots[n]]),   out = h * gelu(y)
+        conv_states[keep[b, t]] = the last K-1 inputs,         states[keep[b, t]] = h_t
+
+    Source: arXiv 2402.19427, sections 2.3 and 2.4.
+    x, y: [B, T, D], the two branches, float32, bfloat16, float16 or float64, any strides. Weights of
+        any float dtype.
+    conv_states: [P, K-1, D] in x's dtype, oldest input first; zeros stand for inputs before the token's document.
+    slots: int64 or int32 [N], the row of both pools that each sequence starts from; N is B, or the sequences that
+        cu_seqlens packs. Negative: the sequence has no state, it is fresh, with zeros before it. On a GPU the values of
+        slots and keep are not checked, as that would wait for the device: there a row of P or more counts as negative.
+    segment_pos: int64 or int32 [B, T], each token's position in its document: no document sees inputs or the state of
+        another, and at 0 the RG-LRU begins anew. Without it that is so at the first step of each sequence without a
+        state.
+
+    Returns out [B, T, D] in x's dtype. Sums, gates' exponentials and states are float32 or better.
+
+    Numerics: as recurrent_block. A kept state is h before it is rounded.
+    """
+    if (dtype := autocast(x, conv_states)) is not None:
+        x, y = in_dtype(dtype, x, y)
+    parameters = (*beside(x, conv_weight, conv_bias), *checked("recurrent_block_extend", weights, x))
+    rows = conv_states, states, whole(slots), whole(keep)
+    return _recurrent_block_extend(x, y, *parameters, *rows, whole(segment_pos), offsets(cu_seqlens))
 
 
 def last_tokens(slots: Tensor, steps: int, cu_seqlens: Tensor | None = None) -> Tensor:

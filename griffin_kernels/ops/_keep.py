@@ -35,6 +35,9 @@ def check(call: Any, **pools: Tensor) -> None:
     for name, rows in others:
         if rows != size:
             raise errors.ShapeError(f"{name} has {rows} rows, {first} has {size}: a slot is a row of both")
+    for name, pool in pools.items():
+        if size > 1 and pool.stride(0) == 0 and pool.numel():
+            raise errors.ArgumentError(f"{name} has all of its rows in one place, expected memory for each")
     if call.slots.device.type != "cpu":
         return
     slots, keep = call.slots.tolist(), call.keep.flatten().tolist()
@@ -77,8 +80,12 @@ def initial(pool: Tensor, slots: Tensor) -> Tensor:
     return pool.index_select(0, slots.clamp_min(0)).masked_fill_(fresh, 0.0)
 
 
+FAR = 2**30
+"""A position that no tap of a convolution reaches back from to its document's beginning."""
+
+
 def positions(call: Any, pool: Tensor) -> Tensor:
-    """int64 [B,T], 0 where a document begins: those given, else at the first step of each fresh sequence."""
+    """int64 [B,T], 0 where a document begins: those given, else at the first step of each fresh sequence, and FAR."""
     if call.segment_pos is not None:
         given: Tensor = call.segment_pos
         return given
@@ -91,7 +98,7 @@ def positions(call: Any, pool: Tensor) -> Tensor:
         offsets = call.cu_seqlens.long()
         marked = (slots < 0) & (offsets.diff() > 0)
         begins[0, torch.where(marked, offsets[:-1], time)] = True
-    return torch.where(begins[:, :time], 0, 1)
+    return torch.where(begins[:, :time], 0, FAR)
 
 
 def updated(pool: Tensor, keep: Tensor, new: Tensor) -> Tensor:
@@ -102,6 +109,52 @@ def updated(pool: Tensor, keep: Tensor, new: Tensor) -> Tensor:
 def write(pool: Tensor, keep: Tensor, new: Tensor) -> None:
     """Put those of ``new`` [B, T, ...] that are kept into their rows, in place. Waits for no device."""
     _slots.write(pool, known(keep, pool).flatten(), new.flatten(0, 1))
+
+
+def windows(call: Any, window: Tensor, tokens: Tensor) -> Tensor:
+    """[M,K-1,D]: the last K-1 inputs of a convolution at tokens int64 [M], counted through the batch; oldest first.
+
+    Before a sequence comes its window, of [N,K-1,D]; inputs before the token's document are zeros. Waits for no device.
+    """
+    (_, time, _), rows = call.x.shape, window.shape[1]
+    batch, sequence, begin = tokens // time, tokens // time, tokens // time * time
+    if call.cu_seqlens is not None:
+        offsets = call.cu_seqlens.long()
+        sequence = torch.searchsorted(offsets[1:], tokens, right=True).clamp_max(window.shape[0] - 1)
+        begin = offsets[sequence]
+    age = torch.arange(rows - 1, -1, -1, device=tokens.device, dtype=torch.int64)
+    at = tokens[:, None] - age  # [M, K-1]
+    inside = (at - batch[:, None] * time).clamp_min(0)
+    earlier = (at - begin[:, None] + rows).clamp(0, rows - 1)
+    before = (at < begin[:, None])[..., None]
+    found = torch.where(before, window[sequence[:, None], earlier], call.x[batch[:, None], inside])
+    if call.segment_pos is not None:
+        reach = call.segment_pos.reshape(-1)[tokens]
+        found = found.masked_fill_((age > reach[:, None])[..., None], 0.0)
+    return found
+
+
+def updated_windows(pool: Tensor, call: Any, window: Tensor) -> Tensor:
+    """A new pool [P,K-1,D] with the windows at the tokens that are kept. Waits for no device."""
+    tokens = call.keep.numel()
+    if 0 in (tokens, pool.numel()):
+        return pool.clone()
+    # the token that is kept in each row, or none
+    owner = torch.full((pool.shape[0] + 1,), -1, dtype=torch.int64, device=pool.device)
+    rows = known(call.keep, pool).flatten()
+    owner[torch.where(rows < 0, pool.shape[0], rows)] = torch.arange(tokens, dtype=torch.int64, device=pool.device)
+    owner = owner[:-1]
+    return torch.where((owner >= 0)[:, None, None], windows(call, window, owner.clamp_min(0)), pool)
+
+
+def write_windows(pool: Tensor, call: Any, window: Tensor) -> None:
+    """As ``updated_windows``, in place; a GPU rewrites the whole pool."""
+    if pool.device.type != "cpu":
+        pool.copy_(updated_windows(pool, call, window))
+    elif pool.shape[1]:
+        keep = call.keep.flatten()
+        tokens = (keep >= 0).nonzero().squeeze(1)
+        pool[keep[tokens]] = windows(call, window, tokens)
 
 
 def make(case: Case, offsets: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:

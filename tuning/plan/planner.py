@@ -33,6 +33,7 @@ WEIGHTS: Mapping[str, float] = {
     "recurrent_block_bwd": 2.0,
     "rg_lru_step": 2.0,
     "rg_lru_extend": 2.0,
+    "recurrent_block_extend": 2.0,
     "temporal_conv1d_step": 1.0,
     "linear_scan_step": 1.0,
     "recurrent_block_step": 2.0,

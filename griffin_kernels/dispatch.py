@@ -307,15 +307,18 @@ def _resolve(op_name: str, given: Any) -> Run:
     indices = [getattr(given, name) for name in op.indices]
     if not into and all(index is None or index.device.type != "cpu" for index in indices):
         return run
-    packed = getattr(given, "cu_seqlens", None) is not None
+    offsets, where = getattr(given, "cu_seqlens", None), given[0].device
+    packed = offsets is not None and specs.is_on_host("cu_seqlens", offsets)
 
     def checked(given: Any) -> tuple[Tensor | None, ...]:
         if into:
             specs.check_apart(op, given)
         specs.check_values(op, given)
-        if packed and (total := int(given.cu_seqlens[-1])) < sizes["T"]:
-            return _without_padding(op, given, total, sizes)
-        return run(given)
+        if not packed:
+            return run(given)
+        total = int(given.cu_seqlens[-1])
+        given = given._replace(cu_seqlens=given.cu_seqlens.to(where, non_blocking=True))
+        return run(given) if total == sizes["T"] else _without_padding(op, given, total, sizes)
 
     return checked
 

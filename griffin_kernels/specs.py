@@ -70,6 +70,11 @@ def parameter_dtype(op: Op, call: Any, gradient: str) -> torch.dtype | None:
     return None if found is None else found.dtype
 
 
+def is_on_host(name: str, value: Tensor) -> bool:
+    """Whether an input is one that may be on the CPU beside data elsewhere, and is: there its values can be read."""
+    return name == "cu_seqlens" and value.device.type == "cpu"
+
+
 def bind(op: Op, call: Any) -> Sizes:
     """Sizes of all named dims of a call.
 
@@ -100,7 +105,7 @@ def bind(op: Op, call: Any) -> Sizes:
         if value.dtype not in allowed:
             want = " or ".join(dict.fromkeys(map(dtype_name, allowed)))
             raise errors.DtypeError(f"{op.name}: {name} is {dtype_name(value.dtype)}, expected {want}")
-        if value.device != device:
+        if value.device != device and not is_on_host(name, value):
             raise errors.DeviceMismatchError(f"{op.name}: {name} is on {value.device}, the first argument on {device}")
         before, dims = dict(sizes), spec.names
         fits = value.dim() == len(dims) and all([_bind_dim(*at, sizes) for at in zip(dims, value.shape, strict=True)])

@@ -12,6 +12,8 @@ import griffin_kernels
 from griffin_kernels import catalog, device, pieces, verify
 from griffin_kernels.ops.linear_scan.cost import make_case
 from roofline import measure
+from tests.calls import public, small
+from tests.griffin_kernels.ops.test_offsets import PACKED, padded
 from tuning.measure import timing
 from tuning.plan.planner import Options
 from tuning.record.paths import Paths
@@ -54,6 +56,17 @@ def test_more_than_two_to_the_31_elements():
         torch.testing.assert_close(h_last, torch.full_like(h_last, 2.0), rtol=1e-2, atol=0)
         torch.testing.assert_close(h[0, -1].float(), h_last[0], rtol=1e-2, atol=0)
         del h, h_last
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_offsets_on_the_cpu_end_before_the_data(name):
+    """What follows is NaN and is not read; outputs there are 0."""
+    op, cuda = catalog.op(name), torch.device("cuda")
+    given = op.make_inputs(small(name, 1, ("packed",))[0], cuda, 3)
+    wanted = public(name, given)[0]
+    for got in (public(name, given | {"cu_seqlens": given["cu_seqlens"].cpu()}), public(name, padded(name, given))):
+        torch.testing.assert_close(got[0][:, : wanted.shape[1]], wanted, rtol=0, atol=0)
+        assert not got[0][:, wanted.shape[1] :].any()
 
 
 def test_captured_in_a_cuda_graph_and_replayed_on_new_data():

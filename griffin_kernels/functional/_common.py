@@ -20,9 +20,9 @@ SHARED = {
     "conv_weight": "[K, D]. conv_bias: [D]. weights: RGLRUWeights.",
     "softcap": "scores become softcap * tanh(scores / softcap). scale: of the scores; d ** -0.5 if None.",
     "cu_seqlens": "int32 or int64 [N+1], offsets of N sequences packed into a batch of one, none of which reads "
-    "another; states then have N rows in place of B. They run from 0 to T. On a CPU the last one may be less than T: "
-    "steps from there on only pad, outputs and gradients there are 0. On a GPU its values are not looked at: that "
-    "would wait for the device.",
+    "another; states then have N rows in place of B. They run from 0 to T; where they are on the CPU, beside data on "
+    "any device, the last one may be less: steps from there on only pad, outputs and gradients there are 0. On a GPU "
+    "their values are not looked at, as that would wait for the device.",
     "slots": "int64 or int32 [B], which of a state's P rows belongs to which row of the batch, each once at most; P = B"
     " if None. A negative one marks a row that only pads: no state is touched and its output is 0. On a GPU values are "
     "not checked, as that would wait for the device: there a slot of P or more pads too.",

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedW
 
 PACKED = [name for name in DIFFERENTIABLE if small(name, 1, ("packed",))]
 PADDING = 5
-ALONG_TIME = ("T", "S")
+ALONG_TIME = ("T", "Ta", "S")
 
 
 def variants():
@@ -25,6 +25,8 @@ def variants():
             for variant in catalog.variants(name).values():
                 wanted = ("packed", "lse") if forward == "local_attention" else ("packed",)  # which its gradient needs
                 for case in small(forward, 50, wanted):
+                    if {*case.flags} & {*catalog.op(forward).minor_flags}:
+                        continue
                     if variant.reject(case, device.cpu(), variant.config()) is None:
                         yield pytest.param(forward, variant.key, case, id=variant.key)
                         break
@@ -39,7 +41,7 @@ def padded(name, given):
             shape = [*value.shape[:at], PADDING, *value.shape[at + 1 :]]
             more = value.new_full(shape, math.nan if value.is_floating_point() else 1)
             longer[key] = torch.cat([value, more], at)
-    return longer
+    return longer | {"cu_seqlens": given["cu_seqlens"].cpu()}
 
 
 def results(name, given):
@@ -122,3 +124,16 @@ def test_offsets_that_no_int32_holds_are_refused():
     x = torch.randn(1, 9, 4)
     with pytest.raises(griffin_kernels.errors.ArgumentError, match="from 0 to T=9 at most"):
         griffin_kernels.linear_scan(x, x, cu_seqlens=torch.tensor([0, 2**32 + 5]))
+
+
+@pytest.mark.parametrize("last", [9, 6])
+def test_offsets_on_the_cpu_beside_data_elsewhere(last):
+    """Their values are read before the kernel is chosen: here of data without any."""
+    x = torch.empty(1, 9, 4, device="meta", requires_grad=True)
+    h, h_last = griffin_kernels.linear_scan(x, x, cu_seqlens=torch.tensor([0, 2, last]))
+    assert (h.shape, h_last.shape, h.device.type) == ((1, 9, 4), (2, 4), "meta")
+    assert torch.autograd.grad(h.sum(), x)[0].shape == x.shape
+    with pytest.raises(griffin_kernels.errors.ArgumentError, match="must not decrease"):
+        griffin_kernels.linear_scan(x, x, cu_seqlens=torch.tensor([0, 7, last - 3]))
+    with pytest.raises(griffin_kernels.errors.DeviceMismatchError, match="reset is on cpu"):
+        griffin_kernels.linear_scan(x, x, reset=torch.zeros(1, 9, dtype=torch.bool))

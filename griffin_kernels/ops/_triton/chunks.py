@@ -23,7 +23,7 @@ from torch import Tensor
 
 from griffin_kernels.launch import Claims, Launch, architecture
 from griffin_kernels.ops._triton import host
-from griffin_kernels.ops._triton.scan import span
+from griffin_kernels.ops._triton.scan import gates_times, span
 from griffin_kernels.ops._triton.tensors import (
     Marks,
     Rows,
@@ -73,13 +73,16 @@ def linear_scan_mark(
 
 
 @triton.jit
-def walk(x, a, carry, channels, BACKWARD: tl.constexpr, CHUNK: tl.constexpr):
+def walk(x, a, carry, channels, BACKWARD: tl.constexpr, CHUNK: tl.constexpr, PAIRS: tl.constexpr):
     """The carry [block_d] through a chunk without cuts; rows are at its first step."""
     ACC: tl.constexpr = carry.dtype
     for _ in range(CHUNK):
         value = load_rows(x, channels, 1, 0.0, 1, True)[0].to(ACC)
         gate = load_rows(a, channels, 1, 0.0, 1, True)[0].to(ACC)
-        carry = gate * (carry + value) if BACKWARD else gate * carry + value
+        if BACKWARD:
+            carry = gates_times(gate, carry + value, PAIRS, True)
+        else:
+            carry = gates_times(gate, carry, PAIRS, False) + value
         x, a = later(x, 1), later(a, 1)
     return carry
 
@@ -103,8 +106,9 @@ def linear_scan_carry(
     CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PAIRS: tl.constexpr,
 ):
-    """state: [B,D] or None. maps.result[c] becomes the state that leaves chunk c.
+    """state: [B,D] or None. maps.result[c] becomes the state that leaves chunk c. PAIRS: channels make up numbers.
 
     x, a: [B,T,D] of phase 1, for chunks whose product is of no use; None where no gate can be beyond [-1, 1]. There a
     product of zero, which is what a cut makes of it, lets nothing through.
@@ -127,7 +131,7 @@ def linear_scan_carry(
             lost = tl.max(useless.to(tl.int32), axis=0)
         if lost == 0:
             for u in tl.static_range(ROWS):
-                after = ps[u] * carry + ss[u]
+                after = gates_times(ps[u], carry, PAIRS, False) + ss[u]
                 if cut is not None:
                     after = tl.where(stops[u] != 0, ss[u], after)
                 elif x is None:
@@ -138,7 +142,7 @@ def linear_scan_carry(
             for c in range(tl.minimum(ROWS, chunks - begin)):
                 p = load_rows(later(product, c), channels, 1, 1.0, 1, True)[0]
                 s = load_rows(later(result, c), channels, 1, 0.0, 1, True)[0]
-                after = p * carry + s
+                after = gates_times(p, carry, PAIRS, False) + s
                 stop = False
                 if cut is not None:
                     stop = tl.load(cut.at + c) != 0
@@ -149,7 +153,7 @@ def linear_scan_carry(
                         step = tl.cast(begin + c, tl.int64) * CHUNK
                         first = T - 1 - step if REVERSE else step
                         values, gates = at(x, batch, first, SIGN), at(a, batch, first, SIGN)
-                        walked = walk(values, gates, carry, channels, BACKWARD, CHUNK)
+                        walked = walk(values, gates, carry, channels, BACKWARD, CHUNK, PAIRS)
                         after = tl.where(useless, walked, after)
                 carry = after
                 store_row(later(result, c), 0, carry, channels, 1, True)
@@ -213,11 +217,13 @@ def carry(
     given: Tensor | None,
     cut: Tensor | None = None,
     source: ChunkedInputs | None = None,
+    pairs: bool = False,
 ) -> Launch:
     """Phase 2: result [B,C-1,D] becomes the states that leave the chunks. product, result: phase 1's; given: [B,D].
 
     Packed sequences have no ``given`` here: they bring their own, at the steps where they start. cut: int32 [B,C-1],
-    which chunks let nothing through. source: for gates of any size; None where all are within [-1, 1].
+    which chunks let nothing through. source: for gates of any size; None where all are within [-1, 1]. pairs: channels
+    2 k and 2 k + 1 are a complex number's.
     """
     batch, chunks, width = product.shape
     x, a, chunk, reverse, backward = source or (None, None, 0, False, False)
@@ -241,6 +247,7 @@ def carry(
             "CHUNK": chunk,
             "ROWS": CARRY_ROWS,
             "BLOCK_D": CARRY_D,
+            "PAIRS": pairs,
         },
         num_warps=1,
         tile=CARRY_ROWS * CARRY_D,

@@ -49,6 +49,27 @@ def combine_cut(a_first, x_first, a_then, x_then):
 
 
 @triton.jit
+def complex_product(p, q, CONJUGATE: tl.constexpr):
+    """p, flat or [held, 2], or its conjugate, times q [held, 2]."""
+    p_real, p_imaginary = tl.split(tl.reshape(p, q.shape).to(q.dtype))
+    q_real, q_imaginary = tl.split(q)
+    if CONJUGATE:
+        p_imaginary = -p_imaginary
+    return tl.join(p_real * q_real - p_imaginary * q_imaginary, p_real * q_imaginary + p_imaginary * q_real)
+
+
+@triton.jit
+def gates_times(a, state, PAIRS: tl.constexpr, CONJUGATE: tl.constexpr):
+    """Gates times a state, both [block_d]; with PAIRS of complex numbers, or of the conjugates of a."""
+    if PAIRS:
+        pairs = tl.reshape(state, (state.shape[0] // 2, 2))
+        product = tl.reshape(complex_product(a, pairs, CONJUGATE), state.shape)
+    else:
+        product = a * state
+    return product
+
+
+@triton.jit
 def beyond_one(a, channels, steps, ACC: tl.constexpr):
     """[block_d] bool: channels of which one of ``steps`` gates is finite and not in [-1, 1].
 

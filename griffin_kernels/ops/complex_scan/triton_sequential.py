@@ -26,8 +26,8 @@ from griffin_kernels.ops.linear_scan.triton_sequential import launches
 class Config:
     """block_t: rows loaded ahead. block_d: numbers per program; block_d / (32 num_warps) is a thread's share."""
 
-    block_t: int = 32
-    block_d: int = 32
+    block_t: int = 16
+    block_d: int = 64
     num_warps: int = 1
 
 
@@ -36,8 +36,8 @@ def reject(case: Case, device: Device, config: Config) -> str | None:
 
 
 def rank(case: Case, device: Device) -> int:
-    """The default wherever its loads can keep the memory busy: half as many numbers as linear_scan has channels."""
-    return 20 if host.starves(case, device, below=0.0033) else 30
+    """The default wherever its loads can keep the memory busy: half the rows of twice the reals of linear_scan."""
+    return 20 if host.starves(case, device, below=0.0066) else 30
 
 
 VARIANT = Variant(
@@ -45,7 +45,7 @@ VARIANT = Variant(
     name="triton.sequential",
     summary="one pass, states in registers, rows loaded ahead",
     config=Config,
-    axes={"block_t": (16, 32), "block_d": (32, 64, 128), "num_warps": (1, 2)},
+    axes={"block_t": (8, 16, 32), "block_d": (32, 64, 128), "num_warps": (1, 2)},
     reject=reject,
     rank=rank,
     launches=_complex_launches.forward(launches),

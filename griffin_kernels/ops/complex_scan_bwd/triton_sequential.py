@@ -26,18 +26,18 @@ from griffin_kernels.ops.linear_scan_bwd.triton_sequential import launches
 class Config(forward.Config):
     """Fewer rows ahead than in the forward pass, of more streams."""
 
-    block_t: int = 16
+    block_t: int = 8
 
 
 def rank(case: Case, device: Device) -> int:
     """The default wherever its loads can keep the memory busy."""
-    return 20 if host.starves(case, device, below=0.005) else 30
+    return 20 if host.starves(case, device, below=0.0099) else 30
 
 
 VARIANT = backward_of(
     forward.VARIANT,
     config=Config,
-    axes={**forward.VARIANT.axes, "block_t": (8, 16)},
+    axes={**forward.VARIANT.axes, "block_t": (4, 8, 16)},
     rank=rank,
     launches=_complex_launches.backward(launches),
 )

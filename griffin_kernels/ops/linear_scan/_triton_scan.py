@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton.bundling import bundling
-from griffin_kernels.ops._triton.scan import AGAIN, beyond_one
+from griffin_kernels.ops._triton.scan import AGAIN, beyond_one, complex_product
 from griffin_kernels.ops._triton.strides import far, reach
 from griffin_kernels.ops._triton.tensors import (
     Channels,
@@ -168,16 +168,6 @@ def as_carry(flat, tile):
 def as_matrices(flat, vectors):
     """[held * n * n] as [held, n, n] in the dtype of vectors [held, n]."""
     return tl.reshape(flat, (vectors.shape[0], vectors.shape[1], vectors.shape[1])).to(vectors.dtype)
-
-
-@triton.jit
-def complex_product(p, q, CONJUGATE: tl.constexpr):
-    """p, flat or [held, 2], or its conjugate, times q [held, 2]."""
-    p_real, p_imaginary = tl.split(tl.reshape(p, q.shape).to(q.dtype))
-    q_real, q_imaginary = tl.split(q)
-    if CONJUGATE:
-        p_imaginary = -p_imaginary
-    return tl.join(p_real * q_real - p_imaginary * q_imaginary, p_real * q_imaginary + p_imaginary * q_real)
 
 
 @triton.jit

@@ -1,8 +1,9 @@
-"""Time split over programs, of gates and of matrices: phase 1, and the launches before phase 3.
+"""Time split over programs, of gates of every kind: phase 1, and the launches before phase 3.
 
 Phase 1 (reduce) computes (P, S) of every chunk but the last, for gates and matrices as in _triton_scan.py; see
-_triton/chunks.py for what these are. Phase 2 of gates is ``linear_scan_carry`` there. That of matrices is the kernel of
-triton.sequential over chunks instead of steps, whose resets are the cuts; a chunk whose P overflows is lost with it.
+_triton/chunks.py for what these are. Phase 2 of gates, complex ones too, is ``linear_scan_carry`` there. That of
+matrices is the kernel of triton.sequential over chunks instead of steps, whose resets are the cuts; a chunk whose P
+overflows is lost with it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.launch import Launch, architecture
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.chunks import ChunkedInputs, Maps, carry, marked, own_chunk
+from griffin_kernels.ops._triton.scan import complex_product
 from griffin_kernels.ops._triton.tensors import (
     Marks,
     State,
@@ -32,7 +34,7 @@ from griffin_kernels.ops._triton.tensors import (
     store_state,
 )
 from griffin_kernels.ops.linear_scan import triton_sequential
-from griffin_kernels.ops.linear_scan._scan_launches import Arguments, padded, scan_launch, steps_of
+from griffin_kernels.ops.linear_scan._scan_launches import Arguments, in_channels, padded, scan_launch, steps_of
 from griffin_kernels.ops.linear_scan._triton_scan import (
     as_carry,
     as_matrices,
@@ -40,17 +42,23 @@ from griffin_kernels.ops.linear_scan._triton_scan import (
     own_part,
     through_step,
 )
-from griffin_kernels.ops.linear_scan.op import Call
+from griffin_kernels.ops.linear_scan.op import MODULUS, Call
+
+MOST_SQUARE = tl.constexpr(MODULUS**2)
+"""Of |a| of complex gates: what is above makes products that are of no use."""
 
 BLOCK_A = 256
 """Elements of matrices that a program of phase 1 or 2 takes of one step; phase 1 multiplies them by n each."""
 
 
 @triton.jit
-def identity(state):
+def identity(state, tile):
     """The product of no gates or matrices, for a state [block_d] or [held, n]."""
     if len(state.shape) == 1:
         product = tl.full(state.shape, 1.0, dtype=state.dtype)
+    elif tile.each == 1:
+        index = tl.arange(0, state.shape[0] * 2)
+        product = tl.reshape(tl.where(index % 2 == 0, 1.0, 0.0).to(state.dtype), state.shape)
     else:
         N: tl.constexpr = state.shape[1]
         index = tl.arange(0, state.shape[0] * N * N)
@@ -60,14 +68,28 @@ def identity(state):
 
 @triton.jit
 def extended(product, a, state, BACKWARD: tl.constexpr):
-    """A product with one more step of a; BACKWARD: of matrices transposed."""
+    """A product with one more step of a; BACKWARD: of matrices transposed, or of conjugates."""
     if len(state.shape) == 1:
         product = a.to(state.dtype) * product
+    elif len(product.shape) == 2:
+        product = complex_product(a, product, BACKWARD)
     elif BACKWARD:
         product = tl.sum(as_matrices(a, state)[:, :, :, None] * product[:, :, None, :], axis=1)
     else:
         product = tl.sum(as_matrices(a, state)[:, :, :, None] * product[:, None, :, :], axis=2)
     return product
+
+
+@triton.jit
+def size_of(a, state):
+    """|a| of gates [block_d], |a|^2 of complex ones, twice for each, in the state's dtype."""
+    if len(state.shape) == 1:
+        size = tl.abs(a.to(state.dtype))
+    else:
+        real, imaginary = tl.split(tl.reshape(a, state.shape).to(state.dtype))
+        square = real * real + imaginary * imaginary
+        size = tl.reshape(tl.join(square, square), a.shape)
+    return size
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -99,8 +121,8 @@ def linear_scan_reduce(
     x, a, reset = at(x, batch, first, SIGN), at(a, batch, first, SIGN), at(reset, batch, first, SIGN)
     marks = marks_at(marks, first, SIGN)
     s = as_carry(tl.zeros(own.vectors.columns.shape, dtype=ACC), tile)
-    p = identity(s)
-    most = tl.zeros(own.vectors.columns.shape, dtype=ACC)  # the largest |a| of gates
+    p = identity(s, tile)
+    most = tl.zeros(own.vectors.columns.shape, dtype=ACC)  # of |a| of gates, |a|^2 of complex ones
     stopped = 0
     for _ in range(CHUNK // BLOCK_T):
         xs = load_rows(x, own.vectors, BLOCK_T, 0.0, BLOCK_T, False)
@@ -121,8 +143,8 @@ def linear_scan_reduce(
                 if not BACKWARD:
                     p = tl.where(stop, 0.0, p)
                     s = tl.where(stop, 0.0, s)
-            if GATES:
-                most = tl.maximum(most, tl.abs(steps[u].to(ACC)))
+            if tile.each == 1:
+                most = tl.maximum(most, size_of(steps[u], s))
             value = tl.reshape(xs[u].to(ACC), s.shape)
             s = back_through_step(steps[u], s + value) if BACKWARD else through_step(steps[u], s) + value
             p = extended(p, steps[u], s, BACKWARD)
@@ -134,10 +156,10 @@ def linear_scan_reduce(
             reset = later(reset, BLOCK_T)
         if marks is not None:
             marks = marks_later(marks, BLOCK_T)
-    if GATES:
-        p = tl.where(most <= 1.0, p, float("nan"))
+    if tile.each == 1:
+        p = tl.where(tl.reshape(most, p.shape) <= (1.0 if GATES else MOST_SQUARE), p, float("nan"))
     product = tl.reshape(p, own.outputs.columns.shape)
-    store_state(State(maps.product, D * tile.size, 1), piece, product, own.outputs)
+    store_state(State(maps.product, D * tile.each, 1), piece, product, own.outputs)
     store_state(State(maps.result, D, 1), piece, tl.reshape(s, own.vectors.columns.shape), own.vectors)
     if maps.cut is not None:
         tl.store(maps.cut + piece, stopped)  # every program of the chunk the same
@@ -163,7 +185,7 @@ def reduce(
     chunks = triton.cdiv(time, chunk) - 1
     if chunks == 0:
         return None, []
-    gates, wide = a.ndim == 3, accumulator(x.dtype)
+    gates, wide = a.ndim < 5, accumulator(x.dtype)
     product = torch.empty((batch, chunks, *a.shape[2:]), dtype=wide, device=x.device)
     result = torch.empty((batch, chunks, width), dtype=wide, device=x.device)
     cut = None
@@ -185,7 +207,8 @@ def reduce(
     whole = scan_launch(linear_scan_reduce, batch * chunks, (x, a), config, args, constexprs)
     given = None if marks is not None else given
     if gates:
-        return result, [whole, carry(product, result, given, cut, source)]
+        flat = source._replace(a=in_channels(a))
+        return result, [whole, carry(in_channels(product), result, given, cut, flat, pairs=a.ndim == 4)]
     outputs = {"h": torch.empty_like(result), "h_last": torch.empty((batch, width), dtype=wide, device=x.device)}
     phase_2 = triton_sequential.launches(Call(result, product, given, cut), outputs, _MatrixConfig(block_t=8))
     return outputs["h"], [whole, *phase_2]

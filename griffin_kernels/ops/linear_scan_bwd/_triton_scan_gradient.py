@@ -15,7 +15,7 @@ import triton.language as tl
 from griffin_kernels.contract import accumulator
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.bundling import bundling
-from griffin_kernels.ops._triton.scan import AGAIN, beyond_one
+from griffin_kernels.ops._triton.scan import AGAIN, beyond_one, complex_product
 from griffin_kernels.ops._triton.tensors import (
     Channels,
     at,
@@ -32,7 +32,7 @@ from griffin_kernels.ops._triton.tensors import (
     store_state,
 )
 from griffin_kernels.ops.linear_scan._scan_launches import Arguments, steps_of
-from griffin_kernels.ops.linear_scan._triton_scan import alike, back_through_step, complex_product
+from griffin_kernels.ops.linear_scan._triton_scan import alike, back_through_step
 from griffin_kernels.ops.linear_scan.op import rows_of
 
 

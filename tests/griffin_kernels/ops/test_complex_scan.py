@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import griffin_kernels
 from griffin_kernels import catalog
-from griffin_kernels.errors import DtypeError, ShapeError
+from griffin_kernels.errors import ArgumentError, DtypeError, ShapeError
 from griffin_kernels.ops.complex_scan.cost import make_case
 from tests.calls import public
 
@@ -279,3 +279,11 @@ def test_complex_tensors_of_float16_are_refused():
     x = torch.ones(1, 3, 2, dtype=torch.complex32)
     with pytest.raises(DtypeError, match="x is complex32: complex64 and complex128 are"):
         griffin_kernels.linear_scan(x, x)
+
+
+@pytest.mark.parametrize("option", ["log_a", "convex", "return_a_prod"])
+def test_options_of_real_gates_are_refused_by_name(option):
+    x = torch.ones(1, 3, 2) + 0j
+    options = {"log_a": x} if option == "log_a" else {"a": x, option: True}
+    with pytest.raises(ArgumentError, match=f"{option} has no form for complex x"):
+        griffin_kernels.linear_scan(x, **options)

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from griffin_kernels.functional._bridge import offsets, registered, whole
 from griffin_kernels.functional._common import RGLRUWeights, autocast, beside, checked, documented, in_dtype
+from griffin_kernels.ops import _activation
 
 _rg_lru_extend: Callable[..., Tensor] = registered("rg_lru_extend")
+_temporal_conv1d_extend: Callable[..., Tensor] = registered("temporal_conv1d_extend")
 _recurrent_block_extend: Callable[..., Tensor] = registered("recurrent_block_extend")
 
 
@@ -89,6 +91,47 @@ def recurrent_block_extend(
     parameters = (*beside(x, conv_weight, conv_bias), *checked("recurrent_block_extend", weights, x))
     rows = conv_states, states, whole(slots), whole(keep)
     return _recurrent_block_extend(x, y, *parameters, *rows, whole(segment_pos), offsets(cu_seqlens))
+
+
+@documented((7e-8, 2e-3, 4e-4))
+def temporal_conv1d_extend(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    states: Tensor,
+    slots: Tensor,
+    keep: Tensor,
+    *,
+    segment_pos: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """``temporal_conv1d`` on sequences whose last inputs are rows of a pool; ``states`` is changed in place.
+
+        y = temporal_conv1d(x, state=states[slots[n]]),   states[keep[b, t]] = (x_{t-K+2} .. x_t)
+
+    Source: arXiv 2402.19427, section 2.3.
+    x: [B, T, D], float32, bfloat16, float16 or float64; any strides. weight: [K, D], bias: [D] or None, of any float
+        dtype.
+    states: [P, K-1, D] in x's dtype, the pool, oldest input first; rows may lie apart, as in an engine's pages. What is
+        kept of a token holds zeros in place of inputs before its document.
+    slots: int64 or int32 [N], the row of ``states`` that each sequence starts from; N is B, or the sequences that
+        cu_seqlens packs. Negative: the sequence starts from zeros. On a GPU the values of slots and keep are not
+        checked, as that would wait for the device: there a row of P or more counts as negative.
+    segment_pos: int64 or int32 [B, T], each token's position in its document: tap k > 0 counts only where
+        k <= segment_pos[t]. Without it every sequence is one document.
+    activation: None, "silu", or "gelu" in its tanh form, of the sum before it is rounded.
+
+    Returns y [B, T, D] in x's dtype.
+
+    Numerics: as temporal_conv1d. What is kept is a copy of inputs.
+    """
+    if (dtype := autocast(x, states)) is not None:
+        (x,) = in_dtype(dtype, x)
+    _activation.check(activation)
+    rows = states, whole(slots), whole(keep)
+    documents = whole(segment_pos), offsets(cu_seqlens), activation
+    return _temporal_conv1d_extend(x, *beside(x, weight, bias), *rows, *documents)
 
 
 def last_tokens(slots: Tensor, steps: int, cu_seqlens: Tensor | None = None) -> Tensor:

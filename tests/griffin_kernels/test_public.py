@@ -36,6 +36,7 @@ ROWS = {
     "rg_lru_extend": "B3-T{}-D8-H2-n4-P7-{}+segmented~checkpoints",
     "recurrent_block_extend": "B3-T{}-D8-K4-H2-n4-P7-{}+segmented~checkpoints",
     "local_attention_extend": "B3-T{}-W5-Hq4-Hkv2-d8-P5-{}~early~slots~lengths",
+    "temporal_conv1d_extend": "B3-T{}-D8-K4-P7-{}+segmented+silu~checkpoints",
 }
 """A small call of every public op by label: its case, but for the number of steps and the dtype."""
 
@@ -206,7 +207,7 @@ def test_compiles_fullgraph_and_updates_the_states(name):
     first, *_ = catalog.op(name).inputs
 
     def model(inputs):
-        return public(name, inputs | {first: inputs[first].tanh()})[0] * 2
+        return public(name, inputs | {first: inputs[first].abs()})[0] * 2  # exact: states may be copies of it
 
     mine, theirs = row(name), row(name)
     compiled = torch.compile(model, fullgraph=True)
@@ -539,6 +540,13 @@ BAD = {
     },
     "recurrent_block_step": TOKEN | HELD | {
         "states of two pools": (lambda i: {"h": i["h"][:4]}, ShapeError, "h has"),
+    },
+    "temporal_conv1d_extend": EXTEND | {
+        "states of another width": (lambda i: {"states": i["states"][..., 1:]}, ShapeError, "states has shape"),
+        "states of K rows": (
+            lambda i: {"states": torch.ones(7, 4, 8)}, ShapeError, r"states has shape \[7, 4, 8\], expected \[P, K-1=3"
+        ),
+        "an activation of another kind": (lambda i: {"activation": "relu"}, ArgumentError, "activation is 'relu'"),
     },
     "rg_lru_extend": EXTEND | {
         "states of another width": (lambda i: {"states": i["states"][..., 1:]}, ShapeError, "states has shape"),

@@ -76,10 +76,16 @@ def _run(kernel: Any, call: Any, config: Any, out: Tensor, **own: Tensor | None)
 
 def forward(call: Call, config: Any) -> tuple[Tensor, Tensor]:
     """temporal_conv1d in chunks of time, blocks of channels and tiles of steps."""
+    after = new_state(call.x, call.state, call.segment_pos, call.cu_seqlens, call.weight.shape[0])
+    return output(call, config), after
+
+
+def output(call: Call, config: Any) -> Tensor:
+    """y of temporal_conv1d."""
     x = native.rows(call.x)
     y = memory.empty(x.shape, x.dtype)
     _run(_conv_numba.FORWARD[call.activation], call._replace(x=x), config, y)
-    return y, new_state(call.x, call.state, call.segment_pos, call.cu_seqlens, call.weight.shape[0])
+    return y
 
 
 def backward(call: BackwardCall, config: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:

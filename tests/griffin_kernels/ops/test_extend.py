@@ -15,7 +15,7 @@ from griffin_kernels import catalog
 from tests import calls
 from tests.everywhere import device_of
 
-OPS = [name for name in ("rg_lru_extend", "recurrent_block_extend") if name in catalog.ops()]
+OPS = [name for name in ("rg_lru_extend", "temporal_conv1d_extend", "recurrent_block_extend") if name in catalog.ops()]
 LENGTH, WIDTH, BLOCKS = 29, 24, 3
 POOL = 40
 

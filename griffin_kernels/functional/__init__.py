@@ -9,6 +9,7 @@ from griffin_kernels.functional._attention import local_attention_step as local_
 from griffin_kernels.functional._common import RGLRUWeights as RGLRUWeights
 from griffin_kernels.functional._complex import complex_rg_lru as complex_rg_lru
 from griffin_kernels.functional._complex import complex_scan as complex_scan
+from griffin_kernels.functional._documents import segment_positions as segment_positions
 from griffin_kernels.functional._extend import last_tokens as last_tokens
 from griffin_kernels.functional._extend import recurrent_block_extend as recurrent_block_extend
 from griffin_kernels.functional._extend import rg_lru_extend as rg_lru_extend

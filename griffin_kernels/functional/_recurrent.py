@@ -119,7 +119,7 @@ def temporal_conv1d(
         rows, ``longer[:, longer.shape[1] - (K - 1):]``, which is a view: any strides will do.
     segment_pos: int64 or int32 [B, T], each token's position in its document. Tap k > 0 counts only where
         k <= segment_pos[t], in the state too: no document reads another. Without it, x is one document that goes on
-        from state.
+        from state. segment_positions makes it of document numbers.
     activation: None, "silu", or "gelu" in its tanh form, of the sum before it is rounded. Sibling models have one here,
         Griffin and Hawk none.
 

@@ -58,6 +58,9 @@ def apart(
     x, state, cu_seqlens, rows = call.x, call.state, call.cu_seqlens, call.weight.shape[0] - 1
     where = places(cu_seqlens, x.shape[1], rows + 1)
     moved = [None if p is None else spread(p, None, where) for p in positions]
+    if state is not None:
+        # that of a sequence without steps meets no gradient: not even a factor of zero, which inf would make NaN
+        state = state.masked_fill((cu_seqlens.diff() == 0)[:, None, None], 0.0)
     inputs, upstream = spread(x, state, where), (spread(call.dy, None, where), None)
     dinputs, dweight, dbias, _ = gradients(*upstream, inputs, call.weight, call.bias, None, *moved)
     if dnew_state is not None and rows:

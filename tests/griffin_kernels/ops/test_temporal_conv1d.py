@@ -255,9 +255,12 @@ def test_cost_counts_each_input_and_output_once():
         found = cost(make_case(3, 11, 5, 4, flags=("segmented",), data=data))
         assert found.bytes_read == sum(v.nbytes for v in inputs.values() if v is not None)
         assert found.bytes_written == sum(out.nbytes for out in call(inputs))
+        active = make_case(3, 11, 5, 4, flags=("segmented", "silu"), data=data, op="temporal_conv1d_bwd")
         backward = make_case(3, 11, 5, 4, flags=("segmented",), data=data, op="temporal_conv1d_bwd")
         inputs = BACKWARD.make_inputs(backward, CPU, 0)
-        assert BACKWARD.cost(backward).bytes_read == sum(v.nbytes for v in inputs.values() if v is not None)
+        everything = sum(v.nbytes for v in inputs.values() if v is not None)
+        assert BACKWARD.cost(active).bytes_read == everything
+        assert BACKWARD.cost(backward).bytes_read == everything - inputs["bias"].nbytes  # only slopes want it
         assert BACKWARD.cost(backward).bytes_written == sum(
             out.nbytes for out in BACKWARD.reference(BACKWARD.call(**inputs)) if out is not None
         )

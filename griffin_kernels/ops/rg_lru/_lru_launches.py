@@ -11,7 +11,7 @@ from torch import Tensor
 
 from griffin_kernels import launch
 from griffin_kernels.architectures import SCRATCH, no_products, over_shared
-from griffin_kernels.contract import Case
+from griffin_kernels.contract import Case, Cost
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import chunks as split
@@ -32,10 +32,18 @@ class Branch(NamedTuple):
 
 
 def arguments(
-    call: Call, outputs: dict[str, Any], config: Any, branch: Branch | None, products: tuple[Tensor, ...] | None = None
+    call: Any,
+    outputs: dict[str, Any],
+    config: Any,
+    branch: Branch | None,
+    products: tuple[Tensor, ...] | None = None,
+    of_gates: Parameters | None = None,
 ) -> dict[str, Any]:
-    """Arguments of every kernel here; allocates what they write. products: x W_i and x W_r if given."""
-    args = scanning(call, outputs, config, branch, products)
+    """Arguments of every kernel here; allocates what they write.
+
+    products: x W_i and x W_r if given. of_gates: the gates' parameters where they are not the call's.
+    """
+    args = scanning(call, outputs, config, branch, products, of_gates)
     batch, _, width = call.x.shape
     count = rows_of(batch, call.cu_seqlens)
     h_last = host.empty(outputs, "h_last", call.x, count, width, dtype=torch.float32)
@@ -43,7 +51,12 @@ def arguments(
 
 
 def scanning(
-    call: Call, outputs: dict[str, Any], config: Any, branch: Branch | None, products: tuple[Tensor, ...] | None = None
+    call: Any,
+    outputs: dict[str, Any],
+    config: Any,
+    branch: Branch | None,
+    products: tuple[Tensor, ...] | None = None,
+    of_gates: Parameters | None = None,
 ) -> dict[str, Any]:
     """As ``arguments``, without states."""
     x = call.x
@@ -54,8 +67,8 @@ def scanning(
         if wanted:
             written[name] = host.empty(outputs, name, x, batch, time, width, dtype=x.dtype)
     return {
-        "steps": Steps(rows(x), rows(other), rows(call.segment_pos), *(products or (None, None)), **written),
-        "parameters": parameters(call, weights=products is None),
+        "steps": Steps(rows(x), rows(other), rows(call.segment_pos), *map(rows, products or (None, None)), **written),
+        "parameters": of_gates or parameters(call, weights=products is None),
         "T": time,
         "shape": shape_of(call, config),
     }
@@ -167,15 +180,18 @@ def unfit_rows(case: Case, device: Device, config: Any) -> str | None:
     return unfit(case, device, config) or host.unfit(case, device, config.block_d, config.num_warps)
 
 
-def traffic(case: Case, streams: int, chunk: int = 0, again: int = 0) -> int:
+def traffic(
+    case: Case, streams: int, chunk: int = 0, again: int = 0, ideal: Callable[[Case], Cost] = cost, least: int = 2
+) -> int:
     """Bytes moved: ``streams`` data elements per element, the weights and indices once.
 
     chunk: steps of a chunk where time is split: ``again`` streams of all chunks but the last, and scratch rows.
+    ideal: what the op costs at least, which moves ``least`` streams.
     """
     size, rows = case.bytes_per_element(), case["B"] * case["D"]
     before = triton.cdiv(case["T"], chunk) - 1 if chunk else 0
-    elements = rows * (case["T"] * (streams - 2) + before * chunk * again)
-    total: int = cost(case).bytes_total + elements * size + 6 * rows * before * 4
+    elements = rows * (case["T"] * (streams - least) + before * chunk * again)
+    total: int = ideal(case).bytes_total + elements * size + 6 * rows * before * 4
     return total
 
 

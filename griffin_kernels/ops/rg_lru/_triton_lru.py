@@ -72,8 +72,9 @@ class Shape(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What a scan reads and writes step by step, or None: ``Rows`` of x, of a branch and of positions [B,T]; its gate
-    products z_i, z_r where they are given, y for the states and out for them times gelu(branch), [B,T,D] contiguous.
+    """What a scan reads and writes step by step, or None: ``Rows`` of x, of a branch, of positions [B,T], and of both
+    gates' products z_i, z_r where they are given; y for the states and out for them times gelu(branch), [B,T,D]
+    contiguous.
     """
 
     x: Any
@@ -86,13 +87,17 @@ class Steps(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """a_param [D], biases [H,n], and weights [H,n,n] unless their products are given; contiguous."""
+    """a_param [D], biases [H,n], and weights [H,n,n] unless their products are given; contiguous.
+
+    Where pre-activations are given there are no biases. scale: log2 a = scale softplus(a_param) r; None for rg_lru's.
+    """
 
     a_param: Any
     weight_i: Any
     bias_i: Any
     weight_r: Any
     bias_r: Any
+    scale: Any = None
 
 
 class Gates(NamedTuple):
@@ -107,8 +112,8 @@ class Gates(NamedTuple):
 def steps_at(steps, batch, time, T, D: tl.constexpr):
     """The steps of a batch entry from ``time`` on, all of them ``Rows``."""
     return Steps(
-        *[tensors.at(rows, batch, time, 1) for rows in steps[:3]],
-        *[tensors.dense(tensor, batch * T + time, D, 1) for tensor in steps[3:]],
+        *[tensors.at(rows, batch, time, 1) for rows in steps[:5]],
+        *[tensors.dense(tensor, batch * T + time, D, 1) for tensor in steps[5:]],
     )
 
 
@@ -128,7 +133,7 @@ def own_chunk(piece, chunks, T, REDUCE: tl.constexpr, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def decay(a_param):
+def decay(a_param, scale=DECAY_LOG2):
     """log2 a = decay(a_param) r, once per channel, <= 0. a_param: any floating dtype; gives float32.
 
     Of softplus(p) = log(1 + exp(p)) the relative accuracy is kept where exp(p) is far below 1.
@@ -146,7 +151,7 @@ def decay(a_param):
     series = series * s + 1.0 / 5.0
     series = series * s + 1.0 / 3.0
     series = series * s + 1.0
-    return (tl.maximum(p, 0.0) + 2.0 * t * series) * DECAY_LOG2
+    return (tl.maximum(p, 0.0) + 2.0 * t * series) * scale
 
 
 @triton.jit
@@ -173,13 +178,26 @@ def one_minus_square(a, log2_a, FAST: tl.constexpr):
     return v
 
 
+@triton.jit
+def load_bias(bias, channels):
+    """A gate's bias of a program's channels, zeros where there is none."""
+    if bias is None:
+        value = tl.zeros(channels.columns.shape, dtype=tl.float32)
+    else:
+        value = tl.load(bias + channels.columns, mask=channels.inside, other=0.0).to(tl.float32)
+    return value
+
+
 @bundling
 def load_gates(parameters, channels):
     """The gates of a program's channels."""
     return Gates(
-        tl.load(parameters.bias_i + channels.columns, mask=channels.inside, other=0.0).to(tl.float32),
-        tl.load(parameters.bias_r + channels.columns, mask=channels.inside, other=0.0).to(tl.float32),
-        decay(tl.load(parameters.a_param + channels.columns, mask=channels.inside, other=0.0)),
+        load_bias(parameters.bias_i, channels),
+        load_bias(parameters.bias_r, channels),
+        decay(
+            tl.load(parameters.a_param + channels.columns, mask=channels.inside, other=0.0),
+            DECAY_LOG2 if parameters.scale is None else parameters.scale,
+        ),
     )
 
 

@@ -22,9 +22,10 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from griffin_kernels.contract import Variant
-from griffin_kernels.launch import Step
+from griffin_kernels.launch import Launch, Step
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.strides import constant
@@ -59,11 +60,16 @@ def rg_lru_scan(steps, parameters, h0, cu_seqlens, h_last, T, shape):
 
 def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Branch | None = None) -> list[Step]:
     """Two products, then one program per row of h0 and block of channels."""
-    x, (products, steps) = call.x, lru.products(call)
-    args = lru.arguments(call, outputs, config, branch, products) | {"cu_seqlens": call.cu_seqlens}
-    args["shape"] = args["shape"]._replace(ahead=constant(x.element_size() == 2))
-    bits = host.load_bits((x, products[0]), config.block_d // (32 * config.num_warps))
-    return [*steps, lru.by_rows(rg_lru_scan, args, config, bits, rows_of(x.shape[0], call.cu_seqlens))]
+    products, steps = lru.products(call)
+    return [*steps, scan(call, config, products, lru.arguments(call, outputs, config, branch, products))]
+
+
+def scan(call: Any, config: Any, gates: tuple[Tensor, ...], args: dict[str, Any]) -> Launch:
+    """The pass over time, from ``lru.arguments``. gates: both gates' products, or their pre-activations."""
+    shape = args["shape"]._replace(ahead=constant(call.x.element_size() == 2))
+    bits = host.load_bits((call.x, *gates), config.block_d // (32 * config.num_warps))
+    args |= {"cu_seqlens": call.cu_seqlens, "shape": shape}
+    return lru.by_rows(rg_lru_scan, args, config, bits, rows_of(call.x.shape[0], call.cu_seqlens))
 
 
 VARIANT = Variant(

@@ -22,9 +22,10 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from griffin_kernels.contract import Variant
-from griffin_kernels.launch import Step
+from griffin_kernels.launch import Launch, Step
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.chunks import entering_chunk
 from griffin_kernels.ops._triton.tensors import State, marks_later, own_channels, store_state
@@ -72,9 +73,14 @@ def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Br
     """Two products, marks (packed only), reduce and carry (more than one chunk only), scan."""
     products, steps = lru.products(call)
     args = lru.arguments(call, outputs, config, branch, products)
-    bits = host.load_bits((call.x, products[0]), config.block_d // (32 * config.num_warps))
+    return [*steps, *scan(call, config, products, args, outputs["h_last"])]
+
+
+def scan(call: Any, config: Any, gates: tuple[Tensor, ...], args: dict[str, Any], h_last: Tensor) -> list[Launch]:
+    """Marks, reduce, carry and scan, from ``lru.arguments``. gates: both gates' products, or their pre-activations."""
+    bits = host.load_bits((call.x, *gates), config.block_d // (32 * config.num_warps))
     phase = functools.partial(lru.by_rows, rg_lru_chunks, config=config, load_bits=bits)
-    return [*steps, *lru.in_chunks(call, call.h0, outputs["h_last"], args, phase)]
+    return lru.in_chunks(call, call.h0, h_last, args, phase)
 
 
 VARIANT = Variant(

@@ -22,21 +22,25 @@ from griffin_kernels.ops._triton.strides import constant
 from griffin_kernels.ops._triton.tensors import dense_state, rows, state
 from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru import _lru_launches as forward
-from griffin_kernels.ops.rg_lru.op import blockwise
+from griffin_kernels.ops.rg_lru.op import DECAY, blockwise
 from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import SUM_D, Ends, GradientSteps, rg_lru_bwd_sums
 
 
 def sums(call: Any, outputs: dict[str, Any], partial: Tensor) -> Launch:
-    """The launch that adds up partial [rows, 3, D] into da_param and the biases' gradients, in a fixed order."""
+    """The launch that adds up partial [rows, 3, D] into da_param and the biases' gradients, in a fixed order.
+
+    Where there are no biases, of partial [rows, 1, D] into da_param alone.
+    """
     a_param, width = call.a_param, call.a_param.shape[0]
 
-    def like(name: str) -> Tensor:
-        parameter = getattr(call, name)
+    def like(name: str) -> Tensor | None:
+        if (parameter := getattr(call, name, None)) is None:
+            return None
         return host.empty(outputs, f"d{name}", parameter, *parameter.shape, dtype=parameter.dtype)
 
     return Launch(
         kernel=rg_lru_bwd_sums,
-        grid=(3 * triton.cdiv(width, SUM_D.value),),
+        grid=(partial.shape[1] * triton.cdiv(width, SUM_D.value),),
         args={
             "partial": partial,
             "a_param": a_param,
@@ -44,6 +48,7 @@ def sums(call: Any, outputs: dict[str, Any], partial: Tensor) -> Launch:
             "dinput_gate_bias": like("input_gate_bias"),
             "drecurrence_gate_bias": like("recurrence_gate_bias"),
             "rows": partial.shape[0],
+            "c": float(getattr(call, "c", DECAY)),
         },
         constexprs={"D": width, "STRIDE": host.channel_stride(a_param)},
     )

@@ -23,9 +23,8 @@ from griffin_kernels.ops._triton.elementwise import LN_2, gelu_and_slope
 from griffin_kernels.ops.rg_lru import _triton_lru_tiles as tiles
 from griffin_kernels.ops.rg_lru._triton_lru import TileOfSteps, gates_of, tile_flags, tile_rows
 from griffin_kernels.ops.rg_lru._triton_lru_tiles import RUNS
-from griffin_kernels.ops.rg_lru.op import DECAY, MAX_SQRT_GRADIENT
+from griffin_kernels.ops.rg_lru.op import MAX_SQRT_GRADIENT
 
-SLOPE_OF_RATE = tl.constexpr(-DECAY)
 LARGEST_SLOPE = tl.constexpr(MAX_SQRT_GRADIENT)
 TINY = tl.constexpr(1e-37)
 # of a tile of rg_lru_bwd_sums
@@ -37,6 +36,9 @@ class GradientSteps(NamedTuple):
     """What the scan reads and writes step by step, or None: ``Rows``, from the last step on, of dy, x, y, of the branch
     whose gelu the states were multiplied by, and of positions [B,T]; dx and dbranch [B,T,D] and z [B*T,H,2,n], products
     in, gradients out, contiguous. With a branch dy is the product's gradient.
+
+    Where pre-activations are given, z and z_r are ``Rows`` of the input gate's and the recurrence gate's, and their
+    gradients go to dz_i and dz_r [B,T,D] contiguous.
     """
 
     dy: Any
@@ -47,6 +49,9 @@ class GradientSteps(NamedTuple):
     dx: Any
     dbranch: Any
     z: Any
+    z_r: Any = None
+    dz_i: Any = None
+    dz_r: Any = None
 
 
 class Ends(NamedTuple):
@@ -69,14 +74,42 @@ class Sums(NamedTuple):
 def steps_at(steps, batch, time, T, blocks_before, D: tl.constexpr):
     """The steps of a batch entry from ``time`` on, backwards, all of them ``Rows``; of z those of the input gate.
 
-    blocks_before: channels of the gate blocks before a channel's own, any shape that broadcasts with channels.
+    blocks_before: channels of the gate blocks before a channel's own, any shape that broadcasts with channels; for z of
+    products alone.
     """
     row = batch * T + time
     return GradientSteps(
         *[tensors.at(rows, batch, time, -1) for rows in steps[:5]],
         *[tensors.dense(tensor, row, D, -1) for tensor in steps[5:7]],
-        z=tensors.dense(steps.z + blocks_before, row, 2 * D, -1),
+        z=tensors.dense(steps.z + blocks_before, row, 2 * D, -1)
+        if steps.z_r is None
+        else tensors.at(steps.z, batch, time, -1),
+        z_r=tensors.at(steps.z_r, batch, time, -1),
+        dz_i=tensors.dense(steps.dz_i, row, D, -1),
+        dz_r=tensors.dense(steps.dz_r, row, D, -1),
     )
+
+
+@triton.jit
+def blocks_before(channels, shape):
+    """Channels of the gate blocks before each channel's own; 0 where pre-activations are given."""
+    if shape.n is None:
+        before = channels.columns * 0
+    else:
+        before = channels.columns // shape.n * shape.n
+    return before
+
+
+@bundling
+def recurrence_rows(steps, shape):
+    """``Rows`` of the recurrence gate's argument: beside the input gate's, or as given."""
+    return tensors.further(steps.z, shape.n) if steps.z_r is None else steps.z_r
+
+
+@bundling
+def gradient_rows(steps, shape):
+    """``Rows`` that gradients of both gates' arguments go to: over these, or apart."""
+    return (steps.z, recurrence_rows(steps, shape)) if steps.dz_i is None else (steps.dz_i, steps.dz_r)
 
 
 @bundling
@@ -92,10 +125,12 @@ def added(sums, more):
 
 
 @triton.jit
-def store_sums(partial, row, sums, channels, D: tl.constexpr):
-    """Row ``row`` of partial [rows,3,D], for rg_lru_bwd_sums."""
-    for k in tl.static_range(3):
-        tensors.store_state(tensors.State(partial + k * D, 3 * D, 1), row, sums[k], channels)
+def store_sums(partial, row, sums, channels, shape):
+    """Row ``row`` of partial [rows,3,D], or [rows,1,D] without biases, for rg_lru_bwd_sums."""
+    COUNT: tl.constexpr = 1 if shape.n is None else 3
+    D: tl.constexpr = shape.width
+    for k in tl.static_range(COUNT):
+        tensors.store_state(tensors.State(partial + k * D, COUNT * D, 1), row, sums[3 - COUNT + k], channels)
 
 
 @triton.jit
@@ -128,7 +163,7 @@ def load_tile(steps, marks, channels, left, remaining, shape):
     )
     before = tile_rows(tensors.later(steps.y, 1), channels, remaining - 1, 0.0, shape.block_t)
     zs_i = tile_rows(steps.z, channels, left, 0.0, shape.block_t)
-    zs_r = tile_rows(tensors.further(steps.z, shape.n), channels, left, float("-inf"), shape.block_t)
+    zs_r = tile_rows(recurrence_rows(steps, shape), channels, left, float("-inf"), shape.block_t)
     others = tile_rows(steps.branch, channels, left, 0.0, shape.block_t)
     where, enters, leaves = tile_flags(steps.positions, marks, left, shape.block_t)
     return TileOfSteps(dys, xs, before, zs_i, zs_r, others, where, enters, leaves)
@@ -149,7 +184,8 @@ def scan_rows(steps, marks, h0, gates, carry, before_first, channels, count, rem
         ahead = load_tile(steps, marks, channels, count, remaining, shape)
     for begin in range(0, count, shape.block_t):
         left = count - begin
-        z, dx, dbranch = steps.z, steps.dx, steps.dbranch
+        dx, dbranch = steps.dx, steps.dbranch
+        dz_i, dz_r = gradient_rows(steps, shape)
         if shape.ahead:
             tile = ahead
         else:
@@ -194,8 +230,8 @@ def scan_rows(steps, marks, h0, gates, carry, before_first, channels, count, rem
             direct, more = gradients(g, carry, tile.x[u].to(tl.float32), before, i, r, a, m, slope, rate)
             sums = added(sums, more)
             tensors.store_row(dx, u, direct, channels, left, True)
-            tensors.store_row(z, u, more.z_i, channels, left, True)
-            tensors.store_row(tensors.further(z, shape.n), u, more.z_r, channels, left, True)
+            tensors.store_row(dz_i, u, more.z_i, channels, left, True)
+            tensors.store_row(dz_r, u, more.z_r, channels, left, True)
             if marks is not None:
                 if marks.final is not None:
                     tensors.store_state(marks.final, tile.leaves[u], carry, channels, first)
@@ -210,7 +246,7 @@ def reduce_rows(steps, marks, gates, channels, count, shape):
     for begin in range(0, count, shape.block_t):
         dys = tensors.load_rows(tensors.later(steps.dy, begin), channels, shape.block_t, 0.0, shape.block_t, False)
         zs_r = tensors.load_rows(
-            tensors.later(tensors.further(steps.z, shape.n), begin), channels, shape.block_t, 0.0, shape.block_t, False
+            tensors.later(recurrence_rows(steps, shape), begin), channels, shape.block_t, 0.0, shape.block_t, False
         )
         if steps.branch is not None:
             others = tensors.load_rows(
@@ -334,27 +370,30 @@ def scan_block(steps, block, carry, before_first, count, shape):
 
 @triton.jit(do_not_specialize=["rows"])
 def rg_lru_bwd_sums(
-    partial, a_param, da_param, dinput_gate_bias, drecurrence_gate_bias, rows, D: tl.constexpr, STRIDE: tl.constexpr
+    partial, a_param, da_param, dinput_gate_bias, drecurrence_gate_bias, rows, c, D: tl.constexpr, STRIDE: tl.constexpr
 ):
     """partial [rows, 3, D]: sums of dz_i, dz_r, r dlog_a -> the gradients [D]. Grid: 3 * blocks of D.
 
-    STRIDE: elements from channel to channel of a_param.
+    Without biases: partial [rows, 1, D], r dlog_a alone. Grid: blocks of D. STRIDE: elements from channel to channel of
+    a_param. log a = -c softplus(a_param) r.
     """
     BLOCKS: tl.constexpr = (D + SUM_D - 1) // SUM_D
+    COUNT: tl.constexpr = 1 if dinput_gate_bias is None else 3
     which = tl.program_id(0) // BLOCKS
     columns = (tl.program_id(0) % BLOCKS) * SUM_D + tl.arange(0, SUM_D)
     inside = columns < D
     at = tl.arange(0, SUM_ROWS)
     total = tl.zeros((SUM_ROWS, SUM_D), dtype=tl.float32)
     for begin in range(0, rows, SUM_ROWS):
-        row = (begin + at).to(tl.int64) * 3 + which
+        row = (begin + at).to(tl.int64) * COUNT + which
         mask = (begin + at < rows)[:, None] & inside[None, :]
         total += tl.load(partial + (row * D)[:, None] + columns[None, :], mask=mask, other=0.0)
     value = tl.sum(total, axis=0)
-    if which == 0:
-        tl.store(dinput_gate_bias + columns, value.to(dinput_gate_bias.dtype.element_ty), mask=inside)
-    elif which == 1:
-        tl.store(drecurrence_gate_bias + columns, value.to(drecurrence_gate_bias.dtype.element_ty), mask=inside)
-    else:
+    if COUNT == 3:
+        if which == 0:
+            tl.store(dinput_gate_bias + columns, value.to(dinput_gate_bias.dtype.element_ty), mask=inside)
+        elif which == 1:
+            tl.store(drecurrence_gate_bias + columns, value.to(drecurrence_gate_bias.dtype.element_ty), mask=inside)
+    if which == COUNT - 1:
         slope = tl.sigmoid(tl.load(a_param + columns * STRIDE, mask=inside, other=0.0).to(tl.float32))
-        tl.store(da_param + columns, (slope * value * SLOPE_OF_RATE).to(da_param.dtype.element_ty), mask=inside)
+        tl.store(da_param + columns, (slope * value * -c).to(da_param.dtype.element_ty), mask=inside)

@@ -64,7 +64,7 @@ def rg_lru_bwd_gates(steps, parameters, ends, cu_seqlens, partial, T, shape):
     carry, sums = scan_block(
         steps_at(steps, batch, last, T, blocks_before, shape.width), block, carry, before_first, count, shape
     )
-    store_sums(partial, row, sums, block.channels, shape.width)
+    store_sums(partial, row, sums, block.channels, shape)
     if ends.dh0 is not None:
         store_state(ends.dh0, row, carry, block.channels)
 

@@ -20,6 +20,7 @@ Source: the chain rule on arXiv 2402.19427, section 2.4; partial sums in place o
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru._lru_launches import by_rows, unfit_rows
 from griffin_kernels.ops.rg_lru._triton_lru import load_gates
 from griffin_kernels.ops.rg_lru_bwd import _lru_gradient_launches as lru
-from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import scan_rows, steps_at, store_sums
+from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import blocks_before, scan_rows, steps_at, store_sums
 
 
 @dataclass(frozen=True)
@@ -56,25 +57,27 @@ def rg_lru_bwd_scan(steps, parameters, ends, cu_seqlens, partial, T, shape):
     batch, first, count = span(row, cu_seqlens, T, True)
     carry = load_state(ends.dh_last, row, channels, tl.float32)
     before_first = load_state(ends.h0, row, channels, tl.float32)
-    steps = steps_at(steps, batch, first, T, channels.columns // shape.n * shape.n, shape.width)
+    steps = steps_at(steps, batch, first, T, blocks_before(channels, shape), shape.width)
     gates = load_gates(parameters, channels)
     carry, sums = scan_rows(steps, None, None, gates, carry, before_first, channels, count, count, shape)
-    store_sums(partial, row, sums, channels, shape.width)
+    store_sums(partial, row, sums, channels, shape)
     if ends.dh0 is not None:
         store_state(ends.dh0, row, carry, channels)
 
 
 def launches(call: Any, outputs: dict[str, Any], config: Config, branch: Tensor | None = None) -> list[Step]:
     """Gate products, the scan with one program per row of h0 and block of channels, sums, products of gradients."""
-    rows, x = rows_of(call.x.shape[0], call.cu_seqlens), call.x
+    rows = rows_of(call.x.shape[0], call.cu_seqlens)
+    over_time = functools.partial(scan, call, config, lru.load_bits(call, config))
+    return lru.launches(call, outputs, config, rows, over_time, branch)
 
-    def scan(args: dict[str, Any]) -> list[Launch]:
-        # float32 rows of two tiles would not fit in registers
-        shape = args["shape"]._replace(ahead=constant(x.element_size() == 2))
-        args |= {"cu_seqlens": call.cu_seqlens, "shape": shape}
-        return [by_rows(rg_lru_bwd_scan, args, config, lru.load_bits(call, config), rows)]
 
-    return lru.launches(call, outputs, config, rows, scan, branch)
+def scan(call: Any, config: Any, load_bits: int, args: dict[str, Any]) -> list[Launch]:
+    """The pass over time, from the arguments that all such kernels have."""
+    # float32 rows of two tiles would not fit in registers
+    shape = args["shape"]._replace(ahead=constant(call.x.element_size() == 2))
+    args |= {"cu_seqlens": call.cu_seqlens, "shape": shape}
+    return [by_rows(rg_lru_bwd_scan, args, config, load_bits, rows_of(call.x.shape[0], call.cu_seqlens))]
 
 
 VARIANT = Variant(

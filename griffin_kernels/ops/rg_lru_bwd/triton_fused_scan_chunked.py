@@ -33,7 +33,13 @@ from griffin_kernels.ops._triton.tensors import State, load_state, marks_at, own
 from griffin_kernels.ops.rg_lru._lru_launches import by_rows, in_chunks, unfit_rows
 from griffin_kernels.ops.rg_lru._triton_lru import load_gates, own_chunk
 from griffin_kernels.ops.rg_lru_bwd import _lru_gradient_launches as lru
-from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import reduce_rows, scan_rows, steps_at, store_sums
+from griffin_kernels.ops.rg_lru_bwd._triton_lru_gradient import (
+    blocks_before,
+    reduce_rows,
+    scan_rows,
+    steps_at,
+    store_sums,
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ def rg_lru_bwd_chunks(steps, parameters, ends, marks, product, result, partial, 
     piece, channels = own_channels(place, shape.width, shape.block_n)
     batch, chunk, begin, count = own_chunk(piece, chunks, T, REDUCE, shape.chunk)
     first = T - 1 - begin
-    steps = steps_at(steps, batch, first, T, channels.columns // shape.n * shape.n, shape.width)
+    steps = steps_at(steps, batch, first, T, blocks_before(channels, shape), shape.width)
     marks = marks_at(marks, first, -1)
     gates = load_gates(parameters, channels)
     if REDUCE:
@@ -70,20 +76,27 @@ def rg_lru_bwd_chunks(steps, parameters, ends, marks, product, result, partial, 
         before_first = load_state(ends.h0, batch, channels, tl.float32, chunk == chunks)
         remaining = tl.cast(first + 1, tl.int32)
         carry, sums = scan_rows(steps, marks, ends.h0, gates, carry, before_first, channels, count, remaining, shape)
-        store_sums(partial, piece, sums, channels, shape.width)
+        store_sums(partial, piece, sums, channels, shape)
         if ends.dh0 is not None and marks is None:
             store_state(ends.dh0, batch, carry, channels, chunk == chunks)
 
 
 def launches(call: Any, outputs: dict[str, Any], config: Config, branch: Tensor | None = None) -> list[Step]:
     """Gate products, marks (packed only), reduce and carry (more than one chunk only), scan, sums, products."""
-    phase = functools.partial(by_rows, rg_lru_bwd_chunks, config=config, load_bits=lru.load_bits(call, config))
+    over_time = functools.partial(scan, call, config, lru.load_bits(call, config), outputs)
+    return lru.launches(call, outputs, config, pieces_of(call, config), over_time, branch)
 
-    def scan(args: dict[str, Any]) -> list[Launch]:
-        return in_chunks(call, call.dh_last, outputs["dh0"], args, phase, reverse=True)
 
-    pieces = call.x.shape[0] * triton.cdiv(call.x.shape[1], config.chunk)
-    return lru.launches(call, outputs, config, pieces, scan, branch)
+def pieces_of(call: Any, config: Any) -> int:
+    """Programs over time: chunks of all batch entries."""
+    pieces: int = call.x.shape[0] * triton.cdiv(call.x.shape[1], config.chunk)
+    return pieces
+
+
+def scan(call: Any, config: Any, load_bits: int, outputs: dict[str, Any], args: dict[str, Any]) -> list[Launch]:
+    """Marks, reduce, carry and scan, from the arguments that all such kernels have."""
+    phase = functools.partial(by_rows, rg_lru_bwd_chunks, config=config, load_bits=load_bits)
+    return in_chunks(call, call.dh_last, outputs["dh0"], args, phase, reverse=True)
 
 
 def traffic(case: Case, config: Config) -> int:

@@ -191,13 +191,11 @@ def load_bias(bias, channels):
 @bundling
 def load_gates(parameters, channels):
     """The gates of a program's channels."""
+    a_param = tl.load(parameters.a_param + channels.columns, mask=channels.inside, other=0.0)
     return Gates(
         load_bias(parameters.bias_i, channels),
         load_bias(parameters.bias_r, channels),
-        decay(
-            tl.load(parameters.a_param + channels.columns, mask=channels.inside, other=0.0),
-            DECAY_LOG2 if parameters.scale is None else parameters.scale,
-        ),
+        decay(a_param, DECAY_LOG2 if parameters.scale is None else parameters.scale),
     )
 
 

@@ -82,7 +82,9 @@ def launches(
         dh0 = host.empty(outputs, "dh0", x, rows_of(batch, call.cu_seqlens), width, dtype=torch.float32)
     dy, y = rows(call.dy, True), rows(call.y, True)
     args = {
-        "steps": GradientSteps(dy, rows(x, True), y, rows(branch, True), rows(positions, True), dx, dbranch, z),
+        "steps": GradientSteps(
+            dy, rows(x, True), y, rows(branch, True), rows(positions, True), dx, dbranch, None, None, z, None
+        ),
         "parameters": forward.parameters(call, weights=inside),
         "ends": Ends(state(call.dh_last), state(h0), dense_state(dh0)),
         "partial": partial,

@@ -35,10 +35,8 @@ SUM_D = tl.constexpr(64)
 class GradientSteps(NamedTuple):
     """What the scan reads and writes step by step, or None: ``Rows``, from the last step on, of dy, x, y, of the branch
     whose gelu the states were multiplied by, and of positions [B,T]; dx and dbranch [B,T,D] and z [B*T,H,2,n], products
-    in, gradients out, contiguous. With a branch dy is the product's gradient.
-
-    Where pre-activations are given, z and z_r are ``Rows`` of the input gate's and the recurrence gate's, and their
-    gradients go to dz_i and dz_r [B,T,D] contiguous.
+    in, gradients out, contiguous. With a branch dy is the product's gradient. Where pre-activations are given, z and
+    z_r are ``Rows`` of the two gates', whose gradients go to dz_i and dz_r [B,T,D] contiguous.
     """
 
     dy: Any
@@ -48,10 +46,10 @@ class GradientSteps(NamedTuple):
     positions: Any
     dx: Any
     dbranch: Any
+    dz_i: Any
+    dz_r: Any
     z: Any
-    z_r: Any = None
-    dz_i: Any = None
-    dz_r: Any = None
+    z_r: Any
 
 
 class Ends(NamedTuple):
@@ -71,6 +69,12 @@ class Sums(NamedTuple):
 
 
 @bundling
+def products_at(z, row, blocks_before, D: tl.constexpr):
+    """``Rows`` of the input gate's products from row ``row`` on, backwards."""
+    return tensors.dense(z + blocks_before, row, 2 * D, -1)
+
+
+@bundling
 def steps_at(steps, batch, time, T, blocks_before, D: tl.constexpr):
     """The steps of a batch entry from ``time`` on, backwards, all of them ``Rows``; of z those of the input gate.
 
@@ -80,13 +84,9 @@ def steps_at(steps, batch, time, T, blocks_before, D: tl.constexpr):
     row = batch * T + time
     return GradientSteps(
         *[tensors.at(rows, batch, time, -1) for rows in steps[:5]],
-        *[tensors.dense(tensor, row, D, -1) for tensor in steps[5:7]],
-        z=tensors.dense(steps.z + blocks_before, row, 2 * D, -1)
-        if steps.z_r is None
-        else tensors.at(steps.z, batch, time, -1),
+        *[tensors.dense(tensor, row, D, -1) for tensor in steps[5:9]],
+        z=products_at(steps.z, row, blocks_before, D) if steps.z_r is None else tensors.at(steps.z, batch, time, -1),
         z_r=tensors.at(steps.z_r, batch, time, -1),
-        dz_i=tensors.dense(steps.dz_i, row, D, -1),
-        dz_r=tensors.dense(steps.dz_r, row, D, -1),
     )
 
 

@@ -40,7 +40,7 @@ def launches(
     )
     partial = torch.empty(programs, 1, width, dtype=torch.float32, device=x.device)
     args = {
-        "steps": GradientSteps(dy, own, y, None, positions, dx, None, z_i, z_r, dz_i, dz_r),
+        "steps": GradientSteps(dy, own, y, None, positions, dx, None, dz_i, dz_r, z_i, z_r),
         "parameters": gated.parameters(call),
         "ends": Ends(state(call.dh_last), state(h0), dense_state(dh0)),
         "partial": partial,

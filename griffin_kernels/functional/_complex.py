@@ -38,8 +38,8 @@ def complex_scan(
     h0: [B, D, 2], the state before the first step, in x's dtype or float32; zeros if None.
 
     Returns h [B, T, D, 2] in x's dtype and h_last [B, D, 2], the last state in float32 (float64 for float64).
-    Differentiable in x, a and h0, from h and h_last. Gradients are those of the reals in the pairs, which are PyTorch's
-    of complex tensors too: da_t = g_t conj(h_{t-1}).
+    Autocast changes no dtype here. Differentiable in x, a and h0, from h and h_last. Gradients are those of the reals
+    in the pairs, which are PyTorch's of complex tensors too: da_t = g_t conj(h_{t-1}).
 
     Numerics: products, sums and the carry are float32 (float64 for float64 data) in every variant. bfloat16 and
     float16 are rounded once, when h is written, and dx and da when they are; da uses h as returned.

@@ -91,7 +91,7 @@ def scan_launch(
         args=args | {"tile": tile},
         constexprs=constexprs | {"BLOCK_T": config.block_t},
         num_warps=config.num_warps,
-        tile=config.block_t * held * size,
+        tile=config.block_t * held * each,  # of the channels that a case counts: numbers
         claims=Claims(load_bits=load_bits),
     )
 

@@ -141,14 +141,22 @@ def test_the_square_root_s_derivative_is_clipped():
 
 
 def test_nan_of_a_document_stays_there():
-    x, weights, angle, _ = drawn()
-    clean, _ = griffin_kernels.complex_rg_lru(x, weights, angle, segment_pos=POSITIONS)
-    x[0, 3] = float("nan")
-    y, last = griffin_kernels.complex_rg_lru(x, weights, angle, segment_pos=POSITIONS)
+    results = []
+    for planted in (False, True):
+        x, weights, angle, _ = drawn()
+        if planted:
+            x[0, 3] = float("nan")
+        y, last = griffin_kernels.complex_rg_lru(x.requires_grad_(), weights, angle, segment_pos=POSITIONS)
+        (gradient,) = torch.autograd.grad(y.sum() + last.sum(), x)
+        results.append((y.detach(), gradient, last.detach()))
+    (clean, clean_gradient, _), (y, gradient, last) = results
     assert y[0, 3:5].isnan().all()
-    y[0, 3:5], clean[0, 3:5] = 0, 0
-    assert torch.equal(y, clean)
     assert last.isfinite().all()
+    outside = torch.ones(BATCH, TIME, dtype=torch.bool)
+    outside[0, :5] = False  # the document, which its last steps hand gradients to the first of
+    for mine, theirs in ((y, clean), (gradient, clean_gradient)):
+        assert torch.equal(mine[outside], theirs[outside])
+    assert torch.equal(y[0, :3], clean[0, :3])  # never earlier in time
 
 
 def test_compiles_fullgraph():

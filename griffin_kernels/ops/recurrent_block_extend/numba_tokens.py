@@ -16,14 +16,14 @@ from typing import Any
 from torch import Tensor
 
 from griffin_kernels.ops import _native_call as native
-from griffin_kernels.ops.recurrent_block_extend.op import Call, window
+from griffin_kernels.ops.recurrent_block_extend.op import Call
 from griffin_kernels.ops.rg_lru_extend import _lru_extend_numba_call
 from griffin_kernels.ops.rg_lru_extend.numba_tokens import VARIANT as RG_LRU
 
 
 def run(call: Call, config: Any) -> tuple[Tensor, Tensor, Tensor]:
     windows, convolution = native.rows(call.conv_states), (call.conv_weight, call.conv_bias)
-    out = _lru_extend_numba_call.run(call, config, native.rows(call.y), windows, window(call), convolution)
+    out = _lru_extend_numba_call.run(call, config, native.rows(call.y), windows, convolution)
     if windows is not call.conv_states:
         call.conv_states.copy_(windows)
     return out, call.conv_states, call.states

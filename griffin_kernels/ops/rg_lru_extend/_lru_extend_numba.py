@@ -31,7 +31,7 @@ class Fields(NamedTuple):
     x: _native.Strided  # data [B, T, D]
     y: _native.Strided  # data [B, T, D], or 0: the output is the state
     pool: _native.Strided  # float [P, D]
-    window: _native.Strided  # data [N, K-1, D]: inputs before each sequence, or 0
+    window: _native.Strided  # data [N, K-1, D]: inputs before each sequence, once gathered, or 0
     windows: _native.Strided  # data [P, K-1, D]: where windows are kept, or 0
     gates: tuple[int, int, int, int]  # data [H, n, n], parameters [D] of the input gate, then of the recurrence gate
     workers: int  # threads that have begun; they advance it
@@ -42,6 +42,7 @@ class Fields(NamedTuple):
     rows: int  # B * T, or where the last packed sequence ends
     time: int  # T
     width: int  # D
+    sequences: int  # N
     slots: int  # int64 [N]
     keep: int  # int64 [B*T]
     positions: int  # int64 [B*T], or 0
@@ -165,6 +166,18 @@ def _advance(
     target = _native.int64_at(field(data, AT.keep), row)
     if target >= 0:
         copy(data, 1, channels, carry, 0, _pooled(data, AT.pool, target, 0, channel, 4), 0)
+
+
+def gather(data: Any) -> None:
+    """The windows that sequences start from, before anything is kept: others may have yet to read a row."""
+    size = data_bytes(data)
+    for sequence in range(field(data, AT.sequences)):
+        slot = _native.int64_at(field(data, AT.slots), sequence)
+        if slot >= 0:
+            source, step = _pooled(data, AT.windows, slot, 0, 0, size), field(data, AT.windows + 2) * size
+            target = _pooled(data, AT.window, sequence, 0, 0, size)
+            rows, width = field(data, AT.taps) - 1, field(data, AT.width)
+            copy_data(data, rows, width, source, step, target, width * size)
 
 
 def extend(data: Any) -> None:

@@ -35,13 +35,12 @@ def run(
     config: Any,
     y: Tensor | None = None,
     windows: Tensor | None = None,
-    window: Tensor | None = None,
     convolution: tuple[Tensor, ...] = (),
 ) -> Tensor:
     """The output [B,T,D] in x's dtype; the pools are overwritten.
 
-    With a block: its y, the pool of its convolution's windows [P,K-1,D] with contiguous channels, those that sequences
-    start from [N,K-1,D], its taps and their bias.
+    With a block: its y, the pool of its convolution's windows [P,K-1,D] with contiguous channels, its taps and their
+    bias.
     """
     x, states = native.rows(call.x), native.rows(call.states)
     a_param, input_weight, input_bias, recurrence_weight, recurrence_bias = gates_of(call)
@@ -65,6 +64,7 @@ def run(
     positions = None if call.segment_pos is None else call.segment_pos.contiguous()
     offsets = None if call.cu_seqlens is None else call.cu_seqlens.contiguous()
     kept = size * (taps - 1) * width if convolution else 0
+    window = torch.empty((count, taps - 1, width), dtype=dtype, device="cpu") if convolution else None
     fields = _KERNELS.fields(
         x=strided("x", x, size * rows * width),
         y=strided("y", y, size * rows * width),
@@ -85,6 +85,7 @@ def run(
         rows=rows,
         time=time,
         width=width,
+        sequences=count,
         slots=address("slots", slots, 8 * count),
         keep=address("keep", keep, 8 * rows),
         positions=address("segment_pos", positions, 8 * rows),
@@ -97,7 +98,8 @@ def run(
         scratch=address("scratch", scratch, threads * scratch_bytes),
         scratch_bytes=scratch_bytes,
     )
-    _KERNELS.run(dtype, wide, fields, (_lru_extend_numba.extend, threads))
+    phases = [(_lru_extend_numba.gather, 1)] if taps > 1 else []
+    _KERNELS.run(dtype, wide, fields, *phases, (_lru_extend_numba.extend, threads))
     if states is not call.states:
         call.states.copy_(states)
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +17,22 @@ _local_attention_step: Callable[..., Tensor] = registered("local_attention_step"
 _local_attention_extend: Callable[..., Tensor] = registered("local_attention_extend")
 
 
+@overload
+def local_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, window: int, segment_pos: Tensor | None = None,
+    cu_seqlens: Tensor | None = None, softcap: float | None = None, scale: float | None = None,
+    return_lse: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def local_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, window: int, segment_pos: Tensor | None = None,
+    cu_seqlens: Tensor | None = None, softcap: float | None = None, scale: float | None = None,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
 @documented((3e-7, 6e-3, 4e-4), (6e-7, 9e-3, 6e-4))
 def local_attention(
     q: Tensor,
@@ -27,7 +44,8 @@ def local_attention(
     cu_seqlens: Tensor | None = None,
     softcap: float | None = None,
     scale: float | None = None,
-) -> Tensor:
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Causal softmax attention of every query to the last ``window`` keys of its own document.
 
     q: [B, T, Hq, d]; k, v: [B, S, Hkv, d], S >= T, Hq a multiple of Hkv (1: multi-query attention); float32, bfloat16,
@@ -39,7 +57,9 @@ def local_attention(
         query at position p sees at most the last p + 1 keys: none from before its document, kept keys included.
         Without it, all S keys are of one document.
 
-    Returns [B, T, Hq, d] in q's dtype. Differentiable once in q, k and v.
+    Returns [B, T, Hq, d] in q's dtype, and with return_lse the logarithm of the sum of exp(score) over the keys that
+    each query sees, [B, Hq, T] in float32 (float64 for float64 data), by which attention to several sets of keys is
+    joined. Differentiable once in q, k and v, from both.
 
     Numerics: scores, softmax and sums are float32 (float64 for float64 data). In bfloat16 and float16 most variants
     round softmax's weights before their product with v, and in the gradient those of the scores before theirs with
@@ -47,8 +67,9 @@ def local_attention(
     """
     if (dtype := autocast(q)) is not None:
         q, k, v = in_dtype(dtype, q, k, v)
-    training = wants_gradient((q, k, v))
-    return _local_attention(q, k, v, whole(segment_pos), offsets(cu_seqlens), window, softcap, scale, training)[0]
+    with_lse = return_lse or wants_gradient((q, k, v))
+    found = _local_attention(q, k, v, whole(segment_pos), offsets(cu_seqlens), window, softcap, scale, with_lse)
+    return found if return_lse else found[0]
 
 
 @documented((4e-7, 5e-3, 4e-4))

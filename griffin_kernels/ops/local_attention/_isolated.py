@@ -127,6 +127,8 @@ def _backward(call: BackwardCall, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[T
     keys, values = spoiled(call.k), spoiled(call.v)  # [B,S,Hkv]
     weights = spoiled(call.q) | ~call.lse.isfinite().transpose(1, 2)  # [B,T,Hq]: of a query's weights
     slopes = weights | spoiled(call.dout) | spoiled(call.out)
+    if call.dlse is not None:
+        slopes = slopes | ~call.dlse.isfinite().transpose(1, 2)
     every = sight.seen(torch.ones_like(keys[:, sight.earlier :]))
     at_keys = sight.seen(of_key_heads(slopes, shared)) | ((keys | values) & every)
     at_values = sight.seen(of_key_heads(weights[..., None] | ~call.dout.isfinite(), shared))  # [B,S,Hkv,d]

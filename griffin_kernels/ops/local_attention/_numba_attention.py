@@ -24,7 +24,7 @@ from griffin_kernels.ops.local_attention_bwd.op import Call as BackwardCall
 LOG2_E = math.log2(math.e)
 _ITEMS = 4
 """Work items, at least, if there are as many queries: so that a few long rows still have work for several threads."""
-_ABSENT: dict[str, Any] = dict.fromkeys(("sgemm", "set_threads", "pairs", "dq", "part", "reach", "dk", "dv"), 0)
+_ABSENT: dict[str, Any] = dict.fromkeys(("sgemm", "set_threads", "pairs", "dq", "part", "reach", "dk", "dv", "dlse"), 0)
 _ABSENT |= dict.fromkeys(("dout", "k_down"), (0, 0, 0, 0))
 """Fields that not every kernel has."""
 
@@ -151,6 +151,7 @@ class Kernels:
         (batch, time, heads, d), shared, window, unit = call.q.shape, call.k.shape[2], call.window, self.unit
         reached = near(call)._replace(q=rows_of(call.q))
         q, out, dout, lse = reached.q, rows_of(call.out), rows_of(call.dout), call.lse.contiguous()
+        dlse = None if call.dlse is None else call.dlse.contiguous()
         dq = memory.empty(q.shape, q.dtype)
         block = block_of(batch, time, heads, shared, config.rows)
         piece = part_of(time, window, block, config.part)
@@ -171,6 +172,7 @@ class Kernels:
             reach=reach,
             dk=address("dk", shares[0], share),
             dv=address("dv", shares[1], share),
+            dlse=address("gradient of lse", dlse, 4 * batch * heads * time),
         )
 
         def joined(share: Tensor, like: Tensor, factor: float) -> Tensor:

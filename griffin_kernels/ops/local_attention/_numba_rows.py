@@ -280,6 +280,7 @@ class Fields(NamedTuple):
     reach: int  # keys that they see, at most; in whole panels from the beginning of one
     dk: int  # float32 [items, reach, wide]
     dv: int  # float32 [items, reach, wide]
+    dlse: int  # float32 [B, Hq, T], or 0
 
 
 AT = places(Fields)
@@ -358,7 +359,10 @@ def read_gradient(data: Any, f: Any, batch: int, t: int, head: int, upstream: in
     read_row(data, f[AT.out], at(f, AT.out, batch, t, head), query, _f32(1), d)
     delta = dot(floats(upstream, 0), floats(query, 0), d)
     read_row(data, f[AT.q], at(f, AT.q, batch, t, head), query, floats(f[AT.factors], 0)[0], d)
-    lse = floats(f[AT.lse], (batch * f[AT.shared] * f[AT.group] + head) * f[AT.time] + t)[0]
+    place = (batch * f[AT.shared] * f[AT.group] + head) * f[AT.time] + t
+    if f[AT.dlse]:
+        delta -= floats(f[AT.dlse], place)[0]
+    lse = floats(f[AT.lse], place)[0]
     return delta, _f32(1 / _LN2) * lse
 
 

@@ -9,7 +9,7 @@ begins if that is later: at e_t - segment_pos_t, and not before the packed seque
 without segment_pos all S are of one document. Packed sequences bring no earlier keys: S is T.
 
 Query heads share key heads in order: head h of Hq reads head h // (Hq / Hkv) of Hkv (1 is multi-query attention).
-lse is float32 (natural logarithm), wanted by the backward pass only: None unless ``with_lse``.
+lse is float32 (natural logarithm), wanted by the backward pass and by who asks: None unless ``with_lse``.
 
 DeepMind's published mask lets W + 1 keys through; transformers and this op W.
 """
@@ -244,6 +244,8 @@ def case_of(call: Any, op: str = "local_attention") -> Case:
     present = {"softcap": bool(call.softcap), "segmented": call.segment_pos is not None, "packed": packed}
     flags = [flag for flag in FLAGS if present[flag]]
     data = ("lse",) if getattr(call, "with_lse", False) else ()
+    if getattr(call, "dlse", None) is not None:
+        data = ("dlse",)
     # a window beyond the keys is the same problem as one that just covers them, and so are keys beyond the window
     window = min(call.window, max(keys, 1))
     sizes = (batch, time, heads, shared, d, window)
@@ -288,6 +290,11 @@ def cases(op: str) -> tuple[BenchCase, ...]:
             case(2, 1, 4, 2, 16, 40, keys=40, data=("lse",), **more),
             case(4, 1, 4, 1, 16, 24, keys=61, flags=("softcap", "segmented"), data=("lse", "strided"), **more),
         ]
+    backward_only = [
+        case(2, 90, 6, 2, 8, 33, tag="edge", flags=("softcap",), data=("strided", "dlse")),
+        case(1, 140, 4, 1, 16, 40, rows=3, tag="edge", flags=("packed",), dtype="bfloat16", data=("dlse",)),
+        case(2, 45, 4, 2, 16, 20, keys=75, tag="edge", flags=("segmented",), data=("dlse",)),
+    ]
     rg2b = "RecurrentGemma-2B: 10 heads of 256, one key head"
     rg9b = "RecurrentGemma-9B: 16 heads of 256, one key head"
     paper = "Griffin 1.3B: 16 heads of 128, one key head, window 1024"
@@ -313,7 +320,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     for where, dtype in (("cpu", "float32"), ("gpu", "bfloat16")):
         source = f"{rg2b}, the second half of a prompt"
         bench.append(case(1, 2048, 10, 1, 256, 2048, keys=4095, where=where, dtype=dtype, source=source, thorough=True))
-    return (*smoke, *([] if backward else forward_only), *edge, *carried, *bench)
+    return (*smoke, *(backward_only if backward else forward_only), *edge, *carried, *bench)
 
 
 OP = Op(

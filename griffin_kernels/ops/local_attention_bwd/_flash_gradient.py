@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 
 from griffin_kernels import launch
 from griffin_kernels.architectures import SCRATCH, no_products, over_shared
@@ -110,11 +111,11 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     if parts > 1:
         partial = KeyGradients(*(torch.empty((parts, *k.shape), dtype=torch.float32, device=q.device) for _ in "kv"))
     given = {"dout": forward.heads(dout), "numbers": numbers}
-    by_row = Heads(lse, row_stride(lse, 0), known_stride(lse, 2), row_stride(lse, 1), None)
+    reached = {"dlse": None if call.dlse is None else _by_row(call.dlse)}
     delta = Launch(
         kernel=kernels.local_attention_bwd_delta,
         grid=(triton.cdiv(rows, DELTA_ROWS) * lanes,),
-        args=given | {"out": forward.heads(out), "lse": by_row, "T": q.shape[1], "batches": q.shape[0]},
+        args=given | {"out": forward.heads(out), "lse": _by_row(lse), "T": q.shape[1], "batches": q.shape[0]} | reached,
         constexprs={"SIZES": sizes._replace(BLOCK_M=DELTA_ROWS, BLOCK_N=0, PARTS=1)},
         num_warps=4,
         tile=DELTA_ROWS * wide,
@@ -148,6 +149,11 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
         claims=forward.claims((k, v), of_rows.of_queries),
     )
     return [*before, delta, *to_keys, *([join] if parts > 1 else []), *to_queries]
+
+
+def _by_row(numbers: Tensor) -> Heads:
+    """The bundle of [B,H,T]."""
+    return Heads(numbers, row_stride(numbers, 0), known_stride(numbers, 2), row_stride(numbers, 1), None)
 
 
 def reject(case: Case, device: Device, config: Any) -> str | None:

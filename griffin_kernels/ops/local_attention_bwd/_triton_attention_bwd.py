@@ -40,7 +40,7 @@ from griffin_kernels.ops.local_attention._triton_attention import (
 
 
 class Numbers(NamedTuple):
-    """float32 [B,Hkv,T*G], in a kernel from a lane on: delta = dout . out and powers = lse log2(e) of packed rows."""
+    """float32 [B,Hkv,T*G], in a kernel from a lane on. Of packed rows: dout . out - dlse, and lse log2(e)."""
 
     delta: Any
     powers: Any
@@ -111,8 +111,8 @@ def seen(key, rows, first, lane, view, high, SIZES: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["T", "batches"])
-def local_attention_bwd_delta(dout, out, lse, numbers, T, batches, SIZES: tl.constexpr):
-    """numbers from dout, out: [B,T,Hq,D] and lse: [B,Hq,T]. Grid: tiles of [T * G] * B * Hkv."""
+def local_attention_bwd_delta(dout, out, lse, dlse, numbers, T, batches, SIZES: tl.constexpr):
+    """numbers from dout, out: [B,T,Hq,D] and lse, dlse: [B,Hq,T]. Grid: tiles of [T * G] * B * Hkv."""
     lanes = batches * SIZES.HKV
     lane = lane_of(tl.program_id(0) % lanes, SIZES)
     tile = tile_of(tl.program_id(0) // lanes * SIZES.BLOCK_M, SIZES)
@@ -122,7 +122,11 @@ def local_attention_bwd_delta(dout, out, lse, numbers, T, batches, SIZES: tl.con
     where = (tile.rows % SIZES.G) * far(lse.head) + (tile.rows // SIZES.G).to(tl.int64) * far(lse.step)
     value = tl.load(of_head(lse, lane.batch, lane.shared * SIZES.G) + where, mask=there)
     own = numbers_of(numbers, lane, T, SIZES)
-    tl.store(own.delta + tile.rows, tl.sum(upstream.to(tl.float32) * result.to(tl.float32), axis=1), mask=there)
+    delta = tl.sum(upstream.to(tl.float32) * result.to(tl.float32), axis=1)
+    if dlse is not None:
+        where = (tile.rows % SIZES.G) * far(dlse.head) + (tile.rows // SIZES.G).to(tl.int64) * far(dlse.step)
+        delta -= tl.load(of_head(dlse, lane.batch, lane.shared * SIZES.G) + where, mask=there, other=0.0)
+    tl.store(own.delta + tile.rows, delta, mask=there)
     tl.store(own.powers + tile.rows, value * LOG2E, mask=there)
 
 

@@ -30,6 +30,8 @@ def reject(case: Case, device: Device, config: NoConfig) -> str | None:
     """A CPU has the forward pass only."""
     if device.kind == "cpu":
         return "flex_attention has no backward pass on a CPU"
+    if "dlse" in case.data:
+        return "what reaches lse is no part of what users of flex_attention train with"
     return flex.problem(case, device)
 
 

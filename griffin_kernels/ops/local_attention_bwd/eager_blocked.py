@@ -22,7 +22,7 @@ from griffin_kernels.ops.local_attention_bwd.op import Call
 @_isolated.backward
 def run(call: Call, config: Config) -> tuple[Tensor, Tensor, Tensor]:
     given, call = call, near(call)
-    dout, q, k, v, out, lse, _, _, _, softcap, _ = call
+    dout, q, k, v, out, lse, dlse, softcap = *call[:7], call.softcap
     (batch, count_keys, shared, d), wide = k.shape, accumulator(q.dtype)
     keys, values = _blocks.by_key_head(k), _blocks.by_key_head(v)  # [B*Hkv, S, d]
     visibility, factor = _blocks.Visibility(call), scale_of(call)
@@ -38,6 +38,8 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor, Tensor]:
         weights = scores.sub_(_blocks.rows_of(lse.mT[..., None], block, shared)).exp_()
         visibility.hide(weights, block, batch, 0.0)
         delta = (upstream.to(wide) * _blocks.rows_of(out, block, shared)).sum(2, keepdim=True)
+        if dlse is not None:
+            delta = delta - _blocks.rows_of(dlse.mT[..., None], block, shared)
         dv[:, reach] += _products.unrounded(weights.to(upstream.dtype).transpose(1, 2), upstream)
         ds = _products.unrounded(upstream, values[:, reach].transpose(1, 2)).sub_(delta).mul_(weights).mul_(factor)
         ds = (ds if bend is None else ds.mul_(bend)).to(rows.dtype)

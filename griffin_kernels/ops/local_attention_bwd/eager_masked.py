@@ -16,8 +16,9 @@ def prepare(call: Call) -> Inputs:
     """The graph of the forward pass."""
     forward, leaves = recorded(call)
     with torch.enable_grad():
-        out, _ = eager_masked.attention(forward)
-    return _autograd.recorded([(out, call.dout)], leaves)
+        out, lse = eager_masked.attention(forward)
+    targets = [(out, call.dout)] if lse is None else [(out, call.dout), (lse, call.dlse)]
+    return _autograd.recorded(targets, leaves)
 
 
 ADAPTER = Adapter(prepare, _autograd.gradients, lambda gradients, call: gradients)
@@ -25,7 +26,8 @@ ADAPTER = Adapter(prepare, _autograd.gradients, lambda gradients, call: gradient
 
 def reject(case: Case, device: Device, config: NoConfig) -> str | None:
     """T x S scores have to fit where they are written out; else only the mask."""
-    return eager_masked.out_of_memory(case, device, score_tensors=5 if "softcap" in case.flags else 0)
+    explicit = "softcap" in case.flags or "dlse" in case.data
+    return eager_masked.out_of_memory(case, device, score_tensors=5 if explicit else 0)
 
 
 VARIANT = backward_of(

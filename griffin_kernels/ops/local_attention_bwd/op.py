@@ -1,6 +1,7 @@
 """local_attention_bwd: the gradient of local_attention. The contract.
 
-out and lse are the forward outputs. With p_tk = exp(s_tk - lse_t) over visible keys, and delta_t = dout_t . out_t:
+out and lse are the forward outputs. With p_tk = exp(s_tk - lse_t) over visible keys, and delta_t = dout_t . out_t, less
+dlse_t where a gradient reaches lse:
 
     dv_k = sum over t of p_tk dout_t
     ds_tk = p_tk (dout_t . v_k - delta_t),  times 1 - (s_tk / softcap)^2 where softcap is given
@@ -26,16 +27,20 @@ from griffin_kernels.ops.local_attention.cost import keys_within_reach, visible_
 from griffin_kernels.ops.local_attention.op import Documents, Keys, Queries
 from griffin_kernels.ops.rg_lru.cost import index_bytes
 
+Sums = TensorSpec("B Hq T", "accumulator")
+"""A number for each query."""
+
 
 class Call(NamedTuple):
-    """The arguments of local_attention_bwd. dout: what reaches out. out, lse: as local_attention gave them."""
+    """The arguments of local_attention_bwd. out, lse: as local_attention gave them. dout, dlse: what reaches them."""
 
     dout: Queries
     q: Queries
     k: Keys
     v: Keys
     out: Queries
-    lse: Annotated[Tensor, TensorSpec("B Hq T", "accumulator")]
+    lse: Annotated[Tensor, Sums]
+    dlse: Annotated[Tensor | None, Sums]
     segment_pos: Documents
     cu_seqlens: Offsets
     window: int
@@ -53,6 +58,8 @@ def reference(call: Call) -> tuple[Tensor, Tensor, Tensor]:
         s = forward.scores_of(call, q, k[:, columns])
         p = torch.where(visible, torch.exp(s - call.lse[:, :, rows, None]), 0.0)
         delta = (dout * call.out[:, rows]).sum(3).transpose(1, 2)  # [B, H, t]
+        if call.dlse is not None:
+            delta = delta - call.dlse[:, :, rows]
         ds = p * (torch.einsum("bthd,bkhd->bhtk", dout, v[:, columns]) - delta[..., None])
         if call.softcap is not None:
             ds = ds * (1 - (s / call.softcap) ** 2)
@@ -67,7 +74,8 @@ def reference(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 def recorded(call: Call) -> tuple[forward.Call, list[Tensor]]:
     """(the call of local_attention that this is the gradient of, its q, k and v): they record what is done."""
     q, k, v = (tensor.detach().requires_grad_() for tensor in (call.q, call.k, call.v))
-    return forward.Call(q, k, v, call.segment_pos, call.cu_seqlens, call.window, call.softcap, call.scale), [q, k, v]
+    shared = {name: getattr(call, name) for name in ("segment_pos", "cu_seqlens", "window", "softcap", "scale")}
+    return forward.Call(q, k, v, **shared, with_lse=call.dlse is not None), [q, k, v]
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
@@ -79,6 +87,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     draw = Draws(case, device, seed + 1)
     dout = draw.data(draw.normal(*out.shape))
     inputs |= {"dout": dout, "out": out.to(device, case.torch_dtype), "lse": lse.to(device)}
+    inputs["dlse"] = draw.wide(draw.normal(*lse.shape)) if "dlse" in case.data else None
     return {name: inputs[name] for name in Call._fields}
 
 
@@ -88,10 +97,10 @@ def cost(case: Case) -> Cost:
     queries = case["B"] * case["T"] * case["Hq"]
     keys, all_keys = (case["B"] * count * case["Hkv"] for count in (keys_within_reach(case), case["S"]))
     size = case.bytes_per_element()
-    capped = "softcap" in case.flags
+    capped, of_queries = "softcap" in case.flags, 8 if "dlse" in case.data else 4
     # per pair: scale 1, difference 1, dP - delta 1, product 1; softcap 4 more
     return Cost(
-        bytes_read=(3 * queries + 2 * keys) * case["d"] * size + 4 * queries + index_bytes(case),
+        bytes_read=(3 * queries + 2 * keys) * case["d"] * size + of_queries * queries + index_bytes(case),
         bytes_written=(queries + 2 * all_keys) * case["d"] * size,
         tensor_flops=10 * pairs * case["d"],
         vector_flops=(8 if capped else 4) * pairs,

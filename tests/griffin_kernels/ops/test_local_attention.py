@@ -190,3 +190,47 @@ def test_compiles_fullgraph_forward_and_backward():
         for mine, theirs in zip(*grads, strict=True):
             torch.testing.assert_close(mine, theirs)
         torch.testing.assert_close(compiled(*given), model(*given))
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_sets_of_keys_are_joined_by_lse(softcap):
+    """One query, its keys in two calls: results and gradients are those of one call."""
+    inputs = plain(time=20)
+    q, k, v = inputs["q"][:, -1:], inputs["k"], inputs["v"]
+
+    def whole(q, k, v):
+        return griffin_kernels.local_attention(q, k, v, window=20, softcap=softcap)
+
+    def joined(q, k, v):
+        calls = [
+            griffin_kernels.local_attention(q, k[:, part], v[:, part], window=20, softcap=softcap, return_lse=True)
+            for part in (slice(8), slice(8, None))
+        ]
+        lse = torch.stack([lse for _, lse in calls])
+        shares = (lse - lse.logsumexp(0)).exp().transpose(2, 3)[..., None]  # [2, B, T, Hq, 1]
+        return (shares * torch.stack([out for out, _ in calls])).sum(0)
+
+    torch.testing.assert_close(joined(q, k, v), whole(q, k, v))
+    given = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
+    upstream = torch.randn_like(q)
+    want, got = (torch.autograd.grad(function(*given), given, upstream) for function in (whole, joined))
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_lse_alone_has_a_gradient(compiled):
+    inputs = plain()
+    q, k, v = leaves(inputs)
+
+    def function(q, k, v):
+        return griffin_kernels.local_attention(q, k, v, window=5, return_lse=True)[1]
+
+    lse = (torch.compile(function, fullgraph=True) if compiled else function)(q, k, v)
+    assert lse.shape == (2, 4, 12) and lse.dtype == torch.float64
+    want = OP.reference(OP.call(**inputs | {"with_lse": True}))[1]
+    torch.testing.assert_close(lse, want)
+    found = torch.autograd.grad(lse.square().sum(), [q, k])
+    for mine, theirs in zip(found, torch.autograd.grad(want.square().sum(), [q, k]), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert torch.autograd.gradcheck(function, (q, k, v), fast_mode=True)

@@ -170,7 +170,7 @@ def test_large_scores(key, softcap):
     out, lse = outputs(key.replace("_bwd", ""), case, given | {"with_lse": True})
     assert out.isfinite().all() and lse.isfinite().all()
     if op_of(key).endswith("_bwd"):
-        gradients = {"dout": torch.randn_like(out), "out": out, "lse": lse}
+        gradients = {"dout": torch.randn_like(out), "out": out, "lse": lse, "dlse": None}
         found = outputs(key, make_case(1, 120, 2, 2, 16, 50, op=op_of(key)), gradients | given)
         assert all(tensor.isfinite().all() for tensor in found)
     elif softcap is None:
@@ -230,7 +230,7 @@ def test_nothing_to_do(key, sizes):
     inputs = {"q": q, "k": keys, "v": keys, "segment_pos": None, "cu_seqlens": None, "window": window}
     inputs |= {"softcap": None, "scale": None}
     if op_of(key).endswith("_bwd"):
-        inputs |= {"dout": q, "out": q, "lse": torch.zeros(batch, heads, time)}
+        inputs |= {"dout": q, "out": q, "lse": torch.zeros(batch, heads, time), "dlse": None}
         dq, dk, dv = outputs(key, case, inputs)
         assert dq.shape == q.shape and torch.equal(dk, keys) and torch.equal(dv, keys)
     else:

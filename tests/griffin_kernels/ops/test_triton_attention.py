@@ -82,7 +82,7 @@ def test_documents_that_begin_at_tile_edges(variant, starts, kind):
     if op.forward:
         out, lse = ATTENTION.reference(ATTENTION.call(**plain))
         shared = {name: value for name, value in plain.items() if name != "with_lse"}
-        plain = {"dout": torch.randn_like(out), "out": out, "lse": lse} | shared
+        plain = {"dout": torch.randn_like(out), "out": out, "lse": lse, "dlse": None} | shared
         plain = {name: plain[name] for name in (*op.inputs, *op.options)}
     verdict = verdict_of(variant, case, plain)
     assert verdict.ok, verdict.problem

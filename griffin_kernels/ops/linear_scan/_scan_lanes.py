@@ -15,6 +15,10 @@ row's sum goes element by element. A gate is its own spread, repeat and sum.
 Where that number is ``PAIRS``, channels 2 k and 2 k + 1 are the real and the imaginary part of a complex number, of a
 and of the state alike: h := x + real(a) * h + imaginary(a) * swapped(h) * (-1, 1), and what is handed back has the
 conjugate of a.
+
+From ``GATES`` on it says what gates are: logarithms (LOG), what convex scans have (CONVEX), in the accumulator's dtype
+beside narrower data (WIDE), and what a kernel makes of them all: a sum of their gradients (SUMMED), or a product
+(PRODUCT). Each is known when a kernel is compiled.
 """
 
 # Python's types end where numba's begin.
@@ -31,6 +35,7 @@ from llvmlite import ir
 from numba import types
 
 from griffin_kernels.ops._native import INT8, INT32, INT64
+from griffin_kernels.ops._native_exp import exponentials
 from griffin_kernels.ops._native_rows import STREAM, RowLanes
 from griffin_kernels.ops.linear_scan.op import MODULUS
 
@@ -40,6 +45,21 @@ AHEAD = 2
 
 PAIRS = 0
 """In place of the size of matrices: complex gates."""
+
+GATES = 2**20
+"""In place of the size of matrices: gates with options, which are added to it."""
+
+LOG, CONVEX, WIDE, SUMMED, PRODUCT = 1, 2, 4, 8, 16
+
+
+def has(number: int, option: int) -> bool:
+    """Whether the number in a kernel's pointer has an option of gates."""
+    return number >= GATES and bool((number - GATES) & option)
+
+
+def size_of(number: int) -> int:
+    """Elements of a for each channel."""
+    return 1 if number >= GATES else max(1, number)
 
 
 def _is_power(number: int) -> bool:
@@ -54,6 +74,8 @@ class ScanLanes(RowLanes):
     def of_data(cls, data: Any) -> type[RowLanes]:
         if not isinstance(data.dtype, types.UniTuple):
             return cls
+        if data.dtype.count >= GATES:
+            return GateLanes
         return _PairLanes if data.dtype.count == PAIRS else _BlockLanes
 
     def ahead(self, *addresses: Any) -> None:
@@ -91,6 +113,10 @@ class ScanLanes(RowLanes):
         """A gate times a state, plus x."""
         return self.multiply_add(gate, state, x)
 
+    def gate(self, a: Any) -> Any:
+        """A step's gates, at an address."""
+        return self.load(a)
+
     def step(self, a: Any, state: Any, x: Any) -> Any:
         """a times a state, plus x. a: the address of the step's gates or matrices."""
         return self.through(self.load(a), state, x)
@@ -106,7 +132,7 @@ class ScanLanes(RowLanes):
     @property
     def parts(self) -> int:
         """Vectors of a for a vector of channels."""
-        return max(1, self.number)
+        return size_of(self.number)
 
     def matrices(self, part: int) -> Any:
         """Vector ``part`` of the n vectors of these channels' matrices; of gates there is one."""
@@ -114,6 +140,31 @@ class ScanLanes(RowLanes):
 
     def _shuffled(self, first: Any, second: Any, lanes: list[int]) -> Any:
         return self.builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(INT32, len(lanes)), lanes))
+
+
+class GateLanes(ScanLanes):
+    """Lanes of gates with options."""
+
+    def has(self, option: int) -> bool:
+        return has(self.number, option)
+
+    def gate_and_share(self, a: Any) -> tuple[Any, Any]:
+        """A step's gates, and what x is multiplied by: 1 - a of a convex scan, otherwise None."""
+        held = self.read(a) if self.has(WIDE) else self.load(a)
+        if not self.has(LOG):
+            return held, self.subtract(self.constant(1.0), held) if self.has(CONVEX) else None
+        gate, less = exponentials(self, held)
+        return gate, self.builder.fneg(less) if self.has(CONVEX) else None
+
+    def gate(self, a: Any) -> Any:
+        return self.gate_and_share(a)[0]
+
+    def step(self, a: Any, state: Any, x: Any) -> Any:
+        gate, share = self.gate_and_share(a)
+        return self.through(gate, state, x if share is None else self.multiply(share, x))
+
+    def back(self, a: Any, g: Any) -> Any:
+        return self.multiply(self.gate(a), g)
 
 
 class _BlockLanes(ScanLanes):

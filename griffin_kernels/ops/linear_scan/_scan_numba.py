@@ -24,11 +24,23 @@ from typing import Any, NamedTuple
 
 import numba
 
-from griffin_kernels.ops import _native_rows
-from griffin_kernels.ops._native import Strided, data_bytes, field, finish, int32_at, int64_at, known, places, take
+from griffin_kernels.ops import _native_exp, _native_rows
+from griffin_kernels.ops._native import (
+    BYTES,
+    Strided,
+    data_bytes,
+    element_of,
+    field,
+    finish,
+    int32_at,
+    int64_at,
+    known,
+    places,
+    take,
+)
 from griffin_kernels.ops._native_rows import STREAM, bounds, copy, input_at, is_set, number_of, row, wide_bytes, zero
 from griffin_kernels.ops.linear_scan import _scan_lanes
-from griffin_kernels.ops.linear_scan._scan_lanes import AHEAD, ScanLanes
+from griffin_kernels.ops.linear_scan._scan_lanes import AHEAD, PRODUCT, WIDE, ScanLanes, has, size_of
 
 _njit: Any = numba.njit
 
@@ -37,9 +49,10 @@ class Fields(NamedTuple):
     """Given to a kernel. Addresses in bytes, strides in elements. Data unless said otherwise; wide: accumulator."""
 
     reset: Strided  # bool [B, T], or 0
-    a: Strided  # [B, T, D * n], contiguous within a step; n = 1 of gates
+    a: Strided  # [B, T, D * n], contiguous within a step; n = 1 of gates, which may be wide
     x: Strided  # x, or dh
     h: Strided  # read by the gradient
+    given: Strided  # x, read by the gradient of a convex scan
     items: int  # slots * blocks; a slot is one chunk of one sequence
     blocks: int  # blocks of channels
     block: int  # channels in a block, a multiple of n
@@ -59,16 +72,18 @@ class Fields(NamedTuple):
     products: int  # wide [slots, D], with carries
     before: int  # wide [N, D]: h0, for the gradient, or 0
     out: int  # h, or dx; [B, T, D] contiguous
-    da: int  # [B, T, D * n] contiguous
+    da: int  # [B, T, D * n] contiguous, of a's dtype
+    totals: int  # wide [slots, D]: products of a slot's gates, or sums of their gradients, or 0
+    joined: int  # wide [N, D]: products of whole sequences, where time is cut, or 0
 
 
 AT = places(Fields)
 
-FILES = (__file__, str(_native_rows.__file__), str(_scan_lanes.__file__))
+FILES = (__file__, str(_native_rows.__file__), str(_scan_lanes.__file__), str(_native_exp.__file__))
 """Sources that the kernels are made from, besides _native.py."""
 
 
-class _Part(NamedTuple):
+class ScanPart(NamedTuple):
     """What a work item is of: one slot, that is one chunk of one sequence, and one block of channels."""
 
     slot: int
@@ -82,7 +97,9 @@ class _Part(NamedTuple):
     channels: int
 
 
-_known_size = known(lambda data: max(1, number_of(data)))  # elements of a for each channel
+_known_size = known(lambda data: size_of(number_of(data)))  # elements of a for each channel
+_multiplies = known(lambda data: int(has(number_of(data), PRODUCT)))
+gate_bytes = known(lambda data: 4 if has(number_of(data), WIDE) else BYTES[element_of(data)])
 _row, _hinted_row = row(ScanLanes), row(ScanLanes, (0, STREAM, AHEAD, STREAM | AHEAD))
 
 
@@ -136,7 +153,7 @@ def _reduce_row(after: Any, gradient: bool) -> Any:
     @_row
     def reduced(v: ScanLanes, x: Any, a: Any, product: Any, last: Any) -> None:
         v.write(after(v, x, a, v.read(last)), last)
-        v.write(v.grown(v.read(product), v.conjugate(v.load(a)) if gradient else v.load(a)), product)
+        v.write(v.grown(v.read(product), v.conjugate(v.gate(a)) if gradient else v.gate(a)), product)
 
     return reduced
 
@@ -174,15 +191,25 @@ def _swap_row(v: ScanLanes, last: Any, carry: Any) -> None:
 
 
 @_row
-def _one_row(v: ScanLanes, target: Any) -> None:
+def one_row(v: ScanLanes, target: Any) -> None:
     v.write(v.one(), target)
 
 
-_zero_row, _copy_row = row()(zero), row()(copy)
+@_row
+def _product_row(v: ScanLanes, a: Any, product: Any) -> None:
+    v.write(v.multiply(v.gate(a), v.read(product)), product)
+
+
+@_row
+def _join_row(v: ScanLanes, own: Any, product: Any) -> None:
+    v.write(v.multiply(v.read(own), v.read(product)), product)
+
+
+zero_row, copy_row = row()(zero), row()(copy)
 
 
 @_njit(error_model="numpy")
-def _part(data: Any, item: int) -> _Part:
+def part_at(data: Any, item: int) -> ScanPart:
     """The part that a work item of ``forward``, ``backward`` and ``reduce`` is of."""
     blocks, block, chunk = field(data, AT.blocks), field(data, AT.block), field(data, AT.chunk)
     slot, channel = item // blocks, item % blocks * block
@@ -205,41 +232,48 @@ def _part(data: Any, item: int) -> _Part:
     first = (begin if sign == 1 else end - 1) + sign * place * chunk
     steps = min(chunk, end - begin - place * chunk)
     channels = min(block, field(data, AT.width) - channel)
-    return _Part(slot, sequence, place == chunks - 1, batch, first, sign, steps, channel, channels)
+    return ScanPart(slot, sequence, place == chunks - 1, batch, first, sign, steps, channel, channels)
 
 
 @_njit
-def _output(data: Any, name: int, part: _Part, size: int) -> tuple[int, int]:
+def gates_at(data: Any, batch: int, element: int) -> tuple[int, int]:
+    """(address, bytes per step) of gates or matrices, as ``input_at``."""
+    size = gate_bytes(data)
+    return field(data, AT.a) + (batch * field(data, AT.a + 1) + element) * size, field(data, AT.a + 2) * size
+
+
+@_njit
+def output_at(data: Any, name: int, part: ScanPart, size: int) -> tuple[int, int]:
     """(address, bytes per step) of an output of ``size`` elements for each channel, from the part's channels on."""
     step = field(data, AT.width) * size * data_bytes(data)
     return field(data, name) + part.batch * field(data, AT.time) * step + part.channel * size * data_bytes(data), step
 
 
 @_njit
-def _wide(data: Any, name: int, row: int, channel: int) -> int:
+def wide_at(data: Any, name: int, row: int, channel: int) -> int:
     """Address of a row of a wide [rows, D] array, from ``channel`` on."""
     return field(data, name) + (row * field(data, AT.width) + channel) * wide_bytes(data)
 
 
 @_njit
-def _started(data: Any, part: _Part) -> int:
+def _started(data: Any, part: ScanPart) -> int:
     """Address of a sequence's running carry, set to what enters the sequence."""
-    carry = _wide(data, AT.final, part.sequence, part.channel)
+    carry = wide_at(data, AT.final, part.sequence, part.channel)
     if field(data, AT.initial) == 0:
-        _zero_row(data, 0, part.channels, (carry,))
+        zero_row(data, 0, part.channels, (carry,))
     else:
-        _copy_row(data, 0, part.channels, (_wide(data, AT.initial, part.sequence, part.channel), carry))
+        copy_row(data, 0, part.channels, (wide_at(data, AT.initial, part.sequence, part.channel), carry))
     return carry
 
 
 @_njit
-def _carry(data: Any, part: _Part) -> int:
+def carry_at(data: Any, part: ScanPart) -> int:
     """Address of the running carry of a slot, which holds what enters the slot."""
     if field(data, AT.carries) == 0:
         return _started(data, part)
     if part.last:
-        return _wide(data, AT.final, part.sequence, part.channel)
-    return _wide(data, AT.carries, part.slot, part.channel)
+        return wide_at(data, AT.final, part.sequence, part.channel)
+    return wide_at(data, AT.carries, part.slot, part.channel)
 
 
 def forward(data: Any) -> None:
@@ -247,16 +281,23 @@ def forward(data: Any) -> None:
     hints, size = field(data, AT.hints), _known_size(data)
     item = take(data, 0)
     while item < field(data, AT.items):
-        part = _part(data, item)
-        carry = _carry(data, part)
+        part = part_at(data, item)
+        carry = carry_at(data, part)
         x, x_step = input_at(data, AT.x, part.batch, part.channel)
-        a, a_step = input_at(data, AT.a, part.batch, part.channel * size)
-        out, out_step = _output(data, AT.out, part, 1)
+        a, a_step = gates_at(data, part.batch, part.channel * size)
+        out, out_step = output_at(data, AT.out, part, 1)
+        product = wide_at(data, AT.totals, part.slot, part.channel)
+        if _multiplies(data):
+            one_row(data, 0, part.channels, (product,))
         for k in range(part.steps):
             t = part.first + k * part.sign
             later = t + part.sign
             if is_set(data, AT.reset, part.batch, t):
-                _zero_row(data, 0, part.channels, (carry,))
+                zero_row(data, 0, part.channels, (carry,))
+                if _multiplies(data):
+                    zero_row(data, 0, part.channels, (product,))
+            if _multiplies(data):
+                _product_row(data, 0, part.channels, (a + t * a_step, product))
             rows = (x + t * x_step, a + t * a_step, out + t * out_step, carry, x + later * x_step, a + later * a_step)
             _forward_row(data, hints, part.channels, rows)
         item = take(data, 0)
@@ -268,12 +309,12 @@ def backward(data: Any) -> None:
     hints, size = field(data, AT.hints), _known_size(data)
     item = take(data, 0)
     while item < field(data, AT.items):
-        part = _part(data, item)
-        carry = _carry(data, part)
+        part = part_at(data, item)
+        carry = carry_at(data, part)
         dh, dh_step = input_at(data, AT.x, part.batch, part.channel)
-        a, a_step = input_at(data, AT.a, part.batch, part.channel * size)
+        a, a_step = gates_at(data, part.batch, part.channel * size)
         h, h_step = input_at(data, AT.h, part.batch, part.channel)
-        (dx, dx_step), (da, da_step) = _output(data, AT.out, part, 1), _output(data, AT.da, part, size)
+        (dx, dx_step), (da, da_step) = output_at(data, AT.out, part, 1), output_at(data, AT.da, part, size)
         for k in range(part.steps):
             t = part.first + k * part.sign
             later = t + part.sign
@@ -282,7 +323,7 @@ def backward(data: Any) -> None:
             if is_set(data, AT.reset, part.batch, t) or (first and field(data, AT.before) == 0):
                 _backward_stop_row(data, 0, part.channels, (dh_row, dx_row, da_row, carry))
             elif first:
-                before = _wide(data, AT.before, part.sequence, part.channel)
+                before = wide_at(data, AT.before, part.sequence, part.channel)
                 _backward_first_row(data, 0, part.channels, (before, dh_row, a_row, dx_row, da_row, carry))
             else:
                 before = h + later * h_step
@@ -297,20 +338,20 @@ def reduce(data: Any) -> None:
     gradient = field(data, AT.gradient)
     item = take(data, 0)
     while item < field(data, AT.items):
-        part = _part(data, item)
+        part = part_at(data, item)
         if not part.last:
-            product = _wide(data, AT.products, part.slot, part.channel)
-            last = _wide(data, AT.carries, part.slot, part.channel)
-            _one_row(data, 0, part.channels, (product,))
-            _zero_row(data, 0, part.channels, (last,))
+            product = wide_at(data, AT.products, part.slot, part.channel)
+            last = wide_at(data, AT.carries, part.slot, part.channel)
+            one_row(data, 0, part.channels, (product,))
+            zero_row(data, 0, part.channels, (last,))
             x, x_step = input_at(data, AT.x, part.batch, part.channel)
-            a, a_step = input_at(data, AT.a, part.batch, part.channel)
+            a, a_step = gates_at(data, part.batch, part.channel)
             for k in range(part.steps):
                 t = part.first + k * part.sign
                 reset = is_set(data, AT.reset, part.batch, t)
                 if reset:
-                    _zero_row(data, 0, part.channels, (product,))
-                    _zero_row(data, 0, part.channels, (last,))
+                    zero_row(data, 0, part.channels, (product,))
+                    zero_row(data, 0, part.channels, (last,))
                 rows = (x + t * x_step, a + t * a_step, product, last)
                 if not gradient:
                     _forward_reduce_row(data, 0, part.channels, rows)
@@ -320,7 +361,7 @@ def reduce(data: Any) -> None:
 
 
 @_njit
-def _any_reset(data: Any, part: _Part) -> bool:
+def any_reset(data: Any, part: ScanPart) -> bool:
     """Whether a chunk has a reset."""
     for k in range(part.steps):
         if is_set(data, AT.reset, part.batch, part.first + k * part.sign):
@@ -342,10 +383,10 @@ def _any_lost(data: Any, product: int, channels: int) -> bool:
 
 
 @_njit
-def _walk(data: Any, part: _Part, product: int, carry: int) -> None:
+def _walk(data: Any, part: ScanPart, product: int, carry: int) -> None:
     """The carry through a chunk without resets, step by step where its product is NaN."""
     x, x_step = input_at(data, AT.x, part.batch, part.channel)
-    a, a_step = input_at(data, AT.a, part.batch, part.channel)
+    a, a_step = gates_at(data, part.batch, part.channel)
     for k in range(part.steps):
         t = part.first + k * part.sign
         rows = (x + t * x_step, a + t * a_step, product, carry)
@@ -362,17 +403,40 @@ def carries(data: Any) -> None:
     while item < field(data, AT.sequences) * blocks:
         sequence = item // blocks
         slot = sequence * chunks if table == 0 else int64_at(table, sequence)
-        part = _part(data, slot * blocks + item % blocks)
+        part = part_at(data, slot * blocks + item % blocks)
         carry = _started(data, part)
         while not part.last:
-            product = _wide(data, AT.products, slot, part.channel)
-            last = _wide(data, AT.carries, slot, part.channel)
-            if _any_reset(data, part):
+            product = wide_at(data, AT.products, slot, part.channel)
+            last = wide_at(data, AT.carries, slot, part.channel)
+            if any_reset(data, part):
                 _swap_row(data, 0, part.channels, (last, carry))
             else:
                 _carry_row(data, 0, part.channels, (product, last, carry))
                 if _any_lost(data, product, part.channels):
                     _walk(data, part, product, carry)
             slot += 1
-            part = _part(data, slot * blocks + item % blocks)
+            part = part_at(data, slot * blocks + item % blocks)
+        item = take(data, 0)
+
+
+def join(data: Any) -> None:
+    """The product of every sequence's gates from those of its chunks; one item per sequence and block."""
+    blocks, table, chunks = field(data, AT.blocks), field(data, AT.slots), field(data, AT.chunks)
+    item = take(data, 0)
+    while item < field(data, AT.sequences) * blocks:
+        sequence = item // blocks
+        slot = sequence * chunks if table == 0 else int64_at(table, sequence)
+        part = part_at(data, slot * blocks + item % blocks)
+        product = wide_at(data, AT.joined, sequence, part.channel)
+        one_row(data, 0, part.channels, (product,))
+        while True:
+            own = wide_at(data, AT.totals, slot, part.channel)
+            if any_reset(data, part):
+                copy_row(data, 0, part.channels, (own, product))
+            else:
+                _join_row(data, 0, part.channels, (own, product))
+            if part.last:
+                break
+            slot += 1
+            part = part_at(data, slot * blocks + item % blocks)
         item = take(data, 0)

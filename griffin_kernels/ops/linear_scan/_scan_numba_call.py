@@ -19,10 +19,10 @@ from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops._native import CACHE_LINE
 from griffin_kernels.ops._native_rows import STREAM
-from griffin_kernels.ops.linear_scan import _scan_lanes, _scan_numba
-from griffin_kernels.ops.linear_scan.op import rows_of
+from griffin_kernels.ops.linear_scan import _scan_lanes, _scan_numba, _scan_numba_gates
+from griffin_kernels.ops.linear_scan.op import is_constant, rows_of
 
-_KERNELS = native.Family(_scan_numba.Fields, _scan_numba.FILES)
+_KERNELS = native.Family(_scan_numba.Fields, (*_scan_numba.FILES, str(_scan_numba_gates.__file__)))
 
 
 def _slots(cu_seqlens: Tensor, chunk: int) -> Tensor:
@@ -38,6 +38,18 @@ def _block(width: int, size: int, sequences: int, block_d: int, itemsize: int) -
     return min(-(-min(block_d, share) // grain) * grain, width)
 
 
+def _cut(call: Any, config: Any, sequences: int, time: int) -> tuple[int, int, int, Tensor | None]:
+    """(steps of a chunk, chunks of every sequence, slots, the first slot of each packed sequence where time is cut)."""
+    chunk = getattr(config, "chunk", None)
+    if chunk is None or time <= chunk:
+        return time, 1, sequences, None
+    if call.cu_seqlens is None:
+        chunks = -(-time // chunk)
+        return chunk, chunks, sequences * chunks, None
+    table = _slots(call.cu_seqlens, chunk)
+    return chunk, 1, int(table[-1]), table
+
+
 def _scan(
     kernel: Any,
     call: Any,
@@ -49,12 +61,21 @@ def _scan(
     *outputs: Tensor,
     h: Tensor | None = None,
     h0: Tensor | None = None,
-) -> None:
-    """Run a kernel, and the two phases before it where time is cut. x: x, or dh; others as in ``Fields``."""
+    options: int = 0,
+    given: Tensor | None = None,
+    product: Tensor | None = None,
+) -> Tensor | None:
+    """Run a kernel, and the phases around it where time is cut. x: x, or dh; others as in ``Fields``.
+
+    options: of gates, see ``_scan_lanes``. Gives the sums over every slot [slots, D] where they ask for that.
+    product: [N, D], what they ask to be written.
+    """
     batch, time, width = x.shape
-    sequences, chunk = final.shape[0], getattr(config, "chunk", None)
+    sequences = final.shape[0]
     if call.a.ndim == 3:
         number, size, a, block = None, 1, native.rows(call.a), config.block_d
+        number = _scan_lanes.GATES + options if options else None
+        a = a if a.shape == x.shape else a.expand(x.shape)
     elif call.a.ndim == 4:  # pairs of channels
         number, size, a, block = _scan_lanes.PAIRS, 1, native.rows(call.a.flatten(2)), 2 * config.block_d
     else:
@@ -63,25 +84,22 @@ def _scan(
     blocks = -(-width // block)
     steps, row = x.nbytes, final.nbytes  # bytes of [B,T,D] and of [N,D] in the accumulator's dtype
     offsets = None if call.cu_seqlens is None else call.cu_seqlens.contiguous()
-    chunks, slots, table, carries, products = 1, sequences, None, 0, 0
-    if chunk is None or time <= chunk:
-        chunk = time
-    else:
-        if offsets is None:
-            chunks = -(-time // chunk)
-            slots = sequences * chunks
-        else:
-            table = _slots(offsets, chunk)
-            slots = int(table[-1])
+    chunk, chunks, slots, table = _cut(call, config, sequences, time)
+    carries, products, totals = 0, 0, product
+    if chunk < time:
         ends = torch.empty((2, slots, width), dtype=final.dtype, device="cpu")
         carries = address("carries", ends, 2 * final.itemsize * slots * width)
         products = carries + ends.nbytes // 2
-    past = sum(output.nbytes for output in outputs) >= native.STREAMED and native.in_lines(block, *outputs)
+    if options & _scan_lanes.SUMMED or (carries and product is not None):
+        totals = torch.empty((slots, width), dtype=final.dtype, device="cpu")
+    streamed = outputs if len(outputs) < 2 or outputs[1].dtype == x.dtype else outputs[:1]
+    past = sum(output.nbytes for output in outputs) >= native.STREAMED and native.in_lines(block, *streamed)
     fields = _KERNELS.fields(
         reset=strided("reset", call.reset, batch * time),
-        a=strided("a", a, steps * size),
+        a=strided("a", a, batch * time * width * size * a.itemsize),
         x=strided("x", x, steps),
         h=strided("h", h, steps),
+        given=strided("x", given, steps),
         items=slots * blocks,
         blocks=blocks,
         block=block,
@@ -101,19 +119,58 @@ def _scan(
         products=products,
         before=address("h0", h0, row),
         out=address("output", outputs[0], steps),
-        da=0 if h is None else address("output", outputs[1], steps * size),
+        da=0 if len(outputs) < 2 else address("output", outputs[1], a.nbytes),
+        totals=address("totals", totals, slots * width * final.itemsize),
+        joined=address("product", product, row),
     )
     threads = _threads.threads_for(slots * blocks, batch * time * width * size)
-    before = ((_scan_numba.reduce, threads), (_scan_numba.carries, min(threads, sequences * blocks))) if carries else ()
-    _KERNELS.run(x.dtype, number, fields, *before, (kernel, threads))
+    few = min(threads, sequences * blocks)
+    before = ((_scan_numba.reduce, threads), (_scan_numba.carries, few)) if carries else ()
+    after = ((_scan_numba.join, few),) if carries and product is not None else ()
+    _KERNELS.run(x.dtype, number, fields, *before, (kernel, threads), *after)
+    return totals
 
 
-def gates(call: Any, config: Any) -> tuple[Tensor, Tensor, None]:
-    """linear_scan, whose product of gates nobody asked for."""
-    return *forward(call, config), None
+def _options(call: Any) -> int:
+    """Options of a call's gates that kernels of both directions have."""
+    flags = (call.log_a, _scan_lanes.LOG), (call.convex, _scan_lanes.CONVEX)
+    return sum(bit for given, bit in flags if given) + (_scan_lanes.WIDE if call.a.dtype != call[0].dtype else 0)
 
 
-def forward(call: Any, config: Any) -> tuple[Tensor, Tensor]:
+def gates(call: Any, config: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """linear_scan, with the product of its gates where that is asked for."""
+    options, product = _options(call), None
+    if call.with_a_prod:
+        options += _scan_lanes.PRODUCT
+        shape = rows_of(call.x.shape[0], call.cu_seqlens), call.x.shape[2]
+        product = torch.empty(shape, dtype=accumulator(call.x.dtype), device="cpu")
+    return *forward(call, config, options=options, product=product), product
+
+
+def gates_backward(call: Any, config: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradient of linear_scan. That of a gate of many steps is summed slot by slot, then over the slots."""
+    options = _options(call)
+    if is_constant(call):
+        options += _scan_lanes.SUMMED
+    if not options:
+        return backward(call, config)
+    dh, wide = native.rows(call.dh), accumulator(call.dh.dtype)
+    outputs = [memory.empty(dh.shape, dh.dtype)]
+    if not options & _scan_lanes.SUMMED:
+        outputs.append(memory.empty(call.a.shape, call.a.dtype))
+    dh0 = torch.empty((rows_of(dh.shape[0], call.cu_seqlens), dh.shape[2]), dtype=wide, device="cpu")
+    h, h0, initial = native.rows(call.h), native.wide(call.h0, wide), native.wide(call.dh_last, wide)
+    states = {"h": h, "h0": h0, "given": native.rows(call.x) if call.convex else None}
+    kernel, reverse = _scan_numba_gates.backward, not call.reverse
+    sums = _scan(kernel, call, dh, initial, reverse, config, dh0, *outputs, options=options, **states)
+    if sums is not None:
+        by_row = sums.view(call.a.shape[0], sums.shape[0] // call.a.shape[0], 1, sums.shape[1])
+        outputs.append(by_row.sum(1).to(call.a.dtype))
+    dx, da = outputs
+    return dx, da, None if h0 is None else dh0
+
+
+def forward(call: Any, config: Any, **options: Any) -> tuple[Tensor, Tensor]:
     """A scan by blocks of ``block_d`` channels, of matrices at most about so many.
 
     Where the configuration has ``chunk``, by chunks of that many steps too.
@@ -121,7 +178,7 @@ def forward(call: Any, config: Any) -> tuple[Tensor, Tensor]:
     x, wide = native.rows(call.x), accumulator(call.x.dtype)
     h = memory.empty(x.shape, x.dtype)
     h_last = torch.empty((rows_of(x.shape[0], call.cu_seqlens), x.shape[2]), dtype=wide, device="cpu")
-    _scan(_scan_numba.forward, call, x, native.wide(call.h0, wide), call.reverse, config, h_last, h)
+    _scan(_scan_numba.forward, call, x, native.wide(call.h0, wide), call.reverse, config, h_last, h, **options)
     return h, h_last
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.linear_scan import _scan_numba_call, numba_sequential
 
 
@@ -50,7 +51,7 @@ VARIANT = Variant(
     run=_scan_numba_call.gates,
     config=Config,
     axes={"block_d": (640, 4096), "ahead": (False, True), "chunk": (16, 64, 256, 1024)},
-    reject=numba_sequential.reject,
+    reject=unfit_cpu,
     rank=rank,
     traffic=traffic,
 )

@@ -10,13 +10,10 @@ read once and written once: bound by DRAM as soon as there are as many blocks as
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from griffin_kernels.contract import Case, Variant
-from griffin_kernels.device import Device
+from griffin_kernels.contract import Variant
 from griffin_kernels.ops._cpu import unfit_cpu
 from griffin_kernels.ops.linear_scan import _scan_numba_call
-from griffin_kernels.ops.linear_scan._scan_options import lacks
 
 
 @dataclass(frozen=True)
@@ -29,10 +26,6 @@ class Config:
     ahead: bool = True
 
 
-def reject(case: Case, device: Device, config: Any) -> str | None:
-    return lacks(case) or unfit_cpu(case, device, config)
-
-
 VARIANT = Variant(
     op="linear_scan",
     name="numba.sequential",
@@ -40,6 +33,6 @@ VARIANT = Variant(
     run=_scan_numba_call.gates,
     config=Config,
     axes={"block_d": (128, 256, 640, 1280, 2048, 2560, 4096), "ahead": (False, True)},
-    reject=reject,
+    reject=unfit_cpu,
     rank=lambda case, device: 20,  # above every eager variant
 )

@@ -19,4 +19,4 @@ def traffic(case: Case, config: Config) -> int:
     return streams * case["B"] * case["T"] * case["D"] * case.bytes_per_element()
 
 
-VARIANT = backward_of(FORWARD, _scan_numba_call.backward, traffic=traffic)
+VARIANT = backward_of(FORWARD, _scan_numba_call.gates_backward, traffic=traffic)

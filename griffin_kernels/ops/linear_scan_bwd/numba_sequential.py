@@ -9,4 +9,4 @@ from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.linear_scan import _scan_numba_call
 from griffin_kernels.ops.linear_scan.numba_sequential import VARIANT as FORWARD
 
-VARIANT = backward_of(FORWARD, _scan_numba_call.backward)
+VARIANT = backward_of(FORWARD, _scan_numba_call.gates_backward)

@@ -200,11 +200,6 @@ def _product_row(v: ScanLanes, a: Any, product: Any) -> None:
     v.write(v.multiply(v.gate(a), v.read(product)), product)
 
 
-@_row
-def _join_row(v: ScanLanes, own: Any, product: Any) -> None:
-    v.write(v.multiply(v.read(own), v.read(product)), product)
-
-
 zero_row, copy_row = row()(zero), row()(copy)
 
 
@@ -414,29 +409,6 @@ def carries(data: Any) -> None:
                 _carry_row(data, 0, part.channels, (product, last, carry))
                 if _any_lost(data, product, part.channels):
                     _walk(data, part, product, carry)
-            slot += 1
-            part = part_at(data, slot * blocks + item % blocks)
-        item = take(data, 0)
-
-
-def join(data: Any) -> None:
-    """The product of every sequence's gates from those of its chunks; one item per sequence and block."""
-    blocks, table, chunks = field(data, AT.blocks), field(data, AT.slots), field(data, AT.chunks)
-    item = take(data, 0)
-    while item < field(data, AT.sequences) * blocks:
-        sequence = item // blocks
-        slot = sequence * chunks if table == 0 else int64_at(table, sequence)
-        part = part_at(data, slot * blocks + item % blocks)
-        product = wide_at(data, AT.joined, sequence, part.channel)
-        one_row(data, 0, part.channels, (product,))
-        while True:
-            own = wide_at(data, AT.totals, slot, part.channel)
-            if any_reset(data, part):
-                copy_row(data, 0, part.channels, (own, product))
-            else:
-                _join_row(data, 0, part.channels, (own, product))
-            if part.last:
-                break
             slot += 1
             part = part_at(data, slot * blocks + item % blocks)
         item = take(data, 0)

@@ -126,7 +126,7 @@ def _scan(
     threads = _threads.threads_for(slots * blocks, batch * time * width * size)
     few = min(threads, sequences * blocks)
     before = ((_scan_numba.reduce, threads), (_scan_numba.carries, few)) if carries else ()
-    after = ((_scan_numba.join, few),) if carries and product is not None else ()
+    after = ((_scan_numba_gates.join, few),) if carries and product is not None else ()
     _KERNELS.run(x.dtype, number, fields, *before, (kernel, threads), *after)
     return totals
 

@@ -1,4 +1,4 @@
-"""The compiled code of the gradient of linear_scan with options; see _scan_numba.py and _scan_lanes.py.
+"""The compiled code of the gradient of linear_scan with options, and the product of gates over chunks; see _scan_numba.py and _scan_lanes.py.
 
     g_t = dh_t + c_{t+1},   c_t = a_t g_t,   dx_t = g_t (1 - a_t) of a convex scan, otherwise g_t
     da_t = g_t h_{t-1} - g_t x_t of a convex scan, otherwise g_t h_{t-1};  times a_t of logarithms
@@ -12,14 +12,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from griffin_kernels.ops._native import field, finish, known, take
+from griffin_kernels.ops._native import field, finish, int64_at, known, take
 from griffin_kernels.ops._native_rows import STREAM, input_at, is_set, number_of, row
 from griffin_kernels.ops.linear_scan._scan_lanes import AHEAD, CONVEX, LOG, SUMMED, WIDE, GateLanes, has
 from griffin_kernels.ops.linear_scan._scan_numba import (
     AT,
+    any_reset,
     carry_at,
+    copy_row,
     gate_bytes,
     gates_at,
+    one_row,
     output_at,
     part_at,
     wide_at,
@@ -67,6 +70,11 @@ def _gated_stop_row(v: GateLanes, dh: Any, a: Any, x: Any, dx: Any, da: Any, car
     _gated(v, None, dh, a, x, dx, da, carry)
 
 
+@_row
+def _join_row(v: GateLanes, own: Any, product: Any) -> None:
+    v.write(v.multiply(v.read(own), v.read(product)), product)
+
+
 def backward(data: Any) -> None:
     """dx, da or its sums, and the running carries."""
     hints, size = field(data, AT.hints), gate_bytes(data)
@@ -101,3 +109,26 @@ def backward(data: Any) -> None:
                 _gated_row(data, hints, part.channels, (before, *rows, *ahead))
         item = take(data, 0)
     finish(data)
+
+
+def join(data: Any) -> None:
+    """The product of every sequence's gates from those of its chunks; one item per sequence and block."""
+    blocks, table, chunks = field(data, AT.blocks), field(data, AT.slots), field(data, AT.chunks)
+    item = take(data, 0)
+    while item < field(data, AT.sequences) * blocks:
+        sequence = item // blocks
+        slot = sequence * chunks if table == 0 else int64_at(table, sequence)
+        part = part_at(data, slot * blocks + item % blocks)
+        product = wide_at(data, AT.joined, sequence, part.channel)
+        one_row(data, 0, part.channels, (product,))
+        while True:
+            own = wide_at(data, AT.totals, slot, part.channel)
+            if any_reset(data, part):
+                copy_row(data, 0, part.channels, (own, product))
+            else:
+                _join_row(data, 0, part.channels, (own, product))
+            if part.last:
+                break
+            slot += 1
+            part = part_at(data, slot * blocks + item % blocks)
+        item = take(data, 0)

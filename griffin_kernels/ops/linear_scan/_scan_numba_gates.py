@@ -1,4 +1,6 @@
-"""The compiled code of the gradient of linear_scan with options, and the product of gates over chunks; see _scan_numba.py and _scan_lanes.py.
+"""The compiled code of the gradient of linear_scan with options, and the product of gates over chunks.
+
+Kernels are as in _scan_numba.py, options as in _scan_lanes.py.
 
     g_t = dh_t + c_{t+1},   c_t = a_t g_t,   dx_t = g_t (1 - a_t) of a convex scan, otherwise g_t
     da_t = g_t h_{t-1} - g_t x_t of a convex scan, otherwise g_t h_{t-1};  times a_t of logarithms

@@ -34,7 +34,8 @@ class Config:
 
 def run(call: Call, config: Config) -> tuple[Tensor, Tensor]:
     x, weight, bias, pool, positions, slots, dst_slots, pad_slot, activation, given = call
-    wide = WIDE if weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype) else None
+    dtype = x.dtype
+    wide = None if weight.dtype is dtype and (bias is None or bias.dtype is dtype) else WIDE
     if wide:
         weight, bias = weight.float(), None if bias is None else bias.float()
     x, weight, bias = rows(x), rows(weight), None if bias is None else rows(bias)
@@ -63,7 +64,7 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor]:
         y_step=width if given is None else y.stride(0),
     )
     threads = threads_for(batch * parts, batch * width * taps)
-    _KERNELS.run(x.dtype, wide, fields, (_conv_step_numba.STEP[activation], threads))
+    _KERNELS.run(dtype, wide, fields, (_conv_step_numba.STEP[activation], threads))
     if state is not pool:
         pool.copy_(state)
     return delivered(y, given), pool

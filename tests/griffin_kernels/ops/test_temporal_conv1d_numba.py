@@ -40,10 +40,11 @@ def conv(x, weight, bias, state=None, segment_pos=None, **config):
     tile=st.integers(1, 9),
     state=st.booleans(),
     positions=st.none() | st.lists(st.integers(-1, 5), min_size=150, max_size=150),
+    activation=st.sampled_from([None, "silu", "gelu"]),
 )
-def test_however_the_work_is_cut(op_name, batch, time, width, block_t, block_d, tile, state, positions):
+def test_however_the_work_is_cut(op_name, batch, time, width, block_t, block_d, tile, state, positions, activation):
     """Positions in any order, below zero too: each step's own one says how far back it reads."""
-    flags = () if positions is None else ("segmented",)
+    flags = (*(() if positions is None else ("segmented",)), *((activation,) if activation else ()))
     case = make_case(batch, time, width, 4, flags=flags, data=("state",) if state else (), op=op_name)
     inputs = catalog.op(op_name).make_inputs(case, CPU, 0)
     if width < 8:  # a norm over few sums, all of which may happen to cancel, says nothing: here nothing cancels
@@ -58,8 +59,28 @@ def test_however_the_work_is_cut(op_name, batch, time, width, block_t, block_d, 
 @pytest.mark.parametrize("taps", [1, 2, 3, 5, 16])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_number_of_taps(op_name, taps, dtype):
-    found = verdict(make_case(2, 21, 70, taps, dtype, ("segmented",), data=("state",), op=op_name), block_t=7)
-    assert found.ok, found.problem
+    for activation in ((), ("silu",)):
+        flags = ("segmented", *activation)
+        found = verdict(make_case(2, 41, 70, taps, dtype, flags, data=("state",), op=op_name), block_t=19)
+        assert found.ok, found.problem
+
+
+@OPS
+def test_activations_of_large_sums(op_name):
+    """Far out silu and gelu are 0 or the identity, and their slopes 0 or 1: nothing overflows on the way."""
+    for activation in ("silu", "gelu"):
+        op, case = catalog.op(op_name), make_case(1, 8, 40, 1, flags=(activation,), op=op_name)
+        inputs = op.make_inputs(case, CPU, 0)
+        sizes = torch.tensor([1e2, 1e4, 1e9, 1e18])
+        inputs["x"] = torch.cat([sizes, -sizes])[None, :, None].expand(1, 8, 40).contiguous()
+        inputs["weight"] = torch.ones_like(inputs["weight"])
+        for backend in ("numba.direct", "eager.shifted"):
+            variant = catalog.variant(f"{op_name}/{backend}")
+            first = variant.on(inputs, variant.config())[0]
+            gone = torch.zeros_like(first[:, 4:])
+            kept = inputs["dy"][:, :4] if "dy" in inputs else inputs["x"][:, :4] + inputs["bias"]
+            torch.testing.assert_close(first[:, :4], kept)
+            torch.testing.assert_close(first[:, 4:], gone)
 
 
 @OPS

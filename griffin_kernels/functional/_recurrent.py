@@ -56,7 +56,7 @@ def rg_lru(
     return _rg_lru(x, *checked("rg_lru", weights, x), h0, whole(segment_pos), offsets(cu_seqlens))
 
 
-@documented((2e-7, 5e-3, 3e-4), (4e-7, 5e-3, 4e-4))
+@documented((2e-7, 2e-3, 3e-4), (7e-7, 2e-3, 3e-4))
 def rg_lru_gated(
     x: Tensor,
     input_gate: Tensor,

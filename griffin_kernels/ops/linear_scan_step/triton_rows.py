@@ -15,11 +15,12 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from griffin_kernels.contract import Variant
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host, tensors
-from griffin_kernels.ops._triton.strides import far
+from griffin_kernels.ops._triton.strides import constant, far
 from griffin_kernels.ops.linear_scan_step.op import Call
 from griffin_kernels.ops.temporal_conv1d_step import _triton_conv_step as conv_step
 
@@ -56,6 +57,11 @@ def linear_scan_step(x, a, h, indices, reset, y, B, P, D: tl.constexpr, BLOCK_D:
     tl.store(place, tl.where(tokens.works, new, 0.0).to(place.dtype.element_ty), mask=there)
 
 
+def known(tensor: Tensor) -> tensors.State:
+    """The bundle of a tensor [B,D] or [P,D] whose row stride is a constant where rows are adjacent."""
+    return tensors.State(tensor, host.known_stride(tensor, 0), constant(host.channel_stride(tensor)))
+
+
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
     """A program for every batch row and block of channels; allocates y."""
     x, (batch, width) = call.x, call.x.shape
@@ -66,9 +72,9 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
             kernel=linear_scan_step,
             grid=(batch * triton.cdiv(width, config.block_d),),
             args={
-                "x": tensors.state(x),
-                "a": tensors.state(call.a),
-                "h": tensors.state(call.h),
+                "x": known(x),
+                "a": known(call.a),
+                "h": known(call.h),
                 "indices": conv_step.indices_of(call),
                 "reset": reset,
                 "y": conv_step.output(outputs, "y", x),

@@ -141,8 +141,8 @@ def test_steps_equal_the_whole_sequence_in_triton(variant, batch, blocks, n, tap
 def test_triton_compiles_with_and_without_positions_and_slots():
     """The interpreter takes what the compiler does not, such as a function that gives back None."""
     asked = []
-    for variant in [v for op in OPS for v in compilable(op)]:
-        changes = {"block_d": 64, "num_warps": 1} if variant.op == "temporal_conv1d_step" else {}
+    for variant in [v for op in (*OPS, "linear_scan_step") for v in compilable(op)]:
+        changes = {} if variant.op.endswith(("lru_step", "block_step")) else {"block_d": 64, "num_warps": 1}
         config = variant.config(**changes)
         for case in catalog.op(variant.op).cases_tagged("smoke", "edge"):
             rows = set(case.data) & {"pad_zero", "dst_slots"}
@@ -152,7 +152,7 @@ def test_triton_compiles_with_and_without_positions_and_slots():
             for arch in ("sm_80", "sm_90", "gfx942") if rows else ("sm_90",):
                 if variant.reject(case, target(arch).device, config) is None:
                     asked.append(CompileRequest(variant.key, case.plain(), config_dict(config), arch))
-    assert {request.variant for request in asked} == {v.key for op in OPS for v in compilable(op)}
+    assert {request.variant for request in asked} >= {v.key for op in OPS for v in compilable(op)}
     answers = compile_all(asked)
     assert not answers.failures, "\n\n".join(f"{f.request}: {f.reason}" for f in answers.failures)
     assert not [(r.variant, r.case, r.broken) for r in answers.reports if r.broken]

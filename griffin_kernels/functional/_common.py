@@ -36,7 +36,7 @@ SHARED = {
     "another of them reads: on a GPU, where that is not checked, what comes of it is undefined. None: where the old "
     "one was. Where it is negative or pad_slot, the new state is not kept.",
     "out": "a tensor like the result, any strides, which is written and returned; it may not overlap an argument. With "
-    "int64 indices and weights in x's dtype a kernel then allocates nothing.",
+    "int64 indices and weights in x's dtype, kernels of one launch then allocate nothing.",
 }
 """What arguments are in every function that has them and does not say it itself."""
 

@@ -42,13 +42,12 @@ def block(call: BlockCall, config: Any) -> tuple[Tensor, Tensor, Tensor]:
     return out, call.conv_state, call.h
 
 
-def _buffer(name: str, size: int, dtype: torch.dtype, again: bool) -> Tensor:
-    """Memory [size] for one call; again: that of this thread's last such call, so that nothing is allocated."""
-    kept: Tensor | None = getattr(_KEPT, name, None) if again else None
+def _buffer(name: str, size: int, dtype: torch.dtype) -> Tensor:
+    """Memory [size] for one call: that of this thread's last one where it is enough, so that nothing is allocated."""
+    kept: Tensor | None = getattr(_KEPT, name, None)
     if kept is None or kept.shape[0] < size:
         kept = torch.empty(size, dtype=dtype, device="cpu")
-        if again:
-            setattr(_KEPT, name, kept)
+        setattr(_KEPT, name, kept)
     return kept if kept.shape[0] == size else kept[:size]
 
 
@@ -83,11 +82,19 @@ def _run(
     parts = -(-n // part)
     items = blocks * parts
     given = call.out
-    out = native.target(given, x)
+    # a call without ``out`` should cost no more than a look at it
+    out = torch.empty(batch, width, dtype=x.dtype, device="cpu") if given is None else native.target(given, x)
     threads = _threads.threads_for(items, 2 * n * width * max(1, batch // _ROWS_PER_READ))
     scratch_bytes = -(-4 * _lru_step_numba.scratch_floats(n, part, batch) // 4096) * 4096
-    scratch = _buffer("scratch", threads * scratch_bytes, torch.uint8, given is not None)
-    finished = _buffer("finished", blocks, torch.int64, given is not None).zero_() if parts > 1 else None
+    finished = None
+    if given is None:
+        scratch = torch.empty(threads * scratch_bytes, dtype=torch.uint8, device="cpu")
+        if parts > 1:
+            finished = torch.zeros(blocks, dtype=torch.int64, device="cpu")
+    else:
+        scratch = _buffer("scratch", threads * scratch_bytes, torch.uint8)
+        if parts > 1:
+            finished = _buffer("finished", blocks, torch.int64).zero_()
     positions = None if call.positions is None else call.positions.contiguous()
     slots = None if call.slots is None else call.slots.contiguous()
     dst_slots = None if call.dst_slots is None else call.dst_slots.contiguous()
@@ -126,4 +133,4 @@ def _run(
     _KERNELS.run(dtype, wide, fields, (_lru_step_numba.step, threads))
     if h is not call.h:
         call.h.copy_(h)
-    return native.delivered(out, given)
+    return out if given is None else native.delivered(out, given)

@@ -27,17 +27,23 @@ def meta_call(op: Op, case: Case) -> Any:
     dims = {name: min(size, 16) if short and name in ("T", "S") else size for name, size in case.dims.items()}
     inputs = op.make_inputs(msgspec.structs.replace(case, dims=dims), torch.device("cpu"), 0)
     for name, spec in op.inputs.items():
-        value = inputs[name]
+        value = inputs.get(name)
         if not isinstance(value, Tensor):
             continue
         if not short:
             inputs[name] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
             continue
-        sizes = [size_of(dim, case.dims) for dim in spec.names]
-        # a dim that the case does not name keeps the twin's size
-        shape = [have if want is None else want for want, have in zip(sizes, value.shape, strict=True)]
+        shape = [_size(dim, have, case) for dim, have in zip(spec.names, value.shape, strict=True)]
         inputs[name] = torch.empty(shape, dtype=value.dtype, device="meta")
     return op.call(**inputs)
+
+
+def _size(dim: str, of_twin: int, case: Case) -> int:
+    """A dim's size in a case; one that the case does not name has its twin's, but follows rows and steps."""
+    if of_twin > 1:
+        dim = {"Ba": "B", "Ta": "T"}.get(dim, dim)
+    size = size_of(dim, case.dims)
+    return of_twin if size is None else size
 
 
 def device_of(sheet: Datasheet) -> Device:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from griffin_kernels.launch import Claims, Launch, architecture
 from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.gating import Gating, gate_of, gate_rows, input_of
 from griffin_kernels.ops._triton.scan import gates_times, span
 from griffin_kernels.ops._triton.tensors import (
     Marks,
@@ -73,16 +74,17 @@ def linear_scan_mark(
 
 
 @triton.jit
-def walk(x, a, carry, channels, BACKWARD: tl.constexpr, CHUNK: tl.constexpr, PAIRS: tl.constexpr):
+def walk(x, a, carry, channels, gating, BACKWARD: tl.constexpr, CHUNK: tl.constexpr, PAIRS: tl.constexpr):
     """The carry [block_d] through a chunk without cuts; rows are at its first step."""
     ACC: tl.constexpr = carry.dtype
     for _ in range(CHUNK):
         value = load_rows(x, channels, 1, 0.0, 1, True)[0].to(ACC)
-        gate = load_rows(a, channels, 1, 0.0, 1, True)[0].to(ACC)
+        step = load_rows(a, channels, 1, 0.0, 1, True)[0]
+        gate = gate_of(step, gating, ACC).to(ACC)
         if BACKWARD:
             carry = gates_times(gate, carry + value, PAIRS, True)
         else:
-            carry = gates_times(gate, carry, PAIRS, False) + value
+            carry = gates_times(gate, carry, PAIRS, False) + input_of(value, step, gate, gating)
         x, a = later(x, 1), later(a, 1)
     return carry
 
@@ -99,6 +101,7 @@ def linear_scan_carry(
     a,
     T,
     chunks,
+    gating,
     D: tl.constexpr,
     REVERSE: tl.constexpr,
     BACKWARD: tl.constexpr,
@@ -110,7 +113,7 @@ def linear_scan_carry(
 ):
     """state: [B,D] or None. maps.result[c] becomes the state that leaves chunk c. PAIRS: channels make up numbers.
 
-    x, a: [B,T,D] of phase 1, for chunks whose product is of no use; None where no gate can be beyond [-1, 1]. There a
+    x, a: of phase 1, for chunks whose product is of no use; None where no gate can be beyond [-1, 1]. There a
     product of zero, which is what a cut makes of it, lets nothing through.
     """
     SIGN: tl.constexpr = -1 if REVERSE else 1
@@ -153,7 +156,7 @@ def linear_scan_carry(
                         step = tl.cast(begin + c, tl.int64) * CHUNK
                         first = T - 1 - step if REVERSE else step
                         values, gates = at(x, batch, first, SIGN), at(a, batch, first, SIGN)
-                        walked = walk(values, gates, carry, channels, BACKWARD, CHUNK, PAIRS)
+                        walked = walk(values, gates, carry, channels, gating, BACKWARD, CHUNK, PAIRS)
                         after = tl.where(useless, walked, after)
                 carry = after
                 store_row(later(result, c), 0, carry, channels, 1, True)
@@ -183,13 +186,14 @@ def entering_chunk(result, state, batch, chunk, chunks, channels, D: tl.constexp
 
 
 class ChunkedInputs(NamedTuple):
-    """What phase 1 reads: x, a [B,T,D], and how; reverse: time is visited from its end."""
+    """What phase 1 reads: x [B,T,D], a [Ba,Ta,D], and how; reverse: time is visited from its end."""
 
     x: Tensor
     a: Tensor
     chunk: int
     reverse: bool
     backward: bool
+    gating: Gating | None = None
 
 
 def marked(
@@ -226,7 +230,7 @@ def carry(
     2 k and 2 k + 1 are a complex number's.
     """
     batch, chunks, width = product.shape
-    x, a, chunk, reverse, backward = source or (None, None, 0, False, False)
+    x, a, chunk, reverse, backward, gating = source or (None, None, 0, False, False, None)
     stops = None if cut is None else Rows(cut, 0, tl.constexpr(1), None)
     return Launch(
         kernel=linear_scan_carry,
@@ -235,9 +239,10 @@ def carry(
             "maps": Maps(product, result, stops),
             "state": state(given),
             "x": rows(x, reverse),
-            "a": rows(a, reverse),
+            "a": gate_rows(a, x, reverse),
             "T": 0 if x is None else x.shape[1],
             "chunks": chunks,
+            "gating": gating,
         },
         constexprs={
             "D": width,

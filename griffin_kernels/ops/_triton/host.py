@@ -61,14 +61,14 @@ def load_bits(tensors: Sequence[Tensor], per_thread: int, dims: int = 2) -> int:
 
     dims: of each tensor, from the first on, along which kernels step.
     """
-    size = tensors[0].element_size()
-    elements = min(16 // size, per_thread)
+    sizes = [tensor.element_size() for tensor in tensors]
+    elements = min(16 // min(sizes), per_thread)
     for tensor in tensors:
         if channel_stride(tensor) != 1:
-            return 8 * size
+            return 8 * max(sizes)
         for number in (tensor.shape[-1], *(row_stride(tensor, dim) for dim in range(dims)), tensor.storage_offset()):
             elements = math.gcd(elements, number)
-    return 8 * size * max(elements, 1)
+    return max(8 * size * max(1, min(elements, 16 // size)) for size in sizes)
 
 
 def channel_launch(

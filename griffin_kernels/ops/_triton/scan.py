@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from griffin_kernels.ops._triton.gating import gate_of
 from griffin_kernels.ops._triton.tensors import later
 
 AGAIN = tl.constexpr(8)
@@ -70,7 +71,7 @@ def gates_times(a, state, PAIRS: tl.constexpr, CONJUGATE: tl.constexpr):
 
 
 @triton.jit
-def beyond_one(a, channels, steps, ACC: tl.constexpr):
+def beyond_one(a, channels, steps, ACC: tl.constexpr, gating=None):
     """[block_d] bool: channels of which one of ``steps`` gates is finite and not in [-1, 1].
 
     Products of such gates may overflow where the state does not, or underflow and grow again: a form that multiplies
@@ -78,7 +79,8 @@ def beyond_one(a, channels, steps, ACC: tl.constexpr):
     """
     found = tl.zeros(channels.columns.shape, dtype=tl.int32)
     for _ in range(steps):
-        size = tl.abs(tl.load(a.at + channels.columns * a.channel, mask=channels.inside, other=0.0).to(ACC))
+        loaded = tl.load(a.at + channels.columns * a.channel, mask=channels.inside, other=0.0)
+        size = tl.abs(gate_of(loaded, gating, ACC).to(ACC))
         found |= ((size > 1.0) & (size < float("inf"))).to(tl.int32)
         a = later(a, 1)
     return channels.inside & (found != 0)

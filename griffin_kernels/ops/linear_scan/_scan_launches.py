@@ -12,6 +12,7 @@ from torch import Tensor
 from griffin_kernels.contract import accumulator
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.gating import gate_rows, gating_of
 from griffin_kernels.ops._triton.strides import constant
 from griffin_kernels.ops._triton.tensors import dense_state, rows, state
 from griffin_kernels.ops.linear_scan._triton_scan import Matrices, Streams, Tile
@@ -21,26 +22,32 @@ Arguments = tuple[int, dict[str, Any], dict[str, Any]]
 
 
 def scan_arguments(call: Any, outputs: dict[str, Any]) -> Arguments:
-    """(N, arguments, constexprs) of a kernel that does the whole forward scan; allocates h and h_last."""
+    """(N, arguments, constexprs) of a kernel that does the whole forward scan; allocates h, h_last and a_prod."""
     x, a, h0, reset, cu_seqlens, reverse = call[:6]
-    outputs["a_prod"] = None
     count = rows_of(x.shape[0], cu_seqlens)
-    h_last = host.empty(outputs, "h_last", x, count, x.shape[2], dtype=accumulator(x.dtype))
+    wide = accumulator(x.dtype)
+    h_last = host.empty(outputs, "h_last", x, count, x.shape[2], dtype=wide)
     h = host.empty(outputs, "h", x, *x.shape, dtype=x.dtype)
+    if getattr(call, "with_a_prod", False):
+        host.empty(outputs, "a_prod", x, count, x.shape[2], dtype=wide)
+    else:
+        outputs["a_prod"] = None
     args = {
-        "given": Streams(rows(x, reverse), steps_of(a, reverse), rows(reset, reverse), h),
+        "given": Streams(rows(x, reverse), steps_of(a, x, reverse), rows(reset, reverse), h),
         "h0": state(h0),
         "cu_seqlens": cu_seqlens,
         "h_last": dense_state(h_last),
+        "a_prod": dense_state(outputs["a_prod"]),
         "T": x.shape[1],
+        "gating": gating_of(call),
     }
     return count, args, {"REVERSE": reverse, "ACC": host.wide(x.dtype)}
 
 
-def steps_of(a: Tensor, reverse: bool) -> Any:
-    """The bundle of gates [B,T,D], matrices [B,T,H,n,n] or complex gates [B,T,D,2]; reverse: from the end of time."""
+def steps_of(a: Tensor, x: Tensor, reverse: bool) -> Any:
+    """The bundle of gates [Ba,Ta,D], matrices [B,T,H,n,n] or complex gates [B,T,D,2]; reverse: from the end of time."""
     if a.ndim < 5:
-        return rows(in_channels(a), reverse)
+        return gate_rows(in_channels(a), x, reverse)
     row, column = (a.stride(3), a.stride(4)) if a.shape[4] > 1 else (1, 1)
     steps = host.row_stride(a, 0), host.signed_step(a, reverse)
     return Matrices(a, *steps, constant(1), host.known_stride(a, 2), constant(row), constant(column))
@@ -49,6 +56,12 @@ def steps_of(a: Tensor, reverse: bool) -> Any:
 def in_channels(tensor: Tensor) -> Tensor:
     """Complex gates [B,T,D,2] with two channels for each; others as they are."""
     return tensor.flatten(2) if tensor.ndim == 4 else tensor
+
+
+def read_by(call: Any) -> tuple[Tensor, ...]:
+    """What kernels load of a call's data: x and a; of a gradient's dh, a, h, and x where it needs it."""
+    others = getattr(call, "h", None), getattr(call, "x", None) if hasattr(call, "dh") else None
+    return call[0], call.a, *(tensor for tensor in others if tensor is not None)
 
 
 def padded(size: int) -> int:

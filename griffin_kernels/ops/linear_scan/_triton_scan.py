@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from griffin_kernels.ops._triton.bundling import bundling
+from griffin_kernels.ops._triton.gating import gate_of, held_gates, input_of, load_steps
 from griffin_kernels.ops._triton.scan import AGAIN, beyond_one, complex_product
 from griffin_kernels.ops._triton.strides import far, reach
 from griffin_kernels.ops._triton.tensors import (
@@ -42,6 +43,32 @@ class Streams(NamedTuple):
     a: Any
     reset: Any
     h: Any
+
+
+class Carried(NamedTuple):
+    """What a scan hands from step to step: the state, and the product of the gates so far, or None."""
+
+    state: Any
+    product: Any
+
+
+class ScanEnds(NamedTuple):
+    """``State`` [N,D] or None: what sequences start from, what they end with, the product of their gates."""
+
+    h0: Any
+    h_last: Any
+    a_prod: Any
+
+
+class PieceProducts(NamedTuple):
+    """Products of gates that programs give which own pieces of time, as ``marked_product`` has them.
+
+    final: ``State`` [N,D], of each sequence the part that lies in the piece where it ends. open: [pieces,D], of what
+    no sequence ends in that piece.
+    """
+
+    final: Any
+    open: Any
 
 
 class Matrices(NamedTuple):
@@ -194,13 +221,40 @@ def back_through_step(a, g):
     return before
 
 
+CUT = tl.constexpr(float("-inf"))
+"""What stands for a product that a reset cut: one of gates within [-1, 1] is never infinite."""
+
+
 @triton.jit
-def scan_tile(streams, marks, carry, own, left, BLOCK_T: tl.constexpr, TAIL: tl.constexpr):
-    """BLOCK_T steps, fewer in the tail; streams are at the tile's first step. Gives the carry."""
-    ACC: tl.constexpr = carry.dtype
-    GATES: tl.constexpr = len(carry.shape) == 1
+def marked_product(product, gate, stop, RESETS: tl.constexpr):
+    """A product with one more gate: CUT from a reset on, and NaN where a gate is not within [-1, 1].
+
+    Products of other gates may overflow where the whole does not: those are for another way.
+    """
+    after = product * gate
+    if RESETS:
+        after = tl.where(stop | (product == CUT), CUT, after)
+    return tl.where(tl.abs(gate) <= 1.0, after, float("nan"))
+
+
+@bundling
+def start_of(state, tile, PRODUCT: tl.constexpr):
+    """A scan's carry before its first step, from what it starts from [held * n]."""
+    return Carried(as_carry(state, tile), tl.full(state.shape, 1.0, dtype=state.dtype) if PRODUCT else None)
+
+
+@bundling
+def scan_tile(streams, marks, carry, own, left, gating, held, products, BLOCK_T: tl.constexpr, TAIL: tl.constexpr):
+    """BLOCK_T steps, fewer in the tail; streams are at the tile's first step. Gives the carry.
+
+    held: see ``held_gates``. products: of pieces of time; None where a carried product is that of a whole sequence.
+    """
+    state, product = carry.state, carry.product
+    ACC: tl.constexpr = state.dtype
+    GATES: tl.constexpr = len(state.shape) == 1
+    NEUTRAL: tl.constexpr = 1.0 if GATES and (gating is None or not gating.log) else 0.0
     xs = load_rows(streams.x, own.vectors, left, 0.0, BLOCK_T, TAIL)
-    steps = load_rows(streams.a, own.matrices, left, 1.0 if GATES else 0.0, BLOCK_T, TAIL)
+    steps = load_steps(streams.a, held, own.matrices, left, NEUTRAL, BLOCK_T, TAIL)
     resets = load_flags(streams.reset, left, 0, BLOCK_T, TAIL)
     if marks is not None:
         enters = load_flags(marks.enter, left, -1, BLOCK_T, TAIL)
@@ -208,36 +262,51 @@ def scan_tile(streams, marks, carry, own, left, BLOCK_T: tl.constexpr, TAIL: tl.
     for u in tl.static_range(BLOCK_T):
         if marks is not None:
             start = load_state(marks.state, enters[u], own.vectors, ACC, enters[u] >= 0)
-            carry = tl.where(enters[u] >= 0, tl.reshape(start, carry.shape), carry)
+            state = tl.where(enters[u] >= 0, tl.reshape(start, state.shape), state)
         if streams.reset is not None:
-            carry = tl.where(resets[u] != 0, 0.0, carry)
-        after = through_step(steps[u], carry) + tl.reshape(xs[u].to(ACC), carry.shape)
+            state = tl.where(resets[u] != 0, 0.0, state)
+        gate = gate_of(steps[u], gating, ACC)
+        value = input_of(tl.reshape(xs[u].to(ACC), state.shape), steps[u], gate, gating)
+        after = through_step(gate, state) + value
         flat = tl.reshape(after, xs[u].shape)
         store_row(streams.h, u, flat, own.vectors, left, TAIL)
         if marks is not None:
             store_state(marks.final, leaves[u], flat, own.vectors, leaves[u] >= 0)
+        if product is not None:
+            gate = gate.to(ACC)
+            if marks is not None:
+                product = tl.where(enters[u] >= 0, 1.0, product)
+            if products is not None:
+                product = marked_product(product, gate, resets[u] != 0, streams.reset is not None)
+            else:
+                if streams.reset is not None:
+                    product = tl.where(resets[u] != 0, 0.0, product)
+                product = gate * product
+            if marks is not None:
+                store_state(products.final, leaves[u], product, own.vectors, leaves[u] >= 0)
         # steps after the end must not change what the last one left; gates are 1 there
-        carry = after if GATES or not TAIL else tl.where(u < left, after, carry)
-    return carry
+        state = after if GATES or not TAIL else tl.where(u < left, after, state)
+    return Carried(state, product)
 
 
-@triton.jit
-def scan_rows(streams, marks, carry, own, steps, BLOCK_T: tl.constexpr):
-    """``steps`` steps from a carry; streams are at step 0 of the span. Gives the last carry."""
+@bundling
+def scan_rows(streams, marks, carry, own, steps, gating, products, BLOCK_T: tl.constexpr):
+    """``steps`` steps from a carry; streams are at step 0 of the span. Gives the last carry. See ``scan_tile``."""
+    held = held_gates(streams.a, own.matrices, gating, carry.state.dtype)
     full = steps // BLOCK_T
     for _ in range(full):
-        carry = scan_tile(streams, marks, carry, own, BLOCK_T, BLOCK_T, False)
+        carry = scan_tile(streams, marks, carry, own, BLOCK_T, gating, held, products, BLOCK_T, False)
         streams = streams_later(streams, BLOCK_T)
         if marks is not None:
             marks = marks_later(marks, BLOCK_T)
     left = steps - full * BLOCK_T
     if left > 0:
-        carry = scan_tile(streams, marks, carry, own, left, BLOCK_T, True)
+        carry = scan_tile(streams, marks, carry, own, left, gating, held, products, BLOCK_T, True)
     return carry
 
 
 @triton.jit
-def scan_again(streams, h0, h_last, row, most, channels, steps, done):
+def scan_again(streams, ends, row, most, channels, steps, done, gating):
     """Channels with products of no use again, row by row, if ``most`` [block_d], their largest |a|, says there are any.
 
     Streams are ``done`` steps past step 0. Other threads have written the rows of h.
@@ -245,7 +314,10 @@ def scan_again(streams, h0, h_last, row, most, channels, steps, done):
     if tl.min((most <= 1.0).to(tl.int32), axis=0) == 0:  # NaN too, where a maximum keeps it
         tl.debug_barrier()
         back = streams_later(streams, -done)
-        wild = beyond_one(back.a, channels, steps, most.dtype)
+        wild = beyond_one(back.a, channels, steps, most.dtype, gating)
         again = Channels(channels.columns, wild, wild)
-        carry = scan_rows(back, None, load_state(h0, row, again, most.dtype), alike(again), steps, AGAIN)
-        store_state(h_last, row, carry, again)
+        start = load_state(ends.h0, row, again, most.dtype)
+        ones = None if ends.a_prod is None else tl.full(start.shape, 1.0, dtype=start.dtype)
+        carry = scan_rows(back, None, Carried(start, ones), alike(again), steps, gating, None, AGAIN)
+        store_state(ends.h_last, row, carry.state, again)
+        store_state(ends.a_prod, row, carry.product, again)

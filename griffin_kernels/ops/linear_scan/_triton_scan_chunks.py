@@ -18,8 +18,9 @@ from torch import Tensor
 from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.launch import Launch, architecture
 from griffin_kernels.ops._triton import host
-from griffin_kernels.ops._triton.chunks import ChunkedInputs, Maps, carry, marked, own_chunk
-from griffin_kernels.ops._triton.scan import complex_product
+from griffin_kernels.ops._triton.chunks import CARRY_D, ChunkedInputs, Maps, carry, marked, own_chunk
+from griffin_kernels.ops._triton.gating import gate_of, held_gates, input_of, load_steps
+from griffin_kernels.ops._triton.scan import complex_product, span
 from griffin_kernels.ops._triton.tensors import (
     Marks,
     State,
@@ -30,12 +31,22 @@ from griffin_kernels.ops._triton.tensors import (
     load_state,
     marks_at,
     marks_later,
+    own_channels,
     rows,
     store_state,
 )
 from griffin_kernels.ops.linear_scan import triton_sequential
-from griffin_kernels.ops.linear_scan._scan_launches import Arguments, in_channels, padded, scan_launch, steps_of
+from griffin_kernels.ops.linear_scan._scan_launches import (
+    Arguments,
+    in_channels,
+    padded,
+    read_by,
+    scan_launch,
+    steps_of,
+)
 from griffin_kernels.ops.linear_scan._triton_scan import (
+    CUT,
+    PieceProducts,
     as_carry,
     as_matrices,
     back_through_step,
@@ -102,31 +113,34 @@ def linear_scan_reduce(
     T,
     chunks,
     tile,
+    gating,
     REVERSE: tl.constexpr,
     BACKWARD: tl.constexpr,
     ACC: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """(P, S) of one whole chunk: x [B,T,D], a [B,T,D] or [B,T,H,n,n] -> maps, whose product has what a step has of a.
+    """(P, S) of one whole chunk: x [B,T,D], a [Ba,Ta,D] or [B,T,H,n,n] -> maps, whose product has what a step has of a.
 
     REVERSE: time is visited backwards. Grid: B * chunks * ceil(blocks / held), blocks fastest.
     """
     SIGN: tl.constexpr = -1 if REVERSE else 1
     GATES: tl.constexpr = tile.padded is None
+    NEUTRAL: tl.constexpr = 1.0 if GATES and (gating is None or not gating.log) else 0.0
     D: tl.constexpr = tile.blocks * tile.size
     piece, own = own_part(tl.program_id(0), tile, a)
     batch, _, begin, _ = own_chunk(piece, chunks, T, CHUNK)
     first = T - 1 - begin if REVERSE else begin
     x, a, reset = at(x, batch, first, SIGN), at(a, batch, first, SIGN), at(reset, batch, first, SIGN)
     marks = marks_at(marks, first, SIGN)
+    held = held_gates(a, own.matrices, gating, ACC)
     s = as_carry(tl.zeros(own.vectors.columns.shape, dtype=ACC), tile)
     p = identity(s, tile)
     most = tl.zeros(own.vectors.columns.shape, dtype=ACC)  # of |a| of gates, |a|^2 of complex ones
     stopped = 0
     for _ in range(CHUNK // BLOCK_T):
         xs = load_rows(x, own.vectors, BLOCK_T, 0.0, BLOCK_T, False)
-        steps = load_rows(a, own.matrices, BLOCK_T, 1.0 if GATES else 0.0, BLOCK_T, False)
+        steps = load_steps(a, held, own.matrices, BLOCK_T, NEUTRAL, BLOCK_T, False)
         resets = load_flags(reset, BLOCK_T, 0, BLOCK_T, False)
         if marks is not None:
             enters = load_flags(marks.enter, BLOCK_T, -1, BLOCK_T, False)
@@ -143,11 +157,15 @@ def linear_scan_reduce(
                 if not BACKWARD:
                     p = tl.where(stop, 0.0, p)
                     s = tl.where(stop, 0.0, s)
+            gate = gate_of(steps[u], gating, ACC)
             if tile.each == 1:
-                most = tl.maximum(most, size_of(steps[u], s))
+                most = tl.maximum(most, size_of(gate, s))
             value = tl.reshape(xs[u].to(ACC), s.shape)
-            s = back_through_step(steps[u], s + value) if BACKWARD else through_step(steps[u], s) + value
-            p = extended(p, steps[u], s, BACKWARD)
+            if BACKWARD:
+                s = back_through_step(gate, s + value)
+            else:
+                s = through_step(gate, s) + input_of(value, steps[u], gate, gating)
+            p = extended(p, gate, s, BACKWARD)
             if reset is not None and BACKWARD:
                 p = tl.where(stop, 0.0, p)
                 s = tl.where(stop, 0.0, s)
@@ -165,6 +183,50 @@ def linear_scan_reduce(
         tl.store(maps.cut + piece, stopped)  # every program of the chunk the same
 
 
+@triton.jit(do_not_specialize=["T", "chunks"])
+def linear_scan_products(
+    products,
+    a,
+    reset,
+    cu_seqlens,
+    T,
+    chunks,
+    gating,
+    D: tl.constexpr,
+    REVERSE: tl.constexpr,
+    ACC: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Products of the gates of sequences from those of their pieces, in place in products.final.
+
+    a [Ba,Ta,D], reset [B,T]: for products of no use, which are taken again step by step. Grid: N * ceil(D / block_d).
+    """
+    SIGN: tl.constexpr = -1 if REVERSE else 1
+    row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
+    batch, first, steps = span(row, cu_seqlens, T, REVERSE)
+    begin = T - 1 - first if REVERSE else first
+    product = tl.full((BLOCK_D,), 1.0, dtype=ACC)
+    if steps > 0:
+        chunk, last = begin // CHUNK, (begin + steps - 1) // CHUNK
+        for piece in range(batch * (chunks + 1) + chunk, batch * (chunks + 1) + last):
+            part = load_state(State(products.open, D, 1), piece, channels, ACC)
+            product = tl.where(part == CUT, 0.0, product * part)
+        part = load_state(products.final, row, channels, ACC)
+        product = tl.where(part == CUT, 0.0, product * part)
+    if tl.max((product != product).to(tl.int32), axis=0) != 0:
+        walked = tl.full((BLOCK_D,), 1.0, dtype=ACC)
+        gates, stops = at(a, batch, first, SIGN), at(reset, batch, first, SIGN)
+        for _ in range(steps):
+            if reset is not None:
+                walked = tl.where(tl.load(stops.at) != 0, 0.0, walked)
+                stops = later(stops, 1)
+            walked *= gate_of(load_rows(gates, channels, 1, 0.0, 1, True)[0], gating, ACC).to(ACC)
+            gates = later(gates, 1)
+        product = tl.where(product != product, walked, product)
+    store_state(products.final, row, product, channels)
+
+
 class _MatrixConfig(NamedTuple):
     """Of phases 1 and 2 of matrices, whatever phase 3 has; block_t: steps whose loads are in flight."""
 
@@ -180,7 +242,7 @@ def reduce(
 
     given: the state that enters time [B,D]; with marks it is theirs that counts. config: of phase 3.
     """
-    x, a, chunk, reverse, backward = source
+    x, a, chunk, reverse, backward, gating = source
     batch, time, width = x.shape
     chunks = triton.cdiv(time, chunk) - 1
     if chunks == 0:
@@ -193,12 +255,13 @@ def reduce(
         cut = torch.empty((batch, chunks), dtype=torch.int32, device=x.device)
     args = {
         "x": rows(x, reverse),
-        "a": steps_of(a, reverse),
+        "a": steps_of(a, x, reverse),
         "reset": rows(reset, reverse),
         "marks": None if marks is None else marks._replace(leave=None, final=None),
         "maps": Maps(product, result, cut),
         "T": time,
         "chunks": chunks,
+        "gating": gating,
     }
     constexprs = {"REVERSE": reverse, "BACKWARD": backward, "ACC": host.wide(x.dtype), "CHUNK": chunk}
     if not gates:
@@ -214,6 +277,44 @@ def reduce(
     return outputs["h"], [whole, *phase_2]
 
 
+def open_products(source: ChunkedInputs, arguments: Arguments) -> Arguments:
+    """Arguments of a kernel whose programs own pieces of time; memory for their products if a_prod is asked for."""
+    x, _, chunk, *_ = source
+    count, args, constexprs = arguments
+    final, products = args.pop("a_prod"), None
+    if final is not None:
+        shape = x.shape[0], triton.cdiv(x.shape[1], chunk), x.shape[2]
+        products = PieceProducts(final, torch.empty(shape, dtype=final.at.dtype, device=x.device))
+    return count, args | {"products": products}, constexprs
+
+
+def joined_products(source: ChunkedInputs, call: Any, products: PieceProducts) -> Launch:
+    """The launch after phase 3 that makes products of sequences from those of pieces."""
+    x, a, chunk, reverse, _, gating = source
+    return Launch(
+        kernel=linear_scan_products,
+        grid=(products.final.at.shape[0] * triton.cdiv(x.shape[2], CARRY_D),),
+        args={
+            "products": products,
+            "a": steps_of(a, x, reverse),
+            "reset": rows(call.reset, reverse),
+            "cu_seqlens": call.cu_seqlens,
+            "T": x.shape[1],
+            "chunks": products.open.shape[1] - 1,
+            "gating": gating,
+        },
+        constexprs={
+            "D": x.shape[2],
+            "REVERSE": reverse,
+            "ACC": host.wide(x.dtype),
+            "CHUNK": chunk,
+            "BLOCK_D": CARRY_D,
+        },
+        num_warps=1,
+        rarely=("a", "reset"),
+    )
+
+
 def reduce_warps(size: int) -> int:
     """Warps of phase 1 of matrices: one for every 1024 products in a step."""
     return max(1, BLOCK_A * padded(size) // 1024)
@@ -227,7 +328,7 @@ def phases(
     kernel: of phase 3. arguments: of a kernel that does the whole scan; with marks, those name the states that enter
     and leave time.
     """
-    x, a, chunk, reverse, backward = source
+    x, _, chunk, reverse, backward, _ = source
     batch, time, _ = x.shape
     chunks = triton.cdiv(time, chunk) - 1
     _, args, constexprs = arguments
@@ -238,8 +339,7 @@ def phases(
     if marks is not None:
         args |= dict.fromkeys(ends)
     args |= {"marks": marks, "result": result, "chunks": chunks}
-    inputs = (x, a, call.h) if backward else (x, a)
-    scan = scan_launch(kernel, batch * (chunks + 1), inputs, config, args, constexprs | {"CHUNK": chunk})
+    scan = scan_launch(kernel, batch * (chunks + 1), read_by(call), config, args, constexprs | {"CHUNK": chunk})
     return [*steps, *before, scan]
 
 

@@ -26,11 +26,11 @@ from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.gating import gate_of, held_gates, input_of
 from griffin_kernels.ops._triton.scan import combine, combine_cut, last_row, span
 from griffin_kernels.ops._triton.tensors import Rows, load_state, own_channels, store_state, tile_offsets
 from griffin_kernels.ops.linear_scan._scan_launches import pipelined, scan_arguments
-from griffin_kernels.ops.linear_scan._scan_options import lacks
-from griffin_kernels.ops.linear_scan._triton_scan import scan_again, streams_at, streams_later
+from griffin_kernels.ops.linear_scan._triton_scan import ScanEnds, scan_again, streams_at, streams_later
 from griffin_kernels.ops.linear_scan.op import Call
 
 
@@ -50,7 +50,9 @@ def linear_scan_associative(
     h0,
     cu_seqlens,
     h_last,
+    a_prod,
     T,
+    gating,
     D: tl.constexpr,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
@@ -58,8 +60,9 @@ def linear_scan_associative(
     BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """given: x, a, h [B,T,D], reset [B,T]; h0, h_last: [N,D]. Grid: N * ceil(D / block_d), channels fastest."""
+    """given: x, h [B,T,D], a [Ba,Ta,D], reset [B,T]; h0, h_last, a_prod: [N,D]. Grid: N * ceil(D / block_d)."""
     SIGN: tl.constexpr = -1 if REVERSE else 1
+    NEUTRAL: tl.constexpr = 1.0 if gating is None or not gating.log else 0.0
     row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
     streams = streams_at(given, batch, first, T, D, SIGN)
@@ -68,27 +71,40 @@ def linear_scan_associative(
     a_tile = tile_offsets(times, channels.columns, given.a, BLOCK_T, D)
     h_tile = tile_offsets(times, channels.columns, Rows(given.h, 0, SIGN * D, 1), BLOCK_T, D)
     carry = load_state(h0, row, channels, ACC)  # [block_d]
+    product = None if a_prod is None else tl.full((BLOCK_D,), 1.0, dtype=ACC)
+    held = held_gates(streams.a, channels, gating, ACC)
     most = tl.zeros((BLOCK_D,), dtype=ACC)  # the largest |a|
     for begin in tl.range(0, steps, BLOCK_T, num_stages=STAGES):
         here = times < steps - begin  # [block_t]
         mask = here[:, None] & channels.inside[None, :]
         values = tl.load(streams.x.at + x_tile, mask=mask, other=0.0).to(ACC)
-        gates = tl.load(streams.a.at + a_tile, mask=mask, other=1.0).to(ACC)
+        if held is None:
+            given_gates = tl.load(streams.a.at + a_tile, mask=mask, other=NEUTRAL)
+        else:
+            given_gates = tl.where(mask, held[None, :], NEUTRAL)
+        gates = gate_of(given_gates, gating, ACC).to(ACC)
+        values = input_of(values, given_gates, gates, gating)
         if given.reset is not None:
             resets = tl.load(streams.reset.at + times * streams.reset.step, mask=here, other=0)
             gates = tl.where(resets[:, None] != 0, 0.0, gates)
             reach, local = tl.associative_scan((gates, values), 0, combine_cut)
             states = tl.where(reach == 0.0, local, reach * carry[None, :] + local)
+            if product is not None:
+                passed = last_row(reach, times, BLOCK_T)
+                product = tl.where(passed == 0.0, 0.0, passed * product)
         else:
             reach, local = tl.associative_scan((gates, values), 0, combine)
             states = reach * carry[None, :] + local
+            if product is not None:
+                product *= last_row(reach, times, BLOCK_T)
         most = tl.maximum(most, tl.max(tl.abs(gates), axis=0))
         tl.store(streams.h.at + h_tile, states.to(given.h.dtype.element_ty), mask=mask)
         carry = last_row(states, times, BLOCK_T)
         streams = streams_later(streams, BLOCK_T)
     store_state(h_last, row, carry, channels)
+    store_state(a_prod, row, product, channels)
     done = tl.cast(tl.cdiv(steps, BLOCK_T), tl.int64) * BLOCK_T
-    scan_again(streams, h0, h_last, row, most, channels, steps, done)
+    scan_again(streams, ScanEnds(h0, h_last, a_prod), row, most, channels, steps, done, gating)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
@@ -100,7 +116,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return lacks(case) or host.not_here(device) or host.idle_channels(case, config.block_d)
+    return host.not_here(device) or host.idle_channels(case, config.block_d)
 
 
 VARIANT = Variant(

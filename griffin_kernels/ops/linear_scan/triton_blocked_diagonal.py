@@ -25,11 +25,12 @@ from griffin_kernels.contract import Case, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.bundling import bundling
+from griffin_kernels.ops._triton.gating import gate_of, held_gates, input_of, load_steps
 from griffin_kernels.ops._triton.scan import grow, span
 from griffin_kernels.ops._triton.tensors import load_flags, load_rows, load_state, own_channels, store_row, store_state
 from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments
-from griffin_kernels.ops.linear_scan._scan_options import lacks
-from griffin_kernels.ops.linear_scan._triton_scan import scan_again, streams_at, streams_later
+from griffin_kernels.ops.linear_scan._triton_scan import Carried, ScanEnds, scan_again, streams_at, streams_later
 from griffin_kernels.ops.linear_scan.op import Call
 
 
@@ -43,16 +44,20 @@ class Config:
     num_warps: int = 1
 
 
-@triton.jit
-def scan_blocks(streams, carry, most, channels, left, BLOCK: tl.constexpr, BLOCK_T: tl.constexpr, TAIL: tl.constexpr):
+@bundling
+def scan_blocks(
+    streams, carried, most, channels, left, gating, held, BLOCK: tl.constexpr, BLOCK_T: tl.constexpr, TAIL: tl.constexpr
+):
     """BLOCK_T steps, fewer in the tail. Streams are at the tile's first step.
 
     Gives the carry and the largest |a| so far, ``most``. A block with a reset goes row by row: in a product, what came
     before the reset would count as a factor of zero.
     """
-    ACC: tl.constexpr = carry.dtype
+    ACC: tl.constexpr = most.dtype
+    NEUTRAL: tl.constexpr = 1.0 if gating is None or not gating.log else 0.0
+    carry, product = carried.state, carried.product
     xs = load_rows(streams.x, channels, left, 0.0, BLOCK_T, TAIL)
-    gates = load_rows(streams.a, channels, left, 1.0, BLOCK_T, TAIL)
+    steps = load_steps(streams.a, held, channels, left, NEUTRAL, BLOCK_T, TAIL)
     resets = load_flags(streams.reset, left, 0, BLOCK_T, TAIL)
     for first in tl.static_range(0, BLOCK_T, BLOCK):
         stopped = 0
@@ -62,9 +67,11 @@ def scan_blocks(streams, carry, most, channels, left, BLOCK: tl.constexpr, BLOCK
         if stopped != 0:
             for t in tl.static_range(BLOCK):
                 carry = tl.where(resets[first + t] != 0, 0.0, carry)
-                gate = gates[first + t].to(ACC)
+                gate = gate_of(steps[first + t], gating, ACC).to(ACC)
                 most = tl.maximum(most, tl.abs(gate))
-                carry = gate * carry + xs[first + t].to(ACC)
+                carry = gate * carry + input_of(xs[first + t].to(ACC), steps[first + t], gate, gating)
+                if product is not None:
+                    product = gate * tl.where(resets[first + t] != 0, 0.0, product)
                 store_row(streams.h, first + t, carry, channels, left, TAIL)
         else:
             weights = ()  # row t of the block: L[t, 0..t-1]
@@ -72,9 +79,9 @@ def scan_blocks(streams, carry, most, channels, left, BLOCK: tl.constexpr, BLOCK
             reach = tl.full(channels.columns.shape, 1.0, dtype=ACC)
             state = carry
             for t in tl.static_range(BLOCK):
-                gate = gates[first + t].to(ACC)
+                gate = gate_of(steps[first + t], gating, ACC).to(ACC)
                 most = tl.maximum(most, tl.abs(gate))
-                value = xs[first + t].to(ACC)
+                value = input_of(xs[first + t].to(ACC), steps[first + t], gate, gating)
                 weights = grow(weights, gate, t)
                 state = value
                 for s in tl.static_range(t):
@@ -86,7 +93,9 @@ def scan_blocks(streams, carry, most, channels, left, BLOCK: tl.constexpr, BLOCK
                 state = reach * carry + state
                 store_row(streams.h, first + t, state, channels, left, TAIL)
             carry = state
-    return carry, most
+            if product is not None:
+                product *= reach
+    return Carried(carry, product), most
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -95,7 +104,9 @@ def linear_scan_blocked_diagonal(
     h0,
     cu_seqlens,
     h_last,
+    a_prod,
     T,
+    gating,
     D: tl.constexpr,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
@@ -103,22 +114,26 @@ def linear_scan_blocked_diagonal(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """given: x, a, h [B,T,D], reset [B,T]; h0, h_last: [N,D]. Grid: N * ceil(D / block_d), channels fastest."""
+    """given: x, h [B,T,D], a [Ba,Ta,D], reset [B,T]; h0, h_last, a_prod: [N,D]. Grid: N * ceil(D / block_d)."""
     SIGN: tl.constexpr = -1 if REVERSE else 1
     row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
     streams = streams_at(given, batch, first, T, D, SIGN)
-    carry = load_state(h0, row, channels, ACC)  # [block_d]
+    state = load_state(h0, row, channels, ACC)  # [block_d]
+    carry = Carried(state, None if a_prod is None else tl.full((BLOCK_D,), 1.0, dtype=ACC))
+    held = held_gates(streams.a, channels, gating, ACC)
     most = tl.zeros((BLOCK_D,), dtype=ACC)  # the largest |a|
     full = steps // BLOCK_T
     for _ in range(full):
-        carry, most = scan_blocks(streams, carry, most, channels, BLOCK_T, BLOCK, BLOCK_T, False)
+        carry, most = scan_blocks(streams, carry, most, channels, BLOCK_T, gating, held, BLOCK, BLOCK_T, False)
         streams = streams_later(streams, BLOCK_T)
     left = steps - full * BLOCK_T
     if left > 0:
-        carry, most = scan_blocks(streams, carry, most, channels, left, BLOCK, BLOCK_T, True)
-    store_state(h_last, row, carry, channels)
-    scan_again(streams, h0, h_last, row, most, channels, steps, tl.cast(full, tl.int64) * BLOCK_T)
+        carry, most = scan_blocks(streams, carry, most, channels, left, gating, held, BLOCK, BLOCK_T, True)
+    store_state(h_last, row, carry.state, channels)
+    store_state(a_prod, row, carry.product, channels)
+    done = tl.cast(full, tl.int64) * BLOCK_T
+    scan_again(streams, ScanEnds(h0, h_last, a_prod), row, most, channels, steps, done, gating)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
@@ -131,7 +146,7 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.block_t % config.block:
         return f"block_t={config.block_t} is not a multiple of block={config.block}"
-    return lacks(case) or host.unfit(case, device, config.block_d, config.num_warps)
+    return host.unfit(case, device, config.block_d, config.num_warps)
 
 
 VARIANT = Variant(

@@ -27,11 +27,11 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.chunks import ChunkedInputs, entering_chunk, own_chunk
-from griffin_kernels.ops._triton.tensors import marks_at, store_state
+from griffin_kernels.ops._triton.gating import gating_of
+from griffin_kernels.ops._triton.tensors import State, marks_at, store_state
 from griffin_kernels.ops.linear_scan import _triton_scan_chunks
 from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments
-from griffin_kernels.ops.linear_scan._scan_options import lacks
-from griffin_kernels.ops.linear_scan._triton_scan import as_carry, own_part, scan_rows, streams_at
+from griffin_kernels.ops.linear_scan._triton_scan import own_part, scan_rows, start_of, streams_at
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,11 @@ def linear_scan_chunks(
     marks,
     result,
     h_last,
+    products,
     T,
     chunks,
     tile,
+    gating,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -69,21 +71,31 @@ def linear_scan_chunks(
     batch, chunk, begin, steps = own_chunk(piece, chunks + 1, T, CHUNK)
     first = T - 1 - begin if REVERSE else begin
     streams, marks = streams_at(given, batch, first, T, D, SIGN), marks_at(marks, first, SIGN)
-    carry = as_carry(entering_chunk(result, h0, batch, chunk, chunks, own.vectors, D, ACC), tile)
-    carry = scan_rows(streams, marks, carry, own, steps, BLOCK_T)
-    store_state(h_last, batch, tl.reshape(carry, own.vectors.columns.shape), own.vectors, chunk == chunks)
+    state = entering_chunk(result, h0, batch, chunk, chunks, own.vectors, D, ACC)
+    carry = scan_rows(
+        streams, marks, start_of(state, tile, products is not None), own, steps, gating, products, BLOCK_T
+    )
+    store_state(h_last, batch, tl.reshape(carry.state, own.vectors.columns.shape), own.vectors, chunk == chunks)
+    if products is not None:
+        store_state(State(products.open, D, 1), piece, carry.product, own.vectors)
+        if marks is None:
+            store_state(products.final, batch, carry.product, own.vectors, chunk == chunks)
 
 
 def launches(call: Any, outputs: dict[str, Any], config: Any) -> list[Launch]:
-    """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    source = ChunkedInputs(call.x, call.a, config.chunk, call.reverse, False)
-    return _triton_scan_chunks.phases(linear_scan_chunks, source, call, outputs, scan_arguments(call, outputs), config)
+    """Marks (packed only), reduce and carry (more than one chunk only), scan, products (where asked for)."""
+    source = ChunkedInputs(call.x, call.a, config.chunk, call.reverse, False, gating_of(call))
+    arguments = _triton_scan_chunks.open_products(source, scan_arguments(call, outputs))
+    steps = _triton_scan_chunks.phases(linear_scan_chunks, source, call, outputs, arguments, config)
+    if (products := arguments[1]["products"]) is not None:
+        steps.append(_triton_scan_chunks.joined_products(source, call, products))
+    return steps
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
     if config.chunk % config.block_t:
         return f"chunk={config.chunk} is not a multiple of block_t={config.block_t}"
-    return lacks(case) or host.unfit(case, device, config.block_d, config.num_warps)
+    return host.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:

@@ -26,8 +26,7 @@ from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, store_state
 from griffin_kernels.ops.linear_scan._scan_launches import scan_arguments, scan_launch
-from griffin_kernels.ops.linear_scan._scan_options import lacks
-from griffin_kernels.ops.linear_scan._triton_scan import as_carry, own_part, scan_rows, streams_at
+from griffin_kernels.ops.linear_scan._triton_scan import own_part, scan_rows, start_of, streams_at
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,30 @@ class Config:
 
 @triton.jit(do_not_specialize=["T"])
 def linear_scan_sequential(
-    given, h0, cu_seqlens, h_last, T, tile, REVERSE: tl.constexpr, ACC: tl.constexpr, BLOCK_T: tl.constexpr
+    given,
+    h0,
+    cu_seqlens,
+    h_last,
+    a_prod,
+    T,
+    tile,
+    gating,
+    REVERSE: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr,
 ):
-    """given: x, h [B,T,D], a [B,T,D] or [B,T,H,n,n], reset [B,T]; h0, h_last: [N,D]. Grid: N * ceil(blocks / held)."""
+    """given: x, h [B,T,D], a [Ba,Ta,D] or [B,T,H,n,n], reset [B,T]; h0, h_last, a_prod: [N,D].
+
+    Grid: N * ceil(blocks / held).
+    """
     SIGN: tl.constexpr = -1 if REVERSE else 1
     row, own = own_part(tl.program_id(0), tile, given.a)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
     streams = streams_at(given, batch, first, T, tile.blocks * tile.size, SIGN)
-    carry = as_carry(load_state(h0, row, own.vectors, ACC), tile)
-    carry = scan_rows(streams, None, carry, own, steps, BLOCK_T)
-    store_state(h_last, row, tl.reshape(carry, own.vectors.columns.shape), own.vectors)
+    carry = start_of(load_state(h0, row, own.vectors, ACC), tile, a_prod is not None)
+    carry = scan_rows(streams, None, carry, own, steps, gating, None, BLOCK_T)
+    store_state(h_last, row, tl.reshape(carry.state, own.vectors.columns.shape), own.vectors)
+    store_state(a_prod, row, carry.product, own.vectors)
 
 
 def launches(call: Any, outputs: dict[str, Any], config: Any) -> list[Launch]:
@@ -60,7 +73,7 @@ def launches(call: Any, outputs: dict[str, Any], config: Any) -> list[Launch]:
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:
-    return lacks(case) or host.unfit(case, device, config.block_d, config.num_warps)
+    return host.unfit(case, device, config.block_d, config.num_warps)
 
 
 def rank(case: Case, device: Device) -> int:

@@ -19,6 +19,7 @@ import triton.language as tl
 
 from griffin_kernels.launch import Launch, architecture
 from griffin_kernels.ops._triton import host
+from griffin_kernels.ops._triton.gating import gate_of, held_gates
 from griffin_kernels.ops._triton.scan import combine, combine_cut, last_row, span
 from griffin_kernels.ops._triton.tensors import (
     Rows,
@@ -31,12 +32,16 @@ from griffin_kernels.ops._triton.tensors import (
 )
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.linear_scan import triton_associative as forward
-from griffin_kernels.ops.linear_scan._scan_launches import pipelined
+from griffin_kernels.ops.linear_scan._scan_launches import pipelined, read_by
 from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import (
+    GradientEnds,
+    gate_gradient,
     gradient_arguments,
+    input_gradient,
     scan_again,
     streams_at,
     streams_later,
+    with_sums,
 )
 from griffin_kernels.ops.linear_scan_bwd.op import Call
 
@@ -48,7 +53,9 @@ def linear_scan_bwd_associative(
     h0,
     cu_seqlens,
     dh0,
+    summed,
     T,
+    gating,
     D: tl.constexpr,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
@@ -56,8 +63,13 @@ def linear_scan_bwd_associative(
     BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """given: dh, a, h, dx, da [B,T,D], reset [B,T]; dh_last, h0, dh0: [N,D]. Grid: N * ceil(D / block_d)."""
+    """given: dh, h, x, dx [B,T,D], a, da [Ba,Ta,D], reset [B,T]; dh_last, h0, dh0, summed: [N,D].
+
+    Grid: N * ceil(D / block_d).
+    """
     SIGN: tl.constexpr = 1 if REVERSE else -1
+    NEUTRAL: tl.constexpr = 1.0 if gating is None or not gating.log else 0.0
+    CHANGED: tl.constexpr = gating is not None and (gating.log or gating.convex)
     row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     batch, first, steps = span(row, cu_seqlens, T, not REVERSE)
     streams = streams_at(given, batch, first, T, D, SIGN)
@@ -69,7 +81,11 @@ def linear_scan_bwd_associative(
     dh_tile = tile_offsets(times, channels.columns, given.dh, BLOCK_T, D)
     a_tile = tile_offsets(times, channels.columns, given.a, BLOCK_T, D)
     h_tile = tile_offsets(times, channels.columns, given.h, BLOCK_T, D)
+    if given.x is not None:
+        x_tile = tile_offsets(times, channels.columns, given.x, BLOCK_T, D)
     out_tile = tile_offsets(times, channels.columns, Rows(given.dx, 0, SIGN * D, 1), BLOCK_T, D)
+    total = None if summed is None else tl.zeros((BLOCK_D,), dtype=ACC)
+    held = held_gates(streams.a, channels, gating, ACC)
     most = tl.zeros((BLOCK_D,), dtype=ACC)  # the largest |a|
     for begin in tl.range(0, steps, BLOCK_T, num_stages=STAGES):
         left = steps - begin
@@ -78,7 +94,11 @@ def linear_scan_bwd_associative(
         inside = channels.inside[None, :]
         mask = here[:, None] & inside
         values = tl.load(streams.dh.at + dh_tile, mask=mask, other=0.0).to(ACC)
-        gates = tl.load(later(streams.a, -1).at + a_tile, mask=late[:, None] & inside, other=1.0).to(ACC)
+        if held is None:
+            late_steps = tl.load(later(streams.a, -1).at + a_tile, mask=late[:, None] & inside, other=NEUTRAL)
+        else:
+            late_steps = tl.where(late[:, None] & inside, held[None, :], NEUTRAL)
+        gates = gate_of(late_steps, gating, ACC).to(ACC)
         early = (times < left - 1)[:, None] & inside
         before = tl.load(later(streams.h, 1).at + h_tile, mask=early, other=0.0).to(ACC)
         before = tl.where((times == left - 1)[:, None], before_first[None, :], before)
@@ -94,28 +114,41 @@ def linear_scan_bwd_associative(
             reach, local = tl.associative_scan((gates, values), 0, combine)
             g = reach * carry[None, :] + local
         most = tl.maximum(most, tl.max(tl.abs(gates), axis=0))
-        tl.store(streams.dx.at + out_tile, g.to(given.dx.dtype.element_ty), mask=mask)
-        tl.store(streams.da.at + out_tile, (g * before).to(given.da.dtype.element_ty), mask=mask)
+        dx, gate = g, None
+        if CHANGED:
+            steps_here = held[None, :] if held is not None else tl.load(streams.a.at + a_tile, mask=mask, other=NEUTRAL)
+            gate = gate_of(steps_here, gating, ACC)
+            dx = input_gradient(g, steps_here, gate, gating)
+        tl.store(streams.dx.at + out_tile, dx.to(given.dx.dtype.element_ty), mask=mask)
+        if given.x is not None:
+            before -= tl.load(streams.x.at + x_tile, mask=mask, other=0.0).to(ACC)
+        slope = gate_gradient(g * before, gate, gating)
+        if total is not None:
+            total += tl.sum(tl.where(mask, slope, 0.0), axis=0)
+        else:
+            tl.store(streams.da.at + out_tile, slope.to(given.da.dtype.element_ty), mask=mask)
         carry = last_row(g, times, BLOCK_T)
         streams = streams_later(streams, BLOCK_T)
     if dh0 is not None:
         # a sequence without steps hands its gradient through
-        gate = load_rows(final_gate, channels, steps, 1.0, 1, True)[0].to(ACC)
-        handed = gate * carry
+        final_step = load_rows(final_gate, channels, steps, NEUTRAL, 1, True)[0]
+        handed = gate_of(final_step, gating, ACC).to(ACC) * carry
         if given.reset is not None:
             handed = tl.where(tl.load(final_reset.at, mask=steps > 0, other=0) != 0, 0.0, handed)
         store_state(dh0, row, handed, channels)
     done = tl.cast(tl.cdiv(steps, BLOCK_T), tl.int64) * BLOCK_T
-    scan_again(streams, dh_last, dh0, row, most, before_first, channels, steps, done)
+    store_state(summed, row, total, channels)
+    scan_again(streams, GradientEnds(dh_last, dh0, summed), row, most, before_first, channels, steps, done, gating)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     """One program per row of h0 and block of channels."""
-    count, args, constexprs = gradient_arguments(call, outputs)
-    inputs, constexprs = (call.dh, call.a, call.h), constexprs | {"STAGES": config.num_stages}
+    arguments = gradient_arguments(call, outputs)
+    (count, args, constexprs), sums = with_sums(arguments, outputs, arguments[0])
+    inputs, constexprs = read_by(call), constexprs | {"STAGES": config.num_stages}
     launch = host.channel_launch(linear_scan_bwd_associative, count, inputs, config, args, constexprs)
     spills = "8 bytes a thread, none of them in the loop" if architecture(call.a) == "sm_100" else ""
-    return [pipelined(launch, inputs, config, spills)]
+    return [pipelined(launch, inputs, config, spills), *sums]
 
 
 VARIANT = backward_of(

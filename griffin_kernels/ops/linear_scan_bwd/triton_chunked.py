@@ -30,8 +30,14 @@ from griffin_kernels.ops._triton.tensors import load_state, marks_at, store_stat
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.linear_scan import _triton_scan_chunks
 from griffin_kernels.ops.linear_scan import triton_chunked as forward
-from griffin_kernels.ops.linear_scan._triton_scan import as_carry, own_part
-from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import gradient_arguments, scan_rows, streams_at
+from griffin_kernels.ops.linear_scan._triton_scan import own_part
+from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import (
+    gradient_arguments,
+    handed_back,
+    scan_rows,
+    streams_at,
+    with_sums,
+)
 
 
 @dataclass(frozen=True)
@@ -49,9 +55,11 @@ def linear_scan_bwd_chunks(
     marks,
     result,
     dh0,
+    summed,
     T,
     chunks,
     tile,
+    gating,
     REVERSE: tl.constexpr,
     ACC: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -59,7 +67,7 @@ def linear_scan_bwd_chunks(
 ):
     """Phase 3. result: [B,chunks,D] states that leave all chunks but the last. Grid: B * (chunks+1) * groups of blocks.
 
-    dh_last, dh0: None with marks, which have them.
+    dh_last, dh0: None with marks, which have them. summed: [B * (chunks+1), D], for steady gates.
     """
     SIGN: tl.constexpr = 1 if REVERSE else -1
     D: tl.constexpr = tile.blocks * tile.size
@@ -67,20 +75,23 @@ def linear_scan_bwd_chunks(
     batch, chunk, begin, steps = own_chunk(piece, chunks + 1, T, CHUNK)
     first = begin if REVERSE else T - 1 - begin
     streams = streams_at(given, batch, first, T, D, SIGN, tile.each)
-    carry = as_carry(entering_chunk(result, dh_last, batch, chunk, chunks, own.vectors, D, ACC), tile)
+    state = entering_chunk(result, dh_last, batch, chunk, chunks, own.vectors, D, ACC)
+    carry = handed_back(state, tile, summed is not None)
     before_first = load_state(h0 if marks is None else None, batch, own.vectors, ACC, chunk == chunks)
     marks = marks_at(marks, first, SIGN)
     remaining = tl.cast(T - begin, tl.int32)
-    carry = scan_rows(streams, marks, h0, carry, before_first, own, steps, remaining, BLOCK_T)
-    store_state(dh0, batch, tl.reshape(carry, before_first.shape), own.vectors, chunk == chunks)
+    carry = scan_rows(streams, marks, h0, carry, before_first, own, steps, remaining, gating, BLOCK_T)
+    store_state(dh0, batch, tl.reshape(carry.state, before_first.shape), own.vectors, chunk == chunks)
+    store_state(summed, piece, carry.total, own.vectors)
 
 
 def launches(call: Any, outputs: dict[str, Any], config: Any) -> list[Launch]:
-    """Marks (packed only), reduce and carry (more than one chunk only), scan."""
-    source = ChunkedInputs(call.dh, call.a, config.chunk, not call.reverse, True)
-    return _triton_scan_chunks.phases(
-        linear_scan_bwd_chunks, source, call, outputs, gradient_arguments(call, outputs), config
-    )
+    """Marks (packed only), reduce and carry (more than one chunk only), scan, sums of da of steady gates."""
+    arguments = gradient_arguments(call, outputs)
+    source = ChunkedInputs(call.dh, call.a, config.chunk, not call.reverse, True, arguments[1]["gating"])
+    programs = call.dh.shape[0] * triton.cdiv(call.dh.shape[1], config.chunk)
+    arguments, sums = with_sums(arguments, outputs, programs)
+    return [*_triton_scan_chunks.phases(linear_scan_bwd_chunks, source, call, outputs, arguments, config), *sums]
 
 
 def rank(case: Case, device: Device) -> int:

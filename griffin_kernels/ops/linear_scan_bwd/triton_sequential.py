@@ -26,9 +26,15 @@ from griffin_kernels.ops._triton.scan import span
 from griffin_kernels.ops._triton.tensors import load_state, store_state
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.linear_scan import triton_sequential as forward
-from griffin_kernels.ops.linear_scan._scan_launches import scan_launch
-from griffin_kernels.ops.linear_scan._triton_scan import as_carry, own_part
-from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import gradient_arguments, scan_rows, streams_at
+from griffin_kernels.ops.linear_scan._scan_launches import read_by, scan_launch
+from griffin_kernels.ops.linear_scan._triton_scan import own_part
+from griffin_kernels.ops.linear_scan_bwd._triton_scan_gradient import (
+    gradient_arguments,
+    handed_back,
+    scan_rows,
+    streams_at,
+    with_sums,
+)
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,20 @@ class Config(forward.Config):
 
 @triton.jit(do_not_specialize=["T"])
 def linear_scan_bwd_sequential(
-    given, dh_last, h0, cu_seqlens, dh0, T, tile, REVERSE: tl.constexpr, ACC: tl.constexpr, BLOCK_T: tl.constexpr
+    given,
+    dh_last,
+    h0,
+    cu_seqlens,
+    dh0,
+    summed,
+    T,
+    tile,
+    gating,
+    REVERSE: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr,
 ):
-    """given: dh, h, dx [B,T,D], a, da [B,T,D] or [B,T,H,n,n], reset [B,T]; dh_last, h0, dh0: [N,D].
+    """given: dh, h, x, dx [B,T,D], a, da [Ba,Ta,D] or [B,T,H,n,n], reset [B,T]; dh_last, h0, dh0, summed: [N,D].
 
     Grid: N * ceil(blocks / held).
     """
@@ -50,16 +67,18 @@ def linear_scan_bwd_sequential(
     row, own = own_part(tl.program_id(0), tile, given.a)
     batch, first, steps = span(row, cu_seqlens, T, not REVERSE)
     streams = streams_at(given, batch, first, T, tile.blocks * tile.size, SIGN, tile.each)
-    carry = as_carry(load_state(dh_last, row, own.vectors, ACC), tile)
+    carry = handed_back(load_state(dh_last, row, own.vectors, ACC), tile, summed is not None)
     before_first = load_state(h0, row, own.vectors, ACC)  # [held * n]
-    carry = scan_rows(streams, None, None, carry, before_first, own, steps, steps, BLOCK_T)
-    store_state(dh0, row, tl.reshape(carry, before_first.shape), own.vectors)
+    carry = scan_rows(streams, None, None, carry, before_first, own, steps, steps, gating, BLOCK_T)
+    store_state(dh0, row, tl.reshape(carry.state, before_first.shape), own.vectors)
+    store_state(summed, row, carry.total, own.vectors)
 
 
 def launches(call: Any, outputs: dict[str, Any], config: Any) -> list[Launch]:
-    """One program per row of h0 and block of channels, or group of matrices."""
-    count, args, constexprs = gradient_arguments(call, outputs)
-    return [scan_launch(linear_scan_bwd_sequential, count, (call.dh, call.a, call.h), config, args, constexprs)]
+    """One program per row of h0 and block of channels, or group of matrices; sums of da, where there are several."""
+    arguments = gradient_arguments(call, outputs)
+    (count, args, constexprs), sums = with_sums(arguments, outputs, arguments[0])
+    return [scan_launch(linear_scan_bwd_sequential, count, read_by(call), config, args, constexprs), *sums]
 
 
 def rank(case: Case, device: Device) -> int:

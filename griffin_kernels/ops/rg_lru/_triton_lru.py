@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from griffin_kernels.ops._triton import pools, tensors
+from griffin_kernels.ops._triton import tensors
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.elementwise import (
     LARGEST_EXPONENT,
@@ -292,7 +292,7 @@ def scan_rows(steps, marks, gates, carry, channels, before, count, shape, kept=N
     kept: at the first step; where carries are kept.
     """
     if kept is not None:
-        places = kept.places  # what a loop moves
+        places, states, size = kept.places, kept.states, kept.size  # Triton 3.6 forgets an argument's in loops
     if shape.ahead:
         ahead = load_tile(steps, marks, channels, count, shape.block_t)
     for begin in range(0, count, shape.block_t):
@@ -326,7 +326,8 @@ def scan_rows(steps, marks, gates, carry, channels, before, count, shape, kept=N
             if marks is not None:
                 tensors.store_state(marks.final, tile.leaves[u], carry, channels, tile.leaves[u] >= 0)
             if kept is not None:
-                tensors.store_state(kept.states, targets[u], carry, channels, pools.has(kept, targets[u]))
+                inside = (targets[u] >= 0) & (targets[u] < size)
+                tensors.store_state(states, targets[u], carry, channels, inside)
     return carry
 
 

@@ -203,6 +203,7 @@ def linear_scan_products(
     a [Ba,Ta,D], reset [B,T]: for products of no use, which are taken again step by step. Grid: N * ceil(D / block_d).
     """
     SIGN: tl.constexpr = -1 if REVERSE else 1
+    final, pieces = products.final, products.open  # Triton 3.6 forgets constants of arguments in branches and loops
     row, channels = own_channels(tl.program_id(0), D, BLOCK_D)
     batch, first, steps = span(row, cu_seqlens, T, REVERSE)
     begin = T - 1 - first if REVERSE else first
@@ -210,9 +211,9 @@ def linear_scan_products(
     if steps > 0:
         chunk, last = begin // CHUNK, (begin + steps - 1) // CHUNK
         for piece in range(batch * (chunks + 1) + chunk, batch * (chunks + 1) + last):
-            part = load_state(State(products.open, D, 1), piece, channels, ACC)
+            part = load_state(State(pieces, D, 1), piece, channels, ACC)
             product = tl.where(part == CUT, 0.0, product * part)
-        part = load_state(products.final, row, channels, ACC)
+        part = load_state(final, row, channels, ACC)
         product = tl.where(part == CUT, 0.0, product * part)
     if tl.max((product != product).to(tl.int32), axis=0) != 0:
         walked = tl.full((BLOCK_D,), 1.0, dtype=ACC)
@@ -224,7 +225,7 @@ def linear_scan_products(
             walked *= gate_of(load_rows(gates, channels, 1, 0.0, 1, True)[0], gating, ACC).to(ACC)
             gates = later(gates, 1)
         product = tl.where(product != product, walked, product)
-    store_state(products.final, row, product, channels)
+    store_state(final, row, product, channels)
 
 
 class _MatrixConfig(NamedTuple):

@@ -27,6 +27,9 @@ from griffin_kernels.registry import Match, Registry, load_for
 
 Run = Callable[..., tuple[Tensor | None, ...]]
 
+OTHERS = frozenset({type(None), bool, int, float, str})
+"""Types of arguments that are no tensors."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -271,7 +274,11 @@ def _casts(op: Op, arguments: Mapping[str, Any]) -> tuple[str, ...]:
 
 def call(op_name: str, given: Any) -> tuple[Tensor | None, ...]:
     """Check a call, an instance of ``Op.call``, choose its kernel and run it."""
-    key = (op_name, *[(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in given])
+    # asking of None whether it is a tensor takes longer than all else here
+    key = (
+        op_name,
+        *[v if type(v) in OTHERS or not isinstance(v, Tensor) else (v.shape, v.dtype, v.device) for v in given],
+    )
     try:
         run = _STATE.chosen.get(key)
     except TypeError:  # a list, say, where a tensor belongs
@@ -317,7 +324,8 @@ def _resolve(op_name: str, given: Any) -> Run:
         if not packed:
             return run(given)
         total = int(given.cu_seqlens[-1])
-        given = given._replace(cu_seqlens=given.cu_seqlens.to(where, non_blocking=True))
+        if where.type != "cpu":
+            given = given._replace(cu_seqlens=given.cu_seqlens.to(where, non_blocking=True))
         return run(given) if total == sizes["T"] else _without_padding(op, given, total, sizes)
 
     return checked

@@ -25,6 +25,9 @@ from griffin_kernels.functional._batching import batching_rule
 
 _functorch: Any = torch._C._functorch
 
+_PLAIN = dispatch.OTHERS | {Tensor, Parameter}
+"""Types of arguments that nothing traces or wraps."""
+
 _TANGENTS = (
     "forward-mode derivatives (jvp, jacfwd, linearize, dual numbers): "
     "use reverse mode (backward, torch.func.grad or vjp)"
@@ -373,4 +376,4 @@ def is_plain(args: tuple[Any, ...]) -> bool:
     """True for ordinary tensors outside any tracer, mode or transform."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or _functorch.peek_interpreter_stack():
         return False
-    return not any([type(arg) not in (Tensor, Parameter) and isinstance(arg, Tensor) for arg in args])
+    return not any([type(arg) not in _PLAIN and isinstance(arg, Tensor) for arg in args])

@@ -238,7 +238,6 @@ def temporal_conv1d_step(
     """
     if (dtype := autocast(x, state)) is not None:
         (x,) = in_dtype(dtype, x)
-    _activation.check(activation)
     rows = whole(positions), whole(slots), whole(dst_slots), pad_slot, activation
     return _temporal_conv1d_step(x, *beside(x, weight, bias), state, *rows, out)
 

@@ -60,11 +60,10 @@ def linear_scan(
         if given := [name for name, value in options.items() if value]:
             raise errors.ArgumentError(f"linear_scan: {given[0]} has no form for complex x, expected a alone")
         return _complex.of_numbers(x, gates, h0, reset, cu_seqlens, reverse)
-    dtype = autocast(x)
-    if dtype is not None:
+    if (dtype := autocast(x)) is not None:
         (x,) = in_dtype(dtype, x)
     (gates,) = beside(x, gates)
-    if isinstance(gates, Tensor) and gates.dim() == 1:
+    if isinstance(gates, Tensor) and gates.ndim == 1:
         gates = gates[None, None]
     h, h_last, a_prod = _linear_scan(
         x, gates, h0, reset, offsets(cu_seqlens), reverse, a is None, convex, return_a_prod

@@ -58,7 +58,7 @@ def target(given: Tensor | None, like: Tensor) -> Tensor:
     """
     if given is not None and (given.stride(-1) == 1 or given.shape[-1] == 1) and not given.is_neg():
         return given
-    return torch.empty(like.shape, dtype=like.dtype, device="cpu")
+    return like.new_empty(like.shape)
 
 
 def delivered(written: Tensor, given: Tensor | None) -> Tensor:

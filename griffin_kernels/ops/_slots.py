@@ -53,8 +53,8 @@ def check(call: Any, **states: Tensor) -> None:
     for name, count in others:
         if count != pool:
             raise errors.ShapeError(f"{name} has {count} rows, {first} has {pool}: one slot is a row of both")
-    for name, state in states.items():
-        if pool > 1 and state.stride(0) == 0 and state.numel():
+    for name, state in states.items() if pool > 1 else ():
+        if state.stride(0) == 0 and state.numel():
             raise errors.ArgumentError(f"{name} has all of its rows in one place, expected memory for each")
     if slots is None:
         if dst_slots is not None or call.pad_slot >= 0:

@@ -92,8 +92,8 @@ def _scan(
         products = carries + ends.nbytes // 2
     if options & _scan_lanes.SUMMED or (carries and product is not None):
         totals = torch.empty((slots, width), dtype=final.dtype, device="cpu")
-    streamed = outputs if len(outputs) < 2 or outputs[1].dtype == x.dtype else outputs[:1]
-    past = sum(output.nbytes for output in outputs) >= native.STREAMED and native.in_lines(block, *streamed)
+    past = sum([output.nbytes for output in outputs]) >= native.STREAMED
+    past = past and native.in_lines(block, *[output for output in outputs if output.dtype is x.dtype])
     fields = _KERNELS.fields(
         reset=strided("reset", call.reset, batch * time),
         a=strided("a", a, batch * time * width * size * a.itemsize),
@@ -133,13 +133,17 @@ def _scan(
 
 def _options(call: Any) -> int:
     """Options of a call's gates that kernels of both directions have."""
-    flags = (call.log_a, _scan_lanes.LOG), (call.convex, _scan_lanes.CONVEX)
-    return sum(bit for given, bit in flags if given) + (_scan_lanes.WIDE if call.a.dtype != call[0].dtype else 0)
+    options = _scan_lanes.LOG if call.log_a else 0
+    if call.convex:
+        options += _scan_lanes.CONVEX
+    return options if call.a.dtype is call[0].dtype else options + _scan_lanes.WIDE
 
 
 def gates(call: Any, config: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """linear_scan, with the product of its gates where that is asked for."""
     options, product = _options(call), None
+    if not options and not call.with_a_prod:
+        return *forward(call, config), None
     if call.with_a_prod:
         options += _scan_lanes.PRODUCT
         shape = rows_of(call.x.shape[0], call.cu_seqlens), call.x.shape[2]

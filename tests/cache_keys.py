@@ -95,7 +95,7 @@ BATCHES, LENGTHS = (1, 2, 3, 8, 16, 33), (1, 17, 100, 512, 1000, 4096)
 LAYOUTS = {"contiguous": "BTH", "head-major": "BHT", "time-major": "TBH"}
 """Dimensions in memory, the slowest first: B batch rows or slots, T steps, keys or slots of a ring, H heads."""
 
-KINDS = {"B": "B", "P": "B", "T": "T", "S": "T", "W": "T", "H": "H", "Hq": "H", "Hkv": "H"}
+KINDS = {"B": "B", "Ba": "B", "P": "B", "T": "T", "Ta": "T", "S": "T", "W": "T", "H": "H", "Hq": "H", "Hkv": "H"}
 
 
 def laid_out(spec: TensorSpec, value: torch.Tensor, sizes: dict[str, int], layout: str) -> torch.Tensor:
@@ -121,9 +121,10 @@ def kernels_of_layout(variant: Variant, case: Case, arch: str, layout: str) -> d
     keys: dict[str, set[str]] = {}
     for batch, time in itertools.product(BATCHES, LENGTHS if "T" in case.dims else (0,)):
         sizes = case.dims | {"B": batch, "N": batch, "P": batch, "T": time, "S": time + carried}
+        sizes |= {"Ba": batch, "Ta": time}  # of no bench case the same gate at all steps
         inputs = dict(twin)
         for tensor, spec in op.inputs.items():
-            if isinstance(twin[tensor], torch.Tensor) and {"B", "N", "P"} & set(spec.names):
+            if isinstance(twin[tensor], torch.Tensor) and {"B", "Ba", "N", "P"} & set(spec.names):
                 inputs[tensor] = laid_out(spec, twin[tensor], sizes, layout)
         with described_for(arch):
             for step in variant.launches(catalog.op(variant.op).call(**inputs), {}, variant.config()):

@@ -176,7 +176,12 @@ def make(case: Case, offsets: Tensor | None, generator: torch.Generator) -> tupl
         if count >= 3 and n == count - 2:
             continue
         kept = list(range(end - 1, begin - 1, -step))
-        home = kept[int(torch.randint(len(kept), (1,), generator=generator))] if kept else -1
+        home = (
+            kept[int(torch.randint(len(kept), (1,), generator=generator, dtype=torch.int64, device="cpu"))]
+            if kept
+            else -1
+        )
         for at in kept:
             keep[at] = slots[n] if at == home and slots[n] >= 0 else free.pop() if free else -1
-    return torch.tensor(slots, dtype=torch.int64), torch.tensor(keep, dtype=torch.int64).reshape(batch, time)
+    named, kept_in = (torch.tensor(rows, dtype=torch.int64, device="cpu") for rows in (slots, keep))
+    return named, kept_in.reshape(batch, time)

@@ -11,12 +11,12 @@ from tests import ROOT
 from tests.cache_keys import LAYOUTS
 from tuning.static.requests import compilable
 
-MOST = 6
+MOST = 7
 """Keys of a kernel over all sizes of one layout.
 
 Triton tells multiples of 16 and 1 from other numbers, so that a stride that follows from one size, as that of positions
 does, makes three; one that is a constant where batch or length is 1 makes a fourth. Strides of one call mostly vary
-together.
+together. The size of a pool is one more number, which here varies with the batch.
 """
 
 MOST_CHUNKED = 2 * MOST

@@ -254,7 +254,7 @@ def test_a_changed_helper_is_compiled_again(tmp_path):
     assert nonzero() == "True"
     tiles = tmp_path / package.name / "ops" / "rg_lru" / "_lru_numba_tiles.py"
     source = tiles.read_text()
-    changed = source.replace("gates.m)\n        state =", "v.constant(0.0))\n        state =")
+    changed = source.replace("v.multiply(gates.i, x, gates.m))", "v.constant(0.0))")
     assert changed != source
     tiles.write_text(changed)
     assert nonzero() == "False"

@@ -23,6 +23,8 @@ LABEL_PIXELS = 17
 OP_SYMBOLS = (
     "circle", "hexagon2", "star", "hourglass", "pentagon", "bowtie", "star-diamond", "hexagram", "star-square",
     "octagon", "diamond-wide", "diamond-tall", "circle-open", "star-open", "pentagon-open", "hexagon2-open",
+    "hourglass-open", "bowtie-open", "star-diamond-open", "hexagram-open", "star-square-open", "octagon-open",
+    "diamond-wide-open", "diamond-tall-open", "circle-dot", "star-dot", "pentagon-dot", "hexagon2-dot",
 )  # fmt: skip
 """One for each op; none of them stands for a roof elsewhere."""
 

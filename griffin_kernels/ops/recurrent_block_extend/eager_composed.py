@@ -34,6 +34,5 @@ VARIANT = Variant(
     name="eager.composed",
     summary="windows gathered and scattered, the tuned convolution, the tuned RG-LRU, gelu and a product",
     run=run,
-    baseline=True,
     rank=lambda case, device: 10,
 )

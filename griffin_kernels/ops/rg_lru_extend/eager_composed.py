@@ -29,6 +29,5 @@ VARIANT = Variant(
     name="eager.composed",
     summary="states gathered, batched gate products, elementwise steps, the tuned scan, states scattered",
     run=run,
-    baseline=True,
     rank=lambda case, device: 10,
 )

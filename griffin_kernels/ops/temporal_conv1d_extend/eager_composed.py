@@ -29,6 +29,5 @@ VARIANT = Variant(
     name="eager.composed",
     summary="windows gathered, one shifted multiply-add per tap, windows scattered",
     run=run,
-    baseline=True,
     rank=lambda case, device: 10,
 )

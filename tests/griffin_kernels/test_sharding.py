@@ -25,6 +25,7 @@ CASES = {
     "block_diagonal_scan": "B2-T9-D8-H2-n4-float64~h0",
     "complex_scan": "B2-T9-D6-float64~h0",
     "rg_lru": "B2-T9-D8-H2-n4-float64+segmented~h0",
+    "rg_lru_gated": "B2-T9-D8-float64+segmented~h0",
     "temporal_conv1d": "B2-T9-D8-K4-float64~state",
     "recurrent_block": "B2-T9-D8-K4-H2-n4-float64+segmented~state~h0",
     "local_attention": "B2-T9-Hq4-Hkv2-d8-W5-float64+softcap",

@@ -20,6 +20,7 @@ from griffin_kernels.ops.temporal_conv1d import eager_shifted
 def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor, Tensor]:
     before = window(call)
     u, _ = eager_shifted.VARIANT.run(convolution(call, before), eager_shifted.VARIANT.config())
+    assert u is not None
     h, _ = eager_published.run(recurrence(call, u), config)
     out = torch.nn.functional.gelu(call.y, approximate="tanh").mul_(h)
     _keep.write_windows(call.conv_states, call, before)

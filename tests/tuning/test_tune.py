@@ -98,7 +98,7 @@ def raise_(error):
     ("behave", "status", "problem"),
     [
         (lambda out: (out[0] * 1.001, out[1]), "wrong", "h is wrong"),
-        (lambda out: (out[0], out[1] + 1e-2), "wrong", "h_last is wrong"),
+        (lambda out: (out[0], out[1] + 1e-2, *out[2:]), "wrong", "h_last is wrong"),
         (lambda out: (torch.full_like(out[0], float("nan")), out[1]), "wrong", "relative norm inf"),
         (lambda out: (torch.empty_like(out[0]), out[1]), "wrong", "h is wrong"),
         (lambda out: (out[0][:, :-1], out[1]), "wrong", "shape"),
@@ -137,14 +137,14 @@ def test_input_that_a_candidate_changes_makes_it_wrong(tmp_path, monkeypatch):
 
 def leaking(call, config):
     """Right, but for a factor of zero: what is NaN in one batch row is NaN in all."""
-    h, h_last = catalog.variant("linear_scan/eager.sequential").run(call, NoConfig())
-    return h + 0.0 * call.x.sum().to(h.dtype), h_last
+    h, *others = catalog.variant("linear_scan/eager.sequential").run(call, NoConfig())
+    return h + 0.0 * call.x.sum().to(h.dtype), *others
 
 
 def multiplying(call, config):
     """Right while gates are within [-1, 1]: a product of gates overflows where the state does not."""
-    h, h_last = catalog.variant("linear_scan/eager.sequential").run(call, NoConfig())
-    return h, h_last + 0.0 * call.a.double().prod(1).to(h_last.dtype)
+    h, h_last, a_prod = catalog.variant("linear_scan/eager.sequential").run(call, NoConfig())
+    return h, h_last + 0.0 * call.a.double().prod(1).to(h_last.dtype), a_prod
 
 
 @pytest.mark.parametrize(

@@ -97,12 +97,12 @@ def raise_(error):
 @pytest.mark.parametrize(
     ("behave", "status", "problem"),
     [
-        (lambda out: (out[0] * 1.001, out[1]), "wrong", "h is wrong"),
+        (lambda out: (out[0] * 1.001, *out[1:]), "wrong", "h is wrong"),
         (lambda out: (out[0], out[1] + 1e-2, *out[2:]), "wrong", "h_last is wrong"),
-        (lambda out: (torch.full_like(out[0], float("nan")), out[1]), "wrong", "relative norm inf"),
-        (lambda out: (torch.empty_like(out[0]), out[1]), "wrong", "h is wrong"),
-        (lambda out: (out[0][:, :-1], out[1]), "wrong", "shape"),
-        (lambda out: (out[0].double(), out[1]), "wrong", "float64"),
+        (lambda out: (torch.full_like(out[0], float("nan")), *out[1:]), "wrong", "relative norm inf"),
+        (lambda out: (torch.empty_like(out[0]), *out[1:]), "wrong", "h is wrong"),
+        (lambda out: (out[0][:, :-1], *out[1:]), "wrong", "shape"),
+        (lambda out: (out[0].double(), *out[1:]), "wrong", "float64"),
         (lambda out: (out[0],), "wrong", "1 outputs"),
         (lambda out: raise_(RuntimeError("boom")), "failed", "RuntimeError: boom"),
         (lambda out: raise_(MemoryError()), "memory", "MemoryError"),

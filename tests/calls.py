@@ -8,12 +8,42 @@ import torch
 
 import griffin_kernels
 from griffin_kernels import RGLRUWeights, catalog
-from griffin_kernels.contract import Inputs
+from griffin_kernels.contract import Case, Inputs
 from griffin_kernels.functional._bridge import registered
 
 CPU = torch.device("cpu")
 DIFFERENTIABLE = [name for name in catalog.ops() if name in {catalog.op(other).forward for other in catalog.ops()}]
 STEPS = [name for name in catalog.ops() if catalog.op(name).in_place]
+
+ROWS = {
+    "linear_scan": "B2-T{}-D6-{}~h0",
+    "block_diagonal_scan": "B2-T{}-D12-H3-n4-{}~h0",
+    "block_diagonal_scan, blocks of one": "B2-T{}-D3-H3-n1-{}~h0",
+    "complex_scan": "B2-T{}-D3-{}~h0",
+    "rg_lru": "B2-T{}-D8-H2-n4-{}+segmented~h0",
+    "rg_lru_gated": "B2-T{}-D8-{}+segmented~h0~c",
+    "temporal_conv1d": "B2-T{}-D8-K4-{}~state",
+    "temporal_conv1d, documents": "B2-T{}-D8-K4-{}+segmented~state",
+    "temporal_conv1d, silu": "B2-T{}-D8-K4-{}+silu~state",
+    "temporal_conv1d, gelu without a bias": "B2-T{}-D8-K4-{}+gelu~state~no_bias",
+    "recurrent_block": "B2-T{}-D8-K4-H2-n4-{}+segmented~state~h0",
+    "local_attention": "B2-T{}-Hq4-Hkv2-d8-W5-{}+softcap",
+    "local_attention, documents": "B2-T{}-Hq4-Hkv2-d8-W5-{}+segmented",
+    "rg_lru_step": "B3-D8-H2-n4-P5-{1}~positions~slots",
+    "temporal_conv1d_step": "B3-D8-K4-P5-{1}~positions~slots",
+    "recurrent_block_step": "B3-D8-K4-H2-n4-P5-{1}~positions~slots",
+    "linear_scan_step": "B3-D8-P5-{1}~reset~slots",
+    "local_attention_step": "B3-W5-Hq4-Hkv2-d8-P5-{1}~early~slots",
+    "rg_lru_extend": "B3-T{}-D8-H2-n4-P7-{}+segmented~checkpoints",
+    "recurrent_block_extend": "B3-T{}-D8-K4-H2-n4-P7-{}+segmented~checkpoints",
+    "local_attention_extend": "B3-T{}-W5-Hq4-Hkv2-d8-P5-{}~early~slots~lengths",
+    "temporal_conv1d_extend": "B3-T{}-D8-K4-P7-{}+segmented+silu~checkpoints",
+}
+"""A small call of every public op by label: its case, but for the number of steps and the dtype."""
+
+SEQUENCES = [label for label in ROWS if not catalog.op(label.partition(",")[0]).in_place]
+STATES = {"h_last": "h0", "new_state": "state", "new_conv_state": "conv_state"}
+"""Outputs that are a later value of an input."""
 
 
 def operator(name):
@@ -56,3 +86,17 @@ def leaves(inputs: Inputs) -> Inputs:
 def copies(inputs: Inputs) -> Inputs:
     """The same inputs with memory of their own and no gradients."""
     return {name: v.detach().clone() if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
+
+
+def op_of(label):
+    return catalog.op(label.partition(",")[0])
+
+
+def row(label, steps=6, dtype="float32"):
+    """Inputs of a row by name."""
+    op = op_of(label)
+    return op.make_inputs(Case.parse(op.name, ROWS[label].format(steps, dtype), tuple(op.cases[0].dims)), CPU, 0)
+
+
+def floats(inputs):
+    return {name: v for name, v in inputs.items() if isinstance(v, torch.Tensor) and v.requires_grad}

@@ -134,27 +134,24 @@ def windows(call: Any, window: Tensor, tokens: Tensor) -> Tensor:
     return found
 
 
-def updated_windows(pool: Tensor, call: Any, window: Tensor) -> Tensor:
-    """A new pool [P,K-1,D] with the windows at the tokens that are kept. Waits for no device."""
-    tokens = call.keep.numel()
-    if 0 in (tokens, pool.numel()):
-        return pool.clone()
-    # the token that is kept in each row, or none
-    owner = torch.full((pool.shape[0] + 1,), -1, dtype=torch.int64, device=pool.device)
-    rows = known(call.keep, pool).flatten()
-    owner[torch.where(rows < 0, pool.shape[0], rows)] = torch.arange(tokens, dtype=torch.int64, device=pool.device)
-    owner = owner[:-1]
-    return torch.where((owner >= 0)[:, None, None], windows(call, window, owner.clamp_min(0)), pool)
-
-
 def write_windows(pool: Tensor, call: Any, window: Tensor) -> None:
-    """As ``updated_windows``, in place; a GPU rewrites the whole pool."""
-    if pool.device.type != "cpu":
-        pool.copy_(updated_windows(pool, call, window))
-    elif pool.shape[1]:
-        keep = call.keep.flatten()
+    """Put the windows at the tokens that are kept into their rows, in place. Waits for no device.
+
+    A GPU rewrites the whole pool.
+    """
+    keep = known(call.keep, pool).flatten()
+    if 0 in (keep.numel(), pool.numel()):
+        return
+    if pool.device.type == "cpu":
         tokens = (keep >= 0).nonzero().squeeze(1)
         pool[keep[tokens]] = windows(call, window, tokens)
+        return
+    # the token that is kept in each row, or none
+    owner = torch.full((pool.shape[0] + 1,), -1, dtype=torch.int64, device=pool.device)
+    every = torch.arange(keep.numel(), dtype=torch.int64, device=pool.device)
+    owner[torch.where(keep < 0, pool.shape[0], keep)] = every
+    owner = owner[:-1]
+    pool.copy_(torch.where((owner >= 0)[:, None, None], windows(call, window, owner.clamp_min(0)), pool))
 
 
 def make(case: Case, offsets: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -176,11 +173,8 @@ def make(case: Case, offsets: Tensor | None, generator: torch.Generator) -> tupl
         if count >= 3 and n == count - 2:
             continue
         kept = list(range(end - 1, begin - 1, -step))
-        home = (
-            kept[int(torch.randint(len(kept), (1,), generator=generator, dtype=torch.int64, device="cpu"))]
-            if kept
-            else -1
-        )
+        drawn = torch.randint(max(len(kept), 1), (1,), generator=generator, dtype=torch.int64, device="cpu")
+        home = kept[int(drawn)] if kept else -1
         for at in kept:
             keep[at] = slots[n] if at == home and slots[n] >= 0 else free.pop() if free else -1
     named, kept_in = (torch.tensor(rows, dtype=torch.int64, device="cpu") for rows in (slots, keep))

@@ -1,5 +1,5 @@
-"""What the Triton forms of recurrent_block_extend share: windows gathered, a pass of the convolution, a kernel of
-rg_lru_extend that also gates, windows kept. Why the convolution is a pass of its own is told in
+"""What the Triton forms of recurrent_block_extend share: the passes of temporal_conv1d_extend, then a kernel of
+rg_lru_extend that also gates. Why the convolution is a pass of its own is told in
 ``recurrent_block/_recurrent_launches.py``.
 """
 
@@ -11,24 +11,23 @@ from typing import Any
 
 from griffin_kernels.contract import Case, Variant, from_parts
 from griffin_kernels.launch import Step
-from griffin_kernels.ops.recurrent_block_extend import _triton_windows
 from griffin_kernels.ops.recurrent_block_extend.cost import row_bytes
 from griffin_kernels.ops.recurrent_block_extend.op import Call, convolution, recurrence
 from griffin_kernels.ops.rg_lru._lru_launches import Branch
 from griffin_kernels.ops.rg_lru_extend.cost import cost, rows_kept
-from griffin_kernels.ops.temporal_conv1d import triton_rows
 from griffin_kernels.ops.temporal_conv1d._triton_conv import too_many_taps
+from griffin_kernels.ops.temporal_conv1d.triton_rows import Config
+from griffin_kernels.ops.temporal_conv1d_extend import triton_rows
 
 
 def steps(call: Call, outputs: dict[str, Any], config: Any, recurrent: Callable[..., Sequence[Step]]) -> list[Step]:
-    """Four parts, the third by the launches of ``recurrent``, a variant of rg_lru_extend; fills ``outputs``."""
-    before, gathers, keeps = _triton_windows.around(call)
+    """Those of the convolution and of ``recurrent``, a variant of rg_lru_extend; fills ``outputs``."""
     convolved: dict[str, Any] = {}
-    first = triton_rows.launches(convolution(call, before), convolved, triton_rows.Config())
+    first = triton_rows.launches(convolution(call), convolved, Config())
     found = {"out": outputs.get("out")}
     then = recurrent(recurrence(call, convolved["y"]), found, config, Branch(call.y, False))
     outputs["out"] = found["out"]
-    return [*gathers, *first, *then, *keeps]
+    return [*first, *then]
 
 
 def around(lru: Variant, summary: str) -> Variant:

@@ -11,19 +11,15 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant
-from griffin_kernels.ops import _keep
-from griffin_kernels.ops.recurrent_block_extend.op import Call, convolution, recurrence, window
+from griffin_kernels.ops.recurrent_block_extend.op import Call, convolution, recurrence
 from griffin_kernels.ops.rg_lru_extend import eager_published
-from griffin_kernels.ops.temporal_conv1d import eager_shifted
+from griffin_kernels.ops.temporal_conv1d_extend import eager_composed
 
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor, Tensor]:
-    before = window(call)
-    u, _ = eager_shifted.VARIANT.run(convolution(call, before), eager_shifted.VARIANT.config())
-    assert u is not None
+    u, _ = eager_composed.run(convolution(call), config)
     h, _ = eager_published.run(recurrence(call, u), config)
     out = torch.nn.functional.gelu(call.y, approximate="tanh").mul_(h)
-    _keep.write_windows(call.conv_states, call, before)
     return out, call.conv_states, call.states
 
 

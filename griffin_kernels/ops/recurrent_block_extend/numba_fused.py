@@ -15,7 +15,7 @@ from torch import Tensor
 from griffin_kernels.ops import _keep
 from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops.recurrent_block.op import Call as BlockCall
-from griffin_kernels.ops.recurrent_block_extend.op import Call, recurrence, weights_of, window
+from griffin_kernels.ops.recurrent_block_extend.op import Call, recurrence, weights_of
 from griffin_kernels.ops.rg_lru import _lru_numba_call
 from griffin_kernels.ops.rg_lru.numba_fused import Config
 from griffin_kernels.ops.rg_lru_extend.numba_fused import VARIANT as RG_LRU
@@ -23,7 +23,7 @@ from griffin_kernels.ops.rg_lru_extend.op import gathered
 
 
 def run(call: Call, config: Config) -> tuple[Tensor, Tensor, Tensor]:
-    before, states = window(call), native.rows(call.states)
+    before, states = _keep.initial(call.conv_states, call.slots), native.rows(call.states)
     given = gathered(recurrence(call, call.x), call.x)
     block = BlockCall(call.x, call.y, *weights_of(call), before, given.h0, call.segment_pos, call.cu_seqlens)
     around, kept = _lru_numba_call.Around(block, None), _lru_numba_call.Kept(call.keep, states)

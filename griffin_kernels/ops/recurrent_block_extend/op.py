@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,7 @@ from griffin_kernels.ops.recurrent_block_extend.cost import cost, make_case
 from griffin_kernels.ops.rg_lru import op as lru
 from griffin_kernels.ops.rg_lru_extend import op as extend
 from griffin_kernels.ops.temporal_conv1d import op as conv
-
-Windows = Annotated[Tensor, TensorSpec("P K-1 D")]
+from griffin_kernels.ops.temporal_conv1d_extend import op as conv_extend
 
 
 class Call(NamedTuple):
@@ -44,7 +43,7 @@ class Call(NamedTuple):
     input_gate_bias: lru.Bias
     recurrence_gate_weight: lru.Weight
     recurrence_gate_bias: lru.Bias
-    conv_states: Windows
+    conv_states: conv_extend.Windows
     states: extend.States
     slots: Starts
     keep: Keep
@@ -52,19 +51,15 @@ class Call(NamedTuple):
     cu_seqlens: Offsets = None
 
 
-def window(call: Call) -> Tensor:
-    """[N,K-1,D], contiguous: the inputs before each sequence."""
-    return _keep.initial(call.conv_states, call.slots)
-
-
 Parameters = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 weights_of: Callable[[Any], Parameters] = operator.attrgetter(*block.WEIGHTS)
 """All parameters of a call in the order of the arguments."""
 
 
-def convolution(call: Call, before: Tensor) -> conv.Call:
-    """The convolution after the windows ``before`` [N,K-1,D]."""
-    return conv.Call(call.x, call.conv_weight, call.conv_bias, before, call.segment_pos, call.cu_seqlens)
+def convolution(call: Call) -> conv_extend.Call:
+    """The convolution, with its pool."""
+    rows, documents = (call.conv_states, call.slots, call.keep), (call.segment_pos, call.cu_seqlens)
+    return conv_extend.Call(call.x, call.conv_weight, call.conv_bias, *rows, *documents)
 
 
 def recurrence(call: Call, u: Tensor) -> extend.Call:
@@ -81,11 +76,10 @@ def check(call: Call) -> None:
 
 def reference(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """out [B,T,D], and both pools afterwards."""
-    before = window(call)
-    u, _ = conv.reference(convolution(call, before))
+    u, windows = conv_extend.reference(convolution(call))
     h, states = extend.reference(recurrence(call, u))
     out = h * torch.nn.functional.gelu(call.y, approximate="tanh")
-    return out, _keep.updated_windows(call.conv_states, call, before), states
+    return out, windows, states
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:

@@ -11,16 +11,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from griffin_kernels.contract import NoConfig, Variant
-from griffin_kernels.ops import _activation
+from griffin_kernels.ops import _activation, _keep
 from griffin_kernels.ops.temporal_conv1d import eager_shifted
-from griffin_kernels.ops.temporal_conv1d_extend.op import Call, gathered, write
+from griffin_kernels.ops.temporal_conv1d_extend.op import Call, gathered
 
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
     given = gathered(call)
     y = eager_shifted.sums(given, lambda z: _activation.apply(call.activation, z).to(call.x.dtype))
     assert given.state is not None
-    write(call, given.state)
+    _keep.write_windows(call.states, call, given.state)
     return y, call.states
 
 

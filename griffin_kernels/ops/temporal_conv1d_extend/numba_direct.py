@@ -10,17 +10,18 @@ import dataclasses
 
 from torch import Tensor
 
+from griffin_kernels.ops import _keep
 from griffin_kernels.ops.temporal_conv1d import _conv_numba_call
 from griffin_kernels.ops.temporal_conv1d.numba_direct import VARIANT as CONVOLUTION
 from griffin_kernels.ops.temporal_conv1d.numba_direct import Config
-from griffin_kernels.ops.temporal_conv1d_extend.op import Call, gathered, write
+from griffin_kernels.ops.temporal_conv1d_extend.op import Call, gathered
 
 
 def run(call: Call, config: Config) -> tuple[Tensor, Tensor]:
     given = gathered(call)
     y = _conv_numba_call.output(given, config)
     assert given.state is not None
-    write(call, given.state)
+    _keep.write_windows(call.states, call, given.state)
     return y, call.states
 
 

@@ -79,46 +79,6 @@ def reference(call: Call) -> tuple[Tensor, Tensor]:
     return y, states
 
 
-def windows(x: Tensor, before: Tensor, call: Call, tokens: Tensor) -> Tensor:
-    """[M,K-1,D]: the windows of ``tokens`` [M], numbered b T + t. before [N,K-1,D]: what sequences start from.
-
-    Reads nothing on the host.
-    """
-    time, rows = x.shape[1], before.shape[1]
-    batch, step = tokens // time, tokens % time
-    row, first = batch, torch.zeros_like(step)
-    if call.cu_seqlens is not None:
-        offsets = call.cu_seqlens.long()
-        row = torch.searchsorted(offsets[1:].contiguous(), step, right=True).clamp(max=offsets.shape[0] - 2)
-        first = offsets[row]
-    age = torch.arange(rows - 1, -1, -1, dtype=torch.int64, device=x.device)
-    at = step[:, None] - age  # [M, K-1]
-    inside = at >= first[:, None]
-    carried = (rows + at - first[:, None]).clamp(0, rows - 1)
-    found = torch.where(inside[..., None], x[batch[:, None], at.clamp(min=0)], before[row[:, None], carried])
-    if call.segment_pos is not None:
-        found = found.masked_fill((age > call.segment_pos[batch, step][:, None])[..., None], 0.0)
-    return found
-
-
-def write(call: Call, before: Tensor) -> None:
-    """Put the windows that are kept into their rows, in place. Waits for no device; a GPU rewrites the whole pool."""
-    states, keep = call.states, _keep.known(call.keep, call.states).flatten()
-    if states.numel() == 0:
-        return
-    if states.device.type == "cpu":
-        tokens = (keep >= 0).nonzero()[:, 0]
-        if tokens.numel():
-            states[keep[tokens]] = windows(call.x, before, call, tokens)
-        return
-    owner = torch.full((states.shape[0] + 1,), -1, dtype=torch.int64, device=states.device)
-    owner[torch.where(keep < 0, states.shape[0], keep)] = torch.arange(
-        keep.shape[0], dtype=torch.int64, device=states.device
-    )
-    owner = owner[:-1]
-    states.copy_(torch.where((owner >= 0)[:, None, None], windows(call.x, before, call, owner.clamp_min(0)), states))
-
-
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Those of temporal_conv1d; a pool of standard normal windows; ``_keep.make`` says which are read, and written."""
     draw, full = Draws(case, device, seed + 3), conv.make_inputs(case, device, seed)

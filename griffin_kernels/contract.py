@@ -118,6 +118,8 @@ class Op:
     is the coarsest (a gate block and its channels). An output with none of them is a sum over the parts.
     in_place: inputs that ``run`` overwrites, each an output of the same name too: ``run`` gives back the very tensor.
     The reference changes nothing and gives what the tensor is to hold afterwards.
+    together: inputs whose elements of one step a variant may mix before it drops one of them, as where one division
+    serves two gates: what is broken in one may spoil, at its own step, what depends on any.
     """
 
     name: str
@@ -137,6 +139,7 @@ class Op:
     forward: str | None = None
     splits: tuple[tuple[str, ...], ...] = ()
     in_place: tuple[str, ...] = ()
+    together: tuple[str, ...] = ()
     inputs: Mapping[str, TensorSpec] = field(init=False)
     option_types: Mapping[str, str] = field(init=False)
     destination: str | None = field(init=False, default=None)

@@ -46,7 +46,8 @@ class Planting:
 
 
 def plantings(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) -> list[Planting]:
-    """A NaN in one step of all inputs that run over time, then NaN, inf or -inf in one place of each input alone.
+    """A NaN in one step of all inputs that run over time, then NaN, inf or -inf in one place of each input alone, of
+    ``Op.together`` in one step of all.
 
     Weights are left alone, since every row depends on them. The places follow from ``seed``, and so does which inputs
     come first: that matters where there are to be at ``most`` so many. The reach is that of the reference in float64.
@@ -58,7 +59,7 @@ def plantings(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) ->
     specs = {name: spec for name, spec in op.inputs.items() if name in data and set(ROWS) & set(spec.names)}
     over_time = [name for name, spec in specs.items() if _runs_over_time(spec, inputs[name])]
     groups = [over_time] if len(over_time) > 1 else []
-    alone = [[name] for name in specs]
+    alone = [[name] for name in specs if name not in op.together] + [list(op.together)] * bool(op.together)
     turn = seed % max(len(alone), 1)
     groups += alone[turn:] + alone[:turn]
     clean = pieces.reference(op, inputs)
@@ -66,7 +67,7 @@ def plantings(op: Op, inputs: Inputs, seed: int = 0, most: int | None = None) ->
     for count, names in enumerate(groups[:most]):
         row, back = torch.randint(2**30, (2,), generator=generator, dtype=torch.int64, device="cpu").tolist()
         places = {name: _place(specs[name], inputs[name], row, back) for name in names}
-        value = VALUES[0] if len(names) > 1 else VALUES[(count + seed) % len(VALUES)]
+        value = VALUES[0] if names is over_time else VALUES[(count + seed) % len(VALUES)]
         given = dict(inputs)
         for name, place in places.items():
             given[name] = verify.copy_of(inputs[name])

@@ -65,14 +65,15 @@ def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Br
     return [lru.by_gates(rg_lru_gates, call, args, config, rows_of(call.x.shape[0], call.cu_seqlens))]
 
 
-def rank(case: Case, device: Device) -> int:
-    """The default for 16-bit data where its programs fill half of an NVIDIA device, or more than one of AMD's.
-
-    Of one program per row, gate block and slice; or where time is short.
-    """
+def fills(case: Case, device: Device) -> bool:
+    """Whether one program per row, gate block and slice fills half of an NVIDIA device, or more than one of AMD's."""
     programs = case["N"] * case["H"] * -(-case["n"] // Config.block_n)
-    fills = programs >= (1.5 if device.kind == "hip" else 0.49) * device.units
-    return 50 if case.half and (fills or case["T"] < 256) else 12
+    return programs >= (1.5 if device.kind == "hip" else 0.49) * device.units
+
+
+def rank(case: Case, device: Device) -> int:
+    """The default for 16-bit data where its programs fill the device, or where time is short."""
+    return 50 if case.half and (fills(case, device) or case["T"] < 256) else 12
 
 
 VARIANT = Variant(

@@ -15,7 +15,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from griffin_kernels.contract import from_parts
+from griffin_kernels.contract import Case, from_parts
+from griffin_kernels.device import Device
 from griffin_kernels.launch import Launch, architecture
 from griffin_kernels.ops._triton.pools import pool_at, start
 from griffin_kernels.ops._triton.scan import span
@@ -24,7 +25,7 @@ from griffin_kernels.ops.rg_lru import _lru_launches as lru
 from griffin_kernels.ops.rg_lru._triton_lru import steps_at
 from griffin_kernels.ops.rg_lru._triton_lru_tiles import own_block, scan_block
 from griffin_kernels.ops.rg_lru.triton_fused_gates import VARIANT as RG_LRU
-from griffin_kernels.ops.rg_lru.triton_fused_gates import Config
+from griffin_kernels.ops.rg_lru.triton_fused_gates import Config, fills
 from griffin_kernels.ops.rg_lru_extend import _extend_launches as extend
 from griffin_kernels.ops.rg_lru_extend.op import Call
 
@@ -52,10 +53,21 @@ def launches(call: Call, outputs: dict[str, Any], config: Config, branch: lru.Br
     return [launch]
 
 
+LONG = 1024
+"""Steps of a sequence from which, with AMD's caches, the weights that each sequence reads anew are few beside its data."""
+
+
+def rank(case: Case, device: Device) -> int:
+    """As rg_lru's. On AMD many short sequences are left to triton.fused_scan, whose products read the weights once."""
+    short = case["B"] * case["T"] < LONG * case["N"]
+    return 12 if device.kind == "hip" and short and fills(case, device) else RG_LRU.rank(case, device)
+
+
 VARIANT = dataclasses.replace(
     RG_LRU,
     op="rg_lru_extend",
     summary="gate products on matrix units, gates and scan in one pass over x, states in a pool",
     run=from_parts,
+    rank=rank,
     launches=launches,
 )

@@ -132,5 +132,6 @@ OP = Op(
     case_of=case_of,
     splits=(ROWS, ("D",)),
     free_dims=("N",),
+    together=("input_gate", "recurrence_gate"),
     check=check,
 )

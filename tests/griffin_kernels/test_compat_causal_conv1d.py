@@ -25,7 +25,8 @@ def fn_reference(x, weight, bias=None, initial_states=None, activation=None):
     if initial_states is None:
         initial_states = x.new_zeros(x.shape[0], dim, width - 1)
     x = torch.cat([initial_states, x], dim=-1)
-    out = F.conv1d(x, weight.unsqueeze(1), bias, padding=0, groups=dim)[..., :time]
+    # PyTorch convolves no fewer steps than there are taps: one more for sequences of none
+    out = F.conv1d(F.pad(x, (0, 1)), weight.unsqueeze(1), bias, padding=0, groups=dim)[..., :time]
     return activated(out, activation), x[..., x.shape[-1] - width + 1 :]
 
 

@@ -154,7 +154,17 @@ def test_decoding_under_autocast(model):
     assert accumulator(torch.bfloat16) == cache.layers[0].state.dtype
 
 
-@pytest.mark.parametrize("name", ["linear_scan", "block_diagonal_scan", "complex_scan"])
+def test_a_scan_s_data_is_cast_and_its_gates_are_not_under_autocast():
+    given = catalog.op("linear_scan").make_inputs(small("linear_scan")[0], CPU, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = public("linear_scan", copies(given))
+    want = public("linear_scan", copies(given | {"x": given["x"].bfloat16()}))
+    assert given["a"].dtype == torch.float32
+    for mine, theirs in zip(found, want, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["block_diagonal_scan", "complex_scan"])
 def test_scans_keep_their_dtype_under_autocast(name):
     given = catalog.op(name).make_inputs(small(name)[0], CPU, 0)
     with torch.autocast("cpu", torch.bfloat16):

@@ -259,7 +259,8 @@ def test_dry_run_estimates_minutes_for_each_op_and_in_all(h100, capsys):
     terminal.show_plan(Console(width=200), Options())
     text = capsys.readouterr().out
     cases = len(planner.make(Options(), H100))
-    assert re.search(rf"planned to end in about 20 minutes: {cases} cases, \d+ candidates tried \(assumed 0\.92 s", text)
+    planned = rf"planned to end in about 20 minutes: {cases} cases, \d+ candidates tried \(assumed 0\.92 s"
+    assert re.search(planned, text)
     rows = re.findall(r"^(\w+) +(\d+) +(\d+) +(\d+\.\d)$", text, re.MULTILINE)
     assert [row[0] for row in rows] == planner.ops_by_weight()
     assert sum(int(row[1]) for row in rows) == cases

@@ -38,7 +38,8 @@ def test_lengths_that_meet_tiles_and_chunks(variant, time, flags):
 @pytest.mark.parametrize("variant", SCANS, ids=lambda v: v.key)
 def test_launches_fill_the_given_outputs_and_can_be_run_again(variant):
     op = catalog.op(variant.op)
-    case = make_case(1, 70, 5, flags=("a_prod", "packed"), rows=4, op=op.name, tag="edge", data=("h0", "empty_sequence"))
+    flags, data = ("a_prod", "packed"), ("h0", "empty_sequence")
+    case = make_case(1, 70, 5, flags=flags, rows=4, op=op.name, tag="edge", data=data)
     inputs = op.make_inputs(case, WHERE.torch_device, seed=0)
     outputs = {}
     launches = variant.launches(catalog.op(variant.op).call(**inputs), outputs, first_config(variant))

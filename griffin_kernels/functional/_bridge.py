@@ -331,17 +331,19 @@ def registered(op_name: str) -> Callable[..., Any]:
 
 def wants_gradient(args: Sequence[Any]) -> bool:
     """Whether autograd will ask for a gradient of a call."""
-    return torch.is_grad_enabled() and any([isinstance(arg, Tensor) and arg.requires_grad for arg in args])
+    return torch.is_grad_enabled() and any(
+        [type(arg) not in dispatch.OTHERS and isinstance(arg, Tensor) and arg.requires_grad for arg in args]
+    )
 
 
 def whole(index: Any) -> Any:
     """Positions and slots as int64; whatever else comes is for the op's own checks."""
-    return index.long() if isinstance(index, Tensor) and index.dtype == torch.int32 else index
+    return index.long() if index is not None and isinstance(index, Tensor) and index.dtype == torch.int32 else index
 
 
 def offsets(index: Any) -> Any:
     """Offsets of packed sequences as int32; whatever else comes is for the op's own checks."""
-    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+    if index is None or not isinstance(index, Tensor) or index.dtype != torch.int64:
         return index
     return index.clamp(-1, LARGEST_INDEX).int()  # what does not fit stays wrong
 

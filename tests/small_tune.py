@@ -10,15 +10,19 @@ import dataclasses
 import math
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import typer
 from rich.console import Console
 
 from griffin_kernels import catalog, device, dispatch
+from roofline import measure
 from roofline.console import plain_errors
 from tuning.decide import decider, history
+from tuning.measure import rounds
 from tuning.plan import planner
 from tuning.record import journal
 from tuning.record.paths import Paths
@@ -26,24 +30,35 @@ from tuning.run import tune
 from tuning.ui import terminal
 
 
-def shrink() -> None:
-    """Make the plan small: what is tried changes, how it is tried does not."""
-    everything = catalog.variants
+CACHE_BYTES = 4 * 2**20
+"""Of a last-level cache by which buffers are made that are to lie outside it: filling them takes most of a small run."""
+
+
+def shrink(replace: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Make the plan small, and what is measured of the machine: what is tried changes, how it is tried does not.
+
+    replace: how to set an attribute; in a test, ``monkeypatch.setattr``, which sets it back.
+    """
+    everything, dram, noise = catalog.variants, measure.dram, rounds.machine_noise
 
     def eager_only(op_name):
         return MappingProxyType({n: v for n, v in everything(op_name).items() if v.backend == "eager"})
 
-    planner.catalog.variants = eager_only
-    planner.bench_cases = lambda op, device: list(op.cases_tagged("smoke")[:3])
-    decider.UNQUIET = history.UNQUIET = math.inf  # races of microseconds, on a machine that does other things
+    def with_small_cache(device):
+        return dataclasses.replace(device, last_level_cache_bytes=CACHE_BYTES)
+
+    replace(catalog, "variants", eager_only)
+    replace(planner, "bench_cases", lambda op, device: list(op.cases_tagged("smoke")[:3]))
+    replace(measure, "dram", lambda device: dram(with_small_cache(device), seconds=0.05))
+    replace(rounds, "machine_noise", lambda device: noise(with_small_cache(device)))
+    for module in (decider, history):
+        replace(module, "UNQUIET", math.inf)  # races of microseconds, on a machine that does other things
 
 
 def small(monkeypatch, tmp_path):
     """A fixture: the plan is small, results go to a folder of the test's, and nothing of it stays."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
-    monkeypatch.setattr(catalog, "variants", catalog.variants)
-    shrink()
+    shrink(monkeypatch.setattr)
     dispatch.refresh()
     yield
     dispatch.refresh()

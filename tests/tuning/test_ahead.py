@@ -215,9 +215,7 @@ def test_a_run_has_most_candidates_compiled_before_their_turn(tmp_path, monkeypa
 
     slow.__module__ = REAL.run.__module__
     variant = planted(run=slow, count=32)
-    monkeypatch.setattr(catalog, "variants", catalog.variants)
-    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
-    small_tune.shrink()
+    small_tune.shrink(monkeypatch.setattr)
     monkeypatch.setattr(catalog, "variants", lambda op_name: {REAL.name: REAL, variant.name: variant})
     monkeypatch.setattr(planner, "BUDGETS", {"all": dataclasses.replace(BUDGETS["quick"], share=1.0, thorough=True)})
     asked, ready = [], []

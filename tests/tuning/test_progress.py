@@ -331,9 +331,7 @@ def test_table_fits_and_says_ties_and_predictions(width):
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
-    monkeypatch.setattr(catalog, "variants", catalog.variants)
-    small_tune.shrink()
+    small_tune.shrink(monkeypatch.setattr)
 
 
 TUNE = ["tune", "--device", "cpu", "--budget", "quick", "--in-process", "--ops", "linear_scan", "--cases", "bfloat16"]

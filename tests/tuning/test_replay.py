@@ -187,9 +187,7 @@ def test_files_with_nothing_in_them_are_named(tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     """Plans of eager variants on tiny cases."""
-    monkeypatch.setattr(planner.catalog, "variants", planner.catalog.variants)
-    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
-    shrink()
+    shrink(monkeypatch.setattr)
 
 
 def journal_of(path, job, left_out=()):

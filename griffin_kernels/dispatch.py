@@ -54,11 +54,15 @@ class Choice:
         return None
 
 
+ROTATING = ("local_attention_step", "local_attention_extend")
+"""Ops whose public functions take ``rotary``."""
+
+
 @dataclass(frozen=True)
 class Explanation:
     """Why a case runs on the kernel it runs on. ``str()`` gives the text; rejected maps variants to reasons.
 
-    casts: a sentence for each weight of a call that is cast before it.
+    casts: a sentence for each weight of a call that is cast before it, and for heads that are turned before it.
     """
 
     op: str
@@ -248,13 +252,21 @@ def _able(op: Op, case: Case, device: Device) -> tuple[list[Variant], dict[str, 
 def explain(op: str, case: Case | Mapping[str, Any], device: Device | None = None) -> Explanation:
     """What ``select`` chooses and why: the entry, its distance, what else could run and what was rejected.
 
-    Of a call it also says which weights the public function casts first, and what that moves.
+    Of a call it also says which weights the public function casts first, and what that moves; so too for ``rotary``,
+    which the public function does before the op.
     """
+    turned: tuple[str, ...] = ()
+    if op in ROTATING and not isinstance(case, Case):
+        if case.get("rotary") is not None:
+            moved = 2 * sum(case[name].numel() * case[name].itemsize for name in "qk")
+            text = "rotary is not fused: PyTorch's operators turn q and k before the kernel"
+            turned = (f"{text}, which reads and writes {moved / 1e6:.3g} MB more",)
+        case = {name: value for name, value in case.items() if not name.startswith("rotary")}
     contract, found, where = _as_case(op, case, device)
     choice = _choose(contract, found, where)
     able, rejected = _able(contract, found, where)
     others = [variant.name for variant in able if variant is not choice.variant]
-    cast = () if isinstance(case, Case) else _casts(contract, case)
+    cast = turned if isinstance(case, Case) else _casts(contract, case) + turned
     return Explanation(op, found, where, choice, rejected, tuple(others), cast)
 
 

@@ -29,9 +29,8 @@ from tuning.record.paths import Paths
 from tuning.run import tune
 from tuning.ui import terminal
 
-
 CACHE_BYTES = 4 * 2**20
-"""Of a last-level cache by which buffers are made that are to lie outside it: filling them takes most of a small run."""
+"""Of a last-level cache by which buffers are made that are to lie outside it: filling larger ones takes most of a run."""
 
 
 def shrink(replace: Callable[[Any, str, Any], None] = setattr) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from griffin_kernels import errors
 from griffin_kernels.functional._bridge import offsets, registered, wants_gradient, whole
 from griffin_kernels.functional._common import autocast, documented, in_dtype
+from griffin_kernels.functional._rotary import NewTokens, turned
 
 _local_attention: Callable[..., tuple[Tensor, Tensor]] = registered("local_attention")
 _local_attention_step: Callable[..., Tensor] = registered("local_attention_step")
@@ -86,6 +87,8 @@ def local_attention_step(
     pad_slot: int = -1,
     softcap: float | None = None,
     scale: float | None = None,
+    rotary: tuple[Tensor, Tensor] | None = None,
+    rotary_interleaved: bool = False,
 ) -> Tensor:
     """Attention of one new token per row to the last W keys of its document, kept in a ring. Changes the ring in place.
 
@@ -107,13 +110,27 @@ def local_attention_step(
     """
     if (dtype := autocast(q, k_cache)) is not None:
         q, k, v = in_dtype(dtype, q, k, v)
+    positions, slots = whole(positions), whole(slots)
+    if rotary is not None:
+        tokens = NewTokens(q, k, positions, slots, None, pad_slot)
+        q, k, positions = turned("local_attention_step", tokens, rotary, rotary_interleaved)
     if window is not None and (k_cache.dim() < 2 or window != k_cache.shape[1]):
         out = _local_attention_extend(
-            q[:, None], k[:, None], v[:, None], k_cache, v_cache, whole(positions), whole(slots), None, window, softcap,
-            scale, pad_slot,
-        )  # fmt: skip
+            q[:, None],
+            k[:, None],
+            v[:, None],
+            k_cache,
+            v_cache,
+            positions,
+            slots,
+            None,
+            window,
+            softcap,
+            scale,
+            pad_slot,
+        )
         return out[:, 0]
-    return _local_attention_step(q, k, v, k_cache, v_cache, whole(positions), whole(slots), softcap, scale, pad_slot)
+    return _local_attention_step(q, k, v, k_cache, v_cache, positions, slots, softcap, scale, pad_slot)
 
 
 @documented((4e-7, 5e-3, 4e-4))
@@ -131,6 +148,8 @@ def local_attention_extend(
     pad_slot: int = -1,
     softcap: float | None = None,
     scale: float | None = None,
+    rotary: tuple[Tensor, Tensor] | None = None,
+    rotary_interleaved: bool = False,
 ) -> Tensor:
     """Attention of a few new tokens per row to the last ``window`` keys of its document, kept in a ring.
 
@@ -157,11 +176,14 @@ def local_attention_extend(
     """
     if (dtype := autocast(q, k_cache)) is not None:
         q, k, v = in_dtype(dtype, q, k, v)
-    positions, lengths = whole(positions), whole(lengths)
+    positions, slots, lengths = whole(positions), whole(slots), whole(lengths)
     if isinstance(positions, Tensor) and positions.dim() == 2:
         positions = _first_positions(positions, q.shape[1], lengths)
+    if rotary is not None:
+        tokens = NewTokens(q, k, positions, slots, lengths, pad_slot)
+        q, k, positions = turned("local_attention_extend", tokens, rotary, rotary_interleaved)
     return _local_attention_extend(
-        q, k, v, k_cache, v_cache, positions, whole(slots), lengths, window, softcap, scale, pad_slot
+        q, k, v, k_cache, v_cache, positions, slots, lengths, window, softcap, scale, pad_slot
     )
 
 

@@ -35,6 +35,11 @@ SHARED = {
     "the old one is read, which stays as it is; rows of the batch may share it. No two may write one row, nor one that "
     "another of them reads: on a GPU, where that is not checked, what comes of it is undefined. None: where the old "
     "one was. Where it is negative or pad_slot, the new state is not kept.",
+    "rotary": "(cos, sin), both [positions, d_rot / 2], float32 or q's dtype: q and the new k are turned by row p of "
+    "both at position p, in float32 or better, and rounded, before the key is kept. Channels from d_rot on stay as "
+    "they are. Rows that only pad may have any position. On a GPU one beyond the tables counts as their last. It is "
+    "not fused: PyTorch's operators do it before the kernel, in a dozen launches, and q and k are moved twice more.",
+    "rotary_interleaved": "channels 2i and 2i + 1 are turned as a pair (GPT-J); else i and i + d_rot / 2 (GPT-NeoX).",
     "out": "a tensor like the result, any strides, which is written and returned; it may not overlap an argument. With "
     "int64 indices and weights in x's dtype, kernels of one launch then allocate nothing.",
 }

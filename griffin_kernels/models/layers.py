@@ -20,6 +20,7 @@ from griffin_kernels.functional import (
     recurrent_block,
     recurrent_block_step,
 )
+from griffin_kernels.functional._rotary import rotate
 from griffin_kernels.models.cache import AttentionCache, LayerCache, RecurrentCache
 from griffin_kernels.models.config import BlockType, GriffinConfig
 
@@ -70,24 +71,13 @@ def linears(config: GriffinConfig, part: BlockType | Literal["mlp"], factory: Fa
 def rope_tables(segment_pos: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin [B, T, 1, head_dim / 4] of position * base^(-2i / (head_dim / 2)).
 
-    float32, as in the published models; float64 for a float64 model.
+    float32, as in the published models; float64 for a float64 model. Source: google-deepmind/recurrentgemma.
     """
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     half = head_dim // 2
     exponents = torch.arange(0, half, 2, dtype=compute, device=segment_pos.device) / half
     angles = segment_pos[:, :, None, None].to(compute) * (1.0 / base**exponents)
     return angles.cos(), angles.sin()
-
-
-def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [B, T, heads, d] with the first half of every head turned; products in the tables' dtype.
-
-    Channels i and i + d / 4 of that half are a pair. Source: google-deepmind/recurrentgemma; RoPE is arXiv 2104.09864.
-    """
-    quarter = x.shape[3] // 4
-    left, right, rest = x[..., :quarter], x[..., quarter : 2 * quarter], x[..., 2 * quarter :]
-    turned = torch.cat([left * cos - right * sin, right * cos + left * sin], dim=3)
-    return torch.cat([turned.to(x.dtype), rest], dim=3)
 
 
 class RMSNorm(nn.Module):
@@ -210,7 +200,7 @@ class AttentionBlock(nn.Module):
         assert cache is None or isinstance(cache, AttentionCache)
         assert place.cos is not None and place.sin is not None
         qkv = self.qkv(x).unflatten(2, (-1, self.head_dim))
-        rotated = rope(qkv[:, :, : -self.kv_heads], place.cos, place.sin)
+        rotated = rotate(qkv[:, :, : -self.kv_heads], place.cos, place.sin)  # the first half of every head
         q, k, v = rotated[:, :, : self.heads], rotated[:, :, self.heads :], qkv[:, :, -self.kv_heads :]
         training = torch.is_grad_enabled() and q.requires_grad
         if cache is not None and place.update and q.shape[1] == 1 and not training:  # the step has no gradient

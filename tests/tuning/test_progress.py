@@ -18,12 +18,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from griffin_kernels import catalog
 from griffin_kernels.case import Case
 from griffin_kernels.records import Tie
 from reports.cli import app
 from tests import ROOT, journals, small_tune
-from tuning.plan import planner
 from tuning.plan.schedule import Estimate
 from tuning.record.journal_records import BAD, Candidate, Conditions, End, Noise, Race, Result
 from tuning.ui import events, terminal

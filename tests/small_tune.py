@@ -30,7 +30,7 @@ from tuning.run import tune
 from tuning.ui import terminal
 
 CACHE_BYTES = 4 * 2**20
-"""Of a last-level cache by which buffers are made that are to lie outside it: filling larger ones takes most of a run."""
+"""Of a last-level cache by which buffers are made that are to lie outside it; to fill larger ones takes too long."""
 
 
 def shrink(replace: Callable[[Any, str, Any], None] = setattr) -> None:

@@ -11,6 +11,7 @@ from griffin_kernels.functional._complex import complex_rg_lru as complex_rg_lru
 from griffin_kernels.functional._complex import complex_scan as complex_scan
 from griffin_kernels.functional._documents import segment_positions as segment_positions
 from griffin_kernels.functional._extend import last_tokens as last_tokens
+from griffin_kernels.functional._extend import linear_scan_extend as linear_scan_extend
 from griffin_kernels.functional._extend import recurrent_block_extend as recurrent_block_extend
 from griffin_kernels.functional._extend import rg_lru_extend as rg_lru_extend
 from griffin_kernels.functional._extend import temporal_conv1d_extend as temporal_conv1d_extend

@@ -136,6 +136,20 @@ def beside(x: Any, *parameters: Any) -> tuple[Any, ...]:
     return tuple(p if getattr(p, "dtype", wide) in (x.dtype, wide) else in_dtype(wide, p)[0] for p in parameters)
 
 
+def one_of(op_name: str, a: Any, log_a: Any) -> Any:
+    """The gates of a scan, or their logarithms: whichever is given. ArgumentError where none is, or both."""
+    if (a is None) == (log_a is None):
+        found = "neither a nor log_a is" if a is None else "a and log_a are both"
+        raise errors.ArgumentError(f"{op_name}: {found} given, expected one of them")
+    return log_a if a is None else a
+
+
+def gates_beside(x: Any, gates: Any) -> Any:
+    """Gates in a dtype that goes beside x, those [D] of all steps as [1, 1, D]."""
+    (gates,) = beside(x, gates)
+    return gates[None, None] if isinstance(gates, Tensor) and gates.ndim == 1 else gates
+
+
 def autocast(x: Any, kept: Any = None) -> torch.dtype | None:
     """What data like x is cast to under torch.autocast, as nn.Linear casts it; None where it stays as it is.
 

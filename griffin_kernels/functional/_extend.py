@@ -8,9 +8,19 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.functional._bridge import offsets, registered, whole
-from griffin_kernels.functional._common import RGLRUWeights, autocast, beside, checked, documented, in_dtype
+from griffin_kernels.functional._common import (
+    RGLRUWeights,
+    autocast,
+    beside,
+    checked,
+    documented,
+    gates_beside,
+    in_dtype,
+    one_of,
+)
 from griffin_kernels.ops import _activation
 
+_linear_scan_extend: Callable[..., Tensor] = registered("linear_scan_extend")
 _rg_lru_extend: Callable[..., Tensor] = registered("rg_lru_extend")
 _temporal_conv1d_extend: Callable[..., Tensor] = registered("temporal_conv1d_extend")
 _recurrent_block_extend: Callable[..., Tensor] = registered("recurrent_block_extend")
@@ -132,6 +142,45 @@ def temporal_conv1d_extend(
     rows = states, whole(slots), whole(keep)
     documents = whole(segment_pos), offsets(cu_seqlens), activation
     return _temporal_conv1d_extend(x, *beside(x, weight, bias), *rows, *documents)
+
+
+@documented((2e-7, 5e-3, 3e-4))
+def linear_scan_extend(
+    x: Tensor,
+    a: Tensor | None = None,
+    states: Tensor | None = None,
+    slots: Tensor | None = None,
+    keep: Tensor | None = None,
+    *,
+    log_a: Tensor | None = None,
+    reset: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    convex: bool = False,
+) -> Tensor:
+    """``linear_scan`` on sequences whose states are rows of a pool; ``states`` is changed in place.
+
+        h_{-1} = states[slots[n]],   h = linear_scan(x, a, h0=h_{-1}),   states[keep[b, t]] = h_t
+
+    Source: RG-LRU's recurrence, arXiv 2402.19427, equation 4, without its gates.
+    x: [B, T, D], float32, bfloat16, float16 or float64; any strides.
+    a: [B, T, D], or the same gate at all steps: [D], [1, 1, D], or [B, 1, D] where rows differ. In x's dtype or
+        float32, in which any other is used; of any sign and size.
+    slots: int64 or int32 [N], the row of ``states`` that each sequence starts from; N is B, or the sequences that
+        cu_seqlens packs. Negative: the sequence starts from zeros. On a GPU the values of slots and keep are not
+        checked, as that would wait for the device: there a row of P or more counts as negative.
+    log_a: in place of a, its logarithm: a = exp(log_a) in float32 (float64 for float64).
+    convex: h_t = a_t * h_{t-1} + (1 - a_t) * x_t; 1 - a is -expm1(log_a) of log_a.
+
+    Returns h [B, T, D] in x's dtype. Products, sums and the carry are float32 or better.
+
+    Numerics: as linear_scan. A kept state is h before it is rounded.
+    """
+    gates = one_of("linear_scan_extend", a, log_a)
+    if (dtype := autocast(x)) is not None:
+        (x,) = in_dtype(dtype, x)
+    gates = gates_beside(x, gates)
+    rows = states, whole(slots), whole(keep)
+    return _linear_scan_extend(x, gates, *rows, reset, offsets(cu_seqlens), a is None, convex)
 
 
 def last_tokens(slots: Tensor, steps: int, cu_seqlens: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from griffin_kernels import errors
 from griffin_kernels.functional import _complex
 from griffin_kernels.functional._bridge import offsets, registered, whole
-from griffin_kernels.functional._common import autocast, beside, documented, in_dtype
+from griffin_kernels.functional._common import autocast, beside, documented, gates_beside, in_dtype, one_of
 
 _linear_scan: Callable[..., tuple[Tensor, Tensor, Tensor | None]] = registered("linear_scan")
 _block_diagonal_scan: Callable[..., tuple[Tensor, Tensor]] = registered("block_diagonal_scan")
@@ -51,10 +51,7 @@ def linear_scan(
     Numerics: products, sums and the carry are float32 (float64 for float64 data) in every variant. bfloat16 and
     float16 are rounded once, when h is written, and dx and da when they are.
     """
-    gates: Any = log_a if a is None else a
-    if (a is None) == (log_a is None):
-        found = "neither a nor log_a is" if gates is None else "a and log_a are both"
-        raise errors.ArgumentError(f"linear_scan: {found} given, expected one of them")
+    gates = one_of("linear_scan", a, log_a)
     if isinstance(x, Tensor) and x.is_complex():
         options = {"log_a": a is None, "convex": convex, "return_a_prod": return_a_prod}
         if given := [name for name, value in options.items() if value]:
@@ -62,9 +59,7 @@ def linear_scan(
         return _complex.of_numbers(x, gates, h0, reset, cu_seqlens, reverse)
     if (dtype := autocast(x)) is not None:
         (x,) = in_dtype(dtype, x)
-    (gates,) = beside(x, gates)
-    if isinstance(gates, Tensor) and gates.ndim == 1:
-        gates = gates[None, None]
+    gates = gates_beside(x, gates)
     h, h_last, a_prod = _linear_scan(
         x, gates, h0, reset, offsets(cu_seqlens), reverse, a is None, convex, return_a_prod
     )

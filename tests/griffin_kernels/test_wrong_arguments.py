@@ -287,6 +287,14 @@ BAD = {
     "recurrent_block_step": TOKEN | HELD | {
         "states of two pools": (lambda i: {"h": i["h"][:4]}, ShapeError, "h has"),
     },
+    "linear_scan_extend": EXTEND | {
+        "states of another width": (lambda i: {"states": i["states"][..., 1:]}, ShapeError, "states has shape"),
+        "a of fewer steps": (
+            lambda i: {"a": i["a"][:, 1:]}, ShapeError, r"linear_scan_extend: a has shape \[3, 5, 8\], expected \[3, 6, D"
+        ),
+        "no gates": (lambda i: {"a": None}, ArgumentError, "linear_scan_extend: neither a nor log_a is given"),
+        "states are not given": (lambda i: {"states": None}, ArgumentError, "states"),
+    },
     "temporal_conv1d_extend": EXTEND | {
         "states of another width": (lambda i: {"states": i["states"][..., 1:]}, ShapeError, "states has shape"),
         "states of K rows": (

@@ -36,6 +36,7 @@ WEIGHTS: Mapping[str, float] = {
     "recurrent_block_extend": 2.0,
     "temporal_conv1d_step": 1.0,
     "linear_scan_step": 1.0,
+    "linear_scan_extend": 1.0,
     "temporal_conv1d_extend": 1.0,
     "recurrent_block_step": 2.0,
     "local_attention_step": 2.0,

@@ -43,3 +43,9 @@ def start(pool, sequence):
 def pool_at(pool, batch, time):
     """The pool of a batch entry from ``time`` on."""
     return Pool(pool.states, pool.size, pool.slots, tensors.at(pool.places, batch, time, 1))
+
+
+@bundling
+def pool_later(pool, steps):
+    """The pool from ``steps`` steps later on."""
+    return Pool(pool.states, pool.size, pool.slots, tensors.later(pool.places, steps))

@@ -18,7 +18,7 @@ conjugate of a.
 
 From ``GATES`` on it says what gates are: logarithms (LOG), what convex scans have (CONVEX), in the accumulator's dtype
 beside narrower data (WIDE), and what a kernel makes of them all: a sum of their gradients (SUMMED), or a product
-(PRODUCT). Each is known when a kernel is compiled.
+(PRODUCT); and whether states are kept in a pool (KEPT). Each is known when a kernel is compiled.
 """
 
 # Python's types end where numba's begin.
@@ -49,7 +49,7 @@ PAIRS = 0
 GATES = 2**20
 """In place of the size of matrices: gates with options, which are added to it."""
 
-LOG, CONVEX, WIDE, SUMMED, PRODUCT = 1, 2, 4, 8, 16
+LOG, CONVEX, WIDE, SUMMED, PRODUCT, KEPT = 1, 2, 4, 8, 16, 32
 
 
 def has(number: int, option: int) -> bool:

@@ -40,7 +40,7 @@ from griffin_kernels.ops._native import (
 )
 from griffin_kernels.ops._native_rows import STREAM, bounds, copy, input_at, is_set, number_of, row, wide_bytes, zero
 from griffin_kernels.ops.linear_scan import _scan_lanes
-from griffin_kernels.ops.linear_scan._scan_lanes import AHEAD, PRODUCT, WIDE, ScanLanes, has, size_of
+from griffin_kernels.ops.linear_scan._scan_lanes import AHEAD, KEPT, PRODUCT, WIDE, ScanLanes, has, size_of
 
 _njit: Any = numba.njit
 
@@ -53,6 +53,7 @@ class Fields(NamedTuple):
     x: Strided  # x, or dh
     h: Strided  # read by the gradient
     given: Strided  # x, read by the gradient of a convex scan
+    pool: Strided  # wide [P, D]: where states are kept, or 0
     items: int  # slots * blocks; a slot is one chunk of one sequence
     blocks: int  # blocks of channels
     block: int  # channels in a block, a multiple of n
@@ -75,6 +76,7 @@ class Fields(NamedTuple):
     da: int  # [B, T, D * n] contiguous, of a's dtype
     totals: int  # wide [slots, D]: products of a slot's gates, or sums of their gradients, or 0
     joined: int  # wide [N, D]: products of whole sequences, where time is cut, or 0
+    keep: int  # int64 [B*T]: the row of the pool that the state after a step goes to, or a negative one; or 0
 
 
 AT = places(Fields)
@@ -99,6 +101,7 @@ class ScanPart(NamedTuple):
 
 _known_size = known(lambda data: size_of(number_of(data)))  # elements of a for each channel
 _multiplies = known(lambda data: int(has(number_of(data), PRODUCT)))
+_keeps = known(lambda data: int(has(number_of(data), KEPT)))
 gate_bytes = known(lambda data: 4 if has(number_of(data), WIDE) else BYTES[element_of(data)])
 _row, _hinted_row = row(ScanLanes), row(ScanLanes, (0, STREAM, AHEAD, STREAM | AHEAD))
 
@@ -271,8 +274,17 @@ def carry_at(data: Any, part: ScanPart) -> int:
     return wide_at(data, AT.carries, part.slot, part.channel)
 
 
+@_njit
+def _keep(data: Any, part: ScanPart, t: int, carry: int) -> None:
+    """Copy the state after a step into the pool, if it is kept."""
+    target = int64_at(field(data, AT.keep), part.batch * field(data, AT.time) + t)
+    if target >= 0:
+        row = target * field(data, AT.pool + 1) + part.channel
+        copy_row(data, 0, part.channels, (carry, field(data, AT.pool) + row * wide_bytes(data)))
+
+
 def forward(data: Any) -> None:
-    """h and the running carries."""
+    """h and the running carries; states that are kept."""
     hints, size = field(data, AT.hints), _known_size(data)
     item = take(data, 0)
     while item < field(data, AT.items):
@@ -295,6 +307,8 @@ def forward(data: Any) -> None:
                 _product_row(data, 0, part.channels, (a + t * a_step, product))
             rows = (x + t * x_step, a + t * a_step, out + t * out_step, carry, x + later * x_step, a + later * a_step)
             _forward_row(data, hints, part.channels, rows)
+            if _keeps(data):
+                _keep(data, part, t, carry)
         item = take(data, 0)
     finish(data)
 

@@ -64,11 +64,12 @@ def _scan(
     options: int = 0,
     given: Tensor | None = None,
     product: Tensor | None = None,
+    kept: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor | None:
     """Run a kernel, and the phases around it where time is cut. x: x, or dh; others as in ``Fields``.
 
     options: of gates, see ``_scan_lanes``. Gives the sums over every slot [slots, D] where they ask for that.
-    product: [N, D], what they ask to be written.
+    product: [N, D], what they ask to be written. kept: keep [B, T] and a pool [P, D] with contiguous channels, likewise.
     """
     batch, time, width = x.shape
     sequences = final.shape[0]
@@ -83,6 +84,7 @@ def _scan(
         a, block = native.rows(call.a.flatten(2)), _block(width, size, sequences, config.block_d, x.itemsize)
     blocks = -(-width // block)
     steps, row = x.nbytes, final.nbytes  # bytes of [B,T,D] and of [N,D] in the accumulator's dtype
+    keep, pool = (None, None) if kept is None else (kept[0].contiguous(), kept[1])
     offsets = None if call.cu_seqlens is None else call.cu_seqlens.contiguous()
     chunk, chunks, slots, table = _cut(call, config, sequences, time)
     carries, products, totals = 0, 0, product
@@ -122,6 +124,8 @@ def _scan(
         da=0 if len(outputs) < 2 else address("output", outputs[1], a.nbytes),
         totals=address("totals", totals, slots * width * final.itemsize),
         joined=address("product", product, row),
+        pool=strided("states", pool, 0 if pool is None else pool.shape[0] * width * pool.itemsize),
+        keep=address("keep", keep, 8 * batch * time),
     )
     threads = _threads.threads_for(slots * blocks, batch * time * width * size)
     few = min(threads, sequences * blocks)
@@ -139,9 +143,16 @@ def _options(call: Any) -> int:
     return options if call.a.dtype is call[0].dtype else options + _scan_lanes.WIDE
 
 
-def gates(call: Any, config: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """linear_scan, with the product of its gates where that is asked for."""
+def gates(
+    call: Any, config: Any, kept: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """linear_scan, with the product of its gates where that is asked for.
+
+    kept: keep [B, T] and the pool [P, D] with contiguous channels that states are copied to.
+    """
     options, product = _options(call), None
+    if kept is not None:
+        return *forward(call, config, options=options + _scan_lanes.KEPT, kept=kept), None
     if not options and not call.with_a_prod:
         return *forward(call, config), None
     if call.with_a_prod:

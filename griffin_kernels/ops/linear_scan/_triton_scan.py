@@ -19,6 +19,7 @@ import triton.language as tl
 
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.gating import gate_of, held_gates, input_of, load_steps
+from griffin_kernels.ops._triton.pools import has, pool_later
 from griffin_kernels.ops._triton.scan import AGAIN, beyond_one, complex_product
 from griffin_kernels.ops._triton.strides import far, reach
 from griffin_kernels.ops._triton.tensors import (
@@ -244,10 +245,13 @@ def start_of(state, tile, PRODUCT: tl.constexpr):
 
 
 @bundling
-def scan_tile(streams, marks, carry, own, left, gating, held, products, BLOCK_T: tl.constexpr, TAIL: tl.constexpr):
+def scan_tile(
+    streams, marks, carry, own, left, gating, held, products, BLOCK_T: tl.constexpr, TAIL: tl.constexpr, kept=None
+):
     """BLOCK_T steps, fewer in the tail; streams are at the tile's first step. Gives the carry.
 
     held: see ``held_gates``. products: of pieces of time; None where a carried product is that of a whole sequence.
+    kept: a pool at the tile's first step, where states are kept, or None.
     """
     state, product = carry.state, carry.product
     ACC: tl.constexpr = state.dtype
@@ -259,6 +263,8 @@ def scan_tile(streams, marks, carry, own, left, gating, held, products, BLOCK_T:
     if marks is not None:
         enters = load_flags(marks.enter, left, -1, BLOCK_T, TAIL)
         leaves = load_flags(marks.leave, left, -1, BLOCK_T, TAIL)
+    if kept is not None:
+        targets = load_flags(kept.places, left, -1, BLOCK_T, TAIL)
     for u in tl.static_range(BLOCK_T):
         if marks is not None:
             start = load_state(marks.state, enters[u], own.vectors, ACC, enters[u] >= 0)
@@ -272,6 +278,8 @@ def scan_tile(streams, marks, carry, own, left, gating, held, products, BLOCK_T:
         store_row(streams.h, u, flat, own.vectors, left, TAIL)
         if marks is not None:
             store_state(marks.final, leaves[u], flat, own.vectors, leaves[u] >= 0)
+        if kept is not None:
+            store_state(kept.states, targets[u], flat, own.vectors, has(kept, targets[u]))
         if product is not None:
             gate = gate.to(ACC)
             if marks is not None:
@@ -290,18 +298,23 @@ def scan_tile(streams, marks, carry, own, left, gating, held, products, BLOCK_T:
 
 
 @bundling
-def scan_rows(streams, marks, carry, own, steps, gating, products, BLOCK_T: tl.constexpr):
-    """``steps`` steps from a carry; streams are at step 0 of the span. Gives the last carry. See ``scan_tile``."""
+def scan_rows(streams, marks, carry, own, steps, gating, products, BLOCK_T: tl.constexpr, kept=None):
+    """``steps`` steps from a carry; streams and kept are at step 0 of the span. Gives the last carry.
+
+    See ``scan_tile``.
+    """
     held = held_gates(streams.a, own.matrices, gating, carry.state.dtype)
     full = steps // BLOCK_T
     for _ in range(full):
-        carry = scan_tile(streams, marks, carry, own, BLOCK_T, gating, held, products, BLOCK_T, False)
+        carry = scan_tile(streams, marks, carry, own, BLOCK_T, gating, held, products, BLOCK_T, False, kept)
         streams = streams_later(streams, BLOCK_T)
         if marks is not None:
             marks = marks_later(marks, BLOCK_T)
+        if kept is not None:
+            kept = pool_later(kept, BLOCK_T)
     left = steps - full * BLOCK_T
     if left > 0:
-        carry = scan_tile(streams, marks, carry, own, left, gating, held, products, BLOCK_T, True)
+        carry = scan_tile(streams, marks, carry, own, left, gating, held, products, BLOCK_T, True, kept)
     return carry
 
 

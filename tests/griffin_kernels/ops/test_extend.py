@@ -15,7 +15,8 @@ from griffin_kernels import catalog
 from tests import calls
 from tests.everywhere import device_of
 
-OPS = [name for name in ("rg_lru_extend", "temporal_conv1d_extend", "recurrent_block_extend") if name in catalog.ops()]
+NAMES = ("linear_scan_extend", "rg_lru_extend", "temporal_conv1d_extend", "recurrent_block_extend")
+OPS = [name for name in NAMES if name in catalog.ops()]
 LENGTH, WIDTH, BLOCKS = 29, 24, 3
 POOL = 40
 
@@ -42,7 +43,7 @@ def equal(mine, theirs):
 
 
 def made(variant, seed, sequences, length=LENGTH):
-    """(x and y of some sequences, parameters, a pool of NaN)."""
+    """(x and y of some sequences, or x and gates, parameters, a pool of NaN)."""
     op, generator = catalog.op(variant.op), torch.Generator().manual_seed(seed)
     case = next(c for c in op.cases_tagged("smoke") if c["D"] == WIDTH and c.dtype == "float32")
     given = op.make_inputs(case, calls.CPU, seed)
@@ -50,8 +51,10 @@ def made(variant, seed, sequences, length=LENGTH):
     tokens = {
         k: torch.randn(sequences, length, WIDTH, generator=generator).to(v.dtype)
         for k, v in given.items()
-        if op.inputs[k].names == ("B", "T", "D")
+        if op.inputs[k].names in (("B", "T", "D"), ("Ba", "Ta", "D"))
     }
+    if "a" in tokens:
+        tokens["a"] = tokens["a"].sigmoid()
     pools = {k: given[k].new_full((POOL, *given[k].shape[1:]), torch.nan) for k in op.in_place}
     parameters = {k: v for k, v in given.items() if k not in tokens and k not in pools}
     return tokens, parameters, pools

@@ -227,7 +227,7 @@ def test_empty_input_gives_empty_output_and_the_state_back(label, batch, steps):
 @pytest.mark.parametrize("name", STEPS)
 def test_no_rows(name, pool):
     op = catalog.op(name)
-    inputs = pieces.piece(op, row(name), {"B": slice(0), "N": slice(0), "P": slice(pool)})
+    inputs = pieces.piece(op, row(name), dict.fromkeys(("B", "Ba", "N"), slice(0)) | {"P": slice(pool)})
     if not pool and op.inputs["slots"].optional:
         inputs["slots"] = None
     before = copies(inputs)

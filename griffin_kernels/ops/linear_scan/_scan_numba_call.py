@@ -69,7 +69,7 @@ def _scan(
     """Run a kernel, and the phases around it where time is cut. x: x, or dh; others as in ``Fields``.
 
     options: of gates, see ``_scan_lanes``. Gives the sums over every slot [slots, D] where they ask for that.
-    product: [N, D], what they ask to be written. kept: keep [B, T] and a pool [P, D] with contiguous channels, likewise.
+    product: [N, D], what they ask to be written. kept: likewise keep [B, T] and a pool [P, D] with contiguous channels.
     """
     batch, time, width = x.shape
     sequences = final.shape[0]
@@ -143,9 +143,7 @@ def _options(call: Any) -> int:
     return options if call.a.dtype is call[0].dtype else options + _scan_lanes.WIDE
 
 
-def gates(
-    call: Any, config: Any, kept: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def gates(call: Any, config: Any, kept: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
     """linear_scan, with the product of its gates where that is asked for.
 
     kept: keep [B, T] and the pool [P, D] with contiguous channels that states are copied to.
@@ -175,7 +173,7 @@ def gates_backward(call: Any, config: Any) -> tuple[Tensor, Tensor, Tensor | Non
         outputs.append(memory.empty(call.a.shape, call.a.dtype))
     dh0 = torch.empty((rows_of(dh.shape[0], call.cu_seqlens), dh.shape[2]), dtype=wide, device="cpu")
     h, h0, initial = native.rows(call.h), native.wide(call.h0, wide), native.wide(call.dh_last, wide)
-    states = {"h": h, "h0": h0, "given": native.rows(call.x) if call.convex else None}
+    states: dict[str, Any] = {"h": h, "h0": h0, "given": native.rows(call.x) if call.convex else None}
     kernel, reverse = _scan_numba_gates.backward, not call.reverse
     sums = _scan(kernel, call, dh, initial, reverse, config, dh0, *outputs, options=options, **states)
     if sums is not None:

@@ -41,12 +41,15 @@ class Call(NamedTuple):
     with_a_prod: bool = False
 
 
-def check_scan(call: Any) -> None:
-    """What the tensor specs cannot express: what a may have one of, and the layout of packed sequences."""
+def check_scan(call: Any, name: str = "linear_scan") -> None:
+    """What the tensor specs cannot express: what a may have one of, and the layout of packed sequences.
+
+    name: of the function that is called.
+    """
     (batch, time, _), (rows, steps, _) = call[0].shape, call.a.shape
     if not (steps == time or steps == 1) or not (rows == batch or rows == steps == 1):
         wanted = f"[{batch}, {time}, D], [{batch}, 1, D] or [1, 1, D]"
-        raise errors.ShapeError(f"linear_scan: a has shape {list(call.a.shape)}, expected {wanted}")
+        raise errors.ShapeError(f"{name}: a has shape {list(call.a.shape)}, expected {wanted}")
     check(call)
 
 

@@ -1,4 +1,4 @@
-"""linear_scan_extend: linear_scan on sequences whose states are rows of a pool, read and written in place. The contract.
+"""linear_scan_extend: linear_scan on sequences whose states are rows of a pool, in place. The contract.
 
     h_{-1} = states[slots[n]];   h = linear_scan(x, a, h0=h_{-1});   states[keep[t]] = h_t        of every sequence n
 
@@ -51,7 +51,7 @@ def gathered(call: Call) -> scan.Call:
 
 def check(call: Call) -> None:
     """What the tensor specs cannot express: those of linear_scan, and rows of the pool."""
-    scan.check_scan(continued(call, None))
+    scan.check_scan(continued(call, None), "linear_scan_extend")
     _keep.check(call, states=call.states)
 
 
@@ -112,9 +112,7 @@ def cases() -> tuple[BenchCase, ...]:
         make_case(1, 4, 2560, pool=5, where="cpu", source=verify, data=every),
         make_case(1, 2048, 2560, pool=16, where="cpu", source=f"{rg2b}, a prompt", thorough=True),
         make_case(16, 4, 2560, "bfloat16", pool=80, where="gpu", source=verify, data=every),
-        make_case(
-            1, 8192, 2560, "bfloat16", ("packed",), rows=16, pool=64, where="gpu", source=prompts, thorough=True
-        ),
+        make_case(1, 8192, 2560, "bfloat16", ("packed",), rows=16, pool=64, where="gpu", source=prompts, thorough=True),
     ]
     return (*smoke, *edge, *bench)
 

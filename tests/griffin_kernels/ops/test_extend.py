@@ -47,7 +47,8 @@ def made(variant, seed, sequences, length=LENGTH):
     op, generator = catalog.op(variant.op), torch.Generator().manual_seed(seed)
     case = next(c for c in op.cases_tagged("smoke") if c["D"] == WIDTH and c.dtype == "float32")
     given = op.make_inputs(case, calls.CPU, seed)
-    given = {k: v.to(dtype_of(variant)) for k, v in given.items() if v is not None and v.is_floating_point()}
+    given = {k: v for k, v in given.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    given = {k: v.to(dtype_of(variant)) for k, v in given.items()}
     tokens = {
         k: torch.randn(sequences, length, WIDTH, generator=generator).to(v.dtype)
         for k, v in given.items()
@@ -66,7 +67,7 @@ def extend(variant, tokens, parameters, pools, slots, keep, **documents):
     given = tokens | parameters | pools | {"slots": slots, "keep": keep} | documents
     op = catalog.op(variant.op)
     if variant.backend == "triton":
-        absent = {name: None for name in op.inputs if name not in given}
+        absent = {name: op.call._field_defaults.get(name) for name in op.call._fields if name not in given}
         return variant.on(given | absent, variant.config())[0]
     with griffin_kernels.use(variant=variant.key):
         return calls.public(variant.op, given)[0]

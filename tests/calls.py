@@ -25,6 +25,7 @@ ROWS = {
     "temporal_conv1d": "B2-T{}-D8-K4-{}~state",
     "temporal_conv1d, documents": "B2-T{}-D8-K4-{}+segmented~state",
     "temporal_conv1d, silu": "B2-T{}-D8-K4-{}+silu~state",
+    "temporal_conv1d, residual": "B2-T{}-D8-K4-{}+residual~state",
     "temporal_conv1d, gelu without a bias": "B2-T{}-D8-K4-{}+gelu~state~no_bias",
     "recurrent_block": "B2-T{}-D8-K4-H2-n4-{}+segmented~state~h0",
     "local_attention": "B2-T{}-Hq4-Hkv2-d8-W5-{}+softcap",

@@ -242,6 +242,7 @@ class Differentiable(WithGradient):
         else:
             backward_operator = Gradient(backward_op, functools.partial(rules.gradient, self))
         apart = {f"d{output}": rule for output, rule in rules.apart.items()} if rules else {}
+        added = _derivatives.ADDED.get(op.name, {})
         upstream = [name for name in backward_op.call._fields if name.removeprefix("d") in results and name[0] == "d"]
         kept = [name for name in backward_op.inputs if name not in upstream]
         options = [name for name in backward_op.options if name in fields]
@@ -260,6 +261,7 @@ class Differentiable(WithGradient):
             needed = [not (when := backward_op.inputs[name].when) or known[when] for name in kept]
             ctx.save_for_backward(*[known[name] if need else None for name, need in zip(kept, needed, strict=True)])
             ctx.options = {name: known[name] for name in options}
+            ctx.added = [name for name in added if known[name] is not None]
             ctx.set_materialize_grads(False)  # torch would make plain zeros for DTensors too
 
         def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -278,6 +280,8 @@ class Differentiable(WithGradient):
                     found[f"d{name}"] = mine + rule(
                         self, functools.partial(_backward, backward_operator), given, gradient
                     )
+            for name in ctx.added:
+                found[f"d{name}"] = _handed_on(reached[f"d{added[name]}"], saved.get("cu_seqlens"))
             for name, value in saved.items():  # autograd takes a gradient in the dtype of its input
                 if not known_as[name].when and (mine := found.get(f"d{name}")) is not None:
                     found[f"d{name}"] = None if value is None else mine.to(value.dtype)
@@ -372,6 +376,17 @@ def _backward(op: Operator, call: Any) -> tuple[Tensor | None, ...]:
     else:
         outputs = op(*call)
     return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _handed_on(gradient: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+    """The gradient [B,T,D] of an output as that of what was added to it: 0 at steps past the sequences' end."""
+    if gradient is None or cu_seqlens is None or not specs.is_on_host("cu_seqlens", cu_seqlens):
+        return gradient
+    time = gradient.shape[1]
+    if is_plain((gradient, cu_seqlens)) and int(cu_seqlens[-1]) == time:
+        return gradient
+    past = torch.arange(time, dtype=torch.int64, device=gradient.device) >= cu_seqlens[-1]
+    return gradient.masked_fill(past[:, None], 0.0)
 
 
 def is_plain(args: tuple[Any, ...]) -> bool:

@@ -238,6 +238,9 @@ def _complex_gradient(scan: Scan, call: Any) -> tuple[Tensor, Tensor, Tensor | N
     return paired(dx), da, None if dh0 is None else paired(dh0)
 
 
+ADDED = {"temporal_conv1d": {"residual": "y"}}
+"""Inputs that an op adds to an output, of which its gradient op knows nothing: what reaches the output reaches them."""
+
 RULES = {
     "linear_scan": Rules(_linear_tangents, _linear_gradient, {"a_prod": ("a", of_product)}),
     "block_diagonal_scan": Rules(tangents, gradient),

@@ -106,10 +106,11 @@ def temporal_conv1d(
     segment_pos: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     activation: str | None = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The causal convolution over time, one filter per channel, that precedes the RG-LRU in Griffin and Hawk.
 
-        y_t = act(bias + sum_k weight[K-1-k] x_{t-k}),   k = 0 .. K-1
+        y_t = act(bias + sum_k weight[K-1-k] x_{t-k}) + residual_t,   k = 0 .. K-1
 
     Source: arXiv 2402.19427, section 2.3; orientation and document mask after google-deepmind/recurrentgemma.
     x: [B, T, D], float32, bfloat16, float16 or float64; any strides.
@@ -122,19 +123,22 @@ def temporal_conv1d(
         from state. segment_positions makes it of document numbers.
     activation: None, "silu", or "gelu" in its tanh form, of the sum before it is rounded. Sibling models have one here,
         Griffin and Hawk none.
+    residual: [B, T, D] in x's dtype, any strides, added to y before it is rounded, after the activation; nothing if
+        None. As in flash-linear-attention's ShortConvolution.
 
     Returns y [B, T, D] and the new state [B, K-1, D] for the tokens that follow, both in x's dtype: the last K-1 inputs
     of (state, x), with zeros in place of those before the last token's document, so that a caller may decode on without
-    positions. Differentiable in x, weight, bias and state, from y and the new state.
+    positions. Differentiable in x, weight, bias, state and residual, from y and the new state.
 
     Numerics: taps are multiplied and summed in float32 (float64 for float64 data), y is rounded once; so are the
     gradients, whose sums over batch and time are float32. An activation is float32 too; its gradient does the sums
     again, and keeps nothing for it.
     """
     if (dtype := autocast(x)) is not None:
-        x, state = in_dtype(dtype, x, state)
+        x, state, residual = in_dtype(dtype, x, state, residual)
     _activation.check(activation)
-    return _temporal_conv1d(x, *beside(x, weight, bias), state, whole(segment_pos), offsets(cu_seqlens), activation)
+    documents = whole(segment_pos), offsets(cu_seqlens)
+    return _temporal_conv1d(x, *beside(x, weight, bias), state, *documents, residual, activation)
 
 
 @documented((2e-7, 9e-3, 8e-4), (4e-7, 2e-2, 9e-4))

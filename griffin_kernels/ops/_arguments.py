@@ -11,6 +11,9 @@ from griffin_kernels.contract import Destination, TensorSpec
 Sequence = Annotated[Tensor, TensorSpec("B T D")]
 """Data of every step and channel."""
 
+OptionalSequence = Annotated[Tensor | None, TensorSpec("B T D")]
+"""The same where it may be left out."""
+
 Gates = Annotated[Tensor, TensorSpec("Ba Ta D", "parameter")]
 """Gates of every step and channel; Ta is 1 where all steps have the same, and Ba where all rows have those."""
 

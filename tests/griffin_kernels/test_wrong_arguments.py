@@ -235,6 +235,13 @@ BAD = {
         "an activation that is a module": (
             lambda i: {"activation": torch.nn.SiLU()}, ArgumentError, r"activation is SiLU\(\), expected None"
         ),
+        "residual of one row": (
+            lambda i: {"residual": i["x"][:1]}, ShapeError,
+            r"residual has shape \[1, 6, 8\], expected \[B=2, T=6, D=8\]",
+        ),
+        "residual of another dtype": (
+            lambda i: {"residual": i["x"].double()}, DtypeError, "residual is float64, expected float32"
+        ),
         "activations in a list": (lambda i: {"activation": ["silu"]}, ArgumentError, r"activation is \['silu'\]"),
     },
     "recurrent_block": GATED | {

@@ -7,10 +7,11 @@ the state, are tiles of one step.
 
 Kernels are as in _native.py, their rows as in _native_rows.py; the pointer's type holds K.
 
-    forward:   y_t = act(bias + sum_k w_k x_{t-k})
+    forward:   y_t = act(bias + sum_k w_k x_{t-k}) + residual_t
     backward:  dx_s = sum_k w_k dy_{s+k},  dw_k += dy_{s+k} x_s,  dbias += dy_s            w_k: weight[K-1-k]
 
-There is a kernel for each activation; the gradients of those that do something are in _conv_numba_active.py.
+There is a kernel for each activation, with a residual and without; the gradients of those that do something are in
+_conv_numba_active.py.
 """
 
 # Python's types end where numba's begin.
@@ -37,6 +38,7 @@ class Fields(NamedTuple):
     state: Strided  # or 0
     weight: tuple[int, int]  # wide: address, stride of taps
     positions: Strided  # int64 [B, T], or 0
+    residual: Strided  # forward only, or 0
     dy: Strided  # backward only
     leaving: Strided  # backward only: gradient of the new state, or 0
     items: int  # groups of slots, times blocks; a slot is one chunk of time of one batch row
@@ -103,6 +105,7 @@ def _forward_tile(activation: str | None) -> Any:
         weight: Any,
         weight_step: Any,
         bias: Any,  # or 0
+        *residual: Any,  # nothing, or its row of this step and the stride of steps
     ) -> None:
         b = v.builder
         w, constant = weights_of(v, weight, weight_step), constant_of(v, bias, weight)
@@ -118,7 +121,11 @@ def _forward_tile(activation: str | None) -> Any:
             total = constant
             for tap, value in zip(w, inputs, strict=True):
                 total = v.multiply_add(tap, value, total)
-            v.store(_native_activations.activated(v, activation, total), b.add(out, b.mul(out_step, r)))
+            made = _native_activations.activated(v, activation, total)
+            if residual:
+                row, row_step = residual
+                made = v.add(made, v.load(b.add(row, b.mul(row_step, r))))
+            v.store(made, b.add(out, b.mul(out_step, r)))
             return inputs[:-1]
 
         loop(b, INT64(0), rows, 1, step, earlier)
@@ -211,15 +218,26 @@ def bias_at(data: Any, channel: int) -> int:
     return bias + channel * wide_bytes(data) if bias != 0 else 0
 
 
-def _forward_steps(activation: str | None) -> Any:
+@_njit
+def _plain(data: Any, numbers: Any, batch: int, t: int, channel: int) -> Any:
+    return numbers
+
+
+@_njit
+def _added(data: Any, numbers: Any, batch: int, t: int, channel: int) -> Any:
+    residual, step = input_at(data, AT.residual, batch, channel)
+    return (*numbers, residual + t * step, step)
+
+
+def _forward_steps(activation: str | None, added: bool = False) -> Any:
     """A numba function of steps begin .. end of the sequence that starts at step ``start``.
 
     Row ``row`` of the state comes before it. Arguments are those of ``_backward_steps``, which needs ``time`` and
     ``sums`` too.
     """
-    tile = _forward_tile(activation)
+    tile, completed = _forward_tile(activation), _added if added else _plain
 
-    @named(f"forward_{activation}_steps")
+    @named(f"forward_{activation}{'_added' if added else ''}_steps")
     def steps(
         data: Any,
         batch: int,
@@ -256,7 +274,7 @@ def _forward_steps(activation: str | None) -> Any:
                     rows += 1
             earlier = (x + t * x_step, x_step, state + (furthest + t) * state_step, state_step, t, reach)
             numbers = (rows, *earlier, out + t * out_step, out_step, weight, weight_step, bias)
-            tile(data, stream, channels, numbers)
+            tile(data, stream, channels, completed(data, numbers, batch, start + t, channel))
             t += rows
 
     return steps
@@ -352,6 +370,9 @@ def items_of(steps: Any) -> Any:
 
 _forward, _backward = items_of(_forward_steps(None)), items_of(_backward_steps)
 _forward_silu, _forward_gelu = items_of(_forward_steps("silu")), items_of(_forward_steps("gelu"))
+_added_none = items_of(_forward_steps(None, added=True))
+_added_silu = items_of(_forward_steps("silu", added=True))
+_added_gelu = items_of(_forward_steps("gelu", added=True))
 
 
 def forward(data: Any) -> None:
@@ -369,10 +390,26 @@ def forward_gelu(data: Any) -> None:
     _forward_gelu(data)
 
 
+def forward_added(data: Any) -> None:
+    """The sums and the residual."""
+    _added_none(data)
+
+
+def forward_silu_added(data: Any) -> None:
+    """silu of the sums, and the residual."""
+    _added_silu(data)
+
+
+def forward_gelu_added(data: Any) -> None:
+    """gelu of the sums, and the residual."""
+    _added_gelu(data)
+
+
 def backward(data: Any) -> None:
     """dx, dstate, and the sums of every group."""
     _backward(data)
 
 
 FORWARD = {None: forward, "silu": forward_silu, "gelu": forward_gelu}
-"""Kernels by activation."""
+ADDED = {None: forward_added, "silu": forward_silu_added, "gelu": forward_gelu_added}
+"""Kernels by activation: without a residual, and with one."""

@@ -32,7 +32,7 @@ def groups_of(batch: int, time: int, chunk: int) -> tuple[int, int, int]:
 def _run(kernel: Any, call: Any, config: Any, out: Tensor, **own: Tensor | None) -> None:
     """Run a kernel. call: of either op, x with contiguous channels. out: y, or dx.
 
-    own: dy, leaving (what reaches x through the new state), dstate and sums.
+    own: residual; dy, leaving (what reaches x through the new state), dstate and sums.
     """
     wide = accumulator(call.x.dtype)
     bias = None if call.bias is None else native.rows(call.bias.to(wide))
@@ -50,6 +50,7 @@ def _run(kernel: Any, call: Any, config: Any, out: Tensor, **own: Tensor | None)
         state=strided("state", state, states),
         weight=strided("weight", weight, wide.itemsize * taps * width)[:2],
         positions=strided("segment_pos", segment_pos, 8 * batch * time),
+        residual=strided("residual", own.get("residual"), x.nbytes),
         dy=strided("dy", own.get("dy"), x.nbytes),
         leaving=strided("dnew_state", leaving, states),
         items=groups * blocks,
@@ -84,7 +85,11 @@ def output(call: Call, config: Any) -> Tensor:
     """y of temporal_conv1d."""
     x = native.rows(call.x)
     y = memory.empty(x.shape, x.dtype)
-    _run(_conv_numba.FORWARD[call.activation], call._replace(x=x), config, y)
+    if call.residual is None:
+        _run(_conv_numba.FORWARD[call.activation], call._replace(x=x), config, y)
+    else:
+        kernel = _conv_numba.ADDED[call.activation]
+        _run(kernel, call._replace(x=x), config, y, residual=native.rows(call.residual))
     return y
 
 

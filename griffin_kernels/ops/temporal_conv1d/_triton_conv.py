@@ -197,6 +197,7 @@ def forward(kernel: Any, tile: bool = False) -> Callable[[Call, dict[str, Any], 
         x, kept = call.x, call.weight.shape[0] - 1
         own = {
             "bias": bias_of(call),
+            "residual": rows(call.residual),
             "y": host.empty(outputs, "y", x, *x.shape, dtype=x.dtype),
             "new_state": host.empty(
                 outputs, "new_state", x, rows_of(x.shape[0], call.cu_seqlens), kept, x.shape[2], dtype=x.dtype

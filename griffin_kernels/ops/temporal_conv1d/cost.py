@@ -9,18 +9,24 @@ from griffin_kernels.case import BenchCase, Case, Cost
 from griffin_kernels.ops.rg_lru.cost import FLAGS as DOCUMENTS
 from griffin_kernels.ops.rg_lru.cost import index_bytes
 
-FLAGS = (*DOCUMENTS, "silu", "gelu")
+MINOR_FLAGS = ("silu", "gelu", "residual")
+"""Properties that hardly change which kernel is right."""
+
+FLAGS = (*DOCUMENTS, *MINOR_FLAGS)
 """Properties of a call that look-up tells apart. A state is none: it costs K-1 rows."""
 
 
 def cost(case: Case) -> Cost:
-    """Read x, weights and state, write y and the new state; K multiply-adds per element, and the activation."""
+    """Read x, weights and state, write y and the new state; K multiply-adds per element, and the activation.
+
+    A residual is read too, and added.
+    """
     elements = case["B"] * case["T"] * case["D"]
-    size = case.bytes_per_element()
+    size, residual = case.bytes_per_element(), elements if "residual" in case.flags else 0
     return Cost(
-        bytes_read=(elements + weight_elements(case) + state_elements(case)) * size + index_bytes(case),
+        bytes_read=(elements + residual + weight_elements(case) + state_elements(case)) * size + index_bytes(case),
         bytes_written=(elements + case["N"] * (case["K"] - 1) * case["D"]) * size,
-        vector_flops=2 * case["K"] * elements + activation_flops(case) * elements,
+        vector_flops=2 * case["K"] * elements + activation_flops(case) * elements + residual,
         special_ops=elements if activation_flops(case) else 0,
     )
 

@@ -2,7 +2,7 @@
 
 Channels move before time and back, and a state is put before x; conv1d itself pads the zeros. It knows nothing of
 documents, but a single token sees only one: what its state holds of another is zeroed. Packed sequences are copied
-apart first. An activation is a call of its own, of sums that have been rounded.
+apart first. An activation is a call of its own, of sums that have been rounded, and adding a residual is another.
 Source: transformers' RecurrentGemma, which pads K-1 zeros on both sides and cuts the result.
 """
 
@@ -24,12 +24,13 @@ DOCUMENTS = "conv1d reads across the documents of segment_pos"
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
     after = new_state(call.x, call.state, call.segment_pos, call.cu_seqlens, call.weight.shape[0])
-    return _activation.apply(call.activation, sums(call)), after
+    y = _activation.apply(call.activation, sums(call))
+    return y if call.residual is None else y + call.residual, after
 
 
 def sums(call: Call) -> Tensor:
     """[B,T,D] in x's dtype, as torch's own function gives them."""
-    x, weight, bias, state, segment_pos, cu_seqlens, _ = call
+    x, weight, bias, state, segment_pos, cu_seqlens, *_ = call
     taps, before = weight.shape[0], state
     if cu_seqlens is not None:
         where = places(cu_seqlens, x.shape[1], taps)

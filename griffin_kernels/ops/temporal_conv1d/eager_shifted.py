@@ -3,7 +3,8 @@
     y = bias + weight[K-1] x;   y[:, k:] += weight[K-1-k] x[:, :T-k];   y[:, :k] += weight[K-1-k] state[:, -k:]
 
 Works on every device and dtype; the fallback that cannot fail. Each tap reads x and reads and writes y: 3 K streams
-instead of 2, and a masked copy of x per tap with segment_pos. Packed sequences are copied apart first.
+instead of 2, and a masked copy of x per tap with segment_pos. Packed sequences are copied apart first. A residual
+is added to the wide sums.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ def masked(earlier: Tensor, segment_pos: Tensor | None, k: int, start: int) -> T
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
     after = new_state(call.x, call.state, call.segment_pos, call.cu_seqlens, call.weight.shape[0])
-    return sums(call, lambda z: _activation.apply(call.activation, z).to(call.x.dtype)), after
+    y = sums(call, lambda z: _activation.apply(call.activation, z))
+    y = y if call.residual is None else y + call.residual
+    return y.to(call.x.dtype), after
 
 
 def sums(call: Call, made: Callable[[Tensor], Tensor] = lambda z: z) -> Tensor:
     """[B,T,D]: what ``made`` makes of the wide sums of a call, packed or not."""
-    x, weight, bias, state, segment_pos, cu_seqlens, _ = call
+    x, weight, bias, state, segment_pos, cu_seqlens, *_ = call
     if cu_seqlens is None:
         return made(shifted(x, weight, bias, state, segment_pos))
     where = places(cu_seqlens, x.shape[1], weight.shape[0])
@@ -71,6 +74,7 @@ def traffic(case: Case, config: NoConfig, per_tap: int = 3, tensors: int = 2) ->
     elements = case["B"] * case["T"] * case["D"]
     streams = per_tap * case["K"] - 1 + (2 * (case["K"] - 1) if "segmented" in case.flags else 0)
     streams += 2 if activation_flops(case) else 0
+    streams += 3 if "residual" in case.flags else 0
     each = 8 if case.dtype == "float64" else 4
     packing = 2 * tensors * case.bytes_per_element() if "packed" in case.flags else 0
     return elements * (streams * each + packing + (tensors * (2 + 4) if case.half else 0))

@@ -1,10 +1,11 @@
 """One pass over x in native CPU code, taps in registers; a thread per chunk of time and block of channels.
 
-    y_t = bias + sum_k weight[K-1-k] x_{t-k}
+    y_t = act(bias + sum_k weight[K-1-k] x_{t-k}) + residual_t
 
 A vector of channels goes down a tile of steps with its K taps and K-1 earlier inputs in registers, so that each element
 is read once, widened once, rounded and written once: two streams, bound by DRAM. A tile begins by reading the K-1 rows
-before it again, from the caches. Chunks of packed sequences are cut once more where a sequence begins.
+before it again, from the caches. Chunks of packed sequences are cut once more where a sequence begins. A residual is
+one stream more, in kernels of its own.
 """
 
 from __future__ import annotations

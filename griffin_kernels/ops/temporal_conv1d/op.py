@@ -1,8 +1,10 @@
 """temporal_conv1d: the causal depthwise convolution before the RG-LRU. The contract.
 
-    y_t = act(bias + sum_k weight[K-1-k] x_{t-k}),   k = 0 .. K-1
+    y_t = act(bias + sum_k weight[K-1-k] x_{t-k}) + residual_t,   k = 0 .. K-1
 
 act is silu, gelu in its tanh form or nothing; it is taken of the sum before that is rounded. Without a bias that is 0.
+So is the residual, which is added before y is rounded. What reaches it is what reaches y, so that the gradient's op has
+no part in it.
 Inputs before x are the state, its oldest row first, or zeros. With segment_pos, tap k > 0 counts only where
 k <= segment_pos[t]: an earlier document is never read.
 
@@ -29,10 +31,10 @@ from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name, roundings
 from griffin_kernels.ops import _activation
-from griffin_kernels.ops._arguments import Offsets, OptionalChannels, Positions, Sequence
+from griffin_kernels.ops._arguments import Offsets, OptionalChannels, OptionalSequence, Positions, Sequence
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan import op as scan
-from griffin_kernels.ops.temporal_conv1d.cost import FLAGS, cost, make_case
+from griffin_kernels.ops.temporal_conv1d.cost import FLAGS, MINOR_FLAGS, cost, make_case
 
 Taps = Annotated[Tensor, TensorSpec("K D", "parameter")]
 ConvState = Annotated[Tensor | None, TensorSpec("N K-1 D")]
@@ -47,6 +49,7 @@ class Call(NamedTuple):
     state: ConvState = None
     segment_pos: Positions = None
     cu_seqlens: Offsets = None
+    residual: OptionalSequence = None
     activation: str | None = None
 
 
@@ -117,7 +120,7 @@ def reference(call: Call) -> tuple[Tensor, Tensor]:
 
     Returns y [B,T,D] and the new state [B or N,K-1,D].
     """
-    x, weight, bias, state, segment_pos, cu_seqlens, activation = call
+    x, weight, bias, state, segment_pos, cu_seqlens, residual, activation = call
     if cu_seqlens is not None:
         ys, states = zip(*map(reference, sequences(call)), strict=True)
         return torch.cat(ys, dim=1), torch.cat(states)
@@ -135,7 +138,8 @@ def reference(call: Call) -> tuple[Tensor, Tensor]:
     after = inputs[:, time:]
     if segment_pos is not None and time:
         after = torch.where(kept(segment_pos, taps)[..., None], after, 0.0)
-    return _activation.apply(activation, y), after
+    y = _activation.apply(activation, y)
+    return y if residual is None else y + residual, after
 
 
 def sequences(call: Any) -> Iterator[Any]:
@@ -143,7 +147,7 @@ def sequences(call: Any) -> Iterator[Any]:
     given = {name: tensor for name, tensor in call._asdict().items() if tensor is not None}
     for row, (start, end) in enumerate(itertools.pairwise(call.cu_seqlens.tolist())):
         rows = {name: given[name][row : row + 1] for name in ("state", "dnew_state") if name in given}
-        steps = {name: given[name][:, start:end] for name in ("x", "dy", "segment_pos") if name in given}
+        steps = {name: given[name][:, start:end] for name in ("x", "dy", "segment_pos", "residual") if name in given}
         yield call._replace(**rows, **steps, cu_seqlens=None)
 
 
@@ -158,6 +162,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         "state": draw.placed(draw.normal(rows, taps - 1, width)) if "state" in case.data else None,
         "segment_pos": draw.positions(time) if "segmented" in case.flags else None,
         "cu_seqlens": draw.offsets(first_too=True) if "packed" in case.flags else None,
+        "residual": draw.placed(draw.normal(batch, time, width)) if "residual" in case.flags else None,
         "activation": next((name for name in _activation.NAMES if name in case.flags), None),
     }
 
@@ -167,8 +172,8 @@ def tolerance(case: Case) -> Tolerance:
     # K products and the bias: K+1 terms, each rounded at most K+1 times to the accumulator's unit u. Terms are of the
     # size of y's rms or below and independent: sqrt(K+1) u in the norm, with a factor of 2. A single element may be
     # made of terms 4 times the rms that cancel, and at worst all roundings point one way: 4 (K+1) u.
-    # The output adds its own rounding: 2^-9 bf16, 2^-12 fp16, relative to the element.
-    terms = case["K"] + 1
+    # The output adds its own rounding: 2^-9 bf16, 2^-12 fp16, relative to the element. A residual is one term more.
+    terms = case["K"] + 1 + ("residual" in case.flags)
     unit, rounding = roundings(case.torch_dtype)
     summed = Tolerance(rel_norm=2 * unit * terms**0.5, worst=4 * unit * terms)
     if any(name in case.flags for name in _activation.NAMES):
@@ -184,6 +189,7 @@ def case_of(call: Any, op: str = "temporal_conv1d") -> Case:
     batch, time, width = call.x.shape
     rows = scan.rows_of(batch, call.cu_seqlens)
     present = {"segmented": call.segment_pos is not None, "packed": call.cu_seqlens is not None, call.activation: True}
+    present["residual"] = getattr(call, "residual", None) is not None
     flags = [flag for flag in FLAGS if present.get(flag)]
     taps = call.weight.shape[0]
     return make_case(batch, time, width, taps, dtype_name(call.x.dtype), flags, rows=rows, op=op, tag="call")
@@ -224,6 +230,13 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     rg2b, rg9b = "RecurrentGemma-2B, lru_width 2560, 4 taps", "RecurrentGemma-9B, lru_width 4096, 4 taps"
     paper = "Hawk and Griffin 1.3B, D_RNN 2560, 4 taps, trained at T 2048"
     forward, backward = op == "temporal_conv1d", op == "temporal_conv1d_bwd"
+    if forward:
+        added, fla = ("silu", "residual"), "flash-linear-attention's ShortConvolution with a residual, hidden_size 2048"
+        packed_too = ("segmented", "packed", *added)
+        edge += [
+            case(2, 67, 131, tag="edge", flags=("residual",), data=("strided", "state"), dtype="bfloat16"),
+            case(1, 61, 70, rows=3, tag="edge", flags=packed_too, data=("state", "empty_sequence", "no_bias")),
+        ]
     bench = [
         case(1, 2048, 2560, where="cpu", source=f"{rg2b}; {paper}"),
         case(1, 2048, 2560, where="cpu", dtype="bfloat16", source=rg2b, thorough=True),
@@ -232,6 +245,8 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     ]
     if forward:
         bench.append(case(1, 1024, 1024, where="cpu", source="Hawk and Griffin 100M, 4 taps, a prompt", thorough=True))
+        bench.append(case(1, 2048, 2048, where="cpu", source=fla, flags=added, thorough=True))
+        bench.append(case(8, 2048, 2048, where="gpu", dtype="bfloat16", source=fla, flags=added, thorough=True))
     for batch in (1, 8):
         for time in (2048, 8192):
             slow = backward and (batch, time) != (8, 2048)
@@ -248,7 +263,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
 
 OP = Op(
     name="temporal_conv1d",
-    summary="y_t = act(bias + sum_k weight[K-1-k] * x_{t-k}), per channel, within a document",
+    summary="y_t = act(bias + sum_k weight[K-1-k] * x_{t-k}) + residual_t, per channel, within a document",
     call=Call,
     outputs={"y": TensorSpec("B T D"), "new_state": TensorSpec("N K-1 D")},
     reference=reference,
@@ -260,6 +275,6 @@ OP = Op(
     splits=(ROWS, ("D",)),
     exact_dims=("K",),
     free_dims=("N",),
-    minor_flags=_activation.NAMES,
+    minor_flags=MINOR_FLAGS,
     check=check,
 )

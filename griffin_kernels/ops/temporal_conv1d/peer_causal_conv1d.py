@@ -74,6 +74,8 @@ def reject(case: Case, device: Device, config: NoConfig) -> str | None:
         return reason
     if case["K"] not in (2, 3, 4):
         return f"has 2 to 4 taps, and not {case['K']}"
+    if "residual" in case.flags:
+        return "adds no residual"
     if "gelu" in case.flags:
         return "knows silu, and not gelu"
     # channels come in vectors; one step does not tell which of its strides is that of channels

@@ -1,6 +1,6 @@
 """One pass over a piece of time, the K-1 inputs before a step in registers, ``block_t`` rows loaded ahead.
 
-    y_t = act(bias + sum_k weight[K-1-k] x_{t-k})
+    y_t = act(bias + sum_k weight[K-1-k] x_{t-k}) + residual_t
 
 A program owns ``block_d`` channels of ``span`` steps of one batch entry or packed sequence. It issues the loads of
 block_t rows before it uses the first, widens each row once and keeps the last K-1 widened; only what precedes the piece
@@ -39,7 +39,7 @@ class Config:
 
 @triton.jit
 def conv_tile(
-    x, positions, y, batch, time, before, taps, bias, channels, left, SIZES: tl.constexpr, TAIL: tl.constexpr
+    x, positions, residual, y, batch, time, before, taps, bias, channels, left, SIZES: tl.constexpr, TAIL: tl.constexpr
 ):
     """The steps of a tile from ``time`` on, fewer in the tail, after the K-1 inputs ``before``, latest first.
 
@@ -48,6 +48,8 @@ def conv_tile(
     BLOCK_T: tl.constexpr = SIZES.BLOCK_T
     rows = load_rows(at(x, batch, time, 1), channels, left, 0.0, BLOCK_T, TAIL)
     reach = load_flags(at(positions, batch, time, 1), left, 0, BLOCK_T, TAIL)
+    if residual is not None:
+        added = load_rows(at(residual, batch, time, 1), channels, left, 0.0, BLOCK_T, TAIL)
     for u in tl.static_range(BLOCK_T):
         window = (rows[u].to(bias.dtype),)
         window += before
@@ -58,14 +60,18 @@ def conv_tile(
                 earlier = tl.where(reach[u] >= k, earlier, 0.0)
             total += taps[k] * earlier
         total = activated(total, SIZES.ACTIVATION)
+        if residual is not None:
+            total += added[u].to(bias.dtype)
         store_row(at(y, batch, time, 1), u, total, channels, left, TAIL)
         before = window[: len(before)]
     return before
 
 
 @triton.jit(do_not_specialize=["T", "parts"])
-def temporal_conv1d_rows(x, weight, bias, state, positions, cu_seqlens, y, new_state, T, parts, SIZES: tl.constexpr):
-    """x, y: [B,T,D]; weight [K,D]; bias [D] or None; state, new_state: [N,K-1,D]; positions [B,T].
+def temporal_conv1d_rows(
+    x, weight, bias, state, positions, cu_seqlens, residual, y, new_state, T, parts, SIZES: tl.constexpr
+):
+    """x, residual, y: [B,T,D]; weight [K,D]; bias [D] or None; state, new_state: [N,K-1,D]; positions [B,T].
 
     Grid: pieces of time * ceil(D / block_d), channels fastest.
     """
@@ -84,11 +90,13 @@ def temporal_conv1d_rows(x, weight, bias, state, positions, cu_seqlens, y, new_s
     full = tl.maximum(steps, 0) // BLOCK_T
     out = Rows(y, tl.cast(T, tl.int64) * SIZES.D, SIZES.D, 1)
     for _ in range(full):
-        before = conv_tile(x, positions, out, batch, time, before, taps, constant, channels, BLOCK_T, SIZES, False)
+        before = conv_tile(
+            x, positions, residual, out, batch, time, before, taps, constant, channels, BLOCK_T, SIZES, False
+        )
         time += BLOCK_T
     left = steps - full * BLOCK_T
     if left > 0:
-        conv_tile(x, positions, out, batch, time, before, taps, constant, channels, left, SIZES, True)
+        conv_tile(x, positions, residual, out, batch, time, before, taps, constant, channels, left, SIZES, True)
     store_new_state(x, state, positions, new_state, piece, channels, SIZES.D, TAPS)
 
 

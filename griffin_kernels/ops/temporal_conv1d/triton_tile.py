@@ -1,6 +1,6 @@
 """A tile of steps and channels per program, loaded once per tap at K shifted places.
 
-    y_t = act(bias + sum_k weight[K-1-k] x_{t-k})
+    y_t = act(bias + sum_k weight[K-1-k] x_{t-k}) + residual_t
 
 No step waits for another, and all threads of a tile may share few channels: many more programs than triton.rows, for
 short or narrow problems. The first tap's load brings a tile from memory; the K-1 shifted ones ask for the same rows
@@ -37,7 +37,7 @@ class Config:
 
 
 @triton.jit
-def conv_tile(x, state, positions, y, weight, bias, piece, channels, SIZES: tl.constexpr, ENDS: tl.constexpr):
+def conv_tile(x, state, positions, residual, y, weight, bias, piece, channels, SIZES: tl.constexpr, ENDS: tl.constexpr):
     """The BLOCK_T steps of a piece, the first of which y is at. ENDS: some taps or steps are outside the sequence."""
     TAPS: tl.constexpr = SIZES.TAPS
     ACC: tl.constexpr = SIZES.ACC
@@ -67,7 +67,16 @@ def conv_tile(x, state, positions, y, weight, bias, piece, channels, SIZES: tl.c
             value = tl.where((reach >= k)[:, None], value, 0.0)
         total += load_state(weight, TAPS - 1 - k, channels, ACC)[None, :] * value
     outputs = tile_at(y, 0, 0, rows, channels, SIZES.D, BLOCK_T)
-    total = activated(total, SIZES.ACTIVATION).to(outputs.dtype.element_ty)
+    total = activated(total, SIZES.ACTIVATION)
+    if residual is not None:
+        added = tile_at(residual, piece.batch, time, rows, channels, SIZES.D, BLOCK_T)
+        if ENDS:
+            total += tl.load(added, mask=there, other=0.0).to(ACC)
+        elif channels.mask is not None:
+            total += tl.load(added, mask=inside, other=0.0).to(ACC)
+        else:
+            total += tl.load(added).to(ACC)
+    total = total.to(outputs.dtype.element_ty)
     if ENDS:
         tl.store(outputs, total, mask=there)
     elif channels.mask is not None:
@@ -77,8 +86,10 @@ def conv_tile(x, state, positions, y, weight, bias, piece, channels, SIZES: tl.c
 
 
 @triton.jit(do_not_specialize=["T", "parts"])
-def temporal_conv1d_tile(x, weight, bias, state, positions, cu_seqlens, y, new_state, T, parts, SIZES: tl.constexpr):
-    """x, y: [B,T,D]; weight [K,D]; bias [D] or None; state, new_state: [N,K-1,D]; positions [B,T].
+def temporal_conv1d_tile(
+    x, weight, bias, state, positions, cu_seqlens, residual, y, new_state, T, parts, SIZES: tl.constexpr
+):
+    """x, residual, y: [B,T,D]; weight [K,D]; bias [D] or None; state, new_state: [N,K-1,D]; positions [B,T].
 
     Grid: pieces of SPAN steps * ceil(D / block_d), channels fastest.
     """
@@ -87,9 +98,9 @@ def temporal_conv1d_tile(x, weight, bias, state, positions, cu_seqlens, y, new_s
     piece = piece_of(place, cu_seqlens, T, parts, SIZES.SPAN)
     out = dense(y, piece.batch * T + piece.first + piece.begin, D, 1)
     if (piece.begin >= SIZES.TAPS - 1) & (piece.begin + SIZES.SPAN <= piece.length):
-        conv_tile(x, None, positions, out, weight, bias, piece, channels, SIZES, False)
+        conv_tile(x, None, positions, residual, out, weight, bias, piece, channels, SIZES, False)
     elif piece.begin < piece.length:
-        conv_tile(x, state, positions, out, weight, bias, piece, channels, SIZES, True)
+        conv_tile(x, state, positions, residual, out, weight, bias, piece, channels, SIZES, True)
     store_new_state(x, state, positions, new_state, piece, channels, D, SIZES.TAPS)
 
 

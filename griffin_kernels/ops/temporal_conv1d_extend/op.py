@@ -41,8 +41,8 @@ class Call(NamedTuple):
 
 def continued(call: Call, before: Tensor | None) -> conv.Call:
     """The temporal_conv1d of sequences that start from ``before`` [N,K-1,D]."""
-    documents = call.segment_pos, call.cu_seqlens, call.activation
-    return conv.Call(call.x, call.weight, call.bias, before, *documents)
+    documents = call.segment_pos, call.cu_seqlens
+    return conv.Call(call.x, call.weight, call.bias, before, *documents, activation=call.activation)
 
 
 def gathered(call: Call) -> conv.Call:

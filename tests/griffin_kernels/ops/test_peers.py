@@ -66,6 +66,12 @@ def test_every_peer_runs_a_bench_case_of_each_of_its_ops_on_a_gpu(peers):
         assert any(variant.reject(case, H100, NoConfig()) is None for case in cases), variant.key
 
 
+def test_causal_conv1d_adds_no_residual(peers):
+    peer, cases = peers["temporal_conv1d/peer.causal_conv1d"], catalog.op("temporal_conv1d").cases_tagged("bench")
+    case = next(case for case in cases if "residual" in case.flags and case.half)
+    assert peer.reject(case, H100, NoConfig()) == "adds no residual"
+
+
 def accepted(variant: Variant):
     """Small cases that it takes on a GPU; a power of two of steps is made where it wants one."""
     for case in catalog.op(variant.op).cases_tagged("smoke", "edge"):

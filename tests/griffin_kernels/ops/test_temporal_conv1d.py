@@ -199,6 +199,56 @@ def test_gradcheck(variant, time, state):
         assert torch.autograd.gradcheck(function, wanted)
 
 
+@pytest.mark.parametrize("variant", usable("temporal_conv1d"))
+def test_a_residual_is_added_last_and_has_the_gradient_of_y(variant):
+    inputs = plain(2, 7, 3, activation="silu")
+    residual, upstream = (torch.randn(2, 7, 3, dtype=torch.float64) for _ in range(2))
+    residual = residual.transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    wanted = leaves(inputs)
+    with griffin_kernels.use(variant=variant):
+        y, after = call(inputs | {"residual": residual})
+        without, same = call(inputs | {"residual": None})
+    torch.testing.assert_close(y, without + residual, rtol=1e-15, atol=1e-15)
+    assert torch.equal(after, same)
+    of_residual, *mine = torch.autograd.grad(y, [residual, *wanted], upstream)
+    assert torch.equal(of_residual, upstream)
+    assert all(map(torch.equal, mine, torch.autograd.grad(without, wanted, upstream)))
+
+
+def test_a_residual_that_is_x_itself():
+    inputs = plain()
+    x = inputs["x"].requires_grad_()
+    mine, theirs = call(inputs | {"residual": x})[0], call(inputs)[0] + x
+    assert torch.equal(torch.autograd.grad(mine.sum(), x)[0], torch.autograd.grad(theirs.sum(), x)[0])
+
+
+@pytest.mark.parametrize("end", [4, 6])
+def test_a_residual_past_the_last_sequence_is_not_read(end):
+    inputs = plain(1, 6, state=False, cu_seqlens=torch.tensor([0, 1, end], dtype=torch.int32))
+    residual = torch.full_like(inputs["x"], torch.nan)
+    residual[:, :end] = 1.0
+    for function in (call, torch.func.vmap(call, in_dims=({name: None for name in inputs} | {"residual": 0},))):
+        rows = residual if function is call else residual[None]
+        y, _ = function(inputs | {"residual": rows.requires_grad_()})
+        padded = y.reshape(6, 8)[end:]
+        assert not y.isnan().any() and not padded.any()
+        gradient = torch.autograd.grad(y.sum(), rows)[0].reshape(6, 8)
+        assert (gradient[:end] == 1).all() and not gradient[end:].any()
+
+
+def test_a_residual_compiles_fullgraph_forward_and_backward():
+    inputs = plain(1, 6, cu_seqlens=torch.tensor([0, 4, 5], dtype=torch.int32), activation="gelu")
+    inputs["state"] = torch.randn(2, 3, 8, dtype=torch.float64)
+    inputs["residual"] = torch.randn(1, 6, 8, dtype=torch.float64, requires_grad=True)
+    wanted = [*leaves(inputs), inputs["residual"]]
+    results = []
+    for function in (call, torch.compile(call, fullgraph=True)):
+        y, after = function(inputs)
+        results.append((y, after, *torch.autograd.grad(y.square().sum() + after.sum(), wanted)))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_gradient_of_the_new_state_alone():
     inputs = plain(1, 2, segment_pos=positions([2], first=1))
     x, state = inputs["x"].requires_grad_(), inputs["state"].requires_grad_()
@@ -255,6 +305,8 @@ def test_cost_counts_each_input_and_output_once():
         found = cost(make_case(3, 11, 5, 4, flags=("segmented",), data=data))
         assert found.bytes_read == sum(v.nbytes for v in inputs.values() if v is not None)
         assert found.bytes_written == sum(out.nbytes for out in call(inputs))
+        added = cost(make_case(3, 11, 5, 4, flags=("segmented", "residual"), data=data))
+        assert added.bytes_read == found.bytes_read + inputs["x"].nbytes
         active = make_case(3, 11, 5, 4, flags=("segmented", "silu"), data=data, op="temporal_conv1d_bwd")
         backward = make_case(3, 11, 5, 4, flags=("segmented",), data=data, op="temporal_conv1d_bwd")
         inputs = BACKWARD.make_inputs(backward, CPU, 0)

@@ -41,10 +41,14 @@ def conv(x, weight, bias, state=None, segment_pos=None, **config):
     state=st.booleans(),
     positions=st.none() | st.lists(st.integers(-1, 5), min_size=150, max_size=150),
     activation=st.sampled_from([None, "silu", "gelu"]),
+    added=st.booleans(),
 )
-def test_however_the_work_is_cut(op_name, batch, time, width, block_t, block_d, tile, state, positions, activation):
+def test_however_the_work_is_cut(
+    op_name, batch, time, width, block_t, block_d, tile, state, positions, activation, added
+):
     """Positions in any order, below zero too: each step's own one says how far back it reads."""
     flags = (*(() if positions is None else ("segmented",)), *((activation,) if activation else ()))
+    flags = (*flags, "residual") if added and op_name == "temporal_conv1d" else flags
     case = make_case(batch, time, width, 4, flags=flags, data=("state",) if state else (), op=op_name)
     inputs = catalog.op(op_name).make_inputs(case, CPU, 0)
     if width < 8:  # a norm over few sums, all of which may happen to cancel, says nothing: here nothing cancels

@@ -103,6 +103,13 @@ def _with_pool(
     started: Tensor | None,
     pad: int,
 ) -> Tensor:
+    taps, length = weight.shape[1], states.shape[-1]
+    if length != taps - 1:
+        sides = (
+            f"the last columns, conv_states[..., {length - taps + 1}:], or vLLM's first, conv_states[..., :{taps - 1}]"
+        )
+        longer = f": of a longer pool pass {sides}" if length >= taps else ""
+        raise errors.ShapeError(f"conv_states has {length} columns, expected K-1={taps - 1}{longer}")
     packed = x[None] if x.dim() == 2 else x
     if offsets is None and x.dim() == 2:
         raise errors.ArgumentError("x has two dimensions, which are packed sequences: pass query_start_loc")

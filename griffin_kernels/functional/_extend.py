@@ -123,8 +123,9 @@ def temporal_conv1d_extend(
     Source: arXiv 2402.19427, section 2.3.
     x: [B, T, D], float32, bfloat16, float16 or float64; any strides. weight: [K, D], bias: [D] or None, of any float
         dtype.
-    states: [P, K-1, D] in x's dtype, the pool, oldest input first; rows may lie apart, as in an engine's pages. What is
-        kept of a token holds zeros in place of inputs before its document.
+    states: [P, K-1, D] in x's dtype, the pool, oldest input first; rows may lie apart, as in an engine's pages. Of
+        longer ones pass the K-1 rows that count, a view; the others stay. What is kept of a token holds zeros in place
+        of inputs before its document.
     slots: int64 or int32 [N], the row of ``states`` that each sequence starts from; N is B, or the sequences that
         cu_seqlens packs. Negative: the sequence starts from zeros. On a GPU the values of slots and keep are not
         checked, as that would wait for the device: there a row of P or more counts as negative.

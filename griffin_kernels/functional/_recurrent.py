@@ -231,7 +231,8 @@ def temporal_conv1d_step(
     Source: arXiv 2402.19427, section 2.3.
     x: [B, D], float32, bfloat16, float16 or float64; any strides.
     weight: [K, D], bias: [D] or None, of any float dtype.
-    state: [P, K-1, D] in x's dtype, the inputs before x, oldest first. Of a longer one pass the last K-1 rows, a view.
+    state: [P, K-1, D] in x's dtype, the inputs before x, oldest first. Of a longer one pass the last K-1 rows, a view;
+        the others stay. compat.causal_conv1d.causal_conv1d_update shifts all, and takes rings.
     activation: None, "silu", or "gelu" in its tanh form, of the sum before it is rounded.
     positions: int64 or int32 [B], each token's position in its document. Tap k > 0 counts only where k <= position, and
         inputs of an earlier document become zeros in the state. None: every document goes on.

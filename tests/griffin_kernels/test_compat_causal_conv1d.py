@@ -137,6 +137,41 @@ def test_updates(steps, length, circular, bias, activation):
         seen = seen + (steps or 1)
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    pieces=st.lists(st.integers(1, 4), min_size=1, max_size=6),
+    taps=st.integers(1, 5),
+    room=st.integers(0, 4),
+    circular=st.booleans(),
+)
+def test_pieces_of_a_text_through_any_state_are_the_whole(pieces, taps, room, circular):
+    """y is the sum at every token; the state holds the last inputs in their order, or each at its time modulo L."""
+    weight, bias = filters(taps)
+    length, time = max(taps - 1 + room, max(pieces) if circular else 0), sum(pieces)
+    text, state = drawn(1, WIDTH, time), torch.zeros(1, WIDTH, length, dtype=torch.float64)
+    padded, parts, seen = F.pad(text, (taps - 1, 0)), [], 0
+    for count in pieces:
+        cache = {"cache_seqlens": numbers(seen)} if circular else {}
+        parts.append(causal_conv1d_update(text[..., seen : seen + count], state, weight, bias, **cache))
+        seen += count
+    want = sum(weight[:, k, None] * padded[..., k : k + time] for k in range(taps)) + bias[:, None]
+    torch.testing.assert_close(torch.cat(parts, dim=2), want)
+    for t in range(max(0, time - length), time):
+        column = t % length if circular else length - time + t
+        assert torch.equal(state[..., column], text[..., t])
+
+
+def test_a_step_on_the_last_rows_of_longer_states_shifts_those_alone():
+    weight, bias = filters(4)
+    whole, x = drawn(BATCH, WIDTH, 6, seed=6), drawn(BATCH, WIDTH)
+    pool = whole.clone().transpose(1, 2)  # [B, 6, D]
+    want = causal_conv1d_update(x, whole, weight, bias, "silu")
+    first = pool[:, :3].clone()
+    got = griffin_kernels.temporal_conv1d_step(x, weight.t(), bias, pool[:, 3:], activation="silu")
+    torch.testing.assert_close(got, want)
+    assert torch.equal(pool[:, 3:], whole.transpose(1, 2)[:, 3:]) and torch.equal(pool[:, :3], first)
+
+
 @pytest.mark.parametrize(("steps", "length", "circular"), [(1, 3, False), (2, 5, False), (2, 4, True)])
 def test_updates_of_rows_of_a_pool(steps, length, circular):
     """Rows that are not named stay as they are, NaN and all; rows that pad give 0."""
@@ -229,6 +264,13 @@ BAD_CALLS = {
     ),
     "packed without offsets": (
         lambda x, w: causal_conv1d_fn(x[0], w, conv_states=x[..., :3]), ArgumentError, "pass query_start_loc"
+    ),
+    "a longer pool": (
+        lambda x, w: causal_conv1d_fn(x, w, conv_states=x[..., :5]), ShapeError,
+        r"conv_states has 5 columns, expected K-1=3: of a longer pool pass the last columns, conv_states\[..., 2:\]",
+    ),
+    "a shorter pool": (
+        lambda x, w: causal_conv1d_fn(x, w, conv_states=x[..., :2]), ShapeError, "has 2 columns, expected K-1=3$"
     ),
     "a short state": (lambda x, w: causal_conv1d_update(x, x[..., :2], w), ShapeError, "has 2 columns, expected at"),
     "more tokens than a ring holds": (

@@ -290,6 +290,9 @@ BAD = {
             lambda i: {"activation": "relu"}, ArgumentError, "activation is 'relu', expected None, 'silu' or 'gelu'"
         ),
         "a state of another width": (lambda i: {"state": i["state"][..., 1:]}, ShapeError, "state has shape"),
+        "a state of K rows": (
+            lambda i: {"state": torch.ones(5, 4, 8)}, ShapeError, r"state has shape \[5, 4, 8\], expected \[P, K-1=3"
+        ),
     },
     "recurrent_block_step": TOKEN | HELD | {
         "states of two pools": (lambda i: {"h": i["h"][:4]}, ShapeError, "h has"),

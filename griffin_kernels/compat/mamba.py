@@ -72,7 +72,7 @@ def causal_conv1d_fn(
     Returns y [D, T] in x's dtype, computed in that of the pool. It is ``temporal_conv1d_extend``.
     """
     _refuse("causal_conv1d_fn", others)
-    return causal_conv1d.causal_conv1d_fn(
+    y = causal_conv1d.causal_conv1d_fn(
         x.to(conv_states.dtype),
         weight,
         bias,
@@ -82,7 +82,9 @@ def causal_conv1d_fn(
         cache_indices=cache_indices,
         has_initial_state=has_initial_state,
         pad_slot_id=pad_slot_id,
-    ).to(x.dtype)
+    )
+    assert isinstance(y, Tensor)  # final states are asked for by none
+    return y.to(x.dtype)
 
 
 @torch.no_grad()

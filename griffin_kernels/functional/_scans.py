@@ -82,7 +82,9 @@ def block_diagonal_scan(
     a: [B, T, H, n, n] in x's dtype. The state of a block is a column vector: h_j = sum_k a[..., j, k] h_k + x_j.
         Kernels that cut time multiply up to 256 matrices of a chunk with each other: products that leave float32 lose
         it where the state does not. Matrices that shrink vectors, or keep their length, are safe.
-        n = 2, 4, 8 and 16 have kernels of their own; n = 1 runs linear_scan; any other n works.
+        n = 2, 4, 8 and 16 have kernels of their own; any other n works. n = 1 runs linear_scan: a may then be float32
+        beside 16-bit x, or the same at all steps, [D, 1, 1], [1, 1, D, 1, 1] or [B, 1, D, 1, 1]. Larger matrices that
+        all steps share are to be expanded to all of them, and are read at each.
 
     Returns h [B, T, D] in x's dtype and h_last [B, D], the last state in float32 (float64 for float64). Differentiable
     in x, a and h0, from h and h_last.
@@ -92,10 +94,30 @@ def block_diagonal_scan(
     they are; the gradient of a multiplies by h as returned. Nothing keeps products of A from growing: it is for the
     caller to keep singular values at or below 1.
     """
-    if isinstance(x, Tensor) and isinstance(a, Tensor) and a.shape == (*x.shape, 1, 1):
-        h, h_last, _ = _linear_scan(x, a[..., 0, 0], h0, reset, offsets(cu_seqlens), reverse, False, False, False)
-        return h, h_last
+    if isinstance(x, Tensor) and isinstance(a, Tensor):
+        gates = a[..., 0, 0] if a.shape == (*x.shape, 1, 1) else None
+        if a.shape[:-3] != x.shape[:-1]:
+            gates = _of_all_steps(x, a)
+        if gates is not None:
+            h, h_last, _ = _linear_scan(x, gates, h0, reset, offsets(cu_seqlens), reverse, False, False, False)
+            return h, h_last
     return _block_diagonal_scan(x, a, h0, reset, offsets(cu_seqlens), reverse)
+
+
+def _of_all_steps(x: Tensor, a: Tensor) -> Tensor | None:
+    """Matrices that all steps share as linear_scan's gates, where blocks are of one channel; None if they are others.
+
+    ShapeError where blocks are larger.
+    """
+    lead = a.shape[:-3]
+    if x.ndim != 3 or a.ndim not in (3, 5) or a.shape[-1] != a.shape[-2] or lead not in ((), (1, 1), (x.shape[0], 1)):
+        return None
+    if a.shape[-3:] == (x.shape[2], 1, 1):
+        return a.reshape(*(lead or (1, 1)), x.shape[2])
+    given, wanted = list(a.shape), [*x.shape[:2], *a.shape[-3:]]
+    raise errors.ShapeError(
+        f"block_diagonal_scan: a has shape {given}, matrices of all steps, expected {wanted}: a.expand{(*wanted,)}"
+    )
 
 
 @documented((1e-7, 2e-3, 3e-4))

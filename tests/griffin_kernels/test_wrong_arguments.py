@@ -172,6 +172,15 @@ BAD = {
         "blocks of one, too few": (
             lambda i: {"a": i["a"][..., :1, :1]}, ShapeError, "a has 3 blocks of 1 .*but D is 12"
         ),
+        "the same matrices at all steps": (
+            lambda i: {"a": i["a"][:1, :1]}, ShapeError, r"a has shape \[1, 1, 3, .*a.expand\(2, 6, 3, 4, 4\)"
+        ),
+        "the same at all steps and in all rows": (
+            lambda i: {"a": i["a"][0, 0]}, ShapeError, r"a has shape \[3, 4, 4\], .*a.expand\(2, 6, 3, 4, 4\)"
+        ),
+        "matrices in float32 beside 16 bits": (
+            lambda i: {"x": i["x"].bfloat16()}, DtypeError, "a is float32, expected bfloat16"
+        ),
         "a not square": (
             lambda i: {"a": i["a"][..., :1]}, ShapeError, r"a has shape \[2, 6, 3, 4, 1\], expected \[B=2, T=6, H"
         ),

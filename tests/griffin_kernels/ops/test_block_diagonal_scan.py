@@ -156,3 +156,22 @@ def test_nan_stays_in_its_block():
     assert h[0, 2, 4:].isnan().tolist() == [True, False, False, False]
     assert h[0, 3:, 4:].isnan().all()
     assert h_last[0].isnan().tolist() == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize("lead", [(), (1, 1), (2, 1)])
+def test_blocks_of_one_may_share_a_matrix_at_all_steps(lead):
+    """In float32 beside bfloat16 data, as linear_scan takes gates; gradients have a's shape and dtype."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 9, 5, generator=generator).bfloat16()
+    a = torch.rand(*lead, 5, 1, 1, generator=generator).requires_grad_()
+    h, _ = griffin_kernels.block_diagonal_scan(x, a)
+    gates = a.detach().reshape(*lead, 5).requires_grad_()
+    want, _ = griffin_kernels.linear_scan(x, gates)
+    assert torch.equal(h, want)
+    mine, theirs = torch.autograd.grad(h.float().sum(), a)[0], torch.autograd.grad(want.float().sum(), gates)[0]
+    assert mine.shape == a.shape and mine.dtype == torch.float32 and torch.equal(mine.reshape_as(theirs), theirs)
+    wide = a.detach().double().reshape(*(lead or (1, 1)), 5).expand(2, 9, 5)
+    state, error = torch.zeros(2, 5, dtype=torch.float64), h.double()
+    for t in range(9):
+        state = wide[:, t] * state + x[:, t].double()
+        assert (error[:, t] - state).abs().max() <= 2.0**-8 * state.abs().max() + 1e-5

@@ -31,9 +31,10 @@ def masked(earlier: Tensor, segment_pos: Tensor | None, k: int, start: int) -> T
 
 def run(call: Call, config: NoConfig) -> tuple[Tensor, Tensor]:
     after = new_state(call.x, call.state, call.segment_pos, call.cu_seqlens, call.weight.shape[0])
-    y = sums(call, lambda z: _activation.apply(call.activation, z))
-    y = y if call.residual is None else y + call.residual
-    return y.to(call.x.dtype), after
+    dtype, residual = call.x.dtype, call.residual
+    if residual is None:
+        return sums(call, lambda z: _activation.apply(call.activation, z).to(dtype)), after
+    return (sums(call, lambda z: _activation.apply(call.activation, z)) + residual).to(dtype), after
 
 
 def sums(call: Call, made: Callable[[Tensor], Tensor] = lambda z: z) -> Tensor:

@@ -22,10 +22,22 @@ from tuning.static.requests import compilable, representative, requests_for
 from tuning.static.targets import CHECKED, target
 
 
+ALL = os.environ.get("GRIFFIN_TEST_TARGETS") == "all"
+
+
 def awkward(cases: tuple[Case, ...]) -> list[Case]:
-    """Edge cases that go through most branches of a kernel, and float64: what bench shapes do not compile."""
+    """Edge cases that go through most branches of a kernel, and float64: what bench shapes do not compile.
+
+    Of edge cases with several flags as many as have each flag once; with `make soak` all.
+    """
+    found, seen = [c for c in cases if c.tag == "smoke" and c.dtype == "float64"], set()
     several = [c for c in cases if c.tag == "edge" and len(c.flags) + ("strided" in c.data) >= 3]
-    return several + [c for c in cases if c.tag == "smoke" and c.dtype == "float64"]
+    for case in sorted(several, key=lambda c: len(c.flags), reverse=True):
+        branches = {*case.flags, *({"strided"} & set(case.data))}
+        if ALL or branches - seen:
+            found.append(case)
+            seen |= branches
+    return found
 
 
 def widest(variant) -> object | None:
@@ -39,8 +51,6 @@ def widest(variant) -> object | None:
 SHORT = ("sm_90", "gfx942")
 """Targets compiled for here, in turn; `make soak` compiles all for all. The recorded table holds all of these very
 sources (tests/tuning/test_static_table.py)."""
-
-ALL = os.environ.get("GRIFFIN_TEST_TARGETS") == "all"
 
 
 def some(asked: list[CompileRequest]) -> list[CompileRequest]:

@@ -26,7 +26,8 @@ SHORT_STEPS = 37
 def planted_cases(op_name: str, slow: bool = False):
     """Of an op's small cases one for each combination of flags and data, float32 where there is one.
 
-    slow: one for each combination of flags and of kinds of slots, and no longer than SHORT_STEPS.
+    slow: one for each combination of flags and of kinds of slots, and no longer than SHORT_STEPS; of combinations with
+    a minor flag as many as have every pair of flags.
     """
     found = {}
     for case in catalog.op(op_name).cases_tagged("smoke", "edge"):
@@ -38,7 +39,13 @@ def planted_cases(op_name: str, slow: bool = False):
             found[kind] = case
     if not slow:
         return list(found.values())
-    return [_shortened(case) for case in found.values()]
+    minor, seen, few = set(catalog.op(op_name).minor_flags), set(), []
+    for case in sorted(found.values(), key=lambda case: len(case.flags), reverse=True):
+        pairs = {*itertools.combinations(case.flags, 2), *case.flags}
+        if pairs - seen or not minor & set(case.flags):
+            few.append(_shortened(case))
+            seen |= pairs
+    return few
 
 
 def _shortened(case):

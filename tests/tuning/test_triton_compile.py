@@ -21,7 +21,6 @@ from tuning.static.recorded import CompileRequest
 from tuning.static.requests import compilable, representative, requests_for
 from tuning.static.targets import CHECKED, target
 
-
 ALL = os.environ.get("GRIFFIN_TEST_TARGETS") == "all"
 
 

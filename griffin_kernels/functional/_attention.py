@@ -22,7 +22,7 @@ _local_attention_extend: Callable[..., Tensor] = registered("local_attention_ext
 def local_attention(
     q: Tensor, k: Tensor, v: Tensor, *, window: int, segment_pos: Tensor | None = None,
     cu_seqlens: Tensor | None = None, softcap: float | None = None, scale: float | None = None,
-    return_lse: Literal[False] = False,
+    right: int = 0, return_lse: Literal[False] = False,
 ) -> Tensor: ...  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def local_attention(
 def local_attention(
     q: Tensor, k: Tensor, v: Tensor, *, window: int, segment_pos: Tensor | None = None,
     cu_seqlens: Tensor | None = None, softcap: float | None = None, scale: float | None = None,
-    return_lse: Literal[True],
+    right: int = 0, return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -45,9 +45,10 @@ def local_attention(
     cu_seqlens: Tensor | None = None,
     softcap: float | None = None,
     scale: float | None = None,
+    right: int = 0,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Causal softmax attention of every query to the last ``window`` keys of its own document.
+    """Softmax attention of every query to the last ``window`` keys of its own document; causal unless ``right``.
 
     q: [B, T, Hq, d]; k, v: [B, S, Hkv, d], S >= T, Hq a multiple of Hkv (1: multi-query attention); float32, bfloat16,
         float16 or float64, the same dtype; any strides. Query head h reads key head h // (Hq / Hkv).
@@ -57,6 +58,8 @@ def local_attention(
     segment_pos: int64 or int32 [B, T], each query's position in its document, rising by one from token to token. A
         query at position p sees at most the last p + 1 keys: none from before its document, kept keys included.
         Without it, all S keys are of one document.
+    right: keys after its own that a query sees as well, for encoders and other models that are not causal: those of its
+        own document, which ends before the next query at position 0. 0 is causal attention.
 
     Returns [B, T, Hq, d] in q's dtype, and with return_lse the logarithm of the sum of exp(score) over the keys that
     each query sees, [B, Hq, T] in float32 (float64 for float64 data), by which attention to several sets of keys is
@@ -69,7 +72,8 @@ def local_attention(
     if (dtype := autocast(q)) is not None:
         q, k, v = in_dtype(dtype, q, k, v)
     with_lse = return_lse or wants_gradient((q, k, v))
-    found = _local_attention(q, k, v, whole(segment_pos), offsets(cu_seqlens), window, softcap, scale, with_lse)
+    segment_pos, cu_seqlens = whole(segment_pos), offsets(cu_seqlens)
+    found = _local_attention(q, k, v, segment_pos, cu_seqlens, window, softcap, scale, with_lse, right)
     return found if return_lse else found[0]
 
 

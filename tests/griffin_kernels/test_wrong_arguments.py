@@ -267,6 +267,7 @@ BAD = {
         ),
     },
     "local_attention": ATTENTION | {
+        "right below zero": (lambda i: {"right": -1}, ArgumentError, "right is -1, expected 0 or more keys after"),
         "heads that do not divide": (lambda i: {"q": i["q"][:, :, :3]}, ShapeError, "q has 3 heads and k has 2"),
         "v of other heads": (
             lambda i: {"v": i["q"]}, ShapeError, r"v has shape \[2, 6, 4, 8\], expected \[B=2, S=6, Hkv=2"

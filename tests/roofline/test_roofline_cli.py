@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from griffin_kernels import datasheet, errors
 from griffin_kernels import device as devices
 from griffin_kernels.models import PRESETS
-from griffin_kernels.ops.local_attention.unfused import BLOCK, reached
+from griffin_kernels.ops.local_attention.unfused import BLOCK, after, reached
 from reports.cli import app
 from roofline import store, study_records
 from roofline.ceilings import Ceiling
@@ -250,3 +250,9 @@ def test_keys_within_reach_of_blocks_as_counted_one_by_one():
             min(start + BLOCK, time) + past - max(0, start + past - window + 1) for start in range(0, time, BLOCK)
         )
         assert reached(time, past, window) == counted
+
+
+def test_keys_after_blocks_as_counted_one_by_one():
+    for time, right in itertools.product((1, 63, 64, 65, 129, 300), (0, 1, 63, 64, 65, 200, 10**6)):
+        counted = sum(min(right, time - min(start + BLOCK, time)) for start in range(0, time, BLOCK))
+        assert after(time, right) == counted

@@ -1,8 +1,8 @@
 """What the blocked variants share: blocks of queries, the keys that each sees, and the part of their scores to hide.
 
 A block holds queries start .. end - 1 of every head. With S - T earlier keys it sees keys low .. high - 1,
-low = start + S - T - W + 1 or 0, high = end + S - T. Heads that share a key head are rows of one matrix product:
-[B * Hkv, t * G, d] @ [B * Hkv, d, k], G = Hq / Hkv.
+low = start + S - T - W + 1 or 0, high = end + S - T, or up to ``right`` more. Heads that share a key head are rows of
+one matrix product: [B * Hkv, t * G, d] @ [B * Hkv, d, k], G = Hq / Hkv.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from griffin_kernels.contract import accumulator
 from griffin_kernels.ops import _products
-from griffin_kernels.ops.local_attention.op import document_starts
+from griffin_kernels.ops.local_attention.op import document_ends, document_starts
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ def blocks(call: Any, size: int) -> Iterator[QueryBlock]:
     time, earlier = call.q.shape[1], call.k.shape[1] - call.q.shape[1]
     for start in range(0, time, size):
         end = min(start + size, time)
-        yield QueryBlock(start, end, max(0, start + earlier - call.window + 1), end + earlier)
+        high = min(end + earlier + call.right, time + earlier)
+        yield QueryBlock(start, end, max(0, start + earlier - call.window + 1), high)
 
 
 def by_key_head(keys: Tensor) -> Tensor:
@@ -62,27 +63,31 @@ class Visibility:
     """Which scores of a block are hidden; the same for every block of a size unless there are documents."""
 
     def __init__(self, call: Any) -> None:
-        self.window = call.window
+        self.window, self.right = call.window, call.right
+        self.earlier = call.k.shape[1] - call.q.shape[1]
         self.steps = torch.arange(call.k.shape[1], device=call.q.device, dtype=torch.int64)
-        self.starts = document_starts(call)
+        self.starts, self.ends = document_starts(call), document_ends(call) if call.right else None
 
     def hide(self, scores: Tensor, block: QueryBlock, batch: int, fill: float) -> None:
         """Set scores [B * Hkv, t * G, k] that a query does not see to ``fill``, in place."""
         count, columns = block.end - block.start, block.high - block.low
         tile = scores.view(batch, -1, count, scores.shape[1] // count, columns)
         for begin, end in self._edges(block):
-            queries = self.steps[block.high - count : block.high, None]
+            queries = self.steps[block.start + self.earlier : block.end + self.earlier, None]
             keys = self.steps[begin:end]
-            hidden = (keys > queries) | (keys <= queries - self.window)
+            hidden = (keys > queries + self.right) | (keys <= queries - self.window)
             if self.starts is not None:
                 hidden = hidden | (keys < self.starts[:, block.start : block.end, None])
+            if self.ends is not None:
+                hidden = hidden | (keys > self.ends[:, block.start : block.end, None])
             hidden = hidden.reshape(-1, 1, count, 1, end - begin)  # [B or 1, 1, t, 1, k]
             tile[..., begin - block.low : end - block.low].masked_fill_(hidden, fill)
 
     def _edges(self, block: QueryBlock) -> tuple[tuple[int, int], ...]:
         """Ranges of keys of which some query of the block sees only a part: behind the last query's window, and after
-        the first query. Documents may begin anywhere."""
-        behind, after = max(block.high - self.window, block.low), block.high - (block.end - block.start) + 1
+        what the first query sees. Documents may begin anywhere."""
+        behind = max(block.end + self.earlier - self.window, block.low)
+        after = min(block.start + self.earlier + self.right + 1, block.high)
         if self.starts is not None or behind >= after:
             return ((block.low, block.high),)
         return tuple((a, b) for a, b in ((block.low, behind), (after, block.high)) if a < b)

@@ -20,7 +20,9 @@ from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.host import channel_stride, known_stride, row_stride
 from griffin_kernels.ops.local_attention._triton_attention import Entries, Heads, Parts, Score, Sizes
-from griffin_kernels.ops.local_attention._triton_attention import first_keys as first_keys_kernel
+from griffin_kernels.ops.local_attention._triton_bounds import Bounds
+from griffin_kernels.ops.local_attention._triton_bounds import first_keys as first_keys_kernel
+from griffin_kernels.ops.local_attention._triton_bounds import last_keys as last_keys_kernel
 from griffin_kernels.ops.local_attention.op import Call
 
 LOG2E = math.log2(math.e)
@@ -94,9 +96,9 @@ def roomy(arch: str) -> bool:
 
 
 def arguments(call: Any) -> tuple[dict[str, Any], list[Launch]]:
-    """Arguments that the kernels of a pass share, and the launch that finds first keys, with documents only."""
+    """Arguments that the kernels of a pass share, and the launches that find what queries see; see ``bounds``."""
     q, k, softcap = call.q, call.k, call.softcap
-    first, before = first_keys(call)
+    first, before = bounds(call)
     scale = float(q.shape[3] ** -0.5 if call.scale is None else call.scale)
     factor = max(abs(scale) * LOG2E, LEAST_FACTOR) if softcap is None else scale / softcap
     args = {
@@ -137,20 +139,29 @@ def entries(tensor: Tensor) -> Entries:
     return Entries(tensor, row_stride(tensor, 0))
 
 
-def first_keys(call: Any) -> tuple[Entries | None, list[Launch]]:
-    """The first key that each query sees, and the launch that finds it; None without documents."""
-    q, segment_pos, cu_seqlens = call.q, call.segment_pos, call.cu_seqlens
-    if segment_pos is None and cu_seqlens is None:
+def bounds(call: Any) -> tuple[Bounds | None, list[Launch]]:
+    """The first and the last key that each query sees, and the launches that find them.
+
+    None without documents and without ``right``; the last only with it.
+    """
+    q, segment_pos, cu_seqlens, right = call.q, call.segment_pos, call.cu_seqlens, min(call.right, call.q.shape[1])
+    if segment_pos is None and cu_seqlens is None and not right:
         return None, []
     time, keys = q.shape[1], call.k.shape[1]
     rows = 1 if segment_pos is None else q.shape[0]
     count = 1 if cu_seqlens is None else cu_seqlens.shape[0] - 1
     first = torch.empty((rows, time), dtype=torch.int32, device=q.device)
-    args = {"segment_pos": segment_pos, "cu_seqlens": cu_seqlens, "first": first, "T": time, "S": keys, "count": count}
-    args |= {"steps": (count - 1).bit_length(), "window": min(call.window, keys)}
+    args = {"segment_pos": segment_pos, "cu_seqlens": cu_seqlens, "T": time, "S": keys, "count": count}
+    args |= {"steps": (count - 1).bit_length()}
     args |= {"pos_batch": row_stride(segment_pos, 0), "POS_STEP": known_stride(segment_pos, 1)}
     grid, block = (triton.cdiv(time, FIRST_KEYS), rows), {"BLOCK": FIRST_KEYS}
-    return entries(first), [Launch(first_keys_kernel, grid, args, block, num_warps=2, tile=FIRST_KEYS)]
+    of_first, last = args | {"first": first, "window": min(call.window, keys)}, None
+    found = [Launch(first_keys_kernel, grid, of_first, block, num_warps=2, tile=FIRST_KEYS)]
+    if right:
+        last = torch.empty_like(first)
+        of_last = args | {"last": last, "right": right}
+        found.append(Launch(last_keys_kernel, grid, of_last, block, num_warps=2, tile=FIRST_KEYS))
+    return Bounds(first, row_stride(first, 0), last, right), found
 
 
 def twice(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import accumulator
-from griffin_kernels.ops.local_attention.op import Call, first_keys
+from griffin_kernels.ops.local_attention.op import Call, first_keys, last_keys
 from griffin_kernels.ops.local_attention_bwd.op import Call as BackwardCall
 
 
@@ -58,10 +58,16 @@ def _cleared_call(call: Any) -> Any:
 
 @dataclass(frozen=True)
 class KeyRanges:
-    """Which keys queries see: first .. own. first: int64 [B or 1, T]."""
+    """Which keys queries see: first .. last, int64 [B or 1, T]."""
 
     first: Tensor
+    last: Tensor
     earlier: int
+
+    @classmethod
+    def of(cls, call: Any) -> KeyRanges:
+        """Those of a call of local_attention or of its gradient."""
+        return cls(first_keys(call), last_keys(call), call.k.shape[1] - call.q.shape[1])
 
     def _index(self, index: Tensor, like: Tensor) -> Tensor:
         """[B or 1, T] -> [B,T,...] for ``like`` [B,.,...]."""
@@ -70,9 +76,7 @@ class KeyRanges:
 
     @property
     def _after(self) -> Tensor:
-        time = self.first.shape[1]
-        steps = torch.arange(self.earlier + 1, self.earlier + 1 + time, device=self.first.device, dtype=torch.int64)
-        return steps[None]
+        return self.last + 1
 
     def sees(self, keys: Tensor) -> Tensor:
         """Marks of keys [B,S,...] -> [B,T,...]: whether a query sees one that is marked."""
@@ -115,14 +119,14 @@ def _isolating(results: Callable[..., Any], run: Callable[..., Any]) -> Callable
 
 
 def _forward(call: Call, out: Tensor, lse: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    sight, group = KeyRanges(first_keys(call), call.k.shape[1] - call.q.shape[1]), call.q.shape[2] // call.k.shape[2]
+    sight, group = KeyRanges.of(call), call.q.shape[2] // call.k.shape[2]
     lost = spoiled(call.q) | of_query_heads(sight.sees(spoiled(call.k)), group)  # [B,T,Hq]
     values = of_query_heads(sight.sees(~call.v.isfinite()), group)
     return nan_where(out, lost[..., None] | values), None if lse is None else nan_where(lse, lost.transpose(1, 2))
 
 
 def _backward(call: BackwardCall, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    sight, shared = KeyRanges(first_keys(call), call.k.shape[1] - call.q.shape[1]), call.k.shape[2]
+    sight, shared = KeyRanges.of(call), call.k.shape[2]
     group = call.q.shape[2] // shared
     keys, values = spoiled(call.k), spoiled(call.v)  # [B,S,Hkv]
     weights = spoiled(call.q) | ~call.lse.isfinite().transpose(1, 2)  # [B,T,Hq]: of a query's weights

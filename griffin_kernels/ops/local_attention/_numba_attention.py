@@ -18,7 +18,8 @@ from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.local_attention._numba_rows import LANES, Fields, Headed
-from griffin_kernels.ops.local_attention.op import Call, first_keys, near, scale_of
+from griffin_kernels.ops.local_attention.cost import right_of
+from griffin_kernels.ops.local_attention.op import Call, first_keys, last_keys, near, scale_of
 from griffin_kernels.ops.local_attention_bwd.op import Call as BackwardCall
 
 LOG2_E = math.log2(math.e)
@@ -96,11 +97,13 @@ class Kernels:
         group, pieces, wide = heads // shared, -(-time // piece), whole(d, self.unit)
         items, tile = batch * shared * pieces, whole(min(config.keys, keys), self.unit)
         pitch = whole(tile, LANES) + self.spare
-        threads = _threads.threads_for(items, batch * heads * time * min(call.window, keys) * d // 8)
+        right = min(call.right, keys)
+        threads = _threads.threads_for(items, batch * heads * time * min(call.window + right, keys) * d // 8)
         # of a row: two of scores, three of channels, two numbers; attend takes less
         place = whole(whole(block * group, self.rows) * (2 * pitch + 3 * wide + 2 * 16 + 2), 16)
         scratch = memory.empty((threads, place), torch.float32)
         first = first_keys(call).contiguous()
+        last = last_keys(call).contiguous() if right else None
         factor, of_rows = scale_of(call), LOG2_E if cap is None else 2 * LOG2_E / cap
         of_gradients = (factor, factor_of_dk(cap), 1.0) if self.scales else (1.0, 1.0, factor)
         factors = array("f", (factor * of_rows, (cap or 0.0) * LOG2_E, *of_gradients))
@@ -126,6 +129,8 @@ class Kernels:
             window=call.window,
             first=address("first keys", first, 8 * first.shape[0] * time),
             first_batch=time if first.shape[0] > 1 else 0,
+            right=right,
+            last=address("last keys", last, 8 * first.shape[0] * time),
             lse=address("lse", lse, 4 * batch * heads * time),
             scratch=address("scratch", scratch, 4 * threads * place),
             scratch_place=place,
@@ -156,7 +161,7 @@ class Kernels:
         block = block_of(batch, time, heads, shared, config.rows)
         piece = part_of(time, window, block, config.part)
         keys, pieces = reached.k.shape[1], -(-time // piece)
-        reach = whole(min(keys, piece + window - 1) + unit - 1, unit)
+        reach = whole(min(keys, piece + window - 1 + call.right) + unit - 1, unit)
         shares = memory.empty((2, batch, shared, pieces, reach, whole(d, unit)), torch.float32)
         share = 4 * batch * shared * pieces * reach * whole(d, unit)
         self._run(
@@ -192,15 +197,16 @@ class Kernels:
 def keys_read(case: Case, config: Any) -> int:
     """Keys and values that the blocks of a batch row read, of all key heads."""
     block: int = max(1, min(config.rows // (case["Hq"] // case["Hkv"]), case["T"]))
-    return -(-case["T"] // block) * 2 * min(case["W"] + block, case["S"]) * case["Hkv"]
+    return -(-case["T"] // block) * 2 * min(case["W"] + right_of(case) + block, case["S"]) * case["Hkv"]
 
 
 def gradient_traffic(case: Case, config: Any) -> int:
     """Bytes moved: each block reads its keys and values and adds to their shares, which are cleared and joined."""
     batch, time, heads, shared, window = (case[name] for name in ("B", "T", "Hq", "Hkv", "W"))
+    sees = window + right_of(case)
     block = block_of(batch, time, heads, shared, config.rows)
     part = part_of(time, window, block, config.part)
-    per_block = 4 * 2 * 3 * min(window + block, case["S"]) * shared
-    per_part = 4 * 2 * 4 * min(window + part, case["S"]) * shared
+    per_block = 4 * 2 * 3 * min(sees + block, case["S"]) * shared
+    per_part = 4 * 2 * 4 * min(sees + part, case["S"]) * shared
     per_query = 4 * heads * case.bytes_per_element()
     return batch * (-(-time // block) * per_block + -(-time // part) * per_part + time * per_query) * case["d"]

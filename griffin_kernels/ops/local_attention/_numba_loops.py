@@ -64,7 +64,7 @@ def loops(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> 
             row, piece, batch, head = vectors.located(f, item)
             start = piece * block
             count, own = min(block, time - start), earlier + start
-            rows, high = count * group, own + count
+            rows, high = count * group, min(own + count + f[AT.right], f[AT.keys])
             for r in range(rows):
                 index, place = vectors.at(f, AT.q, batch, start + r // group, head + r % group), queries + 4 * r * step
                 if pairs:
@@ -86,7 +86,8 @@ def loops(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> 
                         t, values, near_key = r // group, floats(scores, r * pitch + near), begin + near
                         if pairs:
                             vectors.scale(values, factor, rounded_up(far - near, vectors.LANES))
-                        out, since, until = floats(weighted, r * wide), first[t] - near_key, own + t + 1 - near_key
+                        out, since = floats(weighted, r * wide), first[t] - near_key
+                        until = vectors.after_of(f, batch, start + t) - near_key
                         vectors.weigh(f, values, since, until, far - near, r, largest, total, out)
                         if pairs:
                             whole = rounded_up(far - near, vectors.LANES)
@@ -135,7 +136,7 @@ def loops(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> 
             vectors.clear(floats(f[AT.dv] + shares, 0), 0, f[AT.reach] * wide)
             for start in range(part, min(part + f[AT.part], time), block):
                 count, own = min(block, time - start), earlier + start
-                rows, high = count * group, own + count
+                rows, high = count * group, min(own + count + f[AT.right], f[AT.keys])
                 for r in range(rows):
                     t, g, place = start + r // group, head + r % group, 4 * r * step
                     delta[r], lse[r] = vectors.read_gradient(data, f, batch, t, g, upstream + place, queries + place)
@@ -153,7 +154,7 @@ def loops(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> 
                         if near < far:
                             p, ds = floats(scores, r * pitch + near), floats(changes, r * pitch + near)
                             vectors.slope(f, p, ds, lse[r], delta[r], far - near)
-                        since, until = first[t] - begin, own + t + 1 - begin
+                        since, until = first[t] - begin, vectors.after_of(f, batch, start + t) - begin
                         vectors.clear_unseen(floats(scores, r * pitch), since, until, every)
                         vectors.clear_unseen(floats(changes, r * pitch), since, until, every)
                     down(wide_data, f, seen, changes, AT.k_down, factors[2], _f32(begin > low), slopes)

@@ -140,7 +140,7 @@ def _sight(f: Any, seen: Seen, row: int) -> tuple[int, int]:
     group, start = f[AT.group], row // ROWS * ROWS
     end = min((start + ROWS - 1) // group + 1, seen.queries)
     low = max(first_of(seen.first, start // group, end) - seen.begin, 0)
-    return low // PANEL * PANEL, min(seen.own + end - seen.begin, seen.width)
+    return low // PANEL * PANEL, min(seen.own + end + f[AT.right] - seen.begin, seen.width)
 
 
 @_njit
@@ -174,7 +174,7 @@ def _transposed(f: Any, seen: Seen, a: int, b: int, step: int, alpha: float, out
     """For queries that see some key."""
     pitch, wide, group = f[AT.pitch], f[AT.wide], f[AT.group]
     for key in range(0, seen.width, ROWS):
-        start, end = max(seen.begin + key - seen.own, 0), seen.queries
+        start, end = max(seen.begin + key - f[AT.right] - seen.own, 0), seen.queries
         while end > start and seen.first[end - 1] >= seen.begin + key + ROWS:
             end -= 1
         if start < end:

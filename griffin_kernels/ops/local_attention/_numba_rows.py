@@ -267,6 +267,8 @@ class Fields(NamedTuple):
     window: int
     first: int  # int64 [B, T]: the first key that each query sees
     first_batch: int
+    right: int  # keys after its own that a query sees at most
+    last: int  # the last ones, int64 [B, T] as the first; 0 where that is a query's own
     lse: int  # float32 [B, Hq, T], or 0
     scratch: int  # float32 [threads, scratch_place]
     scratch_place: int
@@ -308,6 +310,14 @@ def located(f: Any, item: int) -> tuple[int, int, int, int]:
 def firsts(f: Any, batch: int, start: int) -> Any:
     """The first keys that the queries from ``start`` on see."""
     return longs(f[AT.first], batch * f[AT.first_batch] + start)
+
+
+@_njit
+def after_of(f: Any, batch: int, t: int) -> int:
+    """The key after the last one that a query sees."""
+    if f[AT.last]:
+        return longs(f[AT.last], batch * f[AT.first_batch])[t] + 1
+    return f[AT.keys] - f[AT.time] + t + 1
 
 
 @_njit

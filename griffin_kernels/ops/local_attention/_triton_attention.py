@@ -22,6 +22,7 @@ import triton.language as tl
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops._triton.dot import dot
 from griffin_kernels.ops._triton.strides import far, reach
+from griffin_kernels.ops.local_attention._triton_bounds import load_first, load_last
 
 HIDDEN = tl.constexpr(-1e30)
 """Score of a key that a query does not see. Finite, times any scale too: a row may see none of a tile's keys."""
@@ -97,7 +98,7 @@ class View(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """The last and the first key that each packed row sees, [block_m] int32."""
+    """The last key and the first that each packed row sees, [block_m] int32. The last: ``own`` but for ``right``."""
 
     own: Any
     reach: Any
@@ -135,34 +136,6 @@ class Work(NamedTuple):
     view: Any
     sight: Any
     span: Any
-
-
-@triton.jit(do_not_specialize=["T", "S", "count", "steps", "window"])
-def first_keys(segment_pos, cu_seqlens, first, T, S, count, steps, window, pos_batch, POS_STEP, BLOCK: tl.constexpr):
-    """The first key that each query sees: first [B or 1, T] int32. Grid: (ceil(T / block), B or 1).
-
-    count: sequences in cu_seqlens [count + 1]. steps: halvings that find one of them.
-    """
-    row = tl.cast(tl.program_id(1), tl.int64)
-    query = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = query < T
-    own = query + (S - T)
-    start = tl.maximum(own - window + 1, 0)
-    if segment_pos is not None:
-        place = tl.load(segment_pos + row * pos_batch + query.to(tl.int64) * far(POS_STEP), mask=inside, other=0)
-        # a position below 0 counts as 0; one beyond the keys is that of a document whose beginning is not there
-        place = tl.minimum(tl.maximum(place, 0), own.to(tl.int64))
-        start = tl.maximum(start, own - place.to(tl.int32))
-    if cu_seqlens is not None:
-        below = tl.zeros((BLOCK,), dtype=tl.int32)  # the last sequence known to begin at or before the query
-        above = below + count
-        for _ in range(steps):
-            middle = (below + above) // 2
-            later = tl.load(cu_seqlens + middle) > query
-            below = tl.where(later, below, middle)
-            above = tl.where(later, middle, above)
-        start = tl.maximum(start, tl.load(cu_seqlens + below))
-    tl.store(first + row * T + query, start, mask=inside)
 
 
 @bundling
@@ -262,12 +235,6 @@ def store_lse(lse, lane, tile, largest, total, T, SIZES: tl.constexpr):
     tl.store(lse + where, (largest + tl.log2(total)) * LN2, mask=tile.rows < T * SIZES.G)
 
 
-@triton.jit
-def load_first(first, lane, query, mask=None, other=None):
-    """The first keys that a lane's queries see."""
-    return tl.load(first.at + lane.batch * first.batch + query, mask=mask, other=other)
-
-
 @bundling
 def sight_of(first, lane, view, tile, SIZES: tl.constexpr):
     """The sight of a tile's rows."""
@@ -277,6 +244,8 @@ def sight_of(first, lane, view, tile, SIZES: tl.constexpr):
         start = tl.maximum(own - view.window + 1, 0)
     else:
         start = load_first(first, lane, query)
+        if first.last is not None:
+            own = load_last(first, lane, query)
     return Sight(own, start)
 
 
@@ -291,6 +260,9 @@ def span_of(first, view, sight, tile, SIZES: tl.constexpr):
     else:
         low = tl.min(sight.reach, axis=0)
         full_low = tl.max(sight.reach, axis=0)
+        if first.last is not None:
+            begin = tl.min(sight.own, axis=0)
+            end = tl.max(sight.own, axis=0)
     return Span(low, full_low, begin + 1, end + 1)
 
 

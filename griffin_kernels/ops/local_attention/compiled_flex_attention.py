@@ -19,7 +19,7 @@ from griffin_kernels.contract import Adapter, Case, Inputs, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _compiled
 from griffin_kernels.ops.local_attention import _isolated
-from griffin_kernels.ops.local_attention.op import Call, first_keys, near
+from griffin_kernels.ops.local_attention.op import Call, first_keys, last_keys, near
 
 Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -34,25 +34,33 @@ def _attend(
 
 
 @functools.lru_cache(maxsize=64)
-def _window_mask(time: int, keys: int, window: int, device: torch.device) -> BlockMask:
+def _window_mask(time: int, keys: int, window: int, right: int, device: torch.device) -> BlockMask:
     earlier = keys - time
 
     def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query + earlier) & (query + earlier - key < window)
+        return (key <= query + earlier + right) & (query + earlier - key < window)
 
     return create_block_mask(visible, None, None, time, keys, device=str(device))
 
 
 @functools.lru_cache(maxsize=64)
-def _document_predicate(batch: int, time: int, keys: int, device: torch.device) -> tuple[Tensor, Predicate]:
-    """A buffer for the first visible key of each query, and the predicate that reads it."""
-    first = torch.zeros(batch, time, dtype=torch.int64, device=device)
+def _document_predicate(
+    batch: int, time: int, keys: int, right: bool, device: torch.device
+) -> tuple[Tensor, Tensor, Predicate]:
+    """Buffers for the first and the last visible key of each query, and the predicate that reads them.
+
+    right: whether the last may be another than the query's own, which is not read.
+    """
+    first, last = (torch.zeros(batch, time, dtype=torch.int64, device=device) for _ in range(2))
     earlier = keys - time
 
     def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query + earlier) & (key >= first[b, query])
 
-    return first, visible
+    def visible_both_ways(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= last[b, query]) & (key >= first[b, query])
+
+    return first, last, visible_both_ways if right else visible
 
 
 @functools.lru_cache(maxsize=64)
@@ -68,17 +76,18 @@ def prepare(call: Call) -> Inputs:
 
     Gradients are recorded where q requires them.
     """
-    q, k, v, segment_pos, cu_seqlens, window, softcap, scale, with_lse = call = near(call)
+    q, k, v, segment_pos, cu_seqlens, window, softcap, scale, with_lse, right = call = near(call)
     (batch, time), keys = q.shape[:2], k.shape[1]
     documents = segment_pos is not None or cu_seqlens is not None
     if not documents:
-        mask = _window_mask(time, keys, window, q.device)
+        mask = _window_mask(time, keys, window, right, q.device)
     else:
-        first, visible = _document_predicate(batch, time, keys, q.device)
+        first, last, visible = _document_predicate(batch, time, keys, right > 0, q.device)
         first.copy_(first_keys(call))
+        last.copy_(last_keys(call))
         mask = create_block_mask(visible, batch, None, time, keys, device=str(q.device))
     training = torch.is_grad_enabled() and q.requires_grad
-    key = (q.shape, k.shape, q.dtype, q.device, window, softcap, scale, documents, with_lse, training)
+    key = (q.shape, k.shape, q.dtype, q.device, window, right, softcap, scale, documents, with_lse, training)
     heads_first = (tensor.transpose(1, 2) for tensor in (q, k, v))
     bend = None if softcap is None else _softcap(softcap)
     attend = _compiled.compiled(_attend, key, dynamic=False)

@@ -8,6 +8,15 @@ from griffin_kernels.ops.rg_lru.cost import index_bytes
 FLAGS = ("softcap", "segmented", "packed")
 """Properties of a call that look-up matches exactly."""
 
+RIGHT = "right"
+"""The flag of cases whose queries see keys after their own; how many is in their data, as in ``right16``."""
+
+
+def right_of(case: Case) -> int:
+    """Keys after its own that a query sees at most."""
+    found = [item.removeprefix(RIGHT) for item in case.data if item.startswith(RIGHT)]
+    return int(found[0]) if found else 0
+
 
 def visible_pairs(case: Case) -> int:
     """Query-key pairs of one head and row if each row is one document."""
@@ -17,7 +26,10 @@ def visible_pairs(case: Case) -> int:
         window = min(case["W"], length)
         return length * window - window * (window - 1) // 2
 
-    return pairs(case["S"]) - pairs(case["S"] - case["T"])
+    time = case["T"]
+    right = min(right_of(case), max(time - 1, 0))
+    # to the right: sum of min(i, right) over the i = 0 .. T - 1 keys that come after a query's own
+    return pairs(case["S"]) - pairs(case["S"] - time) + right * time - right * (right + 1) // 2
 
 
 def keys_within_reach(case: Case) -> int:
@@ -61,11 +73,15 @@ def make_case(
     *,
     keys: int | None = None,
     rows: int | None = None,
+    right: int = 0,
     op: str = "local_attention",
+    data: tuple[str, ...] = (),
     **facts: object,
 ) -> BenchCase:
     """A case from sizes. S, the number of keys, is T unless given; N is the batch, or the number of sequences."""
+    if right:
+        flags, data = (*flags, RIGHT), (*data, f"{RIGHT}{right}")
     keys, rows = time if keys is None else keys, batch if rows is None else rows
     sizes = (batch, time, keys, heads, shared, d, window, rows)
     dims = tuple(zip(("B", "T", "S", "Hq", "Hkv", "d", "W", "N"), sizes, strict=True))
-    return BenchCase(dict(dims), dtype, tuple(flags), op=op, **facts)  # type: ignore[arg-type]
+    return BenchCase(dict(dims), dtype, tuple(flags), data, op=op, **facts)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from torch import Tensor
 from griffin_kernels.contract import Case, Variant, accumulator
 from griffin_kernels.ops import _products
 from griffin_kernels.ops.local_attention import _blocks, _isolated
+from griffin_kernels.ops.local_attention.cost import right_of
 from griffin_kernels.ops.local_attention.op import Call, near, scale_of
 
 
@@ -27,7 +28,8 @@ class Config:
 
 @_isolated.forward
 def run(call: Call, config: Config) -> tuple[Tensor, Tensor | None]:
-    q, k, v, _, _, _, softcap, _, with_lse = call = near(call)
+    call = near(call)
+    q, k, v, softcap, with_lse = call.q, call.k, call.v, call.softcap, call.with_lse
     (batch, time, heads, _), shared = q.shape, k.shape[2]
     keys, values = _blocks.by_key_head(k).transpose(1, 2), _blocks.by_key_head(v)  # [B*Hkv, d, S], [B*Hkv, S, d]
     visibility, factor = _blocks.Visibility(call), scale_of(call)
@@ -53,7 +55,7 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor | None]:
 def traffic(case: Case, config: Config) -> int:
     """Bytes moved: each block reads its keys and values again; its scores stay in a cache."""
     block = min(config.block, case["T"])
-    reach = min(case["W"] + block, case["S"])
+    reach = min(case["W"] + right_of(case) + block, case["S"])
     per_block = 2 * reach * case["Hkv"] + 2 * block * case["Hq"]
     return case["B"] * -(-case["T"] // block) * per_block * case["d"] * case.bytes_per_element()
 

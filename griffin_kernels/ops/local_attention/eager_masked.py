@@ -13,15 +13,16 @@ from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
 from griffin_kernels.device import Device
 from griffin_kernels.ops.local_attention import _isolated
 from griffin_kernels.ops.local_attention.cost import keys_within_reach
-from griffin_kernels.ops.local_attention.op import Call, first_keys, near, scale_of
+from griffin_kernels.ops.local_attention.op import Call, first_keys, last_keys, near, scale_of
 
 
 def attention(call: Call) -> tuple[Tensor, Tensor | None]:
     """out [B,T,Hq,d], lse [B,Hq,T] or None, by scaled_dot_product_attention unless softcap or lse need the scores."""
-    q, k, v, _, _, _, softcap, scale, with_lse = call = near(call)
+    call = near(call)
+    q, k, v, softcap, scale, with_lse = call.q, call.k, call.v, call.softcap, call.scale, call.with_lse
     steps = torch.arange(k.shape[1], device=q.device, dtype=torch.int64)
-    first, own = first_keys(call), steps[len(steps) - q.shape[1] :]
-    visible = ((steps >= first[..., None]) & (steps <= own[:, None]))[:, None]  # [B or 1, 1, T, S]
+    first, last = first_keys(call), last_keys(call)
+    visible = ((steps >= first[..., None]) & (steps <= last[..., None]))[:, None]  # [B or 1, 1, T, S]
     queries, group = q.transpose(1, 2), q.shape[2] // k.shape[2]
     keys, values = (tensor.transpose(1, 2).repeat_interleave(group, dim=1) for tensor in (k, v))  # [B, Hq, S, d]
     if softcap is None and not with_lse:

@@ -7,6 +7,8 @@ The T queries are the last T of S >= T positions, so that keys kept from earlier
 index e_t = t + S - T. It sees keys first_t .. e_t, itself included: first_t is e_t - W + 1, or where t's document
 begins if that is later: at e_t - segment_pos_t, and not before the packed sequence. Keys before index 0 are not given;
 without segment_pos all S are of one document. Packed sequences bring no earlier keys: S is T.
+With ``right`` above 0 it also sees the keys after its own up to e_t + right, or up to the last key, or to where t's
+document ends if that is earlier: before the next query at position 0, and within the packed sequence.
 
 Query heads share key heads in order: head h of Hq reads head h // (Hq / Hkv) of Hkv (1 is multi-query attention).
 lse is float32 (natural logarithm), wanted by the backward pass and by who asks: None unless ``with_lse``.
@@ -40,7 +42,7 @@ from griffin_kernels.contract import (
 from griffin_kernels.ops._arguments import Offsets
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan.op import check_cu_seqlens
-from griffin_kernels.ops.local_attention.cost import FLAGS, cost, make_case
+from griffin_kernels.ops.local_attention.cost import FLAGS, RIGHT, cost, make_case, right_of
 
 SOFTCAP = 4.0
 """The softcap of cases that have one; their scores have a standard deviation near 2, so that it bends them."""
@@ -59,7 +61,10 @@ Documents = Annotated[Tensor | None, TensorSpec("B T", "int64", least=-LARGEST_I
 
 
 class Call(NamedTuple):
-    """The arguments of local_attention; see ``functional/local_attention.py``. with_lse: whether lse is wanted."""
+    """The arguments of local_attention; see ``functional/local_attention.py``. with_lse: whether lse is wanted.
+
+    right: keys after a query's own that it sees.
+    """
 
     q: Queries
     k: Keys
@@ -70,6 +75,7 @@ class Call(NamedTuple):
     softcap: float | None = None
     scale: float | None = None
     with_lse: bool = False
+    right: int = 0
 
 
 def check(call: Any) -> None:
@@ -82,6 +88,8 @@ def check(call: Any) -> None:
     if keys < time:
         raise errors.ShapeError(f"k has {keys} keys for the {time} queries of q: expected one for each query or more")
     check_window(call.window)
+    if call.right < 0:
+        raise errors.ArgumentError(f"right is {call.right}, expected 0 or more keys after a query's own that it sees")
     check_scores(call)
     if call.cu_seqlens is not None:
         if keys > time:
@@ -142,8 +150,39 @@ def document_starts(call: Any) -> Tensor | None:
     return starts
 
 
+def document_ends(call: Any) -> Tensor | None:
+    """int64 [B or 1, T]: the last key of each query's document, or None where all rows are one document."""
+    ends, (time, keys) = None, (call.q.shape[1], call.k.shape[1])
+
+    def before_next(marks: Tensor) -> Tensor:
+        """marks [B or 1, T + 1]: where a document begins its first key, elsewhere S."""
+        return marks.flip(1).cummin(1).values.flip(1)[:, 1:] - 1
+
+    if call.segment_pos is not None:
+        own = torch.arange(keys - time, keys, device=call.segment_pos.device, dtype=torch.int64)
+        begins = torch.where(call.segment_pos <= 0, own, keys)
+        ends = before_next(torch.nn.functional.pad(begins, (0, 1), value=keys))
+    if call.cu_seqlens is not None:
+        offsets = call.cu_seqlens.long()
+        marks = torch.full((1, time + 1), keys, dtype=torch.int64, device=offsets.device)
+        marks[:, offsets] = offsets
+        packed = before_next(marks)
+        ends = packed if ends is None else torch.minimum(ends, packed)
+    return ends
+
+
+def last_keys(call: Any) -> Tensor:
+    """int64 [B or 1, T]: the last key that each query sees: its own, t + S - T, or one to the right."""
+    keys = call.k.shape[1]
+    own = torch.arange(keys - call.q.shape[1], keys, device=call.q.device, dtype=torch.int64)[None]
+    if not call.right:
+        return own
+    last, ends = (own + min(call.right, keys)).clamp_max(keys - 1), document_ends(call)
+    return last if ends is None else torch.minimum(last, ends)
+
+
 def first_keys(call: Any) -> Tensor:
-    """int64 [B or 1, T]: the first key that each query sees; the last is its own, t + S - T."""
+    """int64 [B or 1, T]: the first key that each query sees."""
     own = torch.arange(call.k.shape[1] - call.q.shape[1], call.k.shape[1], device=call.q.device, dtype=torch.int64)
     first = (own - (call.window - 1)).clamp_min(0)[None]
     starts = document_starts(call)
@@ -153,13 +192,12 @@ def first_keys(call: Any) -> Tensor:
 def rows_and_columns(call: Any) -> Iterator[tuple[slice, slice, Tensor]]:
     """All queries, a few at a time: (queries, the keys that some see, which each sees: bool [B or 1, 1, t, k])."""
     time, earlier = call.q.shape[1], call.k.shape[1] - call.q.shape[1]
-    first = first_keys(call)
+    first, last = first_keys(call), last_keys(call)
     for start in range(0, time, REFERENCE_ROWS):
         end = min(start + REFERENCE_ROWS, time)
-        low, high = max(0, start + earlier - call.window + 1), end + earlier
+        low, high = max(0, start + earlier - call.window + 1), min(end + earlier + call.right, call.k.shape[1])
         keys = torch.arange(low, high, device=call.q.device, dtype=torch.int64)
-        own = torch.arange(start + earlier, high, device=call.q.device, dtype=torch.int64)[:, None]
-        visible = ((keys >= first[:, start:end, None]) & (keys <= own))[:, None]
+        visible = ((keys >= first[:, start:end, None]) & (keys <= last[:, start:end, None]))[:, None]
         yield slice(start, end), slice(low, high), visible
 
 
@@ -217,12 +255,13 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         "softcap": SOFTCAP if "softcap" in case.flags else None,
         "scale": 0.7 * d**-0.5 if "scale" in case.data else None,
         "with_lse": "lse" in case.data,
+        "right": right_of(case),
     }
 
 
 def tolerance(case: Case) -> Tolerance:
     """Rounding of scores, probabilities and sums over the keys that a query sees."""
-    return rounding(case.torch_dtype, case["d"], min(case["W"], case["S"]))
+    return rounding(case.torch_dtype, case["d"], min(case["W"] + right_of(case), case["S"]))
 
 
 def rounding(dtype: torch.dtype, d: int, keys: int) -> Tolerance:
@@ -249,8 +288,9 @@ def case_of(call: Any, op: str = "local_attention") -> Case:
     # a window beyond the keys is the same problem as one that just covers them, and so are keys beyond the window
     window = min(call.window, max(keys, 1))
     sizes = (batch, time, heads, shared, d, window)
-    keys = min(keys, time + window - 1)
-    return make_case(*sizes, dtype_name(call.q.dtype), flags, keys=keys, rows=rows, op=op, data=data, tag="call")
+    keys, right = min(keys, time + window - 1), min(call.right, max(time - 1, 0))
+    facts = {"keys": keys, "rows": rows, "right": right, "op": op, "data": data, "tag": "call"}
+    return make_case(*sizes, dtype_name(call.q.dtype), flags, **facts)
 
 
 def cases(op: str) -> tuple[BenchCase, ...]:
@@ -297,6 +337,11 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     ]
     rg2b = "RecurrentGemma-2B: 10 heads of 256, one key head"
     rg9b = "RecurrentGemma-9B: 16 heads of 256, one key head"
+    both_ways = [
+        case(2, 75, 4, 1, 16, 20, right=9, tag="smoke", data=("lse",)),
+        case(1, 140, 4, 2, 16, 40, right=70, rows=3, tag="edge", flags=FLAGS, data=("lse",)),
+        case(2, 45, 4, 2, 8, 20, keys=75, right=13, dtype="bfloat16", tag="edge", flags=("segmented",), data=("lse",)),
+    ]
     paper = "Griffin 1.3B: 16 heads of 128, one key head, window 1024"
     bench = [
         case(1, 2048, 10, 1, 256, 512, where="cpu", source=f"{rg2b}, a quarter of its window"),
@@ -320,7 +365,10 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     for where, dtype in (("cpu", "float32"), ("gpu", "bfloat16")):
         source = f"{rg2b}, the second half of a prompt"
         bench.append(case(1, 2048, 10, 1, 256, 2048, keys=4095, where=where, dtype=dtype, source=source, thorough=True))
-    return (*smoke, *(backward_only if backward else forward_only), *edge, *carried, *bench)
+    both = "an encoder: 16 heads of 128, windows of 512 to either side"
+    for where, dtype in (("cpu", "float32"), ("gpu", "bfloat16")):
+        bench.append(case(1, 2048, 16, 1, 128, 512, right=511, where=where, dtype=dtype, source=both, thorough=True))
+    return (*smoke, *(backward_only if backward else forward_only), *edge, *carried, *both_ways, *bench)
 
 
 OP = Op(
@@ -339,5 +387,6 @@ OP = Op(
     # near in T and W by more than a factor of two, and among those prefers the like: keys carried, or none
     exact_dims=("Hkv", "d"),
     free_dims=("N",),
+    minor_flags=(RIGHT,),
     check=check,
 )

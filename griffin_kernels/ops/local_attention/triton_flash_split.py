@@ -63,7 +63,7 @@ def of_part(parts, place, tile, T, SIZES: tl.constexpr):
 def local_attention_flash_part(
     q, k, v, first, parts, broken, T, S, window, batches, score, SIZES: tl.constexpr, AGAIN: tl.constexpr
 ):
-    """q: [B,T,Hq,D]; k, v: [B,S,Hkv,D]; first: int32 [B or 1,T]; broken: int8 [programs, BLOCK_M].
+    """q: [B,T,Hq,D]; k, v: [B,S,Hkv,D]; first: see ``Bounds``; broken: int8 [programs, BLOCK_M].
 
     parts: sums [PARTS,B,Hkv,T*G,D], largest, total [PARTS,B,Hkv,T*G]. Grid: that of ``work_of``.
     """
@@ -118,7 +118,7 @@ def local_attention_flash_join(parts, out, lse, T, batches, SIZES: tl.constexpr)
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch]:
-    """First keys (with documents only), the parts, then their join."""
+    """What bounds the keys (see ``bounds``), the parts, then their join."""
     q, k, v = call.q, call.k, call.v
     tiles = _flash.forward_tiles(q, config)
     sizes = _flash.sizes_of(call, tiles, config.parts)

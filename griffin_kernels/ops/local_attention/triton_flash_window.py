@@ -36,7 +36,7 @@ from griffin_kernels.ops.local_attention.op import Call
 def local_attention_flash(
     q, k, v, first, out, lse, broken, T, S, window, batches, score, SIZES: tl.constexpr, AGAIN: tl.constexpr
 ):
-    """q, out: [B,T,Hq,D]; k, v: [B,S,Hkv,D]; first: int32 [B or 1,T]; lse: [B,Hq,T]; broken: int8 [programs, BLOCK_M].
+    """q, out: [B,T,Hq,D]; k, v: [B,S,Hkv,D]; first: see ``Bounds``; lse: [B,Hq,T]; broken: int8 [programs, BLOCK_M].
 
     Grid: that of ``work_of``.
     """
@@ -56,7 +56,7 @@ def local_attention_flash(
 
 
 def launches(call: Call, outputs: dict[str, Any], config: _flash.Tiles) -> list[Launch]:
-    """First keys (with documents only), then one program per tile of rows, key head and batch entry."""
+    """What bounds the keys (see ``_flash.bounds``), then one program per tile of rows, key head and batch entry."""
     q, k, v = call.q, call.k, call.v
     tiles = _flash.forward_tiles(q, config)
     sizes = _flash.sizes_of(call, tiles)

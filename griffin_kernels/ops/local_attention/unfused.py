@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from griffin_kernels.case import Case, Cost, Pass
+from griffin_kernels.ops.local_attention.cost import right_of
 
 BLOCK = 64
 """Queries treated at a time."""
@@ -18,6 +19,14 @@ def reached(time: int, past: int, window: int) -> int:
     return ends - leaving * before - BLOCK * leaving * (first + blocks - 1) // 2
 
 
+def after(time: int, right: int) -> int:
+    """Keys after the own ones of each block of queries within reach, summed over the blocks."""
+    full = -(-time // BLOCK) - 1  # blocks with others after them: time - BLOCK full queries come after the last of them
+    short = time - BLOCK * full
+    cut = min(full, max(0, -((short - right) // BLOCK)))  # blocks with fewer queries after them than ``right``
+    return cut * short + BLOCK * cut * (cut - 1) // 2 + (full - cut) * right
+
+
 def passes(case: Case) -> tuple[Pass, ...]:
     """For each block of queries: scores with the keys within reach, a softmax in seven steps, the weighted values."""
     time, window, d = case["T"], case["W"], case["d"]
@@ -27,7 +36,7 @@ def passes(case: Case) -> tuple[Pass, ...]:
     if not blocks or not case["B"]:
         return ()
     queries = case["B"] * case["Hq"] * min(BLOCK, time)
-    mean_keys = reached(time, past, window) // blocks
+    mean_keys = (reached(time, past, window) + after(time, right_of(case))) // blocks
     pairs = queries * mean_keys
     size = case.bytes_per_element()
     key_bytes = case["B"] * case["Hkv"] * mean_keys * d * size

@@ -96,7 +96,7 @@ def _default(d: int, dtype: str, arch: str) -> Cut:
 
 
 def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
-    """First keys (with documents only); delta; dk and dv, in sums of parts of the rows that see them; dq."""
+    """What bounds the keys (see ``bounds``); delta; dk and dv, in sums of parts of the rows that see them; dq."""
     dout, q, k, v, out, lse = call.dout, call.q, call.k, call.v, call.out, call.lse
     arch, dtype, d = launch.architecture(q), dtype_name(q.dtype), q.shape[3]
     of_keys, of_rows = cuts(d, dtype, arch, config)

@@ -23,7 +23,6 @@ from griffin_kernels.ops.local_attention._triton_attention import (
     in_channels,
     intact,
     lane_of,
-    load_first,
     load_keys_before,
     load_rows,
     of_head,
@@ -37,6 +36,7 @@ from griffin_kernels.ops.local_attention._triton_attention import (
     work_of,
     zeros,
 )
+from griffin_kernels.ops.local_attention._triton_bounds import load_first, load_last
 
 
 class Numbers(NamedTuple):
@@ -88,11 +88,18 @@ def span_of_keys(first, lane, view, start, SIZES: tl.constexpr):
     full_high = tl.minimum(start + view.window - earlier, view.T)
     if first is not None:  # in any order
         seeing = tl.cast(0, tl.int32)
+        if first.last is not None:
+            low = tl.maximum(start - first.right - earlier, 0)
+            full_low = low
         for begin in range(low, high, CHUNK):
             query = begin + tl.arange(0, CHUNK)
             reach = load_first(first, lane, query, query < high, 2147483647)
             seeing = tl.maximum(seeing, tl.max(tl.where(reach <= last, query + 1, 0), axis=0))
             full_high = tl.minimum(full_high, tl.min(tl.where(reach > start, query, 2147483647), axis=0))
+            if first.last is not None:
+                end = load_last(first, lane, query, query < high, 2147483647)
+                partial = end < start + SIZES.BLOCK_N - 1
+                full_low = tl.maximum(full_low, tl.max(tl.where(partial, query + 1, 0), axis=0))
         high = tl.minimum(high, seeing)
     return Span(low * SIZES.G, full_low * SIZES.G, full_high * SIZES.G, high * SIZES.G)
 
@@ -102,6 +109,9 @@ def seen(key, rows, first, lane, view, high, SIZES: tl.constexpr):
     """bool [block_n, block_m]: which packed rows below ``high`` see which keys."""
     query = tl.minimum(rows // SIZES.G, view.T - 1)
     own = query + (view.S - view.T)
+    if first is not None:
+        if first.last is not None:
+            own = load_last(first, lane, query)
     visible = (key[:, None] <= own[None, :]) & (rows < high)[None, :]
     if first is None:
         visible = visible & (key[:, None] > (own - view.window)[None, :])

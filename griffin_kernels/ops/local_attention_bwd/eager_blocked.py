@@ -13,6 +13,7 @@ from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.ops import _products
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.local_attention import _blocks, _isolated
+from griffin_kernels.ops.local_attention.cost import right_of
 from griffin_kernels.ops.local_attention.eager_blocked import VARIANT as FORWARD
 from griffin_kernels.ops.local_attention.eager_blocked import Config
 from griffin_kernels.ops.local_attention.op import near, scale_of
@@ -62,7 +63,7 @@ def traffic(case: Case, config: Config) -> int:
     """Bytes moved: each block reads its keys and values and adds to their float32 gradients; scores stay in a cache."""
     size = case.bytes_per_element()
     block = min(config.block, case["T"])
-    reach = min(case["W"] + block, case["S"])
+    reach = min(case["W"] + right_of(case) + block, case["S"])
     per_block = reach * case["Hkv"] * (2 * size + 2 * 2 * 4) + 4 * block * case["Hq"] * size
     return case["B"] * -(-case["T"] // block) * per_block * case["d"]
 

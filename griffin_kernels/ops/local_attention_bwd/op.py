@@ -46,6 +46,7 @@ class Call(NamedTuple):
     window: int
     softcap: float | None = None
     scale: float | None = None
+    right: int = 0
 
 
 def reference(call: Call) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,7 +75,8 @@ def reference(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 def recorded(call: Call) -> tuple[forward.Call, list[Tensor]]:
     """(the call of local_attention that this is the gradient of, its q, k and v): they record what is done."""
     q, k, v = (tensor.detach().requires_grad_() for tensor in (call.q, call.k, call.v))
-    shared = {name: getattr(call, name) for name in ("segment_pos", "cu_seqlens", "window", "softcap", "scale")}
+    names = ("segment_pos", "cu_seqlens", "window", "softcap", "scale", "right")
+    shared = {name: getattr(call, name) for name in names}
     return forward.Call(q, k, v, **shared, with_lse=call.dlse is not None), [q, k, v]
 
 

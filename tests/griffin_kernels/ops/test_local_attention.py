@@ -9,8 +9,8 @@ import torch
 
 import griffin_kernels
 from griffin_kernels import catalog
-from griffin_kernels.ops.local_attention.cost import keys_within_reach, make_case, visible_pairs
-from griffin_kernels.ops.local_attention.op import first_keys
+from griffin_kernels.ops.local_attention.cost import keys_within_reach, make_case, right_of, visible_pairs
+from griffin_kernels.ops.local_attention.op import first_keys, last_keys
 
 OP = catalog.op("local_attention")
 BACKWARD = catalog.op("local_attention_bwd")
@@ -158,14 +158,64 @@ def test_keys_and_windows_beyond_reach_are_the_same_case():
 
 
 @pytest.mark.parametrize(
-    "case", [make_case(1, t, 1, 1, 8, w, keys=s) for t, s, w in ((9, 9, 4), (5, 20, 4), (5, 7, 9))]
+    "case",
+    [
+        make_case(1, t, 1, 1, 8, w, keys=s, right=right)
+        for t, s, w, right in ((9, 9, 4, 0), (5, 20, 4, 0), (5, 7, 9, 0), (9, 9, 4, 3), (5, 20, 4, 4), (5, 7, 9, 50))
+    ],
 )
 def test_cost_counts_the_visible_pairs(case):
     q, k = torch.empty(1, case["T"], 1, 8), torch.empty(1, case["S"], 1, 8)
-    first = first_keys(OP.call(q, k, k, None, None, case["W"]))[0]
-    own = torch.arange(case["S"] - case["T"], case["S"])
-    assert visible_pairs(case) == (own - first + 1).sum()
+    call = OP.call(q, k, k, None, None, case["W"], right=right_of(case))
+    first, last = first_keys(call)[0], last_keys(call)[0]
+    assert visible_pairs(case) == (last - first + 1).sum()
     assert keys_within_reach(case) == case["S"] - first[0]
+
+
+def one_by_one(q, k, v, window, right, document):
+    """Each query alone against the keys that it sees, scores written out. document: the number of each key's own."""
+    earlier, group, out = k.shape[1] - q.shape[1], q.shape[2] // k.shape[2], []
+    for t in range(q.shape[1]):
+        own = t + earlier
+        seen = [
+            j for j in range(own - window + 1, own + right + 1) if 0 <= j < k.shape[1] and document[j] == document[own]
+        ]
+        keys, values = (x[:, seen].repeat_interleave(group, dim=2) for x in (k, v))
+        weights = (torch.einsum("bhd,bkhd->bhk", q[:, t], keys) * q.shape[3] ** -0.5).softmax(2)
+        out.append(torch.einsum("bhk,bkhd->bhd", weights, values))
+    return torch.stack(out, dim=1)
+
+
+@VARIANTS
+@pytest.mark.parametrize("kind", ["one document", "positions", "packed", "both", "carried"])
+def test_windows_to_the_right_are_those_of_each_query_alone(variant, kind):
+    """Outputs and gradients, documents of 1, 2 and more steps."""
+    starts = [0] if kind in ("one document", "carried") else [0, 4, 5, 7]
+    inputs = {k: v[:1] if isinstance(v, torch.Tensor) else v for k, v in plain(13, keys=13).items()}
+    document = [sum(start <= j for start in starts) for j in range(13)]
+    if kind in ("positions", "both"):
+        inputs["segment_pos"] = torch.tensor([[j - max(s for s in starts if s <= j) for j in range(13)]])
+    if kind in ("packed", "both"):
+        # what tells documents apart may come from either
+        inputs["cu_seqlens"] = torch.tensor([0, 4, 13] if kind == "both" else [*starts, 13], dtype=torch.int32)
+    if kind == "carried":
+        inputs["q"] = inputs["q"][:, 6:]
+    wanted = leaves(inputs)
+    for window, right in ((4, 1), (3, 5), (1, 2), (30, 30)):
+        want = one_by_one(*wanted, window, right, document)
+        with griffin_kernels.use(variant=variant.partition("/")[2]):
+            got = call(inputs | {"window": window, "right": right})
+            torch.testing.assert_close(got, want)
+            upstream = torch.randn_like(want)
+            mine = torch.autograd.grad(got, wanted, upstream)
+        for gradient, theirs in zip(mine, torch.autograd.grad(want, wanted, upstream), strict=True):
+            torch.testing.assert_close(gradient, theirs)
+
+
+def test_a_right_that_reaches_no_key_is_the_causal_case():
+    assert "right" not in OP.case_of(OP.call(**plain(1, 20, keys=30) | {"right": 7})).key
+    case = OP.case_of(OP.call(**plain(5, 20) | {"right": 70}))
+    assert (right_of(case), case.flags) == (4, ("right",))
 
 
 def test_lse_is_given_only_where_asked_for():

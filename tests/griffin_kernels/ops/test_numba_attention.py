@@ -71,14 +71,15 @@ def lse_for(op_name):
     group=st.integers(1, 4),
     d=st.integers(1, 40),
     window=st.integers(4, 90),
+    right=st.integers(0, 90),
     flags=st.sampled_from([(), ("softcap",), ("segmented",), ("softcap", "segmented")]),
     rows=st.integers(1, 90),
     keys=st.integers(1, 100),
     part=st.integers(1, 50),
 )
-def test_however_the_work_is_cut(key, batch, time, earlier, shared, group, d, window, flags, rows, keys, part):
-    sizes = (batch, time, shared * group, shared, d, window)
-    case = make_case(*sizes, keys=time + earlier, flags=flags, op=op_of(key), data=lse_for(op_of(key)))
+def test_however_the_work_is_cut(key, batch, time, earlier, shared, group, d, window, right, flags, rows, keys, part):
+    sizes, data = (batch, time, shared * group, shared, d, window), lse_for(op_of(key))
+    case = make_case(*sizes, keys=time + earlier, right=right, flags=flags, op=op_of(key), data=data)
     config = {"rows": rows, "keys": keys} | ({"part": part} if op_of(key).endswith("_bwd") else {})
     found = verdict(key, case, **config)
     assert found.ok, found.problem

@@ -89,6 +89,31 @@ def test_documents_that_begin_at_tile_edges(variant, starts, kind):
 
 
 @variants
+@pytest.mark.parametrize(("window", "right", "keys"), [(9, 32, 40), (40, 1, 70), (2, 31, 40), (40, 500, 40)])
+def test_windows_to_the_right_that_meet_tiles(variant, window, right, keys):
+    verdict = verdict_of(variant, case_for(variant, 1, 40, 2, 1, 16, window, keys=keys, right=right))
+    assert verdict.ok, verdict.problem
+
+
+@variants
+def test_documents_of_any_positions_end_before_the_next_that_is_not_above_zero(variant):
+    """Several begin in a stretch of 16, some far apart, padding is below 0; packed sequences that are empty."""
+    op = catalog.op(variant.op)
+    case = case_for(variant, 1, 40, 2, 1, 16, 30, right=25, rows=5, flags=("segmented", "packed"))
+    inputs = op.make_inputs(case, WHERE.torch_device, 0)
+    given = {
+        "segment_pos": torch.tensor([[5, 0, 3, -2, -2, 9, 1, *range(8, 29), 0, 7, 7, 0, *range(1, 9)]]),
+        "cu_seqlens": torch.tensor([0, 11, 11, 33, 40, 40], dtype=torch.int32),
+    }
+    inputs |= {name: value.to(WHERE.torch_device) for name, value in given.items()}
+    if op.forward:
+        plain = {name: inputs[name] for name in (*ATTENTION.inputs, *op.options)}
+        inputs["out"], inputs["lse"] = ATTENTION.reference(ATTENTION.call(**plain, with_lse=True))
+    verdict = verdict_of(variant, case, inputs)
+    assert verdict.ok, verdict.problem
+
+
+@variants
 def test_positions_in_no_order(variant):
     """The contract is a formula: it holds for positions that no tokenizer makes, padding below 0 too."""
     op = catalog.op(variant.op)

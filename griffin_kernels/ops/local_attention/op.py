@@ -373,7 +373,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
 
 OP = Op(
     name="local_attention",
-    summary="causal softmax attention to the last W keys of the same document",
+    summary="softmax attention to the last W keys of the same document, causal unless ``right`` says how many follow",
     call=Call,
     outputs={"out": TensorSpec("B T Hq d"), "lse": TensorSpec("B Hq T", "accumulator", optional=True)},
     reference=reference,

@@ -74,7 +74,7 @@ def cuts(op: Op, inputs: Inputs, wanted: int) -> list[Mapping[str, slice]]:
     sizes = sizes_of(op, inputs)
     axes: list[list[dict[str, slice]]] = []
     for dims in op.splits:
-        if dims == ROWS and any(inputs.get(name) is not None for name in ("cu_seqlens", "slots")):
+        if dims == ROWS and any(inputs.get(name) is not None for name in ("cu_seqlens", "slots", "block_table")):
             continue  # which rows of the states belong to which of the batch is in these tensors
         counted = [dim for dim in specs.cut_dims(dims, sizes) if dim in sizes]
         count = min(wanted, sizes[counted[0]]) if counted else 0

@@ -38,6 +38,7 @@ ROWS = {
     "rg_lru_extend": "B3-T{}-D8-H2-n4-P7-{}+segmented~checkpoints",
     "recurrent_block_extend": "B3-T{}-D8-K4-H2-n4-P7-{}+segmented~checkpoints",
     "local_attention_extend": "B3-T{}-W5-Hq4-Hkv2-d8-P5-{}~early~slots~lengths",
+    "local_attention_extend, pages": "B3-T{}-W5-Hq4-Hkv2-d8-P7-{}+paged~early~lengths",
     "linear_scan_extend": "B3-T{}-D8-P7-{}+reset~checkpoints",
     "temporal_conv1d_extend": "B3-T{}-D8-K4-P7-{}+segmented+silu~checkpoints",
 }

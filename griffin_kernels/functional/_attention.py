@@ -88,6 +88,7 @@ def local_attention_step(
     *,
     window: int | None = None,
     slots: Tensor | None = None,
+    block_table: Tensor | None = None,
     pad_slot: int = -1,
     softcap: float | None = None,
     scale: float | None = None,
@@ -105,7 +106,8 @@ def local_attention_step(
         of its row. Slots above a row's position are not seen; they may hold anything (an earlier document, NaN).
     positions: int64 or int32 [B], each token's position in its document, 0 or above: 0 begins a new document.
     window: of rings that have room for more keys than that, as ``local_attention_extend`` needs it, whose call for one
-        token this then is; None where the whole ring is the window.
+        token this then is; None where the whole ring is the window. With block_table it has to be given.
+    block_table: of rings in pages, as ``local_attention_extend`` has it, whose call for one token this then is.
 
     Returns [B, Hq, d] in q's dtype.
 
@@ -114,25 +116,19 @@ def local_attention_step(
     """
     if (dtype := autocast(q, k_cache)) is not None:
         q, k, v = in_dtype(dtype, q, k, v)
-    positions, slots = whole(positions), whole(slots)
+    positions, slots, block_table = whole(positions), whole(slots), whole(block_table)
     if rotary is not None:
-        tokens = NewTokens(q, k, positions, slots, None, pad_slot)
+        tokens = NewTokens(q, k, positions, _marks(slots, block_table), None, pad_slot)
         q, k, positions = turned("local_attention_step", tokens, rotary, rotary_interleaved)
-    if window is not None and (k_cache.dim() < 2 or window != k_cache.shape[1]):
-        out = _local_attention_extend(
-            q[:, None],
-            k[:, None],
-            v[:, None],
-            k_cache,
-            v_cache,
-            positions,
-            slots,
-            None,
-            window,
-            softcap,
-            scale,
-            pad_slot,
+    if block_table is not None and window is None:
+        raise errors.ArgumentError(
+            "local_attention_step: block_table is given without window: pass how many keys a token sees"
         )
+    if window is not None and (block_table is not None or k_cache.dim() < 2 or window != k_cache.shape[1]):
+        out = _local_attention_extend(
+            q[:, None], k[:, None], v[:, None], k_cache, v_cache, positions, slots, None, block_table, window, softcap,
+            scale, pad_slot,
+        )  # fmt: skip
         return out[:, 0]
     return _local_attention_step(q, k, v, k_cache, v_cache, positions, slots, softcap, scale, pad_slot)
 
@@ -149,6 +145,7 @@ def local_attention_extend(
     window: int,
     lengths: Tensor | None = None,
     slots: Tensor | None = None,
+    block_table: Tensor | None = None,
     pad_slot: int = -1,
     softcap: float | None = None,
     scale: float | None = None,
@@ -165,7 +162,13 @@ def local_attention_extend(
         float64, the same dtype; any strides. Query head h reads key head h // (Hq / Hkv).
     k_cache, v_cache: [P, R, Hkv, d] in that dtype, any strides, R at least window + T - 1, so that rejected tokens have
         overwritten nothing that is still seen. The key of position p is in slot p % R of its row. Slots of positions
-        that no token sees may hold anything (rejected tokens, an earlier document, NaN).
+        that no token sees may hold anything (rejected tokens, an earlier document, NaN). With block_table they are
+        [num_pages, page_size, Hkv, d], and R is pages * page_size.
+    block_table: int64 or int32 [B, pages], in place of slots: slot s of row b's ring is row s % page_size of page
+        block_table[b, s // page_size]. A row whose first page is negative, or pad_slot, only pads: no page is touched
+        and its output is 0. Entries of other pages that no key of the call needs may be anything. Rows may share pages
+        that no token of the call is written to. On a GPU values are not checked: of a row with a page out of
+        reach the output is undefined, and nothing is written for that page.
     positions: int64 or int32 [B], the position in its document of each row's first token, 0 or above; or [B, T], of
         every token, rising by one from token to token. A document that begins within a call's tokens is not one row:
         give it a call of its own.
@@ -181,14 +184,22 @@ def local_attention_extend(
     if (dtype := autocast(q, k_cache)) is not None:
         q, k, v = in_dtype(dtype, q, k, v)
     positions, slots, lengths = whole(positions), whole(slots), whole(lengths)
+    block_table = whole(block_table)
     if isinstance(positions, Tensor) and positions.dim() == 2:
         positions = _first_positions(positions, q.shape[1], lengths)
     if rotary is not None:
-        tokens = NewTokens(q, k, positions, slots, lengths, pad_slot)
+        tokens = NewTokens(q, k, positions, _marks(slots, block_table), lengths, pad_slot)
         q, k, positions = turned("local_attention_extend", tokens, rotary, rotary_interleaved)
     return _local_attention_extend(
-        q, k, v, k_cache, v_cache, positions, slots, lengths, window, softcap, scale, pad_slot
+        q, k, v, k_cache, v_cache, positions, slots, lengths, block_table, window, softcap, scale, pad_slot
     )
+
+
+def _marks(slots: Tensor | None, block_table: Tensor | None) -> Tensor | None:
+    """What marks rows that only pad: the first page of each, or its slot."""
+    if isinstance(block_table, Tensor) and block_table.dim() == 2 and block_table.shape[1]:
+        return block_table[:, 0]
+    return slots
 
 
 def _first_positions(positions: Tensor, time: int, lengths: Tensor | None) -> Tensor:

@@ -45,7 +45,7 @@ def rules(op: Op, args: Sequence[Any]) -> list[Rule]:
     found: list[Rule] = [([Replicate()] * len(whole[0]), whole[1])]
     ranks = args[0].mesh.size()
     shared = any(
-        getattr(call, name, None) is not None for name in ("cu_seqlens", "slots")
+        getattr(call, name, None) is not None for name in ("cu_seqlens", "slots", "block_table")
     )  # rows that index one another
     sizes = {
         dim: size

@@ -30,13 +30,13 @@ def of(call: Any, pool: int) -> PoolRows:
     """The rows of a call, by its ``slots``, ``pad_slot`` and perhaps ``dst_slots``. Waits for no device."""
     if call.slots is None:
         return PoolRows(None, None)
-    read = _marked(call.slots, call.pad_slot, pool)
+    read = marked(call.slots, call.pad_slot, pool)
     if (others := getattr(call, "dst_slots", None)) is None:
         return PoolRows(read, read)
-    return PoolRows(read, torch.where(read < 0, read, _marked(others, call.pad_slot, pool)))
+    return PoolRows(read, torch.where(read < 0, read, marked(others, call.pad_slot, pool)))
 
 
-def _marked(slots: Tensor, pad_slot: int, pool: int) -> Tensor:
+def marked(slots: Tensor, pad_slot: int, pool: int) -> Tensor:
     """Slots with -1 for those that pad."""
     if slots.device.type != "cpu":  # not checked there
         return slots.masked_fill((slots == pad_slot) | (slots >= pool), -1)
@@ -53,9 +53,7 @@ def check(call: Any, **states: Tensor) -> None:
     for name, count in others:
         if count != pool:
             raise errors.ShapeError(f"{name} has {count} rows, {first} has {pool}: one slot is a row of both")
-    for name, state in states.items() if pool > 1 else ():
-        if state.stride(0) == 0 and state.numel():
-            raise errors.ArgumentError(f"{name} has all of its rows in one place, expected memory for each")
+    check_apart(**states)
     if slots is None:
         if dst_slots is not None or call.pad_slot >= 0:
             given = f"pad_slot is {call.pad_slot}" if dst_slots is None else "dst_slots is given"
@@ -81,6 +79,13 @@ def check(call: Any, **states: Tensor) -> None:
     if bool(shared.fill_diagonal_(False).any()):
         at = int(written[shared.any(1)][0])
         raise errors.ArgumentError(f"dst_slots has {at}, whose state another row of the batch reads: write elsewhere")
+
+
+def check_apart(**states: Tensor) -> None:
+    """Raise where rows of a pool [P, ...] by name are one row."""
+    for name, state in states.items():
+        if state.shape[0] > 1 and state.stride(0) == 0 and state.numel():
+            raise errors.ArgumentError(f"{name} has all of its rows in one place, expected memory for each")
 
 
 def _in_reach(name: str, rows: Tensor, state: str, pool: int) -> Tensor:

@@ -52,14 +52,17 @@ class Fields(NamedTuple):
     parts: int
     part: int  # keys of a part, a multiple of KEYS
     window: int
-    ring: int  # R
+    ring: int  # R, slots of a row's ring
+    table: int  # int64 [B, pages], the pages of every ring; 0 where a ring is one row of the pool
+    pages: int
+    size: int  # slots of a page
     time: int  # T
     shared: int  # Hkv
     group: int  # G = Hq / Hkv
     d: int
     positions: int  # int64 [B]
     lengths: int  # int64 [B], real tokens of a row; 0 in place of T for all
-    rings: int  # int64 [B], which of the P rings a row works on, negative for none; 0 in place of 0 .. B - 1
+    rings: int  # int64 [B], which of the P rings a row works on, or its first page, negative for none; 0: 0 .. B - 1
     q: int  # float32 [B, Hkv, T * G, d], scaled
     k_new: int  # data [B, T, Hkv, d], contiguous
     v_new: int
@@ -174,6 +177,15 @@ _add, _add_to_one, _add_one_to_one = _added(_QUERIES, KEYS), _added(1, KEYS), _a
 
 
 @_njit
+def _place(f: Any, tensor: int, ring: int, batch: int, slot: int, key_head: int) -> int:
+    """The element where the key or value in a slot of a row's ring begins."""
+    if f[AT.table]:
+        ring = longs(f[AT.table], batch * f[AT.pages] + slot // f[AT.size])[0]
+        slot = slot % f[AT.size]
+    return ring * f[tensor + 1] + slot * f[tensor + 2] + key_head * f[tensor + 3]
+
+
+@_njit
 def _row_of(data: Any, f: Any, tensor: int, new: int, item: Any, index: int, slot: int) -> int:
     """The address of a row of float32: of key or value ``index`` of an item, or of scratch row ``slot`` if widened.
 
@@ -183,7 +195,7 @@ def _row_of(data: Any, f: Any, tensor: int, new: int, item: Any, index: int, slo
     d = f[AT.d]
     if index < old:
         base = f[tensor]
-        place = ring * f[tensor + 1] + (low + index) % f[AT.ring] * f[tensor + 2] + key_head * f[tensor + 3]
+        place = _place(f, tensor, ring, batch, (low + index) % f[AT.ring], key_head)
     else:
         base, place = f[new], ((batch * f[AT.time] + index - old) * f[AT.shared] + key_head) * d
     if is_half(data):
@@ -200,8 +212,8 @@ def _write_new(data: Any, f: Any, item: Any, begin: int, end: int) -> None:
     for index in range(max(begin, old), end):
         slot = (low + index) % f[AT.ring]
         source = ((batch * f[AT.time] + index - old) * f[AT.shared] + key_head) * d
-        k = ring * f[AT.k + 1] + slot * f[AT.k + 2] + key_head * f[AT.k + 3]
-        v = ring * f[AT.v + 1] + slot * f[AT.v + 2] + key_head * f[AT.v + 3]
+        k = _place(f, AT.k, ring, batch, slot, key_head)
+        v = _place(f, AT.v, ring, batch, slot, key_head)
         copy_elements(data, f[AT.k_new], source, f[AT.k], k, d)
         copy_elements(data, f[AT.v_new], source, f[AT.v], v, d)
 

@@ -12,19 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from griffin_kernels.ops import _pages
 from griffin_kernels.ops.local_attention.op import Call as AttentionCall
-from griffin_kernels.ops.local_attention_extend.op import Call, real, rows_of, token_positions
+from griffin_kernels.ops.local_attention_extend.op import Call, places_of, real, rows_of, token_positions
 
 
 def put(call: Call, there: Tensor) -> None:
     """Put the real tokens, ``there`` bool [B,T], into their slots of the rings, in place. Waits for no device."""
     batch, time = there.shape
-    ring = call.k_cache.shape[1]
-    slots = rows_of(call)
-    rows = torch.arange(batch, device=there.device, dtype=torch.int64) if slots is None else slots.clamp_min(0)
-    rows = rows[:, None].expand(-1, time).flatten()
-    at, tokens = (token_positions(call) % ring).flatten(), there.flatten()
-    if slots is None and call.lengths is None:
+    positions = token_positions(call)
+    rows, at = (index.flatten() for index in places_of(call, positions))
+    if call.block_table is not None:
+        there = there & _pages.there(call, positions)
+    tokens = there.flatten()
+    if rows_of(call) is None and call.lengths is None:
         source, any_real = torch.arange(batch * time, device=there.device, dtype=torch.int64), None
     else:
         # one that only pads repeats what some real one writes; without one, it writes what is there
@@ -38,11 +39,9 @@ def put(call: Call, there: Tensor) -> None:
 
 def in_order(call: Call) -> AttentionCall:
     """The call of local_attention that gives the outputs of real tokens. To be made before ``put``."""
-    q, k, v, k_cache, v_cache, positions, _, _, window, softcap, scale, _ = call
-    slots = rows_of(call)
+    q, k, v, k_cache, v_cache, positions, _, _, _, window, softcap, scale, _ = call
     places = positions[:, None] + torch.arange(1 - window, 0, device=q.device, dtype=torch.int64)  # [B, W - 1]
-    rows = torch.arange(q.shape[0], device=q.device, dtype=torch.int64) if slots is None else slots.clamp_min(0)
-    where, before = (rows[:, None], places % k_cache.shape[1]), (places < 0)[..., None, None]
+    where, before = places_of(call, places), (places < 0)[..., None, None]
     keys, values = (
         torch.cat([cache[where].masked_fill_(before, 0.0), new], dim=1) for cache, new in ((k_cache, k), (v_cache, v))
     )
@@ -58,7 +57,7 @@ def extending(
         laid_out, there = in_order(call), real(call)
         put(call, there)
         out, _ = attend(laid_out, config)
-        if call.slots is not None or call.lengths is not None:
+        if rows_of(call) is not None or call.lengths is not None:
             out = out.masked_fill(~there[..., None, None], 0.0)
         return out, call.k_cache, call.v_cache
 

@@ -10,7 +10,7 @@ count as 0, and rows that see one give NaN in all channels.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -22,7 +22,7 @@ from griffin_kernels.contract import Case, dtype_name
 from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton.dot import dot
-from griffin_kernels.ops._triton.host import empty
+from griffin_kernels.ops._triton.host import empty, row_stride
 from griffin_kernels.ops._triton.strides import far
 from griffin_kernels.ops.local_attention import _flash as attention
 from griffin_kernels.ops.local_attention._flash import Tiles, padded
@@ -43,16 +43,48 @@ from griffin_kernels.ops.local_attention._triton_attention import (
     tile_of,
     zeros,
 )
-from griffin_kernels.ops.local_attention_extend.op import Call
+from griffin_kernels.ops.local_attention_extend.op import Call, ring_of
 from griffin_kernels.ops.local_attention_step._triton_decoding import exponents, local_attention_step_join
+
+
+class Owners(NamedTuple):
+    """Which ring a row works on: slots [B], or tables [B,pages] contiguous along pages; the stride along the batch.
+
+    SIZE: slots of a page; 0 where a ring is one row of the pool.
+    """
+
+    at: Any
+    batch: Any
+    SIZE: Any
 
 
 @triton.jit
 def in_slots(cache, row, lane, slot, SIZES: tl.constexpr):
-    """Pointers [block_n, block_d] to a lane's keys or values in slots [block_n] of a row's ring."""
+    """Pointers [block_n, block_d] to a lane's keys or values in slots [block_n] of a row's ring.
+
+    row: of the pool; or [block_n], the page of each slot, of which ``slot`` then is the row.
+    """
     columns = tl.arange(0, SIZES.BLOCK_D)
-    base = of_head(cache, row, lane.shared)
-    return base + (slot.to(tl.int64)[:, None] * far(cache.step) + columns[None, :] * cache.channel)
+    if row.type.is_block():
+        head = cache.at + lane.shared * far(cache.head)
+        rows = row.to(tl.int64) * cache.batch + slot.to(tl.int64) * far(cache.step)
+        pointers = head + (rows[:, None] + columns[None, :] * cache.channel)
+    else:
+        base = of_head(cache, row, lane.shared)
+        pointers = base + (slot.to(tl.int64)[:, None] * far(cache.step) + columns[None, :] * cache.channel)
+    return pointers
+
+
+@triton.jit
+def places_of(owners, row, lane, slot, there, P):
+    """(row, slot, there) as ``in_slots`` takes them: of pages, those alone that are there and in the pool."""
+    if owners is not None:
+        if owners.SIZE > 0:
+            entries = owners.at + lane.batch * owners.batch + slot // owners.SIZE
+            row = tl.load(entries, mask=there, other=-1)
+            there = there & (row >= 0) & (row < P)
+            slot = slot % owners.SIZE
+    return row, slot, there
 
 
 @triton.jit
@@ -62,14 +94,15 @@ def wrapped(slot, R):
 
 
 @triton.jit
-def put_tokens(new, cache, row, lane, begin, end, origin, R, SIZES: tl.constexpr):
+def put_tokens(new, cache, owners, row, lane, begin, end, origin, P, R, SIZES: tl.constexpr):
     """Write new tokens begin .. end - 1 to their slots; that of token 0 is ``origin``."""
     columns = tl.arange(0, SIZES.BLOCK_D)
     for start in tl.range(begin, end, SIZES.BLOCK_N):
         token = start + tl.arange(0, SIZES.BLOCK_N)
         there = token < end
         tile = load_keys(new, lane.batch, lane.shared, start, there, SIZES)
-        into = in_slots(cache, row, lane, wrapped(origin + token, R), SIZES)
+        own, slot, there = places_of(owners, row, lane, wrapped(origin + token, R), there, P)
+        into = in_slots(cache, own, lane, slot, SIZES)
         tl.store(into, tile, mask=in_channels(there[:, None], columns, SIZES))
 
 
@@ -100,7 +133,7 @@ def spoilt_by(values, seen):
 def local_attention_extend_part(
     q, k, v, k_cache, v_cache, positions, slots, lengths, out, T, P, R, window, score, pad, SIZES: tl.constexpr
 ):
-    """q: [B,T,Hq,D]; k, v: [B,T,Hkv,D]; k_cache, v_cache: [P,R,Hkv,D], changed; positions, slots, lengths: int64 [B].
+    """q: [B,T,Hq,D]; k, v: [B,T,Hkv,D]; k_cache, v_cache: [P,R,Hkv,D], changed; slots: Owners; others: int64 [B].
 
     PARTS = 1: out.sums is [B,T,Hq,D]. Else out has sums [B,T,Hkv,PARTS,G,D], largest, total [B,T,Hkv,PARTS,G].
     Grid: PARTS * tiles of [T * G] * Hkv * B, the parts of a tile next to each other.
@@ -140,20 +173,20 @@ def local_attention_extend_part(
     offset = tl.arange(0, SIZES.BLOCK_N)
     columns = tile.columns
     for start in tl.range(low, tl.minimum(full, high), SIZES.BLOCK_N):
-        there = start + offset < high
+        slot = wrapped(origin + start + offset, R)
+        own, slot, there = places_of(slots, row, lane, slot, start + offset < high, P)
         seen = there[None, :] & (start + offset[None, :] >= reach[:, None])
         inside = in_channels(there[:, None], columns, SIZES)
-        slot = wrapped(origin + start + offset, R)
-        keys = tl.load(in_slots(k_cache, row, lane, slot, SIZES), mask=inside, other=0.0)
-        values = tl.load(in_slots(v_cache, row, lane, slot, SIZES), mask=inside, other=0.0)
+        keys = tl.load(in_slots(k_cache, own, lane, slot, SIZES), mask=inside, other=0.0)
+        values = tl.load(in_slots(v_cache, own, lane, slot, SIZES), mask=inside, other=0.0)
         spoilt = tl.maximum(spoilt, spoilt_by(values, seen))
         summed, largest, total = take_in(queries, keys, cleared(values), seen, (summed, largest, total), score)
     for start in tl.range(full, high, SIZES.BLOCK_N):
-        there = start + offset < high
-        inside = in_channels(there[:, None], columns, SIZES)
         slot = wrapped(origin + start + offset, R)
-        keys = tl.load(in_slots(k_cache, row, lane, slot, SIZES), mask=inside, other=0.0)
-        values = tl.load(in_slots(v_cache, row, lane, slot, SIZES), mask=inside, other=0.0)
+        own, slot, there = places_of(slots, row, lane, slot, start + offset < high, P)
+        inside = in_channels(there[:, None], columns, SIZES)
+        keys = tl.load(in_slots(k_cache, own, lane, slot, SIZES), mask=inside, other=0.0)
+        values = tl.load(in_slots(v_cache, own, lane, slot, SIZES), mask=inside, other=0.0)
         summed, largest, total = take_in(queries, keys, values, there[None, :], (summed, largest, total), score)
     if part == SIZES.PARTS - 1:
         for start in tl.range(tl.maximum(first - window + 1, 0), last + 1, SIZES.BLOCK_N):
@@ -166,8 +199,8 @@ def local_attention_extend_part(
             summed, largest, total = take_in(queries, keys, cleared(values), seen, (summed, largest, total), score)
         begin = tl.cdiv(tile.row, SIZES.G)
         end = tl.minimum(tl.cdiv(tile.row + SIZES.BLOCK_M, SIZES.G), tokens)
-        put_tokens(k, k_cache, row, lane, begin, end, wrapped(origin + old, R), R, SIZES)
-        put_tokens(v, v_cache, row, lane, begin, end, wrapped(origin + old, R), R, SIZES)
+        put_tokens(k, k_cache, slots, row, lane, begin, end, wrapped(origin + old, R), P, R, SIZES)
+        put_tokens(v, v_cache, slots, row, lane, begin, end, wrapped(origin + old, R), P, R, SIZES)
     seeing = token < tokens
     summed = tl.where((spoilt > 0)[:, None], float("nan"), summed)
     summed = tl.where(seeing[:, None], summed, 0.0)
@@ -195,9 +228,7 @@ def tiles_for(rows: int, d: int, dtype: str, arch: str, config: Any) -> Tiles:
 
 def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     """The keys in ``config.parts`` or one, for every tile of rows, and their join where there are several."""
-    q, k_cache, v_cache, slots, lengths, softcap = (
-        call.q, call.k_cache, call.v_cache, call.slots, call.lengths, call.softcap
-    )  # fmt: skip
+    q, k_cache, v_cache, lengths, softcap = call.q, call.k_cache, call.v_cache, call.lengths, call.softcap
     batch, time, heads, d = q.shape
     shared = k_cache.shape[2]
     group, arch = heads // shared, launch.architecture(q)
@@ -214,12 +245,12 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
     args |= {name: attention.heads(getattr(call, name)) for name in ("k_cache", "v_cache")}
     args |= {
         "positions": attention.entries(call.positions),
-        "slots": None if slots is None else attention.entries(slots),
+        "slots": _owners(call),
         "lengths": None if lengths is None else attention.entries(lengths),
         "out": out,
         "T": time,
         "P": k_cache.shape[0],
-        "R": k_cache.shape[1],
+        "R": ring_of(call),
         "window": call.window,
         "score": Score(scale, factor, softcap, tl.constexpr(False)),
         "pad": call.pad_slot if call.pad_slot >= 0 else None,
@@ -248,6 +279,14 @@ def launches(call: Call, outputs: dict[str, Any], config: Any) -> list[Launch]:
             )
         )
     return found
+
+
+def _owners(call: Call) -> Owners | None:
+    """The rings of the rows; None where row b works on ring b."""
+    if call.block_table is not None:
+        table = call.block_table.contiguous()
+        return Owners(table, row_stride(table, 0), tl.constexpr(call.k_cache.shape[1]))
+    return None if call.slots is None else Owners(*attention.entries(call.slots), tl.constexpr(0))
 
 
 def unfit(case: Case, device: Device, config: Any) -> str | None:

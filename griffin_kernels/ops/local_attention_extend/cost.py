@@ -5,7 +5,7 @@ from __future__ import annotations
 from griffin_kernels.case import BenchCase, Case, Cost
 from griffin_kernels.ops.local_attention.cost import attending
 
-FLAGS = ("softcap",)
+FLAGS = ("softcap", "paged")
 """Properties of a call that look-up matches exactly."""
 
 
@@ -21,6 +21,8 @@ def cost(case: Case) -> Cost:
     earlier = 2 * batch * (case["W"] - 1) * case["Hkv"] * case["d"]
     size = case.bytes_per_element()
     indices = 1 + ("slots" in case.data) + ("lengths" in case.data)
+    if "paged" in case.flags:
+        indices += case["P"] // batch
     return Cost(
         bytes_read=(queries + new + earlier) * size + 8 * batch * indices,
         bytes_written=(queries + new) * size,
@@ -42,7 +44,10 @@ def make_case(
     op: str = "local_attention_extend",
     **facts: object,
 ) -> BenchCase:
-    """A case from sizes: T new tokens of each of B rows, which work on B of P rings of Hkv heads of d."""
+    """A case from sizes: T new tokens of each of B rows, which work on B of P rings of Hkv heads of d.
+
+    With the flag ``paged`` on rings of P // B pages of a pool of P.
+    """
     sizes = (batch, time, window, heads, shared, d, batch if pool is None else pool)
     dims = tuple(zip(("B", "T", "W", "Hq", "Hkv", "d", "P"), sizes, strict=True))
     return BenchCase(dict(dims), dtype, tuple(flags), op=op, **facts)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from griffin_kernels.ops.local_attention._numba_attention import placed, whole
 from griffin_kernels.ops.local_attention.op import scale_of
 from griffin_kernels.ops.local_attention_extend import _numba_ring_tokens, _ring_keys
 from griffin_kernels.ops.local_attention_extend._numba_ring_tokens import KEYS
-from griffin_kernels.ops.local_attention_extend.op import Call, real, rows_of
+from griffin_kernels.ops.local_attention_extend.op import Call, real, ring_of, rows_of
 from griffin_kernels.ops.local_attention_step import numba_split
 
 MOST_ROWS = 512
@@ -39,9 +39,9 @@ class Config(numba_split.Config):
 
 
 def run(call: Call, config: Config) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v, k_cache, v_cache, positions, _, lengths, window, softcap, *_ = call
+    q, k, v, k_cache, v_cache, positions, _, lengths, table, window, softcap, *_ = call
     batch, time, heads, d = q.shape
-    ring, shared = k_cache.shape[1:3]
+    size, shared = k_cache.shape[1:3]
     group = heads // shared
     rows, part = time * group, whole(min(config.part, window - 1 + time), KEYS)
     parts = -(-(window - 1 + time) // part)
@@ -56,13 +56,15 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor, Tensor]:
     slots = rows_of(call)
     slots = None if slots is None else slots.contiguous()
     lengths = None if lengths is None else lengths.contiguous()
+    table = None if table is None else table.contiguous()
+    pages = 0 if table is None else table.shape[1]
     by_key_head = (q.float() * scale_of(call)).reshape(batch, time, shared, group, d).transpose(1, 2)
     queries, positions = by_key_head.contiguous(), positions.contiguous()
     partial = torch.empty(items, rows, d, dtype=torch.float32, device="cpu")
     largest, total = torch.empty(2, items, rows, dtype=torch.float32, device="cpu")
     scratch = torch.empty(items, (rows + 1) * part + KEYS * d, dtype=torch.float32, device="cpu")
     cap = array("f", (softcap or 0.0,))
-    size, ring_bytes = q.itemsize, k_cache.nbytes
+    item, ring_bytes = q.itemsize, k_cache.nbytes
     fields = _KERNELS.fields(
         k=placed("k_cache", rings_k, ring_bytes),
         v=placed("v_cache", rings_v, ring_bytes),
@@ -70,7 +72,10 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor, Tensor]:
         parts=parts,
         part=part,
         window=window,
-        ring=ring,
+        ring=ring_of(call),
+        table=address("block_table", table, 8 * batch * pages),
+        pages=pages,
+        size=size,
         time=time,
         shared=shared,
         group=group,
@@ -79,8 +84,8 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor, Tensor]:
         lengths=address("lengths", lengths, 8 * batch),
         rings=address("slots", slots, 8 * batch),
         q=address("q", queries, 4 * batch * heads * time * d),
-        k_new=address("k", new_k, size * batch * time * shared * d),
-        v_new=address("v", new_v, size * batch * time * shared * d),
+        k_new=address("k", new_k, item * batch * time * shared * d),
+        v_new=address("v", new_v, item * batch * time * shared * d),
         out=address("partial sums", partial, 4 * items * rows * d),
         largest=address("largest scores", largest, 4 * items * rows),
         total=address("sums", total, 4 * items * rows),

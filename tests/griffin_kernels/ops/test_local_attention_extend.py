@@ -179,7 +179,8 @@ def test_keys_enough_for_several_threads(dtype):
 def test_no_token_is_real(variant):
     q, k, v = sequences(steps=4)
     pool = rings(3, 4)
-    given = {"q": q, "k": k, "v": v, "k_cache": pool[0], "v_cache": pool[1], "positions": torch.tensor([0, 1, 9])}
+    given = {"q": q, "k": k, "v": v, "k_cache": pool[0], "v_cache": pool[1], "positions": torch.tensor([0, 1, 9]),
+             "block_table": None}  # fmt: skip
     for padding in ({"slots": None, "lengths": torch.zeros(3, dtype=torch.int64)},
                     {"slots": torch.full((3,), -1), "lengths": None}):  # fmt: skip
         out = variant.on(given | padding | {"window": WINDOW}, variant.config())[0]

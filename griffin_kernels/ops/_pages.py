@@ -19,13 +19,14 @@ def named(call: Any, positions: Tensor) -> Tensor:
     """int64 [B,n]: the pages of positions [B,n] as the table has them, within the pool or not."""
     table: Tensor = call.block_table
     entries: Tensor = positions // call.k_cache.shape[1] % table.shape[1]
-    return torch.gather(table, 1, entries)
+    return table.gather(1, entries)
 
 
 def there(call: Any, positions: Tensor) -> Tensor:
     """bool [B,n]: whether positions have a page within the pool. On a CPU all that are needed have, after ``check``."""
-    pages = named(call, positions)
-    return (pages >= 0) & (pages < call.k_cache.shape[0])
+    pages, pool = named(call, positions), call.k_cache.shape[0]
+    inside: Tensor = (pages >= 0) & (pages < pool)
+    return inside
 
 
 def places(call: Any, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -164,3 +164,16 @@ def test_a_step_in_pages_needs_a_window():
         griffin_kernels.local_attention_step(
             q, k, v, *pools(), torch.tensor([0, 0, 0]), block_table=torch.arange(9).reshape(3, 3)
         )
+
+
+def test_rotary_does_not_ask_where_rows_that_pad_stand():
+    q, k, v = (part[:, 0] for part in tokens())
+    angles = torch.arange(12)[:, None] * torch.tensor([0.3, 1.0])
+    options = {"window": WINDOW, "rotary": (angles.cos(), angles.sin())}
+    table, ring = torch.tensor([[3, 1, 2], [-1, 5, 6], [4, 7, 8]]), pools()
+    out = griffin_kernels.local_attention_step(
+        q, k, v, *ring, torch.tensor([0, 10**6, 0]), block_table=table, **options
+    )
+    assert not out[1].any() and torch.equal(out[[0, 2]], v[[0, 2]].repeat_interleave(2, dim=1))
+    with pytest.raises(errors.ArgumentError, match="positions has 12, rotary only 0 to 11"):
+        griffin_kernels.local_attention_step(q, k, v, *ring, torch.tensor([0, 0, 12]), block_table=table, **options)

@@ -93,9 +93,10 @@ def _lines(path: Path, notes: list[str]) -> Iterator[tuple[int, Miss]]:
 
 
 def _fillable(miss: Miss) -> Miss:
-    """A miss whose case says all that ``make_inputs`` needs: a pool larger than the batch is used through slots."""
+    """A miss whose case says all that ``make_inputs`` needs: a pool larger than the batch is used through slots, if
+    it is not in pages."""
     dims = miss.case.dims
-    if dims.get("P", dims.get("B")) == dims.get("B"):
+    if dims.get("P", dims.get("B")) == dims.get("B") or "paged" in miss.case.flags:
         return miss
     return msgspec.structs.replace(miss, case=msgspec.structs.replace(miss.case, data=["slots"]))
 

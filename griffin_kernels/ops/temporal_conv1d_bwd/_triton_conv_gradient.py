@@ -127,7 +127,7 @@ def state_rows(dy, x, positions, leaving, state, dstate, again, piece, kept, sum
                 else:
                     gradient = load_row(dy, piece.batch, piece.first + j, channels, counts).to(ACC)
                 total += taps[k] * gradient
-                sum_k += gradient * value
+                sum_k += gradient * tl.where(counts, value, 0.0)  # of a short sequence some rows reach no step
             grown += (sum_k,)
         grown += (sums[TAPS],)
         sums = grown

@@ -3,6 +3,7 @@
 Those on whole sequences are differentiable; those that decode or extend change states in place.
 """
 
+from griffin_kernels.functional import _bridge, _compile_caches
 from griffin_kernels.functional._attention import local_attention as local_attention
 from griffin_kernels.functional._attention import local_attention_extend as local_attention_extend
 from griffin_kernels.functional._attention import local_attention_step as local_attention_step
@@ -25,3 +26,5 @@ from griffin_kernels.functional._recurrent import temporal_conv1d_step as tempor
 from griffin_kernels.functional._scans import block_diagonal_scan as block_diagonal_scan
 from griffin_kernels.functional._scans import linear_scan as linear_scan
 from griffin_kernels.functional._scans import linear_scan_step as linear_scan_step
+
+_compile_caches.mark(f"{name}{schema}" for name, schema in _bridge.SCHEMAS.items())

@@ -34,6 +34,10 @@ _TANGENTS = (
 )
 
 
+SCHEMAS: dict[str, str] = {}
+"""Of every operator that is registered, by its op."""
+
+
 def _no_rule(op_name: str, transform: str) -> Callable[..., Any]:
     """A rule of a transform of torch that only says that there is none, and what to use instead."""
 
@@ -104,6 +108,7 @@ class Operator:
             )
 
         name, schema = f"griffin_kernels::{op.name}", _schema(op)
+        SCHEMAS[op.name] = schema
         self.custom_op = torch.library.custom_op(name, implementation, mutates_args=op.in_place, schema=schema)
         self.custom_op.register_fake(lambda *args: new(specs.empty_outputs(op, op.call(*args))))
         self.custom_op.register_vmap(batching_rule(op, self.custom_op))

@@ -282,7 +282,7 @@ def test_time_that_is_up_before_anything_is_decided_publishes_nothing_and_says_s
         str(tmp_path),
     )
     code, text = invoke(*words, "--minutes", "0.00001")
-    assert code == 0
+    assert code == 0, text
     assert "time is up: none of 3 cases is decided or published" in text
     assert "3 are left, from linear_scan B2-T37-D24-float32 on" in text
     assert f"go on with: griffin tune --resume --out {tmp_path}" in text
@@ -300,7 +300,7 @@ def invoke(*words):
 
 def test_dry_run_writes_nothing(tmp_path):
     code, text = invoke("tune", "--device", "cpu", "--dry-run", "--out", str(tmp_path / "new"))
-    assert code == 0
+    assert code == 0, text
     assert "nothing was measured" in text
     assert not (tmp_path / "new").exists()
 

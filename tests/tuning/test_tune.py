@@ -295,6 +295,8 @@ def test_time_that_is_up_before_anything_is_decided_publishes_nothing_and_says_s
 
 def invoke(*words):
     result = CliRunner().invoke(app, words)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
     return result.exit_code, re.sub(r"\s+", " ", result.output)
 
 

@@ -10,11 +10,10 @@ import sys
 
 import pytest
 
-from griffin_kernels import catalog, device, registry
+from griffin_kernels import device, registry
 from tests import ROOT
 from tests import small_tune as small
 from tuning import run
-from tuning.plan import planner
 from tuning.record import journal
 from tuning.record.journal_records import Candidate, End
 from tuning.record.paths import Paths
@@ -116,9 +115,7 @@ def test_clock_that_jumps_back_changes_nothing(tmp_path, monkeypatch):
     moments = iter([f"20{year:02d}-01-01T00:00:00+00:00" for year in range(40, 0, -1)])
     monkeypatch.setattr(run, "now", lambda: next(moments))
     monkeypatch.setattr("time.time", lambda: 0.0)
-    monkeypatch.setattr(catalog, "variants", catalog.variants)
-    monkeypatch.setattr(planner, "bench_cases", planner.bench_cases)
-    small.shrink()
+    small.shrink(monkeypatch.setattr)
     paths = Paths.choose(tmp_path, HERE)
     assert run.tune(small.OPTIONS, paths, Stopping(9)).interrupted
     outcome = run.tune(small.OPTIONS, paths, Stopping(10**9), resume=True)

@@ -132,8 +132,9 @@ def test_references_keep_documents_rows_and_steps_apart(op):
                     step = place[spec.index("T")]
                 time = torch.arange(numbers.shape[1], dtype=torch.int64, device="cpu")
                 allowed = numbers == numbers[row, max(step, 0)]
-                if op.forward is None and not inputs.get("right"):
-                    allowed &= time <= step if inputs.get("reverse") else time >= step
+                if op.forward is None:
+                    # a window to the right reads keys so many steps ahead, and no further
+                    allowed &= time <= step if inputs.get("reverse") else time >= step - inputs.get("right", 0)
                 for output, affected in zip(op.outputs, planting.affected, strict=True):
                     if affected is None or "T" not in op.outputs[output].names:
                         continue

@@ -24,9 +24,11 @@ from griffin_kernels.functional import (
 from griffin_kernels.ops import _slots
 
 
-def _activation(name: str | None) -> str | None:
-    """Ours by its name there: "swish" is silu."""
-    return "silu" if name == "swish" else name
+def activation_of(chosen: bool | str | None) -> str | None:
+    """Ours by its name there: "swish" is silu, and so is True in vLLM's functions."""
+    if isinstance(chosen, bool):
+        return "silu" if chosen else None
+    return "silu" if chosen == "swish" else chosen
 
 
 def causal_conv1d_fn(
@@ -80,7 +82,7 @@ def causal_conv1d_fn(
         bias,
         state=None if initial_states is None else initial_states.transpose(1, 2),
         segment_pos=None if seq_idx is None else segment_positions(seq_idx),
-        activation=_activation(activation),
+        activation=activation_of(activation),
     )
     if seq_idx is not None:
         y = y.masked_fill((seq_idx < 0)[..., None], 0.0)
@@ -126,7 +128,7 @@ def _with_pool(
         slots,
         last_tokens(kept, steps, offsets),
         cu_seqlens=offsets,
-        activation=_activation(activation),
+        activation=activation_of(activation),
     )
     out = y.transpose(1, 2)
     return out[0] if x.dim() == 2 else out
@@ -159,7 +161,7 @@ def causal_conv1d_update(
         raise errors.ShapeError(f"conv_state has {length} columns, expected at least K-1={taps - 1}")
     tokens = x[..., None] if x.dim() == 2 else x
     steps = tokens.shape[2]
-    chosen, indices = _activation(activation), None if conv_state_indices is None else conv_state_indices.long()
+    chosen, indices = activation_of(activation), None if conv_state_indices is None else conv_state_indices.long()
     if cache_seqlens is None and steps == 1 and length == taps - 1:
         rows = tokens[..., 0], weight.t(), bias, conv_state.transpose(1, 2)
         y = temporal_conv1d_step(*rows, slots=indices, activation=chosen)

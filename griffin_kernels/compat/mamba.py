@@ -37,13 +37,6 @@ def _refuse(function: str, others: dict[str, Any]) -> None:
             raise errors.ArgumentError(f"{function} does not take {name}, expected it to be left out")
 
 
-def _activation(chosen: bool | str | None) -> str | None:
-    """Ours by its name there."""
-    if isinstance(chosen, bool):
-        return "silu" if chosen else None
-    return "silu" if chosen == "swish" else chosen
-
-
 def _marked(slots: Tensor | None, pad: int | None) -> Tensor | None:
     """Slots with -1 for those that pad."""
     return slots if slots is None or pad is None else slots.long().masked_fill(slots == pad, -1)
@@ -76,7 +69,7 @@ def causal_conv1d_fn(
         x.to(conv_states.dtype),
         weight,
         bias,
-        activation=_activation(activation),
+        activation=causal_conv1d.activation_of(activation),
         conv_states=conv_states[..., : weight.shape[1] - 1],
         query_start_loc=query_start_loc,
         cache_indices=cache_indices,
@@ -125,7 +118,7 @@ def causal_conv1d_update(
     data = x.to(conv_state.dtype)
     tokens = data[None] if packed else data[:, None] if x.dim() == 2 else data.transpose(1, 2)  # [B, T, D]
     filters = weight.t(), bias
-    options: dict[str, Any] = {"activation": _activation(activation)}
+    options: dict[str, Any] = {"activation": causal_conv1d.activation_of(activation)}
     slots = _marked(conv_state_indices, pad_slot_id)
     if slots is None:
         slots = torch.arange(tokens.shape[0], dtype=torch.int64, device=x.device)

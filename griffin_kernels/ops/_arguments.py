@@ -52,3 +52,6 @@ Starts = Annotated[Tensor, TensorSpec("N", "int64")]
 
 Keep = Annotated[Tensor, TensorSpec("B T", "int64")]
 """The row of a pool that the state after each step is written to; see ``ops/_keep.py``."""
+
+States = Annotated[Tensor, TensorSpec("P D", "accumulator")]
+"""A pool of a recurrence's states."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from griffin_kernels.case import BenchCase, Case, Cost
 from griffin_kernels.ops.linear_scan import cost as scan
-from griffin_kernels.ops.rg_lru_extend.cost import STATE_BYTES, index_bytes, rows_kept
+from griffin_kernels.ops.rg_lru_extend.cost import state_bytes, with_states
 
 MINOR_FLAGS = tuple(flag for flag in scan.MINOR_FLAGS if flag != "a_prod")
 """Those of linear_scan, whose product of the gates is not given here."""
@@ -17,12 +15,7 @@ FLAGS = ("reset", "packed", *MINOR_FLAGS)
 
 def cost(case: Case) -> Cost:
     """linear_scan, the states that sequences start from, those kept, and the indices of both."""
-    base, state = scan.cost(case), max(case.bytes_per_element(), STATE_BYTES) * case["D"]
-    return dataclasses.replace(
-        base,
-        bytes_read=base.bytes_read + case["N"] * state + index_bytes(case),
-        bytes_written=base.bytes_written + rows_kept(case) * state,
-    )
+    return with_states(scan.cost(case), case, state_bytes(case))
 
 
 def make_case(

@@ -9,7 +9,7 @@ included. Kept states are float32 (float64 for float64 data), h before it is rou
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +17,10 @@ from torch import Tensor
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _keep
-from griffin_kernels.ops._arguments import Gates, Keep, Offsets, Resets, Sequence, Starts
+from griffin_kernels.ops._arguments import Gates, Keep, Offsets, Resets, Sequence, Starts, States
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan import op as scan
 from griffin_kernels.ops.linear_scan_extend.cost import FLAGS, MINOR_FLAGS, cost, make_case
-
-States = Annotated[Tensor, TensorSpec("P D", "accumulator")]
 
 
 class Call(NamedTuple):

@@ -27,7 +27,7 @@ from griffin_kernels.contract import (
     roundings,
 )
 from griffin_kernels.ops import _slots
-from griffin_kernels.ops._arguments import Slots, Token, Tokens
+from griffin_kernels.ops._arguments import Slots, States, Token, Tokens
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan_step.cost import FLAGS, cost, make_case
 
@@ -37,7 +37,7 @@ class Call(NamedTuple):
 
     x: Tokens
     a: Annotated[Tensor, TensorSpec("B D", "parameter")]
-    h: Annotated[Tensor, TensorSpec("P D", "accumulator")]
+    h: States
     reset: Annotated[Tensor | None, TensorSpec("B", "bool")] = None
     slots: Slots = None
     dst_slots: Slots = None

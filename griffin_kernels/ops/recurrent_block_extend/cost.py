@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from griffin_kernels.case import BenchCase, Case, Cost
 from griffin_kernels.ops.recurrent_block import cost as block
-from griffin_kernels.ops.rg_lru_extend.cost import STATE_BYTES, index_bytes, rows_kept
+from griffin_kernels.ops.rg_lru_extend.cost import STATE_BYTES, with_states
 
 FLAGS = block.FLAGS
 """Those of recurrent_block."""
@@ -15,12 +14,7 @@ FLAGS = block.FLAGS
 
 def cost(case: Case) -> Cost:
     """recurrent_block, the states and windows that sequences start from, those kept, and the indices of both."""
-    base = block.cost(case)
-    return dataclasses.replace(
-        base,
-        bytes_read=base.bytes_read + case["N"] * row_bytes(case) + index_bytes(case),
-        bytes_written=base.bytes_written + rows_kept(case) * row_bytes(case),
-    )
+    return with_states(block.cost(case), case, row_bytes(case))
 
 
 def row_bytes(case: Case) -> int:

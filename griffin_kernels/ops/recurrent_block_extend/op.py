@@ -20,7 +20,7 @@ from torch import Tensor
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _keep
-from griffin_kernels.ops._arguments import Channels, Keep, Offsets, Positions, Sequence, Starts
+from griffin_kernels.ops._arguments import Channels, Keep, Offsets, Positions, Sequence, Starts, States
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.recurrent_block import op as block
@@ -44,7 +44,7 @@ class Call(NamedTuple):
     recurrence_gate_weight: lru.Weight
     recurrence_gate_bias: lru.Bias
     conv_states: conv_extend.Windows
-    states: extend.States
+    states: States
     slots: Starts
     keep: Keep
     segment_pos: Positions = None

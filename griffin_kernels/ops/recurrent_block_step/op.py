@@ -16,7 +16,7 @@ from torch import Tensor
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import ROWS, BenchCase, Case, Destination, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
-from griffin_kernels.ops._arguments import Channels, Slots, TokenPositions, Tokens
+from griffin_kernels.ops._arguments import Channels, Slots, States, TokenPositions, Tokens
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.recurrent_block import op as block
 from griffin_kernels.ops.recurrent_block.cost import make_case as block_case
@@ -40,7 +40,7 @@ class Call(NamedTuple):
     recurrence_gate_weight: lru.Weight
     recurrence_gate_bias: lru.Bias
     conv_state: conv_step.States
-    h: lru_step.States
+    h: States
     positions: TokenPositions = None
     slots: Slots = None
     dst_slots: Slots = None

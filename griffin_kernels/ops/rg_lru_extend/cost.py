@@ -19,12 +19,21 @@ STATE_BYTES = 4
 
 def cost(case: Case) -> Cost:
     """rg_lru, the states that sequences start from, those kept, and the indices of both."""
-    base, state = lru.cost(case), max(case.bytes_per_element(), STATE_BYTES) * case["D"]
+    return with_states(lru.cost(case), case, state_bytes(case))
+
+
+def with_states(base: Cost, case: Case, row: int) -> Cost:
+    """The cost of a call with a pool: rows of ``row`` bytes read and kept, and the indices of both, beside ``base``."""
     return dataclasses.replace(
         base,
-        bytes_read=base.bytes_read + case["N"] * state + index_bytes(case),
-        bytes_written=base.bytes_written + rows_kept(case) * state,
+        bytes_read=base.bytes_read + case["N"] * row + index_bytes(case),
+        bytes_written=base.bytes_written + rows_kept(case) * row,
     )
+
+
+def state_bytes(case: Case) -> int:
+    """Bytes of a recurrence's state."""
+    return max(case.bytes_per_element(), STATE_BYTES) * case["D"]
 
 
 def index_bytes(case: Case) -> int:

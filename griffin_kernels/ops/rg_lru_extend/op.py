@@ -9,7 +9,7 @@ starts from zeros. Kept states are float32 (float64 for float64 data), y before 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +17,11 @@ from torch import Tensor
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _keep
-from griffin_kernels.ops._arguments import Channels, Keep, Offsets, Positions, Sequence, Starts
+from griffin_kernels.ops._arguments import Channels, Keep, Offsets, Positions, Sequence, Starts, States
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan.op import rows_of
 from griffin_kernels.ops.rg_lru import op as lru
 from griffin_kernels.ops.rg_lru_extend.cost import cost, make_case
-
-States = Annotated[Tensor, TensorSpec("P D", "accumulator")]
 
 
 class Call(NamedTuple):

@@ -10,7 +10,7 @@ data) whatever x is.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,13 +18,11 @@ from torch import Tensor
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops import _slots
-from griffin_kernels.ops._arguments import Channels, Slots, Token, TokenPositions, Tokens
+from griffin_kernels.ops._arguments import Channels, Slots, States, Token, TokenPositions, Tokens
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.rg_lru import cost as lru_cost
 from griffin_kernels.ops.rg_lru import op as lru
 from griffin_kernels.ops.rg_lru_step.cost import cost, make_case
-
-States = Annotated[Tensor, TensorSpec("P D", "accumulator")]
 
 
 class Call(NamedTuple):

@@ -12,11 +12,12 @@ from griffin_kernels.models.presets import preset as preset
 
 if TYPE_CHECKING:
     from griffin_kernels.models.cache import Cache as Cache
+    from griffin_kernels.models.cache import PendingTokens as PendingTokens
     from griffin_kernels.models.checkpoint import *  # noqa: F403
     from griffin_kernels.models.griffin import Griffin as Griffin
 
 _HOMES = {
-    "cache": "Cache",
+    "cache": "Cache PendingTokens",
     "griffin": "Griffin",
     "checkpoint": "config_from_deepmind config_from_transformers from_deepmind from_transformers load_transformers "
     "to_deepmind to_transformers",

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from griffin_kernels import errors
 from griffin_kernels.functional import _bridge
-from griffin_kernels.models.cache import Cache
+from griffin_kernels.models.cache import Cache, PendingTokens, check_lengths
 from griffin_kernels.models.config import GriffinConfig
 from griffin_kernels.models.layers import RGLRU, Place, ResidualBlock, RMSNorm, TemporalConv1D, rope_tables, undrawn
 
@@ -75,8 +75,10 @@ class Griffin(nn.Module):
         segment_pos: Tensor | None = None,
         cache: Cache | None = None,
         *,
+        lengths: Tensor | None = None,
         last_only: bool = False,
         return_cache: bool = True,
+        pending: PendingTokens | None = None,
     ) -> tuple[Tensor, Cache | None]:
         """Logits of the token after each of ``tokens``: prefill, prefill continued from a cache, decode, training.
 
@@ -88,8 +90,13 @@ class Griffin(nn.Module):
         cache: of earlier tokens of the same rows. **It is updated in place** and returned; ``T = 1`` is decode, which
             waits for nothing and writes into the same memory, so that a CUDA graph can be captured. Pieces of any
             length give what one call gives. Gradients do not flow into a cache.
-        last_only: logits of the last token only, [B, 1, V]: what serving needs; all of them are V numbers a token.
+        lengths: int64 or int32 [B], how many of its T tokens each row has, 0 to T; those after them only pad: the
+            cache does not take them in, and their logits mean nothing. Checked on the CPU only. Rows of a cache stand
+            at positions of their own from then on.
+        last_only: logits of each row's last token only, [B, 1, V]: what serving needs; all of them are V numbers a
+            token. Those of a row of length 0 mean nothing.
         return_cache: False builds no cache and returns None for it, for training; one given is read and left as it is.
+        pending: see ``verify``, which passes it.
 
         Returns logits [B, T, V], and the cache, a new one where none was given. Logits, softcap included, and all
         matmuls are in the parameters' dtype; RMSNorm, RoPE, the gates and state of the recurrence, and softmax compute
@@ -99,6 +106,9 @@ class Griffin(nn.Module):
         """
         self._check(tokens, segment_pos, cache, return_cache)
         batch, time = tokens.shape
+        if lengths is not None:
+            check_lengths(lengths, batch, time, tokens.device)
+            lengths = lengths.long().clamp(0, time)
         if return_cache and cache is None:
             cache = self.init_cache(batch)
         if batch == 0 or time == 0:
@@ -106,6 +116,11 @@ class Griffin(nn.Module):
             return self.embedding.weight.new_empty(shape), cache if return_cache else None
 
         place, bound = self._place(tokens, segment_pos, cache, return_cache)
+        place.pending = pending
+        if lengths is not None:
+            place.lengths = lengths
+            place.last = place.segment_pos.gather(1, (lengths[:, None] - 1).clamp(min=0))[:, 0]
+            place.last = torch.where(lengths > 0, place.last, place.segment_pos[:, 0] - 1)
         if cache is not None and return_cache:
             cache.reserve(bound)
         x = self.embedding(tokens)
@@ -114,8 +129,30 @@ class Griffin(nn.Module):
         for index, block in enumerate(self.blocks):
             x = block(x, place, None if cache is None else cache.layers[index])
         if cache is not None and return_cache:
-            cache.advance(place.segment_pos[:, -1], time, bound)
+            cache.advance(place.last, time, bound)
+        if last_only and lengths is not None:
+            x = x.gather(1, (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[2]))
         return self._logits(x[:, -1:] if last_only else x), cache if return_cache else None
+
+    @torch.no_grad()
+    def verify(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, PendingTokens]:
+        """Logits of drafted tokens, and the tokens, of which the cache takes in some later.
+
+        tokens: int64 or int32 [B, T], which go on where the cache ends: a row's last token that is certain, then its
+            drafted ones. cache: is left as it is until ``pending.commit``.
+
+        Returns logits [B, T, V] and ``pending``: ``pending.commit(lengths)`` has the cache take in the first
+        ``lengths[b]`` tokens of row b, in place. Neither waits for a GPU. Until then each token of a row takes a state
+        and K-1 inputs of the convolution in every recurrent block.
+
+        Raises as ``forward``.
+        """
+        if not isinstance(cache, Cache):
+            raise errors.ArgumentError(f"cache is a {type(cache).__name__}, expected the Cache of an earlier call")
+        pending = PendingTokens(cache)
+        logits, _ = self(tokens, cache=cache, return_cache=False, pending=pending)
+        pending.time = tokens.shape[1]
+        return logits, pending
 
     def _place(
         self, tokens: Tensor, segment_pos: Tensor | None, cache: Cache | None, update: bool

@@ -18,10 +18,11 @@ from griffin_kernels.functional import (
     local_attention,
     local_attention_step,
     recurrent_block,
+    recurrent_block_extend,
     recurrent_block_step,
 )
 from griffin_kernels.functional._rotary import rotate
-from griffin_kernels.models.cache import AttentionCache, LayerCache, RecurrentCache
+from griffin_kernels.models.cache import AttentionCache, LayerCache, PendingTokens, RecurrentCache
 from griffin_kernels.models.config import BlockType, GriffinConfig
 
 MIN_RADIUS, MAX_RADIUS = 0.9, 0.999
@@ -38,10 +39,14 @@ class Place:
     segment_pos: int64 [B, T]. documents: segment_pos where a document can begin inside the call or a cache goes before
     it, else None: one document from its first token. before: int64 [B], the cache's positions before the call, or None.
     tokens_before, bound_before: its ``tokens`` and ``bound``. update: whether the cache takes in these tokens.
+    lengths: int64 [B], how many of the tokens it takes in, or None: all. last: int64 [B], the position of the last of
+    these. pending: where blocks leave what the cache may take in later, or None; then ``update`` is False.
     cos, sin: [B, T, 1, d / 4], RoPE's; None without attention.
     """
 
     before: Tensor | None = None
+    lengths: Tensor | None = None
+    pending: PendingTokens | None = None
     tokens_before: int = 0
     bound_before: int = 0
     cos: Tensor | None = None
@@ -49,6 +54,12 @@ class Place:
 
     def __init__(self, segment_pos: Tensor, documents: Tensor | None, update: bool) -> None:
         self.segment_pos, self.documents, self.update = segment_pos, documents, update
+        self.last = segment_pos[:, -1]
+
+    @property
+    def whole_step(self) -> bool:
+        """Whether every row takes in one token, which is all there is."""
+        return self.update and self.lengths is None and self.segment_pos.shape[1] == 1
 
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -172,15 +183,41 @@ class RecurrentBlock(nn.Module):
         y, x = self.linear_y(x), self.linear_x(x)
         weights = (self.conv.weight, self.conv.bias, self.rg_lru.weights)
         training = torch.is_grad_enabled() and x.requires_grad
-        if cache is not None and place.update and x.shape[1] == 1 and not training:  # the step has no gradient
+        if cache is not None and place.whole_step and not training:  # the step has no gradient
             states = (cache.conv, cache.state)  # zeros before the first token
             out = recurrent_block_step(x[:, 0], y[:, 0], *weights, *states, positions=place.segment_pos[:, 0])
             return self.linear_out(out[:, None])  # type: ignore[no-any-return]
+        some = cache if place.pending is not None or (place.update and place.lengths is not None) else None
+        if some is not None and not training:  # nor have pools
+            out = self._extend(x, y, place, some)
+            return self.linear_out(out)  # type: ignore[no-any-return]
         conv, state = (None, None) if before is None else (before.conv, before.state)
         out, conv, state = recurrent_block(x, y, *weights, conv_state=conv, h0=state, segment_pos=place.segment_pos)
-        if cache is not None and place.update:
+        if some is not None:
+            self._extend(x, y, place, some)
+        elif cache is not None and place.update:
             cache.update(state, conv)
         return self.linear_out(out)  # type: ignore[no-any-return]
+
+    def _extend(self, x: Tensor, y: Tensor, place: Place, cache: RecurrentCache) -> Tensor:
+        """Output without gradient [B, T, R]. The cache takes in some of the tokens, or all are left pending."""
+        batch, time = x.shape[:2]
+        rows = torch.arange(batch, device=x.device, dtype=torch.int64)
+        steps = torch.arange(time, device=x.device, dtype=torch.int64)
+        if place.pending is not None:
+            pools = cache.with_room(time)
+            rows = rows * (1 + time)
+            keep = rows[:, None] + 1 + steps
+        else:
+            assert place.lengths is not None
+            pools = cache.owned()
+            keep = torch.where(steps == place.lengths[:, None] - 1, rows[:, None], -1)
+        with torch.no_grad():
+            weights = (self.conv.weight, self.conv.bias, self.rg_lru.weights)
+            out = recurrent_block_extend(x, y, *weights, *pools, rows, keep, segment_pos=place.segment_pos)
+        if place.pending is not None:
+            place.pending.hold(cache, *(pool.view(batch, 1 + time, *pool.shape[1:]) for pool in pools))
+        return out
 
 
 class AttentionBlock(nn.Module):
@@ -203,7 +240,7 @@ class AttentionBlock(nn.Module):
         rotated = rotate(qkv[:, :, : -self.kv_heads], place.cos, place.sin)  # the first half of every head
         q, k, v = rotated[:, :, : self.heads], rotated[:, :, self.heads :], qkv[:, :, -self.kv_heads :]
         training = torch.is_grad_enabled() and q.requires_grad
-        if cache is not None and place.update and q.shape[1] == 1 and not training:  # the step has no gradient
+        if cache is not None and place.whole_step and not training:  # the step has no gradient
             rings = (cache.keys, cache.values)
             out = local_attention_step(q[:, 0], k[:, 0], v[:, 0], *rings, place.segment_pos[:, 0])
             return self.out(out[:, None].flatten(2))  # type: ignore[no-any-return]
@@ -215,8 +252,10 @@ class AttentionBlock(nn.Module):
             keys, values = torch.cat([old_keys, k], dim=1), torch.cat([old_values, v], dim=1)
         window = keys.shape[1] if self.window is None else self.window
         out = local_attention(q, keys, values, window=window, segment_pos=place.documents)
-        if cache is not None and place.update:
-            cache.write(k, v, place.segment_pos[:, -1])
+        if cache is not None and place.pending is not None:
+            place.pending.hold(cache, k, v)
+        elif cache is not None and place.update:
+            cache.write(k, v, place.last, place.lengths)
         return self.out(out.flatten(2))  # type: ignore[no-any-return]
 
 

@@ -13,7 +13,10 @@ from griffin_kernels import errors
 from griffin_kernels.functional import _bridge
 from griffin_kernels.models.cache import Cache, PendingTokens, check_lengths
 from griffin_kernels.models.config import GriffinConfig
-from griffin_kernels.models.layers import RGLRU, Place, ResidualBlock, RMSNorm, TemporalConv1D, rope_tables, undrawn
+from griffin_kernels.models.layers import Place, ResidualBlock
+from griffin_kernels.nn import RGLRU, RMSNorm, TemporalConv1D
+from griffin_kernels.nn.attention_layers import rope_tables
+from griffin_kernels.nn.drawing import draw_linear, factory_of, undrawn
 
 
 class Griffin(nn.Module):
@@ -34,12 +37,12 @@ class Griffin(nn.Module):
         self, config: GriffinConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        factory = {"device": torch.get_default_device() if device is None else torch.device(device), "dtype": dtype}
+        factory = factory_of(device, dtype)
         self.config = config
         sizes = (config.vocab_size, config.width)
         self.embedding = undrawn(nn.Embedding, *sizes, factory=factory)
         self.blocks = nn.ModuleList(ResidualBlock(config, kind, factory) for kind in config.block_types)
-        self.final_norm = RMSNorm(config.width, config.norm_eps, factory)
+        self.final_norm = RMSNorm(config.width, config.norm_eps, **factory)
         # both published codes round it so, whatever the dtype
         self.embedding_scale = float(torch.tensor(math.sqrt(config.width), dtype=torch.bfloat16, device="cpu"))
         self.has_attention = any(kind != "recurrent" for kind in config.block_types)
@@ -52,11 +55,7 @@ class Griffin(nn.Module):
         for name, part in self.named_modules():
             if isinstance(part, nn.Linear):
                 last = name.endswith((".linear_out", ".out", ".down"))
-                nn.init.normal_(
-                    part.weight, std=((2 / self.config.num_layers if last else 1) / part.in_features) ** 0.5
-                )
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
+                draw_linear(part, 2 / self.config.num_layers if last else 1.0)
             elif isinstance(part, RMSNorm | TemporalConv1D | RGLRU):
                 part.reset_parameters()
 

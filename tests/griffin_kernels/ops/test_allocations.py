@@ -44,7 +44,7 @@ def ambient(source: str) -> list[str]:
     for name, call in calls(ast.parse(source)):
         given = {keyword.arg for keyword in call.keywords}
         if any(keyword.arg is None and ast.unparse(keyword.value) == "factory" for keyword in call.keywords):
-            given |= {"dtype", "device"}  # of a layer: see models/layers.py
+            given |= {"dtype", "device"}  # of a layer: see nn/drawing.py
         missing = [f"{word}=" for word in ("dtype", "device") if name in FACTORIES and word not in given]
         if name == "Generator" and not call.args:
             missing = ["a device"]

@@ -326,18 +326,22 @@ def _resolve(op_name: str, given: Any) -> Run:
     indices = [getattr(given, name) for name in op.indices]
     if not into and all(index is None or index.device.type != "cpu" for index in indices):
         return run
-    offsets, where = getattr(given, "cu_seqlens", None), given[0].device
-    packed = offsets is not None and specs.is_on_host("cu_seqlens", offsets)
+    where = given[0].device
+    hosted = [name for name, index in zip(op.indices, indices, strict=True) if index is not None]
+    hosted = [name for name in hosted if specs.is_on_host(name, getattr(given, name))]
+    # keys that are packed apart: every variant takes sequences that end early
+    beside = getattr(given, "cu_seqlens_k", None) is not None
 
     def checked(given: Any) -> tuple[Tensor | None, ...]:
         if into:
             specs.check_apart(op, given)
         specs.check_values(op, given)
-        if not packed:
+        if not hosted:
             return run(given)
-        total = int(given.cu_seqlens[-1])
+        total = sizes["T"] if beside else int(given.cu_seqlens[-1])
         if where.type != "cpu":
-            given = given._replace(cu_seqlens=given.cu_seqlens.to(where, non_blocking=True))
+            moved = {name: getattr(given, name).to(where, non_blocking=True) for name in hosted}
+            given = given._replace(**moved)
         return run(given) if total == sizes["T"] else _without_padding(op, given, total, sizes)
 
     return checked

@@ -72,7 +72,7 @@ def parameter_dtype(op: Op, call: Any, gradient: str) -> torch.dtype | None:
 
 def is_on_host(name: str, value: Tensor) -> bool:
     """Whether an input is one that may be on the CPU beside data elsewhere, and is: there its values can be read."""
-    return name == "cu_seqlens" and value.device.type == "cpu"
+    return name in ("cu_seqlens", "cu_seqlens_k") and value.device.type == "cpu"
 
 
 def bind(op: Op, call: Any) -> Sizes:

@@ -12,6 +12,7 @@ from griffin_kernels import errors
 from griffin_kernels.functional._bridge import offsets, registered, wants_gradient, whole
 from griffin_kernels.functional._common import autocast, documented, in_dtype
 from griffin_kernels.functional._rotary import NewTokens, turned
+from griffin_kernels.ops.local_attention.op import check_offsets_of_keys
 
 _local_attention: Callable[..., tuple[Tensor, Tensor]] = registered("local_attention")
 _local_attention_step: Callable[..., Tensor] = registered("local_attention_step")
@@ -22,7 +23,7 @@ _local_attention_extend: Callable[..., Tensor] = registered("local_attention_ext
 def local_attention(
     q: Tensor, k: Tensor, v: Tensor, *, window: int, segment_pos: Tensor | None = None,
     cu_seqlens: Tensor | None = None, softcap: float | None = None, scale: float | None = None,
-    right: int = 0, return_lse: Literal[False] = False,
+    right: int = 0, return_lse: Literal[False] = False, cu_seqlens_k: Tensor | None = None,
 ) -> Tensor: ...  # fmt: skip
 
 
@@ -30,7 +31,7 @@ def local_attention(
 def local_attention(
     q: Tensor, k: Tensor, v: Tensor, *, window: int, segment_pos: Tensor | None = None,
     cu_seqlens: Tensor | None = None, softcap: float | None = None, scale: float | None = None,
-    right: int = 0, return_lse: Literal[True],
+    right: int = 0, return_lse: Literal[True], cu_seqlens_k: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -47,23 +48,30 @@ def local_attention(
     scale: float | None = None,
     right: int = 0,
     return_lse: bool = False,
+    cu_seqlens_k: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention of every query to the last ``window`` keys of its own document; causal unless ``right``.
 
-    q: [B, T, Hq, d]; k, v: [B, S, Hkv, d], S >= T, Hq a multiple of Hkv (1: multi-query attention); float32, bfloat16,
+    q: [B, T, Hq, d]; k, v: [B, S, Hkv, d], Hq a multiple of Hkv (1: multi-query attention); float32, bfloat16,
         float16 or float64, the same dtype; any strides. Query head h reads key head h // (Hq / Hkv).
         The queries belong to the last T of the S keys: to go on with a sequence, put the keys and values kept from
-        earlier calls (the last window - 1 are enough) before the new ones. Of packed sequences, S must be T.
+        earlier calls (the last window - 1 are enough) before the new ones. With more queries than keys the first T - S
+        come before the first key: they give 0, or see what of ``right`` reaches it. Of packed sequences, S must be T
+        unless cu_seqlens_k is given.
     window: a query sees its own key and the window - 1 before it. DeepMind's published mask lets one more through.
     segment_pos: int64 or int32 [B, T], each query's position in its document, rising by one from token to token. A
         query at position p sees at most the last p + 1 keys: none from before its document, kept keys included.
         Without it, all S keys are of one document.
     right: keys after its own that a query sees as well, for encoders and other models that are not causal: those of its
         own document, which ends before the next query at position 0. 0 is causal attention.
+    cu_seqlens_k: int32 or int64 [N+1], offsets of the N sequences' keys in k and v, [1, S, Hkv, d], where they are
+        others than those of the queries in q [1, T, Hq, d]: longer for chunks of prompts with kept keys. The queries
+        of each sequence are the last of its own keys, as with flash-attn's causal masks, and both offsets may end
+        early, on any device: queries after them give 0, keys after them are not read. None: those of the queries.
 
     Returns [B, T, Hq, d] in q's dtype, and with return_lse the logarithm of the sum of exp(score) over the keys that
     each query sees, [B, Hq, T] in float32 (float64 for float64 data), by which attention to several sets of keys is
-    joined. Differentiable once in q, k and v, from both.
+    joined; -inf for a query that sees none. Differentiable once in q, k and v, from both.
 
     Numerics: scores, softmax and sums are float32 (float64 for float64 data). In bfloat16 and float16 most variants
     round softmax's weights before their product with v, and in the gradient those of the scores before theirs with
@@ -72,8 +80,9 @@ def local_attention(
     if (dtype := autocast(q)) is not None:
         q, k, v = in_dtype(dtype, q, k, v)
     with_lse = return_lse or wants_gradient((q, k, v))
-    segment_pos, cu_seqlens = whole(segment_pos), offsets(cu_seqlens)
-    found = _local_attention(q, k, v, segment_pos, cu_seqlens, window, softcap, scale, with_lse, right)
+    check_offsets_of_keys(cu_seqlens, cu_seqlens_k)
+    places = whole(segment_pos), offsets(cu_seqlens), offsets(cu_seqlens_k)
+    found = _local_attention(q, k, v, *places, window, softcap, scale, with_lse, right)
     return found if return_lse else found[0]
 
 

@@ -61,12 +61,12 @@ class Draws:
         pages = values.new_full((shape[0], math.prod(shape[1:]) + 24), math.nan)
         return pages[:, 8:-16].view(shape).copy_(values)
 
-    def offsets(self, *, first_too: bool = False) -> Tensor:
-        """int32 [N+1]: N packed sequences of random lengths.
+    def offsets(self, steps: int | None = None, *, first_too: bool = False) -> Tensor:
+        """int32 [N+1]: N packed sequences of random lengths in ``steps``, which are the case's unless given.
 
         The last one is empty where the case's data say so, and with ``first_too`` the first one.
         """
-        time = self.case["T"]
+        time = self.case["T"] if steps is None else steps
         shape = (self.case["N"] - 1,)
         drawn = torch.randint(0, time + 1, shape, generator=self.generator, dtype=torch.int64, device="cpu")
         cuts = drawn.sort().values

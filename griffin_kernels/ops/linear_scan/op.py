@@ -59,25 +59,27 @@ def check(call: Any) -> None:
         check_cu_seqlens(call.cu_seqlens, batch=call[0].shape[0], total=call[0].shape[1])
 
 
-def check_cu_seqlens(cu_seqlens: Tensor, batch: int, total: int) -> None:
+def check_cu_seqlens(
+    cu_seqlens: Tensor, batch: int, total: int, *, name: str = "cu_seqlens", dim: str = "T"
+) -> None:
     """Raise ShapeError or ArgumentError unless ``cu_seqlens`` [N+1] splits the first steps of ``total``, batch of one.
 
-    The values are read only on the CPU: reading them on a GPU would wait for the device at every call.
+    name, dim: what the argument and its steps are called. The values are read only on the CPU: reading them on a GPU would wait for the device at every call.
     """
     if batch != 1:
-        raise errors.ShapeError(f"cu_seqlens needs packed inputs of batch 1, x has batch {batch}")
+        raise errors.ShapeError(f"{name} needs packed inputs of batch 1, x has batch {batch}")
     if cu_seqlens.shape[0] < 2:
-        raise errors.ShapeError(f"cu_seqlens must hold N+1 >= 2 offsets, it holds {cu_seqlens.shape[0]}")
+        raise errors.ShapeError(f"{name} must hold N+1 >= 2 offsets, it holds {cu_seqlens.shape[0]}")
     if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
         return
     offsets = cu_seqlens.tolist()
     if offsets[0] != 0 or offsets[-1] > total:
         raise errors.ArgumentError(
-            f"cu_seqlens must run from 0 to T={total} at most, it runs from {offsets[0]} to {offsets[-1]}"
+            f"{name} must run from 0 to {dim}={total} at most, it runs from {offsets[0]} to {offsets[-1]}"
         )
     if any(later < earlier for earlier, later in itertools.pairwise(offsets)):
         raise errors.ArgumentError(
-            f"cu_seqlens must not decrease, it is {offsets[:8]}{'...' if len(offsets) > 8 else ''}"
+            f"{name} must not decrease, it is {offsets[:8]}{'...' if len(offsets) > 8 else ''}"
         )
 
 

@@ -23,7 +23,7 @@ from griffin_kernels.ops.local_attention._triton_attention import Entries, Heads
 from griffin_kernels.ops.local_attention._triton_bounds import Bounds
 from griffin_kernels.ops.local_attention._triton_bounds import first_keys as first_keys_kernel
 from griffin_kernels.ops.local_attention._triton_bounds import last_keys as last_keys_kernel
-from griffin_kernels.ops.local_attention.op import Call
+from griffin_kernels.ops.local_attention.op import Call, may_be_blind
 
 LOG2E = math.log2(math.e)
 
@@ -142,26 +142,28 @@ def entries(tensor: Tensor) -> Entries:
 def bounds(call: Any) -> tuple[Bounds | None, list[Launch]]:
     """The first and the last key that each query sees, and the launches that find them.
 
-    None without documents and without ``right``; the last only with it.
+    None without documents and without ``right``, unless queries may be blind; the last only with one of these two.
     """
     q, segment_pos, cu_seqlens, right = call.q, call.segment_pos, call.cu_seqlens, min(call.right, call.q.shape[1])
-    if segment_pos is None and cu_seqlens is None and not right:
+    blind = tl.constexpr(True) if may_be_blind(call) else None
+    if segment_pos is None and cu_seqlens is None and not right and blind is None:
         return None, []
     time, keys = q.shape[1], call.k.shape[1]
     rows = 1 if segment_pos is None else q.shape[0]
     count = 1 if cu_seqlens is None else cu_seqlens.shape[0] - 1
     first = torch.empty((rows, time), dtype=torch.int32, device=q.device)
-    args = {"segment_pos": segment_pos, "cu_seqlens": cu_seqlens, "T": time, "S": keys, "count": count}
-    args |= {"steps": (count - 1).bit_length()}
+    args = {"segment_pos": segment_pos, "cu_seqlens": cu_seqlens, "cu_seqlens_k": call.cu_seqlens_k}
+    args |= {"T": time, "S": keys, "count": count, "steps": (count - 1).bit_length()}
     args |= {"pos_batch": row_stride(segment_pos, 0), "POS_STEP": known_stride(segment_pos, 1)}
     grid, block = (triton.cdiv(time, FIRST_KEYS), rows), {"BLOCK": FIRST_KEYS}
     of_first, last = args | {"first": first, "window": min(call.window, keys)}, None
     found = [Launch(first_keys_kernel, grid, of_first, block, num_warps=2, tile=FIRST_KEYS)]
-    if right:
+    if right or blind is not None:
         last = torch.empty_like(first)
         of_last = args | {"last": last, "right": right}
-        found.append(Launch(last_keys_kernel, grid, of_last, block, num_warps=2, tile=FIRST_KEYS))
-    return Bounds(first, row_stride(first, 0), last, right), found
+        of_kind = block | {"BLIND": blind is not None}
+        found.append(Launch(last_keys_kernel, grid, of_last, of_kind, num_warps=2, tile=FIRST_KEYS))
+    return Bounds(first, row_stride(first, 0), last, right, blind), found
 
 
 def twice(

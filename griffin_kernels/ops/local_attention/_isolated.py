@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import accumulator
-from griffin_kernels.ops.local_attention.op import Call, first_keys, last_keys
+from griffin_kernels.ops.local_attention.op import Call, first_keys, last_keys, may_be_blind
 from griffin_kernels.ops.local_attention_bwd.op import Call as BackwardCall
 
 
@@ -58,16 +58,16 @@ def _cleared_call(call: Any) -> Any:
 
 @dataclass(frozen=True)
 class KeyRanges:
-    """Which keys queries see: first .. last, int64 [B or 1, T]."""
+    """Which keys of how many queries see: first .. last, int64 [B or 1, T]; none where the last is the one before."""
 
     first: Tensor
     last: Tensor
-    earlier: int
+    keys: int
 
     @classmethod
     def of(cls, call: Any) -> KeyRanges:
         """Those of a call of local_attention or of its gradient."""
-        return cls(first_keys(call), last_keys(call), call.k.shape[1] - call.q.shape[1])
+        return cls(first_keys(call), last_keys(call), call.k.shape[1])
 
     def _index(self, index: Tensor, like: Tensor) -> Tensor:
         """[B or 1, T] -> [B,T,...] for ``like`` [B,.,...]."""
@@ -78,6 +78,11 @@ class KeyRanges:
     def _after(self) -> Tensor:
         return self.last + 1
 
+    @property
+    def blind(self) -> Tensor:
+        """bool [B or 1, T, 1]: queries that see none, on which nothing depends."""
+        return (self.last < self.first)[..., None]
+
     def sees(self, keys: Tensor) -> Tensor:
         """Marks of keys [B,S,...] -> [B,T,...]: whether a query sees one that is marked."""
         before = keys.to(torch.int32).cumsum(1)
@@ -87,7 +92,7 @@ class KeyRanges:
     def seen(self, queries: Tensor) -> Tensor:
         """Marks of queries [B,T,...] -> [B,S,...]: whether a key is seen by one that is marked."""
         marks = queries.to(torch.int32)
-        shape = (marks.shape[0], self.earlier + marks.shape[1] + 1, *marks.shape[2:])
+        shape = (marks.shape[0], self.keys + 1, *marks.shape[2:])
         changes = torch.zeros(shape, dtype=torch.int32, device=marks.device)
         changes.scatter_add_(1, self._index(self.first, marks), marks)
         changes.scatter_add_(1, self._index(self._after, marks), -marks)
@@ -111,16 +116,23 @@ def _isolating(results: Callable[..., Any], run: Callable[..., Any]) -> Callable
     def isolated(call: Any, config: Any) -> Any:
         if call.q.device.type == "cpu":
             found = run(call, config)
-            if finite(*found):
+            if finite(*(_without_blind(call, *found) if may_be_blind(call) else found)):
                 return found
         return results(call, *run(_cleared_call(call), config))
 
     return isolated
 
 
+def _without_blind(call: Any, *found: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Results without the -inf that lse is where nothing is seen."""
+    if not isinstance(call, Call) or found[1] is None:
+        return found
+    return found[0], found[1].nan_to_num(nan=math.nan, posinf=math.inf, neginf=0.0)
+
+
 def _forward(call: Call, out: Tensor, lse: Tensor | None) -> tuple[Tensor, Tensor | None]:
     sight, group = KeyRanges.of(call), call.q.shape[2] // call.k.shape[2]
-    lost = spoiled(call.q) | of_query_heads(sight.sees(spoiled(call.k)), group)  # [B,T,Hq]
+    lost = (spoiled(call.q) & ~sight.blind) | of_query_heads(sight.sees(spoiled(call.k)), group)  # [B,T,Hq]
     values = of_query_heads(sight.sees(~call.v.isfinite()), group)
     return nan_where(out, lost[..., None] | values), None if lse is None else nan_where(lse, lost.transpose(1, 2))
 
@@ -133,7 +145,8 @@ def _backward(call: BackwardCall, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[T
     slopes = weights | spoiled(call.dout) | spoiled(call.out)
     if call.dlse is not None:
         slopes = slopes | ~call.dlse.isfinite().transpose(1, 2)
-    every = sight.seen(torch.ones_like(keys[:, sight.earlier :]))
+    every = sight.seen(torch.ones_like(call.q[:, :, :shared, 0], dtype=torch.bool))
+    slopes = slopes & ~sight.blind
     at_keys = sight.seen(of_key_heads(slopes, shared)) | ((keys | values) & every)
     at_values = sight.seen(of_key_heads(weights[..., None] | ~call.dout.isfinite(), shared))  # [B,S,Hkv,d]
     return (

@@ -19,13 +19,13 @@ from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.local_attention._numba_rows import LANES, Fields, Headed
 from griffin_kernels.ops.local_attention.cost import right_of
-from griffin_kernels.ops.local_attention.op import Call, first_keys, last_keys, near, scale_of
+from griffin_kernels.ops.local_attention.op import Call, first_keys, last_keys, may_be_blind, near, scale_of
 from griffin_kernels.ops.local_attention_bwd.op import Call as BackwardCall
 
 LOG2_E = math.log2(math.e)
 _ITEMS = 4
 """Work items, at least, if there are as many queries: so that a few long rows still have work for several threads."""
-_ABSENT: dict[str, Any] = dict.fromkeys(("sgemm", "set_threads", "pairs", "dq", "part", "reach", "dk", "dv", "dlse"), 0)
+_ABSENT: dict[str, Any] = dict.fromkeys(("sgemm", "set_threads", "pairs", "dq", "part", "reach", "bases", "dk", "dv", "dlse"), 0)
 _ABSENT |= dict.fromkeys(("dout", "k_down"), (0, 0, 0, 0))
 """Fields that not every kernel has."""
 
@@ -103,7 +103,7 @@ class Kernels:
         place = whole(whole(block * group, self.rows) * (2 * pitch + 3 * wide + 2 * 16 + 2), 16)
         scratch = memory.empty((threads, place), torch.float32)
         first = first_keys(call).contiguous()
-        last = last_keys(call).contiguous() if right else None
+        last = last_keys(call).contiguous() if right or may_be_blind(call) else None
         factor, of_rows = scale_of(call), LOG2_E if cap is None else 2 * LOG2_E / cap
         of_gradients = (factor, factor_of_dk(cap), 1.0) if self.scales else (1.0, 1.0, factor)
         factors = array("f", (factor * of_rows, (cap or 0.0) * LOG2_E, *of_gradients))
@@ -162,6 +162,12 @@ class Kernels:
         piece = part_of(time, window, block, config.part)
         keys, pieces = reached.k.shape[1], -(-time // piece)
         reach = whole(min(keys, piece + window - 1 + call.right) + unit - 1, unit)
+        bases = None
+        if call.cu_seqlens_k is not None:
+            first, after = first_keys(call)[0].split(piece), last_keys(call)[0].split(piece)
+            bases = torch.stack([of_piece.min() for of_piece in first]) // unit * unit
+            spans = torch.stack([of_piece[-1] for of_piece in after]) + 1 - bases
+            reach = max(whole(int(spans.max()), unit), unit)
         shares = memory.empty((2, batch, shared, pieces, reach, whole(d, unit)), torch.float32)
         share = 4 * batch * shared * pieces * reach * whole(d, unit)
         self._run(
@@ -175,6 +181,7 @@ class Kernels:
             dq=address("dq", dq, q.nbytes),
             part=piece,
             reach=reach,
+            bases=address("bases", bases, 8 * pieces),
             dk=address("dk", shares[0], share),
             dv=address("dv", shares[1], share),
             dlse=address("gradient of lse", dlse, 4 * batch * heads * time),
@@ -186,6 +193,7 @@ class Kernels:
             within = summed[:, like.shape[1] - keys :].transpose(1, 2)
             for index in range(pieces):
                 base = max(0, keys - time + index * piece - (window - 1)) // unit * unit
+                base = base if bases is None else int(bases[index])
                 length = min(reach, keys - base)
                 within[:, :, base : base + length].add_(share[:, :, index, :length, :d], alpha=factor)
             return summed.to(like.dtype)

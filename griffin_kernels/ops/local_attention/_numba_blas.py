@@ -115,7 +115,7 @@ def _transposed(f: Any, seen: Seen, a: int, b: int, step: int, alpha: float, out
 @_njit
 def _tile_of(f: Any, span: int) -> int:
     """Equal tiles, but for the last."""
-    tiles = (span + f[AT.tile] - 1) // f[AT.tile]
+    tiles = max((span + f[AT.tile] - 1) // f[AT.tile], 1)
     return rounded_up((span + tiles - 1) // tiles, LANES)
 
 

@@ -37,7 +37,8 @@ class Seen(NamedTuple):
     row: int  # of B * Hkv
     rows: int
     queries: int
-    own: int  # the key index of the first query
+    batch: int
+    start: int  # the first query
     begin: int  # the first key
     width: int  # keys
 
@@ -50,7 +51,7 @@ def loops(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> 
         """out and lse; a block is an item."""
         f = fields_of(data)
         block, time, group, d, pitch, wide = f[AT.block], f[AT.time], f[AT.group], f[AT.d], f[AT.pitch], f[AT.wide]
-        most, earlier, pairs = rounded_up(block * group, f[AT.rows]), f[AT.keys] - time, f[AT.pairs]
+        most, pairs = rounded_up(block * group, f[AT.rows]), f[AT.pairs]
         factor = floats(f[AT.factors], 0)[0]
         step = (d + 1) // 2 if pairs else d
         queries = f[AT.scratch] + 4 * take(data, AT.places) * f[AT.scratch_place]  # [rows, step]
@@ -63,8 +64,8 @@ def loops(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> 
         while item < f[AT.items]:
             row, piece, batch, head = vectors.located(f, item)
             start = piece * block
-            count, own = min(block, time - start), earlier + start
-            rows, high = count * group, min(own + count + f[AT.right], f[AT.keys])
+            count = min(block, time - start)
+            rows, high = count * group, vectors.after_of(f, batch, start + count - 1)
             for r in range(rows):
                 index, place = vectors.at(f, AT.q, batch, start + r // group, head + r % group), queries + 4 * r * step
                 if pairs:
@@ -78,7 +79,7 @@ def loops(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> 
             low = vectors.first_of(first, 0, count) // f[AT.unit] * f[AT.unit]
             tile = tile_of(f, high - low)
             for begin in range(low, high, tile):
-                seen = Seen(first, row, rows, count, own, begin, min(tile, high - begin))
+                seen = Seen(first, row, rows, count, batch, start, begin, min(tile, high - begin))
                 across(data, f, seen, queries, step, AT.k, scores)
                 for r in range(rows):
                     near, far = sight(f, seen, r)
@@ -95,7 +96,8 @@ def loops(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> 
                 down(data, f, seen, weights, AT.v, _f32(1), _f32(begin > low), weighted)
             for r in range(rows):
                 t, values = start + r // group, floats(weighted, r * wide)
-                vectors.write_weighted(data, f, batch, t, head + r % group, values, largest[r], total[r])
+                blind = vectors.after_of(f, batch, t) <= first[t - start]
+                vectors.write_weighted(data, f, batch, t, head + r % group, values, largest[r], total[r], blind)
             item = take(data, 0)
 
     @_njit
@@ -131,12 +133,14 @@ def loops(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> 
             piece = f[AT.pieces] - 1 - piece
             part = piece * f[AT.part]
             base = max(0, earlier + part - (f[AT.window] - 1)) // unit * unit
+            if f[AT.bases]:
+                base = vectors.longs(f[AT.bases], piece)[0]
             shares = 4 * (row * f[AT.pieces] + piece) * f[AT.reach] * wide
             vectors.clear(floats(f[AT.dk] + shares, 0), 0, f[AT.reach] * wide)
             vectors.clear(floats(f[AT.dv] + shares, 0), 0, f[AT.reach] * wide)
             for start in range(part, min(part + f[AT.part], time), block):
-                count, own = min(block, time - start), earlier + start
-                rows, high = count * group, min(own + count + f[AT.right], f[AT.keys])
+                count = min(block, time - start)
+                rows, high = count * group, vectors.after_of(f, batch, start + count - 1)
                 for r in range(rows):
                     t, g, place = start + r // group, head + r % group, 4 * r * step
                     delta[r], lse[r] = vectors.read_gradient(data, f, batch, t, g, upstream + place, queries + place)
@@ -146,7 +150,8 @@ def loops(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> 
                 tile = tile_of(f, high - low)
                 for begin in range(low, high, tile):
                     width = min(tile, high - begin)
-                    seen, every = Seen(first, row, rows, count, own, begin, width), rounded_up(width, unit)
+                    seen = Seen(first, row, rows, count, batch, start, begin, width)
+                    every = rounded_up(width, unit)
                     across(wide_data, f, seen, queries, step, AT.k, scores)
                     across(wide_data, f, seen, upstream, step, AT.v, changes)
                     for r in range(rows):

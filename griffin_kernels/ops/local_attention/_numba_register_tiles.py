@@ -24,7 +24,7 @@ from numba import types
 from griffin_kernels.ops._native import FLOAT, INT32, INT64, intrinsic
 from griffin_kernels.ops.local_attention import _numba_loops
 from griffin_kernels.ops.local_attention._numba_loops import Seen
-from griffin_kernels.ops.local_attention._numba_rows import AT, first_of, floats, is_half
+from griffin_kernels.ops.local_attention._numba_rows import AT, after_of, first_of, floats, is_half
 
 _njit: Any = numba.njit
 
@@ -140,7 +140,7 @@ def _sight(f: Any, seen: Seen, row: int) -> tuple[int, int]:
     group, start = f[AT.group], row // ROWS * ROWS
     end = min((start + ROWS - 1) // group + 1, seen.queries)
     low = max(first_of(seen.first, start // group, end) - seen.begin, 0)
-    return low // PANEL * PANEL, min(seen.own + end + f[AT.right] - seen.begin, seen.width)
+    return low // PANEL * PANEL, min(after_of(f, seen.batch, seen.start + end - 1) - seen.begin, seen.width)
 
 
 @_njit
@@ -174,7 +174,12 @@ def _transposed(f: Any, seen: Seen, a: int, b: int, step: int, alpha: float, out
     """For queries that see some key."""
     pitch, wide, group = f[AT.pitch], f[AT.wide], f[AT.group]
     for key in range(0, seen.width, ROWS):
-        start, end = max(seen.begin + key - f[AT.right] - seen.own, 0), seen.queries
+        start, end = 0, seen.queries
+        if f[AT.last]:
+            while start < end and after_of(f, seen.batch, seen.start + start) <= seen.begin + key:
+                start += 1
+        else:
+            start = max(seen.begin + key - (f[AT.keys] - f[AT.time] + seen.start), 0)
         while end > start and seen.first[end - 1] >= seen.begin + key + ROWS:
             end -= 1
         if start < end:

@@ -268,7 +268,7 @@ class Fields(NamedTuple):
     first: int  # int64 [B, T]: the first key that each query sees
     first_batch: int
     right: int  # keys after its own that a query sees at most
-    last: int  # the last ones, int64 [B, T] as the first; 0 where that is a query's own
+    last: int  # the last ones, int64 [B, T] as the first, in rising order; 0 where that is a query's own
     lse: int  # float32 [B, Hq, T], or 0
     scratch: int  # float32 [threads, scratch_place]
     scratch_place: int
@@ -280,6 +280,7 @@ class Fields(NamedTuple):
     dq: int  # of the gradient, from here on; contiguous, as q
     part: int  # queries of an item, a multiple of block
     reach: int  # keys that they see, at most; in whole panels from the beginning of one
+    bases: int  # int64 [pieces]: the first of them where that does not follow from ``window``; else 0
     dk: int  # float32 [items, reach, wide]
     dv: int  # float32 [items, reach, wide]
     dlse: int  # float32 [B, Hq, T], or 0
@@ -352,8 +353,13 @@ def weigh(f: Any, values: Any, seen: int, after: int, count: int, r: int, larges
 
 
 @_njit
-def write_weighted(data: Any, f: Any, batch: int, t: int, head: int, row: Any, largest: float, total: float) -> None:
-    """out and lse of a query."""
+def write_weighted(
+    data: Any, f: Any, batch: int, t: int, head: int, row: Any, largest: float, total: float, blind: bool
+) -> None:
+    """out and lse of a query, 0 and -inf of one that is blind."""
+    if blind:
+        clear(row, 0, f[AT.d])
+        largest, total = _f32(-math.inf), _f32(1)
     write_row(data, f[AT.out], at(f, AT.out, batch, t, head), row, _f32(1) / total, f[AT.d])
     if f[AT.lse]:
         lse = floats(f[AT.lse], (batch * f[AT.shared] * f[AT.group] + head) * f[AT.time] + t)

@@ -19,6 +19,7 @@ from griffin_kernels.contract import Adapter, Case, Inputs, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _compiled
 from griffin_kernels.ops.local_attention import _isolated
+from griffin_kernels.ops.local_attention.cost import PACKED_KEYS
 from griffin_kernels.ops.local_attention.op import Call, first_keys, last_keys, near
 
 Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -76,7 +77,7 @@ def prepare(call: Call) -> Inputs:
 
     Gradients are recorded where q requires them.
     """
-    q, k, v, segment_pos, cu_seqlens, window, softcap, scale, with_lse, right = call = near(call)
+    q, k, v, segment_pos, cu_seqlens, _, window, softcap, scale, with_lse, right = call = near(call)
     (batch, time), keys = q.shape[:2], k.shape[1]
     documents = segment_pos is not None or cu_seqlens is not None
     if not documents:
@@ -104,6 +105,8 @@ def problem(case: Case, device: Device) -> str | None:
     """What flex_attention cannot do in either direction."""
     if case.dtype == "float64":
         return "flex_attention has no float64 kernels"
+    if PACKED_KEYS in case.flags or case["S"] < case["T"]:
+        return "the block masks made for flex_attention take as many keys as queries or more, of the same sequences"
     if device.kind in ("cuda", "hip") and case["d"] < 16:
         return f"flex_attention needs head_dim 16 or more on a GPU, it is {case['d']}"
     return _compiled.problem(device)

@@ -12,6 +12,10 @@ RIGHT = "right"
 """The flag of cases whose queries see keys after their own; how many is in their data, as in ``right16``."""
 
 
+PACKED_KEYS = "packed_keys"
+"""The flag of packed cases whose keys are packed apart from the queries, by cu_seqlens_k."""
+
+
 def right_of(case: Case) -> int:
     """Keys after its own that a query sees at most."""
     found = [item.removeprefix(RIGHT) for item in case.data if item.startswith(RIGHT)]
@@ -19,22 +23,39 @@ def right_of(case: Case) -> int:
 
 
 def visible_pairs(case: Case) -> int:
-    """Query-key pairs of one head and row if each row is one document."""
+    """Query-key pairs of one head and row if each row is one document; of packed keys, if sequences are of one length.
+
+    Queries are the last of the keys, or where they are more than keys these are the keys of the last queries.
+    """
+    rows = max(case["N"], 1) if PACKED_KEYS in case.flags else 1
+    time, keys = -(-case["T"] // rows), -(-case["S"] // rows)
+    with_own = min(time, keys)
 
     def pairs(length: int) -> int:
         """Of a sequence from its beginning: sum of min(i, W) over i = 1 .. length."""
         window = min(case["W"], length)
         return length * window - window * (window - 1) // 2
 
-    time = case["T"]
-    right = min(right_of(case), max(time - 1, 0))
-    # to the right: sum of min(i, right) over the i = 0 .. T - 1 keys that come after a query's own
-    return pairs(case["S"]) - pairs(case["S"] - time) + right * time - right * (right + 1) // 2
+    def ahead(reach: int) -> int:
+        """Sum of min(i, S) over i = 1 .. reach."""
+        within = max(min(reach, keys), 0)
+        return within * (within + 1) // 2 + max(reach - keys, 0) * keys
+
+    right = min(right_of(case), max(with_own - 1, 0))
+    # to the right: sum of min(i, right) over the i = 0 .. n - 1 keys that come after a query's own
+    own = pairs(keys) - pairs(keys - with_own) + right * with_own - right * (right + 1) // 2
+    # queries before the first key see what of ``right`` reaches it
+    return rows * (own + ahead(right_of(case)) - ahead(right_of(case) - (time - with_own)))
 
 
 def keys_within_reach(case: Case) -> int:
     """Keys of one head and row that some query sees; what lies before them need not be read."""
-    return min(case["S"], case["T"] + case["W"] - 1)
+    return case["S"] if PACKED_KEYS in case.flags else min(case["S"], case["T"] + case["W"] - 1)
+
+
+def offset_bytes(case: Case) -> int:
+    """Bytes of segment_pos, cu_seqlens and cu_seqlens_k."""
+    return index_bytes(case) + (4 * (case["N"] + 1) if PACKED_KEYS in case.flags else 0)
 
 
 def attending(case: Case, pairs: int) -> dict[str, int]:
@@ -55,7 +76,7 @@ def cost(case: Case) -> Cost:
     keys = case["B"] * keys_within_reach(case) * case["Hkv"]
     size = case.bytes_per_element()
     return Cost(
-        bytes_read=(queries + 2 * keys) * case["d"] * size + index_bytes(case),
+        bytes_read=(queries + 2 * keys) * case["d"] * size + offset_bytes(case),
         bytes_written=queries * case["d"] * size + (4 * queries if "lse" in case.data else 0),
         **attending(case, pairs),
     )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import Case, Variant, accumulator
+from griffin_kernels.device import Device
 from griffin_kernels.ops import _products
 from griffin_kernels.ops.local_attention import _blocks, _isolated
 from griffin_kernels.ops.local_attention.cost import right_of
@@ -36,16 +37,24 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor | None]:
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, time, dtype=accumulator(q.dtype), device=q.device) if with_lse else None
     for block in _blocks.blocks(call, config.block):
-        count = block.end - block.start
+        count, blind = block.end - block.start, visibility.blind(block)
+        if block.low == block.high:
+            out[:, block.start : block.end] = 0.0
+            if lse is not None:
+                lse[:, :, block.start : block.end] = -torch.inf
+            continue
         rows = _blocks.rows_of(q, block, shared)
         scores = _products.unrounded(rows, keys[:, :, block.low : block.high]).mul_(factor)
         scores = _blocks.capped(scores, softcap)
         visibility.hide(scores, block, batch, -torch.inf)
         largest = scores.amax(2, keepdim=True)
+        if blind is not None:
+            largest.clamp_min_(torch.finfo(largest.dtype).min)
         weights = scores.sub_(largest).exp_()
         total = weights.sum(2, keepdim=True)
         part = _products.unrounded(weights.to(values.dtype), values[:, block.low : block.high]).div_(total)
-        out[:, block.start : block.end] = _blocks.from_rows(part, batch, count)
+        made = _blocks.from_rows(part, batch, count)
+        out[:, block.start : block.end] = made if blind is None else made.masked_fill(blind, 0.0)
         if lse is not None:
             of_block = _blocks.from_rows(total.log_().add_(largest), batch, count)  # [B, t, Hq, 1]
             lse[:, :, block.start : block.end] = of_block[..., 0].transpose(1, 2)
@@ -60,6 +69,11 @@ def traffic(case: Case, config: Config) -> int:
     return case["B"] * -(-case["T"] // block) * per_block * case["d"] * case.bytes_per_element()
 
 
+def reject(case: Case, device: Device, config: Config) -> str | None:
+    """Of the gradient too."""
+    return _blocks.unbounded(case, device)
+
+
 VARIANT = Variant(
     op="local_attention",
     name="eager.blocked",
@@ -67,6 +81,7 @@ VARIANT = Variant(
     run=run,
     config=Config,
     axes={"block": (32, 64, 128, 256, 512)},
+    reject=reject,
     rank=lambda case, device: 10,
     traffic=traffic,
 )

@@ -13,7 +13,7 @@ from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
 from griffin_kernels.device import Device
 from griffin_kernels.ops.local_attention import _isolated
 from griffin_kernels.ops.local_attention.cost import keys_within_reach
-from griffin_kernels.ops.local_attention.op import Call, first_keys, last_keys, near, scale_of
+from griffin_kernels.ops.local_attention.op import Call, first_keys, last_keys, may_be_blind, near, scale_of
 
 
 def attention(call: Call) -> tuple[Tensor, Tensor | None]:
@@ -23,18 +23,25 @@ def attention(call: Call) -> tuple[Tensor, Tensor | None]:
     steps = torch.arange(k.shape[1], device=q.device, dtype=torch.int64)
     first, last = first_keys(call), last_keys(call)
     visible = ((steps >= first[..., None]) & (steps <= last[..., None]))[:, None]  # [B or 1, 1, T, S]
+    blind = (last < first)[:, None, :, None] if may_be_blind(call) else None  # [B or 1, 1, T, 1]
+    if blind is not None:
+        visible = visible | blind  # kernels differ in what they make of a row without keys
     queries, group = q.transpose(1, 2), q.shape[2] // k.shape[2]
     keys, values = (tensor.transpose(1, 2).repeat_interleave(group, dim=1) for tensor in (k, v))  # [B, Hq, S, d]
     if softcap is None and not with_lse:
         out = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, scale=scale)
+        out = out if blind is None else out.masked_fill(blind, 0.0)
         return out.transpose(1, 2).contiguous(), None
     wide = accumulator(q.dtype)
     scores = (queries.to(wide) * scale_of(call)) @ keys.to(wide).transpose(2, 3)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~visible, -torch.inf)
-    out = torch.softmax(scores, dim=3).to(q.dtype) @ values
-    return out.transpose(1, 2).contiguous(), torch.logsumexp(scores, dim=3) if with_lse else None
+    out, lse = torch.softmax(scores, dim=3).to(q.dtype) @ values, torch.logsumexp(scores, dim=3) if with_lse else None
+    if blind is not None:
+        out = out.masked_fill(blind, 0.0)
+        lse = None if lse is None else lse.masked_fill(blind[..., 0], -torch.inf)
+    return out.transpose(1, 2).contiguous(), lse
 
 
 def out_of_memory(case: Case, device: Device, score_tensors: int) -> str | None:

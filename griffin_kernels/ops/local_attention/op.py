@@ -6,9 +6,14 @@
 The T queries are the last T of S >= T positions, so that keys kept from earlier calls come first: query t has key
 index e_t = t + S - T. It sees keys first_t .. e_t, itself included: first_t is e_t - W + 1, or where t's document
 begins if that is later: at e_t - segment_pos_t, and not before the packed sequence. Keys before index 0 are not given;
-without segment_pos all S are of one document. Packed sequences bring no earlier keys: S is T.
+without segment_pos all S are of one document. Packed sequences bring no earlier keys: S is T, unless cu_seqlens_k
+says which keys are whose. The queries of each sequence are then the last of its own keys.
 With ``right`` above 0 it also sees the keys after its own up to e_t + right, or up to the last key, or to where t's
 document ends if that is earlier: before the next query at position 0, and within the packed sequence.
+
+Where there are more queries than keys, in a call or in a sequence of cu_seqlens_k, the first ones come before the first
+key: e_t is below it. They see what of e_t + right reaches it, or nothing: out is then 0 and lse -inf. With cu_seqlens_k
+queries after the last sequence see nothing either, and keys after it are seen by none.
 
 Query heads share key heads in order: head h of Hq reads head h // (Hq / Hkv) of Hkv (1 is multi-query attention).
 lse is float32 (natural logarithm), wanted by the backward pass and by who asks: None unless ``with_lse``.
@@ -42,7 +47,7 @@ from griffin_kernels.contract import (
 from griffin_kernels.ops._arguments import Offsets
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan.op import check_cu_seqlens
-from griffin_kernels.ops.local_attention.cost import FLAGS, RIGHT, cost, make_case, right_of
+from griffin_kernels.ops.local_attention.cost import FLAGS, PACKED_KEYS, RIGHT, cost, make_case, right_of
 
 SOFTCAP = 4.0
 """The softcap of cases that have one; their scores have a standard deviation near 2, so that it bends them."""
@@ -71,6 +76,7 @@ class Call(NamedTuple):
     v: Keys
     segment_pos: Documents
     cu_seqlens: Offsets
+    cu_seqlens_k: Offsets
     window: int
     softcap: float | None = None
     scale: float | None = None
@@ -85,19 +91,28 @@ def check(call: Any) -> None:
     """
     time, keys = call.q.shape[1], call.k.shape[1]
     check_heads(call.q.shape[2], call.k.shape[2], "k")
-    if keys < time:
-        raise errors.ShapeError(f"k has {keys} keys for the {time} queries of q: expected one for each query or more")
+    if time and not keys:
+        raise errors.ShapeError(f"k has no keys for the {time} queries of q: expected one or more")
     check_window(call.window)
     if call.right < 0:
         raise errors.ArgumentError(f"right is {call.right}, expected 0 or more keys after a query's own that it sees")
     check_scores(call)
+    check_offsets_of_keys(call.cu_seqlens, call.cu_seqlens_k)
     if call.cu_seqlens is not None:
-        if keys > time:
+        if keys != time and call.cu_seqlens_k is None:
             raise errors.ShapeError(
-                f"k has {keys} keys for the {time} queries of q: with cu_seqlens, expected one for each query "
-                "(packed sequences do not go on from earlier keys)"
+                f"k has {keys} keys for the {time} queries of q: with cu_seqlens, expected one for each query, "
+                "or cu_seqlens_k with the offsets of the keys"
             )
         check_cu_seqlens(call.cu_seqlens, batch=call.q.shape[0], total=time)
+    if call.cu_seqlens_k is not None:
+        check_cu_seqlens(call.cu_seqlens_k, batch=call.q.shape[0], total=keys, name="cu_seqlens_k", dim="S")
+
+
+def check_offsets_of_keys(cu_seqlens: Tensor | None, cu_seqlens_k: Tensor | None) -> None:
+    """Raise ArgumentError for offsets of keys without those of queries."""
+    if cu_seqlens is None and cu_seqlens_k is not None:
+        raise errors.ArgumentError("cu_seqlens_k is given without cu_seqlens: pass the offsets of the queries too")
 
 
 def check_window(window: int) -> None:
@@ -128,24 +143,49 @@ def scale_of(call: Any) -> float:
     return factor
 
 
+def may_be_blind(call: Any) -> bool:
+    """Whether some query may see no key, as far as shapes tell."""
+    return call.cu_seqlens_k is not None or call.k.shape[1] < call.q.shape[1]
+
+
 def near(call: Any) -> Any:
     """The call with views of the last keys and values only: without those that even the first query cannot see."""
+    if call.cu_seqlens_k is not None:
+        return call
     reach = slice(max(0, call.k.shape[1] - (call.q.shape[1] + call.window - 1)), None)
     return call._replace(k=call.k[:, reach], v=call.v[:, reach])
 
 
+def sequences(call: Any) -> Tensor:
+    """int64 [T]: the packed sequence that each query is of, N for those after the last one."""
+    steps = torch.arange(call.q.shape[1], device=call.q.device, dtype=torch.int64)
+    return torch.searchsorted(call.cu_seqlens.long(), steps, right=True) - 1
+
+
+def own_keys(call: Any) -> Tensor:
+    """int64 [T]: the index of each query's own key, below the first one where the query comes before it."""
+    time, keys = call.q.shape[1], call.k.shape[1]
+    own = torch.arange(keys - time, keys, device=call.q.device, dtype=torch.int64)
+    if call.cu_seqlens_k is None:
+        return own
+    ahead = (call.cu_seqlens_k.long() - call.cu_seqlens.long())[1:]
+    return own + (time - keys) + torch.cat([ahead, ahead[-1:]])[sequences(call)]
+
+
 def document_starts(call: Any) -> Tensor | None:
     """int64 [B or 1, T]: the first key of each query's document, or None where all rows are one document."""
-    starts, (time, keys) = None, (call.q.shape[1], call.k.shape[1])
+    starts, time = None, call.q.shape[1]
     if call.segment_pos is not None:
-        own = torch.arange(keys - time, keys, device=call.segment_pos.device, dtype=torch.int64)
-        starts = (own - call.segment_pos.clamp_min(0)).clamp_min_(0)
+        starts = (own_keys(call) - call.segment_pos.clamp_min(0)).clamp_min_(0)
     if call.cu_seqlens is not None:
-        # an empty sequence begins where the next one does, or at T, which is cut off
-        begins = call.cu_seqlens[:-1].long()
-        marks = torch.zeros(time + 1, dtype=torch.int64, device=begins.device)
-        marks[begins] = begins
-        packed = marks[None, :-1].cummax(1).values
+        if call.cu_seqlens_k is not None:
+            packed = call.cu_seqlens_k.long()[sequences(call)][None]
+        else:
+            # an empty sequence begins where the next one does, or at T, which is cut off
+            begins = call.cu_seqlens[:-1].long()
+            marks = torch.zeros(time + 1, dtype=torch.int64, device=begins.device)
+            marks[begins] = begins
+            packed = marks[None, :-1].cummax(1).values
         starts = packed if starts is None else torch.maximum(starts, packed)
     return starts
 
@@ -159,34 +199,44 @@ def document_ends(call: Any) -> Tensor | None:
         return marks.flip(1).cummin(1).values.flip(1)[:, 1:] - 1
 
     if call.segment_pos is not None:
-        own = torch.arange(keys - time, keys, device=call.segment_pos.device, dtype=torch.int64)
+        own = own_keys(call)
+        if call.cu_seqlens_k is not None:  # a document that begins before the first key begins with it
+            own = torch.maximum(own, call.cu_seqlens_k.long()[sequences(call)])
         begins = torch.where(call.segment_pos <= 0, own, keys)
         ends = before_next(torch.nn.functional.pad(begins, (0, 1), value=keys))
     if call.cu_seqlens is not None:
-        offsets = call.cu_seqlens.long()
-        marks = torch.full((1, time + 1), keys, dtype=torch.int64, device=offsets.device)
-        marks[:, offsets] = offsets
-        packed = before_next(marks)
+        if call.cu_seqlens_k is not None:
+            offsets = call.cu_seqlens_k.long()
+            packed = (torch.cat([offsets[1:], offsets[-1:]])[sequences(call)] - 1)[None]
+        else:
+            offsets = call.cu_seqlens.long()
+            marks = torch.full((1, time + 1), keys, dtype=torch.int64, device=offsets.device)
+            marks[:, offsets] = offsets
+            packed = before_next(marks)
         ends = packed if ends is None else torch.minimum(ends, packed)
     return ends
 
 
 def last_keys(call: Any) -> Tensor:
-    """int64 [B or 1, T]: the last key that each query sees: its own, t + S - T, or one to the right."""
-    keys = call.k.shape[1]
-    own = torch.arange(keys - call.q.shape[1], keys, device=call.q.device, dtype=torch.int64)[None]
-    if not call.right:
-        return own
-    last, ends = (own + min(call.right, keys)).clamp_max(keys - 1), document_ends(call)
-    return last if ends is None else torch.minimum(last, ends)
+    """int64 [B or 1, T]: the last key that each query sees: its own, t + S - T, or one to the right.
+
+    The one before its first key where it sees none. Never less than that of the query before.
+    """
+    time, keys = call.q.shape[1], call.k.shape[1]
+    last, blind = own_keys(call)[None], may_be_blind(call)
+    if call.right or blind:
+        last, ends = (last + min(call.right, time + keys)).clamp_max(keys - 1), document_ends(call)
+        last = last if ends is None else torch.minimum(last, ends)
+    return torch.maximum(last, first_keys(call) - 1) if blind else last
 
 
 def first_keys(call: Any) -> Tensor:
-    """int64 [B or 1, T]: the first key that each query sees."""
-    own = torch.arange(call.k.shape[1] - call.q.shape[1], call.k.shape[1], device=call.q.device, dtype=torch.int64)
-    first = (own - (call.window - 1)).clamp_min(0)[None]
-    starts = document_starts(call)
-    return first if starts is None else torch.maximum(first, starts)
+    """int64 [B or 1, T]: the first key that each query sees, or could see if there were one."""
+    first, starts = (own_keys(call) - (call.window - 1)).clamp_min(0)[None], document_starts(call)
+    first = first if starts is None else torch.maximum(first, starts)
+    if call.cu_seqlens_k is not None:  # nothing is seen after the last sequence, far from it either
+        first = first.clamp_max(call.cu_seqlens_k[-1].long())
+    return first
 
 
 def rows_and_columns(call: Any) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -196,6 +246,9 @@ def rows_and_columns(call: Any) -> Iterator[tuple[slice, slice, Tensor]]:
     for start in range(0, time, REFERENCE_ROWS):
         end = min(start + REFERENCE_ROWS, time)
         low, high = max(0, start + earlier - call.window + 1), min(end + earlier + call.right, call.k.shape[1])
+        if call.cu_seqlens_k is not None:
+            low, high = int(first[:, start:end].min()), int(last[:, start:end].max()) + 1
+        high = max(low, high)
         keys = torch.arange(low, high, device=call.q.device, dtype=torch.int64)
         visible = ((keys >= first[:, start:end, None]) & (keys <= last[:, start:end, None]))[:, None]
         yield slice(start, end), slice(low, high), visible
@@ -248,8 +301,10 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     inputs: Inputs = {"q": 2 * normal(batch, time, heads, d)}
     inputs |= {name: normal(batch, keys, shared, d) for name in ("k", "v")}
     inputs |= {"segment_pos": None, "cu_seqlens": draw.offsets() if "packed" in case.flags else None}
+    inputs["cu_seqlens_k"] = draw.offsets(keys) if PACKED_KEYS in case.flags else None
     if "segmented" in case.flags:
-        inputs["segment_pos"] = draw.positions(keys)[:, keys - time :]
+        steps = max(time, keys)
+        inputs["segment_pos"] = draw.positions(steps)[:, steps - time :]
     return inputs | {
         "window": case["W"],
         "softcap": SOFTCAP if "softcap" in case.flags else None,
@@ -282,13 +337,16 @@ def case_of(call: Any, op: str = "local_attention") -> Case:
     rows = call.cu_seqlens.shape[0] - 1 if packed else batch
     present = {"softcap": bool(call.softcap), "segmented": call.segment_pos is not None, "packed": packed}
     flags = [flag for flag in FLAGS if present[flag]]
+    if call.cu_seqlens_k is not None:
+        flags.append(PACKED_KEYS)
     data = ("lse",) if getattr(call, "with_lse", False) else ()
     if getattr(call, "dlse", None) is not None:
         data = ("dlse",)
     # a window beyond the keys is the same problem as one that just covers them, and so are keys beyond the window
     window = min(call.window, max(keys, 1))
     sizes = (batch, time, heads, shared, d, window)
-    keys, right = min(keys, time + window - 1), min(call.right, max(time - 1, 0))
+    keys = keys if PACKED_KEYS in flags else min(keys, time + window - 1)
+    right = min(call.right, max(time - 1, 0))
     facts = {"keys": keys, "rows": rows, "right": right, "op": op, "data": data, "tag": "call"}
     return make_case(*sizes, dtype_name(call.q.dtype), flags, **facts)
 
@@ -342,6 +400,14 @@ def cases(op: str) -> tuple[BenchCase, ...]:
         case(1, 140, 4, 2, 16, 40, right=70, rows=3, tag="edge", flags=FLAGS, data=("lse",)),
         case(2, 45, 4, 2, 8, 20, keys=75, right=13, dtype="bfloat16", tag="edge", flags=("segmented",), data=("lse",)),
     ]
+    beside = ("packed", PACKED_KEYS)
+    other_keys = [
+        case(1, 60, 4, 2, 16, 20, keys=110, rows=4, tag="smoke", flags=beside, data=("lse",)),
+        case(1, 60, 4, 1, 8, 24, keys=50, right=9, rows=5, tag="edge", flags=(*FLAGS, PACKED_KEYS), data=("lse",)),
+        case(1, 70, 4, 2, 16, 30, keys=90, rows=3, dtype="bfloat16", tag="edge", flags=beside, data=("lse", "strided")),
+        case(2, 75, 4, 2, 16, 20, keys=45, tag="smoke", data=("lse",)),
+        case(2, 60, 4, 1, 8, 20, keys=33, right=13, dtype="bfloat16", tag="edge", flags=("segmented",), data=("lse",)),
+    ]
     paper = "Griffin 1.3B: 16 heads of 128, one key head, window 1024"
     bench = [
         case(1, 2048, 10, 1, 256, 512, where="cpu", source=f"{rg2b}, a quarter of its window"),
@@ -368,7 +434,7 @@ def cases(op: str) -> tuple[BenchCase, ...]:
     both = "an encoder: 16 heads of 128, windows of 512 to either side"
     for where, dtype in (("cpu", "float32"), ("gpu", "bfloat16")):
         bench.append(case(1, 2048, 16, 1, 128, 512, right=511, where=where, dtype=dtype, source=both, thorough=True))
-    return (*smoke, *(backward_only if backward else forward_only), *edge, *carried, *both_ways, *bench)
+    return (*smoke, *(backward_only if backward else forward_only), *edge, *carried, *both_ways, *other_keys, *bench)
 
 
 OP = Op(
@@ -387,6 +453,6 @@ OP = Op(
     # near in T and W by more than a factor of two, and among those prefers the like: keys carried, or none
     exact_dims=("Hkv", "d"),
     free_dims=("N",),
-    minor_flags=(RIGHT,),
+    minor_flags=(RIGHT, PACKED_KEYS),
     check=check,
 )

@@ -40,8 +40,9 @@ from griffin_kernels.ops.local_attention._triton_attention import (
     work_of,
     zeros,
 )
+from griffin_kernels.ops.local_attention._triton_bounds import are_blind
 from griffin_kernels.ops.local_attention.cost import cost
-from griffin_kernels.ops.local_attention.op import Call
+from griffin_kernels.ops.local_attention.op import Call, may_be_blind
 
 JOINED = 16
 """Rows per program of the kernel that joins parts."""
@@ -90,8 +91,8 @@ def local_attention_flash_part(
 
 
 @triton.jit(do_not_specialize=["T", "batches"])
-def local_attention_flash_join(parts, out, lse, T, batches, SIZES: tl.constexpr):
-    """out [B,T,Hq,D] and lse [B,Hq,T] from the parts. Grid: tiles of [T * G] * B * Hkv."""
+def local_attention_flash_join(parts, first, out, lse, T, batches, SIZES: tl.constexpr):
+    """out [B,T,Hq,D] and lse [B,Hq,T] from the parts. first: see ``Bounds``. Grid: tiles of [T * G] * B * Hkv."""
     lanes = batches * SIZES.HKV
     place = tl.program_id(0) % lanes
     lane = lane_of(place, SIZES)
@@ -112,7 +113,14 @@ def local_attention_flash_join(parts, out, lse, T, batches, SIZES: tl.constexpr)
         count += weight * tl.load(own.total + ahead, mask=there, other=1.0)
         where = own.sums + (ahead[:, None] * SIZES.D + tile.columns[None, :])
         summed += weight[:, None] * tl.load(where, mask=inside, other=0.0)
-    store_rows(out, lane, tile, summed / count[:, None], T, SIZES)
+    result = summed / count[:, None]
+    if first is not None:
+        if first.blind is not None:
+            blind = are_blind(first, lane, tl.minimum(tile.rows // SIZES.G, T - 1))
+            result = tl.where(blind[:, None], 0.0, result)
+            most = tl.where(blind, float("-inf"), most)
+            count = tl.where(blind, 1.0, count)
+    store_rows(out, lane, tile, result, T, SIZES)
     if lse is not None:
         store_lse(lse, lane, tile, most, count, T, SIZES)
 
@@ -140,7 +148,8 @@ def launches(call: Call, outputs: dict[str, Any], config: Config) -> list[Launch
         Launch(
             kernel=local_attention_flash_join,
             grid=(triton.cdiv(rows, JOINED) * lanes,),
-            args={"parts": parts, "out": out, "lse": lse, "T": q.shape[1], "batches": q.shape[0]},
+            args={"parts": parts, "first": args["first"] if may_be_blind(call) else None, "out": out, "lse": lse}
+            | {"T": q.shape[1], "batches": q.shape[0]},
             constexprs={"SIZES": sizes._replace(BLOCK_M=JOINED, BLOCK_N=0)},
             num_warps=4,
             tile=JOINED * sizes.BLOCK_D,

@@ -91,6 +91,12 @@ def span_of_keys(first, lane, view, start, SIZES: tl.constexpr):
         if first.last is not None:
             low = tl.maximum(start - first.right - earlier, 0)
             full_low = low
+        if first.blind is not None:  # any of them, as far as is known
+            low = tl.cast(0, tl.int32)
+            full_low = low
+            high = view.T
+            full_high = view.T
+            lowest = view.T
         for begin in range(low, high, CHUNK):
             query = begin + tl.arange(0, CHUNK)
             reach = load_first(first, lane, query, query < high, 2147483647)
@@ -100,7 +106,11 @@ def span_of_keys(first, lane, view, start, SIZES: tl.constexpr):
                 end = load_last(first, lane, query, query < high, 2147483647)
                 partial = end < start + SIZES.BLOCK_N - 1
                 full_low = tl.maximum(full_low, tl.max(tl.where(partial, query + 1, 0), axis=0))
+                if first.blind is not None:
+                    lowest = tl.minimum(lowest, tl.min(tl.where(end >= start, query, 2147483647), axis=0))
         high = tl.minimum(high, seeing)
+        if first.blind is not None:
+            low = tl.minimum(lowest, high)
     return Span(low * SIZES.G, full_low * SIZES.G, full_high * SIZES.G, high * SIZES.G)
 
 

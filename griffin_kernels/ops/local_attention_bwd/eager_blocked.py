@@ -31,6 +31,9 @@ def run(call: Call, config: Config) -> tuple[Tensor, Tensor, Tensor]:
     dk = torch.zeros(keys.shape, dtype=wide, device=q.device)
     dv = torch.zeros_like(dk)
     for block in _blocks.blocks(call, config.block):
+        if block.low == block.high:
+            dq[:, block.start : block.end] = 0.0
+            continue
         reach = slice(block.low, block.high)
         rows, upstream = _blocks.rows_of(q, block, shared), _blocks.rows_of(dout, block, shared)
         scores = _products.unrounded(rows, keys[:, reach].transpose(1, 2)).mul_(factor)

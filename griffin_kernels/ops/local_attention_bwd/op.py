@@ -7,7 +7,7 @@ dlse_t where a gradient reaches lse:
     ds_tk = p_tk (dout_t . v_k - delta_t),  times 1 - (s_tk / softcap)^2 where softcap is given
     dq_t = scale sum over k of ds_tk k_k,   dk_k = scale sum over t of ds_tk q_t
 
-dk and dv also sum over the query heads that share a key head.
+A query that sees nothing has p = 0, though its lse is -inf, and dq = 0. dk and dv also sum over the query heads that share a key head.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from griffin_kernels.ops._arguments import Offsets
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops._variants import gradient_of
 from griffin_kernels.ops.local_attention import op as forward
-from griffin_kernels.ops.local_attention.cost import keys_within_reach, visible_pairs
+from griffin_kernels.ops.local_attention.cost import keys_within_reach, offset_bytes, visible_pairs
 from griffin_kernels.ops.local_attention.op import Documents, Keys, Queries
-from griffin_kernels.ops.rg_lru.cost import index_bytes
 
 Sums = TensorSpec("B Hq T", "accumulator")
 """A number for each query."""
@@ -43,6 +42,7 @@ class Call(NamedTuple):
     dlse: Annotated[Tensor | None, Sums]
     segment_pos: Documents
     cu_seqlens: Offsets
+    cu_seqlens_k: Offsets
     window: int
     softcap: float | None = None
     scale: float | None = None
@@ -75,7 +75,7 @@ def reference(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 def recorded(call: Call) -> tuple[forward.Call, list[Tensor]]:
     """(the call of local_attention that this is the gradient of, its q, k and v): they record what is done."""
     q, k, v = (tensor.detach().requires_grad_() for tensor in (call.q, call.k, call.v))
-    names = ("segment_pos", "cu_seqlens", "window", "softcap", "scale", "right")
+    names = ("segment_pos", "cu_seqlens", "cu_seqlens_k", "window", "softcap", "scale", "right")
     shared = {name: getattr(call, name) for name in names}
     return forward.Call(q, k, v, **shared, with_lse=call.dlse is not None), [q, k, v]
 
@@ -102,7 +102,7 @@ def cost(case: Case) -> Cost:
     capped, of_queries = "softcap" in case.flags, 8 if "dlse" in case.data else 4
     # per pair: scale 1, difference 1, dP - delta 1, product 1; softcap 4 more
     return Cost(
-        bytes_read=(3 * queries + 2 * keys) * case["d"] * size + of_queries * queries + index_bytes(case),
+        bytes_read=(3 * queries + 2 * keys) * case["d"] * size + of_queries * queries + offset_bytes(case),
         bytes_written=(queries + 2 * all_keys) * case["d"] * size,
         tensor_flops=10 * pairs * case["d"],
         vector_flops=(8 if capped else 4) * pairs,

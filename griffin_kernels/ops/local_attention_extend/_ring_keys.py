@@ -45,7 +45,7 @@ def in_order(call: Call) -> AttentionCall:
     keys, values = (
         torch.cat([cache[where].masked_fill_(before, 0.0), new], dim=1) for cache, new in ((k_cache, k), (v_cache, v))
     )
-    return AttentionCall(q, keys, values, token_positions(call), None, window, softcap, scale)
+    return AttentionCall(q, keys, values, token_positions(call), None, None, window, softcap, scale)
 
 
 def extending(

@@ -80,7 +80,8 @@ def local_attention(
     if (dtype := autocast(q)) is not None:
         q, k, v = in_dtype(dtype, q, k, v)
     with_lse = return_lse or wants_gradient((q, k, v))
-    check_offsets_of_keys(cu_seqlens, cu_seqlens_k)
+    if isinstance(cu_seqlens_k, Tensor):
+        check_offsets_of_keys(cu_seqlens, cu_seqlens_k)
     places = whole(segment_pos), offsets(cu_seqlens), offsets(cu_seqlens_k)
     found = _local_attention(q, k, v, *places, window, softcap, scale, with_lse, right)
     return found if return_lse else found[0]

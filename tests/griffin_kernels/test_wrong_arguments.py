@@ -163,6 +163,14 @@ ATTENTION = {
     "softcap of zero": (lambda i: {"softcap": 0.0}, ArgumentError, "softcap is 0.0, expected a finite number"),
     "endless scale": (lambda i: {"scale": float("inf")}, ArgumentError, "scale is inf"),
 }
+
+
+def packed_apart(inputs, *of_keys):
+    """Four queries of one sequence against six keys."""
+    parts = {"q": inputs["q"][:1, :4], "k": inputs["k"][:1], "v": inputs["v"][:1]}
+    return parts | {"cu_seqlens": offsets(0, 4), "cu_seqlens_k": offsets(*(of_keys or (0, 6)))}
+
+
 BAD = {
     "linear_scan": SCAN,
     "block_diagonal_scan": SCAN | {
@@ -273,9 +281,7 @@ BAD = {
             lambda i: {"v": i["q"]}, ShapeError, r"v has shape \[2, 6, 4, 8\], expected \[B=2, S=6, Hkv=2"
         ),
         "k of another width": (lambda i: {"k": i["k"][..., :4]}, ShapeError, "k has shape"),
-        "fewer keys than queries": (
-            lambda i: {"k": i["k"][:, :5], "v": i["v"][:, :5]}, ShapeError, "k has 5 keys for the 6 queries of q"
-        ),
+        "no keys": (lambda i: {"k": i["k"][:, :0], "v": i["v"][:, :0]}, ShapeError, "k has no keys for the 6 queries"),
         "as many keys as values": (
             lambda i: {"q": i["q"][:, :4], "v": i["v"][:, :5]}, ShapeError, r"v has shape .* expected \[B=2, S=6"
         ),
@@ -284,7 +290,23 @@ BAD = {
         ),
         "packed, with carried keys": (
             lambda i: {"q": i["q"][:1, :4], "k": i["k"][:1], "v": i["v"][:1], "cu_seqlens": offsets(0, 4)}, ShapeError,
-            "k has 6 keys for the 4 queries of q: with cu_seqlens",
+            "k has 6 keys for the 4 queries of q: with cu_seqlens, .* or cu_seqlens_k with the offsets of the keys",
+        ),
+        "offsets of keys alone": (
+            lambda i: packed_apart(i) | {"cu_seqlens": None}, ArgumentError, "cu_seqlens_k is given without cu_seqlens"
+        ),
+        "keys of another number of sequences": (
+            lambda i: packed_apart(i, 0, 2, 5), ShapeError, r"cu_seqlens_k has shape \[3\], expected \[N\+1=2\]"
+        ),
+        "offsets beyond the keys": (
+            lambda i: packed_apart(i, 0, 7), ArgumentError, "cu_seqlens_k must run from 0 to S=6 at most, .* 0 to 7"
+        ),
+        "offsets of keys that decrease": (
+            lambda i: packed_apart(i, 0, 5, 3) | {"cu_seqlens": offsets(0, 2, 4)}, ArgumentError,
+            "cu_seqlens_k must not decrease",
+        ),
+        "keys in a batch": (
+            lambda i: packed_apart(i) | {"k": i["k"]}, ShapeError, r"k has shape \[2, 6, 2, 8\], expected \[B=1"
         ),
         "no window": (lambda i: {"window": 0}, ArgumentError, "window is 0, expected at least 1"),
     },

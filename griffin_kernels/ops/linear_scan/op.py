@@ -59,12 +59,11 @@ def check(call: Any) -> None:
         check_cu_seqlens(call.cu_seqlens, batch=call[0].shape[0], total=call[0].shape[1])
 
 
-def check_cu_seqlens(
-    cu_seqlens: Tensor, batch: int, total: int, *, name: str = "cu_seqlens", dim: str = "T"
-) -> None:
+def check_cu_seqlens(cu_seqlens: Tensor, batch: int, total: int, *, name: str = "cu_seqlens", dim: str = "T") -> None:
     """Raise ShapeError or ArgumentError unless ``cu_seqlens`` [N+1] splits the first steps of ``total``, batch of one.
 
-    name, dim: what the argument and its steps are called. The values are read only on the CPU: reading them on a GPU would wait for the device at every call.
+    name, dim: what the argument and its steps are called. Values are read only on the CPU: reading them on a GPU would
+    wait for the device at every call.
     """
     if batch != 1:
         raise errors.ShapeError(f"{name} needs packed inputs of batch 1, x has batch {batch}")
@@ -78,9 +77,7 @@ def check_cu_seqlens(
             f"{name} must run from 0 to {dim}={total} at most, it runs from {offsets[0]} to {offsets[-1]}"
         )
     if any(later < earlier for earlier, later in itertools.pairwise(offsets)):
-        raise errors.ArgumentError(
-            f"{name} must not decrease, it is {offsets[:8]}{'...' if len(offsets) > 8 else ''}"
-        )
+        raise errors.ArgumentError(f"{name} must not decrease, it is {offsets[:8]}{'...' if len(offsets) > 8 else ''}")
 
 
 def steps(time: int, cu_seqlens: Tensor | None, reverse: bool) -> Iterator[tuple[int, int, bool]]:

@@ -2,8 +2,8 @@
 
 A block holds queries start .. end - 1 of every head. With S - T earlier keys it sees keys low .. high - 1,
 low = start + S - T - W + 1 or 0, high = end + S - T, or up to ``right`` more. Where keys are packed apart from queries,
-on a CPU only, low and high are read from what the queries see. A block that sees nothing has low = high. Heads that share a key head are rows of
-one matrix product: [B * Hkv, t * G, d] @ [B * Hkv, d, k], G = Hq / Hkv.
+on a CPU only, low and high are read from what the queries see. A block that sees nothing has low = high.
+Heads that share a key head are rows of one matrix product: [B * Hkv, t * G, d] @ [B * Hkv, d, k], G = Hq / Hkv.
 """
 
 from __future__ import annotations
@@ -18,8 +18,14 @@ from torch import Tensor
 from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _products
+from griffin_kernels.ops.local_attention._key_ranges import (
+    document_ends,
+    document_starts,
+    first_keys,
+    last_keys,
+    may_be_blind,
+)
 from griffin_kernels.ops.local_attention.cost import PACKED_KEYS
-from griffin_kernels.ops.local_attention.op import document_ends, document_starts, first_keys, last_keys, may_be_blind
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton import host
 from griffin_kernels.ops._triton.host import channel_stride, known_stride, row_stride
+from griffin_kernels.ops.local_attention._key_ranges import may_be_blind
 from griffin_kernels.ops.local_attention._triton_attention import Entries, Heads, Parts, Score, Sizes
 from griffin_kernels.ops.local_attention._triton_bounds import Bounds
 from griffin_kernels.ops.local_attention._triton_bounds import first_keys as first_keys_kernel
 from griffin_kernels.ops.local_attention._triton_bounds import last_keys as last_keys_kernel
-from griffin_kernels.ops.local_attention.op import Call, may_be_blind
+from griffin_kernels.ops.local_attention.op import Call
 
 LOG2E = math.log2(math.e)
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import accumulator
-from griffin_kernels.ops.local_attention.op import Call, first_keys, last_keys, may_be_blind
+from griffin_kernels.ops.local_attention._key_ranges import first_keys, last_keys, may_be_blind
+from griffin_kernels.ops.local_attention.op import Call
 from griffin_kernels.ops.local_attention_bwd.op import Call as BackwardCall
 
 

@@ -17,15 +17,18 @@ from griffin_kernels.case import Case
 from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
+from griffin_kernels.ops.local_attention._key_ranges import first_keys, last_keys, may_be_blind, near
 from griffin_kernels.ops.local_attention._numba_rows import LANES, Fields, Headed
 from griffin_kernels.ops.local_attention.cost import right_of
-from griffin_kernels.ops.local_attention.op import Call, first_keys, last_keys, may_be_blind, near, scale_of
+from griffin_kernels.ops.local_attention.op import Call, scale_of
 from griffin_kernels.ops.local_attention_bwd.op import Call as BackwardCall
 
 LOG2_E = math.log2(math.e)
 _ITEMS = 4
 """Work items, at least, if there are as many queries: so that a few long rows still have work for several threads."""
-_ABSENT: dict[str, Any] = dict.fromkeys(("sgemm", "set_threads", "pairs", "dq", "part", "reach", "bases", "dk", "dv", "dlse"), 0)
+_ABSENT: dict[str, Any] = dict.fromkeys(
+    ("sgemm", "set_threads", "pairs", "dq", "part", "reach", "bases", "dk", "dv", "dlse"), 0
+)
 _ABSENT |= dict.fromkeys(("dout", "k_down"), (0, 0, 0, 0))
 """Fields that not every kernel has."""
 

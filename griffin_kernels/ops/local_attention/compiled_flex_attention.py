@@ -19,8 +19,9 @@ from griffin_kernels.contract import Adapter, Case, Inputs, NoConfig, Variant
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _compiled
 from griffin_kernels.ops.local_attention import _isolated
+from griffin_kernels.ops.local_attention._key_ranges import first_keys, last_keys, near
 from griffin_kernels.ops.local_attention.cost import PACKED_KEYS
-from griffin_kernels.ops.local_attention.op import Call, first_keys, last_keys, near
+from griffin_kernels.ops.local_attention.op import Call
 
 Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 

@@ -16,8 +16,9 @@ from griffin_kernels.contract import Case, Variant, accumulator
 from griffin_kernels.device import Device
 from griffin_kernels.ops import _products
 from griffin_kernels.ops.local_attention import _blocks, _isolated
+from griffin_kernels.ops.local_attention._key_ranges import near
 from griffin_kernels.ops.local_attention.cost import right_of
-from griffin_kernels.ops.local_attention.op import Call, near, scale_of
+from griffin_kernels.ops.local_attention.op import Call, scale_of
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from torch import Tensor
 from griffin_kernels.contract import Case, NoConfig, Variant, accumulator
 from griffin_kernels.device import Device
 from griffin_kernels.ops.local_attention import _isolated
+from griffin_kernels.ops.local_attention._key_ranges import first_keys, last_keys, may_be_blind, near
 from griffin_kernels.ops.local_attention.cost import keys_within_reach
-from griffin_kernels.ops.local_attention.op import Call, first_keys, last_keys, may_be_blind, near, scale_of
+from griffin_kernels.ops.local_attention.op import Call, scale_of
 
 
 def attention(call: Call) -> tuple[Tensor, Tensor | None]:

@@ -26,6 +26,7 @@ from griffin_kernels.device import Device
 from griffin_kernels.launch import Claims, Launch
 from griffin_kernels.ops._triton.bundling import bundling
 from griffin_kernels.ops.local_attention import _flash
+from griffin_kernels.ops.local_attention._key_ranges import may_be_blind
 from griffin_kernels.ops.local_attention._triton_attention import (
     Parts,
     attend,
@@ -42,7 +43,7 @@ from griffin_kernels.ops.local_attention._triton_attention import (
 )
 from griffin_kernels.ops.local_attention._triton_bounds import are_blind
 from griffin_kernels.ops.local_attention.cost import cost
-from griffin_kernels.ops.local_attention.op import Call, may_be_blind
+from griffin_kernels.ops.local_attention.op import Call
 
 JOINED = 16
 """Rows per program of the kernel that joins parts."""

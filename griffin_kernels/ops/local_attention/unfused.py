@@ -29,8 +29,8 @@ def after(time: int, right: int) -> int:
 
 def passes(case: Case) -> tuple[Pass, ...]:
     """For each block of queries: scores with the keys within reach, a softmax in seven steps, the weighted values."""
-    time, window, d = case["T"], case["W"], case["d"]
-    keys = case.dims.get("S", time)
+    window, d, keys = case["W"], case["d"], case.dims.get("S", case["T"])
+    time = min(case["T"], keys)  # queries before the first key have nothing to read
     past = keys - time
     blocks = -(-time // BLOCK)
     if not blocks or not case["B"]:

@@ -13,10 +13,11 @@ from griffin_kernels.contract import Case, accumulator
 from griffin_kernels.ops import _products
 from griffin_kernels.ops._variants import backward_of
 from griffin_kernels.ops.local_attention import _blocks, _isolated
+from griffin_kernels.ops.local_attention._key_ranges import near
 from griffin_kernels.ops.local_attention.cost import right_of
 from griffin_kernels.ops.local_attention.eager_blocked import VARIANT as FORWARD
 from griffin_kernels.ops.local_attention.eager_blocked import Config
-from griffin_kernels.ops.local_attention.op import near, scale_of
+from griffin_kernels.ops.local_attention.op import scale_of
 from griffin_kernels.ops.local_attention_bwd.op import Call
 
 

@@ -7,7 +7,8 @@ dlse_t where a gradient reaches lse:
     ds_tk = p_tk (dout_t . v_k - delta_t),  times 1 - (s_tk / softcap)^2 where softcap is given
     dq_t = scale sum over k of ds_tk k_k,   dk_k = scale sum over t of ds_tk q_t
 
-A query that sees nothing has p = 0, though its lse is -inf, and dq = 0. dk and dv also sum over the query heads that share a key head.
+A query that sees nothing has no p, whatever its lse, and dq = 0. dk and dv also sum over the query heads that share a
+key head.
 """
 
 from __future__ import annotations

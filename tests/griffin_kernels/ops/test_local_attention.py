@@ -9,8 +9,8 @@ import torch
 
 import griffin_kernels
 from griffin_kernels import catalog
+from griffin_kernels.ops.local_attention._key_ranges import first_keys, last_keys
 from griffin_kernels.ops.local_attention.cost import keys_within_reach, make_case, right_of, visible_pairs
-from griffin_kernels.ops.local_attention.op import first_keys, last_keys
 
 OP = catalog.op("local_attention")
 BACKWARD = catalog.op("local_attention_bwd")
@@ -162,11 +162,15 @@ def test_keys_and_windows_beyond_reach_are_the_same_case():
     [
         make_case(1, t, 1, 1, 8, w, keys=s, right=right)
         for t, s, w, right in ((9, 9, 4, 0), (5, 20, 4, 0), (5, 7, 9, 0), (9, 9, 4, 3), (5, 20, 4, 4), (5, 7, 9, 50))
+    ]
+    + [
+        make_case(1, t, 1, 1, 8, w, keys=s, right=right)
+        for t, s, w, right in ((9, 5, 4, 0), (9, 5, 2, 3), (20, 3, 2, 15), (9, 1, 4, 8), (9, 5, 4, 50))
     ],
 )
 def test_cost_counts_the_visible_pairs(case):
     q, k = torch.empty(1, case["T"], 1, 8), torch.empty(1, case["S"], 1, 8)
-    call = OP.call(q, k, k, None, None, case["W"], right=right_of(case))
+    call = OP.call(q, k, k, None, None, None, case["W"], right=right_of(case))
     first, last = first_keys(call)[0], last_keys(call)[0]
     assert visible_pairs(case) == (last - first + 1).sum()
     assert keys_within_reach(case) == case["S"] - first[0]

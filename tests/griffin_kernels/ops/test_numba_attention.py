@@ -106,7 +106,10 @@ def test_documents_that_end_with_a_block_or_a_tile(key, flags):
         steps = torch.arange(256)
         inputs["segment_pos"] = (steps - cuts[torch.searchsorted(cuts, steps, right=True) - 1])[None]
     if op_of(key).endswith("_bwd"):
-        given = {name: inputs[name] for name in ("q", "k", "v", "segment_pos", "cu_seqlens", "window", "softcap")}
+        given = {
+            name: inputs[name]
+            for name in ("q", "k", "v", "segment_pos", "cu_seqlens", "cu_seqlens_k", "window", "softcap")
+        }
         out, lse = catalog.op("local_attention").reference(
             catalog.op("local_attention").call(**given, scale=None, with_lse=True)
         )
@@ -165,7 +168,7 @@ def test_large_scores(key, softcap):
     """Scores to 1e4 either way: finite, and without a softcap each query takes the value of its heaviest key."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 120, 2, 16) for _ in range(3))
-    given = {"q": 1e3 * q, "k": k, "v": v, "segment_pos": None, "cu_seqlens": None}
+    given = {"q": 1e3 * q, "k": k, "v": v, "segment_pos": None, "cu_seqlens": None, "cu_seqlens_k": None}
     given |= {"window": 50, "softcap": softcap, "scale": 1.0}
     case = make_case(1, 120, 2, 2, 16, 50, data=("lse",))
     out, lse = outputs(key.replace("_bwd", ""), case, given | {"with_lse": True})
@@ -208,7 +211,10 @@ def test_expanded_keys(key):
     for name in ("k", "v"):
         inputs[name] = inputs[name][:, :1].expand(-1, 40, -1, -1)
     if op_of(key).endswith("_bwd"):
-        given = {name: inputs[name] for name in ("q", "k", "v", "segment_pos", "cu_seqlens", "window", "softcap")}
+        given = {
+            name: inputs[name]
+            for name in ("q", "k", "v", "segment_pos", "cu_seqlens", "cu_seqlens_k", "window", "softcap")
+        }
         out, lse = catalog.op("local_attention").reference(
             catalog.op("local_attention").call(**given, scale=None, with_lse=True)
         )
@@ -228,7 +234,15 @@ def test_nothing_to_do(key, sizes):
     case = make_case(*sizes, keys=5, op=op_of(key))
     batch, time, heads, shared, d, window = sizes
     q, keys = torch.zeros(batch, time, heads, d), torch.zeros(batch, 5, shared, d)
-    inputs = {"q": q, "k": keys, "v": keys, "segment_pos": None, "cu_seqlens": None, "window": window}
+    inputs = {
+        "q": q,
+        "k": keys,
+        "v": keys,
+        "segment_pos": None,
+        "cu_seqlens": None,
+        "cu_seqlens_k": None,
+        "window": window,
+    }
     inputs |= {"softcap": None, "scale": None}
     if op_of(key).endswith("_bwd"):
         inputs |= {"dout": q, "out": q, "lse": torch.zeros(batch, heads, time), "dlse": None}

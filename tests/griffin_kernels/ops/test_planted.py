@@ -111,6 +111,14 @@ def documents(op, inputs) -> torch.Tensor | None:
     return numbers.flip(1) if backwards else numbers
 
 
+def check_apart(inputs, key: int, of_keys: torch.Tensor, affected: torch.Tensor) -> None:
+    """What is planted in a key reaches queries of its packed sequence, or no query."""
+    sequence = int(torch.searchsorted(of_keys, key, right=True)) - 1
+    begin, end = inputs["cu_seqlens"][[sequence, min(sequence + 1, len(of_keys) - 1)]].tolist()
+    reached = affected.flatten(2).any(2)[0]
+    assert not reached[:begin].any() and not reached[end:].any(), (key, begin, end)
+
+
 @pytest.mark.parametrize("op", catalog.ops().values(), ids=catalog.ops())
 def test_references_keep_documents_rows_and_steps_apart(op):
     """The reference decides what may change, so that it is held here against what the words mean."""
@@ -126,6 +134,10 @@ def test_references_keep_documents_rows_and_steps_apart(op):
                 if numbers is None or not {"T", "S"} & set(spec) or len(planting.places) > 1:
                     continue
                 row = place[spec.index("B")]
+                if (of_keys := inputs.get("cu_seqlens_k")) is not None and "S" in spec:
+                    check_apart(inputs, place[spec.index("S")], of_keys, planting.affected[0])
+                    seen += 1
+                    continue
                 if "S" in spec:
                     step = place[spec.index("S")] - (inputs[name].shape[spec.index("S")] - numbers.shape[1])
                 else:

@@ -10,7 +10,7 @@ import torch
 
 from griffin_kernels import catalog, device, launch, pieces, poison, verify
 from griffin_kernels.ops.local_attention import _flash
-from griffin_kernels.ops.local_attention.cost import make_case
+from griffin_kernels.ops.local_attention.cost import PACKED_KEYS, make_case
 from griffin_kernels.ops.local_attention_step.cost import make_case as make_step
 from tests.everywhere import INTERPRETER
 
@@ -110,6 +110,35 @@ def test_documents_of_any_positions_end_before_the_next_that_is_not_above_zero(v
         plain = {name: inputs[name] for name in (*ATTENTION.inputs, *op.options)}
         inputs["out"], inputs["lse"] = ATTENTION.reference(ATTENTION.call(**plain, with_lse=True))
     verdict = verdict_of(variant, case, inputs)
+    assert verdict.ok, verdict.problem
+
+
+@variants
+@pytest.mark.parametrize(
+    ("queries", "keys"), [((0, 32, 32, 38), (0, 64, 70, 70)), ((0, 3, 35, 36, 38), (0, 33, 34, 66, 68))], ids=str
+)
+def test_packed_keys_that_meet_tiles(variant, queries, keys):
+    """Sequences that end with a tile, without keys, of more queries than keys; two queries and two keys of none."""
+    op = catalog.op(variant.op)
+    flags = ("packed", PACKED_KEYS)
+    case = case_for(variant, 1, 40, 2, 1, 16, 20, keys=72, right=3, rows=len(queries) - 1, flags=flags)
+    inputs = op.make_inputs(case, WHERE.torch_device, 0)
+    given = {"cu_seqlens": queries, "cu_seqlens_k": keys}
+    inputs |= {name: torch.tensor(at, dtype=torch.int32, device=WHERE.torch_device) for name, at in given.items()}
+    if op.forward:
+        plain = {name: inputs[name] for name in (*ATTENTION.inputs, *op.options)}
+        inputs["out"], inputs["lse"] = ATTENTION.reference(ATTENTION.call(**plain, with_lse=True))
+    else:
+        inputs["with_lse"] = True
+    verdict = verdict_of(variant, case, inputs)
+    assert verdict.ok, verdict.problem
+
+
+@variants
+@pytest.mark.parametrize(("time", "keys", "right"), [(70, 32, 0), (40, 3, 20)])
+def test_more_queries_than_keys(variant, time, keys, right):
+    data = () if variant.op.endswith("_bwd") else ("lse",)
+    verdict = verdict_of(variant, case_for(variant, 1, time, 2, 1, 16, 20, keys=keys, right=right, data=data))
     assert verdict.ok, verdict.problem
 
 

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from griffin_kernels.models.cache import Cache as Cache
     from griffin_kernels.models.cache import PendingTokens as PendingTokens
     from griffin_kernels.models.checkpoint import *  # noqa: F403
+    from griffin_kernels.models.generation import Generation as Generation
+    from griffin_kernels.models.generation import generate as generate
     from griffin_kernels.models.griffin import Griffin as Griffin
 
 _HOMES = {
     "cache": "Cache PendingTokens",
     "griffin": "Griffin",
+    "generation": "Generation generate",
     "checkpoint": "config_from_deepmind config_from_transformers from_deepmind from_transformers load_transformers "
     "to_deepmind to_transformers",
 }

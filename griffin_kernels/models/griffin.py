@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from griffin_kernels.functional import _bridge
 from griffin_kernels.models.cache import Cache, PendingTokens, check_lengths
 from griffin_kernels.models.config import GriffinConfig
 from griffin_kernels.models.layers import Place, ResidualBlock
+from griffin_kernels.models.sampling import OnToken, Stop
+from griffin_kernels.models.speculation import DRAFT_TOKENS
 from griffin_kernels.nn import RGLRU, RMSNorm, TemporalConv1D
 from griffin_kernels.nn.attention_layers import rope_tables
 from griffin_kernels.nn.drawing import draw_linear, factory_of, undrawn
@@ -227,32 +230,64 @@ class Griffin(nn.Module):
                 without = "pass return_cache=False for the logits alone"
                 raise errors.ArgumentError(f"{begin}, but there is no cache with the keys before; {without}")
 
-    @torch.no_grad()
     def generate(
-        self, tokens: Tensor, max_new_tokens: int, *, temperature: float = 0.0, generator: torch.Generator | None = None
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+        lengths: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        eos_token_id: int | Iterable[int] | None = None,
+        pad_token_id: int | None = None,
+        stop: Stop | None = None,
+        on_token: OnToken | None = None,
+        assistant: Griffin | None = None,
+        prompt_lookup: int | None = None,
+        draft_tokens: int = DRAFT_TOKENS,
+        cuda_graph: bool = True,
     ) -> Tensor:
-        """``tokens`` [B, T], T >= 1, followed by ``max_new_tokens`` more: [B, T + max_new_tokens], in tokens' dtype.
+        """Prompts, followed by at most ``max_new_tokens`` more: tokens [B, T] -> [B, T + N] in their dtype.
 
+        The first T columns are ``tokens`` as they were given, padding included. Column T on are each row's new tokens,
+        then ``pad_token_id``. N is the most new tokens that a row has: ``max_new_tokens`` unless all rows end before.
+        Each row has the tokens that it would have alone, but for roundings. ``models.generate`` takes the same
+        arguments, and also tells the lengths and how many drafts were accepted.
+
+        tokens: int64 or int32 [B, T], T >= 1. What is padding may be any number.
         temperature: 0 takes the likeliest token; else tokens are drawn from softmax(logits / temperature) by
-        ``generator``, or torch's own. Raises as ``forward`` does, and ArgumentError for options out of range.
+            ``generator``, or torch's own.
+        top_k, top_p: draw from the k likeliest tokens only, then from the fewest likeliest ones with probability p.
+        lengths: int64 or int32 [B], at least 1: row b's prompt is its first ``lengths[b]`` tokens.
+        attention_mask: bool or integer [B, T], in place of lengths: tokens where it is 0 are no part of the prompt,
+            be they on the left, on the right or in between.
+        eos_token_id: one token or several, each of which ends a row. pad_token_id: any number; the first of
+            eos_token_id if None, or 0.
+        stop: token sequences, with each of which a row ends; or a function of a row's new tokens, a list of ints which
+            it must not change, called after each of them: True ends the row. What ends a row is kept in it.
+        on_token: called with row and token for each new token, in the order of a row.
+        prompt_lookup: draft what came after the last n tokens where the text had them before; n is at most this.
+        assistant: a smaller model of the same vocabulary, on the same device, which drafts.
+        draft_tokens: how many are drafted, before the model reads all of them in one call and accepts those that it
+            would have chosen; by the rule of arXiv 2211.17192 where tokens are drawn. Neither changes what comes out:
+            the same tokens at temperature 0, the same distribution else.
+        cuda_graph: on a GPU, decode in a CUDA graph, which is captured anew by each call; False runs the kernels one by
+            one. Not with drafts, whose rounds differ in length. **Decoding in a graph has not run on a GPU yet.**
+
+        A GPU is waited for once per step (round of drafts) with eos_token_id, stop, on_token or drafts, else only once.
+        Raises as ``forward`` does, and ArgumentError for options out of range.
         """
-        if max_new_tokens < 0:
-            raise errors.ArgumentError(f"max_new_tokens is {max_new_tokens}, expected at least 0")
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise errors.ArgumentError(f"temperature is {temperature}, expected a finite number, at least 0")
-        if isinstance(tokens, Tensor) and tokens.dim() == 2 and tokens.shape[1] == 0:
-            raise errors.ShapeError("tokens: a prompt of 0 tokens, expected at least 1")
-        text, piece = [tokens], tokens
-        cache: Cache | None = None
-        for _ in range(max_new_tokens):
-            logits, cache = self(piece, cache=cache, last_only=True)
-            if temperature == 0:
-                piece = logits[:, -1].argmax(dim=1, keepdim=True)
-            else:
-                probabilities = torch.softmax(logits[:, -1].float() / temperature, dim=1)
-                piece = torch.multinomial(probabilities, 1, generator=generator)
-            text.append(piece := piece.to(tokens.dtype))
-        return torch.cat(text, dim=1)
+        from griffin_kernels.models.generation import generate
+
+        return generate(
+            self, tokens, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator,
+            lengths=lengths, attention_mask=attention_mask, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
+            stop=stop, on_token=on_token, assistant=assistant, prompt_lookup=prompt_lookup, draft_tokens=draft_tokens,
+            cuda_graph=cuda_graph,
+        ).tokens  # fmt: skip
 
     @classmethod
     def from_pretrained(

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from griffin_kernels import errors
-from griffin_kernels.models import Griffin, preset
 from griffin_kernels.models.cache import AttentionCache, Cache
+from tests.small_models import FAMILIES, WINDOW, draw, small
 
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
 
 EXACT = 1e-13
 """Of the largest element, in float64: other kernels add the same products in another order."""
-
-WINDOW = 6
-FAMILIES = ("hawk", "griffin", "mqa")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -28,24 +23,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def small(family, dtype=torch.float64, **changes):
-    torch.manual_seed(3)
-    sizes = {"vocab_size": 40, "width": 32, "mlp_width": 48, "lru_width": 48, "head_dim": 8, "window": WINDOW}
-    model = Griffin(replace(preset(f"{family}-tiny"), **sizes | changes), dtype=dtype).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms begin at 0, where they would hide mistakes
-            if parameter.dim() == 1:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
-
 @pytest.fixture(params=FAMILIES)
 def model(request):
     return small(request.param)
-
-
-def draw(batch, time, seed=0):
-    return torch.randint(0, 40, (batch, time), generator=torch.Generator().manual_seed(seed))
 
 
 def near(got, want):

@@ -1,0 +1,422 @@
+"""generate: each row has the tokens that it would have alone, however prompts are padded and tokens are drafted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from griffin_kernels import errors, models
+from griffin_kernels.models.decode_graph import DecodeGraph
+from griffin_kernels.models.sampling import Sampling, Transcript
+from griffin_kernels.models.speculation import Drafts, LookupDrafter, accept
+from tests.small_models import FAMILIES, VOCABULARY, WINDOW, draw, small
+
+pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
+
+NEW = 3 * WINDOW
+LENGTHS = (3, 11, 1, 8)
+"""Prompts shorter and longer than the window."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    return small(request.param)
+
+
+@torch.no_grad()
+def alone(model, prompt, count):
+    """The likeliest tokens after one prompt, everything computed anew for each."""
+    text = list(prompt)
+    for _ in range(count):
+        text.append(int(model(torch.tensor([text]), return_cache=False)[0][0, -1].argmax()))
+    return text[len(prompt) :]
+
+
+def prompts():
+    return [draw(1, length, seed=60 + length)[0].tolist() for length in LENGTHS]
+
+
+def padded(rows, side, width=12, padding=0):
+    """tokens and mask [B, width] of rows, padded on the left, on the right, or in between."""
+    tokens, mask = torch.full((len(rows), width), padding), torch.zeros(len(rows), width, dtype=torch.int64)
+    for row, ids in enumerate(rows):
+        places = {"left": range(width - len(ids), width), "right": range(len(ids))}.get(side)
+        if places is None:
+            places = sorted(torch.randperm(width, generator=torch.Generator().manual_seed(row))[: len(ids)].tolist())
+        tokens[row, list(places)], mask[row, list(places)] = torch.tensor(ids), 1
+    return tokens, mask
+
+
+# --- prompts
+
+
+@pytest.mark.parametrize("side", ["left", "right", "between"])
+def test_rows_of_several_lengths_have_the_tokens_of_their_own_runs(model, side):
+    rows = prompts()
+    tokens, mask = padded(rows, side, padding=-100)
+    text = model.generate(tokens, NEW, attention_mask=mask.bool() if side == "left" else mask)
+    assert text.shape == (4, 12 + NEW) and text.dtype == tokens.dtype
+    assert torch.equal(text[:, :12], tokens)
+    assert text[:, 12:].tolist() == [alone(model, row, NEW) for row in rows]
+
+
+def test_lengths_in_place_of_a_mask(model):
+    rows = prompts()
+    tokens, mask = padded(rows, "right", padding=10**6)
+    text = model.generate(tokens.int(), NEW, lengths=torch.tensor(LENGTHS, dtype=torch.int32))
+    assert text.dtype == torch.int32
+    assert torch.equal(text[:, 12:].long(), model.generate(tokens, NEW, attention_mask=mask)[:, 12:])
+
+
+def test_a_mask_of_ones_is_none(model):
+    tokens = draw(2, 9)
+    want = model.generate(tokens, 5)
+    assert torch.equal(model.generate(tokens, 5, attention_mask=torch.ones(2, 9, dtype=torch.bool)), want)
+    assert torch.equal(model.generate(tokens, 5, lengths=torch.tensor([9, 9])), want)
+
+
+def test_nothing_asked_for_and_no_rows(model):
+    tokens = draw(2, 4)
+    assert torch.equal(model.generate(tokens, 0, eos_token_id=3), tokens)
+    for options in (
+        {},
+        {"temperature": 1.0},
+        {"prompt_lookup": 2},
+        {"assistant": model},
+        {"lengths": torch.zeros(0).long()},
+    ):
+        assert model.generate(tokens[:0], 5, **options).shape == (0, 9)
+    assert model.generate(tokens, 0, prompt_lookup=2).shape == (2, 4)
+    assert model.generate(tokens, 1, assistant=model).shape == (2, 5)
+
+
+# --- where rows end
+
+
+def ended(rows, ends):
+    """Rows cut after the first token for which ``ends`` of the tokens so far is true."""
+    return [next((row[: n + 1] for n in range(len(row)) if ends(row[: n + 1])), row) for row in rows]
+
+
+DRAFTING = [
+    {},
+    {"prompt_lookup": 3},
+    {"prompt_lookup": 1, "draft_tokens": 2},
+    {"assistant": "other"},
+    {"assistant": "same"},
+]
+
+
+def drafting(model, options):
+    if "assistant" not in options:
+        return options
+    other = small("hawk", seed=9) if options["assistant"] == "other" else model
+    return options | {"assistant": other, "draft_tokens": 3}
+
+
+@pytest.mark.parametrize("options", DRAFTING, ids=str)
+def test_rows_end_where_they_should_and_are_padded(options):
+    model = small("griffin")
+    options = drafting(model, options)
+    rows = prompts()
+    tokens, mask = padded(rows, "left")
+    whole = [alone(model, row, NEW) for row in rows]
+    first, second = whole[0][4], whole[1][7]
+    pair = tuple(whole[3][5:7])
+    cases = [
+        ({"eos_token_id": first}, lambda new: new[-1] == first, first),
+        ({"eos_token_id": [first, second], "pad_token_id": -1}, lambda new: new[-1] in (first, second), -1),
+        ({"stop": [pair, [first]], "pad_token_id": 39}, lambda new: tuple(new[-2:]) == pair or new[-1] == first, 39),
+        ({"stop": lambda new: sum(new) > 90}, lambda new: sum(new) > 90, 0),
+        (
+            {"eos_token_id": {second}, "stop": lambda new: len(new) == 9},
+            lambda n: n[-1] == second or len(n) == 9,
+            second,
+        ),
+    ]
+    for ends, rule, padding in cases:
+        want, streamed = ended(whole, rule), [[] for _ in rows]
+        made = models.generate(
+            model, tokens, NEW, attention_mask=mask, on_token=lambda row, token, to=streamed: to[row].append(token),
+            **ends, **options,
+        )  # fmt: skip
+        assert made.lengths == tuple(map(len, want)) and min(made.lengths) < NEW
+        assert streamed == want
+        new = made.tokens[:, tokens.shape[1] :].tolist()
+        assert new == [row + [padding] * (max(made.lengths) - len(row)) for row in want]
+        assert torch.equal(made.tokens[:, : tokens.shape[1]], tokens)
+
+
+def test_stops_when_all_rows_have_ended():
+    model, calls = small("hawk"), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    prompt = draw(1, 5)
+    new = alone(model, prompt[0].tolist(), NEW)
+    calls.clear()
+    text = model.generate(prompt, 1000, eos_token_id=new[3])
+    assert text.shape[1] - 5 == new.index(new[3]) + 1 == len(calls)
+
+
+# --- drafts
+
+
+@pytest.mark.parametrize("options", DRAFTING[1:], ids=str)
+def test_drafts_change_no_token(model, options):
+    """Far past the window, rows accept other numbers of drafts, the last round is cut to what is left."""
+    rows = prompts()
+    rows[1] = (rows[1][:4] * 3)[:11]  # a text that repeats itself
+    tokens, mask = padded(rows, "right")
+    made = models.generate(model, tokens, 40, attention_mask=mask, **drafting(model, options))
+    assert made.tokens[:, 12:].tolist() == [alone(model, row, 40) for row in rows]
+    seen = made.acceptance
+    assert all(0 <= kept <= offered for kept, offered in zip(seen.accepted, seen.drafted, strict=True))
+    assert seen.rate == sum(seen.accepted) / sum(seen.drafted)
+    if options.get("assistant") == "same":
+        assert seen.rate == 1 and seen.calls == 1 + math.ceil(39 / 4)
+    assert seen.calls <= 40
+
+
+def test_a_text_that_repeats_itself_needs_few_calls():
+    """A model whose greedy text has come round is read several tokens at a time."""
+    model = small("hawk")
+    prompt = draw(1, 4)
+    made = models.generate(model, prompt, 200, prompt_lookup=3, draft_tokens=7)
+    assert torch.equal(made.tokens, model.generate(prompt, 200))
+    assert made.acceptance.calls < 100 and made.acceptance.rate > 0.5
+
+
+def test_lookup_drafts_what_came_after_the_longest_match():
+    texts = Transcript(2, 9, frozenset(), None, None)
+    drafter = LookupDrafter([[5, 6, 7, 8, 6, 7], [1, 2, 3, 1]], 2, 4, torch.device("cpu"))
+    drafts = drafter.propose([9, 2], texts)
+    assert drafts.tokens.tolist() == [[8, 6, 7, 8], [2, 3, 0, 0]] and drafts.lengths == [4, 2]
+    texts.rows = [[9], [2]]
+    drafts = drafter.propose([4, 4], texts)
+    assert drafts.lengths == [0, 4] and drafts.tokens[1].tolist() == [3, 1, 2, 3]
+    texts.rows = [[9, 9], [2]]
+    assert drafter.propose([4, 0], texts).tokens.tolist() == [[9] * 4, [0] * 4]
+
+
+# --- choice of tokens
+
+
+def by_hand(logits, temperature, top_k, top_p):
+    """The distribution token by token."""
+    order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))[: top_k or len(logits)]
+    weights = {token: math.exp((logits[token] - logits[order[0]]) / temperature) for token in order}
+    total, kept, mass = sum(weights.values()), {}, 0.0
+    for token in order:
+        if kept and top_p is not None and mass >= top_p:
+            break
+        kept[token] = weights[token] / total
+        mass += kept[token]
+    return [kept.get(token, 0.0) / mass for token in range(len(logits))]
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("top_k", [None, 1, 5, 1000])
+@pytest.mark.parametrize("top_p", [None, 1e-9, 0.4, 0.9, 1.0])
+def test_probabilities_are_those_of_the_likeliest_tokens(temperature, top_k, top_p):
+    logits = torch.randn(3, 2, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    logits[0, 0] = logits[0, 0].round()  # some are equally likely
+    found = Sampling(temperature, top_k, top_p).probabilities(logits)
+    rows = [[by_hand(row.tolist(), temperature, top_k, top_p) for row in pair] for pair in logits]
+    want = torch.tensor(rows, dtype=torch.float64)
+    torch.testing.assert_close(found, want, rtol=1e-12, atol=0)  # some ten roundings of 1e-16
+
+
+def test_bfloat16_logits_are_normalised_in_float32():
+    found = Sampling(1.0, top_p=0.9).probabilities(torch.randn(4, 50).bfloat16())
+    assert found.dtype == torch.float32 and torch.allclose(found.sum(1), torch.ones(4))
+
+
+def test_top_k_of_one_is_greedy_and_a_generator_repeats(model):
+    prompt = draw(3, 5)
+    assert torch.equal(model.generate(prompt, 9, temperature=1.5, top_k=1), model.generate(prompt, 9))
+    for options in ({}, {"prompt_lookup": 2}, {"assistant": small("hawk", seed=9)}):
+        runs = [
+            model.generate(
+                prompt, 9, temperature=1.0, top_k=20, top_p=0.9, generator=torch.Generator().manual_seed(5), **options
+            )
+            for _ in range(2)
+        ]
+        assert torch.equal(*runs) and not torch.equal(runs[0], model.generate(prompt, 9))
+
+
+def within(counts, chances):
+    """Whether counts are within five standard deviations of what chances make likely; none where there is no chance."""
+    total = counts.sum()
+    spread = 5 * (total * chances * (1 - chances)).sqrt() + 5
+    return bool(((counts - total * chances).abs() <= spread).all()) and not counts[chances == 0].any()
+
+
+@pytest.mark.parametrize("certain", [True, False])
+def test_the_first_token_of_a_round_is_distributed_as_the_model_says(certain):
+    """Of drafts that the model likes and drafts that it does not, for one distribution and another."""
+    rows, vocabulary = 20000, 6
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(2, vocabulary, generator=generator).repeat(rows, 1, 1)
+    sampling = Sampling(1.0, generator=generator)
+    p = torch.softmax(logits[0], dim=-1)
+    q = torch.softmax(torch.randn(vocabulary, generator=generator), dim=0)
+    if certain:
+        tokens, chances = torch.full((rows, 1), 3), None
+    else:
+        tokens = torch.multinomial(q.repeat(rows, 1), 1, generator=generator)
+        chances = q.repeat(rows, 1, 1)
+    kept, after = accept(logits, Drafts(tokens, [1] * rows, chances), sampling)
+    first = torch.where(kept == 1, tokens[:, 0], after)
+    assert within(torch.bincount(first, minlength=vocabulary), p[0])
+    assert within(torch.bincount(after[kept == 1], minlength=vocabulary), p[1])
+    likely = p[0, 3] if certain else torch.minimum(p[0], q).sum()  # the rate that the paper's theorem 3.5 gives
+    assert within(torch.bincount(kept, minlength=2), torch.stack([1 - likely, likely]))
+
+
+@torch.no_grad()
+def joint(model, prompt, sampling, count):
+    """The chance of each text of ``count`` tokens, [V ** count]."""
+    vocabulary = model.config.vocab_size
+    texts = torch.tensor(list(itertools.product(range(vocabulary), repeat=count)))
+    rows = torch.cat([torch.tensor(prompt).repeat(len(texts), 1), texts], dim=1)
+    logits, _ = model(rows[:, :-1], return_cache=False)
+    chances = sampling.probabilities(logits[:, -count:]).gather(2, texts[:, :, None])
+    return chances.prod(dim=1)[:, 0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"prompt_lookup": 2, "draft_tokens": 3}, {"assistant": "other"}],
+    ids=["plain", "lookup", "assistant"],
+)
+@pytest.mark.parametrize(
+    "choice", [{"temperature": 0.8}, {"temperature": 1.2, "top_k": 3, "top_p": 0.95}], ids=["all", "top"]
+)
+def test_texts_are_distributed_as_the_model_says(options, choice):
+    """Of four tokens from a vocabulary of four: 256 texts, each as often as its chance says."""
+    model, rows, count = small("griffin", torch.float32, vocab_size=4, width=16, mlp_width=16), 6000, 4
+    if "assistant" in options:
+        options = {"assistant": small("hawk", torch.float32, seed=8, vocab_size=4, width=16, mlp_width=16)}
+    prompt = [1, 3, 0, 1, 3, 2, 1, 3]
+    made = models.generate(
+        model,
+        torch.tensor([prompt]).repeat(rows, 1),
+        count,
+        generator=torch.Generator().manual_seed(4),
+        **choice,
+        **options,
+    )
+    new = made.tokens[:, len(prompt) :]
+    counts = torch.bincount((new * torch.tensor([64, 16, 4, 1])).sum(dim=1), minlength=256)
+    assert within(counts, joint(model, prompt, Sampling(**choice), count))
+    if options:
+        assert 0 < made.acceptance.rate < 1
+
+
+# --- what is read, what is refused
+
+
+class NoReads(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a value is read on the host"
+        return func(*args, **kwargs or {})
+
+
+def test_decoding_reads_nothing_unless_something_is_watched(model, monkeypatch):
+    prompt, lists, plain = draw(2, 5), [], torch.Tensor.tolist
+
+    def noted(tensor):
+        if sys._getframe(1).f_globals["__name__"].startswith("griffin_kernels.models"):  # kernels read indices on a CPU
+            lists.append(tensor)
+        return plain(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", noted)
+    with NoReads():
+        model.generate(prompt, 12)
+        model.generate(prompt, 12, temperature=1.0, top_k=9, top_p=0.9)
+        assert not lists
+        model.generate(prompt, 12, on_token=lambda row, token: None)
+        assert len(lists) == 12
+        model.generate(prompt, 12, assistant=model, draft_tokens=3)
+        assert len(lists) == 12 + 1 + 3  # the first token, then four a round
+
+
+@torch.no_grad()
+def test_a_cache_is_copied_and_verified_without_reading(model):
+    prompt, lengths, taken = draw(3, 9), torch.tensor([9, 2, 5]), torch.tensor([2, 0, 1])
+    rows = torch.tensor([2, 0, 0])
+    with NoReads():
+        _, cache = model(prompt, lengths=lengths)
+        saved = cache.snapshot(rows)
+        _, pending = model.verify(prompt[:, :3], cache)
+        pending.commit(taken)
+        cache.reorder(rows)
+        cache.restore(saved)
+        cache.restore(saved.select(rows[:2]), rows[:2])
+        cache.repeat(2).fork()
+    assert cache.positions.tolist() == [5, 9, 9]
+
+
+def test_the_first_step_of_a_graph_is_an_ordinary_one(model):
+    prompt = draw(2, 5)
+    with torch.no_grad():
+        logits, cache = model(prompt)
+        step, other = DecodeGraph(model, cache, 3), cache.fork()
+        token = logits[:, -1].argmax(1)
+        assert torch.equal(step(token), model(token[:, None], cache=other)[0][:, 0])
+    assert cache.tokens == 6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decoding_in_a_graph_gives_the_same_tokens(model, dtype):
+    model = model.to("cuda", dtype)
+    tokens, mask = (tensor.cuda() for tensor in padded(prompts(), "left"))
+    options = {"attention_mask": mask, "eos_token_id": 7}
+    want = model.generate(tokens, 40, cuda_graph=False, **options)
+    assert torch.equal(model.generate(tokens, 40, **options), want)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"top_k": 0}, errors.ArgumentError, "top_k is 0, expected at least 1"),
+        ({"top_p": 0.0}, errors.ArgumentError, "top_p is 0.0, expected above 0"),
+        ({"top_p": math.nan}, errors.ArgumentError, "top_p is nan"),
+        ({"eos_token_id": VOCABULARY}, errors.ArgumentError, "eos_token_id: 40, expected 0 to 39"),
+        ({"stop": [[1], []]}, errors.ArgumentError, "stop has a sequence of 0 tokens"),
+        ({"draft_tokens": 0}, errors.ArgumentError, "draft_tokens is 0"),
+        ({"prompt_lookup": 0}, errors.ArgumentError, "prompt_lookup is 0"),
+        ({"prompt_lookup": 1, "assistant": small("hawk")}, errors.ArgumentError, "are both given"),
+        ({"assistant": small("hawk", vocab_size=9)}, errors.ArgumentError, "has 9 tokens, but the model has 40"),
+        ({"lengths": torch.tensor([0, 2])}, errors.ShapeError, "a prompt of 0 tokens in row 0"),
+        ({"lengths": torch.tensor([1, 3])}, errors.ArgumentError, "lengths: 3, expected 0 to T=2"),
+        ({"attention_mask": torch.tensor([[1, 1], [0, 0]])}, errors.ShapeError, "a prompt of 0 tokens in row 1"),
+        ({"attention_mask": torch.ones(2, 2)}, errors.DtypeError, "attention_mask: dtype torch.float32"),
+        ({"attention_mask": torch.ones(2, 3).bool()}, errors.ShapeError, r"attention_mask: shape \[2, 3\]"),
+        ({"attention_mask": [[1, 1], [1, 1]]}, errors.ArgumentError, "attention_mask is a list"),
+        (
+            {"attention_mask": torch.ones(2, 2).bool(), "lengths": torch.tensor([1, 2])},
+            errors.ArgumentError,
+            "lengths and attention_mask are both given",
+        ),
+        ({"attention_mask": torch.ones(2, 2, device="meta").bool()}, errors.DeviceMismatchError, "on meta"),
+        ({"tokens": [[1, 2]]}, errors.ArgumentError, "tokens is a list"),
+        ({"tokens": torch.ones(2, 2)}, errors.DtypeError, "tokens: dtype torch.float32"),
+    ],
+)
+def test_options_at_fault_are_named(options, error, words):
+    with pytest.raises(error, match=words):
+        small("hawk").generate(**{"tokens": draw(2, 2), "max_new_tokens": 3} | options)

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from griffin_kernels.models.generation import Generation as Generation
     from griffin_kernels.models.generation import generate as generate
     from griffin_kernels.models.griffin import Griffin as Griffin
+    from griffin_kernels.models.loss import linear_cross_entropy as linear_cross_entropy
 
 _HOMES = {
     "cache": "Cache PendingTokens",
     "griffin": "Griffin",
     "generation": "Generation generate",
+    "loss": "linear_cross_entropy",
     "checkpoint": "config_from_deepmind config_from_transformers from_deepmind from_transformers load_transformers "
     "to_deepmind to_transformers",
 }

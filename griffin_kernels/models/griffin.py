@@ -15,6 +15,7 @@ from griffin_kernels.functional import _bridge
 from griffin_kernels.models.cache import Cache, PendingTokens, check_lengths
 from griffin_kernels.models.config import GriffinConfig
 from griffin_kernels.models.layers import Place, ResidualBlock
+from griffin_kernels.models.loss import Implementation, Reduction, linear_cross_entropy
 from griffin_kernels.models.sampling import OnToken, Stop
 from griffin_kernels.models.speculation import DRAFT_TOKENS
 from griffin_kernels.nn import RGLRU, RMSNorm, TemporalConv1D
@@ -106,6 +107,32 @@ class Griffin(nn.Module):
 
         Raises ShapeError, DtypeError, DeviceMismatchError or ArgumentError naming the argument at fault.
         """
+        x, cache = self.hidden(
+            tokens,
+            segment_pos,
+            cache,
+            lengths=lengths,
+            last_only=last_only,
+            return_cache=return_cache,
+            pending=pending,
+        )
+        return self._logits(x), cache
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        segment_pos: Tensor | None = None,
+        cache: Cache | None = None,
+        *,
+        lengths: Tensor | None = None,
+        last_only: bool = False,
+        return_cache: bool = True,
+        pending: PendingTokens | None = None,
+    ) -> tuple[Tensor, Cache | None]:
+        """What ``forward`` multiplies with the output matrix: the final norm's output [B, T, width], and the cache.
+
+        For losses that need no logits, and heads of one's own. Arguments and errors are ``forward``'s.
+        """
         self._check(tokens, segment_pos, cache, return_cache)
         batch, time = tokens.shape
         if lengths is not None:
@@ -114,7 +141,7 @@ class Griffin(nn.Module):
         if return_cache and cache is None:
             cache = self.init_cache(batch)
         if batch == 0 or time == 0:
-            shape = (batch, min(time, 1) if last_only else time, self.config.vocab_size)
+            shape = (batch, min(time, 1) if last_only else time, self.config.width)
             return self.embedding.weight.new_empty(shape), cache if return_cache else None
 
         place, bound = self._place(tokens, segment_pos, cache, return_cache)
@@ -134,7 +161,37 @@ class Griffin(nn.Module):
             cache.advance(place.last, time, bound)
         if last_only and lengths is not None:
             x = x.gather(1, (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[2]))
-        return self._logits(x[:, -1:] if last_only else x), cache if return_cache else None
+        return self.final_norm(x[:, -1:] if last_only else x), cache if return_cache else None
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        segment_pos: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        implementation: Implementation = "chunked",
+    ) -> Tensor:
+        """Cross-entropy of ``targets`` after ``tokens``, for training: the logits of all tokens are never held.
+
+        tokens, segment_pos: [B, T], as ``forward`` takes them. targets: int64 or int32 [B, T], the token that follows
+        each, ``tokens`` shifted by one, or ignore_index. implementation and the rest: see
+        ``griffin_kernels.models.linear_cross_entropy``. Returns a scalar, or [B, T] with reduction="none".
+
+        Under FSDP2, call ``torch.distributed.fsdp.register_fsdp_forward_method(model, "loss")`` once: it gathers
+        parameters for ``forward`` alone otherwise.
+        """
+        hidden, _ = self.hidden(tokens, segment_pos, return_cache=False)
+        return linear_cross_entropy(
+            hidden,
+            self.embedding.weight,
+            targets,
+            softcap=self.config.logits_softcap,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            implementation=implementation,
+        )
 
     @torch.no_grad()
     def verify(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, PendingTokens]:
@@ -183,7 +240,8 @@ class Griffin(nn.Module):
         return place, bound
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits = functional.linear(self.final_norm(x), self.embedding.weight)
+        """Of what ``hidden`` gives."""
+        logits = functional.linear(x, self.embedding.weight)
         cap = self.config.logits_softcap
         if cap is None:
             return logits

@@ -114,8 +114,9 @@ def _transposed(f: Any, seen: Seen, a: int, b: int, step: int, alpha: float, out
 
 @_njit
 def _tile_of(f: Any, span: int) -> int:
-    """Equal tiles, but for the last."""
-    tiles = max((span + f[AT.tile] - 1) // f[AT.tile], 1)
+    """Equal tiles, but for the last; of no keys, none is visited."""
+    span = max(span, 1)
+    tiles = (span + f[AT.tile] - 1) // f[AT.tile]
     return rounded_up((span + tiles - 1) // tiles, LANES)
 
 

@@ -7,6 +7,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import griffin_kernels
 from griffin_kernels import catalog, device, planted, verify
@@ -227,3 +229,30 @@ def test_what_does_not_take_them_says_why(key):
     gpu = device.Device("cuda", "H100", "sm_90", 132, 0, 0)
     words = {"compiled": "block masks", "eager": "cu_seqlens_k lies on the device"}[variant.backend]
     assert words in variant.reject(SMALL, gpu, variant.config())
+
+
+NATIVE = [f"{op}/{name}" for op in ("local_attention", "local_attention_bwd") for name in NAMES if name[:5] == "numba"]
+
+
+@pytest.mark.parametrize("key", NATIVE)
+@settings(max_examples=15, deadline=None)
+@given(
+    time=st.integers(8, 70),
+    keys=st.integers(8, 90),
+    sequences=st.integers(0, 5),
+    window=st.integers(4, 90),
+    right=st.integers(0, 90),
+    documents=st.booleans(),
+    rows=st.integers(1, 90),
+    tile=st.integers(1, 100),
+    part=st.integers(1, 50),
+)
+def test_however_the_work_is_cut(key, time, keys, sequences, window, right, documents, rows, tile, part):
+    """Of packed sequences, or of two rows without offsets."""
+    op, variant = catalog.op(key.partition("/")[0]), catalog.variant(key)
+    flags = ("segmented",) * documents + (("packed", PACKED_KEYS) if sequences else ())
+    facts = {"keys": keys, "rows": sequences or 2, "right": right, "op": op.name, "data": SMALL.data * (op is OP)}
+    case = make_case(1 if sequences else 2, time, 4, 2, 9, window, "float32", flags, **facts)
+    config = {"rows": rows, "keys": tile} | ({"part": part} if op is BACKWARD else {})
+    found = verify.check(op, variant, case, variant.config(**config), op.make_inputs(case, CPU, 0))
+    assert found.ok, found.problem

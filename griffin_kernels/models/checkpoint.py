@@ -1,295 +1,206 @@
-"""Parameters and settings of the published RecurrentGemma codes, to and from ours.
+"""Models from checkpoints, and checkpoints of models.
 
-Two layouts: transformers' ``RecurrentGemmaForCausalLM``, and the PyTorch code of google-deepmind/recurrentgemma. A
-``Rule`` says where one of our parameters comes from, and how to get back: the way back also serves gradients.
+A folder is as transformers keeps one: config.json, and safetensors files with or without an index. A model that
+transformers' RecurrentGemma can be is kept under its names, so that both libraries read it; another one under ours.
+google-deepmind/recurrentgemma's PyTorch code keeps a state dict in one file, and no configuration.
 """
 
 from __future__ import annotations
 
-import json
+import pickle
+import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from griffin_kernels import errors
-from griffin_kernels.models.config import GriffinConfig, repeat
+from griffin_kernels.models import checkpoint_files as files
+from griffin_kernels.models import checkpoint_layouts as layouts
+from griffin_kernels.models import checkpoint_settings as settings
+from griffin_kernels.models.checkpoint_layouts import Layout, Rule, StateDict
+from griffin_kernels.models.config import GriffinConfig
 from griffin_kernels.models.griffin import Griffin
 
-Layout = Literal["transformers", "deepmind"]
-StateDict = Mapping[str, Tensor]
+Device = torch.device | str
+Dtype = torch.dtype | str
 
 
-@dataclass(frozen=True)
-class Rule:
-    """``theirs``: names there. join: their tensors -> ours. split: ours -> theirs; on meta tensors it tells shapes."""
+def load_pretrained(folder: str | Path, *, device: Device | None = None, dtype: Dtype | None = None) -> Griffin:
+    """A model from a folder that ``save_pretrained``, ours or transformers' RecurrentGemma's, has written.
 
-    theirs: tuple[str, ...]
-    join: Callable[..., Tensor]
-    split: Callable[[Tensor], tuple[Tensor, ...]]
+    Tensors are read, cast and moved one at a time: host memory beyond that of the result is about one tensor's.
+    Prefixes of torch.compile, DDP and FSDP in names, names without ``model.``, and the tied ``lm_head.weight`` there or
+    not are all read.
 
+    device: of the parameters; torch's default if None. dtype: of all parameters, a torch.dtype or its name. With None
+    or ``"auto"`` embedding and linear layers have the stored embedding's, and the other parameters, which may have
+    another one, the dtypes that they are stored in.
 
-RENAMED: Mapping[Layout, Mapping[str, str]] = {
-    "transformers": {
-        "embedding": "model.embed_tokens",
-        "final_norm": "model.final_norm",
-        "blocks": "model.layers",
-        "temporal_norm": "temporal_pre_norm",
-        "channel_norm": "channel_pre_norm",
-        "mixing.qkv": "mixing.{}_proj",
-        "mixing.out": "mixing.o_proj",
-        "mixing": "temporal_block",
-        "conv": "conv_1d",
-        "a_param": "recurrent_param",
-        "recurrence_gate": "recurrent_gate",
-        "mlp.up": "mlp_block.{}_proj",
-        "mlp.down": "mlp_block.down_proj",
-    },
-    "deepmind": {
-        "embedding.weight": "embedder.input_embedding",
-        "norm.weight": "norm.scale",
-        "temporal_norm": "temporal_pre_norm",
-        "channel_norm": "channel_pre_norm",
-        "mixing.qkv": "attention_block.proj_{}",
-        "mixing.out": "attention_block.proj_final",
-        "mixing": "recurrent_block",
-        "conv.weight": "conv_1d.w",
-        "conv.bias": "conv_1d.b",
-        "recurrence_gate": "a_gate",
-        "gate_weight": "gate.w",
-        "gate_bias": "gate.b",
-        "mlp.up.weight": "mlp_block.ffw_up.w",
-        "mlp.up.bias": "mlp_block.ffw_up.b",
-        "mlp.down": "mlp_block.ffw_down",
-    },
-}
-"""Parts of our names -> of theirs, to be replaced in this order; ``{}`` stands for each of the several they have."""
-
-
-def _rules(config: GriffinConfig, layout: Layout) -> dict[str, Rule]:
-    """One rule for each of our parameters, in the order of the module."""
-    if "global_attention" in config.block_types:
-        raise errors.ArgumentError("config: the published layouts have no global attention")
-    kv_rows = config.num_kv_heads * config.head_dim
-    qkv_rows = [config.num_heads * config.head_dim, kv_rows, kv_rows]
-    rules = {}
-    for mine in Griffin(config, device="meta").state_dict():
-        their = mine
-        for ours, name in RENAMED[layout].items():
-            their = their.replace(ours, name)
-        rule = Rule((their,), lambda tensor: tensor, lambda tensor: (tensor,))
-        if "{}" in their:  # ours has their rows one below the other
-            which, rows = ("qkv", qkv_rows) if "qkv" in mine else (("gate", "up"), [config.mlp_width] * 2)
-            split = partial(torch.split, split_size_or_sections=rows)
-            rule = Rule(tuple(map(their.format, which)), lambda *parts: torch.cat(parts), split)
-        elif their.endswith("conv_1d.weight"):  # nn.Conv1d's, [R, 1, K], ours [K, R]; both put the present token last
-            rule = Rule((their,), lambda tensor: tensor[:, 0].T, lambda tensor: (tensor.T[:, None],))
-        elif their.endswith("ffw_up.w"):  # [2, inputs, outputs], ours [2 * outputs, inputs]
-            rule = Rule(
-                (their,),
-                lambda tensor: tensor.transpose(1, 2).flatten(0, 1),
-                lambda tensor: (tensor.view(2, -1, tensor.shape[1]).transpose(1, 2),),
-            )
-        elif their.endswith("ffw_up.b"):  # [2, 1, 1, outputs], ours [2 * outputs]
-            rule = Rule((their,), lambda tensor: tensor.flatten(), lambda tensor: (tensor.view(2, 1, 1, -1),))
-        rules[mine] = rule
-    return rules
-
-
-def _listed(names: list[str]) -> str:
-    """At most six names, and how many more there are."""
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
-def _to_ours(state_dict: StateDict, config: GriffinConfig, layout: Layout) -> dict[str, Tensor]:
-    """Raises for keys that are missing or unexpected, then for tensors of the wrong shape."""
-    rules = _rules(config, layout)
-    ours = Griffin(config, device="meta").state_dict()
-    expected = {
-        name: part.shape
-        for mine, rule in rules.items()
-        for name, part in zip(rule.theirs, rule.split(ours[mine]), strict=True)
-    }
-    missing = [name for name in expected if name not in state_dict]
-    unexpected = [name for name in state_dict if name not in expected]
-    faults = [f"lacks {_listed(missing)}"] if missing else []
-    faults += [f"has {_listed(unexpected)}, which this model has no place for"] if unexpected else []
-    if faults:
-        raise errors.ArgumentError(f"the state dict {' and '.join(faults)}")
-    misshapen = [
-        f"{name} is {list(state_dict[name].shape)}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if state_dict[name].shape != shape
-    ]
-    if misshapen:
-        raise errors.ShapeError(f"the state dict does not fit the configuration: {_listed(misshapen)}")
-    return {mine: rule.join(*[state_dict[name] for name in rule.theirs]) for mine, rule in rules.items()}
-
-
-def _to_theirs(tensors: StateDict, config: GriffinConfig, layout: Layout) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for mine, rule in _rules(config, layout).items():
-        if mine not in tensors:
-            raise errors.ArgumentError(f"the state dict lacks {mine}")
-        found |= zip(rule.theirs, rule.split(tensors[mine]), strict=True)
-    return found
-
-
-def from_transformers(state_dict: StateDict, config: GriffinConfig) -> dict[str, Tensor]:
-    """Our state dict from that of transformers' RecurrentGemmaForCausalLM.
-
-    ``lm_head.weight`` may be there: it must be the embedding, to which it is tied. Tensors keep dtype and device; those
-    that need no rearrangement are not copied. Raises ArgumentError naming missing and unexpected keys, ShapeError
-    naming tensors that do not fit ``config``.
+    Raises ArgumentError, ShapeError or DtypeError naming the file or the parameters at fault: no safetensors, quantised
+    weights, missing or unexpected tensors, settings that the published models do not have.
     """
-    given = dict(state_dict)
-    head, embedding = given.pop("lm_head.weight", None), given.get("model.embed_tokens.weight")
-    if head is not None and embedding is not None and head is not embedding:
-        if head.data_ptr() != embedding.data_ptr() and not torch.equal(head, embedding):
-            raise errors.ArgumentError(
-                "lm_head.weight differs from model.embed_tokens.weight, to which it must be tied"
-            )
-    return _to_ours(given, config, "transformers")
+    entries, stored = files.read_folder(Path(folder))
+    native = entries.get("model_type") == settings.NATIVE
+    config = settings.native_config(entries) if native else settings.config_from_transformers(entries)
+    layout: Layout = "griffin_kernels" if native else "transformers"
+    return _load(stored, lambda tensor: tensor.read(), config, layout, device or torch.get_default_device(), dtype)
 
 
-def to_transformers(state_dict: StateDict, config: GriffinConfig) -> dict[str, Tensor]:
-    """The inverse of ``from_transformers``, without ``lm_head.weight``; gradients by name can be given as well."""
-    return _to_theirs(state_dict, config, "transformers")
+def save_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    max_shard_size: int | str = "50GB",
+    state_dict: StateDict | None = None,
+    config_entries: Mapping[str, Any] | None = None,
+) -> None:
+    """Write config.json and safetensors files, which ``load_pretrained`` reads.
 
+    Where transformers' RecurrentGemma can be this model, its ``from_pretrained`` reads them too; another model (no
+    scaled embeddings or no softcap, global attention, other gate blocks than heads) is kept under our own names.
 
-def from_deepmind(state_dict: StateDict, config: GriffinConfig) -> dict[str, Tensor]:
-    """Our state dict from that of google-deepmind/recurrentgemma's PyTorch ``Griffin``; errors as above.
+    model: a Griffin, also compiled or in DDP. folder: made where it is not there; files of other names stay. Its old
+    checkpoint stays whole until the new one is on the disk, so there must be room for both; a full disk or an
+    interrupt leaves the old one. max_shard_size: bytes, or text such as "5GB"; where one file would be larger there
+    are several and an index. state_dict: in place of the model's own, as gathered from a sharded one.
+    config_entries: more entries for config.json, as ``{"eos_token_id": 7}``: transformers takes ids 0, 1 and 2 to be
+    padding, end and beginning where nothing is said.
 
-    The window of ``config`` must be their ``attention_window_size + 1``, see ``config_from_deepmind``.
+    Raises ArgumentError for parameters that are no plain tensors with values: quantised, sharded, on meta.
     """
-    return _to_ours(state_dict, config, "deepmind")
-
-
-def to_deepmind(state_dict: StateDict, config: GriffinConfig) -> dict[str, Tensor]:
-    """The inverse of ``from_deepmind``; gradients by name can be given as well."""
-    return _to_theirs(state_dict, config, "deepmind")
-
-
-def config_from_transformers(config: Any) -> GriffinConfig:
-    """Our configuration from transformers' RecurrentGemmaConfig, or from the mapping that a config.json holds.
-
-    Their MLP is ``intermediate_size // 2`` wide, their gates have one block a head, and they scale embeddings always.
-    Raises ArgumentError for a missing entry and for settings that the published models do not have.
-    """
-    given = config if isinstance(config, Mapping) else config.to_dict()
-    rope = given.get("rope_parameters") or {}
-    kinds = {"model_type": "recurrent_gemma", "hidden_activation": "gelu_pytorch_tanh", "rope_type": "default"}
-    fixed = kinds | {"attention_bias": False, "tie_word_embeddings": True, "partial_rotary_factor": 0.5}
-    for name, only in fixed.items():
-        if (value := given.get(name, rope.get(name, only))) != only:
-            raise errors.ArgumentError(f"config: {name} is {value!r}, expected {only!r}")
-    try:
-        width, heads = given["hidden_size"], given["num_attention_heads"]
-        pattern = tuple("local_attention" if kind == "attention" else kind for kind in given["block_types"])
-        return GriffinConfig(
-            vocab_size=given["vocab_size"],
-            width=width,
-            mlp_width=given["intermediate_size"] // 2,
-            block_types=repeat(pattern, given["num_hidden_layers"]),  # type: ignore[arg-type]
-            num_heads=heads,
-            head_dim=width // heads,
-            lru_width=given.get("lru_width") or width,
-            gate_blocks=heads,
-            num_kv_heads=given.get("num_key_value_heads") or heads,
-            window=given["attention_window_size"],
-            conv_width=given["conv1d_width"],
-            rope_base=given.get("rope_theta", rope.get("rope_theta", 10_000.0)),
-            norm_eps=given["rms_norm_eps"],
-            scale_embeddings=True,
-            logits_softcap=given["logits_soft_cap"] or None,
-        )
-    except KeyError as error:
-        raise errors.ArgumentError(f"config: no entry {error.args[0]!r}") from None
-
-
-def config_from_deepmind(config: Mapping[str, Any]) -> GriffinConfig:
-    """Our configuration from the fields of google-deepmind/recurrentgemma's GriffinConfig, block types by name.
-
-    That code's mask lets a query see itself and ``attention_window_size`` tokens before it, in decode too, so our
-    window is one more than that. Raises ArgumentError for a missing entry.
-    """
-    kinds = {"RECURRENT": "recurrent", "ATTENTION": "local_attention"}
-    try:
-        return GriffinConfig(
-            vocab_size=config["vocab_size"],
-            width=config["width"],
-            mlp_width=config["mlp_expanded_width"],
-            block_types=tuple(kinds[str(getattr(kind, "name", kind))] for kind in config["block_types"]),  # type: ignore[misc]
-            num_heads=config["num_heads"],
-            head_dim=config["width"] // config["num_heads"],
-            lru_width=config.get("lru_width") or config["width"],
-            gate_blocks=config["num_heads"],
-            window=config["attention_window_size"] + 1,
-            scale_embeddings=bool(config["embeddings_scale_by_sqrt_dim"]),
-            logits_softcap=config["logits_soft_cap"] or None,
-        )
-    except KeyError as error:
-        raise errors.ArgumentError(f"config: no entry or block type {error.args[0]!r}") from None
+    griffin, tensors = _own(model, state_dict)
+    config = griffin.config
+    layout: Layout = "griffin_kernels" if settings.not_in_transformers(config) else "transformers"
+    entries = settings.native_entries(config)
+    if layout == "transformers":
+        entries = settings.config_to_transformers(config)
+    entries["dtype"] = str(tensors["embedding.weight"].dtype).removeprefix("torch.")
+    theirs = layouts.to_theirs(tensors, config, layout)
+    files.write_folder(Path(folder), entries | dict(config_entries or {}), theirs, files.size_of(max_shard_size))
 
 
 def load_transformers(
     model: nn.Module | StateDict,
     config: GriffinConfig | None = None,
     *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    device: Device | None = None,
+    dtype: Dtype | None = None,
 ) -> Griffin:
     """A Griffin with copies of the parameters of a RecurrentGemmaForCausalLM, or of its state dict and a ``config``.
 
-    device, dtype: of the copies; those of the given embedding if None. Raises as ``from_transformers``.
+    device: of the copies; that of the given embedding if None. dtype: as in ``load_pretrained``. Raises as
+    ``from_transformers``.
     """
     if isinstance(model, nn.Module):
-        config = config or config_from_transformers(model.config)
+        config = config or settings.config_from_transformers(model.config)
         model = model.state_dict()
     if config is None:
         raise errors.ArgumentError("config is None, expected a GriffinConfig beside a state dict")
-    tensors = from_transformers(model, config)
-    embedding = tensors["embedding.weight"]
-    filled = Griffin(config, device="meta", dtype=dtype or embedding.dtype)
-    filled.to_empty(device=device or embedding.device)
-    filled.load_state_dict(tensors)
-    return filled
+    return _load(model, lambda tensor: tensor, config, "transformers", device, dtype)
 
 
-def read_folder(folder: str | Path) -> tuple[StateDict, GriffinConfig]:
-    """The tensors and the configuration that a folder as transformers writes it holds."""
+def load_deepmind(
+    file: str | Path, config: GriffinConfig | None = None, *, device: Device | None = None, dtype: Dtype | None = None
+) -> Griffin:
+    """A Griffin from a file of google-deepmind/recurrentgemma's PyTorch code: a state dict by ``torch.save``.
+
+    Only tensors are unpickled. config: the file holds none; sizes are then those of its tensors, and window, scaled
+    embeddings and softcap those of both released sizes. device, dtype: as in ``load_pretrained``. Raises as it does.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise errors.ArgumentError(f"there is no file {file}")
     try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise errors.ArgumentError("reading checkpoints needs safetensors: pip install safetensors") from None
-    folder = Path(folder)
-    settings, index = folder / "config.json", folder / "model.safetensors.index.json"
-    if not settings.is_file():
-        raise errors.ArgumentError(f"{folder} has no config.json, so it is no checkpoint folder")
-    config = config_from_transformers(_json(settings))
-    files = [folder / "model.safetensors"]
-    if index.is_file():
-        files = [folder / name for name in sorted(set(_json(index).get("weight_map", {}).values()))]
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        if not file.is_file():
-            raise errors.ArgumentError(f"{folder} lacks {file.name}")
-        try:
-            tensors |= load_file(file)
-        except Exception as error:  # safetensors' own class, and OSError
-            raise errors.ArgumentError(f"{file} cannot be read as safetensors: {error}") from None
-    return tensors, config
+        # torch's older format cannot be mapped
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        first = str(error).partition("\n")[0]
+        raise errors.ArgumentError(f"{file} cannot be read as a PyTorch state dict: {first}") from None
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise errors.ArgumentError(f"{file} holds something else than a state dict, which has only tensors by name")
+    if config is None:
+        shapes = {plain: found[given].shape for plain, given in layouts.plain_names(found, "deepmind").items()}
+        config = settings.config_from_deepmind_shapes(shapes)
+    return _load(found, lambda tensor: tensor, config, "deepmind", device or torch.get_default_device(), dtype)
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise errors.ArgumentError(f"{file} cannot be read as JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise errors.ArgumentError(f"{file} holds a {type(found).__name__}, expected an object")
+def save_deepmind(model: nn.Module, file: str | Path, *, state_dict: StateDict | None = None) -> None:
+    """Write a file that google-deepmind/recurrentgemma's PyTorch code reads; as a whole, or the old one stays.
+
+    Its GriffinConfig's ``attention_window_size`` is our window less 1. Raises as ``save_pretrained``.
+    """
+    griffin, tensors = _own(model, state_dict)
+    theirs = layouts.to_deepmind(tensors, griffin.config)
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.replace(file.parent, {file.name: lambda opened: torch.save(theirs, opened)}, file.name)
+
+
+def _load(
+    stored: Mapping[str, Any],
+    read: Callable[[Any], Tensor],
+    config: GriffinConfig,
+    layout: Layout,
+    device: Device | None,
+    dtype: Dtype | None,
+) -> Griffin:
+    """stored: name -> what has a shape and what ``read`` makes the tensor from."""
+    chosen = _dtype(dtype)
+    found = {plain: stored[given] for plain, given in layouts.plain_names(stored, layout).items()}
+    if layout == "transformers" and (head := found.pop(layouts.HEAD, None)) is not None:
+        layouts.check_tied(read(head), read(found[layouts.EMBEDDING]))
+    rules = layouts.check({name: tensor.shape for name, tensor in found.items()}, config, layout)
+    model = Griffin(config, device="meta")
+    return _fill(model, rules, lambda name: read(found[name]), device, chosen)
+
+
+def _fill(
+    model: Griffin, rules: Mapping[str, Rule], read: Callable[[str], Tensor], device: Device | None, dtype: Any
+) -> Griffin:
+    empty = model.state_dict()
+    filled: dict[str, Tensor] = {}
+    shared: torch.dtype | None = None
+    # the embedding's dtype is that of others; the largest are read while little else is in memory
+    for name in sorted(empty, key=lambda name: (name != "embedding.weight", -empty[name].numel())):
+        given = rules[name].join(*[read(part) for part in rules[name].theirs])
+        if not given.is_floating_point():
+            raise errors.DtypeError(f"{name} is of {given.dtype}, expected floating-point weights, not quantised ones")
+        shared, device = shared or given.dtype, device or given.device
+        mixes = not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear | nn.Embedding)
+        wanted = dtype or (given.dtype if mixes else shared)
+        filled[name] = torch.empty(given.shape, dtype=wanted, device=device).copy_(given.detach())
+        del given
+    model.load_state_dict(filled, assign=True)
+    return model
+
+
+def _dtype(dtype: Dtype | None) -> torch.dtype | None:
+    if dtype is None or dtype == "auto":
+        return None
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in files.DTYPES.values())
+        raise errors.DtypeError(f"dtype is {dtype!r}, expected one of {names}")
     return found
+
+
+def _own(model: nn.Module, state_dict: StateDict | None) -> tuple[Griffin, dict[str, Tensor]]:
+    """The Griffin inside wrappers, and its tensors by name, all of which can be written."""
+    inner: Any = model
+    while isinstance(inner, nn.Module) and not isinstance(inner, Griffin):
+        inner = getattr(inner, "_orig_mod", getattr(inner, "module", None))
+    if not isinstance(inner, Griffin):
+        raise errors.ArgumentError(f"model is a {type(model).__name__}, expected a Griffin")
+    given = inner.state_dict() if state_dict is None else state_dict
+    tensors = {plain: given[name] for plain, name in layouts.plain_names(given, "griffin_kernels").items()}
+    layouts.check({name: tensor.shape for name, tensor in tensors.items()}, inner.config, "griffin_kernels")
+    for name, tensor in tensors.items():
+        plain = type(tensor) in (Tensor, nn.Parameter)
+        if not plain or tensor.is_meta or tensor.dtype not in files.DTYPES.values():
+            kind = f"of {tensor.dtype}" if plain and not tensor.is_meta else f"a {type(tensor).__name__}"
+            kind = "on meta" if tensor.is_meta else kind
+            raise errors.ArgumentError(f"{name} is {kind}; only whole floating-point tensors with values are written")
+    return inner, tensors

@@ -349,13 +349,19 @@ class Griffin(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        cls,
+        folder: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> Griffin:
-        """A RecurrentGemma from a folder with config.json and safetensors files, as transformers writes them.
+        """``griffin_kernels.models.load_pretrained``."""
+        from griffin_kernels.models.checkpoint import load_pretrained
 
-        device, dtype: of the parameters; the CPU and the embedding's dtype if None. Raises ArgumentError or ShapeError
-        naming the file or the parameters at fault.
-        """
-        from griffin_kernels.models.checkpoint import load_transformers, read_folder
+        return load_pretrained(folder, device=device, dtype=dtype)
 
-        return load_transformers(*read_folder(folder), device=device, dtype=dtype)
+    def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = "50GB") -> None:
+        """``griffin_kernels.models.save_pretrained``, which has more options."""
+        from griffin_kernels.models.checkpoint import save_pretrained
+
+        save_pretrained(self, folder, max_shard_size=max_shard_size)

@@ -13,9 +13,9 @@ import torch
 
 from griffin_kernels import catalog, device, dispatch
 from griffin_kernels.contract import BenchCase, Case
+from griffin_kernels.ops import _native_amx
 from griffin_kernels.ops.complex_scan.cost import make_case as complex_case
 from griffin_kernels.ops.linear_scan.cost import make_case as scan_case
-from griffin_kernels.ops.rg_lru import _lru_numba_amx
 from tests.benchmarks._compare import race, show
 
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
@@ -78,7 +78,7 @@ def test_bfloat16_on_the_matrix_unit(op):
     ]  # fmt: skip
     rows = race({case.dtype: caller("numba.fused", case) for case in cases}, rounds=11)
     show(f"{op} B1-T2048-D2560", rows)
-    if _lru_numba_amx.granted():
+    if _native_amx.granted():
         assert rows["bfloat16"].ratio <= MATRIX_UNIT_TARGET
 
 

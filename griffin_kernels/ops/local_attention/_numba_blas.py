@@ -18,7 +18,7 @@ from numba.core import cgutils
 from griffin_kernels.ops._native import FLOAT, INT8, INT32, INT64, intrinsic
 from griffin_kernels.ops.local_attention import _numba_loops
 from griffin_kernels.ops.local_attention._numba_loops import Seen
-from griffin_kernels.ops.local_attention._numba_rows import AT, LANES, at, fields_of, rounded_up
+from griffin_kernels.ops.local_attention._numba_rows import AT, at, fields_of
 
 _njit: Any = numba.njit
 _f32: Any = numba.float32
@@ -113,19 +113,11 @@ def _transposed(f: Any, seen: Seen, a: int, b: int, step: int, alpha: float, out
 
 
 @_njit
-def _tile_of(f: Any, span: int) -> int:
-    """Equal tiles, but for the last; of no keys, none is visited."""
-    span = max(span, 1)
-    tiles = (span + f[AT.tile] - 1) // f[AT.tile]
-    return rounded_up((span + tiles - 1) // tiles, LANES)
-
-
-@_njit
 def _sight(f: Any, seen: Seen, row: int) -> tuple[int, int]:
     return 0, seen.width
 
 
-_attend, _gradient = _numba_loops.loops(_across, _down, _transposed, _sight, _tile_of)
+_attend, _gradient = _numba_loops.loops(_across, _down, _transposed, _sight, _numba_loops.equal_tiles)
 
 
 def attend(data: Any) -> None:

@@ -7,6 +7,7 @@ tile_of: ``(f, span)`` -> keys in each tile of so many.
 across: ``(data, f, seen, a, step, tensor, out)``, out [rows, width] = a [rows, d] @ tensor^T.
 down: ``(data, f, seen, a, tensor, alpha, beta, out)``, out [rows, wide] = beta out + alpha a [rows, width] @ tensor.
 transposed: ``(f, seen, a, b, step, alpha, out)``, out [width, wide] += alpha a [rows, width]^T @ b [rows, d].
+weigh: as ``weigh`` of _numba_rows.py.
 step: float32 numbers from row to row of queries. alpha: only where the variant ``scales``, see _numba_attention.py.
 beta: 0 where out is 0 anyway, else 1.
 """
@@ -43,7 +44,32 @@ class Seen(NamedTuple):
     width: int  # keys
 
 
-def loops(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> tuple[Any, Any]:
+@_njit
+def equal_tiles(f: Any, span: int) -> int:
+    """Keys in each tile of ``span``, the last of which may have fewer; of no keys, none is visited."""
+    span = max(span, 1)
+    tiles = (span + f[AT.tile] - 1) // f[AT.tile]
+    whole: int = rounded_up((span + tiles - 1) // tiles, vectors.LANES)
+    return whole
+
+
+def sight_of(block: int, panel: int) -> Any:
+    """``sight`` where products are made of tiles of ``block`` rows and ``panel`` keys, from the beginning of one."""
+
+    @_njit
+    def sight(f: Any, seen: Seen, row: int) -> tuple[int, int]:
+        group, start = f[AT.group], row // block * block
+        end = min((start + block - 1) // group + 1, seen.queries)
+        low = max(vectors.first_of(seen.first, start // group, end) - seen.begin, 0)
+        after = vectors.after_of(f, seen.batch, seen.start + end - 1)
+        return low // panel * panel, min(after - seen.begin, seen.width)
+
+    return sight
+
+
+def loops(
+    across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any, weigh: Any = vectors.weigh
+) -> tuple[Any, Any]:
     """The compiled functions ``(data) -> None`` of local_attention and of its gradient."""
 
     @_njit
@@ -53,7 +79,7 @@ def loops(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> 
         block, time, group, d, pitch, wide = f[AT.block], f[AT.time], f[AT.group], f[AT.d], f[AT.pitch], f[AT.wide]
         most, pairs = rounded_up(block * group, f[AT.rows]), f[AT.pairs]
         factor = floats(f[AT.factors], 0)[0]
-        step = (d + 1) // 2 if pairs else d
+        step = wide // 2 if pairs else d
         queries = f[AT.scratch] + 4 * take(data, AT.places) * f[AT.scratch_place]  # [rows, step]
         weighted = queries + 4 * most * step  # [rows, wide]
         scores = weighted + 4 * most * wide  # [rows, pitch]
@@ -69,7 +95,7 @@ def loops(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> 
             for r in range(rows):
                 index, place = vectors.at(f, AT.q, batch, start + r // group, head + r % group), queries + 4 * r * step
                 if pairs:
-                    vectors.copy_row(f[AT.q], index, place, d)
+                    vectors.copy_row(f[AT.q], index, place, d, wide)
                 else:
                     vectors.read_row(data, f[AT.q], index, place, factor, d)
                 largest[r], total[r] = _f32(vectors.HIDDEN), _f32(0)
@@ -84,15 +110,10 @@ def loops(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> 
                 for r in range(rows):
                     near, far = sight(f, seen, r)
                     if near < far:
-                        t, values, near_key = r // group, floats(scores, r * pitch + near), begin + near
-                        if pairs:
-                            vectors.scale(values, factor, rounded_up(far - near, vectors.LANES))
+                        t, place, near_key = r // group, r * pitch + near, begin + near
                         out, since = floats(weighted, r * wide), first[t] - near_key
-                        until = vectors.after_of(f, batch, start + t) - near_key
-                        vectors.weigh(f, values, since, until, far - near, r, largest, total, out)
-                        if pairs:
-                            whole = rounded_up(far - near, vectors.LANES)
-                            vectors.write_row(data, weights, r * pitch + near, values, _f32(1), whole)
+                        until, count_near = vectors.after_of(f, batch, start + t) - near_key, far - near
+                        weigh(data, f, scores, weights, place, since, until, count_near, r, largest, total, out)
                 down(data, f, seen, weights, AT.v, _f32(1), _f32(begin > low), weighted)
             for r in range(rows):
                 t, values = start + r // group, floats(weighted, r * wide)

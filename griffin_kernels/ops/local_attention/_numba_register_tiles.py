@@ -24,7 +24,7 @@ from numba import types
 from griffin_kernels.ops._native import FLOAT, INT32, INT64, intrinsic
 from griffin_kernels.ops.local_attention import _numba_loops
 from griffin_kernels.ops.local_attention._numba_loops import Seen
-from griffin_kernels.ops.local_attention._numba_rows import AT, after_of, first_of, floats, is_half
+from griffin_kernels.ops.local_attention._numba_rows import AT, after_of, floats, is_half
 
 _njit: Any = numba.njit
 
@@ -134,13 +134,7 @@ def _tile_function(add: bool) -> Any:
 set_tile, add_tile = _tile_function(add=False), _tile_function(add=True)
 
 
-@_njit
-def _sight(f: Any, seen: Seen, row: int) -> tuple[int, int]:
-    """Of rows near ``row``, from the beginning of a panel."""
-    group, start = f[AT.group], row // ROWS * ROWS
-    end = min((start + ROWS - 1) // group + 1, seen.queries)
-    low = max(first_of(seen.first, start // group, end) - seen.begin, 0)
-    return low // PANEL * PANEL, min(after_of(f, seen.batch, seen.start + end - 1) - seen.begin, seen.width)
+_sight = _numba_loops.sight_of(ROWS, PANEL)
 
 
 @_njit

@@ -36,6 +36,17 @@ MAXIMA = {"reassoc", "nnan", "nsz"}
 
 HIDDEN = -3e38
 """A score that does not count: its power is 0."""
+LAST_POWER = 125.0
+"""Powers of less than its negative count as 0."""
+POWER_TERMS = (
+    1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2, 2.402264791363012e-1,
+    6.931472028550421e-1, 1.0,
+)  # fmt: skip
+"""2^r for |r| <= 1/2 as a polynomial, highest power first: that of Cephes' exp2f."""
+ROUND_TO = 1.5 * 2.0**23
+"""Added to what is small it rounds to an integer, which is then in the lowest bits."""
+STRAIGHT = 30.0
+"""Beyond it, tanh is 1: scores that are to be bent are cut there."""
 _LN2 = 0.6931471805599453
 
 
@@ -110,19 +121,18 @@ def largest_of(values: Any, count: int) -> float:
 
 @_njit(fastmath={"contract"})
 def _power(x: float) -> float:
-    """2^x for x <= 125; 0 below -125. 2^n 2^r with |r| <= 1/2; the polynomial is that of Cephes' exp2f."""
-    # adding 1.5 2^23 rounds to an integer
-    # and NaN, which is not below anything, stays
-    bounded = _f32(-125) if x < _f32(-125) else x
-    shifted = bounded + _f32(12582912.0)
-    r = bounded - (shifted - _f32(12582912.0))
-    p = _f32(1.535336188319500e-4) * r + _f32(1.339887440266574e-3)
-    p = p * r + _f32(9.618437357674640e-3)
-    p = p * r + _f32(5.550332471162809e-2)
-    p = p * r + _f32(2.402264791363012e-1)
-    p = p * r + _f32(6.931472028550421e-1)
-    p = p * r + _f32(1)
-    return _f32(0) if x < _f32(-125) else _times_power(p, shifted)
+    """2^x for x <= 125; 0 below -125. 2^n 2^r with |r| <= 1/2."""
+    # NaN, which is not below anything, stays
+    bounded = _f32(-LAST_POWER) if x < _f32(-LAST_POWER) else x
+    shifted = bounded + _f32(ROUND_TO)
+    r = bounded - (shifted - _f32(ROUND_TO))
+    p = _f32(POWER_TERMS[0]) * r + _f32(POWER_TERMS[1])
+    p = p * r + _f32(POWER_TERMS[2])
+    p = p * r + _f32(POWER_TERMS[3])
+    p = p * r + _f32(POWER_TERMS[4])
+    p = p * r + _f32(POWER_TERMS[5])
+    p = p * r + _f32(POWER_TERMS[6])
+    return _f32(0) if x < _f32(-LAST_POWER) else _times_power(p, shifted)
 
 
 @_njit(fastmath={"contract"})
@@ -136,9 +146,8 @@ def _powers(values: Any, less: float, count: int) -> None:
 def _bend(values: Any, cap: float, count: int) -> None:
     """values = cap tanh(values log(2) / 2), in place."""
     for i in range(count):
-        # beyond 30, tanh is 1
-        x = _f32(-30) if values[i] < _f32(-30) else values[i]
-        x = _f32(30) if x > _f32(30) else x
+        x = _f32(-STRAIGHT) if values[i] < _f32(-STRAIGHT) else values[i]
+        x = _f32(STRAIGHT) if x > _f32(STRAIGHT) else x
         values[i] = cap - _f32(2) * cap / (_power(x) + _f32(1))
 
 
@@ -199,13 +208,13 @@ def read_row(data: Any, address: int, index: int, target: int, factor: float, co
 
 
 @_njit
-def copy_row(address: int, index: int, target: int, count: int) -> None:
-    """``count`` bfloat16 as they are, and a zero where they are odd."""
+def copy_row(address: int, index: int, target: int, count: int, whole: int) -> None:
+    """``count`` bfloat16 as they are, zeros up to ``whole``."""
     source, out = shorts(address, index), shorts(target, 0)
     for j in range(count):
         out[j] = source[j]
-    if count % 2:
-        out[count] = numba.uint16(0)
+    for j in range(count, whole):
+        out[j] = numba.uint16(0)
 
 
 @intrinsic
@@ -331,25 +340,54 @@ def first_of(first: Any, begin: int, end: int) -> int:
 
 
 @_njit
-def weigh(f: Any, values: Any, seen: int, after: int, count: int, r: int, largest: Any, total: Any, out: Any) -> None:
-    """A row of ``count`` scores becomes weights, those outside seen .. after - 1 zero; what came before is scaled down.
+def shift_of(top: float) -> float:
+    """What is subtracted from a row's scores. Weights of a row that has seen nothing yet are 0."""
+    return max(top, _f32(0.5 * HIDDEN))
 
-    largest, total: of every row so far, this being row r. out: weighted values of the row so far.
-    """
-    whole = rounded_up(count, LANES)
-    if f[AT.capped]:
-        _bend(values, floats(f[AT.factors], 1)[0], whole)
-    _hide(values, max(seen, 0), min(max(after, 0), count), whole)
-    top = max(largest[r], largest_of(values, whole))
-    # weights of a row that has seen nothing yet are 0
-    shift = max(top, _f32(0.5 * HIDDEN))
-    _powers(values, shift, whole)
+
+@_njit
+def shrink(f: Any, shift: float, r: int, largest: Any, total: Any, out: Any) -> None:
+    """What came before of row r counts less where its scores are now less ``shift``."""
     if total[r] > 0:
         shrunk = _power(largest[r] - shift)
         total[r] *= shrunk
         scale(out, shrunk, f[AT.wide])
+
+
+@_njit
+def weigh(
+    data: Any,
+    f: Any,
+    scores: int,
+    weights: int,
+    place: int,
+    seen: int,
+    after: int,
+    count: int,
+    r: int,
+    largest: Any,
+    total: Any,
+    out: Any,
+) -> None:
+    """A row of ``count`` scores becomes weights, those outside seen .. after - 1 zero; what came before is scaled down.
+
+    scores, weights: addresses of arrays; place: of the row in either. Weights are data where products are of pairs.
+    largest, total: of every row so far, this being row r. out: weighted values of the row so far.
+    """
+    whole, values = rounded_up(count, LANES), floats(scores, place)
+    if f[AT.pairs]:
+        scale(values, floats(f[AT.factors], 0)[0], whole)
+    if f[AT.capped]:
+        _bend(values, floats(f[AT.factors], 1)[0], whole)
+    _hide(values, max(seen, 0), min(max(after, 0), count), whole)
+    top = max(largest[r], largest_of(values, whole))
+    shift = shift_of(top)
+    _powers(values, shift, whole)
+    shrink(f, shift, r, largest, total, out)
     total[r] += sum_of(values, whole)
     largest[r] = top
+    if f[AT.pairs]:
+        write_row(data, weights, place, values, _f32(1), whole)
 
 
 @_njit

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numba
 
-from griffin_kernels.ops import _gelu, _native
+from griffin_kernels.ops import _gelu, _native, _native_amx
 from griffin_kernels.ops._native import copy, data_bytes, field, finish, take, vector, widen
 from griffin_kernels.ops.rg_lru import _lru_numba_amx as amx
 from griffin_kernels.ops.rg_lru import _lru_numba_tiles as tiles
@@ -97,7 +97,7 @@ AT = _native.places(Fields)
 ROW = 4 * STRIDE
 """Bytes from row to row of a block array."""
 
-FILES = (__file__, str(tiles.__file__), str(amx.__file__), str(_gelu.__file__))
+FILES = (__file__, *(str(module.__file__) for module in (tiles, amx, _native_amx, _gelu)))
 """Sources that the kernels are made from, besides _native.py."""
 
 
@@ -287,7 +287,7 @@ def forward(data: Any) -> None:
     history = taps + (field(data, AT.block.taps) + 1) * long  # a row more: one of the state
     unit, room = x + field(data, AT.unit), amx.room(n, step)
     if on_unit(data):
-        amx.configure(unit)
+        _native_amx.configure()
     item = take(data, 0)
     while item < field(data, AT.items):
         per_group = field(data, AT.blocks) * field(data, AT.parts)
@@ -301,7 +301,7 @@ def forward(data: Any) -> None:
         weight_r = field(data, AT.weights + 1) + (block * n * n + first) * size
         if on_unit(data):
             amx.pack(weight_i, n, channels, unit + room.panels)
-            amx.pack(weight_r, n, channels, unit + room.panels + amx.TILE)
+            amx.pack(weight_r, n, channels, unit + room.panels + _native_amx.TILE)
         elif field(data, AT.packing) != 0:
             pack(data, weight_i, channels, panels)
             pack(data, weight_r, channels, panels + 4 * v)
@@ -325,8 +325,10 @@ def forward(data: Any) -> None:
                     left, pitch = panels + column * n * 8, 8 * v
                     right = left + 4 * v
                 if on_unit(data):
-                    panel, deep = unit + room.panels + column * n * 4, n // amx.BLOCK
-                    amx.product((rows + 31) // amx.BLOCK, deep, unit + room.rows, 2 * n, panel, z, 8 * v)
+                    panel, deep = unit + room.panels + column * n * 4, n // _native_amx.BLOCK
+                    _native_amx.add_product(
+                        (rows + 31) // _native_amx.BLOCK, deep, unit + room.rows, 2 * n, panel, z, 8 * v
+                    )
                 else:
                     multiply(data, rows, x, left, right, pitch, z)
                 count = min(v, channels - column)
@@ -340,5 +342,5 @@ def forward(data: Any) -> None:
             row += rows
         item = take(data, 0)
     if on_unit(data):
-        amx.release()
+        _native_amx.release()
     finish(data)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from griffin_kernels import memory
 from griffin_kernels.contract import ordinary
-from griffin_kernels.ops import _native, _threads
+from griffin_kernels.ops import _native, _native_amx, _threads
 from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.linear_scan.op import rows_of
@@ -73,7 +73,7 @@ def steps_at_a_time(call: Any, config: Any, group: int) -> int:
     """Rows of a block: whole tiles where they are multiplied on the matrix unit."""
     steps: int = min(config.block_t, group * call.x.shape[1])
     unit = _lru_numba_amx.multiplies(call.x.dtype, call.input_gate_bias.shape[1])
-    return -(-steps // _lru_numba_amx.BLOCK) * _lru_numba_amx.BLOCK if unit else steps
+    return -(-steps // _native_amx.BLOCK) * _native_amx.BLOCK if unit else steps
 
 
 class Around(NamedTuple):

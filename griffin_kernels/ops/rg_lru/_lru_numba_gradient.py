@@ -13,6 +13,7 @@ from typing import Any
 
 import numba
 
+from griffin_kernels.ops import _native_amx
 from griffin_kernels.ops._native import copy, data_bytes, field, finish, take, vector, widen
 from griffin_kernels.ops.rg_lru import _lru_numba as forward
 from griffin_kernels.ops.rg_lru import _lru_numba_amx as amx
@@ -105,8 +106,8 @@ def _products(data: Any, rows: int, x: int, dx: int, dz: tuple[int, int], transp
 def _unit_products(data: Any, rows: int, dx: int, dz: tuple[int, int], own: int, unit: int) -> None:
     """As ``_products`` on the matrix unit. Rows of x are there; those after the last one count as 0."""
     n, step = field(data, AT.n), field(data, AT.step)
-    room, blocks = amx.room(n, step), (rows + 31) // amx.BLOCK
-    missing = (blocks * amx.BLOCK - rows) * n // 32  # vectors of 64 bytes
+    room, blocks = amx.room(n, step), (rows + 31) // _native_amx.BLOCK
+    missing = (blocks * _native_amx.BLOCK - rows) * n // 32  # vectors of 64 bytes
     tiles.zero(missing, (unit + room.rows + rows * 2 * n,))
     amx.transpose(n, blocks, unit + room.rows, unit + room.pairs, unit + room.columns, step)
     for side in range(2):
@@ -165,7 +166,7 @@ def _kernel(name: str, around: bool) -> Callable[[Any], None]:
         history = taps + (field(data, AT.block.taps) + 1) * long  # a row more: one of the state
         unit, room = x + field(data, AT.unit), amx.room(n, step)
         if forward.on_unit(data):
-            amx.configure(unit)
+            _native_amx.configure()
         item = take(data, 0)
         while item < field(data, AT.items):
             which, block = item // blocks, item % blocks
@@ -178,7 +179,7 @@ def _kernel(name: str, around: bool) -> Callable[[Any], None]:
             weight_i, weight_r = field(data, AT.weights) + matrix, field(data, AT.weights + 1) + matrix
             if forward.on_unit(data):
                 amx.pack(weight_i, n, n, unit + room.panels)
-                amx.pack(weight_r, n, n, unit + room.panels + amx.TILE)
+                amx.pack(weight_r, n, n, unit + room.panels + _native_amx.TILE)
                 amx.pack_transposed(weight_i, n, unit + room.transposed)
                 amx.pack_transposed(weight_r, n, unit + room.transposed + 2 * n * n)
             else:
@@ -208,8 +209,10 @@ def _kernel(name: str, around: bool) -> Callable[[Any], None]:
                     at, panel = column // CHUNK * step * ROW + column % CHUNK * 4, panels + column * n * 8
                     tiles.fill(rows, (z, bias_i + 4 * column, bias_r + 4 * column))
                     if forward.on_unit(data):
-                        panel, deep = unit + room.panels + column * n * 4, n // amx.BLOCK
-                        amx.product((rows + 31) // amx.BLOCK, deep, unit + room.rows, 2 * n, panel, z, 8 * v)
+                        panel, deep = unit + room.panels + column * n * 4, n // _native_amx.BLOCK
+                        _native_amx.add_product(
+                            (rows + 31) // _native_amx.BLOCK, deep, unit + room.rows, 2 * n, panel, z, 8 * v
+                        )
                     else:
                         multiply(data, rows, x, panel, panel + 4 * v, 8 * v, z)
                     arrays, past = (x + at, dy + at, before + at, dz_i + at), 4 * column
@@ -225,7 +228,7 @@ def _kernel(name: str, around: bool) -> Callable[[Any], None]:
             copy(data, 3, n, sums, padded, field(data, AT.backward.sums) + (which * 3 * width + channel) * 4, width * 4)
             item = take(data, 0)
         if forward.on_unit(data):
-            amx.release()
+            _native_amx.release()
         finish(data)
 
     # names the kernel in numba's cache

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from griffin_kernels import catalog, device, dispatch, pieces, verify
 from griffin_kernels.contract import Inputs
-from griffin_kernels.ops import _native, _native_call, _threads
-from griffin_kernels.ops.rg_lru import _lru_numba_amx
+from griffin_kernels.ops import _native, _native_amx, _native_call, _threads
 from griffin_kernels.ops.rg_lru.cost import make_case
 from tests.everywhere import INTERPRETER
 
@@ -54,7 +53,7 @@ MATRICES = [
 def test_bfloat16_with_and_without_the_matrix_unit(op_name, case, granted, monkeypatch):
     """Refused by the operating system, or where there is none: vectors then do the same work."""
     if not granted:
-        monkeypatch.setattr(_lru_numba_amx, "granted", lambda: False)
+        monkeypatch.setattr(_native_amx, "granted", lambda: False)
     case = msgspec.structs.replace(case, op=op_name)
     for config in ({}, {"block_t": 24}, {"block_t": 192}):
         found = verdict(case, **config)
@@ -65,10 +64,10 @@ def test_the_matrix_unit_is_used_where_there_is_one():
     """Its sums are made in another order than those of vectors, which shows in some of float32's last bits."""
     inputs = catalog.op("rg_lru").make_inputs(make_case(1, 64, 256, 1, dtype="bfloat16"), CPU, 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_lru_numba_amx, "granted", lambda: False)
+        patch.setattr(_native_amx, "granted", lambda: False)
         _, by_vectors = forward(inputs)
     _, found = forward(inputs)
-    assert torch.equal(found, by_vectors) == (not _lru_numba_amx.granted())
+    assert torch.equal(found, by_vectors) == (not _native_amx.granted())
     torch.testing.assert_close(found, by_vectors, rtol=1e-5, atol=1e-5)
 
 

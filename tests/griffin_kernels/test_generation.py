@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+import runpy
 import sys
 
 import pytest
@@ -14,6 +16,7 @@ from griffin_kernels import errors, models
 from griffin_kernels.models.decode_graph import DecodeGraph
 from griffin_kernels.models.sampling import Sampling, Transcript
 from griffin_kernels.models.speculation import Drafts, LookupDrafter, accept
+from tests import ROOT
 from tests.small_models import FAMILIES, VOCABULARY, WINDOW, draw, small
 
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
@@ -208,6 +211,13 @@ def test_lookup_drafts_what_came_after_the_longest_match():
     assert drafts.lengths == [0, 4] and drafts.tokens[1].tolist() == [3, 1, 2, 3]
     texts.rows = [[9, 9], [2]]
     assert drafter.propose([4, 0], texts).tokens.tolist() == [[9] * 4, [0] * 4]
+
+
+def test_the_example_runs(capsys):
+    """It asserts that drafts change no token, of two models that it trains."""
+    runpy.run_path(str(ROOT / "examples" / "speculative_decoding.py"), run_name="__main__")
+    calls = dict(re.findall(r"(prompt lookup|assistant): (\d+) calls", capsys.readouterr().out))
+    assert len(calls) == 2 and all(int(number) < 130 for number in calls.values())
 
 
 # --- choice of tokens

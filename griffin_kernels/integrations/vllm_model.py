@@ -42,7 +42,7 @@ except ImportError as error:
     raise ImportError(f"this model needs vLLM 0.33, or one with its interfaces: {error}") from error
 
 from griffin_kernels import errors
-from griffin_kernels.models.checkpoint import config_from_transformers
+from griffin_kernels.models import config_from_transformers
 from griffin_kernels.models.config import GriffinConfig
 
 

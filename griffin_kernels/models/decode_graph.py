@@ -38,7 +38,9 @@ class DecodeGraph:
         if self.graph is None:
             seen = self.cache.tokens, self.cache.bound
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            # a stream of the cache's own device; other threads may go on meanwhile
+            stream = torch.cuda.Stream(self.cache.device)  # type: ignore[no-untyped-call]
+            with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
                 self.logits = self._step()
             self.cache.tokens, self.cache.bound = seen  # a capture runs nothing
         self.graph.replay()

@@ -144,12 +144,8 @@ class Griffin(nn.Module):
             shape = (batch, min(time, 1) if last_only else time, self.config.width)
             return self.embedding.weight.new_empty(shape), cache if return_cache else None
 
-        place, bound = self._place(tokens, segment_pos, cache, return_cache)
+        place, bound = self._place(tokens, segment_pos, cache, return_cache, lengths)
         place.pending = pending
-        if lengths is not None:
-            place.lengths = lengths
-            place.last = place.segment_pos.gather(1, (lengths[:, None] - 1).clamp(min=0))[:, 0]
-            place.last = torch.where(lengths > 0, place.last, place.segment_pos[:, 0] - 1)
         if cache is not None and return_cache:
             cache.reserve(bound)
         x = self.embedding(tokens)
@@ -214,7 +210,7 @@ class Griffin(nn.Module):
         return logits, pending
 
     def _place(
-        self, tokens: Tensor, segment_pos: Tensor | None, cache: Cache | None, update: bool
+        self, tokens: Tensor, segment_pos: Tensor | None, cache: Cache | None, update: bool, lengths: Tensor | None
     ) -> tuple[Place, int]:
         """Where the tokens stand, and a number that all their positions are below."""
         batch, time = tokens.shape
@@ -225,7 +221,8 @@ class Griffin(nn.Module):
         if segment_pos is not None:
             positions = segment_pos.long()
             if self.has_global_attention and update:
-                bound = int(positions.max()) + 1  # rows that begin new documents again and again need no more room
+                highest = int(positions.max()) + 1  # rows that begin new documents again and again need no more room
+                bound = highest if lengths is None or cache is None else max(highest, cache.bound)
         elif cache is not None:
             positions = cache.positions[:, None] + steps
         else:
@@ -234,6 +231,8 @@ class Griffin(nn.Module):
         place = Place(positions, documents, update=update)
         if cache is not None:
             place.before, place.tokens_before, place.bound_before = cache.positions, cache.tokens, cache.bound
+        if lengths is not None:
+            place.take(lengths)
         if self.has_attention:
             tables = rope_tables(positions, self.config.head_dim, self.config.rope_base, self.embedding.weight.dtype)
             place.cos, place.sin = tables

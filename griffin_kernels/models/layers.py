@@ -41,6 +41,12 @@ class Place:
         self.segment_pos, self.documents, self.update = segment_pos, documents, update
         self.last = segment_pos[:, -1]
 
+    def take(self, lengths: Tensor) -> None:
+        """Have the cache take in so many tokens of each row; of a row that gives none it stays where it is."""
+        self.lengths = lengths
+        last = self.segment_pos.gather(1, (lengths[:, None] - 1).clamp(min=0))[:, 0]
+        self.last = torch.where(lengths > 0, last, -1 if self.before is None else self.before - 1)
+
     @property
     def whole_step(self) -> bool:
         """Whether every row takes in one token, which is all there is."""

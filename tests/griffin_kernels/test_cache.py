@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
 from griffin_kernels import errors
 from griffin_kernels.models.cache import AttentionCache, Cache
-from tests.small_models import FAMILIES, WINDOW, draw, small
+from tests.small_models import FAMILIES, VOCABULARY, WINDOW, draw, small
 
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
 
@@ -221,6 +223,68 @@ def test_a_fork_and_its_origin_do_not_see_each_other(model):
     other = cache.fork()
     go_on(model, other, ROWS, seed=40)
     go_on(model, cache, ROWS, seed=41)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_happens_to_a_cache_each_row_goes_on_from_its_own_text(model, seed):
+    """Pieces of several lengths, documents, drafts, copies and returns in any order, held to runs without a cache."""
+    pick, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    cache, texts, saved = model.init_cache(3), [[], [], []], []
+
+    def piece(time):
+        return torch.randint(0, VOCABULARY, (len(texts), time), generator=generator)
+
+    for _ in range(14):
+        rows = len(texts)
+        some = [pick.randrange(rows) for _ in range(pick.randint(1, 4))]
+        action = pick.choice(
+            ["extend", "extend", "documents", "verify", "verify", "step", "save", "restore", "copy", "move"]
+        )
+        time = pick.choice([1, 2, 5, 2 * WINDOW])
+        tokens, lengths = piece(time), [pick.randint(0, time) for _ in texts]
+        if action == "extend":
+            cache = model(tokens, cache=cache, lengths=torch.tensor(lengths))[1]
+            texts = [text + row[:n] for text, row, n in zip(texts, tokens.tolist(), lengths, strict=True)]
+        elif action == "documents":
+            starts = [pick.randint(0, time) for _ in texts]  # time: the document goes on
+            positions = torch.tensor(
+                [
+                    [n - start if n >= start else len(text) + n for n in range(time)]
+                    for start, text in zip(starts, texts, strict=True)
+                ]
+            )
+            cache = model(tokens, positions, cache, lengths=torch.tensor(lengths))[1]
+            for row, (start, n) in enumerate(zip(starts, lengths, strict=True)):
+                given = tokens[row].tolist()
+                texts[row] = given[start:n] if start < n else texts[row] + given[:n]
+        elif action == "verify":
+            pending = model.verify(tokens, cache)[1]
+            pending.commit(torch.tensor(lengths), most=max(lengths) if pick.random() < 0.5 else None)
+            texts = [text + row[:n] for text, row, n in zip(texts, tokens.tolist(), lengths, strict=True)]
+        elif action == "step":
+            cache = model(tokens[:, :1], cache=cache)[1]
+            texts = [text + row[:1] for text, row in zip(texts, tokens.tolist(), strict=True)]
+        elif action == "save":
+            saved.append((cache.snapshot(some), [texts[row] for row in some]))
+        elif action == "restore" and saved:
+            kept, prefixes = saved[pick.randrange(len(saved))]
+            count = min(rows, kept.batch)
+            target = pick.sample(range(rows), count)
+            cache.restore(kept.select(list(range(count))), target)
+            for row, prefix in zip(target, prefixes, strict=False):
+                texts[row] = prefix
+        elif action == "copy":
+            cache, texts = cache.select(some), [texts[row] for row in some]
+        elif action == "move":
+            order = [pick.randrange(rows) for _ in texts]
+            cache.reorder(order)
+            texts = [texts[row] for row in order]
+        assert cache.positions.tolist() == [len(text) for text in texts]
+        assert all(len(text) <= min(cache.bound, cache.tokens) for text in texts)
+    token = piece(1)
+    whole = [torch.tensor(text + row) for text, row in zip(texts, token.tolist(), strict=True)]
+    near(model(token, cache=cache)[0][:, 0], ends(model, whole))
 
 
 @torch.no_grad()

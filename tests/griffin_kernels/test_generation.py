@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
@@ -387,6 +388,41 @@ def test_the_first_step_of_a_graph_is_an_ordinary_one(model):
         token = logits[:, -1].argmax(1)
         assert torch.equal(step(token), model(token[:, None], cache=other)[0][:, 0])
     assert cache.tokens == 6
+
+
+@torch.no_grad()
+def test_a_graph_has_its_tokens_in_one_place_and_counts_what_replays_do(model, monkeypatch):
+    """A stand-in for CUDA's: capturing runs nothing, replaying runs what was captured, in the same memory."""
+    prompt = draw(2, 5)
+    logits, cache = model(prompt)
+    other, step = cache.fork(), DecodeGraph(model, cache, 6)
+
+    class Replayed:
+        def replay(self):
+            counts = cache.tokens, cache.bound
+            self.logits.copy_(step._step())
+            cache.tokens, cache.bound = counts
+
+    @contextlib.contextmanager
+    def capture(graph, **_):
+        kept = cache.fork()
+        yield
+        cache.restore(kept)
+        cache.tokens, cache.bound = kept.tokens + 1, kept.bound + 1  # what the host has counted
+        graph.logits = step.logits.fill_(torch.nan)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Replayed)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    addresses = None
+    for number in range(1, 7):
+        token = logits[:, -1].argmax(dim=1)
+        logits, _ = model(token[:, None], cache=other)
+        assert torch.equal(step(token), logits[:, 0])
+        assert (cache.tokens, cache.bound) == (other.tokens, other.bound) == (5 + number, 5 + number)
+        places = [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors]
+        assert addresses in (None, places)
+        addresses = places
 
 
 @pytest.mark.gpu

@@ -86,6 +86,18 @@ def test_lengths_and_documents(model):
     near(model(token, cache=cache)[0][:, 0], ends(model, documents))
 
 
+@torch.no_grad()
+def test_a_row_that_gets_nothing_stays_where_it_is_whatever_its_padding_says(model):
+    tokens = draw(2, 70)
+    _, cache = model(tokens)
+    positions = torch.tensor([[0, 1, 2], [70, 71, 72]])  # a document that begins, but is not there
+    _, cache = model(draw(2, 3, seed=1), positions, cache, lengths=torch.tensor([0, 1]))
+    assert cache.positions.tolist() == [70, 71] and cache.bound >= 71
+    _, cache = model(draw(2, 3, seed=1), torch.tensor([[0, 1, 2], [0, 1, 2]]), cache, lengths=torch.tensor([0, 2]))
+    assert cache.positions.tolist() == [70, 2] and cache.bound >= 70
+    go_on(model, cache, [tokens[0], draw(2, 3, seed=1)[1, :2]])
+
+
 def test_lengths_where_gradients_are_recorded(model):
     """Output, gradients and cache are those of no_grad; an earlier call's graph keeps the states that it needs."""
     tokens, lengths = draw(2, 9), torch.tensor([4, 9])
@@ -155,12 +167,14 @@ def test_an_empty_cache_verifies_a_whole_prompt(model):
     near(model(more, cache=cache)[0][:, 0], ends(model, [more[0], torch.cat([tokens[1, :7], more[1]])]))
 
 
-def go_on(model, cache, texts, seed=20, steps=WINDOW + 2):
-    """Decode some tokens and hold each row to a run of its own."""
-    piece = draw(len(texts), steps, seed)
-    for step in range(steps):
-        logits, _ = model(piece[:, step : step + 1], cache=cache)
-    near(logits[:, 0], ends(model, [torch.cat([text, row]) for text, row in zip(texts, piece, strict=True)]))
+def go_on(model, cache, texts, seed=20):
+    """Give a piece, then tokens one by one until every slot was read, and hold each row to a run of its own."""
+    tokens = draw(len(texts), WINDOW + 4, seed)
+    logits, _ = model(tokens[:, :3], cache=cache)
+    near(logits[:, -1], ends(model, [torch.cat([text, row[:3]]) for text, row in zip(texts, tokens, strict=True)]))
+    for step in range(3, WINDOW + 4):
+        logits, _ = model(tokens[:, step : step + 1], cache=cache)
+    near(logits[:, 0], ends(model, [torch.cat([text, row]) for text, row in zip(texts, tokens, strict=True)]))
 
 
 @torch.no_grad()

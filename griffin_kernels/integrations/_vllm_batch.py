@@ -16,6 +16,9 @@ from griffin_kernels.functional import RGLRUWeights, last_tokens, recurrent_bloc
 NULL_BLOCK = 0
 """vLLM's NULL_BLOCK_ID."""
 
+PROMPT_ROWS = "_griffin_prompt_rows"
+"""Where a batch's metadata keep ``prompt_rows`` for the layers to come; a changed copy of them does not."""
+
 
 class BlockWeights(NamedTuple):
     """Parameters between the linear layers of a block: conv_weight [K, D], conv_bias [D] and those of the RG-LRU."""
@@ -75,10 +78,10 @@ def run_batch(
             slots, keep = guessed_rows(rows, batch.num_accepted_tokens, offsets, decoded)
             _extend(x[:decoded], y[:decoded], out[:decoded], weights, pools, (slots, keep, offsets))
     if batch.num_prefill_tokens:
-        rows, goes_on, offsets = batch.state_indices_tensor_p, batch.has_initial_states_p, batch.query_start_loc_p
-        assert rows is not None and goes_on is not None and offsets is not None
-        kept = owned(rows.flatten())
-        tokens = kept.masked_fill(~goes_on, -1), last_tokens(kept, end - decoded, offsets), offsets
+        # the same for every layer; captured graphs have no prompts, so that nothing kept is of another replay
+        if (tokens := getattr(batch, PROMPT_ROWS, None)) is None:
+            tokens = prompt_rows(batch)
+            setattr(batch, PROMPT_ROWS, tokens)
         _extend(x[decoded:end], y[decoded:end], out[decoded:end], weights, pools, tokens)
     out[end:].zero_()
 
@@ -86,6 +89,14 @@ def run_batch(
 def owned(rows: Tensor) -> Tensor:
     """int64: slots with -1 in place of the block that belongs to nobody."""
     return rows.long().masked_fill(rows == NULL_BLOCK, -1)
+
+
+def prompt_rows(batch: BatchMetadata) -> tuple[Tensor, Tensor, Tensor]:
+    """(slots [M] that prompts start from, keep [1, T] where their last states go, offsets [M+1]); -1 for none."""
+    rows, goes_on, offsets = batch.state_indices_tensor_p, batch.has_initial_states_p, batch.query_start_loc_p
+    assert rows is not None and goes_on is not None and offsets is not None
+    kept = owned(rows.flatten())
+    return kept.masked_fill(~goes_on, -1), last_tokens(kept, batch.num_prefill_tokens, offsets), offsets
 
 
 def guessed_rows(rows: Tensor, accepted: Tensor, offsets: Tensor, tokens: int) -> tuple[Tensor, Tensor]:

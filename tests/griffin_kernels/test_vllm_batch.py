@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from griffin_kernels.functional import RGLRUWeights, recurrent_block
+from griffin_kernels.integrations import _vllm_batch, vllm
 from griffin_kernels.integrations._vllm_batch import BlockWeights, StatePools, guessed_rows, run_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
@@ -199,3 +202,28 @@ def test_a_batch_of_padding_alone_is_silent():
     served = Served({"a": 1}, {"a": [4]})
     assert bool((served.call({}, {}, padded_rows=4, padding=1) == 0).all())
     assert bool((served.pages == -1).all())
+
+
+def test_rows_of_prompts_are_found_once_for_all_layers(monkeypatch):
+    found = []
+    original = _vllm_batch.last_tokens
+    monkeypatch.setattr(_vllm_batch, "last_tokens", lambda *args: found.append(args) or original(*args))
+    generator = torch.Generator().manual_seed(7)
+    batch = laid_out({}, {"a": 3, "b": 4}, goes_on={"b"}, slots={"a": [5], "b": [2]})
+    x, y = drawn(generator, 2, 7, WIDTH)
+    for layer in range(3):
+        pools = StatePools(torch.zeros(8, TAPS - 1, WIDTH), torch.zeros(8, WIDTH))
+        run_batch(x, y, torch.empty(7, WIDTH), made_weights(generator), pools, batch)
+        assert pools.states.any(dim=1).nonzero().flatten().tolist() == [2, 5], layer
+    assert len(found) == 1
+
+
+def test_without_vllm_one_sentence_says_so(monkeypatch):
+    for name in [*sys.modules]:
+        if name.split(".")[0] == "vllm":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ImportError, match=r"^the plugin for vLLM needs vLLM, pip install vllm: "):
+        vllm.register()
+    with pytest.raises(ImportError, match=r"^this model needs vLLM 0.33, or one with its interfaces: "):
+        importlib.import_module("griffin_kernels.integrations.vllm_model")

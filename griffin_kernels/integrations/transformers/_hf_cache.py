@@ -68,18 +68,26 @@ def adopted(cache: Any, config: Any) -> Any:
     return cache
 
 
-def seen_tokens(cache: Any) -> int:
-    """How many tokens an adopted cache holds. Raises ArgumentError where it has keys of them, but no states."""
+def seen_tokens(cache: Any, batch: int | None = None) -> int:
+    """How many tokens an adopted cache holds of each row.
+
+    Raises ArgumentError where it has keys of them, but no states, ShapeError where it holds another number of rows.
+    """
     if cache is None:
         return 0
     seen = int(cache.get_seq_length())
     if seen:
         for layer in cache.layers:
-            if isinstance(layer, caches.LinearAttentionCacheLayerMixin) and not layer.has_previous_state[0]:
+            if not isinstance(layer, caches.LinearAttentionCacheLayerMixin):
+                continue
+            if not layer.has_previous_state[0]:
                 raise errors.ArgumentError(
                     f"{CACHE} has keys of {seen} tokens but no recurrent states of them: the model that filled it was "
                     "not accelerated; fill it anew"
                 )
+            rows = layer.conv_states[0].shape[0]
+            if batch is not None and rows != batch:
+                raise errors.ShapeError(f"{CACHE} holds {rows} rows, but tokens have {batch}")
     return seen
 
 
@@ -132,11 +140,12 @@ class States:
             layer.lazy_initialization(conv_states=conv, recurrent_states=h)
         if layer.conv_states[0].shape[0] != batch:
             held = layer.conv_states[0].shape[0]
-            raise errors.ShapeError(f"{CACHE} holds {held} rows, but tokens have {batch}; reset it or make a new one")
+            raise errors.ShapeError(f"{CACHE} has room for {held} rows, but tokens have {batch}; make a new one")
         if layer.conv_states[0].dtype != x.dtype:
             layer.conv_states[0] = layer.conv_states[0].to(x.dtype)
-        if layer.conv_states[0].is_inference() and not torch.is_inference_mode_enabled():
-            layer.conv_states[0], layer.recurrent_states[0] = self.copies()
+        if not torch.compiler.is_compiling() and layer.conv_states[0].is_inference():
+            if not torch.is_inference_mode_enabled():  # where nothing may be written to them
+                layer.conv_states[0], layer.recurrent_states[0] = self.copies()
         self.continues = bool(layer.has_previous_state[0])
 
     @property

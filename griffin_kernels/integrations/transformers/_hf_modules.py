@@ -246,7 +246,7 @@ class RecurrentGemmaModel(Accelerated, modeling.RecurrentGemmaModel):  # type: i
         cache, use_cache = _memory(self, cache, use_cache, kwargs)
         tokens = inputs_embeds if input_ids is None else input_ids
         if tokens is not None:
-            seen = seen_tokens(cache)
+            seen = seen_tokens(cache, tokens.shape[0])
             if self.griffin_compatible:
                 if position_ids is None:
                     position_ids = torch.arange(seen, seen + tokens.shape[1], device=tokens.device)[None]
@@ -353,7 +353,8 @@ def _memory(model: Any, cache: Any, use_cache: bool | None, kwargs: dict[str, An
     learning = model.training and torch.is_grad_enabled()
     if use_cache is None:  # training asks for no cache, but configurations do
         use_cache = bool(model.config.use_cache) and not learning
-    if learning and (cache is not None or use_cache) and model.is_gradient_checkpointing:
+    checkpointing = learning and (use_cache or cache is not None)
+    if checkpointing and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         if cache is not None and adopted(cache, model.config) and seen_tokens(cache):
             raise errors.ArgumentError(f"{CACHE}: gradient checkpointing would run layers twice on it; pass none")
         cache, use_cache = None, False

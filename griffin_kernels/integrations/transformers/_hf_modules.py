@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ activations: Any = importlib.import_module("transformers.activations")
 hooks: Any = importlib.import_module("transformers.integrations.accelerate")
 masks: Any = importlib.import_module("transformers.masking_utils")
 
+_Class = TypeVar("_Class", bound=type)
+
 PLACEMENT = "griffin_placement"
 """The keyword by which the model hands its blocks a Placement."""
 
@@ -53,6 +55,12 @@ class Accelerated:
     """What all classes here are, and no class of transformers'."""
 
     griffin_compatible = False
+
+
+def _named(cls: _Class) -> _Class:
+    """A class with the name of what it replaces: configurations and wrapping policies go by it."""
+    cls.__name__ = cls.__mro__[2].__name__
+    return cls
 
 
 class Mixing(NamedTuple):
@@ -131,7 +139,8 @@ class Mixing(NamedTuple):
         return h * self.activation(self.y)  # type: ignore[no-any-return]
 
 
-class RecurrentGemmaRglru(Accelerated, modeling.RecurrentGemmaRglru):  # type: ignore[misc]
+@_named
+class AcceleratedRglru(Accelerated, modeling.RecurrentGemmaRglru):  # type: ignore[misc]
     """Runs what its block gives it, so that whatever wraps or hooks it and its parameters takes part."""
 
     def forward(self, activations: Tensor, position_ids: Tensor | None = None, mixing: Mixing | None = None) -> Any:
@@ -147,7 +156,8 @@ class RecurrentGemmaRglru(Accelerated, modeling.RecurrentGemmaRglru):  # type: i
         return mixing._replace(x=activations).run(weights)
 
 
-class RecurrentGemmaRecurrentBlock(Accelerated, modeling.RecurrentGemmaRecurrentBlock):  # type: ignore[misc]
+@_named
+class AcceleratedRecurrentBlock(Accelerated, modeling.RecurrentGemmaRecurrentBlock):  # type: ignore[misc]
     """Its states are in the cache, and no document reads another."""
 
     @functools.wraps(modeling.RecurrentGemmaRecurrentBlock.forward)
@@ -190,7 +200,8 @@ class RecurrentGemmaRecurrentBlock(Accelerated, modeling.RecurrentGemmaRecurrent
         return placement.in_place(self.linear_out(out)), None
 
 
-class RecurrentGemmaAttention(Accelerated, modeling.RecurrentGemmaAttention):  # type: ignore[misc]
+@_named
+class AcceleratedAttention(Accelerated, modeling.RecurrentGemmaAttention):  # type: ignore[misc]
     """Local attention by position in the document; with a mask, transformers' own."""
 
     @functools.wraps(modeling.RecurrentGemmaAttention.forward)
@@ -229,7 +240,8 @@ class RecurrentGemmaAttention(Accelerated, modeling.RecurrentGemmaAttention):  #
         return placement.in_place(self.o_proj(out.flatten(2))), None
 
 
-class RecurrentGemmaModel(Accelerated, modeling.RecurrentGemmaModel):  # type: ignore[misc]
+@_named
+class AcceleratedModel(Accelerated, modeling.RecurrentGemmaModel):  # type: ignore[misc]
     """Tells its blocks where tokens stand, and brings a cache."""
 
     @functools.wraps(modeling.RecurrentGemmaModel.forward)
@@ -296,7 +308,8 @@ class RecurrentGemmaModel(Accelerated, modeling.RecurrentGemmaModel):  # type: i
         return {"sliding_attention": additive_mask(placement, given, config.sliding_window, sizes, self.dtype)}
 
 
-class RecurrentGemmaForCausalLM(Accelerated, modeling.RecurrentGemmaForCausalLM):  # type: ignore[misc]
+@_named
+class AcceleratedForCausalLM(Accelerated, modeling.RecurrentGemmaForCausalLM):  # type: ignore[misc]
     """Its output has the cache as an attribute, though not among its fields."""
 
     @functools.wraps(modeling.RecurrentGemmaForCausalLM.forward)

@@ -21,9 +21,13 @@ SUPPORTED = "5.23 and 5.24"
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
-_BLOCKS = (modeling.RecurrentGemmaRglru, modeling.RecurrentGemmaRecurrentBlock, modeling.RecurrentGemmaAttention)
-_MODELS = (modeling.RecurrentGemmaModel, modeling.RecurrentGemmaForCausalLM)
-_SWAPS: dict[type, type] = {original: getattr(ours, original.__name__) for original in (*_BLOCKS, *_MODELS)}
+_SWAPS: dict[type, type] = {
+    modeling.RecurrentGemmaRglru: ours.AcceleratedRglru,
+    modeling.RecurrentGemmaRecurrentBlock: ours.AcceleratedRecurrentBlock,
+    modeling.RecurrentGemmaAttention: ours.AcceleratedAttention,
+    modeling.RecurrentGemmaModel: ours.AcceleratedModel,
+    modeling.RecurrentGemmaForCausalLM: ours.AcceleratedForCausalLM,
+}
 _BACK: dict[type, type] = {swapped: original for original, swapped in _SWAPS.items()}
 """Classes in place, by those that take it; of wrapped classes, added as they are met, too."""
 
@@ -60,7 +64,7 @@ def accelerate(model: _Model, *, compatible: bool = False) -> _Model:
     another forward than the supported ones.
     """
     _check_version()
-    found: list[Any] = [module for module in model.modules() if isinstance(module, (*_BLOCKS, *_MODELS))]
+    found: list[Any] = [module for module in model.modules() if isinstance(module, tuple(_SWAPS))]
     if not found:
         raise errors.ArgumentError(
             f"model: a {type(model).__name__} without a RecurrentGemma of transformers in it; with transformers "

@@ -68,8 +68,8 @@ class RGLRU(nn.Module):
     width: channels, D. heads: H, blocks of the gates' block-diagonal matrices; divides width. a_param is drawn so that
     exp(-softplus(a_param))^2 is uniform in [0.9^2, 0.999^2], gate matrices with variance 1 / n for n = D / H.
 
-    Parameters may be of any float dtype beside any x. ``a_param`` wants float32: at a = 0.99, bfloat16's spacing is 1%
-    of -log a, which an optimiser's step does not cross. So a model in bfloat16 keeps its RG-LRUs in float32,
+    Parameters may be of any float dtype beside any x. ``a_param`` wants float32: at a = 0.99, bfloat16's spacing is 3%
+    of -log a, more than an optimizer's step. So a model in bfloat16 keeps its RG-LRUs in float32,
     ``module.rg_lru.float()``: they are 1% of its parameters.
 
     Under FSDP2 with ``MixedPrecisionPolicy(param_dtype=torch.bfloat16)``, wrap it by itself, before what holds it:
@@ -120,7 +120,10 @@ class RGLRU(nn.Module):
         return op(x, *others, self.weights, **options)
 
     def step(self, x: Tensor, h: Tensor, **options: Any) -> Tensor:
-        """One token: ``rg_lru_step``. x: [B, D]; h: [P, D], changed in place. Returns y [B, D]; it has no gradient."""
+        """One token: ``rg_lru_step``. x: [B, D]; h: [P, D], changed in place. Returns y [B, D]; it has no gradient.
+
+        options: positions, slots, dst_slots, pad_slot and out; position 0 begins a document, which does not read h.
+        """
         return self(x, op=rg_lru_step, h=h, **options)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:

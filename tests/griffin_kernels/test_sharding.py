@@ -9,12 +9,13 @@ import sys
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from griffin_kernels import catalog
 from griffin_kernels.contract import ROWS, Case
 from griffin_kernels.models import Griffin, preset
+from griffin_kernels.training import checkpoint_blocks, float32_modules
 from tests import ROOT
 from tests.calls import CPU, DIFFERENTIABLE, leaves, operator
 
@@ -107,6 +108,40 @@ def training(rank, mesh):
         assert (torch.cat(pieces, 1) - logits).norm() <= bound * logits.norm()
     if rank == 0:
         print("trained and decoded", flush=True)
+    assert seen(model) == {torch.bfloat16}
+    kept(rank, mesh, whole, tokens, bound)
+
+
+def seen(model):
+    """Dtypes of a_param when it is used."""
+    found = set()
+    for part in float32_modules(model):
+        part.register_forward_hook(lambda part, *_: found.add(part.a_param.dtype), prepend=True)  # while it is gathered
+    with torch.no_grad():
+        model(torch.zeros(2, 3, dtype=torch.int64))
+    return found
+
+
+def kept(rank, mesh, whole, tokens, bound):
+    """The same with RG-LRUs wrapped by themselves, checkpointed blocks, and the loss in chunks."""
+    model = Griffin(preset("griffin-tiny"))
+    model.load_state_dict(whole.state_dict())
+    checkpoint_blocks(model)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for part in float32_modules(model):
+        fully_shard(part, mesh=mesh)
+    for part in (*model.blocks, model):
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(model, "loss")
+    model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    wanted = dict(whole.named_parameters())
+    for name, parameter in model.named_parameters():
+        gradient = wanted[name.replace("_checkpoint_wrapped_module.", "")].grad
+        off = (parameter.grad.full_tensor() - gradient).norm() / gradient.norm()
+        assert off <= bound, (name, off)
+    assert seen(model) == {torch.float32}
+    if rank == 0:
+        print("kept in float32", flush=True)
 
 
 def work(what, rank, folder):
@@ -141,4 +176,4 @@ def test_sharded_calls(tmp_path):
 
 
 def test_fully_sharded_training_in_bfloat16(tmp_path):
-    assert on_two_processes("training", tmp_path) == ["trained and decoded"]
+    assert on_two_processes("training", tmp_path) == ["trained and decoded", "kept in float32"]

@@ -196,11 +196,11 @@ def _own(model: nn.Module, state_dict: StateDict | None) -> tuple[Griffin, dict[
         raise errors.ArgumentError(f"model is a {type(model).__name__}, expected a Griffin")
     given = inner.state_dict() if state_dict is None else state_dict
     tensors = {plain: given[name] for plain, name in layouts.plain_names(given, "griffin_kernels").items()}
-    layouts.check({name: tensor.shape for name, tensor in tensors.items()}, inner.config, "griffin_kernels")
     for name, tensor in tensors.items():
         plain = type(tensor) in (Tensor, nn.Parameter)
         if not plain or tensor.is_meta or tensor.dtype not in files.DTYPES.values():
             kind = f"of {tensor.dtype}" if plain and not tensor.is_meta else f"a {type(tensor).__name__}"
             kind = "on meta" if tensor.is_meta else kind
             raise errors.ArgumentError(f"{name} is {kind}; only whole floating-point tensors with values are written")
+    layouts.check({name: tensor.shape for name, tensor in tensors.items()}, inner.config, "griffin_kernels")
     return inner, tensors

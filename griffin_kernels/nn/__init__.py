@@ -10,8 +10,19 @@ What mixes time takes ``segment_pos`` or ``cu_seqlens``, which tell packed docum
 from griffin_kernels.nn.attention_layers import LocalAttention as LocalAttention
 from griffin_kernels.nn.feedforward import GatedMLP as GatedMLP
 from griffin_kernels.nn.feedforward import RMSNorm as RMSNorm
+from griffin_kernels.nn.int8_linear import Int8Linear as Int8Linear
+from griffin_kernels.nn.int8_linear import int8_linears_ as int8_linears_
 from griffin_kernels.nn.recurrent_layers import RGLRU as RGLRU
 from griffin_kernels.nn.recurrent_layers import RecurrentBlock as RecurrentBlock
 from griffin_kernels.nn.recurrent_layers import TemporalConv1D as TemporalConv1D
 
-__all__ = ["RGLRU", "GatedMLP", "LocalAttention", "RMSNorm", "RecurrentBlock", "TemporalConv1D"]
+__all__ = [
+    "RGLRU",
+    "GatedMLP",
+    "Int8Linear",
+    "LocalAttention",
+    "RMSNorm",
+    "RecurrentBlock",
+    "TemporalConv1D",
+    "int8_linears_",
+]

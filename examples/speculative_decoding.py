@@ -66,8 +66,8 @@ def train(config: models.GriffinConfig, steps: int) -> models.Griffin:
 
 def main() -> None:
     base = replace(models.preset("griffin-tiny"), vocab_size=len(CHARACTERS), window=32)
-    model = train(replace(base, width=64, lru_width=96, mlp_width=128), steps=100)
-    assistant = train(replace(base, block_types=("recurrent",), width=32, lru_width=48, mlp_width=64), steps=100)
+    model = train(replace(base, width=64, lru_width=96, mlp_width=128), steps=80)
+    assistant = train(replace(base, block_types=("recurrent",), width=32, lru_width=48, mlp_width=64), steps=80)
 
     # two prompts of different lengths, padded on the left
     prompts = ["Chen buys figs and", "Ada buys bread and gives bread to Emil. Emil"]
@@ -75,7 +75,7 @@ def main() -> None:
     tokens = torch.cat([encode(prompt.rjust(width)) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
 
-    plain = model.generate(tokens, 160, attention_mask=mask)
+    plain = model.generate(tokens, 120, attention_mask=mask)
     print(f"\n{decode(plain[1])}\n")
     for name, drafts in (
         ("no drafts", {}),
@@ -84,12 +84,12 @@ def main() -> None:
     ):
         models.generate(model, tokens, 20, attention_mask=mask, **drafts)  # kernels are compiled at their first call
         start = time.perf_counter()
-        made = models.generate(model, tokens, 160, attention_mask=mask, **drafts)
+        made = models.generate(model, tokens, 120, attention_mask=mask, **drafts)
         seconds = time.perf_counter() - start
         assert torch.equal(made.tokens, plain), "drafts change no token"
         seen = made.acceptance
         rate = "" if seen is None or seen.rate is None else f", {seen.rate:.0%} of the drafts accepted"
-        calls = 160 if seen is None else seen.calls
+        calls = 120 if seen is None else seen.calls
         print(f"{name:>13}: {calls} calls of the model, {seconds:.2f} s{rate}")
 
     # drawn tokens: another text, but as likely as without drafts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -177,7 +178,10 @@ def _check_mask(mask: Tensor, tokens: Tensor) -> None:
 def _ids(eos_token_id: int | Iterable[int] | None, vocabulary: int) -> tuple[int, ...]:
     if eos_token_id is None:
         return ()
-    ids = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(int(each) for each in eos_token_id)
+    try:
+        ids = (operator.index(eos_token_id),)  # type: ignore[arg-type]
+    except TypeError:
+        ids = tuple(int(each) for each in eos_token_id)  # type: ignore[union-attr]
     for each in ids:
         if not 0 <= each < vocabulary:
             raise errors.ArgumentError(f"eos_token_id: {each}, expected 0 to {vocabulary - 1}")

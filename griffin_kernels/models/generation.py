@@ -179,7 +179,7 @@ def _ids(eos_token_id: int | Iterable[int] | None, vocabulary: int) -> tuple[int
     if eos_token_id is None:
         return ()
     try:
-        ids = (operator.index(eos_token_id),)  # type: ignore[arg-type]
+        ids: tuple[int, ...] = (operator.index(eos_token_id),)  # type: ignore[arg-type]
     except TypeError:
         ids = tuple(int(each) for each in eos_token_id)  # type: ignore[union-attr]
     for each in ids:

@@ -147,6 +147,8 @@ def test_rows_end_where_they_should_and_are_padded(options):
     pair = tuple(whole[3][5:7])
     cases = [
         ({"eos_token_id": first}, lambda new: new[-1] == first, first),
+        ({"eos_token_id": torch.tensor(first), "pad_token_id": 7}, lambda new: new[-1] == first, 7),
+        ({"eos_token_id": torch.tensor([second, first])}, lambda new: new[-1] in (first, second), second),
         ({"eos_token_id": [first, second], "pad_token_id": -1}, lambda new: new[-1] in (first, second), -1),
         ({"stop": [pair, [first]], "pad_token_id": 39}, lambda new: tuple(new[-2:]) == pair or new[-1] == first, 39),
         ({"stop": lambda new: sum(new) > 90}, lambda new: sum(new) > 90, 0),

@@ -16,10 +16,12 @@ from griffin_kernels.registry import write_atomically
 from griffin_kernels.texts import encodable
 from reports import format as fmt
 from reports import model
+from reports.model_bench_tab import load_model_bench, model_bench_tab
 from reports.page import Tab, page, render
 from reports.predicted import load_prediction
 from reports.sources import load, load_registry, load_study
 from reports.tabs import forward_tab, roofline_tab, static_tab, tuning_tab
+from roofline import model_bench_records
 from roofline.study_records import FILE_NAME
 from tuning.static import recorded
 from tuning.static.recorded import Recorded
@@ -29,7 +31,7 @@ def write_report(journal: Path, out: Path, registry: Path | None = None, study: 
     """Write the report of ``journal`` to ``out`` and return ``out``; an existing file is replaced in one step.
 
     study: the roofline study; one that lies beside the journal is found by itself. With one there are tabs for the
-    roofline and for forward passes.
+    roofline and for forward passes; with a record of `griffin bench model` beside the journal, one for that.
     Raises ReportError where the journal, the registry or the study cannot be used, or ``out`` cannot be written. An
     unfinished run, and one without results, gives a report of what there is.
     """
@@ -39,15 +41,20 @@ def write_report(journal: Path, out: Path, registry: Path | None = None, study: 
         study = journal.with_name(FILE_NAME)
     study_source, found, study_text = load_study(study) if study else (None, None, "null")
     report = model.build(loaded, registry_file)
+    raced = journal.with_name(model_bench_records.FILE_NAME)
+    bench_source, bench, bench_text = load_model_bench(raced) if raced.exists() else (None, None, "null")
     name = json.dumps(loaded.source.name)
     data = (
         f'{{"format":"griffin-kernels report data 1","journal":{name},"sha256":"{loaded.source.sha256}",'
-        f'"records":[{",".join(loaded.lines)}],"registry":{registry_text.strip()},"study":{study_text}}}'
+        f'"records":[{",".join(loaded.lines)}],"registry":{registry_text.strip()},"study":{study_text},'
+        f'"model_bench":{bench_text}}}'
     )
     title = f"Tuning report: {report.device}, {fmt.date(loaded.run.date)}"
     tabs = [tuning_tab(report, registry_source, study_source)]
     if found is not None:
         tabs += [roofline_tab(found, report), forward_tab(found)]
+    if bench is not None and bench_source is not None:
+        tabs.append(model_bench_tab(bench, bench_source, loaded.run.device.validity))
     tabs.append(static_tab(static_table()))
     replace(out, page(title, tabs, data))
     return out

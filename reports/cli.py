@@ -13,6 +13,7 @@ from rich.console import Console
 
 from griffin_kernels import errors
 from roofline import cli as roofline_cli
+from roofline import model_bench_cli
 from roofline.console import DeviceOption, line, plain_errors
 from tuning.ui import commands
 
@@ -29,6 +30,7 @@ app = typer.Typer(
     **PLAIN,
 )
 app.add_typer(roofline_cli.app)
+app.add_typer(model_bench_cli.app)
 tune_app = typer.Typer(name="tune", invoke_without_command=True, **PLAIN)
 app.add_typer(tune_app)
 

@@ -80,7 +80,7 @@ class PassTimer:
         self.by_part: list[tuple[list[float], bool]] = []
         with torch.inference_mode():
             self.step = _step(model, record, device)
-            self.latest_s = _timed(self.step, device)  # warms up
+            self.latest_s = timed(self.step, device)  # warms up
 
     def sample(self) -> None:
         """Time the pass, whole and by its parts; a short one after one that is not timed, as other passes may have run
@@ -93,14 +93,14 @@ class PassTimer:
             if self.device.kind == "cpu":
                 self.whole.append((sum(parts), calm))
             else:
-                self.whole.append(watched(lambda: _timed(self.step, self.device), self.device))
+                self.whole.append(watched(lambda: timed(self.step, self.device), self.device))
         self.latest_s = self.whole[-1][0]
 
     def measured(self) -> Measured:
         """What the samples so far come to."""
-        samples, disturbed = _undisturbed(self.whole)
+        samples, disturbed = undisturbed(self.whole)
         low, high = bootstrap_interval(samples)
-        parts = [median(column) for column in zip(*_undisturbed(self.by_part)[0], strict=True)]
+        parts = [median(column) for column in zip(*undisturbed(self.by_part)[0], strict=True)]
         if len(parts) != len(self.record.parts):
             raise RuntimeError(f"timed {len(parts)} parts of a pass that has {len(self.record.parts)}")
         return Measured(
@@ -108,7 +108,7 @@ class PassTimer:
         )
 
 
-def _undisturbed(samples: Sequence[tuple[Value, bool]]) -> tuple[list[Value], bool]:
+def undisturbed(samples: Sequence[tuple[Value, bool]]) -> tuple[list[Value], bool]:
     """The calm samples, or all of them and True where fewer than three are."""
     calm = [value for value, calm in samples if calm]
     return (calm, False) if len(calm) >= LEAST_CALM else ([value for value, _ in samples], True)
@@ -135,16 +135,18 @@ def _step(model: Griffin, record: PassRecord, device: Device) -> Callable[[], An
     return decode
 
 
-def _synchronise(device: Device) -> None:
+def synchronise(device: Device) -> None:
+    """Wait for what a GPU was given to do."""
     if device.kind != "cpu":
         torch.cuda.synchronize(device.torch_device)
 
 
-def _timed(step: Callable[[], Any], device: Device) -> float:
-    _synchronise(device)  # what was launched before is not this pass
+def timed(step: Callable[[], Any], device: Device) -> float:
+    """Seconds that one call takes, until the device has done all of it."""
+    synchronise(device)  # what was launched before is not this pass
     begin = time.perf_counter()
     step()
-    _synchronise(device)
+    synchronise(device)
     return time.perf_counter() - begin
 
 
@@ -170,9 +172,9 @@ def _timed_parts(model: Griffin, step: Callable[[], Any], device: Device) -> lis
             hooks.callback(norm.register_forward_pre_hook(mark).remove)
         mark()
         step()
-        _synchronise(device)
+        synchronise(device)
         mark()
-    _synchronise(device)
+    synchronise(device)
     if device.kind == "cpu":
         return [after - before for before, after in itertools.pairwise(marks)]
     return [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(marks)]

@@ -90,11 +90,13 @@ def load_for(device: Device) -> Ceilings | None:
     return None
 
 
-def prepare(path: Path, device: Device) -> None:
-    """Make the folder, and prove before any work is done that the file can be written and may be replaced.
+def results_folder(device: Device) -> Path:
+    """Where what was measured on a device lies in the user's data folder, the tuner's journal with it."""
+    return default_path(device, "results").with_suffix("")
 
-    Raises OutputFolderError, or CeilingsError where something else than ceilings of ``device`` is in the way.
-    """
+
+def make_parent(path: Path, what: str) -> None:
+    """Make a file's folder and prove that it can be written; OutputFolderError where it cannot."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as probe:
@@ -102,8 +104,16 @@ def prepare(path: Path, device: Device) -> None:
             probe.flush()
     except OSError as error:
         raise errors.OutputFolderError(
-            f"ceilings cannot be written to {path.parent}: {error.strerror}; choose another file with --out"
+            f"{what} cannot be written to {path.parent}: {error.strerror}; choose another file with --out"
         ) from None
+
+
+def prepare(path: Path, device: Device) -> None:
+    """Make the folder, and prove before any work is done that the file can be written and may be replaced.
+
+    Raises OutputFolderError, or CeilingsError where something else than ceilings of ``device`` is in the way.
+    """
+    make_parent(path, "ceilings")
     if path.exists():
         load_of(path, device)
 

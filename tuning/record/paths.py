@@ -6,10 +6,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from griffin_kernels import errors, registry
 from griffin_kernels.device import Device
+from roofline.store import results_folder
 from tuning.record.journal import FILE_NAME
 
 
@@ -26,7 +25,7 @@ class Paths:
         """Everything into ``out``; without it, the user's data folder."""
         if out is not None:
             return cls(out / FILE_NAME, out / f"{device.slug}.json", out / "report.html")
-        folder = Path(platformdirs.user_data_dir("griffin-kernels", appauthor=False)) / "results" / device.slug
+        folder = results_folder(device)
         return cls(folder / FILE_NAME, registry.default_path(device), folder / "report.html")
 
     def is_users(self, device: Device) -> bool:

@@ -41,7 +41,8 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is run. config: of transformers' class. prompt: tokens of a prefill and of a training step."""
+    """What is run. config: of transformers' class. prompt: tokens of a prefill and of a training step. memory: whether
+    processes of their own measure the peaks."""
 
     name: str
     config: Any = field(repr=False)
@@ -50,6 +51,7 @@ class Settings:
     prompt: int
     new_tokens: int
     phases: tuple[BenchPhase, ...]
+    memory: bool = True
 
 
 def transformers_module() -> Any:
@@ -193,12 +195,12 @@ def _record(
 ) -> PhaseRecord:
     sides = {}
     for side in SIDES:
-        tell(f"{phase}: memory, {side}")
+        tell(f"{phase}: memory, {side}" if settings.memory else phase)
         kept, disturbed = undisturbed(samples[side])
         sides[side] = Side(
             samples_s=[value for value, _ in samples[side]], median_s=median(kept), disturbed=disturbed,
             parts_s={name: median(row[name] for row in parts[side]) for name in PARTS} if parts[side] else {},
-            peak_bytes=peak_bytes(phase, side, settings, device),
+            peak_bytes=peak_bytes(phase, side, settings, device) if settings.memory else None,
         )  # fmt: skip
     before, after = ([value for value, _ in samples[side]] for side in SIDES)
     return PhaseRecord(

@@ -1,6 +1,6 @@
 """torch.export of a whole model with lengths that vary, saved, loaded, and run: the kernels are in the graph as ops.
 
-    python examples/export_model.py
+python examples/export_model.py
 """
 
 from __future__ import annotations

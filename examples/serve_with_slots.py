@@ -92,7 +92,9 @@ def main() -> None:
         rows += engine.step()
         steps += 1
     tokens = sum(len(request.text) for request in requests)
-    print(f"{len(requests)} requests, {tokens} tokens in {steps} steps, {rows / steps:.1f} of {options.slots} rows busy")
+    print(
+        f"{len(requests)} requests, {tokens} tokens in {steps} steps, {rows / steps:.1f} of {options.slots} rows busy"
+    )
     print(f"{tokens / (time.perf_counter() - begin):.0f} tokens/s on {engine.cache.device}")
 
     for number, request in enumerate(requests):

@@ -65,10 +65,11 @@ def transformers_module() -> Any:
     return transformers
 
 
-def configuration(model: str, layers: int | None, vocab_size: int | None) -> Any:
+def configuration(model: str, layers: int | None, vocab_size: int | None, **changes: Any) -> Any:
     """transformers' configuration of a preset's name, or of a folder with a config.json, made smaller where told.
 
-    layers, vocab_size: 0 keeps all; None is all of a folder, and LAYERS and VOCABULARY of a preset.
+    layers, vocab_size: 0 keeps all; None is all of a folder, and LAYERS and VOCABULARY of a preset. changes: other
+    entries of the configuration.
     Raises UnknownModelError, or ArgumentError for a folder or a preset that is no RecurrentGemma.
     """
     from griffin_kernels.models import config_to_transformers
@@ -94,7 +95,7 @@ def configuration(model: str, layers: int | None, vocab_size: int | None) -> Any
         told[name] = min(value or told[name], told[name])
     told.pop("layer_types", None)  # of all layers; block_types is the pattern
     # so that no special token is outside a small vocabulary
-    return kind(**told | {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": None})
+    return kind(**told | changes | {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": None})
 
 
 def build(settings: Settings, device: Device) -> Any:

@@ -1,7 +1,7 @@
 """One line makes transformers' RecurrentGemma fast and right: the same tokens, the time of each, and the way back.
 
-    python examples/accelerate_recurrentgemma.py
-    python examples/accelerate_recurrentgemma.py --checkpoint google/recurrentgemma-2b-it
+python examples/accelerate_recurrentgemma.py
+python examples/accelerate_recurrentgemma.py --checkpoint google/recurrentgemma-2b-it
 """
 
 from __future__ import annotations

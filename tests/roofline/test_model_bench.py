@@ -64,7 +64,7 @@ def test_a_tiny_model(tmp_path: Path) -> None:
         (["--seconds", "inf"], "expected a finite number"),
         (["--layers", "-1"], "expected at least 0"),
         (["recurrentgemma-3b"], "did you mean"),
-        (["mqa-tiny"], "global attention"),
+        (["mqa-tiny"], "block_types have global_attention"),
         (["--out", "/proc/none/there.json"], "choose another file with --out"),
     ],
     ids=["phase", "no_phase", "dtype", "seconds", "layers", "model", "attention", "out"],

@@ -185,3 +185,26 @@ def turn(typing: Any, rows: Any, count: Any, source: Any, source_step: Any, targ
         return context.get_dummy_value()
 
     return types.void(rows, count, source, source_step, target, target_step), generate
+
+
+@intrinsic
+def turn_tile(typing: Any, source: Any, source_step: Any, target: Any, target_step: Any) -> Any:
+    """``turn`` of 16 elements of 16 rows, in registers: four rounds that interleave rows i and i + 8."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, source_step, target, target_step = args
+        v = Lanes(builder, 16)
+
+        def place(address: Any, step: Any, row: int) -> Any:
+            return v.pointer(builder.add(address, builder.mul(step, INT64(row))), INT32)
+
+        rows = [builder.load(place(source, source_step, row), align=2) for row in range(16)]
+        picks = [[half + lane // 2 + lane % 2 * 16 for lane in range(16)] for half in (0, 8)]
+        masks = [ir.Constant(v.of(INT32), pick) for pick in picks]
+        for _ in range(4):
+            rows = [builder.shuffle_vector(rows[i], rows[i + 8], mask) for i in range(8) for mask in masks]
+        for row, value in enumerate(rows):
+            builder.store(value, place(target, target_step, row), align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, source_step, target, target_step), generate

@@ -34,7 +34,7 @@ def inputs_of(case: Case) -> Inputs:
     out, lse = variant.on(inputs, variant.config())
     del inputs["with_lse"]
     dout = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
-    return inputs | {"dout": dout, "out": out, "lse": lse}
+    return inputs | {"dout": dout, "out": out, "lse": lse, "dlse": None}
 
 
 def caller(variant: Variant, inputs: Inputs, config: object) -> Callable[[], object]:

@@ -15,6 +15,7 @@ from griffin_kernels.ops import _blas, _native
 from griffin_kernels.ops.linear_scan import _scan_numba as linear_scan
 from griffin_kernels.ops.linear_scan_step import _scan_step_numba as linear_scan_step
 from griffin_kernels.ops.local_attention import _numba_blas as local_attention
+from griffin_kernels.ops.local_attention import _numba_matrix_gradient as local_attention_amx_bwd
 from griffin_kernels.ops.local_attention import _numba_matrix_unit as local_attention_amx
 from griffin_kernels.ops.local_attention import _numba_register_tiles as local_attention_tiles
 from griffin_kernels.ops.local_attention_extend import _numba_ring_tokens as local_attention_extend
@@ -32,6 +33,7 @@ MODULES = [
     linear_scan_step,
     local_attention,
     local_attention_amx,
+    local_attention_amx_bwd,
     local_attention_extend,
     local_attention_step,
     local_attention_tiles,

@@ -76,6 +76,8 @@ class Kernels:
     spare: float32 numbers between rows of scores, which must not all fall on the same lines of a cache.
     scales: whether products multiply with the gradients' factors; else dq gets its own when it is written, dk when its
     shares are joined.
+    scaled: whether the gradient's products are of queries that were scaled for their scores.
+    arrays: of scores, in float32 numbers, that a row of a block takes room for.
     """
 
     module: Any
@@ -84,6 +86,8 @@ class Kernels:
     rows: int
     spare: int
     scales: bool
+    scaled: bool = True
+    arrays: int = 2
 
     @cached_property
     def _family(self) -> native.Family:
@@ -102,8 +106,8 @@ class Kernels:
         pitch = whole(tile, LANES) + self.spare
         right = min(call.right, keys)
         threads = _threads.threads_for(items, batch * heads * time * min(call.window + right, keys) * d // 8)
-        # of a row: two of scores, three of channels, two numbers; attend takes less
-        place = whole(whole(block * group, self.rows) * (2 * pitch + 3 * wide + 2 * 16 + 2), 16)
+        # of a row: arrays of scores, three of channels, two numbers; attend takes less
+        place = whole(whole(block * group, self.rows) * (self.arrays * pitch + 3 * wide + 2 * 16 + 2), 16)
         scratch = memory.empty((threads, place), torch.float32)
         first = first_keys(call).contiguous()
         last = last_keys(call).contiguous() if right or may_be_blind(call) else None
@@ -201,7 +205,8 @@ class Kernels:
                 within[:, :, base : base + length].add_(share[:, :, index, :length, :d], alpha=factor)
             return summed.to(like.dtype)
 
-        dk = joined(shares[0], call.k, 1.0 if self.scales else factor_of_dk(call.softcap))
+        of_dk = factor_of_dk(call.softcap) if self.scaled else scale_of(call)
+        dk = joined(shares[0], call.k, 1.0 if self.scales else of_dk)
         return dq.to(call.q.dtype), dk, joined(shares[1], call.v, 1.0)
 
 

@@ -117,7 +117,8 @@ def _sight(f: Any, seen: Seen, row: int) -> tuple[int, int]:
     return 0, seen.width
 
 
-_attend, _gradient = _numba_loops.loops(_across, _down, _transposed, _sight, _numba_loops.equal_tiles)
+_attend = _numba_loops.forward(_across, _down, _sight, _numba_loops.equal_tiles)
+_gradient = _numba_loops.backward(_across, _down, _transposed, _sight, _numba_loops.equal_tiles)
 
 
 def attend(data: Any) -> None:

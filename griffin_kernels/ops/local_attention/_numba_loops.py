@@ -44,6 +44,63 @@ class Seen(NamedTuple):
     width: int  # keys
 
 
+class Block(NamedTuple):
+    """A block of queries of the gradient."""
+
+    row: int  # of B * Hkv
+    batch: int
+    head: int
+    start: int  # the first query
+    queries: int
+    base: int  # the first key of the part's shares
+    share: int  # where they begin, in bytes from that of the first item
+
+
+@_njit
+def gradient_step(f: Any) -> int:
+    """float32 numbers from row to row of the gradient's queries.
+
+    Rows of a power of two would fall on few lines of the first-level cache.
+    """
+    step: int = f[AT.wide] + 16
+    return step
+
+
+def over_parts(block_gradient: Any) -> Any:
+    """The compiled function ``(data) -> None`` of the gradient: a part of the queries is an item, block after block.
+
+    block_gradient: ``(data, f, room, block)``, dq of the block's queries, and what they give to dk and dv added to the
+    shares. room: of the thread; what lies there first, as large as a block's queries and dout, is zeros to begin with.
+    """
+
+    @_njit
+    def gradient(data: Any) -> None:
+        f = fields_of(data)
+        block, time, unit, wide = f[AT.block], f[AT.time], f[AT.unit], f[AT.wide]
+        earlier = f[AT.keys] - time
+        room = f[AT.scratch] + 4 * take(data, AT.places) * f[AT.scratch_place]
+        # channels beyond d, and rows beyond a block's
+        vectors.clear(floats(room, 0), 0, 2 * rounded_up(block * f[AT.group], f[AT.rows]) * gradient_step(f))
+        item = take(data, 0)
+        while item < f[AT.items]:
+            row, piece, batch, head = vectors.located(f, item)
+            # the last parts may see the most keys: those first
+            piece = f[AT.pieces] - 1 - piece
+            part = piece * f[AT.part]
+            base = max(0, earlier + part - (f[AT.window] - 1)) // unit * unit
+            if f[AT.bases]:
+                base = vectors.longs(f[AT.bases], piece)[0]
+            share = 4 * (row * f[AT.pieces] + piece) * f[AT.reach] * wide
+            vectors.clear(floats(f[AT.dk] + share, 0), 0, f[AT.reach] * wide)
+            vectors.clear(floats(f[AT.dv] + share, 0), 0, f[AT.reach] * wide)
+            for start in range(part, min(part + f[AT.part], time), block):
+                count = min(block, time - start)
+                block_gradient(data, f, room, Block(row, batch, head, start, count, base, share))
+            item = take(data, 0)
+
+    return gradient
+
+
 @_njit
 def equal_tiles(f: Any, span: int) -> int:
     """Keys in each tile of ``span``, the last of which may have fewer; of no keys, none is visited."""
@@ -67,10 +124,8 @@ def sight_of(block: int, panel: int) -> Any:
     return sight
 
 
-def loops(
-    across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any, weigh: Any = vectors.weigh
-) -> tuple[Any, Any]:
-    """The compiled functions ``(data) -> None`` of local_attention and of its gradient."""
+def forward(across: Any, down: Any, sight: Any, tile_of: Any, weigh: Any = vectors.weigh) -> Any:
+    """The compiled function ``(data) -> None`` of local_attention."""
 
     @_njit
     def attend(data: Any) -> None:
@@ -121,74 +176,53 @@ def loops(
                 vectors.write_weighted(data, f, batch, t, head + r % group, values, largest[r], total[r], blind)
             item = take(data, 0)
 
+    return attend
+
+
+def backward(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) -> Any:
+    """The compiled function ``(data) -> None`` of the gradient, with products of float32."""
+
     @_njit
-    def gradient(data: Any) -> None:
-        """dq, and every item's share of dk and dv; a part of the queries is an item. Products are of float32."""
-        f = fields_of(data)
-        block, time, group, unit, pitch, wide = (
-            f[AT.block],
-            f[AT.time],
-            f[AT.group],
-            f[AT.unit],
-            f[AT.pitch],
-            f[AT.wide],
-        )
-        most, earlier = rounded_up(block * group, f[AT.rows]), f[AT.keys] - time
-        factors = floats(f[AT.factors], 0)
-        # rows of a power of two would fall on few lines of the first-level cache
-        step = wide + 16
-        queries = f[AT.scratch] + 4 * take(data, AT.places) * f[AT.scratch_place]  # [rows, step]
+    def block_gradient(data: Any, f: Any, room: int, block: Block) -> None:
+        """See over_parts."""
+        group, unit, pitch, wide = f[AT.group], f[AT.unit], f[AT.pitch], f[AT.wide]
+        most = rounded_up(f[AT.block] * group, f[AT.rows])
+        row, batch, head, start, count = block.row, block.batch, block.head, block.start, block.queries
+        factors, wide_data = floats(f[AT.factors], 0), floats(room, 0)
+        step, queries = gradient_step(f), room  # [rows, step]
         upstream = queries + 4 * most * step  # [rows, step]
         slopes = upstream + 4 * most * step  # [rows, wide]
         scores = slopes + 4 * most * wide  # [rows, pitch]
         changes = scores + 4 * most * pitch  # [rows, pitch]
         delta = floats(changes + 4 * most * pitch, 0)  # [rows]
         lse = floats(changes + 4 * most * pitch, most)  # [rows]
-        wide_data = floats(queries, 0)
-        # channels beyond d, and rows beyond a block's
-        vectors.clear(wide_data, 0, 2 * most * step)
-        item = take(data, 0)
-        while item < f[AT.items]:
-            row, piece, batch, head = vectors.located(f, item)
-            # the last parts may see the most keys: those first
-            piece = f[AT.pieces] - 1 - piece
-            part = piece * f[AT.part]
-            base = max(0, earlier + part - (f[AT.window] - 1)) // unit * unit
-            if f[AT.bases]:
-                base = vectors.longs(f[AT.bases], piece)[0]
-            shares = 4 * (row * f[AT.pieces] + piece) * f[AT.reach] * wide
-            vectors.clear(floats(f[AT.dk] + shares, 0), 0, f[AT.reach] * wide)
-            vectors.clear(floats(f[AT.dv] + shares, 0), 0, f[AT.reach] * wide)
-            for start in range(part, min(part + f[AT.part], time), block):
-                count = min(block, time - start)
-                rows, high = count * group, vectors.after_of(f, batch, start + count - 1)
-                for r in range(rows):
-                    t, g, place = start + r // group, head + r % group, 4 * r * step
-                    delta[r], lse[r] = vectors.read_gradient(data, f, batch, t, g, upstream + place, queries + place)
-                vectors.clear(floats(slopes, 0), 0, most * wide)
-                first = vectors.firsts(f, batch, start)
-                low = vectors.first_of(first, 0, count) // unit * unit
-                tile = tile_of(f, high - low)
-                for begin in range(low, high, tile):
-                    width = min(tile, high - begin)
-                    seen = Seen(first, row, rows, count, batch, start, begin, width)
-                    every = rounded_up(width, unit)
-                    across(wide_data, f, seen, queries, step, AT.k, scores)
-                    across(wide_data, f, seen, upstream, step, AT.v, changes)
-                    for r in range(rows):
-                        (near, far), t = sight(f, seen, r), r // group
-                        if near < far:
-                            p, ds = floats(scores, r * pitch + near), floats(changes, r * pitch + near)
-                            vectors.slope(f, p, ds, lse[r], delta[r], far - near)
-                        since, until = first[t] - begin, vectors.after_of(f, batch, start + t) - begin
-                        vectors.clear_unseen(floats(scores, r * pitch), since, until, every)
-                        vectors.clear_unseen(floats(changes, r * pitch), since, until, every)
-                    down(wide_data, f, seen, changes, AT.k_down, factors[2], _f32(begin > low), slopes)
-                    share = shares + 4 * (begin - base) * wide
-                    transposed(f, seen, changes, queries, step, factors[3], f[AT.dk] + share)
-                    transposed(f, seen, scores, upstream, step, _f32(1), f[AT.dv] + share)
-                for r in range(rows):
-                    vectors.write_dq(data, f, batch, start + r // group, head + r % group, floats(slopes, r * wide))
-            item = take(data, 0)
+        rows, high = count * group, vectors.after_of(f, batch, start + count - 1)
+        for r in range(rows):
+            t, g, place = start + r // group, head + r % group, 4 * r * step
+            delta[r], lse[r] = vectors.read_gradient(data, f, batch, t, g, upstream + place, queries + place)
+        vectors.clear(floats(slopes, 0), 0, most * wide)
+        first = vectors.firsts(f, batch, start)
+        low = vectors.first_of(first, 0, count) // unit * unit
+        tile = tile_of(f, high - low)
+        for begin in range(low, high, tile):
+            width = min(tile, high - begin)
+            seen = Seen(first, row, rows, count, batch, start, begin, width)
+            every = rounded_up(width, unit)
+            across(wide_data, f, seen, queries, step, AT.k, scores)
+            across(wide_data, f, seen, upstream, step, AT.v, changes)
+            for r in range(rows):
+                (near, far), t = sight(f, seen, r), r // group
+                if near < far:
+                    p, ds = floats(scores, r * pitch + near), floats(changes, r * pitch + near)
+                    vectors.slope(f, p, ds, lse[r], delta[r], far - near)
+                since, until = first[t] - begin, vectors.after_of(f, batch, start + t) - begin
+                vectors.clear_unseen(floats(scores, r * pitch), since, until, every)
+                vectors.clear_unseen(floats(changes, r * pitch), since, until, every)
+            down(wide_data, f, seen, changes, AT.k_down, factors[2], _f32(begin > low), slopes)
+            share = block.share + 4 * (begin - block.base) * wide
+            transposed(f, seen, changes, queries, step, factors[3], f[AT.dk] + share)
+            transposed(f, seen, scores, upstream, step, _f32(1), f[AT.dv] + share)
+        for r in range(rows):
+            vectors.write_dq(data, f, batch, start + r // group, head + r % group, floats(slopes, r * wide))
 
-    return attend, gradient
+    return over_parts(block_gradient)

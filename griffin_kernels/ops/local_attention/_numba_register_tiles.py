@@ -188,7 +188,8 @@ def _tile_of(f: Any, span: int) -> Any:
     return f[AT.tile]
 
 
-_attend, _gradient = _numba_loops.loops(_across, _down, _transposed, _sight, _tile_of)
+_attend = _numba_loops.forward(_across, _down, _sight, _tile_of)
+_gradient = _numba_loops.backward(_across, _down, _transposed, _sight, _tile_of)
 
 
 def attend(data: Any) -> None:

@@ -2,8 +2,9 @@
 
 x = factor s, bent where there is a softcap, hidden where a query does not see;  p = 2^(x - max x)
 
-The same formulas as ``weigh`` of _numba_rows.py, which goes over a row once for each of their parts. The first pass
-leaves x where s was and finds the largest; the second sums p in float32 and writes it rounded.
+In the gradient p = 2^(x - lse), and the scores' slopes are made in the same pass. The same formulas as those of
+_numba_rows.py, which goes over a row once for each of their parts. The first pass leaves x where s was and finds the
+largest; the second sums p in float32 and writes it rounded.
 """
 
 # Python's types end where numba's begin.
@@ -59,6 +60,19 @@ def _reduced(builder: Any, name: str, *values: Any) -> Any:
     return builder.call(function, values, fastmath=("reassoc",))
 
 
+def _index(builder: Any, value: Any) -> Any:
+    """An int64 as an int32 in every lane."""
+    kind = ir.VectorType(INT32, _LANES)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), builder.trunc(value, INT32), INT32(0))
+    return builder.shuffle_vector(first, first, ir.Constant(kind, [0] * _LANES))
+
+
+def _within(builder: Any, at: Any, since: Any, until: Any) -> Any:
+    """Which of the keys from ``at`` on count: ``since`` to ``until`` - 1, both of ``_index``."""
+    own = builder.add(_index(builder, at), ir.Constant(ir.VectorType(INT32, _LANES), list(range(_LANES))))
+    return builder.and_(builder.icmp_signed(">=", own, since), builder.icmp_signed("<", own, until))
+
+
 def _scores_function(capped: bool) -> Any:
     """A numba function ``(values, since, until, count, factor, cap) -> float``: the first pass, the largest x.
 
@@ -71,23 +85,13 @@ def _scores_function(capped: bool) -> Any:
             values, since, until, count, factor, cap = args
             v = Lanes(builder, _LANES)
             factors, caps, hidden = v.broadcast(factor), v.broadcast(cap), v.constant(rows.HIDDEN)
-            lane = ir.Constant(v.of(INT32), list(range(_LANES)))
-
-            def index(value: Any) -> Any:
-                first = builder.insert_element(
-                    ir.Constant(lane.type, ir.Undefined), builder.trunc(value, INT32), INT32(0)
-                )
-                return builder.shuffle_vector(first, first, ir.Constant(lane.type, [0] * _LANES))
-
-            begin, end = index(since), index(until)
+            begin, end = _index(builder, since), _index(builder, until)
 
             def piece(at: Any, largest: Any) -> Sequence[Any]:
                 address = builder.add(values, builder.mul(at, INT64(4)))
                 x = v.multiply(v.read(address), factors)
                 x = _bent(v, x, caps) if capped else x
-                own = builder.add(index(at), lane)
-                seen = builder.and_(builder.icmp_signed(">=", own, begin), builder.icmp_signed("<", own, end))
-                x = builder.select(seen, x, hidden)
+                x = builder.select(_within(builder, at, begin, end), x, hidden)
                 v.write(x, address)
                 return (builder.select(builder.fcmp_ordered(">", x, largest), x, largest),)
 
@@ -154,3 +158,68 @@ def weigher(unit: int) -> Any:
         largest[r] = top
 
     return weigh
+
+
+def _slopes_function(capped: bool) -> Any:
+    """A numba function ``(scores, changes, pitch, slopes, step, spans, count, lse, delta, factor, cap)``.
+
+    Two rows of scores q k^T, ``pitch`` bytes apart, become weights p = 2^(x - lse), and two of changes dout v^T slopes
+    ds = p (dout v^T - delta), times the slope of what bent x. Both are rounded to bfloat16: pairs of the two rows in
+    the place of the first, and slopes also as rows, ``step`` bytes apart. spans: since, until of either row.
+    """
+
+    @intrinsic
+    def slopes(
+        typing: Any,
+        scores: Any,
+        changes: Any,
+        pitch: Any,
+        target: Any,
+        step: Any,
+        spans: Any,
+        count: Any,
+        lse: Any,
+        delta: Any,
+        factor: Any,
+        cap: Any,
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            scores, changes, pitch, target, step, spans, count, lse, delta, factor, cap = args
+            v, b = Lanes(builder, _LANES), builder
+            factors, caps, none = v.broadcast(factor), v.broadcast(cap), v.constant(0.0)
+            per_cap = v.divide(v.constant(1.0), caps)
+            ends = [_index(b, b.extract_value(spans, i)) for i in range(4)]
+            less = [v.broadcast(b.extract_value(lse, i)) for i in range(2)]
+            deltas = [v.broadcast(b.extract_value(delta, i)) for i in range(2)]
+
+            def piece(at: Any) -> Sequence[Any]:
+                offset, pairs = b.mul(at, INT64(4)), []
+                for i in range(2):
+                    place = b.add(offset, b.mul(pitch, INT64(i)))
+                    x = v.multiply(v.read(b.add(scores, place)), factors)
+                    x = _bent(v, x, caps) if capped else x
+                    p = _power(v, v.subtract(x, less[i]))
+                    ds = v.multiply(p, v.subtract(v.read(b.add(changes, place)), deltas[i]))
+                    if capped:
+                        bent = v.multiply(x, per_cap)
+                        ds = v.multiply(ds, v.subtract(v.constant(1.0), v.multiply(bent, bent)))
+                    seen = _within(b, at, ends[2 * i], ends[2 * i + 1])
+                    pairs.append([v.rounded_to_bfloat16(b.select(seen, value, none)) for value in (p, ds)])
+                    own = b.add(b.add(target, b.mul(at, INT64(2))), b.mul(step, INT64(i)))
+                    b.store(pairs[i][1], v.pointer(own, INT16), align=2)
+                for array, first, second in zip((scores, changes), *pairs, strict=True):
+                    high = b.shl(b.zext(second, v.of(INT32)), v.constant(16, INT32))
+                    both = b.or_(b.zext(first, v.of(INT32)), high)
+                    b.store(both, v.pointer(b.add(array, offset), INT32), align=4)
+                return ()
+
+            loop(builder, INT64(0), count, _LANES, piece)
+            return context.get_dummy_value()
+
+        kinds = (scores, changes, pitch, target, step, spans, count, lse, delta, factor, cap)
+        return types.void(*kinds), generate
+
+    return slopes
+
+
+slopes, capped_slopes = _slopes_function(capped=False), _slopes_function(capped=True)

@@ -36,18 +36,20 @@ class Config(numba_blocked.Config):
     """As numba.blocked's."""
 
 
-def _laid_out(call: Any, gradient: bool) -> tuple[Any, dict[str, Any]]:
+def laid_out(call: Any, gradient: bool) -> tuple[Any, dict[str, Any]]:
     """Tiles of a call's keys and values, and their fields."""
     # asks for the unit too, where nobody has asked reject()
     granted = _native_amx.granted()
     assert granted, "reject() lets no call come here without it"
     batch, keys, shared, d = call.k.shape
     padded, wide = _numba_attention.whole(keys, BLOCK), _numba_attention.whole(d, BLOCK)
-    laid = memory.empty((2, batch * shared, padded, wide), torch.bfloat16)
-    items, size = batch * shared * padded // BLOCK, laid[0].nbytes
+    layouts = ("k_across", "k_down", "v_across") if gradient else ("k_across", "v_down")
+    laid = memory.empty((len(layouts), batch * shared, padded, wide), torch.bfloat16)
+    items = batch * shared * padded // BLOCK
     threads = _threads.threads_for(items, laid.numel())
     staged = memory.empty((threads, BLOCK, wide), torch.bfloat16)
     given: dict[str, Tensor] = {"k": _numba_attention.rows_of(call.k), "v": _numba_attention.rows_of(call.v)}
+    tiles = {name: address(f"tiles of {name}", part, part.nbytes) for name, part in zip(layouts, laid, strict=True)}
     fields = _LAYOUT.fields(
         **{name: _numba_attention.placed(name, rows, 2 * rows.numel()) for name, rows in given.items()},
         places=0,
@@ -57,16 +59,15 @@ def _laid_out(call: Any, gradient: bool) -> tuple[Any, dict[str, Any]]:
         shared=shared,
         d=d,
         wide=wide,
-        across=address("tiles of k", laid[0], size),
-        down=address("tiles of v", laid[1], size),
+        **(dict.fromkeys(("k_across", "k_down", "v_across", "v_down"), 0) | tiles),
         scratch=address("scratch", staged, staged.nbytes),
     )
     _LAYOUT.run(torch.bfloat16, None, fields, (_numba_matrix_unit.lay_out, threads))
-    tiles = {name: (laid[index].data_ptr(), 0, 0, 0) for index, name in enumerate(("k", "v"))}
-    return laid, tiles | {"pairs": 1}
+    names = {"k_across": "k", "k_down": "k_down", "v_across": "v", "v_down": "v"}
+    return laid, {names[layout]: (at, 0, 0, 0) for layout, at in tiles.items()} | {"pairs": 1}
 
 
-KERNELS = _numba_attention.Kernels(_numba_matrix_unit, _laid_out, unit=BLOCK, rows=BLOCK, spare=LANES, scales=False)
+KERNELS = _numba_attention.Kernels(_numba_matrix_unit, laid_out, unit=BLOCK, rows=BLOCK, spare=LANES, scales=False)
 
 
 def reject(case: Case, device: Device, config: Config) -> str | None:

@@ -71,10 +71,10 @@ def public(name, given):
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def small(name, count=1, wanted=()):
-    """The smallest float32 cases of an op that have all the ``wanted`` flags or data."""
+def small(name, count=1, wanted=(), dtype="float32"):
+    """The smallest cases of an op and a dtype that have all the ``wanted`` flags or data."""
     op = catalog.op(name)
-    cases = [c for c in op.cases if c.dtype == "float32" and set(wanted) <= {*c.flags, *c.data}]
+    cases = [c for c in op.cases if c.dtype == dtype and set(wanted) <= {*c.flags, *c.data}]
     return sorted((c for c in cases if 0 not in c.dims.values()), key=lambda case: op.cost(case).bytes_total)[:count]
 
 

@@ -24,7 +24,7 @@ def variants():
         for name in (forward, f"{forward}_bwd"):
             for variant in catalog.variants(name).values():
                 wanted = ("packed", "lse") if forward == "local_attention" else ("packed",)  # which its gradient needs
-                for case in small(forward, 50, wanted):
+                for case in (*small(forward, 50, wanted), *small(forward, 50, wanted, "bfloat16")):
                     if {*case.flags} & {*catalog.op(forward).minor_flags}:
                         continue
                     if variant.reject(case, device.cpu(), variant.config()) is None:

@@ -8,7 +8,8 @@ A slot above the position of a row's last token is never visible before it is wr
 an earlier document, or zeros.
 
 ``restore`` and ``reorder`` write into the tensors that are there, so that a captured CUDA graph goes on with them;
-``snapshot``, ``select``, ``repeat`` and ``fork`` make new caches. None of them reads a value on the host.
+``snapshot``, ``select``, ``repeat`` and ``fork`` make new caches. None of them reads a value on the host; rows in a
+list are copied to the device, which waits for a GPU, rows in a tensor there are not.
 """
 
 from __future__ import annotations

@@ -334,8 +334,8 @@ class Griffin(nn.Module):
         cuda_graph: on a GPU, decode in a CUDA graph, which is captured anew by each call; False runs the kernels one by
             one. Not with drafts, whose rounds differ in length. **Decoding in a graph has not run on a GPU yet.**
 
-        A GPU is waited for once per step (round of drafts) with eos_token_id, stop, on_token or drafts, else only once.
-        Raises as ``forward`` does, and ArgumentError for options out of range.
+        A GPU is waited for in every step with eos_token_id, stop or on_token, and in every round of drafts; else only
+        for the lengths of prompts. Raises as ``forward`` does, and ArgumentError for options out of range.
         """
         from griffin_kernels.models.generation import generate
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -125,9 +126,9 @@ def _stacked(rows: list[PackedBatch]) -> PackedBatch:
 
 
 def _ids(document: Any, number: int) -> Tensor:
-    tokens = torch.as_tensor(document, device="cpu")
-    if tokens.dim() != 1:
-        raise errors.ShapeError(f"documents: number {number} has shape {list(tokens.shape)}, expected a list of ids")
-    if len(tokens) and (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool):
-        raise errors.DtypeError(f"documents: number {number} holds {tokens.dtype}, expected whole numbers")
-    return tokens.to(torch.int64)
+    array = numpy.asarray(document.cpu() if isinstance(document, Tensor) else document)
+    if array.ndim != 1:
+        raise errors.ShapeError(f"documents: number {number} has shape {list(array.shape)}, expected a list of ids")
+    if array.size and array.dtype.kind not in "iu":
+        raise errors.DtypeError(f"documents: number {number} holds {array.dtype}, expected whole numbers")
+    return torch.from_numpy(array.astype(numpy.int64))

@@ -222,6 +222,18 @@ def test_the_loss_of_a_model_and_all_its_gradients(softcap):
     assert every.shape == targets.shape and torch.allclose(every.sum() / (targets != -100).sum(), want)
 
 
+def test_the_loss_of_a_model_compiles_without_a_break():
+    torch.manual_seed(0)
+    model = Griffin(replace(preset("griffin-tiny"), block_types=("recurrent", "local_attention"), logits_softcap=2.0))
+    tokens, targets = torch.randint(256, (2, 3, 25))
+    found = []
+    for loss in (model.loss, torch.compile(model.loss, fullgraph=True, backend="aot_eager")):
+        value = loss(tokens, targets)
+        found.append([value, *torch.autograd.grad(value, list(model.parameters()))])
+    for got, want in zip(*reversed(found), strict=True):
+        assert (got - want).norm() <= 1e-5 * want.norm()
+
+
 @torch.no_grad()
 def test_hidden_states_are_what_logits_are_made_of():
     torch.manual_seed(0)

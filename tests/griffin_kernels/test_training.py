@@ -50,7 +50,14 @@ def recurrent_gemma():
     return RecurrentGemmaForCausalLM(config)
 
 
-MODELS = {"griffin": griffin, "transformers": recurrent_gemma}
+def accelerated():
+    from griffin_kernels.integrations.transformers import accelerate
+
+    return accelerate(recurrent_gemma())
+
+
+MODELS = {"griffin": griffin, "transformers": recurrent_gemma, "accelerated": accelerated}
+NEVER["accelerated"] = NEVER["transformers"]
 
 
 def decays(model, **options):
@@ -131,8 +138,9 @@ def variance_is(weight, variance):
     assert abs(weight.float().var().item() / variance - 1) < 5 * (2 / weight.numel()) ** 0.5
 
 
-def test_initialise_draws_transformers_model_as_deepmind_does():
-    model = recurrent_gemma()
+@pytest.mark.parametrize("kind", ["transformers", "accelerated"])
+def test_initialise_draws_transformers_model_as_deepmind_does(kind):
+    model = MODELS[kind]()
     block, attention = model.model.layers[0], model.model.layers[2].temporal_block
     recurrent = block.temporal_block
 
@@ -267,16 +275,19 @@ def test_refusals_of_packing():
         training.pack([], 1, 0)
     with pytest.raises(errors.ShapeError, match=r"number 1 has shape \[1, 2\]"):
         list(training.pack([[1], [[1, 2]]], 4, 1))
-    with pytest.raises(errors.DtypeError, match=r"number 0 holds torch.float32"):
+    with pytest.raises(errors.DtypeError, match=r"number 0 holds float64"):
         list(training.pack([[0.5]], 4, 1))
+    with pytest.raises(errors.DtypeError, match="number 0 holds bool"):
+        list(training.pack([torch.ones(3, dtype=torch.bool)], 4, 1))
 
 
 @pytest.mark.parametrize("name", ["hawk-tiny", "griffin-tiny", "mqa-tiny"])
 def test_packed_documents_train_as_separate_ones(name):
     """The loss and every gradient, in float64."""
     model = griffin(name)
-    documents = [document for document in random_documents(1, 12) if len(document) > 1]
-    (batch,) = training.pack(documents, 100, 3, split=False)
+    generator = torch.Generator().manual_seed(1)
+    documents = [torch.randint(1, 256, (n,), generator=generator).tolist() for n in (23, 9, 2, 23, 9, 23, 2, 9)]
+    (batch,) = training.pack(documents, 40, 3, split=False)
     loss = model.loss(*batch, reduction="sum")
     packed = torch.autograd.grad(loss, list(model.parameters()))
     separate = torch.zeros((), dtype=torch.float64)

@@ -12,19 +12,32 @@ from griffin_kernels import errors
 
 LEVELS = 127
 """Weights are -127 to 127 times their row's scale."""
-MOST_ROWS = 32
+MOST_ROWS = 16
 """Rows of x up to which reading int8 weights for each is quicker than widening them once, by measurement."""
+AT_ONCE = 2**21
+"""Weights that are widened at once: they are still in the caches when they are multiplied."""
 
 
-@torch.library.custom_op("griffin_kernels::int8_linear_rows", mutates_args=(), device_types="cpu")
-def _few_rows(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """float32 [B, N] of contiguous tensors; see ``_int8_rows``."""
-    from griffin_kernels.ops._int8_rows import int8_rows  # with numba, which other layers do without
+@torch.library.custom_op("griffin_kernels::int8_linear", mutates_args=(), device_types="cpu")
+def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """[B, N] in x's dtype. x: [B, K]. weight: int8 [N, K]. scale, bias: float32 [N]. All contiguous; no gradients."""
+    if x.shape[0] <= MOST_ROWS and x.dtype != torch.float64:
+        from griffin_kernels.ops._int8_rows import int8_rows  # with numba, which other layers do without
 
-    return int8_rows(x, weight, scale, bias)
+        few = int8_rows(x.float(), weight, scale, bias)
+        return few if few.dtype == x.dtype else few.to(x.dtype)
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    step = max(1, AT_ONCE // weight.shape[1])
+    widened = x.new_empty(step, weight.shape[1])
+    scale = scale.to(x.dtype)
+    for start in range(0, weight.shape[0], step):
+        part = weight[start : start + step]
+        rows = widened[: part.shape[0]].copy_(part)
+        torch.mul(x @ rows.T, scale[start : start + step], out=y[:, start : start + step])
+    return y if bias is None else y.add_(bias.to(x.dtype))
 
 
-@_few_rows.register_fake
+@_int8_linear.register_fake
 def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
@@ -32,10 +45,10 @@ def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
 class Int8Linear(nn.Module):
     """x W^T + bias, W = weight * scale: int8 weights [outputs, inputs], a float32 scale for each output.
 
-    x keeps its dtype, under autocast that of autocast, and is not quantised. On a CPU up to 32 rows of x, as in
-    decoding, are multiplied with the int8 weights as they are read, in float32 and rounded once. More rows, gradients
-    and other devices widen the weights to x's dtype first, which takes memory for one layer at a time. Weights have no
-    gradient; x and the bias have.
+    x keeps its dtype, under autocast that of autocast, and is not quantised. On a CPU up to 16 rows of x, as in
+    decoding, are multiplied with the int8 weights as they are read, in float32 and rounded once; for more rows weights
+    are widened to x's dtype, some megabytes at a time. Gradients and other devices take all of them at once. Weights
+    have no gradient; x and the bias have.
     """
 
     weight: Tensor
@@ -87,13 +100,12 @@ class Int8Linear(nn.Module):
         kind = x.device.type
         if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(kind))
-        rows = x.numel() // self.in_features
         training = torch.is_grad_enabled() and (x.requires_grad or self._trains())
-        if kind == "cpu" and x.dtype != torch.float64 and rows <= MOST_ROWS and not training:
+        if kind == "cpu" and not training:
             bias = None if self.bias is None else self.bias.float()
-            flat = x.reshape(rows, self.in_features).float().contiguous()
-            y: Tensor = _few_rows(flat, self.weight, self.scale.float(), bias)
-            return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+            flat = x.reshape(-1, self.in_features).contiguous()
+            found: Tensor = _int8_linear(flat, self.weight, self.scale.float(), bias)
+            return found.view(*x.shape[:-1], self.out_features)
         y = functional.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
         return y if self.bias is None else y + self.bias.to(x.dtype)
 

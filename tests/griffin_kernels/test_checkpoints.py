@@ -341,9 +341,10 @@ def test_a_power_cut_leaves_one_whole_checkpoint(model, tmp_path, monkeypatch, b
             except PowerCut:
                 pass
         found = load_pretrained(folder)
-        seen.add(same(found, model))
         assert same(found, model) or same(found, other)
-        assert same(models.load_transformers(theirs_of(folder)), found)
+        if same(found, model) not in seen:
+            assert same(models.load_transformers(theirs_of(folder)), found)
+        seen.add(same(found, model))
     assert True in seen and same(load_pretrained(folder), other)
     assert not list(folder.glob(".*"))
 

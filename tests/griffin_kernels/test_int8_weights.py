@@ -18,7 +18,7 @@ from torchao.quantization import (
 
 from griffin_kernels import errors
 from griffin_kernels.models import Griffin
-from griffin_kernels.nn import Int8Linear, int8_linears_
+from griffin_kernels.nn import Int8Linear, int8_linear, int8_linears_
 from tests.small_models import VOCABULARY, draw, small
 
 pytestmark = [
@@ -39,7 +39,7 @@ def layer(outputs, inputs, bias=True, seed=0):
 
 
 # (rows of x, outputs, inputs): vectors, lines and groups of four rows, and what is left over; one and several items
-SIZES = [(1, 1, 1), (2, 5, 3), (1, 4, 16), (3, 7, 64), (8, 67, 79), (32, 130, 200), (33, 130, 200)]
+SIZES = [(1, 1, 1), (2, 5, 3), (1, 4, 16), (3, 7, 64), (8, 67, 79), (16, 130, 200), (17, 130, 200)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -101,6 +101,15 @@ def test_threads_and_a_million_weights():
     assert (found[0] - functional.linear(x, mine.weight * mine.scale[:, None], mine.bias)).abs().max() < 1e-5
 
 
+@torch.no_grad()
+def test_more_weights_than_are_widened_at_once(monkeypatch):
+    mine = Int8Linear.from_linear(layer(23, 30))
+    x = torch.randn(20, 30)
+    want = mine(x)
+    monkeypatch.setattr(int8_linear, "AT_ONCE", 155)
+    assert torch.allclose(mine(x), want, rtol=1e-5, atol=1e-6)
+
+
 def test_gradients():
     linear = layer(5, 9)
     mine = Int8Linear.from_linear(linear)
@@ -117,9 +126,9 @@ def test_compiled():
     x = torch.randn(4, 9)
     with torch.no_grad():
         assert torch.equal(compiled(x), mine(x))
-        torch.library.opcheck(
-            torch.ops.griffin_kernels.int8_linear_rows.default, (x, mine.weight, mine.scale, mine.bias)
-        )
+        for rows in (x, torch.randn(20, 9, dtype=torch.bfloat16)):
+            given = (rows, mine.weight, mine.scale, mine.bias)
+            torch.library.opcheck(torch.ops.griffin_kernels.int8_linear.default, given)
 
 
 def test_what_is_refused():
@@ -191,7 +200,16 @@ def test_models_train_beside_int8_weights():
 
 
 @pytest.fixture(scope="module")
-def trained():
+def one_thread():
+    """Threads that wait for each other on a busy machine take longer than such small models."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trained(one_thread):
     """A model of a text in which a token follows from the one three before, but for one token in ten."""
     model = small("griffin", torch.float32).train()
     generator = torch.Generator().manual_seed(5)

@@ -1,4 +1,4 @@
-"""Calls the compiled kernels of numba.blocked and numba.tiled: scratch, addresses, threads, shares of gradients."""
+"""Calls the compiled kernels of the native variants: scratch, addresses, threads, shares of gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from griffin_kernels.ops import _native_call as native
 from griffin_kernels.ops import _threads
 from griffin_kernels.ops._buffers import address, strided
 from griffin_kernels.ops.local_attention._key_ranges import first_keys, last_keys, may_be_blind, near
-from griffin_kernels.ops.local_attention._numba_rows import LANES, Fields, Headed
+from griffin_kernels.ops.local_attention._numba_fields import Fields, Headed
+from griffin_kernels.ops.local_attention._numba_rows import LANES
 from griffin_kernels.ops.local_attention.cost import right_of
 from griffin_kernels.ops.local_attention.op import Call, scale_of
 from griffin_kernels.ops.local_attention_bwd.op import Call as BackwardCall

@@ -17,8 +17,8 @@ from numba.core import cgutils
 
 from griffin_kernels.ops._native import FLOAT, INT8, INT32, INT64, intrinsic
 from griffin_kernels.ops.local_attention import _numba_loops
+from griffin_kernels.ops.local_attention._numba_fields import AT, at, fields_of
 from griffin_kernels.ops.local_attention._numba_loops import Seen
-from griffin_kernels.ops.local_attention._numba_rows import AT, at, fields_of
 
 _njit: Any = numba.njit
 _f32: Any = numba.float32

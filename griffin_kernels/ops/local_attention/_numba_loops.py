@@ -1,6 +1,6 @@
-"""The loops of numba.blocked and numba.tiled: items, blocks of queries, tiles of keys, rows of scores between products.
+"""The loops of the native variants: items, blocks of queries, tiles of keys, rows of scores between products.
 
-What multiplies are compiled functions of either variant. tensor: the field of its keys or values.
+What multiplies are compiled functions of each variant. tensor: the field of its keys or values.
 
 sight: ``(f, seen, row)`` -> keys begin .. end - 1 of a tile that a row may see, none where end is lower.
 tile_of: ``(f, span)`` -> keys in each tile of so many.
@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 import numba
 
 from griffin_kernels.ops._native import take
+from griffin_kernels.ops.local_attention import _numba_fields as fields
 from griffin_kernels.ops.local_attention import _numba_rows as vectors
-from griffin_kernels.ops.local_attention._numba_rows import AT, fields_of, floats, rounded_up
+from griffin_kernels.ops.local_attention._numba_fields import AT, fields_of, floats, rounded_up
 
 _njit: Any = numba.njit
 _f32: Any = numba.float32
 
-FILES = (__file__, str(vectors.__file__))
+FILES = (__file__, *vectors.FILES)
 """Sources that the loops are made from, besides _native.py."""
 
 
@@ -83,13 +84,13 @@ def over_parts(block_gradient: Any) -> Any:
         vectors.clear(floats(room, 0), 0, 2 * rounded_up(block * f[AT.group], f[AT.rows]) * gradient_step(f))
         item = take(data, 0)
         while item < f[AT.items]:
-            row, piece, batch, head = vectors.located(f, item)
+            row, piece, batch, head = fields.located(f, item)
             # the last parts may see the most keys: those first
             piece = f[AT.pieces] - 1 - piece
             part = piece * f[AT.part]
             base = max(0, earlier + part - (f[AT.window] - 1)) // unit * unit
             if f[AT.bases]:
-                base = vectors.longs(f[AT.bases], piece)[0]
+                base = fields.longs(f[AT.bases], piece)[0]
             share = 4 * (row * f[AT.pieces] + piece) * f[AT.reach] * wide
             vectors.clear(floats(f[AT.dk] + share, 0), 0, f[AT.reach] * wide)
             vectors.clear(floats(f[AT.dv] + share, 0), 0, f[AT.reach] * wide)
@@ -117,8 +118,8 @@ def sight_of(block: int, panel: int) -> Any:
     def sight(f: Any, seen: Seen, row: int) -> tuple[int, int]:
         group, start = f[AT.group], row // block * block
         end = min((start + block - 1) // group + 1, seen.queries)
-        low = max(vectors.first_of(seen.first, start // group, end) - seen.begin, 0)
-        after = vectors.after_of(f, seen.batch, seen.start + end - 1)
+        low = max(fields.first_of(seen.first, start // group, end) - seen.begin, 0)
+        after = fields.after_of(f, seen.batch, seen.start + end - 1)
         return low // panel * panel, min(after - seen.begin, seen.width)
 
     return sight
@@ -143,12 +144,12 @@ def forward(across: Any, down: Any, sight: Any, tile_of: Any, weigh: Any = vecto
         total = floats(weights + 4 * most * pitch, most)  # [rows]
         item = take(data, 0)
         while item < f[AT.items]:
-            row, piece, batch, head = vectors.located(f, item)
+            row, piece, batch, head = fields.located(f, item)
             start = piece * block
             count = min(block, time - start)
-            rows, high = count * group, vectors.after_of(f, batch, start + count - 1)
+            rows, high = count * group, fields.after_of(f, batch, start + count - 1)
             for r in range(rows):
-                index, place = vectors.at(f, AT.q, batch, start + r // group, head + r % group), queries + 4 * r * step
+                index, place = fields.at(f, AT.q, batch, start + r // group, head + r % group), queries + 4 * r * step
                 if pairs:
                     vectors.copy_row(f[AT.q], index, place, d, wide)
                 else:
@@ -156,8 +157,8 @@ def forward(across: Any, down: Any, sight: Any, tile_of: Any, weigh: Any = vecto
                 largest[r], total[r] = _f32(vectors.HIDDEN), _f32(0)
             vectors.clear(floats(queries, 0), rows * step, rounded_up(rows, f[AT.rows]) * step)
             vectors.clear(floats(weighted, 0), 0, rounded_up(rows, f[AT.rows]) * wide)
-            first = vectors.firsts(f, batch, start)
-            low = vectors.first_of(first, 0, count) // f[AT.unit] * f[AT.unit]
+            first = fields.firsts(f, batch, start)
+            low = fields.first_of(first, 0, count) // f[AT.unit] * f[AT.unit]
             tile = tile_of(f, high - low)
             for begin in range(low, high, tile):
                 seen = Seen(first, row, rows, count, batch, start, begin, min(tile, high - begin))
@@ -167,12 +168,12 @@ def forward(across: Any, down: Any, sight: Any, tile_of: Any, weigh: Any = vecto
                     if near < far:
                         t, place, near_key = r // group, r * pitch + near, begin + near
                         out, since = floats(weighted, r * wide), first[t] - near_key
-                        until, count_near = vectors.after_of(f, batch, start + t) - near_key, far - near
+                        until, count_near = fields.after_of(f, batch, start + t) - near_key, far - near
                         weigh(data, f, scores, weights, place, since, until, count_near, r, largest, total, out)
                 down(data, f, seen, weights, AT.v, _f32(1), _f32(begin > low), weighted)
             for r in range(rows):
                 t, values = start + r // group, floats(weighted, r * wide)
-                blind = vectors.after_of(f, batch, t) <= first[t - start]
+                blind = fields.after_of(f, batch, t) <= first[t - start]
                 vectors.write_weighted(data, f, batch, t, head + r % group, values, largest[r], total[r], blind)
             item = take(data, 0)
 
@@ -196,13 +197,13 @@ def backward(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) 
         changes = scores + 4 * most * pitch  # [rows, pitch]
         delta = floats(changes + 4 * most * pitch, 0)  # [rows]
         lse = floats(changes + 4 * most * pitch, most)  # [rows]
-        rows, high = count * group, vectors.after_of(f, batch, start + count - 1)
+        rows, high = count * group, fields.after_of(f, batch, start + count - 1)
         for r in range(rows):
             t, g, place = start + r // group, head + r % group, 4 * r * step
             delta[r], lse[r] = vectors.read_gradient(data, f, batch, t, g, upstream + place, queries + place)
         vectors.clear(floats(slopes, 0), 0, most * wide)
-        first = vectors.firsts(f, batch, start)
-        low = vectors.first_of(first, 0, count) // unit * unit
+        first = fields.firsts(f, batch, start)
+        low = fields.first_of(first, 0, count) // unit * unit
         tile = tile_of(f, high - low)
         for begin in range(low, high, tile):
             width = min(tile, high - begin)
@@ -215,7 +216,7 @@ def backward(across: Any, down: Any, transposed: Any, sight: Any, tile_of: Any) 
                 if near < far:
                     p, ds = floats(scores, r * pitch + near), floats(changes, r * pitch + near)
                     vectors.slope(f, p, ds, lse[r], delta[r], far - near)
-                since, until = first[t] - begin, vectors.after_of(f, batch, start + t) - begin
+                since, until = first[t] - begin, fields.after_of(f, batch, start + t) - begin
                 vectors.clear_unseen(floats(scores, r * pitch), since, until, every)
                 vectors.clear_unseen(floats(changes, r * pitch), since, until, every)
             down(wide_data, f, seen, changes, AT.k_down, factors[2], _f32(begin > low), slopes)

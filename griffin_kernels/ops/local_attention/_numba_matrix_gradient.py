@@ -18,11 +18,12 @@ import numba
 
 from griffin_kernels.ops import _native_amx
 from griffin_kernels.ops._native_amx import BLOCK, add_product, turn_tile
+from griffin_kernels.ops.local_attention import _numba_fields as fields
 from griffin_kernels.ops.local_attention import _numba_loops, _numba_matrix_unit, _numba_softmax
 from griffin_kernels.ops.local_attention import _numba_rows as vectors
+from griffin_kernels.ops.local_attention._numba_fields import AT, floats, rounded_up
 from griffin_kernels.ops.local_attention._numba_loops import Block, Seen, equal_tiles
 from griffin_kernels.ops.local_attention._numba_matrix_unit import across, down, pair_rows, sight
-from griffin_kernels.ops.local_attention._numba_rows import AT, floats, rounded_up
 
 _njit: Any = numba.njit
 _f32: Any = numba.float32
@@ -46,12 +47,12 @@ def _slopes(f: Any, seen: Seen, scores: int, changes: int, slopes: int, lse: Any
         if r < seen.rows:
             t = r // group
             since_0 = min(max(seen.first[t] - key, 0), count)
-            until_0 = min(max(vectors.after_of(f, seen.batch, seen.start + t) - key, 0), count)
+            until_0 = min(max(fields.after_of(f, seen.batch, seen.start + t) - key, 0), count)
             lse_0, delta_0 = lse[r], delta[r]
         if r + 1 < seen.rows:
             t = (r + 1) // group
             since_1 = min(max(seen.first[t] - key, 0), count)
-            until_1 = min(max(vectors.after_of(f, seen.batch, seen.start + t) - key, 0), count)
+            until_1 = min(max(fields.after_of(f, seen.batch, seen.start + t) - key, 0), count)
             lse_1, delta_1 = lse[r + 1], delta[r + 1]
         place, spans = 4 * (r * pitch + near), (since_0, until_0, since_1, until_1)
         row, ends, differences = slopes + 2 * (r * pitch + near), (lse_0, lse_1), (delta_0, delta_1)
@@ -116,22 +117,22 @@ def _block_gradient(data: Any, f: Any, room: int, block: Block) -> None:
     turned = slopes + 2 * most * pitch  # bfloat16 [width, rows]
     delta = floats(turned + 2 * most * pitch, 0)  # [rows]
     lse = floats(turned + 2 * most * pitch, most)  # [rows]
-    rows, high = count * group, vectors.after_of(f, batch, start + count - 1)
+    rows, high = count * group, fields.after_of(f, batch, start + count - 1)
     whole = rounded_up(rows, BLOCK)
     for r in range(rows):
         t, g = start + r // group, head + r % group
         # as float32 for a moment, where dq is going to be
         delta[r], lse[r] = vectors.read_gradient(data, f, batch, t, g, dq, dq + 4 * wide)
-        vectors.copy_row(f[AT.q], vectors.at(f, AT.q, batch, t, g), queries + 2 * r * wide, d, wide)
-        vectors.copy_row(f[AT.dout], vectors.at(f, AT.dout, batch, t, g), upstream + 2 * r * wide, d, wide)
+        vectors.copy_row(f[AT.q], fields.at(f, AT.q, batch, t, g), queries + 2 * r * wide, d, wide)
+        vectors.copy_row(f[AT.dout], fields.at(f, AT.dout, batch, t, g), upstream + 2 * r * wide, d, wide)
     for r in range(rows, whole):
         vectors.copy_row(f[AT.q], 0, queries + 2 * r * wide, 0, wide)
         vectors.copy_row(f[AT.q], 0, upstream + 2 * r * wide, 0, wide)
     pair_rows(whole, wide, queries, paired_queries, 2 * BLOCK * most)
     pair_rows(whole, wide, upstream, paired_upstream, 2 * BLOCK * most)
     vectors.clear(floats(dq, 0), 0, whole * wide)
-    first = vectors.firsts(f, batch, start)
-    low = vectors.first_of(first, 0, count) // unit * unit
+    first = fields.firsts(f, batch, start)
+    low = fields.first_of(first, 0, count) // unit * unit
     tile = equal_tiles(f, high - low)
     for begin in range(low, high, tile):
         seen = Seen(first, row, rows, count, batch, start, begin, min(tile, high - begin))

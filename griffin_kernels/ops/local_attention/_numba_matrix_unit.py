@@ -20,10 +20,11 @@ import numba
 from griffin_kernels.ops import _native_amx
 from griffin_kernels.ops._native import places, take
 from griffin_kernels.ops._native_amx import BLOCK, LINE, TILE, add_product, pair, set_product, turn_tile
+from griffin_kernels.ops.local_attention import _numba_fields as fields
 from griffin_kernels.ops.local_attention import _numba_loops, _numba_softmax
 from griffin_kernels.ops.local_attention import _numba_rows as vectors
+from griffin_kernels.ops.local_attention._numba_fields import AT, Headed, fields_of
 from griffin_kernels.ops.local_attention._numba_loops import Seen
-from griffin_kernels.ops.local_attention._numba_rows import AT, Headed, fields_of
 
 _njit: Any = numba.njit
 
@@ -58,7 +59,7 @@ def _staged(f: Any, tensor: int, batch: int, head: int, begin: int, target: int)
     """32 rows of keys or values, ``wide`` channels each."""
     wide = f[_LAID.wide]
     for r in range(BLOCK):
-        index, count = vectors.at(f, tensor, batch, begin + r, head), f[_LAID.d]
+        index, count = fields.at(f, tensor, batch, begin + r, head), f[_LAID.d]
         vectors.copy_row(f[tensor], index, target + 2 * r * wide, count if begin + r < f[_LAID.keys] else 0, wide)
 
 

@@ -23,8 +23,9 @@ from numba import types
 
 from griffin_kernels.ops._native import FLOAT, INT32, INT64, intrinsic
 from griffin_kernels.ops.local_attention import _numba_loops
+from griffin_kernels.ops.local_attention._numba_fields import AT, after_of, floats
 from griffin_kernels.ops.local_attention._numba_loops import Seen
-from griffin_kernels.ops.local_attention._numba_rows import AT, after_of, floats, is_half
+from griffin_kernels.ops.local_attention._numba_rows import is_half
 
 _njit: Any = numba.njit
 

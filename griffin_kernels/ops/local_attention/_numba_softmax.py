@@ -20,7 +20,7 @@ from numba import types
 
 from griffin_kernels.ops._native import INT16, INT32, INT64, Lanes, intrinsic, loop
 from griffin_kernels.ops.local_attention import _numba_rows as rows
-from griffin_kernels.ops.local_attention._numba_rows import AT, floats, rounded_up
+from griffin_kernels.ops.local_attention._numba_fields import AT, floats, rounded_up
 
 _njit: Any = numba.njit
 _f32: Any = numba.float32

@@ -20,16 +20,8 @@ from numba import types
 
 from griffin_kernels.ops import _native
 from griffin_kernels.ops._native import FLOAT, INT64, Lanes, intrinsic, lanes, places, take
-from griffin_kernels.ops.local_attention._numba_rows import (
-    HIDDEN,
-    Headed,
-    fields_of,
-    floats,
-    ints,
-    is_half,
-    longs,
-    sum_of,
-)
+from griffin_kernels.ops.local_attention._numba_fields import Headed, fields_of, floats, ints, longs
+from griffin_kernels.ops.local_attention._numba_rows import HIDDEN, is_half, sum_of
 from griffin_kernels.ops.local_attention_step import _numba_ring
 from griffin_kernels.ops.local_attention_step._numba_ring import copy_elements, exp_of, largest_score, widen_row
 

@@ -16,20 +16,8 @@ import numba
 
 from griffin_kernels.ops._native import places, take
 from griffin_kernels.ops.local_attention import _numba_rows
-from griffin_kernels.ops.local_attention._numba_rows import (
-    MAXIMA,
-    SUMS,
-    Headed,
-    at,
-    dot,
-    fields_of,
-    floats,
-    ints,
-    is_half,
-    longs,
-    shorts,
-    sum_of,
-)
+from griffin_kernels.ops.local_attention._numba_fields import Headed, at, fields_of, floats, ints, longs, shorts
+from griffin_kernels.ops.local_attention._numba_rows import MAXIMA, SUMS, dot, is_half, sum_of
 
 _njit: Any = numba.njit
 _f32: Any = numba.float32
@@ -63,7 +51,7 @@ class Fields(NamedTuple):
 
 AT = places(Fields)
 
-FILES = (__file__, str(_numba_rows.__file__))
+FILES = (__file__, *_numba_rows.FILES)
 """Sources that the kernel is made from, besides _native.py."""
 
 

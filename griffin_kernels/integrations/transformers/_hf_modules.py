@@ -8,25 +8,14 @@ from __future__ import annotations
 
 import functools
 import importlib
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from griffin_kernels import errors
-from griffin_kernels.functional import (
-    RGLRUWeights,
-    local_attention,
-    recurrent_block,
-    recurrent_block_extend,
-    recurrent_block_step,
-    rg_lru,
-    rg_lru_extend,
-    rg_lru_step,
-    temporal_conv1d,
-    temporal_conv1d_extend,
-    temporal_conv1d_step,
-)
+from griffin_kernels.functional import RGLRUWeights, local_attention
 from griffin_kernels.functional._bridge import wants_gradient
 from griffin_kernels.integrations.transformers._hf_cache import (
     CACHE,
@@ -39,11 +28,15 @@ from griffin_kernels.integrations.transformers._hf_cache import (
     seen_tokens,
     valid_keys,
 )
+from griffin_kernels.integrations.transformers._hf_mixing import Mixing
 from griffin_kernels.integrations.transformers._hf_placement import Given, Placement, additive_mask, placed
 
 activations: Any = importlib.import_module("transformers.activations")
 hooks: Any = importlib.import_module("transformers.integrations.accelerate")
 masks: Any = importlib.import_module("transformers.masking_utils")
+
+GELU = type(activations.ACT2FN["gelu_pytorch_tanh"])
+"""The activation that the fused kernels have."""
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -61,82 +54,6 @@ def _named(cls: _Class) -> _Class:
     """A class with the name of what it replaces: configurations and wrapping policies go by it."""
     cls.__name__ = cls.__mro__[2].__name__
     return cls
-
-
-class Mixing(NamedTuple):
-    """What a recurrent block does between its linear layers, but for the RG-LRU's weights.
-
-    x, y: [B, T, D], both branches; y before its activation. positions: what the RG-LRU begins documents by.
-    documents: what keeps the convolution within a document; None: nothing does.
-    """
-
-    x: Tensor
-    y: Tensor
-    conv_weight: Tensor
-    conv_bias: Tensor
-    activation: Any
-    fused: bool
-    states: States | None
-    documents: Tensor | None
-    positions: Tensor | None
-    lengths: Tensor | None
-
-    def run(self, weights: RGLRUWeights) -> Tensor:
-        """[B, T, D]; the states are updated."""
-        conv = self.conv_weight, self.conv_bias
-        states = self.states
-        if states is None:
-            return self._sequence(conv, weights, None, None)[0]
-        if not wants_gradient((self.x, self.y, *conv, *weights)):
-            if self.lengths is not None:
-                out = self._extend(conv, weights, states.conv, states.h)
-                states.written()
-                return out
-            if self.x.shape[1] == 1:
-                out = self._step(conv, weights, states.conv, states.h)
-                states.written()
-                return out
-        out, *after = self._sequence(conv, weights, *states.before())
-        if self.lengths is not None:  # states after the last real token, which the sequence form does not give
-            with torch.no_grad():
-                columns, h = states.copies()
-                window = columns[:, :, 1:].transpose(1, 2)
-                self._extend(conv, weights, window, h)
-                after = [window, h]
-        states.store(*after)
-        return out
-
-    def _sequence(
-        self, conv: tuple[Tensor, Tensor], weights: RGLRUWeights, state: Tensor | None, h: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if self.fused:
-            return recurrent_block(self.x, self.y, *conv, weights, conv_state=state, h0=h, segment_pos=self.documents)
-        u, state = temporal_conv1d(self.x, *conv, state=state, segment_pos=self.documents)
-        u, h = rg_lru(u, weights, h0=h, segment_pos=self.positions)
-        return u * self.activation(self.y), state, h
-
-    def _step(self, conv: tuple[Tensor, Tensor], weights: RGLRUWeights, state: Tensor, h: Tensor) -> Tensor:
-        positions = None if self.positions is None else self.positions[:, 0]
-        x, y = self.x[:, 0], self.y[:, 0]
-        if self.fused:
-            return recurrent_block_step(x, y, *conv, weights, state, h, positions=positions)[:, None]
-        documents = None if self.documents is None else self.documents[:, 0]
-        u = temporal_conv1d_step(x, *conv, state, positions=documents)
-        h = rg_lru_step(u, weights, h, positions=positions)
-        return (h * self.activation(y))[:, None]  # type: ignore[no-any-return]
-
-    def _extend(self, conv: tuple[Tensor, Tensor], weights: RGLRUWeights, state: Tensor, h: Tensor) -> Tensor:
-        """Keeps the states after each row's last real token; a row without any keeps what it had."""
-        assert self.lengths is not None and self.states is not None
-        rows = torch.arange(h.shape[0], device=h.device, dtype=torch.int64)
-        steps = torch.arange(self.x.shape[1], device=h.device, dtype=torch.int64)
-        keep = torch.where(steps == self.lengths[:, None] - 1, rows[:, None], -1)
-        pool = (rows if self.states.continues else torch.full_like(rows, -1)), keep
-        if self.fused:
-            return recurrent_block_extend(self.x, self.y, *conv, weights, state, h, *pool, segment_pos=self.documents)
-        u = temporal_conv1d_extend(self.x, *conv, state, *pool, segment_pos=self.documents)
-        h = rg_lru_extend(u, weights, h, *pool, segment_pos=self.positions)
-        return h * self.activation(self.y)  # type: ignore[no-any-return]
 
 
 @_named
@@ -190,7 +107,7 @@ class AcceleratedRecurrentBlock(Accelerated, modeling.RecurrentGemmaRecurrentBlo
             conv.weight[:, 0].t(),
             conv.bias,
             self.act_fn,
-            not self.griffin_compatible and type(self.act_fn) is type(activations.ACT2FN["gelu_pytorch_tanh"]),
+            not self.griffin_compatible and type(self.act_fn) is GELU,
             states,
             None if self.griffin_compatible else placement.segment_pos,
             position_ids if self.griffin_compatible else placement.segment_pos,
@@ -213,7 +130,7 @@ class AcceleratedAttention(Accelerated, modeling.RecurrentGemmaAttention):  # ty
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         placement = kwargs.pop(PLACEMENT, None)
-        if placement is None or attention_mask is not None or position_ids is None:
+        if placement is None or placement.theirs or attention_mask is not None or position_ids is None:
             return super().forward(hidden_states, position_ids, attention_mask, **kwargs)  # type: ignore[no-any-return]
         hidden_states = placement.ordered(hidden_states)
         batch, time, _ = hidden_states.shape
@@ -233,11 +150,25 @@ class AcceleratedAttention(Accelerated, modeling.RecurrentGemmaAttention):  # ty
             if wants_gradient((k, v)):  # what is kept has none
                 keys = torch.cat([keys[:, :, : keys.shape[2] - time], k], dim=2)
                 values = torch.cat([values[:, :, : values.shape[2] - time], v], dim=2)
-        q, keys, values = (part.transpose(1, 2) for part in (q, keys, values))
-        out = local_attention(
-            q, keys, values, window=self.sliding_window, scale=self.scaling, segment_pos=placement.segment_pos
-        )
+        if time == 1 and not wants_gradient((q, keys, values)):
+            out = self._one_token(q, keys, values, placement.segment_pos)
+        else:
+            q, keys, values = (part.transpose(1, 2) for part in (q, keys, values))
+            out = local_attention(
+                q, keys, values, window=self.sliding_window, scale=self.scaling, segment_pos=placement.segment_pos
+            )
         return placement.in_place(self.o_proj(out.flatten(2))), None
+
+    def _one_token(self, q: Tensor, keys: Tensor, values: Tensor, segment_pos: Tensor | None) -> Tensor:
+        """[B, 1, Hq, d] of q [B, Hq, 1, d] and the last keys, by torch's attention.
+
+        The cache's keys are one more at every step, and a kernel is chosen anew for every shape.
+        """
+        keys, values = keys[:, :, -self.sliding_window :], values[:, :, -self.sliding_window :]
+        ages = torch.arange(keys.shape[2] - 1, -1, -1, device=keys.device, dtype=torch.int64)
+        sees = None if segment_pos is None else (ages <= segment_pos)[:, None, None]
+        options = {"attn_mask": sees, "scale": self.scaling, "enable_gqa": True}
+        return functional.scaled_dot_product_attention(q, keys, values, **options).transpose(1, 2)
 
 
 @_named
@@ -269,8 +200,8 @@ class AcceleratedModel(Accelerated, modeling.RecurrentGemmaModel):  # type: igno
                 sizes = tokens.shape[0], tokens.shape[1], tokens.device, seen
                 given = Given(*sizes, position_ids, mask, offsets, numbers, keeps)
                 placement, position_ids = placed(given)
-                kwargs[PLACEMENT] = placement
-                attention_mask = self._mask(placement, given, attention_mask, cache, kwargs)
+                attention_mask, theirs = self._mask(placement, given, attention_mask, cache, kwargs)
+                kwargs[PLACEMENT] = placement._replace(theirs=theirs)
         outputs = super().forward(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -284,28 +215,31 @@ class AcceleratedModel(Accelerated, modeling.RecurrentGemmaModel):  # type: igno
             advance(cache, tokens.shape[1])
         return _with_cache(outputs, cache)
 
-    def _mask(self, placement: Placement, given: Given, mask: Any, cache: Any, kwargs: dict[str, Any]) -> Any:
-        """What transformers' forward is to take for attention_mask: none, where attention goes by the placement."""
+    def _mask(
+        self, placement: Placement, given: Given, mask: Any, cache: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, bool]:
+        """What transformers' forward is to take for attention_mask, and whether attention is its own."""
         config = self.config
         if isinstance(mask, dict):
-            return mask
+            return mask, False
         if mask is not None and not _is_padding(mask):
             if not self.__dict__.get("griffin_said"):
                 self.griffin_said = True
                 text = "attention_mask: not [B, T], so that attention runs as transformers has it; recurrent blocks "
                 errors.warn(text + "cannot follow it, they go by position_ids alone", errors.FallbackWarning)
-            return mask
+            return mask, True
         backwards = kwargs.get("is_causal", getattr(config, "is_causal", None)) is False
         weights = kwargs.get("output_attentions", getattr(config, "output_attentions", False))
         dropout = self.training and config.attention_dropout > 0
-        if backwards or ((weights or dropout) and config._attn_implementation not in ("eager", "sdpa")):
-            return mask if mask is None or mask.shape[1] else None
-        if not (weights or dropout) or "sliding_attention" not in config.layer_types:
-            return {"sliding_attention": None}
+        if "sliding_attention" not in config.layer_types or not (backwards or weights or dropout):
+            return {"sliding_attention": None}, False
+        if backwards or config._attn_implementation not in ("eager", "sdpa"):
+            return mask, True
         sizes = (given.time, 0)
         if cache is not None:
             sizes = cache.get_mask_sizes(given.time, config.layer_types.index("sliding_attention"))
-        return {"sliding_attention": additive_mask(placement, given, config.sliding_window, sizes, self.dtype)}
+        mask = additive_mask(placement, given, config.sliding_window, sizes, self.dtype)
+        return {"sliding_attention": mask}, True
 
 
 @_named

@@ -18,12 +18,14 @@ class Placement(NamedTuple):
     order, inverse: int64 [B, T], where padding lies between a row's tokens: real tokens first, and back. segment_pos
         then is in that order.
     lengths: int64 [B], with order: how many tokens of each row are real.
+    theirs: attention is transformers' own in this call.
     """
 
     segment_pos: Tensor | None
     order: Tensor | None = None
     inverse: Tensor | None = None
     lengths: Tensor | None = None
+    theirs: bool = False
 
     def ordered(self, x: Tensor) -> Tensor:
         """[B, T, ...] with real tokens first."""

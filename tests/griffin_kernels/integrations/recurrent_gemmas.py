@@ -23,6 +23,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 """The published pattern; without attention; a recurrence wider than the model; grouped queries and attention first;
 two taps and another activation, which no fused kernel has."""
 
+SHORT = {"num_hidden_layers": 2, "block_types": ["recurrent", "attention"]}
+"""For tests that take a second a layer."""
+
 # a dozen float32 roundings a layer over at most 3 layers, each of a sum of up to 100 products: as in test_models_parity
 FLOAT32 = 1e-5
 
@@ -32,7 +35,7 @@ def made(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """A plain model in which every parameter counts: transformers draws most of them tiny, and biases zero."""
     sizes = {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
     sizes |= {"num_key_value_heads": 1, "attention_window_size": 8, "vocab_size": VOCABULARY, "pad_token_id": 0}
-    config = transformers.RecurrentGemmaConfig(**(sizes | {"eos_token_id": None} | CONFIGS[name]))
+    config = transformers.RecurrentGemmaConfig(**(sizes | {"eos_token_id": None} | (CONFIGS | {"short": SHORT})[name]))
     model = transformers.RecurrentGemmaForCausalLM(config).eval()
     generator = torch.Generator().manual_seed(len(name))
     with torch.no_grad():

@@ -232,6 +232,17 @@ def test_a_mask_of_the_user(model):
     assert error(got, want) <= FLOAT32
 
 
+def test_attention_in_both_directions(model):
+    """As encoders are made of such models: transformers' own attention, which sees what comes after."""
+    found = []
+    for text in (document(6), document(20)):  # shorter and longer than the window
+        with torch.no_grad():
+            got = accelerate(model)(text, use_cache=False, is_causal=False).logits
+            found.append(error(got, restore(model)(text, use_cache=False, is_causal=False).logits))
+            assert "sliding_attention" not in model.config.layer_types or error(got, alone(model, text)) > 100 * FLOAT32
+    assert max(found) <= FLOAT32
+
+
 WRONG = {
     "a short mask": lambda model, cache: {"attention_mask": torch.ones(1, 2, dtype=torch.int64)},
     "positions of too many": lambda model, cache: {"position_ids": torch.arange(4)[None]},

@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 import transformers
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from griffin_kernels import errors
 from griffin_kernels.integrations.transformers import accelerate, restore
@@ -159,7 +160,7 @@ def test_autocast(model):
         assert error(logits, model(TEXT, use_cache=False).logits.float()) <= 2**-4
 
 
-@pytest.mark.parametrize("name", ["mix", "two_taps"])
+@pytest.mark.parametrize("name", ["short", "two_taps"])
 def test_compiled(name):
     """One graph, forward and backward, with the plain model's gradients."""
     model = copy.deepcopy(made(name)).train()
@@ -178,7 +179,7 @@ def test_compiled(name):
 
 
 def test_compiled_with_padding_and_with_a_cache():
-    model = accelerate(copy.deepcopy(made("mix")))
+    model = accelerate(copy.deepcopy(made("short")))
     torch.compiler.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     text, mask = TEXT[:, :9], torch.ones(2, 9, dtype=torch.int64)
@@ -186,7 +187,7 @@ def test_compiled_with_padding_and_with_a_cache():
     with torch.no_grad():
         padded = compiled(text, attention_mask=mask, use_cache=False).logits
         cache = dynamic(model)
-        pieces = [compiled(part, use_cache=True, **{CACHE: cache}).logits for part in text.split([7, 1, 1], 1)]
+        pieces = [compiled(part, use_cache=True, **{CACHE: cache}).logits for part in text.split([8, 1], 1)]
     restore(model)
     real = mask[1] == 1
     assert error(padded[1:, real], alone(model, text[1:, real])) <= FLOAT32
@@ -278,6 +279,56 @@ def test_offloaded_parameters(model, first):
 
 def keeps_states(model):
     return any(getattr(module, "recurrent_states", None) is not None for module in model.modules())
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A group of this process alone."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("first", ["accelerated", "sharded"])
+def test_fully_sharded(one_process, first):
+    """Whichever comes first, and with the RG-LRU, whose parameters one may want in float32, sharded apart."""
+    model, asked = copy.deepcopy(made("mix")).train(), {"input_ids": TEXT, "labels": TEXT, "use_cache": False}
+    want = gradients(model, **asked)
+    model = made.__wrapped__("mix").train()  # no graph of the plain step within
+    if first == "accelerated":
+        accelerate(model)
+    for layer in model.model.layers:
+        if hasattr(layer.temporal_block, "rg_lru"):
+            fully_shard(layer.temporal_block.rg_lru)
+        fully_shard(layer.temporal_block)
+        fully_shard(layer)
+    fully_shard(model)
+    if first == "sharded":
+        accelerate(model)
+    loss = model(**asked).loss
+    loss.backward()
+    assert not keeps_states(model)
+    found = {name: value.grad.full_tensor() for name, value in model.named_parameters()}
+    assert_same_gradients((loss.detach(), found), want)
+    restore(model)
+    assert isinstance(model, FSDPModule)
+    torch.testing.assert_close(model(**asked).loss.detach(), want[0])
+    assert keeps_states(model)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_linear_layers():
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model = copy.deepcopy(made("mix"))
+    plain = alone(model, TEXT)
+    quantize_(model, Int8WeightOnlyConfig())
+    want = alone(model, TEXT)
+    accelerate(model)
+    cache = dynamic(model)
+    got = torch.cat([told(model, part, cache) for part in TEXT.split([12, 1, 7], 1)], 1)
+    assert error(got, want) <= FLOAT32 < error(want, plain)
 
 
 def test_a_trainer(tmp_path):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from griffin_kernels.models.generation import generate as generate
     from griffin_kernels.models.griffin import Griffin as Griffin
     from griffin_kernels.models.loss import linear_cross_entropy as linear_cross_entropy
+    from griffin_kernels.models.speculation import Acceptance as Acceptance
 
 _HOMES = {
     "cache": "Cache PendingTokens",
@@ -38,6 +39,7 @@ _HOMES = {
     "checkpoint": "load_deepmind load_pretrained load_transformers save_deepmind save_pretrained",
     "checkpoint_layouts": "from_deepmind from_transformers to_deepmind to_transformers",
     "checkpoint_settings": "config_from_deepmind config_from_transformers config_to_transformers",
+    "speculation": "Acceptance",
 }
 
 __all__ = sorted(["PRESETS", "GriffinConfig", "preset", *" ".join(_HOMES.values()).split()])

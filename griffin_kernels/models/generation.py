@@ -20,6 +20,7 @@ from griffin_kernels.models.speculation import (
     AssistantDrafter,
     Drafter,
     LookupDrafter,
+    padded,
     speculate,
 )
 
@@ -61,6 +62,7 @@ def generate(
     pad_token_id: int | None = None,
     stop: Stop | None = None,
     on_token: OnToken | None = None,
+    cache: Cache | None = None,
     assistant: Griffin | None = None,
     prompt_lookup: int | None = None,
     draft_tokens: int = DRAFT_TOKENS,
@@ -76,13 +78,18 @@ def generate(
     _check_drafts(model, assistant, prompt_lookup, draft_tokens)
     prompt, counts = _prompts(model, tokens, lengths, attention_mask)
     batch = tokens.shape[0]
+    if cache is not None:
+        model._check(prompt, None, cache, True)
+        if assistant is not None:
+            raise errors.ArgumentError("cache: the assistant has not seen its tokens; pass all tokens, or no assistant")
     transcript = Transcript(batch, max_new_tokens, frozenset(eos), stop, on_token)
     if batch == 0 or max_new_tokens == 0:
         new = tokens.new_full((batch, max_new_tokens), pad)
         return Generation(torch.cat([tokens, new], dim=1), (0,) * batch)
 
     ragged = None if counts is None else torch.tensor(counts, dtype=torch.int64, device=tokens.device)
-    logits, cache = model(prompt, lengths=ragged, last_only=True)
+    cache = model.init_cache(batch) if cache is None else cache.fork()
+    logits, _ = model(prompt, cache=cache, lengths=ragged, last_only=True)
     logits = logits[:, -1]
     drafter: Drafter | None = None
     if assistant is not None:
@@ -96,10 +103,7 @@ def generate(
         new, acceptance = _plain(step, logits, sampling, transcript), None
     else:
         acceptance = speculate(model, logits, cache, drafter, sampling, transcript)
-        new = torch.zeros(batch, max(map(len, transcript.rows)), dtype=torch.int64)
-        for row, made in enumerate(transcript.rows):
-            new[row, : len(made)] = torch.tensor(made, dtype=torch.int64)
-        new = new.to(tokens.device)
+        new = padded(transcript.rows, tokens.device)
     ended = transcript.watches or drafter is not None
     sizes = [len(made) for made in transcript.rows] if ended else [max_new_tokens] * batch
     if min(sizes) < new.shape[1]:
@@ -189,12 +193,21 @@ def _ids(eos_token_id: int | Iterable[int] | None, vocabulary: int) -> tuple[int
 
 
 def _check_drafts(model: Griffin, assistant: Griffin | None, prompt_lookup: int | None, draft_tokens: int) -> None:
-    if assistant is not None and prompt_lookup is not None:
-        raise errors.ArgumentError("assistant and prompt_lookup are both given, expected one of them")
     if draft_tokens < 1:
         raise errors.ArgumentError(f"draft_tokens is {draft_tokens}, expected at least 1")
-    if prompt_lookup is not None and prompt_lookup < 1:
-        raise errors.ArgumentError(f"prompt_lookup is {prompt_lookup}, expected the longest n-gram, at least 1")
-    if assistant is not None and assistant.config.vocab_size != model.config.vocab_size:
-        ours, theirs = model.config.vocab_size, assistant.config.vocab_size
+    if prompt_lookup is not None and (isinstance(prompt_lookup, bool) or prompt_lookup < 1):
+        raise errors.ArgumentError(
+            f"prompt_lookup is {prompt_lookup}, expected the longest n-gram, at least 1, or None"
+        )
+    if assistant is None:
+        return
+    if prompt_lookup is not None:
+        raise errors.ArgumentError("assistant and prompt_lookup are both given, expected one of them")
+    if not isinstance(assistant, type(model)):
+        raise errors.ArgumentError(f"assistant is a {type(assistant).__name__}, expected a {type(model).__name__}")
+    ours, theirs = model.config.vocab_size, assistant.config.vocab_size
+    if ours != theirs:
         raise errors.ArgumentError(f"assistant: has {theirs} tokens, but the model has {ours}")
+    devices = model.embedding.weight.device, assistant.embedding.weight.device
+    if devices[0] != devices[1]:
+        raise errors.DeviceMismatchError(f"assistant: on {devices[1]}, but the model is on {devices[0]}")

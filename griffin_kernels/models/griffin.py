@@ -302,6 +302,7 @@ class Griffin(nn.Module):
         pad_token_id: int | None = None,
         stop: Stop | None = None,
         on_token: OnToken | None = None,
+        cache: Cache | None = None,
         assistant: Griffin | None = None,
         prompt_lookup: int | None = None,
         draft_tokens: int = DRAFT_TOKENS,
@@ -326,6 +327,8 @@ class Griffin(nn.Module):
         stop: token sequences, with each of which a row ends; or a function of a row's new tokens, a list of ints which
             it must not change, called after each of them: True ends the row. What ends a row is kept in it.
         on_token: called with row and token for each new token, in the order of a row.
+        cache: of text before ``tokens``, a row each, as ``Cache.repeat`` makes it of a prefix that all share. It is
+            copied and left as it is.
         prompt_lookup: draft what came after the last n tokens where the text had them before; n is at most this.
         assistant: a smaller model of the same vocabulary, on the same device, which drafts.
         draft_tokens: how many are drafted, before the model reads all of them in one call and accepts those that it
@@ -342,8 +345,8 @@ class Griffin(nn.Module):
         return generate(
             self, tokens, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator,
             lengths=lengths, attention_mask=attention_mask, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
-            stop=stop, on_token=on_token, assistant=assistant, prompt_lookup=prompt_lookup, draft_tokens=draft_tokens,
-            cuda_graph=cuda_graph,
+            stop=stop, on_token=on_token, cache=cache, assistant=assistant, prompt_lookup=prompt_lookup,
+            draft_tokens=draft_tokens, cuda_graph=cuda_graph,
         ).tokens  # fmt: skip
 
     @classmethod

@@ -71,7 +71,7 @@ class LookupDrafter:
             self._read(row, new[len(self._texts[row]) - self._prompts[row] :])
             drafts.append(self._draft(row, min(self.count, room[row])))
         lengths = [len(draft) for draft in drafts]
-        return Drafts(_padded(drafts, self.device), lengths, None)
+        return Drafts(padded(drafts, self.device), lengths, None)
 
     def _read(self, row: int, tokens: Sequence[int]) -> None:
         text, after = self._texts[row], self._after[row]
@@ -110,7 +110,7 @@ class AssistantDrafter:
         if not any(lengths):
             return Drafts(torch.zeros(len(room), 0, dtype=torch.int64, device=device), lengths, None)
         counts = torch.tensor([len(piece) for piece in pieces], dtype=torch.int64, device=device)
-        logits, _ = self.model(_padded(pieces, device), cache=self.cache, lengths=counts, last_only=True)
+        logits, _ = self.model(padded(pieces, device), cache=self.cache, lengths=counts, last_only=True)
         self.seen = [seen + len(piece) for seen, piece in zip(self.seen, pieces, strict=True)]
         if max(lengths) > 1:
             if self.ahead is None:
@@ -130,7 +130,7 @@ class AssistantDrafter:
         return Drafts(torch.stack(tokens, dim=1), lengths, torch.stack(chances, dim=1) if chances else None)
 
 
-def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """int64 [B, most], rows of several lengths with zeros after them."""
     most = max(map(len, rows), default=0)
     return torch.tensor(

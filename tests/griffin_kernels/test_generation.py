@@ -8,6 +8,7 @@ import math
 import re
 import runpy
 import sys
+import warnings
 
 import pytest
 import torch
@@ -110,6 +111,20 @@ def test_nothing_asked_for_and_no_rows(model):
         assert model.generate(tokens[:0], 5, **options).shape == (0, 9)
     assert model.generate(tokens, 0, prompt_lookup=2).shape == (2, 4)
     assert model.generate(tokens, 1, assistant=model).shape == (2, 5)
+
+
+def test_text_goes_on_from_a_cache_that_stays_as_it_is(model):
+    """A prefix that all rows share, read once."""
+    prefix, rows = draw(1, WINDOW + 3, seed=8), prompts()
+    tokens, mask = padded(rows, "left")
+    with torch.no_grad():
+        _, cache = model(prefix)
+    want = [alone(model, prefix[0].tolist() + row, NEW) for row in rows]
+    for options in ({}, {"prompt_lookup": 2}, {}):
+        text = model.generate(tokens, NEW, attention_mask=mask, cache=cache.repeat(4), **options)
+        assert text[:, 12:].tolist() == want
+    first = model.generate(tokens[:1], 5, cache=cache)
+    assert torch.equal(model.generate(tokens[:1], 5, cache=cache), first) and cache.tokens == WINDOW + 3
 
 
 # --- where rows end
@@ -346,6 +361,29 @@ def test_texts_are_distributed_as_the_model_says(options, choice):
 # --- what is read, what is refused
 
 
+@pytest.mark.parametrize("options", DRAFTING, ids=str)
+def test_settings_of_torch_that_are_the_users(options):
+    model = small("griffin", torch.float32)
+    options = drafting(model, options) | {"eos_token_id": 5, "pad_token_id": 0}
+    if isinstance(options.get("assistant"), models.Griffin) and options["assistant"] is not model:
+        options["assistant"] = options["assistant"].float()
+    tokens, mask = padded(prompts(), "left")
+    want = model.generate(tokens, NEW, attention_mask=mask, **options)
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("error")
+            warnings.simplefilter("ignore", errors.UntunedWarning)
+            assert torch.equal(model.generate(tokens, NEW, attention_mask=mask, **options), want)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    with torch.autocast("cpu", torch.bfloat16):
+        text = model.generate(tokens, NEW, attention_mask=mask, **options)
+    assert torch.equal(text[:, :12], tokens) and 0 <= int(text.min()) and int(text.max()) < VOCABULARY
+
+
 class NoReads(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func is not torch.ops.aten._local_scalar_dense.default, "a value is read on the host"
@@ -452,6 +490,11 @@ def test_decoding_in_a_graph_gives_the_same_tokens(model, dtype):
         ({"stop": [[1], []]}, errors.ArgumentError, "stop has a sequence of 0 tokens"),
         ({"draft_tokens": 0}, errors.ArgumentError, "draft_tokens is 0"),
         ({"prompt_lookup": 0}, errors.ArgumentError, "prompt_lookup is 0"),
+        ({"prompt_lookup": True}, errors.ArgumentError, "prompt_lookup is True"),
+        ({"assistant": "other"}, errors.ArgumentError, "assistant is a str, expected a Griffin"),
+        ({"assistant": models.Griffin(small("hawk").config, device="meta")}, errors.DeviceMismatchError, "on meta"),
+        ({"cache": small("hawk").init_cache(3)}, errors.ShapeError, "cache: made for 3 rows, but tokens have 2"),
+        ({"cache": small("hawk").init_cache(2), "assistant": small("hawk")}, errors.ArgumentError, "has not seen"),
         ({"prompt_lookup": 1, "assistant": small("hawk")}, errors.ArgumentError, "are both given"),
         ({"assistant": small("hawk", vocab_size=9)}, errors.ArgumentError, "has 9 tokens, but the model has 40"),
         ({"lengths": torch.tensor([0, 2])}, errors.ShapeError, "a prompt of 0 tokens in row 0"),

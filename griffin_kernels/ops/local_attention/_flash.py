@@ -162,8 +162,7 @@ def bounds(call: Any) -> tuple[Bounds | None, list[Launch]]:
     if right or blind is not None:
         last = torch.empty_like(first)
         of_last = args | {"last": last, "right": right}
-        of_kind = block | {"BLIND": blind is not None}
-        found.append(Launch(last_keys_kernel, grid, of_last, of_kind, num_warps=2, tile=FIRST_KEYS))
+        found.append(Launch(last_keys_kernel, grid, of_last, block, num_warps=2, tile=FIRST_KEYS))
     return Bounds(first, row_stride(first, 0), last, right, blind), found
 
 

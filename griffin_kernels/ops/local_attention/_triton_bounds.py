@@ -14,8 +14,8 @@ class Bounds(NamedTuple):
     """The first keys that queries see, [B or 1,T], its stride along the batch, and the last keys likewise.
 
     last: None where that is a query's own key, which it is unless ``right`` more are within reach.
-    blind: a constant where queries may see no key, whose last is then the one before their first, and where own keys
-    are not all as far from their queries; else None. Last keys then rise from query to query.
+    blind: a constant where queries may see no key, whose last is then below their first, and where own keys are not all
+    as far from their queries; else None.
     """
 
     at: Any
@@ -80,10 +80,9 @@ def first_keys(
 
 @triton.jit(do_not_specialize=["T", "S", "count", "steps", "right"])
 def last_keys(
-    segment_pos, cu_seqlens, cu_seqlens_k, last, T, S, count, steps, right, pos_batch, POS_STEP, BLIND: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The last key that each query sees: last [B or 1, T] int32. As in ``first_keys``. BLIND: as in ``Bounds``."""
+    segment_pos, cu_seqlens, cu_seqlens_k, last, T, S, count, steps, right, pos_batch, POS_STEP, BLOCK: tl.constexpr
+):
+    """The last key that each query sees: last [B or 1, T] int32. As in ``first_keys``."""
     AHEAD: tl.constexpr = 16
     row = tl.cast(tl.program_id(1), tl.int64)
     begin = tl.program_id(0) * BLOCK
@@ -100,12 +99,10 @@ def last_keys(
     if cu_seqlens is not None:
         end = tl.minimum(end, tl.load(cu_seqlens + sequence_of(cu_seqlens, query, count, steps) + 1) - 1)
     if cu_seqlens_k is not None:
-        own, lowest, _ = keys_of(cu_seqlens, cu_seqlens_k, query, count, steps)
-        end = tl.maximum(end + (own - query), lowest - 1)
+        own, _, _ = keys_of(cu_seqlens, cu_seqlens_k, query, count, steps)
+        end += own - query
     else:
         end += S - T
-        if BLIND:
-            end = tl.maximum(end, -1)
     tl.store(last + row * T + query, end, mask=inside)
 
 

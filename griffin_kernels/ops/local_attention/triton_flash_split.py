@@ -106,6 +106,10 @@ def local_attention_flash_join(parts, first, out, lse, T, batches, SIZES: tl.con
     for part in tl.static_range(PARTS):
         own = of_part(parts, part * lanes + place, tile, T, SIZES)
         most = tl.maximum(most, tl.load(own.largest + ahead, mask=there, other=0.0))
+    if first is not None:
+        if first.blind is not None:
+            blind = are_blind(first, lane, tl.minimum(tile.rows // SIZES.G, T - 1))
+            most = tl.where(blind, 0.0, most)
     count = tl.zeros(tile.rows.shape, dtype=tl.float32)
     summed = zeros(SIZES.BLOCK_M, SIZES.BLOCK_D)
     for part in tl.static_range(PARTS):
@@ -114,14 +118,12 @@ def local_attention_flash_join(parts, first, out, lse, T, batches, SIZES: tl.con
         count += weight * tl.load(own.total + ahead, mask=there, other=1.0)
         where = own.sums + (ahead[:, None] * SIZES.D + tile.columns[None, :])
         summed += weight[:, None] * tl.load(where, mask=inside, other=0.0)
-    result = summed / count[:, None]
     if first is not None:
         if first.blind is not None:
-            blind = are_blind(first, lane, tl.minimum(tile.rows // SIZES.G, T - 1))
-            result = tl.where(blind[:, None], 0.0, result)
+            summed = tl.where(blind[:, None], 0.0, summed)
             most = tl.where(blind, float("-inf"), most)
             count = tl.where(blind, 1.0, count)
-    store_rows(out, lane, tile, result, T, SIZES)
+    store_rows(out, lane, tile, summed / count[:, None], T, SIZES)
     if lse is not None:
         store_lse(lse, lane, tile, most, count, T, SIZES)
 

@@ -47,14 +47,13 @@ def local_attention_flash(
     summed, largest, total = attend(q, k, v, work, score, SIZES, AGAIN)
     if not AGAIN:
         report(broken, summed)
-    result = summed / total[:, None]
     if first is not None:
         if first.blind is not None:
             blind = work.sight.own < work.sight.reach
-            result = tl.where(blind[:, None], 0.0, result)
+            summed = tl.where(blind[:, None], 0.0, summed)
             largest = tl.where(blind, float("-inf"), largest)
             total = tl.where(blind, 1.0, total)
-    store_rows(out, work.lane, work.tile, result, T, SIZES)
+    store_rows(out, work.lane, work.tile, summed / total[:, None], T, SIZES)
     if lse is not None:
         store_lse(lse, work.lane, work.tile, largest, total, T, SIZES)
     if AGAIN:

@@ -115,7 +115,9 @@ def test_documents_of_any_positions_end_before_the_next_that_is_not_above_zero(v
 
 @variants
 @pytest.mark.parametrize(
-    ("queries", "keys"), [((0, 32, 32, 38), (0, 64, 70, 70)), ((0, 3, 35, 36, 38), (0, 33, 34, 66, 68))], ids=str
+    ("queries", "keys"),
+    [((0, 32, 32, 38), (0, 64, 70, 70)), ((0, 3, 35, 36, 38), (0, 33, 34, 66, 68)), ((0, 2, 38), (0, 68, 70))],
+    ids=str,
 )
 def test_packed_keys_that_meet_tiles(variant, queries, keys):
     """Sequences that end with a tile, without keys, of more queries than keys; two queries and two keys of none."""

@@ -121,8 +121,9 @@ def step(model: Any, phase: BenchPhase, settings: Settings, device: Device) -> C
     """A function that runs a phase once, and gives the tokens that were generated in that phase."""
     long = phase != "generate"
     sizes = (settings.batch, settings.prompt if long else min(SHORT_PROMPT, settings.prompt))
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(1, model.config.vocab_size, sizes, generator=generator).to(device.torch_device)
+    generator = torch.Generator("cpu").manual_seed(0)
+    drawn = torch.randint(1, model.config.vocab_size, sizes, generator=generator, dtype=torch.int64, device="cpu")
+    tokens = drawn.to(device.torch_device)
 
     def prefill() -> None:
         with torch.inference_mode():

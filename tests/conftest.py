@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+
+# test processes share the cores: threads of one that wait by spinning take them from the others
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 from tests import purity

@@ -1,5 +1,7 @@
 """Griffin's recurrent block as a layer of vLLM, with its states in vLLM's cache and its heads shared out over GPUs."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from vllm.compilation.breakable_cudagraph import eager_break_during_capture
@@ -52,13 +54,19 @@ def state_dtypes(model: ModelConfig, cache: CacheConfig) -> tuple[torch.dtype, t
     return inputs, torch.float32
 
 
+def _factory() -> dict[str, Any]:
+    """vLLM makes models under the dtype and device that it has set as torch's defaults."""
+    return {"dtype": torch.get_default_dtype(), "device": torch.get_default_device()}
+
+
 class ShardedConv1D(nn.Module):
     """weight [K, D], bias [D] of this GPU's channels; checkpoints have weights [D, 1, K]."""
 
     def __init__(self, taps: int, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(taps, width), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(width), requires_grad=False)
+        factory = _factory()
+        self.weight = nn.Parameter(torch.empty(taps, width, **factory), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(width, **factory), requires_grad=False)
         set_weight_attrs(self.weight, {"weight_loader": self._load_taps})
         set_weight_attrs(self.bias, {"weight_loader": sharded_weight_loader(0)})
 
@@ -74,7 +82,8 @@ class ShardedRGLRU(nn.Module):
         super().__init__()
 
         def made(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
-            parameter = nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+            factory = _factory() | ({} if dtype is None else {"dtype": dtype})
+            parameter = nn.Parameter(torch.empty(shape, **factory), requires_grad=False)
             set_weight_attrs(parameter, {"weight_loader": sharded_weight_loader(0)})
             return parameter
 
@@ -112,7 +121,7 @@ class RecurrentMixing(nn.Module, MambaBase):
         self.conv_1d = ShardedConv1D(config.conv_width, blocks * n)
         self.rg_lru = ShardedRGLRU(blocks, n)
         self.linear_out = RowParallelLinear(config.lru_width, config.width, prefix=f"{prefix}.linear_out", **options)
-        self.kv_cache = (torch.tensor([]), torch.tensor([]))  # vLLM binds its own
+        self.kv_cache = tuple(torch.empty(0, dtype=torch.uint8, device="cpu") for _ in range(2))  # vLLM binds its own
 
         compilation = get_current_vllm_config().compilation_config
         if prefix in compilation.static_forward_context:

@@ -192,7 +192,9 @@ class AcceleratedModel(Accelerated, modeling.RecurrentGemmaModel):  # type: igno
             seen = seen_tokens(cache, tokens.shape[0])
             if self.griffin_compatible:
                 if position_ids is None:
-                    position_ids = torch.arange(seen, seen + tokens.shape[1], device=tokens.device)[None]
+                    position_ids = torch.arange(seen, seen + tokens.shape[1], dtype=torch.int64, device=tokens.device)[
+                        None
+                    ]
             else:
                 mask = attention_mask if _is_padding(attention_mask) else None
                 offsets, numbers = kwargs.get("cu_seq_lens_q"), kwargs.get("seq_idx")

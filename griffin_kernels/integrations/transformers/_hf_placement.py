@@ -107,7 +107,11 @@ def placed(given: Given) -> tuple[Placement, Tensor]:
         begins |= positions == 0
         begins[:, 1:] |= later != earlier + 1 if mask is None else later <= earlier
         first = positions[:, 0]
-        base = torch.minimum(first, torch.as_tensor(before, device=given.device)) if given.seen else first
+        base = (
+            torch.minimum(first, torch.as_tensor(before, dtype=torch.int64, device=given.device))
+            if given.seen
+            else first
+        )
     placement = placement._replace(segment_pos=_since(begins, base, steps))
     if position_ids is None:
         assert placement.segment_pos is not None

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from griffin_kernels import errors
 from griffin_kernels.functional import _bridge
@@ -21,6 +20,7 @@ from griffin_kernels.models.speculation import DRAFT_TOKENS
 from griffin_kernels.nn import RGLRU, RMSNorm, TemporalConv1D
 from griffin_kernels.nn.attention_layers import rope_tables
 from griffin_kernels.nn.drawing import draw_linear, factory_of, undrawn
+from griffin_kernels.nn.linear_layers import linear
 
 
 class Griffin(nn.Module):
@@ -240,7 +240,7 @@ class Griffin(nn.Module):
 
     def _logits(self, x: Tensor) -> Tensor:
         """Of what ``hidden`` gives."""
-        logits = functional.linear(x, self.embedding.weight)
+        logits = linear(x, self.embedding.weight)
         cap = self.config.logits_softcap
         if cap is None:
             return logits

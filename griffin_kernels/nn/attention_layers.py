@@ -11,6 +11,7 @@ from griffin_kernels import errors
 from griffin_kernels.functional import local_attention, local_attention_step
 from griffin_kernels.functional._rotary import rotate
 from griffin_kernels.nn.drawing import draw_linear, factory_of, positive, undrawn
+from griffin_kernels.nn.linear_layers import Linear
 
 
 def rope_tables(segment_pos: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -69,8 +70,8 @@ class LocalAttention(nn.Module):
         factory = factory_of(device, dtype)
         self.window, self.rope_base = window, rope_base
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.qkv = undrawn(nn.Linear, width, (heads + 2 * kv_heads) * head_dim, bias=False, factory=factory)
-        self.out = undrawn(nn.Linear, heads * head_dim, width, factory=factory)
+        self.qkv = undrawn(Linear, width, (heads + 2 * kv_heads) * head_dim, bias=False, factory=factory)
+        self.out = undrawn(Linear, heads * head_dim, width, factory=factory)
         if draw:
             self.reset_parameters()
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from griffin_kernels.nn.drawing import draw_linear, factory_of, positive, undrawn
+from griffin_kernels.nn.linear_layers import Linear
 
 
 class RMSNorm(nn.Module):
@@ -61,8 +62,8 @@ class GatedMLP(nn.Module):
         super().__init__()
         positive(width=width, mlp_width=mlp_width)
         factory = factory_of(device, dtype)
-        self.up = undrawn(nn.Linear, width, 2 * mlp_width, bias=bias, factory=factory)
-        self.down = undrawn(nn.Linear, mlp_width, width, bias=bias, factory=factory)
+        self.up = undrawn(Linear, width, 2 * mlp_width, bias=bias, factory=factory)
+        self.down = undrawn(Linear, mlp_width, width, bias=bias, factory=factory)
         if draw:
             self.reset_parameters()
 

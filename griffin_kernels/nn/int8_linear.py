@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from griffin_kernels import errors
+from griffin_kernels.nn.linear_layers import Linear
 
 LEVELS = 127
 """Weights are -127 to 127 times their row's scale."""
@@ -22,9 +23,9 @@ AT_ONCE = 2**21
 def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """[B, N] in x's dtype. x: [B, K]. weight: int8 [N, K]. scale, bias: float32 [N]. All contiguous; no gradients."""
     if x.shape[0] <= MOST_ROWS and x.dtype != torch.float64:
-        from griffin_kernels.ops._int8_rows import int8_rows  # with numba, which other layers do without
+        from griffin_kernels.ops._few_rows import few_rows  # with numba, which other layers do without
 
-        few = int8_rows(x.float(), weight, scale, bias)
+        few = few_rows(x.float(), weight, scale, bias)
         return few if few.dtype == x.dtype else few.to(x.dtype)
     y = x.new_empty(x.shape[0], weight.shape[0])
     step = max(1, AT_ONCE // weight.shape[1])
@@ -119,12 +120,12 @@ class Int8Linear(nn.Module):
 def int8_linears_(module: nn.Module) -> nn.Module:
     """Replace each ``nn.Linear`` inside a module by an ``Int8Linear``, in place; returns the module.
 
-    Embeddings, gates, convolutions and norms stay as they are, and so do subclasses of ``nn.Linear``. Quantise after
-    loading: checkpoints hold floating-point weights. Raises as ``Int8Linear.from_linear``, naming the layer.
+    Embeddings, gates, convolutions and norms stay as they are, and so do other subclasses of ``nn.Linear``. Quantise
+    after loading: checkpoints hold floating-point weights. Raises as ``Int8Linear.from_linear``, naming the layer.
     """
     for name, parent in list(module.named_modules()):
         for child, linear in list(parent.named_children()):
-            if type(linear) is nn.Linear:
+            if type(linear) in (nn.Linear, Linear):
                 try:
                     setattr(parent, child, Int8Linear.from_linear(linear))
                 except errors.ArgumentError as error:

@@ -18,6 +18,7 @@ from griffin_kernels.functional import (
     temporal_conv1d,
 )
 from griffin_kernels.nn.drawing import draw_decay, draw_gate, draw_linear, draw_taps, factory_of, positive, undrawn
+from griffin_kernels.nn.linear_layers import Linear
 
 
 class TemporalConv1D(nn.Module):
@@ -154,11 +155,11 @@ class RecurrentBlock(nn.Module):
         lru_width = width if lru_width is None else lru_width
         positive(width=width, lru_width=lru_width)
         factory = factory_of(device, dtype)
-        self.linear_x = undrawn(nn.Linear, width, lru_width, factory=factory)
-        self.linear_y = undrawn(nn.Linear, width, lru_width, factory=factory)
+        self.linear_x = undrawn(Linear, width, lru_width, factory=factory)
+        self.linear_y = undrawn(Linear, width, lru_width, factory=factory)
         self.conv = TemporalConv1D(lru_width, conv_width, draw=False, **factory)
         self.rg_lru = RGLRU(lru_width, heads, draw=False, **factory)
-        self.linear_out = undrawn(nn.Linear, lru_width, width, factory=factory)
+        self.linear_out = undrawn(Linear, lru_width, width, factory=factory)
         if draw:
             self.reset_parameters()
 

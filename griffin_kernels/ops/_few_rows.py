@@ -1,7 +1,9 @@
-"""Native product of a few rows with int8 weights: y = scale (x W^T) + bias, a row of W read once for all rows of x.
+"""Native product of a few rows with weights of 8 or 16 bits: y = scale (x W^T) + bias, a row of W read once for all
+rows of x.
 
 Four rows of W go side by side, each in one vector register of float32 sums; the next four are asked for meanwhile,
-since conversion keeps the core too busy to run ahead by itself. Bound by reading W: a byte for each weight.
+since conversion keeps the core too busy to run ahead by itself. Bound by reading W: a byte for each int8 weight with
+its row's scale, two for each in bfloat16.
 """
 
 # Python's types end where numba's begin.
@@ -37,8 +39,8 @@ class Fields(NamedTuple):
     inputs: int  # K
     batch: int  # B
     x: int  # float32 [B, K]
-    weight: int  # int8 [N, K]
-    scale: int  # float32 [N]
+    weight: int  # int8 or bfloat16 [N, K]
+    scale: int  # float32 [N] of int8 weights, 0 of bfloat16
     bias: int  # float32 [N], or 0
     y: int  # float32 [B, N]
 
@@ -46,8 +48,11 @@ class Fields(NamedTuple):
 AT = places(Fields)
 
 
-def _rows(count: int) -> Any:
-    """A numba function of ``(x, weight, scale, bias, y, inputs, outputs, batch)`` on ``count`` rows of W."""
+def _rows(count: int, size: int) -> Any:
+    """A numba function of ``(x, weight, scale, bias, y, inputs, outputs, batch)`` on ``count`` rows of W.
+
+    size: bytes of a weight, 1 for int8 and 2 for bfloat16.
+    """
 
     @intrinsic
     def run(typing: Any, numbers: Any) -> Any:
@@ -55,15 +60,21 @@ def _rows(count: int) -> Any:
             numbers = (builder.extract_value(args[0], i) for i in range(8))
             x, weight, scale, bias, y, inputs, outputs, batch = numbers
 
+            at_any = scale if size == 1 else y
+
             def row_of_x(index: Any) -> Sequence[Any]:
                 at = builder.add(x, builder.mul(index, builder.mul(inputs, INT64(4))))
-                sums = _sums(builder, at, weight, inputs, count)
+                sums = _sums(builder, at, weight, inputs, count, size)
                 for row, total in enumerate(sums):
                     one = Lanes(builder, 1)
                     there = builder.icmp_signed("!=", bias, INT64(0))
-                    from_bias = one.read(builder.add(builder.select(there, bias, scale), INT64(4 * row)))
+                    # without a bias, anything that can be read
+                    from_bias = one.read(builder.add(builder.select(there, bias, at_any), INT64(4 * row)))
                     start = builder.select(there, from_bias, one.constant(0.0))
-                    value = one.multiply_add(total, one.read(builder.add(scale, INT64(4 * row))), start)
+                    if size == 1:
+                        value = one.multiply_add(total, one.read(builder.add(scale, INT64(4 * row))), start)
+                    else:
+                        value = one.add(total, start)
                     place = builder.add(builder.mul(index, outputs), INT64(row))
                     one.write(value, builder.add(y, builder.mul(place, INT64(4))))
                 return ()
@@ -76,24 +87,27 @@ def _rows(count: int) -> Any:
     return run
 
 
-def _sums(builder: Any, x: Any, weight: Any, inputs: Any, count: int) -> list[Any]:
+def _sums(builder: Any, x: Any, weight: Any, inputs: Any, count: int, size: int) -> list[Any]:
     """sum_k x[k] weight[row, k] of ``count`` rows, as floats."""
     wide, one = Lanes(builder, lanes()), Lanes(builder, 1)
-    line = _native.CACHE_LINE
+    line = _native.CACHE_LINE // size  # weights in a cache line
     lines, whole = builder.and_(inputs, INT64(-line)), builder.and_(inputs, INT64(-wide.count))
-    starts = [builder.add(weight, builder.mul(inputs, INT64(row))) for row in range(count)]
-    ahead = builder.mul(inputs, INT64(count))
+    starts = [builder.add(weight, builder.mul(inputs, INT64(size * row))) for row in range(count)]
+    ahead = builder.mul(inputs, INT64(size * count))
+
+    def at(start: Any, index: Any) -> Any:
+        return builder.add(start, builder.mul(index, INT64(size)))
 
     def add(v: Lanes, index: Any, totals: Sequence[Any]) -> list[Any]:
         given = v.read(builder.add(x, builder.mul(index, INT64(4))))
         return [
-            v.multiply_add(given, _widened(v, builder.add(start, index)), total)
+            v.multiply_add(given, _widened(v, at(start, index), size), total)
             for start, total in zip(starts, totals, strict=True)
         ]
 
     def whole_line(index: Any, *totals: Any) -> Sequence[Any]:
         for start in starts:
-            _ask_for(builder, builder.add(builder.add(start, ahead), index))
+            _ask_for(builder, at(builder.add(start, ahead), index))
         for offset in range(0, line, wide.count):
             totals = tuple(add(wide, builder.add(index, INT64(offset)), totals))
         return totals
@@ -104,8 +118,10 @@ def _sums(builder: Any, x: Any, weight: Any, inputs: Any, count: int) -> list[An
     return loop(builder, whole, inputs, 1, lambda index, *held: add(one, index, held), floats)
 
 
-def _widened(v: Lanes, address: Any) -> Any:
-    """Bytes as floats."""
+def _widened(v: Lanes, address: Any, size: int) -> Any:
+    """Weights as floats."""
+    if size == 2:
+        return Lanes(v.builder, v.count, types.uint16).load(address)
     return v.builder.sitofp(v.builder.load(v.pointer(address, INT8), align=1), v.of(FLOAT))
 
 
@@ -125,25 +141,34 @@ def _total(builder: Any, vector: Any) -> Any:
     return builder.call(function, [ir.Constant(FLOAT, -0.0), vector], fastmath=("reassoc",))
 
 
-_several, _single = _rows(SIDE_BY_SIDE), _rows(1)
+_bytes, _byte = _rows(SIDE_BY_SIDE, 1), _rows(1, 1)
+_halves, _half = _rows(SIDE_BY_SIDE, 2), _rows(1, 2)
 
 
-@named("int8_rows")
+@named("few_rows")
 def _each(data: Any) -> None:
     inputs, outputs, batch = field(data, AT.inputs), field(data, AT.outputs), field(data, AT.batch)
     x, weight, scale = field(data, AT.x), field(data, AT.weight), field(data, AT.scale)
     bias, y = field(data, AT.bias), field(data, AT.y)
+    size = 1 if scale != 0 else 2
     item = take(data, 0)
     while item < field(data, AT.items):
         row, end = item * PART, min(item * PART + PART, outputs)
         while row < end:
             own_bias = bias + 4 * row if bias != 0 else 0
-            at, own_scale, own_y = weight + row * inputs, scale + 4 * row, y + 4 * row
+            at, own_scale, own_y = weight + row * inputs * size, scale + 4 * row, y + 4 * row
+            own = (x, at, own_scale, own_bias, own_y, inputs, outputs, batch)
             if row + SIDE_BY_SIDE <= end:
-                _several((x, at, own_scale, own_bias, own_y, inputs, outputs, batch))
+                if size == 1:
+                    _bytes(own)
+                else:
+                    _halves(own)
                 row += SIDE_BY_SIDE
             else:
-                _single((x, at, own_scale, own_bias, own_y, inputs, outputs, batch))
+                if size == 1:
+                    _byte(own)
+                else:
+                    _half(own)
                 row += 1
         item = take(data, 0)
 
@@ -156,8 +181,11 @@ def kernel(data: Any) -> None:
 _KERNELS = Family(Fields, (__file__, str(_native_names.__file__)))
 
 
-def int8_rows(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """float32 [B, N]. x: float32 [B, K]. weight: int8 [N, K]. scale, bias: float32 [N]. All contiguous, on the CPU."""
+def few_rows(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    """float32 [B, N]. x: float32 [B, K]. weight: int8 [N, K] with a scale, or bfloat16 [N, K] without.
+
+    scale, bias: float32 [N]. All contiguous, on the CPU.
+    """
     (batch, inputs), outputs = x.shape, weight.shape[0]
     y = x.new_empty(batch, outputs)
     items = -(-outputs // PART)
@@ -167,7 +195,7 @@ def int8_rows(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> 
         inputs=inputs,
         batch=batch,
         x=address("x", x, 4 * batch * inputs),
-        weight=address("weight", weight, outputs * inputs),
+        weight=address("weight", weight, outputs * inputs * weight.itemsize),
         scale=address("scale", scale, 4 * outputs),
         bias=address("bias", bias, 4 * outputs),
         y=address("y", y, 4 * batch * outputs),

@@ -265,6 +265,15 @@ def test_a_full_disk_leaves_the_old_checkpoint(model, tmp_path, size):
     assert contents(tmp_path) == before
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own answer to Ctrl-C: what runs in the background of a shell is born deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_leaves_the_old_checkpoint(model, tmp_path, monkeypatch):
     save_pretrained(model, tmp_path, max_shard_size="30KB")
     before = contents(tmp_path)
@@ -283,6 +292,7 @@ def test_an_interrupt_leaves_the_old_checkpoint(model, tmp_path, monkeypatch):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_between_files_puts_all_in_place(model, tmp_path, monkeypatch):
     save_pretrained(model, tmp_path, max_shard_size="30KB")
     other = model_of(seed=1)

@@ -79,12 +79,12 @@ def configuration(model: str, layers: int | None, vocab_size: int | None, **chan
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
         try:
-            found = kind.from_pretrained(folder)
+            given, _ = kind.get_config_dict(folder)
+            told = kind.from_dict(given).to_dict()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise errors.ArgumentError(f"{folder / 'config.json'} cannot be used: {error}") from None
-        told = found.to_dict()
-        if told.get("model_type") != kind.model_type:
-            raise errors.ArgumentError(f"{folder} holds a {told.get('model_type')}, expected a {kind.model_type}")
+        if given.get("model_type") != kind.model_type:
+            raise errors.ArgumentError(f"{folder} holds a {given.get('model_type')}, expected a {kind.model_type}")
     else:
         told = config_to_transformers(preset(model))
         layers = LAYERS if layers is None else layers

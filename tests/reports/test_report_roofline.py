@@ -265,7 +265,7 @@ def test_another_device_is_told(build: Callable[[Study], str], study: Study) -> 
 def test_without_a_study_its_tabs_are_not_there(tmp_path: Path) -> None:
     path = journals.write(tmp_path / "journal.jsonl", journals.records())
     text = write_report(path, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert 'id="roofline"' not in text and 'id="forward"' not in text and '"study":null}' in text
+    assert 'id="roofline"' not in text and 'id="forward"' not in text and '"study":null,' in text
 
 
 def test_the_study_is_embedded_and_named(report: Path, study: Study) -> None:

@@ -13,7 +13,6 @@ from griffin_kernels.errors import ReportError
 from reports import format as fmt
 from reports.page import Tab, render
 from reports.sources import SourceFile, source
-from roofline.model_bench_cli import same_tokens
 from roofline.model_bench_records import PARTS, PHASES, ModelBench, PhaseRecord, Side, read
 
 
@@ -35,7 +34,7 @@ def model_bench_tab(found: ModelBench, found_in: SourceFile, facts: Mapping[str,
     body = render(
         "model_bench.html.j2", bench=found, source=found_in, device=validity.get("name"),
         elsewhere=validity != facts, date=found.device.provenance.get("date"), phases=PHASES, parts=PARTS,
-        tokens=None if found.same_tokens is None else same_tokens(found), verdict=_verdict, share=_share,
+        tokens=found.tokens_told, verdict=_verdict, share=_share,
         length=_length, parted=[p for p in found.phases if p.original.parts_s and p.accelerated.parts_s],
         disturbed=any(side.disturbed for p in found.phases for side in (p.original, p.accelerated)),
     )  # fmt: skip

@@ -118,20 +118,10 @@ def show(console: Console, found: ModelBench) -> None:
                 times = [side.parts_s[part] for side in (phase.original, phase.accelerated)]
                 rows.add_row(f"  {words}", *map(seconds_text, times), f"{ratio:.2f}x")
     console.print(rows, highlight=False)
-    if found.same_tokens is not None:
-        line(console, same_tokens(found))
+    if found.tokens_told is not None:
+        line(console, found.tokens_told)
     if any(side.disturbed for phase in found.phases for side in (phase.original, phase.accelerated)):
         line(console, "other processes took the cores meanwhile; run again when they are done", "yellow")
-
-
-def same_tokens(found: ModelBench) -> str:
-    """How far the two generate the same text, in a sentence."""
-    if found.same_tokens == found.new_tokens:
-        return f"the same {found.new_tokens} greedy tokens from both"
-    return (
-        f"greedy tokens are the same up to number {found.same_tokens} of {found.new_tokens}: "
-        f"a rounding in {found.dtype} can turn a near tie, after which the texts differ"
-    )
 
 
 def _size(side: Side) -> str:

@@ -11,8 +11,9 @@ from typing import Literal
 
 import msgspec
 
-from griffin_kernels import errors, records
 from griffin_kernels.records import DeviceRecord
+from roofline.study_records import encode as encode
+from roofline.study_records import read_file
 
 MODEL_BENCH_VERSION = 1
 """Version of the format."""
@@ -101,19 +102,17 @@ class ModelBench(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     same_tokens: int | None
     phases: list[PhaseRecord]
 
+    @property
+    def tokens_told(self) -> str | None:
+        """How far the two generate the same text, in a sentence; None where nothing was generated."""
+        if self.same_tokens is None or self.same_tokens == self.new_tokens:
+            return None if self.same_tokens is None else f"the same {self.new_tokens} greedy tokens from both"
+        return (
+            f"greedy tokens are the same up to number {self.same_tokens} of {self.new_tokens}: "
+            f"a rounding in {self.dtype} can turn a near tie, after which the texts differ"
+        )
+
 
 def read(path: Path) -> ModelBench:
     """Read a file; ReportError says in one sentence what is wrong with it."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise errors.ReportError(f"{path} cannot be read: {error.strerror}") from None
-    return records.decode(
-        raw, ModelBench, MODEL_BENCH_VERSION, str(path), errors.ReportError,
-        later=": upgrade it", broken="a record of `griffin bench model`; make it again",
-    )  # fmt: skip
-
-
-def encode(bench: ModelBench) -> bytes:
-    """The file's bytes."""
-    return msgspec.json.format(msgspec.json.encode(bench), indent=1) + b"\n"
+    return read_file(path, ModelBench, MODEL_BENCH_VERSION, "a record of `griffin bench model`")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,6 +24,8 @@ STUDY_VERSION = 1
 """Version of the format."""
 
 FILE_NAME = "roofline.json"
+
+Kind = TypeVar("Kind")
 
 REGIMES = {
     "parameters": "reading the weights",
@@ -306,18 +308,21 @@ class Study(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     pages: list[Page]
 
 
-def read(path: Path) -> Study:
-    """Read a study; ReportError says in one sentence what is wrong with the file."""
+def read_file(path: Path, kind: type[Kind], version: int, broken: str) -> Kind:
+    """Read a versioned file; ReportError says in one sentence what is wrong with it. broken: what it should be."""
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise errors.ReportError(f"{path} cannot be read: {error.strerror}") from None
-    return records.decode(
-        raw, Study, STUDY_VERSION, str(path), errors.ReportError,
-        later=": upgrade it", broken="a roofline study; make it again",
-    )  # fmt: skip
+    told = f"{broken}; make it again"
+    return records.decode(raw, kind, version, str(path), errors.ReportError, later=": upgrade it", broken=told)
 
 
-def encode(study: Study) -> bytes:
-    """The file's bytes."""
-    return msgspec.json.format(msgspec.json.encode(study), indent=1) + b"\n"
+def read(path: Path) -> Study:
+    """Read a study; ReportError says in one sentence what is wrong with the file."""
+    return read_file(path, Study, STUDY_VERSION, "a roofline study")
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    """The bytes of a file that holds a record."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"

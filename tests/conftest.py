@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# test processes share the cores: threads of one that wait by spinning take them from the others
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# test processes share the cores: threads of one that wait by spinning take them from the others. A process by itself,
+# as of benchmarks, runs as users' programs do.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 

@@ -12,6 +12,7 @@ from roofline.work import LENGTH_IS, PartKind, Phase
 PHASE_MEANINGS: dict[Phase, str] = {
     "prefill": "reads a whole prompt and gives the logits of its last token",
     "decode": "adds one token to every sequence, after a number of tokens that are cached already",
+    "train": "reads whole sequences, takes the gradient of their loss, and updates the weights",
 }
 
 KIND_NAMES: dict[PartKind, str] = {"recurrent": "recurrent block", "mlp": "MLP", "head": "output head"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from roofline.console import DeviceOption, StatusLine, line, output, plain_error
 from roofline.forward import BATCHES, SEQS, analyse, sweep
 from roofline.study_records import PassRecord
 from roofline.target import AnalysisTarget, at_hand, of_sku
+from roofline.training_work import TrainingPlan
 from roofline.units import seconds_text, si, units_text
 from roofline.work import Phase, check
 
@@ -55,9 +57,15 @@ def _finite(seconds: float) -> None:
 @app.command()
 def forward(
     model: Annotated[str, typer.Option(help="A preset, such as griffin-1b3, hawk-100m or recurrentgemma-2b.")],
-    phase: Annotated[str, typer.Option(help="prefill, or decode of one token.")] = "prefill",
+    phase: Annotated[str, typer.Option(help="prefill, decode of one token, or train: one step.")] = "prefill",
     batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
     seq: Annotated[int, typer.Option(help="Tokens of the prompt; in decode, tokens in the cache already.")] = 2048,
+    recompute: Annotated[
+        str | None, typer.Option(help="In training: none, blocks, or selective, all but what mixes time.")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="In training: adamw, or adamw-master, with float32 weights beside 16 bits.")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="fp32, bf16 or fp16. bf16 by default, fp32 on this machine's CPU.")
     ] = None,
@@ -93,13 +101,15 @@ def forward(
             raise errors.DeviceError(f"--measure runs on this machine, not on {device}; leave --device out")
         number = DTYPES.get(dtype or "", dtype) or ("float32" if here and here.kind == "cpu" else "bfloat16")
         check(phase, batch, seq, number)
+        training = TrainingPlan.of(phase, recompute, optimizer)
         if axes:
             swept = {part.strip() for part in axes.split(",") if part.strip()}
             if not swept or swept - {"batch", "seq"}:
                 raise errors.ArgumentError(f"--sweep is {axes!r}, expected batch, seq or batch,seq")
             rows = _sizes(batches, "--batches", BATCHES) if "batch" in swept else [batch]
             columns = _sizes(seqs, "--seqs", SEQS) if "seq" in swept else [seq]
-            points = sweep(model, target, phase=cast(Phase, phase), dtype=number, batches=rows, seqs=columns)
+            kind = cast(Phase, phase)
+            points = sweep(model, target, phase=kind, dtype=number, batches=rows, seqs=columns, training=training)
             if as_json:
                 typer.echo(json.dumps(to_builtins(points), indent=1))
             elif as_csv:
@@ -107,16 +117,15 @@ def forward(
             else:
                 tables.show_sweep(output(), points)
             return
-        found = analyse(model, target, phase=cast(Phase, phase), batch=batch, seq=seq, dtype=number)
-        record = found.record
+        found = analyse(model, target, phase=cast(Phase, phase), batch=batch, seq=seq, dtype=number, training=training)
+        record, target = found.record, found.target
         if run and here is not None:
-            from roofline import pass_timing
-
+            timing: Any = importlib.import_module("roofline." + ("training_timing" if training else "pass_timing"))
             status = StatusLine(Console(stderr=True))
             status(f"building {model}")
-            built = pass_timing.build(found, here)
+            built = timing.build(found, here)
             status(f"running {model}")
-            record = structs.replace(record, measured=pass_timing.measure(built, record, here, seconds))
+            record = structs.replace(record, measured=timing.measure(built, record, here, seconds))
             status.clear()
         if as_json:
             typer.echo(json.dumps(_plain(record, target), indent=1))

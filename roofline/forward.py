@@ -29,6 +29,7 @@ from griffin_kernels.models.config import GriffinConfig
 from griffin_kernels.models.presets import preset
 from roofline.study_records import REGIMES, GridPoint, Memory, Part, PassRecord
 from roofline.target import AnalysisTarget
+from roofline.training_work import TrainingPlan
 from roofline.work import Kernel, PartKind, Phase, new_tokens, part_kernels, part_parameters, part_places, tokens_after
 
 if TYPE_CHECKING:
@@ -125,13 +126,21 @@ def analyse(
     seq: int,
     dtype: str,
     name: str = "custom",
+    training: TrainingPlan | None = None,
 ) -> Forward:
-    """Analyse one forward pass.
+    """Analyse one forward pass, or with phase train one training step, whose recomputation ``training`` says.
 
     model: a preset's name, or a configuration (called ``name``). phase, batch, seq, dtype: as ``work.part_kernels``.
     Raises UnknownModelError, ArgumentError (sizes below 1, unknown phase) and DtypeError (one that the device lacks).
     A model that does not fit is analysed all the same: ``memory.fits`` and ``memory.sentence()`` say so.
     """
+    if phase == "train":
+        from roofline.training import analyse_step  # which is made of this module's parts
+
+        plan = training or TrainingPlan()
+        return analyse_step(model, target, batch=batch, seq=seq, dtype=dtype, name=name, training=plan)
+    if training is not None:
+        raise errors.ArgumentError(f"recomputation and optimisers are of phase train, not of {phase}")
     config = preset(model) if isinstance(model, str) else model
     kernels = part_kernels(config, phase, batch, seq, dtype, gpu=target.asynchronous)
     # matrix products that the device has, and somebody measured
@@ -180,10 +189,11 @@ def sweep(
     dtype: str,
     batches: Iterable[int] = BATCHES,
     seqs: Iterable[int] = SEQS,
+    training: TrainingPlan | None = None,
 ) -> list[GridPoint]:
     """Every batch at every length, batches outermost: the regime map. Raises as ``analyse``."""
     return [
-        analyse(model, target, phase=phase, batch=batch, seq=seq, dtype=dtype).record.point
+        analyse(model, target, phase=phase, batch=batch, seq=seq, dtype=dtype, training=training).record.point
         for batch, seq in itertools.product(batches, seqs)
     ]
 

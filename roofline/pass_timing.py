@@ -55,7 +55,11 @@ def build(result: Forward, device: Device, embedding: torch.nn.Parameter | None 
 
 def measure(model: Griffin, record: PassRecord, device: Device, seconds: float = 4.0) -> Measured:
     """Time the pass that ``record`` predicts, for about ``seconds``; longer while too few passes were undisturbed."""
-    timer = PassTimer(model, record, device)
+    return sampled(PassTimer(model, record, device), seconds)
+
+
+def sampled(timer: PassTimer, seconds: float) -> Measured:
+    """What a timer comes to in about ``seconds``; longer while too few passes were undisturbed."""
     begin = time.perf_counter()
     while True:
         timer.sample()
@@ -78,17 +82,29 @@ class PassTimer:
         self.model, self.record, self.device = model, record, device
         self.whole: list[tuple[float, bool]] = []
         self.by_part: list[tuple[list[float], bool]] = []
-        with torch.inference_mode():
-            self.step = _step(model, record, device)
+        with self.mode():
+            self.step = self.prepare()
             self.latest_s = timed(self.step, device)  # warms up
+
+    def mode(self) -> contextlib.AbstractContextManager[Any]:
+        """What passes run under."""
+        return torch.inference_mode()
+
+    def prepare(self) -> Callable[[], Any]:
+        """A function that runs the pass once."""
+        return _step(self.model, self.record, self.device)
+
+    def timed_parts(self) -> list[float]:
+        """Seconds of each part of one pass."""
+        return _timed_parts(self.model, self.step, self.device)
 
     def sample(self) -> None:
         """Time the pass, whole and by its parts; a short one after one that is not timed, as other passes may have run
         since the last sample, and decoding goes on and on."""
-        with torch.inference_mode():
+        with self.mode():
             if self.latest_s < SHORT_S:
                 self.step()
-            parts, calm = watched(lambda: _timed_parts(self.model, self.step, self.device), self.device)
+            parts, calm = watched(self.timed_parts, self.device)
             self.by_part.append((parts, calm))
             if self.device.kind == "cpu":
                 self.whole.append((sum(parts), calm))
@@ -151,30 +167,43 @@ def timed(step: Callable[[], Any], device: Device) -> float:
 
 
 def _timed_parts(model: Griffin, step: Callable[[], Any], device: Device) -> list[float]:
-    """Seconds of each part: a block's mixing begins at its first norm, its MLP at its second, the head at the last.
-
-    Between parts there are marks: host times on a CPU, events on a GPU.
-    """
-    marks: list[Any] = []
-
-    def mark(*_: Any) -> None:
-        if device.kind == "cpu":
-            marks.append(time.perf_counter())
-        else:
-            make: Any = torch.cuda.Event
-            marks.append(make(enable_timing=True))
-            marks[-1].record()
-
-    blocks: Any = model.blocks
-    norms = [norm for block in blocks for norm in (block.temporal_norm, block.channel_norm)]
+    """Seconds of each part: a block's mixing begins at its first norm, its MLP at its second, the head at the last."""
+    marks = Marks(device)
     with contextlib.ExitStack() as hooks:
-        for norm in (*norms, model.final_norm):
-            hooks.callback(norm.register_forward_pre_hook(mark).remove)
-        mark()
+        for norm in norms(model):
+            hooks.callback(norm.register_forward_pre_hook(marks).remove)
+        marks()
         step()
         synchronise(device)
-        mark()
-    synchronise(device)
-    if device.kind == "cpu":
-        return [after - before for before, after in itertools.pairwise(marks)]
-    return [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(marks)]
+        marks()
+    return marks.seconds()
+
+
+def norms(model: Griffin) -> list[torch.nn.Module]:
+    """The norms that parts begin with, in the order of a forward pass: two of each block, and the last."""
+    blocks: Any = model.blocks
+    return [norm for block in blocks for norm in (block.temporal_norm, block.channel_norm)] + [model.final_norm]
+
+
+class Marks:
+    """Moments between parts, each taken by a call with any arguments: host times on a CPU, events on a GPU."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.taken: list[Any] = []
+
+    def __call__(self, *_: Any) -> None:
+        if self.device.kind == "cpu":
+            self.taken.append(time.perf_counter())
+        else:
+            make: Any = torch.cuda.Event
+            self.taken.append(make(enable_timing=True))
+            self.taken[-1].record()
+
+    def seconds(self) -> list[float]:
+        """Between one moment and the next."""
+        synchronise(self.device)
+        pairs = itertools.pairwise(self.taken)
+        if self.device.kind == "cpu":
+            return [after - before for before, after in pairs]
+        return [before.elapsed_time(after) / 1e3 for before, after in pairs]

@@ -24,7 +24,7 @@ from roofline.measure import Sampler
 from roofline.pass_timing import LEAST_CALM
 from roofline.study_records import STUDY_VERSION, GridPoint, Measured, Page, Study, encode
 from roofline.target import AnalysisTarget, at_hand, of_sku
-from roofline.work import PHASES, Phase
+from roofline.work import INFERENCE, Phase
 
 Tell = Callable[[str], None]
 """Told what is being done, in a few words."""
@@ -115,7 +115,7 @@ def page(target: AnalysisTarget, plan: Plan, measured: Mapping[tuple[str, int], 
         passes.append(structs.replace(record, measured=measured.get((name, i))))
     tell(f"sweeping {', '.join(plan.models)} on {target.name}")
     grid: list[GridPoint] = []
-    for name, phase in itertools.product(plan.models, PHASES):
+    for name, phase in itertools.product(plan.models, INFERENCE):
         grid += sweep(name, target, phase=phase, dtype=plan.dtype, batches=plan.batches, seqs=plan.seqs)
     return Page(
         device=target.name, measured=target.measured, dtype=plan.dtype, models=list(plan.models),

@@ -17,6 +17,8 @@ import msgspec
 from griffin_kernels import errors, records
 from griffin_kernels.records import DeviceRecord
 from roofline.ceilings import Ceiling
+from roofline.training_records import TrainingFacts
+from roofline.training_work import Stage
 from roofline.units import gib
 from roofline.work import PartKind, Phase, new_tokens
 
@@ -43,7 +45,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     bytes: the least; run_bytes: what the composition of today moves. parameter_bytes, cache_bytes: the shares of
     ``bytes`` that are weights, and states or keys and values. bound: the ceiling that most of the floor is spent under.
-    measured_s: None where the pass was not run; a study keeps it in ``Measured``.
+    measured_s: None where the pass was not run; a study keeps it in ``Measured``. stage: of a training step, in whose
+    backward part of an MLP the block is computed again, where it is.
     """
 
     kind: PartKind
@@ -62,6 +65,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     predicted_s: float
     count: int = 1
     measured_s: float | None = None
+    stage: Stage | None = None
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> Part:
@@ -71,6 +75,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             floors[part.bound] += part.floor_s  # type: ignore[assignment]
         timed = [part.measured_s for part in parts if part.measured_s is not None]
         told: dict[str, Any] = {"kind": parts[0].kind, "layer": None, "measured_s": sum(timed) if timed else None}
+        told["stage"] = parts[0].stage
         told["bound"] = max(floors, key=lambda name: floors[name])
         return cls(**{n: told[n] if n in told else sum(getattr(p, n) for p in parts) for n in cls.__struct_fields__})
 
@@ -176,7 +181,11 @@ class GridPoint(PassSummary, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class PassRecord(PassSummary, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One forward pass: sizes, prediction by part, and the measurement if it was run."""
+    """One forward pass, or a training step: sizes, prediction by part, and the measurement if it was run.
+
+    Of a training step activation_bytes is all that is needed beside the weights, and ``training`` says of what; that is
+    unset for a pass, and not written.
+    """
 
     dtype: str
     parameters: int
@@ -186,6 +195,7 @@ class PassRecord(PassSummary, frozen=True, kw_only=True, forbid_unknown_fields=T
     largest_batch: int | None
     parts: list[Part]
     measured: Measured | None = None
+    training: TrainingFacts | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def memory(self) -> Memory:
@@ -226,10 +236,10 @@ class PassRecord(PassSummary, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def kinds(self) -> list[Part]:
-        """Parts summed by kind, in the order of their first."""
-        groups: dict[str, list[Part]] = {}
+        """Parts summed by kind, of a training step by its stages too, in the order of their first."""
+        groups: dict[tuple[Stage | None, str], list[Part]] = {}
         for part in self.timed:
-            groups.setdefault(part.kind, []).append(part)
+            groups.setdefault((part.stage, part.kind), []).append(part)
         return [Part.of(parts) for parts in groups.values()]
 
     @property

@@ -15,6 +15,8 @@ from griffin_kernels.models.config import GriffinConfig
 from roofline.console import table
 from roofline.study_records import REGIMES, GridPoint, Part, PassRecord, Study
 from roofline.target import AnalysisTarget
+from roofline.training_records import TrainingFacts
+from roofline.training_tables import held, lines
 from roofline.units import gib, seconds_text, si
 from roofline.work import LENGTH_IS
 
@@ -44,11 +46,16 @@ def show(console: Console, record: PassRecord, target: AnalysisTarget, *, layers
     console.print(parts_table(record, layers=layers))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in record.shares.items() if share > 0.005)
     console.print(f"time goes to: {shares}", highlight=False)
-    memory = record.memory
-    held = f"weights {gib(memory.weights)}, cache {gib(memory.cache)}, activations {gib(memory.activations)}"
-    line = f"memory: {memory.sentence()} ({held})"
-    if memory.largest_batch is not None:
-        line += f"; largest batch at this length {memory.largest_batch}"
+    memory, facts = record.memory, record.training
+    if isinstance(facts, TrainingFacts):
+        for text in lines(record, facts):
+            console.print(text, highlight=False)
+        what = held(record, facts)
+    else:
+        what = f"weights {gib(memory.weights)}, cache {gib(memory.cache)}, activations {gib(memory.activations)}"
+    line = f"memory: {memory.sentence()} ({what})"
+    if record.largest_batch is not None:
+        line += f"; largest batch at this length {record.largest_batch}"
     console.print(line, style="red" if memory.fits is False else "", highlight=False)
     for sentence in target.assumptions:
         console.print(f"- {sentence}", style="dim", highlight=False)
@@ -64,7 +71,7 @@ def parts_table(record: PassRecord, *, layers: bool = False) -> Table:
     for row in (*rows, total):
         place = row.layer if layers else row.count
         cells = [
-            "total" if row is total else row.kind.replace("_", " "),
+            "total" if row is total else _named(row),
             "" if place is None or row is total else str(place),
             si(row.parameters), si(row.flops), gib(row.bytes), gib(row.run_bytes), str(row.launches),
             seconds_text(row.floor_s), "" if row is total else row.bound, seconds_text(row.predicted_s),
@@ -74,6 +81,12 @@ def parts_table(record: PassRecord, *, layers: bool = False) -> Table:
             cells += [seconds_text(row.measured_s), f"{row.predicted_s / row.measured_s:.2f}"]
         shown.add_row(*cells, style="bold" if row is total else "")
     return shown
+
+
+def _named(part: Part) -> str:
+    """``mlp``, ``backward mlp``."""
+    stage = "" if part.stage in (None, part.kind) else f"{part.stage} "
+    return stage + part.kind.replace("_", " ")
 
 
 def show_sweep(console: Console, points: Sequence[GridPoint]) -> None:

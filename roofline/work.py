@@ -26,24 +26,26 @@ from griffin_kernels.ops.recurrent_block import unfused as block_unfused
 from griffin_kernels.ops.recurrent_block_step import cost as block_step
 from griffin_kernels.ops.recurrent_block_step import unfused as block_step_unfused
 
-Phase = Literal["prefill", "decode"]
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
+Phase = Literal["prefill", "decode", "train"]
+INFERENCE: tuple[Phase, ...] = ("prefill", "decode")
+PHASES: tuple[Phase, ...] = (*INFERENCE, "train")
+"""train: one step, forward, backward and optimiser; see ``training_work``."""
 
-LENGTH_IS: dict[Phase, str] = {"prefill": "of", "decode": "after"}
+LENGTH_IS: dict[Phase, str] = {"prefill": "of", "decode": "after", "train": "on"}
 """What the length of a pass counts: the tokens that it is of, or those that it comes after."""
 
 
 def new_tokens(phase: Phase, seq: int) -> int:
     """Tokens that a pass computes for each sequence."""
-    return seq if phase == "prefill" else 1
+    return 1 if phase == "decode" else seq
 
 
 def tokens_after(phase: Phase, seq: int) -> int:
     """Tokens that each sequence has in the cache after the pass."""
-    return seq if phase == "prefill" else seq + 1
+    return seq + 1 if phase == "decode" else seq
 
 
-PartKind = Literal["embedding", "recurrent", "local_attention", "global_attention", "mlp", "head"]
+PartKind = Literal["embedding", "recurrent", "local_attention", "global_attention", "mlp", "head", "optimizer"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def part_kernels(
     Raises ArgumentError for a batch or length below 1 or above LARGEST, an unknown phase or dtype.
     """
     check(phase, batch, seq, dtype)
+    if phase not in INFERENCE:
+        raise errors.ArgumentError(f"phase is {phase!r}, expected {' or '.join(INFERENCE)}: its parts are train_parts'")
     shape = _Shape(config, phase, batch, seq, dtype, gpu)
     mixing: dict[PartKind, tuple[Kernel, ...]] = {
         kind: tuple(_recurrent(shape) if kind == "recurrent" else _attention(shape, kind))
@@ -115,7 +119,7 @@ LARGEST = 2**40
 def check(phase: str, batch: int, seq: int, dtype: str) -> None:
     """Raise ArgumentError or DtypeError for what cannot be a forward pass."""
     if phase not in PHASES:
-        raise errors.ArgumentError(f"phase is {phase!r}, expected {' or '.join(PHASES)}")
+        raise errors.ArgumentError(f"phase is {phase!r}, expected {', '.join(PHASES[:-1])} or {PHASES[-1]}")
     for name, value in (("batch", batch), ("seq", seq)):
         if value < 1:
             raise errors.ArgumentError(f"{name} is {value}, expected at least 1")

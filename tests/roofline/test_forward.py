@@ -171,7 +171,7 @@ def test_every_preset_on_every_device(sku):
         ({"seq": 0}, errors.ArgumentError, "seq is 0"),
         ({"batch": 0}, errors.ArgumentError, "batch is 0"),
         ({"batch": -3}, errors.ArgumentError, "batch is -3"),
-        ({"phase": "train"}, errors.ArgumentError, "prefill or decode"),
+        ({"phase": "training"}, errors.ArgumentError, "expected prefill, decode or train"),
         ({"dtype": "int8"}, errors.DtypeError, "float32, bfloat16 or float16"),
         ({"dtype": "bfloat16"}, errors.DtypeError, "toy has no known matrix peak in bfloat16; it has float32"),
     ],

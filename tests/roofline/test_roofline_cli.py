@@ -114,7 +114,10 @@ def test_what_does_not_fit_says_how_much_it_needs():
         (["--device", "h100"], "near ones are"),
         (["--seq", 0], "seq is 0, expected at least 1"),
         (["--batch", 0], "batch is 0, expected at least 1"),
-        (["--phase", "train"], "expected prefill or decode"),
+        (["--phase", "training"], "expected prefill, decode or train"),
+        (["--phase", "train", "--recompute", "all"], "recompute is 'all', expected none, blocks, selective"),
+        (["--phase", "train", "--optimizer", "sgd"], "optimizer is 'sgd', expected adamw or adamw-master"),
+        (["--recompute", "blocks"], "recompute is 'blocks', but prefill has none: it goes with phase train"),
         (["--dtype", "int8"], "expected float32, bfloat16 or float16"),
         (["--device", "nvidia-v100-16gb-sxm2"], "no known matrix peak in bfloat16"),
         (["--sweep", "time"], "expected batch, seq or batch,seq"),
@@ -142,7 +145,7 @@ def test_ceilings_of_another_device_are_refused(measured_here, monkeypatch):
     assert "of another device" in done.stderr and measured_here.read_text() == text
 
 
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("phase", ["prefill", "decode", "train"])
 @pytest.mark.parametrize("model", ["hawk-tiny", "griffin-tiny", "mqa-tiny"])
 def test_measured_beside_predicted(measured_here, model, phase):
     words = ("forward", "--model", model, "--phase", phase, "--batch", 2, "--seq", 40, "--measure", "--seconds", 0)
@@ -221,7 +224,7 @@ def test_a_warning_is_one_line(capsys):
 
 
 @pytest.mark.parametrize("option", ["--batch", "--seq"])
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("phase", ["prefill", "decode", "train"])
 def test_sizes_of_any_magnitude_are_answered_at_once(option, phase):
     """Work is counted in closed form, whatever the length; past the limit one sentence says so."""
     assert json.loads(h100(option, 2**40, "--phase", phase, "--json").output)["predicted_s"] > 0

@@ -17,10 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Cost, TensorSpec
+from griffin_kernels.contract import TensorSpec
 from griffin_kernels.ops._arguments import Offsets, Resets, Sequence, State
 from griffin_kernels.ops._variants import gradient_of
 from griffin_kernels.ops.block_diagonal_scan import op as forward
+from griffin_kernels.ops.block_diagonal_scan_bwd.cost import cost
 from griffin_kernels.ops.linear_scan_bwd import op as plain
 
 
@@ -45,17 +46,6 @@ def reference(call: Call) -> tuple[Tensor, Tensor, Tensor | None]:
         return torch.einsum("bhj,bhk->bhjk", g.reshape(vectors), before.reshape(vectors))
 
     return plain.recurrence(call, lambda a, g: forward.blockwise("bhjk,bhj->bhk", a, g), outer)
-
-
-def cost(case: Case) -> Cost:
-    """Read dh, h and a, write dx and da. n multiply-adds per element, and n products for da."""
-    elements = case["B"] * case["T"] * case["D"]
-    size = case.bytes_per_element()
-    return Cost(
-        bytes_read=(case["n"] + 2) * elements * size,
-        bytes_written=(case["n"] + 1) * elements * size,
-        vector_flops=3 * case["n"] * elements,
-    )
 
 
 OP = gradient_of(

@@ -17,11 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Cost, Inputs, TensorSpec
+from griffin_kernels.contract import Case, Inputs, TensorSpec
 from griffin_kernels.ops._arguments import Offsets, Resets
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops._variants import gradient_of
 from griffin_kernels.ops.complex_scan import op as forward
+from griffin_kernels.ops.complex_scan_bwd.cost import cost
 from griffin_kernels.ops.linear_scan import op as scan
 from griffin_kernels.ops.linear_scan import wild
 from griffin_kernels.ops.linear_scan_bwd import op as plain
@@ -62,13 +63,6 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         inputs["dh"] = draw.data(scan.in_time(case, forward.turned(slope, angles[1:])))
         inputs["dh_last"] = draw.wide(forward.turned(last, angles[ends])) if "h0" in case.data else None
     return inputs
-
-
-def cost(case: Case) -> Cost:
-    """Read dh, a, h; write dx, da. A complex multiply-add and a product per number."""
-    numbers = case["B"] * case["T"] * case["D"]
-    size = 2 * case.bytes_per_element()
-    return Cost(bytes_read=3 * numbers * size, bytes_written=2 * numbers * size, vector_flops=14 * numbers)
 
 
 OP = gradient_of(

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors, pieces
-from griffin_kernels.contract import Case, Cost, Inputs, Op, TensorSpec, Tolerance, accumulator
+from griffin_kernels.contract import Case, Inputs, Op, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops._arguments import Gates, Offsets, Resets, Sequence, State
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops._variants import gradient_of
 from griffin_kernels.ops.linear_scan import op as forward
 from griffin_kernels.ops.linear_scan import wild
-from griffin_kernels.ops.linear_scan.cost import gates, special_ops
+from griffin_kernels.ops.linear_scan_bwd.cost import cost
 
 
 class Call(NamedTuple):
@@ -110,20 +110,6 @@ def make_inputs(case: Case, device: torch.device, seed: int, op: Op = forward.OP
         del inputs["with_a_prod"]
         inputs["x"] = x if inputs["convex"] else None
     return inputs | {"dh": dh, "dh_last": dh_last, "h": draw.data(h)}
-
-
-def cost(case: Case) -> Cost:
-    """Read dh, a, h, and x of a convex scan; write dx, da. One multiply-add and one product per element."""
-    elements = case["B"] * case["T"] * case["D"]
-    count, size = gates(case)
-    data = elements * case.bytes_per_element()
-    convex, summed = "convex" in case.flags, "constant" in case.flags
-    return Cost(
-        bytes_read=(3 if convex else 2) * data + count * size,
-        bytes_written=data + count * size,
-        vector_flops=elements * (3 + 3 * convex + ("log" in case.flags) + summed),
-        special_ops=special_ops(case),
-    )
 
 
 def tolerance(case: Case, op: Op = forward.OP) -> Tolerance:

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import pieces
-from griffin_kernels.contract import Case, Cost, Inputs, TensorSpec, Tolerance, accumulator
+from griffin_kernels.contract import Case, Inputs, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops._arguments import Offsets
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops._variants import gradient_of
 from griffin_kernels.ops.local_attention import op as forward
-from griffin_kernels.ops.local_attention.cost import keys_within_reach, offset_bytes, visible_pairs
 from griffin_kernels.ops.local_attention.op import Documents, Keys, Queries
+from griffin_kernels.ops.local_attention_bwd.cost import cost as cost
 
 Sums = TensorSpec("B Hq T", "accumulator")
 """A number for each query."""
@@ -92,23 +92,6 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     inputs |= {"dout": dout, "out": out.to(device, case.torch_dtype), "lse": lse.to(device)}
     inputs["dlse"] = draw.wide(draw.normal(*lse.shape)) if "dlse" in case.data else None
     return {name: inputs[name] for name in Call._fields}
-
-
-def cost(case: Case) -> Cost:
-    """Read dout, q, k, v within reach, out, lse; write dq, dk, dv; five products over the pairs in the window."""
-    pairs = case["B"] * case["Hq"] * visible_pairs(case)
-    queries = case["B"] * case["T"] * case["Hq"]
-    keys, all_keys = (case["B"] * count * case["Hkv"] for count in (keys_within_reach(case), case["S"]))
-    size = case.bytes_per_element()
-    capped, of_queries = "softcap" in case.flags, 8 if "dlse" in case.data else 4
-    # per pair: scale 1, difference 1, dP - delta 1, product 1; softcap 4 more
-    return Cost(
-        bytes_read=(3 * queries + 2 * keys) * case["d"] * size + of_queries * queries + offset_bytes(case),
-        bytes_written=(queries + 2 * all_keys) * case["d"] * size,
-        tensor_flops=10 * pairs * case["d"],
-        vector_flops=(8 if capped else 4) * pairs,
-        special_ops=(2 if capped else 1) * pairs,
-    )
 
 
 def tolerance(case: Case) -> Tolerance:

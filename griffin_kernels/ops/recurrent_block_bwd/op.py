@@ -14,15 +14,13 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import pieces
-from griffin_kernels.contract import Case, Cost, Inputs, TensorSpec, Tolerance, accumulator
+from griffin_kernels.contract import Case, Inputs, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops._activation import gelu_and_slope
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops._variants import gradient_of
 from griffin_kernels.ops.recurrent_block import op as forward
-from griffin_kernels.ops.recurrent_block.cost import weight_elements
-from griffin_kernels.ops.recurrent_block_step.cost import GELU_FLOPS, GELU_SPECIALS
-from griffin_kernels.ops.rg_lru import cost as lru_cost
+from griffin_kernels.ops.recurrent_block_bwd.cost import cost
 from griffin_kernels.ops.rg_lru import op as lru
 from griffin_kernels.ops.rg_lru_bwd import op as lru_bwd
 from griffin_kernels.ops.temporal_conv1d import op as conv
@@ -85,21 +83,6 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     dkept = draw.data(draw.normal(*kept.shape)) if "state" in case.data else None
     dh_last = draw.wide(draw.normal(*h_last.shape)) if "h0" in case.data else None
     return inputs | {"dout": dout, "dnew_conv_state": dkept, "dh_last": dh_last, "h": draw.data(h)}
-
-
-def cost(case: Case) -> Cost:
-    """Read dout, x, y, h and the weights, write dx, dy and the weights' gradients."""
-    elements = case["B"] * case["T"] * case["D"]
-    weights = weight_elements(case)
-    size = case.bytes_per_element()
-    # rg_lru_bwd's 31; the convolution again, its dx and dweight: 6 K; gelu, its slope 8, two products and dout G 4
-    return Cost(
-        bytes_read=(4 * elements + weights) * size + lru_cost.index_bytes(case),
-        bytes_written=(2 * elements + weights) * size,
-        tensor_flops=6 * 2 * elements * case["n"],
-        vector_flops=(31 + 6 * case["K"] + GELU_FLOPS + 12) * elements,
-        special_ops=(6 + GELU_SPECIALS) * elements,
-    )
 
 
 def tolerance(case: Case) -> Tolerance:

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import pieces
-from griffin_kernels.contract import Case, Cost, Inputs, TensorSpec, Tolerance, accumulator
+from griffin_kernels.contract import Case, Inputs, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops._variants import gradient_of
 from griffin_kernels.ops.linear_scan_bwd import op as scan_bwd
 from griffin_kernels.ops.rg_lru import op as forward
-from griffin_kernels.ops.rg_lru.cost import index_bytes
+from griffin_kernels.ops.rg_lru_bwd.cost import cost
 
 
 class Call(NamedTuple):
@@ -100,23 +100,6 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     dy = draw.data(draw.normal(*y.shape))
     dh_last = draw.wide(draw.normal(*h_last.shape)) if "h0" in case.data else None
     return inputs | {"dy": dy, "dh_last": dh_last, "y": draw.data(y)}
-
-
-def cost(case: Case) -> Cost:
-    """Read dy, x, y and the weights, write dx and the weights' gradients; six products of a gate's size."""
-    elements = case["B"] * case["T"] * case["D"]
-    weights = 2 * case["H"] * case["n"] * (case["n"] + 1) + case["D"]
-    size = case.bytes_per_element()
-    # per gate: z again, dz W^T, x^T dz
-    # biases 2; log a 2; v 1; g 2; da 1; dm 2; dv 1; d log a 4; dz_i 5; dz_r 4; sums 4; dx 3
-    # sigmoid twice, exp, expm1, sqrt, rsqrt
-    return Cost(
-        bytes_read=(3 * elements + weights) * size + index_bytes(case),
-        bytes_written=(elements + weights) * size,
-        tensor_flops=6 * 2 * elements * case["n"],
-        vector_flops=31 * elements,
-        special_ops=6 * elements,
-    )
 
 
 def tolerance(case: Case) -> Tolerance:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import pieces
-from griffin_kernels.contract import Case, Cost, Inputs, TensorSpec, Tolerance, accumulator
+from griffin_kernels.contract import Case, Inputs, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops._variants import gradient_of
-from griffin_kernels.ops.rg_lru.cost import index_bytes
 from griffin_kernels.ops.rg_lru.op import DECAY
 from griffin_kernels.ops.rg_lru_bwd.op import to_gates
 from griffin_kernels.ops.rg_lru_gated import op as forward
+from griffin_kernels.ops.rg_lru_gated_bwd.cost import cost as cost
 
 
 class Call(NamedTuple):
@@ -55,20 +55,6 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     dy = draw.data(draw.normal(*y.shape))
     dh_last = draw.wide(draw.normal(*h_last.shape)) if "h0" in case.data else None
     return inputs | {"dy": dy, "dh_last": dh_last, "y": draw.data(y)}
-
-
-def cost(case: Case) -> Cost:
-    """Read dy, x, both pre-activations and y, write dx and both their gradients: eight streams."""
-    elements = case["B"] * case["T"] * case["D"]
-    size = case.bytes_per_element()
-    # log a 2; v 1; g 2; da 1; dm 2; dv 1; d log a 4; dz_i 5; dz_r 4; sums 2; dx 2
-    # sigmoid twice, exp, expm1, sqrt, rsqrt
-    return Cost(
-        bytes_read=(5 * elements + case["D"]) * size + index_bytes(case),
-        bytes_written=(3 * elements + case["D"]) * size,
-        vector_flops=26 * elements,
-        special_ops=6 * elements,
-    )
 
 
 def tolerance(case: Case) -> Tolerance:

@@ -16,14 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Cost, Inputs, TensorSpec, Tolerance, accumulator
+from griffin_kernels.contract import Case, Inputs, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops import _activation
 from griffin_kernels.ops._arguments import Offsets, OptionalChannels, Positions, Sequence
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops._variants import gradient_of
-from griffin_kernels.ops.rg_lru.cost import index_bytes
 from griffin_kernels.ops.temporal_conv1d import op as forward
-from griffin_kernels.ops.temporal_conv1d.cost import activation_flops, state_elements, weight_elements
+from griffin_kernels.ops.temporal_conv1d_bwd.cost import cost
 
 
 class Call(NamedTuple):
@@ -88,24 +87,6 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     dy = draw.data(draw.normal(case["B"], case["T"], case["D"]))
     after = draw.data(draw.normal(case["N"], case["K"] - 1, case["D"])) if "state" in case.data else None
     return inputs | {"dy": dy, "dnew_state": after}
-
-
-def cost(case: Case) -> Cost:
-    """Read dy, x and the weights, write dx and the weights' gradients; 2 K multiply-adds and a sum per element.
-
-    With an activation the bias is read too, and the convolution done again with the slope of each of its sums.
-    """
-    elements = case["B"] * case["T"] * case["D"]
-    size = case.bytes_per_element()
-    weights, state = weight_elements(case), state_elements(case)
-    active = activation_flops(case) > 0
-    again = 2 * case["K"] + activation_flops(case) + 5 if active else 0  # the slope 4, its product 1
-    return Cost(
-        bytes_read=(2 * elements + weights - (0 if active else case["D"]) + 2 * state) * size + index_bytes(case),
-        bytes_written=(elements + weights + state) * size,
-        vector_flops=(4 * case["K"] + 1 + again) * elements,
-        special_ops=elements if active else 0,
-    )
 
 
 def tolerance(case: Case) -> Tolerance:

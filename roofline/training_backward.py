@@ -1,0 +1,194 @@
+"""The backward pass of a model, kernel by kernel: what autograd runs for each kernel of ``work``. Needs no PyTorch.
+
+``gradient_kernels`` answers for a kernel of the forward pass by its name. One that has no entry here is an error: a
+step that counts nothing would look fast. tests/roofline/test_training_work.py holds FLOPs against torch's counter and
+bytes against traces of the modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from griffin_kernels.case import DTYPE_BYTES, BenchCase, Cost, Pass
+from griffin_kernels.models.config import GriffinConfig
+from griffin_kernels.ops.local_attention import cost as attention
+from griffin_kernels.ops.local_attention_bwd import cost as attention_bwd
+from griffin_kernels.ops.recurrent_block import cost as block
+from griffin_kernels.ops.recurrent_block_bwd import cost as block_bwd
+from griffin_kernels.ops.recurrent_block_step.cost import GELU_FLOPS, GELU_SPECIALS
+from roofline.work import Kernel
+
+GELU_SLOPE_FLOPS = 8
+"""Of the derivative of gelu's tanh form, beside gelu itself; as recurrent_block_bwd counts it."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a training step is of: ``batch`` sequences of ``seq`` tokens. gpu: as ``work.part_kernels`` takes it."""
+
+    config: GriffinConfig
+    batch: int
+    seq: int
+    dtype: str
+    gpu: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.seq
+
+    @property
+    def size(self) -> int:
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def stream(self) -> int:
+        """Elements of the residual stream."""
+        return self.tokens * self.config.width
+
+    def gradient_case(self, case: BenchCase) -> BenchCase:
+        """The case of the gradient of an operation of the forward pass."""
+        dims, config = case.dims, self.config
+        if case.op == "recurrent_block":
+            sizes = (dims["B"], dims["T"], dims["D"], dims["H"], dims["K"])
+            return block.make_case(*sizes, self.dtype, flags=case.flags, op="recurrent_block_bwd")
+        return attention.make_case(
+            dims["B"], dims["T"], config.num_heads, config.num_kv_heads, config.head_dim, dims["W"], self.dtype,
+            case.flags, op="local_attention_bwd",
+        )  # fmt: skip
+
+
+def gradient_kernels(sizes: Sizes, forward: Kernel) -> tuple[Kernel, ...]:
+    """What the backward pass runs for a kernel of the forward pass; KeyError for one that it does not know."""
+    return tuple(GRADIENTS["product" if forward.rows else forward.name](sizes, forward))
+
+
+def glue(name: str, *run: Pass) -> Kernel:
+    """Elementwise steps: their arithmetic is needed, their traffic is not."""
+    flops, specials = (sum(p.count * getattr(p.cost, kind) for p in run) for kind in ("vector_flops", "special_ops"))
+    return Kernel(name, Cost(0, 0, vector_flops=flops, special_ops=specials), tuple(run))
+
+
+def product(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+    """dX = dY W^T and dW = X^T dY, the bias' sum, and what is added where two products had the same input."""
+    rows, size, cost = forward.rows, sizes.size, forward.cost
+    inner, columns = (cost.bytes_read - forward.parameter_bytes) // (rows * size), cost.bytes_written // (rows * size)
+    given, received, matrix = rows * columns * size, rows * inner * size, inner * columns * size
+    name = forward.name
+    flops = cost.tensor_flops
+    yield Kernel(f"{name} dX", Cost(given + matrix, received, flops), parameter_bytes=matrix, rows=rows)
+    yield Kernel(f"{name} dW", Cost(given + received, matrix, flops), rows=rows)
+    if forward.parameter_bytes > matrix:
+        yield glue(f"{name} bias", Pass.elementwise(rows * columns, size, 0, vector=1))
+    if name == "linear_x":  # linear_y had the same input
+        yield glue("sum", _sum(sizes, rows * inner))
+
+
+def _sum(sizes: Sizes, elements: int) -> Pass:
+    return Pass.elementwise(elements, 2 * sizes.size, sizes.size, vector=1)
+
+
+def _casts(sizes: Sizes, elements: int, read: int, written: int) -> list[Pass]:
+    return [Pass.elementwise(elements, read, written)] if read != written else []
+
+
+def _norm(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+    """Of RMSNorm as PyTorch composes it in float32; two kernels on a GPU, thirteen on a CPU."""
+    elements, tokens, size = sizes.stream, sizes.tokens, sizes.size
+    if sizes.gpu:
+        run = [Pass.elementwise(elements, 8, 4, vector=8), Pass.elementwise(elements, 8, 0, vector=3)]
+    else:
+        run = [
+            Pass.elementwise(elements, 4, 4, vector=1, count=2),  # times the weight, times the reciprocal root
+            Pass.elementwise(elements, 8, 4, vector=1, count=2),  # what reaches the two factors
+            Pass.elementwise(elements, 4, 0, vector=1, count=2),  # and their sums
+            Pass.elementwise(tokens, 4, 4, vector=1, count=3),
+            Pass.elementwise(elements, 0, 4, vector=1),  # the mean's, spread over the width
+            Pass.elementwise(elements, 4, 4, vector=1, count=2),  # 2 x
+            Pass.elementwise(elements, 8, 4, vector=1, count=2),  # its product, and the sum of both ways to x
+        ]
+    yield glue("norm", *_casts(sizes, elements, size, 4), *run, *_casts(sizes, elements, 4, size))
+
+
+def _residual(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+    """The two ways into the stream are added up."""
+    yield glue("residual", _sum(sizes, sizes.stream))
+
+
+def _gelu_gate(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+    hidden, size = sizes.tokens * sizes.config.mlp_width, sizes.size
+    yield glue(
+        "gelu_gate",
+        Pass.elementwise(hidden, 2 * size, size, vector=1, count=2),
+        Pass.elementwise(hidden, 2 * size, size, vector=GELU_FLOPS + GELU_SLOPE_FLOPS, special=GELU_SPECIALS),
+        Pass.elementwise(2 * hidden, size, size),  # both halves into one
+    )
+
+
+def _rope(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+    """Turned back; each slice of the forward pass is zeros of the whole, a copy into it, and a sum with the others."""
+    config, size = sizes.config, sizes.size
+    heads = sizes.tokens * (config.num_heads + config.num_kv_heads) * config.head_dim
+    shared = sizes.tokens * config.num_kv_heads * config.head_dim
+    both, turned, half = heads + shared, heads // 2, heads // 4
+    yield glue(
+        "rope",
+        *_casts(sizes, turned, size, 4),
+        Pass.elementwise(half, 4, 4, vector=1, count=5),  # four products and a negation
+        *([Pass.elementwise(half, 4, size, count=4)] if size < 4 else []),
+        Pass.elementwise(half, 2 * size, size, vector=1, count=2),
+        Pass.elementwise(heads, 0, size, count=5),  # zeros: three parts of a head, q, k
+        Pass.elementwise(half, size, size, count=2),
+        Pass.elementwise(turned, size, size),
+        Pass.elementwise(heads, size, size),  # q and k
+        Pass.elementwise(heads, 2 * size, size, vector=1, count=3),
+        Pass.elementwise(both, 0, size, count=2),
+        Pass.elementwise(both, size, size),
+        Pass.elementwise(both, 2 * size, size, vector=1),
+    )
+
+
+def _recurrent_block(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+    assert forward.case is not None
+    case = sizes.gradient_case(forward.case)
+    weights = block.weight_elements(case) * sizes.size
+    yield Kernel("recurrent_block_bwd", block_bwd.cost(case), parameter_bytes=weights, case=case)
+
+
+def _attention(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+    assert forward.case is not None
+    case = sizes.gradient_case(forward.case)
+    yield Kernel("attention_bwd", attention_bwd.cost(case), case=case)
+
+
+def _embedding(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+    """Dense: rows are added into zeros of the whole table, and these to the output matrix' gradient.
+
+    The least would add the rows to that gradient.
+    """
+    elements, size, table = sizes.stream, sizes.size, sizes.config.embedding_parameters()
+    rows = Cost(2 * elements * size + 8 * sizes.tokens, elements * size, vector_flops=elements)
+    yield Kernel("embedding", rows, (Pass.elementwise(table, 0, size), Pass(rows), _sum(sizes, table)))
+
+
+def _scale(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+    yield glue("scale", Pass.elementwise(sizes.stream, sizes.size, sizes.size, vector=1))
+
+
+def _nothing(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+    return ()
+
+
+GRADIENTS: Mapping[str, Callable[[Sizes, Kernel], Iterable[Kernel]]] = {
+    "product": product,
+    "norm": _norm,
+    "residual": _residual,
+    "gelu_gate": _gelu_gate,
+    "rope": _rope,
+    "rope_tables": _nothing,
+    "recurrent_block": _recurrent_block,
+    "attention": _attention,
+    "embedding": _embedding,
+    "scale": _scale,
+}
+"""Name of a kernel of the forward pass -> its gradient's. Whoever adds a kernel to ``work`` adds its gradient here."""

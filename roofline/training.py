@@ -101,9 +101,9 @@ def analyse_step(
 
 
 def _part(step: TrainPart, times: tuple[KernelTime, ...], config: GriffinConfig) -> Part:
-    parameters = part_parameters(config) | {"optimizer": config.parameters()}
     whole = Part.of([time.part(step.kind) for time in times])
-    return structs.replace(whole, layer=step.layer, count=1, parameters=parameters[step.kind], stage=step.stage)
+    parameters = part_parameters(config)[step.kind] if step.stage == "forward" else 0  # counted once in a step
+    return structs.replace(whole, layer=step.layer, count=1, parameters=parameters, stage=step.stage)
 
 
 def _peak_is(target: AnalysisTarget, dtype: str) -> str:

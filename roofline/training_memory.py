@@ -134,7 +134,7 @@ class TrainingMemory:
 
     def sentence(self) -> str:
         """What the peak is made of, in words."""
-        held = f"weights {gib(self.weights)}, gradients {gib(self.gradients)}, optimiser {gib(self.optimizer)}"
+        held = f"weights {gib(self.weights)}, gradients {gib(self.gradients)}, optimizer {gib(self.optimizer)}"
         return f"{held}, kept activations {gib(self.activations)}; most is held {self.worst}"
 
 
@@ -151,7 +151,7 @@ def memory_of_training(
     """What a training step holds at its peak, gradients freed between steps; arguments and errors as ``train_parts``.
 
     The peak is the worst of four moments: the loss' backward pass (all activations, a chunk of logits); a block's
-    (activations up to it, the block computed again, gradients of what comes after); the embedding's; the optimiser's.
+    (activations up to it, the block computed again, gradients of what comes after); the embedding's; the optimizer's.
     """
     check("train", batch, seq, dtype)
     plan = TrainingPlan(recompute, optimizer)
@@ -191,7 +191,7 @@ def memory_of_training(
     gradients = config.parameters() * size
     moments["in the embedding's backward pass"] = so_far[0] + stream + gradients + table
     masters = 4 * config.parameters() if name == "adamw-master" else 0
-    moments["in the optimiser's step"] = gradients + masters
+    moments["in the optimizer's step"] = gradients + masters
     return TrainingMemory(
         weights=config.parameters() * size, gradients=gradients,
         optimizer=optimizer_bytes(config, dtype, name), kept=dict(kept), moments=moments,

@@ -32,6 +32,6 @@ def held(record: PassRecord, facts: TrainingFacts) -> str:
     """What is in memory."""
     return (
         f"weights {gib(record.weight_bytes)}, gradients {gib(facts.gradient_bytes)}, "
-        f"optimiser {gib(facts.optimizer_bytes)}, kept {gib(sum(facts.kept_bytes.values()))}; "
+        f"optimizer {gib(facts.optimizer_bytes)}, kept {gib(sum(facts.kept_bytes.values()))}; "
         f"most is held {facts.worst}"
     )

@@ -1,4 +1,4 @@
-"""What a training step does, kernel by kernel: forward, backward, recomputation, optimiser. Needs no PyTorch.
+"""What a training step does, kernel by kernel: forward, backward, recomputation, optimizer. Needs no PyTorch.
 
 It is the step of ``Griffin.loss``: logits of all tokens in chunks of the vocabulary, computed again in the backward
 pass (models/loss.py); gradients clipped to a norm; AdamW. Recomputation is ``training.checkpoint_blocks``.
@@ -99,7 +99,7 @@ def train_parts(
     *,
     gpu: bool = False,
 ) -> tuple[TrainPart, ...]:
-    """The parts of one training step, in order: forward from embedding to loss, backward to the embedding, optimiser.
+    """The parts of one training step, in order: forward from embedding to loss, backward to the embedding, optimizer.
 
     ``batch`` sequences of ``seq`` tokens, each one document, in ``dtype`` throughout. recompute: a key of RECOMPUTE;
     what is computed again belongs to the backward part of the block's MLP, which needs it first. optimizer: a key of
@@ -244,7 +244,7 @@ def _loss_gradient(sizes: Sizes) -> Iterable[Kernel]:
 
 
 def parameter_tensors(config: GriffinConfig) -> int:
-    """Parameters as tensors: an optimiser that goes through them one by one calls so many kernels."""
+    """Parameters as tensors: an optimizer that goes through them one by one calls so many kernels."""
     own = {"recurrent": 6 + 2 + 5, "local_attention": 3, "global_attention": 3}  # linear layers, convolution, RG-LRU
     return 2 + sum(own[kind] + 4 + 2 for kind in config.block_types)
 
@@ -290,6 +290,6 @@ def hardware_flops(parts: Iterable[TrainPart]) -> int:
 
 
 def optimizer_bytes(config: GriffinConfig, dtype: str, optimizer: OptimizerName) -> int:
-    """What the optimiser keeps between steps, master weights included."""
+    """What the optimizer keeps between steps, master weights included."""
     each = 2 * DTYPE_BYTES[dtype] if optimizer == "adamw" else 12
     return each * config.parameters()

@@ -29,7 +29,7 @@ from griffin_kernels.ops.recurrent_block_step import unfused as block_step_unfus
 Phase = Literal["prefill", "decode", "train"]
 INFERENCE: tuple[Phase, ...] = ("prefill", "decode")
 PHASES: tuple[Phase, ...] = (*INFERENCE, "train")
-"""train: one step, forward, backward and optimiser; see ``training_work``."""
+"""train: one step, forward, backward and optimizer; see ``training_work``."""
 
 LENGTH_IS: dict[Phase, str] = {"prefill": "of", "decode": "after", "train": "on"}
 """What the length of a pass counts: the tokens that it is of, or those that it comes after."""

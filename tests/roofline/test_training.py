@@ -46,6 +46,7 @@ def test_times_add_up_by_part_stage_and_regime(recompute):
     assert len(record.parts) == len(found.kernels) == 4 * preset("griffin-1b3").num_layers + 5
     stages = [(part.stage, part.kind) for part in record.kinds]
     assert len(stages) == len(set(stages)) == 2 * 5 + 1
+    assert sum(part.parameters for part in record.parts) == record.parameters
     assert record.tokens_per_s == pytest.approx(2 * 2048 / record.predicted_s)
 
 

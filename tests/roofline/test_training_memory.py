@@ -127,7 +127,7 @@ def test_the_peak_holds_what_its_moment_says(recompute):
     chunk = tokens * words_at_once(tokens, config.vocab_size) * 10
     loss = found.activations + chunk + table + tokens * config.width * 4
     assert found.moments["in the loss' backward pass"] == loss
-    assert found.moments["in the optimiser's step"] == 6 * parameters
+    assert found.moments["in the optimizer's step"] == 6 * parameters
     # gradients of all parameters, and the embedding's a second time
     last = found.moments["in the embedding's backward pass"]
     assert last == 2 * parameters + table + tokens * (config.width * 2 + 8 + 2 * config.head_dim) + 8 * 2048

@@ -175,8 +175,9 @@ def memory_of_training(
     so_far = list(accumulate(each[kind] for kind, _ in places))
     gradients_before = list(accumulate((parameters[kind] * size for kind, _ in places), initial=0))
     after = [gradients_before[-1] - done for done in gradients_before[1:]]
-    # logits and their gradient in float32, and in the narrower dtype where there is one
-    chunk = tokens * words_at_once(tokens, config.vocab_size) * (8 + (size if size < 4 else 0))
+    # logits and their gradient in float32, and in the narrower dtype where there is one; its product with the states
+    words = words_at_once(tokens, config.vocab_size)
+    chunk = words * (tokens * (8 + (size if size < 4 else 0)) + config.width * size)
     moments = {"in the loss' backward pass": so_far[-1] + chunk + table + tokens * config.width * 4}
     blocks = []
     for index, (kind, layer) in enumerate(places):

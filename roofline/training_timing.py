@@ -118,7 +118,7 @@ class TrainingStep:
         def enter(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if not going_back:  # what is computed again passes here too
                 marks()
-                inputs[0].register_hook(marks)
+                inputs[0].register_hook(marks)  # type: ignore[no-untyped-call]
 
         with contextlib.ExitStack() as hooks:
             for norm in norms(self.model):

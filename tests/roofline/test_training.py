@@ -60,9 +60,9 @@ def test_recomputation_costs_time_and_hfu_tells():
     assert len({fact.model_flops for fact in facts.values()}) == 1
     for fact in facts.values():
         assert 0 < fact.mfu(1.0) < fact.hfu(1.0) == fact.hardware_flops / fact.peak_flops_per_s
-    # all but the last product of each block again: forward, and 3 forward in all
+    # all of each block but its last product once more, beside three times that and four of the logits
     whole, again = facts["none"], facts["blocks"]
-    assert 1.2 < again.hardware_flops / whole.hardware_flops < 4 / 3
+    assert 1.1 < again.hardware_flops / whole.hardware_flops < 4 / 3
 
 
 @pytest.mark.unit
@@ -146,7 +146,7 @@ def test_a_step_in_a_table():
     assert record["training"]["recompute"] == "none" and record["training"]["optimizer"] == "adamw-master"
     assert any("float32 weights and moments" in sentence for sentence in record["assumptions"])
     swept = h100("--phase", "train", "--sweep", "batch", "--batches", "1,64", "--recompute", "blocks").output
-    assert "griffin-1b3, train: predicted latency" in swept
+    assert "griffin-1b3, train: predicted latency" in " ".join(swept.split())
 
 
 def test_a_measured_step_says_its_utilisation(measured_here):
@@ -176,10 +176,10 @@ def test_a_step_trains(masters):
     running = TrainingStep(model, 2, 40, masters)
     for group in running.optimizer.param_groups:
         group["lr"] = 1e-2
-    first = float(running.forward())
+    first = float(running.forward().detach())
     for _ in range(5):
         running()
-    assert float(running.forward()) < 0.8 * first
+    assert float(running.forward().detach()) < 0.8 * first
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -209,5 +209,7 @@ def test_an_answer_needs_neither_torch_nor_time():
 
 @pytest.mark.unit
 def test_parts_of_a_layer_share_their_kernels():
-    parts = train_parts(preset("griffin-14b"), 1, 2048, "bfloat16", "selective")
-    assert len({part.kernels for part in parts}) == 2 * 5 + 1
+    # forward and backward of five kinds, the optimizer; an MLP's backward pass computes one of two kinds of block again
+    for recompute, kinds in (("none", 2 * 5 + 1), ("selective", 2 * 5 + 2)):
+        parts = train_parts(preset("griffin-14b"), 1, 2048, "bfloat16", recompute)
+        assert len({part.kernels for part in parts}) == kinds

@@ -110,7 +110,8 @@ def test_kept_bytes_of_a_published_size():
     for model, kind, bytes_of_a_width in (("griffin-400m", "recurrent", 54.7), ("mqa-400m", "global_attention", 50.7)):
         config = preset(model)
         rows = [t for part in (kind, "mlp") for t in kept_tensors(config, part, 2048, "bfloat16")]
-        assert sum(row.token for row in rows) / config.width == pytest.approx(bytes_of_a_width, abs=0.1)
+        tables = 2 * config.head_dim if kind != "recurrent" else 0  # cos and sin were counted with the block
+        assert (sum(row.token for row in rows) + tables) / config.width == pytest.approx(bytes_of_a_width, abs=0.1)
         less = [t for part in (kind, "mlp") for t in kept_tensors(config, part, 2048, "bfloat16", gpu=True)]
         assert sum(row.token for row in rows) - sum(row.token for row in less) == 8 * config.width
 
@@ -124,7 +125,7 @@ def test_the_peak_holds_what_its_moment_says(recompute):
     assert (found.weights, found.gradients, found.optimizer) == (2 * parameters, 2 * parameters, 12 * parameters)
     assert found.peak == 14 * parameters + max(found.moments.values())
     table = 2 * config.embedding_parameters()
-    chunk = tokens * words_at_once(tokens, config.vocab_size) * 10
+    chunk = words_at_once(tokens, config.vocab_size) * (10 * tokens + 2 * config.width)
     loss = found.activations + chunk + table + tokens * config.width * 4
     assert found.moments["in the loss' backward pass"] == loss
     assert found.moments["in the optimizer's step"] == 6 * parameters
@@ -140,9 +141,9 @@ def test_the_peak_holds_what_its_moment_says(recompute):
 def test_recomputation_keeps_less_and_less():
     config = preset("griffin-1b3")
     kept = [memory_of_training(config, 1, 2048, "bfloat16", how).activations for how in ("none", "selective", "blocks")]
-    assert kept[0] > 10 * kept[1] > 10 * kept[2]
+    assert kept[0] > 5 * kept[1] > 5 * kept[2]
     inputs = config.num_layers * 2048 * config.width * 2
-    assert inputs < kept[2] < 1.2 * inputs
+    assert inputs < kept[2] < 1.25 * inputs  # and the head's
 
 
 @pytest.mark.unit

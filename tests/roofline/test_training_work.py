@@ -65,7 +65,9 @@ def test_model_flops_are_those_of_the_library(name):
 
 
 @pytest.mark.parametrize("recompute", RECOMPUTE)
-@pytest.mark.parametrize("config", [*(preset(f"{family}-tiny") for family in FAMILIES), CAPPED], ids=str)
+@pytest.mark.parametrize(
+    "config", [*(preset(f"{family}-tiny") for family in FAMILIES), CAPPED], ids=[*FAMILIES, "capped"]
+)
 def test_hardware_flops_are_those_that_torch_counts_in_a_step(config, recompute):
     model = Griffin(config, dtype=torch.float32)
     recompute_blocks(model, recompute)

@@ -168,7 +168,7 @@ def timed(step: Callable[[], Any], device: Device) -> float:
 
 def _timed_parts(model: Griffin, step: Callable[[], Any], device: Device) -> list[float]:
     """Seconds of each part: a block's mixing begins at its first norm, its MLP at its second, the head at the last."""
-    marks = Marks(device)
+    marks = Stopwatch(device)
     with contextlib.ExitStack() as hooks:
         for norm in norms(model):
             hooks.callback(norm.register_forward_pre_hook(marks).remove)
@@ -185,7 +185,7 @@ def norms(model: Griffin) -> list[torch.nn.Module]:
     return [norm for block in blocks for norm in (block.temporal_norm, block.channel_norm)] + [model.final_norm]
 
 
-class Marks:
+class Stopwatch:
     """Moments between parts, each taken by a call with any arguments: host times on a CPU, events on a GPU."""
 
     def __init__(self, device: Device) -> None:

@@ -24,7 +24,7 @@ GELU_SLOPE_FLOPS = 8
 
 
 @dataclass(frozen=True)
-class Sizes:
+class StepSizes:
     """What a training step is of: ``batch`` sequences of ``seq`` tokens. gpu: as ``work.part_kernels`` takes it."""
 
     config: GriffinConfig
@@ -58,7 +58,7 @@ class Sizes:
         )  # fmt: skip
 
 
-def gradient_kernels(sizes: Sizes, forward: Kernel) -> tuple[Kernel, ...]:
+def gradient_kernels(sizes: StepSizes, forward: Kernel) -> tuple[Kernel, ...]:
     """What the backward pass runs for a kernel of the forward pass; KeyError for one that it does not know."""
     return tuple(GRADIENTS["product" if forward.rows else forward.name](sizes, forward))
 
@@ -69,7 +69,7 @@ def glue(name: str, *run: Pass) -> Kernel:
     return Kernel(name, Cost(0, 0, vector_flops=flops, special_ops=specials), tuple(run))
 
 
-def product(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+def product(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
     """dX = dY W^T and dW = X^T dY, the bias' sum, and what is added where two products had the same input."""
     rows, size, cost = forward.rows, sizes.size, forward.cost
     inner, columns = (cost.bytes_read - forward.parameter_bytes) // (rows * size), cost.bytes_written // (rows * size)
@@ -84,15 +84,15 @@ def product(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
         yield glue("sum", _sum(sizes, rows * inner))
 
 
-def _sum(sizes: Sizes, elements: int) -> Pass:
+def _sum(sizes: StepSizes, elements: int) -> Pass:
     return Pass.elementwise(elements, 2 * sizes.size, sizes.size, vector=1)
 
 
-def _casts(sizes: Sizes, elements: int, read: int, written: int) -> list[Pass]:
+def _casts(sizes: StepSizes, elements: int, read: int, written: int) -> list[Pass]:
     return [Pass.elementwise(elements, read, written)] if read != written else []
 
 
-def _norm(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+def _norm(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
     """Of RMSNorm as PyTorch composes it in float32; two kernels on a GPU, thirteen on a CPU."""
     elements, tokens, size = sizes.stream, sizes.tokens, sizes.size
     if sizes.gpu:
@@ -110,12 +110,12 @@ def _norm(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
     yield glue("norm", *_casts(sizes, elements, size, 4), *run, *_casts(sizes, elements, 4, size))
 
 
-def _residual(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+def _residual(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
     """The two ways into the stream are added up."""
     yield glue("residual", _sum(sizes, sizes.stream))
 
 
-def _gelu_gate(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+def _gelu_gate(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
     hidden, size = sizes.tokens * sizes.config.mlp_width, sizes.size
     yield glue(
         "gelu_gate",
@@ -125,7 +125,7 @@ def _gelu_gate(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
     )
 
 
-def _rope(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+def _rope(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
     """Turned back; each slice of the forward pass is zeros of the whole, a copy into it, and a sum with the others."""
     config, size = sizes.config, sizes.size
     heads = sizes.tokens * (config.num_heads + config.num_kv_heads) * config.head_dim
@@ -148,20 +148,20 @@ def _rope(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
     )
 
 
-def _recurrent_block(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+def _recurrent_block(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
     assert forward.case is not None
     case = sizes.gradient_case(forward.case)
     weights = block.weight_elements(case) * sizes.size
     yield Kernel("recurrent_block_bwd", block_bwd.cost(case), parameter_bytes=weights, case=case)
 
 
-def _attention(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+def _attention(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
     assert forward.case is not None
     case = sizes.gradient_case(forward.case)
     yield Kernel("attention_bwd", attention_bwd.cost(case), case=case)
 
 
-def _embedding(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+def _embedding(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
     """Dense: rows are added into zeros of the whole table, and these to the output matrix' gradient.
 
     The least would add the rows to that gradient.
@@ -171,15 +171,15 @@ def _embedding(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
     yield Kernel("embedding", rows, (Pass.elementwise(table, 0, size), Pass(rows), _sum(sizes, table)))
 
 
-def _scale(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+def _scale(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
     yield glue("scale", Pass.elementwise(sizes.stream, sizes.size, sizes.size, vector=1))
 
 
-def _nothing(sizes: Sizes, forward: Kernel) -> Iterable[Kernel]:
+def _nothing(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
     return ()
 
 
-GRADIENTS: Mapping[str, Callable[[Sizes, Kernel], Iterable[Kernel]]] = {
+GRADIENTS: Mapping[str, Callable[[StepSizes, Kernel], Iterable[Kernel]]] = {
     "product": product,
     "norm": _norm,
     "residual": _residual,

@@ -14,7 +14,7 @@ from griffin_kernels.device import Device
 from griffin_kernels.models import Griffin
 from roofline import pass_timing
 from roofline.forward import Forward
-from roofline.pass_timing import Marks, PassTimer, norms, sampled, synchronise
+from roofline.pass_timing import PassTimer, Stopwatch, norms, sampled, synchronise
 from roofline.study_records import Measured, PassRecord
 from roofline.training_records import TrainingFacts
 from roofline.training_work import Recompute
@@ -113,7 +113,7 @@ class TrainingStep:
 
         A part's backward pass ends when the gradient of what its norm was given is there.
         """
-        marks, going_back = Marks(device), False
+        marks, going_back = Stopwatch(device), False
 
         def enter(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if not going_back:  # what is computed again passes here too

@@ -13,7 +13,7 @@ from typing import Literal, cast
 from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES, Cost, Pass
 from griffin_kernels.models.config import GriffinConfig
-from roofline.training_backward import Sizes, glue, gradient_kernels
+from roofline.training_backward import StepSizes, glue, gradient_kernels
 from roofline.work import Kernel, PartKind, check, part_kernels, part_places
 
 Recompute = Literal["none", "blocks", "selective"]
@@ -110,7 +110,7 @@ def train_parts(
     plan = TrainingPlan(recompute, optimizer)
     plan.check(dtype)
     check("train", batch, seq, dtype)
-    sizes = Sizes(config, batch, seq, dtype, gpu)
+    sizes = StepSizes(config, batch, seq, dtype, gpu)
     forward = forward_kernels(sizes)
     backward = {
         kind: tuple(k for kernel in reversed(kernels) for k in gradient_kernels(sizes, kernel))
@@ -131,7 +131,7 @@ def train_parts(
     return (*parts, TrainPart("optimizer", "optimizer", None, update))
 
 
-def forward_kernels(sizes: Sizes) -> dict[PartKind, tuple[Kernel, ...]]:
+def forward_kernels(sizes: StepSizes) -> dict[PartKind, tuple[Kernel, ...]]:
     """Those of a prefill, without a cache, with what the gradients want; the head ends with its norm."""
     config = sizes.config
     found = part_kernels(config, "prefill", sizes.batch, sizes.seq, sizes.dtype, gpu=sizes.gpu)
@@ -143,7 +143,7 @@ def forward_kernels(sizes: Sizes) -> dict[PartKind, tuple[Kernel, ...]]:
     return kernels | {"head": (norm,)}
 
 
-def _recorded(sizes: Sizes, kernel: Kernel) -> Kernel:
+def _recorded(sizes: StepSizes, kernel: Kernel) -> Kernel:
     """With the states h, or lse, that the gradient reads."""
     if kernel.name == "recurrent_block":
         written = kernel.cost.bytes_written + sizes.tokens * sizes.config.lru_width * sizes.size
@@ -173,7 +173,7 @@ def words_at_once(tokens: int, vocab_size: int) -> int:
     return min(vocab_size, max(LEAST_WORDS, LOGITS_AT_ONCE // tokens))
 
 
-def _logits(sizes: Sizes) -> Kernel:
+def _logits(sizes: StepSizes) -> Kernel:
     """Logits of all tokens, which a fused kernel would not write."""
     config, tokens, size = sizes.config, sizes.tokens, sizes.size
     matrix = config.embedding_parameters() * size
@@ -181,7 +181,7 @@ def _logits(sizes: Sizes) -> Kernel:
     return Kernel("logits", cost, parameter_bytes=matrix, rows=tokens)
 
 
-def _chunked(sizes: Sizes, *run: Pass) -> tuple[Pass, ...]:
+def _chunked(sizes: StepSizes, *run: Pass) -> tuple[Pass, ...]:
     """Passes over all logits as passes over those of a chunk."""
     vocab = sizes.config.vocab_size
     chunks = -(-vocab // words_at_once(sizes.tokens, vocab))
@@ -196,7 +196,7 @@ def _chunked(sizes: Sizes, *run: Pass) -> tuple[Pass, ...]:
     return tuple(Pass(cut(step.cost), step.count * chunks) for step in run)
 
 
-def _widened(sizes: Sizes, logits: int) -> list[Pass]:
+def _widened(sizes: StepSizes, logits: int) -> list[Pass]:
     """Logits as the loss takes them: in float32, with the softcap."""
     cast = [Pass.elementwise(logits, sizes.size, 4)] if sizes.size < 4 else []
     if sizes.config.logits_softcap is None:
@@ -204,7 +204,7 @@ def _widened(sizes: Sizes, logits: int) -> list[Pass]:
     return [*cast, Pass.elementwise(logits, 4, 4, vector=1, count=2), Pass.elementwise(logits, 4, 4, special=1)]
 
 
-def _loss(sizes: Sizes) -> Iterable[Kernel]:
+def _loss(sizes: StepSizes) -> Iterable[Kernel]:
     """Products with chunks of the output matrix, and the logarithm of the sum of their exponentials."""
     logits = sizes.tokens * sizes.config.vocab_size
     yield _logits(sizes)
@@ -217,7 +217,7 @@ def _loss(sizes: Sizes) -> Iterable[Kernel]:
     yield glue("logsumexp", *_chunked(sizes, *steps))
 
 
-def _loss_gradient(sizes: Sizes) -> Iterable[Kernel]:
+def _loss_gradient(sizes: StepSizes) -> Iterable[Kernel]:
     """Logits again, what is wrong with them, and its products with the output matrix and the hidden states."""
     config, size, stream = sizes.config, sizes.size, sizes.stream
     logits, matrix = sizes.tokens * config.vocab_size, config.embedding_parameters() * size
@@ -249,7 +249,7 @@ def parameter_tensors(config: GriffinConfig) -> int:
     return 2 + sum(own[kind] + 4 + 2 for kind in config.block_types)
 
 
-def _update(sizes: Sizes, optimizer: OptimizerName) -> Iterable[Kernel]:
+def _update(sizes: StepSizes, optimizer: OptimizerName) -> Iterable[Kernel]:
     """The norm of all gradients, which reads them once more, their scaling, and AdamW in one kernel a tensor."""
     count, size = sizes.config.parameters(), sizes.size
     tensors = 1 if sizes.gpu else parameter_tensors(sizes.config)

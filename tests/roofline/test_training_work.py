@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from griffin_kernels import catalog, training
 from griffin_kernels.models import PRESETS, Griffin, loss, preset
 from griffin_kernels.training import flops_per_step
-from roofline.training_backward import Sizes, gradient_kernels
+from roofline.training_backward import StepSizes, gradient_kernels
 from roofline.training_timing import TrainingStep, recompute_blocks
 from roofline.training_work import (
     KEPT_OPS,
@@ -97,7 +97,7 @@ def test_backward_passes_of_a_block_move_what_torch_moves(kind, dtype):
 @pytest.mark.unit
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_kernel_of_the_forward_pass_has_a_gradient(name):
-    sizes = Sizes(preset(name), 1, 64, "bfloat16", gpu=True)
+    sizes = StepSizes(preset(name), 1, 64, "bfloat16", gpu=True)
     for kernels in forward_kernels(sizes).values():
         for kernel in kernels:
             assert gradient_kernels(sizes, kernel) or kernel.name == "rope_tables"
@@ -135,7 +135,7 @@ def test_the_loss_goes_in_chunks_as_the_library_does():
 
 def test_what_selective_checkpointing_keeps_is_what_the_library_saves():
     saved = {str(op).split(".")[1] for op in training.save_ops()}
-    kernels = forward_kernels(Sizes(preset("griffin-tiny"), 1, 64, "float32", gpu=False))
+    kernels = forward_kernels(StepSizes(preset("griffin-tiny"), 1, 64, "float32", gpu=False))
     kept = {k.case.op for some in kernels.values() for k in some if k.case is not None and k.name in KEPT_OPS}
     assert kept == {"recurrent_block", "local_attention"} <= saved
 

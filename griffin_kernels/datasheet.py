@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from griffin_kernels import errors
-from griffin_kernels.texts import unmarked
+from griffin_kernels.texts import shortened, unmarked
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(gt=0)]
@@ -30,7 +30,7 @@ FOLDER = Path(__file__).parent / "devices"
 DRAM_LATENCY_S = 0.7e-6
 """From the issue of a load from DRAM to its use, under load: about 0.5 us idle on A100 and H100, more under load."""
 
-MAX_NEAR = 6
+MAX_NEAR = 4
 """How many near SKUs the message about an unknown one lists."""
 
 
@@ -171,7 +171,7 @@ def datasheet(sku: str) -> Datasheet:
         near = _near(sku)
         hint = f"near ones are {', '.join(near)}" if near else "none is near"
         listed = f"`griffin roofline list` shows all {len(skus())}"
-        raise errors.UnknownDevice(f"no datasheet for device {sku!r}; {hint}; {listed}")
+        raise errors.UnknownDevice(f"no datasheet for device {shortened(sku)}; {hint}; {listed}")
     return _cached(sku)
 
 

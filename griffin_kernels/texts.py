@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import datetime
+import difflib
+from collections.abc import Iterable
 
 
 def unmarked(raw: bytes) -> bytes:
@@ -19,3 +21,14 @@ def encodable(text: str) -> str:
 def now() -> str:
     """The time as files hold it: UTC, ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A text as a message quotes it: with quotes, escaped, and at most so long."""
+    return repr(text if len(text) <= most else text[: most - 3] + "...")
+
+
+def did_you_mean(word: str, names: Iterable[str], most: int = 4) -> str:
+    """``; did you mean a or b?``: those of ``names`` that are spelt like ``word``; empty where none is."""
+    near = difflib.get_close_matches(word.lower(), names, n=most, cutoff=0.4)
+    return f"; did you mean {', '.join(near)}?" if near else ""

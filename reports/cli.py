@@ -15,6 +15,7 @@ from griffin_kernels import errors
 from roofline import cli as roofline_cli
 from roofline import model_bench_cli
 from roofline.console import DeviceOption, line, plain_errors
+from roofline.units import size
 from tuning.ui import commands
 
 PLAIN: dict[str, Any] = {
@@ -88,8 +89,9 @@ def tune(
         float, typer.Option(help="Seconds that any stage of a candidate may take before its process is killed.")
     ] = 120.0,
     memory: Annotated[
-        float, typer.Option(help="GiB that a candidate's process may hold. By default most of what is free.")
-    ] = 0.0,
+        str,
+        typer.Option(help="What a candidate's process may hold, 8GiB or 8. By default, as 0, most of what is free."),
+    ] = "0",
     in_process: Annotated[
         bool, typer.Option("--in-process", help="No worker processes, for debuggers: a crash ends the run.")
     ] = False,
@@ -112,7 +114,8 @@ def tune(
 
         options = planner.Options(
             ops=_split(ops), cases=_split(cases), dtypes=_split(dtypes), budget=budget, minutes=minutes,
-            device=device or "", strategy=strategy or "", timeout=timeout, memory_gib=memory,
+            device=device or "", strategy=strategy or "", timeout=timeout,
+            memory_gib=size(memory, "--memory", least=0) / 2**30,
             in_process=in_process, baselines=baselines,
         )  # fmt: skip
         if from_misses is not None:

@@ -5,25 +5,26 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from msgspec import structs, to_builtins
 from rich.console import Console
 
 from griffin_kernels import datasheet, errors
-from griffin_kernels.models.presets import PRESETS, preset
+from griffin_kernels.models.presets import PRESETS
+from roofline import forward_cli as words
 from roofline import tables
 from roofline.ceilings import Ceiling, Ceilings, peak
 from roofline.console import DeviceOption, StatusLine, line, output, plain_errors, table
-from roofline.forward import BATCHES, SEQS, analyse, sweep
+from roofline.forward import analyse, sweep
 from roofline.study_records import PassRecord
-from roofline.target import AnalysisTarget, at_hand, of_sku
+from roofline.target import AnalysisTarget
 from roofline.training_work import TrainingPlan
 from roofline.units import seconds_text, si, units_text
-from roofline.work import Phase, check
+from roofline.what_if import largest_batch
 
 if TYPE_CHECKING:
     from griffin_kernels.device import Device
@@ -36,18 +37,6 @@ app = typer.Typer(
 )
 
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""Short names on the command line."""
-
-
-def _sizes(text: str | None, name: str, usual: Sequence[int]) -> Sequence[int]:
-    """``1,8,64`` -> (1, 8, 64), ``usual`` for None; ArgumentError for what is not a list of whole numbers."""
-    try:
-        return usual if text is None else tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise errors.ArgumentError(f"{name} is {text!r}, expected whole numbers such as 1,8,64") from None
-
-
 def _finite(seconds: float) -> None:
     """Raise ArgumentError for times that never end."""
     if not math.isfinite(seconds):
@@ -56,10 +45,16 @@ def _finite(seconds: float) -> None:
 
 @app.command()
 def forward(
-    model: Annotated[str, typer.Option(help="A preset, such as griffin-1b3, hawk-100m or recurrentgemma-2b.")],
+    model: Annotated[
+        str, typer.Option(help="A preset such as griffin-1b3, a folder, a config.json, or an id in the hub's cache.")
+    ],
     phase: Annotated[str, typer.Option(help="prefill, decode of one token, or train: one step.")] = "prefill",
-    batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
-    seq: Annotated[int, typer.Option(help="Tokens of the prompt; in decode, tokens in the cache already.")] = 2048,
+    batch: Annotated[
+        str | None, typer.Option(help="Sequences, 1 by default; auto: the most within memory and --latency.")
+    ] = None,
+    seq: Annotated[
+        str, typer.Option(help="Tokens of the prompt, 2048 or 2k; in decode, tokens in the cache already.")
+    ] = "2048",
     recompute: Annotated[
         str | None, typer.Option(help="In training: none, blocks, or selective, all but what mixes time.")
     ] = None,
@@ -70,7 +65,23 @@ def forward(
         str | None, typer.Option(help="fp32, bf16 or fp16. bf16 by default, fp32 on this machine's CPU.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="A SKU such as nvidia-h100-sxm; cpu or cuda; this machine by default.")
+        str | None, typer.Option(help="SKUs such as nvidia-h100-sxm, comma-separated; cpu; cuda. This machine's else.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="What linear layers hold: int8, int4 or fp8.")] = None,
+    request: Annotated[
+        str | None, typer.Option(help="Whole requests, as 2048+256: tokens of the prompt + tokens to write.")
+    ] = None,
+    versus: Annotated[
+        str | None, typer.Option("--vs", help="Another model beside it; mqa: the Transformer of its size.")
+    ] = None,
+    latency: Annotated[
+        str | None, typer.Option(help="The most that a pass, or the last token of a request, may take: 50ms.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory that may be used, 40GB or 8GiB. All of the device's by default.")
+    ] = None,
+    price: Annotated[
+        str | None, typer.Option(help="Price of an hour of a device, or of each, as 2.5,1.9: tells what tokens cost.")
     ] = None,
     run: Annotated[bool, typer.Option("--measure", help="Run it on this machine as well, where it fits.")] = False,
     seconds: Annotated[float, typer.Option(min=0.0, help="Time for --measure.")] = 4.0,
@@ -81,35 +92,37 @@ def forward(
     seqs: Annotated[str | None, typer.Option(help="Lengths of a sweep, comma-separated.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="One row for each layer, not for each kind.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a row for each part or point.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a row for each part, point or device.")] = False,
 ) -> None:
-    """What a forward pass takes on a device: FLOPs, bytes, what binds, latency, tokens/s, memory."""
+    """What a model takes on a device: FLOPs, bytes, what binds, latency, tokens/s, memory, cost."""
     with plain_errors():
-        if as_json and as_csv:
-            raise errors.ArgumentError("--json and --csv exclude each other")
-        if run and axes:
-            raise errors.ArgumentError("--measure runs one pass; it cannot go with --sweep")
+        _exclude({"--json": as_json, "--csv": as_csv})
+        _exclude({"--sweep": axes, "--measure": run})
+        several = {"--request": request, "--vs": versus, "--price": price, "several devices": "," in (device or "")}
+        for flag, given in {"--measure": run, "--sweep": axes, "--layers": layers}.items():
+            for other, named in several.items():
+                _exclude({flag: given, other: named})
+        _exclude({"--measure": run, "--weights": weights})
         _finite(seconds)
-        preset(model)  # a wrong name should not wait for the device
-        here: Device | None = None
-        if device is None or device == "cpu" or device.startswith("cuda"):
-            from griffin_kernels import device as devices
-
-            here = devices.detect(device)
-        target = of_sku(device or "") if here is None else at_hand(here)
+        training = TrainingPlan.of(phase, recompute, optimizer)
+        question = words.question_of(model, phase, batch, seq, weights, latency, request, training)
+        number = words.dtype_of(dtype)
+        beside = words.versus_of(versus, question)
+        prices = words.prices_of(price, (device or "").count(",") + 1)
+        sizes = words.axes_of(axes, question, batches, seqs) if axes is not None else None
+        places = words.places_of(device, number, memory)
+        how = "json" if as_json else "csv" if as_csv else "table"
+        if any(several.values()):
+            words.show_compared(question, places, prices, beside, how)
+            return
+        (place,) = places
+        here, target, number = place.here, place.target, place.dtype
         if run and here is None:
             raise errors.DeviceError(f"--measure runs on this machine, not on {device}; leave --device out")
-        number = DTYPES.get(dtype or "", dtype) or ("float32" if here and here.kind == "cpu" else "bfloat16")
-        check(phase, batch, seq, number)
-        training = TrainingPlan.of(phase, recompute, optimizer)
-        if axes:
-            swept = {part.strip() for part in axes.split(",") if part.strip()}
-            if not swept or swept - {"batch", "seq"}:
-                raise errors.ArgumentError(f"--sweep is {axes!r}, expected batch, seq or batch,seq")
-            rows = _sizes(batches, "--batches", BATCHES) if "batch" in swept else [batch]
-            columns = _sizes(seqs, "--seqs", SEQS) if "seq" in swept else [seq]
-            kind = cast(Phase, phase)
-            points = sweep(model, target, phase=kind, dtype=number, batches=rows, seqs=columns, training=training)
+        same: dict[str, Any] = {"phase": question.phase, "dtype": number, "name": question.name}
+        same |= {"weights": question.weights, "training": question.training}
+        if sizes is not None:
+            points = sweep(question.model, target, batches=sizes[0], seqs=sizes[1], **same)
             if as_json:
                 typer.echo(json.dumps(to_builtins(points), indent=1))
             elif as_csv:
@@ -117,22 +130,41 @@ def forward(
             else:
                 tables.show_sweep(output(), points)
             return
-        found = analyse(model, target, phase=cast(Phase, phase), batch=batch, seq=seq, dtype=number, training=training)
-        record, target = found.record, found.target
+        largest = None
+        if question.batch is None:
+            largest = largest_batch(question, target, number)
+            bounded = largest.sentence(target.memory_bytes, question.latency_s)
+            if not largest.batch:
+                raise errors.ArgumentError(f"--batch auto: {bounded}")
+        sequences = largest.batch if largest else question.batch or 1
+        found = analyse(question.model, target, batch=sequences, seq=question.seq, **same)
+        record = found.record
         if run and here is not None:
-            timing: Any = importlib.import_module("roofline." + ("training_timing" if training else "pass_timing"))
+            timing: Any = importlib.import_module(
+                "roofline." + ("training_timing" if question.training else "pass_timing")
+            )
             status = StatusLine(Console(stderr=True))
-            status(f"building {model}")
+            status(f"building {question.name}")
             built = timing.build(found, here)
-            status(f"running {model}")
+            status(f"running {question.name}")
             record = structs.replace(record, measured=timing.measure(built, record, here, seconds))
             status.clear()
         if as_json:
-            typer.echo(json.dumps(_plain(record, target), indent=1))
+            told = _plain(record, found.target) | ({"weights": found.weights} if found.weights else {})
+            typer.echo(json.dumps(told | ({"bound": largest.bound} if largest else {}), indent=1))
         elif as_csv:
             typer.echo(tables.to_csv(to_builtins(record.timed)), nl=False)
         else:
-            tables.show(output(), record, target, layers=layers)
+            tables.show(output(), record, found.target, layers=layers, weights=found.weights)
+            if largest:
+                line(output(), bounded)
+
+
+def _exclude(flags: Mapping[str, object]) -> None:
+    """Raise ArgumentError where two flags are given that exclude each other."""
+    given = [flag for flag, value in flags.items() if value]
+    if len(given) > 1:
+        raise errors.ArgumentError(f"{given[0]} and {given[1]} exclude each other; leave one of them out")
 
 
 @app.command("list")

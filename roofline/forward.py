@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import structs
@@ -27,9 +27,11 @@ from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES, Pass
 from griffin_kernels.models.config import GriffinConfig
 from griffin_kernels.models.presets import preset
+from griffin_kernels.texts import shortened
 from roofline.study_records import REGIMES, GridPoint, Memory, Part, PassRecord
 from roofline.target import AnalysisTarget
 from roofline.training_work import TrainingPlan
+from roofline.weight_formats import FP8, assumptions, quantised, weight_bytes, weight_format
 from roofline.work import Kernel, PartKind, Phase, new_tokens, part_kernels, part_parameters, part_places, tokens_after
 
 if TYPE_CHECKING:
@@ -72,12 +74,16 @@ class KernelTime:
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward pass of a model on a device, as ``analyse`` finds it. kernels: of each part, in order."""
+    """One forward pass of a model on a device, as ``analyse`` finds it. kernels: of each part, in order.
+
+    weights: the format of linear layers' weights; empty for that of the pass. target: with what the answer assumes.
+    """
 
     record: PassRecord
     config: GriffinConfig = field(repr=False)
     target: AnalysisTarget = field(repr=False)
     kernels: tuple[tuple[KernelTime, ...], ...] = field(repr=False)
+    weights: str = ""
 
     @property
     def latency_s(self) -> float:
@@ -127,16 +133,21 @@ def analyse(
     dtype: str,
     name: str = "custom",
     training: TrainingPlan | None = None,
+    weights: str = "",
 ) -> Forward:
     """Analyse one forward pass, or with phase train one training step, whose recomputation ``training`` says.
 
     model: a preset's name, or a configuration (called ``name``). phase, batch, seq, dtype: as ``work.part_kernels``.
-    Raises UnknownModelError, ArgumentError (sizes below 1, unknown phase) and DtypeError (one that the device lacks).
+    weights: ``int8``, ``int4`` or ``fp8`` for linear layers that hold them so; see ``weight_formats``.
+    Raises UnknownModelError, ArgumentError (sizes below 1, unknown phase or format of weights) and DtypeError (one that
+    the device lacks).
     A model that does not fit is analysed all the same: ``memory.fits`` and ``memory.sentence()`` say so.
     """
     if phase == "train":
         from roofline.training import analyse_step  # which is made of this module's parts
 
+        if weights:
+            raise errors.ArgumentError(f"weights in {shortened(weights)} are for inference, not for phase train")
         plan = training or TrainingPlan()
         return analyse_step(model, target, batch=batch, seq=seq, dtype=dtype, name=name, training=plan)
     if training is not None:
@@ -148,18 +159,25 @@ def analyse(
     if dtype not in peaks:
         had = ", ".join(peaks) or "none"
         raise errors.DtypeError(f"{target.name} has no known matrix peak in {dtype}; it has {had}")
+    products = dtype
+    if held := weight_format(weights) if weights else None:
+        fp8 = target.ceilings.tensor_flops_per_s.get(FP8) if held.name == FP8 else None
+        products = FP8 if fp8 else dtype
+        kernels = quantised(kernels, config, dtype, held, products)
+        told = assumptions(config, dtype, held, products, target.name, fp8)
+        target = replace(target, assumptions=(*target.assumptions, *told))
     size = DTYPE_BYTES[dtype]
     tokens = batch * new_tokens(phase, seq)
     live = max(k.cost.bytes_total - k.parameter_bytes - k.cache_bytes for found in kernels.values() for k in found)
     memory = Memory(
-        weights=config.parameters() * size,
+        weights=weight_bytes(config, dtype, held),
         cache=batch * config.cache_bytes(tokens_after(phase, seq), size),
         activations=live + tokens * config.width * size,  # of one kernel, with the residual stream beside it
         device=target.memory_bytes,
         batch=batch,
     )
-    timer = Timer(target, dtype, memory.weights)
-    times = {kind: tuple(map(timer.time, found)) for kind, found in kernels.items()}
+    timers = {name: Timer(target, name, memory.weights) for name in {dtype, products}}
+    times = {kind: tuple(timers[k.products or dtype].time(k) for k in found) for kind, found in kernels.items()}
     sums = {kind: Part.of([time.part(kind) for time in found]) for kind, found in times.items()}
     places, parameters = part_places(config), part_parameters(config)
     parts = [structs.replace(sums[kind], layer=layer, count=1, parameters=parameters[kind]) for kind, layer in places]
@@ -174,7 +192,7 @@ def analyse(
         weight_bytes=memory.weights, cache_bytes=memory.cache, activation_bytes=memory.activations,
         needed_bytes=memory.needed, device_bytes=memory.device, fits=memory.fits, largest_batch=memory.largest_batch,
     )  # fmt: skip
-    return Forward(record, config, target, tuple(times[kind] for kind, _ in places))
+    return Forward(record, config, target, tuple(times[kind] for kind, _ in places), weights)
 
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -190,10 +208,13 @@ def sweep(
     batches: Iterable[int] = BATCHES,
     seqs: Iterable[int] = SEQS,
     training: TrainingPlan | None = None,
+    name: str = "custom",
+    weights: str = "",
 ) -> list[GridPoint]:
     """Every batch at every length, batches outermost: the regime map. Raises as ``analyse``."""
+    same: dict[str, Any] = {"phase": phase, "dtype": dtype, "training": training, "name": name, "weights": weights}
     return [
-        analyse(model, target, phase=phase, batch=batch, seq=seq, dtype=dtype, training=training).record.point
+        analyse(model, target, batch=batch, seq=seq, **same).record.point
         for batch, seq in itertools.product(batches, seqs)
     ]
 

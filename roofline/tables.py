@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from griffin_kernels.datasheet import Datasheet
@@ -24,11 +25,14 @@ SHORT = {"parameters": "P", "cache": "C", "activations": "A", "compute": "F", "s
 """Letters of the regime map."""
 
 
-def show(console: Console, record: PassRecord, target: AnalysisTarget, *, layers: bool = False) -> None:
+def show(
+    console: Console, record: PassRecord, target: AnalysisTarget, *, layers: bool = False, weights: str = ""
+) -> None:
     """A pass: headline, one row per kind of part (or per part), where the time goes, memory, what it rests on."""
+    holding = f" with {weights} weights" if weights else ""
     told = [
-        f"[bold]{record.model}[/bold], {record.phase} {LENGTH_IS[record.phase]} {record.seq} tokens, "
-        f"batch {record.batch}, {record.dtype}, on {target.name}",
+        f"[bold]{escape(record.model)}[/bold], {record.phase} {LENGTH_IS[record.phase]} {record.seq} tokens, "
+        f"batch {record.batch}, {record.dtype}{holding}, on {target.name}",
         f"predicted [bold]{seconds_text(record.predicted_s)}[/bold], {si(record.tokens_per_s)} tokens/s, "
         f"{record.regime}-bound ({REGIMES[record.regime]}: {record.regime_share:.0%}); "
         f"{seconds_text(record.graphed_s)} without launches; floor {seconds_text(record.floor_s)}",
@@ -90,19 +94,23 @@ def _named(part: Part) -> str:
 
 
 def show_sweep(console: Console, points: Sequence[GridPoint]) -> None:
-    """The regime map: batch down, length across; latency with the letter of what binds."""
+    """The regime map: batch down, length across; latency with the letter of what binds, and tokens/s."""
     batches, seqs = sorted({p.batch for p in points}), sorted({p.seq for p in points})
     by_place = {(p.batch, p.seq): p for p in points}
     first = points[0]
-    shown = table([], ["batch \\ seq", *map(str, seqs)], title=f"{first.model}, {first.phase}: predicted latency")
-    for batch in batches:
-        cells = []
-        for seq in seqs:
-            point = by_place[batch, seq]
-            text = f"{seconds_text(point.predicted_s)} {SHORT[point.regime]}"
-            cells.append(f"[red]{text} !{'[/red]'}" if point.fits is False else text)
-        shown.add_row(str(batch), *cells)
-    console.print(shown)
+    told: dict[str, Callable[[GridPoint], str]] = {
+        "latency": lambda point: f"{seconds_text(point.predicted_s)} {SHORT[point.regime]}",
+        "tokens/s": lambda point: si(point.tokens_per_s),
+    }
+    for what, tell in told.items():
+        title = f"{escape(first.model)}, {first.phase}: predicted {what}"
+        console.print(title, style="italic", highlight=False, soft_wrap=True)
+        shown = table([], ["batch \\ seq", *map(str, seqs)])
+        for batch in batches:
+            row = [by_place[batch, seq] for seq in seqs]
+            cells = [f"[red]{tell(point)} ![/red]" if point.fits is False else tell(point) for point in row]
+            shown.add_row(str(batch), *cells)
+        console.print(shown)
     used = {p.regime for p in points}
     key = ", ".join(f"{SHORT[name]} {name} ({text})" for name, text in REGIMES.items() if name in used)
     console.print(f"bound by: {key}" + ("; ! does not fit" if any(p.fits is False for p in points) else ""))

@@ -55,6 +55,7 @@ class Kernel:
     cost: the least it can take. passes: what runs where nothing better is known; empty: one launch of ``cost``.
     parameter_bytes, cache_bytes: the shares of cost's bytes that are weights, and states or keys and values.
     rows: of a matrix product; 0 for anything else. case: of a tuned operation.
+    products: dtype of a matrix product that is not done in the pass's; empty: in that.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Kernel:
     cache_bytes: int = 0
     rows: int = 0
     case: BenchCase | None = None
+    products: str = ""
 
     @property
     def launches(self) -> int:

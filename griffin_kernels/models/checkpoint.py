@@ -22,6 +22,7 @@ from griffin_kernels.models import checkpoint_layouts as layouts
 from griffin_kernels.models import checkpoint_settings as settings
 from griffin_kernels.models.checkpoint_layouts import Layout, Rule, StateDict
 from griffin_kernels.models.config import GriffinConfig
+from griffin_kernels.models.config_files import config_of
 from griffin_kernels.models.griffin import Griffin
 
 Device = torch.device | str
@@ -43,9 +44,8 @@ def load_pretrained(folder: str | Path, *, device: Device | None = None, dtype: 
     weights, missing or unexpected tensors, settings that the published models do not have.
     """
     entries, stored = files.read_folder(Path(folder))
-    native = entries.get("model_type") == settings.NATIVE
-    config = settings.native_config(entries) if native else settings.config_from_transformers(entries)
-    layout: Layout = "griffin_kernels" if native else "transformers"
+    config = config_of(entries)
+    layout: Layout = "griffin_kernels" if entries.get("model_type") == settings.NATIVE else "transformers"
     return _load(stored, lambda tensor: tensor.read(), config, layout, device or torch.get_default_device(), dtype)
 
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from griffin_kernels import errors
+from griffin_kernels.models.config_files import CONFIG, quantised_by, read_json
 
-CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model(-\d+)?-\d{5}-of-\d{5}\.safetensors")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -55,16 +56,6 @@ def _opened(file: Path) -> Iterator[Any]:
         raise errors.ArgumentError(f"{file} cannot be read as safetensors: {error}") from None
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise errors.ArgumentError(f"{file} cannot be read as JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise errors.ArgumentError(f"{file} holds a {type(found).__name__}, expected an object")
-    return found
-
-
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     """The entries of config.json, and what tensors the folder's files hold: none of them is read yet."""
     if not folder.is_dir():
@@ -72,8 +63,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     if not (folder / CONFIG).is_file():
         raise errors.ArgumentError(f"{folder} has no {CONFIG}, so it is no checkpoint folder")
     entries = read_json(folder / CONFIG)
-    if (quantised := entries.get("quantization_config")) is not None:
-        method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else quantised
+    if (method := quantised_by(entries)) is not None:
         raise errors.ArgumentError(f"{folder} holds weights quantised by {method}, expected floating-point weights")
     if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
         return entries, _single(folder)

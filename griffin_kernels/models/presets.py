@@ -6,13 +6,13 @@ blocks) and google-deepmind/recurrentgemma, common.py (vocabulary 256,000; one g
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from griffin_kernels import errors
 from griffin_kernels.models.config import PATTERNS, GriffinConfig, repeat
+from griffin_kernels.texts import did_you_mean, shortened
 
 # name: width, lru_width, layers, heads of 128
 _PAPER = {
@@ -54,6 +54,5 @@ def preset(name: str) -> GriffinConfig:
     try:
         return PRESETS[name]
     except KeyError:
-        near = difflib.get_close_matches(name.lower(), PRESETS, n=4, cutoff=0.4)
-        meant = f"; did you mean {', '.join(near)}?" if near else f"; there are {', '.join(PRESETS)}"
-        raise errors.UnknownModelError(f"no model {name!r}{meant}") from None
+        meant = did_you_mean(name, PRESETS) or f"; `griffin roofline list` shows all {len(PRESETS)}"
+        raise errors.UnknownModelError(f"no model {shortened(name)}{meant}") from None

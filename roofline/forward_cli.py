@@ -51,7 +51,7 @@ def dtype_of(word: str | None) -> str | None:
 
 
 @dataclass(frozen=True)
-class Place:
+class AskedDevice:
     """A device that is asked about. here: this machine's, where it is one of its own. dtype: what it computes in."""
 
     target: AnalysisTarget
@@ -59,7 +59,7 @@ class Place:
     here: Device | None = None
 
 
-def place_of(device: str | None, dtype: str | None, memory_bytes: int | None) -> Place:
+def place_of(device: str | None, dtype: str | None, memory_bytes: int | None) -> AskedDevice:
     """A device of this machine (None, ``cpu``, ``cuda``), or a SKU. memory_bytes: in place of all that it has."""
     here: Device | None = None
     if device is None or device == "cpu" or device.startswith("cuda"):
@@ -71,10 +71,10 @@ def place_of(device: str | None, dtype: str | None, memory_bytes: int | None) ->
         told = f"it may use {gib(memory_bytes)} of memory (--memory)"
         target = replace(target, memory_bytes=memory_bytes, assumptions=(*target.assumptions, told))
     usual = "float32" if here is not None and here.kind == "cpu" else "bfloat16"
-    return Place(target, dtype or usual, here)
+    return AskedDevice(target, dtype or usual, here)
 
 
-def places_of(device: str | None, dtype: str | None, memory: str | None) -> list[Place]:
+def places_of(device: str | None, dtype: str | None, memory: str | None) -> list[AskedDevice]:
     """All devices of ``--device``, comma-separated; this machine's where none is named."""
     limit = None if memory is None else units.size(memory, "--memory")
     names: list[str | None] = [None] if device is None else [part.strip() for part in device.split(",")]
@@ -161,7 +161,7 @@ def versus_of(words: str | None, question: Question) -> tuple[str, GriffinConfig
 
 def show_compared(
     question: Question,
-    places: Sequence[Place],
+    places: Sequence[AskedDevice],
     prices: Sequence[float | None],
     other: tuple[str, GriffinConfig] | None,
     how: str,

@@ -1,8 +1,8 @@
 """Datasheets: what the vendor says an accelerator can do, one TOML file per exact SKU in ``devices/``.
 
-Figures are peaks for dense arithmetic, in the unit that the field's name ends in; every figure has a source. A figure
-that no source confirms is absent and reads as None, and it is never filled in from a neighbouring SKU. Peaks are upper
-bounds: what a machine reaches is measured, not read here.
+Figures are peaks for dense arithmetic, in the unit that the field's name ends in, and what others measured and
+published; every figure has a source. A figure that no source confirms is absent and reads as None, and it is never
+filled in from a neighbouring SKU. Peaks are upper bounds: what a machine reaches is measured, not read here.
 
 A CPU has no datasheet, since cores, clocks and memory channels differ from machine to machine: ``device.cpu()``
 describes the CPU there is, from what the machine itself says.
@@ -28,7 +28,9 @@ Count = Annotated[int, msgspec.Meta(gt=0)]
 FOLDER = Path(__file__).parent / "devices"
 
 DRAM_LATENCY_S = 0.7e-6
-"""From the issue of a load from DRAM to its use, under load: about 0.5 us idle on A100 and H100, more under load."""
+"""From the issue of a load from DRAM to its use with full queues: 1.0 us on an A100 and 0.8 us on a GH200 that read at
+full bandwidth, by Little's law (RRZE-HPC gpu-benches, gpu-stream). What hosts of kernels size their chunks by; the
+latency of an idle device is ``Datasheet.dram_latency_ns``."""
 
 MAX_NEAR = 4
 """How many near SKUs the message about an unknown one lists."""
@@ -74,7 +76,18 @@ class Datasheet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     special_per_unit_per_clock: exp2, log2, reciprocal, rsqrt, tanh results of one unit in one clock.
     link_gb_per_s: all links to other accelerators together, in the sense of ``link_direction``: ``duplex`` is both
     directions added up.
-    tdp_w: board power. achieved_bfloat16_tflops: the best matrix product that somebody measured and published.
+    tdp_w: board power.
+
+    What somebody measured and published, absent where nobody did; ``roofline.reached`` says what is assumed then:
+
+    achieved_bfloat16_tflops, achieved_float16_tflops, achieved_float32_tflops: large matrix products; float32 in full,
+    without tf32. A board whose power limit holds its clocks down reaches far less than its peaks.
+    achieved_dram_gb_per_s: kernels that stream, bytes read and written together.
+    dram_latency_ns: from the issue of a load from idle device memory to its use, one pointer after the other.
+    event_overhead_us: the a of t = a + bytes / b, for one cold kernel that streams, timed by events.
+    graph_node_us, stream_kernel_us: from the start of one of many small kernels to that of the next, in a CUDA or HIP
+    graph and on a stream; the kernel is included.
+    l2_bytes_per_clock: from the second-level cache into one unit, of large transfers by all units together.
     """
 
     sku: str
@@ -100,6 +113,14 @@ class Datasheet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     link_direction: Literal["duplex"] | None = None
     tdp_w: Positive | None = None
     achieved_bfloat16_tflops: Positive | None = None
+    achieved_float16_tflops: Positive | None = None
+    achieved_float32_tflops: Positive | None = None
+    achieved_dram_gb_per_s: Positive | None = None
+    dram_latency_ns: Positive | None = None
+    event_overhead_us: Positive | None = None
+    graph_node_us: Positive | None = None
+    stream_kernel_us: Positive | None = None
+    l2_bytes_per_clock: Positive | None = None
 
     @property
     def memory_bytes(self) -> int:

@@ -20,6 +20,7 @@ import msgspec
 
 from griffin_kernels.case import DTYPE_BYTES, Cost
 from griffin_kernels.records import DeviceRecord
+from roofline import reached
 
 if TYPE_CHECKING:
     from griffin_kernels.datasheet import Datasheet
@@ -129,7 +130,7 @@ class Ceilings:
 
     @classmethod
     def from_datasheet(cls, sheet: Datasheet) -> Ceilings:
-        """Those that the maker of a GPU states, and an assumed launch time; what is not stated is left out."""
+        """Those that the maker states and, of a GPU, times of a launch; what is not stated is left out."""
         source = f"datasheet {sheet.sku}"
         stated: list[tuple[str, Unit, float | None]] = [
             ("dram", "bytes_per_s", sheet.dram_bytes_per_s),
@@ -138,8 +139,15 @@ class Ceilings:
             ("special", "ops_per_s", sheet.special_ops_per_s),
         ]
         table = [Ceiling.stated(n, unit, value, "datasheet", source) for n, unit, value in stated if value is not None]
-        told = f"assumed: {LAUNCH_ASSUMED_S * 1e6:g} us per kernel launched from eager PyTorch, until it is measured"
-        table.append(Ceiling.stated("launch", "s", LAUNCH_ASSUMED_S, "assumed", told))
+        node = reached.graph_node_s(sheet)
+        if node is not None:  # a GPU; a compiled program on a TPU launches nothing
+            told = (
+                f"assumed: {LAUNCH_ASSUMED_S * 1e6:g} us per kernel launched from eager PyTorch, until it is measured"
+            )
+            table.append(Ceiling.stated("launch", "s", LAUNCH_ASSUMED_S, "assumed", told))
+            origin: Origin = "datasheet" if node.published else "assumed"
+            told = f"{source}, one kernel after the other in a graph" if node.published else node.why
+            table.append(Ceiling.stated("launch_graph", "s", node.value, origin, told))
         return cls(sheet.name, tuple(table), sheet.last_level_cache_bytes or 0)
 
     @cached_property

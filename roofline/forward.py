@@ -249,7 +249,7 @@ class Timer:
         return self.weights if kernel.parameter_bytes else kernel.cost.bytes_total
 
     def _reached(self, floors: dict[str, float]) -> dict[str, float]:
-        return {name: seconds / self.target.reach.get(name, 1.0) for name, seconds in floors.items()}
+        return {name: seconds / self.target.reached(name, self.dtype) for name, seconds in floors.items()}
 
     def _pass(self, step: Pass) -> dict[str, float]:
         """Seconds by regime of one pass of a composition, run ``count`` times."""

@@ -11,19 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from griffin_kernels import errors
-from griffin_kernels.case import BenchCase
+from griffin_kernels.case import DTYPE_BYTES, BenchCase
 from griffin_kernels.datasheet import datasheet
-from roofline.ceilings import Ceilings
+from roofline import reached
+from roofline.ceilings import MATMUL_DTYPES, Ceilings
 
 if TYPE_CHECKING:
     from griffin_kernels.device import Device
-
-ACHIEVED_TENSOR = 0.78
-"""Share of the matrix peak that large products reach where nobody published a figure for the device: the median of
-A100 87 %, H100 80 %, B200 78 %, MI325X 60 %, MI300X 51 % (stas00/ml-engineering, 2026-08, dense bf16)."""
-
-ACHIEVED_DRAM = 0.83
-"""Share of the memory peak that kernels reach: 1,700 of 2,039 GB/s on an A100-80GB (pytorch-labs/gpt-fast)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +35,7 @@ class AnalysisTarget:
     name: SKU, or the device at hand by its own name. memory_bytes: 0 if unknown. asynchronous: launches run ahead of
     kernels (a GPU), so that only the slower of the two counts; else their times add up (a CPU).
     reach: share of a ceiling that kernels reach, by roof name; 1 where it is not listed, as for measured ceilings.
+    tensor_reach: the same of ``tensor`` by dtype, where it differs; ``reached`` knows both.
     tuned: what the registry knows about a case. assumptions: what the figures rest on, in sentences.
     """
 
@@ -50,26 +45,35 @@ class AnalysisTarget:
     asynchronous: bool
     measured: bool = False
     reach: Mapping[str, float] = field(default_factory=dict)
+    tensor_reach: Mapping[str, float] = field(default_factory=dict)
     tuned: Callable[[BenchCase], Tuned | None] = lambda case: None
     assumptions: tuple[str, ...] = ()
+
+    def reached(self, roof: str, dtype: str) -> float:
+        """Share of a ceiling that kernels reach in a dtype: 1 where nothing else is known."""
+        known = self.reach.get(roof, 1.0)
+        return self.tensor_reach.get(dtype, known) if roof == "tensor" else known
 
 
 def of_sku(sku: str) -> AnalysisTarget:
     """A device by its datasheet, every assumption listed; raises UnknownDevice naming the near ones."""
     sheet = datasheet(sku)
-    peak, achieved = sheet.tensor_flops_per_s("bfloat16"), sheet.achieved_bfloat16_tflops
-    if peak and achieved:
-        tensor = achieved * 1e12 / peak
-        reason = f"published: {achieved:g} TFLOP/s measured in bfloat16"
-    else:
-        tensor, reason = ACHIEVED_TENSOR, "assumed, the median of five GPUs with published measurements"
+    shares = {dtype: share for dtype in MATMUL_DTYPES if (share := reached.tensor(sheet, dtype)) is not None}
+    memory = reached.dram(sheet)
+    main = shares.get("bfloat16") or shares.get("float16")
+    told = [
+        f"matrix products reach {share.value:.0%} of their peak in {dtype} ({share.why})"
+        for dtype, share in shares.items()
+        if dtype in DTYPE_BYTES
+    ]
     return AnalysisTarget(
         name=sheet.sku, ceilings=Ceilings.from_datasheet(sheet), memory_bytes=sheet.memory_bytes, asynchronous=True,
-        reach={"tensor": tensor, "dram": ACHIEVED_DRAM, "cache": ACHIEVED_DRAM},
+        reach={"tensor": main.value if main else reached.ACHIEVED_TENSOR, "dram": memory.value, "cache": memory.value},
+        tensor_reach={dtype: share.value for dtype, share in shares.items()},
         assumptions=(
             f"peaks are those of the datasheet of {sheet.name}; nothing was measured on it",
-            f"matrix products reach {tensor:.0%} of their peak ({reason})",
-            f"memory traffic reaches {ACHIEVED_DRAM:.0%} of its peak (assumed, as measured on an A100)",
+            *told,
+            f"memory traffic reaches {memory.value:.0%} of its peak ({memory.why})",
         ),
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from griffin_kernels.contract import Case
 from tuning.predict import time_model
 from tuning.predict.launch_work import CallWork, LaunchWork
 from tuning.predict.target_space import described
-from tuning.predict.time_model import ASSUMED, Constants, machine
+from tuning.predict.time_model import Constants, machine
 from tuning.static import recorded
 from tuning.static.describe import meta_call
 from tuning.static.recorded import StaticReport
@@ -36,7 +36,7 @@ def launch(**facts: object) -> LaunchWork:
     return dataclasses.replace(usual, **facts)
 
 
-def seconds(work: LaunchWork, code: StaticReport, sku: str = H100, constants: Constants = ASSUMED) -> float:
+def seconds(work: LaunchWork, code: StaticReport, sku: str = H100, constants: Constants | None = None) -> float:
     return time_model.predict([work], lambda _: code, machine(sku), "bfloat16", constants).seconds
 
 

@@ -142,11 +142,20 @@ def test_datasheet_gives_what_it_states_and_an_assumed_launch():
     assert known.tensor_flops_per_s == pytest.approx({"float32": 67e12, "bfloat16": 989e12})
     assert known.value("vector") == pytest.approx(67e12)
     assert known.value("special") == pytest.approx(132 * 16 * 1e9)
-    assert {c.origin for c in known.table if c.name != "launch"} == {"datasheet"}
-    assert {c.source for c in known.table if c.name != "launch"} == {"datasheet maker-chip-1"}
+    stated = [c for c in known.table if not c.name.startswith("launch")]
+    assert {(c.origin, c.source) for c in stated} == {("datasheet", "datasheet maker-chip-1")}
     launch = known.roof("launch")
     assert (launch.value, launch.origin) == (5e-6, "assumed")
     assert "assumed" in launch.source
+
+
+def test_a_graph_node_is_of_the_datasheet_or_assumed_and_a_tpu_launches_nothing():
+    assumed = Ceilings.from_datasheet(sheet()).ceiling("launch_graph")
+    assert (assumed.value, assumed.origin) == (pytest.approx(1.26e-6), "assumed") and "an H200" in assumed.source
+    own = Ceilings.from_datasheet(sheet(graph_node_us=1.5)).ceiling("launch_graph")
+    assert (own.value, own.origin) == (pytest.approx(1.5e-6), "datasheet") and "maker-chip-1" in own.source
+    tpu = Ceilings.from_datasheet(sheet(vendor="Google", arch="tpu-v9"))
+    assert tpu.value("launch") is tpu.ceiling("launch_graph") is None
 
 
 def test_what_a_datasheet_lacks_is_not_known():

@@ -120,7 +120,7 @@ def test_predictions_for_a_search_need_no_compiler():
     began = time.monotonic()
     found = predictor.expected(job, real)
     assert time.monotonic() - began < 30  # a compiler would be started for each
-    space = TargetSpace(job, machine(H100), ASSUMED, predictor.EstimatedCode(machine(H100)))
+    space = TargetSpace(job, machine(H100), machine(H100).constants, predictor.EstimatedCode(machine(H100)))
     told = {id(c.planned): c.guessed_s for c in space.candidates if c.guessed_s < float("inf")}
     assert found == told and len(found) > 100
     for stranger in ("no GPU", datasheet("nvidia-v100-32gb-sxm2").driver_names[0]):

@@ -28,8 +28,9 @@ ALL = os.environ.get("GRIFFIN_TEST_TARGETS") == "all"
 TARGETS = CHECKED if ALL else ("sm_90", "gfx942")
 LONGEST = 2**63 if ALL else 2048
 """Steps of the cases looked at."""
-CLOSE = 1.10
-"""Predicted time of the default over that of the best: what the model's own error hides."""
+CLOSE = 1.17
+"""Predicted time of the default over that of the best: what the model's own error hides, by `griffin roofline validate`
+for nine of ten published kernels below 50 us."""
 
 
 @functools.cache

@@ -100,14 +100,19 @@ class Calibration(msgspec.Struct, frozen=True):
 
 
 def calibrate(
-    journal: Iterable[journal_records.Record], compiler: Compile, sku: str | None = None, constants: Constants = ASSUMED
+    journal: Iterable[journal_records.Record],
+    compiler: Compile,
+    sku: str | None = None,
+    constants: Constants | None = None,
 ) -> Calibration:
     """Fit the constants to the Triton candidates that journals measured on one GPU.
 
-    sku: of the GPU, where its driver's name does not tell. Raises JournalError where nothing can be learnt from them.
+    sku: of the GPU, where its driver's name does not tell. constants: to begin with, the SKU's without any.
+    Raises JournalError where nothing can be learnt from them.
     """
     lines = list(journal)
     where = time_model.machine(sku or _sku(lines))
+    constants = constants or where.constants
     found, unused = samples(lines, where, compiler)
     if len(found) < 3:
         why = "; ".join(f"{count} {reason}" for reason, count in unused.items()) or "they hold no candidates"

@@ -31,7 +31,7 @@ from tuning.plan import planner
 from tuning.plan.planner import Options
 from tuning.predict import time_model
 from tuning.predict.target_space import CandidateRecord, EstimatedCode, Reports, TargetCandidate, TargetSpace
-from tuning.predict.time_model import ASSUMED, Constants
+from tuning.predict.time_model import Constants
 from tuning.record.paths import Paths
 from tuning.static.recorded import CompileRequest, StaticReport
 from tuning.workers import compile_farm
@@ -100,17 +100,24 @@ class TargetOutcome(NamedTuple):
 
 
 def tune_target(
-    sku: str, options: Options, out: Path | None, console: Console, *, constants: Constants = ASSUMED, jobs: int = 0
+    sku: str,
+    options: Options,
+    out: Path | None,
+    console: Console,
+    *,
+    constants: Constants | None = None,
+    jobs: int = 0,
 ) -> TargetOutcome:
     """Predict the best kernels of a SKU and publish them as a registry.
 
     options: ops, cases, dtypes and the budget count; the device is the SKU. out: folder; the user's own registry
-    without one. jobs: compiling processes, one per usable core for 0. Raises UnknownDevice, DeviceError (no GPU that
-    kernels can be compiled for), OutputFolderError, RegistryError, or what ``planner.make`` raises. An interrupt leaves
-    no process behind, and nothing is published.
+    without one. constants: of the SKU without any. jobs: compiling processes, one per usable core for 0.
+    Raises UnknownDevice, DeviceError (no GPU that kernels can be compiled for), OutputFolderError, RegistryError, or
+    what ``planner.make`` raises. An interrupt leaves no process behind, and nothing is published.
     """
     began = time.monotonic()
     where = time_model.machine(sku)
+    constants = constants or where.constants
     if options.device:
         raise errors.ArgumentError(f"--device {options.device} and --target {sku} exclude each other")
     options.limits()  # an unknown budget is refused first
@@ -251,16 +258,16 @@ def expected(job: planner.Job, device: Device) -> dict[int, float]:
         where = time_model.machine(sheet.sku)
     except errors.DeviceError:  # of a kind that Triton does not compile for
         return {}
-    found = TargetSpace(job, where, ASSUMED, EstimatedCode(where))
+    found = TargetSpace(job, where, where.constants, EstimatedCode(where))
     return {id(c.planned): c.guessed_s for c in found.candidates if math.isfinite(c.guessed_s)}
 
 
 def compiled_space(
-    job: planner.Job, sku: str, constants: Constants = ASSUMED, *, jobs: int = 0, most: int = 0
+    job: planner.Job, sku: str, constants: Constants | None = None, *, jobs: int = 0, most: int = 0
 ) -> TargetSpace:
     """The candidates of one job on a SKU, the ``most`` best estimates compiled (all for 0) and predicted."""
     where = time_model.machine(sku)
-    found = TargetSpace(job, where, constants, EstimatedCode(where))
+    found = TargetSpace(job, where, constants or where.constants, EstimatedCode(where))
     candidates = found.order()
     requests = dict(found.requests(candidates[:most] if most else candidates))
     found.take_reports(dict(compile_farm.compile_all(list(requests.items()), jobs)))

@@ -1,12 +1,10 @@
 """Predicted seconds of one candidate on one SKU, from its machine code, its launches and the datasheet.
 
-Every step of a candidate runs after the one before, so their times add up. One launch takes
+Every step of a candidate runs after the one before, so their times add up. One launch takes launch_s and the smooth
+maximum of ``roofline.kernel_time`` over these limits:
 
-    launch_s + (sum over limits of t^SHARPNESS)^(1 / SHARPNESS)
-
-a smooth maximum, since limits that are close to each other overlap badly, over these limits:
-
-dram     bytes of the step / (datasheet bandwidth x dram_reach). Caches are cold, as the tuner times them.
+dram     bytes of the step / (datasheet bandwidth x dram_reach). Caches are cold, as the tuner times them. Spilled
+         registers count too once what all resident threads spill is more than the last-level cache.
 cache    bytes that programs ask for, the same ones again included (loads of the main loop x their width, spills) /
          (L2_BYTES_PER_CLOCK per unit x cache_reach).
 tensor   products / (datasheet rate x share that published products reach x matrix_share: what Triton reaches of those).
@@ -17,16 +15,17 @@ issue    all warp instructions / (instructions that a unit starts per clock x is
          the main loop start beside the vector ones of other waves, at the same rate: the more numerous count.
 latency  the chain of one program, times how many follow one another on a unit. An iteration of the main loop waits for
          its loads (latency_s; with asynchronous copies only 1 / (stages - 1) of it) and then for its instructions
-         (dependent_cycles each). What few warps cannot hide shows here: by Little's law latency x bandwidth is what
-         must be in flight.
+         (dependent_cycles each); what follows the loop waits once more. What few warps cannot hide shows here: by
+         Little's law latency x bandwidth is what must be in flight.
 
 Units compute whole programs: all limits but dram and cache are those of the busiest unit, ceil(programs / units), and
 latency counts whole waves of resident programs (the tail effect). Occupancy is by registers, shared memory, warps and
 blocks. A ``Call`` is ``kernels`` launches of PyTorch's at the rate of published products or of memory.
 
 Left out: cache hits between steps, AMD's memory and branch instructions starting beside vector ones (they count with
-them), bank conflicts, uncoalesced access, clocks under load, instructions' own latencies, the prologue's mix. Constants
-are assumptions until ``griffin tune calibrate`` fits them to measurements; ranks are worth more than times.
+them), bank conflicts, uncoalesced access, instructions' own latencies, the prologue's mix. Clocks are the boost clocks,
+less on boards that their power limit holds back. Constants are the SKU's published ones until ``griffin tune
+calibrate`` fits them to measurements; ranks are worth more than times.
 """
 
 from __future__ import annotations
@@ -42,10 +41,13 @@ import msgspec
 
 from griffin_kernels import errors
 from griffin_kernels.architectures import KIB, SHARED_KIB
-from griffin_kernels.datasheet import DRAM_LATENCY_S, Datasheet, datasheet
+from griffin_kernels.datasheet import Datasheet, datasheet
 from griffin_kernels.device import Device
 from griffin_kernels.texts import unmarked
-from roofline.target import ACHIEVED_DRAM, ACHIEVED_TENSOR
+from roofline import kernel_time, reached
+from roofline.kernel_time import ASSUMED as ASSUMED
+from roofline.kernel_time import L2_BYTES_PER_CLOCK, constants_of
+from roofline.kernel_time import Constants as Constants
 from tuning.predict.launch_work import CallWork, LaunchWork, Work
 from tuning.static.describe import device_of
 from tuning.static.recorded import StaticReport
@@ -53,15 +55,8 @@ from tuning.static.recorded import StaticReport
 Code = Callable[[LaunchWork], StaticReport]
 """The machine code of a launch."""
 
-SHARPNESS = 4.0
-"""Exponent of the smooth maximum: two equal limits give 1.19 of one."""
-
 SHARED_CYCLES = 2.0
 """Clocks of a unit for one shared memory access of a warp: 128 bytes a clock, accesses of 4 to 16 bytes a thread."""
-
-L2_BYTES_PER_CLOCK = 64.0
-"""From the second-level cache into one SM or CU, at most: a round figure that ``cache_reach`` is a share of. NVIDIA's
-A100 white paper states 5,120 bytes per clock for 108 SMs, AMD's CDNA 3 white paper 2,048 for the 38 CUs of a die."""
 
 SPECIAL_PER_CLOCK = 16.0
 """Special functions of one CU per clock where the datasheet is silent: a quarter of its 64 lanes."""
@@ -70,36 +65,13 @@ VECTOR_LANES: Mapping[str, int] = {"sm_75": 64, "sm_80": 64, "sm_87": 128, "gfx9
 """Float32 multiply-adds of one unit per clock; 128 where it is not listed. Gives the clock from the float32 peak."""
 
 
-class Constants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The constants of the model, which ``calibrate`` fits; see the module. Seconds, clocks and shares.
+def load_constants(path: Path | None) -> Constants | None:
+    """Constants that ``griffin tune calibrate`` wrote; None, for those of the SKU, without a path.
 
-    launch_s: between the starts of two empty kernels on a stream. latency_s: of a load from DRAM under load.
+    Raises ArgumentError on a bad file.
     """
-
-    launch_s: float = 2.5e-6
-    latency_s: float = DRAM_LATENCY_S
-    dram_reach: float = ACHIEVED_DRAM
-    cache_reach: float = 0.4
-    matrix_share: float = 0.7
-    issue_reach: float = 0.75
-    dependent_cycles: float = 2.0
-
-    def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}, expected a positive number")
-
-
-ASSUMED = Constants()
-"""launch_s: back-to-back kernels in a CUDA graph, 2 to 3 us. dram_reach: as measured on an A100. cache_reach: 5.5 to 7
-TB/s of L2 reads on an H100. The others are guesses."""
-
-
-def load_constants(path: Path | None) -> Constants:
-    """Constants that ``griffin tune calibrate`` wrote; the assumed ones without a path. ArgumentError on a bad file."""
     if path is None:
-        return ASSUMED
+        return None
     try:
         return msgspec.json.decode(unmarked(path.read_bytes()), type=Constants)
     except OSError as error:
@@ -204,7 +176,7 @@ def occupancy(arch: str, registers: int, shared_bytes: int, num_warps: int) -> O
 
 @dataclass(frozen=True)
 class Machine:
-    """A SKU as the model sees it. tensor_reach: share of the matrix peak that published products reach."""
+    """A SKU as the model sees it. clock_hz, vector_flops_per_s: under load. constants: those of the SKU."""
 
     sheet: Datasheet
     limits: ResidencyLimits
@@ -212,11 +184,16 @@ class Machine:
     clock_hz: float
     vector_flops_per_s: float
     special_per_clock: float
-    tensor_reach: float
+    constants: Constants
 
     @property
     def arch(self) -> str:
         return self.sheet.arch
+
+    def product_flops_per_s(self, dtype: str) -> float:
+        """What a library's products reach in a dtype; the vector rate where the device has no units for it."""
+        share, peak = reached.tensor(self.sheet, dtype), self.sheet.tensor_flops_per_s(dtype)
+        return self.vector_flops_per_s if share is None or peak is None else peak * share.value
 
     @cached_property
     def device(self) -> Device:
@@ -237,12 +214,12 @@ def machine(sku: str) -> Machine:
     assert sheet.units is not None and sheet.vector_flops_per_s is not None
     # two operations for each multiply-add: the clock that the float32 peak is stated at
     stated = sheet.vector_flops_per_s / (sheet.units * 2 * VECTOR_LANES.get(sheet.arch, 128))
-    peak, achieved = sheet.tensor_flops_per_s("bfloat16"), sheet.achieved_bfloat16_tflops
     clock_hz = sheet.boost_clock_mhz * 1e6 if sheet.boost_clock_mhz else stated
-    special, reach = sheet.special_per_unit_per_clock or SPECIAL_PER_CLOCK, ACHIEVED_TENSOR
-    if achieved and peak:
-        reach = achieved * 1e12 / peak
-    return Machine(sheet, LIMITS[sheet.arch], sheet.units, clock_hz, sheet.vector_flops_per_s, special, reach)
+    under_load = reached.clock_share(sheet).value
+    return Machine(
+        sheet, LIMITS[sheet.arch], sheet.units, clock_hz * under_load, sheet.vector_flops_per_s * under_load,
+        sheet.special_per_unit_per_clock or SPECIAL_PER_CLOCK, constants_of(sheet),
+    )  # fmt: skip
 
 
 class StepPrediction(msgspec.Struct, frozen=True):
@@ -307,10 +284,13 @@ def does_not_fit(work: LaunchWork, code: StaticReport, where: Machine) -> str | 
 
 
 def predict(
-    steps: Sequence[Work], code: Code, where: Machine, dtype: str, constants: Constants = ASSUMED
+    steps: Sequence[Work], code: Code, where: Machine, dtype: str, constants: Constants | None = None
 ) -> Prediction:
-    """Predicted time of a candidate whose launches fit the device (``does_not_fit``)."""
-    found = [_step(step, code, where, dtype, constants) for step in steps]
+    """Predicted time of a candidate whose launches fit the device (``does_not_fit``).
+
+    constants: those of the SKU without any.
+    """
+    found = [_step(step, code, where, dtype, constants or where.constants) for step in steps]
     shares: dict[str, float] = {}
     for step in found:
         binding = max(step.limits_s, key=lambda name: step.limits_s[name])
@@ -318,27 +298,19 @@ def predict(
     return Prediction(sum(step.seconds for step in found), max(shares, key=lambda name: shares[name]), tuple(found))
 
 
-def _together(times: Mapping[str, float]) -> float:
-    """The smooth maximum of all but launches, which come on top."""
-    others = [seconds for name, seconds in times.items() if name != "launch"]
-    longest = max(others, default=0.0)
-    if longest == 0.0:
-        return times["launch"]
-    power = sum(math.pow(seconds / longest, SHARPNESS) for seconds in others)
-    return times["launch"] + longest * math.pow(power, 1 / SHARPNESS)
+def _seconds(times: Mapping[str, float]) -> float:
+    """Launches, and on top of them the other limits together."""
+    return times["launch"] + kernel_time.smooth_maximum({n: s for n, s in times.items() if n != "launch"})
 
 
 def _step(work: Work, code_of: Code, where: Machine, dtype: str, constants: Constants) -> StepPrediction:
-    dram_s = work.bytes_moved / (where.sheet.dram_bytes_per_s * constants.dram_reach)
-    peak = where.sheet.tensor_flops_per_s(dtype)
-    # what published products reach in the dtype; the vector rate where the device has no units for it
-    flops_per_s = where.vector_flops_per_s if peak is None else peak * where.tensor_reach
+    bytes_per_s, flops_per_s = where.sheet.dram_bytes_per_s * constants.dram_reach, where.product_flops_per_s(dtype)
     if isinstance(work, CallWork):
-        times = {"launch": work.kernels * constants.launch_s, "dram": dram_s}
+        times = {"launch": work.kernels * constants.launch_s, "dram": work.bytes_moved / bytes_per_s}
         if work.flops:
             tail = math.ceil(work.blocks / where.units) * where.units / work.blocks
             times["tensor"] = work.flops / flops_per_s * tail
-        return StepPrediction(work.name, _together(times), times)
+        return StepPrediction(work.name, _seconds(times), times)
     code = code_of(work)
     held = occupancy(where.arch, code.registers, code.shared_bytes, work.num_warps)
     warp, clock, unit_flops_per_s = where.limits.warp_size, where.clock_hz, where.vector_flops_per_s / where.units
@@ -356,22 +328,28 @@ def _step(work: Work, code_of: Code, where: Machine, dtype: str, constants: Cons
     widths = sum(code.load_bits.values())
     # mean bytes that a thread loads at once
     load_bytes = sum(bits * n for bits, n in code.load_bits.items()) / (8 * widths) if widths else 16.0
-    asked = loops * (loads * load_bytes + 4 * mix["local_memory"]) * (work.num_warps * warp) * work.programs
+    threads, held_programs = work.num_warps * warp, min(work.programs, where.units * max(1, held.blocks))
+    asked = loops * loads * load_bytes * threads * work.programs
+    moved = kernel_time.traffic(
+        work.bytes_moved, where.sheet.last_level_cache_bytes or 0,
+        spilled=4.0 * loops * mix["local_memory"] * threads * work.programs,
+        spill_space=float(code.spill_bytes * threads * held_programs),
+    )  # fmt: skip
     shared = mix["shared_loads"] + mix["shared_stores"] + mix["shuffles"]
     issued = per_unit(max(mix["scalar"], code.loop_instructions - mix["scalar"]), outside)
     # one program alone on a unit
     per_instruction = constants.dependent_cycles / clock
     waiting = constants.latency_s if loads else 0.0
     working = code.loop_instructions * per_instruction
-    if mix["async_copies"] and work.num_stages > 1:
-        iteration = max(waiting / (work.num_stages - 1), working)
-    else:
-        iteration = waiting + working
-    chain = loops * iteration + outside * per_instruction + constants.latency_s
+    ahead = work.num_stages - 1 if mix["async_copies"] else 0
+    chain = loops * kernel_time.iteration_s(waiting, working, ahead) + outside * per_instruction
+    if not loads or code.loop_instructions < code.instructions:
+        # a program without a loop has waited already
+        chain += constants.latency_s
     times = {
         "launch": constants.launch_s,
-        "dram": dram_s,
-        "cache": asked / (L2_BYTES_PER_CLOCK * clock * where.units * constants.cache_reach),
+        "dram": moved.dram / bytes_per_s,
+        "cache": (asked + moved.cache) / (L2_BYTES_PER_CLOCK * clock * where.units * constants.cache_reach),
         "vector": per_unit(mix["multiply_adds"]) * warp * 2 / unit_flops_per_s,
         "special": per_unit(mix["special"]) * warp / (where.special_per_clock * clock),
         "shared": per_unit(shared) * SHARED_CYCLES / clock,
@@ -382,6 +360,6 @@ def _step(work: Work, code_of: Code, where: Machine, dtype: str, constants: Cons
         tail = busiest * where.units / work.programs
         times["tensor"] = work.flops / (flops_per_s * constants.matrix_share) * tail
     return StepPrediction(
-        work.name, _together(times), times, code.registers, code.spill_bytes, code.shared_bytes, held.share, held.limit,
+        work.name, _seconds(times), times, code.registers, code.spill_bytes, code.shared_bytes, held.share, held.limit,
         waves, code.waits, mix["matrix"], code.serialised,
     )  # fmt: skip

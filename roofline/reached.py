@@ -1,7 +1,7 @@
 """What kernels reach on a SKU: its own published figure, else what is assumed, with the reason. Needs no PyTorch.
 
 A figure of the datasheet is of that very SKU. Where nobody published one, it is assumed from a device of the same
-architecture, or from the median of all that are known. Every ``Reached`` says which.
+architecture, or from the median of all that are known. Every ``Attained`` says which.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EVENT_OVERHEAD_US = 6.3
 
 
 @dataclass(frozen=True)
-class Reached:
+class Attained:
     """A figure and where it comes from. published: for this very SKU. why: for people, a part of a sentence."""
 
     value: float
@@ -102,24 +102,24 @@ _BY_ARCH = {
 }
 
 
-def _figure(sheet: Datasheet, field: str) -> Reached | None:
+def _figure(sheet: Datasheet, field: str) -> Attained | None:
     """A field of the datasheet, else its architecture's, else its vendor's; None for a device that is no GPU."""
     own: float | None = getattr(sheet, field)
     if own is not None:
-        return Reached(own, True, "published")
+        return Attained(own, True, "published")
     found = _BY_ARCH[field].get(sheet.arch) or ELSEWHERE.get(sheet.vendor, {}).get(field)
-    return None if found is None else Reached(found[0], False, f"assumed, as measured on {found[1]}")
+    return None if found is None else Attained(found[0], False, f"assumed, as measured on {found[1]}")
 
 
-def dram(sheet: Datasheet) -> Reached:
+def dram(sheet: Datasheet) -> Attained:
     """Share of the peak bandwidth that kernels which stream reach."""
     own = sheet.achieved_dram_gb_per_s
     if own is not None:
-        return Reached(own / sheet.dram_gb_per_s, True, f"published: {own:,g} GB/s measured")
-    return Reached(ACHIEVED_DRAM, False, "assumed, the median of the devices with published measurements")
+        return Attained(own / sheet.dram_gb_per_s, True, f"published: {own:,g} GB/s measured")
+    return Attained(ACHIEVED_DRAM, False, "assumed, the median of the devices with published measurements")
 
 
-def tensor(sheet: Datasheet, dtype: str) -> Reached | None:
+def tensor(sheet: Datasheet, dtype: str) -> Attained | None:
     """Share of the peak in ``dtype`` (of ``Datasheet.tensor_flops_per_s``) that large products reach; None without one.
 
     In 16 bit the published figure of the other dtype stands in, since both have one peak; tf32 and fp8 take that share
@@ -136,49 +136,49 @@ def tensor(sheet: Datasheet, dtype: str) -> Reached | None:
             continue
         same = name == dtype or of == peak
         told = f"{own:g} TFLOP/s measured in {name}"
-        return Reached(own * 1e12 / of, same, f"published: {told}" if same else f"assumed, as {told}")
+        return Attained(own * 1e12 / of, same, f"published: {told}" if same else f"assumed, as {told}")
     if dtype == "float32":
-        return Reached(ACHIEVED_VECTOR, False, "assumed, the median of three GPUs with published measurements")
-    return Reached(ACHIEVED_TENSOR, False, "assumed, the median of five GPUs with published measurements")
+        return Attained(ACHIEVED_VECTOR, False, "assumed, the median of three GPUs with published measurements")
+    return Attained(ACHIEVED_TENSOR, False, "assumed, the median of five GPUs with published measurements")
 
 
-def latency_s(sheet: Datasheet) -> Reached | None:
+def latency_s(sheet: Datasheet) -> Attained | None:
     """Seconds from the issue of a load from idle device memory to its use; None for what is no GPU."""
     return _seconds(_figure(sheet, "dram_latency_ns"), 1e-9)
 
 
-def graph_node_s(sheet: Datasheet) -> Reached | None:
+def graph_node_s(sheet: Datasheet) -> Attained | None:
     """Seconds from one small kernel's start to the next's in a CUDA or HIP graph; None for what is no GPU."""
     return _seconds(_figure(sheet, "graph_node_us"), 1e-6)
 
 
-def stream_kernel_s(sheet: Datasheet) -> Reached | None:
+def stream_kernel_s(sheet: Datasheet) -> Attained | None:
     """The same on a stream."""
     return _seconds(_figure(sheet, "stream_kernel_us"), 1e-6)
 
 
-def event_overhead_s(sheet: Datasheet) -> Reached | None:
+def event_overhead_s(sheet: Datasheet) -> Attained | None:
     """Fixed seconds of one cold kernel that events time; None for what is no GPU."""
     if sheet.event_overhead_us is not None:
-        return Reached(sheet.event_overhead_us * 1e-6, True, "published")
+        return Attained(sheet.event_overhead_us * 1e-6, True, "published")
     if sheet.vendor not in ELSEWHERE:
         return None
-    return Reached(EVENT_OVERHEAD_US * 1e-6, False, "assumed, the median of three GPUs with published measurements")
+    return Attained(EVENT_OVERHEAD_US * 1e-6, False, "assumed, the median of three GPUs with published measurements")
 
 
-def l2_bytes_per_clock(sheet: Datasheet) -> Reached | None:
+def l2_bytes_per_clock(sheet: Datasheet) -> Attained | None:
     """Bytes from L2 into one unit in a clock; None for what is no GPU."""
     return _figure(sheet, "l2_bytes_per_clock")
 
 
-def clock_share(sheet: Datasheet) -> Reached:
+def clock_share(sheet: Datasheet) -> Attained:
     """Share of the boost clock under load: 1, less on boards that their power limit holds back (CAPPED_BELOW)."""
     share = tensor(sheet, "float32")
     if share is None or not share.published or share.value >= CAPPED_BELOW:
-        return Reached(1.0, False, "assumed, the boost clock")
+        return Attained(1.0, False, "assumed, the boost clock")
     # boards that are not held back do not reach the whole peak either
-    return Reached(share.value / ACHIEVED_VECTOR, True, f"held back by the power limit ({share.why})")
+    return Attained(share.value / ACHIEVED_VECTOR, True, f"held back by the power limit ({share.why})")
 
 
-def _seconds(found: Reached | None, unit: float) -> Reached | None:
-    return None if found is None else Reached(found.value * unit, found.published, found.why)
+def _seconds(found: Attained | None, unit: float) -> Attained | None:
+    return None if found is None else Attained(found.value * unit, found.published, found.why)

@@ -64,6 +64,7 @@ class TensorSpec:
     torch dtype's name such as ``"int32"`` and ``"bool"``.
     least: the smallest value that a tensor of whole numbers may hold; None where the op's own ``check`` says.
     when: the option that an optional input of a gradient is for: without it none is kept for the gradient.
+    of: the optional input that an optional output belongs to, where its name does not tell.
     """
 
     dims: str
@@ -71,6 +72,7 @@ class TensorSpec:
     optional: bool = False
     least: int | None = None
     when: str = ""
+    of: str = ""
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -219,7 +219,7 @@ def _listed(spec: TensorSpec, sizes: Mapping[str, int]) -> str:
 
 def is_absent(name: str, spec: TensorSpec, call: Any) -> bool:
     """Whether a call has no such output: the input that it belongs to (dh0) is None, nor is it asked for (with_lse)."""
-    belongs_to, asked = getattr(call, name.removeprefix("d"), None), getattr(call, f"with_{name}", False)
+    belongs_to, asked = getattr(call, spec.of or name.removeprefix("d"), None), getattr(call, f"with_{name}", False)
     return spec.optional and belongs_to is None and not asked
 
 

@@ -30,6 +30,8 @@ ROWS = {
     "recurrent_block": "B2-T{}-D8-K4-H2-n4-{}+segmented~state~h0",
     "local_attention": "B2-T{}-Hq4-Hkv2-d8-W5-{}+softcap",
     "local_attention, documents": "B2-T{}-Hq4-Hkv2-d8-W5-{}+segmented",
+    "rms_norm": "B2-T{}-D8-{}+residual~offset",
+    "rms_norm, alone": "B2-T{}-D8-{}",
     "rg_lru_step": "B3-D8-H2-n4-P5-{1}~positions~slots",
     "temporal_conv1d_step": "B3-D8-K4-P5-{1}~positions~slots",
     "recurrent_block_step": "B3-D8-K4-H2-n4-P5-{1}~positions~slots",

@@ -247,7 +247,7 @@ class Differentiable(WithGradient):
         else:
             backward_operator = Gradient(backward_op, functools.partial(rules.gradient, self))
         apart = {f"d{output}": rule for output, rule in rules.apart.items()} if rules else {}
-        added = _derivatives.ADDED.get(op.name, {})
+        added, instead = _derivatives.ADDED.get(op.name, {}), _derivatives.INSTEAD.get(op.name, {})
         upstream = [name for name in backward_op.call._fields if name.removeprefix("d") in results and name[0] == "d"]
         kept = [name for name in backward_op.inputs if name not in upstream]
         options = [name for name in backward_op.options if name in fields]
@@ -262,16 +262,19 @@ class Differentiable(WithGradient):
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             outputs = output if isinstance(output, tuple) else (output,)
             known = dict(zip(results, outputs, strict=True)) | dict(zip(fields, inputs, strict=True))
+            known |= {name: known[output] for name, (there, output) in instead.items() if known[there] is not None}
             # what only an option needs stays with those calls that have it
             needed = [not (when := backward_op.inputs[name].when) or known[when] for name in kept]
             ctx.save_for_backward(*[known[name] if need else None for name, need in zip(kept, needed, strict=True)])
             ctx.options = {name: known[name] for name in options}
             ctx.added = [name for name in added if known[name] is not None]
+            ctx.absent = [f"d{output}" for there, output in instead.values() if known[there] is None]
             ctx.set_materialize_grads(False)  # torch would make plain zeros for DTensors too
 
         def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
             saved = dict(zip(kept, ctx.saved_tensors, strict=True))
             reached = {f"d{name}": gradient for name, gradient in zip(results, gradients, strict=True)}
+            reached |= dict.fromkeys(ctx.absent)
             for name, like in zeros.items():
                 if reached[name] is None:
                     reached[name] = torch.zeros_like(saved[like])
@@ -286,7 +289,7 @@ class Differentiable(WithGradient):
                         self, functools.partial(_backward, backward_operator), given, gradient
                     )
             for name in ctx.added:
-                found[f"d{name}"] = _handed_on(reached[f"d{added[name]}"], saved.get("cu_seqlens"))
+                found[f"d{name}"] = _handed_on((found | reached)[f"d{added[name]}"], saved.get("cu_seqlens"))
             for name, value in saved.items():  # autograd takes a gradient in the dtype of its input
                 if not known_as[name].when and (mine := found.get(f"d{name}")) is not None:
                     found[f"d{name}"] = None if value is None else mine.to(value.dtype)

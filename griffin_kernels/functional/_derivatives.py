@@ -1,4 +1,5 @@
-"""Derivatives of the scans made of the scans themselves: tangents, and a gradient that has gradients.
+"""Derivatives of the scans made of the scans themselves: tangents, and a gradient that has gradients. Those of rms_norm
+are made of PyTorch's operations.
 
     h_t = m_t A_t h_{t-1} + x_t                            A_t: gates, the matrices of blocks, or complex gates
     tangent:   h'_t = m_t A_t h'_{t-1} + (x'_t + m_t A'_t h_{t-1})    the same scan of other inputs
@@ -23,6 +24,7 @@ from torch import Tensor
 from griffin_kernels.contract import accumulator
 from griffin_kernels.ops.complex_scan.op import flat, paired, product
 from griffin_kernels.ops.linear_scan.op import gates_and_shares, through_options
+from griffin_kernels.ops.rms_norm_bwd import eager_composed
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
 """(x, a, h0, reset, cu_seqlens, reverse) -> (h, h_last), differentiable."""
@@ -238,10 +240,35 @@ def _complex_gradient(scan: Scan, call: Any) -> tuple[Tensor, Tensor, Tensor | N
     return paired(dx), da, None if dh0 is None else paired(dh0)
 
 
-ADDED = {"temporal_conv1d": {"residual": "y"}}
-"""Inputs that an op adds to an output, of which its gradient op knows nothing: what reaches the output reaches them."""
+def _norm_tangents(norm: Any, call: Any, y: Tensor, moved: Any) -> tuple[Tensor | None, ...]:
+    """Tangents of y and s of rms_norm."""
+    wide = accumulator(call.x.dtype)
+    moving = [tangent.to(wide) for tangent in (moved.x, moved.residual) if tangent is not None]
+    s = call.x if call.residual is None else call.x + call.residual
+    along = sum(moving, torch.zeros_like(s, dtype=wide))
+    values, factor = s.to(wide), call.weight_offset + call.weight.to(wide)
+    r = torch.rsqrt(values.square().mean(-1, keepdim=True) + call.eps)
+    normed = values * r
+    found = (along * r - normed * (normed * along * r).mean(-1, keepdim=True)) * factor
+    if moved.weight is not None:
+        found = found + normed * moved.weight.to(wide)
+    return found.to(y.dtype), None if call.residual is None else along.to(y.dtype)
+
+
+def _norm_gradient(norm: Any, call: Any) -> tuple[Tensor, ...]:
+    """dx and dweight of rms_norm, in PyTorch's operations."""
+    return eager_composed.gradients(call)
+
+
+ADDED = {"temporal_conv1d": {"residual": "y"}, "rms_norm": {"residual": "x"}}
+"""Inputs of which an op's gradient op knows nothing, as what they are added to has their gradient: what reaches that
+output, or the gradient of that input."""
+
+INSTEAD = {"rms_norm": {"x": ("residual", "s")}}
+"""Inputs in place of which a gradient op is given an output, and only that is kept, if a call has such an argument."""
 
 RULES = {
+    "rms_norm": Rules(_norm_tangents, _norm_gradient),
     "linear_scan": Rules(_linear_tangents, _linear_gradient, {"a_prod": ("a", of_product)}),
     "block_diagonal_scan": Rules(tangents, gradient),
     "complex_scan": Rules(_complex_tangents, _complex_gradient),

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedW
 WEIGHTS = ("a_param", "weight", "bias", "conv_weight", "conv_bias")
 MATRICES = ("input_gate_weight", "recurrence_gate_weight")
 WEIGHTED = [name for name in DIFFERENTIABLE + STEPS if set(MATRICES + WEIGHTS) & set(catalog.op(name).inputs)]
+KEEPING = ["block_diagonal_scan", "complex_scan", "rms_norm"]
+"""Whose data are not cast under autocast."""
 UNIT = torch.finfo(torch.bfloat16).eps / 2
 
 
@@ -64,7 +66,7 @@ def test_weights_of_any_dtype(name, data, weights):
                 assert off <= (4 * bound + rounding) * exact[key].grad.norm(), key
 
 
-@pytest.mark.parametrize("name", [n for n in DIFFERENTIABLE + STEPS if "scan" not in n])
+@pytest.mark.parametrize("name", [n for n in DIFFERENTIABLE + STEPS if "scan" not in n and n not in KEEPING])
 def test_autocast_is_a_cast(name):
     """Of data and of gate matrices; biases and a_param stay. A step's data get the dtype of the state that it keeps."""
     given = inputs_of(name, torch.float32, torch.float32)
@@ -164,8 +166,8 @@ def test_a_scan_s_data_is_cast_and_its_gates_are_not_under_autocast():
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["block_diagonal_scan", "complex_scan"])
-def test_scans_keep_their_dtype_under_autocast(name):
+@pytest.mark.parametrize("name", KEEPING)
+def test_some_keep_their_dtype_under_autocast(name):
     given = catalog.op(name).make_inputs(small(name)[0], CPU, 0)
     with torch.autocast("cpu", torch.bfloat16):
         found = public(name, copies(given))

@@ -25,6 +25,7 @@ from griffin_kernels.ops.rg_lru import _lru_numba_gradient as rg_lru_bwd
 from griffin_kernels.ops.rg_lru_extend import _lru_extend_numba as rg_lru_extend
 from griffin_kernels.ops.rg_lru_gated import _gated_numba as rg_lru_gated
 from griffin_kernels.ops.rg_lru_step import _lru_step_numba as rg_lru_step
+from griffin_kernels.ops.rms_norm import _norm_numba as rms_norm
 from griffin_kernels.ops.temporal_conv1d import _conv_numba as temporal_conv1d
 from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba as temporal_conv1d_step
 
@@ -42,6 +43,7 @@ MODULES = [
     rg_lru_extend,
     rg_lru_gated,
     rg_lru_step,
+    rms_norm,
     temporal_conv1d,
     temporal_conv1d_step,
 ]

@@ -29,12 +29,13 @@ CASES = {
     "rg_lru_gated": "B2-T9-D8-float64+segmented~h0",
     "temporal_conv1d": "B2-T9-D8-K4-float64~state",
     "recurrent_block": "B2-T9-D8-K4-H2-n4-float64+segmented~state~h0",
+    "rms_norm": "B2-T10-D6-float64+residual~offset",
     "local_attention": "B2-T9-Hq4-Hkv2-d8-W5-float64+softcap",
 }
 
 
 def place(spec, split):
-    """Where a test cuts a tensor; ``T`` is what no rule cuts."""
+    """Where a test cuts a tensor; along ``T`` hardly any rule does."""
     return next((Shard(spec.names.index(dim)) for dim in split if dim in spec.names), Replicate())
 
 

@@ -23,7 +23,8 @@ from tests.calls import CPU, DIFFERENTIABLE, STEPS, copies, leaves, operator, sm
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
 
 FORWARD = "no rule for forward-mode"
-SCANS = sorted(_derivatives.RULES)
+RULED = sorted(_derivatives.RULES)
+SCANS = [name for name in RULED if "a" in catalog.op(name).inputs]
 OTHERS = [name for name in DIFFERENTIABLE if name not in _derivatives.RULES]
 
 
@@ -117,8 +118,8 @@ def test_per_sample_gradients(name, case):
 
 
 def double_cases():
-    """Of both scans in float64: a state, resets, packed sequences with an empty one, either direction."""
-    for name in SCANS:
+    """Of what has rules, in float64: a state, resets, packed sequences with an empty one, either direction."""
+    for name in RULED:
         for case in catalog.op(name).cases_tagged("smoke", "edge"):
             if case.dtype == "float32" and not {"wild", "near_one"} & set(case.data) and case["T"] * case["D"] < 6000:
                 dims = dict(case.dims) | {"T": min(case["T"], 9)}
@@ -132,13 +133,14 @@ def double_cases():
 
 
 @pytest.mark.parametrize(("name", "case"), dict.fromkeys(double_cases()), ids=lambda v: getattr(v, "key", v))
-def test_scans_have_every_derivative(name, case):
+def test_what_has_rules_has_every_derivative(name, case):
     """Tangents, batched gradients, and gradients of gradients, against differences."""
     given = inputs_of(name, case)
     names = floats(given)
 
     def function(*values):
-        return results(name, given | dict(zip(names, values, strict=True)))
+        # what an operator gives for an absent output has no elements
+        return tuple(o for o in results(name, given | dict(zip(names, values, strict=True))) if o.numel())
 
     values = list(leaves({k: given[k] for k in names}).values())
     assert gradcheck(function, values, check_forward_ad=True, check_batched_grad=True)

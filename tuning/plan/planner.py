@@ -41,6 +41,8 @@ WEIGHTS: Mapping[str, float] = {
     "recurrent_block_step": 2.0,
     "local_attention_step": 2.0,
     "local_attention_extend": 2.0,
+    "rms_norm": 1.0,
+    "rms_norm_bwd": 1.0,
 }
 """The order in which ops are tuned, heaviest first, and how much of a short time each gets; others follow by name, with
 1. An op comes after those that its variants call."""

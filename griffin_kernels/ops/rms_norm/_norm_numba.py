@@ -201,7 +201,7 @@ def _gradient(
     v.write(v.multiply_add(grad, normed, v.read(sums)), sums)
 
 
-@numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(error_model="numpy")
 def _scale(squares: float, width: int, eps: float) -> float:
     """1 / sqrt(mean + eps); infinite where that is 0."""
     return 1.0 / math.sqrt(squares / width + eps)

@@ -8,10 +8,8 @@ The key ``op/variant/case/config/device`` names one measurement everywhere: test
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
-import hashlib
 import importlib
 import itertools
 import sys
@@ -19,12 +17,11 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from griffin_kernels import errors, launch
+from griffin_kernels import errors, kernel_sources, launch
 from griffin_kernels.case import BenchCase as BenchCase
 from griffin_kernels.case import Case as Case
 from griffin_kernels.case import Cost as Cost
@@ -178,34 +175,6 @@ class Op:
 
     def cases_tagged(self, *tags: str) -> tuple[BenchCase, ...]:
         return tuple(case for case in self.cases if case.tag in tags)
-
-
-def _source(module: str) -> bytes:
-    return Path(str(sys.modules[module].__file__)).read_bytes()
-
-
-def _kernel_modules(module: str) -> set[str]:
-    """``module`` and the modules under griffin_kernels.ops it imports, directly or not, but no contract."""
-    found: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        found.add(name)
-        for node in ast.walk(ast.parse(_source(name))):
-            named: list[str] = []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                named = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                named = [alias.name for alias in node.names]
-            waiting += [
-                n
-                for n in named
-                if n.startswith("griffin_kernels.ops.")
-                and not n.endswith((".op", ".cost", ".unfused"))
-                and n in sys.modules
-                and n not in found
-            ]
-    return found
 
 
 def ordinary(tensor: torch.Tensor) -> torch.Tensor:
@@ -366,13 +335,10 @@ class Variant:
         A registry entry is valid only for the source it was measured with. The contracts (``op.py``, ``cost.py``,
         ``unfused.py``) do not count: a new case does not change a kernel.
         """
-        digest = hashlib.sha256()
-        file = f"griffin_kernels.ops.{self.op}.{self.name.replace('.', '_')}"
-        modules = _kernel_modules(self.run.__module__)
-        modules |= _kernel_modules(file) if file in sys.modules else set()
-        for name in sorted(modules):
-            digest.update(name.encode() + b"\0" + _source(name) + b"\0")
-        return digest.hexdigest()[:16]
+        home = kernel_sources.home(self.op, self.name)
+        modules = kernel_sources.kernel_modules(self.run.__module__)
+        modules |= kernel_sources.kernel_modules(home) if home in sys.modules else set()
+        return kernel_sources.digest(modules)
 
     def all_configs(self) -> Iterator[Any]:
         """Every combination of the axes, the default first, before any is rejected."""

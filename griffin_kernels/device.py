@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from griffin_kernels import errors
-from griffin_kernels.texts import now
+from griffin_kernels.texts import now, slug
 
 NvmlHandle = Callable[[], Any]
 """Gives NVML's handle of the GPU; raises NVMLError where NVML does not know it."""
@@ -55,7 +55,7 @@ class Device:
             parts = ["cpu", self.name, f"{self.units}x", self.arch.rsplit("-", 1)[-1]]
         elif dict(self.details).get("mig"):
             parts.append("mig")
-        return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+        return slug("-".join(parts))
 
     @property
     def torch_device(self) -> torch.device:

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
-import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,28 +23,21 @@ from typing import Any
 
 import filelock
 import msgspec
-import platformdirs
 
-from griffin_kernels import datasheet, errors, records, validity
+from griffin_kernels import datasheet, errors, nearness, registry_files, validity
 from griffin_kernels.contract import Case, Op, Variant
 from griffin_kernels.device import Device
+from griffin_kernels.nearness import MAX_FACTOR as MAX_FACTOR
+from griffin_kernels.nearness import distance as distance
 from griffin_kernels.records import SCHEMA_VERSION, DeviceRecord, Entry, RegistryFile
-
-ENVIRONMENT_VARIABLE = "GRIFFIN_KERNELS_REGISTRY"
-
-MAX_FACTOR = 4
-"""Largest ratio of any one dimension at which an entry still speaks for a case."""
-
-MOST_BYTES = 64 * 2**20
-"""A larger file is no registry, and is not read. An entry takes about a kilobyte."""
+from griffin_kernels.registry_files import ENVIRONMENT_VARIABLE as ENVIRONMENT_VARIABLE
+from griffin_kernels.registry_files import MOST_BYTES as MOST_BYTES
+from griffin_kernels.registry_files import decode as decode
+from griffin_kernels.registry_files import load as load
+from griffin_kernels.registry_files import user_folder as user_folder
 
 LOCK_SECONDS = 120.0
 """How long a process that publishes waits for others that do."""
-
-
-def user_folder() -> Path:
-    """Where ``griffin tune`` publishes unless told otherwise."""
-    return Path(platformdirs.user_data_dir("griffin-kernels", appauthor=False)) / "registry"
 
 
 def default_path(device: Device) -> Path:
@@ -54,48 +45,21 @@ def default_path(device: Device) -> Path:
     return user_folder() / f"{device.slug}.json"
 
 
+def _slugs(device: Device) -> list[str]:
+    """File names of a device: its own, and others that drivers give to its SKU."""
+    if device.kind in ("cuda", "hip") and (sheet := datasheet.find(device.name)) is not None:
+        return [device.slug, *(dataclasses.replace(device, name=name).slug for name in sheet.driver_names)]
+    return [device.slug]
+
+
 def within(folder: Path, device: Device) -> Path:
     """A device's registry file in a folder, of its own name or another that drivers give to its SKU; else its own."""
-    slugs = [device.slug]
-    if device.kind in ("cuda", "hip") and (sheet := datasheet.find(device.name)) is not None:
-        slugs += [dataclasses.replace(device, name=name).slug for name in sheet.driver_names]
-    paths = [folder / f"{slug}.json" for slug in slugs]
-    # os.path answers False where pathlib raises PermissionError
-    return next((path for path in paths if os.path.exists(path)), paths[0])
+    return registry_files.within(folder, _slugs(device))
 
 
 def sources(device: Device) -> list[Path]:
     """Registry files to consult for a device, in order; those that do not exist are left out, bar a named one."""
-    found = [within(folder, device) for folder in (user_folder(), Path(__file__).parent / "tuned")]
-    found = [path for path in found if os.path.exists(path)]
-    if not (text := os.environ.get(ENVIRONMENT_VARIABLE)):
-        return found
-    named = Path(os.path.expanduser(text))
-    return [within(named, device) if os.path.isdir(named) and named.suffix != ".json" else named, *found]
-
-
-def load(path: Path) -> RegistryFile:
-    """Read and validate one registry file; RegistryError says in one sentence what is wrong with it."""
-    try:
-        facts = os.stat(path)
-        if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for, a device may never end
-            kind = "a directory" if stat.S_ISDIR(facts.st_mode) else "not a regular file"
-            raise errors.RegistryError(f"registry {path} is {kind}, expected a JSON file")
-        if facts.st_size > MOST_BYTES:
-            size = f"{facts.st_size / 2**20:.0f} MiB"
-            raise errors.RegistryError(f"registry {path} has {size}, more than any registry; move it away")
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise errors.RegistryError(f"registry {path} cannot be read: {error.strerror or error}") from None
-    return decode(raw, path)
-
-
-def decode(raw: bytes, path: Path) -> RegistryFile:
-    """A registry from the bytes of a file; RegistryError names ``path`` and what is wrong with it."""
-    return records.decode(
-        raw, RegistryFile, SCHEMA_VERSION, f"registry {path}", errors.RegistryError,
-        later="; upgrade griffin-kernels or tune again", broken="a valid registry; move it away and tune again",
-    )  # fmt: skip
+    return registry_files.sources(_slugs(device))
 
 
 def publish(path: Path, device: Device, entries: Iterable[Entry], provenance: dict[str, Any]) -> None:
@@ -123,11 +87,16 @@ def publish(path: Path, device: Device, entries: Iterable[Entry], provenance: di
         write(path, RegistryFile(schema_version=SCHEMA_VERSION, device=record, entries=list(merged.values())))
 
 
-def write(path: Path, file: RegistryFile) -> None:
-    """Write a registry whole, entries sorted by op and case."""
+def encode(file: RegistryFile) -> bytes:
+    """The bytes of a registry, entries sorted by op and case."""
     ordered = sorted(file.entries, key=lambda entry: (entry.op, entry.case.key))
     data = msgspec.json.encode(msgspec.structs.replace(file, entries=ordered))
-    write_atomically(path, msgspec.json.format(data, indent=1) + b"\n")
+    return msgspec.json.format(data, indent=1) + b"\n"
+
+
+def write(path: Path, file: RegistryFile) -> None:
+    """Write a registry whole, all or nothing."""
+    write_atomically(path, encode(file))
 
 
 def _common_device(
@@ -217,26 +186,6 @@ class Match:
     stale: tuple[str, ...] = ()
 
 
-def distance(op: Op, wanted: Case, known: Case) -> float | None:
-    """How far an entry's sizes are from a case's; None where it cannot speak for it.
-
-    A minor flag that only one of them has counts as a factor of two in a size.
-    """
-    other = set(wanted.flags) ^ set(known.flags)
-    if wanted.dtype != known.dtype or other - set(op.minor_flags) or set(wanted.dims) != set(known.dims):
-        return None
-    far = float(len(other))
-    for name, size in wanted.dims.items():
-        if name in op.free_dims or size == known.dims[name]:
-            continue
-        low, high = sorted((size, known.dims[name]))
-        # in integers: a file may hold sizes that no float does
-        if name in op.exact_dims or low < 1 or high > MAX_FACTOR * low:
-            return None
-        far = max(far, math.log2(high / low))
-    return far
-
-
 class Registry:
     """The usable entries of one or more registry files, for one device."""
 
@@ -294,7 +243,7 @@ class Registry:
             for known in self._entries(op)
             if (far := distance(op, case, known.entry.case)) is not None
         )
-        return sorted(found, key=lambda m: (m.entry.status == "predicted", order[m.source], m.distance))
+        return sorted(found, key=lambda m: nearness.preference(m.entry.status, order[m.source], m.distance))
 
 
 def load_for(path: Path, device: Device) -> RegistryFile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import datetime
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -32,3 +33,8 @@ def did_you_mean(word: str, names: Iterable[str], most: int = 4) -> str:
     """``; did you mean a or b?``: those of ``names`` that are spelt like ``word``; empty where none is."""
     near = difflib.get_close_matches(word.lower(), names, n=most, cutoff=0.4)
     return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+def slug(name: str) -> str:
+    """File-name form of a device's name: ``NVIDIA H100 80GB HBM3`` is ``nvidia-h100-80gb-hbm3``."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from griffin_kernels import catalog, datasheet, errors
+from griffin_kernels import catalog, errors
 from griffin_kernels import device as devices
 from griffin_kernels.contract import Variant
 from griffin_kernels.device import Device
 from griffin_kernels.records import Entry, RegistryFile
+from griffin_kernels.registry_files import same_sku as same_sku
 
 DEVICE_FACTS: Mapping[str, str] = {"driver": "driver", "rocm": "ROCm", "power_limit_watts": "power limit (W)"}
 """Provenance that every kernel on a device depends on, and what people call it."""
@@ -44,19 +45,6 @@ def quoted(value: Any, most: int = 80) -> str:
 def named(facts: Mapping[str, Any]) -> str:
     """A device in words, from its validity facts."""
     return f"{quoted(facts.get('name', 'unnamed'))}, {quoted(facts.get('arch', '?'))}"
-
-
-def same_sku(facts: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
-    """True if two devices, by their validity facts, are the same SKU as far as a datasheet can tell."""
-    if facts.get("mig") or others.get("mig"):
-        return False
-    if any(facts.get(name) != others.get(name) for name in ("kind", "arch", "units")):
-        return False
-    names = [str(facts.get("name")), str(others.get("name"))]
-    if names[0] == names[1]:
-        return True
-    sheet = datasheet.find(names[0])
-    return sheet is not None and names[1] in sheet.driver_names
 
 
 def holds(file: RegistryFile, device: Device) -> Literal["measured", "predicted"] | None:

@@ -90,6 +90,10 @@ def forward(
     ] = None,
     batches: Annotated[str | None, typer.Option(help="Batches of a sweep, comma-separated.")] = None,
     seqs: Annotated[str | None, typer.Option(help="Lengths of a sweep, comma-separated.")] = None,
+    attention: Annotated[
+        str,
+        typer.Option(help="Global attention on a GPU: flash, as published, or composed of PyTorch's kernels."),
+    ] = "flash",
     layers: Annotated[bool, typer.Option("--layers", help="One row for each layer, not for each kind.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a row for each part, point or device.")] = False,
@@ -110,7 +114,7 @@ def forward(
         beside = words.versus_of(versus, question)
         prices = words.prices_of(price, (device or "").count(",") + 1)
         sizes = words.axes_of(axes, question, batches, seqs) if axes is not None else None
-        places = words.places_of(device, number, memory)
+        places = words.places_of(device, number, memory, attention)
         how = "json" if as_json else "csv" if as_csv else "table"
         if any(several.values()):
             words.show_compared(question, places, prices, beside, how)

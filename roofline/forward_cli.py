@@ -15,6 +15,7 @@ from griffin_kernels.models.config_files import find_config
 from griffin_kernels.texts import did_you_mean, shortened
 from roofline import tables, units, what_if_tables
 from roofline.console import line, output
+from roofline.flash import ATTENTIONS, Attention
 from roofline.forward import BATCHES, SEQS
 from roofline.request_time import parse_request
 from roofline.target import AnalysisTarget, at_hand, of_sku
@@ -74,14 +75,16 @@ def place_of(device: str | None, dtype: str | None, memory_bytes: int | None) ->
     return AskedDevice(target, dtype or usual, here)
 
 
-def places_of(device: str | None, dtype: str | None, memory: str | None) -> list[AskedDevice]:
-    """All devices of ``--device``, comma-separated; this machine's where none is named."""
+def places_of(device: str | None, dtype: str | None, memory: str | None, attention: str) -> list[AskedDevice]:
+    """All devices of ``--device``, comma-separated; this machine's where none is named. attention: of a Transformer."""
+    chosen(attention, ATTENTIONS, "--attention")
     limit = None if memory is None else units.size(memory, "--memory")
     names: list[str | None] = [None] if device is None else [part.strip() for part in device.split(",")]
     for name in names:  # a wrong name should not wait for a device
         if name is not None and name != "cpu" and not name.startswith("cuda"):
             datasheet.datasheet(name)
-    return [place_of(name, dtype, limit) for name in names]
+    places = [place_of(name, dtype, limit) for name in names]
+    return [replace(place, target=place.target.attending(cast(Attention, attention))) for place in places]
 
 
 def question_of(

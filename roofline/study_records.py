@@ -142,8 +142,13 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class PassSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One forward pass in brief. graphed_s: predicted seconds with nothing but kernels, what a captured CUDA graph
-    comes near to. regime: a key of REGIMES, where most of the predicted time goes. fits: None if unknown."""
+    """One forward pass in brief.
+
+    predicted_s: as the pass runs, which is ``mode``: ``eager`` (launched from Python), ``graph`` (captured in a CUDA
+    graph: a GPU that is not at hand) or ``compiled`` (a TPU). graphed_s: predicted seconds in a CUDA graph; on a CPU
+    with nothing but kernels. eager_s: predicted seconds where Python launches; None on a TPU, and in older files.
+    regime: a key of REGIMES, where most of the predicted time goes. fits: None if unknown.
+    """
 
     model: str
     phase: Phase
@@ -158,6 +163,8 @@ class PassSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     cache_bytes: int
     needed_bytes: int
     fits: bool | None
+    mode: str = "eager"
+    eager_s: float | None = None
 
     @property
     def size(self) -> tuple[Phase, int, int]:
@@ -185,6 +192,8 @@ class PassRecord(PassSummary, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     Of a training step activation_bytes is all that is needed beside the weights, and ``training`` says of what; that is
     unset for a pass, and not written.
+    tuned: by op of this package, whether its time was ``measured``, ``predicted``, ``guessed`` or ``composed`` of
+    PyTorch's kernels; the name of the published attention that took its place.
     """
 
     dtype: str
@@ -195,6 +204,7 @@ class PassRecord(PassSummary, frozen=True, kw_only=True, forbid_unknown_fields=T
     largest_batch: int | None
     parts: list[Part]
     measured: Measured | None = None
+    tuned: dict[str, str] = {}
     training: TrainingFacts | msgspec.UnsetType = msgspec.UNSET
 
     @property

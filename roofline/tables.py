@@ -13,9 +13,11 @@ from rich.table import Table
 
 from griffin_kernels.datasheet import Datasheet
 from griffin_kernels.models.config import GriffinConfig
+from roofline import kernel_shares
 from roofline.console import table
+from roofline.flash import ATTENDING
 from roofline.study_records import REGIMES, GridPoint, Part, PassRecord, Study
-from roofline.target import AnalysisTarget
+from roofline.target import MODES, AnalysisTarget
 from roofline.training_records import TrainingFacts
 from roofline.training_tables import held, lines
 from roofline.units import gib, seconds_text, si
@@ -29,13 +31,13 @@ def show(
     console: Console, record: PassRecord, target: AnalysisTarget, *, layers: bool = False, weights: str = ""
 ) -> None:
     """A pass: headline, one row per kind of part (or per part), where the time goes, memory, what it rests on."""
+    first, *others = figures(record, target)
     holding = f" with {weights} weights" if weights else ""
     told = [
         f"[bold]{escape(record.model)}[/bold], {record.phase} {LENGTH_IS[record.phase]} {record.seq} tokens, "
-        f"batch {record.batch}, {record.dtype}{holding}, on {target.name}",
-        f"predicted [bold]{seconds_text(record.predicted_s)}[/bold], {si(record.tokens_per_s)} tokens/s, "
-        f"{record.regime}-bound ({REGIMES[record.regime]}: {record.regime_share:.0%}); "
-        f"{seconds_text(record.graphed_s)} without launches; floor {seconds_text(record.floor_s)}",
+        f"batch {record.batch}, {record.dtype}{holding}, on {target.name}: [bold]{first}[/bold]{rests_on(record)}",
+        f"{'; '.join(others)}; {MODES[target.mode]} {record.regime}-bound "
+        f"({REGIMES[record.regime]}: {record.regime_share:.0%})",
     ]
     if record.measured is not None:
         low, high = map(seconds_text, record.measured.interval_s)
@@ -44,7 +46,7 @@ def show(
             f"the prediction is off by {record.error:+.0%}"
         )
     for line in told:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     if record.measured is not None and record.measured.disturbed:
         console.print("other processes took the cores: the measured times are too long", style="yellow")
     console.print(parts_table(record, layers=layers))
@@ -63,6 +65,31 @@ def show(
     console.print(line, style="red" if memory.fits is False else "", highlight=False)
     for sentence in target.assumptions:
         console.print(f"- {sentence}", style="dim", highlight=False)
+
+
+def figures(record: PassRecord, target: AnalysisTarget) -> list[str]:
+    """The predictions of a pass in words, the headline first: on a GPU a CUDA graph's, then eager, then the floor."""
+    seconds: dict[str, float | None] = {f"predicted {MODES[target.mode]}": record.predicted_s}
+    if target.mode != "compiled" and target.asynchronous:
+        seconds = {f"predicted {MODES['graph']}": record.graphed_s, MODES["eager"]: record.eager_s}
+    seconds["floor"] = record.floor_s
+    return [
+        f"{name} {si(record.tokens / taken)} tokens/s ({seconds_text(taken)})"
+        for name, taken in seconds.items()
+        if taken is not None
+    ]
+
+
+def rests_on(record: PassRecord) -> str:
+    """What the prediction of this package's operations rests on, and which attention is assumed, in words."""
+    words = []
+    for op, how in record.tuned.items():
+        name = "attention" if op in ATTENDING else op
+        if how == "composed":
+            words.append(f"{name} composed of PyTorch's kernels")
+        else:
+            words.append(f"{name} {how}" if how in kernel_shares.WORDS else f"{how} as published")
+    return f"; {', '.join(words)}, the rest PyTorch's kernels" if words else ""
 
 
 def parts_table(record: PassRecord, *, layers: bool = False) -> Table:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 
 from msgspec import structs
@@ -20,7 +21,7 @@ from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.models.config import GriffinConfig
 from griffin_kernels.models.presets import preset
-from roofline.forward import Forward, KernelTime, Timer
+from roofline.forward import Forward, HostWaits, KernelTime, Timer, tuned_words
 from roofline.study_records import REGIMES, Part, PassRecord
 from roofline.target import AnalysisTarget
 from roofline.training_memory import largest_batch, memory_of_training
@@ -63,7 +64,9 @@ def analyse_step(
     known: dict[tuple[Kernel, ...], tuple[KernelTime, ...]] = {}
     for step in steps:  # layers of a kind are alike
         if step.kernels not in known:
-            known[step.kernels] = tuple(map(timer.time, step.kernels))
+            known[step.kernels] = tuple(timer.time(kernel, step.kind) for kernel in step.kernels)
+    waits = HostWaits.on(target, [time for step in steps for time in known[step.kernels]])
+    known = {kernels: tuple(map(waits.waited, found)) for kernels, found in known.items()}
     times = [known[step.kernels] for step in steps]
     parts = [_part(step, timed, config) for step, timed in zip(steps, times, strict=True)]
     predicted = dict.fromkeys(REGIMES, 0.0)
@@ -87,11 +90,12 @@ def analyse_step(
         model=model if isinstance(model, str) else name, parameters=config.parameters(), parts=parts,
         phase="train", batch=batch, seq=seq, dtype=dtype,
         floor_s=sum(part.floor_s for part in parts), predicted_s=predicted_s, predicted_by_regime_s=predicted,
-        graphed_s=predicted_s - predicted["launch"], tokens_per_s=batch * seq / predicted_s,
+        graphed_s=waits.graphed_s, tokens_per_s=batch * seq / predicted_s,
         regime=max(predicted, key=lambda name: predicted[name]),
         weight_bytes=memory.weights, cache_bytes=0, activation_bytes=memory.peak - memory.weights,
         needed_bytes=memory.peak, device_bytes=device, fits=fits,
         largest_batch=largest_batch(config, seq, dtype, training, device, gpu=gpu), training=facts,
+        mode=target.mode, eager_s=waits.eager_s, tuned=tuned_words(itertools.chain.from_iterable(times)),
     )  # fmt: skip
     told = (
         f"{OPTIMIZERS[optimizer]}, after gradients are clipped to a norm",

@@ -32,8 +32,9 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(autouse=True, scope="session")
 def own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What was tuned on this machine for real is not what tests read, nor where they write."""
+    """What was tuned on this machine for real, or ships, is not what tests read, nor where they write."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("griffin_kernels.registry_files.SHIPPED", tmp_path_factory.mktemp("shipped"))
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         patch.delenv("GRIFFIN_KERNELS_REGISTRY", raising=False)
         yield

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from griffin_kernels import catalog
-from griffin_kernels.contract import _kernel_modules
+from griffin_kernels.kernel_sources import kernel_modules
 from tests import purity, quick
 
 
@@ -70,7 +70,7 @@ def test_unit_files_are_found_by_their_mark():
 def test_sources_of_a_variant_are_those_that_it_was_loaded_from():
     for key in ("linear_scan/triton.sequential", "rg_lru_bwd/triton.fused_scan", "recurrent_block/numba.fused"):
         variant = catalog.variant(key)
-        hashed = {Path(str(sys.modules[name].__file__)) for name in _kernel_modules(variant.run.__module__)}
+        hashed = {Path(str(sys.modules[name].__file__)) for name in kernel_modules(variant.run.__module__)}
         packages = {path for path in hashed if path.name == "__init__.py"}
         assert hashed - packages <= quick.sources(variant.op, variant.name)
 

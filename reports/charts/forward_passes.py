@@ -181,11 +181,15 @@ def _cells(name: str, points: Sequence[GridPoint], view: PageView, facet: int, l
 
 
 def _cell_hover(point: GridPoint) -> str:
-    launches = 1 - point.graphed_s / point.predicted_s
+    launches = f"launches {fmt.share(1 - point.graphed_s / point.predicted_s)}"
+    if point.mode == "graph" and point.eager_s:
+        launches = (
+            f"launched from Python {fmt.time(point.eager_s)}, {fmt.decimal(point.tokens / point.eager_s, 'tokens/s')}"
+        )
     return plot.text(
         words.label(point),
         f"{fmt.time(point.predicted_s)}, {fmt.decimal(point.tokens_per_s, 'tokens/s')}",
         f"bound by {words.regime(point.regime)}",
-        f"floor {fmt.share(point.floor_s / point.predicted_s)} of the time, launches {fmt.share(launches)}",
+        f"floor {fmt.share(point.floor_s / point.predicted_s)} of the time, {launches}",
         f"needs {fmt.size(point.needed_bytes)}" + (": does not fit in memory" if point.fits is False else ""),
     )

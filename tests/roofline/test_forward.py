@@ -59,13 +59,13 @@ def test_floor_is_the_longest_of_four_times_and_sums_up():
 
 
 def test_launches_are_added_on_a_cpu_and_hidden_on_a_gpu():
-    here, gpu = run(target()), run(target(asynchronous=True))
+    here, gpu = run(target()), run(target(asynchronous=True, host_s=1e-4))
     assert here.record.predicted_by_regime_s["launch"] == pytest.approx(
         1e-4 * sum(t.kernel.launches for t in times_of(here))
     )
-    for time in times_of(gpu):
-        kernels = sum(seconds for name, seconds in time.predicted.items() if name != "launch")
-        assert kernels + time.predicted["launch"] >= 1e-4 * time.kernel.launches * (1 - 1e-9)
+    launches = sum(time.launches for time in times_of(gpu))
+    kernels = sum(seconds for name, seconds in gpu.record.predicted_by_regime_s.items() if name != "launch")
+    assert gpu.latency_s == pytest.approx(max(kernels, 1e-4 * launches))
     assert gpu.latency_s < here.latency_s
     assert gpu.record.graphed_s <= here.record.graphed_s
 
@@ -110,7 +110,7 @@ def test_regimes_of_decode_with_fused_kernels_and_captured_launches(family):
     # a small batch reads weights; many long sequences read keys and values, but for Hawk, whose state
     # does not grow
     sheet = of_sku("nvidia-h100-sxm")
-    table = tuple(c for c in sheet.ceilings.table if c.name != "launch")
+    table = tuple(c for c in sheet.ceilings.table if not c.name.startswith("launch"))
     bare = dataclasses.replace(sheet.ceilings, table=table)
     where = dataclasses.replace(sheet, ceilings=bare, tuned=lambda case: Tuned(1.0, "fused, at its floor"))
     small = run(where, f"{family}-1b3", "decode", 1, 2048, "bfloat16")

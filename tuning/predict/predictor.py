@@ -135,7 +135,7 @@ def tune_target(
     line(console, f"predicting {len(spaces)} cases on {where.sheet.name} ({where.arch}): {count} candidates")
     reports, complete = compile_rounds(spaces, estimates, effort, began, console, jobs)
     choices = [(space, space.choose()) for space in spaces]
-    entries = tuple(_entry(space, chosen, sku) for space, chosen in choices if chosen is not None)
+    entries = tuple(entry(space, chosen, sku) for space, chosen in choices if chosen is not None)
     missing = tuple(f"{space.op.name} {space.case.key}: {_why_none(space)}" for space, c in choices if c is None)
     found = PredictionsFile(
         version=PREDICTIONS_VERSION,
@@ -274,7 +274,8 @@ def compiled_space(
     return found
 
 
-def _entry(space: TargetSpace, chosen: TargetCandidate, sku: str) -> Entry:
+def entry(space: TargetSpace, chosen: TargetCandidate, sku: str) -> Entry:
+    """A registry's entry of what was chosen for a case."""
     variant, found = chosen.planned.variant, chosen.predicted
     return Entry(
         op=space.op.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from griffin_kernels.case import BenchCase, Case, Cost
+from griffin_kernels.nearness import Nearness
 from griffin_kernels.ops.rg_lru.cost import index_bytes
 
 FLAGS = ("softcap", "segmented", "packed")
@@ -14,6 +15,10 @@ RIGHT = "right"
 
 PACKED_KEYS = "packed_keys"
 """The flag of packed cases whose keys are packed apart from the queries, by cu_seqlens_k."""
+
+
+NEAR = Nearness(exact_dims=("Hkv", "d"), free_dims=("N",), minor_flags=(RIGHT, PACKED_KEYS))
+"""What look-up compares."""
 
 
 def right_of(case: Case) -> int:

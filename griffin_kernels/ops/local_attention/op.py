@@ -48,7 +48,7 @@ from griffin_kernels.ops._arguments import Offsets
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.linear_scan.op import check_cu_seqlens
 from griffin_kernels.ops.local_attention._key_ranges import first_keys, last_keys
-from griffin_kernels.ops.local_attention.cost import FLAGS, PACKED_KEYS, RIGHT, cost, make_case, right_of
+from griffin_kernels.ops.local_attention.cost import FLAGS, NEAR, PACKED_KEYS, cost, make_case, right_of
 
 SOFTCAP = 4.0
 """The softcap of cases that have one; their scores have a standard deviation near 2, so that it bends them."""
@@ -356,8 +356,8 @@ OP = Op(
     splits=(ROWS, ("Hkv", "Hq")),
     # S is matched like T and W, by nearness: case_of keeps max(T, W) <= S < T + W, so that it never excludes what is
     # near in T and W by more than a factor of two, and among those prefers the like: keys carried, or none
-    exact_dims=("Hkv", "d"),
-    free_dims=("N",),
-    minor_flags=(RIGHT, PACKED_KEYS),
+    exact_dims=NEAR.exact_dims,
+    free_dims=NEAR.free_dims,
+    minor_flags=NEAR.minor_flags,
     check=check,
 )

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from griffin_kernels.case import BenchCase, Case, Cost
+from griffin_kernels.nearness import Nearness
 from griffin_kernels.ops.local_attention.cost import attending
 
 FLAGS = ("softcap",)
 """Properties of a call that look-up matches exactly."""
+
+
+NEAR = Nearness(exact_dims=("Hkv", "d"), free_dims=("P",))
+"""What look-up compares."""
 
 
 def cost(case: Case) -> Cost:

@@ -27,7 +27,7 @@ from griffin_kernels.ops import _slots
 from griffin_kernels.ops._arguments import Slots
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.local_attention import op as attention
-from griffin_kernels.ops.local_attention_step.cost import FLAGS, cost, make_case
+from griffin_kernels.ops.local_attention_step.cost import FLAGS, NEAR, cost, make_case
 
 NewKey = Annotated[Tensor, TensorSpec("B Hkv d")]
 """The new token's key or value."""
@@ -182,8 +182,8 @@ OP = Op(
     tolerance=tolerance,
     case_of=case_of,
     splits=(ROWS, ("Hkv", "Hq")),
-    exact_dims=("Hkv", "d"),
-    free_dims=("P",),
+    exact_dims=NEAR.exact_dims,
+    free_dims=NEAR.free_dims,
     check=check,
     in_place=("k_cache", "v_cache"),
 )

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from griffin_kernels.case import BenchCase, Case, Cost
+from griffin_kernels.nearness import Nearness
 from griffin_kernels.ops.recurrent_block_step.cost import GELU_FLOPS, GELU_SPECIALS
 from griffin_kernels.ops.rg_lru.cost import FLAGS as FLAGS
 from griffin_kernels.ops.rg_lru.cost import index_bytes
+
+NEAR = Nearness(exact_dims=("K",), free_dims=("n", "N"))
+"""What look-up compares."""
 
 
 def weight_elements(case: Case) -> int:

@@ -21,7 +21,7 @@ from griffin_kernels.case import DTYPE_BYTES
 from griffin_kernels.contract import ROWS, BenchCase, Case, Inputs, Op, TensorSpec, Tolerance, dtype_name
 from griffin_kernels.ops._arguments import Channels, Offsets, Positions, Sequence, State
 from griffin_kernels.ops.linear_scan.op import rows_of
-from griffin_kernels.ops.recurrent_block.cost import cost, make_case
+from griffin_kernels.ops.recurrent_block.cost import NEAR, cost, make_case
 from griffin_kernels.ops.rg_lru import op as lru
 from griffin_kernels.ops.temporal_conv1d import op as conv
 
@@ -157,7 +157,7 @@ OP = Op(
     tolerance=tolerance,
     case_of=case_of,
     splits=(ROWS, ("H", "D")),
-    exact_dims=("K",),
-    free_dims=("n", "N"),
+    exact_dims=NEAR.exact_dims,
+    free_dims=NEAR.free_dims,
     check=check,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from griffin_kernels.case import BenchCase, Case, Cost
+from griffin_kernels.nearness import Nearness
 from griffin_kernels.ops.rg_lru_step.cost import STATE_BYTES, weight_elements
 from griffin_kernels.ops.temporal_conv1d.cost import GELU_FLOPS as GELU_FLOPS
 from griffin_kernels.ops.temporal_conv1d.cost import GELU_SPECIALS as GELU_SPECIALS
@@ -12,6 +13,10 @@ from griffin_kernels.ops.temporal_conv1d_step.cost import index_bytes
 
 FLAGS: tuple[str, ...] = ()
 """Positions and slots are read, but change nothing that look-up should tell apart."""
+
+
+NEAR = Nearness(exact_dims=("K",), free_dims=("n", "P"))
+"""What look-up compares."""
 
 
 def cost(case: Case) -> Cost:

@@ -20,7 +20,7 @@ from griffin_kernels.ops._arguments import Channels, Slots, States, TokenPositio
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops.recurrent_block import op as block
 from griffin_kernels.ops.recurrent_block.cost import make_case as block_case
-from griffin_kernels.ops.recurrent_block_step.cost import cost, make_case
+from griffin_kernels.ops.recurrent_block_step.cost import NEAR, cost, make_case
 from griffin_kernels.ops.rg_lru import op as lru
 from griffin_kernels.ops.rg_lru_step import op as lru_step
 from griffin_kernels.ops.temporal_conv1d import op as conv
@@ -139,8 +139,8 @@ OP = Op(
     tolerance=tolerance,
     case_of=case_of,
     splits=(ROWS, ("H", "D")),
-    exact_dims=("K",),
-    free_dims=("n", "P"),
+    exact_dims=NEAR.exact_dims,
+    free_dims=NEAR.free_dims,
     check=check,
     in_place=("conv_state", "h"),
 )

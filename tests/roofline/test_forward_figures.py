@@ -35,8 +35,8 @@ def with_nodes(sku):
 
 
 def on(sku, model, phase="decode", batch=1, seq=32768, attention="flash", **facts):
-    where = dataclasses.replace(with_nodes(sku), tuned=facts.pop("tuned", tuned()))
-    return analyse(model, where, phase=phase, batch=batch, seq=seq, dtype="bfloat16", attention=attention)
+    where = dataclasses.replace(with_nodes(sku), tuned=facts.pop("tuned", tuned())).attending(attention)
+    return analyse(model, where, phase=phase, batch=batch, seq=seq, dtype="bfloat16")
 
 
 @pytest.mark.parametrize("host_s", [1e-9, 1e-3])

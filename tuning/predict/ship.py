@@ -123,7 +123,7 @@ def ship(
         for sku in members:
             where = time_model.machine(sku)
             estimates = EstimatedCode(where)
-            spaces = [TargetSpace(job, where, time_model.ASSUMED, estimates) for job in jobs_of(sku, budget)]
+            spaces = [TargetSpace(job, where, where.constants, estimates) for job in jobs_of(sku, budget)]
             if not reports:
                 reports, _ = predictor.compile_rounds(spaces, estimates, EFFORTS[budget], began, told, processes)
             for space in spaces:

@@ -21,6 +21,7 @@ from griffin_kernels.nn import RGLRU, RMSNorm, TemporalConv1D
 from griffin_kernels.nn.attention_layers import rope_tables
 from griffin_kernels.nn.drawing import draw_linear, factory_of, undrawn
 from griffin_kernels.nn.linear_layers import linear
+from griffin_kernels.nn.sharded import local
 
 
 class Griffin(nn.Module):
@@ -42,7 +43,7 @@ class Griffin(nn.Module):
     ) -> None:
         super().__init__()
         factory = factory_of(device, dtype)
-        self.config = config
+        self.config = self.cache_config = config  # of a model cut over ranks, a cache has this rank's sizes
         sizes = (config.vocab_size, config.width)
         self.embedding = undrawn(nn.Embedding, *sizes, factory=factory)
         self.blocks = nn.ModuleList(ResidualBlock(config, kind, factory) for kind in config.block_types)
@@ -70,7 +71,7 @@ class Griffin(nn.Module):
         graph needs all the room it will ever use.
         """
         weight = self.embedding.weight
-        return Cache(self.config, batch, device=weight.device, dtype=weight.dtype, tokens=tokens)
+        return Cache(self.cache_config, batch, device=weight.device, dtype=weight.dtype, tokens=tokens)
 
     def forward(
         self,
@@ -181,7 +182,7 @@ class Griffin(nn.Module):
         hidden, _ = self.hidden(tokens, segment_pos, return_cache=False)
         return linear_cross_entropy(
             hidden,
-            self.embedding.weight,
+            local(self.embedding.weight),
             targets,
             softcap=self.config.logits_softcap,
             ignore_index=ignore_index,
@@ -240,7 +241,7 @@ class Griffin(nn.Module):
 
     def _logits(self, x: Tensor) -> Tensor:
         """Of what ``hidden`` gives."""
-        logits = linear(x, self.embedding.weight)
+        logits = linear(x, local(self.embedding.weight))
         cap = self.config.logits_softcap
         if cap is None:
             return logits
@@ -266,7 +267,7 @@ class Griffin(nn.Module):
         if cache is not None:
             if not isinstance(cache, Cache):
                 raise errors.ArgumentError(f"cache is a {type(cache).__name__}, expected the Cache of an earlier call")
-            cache.check(self.config, tokens.shape[0], tokens.device, weight.dtype)
+            cache.check(self.cache_config, tokens.shape[0], tokens.device, weight.dtype)
         # values are read where that waits for nothing
         if tokens.device.type != "cpu" or tokens.numel() == 0 or not _bridge.is_plain((tokens,)):
             return

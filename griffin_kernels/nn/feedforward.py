@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from griffin_kernels.nn.drawing import draw_linear, factory_of, positive, undrawn
 from griffin_kernels.nn.linear_layers import Linear
+from griffin_kernels.nn.sharded import local
 
 
 class RMSNorm(nn.Module):
@@ -36,8 +37,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., width]; the result has its shape and dtype."""
         compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-        scale = 1.0 + self.weight.to(compute)
-        return functional.rms_norm(x.to(compute), self.weight.shape, scale, self.eps).to(x.dtype)
+        scale = 1.0 + local(self.weight).to(compute)
+        return functional.rms_norm(x.to(compute), scale.shape, scale, self.eps).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from griffin_kernels.functional._bridge import is_plain, wants_gradient
+from griffin_kernels.nn.sharded import local
 
 MOST_ROWS = 2
 """Rows of x up to which reading the weights for each is quicker than torch's product, by measurement."""
@@ -48,4 +49,4 @@ class Linear(nn.Linear):
     """``nn.Linear`` that decodes faster with bfloat16 weights on a CPU; see ``linear``."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias)
+        return linear(input, local(self.weight), None if self.bias is None else local(self.bias))

@@ -19,6 +19,7 @@ from griffin_kernels.functional import (
 )
 from griffin_kernels.nn.drawing import draw_decay, draw_gate, draw_linear, draw_taps, factory_of, positive, undrawn
 from griffin_kernels.nn.linear_layers import Linear
+from griffin_kernels.nn.sharded import local
 
 
 class TemporalConv1D(nn.Module):
@@ -52,12 +53,17 @@ class TemporalConv1D(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    @property
+    def taps(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias."""
+        return local(self.weight), None if self.bias is None else local(self.bias)
+
     def forward(self, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """x: [B, T, width]; options: state, segment_pos, cu_seqlens, activation and residual of ``temporal_conv1d``.
 
         Returns y [B, T, width] and the state [B, K-1, width] for the tokens that follow, both in x's dtype.
         """
-        return temporal_conv1d(x, self.weight, self.bias, **options)
+        return temporal_conv1d(x, *self.taps, **options)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, conv_width={self.weight.shape[0]}, bias={self.bias is not None}"
@@ -100,7 +106,7 @@ class RGLRU(nn.Module):
 
     @property
     def weights(self) -> RGLRUWeights:
-        return RGLRUWeights(*[getattr(self, name) for name in RGLRUWeights._fields])
+        return RGLRUWeights(*[local(getattr(self, name)) for name in RGLRUWeights._fields])
 
     def reset_parameters(self) -> None:
         a_param, *gates, input_bias, recurrence_bias = self.weights
@@ -173,7 +179,7 @@ class RecurrentBlock(nn.Module):
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """What ``recurrent_block`` is given before the weights of the RG-LRU: both branches, the convolution's."""
-        return self.linear_x(x), self.linear_y(x), self.conv.weight, self.conv.bias
+        return self.linear_x(x), self.linear_y(x), *self.conv.taps
 
     def forward(
         self,

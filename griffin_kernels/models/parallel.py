@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from griffin_kernels import errors
 from griffin_kernels.models.layers import CachedAttention, CachedRecurrence
-from griffin_kernels.models.shard_plan import Cut, local_config, shard_plan
+from griffin_kernels.models.shard_plan import ShardCut, local_config, shard_plan
 from griffin_kernels.nn import GatedMLP, sharded
 from griffin_kernels.nn.linear_layers import Linear, linear
 from griffin_kernels.nn.sharded import local
@@ -37,7 +37,7 @@ sharded.CUT = (DTensor,)
 
 
 def tensor_parallel(model: Griffin, mesh: DeviceMesh) -> Griffin:
-    """Cut a model over a mesh, in place, and return it. Every rank of the mesh calls this, and then the model, alike.
+    """ShardCut a model over a mesh, in place, and return it. Every rank of the mesh calls this, and then the model, alike.
 
     model: a ``Griffin`` on the mesh's kind of device; parameters of the mesh's first rank are what all ranks get.
     mesh: of one dimension, with a size that ``shard_plan`` takes. Tokens, logits and losses are whole on every rank.
@@ -213,7 +213,7 @@ def _row_parallel(layer: nn.Linear, group: str) -> None:
     layer.__class__, layer.group = RowParallelLinear, group  # type: ignore[assignment]
 
 
-def _distribute(model: nn.Module, name: str, cut: Cut, mesh: DeviceMesh) -> None:
+def _distribute(model: nn.Module, name: str, cut: ShardCut, mesh: DeviceMesh) -> None:
     """Replace a parameter by a DTensor of it."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)

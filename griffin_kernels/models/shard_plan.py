@@ -16,7 +16,7 @@ from griffin_kernels.models.config import GriffinConfig
 
 
 @dataclass(frozen=True)
-class Cut:
+class ShardCut:
     """One parameter. shape: of the whole. dim: the dimension that is cut in equal pieces; None: every rank has all."""
 
     shape: tuple[int, ...]
@@ -57,7 +57,7 @@ def check_tp(config: GriffinConfig, tp: int) -> None:
     raise errors.ArgumentError(f"tp is {tp}, expected one of {', '.join(map(str, possible))}: it has to divide {sizes}")
 
 
-def shard_plan(config: GriffinConfig, tp: int) -> Mapping[str, Cut]:
+def shard_plan(config: GriffinConfig, tp: int) -> Mapping[str, ShardCut]:
     """Every parameter of ``tensor_parallel(Griffin(config), mesh)`` by name, for ``tp`` ranks; those of one too.
 
     Names and shapes do not depend on ``tp``, so that neither do checkpoints. The MLP's ``up`` is gate and value,
@@ -73,24 +73,24 @@ def shard_plan(config: GriffinConfig, tp: int) -> Mapping[str, Cut]:
     )
     gates = {f"rg_lru.{gate}_gate_{part}" for gate in ("input", "recurrence") for part in ("weight", "bias")}
     recurrent = {
-        "linear_x.weight": Cut((r, d), 0), "linear_x.bias": Cut((r,), 0),
-        "linear_y.weight": Cut((r, d), 0), "linear_y.bias": Cut((r,), 0),
-        "conv.weight": Cut((config.conv_width, r), 1), "conv.bias": Cut((r,), 0),
-        "rg_lru.a_param": Cut((r,), 0),
-        **{name: Cut((heads, n, n) if name.endswith("weight") else (heads, n), 0) for name in sorted(gates)},
-        "linear_out.weight": Cut((d, r), 1), "linear_out.bias": Cut((d,)),
+        "linear_x.weight": ShardCut((r, d), 0), "linear_x.bias": ShardCut((r,), 0),
+        "linear_y.weight": ShardCut((r, d), 0), "linear_y.bias": ShardCut((r,), 0),
+        "conv.weight": ShardCut((config.conv_width, r), 1), "conv.bias": ShardCut((r,), 0),
+        "rg_lru.a_param": ShardCut((r,), 0),
+        **{name: ShardCut((heads, n, n) if name.endswith("weight") else (heads, n), 0) for name in sorted(gates)},
+        "linear_out.weight": ShardCut((d, r), 1), "linear_out.bias": ShardCut((d,)),
     }  # fmt: skip
     attention = {
-        "qkv.q.weight": Cut((queries, d), 0),
-        "qkv.kv.weight": Cut((2, keys, d), 1 if config.num_kv_heads > 1 else None),
-        "out.weight": Cut((d, queries), 1), "out.bias": Cut((d,)),
+        "qkv.q.weight": ShardCut((queries, d), 0),
+        "qkv.kv.weight": ShardCut((2, keys, d), 1 if config.num_kv_heads > 1 else None),
+        "out.weight": ShardCut((d, queries), 1), "out.bias": ShardCut((d,)),
     }  # fmt: skip
     rest = {
-        "temporal_norm.weight": Cut((d,)), "channel_norm.weight": Cut((d,)),
-        "mlp.up.weight": Cut((2, h, d), 1), "mlp.up.bias": Cut((2, h), 1),
-        "mlp.down.weight": Cut((d, h), 1), "mlp.down.bias": Cut((d,)),
+        "temporal_norm.weight": ShardCut((d,)), "channel_norm.weight": ShardCut((d,)),
+        "mlp.up.weight": ShardCut((2, h, d), 1), "mlp.up.bias": ShardCut((2, h), 1),
+        "mlp.down.weight": ShardCut((d, h), 1), "mlp.down.bias": ShardCut((d,)),
     }  # fmt: skip
-    plan = {"embedding.weight": Cut((config.vocab_size, d)), "final_norm.weight": Cut((d,))}
+    plan = {"embedding.weight": ShardCut((config.vocab_size, d)), "final_norm.weight": ShardCut((d,))}
     for index, kind in enumerate(config.block_types):
         mixing = recurrent if kind == "recurrent" else attention
         plan |= {f"blocks.{index}.mixing.{name}": cut for name, cut in mixing.items()}

@@ -37,7 +37,7 @@ sharded.CUT = (DTensor,)
 
 
 def tensor_parallel(model: Griffin, mesh: DeviceMesh) -> Griffin:
-    """ShardCut a model over a mesh, in place, and return it. Every rank of the mesh calls this, and then the model, alike.
+    """Cut a model over a mesh, in place, and return it. Every rank of the mesh calls this, and then the model, alike.
 
     model: a ``Griffin`` on the mesh's kind of device; parameters of the mesh's first rank are what all ranks get.
     mesh: of one dimension, with a size that ``shard_plan`` takes. Tokens, logits and losses are whole on every rank.

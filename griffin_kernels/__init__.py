@@ -20,10 +20,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "dispatch": "explain refresh select use",
-    "functional": "RGLRUWeights block_diagonal_scan complex_rg_lru complex_scan last_tokens linear_scan "
-    "linear_scan_extend linear_scan_step local_attention local_attention_extend local_attention_step recurrent_block "
-    "recurrent_block_extend recurrent_block_step rg_lru rg_lru_extend rg_lru_gated rg_lru_step rms_norm "
-    "segment_positions temporal_conv1d temporal_conv1d_extend temporal_conv1d_step",
+    "functional": "RGLRUWeights block_diagonal_scan complex_rg_lru complex_scan gated_gelu geglu last_tokens "
+    "linear_scan linear_scan_extend linear_scan_step local_attention local_attention_extend local_attention_step "
+    "recurrent_block recurrent_block_extend recurrent_block_step rg_lru rg_lru_extend rg_lru_gated rg_lru_step "
+    "rms_norm segment_positions temporal_conv1d temporal_conv1d_extend temporal_conv1d_step",
 }
 
 __all__ = sorted(name for names in _HOMES.values() for name in names.split())

@@ -28,6 +28,8 @@ ROWS = {
     "temporal_conv1d, residual": "B2-T{}-D8-K4-{}+residual~state",
     "temporal_conv1d, gelu without a bias": "B2-T{}-D8-K4-{}+gelu~state~no_bias",
     "recurrent_block": "B2-T{}-D8-K4-H2-n4-{}+segmented~state~h0",
+    "gated_gelu": "B2-T{}-D8-{}",
+    "geglu": "B2-T{}-D8-{}",
     "local_attention": "B2-T{}-Hq4-Hkv2-d8-W5-{}+softcap",
     "local_attention, documents": "B2-T{}-Hq4-Hkv2-d8-W5-{}+segmented",
     "rms_norm": "B2-T{}-D8-{}+residual~offset",
@@ -67,6 +69,8 @@ def public(name, given):
         given = given | {"weights": RGLRUWeights(**{gate: given[gate] for gate in RGLRUWeights._fields})}
     if isinstance(given.get("log_a"), bool):  # the op's option; the function has an argument for each
         given = given | {"log_a": given["a"] if given["log_a"] else None, "a": None if given["log_a"] else given["a"]}
+    if name == "geglu" and isinstance(given["x"], torch.Tensor) and given["x"].dim() > 1:
+        given = given | {"x": given["x"].flatten(-2)}  # [B,T,2,D]; the function has both halves in one dimension
     if name == "linear_scan":
         given = given | {"return_a_prod": given.get("with_a_prod", False)}
     outputs = getattr(griffin_kernels, name)(**{k: v for k, v in given.items() if k in PARAMETERS[name]})

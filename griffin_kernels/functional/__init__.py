@@ -16,6 +16,8 @@ from griffin_kernels.functional._extend import linear_scan_extend as linear_scan
 from griffin_kernels.functional._extend import recurrent_block_extend as recurrent_block_extend
 from griffin_kernels.functional._extend import rg_lru_extend as rg_lru_extend
 from griffin_kernels.functional._extend import temporal_conv1d_extend as temporal_conv1d_extend
+from griffin_kernels.functional._feedforward import gated_gelu as gated_gelu
+from griffin_kernels.functional._feedforward import geglu as geglu
 from griffin_kernels.functional._norms import rms_norm as rms_norm
 from griffin_kernels.functional._recurrent import recurrent_block as recurrent_block
 from griffin_kernels.functional._recurrent import recurrent_block_step as recurrent_block_step

@@ -174,11 +174,11 @@ class WithGradient(Operator):
         def setup_both(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             setup_context(ctx, inputs, output)
             if tangents is not None:
-                _keep(ctx.save_for_forward, ctx, (*inputs, output[0]))
+                _keep(ctx.save_for_forward, ctx, (*inputs, output[0] if isinstance(output, tuple) else output))
 
         def jvp(ctx: Any, *moved: Any) -> Any:
             *inputs, first = _kept(ctx)
-            return tangents(self, op.call(*inputs), first, op.call(*moved))
+            return self.new(tangents(self, op.call(*inputs), first, op.call(*moved)))
 
         pulled = torch.autograd.function.once_differentiable(backward) if once else backward
         # functorch wants setup_context apart; with it apart torch inspects signatures at every call, some 40 us
@@ -256,7 +256,7 @@ class Differentiable(WithGradient):
         zeros = {
             name: next(other for other in kept if known_as[other] == known_as[name])
             for name in upstream
-            if not known_as[name].optional
+            if not known_as[name].optional and len(results) > 1
         }
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -272,6 +272,8 @@ class Differentiable(WithGradient):
             ctx.set_materialize_grads(False)  # torch would make plain zeros for DTensors too
 
         def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+            if gradients == (None,):  # nothing reaches the only output
+                return (None,) * len(fields)
             saved = dict(zip(kept, ctx.saved_tensors, strict=True))
             reached = {f"d{name}": gradient for name, gradient in zip(results, gradients, strict=True)}
             reached |= dict.fromkeys(ctx.absent)

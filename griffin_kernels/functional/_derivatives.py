@@ -1,5 +1,5 @@
-"""Derivatives of the scans made of the scans themselves: tangents, and a gradient that has gradients. Those of rms_norm
-are made of PyTorch's operations.
+"""Derivatives made of the scans themselves: tangents, and a gradient that has gradients. Those of rms_norm and
+of the gated MLP are made of PyTorch's operations.
 
     h_t = m_t A_t h_{t-1} + x_t                            A_t: gates, the matrices of blocks, or complex gates
     tangent:   h'_t = m_t A_t h'_{t-1} + (x'_t + m_t A'_t h_{t-1})    the same scan of other inputs
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from griffin_kernels.contract import accumulator
+from griffin_kernels.ops._activation import gelu_and_slope
 from griffin_kernels.ops.complex_scan.op import flat, paired, product
 from griffin_kernels.ops.linear_scan.op import gates_and_shares, through_options
 from griffin_kernels.ops.rms_norm_bwd import eager_composed
@@ -260,6 +261,35 @@ def _norm_gradient(norm: Any, call: Any) -> tuple[Tensor, ...]:
     return eager_composed.gradients(call)
 
 
+def _apart(call: Any) -> Any:
+    """gate, value and what comes with them of a call of gated_gelu, of geglu or of a gradient, by name."""
+    found = call._asdict()
+    if (x := found.pop("x", None)) is not None:
+        found |= {"gate": x.select(-2, 0), "value": x.select(-2, 1)}
+    return found
+
+
+def _gelu_tangents(operator: Any, call: Any, out: Tensor, moved: Any) -> tuple[Tensor | None, ...]:
+    """d out = gelu'(gate) value d gate + gelu(gate) d value."""
+    given, change, wide = _apart(call), _apart(moved), accumulator(call[0].dtype)
+    made, slope = gelu_and_slope(given["gate"].to(wide))
+    terms = []
+    if (gate := change.get("gate")) is not None:
+        terms.append(slope * given["value"].to(wide) * gate.to(wide))
+    if (value := change.get("value")) is not None:
+        terms.append(made * value.to(wide))
+    return (sum(terms[1:], terms[0]).to(out.dtype),)
+
+
+def _gelu_gradient(operator: Any, call: Any) -> tuple[Tensor, ...]:
+    """dgate and dvalue of the gradient's ``call``, or both in one tensor where gate and value are; differentiable."""
+    dtype = call.dout.dtype
+    given = {name: tensor.to(accumulator(dtype)) for name, tensor in _apart(call).items()}
+    made, slope = gelu_and_slope(given["gate"])
+    found = (given["dout"] * given["value"] * slope).to(dtype), (given["dout"] * made).to(dtype)
+    return (torch.stack(found, dim=-2),) if "x" in call._fields else found
+
+
 ADDED = {"temporal_conv1d": {"residual": "y"}, "rms_norm": {"residual": "x"}}
 """Inputs of which an op's gradient op knows nothing, as what they are added to has their gradient: what reaches that
 output, or the gradient of that input."""
@@ -272,5 +302,7 @@ RULES = {
     "linear_scan": Rules(_linear_tangents, _linear_gradient, {"a_prod": ("a", of_product)}),
     "block_diagonal_scan": Rules(tangents, gradient),
     "complex_scan": Rules(_complex_tangents, _complex_gradient),
+    "gated_gelu": Rules(_gelu_tangents, _gelu_gradient),
+    "geglu": Rules(_gelu_tangents, _gelu_gradient),
 }
 """Ops with tangents and with a gradient that has gradients; the others have a gradient alone."""

@@ -46,6 +46,11 @@ def activated(v: Lanes, activation: str | None, z: Any) -> Any:
 
 def slope(v: Lanes, activation: str, z: Any) -> Any:
     """The derivative of the activation at z."""
+    return value_and_slope(v, activation, z)[1]
+
+
+def value_and_slope(v: Lanes, activation: str, z: Any) -> tuple[Any, Any]:
+    """The activation of z and its derivative, from one sigmoid."""
     value = v.at_most(v.at_least(z, -_FLAT[activation]), _FLAT[activation])
     argument = steepness = value
     if activation == "gelu":
@@ -54,4 +59,5 @@ def slope(v: Lanes, activation: str, z: Any) -> Any:
         inner = v.multiply_add(square, v.constant(6 * _gelu.SCALE * _gelu.CUBIC), scale)
         steepness = v.multiply(value, inner)
     share, rest = _sigmoid(v, argument)
-    return v.multiply_add(v.multiply(steepness, rest), share, share)
+    made = v.multiply(v.at_least(z, -_FLAT[activation]), share)
+    return made, v.multiply_add(v.multiply(steepness, rest), share, share)

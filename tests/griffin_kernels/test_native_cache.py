@@ -12,6 +12,7 @@ import pytest
 
 from griffin_kernels import contract
 from griffin_kernels.ops import _blas, _native
+from griffin_kernels.ops.gated_gelu import _gelu_numba as gated_gelu
 from griffin_kernels.ops.linear_scan import _scan_numba as linear_scan
 from griffin_kernels.ops.linear_scan_step import _scan_step_numba as linear_scan_step
 from griffin_kernels.ops.local_attention import _numba_blas as local_attention
@@ -30,6 +31,7 @@ from griffin_kernels.ops.temporal_conv1d import _conv_numba as temporal_conv1d
 from griffin_kernels.ops.temporal_conv1d_step import _conv_step_numba as temporal_conv1d_step
 
 MODULES = [
+    gated_gelu,
     linear_scan,
     linear_scan_step,
     local_attention,

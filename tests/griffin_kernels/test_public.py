@@ -119,7 +119,7 @@ def opchecked():
             "linear_scan": (cases, every[::4]),
             "block_diagonal_scan": (every[::3], every[::4]),
             "complex_scan": (cases[::4], every[::5]),
-            "temporal_conv1d": ([every[at] for at in (0, 4, 9, -5, -3, -1)],) * 2,
+            "temporal_conv1d": ([every[at] for at in (0, 4, 9, -5, -3, -1) if at < len(every)],) * 2,
             "local_attention": (
                 [c for c in cases if c is cases[0] or "packed" in c.flags or c["T"] < c.dims.get("S", 0)],
             )
@@ -197,6 +197,7 @@ def test_meta_tensors_give_shapes(name):
     on_meta = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     given = op.call(**on_meta)
     found = getattr(torch.ops.griffin_kernels, name)(*given)
+    found = found if isinstance(found, tuple) else (found,)
     for mine, theirs in zip(found, public(name, inputs), strict=False):
         assert (mine.shape, mine.dtype, mine.device.type) == (theirs.shape, theirs.dtype, "meta")
 

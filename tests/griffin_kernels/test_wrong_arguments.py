@@ -42,13 +42,9 @@ def test_every_argument_that_is_no_such_tensor_is_named(name):
             refuses(name, inputs, {argument: None}, ArgumentError, words)
         if (value := inputs[argument]) is None:
             continue
-        refuses(
-            name,
-            inputs,
-            {argument: value[None]},
-            ShapeError,
-            rf"{argument} has shape \[1, .*expected \[{spec.names[0]}",
-        )
+        if name != "geglu":  # which takes any number of dimensions
+            words = rf"{argument} has shape \[1, .*expected \[{spec.names[0]}"
+            refuses(name, inputs, {argument: value[None]}, ShapeError, words)
         weight = spec.dtype == "parameter" or argument.endswith("gate_weight")  # of any float dtype
         wrong = torch.int32 if argument == first or weight else torch.float16
         expected = "one of float32" if argument == first else value.dtype
@@ -273,6 +269,25 @@ BAD = {
         "inputs kept of another batch": (
             lambda i: {"conv_state": torch.ones(3, 3, 8)}, ShapeError, "conv_state has shape"
         ),
+    },
+    "gated_gelu": {
+        "a value of another width": (
+            lambda i: {"value": i["value"][..., 1:]}, ShapeError,
+            r"value has shape \[2, 6, 7\], expected \[B=2, T=6, D=8\]",
+        ),
+        "a value of another width, without steps": (
+            lambda i: {"gate": i["gate"][0], "value": i["value"][0, :, 1:]}, ShapeError,
+            r"value has shape \[6, 7\], expected gate's \[6, 8\]",
+        ),
+        "one value for all rows": (
+            lambda i: {"value": i["value"][0, 0]}, ShapeError, r"value has shape \[8\], expected \[B=2, T=6, D=8\]"
+        ),
+    },
+    "geglu": {
+        "an odd width": (
+            lambda i: {"x": i["x"][..., :1, 1:]}, ShapeError, r"x has shape \[2, 6, 7\], expected .* 2 M\]"
+        ),
+        "a number": (lambda i: {"x": torch.ones(())}, ShapeError, r"x has shape \[\], expected .* 2 M\]"),
     },
     "local_attention": ATTENTION | {
         "right below zero": (lambda i: {"right": -1}, ArgumentError, "right is -1, expected 0 or more keys after"),

@@ -16,7 +16,7 @@ from rich.console import Console
 from griffin_kernels import datasheet, errors
 from griffin_kernels.models.presets import PRESETS
 from roofline import forward_cli as words
-from roofline import tables
+from roofline import tables, validation_cli
 from roofline.ceilings import Ceiling, Ceilings, peak
 from roofline.console import DeviceOption, StatusLine, line, output, plain_errors, table
 from roofline.forward import analyse, sweep
@@ -24,6 +24,7 @@ from roofline.study_records import PassRecord
 from roofline.target import AnalysisTarget
 from roofline.training_work import TrainingPlan
 from roofline.units import seconds_text, si, units_text
+from roofline.validation import of_pass
 from roofline.what_if import largest_batch
 
 if TYPE_CHECKING:
@@ -143,6 +144,9 @@ def forward(
         sequences = largest.batch if largest else question.batch or 1
         found = analyse(question.model, target, batch=sequences, seq=question.seq, **same)
         record = found.record
+        if here is None:
+            seen = of_pass(target.name, question.phase, number, quantised=bool(found.weights))
+            record = structs.replace(record, uncertainty=seen)
         if run and here is not None:
             timing: Any = importlib.import_module(
                 "roofline." + ("training_timing" if question.training else "pass_timing")
@@ -186,6 +190,9 @@ def _plain(record: PassRecord, target: AnalysisTarget) -> dict[str, Any]:
     told |= {"device": target.name, "regime_share": record.regime_share, "assumptions": target.assumptions}
     told["parts"] = to_builtins(record.timed)
     return {name: value for name, value in told.items() if (name, value) != ("measured", None)}
+
+
+app.command()(validation_cli.validate)
 
 
 @app.command()

@@ -124,6 +124,20 @@ class Memory:
         return f"{needs}, the device has {gib(self.device)}" + ("" if self.fits else ": it does not fit")
 
 
+class Uncertainty(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far a prediction was seen to be off. share: nine of ten of the published rows of its kind were nearer than
+    this; None where nothing comparable was published. rows: how many there are. why: which, in words."""
+
+    share: float | None
+    rows: int
+    why: str
+
+    @property
+    def text(self) -> str:
+        """``within 12% (...)`` or ``none known (...)``."""
+        return f"none known ({self.why})" if self.share is None else f"within {self.share:.0%} ({self.why})"
+
+
 class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A pass that was run. samples_s: whole passes, no timers inside. parts_s: median seconds of each part in order,
     from passes with timers between parts; the timers cost what their sum exceeds the median by.
@@ -191,7 +205,7 @@ class PassRecord(PassSummary, frozen=True, kw_only=True, forbid_unknown_fields=T
     """One forward pass, or a training step: sizes, prediction by part, and the measurement if it was run.
 
     Of a training step activation_bytes is all that is needed beside the weights, and ``training`` says of what; that is
-    unset for a pass, and not written.
+    unset for a pass, and not written. uncertainty: of a prediction for a SKU, likewise.
     tuned: by op of this package, whether its time was ``measured``, ``predicted``, ``guessed`` or ``composed`` of
     PyTorch's kernels; the name of the published attention that took its place.
     """
@@ -205,6 +219,7 @@ class PassRecord(PassSummary, frozen=True, kw_only=True, forbid_unknown_fields=T
     parts: list[Part]
     measured: Measured | None = None
     tuned: dict[str, str] = {}
+    uncertainty: Uncertainty | msgspec.UnsetType = msgspec.UNSET
     training: TrainingFacts | msgspec.UnsetType = msgspec.UNSET
 
     @property

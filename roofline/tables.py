@@ -16,7 +16,7 @@ from griffin_kernels.models.config import GriffinConfig
 from roofline import kernel_shares
 from roofline.console import table
 from roofline.flash import ATTENDING
-from roofline.study_records import REGIMES, GridPoint, Part, PassRecord, Study
+from roofline.study_records import REGIMES, GridPoint, Part, PassRecord, Study, Uncertainty
 from roofline.target import MODES, AnalysisTarget
 from roofline.training_records import TrainingFacts
 from roofline.training_tables import held, lines
@@ -39,6 +39,8 @@ def show(
         f"{'; '.join(others)}; {MODES[target.mode]} {record.regime}-bound "
         f"({REGIMES[record.regime]}: {record.regime_share:.0%})",
     ]
+    if isinstance(record.uncertainty, Uncertainty):
+        told.append(f"uncertainty of predictions: {record.uncertainty.text}")
     if record.measured is not None:
         low, high = map(seconds_text, record.measured.interval_s)
         told.append(

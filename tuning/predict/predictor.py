@@ -26,7 +26,9 @@ from griffin_kernels.device import Device
 from griffin_kernels.records import Entry
 from griffin_kernels.texts import now
 from roofline.console import StatusLine, line
+from roofline.study_records import Uncertainty
 from roofline.units import clock_text, seconds_text
+from roofline.validation import of_kernel
 from tuning.plan import planner
 from tuning.plan.planner import Options
 from tuning.predict import time_model
@@ -64,13 +66,17 @@ PREDICTIONS_VERSION = 1
 
 
 class Predicted(msgspec.Struct, frozen=True):
-    """One op and case: every candidate, and which was chosen (an index; None where no variant can run)."""
+    """One op and case: every candidate, and which was chosen (an index; None where no variant can run).
+
+    uncertainty: of the chosen one's time, by what was published.
+    """
 
     op: str
     case: Case
     candidates: list[CandidateRecord]
     chosen: int | None
     unfit: dict[str, str] = {}
+    uncertainty: Uncertainty | None = None
 
 
 class PredictionsFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,7 +155,14 @@ def tune_target(
         compiled=len(reports),
         complete=complete,
         cases=[
-            Predicted(s.op.name, s.case, s.records(), None if c is None else s.candidates.index(c), s.unfit)
+            Predicted(
+                s.op.name,
+                s.case,
+                s.records(),
+                None if c is None else s.candidates.index(c),
+                s.unfit,
+                None if c is None else _uncertainty(c, sku),
+            )
             for s, c in choices
         ],
     )
@@ -300,6 +313,7 @@ def reason(space: TargetSpace, chosen: TargetCandidate, sku: str) -> str:
     waiting = ", serialised products" if found.serialised else ""
     parts = [
         f"predicted for {sku}, not measured: {seconds_text(found.seconds)}, bound by {found.bound}",
+        f"uncertainty {_uncertainty(chosen, sku).text}",
         f"{main.registers} registers, {spills}{waiting}, {main.occupancy:.0%} occupancy",
     ]
     if chosen is default and best is not chosen:
@@ -313,6 +327,11 @@ def reason(space: TargetSpace, chosen: TargetCandidate, sku: str) -> str:
         parts.append(f"{default.prediction.seconds / found.seconds:.2f}x the default {default.name}{more}")
     parts.append(f"{len(ranked)} of {len(space.candidates)} candidates compiled")
     return "; ".join(parts)
+
+
+def _uncertainty(chosen: TargetCandidate, sku: str) -> Uncertainty:
+    found = chosen.predicted
+    return of_kernel(sku, found.bound, found.seconds, flawed=found.flawed)
 
 
 def _why_none(space: TargetSpace) -> str:

@@ -189,5 +189,6 @@ def show_compared(
             for sentence in target.assumptions:
                 told.setdefault(sentence, []).append(target.name)
         for sentence, names in told.items():
-            of = "" if len(names) == len(where) else f"{', '.join(names)}: "
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            of = "" if len(names) == len(where) else f"{', '.join(names[:3])}{more}: "
             line(output(), f"- {of}{sentence}", "dim")

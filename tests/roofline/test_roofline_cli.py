@@ -158,6 +158,14 @@ def test_measured_beside_predicted(measured_here, model, phase):
     assert "the prediction is off by" in run(*words).output
 
 
+def test_this_machine_beside_others(measured_here):
+    words = ("forward", "--model", "hawk-tiny", "--device", "cpu,nvidia-l4", "--request", "64+8", "--weights", "int8")
+    here, other = json.loads(run(*words, "--json").stdout)
+    assert (here["dtype"], other["dtype"]) == ("float32", "bfloat16") and here["device"] == devices.cpu().slug
+    assert here["seconds"] > 0 and other["fits"]
+    assert "float32" in run(*words).output
+
+
 def test_a_pass_that_does_not_fit_is_not_run(measured_here):
     done = run("forward", "--model", "griffin-14b", "--batch", 4096, "--measure", code=2)
     assert "does not fit" in done.stderr and "the largest batch that does is" in done.stderr

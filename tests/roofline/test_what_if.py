@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from griffin_kernels import errors
+from griffin_kernels import datasheet, errors
 from griffin_kernels.models import Griffin, preset
 from griffin_kernels.models.checkpoint_settings import native_entries
 from griffin_kernels.nn import int8_linears_
@@ -94,6 +94,24 @@ def test_prefill_gains_nothing_from_weights_that_are_widened(weights):
     plain, held = (forward("griffin-7b", phase="prefill", weights=found) for found in ("", weights))
     assert held.record.graphed_s == pytest.approx(plain.record.graphed_s, rel=0.01)
     assert "only memory traffic falls" in " ".join(held.target.assumptions)
+
+
+def test_rates_measured_with_wide_weights_are_not_those_of_narrow_ones():
+    curve = [
+        Ceiling.stated(f"matmul_rows_bfloat16_{rows}", "flops_per_s", rate, "measured", "toy")
+        for rows, rate in ((1, 1e9), (100, 1e11))
+    ]
+    bare = memory_only()
+    where = dataclasses.replace(bare, ceilings=Ceilings("toy", (*bare.ceilings.table, *curve)))
+    plain, held = (
+        {time.kernel.name: time for times in forward("mqa-100m", where, weights=weights).kernels for time in times}[
+            "up"
+        ]
+        for weights in ("", "int8")
+    )
+    # 768 x 4608 weights: 2 operations each at the measured rate; in int8 a byte each, and scales, biases, x and y
+    assert plain.predicted_s == pytest.approx(2 * 768 * 4608 / 1e9)
+    assert held.predicted_s == pytest.approx((768 * 4608 + 4608 * 4 + 2 * (4608 + 768 + 4608)) / 1e9)
 
 
 def test_matrices_that_are_no_whole_groups_stay_as_they_are():
@@ -255,6 +273,15 @@ def test_the_table_of_devices_in_three_ways():
     text = run(*words.split()).output
     assert "hawk-1b3 against mqa-1b3" in text and "ratio" in text and "per 1M tokens" in text
     assert max(map(len, text.splitlines())) <= 200
+
+
+def test_every_device_in_one_table_keeps_its_lines_short():
+    everything = ",".join(datasheet.skus())
+    done = run("--model", "hawk-3b", "--device", everything, "--dtype", "fp16", "--phase", "decode", "--vs", "mqa")
+    told = done.output.splitlines()
+    assert max(map(len, told)) <= 200 and sum(line.startswith(datasheet.skus()) for line in told) >= len(
+        datasheet.skus()
+    )
 
 
 def test_requests_as_typed():

@@ -176,7 +176,8 @@ def analyse(
         fp8 = target.ceilings.tensor_flops_per_s.get(FP8) if held.name == FP8 else None
         products = FP8 if fp8 else dtype
         kernels = quantised(kernels, config, dtype, held, products)
-        told = assumptions(config, dtype, held, products, target.name, fp8)
+        rate = (fp8, target.reached("tensor", FP8)) if fp8 else None
+        told = assumptions(config, dtype, held, products, target.name, rate)
         target = replace(target, assumptions=(*target.assumptions, *told))
     size = DTYPE_BYTES[dtype]
     tokens = batch * new_tokens(phase, seq)

@@ -177,18 +177,28 @@ def show_compared(
     else:
         rows = list(compare(question, where, prices, other))
     plain = [what_if_tables.flat(row) for row in rows]
+    assumed = [_assumptions(question, target, dtype) for target, dtype in where]
     if how == "json":
-        typer.echo(json.dumps(plain, indent=1))
+        told = [row | {"assumptions": sentences} for row, sentences in zip(plain, assumed, strict=True)]
+        typer.echo(json.dumps(told, indent=1))
     elif how == "csv":
         typer.echo(tables.to_csv(plain), nl=False)
     else:
         what_if_tables.show_answers(output(), question, rows)
         # once for all devices that share them, after their names where only some do
-        told: dict[str, list[str]] = {}
-        for target, _ in where:
-            for sentence in target.assumptions:
-                told.setdefault(sentence, []).append(target.name)
-        for sentence, names in told.items():
+        names_of: dict[str, list[str]] = {}
+        for (target, _), sentences in zip(where, assumed, strict=True):
+            for sentence in sentences:
+                names_of.setdefault(sentence, []).append(target.name)
+        for sentence, names in names_of.items():
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             of = "" if len(names) == len(where) else f"{', '.join(names[:3])}{more}: "
             line(output(), f"- {of}{sentence}", "dim")
+
+
+def _assumptions(question: Question, target: AnalysisTarget, dtype: str) -> tuple[str, ...]:
+    """What a row rests on: what a pass of it says, or the device where there is none."""
+    try:
+        return question.forward(target, dtype, 1, question.phase).target.assumptions
+    except errors.DtypeError:
+        return target.assumptions

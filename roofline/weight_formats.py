@@ -127,15 +127,14 @@ def _quantised(kernel: Kernel, inputs: int, outputs: int, dtype: str, held: Weig
 
 
 def assumptions(
-    config: GriffinConfig, dtype: str, held: WeightFormat, products: str, device: str, fp8_peak: float | None
+    config: GriffinConfig, dtype: str, held: WeightFormat, products: str, device: str, fp8: tuple[float, float] | None
 ) -> tuple[str, ...]:
-    """What a forecast with such weights rests on, in sentences."""
+    """What a forecast with such weights rests on, in sentences. fp8: FLOP/s of its peak, and the share reached."""
     told = [f"linear layers hold {held.name} weights ({held.source}); everything else is {dtype}"]
-    if products == FP8 and fp8_peak:
-        told.append(
-            f"their products run at the fp8 peak of {fp8_peak / 1e12:,.0f} TFLOP/s, at the share that other products "
-            "reach; rounding activations to fp8 is not counted"
-        )
+    if products == FP8 and fp8:
+        peak, share = fp8
+        reached = f"their products reach {share:.0%} of the fp8 peak of {peak / 1e12:,.0f} TFLOP/s"
+        told.append(f"{reached}; rounding activations to fp8 is not counted; not measured")
     else:
         why = f"no fp8 peak of {device} is known: " if held.name == FP8 else ""
         told.append(f"{why}weights are widened to {dtype} as they are read, so only memory traffic falls; not measured")

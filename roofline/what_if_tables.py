@@ -9,7 +9,7 @@ from msgspec.structs import asdict
 from rich.console import Console
 
 from roofline.console import line, table
-from roofline.units import gib, seconds_text, si
+from roofline.units import seconds_text, si
 from roofline.what_if import Comparison, DeviceAnswer, Question
 from roofline.work import LENGTH_IS
 
@@ -21,7 +21,7 @@ FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "decode_per_s": ("written/s", si),
     "tokens_per_s": ("tokens/s", si),
     "all_per_s": ("read + written/s", si),
-    "cost_per_million": ("per 1M tokens", lambda value: f"{value:.3g}"),
+    "cost_per_million": ("per 1M", lambda value: f"{value:.3g}"),
 }
 """Field of a row -> heading, and how it is told."""
 
@@ -86,8 +86,7 @@ def _cells(row: Row, shown: Sequence[str], automatic: bool) -> list[str]:
     other = row.versus if isinstance(row, Comparison) else None
     cells = [found.device, found.dtype, _batch(found), *([_batch(other)] if other and automatic else [])]
     known = [size for size in (found.needed_bytes, found.device_bytes) if size is not None]
-    told = " of ".join(gib(size) for size in known) if len(known) == 2 else "-"
-    cells.append(told.replace(" GB of", " of"))
+    cells.append("{:.3g} of {:.3g} GB".format(*(size / 1e9 for size in known)) if len(known) == 2 else "-")
     for name in shown:
         values = [getattr(found, name), *([getattr(other, name)] if other and name in BESIDE else [])]
         cells += ["-" if value is None else FIGURES[name][1](value) for value in values]

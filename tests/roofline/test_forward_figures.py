@@ -83,7 +83,7 @@ def test_griffin_against_a_transformer_is_near_what_the_floors_say(phase):
 def test_a_b200_decodes_as_much_faster_as_its_memory():
     first, second = (on(sku, "mqa-7b", batch=64).record for sku in (H100, "nvidia-b200"))
     rates = [of_sku(sku).ceilings.value("dram") * of_sku(sku).reached("dram", "") for sku in (H100, "nvidia-b200")]
-    assert 2 < rates[1] / rates[0] < 2.4
+    assert 1.9 < rates[1] / rates[0] < 2.4  # of the published streams; the sheets say 2.39
     assert 0.8 * rates[1] / rates[0] < first.predicted_s / second.predicted_s < rates[1] / rates[0]
     # where the host is slower than either, they are alike
     first, second = (on(sku, "mqa-7b").record for sku in (H100, "nvidia-b200"))

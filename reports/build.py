@@ -16,12 +16,13 @@ from griffin_kernels.registry import write_atomically
 from griffin_kernels.texts import encodable
 from reports import format as fmt
 from reports import model
+from reports.figures_tab import figures_tab, load_figures
 from reports.model_bench_tab import load_model_bench, model_bench_tab
 from reports.page import Tab, page, render
 from reports.predicted import load_prediction
 from reports.sources import load, load_registry, load_study
 from reports.tabs import forward_tab, roofline_tab, static_tab, tuning_tab
-from roofline import model_bench_records
+from roofline import figures_records, model_bench_records
 from roofline.study_records import FILE_NAME
 from tuning.static import recorded
 from tuning.static.recorded import Recorded
@@ -31,7 +32,8 @@ def write_report(journal: Path, out: Path, registry: Path | None = None, study: 
     """Write the report of ``journal`` to ``out`` and return ``out``; an existing file is replaced in one step.
 
     study: the roofline study; one that lies beside the journal is found by itself. With one there are tabs for the
-    roofline and for forward passes; with a record of `griffin bench model` beside the journal, one for that.
+    roofline and for forward passes; with a record of `griffin bench model` or `griffin roofline study --figure` beside
+    the journal, one for that.
     Raises ReportError where the journal, the registry or the study cannot be used, or ``out`` cannot be written. An
     unfinished run, and one without results, gives a report of what there is.
     """
@@ -43,16 +45,20 @@ def write_report(journal: Path, out: Path, registry: Path | None = None, study: 
     report = model.build(loaded, registry_file)
     raced = journal.with_name(model_bench_records.FILE_NAME)
     bench_source, bench, bench_text = load_model_bench(raced) if raced.exists() else (None, None, "null")
+    drawn = journal.with_name(figures_records.FILE_NAME)
+    figures_source, figures, figures_text = load_figures(drawn) if drawn.exists() else (None, None, "null")
     name = json.dumps(loaded.source.name)
     data = (
         f'{{"format":"griffin-kernels report data 1","journal":{name},"sha256":"{loaded.source.sha256}",'
         f'"records":[{",".join(loaded.lines)}],"registry":{registry_text.strip()},"study":{study_text},'
-        f'"model_bench":{bench_text}}}'
+        f'"model_bench":{bench_text},"paper_figures":{figures_text}}}'
     )
     title = f"Tuning report: {report.device}, {fmt.date(loaded.run.date)}"
     tabs = [tuning_tab(report, registry_source, study_source)]
     if found is not None:
         tabs += [roofline_tab(found, report), forward_tab(found)]
+    if figures is not None and figures_source is not None:
+        tabs.append(figures_tab(figures, figures_source, loaded.run.device.validity))
     if bench is not None and bench_source is not None:
         tabs.append(model_bench_tab(bench, bench_source, loaded.run.device.validity))
     tabs.append(static_tab(static_table()))

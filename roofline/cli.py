@@ -16,7 +16,7 @@ from rich.console import Console
 from griffin_kernels import datasheet, errors
 from griffin_kernels.models.presets import PRESETS
 from roofline import forward_cli as words
-from roofline import tables, validation_cli
+from roofline import tables, units, validation_cli
 from roofline.ceilings import Ceiling, Ceilings, peak
 from roofline.console import DeviceOption, StatusLine, line, output, plain_errors, table
 from roofline.forward import analyse, sweep
@@ -26,6 +26,7 @@ from roofline.training_work import TrainingPlan
 from roofline.units import seconds_text, si, units_text
 from roofline.validation import of_pass
 from roofline.what_if import largest_batch
+from roofline.work import LARGEST
 
 if TYPE_CHECKING:
     from griffin_kernels.device import Device
@@ -197,13 +198,41 @@ app.command()(validation_cli.validate)
 
 @app.command()
 def study(
-    out: Annotated[Path | None, typer.Option(help="The JSON file; in the user's data folder by default.")] = None,
-    device: DeviceOption = None,
-    seconds: Annotated[float, typer.Option(min=0.0, help="Time for all passes that are run.")] = 60.0,
+    out: Annotated[
+        Path | None, typer.Option(help="The JSON file; in the user's data folder by default. Of figures, a folder too.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda or cuda:<index>; the first GPU, else the CPU. Of figures, SKUs, comma-separated."),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.0, help="Time for all passes that are run; of figures, for each.")
+    ] = 60.0,
+    figure: Annotated[
+        str | None,
+        typer.Option(help="Figures of the Griffin paper, in place of a study: 1b, 3, 4, 8, context; or all."),
+    ] = None,
+    context: Annotated[bool, typer.Option("--context", help="Short for --figure context: a million tokens.")] = False,
+    run: Annotated[bool, typer.Option("--measure", help="Measure the figures on this machine as well.")] = False,
+    seqs: Annotated[str | None, typer.Option(help="Lengths on a figure's axis, in place of the paper's.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of figures: fp32, bf16 or fp16. bf16 but on a CPU.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
-    """Measure the ceilings, run the preset models, predict them for an H100 too, and record it all for the report."""
+    """Measure the ceilings, run the preset models, predict them for an H100 too, and record it all for the report.
+
+    With --figure: the figures of arXiv 2402.19427 on any device, and what its text says of them as pass or fail.
+    """
     with plain_errors():
         _finite(seconds)
+        if figure is not None or context:
+            from roofline.figures_cli import run_figures
+
+            wanted = ",".join(part for part in (figure, "context" if context else None) if part is not None)
+            lengths = None if seqs is None else units.counts(seqs, "--seqs", LARGEST)
+            run_figures(wanted, device, lengths, words.dtype_of(dtype), seconds if run else None, out, as_json)
+            return
+        if run or as_json or seqs is not None or dtype is not None:
+            raise errors.ArgumentError("--measure, --json, --seqs and --dtype belong to --figure or --context")
         from griffin_kernels import device as devices
         from griffin_kernels.registry import load_for, sources
         from roofline import store

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
+from rich.markup import escape
 
 from griffin_kernels import datasheet, errors
 from griffin_kernels.models.config import GriffinConfig
 from griffin_kernels.models.config_files import find_config
 from griffin_kernels.texts import did_you_mean, shortened
 from roofline import tables, units, what_if_tables
-from roofline.console import line, output
+from roofline.console import output
 from roofline.flash import ATTENTIONS, Attention
 from roofline.forward import BATCHES, SEQS
 from roofline.request_time import parse_request
@@ -193,7 +194,7 @@ def show_compared(
         for sentence, names in names_of.items():
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             of = "" if len(names) == len(where) else f"{', '.join(names[:3])}{more}: "
-            line(output(), f"- {of}{sentence}", "dim")
+            output().print(escape(f"- {of}{sentence}"), style="dim", highlight=False)
 
 
 def _assumptions(question: Question, target: AnalysisTarget, dtype: str) -> tuple[str, ...]:

@@ -45,8 +45,8 @@ Kind = Literal["kernel", "decode", "prefill"]
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
     """One published row and its prediction. size: as ``PublishedKernel.size`` or ``phase batch x seq``.
 
-    ratio: predicted over published time. bound: the limit that binds. fitted: whether the GPU's own rows gave
-    constants. weak, outlier: as in the set.
+    ratio: predicted over published time. bound: the limit that binds. fitted: whether kernels of this GPU gave its
+    constants, which whole models never did. weak, outlier: as in the set.
     """
 
     kind: Kind
@@ -231,7 +231,7 @@ def _judged_pass(given: PublishedPass, source: str) -> Judged:
         kind="decode" if decoding else "prefill", name=given.name, size=f"{given.batch} x {given.seq}", sku=given.sku,
         gpu=datasheet.datasheet(given.sku).name, dtype=given.dtype, published_s=given.seconds,
         predicted_s=device_s + launches * node.value if decoding else max(device_s, launches * launch),
-        bound=max(seconds, key=lambda name: seconds[name]), fitted=given.sku in FITTED, weak=given.weak,
+        bound=max(seconds, key=lambda name: seconds[name]), fitted=False, weak=given.weak,
         outlier=given.outlier, source=f"{source}: {given.software}",
     )  # fmt: skip
 
@@ -284,16 +284,13 @@ def of_pass(sku: str, phase: str, dtype: str, *, quantised: bool = False) -> Unc
 
 
 def _seen(rows: Iterable[Judged], sheet: datasheet.Datasheet, what: str) -> Uncertainty:
-    """From the rows of the SKU itself if there are enough, else of other GPUs of its vendor, held-out ones first."""
-    strong = [row for row in rows if not row.weak]
-    own = [row for row in strong if row.sku == sheet.sku]
-    if len(own) >= LEAST_ROWS:
-        return Uncertainty(share=_most(own), rows=len(own), why=f"{len(own)} published {what} on this GPU")
-    others = [row for row in strong if datasheet.datasheet(row.sku).vendor == sheet.vendor]
-    held_out = [row for row in others if not row.fitted]
-    for group in (held_out, others):
+    """From rows that gave no constants: of the SKU itself if there are enough, else of all GPUs of its vendor."""
+    held_out = [row for row in rows if not row.weak and not row.fitted]
+    own = [row for row in held_out if row.sku == sheet.sku]
+    others = [row for row in held_out if datasheet.datasheet(row.sku).vendor == sheet.vendor]
+    for group, where in ((own, "this GPU"), (others, "GPUs that nothing was fitted to")):
         if len(group) >= LEAST_ROWS:
-            return Uncertainty(share=_most(group), rows=len(group), why=f"{len(group)} published {what} on other GPUs")
+            return Uncertainty(share=_most(group), rows=len(group), why=f"{len(group)} published {what} on {where}")
     return Uncertainty(share=None, rows=len(others), why=f"no published {what} on GPUs of {sheet.vendor}")
 
 

@@ -127,17 +127,15 @@ def test_a_total_of_rows():
 
 
 def test_uncertainty_is_what_nine_of_ten_rows_stayed_below():
-    found = of_kernel("nvidia-h100-sxm", "dram", 1e-3)
-    rows = [
-        row.error
-        for row in validate().rows
-        if row.kind == "kernel" and row.sku == "nvidia-h100-sxm" and row.bound in ("dram", "cache")
-        if not row.weak and row.published_s >= validation.SHORT_S
-    ]
-    assert found.rows == len(rows) and sum(error <= found.share for error in rows) >= 0.9 * len(rows)
-    assert found.share in rows and "on this GPU" in found.why
-    assert of_kernel("nvidia-h100-sxm", "dram", 1e-5).share > found.share, "short kernels are known less well"
-    assert "on other GPUs" in of_kernel("nvidia-l40s", "dram", 1e-3).why
+    found = of_kernel("nvidia-h100-pcie", "dram", 1e-3)
+    rows = [row.error for row in validate("nvidia-h100-pcie").rows if row.kind == "kernel"]
+    assert found.rows == len(rows) == 6 and found.share == max(rows)
+    assert "on this GPU" in found.why
+    long, short = (of_kernel("nvidia-l40s", "dram", seconds) for seconds in (1e-3, 1e-5))
+    assert short.share > long.share > 0.05, "short kernels are known less well"
+    assert "nothing was fitted to" in long.why
+    # rows that a SKU's constants were read off say nothing of how good they are
+    assert of_kernel("nvidia-h100-sxm", "dram", 1e-3) == of_kernel("nvidia-a100-80gb-sxm", "dram", 1e-3) == long
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,9 @@ def test_what_is_serialised_is_chosen_only_where_all_is(scans):
     assert "serialises its products" in predictor.reason(mixed, mixed.choose(), H100)
     alone = with_code(scans[0], triton_sequential=serialised)
     assert "serialised products" in predictor.reason(alone, alone.choose(), H100)
+    assert "uncertainty none known (kernels that spill" in predictor.reason(alone, alone.choose(), H100)
+    plain = with_code(scans[0], triton_sequential=report())
+    assert "bound by dram; uncertainty within" in predictor.reason(plain, plain.choose(), H100)
 
 
 def test_the_default_stays_where_nothing_is_clearly_faster(scans):

@@ -41,19 +41,16 @@ class FlashAttention:
 
     def sentence(self) -> str:
         """What is assumed, in words."""
-        return (
-            f"attention runs as {self.name}, at {self.share:.0%} of the rate of large matrix products ({self.source}); "
-            "in decode it reads keys and values as fast as other kernels read memory"
-        )
+        return f"attention runs as {self.name}, at {self.share:.0%} of the rate of large products ({self.source})"
 
 
 _AMPERE = 0.615 * 312 / 271
 
 PUBLISHED: Mapping[str, FlashAttention] = MappingProxyType(
     {
-        "sm_80": FlashAttention("FlashAttention-2", _AMPERE, "50 to 73% of an A100's 312 TFLOP/s, arXiv 2307.08691"),
+        "sm_80": FlashAttention("FlashAttention-2", _AMPERE, "50 to 73% of an A100's peak, arXiv 2307.08691"),
         "sm_90": FlashAttention(
-            "FlashAttention-3", 616 / 795, "616 TFLOP/s on an H100, heads of 128, causal, 16k, arXiv 2407.08608, fig. 5"
+            "FlashAttention-3", 616 / 795, "616 TFLOP/s on an H100, causal, arXiv 2407.08608, fig. 5"
         ),
         "sm_100": FlashAttention(
             "FlashAttention-4", 1605 / 1745, "up to 1,605 TFLOP/s on a B200, together.ai/blog/flashattention-4"
@@ -62,7 +59,7 @@ PUBLISHED: Mapping[str, FlashAttention] = MappingProxyType(
 )
 """By architecture. Rates of large products: 271, 795 and 1,745 TFLOP/s, as in the datasheets of these three."""
 
-ASSUMED = FlashAttention("FlashAttention-2", _AMPERE, "assumed as on an A100: no figure for this device is known here")
+ASSUMED = FlashAttention("FlashAttention-2", _AMPERE, "assumed as on an A100")
 
 
 def flash_attention(arch: str) -> FlashAttention:

@@ -77,13 +77,16 @@ def test_only_boards_that_their_power_limit_holds_back_run_below_their_clock():
 @pytest.mark.parametrize("sheet", SHEETS, ids=lambda sheet: sheet.sku)
 def test_targets_use_the_figures_and_say_so(sheet):
     target = of_sku(sheet.sku)
+    if target.mode == "compiled":  # by one share of the floor
+        assert any("a compiler fuses the pass" in line for line in target.assumptions)
+        return
     for dtype in MATMUL_DTYPES:
         share = reached.tensor(sheet, dtype)
         if share is not None:
             assert target.reached("tensor", dtype) == share.value
             assert dtype in ("tf32", "fp8") or any(dtype in line and share.why in line for line in target.assumptions)
     assert target.reached("dram", "bfloat16") == reached.dram(sheet).value
-    assert reached.dram(sheet).why in target.assumptions[-1]
+    assert any("memory traffic" in line and reached.dram(sheet).why in line for line in target.assumptions)
 
 
 def test_every_constant_has_a_source_or_says_that_it_is_a_guess():

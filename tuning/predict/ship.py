@@ -11,6 +11,7 @@ how many, until the command is run again: before a release.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -45,7 +46,7 @@ SHAPES: tuple[tuple[Phase, int, int], ...] = (
 """(phase, batch, tokens) of their calls: look-up holds for four times each size."""
 
 MOST_BYTES = 192 * 1024
-"""Of one shipped file: some 200 entries. What is over is left out, the calls of models last."""
+"""Of one shipped file: some 200 entries. What is over is left out, the calls of models first to stay."""
 
 
 class Shipped(NamedTuple):
@@ -84,11 +85,10 @@ def architectures(skus: Sequence[str]) -> dict[str, list[str]]:
 
 
 def jobs_of(sku: str, budget: str) -> list[planner.Job]:
-    """The bench cases and the calls of models on a SKU, each once."""
+    """The calls of models, then the bench cases on a SKU, each once."""
     device = time_model.machine(sku).device
-    jobs = planner.make(Options(budget=budget), device) + planner.make(
-        Options(budget=budget, misses=tuple(model_calls())), device
-    )
+    jobs = planner.make(Options(budget=budget, misses=tuple(model_calls())), device)
+    jobs += planner.make(Options(budget=budget), device)
     return list({job.place: job for job in reversed(jobs)}.values())[::-1]
 
 
@@ -98,16 +98,23 @@ def ship(
     console: Console | None = None,
     *,
     budget: str = "quick",
+    minutes: float = 0.0,
     processes: int = 0,
 ) -> Iterator[Shipped]:
     """Predict the registries of SKUs, one architecture after the other, and write each into a folder.
 
     skus: all that kernels can be predicted for without any. budget: of ``predictor.EFFORTS``, for one architecture.
+    minutes: after which no kernel of an architecture is begun; the budget's for 0.
     processes: that compile at once; one per usable core for 0. Raises ArgumentError, UnknownDevice, DeviceError,
     OutputFolderError, and RegistryError for a file that holds measurements, which is left as it is.
     """
     if budget not in EFFORTS:
         raise errors.ArgumentError(f"no budget {budget!r}; there are {', '.join(EFFORTS)}")
+    if not (math.isfinite(minutes) and minutes >= 0):
+        raise errors.ArgumentError(f"minutes is {minutes:g}, expected a number from 0 up")
+    effort = EFFORTS[budget]
+    if minutes:
+        effort = effort._replace(until=60 * minutes, more_until=60 * minutes)
     told = console or Console(quiet=True)
     groups = architectures(skus)
     for sku in itertools.chain.from_iterable(groups.values()):
@@ -124,8 +131,8 @@ def ship(
             where = time_model.machine(sku)
             estimates = EstimatedCode(where)
             spaces = [TargetSpace(job, where, where.constants, estimates) for job in jobs_of(sku, budget)]
-            if not reports:
-                reports, _ = predictor.compile_rounds(spaces, estimates, EFFORTS[budget], began, told, processes)
+            if not reports:  # the effort's seconds are of compiling
+                reports, _ = predictor.compile_rounds(spaces, estimates, effort, time.monotonic(), told, processes)
             for space in spaces:
                 space.take_reports(reports)
             chosen = [(space, space.choose()) for space in spaces]
@@ -166,12 +173,13 @@ def main(
     sku: Annotated[list[str] | None, typer.Option(help="A SKU, again for more; all that can be by default.")] = None,
     out: Annotated[Path, typer.Option(help="The folder of the files.")] = registry_files.SHIPPED,
     budget: Annotated[str, typer.Option(help="quick, default or thorough: how much is compiled.")] = "quick",
+    minutes: Annotated[float, typer.Option(help="Of compiling for an architecture; the budget's for 0.")] = 0.0,
     jobs: Annotated[int, typer.Option(min=0, help="Processes that compile; one per core for 0.")] = 0,
 ) -> None:
     """Predict the registries that ship with the package."""
     console = Console(stderr=True)
     with plain_errors(console):
-        for made in ship(sku or (), out, console, budget=budget, processes=jobs):
+        for made in ship(sku or (), out, console, budget=budget, minutes=minutes, processes=jobs):
             over = f", {made.left_out} left out: {MOST_BYTES // 1024} KiB are full" if made.left_out else ""
             line(console, f"{made.path}: {made.entries} entries{over}")
 

@@ -97,22 +97,29 @@ def request_time(
     The first token comes from the pass over the prompt; each of the ``new - 1`` others takes a step after all tokens
     before it. Raises as ``analyse``; ArgumentError for sizes below 1.
     """
-    if new < 1:
-        raise errors.ArgumentError(f"new is {new}, expected at least 1")
     ask = functools.partial(analyse, model, target, batch=batch, dtype=dtype, weights=weights)
 
     @functools.cache
-    def step(seq: int) -> Forward:
-        return ask(phase="decode", seq=seq)
+    def step(seq: int) -> float:
+        return served_s(ask(phase="decode", seq=seq))
 
-    first = ask(phase="prefill", seq=prompt)
-    memory, steps_s, last_s = first.memory, 0.0, 0.0
-    if new > 1:
-        last = prompt + new - 2  # tokens in the cache before the last step
-        steps_s = total(lambda seq: served_s(step(seq)), prompt, last)
-        last_s = served_s(step(last))
-        memory = max(memory, step(last).memory, key=lambda found: found.needed)
-    return RequestTime(batch, prompt, new, served_s(first), steps_s, last_s, memory)
+    first, last = ends(ask, prompt, new)
+    last_s = 0.0 if last is None else served_s(last)
+    steps_s = 0.0 if last is None else total(step, prompt, last.record.seq)
+    return RequestTime(batch, prompt, new, served_s(first), steps_s, last_s, heaviest(first, last))
+
+
+def ends(ask: Callable[..., Forward], prompt: int, new: int) -> tuple[Forward, Forward | None]:
+    """The pass over a prompt, and the step of the last token, None where there is but one. ask: for a pass."""
+    if new < 1:
+        raise errors.ArgumentError(f"new is {new}, expected at least 1")
+    # tokens in the cache before the last step: the prompt's, and all that were written but the last two
+    return ask(phase="prefill", seq=prompt), ask(phase="decode", seq=prompt + new - 2) if new > 1 else None
+
+
+def heaviest(first: Forward, last: Forward | None) -> Memory:
+    """Memory of the one of a request's ends that needs more."""
+    return max((found.memory for found in (first, last) if found is not None), key=lambda memory: memory.needed)
 
 
 def total(value: Callable[[int], float], first: int, last: int) -> float:

@@ -5,6 +5,7 @@ Needs no PyTorch. A device stands for one accelerator; several of them together 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from griffin_kernels.models.config import GriffinConfig
 from griffin_kernels.models.presets import PRESETS
 from griffin_kernels.texts import shortened
 from roofline.forward import Forward, analyse
-from roofline.request_time import RequestTime, request_time, served_s
+from roofline.request_time import RequestTime, ends, heaviest, request_time, served_s
 from roofline.study_records import Memory
 from roofline.target import AnalysisTarget
 from roofline.training_work import TrainingPlan
@@ -71,8 +72,11 @@ class Question:
     def bounded(self, target: AnalysisTarget, dtype: str, batch: int) -> tuple[Memory, float]:
         """Memory at a batch, and the seconds that ``latency_s`` bounds."""
         if self.request is not None:
-            found = self.requests(target, dtype, batch)
-            return found.memory, found.last_s or found.first_s
+            ask = functools.partial(
+                analyse, self.model, target, batch=batch, dtype=dtype, name=self.name, weights=self.weights
+            )
+            first, last = ends(ask, *self.request)
+            return heaviest(first, last), served_s(last or first)
         one = self.forward(target, dtype, batch, self.phase)
         return one.memory, served_s(one)
 

@@ -1,21 +1,20 @@
 """The backward pass of a model, kernel by kernel: what autograd runs for each kernel of ``work``. Needs no PyTorch.
 
-``gradient_kernels`` answers for a kernel of the forward pass by its name. One that has no entry here is an error: a
-step that counts nothing would look fast. tests/roofline/test_training_work.py holds FLOPs against torch's counter and
-bytes against traces of the modules.
+``gradient_kernels`` answers for a kernel of the forward pass: an operation of this package by its ``_bwd`` operation,
+any other by its name. One that has no entry here is an error: a step that counts nothing would look fast.
+tests/roofline/test_training_work.py holds FLOPs against torch's counter and bytes against traces of the modules.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from griffin_kernels.case import DTYPE_BYTES, BenchCase, Cost, Pass
 from griffin_kernels.models.config import GriffinConfig
-from griffin_kernels.ops.local_attention import cost as attention
-from griffin_kernels.ops.local_attention_bwd import cost as attention_bwd
-from griffin_kernels.ops.recurrent_block import cost as block
-from griffin_kernels.ops.recurrent_block_bwd import cost as block_bwd
 from griffin_kernels.ops.recurrent_block_step.cost import GELU_FLOPS, GELU_SPECIALS
 from roofline.work import Kernel
 
@@ -46,21 +45,20 @@ class StepSizes:
         """Elements of the residual stream."""
         return self.tokens * self.config.width
 
-    def gradient_case(self, case: BenchCase) -> BenchCase:
-        """The case of the gradient of an operation of the forward pass."""
-        dims, config = case.dims, self.config
-        if case.op == "recurrent_block":
-            sizes = (dims["B"], dims["T"], dims["D"], dims["H"], dims["K"])
-            return block.make_case(*sizes, self.dtype, flags=case.flags, op="recurrent_block_bwd")
-        return attention.make_case(
-            dims["B"], dims["T"], config.num_heads, config.num_kv_heads, config.head_dim, dims["W"], self.dtype,
-            case.flags, op="local_attention_bwd",
-        )  # fmt: skip
-
 
 def gradient_kernels(sizes: StepSizes, forward: Kernel) -> tuple[Kernel, ...]:
     """What the backward pass runs for a kernel of the forward pass; KeyError for one that it does not know."""
+    if forward.case is not None:
+        return (_operation(forward, forward.case),)
     return tuple(GRADIENTS["product" if forward.rows else forward.name](sizes, forward))
+
+
+def _operation(forward: Kernel, case: BenchCase) -> Kernel:
+    """The gradient of an operation of this package, which is one too: at its own cost."""
+    op = f"{case.op}_bwd"
+    gradient = msgspec.structs.replace(case, op=op)
+    cost: Cost = importlib.import_module(f"griffin_kernels.ops.{op}.cost").cost(gradient)
+    return Kernel(f"{forward.name}_bwd", cost, parameter_bytes=forward.parameter_bytes, case=gradient)
 
 
 def glue(name: str, *run: Pass) -> Kernel:
@@ -148,19 +146,6 @@ def _rope(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
     )
 
 
-def _recurrent_block(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
-    assert forward.case is not None
-    case = sizes.gradient_case(forward.case)
-    weights = block.weight_elements(case) * sizes.size
-    yield Kernel("recurrent_block_bwd", block_bwd.cost(case), parameter_bytes=weights, case=case)
-
-
-def _attention(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
-    assert forward.case is not None
-    case = sizes.gradient_case(forward.case)
-    yield Kernel("attention_bwd", attention_bwd.cost(case), case=case)
-
-
 def _embedding(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
     """Dense: rows are added into zeros of the whole table, and these to the output matrix' gradient.
 
@@ -186,9 +171,10 @@ GRADIENTS: Mapping[str, Callable[[StepSizes, Kernel], Iterable[Kernel]]] = {
     "gelu_gate": _gelu_gate,
     "rope": _rope,
     "rope_tables": _nothing,
-    "recurrent_block": _recurrent_block,
-    "attention": _attention,
     "embedding": _embedding,
     "scale": _scale,
 }
-"""Name of a kernel of the forward pass -> its gradient's. Whoever adds a kernel to ``work`` adds its gradient here."""
+"""Name of a kernel of the forward pass that is no operation of this package -> its gradient's.
+
+Whoever adds such a kernel to ``work`` adds its gradient here.
+"""

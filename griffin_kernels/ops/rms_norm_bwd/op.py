@@ -16,11 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from griffin_kernels.contract import Case, Cost, Inputs, TensorSpec, Tolerance, accumulator
+from griffin_kernels.contract import Case, Inputs, TensorSpec, Tolerance, accumulator
 from griffin_kernels.ops._arguments import Channels, OptionalSequence, Sequence
 from griffin_kernels.ops._inputs import Draws
 from griffin_kernels.ops._variants import gradient_of
 from griffin_kernels.ops.rms_norm import op as forward
+from griffin_kernels.ops.rms_norm_bwd.cost import cost as cost
 
 
 class Call(NamedTuple):
@@ -51,20 +52,6 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     del inputs["residual"]
     ds = draw.placed(draw.normal(*shape)) if "residual" in case.flags else None
     return inputs | {"dy": draw.placed(draw.normal(*shape)), "ds": ds}
-
-
-def cost(case: Case) -> Cost:
-    """Read dy, x and the weights, write dx and the weights' gradient: three streams; four with ds."""
-    rows = case["B"] * case["T"]
-    elements = rows * case["D"]
-    size, added = case.bytes_per_element(), elements if "residual" in case.flags else 0
-    # g 1, both sums 4, dx 4, dweight 3, ds 1; the offset a channel; two means, eps, r^2 and its product a row
-    return Cost(
-        bytes_read=(2 * elements + added + case["D"]) * size,
-        bytes_written=(elements + case["D"]) * size,
-        vector_flops=12 * elements + added + case["D"] + 5 * rows,
-        special_ops=rows,
-    )
 
 
 def tolerance(case: Case) -> Tolerance:

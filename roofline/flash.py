@@ -41,14 +41,14 @@ class FlashAttention:
 
     def sentence(self) -> str:
         """What is assumed, in words."""
-        return f"attention runs as {self.name}, at {self.share:.0%} of the rate of large products ({self.source})"
+        return f"attention runs as {self.name}, at {self.share:.0%} of large products' rate ({self.source})"
 
 
 _AMPERE = 0.615 * 312 / 271
 
 PUBLISHED: Mapping[str, FlashAttention] = MappingProxyType(
     {
-        "sm_80": FlashAttention("FlashAttention-2", _AMPERE, "50 to 73% of an A100's peak, arXiv 2307.08691"),
+        "sm_80": FlashAttention("FlashAttention-2", _AMPERE, "50-73% of an A100's peak, arXiv 2307.08691"),
         "sm_90": FlashAttention(
             "FlashAttention-3", 616 / 795, "616 TFLOP/s on an H100, causal, arXiv 2407.08608, fig. 5"
         ),

@@ -36,7 +36,7 @@ def shipped(tmp_path, monkeypatch):
             # of a chunked scan, the default spills
             yield key, report(spill_bytes=400 if request.config == DEFAULT else 0, num_warps=4)
 
-    def few(sku, budget):
+    def few(sku, budget, ops=()):
         where = time_model.machine(sku).device
         return planner.make(Options(ops=("linear_scan",), cases=("B8-T2048-D2560-bfloat16",)), where)[:1]
 

@@ -84,11 +84,12 @@ def architectures(skus: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def jobs_of(sku: str, budget: str) -> list[planner.Job]:
-    """The calls of models, then the bench cases on a SKU, each once."""
+def jobs_of(sku: str, budget: str, ops: tuple[str, ...] = ()) -> list[planner.Job]:
+    """The calls of models, then the bench cases on a SKU, each once. ops: all without any; raises UnknownOpError."""
     device = time_model.machine(sku).device
-    jobs = planner.make(Options(budget=budget, misses=tuple(model_calls())), device)
-    jobs += planner.make(Options(budget=budget), device)
+    calls = tuple(call for call in model_calls() if not ops or call.op in ops)
+    jobs = planner.make(Options(ops, budget=budget, misses=calls), device) if calls else []
+    jobs += planner.make(Options(ops, budget=budget), device)
     return list({job.place: job for job in reversed(jobs)}.values())[::-1]
 
 
@@ -100,13 +101,15 @@ def ship(
     budget: str = "quick",
     minutes: float = 0.0,
     processes: int = 0,
+    ops: tuple[str, ...] = (),
 ) -> Iterator[Shipped]:
     """Predict the registries of SKUs, one architecture after the other, and write each into a folder.
 
     skus: all that kernels can be predicted for without any. budget: of ``predictor.EFFORTS``, for one architecture.
     minutes: after which no kernel of an architecture is begun; the budget's for 0.
-    processes: that compile at once; one per usable core for 0. Raises ArgumentError, UnknownDevice, DeviceError,
-    OutputFolderError, and RegistryError for a file that holds measurements, which is left as it is.
+    processes: that compile at once; one per usable core for 0. ops: all without any. Raises ArgumentError,
+    UnknownDevice, UnknownOpError, DeviceError, OutputFolderError, and RegistryError for a file that holds measurements,
+    which is left as it is.
     """
     if budget not in EFFORTS:
         raise errors.ArgumentError(f"no budget {budget!r}; there are {', '.join(EFFORTS)}")
@@ -130,7 +133,7 @@ def ship(
         for sku in members:
             where = time_model.machine(sku)
             estimates = EstimatedCode(where)
-            spaces = [TargetSpace(job, where, where.constants, estimates) for job in jobs_of(sku, budget)]
+            spaces = [TargetSpace(job, where, where.constants, estimates) for job in jobs_of(sku, budget, ops)]
             if not reports:  # the effort's seconds are of compiling
                 reports, _ = predictor.compile_rounds(spaces, estimates, effort, time.monotonic(), told, processes)
             for space in spaces:
@@ -174,12 +177,14 @@ def main(
     out: Annotated[Path, typer.Option(help="The folder of the files.")] = registry_files.SHIPPED,
     budget: Annotated[str, typer.Option(help="quick, default or thorough: how much is compiled.")] = "quick",
     minutes: Annotated[float, typer.Option(help="Of compiling for an architecture; the budget's for 0.")] = 0.0,
+    ops: Annotated[str, typer.Option(help="These ops alone, comma-separated; all by default.")] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Processes that compile; one per core for 0.")] = 0,
 ) -> None:
     """Predict the registries that ship with the package."""
     console = Console(stderr=True)
     with plain_errors(console):
-        for made in ship(sku or (), out, console, budget=budget, minutes=minutes, processes=jobs):
+        chosen = tuple(op.strip() for op in ops.split(",") if op.strip())
+        for made in ship(sku or (), out, console, budget=budget, minutes=minutes, processes=jobs, ops=chosen):
             over = f", {made.left_out} left out: {MOST_BYTES // 1024} KiB are full" if made.left_out else ""
             line(console, f"{made.path}: {made.entries} entries{over}")
 

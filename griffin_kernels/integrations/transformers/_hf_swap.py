@@ -22,6 +22,7 @@ SUPPORTED = "5.23 and 5.24"
 _Model = TypeVar("_Model", bound=nn.Module)
 
 _SWAPS: dict[type, type] = {
+    modeling.RecurrentGemmaRMSNorm: ours.AcceleratedRMSNorm,
     modeling.RecurrentGemmaRglru: ours.AcceleratedRglru,
     modeling.RecurrentGemmaRecurrentBlock: ours.AcceleratedRecurrentBlock,
     modeling.RecurrentGemmaAttention: ours.AcceleratedAttention,
@@ -31,7 +32,11 @@ _SWAPS: dict[type, type] = {
 _BACK: dict[type, type] = {swapped: original for original, swapped in _SWAPS.items()}
 """Classes in place, by those that take it; of wrapped classes, added as they are met, too."""
 
+_REPLACEABLE = (modeling.RecurrentGemmaRMSNorm,)
+"""What nothing else rests on: those with another's forward keep it."""
+
 _EXPECTED: dict[type, str] = {
+    modeling.RecurrentGemmaRMSNorm: "x",
     modeling.RecurrentGemmaRglru: "activations position_ids",
     modeling.RecurrentGemmaRecurrentBlock: "input_states position_ids attention_mask use_cache kwargs",
     modeling.RecurrentGemmaAttention: f"hidden_states position_ids attention_mask {CACHE} kwargs",
@@ -76,7 +81,7 @@ def accelerate(model: _Model, *, compatible: bool = False) -> _Model:
     plan = [
         (module, _accelerated(type(module)))
         for module in found
-        if not (compatible and isinstance(module, modeling.RecurrentGemmaAttention))
+        if not (compatible and isinstance(module, modeling.RecurrentGemmaAttention)) and not _keeps_forward(module)
     ]
     for module, swapped in plan:
         _check_forward(module, swapped)
@@ -139,12 +144,26 @@ def _plain(cls: type) -> type:
     return type(cls.__name__, bases, own)
 
 
+def _keeps_forward(module: nn.Module) -> bool:
+    """Whether a module's forward is someone else's and stays."""
+    if isinstance(module, ours.Accelerated) or not isinstance(module, _REPLACEABLE):
+        return False
+    original = next(base for base in type(module).__mro__ if base in _SWAPS)
+    return _own_forward(module) is not None or type(module).forward is not original.forward  # type: ignore[attr-defined]
+
+
+def _own_forward(module: nn.Module) -> Any:
+    """The forward that a module has and its class has not; None if it has none."""
+    given = module.__dict__.get("_old_forward", module.__dict__.get("forward"))
+    return None if getattr(given, "__func__", None) is type(module).forward else given
+
+
 def _check_forward(module: nn.Module, swapped: type) -> None:
     """Raise ArgumentError where a module's forward is not its class's, so that another class would change nothing."""
     if isinstance(module, ours.Accelerated):
         return
-    given = module.__dict__.get("_old_forward", module.__dict__.get("forward"))
-    if given is not None and getattr(given, "__func__", None) is not type(module).forward:
+    given = _own_forward(module)
+    if given is not None:
         raise errors.ArgumentError(
             f"the forward of a {type(module).__name__} was replaced by {getattr(given, '__qualname__', given)}: "
             "undo that first, or accelerate the model before it"

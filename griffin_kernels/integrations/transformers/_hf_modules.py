@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from griffin_kernels import errors
-from griffin_kernels.functional import RGLRUWeights, local_attention, rms_norm
+from griffin_kernels.functional import RGLRUWeights, gated_gelu, local_attention, rms_norm
 from griffin_kernels.functional._bridge import wants_gradient
 from griffin_kernels.integrations.transformers._hf_cache import (
     CACHE,
@@ -40,6 +40,9 @@ GELU = type(activations.ACT2FN["gelu_pytorch_tanh"])
 
 _Class = TypeVar("_Class", bound=type)
 
+FEW = 2**13
+"""Elements below which two kernels of torch are done before one of ours is called."""
+
 PLACEMENT = "griffin_placement"
 """The keyword by which the model hands its blocks a Placement."""
 
@@ -62,6 +65,21 @@ class AcceleratedRMSNorm(Accelerated, modeling.RecurrentGemmaRMSNorm):  # type: 
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, eps=self.eps, weight_offset=1.0)
+
+
+@_named
+class AcceleratedMlp(Accelerated, modeling.RecurrentGemmaMlp):  # type: ignore[misc]
+    """Activation and product in one pass; another activation than the tanh form of GELU runs as it is."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if type(self.act_fn) is not GELU:
+            return super().forward(hidden_states)  # type: ignore[no-any-return]
+        gate, value = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+        if gate.numel() < FEW and not wants_gradient((gate, value)):
+            product = self.act_fn(gate) * value
+        else:
+            product = gated_gelu(gate, value)
+        return self.down_proj(product)  # type: ignore[no-any-return]
 
 
 @_named

@@ -23,6 +23,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 _SWAPS: dict[type, type] = {
     modeling.RecurrentGemmaRMSNorm: ours.AcceleratedRMSNorm,
+    modeling.RecurrentGemmaMlp: ours.AcceleratedMlp,
     modeling.RecurrentGemmaRglru: ours.AcceleratedRglru,
     modeling.RecurrentGemmaRecurrentBlock: ours.AcceleratedRecurrentBlock,
     modeling.RecurrentGemmaAttention: ours.AcceleratedAttention,
@@ -32,11 +33,12 @@ _SWAPS: dict[type, type] = {
 _BACK: dict[type, type] = {swapped: original for original, swapped in _SWAPS.items()}
 """Classes in place, by those that take it; of wrapped classes, added as they are met, too."""
 
-_REPLACEABLE = (modeling.RecurrentGemmaRMSNorm,)
+_REPLACEABLE = (modeling.RecurrentGemmaRMSNorm, modeling.RecurrentGemmaMlp)
 """What nothing else rests on: those with another's forward keep it."""
 
 _EXPECTED: dict[type, str] = {
     modeling.RecurrentGemmaRMSNorm: "x",
+    modeling.RecurrentGemmaMlp: "hidden_states",
     modeling.RecurrentGemmaRglru: "activations position_ids",
     modeling.RecurrentGemmaRecurrentBlock: "input_states position_ids attention_mask use_cache kwargs",
     modeling.RecurrentGemmaAttention: f"hidden_states position_ids attention_mask {CACHE} kwargs",

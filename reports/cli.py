@@ -79,6 +79,12 @@ def tune(
             help="Search nothing: race what is published against every baseline, and go on in its journal.",
         ),
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Tune the I-th of N parts, such as 2/8, into an --out of its own; `griffin tune merge` after."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print problems and the final table only.")] = False,
     as_json: Annotated[
@@ -110,19 +116,22 @@ def tune(
     console = Console(width=None if sys.stdout.isatty() else 140)
     with plain_errors():
         from tuning.plan import planner
+        from tuning.plan.sharding import WHOLE, Shard
         from tuning.ui import events, terminal
 
         options = planner.Options(
             ops=_split(ops), cases=_split(cases), dtypes=_split(dtypes), budget=budget, minutes=minutes,
             device=device or "", strategy=strategy or "", timeout=timeout,
             memory_gib=size(memory, "--memory", least=0) / 2**30,
-            in_process=in_process, baselines=baselines,
+            in_process=in_process, baselines=baselines, shard=WHOLE if shard is None else Shard.of(shard),
         )  # fmt: skip
         if from_misses is not None:
             from tuning.plan.from_misses import extended
 
             stderr = Console(stderr=True)
             options = extended(options, from_misses, lambda text: line(stderr, f"note: {text}", "yellow"))
+        if options.shard.count > 1 and out is None and not dry_run:
+            raise errors.ArgumentError(f"--shard {options.shard} needs an --out of its own: shards share no folder")
         if target is not None:
             return terminal.run_target(console, target, options, out, constants, dry_run)
         if dry_run and as_json:

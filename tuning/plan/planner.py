@@ -15,6 +15,7 @@ from griffin_kernels.contract import BenchCase, Case, Op, Variant, config_key
 from griffin_kernels.device import Device
 from griffin_kernels.misses import Miss
 from tuning.plan.budget import BUDGETS, LONGEST_S, Budget
+from tuning.plan.sharding import WHOLE, Shard, share
 from tuning.record.journal_records import Place
 from tuning.search.strategies import named
 
@@ -60,7 +61,7 @@ class Options:
     at most. memory_gib: resident memory of a worker at most; 0 for most of what is free. in_process: no workers.
     misses: recorded cases, tuned in place of the op's bench cases. minutes: after them no candidate is begun, and no
     case that cannot be decided in time; 0 for no end. baselines: race what is published against every baseline, the
-    compiled ones and other projects' included, and search nothing.
+    compiled ones and other projects' included, and search nothing. shard: the part of the plan that is tuned here.
     """
 
     ops: tuple[str, ...] = ()
@@ -75,6 +76,7 @@ class Options:
     misses: tuple[Miss, ...] = ()
     minutes: float = 0.0
     baselines: bool = False
+    shard: Shard = WHOLE
 
     def __post_init__(self) -> None:
         for name in ("timeout", "memory_gib", "minutes"):
@@ -87,7 +89,8 @@ class Options:
     @property
     def whole(self) -> bool:
         """Whether nothing is left out: all ops, cases and dtypes are searched."""
-        return not (self.ops or self.cases or self.dtypes or self.misses or self.baselines)
+        some = self.ops or self.cases or self.dtypes or self.misses or self.baselines
+        return not some and self.shard.count == 1
 
     def limits(self) -> Budget:
         """The budget by name, without a search where baselines are raced; ArgumentError lists the names."""
@@ -162,7 +165,7 @@ def make(options: Options, device: Device) -> list[Job]:
             f"no case matches --cases {list(options.cases)} --dtypes {list(options.dtypes)}; "
             f"{where} there are {keys or 'none of these ops'}"
         )
-    return jobs
+    return share(jobs, options.shard)
 
 
 def ops_by_weight() -> list[str]:

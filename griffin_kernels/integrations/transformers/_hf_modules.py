@@ -63,6 +63,7 @@ def _named(cls: _Class) -> _Class:
 class AcceleratedRMSNorm(Accelerated, modeling.RecurrentGemmaRMSNorm):  # type: ignore[misc]
     """One pass in place of eight."""
 
+    @functools.wraps(modeling.RecurrentGemmaRMSNorm.forward)
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, eps=self.eps, weight_offset=1.0)
 
@@ -71,6 +72,7 @@ class AcceleratedRMSNorm(Accelerated, modeling.RecurrentGemmaRMSNorm):  # type: 
 class AcceleratedMlp(Accelerated, modeling.RecurrentGemmaMlp):  # type: ignore[misc]
     """Activation and product in one pass; another activation than the tanh form of GELU runs as it is."""
 
+    @functools.wraps(modeling.RecurrentGemmaMlp.forward)
     def forward(self, hidden_states: Tensor) -> Tensor:
         if type(self.act_fn) is not GELU:
             return super().forward(hidden_states)  # type: ignore[no-any-return]

@@ -232,3 +232,17 @@ def test_both_names_of_the_cache(model):
 
 def test_the_supported_versions_are_named_once():
     assert transformers.__version__.rpartition(".")[0] in _hf_swap.SUPPORTED
+
+
+def test_a_norm_with_a_forward_of_its_own_keeps_it(model):
+    norm = model.model.final_norm
+    norm.forward = lambda x: x * 2
+    try:
+        accelerate(model)
+        assert type(norm) is modeling.RecurrentGemmaRMSNorm and type(
+            model.model.layers[0].temporal_pre_norm
+        ) is not type(norm)
+        assert torch.equal(norm(torch.ones(3)), torch.full((3,), 2.0))
+        restore(model)
+    finally:
+        del norm.forward

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tomllib
 
 import msgspec
@@ -195,3 +197,13 @@ def test_a_forecast_for_a_sku_says_its_uncertainty():
     assert told["share"] is None and "AMD" in told["why"]
     quantised = CliRunner().invoke(app, [*words, "nvidia-h100-sxm", "--weights", "int8"]).output
     assert "none known (no published passes with quantised weights)" in quantised
+
+
+@pytest.mark.process
+def test_validation_needs_neither_torch_nor_pandas():
+    code = (
+        "import sys; from roofline.validation import validate; import roofline.validation_cli; validate()\n"
+        "print([m for m in ('torch', 'triton', 'numba', 'numpy', 'pandas', 'plotly') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"

@@ -43,7 +43,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ties: other finalists that are not told apart from the winner. noise_floor: of the race, as a share; no difference
     below it means anything.
     baseline: the fastest baseline of the same race. speedup: baseline time over winner time, with its interval.
-    bound: the ceiling that binds. share_of_bound: time at that ceiling over measured time.
+    bound: the ceiling that binds. share_of_bound: time at that ceiling over measured time. above_bound: why it is above
+    1, in words.
     error_rel_norm, error_worst: against float64, as in ``contract.Tolerance``.
     samples_digest: SHA-256 (16 hex digits) of the winner's samples in the journal.
     source_hash: of the variant's source; an entry of other source is not used.
@@ -76,6 +77,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     noise_floor: float | None = None
     ties: list[Tie] = []
     provenance: dict[str, Any] = {}
+    above_bound: str | None = None
 
 
 class RegistryFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

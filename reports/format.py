@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from griffin_kernels.case import Case, telling
+from roofline.shares import NAMES
 from roofline.units import PREFIXES, TIME_UNITS, units_text
 
 MISSING = "\u2013"
@@ -29,22 +30,17 @@ RATE_UNITS: Mapping[str, str] = {
 FACT_UNITS: Mapping[str, str] = {"_watts": "W", "_mhz": "MHz", "_gib": "GiB"}
 
 BOUND_NAMES: Mapping[str, str] = {
-    "dram": "DRAM",
+    **NAMES,
     "dram_copy": "DRAM copy",
     "dram_add": "DRAM add",
     "dram_triad": "DRAM triad",
     "dram_read": "DRAM read",
-    "cache": "cache",
     "cache_triad": "cache triad",
     "l2": "L2",
-    "special": "special functions",
-    "vector": "vector FP32",
     "vector_fp32": "vector FP32",
     "vector_float32": "vector FP32",
     "special_exp": "special functions (exp)",
-    "matmul": "matrix units",
-    "tensor": "matrix units",
-    "launch": "launch",
+    "matmul": "matrix products",
     "issue": "instruction issue",
     "latency": "latency",
     "shared": "shared memory",

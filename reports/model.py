@@ -15,7 +15,7 @@ from griffin_kernels.records import Entry, RegistryFile
 from reports import format as fmt
 from reports.sources import JournalFile
 from roofline import stats
-from tuning.measure.conditions import disturbed
+from tuning.measure.conditions import disturbed, slowed
 from tuning.plan.budget import INDIFFERENCE
 from tuning.record.journal_records import BAD, Candidate, Conditions, Noise, OutputError, Race, Result, Undecided
 from tuning.ui.progress import STATUSES as STATUSES
@@ -107,7 +107,7 @@ class FinalistView:
 
 @dataclass(frozen=True)
 class CaseView:
-    """One case: its candidates (best first), decision and race."""
+    """One case: its candidates (best first), decision and race. slowed: the device was slower beside it, in words."""
 
     op: str
     case: Case
@@ -117,6 +117,7 @@ class CaseView:
     race: Race | None = None
     registry_note: str | None = None
     undecided: Undecided | None = None
+    slowed: str | None = None
 
     @property
     def anchor(self) -> str:
@@ -390,12 +391,14 @@ def build(journal: JournalFile, registry: RegistryFile | None = None) -> Report:
     entries = {(e.op, e.case.key): e for e in registry.entries} if registry else {}
     by_op: defaultdict[str, list[CaseView]] = defaultdict(list)
     left = journal.undecided
+    ceilings = {ceiling.name: ceiling for ceiling in journal.ceilings}
     for key, case in cases.items():
         race, decided = races.get(key), results.get(key)
         view = CaseView(
             op=key[0], case=case, candidates=_candidate_views(groups[key], decided), result=decided, race=race,
             finalists=_finalists(race, decided, {c.key: c for c in groups[key]}) if race else (),
             registry_note=_registry_note(decided, entries.get(key)) if registry else None, undecided=left.get(key),
+            slowed=slowed(race, ceilings) if race else None,
         )  # fmt: skip
         by_op[key[0]].append(view)
     other = registry is not None and registry.device.validity != journal.run.device.validity

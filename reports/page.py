@@ -14,6 +14,7 @@ import plotly.offline
 from markupsafe import Markup
 
 from reports import format as fmt
+from roofline.shares import why_above
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -56,6 +57,7 @@ def _environment() -> jinja2.Environment:
         "percent_number": lambda value: f"{100 * value:.1f}",
         # a number for sorting and CSV; empty where there is none
         "raw": lambda value: "" if value is None else repr(float(value)),
+        "why_above": why_above,
     }
     return environment
 

@@ -10,24 +10,19 @@ from functools import cached_property
 
 from reports import format as fmt
 from roofline.ceilings import Ceiling, Ceilings, peak
+from roofline.shares import NAMES, why_above
 from roofline.study_records import FusionRow, KernelFloor, Study
+from tuning.record.journal_records import CeilingRecord
 
 ROOFS: Mapping[str, tuple[str, str]] = {
-    "dram": ("DRAM", "moving data to and from main memory (DRAM)"),
-    "cache": ("cache", "moving data to and from the last-level cache"),
-    "tensor": ("matrix products", "matrix products"),
-    "vector": ("vector arithmetic", "vector arithmetic (float32 sums and products outside of matrix products)"),
-    "special": ("special functions", "special functions (exp, sigmoid, sqrt and their like)"),
-    "launch": ("launches", "launching kernels"),
+    "dram": (NAMES["dram"], "moving data to and from main memory (DRAM)"),
+    "cache": (NAMES["cache"], "moving data to and from the last-level cache"),
+    "tensor": (NAMES["tensor"], "matrix products"),
+    "vector": (NAMES["vector"], "vector arithmetic (float32 sums and products outside of matrix products)"),
+    "special": (NAMES["special"], "special functions (exp, sigmoid, sqrt and their like)"),
+    "launch": (NAMES["launch"], "launching kernels"),
 }
 """Roof -> its name in a table, and the work that it limits, in words."""
-
-BEATEN: Mapping[str, str] = {
-    "dram": "part of the data probably stayed in the cache",
-    "cache": "part of the data probably stayed in a nearer cache",
-    "tensor": "the clock was probably higher, or the machine less busy, than when the ceiling was measured",
-}
-"""Roof -> why a kernel may be faster than it."""
 
 
 def roof_name(name: str) -> str:
@@ -112,9 +107,7 @@ class KernelView:
     @property
     def over(self) -> str | None:
         """Why it may be faster than its ceiling; None if it is not."""
-        if self.record.share <= 1:
-            return None
-        return BEATEN.get(self.record.bound, BEATEN["tensor"])
+        return why_above(self.record.share, self.record.bound, self.record.above)
 
 
 @dataclass(frozen=True)
@@ -158,6 +151,11 @@ class RooflineView:
             KernelView(rank, kernel, anchor if (anchor := f"{kernel.op}/{kernel.case}") in known else None)
             for rank, kernel in enumerate(kernels, 1)
         ]
+
+    def others(self, judging: Iterable[CeilingRecord]) -> list[str]:
+        """Names of ceilings that are not those of a tuning run, of those that both have: the study was made later."""
+        known = {c.name: c.value for c in self.study.ceilings}
+        return [fmt.bound(c.name) for c in judging if c.source and known.get(c.name, c.value) != c.value]
 
     @cached_property
     def bindings(self) -> list[tuple[str, int]]:
@@ -204,7 +202,9 @@ class RooflineView:
     def roof_of(self, kernel: KernelView) -> str:
         """Key of the roof that a kernel is judged by."""
         bound = kernel.record.bound
-        return f"tensor-{kernel.name.dtype}" if bound == "tensor" else bound
+        # products in a dtype without a roof of its own are judged by float32's
+        own = kernel.name.dtype if kernel.name.dtype in self.ceilings.tensor_flops_per_s else "float32"
+        return f"tensor-{own}" if bound == "tensor" else bound
 
     @cached_property
     def ceiling_rows(self) -> list[tuple[str, Ceiling, Ceiling | None]]:

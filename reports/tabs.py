@@ -76,7 +76,8 @@ def roofline_tab(study: Study, report: model.Report) -> Tab:
     facts = study.device.validity
     body = render(
         "roofline.html.j2", view=view, kind=fmt.device_kind(facts),
-        elsewhere=facts != report.journal.run.device.validity, date=study.device.provenance.get("date"),
+        others=view.others(report.journal.ceilings), elsewhere=facts != report.journal.run.device.validity,
+        date=study.device.provenance.get("date"),
         roofline_figure=figure(roofline.roofline(view)), times_figure=figure(roofline.times(view)),
         rows_figure=figure(roofline.matmul_rows(view)), shown=roofline.MOST,
         roof_name=roof_name, roof_work=roof_work, ceiling_rate=ceiling_rate, definitions=ROOFS.values(),

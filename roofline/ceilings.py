@@ -35,6 +35,9 @@ room for what else the caches hold."""
 EARLIER = "; an earlier measurement reached this"
 """End of the source of a ceiling that the last measurement did not reach."""
 
+DISTURBED = "; other processes took the cores meanwhile, so this is too low"
+"""In the source of a ceiling that was measured on a busy machine."""
+
 LAUNCH_ASSUMED_S = 5e-6
 """Seconds per GPU kernel launched from eager PyTorch, where nothing was measured: the low end of the 5 to 25 us of
 host work per operator that https://jiahuanglin.xyz/all_lessons/gpu_kernel_serving/18_pytorch_to_kernel.html counts."""
@@ -72,8 +75,12 @@ class Ceiling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def usual(self) -> float:
-        """The median of the samples: what is reached beside neighbours as they were. The value without samples."""
-        return statistics.median(self.samples) if self.samples else self.value
+        """The median of the samples: what is reached beside neighbours as they were. The value without samples.
+
+        Never better than the ceiling, whose value may be older than the samples.
+        """
+        found = statistics.median(self.samples) if self.samples else self.value
+        return max(found, self.value) if self.unit == "s" else min(found, self.value)
 
     @classmethod
     def stated(cls, name: str, unit: Unit, value: float, origin: Origin, source: str) -> Ceiling:
@@ -105,6 +112,22 @@ def best_of(earlier: Iterable[Ceiling], now: Iterable[Ceiling]) -> list[Ceiling]
             ceiling = msgspec.structs.replace(ceiling, value=old.value, low=old.low, high=old.high, source=source)
         kept.append(ceiling)
     return kept
+
+
+def held(fixed: Iterable[Ceiling], now: Iterable[Ceiling]) -> list[Ceiling]:
+    """The ceilings of ``now`` and ``fixed``, each as it is in ``fixed`` where it is there: what kernels were judged by.
+
+    The samples, and with them the usual rate, are those of now. One that now reaches more says so in its source.
+    """
+    measured = {ceiling.name: ceiling for ceiling in now}
+    kept = {}
+    for old in fixed:
+        new = measured.get(old.name, old)
+        better = new.high < old.low if old.unit == "s" else new.low > old.high
+        ratio = old.value / new.value if old.unit == "s" else new.value / old.value
+        source = old.source + (f"; {ratio:.2f} times this was reached afterwards" if better else "")
+        kept[old.name] = msgspec.structs.replace(old, source=source, samples=new.samples or old.samples)
+    return list((measured | kept).values())
 
 
 def peak(name: str, stated: Iterable[Ceiling]) -> Ceiling | None:
@@ -187,6 +210,17 @@ class Ceilings:
         found = self.roof(name)
         return None if found is None else found.value
 
+    def entry(self, name: str, dtype: str) -> Ceiling | None:
+        """The roof that work in ``dtype`` is judged by.
+
+        That is float32's for products in a dtype that the device does not multiply itself, as on many CPUs: they are
+        done after conversion, and where ceilings are measured such a dtype has no rate of its own.
+        """
+        found = self.roof(name, dtype)
+        if found is None and name == "tensor" and (plain := self.roof(name, "float32")) is not None:
+            found = plain if plain.origin == "measured" else None
+        return found
+
     @property
     def tensor_flops_per_s(self) -> dict[str, float]:
         """Matrix products by dtype, large and square."""
@@ -237,7 +271,7 @@ class Ceilings:
         memory = "cache" if cached and self.value("cache") else "dram"
         work = {memory: cost.bytes_total, "tensor": cost.tensor_flops, "vector": cost.vector_flops}
         work["special"] = cost.special_ops
-        roofs = {name: self.roof(name, dtype) for name, amount in work.items() if amount}
+        roofs = {name: self.entry(name, dtype) for name, amount in work.items() if amount}
         seconds = {name: work[name] / roof.value for name, roof in roofs.items() if roof is not None}
         launch = self.value("launch")
         return seconds | ({"launch": launches * launch} if launches and launch is not None else {})

@@ -5,12 +5,71 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
 
 from griffin_kernels import catalog
 from griffin_kernels.case import Case, Pass
 from griffin_kernels.records import Entry
-from roofline.ceilings import Ceilings
+from roofline import shares
+from roofline.ceilings import DISTURBED, Ceiling, Ceilings
 from roofline.study_records import FusionRow, KernelFloor
+from roofline.units import si
+
+CACHE_REACH = 4
+"""Of data up to so many times the last-level cache enough may stay there to be seen: a quarter, of which writes wait
+for their turn."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A time against the ceilings. floors_s: seconds under each, by roof name. bound: the one that binds, the longest.
+
+    share: floor over time. above: why the share is above 1, in words; None where it is not.
+    """
+
+    bound: str
+    share: float
+    floors_s: dict[str, float]
+    above: str | None
+
+
+def judge(op: str, case: Case, seconds: float, ceilings: Ceilings) -> Judgement | None:
+    """What binds an op at a case, and how near ``seconds`` comes to it; None where no ceiling is known for its work."""
+    floors = op_floors(op, case, ceilings)
+    if not floors:
+        return None
+    bound = max(floors, key=lambda name: floors[name])
+    share = floors[bound] / seconds
+    return Judgement(bound, share, floors, _why_above(op, case, bound, ceilings) if share > 1 else None)
+
+
+def judged(entry: Entry, ceilings: Ceilings) -> Entry:
+    """An entry with the share of these ceilings that its time reaches; one that was never run stays as it is."""
+    found = None if entry.median_s is None else judge(entry.op, entry.case, entry.median_s, ceilings)
+    if found is None:
+        return entry
+    return msgspec.structs.replace(entry, bound=found.bound, share_of_bound=found.share, above_bound=found.above)
+
+
+def binding(op: str, case: Case, ceilings: Ceilings) -> Ceiling | None:
+    """The entry of the table that binds an op at a case; None where no ceiling is known for its work."""
+    floors = op_floors(op, case, ceilings)
+    return ceilings.entry(max(floors, key=lambda name: floors[name]), case.dtype) if floors else None
+
+
+def _why_above(op: str, case: Case, bound: str, ceilings: Ceilings) -> str:
+    """Why a kernel is faster than its ceiling."""
+    size, cache = catalog.op(op).cost(case).bytes_total, ceilings.cache_bytes
+    if bound == "dram" and size <= CACHE_REACH * cache:
+        return f"part of its {si(size, 'B')} probably stayed in the last-level cache of {si(cache, 'B')}"
+    if bound == "cache":
+        return shares.NEARER_CACHE
+    roof = ceilings.entry(bound, case.dtype)
+    if roof is not None and DISTURBED in roof.source:
+        return "the ceiling is too low: other processes took the cores while it was measured"
+    return shares.TOO_LOW
 
 
 def op_floors(op: str, case: Case, ceilings: Ceilings) -> dict[str, float]:
@@ -26,15 +85,15 @@ def kernel_floors(entries: Iterable[Entry], ceilings: Ceilings) -> list[KernelFl
     """
     found = []
     for entry in entries:
-        floors = op_floors(entry.op, entry.case, ceilings)
-        if entry.median_s is None or not floors:
+        told = None if entry.median_s is None else judge(entry.op, entry.case, entry.median_s, ceilings)
+        if entry.median_s is None or told is None:
             continue
-        bound = max(floors, key=lambda name: floors[name])
+        floor_s = told.floors_s[told.bound]
         cost = catalog.op(entry.op).cost(entry.case)
         floor = KernelFloor(
             op=entry.op, case=entry.case.key, variant=entry.variant,
-            measured_s=entry.median_s, interval_s=entry.interval_s, floors_s=floors, bound=bound,
-            share=floors[bound] / entry.median_s, lost_s=max(0.0, entry.median_s - floors[bound]),
+            measured_s=entry.median_s, interval_s=entry.interval_s, floors_s=told.floors_s, bound=told.bound,
+            share=told.share, lost_s=max(0.0, entry.median_s - floor_s), above=told.above,
             bytes=cost.bytes_total, tensor_flops=cost.tensor_flops, vector_flops=cost.vector_flops,
             special_ops=cost.special_ops,
         )  # fmt: skip

@@ -19,11 +19,13 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from msgspec import structs
 
 from griffin_kernels import errors
 from griffin_kernels.device import Device
 from roofline import probes
-from roofline.ceilings import Ceiling
+from roofline.ceilings import DISTURBED as DISTURBED
+from roofline.ceilings import Ceiling, Unit
 from roofline.probes import Probe
 from roofline.stats import bootstrap_interval
 
@@ -45,6 +47,9 @@ VISIT_S = 0.012
 MOST_SAMPLES = 8
 """A probe takes samples for this long in a round, or so many."""
 
+MOST_POOLED = 600
+"""Samples of a ceiling that are kept, the latest."""
+
 LONGEST = 1.5
 """Where samples are disturbed, sampling goes on for so many times as long, then ends; every probe has one sample."""
 
@@ -53,9 +58,6 @@ LEAST_UNDISTURBED = 5
 
 WAITED_SHARE = 0.02
 """Share of a sample that our threads may wait for a core in all, and it still counts as undisturbed."""
-
-DISTURBED = "; other processes took the cores meanwhile, so this is too low"
-"""End of the source of a ceiling that was measured on a busy machine."""
 
 Progress = Callable[[str, float], None]
 """Told what is being measured and which share of the time is over."""
@@ -78,6 +80,11 @@ def measure(
 def dram(device: Device, seconds: float = DRAM_SECONDS) -> list[Ceiling]:
     """The DRAM ceilings alone: copy, triad and read."""
     return measure(device, seconds=seconds, made=probes.dram(device))
+
+
+def roofs(device: Device, seconds: float, progress: Progress | None = None) -> list[Ceiling]:
+    """The ceilings that kernels are judged by: DRAM, cache, matrix products, vector arithmetic, special functions."""
+    return measure(device, progress, seconds, probes.roofs(device))
 
 
 class Sampler:
@@ -122,6 +129,16 @@ class Sampler:
                     wanting = [i for i in wanting if sum(calm for _, calm in self.found[i]) < LEAST_UNDISTURBED]
                     if not wanting:
                         return
+
+    def visit(self) -> dict[str, list[float]]:
+        """Visit every probe once more: undisturbed samples by name, of several probes of one name the fastest's."""
+        best: dict[str, list[float]] = {}
+        with torch.inference_mode():
+            for probe in self.tried:
+                values = [value for value, calm in _visit(probe, self.device) if calm]
+                if values and (probe.name not in best or max(values) > max(best[probe.name])):
+                    best[probe.name] = values
+        return best
 
     def ceilings(self) -> list[Ceiling]:
         """What all samples so far come to; of several probes of one name the best."""
@@ -169,10 +186,25 @@ def estimate(probe: Probe, samples: Sequence[Sample]) -> Ceiling:
     if len(values) < LEAST_UNDISTURBED:
         source += DISTURBED if len(values) < min(len(samples), LEAST_UNDISTURBED) else ""
         values = [value for value, _ in samples]
-    rank = 1 - QUANTILE if probe.unit == "s" else QUANTILE
+    return _estimated(probe.name, probe.unit, source, values)
+
+
+def pooled(ceiling: Ceiling, samples: Sequence[float]) -> Ceiling:
+    """A measured ceiling with later samples; it is raised where all together reach beyond its interval, never lowered.
+
+    samples: undisturbed, in the ceiling's unit, of a rate.
+    """
+    values = [*ceiling.samples, *(float(f"{v:.4g}") for v in samples)][-MOST_POOLED:]
+    if float(np.quantile(values, QUANTILE)) <= ceiling.high:
+        return structs.replace(ceiling, samples=values)
+    return _estimated(ceiling.name, ceiling.unit, ceiling.source, values)
+
+
+def _estimated(name: str, unit: Unit, source: str, values: Sequence[float]) -> Ceiling:
+    rank = 1 - QUANTILE if unit == "s" else QUANTILE
     value = float(np.quantile(values, rank))
     low, high = bootstrap_interval(values, functools.partial(np.quantile, q=rank))
     return Ceiling(
-        name=probe.name, unit=probe.unit, value=value, low=min(low, value), high=max(high, value),
+        name=name, unit=unit, value=value, low=min(low, value), high=max(high, value),
         origin="measured", source=source, samples=[float(f"{v:.4g}") for v in values],
     )  # fmt: skip

@@ -146,6 +146,18 @@ def everything(device: Device) -> Iterator[Probe]:
         yield from make(device)
 
 
+def roofs(device: Device) -> Iterator[Probe]:
+    """The probes of the ceilings that kernels are judged by."""
+    for make in (dram, cache, matmul, vector, special):
+        yield from make(device)
+
+
+def of_roof(name: str, device: Device) -> list[Probe]:
+    """The probes behind one entry of the table, such as ``dram_copy`` or ``matmul_bfloat16``."""
+    makers = {"dram": dram, "cache": cache, "matmul": matmul, "vector": vector, "special": special}
+    return [probe for probe in makers[name.partition("_")[0]](device) if probe.name == name]
+
+
 def dram(device: Device) -> Iterator[Probe]:
     """Copy, triad and read of buffers many times the caches.
 

@@ -17,7 +17,7 @@ from griffin_kernels.device import Device, provenance
 from griffin_kernels.records import DeviceRecord, Entry
 from griffin_kernels.registry import write_atomically
 from roofline import pass_timing, store
-from roofline.ceilings import Ceiling, Ceilings, best_of
+from roofline.ceilings import Ceiling, Ceilings, best_of, held
 from roofline.floors import fusion_table, kernel_floors
 from roofline.forward import analyse, sweep
 from roofline.measure import Sampler
@@ -124,11 +124,14 @@ def page(target: AnalysisTarget, plan: Plan, measured: Mapping[tuple[str, int], 
 
 
 def study(
-    device: Device, entries: Sequence[Entry], tell: Tell, timing: Timing = Timing(), earlier: Sequence[Ceiling] = ()
-) -> Study:
-    """Study a device: its ceilings, ``entries`` of its registry, forward passes of its plan.
+    device: Device, entries: Sequence[Entry], tell: Tell, timing: Timing = Timing(), earlier: Sequence[Ceiling] = (),
+    judging: Sequence[Ceiling] = (),
+) -> tuple[Study, list[Ceiling]]:  # fmt: skip
+    """(a study of a device, the ceilings that it was seen to reach).
 
-    earlier: ceilings that this device was seen to reach before, with the same software.
+    The study has its ceilings, ``entries`` of its registry, and forward passes of its plan.
+    earlier: ceilings that this device was seen to reach before, with the same software. judging: ceilings that the
+    entries were judged by already; they stand, so that everything is held against one set.
     The models are held in memory together. Dispatch decides which kernels run, so the registry that ``entries`` come
     from should be in use. Raises DeviceError where there is no memory for the probes.
     """
@@ -136,29 +139,32 @@ def study(
     sampler = Sampler(device, progress=lambda what, share: tell(f"ceilings: {what}"))
     sampler.sample(timing.ceilings)
     measured = measured_passes(device, plan, sampler, timing, tell)
-    here = Ceilings(device.name, tuple(best_of(earlier, sampler.ceilings())), device.last_level_cache_bytes)
+    best = best_of(earlier, sampler.ceilings())
+    here = Ceilings(device.name, tuple(held(judging, best)), device.last_level_cache_bytes)
     sheet = datasheet.find(device.name)
     cases = [(entry.op, entry.case) for entry in entries if not catalog.op(entry.op).forward]
-    return Study(
+    found = Study(
         schema_version=STUDY_VERSION, device=DeviceRecord(device.validity(), provenance(device)),
         ceilings=list(here.table), datasheet=list(Ceilings.from_datasheet(sheet).table) if sheet else [],
         kernels=kernel_floors(entries, here), fusion=fusion_table(cases, here),
         pages=[page(at_hand(device, here), plan, measured, tell), page(of_sku(PREDICTED_SKU), GPU_PLAN, {}, tell)],
     )  # fmt: skip
+    return found, best
 
 
 def record(
-    path: Path, device: Device, entries: Sequence[Entry], timing: Timing, tell: Tell, *, shared: bool = True
-) -> Study:
+    path: Path, device: Device, entries: Sequence[Entry], timing: Timing, tell: Tell, *, shared: bool = True,
+    judging: Sequence[Ceiling] = (),
+) -> Study:  # fmt: skip
     """Study a device as ``study`` does, and write the file, all or nothing.
 
     shared: ceilings begin with those in the user's data folder, and go there too. Raises OutputFolderError.
     """
     facts, stored = provenance(device), store.default_path(device)
     before = store.earlier(stored, device, facts) if shared else []
-    found = study(device, entries, earlier=before, timing=timing, tell=tell)
+    found, reached = study(device, entries, earlier=before, timing=timing, tell=tell, judging=judging)
     if shared:
-        store.save(stored, device, found.ceilings, facts)
+        store.save(stored, device, reached, facts)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, encode(found))
     return found

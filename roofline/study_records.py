@@ -284,7 +284,8 @@ class KernelFloor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     case: key. variant: the winner. floors_s: seconds under each ceiling, by roof name. bound: the one that binds.
     share: floor over measured time; above 1 where a figure of the ceiling was beaten, for example from a cache.
-    lost_s: measured time above the floor. tensor_flops, vector_flops, special_ops, bytes: of the contract's cost.
+    above: why the share is above 1. lost_s: measured time above the floor.
+    tensor_flops, vector_flops, special_ops, bytes: of the contract's cost.
     """
 
     op: str
@@ -300,6 +301,7 @@ class KernelFloor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tensor_flops: int
     vector_flops: int
     special_ops: int
+    above: str | None = None
 
 
 class FusionRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,8 +14,10 @@ from rich.table import Table
 from griffin_kernels.datasheet import Datasheet
 from griffin_kernels.models.config import GriffinConfig
 from roofline import kernel_shares
+from roofline.console import line as say
 from roofline.console import table
 from roofline.flash import ATTENDING
+from roofline.shares import NAMES, above_line
 from roofline.study_records import REGIMES, GridPoint, Part, PassRecord, Study, Uncertainty
 from roofline.target import MODES, AnalysisTarget
 from roofline.training_records import TrainingFacts
@@ -186,8 +188,12 @@ def show_kernels(console: Console, found: Study) -> None:
     shown = table(names, ("floor", "measured", "share", "lost"), title="tuned kernels by time lost")
     for row in found.kernels:
         floor, measured, lost = map(seconds_text, (row.floors_s[row.bound], row.measured_s, row.lost_s))
-        shown.add_row(row.op, row.case, row.variant, row.bound, floor, measured, f"{row.share:.0%}", lost)
+        share = f"{row.share:.0%}" + ("!" if row.share > 1 else "")
+        shown.add_row(row.op, row.case, row.variant, NAMES.get(row.bound, row.bound), floor, measured, share, lost)
     console.print(shown)
+    for row in found.kernels:
+        if (text := above_line(row.op, row.case, row.share, row.bound, row.above)) is not None:
+            say(console, text)
     columns = ("bytes fused", "one by one", "ratio", "kernels", "time fused", "time one by one")
     shown = table(("op", "case"), columns, title="what fusing saves, at the ceilings")
     for line in found.fusion:

@@ -19,8 +19,9 @@ import typer
 from rich.console import Console
 
 from griffin_kernels import catalog, device, dispatch
-from roofline import measure
+from roofline import probes
 from roofline.console import plain_errors
+from tuning import run as runs
 from tuning.decide import decider, history
 from tuning.measure import rounds
 from tuning.plan import planner
@@ -38,7 +39,7 @@ def shrink(replace: Callable[[Any, str, Any], None] = setattr) -> None:
 
     replace: how to set an attribute; in a test, ``monkeypatch.setattr``, which sets it back.
     """
-    everything, dram, noise = catalog.variants, measure.dram, rounds.machine_noise
+    everything, noise = catalog.variants, rounds.machine_noise
 
     def eager_only(op_name):
         return MappingProxyType({n: v for n, v in everything(op_name).items() if v.backend == "eager"})
@@ -48,7 +49,9 @@ def shrink(replace: Callable[[Any, str, Any], None] = setattr) -> None:
 
     replace(catalog, "variants", eager_only)
     replace(planner, "bench_cases", lambda op, device: list(op.cases_tagged("smoke")[:3]))
-    replace(measure, "dram", lambda device: dram(with_small_cache(device), seconds=0.05))
+    replace(probes, "BUFFER_BYTES", {"cpu": 4 * CACHE_BYTES})
+    replace(probes, "roofs", lambda device: probes.dram(with_small_cache(device)))
+    replace(runs, "ceilings_s", lambda budget, minutes: 0.05)
     replace(rounds, "machine_noise", lambda device: noise(with_small_cache(device)))
     for module in (decider, history):
         replace(module, "UNQUIET", math.inf)  # races of microseconds, on a machine that does other things

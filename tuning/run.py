@@ -25,15 +25,19 @@ from griffin_kernels.contract import config_dict
 from griffin_kernels.device import Device
 from griffin_kernels.records import DeviceRecord, Entry
 from griffin_kernels.texts import now
-from roofline import measure
+from roofline import measure, store
 from roofline import study as studies
+from roofline.ceilings import Ceiling, best_of
+from roofline.floors import judged
 from roofline.study import Timing
 from roofline.study_records import FILE_NAME, Study
 from tuning.decide.decider import Decider, DeviceLane
 from tuning.decide.history import History
 from tuning.decide.listener import Listener
-from tuning.measure import rounds
+from tuning.measure import machine_ceilings, rounds
+from tuning.measure.machine_ceilings import MachineCeilings
 from tuning.plan import planner
+from tuning.plan.budget import ceilings_s
 from tuning.plan.planner import Job, Options
 from tuning.plan.schedule import Clock, Schedule, Watch
 from tuning.record import journal
@@ -145,13 +149,16 @@ def tune(
         )
         problem: BaseException | None = None
         try:
-            _work(decider, jobs, options, names, prepare, stack)
+            _work(decider, jobs, options, names, prepare, stack, paths.is_users(device))
         except (KeyboardInterrupt, errors.WorkerError) as error:
             problem = error
         # decisions of the interrupted run count too
         earlier = {job.place: found for job in jobs if (found := history.decided(job)) is not None}
         decided = earlier | decider.decided
-        entries = [decided[job.place].entry for job in jobs if job.place in decided]
+        results = [decided[job.place] for job in jobs if job.place in decided]
+        entries = [result.entry for result in results]
+        if decider.ceilings is not None:  # what races reached after a decision may have raised them
+            entries = [judged(entry, decider.ceilings.known) for entry in entries]
         undecided = [decider.undecided[job.place] for job in jobs if job.place in decider.undecided]
         ended = decided.keys() | decider.undecided.keys()
         left = tuple(" ".join(job.place) for job in jobs if job.place not in ended)
@@ -160,6 +167,9 @@ def tune(
             dispatch.refresh()
         if isinstance(problem, errors.WorkerError):
             raise problem
+        for result, entry in zip(results, entries, strict=True):
+            if entry != result.entry:
+                log.append(msgspec.structs.replace(result, entry=entry))
         seconds = watch.elapsed
         if not left and not (options.baselines and unfinished):
             log.append(End(date=now(), registry=str(paths.registry), seconds=seconds))
@@ -168,22 +178,23 @@ def tune(
 
 
 def _work(
-    decider: Decider, jobs: Sequence[Job], options: Options, names: Sequence[str], prepare: str, stack: ExitStack
-) -> None:
-    """Precompile, then measure DRAM bandwidth, noise floor and all cases. stack: closes what is opened here."""
+    decider: Decider, jobs: Sequence[Job], options: Options, names: Sequence[str], prepare: str, stack: ExitStack,
+    shared: bool,
+) -> None:  # fmt: skip
+    """Precompile, then measure ceilings, noise floor and all cases. stack: closes what is opened here."""
     device, history, log, listener = decider.device, decider.history, decider.log, decider.listener
     pool = compile_pool_of(device, options, len(names))
     if pool is not None:
         decider.compile_pool = stack.enter_context(pool)
         decider.compile_pool.prefetch(None, decider.openings(jobs))
     _precompile(decider, jobs, options, prepare)
-    roofs = {name: c for name, c in history.ceilings.items() if name.startswith("dram_")}
-    if not roofs:  # once per journal
-        listener.note(f"measuring DRAM bandwidth of {device.name}")
-        for c in measure.dram(device):
-            roofs[c.name] = msgspec.convert(c, CeilingRecord, from_attributes=True)
-            log.append(roofs[c.name])
-    decider.dram_bytes_per_s = max(roof.value for roof in roofs.values())
+    # once per journal; they are whole where the noise floor came after them
+    table = machine_ceilings.recorded(history.ceilings) if history.noise is not None else []
+    if not table:
+        table = _ceilings(device, options, shared, listener)
+        for ceiling in table:
+            log.append(machine_ceilings.record(ceiling))
+    decider.ceilings = MachineCeilings(device, table)
     if history.noise is None:  # a kernel raced against itself, before anything is compared
         log.append(found := rounds.machine_noise(device))
         listener.noise(found)
@@ -202,6 +213,21 @@ def _work(
         stack.callback(executor.close)
         lanes.append(DeviceLane(name if len(names) > 1 else "", executor))
     decide_all(decider, jobs, lanes)
+
+
+def _ceilings(device: Device, options: Options, shared: bool, listener: Listener) -> list[Ceiling]:
+    """The ceilings that the run is judged by: stored ones of today, else measured now.
+
+    shared: results go to the user's data folder, where ceilings are stored too.
+    """
+    path = store.default_path(device)
+    if shared and (known := machine_ceilings.stored(path, device, datetime.datetime.now(datetime.UTC))):
+        listener.note(f"ceilings of {device.name} are those of {path}, measured within a day")
+        return known
+    seconds = ceilings_s(options.budget, options.minutes)
+    listener.note(f"measuring what {device.name} reaches at best, {seconds:.2g} s: memory, cache, arithmetic")
+    found = measure.roofs(device, seconds)
+    return best_of(machine_ceilings.earlier(path, device), found) if shared else found
 
 
 def plan(options: Options, paths: Paths, device: Device) -> tuple[list[Job], list[Record], Schedule]:
@@ -358,11 +384,14 @@ def _resumed(run: Run | None, options: Options, device: Device, path: Path) -> O
 
 
 def study(device: Device, outcome: Outcome, tell: Callable[[str], None]) -> tuple[Path, Study]:
-    """Measure the ceilings, study the device with the registry of ``outcome``; returns the file, and what is in it.
+    """Study the device with the registry of ``outcome``; returns the file, and what is in it.
 
-    Ceilings go to the user's data folder too, unless the run had a folder of its own. Raises OutputFolderError.
+    Kernels are judged by the ceilings of the run, as its registry has them. Ceilings go to the user's data folder too,
+    unless the run had a folder of its own. Raises OutputFolderError.
     """
     path, timing = outcome.paths.journal.with_name(FILE_NAME), STUDY_TIMING[outcome.options.budget]
     shared = outcome.paths.is_users(device)
+    by_name = {r.name: r for r in journal.read(outcome.paths.journal) if isinstance(r, CeilingRecord)}
+    judging = machine_ceilings.recorded(by_name)
     with dispatch.use(registry=outcome.paths.registry):
-        return path, studies.record(path, device, outcome.entries, timing, tell, shared=shared)
+        return path, studies.record(path, device, outcome.entries, timing, tell, shared=shared, judging=judging)

@@ -246,7 +246,7 @@ def test_a_run_begins_with_it_where_it_saves_time(tmp_path, monkeypatch, changes
 
     seen = []
     monkeypatch.setattr(compile_farm, "make_calls", lambda groups, start, limits, hung: seen.append(groups))
-    monkeypatch.setattr(runs.measure, "dram", stop)
+    monkeypatch.setattr(runs.measure, "roofs", stop)
     options = planner.Options(**{"ops": ("linear_scan",), "budget": "quick", "device": "cpu", **changes})
     with pytest.raises(Reached):
         runs.tune(options, runs.Paths.choose(tmp_path, HERE), Listener())

@@ -15,6 +15,7 @@ from griffin_kernels import catalog
 from griffin_kernels.contract import NoConfig
 from griffin_kernels.records import Tie
 from roofline import stats
+from roofline.ceilings import Ceiling, Ceilings
 from tests import recorded_noise
 from tuning.decide import verdict
 from tuning.measure import rounds
@@ -26,6 +27,7 @@ from tuning.record.journal_records import Candidate, Finalist, Race
 OP = catalog.op("linear_scan")
 CASE = OP.cases_tagged("smoke")[0]
 VARIANT = catalog.variant("linear_scan/eager.sequential")
+KNOWN = Ceilings("a machine", (Ceiling.stated("dram_copy", "bytes_per_s", 1e9, "measured", "stated"),))
 RACES = 50
 
 
@@ -61,7 +63,7 @@ def made(columns, kinds, noise_floor=0.0):
 
 def decide(columns, kinds, noise_floor=0.0):
     field, heat = made(columns, kinds, noise_floor)
-    return verdict.decide(OP, field, heat, 1e9, len(field))
+    return verdict.decide(OP, field, heat, KNOWN, len(field))
 
 
 def wobbling(seconds, seed, count=31, width=0.01):
@@ -166,7 +168,7 @@ def simulate(machine, seconds, kinds=None, budget=BUDGETS["default"], **more):
     field = [finalist(i, dataclasses.replace(kind, first_s=seconds[i])) for i, kind in enumerate(kinds)]
     samplers = [machine.sampler(s) for s in seconds]
     heat = rounds.run(OP, CASE, field, samplers, budget, clock=machine.clock, **more)
-    return verdict.decide(OP, field, heat, 1e9, len(field)), heat
+    return verdict.decide(OP, field, heat, KNOWN, len(field)), heat
 
 
 def replaced(name, gain, seconds=2e-3, budget=BUDGETS["default"]):
@@ -279,7 +281,7 @@ def test_baseline_far_behind_sits_out_most_rounds_and_is_compared_within_those_i
 def test_warm_median_is_the_winners():
     field, heat = made([[1.0] * 15, [0.5] * 15], [DEFAULT, OWN])
     heat = msgspec.structs.replace(heat, warm_s=[[0.9, 0.8, 0.7], [0.4, 0.3, 0.2]])
-    assert verdict.decide(OP, field, heat, 1e9, 2).entry.warm_median_s == 0.3
+    assert verdict.decide(OP, field, heat, KNOWN, 2).entry.warm_median_s == 0.3
 
 
 @pytest.mark.parametrize("most", [7, 61, 321, 641])
@@ -308,7 +310,7 @@ def test_clear_means_that_every_rival_is_behind_or_level():
 def test_surprise_is_a_change_of_standing_and_not_of_the_machine():
     field, heat = made([[2.0] * 15, [1.0] * 15, [4.0] * 15], [DEFAULT, Made(first_s=0.5), BASELINE])
     field = [finalist(0, Made(default=True, first_s=1.0)), field[1], finalist(2, Made(baseline=True, first_s=2.0))]
-    entry = verdict.decide(OP, field, heat, 1e9, 3).entry
+    entry = verdict.decide(OP, field, heat, KNOWN, 3).entry
     assert entry.variant == "eager.v1"
     assert verdict.surprise(field, heat, entry) is None
     field[1] = finalist(1, Made(first_s=0.9))
@@ -319,7 +321,7 @@ def test_surprise_is_a_change_of_standing_and_not_of_the_machine():
 
 def test_surprise_against_the_registry_is_of_the_speedup_where_the_baseline_is_the_same():
     field, heat = made([[1.0] * 15, [0.5] * 15, [2.0] * 15], [DEFAULT, Made(first_s=0.5), Made(True, first_s=2.0)])
-    entry = verdict.decide(OP, field, heat, 1e9, 3).entry
+    entry = verdict.decide(OP, field, heat, KNOWN, 3).entry
     replace = msgspec.structs.replace
     assert verdict.surprise(field, heat, entry, replace(entry, median_s=5.0)) is None
     text = "eager.v1 has a speedup over eager.v2 of 4, the registry had 3"
@@ -332,7 +334,7 @@ def test_surprise_against_the_registry_is_of_the_speedup_where_the_baseline_is_t
 def test_races_that_agree_are_joined():
     field, first = made([[1.0] * 15, [0.8] * 15], [DEFAULT, OWN])
     _, second = made([[1.0] * 11, [0.7] * 11], [DEFAULT, OWN], 0.02)
-    result = verdict.decide(OP, field, first, 1e9, 2, second)
+    result = verdict.decide(OP, field, first, KNOWN, 2, second)
     assert result.winner_key == "v1"
     assert result.entry.reason.endswith("two races agree")
     assert result.entry.median_s == 0.8
@@ -346,7 +348,7 @@ def test_races_that_agree_are_joined():
 def test_races_that_differ_are_a_tie(kinds, winner):
     field, first = made([[1.0] * 15, [0.8] * 15, [0.9] * 15], kinds)
     _, second = made([[1.0] * 15, [0.9] * 15, [0.8] * 15], kinds)
-    result = verdict.decide(OP, field, first, 1e9, 3, second)
+    result = verdict.decide(OP, field, first, KNOWN, 3, second)
     assert result.winner_key == winner
     assert result.entry.reason.startswith("tie: ")
     assert "two races had different winners (eager.v1 and eager.v2)" in result.entry.reason

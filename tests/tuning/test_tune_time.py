@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from griffin_kernels import catalog, device, registry
+from roofline.ceilings import Ceiling
 from tests.small_tune import Quiet
 from tests.tuning.test_progress import Clock
 from tuning import run as runs
@@ -20,7 +21,7 @@ from tuning.plan.planner import WEIGHTS, Options
 from tuning.plan.schedule import PRICES, Schedule, Watch, share
 from tuning.predict import predictor
 from tuning.record import journal
-from tuning.record.journal_records import Candidate, CeilingRecord, Noise, Race, Result, Undecided
+from tuning.record.journal_records import Candidate, Noise, Race, Result, Undecided
 from tuning.record.paths import Paths
 from tuning.run import tune
 from tuning.static.targets import target
@@ -82,8 +83,9 @@ def h100(monkeypatch, tmp_path):
     monkeypatch.setattr(runs, "compile_pool_of", lambda *words: None)
     monkeypatch.setattr(predictor, "expected", lambda job, device: {})  # seconds for each case, and no news here
     monkeypatch.setattr(journal.os, "fsync", lambda descriptor: None)
-    roof = CeilingRecord(name="dram_copy", value=3e12, low=3e12, high=3e12, unit="bytes_per_s")
-    monkeypatch.setattr(runs.measure, "dram", lambda device: [roof])
+    roof = Ceiling.stated("dram_copy", "bytes_per_s", 3e12, "measured", "stated")
+    monkeypatch.setattr(runs.measure, "roofs", lambda device, seconds: [roof])
+    monkeypatch.setattr(runs.MachineCeilings, "beside", lambda self, op, case, where: {})
     quiet = Noise(what="torch.add", seconds=1e-3, rounds=41, low=0.99, high=1.01, floor=0.01)
     monkeypatch.setattr(runs.rounds, "machine_noise", lambda device: quiet)
     clock, made, begun = Clock(), [], []

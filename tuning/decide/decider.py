@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from griffin_kernels import device as devices
 from griffin_kernels import registry
 from griffin_kernels.contract import config_dict, config_key
 from griffin_kernels.device import Device
@@ -21,6 +22,8 @@ from tuning.decide import verdict
 from tuning.decide.case_search import CaseSearch
 from tuning.decide.history import History
 from tuning.decide.listener import Listener
+from tuning.measure import machine_ceilings
+from tuning.measure.machine_ceilings import MachineCeilings
 from tuning.measure.rounds import PATIENCE
 from tuning.plan.budget import HOPELESS_ELSEWHERE, HOPELESS_FACTOR, UNQUIET, Budget
 from tuning.plan.planner import Job, Planned
@@ -53,6 +56,7 @@ class Decider:
     """Decides the cases of a run and holds what they share. Lanes call ``decide`` from threads of their own.
 
     incumbents: entries of this device as published before. strategy: by name; empty for the one that suits it.
+    ceilings: of the device; set before the first case.
     watch, schedule: the time of the run, and how many tries each case gets.
     jobs: all cases of the run. repeat: the command that tunes a case again. decided, undecided: cases by how
     they ended so far; for the undecided nothing can be published.
@@ -64,7 +68,7 @@ class Decider:
     log: journal.Journal
     listener: Listener
     schedule: Schedule
-    dram_bytes_per_s: float = 0.0
+    ceilings: MachineCeilings | None = None
     incumbents: registry.Registry | None = None
     strategy: str = ""
     compile_pool: CompilePool | None = None
@@ -103,6 +107,12 @@ class Decider:
     def tries(self, job: Job) -> int:
         """How many candidates of a case search may try; 0 where there is no time for the case."""
         return self.schedule.tries.get(job.place, 0)
+
+    @property
+    def machine(self) -> MachineCeilings:
+        """The ceilings that cases are judged by."""
+        assert self.ceilings is not None
+        return self.ceilings
 
     @property
     def reserve_s(self) -> float:
@@ -343,7 +353,7 @@ class _Case:
             if (floor := (first, *again)[-1].noise_floor) > UNQUIET:
                 text = f"its races had a noise floor of {floor:.0%}, and above {UNQUIET:.0%} nothing is published"
                 raise Aborted(text, floor)
-            return verdict.decide(job.op, field, first, run.dram_bytes_per_s, tried, *again)
+            return verdict.decide(job.op, field, first, run.machine.known, tried, *again)
 
         if heat.noise_floor > UNQUIET and not run.watch.over():
             heat = self._repeated(field, f"its noise floor was {heat.noise_floor:.0%}")
@@ -355,15 +365,25 @@ class _Case:
     def _race(self, field: list[Finalist], confirms: str = "") -> Race | Broken:
         """A race, which is recorded, or why it broke. confirms: what it is run again for."""
         self._load()
+        reached = [self._reached()]
         answer = self.lane.executor.race(RunRace(field, self.run.budget))
         if isinstance(answer, Broken):
             if not 0 <= answer.index < len(field):
                 raise Aborted(f"its race cannot be run: {answer.problem}")
             return answer
-        heat = msgspec.structs.replace(answer.race, confirms=confirms)
+        reached.append(self._reached())
+        beside = {name: [v for found in reached for v in found.get(name, ())] for found in reached for name in found}
+        heat = msgspec.structs.replace(answer.race, confirms=confirms, ceilings=beside)
         with self.run.lock:
             self.run.log.append(heat)
+            for ceiling in self.run.machine.raised(beside):
+                self.run.log.append(machine_ceilings.record(ceiling))
         return heat
+
+    def _reached(self) -> dict[str, list[float]]:
+        """Samples of the ceiling that binds the case, on this lane's device, now."""
+        where = devices.detect(self.lane.name) if self.lane.name else self.run.device
+        return self.run.machine.beside(self.job.op.name, self.job.case, where)
 
     def _repeated(self, field: list[Finalist], why: str) -> Race:
         """The race run again, in a worker that has run nothing."""

@@ -12,6 +12,8 @@ import msgspec
 from griffin_kernels.contract import Op
 from griffin_kernels.records import Entry, Tie
 from roofline import stats
+from roofline.ceilings import Ceilings
+from roofline.floors import judged
 from tuning.measure.rounds import PairedComparisons, comparisons_of
 from tuning.plan.planner import Planned
 from tuning.record.journal_records import Candidate, Finalist, Race, Result
@@ -36,7 +38,7 @@ def finalists(
 
 
 def decide(
-    op: Op, field: Sequence[Finalist], race: Race, dram_bytes_per_s: float, tried: int, second: Race | None = None
+    op: Op, field: Sequence[Finalist], race: Race, ceilings: Ceilings, tried: int, second: Race | None = None
 ) -> Result:
     """The winner of a race, or of two races of the same finalists, as a registry entry.
 
@@ -44,7 +46,7 @@ def decide(
     exceeds both the indifference zone and the noise floor. Of the others within the indifference zone of the fastest
     the one that was tried first wins. Two races with the same winner are decided on the samples of both; with different
     winners it is a tie, and without a default or incumbent whichever of the two was tried first wins.
-    dram_bytes_per_s: the measured ceiling. tried: candidates that ran.
+    ceilings: of the device; the one that binds the case is named. tried: candidates that ran.
     """
     winners = [comparisons_of(field, each).winner() for each in (race, second) if each is not None]
     if second is not None:
@@ -86,8 +88,6 @@ def decide(
         baseline_median_s=stats.median(slow) if slow else None,
         speedup=stats.median([s / f for s, f in zip(slow, fast, strict=True)]) if slow else None,
         speedup_interval=stats.paired_ratio_interval(slow, fast) if slow else None,
-        bound="dram",
-        share_of_bound=op.cost(race.case).bytes_total / dram_bytes_per_s / median,
         error_rel_norm=max((e.rel_norm for e in best.errors if e.rel_norm is not None), default=0.0),
         error_worst=max((e.worst for e in best.errors if e.worst is not None), default=0.0),
         samples_digest=digest(times),
@@ -96,6 +96,7 @@ def decide(
         ties=[Tie(field[i].record.variant, field[i].record.config) for i in ties],
     )
     baseline_key = None if baseline is None else field[baseline].record.key
+    entry = judged(entry, ceilings)
     return Result(entry=entry, winner_key=best.key, baseline_key=baseline_key)
 
 

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 
 from griffin_kernels import device as devices
 from griffin_kernels.device import Device
-from tuning.record.journal_records import Conditions
+from tuning.record.journal_records import CeilingRecord, Conditions, Race
 
 ROOT = Path("/")
 """Where /proc and /sys are."""
@@ -49,6 +49,9 @@ STOLEN = 0.03
 FALLEN = 0.9
 """A clock that falls below this share of its value before the race counts as a disturbance."""
 
+SLOWED = 0.8
+"""A device that reaches less than this of its usual rate beside a race was slower during it."""
+
 
 def read(device: Device) -> Conditions:
     """The state of ``device`` now. Steal is since the last call in this process, None at the first."""
@@ -72,6 +75,21 @@ def disturbed(before: Conditions, after: Conditions) -> str | None:
     if after.steal is not None and after.steal > STOLEN:
         found.append(f"the hypervisor took {after.steal:.0%} of the CPU time")
     return "; ".join(found) or None
+
+
+def slowed(race: Race, ceilings: Mapping[str, CeilingRecord]) -> str | None:
+    """How much slower the device was beside a race than it usually is, in words; None where it was not, or none tells.
+
+    ceilings: of the run, by name.
+    """
+    for name, samples in race.ceilings.items():
+        known = ceilings.get(name)
+        if known is None or not samples or not known.samples:
+            continue
+        reached, usual = statistics.median(samples) / known.value, statistics.median(known.samples) / known.value
+        if reached < SLOWED * usual:
+            return f"{name} reached {reached:.0%} of its ceiling beside the race, and usually {usual:.0%}"
+    return None
 
 
 def _nvidia(device: Device) -> dict[str, Any]:

@@ -59,6 +59,18 @@ BUDGETS: Mapping[str, Budget] = {
 }
 """Budgets by their name on the command line."""
 
+CEILINGS_S: Mapping[str, float] = {"quick": 2.0, "default": 4.0, "thorough": 15.0}
+"""Seconds of sampling the device's ceilings before the first race, by budget. Making the buffers takes two more."""
+
+CEILINGS_SHARE = 0.05
+"""Of the minutes that a run is given, at most, for that sampling."""
+
+
+def ceilings_s(budget: str, minutes: float) -> float:
+    """Seconds for which a run samples the ceilings. minutes: that the run is given; 0 for no limit."""
+    return min(CEILINGS_S[budget], CEILINGS_SHARE * 60 * minutes or math.inf)
+
+
 LONGEST_S = 120.0
 """Seconds that any stage of a candidate may take, unless the user says otherwise."""
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from griffin_kernels.device import Device
+from tuning.plan.budget import ceilings_s
 from tuning.plan.planner import WEIGHTS, Job, Options, Planned, compiles_itself
 from tuning.record import journal
 from tuning.record.journal_records import Candidate, End, Place, Record, place_of
@@ -85,7 +86,8 @@ class Prices:
 
 @dataclass(frozen=True)
 class Assumed:
-    """Seconds on a machine on which nothing has run. start: worker, noise floor, DRAM bandwidth, first compilations.
+    """Seconds on a machine on which nothing has run. start: worker, noise floor, first compilations; sampling the
+    ceilings, ``budget.ceilings_s``, comes on top.
 
     case: inputs and float64 reference. candidate: check on two problems, what compiling is waited for, a first timing
     beside ``Budget.seconds``. compiled: what a baseline of torch.compile takes more, which nothing compiles ahead.
@@ -190,7 +192,7 @@ class Schedule:
         self.slots = {job.place: self._slot(job, priced) for job in jobs}
         self._compiles = any(compiles_itself(p.variant) for job in jobs for p in job.candidates if p.reason is None)
         self.drop = options.minutes > 0
-        self.start_s, self.lanes = self._assumed.start, lanes
+        self.start_s, self.lanes = self._assumed.start + ceilings_s(options.budget, options.minutes), lanes
         self.after_s = STUDY_S[options.budget] if options.whole and not self.drop else 0.0
         minutes = math.inf if device.kind == "cpu" else self._budget.gpu_minutes
         self.target_s = 60 * (options.minutes or minutes)

@@ -35,13 +35,19 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="kind"
 
 
 class CeilingRecord(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling", tag_field="kind"):
-    """A measured ceiling by its name in ``roofline.ceilings``: value and interval in ``unit`` (``bytes_per_s``)."""
+    """A ceiling by its name in ``roofline.ceilings``: value and interval in ``unit`` (``bytes_per_s``).
+
+    Of several of one name the last counts: what a later sample reached raises it. source: what was run; empty in
+    journals of earlier versions, which have those of DRAM alone. samples: in ``unit``.
+    """
 
     name: str
     value: float
     low: float
     high: float
     unit: str
+    source: str = ""
+    samples: list[float] = []
 
 
 class OutputError(msgspec.Struct, frozen=True):
@@ -140,6 +146,7 @@ class Race(msgspec.Struct, frozen=True, kw_only=True, tag="race", tag_field="kin
     warm_s[j]: samples of finalist j with warm caches, none of a baseline. before, after: conditions around the rounds.
     confirms: the race was run again, in a fresh worker, because of this surprise; a later race of a case counts.
     tail: probability of an error that its last look had, for all comparisons together.
+    ceilings: what the ceiling that binds the case reached beside the race: samples before and after, by its name.
     """
 
     op: str
@@ -153,6 +160,7 @@ class Race(msgspec.Struct, frozen=True, kw_only=True, tag="race", tag_field="kin
     after: Conditions = Conditions()
     confirms: str = ""
     tail: float = 0.05
+    ceilings: dict[str, list[float]] = {}
 
     def times(self, finalist: int) -> list[float]:
         """Samples of a finalist in the rounds that it ran in."""

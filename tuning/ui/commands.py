@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from griffin_kernels import errors
+from roofline import shares
 from roofline.console import DeviceOption, StatusLine, line, output, plain_errors, table
 from roofline.units import seconds_text
 
@@ -50,6 +51,7 @@ def show(
     from griffin_kernels import device as devices
     from griffin_kernels import registry, validity
     from tuning.publish import show as showing
+    from tuning.ui import progress
 
     here = devices.detect(device)
     found = showing.locate(path, here)
@@ -62,16 +64,19 @@ def show(
         return _json({"path": str(found), **facts})
     console = output()
     line(console, f"{found}, of {validity.named(file.device.validity)}")
-    drawn = table(["op", "case", "kernel"], ["time", "interval", "x baseline"], ["state", "date"])
+    drawn = table(["op", "case", "kernel"], ["time", "interval", "x baseline"], ["of its ceiling", "state", "date"])
     for row in rows:
         entry = row.entry
         time = entry.predicted_s if entry.status == "predicted" else entry.median_s
         interval = " - ".join(map(seconds_text, entry.interval_s)) if entry.interval_s else ""
         state = f"{row.state}: {row.why}" if row.why else row.state
         cells = [entry.op, row.case, _kernel(entry), seconds_text(time) if time is not None else "", interval]
-        cells += ["" if entry.speedup is None else f"{entry.speedup:.2f}", state, entry.date[:10]]
+        share = shares.share_text(entry.share_of_bound, entry.bound) + ("!" if progress.above(entry) else "")
+        cells += ["" if entry.speedup is None else f"{entry.speedup:.2f}", share, state, entry.date[:10]]
         drawn.add_row(*map(Text, map(validity.quoted, cells)))
     console.print(drawn)
+    for text in progress.above_lines([row.entry for row in rows]):
+        line(console, validity.quoted(text, 300))
     line(console, f"{len(rows)} entries: {showing.counted(rows)}" if rows else "no entries")
     if ops := dict.fromkeys(row.entry.op for row in rows if row.state == "stale"):
         line(console, f"stale entries are used; `griffin tune --ops {','.join(ops)}` races them again")

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import get_args
 
 import msgspec
@@ -22,13 +23,24 @@ from rich.text import Text
 
 from griffin_kernels.records import Entry
 from griffin_kernels.texts import now
-from roofline import stats
+from roofline import shares, stats
 from roofline.console import line, table
 from roofline.units import clock_text, seconds_text
-from tuning.measure.conditions import disturbed
+from tuning.measure.conditions import disturbed, slowed
 from tuning.plan.schedule import Clock, Estimate
 from tuning.record.journal import undecided
-from tuning.record.journal_records import BAD, Candidate, Noise, Place, Race, Record, Result, Status, Undecided
+from tuning.record.journal_records import (
+    BAD,
+    Candidate,
+    CeilingRecord,
+    Noise,
+    Place,
+    Race,
+    Record,
+    Result,
+    Status,
+    Undecided,
+)
 from tuning.ui import events
 
 
@@ -240,7 +252,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 class Summary:
     """Facts of a run, from its journal. statuses: candidates, those that occur. disturbed: races by what it was.
 
-    undecided: cases for which nothing was published.
+    undecided: cases for which nothing was published. slowed: races beside which the device was slower than usual.
     """
 
     statuses: Mapping[str, int]
@@ -248,6 +260,7 @@ class Summary:
     disturbed: Mapping[str, str]
     races: int
     undecided: tuple[Undecided, ...] = ()
+    slowed: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> Summary:
@@ -256,12 +269,15 @@ class Summary:
         counts = Counter(last.values())
         races = {(r.op, r.case.key): r for r in records if isinstance(r, Race)}
         words = {f"{op} {case}": disturbed(race.before, race.after) for (op, case), race in races.items()}
+        ceilings = {r.name: r for r in records if isinstance(r, CeilingRecord)}
+        behind = {f"{op} {case}": slowed(race, ceilings) for (op, case), race in races.items()}
         return cls(
             statuses={name: counts[name] for name in STATUSES if counts[name]},
             noise=next((r for r in reversed(records) if isinstance(r, Noise)), None),
             disturbed={race: text for race, text in words.items() if text},
             races=len(races),
             undecided=undecided(records),
+            slowed={race: text for race, text in behind.items() if text},
         )
 
     def lines(self) -> list[str]:
@@ -274,6 +290,10 @@ class Summary:
         if self.disturbed:
             race, words = next(iter(self.disturbed.items()))
             found.append(f"{len(self.disturbed)} of {self.races} races were disturbed; {race}: {words}")
+        if self.slowed:
+            race, words = next(iter(self.slowed.items()))
+            many = f"{len(self.slowed)} of {self.races} races"
+            found.append(f"the device was slower than usual in {many}; {race}: {words}")
         return [*found, *map(undecided_text, self.undecided)]
 
 
@@ -282,15 +302,16 @@ WIDE = 120
 
 
 def summary_table(entries: Sequence[Entry], width: int = WIDE, open_cases: Sequence[Undecided] = ()) -> Table:
-    """Op, case, winner, time, speedup over the best baseline with its interval, ties, share of the roof.
+    """Op, case, winner, time, speedup over the best baseline with its interval, ties, share of the binding ceiling.
 
+    Shares above 100% are marked; ``above_lines`` says why they are.
     open_cases: those for which nothing was published; they come last.
     """
     wide = width >= WIDE
     if wide:
-        names, figures = ["op", "case", "winner"], ["time", "vs best baseline", "tied with", "of roof"]
+        names, figures = ["op", "case", "winner"], ["time", "vs best baseline", "tied with", "of its ceiling"]
     else:
-        names, figures = ["op, case, winner"], ["time", "vs baseline", "tied", "of roof"]
+        names, figures = ["op, case, winner"], ["time", "vs baseline", "tied", "of ceiling"]
     drawn = table(names, figures, box=box.SIMPLE_HEAD, show_edge=False)
     before = ""
     for entry in entries:
@@ -300,13 +321,13 @@ def summary_table(entries: Sequence[Entry], width: int = WIDE, open_cases: Seque
         if not wide:
             names = ["\n".join([f"{entry.op} {case}", f"  {entry.variant}", *([f"  {config}"] if config else [])])]
         took = entry.predicted_s if entry.status == "predicted" else entry.median_s
-        roof = "" if entry.share_of_bound is None else f"{entry.share_of_bound:.0%}"
+        share = shares.share_text(entry.share_of_bound, entry.bound) + ("!" if above(entry) else "")
         drawn.add_row(
             *map(Text, names),
             "" if took is None else seconds_text(took),
             _speedup_cell(entry, wide),
             str(len(entry.ties)) if entry.ties else "",
-            f"{roof} {entry.bound or ''}".strip() if wide else roof,
+            share if wide else share.replace(" ", "\n", 1),
         )
         before = entry.op
     for record in open_cases:
@@ -315,6 +336,17 @@ def summary_table(entries: Sequence[Entry], width: int = WIDE, open_cases: Seque
         names = [record.op, case, why] if wide else [f"{record.op} {case}\n  {why}"]
         drawn.add_row(*map(Text, names), "", "not published", "", "")
     return drawn
+
+
+def above(entry: Entry) -> str | None:
+    """Why an entry is faster than its ceiling; None if it is not."""
+    return shares.why_above(entry.share_of_bound, entry.bound, entry.above_bound)
+
+
+def above_lines(entries: Sequence[Entry]) -> list[str]:
+    """A line for each entry that is faster than its ceiling, as ``shares.above_line``."""
+    told = ((e.op, e.case.key, e.share_of_bound, e.bound, e.above_bound) for e in entries)
+    return [text for each in told if (text := shares.above_line(*each)) is not None]
 
 
 def _speedup_cell(entry: Entry, wide: bool) -> str:

@@ -35,7 +35,7 @@ from tuning.record import journal
 from tuning.record.paths import Paths
 from tuning.run import Outcome, plan, tune
 from tuning.ui.events import EndEvent, Events, InterruptedEvent
-from tuning.ui.progress import Display, Summary, summary_table
+from tuning.ui.progress import Display, Summary, above_lines, summary_table
 
 
 def describe(device: Device) -> str:
@@ -166,6 +166,8 @@ def run(
             events.write(InterruptedEvent(resume_command(out), len(outcome.entries), len(outcome.left)))
         if outcome.entries or outcome.undecided:
             output.console.print(summary_table(outcome.entries, output.console.width, outcome.undecided))
+        for text in above_lines(outcome.entries):
+            line(output.console, text)
         for text in Summary.of(journal.read(paths.journal)).lines():
             line(output.console, text)
         line(output.console, f"done in {clock_text(outcome.seconds)}")

@@ -41,6 +41,7 @@ BOUND_NAMES: Mapping[str, str] = {
     "vector_float32": "vector FP32",
     "special_exp": "special functions (exp)",
     "matmul": "matrix products",
+    "launch": "launch",
     "issue": "instruction issue",
     "latency": "latency",
     "shared": "shared memory",

@@ -22,6 +22,8 @@ from reports.roofline_model import CaseName, RooflineView
 from roofline.ceilings import Ceiling
 from roofline.study_records import KernelFloor, Study, encode
 from tests import journals, studies
+from tuning.measure import machine_ceilings
+from tuning.record.journal_records import Result
 
 HOSTILE = journals.HOSTILE
 
@@ -66,6 +68,32 @@ def rows(text: str, table: str) -> list[list[str]]:
         [plain(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)]
         for row in re.findall(r"<tr.*?</tr>", found[1], re.DOTALL)
     ]
+
+
+def test_every_tab_says_why_a_share_is_above_100_percent_and_judges_by_the_same_ceiling(report, study):
+    body = re.sub(r"<script\b[^>]*>.*?</script>", "", report.read_text(encoding="utf-8"), flags=re.DOTALL)
+    cells = re.findall(r'<td[^>]*class="[^"]*roof[^"]*"[^>]*>(.*?)</td>', body, re.DOTALL)
+    words = [" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in cells]
+    above = [word for word in words if (share := re.match(r"(\d+)%", word)) and int(share[1]) > 100]
+    assert len(above) >= 2, "the verdict and the roofline tab have one"
+    assert all("nearer cache" in word for word in above), above
+    assert "121% of its ceiling" in re.sub(r"</?strong>", "", body) and "memory roof" not in body
+    by_case = {(k.op, k.case): (k.bound, k.share, k.above) for k in study.kernels}
+    for e in (line.entry for line in studies.journal() if isinstance(line, Result)):
+        assert by_case[e.op, e.case.key] == (e.bound, pytest.approx(e.share_of_bound), e.above_bound)
+    assert "was not made with the tuning run" not in body
+
+
+def test_a_study_with_other_ceilings_than_the_tuning_run_says_so(tmp_path, study):
+    """One that was made later; the run's journal has its own."""
+    judging = [machine_ceilings.record(c) for c in study.ceilings if c.name.startswith("dram")]
+    assert RooflineView(study).others(judging) == []
+    other = msgspec.structs.replace(judging[0], value=judging[0].value * 1.5, high=judging[0].high * 1.5)
+    assert RooflineView(study).others([other, *judging[1:]]) == ["DRAM copy"]
+    assert RooflineView(study).others([msgspec.structs.replace(other, source="")]) == [], "an earlier version's"
+    path = journals.write(tmp_path / "journal.jsonl", [*studies.journal(), other])
+    text = tab(write_report(path, tmp_path / "report.html", study=studies.write(tmp_path / "s.json", study)))
+    assert "was not made with the tuning run beside it: it has its own DRAM copy" in " ".join(text.split())
 
 
 def shown(text: str) -> str:

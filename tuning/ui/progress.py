@@ -9,8 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import get_args
 
 import msgspec
@@ -260,7 +259,7 @@ class Summary:
     disturbed: Mapping[str, str]
     races: int
     undecided: tuple[Undecided, ...] = ()
-    slowed: Mapping[str, str] = MappingProxyType({})
+    slowed: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> Summary:

@@ -23,7 +23,7 @@ for their turn."""
 
 
 @dataclass(frozen=True)
-class Judgement:
+class CeilingShare:
     """A time against the ceilings. floors_s: seconds under each, by roof name. bound: the one that binds, the longest.
 
     share: floor over time. above: why the share is above 1, in words; None where it is not.
@@ -35,14 +35,14 @@ class Judgement:
     above: str | None
 
 
-def judge(op: str, case: Case, seconds: float, ceilings: Ceilings) -> Judgement | None:
+def judge(op: str, case: Case, seconds: float, ceilings: Ceilings) -> CeilingShare | None:
     """What binds an op at a case, and how near ``seconds`` comes to it; None where no ceiling is known for its work."""
     floors = op_floors(op, case, ceilings)
     if not floors:
         return None
     bound = max(floors, key=lambda name: floors[name])
     share = floors[bound] / seconds
-    return Judgement(bound, share, floors, _why_above(op, case, bound, ceilings) if share > 1 else None)
+    return CeilingShare(bound, share, floors, _why_above(op, case, bound, ceilings) if share > 1 else None)
 
 
 def judged(entry: Entry, ceilings: Ceilings) -> Entry:

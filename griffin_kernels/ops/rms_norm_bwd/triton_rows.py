@@ -2,9 +2,10 @@
 
     dx = r (g - x r^2 mean(g x)) + ds,  dweight += dy r x,  g = dy (weight_offset + weight)
 
-The two sums of a row are taken across the program; its x and dy stay where they are for what depends on these. Every
-program leaves a row of float32 sums, and those are added in order: no atomics, so that equal calls give equal bits. A
-row of more than MOST channels a thread is read twice, and its sums are kept in memory, which is the caches.
+The two sums of a row are taken across the program; its x and dy stay where they are for what depends on these, and
+weights come from L1, since the sums need the registers. Every program leaves a row of float32 sums, and those are added
+in order: no atomics, so that equal calls give equal bits. A row of more than MOST channels a thread is read twice, and
+its sums are kept in memory, which is the caches.
 
 Bytes per element: the ideal three data elements (6 in bf16, 12 in fp32), four with ds, and 8 programs / (B T) for sums.
 Bound by memory bandwidth.
@@ -37,7 +38,7 @@ from griffin_kernels.ops.rms_norm._triton_norm import (
 )
 from griffin_kernels.ops.rms_norm_bwd.op import Call
 
-MOST = 40
+MOST = 32
 """Channels of a row that a thread keeps, at most: of x, dy and the sums each."""
 REDUCE_ROWS = 64
 REDUCE_D = 32
@@ -53,8 +54,8 @@ class Config(forward.Config):
 
 
 @triton.jit
-def gradient_row(dy, ds, x, dx, factors, sums, SIZES: tl.constexpr):
-    """dx of a row, stored. factors: weights, a tuple of pieces. Gives ``sums``, to which the row has added."""
+def gradient_row(dy, ds, x, weight, dx, sums, SIZES: tl.constexpr):
+    """dx of a row, stored. Gives ``sums``, a tuple of pieces, to which the row has added."""
     D: tl.constexpr = SIZES.D
     BLOCK_D: tl.constexpr = SIZES.BLOCK_D
     values = load_pieces(x, SIZES)
@@ -63,15 +64,17 @@ def gradient_row(dy, ds, x, dx, factors, sums, SIZES: tl.constexpr):
     products = tl.zeros((BLOCK_D,), dtype=SIZES.ACC)
     for p in tl.static_range(len(values)):
         value = values[p].to(SIZES.ACC)
+        factor = factor_of(load_piece(weight, p * BLOCK_D, SIZES, (p + 1) * BLOCK_D > D), SIZES)
         squares += value * value
-        products += value * (grads[p].to(SIZES.ACC) * factor_of(factors[p], SIZES))
+        products += value * (grads[p].to(SIZES.ACC) * factor)
     scale = scale_of(squares, SIZES)
     along = scale * (tl.sum(products, axis=0) / D)
     grown = ()
     for p in tl.static_range(len(values)):
         normed = values[p].to(SIZES.ACC) * scale
         grad = grads[p].to(SIZES.ACC)
-        result = scale * (grad * factor_of(factors[p], SIZES) - normed * along)
+        factor = factor_of(load_piece(weight, p * BLOCK_D, SIZES, (p + 1) * BLOCK_D > D), SIZES)
+        result = scale * (grad * factor - normed * along)
         if ds is not None:
             result += load_piece(ds, p * BLOCK_D, SIZES, (p + 1) * BLOCK_D > D).to(SIZES.ACC)
         store_piece(dx, p * BLOCK_D, result, SIZES, (p + 1) * BLOCK_D > D)
@@ -119,15 +122,13 @@ def rms_norm_bwd_rows(dy, ds, x, weight, dx, partial, T, total, span, SIZES: tl.
     end = tl.minimum(begin + span, total)
     own = dense(partial, tl.cast(tl.program_id(0), tl.int64), D, 1)
     if SIZES.KEPT:
-        factors = load_pieces(weight, SIZES)
         sums = ()
-        for _ in tl.static_range(len(factors)):
+        for _ in tl.static_range((D + BLOCK_D - 1) // BLOCK_D):
             sums += (tl.zeros((BLOCK_D,), dtype=SIZES.ACC),)
         for place in range(begin, end):
             into = dense(dx, tl.cast(place, tl.int64), D, 1)
-            sums = gradient_row(
-                row_of(dy, place, T), row_of(ds, place, T), row_of(x, place, T), into, factors, sums, SIZES
-            )
+            source, upstream = row_of(x, place, T), row_of(dy, place, T)
+            sums = gradient_row(upstream, row_of(ds, place, T), source, weight, into, sums, SIZES)
         for p in tl.static_range(len(sums)):
             store_piece(own, p * BLOCK_D, sums[p], SIZES, (p + 1) * BLOCK_D > D)
     else:

@@ -7,10 +7,10 @@ import torch
 from transformers.models.recurrent_gemma.modeling_recurrent_gemma import RecurrentGemmaRMSNorm
 
 import griffin_kernels
-from griffin_kernels import catalog
+from griffin_kernels import catalog, planted
 from griffin_kernels.contract import Case
 from tests.calls import CPU
-from tests.everywhere import running
+from tests.everywhere import device_of, running
 
 pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
 
@@ -145,3 +145,14 @@ def test_rows_far_apart(variant):
         y, _ = found.run(op.call(x, weight), found.config())
         want, _ = found.run(op.call(x.clone(memory_format=torch.contiguous_format), weight), found.config())
     assert torch.equal(y, want)
+
+
+@pytest.mark.parametrize(("width", "block"), [(1030, {}), (3100, {"block_d": 64, "num_warps": 1})])
+@pytest.mark.parametrize("name", ["rms_norm", "rms_norm_bwd"])
+def test_triton_s_rows_stay_apart(name, width, block):
+    """The table's small cases are too narrow for the default: rows in registers here, and rows that are read twice."""
+    op, variant = catalog.op(name), catalog.variant(f"{name}/triton.rows")
+    case, config = Case({"B": 1, "T": 3, "D": width}, "float32", ("residual",)), variant.config(**block)
+    assert variant.reject(case, device_of("triton"), config) is None
+    inputs = op.make_inputs(case, device_of("triton").torch_device, 0)
+    assert planted.check(op, variant, case, config, inputs, planted.plantings(op, inputs, most=2)) is None

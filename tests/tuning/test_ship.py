@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -142,3 +143,15 @@ def test_a_forecast_reads_what_ships(shipped, monkeypatch):
     job, _, _ = shipped
     target = of_sku(H100)
     assert SkuKernels(ship.datasheet.datasheet(H100), target.ceilings).entries[0][1].case == job.case
+
+
+def test_what_ships_is_bounded_predicted_and_of_a_sku():
+    files = sorted((Path(registry_files.__file__).parent / "tuned").glob("*.json"))
+    assert files
+    for path in files:
+        file = registry.load(path)
+        assert path.stat().st_size <= ship.MOST_BYTES
+        assert file.entries and {entry.status for entry in file.entries} == {"predicted"}
+        sku = file.device.provenance["predicted_for"]
+        assert path == ship.path_of(sku, path.parent)
+        assert registry_files.same_sku(file.device.validity, time_model.machine(sku).device.validity())

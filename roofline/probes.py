@@ -163,7 +163,7 @@ def dram(device: Device) -> Iterator[Probe]:
 
     Bytes are those that the program names: a CPU may read a line before it overwrites it, which is not counted.
     """
-    size = window = _buffer_bytes(device)
+    size = window = buffer_bytes(device)
     if device.kind == "cpu":
         window = WINDOW_BYTES
     shape = (max(1, size // window), window // 4)
@@ -186,7 +186,7 @@ def dram(device: Device) -> Iterator[Probe]:
         yield Probe(name, "bytes_per_s", count * shape[1] * 4, going_round(work), f"{text}, {size_text}, float32")
 
 
-def _buffer_bytes(device: Device) -> int:
+def buffer_bytes(device: Device) -> int:
     """Bytes of a DRAM buffer; a whole number of float32."""
     least = 4 * device.last_level_cache_bytes
     if device.kind == "cpu":

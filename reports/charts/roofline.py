@@ -25,6 +25,7 @@ OP_SYMBOLS = (
     "octagon", "diamond-wide", "diamond-tall", "circle-open", "star-open", "pentagon-open", "hexagon2-open",
     "hourglass-open", "bowtie-open", "star-diamond-open", "hexagram-open", "star-square-open", "octagon-open",
     "diamond-wide-open", "diamond-tall-open", "circle-dot", "star-dot", "pentagon-dot", "hexagon2-dot",
+    "star-diamond-dot", "hexagram-dot", "star-square-dot", "octagon-dot", "diamond-wide-dot", "diamond-tall-dot",
 )  # fmt: skip
 """One for each op; none of them stands for a roof elsewhere."""
 

@@ -61,7 +61,7 @@ def test_dram_ceilings_are_those_of_the_gpu(gpu):
 @pytest.mark.parametrize(("gib", "buffer"), [(80, 2**30), (16, 2**30), (4, 2**29)])
 def test_dram_buffers_are_a_gibibyte_where_memory_allows(gib, buffer):
     assert probes.BUFFER_BYTES["gpu"] == 2**30
-    assert probes._buffer_bytes(device.Device("cuda", "x", "sm_90", 132, gib * 2**30, 50 * 2**20)) == buffer
+    assert probes.buffer_bytes(device.Device("cuda", "x", "sm_90", 132, gib * 2**30, 50 * 2**20)) == buffer
 
 
 def test_a_sweep_ends_with_reads_of_as_much_as_it_wrote(gpu, monkeypatch):

@@ -237,6 +237,16 @@ def test_ceilings_go_to_the_journal_and_back():
     assert machine_ceilings.recorded({"dram_copy": old}) == machine_ceilings.recorded({}) == []
 
 
+def test_buffers_beside_races_stay_small(monkeypatch):
+    """Outside of a large cache they would hold gigabytes through a run."""
+    made = []
+    monkeypatch.setattr(machine_ceilings.probes, "of_roof", lambda name, where: made.append(name) or [])
+    machine = MachineCeilings(HERE, [copy(100.0)])
+    for megabytes, count in ((32, 1), (480, 1)):
+        there = dataclasses.replace(HERE, last_level_cache_bytes=megabytes * 2**20)
+        assert machine.beside("linear_scan", BIG.plain(), there) == {} and len(made) == count
+
+
 def test_a_run_judges_all_by_the_set_as_it_stands_at_the_end(small, tmp_path, monkeypatch):
     """A late race finds the machine three times as fast: entries decided before are judged by that too."""
     reached = []

@@ -26,6 +26,9 @@ from tuning.record.journal_records import CeilingRecord
 FRESH_S = 24 * 3600.0
 """Age up to which the user's stored ceilings are taken instead, where they are of the same device and software."""
 
+MOST_BYTES = 2**30
+"""Of a CPU's memory that buffers outside of its caches may hold through a run; beyond, DRAM is not sampled again."""
+
 KIND = re.compile(r"dram_.*|cache_.*|vector_.*|special_.*|matmul_(?!rows_|wide_).*")
 """Names of the ceilings that kernels are judged by, as ``probes.roofs`` measures them."""
 
@@ -75,11 +78,13 @@ class MachineCeilings:
         self._kept: tuple[str, measure.Sampler] | None = None
 
     def beside(self, op: str, case: Case, where: Device) -> dict[str, list[float]]:
-        """Sample the ceiling that binds a case, on the device ``where``; nothing where there is no room or no calm."""
+        """Sample the ceiling that binds a case, on the device ``where``; nothing without room or calm."""
         roof = floors.binding(op, case, self.known)
         if roof is None or roof.origin != "measured":
             return {}
         name = roof.name
+        if where.kind == "cpu" and name.startswith("dram") and 3 * probes.buffer_bytes(where) > MOST_BYTES:
+            return {}
         try:
             if where.kind != "cpu":
                 # a GPU's memory is the candidates'

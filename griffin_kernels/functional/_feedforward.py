@@ -15,7 +15,7 @@ _gated_gelu: Callable[..., Tensor] = registered("gated_gelu")
 _geglu: Callable[..., Tensor] = registered("geglu")
 
 
-@documented((1e-7, 2e-3, 3e-4), (1e-7, 2e-3, 3e-4))
+@documented((1e-7, 4e-3, 4e-4), (1e-7, 4e-3, 4e-4))
 def gated_gelu(gate: Tensor, value: Tensor) -> Tensor:
     """The gate of Griffin's and Hawk's MLP, as of Gemma's.
 
@@ -37,7 +37,7 @@ def gated_gelu(gate: Tensor, value: Tensor) -> Tensor:
     return _gated_gelu(_in_rows(gate), _in_rows(value)).view(gate.shape)
 
 
-@documented((1e-7, 2e-3, 3e-4), (1e-7, 2e-3, 3e-4))
+@documented((1e-7, 4e-3, 4e-4), (1e-7, 4e-3, 4e-4))
 def geglu(x: Tensor) -> Tensor:
     """``gated_gelu`` of the two halves of one tensor, the gate first, as one fused linear layer makes them.
 

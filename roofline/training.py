@@ -56,7 +56,7 @@ def analyse_step(
     if dtype not in peaks:
         had = ", ".join(peaks) or "none"
         raise errors.DtypeError(f"{target.name} has no known matrix peak in {dtype}; it has {had}")
-    memory = memory_of_training(config, batch, seq, dtype, training.recompute, training.optimizer, gpu=gpu)
+    memory = memory_of_training(config, batch, seq, dtype, training.recompute, training.optimizer)
     device = target.memory_bytes
     fits = None if not device else memory.peak <= device
 
@@ -94,7 +94,7 @@ def analyse_step(
         regime=max(predicted, key=lambda name: predicted[name]),
         weight_bytes=memory.weights, cache_bytes=0, activation_bytes=memory.peak - memory.weights,
         needed_bytes=memory.peak, device_bytes=device, fits=fits,
-        largest_batch=largest_batch(config, seq, dtype, training, device, gpu=gpu), training=facts,
+        largest_batch=largest_batch(config, seq, dtype, training, device), training=facts,
         mode=target.mode, eager_s=waits.eager_s, tuned=tuned_words(itertools.chain.from_iterable(times)),
     )  # fmt: skip
     told = (

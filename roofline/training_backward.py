@@ -15,8 +15,12 @@ import msgspec
 
 from griffin_kernels.case import DTYPE_BYTES, BenchCase, Cost, Pass
 from griffin_kernels.models.config import GriffinConfig
-from griffin_kernels.ops.recurrent_block_step.cost import GELU_FLOPS, GELU_SPECIALS
-from roofline.work import Kernel
+from griffin_kernels.ops.gated_gelu import cost as gate
+from griffin_kernels.ops.geglu_bwd import cost as geglu
+from griffin_kernels.ops.rms_norm import cost as norm_forward
+from griffin_kernels.ops.rms_norm_bwd import cost as norm
+from griffin_kernels.ops.temporal_conv1d.cost import GELU_FLOPS, GELU_SPECIALS
+from roofline.work import Kernel, is_operation
 
 GELU_SLOPE_FLOPS = 8
 """Of the derivative of gelu's tanh form, beside gelu itself; as recurrent_block_bwd counts it."""
@@ -91,21 +95,10 @@ def _casts(sizes: StepSizes, elements: int, read: int, written: int) -> list[Pas
 
 
 def _norm(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
-    """Of RMSNorm as PyTorch composes it in float32; two kernels on a GPU, thirteen on a CPU."""
-    elements, tokens, size = sizes.stream, sizes.tokens, sizes.size
-    if sizes.gpu:
-        run = [Pass.elementwise(elements, 8, 4, vector=8), Pass.elementwise(elements, 8, 0, vector=3)]
-    else:
-        run = [
-            Pass.elementwise(elements, 4, 4, vector=1, count=2),  # times the weight, times the reciprocal root
-            Pass.elementwise(elements, 8, 4, vector=1, count=2),  # what reaches the two factors
-            Pass.elementwise(elements, 4, 0, vector=1, count=2),  # and their sums
-            Pass.elementwise(tokens, 4, 4, vector=1, count=3),
-            Pass.elementwise(elements, 0, 4, vector=1),  # the mean's, spread over the width
-            Pass.elementwise(elements, 4, 4, vector=1, count=2),  # 2 x
-            Pass.elementwise(elements, 8, 4, vector=1, count=2),  # its product, and the sum of both ways to x
-        ]
-    yield glue("norm", *_casts(sizes, elements, size, 4), *run, *_casts(sizes, elements, 4, size))
+    """Of a sum, with what else reaches the sum."""
+    flags = ("residual",) if forward.name == "add_norm" else ()
+    case = norm_forward.make_case(1, sizes.tokens, sizes.config.width, sizes.dtype, flags)
+    yield glue(forward.name, Pass(norm.cost(case)))
 
 
 def _residual(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
@@ -114,7 +107,11 @@ def _residual(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
 
 
 def _gelu_gate(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
+    """An operation as in the forward pass, or PyTorch's own."""
     hidden, size = sizes.tokens * sizes.config.mlp_width, sizes.size
+    if is_operation(forward):
+        yield glue("gelu_gate", Pass(geglu.cost(gate.make_case(1, 1, hidden, sizes.dtype))))
+        return
     yield glue(
         "gelu_gate",
         Pass.elementwise(hidden, 2 * size, size, vector=1, count=2),
@@ -167,6 +164,7 @@ def _nothing(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:
 GRADIENTS: Mapping[str, Callable[[StepSizes, Kernel], Iterable[Kernel]]] = {
     "product": product,
     "norm": _norm,
+    "add_norm": _norm,
     "residual": _residual,
     "gelu_gate": _gelu_gate,
     "rope": _rope,

@@ -39,9 +39,9 @@ class KeptTensor:
 
 
 def kept_tensors(
-    config: GriffinConfig, kind: PartKind, seq: int, dtype: str, recompute: Recompute = "none", *, gpu: bool = False
+    config: GriffinConfig, kind: PartKind, seq: int, dtype: str, recompute: Recompute = "none"
 ) -> tuple[KeptTensor, ...]:
-    """What one part of a kind keeps for its backward pass. gpu: RMSNorm is one kernel there, which keeps less.
+    """What one part of a kind keeps for its backward pass.
 
     A norm belongs to the part that it leads into, as everywhere. Tensors that several layers keep are in the embedding.
     """
@@ -52,7 +52,7 @@ def kept_tensors(
         return (KeptTensor("tokens", 8), KeptTensor("positions", 0, batch=8 * seq), *tables)
     if kind == "optimizer":
         return ()
-    norm = _norm(config, gpu)
+    norm = (KeptTensor("input of the norm", size * d),)
     if kind == "head":
         return (*norm, KeptTensor("hidden states", size * d), KeptTensor("logsumexp", 4), KeptTensor("targets", 8))
     if recompute != "none":
@@ -63,8 +63,7 @@ def kept_tensors(
     normed = KeptTensor("normed input", size * d)
     if kind == "mlp":
         m = size * config.mlp_width
-        gate = (KeptTensor("gate and value", 2 * m), KeptTensor("gelu of the gate", m), KeptTensor("their product", m))
-        return (*norm, normed, *gate)
+        return (*norm, normed, KeptTensor("gate and value", 2 * m), KeptTensor("their product", m))
     if kind == "recurrent":
         r = size * config.lru_width
         return (*norm, normed, *(KeptTensor(name, r) for name in ("x", "y", "h", "out")))
@@ -77,14 +76,6 @@ def kept_tensors(
         KeptTensor("out", size * heads),
         KeptTensor("lse", 4 * config.num_heads),
     )
-
-
-def _norm(config: GriffinConfig, gpu: bool) -> tuple[KeptTensor, ...]:
-    """RMSNorm in float32: its input, of a float32 model the residual stream itself, and on a CPU its output too."""
-    wide = 4 * config.width
-    composed = () if gpu else (KeptTensor("input over its root mean square", wide),)
-    rest = KeptTensor("reciprocal root mean square", 4), KeptTensor("1 + weight", 0, batch=wide)
-    return (KeptTensor("input in float32", wide), *composed, *rest)
 
 
 def _results(config: GriffinConfig, kind: PartKind, size: int) -> tuple[KeptTensor, ...]:
@@ -145,8 +136,6 @@ def memory_of_training(
     dtype: str,
     recompute: Recompute = "none",
     optimizer: OptimizerName | None = None,
-    *,
-    gpu: bool = False,
 ) -> TrainingMemory:
     """What a training step holds at its peak, gradients freed between steps; arguments and errors as ``train_parts``.
 
@@ -163,10 +152,7 @@ def memory_of_training(
 
     def sums(how: Recompute) -> dict[PartKind, int]:
         kinds = dict.fromkeys(kind for kind, _ in places)
-        return {
-            kind: sum(t.bytes(batch, seq) for t in kept_tensors(config, kind, seq, dtype, how, gpu=gpu))
-            for kind in kinds
-        }
+        return {kind: sum(t.bytes(batch, seq) for t in kept_tensors(config, kind, seq, dtype, how)) for kind in kinds}
 
     each, whole = sums(recompute), sums("none")
     kept: Counter[PartKind] = Counter()
@@ -199,15 +185,13 @@ def memory_of_training(
     )  # fmt: skip
 
 
-def largest_batch(
-    config: GriffinConfig, seq: int, dtype: str, plan: TrainingPlan, device_bytes: int, *, gpu: bool = False
-) -> int | None:
+def largest_batch(config: GriffinConfig, seq: int, dtype: str, plan: TrainingPlan, device_bytes: int) -> int | None:
     """The largest batch whose step fits at this length, 0 if not even one sequence does. None if not known."""
     if not device_bytes:
         return None
 
     def fits(batch: int) -> bool:
-        found = memory_of_training(config, batch, seq, dtype, plan.recompute, plan.optimizer, gpu=gpu)
+        found = memory_of_training(config, batch, seq, dtype, plan.recompute, plan.optimizer)
         return found.peak <= device_bytes
 
     low, high = 0, 1

@@ -14,7 +14,7 @@ from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES, Cost, Pass
 from griffin_kernels.models.config import GriffinConfig
 from roofline.training_backward import StepSizes, glue, gradient_kernels
-from roofline.work import Kernel, PartKind, check, part_kernels, part_places
+from roofline.work import Kernel, PartKind, check, is_operation, part_kernels, part_places
 
 Recompute = Literal["none", "blocks", "selective"]
 RECOMPUTE: dict[Recompute, str] = {
@@ -139,7 +139,7 @@ def forward_kernels(sizes: StepSizes) -> dict[PartKind, tuple[Kernel, ...]]:
         kind: tuple(_recorded(sizes, kernel) for kernel in some if kernel.name != "cache")
         for kind, some in found.items()
     }
-    norm = next(kernel for kernel in found["mlp"] if kernel.name == "norm")  # of all tokens
+    norm = next(kernel for kernel in found[config.block_types[0]] if kernel.name == "norm")  # of all tokens
     return kernels | {"head": (norm,)}
 
 
@@ -273,9 +273,9 @@ def _update(sizes: StepSizes, optimizer: OptimizerName) -> Iterable[Kernel]:
 def counted_flops(kernels: Iterable[Kernel]) -> int:
     """FLOPs as ``torch.utils.flop_counter`` counts them: matrix products, and the operations of this package whole."""
     return sum(
-        kernel.cost.tensor_flops + (kernel.cost.vector_flops if kernel.case is not None else 0)
+        kernel.cost.tensor_flops + (0 if kernel.rows else kernel.cost.vector_flops)
         for kernel in kernels
-        if kernel.rows or kernel.case is not None
+        if kernel.rows or kernel.case is not None or is_operation(kernel)
     )
 
 

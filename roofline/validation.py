@@ -213,7 +213,7 @@ def _judged_pass(given: PublishedPass, source: str) -> Judged:
     host runs ahead.
     """
     target, config = of_sku(given.sku), given.config
-    found = part_kernels(config, given.phase, given.batch, given.seq, given.dtype, gpu=True)
+    found = part_kernels(config, given.phase, given.batch, given.seq, given.dtype, gpu=True, composed=True)
     kernels = [kernel for kind, _ in part_places(config) for kernel in found[kind]]
     if given.logits == "all":
         kernels.append(_other_logits(given))

@@ -17,6 +17,8 @@ from typing import Literal
 from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES, BenchCase, Cost, Pass
 from griffin_kernels.models.config import STATE_BYTES, BlockType, GriffinConfig
+from griffin_kernels.ops.gated_gelu import cost as gate
+from griffin_kernels.ops.geglu import cost as geglu
 from griffin_kernels.ops.local_attention import cost as attention
 from griffin_kernels.ops.local_attention import unfused as attention_unfused
 from griffin_kernels.ops.local_attention_step import cost as attention_step
@@ -25,6 +27,7 @@ from griffin_kernels.ops.recurrent_block import cost as block
 from griffin_kernels.ops.recurrent_block import unfused as block_unfused
 from griffin_kernels.ops.recurrent_block_step import cost as block_step
 from griffin_kernels.ops.recurrent_block_step import unfused as block_step_unfused
+from griffin_kernels.ops.rms_norm import cost as norm
 
 Phase = Literal["prefill", "decode", "train"]
 INFERENCE: tuple[Phase, ...] = ("prefill", "decode")
@@ -95,9 +98,18 @@ def part_parameters(config: GriffinConfig) -> dict[PartKind, int]:
 
 
 def part_kernels(
-    config: GriffinConfig, phase: Phase, batch: int, seq: int, dtype: str, *, gpu: bool = False
+    config: GriffinConfig,
+    phase: Phase,
+    batch: int,
+    seq: int,
+    dtype: str,
+    *,
+    gpu: bool = False,
+    composed: bool = False,
 ) -> dict[PartKind, tuple[Kernel, ...]]:
     """The kernels of each kind of part in one forward pass. gpu: PyTorch composes a few steps differently there.
+
+    composed: norms, sums and the gate of the MLP are PyTorch's own kernels, as in other software.
 
     prefill: ``batch`` sequences of ``seq`` tokens into an empty cache, logits of the last token only, as serving needs.
     decode: one token for each of ``batch`` sequences that have ``seq`` tokens in the cache already.
@@ -106,7 +118,7 @@ def part_kernels(
     check(phase, batch, seq, dtype)
     if phase not in INFERENCE:
         raise errors.ArgumentError(f"phase is {phase!r}, expected {' or '.join(INFERENCE)}: its parts are train_parts'")
-    shape = _Shape(config, phase, batch, seq, dtype, gpu)
+    shape = _Shape(config, phase, batch, seq, dtype, gpu, composed)
     mixing: dict[PartKind, tuple[Kernel, ...]] = {
         kind: tuple(_recurrent(shape) if kind == "recurrent" else _attention(shape, kind))
         for kind in dict.fromkeys(config.block_types)
@@ -139,6 +151,7 @@ class _Shape:
     seq: int
     dtype: str
     gpu: bool
+    composed: bool
 
     @property
     def time(self) -> int:
@@ -169,19 +182,38 @@ def _glue(name: str, passes: Iterable[Pass], parameter_bytes: int = 0) -> Kernel
     return Kernel(name, least, run, parameter_bytes=parameter_bytes)
 
 
-def _norm(shape: _Shape, tokens: int) -> Kernel:
-    """RMSNorm in float32 with casts around it where the data is narrower; one kernel on a GPU, six on a CPU."""
+OPERATIONS = frozenset({"norm", "add_norm", "gelu_gate"})
+"""Glue that runs as operations of this package, in one kernel each."""
+
+
+def is_operation(kernel: Kernel) -> bool:
+    """Whether glue is an operation of this package; of few numbers on a CPU, the gate of an MLP is not."""
+    return kernel.name in OPERATIONS and kernel.launches == 1
+
+
+def _norm(shape: _Shape, tokens: int, *, added: bool = False) -> Kernel:
+    """RMSNorm. added: of a sum with the residual stream, which it makes as well."""
+    width = shape.config.width
+    if shape.composed:
+        passes = _composed_norm(shape, tokens)
+    else:
+        passes = [Pass(norm.cost(norm.make_case(1, tokens, width, shape.dtype, ("residual",) if added else ())))]
+    return _glue("add_norm" if added else "norm", passes, parameter_bytes=width * shape.size)
+
+
+def _composed_norm(shape: _Shape, tokens: int) -> list[Pass]:
+    """In float32 with casts around it where the data is narrower; one kernel on a GPU, six on a CPU."""
     elements, size, width = tokens * shape.config.width, shape.size, shape.config.width
 
     def cast(count: int, read: int, written: int) -> list[Pass]:
         return [Pass.elementwise(count, read, written)] if read != written else []
 
     # square, mean and two products an element; eps and rsqrt a token
-    norm: tuple[Pass, ...]
+    steps: tuple[Pass, ...]
     if shape.gpu:
-        norm = (Pass(Cost(4 * elements, 4 * elements, vector_flops=4 * elements + tokens, special_ops=tokens)),)
+        steps = (Pass(Cost(4 * elements, 4 * elements, vector_flops=4 * elements + tokens, special_ops=tokens)),)
     else:
-        norm = (
+        steps = (
             Pass.elementwise(elements, 4, 4, vector=1),
             Pass.elementwise(elements, 4, 0, vector=1),
             Pass.elementwise(tokens, 4, 4, vector=1),
@@ -189,8 +221,7 @@ def _norm(shape: _Shape, tokens: int) -> Kernel:
             Pass.elementwise(elements, 4, 4, vector=1, count=2),
         )
     weight = [*cast(width, size, 4), Pass.elementwise(width, 4, 4, vector=1)]
-    passes = [*weight, *cast(elements, size, 4), *norm, *cast(elements, 4, size)]
-    return _glue("norm", passes, parameter_bytes=width * size)
+    return [*weight, *cast(elements, size, 4), *steps, *cast(elements, 4, size)]
 
 
 def _two_to_one(shape: _Shape, elements: int) -> Pass:
@@ -236,13 +267,21 @@ def _head(shape: _Shape) -> Iterable[Kernel]:
 def _mlp(shape: _Shape) -> Iterable[Kernel]:
     config, tokens = shape.config, shape.tokens
     hidden, linears = tokens * config.mlp_width, config.linears("mlp")
-    yield _norm(shape, tokens)
+    if shape.composed:
+        yield _residual(shape)
+    yield _norm(shape, tokens, added=not shape.composed)
     yield _matmul(shape, "up", tokens, *linears["up"])
-    gelu = {"vector": block_step.GELU_FLOPS, "special": block_step.GELU_SPECIALS}
-    passes = [Pass.elementwise(hidden, shape.size, shape.size, **gelu), _two_to_one(shape, hidden)]
-    yield _glue("gelu_gate", passes)
+    yield _gelu_gate(shape, hidden)
     yield _matmul(shape, "down", tokens, *linears["down"])
     yield _residual(shape)
+
+
+def _gelu_gate(shape: _Shape, hidden: int) -> Kernel:
+    """One operation; of few numbers on a CPU, gelu and a product by PyTorch."""
+    if not shape.composed and (shape.gpu or 2 * hidden >= geglu.LEAST_GATED):
+        return _glue("gelu_gate", [Pass(geglu.cost(gate.make_case(1, 1, hidden, shape.dtype)))])
+    gelu = {"vector": block_step.GELU_FLOPS, "special": block_step.GELU_SPECIALS}
+    return _glue("gelu_gate", [Pass.elementwise(hidden, shape.size, shape.size, **gelu), _two_to_one(shape, hidden)])
 
 
 def _recurrent(shape: _Shape) -> Iterable[Kernel]:
@@ -268,7 +307,6 @@ def _recurrent(shape: _Shape) -> Iterable[Kernel]:
     if shape.phase == "prefill":
         yield _glue("cache", [Pass(Cost(state, state)), Pass(Cost(taps, taps))])
     yield _matmul(shape, "linear_out", tokens, *linears["linear_out"])
-    yield _residual(shape)
 
 
 def _attention(shape: _Shape, kind: BlockType) -> Iterable[Kernel]:
@@ -300,7 +338,6 @@ def _attention(shape: _Shape, kind: BlockType) -> Iterable[Kernel]:
         cached = 2 * shape.batch * kept * shared * size
         yield Kernel("attention", cost, step_unfused.passes(case), cache_bytes=cached + written, case=case)
     yield _matmul(shape, "output", tokens, *linears["out"])
-    yield _residual(shape)
 
 
 def _rope(shape: _Shape) -> Kernel:

@@ -159,5 +159,6 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, place: Place, cache: LayerCache | None) -> Tensor:
         """x: [B, T, width]; the result has its shape and dtype. The cache is updated in place."""
-        x = x + self.mixing(self.temporal_norm(x), place, cache)
-        return x + self.mlp(self.channel_norm(x))  # type: ignore[no-any-return]
+        mixed = self.mixing(self.temporal_norm(x), place, cache)
+        normed, x = self.channel_norm(mixed, x)
+        return x + self.mlp(normed)  # type: ignore[no-any-return]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from griffin_kernels.functional import geglu, rms_norm
 from griffin_kernels.nn.drawing import draw_linear, factory_of, positive, undrawn
 from griffin_kernels.nn.linear_layers import Linear
 from griffin_kernels.nn.sharded import local
+from griffin_kernels.ops.geglu.cost import LEAST_GATED
 
 
 class RMSNorm(nn.Module):
@@ -34,18 +38,46 @@ class RMSNorm(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., width]; the result has its shape and dtype."""
-        compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-        scale = 1.0 + local(self.weight).to(compute)
-        return functional.rms_norm(x.to(compute), scale.shape, scale, self.eps).to(x.dtype)
+    @overload
+    def forward(self, x: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """x: [..., width]; the result has its shape and dtype.
+
+        With a residual like x: (the norm of s, s) of the sum s = x + residual. Where they differ in dtype, as under
+        autocast, s has the wider one.
+        """
+        weight = local(self.weight)
+        if torch.compiler.is_compiling():  # a compiler fuses what it can look into with its neighbours
+            s = x if residual is None else x + residual
+            compute = torch.float64 if s.dtype == torch.float64 else torch.float32
+            y = functional.rms_norm(s.to(compute), weight.shape, 1.0 + weight.to(compute), self.eps).to(s.dtype)
+            return y if residual is None else (y, s)
+        if residual is None:
+            return rms_norm(x, weight, eps=self.eps, weight_offset=1.0)
+        if x.dtype != residual.dtype:
+            wide = torch.promote_types(x.dtype, residual.dtype)
+            x, residual = x.to(wide), residual.to(wide)
+        return rms_norm(x, weight, eps=self.eps, residual=residual, weight_offset=1.0)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
+def gated(both: Tensor) -> Tensor:
+    """``geglu``; in PyTorch's own operators for few numbers on a CPU, and for compilers, which fuse these as well."""
+    few = both.device.type == "cpu" and both.numel() < LEAST_GATED
+    if not few and not torch.compiler.is_compiling():
+        return geglu(both)
+    gate, value = both.chunk(2, dim=-1)
+    return functional.gelu(gate, approximate="tanh") * value
+
+
 class GatedMLP(nn.Module):
-    """down(gelu(gate) * value), gate and value [..., mlp_width] from one matmul; gelu in its tanh approximation.
+    """down(gelu(gate) * value), gate and value [..., mlp_width] from one matmul; gelu in its tanh form. See ``geglu``.
 
     ``up.weight``: [2 mlp_width, width], the gate's rows first.
     """
@@ -75,5 +107,4 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., width]; the result has its shape and dtype."""
-        gate, value = self.up(x).chunk(2, dim=-1)
-        return self.down(functional.gelu(gate, approximate="tanh") * value)  # type: ignore[no-any-return]
+        return self.down(gated(self.up(x)))  # type: ignore[no-any-return]

@@ -125,8 +125,8 @@ def test_compiled_under_autocast(model, backend):
     loss, want = gradients(model, autocast=True)
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     found_loss, found = gradients(model, autocast=True, forward=compiled)
-    # inductor leaves out roundings between what it fuses
-    bound = 0.0 if backend == "aot_eager" else (2 * 10 * len(model.blocks)) ** 0.5 * UNIT
+    # norms are left to the compiler, and inductor leaves out roundings between what it fuses
+    bound = (2 * 10 * len(model.blocks)) ** 0.5 * UNIT
     assert abs(found_loss - loss) <= bound * loss
     for name, gradient in found.items():
         assert (gradient - want[name]).norm() <= bound * want[name].norm(), name

@@ -79,6 +79,11 @@ def test_recurrent_block_is_its_formula():
 def test_norm_and_mlp_are_their_formulas():
     norm, mlp, x = make("RMSNorm"), make("GatedMLP"), data()
     same(norm(x), x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * (1 + norm.weight))
+    residual = data()[:, :, torch.arange(WIDTH - 1, -1, -1)]
+    y, s = norm(x, residual)
+    assert torch.equal(s, x + residual) and torch.equal(y, norm(s))
+    y, s = norm(x.bfloat16(), residual.float())
+    assert y.dtype == s.dtype == torch.float32 and torch.equal(s, x.bfloat16() + residual.float())
     gate, value = (x @ mlp.up.weight.T + mlp.up.bias).split(20, dim=-1)
     same(mlp(x), mlp.down(functional.gelu(gate, approximate="tanh") * value))
 

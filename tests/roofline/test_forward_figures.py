@@ -132,11 +132,23 @@ def llama(vocabulary, key_heads, mlp):
 
 
 @pytest.mark.parametrize(("config", "published"), [(llama(32000, 32, 11008), 104.9), (llama(128256, 8, 14336), 93.9)])
-def test_decode_in_a_graph_agrees_with_gpt_fast(config, published):
-    """gpt-fast's README: Llama-2-7B and 3.1-8B in bfloat16, batch 1, one A100-80GB, compiled into a CUDA graph."""
+def test_decode_in_a_graph_is_ahead_of_gpt_fast_by_the_kernels_that_it_saves(config, published):
+    """gpt-fast's README: Llama-2-7B and 3.1-8B in bfloat16, batch 1, one A100-80GB, compiled into a CUDA graph.
+
+    ``griffin roofline validate`` holds PyTorch's own kernels against it, within 10 %. Norms and gates of this package
+    are one kernel each: half as many nodes.
+    """
     where = of_sku("nvidia-a100-80gb-sxm")
     record = analyse(config, where, phase="decode", batch=1, seq=200, dtype="bfloat16").record
-    assert record.tokens / record.graphed_s == pytest.approx(published, rel=0.1)
+    assert 1 <= record.tokens / record.graphed_s / published <= 1.15
+
+
+def test_a_layer_of_decoding_starts_few_kernels():
+    """Ten of a recurrent layer with its MLP. Rotary embedding alone takes nine, of attention."""
+    found = on(H100, "griffin-7b", "decode", batch=1, seq=2048, attention="flash")
+    launches = {part.kind: part.launches for part in found.record.parts}
+    assert launches["recurrent"] + launches["mlp"] <= 10
+    assert launches["local_attention"] + launches["mlp"] <= 10 + 9
 
 
 def test_a_training_step_takes_flash_attention_and_waits_for_its_host_as_a_pass_does():

@@ -15,7 +15,7 @@ from griffin_kernels.ops.linear_scan import cost as scan
 from griffin_kernels.ops.local_attention import cost as attention
 from griffin_kernels.ops.rg_lru import cost as rg_lru
 from roofline.target import of_sku
-from roofline.work import Kernel, part_kernels, part_parameters, part_places
+from roofline.work import Kernel, is_operation, part_kernels, part_parameters, part_places
 
 FAMILIES = ("hawk", "griffin", "mqa")
 
@@ -205,9 +205,9 @@ def test_steps_between_tuned_operations_are_those_that_run(family, phase, dtype)
             # making the cache is there too, and the trace counts the whole matrix that a few rows are taken from
             assert found[kind][0].launches <= len(ran)
             continue
-        told = [kernel for kernel in found[kind] if kernel.name not in inside]
+        told = [kernel for kernel in found[kind] if kernel.name not in inside and not is_operation(kernel)]
         # the last block's part ends with the cache's count of tokens
         assert len(ran) - 1 <= sum(kernel.launches for kernel in told) <= len(ran)
-        # the rest: factors that are broadcast, such as RoPE tables and the norm of a token, which are no streams
+        # the rest: factors that are broadcast, which are no streams: RoPE's tables, 4 KB that eight products read
         moved_bytes = sum(row[2] for row in ran)
-        assert sum(kernel.run_bytes for kernel in told) == pytest.approx(moved_bytes, rel=0.05, abs=4096)
+        assert sum(kernel.run_bytes for kernel in told) == pytest.approx(moved_bytes, rel=0.05, abs=2**15)

@@ -7,7 +7,7 @@ import torch
 from transformers.models.recurrent_gemma.modeling_recurrent_gemma import RecurrentGemmaRMSNorm
 
 import griffin_kernels
-from griffin_kernels import catalog, planted
+from griffin_kernels import catalog, nn, planted
 from griffin_kernels.contract import Case
 from tests.calls import CPU
 from tests.everywhere import device_of, running
@@ -105,9 +105,9 @@ def kept(call):
 def test_only_what_was_normed_is_kept(dtype, added):
     """2 D bytes a row in bfloat16. The sum itself goes on as the next residual: of x nothing is kept."""
     rows, width = 33, 256
-    weight = torch.nn.Parameter(torch.ones(width, dtype=dtype))
+    norm = nn.RMSNorm(width, dtype=dtype)
     x, residual = (drawn(1, rows, width, dtype=dtype, seed=at).requires_grad_() for at in range(2))
-    size = kept(lambda: griffin_kernels.rms_norm(x, weight, residual=residual if added else None))
+    size = kept(lambda: norm(x, residual) if added else norm(x))
     assert size == rows * width * dtype.itemsize
 
 

@@ -155,6 +155,7 @@ def analyse(
     the device lacks).
     A model that does not fit is analysed all the same: ``memory.fits`` and ``memory.sentence()`` say so.
     """
+    target = target.in_dtype(dtype)
     if phase == "train":
         from roofline.training import analyse_step  # which is made of this module's parts
 

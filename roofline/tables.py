@@ -93,7 +93,7 @@ def rests_on(record: PassRecord) -> str:
             words.append(f"{name} composed of PyTorch's kernels")
         else:
             words.append(f"{name} {how}" if how in kernel_shares.WORDS else f"{how} as published")
-    return f"; {', '.join(words)}, the rest PyTorch's kernels" if words else ""
+    return f"; {', '.join(dict.fromkeys(words))}, the rest PyTorch's kernels" if words else ""
 
 
 def parts_table(record: PassRecord, *, layers: bool = False) -> Table:

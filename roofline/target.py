@@ -68,6 +68,7 @@ class AnalysisTarget:
     flash: how attention runs where the registry knows nothing; None on what has no FlashAttention. attention: how
     global attention runs on a GPU, ``flash`` or ``composed``; a CPU composes it where nothing was tuned.
     floor_share: of the floor's speed that every kernel reaches, where a compiler fuses all; None elsewhere.
+    products: by dtype, those of the assumptions that are of matrix products in it.
     """
 
     name: str
@@ -84,6 +85,7 @@ class AnalysisTarget:
     flash: FlashAttention | None = None
     attention: Attention = "flash"
     floor_share: float | None = None
+    products: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:
@@ -92,6 +94,11 @@ class AnalysisTarget:
     def attending(self, attention: Attention) -> AnalysisTarget:
         """The same with global attention ``flash`` or ``composed``; ArgumentError for anything else."""
         return replace(self, attention=attention)
+
+    def in_dtype(self, dtype: str) -> AnalysisTarget:
+        """The same without what is assumed of products in other dtypes."""
+        others = {sentence for name, sentence in self.products.items() if name != dtype}
+        return replace(self, assumptions=tuple(sentence for sentence in self.assumptions if sentence not in others))
 
     def reached(self, roof: str, dtype: str) -> float:
         """Share of a ceiling that kernels reach in a dtype: 1 where nothing else is known."""
@@ -117,19 +124,19 @@ def of_sku(sku: str) -> AnalysisTarget:
     shares = {dtype: share for dtype in MATMUL_DTYPES if (share := reached.tensor(sheet, dtype)) is not None}
     memory = reached.dram(sheet)
     main = shares.get("bfloat16") or shares.get("float16")
-    told = [
-        f"matrix products reach {share.value:.0%} of their peak in {dtype} ({share.why})"
+    products = {
+        dtype: f"matrix products reach {share.value:.0%} of their peak in {dtype} ({share.why})"
         for dtype, share in shares.items()
         if dtype in DTYPE_BYTES
-    ]
+    }
     return AnalysisTarget(
         name=sheet.sku, ceilings=known, memory_bytes=sheet.memory_bytes, asynchronous=True,
         reach={"tensor": main.value if main else reached.ACHIEVED_TENSOR, "dram": memory.value, "cache": memory.value},
         tensor_reach={dtype: share.value for dtype, share in shares.items()},
-        tuned=lambda case: kernels(case, case.op), flash=flash, mode="graph", host_s=HOST_S,
+        tuned=lambda case: kernels(case, case.op), flash=flash, mode="graph", host_s=HOST_S, products=products,
         assumptions=(
             peaks,
-            *told,
+            *products.values(),
             f"memory traffic reaches {memory.value:.0%} of its peak ({memory.why})",
             flash.sentence(),
             DECODING_SENTENCE,

@@ -1,13 +1,14 @@
 """What registries say of a device's kernels: the share of its floor that each reaches. Needs no PyTorch.
 
-Four answers about a case, the first that there is:
+Five answers about a case, the first that there is:
 
 1. *measured*: a registry that was measured on the SKU has an entry near enough, as dispatch would take it
 2. *predicted*: one that was predicted for the SKU has
 3. *guessed*: either has one of the op and dtype that look-up holds for too far away; its share is carried over
-4. none: what runs instead is counted, PyTorch's kernels one by one
+4. *guessed*: a registry of another SKU of the vendor has one, of the same architecture or the nearest
+5. none: what runs instead is counted, PyTorch's kernels one by one
 
-Guessing takes the share of the floor, not a time, as large sizes reach alike shares.
+Guessing takes the share of the floor, not a time: large sizes reach alike shares, and devices too.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import functools
 import importlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 from griffin_kernels import errors, kernel_sources, registry_files
 from griffin_kernels.case import Case
-from griffin_kernels.datasheet import Datasheet
+from griffin_kernels.datasheet import Datasheet, datasheet, skus
 from griffin_kernels.nearness import MAX_FACTOR, Nearness, distance, preference
 from griffin_kernels.records import Entry
 from griffin_kernels.texts import slug
@@ -72,6 +73,13 @@ def rule_of(op: str) -> Nearness:
     return rule
 
 
+def _shipped(sheet: Datasheet) -> bool:
+    """Whether a SKU has a registry that ships, or one of the user's."""
+    names = [slug(name) for name in sheet.driver_names]
+    folders = (registry_files.user_folder(), registry_files.SHIPPED)
+    return any(registry_files.within(folder, names).exists() for folder in folders)
+
+
 class SkuKernels:
     """The registries of a SKU that need not be there: what dispatch would find on a machine that has it."""
 
@@ -83,8 +91,28 @@ class SkuKernels:
         """What is known of a case of an op; looked up once."""
         key = (op, case.key)
         if key not in self._known:
-            self._known[key] = self._find(op, case)
+            self._known[key] = self._find(op, case) or self._elsewhere(op, case)
         return self._known[key]
+
+    def _elsewhere(self, op: str, case: Case) -> Tuned | None:
+        """What another SKU's registry says of its own device."""
+        for other in self.neighbours:
+            if (known := other._find(op, case)) is not None:
+                said = f"{known.why}, on {other.sheet.sku}"
+                return replace(known, status="guessed", why=said.replace(WORDS[known.status], WORDS["guessed"]))
+        return None
+
+    @functools.cached_property
+    def neighbours(self) -> list[SkuKernels]:
+        """Other SKUs of the vendor that have a registry, the nearest architecture first."""
+
+        def far(sheet: Datasheet) -> tuple[bool, int, str]:
+            number, own = (int("".join(filter(str.isdigit, arch)) or 0) for arch in (sheet.arch, self.sheet.arch))
+            return sheet.arch != self.sheet.arch, abs(number - own), sheet.sku
+
+        others = [sheet for sku in skus() if (sheet := datasheet(sku)).vendor == self.sheet.vendor]
+        there = [s for s in others if s.sku != self.sheet.sku and s.driver_names and _shipped(s)]
+        return [SkuKernels(sheet, Ceilings.from_datasheet(sheet)) for sheet in sorted(there, key=far)]
 
     @functools.cached_property
     def entries(self) -> list[tuple[int, Entry]]:

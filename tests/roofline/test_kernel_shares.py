@@ -96,6 +96,18 @@ def test_beyond_the_limit_of_look_up_a_share_is_a_guess(folders):
     assert known(case(dtype="float32")) is None
 
 
+def test_without_a_registry_the_nearest_sku_of_the_vendor_is_a_guess(folders):
+    def on(sku):
+        sheet = datasheet(sku)
+        return SkuKernels(sheet, Ceilings.from_datasheet(sheet))(case(), OP)
+
+    write(folders[2], entry(share=0.5))
+    assert (on("nvidia-b200").status, on("nvidia-b200").share) == ("guessed", pytest.approx(0.5))
+    assert on("nvidia-b200").why.endswith(f"guessed to reach 50% of its floor ({case().key}), on nvidia-h100-sxm")
+    assert on("amd-mi300x") is None and on("nvidia-h100-sxm").status == "predicted"
+    assert on("nvidia-h200-sxm").share == on("nvidia-l4").share == pytest.approx(0.5)
+
+
 def test_what_is_of_another_device_or_has_changed_is_not_used(folders):
     write(folders[2], entry(source_hash="0" * 16))
     assert known() is None

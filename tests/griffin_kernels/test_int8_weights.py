@@ -186,7 +186,8 @@ def test_models(kind, dtype, tmp_path):
     state = torch.load(tmp_path / "weights.pt", weights_only=kind.startswith("ours"))
     empty.load_state_dict(state, assign=True)
     assert torch.equal(empty(tokens)[0], logits)
-    assert torch.equal(torch.compile(other, backend="eager")(tokens)[0], logits)
+    compiled = torch.compile(other, backend="eager")(tokens)[0]  # whose norms are left to the compiler
+    assert (compiled - logits).abs().max() <= close * logits.abs().max()
     with pytest.raises(errors.ArgumentError, match="only whole floating-point tensors with values are written"):
         other.save_pretrained(tmp_path)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from griffin_kernels import contract
+from griffin_kernels import kernel_sources
 from griffin_kernels.ops import _blas, _native
 from griffin_kernels.ops.gated_gelu import _gelu_numba as gated_gelu
 from griffin_kernels.ops.linear_scan import _scan_numba as linear_scan
@@ -53,7 +53,7 @@ MODULES = [
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_files_of_a_kernel_are_all_that_it_imports(module):
-    imported = {str(sys.modules[name].__file__) for name in contract._kernel_modules(module.__name__)}
+    imported = {str(sys.modules[name].__file__) for name in kernel_sources.kernel_modules(module.__name__)}
     packages = {file for file in imported if Path(file).name == "__init__.py"}
     assert imported - packages == {*module.FILES, str(_native.__file__)}
 

@@ -14,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from griffin_kernels import catalog, errors, nn, training
 from griffin_kernels.models import Griffin, preset
+from griffin_kernels.ops.gated_gelu import cost as gate_cost
 from griffin_kernels.ops.recurrent_block import cost as block_cost
+from griffin_kernels.ops.rms_norm import cost as norm_cost
 from griffin_kernels.training import recomputation
 
 pytestmark = [
@@ -366,7 +368,11 @@ def test_contexts_serve_layers_of_ones_own():
 def test_flops_are_those_of_all_products_and_operations(name):
     config, batch, time = preset(name), 3, 40
     tokens, total = batch * time, 2 * batch * time * config.vocab_size * config.width
+    plain, added = (norm_cost.make_case(1, tokens, config.width, flags=flags) for flags in ((), ("residual",)))
+    gate = gate_cost.make_case(1, tokens, config.mlp_width)
+    total += norm_cost.cost(plain).vector_flops  # the last norm
     for kind in config.block_types:
+        total += sum(norm_cost.cost(case).vector_flops for case in (plain, added)) + gate_cost.cost(gate).vector_flops
         for part in ("mlp", kind):
             total += sum(2 * tokens * inputs * outputs for inputs, outputs, _ in config.linears(part).values())
         if kind == "recurrent":
@@ -388,8 +394,8 @@ def test_flops_are_those_of_all_products_and_operations(name):
 def test_flops_are_what_a_forward_pass_is_counted_as():
     model = griffin(dtype=torch.float32)
     with FlopCounterMode(display=False) as counter:
-        model(torch.randint(256, (2, 30)), return_cache=False)
-    assert 3 * counter.get_total_flops() == training.flops_per_step(model, 2, 30)
+        model(torch.randint(256, (2, 60)), return_cache=False)
+    assert 3 * counter.get_total_flops() == training.flops_per_step(model, 2, 60)
 
 
 def test_mfu():

@@ -69,8 +69,8 @@ class RMSNorm(nn.Module):
 
 def gated(both: Tensor) -> Tensor:
     """``geglu``; in PyTorch's own operators for few numbers on a CPU, and for compilers, which fuse these as well."""
-    few = both.device.type == "cpu" and both.numel() < LEAST_GATED
-    if not few and not torch.compiler.is_compiling():
+    # compilers are asked about first: a size that is compared becomes part of their graphs
+    if not torch.compiler.is_compiling() and (both.device.type != "cpu" or both.numel() >= LEAST_GATED):
         return geglu(both)
     gate, value = both.chunk(2, dim=-1)
     return functional.gelu(gate, approximate="tanh") * value

@@ -217,7 +217,7 @@ def test_a_run_has_most_candidates_compiled_before_their_turn(tmp_path, monkeypa
     variant = planted(run=slow, count=32)
     small_tune.shrink(monkeypatch.setattr)
     monkeypatch.setattr(catalog, "variants", lambda op_name: {REAL.name: REAL, variant.name: variant})
-    monkeypatch.setattr(planner, "BUDGETS", {"all": dataclasses.replace(BUDGETS["quick"], share=1.0, thorough=True)})
+    monkeypatch.setitem(BUDGETS, "quick", dataclasses.replace(BUDGETS["quick"], share=1.0, thorough=True))
     asked, ready = [], []
 
     class Watched(CompilePool):
@@ -231,7 +231,7 @@ def test_a_run_has_most_candidates_compiled_before_their_turn(tmp_path, monkeypa
     monkeypatch.setattr(runs, "compile_pool_of", lambda device, options, lanes: Watched("sm_90", 1, limits))
     fake.free.set()
     options = Options(
-        ops=("linear_scan",), cases=("float32",), budget="all", device="cpu", in_process=True, strategy=strategy
+        ops=("linear_scan",), cases=("float32",), budget="quick", device="cpu", in_process=True, strategy=strategy
     )
     paths = runs.Paths.choose(tmp_path, HERE)
     runs.tune(options, paths, Quiet())

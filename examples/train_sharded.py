@@ -83,6 +83,7 @@ def main() -> None:
     if "RANK" not in os.environ:
         with tempfile.TemporaryDirectory() as folder:
             for ranks in (4, 2):
+                print(f"{ranks} processes on this machine's CPU, by torchrun")
                 launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
                 command = [*launch, __file__, "--steps", str(steps), "--folder", options.folder or folder]
                 quiet = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -52,7 +52,7 @@ def tune(
     budget: Annotated[
         str,
         typer.Option(
-            help="quick, default (4 minutes on a small CPU, 20 on a large GPU, as planned) or thorough (everything)."
+            help="quick, default (4 minutes on a small CPU, 21 on a large GPU, as planned) or thorough (everything)."
         ),
     ] = "default",
     device: DeviceOption = None,

@@ -53,8 +53,8 @@ class Budget:
 
 
 BUDGETS: Mapping[str, Budget] = {
-    "quick": Budget(0.1, 4, 8, False, 0.03, 3, 5, 7, 0.3, 2, 2, 8.0, False),
-    "default": Budget(0.25, 6, 60, False, 0.12, 3, 9, 641, 2.0, 3, 4, 20.0, True),
+    "quick": Budget(0.1, 4, 8, False, 0.03, 3, 5, 7, 0.3, 2, 2, 9.0, False),
+    "default": Budget(0.25, 6, 60, False, 0.12, 3, 9, 641, 2.0, 3, 4, 21.0, True),
     "thorough": Budget(0.25, 75, 600, True, 0.5, 7, 51, 1281, 20.0, 5, 8, math.inf, True),
 }
 """Budgets by their name on the command line."""

@@ -10,7 +10,7 @@ special operations. tests/roofline/test_work.py holds these counts against trace
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,6 +18,7 @@ from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES, BenchCase, Cost, Pass
 from griffin_kernels.models.config import STATE_BYTES, BlockType, GriffinConfig
 from griffin_kernels.ops.gated_gelu import cost as gate
+from griffin_kernels.ops.gated_gelu import unfused as gate_unfused
 from griffin_kernels.ops.geglu import cost as geglu
 from griffin_kernels.ops.local_attention import cost as attention
 from griffin_kernels.ops.local_attention import unfused as attention_unfused
@@ -28,6 +29,7 @@ from griffin_kernels.ops.recurrent_block import unfused as block_unfused
 from griffin_kernels.ops.recurrent_block_step import cost as block_step
 from griffin_kernels.ops.recurrent_block_step import unfused as block_step_unfused
 from griffin_kernels.ops.rms_norm import cost as norm
+from griffin_kernels.ops.rms_norm import unfused as norm_unfused
 
 Phase = Literal["prefill", "decode", "train"]
 INFERENCE: tuple[Phase, ...] = ("prefill", "decode")
@@ -194,6 +196,7 @@ def is_operation(kernel: Kernel) -> bool:
 def _norm(shape: _Shape, tokens: int, *, added: bool = False) -> Kernel:
     """RMSNorm. added: of a sum with the residual stream, which it makes as well."""
     width = shape.config.width
+    passes: Sequence[Pass]
     if shape.composed:
         passes = _composed_norm(shape, tokens)
     else:
@@ -201,27 +204,19 @@ def _norm(shape: _Shape, tokens: int, *, added: bool = False) -> Kernel:
     return _glue("add_norm" if added else "norm", passes, parameter_bytes=width * shape.size)
 
 
-def _composed_norm(shape: _Shape, tokens: int) -> list[Pass]:
-    """In float32 with casts around it where the data is narrower; one kernel on a GPU, six on a CPU."""
+def _composed_norm(shape: _Shape, tokens: int) -> Sequence[Pass]:
+    """As PyTorch's kernels: one between the casts on a GPU, six on a CPU."""
     elements, size, width = tokens * shape.config.width, shape.size, shape.config.width
+    if not shape.gpu:
+        return norm_unfused.passes(norm.make_case(1, tokens, width, shape.dtype))
 
     def cast(count: int, read: int, written: int) -> list[Pass]:
         return [Pass.elementwise(count, read, written)] if read != written else []
 
     # square, mean and two products an element; eps and rsqrt a token
-    steps: tuple[Pass, ...]
-    if shape.gpu:
-        steps = (Pass(Cost(4 * elements, 4 * elements, vector_flops=4 * elements + tokens, special_ops=tokens)),)
-    else:
-        steps = (
-            Pass.elementwise(elements, 4, 4, vector=1),
-            Pass.elementwise(elements, 4, 0, vector=1),
-            Pass.elementwise(tokens, 4, 4, vector=1),
-            Pass.elementwise(tokens, 4, 4, special=1),
-            Pass.elementwise(elements, 4, 4, vector=1, count=2),
-        )
+    whole = Pass(Cost(4 * elements, 4 * elements, vector_flops=4 * elements + tokens, special_ops=tokens))
     weight = [*cast(width, size, 4), Pass.elementwise(width, 4, 4, vector=1)]
-    return [*weight, *cast(elements, size, 4), *steps, *cast(elements, 4, size)]
+    return [*weight, *cast(elements, size, 4), whole, *cast(elements, 4, size)]
 
 
 def _two_to_one(shape: _Shape, elements: int) -> Pass:
@@ -278,10 +273,10 @@ def _mlp(shape: _Shape) -> Iterable[Kernel]:
 
 def _gelu_gate(shape: _Shape, hidden: int) -> Kernel:
     """One operation; of few numbers on a CPU, gelu and a product by PyTorch."""
+    case = gate.make_case(1, 1, hidden, shape.dtype)
     if not shape.composed and (shape.gpu or 2 * hidden >= geglu.LEAST_GATED):
-        return _glue("gelu_gate", [Pass(geglu.cost(gate.make_case(1, 1, hidden, shape.dtype)))])
-    gelu = {"vector": block_step.GELU_FLOPS, "special": block_step.GELU_SPECIALS}
-    return _glue("gelu_gate", [Pass.elementwise(hidden, shape.size, shape.size, **gelu), _two_to_one(shape, hidden)])
+        return _glue("gelu_gate", [Pass(geglu.cost(case))])
+    return _glue("gelu_gate", gate_unfused.passes(case))
 
 
 def _recurrent(shape: _Shape) -> Iterable[Kernel]:

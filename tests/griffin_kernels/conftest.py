@@ -27,3 +27,11 @@ def graphs() -> int:
     """That torch.compile has made in this process."""
     dynamo = sys.modules.get("torch._dynamo")
     return 0 if dynamo is None else dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,16 +1,13 @@
-"""Checkpoints of whole models: through transformers' own class and back, odd ones, faulty ones, and torn writes."""
+"""Checkpoints of whole models: through transformers' own class and back, odd ones and faulty ones."""
 
 from __future__ import annotations
 
 import codecs
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +15,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from griffin_kernels import errors, models
-from griffin_kernels.models import Griffin, GriffinConfig, checkpoint_files, load_pretrained, save_pretrained
+from griffin_kernels.models import Griffin, checkpoint_files, load_pretrained, save_pretrained
+from tests.griffin_kernels.checkpoint_models import CONFIG, SHARDS, A, R, assert_equal, model_of
 from tests.griffin_kernels.test_models_parity import LOGITS, assert_same
 
 pytestmark = [
@@ -26,39 +24,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-R, A = "recurrent", "local_attention"
-# a RecurrentGemma with heads of their own size: 3 x 8 of a width of 40
-CONFIG = GriffinConfig(
-    vocab_size=97,
-    width=40,
-    mlp_width=56,
-    block_types=(R, R, A, R),
-    num_heads=3,
-    head_dim=8,
-    lru_width=48,
-    gate_blocks=3,
-    window=8,
-    rope_base=500.0,
-    scale_embeddings=True,
-    logits_softcap=11.0,
-)
 # none of these can be a RecurrentGemma
 OWN = {
     "hawk": replace(CONFIG, block_types=(R, R), scale_embeddings=False, logits_softcap=None),
     "griffin": replace(CONFIG, gate_blocks=6),
     "mqa": replace(CONFIG, block_types=("global_attention",) * 2),
 }
-SHARDS = {"single": "50GB", "sharded": "30KB"}
-
-
-def model_of(config=CONFIG, seed=0, dtype=torch.float32):
-    torch.manual_seed(seed)
-    model = Griffin(config, dtype=dtype).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("bias", "norm.weight")):  # drawn as zeros
-                parameter.normal_(0.0, 0.2)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +40,6 @@ def model():
 @pytest.fixture(scope="module")
 def tokens():
     return torch.randint(0, 97, (2, 21), generator=torch.Generator().manual_seed(3))
-
-
-def assert_equal(got, want):
-    assert got.config == want.config
-    got, want = got.state_dict(), want.state_dict()
-    assert got.keys() == want.keys()
-    for name, tensor in want.items():
-        assert got[name].dtype == tensor.dtype and torch.equal(got[name], tensor), name
-
-
-def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def edit(folder, **entries):
@@ -241,128 +200,6 @@ def test_more_entries(model, tmp_path):
     assert transformers.AutoConfig.from_pretrained(tmp_path).eos_token_id == 7
     with pytest.raises(errors.ArgumentError, match="must be what JSON can hold"):
         save_pretrained(model, tmp_path, config_entries={"eos_token_id": tokens})
-
-
-# torn writes
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.mark.parametrize("size", SHARDS)
-def test_a_full_disk_leaves_the_old_checkpoint(model, tmp_path, size):
-    save_pretrained(model, tmp_path, max_shard_size=SHARDS[size])
-    (tmp_path / "tokenizer.json").write_text("{}")
-    before = contents(tmp_path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            save_pretrained(model_of(replace(CONFIG, width=80), seed=1), tmp_path, max_shard_size=50_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert contents(tmp_path) == before
-
-
-@pytest.fixture
-def interruptible():
-    """Python's own answer to Ctrl-C: what runs in the background of a shell is born deaf to it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_leaves_the_old_checkpoint(model, tmp_path, monkeypatch):
-    save_pretrained(model, tmp_path, max_shard_size="30KB")
-    before = contents(tmp_path)
-    write = checkpoint_files.write_safetensors
-    written = []
-
-    def interrupted(file, tensors):
-        write(file, tensors)
-        written.append(file)
-        if len(written) == 3:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(checkpoint_files, "write_safetensors", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save_pretrained(model_of(seed=1), tmp_path, max_shard_size="30KB")
-    assert contents(tmp_path) == before
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_between_files_puts_all_in_place(model, tmp_path, monkeypatch):
-    save_pretrained(model, tmp_path, max_shard_size="30KB")
-    other = model_of(seed=1)
-    rename = checkpoint_files._rename
-    renamed = []
-
-    def interrupted(before, after):
-        rename(before, after)
-        renamed.append(after)
-        if len(renamed) == 2:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(checkpoint_files, "_rename", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save_pretrained(other, tmp_path, max_shard_size="40KB")
-    assert_equal(load_pretrained(tmp_path), other)
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "config.json",
-        "model.safetensors.index.json",
-        *index["weight_map"].values(),
-    }
-
-
-TORN = {"single": "50GB", "sharded": "110KB"}
-
-
-class PowerCut(BaseException):
-    """What no code of ours handles."""
-
-
-@pytest.mark.parametrize("after", TORN)
-@pytest.mark.parametrize("before", TORN)
-def test_a_power_cut_leaves_one_whole_checkpoint(model, tmp_path, monkeypatch, before, after):
-    other = model_of(seed=1)
-    seen = set()
-    for steps in range(100):
-        folder = tmp_path / str(steps)
-        save_pretrained(model, folder, max_shard_size=TORN[before])
-        left = steps
-        with monkeypatch.context() as patch:
-            for name in ("replace", "unlink"):
-                real = getattr(Path, name)
-
-                def cut(self, *args, real=real, **options):
-                    nonlocal left
-                    if left == 0:
-                        raise PowerCut
-                    left -= 1
-                    return real(self, *args, **options)
-
-                patch.setattr(Path, name, cut)
-            try:
-                save_pretrained(other, folder, max_shard_size=TORN[after])
-                break
-            except PowerCut:
-                pass
-        found = load_pretrained(folder)
-        assert same(found, model) or same(found, other)
-        left = "old" if same(found, model) else "new"
-        if left not in seen:
-            assert same(models.load_transformers(theirs_of(folder)), found)
-        seen.add(left)
-    assert "old" in seen, "no cut left the old one"
-    assert same(load_pretrained(folder), other)
-    assert not list(folder.glob(".*"))
-
-
-def theirs_of(folder):
-    return transformers.RecurrentGemmaForCausalLM.from_pretrained(folder)
 
 
 # DeepMind's files

@@ -20,7 +20,7 @@ from griffin_kernels.ops.geglu_bwd import cost as geglu
 from griffin_kernels.ops.rms_norm import cost as norm_forward
 from griffin_kernels.ops.rms_norm_bwd import cost as norm
 from griffin_kernels.ops.temporal_conv1d.cost import GELU_FLOPS, GELU_SPECIALS
-from roofline.work import Kernel, is_operation
+from roofline.work import Kernel, glue, is_operation
 
 GELU_SLOPE_FLOPS = 8
 """Of the derivative of gelu's tanh form, beside gelu itself; as recurrent_block_bwd counts it."""
@@ -63,12 +63,6 @@ def _operation(forward: Kernel, case: BenchCase) -> Kernel:
     gradient = msgspec.structs.replace(case, op=op)
     cost: Cost = importlib.import_module(f"griffin_kernels.ops.{op}.cost").cost(gradient)
     return Kernel(f"{forward.name}_bwd", cost, parameter_bytes=forward.parameter_bytes, case=gradient)
-
-
-def glue(name: str, *run: Pass) -> Kernel:
-    """Elementwise steps: their arithmetic is needed, their traffic is not."""
-    flops, specials = (sum(p.count * getattr(p.cost, kind) for p in run) for kind in ("vector_flops", "special_ops"))
-    return Kernel(name, Cost(0, 0, vector_flops=flops, special_ops=specials), tuple(run))
 
 
 def product(sizes: StepSizes, forward: Kernel) -> Iterable[Kernel]:

@@ -13,8 +13,8 @@ from typing import Literal, cast
 from griffin_kernels import errors
 from griffin_kernels.case import DTYPE_BYTES, Cost, Pass
 from griffin_kernels.models.config import GriffinConfig
-from roofline.training_backward import StepSizes, glue, gradient_kernels
-from roofline.work import Kernel, PartKind, check, is_operation, part_kernels, part_places
+from roofline.training_backward import StepSizes, gradient_kernels
+from roofline.work import Kernel, PartKind, check, glue, is_operation, part_kernels, part_places
 
 Recompute = Literal["none", "blocks", "selective"]
 RECOMPUTE: dict[Recompute, str] = {

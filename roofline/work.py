@@ -176,9 +176,8 @@ def _matmul(shape: _Shape, name: str, rows: int, inner: int, columns: int, bias:
     return Kernel(name, cost, parameter_bytes=weights, rows=rows)
 
 
-def _glue(name: str, passes: Iterable[Pass], parameter_bytes: int = 0) -> Kernel:
+def glue(name: str, *run: Pass, parameter_bytes: int = 0) -> Kernel:
     """Elementwise steps: their arithmetic is needed, their traffic is not."""
-    run = tuple(passes)
     flops, specials = (sum(p.count * getattr(p.cost, kind) for p in run) for kind in ("vector_flops", "special_ops"))
     least = Cost(parameter_bytes, 0, vector_flops=flops, special_ops=specials)
     return Kernel(name, least, run, parameter_bytes=parameter_bytes)
@@ -201,7 +200,7 @@ def _norm(shape: _Shape, tokens: int, *, added: bool = False) -> Kernel:
         passes = _composed_norm(shape, tokens)
     else:
         passes = [Pass(norm.cost(norm.make_case(1, tokens, width, shape.dtype, ("residual",) if added else ())))]
-    return _glue("add_norm" if added else "norm", passes, parameter_bytes=width * shape.size)
+    return glue("add_norm" if added else "norm", *passes, parameter_bytes=width * shape.size)
 
 
 def _composed_norm(shape: _Shape, tokens: int) -> Sequence[Pass]:
@@ -225,7 +224,7 @@ def _two_to_one(shape: _Shape, elements: int) -> Pass:
 
 
 def _residual(shape: _Shape) -> Kernel:
-    return _glue("residual", [_two_to_one(shape, shape.tokens * shape.config.width)])
+    return glue("residual", _two_to_one(shape, shape.tokens * shape.config.width))
 
 
 def _embedding(shape: _Shape) -> Iterable[Kernel]:
@@ -234,7 +233,7 @@ def _embedding(shape: _Shape) -> Iterable[Kernel]:
     cost = Cost(gathered + 8 * shape.tokens, gathered)
     yield Kernel("embedding", cost, parameter_bytes=gathered)
     if shape.config.scale_embeddings:
-        yield _glue("scale", [Pass.elementwise(elements, shape.size, shape.size, vector=1)])
+        yield glue("scale", Pass.elementwise(elements, shape.size, shape.size, vector=1))
     if set(shape.config.block_types) != {"recurrent"}:
         # angles, cosines and sines of a quarter of a head, once for all layers
         quarter = shape.config.head_dim // 4
@@ -245,7 +244,7 @@ def _embedding(shape: _Shape) -> Iterable[Kernel]:
             Pass.elementwise(angles, 4, 4, vector=1),
             Pass.elementwise(angles, 4, 4, special=1, count=2),
         ]
-        yield _glue("rope_tables", passes)
+        yield glue("rope_tables", *passes)
 
 
 def _head(shape: _Shape) -> Iterable[Kernel]:
@@ -256,7 +255,7 @@ def _head(shape: _Shape) -> Iterable[Kernel]:
     if config.logits_softcap is not None:
         elements, size = rows * config.vocab_size, shape.size
         scale, tanh = (Pass.elementwise(elements, size, size, **work) for work in ({"vector": 1}, {"special": 1}))
-        yield _glue("softcap", [scale, tanh, scale])
+        yield glue("softcap", scale, tanh, scale)
 
 
 def _mlp(shape: _Shape) -> Iterable[Kernel]:
@@ -275,8 +274,8 @@ def _gelu_gate(shape: _Shape, hidden: int) -> Kernel:
     """One operation; of few numbers on a CPU, gelu and a product by PyTorch."""
     case = gate.make_case(1, 1, hidden, shape.dtype)
     if not shape.composed and (shape.gpu or 2 * hidden >= geglu.LEAST_GATED):
-        return _glue("gelu_gate", [Pass(geglu.cost(case))])
-    return _glue("gelu_gate", gate_unfused.passes(case))
+        return glue("gelu_gate", Pass(geglu.cost(case)))
+    return glue("gelu_gate", *gate_unfused.passes(case))
 
 
 def _recurrent(shape: _Shape) -> Iterable[Kernel]:
@@ -300,7 +299,7 @@ def _recurrent(shape: _Shape) -> Iterable[Kernel]:
     weights = block.weight_elements(case) * shape.size
     yield Kernel("recurrent_block", cost, passes, parameter_bytes=weights, cache_bytes=cached, case=case)
     if shape.phase == "prefill":
-        yield _glue("cache", [Pass(Cost(state, state)), Pass(Cost(taps, taps))])
+        yield glue("cache", Pass(Cost(state, state)), Pass(Cost(taps, taps)))
     yield _matmul(shape, "linear_out", tokens, *linears["linear_out"])
 
 
@@ -346,4 +345,4 @@ def _rope(shape: _Shape) -> Kernel:
         *([Pass.elementwise(turned, 4, size)] if size < 4 else []),
         Pass.elementwise(2 * turned, size, size),
     ]
-    return _glue("rope", passes)
+    return glue("rope", *passes)

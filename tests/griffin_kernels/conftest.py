@@ -31,6 +31,7 @@ def graphs() -> int:
 
 @pytest.fixture(scope="module")
 def one_thread():
+    """Tiny matrices gain nothing from threads, which wait for each other where tests run side by side."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -11,18 +11,13 @@ from griffin_kernels import errors
 from griffin_kernels.models.cache import AttentionCache, Cache
 from tests.small_models import FAMILIES, VOCABULARY, WINDOW, draw, small
 
-pytestmark = pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 EXACT = 1e-13
 """Of the largest element, in float64: other kernels add the same products in another order."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=FAMILIES)

@@ -201,15 +201,6 @@ def test_models_train_beside_int8_weights():
 
 
 @pytest.fixture(scope="module")
-def one_thread():
-    """Threads that wait for each other on a busy machine take longer than such small models."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
 def trained(one_thread):
     """A model of a text in which a token follows from the one three before, but for one token in ten."""
     model = small("griffin", torch.float32).train()

@@ -18,21 +18,13 @@ from griffin_kernels.models.cache import AttentionCache, RecurrentCache
 pytestmark = [
     pytest.mark.filterwarnings("ignore::griffin_kernels.errors.UntunedWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("one_thread"),
 ]
 
 TINY = [f"{family}-tiny" for family in ("hawk", "griffin", "mqa")]
 
 # Pieces add the same products in another order: of float64, some hundred roundings of 1e-16 of the largest element.
 EXACT = 1e-13
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny matrices gain nothing from threads, which wait for each other where tests run side by side."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=TINY)
